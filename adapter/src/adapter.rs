@@ -1,0 +1,106 @@
+//! The verbs of one namespace: who is in which room, and broadcasts to them.
+
+use std::sync::Arc;
+
+use roomcast_emitter::target::{Rooms as RoomNames, Target};
+
+pub use crate::shards::{JoinError, RoomLimits};
+use crate::{Member, shards::Shards};
+
+/// The rooms of one namespace on this node.
+///
+/// All methods are synchronous and short: they take the lock of one shard at a time and never wait
+/// for the network.
+pub struct Adapter<M: Member> {
+    shards: Shards<M>,
+    limits: RoomLimits,
+}
+
+impl<M: Member> Adapter<M> {
+    /// An index cut into `shards` parts; at most 64, of use up to the number of worker threads.
+    pub fn new(shards: usize, limits: RoomLimits) -> Self {
+        Self {
+            shards: Shards::new(shards),
+            limits,
+        }
+    }
+
+    /// Adds a connected socket; from now on it receives broadcasts.
+    pub fn insert(&self, member: M) {
+        self.shards.insert(member);
+    }
+
+    /// Removes a socket from all rooms; answers whether it was there.
+    pub fn remove(&self, member: &M) -> bool {
+        self.shards.remove(member)
+    }
+
+    /// Puts a socket into rooms: into all of them, or into none if a limit would be passed.
+    pub fn join(&self, member: &M, rooms: &impl RoomNames) -> Result<(), JoinError> {
+        self.shards.join(member, rooms, self.limits)
+    }
+
+    /// Takes a socket out of rooms. The private room of a socket cannot be left.
+    pub fn leave(&self, member: &M, rooms: &impl RoomNames) {
+        self.shards.leave(member, rooms);
+    }
+
+    /// The rooms of a socket, its private one first; empty if it is not connected.
+    pub fn rooms_of(&self, member: &M) -> Vec<Arc<str>> {
+        self.shards.rooms_of(member)
+    }
+
+    /// Delivers a frame to every socket of this node that the target means, each once, and answers
+    /// how many these are. `each` sees every recipient, under the lock of its shard.
+    ///
+    /// When this returns, the frame stands in the outbox of every recipient: two broadcasts of one
+    /// caller reach everybody in order.
+    pub fn fan_out(&self, target: &Target, frame: &M::Frame, mut each: impl FnMut(&M)) -> usize {
+        let volatile = target.flags.volatile;
+        let mut recipients = 0;
+        let batch = std::cell::RefCell::new(M::Batch::default());
+        self.shards.select(
+            target,
+            |member| {
+                recipients += 1;
+                each(member);
+                member.deliver(frame, volatile, &mut batch.borrow_mut());
+            },
+            || M::flush(batch.take()),
+        );
+        recipients
+    }
+
+    /// The sockets of this node that the target means, each once.
+    pub fn select(&self, target: &Target) -> Vec<M> {
+        let mut members = Vec::new();
+        self.shards
+            .select(target, |member| members.push(member.clone()), || {});
+        members
+    }
+
+    /// The socket of this id, if it is connected to this node.
+    pub fn member(&self, id: &str) -> Option<M> {
+        self.shards.member(id)
+    }
+
+    /// The number of sockets on this node.
+    pub fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Whether there is no socket on this node.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number of rooms with members on this node, private rooms not counted.
+    pub fn room_count(&self) -> usize {
+        self.shards.room_count()
+    }
+
+    /// The names of the rooms with members on this node, private rooms not among them.
+    pub fn room_names(&self) -> Vec<Arc<str>> {
+        self.shards.room_names()
+    }
+}

@@ -1,0 +1,391 @@
+//! The two-way index of one shard: sockets and the rooms they are in, rooms and their members.
+//!
+//! No locks, no async, no clock. Members and rooms live in slabs and refer to each other by index,
+//! so joining and leaving are O(1) whatever the size of the room. The private room of a socket (the
+//! room named as its id) is not stored: it is the socket's entry itself.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use roomcast_emitter::target::Target;
+use smallvec::SmallVec;
+
+use crate::{Member, SocketId};
+
+/// A member's index in its shard. Handed out by [`Rooms::insert`], valid until [`Rooms::remove`].
+pub(crate) type Slot = u32;
+
+/// Computes the hash of a name. All tables of a node use one function, so a name is hashed once.
+pub(crate) type Hash = u64;
+
+/// The index of one shard.
+pub(crate) struct Rooms<M> {
+    members: Vec<Option<Entry<M>>>,
+    free_members: Vec<Slot>,
+    ids: HashTable<Slot>,
+    rooms: Vec<Option<Room>>,
+    free_rooms: Vec<u32>,
+    names: HashTable<u32>,
+    /// Marks members as chosen or excluded during one selection; grows with each.
+    epoch: u32,
+}
+
+struct Entry<M> {
+    member: M,
+    hash: u32,
+    mark: u32,
+    places: SmallVec<[Place; 2]>,
+}
+
+/// Where a member stands in one room.
+#[derive(Clone, Copy)]
+struct Place {
+    room: u32,
+    position: u32,
+}
+
+struct Room {
+    name: Arc<str>,
+    hash: Hash,
+    members: Vec<Slot>,
+}
+
+/// What a change of membership did to the room on this shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing: the member already was, or was not, in the room.
+    None,
+    /// The room has members as before.
+    Some,
+    /// The room got its first member here, or lost its last one.
+    Edge,
+}
+
+impl<M> Default for Rooms<M> {
+    fn default() -> Self {
+        Self {
+            members: Vec::new(),
+            free_members: Vec::new(),
+            ids: HashTable::new(),
+            rooms: Vec::new(),
+            free_rooms: Vec::new(),
+            names: HashTable::new(),
+            epoch: 0,
+        }
+    }
+}
+
+impl<M: Member> Rooms<M> {
+    /// Adds a socket, in no room but its private one. `hash` is the hash of its id.
+    pub(crate) fn insert(&mut self, member: M, hash: Hash) -> Slot {
+        let entry = Entry {
+            member,
+            hash: short(hash),
+            mark: 0,
+            places: SmallVec::new(),
+        };
+        let slot = place(&mut self.members, &mut self.free_members, entry);
+        let members = &self.members;
+        self.ids.insert_unique(spread(short(hash)), slot, |&slot| {
+            spread(entry_of(members, slot).hash)
+        });
+        slot
+    }
+
+    /// Removes a socket from all its rooms and from the index. Calls `emptied` with the hash and
+    /// name of each room that lost its last member here.
+    pub(crate) fn remove(&mut self, slot: Slot, mut emptied: impl FnMut(Hash, &Arc<str>)) {
+        let Some(entry) = self.members[slot as usize].take() else {
+            return;
+        };
+        for spot in entry.places {
+            self.vacate(spot, &mut emptied);
+        }
+        if let Ok(found) = self
+            .ids
+            .find_entry(spread(entry.hash), |&known| known == slot)
+        {
+            found.remove();
+        }
+        self.free_members.push(slot);
+        self.shrink();
+    }
+
+    /// Puts a socket into a room; answers the room's shared name as well.
+    pub(crate) fn join(&mut self, slot: Slot, hash: Hash, name: &str) -> (Change, Arc<str>) {
+        let room = self.find_room(hash, name);
+        if let Some(room) = room
+            && self
+                .entry(slot)
+                .places
+                .iter()
+                .any(|place| place.room == room)
+        {
+            return (Change::None, Arc::clone(&room_ref(&self.rooms, room).name));
+        }
+        let edge = room.is_none();
+        let index = room.unwrap_or_else(|| self.new_room(hash, name));
+        let room = room_mut(&mut self.rooms, index);
+        let position = u32::try_from(room.members.len()).expect("fewer than 2^32 sockets");
+        room.members.push(slot);
+        let name = Arc::clone(&room.name);
+        self.entry_mut(slot).places.push(Place {
+            room: index,
+            position,
+        });
+        (if edge { Change::Edge } else { Change::Some }, name)
+    }
+
+    /// Takes a socket out of a room.
+    pub(crate) fn leave(&mut self, slot: Slot, hash: Hash, name: &str) -> Change {
+        let Some(room) = self.find_room(hash, name) else {
+            return Change::None;
+        };
+        let places = &mut self.entry_mut(slot).places;
+        let Some(index) = places.iter().position(|place| place.room == room) else {
+            return Change::None;
+        };
+        let spot = places.swap_remove(index);
+        if places.spilled() && places.len() <= places.inline_size() {
+            places.shrink_to_fit();
+        }
+        let mut edge = false;
+        self.vacate(spot, &mut |_, _| edge = true);
+        if edge { Change::Edge } else { Change::Some }
+    }
+
+    /// Calls `f` with each member that the target means, each once. `hashes` are the hashes of
+    /// `target.rooms`, then of `target.except`.
+    pub(crate) fn select(&mut self, target: &Target, hashes: &[Hash], mut f: impl FnMut(&M)) {
+        let (wanted, excluded) = hashes.split_at(target.rooms.len());
+        if target.except.is_empty() && target.rooms.len() == 1 {
+            return self.select_one(wanted[0], &target.rooms[0], f);
+        }
+        let epoch = self.next_epoch();
+        for (hash, name) in excluded.iter().zip(&target.except) {
+            self.each_in(*hash, name, |entry| entry.mark = epoch);
+        }
+        if target.rooms.is_empty() {
+            for entry in self.members.iter().flatten() {
+                if entry.mark != epoch {
+                    f(&entry.member);
+                }
+            }
+            return;
+        }
+        for (hash, name) in wanted.iter().zip(&target.rooms) {
+            self.each_in(*hash, name, |entry| {
+                if entry.mark != epoch {
+                    entry.mark = epoch;
+                    f(&entry.member);
+                }
+            });
+        }
+    }
+
+    /// One room and no exception: the common case. Marks are needed only if a room bears the name
+    /// of a socket that is not in it.
+    fn select_one(&mut self, hash: Hash, name: &str, mut f: impl FnMut(&M)) {
+        match (self.find_room(hash, name), self.find_member(hash, name)) {
+            (Some(room), None) => {
+                for &slot in &room_ref(&self.rooms, room).members {
+                    f(&self.entry(slot).member);
+                }
+            }
+            (None, Some(slot)) => f(&self.entry(slot).member),
+            (None, None) => {}
+            (Some(_), Some(_)) => {
+                let epoch = self.next_epoch();
+                self.each_in(hash, name, |entry| {
+                    if entry.mark != epoch {
+                        entry.mark = epoch;
+                        f(&entry.member);
+                    }
+                });
+            }
+        }
+    }
+
+    fn each_in(&mut self, hash: Hash, name: &str, mut f: impl FnMut(&mut Entry<M>)) {
+        if let Some(room) = self.find_room(hash, name) {
+            for &slot in &room_ref(&self.rooms, room).members {
+                f(entry_mut_of(&mut self.members, slot));
+            }
+        }
+        if let Some(slot) = self.find_member(hash, name) {
+            f(entry_mut_of(&mut self.members, slot));
+        }
+    }
+
+    /// The slot of the socket of this id.
+    pub(crate) fn slot(&self, hash: Hash, id: &SocketId) -> Option<Slot> {
+        self.find_member(hash, id.as_str())
+    }
+
+    /// The socket of this id.
+    pub(crate) fn member(&self, hash: Hash, id: &str) -> Option<&M> {
+        self.find_member(hash, id)
+            .map(|slot| &self.entry(slot).member)
+    }
+
+    /// The names of the rooms a socket has joined, in no particular order, without its private one.
+    pub(crate) fn rooms_of(&self, slot: Slot) -> impl Iterator<Item = &Arc<str>> {
+        self.entry(slot)
+            .places
+            .iter()
+            .map(|place| &room_ref(&self.rooms, place.room).name)
+    }
+
+    /// How many rooms a socket has joined, without its private one.
+    pub(crate) fn room_count_of(&self, slot: Slot) -> usize {
+        self.entry(slot).places.len()
+    }
+
+    /// Whether a socket has joined a room.
+    pub(crate) fn is_in(&self, slot: Slot, hash: Hash, name: &str) -> bool {
+        self.find_room(hash, name).is_some_and(|room| {
+            self.entry(slot)
+                .places
+                .iter()
+                .any(|place| place.room == room)
+        })
+    }
+
+    /// The number of sockets.
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no socket.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    fn find_room(&self, hash: Hash, name: &str) -> Option<u32> {
+        self.names
+            .find(hash, |&room| *room_ref(&self.rooms, room).name == *name)
+            .copied()
+    }
+
+    fn find_member(&self, hash: Hash, id: &str) -> Option<Slot> {
+        self.ids
+            .find(spread(short(hash)), |&slot| {
+                self.entry(slot).member.id().as_str() == id
+            })
+            .copied()
+    }
+
+    fn new_room(&mut self, hash: Hash, name: &str) -> u32 {
+        let room = Room {
+            name: name.into(),
+            hash,
+            members: Vec::with_capacity(1),
+        };
+        let index = place(&mut self.rooms, &mut self.free_rooms, room);
+        let rooms = &self.rooms;
+        self.names
+            .insert_unique(hash, index, |&room| room_ref(rooms, room).hash);
+        index
+    }
+
+    /// Removes the member at a place from the room; the last member of the room moves there.
+    fn vacate(&mut self, spot: Place, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
+        let room = room_mut(&mut self.rooms, spot.room);
+        room.members.swap_remove(spot.position as usize);
+        if let Some(&moved) = room.members.get(spot.position as usize) {
+            let places = &mut entry_mut_of(&mut self.members, moved).places;
+            let place = places.iter_mut().find(|place| place.room == spot.room);
+            place
+                .expect("a member of a room has a place in it")
+                .position = spot.position;
+        } else if room.members.is_empty() {
+            self.drop_room(spot.room, emptied);
+        }
+    }
+
+    fn drop_room(&mut self, index: u32, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
+        let Some(room) = self.rooms[index as usize].take() else {
+            return;
+        };
+        if let Ok(found) = self.names.find_entry(room.hash, |&known| known == index) {
+            found.remove();
+        }
+        self.free_rooms.push(index);
+        emptied(room.hash, &room.name);
+    }
+
+    /// Gives memory back when a shard has become empty, as after a storm of short connections.
+    fn shrink(&mut self) {
+        if self.ids.is_empty() && self.members.len() > 1024 {
+            *self = Self {
+                epoch: self.epoch,
+                ..Self::default()
+            };
+        }
+    }
+
+    fn next_epoch(&mut self) -> u32 {
+        self.epoch = self.epoch.wrapping_add(1);
+        if self.epoch == 0 {
+            // Wrapped around: old marks could be taken for new ones.
+            self.members
+                .iter_mut()
+                .flatten()
+                .for_each(|entry| entry.mark = 0);
+            self.epoch = 1;
+        }
+        self.epoch
+    }
+
+    fn entry(&self, slot: Slot) -> &Entry<M> {
+        entry_of(&self.members, slot)
+    }
+
+    fn entry_mut(&mut self, slot: Slot) -> &mut Entry<M> {
+        entry_mut_of(&mut self.members, slot)
+    }
+}
+
+/// Members keep half of their hash, which is enough to rehash a table of at most 2^32 entries.
+fn short(hash: Hash) -> u32 {
+    (hash >> 32) as u32
+}
+
+/// Spreads a short hash over 64 bits: the table takes its tag from the highest bits and its bucket
+/// from the lowest.
+fn spread(hash: u32) -> u64 {
+    (u64::from(hash) << 32) | u64::from(hash)
+}
+
+fn place<T>(slots: &mut Vec<Option<T>>, free: &mut Vec<u32>, value: T) -> u32 {
+    if let Some(index) = free.pop() {
+        slots[index as usize] = Some(value);
+        return index;
+    }
+    slots.push(Some(value));
+    u32::try_from(slots.len() - 1).expect("fewer than 2^32 entries")
+}
+
+fn entry_of<M>(members: &[Option<Entry<M>>], slot: Slot) -> &Entry<M> {
+    members[slot as usize]
+        .as_ref()
+        .expect("slots in use are occupied")
+}
+
+fn entry_mut_of<M>(members: &mut [Option<Entry<M>>], slot: Slot) -> &mut Entry<M> {
+    members[slot as usize]
+        .as_mut()
+        .expect("slots in use are occupied")
+}
+
+fn room_ref(rooms: &[Option<Room>], room: u32) -> &Room {
+    rooms[room as usize]
+        .as_ref()
+        .expect("room indexes in use are occupied")
+}
+
+fn room_mut(rooms: &mut [Option<Room>], room: u32) -> &mut Room {
+    rooms[room as usize]
+        .as_mut()
+        .expect("room indexes in use are occupied")
+}

@@ -1,0 +1,232 @@
+//! The room index of one namespace on this node, cut by socket.
+//!
+//! Cutting by socket and not by room lets one huge room use all cores and keeps the membership of a
+//! socket under one lock. Lock order: shard, then directory; shard, then a member's connection.
+
+use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
+
+use parking_lot::Mutex;
+use roomcast_emitter::target::{Rooms as RoomNames, Target};
+
+use crate::{
+    Member, SocketId,
+    directory::{Directory, ShardSet},
+    rooms::{Change, Hash, Rooms},
+};
+
+/// The most shards that a node can have: one bit each in the directory.
+pub(crate) const MAX_SHARDS: usize = ShardSet::BITS as usize;
+
+/// Why a socket could not join a room.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The socket is in as many rooms as a socket may be.
+    #[error("a socket can be in at most {limit} rooms")]
+    TooManyRooms {
+        /// The limit.
+        limit: usize,
+    },
+    /// The name of the room is too long.
+    #[error("a room name can have at most {limit} bytes")]
+    NameTooLong {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The socket is not connected any more.
+    #[error("the socket is disconnected")]
+    Disconnected,
+}
+
+/// What a socket may do to the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomLimits {
+    /// Rooms per socket, its private one not counted.
+    pub rooms_per_socket: usize,
+    /// Length of a room name, in bytes.
+    pub name_bytes: usize,
+}
+
+impl Default for RoomLimits {
+    fn default() -> Self {
+        Self {
+            rooms_per_socket: 1024,
+            name_bytes: 256,
+        }
+    }
+}
+
+pub(crate) struct Shards<M> {
+    hasher: RandomState,
+    directory: Directory<RandomState>,
+    shards: Box<[Shard<M>]>,
+}
+
+/// On a cache line pair of its own, so that shards don't slow each other down.
+#[repr(align(128))]
+struct Shard<M>(Mutex<Rooms<M>>);
+
+impl<M: Member> Shards<M> {
+    /// `count` is cut to what the directory can hold.
+    pub(crate) fn new(count: usize) -> Self {
+        let hasher = RandomState::new();
+        let shards = (0..count.clamp(1, MAX_SHARDS))
+            .map(|_| Shard(Mutex::default()))
+            .collect();
+        Self {
+            directory: Directory::new(hasher.clone()),
+            hasher,
+            shards,
+        }
+    }
+
+    pub(crate) fn insert(&self, member: M) {
+        let hash = self.hash(member.id().as_str());
+        self.shards[self.index(&member)]
+            .0
+            .lock()
+            .insert(member, hash);
+    }
+
+    /// Removes a socket; answers whether it was there.
+    pub(crate) fn remove(&self, member: &M) -> bool {
+        let index = self.index(member);
+        let hash = self.hash(member.id().as_str());
+        let mut rooms = self.shards[index].0.lock();
+        let Some(slot) = rooms.slot(hash, member.id()) else {
+            return false;
+        };
+        rooms.remove(slot, |hash, name| self.directory.vacated(hash, name, index));
+        true
+    }
+
+    /// Joins all rooms, or none if a limit would be passed.
+    pub(crate) fn join(
+        &self,
+        member: &M,
+        names: &impl RoomNames,
+        limits: RoomLimits,
+    ) -> Result<(), JoinError> {
+        let index = self.index(member);
+        let id = member.id();
+        let mut rooms = self.shards[index].0.lock();
+        let slot = rooms
+            .slot(self.hash(id.as_str()), id)
+            .ok_or(JoinError::Disconnected)?;
+        let mut fresh = 0;
+        let mut too_long = false;
+        names.each(&mut |name| {
+            too_long |= name.len() > limits.name_bytes;
+            let known = name == id.as_str() || rooms.is_in(slot, self.hash(name), name);
+            fresh += usize::from(!known);
+        });
+        if too_long {
+            return Err(JoinError::NameTooLong {
+                limit: limits.name_bytes,
+            });
+        }
+        if rooms.room_count_of(slot) + fresh > limits.rooms_per_socket {
+            return Err(JoinError::TooManyRooms {
+                limit: limits.rooms_per_socket,
+            });
+        }
+        names.each(&mut |name| {
+            if name == id.as_str() {
+                return;
+            }
+            let hash = self.hash(name);
+            if let (Change::Edge, name) = rooms.join(slot, hash, name) {
+                self.directory.occupied(hash, &name, index);
+            }
+        });
+        Ok(())
+    }
+
+    pub(crate) fn leave(&self, member: &M, names: &impl RoomNames) {
+        let index = self.index(member);
+        let id = member.id();
+        let mut rooms = self.shards[index].0.lock();
+        let Some(slot) = rooms.slot(self.hash(id.as_str()), id) else {
+            return;
+        };
+        names.each(&mut |name| {
+            let hash = self.hash(name);
+            if rooms.leave(slot, hash, name) == Change::Edge {
+                self.directory.vacated(hash, name, index);
+            }
+        });
+    }
+
+    /// The rooms of a socket, its private one first.
+    pub(crate) fn rooms_of(&self, member: &M) -> Vec<Arc<str>> {
+        let id = member.id();
+        let rooms = self.shards[self.index(member)].0.lock();
+        let Some(slot) = rooms.slot(self.hash(id.as_str()), id) else {
+            return Vec::new();
+        };
+        std::iter::once(Arc::from(id.as_str()))
+            .chain(rooms.rooms_of(slot).cloned())
+            .collect()
+    }
+
+    /// Calls `f` with each socket that the target means, each once. `f` runs under the lock of a
+    /// shard; `end_of_shard` runs after each shard, without it.
+    pub(crate) fn select(
+        &self,
+        target: &Target,
+        mut f: impl FnMut(&M),
+        mut end_of_shard: impl FnMut(),
+    ) {
+        let names = target.rooms.iter().chain(&target.except);
+        let hashes: smallvec::SmallVec<[Hash; 4]> = names.map(|name| self.hash(name)).collect();
+        let concerned = self.concerned(target, &hashes);
+        for (index, shard) in self.shards.iter().enumerate() {
+            if concerned & (1 << index) != 0 {
+                shard.0.lock().select(target, &hashes, &mut f);
+                end_of_shard();
+            }
+        }
+    }
+
+    /// The socket of this id.
+    pub(crate) fn member(&self, id: &str) -> Option<M> {
+        let hash = self.hash(id);
+        self.shards
+            .iter()
+            .find_map(|shard| shard.0.lock().member(hash, id).cloned())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.0.lock().len()).sum()
+    }
+
+    pub(crate) fn room_count(&self) -> usize {
+        self.directory.len()
+    }
+
+    pub(crate) fn room_names(&self) -> Vec<Arc<str>> {
+        self.directory.names()
+    }
+
+    fn concerned(&self, target: &Target, hashes: &[Hash]) -> ShardSet {
+        if target.rooms.is_empty() || self.shards.len() == 1 {
+            return ShardSet::MAX;
+        }
+        let mut concerned = 0;
+        for (name, hash) in target.rooms.iter().zip(hashes) {
+            if SocketId::plausible(name) {
+                return ShardSet::MAX;
+            }
+            concerned |= self.directory.shards_of(*hash, name);
+        }
+        concerned
+    }
+
+    fn index(&self, member: &M) -> usize {
+        member.shard() % self.shards.len()
+    }
+
+    fn hash(&self, name: &str) -> Hash {
+        self.hasher.hash_one(name)
+    }
+}
