@@ -1,0 +1,498 @@
+//! The command line and the environment: every option, its unit, its default and what it is for.
+//!
+//! The doc comments here are the manual: `--help` and the table of options are made of them.
+//! Values are parsed here once (see `values`); what they do is decided in `build` and `run`.
+
+use std::{ffi::OsString, net::SocketAddr};
+
+use super::{
+    limits::LimitOptions,
+    logging::LogFormat,
+    options,
+    values::{self, ByteSize, CookieName, LogFilter, Origin, Span, Workers},
+};
+use clap::{
+    Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, Resettable},
+};
+
+/// A Socket.IO server.
+///
+/// Every option can be given as a flag or as an environment variable; the flag wins.
+/// Durations carry a unit (300ms, 25s, 2m), sizes may (1000000, 1MB, 1MiB).
+#[derive(Debug, Parser)]
+#[command(name = "roomcast", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    job: Job,
+}
+
+/// What the program is asked to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Job {
+    /// Serve Socket.IO clients
+    ///
+    /// Listens on two ports: one for clients, one for operators (/livez, /readyz, /metrics).
+    /// Stops gracefully on SIGTERM and Ctrl-C; a second signal ends the program at once.
+    /// Exit status: 0 after a graceful stop, 2 for a wrong option, 1 otherwise.
+    Serve(Box<Config>),
+    /// Try it out: a server with a page to chat on, open to everybody
+    ///
+    /// Like `serve` with --client-rooms and --cors-origin=*, and a page at / that shows rooms at
+    /// work. It asks nobody for permission and keeps everything in memory: not for the internet.
+    Demo(Demo),
+    /// Print all options of `serve` as a Markdown table
+    Options,
+}
+
+/// All options of `roomcast serve`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Config {
+    #[command(flatten)]
+    pub(crate) listen: Listen,
+    #[command(flatten)]
+    pub(crate) protocol: Protocol,
+    #[command(flatten)]
+    pub(crate) browser: Browser,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
+    #[command(flatten)]
+    pub(crate) operation: Operation,
+}
+
+/// The options of `roomcast demo`; the others have the defaults of `serve`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Demo {
+    #[command(flatten)]
+    listen: Listen,
+    #[command(flatten)]
+    operation: Operation,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Listening")]
+pub(crate) struct Listen {
+    /// Address and port for clients
+    ///
+    /// Use 0.0.0.0:3000 to be reachable from other machines; port 0 takes any free one.
+    #[arg(long, env = "ROOMCAST_LISTEN", value_name = "ADDRESS:PORT")]
+    #[arg(default_value = "127.0.0.1:3000", value_parser = values::address)]
+    pub(crate) listen: SocketAddr,
+
+    /// Address and port for operators: /livez, /readyz and /metrics
+    ///
+    /// Served by a thread of its own, so that it answers while the server is saturated. Keep it
+    /// away from the public.
+    #[arg(long, env = "ROOMCAST_INTERNAL_LISTEN", value_name = "ADDRESS:PORT")]
+    #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
+    pub(crate) internal_listen: SocketAddr,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Protocol")]
+pub(crate) struct Protocol {
+    /// Path under which clients connect; theirs must be the same
+    #[arg(long, env = "ROOMCAST_PATH", value_name = "PATH")]
+    #[arg(default_value = "/socket.io/", value_parser = values::path)]
+    pub(crate) path: String,
+
+    /// Namespaces that clients may connect to; repeat the flag or separate by commas
+    #[arg(
+        long,
+        env = "ROOMCAST_NAMESPACE",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "/", value_parser = values::namespace)]
+    pub(crate) namespace: Vec<String>,
+
+    /// Let clients use rooms by themselves, with the events join, leave, rooms, who and message
+    ///
+    /// `join` (room) answers {"room", "members"}, `leave` (room), `rooms` answers the own rooms,
+    /// `who` (room) answers the ids in it, `message` (room, any JSON) is broadcast to the room as
+    /// `message` {room, from, data} if the sender is in it. The room hears of others by `joined`
+    /// and `left` {room, id}. Refusals are answered with {"error"}. Every client may enter every
+    /// room whose name is not shaped like a socket id.
+    #[arg(long, env = "ROOMCAST_CLIENT_ROOMS", value_name = "BOOL", num_args = 0..=1)]
+    #[arg(
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(crate) client_rooms: bool,
+
+    /// Time between the answer to a heartbeat and the next heartbeat
+    #[arg(
+        long,
+        env = "ROOMCAST_PING_INTERVAL",
+        value_name = "DURATION",
+        default_value = "25s"
+    )]
+    pub(crate) ping_interval: Span,
+
+    /// Time that a client has to answer a heartbeat before it counts as gone
+    #[arg(
+        long,
+        env = "ROOMCAST_PING_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "20s"
+    )]
+    pub(crate) ping_timeout: Span,
+
+    /// Time to complete the change from polling to WebSocket
+    #[arg(
+        long,
+        env = "ROOMCAST_UPGRADE_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "10s"
+    )]
+    pub(crate) upgrade_timeout: Span,
+
+    /// Time that a new connection has to join its first namespace
+    #[arg(
+        long,
+        env = "ROOMCAST_CONNECT_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "45s"
+    )]
+    pub(crate) connect_timeout: Span,
+
+    /// Largest message accepted from a client, in bytes; a larger one closes the connection
+    #[arg(
+        long,
+        env = "ROOMCAST_MAX_PAYLOAD",
+        value_name = "SIZE",
+        default_value = "1MB"
+    )]
+    pub(crate) max_payload: ByteSize,
+
+    /// Transports on offer, separated by commas
+    #[arg(
+        long,
+        env = "ROOMCAST_TRANSPORTS",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    #[arg(value_enum, default_value = "polling,websocket")]
+    pub(crate) transports: Vec<Transport>,
+
+    /// Also serve clients of Socket.IO version 2, which speak Engine.IO version 3
+    #[arg(long, env = "ROOMCAST_ALLOW_EIO3", value_name = "BOOL", num_args = 0..=1)]
+    #[arg(
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(crate) allow_eio3: bool,
+
+    /// Encoding of packets; clients must use the same, since it is not negotiated
+    #[arg(
+        long,
+        env = "ROOMCAST_PARSER",
+        value_name = "NAME",
+        value_enum,
+        default_value = "json"
+    )]
+    pub(crate) parser: PacketParser,
+
+    /// Compress large answers to polling clients, with gzip or deflate
+    #[arg(long, env = "ROOMCAST_HTTP_COMPRESSION", value_name = "BOOL", num_args = 0..=1)]
+    #[arg(
+        require_equals = true,
+        default_value = "true",
+        default_missing_value = "true"
+    )]
+    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(crate) http_compression: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Browsers")]
+pub(crate) struct Browser {
+    /// Origins whose pages may connect by polling: `off`, `*`, or a list separated by commas
+    ///
+    /// An origin is scheme, host and port, such as https://example.com. Browsers do not ask for
+    /// this permission before they open a WebSocket.
+    #[arg(
+        long,
+        env = "ROOMCAST_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "off")]
+    pub(crate) cors_origin: Vec<Origin>,
+
+    /// Let pages of those origins send cookies
+    #[arg(long, env = "ROOMCAST_CORS_CREDENTIALS", value_name = "BOOL", num_args = 0..=1)]
+    #[arg(
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(crate) cors_credentials: bool,
+
+    /// Request headers that those pages may set: `any`, or a list separated by commas
+    #[arg(
+        long,
+        env = "ROOMCAST_CORS_ALLOWED_HEADERS",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "any", value_parser = values::header_name)]
+    pub(crate) cors_allowed_headers: Vec<String>,
+
+    /// Name of a cookie with the session id, for load balancers with sticky sessions: `off` or NAME
+    #[arg(
+        long,
+        env = "ROOMCAST_COOKIE",
+        value_name = "NAME",
+        default_value = "off"
+    )]
+    pub(crate) cookie: CookieName,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Operation")]
+pub(crate) struct Operation {
+    /// Threads that carry the connections: `cores`, or how many
+    #[arg(
+        long,
+        env = "ROOMCAST_WORKERS",
+        value_name = "COUNT",
+        default_value = "cores"
+    )]
+    pub(crate) workers: Workers,
+
+    /// Time to let clients go after SIGTERM or Ctrl-C before the rest is cut off
+    #[arg(
+        long,
+        env = "ROOMCAST_DRAIN_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "30s"
+    )]
+    pub(crate) drain_timeout: Span,
+
+    /// Form of the log, which goes to standard error
+    #[arg(long, env = "ROOMCAST_LOG_FORMAT", value_name = "NAME", value_enum)]
+    #[arg(default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// What to log: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, with commas
+    #[arg(
+        long,
+        env = "ROOMCAST_LOG_LEVEL",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub(crate) log_level: LogFilter,
+}
+
+/// A way for packets to travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// HTTP long-polling
+    Polling,
+    /// WebSocket
+    Websocket,
+}
+
+/// An encoding of Socket.IO packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PacketParser {
+    /// Text, the default of all clients
+    Json,
+    /// MessagePack, as of socket.io-msgpack-parser
+    Msgpack,
+}
+
+impl From<Demo> for Config {
+    /// The defaults of `serve`, whatever the environment says, opened to everybody.
+    fn from(demo: Demo) -> Self {
+        let mut config = Self {
+            listen: demo.listen,
+            operation: demo.operation,
+            ..Self::default()
+        };
+        config.protocol.client_rooms = true;
+        config.browser.cors_origin = vec![Origin::Any];
+        config
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let command = Self::augment_args(Command::new("defaults")).mut_args(without_environment);
+        let matches = command.try_get_matches_from(["defaults"]);
+        matches
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .expect("every option has a valid default, which a test holds")
+    }
+}
+
+/// Reads the command line and the environment. The error prints itself, with the way out, and
+/// knows its exit status.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
+    let command = Cli::command();
+    let read = |matches: ArgMatches| Cli::from_arg_matches(&matches);
+    match command
+        .clone()
+        .try_get_matches_from(arguments)
+        .and_then(read)
+    {
+        Ok(cli) => Ok(cli.job),
+        Err(error) => Err(options::with_way_out(error, &command)),
+    }
+}
+
+/// All options of `serve`, in the order of its help.
+pub(crate) fn serve_options() -> Vec<Arg> {
+    Config::augment_args(Command::new("serve"))
+        .get_arguments()
+        .cloned()
+        .collect()
+}
+
+fn without_environment(option: Arg) -> Arg {
+    option.env(Resettable::Reset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Job, clap::Error> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    fn serve(line: &str) -> Config {
+        match read(&format!("roomcast serve {line}")).unwrap() {
+            Job::Serve(config) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_socket_io() {
+        let config = Config::default();
+        assert_eq!(config.listen.listen.to_string(), "127.0.0.1:3000");
+        assert_eq!(config.listen.internal_listen.to_string(), "127.0.0.1:3001");
+        assert_eq!(config.protocol.path, "/socket.io/");
+        assert_eq!(config.protocol.namespace, ["/"]);
+        assert_eq!(config.protocol.ping_interval.to_string(), "25s");
+        assert_eq!(config.protocol.ping_timeout.to_string(), "20s");
+        assert_eq!(config.protocol.upgrade_timeout.to_string(), "10s");
+        assert_eq!(config.protocol.connect_timeout.to_string(), "45s");
+        assert_eq!(config.protocol.max_payload, ByteSize(1_000_000));
+        assert_eq!(
+            config.protocol.transports,
+            [Transport::Polling, Transport::Websocket]
+        );
+        assert_eq!(config.protocol.parser, PacketParser::Json);
+        assert!(!config.protocol.client_rooms && !config.protocol.allow_eio3);
+        assert_eq!(config.browser.cors_origin, [Origin::Off]);
+        assert_eq!(config.browser.cors_allowed_headers, ["any"]);
+        assert_eq!(config.browser.cookie, CookieName::Off);
+        assert_eq!(config.limits.max_outbox, ByteSize(1 << 20));
+        assert_eq!(config.operation.workers, Workers::Cores);
+        assert_eq!(config.operation.drain_timeout.to_string(), "30s");
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let config = serve(
+            "--listen 0.0.0.0:8080 --namespace / --namespace /chat,/news --client-rooms \
+             --http-compression=off --transports websocket --ping-interval 300ms \
+             --max-payload 1MiB --cors-origin https://a.example,https://b.example --workers 2 \
+             --parser msgpack --log-format json --log-level warn,roomcast=debug --cookie io",
+        );
+        assert_eq!(config.listen.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(config.protocol.namespace, ["/", "/chat", "/news"]);
+        assert!(config.protocol.client_rooms);
+        assert!(!config.protocol.http_compression);
+        assert_eq!(config.protocol.transports, [Transport::Websocket]);
+        assert_eq!(config.protocol.ping_interval.0.as_millis(), 300);
+        assert_eq!(config.protocol.max_payload, ByteSize(1 << 20));
+        assert_eq!(config.browser.cors_origin.len(), 2);
+        assert_eq!(config.browser.cookie, CookieName::Named("io".into()));
+        assert_eq!(config.protocol.parser, PacketParser::Msgpack);
+        assert_eq!(config.operation.workers, Workers::Exactly(2));
+        assert_eq!(config.operation.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn the_demo_is_open_and_listens_where_it_is_told() {
+        let job = read("roomcast demo --listen 127.0.0.1:0 --internal-listen [::1]:0").unwrap();
+        let Job::Demo(demo) = job else {
+            panic!("{job:?}")
+        };
+        let config = Config::from(demo);
+        assert_eq!(config.listen.listen.to_string(), "127.0.0.1:0");
+        assert_eq!(config.listen.internal_listen.to_string(), "[::1]:0");
+        assert!(config.protocol.client_rooms);
+        assert_eq!(config.browser.cors_origin, [Origin::Any]);
+    }
+
+    #[test]
+    fn every_option_has_an_environment_variable_named_after_it() {
+        for option in serve_options() {
+            let flag = option.get_long().expect("no positional arguments");
+            let expected = format!("ROOMCAST_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(option.get_env(), Some(expected.as_ref()), "--{flag}");
+        }
+    }
+
+    #[test]
+    fn every_option_has_a_default_and_a_help() {
+        for option in serve_options() {
+            let flag = option.get_long().expect("no positional arguments");
+            assert!(
+                !option.get_default_values().is_empty(),
+                "--{flag} has no default"
+            );
+            let help = option
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.len() > 20, "--{flag} has the help {help:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_flag_and_the_environment_variable() {
+        for option in serve_options() {
+            let flag = option.get_long().expect("no positional arguments");
+            let error = read(&format!("roomcast serve --{flag}=\u{1}")).unwrap_err();
+            let text = error.to_string();
+            let variable = format!("ROOMCAST_{}", flag.to_uppercase().replace('-', "_"));
+            assert!(text.contains(&format!("--{flag}")), "{text}");
+            assert!(text.contains(&variable), "{text}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn an_unknown_flag_is_named() {
+        let error = read("roomcast serve --ping-intervall 3s").unwrap_err();
+        assert!(error.to_string().contains("--ping-intervall"));
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn help_is_no_error() {
+        for line in [
+            "roomcast --help",
+            "roomcast serve --help",
+            "roomcast demo --help",
+        ] {
+            assert_eq!(read(line).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+}

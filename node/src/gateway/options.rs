@@ -1,0 +1,104 @@
+//! What can be said about options as such: the table for the documentation, and the way out of a
+//! wrong value.
+//!
+//! Made of the definitions in `config`, so that neither can be out of date.
+
+use std::io::{self, Write};
+
+use clap::{
+    Arg, Command,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue},
+};
+
+use super::config::serve_options;
+
+/// Writes the options of `serve` as a Markdown table to standard output.
+pub(crate) fn print_table() -> io::Result<()> {
+    io::stdout().write_all(table().as_bytes())
+}
+
+/// Adds to an error about a value by which flag and which environment variable it can be set:
+/// the value may have come from either, and the error itself names the flag alone.
+pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let flag = argument
+        .trim_start_matches('-')
+        .split([' ', '=', '['])
+        .next()
+        .unwrap_or_default();
+    let option = command
+        .get_subcommands()
+        .flat_map(Command::get_arguments)
+        .find(|option| option.get_long() == Some(flag));
+    if let Some(variable) = option.and_then(Arg::get_env) {
+        let variable = variable.to_string_lossy();
+        let tip = format!("set it with --{flag} or the environment variable {variable}");
+        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+        error.insert(ContextKind::Suggested, tips);
+    }
+    error
+}
+
+fn table() -> String {
+    let mut text = String::from("| flag | environment | default | meaning |\n|---|---|---|---|\n");
+    for option in serve_options() {
+        let [flag, variable, default, help] = row(&option);
+        text.push_str(&format!(
+            "| `--{flag}` | `{variable}` | {default} | {help} |\n"
+        ));
+    }
+    text
+}
+
+fn row(option: &Arg) -> [String; 4] {
+    let flag = option.get_long().unwrap_or_default().to_owned();
+    let variable = option
+        .get_env()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let defaults: Vec<_> = option
+        .get_default_values()
+        .iter()
+        .map(|value| value.to_string_lossy())
+        .collect();
+    let default = match defaults.join(",") {
+        none if none.is_empty() => "none".to_owned(),
+        some => format!("`{some}`"),
+    };
+    let help = option
+        .get_help()
+        .map(ToString::to_string)
+        .unwrap_or_default()
+        .replace('|', "\\|");
+    [flag, variable, default, help]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_complete_row_for_every_option() {
+        let table = table();
+        let rows: Vec<_> = table.lines().skip(2).collect();
+        assert_eq!(rows.len(), serve_options().len());
+        for row in rows {
+            let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+            assert_eq!(cells.len(), 4, "{row}");
+            assert!(
+                cells.iter().all(|cell| !cell.is_empty() && *cell != "``"),
+                "{row}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_table_shows_a_default_as_a_person_would_write_it() {
+        let wanted = "| `--ping-interval` | `ROOMCAST_PING_INTERVAL` | `25s` | ";
+        assert!(table().contains(wanted));
+    }
+}

@@ -1,0 +1,467 @@
+//! The value types of the command line: durations, sizes, counts and lists of choices.
+//!
+//! Each one is parsed once, at the edge, and prints itself in the form in which it can be read
+//! back, so that the help shows defaults as a person would write them. No option is defined here.
+
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// A duration with its unit: `300ms`, `25s`, `2m`, `1h`. Never zero, since every option that
+/// takes one is a limit or an interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, unit) = split_unit(text);
+        let number: u64 = digits
+            .parse()
+            .map_err(|_| "expected a duration such as 25s or 300ms".to_owned())?;
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "" => {
+                return Err(format!(
+                    "the unit is missing: write {number}s or {number}ms"
+                ));
+            }
+            _ => return Err(format!("unknown unit `{unit}`: use ms, s, m or h")),
+        };
+        match number.checked_mul(factor) {
+            Some(0) => Err("must be more than zero".to_owned()),
+            Some(millis) if millis <= LONGEST_MILLIS => Ok(Self(Duration::from_millis(millis))),
+            _ => Err("must be at most 24h".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_millis() {
+            millis if millis % 1_000 == 0 => write!(f, "{}s", millis / 1_000),
+            millis => write!(f, "{millis}ms"),
+        }
+    }
+}
+
+/// A number of bytes: `1000000`, `1MB` (powers of ten), `1MiB` (powers of two).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByteSize(pub(crate) usize);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, unit) = split_unit(text);
+        let number: usize = digits
+            .parse()
+            .map_err(|_| "expected a size such as 1000000, 1MB or 1MiB".to_owned())?;
+        let factor = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kb" => 1_000,
+            "kib" => 1 << 10,
+            "mb" => 1_000_000,
+            "mib" => 1 << 20,
+            "gb" => 1_000_000_000,
+            "gib" => 1 << 30,
+            _ => {
+                return Err(format!(
+                    "unknown unit `{unit}`: use B, kB, KiB, MB, MiB, GB or GiB"
+                ));
+            }
+        };
+        match number.checked_mul(factor) {
+            Some(0) => Err("must be more than zero".to_owned()),
+            Some(bytes) => Ok(Self(bytes)),
+            None => Err("is more than this machine can address".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [
+            (1 << 30, "GiB"),
+            (1_000_000, "MB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+        ];
+        match units
+            .into_iter()
+            .find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit))
+        {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// How many worker threads carry the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Workers {
+    Cores,
+    Exactly(usize),
+}
+
+impl FromStr for Workers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "cores" {
+            return Ok(Self::Cores);
+        }
+        match text.parse() {
+            Ok(number @ 1..=1024) => Ok(Self::Exactly(number)),
+            _ => Err("expected `cores` or a number from 1 to 1024".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cores => f.write_str("cores"),
+            Self::Exactly(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// Which origins may read answers in a browser.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Off,
+    Any,
+    Only(String),
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => return Ok(Self::Off),
+            "*" => return Ok(Self::Any),
+            _ => {}
+        }
+        let host = text.split_once("://").map_or("", |(_, host)| host);
+        // A browser sends scheme, host and port, nothing more: a path here would never match.
+        if host.is_empty() || host.contains(['/', ' ', '?', '#']) || !is_visible(text) {
+            return Err("expected `off`, `*` or an origin such as https://example.com".to_owned());
+        }
+        Ok(Self::Only(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Any => "*",
+            Self::Only(origin) => origin,
+        })
+    }
+}
+
+/// A name that may be switched off, such as that of the sticky-session cookie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CookieName {
+    Off,
+    Named(String),
+}
+
+impl FromStr for CookieName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        if !text.is_empty() && text.bytes().all(is_token_byte) {
+            return Ok(Self::Named(text.to_owned()));
+        }
+        Err("expected `off` or a cookie name of letters, digits, - and _".to_owned())
+    }
+}
+
+impl fmt::Display for CookieName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Named(name) => name,
+        })
+    }
+}
+
+/// What to log: levels, for all or per target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogFilter(String);
+
+impl LogFilter {
+    pub(crate) fn to_env_filter(&self) -> EnvFilter {
+        EnvFilter::builder()
+            .parse(&self.0)
+            .expect("the text was parsed when this was made")
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A bare word that is no level would be taken for a target, and a typing error such as
+        // `inof` would silence the log without a word.
+        let bare = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.contains(['=', '[']));
+        for word in bare {
+            if word.parse::<LevelFilter>().is_err() {
+                return Err(format!(
+                    "`{word}` is no level: use error, warn, info, debug, trace, off or TARGET=LEVEL"
+                ));
+            }
+        }
+        EnvFilter::builder()
+            .parse(text)
+            .map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An address to listen on; a name that would need looking up is refused, except `localhost`.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    let numeric = text.replacen("localhost:", "127.0.0.1:", 1);
+    numeric
+        .parse()
+        .map_err(|_| "expected ADDRESS:PORT, such as 0.0.0.0:3000 or [::]:3000".into())
+}
+
+/// A count that is at least one.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err("expected a whole number, at least 1".to_owned()),
+    }
+}
+
+/// A depth of nested JSON; the JSON parser itself has no more.
+pub(crate) fn json_depth(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(depth @ 1..=127) => Ok(depth),
+        _ => Err("expected a whole number from 1 to 127".to_owned()),
+    }
+}
+
+/// The path under which clients connect.
+pub(crate) fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.bytes().all(is_path_byte) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a path that begins with / and has no space, query or brace".to_owned())
+    }
+}
+
+/// A namespace; a comma would end the name on the wire.
+pub(crate) fn namespace(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && is_visible(text) && !text.contains([',', '?']) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a namespace that begins with /, such as / or /chat".to_owned())
+    }
+}
+
+/// The name of a request header.
+pub(crate) fn header_name(text: &str) -> Result<String, String> {
+    if !text.is_empty() && text.bytes().all(is_token_byte) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a header name such as authorization".to_owned())
+    }
+}
+
+/// Cuts `25s` into `25` and `s`; whether they are a number and a unit is for the caller to see.
+fn split_unit(text: &str) -> (&str, &str) {
+    let end = text
+        .find(|c: char| c.is_ascii_alphabetic() || c == ' ')
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    (digits, unit.trim_start())
+}
+
+fn is_visible(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)
+}
+
+fn is_path_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte)
+}
+
+const LONGEST_MILLIS: u64 = 24 * 3_600_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        let millis = |text: &str| text.parse::<Span>().map(|span| span.0.as_millis());
+        assert_eq!(millis("300ms"), Ok(300));
+        assert_eq!(millis("25s"), Ok(25_000));
+        assert_eq!(millis("2 m"), Ok(120_000));
+        assert_eq!(millis("24h"), Ok(86_400_000));
+    }
+
+    #[test]
+    fn a_wrong_duration_says_what_is_wrong() {
+        let refusal = |text: &str| text.parse::<Span>().unwrap_err();
+        assert_eq!(refusal("25"), "the unit is missing: write 25s or 25ms");
+        assert_eq!(refusal("5d"), "unknown unit `d`: use ms, s, m or h");
+        assert_eq!(refusal("0s"), "must be more than zero");
+        assert_eq!(refusal("25h"), "must be at most 24h");
+        for text in ["", "s", "-1s", "1.5s", "99999999999999999999s"] {
+            assert_eq!(
+                refusal(text),
+                "expected a duration such as 25s or 300ms",
+                "{text}"
+            );
+        }
+        assert_eq!(refusal("18446744073709551615h"), "must be at most 24h");
+    }
+
+    #[test]
+    fn sizes_are_decimal_or_binary_by_their_unit() {
+        let bytes = |text: &str| text.parse::<ByteSize>().map(|size| size.0);
+        assert_eq!(bytes("1000000"), Ok(1_000_000));
+        assert_eq!(bytes("1MB"), Ok(1_000_000));
+        assert_eq!(bytes("1MiB"), Ok(1_048_576));
+        assert_eq!(bytes("64 kb"), Ok(64_000));
+        assert_eq!(bytes("64KiB"), Ok(65_536));
+        assert_eq!(bytes("512B"), Ok(512));
+        assert_eq!(bytes("2GiB"), Ok(2_147_483_648));
+    }
+
+    #[test]
+    fn a_wrong_size_says_what_is_wrong() {
+        let refusal = |text: &str| text.parse::<ByteSize>().unwrap_err();
+        assert_eq!(refusal("0"), "must be more than zero");
+        assert_eq!(
+            refusal("1TB"),
+            "unknown unit `TB`: use B, kB, KiB, MB, MiB, GB or GiB"
+        );
+        assert_eq!(
+            refusal("MB"),
+            "expected a size such as 1000000, 1MB or 1MiB"
+        );
+        assert_eq!(
+            refusal("18446744073709551615GB"),
+            "is more than this machine can address"
+        );
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        for millis in [1, 999, 1_000, 1_500, 25_000, 86_400_000] {
+            let span = Span(Duration::from_millis(millis));
+            assert_eq!(span.to_string().parse(), Ok(span));
+        }
+        for bytes in [
+            1,
+            1_000,
+            1_024,
+            65_536,
+            1_000_000,
+            1 << 20,
+            3 << 30,
+            1_000_001,
+        ] {
+            assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+        }
+        assert_eq!(ByteSize(1 << 20).to_string(), "1MiB");
+        assert_eq!(ByteSize(1_000_000).to_string(), "1MB");
+    }
+
+    #[test]
+    fn workers_are_a_number_or_the_cores() {
+        assert_eq!("cores".parse(), Ok(Workers::Cores));
+        assert_eq!("4".parse(), Ok(Workers::Exactly(4)));
+        assert!("0".parse::<Workers>().is_err());
+        assert!("many".parse::<Workers>().is_err());
+    }
+
+    #[test]
+    fn an_origin_has_scheme_and_host_and_no_path() {
+        assert_eq!("*".parse(), Ok(Origin::Any));
+        assert_eq!(
+            "https://a.example:8443".parse(),
+            Ok(Origin::Only("https://a.example:8443".into()))
+        );
+        for text in [
+            "",
+            "a.example",
+            "https://",
+            "https://a.example/",
+            "https://a b",
+        ] {
+            assert!(text.parse::<Origin>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_log_level_is_refused() {
+        for text in ["info", "warn,roomcast=debug", "off", "roomcast[span]=trace"] {
+            assert!(text.parse::<LogFilter>().is_ok(), "{text}");
+        }
+        assert!(
+            "inof"
+                .parse::<LogFilter>()
+                .unwrap_err()
+                .starts_with("`inof` is no level")
+        );
+        assert!("roomcast=lots".parse::<LogFilter>().is_err());
+    }
+
+    #[test]
+    fn addresses_paths_and_namespaces_are_checked() {
+        assert_eq!(
+            address("localhost:0"),
+            Ok(SocketAddr::from(([127, 0, 0, 1], 0)))
+        );
+        assert!(address("[::1]:3000").is_ok());
+        assert!(address("3000").is_err());
+        assert!(path("/socket.io/").is_ok());
+        assert!(path("socket.io").is_err());
+        assert!(path("/{sid}").is_err());
+        assert!(namespace("/chat").is_ok());
+        assert!(namespace("chat").is_err());
+        assert!(namespace("/a,b").is_err());
+        assert!(header_name("x-token").is_ok());
+        assert!(header_name("x token").is_err());
+        assert_eq!(count("1"), Ok(1));
+        assert!(count("0").is_err());
+        assert_eq!(json_depth("127"), Ok(127));
+        assert!(json_depth("128").is_err());
+    }
+
+    #[test]
+    fn a_cookie_has_a_plain_name_or_is_off() {
+        assert_eq!("off".parse(), Ok(CookieName::Off));
+        assert_eq!("io".parse(), Ok(CookieName::Named("io".into())));
+        assert!("a=b".parse::<CookieName>().is_err());
+        assert!("".parse::<CookieName>().is_err());
+    }
+}
