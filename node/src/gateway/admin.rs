@@ -1,0 +1,278 @@
+//! The internal port: is the process alive, does it take clients, and its figures.
+//!
+//! It runs on a thread and a runtime of its own, so that it answers while all workers are busy:
+//! an operator needs it most when the data path is saturated. It knows nothing of the server but
+//! two questions (`Figures`), and offers nothing that changes anything.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::sync::oneshot;
+
+/// What the internal port may ask the server.
+pub(crate) trait Figures: Send + Sync + 'static {
+    /// Whether messages flow, as far as the server can tell.
+    fn is_ready(&self) -> bool;
+    /// All metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+}
+
+/// Where the process stands; shared by the internal port, which reads it, and `run`, which moves
+/// it on: from starting to serving to draining, and never back.
+#[derive(Default)]
+pub(crate) struct Health {
+    is_draining: AtomicBool,
+    figures: OnceLock<Box<dyn Figures>>,
+}
+
+impl Health {
+    /// The server is built and about to take clients.
+    pub(crate) fn serving(&self, figures: impl Figures) {
+        let is_first = self.figures.set(Box::new(figures)).is_ok();
+        debug_assert!(is_first, "a process serves once");
+    }
+
+    /// No new clients from here on.
+    pub(crate) fn draining(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Why no client should be sent here, in one plain word.
+    fn obstacle(&self) -> Option<&'static str> {
+        match self.figures.get() {
+            _ if self.is_draining.load(Ordering::Relaxed) => Some("draining"),
+            None => Some("starting"),
+            Some(figures) if !figures.is_ready() => Some("unready"),
+            Some(_) => None,
+        }
+    }
+}
+
+/// The running internal port. Dropping it ends its thread.
+pub(crate) struct Admin {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Admin {
+    /// Serves an already bound listener on a new thread.
+    pub(crate) fn start(listener: TcpListener, health: Arc<Health>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("internal".to_owned())
+            .spawn(move || {
+                if let Err(error) = runtime.block_on(serve(listener, health, stopped)) {
+                    tracing::error!(%error, "the internal port stopped answering");
+                }
+            })?;
+        Ok(Self {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook already.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    health: Arc<Health>,
+    stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    // No graceful end: a scraper that keeps its connection open must not hold up the exit.
+    tokio::select! {
+        served = axum::serve(listener, router(health)) => served,
+        _ = stopped => Ok(()),
+    }
+}
+
+fn router(health: Arc<Health>) -> Router {
+    Router::new()
+        .route("/livez", get(async || plain(StatusCode::OK, "alive")))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(async || plain(StatusCode::NOT_FOUND, PATHS))
+        .with_state(health)
+}
+
+async fn ready(State(health): State<Arc<Health>>) -> Response {
+    match health.obstacle() {
+        None => plain(StatusCode::OK, "ready"),
+        Some(obstacle) => plain(StatusCode::SERVICE_UNAVAILABLE, obstacle),
+    }
+}
+
+async fn metrics(State(health): State<Arc<Health>>) -> Response {
+    match health.figures.get() {
+        Some(figures) => {
+            ([(header::CONTENT_TYPE, METRICS_TYPE)], figures.metrics()).into_response()
+        }
+        None => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+    }
+}
+
+fn plain(status: StatusCode, text: &str) -> Response {
+    (status, format!("{text}\n")).into_response()
+}
+
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const PATHS: &str = "not found; here are: /livez /readyz /metrics";
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+        sync::mpsc,
+    };
+
+    use super::*;
+
+    struct Fake(Arc<AtomicBool>);
+
+    impl Figures for Fake {
+        fn is_ready(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn metrics(&self) -> String {
+            "roomcast_up 1\n".to_owned()
+        }
+    }
+
+    fn start() -> (Admin, Arc<Health>) {
+        let health = Arc::new(Health::default());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        (Admin::start(listener, Arc::clone(&health)).unwrap(), health)
+    }
+
+    /// Asks for a path; returns the status line's number, the head and the body.
+    fn ask(admin: &Admin, path: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(admin.address()).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (
+            head[9..12].parse().unwrap(),
+            head.to_lowercase(),
+            body.to_owned(),
+        )
+    }
+
+    #[test]
+    fn readiness_says_why_not_in_one_word() {
+        let (admin, health) = start();
+        let ready = || (ask(&admin, "/readyz").0, ask(&admin, "/readyz").2);
+        assert_eq!(ready(), (503, "starting\n".to_owned()));
+        let flows = Arc::new(AtomicBool::new(true));
+        health.serving(Fake(Arc::clone(&flows)));
+        assert_eq!(ready(), (200, "ready\n".to_owned()));
+        flows.store(false, Ordering::Relaxed);
+        assert_eq!(ready(), (503, "unready\n".to_owned()));
+        flows.store(true, Ordering::Relaxed);
+        health.draining();
+        assert_eq!(ready(), (503, "draining\n".to_owned()));
+    }
+
+    #[test]
+    fn liveness_is_given_in_every_state() {
+        let (admin, health) = start();
+        assert_eq!(ask(&admin, "/livez").0, 200);
+        health.draining();
+        assert_eq!(ask(&admin, "/livez").0, 200);
+    }
+
+    #[test]
+    fn metrics_are_served_in_the_format_of_prometheus() {
+        let (admin, health) = start();
+        assert_eq!(ask(&admin, "/metrics").0, 503);
+        health.serving(Fake(Arc::default()));
+        let (status, head, body) = ask(&admin, "/metrics");
+        assert_eq!((status, body.as_str()), (200, "roomcast_up 1\n"));
+        assert!(
+            head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"),
+            "{head}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_path_lists_the_known_ones() {
+        let (admin, _health) = start();
+        let (status, _, body) = ask(&admin, "/health");
+        assert_eq!(status, 404);
+        assert!(
+            ["/livez", "/readyz", "/metrics"]
+                .iter()
+                .all(|path| body.contains(path)),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn it_answers_while_every_worker_is_blocked() {
+        let workers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let (admin, _health) = start();
+        let (blocked, is_blocked) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        workers.spawn(async move {
+            blocked.send(()).unwrap();
+            let _ = released.recv();
+        });
+        is_blocked.recv().unwrap();
+        assert_eq!(ask(&admin, "/livez").0, 200);
+        drop(release);
+    }
+
+    #[test]
+    fn dropping_it_frees_the_port_though_a_client_stays() {
+        let (admin, _health) = start();
+        let address = admin.address();
+        let _idle = TcpStream::connect(address).unwrap();
+        assert_eq!(ask(&admin, "/livez").0, 200);
+        drop(admin);
+        assert!(TcpStream::connect(address).is_err());
+    }
+}
