@@ -1,0 +1,109 @@
+//! The demo's page and its notice: rooms at work in one file, without anything from elsewhere.
+//!
+//! The page is a client like any other; what it can do is what `rooms` offers to everybody.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+};
+
+use axum::{
+    Router,
+    http::header,
+    response::{Html, IntoResponse},
+    routing::get,
+};
+
+use super::logging::colour_wanted;
+
+/// Serves the page at `/`.
+pub(crate) fn router() -> Router {
+    Router::new().route("/", get(page))
+}
+
+/// Says on standard output where the page is, and that it is open to everybody.
+pub(crate) fn announce(address: SocketAddr) -> io::Result<()> {
+    let mut out = io::stdout();
+    let notice = notice(address, colour_wanted(&out));
+    out.write_all(notice.as_bytes())?;
+    out.flush()
+}
+
+async fn page() -> impl IntoResponse {
+    // Everything is in the file, so nothing else needs to be allowed.
+    (
+        [
+            (header::CONTENT_SECURITY_POLICY, POLICY),
+            (header::CACHE_CONTROL, "no-cache"),
+        ],
+        Html(PAGE),
+    )
+}
+
+fn notice(address: SocketAddr, colour: bool) -> String {
+    let (red, plain) = if colour {
+        ("\x1b[1;31m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    format!(
+        "{red}This is a demo: whoever reaches {address} may join and read every room.{plain}\n\
+         Open http://{} in two windows.\n",
+        reachable(address)
+    )
+}
+
+/// The address to open in a browser: one that means "any" is no place to go to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip([127, 0, 0, 1].into());
+    }
+    address
+}
+
+const PAGE: &str = include_str!("demo.html");
+
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                      connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_notice_is_red_on_a_terminal_and_plain_elsewhere() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 3000));
+        assert!(notice(address, true).starts_with("\x1b[1;31mThis is a demo"));
+        assert!(!notice(address, false).contains('\x1b'));
+        assert!(notice(address, false).contains("http://127.0.0.1:3000 "));
+    }
+
+    #[test]
+    fn the_address_to_open_is_one_that_can_be_opened() {
+        let address = SocketAddr::from(([0, 0, 0, 0], 3000));
+        assert_eq!(reachable(address).to_string(), "127.0.0.1:3000");
+    }
+
+    #[test]
+    fn the_page_works_offline() {
+        assert!(
+            !PAGE.contains("https://") && !PAGE.contains("http://"),
+            "a foreign address"
+        );
+        assert!(
+            !PAGE.contains("src=") && !PAGE.contains("@import"),
+            "a file from elsewhere"
+        );
+    }
+
+    #[test]
+    fn the_page_has_what_tests_and_people_look_for() {
+        for id in [
+            "status", "connect", "room", "join", "leave", "rooms", "who", "text", "send", "log",
+        ] {
+            assert!(PAGE.contains(&format!("id=\"{id}\"")), "#{id}");
+        }
+    }
+}
