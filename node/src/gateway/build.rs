@@ -1,0 +1,72 @@
+//! From configuration to server: the one place that translates options into the library's words.
+//!
+//! It decides nothing and starts nothing.
+
+use roomcast::{BuildError, Cookie, Cors, Namespace, Parser, Server};
+
+use super::{
+    config::{Browser, Config, PacketParser, Protocol, Transport},
+    rooms,
+    values::{CookieName, Origin},
+};
+
+/// Builds the server that the configuration describes.
+pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
+    let Protocol { transports, .. } = &config.protocol;
+    let mut builder = Server::builder()
+        .path(&config.protocol.path)
+        .ping_interval(config.protocol.ping_interval.0)
+        .ping_timeout(config.protocol.ping_timeout.0)
+        .upgrade_timeout(config.protocol.upgrade_timeout.0)
+        .connect_timeout(config.protocol.connect_timeout.0)
+        .max_payload(config.protocol.max_payload.0)
+        .transports(
+            transports.contains(&Transport::Polling),
+            transports.contains(&Transport::Websocket),
+        )
+        .allow_eio3(config.protocol.allow_eio3)
+        .http_compression(config.protocol.http_compression)
+        .limits((&config.limits).into());
+    if config.protocol.parser == PacketParser::Msgpack {
+        builder = builder.parser(Parser::Msgpack);
+    }
+    if let Some(cors) = cors(&config.browser) {
+        builder = builder.cors(cors);
+    }
+    if let CookieName::Named(name) = &config.browser.cookie {
+        builder = builder.cookie(Cookie {
+            name: name.clone(),
+            ..Cookie::default()
+        });
+    }
+    for name in &config.protocol.namespace {
+        let namespace = Namespace::new(name);
+        let is_open = config.protocol.client_rooms;
+        builder = builder.namespace(if is_open {
+            rooms::open(namespace)
+        } else {
+            namespace
+        });
+    }
+    builder.build().await
+}
+
+/// `off` anywhere in the list means no permission at all; `*` means any origin.
+fn cors(browser: &Browser) -> Option<Cors> {
+    if browser.cors_origin.contains(&Origin::Off) {
+        return None;
+    }
+    let mut cors = if browser.cors_origin.contains(&Origin::Any) {
+        Cors::any()
+    } else {
+        Cors::origins(browser.cors_origin.iter().map(ToString::to_string))
+    };
+    if !browser
+        .cors_allowed_headers
+        .iter()
+        .any(|header| header == "any")
+    {
+        cors = cors.allowed_headers(browser.cors_allowed_headers.iter().cloned());
+    }
+    Some(cors.credentials(browser.cors_credentials))
+}

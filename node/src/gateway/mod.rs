@@ -1,0 +1,22 @@
+//! The program around the library: configuration, logging, the internal port, the demo page.
+//!
+//! It belongs to the `roomcast` binary and not to the library, so the compiler itself sees to it
+//! that only public names of the library are used. It knows no protocol and no transport.
+
+mod admin;
+mod build;
+mod config;
+mod demo;
+mod file_limit;
+mod limits;
+mod logging;
+mod options;
+mod rooms;
+mod run;
+mod values;
+
+pub(crate) use config::{Config, Job, parse};
+pub(crate) use file_limit::raise as raise_file_limit;
+pub(crate) use logging::start as start_logging;
+pub(crate) use options::print_table;
+pub(crate) use run::{RunError, run, runtime};

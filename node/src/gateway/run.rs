@@ -1,0 +1,275 @@
+//! The life of the process: bind, build, serve, drain.
+//!
+//! Everything that can go wrong at start ends here as an error that says what to do next. It
+//! holds the order of events and nothing of their content.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use roomcast::{BuildError, Server};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::sleep,
+};
+use tracing::info;
+
+use super::{
+    admin::{Admin, Figures, Health},
+    build,
+    config::Config,
+    demo,
+    values::Workers,
+};
+
+/// Why the program ended other than by a graceful stop.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    #[error(
+        "{address} is in use by another program: choose another port with {flag} or {variable}, \
+         or 0 for any free one"
+    )]
+    InUse {
+        address: SocketAddr,
+        flag: &'static str,
+        variable: &'static str,
+    },
+    #[error("cannot listen on {address} ({source}): choose another with {flag} or {variable}")]
+    Listen {
+        address: SocketAddr,
+        flag: &'static str,
+        variable: &'static str,
+        source: io::Error,
+    },
+    #[error("the options do not fit together: {0}")]
+    Build(#[from] BuildError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error(
+        "clients were still connected after {} s and were cut off: allow more time with \
+         --drain-timeout or ROOMCAST_DRAIN_TIMEOUT", .0.as_secs_f32()
+    )]
+    DrainTimeout(Duration),
+    #[error("a second signal cut the stop short")]
+    Interrupted,
+}
+
+/// The runtime that carries the connections.
+pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Workers::Exactly(number) = workers {
+        builder.worker_threads(number);
+    }
+    builder.thread_name("worker").enable_all().build()
+}
+
+/// Serves until a signal asks to stop, then lets the clients go. `is_demo` adds the page.
+pub(crate) async fn run(config: Config, is_demo: bool) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
+    let public = bind(config.listen.listen, LISTEN)?;
+    let health = Arc::new(Health::default());
+    let admin = Admin::start(internal, Arc::clone(&health))?;
+    let server = build::server(&config).await?;
+    health.serving(server.clone());
+    let router = if is_demo {
+        server.router().merge(demo::router())
+    } else {
+        server.router()
+    };
+    let address = public.local_addr()?;
+    info!(%address, internal = %admin.address(), path = config.protocol.path, "listening");
+    if is_demo {
+        demo::announce(address)?;
+    }
+    let (stop, stopped) = oneshot::channel::<()>();
+    let listener = tokio::net::TcpListener::from_std(public)?;
+    let serving = server
+        .serve(listener, router)
+        .with_graceful_shutdown(async move {
+            let _ = stopped.await;
+        });
+    let drain = async || {
+        health.draining();
+        drop(stop);
+        server.close().await;
+    };
+    let drain_timeout = config.operation.drain_timeout.0;
+    supervise(
+        async { serving.await },
+        drain,
+        async || signals.next().await,
+        drain_timeout,
+    )
+    .await?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Serves until the first signal, then drains: until done, or the time is up, or a second signal
+/// comes.
+async fn supervise(
+    serving: impl Future<Output = io::Result<()>>,
+    drain: impl AsyncFnOnce(),
+    mut signal: impl AsyncFnMut() -> &'static str,
+    drain_timeout: Duration,
+) -> Result<(), RunError> {
+    let mut serving = pin!(serving);
+    tokio::select! {
+        served = &mut serving => return Ok(served?),
+        name = signal() => info!(signal = name, "draining: a second signal ends at once"),
+    }
+    tokio::select! {
+        (served, ()) = async { tokio::join!(serving, drain()) } => Ok(served?),
+        () = sleep(drain_timeout) => Err(RunError::DrainTimeout(drain_timeout)),
+        _ = signal() => Err(RunError::Interrupted),
+    }
+}
+
+impl Figures for Server {
+    fn is_ready(&self) -> bool {
+        Self::is_ready(self)
+    }
+
+    fn metrics(&self) -> String {
+        Self::metrics(self)
+    }
+}
+
+/// The signals that ask to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The name of the next signal.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// How an address can be changed: flag and environment variable.
+type Setting = (&'static str, &'static str);
+
+const LISTEN: Setting = ("--listen", "ROOMCAST_LISTEN");
+
+const INTERNAL_LISTEN: Setting = ("--internal-listen", "ROOMCAST_INTERNAL_LISTEN");
+
+fn bind(address: SocketAddr, (flag, variable): Setting) -> Result<TcpListener, RunError> {
+    let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => RunError::InUse {
+            address,
+            flag,
+            variable,
+        },
+        _ => RunError::Listen {
+            address,
+            flag,
+            variable,
+            source,
+        },
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    /// Runs to the end with so many signals, after which none comes.
+    fn supervised(
+        signals: usize,
+        serving: impl Future<Output = io::Result<()>>,
+        drain: impl AsyncFnOnce(),
+        drain_timeout: Duration,
+    ) -> Result<(), RunError> {
+        let mut left = signals;
+        let signal = async || match left.checked_sub(1) {
+            Some(fewer) => {
+                left = fewer;
+                "SIGTERM"
+            }
+            None => pending().await,
+        };
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(supervise(serving, drain, signal, drain_timeout))
+    }
+
+    #[test]
+    fn one_signal_drains_and_ends_well() {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = async move {
+            let _ = stopped.await;
+            Ok(())
+        };
+        let outcome = supervised(1, serving, async || drop(stop), Duration::MAX);
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_second_signal_ends_a_drain_at_once() {
+        let outcome = supervised(2, pending(), async || pending().await, Duration::MAX);
+        assert!(matches!(outcome, Err(RunError::Interrupted)), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_drain_ends_when_its_time_is_up() {
+        let outcome = supervised(1, pending(), async || (), Duration::from_millis(1));
+        let text = outcome.unwrap_err().to_string();
+        assert!(
+            text.contains("--drain-timeout or ROOMCAST_DRAIN_TIMEOUT"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_server_that_stops_by_itself_is_an_error_if_it_says_so() {
+        let broken = ready(Err(io::Error::other("broken")));
+        let outcome = supervised(0, broken, async || (), Duration::MAX);
+        assert_eq!(outcome.unwrap_err().to_string(), "broken");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_the_way_to_choose_another() {
+        let holder = bind(SocketAddr::from(([127, 0, 0, 1], 0)), LISTEN).unwrap();
+        let address = holder.local_addr().unwrap();
+        let text = bind(address, LISTEN).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("{address} is in use")), "{text}");
+        assert!(text.contains("--listen or ROOMCAST_LISTEN"), "{text}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused_with_the_setting() {
+        let text = bind("192.0.2.1:3001".parse().unwrap(), INTERNAL_LISTEN)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.starts_with("cannot listen on 192.0.2.1:3001"),
+            "{text}"
+        );
+        assert!(
+            text.contains("--internal-listen or ROOMCAST_INTERNAL_LISTEN"),
+            "{text}"
+        );
+    }
+}

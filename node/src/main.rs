@@ -1,0 +1,43 @@
+//! The program `roomcast`: reads the command line and hands over to the gateway.
+//!
+//! It owns what a process has once: the allocator, the log, the runtime and the exit status.
+
+mod gateway;
+
+use std::{env, io::Write, process::ExitCode, time::Duration};
+
+use gateway::{Config, Job};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let (config, is_demo) = match gateway::parse(env::args_os()) {
+        Ok(Job::Serve(config)) => (*config, false),
+        Ok(Job::Demo(demo)) => (demo.into(), true),
+        Ok(Job::Options) => return status(gateway::print_table()),
+        Err(usage) => usage.exit(),
+    };
+    gateway::start_logging(config.operation.log_format, &config.operation.log_level);
+    gateway::raise_file_limit();
+    status(serve(config, is_demo))
+}
+
+fn serve(config: Config, is_demo: bool) -> Result<(), gateway::RunError> {
+    let runtime = gateway::runtime(config.operation.workers)?;
+    let outcome = runtime.block_on(gateway::run(config, is_demo));
+    // After a stop cut short, tasks may still hold connections: the process ends all the same.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    outcome
+}
+
+fn status<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Written past the log, since its level may be off.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
