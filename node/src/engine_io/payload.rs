@@ -1,0 +1,233 @@
+//! Several packets in one HTTP body, revision 4: text packets with 0x1e between them.
+//!
+//! Owned by the polling transport. Requests, limits on body sizes and waiting are not known here.
+
+use std::iter::FusedIterator;
+
+use super::packet::{
+    Packet, PacketError, base64_len, decode_text, write_binary_message, write_text_message,
+};
+
+/// How many packets one answer to a GET may hold: python-engineio drops the connection on more.
+///
+/// Bodies that clients POST are not held to it, since Node's client packs without a limit of
+/// this kind; the size of the body bounds them.
+pub(crate) const MAX_PACKETS_PER_BODY: usize = 16;
+
+/// Reads the packets of a POST body in order.
+///
+/// The first error is the last item: the packets before it stand, those after it are not read.
+/// An empty body, and a separator with nothing after it, hold an empty packet, which is an error.
+pub(crate) fn decode(body: &[u8]) -> Packets<'_> {
+    Packets { rest: Some(body) }
+}
+
+/// The packets of a body, see [`decode`].
+#[derive(Debug, Clone)]
+pub(crate) struct Packets<'a> {
+    rest: Option<&'a [u8]>,
+}
+
+impl<'a> Iterator for Packets<'a> {
+    type Item = Result<Packet<'a>, PacketError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let body = self.rest.take()?;
+        // The separator is ASCII, so it never is a part of another character and the body can be
+        // cut before it is known to be UTF-8.
+        let packet = match memchr::memchr(SEPARATOR, body) {
+            Some(at) => {
+                self.rest = Some(&body[at + 1..]);
+                &body[..at]
+            }
+            None => body,
+        };
+        let packet = str::from_utf8(packet)
+            .map_err(|_| PacketError::Utf8)
+            .and_then(decode_text);
+        if packet.is_err() {
+            self.rest = None;
+        }
+        Some(packet)
+    }
+}
+
+impl FusedIterator for Packets<'_> {}
+
+/// The answer to a GET while it is being filled.
+#[derive(Debug, Default)]
+pub(crate) struct BodyWriter {
+    body: Vec<u8>,
+    packets: usize,
+}
+
+impl BodyWriter {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a text message; `text` is UTF-8.
+    pub(crate) fn text_message(&mut self, text: impl AsRef<[u8]>) {
+        self.separate();
+        write_text_message(&mut self.body, text);
+    }
+
+    /// Appends a binary message as base64.
+    pub(crate) fn binary_message(&mut self, bytes: &[u8]) {
+        self.separate();
+        write_binary_message(&mut self.body, bytes);
+    }
+
+    /// Appends any packet.
+    pub(crate) fn packet(&mut self, packet: &Packet<'_>) {
+        self.separate();
+        packet.write(&mut self.body);
+    }
+
+    /// Appends a packet that already has its form in a body: type digit first, or `b` and base64.
+    pub(crate) fn encoded(&mut self, packet: impl AsRef<[u8]>) {
+        self.separate();
+        self.body.extend_from_slice(packet.as_ref());
+    }
+
+    /// The finished body.
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.body
+    }
+
+    /// How long the body is now, in bytes.
+    pub(crate) fn byte_len(&self) -> usize {
+        self.body.len()
+    }
+
+    /// How many packets the body holds now.
+    pub(crate) fn packets(&self) -> usize {
+        self.packets
+    }
+
+    /// Whether the body holds as many packets as every client takes.
+    pub(crate) fn is_full(&self) -> bool {
+        self.packets >= MAX_PACKETS_PER_BODY
+    }
+
+    fn separate(&mut self) {
+        if self.packets > 0 {
+            self.body.push(SEPARATOR);
+        }
+        self.packets += 1;
+    }
+}
+
+/// By how much a text message of so many bytes lengthens a body, at most.
+pub(crate) fn text_message_cost(bytes: usize) -> usize {
+    bytes.saturating_add(SEPARATOR_AND_TYPE)
+}
+
+/// By how much a binary message of so many bytes lengthens a body, at most.
+pub(crate) fn binary_message_cost(bytes: usize) -> usize {
+    base64_len(bytes).saturating_add(SEPARATOR_AND_TYPE)
+}
+
+const SEPARATOR: u8 = 0x1e;
+const SEPARATOR_AND_TYPE: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine_io::packet::Message;
+
+    #[test]
+    fn packets_before_a_bad_one_are_read_and_those_after_it_are_not() {
+        let mut packets = decode(b"4a\x1e4\xff\x1e4b");
+        assert_eq!(packets.next(), Some(Ok(text("a"))));
+        assert_eq!(packets.next(), Some(Err(PacketError::Utf8)));
+        assert_eq!(packets.next(), None);
+        assert_eq!(packets.next(), None);
+    }
+
+    #[test]
+    fn an_empty_body_and_a_trailing_separator_are_errors() {
+        assert_eq!(decode(b"").collect::<Vec<_>>(), [Err(PacketError::Empty)]);
+        assert_eq!(
+            decode(b"\x1e").collect::<Vec<_>>(),
+            [Err(PacketError::Empty)]
+        );
+        assert_eq!(
+            decode(b"6\x1e").collect::<Vec<_>>(),
+            [Ok(Packet::Noop), Err(PacketError::Empty)]
+        );
+    }
+
+    #[test]
+    fn a_post_may_hold_more_packets_than_an_answer() {
+        let body = vec!["4x"; 10 * MAX_PACKETS_PER_BODY].join("\x1e");
+        assert_eq!(decode(body.as_bytes()).filter(Result::is_ok).count(), 160);
+    }
+
+    #[test]
+    fn a_body_is_written_in_order_and_counted() {
+        let mut body = BodyWriter::new();
+        assert_eq!((body.byte_len(), body.packets()), (0, 0));
+        body.text_message("a\u{e9}");
+        body.binary_message(&[1, 2, 3]);
+        body.packet(&Packet::Ping(""));
+        body.encoded("6");
+        assert_eq!((body.byte_len(), body.packets()), (14, 4));
+        assert_eq!(body.finish(), "4a\u{e9}\x1ebAQID\x1e2\x1e6".as_bytes());
+    }
+
+    #[test]
+    fn a_body_is_full_at_the_limit_of_the_strictest_client() {
+        let mut body = BodyWriter::new();
+        for _ in 1..MAX_PACKETS_PER_BODY {
+            body.text_message("");
+        }
+        assert!(!body.is_full());
+        body.text_message("");
+        assert!(body.is_full());
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_to_its_end_without_panic(body: Vec<u8>) {
+            let separators = body.iter().filter(|&&byte| byte == 0x1e).count();
+            let packets: Vec<_> = decode(&body).collect();
+            prop_assert!(packets.len() <= separators + 1);
+            prop_assert!(packets.iter().rev().skip(1).all(Result::is_ok));
+        }
+
+        #[test]
+        fn a_written_body_reads_back_and_costs_what_was_foretold(
+            messages in prop::collection::vec((any::<bool>(), "[^\x1e]{0,20}"), 1..20),
+        ) {
+            let mut body = BodyWriter::new();
+            let mut cost = 0;
+            let mut expected = Vec::new();
+            for (binary, data) in &messages {
+                if *binary {
+                    body.binary_message(data.as_bytes());
+                    cost += binary_message_cost(data.len());
+                    let data = Cow::Borrowed(data.as_bytes());
+                    expected.push(Ok(Packet::Message(Message::Binary(data))));
+                } else {
+                    body.text_message(data);
+                    cost += text_message_cost(data.len());
+                    expected.push(Ok(text(data)));
+                }
+            }
+            // The first packet has no separator before it.
+            prop_assert_eq!(body.byte_len() + 1, cost);
+            prop_assert_eq!(body.packets(), messages.len());
+            let body = body.finish();
+            prop_assert_eq!(decode(&body).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    fn text(data: &str) -> Packet<'_> {
+        Packet::Message(Message::Text(Cow::Borrowed(data)))
+    }
+}
