@@ -35,7 +35,7 @@ impl<'a> Iterator for Packets<'a> {
         let body = self.rest.take()?;
         // The separator is ASCII, so it never is a part of another character and the body can be
         // cut before it is known to be UTF-8.
-        let packet = match memchr::memchr(SEPARATOR, body) {
+        let packet = match body.iter().position(|&byte| byte == SEPARATOR) {
             Some(at) => {
                 self.rest = Some(&body[at + 1..]);
                 &body[..at]
