@@ -1,0 +1,249 @@
+//! From the canonical form of arguments to a value.
+//!
+//! The type that is asked for decides: a tuple takes the list, `()` nothing, anything else the
+//! first argument. Without attachments the values are read straight from the text; with them, from
+//! a tree in which placeholders have become binary (see `tree`).
+
+mod tree;
+
+use std::cell::Cell;
+use std::fmt::{self, Display};
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use serde::de::{
+    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny,
+    SeqAccess, Visitor,
+};
+use serde::forward_to_deserialize_any;
+use serde_json::Value;
+
+use self::tree::Tree;
+use super::ArgsError;
+
+pub(super) fn decode<T: DeserializeOwned>(
+    json: &str,
+    attachments: &[Bytes],
+) -> Result<T, ArgsError> {
+    let read = || {
+        if attachments.is_empty() {
+            let mut text = serde_json::Deserializer::from_str(json);
+            let value = arguments(&mut text)?;
+            text.end()?;
+            Ok(value)
+        } else {
+            arguments(Tree::new(serde_json::from_str(json)?, attachments))
+        }
+    };
+    read().map_err(ArgsError::Decode)
+}
+
+/// Reads `T` from a deserializer of the whole array.
+fn arguments<'de, T: DeserializeOwned, D: Deserializer<'de>>(array: D) -> Result<T, D::Error> {
+    match Shape::of::<T>() {
+        Shape::None => {
+            IgnoredAny::deserialize(array)?;
+            null()
+        }
+        Shape::List => T::deserialize(List(array)),
+        Shape::One => array.deserialize_seq(First(PhantomData)),
+    }
+}
+
+/// What JavaScript calls an undefined argument.
+fn null<T: DeserializeOwned, E: serde::de::Error>() -> Result<T, E> {
+    T::deserialize(Value::Null).map_err(E::custom)
+}
+
+/// How many arguments a type takes.
+#[derive(Clone, Copy)]
+enum Shape {
+    None,
+    One,
+    List,
+}
+
+impl Shape {
+    /// Asks the type for its first wish and refuses to fulfil it. Optimized builds know the answer
+    /// at compile time.
+    fn of<T: DeserializeOwned>() -> Self {
+        let shape = Cell::new(Self::One);
+        drop(T::deserialize(Probe(&shape)));
+        shape.get()
+    }
+}
+
+struct Probe<'a>(&'a Cell<Shape>);
+
+impl<'de> Deserializer<'de> for Probe<'_> {
+    type Error = Probed;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Probed> {
+        Err(Probed)
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Probed> {
+        self.0.set(Shape::None);
+        Err(Probed)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Probed> {
+        self.0.set(Shape::List);
+        Err(Probed)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Probed> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit_struct seq tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+/// The probe has its answer.
+#[derive(Debug)]
+struct Probed;
+
+impl Display for Probed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("probed")
+    }
+}
+
+impl std::error::Error for Probed {}
+
+impl serde::de::Error for Probed {
+    fn custom<T: Display>(_: T) -> Self {
+        Self
+    }
+}
+
+/// Hands the elements of the array to a tuple, however many newtypes are around it.
+struct List<D>(D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for List<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        len: usize,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.0.deserialize_seq(Spread { visitor, len })
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit unit_struct seq tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+struct Spread<V> {
+    visitor: V,
+    len: usize,
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Spread<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array of arguments")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<V::Value, A::Error> {
+        let value = self.visitor.visit_seq(Padded {
+            seq: &mut seq,
+            missing: self.len,
+        })?;
+        ignore_surplus(seq)?;
+        Ok(value)
+    }
+}
+
+/// Exactly as many elements as are asked for: those of the array, then nulls.
+struct Padded<'a, A> {
+    seq: &'a mut A,
+    missing: usize,
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Padded<'_, A> {
+    type Error = A::Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, A::Error> {
+        let Some(missing) = self.missing.checked_sub(1) else {
+            return Ok(None);
+        };
+        self.missing = missing;
+        let mut seed = Some(seed);
+        if let Some(value) = self.seq.next_element_seed(Lent(&mut seed))? {
+            return Ok(Some(value));
+        }
+        let seed = seed
+            .take()
+            .expect("a sequence at its end has not used the seed");
+        seed.deserialize(Value::Null)
+            .map(Some)
+            .map_err(A::Error::custom)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.missing)
+    }
+}
+
+/// A seed that stays with its owner if there is no element for it.
+struct Lent<'a, S>(&'a mut Option<S>);
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Lent<'_, S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
+        let seed = self.0.take().expect("a seed is used once");
+        seed.deserialize(deserializer)
+    }
+}
+
+/// Takes the first element.
+struct First<T>(PhantomData<T>);
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for First<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array of arguments")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
+        let Some(first) = seq.next_element()? else {
+            return null();
+        };
+        ignore_surplus(seq)?;
+        Ok(first)
+    }
+}
+
+fn ignore_surplus<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<(), A::Error> {
+    while seq.next_element::<IgnoredAny>()?.is_some() {}
+    Ok(())
+}

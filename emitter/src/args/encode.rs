@@ -1,0 +1,218 @@
+//! From a value to the canonical form of arguments.
+//!
+//! The values themselves are written by `serde_json`; its formatter is where bytes become
+//! attachments. Around it stands a thin serializer that looks at the outermost value alone: is it
+//! a list of arguments, none, or one?
+
+use std::fmt::Display;
+use std::io;
+
+use bytes::{Buf, Bytes};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::Error;
+use serde_json::ser::{Compound, Formatter};
+
+use super::ArgsError;
+
+/// The JSON array of the arguments, and their attachments.
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Bytes, Vec<Bytes>), ArgsError> {
+    // One bracket is written ahead. A list brings its own, and then that first byte is dropped.
+    let mut json = Vec::with_capacity(ROOM);
+    json.push(b'[');
+    let mut attachments = Vec::new();
+    let mut shape = Shape::One;
+    let formatter = Placeholders {
+        attachments: &mut attachments,
+    };
+    let mut serializer = serde_json::Serializer::with_formatter(&mut json, formatter);
+    value
+        .serialize(Outermost {
+            json: &mut serializer,
+            shape: &mut shape,
+        })
+        .map_err(ArgsError::Encode)?;
+    if shape != Shape::List {
+        json.push(b']');
+    }
+    let mut json = Bytes::from(json);
+    if shape == Shape::List {
+        json.advance(1);
+    }
+    Ok((json, attachments))
+}
+
+/// Most arguments fit; longer ones grow.
+const ROOM: usize = 128;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    One,
+    List,
+}
+
+/// JSON as `serde_json` writes it, with bytes set aside.
+struct Placeholders<'a> {
+    attachments: &'a mut Vec<Bytes>,
+}
+
+impl Formatter for Placeholders<'_> {
+    fn write_byte_array<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        value: &[u8],
+    ) -> io::Result<()> {
+        write!(
+            writer,
+            r#"{{"_placeholder":true,"num":{}}}"#,
+            self.attachments.len()
+        )?;
+        self.attachments.push(Bytes::copy_from_slice(value));
+        Ok(())
+    }
+}
+
+/// Sees the outermost value, notes its shape and hands it on.
+struct Outermost<'a, W, F> {
+    json: &'a mut serde_json::Serializer<W, F>,
+    shape: &'a mut Shape,
+}
+
+macro_rules! one_argument {
+    ($($method:ident($type:ty))*) => {
+        $(fn $method(self, value: $type) -> Result<(), Error> {
+            self.json.$method(value)
+        })*
+    };
+}
+
+impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
+    type Ok = ();
+    type Error = Error;
+    type SerializeSeq = Compound<'a, W, F>;
+    type SerializeTuple = Compound<'a, W, F>;
+    type SerializeTupleStruct = Compound<'a, W, F>;
+    type SerializeTupleVariant = Compound<'a, W, F>;
+    type SerializeMap = Compound<'a, W, F>;
+    type SerializeStruct = Compound<'a, W, F>;
+    type SerializeStructVariant = Compound<'a, W, F>;
+
+    one_argument! {
+        serialize_bool(bool)
+        serialize_i8(i8) serialize_i16(i16) serialize_i32(i32) serialize_i64(i64)
+        serialize_i128(i128)
+        serialize_u8(u8) serialize_u16(u16) serialize_u32(u32) serialize_u64(u64)
+        serialize_u128(u128)
+        serialize_f32(f32) serialize_f64(f64)
+        serialize_char(char) serialize_str(&str) serialize_bytes(&[u8])
+        serialize_unit_struct(&'static str)
+    }
+
+    fn serialize_unit(self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn serialize_tuple(self, len: usize) -> Result<Self::SerializeTuple, Error> {
+        *self.shape = Shape::List;
+        self.json.serialize_tuple(len)
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), Error> {
+        // An extension of MessagePack, which `Value` can hold, is one value with two parts.
+        if name == "_ExtStruct" {
+            value.serialize(self.json)
+        } else {
+            value.serialize(self)
+        }
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<(), Error> {
+        match (name, variant) {
+            ("Result", "Ok") => value.serialize(self),
+            ("Result", "Err") => {
+                let mut object = self.json.serialize_map(Some(1))?;
+                object.serialize_entry("error", value)?;
+                object.end()
+            }
+            _ => self
+                .json
+                .serialize_newtype_variant(name, index, variant, value),
+        }
+    }
+
+    fn serialize_none(self) -> Result<(), Error> {
+        self.json.serialize_none()
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Error> {
+        self.json.serialize_some(value)
+    }
+
+    fn serialize_unit_variant(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+    ) -> Result<(), Error> {
+        self.json.serialize_unit_variant(name, index, variant)
+    }
+
+    fn serialize_seq(self, len: Option<usize>) -> Result<Self::SerializeSeq, Error> {
+        self.json.serialize_seq(len)
+    }
+
+    fn serialize_tuple_struct(
+        self,
+        name: &'static str,
+        len: usize,
+    ) -> Result<Self::SerializeTupleStruct, Error> {
+        self.json.serialize_tuple_struct(name, len)
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<Self::SerializeTupleVariant, Error> {
+        self.json.serialize_tuple_variant(name, index, variant, len)
+    }
+
+    fn serialize_map(self, len: Option<usize>) -> Result<Self::SerializeMap, Error> {
+        self.json.serialize_map(len)
+    }
+
+    fn serialize_struct(
+        self,
+        name: &'static str,
+        len: usize,
+    ) -> Result<Self::SerializeStruct, Error> {
+        self.json.serialize_struct(name, len)
+    }
+
+    fn serialize_struct_variant(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<Self::SerializeStructVariant, Error> {
+        self.json
+            .serialize_struct_variant(name, index, variant, len)
+    }
+
+    fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), Error> {
+        self.json.collect_str(value)
+    }
+}

@@ -1,0 +1,544 @@
+//! JSON text, read token by token.
+//!
+//! The one place in the workspace that knows JSON's grammar. It accepts what `JSON.parse` accepts:
+//! numbers of any size and escapes of lone surrogates included, which typed decoding refuses later.
+//! No recursion, no allocation, and it never looks at a byte twice; it does not build a tree.
+
+use std::borrow::Cow;
+
+/// How deep arrays and objects may nest at most, whatever limit is asked for: one bit each of a
+/// `u128` says which of the two is open. Typed decoding with `serde_json` stops at the same depth.
+pub const MAX_DEPTH: usize = 128;
+
+/// Why a text is not JSON that we take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JsonError {
+    /// The text breaks the grammar at this byte, or ends too early.
+    #[error("invalid JSON at byte {at}")]
+    Syntax {
+        /// Offset in bytes.
+        at: usize,
+    },
+    /// Arrays and objects nest deeper than the limit.
+    #[error("JSON nested deeper than {limit}")]
+    TooDeep {
+        /// The limit that was reached.
+        limit: usize,
+    },
+}
+
+/// One piece of JSON. Commas and colons are checked, but not reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token<'a> {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A number, as it is written.
+    Number(&'a str),
+    /// A string value: what stands between the quotes, escapes untouched (see [`unescape`]).
+    String(&'a str),
+    /// The name of an object's member, escapes untouched.
+    Key(&'a str),
+    /// `[`
+    BeginArray,
+    /// `]`
+    EndArray,
+    /// `{`
+    BeginObject,
+    /// `}`
+    EndObject,
+}
+
+/// Reads the tokens of one JSON text.
+#[derive(Debug)]
+pub struct Tokens<'a> {
+    text: &'a str,
+    at: usize,
+    start: usize,
+    /// Bit 0 is the innermost container: 1 for an object.
+    open: u128,
+    depth: usize,
+    max_depth: usize,
+    expect: Expect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Value,
+    ValueOrEnd,
+    Key,
+    KeyOrEnd,
+    CommaOrEnd,
+    Nothing,
+}
+
+impl<'a> Tokens<'a> {
+    /// Starts at the beginning of `text`. A `max_depth` above [`MAX_DEPTH`] counts as that.
+    pub fn new(text: &'a str, max_depth: usize) -> Self {
+        let max_depth = max_depth.min(MAX_DEPTH);
+        Self {
+            text,
+            at: 0,
+            start: 0,
+            open: 0,
+            depth: 0,
+            max_depth,
+            expect: Expect::Value,
+        }
+    }
+
+    /// The next token; `None` once the text has ended where it may.
+    pub fn token(&mut self) -> Result<Option<Token<'a>>, JsonError> {
+        let mut byte = self.next_visible();
+        if self.expect == Expect::CommaOrEnd && byte == Some(b',') {
+            self.at += 1;
+            byte = self.next_visible();
+            self.expect = if self.in_object() {
+                Expect::Key
+            } else {
+                Expect::Value
+            };
+        }
+        self.start = self.at;
+        let Some(byte) = byte else {
+            return if self.expect == Expect::Nothing {
+                Ok(None)
+            } else {
+                Err(self.syntax())
+            };
+        };
+        match (self.expect, byte) {
+            (Expect::Value | Expect::ValueOrEnd, _) if byte != b']' => self.value(byte).map(Some),
+            (Expect::Key | Expect::KeyOrEnd, b'"') => self.key().map(Some),
+            (Expect::ValueOrEnd, b']') => Ok(Some(self.close(Token::EndArray))),
+            (Expect::KeyOrEnd, b'}') => Ok(Some(self.close(Token::EndObject))),
+            (Expect::CommaOrEnd, b'}') if self.in_object() => {
+                Ok(Some(self.close(Token::EndObject)))
+            }
+            (Expect::CommaOrEnd, b']') if !self.in_object() => {
+                Ok(Some(self.close(Token::EndArray)))
+            }
+            _ => Err(self.syntax()),
+        }
+    }
+
+    /// Checks the rest of the text.
+    pub fn finish(mut self) -> Result<(), JsonError> {
+        while self.token()?.is_some() {}
+        Ok(())
+    }
+
+    /// Where the latest token started, in bytes.
+    #[inline]
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Where reading goes on, in bytes: right behind the latest token.
+    #[inline]
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// How many arrays and objects are open.
+    #[inline]
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    #[inline]
+    fn value(&mut self, byte: u8) -> Result<Token<'a>, JsonError> {
+        let token = match byte {
+            b'"' => Token::String(self.string()?),
+            b'{' => return self.open(Token::BeginObject),
+            b'[' => return self.open(Token::BeginArray),
+            b'-' | b'0'..=b'9' => self.number()?,
+            b't' => self.literal("true", Token::Bool(true))?,
+            b'f' => self.literal("false", Token::Bool(false))?,
+            b'n' => self.literal("null", Token::Null)?,
+            _ => return Err(self.syntax()),
+        };
+        self.after_value();
+        Ok(token)
+    }
+
+    fn key(&mut self) -> Result<Token<'a>, JsonError> {
+        let key = self.string()?;
+        if self.next_visible() != Some(b':') {
+            return Err(self.syntax());
+        }
+        self.at += 1;
+        self.expect = Expect::Value;
+        Ok(Token::Key(key))
+    }
+
+    fn string(&mut self) -> Result<&'a str, JsonError> {
+        let start = self.at + 1;
+        let end = string_end(self.text.as_bytes(), start).map_err(|at| JsonError::Syntax { at })?;
+        self.at = end + 1;
+        Ok(&self.text[start..end])
+    }
+
+    fn number(&mut self) -> Result<Token<'a>, JsonError> {
+        let start = self.at;
+        let end = number_end(self.text.as_bytes(), start).map_err(|at| JsonError::Syntax { at })?;
+        self.at = end;
+        Ok(Token::Number(&self.text[start..end]))
+    }
+
+    fn literal(&mut self, literal: &str, token: Token<'a>) -> Result<Token<'a>, JsonError> {
+        if !self.text.as_bytes()[self.at..].starts_with(literal.as_bytes()) {
+            return Err(self.syntax());
+        }
+        self.at += literal.len();
+        Ok(token)
+    }
+
+    fn open(&mut self, token: Token<'a>) -> Result<Token<'a>, JsonError> {
+        if self.depth == self.max_depth {
+            return Err(JsonError::TooDeep {
+                limit: self.max_depth,
+            });
+        }
+        let object = token == Token::BeginObject;
+        self.open = self.open << 1 | u128::from(object);
+        self.depth += 1;
+        self.at += 1;
+        self.expect = if object {
+            Expect::KeyOrEnd
+        } else {
+            Expect::ValueOrEnd
+        };
+        Ok(token)
+    }
+
+    fn close(&mut self, token: Token<'a>) -> Token<'a> {
+        self.open >>= 1;
+        self.depth -= 1;
+        self.at += 1;
+        self.after_value();
+        token
+    }
+
+    fn after_value(&mut self) {
+        self.expect = if self.depth == 0 {
+            Expect::Nothing
+        } else {
+            Expect::CommaOrEnd
+        };
+    }
+
+    fn in_object(&self) -> bool {
+        self.open & 1 == 1
+    }
+
+    #[inline]
+    fn next_visible(&mut self) -> Option<u8> {
+        let bytes = self.text.as_bytes();
+        while let Some(&byte) = bytes.get(self.at) {
+            if !is_space(byte) {
+                return Some(byte);
+            }
+            self.at += 1;
+        }
+        None
+    }
+
+    fn syntax(&self) -> JsonError {
+        JsonError::Syntax { at: self.at }
+    }
+}
+
+/// Whether JSON counts `byte` as white space between tokens.
+#[inline]
+pub fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// The text that a string token stands for. Halves of surrogate pairs, which JavaScript strings
+/// may hold and UTF-8 cannot, become U+FFFD.
+pub fn unescape(raw: &str) -> Cow<'_, str> {
+    let Some(first) = raw.find('\\') else {
+        return Cow::Borrowed(raw);
+    };
+    let mut text = String::with_capacity(raw.len());
+    text.push_str(&raw[..first]);
+    let mut rest = &raw[first..];
+    while let Some(escape) = rest.strip_prefix('\\') {
+        rest = unescape_one(escape, &mut text);
+        let plain = rest.find('\\').unwrap_or(rest.len());
+        text.push_str(&rest[..plain]);
+        rest = &rest[plain..];
+    }
+    Cow::Owned(text)
+}
+
+/// Appends what the escape at the start of `escape` (its backslash is gone) means; returns the rest.
+fn unescape_one<'a>(escape: &'a str, text: &mut String) -> &'a str {
+    let mut chars = escape.chars();
+    let plain = match chars.next() {
+        Some('b') => '\u{8}',
+        Some('f') => '\u{c}',
+        Some('n') => '\n',
+        Some('r') => '\r',
+        Some('t') => '\t',
+        Some('u') => return unescape_unicode(chars.as_str(), text),
+        Some(other) => other,
+        None => return "",
+    };
+    text.push(plain);
+    chars.as_str()
+}
+
+fn unescape_unicode<'a>(digits: &'a str, text: &mut String) -> &'a str {
+    let Some((unit, rest)) = hex_unit(digits) else {
+        text.push(char::REPLACEMENT_CHARACTER);
+        return digits;
+    };
+    if let Some((low, after)) = rest.strip_prefix("\\u").and_then(hex_unit)
+        && let Some(Ok(pair)) = char::decode_utf16([unit, low]).next()
+        && u32::from(pair) > 0xffff
+    {
+        text.push(pair);
+        return after;
+    }
+    text.push(char::from_u32(u32::from(unit)).unwrap_or(char::REPLACEMENT_CHARACTER));
+    rest
+}
+
+fn hex_unit(digits: &str) -> Option<(u16, &str)> {
+    let (head, rest) = digits.split_at_checked(4)?;
+    Some((u16::from_str_radix(head, 16).ok()?, rest))
+}
+
+/// Finds the closing quote of the string whose first character is at `at`; fails with the offset
+/// of what must not stand there.
+fn string_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
+    loop {
+        while let Some(chunk) = bytes[at..].first_chunk::<8>() {
+            let special = special_bytes(u64::from_le_bytes(*chunk));
+            if special != 0 {
+                at += special.trailing_zeros() as usize / 8;
+                break;
+            }
+            at += 8;
+        }
+        match bytes.get(at) {
+            Some(b'"') => return Ok(at),
+            Some(b'\\') => at = escape_end(bytes, at)?,
+            Some(0x20..) => at += 1,
+            _ => return Err(at),
+        }
+    }
+}
+
+/// Marks (with the high bit of its byte) the first byte of `word` that needs a look: a quote, a
+/// backslash or a control character. Marks above the first may be wrong, since subtraction borrows.
+fn special_bytes(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = ONES << 7;
+    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word & HIGH;
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    below(word, 0x20) | equal(b'"') | equal(b'\\')
+}
+
+fn escape_end(bytes: &[u8], at: usize) -> Result<usize, usize> {
+    match bytes.get(at + 1) {
+        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
+        Some(b'u') => match bytes.get(at + 2..at + 6) {
+            Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => Ok(at + 6),
+            _ => Err(at),
+        },
+        _ => Err(at),
+    }
+}
+
+fn number_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
+    if bytes.get(at) == Some(&b'-') {
+        at += 1;
+    }
+    at = match bytes.get(at) {
+        Some(b'0') => at + 1,
+        _ => digits_end(bytes, at)?,
+    };
+    if bytes.get(at) == Some(&b'.') {
+        at = digits_end(bytes, at + 1)?;
+    }
+    if let Some(b'e' | b'E') = bytes.get(at) {
+        let signed = matches!(bytes.get(at + 1), Some(b'+' | b'-'));
+        at = digits_end(bytes, at + 1 + usize::from(signed))?;
+    }
+    Ok(at)
+}
+
+/// Behind the digits at `at`, of which there must be one.
+fn digits_end(bytes: &[u8], at: usize) -> Result<usize, usize> {
+    let digits = bytes[at..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    if digits == 0 {
+        Err(at)
+    } else {
+        Ok(at + digits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(text: &str) -> Result<Vec<Token<'_>>, JsonError> {
+        let mut tokens = Tokens::new(text, MAX_DEPTH);
+        let mut all = Vec::new();
+        while let Some(token) = tokens.token()? {
+            all.push(token);
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn tokens_come_in_the_order_of_the_text() {
+        use Token::*;
+        let text = " [1 , {\"a\" : null,\"b\":[]} ,\"x\\n\",true,{}] ";
+        let expected = vec![
+            BeginArray,
+            Number("1"),
+            BeginObject,
+            Key("a"),
+            Null,
+            Key("b"),
+            BeginArray,
+            EndArray,
+            EndObject,
+            String("x\\n"),
+            Bool(true),
+            BeginObject,
+            EndObject,
+            EndArray,
+        ];
+        assert_eq!(tokens(text), Ok(expected));
+    }
+
+    #[test]
+    fn what_json_parse_accepts_is_accepted() {
+        for text in [
+            "0",
+            "-0",
+            "-0.0e+00",
+            "1e999999",
+            "123456789012345678901234567890",
+            "\"\\ud800\"",
+            "\"\\u0000\\/\"",
+            "\"\u{7f}\u{2028}\"",
+            "\t\r\n []",
+            "{\"\":0,\"\":1}",
+        ] {
+            assert!(tokens(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_json_parse_refuses_is_refused() {
+        for text in [
+            "",
+            " ",
+            "[",
+            "]",
+            "[1",
+            "[1,",
+            "[1,]",
+            "[,1]",
+            "[1 2]",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{a:1}",
+            "{\"a\":1,}",
+            "{1:1}",
+            "[1}",
+            "{\"a\":1]",
+            "01",
+            "-",
+            "+1",
+            ".5",
+            "1.",
+            "1e",
+            "1e+",
+            "--1",
+            "\"",
+            "\"a",
+            "\"\\x\"",
+            "\"\\u12g4\"",
+            "\"\\u123",
+            "\"\n\"",
+            "\"\\",
+            "nul",
+            "truex",
+            "NaN",
+            "'a'",
+            "\u{a0}1",
+            "1 1",
+            "[]]",
+            "\u{feff}[]",
+            "{,}",
+            "[:]",
+            "{\"a\",1}",
+        ] {
+            assert!(tokens(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_special_byte_is_found_at_every_place_of_a_word() {
+        for at in 0..20 {
+            for special in ["\"", "\u{1f}", "\\"] {
+                let text = format!("\"{}{special}\"", "x".repeat(at));
+                assert!(tokens(&text).is_err(), "{text:?}");
+            }
+            let text = format!("\"{}\"", "x".repeat(at));
+            assert_eq!(tokens(&text), Ok(vec![Token::String(&text[1..=at])]));
+        }
+        assert!(tokens("\"ééééééééé\\\"é\"").is_ok());
+    }
+
+    #[test]
+    fn the_depth_limit_is_exact() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        let check = |depth, limit| {
+            let text = nested(depth);
+            let mut tokens = Tokens::new(&text, limit);
+            loop {
+                match tokens.token() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        assert_eq!(check(3, 3), Ok(()));
+        assert_eq!(check(4, 3), Err(JsonError::TooDeep { limit: 3 }));
+        assert_eq!(check(MAX_DEPTH, usize::MAX), Ok(()));
+        assert_eq!(
+            check(MAX_DEPTH + 1, usize::MAX),
+            Err(JsonError::TooDeep { limit: MAX_DEPTH })
+        );
+    }
+
+    #[test]
+    fn escapes_are_resolved_and_lone_surrogates_replaced() {
+        for (raw, text) in [
+            ("plain", "plain"),
+            (r#"a\"\\\/\b\f\n\r\tz"#, "a\"\\/\u{8}\u{c}\n\r\tz"),
+            (r"\u00e9\u20AC", "é€"),
+            (r"\ud83d\ude00!", "😀!"),
+            (r"\ud800", "\u{fffd}"),
+            (r"a\ud800b\udc00", "a\u{fffd}b\u{fffd}"),
+            (r"\ud800\u0041", "\u{fffd}A"),
+            (r"\ud800\ud83d\ude00", "\u{fffd}😀"),
+        ] {
+            assert_eq!(unescape(raw), text, "{raw}");
+        }
+    }
+}

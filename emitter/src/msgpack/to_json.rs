@@ -1,0 +1,242 @@
+//! From MessagePack to the canonical form.
+//!
+//! One pass without recursion; what is open stands in a list that the depth limit bounds. Each
+//! byte of input becomes at most six of JSON, except binary, whose number is limited.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::date::append_date;
+use super::{MsgpackError, Reader, Token};
+use crate::args::json::MAX_DEPTH;
+use crate::args::{Args, ArgsError, placeholders};
+
+/// What a value may cost at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TranscodeLimits {
+    /// How deep arrays and maps may nest; more than [`MAX_DEPTH`] counts as that.
+    pub depth: usize,
+    /// How many binary parts there may be.
+    pub attachments: usize,
+}
+
+/// Unlimited attachments, for peers that are trusted: their messages are limited in bytes.
+impl Default for TranscodeLimits {
+    fn default() -> Self {
+        Self {
+            depth: MAX_DEPTH,
+            attachments: usize::MAX,
+        }
+    }
+}
+
+/// Reads one value as JSON text and attachments. Bytes behind it stay with the reader.
+///
+/// Binary becomes a placeholder, `undefined` null, dates of either notepack ISO strings, any other
+/// extension an array of its type and its bytes. Keys that are not text become it. NaN and the
+/// infinities are null. Data that would read as a placeholder beside real ones is refused.
+pub fn msgpack_to_json(
+    reader: &mut Reader<'_>,
+    limits: TranscodeLimits,
+) -> Result<(String, Vec<Bytes>), MsgpackError> {
+    let mut writer = Writer::new(limits);
+    writer.value(reader)?;
+    writer.checked()
+}
+
+/// Reads an array as arguments.
+pub fn read_args(reader: &mut Reader<'_>, limits: TranscodeLimits) -> Result<Args, MsgpackError> {
+    let len = reader.read_array_len()?;
+    list(reader, len, limits)
+}
+
+/// Reads an array whose first element is the name of an event. The name may be a number, as
+/// Socket.IO allows: then its text.
+pub fn read_event<'a>(
+    reader: &mut Reader<'a>,
+    limits: TranscodeLimits,
+) -> Result<(Cow<'a, str>, Args), MsgpackError> {
+    const EXPECTED: MsgpackError = MsgpackError::UnexpectedType {
+        expected: "an event's name",
+    };
+    let len = reader.read_array_len()?.checked_sub(1).ok_or(EXPECTED)?;
+    let name = match reader.token()? {
+        Token::Str(bytes) => String::from_utf8_lossy(bytes),
+        number @ (Token::Uint(_) | Token::Int(_) | Token::Float(_)) => key_text(number)?,
+        _ => return Err(EXPECTED),
+    };
+    Ok((name, list(reader, len, limits)?))
+}
+
+fn list(
+    reader: &mut Reader<'_>,
+    len: usize,
+    limits: TranscodeLimits,
+) -> Result<Args, MsgpackError> {
+    let mut writer = Writer::new(limits);
+    writer.open(Open {
+        left: len,
+        map: false,
+    })?;
+    writer.rest(reader)?;
+    Ok(Args::sealed(writer.json.into(), writer.attachments)?)
+}
+
+struct Writer {
+    json: Vec<u8>,
+    attachments: Vec<Bytes>,
+    open: Vec<Open>,
+    limits: TranscodeLimits,
+}
+
+/// A container, and how many of its elements or pairs are still to come.
+struct Open {
+    left: usize,
+    map: bool,
+}
+
+impl Writer {
+    fn new(limits: TranscodeLimits) -> Self {
+        let limits = TranscodeLimits {
+            depth: limits.depth.min(MAX_DEPTH),
+            ..limits
+        };
+        Self {
+            json: Vec::new(),
+            attachments: Vec::new(),
+            open: Vec::new(),
+            limits,
+        }
+    }
+
+    fn value(&mut self, reader: &mut Reader<'_>) -> Result<(), MsgpackError> {
+        let token = reader.token()?;
+        self.token(token)?;
+        self.rest(reader)
+    }
+
+    /// Reads until all that is open has been closed.
+    fn rest(&mut self, reader: &mut Reader<'_>) -> Result<(), MsgpackError> {
+        while let Some(inner) = self.open.last_mut() {
+            if inner.left == 0 {
+                self.json.push(if inner.map { b'}' } else { b']' });
+                self.open.pop();
+                continue;
+            }
+            inner.left -= 1;
+            let map = inner.map;
+            if !matches!(self.json.last(), Some(b'[' | b'{')) {
+                self.json.push(b',');
+            }
+            if map {
+                let key = key_text(reader.token()?)?;
+                self.text(&key);
+                self.json.push(b':');
+            }
+            let token = reader.token()?;
+            self.token(token)?;
+        }
+        Ok(())
+    }
+
+    fn token(&mut self, token: Token<'_>) -> Result<(), MsgpackError> {
+        match token {
+            Token::Nil | Token::Undefined => self.json.extend_from_slice(b"null"),
+            Token::Bool(value) => self.json.extend_from_slice(bool_text(value).as_bytes()),
+            Token::Uint(value) => self.number(value),
+            Token::Int(value) => self.number(value),
+            Token::Float(value) => self.float(value),
+            Token::Str(bytes) => self.text(&String::from_utf8_lossy(bytes)),
+            Token::Bin(bytes) => self.binary(bytes)?,
+            Token::Array(left) => self.open(Open { left, map: false })?,
+            Token::Map(left) => self.open(Open { left, map: true })?,
+            Token::Date(milliseconds) => append_date(&mut self.json, milliseconds),
+            Token::Ext(kind, bytes) => {
+                self.json.push(b'[');
+                self.number(kind);
+                self.json.push(b',');
+                self.binary(bytes)?;
+                self.json.push(b']');
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, container: Open) -> Result<(), MsgpackError> {
+        if self.open.len() >= self.limits.depth {
+            return Err(MsgpackError::TooDeep {
+                limit: self.limits.depth,
+            });
+        }
+        self.json.push(if container.map { b'{' } else { b'[' });
+        self.open.push(container);
+        Ok(())
+    }
+
+    fn binary(&mut self, bytes: &[u8]) -> Result<(), MsgpackError> {
+        if self.attachments.len() >= self.limits.attachments {
+            return Err(MsgpackError::TooManyAttachments {
+                limit: self.limits.attachments,
+            });
+        }
+        self.json
+            .extend_from_slice(br#"{"_placeholder":true,"num":"#);
+        self.number(self.attachments.len() as u64);
+        self.json.push(b'}');
+        self.attachments.push(Bytes::copy_from_slice(bytes));
+        Ok(())
+    }
+
+    fn text(&mut self, text: &str) {
+        serde_json::to_writer(&mut self.json, text).expect("text is JSON, and memory takes it");
+    }
+
+    fn number(&mut self, value: impl serde::Serialize) {
+        serde_json::to_writer(&mut self.json, &value).expect("a number is JSON");
+    }
+
+    fn float(&mut self, value: f64) {
+        match whole(value) {
+            Some(value) => self.number(value),
+            None => self.number(value),
+        }
+    }
+
+    fn checked(self) -> Result<(String, Vec<Bytes>), MsgpackError> {
+        let json = String::from_utf8(self.json).expect("JSON is written as UTF-8");
+        let attachments = self.attachments.len();
+        if attachments > 0 && placeholders(&json, attachments).ok() != Some(attachments) {
+            return Err(ArgsError::AmbiguousPlaceholder { attachments }.into());
+        }
+        Ok((json, self.attachments))
+    }
+}
+
+/// What JavaScript would use as the name of a property.
+fn key_text(token: Token<'_>) -> Result<Cow<'_, str>, MsgpackError> {
+    Ok(match token {
+        Token::Str(bytes) | Token::Bin(bytes) => String::from_utf8_lossy(bytes),
+        Token::Nil => "null".into(),
+        Token::Undefined => "undefined".into(),
+        Token::Bool(value) => bool_text(value).into(),
+        Token::Uint(value) => value.to_string().into(),
+        Token::Int(value) => value.to_string().into(),
+        Token::Float(value) => match whole(value) {
+            Some(value) => value.to_string().into(),
+            None => value.to_string().into(),
+        },
+        _ => return Err(MsgpackError::UnsupportedKey),
+    })
+}
+
+fn bool_text(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
+}
+
+/// A float that is a whole number in JavaScript's sense, written without a point: typed decoding
+/// tells `3` from `3.0`, the sender did not.
+fn whole(value: f64) -> Option<i64> {
+    const SAFE: f64 = 9_007_199_254_740_992.0;
+    (value.fract() == 0.0 && value.abs() <= SAFE).then_some(value as i64)
+}
