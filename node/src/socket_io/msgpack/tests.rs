@@ -1,0 +1,288 @@
+//! The MessagePack parser against a captured session, and against hostile maps.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::socket_io::connect::{Dialect, connect_error, connect_reply, unknown_namespace};
+
+fn unhex(text: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(byte).collect()
+}
+
+fn hex(write: impl FnOnce(&mut Vec<u8>)) -> String {
+    let mut out = Vec::new();
+    write(&mut out);
+    out.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn decoded(hex: &str) -> Result<Packet<'static>, DecodeError> {
+    decode(&unhex(hex), &Limits::default())
+}
+
+fn packet(value: &serde_json::Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    json_to_msgpack(&mut out, &value.to_string(), &[], MAX_DEPTH).unwrap();
+    out
+}
+
+fn refused(value: &serde_json::Value) -> DecodeError {
+    decode(&packet(value), &Limits::default()).unwrap_err()
+}
+
+#[test]
+fn packets_of_a_captured_client_are_read() {
+    let connect = decoded("83a47479706500a36e7370a12fa46461746181a5746f6b656ea178").unwrap();
+    assert_eq!((connect.kind, &*connect.nsp), (PacketKind::Connect, "/"));
+    assert_eq!(connect.data, r#"{"token":"x"}"#);
+
+    let event = decoded("83a47479706502a36e7370a12fa46461746193a46563686f01c4020102").unwrap();
+    assert_eq!(event.event.as_ref().unwrap().name, "echo");
+    assert_eq!(event.data, r#"["echo",1,{"_placeholder":true,"num":0}]"#);
+    let args = event.to_args();
+    assert_eq!(args.json(), r#"[1,{"_placeholder":true,"num":0}]"#);
+    assert_eq!(args.attachments(), [Bytes::from_static(b"\x01\x02")]);
+
+    let event = decoded("84a47479706502a36e7370a12fa46461746192a46563686fa161a2696403").unwrap();
+    assert_eq!((event.id, event.to_args().json()), (Some(3), r#"["a"]"#));
+
+    let connect = decoded("82a47479706500a36e7370a52f63686174").unwrap();
+    assert_eq!((&*connect.nsp, &*connect.data), ("/chat", ""));
+    let leave = decoded("82a47479706501a36e7370a52f63686174").unwrap();
+    assert_eq!(leave.kind, PacketKind::Disconnect);
+}
+
+#[test]
+fn packets_are_written_as_a_captured_server_does() {
+    assert_eq!(
+        hex(|out| connect_reply(out, Dialect::Msgpack, "/", "D_UNgXG5NSvpNEnKAAA1")),
+        concat!(
+            "83a47479706500a46461746182a3736964b4445f554e675847354e5376704e456e4b41414131",
+            "a3706964d40000a36e7370a12f"
+        )
+    );
+    let args = Args::encode(&(1, Bytes::from_static(b"\x01\x02"))).unwrap();
+    assert_eq!(
+        hex(|out| event(out, "/", None, "echo", &args).unwrap()),
+        "83a47479706502a46461746193a46563686f01c4020102a36e7370a12f"
+    );
+    assert_eq!(
+        hex(|out| ack(out, "/", 3, &Args::encode("a").unwrap()).unwrap()),
+        "84a2696403a47479706503a46461746191a161a36e7370a12f"
+    );
+    assert_eq!(
+        hex(|out| unknown_namespace(out, Dialect::Msgpack, "/unknown")),
+        concat!(
+            "83a47479706504a36e7370a82f756e6b6e6f776ea46461746181a76d657373616765",
+            "b1496e76616c6964206e616d657370616365"
+        )
+    );
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let reply = unhex(&hex(|out| {
+        connect_reply(out, Dialect::Msgpack, "/n", "abc")
+    }));
+    let reply = decode(&reply, &Limits::default()).unwrap();
+    assert_eq!(
+        (&*reply.nsp, &*reply.data),
+        ("/n", r#"{"sid":"abc","pid":null}"#)
+    );
+    let mut error = Vec::new();
+    connect_error(&mut error, Dialect::Msgpack, "/n", "no", Some("[1]")).unwrap();
+    let error = decode(&error, &Limits::default()).unwrap();
+    assert_eq!(error.kind, PacketKind::ConnectError);
+    assert_eq!(error.data, r#"{"message":"no","data":[1]}"#);
+    let leave = unhex(&hex(|out| disconnect(out, "/n")));
+    assert_eq!(
+        decode(&leave, &Limits::default()).unwrap().kind,
+        PacketKind::Disconnect
+    );
+}
+
+#[test]
+fn each_error_is_told() {
+    let limits = Limits::default();
+    let long = "x".repeat(3000);
+    let mut deep = json!([]);
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    for (value, error) in [
+        (json!({"nsp": "/", "data": ["a"]}), DecodeError::UnknownType),
+        (
+            json!({"type": 5, "nsp": "/", "data": ["a"]}),
+            DecodeError::UnknownType,
+        ),
+        (
+            json!({"type": "2", "nsp": "/", "data": ["a"]}),
+            DecodeError::UnknownType,
+        ),
+        (json!({"type": 2, "data": ["a"]}), DecodeError::Payload),
+        (
+            json!({"type": 2, "nsp": 1, "data": ["a"]}),
+            DecodeError::Payload,
+        ),
+        (json!({"type": 2, "nsp": "/"}), DecodeError::Payload),
+        (
+            json!({"type": 2, "nsp": "/", "data": []}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": {}}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": [null]}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": ["connect"]}),
+            DecodeError::ReservedEvent,
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": [long]}),
+            DecodeError::EventNameTooLong {
+                limit: limits.event_name_bytes,
+            },
+        ),
+        (
+            json!({"type": 0, "nsp": long}),
+            DecodeError::NamespaceTooLong {
+                limit: limits.namespace_bytes,
+            },
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": ["a", deep]}),
+            DecodeError::TooDeep { limit: 100 },
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": ["a"], "id": -1}),
+            DecodeError::AckId,
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": ["a"], "id": null}),
+            DecodeError::AckId,
+        ),
+        (
+            json!({"type": 2, "nsp": "/", "data": ["a"], "id": "1"}),
+            DecodeError::AckId,
+        ),
+        (
+            json!({"type": 0, "nsp": "/", "data": []}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 0, "nsp": "/", "data": null}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 0, "nsp": "/", "data": "x"}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 1, "nsp": "/", "data": {}}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 3, "nsp": "/", "id": 1}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 3, "nsp": "/", "id": 1, "data": {}}),
+            DecodeError::Payload,
+        ),
+        (
+            json!({"type": 4, "nsp": "/", "data": 1}),
+            DecodeError::Payload,
+        ),
+        (json!([2]), DecodeError::Payload),
+        (json!("2"), DecodeError::Payload),
+    ] {
+        assert_eq!(refused(&value), error, "{value}");
+    }
+    assert_eq!(decoded(""), Err(DecodeError::Syntax));
+    let mut trailing = packet(&json!({"type": 1, "nsp": "/"}));
+    trailing.push(0xc0);
+    assert_eq!(decode(&trailing, &limits), Err(DecodeError::Syntax));
+    // Binary in the place of the credentials.
+    assert_eq!(
+        decoded("83a47479706500a36e7370a12fa464617461c40101"),
+        Err(DecodeError::Payload)
+    );
+}
+
+#[test]
+fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
+    let event = |binaries: usize| {
+        let args = Args::encode(&vec![Bytes::from_static(b"x"); binaries]).unwrap();
+        let mut out = Vec::new();
+        event(&mut out, "/", None, "a", &args).unwrap();
+        decode(&out, &Limits::default())
+    };
+    assert_eq!(event(10).unwrap().attachments.len(), 10);
+    assert_eq!(
+        event(11),
+        Err(DecodeError::TooManyAttachments { limit: 10 })
+    );
+    let smuggled = json!({"type": 2, "nsp": "/", "data": ["a", {"_placeholder": true, "num": 9}]});
+    let mut bytes = packet(&smuggled);
+    assert!(decode(&bytes, &Limits::default()).is_ok());
+    // A third element behind the two of the array, which is the last value of the map.
+    let array = bytes
+        .windows(5)
+        .position(|window| window == b"data\x92")
+        .unwrap()
+        + 4;
+    bytes[array] = 0x93;
+    bytes.extend_from_slice(&[0xc4, 0x01, 0x07]);
+    assert_eq!(
+        decode(&bytes, &Limits::default()),
+        Err(DecodeError::Placeholder)
+    );
+}
+
+#[test]
+fn keys_in_any_order_unknown_ones_and_other_spellings_are_taken() {
+    let value = json!({
+        "extra": {"deep": [[[]]]}, "data": ["a"], "id": 3.0, "nsp": "/", "type": 2.0, "x": null
+    });
+    let event = decode(&packet(&value), &Limits::default()).unwrap();
+    assert_eq!((event.kind, event.id), (PacketKind::Event, Some(3)));
+    // {"type":2,"nsp":"/","data":[5],"id":undefined,"nsp":"/b"}
+    let twice = "85a47479706502a36e7370a12fa4646174619105a26964d40000a36e7370a22f62";
+    let event = decoded(twice).unwrap();
+    assert_eq!((&*event.nsp, event.id), ("/b", None));
+    assert_eq!(
+        (&*event.event.unwrap().name, &*event.data),
+        ("5", r#"["5"]"#)
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_packet_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        if let Ok(packet) = decode(&bytes, &Limits::default()) {
+            packet.to_args();
+        }
+    }
+
+    #[test]
+    fn any_change_of_a_byte_is_a_packet_or_an_error(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let args = Args::encode(&(1, Bytes::from_static(b"x"), [["é"]])).unwrap();
+        let mut bytes = Vec::new();
+        event(&mut bytes, "/chat", Some(300), "message", &args).unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(packet) = decode(&bytes, &Limits::default()) {
+            prop_assert!(packet.attachments.len() <= Limits::default().attachments);
+            packet.to_args();
+        }
+    }
+}
