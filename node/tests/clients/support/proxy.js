@@ -1,0 +1,62 @@
+// A TCP proxy between client and server that can lose connections, or hold them without a word, the
+// way a network does. It can be pointed at another server, as if the old one had come back.
+
+"use strict";
+
+const { createServer, connect } = require("node:net");
+const { once } = require("node:events");
+
+async function startProxy(port) {
+  const pairs = new Set();
+  let target = port;
+  let silent = false;
+  let isDown = false;
+  const listener = createServer((client) => {
+    if (isDown) {
+      client.resetAndDestroy();
+      return;
+    }
+    const server = connect(target, "127.0.0.1");
+    const pair = { client, server };
+    pairs.add(pair);
+    for (const [from, to] of [[client, server], [server, client]]) {
+      from.on("data", (chunk) => {
+        if (!silent) to.write(chunk);
+      });
+      from.on("end", () => to.end());
+      from.on("close", () => {
+        to.destroy();
+        pairs.delete(pair);
+      });
+      from.on("error", () => to.destroy());
+    }
+  });
+  listener.listen(0, "127.0.0.1");
+  await once(listener, "listening");
+  return {
+    url: `http://127.0.0.1:${listener.address().port}`,
+    /** Loses all connections and takes no new ones until `up`: a polling client has moments with none. */
+    down() {
+      isDown = true;
+      for (const { client, server } of pairs) {
+        client.resetAndDestroy();
+        server.resetAndDestroy();
+      }
+    },
+    up() {
+      isDown = false;
+    },
+    silence() {
+      silent = true;
+    },
+    redirect(other) {
+      target = other;
+    },
+    close() {
+      this.down();
+      listener.close();
+    },
+  };
+}
+
+module.exports = { startProxy };
