@@ -112,6 +112,22 @@ impl Query {
         Ok(())
     }
 
+    /// All keys and values, those of the protocol first.
+    pub(crate) fn into_pairs(self) -> Vec<(String, String)> {
+        let b64 = self.b64.then(|| String::from("1"));
+        let known = [
+            ("EIO", self.eio),
+            ("transport", self.transport),
+            ("sid", self.sid),
+            ("b64", b64),
+            ("t", self.t),
+        ];
+        let known = known
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        known.chain(self.application).collect()
+    }
+
     /// The transport that the request is for. Whether it is switched on is for the caller.
     pub(crate) fn transport_name(&self) -> Result<TransportName, HandshakeError> {
         match self.transport.as_deref() {

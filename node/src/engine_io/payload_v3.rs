@@ -68,6 +68,13 @@ pub(crate) struct Packets<'a> {
     rest: Option<&'a [u8]>,
 }
 
+impl<'a> Packets<'a> {
+    /// What has not been read yet: the body of a request that would go on here.
+    pub(crate) fn rest(&self) -> Option<&'a [u8]> {
+        self.rest
+    }
+}
+
 impl<'a> Iterator for Packets<'a> {
     type Item = Result<Packet<'a>, PacketError>;
 

@@ -559,6 +559,19 @@ pub(crate) fn append_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// Appends a text frame whose payload `write` appends.
+pub(crate) fn append_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    // Nearly all payloads take the shortest header; a longer one is put in afterwards.
+    out.extend_from_slice(&[0; 2]);
+    write(out);
+    let (header, size) = frame_header(Opcode::Text, out.len() - start - 2);
+    out[start..start + 2].copy_from_slice(&header[..2]);
+    if size > 2 {
+        out.splice(start + 2..start + 2, header[2..size].iter().copied());
+    }
+}
+
 /// Appends the answer to a ping, with the ping's payload.
 pub(crate) fn append_pong(out: &mut Vec<u8>, payload: &[u8]) {
     append_frame(out, Opcode::Pong, payload);

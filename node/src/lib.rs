@@ -1,0 +1,47 @@
+//! A Socket.IO server: Engine.IO 4 (and 3), Socket.IO 5, namespaces, rooms, acknowledgements and
+//! broadcasts, for every official client.
+//!
+//! ```no_run
+//! use roomcast::{Namespace, Server, Socket};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let io = Server::builder()
+//!     .namespace(
+//!         Namespace::new("/")
+//!             .on_connect(async |socket: Socket| socket.join("lobby"))
+//!             .on("chat message", async |socket: Socket, text: String| {
+//!                 socket.to("lobby").emit("chat message", (socket.id(), text)).await
+//!             }),
+//!     )
+//!     .build()
+//!     .await?;
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! io.serve(listener, io.router()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod clock;
+mod close;
+mod engine_io;
+mod ids;
+mod metrics;
+mod server;
+mod socket_io;
+mod transport;
+
+pub use close::{CloseReason, Limit};
+pub use prometheus::Registry;
+pub use roomcast_adapter::{JoinError, SocketId};
+pub use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
+pub use roomcast_emitter::target::Rooms;
+pub use server::{
+    Ack, AckError, Answers, BroadcastOperator, BuildError, Builder, ConnectHandler, Data, Delivery,
+    DisconnectHandler, DisconnectReason, EmitError, Event, EventHandler, Fetched, Namespace,
+    Parser, Refused, RemoteSocket, Serve, Server, Socket, SocketOperator,
+};
+pub use transport::{
+    config::{Cookie, Limits},
+    cors::Cors,
+    handshake::Handshake,
+};

@@ -1,0 +1,183 @@
+//! What a server counts. Every server has a registry of its own; nothing here is global, and no
+//! scrape causes work beyond reading these numbers.
+
+use prometheus::{
+    Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::close::{CloseReason, Limit};
+
+/// The most namespaces that get a label of their own; sockets of any further one are counted
+/// under `other`, so that dynamic namespaces cannot grow the number of time series.
+const NAMESPACE_LABELS: i64 = 64;
+
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) connections: IntGaugeVec,
+    pub(crate) opened: IntCounterVec,
+    closed: IntCounterVec,
+    pub(crate) upgrades: IntCounter,
+    pub(crate) refused_handshakes: IntCounterVec,
+    invalid_input: IntCounterVec,
+    limits: Vec<IntCounter>,
+    pub(crate) bytes_received: IntCounter,
+    pub(crate) bytes_sent: IntCounter,
+    pub(crate) events_received: IntCounter,
+    pub(crate) events_unhandled: IntCounter,
+    pub(crate) events_undecodable: IntCounter,
+    pub(crate) handler_panics: IntCounter,
+    pub(crate) broadcasts: IntCounter,
+    pub(crate) deliveries: IntCounter,
+    pub(crate) volatile_dropped: IntCounter,
+    pub(crate) connect_refused: IntCounterVec,
+    pub(crate) namespaces: IntGauge,
+    sockets: IntGaugeVec,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help).expect("metric names are valid");
+            registry
+                .register(Box::new(counter.clone()))
+                .expect("metric names are unique");
+            counter
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters =
+                IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are valid");
+            registry
+                .register(Box::new(counters.clone()))
+                .expect("metric names are unique");
+            counters
+        };
+        let gauges = |name: &str, help: &str, label: &str| {
+            let gauges =
+                IntGaugeVec::new(Opts::new(name, help), &[label]).expect("metric names are valid");
+            registry
+                .register(Box::new(gauges.clone()))
+                .expect("metric names are unique");
+            gauges
+        };
+        let namespaces = IntGauge::new("roomcast_namespaces", "Namespaces that exist now.")
+            .expect("metric names are valid");
+        registry
+            .register(Box::new(namespaces.clone()))
+            .expect("metric names are unique");
+        let limits = counters(
+            "roomcast_limit_reached_total",
+            "Times that a client or the application reached a limit, by limit.",
+            &["limit"],
+        );
+        Self {
+            connections: gauges(
+                "roomcast_connections",
+                "Open connections, by current transport.",
+                "transport",
+            ),
+            opened: counters(
+                "roomcast_connections_opened_total",
+                "Connections opened, by first transport and Engine.IO revision.",
+                &["transport", "revision"],
+            ),
+            closed: counters(
+                "roomcast_connections_closed_total",
+                "Connections closed, by reason.",
+                &["reason"],
+            ),
+            upgrades: counter(
+                "roomcast_upgrades_total",
+                "Connections that moved from polling to WebSocket.",
+            ),
+            refused_handshakes: counters(
+                "roomcast_http_refused_total",
+                "HTTP requests refused, by reason.",
+                &["reason"],
+            ),
+            invalid_input: counters(
+                "roomcast_invalid_input_total",
+                "Connections closed for input that is not the protocol, by kind.",
+                &["kind"],
+            ),
+            limits: Limit::ALL
+                .iter()
+                .map(|l| limits.with_label_values(&[l.label()]))
+                .collect(),
+            bytes_received: counter(
+                "roomcast_received_bytes_total",
+                "Bytes received in WebSocket frames and polling bodies.",
+            ),
+            bytes_sent: counter(
+                "roomcast_sent_bytes_total",
+                "Bytes sent in WebSocket frames and polling bodies.",
+            ),
+            events_received: counter("roomcast_events_received_total", "Events from clients."),
+            events_unhandled: counter(
+                "roomcast_events_unhandled_total",
+                "Events from clients for which the namespace has no handler.",
+            ),
+            events_undecodable: counter(
+                "roomcast_events_undecodable_total",
+                "Events from clients whose arguments are not what the handler takes.",
+            ),
+            handler_panics: counter("roomcast_handler_panics_total", "Handlers that panicked."),
+            broadcasts: counter("roomcast_broadcasts_total", "Broadcasts of this node."),
+            deliveries: counter(
+                "roomcast_deliveries_total",
+                "Packets queued to sockets by broadcasts.",
+            ),
+            volatile_dropped: counter(
+                "roomcast_volatile_dropped_total",
+                "Volatile packets dropped since the transport could not be written.",
+            ),
+            connect_refused: counters(
+                "roomcast_connect_refused_total",
+                "Connects to a namespace that were refused, by reason.",
+                &["reason"],
+            ),
+            sockets: gauges(
+                "roomcast_sockets",
+                "Connected sockets, by namespace.",
+                "namespace",
+            ),
+            namespaces,
+            registry,
+        }
+    }
+
+    /// The text format that Prometheus scrapes.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = Vec::new();
+        let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        debug_assert!(encoded.is_ok(), "writing to memory does not fail");
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(crate) fn closed(&self, reason: CloseReason) {
+        self.closed.with_label_values(&[reason.label()]).inc();
+        match reason {
+            CloseReason::ParseError { kind, .. } => {
+                self.invalid_input.with_label_values(&[kind]).inc();
+            }
+            CloseReason::LimitReached(limit) => self.limit_reached(limit),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn limit_reached(&self, limit: Limit) {
+        let index = Limit::ALL.iter().position(|&known| known == limit);
+        self.limits[index.expect("ALL names every limit")].inc();
+    }
+
+    /// The gauge of a namespace's sockets; call it once per namespace and keep it.
+    pub(crate) fn sockets_of(&self, namespace: &str) -> IntGauge {
+        let known = self.namespaces.get() <= NAMESPACE_LABELS;
+        self.sockets
+            .with_label_values(&[if known { namespace } else { "other" }])
+    }
+}

@@ -1,0 +1,233 @@
+//! Acknowledgements in both directions.
+//!
+//! The ids that the server gives out belong to the namespace, not to the socket, so that a
+//! broadcast with acknowledgement is one frame for all its recipients.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use roomcast_adapter::{Member as _, SocketId};
+use roomcast_emitter::args::{Args, ArgsError, IntoArgs};
+use tokio::sync::{Notify, oneshot};
+
+use super::{
+    error::EmitError,
+    socket::{Occupant, Socket},
+};
+
+/// The acknowledgement that a client waits for.
+///
+/// Handed to handlers that take it as their third argument. Dropped unsent, the client gets no
+/// answer, and its own timeout applies.
+#[derive(Debug)]
+pub struct Ack {
+    pub(super) socket: Socket,
+    pub(super) id: Option<u64>,
+}
+
+impl Ack {
+    /// Whether the client asked for an acknowledgement.
+    pub fn is_wanted(&self) -> bool {
+        self.id.is_some()
+    }
+
+    /// Answers the client; does nothing if it did not ask.
+    pub fn send(self, args: impl IntoArgs) -> Result<(), EmitError> {
+        let Some(id) = self.id else {
+            return Ok(());
+        };
+        let space = self.socket.space();
+        let frame = space.parser.ack(&space.name, id, &args.into_args()?)?;
+        self.socket.send(&frame, false)
+    }
+}
+
+/// What became of a broadcast with acknowledgement.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Answers<T> {
+    /// The answers, in the order in which they came.
+    pub answers: Vec<T>,
+    /// Sockets that did not answer in time, disconnected, or answered something else.
+    pub missing: Vec<SocketId>,
+    /// Nodes of the cluster that did not say whether they have sockets to answer.
+    pub silent_nodes: Vec<String>,
+}
+
+/// The acknowledgements that a namespace waits for.
+#[derive(Default)]
+pub(crate) struct Acks {
+    next: AtomicU64,
+    pending: Mutex<HashMap<u64, Pending>>,
+}
+
+enum Pending {
+    One {
+        socket: SocketId,
+        answer: oneshot::Sender<Args>,
+    },
+    Many(Arc<Gathering>),
+}
+
+/// The answers to one broadcast as they come in.
+#[derive(Default)]
+pub(crate) struct Gathering {
+    state: Mutex<Gathered>,
+    complete: Notify,
+}
+
+#[derive(Default)]
+struct Gathered {
+    expected: HashSet<SocketId>,
+    answers: Vec<(SocketId, Args)>,
+    gone: Vec<SocketId>,
+    /// All recipients are known.
+    sealed: bool,
+}
+
+/// Removes what it stands for from the table when it is dropped, answered or not.
+pub(crate) struct Awaited<'a> {
+    acks: &'a Acks,
+    pub(crate) id: u64,
+}
+
+impl Acks {
+    /// Waits for the answer of one socket.
+    pub(crate) fn one(&self, socket: &Socket) -> (Awaited<'_>, oneshot::Receiver<Args>) {
+        let (answer, receiver) = oneshot::channel();
+        let pending = Pending::One {
+            socket: socket.id().clone(),
+            answer,
+        };
+        (self.insert(pending), receiver)
+    }
+
+    /// Waits for the answers of many sockets; who they are is said to the gathering.
+    pub(crate) fn many(&self) -> (Awaited<'_>, Arc<Gathering>) {
+        let gathering = Arc::<Gathering>::default();
+        (
+            self.insert(Pending::Many(Arc::clone(&gathering))),
+            gathering,
+        )
+    }
+
+    fn insert(&self, pending: Pending) -> Awaited<'_> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.pending.lock().insert(id, pending);
+        Awaited { acks: self, id }
+    }
+
+    /// An answer has come. Ids that nobody waits for are ignored, as are answers of sockets that
+    /// were not asked.
+    pub(crate) fn answer(&self, from: &Socket, id: u64, args: Args) {
+        let mut pending = self.pending.lock();
+        match pending.get(&id) {
+            Some(Pending::One { socket, .. }) if socket == from.id() => {
+                if let Some(Pending::One { answer, .. }) = pending.remove(&id) {
+                    from.occupant().settle();
+                    // Nobody waits any more if the receiver is gone.
+                    let _ = answer.send(args);
+                }
+            }
+            Some(Pending::Many(gathering)) => gathering.answer(from, args),
+            _ => {}
+        }
+    }
+
+    /// A socket has disconnected: it answers no more.
+    pub(crate) fn disconnected(&self, socket: &Socket) {
+        self.pending.lock().retain(|_, pending| match pending {
+            Pending::One { socket: asked, .. } => asked != socket.id(),
+            Pending::Many(gathering) => {
+                gathering.disconnected(socket);
+                true
+            }
+        });
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.acks.pending.lock().remove(&self.id);
+    }
+}
+
+impl Gathering {
+    /// Another recipient. Called while the broadcast is being queued to it.
+    pub(crate) fn expect(&self, socket: &Occupant) {
+        let id = socket.id().clone();
+        if socket.owe() {
+            self.state.lock().expected.insert(id);
+        } else {
+            // It owes too many answers already; it gets the event, but is not waited for.
+            self.state.lock().gone.push(id);
+        }
+    }
+
+    /// All recipients are known.
+    pub(crate) fn seal(&self) {
+        let mut state = self.state.lock();
+        state.sealed = true;
+        self.check(&state);
+    }
+
+    fn answer(&self, from: &Socket, args: Args) {
+        let mut state = self.state.lock();
+        if state.expected.remove(from.id()) {
+            from.occupant().settle();
+            state.answers.push((from.id().clone(), args));
+            self.check(&state);
+        }
+    }
+
+    fn disconnected(&self, socket: &Socket) {
+        let mut state = self.state.lock();
+        if state.expected.remove(socket.id()) {
+            state.gone.push(socket.id().clone());
+            self.check(&state);
+        }
+    }
+
+    fn check(&self, state: &Gathered) {
+        if state.sealed && state.expected.is_empty() {
+            self.complete.notify_one();
+        }
+    }
+
+    /// Waits until everybody has answered or gone.
+    pub(crate) async fn complete(&self) {
+        self.complete.notified().await;
+    }
+
+    /// The answers so far, and who did not give one.
+    pub(crate) fn finish<T>(
+        &self,
+        decode: impl Fn(&Args) -> Result<T, ArgsError>,
+        forgive: impl Fn(&SocketId),
+    ) -> Answers<T> {
+        let mut state = self.state.lock();
+        let mut missing = std::mem::take(&mut state.gone);
+        for id in std::mem::take(&mut state.expected) {
+            forgive(&id);
+            missing.push(id);
+        }
+        let mut answers = Vec::with_capacity(state.answers.len());
+        for (id, args) in state.answers.drain(..) {
+            match decode(&args) {
+                Ok(answer) => answers.push(answer),
+                Err(_) => missing.push(id),
+            }
+        }
+        Answers {
+            answers,
+            missing,
+            silent_nodes: Vec::new(),
+        }
+    }
+}

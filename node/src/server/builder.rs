@@ -1,0 +1,216 @@
+//! What a server can be told before it is built.
+
+use std::{future::Future, sync::Arc, thread::available_parallelism, time::Duration};
+
+use super::{
+    error::BuildError,
+    namespace::{Namespace, Pattern},
+    packets::Parser,
+    server::{Inner, Server},
+};
+use crate::{
+    metrics::Metrics,
+    transport::{
+        config::{Config, Cookie, Limits},
+        cors::Cors,
+        handshake::Handshake,
+        hub::Hub,
+    },
+};
+
+/// Configures a server; every setting has Socket.IO's default.
+#[derive(Debug, Default)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder {
+    config: Config,
+    parser: Parser,
+    namespaces: Vec<Namespace>,
+    lanes: Option<usize>,
+}
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty => $($field:ident).+;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(mut self, $name: $type) -> Self {
+            self.config.$($field).+ = $name;
+            self
+        }
+    )*};
+}
+
+impl Builder {
+    setters! {
+        /// How often the server pings. Default 25 s.
+        ping_interval: Duration => heartbeat.interval;
+        /// How long the answer to a ping may take. Default 20 s.
+        ping_timeout: Duration => heartbeat.timeout;
+        /// How long an upgrade to WebSocket may take. Default 10 s.
+        upgrade_timeout: Duration => upgrade_timeout;
+        /// How long a client may be connected without connecting to a namespace. Default 45 s.
+        connect_timeout: Duration => connect_timeout;
+        /// The largest message or polling body from a client, in bytes. Default 1,000,000.
+        max_payload: usize => max_payload;
+        /// Whether clients that poll may move to WebSocket. Default true.
+        allow_upgrades: bool => allow_upgrades;
+        /// Whether clients of Socket.IO 1 and 2 (Engine.IO revision 3) are let in. Default false.
+        allow_eio3: bool => allow_eio3;
+        /// The limits of everything that clients feed.
+        limits: Limits => limits;
+    }
+
+    /// The path of the server. Default `/socket.io`.
+    pub fn path(mut self, path: &str) -> Self {
+        self.config.path = path.trim_end_matches('/').to_owned();
+        self
+    }
+
+    /// Which transports clients may use. Default both.
+    pub fn transports(mut self, polling: bool, websocket: bool) -> Self {
+        self.config.polling = polling;
+        self.config.websocket = websocket;
+        self
+    }
+
+    /// Lets pages of other origins poll. Default: none.
+    pub fn cors(mut self, cors: Cors) -> Self {
+        self.config.cors = Some(cors);
+        self
+    }
+
+    /// Sets a cookie with the session's id. Default: none.
+    pub fn cookie(mut self, cookie: Cookie) -> Self {
+        self.config.cookie = Some(cookie);
+        self
+    }
+
+    /// Whether bodies of polls of 1,024 bytes and more are compressed for clients that take gzip.
+    /// Default true.
+    pub fn http_compression(mut self, enabled: bool) -> Self {
+        self.config.compress_from = enabled.then_some(1024);
+        self
+    }
+
+    /// Decides about each handshake before a session exists; an error's text is the client's
+    /// message (status 403).
+    pub fn allow_request<F, Fut>(mut self, allow: F) -> Self
+    where
+        F: Fn(Handshake) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.config.allow_request = Some(Arc::new(move |handshake| Box::pin(allow(handshake))));
+        self
+    }
+
+    /// How packets are encoded. Default JSON.
+    pub fn parser(mut self, parser: Parser) -> Self {
+        self.parser = parser;
+        self
+    }
+
+    /// Adds a namespace. Clients can connect only to namespaces that were added.
+    pub fn namespace(mut self, namespace: Namespace) -> Self {
+        self.namespaces.push(namespace);
+        self
+    }
+
+    /// How many tasks write to connections and into how many parts the rooms are cut. Default: the
+    /// number of worker threads of the runtime; more only costs.
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.lanes = Some(lanes);
+        self
+    }
+
+    /// Builds the server on the current tokio runtime.
+    pub async fn build(self) -> Result<Server, BuildError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
+        check(&self.config)?;
+        let mut namespaces: Vec<(Box<str>, _)> = Vec::new();
+        let mut patterns = Vec::new();
+        for namespace in self.namespaces {
+            if !namespace.name.starts_with('/') {
+                return Err(BuildError::NamespaceWithoutSlash(namespace.name));
+            }
+            if namespace.is_pattern {
+                patterns.push((Pattern::parse(&namespace.name)?, namespace.handlers));
+            } else if namespaces.iter().any(|(name, _)| *name == namespace.name) {
+                return Err(BuildError::DuplicateNamespace(namespace.name));
+            } else {
+                namespaces.push((namespace.name, namespace.handlers));
+            }
+        }
+        let workers = runtime.metrics().num_workers();
+        let cores = available_parallelism().map_or(workers, std::num::NonZero::get);
+        let lanes = self
+            .lanes
+            .unwrap_or_else(|| workers.min(cores).max(1))
+            .clamp(1, 64);
+        let hub = Arc::new(Hub::new(self.config, Arc::new(Metrics::new()), lanes));
+        hub.start();
+        Ok(Server::from_inner(Inner::new(
+            hub,
+            self.parser,
+            namespaces,
+            patterns,
+        )))
+    }
+}
+
+fn check(config: &Config) -> Result<(), BuildError> {
+    let path = &config.path;
+    if !(path.is_empty() || path.starts_with('/')) || path.contains(['{', '}', '*']) {
+        return Err(BuildError::Path(path.as_str().into()));
+    }
+    if !config.polling && !config.websocket {
+        return Err(BuildError::NoTransport);
+    }
+    let durations = [
+        ("ping_interval", config.heartbeat.interval),
+        ("ping_timeout", config.heartbeat.timeout),
+        ("upgrade_timeout", config.upgrade_timeout),
+        ("connect_timeout", config.connect_timeout),
+        ("limits.header_timeout", config.limits.header_timeout),
+        ("limits.body_timeout", config.limits.body_timeout),
+    ];
+    for (setting, value) in durations {
+        if value.is_zero() {
+            return Err(BuildError::Setting {
+                setting,
+                problem: "zero",
+            });
+        }
+    }
+    let numbers = [
+        ("max_payload", config.max_payload),
+        ("limits.json_depth", config.limits.json_depth),
+        (
+            "limits.namespaces_per_connection",
+            config.limits.namespaces_per_connection,
+        ),
+        ("limits.events_in_flight", config.limits.events_in_flight),
+        ("limits.outbox_bytes", config.limits.outbox_bytes),
+        ("limits.fragments", config.limits.fragments),
+        ("limits.connections", config.limits.connections),
+    ];
+    for (setting, value) in numbers {
+        if value == 0 {
+            return Err(BuildError::Setting {
+                setting,
+                problem: "zero",
+            });
+        }
+    }
+    if config.limits.json_depth > 127 {
+        return Err(BuildError::Setting {
+            setting: "limits.json_depth",
+            problem: "above 127",
+        });
+    }
+    if config.limits.inbox_bytes < config.max_payload {
+        let problem = "below `max_payload`: a client's largest body would never fit";
+        return Err(BuildError::Setting {
+            setting: "limits.inbox_bytes",
+            problem,
+        });
+    }
+    Ok(())
+}

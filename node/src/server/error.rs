@@ -1,0 +1,128 @@
+//! What can go wrong for an application, as facts.
+
+use std::{borrow::Cow, time::Duration};
+
+use roomcast_emitter::args::ArgsError;
+use serde::{Serialize, Serializer};
+
+/// Why an event could not be emitted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmitError {
+    /// The name belongs to the protocol (`connect`, `disconnect` …); choose another.
+    #[error("the event name `{0}` is reserved")]
+    ReservedEvent(Box<str>),
+    /// The arguments cannot be encoded.
+    #[error(transparent)]
+    Args(#[from] ArgsError),
+    /// The socket is disconnected.
+    #[error("the socket is disconnected")]
+    Disconnected,
+    /// The server has no namespace of this name.
+    #[error("the namespace `{0}` does not exist")]
+    UnknownNamespace(Box<str>),
+    /// A socket cannot join a room.
+    #[error(transparent)]
+    Join(#[from] roomcast_adapter::JoinError),
+}
+
+/// Why there is no answer to an event.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AckError {
+    /// The event was not emitted.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// No answer came in time.
+    #[error("no acknowledgement within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+    /// The socket disconnected before it answered.
+    #[error("the socket disconnected before it acknowledged")]
+    Disconnected,
+    /// The socket owes too many answers.
+    #[error("the socket already owes {limit} acknowledgements")]
+    TooManyPending {
+        /// The limit, see [`Limits::pending_acks`](crate::Limits::pending_acks).
+        limit: usize,
+    },
+    /// The answer is not what was asked for.
+    #[error("the acknowledgement is of another type: {0}")]
+    Decode(#[source] ArgsError),
+}
+
+/// Why a server could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Two namespaces have the same name.
+    #[error("the namespace `{0}` is defined twice")]
+    DuplicateNamespace(Box<str>),
+    /// The name of a namespace does not begin with a slash.
+    #[error("the namespace `{0}` does not begin with `/`")]
+    NamespaceWithoutSlash(Box<str>),
+    /// The pattern of a dynamic namespace has an unclosed or empty parameter.
+    #[error("the namespace pattern `{0}` has a parameter without a name or without `}}`")]
+    Pattern(Box<str>),
+    /// The path does not begin with a slash, or holds characters that a route gives a meaning.
+    #[error("the path `{0}` must begin with `/` and must not contain `{{`, `}}` or `*`")]
+    Path(Box<str>),
+    /// Neither polling nor WebSocket is enabled.
+    #[error("no transport is enabled; enable polling, WebSocket or both")]
+    NoTransport,
+    /// A duration or a limit that makes no server.
+    #[error("`{setting}` is {problem}")]
+    Setting {
+        /// The name of the setting.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// `build` was called outside of a tokio runtime.
+    #[error("there is no tokio runtime here; call `build` within one")]
+    NoRuntime,
+}
+
+/// A handler that returns one of these as its error answers with its text.
+macro_rules! serialize_as_text {
+    ($($t:ty),*) => {$(
+        impl Serialize for $t {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    )*};
+}
+
+serialize_as_text!(EmitError, AckError);
+
+/// Why a client may not connect to a namespace: what its `connect_error` event gets.
+///
+/// Made from a text, or by `?` from any error.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub(crate) message: Cow<'static, str>,
+    pub(crate) data: Option<String>,
+}
+
+impl Refused {
+    /// `message` becomes the message of the client's error.
+    pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            message: message.into(),
+            data: None,
+        }
+    }
+
+    /// Adds details, the `data` of the client's error. A value that is not JSON is left out.
+    #[must_use]
+    pub fn data<T: Serialize + ?Sized>(mut self, data: &T) -> Self {
+        self.data = serde_json::to_string(data).ok();
+        self
+    }
+}
+
+impl<E: Into<Box<dyn std::error::Error>>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self::new(error.into().to_string())
+    }
+}

@@ -1,0 +1,30 @@
+//! Namespaces, sockets and handlers: the library's API, and what runs it.
+
+mod ack;
+mod broadcast;
+mod builder;
+mod client;
+mod data;
+mod error;
+mod handler;
+mod namespace;
+mod packets;
+mod remote_socket;
+mod serve;
+#[expect(clippy::module_inception, reason = "the field's word for it")]
+mod server;
+mod socket;
+mod space;
+
+pub use ack::{Ack, Answers};
+pub use broadcast::{BroadcastOperator, Delivery};
+pub use builder::Builder;
+pub use data::Data;
+pub use error::{AckError, BuildError, EmitError, Refused};
+pub use handler::{ConnectHandler, DisconnectHandler, Event, EventHandler};
+pub use namespace::Namespace;
+pub use packets::Parser;
+pub use remote_socket::{Fetched, RemoteSocket};
+pub use serve::Serve;
+pub use server::Server;
+pub use socket::{DisconnectReason, Socket, SocketOperator};

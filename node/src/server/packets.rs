@@ -1,0 +1,126 @@
+//! Socket.IO packets as frames, in the encoding of the server.
+
+use bytes::Bytes;
+use roomcast_emitter::args::{Args, ArgsError};
+
+use super::error::{EmitError, Refused};
+use crate::{
+    engine_io::open::Revision,
+    socket_io::{connect, connect::Dialect, encode, msgpack},
+    transport::{driver::Turn, frame::Frame},
+};
+
+/// How packets are encoded. Clients of one server all use the same parser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Parser {
+    /// JSON with binary attachments: what clients use if nothing else is configured.
+    #[default]
+    Json,
+    /// `socket.io-msgpack-parser`.
+    Msgpack,
+}
+
+impl Parser {
+    pub(crate) fn dialect(self, revision: Revision) -> Dialect {
+        match (self, revision) {
+            (Self::Msgpack, _) => Dialect::Msgpack,
+            (Self::Json, Revision::V4) => Dialect::V5,
+            (Self::Json, Revision::V3) => Dialect::V2,
+        }
+    }
+
+    /// An event. Fails on arguments whose JSON text is broken, which only a peer can send, and
+    /// only where the encoding has to look into it.
+    pub(crate) fn event(
+        self,
+        nsp: &str,
+        id: Option<u64>,
+        name: &str,
+        args: &Args,
+    ) -> Result<Frame, EmitError> {
+        match self {
+            Self::Json => {
+                let write = |out: &mut Vec<u8>| encode::event(out, nsp, id, name, args);
+                Ok(Frame::message(write, args.attachments()))
+            }
+            Self::Msgpack => {
+                let mut out = Vec::new();
+                msgpack::event(&mut out, nsp, id, name, args).map_err(|_| NOT_JSON)?;
+                Ok(Frame::binary(out.into()))
+            }
+        }
+    }
+
+    pub(crate) fn ack(self, nsp: &str, id: u64, args: &Args) -> Result<Frame, EmitError> {
+        match self {
+            Self::Json => {
+                let write = |out: &mut Vec<u8>| encode::ack(out, nsp, id, args);
+                Ok(Frame::message(write, args.attachments()))
+            }
+            Self::Msgpack => {
+                let mut out = Vec::new();
+                msgpack::ack(&mut out, nsp, id, args).map_err(|_| NOT_JSON)?;
+                Ok(Frame::binary(out.into()))
+            }
+        }
+    }
+
+    /// An acknowledgement within the turn in which its event was handled.
+    pub(crate) fn reply_ack(self, turn: &mut Turn<'_>, nsp: &str, id: u64, args: &Args) {
+        match self {
+            Self::Json => {
+                turn.reply(|out| encode::ack(out, nsp, id, args), args.attachments());
+            }
+            Self::Msgpack => {
+                if let Ok(frame) = self.ack(nsp, id, args) {
+                    turn.send(&frame);
+                }
+            }
+        }
+    }
+}
+
+const NOT_JSON: EmitError = EmitError::Args(ArgsError::NotAnArray);
+
+pub(crate) fn connect_reply(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str, sid: &str) {
+    send(turn, dialect, |out| {
+        connect::connect_reply(out, dialect, nsp, sid)
+    });
+}
+
+pub(crate) fn connect_error(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str, refused: &Refused) {
+    let (message, data) = (&*refused.message, refused.data.as_deref());
+    send(turn, dialect, |out| {
+        connect::connect_error(out, dialect, nsp, message, data)
+            .expect("the data was encoded by serde_json");
+    });
+}
+
+pub(crate) fn unknown_namespace(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str) {
+    send(turn, dialect, |out| {
+        connect::unknown_namespace(out, dialect, nsp)
+    });
+}
+
+pub(crate) fn disconnect(dialect: Dialect, nsp: &str) -> Frame {
+    frame(dialect, |out| connect::disconnect(out, dialect, nsp))
+}
+
+fn send(turn: &mut Turn<'_>, dialect: Dialect, write: impl FnOnce(&mut Vec<u8>)) {
+    match dialect {
+        Dialect::V5 | Dialect::V2 => turn.reply(write, &[]),
+        Dialect::Msgpack => turn.send(&frame(dialect, write)),
+    }
+}
+
+fn frame(dialect: Dialect, write: impl FnOnce(&mut Vec<u8>)) -> Frame {
+    match dialect {
+        Dialect::V5 | Dialect::V2 => Frame::message(write, &[]),
+        Dialect::Msgpack => {
+            let mut out = Vec::new();
+            write(&mut out);
+            Frame::binary(Bytes::from(out))
+        }
+    }
+}

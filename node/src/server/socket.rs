@@ -1,0 +1,545 @@
+//! A connected socket: one client in one namespace.
+
+use std::{
+    any::Any,
+    fmt,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use roomcast_adapter::{JoinError, Member, SocketId};
+use roomcast_emitter::{
+    args::{FromArgs, IntoArgs},
+    event::is_reserved,
+    target::{Flags, Rooms},
+};
+use serde::{Serialize, Serializer};
+
+use super::{
+    ack::Awaited,
+    broadcast::BroadcastOperator,
+    data::Data,
+    error::{AckError, EmitError},
+    packets,
+    server::Server,
+    space::Space,
+};
+use crate::{
+    close::{CloseReason, Limit},
+    transport::{
+        connection::{Batch, Connection},
+        frame::Frame,
+        handshake::Handshake,
+    },
+};
+
+/// A client in a namespace. Cheap to clone; a clone that outlives the connection does no harm.
+#[derive(Clone)]
+pub struct Socket(Occupant);
+
+/// The socket as the room index holds it.
+#[derive(Clone)]
+pub(crate) struct Occupant(Arc<Inner>);
+
+pub(crate) struct Inner {
+    id: SocketId,
+    space: Arc<Space>,
+    connection: Arc<Connection>,
+    handshake: Handshake,
+    data: Mutex<Option<Arc<dyn Data>>>,
+    /// Acknowledgements that the client has not given yet.
+    owed: AtomicU32,
+    state: AtomicU8,
+}
+
+/// The socket's states; only the first takes part in anything.
+const CONNECTED: u8 = 0;
+/// The server has disconnected it; its driver has to be told.
+const LEAVING: u8 = 1;
+/// The same, and the whole connection shall be closed.
+const CLOSING: u8 = 2;
+const GONE: u8 = 3;
+
+/// Why a socket disconnected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DisconnectReason {
+    /// The client left the namespace.
+    ClientDisconnect,
+    /// The server disconnected the socket.
+    ServerDisconnect,
+    /// A handler of the socket panicked.
+    HandlerPanic,
+    /// The whole connection ended.
+    Connection(CloseReason),
+}
+
+impl fmt::Display for DisconnectReason {
+    /// The words that Node's server uses.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClientDisconnect => f.write_str("client namespace disconnect"),
+            Self::ServerDisconnect | Self::HandlerPanic => {
+                f.write_str("server namespace disconnect")
+            }
+            Self::Connection(CloseReason::ServerDisconnect) => {
+                f.write_str("server namespace disconnect")
+            }
+            Self::Connection(reason) => reason.fmt(f),
+        }
+    }
+}
+
+impl Socket {
+    pub(super) fn new(
+        id: SocketId,
+        space: Arc<Space>,
+        connection: Arc<Connection>,
+        handshake: Handshake,
+        data: Option<Arc<dyn Data>>,
+    ) -> Self {
+        Self(Occupant(Arc::new(Inner {
+            id,
+            space,
+            connection,
+            handshake,
+            data: Mutex::new(data),
+            owed: AtomicU32::new(0),
+            state: AtomicU8::new(CONNECTED),
+        })))
+    }
+
+    /// The public id of the socket, which is also the name of its private room.
+    pub fn id(&self) -> &SocketId {
+        &self.0.id
+    }
+
+    /// The namespace's name.
+    pub fn namespace_name(&self) -> &str {
+        &self.0.space.name
+    }
+
+    /// A parameter of the dynamic namespace: `7` for `id`, if `/org-{id}` became `/org-7`.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        let params = &self.0.space.params;
+        params
+            .iter()
+            .find(|(known, _)| **known == *name)
+            .map(|(_, value)| &**value)
+    }
+
+    /// The first request of the client, and what it sent as `auth`.
+    pub fn handshake(&self) -> &Handshake {
+        &self.0.handshake
+    }
+
+    /// `polling` or `websocket`, whichever the client uses now.
+    pub fn transport(&self) -> &'static str {
+        self.0.connection.transport_name()
+    }
+
+    /// Whether the socket is connected.
+    pub fn is_connected(&self) -> bool {
+        self.0.is_connected()
+    }
+
+    /// The server that the socket is connected to; None while the server is being dropped.
+    pub fn server(&self) -> Option<Server> {
+        self.0.space.server.upgrade().map(Server::from_inner)
+    }
+
+    /// The whole namespace, to broadcast to it or to its rooms; the socket itself included.
+    pub fn namespace(&self) -> BroadcastOperator {
+        BroadcastOperator::new(Arc::clone(&self.0.space))
+    }
+
+    /// What was attached to the socket, by [`authorize`](super::Namespace::authorize) or
+    /// [`set_data`](Self::set_data), if it is of this type.
+    pub fn data<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        let data = self.0.data.lock().clone()?;
+        let any: Arc<dyn Any + Send + Sync> = data;
+        any.downcast().ok()
+    }
+
+    /// Attaches a value to the socket, in the place of what was there. Other nodes see its JSON.
+    pub fn set_data(&self, data: impl Data) {
+        *self.0.data.lock() = Some(Arc::new(data));
+    }
+
+    pub(super) fn data_json(&self) -> serde_json::Value {
+        let data = self.0.data.lock().clone();
+        data.map_or_else(
+            || serde_json::Value::Object(serde_json::Map::new()),
+            |d| d.to_json(),
+        )
+    }
+
+    /// Joins rooms: all of them, or none if a limit would be passed.
+    pub fn join(&self, rooms: impl Rooms) -> Result<(), JoinError> {
+        if !self.is_connected() {
+            return Err(JoinError::Disconnected);
+        }
+        let joined = self.0.space.adapter.join(&self.0, &rooms);
+        let limit = match joined {
+            Err(JoinError::TooManyRooms { .. }) => Limit::Rooms,
+            Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
+            _ => return joined,
+        };
+        self.0.space.hub.metrics.limit_reached(limit);
+        joined
+    }
+
+    /// Leaves rooms. The private room cannot be left.
+    pub fn leave(&self, rooms: impl Rooms) {
+        self.0.space.adapter.leave(&self.0, &rooms);
+    }
+
+    /// The rooms of the socket, its private one first.
+    pub fn rooms(&self) -> Vec<String> {
+        let rooms = self.0.space.adapter.rooms_of(&self.0);
+        rooms.iter().map(|room| String::from(&**room)).collect()
+    }
+
+    /// Emits an event to this client. Returns at once: the packet is in the outbox.
+    pub fn emit(&self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
+        self.emit_with(event, args, Flags::default())
+    }
+
+    /// Emits an event and waits for the client's acknowledgement, until it disconnects. Better with
+    /// a [`timeout`](Self::timeout).
+    pub async fn emit_with_ack<T: FromArgs>(
+        &self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<T, AckError> {
+        self.ask(event, args, Flags::default()).await
+    }
+
+    /// Waits no longer than this for an acknowledgement.
+    pub fn timeout(&self, timeout: Duration) -> SocketOperator<'_> {
+        self.operator().timeout(timeout)
+    }
+
+    /// The next packet may be dropped if the client's transport cannot be written right now.
+    pub fn volatile(&self) -> SocketOperator<'_> {
+        self.operator().volatile()
+    }
+
+    /// A wish about compressing the next packet; accepted for the sake of ported code.
+    pub fn compress(&self, compress: bool) -> SocketOperator<'_> {
+        self.operator().compress(compress)
+    }
+
+    /// All other sockets of the namespace.
+    pub fn broadcast(&self) -> BroadcastOperator {
+        self.namespace().except(&self.0.id)
+    }
+
+    /// The other sockets in these rooms.
+    pub fn to(&self, rooms: impl Rooms) -> BroadcastOperator {
+        self.broadcast().to(rooms)
+    }
+
+    /// The other sockets in these rooms; the same as [`to`](Self::to).
+    pub fn in_(&self, rooms: impl Rooms) -> BroadcastOperator {
+        self.to(rooms)
+    }
+
+    /// The other sockets of the namespace but those in these rooms.
+    pub fn except(&self, rooms: impl Rooms) -> BroadcastOperator {
+        self.broadcast().except(rooms)
+    }
+
+    /// The other sockets that are connected to this node.
+    pub fn local(&self) -> BroadcastOperator {
+        self.broadcast().local()
+    }
+
+    /// Disconnects the client from the namespace or, with `close`, from all namespaces, and closes
+    /// the connection. Official clients do not reconnect by themselves after either.
+    pub fn disconnect(&self, close: bool) {
+        self.begin_leaving(if close { CLOSING } else { LEAVING });
+    }
+
+    fn begin_leaving(&self, state: u8) {
+        let moved =
+            self.0
+                .state
+                .compare_exchange(CONNECTED, state, Ordering::AcqRel, Ordering::Acquire);
+        if moved.is_ok() {
+            self.0.connection.wake();
+        }
+    }
+
+    fn operator(&self) -> SocketOperator<'_> {
+        SocketOperator {
+            socket: self,
+            flags: Flags::default(),
+        }
+    }
+
+    fn emit_with(&self, event: &str, args: impl IntoArgs, flags: Flags) -> Result<(), EmitError> {
+        let frame = self.event(event, None, args)?;
+        self.send(&frame, flags.volatile)
+    }
+
+    async fn ask<T: FromArgs>(
+        &self,
+        event: &str,
+        args: impl IntoArgs,
+        flags: Flags,
+    ) -> Result<T, AckError> {
+        // Nothing is encoded or registered for a name that cannot be emitted.
+        check_event(event)?;
+        let args = args.into_args().map_err(EmitError::Args)?;
+        if !self.0.owe() {
+            let limit = self.0.space.hub.config.limits.pending_acks;
+            return Err(AckError::TooManyPending { limit });
+        }
+        let (awaited, answer) = self.0.space.acks.one(self);
+        let mut owed = Owed {
+            socket: self,
+            awaited,
+            answered: false,
+        };
+        let frame = self.event(event, Some(owed.awaited.id), args)?;
+        self.send(&frame, flags.volatile)?;
+        let answer = match flags.timeout {
+            None => answer.await,
+            Some(limit) => tokio::time::timeout(limit, answer)
+                .await
+                .map_err(|_| AckError::TimedOut(limit))?,
+        };
+        owed.answered = answer.is_ok();
+        T::from_args(&answer.map_err(|_| AckError::Disconnected)?).map_err(AckError::Decode)
+    }
+
+    fn event(&self, event: &str, id: Option<u64>, args: impl IntoArgs) -> Result<Frame, EmitError> {
+        check_event(event)?;
+        self.0
+            .space
+            .parser
+            .event(&self.0.space.name, id, event, &args.into_args()?)
+    }
+
+    pub(super) fn send(&self, frame: &Frame, volatile: bool) -> Result<(), EmitError> {
+        if !self.is_connected() {
+            return Err(EmitError::Disconnected);
+        }
+        self.0
+            .connection
+            .send(frame, volatile)
+            .map_err(|_| EmitError::Disconnected)
+    }
+
+    pub(super) fn space(&self) -> &Arc<Space> {
+        &self.0.space
+    }
+
+    // What follows is for the connection's driver.
+
+    /// What the server has decided about the socket since the driver looked.
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        match self.0.state.load(Ordering::Acquire) {
+            LEAVING => Some(Verdict::Leave),
+            CLOSING => Some(Verdict::Close),
+            _ => None,
+        }
+    }
+
+    /// The socket takes part in nothing any more; answers false if that was so already.
+    pub(super) fn mark_gone(&self) -> bool {
+        self.0.state.swap(GONE, Ordering::AcqRel) != GONE
+    }
+
+    /// The packet that tells the client that the namespace is over.
+    pub(super) fn disconnect_packet(&self) -> Frame {
+        let dialect = self.0.space.parser.dialect(self.0.connection.revision());
+        packets::disconnect(dialect, &self.0.space.name)
+    }
+
+    /// Takes part in the broadcasts of its namespace from now on.
+    pub(super) fn insert(&self) {
+        self.0.space.adapter.insert(self.0.clone());
+        self.0.space.sockets.inc();
+    }
+
+    pub(super) fn occupant(&self) -> &Occupant {
+        &self.0
+    }
+
+    /// Takes the socket out of its namespace.
+    pub(super) fn remove(&self) {
+        let space = &self.0.space;
+        if space.adapter.remove(&self.0) {
+            space.sockets.dec();
+        }
+        space.acks.disconnected(self);
+        space.leave();
+    }
+
+    pub(super) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0.0, &other.0.0)
+    }
+}
+
+/// A debt that is settled when nobody waits for it any more.
+struct Owed<'a> {
+    socket: &'a Socket,
+    awaited: Awaited<'a>,
+    answered: bool,
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.socket.0.settle();
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Leave,
+    Close,
+}
+
+pub(super) fn check_event(event: &str) -> Result<(), EmitError> {
+    if is_reserved(event) {
+        Err(EmitError::ReservedEvent(event.into()))
+    } else {
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn is_connected(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == CONNECTED
+    }
+
+    /// One more acknowledgement is owed; false if that would be too many.
+    pub(super) fn owe(&self) -> bool {
+        let hub = &self.space.hub;
+        let limit = u32::try_from(hub.config.limits.pending_acks).unwrap_or(u32::MAX);
+        if self.owed.fetch_add(1, Ordering::Relaxed) < limit {
+            return true;
+        }
+        self.settle();
+        hub.metrics.limit_reached(Limit::PendingAcks);
+        false
+    }
+
+    /// An acknowledgement was given, or is not awaited any more.
+    pub(super) fn settle(&self) {
+        self.owed.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Deref for Occupant {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl From<Occupant> for Socket {
+    fn from(occupant: Occupant) -> Self {
+        Self(occupant)
+    }
+}
+
+impl Member for Occupant {
+    type Frame = Frame;
+    type Batch = Batch;
+
+    fn id(&self) -> &SocketId {
+        &self.id
+    }
+
+    fn shard(&self) -> usize {
+        self.connection.lane_index()
+    }
+
+    fn deliver(&self, frame: &Frame, volatile: bool, batch: &mut Batch) {
+        if self.is_connected() {
+            self.connection.deliver(frame, volatile, batch);
+        }
+    }
+
+    fn flush(batch: Batch) {
+        batch.flush();
+    }
+}
+
+impl PartialEq for Socket {
+    fn eq(&self, other: &Self) -> bool {
+        self.same(other)
+    }
+}
+
+impl Eq for Socket {}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Socket");
+        debug
+            .field("id", &self.0.id)
+            .field("namespace", &self.0.space.name);
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl Serialize for Socket {
+    /// The id, so that a handler may return the socket or send it to others.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.id.serialize(serializer)
+    }
+}
+
+/// An emit to one socket with modifiers.
+#[derive(Debug, Clone, Copy)]
+#[must_use = "nothing is emitted until `emit` or `emit_with_ack` is called"]
+pub struct SocketOperator<'a> {
+    socket: &'a Socket,
+    flags: Flags,
+}
+
+impl SocketOperator<'_> {
+    /// Waits no longer than this for an acknowledgement.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.flags.timeout = Some(timeout);
+        self
+    }
+
+    /// The packet may be dropped if the client's transport cannot be written right now.
+    pub fn volatile(mut self) -> Self {
+        self.flags.volatile = true;
+        self
+    }
+
+    /// A wish about compressing the packet; accepted for the sake of ported code.
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.flags.compress = Some(compress);
+        self
+    }
+
+    /// Emits the event. Returns at once: the packet is in the outbox, or was dropped as volatile.
+    pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
+        self.socket.emit_with(event, args, self.flags)
+    }
+
+    /// Emits the event and waits for the client's acknowledgement.
+    pub async fn emit_with_ack<T: FromArgs>(
+        self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<T, AckError> {
+        self.socket.ask(event, args, self.flags).await
+    }
+}

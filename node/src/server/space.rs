@@ -1,0 +1,78 @@
+//! A namespace at work: its sockets, its rooms and the acknowledgements it waits for.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use prometheus::IntGauge;
+use roomcast_adapter::{Adapter, RoomLimits};
+
+use super::{ack::Acks, namespace::Handlers, packets::Parser, server::Inner, socket::Occupant};
+use crate::transport::hub::Hub;
+
+pub(crate) struct Space {
+    pub(crate) name: Arc<str>,
+    pub(crate) handlers: Arc<Handlers>,
+    /// What the pattern of a dynamic namespace stands for here.
+    pub(crate) params: Vec<(Box<str>, Box<str>)>,
+    pub(crate) adapter: Adapter<Occupant>,
+    pub(crate) acks: Acks,
+    pub(crate) parser: Parser,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) sockets: IntGauge,
+    /// Not an owner: connections and handles keep the server alive.
+    pub(crate) server: Weak<Inner>,
+    /// Clients that are connected or connecting. Changes under the lock of the server's table, so
+    /// that a dynamic namespace is not removed under a client that is about to connect.
+    pub(super) users: AtomicUsize,
+    pub(super) is_dynamic: bool,
+}
+
+impl Space {
+    pub(super) fn new(
+        name: &str,
+        handlers: Arc<Handlers>,
+        params: Option<Vec<(Box<str>, Box<str>)>>,
+        hub: &Arc<Hub>,
+        parser: Parser,
+        server: Weak<Inner>,
+    ) -> Self {
+        let limits = &hub.config.limits;
+        let limits = RoomLimits {
+            rooms_per_socket: limits.rooms_per_socket,
+            name_bytes: limits.room_name_bytes,
+        };
+        hub.metrics.namespaces.inc();
+        Self {
+            name: name.into(),
+            handlers,
+            is_dynamic: params.is_some(),
+            params: params.unwrap_or_default(),
+            adapter: Adapter::new(hub.lanes(), limits),
+            acks: Acks::default(),
+            parser,
+            sockets: hub.metrics.sockets_of(name),
+            hub: Arc::clone(hub),
+            server,
+            users: AtomicUsize::new(0),
+        }
+    }
+
+    /// A client has left, or was not let in.
+    pub(super) fn leave(self: &Arc<Self>) {
+        if self.is_dynamic
+            && let Some(server) = self.server.upgrade()
+        {
+            server.leave(self);
+        } else {
+            self.users.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.hub.metrics.namespaces.dec();
+    }
+}

@@ -1,0 +1,159 @@
+//! The settings of the transports, with Socket.IO's defaults, and the limits of everything that
+//! clients feed.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+
+use super::{cors::Cors, handshake::Handshake};
+use crate::engine_io::session::Heartbeat;
+
+/// Everything that clients or the application can ask too much of. What is beyond a limit is
+/// refused or closed with a named reason and counted in `roomcast_limit_reached_total`; nothing is
+/// dropped silently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Nesting of JSON in a packet. Default 100, at most 127. Beyond: the connection is closed.
+    pub json_depth: usize,
+    /// Binary attachments of a packet. Default 10. Beyond: the connection is closed.
+    pub attachments: usize,
+    /// Namespaces of one connection. Default 64. Beyond: the connect is refused.
+    pub namespaces_per_connection: usize,
+    /// Rooms of one socket, its private one not counted. Default 1,024. Beyond: the join fails.
+    pub rooms_per_socket: usize,
+    /// Length of a room name in bytes. Default 256. Beyond: the join fails.
+    pub room_name_bytes: usize,
+    /// Length of an event name in bytes. Default 256. Beyond: the connection is closed.
+    pub event_name_bytes: usize,
+    /// Length of a namespace's name in bytes. Default 256. Beyond: the connection is closed.
+    pub namespace_bytes: usize,
+    /// Acknowledgements that one socket owes. Default 1,024. Beyond: `emit_with_ack` fails.
+    pub pending_acks: usize,
+    /// Events of one connection whose handlers still run. Default 256. Beyond: the server stops
+    /// reading from the connection until one is done.
+    pub events_in_flight: usize,
+    /// Bytes that wait to be written to one connection. Default 1 MiB. Beyond: the connection is
+    /// closed as a slow consumer. A single packet that is larger passes if nothing else waits.
+    pub outbox_bytes: usize,
+    /// Bytes that a polling client has posted and that are not handled yet. Default 2 MiB. Beyond:
+    /// the connection is closed.
+    pub inbox_bytes: usize,
+    /// Frames of one WebSocket message. Default 1,024. Beyond: the connection is closed.
+    pub fragments: usize,
+    /// Time for the head of a request to arrive, also between two requests of a kept-alive
+    /// connection. Default 30 s. Applies to [`Server::serve`](crate::Server::serve); an
+    /// application that embeds the router sets its own.
+    pub header_timeout: Duration,
+    /// Time for the body of a request to arrive. Default 20 s. Beyond: status 408 and the
+    /// connection is closed.
+    pub body_timeout: Duration,
+    /// WebSockets opened for an upgrade that is not finished, on the whole server. Default 10,000.
+    /// Beyond: the upgrade is refused and the client stays on polling.
+    pub unfinished_upgrades: usize,
+    /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            json_depth: 100,
+            attachments: 10,
+            namespaces_per_connection: 64,
+            rooms_per_socket: 1024,
+            room_name_bytes: 256,
+            event_name_bytes: 256,
+            namespace_bytes: 256,
+            pending_acks: 1024,
+            events_in_flight: 256,
+            outbox_bytes: 1 << 20,
+            inbox_bytes: 2 << 20,
+            fragments: 1024,
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(20),
+            unfinished_upgrades: 10_000,
+            connections: 1_000_000,
+        }
+    }
+}
+
+/// The cookie that some load balancers use to send a client to the same node again.
+///
+/// It is set with the answer to the first request and holds the Engine.IO session id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cookie {
+    /// Default `io`.
+    pub name: String,
+    /// Default `/`.
+    pub path: String,
+    /// Default true: scripts cannot read it.
+    pub http_only: bool,
+    /// Default `Lax`; `None` here leaves the attribute out.
+    pub same_site: Option<String>,
+}
+
+impl Default for Cookie {
+    fn default() -> Self {
+        Self {
+            name: String::from("io"),
+            path: String::from("/"),
+            http_only: true,
+            same_site: Some(String::from("Lax")),
+        }
+    }
+}
+
+/// Decides about a handshake before a session exists; an error's text goes to the client.
+pub(crate) type AllowRequest =
+    Arc<dyn Fn(Handshake) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+pub(crate) struct Config {
+    /// Without a slash at the end.
+    pub(crate) path: String,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) upgrade_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) max_payload: usize,
+    pub(crate) polling: bool,
+    pub(crate) websocket: bool,
+    pub(crate) allow_upgrades: bool,
+    pub(crate) allow_eio3: bool,
+    pub(crate) cors: Option<Cors>,
+    pub(crate) cookie: Option<Cookie>,
+    /// Bodies of polls from this size on are compressed if the client takes gzip.
+    pub(crate) compress_from: Option<usize>,
+    pub(crate) allow_request: Option<AllowRequest>,
+    pub(crate) limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            path: String::from("/socket.io"),
+            heartbeat: Heartbeat {
+                interval: Duration::from_secs(25),
+                timeout: Duration::from_secs(20),
+            },
+            upgrade_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(45),
+            max_payload: 1_000_000,
+            polling: true,
+            websocket: true,
+            allow_upgrades: true,
+            allow_eio3: false,
+            cors: None,
+            cookie: None,
+            compress_from: Some(1024),
+            allow_request: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}

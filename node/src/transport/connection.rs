@@ -1,0 +1,551 @@
+//! One client's connection: its session, its outbox, its transport, under one small lock.
+//!
+//! The lock is a leaf but for the timer wheel of the connection's lane, which is taken under it.
+//! Anyone may push and close; only the connection's driver reads; whoever finds the transport
+//! ready writes: the lane's task, or the driver at the end of its turn.
+
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{
+    frame::Frame,
+    hub::Hub,
+    lane::{Lane, Slot},
+    outbox::Outbox,
+    polling::Polling,
+    stream::Stream,
+    websocket,
+};
+use crate::{
+    clock::Time,
+    close::{CloseReason, Limit},
+    engine_io::{
+        open::Revision,
+        session::{Session, Tick},
+    },
+    ids::EngineId,
+};
+
+/// Frames that together are not larger than this are copied into one buffer and written with one
+/// call; copying a few kilobytes is cheaper than a vector of buffers.
+const COALESCE_BYTES: usize = 16 * 1024;
+
+/// How long a closed WebSocket may take to read what was still queued and to close its side.
+const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
+
+/// How long a polling client may take to fetch its last packets.
+const POLLING_LINGER: Duration = Duration::from_secs(30);
+
+pub(crate) struct Connection {
+    hub: Arc<Hub>,
+    state: Mutex<State>,
+    id: EngineId,
+    lane: u16,
+    revision: Revision,
+    /// Whether a polling client of revision 3 takes text only.
+    b64: bool,
+}
+
+pub(super) struct State {
+    pub(super) session: Session,
+    pub(super) outbox: Outbox,
+    /// None while the client polls, and after the end.
+    pub(super) stream: Option<Stream>,
+    /// Wakes the driver.
+    driver: Option<Waker>,
+    /// While the client polls, and until what it left behind is handled.
+    pub(super) polling: Option<Box<Polling>>,
+    slot: Slot,
+    /// The tick for which the lane's wheel holds the valid timer.
+    timer: u64,
+    /// When an unused connection, or a closing one, has had its time.
+    expires: Time,
+    pub(super) closing: Option<CloseReason>,
+    /// The lane's task will flush.
+    dirty: bool,
+    /// The driver is in its turn and will flush at the end of it.
+    in_turn: bool,
+    /// The kernel's buffer is full; the driver waits for writability.
+    blocked: bool,
+    /// The time of a closing connection is over.
+    expired: bool,
+}
+
+/// The connection is closed, or was closed by this very packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+/// Connections that a broadcast made dirty, all of one lane.
+#[derive(Default)]
+pub(crate) struct Batch(Vec<Arc<Connection>>);
+
+enum Push {
+    Queued { flush: bool },
+    Dropped,
+    Closed,
+}
+
+impl Connection {
+    /// Registers a new connection; its open packet is queued by the caller.
+    pub(super) fn new(
+        hub: &Arc<Hub>,
+        revision: Revision,
+        stream: Option<Stream>,
+        polling: Option<Box<Polling>>,
+        b64: bool,
+    ) -> Arc<Self> {
+        let now = hub.clock.now();
+        let id = hub.ids.engine_id();
+        let lane = hub.lane_index(id.as_str());
+        let state = State {
+            session: Session::new(revision, hub.config.heartbeat, now),
+            outbox: Outbox::default(),
+            stream,
+            driver: None,
+            polling,
+            slot: 0,
+            timer: 0,
+            expires: now.after(hub.config.connect_timeout),
+            closing: None,
+            dirty: false,
+            in_turn: false,
+            blocked: false,
+            expired: false,
+        };
+        let connection = Arc::new(Self {
+            hub: Arc::clone(hub),
+            state: Mutex::new(state),
+            id,
+            lane: u16::try_from(lane).expect("few lanes"),
+            revision,
+            b64,
+        });
+        let slot = connection.lane().insert(&connection);
+        let mut state = connection.state.lock();
+        state.slot = slot;
+        connection.arm(&mut state);
+        drop(state);
+        connection
+    }
+
+    pub(crate) fn id(&self) -> &EngineId {
+        &self.id
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    pub(crate) fn lane_index(&self) -> usize {
+        usize::from(self.lane)
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) fn takes_base64_only(&self) -> bool {
+        self.b64
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// `polling` or `websocket`, whichever the client uses now.
+    pub(crate) fn transport_name(&self) -> &'static str {
+        let state = self.lock();
+        if state.stream.is_none() && state.polling.is_some() {
+            "polling"
+        } else {
+            "websocket"
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closing.is_some()
+    }
+
+    /// Why the connection is being closed, if it is.
+    pub(super) fn closing(&self) -> Option<CloseReason> {
+        self.lock().closing
+    }
+
+    /// The connection is in use: the connect timeout does not apply any more.
+    pub(crate) fn claim(&self) {
+        let mut state = self.lock();
+        if state.closing.is_none() {
+            state.expires = Time::from_millis(u64::MAX);
+        }
+    }
+
+    /// Queues a frame and has it written soon.
+    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, volatile: bool) -> Result<(), Closed> {
+        match self.push(&mut self.lock(), frame, volatile) {
+            Push::Queued { flush: false } | Push::Dropped => return Ok(()),
+            Push::Closed => return Err(Closed),
+            Push::Queued { flush: true } => {}
+        }
+        self.lane().flush_one_later(Arc::clone(self));
+        Ok(())
+    }
+
+    /// Queues a frame; if nobody is about to flush, the connection goes into the batch.
+    pub(crate) fn deliver(self: &Arc<Self>, frame: &Frame, volatile: bool, batch: &mut Batch) {
+        let push = self.push(&mut self.lock(), frame, volatile);
+        if matches!(push, Push::Queued { flush: true }) {
+            batch.0.push(Arc::clone(self));
+        }
+    }
+
+    fn push(&self, state: &mut State, frame: &Frame, volatile: bool) -> Push {
+        if state.closing.is_some() {
+            return Push::Closed;
+        }
+        if volatile && !state.can_flush() {
+            self.hub.metrics.volatile_dropped.inc();
+            return Push::Dropped;
+        }
+        let queued = state.outbox.bytes();
+        if queued > 0 && queued + frame.cost() > self.hub.config.limits.outbox_bytes {
+            self.begin_close(state, CloseReason::LimitReached(Limit::Outbox));
+            return Push::Closed;
+        }
+        state.outbox.push(frame.clone());
+        let flush = !state.dirty && !state.in_turn && state.can_flush();
+        state.dirty |= flush;
+        Push::Queued { flush }
+    }
+
+    /// Has the driver look at what was decided about its sockets.
+    pub(crate) fn wake(&self) {
+        self.lock().wake_driver();
+    }
+
+    /// Ends the connection. The first reason counts.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        self.begin_close(&mut self.lock(), reason);
+    }
+
+    pub(super) fn begin_close(&self, state: &mut State, reason: CloseReason) {
+        if state.closing.is_some() {
+            return;
+        }
+        state.closing = Some(reason);
+        let linger = if state.stream.is_some() {
+            WEBSOCKET_LINGER
+        } else {
+            POLLING_LINGER
+        };
+        state.expires = self.hub.clock.now().after(linger);
+        self.arm(state);
+        // A frame that is on the wire in part cannot be followed by a close frame, unless the
+        // rest of it follows too.
+        let cut = state.outbox.written() > 0 && !reason.flushes();
+        if !reason.flushes() {
+            state.outbox.clear();
+        }
+        if state.stream.is_some() && !cut && !reason.transport_is_gone() {
+            let mut close = Vec::new();
+            websocket::append_close(&mut close, reason.websocket_code());
+            state.outbox.push(Frame::raw(&close));
+        }
+        state.wake_driver();
+        if let Some(polling) = &mut state.polling {
+            polling.wake_poll();
+        }
+    }
+
+    /// Writes what is queued, or lets a waiting poll fetch it; answers the bytes written.
+    pub(super) fn flush(&self, scratch: &mut Vec<u8>) -> usize {
+        let mut state = self.lock();
+        state.dirty = false;
+        if state.in_turn {
+            return 0;
+        }
+        if state.stream.is_some() {
+            return if state.blocked {
+                0
+            } else {
+                self.write(&mut state, scratch, None)
+            };
+        }
+        if let Some(polling) = &mut state.polling {
+            polling.wake_poll();
+        }
+        0
+    }
+
+    /// Writes to the WebSocket until all is written or the kernel takes no more.
+    fn write(
+        &self,
+        state: &mut State,
+        scratch: &mut Vec<u8>,
+        mut cx: Option<&mut Context<'_>>,
+    ) -> usize {
+        let mut total = 0;
+        let revision = self.revision;
+        let State {
+            outbox,
+            stream: Some(stream),
+            ..
+        } = state
+        else {
+            return 0;
+        };
+        let len = |frame: &Frame| frame.websocket(revision).len();
+        let error = loop {
+            let Some(first) = outbox.first() else {
+                state.blocked = false;
+                return total;
+            };
+            let first = &first.websocket(revision)[outbox.written()..];
+            let bytes = match outbox.iter().nth(1) {
+                Some(second) if first.len() + len(second) <= COALESCE_BYTES => {
+                    gather(outbox, revision, scratch);
+                    &scratch[..]
+                }
+                _ => first,
+            };
+            match stream.try_write(cx.as_deref_mut(), bytes) {
+                Ok(count) => {
+                    total += count;
+                    outbox.advance(count, len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break error,
+            }
+        };
+        if error.kind() == io::ErrorKind::WouldBlock {
+            state.blocked = true;
+            if cx.is_none() {
+                state.wake_driver();
+            }
+        } else {
+            state.outbox.clear();
+            state.expired = true;
+            self.begin_close(state, CloseReason::TransportError);
+            state.wake_driver();
+        }
+        total
+    }
+
+    /// Looks at the heartbeat and at the time that is left; called by the lane's task.
+    pub(super) fn on_timer(self: &Arc<Self>, tick: u64, now: Time) {
+        let mut state = self.lock();
+        if state.timer != tick {
+            return;
+        }
+        if state.closing.is_some() {
+            if now >= state.expires {
+                state.expired = true;
+                state.wake_driver();
+                return;
+            }
+        } else if now >= state.expires {
+            self.begin_close(&mut state, CloseReason::ConnectTimeout);
+        } else {
+            match state.session.tick(self.hub.config.heartbeat, now) {
+                Tick::Nothing => {}
+                Tick::TimedOut => self.begin_close(&mut state, CloseReason::PingTimeout),
+                Tick::SendPing => {
+                    if let Push::Queued { flush: true } =
+                        self.push(&mut state, &self.hub.frames.ping, false)
+                    {
+                        self.lane().flush_one_later(Arc::clone(self));
+                    }
+                }
+            }
+        }
+        self.arm(&mut state);
+    }
+
+    fn arm(&self, state: &mut State) {
+        let at = match state.closing {
+            Some(_) => state.expires,
+            None => state.expires.min(state.session.deadline()),
+        };
+        state.timer = self.lane().arm(state.slot, at);
+    }
+
+    /// The client's WebSocket takes over from polling. `read` was received on it already.
+    pub(super) fn attach(self: &Arc<Self>, stream: Stream, read: Vec<u8>) -> Result<(), Closed> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let (None, Some(polling)) = (state.closing, &mut state.polling) else {
+            return Err(Closed);
+        };
+        polling.attached(read);
+        state.stream = Some(stream);
+        state.wake_driver();
+        Ok(())
+    }
+
+    // What follows is for the driver.
+
+    /// Starts or continues the driver's turn: until [`end_turn`](Self::end_turn), nobody else
+    /// writes to the WebSocket.
+    pub(super) fn turn<'a>(&'a self, cx: &Context<'_>) -> MutexGuard<'a, State> {
+        let mut state = self.lock();
+        state.in_turn = true;
+        match &mut state.driver {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            waker => *waker = Some(cx.waker().clone()),
+        }
+        state
+    }
+
+    /// Ends the turn: writes what it produced (`replies`, which come first) and what others
+    /// queued meanwhile. Answers the bytes written.
+    pub(super) fn end_turn(
+        &self,
+        replies: &mut Vec<u8>,
+        scratch: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> usize {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.in_turn = false;
+        let mut sent = 0;
+        if let (false, Some(stream)) = (replies.is_empty(), &mut state.stream) {
+            // Replies are only written while the outbox was empty, so they are first in order.
+            if state.outbox.bytes() > 0 && replies.len() + state.outbox.bytes() <= COALESCE_BYTES {
+                for frame in state.outbox.iter() {
+                    replies.extend_from_slice(frame.websocket(self.revision));
+                }
+                state.outbox.clear();
+            }
+            sent = match stream.try_write(Some(cx), replies) {
+                Ok(count) => count,
+                Err(_) => 0,
+            };
+            if sent < replies.len() {
+                // An error that is not a full buffer comes again with the next write.
+                state.outbox.push_first(Frame::raw(&replies[sent..]));
+            }
+            replies.clear();
+        }
+        loop {
+            sent += self.write(state, scratch, Some(cx));
+            if !state.blocked {
+                break;
+            }
+            let Some(stream) = &mut state.stream else {
+                break;
+            };
+            if stream.poll_writable(cx).is_pending() {
+                break;
+            }
+        }
+        if state.stream.is_none()
+            && !state.outbox.is_empty()
+            && let Some(polling) = &mut state.polling
+        {
+            polling.wake_poll();
+        }
+        sent
+    }
+
+    /// Whether replies may be written ahead of the outbox.
+    pub(super) fn may_reply_directly(&self) -> bool {
+        let state = self.lock();
+        state.outbox.is_empty()
+            && state.stream.is_some()
+            && !state.blocked
+            && state.closing.is_none()
+    }
+
+    /// Whether a closing connection has nothing more to do: everything was written and the peer
+    /// has closed too, or its time is over.
+    pub(super) fn poll_finished(&self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
+        let mut state = self.lock();
+        let over = state.expired
+            || state.closing.is_some_and(CloseReason::transport_is_gone)
+            || state
+                .polling
+                .as_ref()
+                .is_some_and(|polling| polling.said_farewell());
+        if over {
+            return Poll::Ready(());
+        }
+        if !state.outbox.is_empty() {
+            return Poll::Pending;
+        }
+        let Some(stream) = &mut state.stream else {
+            return Poll::Pending;
+        };
+        stream.shut_down(cx);
+        loop {
+            match stream.poll_read(cx, scratch) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Gives back everything but the memory of the connection itself, which others may still
+    /// hold.
+    pub(super) fn release(&self) {
+        let mut state = self.lock();
+        let slot = state.slot;
+        state.outbox.clear();
+        state.driver = None;
+        if let Some(polling) = &mut state.polling {
+            polling.wake_poll();
+        }
+        let stream = state.stream.take();
+        drop(state);
+        drop(stream);
+        self.lane().remove(self, slot);
+    }
+
+    fn lane(&self) -> &Lane {
+        self.hub.lane(self.lane_index())
+    }
+}
+
+impl Batch {
+    pub(crate) fn flush(self) {
+        if let Some(first) = self.0.first() {
+            let first = Arc::clone(first);
+            first.lane().flush_later(self.0);
+        }
+    }
+}
+
+impl State {
+    /// Whether flushing now could have an effect, and a volatile packet a chance.
+    fn can_flush(&self) -> bool {
+        match &self.polling {
+            Some(polling) if self.stream.is_none() => polling.is_waiting(),
+            _ => !self.blocked,
+        }
+    }
+
+    pub(super) fn wake_driver(&self) {
+        if let Some(driver) = &self.driver {
+            driver.wake_by_ref();
+        }
+    }
+}
+
+/// Copies as many frames as fit; the first may be written in part.
+fn gather(outbox: &Outbox, revision: Revision, scratch: &mut Vec<u8>) {
+    scratch.clear();
+    let mut skip = outbox.written();
+    for frame in outbox.iter() {
+        let bytes = &frame.websocket(revision)[skip..];
+        skip = 0;
+        if scratch.len() + bytes.len() > COALESCE_BYTES {
+            break;
+        }
+        scratch.extend_from_slice(bytes);
+    }
+}

@@ -1,0 +1,157 @@
+//! Cross-origin headers, as browsers ask for them when a page of another origin polls.
+//!
+//! A WebSocket is not covered by CORS: a server that wants to refuse origins there looks at the
+//! handshake. An origin that is not allowed gets no matching header; the request is answered.
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+
+/// Which origins may use the server from a browser. Without it no header is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cors {
+    origins: Origins,
+    allowed_headers: Option<HeaderValue>,
+    credentials: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origins {
+    Any,
+    Reflect,
+    One(HeaderValue),
+    List(Vec<HeaderValue>),
+}
+
+impl Cors {
+    /// Any origin (`*`; with credentials, the origin of the request).
+    pub fn any() -> Self {
+        Self::new(Origins::Any)
+    }
+
+    /// Any origin, named in the answer.
+    pub fn reflect() -> Self {
+        Self::new(Origins::Reflect)
+    }
+
+    /// These origins, such as `https://app.example`. A single one is sent with every answer;
+    /// of several, the one that asks. Texts that cannot be header values match nobody.
+    pub fn origins<T: AsRef<str>>(origins: impl IntoIterator<Item = T>) -> Self {
+        let values = origins
+            .into_iter()
+            .filter_map(|o| HeaderValue::from_str(o.as_ref()).ok());
+        let mut values: Vec<_> = values.collect();
+        Self::new(match values.len() {
+            1 => Origins::One(values.remove(0)),
+            _ => Origins::List(values),
+        })
+    }
+
+    /// Request headers that pages may send. Without this, whichever they ask for.
+    #[must_use]
+    pub fn allowed_headers<T: AsRef<str>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        let names: Vec<_> = names
+            .into_iter()
+            .map(|name| name.as_ref().to_owned())
+            .collect();
+        self.allowed_headers = HeaderValue::from_str(&names.join(",")).ok();
+        self
+    }
+
+    /// Whether pages may send cookies.
+    #[must_use]
+    pub fn credentials(mut self, allowed: bool) -> Self {
+        self.credentials = allowed;
+        self
+    }
+
+    fn new(origins: Origins) -> Self {
+        Self {
+            origins,
+            allowed_headers: None,
+            credentials: false,
+        }
+    }
+
+    /// Adds the headers that go with every answer, errors included: without them a browser hides
+    /// the error from the page.
+    pub(crate) fn apply(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+        let reflected = match &self.origins {
+            Origins::Any if !self.credentials => {
+                let any = HeaderValue::from_static("*");
+                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, any);
+                return;
+            }
+            Origins::Any | Origins::Reflect => origin,
+            Origins::One(one) => Some(one),
+            Origins::List(list) => origin.filter(|origin| list.contains(origin)),
+        };
+        if let Some(origin) = reflected {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        }
+        headers.append(header::VARY, HeaderValue::from_static("Origin"));
+        if self.credentials {
+            let yes = HeaderValue::from_static("true");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        }
+    }
+
+    /// Adds the headers of the answer to a preflight request.
+    pub(crate) fn preflight(&self, request: &HeaderMap, headers: &mut HeaderMap) -> StatusCode {
+        let methods = HeaderValue::from_static("GET,HEAD,PUT,PATCH,POST,DELETE");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        if let Some(allowed) = &self.allowed_headers {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed.clone());
+        } else {
+            let asked = HeaderValue::from_static("Access-Control-Request-Headers");
+            headers.append(header::VARY, asked);
+            if let Some(asked) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+                headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+            }
+        }
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        StatusCode::NO_CONTENT
+    }
+
+    pub(crate) fn is_preflight(method: &Method) -> bool {
+        method == Method::OPTIONS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(cors: &Cors, origin: &'static str) -> (Option<String>, bool) {
+        let mut headers = HeaderMap::new();
+        cors.apply(Some(&HeaderValue::from_static(origin)), &mut headers);
+        let text = |value: &HeaderValue| value.to_str().expect("text").to_owned();
+        let allowed = headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).map(text);
+        (allowed, headers.contains_key(header::VARY))
+    }
+
+    #[test]
+    fn a_star_is_never_sent_with_credentials() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(allowed(&Cors::any(), "http://a"), (some("*"), false));
+        assert_eq!(
+            allowed(&Cors::any().credentials(true), "http://a"),
+            (some("http://a"), true)
+        );
+        assert_eq!(
+            allowed(&Cors::reflect(), "http://a"),
+            (some("http://a"), true)
+        );
+    }
+
+    #[test]
+    fn an_origin_that_is_not_listed_gets_no_header() {
+        let list = Cors::origins(["http://a", "http://b"]);
+        assert_eq!(allowed(&list, "http://b").0.as_deref(), Some("http://b"));
+        assert_eq!(allowed(&list, "http://c"), (None, true));
+        let one = Cors::origins(["http://a"]);
+        assert_eq!(
+            allowed(&one, "http://c").0.as_deref(),
+            Some("http://a"),
+            "sent verbatim"
+        );
+    }
+}

@@ -1,0 +1,528 @@
+//! The task of one connection: reads, lets the layer above handle what was read, and waits for what
+//! would block.
+//!
+//! The task's future is two pointers; everything else hangs off the connection, or is a buffer of
+//! the thread that is lent for the length of one turn. An idle connection owns no buffer.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+
+use super::{
+    connection::Connection,
+    frame::Frame,
+    hub::Seat,
+    polling::Posted,
+    websocket::{self, Event, Refusal},
+};
+use crate::{
+    close::{CloseReason, Limit},
+    engine_io::{
+        open::Revision,
+        packet::{self, Message, Packet, PacketError},
+        payload, payload_v3,
+        session::Received,
+    },
+};
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Reads in one turn before others get theirs.
+const READS_PER_TURN: usize = 8;
+
+/// Replies that may gather in one turn before they take the outbox.
+const REPLY_BYTES: usize = 64 * 1024;
+
+/// What a connection carries: one per connection, used by its driver alone.
+pub(crate) trait Upper: Send + 'static {
+    /// The connection is open.
+    fn open(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>);
+
+    fn text(
+        &mut self,
+        turn: &mut Turn<'_>,
+        cx: &mut Context<'_>,
+        text: &str,
+    ) -> Result<(), CloseReason>;
+
+    fn binary(
+        &mut self,
+        turn: &mut Turn<'_>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Result<(), CloseReason>;
+
+    /// Goes on with what is in progress.
+    fn poll(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>);
+
+    /// Whether another message may be handed over now. When it may not, reading pauses until
+    /// [`poll`](Self::poll) has finished something.
+    fn is_ready(&self) -> bool;
+
+    /// The connection has ended.
+    fn close(&mut self, turn: &mut Turn<'_>, reason: CloseReason, cx: &mut Context<'_>);
+
+    /// Waits for what is still in progress after the end.
+    fn poll_done(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+/// The driver's turn, as the layer above sees it.
+pub(crate) struct Turn<'a> {
+    pub(crate) connection: &'a Arc<Connection>,
+    replies: &'a mut Vec<u8>,
+}
+
+impl Turn<'_> {
+    /// Sends the answer to something that was just received: written together with the other
+    /// answers of this turn, without a frame of its own, as long as nothing else is queued.
+    pub(crate) fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>), binary: &[Bytes]) {
+        let direct = binary.is_empty()
+            && self.replies.len() < REPLY_BYTES
+            && self.connection.may_reply_directly();
+        if direct {
+            websocket::append_text(self.replies, |out| {
+                out.push(b'4');
+                write(out);
+            });
+        } else {
+            self.send(&Frame::message(write, binary));
+        }
+    }
+
+    /// Sends a frame after everything that was sent before.
+    pub(crate) fn send(&mut self, frame: &Frame) {
+        // A connection that is closed meanwhile takes no more frames, and nobody waits for them.
+        let _ = self.connection.send(frame, false);
+    }
+}
+
+/// Starts the driver of a connection on the current runtime.
+pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U) {
+    let core = Core {
+        upper,
+        reader: websocket::Reader::default(),
+        unread: Vec::new(),
+        stage: Stage::New,
+        on_websocket: connection.transport_name() == "websocket",
+        seat: Some(connection.hub().take_seat()),
+    };
+    // The connection count owns the task: a draining server waits for it to reach zero.
+    drop(tokio::spawn(Driver {
+        connection: Arc::clone(connection),
+        core: Box::new(core),
+    }));
+}
+
+struct Driver<U> {
+    connection: Arc<Connection>,
+    core: Box<Core<U>>,
+}
+
+struct Core<U> {
+    upper: U,
+    reader: websocket::Reader,
+    /// Bytes of the WebSocket that were read while too many events were in flight.
+    unread: Vec<u8>,
+    stage: Stage,
+    /// Which transport the gauge of connections counts this one under.
+    on_websocket: bool,
+    seat: Option<Seat>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    New,
+    Open,
+    /// The layer above knows of the end; what is queued is still written.
+    Closing,
+    /// The transport is gone; handlers may still run.
+    Released,
+}
+
+/// Buffers of the thread, lent to one turn after the other.
+struct Scratch {
+    read: Box<[u8]>,
+    replies: Vec<u8>,
+    gather: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+impl<U: Upper> Future for Driver<U> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { connection, core } = self.get_mut();
+        let mut scratch = SCRATCH.take().unwrap_or_else(|| {
+            let read = vec![0; READ_BYTES].into();
+            Box::new(Scratch {
+                read,
+                replies: Vec::new(),
+                gather: Vec::new(),
+            })
+        });
+        let done = core.turn(connection, &mut scratch, cx);
+        if scratch.replies.capacity() > 4 * REPLY_BYTES {
+            scratch.replies = Vec::new();
+        }
+        SCRATCH.set(Some(scratch));
+        done
+    }
+}
+
+impl<U: Upper> Core<U> {
+    fn turn(
+        &mut self,
+        connection: &Arc<Connection>,
+        scratch: &mut Scratch,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Scratch {
+            read,
+            replies,
+            gather,
+        } = scratch;
+        let hub = connection.hub();
+        if matches!(self.stage, Stage::New | Stage::Open) {
+            let closing = {
+                let mut turn = Turn {
+                    connection,
+                    replies: &mut *replies,
+                };
+                drop(connection.turn(cx));
+                if self.stage == Stage::New {
+                    self.stage = Stage::Open;
+                    self.upper.open(&mut turn, cx);
+                }
+                let progress = self.receive(&mut turn, read, cx);
+                self.upper.poll(&mut turn, cx);
+                let resumes = progress == Progress::Paused && self.upper.is_ready();
+                if resumes || progress == Progress::Unfinished {
+                    cx.waker().wake_by_ref();
+                }
+                let sent = connection.end_turn(replies, gather, cx);
+                hub.metrics.bytes_sent.inc_by(sent as u64);
+                connection.closing()
+            };
+            let Some(reason) = closing else {
+                return Poll::Pending;
+            };
+            self.stage = Stage::Closing;
+            hub.metrics.closed(reason);
+            hub.metrics
+                .connections
+                .with_label_values(&[self.transport()])
+                .dec();
+            self.upper.close(
+                &mut Turn {
+                    connection,
+                    replies: &mut *replies,
+                },
+                reason,
+                cx,
+            );
+        }
+        if self.stage == Stage::Closing {
+            drop(connection.turn(cx));
+            let sent = connection.end_turn(replies, gather, cx);
+            hub.metrics.bytes_sent.inc_by(sent as u64);
+            if connection.poll_finished(cx, read).is_ready() {
+                connection.release();
+                self.stage = Stage::Released;
+            }
+        }
+        let done = self.upper.poll_done(
+            &mut Turn {
+                connection,
+                replies: &mut *replies,
+            },
+            cx,
+        );
+        replies.clear();
+        if self.stage == Stage::Released && done.is_ready() {
+            self.seat = None;
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Reads and handles what there is.
+    fn receive(
+        &mut self,
+        turn: &mut Turn<'_>,
+        buffer: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Progress {
+        for _ in 0..READS_PER_TURN {
+            if !self.upper.is_ready() {
+                turn.connection
+                    .hub()
+                    .metrics
+                    .limit_reached(Limit::EventsInFlight);
+                return Progress::Paused;
+            }
+            let outcome = match self.next_input(turn.connection, buffer, cx) {
+                Input::Nothing => return Progress::Done,
+                Input::Posted(posted) => self.handle_posted(turn, posted, cx),
+                Input::Kept(mut bytes) => self.handle_bytes(turn, &mut bytes, cx),
+                Input::Read(count) => self.handle_bytes(turn, &mut buffer[..count], cx),
+                Input::End(reason) => Err(reason),
+            };
+            if let Err(reason) = outcome {
+                turn.connection.close(reason);
+                return Progress::Done;
+            }
+        }
+        Progress::Unfinished
+    }
+
+    fn next_input(
+        &mut self,
+        connection: &Connection,
+        buffer: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Input {
+        let mut guard = connection.lock();
+        let state = &mut *guard;
+        if state.closing.is_some() {
+            return Input::Nothing;
+        }
+        if !self.unread.is_empty() {
+            return Input::Kept(std::mem::take(&mut self.unread));
+        }
+        if let Some(polling) = &mut state.polling {
+            if let Some(posted) = polling.take_posted() {
+                return Input::Posted(posted);
+            }
+            if polling.is_over() {
+                let read = polling.take_read();
+                state.polling = None;
+                self.moved_to_websocket(connection);
+                return Input::Kept(read);
+            }
+            return Input::Nothing;
+        }
+        let Some(stream) = &mut state.stream else {
+            return Input::Nothing;
+        };
+        match stream.poll_read(cx, buffer) {
+            Poll::Pending => Input::Nothing,
+            Poll::Ready(Ok(0)) => {
+                state.outbox.clear();
+                Input::End(CloseReason::TransportClose)
+            }
+            Poll::Ready(Ok(count)) => {
+                connection.hub().metrics.bytes_received.inc_by(count as u64);
+                Input::Read(count)
+            }
+            Poll::Ready(Err(_)) => Input::End(CloseReason::TransportError),
+        }
+    }
+
+    fn moved_to_websocket(&mut self, connection: &Connection) {
+        if !self.on_websocket {
+            let metrics = &connection.hub().metrics;
+            metrics
+                .connections
+                .with_label_values(&[self.transport()])
+                .dec();
+            self.on_websocket = true;
+            metrics
+                .connections
+                .with_label_values(&[self.transport()])
+                .inc();
+            metrics.upgrades.inc();
+        }
+    }
+
+    fn transport(&self) -> &'static str {
+        if self.on_websocket {
+            "websocket"
+        } else {
+            "polling"
+        }
+    }
+
+    fn handle_posted(
+        &mut self,
+        turn: &mut Turn<'_>,
+        posted: Posted,
+        cx: &mut Context<'_>,
+    ) -> Result<(), CloseReason> {
+        let connection = turn.connection;
+        let rest = match connection.revision() {
+            Revision::V4 => {
+                let mut packets = payload::decode(&posted.body);
+                self.handle_packets(turn, &mut packets, cx)?;
+                packets.rest()
+            }
+            Revision::V3 => {
+                let mut packets = payload_v3::decode(posted.form, &posted.body);
+                self.handle_packets(turn, &mut packets, cx)?;
+                packets.rest()
+            }
+        };
+        if let (Some(rest), Some(polling)) = (rest, &mut connection.lock().polling) {
+            polling.put_back(Posted {
+                form: posted.form,
+                body: posted.body.slice_ref(rest),
+            });
+        }
+        Ok(())
+    }
+
+    /// Handles packets until there are no more, or too many events are in flight.
+    fn handle_packets<'p>(
+        &mut self,
+        turn: &mut Turn<'_>,
+        packets: &mut impl Iterator<Item = Result<Packet<'p>, PacketError>>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), CloseReason> {
+        while self.upper.is_ready()
+            && let Some(packet) = packets.next()
+        {
+            self.handle_packet(turn, packet.map_err(undecodable)?, cx)?;
+        }
+        Ok(())
+    }
+
+    fn handle_bytes(
+        &mut self,
+        turn: &mut Turn<'_>,
+        bytes: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Result<(), CloseReason> {
+        let hub = turn.connection.hub();
+        let limits = websocket::Limits {
+            message_bytes: hub.config.max_payload,
+            fragments: hub.config.limits.fragments,
+        };
+        let mut input = bytes;
+        while let Some(event) = self.reader.next(&mut input, &limits).map_err(refused)? {
+            self.handle_event(turn, &event, cx)?;
+            if !self.upper.is_ready() {
+                self.unread = input.to_vec();
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &mut self,
+        turn: &mut Turn<'_>,
+        event: &Event<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), CloseReason> {
+        let v3 = turn.connection.revision() == Revision::V3;
+        let packet = match event {
+            Event::Text(text) if v3 => packet::decode_text_v3(text).map_err(undecodable)?,
+            Event::Text(text) => packet::decode_text(text).map_err(undecodable)?,
+            Event::Binary(bytes) if v3 => packet::decode_binary_v3(bytes).map_err(undecodable)?,
+            Event::Binary(bytes) => Packet::Message(Message::Binary(bytes[..].into())),
+            Event::Ping(payload) => {
+                let mut pong = Vec::new();
+                websocket::append_pong(&mut pong, payload);
+                turn.send(&Frame::raw(&pong));
+                return Ok(());
+            }
+            Event::Pong(_) => return Ok(()),
+            Event::Close(_) => return Err(CloseReason::TransportClose),
+        };
+        self.handle_packet(turn, packet, cx)
+    }
+
+    fn handle_packet(
+        &mut self,
+        turn: &mut Turn<'_>,
+        packet: Packet<'_>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), CloseReason> {
+        let message = match packet {
+            // Messages don't touch the session; the lock is not needed for them.
+            Packet::Message(message) => message,
+            packet => match self.handle_control(turn, packet)? {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
+        match message {
+            Message::Text(text) => self.upper.text(turn, cx, &text),
+            Message::Binary(bytes) => self.upper.binary(turn, cx, &bytes),
+        }
+    }
+
+    fn handle_control<'p>(
+        &mut self,
+        turn: &mut Turn<'_>,
+        packet: Packet<'p>,
+    ) -> Result<Option<Message<'p>>, CloseReason> {
+        let hub = turn.connection.hub();
+        let (heartbeat, now) = (hub.config.heartbeat, hub.clock.now());
+        let received = turn
+            .connection
+            .lock()
+            .session
+            .receive(packet, heartbeat, now);
+        match received {
+            Ok(Received::Message(message)) => Ok(Some(message)),
+            Ok(Received::Nothing) => Ok(None),
+            Ok(Received::Pong(text)) => {
+                turn.send(&Frame::packet(&format!("3{text}")));
+                Ok(None)
+            }
+            Ok(Received::Close) => Err(CloseReason::TransportClose),
+            Err(_) => Err(CloseReason::ParseError {
+                kind: "unexpected_packet",
+                code: None,
+            }),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// There is nothing more to read now.
+    Done,
+    /// There may be more; others are served first.
+    Unfinished,
+    /// Too many events are in flight.
+    Paused,
+}
+
+enum Input {
+    Nothing,
+    Posted(Posted),
+    /// Bytes of the WebSocket that were received before.
+    Kept(Vec<u8>),
+    Read(usize),
+    End(CloseReason),
+}
+
+fn undecodable(error: PacketError) -> CloseReason {
+    CloseReason::ParseError {
+        kind: error.label(),
+        code: None,
+    }
+}
+
+/// Node's server closes without a code but for the two that tell a client something.
+fn refused(refusal: Refusal) -> CloseReason {
+    match refusal {
+        Refusal::TooLarge => CloseReason::LimitReached(Limit::MessageSize),
+        Refusal::TooManyFragments => CloseReason::LimitReached(Limit::Fragments),
+        refusal => CloseReason::ParseError {
+            kind: refusal.label(),
+            code: Some(refusal.close_code()),
+        },
+    }
+}

@@ -1,0 +1,202 @@
+//! One packet in the form in which all its recipients share it.
+//!
+//! A broadcast makes one frame, whatever the number of recipients; each outbox holds a handle. The
+//! bytes for a WebSocket of revision 4 are made with the frame; the other forms when the first
+//! recipient needs them.
+
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+
+use super::websocket::{Opcode, frame_header};
+use crate::engine_io::{open::Revision, packet, payload, payload_v3};
+
+/// The longest header of a WebSocket frame from a server, and the packet type `4`.
+const HEAD: usize = 11;
+
+/// A shared packet; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Frame(Arc<Inner>);
+
+struct Inner {
+    /// Complete WebSocket frames of revision 4.
+    wire: Box<[u8]>,
+    /// Where in `wire` the text packet stands, its type included; empty if there is none.
+    text: Range<usize>,
+    binary: Box<[Bytes]>,
+    other: OnceLock<Box<OtherForms>>,
+}
+
+#[derive(Default)]
+struct OtherForms {
+    websocket_v3: OnceLock<Box<[u8]>>,
+    base64: OnceLock<Box<[Box<[u8]>]>>,
+}
+
+impl Frame {
+    /// A text message, written by `write`, and the binary messages that belong to it.
+    pub(crate) fn message(write: impl FnOnce(&mut Vec<u8>), binary: &[Bytes]) -> Self {
+        let mut wire = Vec::with_capacity(256);
+        wire.resize(HEAD, b'4');
+        write(&mut wire);
+        let text = HEAD - 1..wire.len();
+        let (header, len) = frame_header(Opcode::Text, text.len());
+        let start = text.start - len;
+        wire[start..text.start].copy_from_slice(&header[..len]);
+        append_binary_v4(&mut wire, binary);
+        Self::new(wire[start..].into(), len..text.end - start, binary)
+    }
+
+    /// A binary message alone, as the msgpack parser makes them.
+    pub(crate) fn binary(bytes: Bytes) -> Self {
+        let mut wire = Vec::with_capacity(bytes.len() + HEAD);
+        let binary = [bytes];
+        append_binary_v4(&mut wire, &binary);
+        Self::new(wire.into(), 0..0, &binary)
+    }
+
+    /// An Engine.IO packet by its text, such as `2` or `6`.
+    pub(crate) fn packet(text: &str) -> Self {
+        let (header, len) = frame_header(Opcode::Text, text.len());
+        let wire = [&header[..len], text.as_bytes()].concat();
+        let end = wire.len();
+        Self::new(wire.into(), len..end, &[])
+    }
+
+    /// Bytes for a WebSocket alone: control frames, and the rest of what was written in part.
+    pub(crate) fn raw(bytes: &[u8]) -> Self {
+        Self::new(bytes.into(), 0..0, &[])
+    }
+
+    fn new(wire: Box<[u8]>, text: Range<usize>, binary: &[Bytes]) -> Self {
+        let inner = Inner {
+            wire,
+            text,
+            binary: binary.into(),
+            other: OnceLock::new(),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// The bytes to write to a WebSocket.
+    pub(crate) fn websocket(&self, revision: Revision) -> &[u8] {
+        if revision == Revision::V4 || self.0.binary.is_empty() {
+            return &self.0.wire;
+        }
+        self.other()
+            .websocket_v3
+            .get_or_init(|| self.make_websocket_v3())
+    }
+
+    /// How many packets this is in a polling body.
+    pub(crate) fn packets(&self) -> usize {
+        usize::from(!self.0.text.is_empty()) + self.0.binary.len()
+    }
+
+    /// Whether a polling body of revision 3 that holds this frame may need its binary form.
+    pub(crate) fn has_binary(&self) -> bool {
+        !self.0.binary.is_empty()
+    }
+
+    /// What the frame counts in an outbox.
+    pub(crate) fn cost(&self) -> usize {
+        self.0.wire.len()
+    }
+
+    /// Appends the packets to a polling body of revision 4.
+    pub(crate) fn write_polling_v4(&self, body: &mut payload::BodyWriter) {
+        if !self.0.text.is_empty() {
+            body.encoded(self.text());
+        }
+        if !self.0.binary.is_empty() {
+            let encoded = self.other().base64.get_or_init(|| self.make_base64());
+            encoded.iter().for_each(|packet| body.encoded(packet));
+        }
+    }
+
+    /// Appends the packets to a polling body of revision 3.
+    pub(crate) fn write_polling_v3(&self, body: &mut payload_v3::BodyWriter) {
+        if !self.0.text.is_empty() {
+            body.encoded(self.text());
+        }
+        self.0
+            .binary
+            .iter()
+            .for_each(|bytes| body.binary_message(bytes));
+    }
+
+    fn text(&self) -> &[u8] {
+        &self.0.wire[self.0.text.clone()]
+    }
+
+    fn other(&self) -> &OtherForms {
+        self.0.other.get_or_init(Box::default)
+    }
+
+    /// Revision 3 has the packet type in front of binary messages as well.
+    fn make_websocket_v3(&self) -> Box<[u8]> {
+        let mut wire = self.0.wire[..self.0.text.end].to_vec();
+        for bytes in &self.0.binary {
+            let (header, len) = frame_header(Opcode::Binary, bytes.len() + 1);
+            wire.extend_from_slice(&header[..len]);
+            wire.push(packet::MESSAGE_BYTE);
+            wire.extend_from_slice(bytes);
+        }
+        wire.into()
+    }
+
+    fn make_base64(&self) -> Box<[Box<[u8]>]> {
+        let encode = |bytes: &Bytes| {
+            let mut packet = Vec::new();
+            packet::write_binary_message(&mut packet, bytes);
+            packet.into()
+        };
+        self.0.binary.iter().map(encode).collect()
+    }
+}
+
+fn append_binary_v4(wire: &mut Vec<u8>, binary: &[Bytes]) {
+    for bytes in binary {
+        let (header, len) = frame_header(Opcode::Binary, bytes.len());
+        wire.extend_from_slice(&header[..len]);
+        wire.extend_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_message_is_one_websocket_frame_whatever_its_length() {
+        for len in [0, 1, 124, 125, 65_534, 65_535] {
+            let text = "x".repeat(len);
+            let frame = Frame::message(|out| out.extend_from_slice(text.as_bytes()), &[]);
+            let (header, header_len) = frame_header(Opcode::Text, len + 1);
+            let expected = [&header[..header_len], b"4", text.as_bytes()].concat();
+            assert_eq!(frame.websocket(Revision::V4), expected);
+            assert_eq!(frame.websocket(Revision::V3), expected);
+            assert_eq!(frame.packets(), 1);
+        }
+    }
+
+    #[test]
+    fn attachments_follow_their_header_in_every_form() {
+        let binary = [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])];
+        let frame = Frame::message(|out| out.extend_from_slice(b"52-[]"), &binary);
+        let v4 = b"\x81\x06452-[]\x82\x02\x01\x02\x82\x01\x03";
+        assert_eq!(frame.websocket(Revision::V4), v4);
+        let v3 = b"\x81\x06452-[]\x82\x03\x04\x01\x02\x82\x02\x04\x03";
+        assert_eq!(frame.websocket(Revision::V3), v3);
+        assert_eq!(frame.packets(), 3);
+        let mut body = payload::BodyWriter::new();
+        frame.write_polling_v4(&mut body);
+        assert_eq!(body.finish(), b"452-[]\x1ebAQI=\x1ebAw==");
+        let mut body = payload_v3::BodyWriter::new(payload_v3::Form::Text);
+        frame.write_polling_v3(&mut body);
+        assert_eq!(body.finish(), b"6:452-[]6:b4AQI=6:b4Aw==");
+    }
+}

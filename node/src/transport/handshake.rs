@@ -1,0 +1,186 @@
+//! What is known of a client since its first request: headers, query, address, time.
+
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use http::{HeaderMap, header};
+use serde::de::DeserializeOwned;
+
+use crate::engine_io::open::Query;
+
+/// The details of a connection's first request, and what the client sent when it connected to a
+/// namespace. Cheap to clone.
+///
+/// Kept in few bytes, as every connection keeps it for its life: headers that only concern the
+/// connection itself (`Connection`, `Upgrade`, `Sec-WebSocket-Key`, `-Version`, `-Extensions`) are
+/// left out.
+#[derive(Clone)]
+pub struct Handshake {
+    request: Arc<Request>,
+    auth: Option<Arc<str>>,
+}
+
+struct Request {
+    /// The request's path and query.
+    uri: Box<str>,
+    /// Names and values, separated by zero bytes, which can occur in neither.
+    headers: Box<[u8]>,
+    address: Option<SocketAddr>,
+    issued: SystemTime,
+}
+
+impl Handshake {
+    pub(crate) fn new(uri: &http::Uri, headers: &HeaderMap, address: Option<SocketAddr>) -> Self {
+        let uri = uri.path_and_query().map_or("", |uri| uri.as_str()).into();
+        let mut packed = Vec::with_capacity(256);
+        for (name, value) in headers
+            .iter()
+            .filter(|(name, _)| !concerns_connection(name))
+        {
+            packed.extend_from_slice(name.as_str().as_bytes());
+            packed.push(0);
+            packed.extend_from_slice(value.as_bytes());
+            packed.push(0);
+        }
+        let headers = packed.into();
+        let request = Request {
+            uri,
+            headers,
+            address,
+            issued: SystemTime::now(),
+        };
+        Self {
+            request: Arc::new(request),
+            auth: None,
+        }
+    }
+
+    pub(crate) fn with_auth(&self, auth: Option<&str>) -> Self {
+        Self {
+            request: Arc::clone(&self.request),
+            auth: auth.map(Arc::from),
+        }
+    }
+
+    /// The first value of a header; `name` in lower case.
+    pub fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.headers()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
+    }
+
+    /// Headers in the order in which they came, names in lower case.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        let mut parts = self.request.headers.split(|&byte| byte == 0);
+        std::iter::from_fn(move || {
+            let name = parts.next().filter(|name| !name.is_empty())?;
+            let value = parts.next()?;
+            Some((
+                std::str::from_utf8(name).unwrap_or_default(),
+                String::from_utf8_lossy(value),
+            ))
+        })
+    }
+
+    /// A value of the query string, decoded.
+    pub fn query(&self, key: &str) -> Option<String> {
+        self.queries()
+            .into_iter()
+            .find(|(known, _)| known == key)
+            .map(|(_, value)| value)
+    }
+
+    /// The query string, decoded, with the keys of the protocol (`EIO`, `transport` …).
+    pub fn queries(&self) -> Vec<(String, String)> {
+        let query = self.url().split_once('?').map_or("", |(_, query)| query);
+        Query::parse(query)
+            .map(Query::into_pairs)
+            .unwrap_or_default()
+    }
+
+    /// Path and query of the request.
+    pub fn url(&self) -> &str {
+        &self.request.uri
+    }
+
+    /// The client's address: the other end of the TCP connection, which may be a proxy. None if
+    /// the embedding application does not tell (see `axum::extract::ConnectInfo`).
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.request.address
+    }
+
+    /// When the request was received.
+    pub fn time(&self) -> SystemTime {
+        self.request.issued
+    }
+
+    /// [`time`](Self::time) in milliseconds since 1970, as JavaScript counts.
+    pub fn issued_millis(&self) -> u64 {
+        let since = self
+            .request
+            .issued
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What the client sent as `auth`, as JSON text; an object.
+    pub fn auth_json(&self) -> Option<&str> {
+        self.auth.as_deref()
+    }
+
+    /// What the client sent as `auth`. A client that sent nothing has an empty object.
+    pub fn auth<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.auth.as_deref().unwrap_or("{}"))
+    }
+}
+
+impl std::fmt::Debug for Handshake {
+    /// Headers and `auth` may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handshake")
+            .field("address", &self.address())
+            .finish_non_exhaustive()
+    }
+}
+
+fn concerns_connection(name: &header::HeaderName) -> bool {
+    [
+        header::CONNECTION,
+        header::UPGRADE,
+        header::SEC_WEBSOCKET_KEY,
+        header::SEC_WEBSOCKET_VERSION,
+        header::SEC_WEBSOCKET_EXTENSIONS,
+    ]
+    .contains(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_query_read_back() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-a", "1".parse().expect("a value"));
+        headers.insert("upgrade", "websocket".parse().expect("a value"));
+        headers.insert("cookie", "k=v".parse().expect("a value"));
+        let uri = "/socket.io/?EIO=4&transport=polling&token=a%20b"
+            .parse()
+            .expect("a URI");
+        let handshake = Handshake::new(&uri, &headers, None);
+        let pairs: Vec<_> = handshake
+            .headers()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        assert_eq!(pairs, ["x-a", "cookie"]);
+        assert_eq!(handshake.header("cookie").as_deref(), Some("k=v"));
+        assert_eq!(handshake.query("token").as_deref(), Some("a b"));
+        assert_eq!(handshake.query("EIO").as_deref(), Some("4"));
+        assert!(handshake.auth_json().is_none());
+    }
+}

@@ -1,0 +1,175 @@
+//! What all connections of a server share.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, task::AbortHandle};
+
+use super::{
+    config::Config, connection::Connection, frame::Frame, handshake::Handshake, lane::Lane,
+};
+use crate::{
+    clock::Clock,
+    close::CloseReason,
+    engine_io::open::{Revision, TransportName},
+    ids::Ids,
+    metrics::Metrics,
+};
+
+/// Makes the upper layer of a new connection and starts its driver.
+pub(crate) trait Acceptor: Send + Sync {
+    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake);
+}
+
+pub(crate) struct Hub {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) ids: Ids,
+    pub(crate) frames: ControlFrames,
+    lanes: Box<[Lane]>,
+    hasher: RandomState,
+    tasks: Mutex<Vec<AbortHandle>>,
+    open: AtomicUsize,
+    /// WebSockets that were opened for an upgrade which is not finished.
+    pub(super) probing: AtomicUsize,
+    draining: AtomicBool,
+    empty: Notify,
+}
+
+/// Engine.IO packets that are the same for everybody.
+pub(crate) struct ControlFrames {
+    pub(crate) ping: Frame,
+}
+
+/// Takes the place of one connection in the count; gives it back when dropped.
+pub(crate) struct Seat(Arc<Hub>);
+
+impl Hub {
+    pub(crate) fn new(config: Config, metrics: Arc<Metrics>, lanes: usize) -> Self {
+        let shortest = config
+            .heartbeat
+            .interval
+            .min(config.heartbeat.timeout)
+            .min(config.connect_timeout);
+        let tick = (shortest / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
+        Self {
+            config,
+            clock: Clock::start(),
+            metrics,
+            ids: Ids::new(),
+            frames: ControlFrames {
+                ping: Frame::packet("2"),
+            },
+            lanes: (0..lanes.max(1)).map(|_| Lane::new(tick)).collect(),
+            hasher: RandomState::new(),
+            tasks: Mutex::default(),
+            open: AtomicUsize::new(0),
+            probing: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            empty: Notify::new(),
+        }
+    }
+
+    /// Starts the tasks of the lanes on the current runtime; [`stop`](Self::stop) ends them.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let start = |index: usize| {
+            let hub: Arc<Self> = Arc::clone(self);
+            tokio::spawn(async move { hub.lanes[index].run(&hub).await }).abort_handle()
+        };
+        *self.tasks.lock() = (0..self.lanes.len()).map(start).collect();
+    }
+
+    /// Ends the tasks of the lanes. Connections that are still open are neither written nor timed
+    /// any more.
+    pub(crate) fn stop(&self) {
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+    }
+
+    pub(crate) fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    pub(super) fn lane(&self, index: usize) -> &Lane {
+        &self.lanes[index]
+    }
+
+    pub(super) fn lane_index(&self, id: &str) -> usize {
+        let hash = self.hasher.hash_one(id);
+        usize::try_from(hash % self.lanes.len() as u64).expect("smaller than a usize")
+    }
+
+    pub(super) fn find(&self, id: &str) -> Option<Arc<Connection>> {
+        self.lanes[self.lane_index(id)].find(id)
+    }
+
+    /// The number of open connections.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_seat(self: &Arc<Self>) -> Seat {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Seat(Arc::clone(self))
+    }
+
+    pub(super) fn opened(&self, transport: TransportName, revision: Revision) {
+        let transport = transport.as_str();
+        let revision = match revision {
+            Revision::V3 => "3",
+            Revision::V4 => "4",
+        };
+        self.metrics
+            .opened
+            .with_label_values(&[transport, revision])
+            .inc();
+        self.metrics
+            .connections
+            .with_label_values(&[transport])
+            .inc();
+    }
+
+    /// From now on no new connection is accepted.
+    pub(crate) fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Closes every connection.
+    pub(crate) fn close_all(&self, reason: CloseReason) {
+        for lane in &self.lanes {
+            for connection in lane.connections() {
+                connection.close(reason);
+            }
+        }
+    }
+
+    /// Waits until there is no connection left, their handlers included.
+    pub(crate) async fn wait_until_empty(&self) {
+        loop {
+            let empty = self.empty.notified();
+            if self.open() == 0 {
+                return;
+            }
+            empty.await;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.empty.notify_waiters();
+        }
+    }
+}

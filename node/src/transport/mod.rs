@@ -1,0 +1,20 @@
+//! Connections: HTTP polling and WebSocket end in the same driver, the same outbox and the same
+//! session.
+//!
+//! The layer above is an [`Upper`](driver::Upper) per connection, made by an
+//! [`Acceptor`](hub::Acceptor). Nothing here knows of namespaces, events or rooms.
+
+pub(crate) mod config;
+pub(crate) mod connection;
+pub(crate) mod cors;
+pub(crate) mod driver;
+pub(crate) mod frame;
+pub(crate) mod handshake;
+pub(crate) mod hub;
+mod lane;
+mod outbox;
+mod polling;
+pub(crate) mod routes;
+pub(crate) mod stream;
+mod upgrade;
+mod websocket;

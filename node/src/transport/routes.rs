@@ -1,0 +1,447 @@
+//! The HTTP side: which request opens a session, polls, posts or upgrades, and how refusals look.
+//!
+//! The order of checks and the words of refusals are those of Node's server, as clients and
+//! monitoring know them. Where Node answers a refused upgrade with broken HTTP, we send status 400.
+
+use std::{io::Write as _, net::SocketAddr, sync::Arc};
+
+use axum::{Router, body::Body, extract::ConnectInfo, routing::any};
+use bytes::{Bytes, BytesMut};
+use flate2::{Compression, write::GzEncoder};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::time::timeout;
+
+use super::{
+    connection::Connection,
+    cors::Cors,
+    handshake::Handshake,
+    hub::{Acceptor, Hub},
+    polling::{self, Polling},
+    upgrade::{self, Probing},
+    websocket,
+};
+use crate::{
+    close::{CloseReason, Limit},
+    engine_io::{
+        open::{self, HandshakeError, Query, Revision, TransportName},
+        payload_v3::Form,
+    },
+};
+
+/// Serves a server's path. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    hub: Arc<Hub>,
+    acceptor: Arc<dyn Acceptor>,
+}
+
+/// Why a request is refused, and how that looks.
+enum Refused {
+    Handshake(HandshakeError),
+    /// A bare status.
+    Status(StatusCode, &'static str),
+}
+
+impl From<HandshakeError> for Refused {
+    fn from(error: HandshakeError) -> Self {
+        Self::Handshake(error)
+    }
+}
+
+impl From<polling::Refused> for Refused {
+    fn from(refused: polling::Refused) -> Self {
+        match refused {
+            polling::Refused::Handshake(error) => Self::Handshake(error),
+            polling::Refused::Overlap => Self::Status(StatusCode::BAD_REQUEST, "overlap"),
+            polling::Refused::Full => Self::Status(StatusCode::PAYLOAD_TOO_LARGE, "inbox"),
+        }
+    }
+}
+
+impl Routes {
+    pub(crate) fn new(hub: Arc<Hub>, acceptor: Arc<dyn Acceptor>) -> Self {
+        Self { hub, acceptor }
+    }
+
+    /// The path with and without a slash at the end, and anything below it, as Node matches it.
+    pub(crate) fn router(&self) -> Router {
+        let path = &self.hub.config.path;
+        let mut router = Router::new();
+        let below = format!("{path}/{{*rest}}");
+        for path in [path.clone(), format!("{path}/"), below] {
+            if path.is_empty() {
+                continue;
+            }
+            let routes = self.clone();
+            let handler = any(move |request: Request<Body>| {
+                let routes = routes.clone();
+                async move { routes.serve(request).await }
+            });
+            router = router.route(&path, handler);
+        }
+        router
+    }
+
+    async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        let cors = self.hub.config.cors.as_ref();
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let mut response = match cors {
+            Some(cors) if Cors::is_preflight(request.method()) => {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = cors.preflight(request.headers(), response.headers_mut());
+                response
+            }
+            _ => match self.dispatch(request).await {
+                Ok(response) => response,
+                Err(refused) => self.refuse(&refused),
+            },
+        };
+        if let Some(cors) = cors {
+            cors.apply(origin.as_ref(), response.headers_mut());
+        }
+        response
+    }
+
+    fn refuse(&self, refused: &Refused) -> Response<Body> {
+        let (status, label, body) = match refused {
+            Refused::Handshake(error) => {
+                let status =
+                    StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+                (status, error.label(), Some(error.body()))
+            }
+            Refused::Status(status, label) => (*status, *label, None),
+        };
+        self.hub
+            .metrics
+            .refused_handshakes
+            .with_label_values(&[label])
+            .inc();
+        let has_body = body.is_some();
+        let mut response = Response::new(body.map_or_else(Body::empty, Body::from));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if has_body {
+            headers.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            );
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+
+    async fn dispatch(&self, request: Request<Body>) -> Result<Response<Body>, Refused> {
+        let config = &self.hub.config;
+        let query = Query::parse(request.uri().query().unwrap_or_default())?;
+        let transport = query.transport_name()?;
+        let enabled = match transport {
+            TransportName::Polling => config.polling,
+            TransportName::WebSocket => config.websocket,
+        };
+        if !enabled {
+            return Err(HandshakeError::TransportUnknown.into());
+        }
+        let upgrade = is_upgrade(request.headers());
+        if upgrade != (transport == TransportName::WebSocket) && query.sid.is_none() {
+            let method_matters = request.method() != Method::GET;
+            let error = if method_matters {
+                METHOD
+            } else {
+                HandshakeError::BadRequest
+            };
+            return Err(error.into());
+        }
+        match &query.sid {
+            Some(sid) => {
+                let connection = self.hub.find(sid).ok_or(HandshakeError::SessionUnknown)?;
+                self.existing(request, transport, upgrade, connection).await
+            }
+            None if request.method() != Method::GET => Err(METHOD.into()),
+            None => self.handshake(request, &query, transport).await,
+        }
+    }
+
+    async fn handshake(
+        &self,
+        mut request: Request<Body>,
+        query: &Query,
+        transport: TransportName,
+    ) -> Result<Response<Body>, Refused> {
+        let hub = &self.hub;
+        if hub.is_draining() {
+            return Err(Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining"));
+        }
+        if hub.open() >= hub.config.limits.connections {
+            hub.metrics.limit_reached(Limit::Connections);
+            return Err(Refused::Status(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "connections",
+            ));
+        }
+        let address = address_of(&request);
+        if let Some(allow) = &hub.config.allow_request {
+            let handshake = Handshake::new(request.uri(), request.headers(), address);
+            if let Err(message) = allow(handshake).await {
+                return Err(HandshakeError::Forbidden(Some(message.into())).into());
+            }
+        }
+        let revision = query.revision(hub.config.allow_eio3)?;
+        if transport == TransportName::WebSocket {
+            let response = switching_protocols(request.headers())?;
+            let upgrade = hyper::upgrade::on(&mut request);
+            let (hub, acceptor) = (Arc::clone(hub), Arc::clone(&self.acceptor));
+            let (parts, _) = request.into_parts();
+            let handshake = move |peer: Option<SocketAddr>| {
+                Handshake::new(&parts.uri, &parts.headers, address.or(peer))
+            };
+            // Ends with the HTTP connection at the latest, whose upgrade it waits for.
+            drop(tokio::spawn(upgrade::open(
+                hub, acceptor, upgrade, revision, handshake,
+            )));
+            return Ok(response);
+        }
+        let polling = Some(Box::<Polling>::default());
+        let connection = Connection::new(hub, revision, None, polling, query.b64);
+        hub.opened(transport, revision);
+        let websocket = [TransportName::WebSocket];
+        let upgrades = hub.config.websocket && hub.config.allow_upgrades;
+        connection.send_open(if upgrades { &websocket } else { &[] });
+        let handshake = Handshake::new(request.uri(), request.headers(), address);
+        self.acceptor.accept(&connection, handshake);
+        if revision == Revision::V3 {
+            // The driver connects a client of revision 3 to the main namespace by itself, and its
+            // first packet usually goes with the open packet.
+            tokio::task::yield_now().await;
+        }
+        let mut response = self
+            .answer_poll(takes_gzip(request.headers()), &connection)
+            .await?;
+        if let Some(cookie) = self.cookie(connection.id().as_str()) {
+            response.headers_mut().insert(header::SET_COOKIE, cookie);
+        }
+        Ok(response)
+    }
+
+    async fn existing(
+        &self,
+        mut request: Request<Body>,
+        transport: TransportName,
+        upgrade: bool,
+        connection: Arc<Connection>,
+    ) -> Result<Response<Body>, Refused> {
+        if upgrade {
+            if transport != TransportName::WebSocket || !self.hub.config.allow_upgrades {
+                return Err(HandshakeError::BadRequest.into());
+            }
+            let response = switching_protocols(request.headers())?;
+            let Some(probing) = Probing::begin(&self.hub) else {
+                self.hub.metrics.limit_reached(Limit::UnfinishedUpgrades);
+                return Err(Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "upgrades"));
+            };
+            let upgrade = hyper::upgrade::on(&mut request);
+            // Ends by the upgrade timeout at the latest.
+            drop(tokio::spawn(upgrade::probe(probing, upgrade, connection)));
+            return Ok(response);
+        }
+        if transport != TransportName::Polling {
+            return Err(HandshakeError::BadRequest.into());
+        }
+        match *request.method() {
+            Method::GET => {
+                self.answer_poll(takes_gzip(request.headers()), &connection)
+                    .await
+            }
+            Method::POST => self.answer_post(request, &connection).await,
+            _ => Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method")),
+        }
+    }
+
+    async fn answer_poll(
+        &self,
+        gzip_taken: bool,
+        connection: &Arc<Connection>,
+    ) -> Result<Response<Body>, Refused> {
+        let body = connection.poll().await?;
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(body.content_type),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let large = self
+            .hub
+            .config
+            .compress_from
+            .is_some_and(|from| body.bytes.len() >= from);
+        let bytes = if large && gzip_taken {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            gzip(&body.bytes)
+        } else {
+            body.bytes
+        };
+        self.hub.metrics.bytes_sent.inc_by(bytes.len() as u64);
+        *response.body_mut() = Body::from(bytes);
+        Ok(response)
+    }
+
+    async fn answer_post(
+        &self,
+        request: Request<Body>,
+        connection: &Arc<Connection>,
+    ) -> Result<Response<Body>, Refused> {
+        let posting = connection.begin_post()?;
+        let content_type = header_str(request.headers(), header::CONTENT_TYPE);
+        let form = Form::of_request(content_type);
+        if form == Form::Binary && connection.revision() == Revision::V4 {
+            posting.close(CloseReason::ParseError {
+                kind: "content_type",
+                code: None,
+            });
+            return Err(Refused::Status(StatusCode::BAD_REQUEST, "content_type"));
+        }
+        let body = match self.receive(request).await {
+            Ok(body) => body,
+            Err((reason, refused)) => {
+                posting.close(reason);
+                return Err(refused);
+            }
+        };
+        posting.finish(form, body)?;
+        let mut response = Response::new(Body::from("ok"));
+        let html = HeaderValue::from_static("text/html");
+        response.headers_mut().insert(header::CONTENT_TYPE, html);
+        Ok(response)
+    }
+
+    /// Receives a body within the limits of size and time.
+    async fn receive(&self, request: Request<Body>) -> Result<Bytes, (CloseReason, Refused)> {
+        let limit = self.hub.config.max_payload;
+        let too_large = || {
+            let refused = Refused::Status(StatusCode::PAYLOAD_TOO_LARGE, "message_size");
+            (CloseReason::LimitReached(Limit::MessageSize), refused)
+        };
+        let declared = header_str(request.headers(), header::CONTENT_LENGTH).parse::<usize>();
+        if declared.is_ok_and(|declared| declared > limit) {
+            return Err(too_large());
+        }
+        let mut body = request.into_body();
+        let receive = async {
+            let mut received = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let Ok(frame) = frame else {
+                    let refused = Refused::Status(StatusCode::BAD_REQUEST, "transport_error");
+                    return Err((CloseReason::TransportError, refused));
+                };
+                let Ok(data) = frame.into_data() else {
+                    continue;
+                };
+                if received.len() + data.len() > limit {
+                    return Err(too_large());
+                }
+                received.extend_from_slice(&data);
+            }
+            Ok(received.freeze())
+        };
+        timeout(self.hub.config.limits.body_timeout, receive)
+            .await
+            .unwrap_or_else(|_| {
+                let refused = Refused::Status(StatusCode::REQUEST_TIMEOUT, "body_timeout");
+                Err((CloseReason::LimitReached(Limit::BodyTimeout), refused))
+            })
+    }
+
+    fn cookie(&self, id: &str) -> Option<HeaderValue> {
+        let cookie = self.hub.config.cookie.as_ref()?;
+        let mut text = format!("{}={id}; Path={}", cookie.name, cookie.path);
+        if cookie.http_only {
+            text.push_str("; HttpOnly");
+        }
+        if let Some(same_site) = &cookie.same_site {
+            text.push_str("; SameSite=");
+            text.push_str(same_site);
+        }
+        HeaderValue::from_str(&text).ok()
+    }
+}
+
+const METHOD: HandshakeError = HandshakeError::BadHandshakeMethod;
+
+impl Connection {
+    /// Queues the packet that opens the session on the client's side.
+    pub(super) fn send_open(self: &Arc<Self>, upgrades: &[TransportName]) {
+        let config = &self.hub().config;
+        let handshake = open::Handshake {
+            sid: self.id().as_str(),
+            upgrades,
+            ping_interval: config.heartbeat.interval,
+            ping_timeout: config.heartbeat.timeout,
+            max_payload: config.max_payload,
+        };
+        let packet = super::frame::Frame::packet(&format!("0{}", handshake.to_json()));
+        // A connection that is closed already needs no opening.
+        let _ = self.send(&packet, false);
+    }
+}
+
+fn header_str(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
+
+fn address_of(request: &Request<Body>) -> Option<SocketAddr> {
+    request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|info| info.0)
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    header_str(headers, header::UPGRADE).eq_ignore_ascii_case("websocket")
+}
+
+fn switching_protocols(headers: &HeaderMap) -> Result<Response<Body>, Refused> {
+    let upgrade = websocket::Upgrade {
+        connection: header_str(headers, header::CONNECTION),
+        upgrade: header_str(headers, header::UPGRADE),
+        version: header_str(headers, header::SEC_WEBSOCKET_VERSION),
+        key: header_str(headers, header::SEC_WEBSOCKET_KEY),
+    };
+    let accept = upgrade.accept().map_err(|error| match error {
+        websocket::UpgradeError::Version => {
+            Refused::Status(StatusCode::UPGRADE_REQUIRED, "websocket_version")
+        }
+        _ => Refused::Handshake(HandshakeError::BadRequest),
+    })?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::from_str(&accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    Ok(response)
+}
+
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    header_str(headers, header::ACCEPT_ENCODING)
+        .split(',')
+        .any(|coding| {
+            let mut parts = coding.split(';').map(str::trim);
+            let named = matches!(parts.next(), Some("gzip" | "*"));
+            named && !parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+        })
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::fast());
+    let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
+    written.expect("writing to memory does not fail")
+}

@@ -1,0 +1,134 @@
+//! The byte stream under a WebSocket: a TCP socket that can be read and written in place, or any
+//! other stream that HTTP was upgraded on (TLS of an embedding application, for example).
+
+use std::{
+    io::{self, Read as _},
+    net::Shutdown,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
+};
+
+/// A stream is used under the lock of its connection.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    /// Only the driver's task reads and writes it, as such a stream keeps one waker only.
+    Other(Box<TokioIo<Upgraded>>),
+}
+
+impl Stream {
+    /// Unwraps what HTTP was upgraded on, and gives the bytes that hyper had read already.
+    ///
+    /// hyper's read buffer is dropped here: it would cost 8 KiB for the life of the connection.
+    pub(crate) fn new(upgraded: Upgraded) -> (Self, Vec<u8>) {
+        let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => return (Self::Tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
+            Err(upgraded) => upgraded,
+        };
+        // What `axum::serve` runs on wraps the stream once more.
+        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+            Ok(parts) => (Self::Tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
+            Err(upgraded) => (Self::Other(Box::new(TokioIo::new(upgraded))), Vec::new()),
+        }
+    }
+
+    /// Reads once. A short read is the end of what there is: the next call waits for readiness
+    /// without asking the kernel again, so an echo costs one `recv` and one `send`.
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(tcp) => poll_read_tcp(tcp, cx, buffer),
+            Self::Other(stream) => {
+                let mut read = ReadBuf::new(buffer);
+                ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+                Poll::Ready(Ok(read.filled().len()))
+            }
+        }
+    }
+
+    /// Writes what the kernel takes now. Without a context, which only the driver has, a stream
+    /// that is not TCP would block.
+    pub(crate) fn try_write(
+        &mut self,
+        cx: Option<&mut Context<'_>>,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        match (self, cx) {
+            (Self::Tcp(tcp), _) => tcp.try_write(bytes),
+            (Self::Other(stream), Some(cx)) => {
+                let mut stream = Pin::new(stream);
+                let Poll::Ready(written) = stream.as_mut().poll_write(cx, bytes) else {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                };
+                // TLS buffers; pending is fine, the driver comes back for it.
+                let _ = stream.poll_flush(cx)?;
+                written
+            }
+            (Self::Other(_), None) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Waits until writing is worth trying again; only for the driver.
+    pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_write_ready(cx).map(|_| ()),
+            // The write that would have blocked has left its waker.
+            Self::Other(_) => Poll::Pending,
+        }
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub(crate) fn shut_down(&mut self, cx: &mut Context<'_>) {
+        match self {
+            // An error means that the peer is gone, which is what is wanted.
+            Self::Tcp(tcp) => drop(SockRef::from(&*tcp).shutdown(Shutdown::Write)),
+            Self::Other(stream) => drop(Pin::new(stream).poll_shutdown(cx)),
+        }
+    }
+
+    /// The peer's address, where the stream knows it.
+    pub(crate) fn peer(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.peer_addr().ok(),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+fn poll_read_tcp(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        let mut read = None;
+        let outcome = tcp.try_io(Interest::READABLE, || {
+            let count = (&*SockRef::from(tcp)).read(buffer)?;
+            read = Some(count);
+            // Reporting "would block" clears the readiness; an event that comes in between is
+            // not lost, as tokio samples its tick before the call.
+            if count > 0 && count < buffer.len() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match (read, outcome) {
+            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, Err(error)) => return Poll::Ready(Err(error)),
+            (None, Ok(())) => {}
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! WebSockets: opened as the first transport of a new connection, or probed by a client that polls
+//! and then put in the place of polling.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use hyper::upgrade::OnUpgrade;
+use tokio::time::timeout;
+
+use super::{
+    connection::Connection,
+    handshake::Handshake,
+    hub::{Acceptor, Hub},
+    polling::Polling,
+    stream::Stream,
+    websocket::{self, Event, Opcode},
+};
+use crate::engine_io::open::{Revision, TransportName};
+
+/// A WebSocket is the connection's first transport.
+pub(super) async fn open(
+    hub: Arc<Hub>,
+    acceptor: Arc<dyn Acceptor>,
+    upgrade: OnUpgrade,
+    revision: Revision,
+    handshake: impl FnOnce(Option<SocketAddr>) -> Handshake,
+) {
+    // An error means that the client has gone; nothing was opened.
+    let Ok(upgraded) = upgrade.await else {
+        return;
+    };
+    let (stream, read) = Stream::new(upgraded);
+    let handshake = handshake(stream.peer());
+    let kept = (!read.is_empty()).then(|| Box::new(Polling::handed_over(read)));
+    let connection = Connection::new(&hub, revision, Some(stream), kept, false);
+    hub.opened(TransportName::WebSocket, revision);
+    connection.send_open(&[]);
+    acceptor.accept(&connection, handshake);
+}
+
+/// Holds the place of an unfinished upgrade in the count.
+pub(super) struct Probing(Arc<Hub>);
+
+impl Probing {
+    /// None if too many upgrades are unfinished.
+    pub(super) fn begin(hub: &Arc<Hub>) -> Option<Self> {
+        let count: &AtomicUsize = &hub.probing;
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        let probing = Self(Arc::clone(hub));
+        (before < hub.config.limits.unfinished_upgrades).then_some(probing)
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.0.probing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client that polls tries a WebSocket: `2probe`, answered with `3probe`, then `5`. Anything else
+/// closes the WebSocket and leaves the client polling.
+pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<Connection>) {
+    let limit = probing.0.config.upgrade_timeout;
+    let Ok(upgraded) = upgrade.await else {
+        return;
+    };
+    let (mut stream, read) = Stream::new(upgraded);
+    let result = timeout(limit, handshake(&mut stream, read, &connection)).await;
+    match result {
+        Ok(Ok(rest)) => {
+            if connection.attach(stream, rest).is_ok() {
+                return;
+            }
+        }
+        Ok(Err(Failed {
+            stream_is_used: true,
+        }))
+        | Err(_) => connection.abandon_upgrade(),
+        Ok(Err(Failed {
+            stream_is_used: false,
+        })) => {}
+    }
+    drop(probing);
+}
+
+/// `stream_is_used`: this probe had marked the session as upgrading.
+struct Failed {
+    stream_is_used: bool,
+}
+
+/// Answers what was received after the `5`.
+async fn handshake(
+    stream: &mut Stream,
+    read: Vec<u8>,
+    connection: &Arc<Connection>,
+) -> Result<Vec<u8>, Failed> {
+    let mut probe = Probe {
+        connection,
+        reader: websocket::Reader::default(),
+        begun: false,
+    };
+    let outcome = probe.run(stream, read).await;
+    if outcome.is_err() {
+        let mut close = Vec::new();
+        websocket::append_close(&mut close, None);
+        // The client may have gone already.
+        let _ = write_all(stream, &close).await;
+        poll_fn(|cx| {
+            stream.shut_down(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+    outcome.map_err(|_| Failed {
+        stream_is_used: probe.begun,
+    })
+}
+
+struct Probe<'a> {
+    connection: &'a Arc<Connection>,
+    reader: websocket::Reader,
+    begun: bool,
+}
+
+impl Probe<'_> {
+    async fn run(&mut self, stream: &mut Stream, mut read: Vec<u8>) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0; 4096];
+        loop {
+            let mut input = &mut read[..];
+            while !input.is_empty() {
+                let (answer, rest) = self.step(input)?;
+                if let Some(answer) = answer {
+                    write_all(stream, &answer).await?;
+                    // Only now may the client's poll come home: it then stops polling.
+                    self.connection.release_poll();
+                }
+                match rest {
+                    ControlFlow::Continue(rest) => input = rest,
+                    ControlFlow::Break(rest) => return Ok(rest),
+                }
+            }
+            let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            read = buffer[..count].to_vec();
+        }
+    }
+
+    /// Handles one event: an answer to write, and what is left of the input; a break once the
+    /// client has upgraded.
+    #[allow(
+        clippy::type_complexity,
+        reason = "named parts would not be used elsewhere"
+    )]
+    fn step<'b>(
+        &mut self,
+        input: &'b mut [u8],
+    ) -> io::Result<(Option<Vec<u8>>, ControlFlow<Vec<u8>, &'b mut [u8]>)> {
+        let limits = websocket::Limits {
+            message_bytes: 64,
+            fragments: 4,
+        };
+        let mut rest = input;
+        let event = self.reader.next(&mut rest, &limits);
+        let mut answer = Vec::new();
+        match event.map_err(|_| io::ErrorKind::InvalidData)? {
+            None => return Ok((None, ControlFlow::Continue(rest))),
+            Some(Event::Text(text)) if text == "2probe" => {
+                if !self.begun && !self.connection.begin_upgrade() {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
+                self.begun = true;
+                websocket::append_frame(&mut answer, Opcode::Text, b"3probe");
+            }
+            Some(Event::Text(text)) if text == "5" => {
+                if !self.begun && !self.connection.begin_upgrade() {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
+                self.begun = true;
+                return Ok((None, ControlFlow::Break(rest.to_vec())));
+            }
+            Some(Event::Ping(payload)) => websocket::append_pong(&mut answer, &payload),
+            Some(Event::Pong(_)) => {}
+            Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        Ok((
+            (!answer.is_empty()).then_some(answer),
+            ControlFlow::Continue(rest),
+        ))
+    }
+}
+
+async fn write_all(stream: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
+    poll_fn(|cx: &mut Context<'_>| {
+        while !bytes.is_empty() {
+            match stream.try_write(Some(cx), bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if stream.poll_writable(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    })
+    .await
+}
