@@ -40,7 +40,7 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
         });
     }
     for name in &config.protocol.namespace {
-        let namespace = Namespace::new(name);
+        let namespace = Namespace::new(name.as_str());
         let is_open = config.protocol.client_rooms;
         builder = builder.namespace(if is_open {
             rooms::open(namespace)
