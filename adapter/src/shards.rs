@@ -38,6 +38,13 @@ pub enum JoinError {
     Disconnected,
 }
 
+impl serde::Serialize for JoinError {
+    /// The text, so that a handler may return it as its answer.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// What a socket may do to the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoomLimits {
