@@ -29,14 +29,21 @@ impl Stream {
     /// hyper's read buffer is dropped here: it would cost 8 KiB for the life of the connection.
     pub(crate) fn new(upgraded: Upgraded) -> (Self, Vec<u8>) {
         let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => return (Self::Tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
+            Ok(parts) => return (Self::tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
             Err(upgraded) => upgraded,
         };
         // What `axum::serve` runs on wraps the stream once more.
         match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
-            Ok(parts) => (Self::Tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
+            Ok(parts) => (Self::tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
             Err(upgraded) => (Self::Other(Box::new(TokioIo::new(upgraded))), Vec::new()),
         }
+    }
+
+    /// An embedding application may have left small packets to wait for the acknowledgement of
+    /// those before. A socket that is dead already ends with the first read.
+    fn tcp(stream: TcpStream) -> Self {
+        let _ = stream.set_nodelay(true);
+        Self::Tcp(stream)
     }
 
     /// Reads once. A short read is the end of what there is: the next call waits for readiness
