@@ -12,8 +12,9 @@ use super::{
     values::{self, ByteSize, CookieName, LogFilter, Origin, Span, Workers},
 };
 use clap::{
-    Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     builder::{BoolishValueParser, Resettable},
+    error::ErrorKind,
 };
 
 /// A Socket.IO server.
@@ -197,7 +198,7 @@ pub(crate) struct Protocol {
     )]
     pub(crate) parser: PacketParser,
 
-    /// Compress large answers to polling clients, with gzip or deflate
+    /// Compress large answers to polling clients, with gzip
     #[arg(long, env = "ROOMCAST_HTTP_COMPRESSION", value_name = "BOOL", num_args = 0..=1)]
     #[arg(
         require_equals = true,
@@ -308,6 +309,25 @@ pub(crate) enum PacketParser {
     Msgpack,
 }
 
+impl Config {
+    /// Whether options that are right by themselves are right together.
+    fn fits(&self) -> Result<(), String> {
+        let (inbox, payload) = (self.limits.max_inbox, self.protocol.max_payload);
+        if inbox.0 < payload.0 {
+            return Err(format!(
+                "--max-inbox is {inbox}, below --max-payload with {payload}: the largest message \
+                 would never fit; raise the one or lower the other"
+            ));
+        }
+        let names = &self.protocol.namespace;
+        let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
+        match names.iter().enumerate().find(is_twice) {
+            Some((_, name)) => Err(format!("--namespace names {name} twice: once is enough")),
+            None => Ok(()),
+        }
+    }
+}
+
 impl From<Demo> for Config {
     /// The defaults of `serve`, whatever the environment says, opened to everybody.
     fn from(demo: Demo) -> Self {
@@ -335,16 +355,18 @@ impl Default for Config {
 /// Reads the command line and the environment. The error prints itself, with the way out, and
 /// knows its exit status.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
-    let command = Cli::command();
-    let read = |matches: ArgMatches| Cli::from_arg_matches(&matches);
-    match command
-        .clone()
-        .try_get_matches_from(arguments)
-        .and_then(read)
+    let mut command = Cli::command();
+    let matches = command.clone().try_get_matches_from(arguments);
+    let job = matches
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(|error| options::with_way_out(error, &command))?
+        .job;
+    if let Job::Serve(config) = &job
+        && let Err(problem) = config.fits()
     {
-        Ok(cli) => Ok(cli.job),
-        Err(error) => Err(options::with_way_out(error, &command)),
+        return Err(command.error(ErrorKind::ValueValidation, problem));
     }
+    Ok(job)
 }
 
 /// All options of `serve`, in the order of its help.
