@@ -1,0 +1,359 @@
+//! The program `roomcast` end to end: a real process, its options, its ports, its signals and its
+//! exit status.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod process;
+
+use std::{
+    io::{Read, Write as _},
+    net::{TcpListener, TcpStream},
+    process::{Command, Stdio},
+    sync::mpsc::channel,
+    time::Instant,
+};
+
+use process::{DEADLINE, Program, client::Client, field, forward, http};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+#[test]
+fn a_signal_closes_the_transports_of_all_clients_and_ends_it_well() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (program, address, _) = serve(&[]);
+        let clients = [Client::connect(&address), Client::connect(&address)];
+        program.signal(signal);
+        // No packet `41`: a client that is disconnected from its namespace does not come back.
+        for client in clients {
+            assert_eq!(client.rest(), [""; 0]);
+        }
+        let (status, said) = program.end();
+        assert_eq!(status, Some(0), "{said}");
+        assert!(said.contains("stopped"), "{said}");
+    }
+}
+
+#[test]
+fn it_is_alive_but_not_ready_while_it_drains_and_a_second_signal_ends_that() {
+    let (mut program, address, internal) = serve(&["--drain-timeout=1h", "--body-timeout=1h"]);
+    assert_eq!(http(&internal, "GET /readyz", ""), (200, "ready\n".into()));
+    let _held = unfinished_request(&address);
+    program.signal(Signal::TERM);
+    program.line_with("draining");
+    wait_until(|| http(&internal, "GET /readyz", "") == (503, "draining\n".into()));
+    assert_eq!(http(&internal, "GET /livez", ""), (200, "alive\n".into()));
+    assert_eq!(http(&internal, "GET /metrics", "").0, 200);
+    program.signal(Signal::TERM);
+    let (status, said) = program.end();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(
+        said.contains("a second signal cut the stop short"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_cut_off_and_said() {
+    let (program, address, _) = serve(&["--drain-timeout=1ms", "--body-timeout=1h"]);
+    let _held = unfinished_request(&address);
+    program.signal(Signal::TERM);
+    let (status, said) = program.end();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(
+        said.contains("--drain-timeout or ROOMCAST_DRAIN_TIMEOUT"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_port_in_use_ends_it_with_the_way_to_choose_another() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let settings = [
+        ("--listen", "--internal-listen", "ROOMCAST_LISTEN"),
+        ("--internal-listen", "--listen", "ROOMCAST_INTERNAL_LISTEN"),
+    ];
+    for (flag, other, variable) in settings {
+        let line = ["serve", flag, &taken, other, "127.0.0.1:0"];
+        let (status, said) = Program::start(roomcast().args(line)).end();
+        assert_eq!(status, Some(1), "{said}");
+        let way = format!("{taken} is in use by another program: choose another port with {flag}");
+        assert!(said.contains(&way) && said.contains(variable), "{said}");
+    }
+}
+
+#[test]
+fn a_wrong_value_ends_it_with_the_name_of_its_flag() {
+    let wrong = [
+        ("--ping-interval", "25"),
+        ("--max-outbox", "much"),
+        ("--workers", "0"),
+        ("--transports", "pigeon"),
+        ("--listen", "3000"),
+    ];
+    for (flag, value) in wrong {
+        let (status, said) = Program::start(roomcast().args(["serve", flag, value])).end();
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains(flag) && said.contains(value), "{said}");
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_together_are_wrong_options() {
+    let line = ["serve", "--max-inbox=1kB", "--max-payload=2kB"];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(2), "{said}");
+    assert!(
+        said.contains("--max-inbox") && said.contains("--max-payload"),
+        "{said}"
+    );
+    let line = ["serve", "--namespace=/chat,/news,/chat"];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(2), "{said}");
+    assert!(
+        said.contains("--namespace") && said.contains("/chat"),
+        "{said}"
+    );
+}
+
+#[test]
+fn every_option_is_read_from_its_environment_variable() {
+    let (_, table) = Program::start(roomcast().arg("options")).end();
+    let rows = table.lines().filter(|line| line.starts_with("| `--"));
+    let mut count = 0;
+    for row in rows {
+        let cells: Vec<_> = row.split('`').collect();
+        let (flag, variable) = (cells[1], cells[3]);
+        // No option takes a question mark, so whichever reads the variable complains.
+        let (status, said) = Program::start(roomcast().arg("serve").env(variable, "?")).end();
+        assert_eq!(status, Some(2), "{variable}: {said}");
+        assert!(
+            said.contains(flag) && said.contains(variable),
+            "{variable}: {said}"
+        );
+        count += 1;
+    }
+    assert!(count > 30, "{table}");
+}
+
+#[test]
+fn settings_of_the_environment_reach_the_server_and_its_log() {
+    let settings = [
+        ("ROOMCAST_LISTEN", "127.0.0.1:0"),
+        ("ROOMCAST_INTERNAL_LISTEN", "127.0.0.1:0"),
+        ("ROOMCAST_LOG_FORMAT", "json"),
+        ("ROOMCAST_PATH", "/chat/"),
+        ("ROOMCAST_PING_INTERVAL", "7s"),
+        ("ROOMCAST_MAX_PAYLOAD", "5kB"),
+        ("ROOMCAST_TRANSPORTS", "polling"),
+    ];
+    let mut program = Program::start(roomcast().arg("serve").envs(settings));
+    let line: Value = serde_json::from_str(&program.line_with("listening")).unwrap();
+    let address = line["address"].as_str().unwrap();
+    let request = "GET /chat/?EIO=4&transport=polling";
+    let (status, opening) = http(address, request, "");
+    let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
+    assert_eq!(
+        (
+            status,
+            &opening["pingInterval"],
+            &opening["maxPayload"],
+            &opening["upgrades"]
+        ),
+        (200, &json!(7_000), &json!(5_000), &json!([]))
+    );
+}
+
+#[test]
+fn limits_that_are_given_are_kept() {
+    let (_program, address, internal) =
+        serve(&["--max-connections=1", "--client-rooms", "--max-rooms=1"]);
+    let mut client = Client::connect(&address);
+    assert!(client.ask(&json!(["join", "a"]))[0]["error"].is_null());
+    let refusal = client.ask(&json!(["join", "b"]));
+    assert!(refusal[0]["error"].is_string(), "{refusal}");
+    let request = "GET /socket.io/?EIO=4&transport=polling";
+    assert_eq!(http(&address, request, "").0, 503);
+    let (_, metrics) = http(&internal, "GET /metrics", "");
+    for limit in ["rooms", "connections"] {
+        let line = format!("roomcast_limit_reached_total{{limit=\"{limit}\"}} 1\n");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
+}
+
+#[test]
+fn the_internal_port_answers_while_the_only_worker_stands_still() {
+    const EVENTS: usize = 5_000;
+    let mut command = roomcast();
+    command
+        .args(["serve", "--workers=1", "--log-level=roomcast=debug"])
+        .args(ANY_PORT);
+    command.args(["--client-rooms"]).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut log = child.stderr.take().unwrap();
+    let (line, lines) = channel();
+    let _program = Program::watch(child, lines);
+    let listening = until(&mut log, "listening");
+    let (address, internal) = (
+        field(&listening, "address="),
+        field(&listening, "internal="),
+    );
+
+    // Each event leaves a line in the log, which nobody reads: once the pipe is full, the worker
+    // cannot go on.
+    let mut client = Client::connect(&address);
+    for _ in 0..EVENTS {
+        client.send("42[\"join\",1]");
+    }
+    let received = || {
+        let (status, metrics) = http(&internal, "GET /metrics", "");
+        assert_eq!(status, 200);
+        let (_, after) = metrics
+            .split_once("\nroomcast_events_received_total ")
+            .unwrap();
+        after.lines().next().unwrap().parse::<usize>().unwrap()
+    };
+    wait_until(|| {
+        let before = received();
+        before > 0 && (0..20).all(|_| received() == before)
+    });
+    assert!(received() < EVENTS, "the worker must stand still");
+    assert_eq!(http(&internal, "GET /livez", "").0, 200);
+    assert_eq!(http(&internal, "GET /readyz", "").0, 200);
+
+    forward(log, line);
+    assert_eq!(client.ask(&json!(["rooms"])), json!([[]]));
+    assert_eq!(received(), EVENTS + 1);
+}
+
+#[test]
+fn clients_use_rooms_by_themselves_where_that_is_allowed() {
+    let (_program, address, _) = serve(&["--client-rooms"]);
+    let (mut ada, mut ben) = (Client::connect(&address), Client::connect(&address));
+    let joined = ada.ask(&json!(["join", "tea"]));
+    assert_eq!(joined, json!([{ "room": "tea", "members": [ada.id()] }]));
+    let mut both = [ada.id().to_owned(), ben.id().to_owned()];
+    both.sort();
+    let joined = ben.ask(&json!(["join", "tea"]));
+    assert_eq!(joined, json!([{ "room": "tea", "members": both }]));
+    assert_eq!(
+        ada.event("joined"),
+        json!([{ "room": "tea", "id": ben.id() }])
+    );
+    assert_eq!(ada.ask(&json!(["who", "tea"])), json!([both]));
+    assert_eq!(ada.ask(&json!(["rooms"])), json!([["tea"]]));
+
+    let sent = ada.ask(&json!(["message", "tea", { "text": "hello" }]));
+    assert_eq!(sent, json!([2]));
+    let message = json!([{ "room": "tea", "from": ada.id(), "data": { "text": "hello" } }]);
+    assert_eq!(ben.event("message"), message);
+    assert_eq!(ada.event("message"), message);
+
+    assert_eq!(
+        ada.ask(&json!(["leave", "tea"])),
+        json!([{ "room": "tea" }])
+    );
+    assert_eq!(
+        ben.event("left"),
+        json!([{ "room": "tea", "id": ada.id() }])
+    );
+    let refusal = ada.ask(&json!(["message", "tea", "hello"]));
+    assert_eq!(
+        refusal,
+        json!([{ "error": "join tea before you send to it" }])
+    );
+    let refusal = ada.ask(&json!(["join", ben.id()]));
+    assert!(
+        refusal[0]["error"]
+            .as_str()
+            .unwrap()
+            .contains("socket's id"),
+        "{refusal}"
+    );
+
+    ada.ask(&json!(["join", "tea"]));
+    let gone = ada.id().to_owned();
+    drop(ada);
+    ben.event("joined");
+    assert_eq!(ben.event("left"), json!([{ "room": "tea", "id": gone }]));
+}
+
+#[test]
+fn without_client_rooms_nobody_answers_those_events() {
+    let (_program, address, internal) = serve(&[]);
+    let mut client = Client::connect(&address);
+    client.send("421[\"join\",\"tea\"]");
+    wait_until(|| {
+        http(&internal, "GET /metrics", "")
+            .1
+            .contains("events_unhandled_total 1\n")
+    });
+}
+
+#[test]
+fn the_demo_says_where_its_page_is_and_the_page_can_talk() {
+    let mut demo = Program::start(roomcast().arg("demo").args(ANY_PORT));
+    let line = demo.line_with("Open http://");
+    let address = field(&line, "http://");
+    let (status, page) = http(&address, "GET /", "");
+    assert!(status == 200 && page.contains("id=\"log\""), "{page}");
+    let mut client = Client::connect(&address);
+    assert!(client.ask(&json!(["join", "tea"]))[0]["members"].is_array());
+    demo.signal(Signal::TERM);
+    assert_eq!(client.rest(), [""; 0]);
+    assert_eq!(demo.end().0, Some(0));
+}
+
+/// Both ports are free ones; the log tells which.
+const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
+
+/// The program, without settings from the environment of the test.
+fn roomcast() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command.env_clear();
+    command
+}
+
+/// The running server, its address and that of its internal port.
+fn serve(options: &[&str]) -> (Program, String, String) {
+    let mut program = Program::start(roomcast().arg("serve").args(ANY_PORT).args(options));
+    let line = program.line_with("listening");
+    (program, field(&line, "address="), field(&line, "internal="))
+}
+
+/// A request whose body never comes, of which the server has seen the head: it holds up a drain.
+fn unfinished_request(address: &str) -> TcpStream {
+    let path = "/socket.io/?EIO=4&transport=polling";
+    let (_, opening) = http(address, &format!("GET {path}"), "");
+    let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
+    let sid = opening["sid"].as_str().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let head = "Host: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+    write!(stream, "POST {path}&sid={sid} HTTP/1.1\r\n{head}").unwrap();
+    until(&mut stream, "100 Continue");
+    stream
+}
+
+/// Reads line by line, and no further, until one has this text.
+fn until(stream: &mut impl Read, text: &str) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        stream.read_exact(&mut byte).unwrap();
+        line.push(byte[0]);
+        if byte[0] == b'\n' {
+            let found = String::from_utf8(std::mem::take(&mut line)).unwrap();
+            if found.contains(text) {
+                return found;
+            }
+        }
+    }
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "it never came true");
+    }
+}
