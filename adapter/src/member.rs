@@ -25,3 +25,6 @@ pub trait Member: Clone + Send + Sync + 'static {
     /// Has the touched connections written.
     fn flush(batch: Self::Batch);
 }
+
+#[cfg(test)]
+pub(crate) mod fake;

@@ -7,6 +7,7 @@ use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
 
 use parking_lot::Mutex;
 use roomcast_emitter::target::{Rooms as RoomNames, Target};
+use smallvec::SmallVec;
 
 use crate::{
     Member, SocketId,
@@ -45,22 +46,13 @@ impl serde::Serialize for JoinError {
     }
 }
 
-/// What a socket may do to the index.
+/// What a socket may do to the index. Defaults are for the server's settings to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoomLimits {
     /// Rooms per socket, its private one not counted.
     pub rooms_per_socket: usize,
     /// Length of a room name, in bytes.
     pub name_bytes: usize,
-}
-
-impl Default for RoomLimits {
-    fn default() -> Self {
-        Self {
-            rooms_per_socket: 1024,
-            name_bytes: 256,
-        }
-    }
 }
 
 pub(crate) struct Shards<M> {
@@ -88,6 +80,7 @@ impl<M: Member> Shards<M> {
     }
 
     pub(crate) fn insert(&self, member: M) {
+        debug_assert!(SocketId::plausible(member.id().as_str()));
         let hash = self.hash(member.id().as_str());
         self.shards[self.index(&member)]
             .0
@@ -120,19 +113,24 @@ impl<M: Member> Shards<M> {
         let slot = rooms
             .slot(self.hash(id.as_str()), id)
             .ok_or(JoinError::Disconnected)?;
-        let mut fresh = 0;
+        let mut fresh: SmallVec<[Hash; 8]> = SmallVec::new();
         let mut too_long = false;
         names.each(&mut |name| {
+            let hash = self.hash(name);
             too_long |= name.len() > limits.name_bytes;
-            let known = name == id.as_str() || rooms.is_in(slot, self.hash(name), name);
-            fresh += usize::from(!known);
+            if name != id.as_str() && !rooms.is_in(slot, hash, name) {
+                fresh.push(hash);
+            }
         });
         if too_long {
             return Err(JoinError::NameTooLong {
                 limit: limits.name_bytes,
             });
         }
-        if rooms.room_count_of(slot) + fresh > limits.rooms_per_socket {
+        // A room that is named twice is one room.
+        fresh.sort_unstable();
+        fresh.dedup();
+        if rooms.room_count_of(slot) + fresh.len() > limits.rooms_per_socket {
             return Err(JoinError::TooManyRooms {
                 limit: limits.rooms_per_socket,
             });
@@ -185,7 +183,7 @@ impl<M: Member> Shards<M> {
         mut end_of_shard: impl FnMut(),
     ) {
         let names = target.rooms.iter().chain(&target.except);
-        let hashes: smallvec::SmallVec<[Hash; 4]> = names.map(|name| self.hash(name)).collect();
+        let hashes: SmallVec<[Hash; 4]> = names.map(|name| self.hash(name)).collect();
         let concerned = self.concerned(target, &hashes);
         for (index, shard) in self.shards.iter().enumerate() {
             if concerned & (1 << index) != 0 {
@@ -237,3 +235,6 @@ impl<M: Member> Shards<M> {
         self.hasher.hash_one(name)
     }
 }
+
+#[cfg(test)]
+mod tests;
