@@ -78,6 +78,11 @@ impl<M> Default for Rooms<M> {
 impl<M: Member> Rooms<M> {
     /// Adds a socket, in no room but its private one. `hash` is the hash of its id.
     pub(crate) fn insert(&mut self, member: M, hash: Hash) -> Slot {
+        debug_assert!(
+            self.slot(hash, member.id()).is_none(),
+            "{} is already there",
+            member.id()
+        );
         let entry = Entry {
             member,
             hash: short(hash),
@@ -256,11 +261,6 @@ impl<M: Member> Rooms<M> {
         self.ids.len()
     }
 
-    /// Whether there is no socket.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-    }
-
     fn find_room(&self, hash: Hash, name: &str) -> Option<u32> {
         self.names
             .find(hash, |&room| *room_ref(&self.rooms, room).name == *name)
@@ -292,6 +292,11 @@ impl<M: Member> Rooms<M> {
     fn vacate(&mut self, spot: Place, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
         let room = room_mut(&mut self.rooms, spot.room);
         room.members.swap_remove(spot.position as usize);
+        // A room that was huge once does not stay so; amortised, since half of it is left free.
+        let capacity = room.members.capacity();
+        if capacity > ROOM_KEEPS && room.members.len() < capacity / 4 {
+            room.members.shrink_to(capacity / 2);
+        }
         if let Some(&moved) = room.members.get(spot.position as usize) {
             let places = &mut entry_mut_of(&mut self.members, moved).places;
             let place = places.iter_mut().find(|place| place.room == spot.room);
@@ -316,7 +321,7 @@ impl<M: Member> Rooms<M> {
 
     /// Gives memory back when a shard has become empty, as after a storm of short connections.
     fn shrink(&mut self) {
-        if self.ids.is_empty() && self.members.len() > 1024 {
+        if self.ids.is_empty() && self.members.len() > SHARD_KEEPS {
             *self = Self {
                 epoch: self.epoch,
                 ..Self::default()
@@ -345,6 +350,12 @@ impl<M: Member> Rooms<M> {
         entry_mut_of(&mut self.members, slot)
     }
 }
+
+/// The members up to which a room keeps the memory that it once took.
+const ROOM_KEEPS: usize = 64;
+
+/// The members up to which an empty shard keeps the memory that it once took.
+const SHARD_KEEPS: usize = 1024;
 
 /// Members keep half of their hash, which is enough to rehash a table of at most 2^32 entries.
 fn short(hash: Hash) -> u32 {
@@ -389,3 +400,6 @@ fn room_mut(rooms: &mut [Option<Room>], room: u32) -> &mut Room {
         .as_mut()
         .expect("room indexes in use are occupied")
 }
+
+#[cfg(test)]
+mod tests;
