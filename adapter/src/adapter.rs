@@ -104,3 +104,6 @@ impl<M: Member> Adapter<M> {
         self.shards.room_names()
     }
 }
+
+#[cfg(test)]
+mod tests;
