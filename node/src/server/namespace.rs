@@ -159,9 +159,9 @@ impl Pattern {
         for (index, (literal, parameter)) in self.parts.iter().enumerate() {
             rest = rest.strip_prefix(&**literal)?;
             let next = self.parts.get(index + 1).map(|(literal, _)| &**literal);
+            let first = rest.chars().next()?.len_utf8();
             let end = match next {
-                Some("") => rest.chars().next()?.len_utf8(),
-                Some(next) => 1 + rest.get(1..)?.find(next)?,
+                Some(next) => first + rest[first..].find(next)?,
                 None => rest
                     .len()
                     .checked_sub(self.tail.len())
