@@ -75,26 +75,11 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
     };
     let (mut stream, read) = Stream::new(upgraded);
     let result = timeout(limit, handshake(&mut stream, read, &connection)).await;
-    match result {
-        Ok(Ok(rest)) => {
-            if connection.attach(stream, rest).is_ok() {
-                return;
-            }
-        }
-        Ok(Err(Failed {
-            stream_is_used: true,
-        }))
-        | Err(_) => connection.abandon_upgrade(),
-        Ok(Err(Failed {
-            stream_is_used: false,
-        })) => {}
+    if let Ok(Ok(rest)) = result {
+        // A connection that was closed meanwhile needs no WebSocket any more.
+        let _ = connection.attach(stream, rest);
     }
     drop(probing);
-}
-
-/// `stream_is_used`: this probe had marked the session as upgrading.
-struct Failed {
-    stream_is_used: bool,
 }
 
 /// Answers what was received after the `5`.
@@ -102,7 +87,7 @@ async fn handshake(
     stream: &mut Stream,
     read: Vec<u8>,
     connection: &Arc<Connection>,
-) -> Result<Vec<u8>, Failed> {
+) -> io::Result<Vec<u8>> {
     let mut probe = Probe {
         connection,
         reader: websocket::Reader::default(),
@@ -120,15 +105,23 @@ async fn handshake(
         })
         .await;
     }
-    outcome.map_err(|_| Failed {
-        stream_is_used: probe.begun,
-    })
+    outcome
 }
 
 struct Probe<'a> {
     connection: &'a Arc<Connection>,
     reader: websocket::Reader,
+    /// This probe, and no other of the session, has marked it as upgrading.
     begun: bool,
+}
+
+impl Drop for Probe<'_> {
+    /// A probe that fails or runs out of time takes back its own mark only.
+    fn drop(&mut self) {
+        if self.begun {
+            self.connection.abandon_upgrade();
+        }
+    }
 }
 
 impl Probe<'_> {
@@ -186,7 +179,8 @@ impl Probe<'_> {
                 if !self.begun && !self.connection.begin_upgrade() {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
-                self.begun = true;
+                // The mark stays: the session has moved on.
+                self.begun = false;
                 return Ok((None, ControlFlow::Break(rest.to_vec())));
             }
             Some(Event::Ping(payload)) => websocket::append_pong(&mut answer, &payload),
