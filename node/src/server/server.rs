@@ -27,7 +27,7 @@ use crate::{
         connection::Connection,
         driver,
         handshake::Handshake,
-        hub::{Acceptor, Hub},
+        hub::{Acceptor, Hub, Seat},
         routes::Routes,
     },
 };
@@ -116,7 +116,8 @@ impl Server {
         !self.0.hub.is_draining()
     }
 
-    /// The number of open connections. A client has one, whatever its namespaces.
+    /// The number of connections that are open or being opened. A client has one, whatever its
+    /// namespaces.
     pub fn connections(&self) -> usize {
         self.0.hub.open()
     }
@@ -220,11 +221,9 @@ impl Drop for Inner {
 struct AcceptInto(Arc<Inner>);
 
 impl Acceptor for AcceptInto {
-    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake) {
-        driver::spawn(
-            connection,
-            Client::new(Arc::clone(&self.0), connection, handshake),
-        );
+    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake, seat: Seat) {
+        let client = Client::new(Arc::clone(&self.0), connection, handshake);
+        driver::spawn(connection, client, seat);
     }
 }
 

@@ -42,6 +42,10 @@ const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
 /// How long a polling client may take to fetch its last packets.
 const POLLING_LINGER: Duration = Duration::from_secs(30);
 
+/// The same when the server shuts down: it takes no more requests, so only those that are under
+/// way can still fetch something.
+const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
+
 pub(crate) struct Connection {
     hub: Arc<Hub>,
     state: Mutex<State>,
@@ -130,6 +134,10 @@ impl Connection {
         let mut state = connection.state.lock();
         state.slot = slot;
         connection.arm(&mut state);
+        if hub.is_draining() {
+            // The drain has begun while the connection was being opened, and may not have seen it.
+            connection.begin_close(&mut state, CloseReason::ServerShutdown);
+        }
         drop(state);
         connection
     }
@@ -240,6 +248,8 @@ impl Connection {
         state.closing = Some(reason);
         let linger = if state.stream.is_some() {
             WEBSOCKET_LINGER
+        } else if reason == CloseReason::ServerShutdown {
+            SHUTDOWN_LINGER
         } else {
             POLLING_LINGER
         };

@@ -104,14 +104,14 @@ impl Turn<'_> {
 }
 
 /// Starts the driver of a connection on the current runtime.
-pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U) {
+pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U, seat: Seat) {
     let core = Core {
         upper,
         reader: websocket::Reader::default(),
         unread: Vec::new(),
         stage: Stage::New,
         on_websocket: connection.transport_name() == "websocket",
-        seat: Some(connection.hub().take_seat()),
+        seat: Some(seat),
     };
     // The connection count owns the task: a draining server waits for it to reach zero.
     drop(tokio::spawn(Driver {

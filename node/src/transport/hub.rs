@@ -25,7 +25,7 @@ use crate::{
 
 /// Makes the upper layer of a new connection and starts its driver.
 pub(crate) trait Acceptor: Send + Sync {
-    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake);
+    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake, seat: Seat);
 }
 
 pub(crate) struct Hub {
@@ -110,14 +110,18 @@ impl Hub {
         self.lanes[self.lane_index(id)].find(id)
     }
 
-    /// The number of open connections.
+    /// The number of connections that are open or being opened.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.open.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn take_seat(self: &Arc<Self>) -> Seat {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Seat(Arc::clone(self))
+    /// Takes a place for a connection that is about to be opened; none if all are taken. Whoever
+    /// has one looks for a drain after that, and a drain looks for seats after it has begun: no
+    /// connection slips in between.
+    pub(super) fn take_seat(self: &Arc<Self>) -> Option<Seat> {
+        let before = self.open.fetch_add(1, Ordering::SeqCst);
+        let seat = Seat(Arc::clone(self));
+        (before < self.config.limits.connections).then_some(seat)
     }
 
     pub(super) fn opened(&self, transport: TransportName, revision: Revision) {
@@ -138,11 +142,11 @@ impl Hub {
 
     /// From now on no new connection is accepted.
     pub(crate) fn begin_drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::SeqCst)
     }
 
     /// Closes every connection.
@@ -168,7 +172,7 @@ impl Hub {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.empty.notify_waiters();
         }
     }

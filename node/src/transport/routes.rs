@@ -170,22 +170,24 @@ impl Routes {
         query: &Query,
         transport: TransportName,
     ) -> Result<Response<Body>, Refused> {
+        const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
         let hub = &self.hub;
-        if hub.is_draining() {
-            return Err(Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining"));
-        }
-        if hub.open() >= hub.config.limits.connections {
+        let Some(seat) = hub.take_seat() else {
             hub.metrics.limit_reached(Limit::Connections);
-            return Err(Refused::Status(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "connections",
-            ));
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(Refused::Status(status, "connections"));
+        };
+        if hub.is_draining() {
+            return Err(DRAINING);
         }
         let address = address_of(&request);
         if let Some(allow) = &hub.config.allow_request {
             let handshake = Handshake::new(request.uri(), request.headers(), address);
             if let Err(message) = allow(handshake).await {
                 return Err(HandshakeError::Forbidden(Some(message.into())).into());
+            }
+            if hub.is_draining() {
+                return Err(DRAINING);
             }
         }
         let revision = query.revision(hub.config.allow_eio3)?;
@@ -199,7 +201,7 @@ impl Routes {
             };
             // Ends with the HTTP connection at the latest, whose upgrade it waits for.
             drop(tokio::spawn(upgrade::open(
-                hub, acceptor, upgrade, revision, handshake,
+                hub, acceptor, seat, upgrade, revision, handshake,
             )));
             return Ok(response);
         }
@@ -210,7 +212,7 @@ impl Routes {
         let upgrades = hub.config.websocket && hub.config.allow_upgrades;
         connection.send_open(if upgrades { &websocket } else { &[] });
         let handshake = Handshake::new(request.uri(), request.headers(), address);
-        self.acceptor.accept(&connection, handshake);
+        self.acceptor.accept(&connection, handshake, seat);
         if revision == Revision::V3 {
             // The driver connects a client of revision 3 to the main namespace by itself, and its
             // first packet usually goes with the open packet.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::{
     connection::Connection,
     handshake::Handshake,
-    hub::{Acceptor, Hub},
+    hub::{Acceptor, Hub, Seat},
     polling::Polling,
     stream::Stream,
     websocket::{self, Event, Opcode},
@@ -30,6 +30,7 @@ use crate::engine_io::open::{Revision, TransportName};
 pub(super) async fn open(
     hub: Arc<Hub>,
     acceptor: Arc<dyn Acceptor>,
+    seat: Seat,
     upgrade: OnUpgrade,
     revision: Revision,
     handshake: impl FnOnce(Option<SocketAddr>) -> Handshake,
@@ -44,7 +45,7 @@ pub(super) async fn open(
     let connection = Connection::new(&hub, revision, Some(stream), kept, false);
     hub.opened(TransportName::WebSocket, revision);
     connection.send_open(&[]);
-    acceptor.accept(&connection, handshake);
+    acceptor.accept(&connection, handshake, seat);
 }
 
 /// Holds the place of an unfinished upgrade in the count.
