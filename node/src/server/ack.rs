@@ -4,7 +4,7 @@
 //! broadcast with acknowledgement is one frame for all its recipients.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -84,7 +84,7 @@ pub(crate) struct Gathering {
 
 #[derive(Default)]
 struct Gathered {
-    expected: HashSet<SocketId>,
+    expected: HashMap<SocketId, Occupant>,
     answers: Vec<(SocketId, Args)>,
     gone: Vec<SocketId>,
     /// All recipients are known.
@@ -152,9 +152,16 @@ impl Acks {
     }
 }
 
+impl Awaited<'_> {
+    /// Waits no longer; false if the answer has come already, or the socket has gone.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.acks.pending.lock().remove(&self.id).is_some()
+    }
+}
+
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
-        self.acks.pending.lock().remove(&self.id);
+        self.withdraw();
     }
 }
 
@@ -163,7 +170,7 @@ impl Gathering {
     pub(crate) fn expect(&self, socket: &Occupant) {
         let id = socket.id().clone();
         if socket.owe() {
-            self.state.lock().expected.insert(id);
+            self.state.lock().expected.insert(id, socket.clone());
         } else {
             // It owes too many answers already; it gets the event, but is not waited for.
             self.state.lock().gone.push(id);
@@ -179,7 +186,7 @@ impl Gathering {
 
     fn answer(&self, from: &Socket, args: Args) {
         let mut state = self.state.lock();
-        if state.expected.remove(from.id()) {
+        if state.expected.remove(from.id()).is_some() {
             from.occupant().settle();
             state.answers.push((from.id().clone(), args));
             self.check(&state);
@@ -188,7 +195,7 @@ impl Gathering {
 
     fn disconnected(&self, socket: &Socket) {
         let mut state = self.state.lock();
-        if state.expected.remove(socket.id()) {
+        if state.expected.remove(socket.id()).is_some() {
             state.gone.push(socket.id().clone());
             self.check(&state);
         }
@@ -206,17 +213,10 @@ impl Gathering {
     }
 
     /// The answers so far, and who did not give one.
-    pub(crate) fn finish<T>(
-        &self,
-        decode: impl Fn(&Args) -> Result<T, ArgsError>,
-        forgive: impl Fn(&SocketId),
-    ) -> Answers<T> {
+    pub(crate) fn finish<T>(&self, decode: impl Fn(&Args) -> Result<T, ArgsError>) -> Answers<T> {
         let mut state = self.state.lock();
         let mut missing = std::mem::take(&mut state.gone);
-        for id in std::mem::take(&mut state.expected) {
-            forgive(&id);
-            missing.push(id);
-        }
+        missing.extend(state.forgive());
         let mut answers = Vec::with_capacity(state.answers.len());
         for (id, args) in state.answers.drain(..) {
             match decode(&args) {
@@ -229,5 +229,24 @@ impl Gathering {
             missing,
             silent_nodes: Vec::new(),
         }
+    }
+}
+
+impl Gathered {
+    /// Whoever has not answered owes nothing any more.
+    fn forgive(&mut self) -> impl Iterator<Item = SocketId> {
+        std::mem::take(&mut self.expected)
+            .into_iter()
+            .map(|(id, socket)| {
+                socket.settle();
+                id
+            })
+    }
+}
+
+impl Drop for Gathered {
+    /// The one who asked may stop waiting at any time.
+    fn drop(&mut self) {
+        self.forgive().for_each(drop);
     }
 }

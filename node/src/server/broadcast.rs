@@ -136,12 +136,7 @@ impl BroadcastOperator {
         let limit = self.target.flags.timeout.unwrap_or(ACK_TIMEOUT);
         // Whether everybody answered or the time is over, what there is counts.
         let _ = tokio::time::timeout(limit, gathering.complete()).await;
-        let forgive = |id: &roomcast_adapter::SocketId| {
-            if let Some(socket) = space.adapter.member(id.as_str()) {
-                socket.settle();
-            }
-        };
-        Ok(gathering.finish(|args| T::from_args(args), forgive))
+        Ok(gathering.finish(|args| T::from_args(args)))
     }
 
     /// The sockets that are meant, with their rooms and data.

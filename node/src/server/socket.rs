@@ -302,10 +302,9 @@ impl Socket {
             return Err(AckError::TooManyPending { limit });
         }
         let (awaited, answer) = self.0.space.acks.one(self);
-        let mut owed = Owed {
+        let owed = Owed {
             socket: self,
             awaited,
-            answered: false,
         };
         let frame = self.event(event, Some(owed.awaited.id), args)?;
         self.send(&frame, flags.volatile)?;
@@ -315,7 +314,6 @@ impl Socket {
                 .await
                 .map_err(|_| AckError::TimedOut(limit))?,
         };
-        owed.answered = answer.is_ok();
         T::from_args(&answer.map_err(|_| AckError::Disconnected)?).map_err(AckError::Decode)
     }
 
@@ -388,16 +386,16 @@ impl Socket {
     }
 }
 
-/// A debt that is settled when nobody waits for it any more.
+/// A debt that is settled when nobody waits for it any more: by the answer, or here, whichever
+/// takes it out of the table.
 struct Owed<'a> {
     socket: &'a Socket,
     awaited: Awaited<'a>,
-    answered: bool,
 }
 
 impl Drop for Owed<'_> {
     fn drop(&mut self) {
-        if !self.answered {
+        if self.awaited.withdraw() {
             self.socket.0.settle();
         }
     }
