@@ -146,11 +146,16 @@ impl Client {
             return self.connect(turn, cx, &packet);
         }
         let Some(socket) = self.socket(&packet.nsp) else {
-            if self
+            // The server has disconnected it; the client may not know yet.
+            let is_leaving = self
+                .sockets
+                .iter()
+                .any(|socket| socket.namespace_name() == packet.nsp);
+            let has_left = self
                 .busy
                 .as_ref()
-                .is_some_and(|busy| busy.has_left(&packet.nsp))
-            {
+                .is_some_and(|busy| busy.has_left(&packet.nsp));
+            if is_leaving || has_left {
                 return Ok(());
             }
             return Err(refused("unknown_namespace"));
@@ -312,6 +317,9 @@ impl Client {
                 args: args.clone(),
             };
             self.run(turn, cx, &socket, || any(socket.clone(), event));
+            if !socket.is_connected() {
+                return;
+            }
         }
         let Some(handler) = handler else {
             return;
