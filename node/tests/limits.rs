@@ -1,0 +1,779 @@
+//! Every limit is reached once: what the client sees, what is counted, and that others go on being
+//! served.
+//!
+//! The list below names the tests of each limit as metrics name it. A limit that the server counts
+//! and that is not in the list fails the first test.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::{self, FutureExt as _};
+use roomcast::{AckError, Builder, Limits, Namespace, Server, Socket};
+use support::{
+    Gate, Message, Polling, TestServer, WebSocket, eventually, http,
+    server::{Sockets, echoing, main_namespace},
+    websocket, within,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+macro_rules! tests {
+    ($($limit:literal: $($test:ident),+;)+) => {
+        /// The limits that are reached below.
+        const REACHED: &[&str] = &[$($limit),+];
+
+        $($(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                reach::$test($limit).await;
+            }
+        )+)+
+    };
+}
+
+tests! {
+    "message_size":
+        a_body_that_is_declared_too_large_is_refused_before_it_is_sent,
+        a_body_that_grows_too_large_is_refused,
+        a_websocket_frame_that_is_too_large_closes_with_1009,
+        a_fragmented_message_that_grows_too_large_closes_with_1009;
+    "attachments": too_many_attachments_close_the_connection;
+    "json_depth": json_that_is_nested_too_deep_closes_the_connection;
+    "namespaces": one_namespace_too_many_is_refused_and_the_others_go_on;
+    "rooms": one_room_too_many_is_not_joined;
+    "room_name": a_room_with_a_name_too_long_is_not_joined;
+    "event_name": an_event_with_a_name_too_long_closes_the_connection;
+    "namespace_name": a_namespace_with_a_name_too_long_closes_the_connection;
+    "pending_acks":
+        a_client_that_owes_too_many_acks_is_not_asked_again,
+        a_broadcast_does_not_wait_for_a_client_that_owes_too_many_acks;
+    "events_in_flight":
+        reading_a_websocket_pauses_while_too_many_handlers_run,
+        handling_posts_pauses_while_too_many_handlers_run;
+    "slow_consumer":
+        a_client_that_never_reads_is_closed_and_costs_no_memory,
+        a_client_that_never_polls_is_closed;
+    "inbox": a_client_that_posts_faster_than_it_is_served_is_closed;
+    "header_timeout": half_a_request_head_is_not_waited_for;
+    "body_timeout": half_a_request_body_is_not_waited_for;
+    "unfinished_upgrades": one_unfinished_upgrade_too_many_is_refused;
+    "fragments": a_message_of_too_many_fragments_closes_the_connection;
+    "connections":
+        one_connection_too_many_is_refused,
+        handshakes_that_are_being_decided_count_as_connections;
+}
+
+#[tokio::test]
+async fn every_limit_that_is_counted_has_a_test() {
+    let io = Server::builder().build().await.unwrap();
+    let metrics = io.metrics();
+    let mut counted: Vec<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("roomcast_limit_reached_total{limit=\""))
+        .filter_map(|line| line.split('"').next())
+        .collect();
+    let mut reached = REACHED.to_vec();
+    counted.sort_unstable();
+    reached.sort_unstable();
+    assert_eq!(counted, reached);
+}
+
+#[tokio::test]
+async fn a_client_that_connects_to_no_namespace_is_closed() {
+    let timeout = Duration::from_millis(100);
+    let server = serve(|io, _| io.connect_timeout(timeout)).await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::open(server.address).await;
+    let mut socket = WebSocket::open(server.address).await;
+
+    assert_eq!(socket.closed().await, None);
+    polling.assert_closed().await;
+    server.closes("connect_timeout", 2).await;
+    bystander.assert_served().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_pings_is_closed() {
+    let server = serve(|io, _| {
+        let io = io.ping_interval(Duration::from_millis(100));
+        io.ping_timeout(Duration::from_millis(400))
+    })
+    .await;
+    let mut bystander = server.bystander().await;
+    let mut mute = WebSocket::connect(server.address).await;
+    let polling = Polling::connect(server.address).await;
+
+    let closed = async {
+        assert_eq!(polling.get().await.body, "2");
+        assert_eq!(mute.next().await, Message::Text(String::from("2")));
+        assert_eq!(mute.closed().await, None);
+        server.closes("ping_timeout", 2).await;
+        polling.assert_closed().await;
+    };
+    // The bystander answers its pings meanwhile.
+    let serves = async { while bystander.text().await.is_empty() {} };
+    tokio::select! {
+        () = closed => {}
+        () = serves => panic!("nobody speaks to the bystander"),
+    }
+    bystander.assert_served().await;
+    assert_eq!(server.closed("ping_timeout"), 2);
+}
+
+#[tokio::test]
+async fn a_client_of_revision_3_that_does_not_ping_is_closed() {
+    let server = serve(|io, _| {
+        let io = io.allow_eio3(true).ping_interval(Duration::from_millis(50));
+        io.ping_timeout(Duration::from_millis(50))
+    })
+    .await;
+    let target = "/socket.io/?EIO=3&transport=websocket";
+    let mut mute = WebSocket::upgrade(server.address, target).await;
+    assert_eq!(mute.closed().await, None);
+    server.closes("ping_timeout", 1).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_that_is_never_finished_leaves_the_client_polling() {
+    let server = serve(|io, _| io.upgrade_timeout(Duration::from_millis(100))).await;
+    let mut polling = Polling::connect(server.address).await;
+    let mut probe = polling.probe().await;
+    within("the WebSocket ends", probe.rest()).await;
+
+    polling.say(r#"420["echo","polling"]"#).await;
+    loop {
+        // The server sends polls home for as long as it takes the upgrade for possible.
+        let packet = polling.packet().await;
+        if packet != "6" {
+            assert_eq!(packet, r#"430["polling"]"#);
+            break;
+        }
+    }
+    let (mut socket, _) = polling.upgrade().await;
+    socket.assert_served().await;
+}
+
+#[tokio::test]
+async fn a_probe_that_times_out_does_not_end_the_upgrade_of_another() {
+    let server = serve(|io, _| io.upgrade_timeout(Duration::from_secs(2))).await;
+    let polling = Polling::connect(server.address).await;
+    let silent = format!("/socket.io/?EIO=4&transport=websocket&sid={}", polling.sid);
+    let mut silent = WebSocket::upgrade(server.address, &silent).await;
+    // Sets their deadlines apart: the silent one ends while the other has half its time left.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut probe = polling.probe().await;
+    within("the silent one ends", silent.rest()).await;
+
+    // Still upgrading: a poll is sent home at once, and a third probe is not let in.
+    let target = format!("/socket.io/?EIO=4&transport=websocket&sid={}", polling.sid);
+    let mut third = WebSocket::upgrade(server.address, &target).await;
+    third.send("2probe").await;
+    assert_eq!(third.closed().await, None);
+    probe.send("5").await;
+    probe.assert_served().await;
+}
+
+/// The tests of the list above; `limit` is the label that has to count.
+mod reach {
+    use super::*;
+
+    pub(super) async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent(
+        limit: &str,
+    ) {
+        let server = serve(|io, _| io.max_payload(1000)).await;
+        let mut bystander = server.bystander().await;
+        let polling = Polling::connect(server.address).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = post(&polling, "Content-Length: 1001");
+        stream.write_all(head.as_bytes()).await.unwrap();
+
+        assert_eq!(http::response(&mut stream).await.status, 413);
+        polling.assert_closed().await;
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn a_body_that_grows_too_large_is_refused(limit: &str) {
+        let server = serve(|io, _| io.max_payload(1000)).await;
+        let mut bystander = server.bystander().await;
+        let polling = Polling::connect(server.address).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let chunk = format!("1f4\r\n{}\r\n", "4".repeat(500));
+        let sent = post(&polling, "Transfer-Encoding: chunked") + &chunk.repeat(3);
+        stream.write_all(sent.as_bytes()).await.unwrap();
+
+        assert_eq!(http::response(&mut stream).await.status, 413);
+        polling.assert_closed().await;
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn a_websocket_frame_that_is_too_large_closes_with_1009(limit: &str) {
+        let server = serve(|io, _| io.max_payload(1000)).await;
+        let mut bystander = server.bystander().await;
+        let mut socket = WebSocket::connect(server.address).await;
+        // What is exactly as large as it may be passes.
+        let largest = format!(r#"420["echo","{}"]"#, "x".repeat(986));
+        assert_eq!(largest.len(), 1000);
+        socket.send(&largest).await;
+        assert_eq!(socket.text().await.len(), 993);
+        // The length alone decides; not a byte of the payload has to come.
+        let frame = websocket::frame(true, 1, &[b' '; 1001]);
+        socket.stream.write_all(&frame[..8]).await.unwrap();
+
+        assert_eq!(socket.closed().await, Some(1009));
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn a_fragmented_message_that_grows_too_large_closes_with_1009(limit: &str) {
+        let server = serve(|io, _| io.max_payload(1000)).await;
+        let mut bystander = server.bystander().await;
+        let mut socket = WebSocket::connect(server.address).await;
+        socket.send_frame(false, 1, &[b'4'; 600]).await;
+        socket.send_frame(false, 0, &[b'4'; 600]).await;
+
+        assert_eq!(socket.closed().await, Some(1009));
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn too_many_attachments_close_the_connection(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.attachments = 1;
+            io
+        })
+        .await;
+        let mut socket = WebSocket::connect(server.address).await;
+        socket
+            .send(r#"451-["other",{"_placeholder":true,"num":0}]"#)
+            .await;
+        socket.send_frame(true, 2, b"one is taken").await;
+        socket.assert_served().await;
+        let packet = r#"452-["other",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]"#;
+        assert_closed_by(&server, socket, packet, limit).await;
+    }
+
+    pub(super) async fn json_that_is_nested_too_deep_closes_the_connection(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.json_depth = 4;
+            io
+        })
+        .await;
+        let mut socket = WebSocket::connect(server.address).await;
+        // The array of the packet is the first level.
+        socket.send(r#"42["other",[[[]]]]"#).await;
+        socket.assert_served().await;
+        assert_closed_by(&server, socket, r#"42["other",[[[[]]]]]"#, limit).await;
+    }
+
+    pub(super) async fn an_event_with_a_name_too_long_closes_the_connection(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.event_name_bytes = 8;
+            io
+        })
+        .await;
+        let mut socket = WebSocket::connect(server.address).await;
+        socket.send(r#"42["12345678"]"#).await;
+        socket.assert_served().await;
+        assert_closed_by(&server, socket, r#"42["123456789"]"#, limit).await;
+    }
+
+    pub(super) async fn a_namespace_with_a_name_too_long_closes_the_connection(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.namespace_bytes = 8;
+            io
+        })
+        .await;
+        let mut socket = WebSocket::connect(server.address).await;
+        socket.send("40/2345678,").await;
+        let reply = socket.text().await;
+        assert_eq!(reply, r#"44/2345678,{"message":"Invalid namespace"}"#);
+        assert_closed_by(&server, socket, "40/23456789,", limit).await;
+    }
+
+    pub(super) async fn a_message_of_too_many_fragments_closes_the_connection(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.fragments = 3;
+            io
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let mut socket = WebSocket::connect(server.address).await;
+        // Three fragments are taken; empty ones count like others.
+        socket.send_frame(false, 1, b"420[\"ec").await;
+        socket.send_frame(false, 0, b"").await;
+        socket.send_frame(true, 0, b"ho\",1]").await;
+        assert!(socket.text().await.starts_with("430["));
+        socket.send_frame(false, 1, b"4").await;
+        for _ in 0..3 {
+            socket.send_frame(false, 0, b"").await;
+        }
+
+        assert_eq!(socket.closed().await, None);
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn one_namespace_too_many_is_refused_and_the_others_go_on(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.namespaces_per_connection = 2;
+            io.namespace(echoing("/b")).namespace(echoing("/c"))
+        })
+        .await;
+        let mut socket = WebSocket::connect(server.address).await;
+        socket.join("/b").await;
+        socket.send("40/c,").await;
+        let refused = r#"44/c,{"message":"too many namespaces on one connection"}"#;
+        assert_eq!(socket.text().await, refused);
+        assert_eq!(server.reached(limit), 1);
+        socket.assert_served().await;
+
+        // Leaving one makes room for another.
+        socket.send("41/b,").await;
+        socket.join("/c").await;
+    }
+
+    pub(super) async fn one_room_too_many_is_not_joined(limit: &str) {
+        let (namespace, mut sockets) = Sockets::of(main_namespace());
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.rooms_per_socket = 2;
+            io
+        })
+        .await;
+        let mut client = WebSocket::connect(server.address).await;
+        let socket = sockets.next().await;
+        socket.join("a").unwrap();
+        let refused = socket.join(["a", "b", "c"]).unwrap_err();
+        assert_eq!(refused.to_string(), "a socket can be in at most 2 rooms");
+        assert_eq!(socket.rooms(), [socket.id().as_str(), "a"]);
+        assert_eq!(server.reached(limit), 1);
+        socket.join(["a", "b", socket.id().as_str()]).unwrap();
+        client.assert_served().await;
+    }
+
+    pub(super) async fn a_room_with_a_name_too_long_is_not_joined(limit: &str) {
+        let (namespace, mut sockets) = Sockets::of(main_namespace());
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.room_name_bytes = 20;
+            io
+        })
+        .await;
+        let mut client = WebSocket::connect(server.address).await;
+        let socket = sockets.next().await;
+        let refused = socket.join(["short", &"x".repeat(21)]).unwrap_err();
+        assert_eq!(refused.to_string(), "a room name can have at most 20 bytes");
+        assert_eq!(socket.rooms(), [socket.id().as_str()]);
+        assert_eq!(server.reached(limit), 1);
+        socket.join("x".repeat(20)).unwrap();
+        client.assert_served().await;
+    }
+
+    pub(super) async fn a_client_that_owes_too_many_acks_is_not_asked_again(limit: &str) {
+        let (namespace, mut sockets) = Sockets::of(main_namespace());
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.pending_acks = 2;
+            io
+        })
+        .await;
+        let mut client = WebSocket::connect(server.address).await;
+        let socket = sockets.next().await;
+        let ask = || socket.emit_with_ack::<u32>("question", ());
+        let mut owed = Box::pin(future::join(ask(), ask()));
+        assert!((&mut owed).now_or_never().is_none());
+        let refused = ask().await.unwrap_err();
+        assert!(
+            matches!(refused, AckError::TooManyPending { limit: 2 }),
+            "{refused}"
+        );
+        assert_eq!(server.reached(limit), 1);
+
+        // What is answered is not owed any more.
+        for _ in 0..2 {
+            assert!(client.text().await.starts_with("42"));
+        }
+        client.send("430[1]").await;
+        client.send("431[2]").await;
+        let (first, second) = within("the answers", owed).await;
+        assert_eq!((first.unwrap(), second.unwrap()), (1, 2));
+        let mut third = Box::pin(ask());
+        assert!((&mut third).now_or_never().is_none());
+        client.send("433[3]").await;
+        client.send("432[3]").await;
+        assert_eq!(within("the third answer", third).await.unwrap(), 3);
+        client.assert_served().await;
+    }
+
+    pub(super) async fn a_broadcast_does_not_wait_for_a_client_that_owes_too_many_acks(
+        limit: &str,
+    ) {
+        let (namespace, mut sockets) = Sockets::of(main_namespace());
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.pending_acks = 1;
+            io
+        })
+        .await;
+        let _debtor = WebSocket::connect(server.address).await;
+        let debtor = sockets.next().await;
+        let mut owed = Box::pin(debtor.emit_with_ack::<u32>("question", ()));
+        assert!((&mut owed).now_or_never().is_none());
+        let mut other = WebSocket::connect(server.address).await;
+
+        let vote = tokio::spawn(server.io.of("/").emit_with_ack::<u32>("vote", ()));
+        assert_eq!(other.text().await, r#"421["vote"]"#);
+        other.send("431[7]").await;
+        let answers = within("the vote ends", vote).await.unwrap().unwrap();
+        assert_eq!(answers.answers, [7]);
+        assert_eq!(answers.missing, [debtor.id().clone()]);
+        assert_eq!(server.reached(limit), 1);
+    }
+
+    pub(super) async fn reading_a_websocket_pauses_while_too_many_handlers_run(limit: &str) {
+        let (server, gate, begun) = held_up().await;
+        let mut bystander = server.bystander().await;
+        let mut socket = WebSocket::connect(server.address).await;
+        // Everything at once, so that most of it is read before the pause.
+        let mut all = Vec::new();
+        for n in 0..EVENTS {
+            let packet = format!(r#"42{n}["wait",{n}]"#);
+            all.extend(websocket::frame(true, 1, packet.as_bytes()));
+        }
+        socket.stream.write_all(&all).await.unwrap();
+
+        eventually("reading pauses", || server.reached(limit) > 0).await;
+        assert_eq!(begun.load(Ordering::SeqCst), 3);
+        bystander.assert_served().await;
+        gate.admit(1);
+        assert!(socket.text().await.starts_with("43"));
+        eventually("one more begins", || begun.load(Ordering::SeqCst) == 4).await;
+        gate.open();
+        let mut answers = Vec::new();
+        for _ in 1..EVENTS {
+            answers.push(socket.text().await);
+        }
+        assert_answered(answers, EVENTS - 1);
+        assert_eq!(begun.load(Ordering::SeqCst), EVENTS);
+        socket.assert_served().await;
+    }
+
+    pub(super) async fn handling_posts_pauses_while_too_many_handlers_run(limit: &str) {
+        let (server, gate, begun) = held_up().await;
+        let mut bystander = server.bystander().await;
+        let mut polling = Polling::connect(server.address).await;
+        let packets = |range: std::ops::Range<usize>| {
+            let packets = range.map(|n| format!(r#"42{n}["wait",{n}]"#));
+            packets.collect::<Vec<_>>().join("\u{1e}")
+        };
+        polling.say(&packets(0..EVENTS / 2)).await;
+        polling.say(&packets(EVENTS / 2..EVENTS)).await;
+
+        eventually("handling pauses", || server.reached(limit) > 0).await;
+        assert_eq!(begun.load(Ordering::SeqCst), 3);
+        bystander.assert_served().await;
+        gate.open();
+        let mut answers = Vec::new();
+        for _ in 0..EVENTS {
+            answers.push(polling.packet().await);
+        }
+        assert_answered(answers, EVENTS);
+        assert_eq!(begun.load(Ordering::SeqCst), EVENTS);
+    }
+
+    /// 64 MiB are broadcast. Were they kept for the one who does not read, the process would grow
+    /// by as much; the bound leaves room for what the tests beside this one need.
+    pub(super) async fn a_client_that_never_reads_is_closed_and_costs_no_memory(limit: &str) {
+        const BROADCASTS: usize = 1024;
+        let server = serve(|io, limits| {
+            limits.outbox_bytes = 256 * 1024;
+            io
+        })
+        .await;
+        let mut never_reads = WebSocket::connect(server.address).await;
+        let (progress, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let mut readers = Vec::new();
+        for _ in 0..2 {
+            let mut reader = WebSocket::connect(server.address).await;
+            let progress = progress.clone();
+            readers.push(tokio::spawn(async move {
+                for n in 0..BROADCASTS {
+                    let text = reader.text().await;
+                    assert!(text.starts_with(&format!(r#"42["news",{n},"#)));
+                    progress.send(()).unwrap();
+                }
+                reader
+            }));
+        }
+        let before = resident_bytes();
+        let item = "x".repeat(64 * 1024);
+        for n in 0..BROADCASTS {
+            let delivery = server.io.emit("news", (n, &item)).await.unwrap();
+            assert!(delivery.local_sockets >= 2);
+            // The readers keep up, so that only one is slow.
+            for _ in 0..2 {
+                within("a reader reads", received.recv()).await.unwrap();
+            }
+        }
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 24 << 20, "grown by {grown} bytes");
+
+        assert_counted(&server, limit).await;
+        let texts = never_reads.rest().await;
+        assert!(texts.len() < BROADCASTS, "the rest was given up");
+        for reader in readers {
+            reader.await.unwrap().assert_served().await;
+        }
+    }
+
+    pub(super) async fn a_client_that_never_polls_is_closed(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.outbox_bytes = 10_000;
+            io
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let polling = Polling::connect(server.address).await;
+        let item = "x".repeat(4_000);
+        for n in 0..3 {
+            server.io.emit("news", (n, &item)).await.unwrap();
+            assert!(bystander.text().await.starts_with(r#"42["news","#));
+        }
+
+        polling.assert_closed().await;
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn a_client_that_posts_faster_than_it_is_served_is_closed(limit: &str) {
+        let gate = Gate::new();
+        let waits = gate.clone();
+        let namespace = main_namespace().on("wait", move |_: Socket| {
+            let gate = waits.clone();
+            async move { gate.pass().await }
+        });
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.events_in_flight = 1;
+            limits.inbox_bytes = 1000;
+            io.max_payload(1000)
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let polling = Polling::connect(server.address).await;
+        polling.say(r#"42["wait"]"#).await;
+        eventually("handling pauses", || server.reached("events_in_flight") > 0).await;
+        let large = format!(r#"42["other","{}"]"#, "x".repeat(600));
+        polling.say(&large).await;
+
+        assert_eq!(polling.post(&large).await.status, 413);
+        bystander.assert_served().await;
+        polling.assert_closed().await;
+        assert_counted(&server, limit).await;
+        gate.open();
+    }
+
+    pub(super) async fn half_a_request_head_is_not_waited_for(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.header_timeout = Duration::from_millis(100);
+            io
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let half = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: te";
+        stream.write_all(half).await.unwrap();
+
+        let mut answer = Vec::new();
+        let read = within("the connection ends", stream.read_to_end(&mut answer)).await;
+        read.unwrap();
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
+        eventually("it is counted", || server.reached(limit) == 1).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn half_a_request_body_is_not_waited_for(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.body_timeout = Duration::from_millis(100);
+            io
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let polling = Polling::connect(server.address).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let half = post(&polling, "Content-Length: 100") + r#"42["echo","#;
+        stream.write_all(half.as_bytes()).await.unwrap();
+
+        assert_eq!(http::response(&mut stream).await.status, 408);
+        polling.assert_closed().await;
+        assert_counted(&server, limit).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn one_unfinished_upgrade_too_many_is_refused(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.unfinished_upgrades = 1;
+            io
+        })
+        .await;
+        let first = Polling::connect(server.address).await;
+        let mut second = Polling::connect(server.address).await;
+        let mut probe = first.probe().await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let target = format!("/socket.io/?EIO=4&transport=websocket&sid={}", second.sid);
+        let request = websocket::request(&target);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(http::response(&mut stream).await.status, 503);
+        assert_eq!(server.reached(limit), 1);
+
+        // The one that was refused goes on polling; once the first is done, it can upgrade.
+        second.say(r#"420["echo","polling"]"#).await;
+        assert_eq!(second.packet().await, r#"430["polling"]"#);
+        probe.send("5").await;
+        probe.assert_served().await;
+        let (mut socket, _) = second.upgrade().await;
+        socket.assert_served().await;
+    }
+
+    pub(super) async fn one_connection_too_many_is_refused(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.connections = 2;
+            io
+        })
+        .await;
+        let mut first = WebSocket::connect(server.address).await;
+        let polling = Polling::connect(server.address).await;
+        let target = "/socket.io/?EIO=4&transport=polling";
+        let refused = http::request(server.address, "GET", target, "").await;
+        assert_eq!(refused.status, 503);
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = websocket::request(websocket::NEW);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(http::response(&mut stream).await.status, 503);
+        assert_eq!(server.reached(limit), 2);
+
+        first.assert_served().await;
+        // A place that is given back can be taken.
+        polling.say("1").await;
+        assert_eq!(polling.get().await.body, "6");
+        eventually("there is room", || server.io.connections() == 1).await;
+        let mut third = WebSocket::connect(server.address).await;
+        third.assert_served().await;
+    }
+
+    /// The application's decision about a handshake may take its time; so many at once must not
+    /// become more connections than are allowed.
+    pub(super) async fn handshakes_that_are_being_decided_count_as_connections(limit: &str) {
+        let gate = Gate::new();
+        let waits = gate.clone();
+        let server = serve(move |io, limits| {
+            limits.connections = 2;
+            io.allow_request(move |_| {
+                let gate = waits.clone();
+                async move {
+                    gate.pass().await;
+                    Ok(())
+                }
+            })
+        })
+        .await;
+        let handshake = || {
+            let target = "/socket.io/?EIO=4&transport=polling";
+            tokio::spawn(http::request(server.address, "GET", target, ""))
+        };
+        let handshakes = [handshake(), handshake(), handshake()];
+        eventually("one is refused", || server.reached(limit) == 1).await;
+        gate.open();
+        let mut statuses = Vec::new();
+        for handshake in handshakes {
+            statuses.push(handshake.await.unwrap().status);
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 503]);
+        assert_eq!(server.io.connections(), 2);
+    }
+}
+
+/// Events that are sent to a server that handles three at a time.
+const EVENTS: usize = 40;
+
+/// A server with one event whose handlers wait, and how many of them have begun.
+async fn held_up() -> (TestServer, Gate, Arc<AtomicUsize>) {
+    let (gate, begun) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
+    let (waits, counts) = (gate.clone(), Arc::clone(&begun));
+    let namespace = main_namespace().on("wait", move |_: Socket, n: usize| {
+        let gate = waits.clone();
+        counts.fetch_add(1, Ordering::SeqCst);
+        async move {
+            gate.pass().await;
+            n
+        }
+    });
+    let server = serve_namespace(namespace, |io, limits| {
+        limits.events_in_flight = 3;
+        io
+    })
+    .await;
+    (server, gate, begun)
+}
+
+/// Each event that is acknowledged is acknowledged once, with what was sent with it.
+fn assert_answered(mut answers: Vec<String>, count: usize) {
+    answers.sort_unstable();
+    answers.dedup();
+    assert_eq!(answers.len(), count);
+    for answer in answers {
+        let (id, args) = answer[2..].split_once('[').unwrap();
+        assert_eq!(args, format!("{id}]"), "{answer}");
+    }
+}
+
+/// The packet closes the connection, without a code as Node's server does, and is counted.
+async fn assert_closed_by(server: &TestServer, mut socket: WebSocket, packet: &str, limit: &str) {
+    let mut bystander = server.bystander().await;
+    socket.send(packet).await;
+    assert_eq!(socket.closed().await, None);
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
+
+/// One connection was closed for its limit. The count may come after what the client sees.
+async fn assert_counted(server: &TestServer, limit: &str) {
+    server.closes(limit, 1).await;
+    assert_eq!(server.reached(limit), 1);
+}
+
+async fn serve(configure: impl FnOnce(Builder, &mut Limits) -> Builder) -> TestServer {
+    serve_namespace(main_namespace(), configure).await
+}
+
+async fn serve_namespace(
+    namespace: Namespace,
+    configure: impl FnOnce(Builder, &mut Limits) -> Builder,
+) -> TestServer {
+    let mut limits = Limits::default();
+    let builder = configure(Server::builder().namespace(namespace), &mut limits);
+    TestServer::start(builder.limits(limits)).await
+}
+
+/// The head of a request that posts to a session.
+fn post(polling: &Polling, header: &str) -> String {
+    let target = polling.target();
+    format!("POST {target} HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n{header}\r\n\r\n")
+}
+
+/// The memory of this process that is in use.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
+}
