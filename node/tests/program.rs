@@ -53,6 +53,15 @@ fn it_is_alive_but_not_ready_while_it_drains_and_a_second_signal_ends_that() {
 }
 
 #[test]
+fn a_polling_client_that_does_not_poll_does_not_spoil_the_stop() {
+    let (program, address, _) = serve(&[]);
+    polling_session(&address);
+    program.signal(Signal::TERM);
+    let (status, said) = program.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn a_drain_that_takes_too_long_is_cut_off_and_said() {
     let (program, address, _) = serve(&["--drain-timeout=1ms", "--body-timeout=1h"]);
     let _held = unfinished_request(&address);
@@ -321,16 +330,21 @@ fn serve(options: &[&str]) -> (Program, String, String) {
     (program, field(&line, "address="), field(&line, "internal="))
 }
 
-/// A request whose body never comes, of which the server has seen the head: it holds up a drain.
-fn unfinished_request(address: &str) -> TcpStream {
+/// Opens a session; answers the path for its requests.
+fn polling_session(address: &str) -> String {
     let path = "/socket.io/?EIO=4&transport=polling";
     let (_, opening) = http(address, &format!("GET {path}"), "");
     let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
-    let sid = opening["sid"].as_str().unwrap();
+    format!("{path}&sid={}", opening["sid"].as_str().unwrap())
+}
+
+/// A request whose body never comes, of which the server has seen the head: it holds up a drain.
+fn unfinished_request(address: &str) -> TcpStream {
+    let path = polling_session(address);
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let head = "Host: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
-    write!(stream, "POST {path}&sid={sid} HTTP/1.1\r\n{head}").unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\n{head}").unwrap();
     until(&mut stream, "100 Continue");
     stream
 }
