@@ -1,7 +1,9 @@
-//! One Engine.IO packet, decoded from and encoded to the forms that transports carry.
+//! One Engine.IO packet, decoded from the forms that transports carry.
 //!
 //! The payload modules cut HTTP bodies into packets and call this one; a WebSocket frame is one
-//! packet as it stands. What a packet means for the session is not decided here.
+//! packet as it stands. What is written is a type digit and text, made where it is sent; only
+//! binary messages have forms, which are here. What a packet means for the session is not decided
+//! here.
 
 use std::borrow::Cow;
 
@@ -63,27 +65,6 @@ impl PacketError {
     }
 }
 
-impl Packet<'_> {
-    /// Appends the packet as text, as both revisions write it on WebSocket and in text bodies.
-    ///
-    /// A binary message becomes revision 4's `b` and base64; revision 3 has its own form for it,
-    /// see [`write_binary_message_v3`].
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        let (digit, data) = match self {
-            Self::Open(json) => (b'0', *json),
-            Self::Close => (b'1', ""),
-            Self::Ping(data) => (b'2', *data),
-            Self::Pong(data) => (b'3', *data),
-            Self::Message(Message::Text(text)) => (b'4', &**text),
-            Self::Message(Message::Binary(bytes)) => return write_binary_message(out, bytes),
-            Self::Upgrade => (b'5', ""),
-            Self::Noop => (b'6', ""),
-        };
-        out.push(digit);
-        out.extend_from_slice(data.as_bytes());
-    }
-}
-
 /// Decodes a WebSocket text frame or one packet of a polling body, revision 4.
 ///
 /// Unlike Node's decoder, which skips what is not base64, a damaged binary message is refused:
@@ -113,13 +94,6 @@ pub(crate) fn decode_binary_v3(bytes: &[u8]) -> Result<Packet<'_>, PacketError> 
         Some((&MESSAGE_BYTE, data)) => Ok(Packet::Message(Message::Binary(Cow::Borrowed(data)))),
         Some(_) => Err(PacketError::UnknownType),
     }
-}
-
-/// Appends a text message, both revisions. The text is taken as bytes because an outbox keeps it
-/// so; it was UTF-8 when it was encoded.
-pub(crate) fn write_text_message(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
-    out.push(b'4');
-    out.extend_from_slice(text.as_ref());
 }
 
 /// Appends a binary message as text, revision 4: `b` and base64 with padding.
@@ -186,7 +160,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT
 const LENIENT_URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT_CONFIG);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -275,12 +249,30 @@ mod tests {
                 Packet::Upgrade,
                 Packet::Noop,
             ] {
-                let mut out = Vec::new();
-                packet.write(&mut out);
-                let written = str::from_utf8(&out).unwrap();
+                let written = written(&packet);
+                let written = str::from_utf8(&written).unwrap();
                 prop_assert_eq!(decode_text(written), Ok(packet));
             }
         }
+    }
+
+    /// A packet as a server of revision 4 writes it; what is not binary is the same in revision 3.
+    pub(in crate::engine_io) fn written(packet: &Packet<'_>) -> Vec<u8> {
+        let (digit, data) = match packet {
+            Packet::Open(json) => ("0", *json),
+            Packet::Close => ("1", ""),
+            Packet::Ping(data) => ("2", *data),
+            Packet::Pong(data) => ("3", *data),
+            Packet::Message(Message::Text(text)) => ("4", &**text),
+            Packet::Message(Message::Binary(bytes)) => {
+                let mut out = Vec::new();
+                write_binary_message(&mut out, bytes);
+                return out;
+            }
+            Packet::Upgrade => ("5", ""),
+            Packet::Noop => ("6", ""),
+        };
+        [digit, data].concat().into_bytes()
     }
 
     fn vectors(name: &str) -> Vec<Value> {

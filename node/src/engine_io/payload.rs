@@ -4,9 +4,7 @@
 
 use std::iter::FusedIterator;
 
-use super::packet::{
-    Packet, PacketError, base64_len, decode_text, write_binary_message, write_text_message,
-};
+use super::packet::{Packet, PacketError, decode_text};
 
 /// How many packets one answer to a GET may hold: python-engineio drops the connection on more.
 ///
@@ -65,7 +63,6 @@ impl FusedIterator for Packets<'_> {}
 #[derive(Debug, Default)]
 pub(crate) struct BodyWriter {
     body: Vec<u8>,
-    packets: usize,
 }
 
 impl BodyWriter {
@@ -73,27 +70,12 @@ impl BodyWriter {
         Self::default()
     }
 
-    /// Appends a text message; `text` is UTF-8.
-    pub(crate) fn text_message(&mut self, text: impl AsRef<[u8]>) {
-        self.separate();
-        write_text_message(&mut self.body, text);
-    }
-
-    /// Appends a binary message as base64.
-    pub(crate) fn binary_message(&mut self, bytes: &[u8]) {
-        self.separate();
-        write_binary_message(&mut self.body, bytes);
-    }
-
-    /// Appends any packet.
-    pub(crate) fn packet(&mut self, packet: &Packet<'_>) {
-        self.separate();
-        packet.write(&mut self.body);
-    }
-
     /// Appends a packet that already has its form in a body: type digit first, or `b` and base64.
     pub(crate) fn encoded(&mut self, packet: impl AsRef<[u8]>) {
-        self.separate();
+        // No packet is empty, so only the first one finds nothing before it.
+        if !self.body.is_empty() {
+            self.body.push(SEPARATOR);
+        }
         self.body.extend_from_slice(packet.as_ref());
     }
 
@@ -101,42 +83,9 @@ impl BodyWriter {
     pub(crate) fn finish(self) -> Vec<u8> {
         self.body
     }
-
-    /// How long the body is now, in bytes.
-    pub(crate) fn byte_len(&self) -> usize {
-        self.body.len()
-    }
-
-    /// How many packets the body holds now.
-    pub(crate) fn packets(&self) -> usize {
-        self.packets
-    }
-
-    /// Whether the body holds as many packets as every client takes.
-    pub(crate) fn is_full(&self) -> bool {
-        self.packets >= MAX_PACKETS_PER_BODY
-    }
-
-    fn separate(&mut self) {
-        if self.packets > 0 {
-            self.body.push(SEPARATOR);
-        }
-        self.packets += 1;
-    }
-}
-
-/// By how much a text message of so many bytes lengthens a body, at most.
-pub(crate) fn text_message_cost(bytes: usize) -> usize {
-    bytes.saturating_add(SEPARATOR_AND_TYPE)
-}
-
-/// By how much a binary message of so many bytes lengthens a body, at most.
-pub(crate) fn binary_message_cost(bytes: usize) -> usize {
-    base64_len(bytes).saturating_add(SEPARATOR_AND_TYPE)
 }
 
 const SEPARATOR: u8 = 0x1e;
-const SEPARATOR_AND_TYPE: usize = 2;
 
 #[cfg(test)]
 mod tests {
@@ -145,7 +94,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine_io::packet::Message;
+    use crate::engine_io::packet::{Message, tests::written};
 
     #[test]
     fn packets_before_a_bad_one_are_read_and_those_after_it_are_not() {
@@ -176,26 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_written_in_order_and_counted() {
+    fn a_body_is_written_in_order_with_separators_between_packets() {
         let mut body = BodyWriter::new();
-        assert_eq!((body.byte_len(), body.packets()), (0, 0));
-        body.text_message("a\u{e9}");
-        body.binary_message(&[1, 2, 3]);
-        body.packet(&Packet::Ping(""));
-        body.encoded("6");
-        assert_eq!((body.byte_len(), body.packets()), (14, 4));
-        assert_eq!(body.finish(), "4a\u{e9}\x1ebAQID\x1e2\x1e6".as_bytes());
-    }
-
-    #[test]
-    fn a_body_is_full_at_the_limit_of_the_strictest_client() {
-        let mut body = BodyWriter::new();
-        for _ in 1..MAX_PACKETS_PER_BODY {
-            body.text_message("");
+        for packet in ["4a\u{e9}", "bAQID", "2", "6"] {
+            body.encoded(packet);
         }
-        assert!(!body.is_full());
-        body.text_message("");
-        assert!(body.is_full());
+        assert_eq!(body.finish(), "4a\u{e9}\x1ebAQID\x1e2\x1e6".as_bytes());
+        assert_eq!(BodyWriter::new().finish(), b"");
     }
 
     proptest! {
@@ -208,27 +144,20 @@ mod tests {
         }
 
         #[test]
-        fn a_written_body_reads_back_and_costs_what_was_foretold(
+        fn a_written_body_reads_back(
             messages in prop::collection::vec((any::<bool>(), "[^\x1e]{0,20}"), 1..20),
         ) {
             let mut body = BodyWriter::new();
-            let mut cost = 0;
             let mut expected = Vec::new();
-            for (binary, data) in &messages {
-                if *binary {
-                    body.binary_message(data.as_bytes());
-                    cost += binary_message_cost(data.len());
-                    let data = Cow::Borrowed(data.as_bytes());
-                    expected.push(Ok(Packet::Message(Message::Binary(data))));
+            for (is_binary, data) in &messages {
+                let packet = if *is_binary {
+                    Packet::Message(Message::Binary(Cow::Borrowed(data.as_bytes())))
                 } else {
-                    body.text_message(data);
-                    cost += text_message_cost(data.len());
-                    expected.push(Ok(text(data)));
-                }
+                    text(data)
+                };
+                body.encoded(written(&packet));
+                expected.push(Ok(packet));
             }
-            // The first packet has no separator before it.
-            prop_assert_eq!(body.byte_len() + 1, cost);
-            prop_assert_eq!(body.packets(), messages.len());
             let body = body.finish();
             prop_assert_eq!(decode(&body).collect::<Vec<_>>(), expected);
         }

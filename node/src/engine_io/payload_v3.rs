@@ -8,10 +8,9 @@
 use std::iter::FusedIterator;
 
 use super::packet::{
-    MESSAGE_BYTE, Message, Packet, PacketError, base64_len, decode_binary_v3, decode_text_v3,
-    write_binary_message_v3, write_text_message,
+    MESSAGE_BYTE, Packet, PacketError, base64_len, decode_binary_v3, decode_text_v3,
+    write_binary_message_v3,
 };
-use super::payload::MAX_PACKETS_PER_BODY;
 
 /// The form of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +101,6 @@ impl FusedIterator for Packets<'_> {}
 pub(crate) struct BodyWriter {
     form: Form,
     body: Vec<u8>,
-    packets: usize,
 }
 
 impl BodyWriter {
@@ -110,15 +108,7 @@ impl BodyWriter {
         Self {
             form,
             body: Vec::new(),
-            packets: 0,
         }
-    }
-
-    /// Appends a text message; `text` is UTF-8.
-    pub(crate) fn text_message(&mut self, text: impl AsRef<[u8]>) {
-        let text = text.as_ref();
-        self.start_text(1 + text.len(), 1 + utf16_len(text));
-        write_text_message(&mut self.body, text);
     }
 
     /// Appends a packet that already has its text form, its type digit first.
@@ -143,40 +133,9 @@ impl BodyWriter {
         }
     }
 
-    /// Appends any packet.
-    pub(crate) fn packet(&mut self, packet: &Packet<'_>) {
-        if let Packet::Message(Message::Binary(bytes)) = packet {
-            return self.binary_message(bytes);
-        }
-        let mut text = Vec::new();
-        packet.write(&mut text);
-        self.start_text(text.len(), utf16_len(&text));
-        self.body.extend_from_slice(&text);
-    }
-
     /// The finished body.
     pub(crate) fn finish(self) -> Vec<u8> {
         self.body
-    }
-
-    /// The form that was chosen for this body.
-    pub(crate) fn form(&self) -> Form {
-        self.form
-    }
-
-    /// How long the body is now, in bytes.
-    pub(crate) fn byte_len(&self) -> usize {
-        self.body.len()
-    }
-
-    /// How many packets the body holds now.
-    pub(crate) fn packets(&self) -> usize {
-        self.packets
-    }
-
-    /// Whether the body holds as many packets as every client takes.
-    pub(crate) fn is_full(&self) -> bool {
-        self.packets >= MAX_PACKETS_PER_BODY
     }
 
     fn start_text(&mut self, bytes: usize, utf16: usize) {
@@ -184,7 +143,6 @@ impl BodyWriter {
             Form::Text => {
                 self.body.extend_from_slice(utf16.to_string().as_bytes());
                 self.body.push(b':');
-                self.packets += 1;
             }
             Form::Binary => self.start_binary(KIND_TEXT, bytes),
         }
@@ -195,7 +153,6 @@ impl BodyWriter {
         self.body
             .extend(len.to_string().bytes().map(|digit| digit - b'0'));
         self.body.push(END_OF_LENGTH);
-        self.packets += 1;
     }
 }
 
@@ -292,6 +249,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine_io::packet::{Message, tests::written};
 
     /// What a server answered to a client that had sent one text and one binary packet.
     const CAPTURED_BINARY: &str = "000402ff3435312d5b226563686f222c7b225f706c616365686f6c646572223a\
@@ -463,16 +421,14 @@ mod tests {
                 let mut body = BodyWriter::new(form);
                 let mut expected = Vec::new();
                 for (is_binary, data) in &messages {
-                    if *is_binary {
-                        body.binary_message(data.as_bytes());
-                        expected.push(Ok(binary(data.as_bytes())));
+                    let packet = if *is_binary {
+                        binary(data.as_bytes())
                     } else {
-                        body.text_message(data);
-                        expected.push(Ok(text(data)));
-                    }
+                        text(data)
+                    };
+                    append(&mut body, &packet);
+                    expected.push(Ok(packet));
                 }
-                prop_assert_eq!(body.packets(), messages.len());
-                prop_assert_eq!(body.is_full(), messages.len() >= MAX_PACKETS_PER_BODY);
                 let body = body.finish();
                 prop_assert_eq!(decode(form, &body).collect::<Vec<_>>(), expected);
             }
@@ -487,12 +443,18 @@ mod tests {
     fn check(form: Form, body: &[u8], packets: &[Packet<'_>]) {
         let read: Vec<_> = decode(form, body).map(Result::unwrap).collect();
         assert_eq!(read, packets);
-        let mut written = BodyWriter::new(form);
+        let mut again = BodyWriter::new(form);
         for packet in packets {
-            written.packet(packet);
+            append(&mut again, packet);
         }
-        assert_eq!((written.form(), written.byte_len()), (form, body.len()));
-        assert_eq!(written.finish(), body);
+        assert_eq!(again.finish(), body);
+    }
+
+    fn append(body: &mut BodyWriter, packet: &Packet<'_>) {
+        match packet {
+            Packet::Message(Message::Binary(bytes)) => body.binary_message(bytes),
+            _ => body.encoded(&written(packet)),
+        }
     }
 
     fn only_error(form: Form, body: &[u8]) -> PacketError {

@@ -16,28 +16,18 @@ use roomcast_emitter::msgpack::MsgpackError;
 use super::json::{JsonKind, scan};
 use super::packet::{EventName, Packet, PacketKind};
 
-/// What one packet may cost at most. Its size in bytes is limited where messages are received.
+/// What one packet may cost at most. Its size in bytes is limited where messages are received. The
+/// defaults are those of the server's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// How deep a payload may nest: 100. Typed decoding stops at 128 in any case.
+    /// How deep a payload may nest. Typed decoding stops at 128 in any case.
     pub(crate) json_depth: usize,
-    /// Binary parts of a packet: 10, as in socket.io-parser. With the MessagePack parser, too.
+    /// Binary parts of a packet. With the MessagePack parser, too.
     pub(crate) attachments: usize,
-    /// The name of an event, decoded: 1024.
+    /// The name of an event, decoded.
     pub(crate) event_name_bytes: usize,
-    /// The namespace, for clients of revision 2 with its query: 2048.
+    /// The namespace, for clients of revision 2 with its query.
     pub(crate) namespace_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            json_depth: 100,
-            attachments: 10,
-            event_name_bytes: 1024,
-            namespace_bytes: 2048,
-        }
-    }
 }
 
 /// Why a message is no packet. All of them close the connection.
@@ -178,11 +168,6 @@ impl Decoder {
         }
         self.partial = Some(partial);
         Ok(None)
-    }
-
-    /// Whether attachments are still to come.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.partial.is_some()
     }
 }
 

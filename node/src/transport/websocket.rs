@@ -34,23 +34,13 @@ pub(crate) enum Event<'b> {
     Close(Option<(u16, Cow<'b, str>)>),
 }
 
-/// What a client may send before it is refused.
+/// What a client may send before it is refused. The defaults are those of the server's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// The largest message, in bytes, all its fragments together. Default 1,000,000.
+    /// The largest message, in bytes, all its fragments together.
     pub(crate) message_bytes: usize,
     /// The most fragments of one message; empty ones would otherwise go on for ever.
-    /// Default 1,024.
     pub(crate) fragments: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            message_bytes: 1_000_000,
-            fragments: 1024,
-        }
-    }
 }
 
 /// Why a client's bytes are refused. The connection is closed with [`Refusal::close_code`].
@@ -138,11 +128,6 @@ impl Reader {
             self.partial = None;
         }
         event
-    }
-
-    /// Whether the client has begun a frame or a message and not ended it yet.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.partial.is_some()
     }
 
     fn advance<'b>(

@@ -7,6 +7,13 @@ use serde_json::json;
 use super::*;
 use crate::socket_io::connect::{Dialect, connect_error, connect_reply, unknown_namespace};
 
+const LIMITS: Limits = Limits {
+    json_depth: 100,
+    attachments: 10,
+    event_name_bytes: 1024,
+    namespace_bytes: 2048,
+};
+
 fn unhex(text: &str) -> Vec<u8> {
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
     (0..text.len()).step_by(2).map(byte).collect()
@@ -19,7 +26,7 @@ fn hex(write: impl FnOnce(&mut Vec<u8>)) -> String {
 }
 
 fn decoded(hex: &str) -> Result<Packet<'static>, DecodeError> {
-    decode(&unhex(hex), &Limits::default())
+    decode(&unhex(hex), &LIMITS)
 }
 
 fn packet(value: &serde_json::Value) -> Vec<u8> {
@@ -29,7 +36,7 @@ fn packet(value: &serde_json::Value) -> Vec<u8> {
 }
 
 fn refused(value: &serde_json::Value) -> DecodeError {
-    decode(&packet(value), &Limits::default()).unwrap_err()
+    decode(&packet(value), &LIMITS).unwrap_err()
 }
 
 #[test]
@@ -86,26 +93,25 @@ fn what_is_written_is_read_back() {
     let reply = unhex(&hex(|out| {
         connect_reply(out, Dialect::Msgpack, "/n", "abc")
     }));
-    let reply = decode(&reply, &Limits::default()).unwrap();
+    let reply = decode(&reply, &LIMITS).unwrap();
     assert_eq!(
         (&*reply.nsp, &*reply.data),
         ("/n", r#"{"sid":"abc","pid":null}"#)
     );
     let mut error = Vec::new();
     connect_error(&mut error, Dialect::Msgpack, "/n", "no", Some("[1]")).unwrap();
-    let error = decode(&error, &Limits::default()).unwrap();
+    let error = decode(&error, &LIMITS).unwrap();
     assert_eq!(error.kind, PacketKind::ConnectError);
     assert_eq!(error.data, r#"{"message":"no","data":[1]}"#);
     let leave = unhex(&hex(|out| disconnect(out, "/n")));
     assert_eq!(
-        decode(&leave, &Limits::default()).unwrap().kind,
+        decode(&leave, &LIMITS).unwrap().kind,
         PacketKind::Disconnect
     );
 }
 
 #[test]
 fn each_error_is_told() {
-    let limits = Limits::default();
     let long = "x".repeat(3000);
     let mut deep = json!([]);
     for _ in 0..100 {
@@ -146,13 +152,13 @@ fn each_error_is_told() {
         (
             json!({"type": 2, "nsp": "/", "data": [long]}),
             DecodeError::EventNameTooLong {
-                limit: limits.event_name_bytes,
+                limit: LIMITS.event_name_bytes,
             },
         ),
         (
             json!({"type": 0, "nsp": long}),
             DecodeError::NamespaceTooLong {
-                limit: limits.namespace_bytes,
+                limit: LIMITS.namespace_bytes,
             },
         ),
         (
@@ -207,7 +213,7 @@ fn each_error_is_told() {
     assert_eq!(decoded(""), Err(DecodeError::Syntax));
     let mut trailing = packet(&json!({"type": 1, "nsp": "/"}));
     trailing.push(0xc0);
-    assert_eq!(decode(&trailing, &limits), Err(DecodeError::Syntax));
+    assert_eq!(decode(&trailing, &LIMITS), Err(DecodeError::Syntax));
     // Binary in the place of the credentials.
     assert_eq!(
         decoded("83a47479706500a36e7370a12fa464617461c40101"),
@@ -221,7 +227,7 @@ fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
         let args = Args::encode(&vec![Bytes::from_static(b"x"); binaries]).unwrap();
         let mut out = Vec::new();
         event(&mut out, "/", None, "a", &args).unwrap();
-        decode(&out, &Limits::default())
+        decode(&out, &LIMITS)
     };
     assert_eq!(event(10).unwrap().attachments.len(), 10);
     assert_eq!(
@@ -230,7 +236,7 @@ fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
     );
     let smuggled = json!({"type": 2, "nsp": "/", "data": ["a", {"_placeholder": true, "num": 9}]});
     let mut bytes = packet(&smuggled);
-    assert!(decode(&bytes, &Limits::default()).is_ok());
+    assert!(decode(&bytes, &LIMITS).is_ok());
     // A third element behind the two of the array, which is the last value of the map.
     let array = bytes
         .windows(5)
@@ -239,10 +245,7 @@ fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
         + 4;
     bytes[array] = 0x93;
     bytes.extend_from_slice(&[0xc4, 0x01, 0x07]);
-    assert_eq!(
-        decode(&bytes, &Limits::default()),
-        Err(DecodeError::Placeholder)
-    );
+    assert_eq!(decode(&bytes, &LIMITS), Err(DecodeError::Placeholder));
 }
 
 #[test]
@@ -250,7 +253,7 @@ fn keys_in_any_order_unknown_ones_and_other_spellings_are_taken() {
     let value = json!({
         "extra": {"deep": [[[]]]}, "data": ["a"], "id": 3.0, "nsp": "/", "type": 2.0, "x": null
     });
-    let event = decode(&packet(&value), &Limits::default()).unwrap();
+    let event = decode(&packet(&value), &LIMITS).unwrap();
     assert_eq!((event.kind, event.id), (PacketKind::Event, Some(3)));
     // {"type":2,"nsp":"/","data":[5],"id":undefined,"nsp":"/b"}
     let twice = "85a47479706502a36e7370a12fa4646174619105a26964d40000a36e7370a22f62";
@@ -265,7 +268,7 @@ fn keys_in_any_order_unknown_ones_and_other_spellings_are_taken() {
 proptest! {
     #[test]
     fn any_bytes_are_a_packet_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-        if let Ok(packet) = decode(&bytes, &Limits::default()) {
+        if let Ok(packet) = decode(&bytes, &LIMITS) {
             packet.to_args();
         }
     }
@@ -280,8 +283,8 @@ proptest! {
         event(&mut bytes, "/chat", Some(300), "message", &args).unwrap();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        if let Ok(packet) = decode(&bytes, &Limits::default()) {
-            prop_assert!(packet.attachments.len() <= Limits::default().attachments);
+        if let Ok(packet) = decode(&bytes, &LIMITS) {
+            prop_assert!(packet.attachments.len() <= LIMITS.attachments);
             packet.to_args();
         }
     }

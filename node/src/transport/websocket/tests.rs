@@ -11,6 +11,10 @@ use super::*;
 
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const FIN: u8 = 0x80;
+const LARGE: Limits = Limits {
+    message_bytes: 1_000_000,
+    fragments: 1024,
+};
 const SMALL: Limits = Limits {
     message_bytes: 300,
     fragments: 1024,
@@ -136,11 +140,10 @@ fn a_message_has_a_limit_of_fragments() {
 
 #[test]
 fn memory_follows_what_was_received_and_not_what_was_announced() {
-    let limits = Limits::default();
-    let bytes = frame(FIN | 2, &vec![0; limits.message_bytes]);
+    let bytes = frame(FIN | 2, &vec![0; LARGE.message_bytes]);
     let mut reader = Reader::default();
     for (received, byte) in bytes[..5000].iter().enumerate() {
-        assert_eq!(read_with(&mut reader, &[*byte], &limits), (vec![], None));
+        assert_eq!(read_with(&mut reader, &[*byte], &LARGE), (vec![], None));
         let held = reader
             .partial
             .as_ref()
@@ -157,7 +160,7 @@ fn nothing_is_held_between_frames_and_after_messages() {
     for _ in 0..3 {
         for (at, byte) in bytes.iter().enumerate() {
             assert_eq!(read_with(&mut reader, &[*byte], &SMALL).1, None);
-            assert_eq!(reader.is_waiting(), at + 1 < bytes.len());
+            assert_eq!(reader.partial.is_some(), at + 1 < bytes.len());
         }
     }
 }
@@ -320,7 +323,7 @@ fn nothing_is_read_after_a_close_frame_or_a_refusal() {
             read_with(&mut reader, &frame(FIN | 1, b"late"), &SMALL),
             (vec![], None)
         );
-        assert!(!reader.is_waiting());
+        assert!(reader.partial.is_none());
     }
 }
 
@@ -683,7 +686,7 @@ fn said(text: &str) -> Event<'_> {
 type Outcome = (Vec<Event<'static>>, Option<Refusal>);
 
 fn read(bytes: &[u8]) -> Outcome {
-    read_with(&mut Reader::default(), bytes, &Limits::default())
+    read_with(&mut Reader::default(), bytes, &LARGE)
 }
 
 fn read_pieces(bytes: &[u8], cuts: &[usize], limits: &Limits) -> Outcome {
