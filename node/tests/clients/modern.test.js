@@ -169,6 +169,24 @@ describe("server options", () => {
     assert.match((await bodyWithout(server, url, "6")), /^40\{"sid":"[\w-]{20}"\}$/);
   });
 
+  test("a post above the limit is refused, declared or not", async () => {
+    const server = await start({ maxPayload: 1000 });
+    for (const headers of [{ "content-length": 1500 }, { "transfer-encoding": "chunked" }]) {
+      const { url } = await handshake(server);
+      await get(server, url, { method: "POST", body: "40" });
+      await packets(server, url, 1);
+      const body = `42["echo","${"x".repeat(1488)}"]`;
+      assert.equal((await get(server, url, { method: "POST", body, headers })).status, 413);
+    }
+    const { url } = await handshake(server);
+    await get(server, url, { method: "POST", body: "40" });
+    await packets(server, url, 1);
+    const event = `42["echo","${"x".repeat(987)}"]`;
+    assert.equal(event.length, 1000);
+    assert.equal((await get(server, url, { method: "POST", body: event })).body, "ok");
+    assert.deepEqual(await packets(server, url, 1), [event]);
+  });
+
   test("a poll body is compressed for those who accept it, if it is large and allowed", async () => {
     for (const [config, expected] of [[{}, "gzip"], [{ httpCompression: false }, undefined]]) {
       const server = await start(config);

@@ -114,14 +114,14 @@ def test_a_broadcast_with_ack_gathers_the_answers(connect):
 def test_namespaces_share_one_connection(connect):
     client = connect(["/", "/chat", "/org-7"])
     for namespace in ("/", "/chat", "/org-7"):
-        seen = client.call("whoami", [[]], namespace=namespace, timeout=PATIENCE)
+        seen = client.call("whoami", [], namespace=namespace, timeout=PATIENCE)
         assert seen["nsp"] == namespace
         assert seen["id"] == client.get_sid(namespace)
 
 
 def test_authorization(connect):
     client = connect(["/admin"], auth={"token": "secret"})
-    seen = client.call("whoami", [[]], namespace="/admin", timeout=PATIENCE)
+    seen = client.call("whoami", [], namespace="/admin", timeout=PATIENCE)
     assert seen["auth"] == {"token": "secret"}
     with pytest.raises(socketio.exceptions.ConnectionError):
         connect(["/admin"], auth={"token": "wrong"})

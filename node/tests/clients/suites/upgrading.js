@@ -6,9 +6,10 @@
 const assert = require("node:assert/strict");
 const { test } = require("node:test");
 
-const { ask, deadline } = require("../support/wait");
+const { ask, deadline, next } = require("../support/wait");
 
 const ROUNDS = 8;
+const GOODBYES = 40;
 const PUSHED = 200;
 const AFTERWARDS = 30;
 
@@ -25,6 +26,16 @@ module.exports = (context) => {
       assert.deepEqual(await ask(socket, "notes"), expected, "events of the client");
       assert.deepEqual(await pushed, Array.from({ length: PUSHED }, (_, i) => i));
       socket.disconnect();
+    }
+  });
+
+  test("a server disconnect during the upgrade is told as such", async () => {
+    for (let round = 0; round < GOODBYES; round += 1) {
+      const socket = await context.sockets.connected();
+      const gone = next(socket, "disconnect");
+      socket.emit("disconnect-me-close");
+      // With any other reason the client would come back by itself.
+      assert.equal((await gone)[0], "io server disconnect", `round ${round}`);
     }
   });
 };
