@@ -10,6 +10,8 @@ mod encode;
 pub mod json;
 mod survey;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -57,7 +59,7 @@ pub enum ArgsError {
 /// [`Args::encode`] refuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Args {
-    json: Bytes,
+    json: Arc<str>,
     attachments: Vec<Bytes>,
 }
 
@@ -81,17 +83,33 @@ impl Args {
     /// Puts arguments together that are encoded already. Only UTF-8 and the outer brackets are
     /// checked; the rest shows when they are decoded.
     pub fn from_parts(json: Bytes, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
-        std::str::from_utf8(&json).map_err(|_| ArgsError::NotUtf8)?;
-        if json.len() < 2 || json[0] != b'[' || json[json.len() - 1] != b']' {
+        let json = std::str::from_utf8(&json).map_err(|_| ArgsError::NotUtf8)?;
+        Self::from_text(json.into(), attachments)
+    }
+
+    /// The same for what is text already.
+    pub fn from_text(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
+        if json.len() < 2 || !json.starts_with('[') || !json.ends_with(']') {
             return Err(ArgsError::NotAnArray);
         }
         Ok(Self { json, attachments })
     }
 
+    /// The arguments of an event: `rest` is what follows the event's name in its payload, up to and
+    /// with the closing bracket.
+    pub fn after_event(rest: &str, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
+        let json = encode::with_scratch(|scratch| {
+            scratch.push(b'[');
+            scratch.extend_from_slice(rest.as_bytes());
+            std::str::from_utf8(scratch).map(Arc::from)
+        });
+        Self::from_text(json.map_err(|_| ArgsError::NotUtf8)?, attachments)
+    }
+
     /// Puts arguments together that were written by this crate; refuses data that receivers would
     /// take for placeholders.
-    pub(crate) fn sealed(json: Bytes, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
-        let args = Self::from_parts(json, attachments)?;
+    pub(crate) fn sealed(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
+        let args = Self::from_text(json, attachments)?;
         let attachments = args.attachments.len();
         if attachments > 0 && placeholders(args.json(), attachments).ok() != Some(attachments) {
             return Err(ArgsError::AmbiguousPlaceholder { attachments });
@@ -111,13 +129,6 @@ impl Args {
 
     /// The JSON array, binary as placeholders, without the name of the event.
     pub fn json(&self) -> &str {
-        // Checked when the parts came together. Only unsafe code could spare the second look; who
-        // copies the text takes `json_bytes`.
-        std::str::from_utf8(&self.json).expect("arguments are UTF-8 from the start")
-    }
-
-    /// The JSON array as bytes, for those who copy it.
-    pub fn json_bytes(&self) -> &Bytes {
         &self.json
     }
 
@@ -129,7 +140,7 @@ impl Args {
     /// Whether there is no argument at all.
     pub fn is_empty(&self) -> bool {
         let inner = &self.json[1..self.json.len() - 1];
-        inner.iter().all(|&byte| json::is_space(byte))
+        inner.bytes().all(json::is_space)
     }
 }
 
@@ -137,7 +148,7 @@ impl Args {
 impl Default for Args {
     fn default() -> Self {
         Self {
-            json: Bytes::from_static(b"[]"),
+            json: "[]".into(),
             attachments: Vec::new(),
         }
     }

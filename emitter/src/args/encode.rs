@@ -4,10 +4,12 @@
 //! attachments. Around it stands a thin serializer that looks at the outermost value alone: is it
 //! a list of arguments, none, or one?
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::io;
+use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::Error;
@@ -16,16 +18,44 @@ use serde_json::ser::{Compound, Formatter};
 use super::ArgsError;
 
 /// The JSON array of the arguments, and their attachments.
-pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Bytes, Vec<Bytes>), ArgsError> {
-    // One bracket is written ahead. A list brings its own, and then that first byte is dropped.
-    let mut json = Vec::with_capacity(ROOM);
+pub(super) fn encode<T: Serialize + ?Sized>(
+    value: &T,
+) -> Result<(Arc<str>, Vec<Bytes>), ArgsError> {
+    with_scratch(|json| encode_into(json, value))
+}
+
+/// Lends an empty buffer of the thread. It is taken and put back, as a value may encode others
+/// while it is being encoded itself.
+pub(super) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    let mut scratch = SCRATCH.take();
+    scratch.clear();
+    let result = write(&mut scratch);
+    if scratch.capacity() <= SCRATCH_BYTES {
+        SCRATCH.set(scratch);
+    }
+    result
+}
+
+thread_local! {
+    /// Where arguments grow before they are copied to their final size.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A scratch buffer that has grown beyond this is not kept.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+fn encode_into<T: Serialize + ?Sized>(
+    json: &mut Vec<u8>,
+    value: &T,
+) -> Result<(Arc<str>, Vec<Bytes>), ArgsError> {
+    // One bracket is written ahead. A list brings its own, and then that first byte is left out.
     json.push(b'[');
     let mut attachments = Vec::new();
     let mut shape = Shape::One;
     let formatter = Placeholders {
         attachments: &mut attachments,
     };
-    let mut serializer = serde_json::Serializer::with_formatter(&mut json, formatter);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *json, formatter);
     value
         .serialize(Outermost {
             json: &mut serializer,
@@ -35,15 +65,10 @@ pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Bytes, Vec<Byt
     if shape != Shape::List {
         json.push(b']');
     }
-    let mut json = Bytes::from(json);
-    if shape == Shape::List {
-        json.advance(1);
-    }
-    Ok((json, attachments))
+    let text = &json[usize::from(shape == Shape::List)..];
+    let text = std::str::from_utf8(text).map_err(|_| ArgsError::NotUtf8)?;
+    Ok((text.into(), attachments))
 }
-
-/// Most arguments fit; longer ones grow.
-const ROOM: usize = 128;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {

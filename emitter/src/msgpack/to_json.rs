@@ -80,7 +80,8 @@ fn list(
         map: false,
     })?;
     writer.rest(reader)?;
-    Ok(Args::sealed(writer.json.into(), writer.attachments)?)
+    let json = String::from_utf8(writer.json).expect("JSON is written as UTF-8");
+    Ok(Args::sealed(json.into(), writer.attachments)?)
 }
 
 struct Writer {

@@ -17,7 +17,6 @@ use roomcast_emitter::args::Args;
 use smallvec::SmallVec;
 
 use super::{
-    ack::Ack,
     error::Refused,
     handler::{Admission, BoxFuture, Event, HandlerError, Reply},
     packets,
@@ -37,13 +36,16 @@ use crate::{
     transport::{
         connection::Connection,
         driver::{Turn, Upper},
-        handshake::Handshake,
+        handshake::{Handshake, Request},
     },
 };
 
+/// The longest query that a client of revision 2 may put behind a namespace.
+const CONNECT_QUERY_BYTES: usize = 2048;
+
 pub(crate) struct Client {
     server: Arc<Server>,
-    handshake: Handshake,
+    request: Arc<Request>,
     dialect: Dialect,
     decoder: Decoder,
     sockets: SmallVec<[Socket; 1]>,
@@ -118,7 +120,7 @@ impl Client {
         let dialect = server.parser.dialect(connection.revision());
         Self {
             server,
-            handshake,
+            request: handshake.into_request(),
             dialect,
             decoder: Decoder::default(),
             sockets: SmallVec::new(),
@@ -132,7 +134,11 @@ impl Client {
             json_depth: limits.json_depth,
             attachments: limits.attachments,
             event_name_bytes: limits.event_name_bytes,
-            namespace_bytes: limits.namespace_bytes,
+            // Clients of revision 2 put their credentials in a query behind the name.
+            namespace_bytes: match self.dialect {
+                Dialect::V2 => limits.namespace_bytes + CONNECT_QUERY_BYTES,
+                _ => limits.namespace_bytes,
+            },
         }
     }
 
@@ -232,7 +238,7 @@ impl Client {
             packets::unknown_namespace(turn, self.dialect, nsp);
             return Ok(());
         };
-        let handshake = self.handshake.with_auth(auth.as_deref());
+        let handshake = Handshake::of(&self.request, auth.as_deref());
         let Some(authorize) = &space.handlers.authorize else {
             self.admit(turn, cx, space, handshake, None);
             return Ok(());
@@ -297,7 +303,7 @@ impl Client {
         socket: Socket,
         packet: &Packet<'_>,
     ) {
-        let space = Arc::clone(socket.space());
+        let handlers = &socket.space().handlers;
         let metrics = &self.server.hub.metrics;
         metrics.events_received.inc();
         // An event without a name reaches no handler.
@@ -305,13 +311,13 @@ impl Client {
             metrics.events_unhandled.inc();
             return;
         };
-        let handler = space.handlers.events.get(name);
-        if handler.is_none() && space.handlers.any.is_none() {
+        let handler = handlers.events.get(name);
+        if handler.is_none() && handlers.any.is_none() {
             metrics.events_unhandled.inc();
             return;
         }
         let args = packet.to_args();
-        if let Some(any) = &space.handlers.any {
+        if let Some(any) = &handlers.any {
             let event = Event {
                 name: name.into(),
                 args: args.clone(),
@@ -324,15 +330,9 @@ impl Client {
         let Some(handler) = handler else {
             return;
         };
-        let ack = Ack {
-            socket: socket.clone(),
-            id: packet.id,
-        };
-        let started = catch_unwind(AssertUnwindSafe(|| handler(socket.clone(), args, ack)));
-        let what = What::Event {
-            socket,
-            id: packet.id,
-        };
+        let id = packet.id;
+        let started = catch_unwind(AssertUnwindSafe(|| handler(socket.clone(), args, id)));
+        let what = What::Event { socket, id };
         match started {
             Ok(future) => {
                 self.start(turn, cx, what, Work::Event(future));

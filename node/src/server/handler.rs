@@ -52,7 +52,7 @@ pub(crate) type EventReply = BoxFuture<Result<Reply, HandlerError>>;
 pub trait EventHandler<Form>: Send + Sync + 'static {
     /// Starts the handler. For the library's own use.
     #[doc(hidden)]
-    fn call(&self, socket: Socket, args: Args, ack: Ack) -> Called;
+    fn call(&self, socket: Socket, args: Args, id: Option<u64>) -> Called;
 }
 
 /// A running handler.
@@ -64,7 +64,7 @@ where
     F: Fn(Socket) -> Fut + Send + Sync + 'static,
     Fut: Future<Output: IntoArgs> + Send + 'static,
 {
-    fn call(&self, socket: Socket, _: Args, _: Ack) -> Called {
+    fn call(&self, socket: Socket, _: Args, _: Option<u64>) -> Called {
         answer(self(socket))
     }
 }
@@ -75,7 +75,7 @@ where
     Fut: Future<Output: IntoArgs> + Send + 'static,
     T: FromArgs,
 {
-    fn call(&self, socket: Socket, args: Args, _: Ack) -> Called {
+    fn call(&self, socket: Socket, args: Args, _: Option<u64>) -> Called {
         match T::from_args(&args) {
             Ok(value) => answer(self(socket, value)),
             Err(error) => refuse(error),
@@ -89,9 +89,13 @@ where
     Fut: Future + Send + 'static,
     T: FromArgs,
 {
-    fn call(&self, socket: Socket, args: Args, ack: Ack) -> Called {
+    fn call(&self, socket: Socket, args: Args, id: Option<u64>) -> Called {
         match T::from_args(&args) {
             Ok(value) => {
+                let ack = Ack {
+                    socket: socket.clone(),
+                    id,
+                };
                 let running = self(socket, value, ack);
                 Called(Box::pin(async move {
                     running.await;
@@ -186,7 +190,7 @@ impl Event {
 pub(crate) type Admission = Result<Option<Arc<dyn Data>>, Refused>;
 
 pub(crate) type Authorizer = Box<dyn Fn(Handshake) -> BoxFuture<Admission> + Send + Sync>;
-pub(crate) type OnEvent = Box<dyn Fn(Socket, Args, Ack) -> EventReply + Send + Sync>;
+pub(crate) type OnEvent = Box<dyn Fn(Socket, Args, Option<u64>) -> EventReply + Send + Sync>;
 pub(crate) type OnAny = Box<dyn Fn(Socket, Event) -> BoxFuture<()> + Send + Sync>;
 pub(crate) type OnConnect = Box<dyn ConnectHandler>;
 pub(crate) type OnDisconnect = Box<dyn DisconnectHandler>;

@@ -90,7 +90,7 @@ impl Namespace {
         event: impl Into<Box<str>>,
         handler: impl EventHandler<Form>,
     ) -> Self {
-        let handler: OnEvent = Box::new(move |socket, args, ack| handler.call(socket, args, ack).0);
+        let handler: OnEvent = Box::new(move |socket, args, id| handler.call(socket, args, id).0);
         self.handlers.events.insert(event.into(), handler);
         self
     }

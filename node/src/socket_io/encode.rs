@@ -10,7 +10,7 @@ use super::packet::PacketKind;
 
 /// An event, and the id under which an acknowledgement is awaited, if one is.
 pub(crate) fn event(out: &mut Vec<u8>, nsp: &str, id: Option<u64>, name: &str, args: &Args) {
-    out.reserve(HEAD + nsp.len() + name.len() + args.json_bytes().len());
+    out.reserve(HEAD + nsp.len() + name.len() + args.json().len());
     head(out, PacketKind::Event, args.attachments().len(), nsp);
     if let Some(id) = id {
         push_number(out, id);
@@ -21,16 +21,16 @@ pub(crate) fn event(out: &mut Vec<u8>, nsp: &str, id: Option<u64>, name: &str, a
         out.push(b']');
     } else {
         out.push(b',');
-        out.extend_from_slice(&args.json_bytes()[1..]);
+        out.extend_from_slice(&args.json().as_bytes()[1..]);
     }
 }
 
 /// An acknowledgement.
 pub(crate) fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) {
-    out.reserve(HEAD + nsp.len() + args.json_bytes().len());
+    out.reserve(HEAD + nsp.len() + args.json().len());
     head(out, PacketKind::Ack, args.attachments().len(), nsp);
     push_number(out, id);
-    out.extend_from_slice(args.json_bytes());
+    out.extend_from_slice(args.json().as_bytes());
 }
 
 /// The reply to a CONNECT, with a JSON payload or without.

@@ -193,7 +193,7 @@ fn read_event_data(
         json.push(b',');
     }
     let rest = json.len();
-    json.extend_from_slice(&args.json_bytes()[1..]);
+    json.extend_from_slice(&args.json().as_bytes()[1..]);
     packet.data = Cow::Owned(String::from_utf8(json).expect("JSON is written as UTF-8"));
     packet.event = Some(EventName {
         name: Cow::Owned(name.into_owned()),

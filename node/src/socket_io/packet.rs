@@ -71,19 +71,17 @@ impl Packet<'_> {
     /// The arguments of an event, without its name, or of an acknowledgement. Of other kinds, and
     /// without a payload: none. Copies the text once.
     pub(crate) fn to_args(&self) -> Args {
-        let (opened, rest) = match (self.kind, &self.event) {
-            (PacketKind::Event, Some(event)) => ("[", &self.data[event.rest..]),
-            (PacketKind::Ack, _) if !self.data.is_empty() => ("", &*self.data),
+        let attachments = || self.attachments.clone();
+        let args = match (self.kind, &self.event) {
+            (PacketKind::Event, Some(event)) => {
+                Args::after_event(&self.data[event.rest..], attachments())
+            }
+            (PacketKind::Ack, _) if !self.data.is_empty() => {
+                Args::from_text((&*self.data).into(), attachments())
+            }
             _ => return Args::default(),
         };
-        if rest == "]" || rest == "[]" {
-            return Args::default();
-        }
-        let mut json = Vec::with_capacity(opened.len() + rest.len());
-        json.extend_from_slice(opened.as_bytes());
-        json.extend_from_slice(rest.as_bytes());
-        Args::from_parts(json.into(), self.attachments.clone())
-            .expect("the payload of an event or acknowledgement is an array")
+        args.expect("the payload of an event or acknowledgement is an array")
     }
 
     /// The same packet, free of the message that it was read from.

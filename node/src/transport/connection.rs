@@ -6,7 +6,10 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -19,7 +22,7 @@ use super::{
     lane::{Lane, Slot},
     outbox::Outbox,
     polling::Polling,
-    stream::Stream,
+    stream::{Read, Stream},
     websocket,
 };
 use crate::{
@@ -42,8 +45,8 @@ const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
 /// How long a polling client may take to fetch its last packets.
 const POLLING_LINGER: Duration = Duration::from_secs(30);
 
-/// The same when the server shuts down: it takes no more requests, so only those that are under
-/// way can still fetch something.
+/// The same while the whole server shuts down: clients that poll come back within a round trip, or
+/// never.
 const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
 
 pub(crate) struct Connection {
@@ -54,6 +57,10 @@ pub(crate) struct Connection {
     revision: Revision,
     /// Whether a polling client of revision 3 takes text only.
     b64: bool,
+    /// Replies of the driver's turn may be written ahead of the outbox, which was empty when the
+    /// turn began. Cleared with the first frame that is queued; read without the lock, by the
+    /// driver, for which whatever its handlers have seen has happened before.
+    direct: AtomicBool,
 }
 
 pub(super) struct State {
@@ -70,7 +77,7 @@ pub(super) struct State {
     timer: u64,
     /// When an unused connection, or a closing one, has had its time.
     expires: Time,
-    pub(super) closing: Option<CloseReason>,
+    pub(super) closing: Option<Box<CloseReason>>,
     /// The lane's task will flush.
     dirty: bool,
     /// The driver is in its turn and will flush at the end of it.
@@ -129,6 +136,7 @@ impl Connection {
             lane: u16::try_from(lane).expect("few lanes"),
             revision,
             b64,
+            direct: AtomicBool::new(false),
         });
         let slot = connection.lane().insert(&connection);
         let mut state = connection.state.lock();
@@ -180,11 +188,6 @@ impl Connection {
         self.lock().closing.is_some()
     }
 
-    /// Why the connection is being closed, if it is.
-    pub(super) fn closing(&self) -> Option<CloseReason> {
-        self.lock().closing
-    }
-
     /// The connection is in use: the connect timeout does not apply any more.
     pub(crate) fn claim(&self) {
         let mut state = self.lock();
@@ -226,6 +229,7 @@ impl Connection {
             return Push::Closed;
         }
         state.outbox.push(frame.clone());
+        self.direct.store(false, Ordering::Relaxed);
         let flush = !state.dirty && !state.in_turn && state.can_flush();
         state.dirty |= flush;
         Push::Queued { flush }
@@ -245,13 +249,12 @@ impl Connection {
         if state.closing.is_some() {
             return;
         }
-        state.closing = Some(reason);
-        let linger = if state.stream.is_some() {
-            WEBSOCKET_LINGER
-        } else if reason == CloseReason::ServerShutdown {
-            SHUTDOWN_LINGER
-        } else {
-            POLLING_LINGER
+        state.closing = Some(Box::new(reason));
+        self.direct.store(false, Ordering::Relaxed);
+        let linger = match reason {
+            CloseReason::ServerShutdown => SHUTDOWN_LINGER,
+            _ if state.stream.is_some() => WEBSOCKET_LINGER,
+            _ => POLLING_LINGER,
         };
         state.expires = self.hub.clock.now().after(linger);
         self.arm(state);
@@ -262,9 +265,7 @@ impl Connection {
             state.outbox.clear();
         }
         if state.stream.is_some() && !cut && !reason.transport_is_gone() {
-            let mut close = Vec::new();
-            websocket::append_close(&mut close, reason.websocket_code());
-            state.outbox.push(Frame::raw(&close));
+            state.outbox.push(close_frame(reason));
         }
         state.wake_driver();
         if let Some(polling) = &mut state.polling {
@@ -377,7 +378,7 @@ impl Connection {
     }
 
     fn arm(&self, state: &mut State) {
-        let at = match state.closing {
+        let at = match &state.closing {
             Some(_) => state.expires,
             None => state.expires.min(state.session.deadline()),
         };
@@ -388,11 +389,18 @@ impl Connection {
     pub(super) fn attach(self: &Arc<Self>, stream: Stream, read: Vec<u8>) -> Result<(), Closed> {
         let mut state = self.lock();
         let state = &mut *state;
-        let (None, Some(polling)) = (state.closing, &mut state.polling) else {
+        if state.expired {
             return Err(Closed);
-        };
-        polling.attached(read);
+        }
+        match &mut state.polling {
+            Some(polling) if !polling.said_farewell() => polling.attached(read),
+            _ => return Err(Closed),
+        }
         state.stream = Some(stream);
+        if let Some(reason) = &state.closing {
+            // What is still queued reaches the client on its new transport.
+            state.outbox.push(close_frame(**reason));
+        }
         state.wake_driver();
         Ok(())
     }
@@ -412,13 +420,13 @@ impl Connection {
     }
 
     /// Ends the turn: writes what it produced (`replies`, which come first) and what others
-    /// queued meanwhile. Answers the bytes written.
+    /// queued meanwhile. Answers the bytes written, and why the connection is closing if it is.
     pub(super) fn end_turn(
         &self,
         replies: &mut Vec<u8>,
         scratch: &mut Vec<u8>,
         cx: &mut Context<'_>,
-    ) -> usize {
+    ) -> (usize, Option<CloseReason>) {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.in_turn = false;
@@ -459,16 +467,18 @@ impl Connection {
         {
             polling.wake_poll();
         }
-        sent
+        (sent, state.closing.as_deref().copied())
     }
 
     /// Whether replies may be written ahead of the outbox.
     pub(super) fn may_reply_directly(&self) -> bool {
-        let state = self.lock();
-        state.outbox.is_empty()
-            && state.stream.is_some()
-            && !state.blocked
-            && state.closing.is_none()
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    /// The turn begins to handle what was read.
+    pub(super) fn begin_replies(&self, state: &State) {
+        let direct = state.outbox.is_empty() && state.stream.is_some() && !state.blocked;
+        self.direct.store(direct, Ordering::Relaxed);
     }
 
     /// Whether a closing connection has nothing more to do: everything was written and the peer
@@ -476,7 +486,10 @@ impl Connection {
     pub(super) fn poll_finished(&self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
         let mut state = self.lock();
         let over = state.expired
-            || state.closing.is_some_and(CloseReason::transport_is_gone)
+            || state
+                .closing
+                .as_ref()
+                .is_some_and(|reason| reason.transport_is_gone())
             || state
                 .polling
                 .as_ref()
@@ -493,7 +506,7 @@ impl Connection {
         stream.shut_down(cx);
         loop {
             match stream.poll_read(cx, scratch) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(Read { count: 0, .. }) | Err(_)) => return Poll::Ready(()),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => return Poll::Pending,
             }
@@ -544,6 +557,12 @@ impl State {
             driver.wake_by_ref();
         }
     }
+}
+
+fn close_frame(reason: CloseReason) -> Frame {
+    let mut close = Vec::new();
+    websocket::append_close(&mut close, reason.websocket_code());
+    Frame::raw(&close)
 }
 
 /// Copies as many frames as fit; the first may be written in part.

@@ -19,6 +19,7 @@ use super::{
     frame::Frame,
     hub::Seat,
     polling::Posted,
+    stream::Read,
     websocket::{self, Event, Refusal},
 };
 use crate::{
@@ -108,7 +109,7 @@ pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U, seat: Seat
     let core = Core {
         upper,
         reader: websocket::Reader::default(),
-        unread: Vec::new(),
+        unread: None,
         stage: Stage::New,
         on_websocket: connection.transport_name() == "websocket",
         seat: Some(seat),
@@ -129,7 +130,7 @@ struct Core<U> {
     upper: U,
     reader: websocket::Reader,
     /// Bytes of the WebSocket that were read while too many events were in flight.
-    unread: Vec<u8>,
+    unread: Option<Box<Vec<u8>>>,
     stage: Stage,
     /// Which transport the gauge of connections counts this one under.
     on_websocket: bool,
@@ -198,9 +199,9 @@ impl<U: Upper> Core<U> {
                     connection,
                     replies: &mut *replies,
                 };
-                drop(connection.turn(cx));
                 if self.stage == Stage::New {
                     self.stage = Stage::Open;
+                    drop(connection.turn(cx));
                     self.upper.open(&mut turn, cx);
                 }
                 let progress = self.receive(&mut turn, read, cx);
@@ -209,9 +210,11 @@ impl<U: Upper> Core<U> {
                 if resumes || progress == Progress::Unfinished {
                     cx.waker().wake_by_ref();
                 }
-                let sent = connection.end_turn(replies, gather, cx);
-                hub.metrics.bytes_sent.inc_by(sent as u64);
-                connection.closing()
+                let (sent, closing) = connection.end_turn(replies, gather, cx);
+                if sent > 0 {
+                    hub.metrics.bytes_sent.inc_by(sent as u64);
+                }
+                closing
             };
             let Some(reason) = closing else {
                 return Poll::Pending;
@@ -233,7 +236,7 @@ impl<U: Upper> Core<U> {
         }
         if self.stage == Stage::Closing {
             drop(connection.turn(cx));
-            let sent = connection.end_turn(replies, gather, cx);
+            let (sent, _) = connection.end_turn(replies, gather, cx);
             hub.metrics.bytes_sent.inc_by(sent as u64);
             if connection.poll_finished(cx, read).is_ready() {
                 connection.release();
@@ -264,21 +267,29 @@ impl<U: Upper> Core<U> {
     ) -> Progress {
         for _ in 0..READS_PER_TURN {
             if !self.upper.is_ready() {
+                drop(turn.connection.turn(cx));
                 turn.connection
                     .hub()
                     .metrics
                     .limit_reached(Limit::EventsInFlight);
                 return Progress::Paused;
             }
+            let mut more = true;
             let outcome = match self.next_input(turn.connection, buffer, cx) {
                 Input::Nothing => return Progress::Done,
                 Input::Posted(posted) => self.handle_posted(turn, posted, cx),
                 Input::Kept(mut bytes) => self.handle_bytes(turn, &mut bytes, cx),
-                Input::Read(count) => self.handle_bytes(turn, &mut buffer[..count], cx),
+                Input::Read(read) => {
+                    more = read.more;
+                    self.handle_bytes(turn, &mut buffer[..read.count], cx)
+                }
                 Input::End(reason) => Err(reason),
             };
             if let Err(reason) = outcome {
                 turn.connection.close(reason);
+                return Progress::Done;
+            }
+            if !more && self.unread.is_none() {
                 return Progress::Done;
             }
         }
@@ -291,13 +302,14 @@ impl<U: Upper> Core<U> {
         buffer: &mut [u8],
         cx: &mut Context<'_>,
     ) -> Input {
-        let mut guard = connection.lock();
+        let mut guard = connection.turn(cx);
         let state = &mut *guard;
         if state.closing.is_some() {
             return Input::Nothing;
         }
-        if !self.unread.is_empty() {
-            return Input::Kept(std::mem::take(&mut self.unread));
+        connection.begin_replies(state);
+        if let Some(unread) = self.unread.take() {
+            return Input::Kept(*unread);
         }
         if let Some(polling) = &mut state.polling {
             if let Some(posted) = polling.take_posted() {
@@ -316,13 +328,14 @@ impl<U: Upper> Core<U> {
         };
         match stream.poll_read(cx, buffer) {
             Poll::Pending => Input::Nothing,
-            Poll::Ready(Ok(0)) => {
+            Poll::Ready(Ok(Read { count: 0, .. })) => {
                 state.outbox.clear();
                 Input::End(CloseReason::TransportClose)
             }
-            Poll::Ready(Ok(count)) => {
-                connection.hub().metrics.bytes_received.inc_by(count as u64);
-                Input::Read(count)
+            Poll::Ready(Ok(read)) => {
+                let received = &connection.hub().metrics.bytes_received;
+                received.inc_by(read.count as u64);
+                Input::Read(read)
             }
             Poll::Ready(Err(_)) => Input::End(CloseReason::TransportError),
         }
@@ -410,7 +423,7 @@ impl<U: Upper> Core<U> {
         while let Some(event) = self.reader.next(&mut input, &limits).map_err(refused)? {
             self.handle_event(turn, &event, cx)?;
             if !self.upper.is_ready() {
-                self.unread = input.to_vec();
+                self.unread = (!input.is_empty()).then(|| Box::new(input.to_vec()));
                 break;
             }
         }
@@ -504,7 +517,7 @@ enum Input {
     Posted(Posted),
     /// Bytes of the WebSocket that were received before.
     Kept(Vec<u8>),
-    Read(usize),
+    Read(Read),
     End(CloseReason),
 }
 

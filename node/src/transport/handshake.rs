@@ -24,19 +24,24 @@ pub struct Handshake {
     auth: Option<Arc<str>>,
 }
 
-struct Request {
-    /// The request's path and query.
-    uri: Box<str>,
-    /// Names and values, separated by zero bytes, which can occur in neither.
-    headers: Box<[u8]>,
+pub(crate) struct Request {
+    /// The request's path and query, then names and values of the headers, each ended by a zero
+    /// byte, which can occur in none of them.
+    packed: Box<[u8]>,
     address: Option<SocketAddr>,
-    issued: SystemTime,
+    /// Milliseconds since 1970.
+    issued: u64,
 }
 
 impl Handshake {
     pub(crate) fn new(uri: &http::Uri, headers: &HeaderMap, address: Option<SocketAddr>) -> Self {
-        let uri = uri.path_and_query().map_or("", |uri| uri.as_str()).into();
-        let mut packed = Vec::with_capacity(256);
+        let mut packed = Vec::with_capacity(512);
+        packed.extend_from_slice(
+            uri.path_and_query()
+                .map_or("", |uri| uri.as_str())
+                .as_bytes(),
+        );
+        packed.push(0);
         for (name, value) in headers
             .iter()
             .filter(|(name, _)| !concerns_connection(name))
@@ -46,12 +51,13 @@ impl Handshake {
             packed.extend_from_slice(value.as_bytes());
             packed.push(0);
         }
-        let headers = packed.into();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let request = Request {
-            uri,
-            headers,
+            packed: packed.into(),
             address,
-            issued: SystemTime::now(),
+            issued: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
         };
         Self {
             request: Arc::new(request),
@@ -59,9 +65,14 @@ impl Handshake {
         }
     }
 
-    pub(crate) fn with_auth(&self, auth: Option<&str>) -> Self {
+    /// The request alone, as the connection keeps it.
+    pub(crate) fn into_request(self) -> Arc<Request> {
+        self.request
+    }
+
+    pub(crate) fn of(request: &Arc<Request>, auth: Option<&str>) -> Self {
         Self {
-            request: Arc::clone(&self.request),
+            request: Arc::clone(request),
             auth: auth.map(Arc::from),
         }
     }
@@ -75,7 +86,7 @@ impl Handshake {
 
     /// Headers in the order in which they came, names in lower case.
     pub fn headers(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-        let mut parts = self.request.headers.split(|&byte| byte == 0);
+        let mut parts = self.request.packed.split(|&byte| byte == 0).skip(1);
         std::iter::from_fn(move || {
             let name = parts.next().filter(|name| !name.is_empty())?;
             let value = parts.next()?;
@@ -104,7 +115,9 @@ impl Handshake {
 
     /// Path and query of the request.
     pub fn url(&self) -> &str {
-        &self.request.uri
+        let uri = self.request.packed.split(|&byte| byte == 0).next();
+        uri.and_then(|uri| std::str::from_utf8(uri).ok())
+            .unwrap_or_default()
     }
 
     /// The client's address: the other end of the TCP connection, which may be a proxy. None if
@@ -115,17 +128,12 @@ impl Handshake {
 
     /// When the request was received.
     pub fn time(&self) -> SystemTime {
-        self.request.issued
+        UNIX_EPOCH + Duration::from_millis(self.request.issued)
     }
 
     /// [`time`](Self::time) in milliseconds since 1970, as JavaScript counts.
     pub fn issued_millis(&self) -> u64 {
-        let since = self
-            .request
-            .issued
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        self.request.issued
     }
 
     /// What the client sent as `auth`, as JSON text; an object.

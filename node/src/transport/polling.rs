@@ -27,6 +27,8 @@ pub(crate) struct Polling {
     /// A GET is in progress; its waker, once it had to wait.
     poll: Option<Option<Waker>>,
     posting: bool,
+    /// A WebSocket has been opened for an upgrade.
+    probing: bool,
     /// A probe was answered: polls are sent home so that the client can finish the upgrade.
     upgrading: bool,
     /// What the WebSocket had received before the driver took it over.
@@ -164,31 +166,32 @@ impl Connection {
         Ok(Posting(Arc::clone(self)))
     }
 
-    /// A probe was answered: the client may finish its upgrade. Only one at a time.
-    pub(super) fn begin_upgrade(&self) -> bool {
+    /// A WebSocket was opened for an upgrade. Answers false if it comes too late, or while another
+    /// one is tried.
+    pub(super) fn begin_probe(&self) -> bool {
         let mut state = self.lock();
-        if state.closing.is_some() || state.stream.is_some() {
-            return false;
-        }
+        let unused = state.closing.is_none() && state.stream.is_none();
         match &mut state.polling {
-            Some(polling) if !polling.upgrading => {
-                polling.upgrading = true;
+            Some(polling) if unused && !polling.probing => {
+                polling.probing = true;
                 true
             }
             _ => false,
         }
     }
 
-    /// The probe was answered: the waiting poll is sent home.
+    /// The probe was answered: polls are sent home, so that the client can finish the upgrade.
     pub(super) fn release_poll(&self) {
         if let Some(polling) = &mut self.lock().polling {
+            polling.upgrading = true;
             polling.wake_poll();
         }
     }
 
     /// The upgrade failed; the client stays on polling.
-    pub(super) fn abandon_upgrade(&self) {
+    pub(super) fn abandon_probe(&self) {
         if let Some(polling) = &mut self.lock().polling {
+            polling.probing = false;
             polling.upgrading = false;
         }
     }
@@ -202,7 +205,7 @@ impl Connection {
         if !state.outbox.is_empty() {
             return Some(self.fill_body(state));
         }
-        match state.closing {
+        match state.closing.as_deref() {
             Some(CloseReason::TransportClose) => {
                 polling.farewell = true;
                 state.wake_driver();

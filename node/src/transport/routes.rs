@@ -315,8 +315,9 @@ impl Routes {
         };
         posting.finish(form, body)?;
         let mut response = Response::new(Body::from("ok"));
-        let html = HeaderValue::from_static("text/html");
-        response.headers_mut().insert(header::CONTENT_TYPE, html);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         Ok(response)
     }
 

@@ -1,20 +1,30 @@
 //! The byte stream under a WebSocket: a TCP socket that can be read and written in place, or any
 //! other stream that HTTP was upgraded on (TLS of an embedding application, for example).
+//!
+//! A TCP socket is read and written by plain system calls: those of the C library are points of
+//! cancellation, which every call pays for in a program with several threads.
 
 use std::{
-    io::{self, Read as _},
-    net::Shutdown,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use socket2::SockRef;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
+
+/// What was read.
+pub(crate) struct Read {
+    /// In bytes; zero is the end of the stream.
+    pub(crate) count: usize,
+    /// There may be more now. If not, the task will be woken.
+    pub(crate) more: bool,
+}
 
 /// A stream is used under the lock of its connection.
 pub(crate) enum Stream {
@@ -46,19 +56,22 @@ impl Stream {
         Self::Tcp(stream)
     }
 
-    /// Reads once. A short read is the end of what there is: the next call waits for readiness
-    /// without asking the kernel again, so an echo costs one `recv` and one `send`.
+    /// Reads once. A short read is the end of what there is, so an echo costs one `recv` and one
+    /// `send`: the kernel is not asked again, and the task is registered for what comes next.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    ) -> Poll<io::Result<Read>> {
         match self {
             Self::Tcp(tcp) => poll_read_tcp(tcp, cx, buffer),
             Self::Other(stream) => {
                 let mut read = ReadBuf::new(buffer);
                 ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-                Poll::Ready(Ok(read.filled().len()))
+                Poll::Ready(Ok(Read {
+                    count: read.filled().len(),
+                    more: true,
+                }))
             }
         }
     }
@@ -71,7 +84,9 @@ impl Stream {
         bytes: &[u8],
     ) -> io::Result<usize> {
         match (self, cx) {
-            (Self::Tcp(tcp), _) => tcp.try_write(bytes),
+            (Self::Tcp(tcp), _) => tcp.try_io(Interest::WRITABLE, || {
+                Ok(rustix::net::send(&*tcp, bytes, SendFlags::NOSIGNAL)?)
+            }),
             (Self::Other(stream), Some(cx)) => {
                 let mut stream = Pin::new(stream);
                 let Poll::Ready(written) = stream.as_mut().poll_write(cx, bytes) else {
@@ -98,7 +113,7 @@ impl Stream {
     pub(crate) fn shut_down(&mut self, cx: &mut Context<'_>) {
         match self {
             // An error means that the peer is gone, which is what is wanted.
-            Self::Tcp(tcp) => drop(SockRef::from(&*tcp).shutdown(Shutdown::Write)),
+            Self::Tcp(tcp) => drop(rustix::net::shutdown(&*tcp, Shutdown::Write)),
             Self::Other(stream) => drop(Pin::new(stream).poll_shutdown(cx)),
         }
     }
@@ -116,12 +131,12 @@ fn poll_read_tcp(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     buffer: &mut [u8],
-) -> Poll<io::Result<usize>> {
+) -> Poll<io::Result<Read>> {
     loop {
         ready!(tcp.poll_read_ready(cx))?;
         let mut read = None;
         let outcome = tcp.try_io(Interest::READABLE, || {
-            let count = (&*SockRef::from(tcp)).read(buffer)?;
+            let (count, _) = rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty())?;
             read = Some(count);
             // Reporting "would block" clears the readiness; an event that comes in between is
             // not lost, as tokio samples its tick before the call.
@@ -131,7 +146,10 @@ fn poll_read_tcp(
             Ok(())
         });
         match (read, outcome) {
-            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (Some(count), outcome) => {
+                let more = outcome.is_ok() || tcp.poll_read_ready(cx).is_ready();
+                return Poll::Ready(Ok(Read { count, more }));
+            }
             (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
             (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             (None, Err(error)) => return Poll::Ready(Err(error)),

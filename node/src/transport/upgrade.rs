@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::upgrade::OnUpgrade;
@@ -48,6 +49,9 @@ pub(super) async fn open(
     acceptor.accept(&connection, handshake, seat);
 }
 
+/// How long writing the close frame of an unwanted WebSocket may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Holds the place of an unfinished upgrade in the count.
 pub(super) struct Probing(Arc<Hub>);
 
@@ -75,54 +79,41 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
         return;
     };
     let (mut stream, read) = Stream::new(upgraded);
-    let result = timeout(limit, handshake(&mut stream, read, &connection)).await;
-    if let Ok(Ok(rest)) = result {
-        // A connection that was closed meanwhile needs no WebSocket any more.
+    if !connection.begin_probe() {
+        return close(&mut stream).await;
+    }
+    let mut probe = Probe {
+        connection: &connection,
+        reader: websocket::Reader::default(),
+        probed: false,
+    };
+    if let Ok(Ok(rest)) = timeout(limit, probe.run(&mut stream, read)).await {
+        // A session that has ended meanwhile drops the stream.
         let _ = connection.attach(stream, rest);
+    } else {
+        connection.abandon_probe();
+        close(&mut stream).await;
     }
     drop(probing);
 }
 
-/// Answers what was received after the `5`.
-async fn handshake(
-    stream: &mut Stream,
-    read: Vec<u8>,
-    connection: &Arc<Connection>,
-) -> io::Result<Vec<u8>> {
-    let mut probe = Probe {
-        connection,
-        reader: websocket::Reader::default(),
-        begun: false,
-    };
-    let outcome = probe.run(stream, read).await;
-    if outcome.is_err() {
-        let mut close = Vec::new();
-        websocket::append_close(&mut close, None);
-        // The client may have gone already.
-        let _ = write_all(stream, &close).await;
-        poll_fn(|cx| {
-            stream.shut_down(cx);
-            Poll::Ready(())
-        })
-        .await;
-    }
-    outcome
+/// Closes a WebSocket that is not wanted.
+async fn close(stream: &mut Stream) {
+    let mut close = Vec::new();
+    websocket::append_close(&mut close, None);
+    // The client may have gone already, or may not read; neither is waited for.
+    let _ = timeout(CLOSE_TIMEOUT, write_all(stream, &close)).await;
+    poll_fn(|cx| {
+        stream.shut_down(cx);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 struct Probe<'a> {
     connection: &'a Arc<Connection>,
     reader: websocket::Reader,
-    /// This probe, and no other of the session, has marked it as upgrading.
-    begun: bool,
-}
-
-impl Drop for Probe<'_> {
-    /// A probe that fails or runs out of time takes back its own mark only.
-    fn drop(&mut self) {
-        if self.begun {
-            self.connection.abandon_upgrade();
-        }
-    }
+    probed: bool,
 }
 
 impl Probe<'_> {
@@ -134,15 +125,17 @@ impl Probe<'_> {
                 let (answer, rest) = self.step(input)?;
                 if let Some(answer) = answer {
                     write_all(stream, &answer).await?;
-                    // Only now may the client's poll come home: it then stops polling.
-                    self.connection.release_poll();
+                    if self.probed {
+                        // Only now may the client's poll come home: it then stops polling.
+                        self.connection.release_poll();
+                    }
                 }
                 match rest {
                     ControlFlow::Continue(rest) => input = rest,
                     ControlFlow::Break(rest) => return Ok(rest),
                 }
             }
-            let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?;
+            let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?.count;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -170,18 +163,10 @@ impl Probe<'_> {
         match event.map_err(|_| io::ErrorKind::InvalidData)? {
             None => return Ok((None, ControlFlow::Continue(rest))),
             Some(Event::Text(text)) if text == "2probe" => {
-                if !self.begun && !self.connection.begin_upgrade() {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                self.begun = true;
+                self.probed = true;
                 websocket::append_frame(&mut answer, Opcode::Text, b"3probe");
             }
             Some(Event::Text(text)) if text == "5" => {
-                if !self.begun && !self.connection.begin_upgrade() {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                // The mark stays: the session has moved on.
-                self.begun = false;
                 return Ok((None, ControlFlow::Break(rest.to_vec())));
             }
             Some(Event::Ping(payload)) => websocket::append_pong(&mut answer, &payload),
