@@ -1,0 +1,212 @@
+//! The README tells the truth: its tables, its code and its versions are those of the project.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    time::Instant,
+};
+
+use process::{DEADLINE, Program, client::Client, field, http};
+use roomcast::{CloseReason, Limit, Limits};
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn its_options_are_those_of_the_program() {
+    assert!(
+        README.contains(&options()),
+        "take the output of `roomcast options`:\n{}",
+        options()
+    );
+}
+
+#[test]
+fn its_limits_are_those_of_the_library_with_their_flags_and_defaults() {
+    let options = options();
+    let mut fields = BTreeSet::from(["max_payload".to_owned()]);
+    // `Limits { json_depth: 100, … }`
+    let defaults = format!("{:?}", Limits::default());
+    let inner = defaults
+        .trim_start_matches("Limits {")
+        .trim_end_matches('}');
+    fields.extend(
+        inner
+            .split(',')
+            .map(|field| field.split(':').next().unwrap().trim().to_owned()),
+    );
+    let rows = rows("## Limits");
+    assert_eq!(rows.keys().cloned().collect::<BTreeSet<_>>(), fields);
+    for cells in rows.values() {
+        let (flag, default) = (&cells[1], &cells[2]);
+        let row = options
+            .lines()
+            .find(|row| row.starts_with(&format!("| {flag} |")));
+        assert!(
+            row.unwrap().contains(&format!(" | {default} | ")),
+            "{flag}: {default}"
+        );
+    }
+}
+
+#[test]
+fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
+    let metrics = metrics_of_a_used_server();
+    let names = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    let names: BTreeSet<_> = names
+        .map(|name| name.split(' ').next().unwrap().to_owned())
+        .collect();
+    let told: BTreeSet<_> = rows("## Metrics").into_keys().collect();
+    assert_eq!(told, names);
+
+    let limits = metrics
+        .lines()
+        .filter_map(|line| line.split_once("limit_reached_total{limit="));
+    let limits: BTreeSet<_> = limits.map(|(_, limit)| quoted(limit, '"')).collect();
+    let told: BTreeSet<_> = rows("## Limits")
+        .values()
+        .map(|row| quoted(&row[4], '`'))
+        .collect();
+    assert_eq!(told, limits);
+}
+
+#[test]
+fn it_says_of_every_end_of_a_connection_whether_clients_reconnect() {
+    let reasons = [
+        CloseReason::TransportClose,
+        CloseReason::TransportError,
+        CloseReason::PingTimeout,
+        CloseReason::ConnectTimeout,
+        CloseReason::ParseError {
+            kind: "",
+            code: None,
+        },
+        CloseReason::OverlappingRequests,
+        CloseReason::ServerDisconnect,
+        CloseReason::ServerShutdown,
+    ];
+    let mut told = rows("## When connections end");
+    for reason in reasons {
+        let row = told.remove(reason.label()).unwrap();
+        assert_eq!(
+            row[2].starts_with("yes"),
+            reason.clients_reconnect(),
+            "{}",
+            row[0]
+        );
+    }
+    let rest: Vec<_> = told.into_values().collect();
+    assert!(rest.len() == 1 && rest[0][0].contains("limit"), "{rest:?}");
+    assert!(CloseReason::LimitReached(Limit::Outbox).clients_reconnect());
+}
+
+#[test]
+fn its_code_is_that_of_the_examples() {
+    let examples = concat!(
+        include_str!("../examples/chat.rs"),
+        include_str!("../examples/embed.rs")
+    );
+    let blocks: Vec<_> = README.split("```rust\n").skip(1).collect();
+    assert!(blocks.len() >= 4);
+    for block in blocks {
+        let (code, _) = block.split_once("```").unwrap();
+        assert!(examples.contains(code), "not in an example:\n{code}");
+    }
+}
+
+#[test]
+fn its_clients_have_the_versions_that_are_tested() {
+    let package: serde_json::Value =
+        serde_json::from_str(include_str!("clients/package.json")).unwrap();
+    let python = include_str!("clients/requirements.txt").lines();
+    let python = python.filter_map(|line| line.strip_prefix("python-socketio=="));
+    let javascript = [
+        "socket.io-client",
+        "socket.io-client-2",
+        "socket.io-client-3",
+    ]
+    .map(|name| package["devDependencies"][name].as_str().unwrap());
+    let parser = package["devDependencies"]["socket.io-msgpack-parser"].as_str();
+    let (_, told) = README.split_once("## Compatibility").unwrap();
+    for version in javascript.into_iter().chain(parser).chain(python) {
+        let version = version.rsplit('@').next().unwrap();
+        assert!(told.contains(version), "{version}");
+    }
+}
+
+/// The first table below a heading: its rows by their first cell, which loses its backquotes.
+fn rows(heading: &str) -> BTreeMap<String, Vec<String>> {
+    let (_, below) = README.split_once(heading).unwrap();
+    let table = below
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .skip(2);
+    let row = |line: &str| {
+        let cells = line
+            .trim_matches('|')
+            .split(" | ")
+            .map(|cell| cell.trim().to_owned());
+        let cells: Vec<_> = cells.collect();
+        let name = match cells[0].starts_with('`') {
+            true => quoted(&cells[0], '`'),
+            false => cells[0].clone(),
+        };
+        (name, cells)
+    };
+    table
+        .take_while(|line| line.starts_with('|'))
+        .map(row)
+        .collect()
+}
+
+/// What stands between the first two quotes.
+fn quoted(text: &str, quote: char) -> String {
+    text.split(quote).nth(1).unwrap().to_owned()
+}
+
+fn options() -> String {
+    Program::start(roomcast().arg("options")).end().1
+}
+
+fn roomcast() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command.env_clear();
+    command
+}
+
+/// Metrics with labels appear with their first value, so each gets one.
+fn metrics_of_a_used_server() -> String {
+    let mut command = roomcast();
+    command.args([
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--internal-listen=127.0.0.1:0",
+    ]);
+    let mut program = Program::start(&mut command);
+    let line = program.line_with("listening");
+    let address = field(&line, "address=");
+    assert_eq!(
+        http(&address, "GET /socket.io/?transport=pigeon", "").0,
+        400
+    );
+    let mut client = Client::connect(&address);
+    client.send("40/nowhere,");
+    client.send("nonsense");
+    assert!(client.rest()[0].starts_with("44/nowhere,"));
+    let internal = field(&line, "internal=");
+    let start = Instant::now();
+    loop {
+        let (_, metrics) = http(&internal, "GET /metrics", "");
+        // Counted when the connection is gone, which the client may see a little earlier.
+        if metrics.contains("roomcast_connections_closed_total{") {
+            return metrics;
+        }
+        assert!(start.elapsed() < DEADLINE, "never closed");
+    }
+}
