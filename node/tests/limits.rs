@@ -19,9 +19,10 @@ use std::{
 use futures_util::future::{self, FutureExt as _};
 use roomcast::{AckError, Builder, Limits, Namespace, Server, Socket};
 use support::{
-    Gate, Message, Polling, TestServer, WebSocket, eventually, http,
+    Gate, Polling, TestServer, WebSocket, eventually, http,
     server::{Sockets, echoing, main_namespace},
-    websocket, within,
+    websocket::{self, Message},
+    within,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -65,7 +66,9 @@ tests! {
         a_client_that_never_reads_is_closed_and_costs_no_memory,
         a_client_that_never_polls_is_closed;
     "inbox": a_client_that_posts_faster_than_it_is_served_is_closed;
-    "header_timeout": half_a_request_head_is_not_waited_for;
+    "header_timeout":
+        half_a_request_head_is_not_waited_for,
+        a_connection_without_a_next_request_is_not_kept;
     "body_timeout": half_a_request_body_is_not_waited_for;
     "unfinished_upgrades": one_unfinished_upgrade_too_many_is_refused;
     "fragments": a_message_of_too_many_fragments_closes_the_connection;
@@ -165,23 +168,18 @@ async fn an_upgrade_that_is_never_finished_leaves_the_client_polling() {
 }
 
 #[tokio::test]
-async fn a_probe_that_times_out_does_not_end_the_upgrade_of_another() {
-    let server = serve(|io, _| io.upgrade_timeout(Duration::from_secs(2))).await;
+async fn a_second_websocket_of_a_session_is_closed_at_once() {
+    let server = serve(|io, _| io).await;
     let polling = Polling::connect(server.address).await;
-    let silent = format!("/socket.io/?EIO=4&transport=websocket&sid={}", polling.sid);
-    let mut silent = WebSocket::upgrade(server.address, &silent).await;
-    // Sets their deadlines apart: the silent one ends while the other has half its time left.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut probe = polling.probe().await;
-    within("the silent one ends", silent.rest()).await;
-
-    // Still upgrading: a poll is sent home at once, and a third probe is not let in.
     let target = format!("/socket.io/?EIO=4&transport=websocket&sid={}", polling.sid);
+    let mut first = polling.probe().await;
+    let mut second = WebSocket::upgrade(server.address, &target).await;
+    assert_eq!(second.closed().await, None);
+    first.send("5").await;
+    first.assert_served().await;
     let mut third = WebSocket::upgrade(server.address, &target).await;
-    third.send("2probe").await;
     assert_eq!(third.closed().await, None);
-    probe.send("5").await;
-    probe.assert_served().await;
+    first.assert_served().await;
 }
 
 /// The tests of the list above; `limit` is the label that has to count.
@@ -600,6 +598,27 @@ mod reach {
         bystander.assert_served().await;
     }
 
+    pub(super) async fn a_connection_without_a_next_request_is_not_kept(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.header_timeout = Duration::from_millis(100);
+            io
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        let mut idle = TcpStream::connect(server.address).await.unwrap();
+        let request = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: test\r\n\r\n";
+        idle.write_all(request).await.unwrap();
+        assert_eq!(http::response(&mut idle).await.status, 200);
+
+        for stream in [&mut silent, &mut idle] {
+            let ended = within("the connection ends", stream.read_u8()).await;
+            assert!(ended.is_err());
+        }
+        eventually("both are counted", || server.reached(limit) == 2).await;
+        bystander.assert_served().await;
+    }
+
     pub(super) async fn half_a_request_body_is_not_waited_for(limit: &str) {
         let server = serve(|io, limits| {
             limits.body_timeout = Duration::from_millis(100);
@@ -742,7 +761,7 @@ async fn assert_closed_by(server: &TestServer, mut socket: WebSocket, packet: &s
     let mut bystander = server.bystander().await;
     socket.send(packet).await;
     assert_eq!(socket.closed().await, None);
-    assert_counted(&server, limit).await;
+    assert_counted(server, limit).await;
     bystander.assert_served().await;
 }
 

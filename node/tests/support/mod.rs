@@ -20,7 +20,7 @@ use tokio::{sync::Semaphore, time};
 
 pub(crate) use polling::Polling;
 pub(crate) use server::TestServer;
-pub(crate) use websocket::{Message, WebSocket};
+pub(crate) use websocket::WebSocket;
 
 /// What a test waits for must happen within this time; far more than a loaded machine needs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);

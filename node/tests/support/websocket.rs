@@ -56,8 +56,7 @@ impl WebSocket {
 
     /// Ends the connection as a crash would: with a reset.
     pub(crate) fn reset(self) {
-        let socket = socket2::SockRef::from(&self.stream);
-        socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        self.stream.set_zero_linger().unwrap();
     }
 }
 

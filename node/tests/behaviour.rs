@@ -1,0 +1,941 @@
+//! What happens when something ends, fails or is answered by the wrong one; and that the server
+//! works on whatever it is served with.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::{
+    future::{self, Ready},
+    io,
+    net::SocketAddr,
+    time::Duration,
+};
+
+use axum::{Router, extract::Request, middleware, response::Response as AxumResponse, routing};
+use bytes::Bytes;
+use futures_util::future::FutureExt as _;
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use roomcast::{
+    AckError, CloseReason, DisconnectReason, Handshake, Limits, Namespace, Refused, Server, Socket,
+};
+use support::{
+    DEADLINE, Gate, Polling, TestServer, WebSocket, eventually, http,
+    server::{Sockets, echoing, listen, main_namespace, metric},
+    websocket::{self, Message},
+    within,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream, Join},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc::{self, UnboundedReceiver},
+};
+
+const PANICS: &str = "roomcast_handler_panics_total";
+
+#[tokio::test]
+async fn a_panic_in_a_handler_disconnects_its_socket_only() {
+    let namespace = main_namespace()
+        .on("at once", |_: Socket| -> Ready<()> { panic!("at once") })
+        .on("first", async |_: Socket| fail())
+        .on("later", async |_: Socket| {
+            tokio::task::yield_now().await;
+            fail();
+        });
+    let server = two_namespaces(namespace).await;
+    let mut bystander = server.bystander().await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    for (count, event) in ["at once", "first", "later"].iter().enumerate() {
+        client.send(&format!(r#"421["{event}"]"#)).await;
+        assert_eq!(client.text().await, "41", "no answer, but the end");
+        assert_eq!(server.metric(PANICS), count as u64 + 1);
+        assert_served_in_other(&mut client).await;
+        client.join("/").await;
+        client.assert_served().await;
+    }
+    bystander.assert_served().await;
+}
+
+#[tokio::test]
+async fn a_panic_on_connect_disconnects_the_socket_only() {
+    let namespace = echoing("/fails").on_connect(async |_: Socket| panic!("on connect"));
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::open(server.address).await;
+    client.join("/other").await;
+    client.join("/fails").await;
+    assert_eq!(client.text().await, "41/fails,");
+    assert_eq!(server.metric(PANICS), 1);
+    assert_served_in_other(&mut client).await;
+    assert_eq!(sockets_in(&server, "/fails"), 0);
+}
+
+#[tokio::test]
+async fn a_panic_while_authorizing_refuses_the_connect_only() {
+    type Decision = Result<(), Refused>;
+    let at_once = echoing("/at-once").authorize(|_: Handshake| -> Ready<Decision> { panic!() });
+    let later = echoing("/later").authorize(async |_: Handshake| -> Decision {
+        tokio::task::yield_now().await;
+        panic!()
+    });
+    let server = TestServer::start(
+        Server::builder()
+            .namespace(at_once)
+            .namespace(later)
+            .namespace(echoing("/other")),
+    )
+    .await;
+    let mut client = WebSocket::open(server.address).await;
+    for namespace in ["/at-once", "/later"] {
+        client.send(&format!("40{namespace},")).await;
+        let refused = format!(r#"44{namespace},{{"message":"internal error"}}"#);
+        assert_eq!(client.text().await, refused);
+        assert_eq!(sockets_in(&server, namespace), 0);
+    }
+    assert_eq!(server.metric(PANICS), 2);
+    client.join("/other").await;
+    assert_served_in_other(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_panic_on_disconnect_leaves_nothing_behind() {
+    let namespace =
+        main_namespace().on_disconnect(async |_: Socket, _: DisconnectReason| panic!("at the end"));
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    client.send("41").await;
+    assert_served_in_other(&mut client).await;
+    assert_eq!(server.metric(PANICS), 1);
+    drop(client);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_the_catch_all_handler_keeps_the_event_from_its_own() {
+    let (sender, mut handled) = mpsc::unbounded_channel();
+    let namespace = Namespace::new("/")
+        .on_any(async |_: Socket, _| panic!("catch-all"))
+        .on("event", move |_: Socket| {
+            sender.send(()).unwrap();
+            async {}
+        });
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    client.send(r#"42["event"]"#).await;
+    assert_eq!(client.text().await, "41");
+    assert_served_in_other(&mut client).await;
+    assert!(handled.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn another_task_disconnects_a_socket_from_its_namespace() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    let socket = sockets.next().await;
+    socket.disconnect(false);
+    socket.disconnect(true);
+    assert_eq!(client.text().await, "41", "the first word counts");
+    assert_served_in_other(&mut client).await;
+    assert!(!socket.is_connected());
+    assert!(socket.emit("late", ()).is_err());
+
+    let id = client.join("/").await;
+    assert_ne!(id, socket.id().as_str());
+    client.assert_served().await;
+}
+
+#[tokio::test]
+async fn another_task_disconnects_the_whole_client() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    let socket = sockets.next().await;
+    tokio::spawn(async move { socket.disconnect(true) });
+    assert_eq!(client.text().await, "41");
+    assert_eq!(client.text().await, "41/other,");
+    assert_eq!(client.closed().await, None);
+    server.closes("server_disconnect", 1).await;
+    drop(client);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_polling_client_hears_that_it_was_disconnected() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = two_namespaces(namespace).await;
+    let mut client = Polling::connect(server.address).await;
+    sockets.next().await.disconnect(true);
+    assert_eq!(client.packet().await, "41");
+    client.assert_closed().await;
+    server.assert_empty().await;
+}
+
+/// They were sent before the client could know.
+#[tokio::test]
+async fn packets_after_a_disconnect_by_the_server_are_ignored() {
+    let namespace = main_namespace().on("leave", async |socket: Socket| socket.disconnect(false));
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    let mut sent = Vec::new();
+    for packet in [r#"42["leave"]"#, r#"420["echo","late"]"#, "430[]", "41"] {
+        sent.extend(websocket::frame(true, 1, packet.as_bytes()));
+    }
+    client.stream.write_all(&sent).await.unwrap();
+    assert_eq!(client.text().await, "41");
+    for packet in [r#"421["echo","later"]"#, "431[]", "41"] {
+        client.send(packet).await;
+    }
+    assert_served_in_other(&mut client).await;
+}
+
+/// Every way in which a socket can end, and what its handler is told.
+#[tokio::test]
+async fn a_disconnect_is_told_once_with_its_reason_and_the_rooms() {
+    use CloseReason as Close;
+    use DisconnectReason as Reason;
+    let (namespace, mut sockets, mut ends) = recording();
+    let namespace = namespace.on("panic", async |_: Socket| fail());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let ways: [(&str, Reason); 9] = [
+        ("close frame", Reason::Connection(Close::TransportClose)),
+        ("end of stream", Reason::Connection(Close::TransportClose)),
+        ("close packet", Reason::Connection(Close::TransportClose)),
+        ("reset", Reason::Connection(Close::TransportError)),
+        ("41", Reason::ClientDisconnect),
+        ("disconnect", Reason::ServerDisconnect),
+        ("disconnect and close", Reason::ServerDisconnect),
+        ("panic", Reason::HandlerPanic),
+        (
+            "garbage",
+            Reason::Connection(Close::ParseError {
+                kind: "unexpected_packet",
+                code: None,
+            }),
+        ),
+    ];
+    for (way, reason) in ways {
+        let mut client = WebSocket::connect(server.address).await;
+        let socket = join_next(&mut sockets).await;
+        let mut kept = None;
+        match way {
+            "close frame" => client.send_frame(true, 8, &[]).await,
+            "end of stream" => client.stream.shutdown().await.unwrap(),
+            "close packet" => client.send("1").await,
+            "disconnect" => socket.disconnect(false),
+            "disconnect and close" => socket.disconnect(true),
+            "panic" => client.send(r#"42["panic"]"#).await,
+            "garbage" => client.send("2").await,
+            "reset" => {}
+            packet => client.send(packet).await,
+        }
+        match way {
+            "reset" => client.reset(),
+            _ => kept = Some(client),
+        }
+        assert_end(&mut ends, &socket, reason, way).await;
+        drop(kept);
+        server.assert_empty().await;
+        assert!(socket.rooms().is_empty(), "{way}");
+    }
+    assert!(ends.try_recv().is_err(), "each was told once");
+}
+
+#[tokio::test]
+async fn a_disconnect_of_a_polling_client_is_told_once() {
+    use CloseReason as Close;
+    let (namespace, mut sockets, mut ends) = recording();
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+
+    let client = Polling::connect(server.address).await;
+    let socket = join_next(&mut sockets).await;
+    client.say("1").await;
+    let reason = DisconnectReason::Connection(Close::TransportClose);
+    assert_end(&mut ends, &socket, reason, "close packet").await;
+    assert_eq!(client.get().await.body, "6");
+    server.assert_empty().await;
+
+    // A poll that the client gives up is how a closed page looks.
+    let client = Polling::connect(server.address).await;
+    let socket = join_next(&mut sockets).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let poll = format!("GET {} HTTP/1.1\r\nHost: test\r\n\r\n", client.target());
+    stream.write_all(poll.as_bytes()).await.unwrap();
+    drop(stream);
+    let reason = DisconnectReason::Connection(Close::TransportError);
+    assert_end(&mut ends, &socket, reason, "poll given up").await;
+    server.assert_empty().await;
+
+    let client = Polling::connect(server.address).await;
+    let socket = join_next(&mut sockets).await;
+    let (first, second) = tokio::join!(client.get(), client.get());
+    let mut answers = [(first.status, first.body), (second.status, second.body)];
+    answers.sort_unstable();
+    assert_eq!(answers, [(200, "1".into()), (400, String::new())]);
+    let reason = DisconnectReason::Connection(Close::OverlappingRequests);
+    assert_end(&mut ends, &socket, reason, "two polls").await;
+    server.assert_empty().await;
+    assert!(ends.try_recv().is_err(), "each was told once");
+}
+
+#[tokio::test]
+async fn a_disconnect_by_ping_timeout_is_told_once() {
+    let (namespace, mut sockets, mut ends) = recording();
+    let builder = Server::builder()
+        .namespace(namespace)
+        .ping_interval(Duration::from_millis(50))
+        .ping_timeout(Duration::from_millis(50));
+    let server = TestServer::start(builder).await;
+    let client = WebSocket::connect(server.address).await;
+    let socket = join_next(&mut sockets).await;
+    let reason = DisconnectReason::Connection(CloseReason::PingTimeout);
+    assert_end(&mut ends, &socket, reason, "ping timeout").await;
+    drop(client);
+    server.assert_empty().await;
+    assert!(ends.try_recv().is_err(), "it was told once");
+}
+
+#[tokio::test]
+async fn a_disconnect_by_shutdown_is_told_once() {
+    let (namespace, mut sockets, mut ends) = recording();
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = join_next(&mut sockets).await;
+    let io = server.io.clone();
+    let closed = tokio::spawn(async move { io.close().await });
+    assert_eq!(client.closed().await, None);
+    let reason = DisconnectReason::Connection(CloseReason::ServerShutdown);
+    assert_end(&mut ends, &socket, reason, "shutdown").await;
+    drop(client);
+    within("the server is closed", closed).await.unwrap();
+    server.assert_empty().await;
+    assert!(ends.try_recv().is_err(), "it was told once");
+}
+
+#[tokio::test]
+async fn a_dynamic_namespace_goes_with_its_last_client() {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let rooms = Namespace::matching("/org-{id}")
+        .on("which", async |socket: Socket| {
+            socket.param("id").map(str::to_owned)
+        })
+        .authorize(move |handshake: Handshake| {
+            let gate = waits.clone();
+            async move {
+                match handshake.auth_json() {
+                    Some(r#"{"wait":true}"#) => gate.pass().await,
+                    Some(r#"{"refuse":true}"#) => return Err(Refused::new("no")),
+                    _ => {}
+                }
+                Ok(())
+            }
+        });
+    let server = two_namespaces(rooms).await;
+    let namespaces = || server.metric("roomcast_namespaces");
+    let fixed = namespaces();
+    let mut first = WebSocket::open(server.address).await;
+    let mut second = WebSocket::open(server.address).await;
+    first.join("/org-7").await;
+    second.join("/org-7").await;
+    second.join("/org-8").await;
+    assert_eq!(namespaces(), fixed + 2);
+    first.send(r#"42/org-7,1["which"]"#).await;
+    assert_eq!(first.text().await, r#"43/org-7,1["7"]"#);
+
+    first.send("41/org-7,").await;
+    first.join("/other").await;
+    assert_eq!(namespaces(), fixed + 2, "one is still there");
+    drop(second);
+    eventually("both go", || namespaces() == fixed).await;
+    assert!(server.io.of("/org-7").emit("x", ()).await.is_err());
+
+    // One that is refused, or leaves before it was let in, leaves nothing behind either.
+    first.send(r#"40/org-9,{"refuse":true}"#).await;
+    assert_eq!(first.text().await, r#"44/org-9,{"message":"no"}"#);
+    assert_eq!(namespaces(), fixed);
+    let mut third = WebSocket::open(server.address).await;
+    third.send(r#"40/org-9,{"wait":true}"#).await;
+    eventually("it is being let in", || namespaces() == fixed + 1).await;
+    drop(third);
+    server.closes("transport_close", 2).await;
+    gate.open();
+    eventually("it goes", || namespaces() == fixed).await;
+    drop(first);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_broadcast_collects_answers_and_says_who_is_missing() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let mut clients = Vec::new();
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        clients.push(WebSocket::connect(server.address).await);
+        ids.push(sockets.next().await.id().clone());
+    }
+    let asked = server.io.of("/").except(&ids[3]);
+    let asked = asked.timeout(Duration::from_millis(500));
+    let vote = tokio::spawn(asked.emit_with_ack::<u32>("vote", ()));
+    for client in &mut clients[..3] {
+        assert_eq!(client.text().await, r#"420["vote"]"#);
+    }
+    clients[0].send("430[7]").await;
+    clients[0].send("430[8]").await;
+    clients[1].send(r#"430["not a number"]"#).await;
+    clients[3].send("430[9]").await;
+    let answers = within("the vote ends", vote).await.unwrap().unwrap();
+    assert_eq!(answers.answers, [7], "each answers once, if asked");
+    let mut missing = answers.missing;
+    missing.sort_by_key(|id| *id != ids[1]);
+    assert_eq!(missing, ids[1..3]);
+    for client in &mut clients {
+        client.assert_served().await;
+    }
+}
+
+#[tokio::test]
+async fn a_broadcast_does_not_wait_for_who_has_gone() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let mut stays = WebSocket::connect(server.address).await;
+    sockets.next().await;
+    let mut goes = WebSocket::connect(server.address).await;
+    let gone = sockets.next().await;
+    let asked = server.io.of("/").timeout(10 * DEADLINE);
+    let vote = tokio::spawn(asked.emit_with_ack::<u32>("vote", ()));
+    assert_eq!(stays.text().await, r#"420["vote"]"#);
+    stays.send("430[1]").await;
+    assert_eq!(goes.text().await, r#"420["vote"]"#);
+    drop(goes);
+    let answers = within("the vote ends", vote).await.unwrap().unwrap();
+    assert_eq!(
+        (answers.answers, answers.missing),
+        (vec![1], vec![gone.id().clone()])
+    );
+
+    // Nobody is asked: nobody is waited for.
+    let asked = server.io.to("empty").timeout(10 * DEADLINE);
+    let vote = within("the vote ends", asked.emit_with_ack::<u32>("vote", ())).await;
+    assert!(vote.unwrap().answers.is_empty());
+}
+
+#[tokio::test]
+async fn nobody_answers_for_another() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let mut asked = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    let mut other = WebSocket::connect(server.address).await;
+    let answer = tokio::spawn(async move { socket.emit_with_ack::<String>("who", ()).await });
+    assert_eq!(asked.text().await, r#"420["who"]"#);
+    other.send(r#"430["the other"]"#).await;
+    other.assert_served().await;
+    asked.send(r#"430["the one"]"#).await;
+    let answer = within("the answer", answer).await.unwrap();
+    assert_eq!(answer.unwrap(), "the one");
+}
+
+#[tokio::test]
+async fn a_question_ends_by_timeout_and_by_disconnect() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    let short = socket.timeout(Duration::from_millis(20));
+    let outcome = within("the timeout", short.emit_with_ack::<u32>("question", ())).await;
+    assert!(matches!(outcome, Err(AckError::TimedOut(_))), "{outcome:?}");
+
+    let mut question = Box::pin(socket.emit_with_ack::<u32>("question", ()));
+    assert!((&mut question).now_or_never().is_none());
+    drop(client);
+    let outcome = within("the disconnect", question).await;
+    assert!(
+        matches!(outcome, Err(AckError::Disconnected)),
+        "{outcome:?}"
+    );
+}
+
+/// With one question allowed at a time, each that is not settled would be the last.
+#[tokio::test]
+async fn a_question_that_is_dropped_is_not_owed() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let limits = Limits {
+        pending_acks: 1,
+        ..Limits::default()
+    };
+    let builder = Server::builder().namespace(namespace).limits(limits);
+    let server = TestServer::start(builder).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+
+    let mut unanswered = Box::pin(socket.emit_with_ack::<u32>("question", ()));
+    assert!((&mut unanswered).now_or_never().is_none());
+    drop(unanswered);
+    // The answer has come, but nobody looked before it was dropped.
+    let mut answered = Box::pin(socket.emit_with_ack::<u32>("question", ()));
+    assert!((&mut answered).now_or_never().is_none());
+    client.send("431[1]").await;
+    client.assert_served().await;
+    drop(answered);
+    let mut broadcast = Box::pin(server.io.of("/").emit_with_ack::<u32>("vote", ()));
+    assert!((&mut broadcast).now_or_never().is_none());
+    drop(broadcast);
+    let short = socket.timeout(Duration::from_millis(20));
+    assert!(short.emit_with_ack::<u32>("question", ()).await.is_err());
+    let short = server.io.of("/").timeout(Duration::from_millis(20));
+    let vote = short.emit_with_ack::<u32>("vote", ()).await.unwrap();
+    assert_eq!(vote.missing, [socket.id().clone()]);
+
+    let last = tokio::spawn(async move { socket.emit_with_ack::<u32>("last", ()).await });
+    while client.text().await != r#"425["last"]"# {}
+    client.send("435[5]").await;
+    let answer = within("the answer", last).await.unwrap();
+    assert_eq!(answer.unwrap(), 5);
+    assert_eq!(server.reached("pending_acks"), 0);
+}
+
+#[tokio::test]
+async fn a_client_of_revision_3_is_served_by_websocket() {
+    let (server, mut sockets) = revision_3().await;
+    let target = "/socket.io/?EIO=3&transport=websocket";
+    let mut client = WebSocket::upgrade(server.address, target).await;
+    let open = client.text().await;
+    assert!(open.starts_with(r#"0{"sid":""#), "{open}");
+    assert_eq!(client.text().await, "40");
+    client.send(r#"420["echo","x"]"#).await;
+    assert_eq!(client.text().await, r#"430["x"]"#);
+    client.send("2hello").await;
+    assert_eq!(client.text().await, "3hello");
+    client.send("40/other").await;
+    assert_eq!(client.text().await, "40/other,");
+
+    let socket = sockets.next().await;
+    assert!(open.contains(socket.id().as_str()), "the ids are the same");
+    socket
+        .emit("bytes", Bytes::from_static(b"\x01\x02"))
+        .unwrap();
+    let header = r#"451-["bytes",{"_placeholder":true,"num":0}]"#;
+    assert_eq!(client.text().await, header);
+    assert_eq!(client.next().await, Message::Binary(vec![4, 1, 2]));
+    client.send("41").await;
+    client.rest().await;
+    drop(client);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_client_of_revision_3_is_served_by_polling() {
+    let (server, _) = revision_3().await;
+    let target = "/socket.io/?EIO=3&transport=polling";
+    let open = http::request(server.address, "GET", target, "").await.body;
+    let (_, rest) = open.split_once(r#"{"sid":""#).unwrap();
+    let target = format!("{target}&sid={}", rest.split('"').next().unwrap());
+    if !open.ends_with("2:40") {
+        let connected = http::request(server.address, "GET", &target, "").await;
+        assert_eq!(connected.body, "2:40");
+    }
+    // Lengths are counted in UTF-16 code units.
+    let posted = http::request(
+        server.address,
+        "POST",
+        &target,
+        r#"17:420["echo","ü😀"]1:2"#,
+    )
+    .await;
+    assert_eq!((posted.status, &*posted.body), (200, "ok"));
+    let mut answer = String::new();
+    while answer.len() < 19 {
+        let response = http::request(server.address, "GET", &target, "").await;
+        assert_eq!(response.status, 200);
+        answer += &response.body;
+    }
+    assert_eq!(answer, r#"10:430["ü😀"]1:3"#);
+}
+
+#[tokio::test]
+async fn data_may_come_right_behind_the_handshake() {
+    let server = two_namespaces(main_namespace()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let mut sent = websocket::request(websocket::NEW).into_bytes();
+    for packet in ["40", r#"420["echo","early"]"#] {
+        sent.extend(websocket::frame(true, 1, packet.as_bytes()));
+    }
+    // The last frame is cut.
+    let rest = sent.split_off(sent.len() - 3);
+    stream.write_all(&sent).await.unwrap();
+    let mut client = WebSocket::upgraded(stream).await;
+    assert!(client.text().await.starts_with("0{"));
+    assert!(client.text().await.starts_with("40{"));
+    client.stream.write_all(&rest).await.unwrap();
+    assert_eq!(client.text().await, r#"430["early"]"#);
+}
+
+/// On a pipe that holds one byte, nothing ever arrives in one piece.
+#[tokio::test]
+async fn requests_and_frames_may_come_byte_by_byte() {
+    let io = Server::builder().namespace(main_namespace());
+    let io = io.build().await.unwrap();
+    let mut client = WebSocket::over(serve_pipe(&io, 1), websocket::NEW).await;
+    assert!(client.text().await.starts_with("0{"));
+    client.join("/").await;
+    client.assert_served().await;
+    let long = "x".repeat(300);
+    let answer = client.ask(&format!(r#"["echo","{long}"]"#)).await;
+    assert_eq!(answer, format!(r#"["{long}"]"#));
+    let delivery = io.emit("news", "ü").await.unwrap();
+    assert_eq!(delivery.local_sockets, 1);
+    assert_eq!(client.text().await, r#"42["news","ü"]"#);
+    client.send_frame(true, 9, b"ping").await;
+    assert_eq!(client.next().await, Message::Pong(b"ping".to_vec()));
+    client.send_frame(true, 8, &[]).await;
+    assert_eq!(client.closed().await, None);
+    drop(client);
+    eventually("it has gone", || io.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_tcp_carries_more_than_it_holds() {
+    let limits = Limits {
+        outbox_bytes: 64 << 20,
+        ..Limits::default()
+    };
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let io = Server::builder().namespace(namespace).limits(limits);
+    let io = io.build().await.unwrap();
+    let mut client = WebSocket::over(serve_pipe(&io, 4096), websocket::NEW).await;
+    client.text().await;
+    client.join("/").await;
+    let socket = sockets.next().await;
+    assert_carries_more_than_it_holds(&io, &socket, &mut client).await;
+}
+
+#[tokio::test]
+async fn a_tcp_stream_carries_more_than_it_holds() {
+    let limits = Limits {
+        outbox_bytes: 64 << 20,
+        ..Limits::default()
+    };
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let builder = Server::builder().namespace(namespace).limits(limits);
+    let server = TestServer::start(builder).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    assert_carries_more_than_it_holds(&server.io, &socket, &mut client).await;
+}
+
+#[tokio::test]
+async fn the_router_works_within_an_application() {
+    let io = Server::builder().namespace(main_namespace());
+    let io = io.build().await.unwrap();
+    let tag = async |mut response: AxumResponse| {
+        response
+            .headers_mut()
+            .insert("x-layer", "passed".parse().unwrap());
+        response
+    };
+    let app = Router::new()
+        .route("/", routing::get(async || "hello"))
+        .merge(io.router())
+        .layer(middleware::map_response(tag));
+    let listener = listen().await;
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(axum::serve(listener, app).into_future());
+    let home = http::request(address, "GET", "/", "").await;
+    assert_eq!(
+        (&*home.body, home.header("x-layer")),
+        ("hello", Some("passed"))
+    );
+    assert_eq!(
+        http::request(address, "GET", "/other", "").await.status,
+        404
+    );
+    assert_serves_all_transports(&io, address).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_router_works_over_a_listener_of_the_application() {
+    let io = Server::builder().namespace(main_namespace());
+    let io = io.build().await.unwrap();
+    let listener = listen().await;
+    let address = listener.local_addr().unwrap();
+    let serve = axum::serve(Wrapped(listener), io.router());
+    let serving = tokio::spawn(serve.into_future());
+    assert_serves_all_transports(&io, address).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_graceful_shutdown_closes_transports_and_no_namespaces() {
+    let io = Server::builder().namespace(main_namespace());
+    let io = io.build().await.unwrap();
+    let listener = listen().await;
+    let address = listener.local_addr().unwrap();
+    let signal = Gate::new();
+    let waits = signal.clone();
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let app = io
+        .router()
+        .layer(middleware::map_request(move |request: Request| {
+            arrived.send(()).unwrap();
+            future::ready(request)
+        }));
+    let serve = io.serve(listener, app);
+    let serve = serve.with_graceful_shutdown(async move { waits.pass().await });
+    let serving = tokio::spawn(serve.into_future());
+    let mut client = WebSocket::connect(address).await;
+    let polling = Polling::connect(address).await;
+    while arrivals.try_recv().is_ok() {}
+    let poll = tokio::spawn(async move { polling.get().await });
+    within("the poll arrives", arrivals.recv()).await.unwrap();
+
+    signal.open();
+    // A packet `41` would keep official clients from reconnecting.
+    assert_eq!(client.next().await, Message::Close(None));
+    assert_eq!(poll.await.unwrap().body, "1");
+    drop(client);
+    within("serving ends", serving).await.unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+    assert_eq!(io.connections(), 0);
+    let closed = "roomcast_connections_closed_total{reason=\"server_shutdown\"}";
+    assert_eq!(metric(&io, closed), 2);
+}
+
+#[tokio::test]
+async fn a_closing_server_waits_for_handlers_and_refuses_newcomers() {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let (begun, mut has_begun) = mpsc::unbounded_channel();
+    let namespace = main_namespace().on("wait", move |_: Socket| {
+        let gate = waits.clone();
+        begun.send(()).unwrap();
+        async move { gate.pass().await }
+    });
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.send(r#"42["wait"]"#).await;
+    within("the handler begins", has_begun.recv())
+        .await
+        .unwrap();
+    let io = server.io.clone();
+    let mut closed = Box::pin(tokio::spawn(async move { io.close().await }));
+    assert_eq!(client.closed().await, None);
+    drop(client);
+
+    assert!(!server.io.is_ready());
+    let target = "/socket.io/?EIO=4&transport=polling";
+    let refused = http::request(server.address, "GET", target, "").await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = websocket::request(websocket::NEW);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(http::response(&mut stream).await.status, 503);
+    assert!((&mut closed).now_or_never().is_none());
+    gate.open();
+    within("the server is closed", closed).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_being_decided_does_not_outlive_the_server() {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let builder = Server::builder().namespace(main_namespace());
+    let server = TestServer::start(builder.allow_request(move |_| {
+        let gate = waits.clone();
+        async move {
+            gate.pass().await;
+            Ok(())
+        }
+    }))
+    .await;
+    let target = "/socket.io/?EIO=4&transport=polling";
+    let handshake = tokio::spawn(http::request(server.address, "GET", target, ""));
+    eventually("it is being decided", || server.io.connections() == 1).await;
+    let io = server.io.clone();
+    let closed = tokio::spawn(async move { io.close().await });
+    eventually("the server closes", || !server.io.is_ready()).await;
+    gate.open();
+    assert_eq!(handshake.await.unwrap().status, 503);
+    within("the server is closed", closed).await.unwrap();
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn two_servers_share_nothing() {
+    let first = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let second = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let mut client = WebSocket::connect(first.address).await;
+    let polling = Polling::connect(first.address).await;
+    assert_eq!(second.io.emit("news", 1).await.unwrap().local_sockets, 0);
+    assert_eq!(first.io.emit("news", 2).await.unwrap().local_sockets, 2);
+    assert_eq!(client.text().await, r#"42["news",2]"#);
+    let stranger = http::request(second.address, "GET", &polling.target(), "").await;
+    assert_eq!(stranger.status, 400);
+    assert_eq!((first.io.connections(), second.io.connections()), (2, 0));
+    let broadcasts = "roomcast_deliveries_total";
+    assert_eq!(
+        (first.metric(broadcasts), second.metric(broadcasts)),
+        (2, 0)
+    );
+    second.io.close().await;
+    client.assert_served().await;
+}
+
+#[test]
+fn a_server_without_handles_and_clients_has_no_tasks() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let tasks = || runtime.metrics().num_alive_tasks();
+    let builder = || Server::builder().namespace(main_namespace()).lanes(3);
+    runtime.block_on(async {
+        let io = builder().build().await.unwrap();
+        assert_eq!(tasks(), 3, "one for each lane");
+        drop(io);
+        eventually("they end", || tasks() == 0).await;
+
+        // Clients keep a server alive, and the last one takes it along.
+        let server = TestServer::start(builder()).await;
+        let mut client = WebSocket::connect(server.address).await;
+        let polling = Polling::connect(server.address).await;
+        drop(server);
+        client.assert_served().await;
+        eventually("nobody polls any more", || tasks() == 3 + 2).await;
+        drop((client, polling));
+        eventually("only the one who polled is left", || tasks() == 3 + 1).await;
+    });
+}
+
+/// What handlers do that fail.
+fn fail() {
+    panic!("as the test wants it");
+}
+
+/// Tells of each disconnect: the socket, its rooms, the reason.
+type Ends = UnboundedReceiver<(Socket, Vec<String>, DisconnectReason)>;
+
+fn recording() -> (Namespace, Sockets, Ends) {
+    let (sender, ends) = mpsc::unbounded_channel();
+    let (namespace, sockets) = Sockets::of(main_namespace());
+    let namespace = namespace.on_disconnect(move |socket: Socket, reason: DisconnectReason| {
+        let rooms = socket.rooms();
+        sender.send((socket, rooms, reason)).unwrap();
+        async {}
+    });
+    (namespace, sockets, ends)
+}
+
+async fn join_next(sockets: &mut Sockets) -> Socket {
+    let socket = sockets.next().await;
+    socket.join("room").unwrap();
+    socket
+}
+
+async fn assert_end(ends: &mut Ends, socket: &Socket, reason: DisconnectReason, way: &str) {
+    let (ended, rooms, told) = within(way, ends.recv()).await.unwrap();
+    assert_eq!(ended, *socket, "{way}");
+    assert_eq!(rooms, [socket.id().as_str(), "room"], "{way}");
+    assert_eq!(told, reason, "{way}");
+}
+
+async fn two_namespaces(namespace: Namespace) -> TestServer {
+    let builder = Server::builder().namespace(namespace);
+    TestServer::start(builder.namespace(echoing("/other"))).await
+}
+
+async fn revision_3() -> (TestServer, Sockets) {
+    let (namespace, sockets) = Sockets::of(main_namespace());
+    let builder = Server::builder().namespace(namespace).allow_eio3(true);
+    let server = TestServer::start(builder.namespace(echoing("/other"))).await;
+    (server, sockets)
+}
+
+async fn assert_served_in_other(client: &mut WebSocket) {
+    client.send(r#"42/other,9["echo","still here"]"#).await;
+    assert_eq!(client.text().await, r#"43/other,9["still here"]"#);
+}
+
+fn sockets_in(server: &TestServer, namespace: &str) -> u64 {
+    server.metric(&format!("roomcast_sockets{{namespace=\"{namespace}\"}}"))
+}
+
+/// Serves one client over a pipe in memory.
+fn serve_pipe(io: &Server, bytes: usize) -> DuplexStream {
+    let (client, server) = tokio::io::duplex(bytes);
+    let service = TowerToHyperService::new(io.router());
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+    tokio::spawn(connection.with_upgrades());
+    client
+}
+
+/// The client does not read until everything was sent.
+async fn assert_carries_more_than_it_holds<S: AsyncRead + AsyncWrite + Unpin>(
+    io: &Server,
+    socket: &Socket,
+    client: &mut WebSocket<S>,
+) {
+    socket.emit("large", "x".repeat(5_000_000)).unwrap();
+    let item = "y".repeat(100_000);
+    for n in 0..100 {
+        let delivery = io.emit("news", (n, &item)).await.unwrap();
+        assert_eq!(delivery.local_sockets, 1);
+    }
+    assert_eq!(
+        client.text().await.len(),
+        r#"42["large",""]"#.len() + 5_000_000
+    );
+    for n in 0..100 {
+        let text = client.text().await;
+        assert!(text.starts_with(&format!(r#"42["news",{n},"yyy"#)), "{n}");
+    }
+    client.assert_served().await;
+    let large = "z".repeat(900_000);
+    let answer = client.ask(&format!(r#"["echo","{large}"]"#)).await;
+    assert_eq!(answer, format!(r#"["{large}"]"#));
+}
+
+async fn assert_serves_all_transports(io: &Server, address: SocketAddr) {
+    let mut socket = WebSocket::connect(address).await;
+    socket.assert_served().await;
+    let mut polling = Polling::connect(address).await;
+    polling.say(r#"420["echo","x"]"#).await;
+    assert_eq!(polling.packet().await, r#"430["x"]"#);
+    let (mut upgraded, _) = Polling::connect(address).await.upgrade().await;
+    upgraded.assert_served().await;
+    assert_eq!(io.emit("news", 1).await.unwrap().local_sockets, 3);
+    assert_eq!(socket.text().await, r#"42["news",1]"#);
+    assert_eq!(polling.packet().await, r#"42["news",1]"#);
+    assert_eq!(upgraded.text().await, r#"42["news",1]"#);
+}
+
+/// A listener whose streams are not those that the server knows.
+struct Wrapped(TcpListener);
+
+impl axum::serve::Listener for Wrapped {
+    type Io = Join<OwnedReadHalf, OwnedWriteHalf>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        let (stream, address) = self.0.accept().await.unwrap();
+        let (read, write) = stream.into_split();
+        (tokio::io::join(read, write), address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
