@@ -373,8 +373,8 @@ struct Kept {
 /// A list is one argument; here each of its items shall be one.
 fn spread(list: &[Value]) -> Result<Args, ArgsError> {
     let one = list.into_args()?;
-    let json = one.json_bytes();
-    Args::from_parts(json.slice(1..json.len() - 1), one.attachments().to_vec())
+    let json = one.json();
+    Args::from_text(json[1..json.len() - 1].into(), one.attachments().to_vec())
 }
 
 fn own_rooms(socket: &Socket) -> Vec<String> {
