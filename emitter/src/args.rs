@@ -82,6 +82,7 @@ impl Args {
 
     /// Puts arguments together that are encoded already. Only UTF-8 and the outer brackets are
     /// checked; the rest shows when they are decoded.
+    #[expect(clippy::needless_pass_by_value, reason = "says that the bytes are taken over")]
     pub fn from_parts(json: Bytes, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
         let json = std::str::from_utf8(&json).map_err(|_| ArgsError::NotUtf8)?;
         Self::from_text(json.into(), attachments)

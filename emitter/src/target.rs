@@ -21,11 +21,13 @@ pub struct Target {
 
 impl Target {
     /// Adds rooms; a room that is already there is not added again.
+    #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn add_rooms(&mut self, rooms: impl Rooms) {
         rooms.each(&mut |room| add_distinct(&mut self.rooms, room));
     }
 
     /// Adds rooms whose members are left out.
+    #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn add_except(&mut self, rooms: impl Rooms) {
         rooms.each(&mut |room| add_distinct(&mut self.except, room));
     }

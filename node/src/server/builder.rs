@@ -147,7 +147,7 @@ impl Builder {
         let hub = Arc::new(Hub::new(self.config, Arc::new(Metrics::new()), lanes));
         hub.start();
         Ok(Server::from_inner(Inner::new(
-            hub,
+            &hub,
             self.parser,
             namespaces,
             patterns,

@@ -146,10 +146,10 @@ impl Client {
         &mut self,
         turn: &mut Turn<'_>,
         cx: &mut Context<'_>,
-        packet: Packet<'_>,
+        packet: &Packet<'_>,
     ) -> Result<(), CloseReason> {
         if packet.kind == PacketKind::Connect {
-            return self.connect(turn, cx, &packet);
+            return self.connect(turn, cx, packet);
         }
         let Some(socket) = self.socket(&packet.nsp) else {
             // The server has disconnected it; the client may not know yet.
@@ -167,7 +167,7 @@ impl Client {
             return Err(refused("unknown_namespace"));
         };
         match packet.kind {
-            PacketKind::Event => self.event(turn, cx, socket, &packet),
+            PacketKind::Event => self.event(turn, cx, socket, packet),
             PacketKind::Ack => {
                 if let Some(id) = packet.id {
                     socket.space().acks.answer(&socket, id, packet.to_args());
@@ -240,7 +240,7 @@ impl Client {
         };
         let handshake = Handshake::of(&self.request, auth.as_deref());
         let Some(authorize) = &space.handlers.authorize else {
-            self.admit(turn, cx, space, handshake, None);
+            self.admit(turn, cx, &space, handshake, None);
             return Ok(());
         };
         let started = catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone())));
@@ -266,7 +266,7 @@ impl Client {
         &mut self,
         turn: &mut Turn<'_>,
         cx: &mut Context<'_>,
-        space: Arc<Space>,
+        space: &Arc<Space>,
         handshake: Handshake,
         data: Option<Arc<dyn super::Data>>,
     ) {
@@ -284,7 +284,7 @@ impl Client {
         packets::connect_reply(turn, self.dialect, &space.name, id.as_str());
         let socket = Socket::new(
             id,
-            Arc::clone(&space),
+            Arc::clone(space),
             Arc::clone(connection),
             handshake,
             data,
@@ -394,7 +394,7 @@ impl Client {
                 if turn.connection.is_closed() {
                     space.leave();
                 } else {
-                    self.admit(turn, cx, space, handshake, data);
+                    self.admit(turn, cx, &space, handshake, data);
                 }
             }
             (What::Admission { space, .. }, Outcome::Admission(Err(refused))) => {
@@ -587,7 +587,7 @@ impl Upper for Client {
             return Err(refused("unexpected_text"));
         }
         match self.decoder.text(text, &self.limits()) {
-            Ok(Some(packet)) => self.handle(turn, cx, packet),
+            Ok(Some(packet)) => self.handle(turn, cx, &packet),
             Ok(None) => Ok(()),
             Err(error) => Err(undecodable(error)),
         }
@@ -605,7 +605,7 @@ impl Upper for Client {
             _ => self.decoder.binary(bytes, &limits),
         };
         match packet.map_err(undecodable)? {
-            Some(packet) => self.handle(turn, cx, packet),
+            Some(packet) => self.handle(turn, cx, &packet),
             None => Ok(()),
         }
     }

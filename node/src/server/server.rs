@@ -147,7 +147,7 @@ impl std::fmt::Debug for Server {
 
 impl Inner {
     pub(super) fn new(
-        hub: Arc<Hub>,
+        hub: &Arc<Hub>,
         parser: Parser,
         namespaces: Vec<(Box<str>, Handlers)>,
         patterns: Vec<(Pattern, Handlers)>,
@@ -159,12 +159,12 @@ impl Inner {
         Arc::new_cyclic(|weak| {
             let space = |(name, handlers): (Box<str>, Handlers)| {
                 let handlers = Arc::new(handlers);
-                let space = Space::new(&name, handlers, None, &hub, parser, weak.clone());
+                let space = Space::new(&name, handlers, None, hub, parser, weak.clone());
                 (Arc::clone(&space.name), Arc::new(space))
             };
             let spaces = RwLock::new(namespaces.into_iter().map(space).collect());
             Self {
-                hub: Arc::clone(&hub),
+                hub: Arc::clone(hub),
                 parser,
                 spaces,
                 patterns,

@@ -180,6 +180,7 @@ impl Socket {
     }
 
     /// Joins rooms: all of them, or none if a limit would be passed.
+    #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn join(&self, rooms: impl Rooms) -> Result<(), JoinError> {
         if !self.is_connected() {
             return Err(JoinError::Disconnected);
@@ -195,6 +196,7 @@ impl Socket {
     }
 
     /// Leaves rooms. The private room cannot be left.
+    #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
         self.0.space.adapter.leave(&self.0, &rooms);
     }

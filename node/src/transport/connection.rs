@@ -439,10 +439,7 @@ impl Connection {
                 }
                 state.outbox.clear();
             }
-            sent = match stream.try_write(Some(cx), replies) {
-                Ok(count) => count,
-                Err(_) => 0,
-            };
+            sent = stream.try_write(Some(cx), replies).unwrap_or_default();
             if sent < replies.len() {
                 // An error that is not a full buffer comes again with the next write.
                 state.outbox.push_first(Frame::raw(&replies[sent..]));

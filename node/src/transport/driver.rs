@@ -130,6 +130,7 @@ struct Core<U> {
     upper: U,
     reader: websocket::Reader,
     /// Bytes of the WebSocket that were read while too many events were in flight.
+    #[expect(clippy::box_collection, reason = "nearly always absent, in every connection")]
     unread: Option<Box<Vec<u8>>>,
     stage: Stage,
     /// Which transport the gauge of connections counts this one under.
@@ -277,7 +278,7 @@ impl<U: Upper> Core<U> {
             let mut more = true;
             let outcome = match self.next_input(turn.connection, buffer, cx) {
                 Input::Nothing => return Progress::Done,
-                Input::Posted(posted) => self.handle_posted(turn, posted, cx),
+                Input::Posted(posted) => self.handle_posted(turn, &posted, cx),
                 Input::Kept(mut bytes) => self.handle_bytes(turn, &mut bytes, cx),
                 Input::Read(read) => {
                     more = read.more;
@@ -368,7 +369,7 @@ impl<U: Upper> Core<U> {
     fn handle_posted(
         &mut self,
         turn: &mut Turn<'_>,
-        posted: Posted,
+        posted: &Posted,
         cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
         let connection = turn.connection;
