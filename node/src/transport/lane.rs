@@ -12,9 +12,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::MissedTickBehavior};
+use tokio::{
+    sync::Notify,
+    time::{Interval, MissedTickBehavior},
+};
 
 use super::{connection::Connection, hub::Hub};
 use crate::clock::Time;
@@ -166,13 +170,15 @@ impl Lane {
         let mut scratch = Vec::new();
         loop {
             tokio::select! {
-                () = self.wake.notified() => self.flush_dirty(hub, &mut scratch).await,
+                () = self.wake.notified() => {
+                    self.flush_dirty(hub, &mut ticks, &mut scratch).await;
+                }
                 _ = ticks.tick() => self.look_at_timers(hub),
             }
         }
     }
 
-    async fn flush_dirty(&self, hub: &Hub, scratch: &mut Vec<u8>) {
+    async fn flush_dirty(&self, hub: &Hub, ticks: &mut Interval, scratch: &mut Vec<u8>) {
         loop {
             let dirty = std::mem::take(&mut *self.dirty.lock());
             if dirty.is_empty() {
@@ -182,6 +188,11 @@ impl Lane {
                 let sent: usize = chunk.iter().map(|dirty| dirty.flush(scratch)).sum();
                 hub.metrics.bytes_sent.inc_by(sent as u64);
                 tokio::task::yield_now().await;
+                // Broadcasts that never pause keep the lane here; its connections need their
+                // heartbeat all the same.
+                if ticks.tick().now_or_never().is_some() {
+                    self.look_at_timers(hub);
+                }
             }
         }
     }
