@@ -30,7 +30,8 @@ use crate::{
     close::{CloseReason, Limit},
     engine_io::{
         open::Revision,
-        session::{Session, Tick},
+        packet::Packet,
+        session::{Received, Session, Tick, UnexpectedPacket},
     },
     ids::EngineId,
 };
@@ -406,6 +407,19 @@ impl Connection {
     }
 
     // What follows is for the driver.
+
+    /// Has the session look at a packet. The timer stands where the pong is due; a pong that brings
+    /// the next ping before that sets it anew.
+    pub(super) fn receive<'p>(&self, packet: Packet<'p>) -> Result<Received<'p>, UnexpectedPacket> {
+        let (heartbeat, now) = (self.hub.config.heartbeat, self.hub.clock.now());
+        let mut state = self.lock();
+        let deadline = state.session.deadline();
+        let received = state.session.receive(packet, heartbeat, now);
+        if state.session.deadline() < deadline {
+            self.arm(&mut state);
+        }
+        received
+    }
 
     /// Starts or continues the driver's turn: until [`end_turn`](Self::end_turn), nobody else
     /// writes to the WebSocket.

@@ -480,14 +480,7 @@ impl<U: Upper> Core<U> {
         turn: &mut Turn<'_>,
         packet: Packet<'p>,
     ) -> Result<Option<Message<'p>>, CloseReason> {
-        let hub = turn.connection.hub();
-        let (heartbeat, now) = (hub.config.heartbeat, hub.clock.now());
-        let received = turn
-            .connection
-            .lock()
-            .session
-            .receive(packet, heartbeat, now);
-        match received {
+        match turn.connection.receive(packet) {
             Ok(Received::Message(message)) => Ok(Some(message)),
             Ok(Received::Nothing) => Ok(None),
             Ok(Received::Pong(text)) => {
