@@ -9,6 +9,7 @@ use std::{
     future::{self, Ready},
     io,
     net::SocketAddr,
+    task::Poll,
     time::Duration,
 };
 
@@ -770,6 +771,60 @@ async fn a_handshake_that_is_being_decided_does_not_outlive_the_server() {
     assert_eq!(handshake.await.unwrap().status, 503);
     within("the server is closed", closed).await.unwrap();
     server.assert_empty().await;
+}
+
+/// The next ping counts from the pong, not from the time by which the pong had to come: who
+/// answers is pinged many times before one who is mute is given up.
+#[tokio::test]
+async fn pings_follow_pongs_also_if_the_timeout_is_longer_than_the_interval() {
+    let builder = Server::builder()
+        .namespace(main_namespace())
+        .ping_interval(Duration::from_millis(200))
+        .ping_timeout(Duration::from_secs(2));
+    let server = TestServer::start(builder).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let mut mute = WebSocket::connect(server.address).await;
+    let mut pings = 0;
+    let answers = async {
+        while client.next().await == Message::Text(String::from("2")) {
+            pings += 1;
+            client.send("3").await;
+        }
+    };
+    tokio::select! {
+        _ = mute.closed() => {}
+        () = answers => panic!("the client is served"),
+    }
+    assert!(pings > 3, "pinged {pings} times");
+}
+
+/// On one thread, with a task that never rests, the lane finds something new to write whenever it
+/// has written, and is never done.
+#[tokio::test]
+async fn pings_are_sent_while_broadcasts_never_pause() {
+    let builder = Server::builder().namespace(main_namespace());
+    let server = TestServer::start(builder.ping_interval(Duration::from_millis(50))).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let io = server.io.clone();
+    let mut polls = 0_u32;
+    let broadcasts = tokio::spawn(future::poll_fn(move |cx| -> Poll<()> {
+        // Often enough for the lane, seldom enough for the client to keep up.
+        polls += 1;
+        if polls.is_multiple_of(16) {
+            let sent = io.emit("news", ()).now_or_never();
+            assert_eq!(sent.unwrap().unwrap().local_sockets, 1);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }));
+    within("three pings come", async {
+        for _ in 0..3 {
+            while client.next().await != Message::Text(String::from("2")) {}
+            client.send("3").await;
+        }
+    })
+    .await;
+    broadcasts.abort();
 }
 
 #[tokio::test]

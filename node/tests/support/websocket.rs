@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use bytes::{Buf as _, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -12,10 +13,13 @@ use super::{http, within};
 /// Where a new session is opened.
 pub(crate) const NEW: &str = "/socket.io/?EIO=4&transport=websocket";
 
+/// Room for what is read at once.
+const READ_BYTES: usize = 16 * 1024;
+
 /// The client's end of a WebSocket.
 pub(crate) struct WebSocket<S = TcpStream> {
     pub(crate) stream: S,
-    received: Vec<u8>,
+    received: BytesMut,
     next_ack: u64,
 }
 
@@ -75,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
         Self {
             stream,
-            received,
+            received: BytesMut::from(&received[..]),
             next_ack: 0,
         }
     }
@@ -170,9 +174,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         within("a message from the server", async {
             loop {
                 if let Some((message, len)) = parse(&self.received) {
-                    self.received.drain(..len);
+                    self.received.advance(len);
                     return message;
                 }
+                self.received.reserve(READ_BYTES);
                 match self.stream.read_buf(&mut self.received).await {
                     Ok(0) | Err(_) => return Message::End,
                     Ok(_) => {}
