@@ -82,7 +82,10 @@ impl Args {
 
     /// Puts arguments together that are encoded already. Only UTF-8 and the outer brackets are
     /// checked; the rest shows when they are decoded.
-    #[expect(clippy::needless_pass_by_value, reason = "says that the bytes are taken over")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "says that the bytes are taken over"
+    )]
     pub fn from_parts(json: Bytes, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
         let json = std::str::from_utf8(&json).map_err(|_| ArgsError::NotUtf8)?;
         Self::from_text(json.into(), attachments)
@@ -99,12 +102,10 @@ impl Args {
     /// The arguments of an event: `rest` is what follows the event's name in its payload, up to and
     /// with the closing bracket.
     pub fn after_event(rest: &str, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
-        let json = encode::with_scratch(|scratch| {
-            scratch.push(b'[');
-            scratch.extend_from_slice(rest.as_bytes());
-            std::str::from_utf8(scratch).map(Arc::from)
-        });
-        Self::from_text(json.map_err(|_| ArgsError::NotUtf8)?, attachments)
+        let mut json = String::with_capacity(1 + rest.len());
+        json.push('[');
+        json.push_str(rest);
+        Self::from_text(json.into(), attachments)
     }
 
     /// Puts arguments together that were written by this crate; refuses data that receivers would

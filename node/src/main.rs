@@ -9,7 +9,7 @@ use std::{env, io::Write, process::ExitCode, time::Duration};
 use gateway::{Config, Job};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let (config, is_demo) = match gateway::parse(env::args_os()) {

@@ -11,6 +11,7 @@ use std::fmt::{self, Display};
 use std::marker::PhantomData;
 
 use bytes::Bytes;
+use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
     Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny,
     SeqAccess, Visitor,
@@ -19,13 +20,18 @@ use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
 use self::tree::Tree;
-use super::ArgsError;
+use super::{ArgsError, json::first_plain_string};
 
 pub(super) fn decode<T: DeserializeOwned>(
     json: &str,
     attachments: &[Bytes],
 ) -> Result<T, ArgsError> {
     let read = || {
+        if Shape::of::<T>() == Shape::Text
+            && let Some(text) = first_plain_string(json)
+        {
+            return T::deserialize(BorrowedStrDeserializer::new(text));
+        }
         if attachments.is_empty() {
             let mut text = serde_json::Deserializer::from_str(json);
             let value = arguments(&mut text)?;
@@ -46,7 +52,7 @@ fn arguments<'de, T: DeserializeOwned, D: Deserializer<'de>>(array: D) -> Result
             null()
         }
         Shape::List => T::deserialize(List(array)),
-        Shape::One => array.deserialize_seq(First(PhantomData)),
+        Shape::One | Shape::Text => array.deserialize_seq(First(PhantomData)),
     }
 }
 
@@ -56,10 +62,12 @@ fn null<T: DeserializeOwned, E: serde::de::Error>() -> Result<T, E> {
 }
 
 /// How many arguments a type takes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
     None,
     One,
+    /// One, and it wants to be text.
+    Text,
     List,
 }
 
@@ -87,6 +95,15 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         Err(Probed)
     }
 
+    fn deserialize_str<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Probed> {
+        self.0.set(Shape::Text);
+        Err(Probed)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Probed> {
+        self.deserialize_str(visitor)
+    }
+
     fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Probed> {
         self.0.set(Shape::List);
         Err(Probed)
@@ -97,11 +114,17 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         _: &'static str,
         visitor: V,
     ) -> Result<V::Value, Probed> {
-        visitor.visit_newtype_struct(self)
+        let shape = self.0;
+        let probed = visitor.visit_newtype_struct(self);
+        if shape.get() == Shape::Text {
+            // A text by itself does not know how to be a newtype.
+            shape.set(Shape::One);
+        }
+        probed
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf option
         unit_struct seq tuple_struct map struct enum identifier ignored_any
     }
 }

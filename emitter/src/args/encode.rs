@@ -15,39 +15,48 @@ use serde::ser::{SerializeMap, Serializer};
 use serde_json::Error;
 use serde_json::ser::{Compound, Formatter};
 
-use super::ArgsError;
+use super::{ArgsError, json::is_plain};
 
 /// The JSON array of the arguments, and their attachments.
 pub(super) fn encode<T: Serialize + ?Sized>(
     value: &T,
 ) -> Result<(Arc<str>, Vec<Bytes>), ArgsError> {
-    with_scratch(|json| encode_into(json, value))
-}
-
-/// Lends an empty buffer of the thread. It is taken and put back, as a value may encode others
-/// while it is being encoded itself.
-pub(super) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    // Taken and put back, as a value may encode others while it is being encoded itself.
     let mut scratch = SCRATCH.take();
-    scratch.clear();
-    let result = write(&mut scratch);
-    if scratch.capacity() <= SCRATCH_BYTES {
+    scratch.json.clear();
+    scratch.plain.clear();
+    let encoded = encode_into(&mut scratch, value);
+    if scratch.json.capacity() + scratch.plain.capacity() <= SCRATCH_BYTES {
         SCRATCH.set(scratch);
     }
-    result
+    encoded
+}
+
+/// Where arguments grow before they are copied to their final size.
+#[derive(Default)]
+struct Scratch {
+    json: Vec<u8>,
+    /// The whole array, if it is one string without escapes.
+    plain: String,
 }
 
 thread_local! {
-    /// Where arguments grow before they are copied to their final size.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<Scratch> = const {
+        Cell::new(Scratch {
+            json: Vec::new(),
+            plain: String::new(),
+        })
+    };
 }
 
 /// A scratch buffer that has grown beyond this is not kept.
 const SCRATCH_BYTES: usize = 64 * 1024;
 
 fn encode_into<T: Serialize + ?Sized>(
-    json: &mut Vec<u8>,
+    scratch: &mut Scratch,
     value: &T,
 ) -> Result<(Arc<str>, Vec<Bytes>), ArgsError> {
+    let Scratch { json, plain } = scratch;
     // One bracket is written ahead. A list brings its own, and then that first byte is left out.
     json.push(b'[');
     let mut attachments = Vec::new();
@@ -60,8 +69,12 @@ fn encode_into<T: Serialize + ?Sized>(
         .serialize(Outermost {
             json: &mut serializer,
             shape: &mut shape,
+            plain,
         })
         .map_err(ArgsError::Encode)?;
+    if !plain.is_empty() {
+        return Ok((plain.as_str().into(), attachments));
+    }
     if shape != Shape::List {
         json.push(b']');
     }
@@ -101,6 +114,7 @@ impl Formatter for Placeholders<'_> {
 struct Outermost<'a, W, F> {
     json: &'a mut serde_json::Serializer<W, F>,
     shape: &'a mut Shape,
+    plain: &'a mut String,
 }
 
 macro_rules! one_argument {
@@ -129,8 +143,20 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         serialize_u8(u8) serialize_u16(u16) serialize_u32(u32) serialize_u64(u64)
         serialize_u128(u128)
         serialize_f32(f32) serialize_f64(f64)
-        serialize_char(char) serialize_str(&str) serialize_bytes(&[u8])
+        serialize_char(char) serialize_bytes(&[u8])
         serialize_unit_struct(&'static str)
+    }
+
+    /// A single text is common, and `serde_json` looks at its bytes one by one.
+    fn serialize_str(self, value: &str) -> Result<(), Error> {
+        if !is_plain(value) {
+            return self.json.serialize_str(value);
+        }
+        self.plain.reserve(value.len() + 4);
+        self.plain.push_str("[\"");
+        self.plain.push_str(value);
+        self.plain.push_str("\"]");
+        Ok(())
     }
 
     fn serialize_unit(self) -> Result<(), Error> {

@@ -33,7 +33,7 @@ use crate::table::TableArgs;
 
 /// As in the released program, whose figures these are.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Parser)]
 #[command(name = "fan_out", args_conflicts_with_subcommands = true)]

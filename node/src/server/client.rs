@@ -331,13 +331,18 @@ impl Client {
             return;
         };
         let id = packet.id;
-        let started = catch_unwind(AssertUnwindSafe(|| handler(socket.clone(), args, id)));
-        let what = What::Event { socket, id };
-        match started {
-            Ok(future) => {
-                self.start(turn, cx, what, Work::Event(future));
+        // Most handlers don't wait: they are polled before anything is set up for waiting.
+        let first = catch_unwind(AssertUnwindSafe(|| {
+            let mut future = handler(socket.clone(), args, id);
+            match future.as_mut().poll(cx) {
+                Poll::Ready(result) => Ok(result),
+                Poll::Pending => Err(future),
             }
-            Err(_) => self.finish(turn, cx, what, Outcome::Panicked),
+        }));
+        match first {
+            Ok(Ok(result)) => self.answer(turn, &socket, id, result),
+            Ok(Err(future)) => self.wait(What::Event { socket, id }, Work::Event(future)),
+            Err(_) => self.finish(turn, cx, What::Event { socket, id }, Outcome::Panicked),
         }
     }
 
@@ -382,6 +387,12 @@ impl Client {
                 true
             }
         }
+    }
+
+    /// Keeps a handler that has been polled and waits.
+    fn wait(&mut self, what: What, future: Work) {
+        let what = Some(what);
+        self.busy().running.push(Running { what, future });
     }
 
     fn finish(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, what: What, outcome: Outcome) {

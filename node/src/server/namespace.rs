@@ -1,6 +1,8 @@
 //! The definition of a namespace: its name and its handlers, built once and then immutable.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
+
+use hashbrown::HashMap;
 
 use super::{
     data::Data,
@@ -34,6 +36,7 @@ pub(crate) struct Handlers {
     pub(crate) connect: Option<OnConnect>,
     pub(crate) disconnect: Option<OnDisconnect>,
     pub(crate) any: Option<OnAny>,
+    /// The names come from the application, so its hash function needs no secret.
     pub(crate) events: HashMap<Box<str>, OnEvent>,
 }
 

@@ -3,7 +3,7 @@
 //! Built on the token reader of the emitter, so without recursion and without a tree. It accepts
 //! what `JSON.parse` accepts; whether the content is what a packet needs is for `decode`.
 
-use roomcast_emitter::args::json::{JsonError, Token, Tokens, is_space};
+use roomcast_emitter::args::json::{JsonError, Token, Tokens, is_space, plain_strings};
 
 /// What is known of a valid JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,13 @@ pub(crate) struct First<'a> {
 
 /// Validates all of `text`, nesting no deeper than `max_depth`.
 pub(crate) fn scan(text: &str, max_depth: usize) -> Result<Scan<'_>, JsonError> {
+    if let (Some((first, rest)), true) = (plain_strings(text), max_depth > 0) {
+        let token = Token::String(first);
+        return Ok(Scan {
+            kind: JsonKind::Array,
+            first: Some(First { token, rest }),
+        });
+    }
     let mut tokens = Tokens::new(text, max_depth);
     let mut first = None;
     let kind = match tokens.token()? {

@@ -130,7 +130,10 @@ struct Core<U> {
     upper: U,
     reader: websocket::Reader,
     /// Bytes of the WebSocket that were read while too many events were in flight.
-    #[expect(clippy::box_collection, reason = "nearly always absent, in every connection")]
+    #[expect(
+        clippy::box_collection,
+        reason = "nearly always absent, in every connection"
+    )]
     unread: Option<Box<Vec<u8>>>,
     stage: Stage,
     /// Which transport the gauge of connections counts this one under.

@@ -20,7 +20,10 @@ enum Frames {
     #[default]
     None,
     One(Frame),
-    #[expect(clippy::box_collection, reason = "rare, and every connection has an outbox")]
+    #[expect(
+        clippy::box_collection,
+        reason = "rare, and every connection has an outbox"
+    )]
     Many(Box<VecDeque<Frame>>),
 }
 

@@ -546,15 +546,19 @@ pub(crate) fn append_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 
 /// Appends a text frame whose payload `write` appends.
 pub(crate) fn append_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Room for the header of a payload up to 64 KiB; others make their payload move.
+    const ROOM: usize = 4;
     let start = out.len();
-    // Nearly all payloads take the shortest header; a longer one is put in afterwards.
-    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&[0; ROOM]);
     write(out);
-    let (header, size) = frame_header(Opcode::Text, out.len() - start - 2);
-    out[start..start + 2].copy_from_slice(&header[..2]);
-    if size > 2 {
-        out.splice(start + 2..start + 2, header[2..size].iter().copied());
+    let (header, size) = frame_header(Opcode::Text, out.len() - start - ROOM);
+    if size < ROOM {
+        out.copy_within(start + ROOM.., start + size);
+        out.truncate(out.len() - (ROOM - size));
+    } else if size > ROOM {
+        out.splice(start..start, [0; 10][..size - ROOM].iter().copied());
     }
+    out[start..start + size].copy_from_slice(&header[..size]);
 }
 
 /// Appends the answer to a ping, with the ping's payload.
