@@ -2,15 +2,21 @@
 //! nodes hear of each other's broadcasts.
 //!
 //! The crate knows neither HTTP nor WebSocket. What it needs of a connected socket is the
-//! [`Member`] trait.
+//! [`Member`] trait; other nodes are reached through a [`Bus`].
 
 mod adapter;
+mod bus;
 mod directory;
 mod id;
 mod member;
+mod memory_bus;
 mod rooms;
 mod shards;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};
+pub use bus::{
+    Answer, Answered, Bus, BusError, BusFuture, Description, Listener, NodeId, Question,
+};
 pub use id::SocketId;
 pub use member::Member;
+pub use memory_bus::MemoryBus;

@@ -1,10 +1,11 @@
 //! The language of a Roomcast cluster: what is said, and to whom.
 //!
 //! [`args`] holds event arguments encoded once, [`msgpack`] transcodes them, [`event`] knows the
-//! names that an event may not have, [`target`] says who shall receive. Nothing here knows sockets,
-//! HTTP or threads.
+//! names that an event may not have, [`target`] says who shall receive, [`message`] what nodes tell
+//! each other. Nothing here knows sockets, HTTP or threads.
 
 pub mod args;
 pub mod event;
+pub mod message;
 pub mod msgpack;
 pub mod target;

@@ -48,6 +48,11 @@ impl Ids {
         }
     }
 
+    /// A name for the node, which begins as all its ids do.
+    pub(crate) fn node_name(&self) -> String {
+        String::from_utf8_lossy(&self.id()).into_owned()
+    }
+
     pub(crate) fn engine_id(&self) -> EngineId {
         EngineId(self.id())
     }

@@ -32,9 +32,15 @@ mod transport;
 
 pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
-pub use roomcast_adapter::{JoinError, SocketId};
+pub use roomcast_adapter::{
+    Answer, Answered, Bus, BusError, BusFuture, Description, JoinError, Listener, MemoryBus,
+    NodeId, Question, SocketId,
+};
 pub use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
-pub use roomcast_emitter::target::Rooms;
+pub use roomcast_emitter::{
+    message::Message,
+    target::{Flags, Rooms, Target},
+};
 pub use server::{
     Ack, AckError, Answers, BroadcastOperator, BuildError, Builder, ConnectHandler, Data, Delivery,
     DisconnectHandler, DisconnectReason, EmitError, Event, EventHandler, Fetched, Namespace,

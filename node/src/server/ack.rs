@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{Member as _, SocketId};
-use roomcast_emitter::args::{Args, ArgsError, IntoArgs};
+use roomcast_emitter::args::{Args, FromArgs, IntoArgs};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
@@ -58,6 +58,29 @@ pub struct Answers<T> {
     pub missing: Vec<SocketId>,
     /// Nodes of the cluster that did not say whether they have sockets to answer.
     pub silent_nodes: Vec<String>,
+}
+
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        Self {
+            answers: Vec::new(),
+            missing: Vec::new(),
+            silent_nodes: Vec::new(),
+        }
+    }
+}
+
+impl<T: FromArgs> Answers<T> {
+    /// Takes the answers of one node; what is of another type is missing.
+    pub(super) fn add(&mut self, answers: Vec<(SocketId, Args)>, missing: Vec<SocketId>) {
+        self.missing.extend(missing);
+        for (id, args) in answers {
+            match T::from_args(&args) {
+                Ok(answer) => self.answers.push(answer),
+                Err(_) => self.missing.push(id),
+            }
+        }
+    }
 }
 
 /// The acknowledgements that a namespace waits for.
@@ -213,22 +236,11 @@ impl Gathering {
     }
 
     /// The answers so far, and who did not give one.
-    pub(crate) fn finish<T>(&self, decode: impl Fn(&Args) -> Result<T, ArgsError>) -> Answers<T> {
+    pub(crate) fn finish(&self) -> (Vec<(SocketId, Args)>, Vec<SocketId>) {
         let mut state = self.state.lock();
         let mut missing = std::mem::take(&mut state.gone);
         missing.extend(state.forgive());
-        let mut answers = Vec::with_capacity(state.answers.len());
-        for (id, args) in state.answers.drain(..) {
-            match decode(&args) {
-                Ok(answer) => answers.push(answer),
-                Err(_) => missing.push(id),
-            }
-        }
-        Answers {
-            answers,
-            missing,
-            silent_nodes: Vec::new(),
-        }
+        (std::mem::take(&mut state.answers), missing)
     }
 }
 

@@ -2,23 +2,26 @@
 
 use std::{sync::Arc, time::Duration};
 
-use roomcast_adapter::JoinError;
+use futures_util::future::join;
+use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Question, SocketId};
 use roomcast_emitter::{
     args::{FromArgs, IntoArgs},
+    message::Message,
     target::{Rooms, Target},
 };
 use serde::Serialize;
 
 use super::{
     ack::Answers,
+    cluster::names,
     error::{AckError, EmitError},
     remote_socket::{Fetched, RemoteSocket},
-    socket::{Socket, check_event},
+    socket::check_event,
     space::Space,
 };
 
-/// How long a broadcast waits for acknowledgements if no timeout is given.
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long acknowledgements and the answers of other nodes are waited for if nothing else is said.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Who shall receive, and how. Made by [`Server::of`](super::Server::of), [`Socket::to`] and their
 /// like; every method narrows or widens it, and the last one acts.
@@ -90,7 +93,7 @@ impl BroadcastOperator {
         self
     }
 
-    /// How long to wait for acknowledgements. Default 5 s.
+    /// How long to wait for acknowledgements and for the answers of other nodes. Default 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.target.flags.timeout = Some(timeout);
         self
@@ -103,15 +106,8 @@ impl BroadcastOperator {
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let space = self.space()?;
         check_event(event)?;
-        let frame = space
-            .parser
-            .event(&space.name, None, event, &args.into_args()?)?;
-        let local_sockets = space.adapter.fan_out(&self.target, &frame, |_| {});
-        count(space, local_sockets);
-        Ok(Delivery {
-            local_sockets,
-            nodes: 0,
-        })
+        let args = args.into_args()?;
+        space.broadcast(self.target.clone(), event, args).await
     }
 
     /// Emits an event and collects the acknowledgements until everybody has answered or the
@@ -124,76 +120,78 @@ impl BroadcastOperator {
         let space = self.space()?;
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
-        let (awaited, gathering) = space.acks.many();
-        let frame = space
-            .parser
-            .event(&space.name, Some(awaited.id), event, &args)?;
-        let recipients = space
-            .adapter
-            .fan_out(&self.target, &frame, |socket| gathering.expect(socket));
-        count(space, recipients);
-        gathering.seal();
-        let limit = self.target.flags.timeout.unwrap_or(ACK_TIMEOUT);
-        // Whether everybody answered or the time is over, what there is counts.
-        let _ = tokio::time::timeout(limit, gathering.complete()).await;
-        Ok(gathering.finish(|args| T::from_args(args)))
+        let timeout = self.target.flags.timeout.unwrap_or(TIMEOUT);
+        let question = Question::Acks {
+            target: self.target.clone(),
+            event: event.into(),
+            args: args.clone(),
+            timeout,
+        };
+        let asked = space.ask(&self.target, question, timeout);
+        let local = space.collect_acks(&self.target, event, &args, timeout);
+        let (local, asked) = join(local, answered(asked)).await;
+        let asked = asked?;
+        let mut answers = Answers::default();
+        for answer in [local?].into_iter().chain(asked.answers) {
+            if let Answer::Acks {
+                answers: given,
+                missing,
+            } = answer
+            {
+                answers.add(given, missing);
+            }
+        }
+        answers.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
+        Ok(answers)
     }
 
     /// The sockets that are meant, with their rooms and data.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
-        let sockets = self.local_sockets()?.iter().map(RemoteSocket::of).collect();
+        let space = self.space()?;
+        let timeout = self.target.flags.timeout.unwrap_or(TIMEOUT);
+        let question = Question::Sockets(self.target.clone());
+        let asked = space.ask(&self.target, question, timeout);
+        let mut found = space.describe(&self.target);
+        let asked = answered(asked).await?;
+        for answer in asked.answers {
+            if let Answer::Sockets(sockets) = answer {
+                found.extend(sockets);
+            }
+        }
+        let remote = |description| RemoteSocket::new(description, Arc::clone(space));
         Ok(Fetched {
-            sockets,
-            silent_nodes: Vec::new(),
+            sockets: found.into_iter().map(remote).collect(),
+            silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
         })
     }
 
-    /// The ids of the sockets that are meant.
-    pub async fn socket_ids(self) -> Result<Vec<roomcast_adapter::SocketId>, EmitError> {
-        Ok(self
-            .local_sockets()?
-            .iter()
-            .map(|socket| socket.id().clone())
-            .collect())
+    /// The ids of the sockets that are meant, of those nodes that answer.
+    pub async fn socket_ids(self) -> Result<Vec<SocketId>, EmitError> {
+        let fetched = self.fetch_sockets().await?;
+        let ids = fetched.sockets.iter().map(|socket| socket.id().clone());
+        Ok(ids.collect())
     }
 
-    /// Has everybody who is meant join rooms. The first socket that cannot join ends it with an
-    /// error; the others have joined.
+    /// Has everybody who is meant join rooms. If a socket of this node cannot, that is the error;
+    /// the others have joined.
     pub async fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
-        let mut refused = None;
-        for socket in self.local_sockets()? {
-            let names = RoomsOf(&rooms);
-            match socket.join(names) {
-                Ok(()) | Err(JoinError::Disconnected) => {}
-                Err(error) => refused = Some(error),
-            }
-        }
-        refused.map_or(Ok(()), |error| Err(error.into()))
+        let (target, rooms) = (self.target.clone(), names(&rooms));
+        let message = Message::SocketsJoin { target, rooms };
+        self.space()?.command(message).await
     }
 
     /// Has everybody who is meant leave rooms.
     pub async fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
-        for socket in self.local_sockets()? {
-            socket.leave(RoomsOf(&rooms));
-        }
-        Ok(())
+        let (target, rooms) = (self.target.clone(), names(&rooms));
+        let message = Message::SocketsLeave { target, rooms };
+        self.space()?.command(message).await
     }
 
     /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
     pub async fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
-        for socket in self.local_sockets()? {
-            socket.disconnect(close);
-        }
-        Ok(())
-    }
-
-    fn local_sockets(&self) -> Result<Vec<Socket>, EmitError> {
-        let members = self.space()?.adapter.select(&self.target);
-        Ok(members
-            .into_iter()
-            .map(Socket::from)
-            .filter(Socket::is_connected)
-            .collect())
+        let target = self.target.clone();
+        let message = Message::DisconnectSockets { target, close };
+        self.space()?.command(message).await
     }
 
     fn space(&self) -> Result<&Arc<Space>, EmitError> {
@@ -211,17 +209,11 @@ impl std::fmt::Debug for BroadcastOperator {
     }
 }
 
-/// Lends rooms to several sockets.
-struct RoomsOf<'a, R>(&'a R);
-
-impl<R: Rooms> Rooms for RoomsOf<'_, R> {
-    fn each(&self, f: &mut dyn FnMut(&str)) {
-        self.0.each(f);
+async fn answered(
+    asked: Option<BusFuture<Result<Answered, BusError>>>,
+) -> Result<Answered, EmitError> {
+    match asked {
+        Some(asked) => Ok(asked.await?),
+        None => Ok(Answered::default()),
     }
-}
-
-fn count(space: &Space, recipients: usize) {
-    let metrics = &space.hub.metrics;
-    metrics.broadcasts.inc();
-    metrics.deliveries.inc_by(recipients as u64);
 }

@@ -2,7 +2,10 @@
 
 use std::{future::Future, sync::Arc, thread::available_parallelism, time::Duration};
 
+use roomcast_adapter::{Bus, NodeId};
+
 use super::{
+    cluster::Place,
     error::BuildError,
     namespace::{Namespace, Pattern},
     packets::Parser,
@@ -19,13 +22,14 @@ use crate::{
 };
 
 /// Configures a server; every setting has Socket.IO's default.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {
     config: Config,
     parser: Parser,
     namespaces: Vec<Namespace>,
     lanes: Option<usize>,
+    bus: Option<Arc<dyn Bus>>,
 }
 
 macro_rules! setters {
@@ -120,6 +124,13 @@ impl Builder {
         self
     }
 
+    /// Makes the server a node of a cluster: its rooms are those of all servers on the bus.
+    /// Default: the server is alone.
+    pub fn bus(mut self, bus: impl Bus) -> Self {
+        self.bus = Some(Arc::new(bus));
+        self
+    }
+
     /// Builds the server on the current tokio runtime.
     pub async fn build(self) -> Result<Server, BuildError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
@@ -146,9 +157,14 @@ impl Builder {
             .clamp(1, 64);
         let hub = Arc::new(Hub::new(self.config, Arc::new(Metrics::new()), lanes));
         hub.start();
+        let place = Place {
+            node: NodeId::new(&hub.ids.node_name()),
+            bus: self.bus,
+        };
         Ok(Server::from_inner(Inner::new(
             &hub,
             self.parser,
+            place,
             namespaces,
             patterns,
         )))
@@ -213,4 +229,13 @@ fn check(config: &Config) -> Result<(), BuildError> {
         });
     }
     Ok(())
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("config", &self.config)
+            .field("namespaces", &self.namespaces)
+            .finish_non_exhaustive()
+    }
 }

@@ -21,6 +21,9 @@ pub enum EmitError {
     /// The server has no namespace of this name.
     #[error("the namespace `{0}` does not exist")]
     UnknownNamespace(Box<str>),
+    /// The sockets of this node were served; those of other nodes may not have been.
+    #[error(transparent)]
+    Bus(#[from] roomcast_adapter::BusError),
     /// A socket cannot join a room.
     #[error(transparent)]
     Join(#[from] roomcast_adapter::JoinError),

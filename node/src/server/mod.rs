@@ -4,6 +4,7 @@ mod ack;
 mod broadcast;
 mod builder;
 mod client;
+mod cluster;
 mod data;
 mod error;
 mod handler;

@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use roomcast_adapter::SocketId;
+use roomcast_adapter::{Description, SocketId};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{broadcast::BroadcastOperator, socket::Socket, space::Space};
-use crate::transport::handshake::Handshake;
+use super::{broadcast::BroadcastOperator, space::Space};
 
 /// The sockets that were found.
 #[derive(Debug, Clone)]
@@ -22,60 +21,52 @@ pub struct Fetched {
 /// A socket at the time when it was fetched.
 #[derive(Clone)]
 pub struct RemoteSocket {
-    id: SocketId,
-    rooms: Vec<String>,
-    data: serde_json::Value,
-    handshake: Handshake,
+    description: Description,
     space: Arc<Space>,
 }
 
 impl RemoteSocket {
-    pub(super) fn of(socket: &Socket) -> Self {
-        Self {
-            id: socket.id().clone(),
-            rooms: socket.rooms(),
-            data: socket.data_json(),
-            handshake: socket.handshake().clone(),
-            space: Arc::clone(socket.space()),
-        }
+    pub(super) fn new(description: Description, space: Arc<Space>) -> Self {
+        Self { description, space }
     }
 
     /// The id.
     pub fn id(&self) -> &SocketId {
-        &self.id
+        &self.description.id
     }
 
     /// The rooms, the private one first.
     pub fn rooms(&self) -> &[String] {
-        &self.rooms
+        &self.description.rooms
     }
 
     /// What was attached to the socket, as JSON; an empty object if nothing was.
     pub fn data_json(&self) -> &serde_json::Value {
-        &self.data
+        &self.description.data
     }
 
     /// What was attached to the socket.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        T::deserialize(&self.data)
+        T::deserialize(&self.description.data)
     }
 
-    /// The client's first request.
-    pub fn handshake(&self) -> &Handshake {
-        &self.handshake
+    /// The client's first request, as Node's server describes it: `headers`, `query`, `auth`,
+    /// `address`, `time`, `issued`, `url`, `secure` and `xdomain`.
+    pub fn handshake_json(&self) -> &serde_json::Value {
+        &self.description.handshake
     }
 
     /// The socket as a target: to emit to it, make it join or leave rooms, or disconnect it.
     pub fn operator(&self) -> BroadcastOperator {
-        BroadcastOperator::new(Arc::clone(&self.space)).to(&self.id)
+        BroadcastOperator::new(Arc::clone(&self.space)).to(&self.description.id)
     }
 }
 
 impl std::fmt::Debug for RemoteSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RemoteSocket")
-            .field("id", &self.id)
-            .field("rooms", &self.rooms)
+            .field("id", &self.description.id)
+            .field("rooms", &self.description.rooms)
             .finish_non_exhaustive()
     }
 }
@@ -89,9 +80,9 @@ impl Serialize for RemoteSocket {
             data: &'a serde_json::Value,
         }
         Form {
-            id: &self.id,
-            rooms: &self.rooms,
-            data: &self.data,
+            id: &self.description.id,
+            rooms: &self.description.rooms,
+            data: &self.description.data,
         }
         .serialize(serializer)
     }

@@ -15,6 +15,7 @@ use super::{
     broadcast::{BroadcastOperator, Delivery},
     builder::Builder,
     client::Client,
+    cluster::Place,
     error::EmitError,
     namespace::{Handlers, Pattern},
     packets::Parser,
@@ -45,6 +46,7 @@ pub struct Server(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) hub: Arc<Hub>,
     pub(crate) parser: Parser,
+    place: Place,
     spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
     patterns: Vec<(Pattern, Arc<Handlers>)>,
 }
@@ -149,6 +151,7 @@ impl Inner {
     pub(super) fn new(
         hub: &Arc<Hub>,
         parser: Parser,
+        place: Place,
         namespaces: Vec<(Box<str>, Handlers)>,
         patterns: Vec<(Pattern, Handlers)>,
     ) -> Arc<Self> {
@@ -159,13 +162,15 @@ impl Inner {
         Arc::new_cyclic(|weak| {
             let space = |(name, handlers): (Box<str>, Handlers)| {
                 let handlers = Arc::new(handlers);
-                let space = Space::new(&name, handlers, None, hub, parser, weak.clone());
-                (Arc::clone(&space.name), Arc::new(space))
+                let place = place.clone();
+                let space = Space::new(&name, handlers, None, hub, parser, place, weak.clone());
+                (Arc::clone(&space.name), space)
             };
             let spaces = RwLock::new(namespaces.into_iter().map(space).collect());
             Self {
                 hub: Arc::clone(hub),
                 parser,
+                place: place.clone(),
                 spaces,
                 patterns,
             }
@@ -189,14 +194,15 @@ impl Inner {
         let mut spaces = self.spaces.write();
         let space = spaces.entry(name.into()).or_insert_with(|| {
             let server = Arc::downgrade(self);
-            Arc::new(Space::new(
+            Space::new(
                 name,
                 handlers,
                 Some(params),
                 &self.hub,
                 self.parser,
+                self.place.clone(),
                 server,
-            ))
+            )
         });
         space.users.fetch_add(1, Ordering::Relaxed);
         Some(Arc::clone(space))

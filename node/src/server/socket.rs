@@ -12,7 +12,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_adapter::{JoinError, Member, SocketId};
+use roomcast_adapter::{Description, JoinError, Member, SocketId};
 use roomcast_emitter::{
     args::{FromArgs, IntoArgs},
     event::is_reserved,
@@ -177,6 +177,16 @@ impl Socket {
             || serde_json::Value::Object(serde_json::Map::new()),
             |d| d.to_json(),
         )
+    }
+
+    /// The socket as other nodes see it.
+    pub(super) fn describe(&self) -> Description {
+        Description {
+            id: self.id().clone(),
+            rooms: self.rooms(),
+            data: self.data_json(),
+            handshake: self.handshake().to_json(),
+        }
     }
 
     /// Joins rooms: all of them, or none if a limit would be passed.

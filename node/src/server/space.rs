@@ -8,7 +8,10 @@ use std::sync::{
 use prometheus::IntGauge;
 use roomcast_adapter::{Adapter, RoomLimits};
 
-use super::{ack::Acks, namespace::Handlers, packets::Parser, server::Inner, socket::Occupant};
+use super::{
+    ack::Acks, cluster::Place, namespace::Handlers, packets::Parser, server::Inner,
+    socket::Occupant,
+};
 use crate::transport::hub::Hub;
 
 pub(crate) struct Space {
@@ -20,6 +23,7 @@ pub(crate) struct Space {
     pub(crate) acks: Acks,
     pub(crate) parser: Parser,
     pub(crate) hub: Arc<Hub>,
+    pub(super) place: Place,
     pub(crate) sockets: IntGauge,
     /// Not an owner: connections and handles keep the server alive.
     pub(crate) server: Weak<Inner>,
@@ -36,15 +40,16 @@ impl Space {
         params: Option<Vec<(Box<str>, Box<str>)>>,
         hub: &Arc<Hub>,
         parser: Parser,
+        place: Place,
         server: Weak<Inner>,
-    ) -> Self {
+    ) -> Arc<Self> {
         let limits = &hub.config.limits;
         let limits = RoomLimits {
             rooms_per_socket: limits.rooms_per_socket,
             name_bytes: limits.room_name_bytes,
         };
         hub.metrics.namespaces.inc();
-        Self {
+        let space = Arc::new(Self {
             name: name.into(),
             handlers,
             is_dynamic: params.is_some(),
@@ -54,9 +59,15 @@ impl Space {
             parser,
             sockets: hub.metrics.sockets_of(name),
             hub: Arc::clone(hub),
+            place,
             server,
             users: AtomicUsize::new(0),
+        });
+        if let Some(bus) = &space.place.bus {
+            let listener: Weak<Self> = Arc::downgrade(&space);
+            bus.attach(&space.place.node, name, listener);
         }
+        space
     }
 
     /// A client has left, or was not let in.
@@ -74,5 +85,8 @@ impl Space {
 impl Drop for Space {
     fn drop(&mut self) {
         self.hub.metrics.namespaces.dec();
+        if let Some(bus) = &self.place.bus {
+            bus.detach(&self.place.node, &self.name);
+        }
     }
 }

@@ -254,6 +254,8 @@ impl Connection {
         self.direct.store(false, Ordering::Relaxed);
         let linger = match reason {
             CloseReason::ServerShutdown => SHUTDOWN_LINGER,
+            // Whoever did not answer for that long will not fetch anything any more.
+            CloseReason::PingTimeout => Duration::ZERO,
             _ if state.stream.is_some() => WEBSOCKET_LINGER,
             _ => POLLING_LINGER,
         };

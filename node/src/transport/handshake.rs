@@ -136,6 +136,31 @@ impl Handshake {
         self.request.issued
     }
 
+    /// The handshake as Node's server describes it to other nodes.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let headers: serde_json::Map<_, _> = self
+            .headers()
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .collect();
+        let query: serde_json::Map<_, _> = self
+            .queries()
+            .into_iter()
+            .map(|(key, value)| (key, value.into()))
+            .collect();
+        let address = self.address().map(|address| address.ip().to_string());
+        serde_json::json!({
+            "xdomain": headers.contains_key("origin"),
+            "headers": headers,
+            "time": httpdate::fmt_http_date(self.time()),
+            "address": address,
+            "secure": false,
+            "issued": self.issued_millis(),
+            "url": self.url(),
+            "query": query,
+            "auth": self.auth::<serde_json::Value>().unwrap_or_default(),
+        })
+    }
+
     /// What the client sent as `auth`, as JSON text; an object.
     pub fn auth_json(&self) -> Option<&str> {
         self.auth.as_deref()

@@ -5,6 +5,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     reason = "every test binary compiles this module and uses another part of it"
 )]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]

@@ -1,0 +1,106 @@
+//! A bus between the servers of one process: for tests, for applications that run several servers,
+//! and the reference for what a bus promises.
+
+use std::{
+    collections::HashMap,
+    future::ready,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use roomcast_emitter::message::Message;
+
+use crate::bus::{Answered, Bus, BusError, BusFuture, Listener, NodeId, Question};
+
+/// Connects all servers that hold a clone of it. Nothing is lost, nothing waits in a queue: a
+/// message is carried out by the other servers before `publish` returns.
+#[derive(Clone, Default)]
+pub struct MemoryBus {
+    listeners: Arc<Mutex<HashMap<Box<str>, Vec<Attached>>>>,
+}
+
+type Attached = (NodeId, Weak<dyn Listener>);
+
+impl MemoryBus {
+    /// A bus to which nobody is attached yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// All others in the namespace. Listeners are called without the lock, as they may publish.
+    fn others(&self, node: &NodeId, namespace: &str) -> Vec<(NodeId, Arc<dyn Listener>)> {
+        let listeners = self.listeners.lock();
+        let attached = listeners.get(namespace).into_iter().flatten();
+        attached
+            .filter(|(other, _)| other != node)
+            .filter_map(|(other, listener)| Some((other.clone(), listener.upgrade()?)))
+            .collect()
+    }
+}
+
+impl Bus for MemoryBus {
+    fn attach(&self, node: &NodeId, namespace: &str, listener: Weak<dyn Listener>) {
+        let mut listeners = self.listeners.lock();
+        let attached = listeners.entry(namespace.into()).or_default();
+        attached.push((node.clone(), listener));
+    }
+
+    fn detach(&self, node: &NodeId, namespace: &str) {
+        let mut listeners = self.listeners.lock();
+        if let Some(attached) = listeners.get_mut(namespace) {
+            // A namespace that was made anew may be attached before the old one is gone.
+            attached.retain(|(other, listener)| other != node || listener.strong_count() > 0);
+            if attached.is_empty() {
+                listeners.remove(namespace);
+            }
+        }
+    }
+
+    fn publish(
+        &self,
+        node: &NodeId,
+        namespace: &str,
+        message: Message,
+    ) -> BusFuture<Result<usize, BusError>> {
+        let others = self.others(node, namespace);
+        for (_, listener) in &others {
+            listener.receive(&message);
+        }
+        Box::pin(ready(Ok(others.len())))
+    }
+
+    fn ask(
+        &self,
+        node: &NodeId,
+        namespace: &str,
+        question: Question,
+        timeout: Duration,
+    ) -> BusFuture<Result<Answered, BusError>> {
+        let others = self.others(node, namespace);
+        Box::pin(async move {
+            let asked = others.into_iter().map(|(other, listener)| {
+                let answer = tokio::time::timeout(timeout, listener.answer(question.clone()));
+                async move { (other, answer.await) }
+            });
+            let mut answered = Answered::default();
+            for (other, answer) in join_all(asked).await {
+                match answer {
+                    Ok(answer) => answered.answers.push(answer),
+                    Err(_) => answered.silent.push(other),
+                }
+            }
+            Ok(answered)
+        })
+    }
+}
+
+impl std::fmt::Debug for MemoryBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryBus").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! What every bus promises, checked on the one in memory.
+
+use std::future::pending;
+
+use roomcast_emitter::target::Target;
+
+use super::*;
+use crate::bus::Answer;
+
+#[derive(Default)]
+struct Node {
+    heard: Mutex<Vec<Message>>,
+    is_mute: bool,
+}
+
+impl Listener for Node {
+    fn receive(&self, message: &Message) {
+        self.heard.lock().push(message.clone());
+    }
+
+    fn answer(self: Arc<Self>, _: Question) -> BusFuture<Answer> {
+        if self.is_mute {
+            Box::pin(pending())
+        } else {
+            Box::pin(ready(Answer::Sockets(Vec::new())))
+        }
+    }
+}
+
+fn attach(bus: &MemoryBus, name: &str, namespace: &str, is_mute: bool) -> (NodeId, Arc<Node>) {
+    let (id, node) = (
+        NodeId::new(name),
+        Arc::new(Node {
+            is_mute,
+            ..Node::default()
+        }),
+    );
+    let listener: Weak<Node> = Arc::downgrade(&node);
+    bus.attach(&id, namespace, listener);
+    (id, node)
+}
+
+fn disconnect(close: bool) -> Message {
+    Message::DisconnectSockets {
+        target: Target::default(),
+        close,
+    }
+}
+
+#[tokio::test]
+async fn others_hear_a_message_in_order_and_its_sender_does_not() {
+    let bus = MemoryBus::new();
+    let (a, node_a) = attach(&bus, "a", "/", false);
+    let (_, node_b) = attach(&bus, "b", "/", false);
+    let (_, elsewhere) = attach(&bus, "c", "/chat", false);
+    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 1);
+    assert_eq!(bus.publish(&a, "/", disconnect(false)).await.unwrap(), 1);
+    assert_eq!(*node_b.heard.lock(), [disconnect(true), disconnect(false)]);
+    assert!(node_a.heard.lock().is_empty() && elsewhere.heard.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_is_silent_and_the_others_count() {
+    let bus = MemoryBus::new();
+    let (a, _node_a) = attach(&bus, "a", "/", false);
+    let (_, _node_b) = attach(&bus, "b", "/", false);
+    let (c, _node_c) = attach(&bus, "c", "/", true);
+    let question = Question::Sockets(Target::default());
+    let answered = bus
+        .ask(&a, "/", question, Duration::from_secs(1))
+        .await
+        .unwrap();
+    assert_eq!((answered.answers.len(), answered.silent), (1, vec![c]));
+}
+
+#[tokio::test]
+async fn a_listener_that_is_gone_is_forgotten_and_its_successor_is_not() {
+    let bus = MemoryBus::new();
+    let (a, _node_a) = attach(&bus, "a", "/", false);
+    let (b, node_b) = attach(&bus, "b", "/", false);
+    let (_, successor) = attach(&bus, "b", "/", false);
+    drop(node_b);
+    bus.detach(&b, "/");
+    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 1);
+    assert_eq!(successor.heard.lock().len(), 1);
+    drop(successor);
+    bus.detach(&b, "/");
+    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 0);
+}
