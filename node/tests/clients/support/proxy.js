@@ -6,6 +6,12 @@
 const { createServer, connect } = require("node:net");
 const { once } = require("node:events");
 
+/** Node cannot reset a socket that has ended its side: the handle would stay, and with it the process. */
+function lose(socket) {
+  if (socket.writableEnded) socket.destroy();
+  else socket.resetAndDestroy();
+}
+
 async function startProxy(port) {
   const pairs = new Set();
   let target = port;
@@ -39,8 +45,8 @@ async function startProxy(port) {
     down() {
       isDown = true;
       for (const { client, server } of pairs) {
-        client.resetAndDestroy();
-        server.resetAndDestroy();
+        lose(client);
+        lose(server);
       }
     },
     up() {
