@@ -1,7 +1,5 @@
 //! Several servers of one process on a memory bus are one room space.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 mod support;
 
 use std::time::Duration;

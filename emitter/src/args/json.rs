@@ -371,7 +371,7 @@ pub fn plain_strings(array: &str) -> Option<(&str, usize)> {
             b']' => (true, end + 1),
             _ => return None,
         };
-        let found = *first.get_or_insert((&array[start..end], rest));
+        let found = *first.get_or_insert_with(|| (&array[start..end], rest));
         if is_last {
             return (end + 2 == bytes.len()).then_some(found);
         }

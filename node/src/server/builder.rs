@@ -164,7 +164,7 @@ impl Builder {
         Ok(Server::from_inner(Inner::new(
             &hub,
             self.parser,
-            place,
+            &place,
             namespaces,
             patterns,
         )))

@@ -151,7 +151,7 @@ impl Inner {
     pub(super) fn new(
         hub: &Arc<Hub>,
         parser: Parser,
-        place: Place,
+        place: &Place,
         namespaces: Vec<(Box<str>, Handlers)>,
         patterns: Vec<(Pattern, Handlers)>,
     ) -> Arc<Self> {
