@@ -23,8 +23,9 @@ use super::{
 /// How long acknowledgements and the answers of other nodes are waited for if nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who shall receive, and how. Made by [`Server::of`](super::Server::of), [`Socket::to`] and their
-/// like; every method narrows or widens it, and the last one acts.
+/// Who shall receive, and how. Made by [`Server::of`](super::Server::of),
+/// [`Socket::to`](super::Socket::to) and their like; every method narrows or widens it, and the
+/// last one acts.
 #[derive(Clone)]
 #[must_use = "nothing happens until `emit` or another operation is called and awaited"]
 pub struct BroadcastOperator {
