@@ -381,7 +381,10 @@ pub fn plain_strings(array: &str) -> Option<(&str, usize)> {
 
 /// The closing quote of a string that begins at `at` and has no escape.
 fn plain_end(bytes: &[u8], at: usize) -> Option<usize> {
-    let at = at + plain_prefix(&bytes[at..]);
+    let mut at = at + plain_prefix(&bytes[at..]);
+    if let Some(word) = bytes[at..].first_chunk::<8>() {
+        at += special_bytes(u64::from_le_bytes(*word)).trailing_zeros() as usize / 8;
+    }
     let end = at + bytes[at..].iter().position(|&byte| is_special(byte))?;
     (bytes[end] == b'"').then_some(end)
 }
@@ -390,11 +393,14 @@ fn plain_end(bytes: &[u8], at: usize) -> Option<usize> {
 /// instructions of it.
 fn plain_prefix(bytes: &[u8]) -> usize {
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
-    let is_plain = |block: &&[u8; BLOCK]| !block.iter().fold(false, |any, &b| any | is_special(b));
+    let is_plain = |block: &&[u8; BLOCK]| {
+        let found = block.iter().fold(false, |any, &b| any | is_special(b));
+        !found
+    };
     BLOCK * blocks.iter().take_while(is_plain).count()
 }
 
-const BLOCK: usize = 64;
+const BLOCK: usize = 16;
 
 fn is_special(byte: u8) -> bool {
     (byte < 0x20) | (byte == b'"') | (byte == b'\\')

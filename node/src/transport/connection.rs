@@ -199,24 +199,31 @@ impl Connection {
 
     /// Queues a frame and has it written soon.
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, volatile: bool) -> Result<(), Closed> {
-        match self.push(&mut self.lock(), frame, volatile) {
+        let mut state = self.lock();
+        // Within the driver's turn, the end of the turn writes it.
+        let later = !state.in_turn;
+        match self.push(&mut state, frame, volatile, later) {
             Push::Queued { flush: false } | Push::Dropped => return Ok(()),
             Push::Closed => return Err(Closed),
             Push::Queued { flush: true } => {}
         }
+        drop(state);
         self.lane().flush_one_later(Arc::clone(self));
         Ok(())
     }
 
-    /// Queues a frame; if nobody is about to flush, the connection goes into the batch.
+    /// Queues a frame; if nobody is about to flush, the connection goes into the batch. So does
+    /// the connection whose handler broadcasts: were its copy written with its turn, a client that
+    /// waits for its own copy before it sends again would run ahead of everybody else.
     pub(crate) fn deliver(self: &Arc<Self>, frame: &Frame, volatile: bool, batch: &mut Batch) {
-        let push = self.push(&mut self.lock(), frame, volatile);
+        let push = self.push(&mut self.lock(), frame, volatile, true);
         if matches!(push, Push::Queued { flush: true }) {
             batch.0.push(Arc::clone(self));
         }
     }
 
-    fn push(&self, state: &mut State, frame: &Frame, volatile: bool) -> Push {
+    /// `later`: the lane shall flush, if it is not about to do so already.
+    fn push(&self, state: &mut State, frame: &Frame, volatile: bool, later: bool) -> Push {
         if state.closing.is_some() {
             return Push::Closed;
         }
@@ -231,7 +238,7 @@ impl Connection {
         }
         state.outbox.push(frame.clone());
         self.direct.store(false, Ordering::Relaxed);
-        let flush = !state.dirty && !state.in_turn && state.can_flush();
+        let flush = later && !state.dirty && state.can_flush();
         state.dirty |= flush;
         Push::Queued { flush }
     }
@@ -370,7 +377,7 @@ impl Connection {
                 Tick::TimedOut => self.begin_close(&mut state, CloseReason::PingTimeout),
                 Tick::SendPing => {
                     if let Push::Queued { flush: true } =
-                        self.push(&mut state, &self.hub.frames.ping, false)
+                        self.push(&mut state, &self.hub.frames.ping, false, true)
                     {
                         self.lane().flush_one_later(Arc::clone(self));
                     }
@@ -462,7 +469,8 @@ impl Connection {
             }
             replies.clear();
         }
-        loop {
+        // A broadcast that came meanwhile is written by the lane, in the order of its recipients.
+        while !state.dirty || state.blocked || state.closing.is_some() {
             sent += self.write(state, scratch, Some(cx));
             if !state.blocked {
                 break;

@@ -133,7 +133,6 @@ fn poll_read_tcp(
     buffer: &mut [u8],
 ) -> Poll<io::Result<Read>> {
     loop {
-        ready!(tcp.poll_read_ready(cx))?;
         let mut read = None;
         let outcome = tcp.try_io(Interest::READABLE, || {
             let (count, _) = rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty())?;
@@ -145,15 +144,18 @@ fn poll_read_tcp(
             }
             Ok(())
         });
-        match (read, outcome) {
-            (Some(count), outcome) => {
-                let more = outcome.is_ok() || tcp.poll_read_ready(cx).is_ready();
-                return Poll::Ready(Ok(Read { count, more }));
+        if let Some(count) = read {
+            let more = outcome.is_ok() || tcp.poll_read_ready(cx).is_ready();
+            return Poll::Ready(Ok(Read { count, more }));
+        }
+        match outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready!(tcp.poll_read_ready(cx))?;
             }
-            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            (None, Err(error)) => return Poll::Ready(Err(error)),
-            (None, Ok(())) => {}
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                return Poll::Ready(Err(error));
+            }
+            _ => {}
         }
     }
 }
