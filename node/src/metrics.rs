@@ -11,10 +11,18 @@ use crate::close::{CloseReason, Limit};
 /// under `other`, so that dynamic namespaces cannot grow the number of time series.
 const NAMESPACE_LABELS: i64 = 64;
 
+/// The series of one transport.
+pub(crate) struct OfTransport {
+    pub(crate) connections: IntGauge,
+    pub(crate) opened_v3: IntCounter,
+    pub(crate) opened_v4: IntCounter,
+}
+
 pub(crate) struct Metrics {
     registry: Registry,
-    pub(crate) connections: IntGaugeVec,
-    pub(crate) opened: IntCounterVec,
+    /// By transport. Each connection counts here several times, so the series are looked up once.
+    pub(crate) polling: OfTransport,
+    pub(crate) websocket: OfTransport,
     closed: IntCounterVec,
     pub(crate) upgrades: IntCounter,
     pub(crate) refused_handshakes: IntCounterVec,
@@ -65,22 +73,29 @@ impl Metrics {
         registry
             .register(Box::new(namespaces.clone()))
             .expect("metric names are unique");
+        let connections = gauges(
+            "roomcast_connections",
+            "Open connections, by current transport.",
+            "transport",
+        );
+        let opened = counters(
+            "roomcast_connections_opened_total",
+            "Connections opened, by first transport and Engine.IO revision.",
+            &["transport", "revision"],
+        );
+        let of_transport = |transport: &str| OfTransport {
+            connections: connections.with_label_values(&[transport]),
+            opened_v3: opened.with_label_values(&[transport, "3"]),
+            opened_v4: opened.with_label_values(&[transport, "4"]),
+        };
         let limits = counters(
             "roomcast_limit_reached_total",
             "Times that a client or the application reached a limit, by limit.",
             &["limit"],
         );
         Self {
-            connections: gauges(
-                "roomcast_connections",
-                "Open connections, by current transport.",
-                "transport",
-            ),
-            opened: counters(
-                "roomcast_connections_opened_total",
-                "Connections opened, by first transport and Engine.IO revision.",
-                &["transport", "revision"],
-            ),
+            polling: of_transport("polling"),
+            websocket: of_transport("websocket"),
             closed: counters(
                 "roomcast_connections_closed_total",
                 "Connections closed, by reason.",

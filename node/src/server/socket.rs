@@ -140,7 +140,7 @@ impl Socket {
 
     /// `polling` or `websocket`, whichever the client uses now.
     pub fn transport(&self) -> &'static str {
-        self.0.connection.transport_name()
+        self.0.connection.transport().as_str()
     }
 
     /// Whether the socket is connected.

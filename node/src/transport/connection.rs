@@ -29,7 +29,7 @@ use crate::{
     clock::Time,
     close::{CloseReason, Limit},
     engine_io::{
-        open::Revision,
+        open::{Revision, TransportName},
         packet::Packet,
         session::{Received, Session, Tick, UnexpectedPacket},
     },
@@ -175,13 +175,13 @@ impl Connection {
         self.state.lock()
     }
 
-    /// `polling` or `websocket`, whichever the client uses now.
-    pub(crate) fn transport_name(&self) -> &'static str {
+    /// The transport that the client uses now.
+    pub(crate) fn transport(&self) -> TransportName {
         let state = self.lock();
         if state.stream.is_none() && state.polling.is_some() {
-            "polling"
+            TransportName::Polling
         } else {
-            "websocket"
+            TransportName::WebSocket
         }
     }
 
@@ -274,7 +274,7 @@ impl Connection {
         if !reason.flushes() {
             state.outbox.clear();
         }
-        if state.stream.is_some() && !cut && !reason.transport_is_gone() {
+        if state.stream.is_some() && !cut && !state.expired && !reason.transport_is_gone() {
             state.outbox.push(close_frame(reason));
         }
         state.wake_driver();
@@ -571,6 +571,12 @@ impl State {
             Some(polling) if self.stream.is_none() => polling.is_waiting(),
             _ => !self.blocked,
         }
+    }
+
+    /// The client's side of the stream has ended.
+    pub(super) fn peer_is_gone(&mut self) {
+        self.outbox.clear();
+        self.expired = true;
     }
 
     pub(super) fn wake_driver(&self) {

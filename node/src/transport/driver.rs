@@ -13,11 +13,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use prometheus::IntGauge;
 
 use super::{
     connection::Connection,
     frame::Frame,
-    hub::Seat,
+    hub::{Hub, Seat},
     polling::Posted,
     stream::Read,
     websocket::{self, Event, Refusal},
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     close::{CloseReason, Limit},
     engine_io::{
-        open::Revision,
+        open::{Revision, TransportName},
         packet::{self, Message, Packet, PacketError},
         payload, payload_v3,
         session::Received,
@@ -111,7 +112,7 @@ pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U, seat: Seat
         reader: websocket::Reader::default(),
         unread: None,
         stage: Stage::New,
-        on_websocket: connection.transport_name() == "websocket",
+        on_websocket: connection.transport() == TransportName::WebSocket,
         seat: Some(seat),
     };
     // The connection count owns the task: a draining server waits for it to reach zero.
@@ -225,10 +226,7 @@ impl<U: Upper> Core<U> {
             };
             self.stage = Stage::Closing;
             hub.metrics.closed(reason);
-            hub.metrics
-                .connections
-                .with_label_values(&[self.transport()])
-                .dec();
+            self.counted(hub).dec();
             self.upper.close(
                 &mut Turn {
                     connection,
@@ -333,7 +331,8 @@ impl<U: Upper> Core<U> {
         match stream.poll_read(cx, buffer) {
             Poll::Pending => Input::Nothing,
             Poll::Ready(Ok(Read { count: 0, .. })) => {
-                state.outbox.clear();
+                // Nobody is there to read a close frame, or to be waited for.
+                state.peer_is_gone();
                 Input::End(CloseReason::TransportClose)
             }
             Poll::Ready(Ok(read)) => {
@@ -347,25 +346,21 @@ impl<U: Upper> Core<U> {
 
     fn moved_to_websocket(&mut self, connection: &Connection) {
         if !self.on_websocket {
-            let metrics = &connection.hub().metrics;
-            metrics
-                .connections
-                .with_label_values(&[self.transport()])
-                .dec();
+            let hub = connection.hub();
+            self.counted(hub).dec();
             self.on_websocket = true;
-            metrics
-                .connections
-                .with_label_values(&[self.transport()])
-                .inc();
-            metrics.upgrades.inc();
+            self.counted(hub).inc();
+            hub.metrics.upgrades.inc();
         }
     }
 
-    fn transport(&self) -> &'static str {
+    /// The gauge that counts this connection now.
+    fn counted<'h>(&self, hub: &'h Hub) -> &'h IntGauge {
+        let metrics = &hub.metrics;
         if self.on_websocket {
-            "websocket"
+            &metrics.websocket.connections
         } else {
-            "polling"
+            &metrics.polling.connections
         }
     }
 

@@ -125,19 +125,15 @@ impl Hub {
     }
 
     pub(super) fn opened(&self, transport: TransportName, revision: Revision) {
-        let transport = transport.as_str();
-        let revision = match revision {
-            Revision::V3 => "3",
-            Revision::V4 => "4",
+        let metrics = match transport {
+            TransportName::Polling => &self.metrics.polling,
+            TransportName::WebSocket => &self.metrics.websocket,
         };
-        self.metrics
-            .opened
-            .with_label_values(&[transport, revision])
-            .inc();
-        self.metrics
-            .connections
-            .with_label_values(&[transport])
-            .inc();
+        match revision {
+            Revision::V3 => metrics.opened_v3.inc(),
+            Revision::V4 => metrics.opened_v4.inc(),
+        }
+        metrics.connections.inc();
     }
 
     /// From now on no new connection is accepted.

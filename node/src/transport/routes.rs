@@ -18,6 +18,7 @@ use super::{
     handshake::Handshake,
     hub::{Acceptor, Hub},
     polling::{self, Polling},
+    stream::Stream,
     upgrade::{self, Probing},
     websocket,
 };
@@ -196,8 +197,9 @@ impl Routes {
             let upgrade = hyper::upgrade::on(&mut request);
             let (hub, acceptor) = (Arc::clone(hub), Arc::clone(&self.acceptor));
             let (parts, _) = request.into_parts();
-            let handshake = move |peer: Option<SocketAddr>| {
-                Handshake::new(&parts.uri, &parts.headers, address.or(peer))
+            let handshake = move |stream: &Stream| {
+                let address = address.or_else(|| stream.peer());
+                Handshake::new(&parts.uri, &parts.headers, address)
             };
             // Ends with the HTTP connection at the latest, whose upgrade it waits for.
             drop(tokio::spawn(upgrade::open(

@@ -4,7 +4,6 @@
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
     ops::ControlFlow,
     sync::{
         Arc,
@@ -34,14 +33,14 @@ pub(super) async fn open(
     seat: Seat,
     upgrade: OnUpgrade,
     revision: Revision,
-    handshake: impl FnOnce(Option<SocketAddr>) -> Handshake,
+    handshake: impl FnOnce(&Stream) -> Handshake,
 ) {
     // An error means that the client has gone; nothing was opened.
     let Ok(upgraded) = upgrade.await else {
         return;
     };
     let (stream, read) = Stream::new(upgraded);
-    let handshake = handshake(stream.peer());
+    let handshake = handshake(&stream);
     let kept = (!read.is_empty()).then(|| Box::new(Polling::handed_over(read)));
     let connection = Connection::new(&hub, revision, Some(stream), kept, false);
     hub.opened(TransportName::WebSocket, revision);
