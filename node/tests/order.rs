@@ -31,6 +31,11 @@ const TOTAL: usize = 2 * SENDERS * MESSAGES;
 /// Receivers of each kind.
 const RECEIVERS: usize = 5;
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn every_receiver_gets_each_sender_in_order_with_one_worker() {
+    assert_order(1).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_receiver_gets_each_sender_in_order_with_one_lane() {
     assert_order(1).await;
@@ -288,10 +293,19 @@ async fn serve_mixed() -> TestServer {
     TestServer::start(builder.lanes(4)).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_event_right_after_the_connect_reply_finds_its_handler_with_one_worker() {
+    assert_handlers_are_found(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_event_right_after_the_connect_reply_finds_its_handler_with_many() {
+    assert_handlers_are_found(4).await;
+}
+
 /// Whoever is let in finds everything in its place, however long the application took before, and
 /// also while its handler of the connect still runs.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_event_right_after_the_connect_reply_finds_its_handler() {
+async fn assert_handlers_are_found(lanes: usize) {
     const CONNECTIONS: usize = 2_000;
     const AT_ONCE: usize = 50;
     let namespace = Namespace::new("/")
@@ -307,7 +321,7 @@ async fn an_event_right_after_the_connect_reply_finds_its_handler() {
         .on("what", async |socket: Socket, n: usize| {
             n + *socket.data::<usize>().unwrap()
         });
-    let server = TestServer::start(Server::builder().namespace(namespace).lanes(4)).await;
+    let server = TestServer::start(Server::builder().namespace(namespace).lanes(lanes)).await;
     let address = server.address;
     let client = |index: usize| async move {
         for n in (index..CONNECTIONS).step_by(AT_ONCE) {

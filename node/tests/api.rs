@@ -1,0 +1,174 @@
+//! What the library tells an application, and what an application may ask it for, where clients
+//! notice little of it: handshakes, the decision about a request, volatile packets.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::time::SystemTime;
+
+use roomcast::{Handshake, Limits, Server, Socket};
+use serde::Deserialize;
+use support::{
+    DEADLINE, Polling, TestServer, WebSocket, http,
+    server::{Sockets, main_namespace},
+    websocket, within,
+};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task};
+
+const DROPPED: &str = "roomcast_volatile_dropped_total";
+
+#[derive(Deserialize)]
+struct Credentials {
+    token: String,
+}
+
+#[tokio::test]
+async fn a_handshake_has_what_came_with_the_request_and_with_the_connect() {
+    let (server, mut sockets) = serve().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let address = stream.local_addr().unwrap();
+    let target = "/socket.io/?EIO=4&transport=websocket&colour=blue%20%26%20green&empty=";
+    let request = websocket::request(target).replace("Host:", "X-Test: Yes\r\nHost:");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut client = WebSocket::upgraded(stream).await;
+    assert!(client.text().await.starts_with("0{"));
+    client.send(r#"40{"token":"secret"}"#).await;
+
+    let socket = sockets.next().await;
+    let handshake = socket.handshake();
+    assert_eq!(handshake.url(), target);
+    assert_eq!(handshake.query("colour").unwrap(), "blue & green");
+    assert_eq!(handshake.query("empty").unwrap(), "");
+    assert_eq!(handshake.query("absent"), None);
+    assert_eq!(handshake.header("x-test").unwrap(), "Yes");
+    assert_eq!(handshake.header("x-absent"), None);
+    assert_eq!(handshake.address(), Some(address));
+    assert_eq!(handshake.auth::<Credentials>().unwrap().token, "secret");
+    let age = SystemTime::now().duration_since(handshake.time()).unwrap();
+    assert!(age < DEADLINE, "the time is not that of the request");
+}
+
+#[tokio::test]
+async fn a_request_that_the_application_refuses_opens_no_session() {
+    let builder = Server::builder().namespace(main_namespace());
+    let server = TestServer::start(builder.allow_request(async |handshake: Handshake| {
+        match handshake.query("key").as_deref() {
+            Some("right") => Ok(()),
+            _ => Err(String::from("the key is wrong")),
+        }
+    }))
+    .await;
+    let polling = "/socket.io/?EIO=4&transport=polling&key=";
+    let refused = http::request(server.address, "GET", &format!("{polling}wrong"), "").await;
+    assert_eq!(refused.status, 403);
+    assert_eq!(refused.body, r#"{"code":4,"message":"the key is wrong"}"#);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = websocket::request(websocket::NEW);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(http::response(&mut stream).await.status, 403);
+    let metric = r#"roomcast_http_refused_total{reason="forbidden"}"#;
+    assert_eq!(server.metric(metric), 2);
+    assert_eq!(server.io.connections(), 0);
+
+    let opened = http::request(server.address, "GET", &format!("{polling}right"), "").await;
+    assert_eq!(opened.status, 200);
+    let target = format!("{}&key=right", websocket::NEW);
+    let mut client = WebSocket::upgrade(server.address, &target).await;
+    assert!(client.text().await.starts_with("0{"));
+    assert_eq!(server.io.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_volatile_packet_reaches_a_client_that_can_be_written_to() {
+    let (server, mut sockets) = serve().await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    for n in 0..10 {
+        socket.volatile().emit("own", n).unwrap();
+        assert_eq!(client.text().await, format!(r#"42["own",{n}]"#));
+        server.io.of("/").volatile().emit("all", n).await.unwrap();
+        assert_eq!(client.text().await, format!(r#"42["all",{n}]"#));
+    }
+    assert_eq!(server.metric(DROPPED), 0);
+}
+
+#[tokio::test]
+async fn a_volatile_packet_is_dropped_for_a_client_that_does_not_read() {
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let limits = Limits {
+        outbox_bytes: 64 << 20,
+        ..Limits::default()
+    };
+    let builder = Server::builder().namespace(namespace).limits(limits);
+    let server = TestServer::start(builder).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    // More than the kernel takes for somebody who does not read.
+    socket.emit("large", "x".repeat(32 << 20)).unwrap();
+    let sent = send_volatile_until(&socket, || server.metric(DROPPED) >= 10).await;
+    server.io.of("/").volatile().emit("v", sent).await.unwrap();
+    let dropped = usize::try_from(server.metric(DROPPED)).unwrap();
+    assert!(dropped > 10, "a broadcast is no different");
+    socket.emit("end", ()).unwrap();
+
+    assert!(client.text().await.starts_with(r#"42["large""#));
+    // What was queued before the kernel was full comes, in order, and nothing else.
+    for n in 0..sent + 1 - dropped {
+        assert_eq!(client.text().await, format!(r#"42["v",{n}]"#));
+    }
+    assert_eq!(client.text().await, r#"42["end"]"#);
+}
+
+#[tokio::test]
+async fn a_volatile_packet_reaches_a_polling_client_only_in_a_poll() {
+    let (server, mut sockets) = serve().await;
+    let polling = Polling::connect(server.address).await;
+    let socket = sockets.next().await;
+    socket.volatile().emit("v", "nobody polls").unwrap();
+    assert_eq!(server.metric(DROPPED), 1);
+
+    let poll = task::spawn(async move { polling.get().await });
+    let sent = send_volatile_until(&socket, || poll.is_finished()).await;
+    let body = poll.await.unwrap().body;
+    let heard = body.split('\u{1e}').count();
+    assert_eq!(server.metric(DROPPED), (1 + sent - heard) as u64);
+    let (_, first) = body.split_once(r#"42["v","#).unwrap();
+    let first: usize = first.split(']').next().unwrap().parse().unwrap();
+    let expected = (first..first + heard).map(|n| format!(r#"42["v",{n}]"#));
+    assert_eq!(body, expected.collect::<Vec<_>>().join("\u{1e}"));
+}
+
+#[tokio::test]
+async fn to_ask_for_compression_changes_nothing() {
+    let (server, mut sockets) = serve().await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    for compress in [true, false] {
+        socket.compress(compress).emit("own", compress).unwrap();
+        assert_eq!(client.text().await, format!(r#"42["own",{compress}]"#));
+        let all = server.io.of("/").compress(compress);
+        all.emit("all", compress).await.unwrap();
+        assert_eq!(client.text().await, format!(r#"42["all",{compress}]"#));
+    }
+}
+
+async fn serve() -> (TestServer, Sockets) {
+    let (namespace, sockets) = Sockets::of(main_namespace());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    (server, sockets)
+}
+
+/// Sends numbers as volatile events until it is enough; answers how many.
+async fn send_volatile_until(socket: &Socket, is_enough: impl Fn() -> bool) -> usize {
+    let mut sent = 0;
+    within("enough volatile packets are sent", async {
+        while !is_enough() {
+            socket.volatile().emit("v", sent).unwrap();
+            sent += 1;
+            task::yield_now().await;
+        }
+    })
+    .await;
+    sent
+}
