@@ -70,6 +70,9 @@ class Replay {
       this.#server.terminate();
     }
     if (note === "client closes") this.#sockets.at(-1).close();
+    // The end of an upgrade has no answer of its own, and the poll that follows it uses another
+    // connection: an answer on the WebSocket shows that the server has taken it in.
+    if (note === "transport mismatch after upgrade") await this.#proveAlive(this.#sockets.at(-1));
   }
 
   async #send(record) {
