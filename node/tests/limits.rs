@@ -182,6 +182,31 @@ async fn a_second_websocket_of_a_session_is_closed_at_once() {
     first.assert_served().await;
 }
 
+#[tokio::test]
+async fn a_second_post_while_the_first_is_received_closes_the_session() {
+    let server = serve(|io, _| io).await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::connect(server.address).await;
+    let mut first = TcpStream::connect(server.address).await.unwrap();
+    let half = post(&polling, "Content-Length: 100") + r#"42["other","#;
+    first.write_all(half.as_bytes()).await.unwrap();
+
+    // Those that overtake the first one are taken.
+    let refused = within("the first post is being received", async {
+        loop {
+            let response = polling.post(r#"42["other"]"#).await;
+            if response.status != 200 {
+                return response;
+            }
+        }
+    })
+    .await;
+    assert_eq!((refused.status, &*refused.body), (400, ""));
+    server.closes("overlapping_requests", 1).await;
+    polling.assert_closed().await;
+    bystander.assert_served().await;
+}
+
 /// The tests of the list above; `limit` is the label that has to count.
 mod reach {
     use super::*;
