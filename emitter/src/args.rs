@@ -187,17 +187,56 @@ impl IntoArgs for &Args {
 pub trait FromArgs: Sized {
     /// Decodes the arguments as [`Args::decode`] does.
     fn from_args(args: &Args) -> Result<Self, ArgsError>;
+
+    /// The same for the payload of an event as it was received.
+    fn from_payload(payload: &Payload<'_>) -> Result<Self, ArgsError> {
+        Self::from_args(&payload.to_args()?)
+    }
 }
 
 impl<T: DeserializeOwned> FromArgs for T {
     fn from_args(args: &Args) -> Result<Self, ArgsError> {
         args.decode()
     }
+
+    fn from_payload(payload: &Payload<'_>) -> Result<Self, ArgsError> {
+        if payload.attachments.is_empty() {
+            decode::decode_payload(payload.json, payload.rest)
+        } else {
+            payload.to_args()?.decode()
+        }
+    }
 }
 
 impl FromArgs for Args {
     fn from_args(args: &Args) -> Result<Self, ArgsError> {
         Ok(args.clone())
+    }
+}
+
+/// The payload of an event as it was received: the array of its name and its arguments. What a
+/// handler takes is decoded from it without a copy in between.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'a> {
+    json: &'a str,
+    rest: usize,
+    attachments: &'a [Bytes],
+}
+
+impl<'a> Payload<'a> {
+    /// `json` is the array; at `rest` begins what follows the name and its comma.
+    pub fn new(json: &'a str, rest: usize, attachments: &'a [Bytes]) -> Self {
+        Self {
+            json,
+            rest,
+            attachments,
+        }
+    }
+
+    /// The arguments by themselves.
+    pub fn to_args(&self) -> Result<Args, ArgsError> {
+        let rest = self.json.get(self.rest..).ok_or(ArgsError::NotAnArray)?;
+        Args::after_event(rest, self.attachments.to_vec())
     }
 }
 

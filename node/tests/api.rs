@@ -153,6 +153,22 @@ async fn to_ask_for_compression_changes_nothing() {
     }
 }
 
+#[tokio::test]
+async fn a_client_that_reads_gets_more_than_its_outbox_holds_if_it_is_emitted_at_once() {
+    let (server, mut sockets) = serve().await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    let large = "x".repeat(2 << 20);
+    socket.emit("large", &large).unwrap();
+    socket.volatile().emit("small", 1).unwrap();
+    socket.emit("large", &large).unwrap();
+    let packet = format!(r#"42["large","{large}"]"#);
+    assert!(client.text().await == packet);
+    assert_eq!(client.text().await, r#"42["small",1]"#);
+    assert!(client.text().await == packet);
+    assert_eq!(server.closed("slow_consumer"), 0);
+}
+
 async fn serve() -> (TestServer, Sockets) {
     let (namespace, sockets) = Sockets::of(main_namespace());
     let server = TestServer::start(Server::builder().namespace(namespace)).await;

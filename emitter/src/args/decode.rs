@@ -20,7 +20,7 @@ use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
 use self::tree::Tree;
-use super::{ArgsError, json::first_plain_string};
+use super::{ArgsError, json::plain_string};
 
 pub(super) fn decode<T: DeserializeOwned>(
     json: &str,
@@ -28,7 +28,7 @@ pub(super) fn decode<T: DeserializeOwned>(
 ) -> Result<T, ArgsError> {
     let read = || {
         if Shape::of::<T>() == Shape::Text
-            && let Some(text) = first_plain_string(json)
+            && let Some(text) = plain_string(json, 1)
         {
             return T::deserialize(BorrowedStrDeserializer::new(text));
         }
@@ -42,6 +42,57 @@ pub(super) fn decode<T: DeserializeOwned>(
         }
     };
     read().map_err(ArgsError::Decode)
+}
+
+/// The arguments of an event in the array that begins with the event's name; they begin at `rest`.
+pub(super) fn decode_payload<T: DeserializeOwned>(json: &str, rest: usize) -> Result<T, ArgsError> {
+    let read = || {
+        if Shape::of::<T>() == Shape::Text
+            && let Some(text) = plain_string(json, rest)
+        {
+            return T::deserialize(BorrowedStrDeserializer::new(text));
+        }
+        let mut text = serde_json::Deserializer::from_str(json);
+        let value = arguments(Tail(&mut text))?;
+        text.end()?;
+        Ok(value)
+    };
+    read().map_err(ArgsError::Decode)
+}
+
+/// Hands on all elements of an array but the first.
+struct Tail<D>(D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Tail<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_seq(SkipFirst(visitor))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit unit_struct newtype_struct tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+struct SkipFirst<V>(V);
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for SkipFirst<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.expecting(formatter)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<V::Value, A::Error> {
+        seq.next_element::<IgnoredAny>()?;
+        self.0.visit_seq(seq)
+    }
 }
 
 /// Reads `T` from a deserializer of the whole array.

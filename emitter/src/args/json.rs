@@ -343,11 +343,11 @@ pub(super) fn is_plain(text: &str) -> bool {
         .all(|&byte| !is_special(byte))
 }
 
-/// The string that an array begins with, if it is written without an escape.
-pub(super) fn first_plain_string(array: &str) -> Option<&str> {
-    let bytes = array.as_bytes();
-    bytes.starts_with(b"[\"").then_some(())?;
-    plain_end(bytes, 2).map(|end| &array[2..end])
+/// The string whose quote stands at `at`, if there is one and it is written without an escape.
+pub(super) fn plain_string(text: &str, at: usize) -> Option<&str> {
+    let bytes = text.as_bytes();
+    (bytes.get(at) == Some(&b'"')).then_some(())?;
+    plain_end(bytes, at + 1).map(|end| &text[at + 1..end])
 }
 
 /// The first string of an array that holds nothing but strings, written without escapes and without

@@ -316,11 +316,10 @@ impl Client {
             metrics.events_unhandled.inc();
             return;
         }
-        let args = packet.to_args();
         if let Some(any) = &handlers.any {
             let event = Event {
                 name: name.into(),
-                args: args.clone(),
+                args: packet.to_args(),
             };
             self.run(turn, cx, &socket, || any(socket.clone(), event));
             if !socket.is_connected() {
@@ -333,7 +332,7 @@ impl Client {
         let id = packet.id;
         // Most handlers don't wait: they are polled before anything is set up for waiting.
         let first = catch_unwind(AssertUnwindSafe(|| {
-            let mut future = handler(socket.clone(), args, id);
+            let mut future = handler(socket.clone(), &packet.payload(), id);
             match future.as_mut().poll(cx) {
                 Poll::Ready(result) => Ok(result),
                 Poll::Pending => Err(future),

@@ -5,7 +5,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs};
+use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
 
 use super::{
     ack::Ack,
@@ -52,7 +52,7 @@ pub(crate) type EventReply = BoxFuture<Result<Reply, HandlerError>>;
 pub trait EventHandler<Form>: Send + Sync + 'static {
     /// Starts the handler. For the library's own use.
     #[doc(hidden)]
-    fn call(&self, socket: Socket, args: Args, id: Option<u64>) -> Called;
+    fn call(&self, socket: Socket, payload: &Payload<'_>, id: Option<u64>) -> Called;
 }
 
 /// A running handler.
@@ -64,7 +64,7 @@ where
     F: Fn(Socket) -> Fut + Send + Sync + 'static,
     Fut: Future<Output: IntoArgs> + Send + 'static,
 {
-    fn call(&self, socket: Socket, _: Args, _: Option<u64>) -> Called {
+    fn call(&self, socket: Socket, _: &Payload<'_>, _: Option<u64>) -> Called {
         answer(self(socket))
     }
 }
@@ -75,8 +75,8 @@ where
     Fut: Future<Output: IntoArgs> + Send + 'static,
     T: FromArgs,
 {
-    fn call(&self, socket: Socket, args: Args, _: Option<u64>) -> Called {
-        match T::from_args(&args) {
+    fn call(&self, socket: Socket, payload: &Payload<'_>, _: Option<u64>) -> Called {
+        match T::from_payload(payload) {
             Ok(value) => answer(self(socket, value)),
             Err(error) => refuse(error),
         }
@@ -89,8 +89,8 @@ where
     Fut: Future + Send + 'static,
     T: FromArgs,
 {
-    fn call(&self, socket: Socket, args: Args, id: Option<u64>) -> Called {
-        match T::from_args(&args) {
+    fn call(&self, socket: Socket, payload: &Payload<'_>, id: Option<u64>) -> Called {
+        match T::from_payload(payload) {
             Ok(value) => {
                 let ack = Ack {
                     socket: socket.clone(),
@@ -190,7 +190,8 @@ impl Event {
 pub(crate) type Admission = Result<Option<Arc<dyn Data>>, Refused>;
 
 pub(crate) type Authorizer = Box<dyn Fn(Handshake) -> BoxFuture<Admission> + Send + Sync>;
-pub(crate) type OnEvent = Box<dyn Fn(Socket, Args, Option<u64>) -> EventReply + Send + Sync>;
+pub(crate) type OnEvent =
+    Box<dyn Fn(Socket, &Payload<'_>, Option<u64>) -> EventReply + Send + Sync>;
 pub(crate) type OnAny = Box<dyn Fn(Socket, Event) -> BoxFuture<()> + Send + Sync>;
 pub(crate) type OnConnect = Box<dyn ConnectHandler>;
 pub(crate) type OnDisconnect = Box<dyn DisconnectHandler>;

@@ -93,7 +93,8 @@ impl Namespace {
         event: impl Into<Box<str>>,
         handler: impl EventHandler<Form>,
     ) -> Self {
-        let handler: OnEvent = Box::new(move |socket, args, id| handler.call(socket, args, id).0);
+        let handler: OnEvent =
+            Box::new(move |socket, payload, id| handler.call(socket, payload, id).0);
         self.handlers.events.insert(event.into(), handler);
         self
     }

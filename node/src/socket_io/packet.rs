@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use roomcast_emitter::args::Args;
+use roomcast_emitter::args::{Args, Payload};
 
 /// What a packet is. Whether it carries binary is no kind of its own: the attachments tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,15 @@ impl Packet<'_> {
             _ => return Args::default(),
         };
         args.expect("the payload of an event or acknowledgement is an array")
+    }
+
+    /// The payload of an event, from which a handler takes its arguments.
+    pub(crate) fn payload(&self) -> Payload<'_> {
+        let rest = self
+            .event
+            .as_ref()
+            .map_or(self.data.len(), |event| event.rest);
+        Payload::new(&self.data, rest, &self.attachments)
     }
 
     /// The same packet, free of the message that it was read from.

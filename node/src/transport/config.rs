@@ -33,7 +33,8 @@ pub struct Limits {
     /// reading from the connection until one is done.
     pub events_in_flight: usize,
     /// Bytes that wait to be written to one connection. Default 1 MiB. Beyond: the connection is
-    /// closed as a slow consumer. A single packet that is larger passes if nothing else waits.
+    /// closed as a slow consumer, as soon as the system takes no more for it. What is emitted at
+    /// once, before a write has been tried, may be 16 times as much; a single packet may be larger.
     pub outbox_bytes: usize,
     /// Bytes that a polling client has posted and that are not handled yet. Default 2 MiB. Beyond:
     /// the connection is closed.

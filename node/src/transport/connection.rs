@@ -40,6 +40,10 @@ use crate::{
 /// call; copying a few kilobytes is cheaper than a vector of buffers.
 const COALESCE_BYTES: usize = 16 * 1024;
 
+/// How many times the limit of the outbox may be queued before a write has been tried: an
+/// application may emit a lot at once to a client that reads well.
+const BURST: usize = 16;
+
 /// How long a closed WebSocket may take to read what was still queued and to close its side.
 const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
 
@@ -231,8 +235,11 @@ impl Connection {
             self.hub.metrics.volatile_dropped.inc();
             return Push::Dropped;
         }
-        let queued = state.outbox.bytes();
-        if queued > 0 && queued + frame.cost() > self.hub.config.limits.outbox_bytes {
+        let (queued, limit) = (state.outbox.bytes(), self.hub.config.limits.outbox_bytes);
+        let over = queued > 0 && queued + frame.cost() > limit;
+        // Only a write that was tried says that the client does not read.
+        let is_slow = !state.can_flush() || queued > BURST * limit;
+        if over && is_slow {
             self.begin_close(state, CloseReason::LimitReached(Limit::Outbox));
             return Push::Closed;
         }
