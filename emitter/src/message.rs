@@ -38,3 +38,15 @@ pub enum Message {
         close: bool,
     },
 }
+
+impl Message {
+    /// The sockets that are meant.
+    pub fn target(&self) -> &Target {
+        match self {
+            Self::Broadcast { target, .. }
+            | Self::SocketsJoin { target, .. }
+            | Self::SocketsLeave { target, .. }
+            | Self::DisconnectSockets { target, .. } => target,
+        }
+    }
+}

@@ -48,14 +48,7 @@ impl Space {
 
     /// Has all sockets that are meant, everywhere, do something to themselves.
     pub(super) async fn command(&self, message: Message) -> Result<(), EmitError> {
-        let (Message::SocketsJoin { target, .. }
-        | Message::SocketsLeave { target, .. }
-        | Message::DisconnectSockets { target, .. }
-        | Message::Broadcast { target, .. }) = &message
-        else {
-            return Ok(());
-        };
-        let published = self.publish(target, || message.clone());
+        let published = self.publish(message.target(), || message.clone());
         let done = self.carry_out(&message);
         resolve(published).await?;
         done

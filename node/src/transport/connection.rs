@@ -384,7 +384,7 @@ impl Connection {
                 Tick::TimedOut => self.begin_close(&mut state, CloseReason::PingTimeout),
                 Tick::SendPing => {
                     if let Push::Queued { flush: true } =
-                        self.push(&mut state, &self.hub.frames.ping, false, true)
+                        self.push(&mut state, &self.hub.ping, false, true)
                     {
                         self.lane().flush_one_later(Arc::clone(self));
                     }

@@ -33,7 +33,8 @@ pub(crate) struct Hub {
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) ids: Ids,
-    pub(crate) frames: ControlFrames,
+    /// The ping of the heartbeat, the same for everybody.
+    pub(super) ping: Frame,
     lanes: Box<[Lane]>,
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -42,11 +43,6 @@ pub(crate) struct Hub {
     pub(super) probing: AtomicUsize,
     draining: AtomicBool,
     empty: Notify,
-}
-
-/// Engine.IO packets that are the same for everybody.
-pub(crate) struct ControlFrames {
-    pub(crate) ping: Frame,
 }
 
 /// Takes the place of one connection in the count; gives it back when dropped.
@@ -65,9 +61,7 @@ impl Hub {
             clock: Clock::start(),
             metrics,
             ids: Ids::new(),
-            frames: ControlFrames {
-                ping: Frame::packet("2"),
-            },
+            ping: Frame::packet("2"),
             lanes: (0..lanes.max(1)).map(|_| Lane::new(tick)).collect(),
             hasher: RandomState::new(),
             tasks: Mutex::default(),
