@@ -4,47 +4,21 @@
 //! per recipient.
 
 use std::{
-    fmt,
-    future::Future,
+    future::{Future, ready},
     pin::Pin,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use roomcast_emitter::{args::Args, message::Message, target::Target};
-
-use crate::SocketId;
+use roomcast_emitter::{
+    args::Args,
+    id::{NodeId, SocketId},
+    message::Message,
+    question::{Answer, Answered, Question},
+};
 
 /// A future as the bus returns it.
 pub type BusFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// The name of a node, unique in its cluster.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(Arc<str>);
-
-impl NodeId {
-    /// Takes over a name.
-    pub fn new(name: &str) -> Self {
-        Self(name.into())
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NodeId({})", self.0)
-    }
-}
 
 /// Carries messages and questions from one node to all others.
 ///
@@ -52,14 +26,29 @@ impl fmt::Debug for NodeId {
 /// - a node never hears its own messages, and hears nothing of namespaces it is not attached to;
 /// - two messages of one node, the second published after the first has resolved, arrive in that
 ///   order at every other node;
-/// - a message arrives at most once; when it may have been lost, the future resolves to an error;
+/// - a message arrives at most once; when it may have been lost, the future resolves to an error or
+///   the nodes that may have missed it report a [`Gap`];
+/// - once `confirm` has resolved, messages to those rooms arrive as long as they have members;
 /// - an answer that does not come in time makes its node silent, and never the question fail.
 pub trait Bus: Send + Sync + 'static {
-    /// From now on the listener hears what others say in the namespace.
-    fn attach(&self, node: &NodeId, namespace: &str, listener: Weak<dyn Listener>);
+    /// From now on the listener hears what others say in the namespace, and is asked.
+    fn attach(&self, attachment: Attachment<'_>);
 
     /// The node's listeners of the namespace that do not exist any more are forgotten.
     fn detach(&self, node: &NodeId, namespace: &str);
+
+    /// The listener has changes for [`Listener::take_changes`]. Must not block.
+    fn interest_changed(&self, _node: &NodeId, _namespace: &str) {}
+
+    /// Resolves once messages to these rooms of the node, which have members, would be delivered.
+    fn confirm(
+        &self,
+        _node: &NodeId,
+        _namespace: &str,
+        _rooms: Vec<Box<str>>,
+    ) -> BusFuture<Result<(), BusError>> {
+        Box::pin(ready(Ok(())))
+    }
 
     /// Tells all other nodes. The message is on its way when this returns; the future resolves to
     /// the number of nodes that took it.
@@ -78,79 +67,136 @@ pub trait Bus: Send + Sync + 'static {
         question: Question,
         timeout: Duration,
     ) -> BusFuture<Result<Answered, BusError>>;
+
+    /// Whether messages flow to this node.
+    fn health(&self) -> Health {
+        Health::Flowing
+    }
+
+    /// Calls `f` whenever this node may have missed messages. Must not block.
+    fn on_gap(&self, _f: Box<dyn Fn(&Gap) + Send + Sync>) {}
+
+    /// The first step of a shutdown: resolves once no other node waits for answers of this one any
+    /// more. Messages go on arriving.
+    fn retire(&self, _node: &NodeId) -> BusFuture<()> {
+        Box::pin(ready(()))
+    }
+
+    /// The last step: the node is forgotten and everything that was opened is closed.
+    fn close(&self, _node: &NodeId) -> BusFuture<()> {
+        Box::pin(ready(()))
+    }
+
+    /// The metrics of the transport, to be registered once.
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        Vec::new()
+    }
+}
+
+/// A namespace of a node, as it introduces itself to the bus.
+pub struct Attachment<'a> {
+    /// The node.
+    pub node: &'a NodeId,
+    /// The name, with its slash.
+    pub namespace: &'a str,
+    /// Whether it was made for a client and goes when it is empty.
+    pub is_dynamic: bool,
+    /// What the bus calls.
+    pub listener: Weak<dyn Listener>,
 }
 
 /// A node's side of a namespace: what the bus calls.
+///
+/// All methods may be called from any thread, and none may block or call back into the bus.
 pub trait Listener: Send + Sync {
-    /// Carries out what another node has said. Must not block.
-    fn receive(&self, message: &Message);
+    /// Carries out what another node or an emitter has said; answers how many sockets of this node
+    /// were meant.
+    fn receive(&self, message: &Message) -> usize;
 
-    /// Answers another node about this node's own sockets.
-    fn answer(self: Arc<Self>, question: Question) -> BusFuture<Answer>;
+    /// Answers about this node's own sockets. What is known early is told to `progress` on the way.
+    fn answer(
+        self: Arc<Self>,
+        question: Question,
+        progress: Option<Arc<dyn Progress>>,
+    ) -> BusFuture<Answer>;
+
+    /// Whether a socket of this node is in the room, private rooms included.
+    fn has_room(&self, room: &str) -> bool;
+
+    /// Says which rooms' first and last members the bus wants to hear of. Called in `attach`,
+    /// before there are members.
+    fn track(&self, tracking: Tracking);
+
+    /// Hands over, in order, the rooms that got their first member (true) or lost their last one
+    /// (false) on this node since the last call.
+    fn take_changes(&self, f: &mut dyn FnMut(&str, bool));
 }
 
-/// What a node asks all others.
-#[derive(Debug, Clone)]
+/// Hears of the answers to [`Question::Acks`] while they come.
+pub trait Progress: Send + Sync {
+    /// The number of sockets that were asked. Called once, before any answer.
+    fn asked(&self, sockets: usize);
+
+    /// A socket has answered.
+    fn acknowledged(&self, socket: &SocketId, args: &Args);
+}
+
+/// Which rooms a bus wants to hear of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tracking {
+    /// None: everything arrives anyway.
+    #[default]
+    Nothing,
+    /// Public rooms, and the private rooms of sockets whose id is not of the ordinary length
+    /// ([`SocketId::LEN`]).
+    Rooms,
+    /// All rooms, private ones included.
+    RoomsAndSockets,
+}
+
+/// A time in which messages of others may not have reached this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Question {
-    /// Who are these sockets?
-    Sockets(Target),
-    /// What do these sockets acknowledge?
-    Acks {
-        /// Who is asked.
-        target: Target,
-        /// The name of the event.
-        event: Box<str>,
-        /// Its arguments.
-        args: Args,
-        /// How long the sockets have.
-        timeout: Duration,
-    },
+pub struct Gap {
+    /// Up to here everything has arrived.
+    pub from: SystemTime,
+    /// From here on everything arrives again.
+    pub to: SystemTime,
 }
 
-/// What a node answers.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Answer {
-    /// Its sockets that were meant.
-    Sockets(Vec<Description>),
-    /// What its sockets have acknowledged.
-    Acks {
-        /// The answers, in the order in which they came.
-        answers: Vec<(SocketId, Args)>,
-        /// Sockets that gave none.
-        missing: Vec<SocketId>,
-    },
+impl Gap {
+    /// The time between two moments.
+    pub fn new(from: SystemTime, to: SystemTime) -> Self {
+        Self { from, to }
+    }
 }
 
-/// The answers to a question.
-#[derive(Debug, Clone, Default)]
-pub struct Answered {
-    /// One for each node that answered.
-    pub answers: Vec<Answer>,
-    /// Nodes that are alive and did not answer in time.
-    pub silent: Vec<NodeId>,
-}
-
-/// A socket as its node describes it to others.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Description {
-    /// The id.
-    pub id: SocketId,
-    /// The rooms, the private one first.
-    pub rooms: Vec<String>,
-    /// What the application attached to the socket.
-    pub data: serde_json::Value,
-    /// The first request of the client: `headers`, `time`, `address`, `xdomain`, `secure`,
-    /// `issued`, `url`, `query` and `auth`, as Node's server describes it.
-    pub handshake: serde_json::Value,
+/// Whether messages flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// What this node publishes comes back to it.
+    Flowing,
+    /// It does not, for this reason.
+    Interrupted(Arc<str>),
 }
 
 /// Why a message may not have reached other nodes.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BusError {
-    /// The transport is not available.
+    /// The transport is not available; the message has not left this node.
     #[error("other nodes cannot be reached: {0}")]
     Unavailable(Arc<str>),
+    /// The transport took the message and did not say in time what became of it.
+    #[error("other nodes may not have been reached: {0}")]
+    Unconfirmed(Arc<str>),
+    /// More is waiting to be published than may; the message has not left this node.
+    #[error("{queued_bytes} bytes are waiting to be published already")]
+    Overloaded {
+        /// What is waiting.
+        queued_bytes: usize,
+    },
+    /// The message cannot be published.
+    #[error("the message cannot be published: {0}")]
+    Invalid(Arc<str>),
 }

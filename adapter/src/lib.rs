@@ -7,16 +7,16 @@
 mod adapter;
 mod bus;
 mod directory;
-mod id;
 mod member;
 mod memory_bus;
 mod rooms;
 mod shards;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};
-pub use bus::{
-    Answer, Answered, Bus, BusError, BusFuture, Description, Listener, NodeId, Question,
-};
-pub use id::SocketId;
+pub use bus::{Attachment, Bus, BusError, BusFuture, Gap, Health, Listener, Progress, Tracking};
 pub use member::Member;
 pub use memory_bus::MemoryBus;
+pub use roomcast_emitter::{
+    id::{NodeId, SocketId},
+    question::{Answer, Answered, Description, Question},
+};

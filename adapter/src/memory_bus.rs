@@ -10,9 +10,13 @@ use std::{
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use roomcast_emitter::message::Message;
+use roomcast_emitter::{
+    id::NodeId,
+    message::Message,
+    question::{Answered, Question},
+};
 
-use crate::bus::{Answered, Bus, BusError, BusFuture, Listener, NodeId, Question};
+use crate::bus::{Attachment, Bus, BusError, BusFuture, Listener};
 
 /// Connects all servers that hold a clone of it. Nothing is lost, nothing waits in a queue: a
 /// message is carried out by the other servers before `publish` returns.
@@ -41,10 +45,10 @@ impl MemoryBus {
 }
 
 impl Bus for MemoryBus {
-    fn attach(&self, node: &NodeId, namespace: &str, listener: Weak<dyn Listener>) {
+    fn attach(&self, attachment: Attachment<'_>) {
         let mut listeners = self.listeners.lock();
-        let attached = listeners.entry(namespace.into()).or_default();
-        attached.push((node.clone(), listener));
+        let attached = listeners.entry(attachment.namespace.into()).or_default();
+        attached.push((attachment.node.clone(), attachment.listener));
     }
 
     fn detach(&self, node: &NodeId, namespace: &str) {
@@ -81,7 +85,7 @@ impl Bus for MemoryBus {
         let others = self.others(node, namespace);
         Box::pin(async move {
             let asked = others.into_iter().map(|(other, listener)| {
-                let answer = tokio::time::timeout(timeout, listener.answer(question.clone()));
+                let answer = tokio::time::timeout(timeout, listener.answer(question.clone(), None));
                 async move { (other, answer.await) }
             });
             let mut answered = Answered::default();

@@ -80,7 +80,7 @@ impl<M: Member> Shards<M> {
     }
 
     pub(crate) fn insert(&self, member: M) {
-        debug_assert!(SocketId::plausible(member.id().as_str()));
+        debug_assert!(SocketId::is_plausible(member.id().as_str()));
         let hash = self.hash(member.id().as_str());
         self.shards[self.index(&member)]
             .0
@@ -219,7 +219,7 @@ impl<M: Member> Shards<M> {
         }
         let mut concerned = 0;
         for (name, hash) in target.rooms.iter().zip(hashes) {
-            if SocketId::plausible(name) {
+            if SocketId::is_plausible(name) {
                 return ShardSet::MAX;
             }
             concerned |= self.directory.shards_of(*hash, name);

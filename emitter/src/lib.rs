@@ -2,10 +2,12 @@
 //!
 //! [`args`] holds event arguments encoded once, [`msgpack`] transcodes them, [`event`] knows the
 //! names that an event may not have, [`target`] says who shall receive, [`message`] what nodes tell
-//! each other. Nothing here knows sockets, HTTP or threads.
+//! each other, [`question`] what they ask each other. Nothing here knows sockets, HTTP or threads.
 
 pub mod args;
 pub mod event;
+pub mod id;
 pub mod message;
 pub mod msgpack;
+pub mod question;
 pub mod target;

@@ -37,16 +37,24 @@ pub enum Message {
         /// Whether the whole connection is closed, and not only left by this namespace.
         close: bool,
     },
+    /// Call the servers' own handlers of an event, on all nodes but the sender.
+    ServerSideEmit {
+        /// The name of the event.
+        event: Box<str>,
+        /// Its arguments.
+        args: Args,
+    },
 }
 
 impl Message {
-    /// The sockets that are meant.
-    pub fn target(&self) -> &Target {
+    /// The sockets that are meant; none if the servers themselves are.
+    pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Broadcast { target, .. }
             | Self::SocketsJoin { target, .. }
             | Self::SocketsLeave { target, .. }
-            | Self::DisconnectSockets { target, .. } => target,
+            | Self::DisconnectSockets { target, .. } => Some(target),
+            Self::ServerSideEmit { .. } => None,
         }
     }
 }

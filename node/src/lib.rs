@@ -33,8 +33,8 @@ mod transport;
 pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
 pub use roomcast_adapter::{
-    Answer, Answered, Bus, BusError, BusFuture, Description, JoinError, Listener, MemoryBus,
-    NodeId, Question, SocketId,
+    Answer, Answered, Attachment, Bus, BusError, BusFuture, Description, Gap, Health, JoinError,
+    Listener, MemoryBus, NodeId, Progress, Question, SocketId, Tracking,
 };
 pub use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
 pub use roomcast_emitter::{

@@ -2,10 +2,10 @@
 
 use std::future::pending;
 
-use roomcast_emitter::target::Target;
+use roomcast_emitter::{question::Answer, target::Target};
 
 use super::*;
-use crate::bus::Answer;
+use crate::bus::{Progress, Tracking};
 
 #[derive(Default)]
 struct Node {
@@ -14,17 +14,26 @@ struct Node {
 }
 
 impl Listener for Node {
-    fn receive(&self, message: &Message) {
+    fn receive(&self, message: &Message) -> usize {
         self.heard.lock().push(message.clone());
+        0
     }
 
-    fn answer(self: Arc<Self>, _: Question) -> BusFuture<Answer> {
+    fn answer(self: Arc<Self>, _: Question, _: Option<Arc<dyn Progress>>) -> BusFuture<Answer> {
         if self.is_mute {
             Box::pin(pending())
         } else {
             Box::pin(ready(Answer::Sockets(Vec::new())))
         }
     }
+
+    fn has_room(&self, _: &str) -> bool {
+        true
+    }
+
+    fn track(&self, _: Tracking) {}
+
+    fn take_changes(&self, _: &mut dyn FnMut(&str, bool)) {}
 }
 
 fn attach(bus: &MemoryBus, name: &str, namespace: &str, is_mute: bool) -> (NodeId, Arc<Node>) {
@@ -36,7 +45,12 @@ fn attach(bus: &MemoryBus, name: &str, namespace: &str, is_mute: bool) -> (NodeI
         }),
     );
     let listener: Weak<Node> = Arc::downgrade(&node);
-    bus.attach(&id, namespace, listener);
+    bus.attach(Attachment {
+        node: &id,
+        namespace,
+        is_dynamic: false,
+        listener,
+    });
     (id, node)
 }
 

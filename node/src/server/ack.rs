@@ -72,12 +72,12 @@ impl<T> Default for Answers<T> {
 
 impl<T: FromArgs> Answers<T> {
     /// Takes the answers of one node; what is of another type is missing.
-    pub(super) fn add(&mut self, answers: Vec<(SocketId, Args)>, missing: Vec<SocketId>) {
+    pub(super) fn add(&mut self, answers: Vec<(Option<SocketId>, Args)>, missing: Vec<SocketId>) {
         self.missing.extend(missing);
         for (id, args) in answers {
             match T::from_args(&args) {
                 Ok(answer) => self.answers.push(answer),
-                Err(_) => self.missing.push(id),
+                Err(_) => self.missing.extend(id),
             }
         }
     }

@@ -137,6 +137,7 @@ impl BroadcastOperator {
             if let Answer::Acks {
                 answers: given,
                 missing,
+                ..
             } = answer
             {
                 answers.add(given, missing);

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
-    Answer, Answered, Bus, BusError, BusFuture, Description, Listener, NodeId, Question,
+    Answer, Answered, Bus, BusError, BusFuture, Description, Listener, NodeId, Progress, Question,
+    Tracking,
 };
 use roomcast_emitter::{
     args::Args,
@@ -48,10 +49,11 @@ impl Space {
 
     /// Has all sockets that are meant, everywhere, do something to themselves.
     pub(super) async fn command(&self, message: Message) -> Result<(), EmitError> {
-        let published = self.publish(message.target(), || message.clone());
+        let target = message.target().expect("commands are about sockets");
+        let published = self.publish(target, || message.clone());
         let done = self.carry_out(&message);
         resolve(published).await?;
-        done
+        done.map(drop)
     }
 
     /// Asks the other nodes.
@@ -80,7 +82,8 @@ impl Space {
     }
 
     /// Does what a message says to the sockets of this node.
-    fn carry_out(&self, message: &Message) -> Result<(), EmitError> {
+    fn carry_out(&self, message: &Message) -> Result<usize, EmitError> {
+        let mut count = 0;
         match message {
             Message::Broadcast {
                 target,
@@ -88,31 +91,35 @@ impl Space {
                 args,
             } => {
                 let frame = self.parser.event(&self.name, None, event, args)?;
-                self.count(self.adapter.fan_out(target, &frame, |_| {}));
+                count = self.adapter.fan_out(target, &frame, |_| {});
+                self.count(count);
             }
             Message::SocketsJoin { target, rooms } => {
                 let mut refused = None;
                 for socket in self.local_sockets(target) {
+                    count += 1;
                     match socket.join(rooms.as_slice()) {
                         Ok(()) | Err(roomcast_adapter::JoinError::Disconnected) => {}
                         Err(error) => refused = Some(error),
                     }
                 }
-                return refused.map_or(Ok(()), |error| Err(error.into()));
+                return refused.map_or(Ok(count), |error| Err(error.into()));
             }
             Message::SocketsLeave { target, rooms } => {
                 for socket in self.local_sockets(target) {
+                    count += 1;
                     socket.leave(rooms.as_slice());
                 }
             }
             Message::DisconnectSockets { target, close } => {
                 for socket in self.local_sockets(target) {
+                    count += 1;
                     socket.disconnect(*close);
                 }
             }
             _ => tracing::debug!("a message of a kind that this version does not know"),
         }
-        Ok(())
+        Ok(count)
     }
 
     /// The sockets of this node that are meant.
@@ -147,7 +154,12 @@ impl Space {
         // Whether everybody answered or the time is over, what there is counts.
         let _ = tokio::time::timeout(timeout, gathering.complete()).await;
         let (answers, missing) = gathering.finish();
-        Ok(Answer::Acks { answers, missing })
+        let answers = answers.into_iter().map(|(id, args)| (Some(id), args));
+        Ok(Answer::Acks {
+            answers: answers.collect(),
+            missing,
+            missing_unnamed: 0,
+        })
     }
 
     fn count(&self, recipients: usize) {
@@ -158,13 +170,26 @@ impl Space {
 }
 
 impl Listener for Space {
-    fn receive(&self, message: &Message) {
-        if let Err(error) = self.carry_out(message) {
+    fn receive(&self, message: &Message) -> usize {
+        self.carry_out(message).unwrap_or_else(|error| {
             tracing::debug!(namespace = &*self.name, %error, "a message of another node failed");
-        }
+            0
+        })
     }
 
-    fn answer(self: Arc<Self>, question: Question) -> BusFuture<Answer> {
+    fn has_room(&self, _: &str) -> bool {
+        true
+    }
+
+    fn track(&self, _: Tracking) {}
+
+    fn take_changes(&self, _: &mut dyn FnMut(&str, bool)) {}
+
+    fn answer(
+        self: Arc<Self>,
+        question: Question,
+        _: Option<Arc<dyn Progress>>,
+    ) -> BusFuture<Answer> {
         Box::pin(async move {
             match question {
                 Question::Acks {
@@ -178,6 +203,7 @@ impl Listener for Space {
                     .unwrap_or_else(|_| Answer::Acks {
                         answers: Vec::new(),
                         missing: Vec::new(),
+                        missing_unnamed: 0,
                     }),
                 Question::Sockets(target) => Answer::Sockets(self.describe(&target)),
                 _ => Answer::Sockets(Vec::new()),

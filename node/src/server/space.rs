@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use prometheus::IntGauge;
-use roomcast_adapter::{Adapter, RoomLimits};
+use roomcast_adapter::{Adapter, Attachment, RoomLimits};
 
 use super::{
     ack::Acks, cluster::Place, namespace::Handlers, packets::Parser, server::Inner,
@@ -65,7 +65,12 @@ impl Space {
         });
         if let Some(bus) = &space.place.bus {
             let listener: Weak<Self> = Arc::downgrade(&space);
-            bus.attach(&space.place.node, name, listener);
+            bus.attach(Attachment {
+                node: &space.place.node,
+                namespace: name,
+                is_dynamic: space.is_dynamic,
+                listener,
+            });
         }
         space
     }

@@ -30,11 +30,65 @@ const IO_AND_TIME: &[&str] = &[
     "std::time::SystemTime",
 ];
 
+/// The language of the cluster: what it may be made of. No runtime, no Redis.
+const LANGUAGE: &[&str] = &[
+    "std",
+    "bytes",
+    "rmpv",
+    "serde",
+    "serde_json",
+    "thiserror",
+    "roomcast_emitter::args",
+    "roomcast_emitter::event",
+    "roomcast_emitter::id",
+    "roomcast_emitter::message",
+    "roomcast_emitter::msgpack",
+    "roomcast_emitter::question",
+    "roomcast_emitter::target",
+    "roomcast_emitter::channel",
+    "roomcast_emitter::wire",
+];
+
 pub(crate) const TABLE: &[Row] = &[
     Row {
         module: "roomcast_emitter",
         may: &[EXTERNAL],
-        never: &["tokio", "axum", "hyper", "http", "tungstenite"],
+        never: &["axum", "hyper", "http", "tungstenite"],
+    },
+    Row {
+        module: "roomcast_emitter::wire",
+        may: LANGUAGE,
+        never: IO_AND_TIME,
+    },
+    Row {
+        module: "roomcast_emitter::channel",
+        may: LANGUAGE,
+        never: IO_AND_TIME,
+    },
+    Row {
+        module: "roomcast_emitter::target",
+        may: LANGUAGE,
+        never: IO_AND_TIME,
+    },
+    Row {
+        module: "roomcast_emitter::question",
+        may: LANGUAGE,
+        never: IO_AND_TIME,
+    },
+    Row {
+        module: "roomcast_emitter::args",
+        may: LANGUAGE,
+        never: IO_AND_TIME,
+    },
+    Row {
+        module: "roomcast_emitter::msgpack",
+        may: LANGUAGE,
+        never: IO_AND_TIME,
+    },
+    Row {
+        module: "roomcast_emitter::resp",
+        may: &["std", "bytes", "thiserror"],
+        never: IO_AND_TIME,
     },
     Row {
         module: "roomcast_adapter",

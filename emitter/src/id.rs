@@ -1,6 +1,6 @@
-//! The public name of a connected socket.
+//! The public names of connected sockets and of nodes.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
@@ -41,7 +41,7 @@ impl SocketId {
     }
 
     /// Whether a room of this name may be the private room of a socket.
-    pub(crate) fn plausible(name: &str) -> bool {
+    pub fn is_plausible(name: &str) -> bool {
         name.len() == Self::LEN || name.contains('#')
     }
 }
@@ -70,15 +70,44 @@ impl Serialize for SocketId {
     }
 }
 
-impl roomcast_emitter::target::Rooms for SocketId {
+impl crate::target::Rooms for SocketId {
     fn each(&self, f: &mut dyn FnMut(&str)) {
         f(self.as_str());
     }
 }
 
-impl roomcast_emitter::target::Rooms for &SocketId {
+impl crate::target::Rooms for &SocketId {
     fn each(&self, f: &mut dyn FnMut(&str)) {
         f(self.as_str());
+    }
+}
+
+/// The name of a node, unique in its cluster: made anew at every start, so that a node that comes
+/// back is another one.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(Arc<str>);
+
+impl NodeId {
+    /// Takes over a name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeId({})", self.0)
     }
 }
 
