@@ -10,4 +10,5 @@ pub mod id;
 pub mod message;
 pub mod msgpack;
 pub mod question;
+pub mod resp;
 pub mod target;
