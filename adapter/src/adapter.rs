@@ -1,11 +1,11 @@
 //! The verbs of one namespace: who is in which room, and broadcasts to them.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use roomcast_emitter::target::{Rooms as RoomNames, Target};
 
 pub use crate::shards::{JoinError, RoomLimits};
-use crate::{Member, shards::Shards};
+use crate::{Member, Tracking, shards::Shards};
 
 /// The rooms of one namespace on this node.
 ///
@@ -84,6 +84,29 @@ impl<M: Member> Adapter<M> {
         self.shards.member(id)
     }
 
+    /// Says which rooms' first and last members shall be told by
+    /// [`take_changes`](Self::take_changes). Called before there are sockets; until then none are.
+    pub fn track(&self, tracking: Tracking) {
+        self.shards.track(tracking);
+    }
+
+    /// Whether there may be changes to take since the last call. To be asked after sockets were
+    /// inserted, removed, or have joined or left rooms; when several threads ask, one is told.
+    pub fn is_changed(&self) -> bool {
+        self.shards.is_changed()
+    }
+
+    /// Calls `f` with each room that has got its first member on this node (true) or lost its last
+    /// one (false) since the last call; not with one that is as it was then.
+    pub fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
+        self.shards.take_changes(f);
+    }
+
+    /// Whether a socket of this node is in the room, private rooms included.
+    pub fn has_room(&self, room: &str) -> bool {
+        self.shards.has_room(room)
+    }
+
     /// The number of sockets on this node.
     pub fn len(&self) -> usize {
         self.shards.len()
@@ -102,6 +125,16 @@ impl<M: Member> Adapter<M> {
     /// The names of the rooms with members on this node, private rooms not among them.
     pub fn room_names(&self) -> Vec<Arc<str>> {
         self.shards.room_names()
+    }
+
+    /// The names of all rooms with members on this node, private ones included, each once, sorted.
+    pub fn all_room_names(&self) -> Vec<Box<str>> {
+        let names = self.shards.room_names();
+        let mut all: BTreeSet<Box<str>> = names.iter().map(|name| (**name).into()).collect();
+        self.shards.each_id(|id| {
+            all.insert(id.as_str().into());
+        });
+        all.into_iter().collect()
     }
 }
 

@@ -127,8 +127,9 @@ pub trait Listener: Send + Sync {
     /// before there are members.
     fn track(&self, tracking: Tracking);
 
-    /// Hands over, in order, the rooms that got their first member (true) or lost their last one
-    /// (false) on this node since the last call.
+    /// Hands over the rooms that got their first member (true) or lost their last one (false) on
+    /// this node since the last call. A room that is as it was then is not among them. Calls are
+    /// made one at a time, or what one of them hands over may be older than it seems.
     fn take_changes(&self, f: &mut dyn FnMut(&str, bool));
 }
 

@@ -1,9 +1,15 @@
 //! Which shards of this node have members of a room, so that a broadcast to a small room does not
-//! take the lock of every shard.
+//! take the lock of every shard; and which rooms have got or lost members since the bus was told.
 //!
 //! Its lock is a leaf: it is taken under the lock of a shard and nothing is taken under it.
 
-use std::{hash::BuildHasher, sync::Arc};
+use std::{
+    hash::BuildHasher,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use hashbrown::HashTable;
 use parking_lot::Mutex;
@@ -18,36 +24,69 @@ const DIRECTORY_KEEPS: usize = 1024;
 
 pub(crate) struct Directory<S> {
     hasher: S,
-    rooms: Mutex<HashTable<(Arc<str>, ShardSet)>>,
+    state: Mutex<State>,
+    /// There may be changes that the bus was not told of.
+    is_changed: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    rooms: HashTable<(Arc<str>, ShardSet)>,
+    /// Kept while somebody wants to hear of changes.
+    interest: Option<Box<Interest>>,
+}
+
+/// Which rooms the bus has to hear of.
+///
+/// A room is among the changes exactly while its state is another than the bus was told last: the
+/// second change of a room takes back the first. So there are at most as many as the rooms that
+/// the bus knows and the rooms that have members, however often sockets come and go before the bus
+/// asks, and none is ever lost.
+#[derive(Default)]
+struct Interest {
+    /// The private rooms that are told of.
+    private: HashTable<Arc<str>>,
+    /// With each room whether it has members now.
+    changes: HashTable<(Arc<str>, bool)>,
 }
 
 impl<S: BuildHasher> Directory<S> {
     pub(crate) fn new(hasher: S) -> Self {
         Self {
             hasher,
-            rooms: Mutex::default(),
+            state: Mutex::default(),
+            is_changed: AtomicBool::new(false),
         }
     }
 
     /// A shard got its first member of a room.
     pub(crate) fn occupied(&self, hash: Hash, name: &Arc<str>, shard: usize) {
-        let mut rooms = self.rooms.lock();
-        match rooms.find_mut(hash, |(known, _)| known == name) {
-            Some((_, shards)) => *shards |= 1 << shard,
-            None => {
-                let entry = (Arc::clone(name), 1 << shard);
-                rooms.insert_unique(hash, entry, |(name, _)| self.hasher.hash_one(&**name));
-            }
+        let State { rooms, interest } = &mut *self.state.lock();
+        if let Some((_, shards)) = rooms.find_mut(hash, |(known, _)| known == name) {
+            *shards |= 1 << shard;
+            return;
+        }
+        let entry = (Arc::clone(name), 1 << shard);
+        rooms.insert_unique(hash, entry, |(name, _)| self.hasher.hash_one(&**name));
+        if let Some(interest) = interest
+            && !interest.has_private(hash, name)
+        {
+            self.note(interest, hash, name, true);
         }
     }
 
     /// A shard lost its last member of a room.
     pub(crate) fn vacated(&self, hash: Hash, name: &str, shard: usize) {
-        let mut rooms = self.rooms.lock();
+        let State { rooms, interest } = &mut *self.state.lock();
         if let Ok(mut found) = rooms.find_entry(hash, |(known, _)| **known == *name) {
             found.get_mut().1 &= !(1 << shard);
             if found.get().1 == 0 {
-                found.remove();
+                let ((name, _), _) = found.remove();
+                if let Some(interest) = interest
+                    && !interest.has_private(hash, &name)
+                {
+                    self.note(interest, hash, &name, false);
+                }
             }
         }
         // Memory is given back as in a shard: when nothing is left.
@@ -56,26 +95,99 @@ impl<S: BuildHasher> Directory<S> {
         }
     }
 
+    /// From now on changes are kept for the bus. Called before there are any.
+    pub(crate) fn track(&self) {
+        let mut state = self.state.lock();
+        debug_assert!(state.rooms.is_empty(), "rooms from before are not told of");
+        state.interest.get_or_insert_default();
+    }
+
+    /// A socket has come whose private room is told of.
+    pub(crate) fn came(&self, hash: Hash, id: &str) {
+        let State { rooms, interest } = &mut *self.state.lock();
+        let Some(interest) = interest else { return };
+        let name: Arc<str> = id.into();
+        interest
+            .private
+            .insert_unique(hash, Arc::clone(&name), |name| {
+                self.hasher.hash_one(&**name)
+            });
+        if rooms.find(hash, |(known, _)| *known == name).is_none() {
+            self.note(interest, hash, &name, true);
+        }
+    }
+
+    /// A socket has gone whose private room is told of.
+    pub(crate) fn went(&self, hash: Hash, id: &str) {
+        let State { rooms, interest } = &mut *self.state.lock();
+        let Some(interest) = interest else { return };
+        let Ok(found) = interest.private.find_entry(hash, |known| **known == *id) else {
+            return;
+        };
+        let (name, _) = found.remove();
+        if rooms.find(hash, |(known, _)| *known == name).is_none() {
+            self.note(interest, hash, &name, false);
+        }
+        if interest.private.is_empty() && interest.private.capacity() > DIRECTORY_KEEPS {
+            interest.private = HashTable::new();
+        }
+    }
+
+    /// The room has got its first member on this node, or lost its last one.
+    fn note(&self, interest: &mut Interest, hash: Hash, name: &Arc<str>, is_occupied: bool) {
+        let changes = &mut interest.changes;
+        if let Ok(found) = changes.find_entry(hash, |(known, _)| known == name) {
+            debug_assert_ne!(found.get().1, is_occupied, "first and last take turns");
+            found.remove();
+            return;
+        }
+        let change = (Arc::clone(name), is_occupied);
+        changes.insert_unique(hash, change, |(name, _)| self.hasher.hash_one(&**name));
+        self.is_changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there may be changes since the last call. Of several callers one gets the answer
+    /// yes; a thread that has made a change gets it, or another one that asks at the same time.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Relaxed) && self.is_changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Calls `f`, without the lock, with each room whose state is another than in the last call.
+    pub(crate) fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
+        let changes = match &mut self.state.lock().interest {
+            Some(interest) => std::mem::take(&mut interest.changes),
+            None => return,
+        };
+        for (name, is_occupied) in changes {
+            f(&name, is_occupied);
+        }
+    }
+
     /// The shards that have members of a room.
     pub(crate) fn shards_of(&self, hash: Hash, name: &str) -> ShardSet {
-        self.rooms
+        self.state
             .lock()
+            .rooms
             .find(hash, |(known, _)| **known == *name)
             .map_or(0, |(_, shards)| *shards)
     }
 
     /// The number of rooms with members on this node, private rooms not counted.
     pub(crate) fn len(&self) -> usize {
-        self.rooms.lock().len()
+        self.state.lock().rooms.len()
     }
 
     /// The names of all rooms with members on this node, private rooms not among them.
     pub(crate) fn names(&self) -> Vec<Arc<str>> {
-        self.rooms
-            .lock()
-            .iter()
-            .map(|(name, _)| Arc::clone(name))
-            .collect()
+        let state = self.state.lock();
+        let names = state.rooms.iter().map(|(name, _)| Arc::clone(name));
+        names.collect()
+    }
+}
+
+impl Interest {
+    fn has_private(&self, hash: Hash, name: &Arc<str>) -> bool {
+        self.private.find(hash, |known| known == name).is_some()
     }
 }
 
@@ -90,7 +202,7 @@ mod tests {
     impl<S> Directory<S> {
         /// Stops everybody who has to change or read the directory.
         pub(crate) fn hold(&self) -> MutexGuard<'_, impl Sized> {
-            self.rooms.lock()
+            self.state.lock()
         }
     }
 
@@ -127,6 +239,6 @@ mod tests {
             assert_eq!(directory.shards_of(hasher.hash_one(&**name), name), 1 << 7);
             directory.vacated(hasher.hash_one(&**name), name, 7);
         }
-        assert_eq!(directory.rooms.lock().capacity(), 0);
+        assert_eq!(directory.state.lock().rooms.capacity(), 0);
     }
 }

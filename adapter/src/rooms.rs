@@ -256,6 +256,15 @@ impl<M: Member> Rooms<M> {
         })
     }
 
+    /// Calls `f` with each socket.
+    pub(crate) fn each(&self, f: impl FnMut(&M)) {
+        self.members
+            .iter()
+            .flatten()
+            .map(|entry| &entry.member)
+            .for_each(f);
+    }
+
     /// The number of sockets.
     pub(crate) fn len(&self) -> usize {
         self.ids.len()

@@ -3,14 +3,21 @@
 //! Cutting by socket and not by room lets one huge room use all cores and keeps the membership of a
 //! socket under one lock. Lock order: shard, then directory; shard, then a member's connection.
 
-use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use roomcast_emitter::target::{Rooms as RoomNames, Target};
 use smallvec::SmallVec;
 
 use crate::{
-    Member, SocketId,
+    Member, SocketId, Tracking,
     directory::{Directory, ShardSet},
     rooms::{Change, Hash, Rooms},
 };
@@ -59,7 +66,14 @@ pub(crate) struct Shards<M> {
     hasher: RandomState,
     directory: Directory<RandomState>,
     shards: Box<[Shard<M>]>,
+    /// Whose private rooms the bus wants to hear of: [`NONE`], [`UNUSUAL`] or [`ALL`].
+    private: AtomicU8,
 }
+
+const NONE: u8 = 0;
+/// Of sockets whose id is not of the ordinary length.
+const UNUSUAL: u8 = 1;
+const ALL: u8 = 2;
 
 /// On a cache line pair of its own, so that shards don't slow each other down.
 #[repr(align(128))]
@@ -76,16 +90,41 @@ impl<M: Member> Shards<M> {
             directory: Directory::new(hasher.clone()),
             hasher,
             shards,
+            private: AtomicU8::new(NONE),
         }
+    }
+
+    /// Says which rooms' first and last members are kept for [`take_changes`](Self::take_changes).
+    /// Called before there are sockets.
+    pub(crate) fn track(&self, tracking: Tracking) {
+        debug_assert_eq!(self.len(), 0, "sockets from before are not told of");
+        let private = match tracking {
+            Tracking::Nothing => return,
+            Tracking::Rooms => UNUSUAL,
+            Tracking::RoomsAndSockets => ALL,
+        };
+        self.directory.track();
+        self.private.store(private, Ordering::Relaxed);
+    }
+
+    /// Whether there may be changes since the last call; one of several callers is told.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.directory.is_changed()
+    }
+
+    pub(crate) fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
+        self.directory.take_changes(f);
     }
 
     pub(crate) fn insert(&self, member: M) {
         debug_assert!(SocketId::is_plausible(member.id().as_str()));
-        let hash = self.hash(member.id().as_str());
-        self.shards[self.index(&member)]
-            .0
-            .lock()
-            .insert(member, hash);
+        let id = member.id().clone();
+        let hash = self.hash(id.as_str());
+        let mut rooms = self.shards[self.index(&member)].0.lock();
+        rooms.insert(member, hash);
+        if self.is_told(&id) {
+            self.directory.came(hash, id.as_str());
+        }
     }
 
     /// Removes a socket; answers whether it was there.
@@ -97,6 +136,9 @@ impl<M: Member> Shards<M> {
             return false;
         };
         rooms.remove(slot, |hash, name| self.directory.vacated(hash, name, index));
+        if self.is_told(member.id()) {
+            self.directory.went(hash, member.id().as_str());
+        }
         true
     }
 
@@ -201,6 +243,24 @@ impl<M: Member> Shards<M> {
             .find_map(|shard| shard.0.lock().member(hash, id).cloned())
     }
 
+    /// Whether a socket of this node is in the room, its private one included.
+    pub(crate) fn has_room(&self, name: &str) -> bool {
+        let hash = self.hash(name);
+        self.directory.shards_of(hash, name) != 0
+            || SocketId::is_plausible(name)
+                && self
+                    .shards
+                    .iter()
+                    .any(|shard| shard.0.lock().member(hash, name).is_some())
+    }
+
+    /// Calls `f` with the id of each socket, under the lock of its shard.
+    pub(crate) fn each_id(&self, mut f: impl FnMut(&SocketId)) {
+        for shard in &self.shards {
+            shard.0.lock().each(|member| f(member.id()));
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.0.lock().len()).sum()
     }
@@ -225,6 +285,15 @@ impl<M: Member> Shards<M> {
             concerned |= self.directory.shards_of(*hash, name);
         }
         concerned
+    }
+
+    /// Whether the private room of this socket is told of.
+    fn is_told(&self, id: &SocketId) -> bool {
+        match self.private.load(Ordering::Relaxed) {
+            NONE => false,
+            UNUSUAL => id.as_str().len() != SocketId::LEN,
+            _ => true,
+        }
     }
 
     fn index(&self, member: &M) -> usize {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::atomic::AtomicBool,
     thread,
     time::{Duration, Instant},
 };
@@ -143,6 +144,174 @@ proptest! {
             check_directory(&shards, &sockets, &model);
         }
     }
+}
+
+/// What a bus knows that hears of changes: the rooms with members.
+#[derive(Default)]
+struct Heard(BTreeSet<String>);
+
+impl Heard {
+    fn listen(&mut self, shards: &Shards<Fake>) {
+        shards.take_changes(&mut |room, is_occupied| {
+            let is_news = if is_occupied {
+                self.0.insert(room.to_owned())
+            } else {
+                self.0.remove(room)
+            };
+            assert!(is_news, "{room} was {is_occupied} before");
+        });
+    }
+}
+
+/// The rooms with members that a bus is told of.
+fn told(model: &Model, sockets: &[Fake], tracking: Tracking) -> BTreeSet<String> {
+    let mut rooms: BTreeSet<String> = model.values().flatten().cloned().collect();
+    let ids = model.keys().map(|number| sockets[*number].id().to_string());
+    match tracking {
+        Tracking::Nothing => rooms.clear(),
+        Tracking::Rooms => rooms.extend(ids.filter(|id| id.len() != SocketId::LEN)),
+        Tracking::RoomsAndSockets => rooms.extend(ids),
+    }
+    rooms
+}
+
+/// Every third socket has a long id, as clients of Engine.IO revision 3 outside the main namespace.
+fn some_long(number: usize, home: usize) -> Fake {
+    let id = match number % 3 {
+        0 => format!("/chat#{}", id(number)),
+        _ => id(number),
+    };
+    Fake::new(&id, home, &Default::default())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn what_a_bus_hears_of_rooms_is_the_truth_whenever_it_asks(
+        tracking in prop_oneof![
+            Just(Tracking::Nothing), Just(Tracking::Rooms), Just(Tracking::RoomsAndSockets),
+        ],
+        steps in prop::collection::vec((step(), any::<bool>()), 1..60),
+    ) {
+        let limits = RoomLimits { name_bytes: 30, ..LIMITS };
+        let shards = Shards::new(3);
+        shards.track(tracking);
+        let sockets: Vec<_> = (0..SOCKETS).map(|number| some_long(number, number)).collect();
+        let ids: Vec<_> = sockets.iter().map(|socket| socket.id().to_string()).collect();
+        let mut model = Model::new();
+        let mut heard = Heard::default();
+        for (step, asks) in &steps {
+            match step {
+                Step::Toggle(socket) => if shards.remove(&sockets[*socket]) {
+                    model.remove(socket);
+                } else {
+                    shards.insert(sockets[*socket].clone());
+                    model.insert(*socket, BTreeSet::new());
+                },
+                Step::Join(socket, rooms) => {
+                    // Rooms may bear the id of another socket, of the long ones, too.
+                    let names = rooms.iter().cloned().chain(Some(ids[(socket + 3) % SOCKETS].clone()));
+                    let names: Vec<_> = names.filter(|name| *name != ids[*socket]).collect();
+                    if shards.join(&sockets[*socket], &names, limits).is_ok() {
+                        model.get_mut(socket).unwrap().extend(names);
+                    }
+                }
+                Step::Leave(socket, rooms) => {
+                    shards.leave(&sockets[*socket], rooms);
+                    if let Some(joined) = model.get_mut(socket) {
+                        joined.retain(|room| !rooms.contains(room));
+                    }
+                }
+            }
+            let truth = told(&model, &sockets, tracking);
+            if *asks {
+                let is_changed = shards.is_changed();
+                prop_assert!(is_changed || truth == heard.0);
+                heard.listen(&shards);
+                prop_assert_eq!(&heard.0, &truth);
+            }
+            for name in model.values().flatten().chain(&ids) {
+                let number = ids.iter().position(|id| id == name);
+                let is_occupied = model.values().flatten().any(|joined| joined == name)
+                    || number.is_some_and(|number| model.contains_key(&number));
+                prop_assert_eq!(shards.has_room(name), is_occupied);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_bus_hears_is_the_truth_after_joins_and_leaves_of_several_threads() {
+    const ROOMS: [&str; 3] = ["a", "b", "c"];
+    let shards = Shards::new(2);
+    shards.track(Tracking::RoomsAndSockets);
+    let sockets: Vec<_> = (0..4)
+        .map(|number| Fake::numbered(number, number))
+        .collect();
+    let done = AtomicBool::new(false);
+    let mut heard = Heard::default();
+    thread::scope(|scope| {
+        let workers: Vec<_> = sockets
+            .iter()
+            .map(|socket| scope.spawn(|| come_and_go(&shards, socket, &ROOMS)))
+            .collect();
+        let listening = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                if shards.is_changed() {
+                    heard.listen(&shards);
+                }
+            }
+        });
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        done.store(true, Ordering::Release);
+        listening.join().unwrap();
+    });
+    // Nothing was left behind without a notice.
+    if shards.is_changed() {
+        heard.listen(&shards);
+    }
+    let mut rest = 0;
+    shards.take_changes(&mut |_, _| rest += 1);
+    assert_eq!(rest, 0);
+    let truth = ROOMS.iter().copied().filter(|room| shards.has_room(room));
+    let mut truth: BTreeSet<String> = truth.map(str::to_owned).collect();
+    truth.extend(sockets.iter().map(|socket| socket.id().to_string()));
+    assert_eq!(heard.0, truth);
+}
+
+/// Comes, joins, leaves and goes many times; ends connected, in one room or another.
+fn come_and_go(shards: &Shards<Fake>, socket: &Fake, rooms: &[&str]) {
+    for turn in 0..2000_usize {
+        shards.insert(socket.clone());
+        let room = rooms[turn % rooms.len()];
+        shards.join(socket, &room, LIMITS).unwrap();
+        if turn % 2 == 0 {
+            shards.leave(socket, &room);
+        }
+        assert!(shards.remove(socket));
+    }
+    shards.insert(socket.clone());
+    shards.join(socket, &rooms[0], LIMITS).unwrap();
+}
+
+#[test]
+fn changes_that_nobody_takes_are_no_more_than_rooms() {
+    let shards = Shards::new(2);
+    shards.track(Tracking::Rooms);
+    let socket = Fake::numbered(0, 0);
+    shards.insert(socket.clone());
+    for number in 0..1000 {
+        let room = number.to_string();
+        shards.join(&socket, &room, LIMITS).unwrap();
+        shards.leave(&socket, &room);
+    }
+    shards.join(&socket, &"last", LIMITS).unwrap();
+    let mut changes = Vec::new();
+    shards.take_changes(&mut |room, is_occupied| changes.push((room.to_owned(), is_occupied)));
+    assert_eq!(changes, [(String::from("last"), true)]);
 }
 
 fn connected() -> (Shards<Fake>, Fake) {
