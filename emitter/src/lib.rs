@@ -5,6 +5,7 @@
 //! each other, [`question`] what they ask each other. Nothing here knows sockets, HTTP or threads.
 
 pub mod args;
+pub mod endpoint;
 pub mod event;
 pub mod id;
 pub mod message;
@@ -12,3 +13,4 @@ pub mod msgpack;
 pub mod question;
 pub mod resp;
 pub mod target;
+pub mod value;
