@@ -5,6 +5,7 @@
 //! each other, [`question`] what they ask each other. Nothing here knows sockets, HTTP or threads.
 
 pub mod args;
+pub mod channel;
 pub mod endpoint;
 pub mod event;
 pub mod id;

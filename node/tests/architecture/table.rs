@@ -37,6 +37,7 @@ const LANGUAGE: &[&str] = &[
     "rmpv",
     "serde",
     "serde_json",
+    "sha1",
     "thiserror",
     "roomcast_emitter::args",
     "roomcast_emitter::event",
