@@ -51,4 +51,15 @@ function askAll(socket, event, ...args) {
   return deadline(answer, PATIENCE, `the ack of "${event}"`);
 }
 
-module.exports = { deadline, next, collect, ask, askAll };
+/** Asks again and again until the answer is true (or anything else that counts as yes), and returns it. */
+async function until(what, check, patience = PATIENCE) {
+  const end = Date.now() + patience;
+  for (;;) {
+    const answer = await check();
+    if (answer) return answer;
+    if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+module.exports = { deadline, next, collect, ask, askAll, until };
