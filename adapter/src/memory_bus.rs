@@ -15,6 +15,7 @@ use roomcast_emitter::{
     message::Message,
     question::{Answered, Question},
 };
+use tokio::sync::RwLock;
 
 use crate::bus::{Attachment, Bus, BusError, BusFuture, Listener};
 
@@ -25,7 +26,14 @@ pub struct MemoryBus {
     listeners: Arc<Mutex<HashMap<Box<str>, Vec<Attached>>>>,
 }
 
-type Attached = (NodeId, Weak<dyn Listener>);
+/// A node in a namespace.
+#[derive(Clone)]
+struct Attached {
+    node: NodeId,
+    listener: Weak<dyn Listener>,
+    /// Read by everybody who waits for an answer; true once nobody shall any more.
+    is_retired: Arc<RwLock<bool>>,
+}
 
 impl MemoryBus {
     /// A bus to which nobody is attached yet.
@@ -34,12 +42,12 @@ impl MemoryBus {
     }
 
     /// All others in the namespace. Listeners are called without the lock, as they may publish.
-    fn others(&self, node: &NodeId, namespace: &str) -> Vec<(NodeId, Arc<dyn Listener>)> {
+    fn others(&self, node: &NodeId, namespace: &str) -> Vec<(Attached, Arc<dyn Listener>)> {
         let listeners = self.listeners.lock();
         let attached = listeners.get(namespace).into_iter().flatten();
         attached
-            .filter(|(other, _)| other != node)
-            .filter_map(|(other, listener)| Some((other.clone(), listener.upgrade()?)))
+            .filter(|other| other.node != *node)
+            .filter_map(|other| Some((other.clone(), other.listener.upgrade()?)))
             .collect()
     }
 }
@@ -48,14 +56,18 @@ impl Bus for MemoryBus {
     fn attach(&self, attachment: Attachment<'_>) {
         let mut listeners = self.listeners.lock();
         let attached = listeners.entry(attachment.namespace.into()).or_default();
-        attached.push((attachment.node.clone(), attachment.listener));
+        attached.push(Attached {
+            node: attachment.node.clone(),
+            listener: attachment.listener,
+            is_retired: Arc::default(),
+        });
     }
 
     fn detach(&self, node: &NodeId, namespace: &str) {
         let mut listeners = self.listeners.lock();
         if let Some(attached) = listeners.get_mut(namespace) {
             // A namespace that was made anew may be attached before the old one is gone.
-            attached.retain(|(other, listener)| other != node || listener.strong_count() > 0);
+            attached.retain(|other| other.node != *node || other.listener.strong_count() > 0);
             if attached.is_empty() {
                 listeners.remove(namespace);
             }
@@ -84,9 +96,16 @@ impl Bus for MemoryBus {
     ) -> BusFuture<Result<Answered, BusError>> {
         let others = self.others(node, namespace);
         Box::pin(async move {
-            let asked = others.into_iter().map(|(other, listener)| {
+            let asked = others.into_iter().filter_map(|(other, listener)| {
+                // Whoever retires waits for those that read, and is not asked any more.
+                let waiting = other.is_retired.try_read_owned().ok();
+                let waiting = waiting.filter(|is_retired| !**is_retired)?;
                 let answer = tokio::time::timeout(timeout, listener.answer(question.clone(), None));
-                async move { (other, answer.await) }
+                Some(async move {
+                    let answer = answer.await;
+                    drop(waiting);
+                    (other.node, answer)
+                })
             });
             let mut answered = Answered::default();
             for (other, answer) in join_all(asked).await {
@@ -97,6 +116,30 @@ impl Bus for MemoryBus {
             }
             Ok(answered)
         })
+    }
+
+    fn retire(&self, node: &NodeId) -> BusFuture<()> {
+        let listeners = self.listeners.lock();
+        let own = listeners
+            .values()
+            .flatten()
+            .filter(|attached| attached.node == *node);
+        let own: Vec<_> = own
+            .map(|attached| Arc::clone(&attached.is_retired))
+            .collect();
+        Box::pin(async move {
+            for is_retired in own {
+                *is_retired.write().await = true;
+            }
+        })
+    }
+
+    fn close(&self, node: &NodeId) -> BusFuture<()> {
+        self.listeners.lock().retain(|_, attached| {
+            attached.retain(|other| other.node != *node);
+            !attached.is_empty()
+        });
+        Box::pin(ready(()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 
+use futures_util::FutureExt as _;
 use roomcast_emitter::{question::Answer, target::Target};
 
 use super::*;
@@ -100,4 +101,41 @@ async fn a_listener_that_is_gone_is_forgotten_and_its_successor_is_not() {
     drop(successor);
     bus.detach(&b, "/");
     assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_node_that_retires_is_asked_no_more_once_it_has_answered_and_still_hears_messages() {
+    let bus = MemoryBus::new();
+    let (a, _node_a) = attach(&bus, "a", "/", false);
+    let (b, node_b) = attach(&bus, "b", "/", true);
+    let ask = || {
+        let question = Question::Sockets(Target::default());
+        bus.ask(&a, "/", question, Duration::from_secs(3600))
+    };
+    let mut waiting = by_hand(ask());
+    assert!(waiting.poll().is_none());
+    let mut retiring = by_hand(bus.retire(&b));
+    assert!(retiring.poll().is_none(), "somebody waits for its answer");
+    let later = ask().await.unwrap();
+    assert_eq!(later, Answered::default(), "it is not asked any more");
+    drop(waiting);
+    assert!(retiring.poll().is_some());
+    assert_eq!(ask().await.unwrap(), Answered::default());
+    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 1);
+    assert_eq!(node_b.heard.lock().len(), 1);
+    bus.close(&b).await;
+    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 0);
+}
+
+/// A future that is polled by hand.
+struct ByHand<T>(BusFuture<T>);
+
+fn by_hand<T>(future: BusFuture<T>) -> ByHand<T> {
+    ByHand(future)
+}
+
+impl<T> ByHand<T> {
+    fn poll(&mut self) -> Option<T> {
+        self.0.as_mut().now_or_never()
+    }
 }
