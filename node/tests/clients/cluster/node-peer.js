@@ -26,7 +26,6 @@
 //                                        leave or disconnect; -> what that answers
 //   own {sid, what, …}                -> to a socket of this server: join {rooms}, leave {rooms},
 //                                        rooms, data {value}; -> {rooms: all but its own id, sorted}
-//   namespaces                        -> {namespaces: [names]}
 //   metrics                           -> {text}; of Roomcast alone
 //
 // A server that waits for others in vain says `complete: false`, or {id, error} where it has no
@@ -179,7 +178,6 @@ function commandsOf(io) {
       if (what === "data") Object.assign(socket.data, value);
       return { rooms: [...socket.rooms].filter((room) => room !== socket.id).sort() };
     },
-    namespaces: () => ({ namespaces: [...io._nsps.keys()] }),
   };
 }
 

@@ -1,0 +1,183 @@
+// Emitters of others into a cluster of two servers under test and one official server: the official
+// one, its predecessor, and the Python port. They speak the classic dialect; there are none for
+// the sharded one. Ports for PHP, Java and Go are not on the registries that this folder uses: what they
+// send is tested where the wire format is.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { execFile } = require("node:child_process");
+const { join } = require("node:path");
+const { after, before, describe, test } = require("node:test");
+const { promisify } = require("node:util");
+const { Emitter } = require("@socket.io/redis-emitter");
+const { createClient } = require("redis");
+const createOldEmitter = require("socket.io-emitter");
+
+const { Cast, PEOPLE, startServers } = require("./cluster/members");
+const { startRedis } = require("./cluster/redis");
+const { encode } = require("./cluster/values");
+const { isReference } = require("./support/server");
+const { next, until } = require("./support/wait");
+
+const KINDS = isReference ? ["node", "node", "node"] : ["roomcast", "roomcast", "node"];
+const PREFIX = "emitted";
+const EVERYBODY = Object.keys(PEOPLE);
+
+let redis;
+let servers;
+let cast;
+
+before(async () => {
+  redis = await startRedis();
+  servers = await startServers(KINDS, { redis: redis.url, prefix: PREFIX }, redis);
+  cast = await Cast.open(servers, "/");
+});
+after(async () => {
+  cast?.close();
+  await Promise.all((servers ?? []).map((server) => server.stop()));
+  await redis?.stop();
+});
+
+/** Servers carry out what others say in their own time; it is done when it has arrived. */
+async function receivers(count, send) {
+  const all = [];
+  const listener = (name) => () => all.push(name);
+  const stop = Object.entries(cast.sockets).map(([name, socket]) => {
+    const heard = listener(name);
+    socket.on("news", heard);
+    return () => socket.off("news", heard);
+  });
+  await send();
+  await until(`${count} to receive, ${all.length} have`, () => all.length >= count);
+  await cast.fence();
+  for (const end of stop) end();
+  return all.sort();
+}
+
+describe("the official emitter", () => {
+  let client;
+  let emitter;
+  before(async () => {
+    client = createClient({ url: redis.url });
+    await client.connect();
+    emitter = new Emitter(client, { key: PREFIX });
+  });
+  after(() => client?.destroy());
+
+  test("each operator reaches exactly its sockets, each once", async () => {
+    const cases = [
+      [(io) => io, EVERYBODY],
+      [(io) => io.to("x"), ["ada", "bob", "eve"]],
+      [(io) => io.to(["x", "y"]), ["ada", "bob", "cid", "eve"]],
+      [(io) => io.to("x").to("z").except("y"), ["ada", "fay"]],
+      [(io) => io.except(["x", "y"]), ["dan", "fay"]],
+      [(io) => io.to("x").except("y"), ["ada"]],
+      [(io) => io.in(cast.sockets.cid.id), ["cid"]],
+      [(io) => io.to("nobody is here"), []],
+    ];
+    for (const [i, [target, expected]] of cases.entries()) {
+      const reached = await receivers(expected.length, () => target(emitter).emit("news", i));
+      assert.deepEqual(reached, expected, `case ${i}`);
+    }
+  });
+
+  test("arguments arrive, binary too, in its namespace alone", async () => {
+    const args = [1.5, "ünïcödé 😀", null, { list: [Buffer.from("deep")] }];
+    const arrived = Promise.all(Object.values(cast.sockets).map((socket) => next(socket, "values")));
+    emitter.emit("values", ...args);
+    for (const [first, second, third, { list }] of await arrived) {
+      assert.deepEqual([first, second, third], args.slice(0, 3));
+      assert.equal(Buffer.from(list[0]).toString(), "deep");
+    }
+    assert.deepEqual(await receivers(0, () => emitter.of("chat").emit("news")), []);
+    const socket = await cast.extra(1);
+    const nsp = socket.io.socket("/chat");
+    await next(nsp, "connect");
+    const heard = next(nsp, "in chat");
+    emitter.of("chat").emit("in chat", 1);
+    assert.deepEqual(await heard, [1]);
+  });
+
+  test("sockets join, leave and are disconnected", async () => {
+    emitter.in("z").socketsJoin(["new", "newer"]);
+    emitter.in("y").except("x").socketsJoin("new");
+    await until("two to be in the room", async () => {
+      return (await receivers(0, () => emitter.to("new").emit("news"))).join() === "cid,fay";
+    });
+    emitter.socketsLeave("new");
+    await until("nobody to be in the room", async () => {
+      return (await receivers(0, () => emitter.to("new").emit("news"))).length === 0;
+    });
+    assert.deepEqual(await receivers(1, () => emitter.to("newer").emit("news")), ["fay"]);
+    emitter.socketsLeave("newer");
+    const doomed = await Promise.all([0, 1, 2].map((i) => cast.extra(i, { rooms: ["doomed"] })));
+    const gone = Promise.all(doomed.map((socket) => next(socket, "disconnect")));
+    emitter.in("doomed").disconnectSockets(true);
+    for (const [reason] of await gone) assert.equal(reason, "io server disconnect");
+  });
+
+  test("a server-side event reaches all servers", async () => {
+    const notes = Promise.all(servers.map((server) => next(server, "note")));
+    emitter.serverSideEmit("note", 1, { two: [3] });
+    for (const [{ namespace, args }] of await notes) {
+      assert.equal(namespace, "/");
+      assert.deepEqual(args, [1, { two: [3] }]);
+    }
+  });
+
+  test("many messages arrive in order", async () => {
+    const count = 1000;
+    const seen = Object.fromEntries(EVERYBODY.map((name) => [name, []]));
+    for (const name of EVERYBODY) cast.sockets[name].on("numbered", (n) => seen[name].push(n));
+    for (let i = 0; i < count; i += 1) emitter.to("x").emit("numbered", i);
+    await until("all messages", () => ["ada", "bob", "eve"].every((name) => seen[name].length >= count));
+    await cast.fence();
+    for (const name of EVERYBODY) {
+      const expected = PEOPLE[name].rooms.includes("x") ? Array.from({ length: count }, (_, i) => i) : [];
+      assert.deepEqual(seen[name], expected, name);
+      cast.sockets[name].off("numbered");
+    }
+  });
+});
+
+test("the emitter of socket.io 2 is heard", async () => {
+  const emitter = createOldEmitter({ host: "127.0.0.1", port: redis.port, key: PREFIX });
+  try {
+    assert.deepEqual(await receivers(6, () => emitter.emit("news", 1)), EVERYBODY);
+    assert.deepEqual(await receivers(3, () => emitter.to("x").emit("news", 1)), ["ada", "bob", "eve"]);
+    assert.deepEqual(
+      await receivers(4, () => emitter.to("x").to("y").emit("news", 1)),
+      ["ada", "bob", "cid", "eve"],
+    );
+    const heard = next(cast.sockets.fay, "values");
+    emitter.to("z").emit("values", Buffer.from("bytes"), { a: [1] });
+    const [bytes, value] = await heard;
+    assert.equal(Buffer.from(bytes).toString(), "bytes");
+    assert.deepEqual(value, { a: [1] });
+  } finally {
+    emitter.redis.quit();
+  }
+});
+
+test("the emitter for Python is heard", async () => {
+  const emit = async (...calls) => {
+    await promisify(execFile)("python3", [
+      join(__dirname, "cluster", "emit.py"), redis.port, PREFIX, JSON.stringify(encode(calls)),
+    ]);
+  };
+  const call = { namespace: "/", rooms: [], event: "news", args: [] };
+  assert.deepEqual(await receivers(6, () => emit(call)), EVERYBODY);
+  assert.deepEqual(await receivers(3, () => emit({ ...call, rooms: ["x"] })), ["ada", "bob", "eve"]);
+  // It publishes once for each room, and means both rooms each time: a copy for each room that has
+  // members on the server. There is nobody of room z on the first two servers.
+  assert.deepEqual(
+    await receivers(5, () => emit({ ...call, rooms: ["x", "z"] })),
+    ["ada", "bob", "eve", "eve", "fay", "fay"],
+  );
+  const heard = next(cast.sockets.fay, "values");
+  await emit({ ...call, rooms: ["z"], event: "values", args: [{ $bin: "Ynl0ZXM=" }, { a: [1, null] }] });
+  const [bytes, value] = await heard;
+  assert.equal(Buffer.from(bytes).toString(), "bytes");
+  assert.deepEqual(value, { a: [1, null] });
+});
