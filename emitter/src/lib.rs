@@ -5,8 +5,10 @@
 //! each other, [`question`] what they ask each other. Nothing here knows sockets, HTTP or threads.
 
 pub mod args;
+pub mod backoff;
 pub mod channel;
 pub mod endpoint;
+pub mod entropy;
 pub mod event;
 pub mod id;
 pub mod message;

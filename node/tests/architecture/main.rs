@@ -40,7 +40,7 @@ fn one_file_reads_the_clock() {
 }
 
 #[test]
-fn one_file_makes_random_numbers() {
+fn one_file_of_a_crate_makes_random_numbers() {
     hold_everywhere(check_entropy);
 }
 

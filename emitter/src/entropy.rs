@@ -1,0 +1,37 @@
+//! The random numbers of this crate and of what is built on it: names, and delays that are spread.
+//!
+//! Nothing else here draws any.
+
+use rand::RngExt;
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// A name of `N` URL-safe characters with six random bits each.
+pub fn name<const N: usize>() -> String {
+    let random: [u8; N] = rand::rng().random();
+    let character = |byte: u8| char::from(ALPHABET[usize::from(byte % 64)]);
+    random.into_iter().map(character).collect()
+}
+
+/// A number from 0 to 1, 1 excluded.
+pub fn fraction() -> f64 {
+    rand::rng().random()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_url_safe_and_differ() {
+        let (a, b) = (name::<20>(), name::<20>());
+        assert_ne!(a, b);
+        assert_eq!((a.len(), b.len()), (20, 20));
+        assert!(a.bytes().all(|byte| ALPHABET.contains(&byte)));
+    }
+
+    #[test]
+    fn fractions_lie_between_zero_and_one() {
+        assert!((0..100).all(|_| (0.0..1.0).contains(&fraction())));
+    }
+}
