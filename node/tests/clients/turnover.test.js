@@ -1,0 +1,119 @@
+// Servers that come and go while the others ask each other: who asks gets an answer, always. One thing
+// cannot be helped: an official server rejects a question when a server is killed between being counted
+// and answering.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { after, before, describe, test } = require("node:test");
+
+const { settled, startServers } = require("./cluster/members");
+const { Peer } = require("./cluster/peer");
+const { startRedis } = require("./cluster/redis");
+const { Sockets } = require("./support/clients");
+const { improvement, isReference } = require("./support/server");
+
+const KIND = isReference ? "node" : "roomcast";
+const DIALECTS = { classic: {}, sharded: { prefix: "turnover", dialect: "sharded-dynamic" } };
+
+let redis;
+before(async () => {
+  redis = await startRedis();
+});
+after(() => redis?.stop());
+
+for (const [name, config] of Object.entries(DIALECTS)) {
+  describe(name, () => {
+    const options = () => ({ ...config, redis: redis.url });
+    let servers;
+    let clients;
+    before(async () => {
+      servers = await startServers(["node", KIND], options(), redis);
+      clients = servers.map((server) => new Sockets("4.8", server.url, "websocket"));
+      await Promise.all(clients.map((sockets) => sockets.connected()));
+    });
+    after(async () => {
+      for (const sockets of clients ?? []) sockets.closeAll();
+      await Promise.all((servers ?? []).map((server) => server.stop()));
+    });
+
+    const draining = "no question fails while servers start and drain";
+    test(draining, improvement(draining), async () => {
+      const stop = keepAsking(servers);
+      for (let round = 0; round < 4; round += 1) {
+        const { guest, sockets } = await visit(options(), `guest${round}`);
+        await Promise.all([0, 1, 2].map(() => sockets.connected()));
+        await guest.stop();
+        sockets.closeAll();
+      }
+      const asked = await stop();
+      assert.deepEqual(asked.failures, []);
+      assert.ok(asked.answers > 100, `${asked.answers} answers`);
+      for (const { kind, fewest } of asked.sockets) assert.equal(fewest, 2, kind);
+    });
+
+    test("once a killed server is gone, questions are answered without it", async () => {
+      for (let round = 0; round < 3; round += 1) {
+        const { guest, sockets } = await visit(options(), `victim${round}`);
+        await sockets.connected();
+        for (const server of servers) {
+          assert.equal((await server.tell("fetch")).sockets.length, 3, server.name);
+        }
+        guest.signal("SIGKILL");
+        await guest.exited;
+        await settled(redis, config, "/", 2);
+        for (const server of servers) {
+          const { sockets: found, complete } = await server.tell("fetch");
+          assert.deepEqual([found.length, complete], [2, true], server.name);
+        }
+        sockets.closeAll();
+      }
+    });
+
+    const killing = "a server that is killed costs the others no answer but its own";
+    test(killing, improvement(killing), async () => {
+      const [, asker] = servers;
+      const stop = keepAsking([asker]);
+      for (let round = 0; round < 4; round += 1) {
+        const { guest, sockets } = await visit(options(), `victim${round}`);
+        await sockets.connected();
+        guest.signal("SIGKILL");
+        await guest.exited;
+        sockets.closeAll();
+      }
+      const asked = await stop();
+      assert.deepEqual(asked.failures, []);
+      assert.equal(asked.sockets[0].fewest, 2);
+    });
+
+    async function visit(config, name) {
+      const guest = await Peer.start(KIND, { ...config, name });
+      const sockets = new Sockets("4.8", guest.url, "websocket");
+      return { guest, sockets };
+    }
+  });
+}
+
+/** Has each server ask for all sockets again and again, three times at once, until it is told to stop. */
+function keepAsking(servers) {
+  let isOver = false;
+  const failures = [];
+  let answers = 0;
+  const asking = servers.flatMap((server) => [server, server, server]).map(async (server) => {
+    let fewest = Infinity;
+    while (!isOver) {
+      try {
+        const { sockets } = await server.tell("fetch");
+        answers += 1;
+        fewest = Math.min(fewest, sockets.length);
+      } catch (error) {
+        failures.push(error.message);
+      }
+    }
+    return { kind: server.kind, fewest };
+  });
+  return async () => {
+    isOver = true;
+    return { sockets: await Promise.all(asking), failures, answers };
+  };
+}
