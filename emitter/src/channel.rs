@@ -265,7 +265,7 @@ impl Channels {
 
 impl Mode {
     /// Whether a sender uses a channel for the room. Subscribers may have more channels than that.
-    fn has_channel(self, room: &str) -> bool {
+    pub fn has_channel(self, room: &str) -> bool {
         match self {
             Self::Static => false,
             // JavaScript counts UTF-16 units.

@@ -17,3 +17,4 @@ pub mod question;
 pub mod resp;
 pub mod target;
 pub mod value;
+pub mod wire;

@@ -52,7 +52,7 @@ pub enum Token<'a> {
 }
 
 /// Reads the tokens of one JSON text.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tokens<'a> {
     text: &'a str,
     at: usize,
@@ -91,16 +91,7 @@ impl<'a> Tokens<'a> {
 
     /// The next token; `None` once the text has ended where it may.
     pub fn token(&mut self) -> Result<Option<Token<'a>>, JsonError> {
-        let mut byte = self.next_visible();
-        if self.expect == Expect::CommaOrEnd && byte == Some(b',') {
-            self.at += 1;
-            byte = self.next_visible();
-            self.expect = if self.in_object() {
-                Expect::Key
-            } else {
-                Expect::Value
-            };
-        }
+        let byte = self.pass_comma();
         self.start = self.at;
         let Some(byte) = byte else {
             return if self.expect == Expect::Nothing {
@@ -130,6 +121,34 @@ impl<'a> Tokens<'a> {
         Ok(())
     }
 
+    /// Passes over one value and returns its text. How deep it nests counts by itself.
+    pub(crate) fn value_text(&mut self) -> Result<&'a str, JsonError> {
+        let byte = self.pass_comma();
+        let is_end = self.expect == Expect::ValueOrEnd && byte == Some(b']');
+        if is_end || !matches!(self.expect, Expect::Value | Expect::ValueOrEnd) {
+            return Err(self.syntax());
+        }
+        let start = self.at;
+        let mut value = Tokens::new(&self.text[start..], self.max_depth);
+        let in_whole = |error| match error {
+            JsonError::Syntax { at } => JsonError::Syntax { at: start + at },
+            error => error,
+        };
+        value.token().map_err(in_whole)?;
+        while value.depth > 0 {
+            value.token().map_err(in_whole)?;
+        }
+        self.start = start;
+        self.at += value.at;
+        self.after_value();
+        Ok(&self.text[start..self.at])
+    }
+
+    /// Whether the container that is open ends here.
+    pub(crate) fn at_end(&mut self) -> bool {
+        matches!(self.next_visible(), Some(b']' | b'}'))
+    }
+
     /// Where the latest token started, in bytes.
     #[inline]
     pub fn start(&self) -> usize {
@@ -146,6 +165,22 @@ impl<'a> Tokens<'a> {
     #[inline]
     pub fn depth(&self) -> usize {
         self.depth
+    }
+
+    /// The next byte that counts, behind the comma if that comes first.
+    #[inline]
+    fn pass_comma(&mut self) -> Option<u8> {
+        let byte = self.next_visible();
+        if self.expect != Expect::CommaOrEnd || byte != Some(b',') {
+            return byte;
+        }
+        self.at += 1;
+        self.expect = if self.in_object() {
+            Expect::Key
+        } else {
+            Expect::Value
+        };
+        self.next_visible()
     }
 
     #[inline]
@@ -492,6 +527,35 @@ mod tests {
             EndArray,
         ];
         assert_eq!(tokens(text), Ok(expected));
+    }
+
+    #[test]
+    fn a_value_is_passed_over_wherever_one_may_stand() {
+        let text = r#"{"a" : [1,{}] ,"b":[ "x\"]" , 2 ,[]]}"#;
+        let mut tokens = Tokens::new(text, 2);
+        assert_eq!(tokens.token(), Ok(Some(Token::BeginObject)));
+        assert!(tokens.value_text().is_err(), "a key is no value");
+        assert_eq!(tokens.token(), Ok(Some(Token::Key("a"))));
+        assert_eq!(tokens.value_text(), Ok("[1,{}]"));
+        assert_eq!(tokens.token(), Ok(Some(Token::Key("b"))));
+        assert_eq!(tokens.token(), Ok(Some(Token::BeginArray)));
+        for value in [r#""x\"]""#, "2", "[]"] {
+            assert!(!tokens.at_end());
+            assert_eq!(tokens.value_text(), Ok(value));
+        }
+        assert!(tokens.at_end());
+        assert!(tokens.value_text().is_err());
+        assert_eq!(tokens.token(), Ok(Some(Token::EndArray)));
+        assert_eq!(tokens.token(), Ok(Some(Token::EndObject)));
+        assert_eq!(tokens.token(), Ok(None));
+
+        for broken in ["", "[1", "[1,]", "x", "]", "{\"a\""] {
+            assert!(Tokens::new(broken, 9).value_text().is_err(), "{broken}");
+        }
+        assert_eq!(
+            Tokens::new("[[1]]", 1).value_text(),
+            Err(JsonError::TooDeep { limit: 1 })
+        );
     }
 
     #[test]

@@ -1,0 +1,177 @@
+//! Binary in JSON, as Node's `Buffer` writes itself: `{"type":"Buffer","data":[1,2,3]}`.
+//!
+//! In the classic dialect requests are JSON and binary in them takes this form, as it does in
+//! broadcasts of clusters whose parser is JSON. Nothing here builds a tree: what is not binary is
+//! copied as it stands.
+
+use bytes::Bytes;
+
+use super::WireError;
+use crate::args::{
+    json::{MAX_DEPTH, Token, Tokens},
+    survey,
+};
+
+/// Writes a JSON text with its attachments in the places of their placeholders. Fails if it is not
+/// JSON.
+pub(super) fn lower(out: &mut Vec<u8>, json: &str, attachments: &[Bytes]) -> Result<(), WireError> {
+    if attachments.is_empty() {
+        Tokens::new(json, MAX_DEPTH).finish()?;
+        out.extend_from_slice(json.as_bytes());
+        return Ok(());
+    }
+    let containers = survey(json, attachments.len(), MAX_DEPTH)?;
+    let mut containers = containers.iter();
+    let mut tokens = Tokens::new(json, MAX_DEPTH);
+    let mut copied = 0;
+    while let Some(token) = tokens.token()? {
+        if !matches!(token, Token::BeginArray | Token::BeginObject) {
+            continue;
+        }
+        let Some(number) = containers.next().and_then(|found| found.attachment) else {
+            continue;
+        };
+        out.extend_from_slice(&json.as_bytes()[copied..tokens.start()]);
+        write_buffer(out, &attachments[number as usize]);
+        let inside = close(&mut tokens)?;
+        containers.by_ref().take(inside).for_each(drop);
+        copied = tokens.position();
+    }
+    out.extend_from_slice(&json.as_bytes()[copied..]);
+    Ok(())
+}
+
+/// Puts placeholders in the places of the buffers in a JSON text and returns these; `None` if there
+/// is none.
+pub(super) fn lift(json: &str, most: usize) -> Result<Option<(String, Vec<Bytes>)>, WireError> {
+    if !json.contains("\"Buffer\"") {
+        return Ok(None);
+    }
+    let mut tokens = Tokens::new(json, MAX_DEPTH);
+    let (mut text, mut copied) = (String::new(), 0);
+    let mut attachments = Vec::new();
+    while let Some(token) = tokens.token()? {
+        let start = tokens.start();
+        let Some(buffer) = (token == Token::BeginObject)
+            .then(|| read_buffer(&json[start..]))
+            .flatten()
+        else {
+            continue;
+        };
+        if attachments.len() == most {
+            return Err(WireError::TooManyAttachments { limit: most });
+        }
+        text.push_str(&json[copied..start]);
+        text.push_str(&format!(
+            r#"{{"_placeholder":true,"num":{}}}"#,
+            attachments.len()
+        ));
+        attachments.push(buffer);
+        close(&mut tokens)?;
+        copied = tokens.position();
+    }
+    if attachments.is_empty() {
+        return Ok(None);
+    }
+    text.push_str(&json[copied..]);
+    Ok(Some((text, attachments)))
+}
+
+/// Reads on to the end of the object that has just begun; returns how many containers it held.
+fn close(tokens: &mut Tokens<'_>) -> Result<usize, WireError> {
+    let outside = tokens.depth() - 1;
+    let mut inside = 0;
+    while tokens.depth() > outside {
+        if let Some(Token::BeginArray | Token::BeginObject) = tokens.token()? {
+            inside += 1;
+        }
+    }
+    Ok(inside)
+}
+
+fn write_buffer(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(br#"{"type":"Buffer","data":"#);
+    serde_json::to_writer(&mut *out, bytes).expect("numbers are JSON, and memory takes them");
+    out.push(b'}');
+}
+
+/// The buffer that the text begins with. Only the form that Node writes counts, so that an object
+/// is looked at no further than up to the first difference.
+fn read_buffer(text: &str) -> Option<Bytes> {
+    let mut tokens = Tokens::new(text, 2);
+    for expected in [
+        Token::BeginObject,
+        Token::Key("type"),
+        Token::String("Buffer"),
+        Token::Key("data"),
+        Token::BeginArray,
+    ] {
+        (tokens.token().ok()?? == expected).then_some(())?;
+    }
+    let mut bytes = Vec::new();
+    loop {
+        match tokens.token().ok()?? {
+            Token::Number(byte) => bytes.push(byte.parse().ok()?),
+            Token::EndArray => break,
+            _ => return None,
+        }
+    }
+    (tokens.token().ok()?? == Token::EndObject).then(|| bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_become_attachments_and_buffers_again() {
+        let json = r#"[ {"type":"Buffer","data":[1, 2]},{"a":{"type":"Buffer","data":[]}},"x"]"#;
+        let (lifted, attachments) = lift(json, 2).unwrap().unwrap();
+        assert_eq!(
+            lifted,
+            r#"[ {"_placeholder":true,"num":0},{"a":{"_placeholder":true,"num":1}},"x"]"#
+        );
+        assert_eq!(attachments, [&[1, 2][..], &[]]);
+        let mut lowered = Vec::new();
+        lower(&mut lowered, &lifted, &attachments).unwrap();
+        assert_eq!(lowered, json.replace("1, 2", "1,2").as_bytes());
+        assert!(matches!(
+            lift(json, 1),
+            Err(WireError::TooManyAttachments { limit: 1 })
+        ));
+    }
+
+    #[test]
+    fn what_only_resembles_a_buffer_is_data() {
+        for json in [
+            r#"[{"type":"Buffer","data":[256]}]"#,
+            r#"[{"type":"Buffer","data":[-1]}]"#,
+            r#"[{"type":"Buffer","data":[1.5]}]"#,
+            r#"[{"type":"Buffer","data":[[1]]}]"#,
+            r#"[{"type":"Buffer","data":"x"}]"#,
+            r#"[{"type":"Buffer"}]"#,
+            r#"[{"data":[1],"type":"Buffer"}]"#,
+            r#"[{"type":"Buffer","data":[1],"more":1}]"#,
+            r#"["type","Buffer","data",[1]]"#,
+        ] {
+            assert!(lift(json, 9).unwrap().is_none(), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_placeholder_with_further_members_gives_way_as_a_whole() {
+        let json = r#"[{"x":[{}],"_placeholder":true,"num":0},[1],{"_placeholder":true,"num":1}]"#;
+        let attachments = [Bytes::from_static(b"\x07"), Bytes::from_static(b"\x08")];
+        let mut lowered = Vec::new();
+        lower(&mut lowered, json, &attachments).unwrap();
+        let expected = r#"[{"type":"Buffer","data":[7]},[1],{"type":"Buffer","data":[8]}]"#;
+        assert_eq!(lowered, expected.as_bytes());
+    }
+
+    #[test]
+    fn broken_text_is_refused_with_and_without_attachments() {
+        for attachments in [&[][..], &[Bytes::new()]] {
+            assert!(lower(&mut Vec::new(), "[1,]", attachments).is_err());
+        }
+    }
+}
