@@ -26,6 +26,20 @@ impl Time {
     }
 }
 
+/// Measures how long something takes, finer than [`Time`] tells.
+#[derive(Debug)]
+pub(crate) struct Stopwatch(Instant);
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn seconds(&self) -> f64 {
+        self.0.elapsed().as_secs_f64()
+    }
+}
+
 /// Runs on tokio's time, which tests can pause.
 #[derive(Debug)]
 pub(crate) struct Clock {

@@ -132,11 +132,13 @@ pub enum Limit {
     Fragments,
     /// Connections to the server.
     Connections,
+    /// Events of other servers whose handlers are still running.
+    ServerSideEvents,
 }
 
 impl Limit {
     /// All limits, for the metric that counts them.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::MessageSize,
         Self::Attachments,
         Self::JsonDepth,
@@ -154,6 +156,7 @@ impl Limit {
         Self::UnfinishedUpgrades,
         Self::Fragments,
         Self::Connections,
+        Self::ServerSideEvents,
     ];
 
     /// The value of the metric label `limit`.
@@ -176,6 +179,7 @@ impl Limit {
             Self::UnfinishedUpgrades => "unfinished_upgrades",
             Self::Fragments => "fragments",
             Self::Connections => "connections",
+            Self::ServerSideEvents => "server_side_events",
         }
     }
 }

@@ -42,9 +42,10 @@ pub use roomcast_emitter::{
     target::{Flags, Rooms, Target},
 };
 pub use server::{
-    Ack, AckError, Answers, BroadcastOperator, BuildError, Builder, ConnectHandler, Data, Delivery,
-    DisconnectHandler, DisconnectReason, EmitError, Event, EventHandler, Fetched, Namespace,
-    Parser, Refused, RemoteSocket, Serve, Server, Socket, SocketOperator,
+    Ack, AckError, AllRooms, Answers, BroadcastOperator, BuildError, Builder, ConnectHandler, Data,
+    Delivery, DisconnectHandler, DisconnectReason, EmitError, Event, EventHandler, Fetched,
+    Namespace, Parser, Refused, RemoteSocket, Serve, Server, ServerAnswers, ServerSideHandler,
+    Socket, SocketOperator,
 };
 pub use transport::{
     config::{Cookie, Limits},

@@ -2,7 +2,8 @@
 //! scrape causes work beyond reading these numbers.
 
 use prometheus::{
-    Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::close::{CloseReason, Limit};
@@ -10,6 +11,11 @@ use crate::close::{CloseReason, Limit};
 /// The most namespaces that get a label of their own; sockets of any further one are counted
 /// under `other`, so that dynamic namespaces cannot grow the number of time series.
 const NAMESPACE_LABELS: i64 = 64;
+
+/// From a broadcast to nobody to one that takes a second.
+const FAN_OUT_BUCKETS: [f64; 11] = [
+    1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1e-3, 4e-3, 16e-3, 64e-3, 256e-3, 1.0,
+];
 
 /// The series of one transport.
 pub(crate) struct OfTransport {
@@ -36,6 +42,9 @@ pub(crate) struct Metrics {
     pub(crate) handler_panics: IntCounter,
     pub(crate) broadcasts: IntCounter,
     pub(crate) deliveries: IntCounter,
+    pub(crate) fan_out: Histogram,
+    pub(crate) events_sent: IntCounter,
+    pub(crate) outbox_bytes: IntGauge,
     pub(crate) volatile_dropped: IntCounter,
     pub(crate) connect_refused: IntCounterVec,
     pub(crate) namespaces: IntGauge,
@@ -68,10 +77,22 @@ impl Metrics {
                 .expect("metric names are unique");
             gauges
         };
-        let namespaces = IntGauge::new("roomcast_namespaces", "Namespaces that exist now.")
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("metric names are valid");
+            registry
+                .register(Box::new(gauge.clone()))
+                .expect("metric names are unique");
+            gauge
+        };
+        let namespaces = gauge("roomcast_namespaces", "Namespaces that exist now.");
+        let fan_out = HistogramOpts::new(
+            "roomcast_fan_out_seconds",
+            "Time to queue a broadcast to the sockets of this node.",
+        );
+        let fan_out = Histogram::with_opts(fan_out.buckets(FAN_OUT_BUCKETS.to_vec()))
             .expect("metric names are valid");
         registry
-            .register(Box::new(namespaces.clone()))
+            .register(Box::new(fan_out.clone()))
             .expect("metric names are unique");
         let connections = gauges(
             "roomcast_connections",
@@ -134,13 +155,22 @@ impl Metrics {
             ),
             events_undecodable: counter(
                 "roomcast_events_undecodable_total",
-                "Events from clients whose arguments are not what the handler takes.",
+                "Events whose arguments are not what the handler takes.",
             ),
             handler_panics: counter("roomcast_handler_panics_total", "Handlers that panicked."),
             broadcasts: counter("roomcast_broadcasts_total", "Broadcasts of this node."),
             deliveries: counter(
                 "roomcast_deliveries_total",
                 "Packets queued to sockets by broadcasts.",
+            ),
+            fan_out,
+            events_sent: counter(
+                "roomcast_events_sent_total",
+                "Events queued to single clients, outside of broadcasts.",
+            ),
+            outbox_bytes: gauge(
+                "roomcast_outbox_bytes",
+                "Bytes that wait for clients that do not read, as last looked at.",
             ),
             volatile_dropped: counter(
                 "roomcast_volatile_dropped_total",

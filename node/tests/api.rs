@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use roomcast::{Handshake, Limits, Server, Socket};
 use serde::Deserialize;
 use support::{
-    DEADLINE, Polling, TestServer, WebSocket, http,
+    DEADLINE, Polling, TestServer, WebSocket, eventually, http,
     server::{Sockets, main_namespace},
     websocket, within,
 };
@@ -167,6 +167,53 @@ async fn a_client_that_reads_gets_more_than_its_outbox_holds_if_it_is_emitted_at
     assert_eq!(client.text().await, r#"42["small",1]"#);
     assert!(client.text().await == packet);
     assert_eq!(server.closed("slow_consumer"), 0);
+}
+
+#[tokio::test]
+async fn events_to_one_client_and_broadcasts_are_counted_apart() {
+    let (server, mut sockets) = serve().await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    socket.emit("x", 1).unwrap();
+    assert_eq!(client.text().await, r#"42["x",1]"#);
+    let asking = async { socket.emit_with_ack::<u32>("ask", ()).await.unwrap() };
+    let answering = async {
+        assert_eq!(client.text().await, r#"420["ask"]"#);
+        client.send("430[5]").await;
+    };
+    assert_eq!(tokio::join!(asking, answering).0, 5);
+    assert_eq!(server.metric("roomcast_events_sent_total"), 2);
+    for _ in 0..3 {
+        server.io.emit("all", ()).await.unwrap();
+    }
+    assert_eq!(server.metric("roomcast_events_sent_total"), 2);
+    assert_eq!(server.metric("roomcast_fan_out_seconds_count"), 3);
+}
+
+#[tokio::test]
+async fn bytes_that_wait_for_a_client_that_does_not_read_are_shown_until_it_reads_or_goes() {
+    const WAITING: &str = "roomcast_outbox_bytes";
+    let (namespace, mut sockets) = Sockets::of(main_namespace());
+    let limits = Limits {
+        outbox_bytes: 64 << 20,
+        ..Limits::default()
+    };
+    let builder = Server::builder().namespace(namespace).limits(limits);
+    let server = TestServer::start(builder).await;
+    let large = "x".repeat(32 << 20);
+    for reads in [true, false] {
+        let mut client = WebSocket::connect(server.address).await;
+        assert_eq!(server.metric(WAITING), 0);
+        sockets.next().await.emit("large", &large).unwrap();
+        let waiting = || server.metric(WAITING) >= 32 << 20;
+        eventually("the packet waits", waiting).await;
+        if reads {
+            client.text().await;
+        } else {
+            drop(client);
+        }
+        eventually("nothing waits", || server.metric(WAITING) == 0).await;
+    }
 }
 
 async fn serve() -> (TestServer, Sockets) {

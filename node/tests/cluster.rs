@@ -2,14 +2,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
-use roomcast::{MemoryBus, Namespace, Server};
+use roomcast::{BroadcastOperator, MemoryBus, Namespace, Server};
 use serde_json::json;
 use support::{
     TestServer, WebSocket,
     server::{Sockets, main_namespace},
+    within,
 };
+use tokio::sync::mpsc;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -118,4 +120,136 @@ async fn a_node_without_the_namespace_is_not_counted() {
         .bus(bus.clone());
     let _b = TestServer::start(other).await;
     assert_eq!(a.io.emit("x", 1).await.unwrap().nodes, 0);
+}
+
+#[derive(Debug, PartialEq, serde::Deserialize)]
+struct Failure {
+    error: String,
+}
+
+#[tokio::test]
+async fn a_server_side_event_runs_on_the_other_servers_and_not_here() {
+    let bus = MemoryBus::new();
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let namespace = |name: &'static str| {
+        let sender = sender.clone();
+        main_namespace().on_server_side("reload", move |io: BroadcastOperator, number: u32| {
+            let sender = sender.clone();
+            async move {
+                io.emit("reloaded", number).await.unwrap();
+                sender.send((name, number)).unwrap();
+            }
+        })
+    };
+    let (a, _, _client_a) = node(&bus, namespace("a")).await;
+    let (_b, _, mut client_b) = node(&bus, namespace("b")).await;
+    let (_c, _, _client_c) = node(&bus, namespace("c")).await;
+    let nodes = a.io.of("/").server_side_emit("reload", 7).await.unwrap();
+    assert_eq!(nodes, 2);
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let (name, number) = within("a handler runs", heard.recv()).await.unwrap();
+        assert_eq!(number, 7);
+        names.push(name);
+    }
+    names.sort_unstable();
+    assert_eq!(names, ["b", "c"]);
+    for _ in 0..2 {
+        assert_eq!(client_b.text().await, r#"42["reloaded",7]"#);
+    }
+    assert!(heard.try_recv().is_err(), "not on the sender");
+}
+
+#[tokio::test]
+async fn what_the_other_servers_return_is_collected() {
+    let bus = MemoryBus::new();
+    let (a, _, _client_a) = node(&bus, main_namespace()).await;
+    let answering = |load: u32| {
+        main_namespace()
+            .on_server_side("load", move |_: BroadcastOperator| async move { load })
+            .on_server_side("fail", async |_: BroadcastOperator| {
+                Err::<u32, _>("overloaded")
+            })
+            .on_server_side("panic", async |_: BroadcastOperator| {
+                if tokio::runtime::Handle::try_current().is_ok() {
+                    panic!("in a server-side handler");
+                }
+            })
+            .on_server_side("typed", async |_: BroadcastOperator, number: u32| number)
+    };
+    let (b, _, _client_b) = node(&bus, answering(3)).await;
+    let (_c, _, _client_c) = node(&bus, answering(4)).await;
+    let (_d, _, _client_d) = node(&bus, main_namespace()).await;
+    let all = || a.io.of("/").timeout(TIMEOUT);
+
+    let loads = all().server_side_emit_with_ack::<u32>("load", ()).await;
+    let mut loads = loads.unwrap();
+    loads.answers.sort_unstable();
+    assert_eq!(loads.answers, [3, 4]);
+    assert_eq!((loads.undecodable, loads.without_handler), (0, 1));
+    assert!(loads.silent_nodes.is_empty());
+
+    let failed = |text: &str| Failure { error: text.into() };
+    let all_fail = [
+        ("fail", failed("overloaded")),
+        ("panic", failed("the handler panicked")),
+    ];
+    for (event, failure) in all_fail {
+        let answers = all().server_side_emit_with_ack::<Failure>(event, ()).await;
+        assert_eq!(answers.unwrap().answers[1], failure);
+    }
+    assert_eq!(b.metric("roomcast_handler_panics_total"), 1);
+
+    let answers = all()
+        .server_side_emit_with_ack::<u32>("typed", "text")
+        .await;
+    let answers = answers.unwrap();
+    assert_eq!((answers.answers.len(), answers.undecodable), (0, 2));
+    assert_eq!(b.metric("roomcast_events_undecodable_total"), 1);
+}
+
+#[tokio::test]
+async fn a_server_side_handler_that_does_not_return_makes_its_node_silent() {
+    let bus = MemoryBus::new();
+    let (a, _, _client_a) = node(&bus, main_namespace()).await;
+    let hanging = main_namespace().on_server_side("x", |_: BroadcastOperator| pending::<()>());
+    let (b, _, _client_b) = node(&bus, hanging).await;
+    let soon = a.io.of("/").timeout(Duration::from_millis(50));
+    let answers = soon.server_side_emit_with_ack::<()>("x", ()).await.unwrap();
+    assert_eq!(answers.silent_nodes, [b.io.node().to_string()]);
+}
+
+#[tokio::test]
+async fn the_rooms_of_all_nodes_are_listed() {
+    let pair = pair().await;
+    pair.sockets[0].join(["a", "both"]).unwrap();
+    pair.sockets[1].join(["b", "both"]).unwrap();
+    let [id_a, id_b] = pair.sockets.each_ref().map(|socket| socket.id().as_str());
+    let listed = pair.nodes[0].io.of("/").rooms().await.unwrap();
+    let mut expected = ["a", "b", "both", id_a, id_b];
+    expected.sort_unstable();
+    assert_eq!(listed.rooms, expected);
+    assert!(listed.silent_nodes.is_empty());
+    let local = pair.nodes[1].io.of("/").local().rooms().await.unwrap();
+    let mut expected = ["b", "both", id_b];
+    expected.sort_unstable();
+    assert_eq!(local.rooms, expected);
+}
+
+#[tokio::test]
+async fn a_confirmed_join_is_reached_from_another_node() {
+    let mut pair = pair().await;
+    pair.sockets[1].join_confirmed("r").await.unwrap();
+    pair.nodes[0].io.to("r").emit("x", 1).await.unwrap();
+    assert_eq!(pair.clients[1].text().await, r#"42["x",1]"#);
+}
+
+#[tokio::test]
+async fn a_node_that_has_closed_is_neither_asked_nor_missed() {
+    let pair = pair().await;
+    pair.nodes[1].io.close().await;
+    let fetched = pair.nodes[0].io.of("/").fetch_sockets().await.unwrap();
+    assert_eq!(fetched.sockets.len(), 1);
+    assert!(fetched.silent_nodes.is_empty());
+    assert_eq!(pair.nodes[0].io.emit("x", 1).await.unwrap().nodes, 0);
 }

@@ -17,7 +17,9 @@ use std::{
 };
 
 use futures_util::future::{self, FutureExt as _};
-use roomcast::{AckError, Builder, Limits, Namespace, Server, Socket};
+use roomcast::{
+    AckError, BroadcastOperator, Builder, Limits, MemoryBus, Namespace, Server, Socket,
+};
 use support::{
     Gate, Polling, TestServer, WebSocket, eventually, http,
     server::{Sockets, echoing, main_namespace},
@@ -27,6 +29,7 @@ use support::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::mpsc,
 };
 
 macro_rules! tests {
@@ -75,6 +78,7 @@ tests! {
     "connections":
         one_connection_too_many_is_refused,
         handshakes_that_are_being_decided_count_as_connections;
+    "server_side_events": one_server_side_event_too_many_is_answered_with_an_error;
 }
 
 #[tokio::test]
@@ -523,7 +527,7 @@ mod reach {
         })
         .await;
         let mut never_reads = WebSocket::connect(server.address).await;
-        let (progress, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let (progress, mut received) = mpsc::unbounded_channel();
         let mut readers = Vec::new();
         for _ in 0..2 {
             let mut reader = WebSocket::connect(server.address).await;
@@ -685,6 +689,43 @@ mod reach {
         probe.assert_served().await;
         let (mut socket, _) = second.upgrade().await;
         socket.assert_served().await;
+    }
+
+    pub(super) async fn one_server_side_event_too_many_is_answered_with_an_error(limit: &str) {
+        let (bus, gate) = (MemoryBus::new(), Gate::new());
+        let asking = serve(|io, _| io.bus(bus.clone())).await;
+        let inside = gate.clone();
+        let (sender, mut begun) = mpsc::unbounded_channel();
+        let slow = main_namespace().on_server_side("slow", move |_: BroadcastOperator| {
+            let gate = inside.clone();
+            sender.send(()).unwrap();
+            async move { gate.pass().await }
+        });
+        let server = serve_namespace(slow, |io, limits| {
+            limits.server_side_events = 1;
+            io.bus(bus)
+        })
+        .await;
+        let mut bystander = server.bystander().await;
+        let io = || asking.io.of("/");
+        io().server_side_emit("slow", ()).await.unwrap();
+        within("the first one is in work", begun.recv()).await;
+
+        let ask = || io().server_side_emit_with_ack::<serde_json::Value>("slow", ());
+        let refused = ask().await.unwrap().answers;
+        let error = "the server has too many server-side events in work";
+        assert_eq!(refused, [serde_json::json!({ "error": error })]);
+        assert_eq!(server.reached(limit), 1);
+        io().server_side_emit("slow", ()).await.unwrap();
+        assert_eq!(server.reached(limit), 2);
+        assert!(begun.try_recv().is_err());
+
+        gate.open();
+        within("there is room again", async {
+            while ask().await.unwrap().answers != [serde_json::Value::Null] {}
+        })
+        .await;
+        bystander.assert_served().await;
     }
 
     pub(super) async fn one_connection_too_many_is_refused(limit: &str) {

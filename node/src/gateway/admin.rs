@@ -5,6 +5,7 @@
 //! two questions (`Figures`), and offers nothing that changes anything.
 
 use std::{
+    borrow::Cow,
     io,
     net::{SocketAddr, TcpListener},
     sync::{
@@ -25,8 +26,8 @@ use tokio::sync::oneshot;
 
 /// What the internal port may ask the server.
 pub(crate) trait Figures: Send + Sync + 'static {
-    /// Whether messages flow, as far as the server can tell.
-    fn is_ready(&self) -> bool;
+    /// Why no client should be sent here, if so: messages do not flow.
+    fn obstacle(&self) -> Option<String>;
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> String;
 }
@@ -51,13 +52,12 @@ impl Health {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// Why no client should be sent here, in one plain word.
-    fn obstacle(&self) -> Option<&'static str> {
+    /// Why no client should be sent here: one plain word, or what the server says.
+    fn obstacle(&self) -> Option<Cow<'static, str>> {
         match self.figures.get() {
-            _ if self.is_draining.load(Ordering::Relaxed) => Some("draining"),
-            None => Some("starting"),
-            Some(figures) if !figures.is_ready() => Some("unready"),
-            Some(_) => None,
+            _ if self.is_draining.load(Ordering::Relaxed) => Some("draining".into()),
+            None => Some("starting".into()),
+            Some(figures) => figures.obstacle().map(Cow::from),
         }
     }
 }
@@ -132,7 +132,7 @@ fn router(health: Arc<Health>) -> Router {
 async fn ready(State(health): State<Arc<Health>>) -> Response {
     match health.obstacle() {
         None => plain(StatusCode::OK, "ready"),
-        Some(obstacle) => plain(StatusCode::SERVICE_UNAVAILABLE, obstacle),
+        Some(obstacle) => plain(StatusCode::SERVICE_UNAVAILABLE, &obstacle),
     }
 }
 
@@ -166,8 +166,9 @@ mod tests {
     struct Fake(Arc<AtomicBool>);
 
     impl Figures for Fake {
-        fn is_ready(&self) -> bool {
-            self.0.load(Ordering::Relaxed)
+        fn obstacle(&self) -> Option<String> {
+            let flows = self.0.load(Ordering::Relaxed);
+            (!flows).then(|| "interrupted: no echo".to_owned())
         }
 
         fn metrics(&self) -> String {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_says_why_not_in_one_word() {
+    fn readiness_says_why_not() {
         let (admin, health) = start();
         let ready = || (ask(&admin, "/readyz").0, ask(&admin, "/readyz").2);
         assert_eq!(ready(), (503, "starting\n".to_owned()));
@@ -208,7 +209,7 @@ mod tests {
         health.serving(Fake(Arc::clone(&flows)));
         assert_eq!(ready(), (200, "ready\n".to_owned()));
         flows.store(false, Ordering::Relaxed);
-        assert_eq!(ready(), (503, "unready\n".to_owned()));
+        assert_eq!(ready(), (503, "interrupted: no echo\n".to_owned()));
         flows.store(true, Ordering::Relaxed);
         health.draining();
         assert_eq!(ready(), (503, "draining\n".to_owned()));

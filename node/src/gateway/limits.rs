@@ -82,6 +82,11 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().unfinished_upgrades, value_parser = values::count)]
     pub(crate) max_unfinished_upgrades: usize,
 
+    /// Events of other servers that may be in work at a time; further ones fail
+    #[arg(long, env = "ROOMCAST_MAX_SERVER_SIDE_EVENTS", value_name = "COUNT")]
+    #[arg(default_value_t = Limits::default().server_side_events, value_parser = values::count)]
+    pub(crate) max_server_side_events: usize,
+
     /// Time that a client has to send the head of a request, also between two on one connection
     #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().header_timeout))]
@@ -110,6 +115,7 @@ impl From<&LimitOptions> for Limits {
             json_depth: options.max_json_depth,
             fragments: options.max_fragments,
             unfinished_upgrades: options.max_unfinished_upgrades,
+            server_side_events: options.max_server_side_events,
             header_timeout: options.header_timeout.0,
             body_timeout: options.body_timeout.0,
         }

@@ -133,8 +133,11 @@ async fn supervise(
 }
 
 impl Figures for Server {
-    fn is_ready(&self) -> bool {
-        Self::is_ready(self)
+    fn obstacle(&self) -> Option<String> {
+        match self.health() {
+            roomcast::Health::Flowing => None,
+            roomcast::Health::Interrupted(reason) => Some(format!("interrupted: {reason}")),
+        }
     }
 
     fn metrics(&self) -> String {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_adapter::{Member as _, SocketId};
+use roomcast_adapter::{Member as _, Progress, SocketId};
 use roomcast_emitter::args::{Args, FromArgs, IntoArgs};
 use tokio::sync::{Notify, oneshot};
 
@@ -56,6 +56,9 @@ pub struct Answers<T> {
     pub answers: Vec<T>,
     /// Sockets that did not answer in time, disconnected, or answered something else.
     pub missing: Vec<SocketId>,
+    /// The number of further sockets of which the same is true, on nodes that don't tell whose
+    /// answers they send, as Node's servers.
+    pub missing_unnamed: usize,
     /// Nodes of the cluster that did not say whether they have sockets to answer.
     pub silent_nodes: Vec<String>,
 }
@@ -65,6 +68,7 @@ impl<T> Default for Answers<T> {
         Self {
             answers: Vec::new(),
             missing: Vec::new(),
+            missing_unnamed: 0,
             silent_nodes: Vec::new(),
         }
     }
@@ -72,12 +76,19 @@ impl<T> Default for Answers<T> {
 
 impl<T: FromArgs> Answers<T> {
     /// Takes the answers of one node; what is of another type is missing.
-    pub(super) fn add(&mut self, answers: Vec<(Option<SocketId>, Args)>, missing: Vec<SocketId>) {
+    pub(super) fn add(
+        &mut self,
+        answers: Vec<(Option<SocketId>, Args)>,
+        missing: Vec<SocketId>,
+        missing_unnamed: usize,
+    ) {
         self.missing.extend(missing);
+        self.missing_unnamed += missing_unnamed;
         for (id, args) in answers {
-            match T::from_args(&args) {
-                Ok(answer) => self.answers.push(answer),
-                Err(_) => self.missing.extend(id),
+            match (T::from_args(&args), id) {
+                (Ok(answer), _) => self.answers.push(answer),
+                (Err(_), Some(id)) => self.missing.push(id),
+                (Err(_), None) => self.missing_unnamed += 1,
             }
         }
     }
@@ -103,6 +114,8 @@ enum Pending {
 pub(crate) struct Gathering {
     state: Mutex<Gathered>,
     complete: Notify,
+    /// Hears of the answers while they come.
+    progress: Option<Arc<dyn Progress>>,
 }
 
 #[derive(Default)]
@@ -112,6 +125,8 @@ struct Gathered {
     gone: Vec<SocketId>,
     /// All recipients are known.
     sealed: bool,
+    /// `progress` has heard of the recipients and of all answers so far.
+    told: bool,
 }
 
 /// Removes what it stands for from the table when it is dropped, answered or not.
@@ -132,8 +147,14 @@ impl Acks {
     }
 
     /// Waits for the answers of many sockets; who they are is said to the gathering.
-    pub(crate) fn many(&self) -> (Awaited<'_>, Arc<Gathering>) {
-        let gathering = Arc::<Gathering>::default();
+    pub(crate) fn many(
+        &self,
+        progress: Option<Arc<dyn Progress>>,
+    ) -> (Awaited<'_>, Arc<Gathering>) {
+        let gathering = Arc::new(Gathering {
+            progress,
+            ..Gathering::default()
+        });
         (
             self.insert(Pending::Many(Arc::clone(&gathering))),
             gathering,
@@ -158,7 +179,12 @@ impl Acks {
                     let _ = answer.send(args);
                 }
             }
-            Some(Pending::Many(gathering)) => gathering.answer(from, args),
+            Some(Pending::Many(gathering)) => {
+                let gathering = Arc::clone(gathering);
+                // Others hear of the answer, and that is not done under a lock.
+                drop(pending);
+                gathering.answer(from, args);
+            }
             _ => {}
         }
     }
@@ -200,20 +226,51 @@ impl Gathering {
         }
     }
 
-    /// All recipients are known.
-    pub(crate) fn seal(&self) {
+    /// All recipients are known: so many were sent the question.
+    pub(crate) fn seal(&self, asked: usize) {
+        if let Some(progress) = &self.progress {
+            progress.asked(asked);
+            self.tell_early_answers(&**progress);
+        }
         let mut state = self.state.lock();
         state.sealed = true;
         self.check(&state);
     }
 
+    /// Those that came before it could be said how many were asked.
+    fn tell_early_answers(&self, progress: &dyn Progress) {
+        let mut told = 0;
+        loop {
+            let mut state = self.state.lock();
+            let early = state.answers[told..].to_vec();
+            state.told = early.is_empty();
+            drop(state);
+            if early.is_empty() {
+                return;
+            }
+            told += early.len();
+            for (socket, args) in &early {
+                progress.acknowledged(socket, args);
+            }
+        }
+    }
+
     fn answer(&self, from: &Socket, args: Args) {
         let mut state = self.state.lock();
-        if state.expected.remove(from.id()).is_some() {
-            from.occupant().settle();
-            state.answers.push((from.id().clone(), args));
-            self.check(&state);
+        if state.expected.remove(from.id()).is_none() {
+            return;
         }
+        from.occupant().settle();
+        let telling = self.progress.as_ref().filter(|_| state.told);
+        let news = telling.map(|progress| (progress, args.clone()));
+        state.answers.push((from.id().clone(), args));
+        if let Some((progress, args)) = news {
+            drop(state);
+            progress.acknowledged(from.id(), &args);
+            state = self.state.lock();
+        }
+        // After `progress` has heard of it: the whole answer comes last.
+        self.check(&state);
     }
 
     fn disconnected(&self, socket: &Socket) {

@@ -1,6 +1,6 @@
 //! Broadcasts, and operations on all the sockets of a room.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
 use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Question, SocketId};
@@ -23,6 +23,9 @@ use super::{
 /// How long acknowledgements and the answers of other nodes are waited for if nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How much longer than its sockets another node has for its answer.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
+
 /// Who shall receive, and how. Made by [`Server::of`](super::Server::of),
 /// [`Socket::to`](super::Socket::to) and their like; every method narrows or widens it, and the
 /// last one acts.
@@ -41,6 +44,17 @@ pub struct Delivery {
     pub local_sockets: usize,
     /// Other nodes that took it.
     pub nodes: usize,
+}
+
+/// The rooms that have members.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AllRooms {
+    /// The names, sorted, each once. The private rooms of sockets, named by their ids, are among
+    /// them.
+    pub rooms: Vec<String>,
+    /// Nodes of the cluster that did not answer in time.
+    pub silent_nodes: Vec<String>,
 }
 
 impl BroadcastOperator {
@@ -121,15 +135,15 @@ impl BroadcastOperator {
         let space = self.space()?;
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
-        let timeout = self.target.flags.timeout.unwrap_or(TIMEOUT);
+        let timeout = self.answer_timeout();
         let question = Question::Acks {
             target: self.target.clone(),
             event: event.into(),
             args: args.clone(),
             timeout,
         };
-        let asked = space.ask(&self.target, question, timeout);
-        let local = space.collect_acks(&self.target, event, &args, timeout);
+        let asked = space.ask(&self.target, question, timeout + ANSWER_GRACE);
+        let local = space.collect_acks(&self.target, event, &args, timeout, None);
         let (local, asked) = join(local, answered(asked)).await;
         let asked = asked?;
         let mut answers = Answers::default();
@@ -137,10 +151,10 @@ impl BroadcastOperator {
             if let Answer::Acks {
                 answers: given,
                 missing,
-                ..
+                missing_unnamed,
             } = answer
             {
-                answers.add(given, missing);
+                answers.add(given, missing, missing_unnamed);
             }
         }
         answers.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
@@ -150,9 +164,8 @@ impl BroadcastOperator {
     /// The sockets that are meant, with their rooms and data.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         let space = self.space()?;
-        let timeout = self.target.flags.timeout.unwrap_or(TIMEOUT);
         let question = Question::Sockets(self.target.clone());
-        let asked = space.ask(&self.target, question, timeout);
+        let asked = space.ask(&self.target, question, self.answer_timeout());
         let mut found = space.describe(&self.target);
         let asked = answered(asked).await?;
         for answer in asked.answers {
@@ -163,6 +176,25 @@ impl BroadcastOperator {
         let remote = |description| RemoteSocket::new(description, Arc::clone(space));
         Ok(Fetched {
             sockets: found.into_iter().map(remote).collect(),
+            silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    /// The rooms of the namespace that have members, the private rooms of sockets included, as
+    /// with Node's servers. With [`local`](Self::local), those with members on this node. Rooms
+    /// and exceptions are refused.
+    pub async fn rooms(self) -> Result<AllRooms, EmitError> {
+        let space = self.for_servers()?;
+        let asked = space.ask(&self.target, Question::Rooms, self.answer_timeout());
+        let mut rooms: BTreeSet<_> = space.adapter.all_room_names().into_iter().collect();
+        let asked = answered(asked).await?;
+        for answer in asked.answers {
+            if let Answer::Rooms(names) = answer {
+                rooms.extend(names);
+            }
+        }
+        Ok(AllRooms {
+            rooms: rooms.into_iter().map(String::from).collect(),
             silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
         })
     }
@@ -196,6 +228,24 @@ impl BroadcastOperator {
         self.space()?.command(message).await
     }
 
+    /// The namespace, for an operation that is not about sockets.
+    pub(super) fn for_servers(&self) -> Result<&Arc<Space>, EmitError> {
+        if self.target.rooms.is_empty() && self.target.except.is_empty() {
+            self.space()
+        } else {
+            Err(EmitError::RoomsOfServers)
+        }
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// How long to wait for answers.
+    pub(super) fn answer_timeout(&self) -> Duration {
+        self.target.flags.timeout.unwrap_or(TIMEOUT)
+    }
+
     fn space(&self) -> Result<&Arc<Space>, EmitError> {
         self.space
             .as_ref()
@@ -211,7 +261,7 @@ impl std::fmt::Debug for BroadcastOperator {
     }
 }
 
-async fn answered(
+pub(super) async fn answered(
     asked: Option<BusFuture<Result<Answered, BusError>>>,
 ) -> Result<Answered, EmitError> {
     match asked {

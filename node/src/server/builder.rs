@@ -2,14 +2,17 @@
 
 use std::{future::Future, sync::Arc, thread::available_parallelism, time::Duration};
 
-use roomcast_adapter::{Bus, NodeId};
+use futures_util::{FutureExt as _, future::BoxFuture};
+use roomcast_adapter::{Bus, Gap, NodeId};
 
 use super::{
     cluster::Place,
     error::BuildError,
+    gaps::{self, Gaps, OnGap},
     namespace::{Namespace, Pattern},
     packets::Parser,
-    server::{Inner, Server},
+    server::{Inner, Parts, Server},
+    tasks::Tasks,
 };
 use crate::{
     metrics::Metrics,
@@ -29,8 +32,22 @@ pub struct Builder {
     parser: Parser,
     namespaces: Vec<Namespace>,
     lanes: Option<usize>,
-    bus: Option<Arc<dyn Bus>>,
+    bus: BusSource,
+    on_gap: Option<OnGap>,
 }
+
+/// Where the bus comes from.
+#[derive(Default)]
+enum BusSource {
+    #[default]
+    Nowhere,
+    Ready(Arc<dyn Bus>),
+    /// It needs the name of the node.
+    Start(StartBus),
+}
+
+type StartBus =
+    Box<dyn FnOnce(NodeId) -> BoxFuture<'static, Result<Arc<dyn Bus>, BuildError>> + Send>;
 
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty => $($field:ident).+;)*) => {$(
@@ -127,7 +144,40 @@ impl Builder {
     /// Makes the server a node of a cluster: its rooms are those of all servers on the bus.
     /// Default: the server is alone.
     pub fn bus(mut self, bus: impl Bus) -> Self {
-        self.bus = Some(Arc::new(bus));
+        self.bus = BusSource::Ready(Arc::new(bus));
+        self
+    }
+
+    /// The same for a bus that is started while the server is built and needs the name of the
+    /// node, with which all ids of its sockets begin. Where it fails, [`build`](Self::build) fails
+    /// with [`BuildError::Bus`].
+    pub fn start_bus<F, Fut, B, E>(mut self, start: F) -> Self
+    where
+        F: FnOnce(NodeId) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<B, E>> + Send + 'static,
+        B: Bus,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.bus = BusSource::Start(Box::new(move |node| {
+            let starting = start(node).map(|started| {
+                let bus: Arc<dyn Bus> =
+                    Arc::new(started.map_err(|error| BuildError::Bus(error.into()))?);
+                Ok(bus)
+            });
+            starting.boxed()
+        }));
+        self
+    }
+
+    /// Runs after every time in which messages of other nodes may not have reached this one: what
+    /// clients were told may be incomplete, and an application may have them load it anew. While
+    /// it runs, further gaps become one. A second call replaces the first.
+    pub fn on_gap<F, Fut>(mut self, handler: F) -> Self
+    where
+        F: Fn(Gap) -> Fut + Send + Sync + 'static,
+        Fut: Future + Send + 'static,
+    {
+        self.on_gap = Some(gaps::handler(handler));
         self
     }
 
@@ -156,19 +206,47 @@ impl Builder {
             .unwrap_or_else(|| workers.min(cores).max(1))
             .clamp(1, 64);
         let hub = Arc::new(Hub::new(self.config, Arc::new(Metrics::new()), lanes));
-        hub.start();
-        let place = Place {
-            node: NodeId::new(&hub.ids.node_name()),
-            bus: self.bus,
+        let node = NodeId::new(&hub.ids.node_name());
+        let bus = self.bus.start(&node).await?;
+        let gaps = match &bus {
+            Some(bus) => {
+                register(&hub.metrics, &**bus)?;
+                let metrics = &hub.metrics;
+                Some(Gaps::listen(&**bus, self.on_gap, &runtime, metrics))
+            }
+            None => None,
         };
-        Ok(Server::from_inner(Inner::new(
-            &hub,
-            self.parser,
-            &place,
+        let tasks = Tasks::new(runtime, hub.config.limits.server_side_events);
+        hub.start();
+        Ok(Server::from_inner(Inner::new(Parts {
+            hub,
+            parser: self.parser,
+            place: Place { node, bus },
             namespaces,
             patterns,
-        )))
+            tasks,
+            gaps,
+        })))
     }
+}
+
+impl BusSource {
+    async fn start(self, node: &NodeId) -> Result<Option<Arc<dyn Bus>>, BuildError> {
+        match self {
+            Self::Nowhere => Ok(None),
+            Self::Ready(bus) => Ok(Some(bus)),
+            Self::Start(start) => start(node.clone()).await.map(Some),
+        }
+    }
+}
+
+/// Adds the metrics of the bus to the server's.
+fn register(metrics: &Metrics, bus: &dyn Bus) -> Result<(), BuildError> {
+    for collector in bus.collectors() {
+        let registered = metrics.registry().register(collector);
+        registered.map_err(BuildError::BusMetrics)?;
+    }
+    Ok(())
 }
 
 fn check(config: &Config) -> Result<(), BuildError> {

@@ -12,10 +12,13 @@ use roomcast_emitter::{
     target::{Rooms, Target},
 };
 
-use super::{broadcast::Delivery, error::EmitError, socket::Socket, space::Space};
-
-/// How much longer than the sockets another node has for its answer.
-const ANSWER_GRACE: Duration = Duration::from_millis(500);
+use super::{
+    broadcast::Delivery,
+    error::EmitError,
+    socket::{Occupant, Socket},
+    space::Space,
+};
+use crate::{clock::Stopwatch, transport::frame::Frame};
 
 /// A server's place in its cluster. Without a bus, the server is alone.
 #[derive(Clone)]
@@ -39,8 +42,7 @@ impl Space {
             event: event.into(),
             args,
         });
-        let local_sockets = self.adapter.fan_out(&target, &frame, |_| {});
-        self.count(local_sockets);
+        let local_sockets = self.fan_out(&target, &frame, |_| {});
         Ok(Delivery {
             local_sockets,
             nodes: resolve(published).await?,
@@ -64,11 +66,20 @@ impl Space {
         timeout: Duration,
     ) -> Option<BusFuture<Result<Answered, BusError>>> {
         let bus = self.bus(target)?;
-        let timeout = timeout + ANSWER_GRACE;
         Some(bus.ask(&self.place.node, &self.name, question, timeout))
     }
 
-    fn publish(
+    /// Resolves once messages to these rooms, which have members here, would arrive.
+    pub(super) async fn confirm(&self, rooms: Vec<Box<str>>) -> Result<(), BusError> {
+        let Some(bus) = &self.place.bus else {
+            return Ok(());
+        };
+        // Another thread may have been told that there are changes, and be about to say so.
+        bus.interest_changed(&self.place.node, &self.name);
+        bus.confirm(&self.place.node, &self.name, rooms).await
+    }
+
+    pub(super) fn publish(
         &self,
         target: &Target,
         message: impl FnOnce() -> Message,
@@ -91,8 +102,7 @@ impl Space {
                 args,
             } => {
                 let frame = self.parser.event(&self.name, None, event, args)?;
-                count = self.adapter.fan_out(target, &frame, |_| {});
-                self.count(count);
+                count = self.fan_out(target, &frame, |_| {});
             }
             Message::SocketsJoin { target, rooms } => {
                 let mut refused = None;
@@ -117,6 +127,7 @@ impl Space {
                     socket.disconnect(*close);
                 }
             }
+            Message::ServerSideEmit { event, args } => drop(self.start_server_side(event, args)),
             _ => tracing::debug!("a message of a kind that this version does not know"),
         }
         Ok(count)
@@ -136,21 +147,23 @@ impl Space {
         sockets.iter().map(Socket::describe).collect()
     }
 
-    /// Emits an event to the sockets of this node and collects what they acknowledge.
+    /// Emits an event to the sockets of this node and collects what they acknowledge. `progress`
+    /// hears of it on the way.
     pub(super) async fn collect_acks(
         &self,
         target: &Target,
         event: &str,
         args: &Args,
         timeout: Duration,
+        progress: Option<Arc<dyn Progress>>,
     ) -> Result<Answer, EmitError> {
-        let (awaited, gathering) = self.acks.many();
+        let (awaited, gathering) = self.acks.many(progress);
         let frame = self
             .parser
             .event(&self.name, Some(awaited.id), event, args)?;
         let expect = |socket: &_| gathering.expect(socket);
-        self.count(self.adapter.fan_out(target, &frame, expect));
-        gathering.seal();
+        let asked = self.fan_out(target, &frame, expect);
+        gathering.seal(asked);
         // Whether everybody answered or the time is over, what there is counts.
         let _ = tokio::time::timeout(timeout, gathering.complete()).await;
         let (answers, missing) = gathering.finish();
@@ -162,10 +175,15 @@ impl Space {
         })
     }
 
-    fn count(&self, recipients: usize) {
+    /// Queues a packet to the sockets of this node, timed and counted.
+    fn fan_out(&self, target: &Target, frame: &Frame, each: impl FnMut(&Occupant)) -> usize {
+        let stopwatch = Stopwatch::start();
+        let recipients = self.adapter.fan_out(target, frame, each);
         let metrics = &self.hub.metrics;
+        metrics.fan_out.observe(stopwatch.seconds());
         metrics.broadcasts.inc();
         metrics.deliveries.inc_by(recipients as u64);
+        recipients
     }
 }
 
@@ -177,42 +195,61 @@ impl Listener for Space {
         })
     }
 
-    fn has_room(&self, _: &str) -> bool {
-        true
-    }
-
-    fn track(&self, _: Tracking) {}
-
-    fn take_changes(&self, _: &mut dyn FnMut(&str, bool)) {}
-
     fn answer(
         self: Arc<Self>,
         question: Question,
-        _: Option<Arc<dyn Progress>>,
+        progress: Option<Arc<dyn Progress>>,
     ) -> BusFuture<Answer> {
         Box::pin(async move {
             match question {
+                Question::Sockets(target) => Answer::Sockets(self.describe(&target)),
+                Question::SocketIds(target) => {
+                    let sockets = self.local_sockets(&target).into_iter();
+                    Answer::SocketIds(sockets.map(|socket| socket.id().clone()).collect())
+                }
+                Question::Rooms => Answer::Rooms(self.adapter.all_room_names()),
                 Question::Acks {
                     target,
                     event,
                     args,
                     timeout,
-                } => self
-                    .collect_acks(&target, &event, &args, timeout)
-                    .await
-                    .unwrap_or_else(|_| Answer::Acks {
+                } => {
+                    let asking = self.collect_acks(&target, &event, &args, timeout, progress);
+                    asking.await.unwrap_or_else(|_| Answer::Acks {
                         answers: Vec::new(),
                         missing: Vec::new(),
                         missing_unnamed: 0,
-                    }),
-                Question::Sockets(target) => Answer::Sockets(self.describe(&target)),
-                _ => Answer::Sockets(Vec::new()),
+                    })
+                }
+                Question::ServerSideEmit { event, args } => {
+                    let answer = match self.start_server_side(&event, &args) {
+                        // Without an answer, the server has been dropped meanwhile.
+                        Some(answered) => answered.await.ok(),
+                        None => None,
+                    };
+                    Answer::ServerSideEmit(answer)
+                }
+                Question::Reached(target) => Answer::Reached(self.local_sockets(&target).len()),
+                Question::Order(message) => Answer::Order(self.receive(&message) > 0),
+                _ => Answer::Order(false),
             }
         })
     }
+
+    fn has_room(&self, room: &str) -> bool {
+        self.adapter.has_room(room)
+    }
+
+    fn track(&self, tracking: Tracking) {
+        self.adapter.track(tracking);
+    }
+
+    fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
+        self.adapter.take_changes(f);
+    }
 }
 
-async fn resolve(
+pub(super) async fn resolve(
     published: Option<BusFuture<Result<usize, BusError>>>,
 ) -> Result<usize, EmitError> {
     match published {

@@ -21,9 +21,12 @@ pub enum EmitError {
     /// The server has no namespace of this name.
     #[error("the namespace `{0}` does not exist")]
     UnknownNamespace(Box<str>),
-    /// The sockets of this node were served; those of other nodes may not have been.
+    /// What concerns this node was done; other nodes may not have been reached.
     #[error(transparent)]
     Bus(#[from] roomcast_adapter::BusError),
+    /// The operation is about servers, and rooms or exceptions were named.
+    #[error("servers are in no rooms: this operation takes neither rooms nor exceptions")]
+    RoomsOfServers,
     /// A socket cannot join a room.
     #[error(transparent)]
     Join(#[from] roomcast_adapter::JoinError),
@@ -80,6 +83,12 @@ pub enum BuildError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// The bus to the other nodes cannot be started.
+    #[error("other nodes cannot be reached: {0}")]
+    Bus(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The bus has metrics that cannot be registered beside the server's.
+    #[error("the metrics of the bus cannot be registered: {0}")]
+    BusMetrics(#[source] prometheus::Error),
     /// `build` was called outside of a tokio runtime.
     #[error("there is no tokio runtime here; call `build` within one")]
     NoRuntime,

@@ -9,6 +9,7 @@ use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
 
 use super::{
     ack::Ack,
+    broadcast::BroadcastOperator,
     data::Data,
     error::Refused,
     socket::{DisconnectReason, Socket},
@@ -107,6 +108,45 @@ where
     }
 }
 
+/// A handler of an event that another server emits: an async closure that takes
+/// `(BroadcastOperator)`, the namespace, or `(BroadcastOperator, T)`.
+///
+/// `T` and the return value are those of an [`EventHandler`]: what it returns answers the server
+/// that asked.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler of a server-side event",
+    note = "a handler is an async closure over `(BroadcastOperator)` or `(BroadcastOperator, T)`; T: serde::de::DeserializeOwned; what it returns: serde::Serialize"
+)]
+pub trait ServerSideHandler<Form>: Send + Sync + 'static {
+    /// Starts the handler. For the library's own use.
+    #[doc(hidden)]
+    fn call(&self, io: BroadcastOperator, args: &Args) -> Called;
+}
+
+impl<F, Fut> ServerSideHandler<(BroadcastOperator,)> for F
+where
+    F: Fn(BroadcastOperator) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output: IntoArgs> + Send + 'static,
+{
+    fn call(&self, io: BroadcastOperator, _: &Args) -> Called {
+        answer(self(io))
+    }
+}
+
+impl<F, Fut, T> ServerSideHandler<(BroadcastOperator, T)> for F
+where
+    F: Fn(BroadcastOperator, T) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output: IntoArgs> + Send + 'static,
+    T: FromArgs,
+{
+    fn call(&self, io: BroadcastOperator, args: &Args) -> Called {
+        match T::from_args(args) {
+            Ok(value) => answer(self(io, value)),
+            Err(error) => refuse(error),
+        }
+    }
+}
+
 fn answer(running: impl Future<Output: IntoArgs> + Send + 'static) -> Called {
     Called(Box::pin(async move {
         running
@@ -193,5 +233,6 @@ pub(crate) type Authorizer = Box<dyn Fn(Handshake) -> BoxFuture<Admission> + Sen
 pub(crate) type OnEvent =
     Box<dyn Fn(Socket, &Payload<'_>, Option<u64>) -> EventReply + Send + Sync>;
 pub(crate) type OnAny = Box<dyn Fn(Socket, Event) -> BoxFuture<()> + Send + Sync>;
+pub(crate) type OnServerSide = Box<dyn Fn(BroadcastOperator, &Args) -> EventReply + Send + Sync>;
 pub(crate) type OnConnect = Box<dyn ConnectHandler>;
 pub(crate) type OnDisconnect = Box<dyn DisconnectHandler>;

@@ -9,7 +9,7 @@ use super::{
     error::{BuildError, Refused},
     handler::{
         Authorizer, ConnectHandler, DisconnectHandler, Event, EventHandler, OnAny, OnConnect,
-        OnDisconnect, OnEvent, discard,
+        OnDisconnect, OnEvent, OnServerSide, ServerSideHandler, discard,
     },
     socket::Socket,
 };
@@ -38,6 +38,7 @@ pub(crate) struct Handlers {
     pub(crate) any: Option<OnAny>,
     /// The names come from the application, so its hash function needs no secret.
     pub(crate) events: HashMap<Box<str>, OnEvent>,
+    pub(crate) server_side: HashMap<Box<str>, OnServerSide>,
 }
 
 impl Namespace {
@@ -109,6 +110,22 @@ impl Namespace {
         self.handlers.any = Some(Box::new(move |socket, event| {
             discard(handler(socket, event))
         }));
+        self
+    }
+
+    /// Runs on an event that the server of another node emits to servers, with
+    /// [`server_side_emit`](super::BroadcastOperator::server_side_emit), in a task of its own:
+    /// several events run side by side. A second handler of the same name replaces the first.
+    ///
+    /// A panic is caught and counted, and answered with an error.
+    #[must_use]
+    pub fn on_server_side<Form: 'static>(
+        mut self,
+        event: impl Into<Box<str>>,
+        handler: impl ServerSideHandler<Form>,
+    ) -> Self {
+        let handler: OnServerSide = Box::new(move |io, args| handler.call(io, args).0);
+        self.handlers.server_side.insert(event.into(), handler);
         self
     }
 

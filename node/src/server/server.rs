@@ -4,12 +4,14 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use axum::Router;
 use parking_lot::RwLock;
+use roomcast_adapter::{Health, NodeId};
 use roomcast_emitter::{args::IntoArgs, target::Rooms};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::OnceCell, time::timeout};
 
 use super::{
     broadcast::{BroadcastOperator, Delivery},
@@ -17,10 +19,12 @@ use super::{
     client::Client,
     cluster::Place,
     error::EmitError,
+    gaps::Gaps,
     namespace::{Handlers, Pattern},
     packets::Parser,
     serve::Serve,
     space::Space,
+    tasks::Tasks,
 };
 use crate::{
     close::CloseReason,
@@ -32,6 +36,12 @@ use crate::{
         routes::Routes,
     },
 };
+
+/// How long the others may take to learn that this node answers no more.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the bus may take to send what is queued and to close.
+const BUS_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A Socket.IO server. Cheap to clone; it lives as long as a handle, its router or a connection.
 ///
@@ -49,6 +59,21 @@ pub(crate) struct Inner {
     place: Place,
     spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
     patterns: Vec<(Pattern, Arc<Handlers>)>,
+    pub(super) tasks: Tasks,
+    /// Set while the server is a node of a cluster.
+    _gaps: Option<Gaps>,
+    closed: OnceCell<()>,
+}
+
+/// What a server is made of.
+pub(super) struct Parts {
+    pub(super) hub: Arc<Hub>,
+    pub(super) parser: Parser,
+    pub(super) place: Place,
+    pub(super) namespaces: Vec<(Box<str>, Handlers)>,
+    pub(super) patterns: Vec<(Pattern, Handlers)>,
+    pub(super) tasks: Tasks,
+    pub(super) gaps: Option<Gaps>,
 }
 
 impl Server {
@@ -105,17 +130,32 @@ impl Server {
     }
 
     /// Refuses new connections from now on (status 503), closes those that are open so that their
-    /// clients reconnect elsewhere, and waits for their handlers.
+    /// clients reconnect elsewhere, and waits for their handlers and for those of server-side
+    /// events. In a cluster, other nodes stop waiting for answers of this one first, and the bus
+    /// is closed last.
+    ///
+    /// It may be called several times; every call waits for the end. A handler must not wait for
+    /// it, as it waits for the handler.
     pub async fn close(&self) {
-        let hub = &self.0.hub;
-        hub.begin_drain();
-        hub.close_all(CloseReason::ServerShutdown);
-        hub.wait_until_empty().await;
+        let closing = async || self.0.close().await;
+        self.0.closed.get_or_init(closing).await;
     }
 
-    /// Whether the server accepts connections.
+    /// Whether clients should be sent here: the server accepts connections, and the messages of
+    /// other nodes [reach](Self::health) it.
     pub fn is_ready(&self) -> bool {
-        !self.0.hub.is_draining()
+        !self.0.hub.is_draining() && self.health() == Health::Flowing
+    }
+
+    /// Whether messages flow between this node and the others; they do where there are no others.
+    pub fn health(&self) -> Health {
+        let bus = self.0.place.bus.as_ref();
+        bus.map_or(Health::Flowing, |bus| bus.health())
+    }
+
+    /// The name by which other nodes know this one, made anew at every start.
+    pub fn node(&self) -> &NodeId {
+        &self.0.place.node
     }
 
     /// The number of connections that are open or being opened. A client has one, whatever its
@@ -148,33 +188,56 @@ impl std::fmt::Debug for Server {
 }
 
 impl Inner {
-    pub(super) fn new(
-        hub: &Arc<Hub>,
-        parser: Parser,
-        place: &Place,
-        namespaces: Vec<(Box<str>, Handlers)>,
-        patterns: Vec<(Pattern, Handlers)>,
-    ) -> Arc<Self> {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let Parts {
+            hub,
+            parser,
+            place,
+            namespaces,
+            patterns,
+            tasks,
+            gaps,
+        } = parts;
         let patterns = patterns
             .into_iter()
             .map(|(p, handlers)| (p, Arc::new(handlers)))
             .collect();
         Arc::new_cyclic(|weak| {
             let space = |(name, handlers): (Box<str>, Handlers)| {
-                let handlers = Arc::new(handlers);
-                let place = place.clone();
-                let space = Space::new(&name, handlers, None, hub, parser, place, weak.clone());
+                let (handlers, place) = (Arc::new(handlers), place.clone());
+                let space = Space::new(&name, handlers, None, &hub, parser, place, weak.clone());
                 (Arc::clone(&space.name), space)
             };
             let spaces = RwLock::new(namespaces.into_iter().map(space).collect());
             Self {
-                hub: Arc::clone(hub),
+                hub,
                 parser,
-                place: place.clone(),
+                place,
                 spaces,
                 patterns,
+                tasks,
+                _gaps: gaps,
+                closed: OnceCell::new(),
             }
         })
+    }
+
+    async fn close(&self) {
+        let Place { node, bus } = &self.place;
+        self.hub.begin_drain();
+        if let Some(bus) = bus
+            && timeout(RETIRE_TIMEOUT, bus.retire(node)).await.is_err()
+        {
+            tracing::warn!("other nodes may wait for answers of this one until their time is over");
+        }
+        self.hub.close_all(CloseReason::ServerShutdown);
+        self.hub.wait_until_empty().await;
+        self.tasks.finish().await;
+        if let Some(bus) = bus
+            && timeout(BUS_CLOSE_TIMEOUT, bus.close(node)).await.is_err()
+        {
+            tracing::warn!("the bus did not close in time");
+        }
     }
 
     /// The namespace that a client asks for, made if a pattern matches. The client counts as its

@@ -23,6 +23,7 @@ use serde::{Serialize, Serializer};
 use super::{
     ack::Awaited,
     broadcast::BroadcastOperator,
+    cluster::names,
     data::Data,
     error::{AckError, EmitError},
     packets,
@@ -196,6 +197,7 @@ impl Socket {
             return Err(JoinError::Disconnected);
         }
         let joined = self.0.space.adapter.join(&self.0, &rooms);
+        self.0.space.tell_changes();
         let limit = match joined {
             Err(JoinError::TooManyRooms { .. }) => Limit::Rooms,
             Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
@@ -205,10 +207,23 @@ impl Socket {
         joined
     }
 
+    /// Joins rooms as [`join`](Self::join) does, and resolves once everything that is emitted to
+    /// them from then on reaches this socket, whichever node emits it. After `join` alone, another
+    /// node may take a moment to hear that this one has members.
+    ///
+    /// If it fails with [`EmitError::Bus`], the socket has joined all the same, and broadcasts of
+    /// this node reach it.
+    pub async fn join_confirmed(&self, rooms: impl Rooms) -> Result<(), EmitError> {
+        let names = names(&rooms);
+        self.join(names.as_slice())?;
+        Ok(self.0.space.confirm(names).await?)
+    }
+
     /// Leaves rooms. The private room cannot be left.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
         self.0.space.adapter.leave(&self.0, &rooms);
+        self.0.space.tell_changes();
     }
 
     /// The rooms of the socket, its private one first.
@@ -297,7 +312,9 @@ impl Socket {
 
     fn emit_with(&self, event: &str, args: impl IntoArgs, flags: Flags) -> Result<(), EmitError> {
         let frame = self.event(event, None, args)?;
-        self.send(&frame, flags.volatile)
+        self.send(&frame, flags.volatile)?;
+        self.0.space.hub.metrics.events_sent.inc();
+        Ok(())
     }
 
     async fn ask<T: FromArgs>(
@@ -320,6 +337,7 @@ impl Socket {
         };
         let frame = self.event(event, Some(owed.awaited.id), args)?;
         self.send(&frame, flags.volatile)?;
+        self.0.space.hub.metrics.events_sent.inc();
         let answer = match flags.timeout {
             None => answer.await,
             Some(limit) => tokio::time::timeout(limit, answer)
@@ -377,6 +395,7 @@ impl Socket {
     pub(super) fn insert(&self) {
         self.0.space.adapter.insert(self.0.clone());
         self.0.space.sockets.inc();
+        self.0.space.tell_changes();
     }
 
     pub(super) fn occupant(&self) -> &Occupant {
@@ -388,6 +407,7 @@ impl Socket {
         let space = &self.0.space;
         if space.adapter.remove(&self.0) {
             space.sockets.dec();
+            space.tell_changes();
         }
         space.acks.disconnected(self);
         space.leave();

@@ -25,6 +25,8 @@ pub(crate) struct Space {
     pub(crate) hub: Arc<Hub>,
     pub(super) place: Place,
     pub(crate) sockets: IntGauge,
+    /// The namespace itself, for handlers that are started from within.
+    pub(super) me: Weak<Self>,
     /// Not an owner: connections and handles keep the server alive.
     pub(crate) server: Weak<Inner>,
     /// Clients that are connected or connecting. Changes under the lock of the server's table, so
@@ -49,7 +51,7 @@ impl Space {
             name_bytes: limits.room_name_bytes,
         };
         hub.metrics.namespaces.inc();
-        let space = Arc::new(Self {
+        let space = Arc::new_cyclic(|me| Self {
             name: name.into(),
             handlers,
             is_dynamic: params.is_some(),
@@ -60,6 +62,7 @@ impl Space {
             sockets: hub.metrics.sockets_of(name),
             hub: Arc::clone(hub),
             place,
+            me: Weak::clone(me),
             server,
             users: AtomicUsize::new(0),
         });
@@ -73,6 +76,15 @@ impl Space {
             });
         }
         space
+    }
+
+    /// To be called without a lock when sockets have come, gone, or changed their rooms.
+    pub(super) fn tell_changes(&self) {
+        if self.adapter.is_changed()
+            && let Some(bus) = &self.place.bus
+        {
+            bus.interest_changed(&self.place.node, &self.name);
+        }
     }
 
     /// A client has left, or was not let in.

@@ -53,6 +53,10 @@ pub struct Limits {
     pub unfinished_upgrades: usize,
     /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
     pub connections: usize,
+    /// Events of other servers ([`on_server_side`](crate::Namespace::on_server_side)) whose
+    /// handlers still run. Default 1,024. Beyond: the handler does not run; whoever waits for its
+    /// answer gets an error.
+    pub server_side_events: usize,
 }
 
 impl Default for Limits {
@@ -74,6 +78,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(20),
             unfinished_upgrades: 10_000,
             connections: 1_000_000,
+            server_side_events: 1024,
         }
     }
 }

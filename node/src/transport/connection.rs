@@ -83,6 +83,8 @@ pub(super) struct State {
     /// When an unused connection, or a closing one, has had its time.
     expires: Time,
     pub(super) closing: Option<Box<CloseReason>>,
+    /// What this connection adds to the gauge of waiting bytes.
+    counted: u32,
     /// The lane's task will flush.
     dirty: bool,
     /// The driver is in its turn and will flush at the end of it.
@@ -129,6 +131,7 @@ impl Connection {
             timer: 0,
             expires: now.after(hub.config.connect_timeout),
             closing: None,
+            counted: 0,
             dirty: false,
             in_turn: false,
             blocked: false,
@@ -331,6 +334,7 @@ impl Connection {
         let error = loop {
             let Some(first) = outbox.first() else {
                 state.blocked = false;
+                self.count(state);
                 return total;
             };
             let first = &first.websocket(revision)[outbox.written()..];
@@ -352,6 +356,7 @@ impl Connection {
         };
         if error.kind() == io::ErrorKind::WouldBlock {
             state.blocked = true;
+            self.count(state);
             if cx.is_none() {
                 state.wake_driver();
             }
@@ -370,6 +375,7 @@ impl Connection {
         if state.timer != tick {
             return;
         }
+        self.count(&mut state);
         if state.closing.is_some() {
             if now >= state.expires {
                 state.expired = true;
@@ -547,6 +553,7 @@ impl Connection {
         let mut state = self.lock();
         let slot = state.slot;
         state.outbox.clear();
+        self.count(&mut state);
         state.driver = None;
         if let Some(polling) = &mut state.polling {
             polling.wake_poll();
@@ -555,6 +562,17 @@ impl Connection {
         drop(state);
         drop(stream);
         self.lane().remove(self, slot);
+    }
+
+    /// Brings the gauge of waiting bytes up to date. Done when the kernel takes no more, when it
+    /// has taken all, and with the heartbeat: a push costs nothing.
+    fn count(&self, state: &mut State) {
+        let waiting = u32::try_from(state.outbox.bytes()).unwrap_or(u32::MAX);
+        if waiting != state.counted {
+            let more = i64::from(waiting) - i64::from(state.counted);
+            self.hub.metrics.outbox_bytes.add(more);
+            state.counted = waiting;
+        }
     }
 
     fn lane(&self) -> &Lane {

@@ -1,0 +1,113 @@
+//! Times in which messages of other nodes may not have arrived: logged, and told to the application
+//! one after the other.
+
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Weak},
+};
+
+use futures_util::FutureExt as _;
+use httpdate::fmt_http_date;
+use parking_lot::Mutex;
+use roomcast_adapter::{Bus, Gap};
+use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
+
+use super::handler::{BoxFuture, discard};
+use crate::metrics::Metrics;
+
+pub(crate) type OnGap = Box<dyn Fn(Gap) -> BoxFuture<()> + Send + Sync>;
+
+/// A handler as the builder takes it.
+pub(super) fn handler<F, Fut>(handler: F) -> OnGap
+where
+    F: Fn(Gap) -> Fut + Send + Sync + 'static,
+    Fut: Future + Send + 'static,
+{
+    Box::new(move |gap| discard(handler(gap)))
+}
+
+/// Listens for gaps until it is dropped.
+pub(crate) struct Gaps {
+    /// The bus holds on to this while the server exists.
+    _untold: Arc<Untold>,
+    task: Option<AbortHandle>,
+}
+
+/// What the handler was not told yet. While it is busy with one gap, all further ones become one
+/// that holds them, so that no more than this waits.
+#[derive(Default)]
+struct Untold {
+    gap: Mutex<Option<Gap>>,
+    news: Notify,
+}
+
+impl Gaps {
+    pub(super) fn listen(
+        bus: &dyn Bus,
+        handler: Option<OnGap>,
+        runtime: &Handle,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let untold = Arc::<Untold>::default();
+        let weak: Weak<Untold> = Arc::downgrade(&untold);
+        bus.on_gap(Box::new(move |gap| {
+            if let Some(untold) = weak.upgrade() {
+                log(gap);
+                untold.add(gap);
+            }
+        }));
+        let task = handler.map(|handler| {
+            let telling = tell(Arc::clone(&untold), handler, Arc::clone(metrics));
+            runtime.spawn(telling).abort_handle()
+        });
+        Self {
+            _untold: untold,
+            task,
+        }
+    }
+}
+
+impl Drop for Gaps {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Untold {
+    fn add(&self, gap: &Gap) {
+        let mut untold = self.gap.lock();
+        let (from, to) = untold.map_or((gap.from, gap.to), |earlier| {
+            (earlier.from.min(gap.from), earlier.to.max(gap.to))
+        });
+        *untold = Some(Gap::new(from, to));
+        drop(untold);
+        self.news.notify_one();
+    }
+}
+
+fn log(gap: &Gap) {
+    let seconds = gap.to.duration_since(gap.from).unwrap_or_default();
+    tracing::warn!(
+        from = fmt_http_date(gap.from),
+        to = fmt_http_date(gap.to),
+        seconds = seconds.as_secs_f64(),
+        "messages of other nodes may not have arrived",
+    );
+}
+
+async fn tell(untold: Arc<Untold>, handler: OnGap, metrics: Arc<Metrics>) {
+    loop {
+        untold.news.notified().await;
+        let Some(gap) = untold.gap.lock().take() else {
+            continue;
+        };
+        let running = AssertUnwindSafe(async { handler(gap).await });
+        if running.catch_unwind().await.is_err() {
+            metrics.handler_panics.inc();
+            tracing::error!("the handler of gaps panicked");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Events from server to server: they reach the handlers of the other nodes and no client.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::FutureExt as _;
+use roomcast_adapter::{Answer, Question};
+use roomcast_emitter::{
+    args::{Args, FromArgs, IntoArgs},
+    message::Message,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    broadcast::{BroadcastOperator, answered},
+    cluster::resolve,
+    error::EmitError,
+    handler::{HandlerError, Reply},
+    socket::check_event,
+    space::Space,
+    tasks::NotStarted,
+};
+use crate::close::Limit;
+
+/// What the other servers answered.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServerAnswers<T> {
+    /// The answers, in no particular order.
+    pub answers: Vec<T>,
+    /// The number of answers that were of another type.
+    pub undecodable: usize,
+    /// The number of nodes that said that they have no handler of the event. Node's servers say
+    /// nothing then, and are silent.
+    pub without_handler: usize,
+    /// Nodes of the cluster that did not answer in time.
+    pub silent_nodes: Vec<String>,
+}
+
+impl BroadcastOperator {
+    /// Emits an event to the servers of all other nodes: their
+    /// [`on_server_side`](super::Namespace::on_server_side) handlers run, the one of this node does
+    /// not. Resolves to the number of nodes that took it, which need not have a handler.
+    ///
+    /// With [`local`](Self::local) there is no other node. Rooms and exceptions are refused, as
+    /// servers are in no rooms.
+    pub async fn server_side_emit(
+        self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<usize, EmitError> {
+        let space = self.for_servers()?;
+        check_event(event)?;
+        let message = Message::ServerSideEmit {
+            event: event.into(),
+            args: args.into_args()?,
+        };
+        resolve(space.publish(self.target(), || message)).await
+    }
+
+    /// Emits an event to the servers of all other nodes and collects what their handlers return,
+    /// until all have answered or the [timeout](Self::timeout) (default 5 s) is over. A timeout is
+    /// no error: it says who is silent.
+    pub async fn server_side_emit_with_ack<T: FromArgs>(
+        self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<ServerAnswers<T>, EmitError> {
+        let space = self.for_servers()?;
+        check_event(event)?;
+        let question = Question::ServerSideEmit {
+            event: event.into(),
+            args: args.into_args()?,
+        };
+        let asked = answered(space.ask(self.target(), question, self.answer_timeout())).await?;
+        let mut answers = ServerAnswers {
+            answers: Vec::new(),
+            undecodable: 0,
+            without_handler: 0,
+            silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
+        };
+        for answer in asked.answers {
+            match answer {
+                Answer::ServerSideEmit(Some(args)) => match T::from_args(&args) {
+                    Ok(answer) => answers.answers.push(answer),
+                    Err(_) => answers.undecodable += 1,
+                },
+                Answer::ServerSideEmit(None) => answers.without_handler += 1,
+                _ => {}
+            }
+        }
+        Ok(answers)
+    }
+}
+
+impl Space {
+    /// Runs the handler of an event that another server has emitted, in a task of its own, so that
+    /// the bus does not wait for it. Answers where its answer will come; None if there is no
+    /// handler.
+    pub(super) fn start_server_side(
+        &self,
+        event: &str,
+        args: &Args,
+    ) -> Option<oneshot::Receiver<Args>> {
+        let server = self.server.upgrade()?;
+        let io = BroadcastOperator::new(self.me.upgrade()?);
+        let (event, _) = self.handlers.server_side.get_key_value(event)?;
+        let (event, args, handlers) = (event.clone(), args.clone(), Arc::clone(&self.handlers));
+        let hub = Arc::clone(&self.hub);
+        let (answer, answered) = oneshot::channel();
+        let task = async move {
+            let handler = &handlers.server_side[&event];
+            // The closure may panic before it has made its future.
+            let running = AssertUnwindSafe(async { handler(io, &args).await });
+            let result = running.catch_unwind().await.unwrap_or_else(|_| {
+                hub.metrics.handler_panics.inc();
+                tracing::error!(event = &*event, "a handler of a server-side event panicked");
+                Ok(Reply::Args(failure("the handler panicked")))
+            });
+            // Nobody waits for it if the event was only emitted, or the time is over.
+            let _ = answer.send(match result {
+                Ok(Reply::Args(args)) => args,
+                Ok(Reply::Taken) => Args::default(),
+                Err(HandlerError::Decode(error)) => {
+                    hub.metrics.events_undecodable.inc();
+                    failure(&error.to_string())
+                }
+                Err(HandlerError::Encode(error)) => failure(&error.to_string()),
+            });
+        };
+        match server.tasks.spawn(task) {
+            Ok(()) => Some(answered),
+            Err(refused) => {
+                if refused == NotStarted::TooMany {
+                    self.hub.metrics.limit_reached(Limit::ServerSideEvents);
+                }
+                let (answer, answered) = oneshot::channel();
+                // The receiver is there.
+                let _ = answer.send(failure(&refused.to_string()));
+                Some(answered)
+            }
+        }
+    }
+}
+
+/// What a handler that returns an error answers.
+fn failure(text: &str) -> Args {
+    Args::encode(&Err::<(), _>(text)).unwrap_or_default()
+}

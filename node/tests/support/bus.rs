@@ -1,0 +1,186 @@
+//! A bus without other nodes: it notes what it is told and answers what a test has prepared.
+
+use std::{
+    future::{pending, ready},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use roomcast::{
+    Answered, Attachment, Bus, BusError, BusFuture, Gap, Health, Listener, Message, NodeId,
+    Question, Tracking,
+};
+
+#[derive(Clone)]
+pub(crate) struct FakeBus(Arc<State>);
+
+type OnGap = Box<dyn Fn(&Gap) + Send + Sync>;
+
+struct State {
+    tracking: Tracking,
+    log: Mutex<Vec<String>>,
+    listeners: Mutex<Vec<(String, Weak<dyn Listener>)>>,
+    on_gap: Mutex<Vec<OnGap>>,
+    health: Mutex<Health>,
+    answered: Mutex<Answered>,
+    confirms: Mutex<Result<(), BusError>>,
+    /// Retiring and closing never come to an end.
+    hangs: bool,
+    gauges: Vec<prometheus::IntGauge>,
+}
+
+impl FakeBus {
+    pub(crate) fn new() -> Self {
+        Self::with(Tracking::Nothing, false, Vec::new())
+    }
+
+    pub(crate) fn tracking(tracking: Tracking) -> Self {
+        Self::with(tracking, false, Vec::new())
+    }
+
+    pub(crate) fn hanging() -> Self {
+        Self::with(Tracking::Nothing, true, Vec::new())
+    }
+
+    /// A bus with one metric.
+    pub(crate) fn metered(name: &str) -> Self {
+        let gauge = prometheus::IntGauge::new(name, "A metric of the bus.").unwrap();
+        Self::with(Tracking::Nothing, false, vec![gauge])
+    }
+
+    fn with(tracking: Tracking, hangs: bool, gauges: Vec<prometheus::IntGauge>) -> Self {
+        Self(Arc::new(State {
+            tracking,
+            log: Mutex::default(),
+            listeners: Mutex::default(),
+            on_gap: Mutex::default(),
+            health: Mutex::new(Health::Flowing),
+            answered: Mutex::default(),
+            confirms: Mutex::new(Ok(())),
+            hangs,
+            gauges,
+        }))
+    }
+
+    /// What the bus was told since the last call.
+    pub(crate) fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.log.lock())
+    }
+
+    /// Notes something of the test's own, to see what came before it.
+    pub(crate) fn note(&self, what: impl Into<String>) {
+        self.0.log.lock().push(what.into());
+    }
+
+    /// The namespace as another node would reach it.
+    pub(crate) fn listener(&self, namespace: &str) -> Arc<dyn Listener> {
+        let listeners = self.0.listeners.lock();
+        let mut found = listeners.iter().filter(|(name, _)| name == namespace);
+        let (_, listener) = found.next_back().unwrap();
+        listener.upgrade().unwrap()
+    }
+
+    pub(crate) fn report(&self, gap: Gap) {
+        for on_gap in self.0.on_gap.lock().iter() {
+            on_gap(&gap);
+        }
+    }
+
+    pub(crate) fn set_health(&self, health: Health) {
+        *self.0.health.lock() = health;
+    }
+
+    /// What is answered from now on, whatever is asked.
+    pub(crate) fn answers(&self, answered: Answered) {
+        *self.0.answered.lock() = answered;
+    }
+
+    pub(crate) fn cannot_confirm(&self) {
+        *self.0.confirms.lock() = Err(BusError::Unavailable("cut off".into()));
+    }
+}
+
+impl Bus for FakeBus {
+    fn attach(&self, attachment: Attachment<'_>) {
+        let listener = attachment.listener;
+        let name = attachment.namespace.to_owned();
+        self.note(format!("attach {name}"));
+        self.0.listeners.lock().push((name, Weak::clone(&listener)));
+        listener.upgrade().unwrap().track(self.0.tracking);
+    }
+
+    fn detach(&self, _: &NodeId, namespace: &str) {
+        self.note(format!("detach {namespace}"));
+    }
+
+    fn interest_changed(&self, _: &NodeId, namespace: &str) {
+        let mut changes = Vec::new();
+        self.listener(namespace)
+            .take_changes(&mut |room, is_occupied| {
+                let sign = if is_occupied { '+' } else { '-' };
+                changes.push(format!("{sign}{room}"));
+            });
+        changes.sort();
+        self.0.log.lock().extend(changes);
+    }
+
+    fn confirm(
+        &self,
+        _: &NodeId,
+        _: &str,
+        rooms: Vec<Box<str>>,
+    ) -> BusFuture<Result<(), BusError>> {
+        self.note(format!("confirm {}", rooms.join(" ")));
+        Box::pin(ready(self.0.confirms.lock().clone()))
+    }
+
+    fn publish(&self, _: &NodeId, _: &str, message: Message) -> BusFuture<Result<usize, BusError>> {
+        self.note(format!("publish {message:?}"));
+        Box::pin(ready(Ok(1)))
+    }
+
+    fn ask(
+        &self,
+        _: &NodeId,
+        _: &str,
+        question: Question,
+        timeout: Duration,
+    ) -> BusFuture<Result<Answered, BusError>> {
+        self.note(format!("ask {question:?} for {timeout:?}"));
+        Box::pin(ready(Ok(self.0.answered.lock().clone())))
+    }
+
+    fn health(&self) -> Health {
+        self.0.health.lock().clone()
+    }
+
+    fn on_gap(&self, f: OnGap) {
+        self.0.on_gap.lock().push(f);
+    }
+
+    fn retire(&self, _: &NodeId) -> BusFuture<()> {
+        self.note("retire");
+        self.end()
+    }
+
+    fn close(&self, _: &NodeId) -> BusFuture<()> {
+        self.note("close");
+        self.end()
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        let gauges = self.0.gauges.iter().cloned();
+        gauges.map(|gauge| Box::new(gauge) as _).collect()
+    }
+}
+
+impl FakeBus {
+    fn end(&self) -> BusFuture<()> {
+        if self.0.hangs {
+            Box::pin(pending())
+        } else {
+            Box::pin(ready(()))
+        }
+    }
+}
