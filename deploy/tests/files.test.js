@@ -1,0 +1,163 @@
+// Every file of deploy/ by the checker that its own program or format has, and what files say of each
+// other.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { execFileSync, spawnSync } = require("node:child_process");
+const { cpSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } = require("node:fs");
+const { tmpdir } = require("node:os");
+const { basename, join, resolve } = require("node:path");
+const { describe, test } = require("node:test");
+
+const { writeConfig } = require("./support/nginx");
+
+const DEPLOY = resolve(__dirname, "..");
+const ROOT = resolve(DEPLOY, "..");
+
+const at = (path) => join(DEPLOY, path);
+const read = (path) => readFileSync(at(path), "utf8");
+
+/** Runs a program that has to succeed; what it printed is shown otherwise. */
+function check(program, ...args) {
+  const { status, stdout, stderr, error } = spawnSync(program, args, { cwd: DEPLOY, encoding: "utf8" });
+  assert.equal(status, 0, `${program} ${args.join(" ")}: ${error ?? ""}\n${stdout}${stderr}`);
+  return stdout + stderr;
+}
+
+function inTemporaryFolder(work) {
+  const folder = mkdtempSync(join(tmpdir(), "roomcast-files-"));
+  try {
+    return work(folder);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+describe("files", { timeout: 120_000 }, () => {
+  test("haproxy.cfg is valid, and HAProxy would say otherwise", () => {
+    check("haproxy", "-c", "-f", at("haproxy/haproxy.cfg"));
+    const wrong = spawnSync("haproxy", ["-c", "-f", at("nginx/nginx.conf")]);
+    assert.notEqual(wrong.status, 0);
+  });
+
+  test("nginx.conf is valid", () => {
+    inTemporaryFolder((folder) => check("nginx", "-t", ...writeConfig(folder, 8080, ["127.0.0.1:3000"])));
+  });
+
+  test("Prometheus takes its configuration and rules, and the alerts pass their tests", () => {
+    check("promtool", "check", "config", at("prometheus/prometheus.yml"));
+    const rules = readdirSync(at("prometheus/rules")).map((file) => at(`prometheus/rules/${file}`));
+    check("promtool", "check", "rules", ...rules);
+    check("promtool", "test", "rules", at("prometheus/tests/alerts.yml"));
+  });
+
+  test("each alert has a test in which it fires and one in which it does not", () => {
+    const alerts = [...read("prometheus/rules/alerts.yml").matchAll(/- alert: (\w+)/g)].map(([, name]) => name);
+    assert.ok(alerts.length >= 10);
+    const cases = read("prometheus/tests/alerts.yml").split("- alertname: ").slice(1);
+    for (const alert of alerts) {
+      const own = cases.filter((text) => text.startsWith(`${alert}\n`));
+      assert.ok(own.some((text) => text.includes("exp_alerts:")), `${alert} never fires`);
+      assert.ok(own.some((text) => !text.includes("exp_alerts:")), `${alert} always fires`);
+    }
+  });
+
+  test("the container's file and the scripts pass their linters", () => {
+    check("hadolint", at("container/Containerfile"));
+    const scripts = ["local/up", "local/packages", "container/check-ready", "tests/run"];
+    check("shellcheck", ...scripts.map(at));
+  });
+
+  test("YAML is well-formed, and compose.yaml is what the specification calls one", () => {
+    const folders = ["compose", "prometheus", "grafana"];
+    check("python3", "-m", "yamllint", "--strict", "-c", at("tests/yamllint.yml"), ...folders.map(at));
+    const schema = ["--builtin-schema", "vendor.compose-spec"];
+    check("python3", "-m", "check_jsonschema", ...schema, at("compose/compose.yaml"));
+  });
+
+  test("what compose.yaml mounts is there, and its images have a version", () => {
+    const compose = read("compose/compose.yaml");
+    const mounts = [...compose.matchAll(/^ +- (\.\.\/\S+?):/gm)].map(([, path]) => path);
+    assert.ok(mounts.length >= 5);
+    for (const path of mounts) assert.ok(existsSync(resolve(at("compose"), path)), path);
+    const images = [...compose.matchAll(/image: (\S+)/g)].map(([, image]) => image);
+    for (const image of images.filter((name) => name !== "roomcast")) assert.match(image, /:v?\d+\.\d+/);
+    const bases = [...read("container/Containerfile").matchAll(/^FROM (\S+)/gm)].map(([, image]) => image);
+    for (const image of bases) assert.match(image, /:[\w.-]*bookworm/);
+  });
+
+  test("compose.yaml, HAProxy, nginx and Prometheus name the same nodes", () => {
+    const nodes = ["node1", "node2", "node3"];
+    const named = (path, pattern) => [...read(path).matchAll(pattern)].map(([, name]) => name);
+    assert.deepEqual(named("compose/compose.yaml", /^ {2}(node\d): \*node$/gm), nodes);
+    assert.deepEqual(named("haproxy/haproxy.cfg", /^ +server \w+ (\w+):3000 /gm), nodes);
+    assert.deepEqual(named("nginx/nginx.conf", /^ +server (\w+):3000 /gm), nodes);
+    assert.deepEqual(named("prometheus/targets/roomcast.yml", /- (\w+):3001$/gm), nodes);
+    assert.match(read("prometheus/targets/haproxy.yml"), /- haproxy:8404$/m);
+    assert.match(read("haproxy/haproxy.cfg"), /bind :8404/);
+  });
+
+  test("the container is built from all that cargo needs, and from nothing else", () => {
+    const ignored = read("container/Containerfile.dockerignore").split("\n");
+    const kept = ignored.filter((line) => line.startsWith("!")).map((line) => line.slice(1));
+    const left = ignored.filter((line) => line.startsWith("**/")).map((line) => line.slice(3));
+    inTemporaryFolder((folder) => {
+      for (const path of kept) {
+        const filter = (file) => !left.includes(basename(file));
+        cpSync(join(ROOT, path), join(folder, path), { recursive: true, filter });
+      }
+      const args = ["metadata", "--locked", "--no-deps", "--format-version", "1"];
+      const metadata = JSON.parse(execFileSync("cargo", args, { cwd: folder, encoding: "utf8" }));
+      const program = metadata.packages.flatMap(({ targets }) => targets).find(({ kind, name }) => {
+        return kind.includes("bin") && name === "roomcast";
+      });
+      assert.ok(existsSync(program.src_path));
+      const copied = read("container/Containerfile").match(/^COPY (?:--chmod=\d+ )?(deploy\S+)/m)[1];
+      assert.ok(existsSync(join(folder, copied)), copied);
+      assert.deepEqual(readdirSync(folder).sort(), [...new Set(kept.map((path) => path.split("/")[0]))].sort());
+    });
+  });
+
+  test("the packages of the Node.js server name no place that they come from", () => {
+    assert.ok(!read("local/package-lock.json").includes('"resolved"'));
+  });
+
+  describe("the dashboard", () => {
+    const dashboard = JSON.parse(read("grafana/dashboards/roomcast.json"));
+    const panels = dashboard.panels.filter(({ type }) => type !== "row");
+
+    test("has panels that explain themselves, each with a place of its own", () => {
+      const ids = dashboard.panels.map(({ id }) => id);
+      assert.equal(new Set(ids).size, ids.length);
+      const cells = new Set();
+      for (const { title, description, gridPos, fieldConfig, targets } of panels) {
+        assert.ok(title && description, title);
+        assert.ok(fieldConfig.defaults.unit, title);
+        assert.ok(targets.every(({ expr, refId }) => expr && refId), title);
+        assert.equal(new Set(targets.map(({ refId }) => refId)).size, targets.length, title);
+        assert.ok(gridPos.x + gridPos.w <= 24, title);
+        for (let x = gridPos.x; x < gridPos.x + gridPos.w; x += 1) {
+          for (let y = gridPos.y; y < gridPos.y + gridPos.h; y += 1) {
+            assert.ok(!cells.has(`${x} ${y}`), `${title} lies over another panel`);
+            cells.add(`${x} ${y}`);
+          }
+        }
+      }
+    });
+
+    test("uses only the data source and the variables that it declares", () => {
+      const variables = new Set(dashboard.templating.list.map(({ name }) => name));
+      const used = [...JSON.stringify(dashboard).matchAll(/\$\{?(\w+)/g)].map(([, name]) => name);
+      for (const name of used.filter((each) => !each.startsWith("__"))) assert.ok(variables.has(name), name);
+      for (const { datasource } of panels) assert.equal(datasource.uid, "${datasource}");
+    });
+
+    test("is where Grafana is told to look", () => {
+      const folder = read("grafana/provisioning/dashboards/roomcast.yml").match(/path: (\S+)/)[1];
+      const compose = read("compose/compose.yaml");
+      assert.ok(compose.includes(`../grafana/dashboards:${folder}:ro`));
+      assert.ok(compose.includes(`${folder}/roomcast.json`));
+    });
+  });
+});

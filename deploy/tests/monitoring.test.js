@@ -1,0 +1,110 @@
+// What a real Prometheus reads from a cluster: figures, rules, and every query of the dashboard.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { readFileSync } = require("node:fs");
+const { join } = require("node:path");
+const { after, before, describe, test } = require("node:test");
+
+const { Sockets } = require("../../node/tests/clients/support/clients");
+const { ask, collect } = require("../../node/tests/clients/support/wait");
+const { get, startCluster, until } = require("./support/cluster");
+const { Prometheus, exposed, metricsOf, tabled } = require("./support/prometheus");
+
+const DASHBOARD = JSON.parse(readFileSync(join(__dirname, "../grafana/dashboards/roomcast.json"), "utf8"));
+const README = readFileSync(join(__dirname, "../../README.md"), "utf8");
+
+describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
+  let cluster;
+  let prometheus;
+  let sockets;
+
+  before(async () => {
+    cluster = await startCluster("--nodes", "2");
+    prometheus = new Prometheus(cluster.urls.prometheus);
+    sockets = [1, 2].map((node) => new Sockets("4.8", cluster.urls[`node-${node}`], "websocket"));
+  });
+
+  after(async () => {
+    for (const each of sockets ?? []) each.closeAll();
+    await cluster?.stop();
+  });
+
+  test("counts clients and deliveries, node by node", async () => {
+    const [first, second] = sockets;
+    const people = [await first.connected("/"), await first.connected("/"), await second.connected("/")];
+    for (const person of people) await ask(person, "join", "tea");
+    const heard = people.map((person) => collect(person, "message", 5));
+    for (let round = 0; round < 5; round += 1) await ask(people[0], "message", "tea", round);
+    await Promise.all(heard);
+
+    const of = (node) => `instance="${new URL(cluster.urls[`node-${node} internal`]).host}"`;
+    const reads = (query, value) => {
+      return until(`${query} = ${value}`, async () => (await prometheus.number(query)) === value);
+    };
+    await reads('sum(up{job="roomcast"})', 2);
+    await reads('sum(up{job="haproxy"})', 1);
+    await reads(`roomcast_connections{${of(1)}, transport="websocket"}`, 2);
+    await reads(`roomcast:connections{${of(2)}}`, 1);
+    await reads(`roomcast_events_received_total{${of(1)}}`, 2 + 5);
+    // Two members there heard five messages, and the first of them that the second and third joined.
+    await reads(`roomcast_deliveries_total{${of(1)}}`, 2 * 5 + 3);
+    await reads(`roomcast_deliveries_total{${of(2)}}`, 5);
+    await reads('sum(haproxy_server_status{proxy="roomcast", state="UP"})', 2);
+  });
+
+  test("evaluates every rule", async () => {
+    const rules = await until("all rules to be evaluated", async () => {
+      const all = await prometheus.rules();
+      return all.every(({ health }) => health !== "unknown") && all;
+    });
+    assert.ok(rules.length > 10);
+    for (const rule of rules) assert.equal(rule.health, "ok", `${rule.name}: ${rule.lastError}`);
+    const firing = rules.filter(({ state }) => state === "firing").map(({ name }) => name);
+    assert.deepEqual(firing, []);
+  });
+
+  test("knows every metric that the dashboard and the rules name, and understands every query", async () => {
+    const known = new Set([...tabled(README), "up"]);
+    for (const url of [cluster.urls["node-1 internal"], cluster.urls.figures]) {
+      exposed((await get(`${url}/metrics`)).text).forEach((name) => known.add(name));
+    }
+    const rules = await prometheus.rules();
+    for (const { name, type } of rules) if (type === "recording") known.add(name);
+
+    const queries = DASHBOARD.panels.flatMap(({ targets = [] }) => targets.map(({ expr }) => expr));
+    queries.push(...DASHBOARD.annotations.list.map(({ expr }) => expr));
+    for (const query of queries) {
+      const concrete = query.replaceAll("$__rate_interval", "20s").replaceAll("$instance", ".*");
+      assert.ok(!concrete.includes("$"), query);
+      await prometheus.query(concrete);
+    }
+    for (const query of [...queries, ...rules.map((rule) => rule.query)]) {
+      for (const name of metricsOf(query)) assert.ok(known.has(name), `${name} in ${query}`);
+    }
+  });
+
+  test("is asked by the dashboard for every metric that nodes have", () => {
+    const shown = new Set(
+      DASHBOARD.panels.flatMap(({ targets = [] }) => targets.flatMap(({ expr }) => metricsOf(expr))),
+    );
+    const metrics = tabled(README);
+    assert.ok(metrics.length > 15);
+    assert.deepEqual(metrics.filter((name) => !shown.has(name)), []);
+  });
+
+  test("sees a node go and warns of it, and sees it return", async () => {
+    const host = new URL(cluster.urls["node-2 internal"]).host;
+    const state = async (alert) => (await prometheus.rules()).find(({ name }) => name === alert).state;
+    cluster.signal("node-2", "SIGKILL");
+    await until("up to be 0", async () => (await prometheus.number(`up{instance="${host}"}`)) === 0);
+    await until("the alert that it is down", async () => (await state("RoomcastNodeDown")) !== "inactive");
+    await until("the alert that HAProxy misses it", async () => {
+      return (await state("RoomcastNodeNotReady")) !== "inactive";
+    });
+    cluster.again("node-2");
+    await until("up to be 1", async () => (await prometheus.number(`up{instance="${host}"}`)) === 1);
+    await until("the alert to go", async () => (await state("RoomcastNodeDown")) === "inactive");
+  });
+});

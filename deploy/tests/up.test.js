@@ -1,0 +1,67 @@
+// deploy/local/up as a command: what it leaves behind, and what it says of wrong options.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { existsSync } = require("node:fs");
+const net = require("node:net");
+const { describe, test } = require("node:test");
+
+const { freePorts, isFree, launch } = require("./support/cluster");
+
+describe("deploy/local/up", { timeout: 120_000 }, () => {
+  test("leaves nothing behind after SIGTERM, and status 0 says that all went well", async () => {
+    const cluster = await launch(["--nodes", "1"]);
+    await cluster.line("Ctrl-C stops everything");
+    const folder = /files +(\/.*)$/.exec(await cluster.line("  files "))[1];
+    assert.ok(existsSync(folder));
+    assert.equal(await cluster.stop(), 0, cluster.output);
+    assert.ok(!existsSync(folder));
+    assert.match(cluster.output, /^node-1 +\| .*draining/m);
+    for (const offset of [0, 1, 2, 3, 11, 21]) {
+      assert.ok(await isFree(cluster.ports + offset), `port ${offset} of 40`);
+    }
+  });
+
+  test("says who ended, goes on, and says so again by its status", async () => {
+    const cluster = await launch(["--nodes", "1"]);
+    await cluster.line("Ctrl-C stops everything");
+    cluster.folder = /files +(\/.*)$/.exec(await cluster.line("  files "))[1];
+    cluster.signal("prometheus", "SIGKILL");
+    await cluster.line("prometheus ended with status 137; the others go on");
+    assert.ok(!(await isFree(cluster.ports)), "the balancer");
+    assert.equal(await cluster.stop(), 1, cluster.output);
+  });
+
+  test("stops while it starts, too", async () => {
+    const cluster = await launch(["--nodes", "1"]);
+    await cluster.line("redis ");
+    assert.equal(await cluster.stop(), 1, cluster.output);
+    assert.ok(await isFree(cluster.ports + 3), "the port of Redis");
+  });
+
+  test("a port that is taken is named, with the way to choose others", async () => {
+    const cluster = await occupied();
+    assert.equal(await cluster.exited, 1);
+    const text = `port ${cluster.ports + 3} is taken: choose others with --ports`;
+    assert.ok(cluster.output.includes(text), cluster.output);
+  });
+
+  test("wrong options are refused with status 2", async () => {
+    for (const wrong of [["--nodes", "0"], ["--nodes"], ["--ports", "80"], ["--bogus"]]) {
+      const cluster = await launch(wrong);
+      // The harness adds --ports with a value, which is all that can stand behind these.
+      assert.equal(await cluster.exited, 2, wrong.join(" "));
+    }
+  });
+
+  /** A start while somebody else has one of the ports. */
+  async function occupied() {
+    const ports = await freePorts();
+    const holder = net.createServer();
+    await new Promise((resolve) => holder.listen(ports + 3, "127.0.0.1", resolve));
+    const cluster = await launch(["--nodes", "1"], undefined, ports);
+    cluster.exited.then(() => holder.close());
+    return cluster;
+  }
+});
