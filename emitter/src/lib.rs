@@ -5,16 +5,20 @@
 //! each other, [`question`] what they ask each other. Nothing here knows sockets, HTTP or threads.
 
 pub mod args;
+pub mod asking;
 pub mod backoff;
 pub mod channel;
 pub mod endpoint;
 pub mod entropy;
 pub mod event;
 pub mod id;
+pub mod link;
+pub mod members;
 pub mod message;
 pub mod msgpack;
 pub mod question;
 pub mod resp;
+pub mod roll_call;
 pub mod target;
 pub mod value;
 pub mod wire;

@@ -1,0 +1,303 @@
+//! Questions that wait for answers, and when to stop waiting.
+//!
+//! Answers come by themselves over a subscription and are handed in with [`Asking::hear`]; who has to
+//! answer is looked up again and again while somebody is missing, so that nobody waits for a node
+//! that has died. What is known when the time is over, is the result.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time};
+
+use crate::{
+    args::Args,
+    id::NodeId,
+    members::Roster,
+    question::{Answer, Answered},
+    wire::Reply,
+};
+
+/// How often it is looked up who has to answer, while somebody is missing.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The most questions that may wait at a time.
+const MAX_PENDING: usize = 10_000;
+
+/// The most that the answers to one question may hold, in bytes, as an estimate.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// What a server of other make is called when it is silent: its answers do not tell its name.
+pub const FOREIGN: &str = "foreign";
+
+/// The questions of one node or emitter.
+#[derive(Debug, Default)]
+pub struct Asking {
+    pending: Mutex<HashMap<Box<str>, Arc<Pending>>>,
+}
+
+/// A question that waits; forgotten when this is dropped.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    asking: &'a Asking,
+    id: Box<str>,
+    pending: Arc<Pending>,
+}
+
+/// Why a question could not be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{MAX_PENDING} questions are waiting for answers already")]
+pub struct TooManyQuestions;
+
+/// The result of a question.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// What was answered, and who was silent.
+    pub answered: Answered,
+    /// Whether everybody answered.
+    pub is_complete: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    heard: Mutex<Heard>,
+    changed: Notify,
+}
+
+/// What has been answered so far.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Our nodes that have answered.
+    nodes: HashSet<NodeId>,
+    answers: Vec<Answer>,
+    bytes: usize,
+    /// Answers, and first parts of answers, of servers of other make.
+    foreign: usize,
+    /// Sockets that these have asked.
+    foreign_asked: usize,
+    /// What their sockets have acknowledged.
+    foreign_acks: Vec<Args>,
+}
+
+impl Asking {
+    /// Nobody has asked anything yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From now on answers with this id are kept.
+    pub fn open(&self, id: &str) -> Result<Waiting<'_>, TooManyQuestions> {
+        let mut questions = self.pending.lock();
+        if questions.len() >= MAX_PENDING {
+            return Err(TooManyQuestions);
+        }
+        let pending = Arc::<Pending>::default();
+        questions.insert(id.into(), Arc::clone(&pending));
+        Ok(Waiting {
+            asking: self,
+            id: id.into(),
+            pending,
+        })
+    }
+
+    /// Whether a question of this id waits.
+    pub fn is_waiting(&self, id: &str) -> bool {
+        self.pending.lock().contains_key(id)
+    }
+
+    /// Whether nobody waits for anything.
+    pub fn is_idle(&self) -> bool {
+        self.pending.lock().is_empty()
+    }
+
+    /// An answer has come; false if nobody waits for it.
+    pub fn hear(&self, id: &str, node: Option<NodeId>, reply: Reply) -> bool {
+        let pending = self.pending.lock().get(id).cloned();
+        let Some(pending) = pending else {
+            return false;
+        };
+        pending.heard.lock().add(node, reply);
+        pending.changed.notify_one();
+        true
+    }
+}
+
+impl Waiting<'_> {
+    /// Waits until everybody has answered or gone, at most until the time is over. `look` tells who
+    /// has to answer; if it fails at the first time, that is the error, later it ends the wait.
+    pub async fn gather<E, F>(
+        self,
+        timeout: Duration,
+        mut look: impl FnMut() -> F,
+    ) -> Result<Outcome, E>
+    where
+        F: Future<Output = Result<Roster, E>>,
+    {
+        let deadline = time::Instant::now() + timeout;
+        let first = time::timeout_at(deadline, look()).await;
+        let mut expected = Expected::default();
+        match first {
+            Ok(roster) => expected.look(roster?),
+            Err(_) => return Ok(self.outcome(&expected)),
+        }
+        let mut next_look = time::Instant::now() + LOOK_INTERVAL;
+        while !self.pending.heard.lock().is_complete(&expected.now) {
+            if time::Instant::now() >= deadline {
+                break;
+            }
+            let until = next_look.min(deadline);
+            if time::timeout_at(until, self.pending.changed.notified())
+                .await
+                .is_err()
+                && until == next_look
+            {
+                match time::timeout_at(deadline, look()).await {
+                    Ok(Ok(roster)) => expected.look(roster),
+                    _ => break,
+                }
+                next_look = time::Instant::now() + LOOK_INTERVAL;
+            }
+        }
+        Ok(self.outcome(&expected))
+    }
+
+    fn outcome(&self, expected: &Expected) -> Outcome {
+        let mut heard = std::mem::take(&mut *self.pending.heard.lock());
+        let silent = expected.silent(&heard);
+        let missing_unnamed = heard.foreign_asked.saturating_sub(heard.foreign_acks.len());
+        let is_complete = silent.is_empty() && missing_unnamed == 0;
+        if heard.foreign_asked > 0 || !heard.foreign_acks.is_empty() {
+            heard.answers.push(Answer::Acks {
+                answers: heard
+                    .foreign_acks
+                    .into_iter()
+                    .map(|ack| (None, ack))
+                    .collect(),
+                missing: Vec::new(),
+                missing_unnamed,
+            });
+        }
+        Outcome {
+            answered: Answered {
+                answers: heard.answers,
+                silent,
+            },
+            is_complete,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.asking.pending.lock().remove(&self.id);
+    }
+}
+
+impl Heard {
+    fn add(&mut self, node: Option<NodeId>, reply: Reply) {
+        self.bytes = self.bytes.saturating_add(size_of_reply(&reply));
+        // Whoever answers that much is silent rather than a danger.
+        if self.bytes > MAX_ANSWER_BYTES {
+            return;
+        }
+        match (node, reply) {
+            (Some(node), Reply::Answer(answer)) => {
+                // A second answer of a node is somebody's mistake.
+                if self.nodes.insert(node) {
+                    self.answers.push(answer);
+                }
+            }
+            (None, Reply::Answer(answer)) => {
+                self.foreign += 1;
+                self.answers.push(answer);
+            }
+            (_, Reply::Asked(sockets)) => {
+                self.foreign += 1;
+                self.foreign_asked = self.foreign_asked.saturating_add(sockets);
+            }
+            (_, Reply::Acknowledged(args)) => self.foreign_acks.push(args),
+        }
+    }
+
+    fn is_complete(&self, now: &Roster) -> bool {
+        // A node that is too young to be known has been counted among the foreign ones.
+        let known = |node: &&NodeId| now.alive.contains(node) || now.stalled.contains(node);
+        let unknown = self.nodes.iter().filter(|node| !known(node)).count();
+        now.alive.iter().all(|node| self.nodes.contains(node))
+            && self.foreign + unknown >= now.foreign
+            && self.foreign_acks.len() >= self.foreign_asked
+    }
+}
+
+/// Who has to answer.
+#[derive(Debug, Default)]
+struct Expected {
+    now: Roster,
+    /// Nodes that were there at some time of the wait.
+    nodes: HashSet<NodeId>,
+    /// The most servers of other make that were there.
+    foreign: usize,
+}
+
+impl Expected {
+    fn look(&mut self, roster: Roster) {
+        // What was too young to be known at the last look was counted as foreign then.
+        let nodes = roster.alive.iter().chain(&roster.stalled);
+        let fresh = nodes.filter(|node| self.nodes.insert((*node).clone()));
+        let reclassified = self.foreign.saturating_sub(fresh.count());
+        self.foreign = reclassified.max(roster.foreign);
+        self.now = roster;
+    }
+
+    fn silent(&self, heard: &Heard) -> Vec<NodeId> {
+        let missing = self
+            .nodes
+            .iter()
+            .filter(|node| !heard.nodes.contains(*node));
+        let mut silent: Vec<NodeId> = missing.cloned().collect();
+        silent.sort_unstable();
+        let unknown = heard.nodes.difference(&self.nodes).count();
+        let foreign = self.foreign.saturating_sub(heard.foreign + unknown);
+        silent.extend((0..foreign).map(|_| NodeId::new(FOREIGN)));
+        silent
+    }
+}
+
+/// What a reply keeps in memory, roughly.
+fn size_of_reply(reply: &Reply) -> usize {
+    const ITEM: usize = 64;
+    let of_args = |args: &Args| {
+        let attachments = args.attachments().iter();
+        ITEM + args.json().len() + attachments.map(|bytes| ITEM + bytes.len()).sum::<usize>()
+    };
+    match reply {
+        Reply::Asked(_) => ITEM,
+        Reply::Acknowledged(args) => of_args(args),
+        Reply::Answer(answer) => match answer {
+            Answer::Sockets(sockets) => sockets
+                .iter()
+                .map(|socket| {
+                    let rooms = socket.rooms.iter().map(|room| ITEM + room.len());
+                    // The handshake is a tree of a few dozen short strings.
+                    2048 + rooms.sum::<usize>()
+                })
+                .sum(),
+            Answer::SocketIds(ids) => ids.len() * ITEM,
+            Answer::Rooms(rooms) => rooms.iter().map(|room| ITEM + room.len()).sum(),
+            Answer::Acks {
+                answers, missing, ..
+            } => {
+                answers.iter().map(|(_, args)| of_args(args)).sum::<usize>() + missing.len() * ITEM
+            }
+            Answer::ServerSideEmit(Some(args)) => of_args(args),
+            _ => ITEM,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

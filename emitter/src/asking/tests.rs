@@ -1,0 +1,154 @@
+use std::{convert::Infallible, future::ready};
+
+use super::*;
+
+fn roster(alive: &[&str], stalled: &[&str], foreign: usize) -> Roster {
+    let ids = |names: &[&str]| names.iter().map(|name| NodeId::new(name)).collect();
+    Roster {
+        alive: ids(alive),
+        stalled: ids(stalled),
+        foreign,
+    }
+}
+
+fn reached(sockets: usize) -> Reply {
+    Reply::Answer(Answer::Reached(sockets))
+}
+
+fn names(silent: &[NodeId]) -> Vec<&str> {
+    silent.iter().map(NodeId::as_str).collect()
+}
+
+/// Asks with these rosters, the last one for ever; `hear` answers before the wait begins.
+async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&Asking)) -> (Outcome, Duration) {
+    let asking = Asking::new();
+    let waiting = asking.open("q").unwrap();
+    hear(&asking);
+    let mut looks = 0;
+    let look = || {
+        looks += 1;
+        ready(Ok::<_, Infallible>(
+            rosters[(looks - 1).min(rosters.len() - 1)].clone(),
+        ))
+    };
+    let started = time::Instant::now();
+    let outcome = waiting.gather(Duration::from_secs(5), look).await.unwrap();
+    (outcome, started.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_has_answered_at_once() {
+    let (outcome, took) = gather(vec![roster(&["a", "b"], &[], 1)], |asking| {
+        assert!(asking.hear("q", Some(NodeId::new("a")), reached(1)));
+        assert!(asking.hear("q", Some(NodeId::new("b")), reached(2)));
+        assert!(asking.hear("q", None, reached(3)));
+        assert!(!asking.hear("other", None, reached(4)));
+    })
+    .await;
+    assert_eq!(took, Duration::ZERO);
+    assert!(outcome.is_complete);
+    assert_eq!(outcome.answered.answers.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_is_silent_before_the_time_is_over() {
+    let rosters = vec![roster(&["a", "b"], &[], 0), roster(&["a"], &[], 0)];
+    let (outcome, took) = gather(rosters, |asking| {
+        asking.hear("q", Some(NodeId::new("a")), reached(1));
+    })
+    .await;
+    assert_eq!(took, LOOK_INTERVAL);
+    assert_eq!(names(&outcome.answered.silent), ["b"]);
+    assert!(!outcome.is_complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_node_is_silent_and_not_waited_for() {
+    let (outcome, took) = gather(vec![roster(&["a"], &["s"], 0)], |asking| {
+        asking.hear("q", Some(NodeId::new("a")), reached(1));
+    })
+    .await;
+    assert_eq!(
+        (took, names(&outcome.answered.silent)),
+        (Duration::ZERO, vec!["s"])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn foreign_servers_that_stay_silent_are_counted_when_the_time_is_over() {
+    let (outcome, took) = gather(vec![roster(&[], &[], 2)], |asking| {
+        asking.hear("q", None, reached(1));
+    })
+    .await;
+    assert_eq!(took, Duration::from_secs(5));
+    assert_eq!(names(&outcome.answered.silent), [FOREIGN]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_too_young_to_be_known_is_not_foreign() {
+    let rosters = vec![roster(&["a"], &[], 1), roster(&["a", "young"], &[], 0)];
+    let (outcome, took) = gather(rosters.clone(), |asking| {
+        asking.hear("q", Some(NodeId::new("a")), reached(1));
+        asking.hear("q", Some(NodeId::new("young")), reached(1));
+    })
+    .await;
+    assert_eq!(took, Duration::ZERO);
+    assert!(outcome.is_complete);
+    let (outcome, took) = gather(rosters, |asking| {
+        asking.hear("q", Some(NodeId::new("a")), reached(1));
+    })
+    .await;
+    assert_eq!(took, Duration::from_secs(5));
+    assert_eq!(names(&outcome.answered.silent), ["young"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
+    let ack = || Reply::Acknowledged(Args::encode(&("pong",)).unwrap());
+    let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
+        asking.hear("q", None, Reply::Asked(2));
+        asking.hear("q", None, ack());
+        asking.hear("q", None, ack());
+    })
+    .await;
+    assert_eq!((took, outcome.is_complete), (Duration::ZERO, true));
+    let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
+        asking.hear("q", None, Reply::Asked(2));
+        asking.hear("q", None, ack());
+    })
+    .await;
+    assert_eq!((took, outcome.is_complete), (Duration::from_secs(5), false));
+    assert!(outcome.answered.silent.is_empty());
+    let [
+        Answer::Acks {
+            answers,
+            missing_unnamed,
+            ..
+        },
+    ] = &outcome.answered.answers[..]
+    else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!((answers.len(), *missing_unnamed), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_hangs_ends_with_the_time() {
+    let asking = Asking::new();
+    let waiting = asking.open("q").unwrap();
+    let hang = || std::future::pending::<Result<Roster, Infallible>>();
+    let outcome = waiting.gather(Duration::from_secs(5), hang).await.unwrap();
+    assert!(outcome.answered.answers.is_empty());
+}
+
+#[test]
+fn the_number_of_questions_is_limited_and_a_forgotten_one_makes_room() {
+    let asking = Asking::new();
+    let mut waiting: Vec<_> = (0..MAX_PENDING)
+        .map(|number| asking.open(&number.to_string()).unwrap())
+        .collect();
+    assert_eq!(asking.open("x").unwrap_err(), TooManyQuestions);
+    waiting.pop();
+    assert!(asking.open("x").is_ok());
+    assert!(!asking.is_waiting("x"));
+}

@@ -1,0 +1,148 @@
+//! The commands that tell who has to answer a question, and what their replies mean.
+//!
+//! Two steps: the leases first, on the server that holds their key; then the numbers of subscribers,
+//! on all primaries, since each server knows only its own. Pure: who asks sends the commands.
+
+use crate::{
+    channel::{Channels, Dialect, uid},
+    id::NodeId,
+    members::{Leases, MAX_NODES, Roster},
+    value::Value,
+};
+
+/// The command for the leases, the ones that end last first.
+pub fn leases(channels: &Channels) -> Vec<String> {
+    let last = (MAX_NODES - 1).to_string();
+    ["ZREVRANGE", &channels.leases(), "0", &last, "WITHSCORES"]
+        .map(str::to_owned)
+        .into()
+}
+
+/// The command for Redis's clock, in which leases end; for the same server.
+pub const TIME: [&str; 1] = ["TIME"];
+
+/// What the replies to [`leases`] and [`TIME`] say; nothing if they are not what these reply.
+pub fn read_leases(leases: &Value, time: &Value) -> Option<Leases> {
+    let now = match time.list()? {
+        [seconds, micros] => {
+            let millis = seconds.integer()?.checked_mul(1_000)?;
+            millis.checked_add(micros.integer()? / 1_000)?
+        }
+        _ => return None,
+    };
+    let mut held = Vec::new();
+    for pair in leases.list()?.chunks_exact(2) {
+        // A score is a float; what was written there by hand may be anything.
+        let end: f64 = pair[1].text()?.parse().ok()?;
+        held.push((NodeId::new(pair[0].text()?), end as u64));
+    }
+    Some(Leases::new(held, u64::try_from(now).ok()?))
+}
+
+/// The command for the numbers of subscribers: first of the channels that every member holds, then
+/// of each leased node's own.
+pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec<String> {
+    let command = match channels.dialect() {
+        Dialect::Classic => "NUMSUB",
+        Dialect::Sharded(_) => "SHARDNUMSUB",
+    };
+    let mut args = vec!["PUBSUB".to_owned(), command.to_owned()];
+    args.push(channels.request(namespace));
+    args.extend(channels.response(namespace));
+    args.extend(leases.nodes().map(|node| {
+        let uid = uid(node, namespace, channels.dialect());
+        channels.response_of(namespace, uid.as_str())
+    }));
+    args
+}
+
+/// Makes out the members from the replies to [`subscribers`], one of each primary.
+pub fn roster<'a>(
+    channels: &Channels,
+    leases: &Leases,
+    replies: impl IntoIterator<Item = &'a Value>,
+) -> Option<Roster> {
+    let common = match channels.dialect() {
+        Dialect::Classic => 2,
+        Dialect::Sharded(_) => 1,
+    };
+    let mut counts = vec![0_usize; common + leases.nodes().len()];
+    for reply in replies {
+        let pairs = reply.list()?;
+        if pairs.len() != counts.len() * 2 {
+            return None;
+        }
+        for (count, pair) in counts.iter_mut().zip(pairs.chunks_exact(2)) {
+            let subscribers = usize::try_from(pair[1].integer()?).ok()?;
+            *count = count.saturating_add(subscribers);
+        }
+    }
+    // Whoever holds one of them alone is somebody's tool and no member.
+    let (common, own) = counts.split_at(common);
+    let subscribers = common.iter().copied().min()?;
+    Some(leases.roster(subscribers, own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Mode;
+
+    fn text(text: &str) -> Value {
+        Value::Bytes(text.as_bytes().into())
+    }
+
+    fn counts(numbers: &[i64]) -> Value {
+        let pair = |number: &i64| [text("channel"), Value::Integer(*number)];
+        Value::List(numbers.iter().flat_map(pair).collect())
+    }
+
+    fn two_leases() -> Leases {
+        let held = ["one", "2000", "two", "1500.5"].map(text).into();
+        let time = Value::List(vec![text("1"), text("600000")]);
+        read_leases(&Value::List(held), &time).unwrap()
+    }
+
+    #[test]
+    fn leases_are_compared_with_the_clock_of_redis() {
+        let leases = two_leases();
+        assert_eq!((leases.nodes().len(), leases.alive()), (2, 1));
+        for (held, time) in [
+            (Value::Nil, counts(&[1])),
+            (Value::List(vec![]), Value::Nil),
+            (Value::List(vec![text("a"), text("soon")]), counts(&[1])),
+            (Value::List(vec![]), Value::List(vec![text("1")])),
+        ] {
+            assert_eq!(read_leases(&held, &time), None, "{held:?} {time:?}");
+        }
+    }
+
+    #[test]
+    fn counts_of_all_primaries_are_summed_and_the_smaller_channel_counts() {
+        let channels = Channels::new("p", Dialect::Classic);
+        let leases = two_leases();
+        let command = subscribers(&channels, "/chat", &leases);
+        assert_eq!(
+            command[..4],
+            ["PUBSUB", "NUMSUB", "p-request#/chat#", "p-response#/chat#"]
+        );
+        assert_eq!(command.len(), 6);
+        let replies = [counts(&[3, 2, 1, 0]), counts(&[1, 1, 0, 0])];
+        let roster = roster(&channels, &leases, &replies).unwrap();
+        assert_eq!(roster.alive, [NodeId::new("one")]);
+        assert_eq!((roster.stalled.len(), roster.foreign), (0, 2));
+    }
+
+    #[test]
+    fn the_sharded_dialect_has_one_channel_for_all() {
+        let channels = Channels::new("p", Dialect::Sharded(Mode::Dynamic));
+        let leases = two_leases();
+        let command = subscribers(&channels, "/", &leases);
+        assert_eq!(command[..3], ["PUBSUB", "SHARDNUMSUB", "p#/#"]);
+        assert!(command[3].starts_with("p#/#") && command[3].len() == "p#/#".len() + 17);
+        let found = roster(&channels, &leases, [&counts(&[2, 1, 1])]).unwrap();
+        assert_eq!((found.stalled.len(), found.foreign), (1, 0));
+        assert_eq!(roster(&channels, &leases, [&counts(&[2])]), None);
+        assert_eq!(roster(&channels, &leases, [&Value::Nil]), None);
+    }
+}
