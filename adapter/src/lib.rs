@@ -7,6 +7,7 @@
 mod adapter;
 mod bus;
 mod directory;
+pub mod link;
 mod member;
 mod memory_bus;
 mod rooms;

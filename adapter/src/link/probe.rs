@@ -1,0 +1,207 @@
+//! When a link asks for a sign of life, and when it has waited too long for one.
+//!
+//! A probe is a number that the link's owner publishes over another connection, and that must come
+//! back as a message. Pure: times go in, decisions come out.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+
+/// How soon it is tried again when a probe could not be sent.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Most probes that are waited for. Only an interval far below the timeout reaches it.
+const MAX_OUTSTANDING: usize = 64;
+
+/// The probes of one connection.
+#[derive(Debug)]
+pub(super) struct Probes {
+    interval: Duration,
+    timeout: Duration,
+    next_number: u64,
+    next_at: Instant,
+    outstanding: VecDeque<Sent>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    number: u64,
+    at: Instant,
+    wall: SystemTime,
+    deadline: Instant,
+}
+
+/// A probe that came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Returned {
+    /// When it was published: everything published before has arrived.
+    pub(super) sent: SystemTime,
+    /// How long it was on its way.
+    pub(super) round_trip: Duration,
+}
+
+impl Probes {
+    /// Probes with numbers from `first_number` on, the first of them due at once.
+    pub(super) fn new(
+        interval: Duration,
+        timeout: Duration,
+        first_number: u64,
+        now: Instant,
+    ) -> Self {
+        Self {
+            interval,
+            timeout,
+            next_number: first_number,
+            next_at: now,
+            outstanding: VecDeque::new(),
+        }
+    }
+
+    /// Sends the next probe if it is time. `send` says whether it is on its way.
+    pub(super) fn send_due(&mut self, now: Instant, send: impl FnOnce(u64) -> bool) {
+        if now < self.next_at {
+            return;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let wall = SystemTime::now();
+        if !send(number) {
+            self.next_at = now + RETRY.min(self.interval);
+            return;
+        }
+        self.next_at = now + self.interval;
+        if self.outstanding.len() < MAX_OUTSTANDING {
+            let deadline = now + self.timeout;
+            self.outstanding.push_back(Sent {
+                number,
+                at: now,
+                wall,
+                deadline,
+            });
+        }
+    }
+
+    /// A probe came back. None if nobody waits for it any more.
+    pub(super) fn returned(&mut self, number: u64, now: Instant) -> Option<Returned> {
+        let at = self
+            .outstanding
+            .iter()
+            .position(|sent| sent.number == number)?;
+        let sent = self.outstanding.drain(..=at).next_back()?;
+        Some(Returned {
+            sent: sent.wall,
+            round_trip: now.duration_since(sent.at),
+        })
+    }
+
+    /// Whether the oldest probe should have come back. To be asked when there is nothing to read.
+    ///
+    /// Who looks much too late has not run meanwhile (a stopped process, a starved runtime), and
+    /// what it has not sent or read in that time proves nothing: it waits anew.
+    pub(super) fn is_late(&mut self, now: Instant) -> bool {
+        let Some(oldest) = self.outstanding.front() else {
+            return false;
+        };
+        if now < oldest.deadline {
+            return false;
+        }
+        if now.duration_since(oldest.deadline) <= self.interval {
+            return true;
+        }
+        for sent in &mut self.outstanding {
+            sent.deadline = now + self.timeout;
+        }
+        false
+    }
+
+    /// Whether the oldest probe should have come back, whatever the reason.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.outstanding
+            .front()
+            .is_some_and(|oldest| now >= oldest.deadline)
+    }
+
+    /// When there is something to do or to judge.
+    pub(super) fn next_event(&self) -> Instant {
+        let deadline = self.outstanding.front().map(|oldest| oldest.deadline);
+        deadline.map_or(self.next_at, |deadline| deadline.min(self.next_at))
+    }
+
+    /// The number of the next probe.
+    pub(super) fn next_number(&self) -> u64 {
+        self.next_number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    fn probes() -> (Probes, Instant) {
+        let now = Instant::now();
+        (Probes::new(INTERVAL, TIMEOUT, 7, now), now)
+    }
+
+    fn sent(probes: &mut Probes, now: Instant) -> Option<u64> {
+        let mut number = None;
+        probes.send_due(now, |n| {
+            number = Some(n);
+            true
+        });
+        number
+    }
+
+    #[test]
+    fn probes_are_sent_at_once_and_then_once_per_interval() {
+        let (mut probes, start) = probes();
+        assert_eq!(sent(&mut probes, start), Some(7));
+        assert_eq!(sent(&mut probes, start + INTERVAL / 2), None);
+        assert_eq!(probes.next_event(), start + INTERVAL);
+        assert_eq!(sent(&mut probes, start + INTERVAL), Some(8));
+    }
+
+    #[test]
+    fn a_probe_that_returns_answers_for_the_older_ones() {
+        let (mut probes, start) = probes();
+        sent(&mut probes, start);
+        sent(&mut probes, start + INTERVAL);
+        let returned = probes.returned(8, start + INTERVAL * 2).unwrap();
+        assert_eq!(returned.round_trip, INTERVAL);
+        assert_eq!(probes.returned(7, start + INTERVAL * 2), None);
+        assert!(!probes.is_overdue(start + TIMEOUT * 2));
+    }
+
+    #[test]
+    fn a_probe_is_late_after_the_timeout() {
+        let (mut probes, start) = probes();
+        sent(&mut probes, start);
+        assert!(!probes.is_late(start + TIMEOUT - Duration::from_millis(1)));
+        assert!(probes.is_late(start + TIMEOUT));
+        assert!(probes.is_overdue(start + TIMEOUT));
+    }
+
+    #[test]
+    fn who_was_stopped_waits_anew() {
+        let (mut probes, start) = probes();
+        sent(&mut probes, start);
+        let woken = start + Duration::from_secs(20);
+        assert!(!probes.is_late(woken));
+        assert!(!probes.is_late(woken + TIMEOUT - Duration::from_millis(1)));
+        assert!(probes.is_late(woken + TIMEOUT));
+    }
+
+    #[test]
+    fn what_was_not_sent_is_not_waited_for_and_soon_tried_again() {
+        let (mut probes, start) = probes();
+        probes.send_due(start, |_| false);
+        assert!(!probes.is_late(start + TIMEOUT));
+        assert_eq!(probes.next_event(), start + RETRY);
+        assert_eq!(sent(&mut probes, start + RETRY), Some(8));
+    }
+}

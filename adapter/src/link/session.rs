@@ -1,0 +1,350 @@
+//! One connection of a link, from the first subscription to its end.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::SystemTime,
+};
+
+use roomcast_emitter::{
+    endpoint::Stream,
+    resp::{self, Limits, Parsed, Push, Reply, SubscriptionKind},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task,
+    time::{self, Instant},
+};
+
+use super::{
+    DownReason, LinkEvent, LinkState, Sink,
+    buffer::{self, ReadBuffer},
+    probe::Probes,
+    subscriptions::{OutOfStep, Outcome},
+    task::Task,
+};
+
+/// Most messages that are handled before others may run.
+const TURN: usize = 256;
+
+pub(super) struct Session<'a, S> {
+    link: &'a mut Task<S>,
+    began: Instant,
+    /// None until Redis has confirmed the probe's channel.
+    probes: Option<Probes>,
+    /// Since when everything is subscribed and a probe has come back.
+    up_since: Option<SystemTime>,
+    /// Everything is subscribed that was wanted when the connection was made.
+    is_complete: bool,
+    subscribing: usize,
+}
+
+impl<'a, S: Sink> Session<'a, S> {
+    pub(super) fn new(link: &'a mut Task<S>) -> Self {
+        let mut subscriptions = link.shared.subscriptions.lock();
+        subscriptions.connected();
+        let subscribing = subscriptions.counts().desired;
+        drop(subscriptions);
+        link.shared.set_down(DownReason::Subscribing);
+        Self {
+            link,
+            began: Instant::now(),
+            probes: None,
+            up_since: None,
+            is_complete: false,
+            subscribing,
+        }
+    }
+
+    /// Listens until the connection is lost; says why.
+    pub(super) async fn run(mut self, stream: Stream, unread: &[u8]) -> DownReason {
+        let shared = Arc::clone(&self.link.shared);
+        let limits = Limits {
+            max_bulk: self.link.config.max_message,
+            ..Limits::default()
+        };
+        let mut socket = Socket::new(stream, unread, limits);
+        let mut timer = pin!(time::sleep_until(self.began));
+        let mut is_suspect = false;
+        loop {
+            let is_more = match self.handle_read(&mut socket) {
+                Ok(is_more) => is_more,
+                Err(reason) => return reason,
+            };
+            self.write_commands(&mut socket.unwritten);
+            self.send_probe();
+            if is_more || socket.has_had_turn() {
+                task::yield_now().await;
+            }
+            if is_more {
+                continue;
+            }
+            if let Some(probes) = &self.probes
+                && timer.deadline() != probes.next_event()
+            {
+                timer.as_mut().reset(probes.next_event());
+            }
+            // Reading comes first: what has arrived is read before a probe is called late.
+            tokio::select! {
+                biased;
+                read = poll_fn(|context| socket.poll(context)) => match read {
+                    Ok(0) => return DownReason::Closed,
+                    Ok(_) => is_suspect = false,
+                    Err(error) => return DownReason::Broken(error.to_string().into()),
+                },
+                () = shared.changed.notified() => {}
+                () = timer.as_mut(), if self.probes.is_some() => {
+                    let is_late = self.is_late();
+                    if is_late && is_suspect {
+                        return DownReason::ProbeLate { after: self.link.config.probe_timeout };
+                    }
+                    // The runtime looks at the sockets once more before the verdict.
+                    is_suspect = is_late;
+                    task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Handles what has been read. True if a turn was not enough.
+    fn handle_read(&mut self, socket: &mut Socket) -> Result<bool, DownReason> {
+        for _ in 0..TURN {
+            match resp::parse_push(socket.buffer.unread(), &socket.limits)? {
+                Parsed::Whole(push, length) => {
+                    self.handle(&push)?;
+                    socket.buffer.consume(length);
+                }
+                Parsed::Incomplete(needed) => {
+                    socket.buffer.need(needed);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn handle(&mut self, push: &Push<'_>) -> Result<(), DownReason> {
+        match *push {
+            Push::Message { channel, payload } => {
+                if self.is_probe(channel) {
+                    self.probe_returned(payload);
+                } else {
+                    self.link.sink.message(channel, payload);
+                }
+                Ok(())
+            }
+            Push::PatternMessage {
+                channel, payload, ..
+            } => {
+                self.link.sink.message(channel, payload);
+                Ok(())
+            }
+            Push::Subscribed { kind, name } => self.confirmed(kind, true, name),
+            Push::Unsubscribed { kind, name } => self.confirmed(kind, false, name),
+            Push::Reply(Reply::Error(error)) => {
+                let error = String::from_utf8_lossy(error);
+                let outcome = self.link.shared.subscriptions.lock().refuse(&error)?;
+                self.noted(outcome, &error);
+                Ok(())
+            }
+            Push::Reply(_) => Ok(()),
+        }
+    }
+
+    fn confirmed(
+        &mut self,
+        kind: SubscriptionKind,
+        subscribes: bool,
+        name: &[u8],
+    ) -> Result<(), DownReason> {
+        let mut subscriptions = self.link.shared.subscriptions.lock();
+        let outcome = subscriptions.confirm(kind, subscribes, name)?;
+        drop(subscriptions);
+        if subscribes && self.is_probe(name) {
+            self.begin_probes();
+        }
+        self.noted(outcome, "");
+        Ok(())
+    }
+
+    fn is_probe(&self, channel: &[u8]) -> bool {
+        channel == self.link.config.probe_channel.as_bytes()
+    }
+
+    fn noted(&mut self, outcome: Outcome, error: &str) {
+        match outcome {
+            Outcome::Noted => {}
+            Outcome::Moved => (self.link.moved)(),
+            Outcome::Refused(key) => {
+                if key.name == self.link.config.probe_channel {
+                    self.link
+                        .shared
+                        .set_down(DownReason::ProbeRefused(error.into()));
+                }
+                self.link.sink.event(LinkEvent::Refused {
+                    name: key.name,
+                    error: error.into(),
+                });
+            }
+        }
+    }
+
+    fn write_commands(&mut self, out: &mut Vec<u8>) {
+        let mut subscriptions = self.link.shared.subscriptions.lock();
+        subscriptions.write_commands(out);
+        let is_complete = subscriptions.is_complete();
+        drop(subscriptions);
+        if is_complete && !self.is_complete {
+            self.complete();
+        }
+    }
+
+    /// Everything is subscribed that was wanted when the connection was made.
+    fn complete(&mut self) {
+        self.is_complete = true;
+        let now = SystemTime::now();
+        let before = self.link.shared.proof.lock().replace(now);
+        let took = self.began.elapsed();
+        self.link.sink.event(LinkEvent::Up {
+            resubscribed: self.subscribing,
+            took,
+        });
+        if let Some(from) = before {
+            // The clock may have been set back meanwhile.
+            self.link.sink.event(LinkEvent::Gap {
+                from,
+                to: now.max(from),
+            });
+        }
+    }
+
+    fn begin_probes(&mut self) {
+        let config = &self.link.config;
+        let (interval, timeout) = (config.probe_interval, config.probe_timeout);
+        let probes = Probes::new(interval, timeout, self.link.next_probe, Instant::now());
+        self.probes = Some(probes);
+    }
+
+    fn send_probe(&mut self) {
+        let Some(probes) = &mut self.probes else {
+            return;
+        };
+        let now = Instant::now();
+        probes.send_due(now, |number| (self.link.config.send_probe)(number));
+        self.link.next_probe = probes.next_number();
+        // Still reading what waits; whether anything is lost is not known yet.
+        if self.up_since.is_some() && probes.is_overdue(now) {
+            self.up_since = None;
+            let after = self.link.config.probe_timeout;
+            self.link.shared.set_down(DownReason::ProbeLate { after });
+        }
+    }
+
+    fn is_late(&mut self) -> bool {
+        self.probes
+            .as_mut()
+            .is_some_and(|probes| probes.is_late(Instant::now()))
+    }
+
+    fn probe_returned(&mut self, payload: &[u8]) {
+        let number = std::str::from_utf8(payload)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let Some(probes) = &mut self.probes else {
+            return;
+        };
+        let Some(returned) = number.and_then(|number| probes.returned(number, Instant::now()))
+        else {
+            return;
+        };
+        if !self.is_complete {
+            return;
+        }
+        let mut proof = self.link.shared.proof.lock();
+        *proof = (*proof).max(Some(returned.sent));
+        drop(proof);
+        let since = *self.up_since.get_or_insert_with(SystemTime::now);
+        self.link.shared.state.send_replace(LinkState::Up {
+            since,
+            last_probe_round_trip: returned.round_trip,
+        });
+    }
+}
+
+impl From<OutOfStep> for DownReason {
+    fn from(_: OutOfStep) -> Self {
+        Self::OutOfStep
+    }
+}
+
+/// A stream with what has been read and what is to be written.
+struct Socket {
+    stream: Stream,
+    limits: Limits,
+    buffer: ReadBuffer,
+    /// Bytes read since others could run.
+    in_turn: usize,
+    unwritten: Vec<u8>,
+    written: usize,
+    needs_flush: bool,
+}
+
+impl Socket {
+    fn new(stream: Stream, unread: &[u8], limits: Limits) -> Self {
+        Self {
+            stream,
+            limits,
+            in_turn: 0,
+            buffer: ReadBuffer::new(unread),
+            unwritten: Vec::new(),
+            written: 0,
+            needs_flush: false,
+        }
+    }
+
+    /// Writes what it can, and is ready when something has been read.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Err(error)) = self.poll_write(context) {
+            return Poll::Ready(Err(error));
+        }
+        let mut space = ReadBuf::new(self.buffer.space());
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut space))?;
+        let read = space.filled().len();
+        self.buffer.filled(read);
+        self.in_turn += read;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Whether so much has been read that others should run.
+    fn has_had_turn(&mut self) -> bool {
+        let has_had = self.in_turn >= buffer::SIZE;
+        if has_had {
+            self.in_turn = 0;
+        }
+        has_had
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.unwritten.len() {
+            let rest = &self.unwritten[self.written..];
+            match ready!(Pin::new(&mut self.stream).poll_write(context, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.written += written,
+            }
+            self.needs_flush = true;
+        }
+        // Names are written in bursts: the memory of a big one is not kept.
+        if self.written > 0 {
+            self.written = 0;
+            self.unwritten = Vec::new();
+        }
+        if self.needs_flush {
+            ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+            self.needs_flush = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
