@@ -36,6 +36,8 @@ pub use roomcast_adapter::{
     Answer, Answered, Attachment, Bus, BusError, BusFuture, Description, Gap, Health, JoinError,
     Listener, MemoryBus, NodeId, Progress, Question, SocketId, Tracking,
 };
+/// Emitting from other processes, and the language of the cluster.
+pub use roomcast_emitter as emitter;
 pub use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
 pub use roomcast_emitter::{
     message::Message,

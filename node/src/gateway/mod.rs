@@ -11,6 +11,7 @@ mod file_limit;
 mod limits;
 mod logging;
 mod options;
+mod redis;
 mod rooms;
 mod run;
 mod values;

@@ -1,0 +1,168 @@
+//! The options for Redis, which connects the nodes of a cluster and whoever emits from elsewhere.
+//!
+//! What the values mean is the library's business; here they are read and turned into its types.
+
+use std::{fmt, str::FromStr};
+
+use clap::{Args, ValueEnum};
+use roomcast::emitter::{
+    channel::{self, Mode},
+    endpoint::RedisUrl,
+    wire,
+};
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Redis")]
+pub(crate) struct RedisOptions {
+    /// Redis that connects the nodes of a cluster: `off` or URL
+    ///
+    /// redis://[user:password@]host[:port][/database] for one server, unix:///path for its socket,
+    /// redis+sentinel://host[:port],…/name for the primary of that name, redis+cluster://host[:port],…
+    /// for a cluster; with rediss instead of redis over TLS.
+    #[arg(
+        long,
+        env = "ROOMCAST_REDIS",
+        value_name = "URL",
+        default_value = "off"
+    )]
+    // It may hold a password, and the help shows values of the environment.
+    #[arg(hide_env_values = true)]
+    pub(crate) redis: RedisSetting,
+
+    /// What the names of all channels and keys in Redis begin with
+    ///
+    /// Deployments that share a Redis need different prefixes: its channels ignore the database.
+    /// Node's adapters call it `key` and `channelPrefix`.
+    #[arg(long, env = "ROOMCAST_REDIS_PREFIX", value_name = "TEXT")]
+    #[arg(default_value = "socket.io", value_parser = prefix)]
+    pub(crate) redis_prefix: String,
+
+    /// Which of Node's Redis adapters the cluster speaks with; all nodes must speak the same
+    #[arg(long, env = "ROOMCAST_REDIS_DIALECT", value_name = "NAME", value_enum)]
+    #[arg(default_value = "classic")]
+    pub(crate) redis_dialect: RedisDialect,
+
+    /// Encoding of broadcasts between nodes; all nodes and emitters must use the same
+    #[arg(long, env = "ROOMCAST_REDIS_PARSER", value_name = "NAME", value_enum)]
+    #[arg(default_value = "msgpack")]
+    pub(crate) redis_parser: RedisParser,
+}
+
+/// Where Redis is, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RedisSetting {
+    Off,
+    At(RedisUrl),
+}
+
+impl FromStr for RedisSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        match text.parse() {
+            Ok(url) => Ok(Self::At(url)),
+            Err(error) => Err(format!("expected `off` or a URL: {error}")),
+        }
+    }
+}
+
+impl fmt::Display for RedisSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At(url) => url.fmt(f),
+        }
+    }
+}
+
+/// A way of Node's adapters to use Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RedisDialect {
+    /// `createAdapter` and the Redis emitters of all languages
+    Classic,
+    /// `createShardedAdapter` with subscriptionMode static; Redis 7 and newer
+    ShardedStatic,
+    /// The same with subscriptionMode dynamic, its default
+    ShardedDynamic,
+    /// The same with subscriptionMode dynamic-private
+    ShardedDynamicPrivate,
+}
+
+impl From<RedisDialect> for channel::Dialect {
+    fn from(dialect: RedisDialect) -> Self {
+        match dialect {
+            RedisDialect::Classic => Self::Classic,
+            RedisDialect::ShardedStatic => Self::Sharded(Mode::Static),
+            RedisDialect::ShardedDynamic => Self::Sharded(Mode::Dynamic),
+            RedisDialect::ShardedDynamicPrivate => Self::Sharded(Mode::DynamicPrivate),
+        }
+    }
+}
+
+/// An encoding of broadcasts between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RedisParser {
+    /// MessagePack, the default of Node's adapters and emitters
+    Msgpack,
+    /// JSON, for nodes that were given `parser: JSON`
+    Json,
+}
+
+impl From<RedisParser> for wire::Parser {
+    fn from(parser: RedisParser) -> Self {
+        match parser {
+            RedisParser::Msgpack => Self::Msgpack,
+            RedisParser::Json => Self::Json,
+        }
+    }
+}
+
+/// Names of channels are text, and an empty prefix would be everybody's.
+fn prefix(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err("expected a name such as socket.io".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redis_is_off_or_at_a_url_whose_password_is_not_shown() {
+        assert_eq!("off".parse(), Ok(RedisSetting::Off));
+        assert_eq!(RedisSetting::Off.to_string(), "off");
+        let url: RedisSetting = "redis://:secret@localhost:7000/3".parse().unwrap();
+        assert!(matches!(url, RedisSetting::At(_)));
+        assert!(!url.to_string().contains("secret"), "{url}");
+        for text in ["", "localhost", "http://localhost", "OFF"] {
+            let refusal = text.parse::<RedisSetting>().unwrap_err();
+            assert!(
+                refusal.starts_with("expected `off` or a URL: "),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_a_name() {
+        assert_eq!(prefix("my app"), Ok("my app".to_owned()));
+        assert!(prefix("").is_err());
+        assert!(prefix("a\n").is_err());
+    }
+
+    #[test]
+    fn every_name_of_a_dialect_is_another_dialect() {
+        let dialects = RedisDialect::value_variants().iter();
+        let mut dialects: Vec<_> = dialects
+            .map(|dialect| format!("{:?}", channel::Dialect::from(*dialect)))
+            .collect();
+        dialects.sort();
+        dialects.dedup();
+        assert_eq!(dialects.len(), RedisDialect::value_variants().len());
+    }
+}
