@@ -75,6 +75,8 @@ fn list(
     limits: TranscodeLimits,
 ) -> Result<Args, MsgpackError> {
     let mut writer = Writer::new(limits);
+    // Most arguments fit, and then nothing is copied while the text grows.
+    writer.json.reserve(reader.remaining().min(512));
     writer.open(Open {
         left: len,
         map: false,
