@@ -37,13 +37,15 @@ pub const FOREIGN: &str = "foreign";
 /// The questions of one node or emitter.
 #[derive(Debug, Default)]
 pub struct Asking {
-    pending: Mutex<HashMap<Box<str>, Arc<Pending>>>,
+    pending: Arc<Mutex<Questions>>,
 }
+
+type Questions = HashMap<Box<str>, Arc<Pending>>;
 
 /// A question that waits; forgotten when this is dropped.
 #[derive(Debug)]
-pub struct Waiting<'a> {
-    asking: &'a Asking,
+pub struct Waiting {
+    questions: Arc<Mutex<Questions>>,
     id: Box<str>,
     pending: Arc<Pending>,
 }
@@ -90,7 +92,7 @@ impl Asking {
     }
 
     /// From now on answers with this id are kept.
-    pub fn open(&self, id: &str) -> Result<Waiting<'_>, TooManyQuestions> {
+    pub fn open(&self, id: &str) -> Result<Waiting, TooManyQuestions> {
         let mut questions = self.pending.lock();
         if questions.len() >= MAX_PENDING {
             return Err(TooManyQuestions);
@@ -98,7 +100,7 @@ impl Asking {
         let pending = Arc::<Pending>::default();
         questions.insert(id.into(), Arc::clone(&pending));
         Ok(Waiting {
-            asking: self,
+            questions: Arc::clone(&self.pending),
             id: id.into(),
             pending,
         })
@@ -126,7 +128,7 @@ impl Asking {
     }
 }
 
-impl Waiting<'_> {
+impl Waiting {
     /// Waits until everybody has answered or gone, at most until the time is over. `look` tells who
     /// has to answer; if it fails at the first time, that is the error, later it ends the wait.
     pub async fn gather<E, F>(
@@ -191,9 +193,9 @@ impl Waiting<'_> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.asking.pending.lock().remove(&self.id);
+        self.questions.lock().remove(&self.id);
     }
 }
 
