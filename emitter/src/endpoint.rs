@@ -17,6 +17,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::time;
 
+pub(crate) use self::stream::DirectWriter;
 pub use self::{
     cluster::{ClusterMap, SlotRange},
     connection::{Connection, Mode, ServerInfo},
@@ -85,6 +86,11 @@ impl Endpoint {
     pub fn needing_sharded(mut self) -> Self {
         self.needs_sharded = true;
         self
+    }
+
+    /// Whether servers have to know sharded pub/sub.
+    pub fn is_sharded(&self) -> bool {
+        self.needs_sharded
     }
 
     /// The setting.

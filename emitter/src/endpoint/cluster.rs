@@ -6,10 +6,7 @@ use super::{
     url::{Address, Place},
     within_timeout,
 };
-use crate::value::Value;
-
-/// Slots of a cluster; each name belongs to one of them.
-const SLOTS: u16 = 16_384;
+use crate::{channel::SLOTS, value::Value};
 
 /// The most nodes that are remembered beside those of the setting, and asked if those are gone.
 const MAX_KNOWN: usize = 64;
@@ -84,6 +81,18 @@ impl ClusterMap {
         let after = self.ranges.partition_point(|range| range.first <= slot);
         let range = &self.ranges[after.checked_sub(1)?];
         (slot <= range.last).then_some(&range.primary)
+    }
+
+    /// The first slot that nobody serves.
+    pub fn first_gap(&self) -> Option<u16> {
+        let mut next = 0;
+        for range in &self.ranges {
+            if range.first != next {
+                break;
+            }
+            next = range.last + 1;
+        }
+        (next < SLOTS).then_some(next)
     }
 
     /// All primaries that serve slots, each once, in order.
@@ -248,6 +257,16 @@ mod tests {
         );
         assert_eq!(ports(&ClusterMap::default(), &[0, 16_383]), [0, 0]);
         assert_eq!(map.primaries().len(), 2);
+        assert_eq!(map.first_gap(), Some(0));
+        assert_eq!(
+            map.with_moved(0, Address::new("h", 1)).first_gap(),
+            Some(99)
+        );
+        assert_eq!(
+            ClusterMap::new(vec![range(0, SLOTS - 1, 1)]).first_gap(),
+            None
+        );
+        assert_eq!(ClusterMap::new(vec![range(0, 5, 1)]).first_gap(), Some(6));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     error::ConnectError,
-    stream::Stream,
+    stream::{DirectWriter, Stream},
     url::{Address, Login},
 };
 use crate::{
@@ -183,6 +183,11 @@ impl Connection {
     /// The stream, and what has been read from it and not been understood yet.
     pub fn into_parts(self) -> (Stream, BytesMut) {
         (self.stream, self.buffer)
+    }
+
+    /// A second handle that writes, where there can be one.
+    pub(crate) fn direct_writer(&self) -> Option<DirectWriter> {
+        self.stream.direct_writer()
     }
 
     /// What the server says about itself.

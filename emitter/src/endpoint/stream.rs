@@ -12,7 +12,7 @@ use std::{
 use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
+    net::{TcpStream, UnixStream, tcp, unix},
 };
 use tokio_rustls::client::TlsStream;
 
@@ -32,11 +32,11 @@ const USER_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Stream(Kind);
 
+// Split, so that a caller's thread can write while the link's task waits for answers.
 #[derive(Debug)]
 enum Kind {
-    // Shared, so that a caller's thread can write while the link's task waits for answers.
-    Tcp(Arc<TcpStream>),
-    Unix(Arc<UnixStream>),
+    Tcp(tcp::OwnedReadHalf, Arc<tcp::OwnedWriteHalf>),
+    Unix(unix::OwnedReadHalf, Arc<unix::OwnedWriteHalf>),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -59,13 +59,24 @@ impl Stream {
 
     pub(super) async fn unix(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path).await?;
-        Ok(Self(Kind::Unix(Arc::new(stream))))
+        let (reader, writer) = stream.into_split();
+        Ok(Self(Kind::Unix(reader, Arc::new(writer))))
+    }
+
+    /// A second handle, which writes without waiting. None with TLS, whose state is not shared.
+    pub(crate) fn direct_writer(&self) -> Option<DirectWriter> {
+        match &self.0 {
+            Kind::Tcp(_, writer) => Some(DirectWriter::Tcp(writer.clone())),
+            Kind::Unix(_, writer) => Some(DirectWriter::Unix(writer.clone())),
+            Kind::Tls(_) => None,
+        }
     }
 }
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self(Kind::Tcp(Arc::new(stream)))
+        let (reader, writer) = stream.into_split();
+        Self(Kind::Tcp(reader, Arc::new(writer)))
     }
 }
 
@@ -76,43 +87,27 @@ impl From<TlsStream<TcpStream>> for Stream {
 }
 
 /// Writes what the kernel takes at once. The connection lives as long as this does.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum DirectWriter {
-    Tcp(Arc<TcpStream>),
-    Unix(Arc<UnixStream>),
+    Tcp(Arc<tcp::OwnedWriteHalf>),
+    Unix(Arc<unix::OwnedWriteHalf>),
 }
 
 impl DirectWriter {
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.try_write(bytes),
-            Self::Unix(stream) => stream.try_write(bytes),
+            Self::Tcp(writer) => writer.try_write(bytes),
+            Self::Unix(writer) => writer.try_write(bytes),
         }
     }
 }
 
-/// Reads into the buffer once the socket is readable. The kinds of sockets differ in type only.
-macro_rules! poll_read {
-    ($stream:expr, $context:expr, $buffer:expr) => {
-        loop {
-            ready!($stream.poll_read_ready($context))?;
-            match $stream.try_read($buffer.initialize_unfilled()) {
-                Ok(read) => {
-                    $buffer.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    };
-}
-
+/// Writes once the socket is writable. The kinds of sockets differ in type only.
 macro_rules! poll_write {
-    ($stream:expr, $context:expr, $bytes:expr) => {
+    ($writer:expr, $context:expr, $bytes:expr) => {
         loop {
-            ready!($stream.poll_write_ready($context))?;
-            match $stream.try_write($bytes) {
+            ready!($writer.as_ref().as_ref().poll_write_ready($context))?;
+            match $writer.try_write($bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -127,8 +122,8 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.0 {
-            Kind::Tcp(stream) => poll_read!(stream, context, buffer),
-            Kind::Unix(stream) => poll_read!(stream, context, buffer),
+            Kind::Tcp(reader, _) => Pin::new(reader).poll_read(context, buffer),
+            Kind::Unix(reader, _) => Pin::new(reader).poll_read(context, buffer),
             Kind::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
@@ -141,23 +136,23 @@ impl AsyncWrite for Stream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.0 {
-            Kind::Tcp(stream) => poll_write!(stream, context, bytes),
-            Kind::Unix(stream) => poll_write!(stream, context, bytes),
+            Kind::Tcp(_, writer) => poll_write!(writer, context, bytes),
+            Kind::Unix(_, writer) => poll_write!(writer, context, bytes),
             Kind::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.0 {
-            Kind::Tcp(_) | Kind::Unix(_) => Poll::Ready(Ok(())),
+            Kind::Tcp(..) | Kind::Unix(..) => Poll::Ready(Ok(())),
             Kind::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.0 {
-            Kind::Tcp(stream) => Poll::Ready(shut_down(stream)),
-            Kind::Unix(stream) => Poll::Ready(shut_down(stream)),
+            Kind::Tcp(_, writer) => Poll::Ready(shut_down(AsRef::<TcpStream>::as_ref(&**writer))),
+            Kind::Unix(_, writer) => Poll::Ready(shut_down(AsRef::<UnixStream>::as_ref(&**writer))),
             Kind::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }

@@ -1,0 +1,348 @@
+//! What is said to a server and not answered yet: bytes in order, and who waits for which reply.
+//!
+//! A state machine without I/O. Positions count the bytes of all commands since the start, so that
+//! after a broken connection it is known which commands the server may have seen.
+
+use std::{collections::VecDeque, sync::Arc, task::Waker};
+
+use tokio::sync::oneshot;
+
+use super::LinkError;
+use crate::{endpoint::DirectWriter, resp, value::Value};
+
+/// Buffers larger than this are not kept once they are empty.
+const KEPT_BYTES: usize = 256 << 10;
+
+/// Takes the reply to a command.
+pub(super) type Reply = oneshot::Sender<Result<Value, LinkError>>;
+
+/// Who waits in vain, and why.
+pub(super) type Failed = (Reply, LinkError);
+
+pub(super) struct Queue {
+    phase: Phase,
+    max_bytes: usize,
+    /// Commands that nobody has begun to write.
+    out: Vec<u8>,
+    /// Somebody is writing what comes before `out`.
+    is_held: bool,
+    waiting: VecDeque<Waiting>,
+    appended: u64,
+    written: u64,
+    answered: u64,
+    /// Counts connections, so that whoever wrote to an old one does not touch the new one.
+    connection: u64,
+    /// Writes from a caller's thread; only while the connection lives.
+    direct: Option<DirectWriter>,
+    /// The link's task.
+    waker: Option<Waker>,
+    /// The task has nothing to write and wants to be woken when there is something.
+    is_idle: bool,
+    /// The task shall open another connection.
+    is_replaced: bool,
+}
+
+#[derive(Clone)]
+enum Phase {
+    Up,
+    Down(Arc<str>),
+    /// What waits is still written and answered.
+    Closing,
+    Closed,
+}
+
+struct Waiting {
+    /// Where the command ends.
+    end: u64,
+    /// Nobody waits for the reply to a command that only prepares the next one.
+    reply: Option<Reply>,
+}
+
+/// Bytes that a caller's thread may write by itself.
+pub(super) struct Direct {
+    connection: u64,
+    pub(super) writer: DirectWriter,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What the task finds to write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Chunk {
+    /// The buffer is filled and must be given back.
+    Filled,
+    /// Nothing; the waker will be called.
+    Empty,
+    /// Several callers are at it: whoever is about to say something, too, shall have a turn first,
+    /// so that one write carries it all. Must be asked for again.
+    Gathering,
+    /// The link is to be closed, and everything is answered.
+    Finished,
+}
+
+impl Queue {
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self {
+            phase: Phase::Down("not connected yet".into()),
+            max_bytes,
+            out: Vec::new(),
+            is_held: false,
+            waiting: VecDeque::new(),
+            appended: 0,
+            written: 0,
+            answered: 0,
+            connection: 0,
+            direct: None,
+            waker: None,
+            is_idle: false,
+            is_replaced: false,
+        }
+    }
+
+    /// Appends a command that is encoded already, after one that prepares it, if any.
+    pub(super) fn push_encoded(
+        &mut self,
+        preparation: Option<&[u8]>,
+        command: &[u8],
+        reply: Reply,
+    ) -> Result<(), LinkError> {
+        self.admit(command.len() + preparation.map_or(0, <[u8]>::len))?;
+        if let Some(preparation) = preparation {
+            self.out.extend_from_slice(preparation);
+            self.expect(preparation.len(), None);
+        }
+        self.out.extend_from_slice(command);
+        self.expect(command.len(), Some(reply));
+        Ok(())
+    }
+
+    /// Appends a command.
+    pub(super) fn push<A: AsRef<[u8]>>(
+        &mut self,
+        args: &[A],
+        reply: Reply,
+    ) -> Result<(), LinkError> {
+        let length = resp::encoded_len(args);
+        self.admit(length)?;
+        resp::encode_command(&mut self.out, args);
+        self.expect(length, Some(reply));
+        Ok(())
+    }
+
+    fn admit(&self, length: usize) -> Result<(), LinkError> {
+        match &self.phase {
+            Phase::Up => {}
+            Phase::Down(reason) => return Err(LinkError::Unavailable(reason.clone())),
+            Phase::Closing | Phase::Closed => return Err(LinkError::closed()),
+        }
+        let queued_bytes = self.queued_bytes();
+        if length > self.max_bytes {
+            return Err(LinkError::TooLarge {
+                bytes: length,
+                max_bytes: self.max_bytes,
+            });
+        }
+        if length > self.max_bytes - queued_bytes {
+            return Err(LinkError::Overloaded { queued_bytes });
+        }
+        Ok(())
+    }
+
+    fn expect(&mut self, length: usize, reply: Option<Reply>) {
+        self.appended += length as u64;
+        self.waiting.push_back(Waiting {
+            end: self.appended,
+            reply,
+        });
+    }
+
+    /// After a push: what the caller's own thread may write, or whom it has to wake.
+    ///
+    /// A caller that is alone writes by itself, which saves waking the task. With more of them, one
+    /// write by the task carries what all have said.
+    pub(super) fn after_push(&mut self) -> (Option<Direct>, Option<Waker>) {
+        if self.is_held {
+            return (None, None);
+        }
+        match &self.direct {
+            Some(writer) if self.waiting.len() == 1 => {
+                let direct = Direct {
+                    connection: self.connection,
+                    writer: writer.clone(),
+                    bytes: std::mem::take(&mut self.out),
+                };
+                self.is_held = true;
+                // Until it is known better, the server may have seen it.
+                self.written = self.appended;
+                (Some(direct), None)
+            }
+            _ => (None, self.wake_if_idle()),
+        }
+    }
+
+    /// The caller's thread has written this many bytes; says whom to wake if more is to be written.
+    pub(super) fn after_direct(&mut self, mut direct: Direct, written: usize) -> Option<Waker> {
+        if direct.connection != self.connection {
+            return None;
+        }
+        self.is_held = false;
+        if written < direct.bytes.len() {
+            self.written -= (direct.bytes.len() - written) as u64;
+            direct.bytes.drain(..written);
+            direct.bytes.append(&mut self.out);
+            self.out = direct.bytes;
+        } else if self.out.is_empty() {
+            self.out = emptied(direct.bytes);
+        }
+        if self.out.is_empty() {
+            return None;
+        }
+        self.wake_if_idle()
+    }
+
+    fn wake_if_idle(&mut self) -> Option<Waker> {
+        if !std::mem::take(&mut self.is_idle) {
+            return None;
+        }
+        self.waker.clone()
+    }
+
+    /// Whether the task has to leave its connection at once.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.is_replaced
+    }
+
+    /// Exchanges the empty buffer for what is to be written. It has to be given back with
+    /// [`after_chunk`](Self::after_chunk).
+    pub(super) fn take_chunk(
+        &mut self,
+        chunk: &mut Vec<u8>,
+        waker: &Waker,
+        has_gathered: bool,
+    ) -> Chunk {
+        match &mut self.waker {
+            Some(own) => own.clone_from(waker),
+            own => *own = Some(waker.clone()),
+        }
+        if matches!(self.phase, Phase::Closing) && self.waiting.is_empty() {
+            return Chunk::Finished;
+        }
+        if self.is_held || self.out.is_empty() {
+            self.is_idle = true;
+            return Chunk::Empty;
+        }
+        self.is_idle = false;
+        if self.waiting.len() > 1 && !has_gathered {
+            return Chunk::Gathering;
+        }
+        std::mem::swap(chunk, &mut self.out);
+        self.is_held = true;
+        Chunk::Filled
+    }
+
+    /// The task has written the first bytes of its chunk.
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.written += bytes as u64;
+    }
+
+    /// The task has written all of its chunk.
+    pub(super) fn after_chunk(&mut self, chunk: &mut Vec<u8>) {
+        *chunk = emptied(std::mem::take(chunk));
+        self.is_held = false;
+    }
+
+    /// Matches replies to those who wait for them. False if nobody waits for one of them.
+    pub(super) fn answer(
+        &mut self,
+        replies: &mut Vec<Value>,
+        answers: &mut Vec<(Reply, Value)>,
+    ) -> bool {
+        for reply in replies.drain(..) {
+            let Some(waiting) = self.waiting.pop_front() else {
+                return false;
+            };
+            self.answered = waiting.end;
+            if let Some(sender) = waiting.reply {
+                answers.push((sender, reply));
+            }
+        }
+        true
+    }
+
+    /// There is a connection. False if the link has been closed meanwhile.
+    pub(super) fn connected(&mut self, direct: Option<DirectWriter>) -> bool {
+        if self.is_closed() {
+            return false;
+        }
+        self.phase = Phase::Up;
+        self.direct = direct;
+        self.is_replaced = false;
+        true
+    }
+
+    /// There is no connection any more. Hands out who waits, with the reason for each.
+    #[must_use = "those who wait must be told"]
+    pub(super) fn disconnected(&mut self, reason: &Arc<str>) -> Vec<Failed> {
+        if !matches!(self.phase, Phase::Closing | Phase::Closed) {
+            self.phase = Phase::Down(reason.clone());
+        }
+        self.connection += 1;
+        self.direct = None;
+        self.is_held = false;
+        self.is_replaced = false;
+        self.out = Vec::new();
+        let written = self.written;
+        self.written = self.appended;
+        self.answered = self.appended;
+        let failed = std::mem::take(&mut self.waiting);
+        let failed = failed.into_iter().filter_map(|waiting| {
+            // Only whole commands are carried out.
+            let error = if waiting.end <= written {
+                LinkError::Unconfirmed(reason.clone())
+            } else {
+                LinkError::Unavailable(reason.clone())
+            };
+            Some((waiting.reply?, error))
+        });
+        failed.collect()
+    }
+
+    /// Takes nothing more. What waits is still answered, unless there is no connection.
+    pub(super) fn close(&mut self) -> Option<Waker> {
+        self.phase = match self.phase {
+            Phase::Up | Phase::Closing => Phase::Closing,
+            Phase::Down(_) | Phase::Closed => Phase::Closed,
+        };
+        self.is_idle = false;
+        self.waker.clone()
+    }
+
+    /// Asks the task for another connection, if there is one.
+    pub(super) fn replace(&mut self) -> Option<Waker> {
+        self.is_replaced = matches!(self.phase, Phase::Up);
+        self.is_idle = false;
+        self.waker.clone()
+    }
+
+    /// Whether the link has been closed.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Closed)
+    }
+
+    /// Bytes of commands that are not answered.
+    pub(super) fn queued_bytes(&self) -> usize {
+        usize::try_from(self.appended - self.answered).expect("it is within the limit")
+    }
+
+    /// Where the last answered command ends, if another one waits.
+    pub(super) fn stuck_at(&self) -> Option<u64> {
+        (!self.waiting.is_empty()).then_some(self.answered)
+    }
+}
+
+fn emptied(mut buffer: Vec<u8>) -> Vec<u8> {
+    if buffer.capacity() > KEPT_BYTES {
+        return Vec::new();
+    }
+    buffer.clear();
+    buffer
+}
