@@ -13,7 +13,6 @@ pub mod entropy;
 pub mod event;
 pub mod id;
 pub mod link;
-pub mod link;
 pub mod members;
 pub mod message;
 pub mod msgpack;
