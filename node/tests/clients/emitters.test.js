@@ -14,13 +14,12 @@ const { Emitter } = require("@socket.io/redis-emitter");
 const { createClient } = require("redis");
 const createOldEmitter = require("socket.io-emitter");
 
+const { KINDS } = require("./cluster/dialects");
 const { Cast, PEOPLE, startServers } = require("./cluster/members");
 const { startRedis } = require("./cluster/redis");
 const { encode } = require("./cluster/values");
-const { isReference } = require("./support/server");
 const { next, until } = require("./support/wait");
 
-const KINDS = isReference ? ["node", "node", "node"] : ["roomcast", "roomcast", "node"];
 const PREFIX = "emitted";
 const EVERYBODY = Object.keys(PEOPLE);
 
@@ -38,22 +37,6 @@ after(async () => {
   await Promise.all((servers ?? []).map((server) => server.stop()));
   await redis?.stop();
 });
-
-/** Servers carry out what others say in their own time; it is done when it has arrived. */
-async function receivers(count, send) {
-  const all = [];
-  const listener = (name) => () => all.push(name);
-  const stop = Object.entries(cast.sockets).map(([name, socket]) => {
-    const heard = listener(name);
-    socket.on("news", heard);
-    return () => socket.off("news", heard);
-  });
-  await send();
-  await until(`${count} to receive, ${all.length} have`, () => all.length >= count);
-  await cast.fence();
-  for (const end of stop) end();
-  return all.sort();
-}
 
 describe("the official emitter", () => {
   let client;
@@ -77,7 +60,7 @@ describe("the official emitter", () => {
       [(io) => io.to("nobody is here"), []],
     ];
     for (const [i, [target, expected]] of cases.entries()) {
-      const reached = await receivers(expected.length, () => target(emitter).emit("news", i));
+      const reached = await cast.receivers(expected.length, () => target(emitter).emit("news", i));
       assert.deepEqual(reached, expected, `case ${i}`);
     }
   });
@@ -90,7 +73,7 @@ describe("the official emitter", () => {
       assert.deepEqual([first, second, third], args.slice(0, 3));
       assert.equal(Buffer.from(list[0]).toString(), "deep");
     }
-    assert.deepEqual(await receivers(0, () => emitter.of("chat").emit("news")), []);
+    assert.deepEqual(await cast.receivers(0, () => emitter.of("chat").emit("news")), []);
     const socket = await cast.extra(1);
     const nsp = socket.io.socket("/chat");
     await next(nsp, "connect");
@@ -103,13 +86,13 @@ describe("the official emitter", () => {
     emitter.in("z").socketsJoin(["new", "newer"]);
     emitter.in("y").except("x").socketsJoin("new");
     await until("two to be in the room", async () => {
-      return (await receivers(0, () => emitter.to("new").emit("news"))).join() === "cid,fay";
+      return (await cast.receivers(0, () => emitter.to("new").emit("news"))).join() === "cid,fay";
     });
     emitter.socketsLeave("new");
     await until("nobody to be in the room", async () => {
-      return (await receivers(0, () => emitter.to("new").emit("news"))).length === 0;
+      return (await cast.receivers(0, () => emitter.to("new").emit("news"))).length === 0;
     });
-    assert.deepEqual(await receivers(1, () => emitter.to("newer").emit("news")), ["fay"]);
+    assert.deepEqual(await cast.receivers(1, () => emitter.to("newer").emit("news")), ["fay"]);
     emitter.socketsLeave("newer");
     const doomed = await Promise.all([0, 1, 2].map((i) => cast.extra(i, { rooms: ["doomed"] })));
     const gone = Promise.all(doomed.map((socket) => next(socket, "disconnect")));
@@ -144,10 +127,10 @@ describe("the official emitter", () => {
 test("the emitter of socket.io 2 is heard", async () => {
   const emitter = createOldEmitter({ host: "127.0.0.1", port: redis.port, key: PREFIX });
   try {
-    assert.deepEqual(await receivers(6, () => emitter.emit("news", 1)), EVERYBODY);
-    assert.deepEqual(await receivers(3, () => emitter.to("x").emit("news", 1)), ["ada", "bob", "eve"]);
+    assert.deepEqual(await cast.receivers(6, () => emitter.emit("news", 1)), EVERYBODY);
+    assert.deepEqual(await cast.receivers(3, () => emitter.to("x").emit("news", 1)), ["ada", "bob", "eve"]);
     assert.deepEqual(
-      await receivers(4, () => emitter.to("x").to("y").emit("news", 1)),
+      await cast.receivers(4, () => emitter.to("x").to("y").emit("news", 1)),
       ["ada", "bob", "cid", "eve"],
     );
     const heard = next(cast.sockets.fay, "values");
@@ -167,12 +150,12 @@ test("the emitter for Python is heard", async () => {
     ]);
   };
   const call = { namespace: "/", rooms: [], event: "news", args: [] };
-  assert.deepEqual(await receivers(6, () => emit(call)), EVERYBODY);
-  assert.deepEqual(await receivers(3, () => emit({ ...call, rooms: ["x"] })), ["ada", "bob", "eve"]);
+  assert.deepEqual(await cast.receivers(6, () => emit(call)), EVERYBODY);
+  assert.deepEqual(await cast.receivers(3, () => emit({ ...call, rooms: ["x"] })), ["ada", "bob", "eve"]);
   // It publishes once for each room, and means both rooms each time: a copy for each room that has
   // members on the server. There is nobody of room z on the first two servers.
   assert.deepEqual(
-    await receivers(5, () => emit({ ...call, rooms: ["x", "z"] })),
+    await cast.receivers(5, () => emit({ ...call, rooms: ["x", "z"] })),
     ["ada", "bob", "eve", "eve", "fay", "fay"],
   );
   const heard = next(cast.sockets.fay, "values");

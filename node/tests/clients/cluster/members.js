@@ -110,16 +110,19 @@ class Cast {
     return this.#servers[PEOPLE[name].server];
   }
 
-  /** Who received `event` because of what `send` did, sorted; twice if it came twice. */
-  async receivers(send, event = "news") {
-    return (await this.received(send, event)).map(({ name }) => name).sort();
+  /** Who received news because of what `send` did, sorted; twice if they came twice. */
+  async receivers(count, send) {
+    return (await this.received(count, send)).map(({ name }) => name).sort();
   }
 
-  async received(send, event = "news") {
+  /** What arrived as news: at least so many, and whatever had come by the time of the fence. */
+  async received(count, send) {
     this.#log.length = 0;
+    const news = () => this.#log.filter(({ event }) => event === "news");
     await send();
+    await until(`${count} to receive news`, () => news().length >= count);
     await this.fence();
-    return this.#log.filter((entry) => entry.event === event);
+    return news();
   }
 
   /**

@@ -75,19 +75,19 @@ async function main() {
 }
 
 function connectTo(url) {
-  const { protocol, host, pathname } = new URL(url.replace(/^redis\+/, "x"));
-  const nodes = url.split("/")[2].split(",");
-  if (protocol === "xcluster:") {
+  const [scheme, , hosts, name] = url.split("/");
+  const nodes = hosts.split(",");
+  if (scheme === "redis+cluster:") {
     return createCluster({ rootNodes: nodes.map((node) => ({ url: `redis://${node}` })) });
   }
-  if (protocol === "xsentinel:") {
+  if (scheme === "redis+sentinel:") {
     const sentinelRootNodes = nodes.map((node) => {
       const [host, port] = node.split(":");
       return { host, port: Number(port) };
     });
-    return createSentinel({ name: pathname.slice(1), sentinelRootNodes });
+    return createSentinel({ name, sentinelRootNodes });
   }
-  return createClient({ url: `redis://${host}` });
+  return createClient({ url });
 }
 
 function adapter(pubClient, subClient) {

@@ -23,6 +23,9 @@ const commands = {
   },
 };
 
+// Each has a guard that ends it with this process.
+process.setMaxListeners(100);
+
 /** Events: "note" with {namespace, args}, "gap" with {from, to} in milliseconds, "exit". */
 class Peer extends EventEmitter {
   #child;

@@ -23,14 +23,17 @@ async function startProxy(port) {
       return;
     }
     const server = connect(target, "127.0.0.1");
-    const pair = { client, server };
+    const pair = { client, server, isFrozen: false };
     pairs.add(pair);
     for (const [from, to] of [[client, server], [server, client]]) {
       from.on("data", (chunk) => {
-        if (!silent) to.write(chunk);
+        if (!silent && !pair.isFrozen) to.write(chunk);
       });
-      from.on("end", () => to.end());
+      from.on("end", () => {
+        if (!pair.isFrozen) to.end();
+      });
       from.on("close", () => {
+        if (pair.isFrozen) return;
         to.destroy();
         pairs.delete(pair);
       });
@@ -54,6 +57,10 @@ async function startProxy(port) {
     },
     silence() {
       silent = true;
+    },
+    /** Neither side of the connections that there are hears of the other any more; new ones work. */
+    freeze() {
+      for (const pair of pairs) pair.isFrozen = true;
     },
     redirect(other) {
       target = other;
