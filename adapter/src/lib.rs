@@ -10,6 +10,7 @@ mod directory;
 pub mod link;
 mod member;
 mod memory_bus;
+mod redis_bus;
 mod rooms;
 mod shards;
 
@@ -17,6 +18,7 @@ pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{Attachment, Bus, BusError, BusFuture, Gap, Health, Listener, Progress, Tracking};
 pub use member::Member;
 pub use memory_bus::MemoryBus;
+pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, StartError};
 pub use roomcast_emitter::{
     id::{NodeId, SocketId},
     question::{Answer, Answered, Description, Question},

@@ -1,0 +1,151 @@
+//! The lease of this node, and the leases of the others as of a moment ago.
+//!
+//! Times are those of Redis, so that the clocks of the nodes do not matter. A node that stops to
+//! renew its lease is not waited for any more once it is over.
+
+use std::{sync::Weak, time::Duration};
+
+use roomcast_emitter::{
+    members::{LEASE_SECONDS, RENEWAL_SECONDS},
+    publisher::{PublishError, Route},
+    roll_call,
+    value::Value,
+};
+use tokio::time::{self, Instant};
+
+use super::Shared;
+
+/// How long the lease of a node that has gone without a word is kept, for others to name it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// What Redis's clock shows, reckoned from an earlier look at it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RedisClock {
+    looked: Instant,
+    millis: u64,
+}
+
+impl RedisClock {
+    /// From the answer to TIME.
+    pub(super) fn read(answer: &Value, now: Instant) -> Option<Self> {
+        let [seconds, micros] = answer.list()? else {
+            return None;
+        };
+        let seconds = u64::try_from(seconds.integer()?).ok()?;
+        let micros = u64::try_from(micros.integer()?).ok()?;
+        Some(Self {
+            looked: now,
+            millis: seconds.checked_mul(1000)? + micros / 1000,
+        })
+    }
+
+    pub(super) fn now(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.looked).as_millis();
+        self.millis
+            .saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+}
+
+/// Renews the lease every second until the bus is closed.
+pub(super) async fn keep(shared: Weak<Shared>) {
+    let mut ticks = time::interval(Duration::from_secs(RENEWAL_SECONDS));
+    ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        // The link reports its own troubles; the lease is renewed when it is back.
+        if let Err(error) = shared.renew().await {
+            tracing::debug!(%error, "the lease was not renewed");
+        }
+    }
+}
+
+impl Shared {
+    /// Renews the lease, and looks at those of the others and at Redis's clock.
+    pub(super) async fn renew(&self) -> Result<(), PublishError> {
+        let key = self.wire.channels().leases();
+        let clock = *self.clock.lock();
+        if let Some(clock) = clock.filter(|_| !self.has_retired()) {
+            let now = clock.now(Instant::now());
+            let end = (now + LEASE_SECONDS * 1000).to_string();
+            let renewed = self
+                .publisher
+                .command(&["ZADD", &key, &end, self.node.as_str()], Route::Key(&key));
+            let forgotten = now.saturating_sub(millis(FORGOTTEN_AFTER)).to_string();
+            let cleaned = self.publisher.command(
+                &["ZREMRANGEBYSCORE", &key, "-inf", &forgotten],
+                Route::Key(&key),
+            );
+            renewed.await?;
+            cleaned.await?;
+        }
+        self.look_at_leases().await?;
+        self.count_members().await
+    }
+
+    /// Looks at the leases of all nodes, and at Redis's clock.
+    pub(super) async fn look_at_leases(&self) -> Result<(), PublishError> {
+        let key = &self.wire.channels().leases();
+        let command = roll_call::leases(self.wire.channels());
+        let held = self.publisher.command(&command, Route::Key(key));
+        let time = self.publisher.command(&roll_call::TIME, Route::Key(key));
+        let (held, time) = (held.await?, time.await?);
+        let (Some(held), Some(time)) = (held.first(), time.first()) else {
+            return Ok(());
+        };
+        if let Some(clock) = RedisClock::read(time, Instant::now()) {
+            *self.clock.lock() = Some(clock);
+        }
+        if let Some(leases) = roll_call::read_leases(held, time) {
+            let alive = i64::try_from(leases.alive()).unwrap_or(i64::MAX);
+            self.metrics.nodes.set(alive);
+            *self.leases.lock() = leases;
+        }
+        Ok(())
+    }
+
+    /// Counts the servers of other make in one namespace, for the metric.
+    async fn count_members(&self) -> Result<(), PublishError> {
+        let mut namespaces = self.namespaces.all();
+        namespaces.sort_unstable_by(|a, b| a.namespace.cmp(&b.namespace));
+        if let Some(first) = namespaces.first() {
+            let roster = self.roster(&first.namespace).await?;
+            self.metrics
+                .foreign
+                .set(i64::try_from(roster.foreign).unwrap_or(i64::MAX));
+        }
+        Ok(())
+    }
+
+    /// Gives the lease back.
+    pub(super) async fn release(&self) -> Result<(), PublishError> {
+        let key = self.wire.channels().leases();
+        let removed = self
+            .publisher
+            .command(&["ZREM", &key, self.node.as_str()], Route::Key(&key));
+        removed.await.map(drop)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_redis_goes_on_between_two_looks() {
+        let text = |text: &str| Value::Bytes(text.as_bytes().into());
+        let start = Instant::now();
+        let answer = Value::List(vec![text("1700000000"), text("250000")]);
+        let clock = RedisClock::read(&answer, start).unwrap();
+        assert_eq!(clock.now(start), 1_700_000_000_250);
+        let later = start + Duration::from_millis(1500);
+        assert_eq!(clock.now(later), 1_700_000_001_750);
+        assert!(RedisClock::read(&Value::Nil, start).is_none());
+    }
+}

@@ -1,0 +1,187 @@
+//! The namespaces of this node: their names on the wire, and which channels they want to hear.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Weak},
+};
+
+use parking_lot::{Mutex, RwLock};
+use roomcast_emitter::{
+    channel::{Channels, Dialect, Mode, Uid},
+    id::SocketId,
+    wire::Echo,
+};
+use tokio::time::Instant;
+
+use super::interest::Interest;
+use crate::bus::{Listener, Tracking};
+
+/// How many confirmed broadcasts are remembered until they are asked about. The question follows
+/// its broadcast at once.
+const REACHED_REMEMBERED: usize = 1024;
+
+/// All namespaces by name.
+#[derive(Default)]
+pub(super) struct Namespaces(RwLock<HashMap<Arc<str>, Arc<Attached>>>);
+
+/// A namespace that is attached.
+pub(super) struct Attached {
+    pub(super) namespace: Arc<str>,
+    pub(super) uid: Uid,
+    pub(super) listener: Weak<dyn Listener>,
+    /// Knows what this node has published in the namespace.
+    pub(super) echo: Echo,
+    pub(super) private_rooms: Private,
+    /// Changes are taken and given up under this lock, so that they cannot overtake each other.
+    pub(super) interest: Mutex<Interest>,
+    pub(super) reached: Mutex<Reached>,
+}
+
+/// How messages to the private rooms of the namespace arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Private {
+    /// On a channel that is subscribed anyway, or not at all.
+    Elsewhere,
+    /// By this pattern, which stands for ids that begin with the tag of the node.
+    Pattern { pattern: String, tag: Box<str> },
+    /// On one channel each.
+    Channels,
+}
+
+/// How many sockets the broadcasts reached that will be asked about.
+#[derive(Debug, Default)]
+pub(super) struct Reached(VecDeque<(Box<str>, usize)>);
+
+impl Reached {
+    pub(super) fn note(&mut self, id: &str, sockets: usize) {
+        if self.0.len() >= REACHED_REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back((id.into(), sockets));
+    }
+
+    /// The sockets that the broadcast reached; none if it did not come by.
+    pub(super) fn take(&mut self, id: &str) -> usize {
+        let found = self.0.iter().position(|(known, _)| **known == *id);
+        found
+            .and_then(|index| self.0.remove(index))
+            .map_or(0, |(_, sockets)| sockets)
+    }
+}
+
+impl Namespaces {
+    pub(super) fn get(&self, namespace: &str) -> Option<Arc<Attached>> {
+        self.0.read().get(namespace).cloned()
+    }
+
+    pub(super) fn insert(&self, attached: Arc<Attached>) -> Option<Arc<Attached>> {
+        self.0
+            .write()
+            .insert(Arc::clone(&attached.namespace), attached)
+    }
+
+    /// Removes the namespace if its listener is gone: it may have been made anew meanwhile.
+    pub(super) fn remove_gone(&self, namespace: &str) -> Option<Arc<Attached>> {
+        let mut namespaces = self.0.write();
+        let attached = namespaces.get(namespace)?;
+        if attached.listener.strong_count() > 0 {
+            return None;
+        }
+        namespaces.remove(namespace)
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Attached>> {
+        self.0.read().values().cloned().collect()
+    }
+}
+
+impl Attached {
+    /// The channel of a room, if it is to be subscribed for it.
+    pub(super) fn channel_of(&self, channels: &Channels, room: &str) -> Option<String> {
+        let is_wanted = match channels.dialect() {
+            // It would arrive twice.
+            Dialect::Classic => !self.matches_pattern(room),
+            Dialect::Sharded(mode) => mode.has_channel(room),
+        };
+        is_wanted.then(|| channels.room(&self.namespace, room))
+    }
+
+    /// Whether what is published on the channel arrives through the pattern of private rooms.
+    pub(super) fn is_covered(&self, channels: &Channels, channel: &str) -> bool {
+        let room = channels.room_of(channel, &self.namespace).flatten();
+        room.is_some_and(|room| self.matches_pattern(room))
+    }
+
+    /// Whether the room's name is one that the pattern stands for. Redis counts bytes, too.
+    fn matches_pattern(&self, room: &str) -> bool {
+        match &self.private_rooms {
+            Private::Pattern { tag, .. } => room.len() == SocketId::LEN && room.starts_with(&**tag),
+            Private::Elsewhere | Private::Channels => false,
+        }
+    }
+
+    /// What the namespace's listener has to report.
+    pub(super) fn tracking(&self, dialect: Dialect) -> Tracking {
+        match (dialect, &self.private_rooms) {
+            (Dialect::Sharded(Mode::Static), _) => Tracking::Nothing,
+            (_, Private::Channels) => Tracking::RoomsAndSockets,
+            _ => Tracking::Rooms,
+        }
+    }
+
+    /// Brings the subscriptions up to date with the listener's changes, and gives up the rooms that
+    /// have been without members for long enough.
+    pub(super) fn sweep(&self, channels: &Channels, now: Instant, links: &impl Subscriptions) {
+        let Some(listener) = self.listener.upgrade() else {
+            return;
+        };
+        let mut interest = self.interest.lock();
+        self.take_changes(&*listener, channels, now, &mut interest, links);
+        let mut given_up = Vec::new();
+        while let Some(room) = interest.next_due(now) {
+            if !listener.has_room(&room) {
+                given_up.extend(self.channel_of(channels, &room));
+            }
+        }
+        if !given_up.is_empty() {
+            links.unsubscribe_rooms(given_up);
+        }
+    }
+
+    /// Takes the changes that the listener has recorded.
+    pub(super) fn update(&self, channels: &Channels, now: Instant, links: &impl Subscriptions) {
+        if let Some(listener) = self.listener.upgrade() {
+            let mut interest = self.interest.lock();
+            self.take_changes(&*listener, channels, now, &mut interest, links);
+        }
+    }
+
+    fn take_changes(
+        &self,
+        listener: &dyn Listener,
+        channels: &Channels,
+        now: Instant,
+        interest: &mut Interest,
+        links: &impl Subscriptions,
+    ) {
+        let mut wanted = Vec::new();
+        listener.take_changes(&mut |room, has_members| {
+            if has_members {
+                wanted.extend(self.channel_of(channels, room));
+            } else {
+                interest.vacated(room, now);
+            }
+        });
+        // A room that was given up and is wanted again in the same turn stays subscribed: the later
+        // of both calls counts.
+        if !wanted.is_empty() {
+            links.subscribe_rooms(wanted);
+        }
+    }
+}
+
+/// The subscriber links, as far as rooms are concerned. Must not block.
+pub(super) trait Subscriptions {
+    fn subscribe_rooms(&self, channels: Vec<String>);
+    fn unsubscribe_rooms(&self, channels: Vec<String>);
+}

@@ -1,0 +1,132 @@
+//! Answering what other nodes and emitters ask.
+//!
+//! Roomcast's own get one answer with everything in it. Node's servers count answers: they get
+//! exactly one, empty or not, or for a broadcast with acknowledgement the number of sockets first
+//! and then each acknowledgement.
+
+use std::{
+    future::Future,
+    sync::{Arc, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use roomcast_emitter::{
+    args::Args,
+    id::SocketId,
+    question::{Answer, Question},
+    wire::{Asker, Reply},
+};
+
+use super::{Shared, namespaces::Attached};
+use crate::bus::{Listener, Progress};
+
+/// The most questions and answers that are in work at a time; whoever asks more has to do with
+/// silence.
+const MAX_ANSWERING: usize = 10_000;
+
+/// Answers on the link's task if it can be done at once, else on a task of its own.
+pub(super) fn respond(
+    shared: &Arc<Shared>,
+    attached: &Arc<Attached>,
+    listener: Arc<dyn Listener>,
+    asker: Asker,
+    id: &str,
+    question: Question,
+) {
+    shared.metrics.answered(&question);
+    let address = Arc::new(Address {
+        shared: Arc::downgrade(shared),
+        attached: Arc::clone(attached),
+        asker,
+        id: id.into(),
+    });
+    if let Question::Reached(_) = question {
+        let sockets = attached.reached.lock().take(id);
+        address.send(&Reply::Answer(Answer::Reached(sockets)));
+        return;
+    }
+    // What acts on sockets has its place in the order of messages; what describes them has none,
+    // and may take long.
+    let acts = !matches!(
+        question,
+        Question::Sockets(_) | Question::SocketIds(_) | Question::Rooms
+    );
+    let counts_acks = matches!(question, Question::Acks { .. }) && address.asker.node.is_none();
+    let progress = counts_acks.then(|| Arc::clone(&address) as Arc<dyn Progress>);
+    let mut answering = listener.answer(question, progress);
+    if acts {
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Ready(answer) = answering.as_mut().poll(&mut context) {
+            address.finish(answer);
+            return;
+        }
+    }
+    shared.later(async move {
+        let answer = answering.await;
+        address.finish(answer);
+    });
+}
+
+impl Shared {
+    /// Has it done on a task of its own, which a shutdown waits for.
+    fn later<T>(&self, work: impl Future<Output = T> + Send + 'static) {
+        let mut tasks = self.answering.lock();
+        while tasks.try_join_next().is_some() {}
+        if tasks.len() >= MAX_ANSWERING {
+            self.metrics.dropped.unexpected.inc();
+            return;
+        }
+        tasks.spawn(async move {
+            work.await;
+        });
+    }
+}
+
+/// Where an answer goes.
+struct Address {
+    shared: Weak<Shared>,
+    attached: Arc<Attached>,
+    asker: Asker,
+    id: Box<str>,
+}
+
+impl Address {
+    /// The question is answered.
+    fn finish(&self, answer: Answer) {
+        self.send(&Reply::Answer(answer));
+    }
+
+    fn send(&self, reply: &Reply) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        let response = shared.wire.response(
+            &self.attached.namespace,
+            &self.asker,
+            &self.id,
+            &shared.node,
+            reply,
+        );
+        match response {
+            // It is on its way at once, behind what was said before; what becomes of it is the
+            // asker's to notice.
+            Ok(Some(publication)) => shared.later(shared.send(publication)),
+            // The asker does not expect to be told, or has been told on the way.
+            Ok(None) => {}
+            Err(error) => {
+                shared.metrics.published.invalid.inc();
+                tracing::warn!(namespace = &*self.attached.namespace, %error, "an answer was not sent");
+            }
+        }
+    }
+}
+
+impl Progress for Address {
+    fn asked(&self, sockets: usize) {
+        self.send(&Reply::Asked(sockets));
+    }
+
+    fn acknowledged(&self, _: &SocketId, args: &Args) {
+        self.send(&Reply::Acknowledged(args.clone()));
+    }
+}
