@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 
 mod targets;
+mod wire;
 
 #[expect(
     dead_code,

@@ -18,6 +18,7 @@ use crate::socket_io::decode::{Decoder, Limits as PacketLimits};
 use crate::socket_io::packet::{Packet as SocketPacket, PacketKind};
 use crate::socket_io::{encode, msgpack};
 use crate::transport::websocket::{Event, Limits, Reader, Refusal};
+use crate::wire;
 
 pub(crate) type Target = fn(&[u8]);
 
@@ -32,6 +33,10 @@ const TARGETS: &[(&str, Target)] = &[
     ("websocket", websocket),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
+    ("wire_classic", wire::classic),
+    ("wire_request", wire::request),
+    ("wire_sharded", wire::sharded),
+    ("wire_channel", wire::channel),
 ];
 
 const PACKET_LIMITS: PacketLimits = PacketLimits {
