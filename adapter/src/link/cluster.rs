@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use roomcast_emitter::{
     backoff::Backoff,
@@ -94,6 +94,7 @@ impl ClusterLinks {
             config,
             sink,
             shared: Arc::clone(&shared),
+            moving: HashSet::new(),
             gap_from: None,
         };
         let task = Mutex::new(Some(tokio::spawn(router.run())));
@@ -389,7 +390,9 @@ struct Router<S> {
     config: SubscribersConfig,
     sink: S,
     shared: Arc<Shared>,
-    /// Since when messages on names that move may be lost.
+    /// Names that have moved and are not confirmed where they are now.
+    moving: HashSet<Arc<str>>,
+    /// Since when messages on such names may be lost.
     gap_from: Option<SystemTime>,
 }
 
@@ -420,24 +423,34 @@ impl<S: Sink + Clone + Sync> Router<S> {
                 return false;
             }
         };
-        let (names, is_routed) = self.follow(map);
-        if names.is_empty() {
+        let is_routed = self.follow(map);
+        if self.moving.is_empty() {
             return is_routed;
         }
-        let confirming = self.shared.confirmed(&names, MOVE_TIMEOUT);
-        let is_confirmed = matches!(time::timeout(MOVE_TIMEOUT, confirming).await, Ok(Ok(())));
-        if is_confirmed && let Some(from) = self.gap_from.take() {
-            let to = SystemTime::now().max(from);
-            self.sink.event(LinkEvent::Gap { from, to });
+        let shared = Arc::clone(&self.shared);
+        let names: Vec<_> = self.moving.iter().cloned().collect();
+        let is_confirmed = tokio::select! {
+            confirmed = time::timeout(MOVE_TIMEOUT, shared.confirmed(&names, MOVE_TIMEOUT)) => {
+                matches!(confirmed, Ok(Ok(())))
+            }
+            // A server does not serve them either, or not yet.
+            () = shared.stale.notified() => false,
+        };
+        if is_confirmed {
+            self.moving = HashSet::new();
+            if let Some(from) = self.gap_from.take() {
+                let to = SystemTime::now().max(from);
+                self.sink.event(LinkEvent::Gap { from, to });
+            }
         }
         is_confirmed
     }
 
-    /// Answers which names are to be confirmed anew, and whether all have a place.
-    fn follow(&mut self, map: ClusterMap) -> (Vec<Arc<str>>, bool) {
+    /// Moves names to where they belong now; answers whether all have a place.
+    fn follow(&mut self, map: ClusterMap) -> bool {
         let mut routes = self.shared.routes.lock();
         if routes.is_closed {
-            return (Vec::new(), true);
+            return true;
         }
         // The proofs of before the move: later ones say nothing about what has moved.
         let proofs = routes
@@ -459,8 +472,9 @@ impl<S: Sink + Clone + Sync> Router<S> {
                 .unwrap_or(SystemTime::UNIX_EPOCH);
             self.gap_from = Some(self.gap_from.map_or(from, |before| before.min(from)));
         }
+        self.moving.extend(names);
         drop(closing);
-        (names, is_routed)
+        is_routed
     }
 
     fn start(&self, address: &Address, probe_slot: u16) -> Link {

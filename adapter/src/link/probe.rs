@@ -22,8 +22,18 @@ pub(super) struct Probes {
     interval: Duration,
     timeout: Duration,
     next_number: u64,
-    next_at: Instant,
+    phase: Phase,
     outstanding: VecDeque<Sent>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The probe's channel is not confirmed, and should be by then.
+    Starting(Instant),
+    /// The next probe is due then.
+    Running(Instant),
+    /// Redis does not let the link watch itself.
+    Blind,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +54,7 @@ pub(super) struct Returned {
 }
 
 impl Probes {
-    /// Probes with numbers from `first_number` on, the first of them due at once.
+    /// Probes with numbers from `first_number` on, as soon as their channel is confirmed.
     pub(super) fn new(
         interval: Duration,
         timeout: Duration,
@@ -55,24 +65,38 @@ impl Probes {
             interval,
             timeout,
             next_number: first_number,
-            next_at: now,
+            phase: Phase::Starting(now + timeout),
             outstanding: VecDeque::new(),
         }
     }
 
+    /// The channel is confirmed: the first probe is due at once.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.phase = Phase::Running(now);
+    }
+
+    /// The channel is refused: there are no probes.
+    pub(super) fn give_up(&mut self) {
+        self.phase = Phase::Blind;
+        self.outstanding.clear();
+    }
+
     /// Sends the next probe if it is time. `send` says whether it is on its way.
     pub(super) fn send_due(&mut self, now: Instant, send: impl FnOnce(u64) -> bool) {
-        if now < self.next_at {
+        let Phase::Running(next_at) = self.phase else {
+            return;
+        };
+        if now < next_at {
             return;
         }
         let number = self.next_number;
         self.next_number += 1;
         let wall = SystemTime::now();
         if !send(number) {
-            self.next_at = now + RETRY.min(self.interval);
+            self.phase = Phase::Running(now + RETRY.min(self.interval));
             return;
         }
-        self.next_at = now + self.interval;
+        self.phase = Phase::Running(now + self.interval);
         if self.outstanding.len() < MAX_OUTSTANDING {
             let deadline = now + self.timeout;
             self.outstanding.push_back(Sent {
@@ -97,19 +121,23 @@ impl Probes {
         })
     }
 
-    /// Whether the oldest probe should have come back. To be asked when there is nothing to read.
+    /// Whether the oldest probe, or the confirmation of their channel, should have come. To be asked
+    /// when there is nothing to read.
     ///
     /// Who looks much too late has not run meanwhile (a stopped process, a starved runtime), and
     /// what it has not sent or read in that time proves nothing: it waits anew.
     pub(super) fn is_late(&mut self, now: Instant) -> bool {
-        let Some(oldest) = self.outstanding.front() else {
+        let Some(deadline) = self.deadline() else {
             return false;
         };
-        if now < oldest.deadline {
+        if now < deadline {
             return false;
         }
-        if now.duration_since(oldest.deadline) <= self.interval {
+        if now.duration_since(deadline) <= self.interval {
             return true;
+        }
+        if let Phase::Starting(deadline) = &mut self.phase {
+            *deadline = now + self.timeout;
         }
         for sent in &mut self.outstanding {
             sent.deadline = now + self.timeout;
@@ -119,15 +147,25 @@ impl Probes {
 
     /// Whether the oldest probe should have come back, whatever the reason.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        self.outstanding
-            .front()
-            .is_some_and(|oldest| now >= oldest.deadline)
+        self.deadline().is_some_and(|deadline| now >= deadline)
     }
 
-    /// When there is something to do or to judge.
-    pub(super) fn next_event(&self) -> Instant {
-        let deadline = self.outstanding.front().map(|oldest| oldest.deadline);
-        deadline.map_or(self.next_at, |deadline| deadline.min(self.next_at))
+    /// When there is something to do or to judge; nothing if never.
+    pub(super) fn next_event(&self) -> Option<Instant> {
+        let next_at = match self.phase {
+            Phase::Running(next_at) => Some(next_at),
+            Phase::Starting(_) | Phase::Blind => None,
+        };
+        self.deadline().into_iter().chain(next_at).min()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Starting(deadline) => Some(deadline),
+            Phase::Running(_) | Phase::Blind => {
+                self.outstanding.front().map(|oldest| oldest.deadline)
+            }
+        }
     }
 
     /// The number of the next probe.
@@ -145,7 +183,9 @@ mod tests {
 
     fn probes() -> (Probes, Instant) {
         let now = Instant::now();
-        (Probes::new(INTERVAL, TIMEOUT, 7, now), now)
+        let mut probes = Probes::new(INTERVAL, TIMEOUT, 7, now);
+        probes.begin(now);
+        (probes, now)
     }
 
     fn sent(probes: &mut Probes, now: Instant) -> Option<u64> {
@@ -162,7 +202,7 @@ mod tests {
         let (mut probes, start) = probes();
         assert_eq!(sent(&mut probes, start), Some(7));
         assert_eq!(sent(&mut probes, start + INTERVAL / 2), None);
-        assert_eq!(probes.next_event(), start + INTERVAL);
+        assert_eq!(probes.next_event(), Some(start + INTERVAL));
         assert_eq!(sent(&mut probes, start + INTERVAL), Some(8));
     }
 
@@ -201,7 +241,31 @@ mod tests {
         let (mut probes, start) = probes();
         probes.send_due(start, |_| false);
         assert!(!probes.is_late(start + TIMEOUT));
-        assert_eq!(probes.next_event(), start + RETRY);
+        assert_eq!(probes.next_event(), Some(start + RETRY));
         assert_eq!(sent(&mut probes, start + RETRY), Some(8));
+    }
+
+    #[test]
+    fn a_server_that_does_not_confirm_the_channel_is_late_too() {
+        let start = Instant::now();
+        let mut probes = Probes::new(INTERVAL, TIMEOUT, 0, start);
+        assert_eq!(sent(&mut probes, start), None);
+        assert_eq!(probes.next_event(), Some(start + TIMEOUT));
+        assert!(!probes.is_late(start + TIMEOUT * 2));
+        assert!(probes.is_late(start + TIMEOUT * 3));
+        probes.begin(start + TIMEOUT * 3);
+        assert!(!probes.is_late(start + TIMEOUT * 3));
+    }
+
+    #[test]
+    fn a_link_that_may_not_watch_itself_is_never_late() {
+        let (mut probes, start) = probes();
+        sent(&mut probes, start);
+        probes.give_up();
+        assert_eq!(
+            (probes.next_event(), sent(&mut probes, start + INTERVAL)),
+            (None, None)
+        );
+        assert!(!probes.is_late(start + TIMEOUT));
     }
 }

@@ -33,8 +33,7 @@ const TURN: usize = 256;
 pub(super) struct Session<'a, S> {
     link: &'a mut Task<S>,
     began: Instant,
-    /// None until Redis has confirmed the probe's channel.
-    probes: Option<Probes>,
+    probes: Probes,
     /// Since when everything is subscribed and a probe has come back.
     up_since: Option<SystemTime>,
     /// Everything is subscribed that was wanted when the connection was made.
@@ -49,10 +48,13 @@ impl<'a, S: Sink> Session<'a, S> {
         let subscribing = subscriptions.counts().desired;
         drop(subscriptions);
         link.shared.set_down(DownReason::Subscribing);
+        let began = Instant::now();
+        let (interval, timeout) = (link.config.probe_interval, link.config.probe_timeout);
+        let probes = Probes::new(interval, timeout, link.next_probe, began);
         Self {
             link,
-            began: Instant::now(),
-            probes: None,
+            began,
+            probes,
             up_since: None,
             is_complete: false,
             subscribing,
@@ -82,10 +84,11 @@ impl<'a, S: Sink> Session<'a, S> {
             if is_more {
                 continue;
             }
-            if let Some(probes) = &self.probes
-                && timer.deadline() != probes.next_event()
+            let next_event = self.probes.next_event();
+            if let Some(next_event) = next_event
+                && timer.deadline() != next_event
             {
-                timer.as_mut().reset(probes.next_event());
+                timer.as_mut().reset(next_event);
             }
             // Reading comes first: what has arrived is read before a probe is called late.
             tokio::select! {
@@ -96,8 +99,8 @@ impl<'a, S: Sink> Session<'a, S> {
                     Err(error) => return DownReason::Broken(error.to_string().into()),
                 },
                 () = shared.changed.notified() => {}
-                () = timer.as_mut(), if self.probes.is_some() => {
-                    let is_late = self.is_late();
+                () = timer.as_mut(), if next_event.is_some() => {
+                    let is_late = self.probes.is_late(Instant::now());
                     if is_late && is_suspect {
                         return DownReason::ProbeLate { after: self.link.config.probe_timeout };
                     }
@@ -164,7 +167,7 @@ impl<'a, S: Sink> Session<'a, S> {
         let outcome = subscriptions.confirm(kind, subscribes, name)?;
         drop(subscriptions);
         if subscribes && self.is_probe(name) {
-            self.begin_probes();
+            self.probes.begin(Instant::now());
         }
         self.noted(outcome, "");
         Ok(())
@@ -180,9 +183,9 @@ impl<'a, S: Sink> Session<'a, S> {
             Outcome::Moved => (self.link.moved)(),
             Outcome::Refused(key) => {
                 if key.name == self.link.config.probe_channel {
-                    self.link
-                        .shared
-                        .set_down(DownReason::ProbeRefused(error.into()));
+                    self.probes.give_up();
+                    let reason = DownReason::ProbeRefused(error.into());
+                    self.link.shared.set_down(reason);
                 }
                 self.link.sink.event(LinkEvent::Refused {
                     name: key.name,
@@ -221,42 +224,24 @@ impl<'a, S: Sink> Session<'a, S> {
         }
     }
 
-    fn begin_probes(&mut self) {
-        let config = &self.link.config;
-        let (interval, timeout) = (config.probe_interval, config.probe_timeout);
-        let probes = Probes::new(interval, timeout, self.link.next_probe, Instant::now());
-        self.probes = Some(probes);
-    }
-
     fn send_probe(&mut self) {
-        let Some(probes) = &mut self.probes else {
-            return;
-        };
         let now = Instant::now();
-        probes.send_due(now, |number| (self.link.config.send_probe)(number));
-        self.link.next_probe = probes.next_number();
+        self.probes
+            .send_due(now, |number| (self.link.config.send_probe)(number));
+        self.link.next_probe = self.probes.next_number();
         // Still reading what waits; whether anything is lost is not known yet.
-        if self.up_since.is_some() && probes.is_overdue(now) {
+        if self.up_since.is_some() && self.probes.is_overdue(now) {
             self.up_since = None;
             let after = self.link.config.probe_timeout;
             self.link.shared.set_down(DownReason::ProbeLate { after });
         }
     }
 
-    fn is_late(&mut self) -> bool {
-        self.probes
-            .as_mut()
-            .is_some_and(|probes| probes.is_late(Instant::now()))
-    }
-
     fn probe_returned(&mut self, payload: &[u8]) {
         let number = std::str::from_utf8(payload)
             .ok()
             .and_then(|text| text.parse().ok());
-        let Some(probes) = &mut self.probes else {
-            return;
-        };
-        let Some(returned) = number.and_then(|number| probes.returned(number, Instant::now()))
+        let Some(returned) = number.and_then(|number| self.probes.returned(number, Instant::now()))
         else {
             return;
         };

@@ -1,0 +1,128 @@
+//! What arrives.
+
+use std::{sync::Arc, time::Duration};
+
+use roomcast_adapter::link::{ConfirmError, DownReason, LinkState, Priority, SubscriptionKind};
+
+use crate::{
+    recorder::{Link, Record, messages},
+    server::{DEADLINE, Server, wait_until},
+};
+
+#[test]
+fn messages_arrive_in_the_order_in_which_they_were_published() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a", "b"]);
+    let pattern: Arc<str> = Arc::from("p?");
+    let kind = SubscriptionKind::Pattern;
+    link.subscriber
+        .subscribe(kind, Priority::Pattern, [Arc::clone(&pattern)]);
+    let confirmed = link.subscriber.confirmed(kind, vec![pattern], DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+
+    let mut client = server.client();
+    let channels = ["a", "p1", "b", "p2", "a"];
+    for number in 0..5_000 {
+        let channel = channels[number % channels.len()];
+        assert_eq!(client.publish(channel, &number.to_string()), 1);
+    }
+    assert_eq!(client.publish("c", "nobody wants it"), 0);
+    link.recorder.wait_for_message("a", "4999");
+    let records = link.recorder.records();
+    let numbers = records.iter().filter_map(|record| match record {
+        Record::Message { payload, .. } => Some(String::from_utf8_lossy(payload).into_owned()),
+        Record::Event(_) => None,
+    });
+    let expected: Vec<_> = (0..5_000).map(|number| number.to_string()).collect();
+    assert_eq!(numbers.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn long_messages_arrive_whole_among_short_ones() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    let mut client = server.client();
+    let long: Vec<_> = [1 << 16, 3 << 20, 65_500, 1]
+        .map(|length| "x\r\n".repeat(length))
+        .into();
+    for payload in &long {
+        client.publish("a", "short");
+        client.publish("a", payload);
+    }
+    client.publish("a", "end");
+    link.recorder.wait_for_message("a", "end");
+    let records = link.recorder.records();
+    let lengths: Vec<_> = messages(&records, "a").map(<[u8]>::len).collect();
+    let expected: Vec<_> = long
+        .iter()
+        .flat_map(|payload| [5, payload.len()])
+        .chain([3])
+        .collect();
+    assert_eq!(lengths, expected);
+}
+
+#[test]
+fn a_message_that_is_too_long_ends_the_connection_and_is_a_gap() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |config| {
+        config.max_message = 1000
+    });
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    server.client().publish("a", &"x".repeat(1001));
+    assert!(matches!(
+        link.recorder.wait_for_down(),
+        DownReason::Unintelligible(_)
+    ));
+    link.recorder.wait_for_gap();
+    server.client().publish("a", &"x".repeat(1000));
+    link.recorder.wait_for_message("a", &"x".repeat(1000));
+}
+
+#[test]
+fn probes_are_seen_by_nobody_and_tell_the_round_trip() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    let state = link.subscriber.state();
+    let LinkState::Up {
+        last_probe_round_trip,
+        ..
+    } = state.borrow().clone()
+    else {
+        panic!("the link is healthy")
+    };
+    assert!(last_probe_round_trip < Duration::from_secs(5));
+    server.client().publish("a", "end");
+    link.recorder.wait_for_message("a", "end");
+    let records = link.recorder.records();
+    let messages = records
+        .iter()
+        .filter(|record| matches!(record, Record::Message { .. }));
+    assert_eq!(messages.count(), 1);
+}
+
+#[test]
+fn a_closed_link_leaves_nothing_behind() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    server.hang();
+    link.subscribe(["b"]);
+    let kind = SubscriptionKind::Channel;
+    let waiting = link.subscriber.confirmed(kind, vec!["b".into()], DEADLINE);
+    link.runtime.block_on(link.subscriber.close());
+    assert_eq!(link.runtime.block_on(waiting), Err(ConfirmError::Closed));
+    let later = link.subscriber.confirmed(kind, vec!["a".into()], DEADLINE);
+    assert_eq!(link.runtime.block_on(later), Err(ConfirmError::Closed));
+    let stopped = LinkState::Down {
+        reason: DownReason::Stopped,
+    };
+    assert_eq!(*link.subscriber.state().borrow(), stopped);
+    server.resume();
+    let mut client = server.client();
+    wait_until("nobody is subscribed", || client.subscribers("a") == 0);
+}

@@ -1,0 +1,248 @@
+//! How connections are lost and come back, and which messages are lost with them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use roomcast_adapter::link::{DownReason, LinkEvent, SubscriberConfig};
+
+use crate::{
+    proxy::{Mode, Proxy},
+    recorder::{Link, events, gaps, messages, runtime},
+    server::{Server, wait_until},
+};
+
+fn quick(config: &mut SubscriberConfig) {
+    config.probe_timeout = Duration::from_millis(400);
+}
+
+#[test]
+fn the_gap_encloses_what_was_lost() {
+    let server = Server::start(&[]);
+    let side = runtime();
+    let proxy = Proxy::start(&side, server.port);
+    let link = Link::start(&proxy.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    let mut client = server.client();
+    let mut published = Vec::new();
+    let mut publish = |count| {
+        for _ in 0..count {
+            let before = SystemTime::now();
+            client.publish("a", &published.len().to_string());
+            published.push((before, SystemTime::now()));
+        }
+    };
+    publish(50);
+    proxy.set(Mode::Refusing);
+    link.wait_until_down();
+    publish(50);
+    proxy.set(Mode::Forwarding);
+    let (from, to) = link.recorder.wait_for_gap();
+    publish(50);
+    let last = published.len() - 1;
+    link.recorder.wait_for_message("a", &last.to_string());
+
+    let records = link.recorder.records();
+    let number = |payload: &[u8]| String::from_utf8_lossy(payload).parse::<usize>().unwrap();
+    let arrived: Vec<_> = messages(&records, "a").map(number).collect();
+    assert!(arrived.is_sorted());
+    let lost: Vec<_> = (0..=last)
+        .filter(|number| !arrived.contains(number))
+        .collect();
+    assert!(lost.len() >= 50, "{} were lost", lost.len());
+    for number in lost {
+        let (before, after) = published[number];
+        assert!(
+            from <= after && before <= to,
+            "{number} was published outside of the gap"
+        );
+    }
+    assert_eq!(gaps(&records).count(), 1);
+}
+
+#[test]
+fn the_first_connection_is_no_gap() {
+    let mut server = Server::start(&[]);
+    server.kill();
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe(["a"]);
+    assert!(matches!(
+        link.wait_until_down(),
+        DownReason::Starting | DownReason::Unreachable(_)
+    ));
+    server.restart();
+    link.wait_until_healthy();
+    server.client().publish("a", "1");
+    link.recorder.wait_for_message("a", "1");
+    assert_eq!(gaps(&link.recorder.records()).count(), 0);
+}
+
+#[test]
+fn a_server_that_died_and_came_back_empty_is_subscribed_again() {
+    let mut server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a", "b"]);
+    link.wait_until_healthy();
+    server.kill();
+    link.recorder.wait_for_down();
+    link.subscribe(["c"]);
+    server.restart();
+    let (resubscribed, _) = link.recorder.wait_for_up(2);
+    assert_eq!(resubscribed, 4, "the probe's channel is one of them");
+    let mut client = server.client();
+    for channel in ["a", "b", "c"] {
+        assert_eq!(client.publish(channel, "again"), 1);
+        link.recorder.wait_for_message(channel, "again");
+    }
+    link.wait_until_healthy();
+    assert_eq!(gaps(&link.recorder.records()).count(), 1);
+}
+
+#[test]
+fn a_server_that_hangs_is_given_up_and_found_again() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, quick);
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    let mut client = server.client();
+    client.command(&["CLIENT", "PAUSE", "1500", "ALL"]);
+    let reason = link.recorder.wait_for_down();
+    assert_eq!(
+        reason,
+        DownReason::ProbeLate {
+            after: Duration::from_millis(400)
+        }
+    );
+    link.recorder.wait_for_gap();
+    link.wait_until_healthy();
+    client.publish("a", "1");
+    link.recorder.wait_for_message("a", "1");
+}
+
+#[test]
+fn a_half_open_connection_is_noticed() {
+    let server = Server::start(&[]);
+    let side = runtime();
+    let proxy = Proxy::start(&side, server.port);
+    let link = Link::start(&proxy.url(), server.port, quick);
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    proxy.set(Mode::Dead);
+    let mut client = server.client();
+    assert_eq!(client.publish("a", "lost"), 1, "Redis knows nothing of it");
+    let reason = link.recorder.wait_for_down();
+    assert_eq!(
+        reason,
+        DownReason::ProbeLate {
+            after: Duration::from_millis(400)
+        }
+    );
+    proxy.set(Mode::Forwarding);
+    link.recorder.wait_for_gap();
+    client.publish("a", "2");
+    link.recorder.wait_for_message("a", "2");
+    assert!(!messages(&link.recorder.records(), "a").any(|payload| payload == b"lost"));
+}
+
+#[test]
+fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
+    let server = Server::start(&[]);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let link = Link::start(&server.url(), server.port, |config| {
+        config.probe_interval = Duration::from_millis(5);
+        config.probe_timeout = Duration::from_millis(20);
+        config.send_probe = Arc::new(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            false
+        });
+    });
+    link.subscribe_confirmed(&["a"]);
+    wait_until("probes are asked for", || {
+        asked.load(Ordering::Relaxed) > 50
+    });
+    assert_eq!(link.subscriber.connections(), 1);
+    assert_eq!(
+        link.wait_until_down(),
+        DownReason::Subscribing,
+        "nothing has been proved"
+    );
+    server.client().publish("a", "1");
+    link.recorder.wait_for_message("a", "1");
+}
+
+#[test]
+fn who_was_stopped_reads_what_waits_before_it_judges() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, quick);
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    link.recorder.block("a");
+    let mut client = server.client();
+    client.publish("a", "1");
+    link.recorder.wait_until_blocked();
+    let stopped = Instant::now();
+    wait_until("many timeouts pass", || {
+        stopped.elapsed() > Duration::from_secs(3)
+    });
+    client.publish("a", "2");
+    link.recorder.unblock();
+    link.recorder.wait_for_message("a", "2");
+    link.wait_until_healthy();
+    client.publish("a", "3");
+    link.recorder.wait_for_message("a", "3");
+    assert_eq!(link.subscriber.connections(), 1);
+    assert_eq!(gaps(&link.recorder.records()).count(), 0);
+}
+
+#[test]
+fn who_reads_too_slowly_is_cut_by_redis_and_comes_back() {
+    let server = Server::start(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    link.recorder.block("a");
+    let mut client = server.client();
+    let payload = "x".repeat(100_000);
+    wait_until("Redis cuts", || client.publish("a", &payload) == 0);
+    link.recorder.unblock();
+    let reason = link.recorder.wait_for_down();
+    assert!(
+        matches!(reason, DownReason::Closed | DownReason::Broken(_)),
+        "{reason:?}"
+    );
+    link.recorder.wait_for_gap();
+    client.publish("a", "end");
+    link.recorder.wait_for_message("a", "end");
+}
+
+#[test]
+fn every_lost_connection_is_told_once() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    link.recorder.wait_for_up(1);
+    let mut client = server.client();
+    for n in 2..6 {
+        assert_eq!(client.kill_subscribers(), 1);
+        link.recorder.wait_for_up(n);
+    }
+    server.client().publish("a", "end");
+    link.recorder.wait_for_message("a", "end");
+    let records = link.recorder.records();
+    let names: Vec<_> = events(&records)
+        .map(|event| match event {
+            LinkEvent::Up { .. } => "up",
+            LinkEvent::Down { .. } => "down",
+            LinkEvent::Gap { .. } => "gap",
+            LinkEvent::Refused { .. } => "refused",
+        })
+        .collect();
+    let expected = [&["up"][..], &["down", "up", "gap"].repeat(4)].concat();
+    assert_eq!(names, expected);
+}

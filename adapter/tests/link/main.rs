@@ -1,0 +1,12 @@
+//! The subscriber link with real Redis servers: what it delivers, what it subscribes, how it loses
+//! its connection and comes back.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod delivery;
+mod losses;
+mod proxy;
+mod recorder;
+mod server;
+mod sharded;
+mod subscribing;

@@ -1,0 +1,245 @@
+//! A sink that keeps what it gets, and a link that feeds it.
+
+use std::{
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use roomcast_adapter::link::{
+    DownReason, LinkEvent, LinkState, Priority, Sink, Subscriber, SubscriberConfig,
+    SubscriptionKind,
+};
+use roomcast_emitter::endpoint::Endpoint;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::server::{DEADLINE, Prober, wait_until};
+
+pub(crate) const PROBE: &str = "probe#1#";
+
+/// What a link has said, in order.
+#[derive(Debug, Clone)]
+pub(crate) enum Record {
+    Message { channel: String, payload: Vec<u8> },
+    Event(LinkEvent),
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Recorder(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    records: Vec<Record>,
+    /// Messages on this channel are not taken.
+    blocked: Option<String>,
+    /// A message waits to be taken.
+    is_blocking: bool,
+}
+
+impl Recorder {
+    /// Waits until the records have what is looked for.
+    #[track_caller]
+    pub(crate) fn wait<T>(&self, what: &str, find: impl Fn(&[Record]) -> Option<T>) -> T {
+        let mut state = self.0.state.lock().unwrap();
+        loop {
+            if let Some(found) = find(&state.records) {
+                return found;
+            }
+            let (next, timeout) = self.0.changed.wait_timeout(state, DEADLINE).unwrap();
+            state = next;
+            assert!(
+                !timeout.timed_out(),
+                "{what}: {} records",
+                state.records.len()
+            );
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_message(&self, channel: &str, payload: &str) {
+        self.wait(payload, |records| {
+            messages(records, channel)
+                .any(|found| found == payload.as_bytes())
+                .then_some(())
+        });
+    }
+
+    /// Waits for the n-th time that everything was subscribed.
+    #[track_caller]
+    pub(crate) fn wait_for_up(&self, n: usize) -> (usize, Duration) {
+        self.wait("Up", |records| {
+            let mut ups = events(records).filter_map(|event| match event {
+                LinkEvent::Up { resubscribed, took } => Some((*resubscribed, *took)),
+                _ => None,
+            });
+            ups.nth(n - 1)
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_gap(&self) -> (SystemTime, SystemTime) {
+        self.wait("Gap", |records| gaps(records).next())
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_down(&self) -> DownReason {
+        self.wait("Down", |records| {
+            events(records).find_map(|event| match event {
+                LinkEvent::Down { reason } => Some(reason.clone()),
+                _ => None,
+            })
+        })
+    }
+
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.0.state.lock().unwrap().records.clone()
+    }
+
+    /// From now on the sink blocks at the first message on the channel.
+    pub(crate) fn block(&self, channel: &str) {
+        self.0.state.lock().unwrap().blocked = Some(channel.to_owned());
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_blocked(&self) {
+        wait_until("a message comes to a blocked sink", || {
+            self.0.state.lock().unwrap().is_blocking
+        });
+    }
+
+    pub(crate) fn unblock(&self) {
+        self.0.state.lock().unwrap().blocked = None;
+        self.0.changed.notify_all();
+    }
+
+    fn add(&self, record: Record) {
+        self.0.state.lock().unwrap().records.push(record);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Sink for Recorder {
+    fn message(&mut self, channel: &[u8], payload: &[u8]) {
+        let channel = String::from_utf8(channel.to_vec()).unwrap();
+        let mut state = self.0.state.lock().unwrap();
+        while state.blocked.as_ref() == Some(&channel) {
+            state.is_blocking = true;
+            state = self.0.changed.wait(state).unwrap();
+        }
+        state.is_blocking = false;
+        drop(state);
+        self.add(Record::Message {
+            channel,
+            payload: payload.to_vec(),
+        });
+    }
+
+    fn event(&mut self, event: LinkEvent) {
+        self.add(Record::Event(event));
+    }
+}
+
+pub(crate) fn messages<'a>(
+    records: &'a [Record],
+    wanted: &'a str,
+) -> impl Iterator<Item = &'a [u8]> {
+    records.iter().filter_map(move |record| match record {
+        Record::Message { channel, payload } if channel == wanted => Some(&payload[..]),
+        _ => None,
+    })
+}
+
+pub(crate) fn events(records: &[Record]) -> impl Iterator<Item = &LinkEvent> {
+    records.iter().filter_map(|record| match record {
+        Record::Event(event) => Some(event),
+        Record::Message { .. } => None,
+    })
+}
+
+pub(crate) fn gaps(records: &[Record]) -> impl Iterator<Item = (SystemTime, SystemTime)> {
+    events(records).filter_map(|event| match event {
+        LinkEvent::Gap { from, to } => Some((*from, *to)),
+        _ => None,
+    })
+}
+
+/// A link under test.
+pub(crate) struct Link {
+    pub(crate) recorder: Recorder,
+    pub(crate) subscriber: Subscriber,
+    pub(crate) runtime: Runtime,
+}
+
+impl Link {
+    /// A link to `url` whose probes go straight to the server at `port`.
+    pub(crate) fn start(url: &str, port: u16, change: impl FnOnce(&mut SubscriberConfig)) -> Self {
+        let prober = Prober::new(port, "PUBLISH");
+        let send_probe = Arc::new(move |number| prober.send(PROBE, number));
+        let mut config = SubscriberConfig::new(PROBE.into(), send_probe);
+        config.probe_interval = Duration::from_millis(50);
+        change(&mut config);
+        let runtime = runtime();
+        let recorder = Recorder::default();
+        let guard = runtime.enter();
+        let endpoint = Endpoint::new(url.parse().unwrap());
+        let subscriber = Subscriber::start(endpoint, config, recorder.clone());
+        drop(guard);
+        Self {
+            recorder,
+            subscriber,
+            runtime,
+        }
+    }
+
+    pub(crate) fn subscribe(&self, names: impl IntoIterator<Item = impl Into<Arc<str>>>) {
+        let names = names.into_iter().map(Into::into);
+        self.subscriber
+            .subscribe(SubscriptionKind::Channel, Priority::Room, names);
+    }
+
+    #[track_caller]
+    pub(crate) fn subscribe_confirmed(&self, names: &[&str]) {
+        self.subscribe(names.iter().copied());
+        let names = names.iter().map(|name| Arc::from(*name)).collect();
+        let confirmed = self
+            .subscriber
+            .confirmed(SubscriptionKind::Channel, names, DEADLINE);
+        assert_eq!(self.runtime.block_on(confirmed), Ok(()));
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_healthy(&self) {
+        let mut state = self.subscriber.state();
+        let is_up = |state: &LinkState| matches!(state, LinkState::Up { .. });
+        self.runtime.block_on(async {
+            let up = tokio::time::timeout(DEADLINE, state.wait_for(is_up)).await;
+            assert!(up.is_ok(), "the link does not get healthy");
+        });
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_down(&self) -> DownReason {
+        let mut state = self.subscriber.state();
+        let is_down = |state: &LinkState| matches!(state, LinkState::Down { .. });
+        self.runtime.block_on(async {
+            let down = tokio::time::timeout(DEADLINE, state.wait_for(is_down)).await;
+            match down.expect("the link stays healthy").unwrap().clone() {
+                LinkState::Down { reason } => reason,
+                LinkState::Up { .. } => unreachable!("it was waited for the other state"),
+            }
+        })
+    }
+}
+
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}

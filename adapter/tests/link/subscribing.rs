@@ -1,0 +1,256 @@
+//! Which commands Redis gets, and in which order.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use roomcast_adapter::link::{
+    ConfirmError, DownReason, LinkEvent, LinkState, Priority, SubscriptionKind,
+};
+
+use crate::{
+    recorder::{Link, events},
+    server::{DEADLINE, Server},
+};
+
+const CHANNEL: SubscriptionKind = SubscriptionKind::Channel;
+
+#[test]
+fn a_hundred_thousand_channels_come_back_while_others_publish() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    let names: Vec<Arc<str>> = (0..100_000)
+        .map(|n| format!("socket.io#/#room-{n:012}#").into())
+        .collect();
+    link.subscribe(names.iter().cloned());
+    let confirmed = link.subscriber.confirmed(CHANNEL, names.clone(), DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    assert_eq!(link.subscriber.counts().confirmed, 100_001);
+
+    let published = Arc::new(AtomicUsize::new(0));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let publisher = {
+        let (published, is_over) = (Arc::clone(&published), Arc::clone(&is_over));
+        let mut client = server.client();
+        thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                client.publish("unheard", "x");
+                published.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let mut client = server.client();
+    let commands = client.calls("subscribe");
+    let before = published.load(Ordering::Relaxed);
+    assert_eq!(client.kill_subscribers(), 1);
+    let (resubscribed, _) = link.recorder.wait_for_up(2);
+    let during = published.load(Ordering::Relaxed) - before;
+    is_over.store(true, Ordering::Relaxed);
+    publisher.join().unwrap();
+
+    assert_eq!(resubscribed, 100_001);
+    // Redis serves others between commands, and these are small.
+    let commands = client.calls("subscribe") - commands;
+    assert_eq!(commands, 1 + 100_000_u64.div_ceil(512));
+    assert!(during > 0);
+    for name in [&names[0], &names[99_999]] {
+        assert_eq!(client.publish(name, "again"), 1);
+        link.recorder.wait_for_message(name, "again");
+    }
+    assert_eq!(link.subscriber.counts().confirmed, 100_001);
+}
+
+#[test]
+fn short_lived_names_cost_few_commands_and_leave_nothing_behind() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["stays"]);
+    for n in 0..100_000 {
+        let name: Arc<str> = format!("room-{n}").into();
+        link.subscribe([Arc::clone(&name)]);
+        link.subscriber.unsubscribe(CHANNEL, [name]);
+    }
+    let names = (0..100_000).map(|n| format!("room-{n}").into()).collect();
+    let confirmed = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    let mut client = server.client();
+    let channels = client.command(&["PUBSUB", "CHANNELS"]);
+    assert_eq!(channels.list().unwrap().len(), 2, "{channels:?}");
+    let commands = client.calls("subscribe") + client.calls("unsubscribe");
+    assert!(commands < 20_000, "{commands} commands");
+    assert_eq!(link.subscriber.counts().desired, 2);
+}
+
+#[test]
+fn names_that_live_a_little_are_batched() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["stays"]);
+    let names: Vec<Arc<str>> = (0..100_000).map(|n| format!("room-{n}").into()).collect();
+    for some in names.chunks(100) {
+        link.subscribe(some.iter().cloned());
+    }
+    for some in names.chunks(100) {
+        link.subscriber.unsubscribe(CHANNEL, some);
+    }
+    let confirmed = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    let mut client = server.client();
+    assert_eq!(
+        client
+            .command(&["PUBSUB", "CHANNELS"])
+            .list()
+            .unwrap()
+            .len(),
+        2
+    );
+    let commands = client.calls("subscribe") + client.calls("unsubscribe");
+    assert!(commands < 2_000, "{commands} commands");
+    assert_eq!(link.subscriber.counts().commands, commands);
+}
+
+#[test]
+fn what_matters_most_is_subscribed_first() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    let names: Vec<Arc<str>> = (0..2_000).map(|n| format!("room-{n}").into()).collect();
+    link.subscribe(names.iter().cloned());
+    let pattern = SubscriptionKind::Pattern;
+    link.subscriber
+        .subscribe(pattern, Priority::Pattern, ["p*".into()]);
+    link.subscriber.subscribe(
+        CHANNEL,
+        Priority::Control,
+        ["base".into(), "request".into()],
+    );
+    link.recorder.wait_for_up(1);
+    let confirmed = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+
+    let mut monitor = server.client();
+    monitor.command(&["MONITOR"]);
+    server.client().kill_subscribers();
+    link.recorder.wait_for_up(2);
+    let mut first = Vec::new();
+    while first.len() < 4 {
+        let line = monitor.answer();
+        let line = line.text().unwrap().to_lowercase();
+        let Some(at) = line.find("subscribe\"") else {
+            continue;
+        };
+        first.push(line[at..].chars().take(40).collect::<String>());
+    }
+    assert!(first[0].contains("probe"), "{first:?}");
+    assert!(
+        first[1].contains("base") || first[1].contains("request"),
+        "{first:?}"
+    );
+    assert!(first[2].contains("p*"), "{first:?}");
+    assert!(first[3].contains("room-"), "{first:?}");
+}
+
+#[test]
+fn a_subscription_is_confirmed_when_redis_says_so_and_not_before() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    server.hang();
+    link.subscribe(["b"]);
+    let names: Vec<Arc<str>> = vec!["a".into(), "b".into()];
+    let early = link
+        .subscriber
+        .confirmed(CHANNEL, names.clone(), Duration::from_millis(100));
+    assert_eq!(link.runtime.block_on(early), Err(ConfirmError::TimedOut));
+    assert!(!link.subscriber.is_confirmed(CHANNEL, "b"));
+    let waiting = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    server.resume();
+    assert_eq!(link.runtime.block_on(waiting), Ok(()));
+    assert_eq!(server.client().subscribers("b"), 1);
+    assert!(link.subscriber.is_confirmed(CHANNEL, "b"));
+}
+
+#[test]
+fn the_end_of_a_subscription_can_be_waited_for() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    link.subscriber.unsubscribe(CHANNEL, ["a"]);
+    let ended = link
+        .subscriber
+        .confirmed(CHANNEL, vec!["a".into()], DEADLINE);
+    assert_eq!(link.runtime.block_on(ended), Ok(()));
+    assert_eq!(server.client().subscribers("a"), 0);
+}
+
+#[test]
+fn a_channel_that_the_user_may_not_hear_is_told_and_does_not_harm_others() {
+    let server = Server::start(&[]);
+    let user = [
+        "bob",
+        "on",
+        ">secret",
+        "+@all",
+        "~*",
+        "resetchannels",
+        "&probe*",
+        "&room-*",
+    ];
+    server
+        .client()
+        .command(&[&["ACL", "SETUSER"][..], &user].concat());
+    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let link = Link::start(&url, server.port, |_| ());
+    let rooms: Vec<Arc<str>> = (0..100).map(|n| format!("room-{n}").into()).collect();
+    link.subscribe(rooms.iter().cloned().chain(["forbidden".into()]));
+    let refused = link.recorder.wait("Refused", |records| {
+        events(records).find_map(|event| match event {
+            LinkEvent::Refused { name, error } => Some((Arc::clone(name), error.clone())),
+            _ => None,
+        })
+    });
+    assert_eq!(&*refused.0, "forbidden");
+    assert!(refused.1.starts_with("NOPERM"), "{}", refused.1);
+    let confirmed = link.subscriber.confirmed(CHANNEL, rooms, DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    link.wait_until_healthy();
+}
+
+#[test]
+fn a_link_that_may_not_watch_itself_says_so_and_delivers_all_the_same() {
+    let server = Server::start(&[]);
+    let user = [
+        "bob",
+        "on",
+        ">secret",
+        "+@all",
+        "~*",
+        "resetchannels",
+        "&room",
+    ];
+    server
+        .client()
+        .command(&[&["ACL", "SETUSER"][..], &user].concat());
+    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let link = Link::start(&url, server.port, |config| {
+        config.probe_timeout = Duration::from_millis(100);
+    });
+    link.subscribe_confirmed(&["room"]);
+    let mut state = link.subscriber.state();
+    let is_refused = |state: &LinkState| {
+        matches!(
+            state,
+            LinkState::Down {
+                reason: DownReason::ProbeRefused(_)
+            }
+        )
+    };
+    let refused = async { tokio::time::timeout(DEADLINE, state.wait_for(is_refused)).await };
+    assert!(link.runtime.block_on(refused).is_ok());
+    server.client().publish("room", "1");
+    link.recorder.wait_for_message("room", "1");
+}
