@@ -4,9 +4,7 @@
 "use strict";
 
 const assert = require("node:assert/strict");
-const { execFileSync, spawnSync } = require("node:child_process");
 const { after, afterEach, before, describe, test } = require("node:test");
-const { join } = require("node:path");
 
 const { Sockets, connection, ways } = require("../../node/tests/clients/support/clients");
 const { ask, deadline, next } = require("../../node/tests/clients/support/wait");
@@ -114,19 +112,6 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
       for (let round = 0; round < 10; round += 1) assert.deepEqual(await ask(socket, "rooms"), []);
       assert.equal(socket.id, id);
     }
-  });
-
-  test("the check of the container says whether a node is ready, and why not", async () => {
-    const check = join(__dirname, "../container/check-ready");
-    const port = new URL(cluster.urls["node-1 internal"]).port;
-    execFileSync(check, [port]);
-    const environment = { ...process.env, ROOMCAST_INTERNAL_LISTEN: `0.0.0.0:${port}` };
-    execFileSync(check, { env: environment });
-    // HAProxy's page answers such a path as well, with a status that is not 200.
-    const strange = spawnSync(check, [new URL(cluster.urls.figures).port], { encoding: "utf8" });
-    assert.equal(strange.status, 1);
-    const closed = spawnSync(check, [String((await freePorts()) + 1)], { stdio: "ignore" });
-    assert.equal(closed.status, 1);
   });
 
   test("clients of a killed node reconnect to others, and come back once it does", async () => {

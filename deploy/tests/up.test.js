@@ -50,7 +50,6 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
   test("wrong options are refused with status 2", async () => {
     for (const wrong of [["--nodes", "0"], ["--nodes"], ["--ports", "80"], ["--bogus"]]) {
       const cluster = await launch(wrong);
-      // The harness adds --ports with a value, which is all that can stand behind these.
       assert.equal(await cluster.exited, 2, wrong.join(" "));
     }
   });

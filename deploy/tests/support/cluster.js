@@ -98,7 +98,7 @@ async function startCluster(...options) {
 /** Runs up, on free ports unless told which, and waits for nothing. */
 async function launch(options, folder, ports) {
   ports ??= await freePorts();
-  const child = spawn(UP, [...options, "--ports", String(ports)], { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(UP, ["--ports", String(ports), ...options], { stdio: ["ignore", "pipe", "pipe"] });
   const orphanGuard = () => child.kill("SIGTERM");
   process.once("exit", orphanGuard);
   const cluster = new Cluster(child, ports, folder);
