@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     ConfirmError, Counts, DownReason, LinkEvent, LinkState, Priority, Sink, Subscriber,
-    SubscribersConfig, SubscriptionKind,
+    SubscriberConfig, SubscribersConfig, SubscriptionKind,
 };
 
 /// A server may go on serving a slot this long after another has taken it over: the default of
@@ -283,28 +283,37 @@ impl Routes {
     fn follow(
         &mut self,
         map: ClusterMap,
-        mut start: impl FnMut(&Address, u16) -> Link,
+        config: &SubscribersConfig,
+        start: impl Fn(&Address, SubscriberConfig) -> Link,
     ) -> (Vec<Arc<str>>, Vec<Link>) {
+        let has_changed = self.map != map;
         let mut before = mem::take(&mut self.links);
         let mut closing = Vec::new();
         for range in map.ranges() {
             if self.links.contains_key(&range.primary) {
                 continue;
             }
-            let link = match before.remove(&range.primary) {
-                Some(link) if map.owner(slot(&link.probe_channel)) == Some(&range.primary) => link,
-                other => {
-                    // A link whose probe has moved away could not watch itself any more.
-                    closing.extend(other);
-                    start(&range.primary, range.last)
+            let serves = |channel: &str| map.owner(slot(channel)) == Some(&range.primary);
+            let link = before.remove(&range.primary);
+            if let Some(link) = link {
+                if serves(&link.probe_channel) {
+                    self.links.insert(range.primary.clone(), link);
+                    continue;
                 }
-            };
-            self.links.insert(range.primary.clone(), link);
+                // A link whose probe has moved away could not watch itself any more.
+                closing.push(link);
+            }
+            let config = config.of_link(range.last, SubscriptionKind::Shard);
+            // A prefix with a hash tag has all names in one slot: other servers have none of them.
+            if serves(&config.probe_channel) {
+                let link = start(&range.primary, config);
+                self.links.insert(range.primary.clone(), link);
+            }
         }
         closing.extend(before.into_values());
         self.map = map;
         self.generation += 1;
-        let moved = self.moved(&closing);
+        let moved = self.moved(&closing, has_changed);
         let mut names: Vec<_> = moved.iter().map(|(name, _)| Arc::clone(name)).collect();
         for (name, priority) in moved {
             self.subscribe(priority, name);
@@ -316,12 +325,12 @@ impl Routes {
     }
 
     /// Takes the names from links that do not serve them.
-    fn moved(&mut self, closing: &[Link]) -> Vec<(Arc<str>, Priority)> {
+    fn moved(&mut self, closing: &[Link], has_changed: bool) -> Vec<(Arc<str>, Priority)> {
         let mut moved: Vec<_> = mem::take(&mut self.unrouted).into_iter().collect();
         for link in closing {
             moved.extend(link.subscriber.wanted());
         }
-        for (address, link) in &self.links {
+        for (address, link) in self.links.iter().filter(|_| has_changed) {
             let mut wanted = link.subscriber.wanted();
             wanted.retain(|(name, _)| self.map.owner(slot(name)) != Some(address));
             let names = wanted.iter().map(|(name, _)| name);
@@ -458,7 +467,9 @@ impl<S: Sink + Clone + Sync> Router<S> {
             .values()
             .filter_map(|link| link.subscriber.last_proof())
             .min();
-        let (names, closing) = routes.follow(map, |address, slot| self.start(address, slot));
+        let (names, closing) = routes.follow(map, &self.config, |address, config| {
+            self.start(address, config)
+        });
         routes.failure = (!routes.unrouted.is_empty())
             .then(|| DownReason::Unreachable("nobody serves some of the slots".into()));
         let is_routed = routes.unrouted.is_empty();
@@ -477,8 +488,7 @@ impl<S: Sink + Clone + Sync> Router<S> {
         is_routed
     }
 
-    fn start(&self, address: &Address, probe_slot: u16) -> Link {
-        let config = self.config.of_link(probe_slot, SubscriptionKind::Shard);
+    fn start(&self, address: &Address, config: SubscriberConfig) -> Link {
         let probe_channel = Arc::clone(&config.probe_channel);
         let shared = Arc::downgrade(&self.shared);
         let moved = Box::new(move || {

@@ -53,6 +53,13 @@ impl Cluster {
         format!("redis+cluster://{}", hosts.join(","))
     }
 
+    fn probers(&self) -> Vec<(u16, Prober)> {
+        let firsts = [0, 5461, 10_923];
+        let servers = self.servers.iter().zip(firsts);
+        let probers = servers.map(|(server, first)| (first, Prober::new(server.port, "SPUBLISH")));
+        probers.collect()
+    }
+
     /// The client of the server that serves the channel.
     fn client_of(&self, channel: &str) -> Client {
         let slot = i64::from(slot(channel));
@@ -111,12 +118,14 @@ struct Links {
 impl Links {
     /// Probes are published by a server of the cluster that is asked for each.
     fn start(url: &str, probers: Vec<(u16, Prober)>) -> Self {
-        let probe_channel = Arc::new(|wanted: u16| -> Arc<str> {
-            let name = (0..)
-                .map(|n| format!("probe#{n}#"))
-                .find(|name| slot(name) == wanted);
-            name.unwrap().into()
-        });
+        Self::start_with(url, probers, |wanted| {
+            let mut names = (0..).map(|n| format!("probe#{n}#"));
+            names.find(|name| slot(name) == wanted).unwrap()
+        })
+    }
+
+    fn start_with(url: &str, probers: Vec<(u16, Prober)>, probe: fn(u16) -> String) -> Self {
+        let probe_channel = Arc::new(move |wanted| -> Arc<str> { probe(wanted).into() });
         // Where the probe's slot is served first, each knows its channels.
         let send_probe = Arc::new(move |channel: &str, number| {
             let slot = slot(channel);
@@ -140,12 +149,7 @@ impl Links {
     }
 
     fn of_cluster(cluster: &Cluster) -> Self {
-        let firsts = [0, 5461, 10_923];
-        let probers = cluster.servers.iter().zip(firsts);
-        let probers = probers
-            .map(|(server, first)| (first, Prober::new(server.port, "SPUBLISH")))
-            .collect();
-        Self::start(&cluster.url(), probers)
+        Self::start(&cluster.url(), cluster.probers())
     }
 
     #[track_caller]
@@ -270,4 +274,27 @@ fn a_link_watches_itself_over_another_slot_when_its_own_moves() {
         assert_eq!(cluster.publish(name, "2"), 1);
         links.recorder.wait_for_message(name, "2");
     }
+}
+
+#[test]
+fn names_that_all_are_in_one_slot_need_one_link() {
+    let cluster = Cluster::start();
+    let probe = |_| "{app}probe#".to_owned();
+    let links = Links::start_with(&cluster.url(), cluster.probers(), probe);
+    let names: Vec<Arc<str>> = (0..100)
+        .map(|n| format!("{{app}}#/#room-{n}#").into())
+        .collect();
+    links
+        .subscribers
+        .subscribe(Priority::Room, names.iter().cloned());
+    links.confirm(&names);
+    links.wait_until_healthy();
+    assert_eq!(cluster.publish(&names[99], "1"), 1);
+    links.recorder.wait_for_message(&names[99], "1");
+    assert_eq!(links.subscribers.connections(), 1);
+    assert_eq!(
+        links.subscribers.counts().commands,
+        2,
+        "names of one slot share a command"
+    );
 }
