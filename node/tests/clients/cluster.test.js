@@ -8,6 +8,7 @@ const { startRedis } = require("./cluster/redis");
 clusters("over Redis", startRedis, {
   "classic": {},
   "classic, answers on channels of their own": { prefix: "specific", specificResponses: true },
+  "classic, channels for sockets": { prefix: "channels", privateRooms: "channel" },
   "classic, JSON": { prefix: "json:a#b", parser: "json" },
   "sharded, static": { dialect: "sharded-static" },
   "sharded, dynamic": { prefix: "dynamic", dialect: "sharded-dynamic" },

@@ -132,11 +132,12 @@ class Cast {
   async fence() {
     const token = (this.#round += 1);
     const rooms = [...new Set(Object.values(PEOPLE).flatMap((person) => person.rooms))];
-    for (const server of this.#servers) {
-      for (const to of [...rooms.map((room) => [room]), []]) {
-        await this.tell(server, "emit", { to, event: "fence", args: [`${server.name} ${to} ${token}`] });
-      }
-    }
+    // They start in this order, as commands do.
+    await Promise.all(this.#servers.flatMap((server) => {
+      return [...rooms.map((room) => [room]), []].map((to) => {
+        return this.tell(server, "emit", { to, event: "fence", args: [`${server.name} ${to} ${token}`] });
+      });
+    }));
     await until("all fences", () => Object.keys(PEOPLE).every((name) => {
       const passed = new Set(this.#log.flatMap((entry) => {
         return entry.name === name && entry.event === "fence" ? [entry.args[0]] : [];
@@ -156,6 +157,13 @@ class Cast {
       await this.tell(this.#servers[server], "own", { sid: socket.id, what: "join", rooms });
     }
     return socket;
+  }
+
+  /** A socket in another namespace. */
+  stray(server, namespace) {
+    const sockets = new Sockets("4.8", this.#servers[server].url, "websocket");
+    this.#opened.push(sockets);
+    return sockets.connected(namespace);
   }
 
   close() {

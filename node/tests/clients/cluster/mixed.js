@@ -56,6 +56,7 @@ module.exports = (context) => {
         acknowledgements(environment);
         sockets(environment);
         servers(environment);
+        namespaces(environment);
       }
     });
   }
@@ -419,5 +420,77 @@ function servers(context) {
 
   function byText(a, b) {
     return JSON.stringify(a) < JSON.stringify(b) ? -1 : 1;
+  }
+}
+
+function namespaces(context) {
+  let round = 0;
+  const fresh = () => `/org-${(round += 1)}0`;
+
+  test("a namespace that exists for one server's client is reached from all servers", async () => {
+    for (const home of [0, 1, 2]) {
+      const namespace = fresh();
+      const socket = await context.cast.stray(home, namespace);
+      const heard = [];
+      socket.on("news", (name) => heard.push(name));
+      for (const { name, tell } of bound(context.servers)) {
+        await until(`${name} to reach ${namespace}`, async () => {
+          await tell("emit", { namespace, event: "news", args: [name] });
+          return heard.includes(name);
+        });
+        const { sockets, complete } = await tell("fetch", { namespace });
+        assert.deepEqual([sockets.map(({ id }) => id), complete], [[socket.id], true], name);
+      }
+    }
+  });
+
+  test("a namespace that clients have left on one server lives on elsewhere", async () => {
+    for (const left of [0, 1, 2]) {
+      const namespace = fresh();
+      const sockets = await Promise.all([0, 1, 2].map((i) => context.cast.stray(i, namespace)));
+      const gone = sockets[left].id;
+      const stay = sockets.map(({ id }) => id).filter((id) => id !== gone).sort();
+      for (const { name, tell } of bound(context.servers)) {
+        await until(`${name} to find three sockets`, async () => {
+          return (await tell("fetch", { namespace })).sockets.length === 3;
+        });
+      }
+      sockets[left].disconnect();
+      for (const { name, tell } of bound(context.servers.filter((_, i) => i !== left))) {
+        await until(`${name} to find the two that are left`, async () => {
+          const { sockets, complete } = await tell("fetch", { namespace });
+          return complete && sockets.map(({ id }) => id).sort().join() === stay.join();
+        });
+        const heard = Promise.all(sockets.filter((_, i) => i !== left).map((socket) => next(socket, "news")));
+        await tell("emit", { namespace, event: "news", args: [1] });
+        assert.deepEqual(await heard, [[1], [1]], name);
+      }
+    }
+  });
+
+  test("what is said to a room after a confirmed join arrives", async () => {
+    const { cast } = context;
+    for (const [home, server] of context.servers.entries()) {
+      // Official servers confirm nothing; in the classic dialect they hear everything anyway.
+      if (server.kind === "node" && context.isSharded) continue;
+      const socket = await cast.extra(home);
+      const heard = [];
+      socket.on("news", (...args) => heard.push(args.join()));
+      const expected = [];
+      for (let i = 0; i < 20; i += 1) {
+        await cast.tell(server, "own", { sid: socket.id, what: "join", rooms: [`fresh ${i}`] });
+        for (const other of context.servers) {
+          await cast.tell(other, "emit", { to: [`fresh ${i}`], event: "news", args: [i, other.name] });
+          expected.push(`${i},${other.name}`);
+        }
+      }
+      await until("all news", () => heard.length >= expected.length);
+      assert.deepEqual(heard.sort(), expected.sort(), server.name);
+      socket.disconnect();
+    }
+  });
+
+  function bound(servers) {
+    return servers.map((server) => ({ name: server.name, tell: server.tell.bind(server) }));
   }
 }
