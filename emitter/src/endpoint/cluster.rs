@@ -191,10 +191,10 @@ impl Endpoint {
         }
         let asking = async {
             let slots = connection.command(&["CLUSTER", "SLOTS"]).await?;
-            let info = connection.command(&["CLUSTER", "INFO"]).await?;
-            Ok((slots, info))
+            let nodes = connection.command(&["CLUSTER", "NODES"]).await?;
+            Ok((slots, nodes))
         };
-        let (slots, info) = within_timeout(&server, asking).await.map_err(|error| {
+        let (slots, nodes) = within_timeout(&server, asking).await.map_err(|error| {
             let is_disabled = error.to_string().contains("cluster support disabled");
             if is_disabled {
                 ConnectError::ClusterDisabled {
@@ -204,14 +204,11 @@ impl Endpoint {
                 error
             }
         })?;
-        // A node that has lost the majority takes messages and reaches only its own part.
-        if !info
-            .text()
-            .is_some_and(|info| info.contains("cluster_state:ok"))
-        {
+        // A node that has lost the others takes messages and reaches only its own part.
+        if !nodes.text().is_some_and(sees_majority) {
             return Err(ConnectError::ClusterDown {
                 server,
-                reason: "its state is not `ok`".to_owned(),
+                reason: "it does not see the majority of the primaries".to_owned(),
             });
         }
         let map = ClusterMap::from_slots(&slots, address);
@@ -229,6 +226,21 @@ impl Endpoint {
         nodes.retain(|node| seen.insert(node.clone()));
         nodes
     }
+}
+
+/// Whether more than half of the primaries that serve slots are well, by the answer to
+/// `CLUSTER NODES`: a line per node, its flags in the third column, its slots from the ninth on.
+fn sees_majority(nodes: &str) -> bool {
+    let (mut primaries, mut well) = (0, 0);
+    for node in nodes.lines() {
+        let mut columns = node.split(' ');
+        let flags = columns.nth(2).unwrap_or_default();
+        if flags.contains("master") && columns.nth(5).is_some() {
+            primaries += 1;
+            well += usize::from(!flags.contains("fail"));
+        }
+    }
+    well > primaries / 2
 }
 
 #[cfg(test)]
@@ -328,5 +340,24 @@ mod tests {
         ] {
             assert_eq!(ClusterMap::from_slots(&wrong, &Address::new("a", 7)), None);
         }
+    }
+
+    #[test]
+    fn the_majority_is_of_primaries_with_slots() {
+        let node = |flags: &str, slots: &str| {
+            format!("id 127.0.0.1:1@2 {flags} - 0 0 1 connected{slots}\n")
+        };
+        let three = |second: &str, third: &str| {
+            node("myself,master", " 0-5") + &node(second, " 6-9") + &node(third, " 10 12-99")
+        };
+        assert!(sees_majority(&three("master", "master")));
+        assert!(sees_majority(&three("master", "master,fail")));
+        assert!(!sees_majority(&three("master,fail?", "master,fail")));
+        let without_votes = node("slave", "") + &node("master,fail", "");
+        assert!(sees_majority(
+            &(three("master", "master,fail?") + &without_votes)
+        ));
+        assert!(!sees_majority(&three("master,fail", "slave")));
+        assert!(!sees_majority(""));
     }
 }

@@ -31,8 +31,7 @@ pub struct ServerInfo {
     pub address: Option<Address>,
     /// Its version, as it says it; empty if it does not say.
     pub version: String,
-    /// The first number of the version. Zero if the server is too old to say; nothing if it may
-    /// not tell this user.
+    /// The first number of the version; zero if the server is too old to say.
     pub major_version: Option<u32>,
     /// How it runs.
     pub mode: Option<Mode>,
@@ -144,7 +143,6 @@ impl Connection {
                 // It did not say whether it asks for a password.
                 return self.command(&["PING"]).await.map(drop);
             }
-            Value::Error(reason) if reason.starts_with("NOPERM") => return Ok(()),
             Value::Error(reason) => return Err(self.refused(&reason)),
             _ => return Err(ConnectError::unexpected(&self.info.server)),
         };

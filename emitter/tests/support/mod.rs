@@ -1,0 +1,402 @@
+//! Servers for tests: Redis alone, with a Sentinel, and as a cluster, each on ports that the system
+//! gives, with its files in a directory of its own. They end when they are dropped.
+//!
+//! Other crates' tests include this file by its path.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use roomcast_emitter::resp::{Limits, Parsed, parse};
+
+/// How long anything may take before a test fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until the function gives something.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = f() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A directory that goes when it is dropped.
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("roomcast-redis-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A port that nobody listens on at this moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// One Redis server or Sentinel.
+pub(crate) struct Redis {
+    child: Child,
+    program: &'static str,
+    args: Vec<String>,
+    password: Option<String>,
+    pub(crate) port: u16,
+    pub(crate) directory: Directory,
+}
+
+impl Redis {
+    /// A server as it comes, but for its port and without persistence.
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// A server with more options, as on its command line.
+    pub(crate) fn with(options: &[&str]) -> Self {
+        Self::launch("redis-server", |_| {
+            options.iter().copied().map(str::to_owned).collect()
+        })
+    }
+
+    /// A Sentinel that watches the primary as `mymaster`, and is quick about it.
+    pub(crate) fn sentinel(primary: u16, more: &str) -> Self {
+        Self::launch("redis-sentinel", |directory| {
+            let config = directory.file("sentinel.conf");
+            let text = format!(
+                "sentinel monitor mymaster 127.0.0.1 {primary} 1\n\
+                 sentinel down-after-milliseconds mymaster 1000\n\
+                 sentinel failover-timeout mymaster 3000\n{more}\n"
+            );
+            fs::write(&config, text).unwrap();
+            vec![config]
+        })
+    }
+
+    fn launch(program: &'static str, options: impl Fn(&Directory) -> Vec<String>) -> Self {
+        // Somebody else may take the port before the server does.
+        for _ in 0..10 {
+            let directory = Directory::new();
+            let port = free_port();
+            let mut args = options(&directory);
+            args.extend(["--port".into(), port.to_string()]);
+            args.extend(["--dir".into(), directory.0.to_str().unwrap().into()]);
+            args.extend(["--bind", "127.0.0.1"].map(str::to_owned));
+            if program == "redis-server" {
+                args.extend(["--save", "", "--appendonly", "no"].map(str::to_owned));
+            }
+            let password = args.iter().position(|arg| arg == "--requirepass");
+            let mut server = Self {
+                child: spawn(program, &args),
+                program,
+                password: password.map(|at| args[at + 1].clone()),
+                args,
+                port,
+                directory,
+            };
+            if server.is_ready() {
+                return server;
+            }
+        }
+        panic!("{program} does not start");
+    }
+
+    /// False if it ends instead.
+    fn is_ready(&mut self) -> bool {
+        until("a server that answers", || {
+            if self.child.try_wait().unwrap().is_some() {
+                return Some(false);
+            }
+            self.try_command(&["PING"])
+                .is_some_and(|reply| reply.starts_with("+PONG") || reply.starts_with("-"))
+                .then_some(true)
+        })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// What the server replies, as bytes on the wire.
+    #[track_caller]
+    pub(crate) fn command(&self, args: &[&str]) -> String {
+        let reply = self.try_command(args).expect("the server answers");
+        assert!(!reply.starts_with('-'), "{args:?}: {reply}");
+        reply
+    }
+
+    /// The same, also if it is an error. Nothing if the server is not there.
+    pub(crate) fn try_command(&self, args: &[&str]) -> Option<String> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut connection = Plain {
+            stream,
+            buffer: Vec::new(),
+        };
+        if let Some(password) = &self.password {
+            connection.say(&["AUTH", password]).ok()?;
+            connection.reply().ok()?;
+        }
+        connection.say(args).ok()?;
+        let reply = connection.reply().ok()?;
+        Some(String::from_utf8_lossy(&reply).into_owned())
+    }
+
+    /// Ends it without a farewell.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again after a kill, on the same port.
+    pub(crate) fn restart(&mut self) {
+        until("a server on the port of before", || {
+            self.child = spawn(self.program, &self.args);
+            self.is_ready().then_some(())
+        });
+    }
+
+    /// Stops it in the middle of what it does, until it is resumed.
+    pub(crate) fn suspend(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args([signal, &pid]).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(program: &str, args: &[String]) -> Child {
+    let mut command = Command::new(program);
+    let command = command.args(args).stdin(Stdio::null());
+    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+/// A cluster of primaries without replicas.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Redis>,
+}
+
+impl Cluster {
+    pub(crate) fn start(size: usize) -> Self {
+        let start = |_| {
+            Redis::launch("redis-server", |_| {
+                let bus = free_port().to_string();
+                let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+                let timeout = ["--cluster-node-timeout", "3000"];
+                let options = options.iter().chain(&timeout);
+                options.map(|option| (*option).to_owned()).collect()
+            })
+        };
+        let cluster = Self {
+            nodes: (0..size).map(start).collect(),
+        };
+        let addresses: Vec<_> = cluster.nodes.iter().map(Redis::address).collect();
+        let mut create = Command::new("redis-cli");
+        create.args(["--cluster", "create"]).args(&addresses);
+        let made = create.arg("--cluster-yes").output().unwrap();
+        let said = String::from_utf8_lossy(&made.stdout);
+        assert!(made.status.success(), "{said}");
+        cluster.until_ok();
+        cluster
+    }
+
+    pub(crate) fn until_ok(&self) {
+        until("a cluster that serves", || {
+            let is_ok = |node: &Redis| {
+                let info = node.try_command(&["CLUSTER", "INFO"]);
+                info.is_some_and(|info| {
+                    info.contains("cluster_state:ok")
+                        && info.contains(&format!("cluster_known_nodes:{}", self.nodes.len()))
+                })
+            };
+            self.nodes.iter().all(is_ok).then_some(())
+        });
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let addresses: Vec<_> = self.nodes.iter().map(Redis::address).collect();
+        format!("redis+cluster://{}", addresses.join(","))
+    }
+
+    /// Which node serves the slot of a name.
+    pub(crate) fn owner(&self, name: &str) -> usize {
+        let is_owner = |node: &Redis| {
+            let reply = node.try_command(&["SPUBLISH", name, ""]).unwrap();
+            reply.starts_with(':')
+        };
+        let owner = self.nodes.iter().position(is_owner);
+        owner.expect("every slot has an owner")
+    }
+
+    pub(crate) fn id(&self, node: usize) -> String {
+        let reply = self.nodes[node].command(&["CLUSTER", "MYID"]);
+        reply.lines().nth(1).unwrap().to_owned()
+    }
+
+    /// The slot of a name, as the servers reckon it.
+    pub(crate) fn slot(&self, name: &str) -> String {
+        let reply = self.nodes[0].command(&["CLUSTER", "KEYSLOT", name]);
+        reply
+            .lines()
+            .next()
+            .unwrap()
+            .trim_start_matches(':')
+            .to_owned()
+    }
+
+    /// Lets a slot have another owner.
+    pub(crate) fn move_slot(&self, slot: &str, from: usize, to: usize) {
+        let id = self.id(to);
+        for node in [to, from] {
+            self.nodes[node].command(&["CLUSTER", "SETSLOT", slot, "NODE", &id]);
+        }
+    }
+}
+
+/// A connection that waits for each reply.
+struct Plain {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Plain {
+    fn say(&mut self, args: &[&str]) -> std::io::Result<()> {
+        let mut bytes = Vec::new();
+        roomcast_emitter::resp::encode_command(&mut bytes, args);
+        self.stream.write_all(&bytes)
+    }
+
+    /// The bytes of the next reply.
+    fn reply(&mut self) -> std::io::Result<Vec<u8>> {
+        loop {
+            if let Parsed::Whole(_, length) = parse(&self.buffer, &Limits::default()).unwrap() {
+                return Ok(self.buffer.drain(..length).collect());
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => self.buffer.extend_from_slice(&bytes[..read]),
+            }
+        }
+    }
+}
+
+/// A connection that only listens.
+pub(crate) struct Listener(Plain);
+
+impl Listener {
+    /// Is subscribed when this returns.
+    pub(crate) fn start(server: &Redis, command: &str, channel: &str) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut connection = Plain {
+            stream,
+            buffer: Vec::new(),
+        };
+        connection.say(&[command, channel]).unwrap();
+        let reply = connection.reply().unwrap();
+        assert!(reply.starts_with(b"*3"), "{}", reply.escape_ascii());
+        Self(connection)
+    }
+
+    /// The payload of the next message.
+    pub(crate) fn next(&mut self) -> String {
+        let message = self.0.reply().unwrap();
+        let Ok(Parsed::Whole(reply, _)) = parse(&message, &Limits::default()) else {
+            unreachable!("it was whole before");
+        };
+        let payload = reply.array().unwrap()[2].bytes().unwrap();
+        String::from_utf8(payload.to_vec()).unwrap()
+    }
+}
+
+/// An authority and a certificate for 127.0.0.1, as PEM files.
+pub(crate) struct Certificates {
+    pub(crate) directory: Directory,
+}
+
+impl Certificates {
+    pub(crate) fn make() -> Self {
+        let directory = Directory::new();
+        let openssl = |args: &str| {
+            let args = args.split(' ').filter(|arg| !arg.is_empty());
+            let mut command = Command::new("openssl");
+            let command = command.current_dir(directory.path()).args(args);
+            let made = command.output().unwrap();
+            assert!(
+                made.status.success(),
+                "{}",
+                String::from_utf8_lossy(&made.stderr)
+            );
+        };
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        openssl(&format!(
+            "req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"
+        ));
+        openssl(&format!(
+            "req {key} -keyout server.key -out server.csr -subj /CN=server"
+        ));
+        fs::write(directory.file("san.txt"), "subjectAltName=IP:127.0.0.1").unwrap();
+        openssl(
+            "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+             -out server.pem -days 2 -extfile san.txt",
+        );
+        Self { directory }
+    }
+
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.directory.file(name)
+    }
+}
