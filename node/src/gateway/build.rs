@@ -5,6 +5,7 @@
 use roomcast::{BuildError, Cookie, Cors, Namespace, Parser, Server};
 
 use super::{
+    cluster,
     config::{Browser, Config, PacketParser, Protocol, Transport},
     rooms,
     values::{CookieName, Origin},
@@ -29,6 +30,9 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
         .limits((&config.limits).into());
     if config.protocol.parser == PacketParser::Msgpack {
         builder = builder.parser(Parser::Msgpack);
+    }
+    if let Some(redis) = cluster::redis(&config.redis, &config.cluster) {
+        builder = builder.redis_with(redis);
     }
     if let Some(cors) = cors(&config.browser) {
         builder = builder.cors(cors);

@@ -6,9 +6,11 @@
 use std::{ffi::OsString, net::SocketAddr};
 
 use super::{
+    cluster::{self, ClusterOptions},
     limits::LimitOptions,
     logging::LogFormat,
     options,
+    redis::RedisOptions,
     values::{self, ByteSize, CookieName, LogFilter, Origin, Span, Workers},
 };
 use clap::{
@@ -58,6 +60,10 @@ pub(crate) struct Config {
     #[command(flatten)]
     pub(crate) limits: LimitOptions,
     #[command(flatten)]
+    pub(crate) redis: RedisOptions,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterOptions,
+    #[command(flatten)]
     pub(crate) operation: Operation,
 }
 
@@ -66,6 +72,8 @@ pub(crate) struct Config {
 pub(crate) struct Demo {
     #[command(flatten)]
     listen: Listen,
+    #[command(flatten)]
+    redis: RedisOptions,
     #[command(flatten)]
     operation: Operation,
 }
@@ -323,7 +331,7 @@ impl Config {
         let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
         match names.iter().enumerate().find(is_twice) {
             Some((_, name)) => Err(format!("--namespace names {name} twice: once is enough")),
-            None => Ok(()),
+            None => cluster::check(&self.cluster),
         }
     }
 }
@@ -333,6 +341,7 @@ impl From<Demo> for Config {
     fn from(demo: Demo) -> Self {
         let mut config = Self {
             listen: demo.listen,
+            redis: demo.redis,
             operation: demo.operation,
             ..Self::default()
         };

@@ -5,6 +5,7 @@
 
 mod admin;
 mod build;
+mod cluster;
 mod config;
 mod demo;
 mod file_limit;

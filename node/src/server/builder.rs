@@ -3,7 +3,8 @@
 use std::{future::Future, sync::Arc, thread::available_parallelism, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use roomcast_adapter::{Bus, Gap, NodeId};
+use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
+use roomcast_emitter::endpoint::RedisUrl;
 
 use super::{
     cluster::Place,
@@ -169,6 +170,26 @@ impl Builder {
         self
     }
 
+    /// Makes the server a node of a cluster over Redis, together with Node.js servers that use
+    /// `@socket.io/redis-adapter` and with emitters of any language, all with their defaults. The
+    /// URL is `redis://[user:password@]host[:port][/database]`, `unix:///path`,
+    /// `redis+sentinel://host[:port],…/name` or `redis+cluster://host[:port],…`; `rediss` instead
+    /// of `redis` for TLS. [`build`](Self::build) fails if Redis cannot be used.
+    pub fn redis(self, url: &str) -> Self {
+        let url = url.parse::<RedisUrl>();
+        self.start_bus(move |node| async move {
+            let config = RedisConfig::new(url?);
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                RedisBus::connect(config, &node).await?,
+            )
+        })
+    }
+
+    /// The same with other settings than the defaults.
+    pub fn redis_with(self, config: RedisConfig) -> Self {
+        self.start_bus(move |node| async move { RedisBus::connect(config, &node).await })
+    }
+
     /// Runs after every time in which messages of other nodes may not have reached this one: what
     /// clients were told may be incomplete, and an application may have them load it anew. While
     /// it runs, further gaps become one. A second call replaces the first.
@@ -218,15 +239,22 @@ impl Builder {
         };
         let tasks = Tasks::new(runtime, hub.config.limits.server_side_events);
         hub.start();
-        Ok(Server::from_inner(Inner::new(Parts {
+        let place = Place { node, bus };
+        let names: Vec<_> = namespaces.iter().map(|(name, _)| name.clone()).collect();
+        let server = Server::from_inner(Inner::new(Parts {
             hub,
             parser: self.parser,
-            place: Place { node, bus },
+            place: place.clone(),
             namespaces,
             patterns,
             tasks,
             gaps,
-        })))
+        }));
+        // Who has a server in hand can emit on one node and hear on another.
+        for name in names {
+            place.confirm(&name).await;
+        }
+        Ok(server)
     }
 }
 

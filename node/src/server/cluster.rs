@@ -27,6 +27,18 @@ pub(crate) struct Place {
     pub(crate) bus: Option<Arc<dyn Bus>>,
 }
 
+impl Place {
+    /// Waits until the namespace hears other nodes. If that takes long, it is the bus's health that
+    /// tells, and no reason not to serve.
+    pub(super) async fn confirm(&self, namespace: &str) {
+        if let Some(bus) = &self.bus
+            && let Err(error) = bus.confirm(&self.node, namespace, Vec::new()).await
+        {
+            tracing::warn!(namespace, %error, "the namespace may not hear other nodes yet");
+        }
+    }
+}
+
 impl Space {
     /// Emits an event everywhere. The order is: bus, then the sockets of this node, then the wait
     /// for the bus. The sockets of this node are served even if the bus fails.

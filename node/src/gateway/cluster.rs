@@ -1,0 +1,107 @@
+//! The options for a node's part in a cluster, beside those that emitters share with it.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use roomcast::{PrivateRooms, RedisConfig};
+
+use super::{
+    redis::{RedisOptions, RedisSetting},
+    values::{ByteSize, Span},
+};
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Redis")]
+pub(crate) struct ClusterOptions {
+    /// Answer Node.js servers on their own channels, as their publishOnSpecificResponseChannel does
+    #[arg(long, env = "ROOMCAST_REDIS_SPECIFIC_RESPONSES", value_name = "BOOL", num_args = 0..=1)]
+    #[arg(
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(crate) redis_specific_responses: bool,
+
+    /// How messages to single sockets find this node, in the classic dialect
+    #[arg(
+        long,
+        env = "ROOMCAST_REDIS_PRIVATE_ROOMS",
+        value_name = "NAME",
+        value_enum
+    )]
+    #[arg(default_value = "auto")]
+    pub(crate) redis_private_rooms: PrivateRoomsBy,
+
+    /// Time that Redis has to answer; after it, a message counts as not confirmed
+    #[arg(long, env = "ROOMCAST_REDIS_TIMEOUT", value_name = "DURATION")]
+    #[arg(default_value = "5s")]
+    pub(crate) redis_timeout: Span,
+
+    /// Bytes that may wait to be published; more are refused to whoever emits
+    #[arg(long, env = "ROOMCAST_REDIS_MAX_QUEUE", value_name = "BYTES")]
+    #[arg(default_value = "16MiB")]
+    pub(crate) redis_max_queue: ByteSize,
+
+    /// Time between two checks that what this node publishes comes back to it
+    #[arg(long, env = "ROOMCAST_REDIS_PROBE_INTERVAL", value_name = "DURATION")]
+    #[arg(default_value = "1s")]
+    pub(crate) redis_probe_interval: Span,
+
+    /// Time that such a check may take; then the node is not ready and connects anew
+    #[arg(long, env = "ROOMCAST_REDIS_PROBE_TIMEOUT", value_name = "DURATION")]
+    #[arg(default_value = "5s")]
+    pub(crate) redis_probe_timeout: Span,
+}
+
+/// How messages to single sockets find their node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrivateRoomsBy {
+    /// By pattern as long as Redis has few of them, else by channel
+    Auto,
+    /// By one pattern per namespace, which costs every publish of everybody 25 ns
+    Pattern,
+    /// By one channel per connected socket, which costs memory in Redis and a command each
+    Channel,
+}
+
+/// What the bus is to be; nothing without Redis.
+pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<RedisConfig> {
+    let RedisSetting::At(url) = &redis.redis else {
+        return None;
+    };
+    let mut config = RedisConfig::new(url.clone());
+    config.prefix.clone_from(&redis.redis_prefix);
+    config.dialect = redis.redis_dialect.into();
+    config.parser = redis.redis_parser.into();
+    config.specific_responses = cluster.redis_specific_responses;
+    config.private_rooms = match cluster.redis_private_rooms {
+        PrivateRoomsBy::Auto => PrivateRooms::Auto,
+        PrivateRoomsBy::Pattern => PrivateRooms::Pattern,
+        PrivateRoomsBy::Channel => PrivateRooms::Channel,
+    };
+    config.publish_timeout = cluster.redis_timeout.0;
+    config.max_queue_bytes = cluster.redis_max_queue.0;
+    config.probe_interval = cluster.redis_probe_interval.0;
+    config.probe_timeout = cluster.redis_probe_timeout.0;
+    Some(config)
+}
+
+/// What cannot be, although each of the options can.
+pub(crate) fn check(cluster: &ClusterOptions) -> Result<(), String> {
+    let probes = [
+        ("--redis-timeout", cluster.redis_timeout.0),
+        ("--redis-probe-interval", cluster.redis_probe_interval.0),
+        ("--redis-probe-timeout", cluster.redis_probe_timeout.0),
+    ];
+    if let Some((flag, _)) = probes.iter().find(|(_, span)| span.is_zero()) {
+        return Err(format!("{flag} is zero: Redis would never be in time"));
+    }
+    if cluster.redis_max_queue.0 < 1024 {
+        return Err("--redis-max-queue holds no message: give at least 1KiB".to_owned());
+    }
+    if cluster.redis_probe_timeout.0 < Duration::from_millis(50) {
+        return Err("--redis-probe-timeout is shorter than networks allow: give 50ms".to_owned());
+    }
+    Ok(())
+}
