@@ -59,9 +59,10 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
     let names = metrics
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "));
-    let names: BTreeSet<_> = names
+    let mut names: BTreeSet<_> = names
         .map(|name| name.split(' ').next().unwrap().to_owned())
         .collect();
+    names.extend(metrics_of_the_bus());
     let told: BTreeSet<_> = rows("## Metrics").into_keys().collect();
     assert_eq!(told, names);
 
@@ -178,6 +179,14 @@ fn roomcast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
     command.env_clear();
     command
+}
+
+/// The program has none of them without Redis.
+fn metrics_of_the_bus() -> impl Iterator<Item = String> {
+    let source = include_str!("../../adapter/src/redis_bus/metrics.rs");
+    let literals = source.split('"').skip(1).step_by(2);
+    let names = literals.filter(|literal| literal.starts_with("roomcast_bus_"));
+    names.map(str::to_owned)
 }
 
 /// Metrics with labels appear with their first value, so each gets one.
