@@ -190,6 +190,10 @@ impl Endpoint {
                 version: info.version.clone(),
             });
         }
+        let is_part = info.mode == Some(Mode::Cluster) && self.topology() != Topology::Cluster;
+        if self.needs_sharded && is_part {
+            return Err(ConnectError::IsCluster { server });
+        }
         Ok(connection)
     }
 }

@@ -59,12 +59,12 @@ impl Default for PublisherConfig {
     }
 }
 
-impl PublisherConfig {
-    fn link(&self) -> LinkConfig {
-        LinkConfig {
-            max_queue_bytes: self.max_queue_bytes,
-            reply_timeout: self.reply_timeout,
-            backoff: self.backoff.clone(),
+impl From<PublisherConfig> for LinkConfig {
+    fn from(config: PublisherConfig) -> Self {
+        Self {
+            max_queue_bytes: config.max_queue_bytes,
+            reply_timeout: config.reply_timeout,
+            backoff: config.backoff,
         }
     }
 }
@@ -138,8 +138,8 @@ impl Publisher {
     /// are errors.
     pub fn start(endpoint: Endpoint, config: PublisherConfig) -> Self {
         match endpoint.topology() {
-            Topology::Cluster => Self::over_cluster(endpoint, &config, None),
-            _ => Self::over_one(endpoint, &config, None),
+            Topology::Cluster => Self::over_cluster(endpoint, config, None),
+            _ => Self::over_one(endpoint, config, None),
         }
     }
 
@@ -151,11 +151,11 @@ impl Publisher {
     ) -> Result<Self, ConnectError> {
         if endpoint.topology() != Topology::Cluster {
             let connection = endpoint.connect(Purpose::Publisher).await?;
-            return Ok(Self::over_one(endpoint, &config, Some(connection)));
+            return Ok(Self::over_one(endpoint, config, Some(connection)));
         }
         let map = endpoint.cluster_map(None).await?;
         let server = endpoint.url().to_string();
-        let publisher = Self::over_cluster(endpoint, &config, map);
+        let publisher = Self::over_cluster(endpoint, config, map);
         let mut state = publisher.state();
         let up = time::timeout(
             CONNECT_TIMEOUT,
@@ -174,13 +174,13 @@ impl Publisher {
 
     fn over_one(
         endpoint: Endpoint,
-        config: &PublisherConfig,
+        config: PublisherConfig,
         connection: Option<Connection>,
     ) -> Self {
         let stats = Arc::<PublisherStats>::default();
         let link = Arc::new(Link::start(
             Destination::Endpoint(endpoint.clone()),
-            config.link(),
+            config.into(),
             connection,
             stats.clone(),
             None,
@@ -196,11 +196,11 @@ impl Publisher {
 
     fn over_cluster(
         endpoint: Endpoint,
-        config: &PublisherConfig,
+        config: PublisherConfig,
         map: Option<crate::endpoint::ClusterMap>,
     ) -> Self {
         let stats = Arc::<PublisherStats>::default();
-        let cluster = Cluster::start(endpoint, config.link(), map.unwrap_or_default(), &stats);
+        let cluster = Cluster::start(endpoint, config.into(), map.unwrap_or_default(), &stats);
         Self {
             state: cluster.state(),
             topology: Servers::Cluster(cluster),
@@ -230,8 +230,8 @@ impl Publisher {
     }
 
     /// Says a command. It is queued when this returns, except one to all primaries of a cluster;
-    /// the future is of the replies: one, or one of each primary. An error that Redis replies is
-    /// [`PublishError::Refused`].
+    /// the future is of the replies: one, or one of each primary. An error that Redis replies is an
+    /// error here, too.
     pub fn command<A: AsRef<[u8]>>(&self, args: &[A], route: Route<'_>) -> Commanding {
         let reply = match &self.topology {
             Servers::One { link, .. } => Reply::Plain(link.send(args)),
@@ -364,7 +364,29 @@ impl<T> std::fmt::Debug for Later<T> {
 /// An error that Redis replies is an error.
 fn accepted(reply: Result<Value, LinkError>) -> Result<Value, PublishError> {
     match reply? {
-        Value::Error(reason) => Err(PublishError::Refused(reason.into())),
+        Value::Error(reason) => {
+            let code = reason.split(' ').next().unwrap_or_default();
+            let is_passing = PASSING.contains(&code);
+            let reason = reason.into();
+            Err(if is_passing {
+                PublishError::Unavailable(reason)
+            } else {
+                PublishError::Refused(reason)
+            })
+        }
         value => Ok(value),
     }
 }
+
+/// Codes of errors that are about the server's state and not about the command. It was not carried
+/// out.
+const PASSING: [&str; 8] = [
+    "ASK",
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MOVED",
+    "READONLY",
+    "TRYAGAIN",
+];

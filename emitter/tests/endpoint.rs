@@ -336,6 +336,13 @@ async fn any_node_tells_who_serves_which_slots() {
     let connection = endpoint.connect(Purpose::Subscriber).await.unwrap();
     assert_eq!(connection.info().mode, Some(Mode::Cluster));
 
+    // One node alone carries classic channels, and only its own sharded ones.
+    let one = Endpoint::new(cluster.nodes[0].url().parse().unwrap());
+    one.connect(Purpose::Publisher).await.unwrap();
+    let part = one.needing_sharded().connect(Purpose::Publisher).await;
+    let server = cluster.nodes[0].address();
+    assert_eq!(part.unwrap_err(), ConnectError::IsCluster { server });
+
     // Without a majority, a node reaches only itself.
     cluster.nodes.truncate(1);
     let alone = &cluster.nodes[0];

@@ -120,6 +120,12 @@ pub enum ConnectError {
         /// The server.
         server: String,
     },
+    /// The server belongs to a cluster, and serves but a part of the sharded channels.
+    #[error("{server} belongs to a cluster: redis+cluster://{server}")]
+    IsCluster {
+        /// The server.
+        server: String,
+    },
     /// The cluster does not serve, for example without a majority of its primaries.
     #[error("the cluster of {server} does not serve: {reason}")]
     ClusterDown {
@@ -149,6 +155,7 @@ impl ConnectError {
             | Self::UnknownDatabase { .. }
             | Self::NotRedis { .. }
             | Self::IsSentinel { .. }
+            | Self::IsCluster { .. }
             | Self::TooOld { .. }
             | Self::NotSentinel { .. }
             | Self::ClusterDisabled { .. } => true,

@@ -27,7 +27,11 @@ pub(super) async fn secure(
 ) -> Result<TlsStream<TcpStream>, ConnectError> {
     let files = files.clone();
     let config = tokio::task::spawn_blocking(move || client_config(&files)).await;
-    let config = config.expect("reading certificates does not panic")?;
+    // Otherwise the runtime is about to end.
+    let config = config.map_err(|error| ConnectError::Unreachable {
+        server: address.to_string(),
+        reason: error.to_string(),
+    })??;
     let failed = |reason: String| ConnectError::Tls {
         server: address.to_string(),
         reason,

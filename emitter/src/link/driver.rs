@@ -353,3 +353,26 @@ impl Silence {
         self.ticks >= TICKS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_the_same_command_waiting_for_all_ticks() {
+        let mut silence = Silence::default();
+        for _ in 0..2 * TICKS {
+            assert!(!silence.tick(None));
+        }
+        for _ in 0..TICKS {
+            assert!(!silence.tick(Some(0)));
+        }
+        assert!(silence.tick(Some(0)));
+        // Any answer begins the count anew.
+        assert!(!silence.tick(Some(10)));
+        for _ in 1..TICKS {
+            assert!(!silence.tick(Some(10)));
+        }
+        assert!(silence.tick(Some(10)));
+    }
+}

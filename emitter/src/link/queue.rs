@@ -346,3 +346,192 @@ fn emptied(mut buffer: Vec<u8>) -> Vec<u8> {
     buffer.clear();
     buffer
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Receiver = oneshot::Receiver<Result<Value, LinkError>>;
+
+    fn up(max_bytes: usize) -> Queue {
+        let mut queue = Queue::new(max_bytes);
+        assert!(queue.connected(None));
+        queue
+    }
+
+    fn push(queue: &mut Queue, command: &[u8]) -> Result<Receiver, LinkError> {
+        let (reply, receiver) = oneshot::channel();
+        queue.push_encoded(None, command, reply)?;
+        Ok(receiver)
+    }
+
+    fn take(queue: &mut Queue, has_gathered: bool) -> (Chunk, Vec<u8>) {
+        let mut chunk = Vec::new();
+        let taken = queue.take_chunk(&mut chunk, Waker::noop(), has_gathered);
+        (taken, chunk)
+    }
+
+    fn reasons(failed: Vec<Failed>) -> Vec<LinkError> {
+        failed.into_iter().map(|(_, error)| error).collect()
+    }
+
+    #[test]
+    fn only_what_was_written_wholly_may_have_been_carried_out() {
+        let mut queue = up(100);
+        let waiting: Vec<_> = [b"1234", b"5678", b"9abc"]
+            .iter()
+            .map(|command| push(&mut queue, *command).unwrap())
+            .collect();
+        let (taken, mut chunk) = take(&mut queue, true);
+        assert_eq!((taken, &chunk[..]), (Chunk::Filled, &b"123456789abc"[..]));
+        queue.wrote(7);
+        let reason: Arc<str> = "gone".into();
+        let failed = reasons(queue.disconnected(&reason));
+        let lost = LinkError::Unavailable(reason.clone());
+        assert_eq!(
+            failed,
+            [LinkError::Unconfirmed(reason), lost.clone(), lost.clone()]
+        );
+        assert_eq!((queue.queued_bytes(), queue.stuck_at()), (0, None));
+        assert_eq!(push(&mut queue, b"x").unwrap_err(), lost);
+        drop(waiting);
+
+        // The next connection begins with what is said from then on.
+        chunk.clear();
+        assert!(queue.connected(None));
+        push(&mut queue, b"new").unwrap();
+        assert_eq!(take(&mut queue, true), (Chunk::Filled, b"new".to_vec()));
+    }
+
+    #[test]
+    fn bytes_count_until_they_are_answered() {
+        let mut queue = up(10);
+        push(&mut queue, b"123456").unwrap();
+        let overloaded = LinkError::Overloaded { queued_bytes: 6 };
+        assert_eq!(push(&mut queue, b"12345").unwrap_err(), overloaded);
+        let too_large = LinkError::TooLarge {
+            bytes: 11,
+            max_bytes: 10,
+        };
+        assert_eq!(push(&mut queue, b"12345678901").unwrap_err(), too_large);
+        let (_, mut chunk) = take(&mut queue, true);
+        queue.wrote(6);
+        queue.after_chunk(&mut chunk);
+        assert_eq!(queue.queued_bytes(), 6);
+        let mut answers = Vec::new();
+        assert!(queue.answer(&mut vec![Value::Nil], &mut answers));
+        assert_eq!((answers.len(), queue.queued_bytes()), (1, 0));
+        push(&mut queue, b"1234567890").unwrap();
+    }
+
+    #[test]
+    fn an_answer_too_many_is_noticed_and_that_to_a_preparation_is_dropped() {
+        let mut queue = up(100);
+        let (reply, _receiver) = oneshot::channel();
+        queue.push_encoded(Some(b"first"), b"then", reply).unwrap();
+        assert_eq!(queue.queued_bytes(), 9);
+        let mut answers = Vec::new();
+        let mut replies = vec![Value::Integer(1), Value::Integer(2)];
+        assert!(queue.answer(&mut replies, &mut answers));
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0].1, Value::Integer(2));
+        assert!(!queue.answer(&mut vec![Value::Nil], &mut answers));
+    }
+
+    #[test]
+    fn several_callers_share_a_chunk_and_a_lone_one_does_not_wait() {
+        let mut queue = up(100);
+        assert_eq!(take(&mut queue, false).0, Chunk::Empty);
+        push(&mut queue, b"1").unwrap();
+        assert!(queue.after_push().1.is_some(), "the idle task is woken");
+        push(&mut queue, b"2").unwrap();
+        assert!(queue.after_push().1.is_none(), "it is woken once");
+        assert_eq!(take(&mut queue, false).0, Chunk::Gathering);
+        push(&mut queue, b"3").unwrap();
+        assert_eq!(take(&mut queue, true), (Chunk::Filled, b"123".to_vec()));
+        // Whoever comes while it is written finds nothing to do.
+        push(&mut queue, b"4").unwrap();
+        let (direct, waker) = queue.after_push();
+        assert!(direct.is_none() && waker.is_none());
+
+        let mut queue = up(100);
+        push(&mut queue, b"1").unwrap();
+        assert_eq!(take(&mut queue, false).0, Chunk::Filled);
+    }
+
+    #[tokio::test]
+    async fn what_a_caller_could_not_write_comes_before_what_followed() {
+        let (near, far) = tokio::net::UnixStream::pair().unwrap();
+        let (_reader, writer) = near.into_split();
+        let mut queue = Queue::new(100);
+        assert!(queue.connected(Some(DirectWriter::Unix(Arc::new(writer)))));
+        assert_eq!(take(&mut queue, false).0, Chunk::Empty);
+        push(&mut queue, b"12345").unwrap();
+        let (direct, waker) = queue.after_push();
+        assert!(waker.is_none());
+        let direct = direct.expect("a lone caller writes by itself");
+        push(&mut queue, b"678").unwrap();
+        assert!(queue.after_push().0.is_none(), "only one writes at a time");
+        assert_eq!(take(&mut queue, true).0, Chunk::Empty);
+        assert!(queue.after_direct(direct, 2).is_some(), "the task goes on");
+        assert_eq!(take(&mut queue, true), (Chunk::Filled, b"345678".to_vec()));
+        queue.wrote(3);
+        let failed = reasons(queue.disconnected(&"gone".into()));
+        let gone = || "gone".into();
+        assert_eq!(
+            failed,
+            [
+                LinkError::Unconfirmed(gone()),
+                LinkError::Unavailable(gone())
+            ]
+        );
+        drop(far);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_wrote_to_an_old_connection_leaves_the_new_one_alone() {
+        let (near, _far) = tokio::net::UnixStream::pair().unwrap();
+        let (_reader, writer) = near.into_split();
+        let mut queue = Queue::new(100);
+        assert!(queue.connected(Some(DirectWriter::Unix(Arc::new(writer)))));
+        push(&mut queue, b"12345").unwrap();
+        let direct = queue.after_push().0.unwrap();
+        let failed = reasons(queue.disconnected(&"gone".into()));
+        assert_eq!(failed, [LinkError::Unconfirmed("gone".into())]);
+        assert!(queue.connected(None));
+        push(&mut queue, b"new").unwrap();
+        assert!(queue.after_direct(direct, 0).is_none());
+        assert_eq!(take(&mut queue, true), (Chunk::Filled, b"new".to_vec()));
+    }
+
+    #[test]
+    fn a_closing_queue_takes_nothing_and_ends_when_all_is_answered() {
+        let mut queue = up(100);
+        push(&mut queue, b"1").unwrap();
+        let _ = queue.close();
+        assert_eq!(push(&mut queue, b"2").unwrap_err(), LinkError::closed());
+        let (taken, mut chunk) = take(&mut queue, true);
+        assert_eq!(taken, Chunk::Filled);
+        queue.wrote(1);
+        queue.after_chunk(&mut chunk);
+        assert_eq!(take(&mut queue, true).0, Chunk::Empty);
+        assert!(queue.answer(&mut vec![Value::Nil], &mut Vec::new()));
+        assert_eq!(take(&mut queue, true).0, Chunk::Finished);
+        assert!(!queue.connected(None), "there is no way back");
+
+        let mut never = Queue::new(100);
+        let _ = never.close();
+        assert!(never.is_closed() && !never.connected(None));
+    }
+
+    #[test]
+    fn another_connection_is_asked_for_once() {
+        let mut queue = up(100);
+        let _ = queue.replace();
+        assert!(queue.is_replaced());
+        assert!(queue.disconnected(&"gone".into()).is_empty());
+        assert!(!queue.is_replaced());
+        let _ = queue.replace();
+        assert!(!queue.is_replaced(), "there is nothing to replace");
+    }
+}

@@ -49,7 +49,7 @@ pub(super) struct Cluster {
     hints: mpsc::Sender<Hint>,
     /// Reaches all nodes; none if each primary has its link anyway.
     any: Option<Arc<Link>>,
-    state: watch::Receiver<PublisherState>,
+    state: watch::Sender<PublisherState>,
     keeper: AbortHandle,
 }
 
@@ -97,7 +97,7 @@ impl Cluster {
             ))
         });
         let down = PublisherState::Down("not connected yet".into());
-        let (state_sender, state) = watch::channel(down);
+        let state = watch::Sender::new(down);
         let (view_sender, view) = watch::channel(Arc::default());
         let (hints, hints_receiver) = mpsc::channel(MAX_HINTS);
         let mut keeper = Keeper {
@@ -111,7 +111,7 @@ impl Cluster {
             retired: JoinSet::new(),
             failure: None,
             view: view_sender,
-            state: state_sender,
+            state: state.clone(),
         };
         if map != ClusterMap::default() {
             keeper.install(map);
@@ -126,7 +126,7 @@ impl Cluster {
     }
 
     pub(super) fn state(&self) -> watch::Receiver<PublisherState> {
-        self.state.clone()
+        self.state.subscribe()
     }
 
     /// Queues the command at once; the future follows redirections.
@@ -202,10 +202,13 @@ impl Cluster {
         self.keeper.abort();
         let view = self.view.borrow().clone();
         let mut closing = JoinSet::new();
-        for link in view.links.values().chain(&self.any).cloned() {
+        for link in view.links.values().chain(&self.any) {
+            let link = Arc::clone(link);
             closing.spawn(async move { link.close().await });
         }
         while closing.join_next().await.is_some() {}
+        let closed = PublisherState::Down("the publisher has been closed".into());
+        self.state.send_replace(closed);
     }
 }
 
@@ -276,6 +279,7 @@ impl Attempts {
                 Some(redirect) if redirections <= MAX_REDIRECTIONS => {
                     self.redirected(redirect, version).await?
                 }
+                // A redirection too many is an error as any other.
                 _ => return accepted(Ok(reply)),
             };
         }
