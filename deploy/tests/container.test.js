@@ -33,7 +33,11 @@ describe("the container", { timeout: 60_000 }, () => {
 
   test("is built from all that cargo needs, and from nothing else", () => {
     const ignored = readFileSync(join(FOLDER, "Containerfile.dockerignore"), "utf8").split("\n");
-    const kept = ignored.filter((line) => line.startsWith("!")).map((line) => line.slice(1));
+    // A name without a file is harmless; a crate that is missing here is not to cargo.
+    const kept = ignored
+      .filter((line) => line.startsWith("!"))
+      .map((line) => line.slice(1))
+      .filter((path) => existsSync(join(ROOT, path)));
     const left = ignored.filter((line) => line.startsWith("**/")).map((line) => line.slice(3));
     const context = mkdtempSync(join(tmpdir(), "roomcast-context-"));
     try {

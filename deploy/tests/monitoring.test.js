@@ -94,9 +94,22 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     assert.deepEqual(metrics.filter((name) => !shown.has(name)), []);
   });
 
+  async function state(alert) {
+    return (await prometheus.rules()).find(({ name }) => name === alert).state;
+  }
+
+  test("sees Redis go and warns of it, and of the gap that it left", async () => {
+    const links = async () => prometheus.number("min(roomcast_bus_link_up)");
+    cluster.signal("redis", "SIGKILL");
+    await until("a link that is down", async () => (await links()) === 0);
+    await until("the alert of it", async () => (await state("RoomcastBusInterrupted")) !== "inactive");
+    cluster.again("redis");
+    await until("all links to be up", async () => (await links()) === 1);
+    await until("the alert of a gap", async () => (await state("RoomcastBusGap")) === "firing");
+  });
+
   test("sees a node go and warns of it, and sees it return", async () => {
     const host = new URL(cluster.urls["node-2 internal"]).host;
-    const state = async (alert) => (await prometheus.rules()).find(({ name }) => name === alert).state;
     cluster.signal("node-2", "SIGKILL");
     await until("up to be 0", async () => (await prometheus.number(`up{instance="${host}"}`)) === 0);
     await until("the alert that it is down", async () => (await state("RoomcastNodeDown")) !== "inactive");
