@@ -1,5 +1,7 @@
 //! Finding real servers and logging in to them, and what is said about those that do not fit.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Publishing to real servers that are slow, full, killed, exchanged or spread over a cluster.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};

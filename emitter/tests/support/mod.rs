@@ -4,6 +4,7 @@
 //! Other crates' tests include this file by its path.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::{
     fs,
