@@ -1,0 +1,135 @@
+//! What connects the nodes of a check.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use roomcast_adapter::{Bus, MemoryBus, NodeId, RedisBus, RedisConfig};
+use roomcast_emitter::{
+    channel::{Dialect, Mode},
+    entropy,
+};
+
+use crate::{node::Node, support};
+
+pub(crate) struct Fabric {
+    kind: Kind,
+    checks: AtomicU32,
+}
+
+enum Kind {
+    Memory,
+    Redis {
+        dialect: Dialect,
+        server: support::Redis,
+    },
+    Cluster {
+        dialect: Dialect,
+        cluster: support::Cluster,
+    },
+}
+
+/// A cluster of nodes that hears nothing of others.
+pub(crate) enum Fresh {
+    Memory(MemoryBus),
+    Redis {
+        config: RedisConfig,
+        is_cluster: bool,
+    },
+}
+
+impl Fabric {
+    pub(crate) fn memory() -> Self {
+        Self::new(Kind::Memory)
+    }
+
+    pub(crate) fn redis(dialect: Dialect) -> Self {
+        let server = support::Redis::start();
+        Self::new(Kind::Redis { dialect, server })
+    }
+
+    pub(crate) fn redis_cluster(dialect: Dialect) -> Self {
+        let cluster = support::Cluster::start(3);
+        Self::new(Kind::Cluster { dialect, cluster })
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            checks: AtomicU32::new(0),
+        }
+    }
+
+    /// Another cluster on the same servers: its prefix keeps it apart.
+    pub(crate) fn fresh(&self) -> Fresh {
+        let number = self.checks.fetch_add(1, Ordering::Relaxed);
+        let (dialect, url) = match &self.kind {
+            Kind::Memory => return Fresh::Memory(MemoryBus::new()),
+            Kind::Redis { dialect, server } => (*dialect, server.url()),
+            Kind::Cluster { dialect, cluster } => (*dialect, cluster.url()),
+        };
+        let mut config = RedisConfig::new(url.parse().unwrap());
+        config.prefix = format!("check{number}");
+        config.dialect = dialect;
+        Fresh::Redis {
+            config,
+            is_cluster: matches!(self.kind, Kind::Cluster { .. }),
+        }
+    }
+}
+
+impl Fresh {
+    pub(crate) async fn node(&self, namespace: &'static str) -> Node {
+        let id = NodeId::new(&entropy::name::<20>());
+        let bus: Arc<dyn Bus> = match self {
+            Self::Memory(bus) => Arc::new(bus.clone()),
+            Self::Redis { config, .. } => {
+                Arc::new(RedisBus::connect(config.clone(), &id).await.unwrap())
+            }
+        };
+        let node = Node::attach(bus, id, namespace);
+        // Its channels are subscribed.
+        node.confirm("").await;
+        node
+    }
+
+    /// Redis counts the subscribers of one node of a cluster.
+    pub(crate) fn counts_are_partial(&self) -> bool {
+        matches!(
+            self,
+            Self::Redis {
+                is_cluster: true,
+                ..
+            }
+        )
+    }
+
+    /// Messages to rooms without members on a node do not reach it.
+    pub(crate) fn hears_only_its_rooms(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Redis { config, .. } => config.dialect != Dialect::Sharded(Mode::Static),
+        }
+    }
+
+    pub(crate) fn orders_rooms_apart(&self) -> bool {
+        let Self::Redis { config, is_cluster } = self else {
+            return false;
+        };
+        *is_cluster && matches!(config.dialect, Dialect::Sharded(mode) if mode != Mode::Static)
+    }
+}
+
+impl fmt::Display for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Memory => f.write_str("memory"),
+            Kind::Redis { dialect, .. } => write!(f, "redis {dialect:?}"),
+            Kind::Cluster { dialect, .. } => write!(f, "redis cluster {dialect:?}"),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What every bus promises, checked on the one in memory, on one Redis in each dialect, and on a
+//! Redis Cluster of three primaries.
+
+mod checks;
+mod fabric;
+mod node;
+#[path = "../../../emitter/tests/support/mod.rs"]
+mod support;
+
+use fabric::Fabric;
+use roomcast_emitter::channel::{Dialect, Mode};
+
+/// Runs every check, each in a cluster of its own.
+async fn keeps_its_promises(fabric: &Fabric) {
+    for (name, check) in checks::all() {
+        // Shown if the check fails.
+        eprintln!("{fabric}: {name}");
+        check(fabric.fresh()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory() {
+    keeps_its_promises(&Fabric::memory()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_classic() {
+    keeps_its_promises(&Fabric::redis(Dialect::Classic)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_sharded() {
+    for mode in [Mode::Static, Mode::Dynamic, Mode::DynamicPrivate] {
+        keeps_its_promises(&Fabric::redis(Dialect::Sharded(mode))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_cluster() {
+    for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Dynamic)] {
+        keeps_its_promises(&Fabric::redis_cluster(dialect)).await;
+    }
+}

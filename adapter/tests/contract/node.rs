@@ -1,0 +1,217 @@
+//! A node that is nothing but its side of a namespace.
+
+use std::{
+    collections::HashMap,
+    future::{pending, ready},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use roomcast_adapter::{
+    Answer, Attachment, Bus, BusFuture, Description, Listener, NodeId, Progress, Question,
+    SocketId, Tracking,
+};
+use roomcast_emitter::{args::Args, message::Message};
+
+/// How long anything may take before the test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) side: Arc<Side>,
+    namespace: &'static str,
+}
+
+/// What the bus calls.
+#[derive(Default)]
+pub(crate) struct Side {
+    heard: Mutex<Vec<Message>>,
+    rooms: Mutex<HashMap<Box<str>, usize>>,
+    tracking: Mutex<Tracking>,
+    changes: Mutex<Vec<(Box<str>, bool)>>,
+    is_mute: AtomicBool,
+    socket: Mutex<Option<SocketId>>,
+}
+
+impl Node {
+    pub(crate) fn attach(bus: Arc<dyn Bus>, id: NodeId, namespace: &'static str) -> Self {
+        let side = Arc::<Side>::default();
+        let listener: Weak<Side> = Arc::downgrade(&side);
+        bus.attach(Attachment {
+            node: &id,
+            namespace,
+            is_dynamic: false,
+            listener,
+        });
+        Self {
+            id,
+            bus,
+            side,
+            namespace,
+        }
+    }
+
+    /// A socket connects: its private room begins with the node's tag.
+    pub(crate) fn connect(&self, number: u32) -> SocketId {
+        let id = format!("{}{number:016}", &self.id.as_str()[..4]);
+        self.side.enter(&id, true);
+        self.bus.interest_changed(&self.id, self.namespace);
+        let id = SocketId::new(&id);
+        *self.side.socket.lock() = Some(id.clone());
+        id
+    }
+
+    /// Joins and waits until the cluster would deliver.
+    pub(crate) async fn join(&self, room: &str) {
+        self.side.enter(room, false);
+        self.bus.interest_changed(&self.id, self.namespace);
+        self.confirm(room).await;
+    }
+
+    pub(crate) async fn confirm(&self, room: &str) {
+        let confirmed = self
+            .bus
+            .confirm(&self.id, self.namespace, vec![room.into()]);
+        within(confirmed).await.unwrap();
+    }
+
+    pub(crate) fn leave(&self, room: &str) {
+        self.side.leave(room);
+        self.bus.interest_changed(&self.id, self.namespace);
+    }
+
+    pub(crate) async fn publish(&self, message: Message) -> usize {
+        within(self.bus.publish(&self.id, self.namespace, message))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        question: Question,
+        timeout: Duration,
+    ) -> roomcast_adapter::Answered {
+        let asked = self.bus.ask(&self.id, self.namespace, question, timeout);
+        within(asked).await.unwrap()
+    }
+
+    pub(crate) fn be_mute(&self) {
+        self.side.is_mute.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until that many messages have come, and takes them.
+    pub(crate) async fn heard(&self, count: usize) -> Vec<Message> {
+        eventually("the messages have come", || {
+            self.side.heard.lock().len() >= count
+        })
+        .await;
+        std::mem::take(&mut *self.side.heard.lock())
+    }
+}
+
+impl Side {
+    fn enter(&self, room: &str, is_private: bool) {
+        let mut rooms = self.rooms.lock();
+        let members = rooms.entry(room.into()).or_default();
+        *members += 1;
+        let is_tracked = match *self.tracking.lock() {
+            Tracking::Nothing => false,
+            Tracking::Rooms => !is_private || room.len() != SocketId::LEN,
+            Tracking::RoomsAndSockets => true,
+        };
+        if *members == 1 && is_tracked {
+            self.changes.lock().push((room.into(), true));
+        }
+    }
+
+    fn leave(&self, room: &str) {
+        let mut rooms = self.rooms.lock();
+        let members = rooms.get_mut(room).unwrap();
+        *members -= 1;
+        if *members == 0 {
+            rooms.remove(room);
+            self.changes.lock().push((room.into(), false));
+        }
+    }
+}
+
+impl Listener for Side {
+    fn receive(&self, message: &Message) -> usize {
+        self.heard.lock().push(message.clone());
+        1
+    }
+
+    fn answer(
+        self: Arc<Self>,
+        question: Question,
+        progress: Option<Arc<dyn Progress>>,
+    ) -> BusFuture<Answer> {
+        if self.is_mute.load(Ordering::Relaxed) {
+            return Box::pin(pending());
+        }
+        let socket = self.socket.lock().clone();
+        let answer = match question {
+            Question::Sockets(_) => Answer::Sockets(socket.into_iter().map(describe).collect()),
+            Question::Rooms => Answer::Rooms(self.rooms.lock().keys().cloned().collect()),
+            Question::Acks { args, .. } => {
+                if let (Some(progress), Some(socket)) = (progress, &socket) {
+                    progress.asked(1);
+                    progress.acknowledged(socket, &args);
+                }
+                Answer::Acks {
+                    answers: vec![(socket, args)],
+                    missing: vec![SocketId::new("somebody-who-is-mute")],
+                    missing_unnamed: 0,
+                }
+            }
+            Question::ServerSideEmit { args, .. } => Answer::ServerSideEmit(Some(args)),
+            _ => Answer::Order(false),
+        };
+        Box::pin(ready(answer))
+    }
+
+    fn has_room(&self, room: &str) -> bool {
+        self.rooms.lock().contains_key(room)
+    }
+
+    fn track(&self, tracking: Tracking) {
+        *self.tracking.lock() = tracking;
+    }
+
+    fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
+        for (room, has_members) in std::mem::take(&mut *self.changes.lock()) {
+            f(&room, has_members);
+        }
+    }
+}
+
+fn describe(id: SocketId) -> Description {
+    Description {
+        rooms: vec![id.to_string(), "a".into()],
+        data: serde_json::json!({"name": "x"}),
+        handshake: serde_json::json!({"query": {}}),
+        id,
+    }
+}
+
+pub(crate) fn args(number: u32) -> Args {
+    Args::encode(&(number,)).unwrap()
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(DEADLINE, future).await;
+    done.expect("it takes too long")
+}
+
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
