@@ -6,6 +6,7 @@
 //! first has resolved, arrives in that order; in a cluster with sharded channels, in the order of
 //! each channel.
 
+mod attempts;
 mod cluster;
 mod redirect;
 
@@ -19,7 +20,7 @@ use std::{
 
 use tokio::{sync::watch, task::AbortHandle, time};
 
-use self::cluster::Cluster;
+use self::{attempts::Routed, cluster::Cluster};
 pub use crate::link::{LinkState as PublisherState, LinkStats as PublisherStats};
 use crate::{
     backoff::Backoff,
@@ -211,8 +212,6 @@ impl Publisher {
     /// Publishes on a channel, or on a sharded one. The message is queued when this returns; the
     /// future is of the number of connections that took it. In a cluster, that number is one of
     /// the server's that was talked to alone, unless the channel is sharded.
-    ///
-    /// In a cluster the future must be awaited, as it follows a channel that has moved.
     pub fn publish(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
         let command: &[u8] = if is_sharded { b"SPUBLISH" } else { b"PUBLISH" };
         let args = [command, channel.as_bytes(), payload];
@@ -322,7 +321,7 @@ pub struct Commanding(Replies);
 #[derive(Debug)]
 enum Replies {
     OfOne(Reply),
-    OfAll(Later<Vec<Value>>),
+    OfAll(Later),
 }
 
 impl Future for Commanding {
@@ -340,22 +339,22 @@ impl Future for Commanding {
 enum Reply {
     Plain(Pending),
     /// Of a cluster, where it may take more than one attempt.
-    Routed(Later<Value>),
+    Routed(Routed),
 }
 
 impl Reply {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Value, PublishError>> {
         match self {
             Self::Plain(pending) => Pin::new(pending).poll(context).map(accepted),
-            Self::Routed(reply) => reply.0.as_mut().poll(context),
+            Self::Routed(routed) => routed.poll(context),
         }
     }
 }
 
-/// A result that takes several steps.
-struct Later<T>(Pin<Box<dyn Future<Output = Result<T, PublishError>> + Send>>);
+/// Replies of several servers.
+struct Later(Pin<Box<dyn Future<Output = Result<Vec<Value>, PublishError>> + Send>>);
 
-impl<T> std::fmt::Debug for Later<T> {
+impl std::fmt::Debug for Later {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Later")
     }

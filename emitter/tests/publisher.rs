@@ -432,6 +432,18 @@ async fn sharded_channels_are_followed_to_where_their_slots_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_nobody_waits_for_follows_its_slot_too() {
+    let cluster = Cluster::start(3);
+    let publisher = connect_sharded(&cluster).await;
+    let from = cluster.owner("room");
+    let to = (from + 1) % 3;
+    cluster.move_slot(&cluster.slot("room"), from, to);
+    let mut listener = Listener::start(&cluster.nodes[to], "SSUBSCRIBE", "room");
+    drop(publisher.publish("room", b"1", true));
+    assert_eq!(listener.next(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_found_while_their_slots_move() {
     let cluster = Cluster::start(3);
     let publisher = connect_sharded(&cluster).await;

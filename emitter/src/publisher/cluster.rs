@@ -12,8 +12,10 @@ use tokio::{
     time::{self, MissedTickBehavior},
 };
 
-use super::redirect::Redirect;
-use super::{Later, PublishError, PublisherState, PublisherStats, Reply, Route, accepted};
+use super::{
+    Later, PublishError, PublisherState, PublisherStats, Reply, Route, accepted,
+    attempts::{Attempts, Following, REDIRECTION_TIMEOUT},
+};
 use crate::{
     channel::slot,
     endpoint::{Address, ClusterMap, ConnectError, Endpoint},
@@ -31,14 +33,11 @@ const TICKS_WHILE_DOWN: u32 = 4;
 /// After how many ticks it is read again anyway.
 const TICKS_WHILE_UP: u32 = 120;
 
-/// How often a command follows a redirection before it is given up.
-const MAX_REDIRECTIONS: u32 = 3;
-
 /// How many hints may wait for the keeper. Who finds no room, hints at nothing new.
 const MAX_HINTS: usize = 256;
 
-/// How long a command that was redirected waits for the map or the link that it needs.
-const REDIRECTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many commands that nobody waits for are followed at a time; others are left where they are.
+const MAX_ABANDONED: usize = 1024;
 
 /// The most primaries that are talked to. Redis recommends no more than a thousand nodes.
 const MAX_LINKS: usize = 1024;
@@ -55,18 +54,17 @@ pub(super) struct Cluster {
 
 /// What is known of the cluster.
 #[derive(Debug, Default)]
-struct View {
-    version: u64,
-    map: ClusterMap,
+pub(super) struct View {
+    pub(super) version: u64,
+    pub(super) map: ClusterMap,
     /// To primaries, once they are wanted.
-    links: BTreeMap<Address, Arc<Link>>,
+    pub(super) links: BTreeMap<Address, Arc<Link>>,
     /// Whether all primaries have links.
     is_complete: bool,
 }
 
 /// What senders tell the keeper.
-#[derive(Debug)]
-enum Hint {
+pub(super) enum Hint {
     Moved {
         slot: u16,
         to: Address,
@@ -77,6 +75,8 @@ enum Hint {
     AllWanted,
     /// The map is wrong.
     Outdated,
+    /// Nobody waits any more for a command that is on its way.
+    Abandoned(Following),
 }
 
 impl Cluster {
@@ -109,6 +109,7 @@ impl Cluster {
             changed,
             guests: Vec::new(),
             retired: JoinSet::new(),
+            abandoned: JoinSet::new(),
             failure: None,
             view: view_sender,
             state: state.clone(),
@@ -137,14 +138,8 @@ impl Cluster {
         };
         let mut command = Vec::with_capacity(resp::encoded_len(args));
         resp::encode_command(&mut command, args);
-        let mut attempts = Attempts {
-            view: self.view.clone(),
-            hints: self.hints.clone(),
-            slot,
-            command,
-        };
-        let first = attempts.send_to_owner();
-        Reply::Routed(Later(Box::pin(async move { attempts.follow(first).await })))
+        let attempts = Attempts::new(self.view.clone(), self.hints.clone(), slot, command);
+        Reply::Routed(attempts.start())
     }
 
     fn send_to_any<A: AsRef<[u8]>>(&self, args: &[A]) -> Pending {
@@ -160,7 +155,7 @@ impl Cluster {
     }
 
     /// Says the command to each primary that can be reached.
-    pub(super) fn send_to_all<A: AsRef<[u8]>>(&self, args: &[A]) -> Later<Vec<Value>> {
+    pub(super) fn send_to_all<A: AsRef<[u8]>>(&self, args: &[A]) -> Later {
         let mut command = Vec::with_capacity(resp::encoded_len(args));
         resp::encode_command(&mut command, args);
         let mut view = self.view.clone();
@@ -218,135 +213,8 @@ impl Drop for Cluster {
     }
 }
 
-/// One command on its way to the owner of a slot.
-struct Attempts {
-    view: watch::Receiver<Arc<View>>,
-    hints: mpsc::Sender<Hint>,
-    slot: u16,
-    command: Vec<u8>,
-}
-
-/// Where a command has got to.
-enum Attempt {
-    Sent {
-        asked: Address,
-        version: u64,
-        reply: Pending,
-    },
-    /// There is no link yet to where it belongs.
-    Wants(Address),
-}
-
-impl Attempts {
-    fn send_to_owner(&self) -> Result<Attempt, PublishError> {
-        let view = self.view.borrow().clone();
-        let Some(owner) = view.map.owner(self.slot) else {
-            self.hint(Hint::Outdated);
-            let reason = format!("no node is known that serves slot {}", self.slot);
-            return Err(PublishError::Unavailable(reason.into()));
-        };
-        let Some(link) = view.links.get(owner) else {
-            self.hint(Hint::Wanted(owner.clone()));
-            return Ok(Attempt::Wants(owner.clone()));
-        };
-        Ok(Attempt::Sent {
-            asked: owner.clone(),
-            version: view.version,
-            reply: link.send_encoded(None, &self.command),
-        })
-    }
-
-    async fn follow(
-        &mut self,
-        first: Result<Attempt, PublishError>,
-    ) -> Result<Value, PublishError> {
-        let mut attempt = first?;
-        let mut redirections = 0;
-        loop {
-            let (asked, version, reply) = match attempt {
-                Attempt::Wants(node) => {
-                    attempt = self.send_to(node, None).await?;
-                    continue;
-                }
-                Attempt::Sent {
-                    asked,
-                    version,
-                    reply,
-                } => (asked, version, reply.await?),
-            };
-            redirections += 1;
-            attempt = match Redirect::read(&reply, &asked) {
-                Some(redirect) if redirections <= MAX_REDIRECTIONS => {
-                    self.redirected(redirect, version).await?
-                }
-                // A redirection too many is an error as any other.
-                _ => return accepted(Ok(reply)),
-            };
-        }
-    }
-
-    /// The command was surely not carried out: it is said once more, where it belongs.
-    async fn redirected(
-        &mut self,
-        redirect: Redirect,
-        version: u64,
-    ) -> Result<Attempt, PublishError> {
-        match redirect {
-            Redirect::Moved { slot, to } => {
-                let hint = Hint::Moved {
-                    slot,
-                    to: to.clone(),
-                };
-                self.hint(hint);
-                self.send_to(to, None).await
-            }
-            Redirect::Ask { to } => {
-                self.hint(Hint::Wanted(to.clone()));
-                self.send_to(to, Some(ASKING)).await
-            }
-            Redirect::Down => {
-                self.hint(Hint::Outdated);
-                let newer = self.view.wait_for(|view| view.version > version);
-                if time::timeout(REDIRECTION_TIMEOUT, newer).await.is_err() {
-                    return Err(PublishError::Unavailable("the cluster is down".into()));
-                }
-                self.send_to_owner()
-            }
-        }
-    }
-
-    /// Waits for the link, as it may be a new one.
-    async fn send_to(
-        &mut self,
-        to: Address,
-        preparation: Option<&[u8]>,
-    ) -> Result<Attempt, PublishError> {
-        let known = self.view.wait_for(|view| view.links.contains_key(&to));
-        // Whether it is there now, says the next line.
-        let _ = time::timeout(REDIRECTION_TIMEOUT, known).await.is_ok();
-        let view = self.view.borrow().clone();
-        let Some(link) = view.links.get(&to) else {
-            let reason = format!("there is no link to {to}");
-            return Err(PublishError::Unavailable(reason.into()));
-        };
-        until_up(link).await;
-        Ok(Attempt::Sent {
-            reply: link.send_encoded(preparation, &self.command),
-            version: view.version,
-            asked: to,
-        })
-    }
-
-    fn hint(&self, hint: Hint) {
-        let _ = self.hints.try_send(hint);
-    }
-}
-
-/// Says that the next command is for a slot that is on its way to the server.
-const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
-
 /// Gives a new link the time to connect.
-async fn until_up(link: &Link) {
+pub(super) async fn until_up(link: &Link) {
     let mut state = link.state();
     let up = state.wait_for(|state| *state == LinkState::Up);
     // If it is not, sending tells why.
@@ -366,6 +234,8 @@ struct Keeper {
     guests: Vec<Address>,
     /// Links that are not needed any more, until all is answered.
     retired: JoinSet<()>,
+    /// Commands on their way that nobody waits for.
+    abandoned: JoinSet<Result<Value, PublishError>>,
     /// Why the map could not be read.
     failure: Option<Arc<str>>,
     view: watch::Sender<Arc<View>>,
@@ -404,6 +274,7 @@ impl Keeper {
                 }
             }
             while self.retired.try_join_next().is_some() {}
+            while self.abandoned.try_join_next().is_some() {}
             self.tell_state();
         }
     }
@@ -435,6 +306,12 @@ impl Keeper {
                 false
             }
             Hint::Outdated => true,
+            Hint::Abandoned(following) => {
+                if self.abandoned.len() < MAX_ABANDONED {
+                    self.abandoned.spawn(following);
+                }
+                false
+            }
         }
     }
 
