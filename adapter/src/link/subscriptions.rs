@@ -271,8 +271,13 @@ impl Subscriptions {
             while self.may_write(priority) {
                 self.write_next(queue, out);
             }
-            if !self.queues[queue].is_empty() {
+            let queue = &mut self.queues[queue];
+            if !queue.is_empty() {
                 return;
+            }
+            // A reconnect of many names needs room that is not needed afterwards.
+            if queue.capacity() > MAX_IDLE {
+                *queue = VecDeque::new();
             }
         }
     }
