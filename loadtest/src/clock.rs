@@ -1,0 +1,37 @@
+//! The clock of the tool: nanoseconds of the system's monotonic clock.
+//!
+//! All processes of one machine read the same one, so a message may be sent by one process and
+//! timed by another.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// A point in time, in nanoseconds since some moment before the machine started.
+pub(crate) type Nanos = u64;
+
+pub(crate) const SECOND: Nanos = 1_000_000_000;
+pub(crate) const MILLISECOND: Nanos = 1_000_000;
+
+pub(crate) fn now() -> Nanos {
+    nanos(clock_gettime(ClockId::Monotonic))
+}
+
+/// Milliseconds since 1970, for the head of a result. No latency is computed from it.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+pub(crate) fn span(duration: Duration) -> Nanos {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn seconds(nanos: Nanos) -> f64 {
+    nanos as f64 / SECOND as f64
+}
+
+fn nanos(time: Timespec) -> Nanos {
+    time.tv_sec as u64 * SECOND + time.tv_nsec as u64
+}

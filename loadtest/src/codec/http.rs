@@ -1,0 +1,281 @@
+//! Enough of HTTP/1.1 for a polling client: requests, and answers as their bytes come in.
+
+/// A whole answer at the start of a buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// `name=value` of each cookie that is set, joined as a client sends them back.
+    pub(crate) cookies: String,
+    pub(crate) body: Vec<u8>,
+    /// Whether the connection serves another request.
+    pub(crate) is_kept: bool,
+    /// Length of the answer in the buffer.
+    pub(crate) end: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    Partial,
+    Whole(Answer),
+    /// Not HTTP, or longer than any answer to a polling client.
+    Invalid,
+}
+
+/// Reads the answer at the start of `bytes`; `has_ended` says that nothing follows them.
+pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Read {
+    let Some(head_end) = head_end(bytes) else {
+        let can_be = bytes.len() < LONGEST_HEAD_BYTES
+            && b"HTTP/1.".starts_with(&bytes[..bytes.len().min(7)]);
+        return if can_be && !has_ended {
+            Read::Partial
+        } else {
+            Read::Invalid
+        };
+    };
+    let Some(head) = Head::parse(&bytes[..head_end]) else {
+        return Read::Invalid;
+    };
+    let rest = &bytes[head_end..];
+    let (body, length) = match head.framing {
+        Framing::Length(length) if length > LONGEST_BODY_BYTES => return Read::Invalid,
+        Framing::Length(length) => match rest.get(..length) {
+            Some(body) => (body.to_vec(), length),
+            None => return Read::Partial,
+        },
+        Framing::Chunks => match read_chunks(rest) {
+            Chunks::Partial if rest.len() < 2 * LONGEST_BODY_BYTES => return Read::Partial,
+            Chunks::Partial | Chunks::Invalid => return Read::Invalid,
+            Chunks::Whole { body, length } => (body, length),
+        },
+        Framing::UntilEnd if has_ended => (rest.to_vec(), rest.len()),
+        Framing::UntilEnd if rest.len() < LONGEST_BODY_BYTES => return Read::Partial,
+        Framing::UntilEnd => return Read::Invalid,
+    };
+    Read::Whole(Answer {
+        status: head.status,
+        cookies: head.cookies,
+        body,
+        is_kept: head.is_kept,
+        end: head_end + length,
+    })
+}
+
+/// Where the head of an HTTP message ends, if all of it has arrived.
+pub(crate) fn head_end(bytes: &[u8]) -> Option<usize> {
+    let at = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+    Some(at + 4)
+}
+
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    pub(crate) cookies: String,
+    /// The answer to a WebSocket key.
+    pub(crate) accept: Option<String>,
+    is_kept: bool,
+    framing: Framing,
+}
+
+enum Framing {
+    Length(usize),
+    Chunks,
+    UntilEnd,
+}
+
+impl Head {
+    /// `None` if this is no head of an HTTP/1 answer.
+    pub(crate) fn parse(head: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(head).ok()?;
+        let mut lines = text.split("\r\n");
+        let (version, status) = lines.next()?.split_once(' ')?;
+        let mut head = Self {
+            status: status.get(..3)?.parse().ok()?,
+            cookies: String::new(),
+            accept: None,
+            is_kept: version == "HTTP/1.1",
+            framing: Framing::UntilEnd,
+        };
+        if !version.starts_with("HTTP/1.") {
+            return None;
+        }
+        for line in lines.filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(':')?;
+            head.note(&name.to_ascii_lowercase(), value.trim())?;
+        }
+        if matches!(head.status, 100..=199 | 204 | 304) {
+            head.framing = Framing::Length(0);
+        }
+        Some(head)
+    }
+
+    fn note(&mut self, name: &str, value: &str) -> Option<()> {
+        match name {
+            "content-length" => self.framing = Framing::Length(value.parse().ok()?),
+            "transfer-encoding" if value.eq_ignore_ascii_case("chunked") => {
+                self.framing = Framing::Chunks;
+            }
+            "connection" if value.eq_ignore_ascii_case("close") => self.is_kept = false,
+            "sec-websocket-accept" => self.accept = Some(value.to_owned()),
+            "set-cookie" => {
+                if !self.cookies.is_empty() {
+                    self.cookies.push_str("; ");
+                }
+                let pair = value.split_once(';').map_or(value, |(pair, _)| pair);
+                self.cookies.push_str(pair.trim());
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+enum Chunks {
+    Partial,
+    Whole { body: Vec<u8>, length: usize },
+    Invalid,
+}
+
+fn read_chunks(bytes: &[u8]) -> Chunks {
+    let mut body = Vec::new();
+    let mut at = 0;
+    loop {
+        let rest = &bytes[at..];
+        let Some(line_end) = rest.windows(2).position(|window| window == b"\r\n") else {
+            return if rest.len() > 100 {
+                Chunks::Invalid
+            } else {
+                Chunks::Partial
+            };
+        };
+        let size = std::str::from_utf8(&rest[..line_end]).ok();
+        let size = size.and_then(|line| line.split(';').next());
+        let Some(Ok(size)) = size.map(|size| usize::from_str_radix(size.trim(), 16)) else {
+            return Chunks::Invalid;
+        };
+        if size > LONGEST_BODY_BYTES - body.len() {
+            return Chunks::Invalid;
+        }
+        let start = line_end + 2;
+        let Some(chunk) = rest.get(start..start + size + 2) else {
+            return Chunks::Partial;
+        };
+        let (data, line) = chunk.split_at(size);
+        if line != b"\r\n" {
+            // Trailers after the last chunk, which nobody sends to polling clients.
+            return Chunks::Invalid;
+        }
+        at += start + size + 2;
+        if size == 0 {
+            return Chunks::Whole { body, length: at };
+        }
+        body.extend_from_slice(data);
+    }
+}
+
+/// Appends a request of a polling client: a poll, or a post of this body.
+pub(crate) fn request(
+    out: &mut Vec<u8>,
+    host: &str,
+    path_and_query: &str,
+    cookie: &str,
+    body: Option<&[u8]>,
+) {
+    let method = if body.is_some() { "POST" } else { "GET" };
+    out.extend_from_slice(
+        format!("{method} {path_and_query} HTTP/1.1\r\nHost: {host}\r\n").as_bytes(),
+    );
+    if !cookie.is_empty() {
+        out.extend_from_slice(format!("Cookie: {cookie}\r\n").as_bytes());
+    }
+    if let Some(body) = body {
+        let head = format!(
+            "Content-Type: text/plain;charset=UTF-8\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(body);
+    } else {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+const LONGEST_HEAD_BYTES: usize = 32 * 1024;
+const LONGEST_BODY_BYTES: usize = 32 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(text: &str, has_ended: bool) -> Answer {
+        match read(text.as_bytes(), has_ended) {
+            Read::Whole(answer) => answer,
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_answer_with_a_length_is_whole_when_its_body_is() {
+        let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n4abcd";
+        for cut in 0..text.len() {
+            assert_eq!(read(&text.as_bytes()[..cut], false), Read::Partial);
+        }
+        let answer = whole(&format!("{text}HTTP/1.1 2"), false);
+        assert_eq!(
+            (answer.status, answer.is_kept, answer.end),
+            (200, true, text.len())
+        );
+        assert_eq!(answer.body, b"4abcd");
+    }
+
+    #[test]
+    fn chunks_are_joined() {
+        let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x\r\n0123456789\r\n0\r\n\r\n";
+        for cut in 0..text.len() {
+            assert_eq!(read(&text.as_bytes()[..cut], false), Read::Partial);
+        }
+        assert_eq!(whole(text, false).body, b"abc0123456789");
+    }
+
+    #[test]
+    fn a_body_without_a_length_ends_with_the_connection() {
+        let text = "HTTP/1.0 200 OK\r\n\r\nabc";
+        assert_eq!(read(text.as_bytes(), false), Read::Partial);
+        let answer = whole(text, true);
+        assert_eq!((answer.body, answer.is_kept), (b"abc".to_vec(), false));
+    }
+
+    #[test]
+    fn cookies_are_collected_without_their_attributes() {
+        let text = "HTTP/1.1 200 OK\r\nset-cookie: io=x; Path=/\r\nSet-Cookie: node=b;HttpOnly\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        let answer = whole(text, false);
+        assert_eq!(
+            (answer.cookies.as_str(), answer.is_kept),
+            ("io=x; node=b", false)
+        );
+    }
+
+    #[test]
+    fn what_is_not_http_is_seen_at_once() {
+        for text in [
+            "SSH-2.0-OpenSSH_9",
+            "-ERR unknown",
+            "HTTP/1.1 2x0 no\r\n\r\n",
+        ] {
+            assert_eq!(read(text.as_bytes(), false), Read::Invalid, "{text}");
+        }
+        let endless = "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n";
+        assert_eq!(read(endless.as_bytes(), false), Read::Invalid);
+        assert_eq!(read(b"", true), Read::Invalid);
+    }
+
+    #[test]
+    fn a_post_says_how_long_it_is_and_a_poll_has_no_body() {
+        let mut out = Vec::new();
+        request(&mut out, "h:1", "/s/?x=1", "a=b", Some(b"40"));
+        request(&mut out, "h:1", "/s/?x=2", "", None);
+        let text = String::from_utf8(out).unwrap();
+        let (post, poll) = text.split_once("\r\n\r\n40").unwrap();
+        assert!(post.starts_with("POST /s/?x=1 HTTP/1.1\r\nHost: h:1\r\nCookie: a=b\r\n"));
+        assert!(post.ends_with("Content-Length: 2"));
+        assert_eq!(poll, "GET /s/?x=2 HTTP/1.1\r\nHost: h:1\r\n\r\n");
+    }
+}

@@ -1,0 +1,487 @@
+//! The members of the rooms and what they say and hear: the sink of all scenarios with rooms.
+//!
+//! It sends joins, recognises messages, enters them into the ledger and the histograms, and tells
+//! the driver what is finished and who is gone. When something is sent, and to whom a client
+//! connects, is the driver's business.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{
+    clock::Nanos,
+    codec::packet::{self, Kind, Packet},
+    finder::Finder,
+    histogram::Histogram,
+    label::Label,
+    ledger::{Arrival, Ledger, Shape, Tally},
+    swarm::{End, Replies, Sink},
+};
+
+/// What the members of a run have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Manners {
+    pub(crate) shape: Shape,
+    pub(crate) namespace: String,
+    pub(crate) run: u16,
+    pub(crate) payload_bytes: usize,
+    /// Whether each message asks for an acknowledgement.
+    pub(crate) asks: bool,
+    /// Whether members come and go while messages are sent: then nobody knows when a message has
+    /// reached its last recipient.
+    pub(crate) is_unsteady: bool,
+    /// Whether messages come from outside, and not from the first members of each room.
+    pub(crate) is_external: bool,
+}
+
+impl Manners {
+    /// Name of a room. The dots keep it from looking like a socket's id.
+    pub(crate) fn room(&self, room: usize) -> String {
+        format!("load.{:04x}.{room}", self.run)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not connected, or given up.
+    Away,
+    Connecting,
+    Joining,
+    In,
+    Leaving,
+    /// Connected, and in no room.
+    Out,
+    /// In the room, and reads no more.
+    Stalled,
+}
+
+struct Sender {
+    /// Number of the next message.
+    next: u32,
+    /// Messages whose acknowledgement has come.
+    acked: u32,
+    /// Messages that have not reached everybody, from `first_flight` on.
+    flights: VecDeque<Flight>,
+    first_flight: u32,
+}
+
+struct Flight {
+    time: Nanos,
+    since: Nanos,
+    missing: u32,
+}
+
+pub(crate) struct Crowd {
+    manners: Manners,
+    states: Vec<State>,
+    /// When the connection was begun; after an end, when it ended.
+    since: Vec<Nanos>,
+    in_room: Vec<u32>,
+    senders: Vec<Sender>,
+    ledger: Ledger,
+    finder: Finder,
+    /// Messages sent in this span are timed.
+    window: std::ops::Range<Nanos>,
+    pub(crate) times: Times,
+    pub(crate) counts: Counts,
+    pub(crate) ends: BTreeMap<&'static str, u64>,
+    /// The last reason of its kind, for messages to a person.
+    pub(crate) last_end: Option<End>,
+    pub(crate) last_refusal: Option<String>,
+    /// Clients that are gone since the driver last looked.
+    pub(crate) gone: Vec<(usize, End)>,
+    /// Senders of which a message has reached everybody since the driver last looked.
+    pub(crate) finished: Vec<usize>,
+}
+
+/// What is timed.
+pub(crate) struct Times {
+    /// From the begin of the connection to the namespace.
+    pub(crate) connect: Histogram,
+    /// From the sending of a message to each of its receivers.
+    pub(crate) delivery: Histogram,
+    /// To the last of them.
+    pub(crate) last: Histogram,
+    /// From the end of a connection to the confirmed join of the next.
+    pub(crate) outage: Histogram,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) connected: u64,
+    /// Members whose join is confirmed, now.
+    pub(crate) members: u64,
+    pub(crate) joins: u64,
+    pub(crate) leaves: u64,
+    /// Joins and messages that the server refused.
+    pub(crate) refused: u64,
+    pub(crate) sent: u64,
+    /// Messages that did not reach everybody in the time that a sender waits.
+    pub(crate) incomplete: u64,
+    /// Events other than messages.
+    pub(crate) other_events: u64,
+    pub(crate) reconnects: u64,
+}
+
+impl Crowd {
+    pub(crate) fn new(manners: Manners) -> Self {
+        let shape = manners.shape;
+        let clients = shape.rooms * shape.members;
+        let sender = || Sender {
+            next: 0,
+            acked: 0,
+            flights: VecDeque::new(),
+            first_flight: 0,
+        };
+        Self {
+            states: vec![State::Away; clients],
+            since: vec![0; clients],
+            in_room: vec![0; shape.rooms],
+            senders: (0..shape.rooms * shape.senders).map(|_| sender()).collect(),
+            ledger: Ledger::new(shape),
+            finder: Finder::new(manners.payload_bytes),
+            window: Nanos::MAX..Nanos::MAX,
+            times: Times {
+                connect: Histogram::new(),
+                delivery: Histogram::new(),
+                last: Histogram::new(),
+                outage: Histogram::new(),
+            },
+            counts: Counts::default(),
+            ends: BTreeMap::new(),
+            last_end: None,
+            last_refusal: None,
+            gone: Vec::new(),
+            finished: Vec::new(),
+            manners,
+        }
+    }
+
+    pub(crate) fn manners(&self) -> &Manners {
+        &self.manners
+    }
+
+    pub(crate) fn state(&self, client: usize) -> State {
+        self.states[client]
+    }
+
+    pub(crate) fn arrivals(&self) -> u64 {
+        self.ledger.arrivals()
+    }
+
+    /// The client of a sender, if it is one.
+    pub(crate) fn client_of(&self, sender: usize) -> usize {
+        let shape = self.manners.shape;
+        sender / shape.senders * shape.members + sender % shape.senders
+    }
+
+    /// Messages that were sent in this span, by their labels, are timed.
+    pub(crate) fn time(&mut self, window: std::ops::Range<Nanos>) {
+        self.window = window;
+    }
+
+    /// The driver has begun to connect this client.
+    pub(crate) fn connecting(&mut self, client: usize, now: Nanos) {
+        self.states[client] = State::Connecting;
+        if self.since[client] & RETURNING == 0 {
+            self.since[client] = now;
+        }
+    }
+
+    /// The driver has torn this client's connection down.
+    pub(crate) fn torn(&mut self, client: usize, now: Nanos) {
+        self.leave_at_once(client);
+        self.since[client] = now | RETURNING;
+        self.states[client] = State::Away;
+    }
+
+    /// The driver lets this member read no more: nothing is owed to it.
+    pub(crate) fn stalled(&mut self, client: usize) {
+        self.leave_at_once(client);
+        self.states[client] = State::Stalled;
+    }
+
+    /// Writes a join or a leave for a client that is connected, and follows it in the ledger.
+    pub(crate) fn write_move(&mut self, client: usize, joins: bool, out: &mut Vec<u8>) {
+        let room = client / self.manners.shape.members;
+        let ack = if joins { JOIN_ACK } else { LEAVE_ACK };
+        packet::write_head(out, b'2', &self.manners.namespace, Some(ack));
+        let event = if joins { "join" } else { "leave" };
+        let name = self.manners.room(room);
+        // Without the third, rooms of a demonstration tell all members of each newcomer.
+        out.extend_from_slice(format!("[\"{event}\",\"{name}\",{{\"quiet\":true}}]").as_bytes());
+        for stream in self.manners.shape.streams(client) {
+            if joins {
+                self.ledger.open(stream);
+            } else {
+                let sender = &self.senders[self.manners.shape.sender(stream)];
+                self.ledger.leave(stream, sender.acked);
+            }
+        }
+        if joins {
+            self.states[client] = State::Joining;
+        } else {
+            self.states[client] = State::Leaving;
+            self.in_room[room] -= 1;
+            self.counts.members -= 1;
+        }
+    }
+
+    /// Writes the next message of a sender as the packet of its client.
+    pub(crate) fn write_message(
+        &mut self,
+        sender: usize,
+        time: Nanos,
+        now: Nanos,
+        out: &mut Vec<u8>,
+    ) {
+        let ack = self.manners.asks;
+        let ack = ack.then(|| FIRST_MESSAGE_ACK + u64::from(self.senders[sender].next));
+        packet::write_head(out, b'2', &self.manners.namespace, ack);
+        let room = self.manners.room(sender / self.manners.shape.senders);
+        out.extend_from_slice(format!("[\"message\",\"{room}\",\"").as_bytes());
+        self.write_payload(sender, time, now, out);
+        out.extend_from_slice(b"\"]");
+    }
+
+    /// Writes the payload of a sender's next message, which counts as sent.
+    pub(crate) fn write_payload(
+        &mut self,
+        sender: usize,
+        time: Nanos,
+        now: Nanos,
+        out: &mut Vec<u8>,
+    ) {
+        let one = &mut self.senders[sender];
+        let label = Label {
+            run: self.manners.run,
+            sender: sender as u32,
+            sequence: one.next,
+            time,
+        };
+        label.write(out, self.manners.payload_bytes);
+        one.next += 1;
+        self.counts.sent += 1;
+        let missing = self.in_room[sender / self.manners.shape.senders];
+        if !self.manners.is_unsteady {
+            one.flights.push_back(Flight {
+                time,
+                since: now,
+                missing,
+            });
+            if one.flights.len() > MOST_FLIGHTS {
+                one.flights.pop_front();
+                one.first_flight += 1;
+                self.counts.incomplete += 1;
+            }
+        }
+    }
+
+    /// Messages of a sender that have not reached everybody.
+    pub(crate) fn outstanding(&self, sender: usize) -> usize {
+        self.senders[sender].flights.len()
+    }
+
+    pub(crate) fn outstanding_of_all(&self) -> usize {
+        self.senders.iter().map(|sender| sender.flights.len()).sum()
+    }
+
+    /// Gives up messages that were sent before this time.
+    pub(crate) fn expire(&mut self, before: Nanos) {
+        for (at, sender) in self.senders.iter_mut().enumerate() {
+            while sender
+                .flights
+                .front()
+                .is_some_and(|flight| flight.since < before)
+            {
+                sender.flights.pop_front();
+                sender.first_flight += 1;
+                self.counts.incomplete += 1;
+                self.finished.push(at);
+            }
+        }
+    }
+
+    pub(crate) fn close(self) -> Tally {
+        let senders = self.senders;
+        self.ledger.close(|sender| senders[sender].next)
+    }
+
+    fn delivered(&mut self, client: usize, label: Label, now: Nanos) {
+        let sender = label.sender as usize;
+        let is_sent = |sender: &Sender| label.sequence < sender.next;
+        if label.run != self.manners.run || !self.senders.get(sender).is_some_and(is_sent) {
+            self.ledger.corrupted();
+            return;
+        }
+        let Some(stream) = self.manners.shape.stream(client, sender) else {
+            self.ledger.strayed();
+            return;
+        };
+        if self.ledger.arrived(stream, label.sequence) != Arrival::New {
+            return;
+        }
+        let latency = now.saturating_sub(label.time);
+        let is_timed = self.window.contains(&label.time);
+        if is_timed {
+            self.times.delivery.record(latency);
+        }
+        if !self.manners.is_unsteady {
+            self.land(sender, label.sequence, now, is_timed);
+        }
+    }
+
+    /// Counts a delivery towards its message.
+    fn land(&mut self, at: usize, sequence: u32, now: Nanos, is_timed: bool) {
+        let sender = &mut self.senders[at];
+        let Some(flight) = sequence
+            .checked_sub(sender.first_flight)
+            .and_then(|index| sender.flights.get_mut(index as usize))
+        else {
+            return;
+        };
+        flight.missing = flight.missing.saturating_sub(1);
+        if flight.missing > 0 {
+            return;
+        }
+        if is_timed {
+            self.times.last.record(now.saturating_sub(flight.time));
+        }
+        while sender
+            .flights
+            .front()
+            .is_some_and(|flight| flight.missing == 0)
+        {
+            sender.flights.pop_front();
+            sender.first_flight += 1;
+            self.finished.push(at);
+        }
+    }
+
+    fn answered(&mut self, client: usize, ack: u64, body: &[u8], now: Nanos) {
+        if body.starts_with(b"[{\"error\"") {
+            self.counts.refused += 1;
+            self.last_refusal = Some(String::from_utf8_lossy(body).into_owned());
+            if ack == JOIN_ACK {
+                self.states[client] = State::Out;
+            }
+            return;
+        }
+        match (ack, self.states[client]) {
+            (JOIN_ACK, State::Joining) => self.joined(client, now),
+            (LEAVE_ACK, State::Leaving) => {
+                for stream in self.manners.shape.streams(client) {
+                    self.ledger.left(stream);
+                }
+                self.states[client] = State::Out;
+                self.counts.leaves += 1;
+            }
+            (FIRST_MESSAGE_ACK.., _) => {
+                let Some(sender) = self.sender_of(client) else {
+                    return;
+                };
+                let sequence = (ack - FIRST_MESSAGE_ACK) as u32;
+                let sender = &mut self.senders[sender];
+                sender.acked = sender.acked.max(sequence + 1).min(sender.next);
+            }
+            _ => {}
+        }
+    }
+
+    fn joined(&mut self, client: usize, now: Nanos) {
+        for stream in self.manners.shape.streams(client) {
+            let sender = &self.senders[self.manners.shape.sender(stream)];
+            self.ledger.owe(stream, sender.next);
+        }
+        self.states[client] = State::In;
+        self.in_room[client / self.manners.shape.members] += 1;
+        self.counts.members += 1;
+        self.counts.joins += 1;
+        // Set when the connection ended, and not at the first.
+        if self.since[client] & RETURNING != 0 {
+            let since = self.since[client] & !RETURNING;
+            self.times.outage.record(now.saturating_sub(since));
+            self.counts.reconnects += 1;
+            self.since[client] = now;
+        }
+    }
+
+    /// Takes a client out of the account: its connection is gone or not read any more.
+    fn leave_at_once(&mut self, client: usize) {
+        let shape = self.manners.shape;
+        if self.states[client] == State::In {
+            self.in_room[client / shape.members] -= 1;
+            self.counts.members -= 1;
+        }
+        for stream in shape.streams(client) {
+            self.ledger.cut(stream);
+        }
+        if let Some(at) = self.sender_of(client) {
+            let sender = &mut self.senders[at];
+            // What was acknowledged was broadcast. Without acknowledgements nothing is known.
+            let known = if self.manners.asks {
+                sender.acked
+            } else {
+                sender.first_flight
+            };
+            self.ledger.doubt(at, known, sender.next);
+            sender.acked = sender.next;
+        }
+    }
+
+    fn sender_of(&self, client: usize) -> Option<usize> {
+        let shape = self.manners.shape;
+        let within = client % shape.members;
+        let is_one = within < shape.senders && !self.manners.is_external;
+        is_one.then(|| client / shape.members * shape.senders + within)
+    }
+}
+
+impl Sink for Crowd {
+    fn connected(&mut self, client: usize, now: Nanos, replies: &mut Replies) {
+        self.counts.connected += 1;
+        if self.since[client] & RETURNING == 0 {
+            let since = self.since[client];
+            self.times.connect.record(now.saturating_sub(since));
+        }
+        replies.packet(|out| self.write_move(client, true, out));
+    }
+
+    fn packet(&mut self, client: usize, packet: Packet<'_>, now: Nanos, _: &mut Replies) {
+        match (packet.kind, packet.ack) {
+            (Kind::Event, _) if packet.body.starts_with(b"[\"message\",") => {
+                match self.finder.find(packet.body) {
+                    Some(label) => self.delivered(client, label, now),
+                    None => self.ledger.corrupted(),
+                }
+            }
+            (Kind::Ack, Some(ack)) => self.answered(client, ack, packet.body, now),
+            (Kind::Event, _) if packet.body.starts_with(b"[\"") => self.counts.other_events += 1,
+            _ => self.ledger.corrupted(),
+        }
+    }
+
+    fn nonsense(&mut self, _: usize) {
+        self.ledger.corrupted();
+    }
+
+    fn ended(&mut self, client: usize, end: End, now: Nanos) {
+        *self.ends.entry(end.name()).or_default() += 1;
+        let was_in = self.states[client] != State::Connecting;
+        self.leave_at_once(client);
+        if was_in {
+            self.since[client] = now | RETURNING;
+        }
+        self.states[client] = State::Away;
+        self.last_end = Some(end.clone());
+        self.gone.push((client, end));
+    }
+}
+
+const JOIN_ACK: u64 = 1;
+const LEAVE_ACK: u64 = 2;
+const FIRST_MESSAGE_ACK: u64 = 16;
+
+/// Marks the time since which a client is away.
+const RETURNING: Nanos = 1 << 63;
+
+/// Messages of one sender that are under way, at most; older ones are given up.
+const MOST_FLIGHTS: usize = 100_000;

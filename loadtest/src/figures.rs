@@ -1,0 +1,243 @@
+//! Figures: what is computed from counts and samples to be shown and compared.
+
+use crate::{
+    clock::seconds,
+    outcome::{Outcome, Point},
+};
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) unit: &'static str,
+    pub(crate) value: f64,
+}
+
+/// All figures that a result has, in the order in which they are shown.
+pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let mut add = |name: &str, unit, value: f64| {
+        if value.is_finite() {
+            let name = name.to_owned();
+            figures.push(Figure { name, unit, value });
+        }
+    };
+    let window = outcome.seconds;
+    let server_cpu = server_cpu(outcome);
+    for (counted, one) in UNITS {
+        let count = outcome.count(counted) as f64;
+        if count == 0.0 {
+            continue;
+        }
+        add(&format!("{counted} per second"), "1/s", count / window);
+        if counted == "messages" {
+            continue;
+        }
+        if let Some(cpu) = server_cpu {
+            add(&format!("server CPU per {one}"), "µs", cpu * 1e6 / count);
+            add(
+                &format!("{counted} per server CPU second"),
+                "1/s",
+                count / cpu,
+            );
+        }
+        let own = seconds(outcome.own_cpu_nanos) * 1e6 / count;
+        add(&format!("loader CPU per {one}"), "µs", own);
+    }
+    if let Some(cpu) = server_cpu {
+        add("server CPU", "% of a core", cpu / window * 100.0);
+    }
+    let own = seconds(outcome.own_cpu_nanos);
+    add("loader CPU", "% of a core", own / window * 100.0);
+    for (name, histogram) in &outcome.latencies {
+        for (percentile, label) in PERCENTILES {
+            let value = histogram.percentile_ms(percentile);
+            add(&format!("{name} {label}"), "ms", value);
+        }
+        add(&format!("{name} max"), "ms", histogram.max_ms());
+        add(&format!("{name} mean"), "ms", histogram.mean_ms());
+    }
+    memory(outcome, &mut add);
+    figures
+}
+
+/// CPU time of all named servers in the measured window, in seconds.
+pub(crate) fn server_cpu(outcome: &Outcome) -> Option<f64> {
+    let used = outcome
+        .servers
+        .iter()
+        .map(|server| seconds(server.end.cpu_nanos.saturating_sub(server.begin.cpu_nanos)));
+    (!outcome.servers.is_empty()).then(|| used.sum())
+}
+
+fn memory(outcome: &Outcome, add: &mut impl FnMut(&str, &'static str, f64)) {
+    let counted = outcome.count("connections counted") as f64;
+    let servers = &outcome.servers;
+    if counted > 0.0 && !servers.is_empty() {
+        let sum = |bytes: fn(&crate::system::Usage) -> u64| {
+            let grown = servers
+                .iter()
+                .map(|server| bytes(&server.end) as f64 - bytes(&server.before) as f64);
+            let before: u64 = servers.iter().map(|server| bytes(&server.before)).sum();
+            (grown.sum::<f64>(), before as f64)
+        };
+        let (rss, rss_before) = sum(|usage| usage.rss_bytes);
+        let (pss, pss_before) = sum(|usage| usage.pss_bytes);
+        add("idle connection, resident", "bytes", rss / counted);
+        add("idle connection, proportional", "bytes", pss / counted);
+        let after = outcome.count("server rss bytes after traffic") as f64;
+        if after > 0.0 {
+            let pss_after = outcome.count("server pss bytes after traffic") as f64;
+            let name = "idle connection after traffic, ";
+            add(
+                &format!("{name}resident"),
+                "bytes",
+                (after - rss_before) / counted,
+            );
+            add(
+                &format!("{name}proportional"),
+                "bytes",
+                (pss_after - pss_before) / counted,
+            );
+        }
+        if let Some(cpu) = server_cpu(outcome) {
+            let each = cpu / outcome.seconds / outcome.count("connections") as f64;
+            add("idle connection, CPU", "µs/s", each * 1e6);
+        }
+    }
+    let kernel = outcome.count("kernel bytes") as f64;
+    if counted > 0.0 && kernel > 0.0 {
+        let grown = kernel - outcome.count("kernel bytes before") as f64;
+        add(
+            "idle connection, kernel objects of both ends",
+            "bytes",
+            grown / counted,
+        );
+    }
+    if !servers.is_empty() {
+        let rss: u64 = servers.iter().map(|server| server.end.rss_bytes).sum();
+        add("server resident at the end", "MB", rss as f64 / 1e6);
+    }
+    if outcome.scenario == "soak" && !servers.is_empty() {
+        add(
+            "memory slope",
+            "MB/h",
+            slope(&outcome.series) * 3600.0 / 1e6,
+        );
+        let descriptors = |name: &str| outcome.count(&format!("server descriptors {name}")) as f64;
+        let leaked = descriptors("after the end") - descriptors("before");
+        add("descriptors kept after the end", "", leaked.max(0.0));
+    }
+}
+
+/// Bytes per second by which memory grew in the second half of the window: the line through the
+/// points with the least squares.
+fn slope(series: &[Point]) -> f64 {
+    let last = series.last().map_or(0.0, |point| point.at);
+    let late: Vec<&Point> = series
+        .iter()
+        .filter(|point| point.at > last / 2.0 && point.connections > 0)
+        .collect();
+    let count = late.len() as f64;
+    let mean =
+        |value: fn(&Point) -> f64| late.iter().map(|point| value(point)).sum::<f64>() / count;
+    let (at, bytes) = (
+        mean(|point| point.at),
+        mean(|point| point.server_rss_bytes as f64),
+    );
+    let (mut above, mut below) = (0.0, 0.0);
+    for point in &late {
+        above += (point.at - at) * (point.server_rss_bytes as f64 - bytes);
+        below += (point.at - at).powi(2);
+    }
+    if below > 0.0 { above / below } else { f64::NAN }
+}
+
+/// What is counted in the measured window, and its singular.
+const UNITS: [(&str, &str); 4] = [
+    ("messages", "message"),
+    ("deliveries", "delivery"),
+    ("requests", "request"),
+    ("connects", "connect"),
+];
+
+pub(crate) const PERCENTILES: [(f64, &str); 4] =
+    [(50.0, "p50"), (90.0, "p90"), (99.0, "p99"), (99.9, "p99.9")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{outcome::Server, system::Usage};
+
+    fn value(figures: &[Figure], name: &str) -> f64 {
+        let found = figures.iter().find(|figure| figure.name == name);
+        found.unwrap_or_else(|| panic!("{name}: {figures:?}")).value
+    }
+
+    fn close(one: f64, other: f64) -> bool {
+        (one - other).abs() < 1e-6 * other.abs().max(1.0)
+    }
+
+    #[test]
+    fn figures_are_counts_divided_by_the_window_and_by_cpu() {
+        let mut outcome = Outcome::new("fan-out");
+        outcome.seconds = 2.0;
+        outcome.own_cpu_nanos = 1_000_000_000;
+        outcome.set("deliveries", 1_000_000);
+        let usage = |cpu_nanos| Usage {
+            cpu_nanos,
+            ..Usage::default()
+        };
+        outcome.servers.push(Server {
+            pid: 1,
+            name: "s".to_owned(),
+            before: usage(0),
+            begin: usage(500_000_000),
+            end: usage(2_000_000_000),
+        });
+        let figures = figures(&outcome);
+        assert!(close(value(&figures, "deliveries per second"), 500_000.0));
+        assert!(close(value(&figures, "server CPU per delivery"), 1.5));
+        assert!(close(value(&figures, "loader CPU per delivery"), 1.0));
+        assert!(close(value(&figures, "server CPU"), 75.0));
+    }
+
+    #[test]
+    fn bytes_per_connection_are_growth_divided_by_the_connections_counted() {
+        let mut outcome = Outcome::new("idle");
+        outcome.seconds = 1.0;
+        outcome.set("connections", 1100);
+        outcome.set("connections counted", 1000);
+        let usage = |rss_bytes| Usage {
+            rss_bytes,
+            pss_bytes: rss_bytes,
+            ..Usage::default()
+        };
+        outcome.servers.push(Server {
+            pid: 1,
+            name: "s".to_owned(),
+            before: usage(500_000),
+            begin: usage(0),
+            end: usage(1_500_000),
+        });
+        assert!(close(
+            value(&figures(&outcome), "idle connection, resident"),
+            1000.0
+        ));
+    }
+
+    #[test]
+    fn the_slope_is_that_of_the_second_half() {
+        let point = |at: f64, server_rss_bytes: f64| Point {
+            at,
+            connections: 1,
+            server_rss_bytes: server_rss_bytes as u64,
+            ..Point::default()
+        };
+        let series: Vec<Point> = (0..100)
+            .map(f64::from)
+            .map(|at| point(at, if at < 50.0 { at * 1e6 } else { 5e7 + at * 10.0 }))
+            .collect();
+        assert!(close(slope(&series), 10.0));
+        assert!(slope(&[]).is_nan());
+    }
+}

@@ -1,0 +1,145 @@
+//! `roomcast-loadtest`: load, latency and an exact account of every message, for any Socket.IO
+//! server.
+//!
+//! A run is a scenario (`scenario`), driven over clients of its own (`swarm`, `codec`), accounted
+//! for by a ledger, and shown by `report`. See README.md for how to use it.
+
+mod clock;
+mod codec;
+mod crowd;
+mod drive;
+mod failure;
+mod figures;
+mod finder;
+mod gate;
+mod histogram;
+mod label;
+mod ledger;
+mod options;
+mod outcome;
+mod processes;
+mod random;
+mod redis;
+mod report;
+mod run;
+mod scenario;
+mod servers;
+mod swarm;
+mod system;
+mod target;
+mod watch;
+
+use std::{fs, io::Write as _, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use failure::Failure;
+use options::{Command, Common, Options};
+use outcome::Outcome;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options.command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            // Nobody is left to tell if standard error is closed.
+            drop(writeln!(std::io::stderr(), "roomcast-loadtest: {error:#}"));
+            let failure = error.downcast_ref::<Failure>();
+            ExitCode::from(failure.map_or(FAILED, Failure::status))
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Merge(options) => {
+            let mut results = read_all(&options.results)?.into_iter();
+            let (_, mut sum) = results.next().context("there is nothing to merge")?;
+            for (path, other) in results {
+                sum.merge(&other).with_context(|| path.clone())?;
+            }
+            publish(&sum, options.json.as_deref(), options.html.as_deref())
+        }
+        Command::Compare(options) => {
+            let (text, json) = report::compare(&read_all(&options.results)?)?;
+            if let Some(path) = &options.json {
+                write_file(path, &format!("{json:#}\n"))?;
+            }
+            say(&text)?;
+            Ok(0)
+        }
+        Command::Report(options) => {
+            write_file(&options.html, &report::page(&read_all(&options.results)?))?;
+            Ok(0)
+        }
+        scenario => match scenario.common() {
+            Some(common) => measure(scenario, common),
+            None => Ok(0),
+        },
+    }
+}
+
+/// Runs a scenario, and publishes its result, or hands it to the loader that asked for it.
+fn measure(command: &Command, common: &Common) -> anyhow::Result<u8> {
+    if common.part.is_some() {
+        let outcome = scenario::run(command)?;
+        say(&serde_json::to_string(&outcome)?)?;
+        return Ok(0);
+    }
+    let outcome = if common.processes > 1 {
+        let window = common.duration.unwrap_or_else(|| usual_window(command));
+        processes::run(common, window)?
+    } else {
+        scenario::run(command)?
+    };
+    publish(&outcome, common.json.as_deref(), common.html.as_deref())
+}
+
+/// The length of the measured window where none is given.
+fn usual_window(command: &Command) -> Duration {
+    Duration::from_secs(match command {
+        Command::Storm(_) => 5,
+        Command::Drain(_) => 30,
+        Command::Soak(_) => 60,
+        _ => 10,
+    })
+}
+
+fn publish(outcome: &Outcome, json: Option<&str>, html: Option<&str>) -> anyhow::Result<u8> {
+    if let Some(path) = json {
+        write_file(path, &serde_json::to_string(outcome)?)?;
+    }
+    if let Some(path) = html {
+        let results = [(outcome.scenario.clone(), outcome.clone())];
+        write_file(path, &report::page(&results))?;
+    }
+    say(&report::table(outcome))?;
+    Ok(if !outcome.is_clean() {
+        FAULTY
+    } else if outcome.limited_by.is_empty() {
+        0
+    } else {
+        LIMITED
+    })
+}
+
+fn read_all(paths: &[String]) -> anyhow::Result<Vec<(String, Outcome)>> {
+    let results = paths
+        .iter()
+        .map(|path| Ok((path.clone(), Outcome::read(path)?)));
+    results.collect()
+}
+
+fn write_file(path: &str, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| path.to_owned())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}").context("standard output")
+}
+
+const FAILED: u8 = 1;
+const FAULTY: u8 = 4;
+const LIMITED: u8 = 5;

@@ -1,0 +1,461 @@
+//! The command line.
+
+use std::{net::IpAddr, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    label::{MAX_PAYLOAD_BYTES, MIN_PAYLOAD_BYTES},
+    swarm::Transport,
+};
+
+/// Load, latency and an exact account of every message, for any Socket.IO server (revision 5).
+///
+/// Status: 0 if all went well, 1 if the run failed or a target is unreachable, 2 for wrong
+/// arguments, 3 if a target is no Socket.IO server, 4 if messages were lost, duplicated, reordered,
+/// corrupted or went astray, 5 if the figures are limited by the tool or its machine.
+#[derive(Debug, Parser)]
+#[command(name = "roomcast-loadtest", version, max_term_width = 100)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Memory and CPU of connections that only wait
+    Idle(Idle),
+    /// Broadcasts to rooms: one large or many small ones, windowed or paced
+    FanOut(FanOut),
+    /// Requests with acknowledgement
+    Echo(Echo),
+    /// Connects per second
+    Storm(Storm),
+    /// Broadcasts from clients of the first target to members on the others
+    Cluster(FanOut),
+    /// Messages that another process pushes into the cluster through Redis
+    Emitter(Emitter),
+    /// Broadcasts to rooms in which some members never read
+    Slow(Slow),
+    /// Broadcasts while members join and leave
+    Churn(Churn),
+    /// Broadcasts while connections are torn down at random and come back
+    Jitter(Jitter),
+    /// Broadcasts while servers are restarted one after the other
+    Drain(Drain),
+    /// All of it for hours: memory slope, leaked descriptors
+    Soak(Soak),
+    /// Add results of several loaders of one run
+    Merge(Merge),
+    /// Lay results side by side, as ratios to the first
+    Compare(Compare),
+    /// Write one self-contained HTML page about results
+    Report(Report),
+}
+
+/// What all scenarios take.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Servers, or balancers before them: http://HOST:PORT[/PATH]
+    #[arg(required = true, value_name = "TARGET")]
+    pub(crate) targets: Vec<String>,
+    /// How clients connect
+    #[arg(long, value_enum, default_value = "websocket")]
+    pub(crate) transport: Transport,
+    /// Path of Socket.IO, where a target names none
+    #[arg(long, default_value = "/socket.io/")]
+    pub(crate) path: String,
+    /// Namespace that clients connect to
+    #[arg(long, default_value = "/", value_parser = namespace)]
+    pub(crate) namespace: String,
+    /// JSON object that clients present to the namespace
+    #[arg(long, default_value = "", value_parser = json_object, hide_default_value = true)]
+    pub(crate) auth: String,
+    /// Local address to connect from; repeat for more ports. Without it, loopback targets are
+    /// reached from 250 loopback addresses, others from whichever address the system takes
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) source: Vec<IpAddr>,
+    /// Process of the server, whose CPU and memory are measured; repeat for several
+    #[arg(long, value_name = "PID")]
+    pub(crate) server_pid: Vec<u32>,
+    /// Length of the measured window, like 500ms, 10s, 2m or 1h [default: depends on the scenario]
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) duration: Option<Duration>,
+    /// Traffic before the measured window
+    #[arg(long, value_parser = duration, default_value = "1s", value_name = "TIME")]
+    pub(crate) warm_up: Duration,
+    /// How long to wait for a message that is missing
+    #[arg(long, value_parser = duration, default_value = "5s", value_name = "TIME")]
+    pub(crate) grace: Duration,
+    /// Connections that are being opened at a time
+    #[arg(long, default_value_t = 100, value_parser = positive())]
+    pub(crate) opening: u32,
+    /// Length of each message's payload, in bytes
+    #[arg(long, default_value_t = 128, value_parser = payload)]
+    pub(crate) payload: usize,
+    /// Seed of what is chosen at random
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Loader processes to divide rooms or clients among; their samples are merged
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) processes: u32,
+    /// Name of this result in reports and comparisons
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) label: String,
+    /// Write the result to this file, for merge, compare and report
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<String>,
+    /// Write a report to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<String>,
+    /// Show no progress
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// Which of several loader processes this is
+    #[arg(long, hide = true, value_parser = part)]
+    pub(crate) part: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Idle {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Connections to open
+    #[arg(long, default_value_t = 10_000, value_parser = positive())]
+    pub(crate) connections: u32,
+    /// Members of each room that the clients join
+    #[arg(long, default_value_t = 10, value_parser = positive())]
+    pub(crate) members: u32,
+    /// Broadcasts to each room before memory is looked at once more
+    #[arg(long, default_value_t = 10)]
+    pub(crate) broadcasts: u32,
+}
+
+/// Rooms and who is in them.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Rooms {
+    /// Rooms
+    #[arg(long, default_value_t = 1, value_parser = positive())]
+    pub(crate) rooms: u32,
+    /// Members of each room, senders included
+    #[arg(long, default_value_t = 1000, value_parser = positive())]
+    pub(crate) members: u32,
+    /// Members of each room that send
+    #[arg(long, default_value_t = 1, value_parser = positive())]
+    pub(crate) senders: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FanOut {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Messages that each sender has under way: the next is sent when one has reached everybody
+    #[arg(long, default_value_t = 1, value_parser = positive())]
+    pub(crate) window: u32,
+    /// Send this many messages per second in all rooms together, whatever has arrived
+    #[arg(long, conflicts_with = "window", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Echo {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Clients, each with one request under way
+    #[arg(long, default_value_t = 200, value_parser = positive())]
+    pub(crate) clients: u32,
+    /// Send this many requests per second in all, whatever has been answered
+    #[arg(long, value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+    /// Event to send: echo answers with its argument, rooms with a list, auto takes echo if the
+    /// server has it
+    #[arg(long, default_value = "auto", value_parser = ["auto", "echo", "rooms"])]
+    pub(crate) event: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Storm {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Begin this many connections per second; without it, as many as go with --opening at a time
+    #[arg(long, value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+    /// Keep up to this many connections open; the oldest goes first
+    #[arg(long, default_value_t = 0)]
+    pub(crate) keep: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Emitter {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Redis of the cluster: redis://[USER:PASSWORD@]HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub(crate) redis: String,
+    /// Prefix of the cluster's channels
+    #[arg(long, default_value = "socket.io")]
+    pub(crate) prefix: String,
+    /// Rooms
+    #[arg(long, default_value_t = 1, value_parser = positive())]
+    pub(crate) rooms: u32,
+    /// Members of each room, spread over the targets
+    #[arg(long, default_value_t = 200, value_parser = positive())]
+    pub(crate) members: u32,
+    /// Messages per second in all rooms together
+    #[arg(long, default_value_t = 100.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Instead, push this many messages at once and see when they arrive
+    #[arg(long, conflicts_with = "rate", value_parser = positive())]
+    pub(crate) flood: Option<u32>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Slow {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Members of each room that join and then never read
+    #[arg(long, default_value_t = 10, value_parser = positive())]
+    pub(crate) stalled: u32,
+    /// Messages per second in all rooms together
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) rate: f64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Churn {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Messages per second in all rooms together
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Joins and leaves per second, by members that do not send
+    #[arg(long, default_value_t = 200.0, value_parser = rate)]
+    pub(crate) moves: f64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Jitter {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Messages per second in all rooms together
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Connections torn down per second, of members that do not send
+    #[arg(long, default_value_t = 20.0, value_parser = rate)]
+    pub(crate) tears: f64,
+    /// How long a client stays away, give or take a half
+    #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
+    pub(crate) away: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Drain {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Messages per second in all rooms together
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Shell command that restarts the servers; without it, that is up to you
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) run: Option<String>,
+    /// When to run it, after the measured window began
+    #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
+    pub(crate) at: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Soak {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Messages per second in all rooms together
+    #[arg(long, default_value_t = 20.0, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Joins and leaves per second
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) moves: f64,
+    /// Connections torn down per second
+    #[arg(long, default_value_t = 5.0, value_parser = rate)]
+    pub(crate) tears: f64,
+    /// How long a client stays away, give or take a half
+    #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
+    pub(crate) away: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Merge {
+    /// Results of loaders that ran at the same time
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) results: Vec<String>,
+    /// Write the sum to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<String>,
+    /// Write a report to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Compare {
+    /// Results; the first is what the others are divided by
+    #[arg(required = true, num_args = 2.., value_name = "FILE")]
+    pub(crate) results: Vec<String>,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Report {
+    /// Results; several of one scenario are laid over each other
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) results: Vec<String>,
+    /// The page to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: String,
+}
+
+impl Command {
+    /// What a scenario shares with the others; `None` if this is no scenario.
+    pub(crate) fn common(&self) -> Option<&Common> {
+        Some(match self {
+            Self::Idle(options) => &options.common,
+            Self::FanOut(options) | Self::Cluster(options) => &options.common,
+            Self::Echo(options) => &options.common,
+            Self::Storm(options) => &options.common,
+            Self::Emitter(options) => &options.common,
+            Self::Slow(options) => &options.common,
+            Self::Churn(options) => &options.common,
+            Self::Jitter(options) => &options.common,
+            Self::Drain(options) => &options.common,
+            Self::Soak(options) => &options.common,
+            Self::Merge(_) | Self::Compare(_) | Self::Report(_) => return None,
+        })
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let number: f64 = digits
+        .parse()
+        .map_err(|_| "like 500ms, 10s, 2m or 1h".to_owned())?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => number / 1000.0,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err("like 500ms, 10s, 2m or 1h".to_owned()),
+    };
+    if !(0.0..=LONGEST_SECONDS).contains(&seconds) {
+        return Err("between nothing and 30 days".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "a number per second".to_owned())?;
+    if (0.001..=10_000_000.0).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err("between 0.001 and 10000000 per second".to_owned())
+    }
+}
+
+fn payload(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|_| "a number of bytes".to_owned())?;
+    if (MIN_PAYLOAD_BYTES..=MAX_PAYLOAD_BYTES).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!(
+            "between {MIN_PAYLOAD_BYTES} and {MAX_PAYLOAD_BYTES} bytes"
+        ))
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && !text.contains(',') {
+        Ok(text.to_owned())
+    } else {
+        Err("a namespace begins with a slash and has no comma".to_owned())
+    }
+}
+
+fn json_object(text: &str) -> Result<String, String> {
+    match serde_json::from_str(text) {
+        Ok(serde_json::Value::Object(_)) => Ok(text.to_owned()),
+        _ => Err("a JSON object, like {\"token\":\"x\"}".to_owned()),
+    }
+}
+
+fn part(text: &str) -> Result<(u32, u32), String> {
+    let parts = text.split_once('/');
+    let parts = parts.and_then(|(at, of)| Some((at.parse().ok()?, of.parse().ok()?)));
+    parts
+        .filter(|(at, of)| at < of)
+        .ok_or_else(|| "like 0/2".to_owned())
+}
+
+fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=10_000_000)
+}
+
+const LONGEST_SECONDS: f64 = 30.0 * 24.0 * 3600.0;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("1.5s", 1500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)));
+        }
+        for text in ["", "10", "s", "5d", "-1s", "1e9h", "nans"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for line in [
+            &["fan-out"][..],
+            &["fan-out", "x:1", "--members=0"],
+            &["fan-out", "x:1", "--rate=0"],
+            &["fan-out", "x:1", "--rate=5", "--window=2"],
+            &["fan-out", "x:1", "--payload=39"],
+            &["fan-out", "x:1", "--namespace=chat"],
+            &["fan-out", "x:1", "--auth=[1]"],
+            &["fan-out", "x:1", "--processes=65"],
+            &["echo", "x:1", "--event=shout"],
+            &["emitter", "x:1"],
+            &["compare", "one.json"],
+        ] {
+            let line = ["roomcast-loadtest"].iter().chain(line);
+            assert!(Options::try_parse_from(line.clone()).is_err(), "{line:?}");
+        }
+    }
+}

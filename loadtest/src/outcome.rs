@@ -1,0 +1,295 @@
+//! The result of a run: what was counted and sampled, as it is written to a file.
+//!
+//! It holds counts and samples and never a mean or a percentile, so that results of several
+//! processes add up; figures are computed from it when it is shown (`figures`).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{histogram::Histogram, ledger::Tally, system::Usage};
+
+/// The version of the file's form.
+pub(crate) const FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) format: u32,
+    pub(crate) scenario: String,
+    /// What the reader may call it, to tell several from each other.
+    pub(crate) label: String,
+    /// The settings that the figures depend on, in words.
+    pub(crate) settings: BTreeMap<String, String>,
+    pub(crate) targets: Vec<String>,
+    pub(crate) machine: String,
+    pub(crate) started_unix_ms: u64,
+    /// Loader processes whose results these are.
+    pub(crate) parts: u32,
+    /// Length of the measured window.
+    pub(crate) seconds: f64,
+    /// Of the whole run, what is outside of the measured window, too.
+    pub(crate) ledger: Tally,
+    /// Nanoseconds, by what was timed.
+    pub(crate) latencies: BTreeMap<String, Histogram>,
+    /// In the measured window, by what was counted.
+    pub(crate) counts: BTreeMap<String, u64>,
+    /// Ends of connections that the tool did not bring about, by reason.
+    pub(crate) ends: BTreeMap<String, u64>,
+    pub(crate) servers: Vec<Server>,
+    /// CPU time of the loaders' client threads in the measured window, in nanoseconds.
+    pub(crate) own_cpu_nanos: u64,
+    pub(crate) series: Vec<Point>,
+    /// Why the figures are those of the tool, its machine or its settings, and not of the server.
+    pub(crate) limited_by: Vec<String>,
+    /// What a reader should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A server process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Server {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    /// Before the connections were opened.
+    pub(crate) before: Usage,
+    /// At the beginning and the end of the measured window.
+    pub(crate) begin: Usage,
+    pub(crate) end: Usage,
+}
+
+/// The state of things at one time of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Point {
+    /// Seconds since the measured window began, negative before.
+    pub(crate) at: f64,
+    pub(crate) connections: u64,
+    /// Messages that arrived, or requests that were answered, so far.
+    pub(crate) deliveries: u64,
+    /// All named servers together.
+    pub(crate) server_rss_bytes: u64,
+    pub(crate) server_cpu_nanos: u64,
+}
+
+impl Outcome {
+    pub(crate) fn new(scenario: &str) -> Self {
+        Self {
+            format: FORMAT,
+            scenario: scenario.to_owned(),
+            label: String::new(),
+            settings: BTreeMap::new(),
+            targets: Vec::new(),
+            machine: crate::system::machine(),
+            started_unix_ms: crate::clock::unix_ms(),
+            parts: 1,
+            seconds: 0.0,
+            ledger: Tally::default(),
+            latencies: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            servers: Vec::new(),
+            own_cpu_nanos: 0,
+            series: Vec::new(),
+            limited_by: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn read(path: &str) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
+        let outcome: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{path} is not a result of this tool"))?;
+        if outcome.format != FORMAT {
+            bail!(
+                "{path} is of form {}, and this tool reads form {FORMAT}",
+                outcome.format
+            );
+        }
+        Ok(outcome)
+    }
+
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        self.counts.get(name).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn set(&mut self, name: &str, count: u64) {
+        self.counts.insert(name.to_owned(), count);
+    }
+
+    /// Keeps a histogram under this name, if it holds anything.
+    pub(crate) fn time(&mut self, name: &str, histogram: &Histogram) {
+        if histogram.count() > 0 {
+            self.latencies.insert(name.to_owned(), histogram.clone());
+        }
+    }
+
+    /// Notes that the figures are limited by this, once.
+    pub(crate) fn limit(&mut self, reason: &str) {
+        if !self.limited_by.iter().any(|known| known == reason) {
+            self.limited_by.push(reason.to_owned());
+        }
+    }
+
+    /// Adds what another loader measured at the same time. The loaders may have watched the same
+    /// servers, which are not counted twice.
+    pub(crate) fn merge(&mut self, other: &Self) -> anyhow::Result<()> {
+        if self.scenario != other.scenario {
+            bail!(
+                "{} and {} are different scenarios",
+                self.scenario,
+                other.scenario
+            );
+        }
+        self.parts += other.parts;
+        self.started_unix_ms = self.started_unix_ms.min(other.started_unix_ms);
+        self.seconds = self.seconds.max(other.seconds);
+        self.ledger.add(&other.ledger);
+        self.own_cpu_nanos += other.own_cpu_nanos;
+        for (name, histogram) in &other.latencies {
+            let known = self.latencies.entry(name.clone());
+            known.or_insert_with(Histogram::new).add(histogram);
+        }
+        for (name, count) in &other.counts {
+            let known = self.counts.entry(name.clone()).or_default();
+            if is_of_the_machine(name) {
+                *known = (*known).max(*count);
+            } else {
+                *known += count;
+            }
+        }
+        for (name, count) in &other.ends {
+            *self.ends.entry(name.clone()).or_default() += count;
+        }
+        for server in &other.servers {
+            let is_same =
+                |known: &&mut Server| known.pid == server.pid && known.name == server.name;
+            match self.servers.iter_mut().find(is_same) {
+                Some(known) => known.widen(server),
+                None => self.servers.push(server.clone()),
+            }
+        }
+        add_distinct(&mut self.targets, &other.targets);
+        add_distinct(&mut self.limited_by, &other.limited_by);
+        add_distinct(&mut self.notes, &other.notes);
+        self.settings
+            .retain(|name, value| other.settings.get(name) == Some(value));
+        self.series = add_series(&self.series, &other.series);
+        Ok(())
+    }
+
+    /// Whether nothing was lost, duplicated, reordered, corrupted or gone astray.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.ledger.is_clean()
+    }
+}
+
+impl Server {
+    /// Takes the wider of two windows.
+    fn widen(&mut self, other: &Self) {
+        let earlier = |one: &Usage, other: &Usage| {
+            if one.cpu_nanos <= other.cpu_nanos {
+                *one
+            } else {
+                *other
+            }
+        };
+        self.before = earlier(&self.before, &other.before);
+        self.begin = earlier(&self.begin, &other.begin);
+        if other.end.cpu_nanos > self.end.cpu_nanos {
+            self.end = other.end;
+        }
+    }
+}
+
+/// Counts that every loader reads of the same machine.
+fn is_of_the_machine(name: &str) -> bool {
+    name.starts_with("kernel ")
+}
+
+fn add_distinct(to: &mut Vec<String>, from: &[String]) {
+    for one in from {
+        if !to.contains(one) {
+            to.push(one.clone());
+        }
+    }
+}
+
+/// Adds each point to the one of the other series that is nearest in time.
+fn add_series(one: &[Point], other: &[Point]) -> Vec<Point> {
+    let mut sum = one.to_vec();
+    for point in &mut sum {
+        let distance = |candidate: &&Point| ((candidate.at - point.at).abs() * 1e6) as u64;
+        if let Some(near) = other.iter().min_by_key(distance) {
+            point.connections += near.connections;
+            point.deliveries += near.deliveries;
+            point.server_rss_bytes = point.server_rss_bytes.max(near.server_rss_bytes);
+            point.server_cpu_nanos = point.server_cpu_nanos.max(near.server_cpu_nanos);
+        }
+    }
+    if sum.is_empty() { other.to_vec() } else { sum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(deliveries: u64, latency: u64, cpu: u64) -> Outcome {
+        let mut outcome = Outcome::new("fan-out");
+        outcome.seconds = 2.0;
+        outcome.set("deliveries", deliveries);
+        outcome.set("kernel bytes", 10);
+        outcome.ledger.arrived = deliveries;
+        outcome.ledger.lost = 1;
+        let mut histogram = Histogram::new();
+        (0..deliveries).for_each(|_| histogram.record(latency));
+        outcome.time("delivery", &histogram);
+        outcome.servers.push(Server {
+            pid: 7,
+            name: "server".to_owned(),
+            before: Usage::default(),
+            begin: Usage {
+                cpu_nanos: cpu,
+                ..Usage::default()
+            },
+            end: Usage {
+                cpu_nanos: cpu + 100,
+                ..Usage::default()
+            },
+        });
+        outcome.series = vec![Point {
+            at: 0.0,
+            deliveries,
+            ..Point::default()
+        }];
+        outcome
+    }
+
+    #[test]
+    fn merging_adds_samples_and_ledgers_and_no_server_twice() {
+        let mut merged = sample(3, 1_000_000, 50);
+        merged.merge(&sample(1, 9_000_000, 60)).unwrap();
+        assert_eq!((merged.parts, merged.count("deliveries")), (2, 4));
+        assert_eq!((merged.ledger.arrived, merged.ledger.lost), (4, 2));
+        assert_eq!(merged.count("kernel bytes"), 10);
+        let delivery = &merged.latencies["delivery"];
+        assert_eq!(delivery.count(), 4);
+        assert!(delivery.percentile_ms(50.0) < 1.1 && delivery.max_ms() > 8.9);
+        assert_eq!(merged.servers.len(), 1);
+        let server = &merged.servers[0];
+        assert_eq!((server.begin.cpu_nanos, server.end.cpu_nanos), (50, 160));
+        assert_eq!(merged.series[0].deliveries, 4);
+    }
+
+    #[test]
+    fn different_scenarios_do_not_merge() {
+        assert!(sample(1, 1, 1).merge(&Outcome::new("echo")).is_err());
+    }
+
+    #[test]
+    fn a_result_survives_being_written_down() {
+        let outcome = sample(3, 1_000, 5);
+        let text = serde_json::to_string(&outcome).unwrap();
+        let read: Outcome = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    }
+}

@@ -1,0 +1,141 @@
+//! Several loader processes on this machine: started, let go at the same time, and merged.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    clock,
+    failure::Failure,
+    gate::{GO, READY},
+    options::Common,
+    outcome::Outcome,
+    servers::Servers,
+    swarm::Transport,
+    target::Target,
+    watch::{Progress, Watch},
+};
+
+struct Loader {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+/// Runs this command line in as many processes as it asks for, and adds their results up.
+pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> {
+    for text in &common.targets {
+        let target = Target::parse(text, &common.path).map_err(Failure::Target)?;
+        let polls = common.transport != Transport::Websocket;
+        target.check(polls).map_err(Failure::Target)?;
+    }
+    let mut servers = Servers::new(&common.server_pid)?;
+    let progress = Arc::new(Progress::default());
+    progress.enter("connecting, in several processes", None);
+    let watch = Watch::start(Arc::clone(&progress), servers.pids(), !common.quiet);
+    let mut loaders = Vec::new();
+    for part in 0..common.processes {
+        loaders.push(Loader::start(part, common.processes)?);
+    }
+    for loader in &mut loaders {
+        loader.wait_until_ready()?;
+    }
+    for loader in &mut loaders {
+        loader.go()?;
+    }
+    thread::sleep(common.warm_up);
+    let begin = clock::now();
+    servers.begin();
+    progress.enter(
+        "measuring, in several processes",
+        Some(begin + clock::span(window)),
+    );
+    // A loader may be done earlier than planned, and then all of them are.
+    while clock::now() < begin + clock::span(window) && !loaders.iter_mut().all(Loader::has_ended) {
+        thread::sleep(POLL);
+    }
+    servers.end();
+    let mut outcome: Option<Outcome> = None;
+    for loader in loaders {
+        let part = loader.result()?;
+        progress.deliveries.fetch_add(part.ledger.arrived, Relaxed);
+        match &mut outcome {
+            Some(outcome) => outcome.merge(&part)?,
+            None => outcome = Some(part),
+        }
+    }
+    let mut outcome = outcome.context("there was no loader")?;
+    outcome.servers = servers.into_list();
+    let own = watch.end(begin);
+    // The loaders know what they received, and the first what the servers used.
+    for point in &mut outcome.series {
+        let distance =
+            |candidate: &&crate::outcome::Point| ((candidate.at - point.at).abs() * 1e6) as u64;
+        if let Some(near) = own.iter().min_by_key(distance) {
+            point.server_rss_bytes = near.server_rss_bytes;
+            point.server_cpu_nanos = near.server_cpu_nanos;
+        }
+    }
+    Ok(outcome)
+}
+
+impl Loader {
+    fn start(part: u32, of: u32) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("the path of this program")?;
+        let mut child = Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .arg(format!("--part={part}/{of}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("another loader process")?;
+        let output = child.stdout.take().context("its output")?;
+        Ok(Self {
+            child,
+            output: BufReader::new(output),
+        })
+    }
+
+    fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        if line.trim() != READY {
+            let status = self.child.wait()?;
+            bail!("a loader process gave up ({status})");
+        }
+        Ok(())
+    }
+
+    fn go(&mut self) -> anyhow::Result<()> {
+        let mut input = self.child.stdin.take().context("its input")?;
+        writeln!(input, "{GO}").context("a loader process is gone")
+    }
+
+    fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    fn result(mut self) -> anyhow::Result<Outcome> {
+        let mut text = String::new();
+        self.output.read_to_string(&mut text)?;
+        let status = self.child.wait()?;
+        serde_json::from_str(&text).with_context(|| format!("a loader process failed ({status})"))
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            // It may end by itself at this very moment.
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+const POLL: Duration = Duration::from_millis(20);

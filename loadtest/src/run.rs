@@ -1,0 +1,183 @@
+//! What every run needs, whatever its scenario: clients, servers to look at, a watcher, limits.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use anyhow::bail;
+
+use crate::{
+    clock::{self, Nanos, SECOND},
+    failure::Failure,
+    gate::Gate,
+    options::Common,
+    outcome::Outcome,
+    servers::Servers,
+    swarm::{Dial, Sink, Swarm, Transport},
+    system,
+    target::Target,
+    watch::{Progress, Watch},
+};
+
+pub(crate) struct Run {
+    pub(crate) swarm: Swarm,
+    pub(crate) servers: Servers,
+    pub(crate) outcome: Outcome,
+    pub(crate) gate: Gate,
+    progress: Arc<Progress>,
+    watch: Watch,
+    window: Window,
+}
+
+/// The measured window, while it is open and after.
+#[derive(Default)]
+struct Window {
+    begin: Nanos,
+    end: Nanos,
+    own_cpu_nanos: Nanos,
+}
+
+impl Run {
+    /// Looks at targets, processes and limits, and makes everything ready for `connections`.
+    pub(crate) fn new(scenario: &str, common: &Common, connections: usize) -> anyhow::Result<Self> {
+        let is_part = common.part.is_some();
+        let targets = common
+            .targets
+            .iter()
+            .map(|text| Target::parse(text, &common.path).map_err(Failure::Target))
+            .collect::<Result<Vec<_>, _>>()?;
+        check_descriptors(connections, common.transport)?;
+        if !is_part {
+            for target in &targets {
+                target
+                    .check(common.transport != Transport::Websocket)
+                    .map_err(Failure::Target)?;
+            }
+        }
+        // Of several loaders, the one that started them looks at the servers.
+        let servers = Servers::new(if is_part { &[] } else { &common.server_pid })?;
+        let mut outcome = Outcome::new(scenario);
+        outcome.targets = common.targets.clone();
+        outcome.label.clone_from(&common.label);
+        outcome.settings = settings(common);
+        let progress = Arc::new(Progress::default());
+        let shows = !common.quiet && !is_part;
+        Ok(Self {
+            swarm: Swarm::new(Dial {
+                targets,
+                transport: common.transport,
+                namespace: common.namespace.clone(),
+                auth: common.auth.clone(),
+                sources: common.source.clone(),
+            })?,
+            watch: Watch::start(Arc::clone(&progress), servers.pids(), shows),
+            servers,
+            outcome,
+            gate: Gate::new(is_part),
+            progress,
+            window: Window::default(),
+        })
+    }
+
+    pub(crate) fn enter(&self, phase: &str, ends_at: Option<Nanos>) {
+        self.progress.enter(phase, ends_at);
+    }
+
+    pub(crate) fn turn(&mut self, at_most: Nanos, sink: &mut impl Sink) -> anyhow::Result<()> {
+        Ok(self.swarm.turn(at_most, sink)?)
+    }
+
+    /// Tells the watcher where things stand.
+    pub(crate) fn report(&self, connections: u64, deliveries: u64) {
+        self.progress.connections.store(connections, Relaxed);
+        self.progress.deliveries.store(deliveries, Relaxed);
+    }
+
+    /// Waits until nothing has come in for a while, so that what was said before does not count.
+    pub(crate) fn settle(&mut self, sink: &mut impl Sink) -> anyhow::Result<()> {
+        self.enter("waiting for quiet", None);
+        let deadline = clock::now() + LONGEST_SETTLING;
+        let mut received = self.swarm.volume().received_bytes;
+        let mut quiet_since = clock::now();
+        loop {
+            self.turn(TURN, sink)?;
+            let now = clock::now();
+            let volume = self.swarm.volume().received_bytes;
+            if volume != received {
+                received = volume;
+                quiet_since = now;
+            }
+            if now - quiet_since > QUIET || now > deadline {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(crate) fn begin_window(&mut self) {
+        self.servers.begin();
+        self.window.own_cpu_nanos = system::thread_cpu().unwrap_or(0);
+        self.window.begin = clock::now();
+    }
+
+    pub(crate) fn end_window(&mut self) {
+        self.window.end = clock::now();
+        let own = system::thread_cpu().unwrap_or(0);
+        self.outcome.own_cpu_nanos = own.saturating_sub(self.window.own_cpu_nanos);
+        self.servers.end();
+        self.outcome.seconds = clock::seconds(self.window.end - self.window.begin);
+        let share = clock::seconds(self.outcome.own_cpu_nanos) / self.outcome.seconds.max(1e-9);
+        if share > BUSIEST_SHARE {
+            let reason = format!(
+                "the loader's own CPU: it was busy for {:.0} % of the time",
+                share * 100.0
+            );
+            self.outcome.limit(&reason);
+        }
+    }
+
+    /// The result; ends the watcher.
+    pub(crate) fn finish(self) -> Outcome {
+        let mut outcome = self.outcome;
+        outcome.servers = self.servers.into_list();
+        outcome.series = self.watch.end(self.window.begin);
+        outcome
+    }
+}
+
+/// The descriptors of a run, and some for the rest of the process.
+fn check_descriptors(connections: usize, transport: Transport) -> anyhow::Result<()> {
+    let each = match transport {
+        Transport::Websocket => 1,
+        // Polls and posts, and the WebSocket beside them while it is probed; few are at once.
+        Transport::Upgrade => 1,
+        Transport::Polling => 2,
+    };
+    let needed = (connections * each + SPARE_DESCRIPTORS) as u64;
+    let limit = system::raise_descriptor_limit();
+    if needed > limit {
+        let most = (limit as usize).saturating_sub(SPARE_DESCRIPTORS) / each;
+        let processes = connections.div_ceil(most.max(1));
+        bail!(Failure::Arguments(format!(
+            "{connections} connections need {needed} descriptors, and a process may open {limit} \
+             here: raise the limit, or divide the load with --processes {processes}"
+        )));
+    }
+    Ok(())
+}
+
+fn settings(common: &Common) -> std::collections::BTreeMap<String, String> {
+    let transport = format!("{:?}", common.transport).to_lowercase();
+    [
+        ("transport", transport),
+        ("namespace", common.namespace.clone()),
+        ("payload bytes", common.payload.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// How long one turn waits at most.
+pub(crate) const TURN: Nanos = SECOND / 50;
+
+const SPARE_DESCRIPTORS: usize = 60;
+const BUSIEST_SHARE: f64 = 0.95;
+const QUIET: Nanos = SECOND * 3 / 10;
+const LONGEST_SETTLING: Nanos = 60 * SECOND;

@@ -1,0 +1,243 @@
+//! The scenarios with rooms, as plans for the driver.
+
+use std::time::Duration;
+
+use crate::{
+    drive::{Drive, Pace, Place, Plan, Unrest},
+    failure::Failure,
+    ledger::Shape,
+    options::{Churn, Common, Drain, Emitter, FanOut, Idle, Jitter, Rooms, Slow, Soak},
+    outcome::Outcome,
+    redis::Publisher,
+};
+
+pub(super) fn idle(options: &Idle) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let members = options.members as usize;
+    let rooms = (share(options.connections, common) / members).max(1);
+    let shape = Shape {
+        rooms,
+        members,
+        senders: 1,
+    };
+    let plan = Plan {
+        duration: common.duration.unwrap_or(Duration::from_secs(10)),
+        ..plan("idle", shape, Pace::Window(1), common)
+    };
+    Drive::new(&plan, common, None)?.idle(options.broadcasts)
+}
+
+pub(super) fn fan_out(options: &FanOut) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let shape = shape(&options.rooms, 0, common)?;
+    let plan = plan("fan-out", shape, pace(options), common);
+    Drive::new(&plan, common, None)?.run()
+}
+
+pub(super) fn cluster(options: &FanOut) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    if common.targets.len() < 2 {
+        let said = "cluster takes two targets or more: senders are on the first, members on others";
+        return Err(Failure::Arguments(said.to_owned()).into());
+    }
+    let shape = shape(&options.rooms, 0, common)?;
+    let plan = Plan {
+        place: Place::SendersFirst,
+        ..plan("cluster", shape, pace(options), common)
+    };
+    Drive::new(&plan, common, None)?.run()
+}
+
+pub(super) fn emitter(options: &Emitter) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let rooms = Rooms {
+        rooms: options.rooms,
+        members: options.members,
+        senders: 1,
+    };
+    let shape = shape(&rooms, 0, common)?;
+    let pace = options.flood.map_or_else(
+        || Pace::Rate(part_of_rate(options.rate, common)),
+        Pace::Flood,
+    );
+    let publisher = Publisher::connect(&options.redis, &options.prefix)?;
+    let mut plan = plan("emitter", shape, pace, common);
+    if options.flood.is_some() {
+        // It ends when everything has arrived.
+        plan.duration = common.duration.unwrap_or(Duration::from_secs(60));
+    }
+    Drive::new(&plan, common, Some(publisher))?.run()
+}
+
+pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let stalled = options.stalled as usize;
+    let shape = shape(&options.rooms, stalled, common)?;
+    let plan = Plan {
+        stalled,
+        ..plan(
+            "slow",
+            shape,
+            Pace::Rate(part_of_rate(options.rate, common)),
+            common,
+        )
+    };
+    Drive::new(&plan, common, None)?.run()
+}
+
+pub(super) fn churn(options: &Churn) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let unrest = Unrest {
+        moves: part_of_rate(options.moves, common),
+        ..Unrest::default()
+    };
+    disturbed("churn", &options.rooms, options.rate, unrest, common)
+}
+
+pub(super) fn jitter(options: &Jitter) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let unrest = Unrest {
+        tears: part_of_rate(options.tears, common),
+        away: options.away,
+        ..Unrest::default()
+    };
+    disturbed("jitter", &options.rooms, options.rate, unrest, common)
+}
+
+pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let run = options
+        .run
+        .clone()
+        .filter(|_| common.part.is_none_or(|(at, _)| at == 0));
+    let unrest = Unrest {
+        returns: true,
+        command: run.map(|command| (command, options.at)),
+        ..Unrest::default()
+    };
+    let duration = common.duration.unwrap_or(Duration::from_secs(30));
+    disturbed_for(
+        duration,
+        "drain",
+        &options.rooms,
+        options.rate,
+        unrest,
+        common,
+    )
+}
+
+pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
+    let common = &options.common;
+    let unrest = Unrest {
+        moves: part_of_rate(options.moves, common),
+        tears: part_of_rate(options.tears, common),
+        away: options.away,
+        returns: true,
+        command: None,
+    };
+    let duration = common.duration.unwrap_or(Duration::from_mins(1));
+    disturbed_for(
+        duration,
+        "soak",
+        &options.rooms,
+        options.rate,
+        unrest,
+        common,
+    )
+}
+
+fn disturbed(
+    scenario: &'static str,
+    rooms: &Rooms,
+    rate: f64,
+    unrest: Unrest,
+    common: &Common,
+) -> anyhow::Result<Outcome> {
+    let duration = common.duration.unwrap_or(DURATION);
+    disturbed_for(duration, scenario, rooms, rate, unrest, common)
+}
+
+fn disturbed_for(
+    duration: Duration,
+    scenario: &'static str,
+    rooms: &Rooms,
+    rate: f64,
+    unrest: Unrest,
+    common: &Common,
+) -> anyhow::Result<Outcome> {
+    let shape = shape(rooms, 0, common)?;
+    let pace = Pace::Rate(part_of_rate(rate, common));
+    let plan = Plan {
+        // What is acknowledged was broadcast: only then is it known who was owed it.
+        asks: true,
+        unrest,
+        duration,
+        ..plan(scenario, shape, pace, common)
+    };
+    Drive::new(&plan, common, None)?.run()
+}
+
+fn plan(scenario: &'static str, shape: Shape, pace: Pace, common: &Common) -> Plan {
+    Plan {
+        scenario,
+        shape,
+        pace,
+        asks: false,
+        place: Place::Spread,
+        stalled: 0,
+        unrest: Unrest::default(),
+        duration: common.duration.unwrap_or(DURATION),
+    }
+}
+
+fn pace(options: &FanOut) -> Pace {
+    options
+        .rate
+        .map_or(Pace::Window(options.window as usize), |rate| {
+            Pace::Rate(part_of_rate(rate, &options.common))
+        })
+}
+
+/// Rooms of this loader; an error if they cannot be.
+fn shape(rooms: &Rooms, stalled: usize, common: &Common) -> anyhow::Result<Shape> {
+    let wrong = |said: String| Err(Failure::Arguments(said).into());
+    let (members, senders) = (rooms.members as usize, rooms.senders as usize);
+    if senders + stalled > members {
+        return wrong(format!(
+            "a room of {members} members has no place for {senders} that send and {stalled} that \
+             do not read"
+        ));
+    }
+    let count = share(rooms.rooms, common);
+    if count == 0 {
+        return wrong(format!(
+            "{} rooms cannot be divided among {} processes: take more rooms or fewer processes",
+            rooms.rooms,
+            common.part.map_or(1, |(_, of)| of)
+        ));
+    }
+    if count * senders > MOST_SENDERS || count * members > MOST_CLIENTS {
+        return wrong(format!(
+            "more than {MOST_SENDERS} senders, or {MOST_CLIENTS} clients"
+        ));
+    }
+    Ok(Shape {
+        rooms: count,
+        members,
+        senders,
+    })
+}
+
+/// What falls to this loader of so many things.
+pub(super) fn share(count: u32, common: &Common) -> usize {
+    let (at, of) = common.part.unwrap_or((0, 1));
+    (count / of + u32::from(at < count % of)) as usize
+}
+
+pub(super) fn part_of_rate(rate: f64, common: &Common) -> f64 {
+    rate / f64::from(common.part.map_or(1, |(_, of)| of))
+}
+
+const DURATION: Duration = Duration::from_secs(10);
+const MOST_SENDERS: usize = 1 << 24;
+const MOST_CLIENTS: usize = 10_000_000;

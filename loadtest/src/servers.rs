@@ -1,0 +1,97 @@
+//! The server processes that the user named: what they used, and when.
+
+use anyhow::Context as _;
+
+use crate::{
+    outcome::Server,
+    system::{self, Usage},
+};
+
+pub(crate) struct Servers(Vec<Server>);
+
+impl Servers {
+    /// Looks at each process for the first time: an error names one that is not there.
+    pub(crate) fn new(pids: &[u32]) -> anyhow::Result<Self> {
+        let servers = pids.iter().map(|pid| {
+            let look = || Ok((system::name(*pid)?, Usage::of(*pid)?));
+            let (name, before) = look()
+                .map_err(|error: std::io::Error| error)
+                .with_context(|| format!("--server-pid {pid}: no such process to look at"))?;
+            Ok(Server {
+                pid: *pid,
+                name,
+                before,
+                begin: before,
+                end: before,
+            })
+        });
+        servers.collect::<anyhow::Result<_>>().map(Self)
+    }
+
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.0.iter().map(|server| server.pid).collect()
+    }
+
+    /// The connections that are not to count are there.
+    pub(crate) fn before(&mut self) {
+        self.look(|server, usage| server.before = usage, Usage::of);
+    }
+
+    /// The measured window begins. Looks only at what is cheap.
+    pub(crate) fn begin(&mut self) {
+        self.look(|server, usage| server.begin = usage, Usage::glance);
+    }
+
+    /// The measured window ends.
+    pub(crate) fn end(&mut self) {
+        self.look(|server, usage| server.end = usage, Usage::glance);
+        // Looking at memory in full takes long, and is not part of the window.
+        self.look(
+            |server, usage| {
+                server.end = Usage {
+                    cpu_nanos: server.end.cpu_nanos,
+                    ..usage
+                };
+            },
+            Usage::of,
+        );
+    }
+
+    /// Usage of all of them together, in full.
+    pub(crate) fn sum(&self) -> Usage {
+        let mut sum = Usage::default();
+        for usage in self
+            .0
+            .iter()
+            .filter_map(|server| Usage::of(server.pid).ok())
+        {
+            sum.cpu_nanos += usage.cpu_nanos;
+            sum.rss_bytes += usage.rss_bytes;
+            sum.pss_bytes += usage.pss_bytes;
+            sum.descriptors += usage.descriptors;
+        }
+        sum
+    }
+
+    /// Descriptors of all of them together, before the connections were opened.
+    pub(crate) fn descriptors_before(&self) -> u64 {
+        self.0.iter().map(|server| server.before.descriptors).sum()
+    }
+
+    pub(crate) fn into_list(self) -> Vec<Server> {
+        self.0
+    }
+
+    /// A process that is gone keeps what was seen last.
+    fn look(
+        &mut self,
+        keep: impl Fn(&mut Server, Usage),
+        look: impl Fn(u32) -> std::io::Result<Usage>,
+    ) {
+        for server in &mut self.0 {
+            if let Ok(usage) = look(server.pid) {
+                keep(server, usage);
+            }
+        }
+    }
+}

@@ -1,0 +1,604 @@
+//! One Socket.IO client: from the first request to the last packet, on any transport.
+
+use rustix::{event::epoll::EventFlags, fd::OwnedFd};
+use serde_json::Value;
+
+use super::{Dial, End, Replies, Sink, Transport, Volume, link::Link, source::Sources};
+use crate::{
+    clock::{self, Nanos},
+    codec::{
+        http,
+        packet::{self, Kind},
+        websocket::{self, Scan},
+    },
+};
+
+pub(super) struct Client {
+    index: usize,
+    /// Tells events of this connection from those of the one before.
+    generation: u32,
+    target: usize,
+    /// By slot: WebSocket, polls, posts.
+    links: [Option<Link>; 3],
+    stage: Stage,
+    /// Where packets go: over the WebSocket, or by posts.
+    is_on_websocket: bool,
+    has_announced: bool,
+    polling: Option<Box<Polling>>,
+    /// Fragments of a WebSocket message whose last one has not arrived.
+    fragments: Vec<u8>,
+}
+
+/// How far the connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Opening,
+    /// The session is open, the namespace asked for.
+    Connecting,
+    Connected,
+}
+
+/// What only polling needs.
+#[derive(Default)]
+struct Polling {
+    sid: String,
+    cookie: String,
+    /// Packets that wait for a post.
+    outbox: Vec<u8>,
+    is_polling: bool,
+    is_posting: bool,
+    probe: Probe,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Probe {
+    #[default]
+    None,
+    /// The WebSocket is opening beside the polls.
+    Opening,
+    /// The server has answered on it: once no request is under way, it takes over.
+    Answered,
+}
+
+/// What a client needs of its swarm.
+pub(super) struct Context<'a> {
+    pub(super) epoll: &'a OwnedFd,
+    pub(super) dial: &'a Dial,
+    pub(super) sources: &'a mut Sources,
+    pub(super) volume: &'a mut Volume,
+}
+
+/// Who an event is for: the client, and the rest for the client to check.
+pub(super) fn of_token(token: u64) -> (usize, u64) {
+    ((token >> 32) as usize, token & 0xffff_ffff)
+}
+
+impl Client {
+    pub(super) fn new(index: usize) -> Self {
+        Self {
+            index,
+            generation: 0,
+            target: 0,
+            links: [None, None, None],
+            stage: Stage::Opening,
+            is_on_websocket: false,
+            has_announced: false,
+            polling: None,
+            fragments: Vec::new(),
+        }
+    }
+
+    pub(super) fn open(&mut self, context: &mut Context<'_>, target: usize) -> Result<(), End> {
+        self.drop_links();
+        self.target = target;
+        self.stage = Stage::Opening;
+        self.has_announced = false;
+        if context.dial.transport == Transport::Websocket {
+            self.is_on_websocket = true;
+            self.open_websocket(context)
+        } else {
+            self.is_on_websocket = false;
+            self.polling = Some(Box::default());
+            self.poll(context)
+        }
+    }
+
+    pub(super) fn drop_links(&mut self) {
+        self.generation = self.generation.wrapping_add(1) & 0x3fff_ffff;
+        self.links = [None, None, None];
+        self.polling = None;
+        self.fragments = Vec::new();
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.links.iter().flatten().for_each(Link::reset_on_close);
+        self.drop_links();
+    }
+
+    pub(super) fn stall(&self, epoll: &OwnedFd) {
+        self.links
+            .iter()
+            .flatten()
+            .for_each(|link| link.stall(epoll));
+    }
+
+    pub(super) fn is_lost(&self, scratch: &mut [u8]) -> bool {
+        let mut links = self.links.iter().flatten().peekable();
+        links.peek().is_none() || links.any(|link| link.is_closed(scratch))
+    }
+
+    /// Sends packets of Engine.IO, together.
+    pub(super) fn send<'p>(
+        &mut self,
+        context: &mut Context<'_>,
+        packets: impl Iterator<Item = &'p [u8]>,
+    ) -> Result<(), End> {
+        if self.is_on_websocket {
+            let mut frames = Vec::new();
+            packets.for_each(|packet| websocket::write(&mut frames, websocket::TEXT, packet));
+            return self.send_on(WEBSOCKET, context, &frames);
+        }
+        let Some(polling) = &mut self.polling else {
+            return Err(End::Closed);
+        };
+        for packet in packets {
+            if !polling.outbox.is_empty() {
+                polling.outbox.push(packet::SEPARATOR);
+            }
+            polling.outbox.extend_from_slice(packet);
+        }
+        if polling.outbox.len() > MOST_OUTBOX_BYTES {
+            return Err(End::Stuck);
+        }
+        self.post(context)
+    }
+
+    /// Something happened on one of the client's connections.
+    pub(super) fn happened(
+        &mut self,
+        token: u64,
+        flags: EventFlags,
+        context: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        let (generation, slot) = ((token >> 2) as u32, token as usize & 3);
+        if generation != self.generation {
+            return Ok(());
+        }
+        let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+        if flags.contains(EventFlags::OUT) || failed {
+            let Some(link) = self.links.get_mut(slot).and_then(Option::as_mut) else {
+                return Ok(());
+            };
+            link.writable()?;
+        }
+        if !flags.contains(EventFlags::IN) && !failed {
+            return Ok(());
+        }
+        // An end of stream that came with the data has no event of its own.
+        let to_the_end = failed || flags.contains(EventFlags::RDHUP);
+        // A client that is dropped meanwhile has no link any more.
+        while let Some(link) = self.links[slot].as_mut() {
+            let filled = link.read(buffer)?;
+            let now = clock::now();
+            let bytes = &buffer[..filled.bytes];
+            context.volume.received_bytes += bytes.len() as u64;
+            if slot == WEBSOCKET {
+                self.read_websocket(bytes, now, context, replies, sink)?;
+                if filled.has_ended {
+                    return Err(End::Closed);
+                }
+            } else {
+                self.read_http(slot, bytes, filled.has_ended, now, context, replies, sink)?;
+            }
+            if !replies.ends.is_empty() {
+                let sent = self.send(context, replies.iter());
+                replies.clear();
+                sent?;
+            }
+            if filled.is_empty || !(filled.has_more || to_the_end) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_websocket(
+        &mut self,
+        bytes: &[u8],
+        now: Nanos,
+        context: &mut Context<'_>,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        let mut rest = bytes;
+        if self.is_awaiting_upgrade() {
+            let Some(head_end) = http::head_end(rest) else {
+                self.keep(WEBSOCKET, rest);
+                return Ok(());
+            };
+            self.check_upgrade(&rest[..head_end])?;
+            rest = &rest[head_end..];
+            self.begin_on_websocket(context)?;
+        }
+        while !rest.is_empty() {
+            match websocket::scan(rest) {
+                Scan::Frame {
+                    opcode: websocket::TEXT,
+                    is_final: true,
+                    payload_start,
+                    end,
+                } => {
+                    self.message(&rest[payload_start..end], now, context, replies, sink)?;
+                    rest = &rest[end..];
+                }
+                Scan::Frame {
+                    opcode,
+                    is_final,
+                    payload_start,
+                    end,
+                } => {
+                    let payload = &rest[payload_start..end];
+                    self.other_frame(opcode, is_final, payload, now, context, replies, sink)?;
+                    rest = &rest[end..];
+                }
+                Scan::Partial(_) => {
+                    self.keep(WEBSOCKET, rest);
+                    break;
+                }
+                Scan::Invalid => {
+                    return Err(End::Protocol("bytes that are no frame for a client".into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a frame and what its reading needs"
+    )]
+    fn other_frame(
+        &mut self,
+        opcode: u8,
+        is_final: bool,
+        payload: &[u8],
+        now: Nanos,
+        context: &mut Context<'_>,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        match opcode {
+            websocket::TEXT | websocket::CONTINUATION => {
+                if self.fragments.len() + payload.len() > websocket::LONGEST_MESSAGE_BYTES {
+                    return Err(End::Protocol("an endless message".into()));
+                }
+                self.fragments.extend_from_slice(payload);
+                if is_final {
+                    let message = std::mem::take(&mut self.fragments);
+                    self.message(&message, now, context, replies, sink)?;
+                }
+                Ok(())
+            }
+            websocket::PING => {
+                let mut pong = Vec::new();
+                websocket::write(&mut pong, websocket::PONG, payload);
+                self.send_on(WEBSOCKET, context, &pong)
+            }
+            websocket::PONG => Ok(()),
+            websocket::BINARY => {
+                sink.nonsense(self.index);
+                Ok(())
+            }
+            websocket::CLOSE => Err(End::Closed),
+            _ => Err(End::Protocol(format!(
+                "a frame of the unknown kind {opcode}"
+            ))),
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "an answer and what its reading needs"
+    )]
+    fn read_http(
+        &mut self,
+        slot: usize,
+        bytes: &[u8],
+        has_ended: bool,
+        now: Nanos,
+        context: &mut Context<'_>,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        let Some(polling) = &mut self.polling else {
+            return Ok(());
+        };
+        let is_awaited = if slot == POLLS {
+            polling.is_polling
+        } else {
+            polling.is_posting
+        };
+        if bytes.is_empty() && has_ended && !is_awaited {
+            // A server may close a connection that carries no request.
+            self.links[slot] = None;
+            return Ok(());
+        }
+        let answer = match http::read(bytes, has_ended) {
+            http::Read::Whole(answer) => answer,
+            http::Read::Partial => {
+                self.keep(slot, bytes);
+                return Ok(());
+            }
+            http::Read::Invalid if has_ended => return Err(End::Closed),
+            http::Read::Invalid => return Err(End::Protocol("an answer that is not HTTP".into())),
+        };
+        if !answer.is_kept || has_ended {
+            self.links[slot] = None;
+        }
+        if answer.status != 200 {
+            let body = String::from_utf8_lossy(&answer.body[..answer.body.len().min(200)]);
+            return Err(End::Rejected(format!("status {}: {body}", answer.status)));
+        }
+        if !answer.cookies.is_empty() && polling.sid.is_empty() {
+            polling.cookie = answer.cookies;
+        }
+        if slot == POSTS {
+            polling.is_posting = false;
+            self.post(context)?;
+        } else {
+            polling.is_polling = false;
+            for message in packet::split_payload(&answer.body) {
+                self.message(message, now, context, replies, sink)?;
+            }
+            self.poll(context)?;
+        }
+        self.take_over(context, now, replies, sink)
+    }
+
+    /// One packet of Engine.IO.
+    fn message(
+        &mut self,
+        message: &[u8],
+        now: Nanos,
+        context: &mut Context<'_>,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        match message {
+            [b'4', rest @ ..] => self.packet(rest, now, context, replies, sink),
+            b"2" => {
+                replies.packet(|out| out.push(b'3'));
+                Ok(())
+            }
+            b"3probe" => {
+                if let Some(polling) = &mut self.polling {
+                    polling.probe = Probe::Answered;
+                }
+                self.take_over(context, now, replies, sink)
+            }
+            b"6" => Ok(()),
+            b"1" => Err(End::Closed),
+            [b'0', opening @ ..] if self.stage == Stage::Opening => self.opened(opening, context),
+            _ => {
+                sink.nonsense(self.index);
+                Ok(())
+            }
+        }
+    }
+
+    fn packet(
+        &mut self,
+        bytes: &[u8],
+        now: Nanos,
+        context: &Context<'_>,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        let Some(packet) = packet::read(bytes, &context.dial.namespace) else {
+            sink.nonsense(self.index);
+            return Ok(());
+        };
+        match packet.kind {
+            Kind::Event | Kind::Ack | Kind::Binary => {
+                sink.packet(self.index, packet, now, replies);
+                Ok(())
+            }
+            Kind::Connect if self.stage == Stage::Connecting => {
+                self.stage = Stage::Connected;
+                self.announce(context.dial.transport, now, replies, sink);
+                Ok(())
+            }
+            Kind::Connect => {
+                sink.nonsense(self.index);
+                Ok(())
+            }
+            Kind::Disconnect => Err(End::Disconnected),
+            Kind::ConnectError => {
+                let reason = String::from_utf8_lossy(packet.body);
+                Err(End::Rejected(format!("the namespace refuses: {reason}")))
+            }
+        }
+    }
+
+    /// The session is open: asks for the namespace, and begins the upgrade.
+    fn opened(&mut self, opening: &[u8], context: &mut Context<'_>) -> Result<(), End> {
+        let opening: Value = serde_json::from_slice(opening)
+            .map_err(|_| End::Protocol("an opening packet that is not JSON".into()))?;
+        self.stage = Stage::Connecting;
+        if let Some(polling) = &mut self.polling {
+            let sid = opening["sid"].as_str().unwrap_or_default();
+            sid.clone_into(&mut polling.sid);
+            if context.dial.transport == Transport::Upgrade {
+                let upgrades = opening["upgrades"].as_array();
+                if !upgrades.is_some_and(|all| all.iter().any(|one| one == "websocket")) {
+                    return Err(End::Rejected("no upgrade to WebSocket is offered".into()));
+                }
+                polling.probe = Probe::Opening;
+                self.open_websocket(context)?;
+            }
+        }
+        let mut connect = Vec::new();
+        packet::write_head(&mut connect, b'0', &context.dial.namespace, None);
+        connect.extend_from_slice(context.dial.auth.as_bytes());
+        self.send(context, [&connect[..]].into_iter())
+    }
+
+    fn announce(
+        &mut self,
+        transport: Transport,
+        now: Nanos,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) {
+        let has_arrived = transport == Transport::Polling || self.is_on_websocket;
+        if self.stage == Stage::Connected && has_arrived && !self.has_announced {
+            self.has_announced = true;
+            sink.connected(self.index, now, replies);
+        }
+    }
+
+    fn open_websocket(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        let target = &context.dial.targets[self.target];
+        let (sid, cookie) = self.polling.as_ref().map_or(("", ""), |polling| {
+            (polling.sid.as_str(), polling.cookie.as_str())
+        });
+        let query = target.query("websocket", sid);
+        let request = websocket::request(&target.host, &query, cookie);
+        self.open_link(WEBSOCKET, context)?;
+        self.send_on(WEBSOCKET, context, request.as_bytes())
+    }
+
+    /// Whether the WebSocket's HTTP answer is still to come.
+    fn is_awaiting_upgrade(&self) -> bool {
+        self.links[WEBSOCKET]
+            .as_ref()
+            .is_some_and(|link| !link.has_upgraded())
+    }
+
+    fn check_upgrade(&self, head: &[u8]) -> Result<(), End> {
+        let Some(head) = http::Head::parse(head) else {
+            return Err(End::Protocol("an answer that is not HTTP".into()));
+        };
+        if head.status != 101 {
+            return Err(End::Rejected(format!(
+                "status {} to the upgrade",
+                head.status
+            )));
+        }
+        if head.accept.as_deref() != Some(websocket::ACCEPT) {
+            return Err(End::Protocol("a wrong answer to the WebSocket key".into()));
+        }
+        Ok(())
+    }
+
+    fn begin_on_websocket(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        if let Some(link) = &mut self.links[WEBSOCKET] {
+            link.upgraded();
+        }
+        if self.polling.is_some() {
+            let mut probe = Vec::new();
+            websocket::write(&mut probe, websocket::TEXT, b"2probe");
+            self.send_on(WEBSOCKET, context, &probe)?;
+        }
+        Ok(())
+    }
+
+    /// Moves to the WebSocket once it is probed and no request is under way.
+    fn take_over(
+        &mut self,
+        context: &mut Context<'_>,
+        now: Nanos,
+        replies: &mut Replies,
+        sink: &mut impl Sink,
+    ) -> Result<(), End> {
+        let is_free = self.polling.as_ref().is_some_and(|polling| {
+            polling.probe == Probe::Answered && !polling.is_polling && !polling.is_posting
+        });
+        if !is_free {
+            return Ok(());
+        }
+        let polling = self.polling.take().unwrap_or_default();
+        self.links[POLLS] = None;
+        self.links[POSTS] = None;
+        self.is_on_websocket = true;
+        let waiting = packet::split_payload(&polling.outbox).filter(|packet| !packet.is_empty());
+        self.send(context, [&b"5"[..]].into_iter().chain(waiting))?;
+        self.announce(context.dial.transport, now, replies, sink);
+        Ok(())
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        let Some(polling) = &mut self.polling else {
+            return Ok(());
+        };
+        if polling.is_polling || polling.probe == Probe::Answered {
+            return Ok(());
+        }
+        polling.is_polling = true;
+        self.request(POLLS, context, None)
+    }
+
+    fn post(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        let Some(polling) = &mut self.polling else {
+            return Ok(());
+        };
+        // Before the session is open there is nowhere to post to.
+        if polling.is_posting || polling.outbox.is_empty() || polling.sid.is_empty() {
+            return Ok(());
+        }
+        polling.is_posting = true;
+        let body = std::mem::take(&mut polling.outbox);
+        self.request(POSTS, context, Some(&body))
+    }
+
+    fn request(
+        &mut self,
+        slot: usize,
+        context: &mut Context<'_>,
+        body: Option<&[u8]>,
+    ) -> Result<(), End> {
+        if self.links[slot].is_none() {
+            self.open_link(slot, context)?;
+        }
+        let Some(polling) = &self.polling else {
+            return Ok(());
+        };
+        let target = &context.dial.targets[self.target];
+        let query = target.query("polling", &polling.sid);
+        let mut request = Vec::new();
+        http::request(&mut request, &target.host, &query, &polling.cookie, body);
+        self.send_on(slot, context, &request)
+    }
+
+    fn open_link(&mut self, slot: usize, context: &mut Context<'_>) -> Result<(), End> {
+        let token = (self.index as u64) << 32 | u64::from(self.generation) << 2 | slot as u64;
+        let address = context.dial.targets[self.target].address;
+        let link = Link::open(context.epoll, context.sources, address, token)?;
+        self.links[slot] = Some(link);
+        Ok(())
+    }
+
+    fn send_on(&mut self, slot: usize, context: &mut Context<'_>, bytes: &[u8]) -> Result<(), End> {
+        context.volume.sent_bytes += bytes.len() as u64;
+        match &mut self.links[slot] {
+            Some(link) => link.send(bytes),
+            None => Err(End::Closed),
+        }
+    }
+
+    fn keep(&mut self, slot: usize, bytes: &[u8]) {
+        if let Some(link) = &mut self.links[slot] {
+            link.keep(bytes);
+        }
+    }
+}
+
+const WEBSOCKET: usize = 0;
+const POLLS: usize = 1;
+const POSTS: usize = 2;
+
+/// Packets of a polling client that wait for a post: below the size that servers accept.
+const MOST_OUTBOX_BYTES: usize = 900_000;

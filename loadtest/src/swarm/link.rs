@@ -1,0 +1,171 @@
+//! One TCP connection of a client: never blocks, and keeps what could not be sent or understood yet.
+
+use std::net::SocketAddr;
+
+use rustix::{
+    event::epoll,
+    fd::OwnedFd,
+    io::Errno,
+    net::{self, RecvFlags, SendFlags, SocketFlags, sockopt},
+};
+
+use super::{End, source::Sources};
+
+pub(super) struct Link {
+    fd: OwnedFd,
+    is_connecting: bool,
+    /// Whether it speaks WebSocket, after the HTTP answer that allows it.
+    has_upgraded: bool,
+    /// The beginning of something whose rest has not arrived.
+    unread: Vec<u8>,
+    unsent: Vec<u8>,
+}
+
+/// What a read brought.
+pub(super) struct Filled {
+    pub(super) bytes: usize,
+    /// Whether more may be there.
+    pub(super) has_more: bool,
+    pub(super) has_ended: bool,
+    /// Whether nothing was there at all.
+    pub(super) is_empty: bool,
+}
+
+impl Link {
+    /// Begins to connect. `token` comes back with each event; by edges, since a socket that was read
+    /// to its end need not be looked at again.
+    pub(super) fn open(
+        epoll: &OwnedFd,
+        sources: &mut Sources,
+        target: SocketAddr,
+        token: u64,
+    ) -> Result<Self, End> {
+        let family = match target {
+            SocketAddr::V4(_) => net::AddressFamily::INET,
+            SocketAddr::V6(_) => net::AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = net::socket_with(family, net::SocketType::STREAM, flags, None)?;
+        sources.bind(&fd, target)?;
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        match net::connect(&fd, &target) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let interest = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
+        epoll::add(epoll, &fd, epoll::EventData::new_u64(token), interest)?;
+        Ok(Self {
+            fd,
+            is_connecting: true,
+            has_upgraded: false,
+            unread: Vec::new(),
+            unsent: Vec::new(),
+        })
+    }
+
+    /// The socket became writable, or failed.
+    pub(super) fn writable(&mut self) -> Result<(), End> {
+        if self.is_connecting {
+            sockopt::socket_error(&self.fd)??;
+            self.is_connecting = false;
+        }
+        if self.unsent.is_empty() {
+            return Ok(());
+        }
+        let unsent = std::mem::take(&mut self.unsent);
+        self.send(&unsent)
+    }
+
+    /// Sends now what the system takes, and the rest when it takes more.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let sent = if self.is_connecting || !self.unsent.is_empty() {
+            0
+        } else {
+            match net::send(&self.fd, bytes, SendFlags::NOSIGNAL) {
+                Ok(sent) => sent,
+                Err(Errno::AGAIN | Errno::INTR) => 0,
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        if sent < bytes.len() {
+            if self.unsent.len() + bytes.len() > MOST_UNSENT_BYTES {
+                return Err(End::Stuck);
+            }
+            self.unsent.extend_from_slice(&bytes[sent..]);
+        }
+        Ok(())
+    }
+
+    /// One `recv` behind what was left unread: both are at the start of the buffer, which grows if a
+    /// message needs it.
+    pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> Result<Filled, End> {
+        let held = self.unread.len();
+        if buffer.len() < held + READ_BYTES {
+            buffer.resize(held + READ_BYTES, 0);
+        }
+        buffer[..held].copy_from_slice(&self.unread);
+        self.unread.clear();
+        let end = held + READ_BYTES;
+        match net::recv(&self.fd, &mut buffer[held..end], RecvFlags::empty()) {
+            Ok((count, _)) => Ok(Filled {
+                bytes: held + count,
+                has_more: count == READ_BYTES,
+                has_ended: count == 0,
+                is_empty: count == 0,
+            }),
+            Err(errno @ (Errno::AGAIN | Errno::INTR)) => Ok(Filled {
+                bytes: held,
+                has_more: errno == Errno::INTR,
+                has_ended: false,
+                is_empty: errno == Errno::AGAIN,
+            }),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    pub(super) fn upgraded(&mut self) {
+        self.has_upgraded = true;
+    }
+
+    pub(super) fn has_upgraded(&self) -> bool {
+        self.has_upgraded
+    }
+
+    /// Keeps the beginning of something until its rest arrives.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        self.unread.extend_from_slice(bytes);
+    }
+
+    /// Whether the other side has closed, of a connection that nobody reads: throws away what came.
+    pub(super) fn is_closed(&self, scratch: &mut [u8]) -> bool {
+        for _ in 0..MOST_THROWN_AWAY {
+            match net::recv(&self.fd, &mut *scratch, RecvFlags::empty()) {
+                Ok((0, _)) => return true,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return errno != Errno::AGAIN,
+            }
+        }
+        false
+    }
+
+    /// No events of this connection any more, and a small buffer for what nobody reads.
+    pub(super) fn stall(&self, epoll: &OwnedFd) {
+        // Neither can fail on an open socket, and a run without either is still a run.
+        let _ = sockopt::set_socket_recv_buffer_size(&self.fd, STALLED_BUFFER_BYTES);
+        let _ = epoll::delete(epoll, &self.fd);
+    }
+
+    /// Lets the connection end with RST instead of FIN when it is dropped.
+    pub(super) fn reset_on_close(&self) {
+        // It cannot fail on an open socket.
+        let _ = sockopt::set_socket_linger(&self.fd, Some(std::time::Duration::ZERO));
+    }
+}
+
+const READ_BYTES: usize = 64 * 1024;
+const MOST_UNSENT_BYTES: usize = 8 * 1024 * 1024;
+const STALLED_BUFFER_BYTES: usize = 4096;
+const MOST_THROWN_AWAY: usize = 100_000;

@@ -1,0 +1,285 @@
+//! The clients: any number of raw Socket.IO connections on one epoll instance and one thread.
+//!
+//! It opens them, takes them through handshake, upgrade and namespace, answers pings, and hands
+//! every packet to a sink, in place in one shared buffer. It knows no scenario and keeps no account.
+
+mod client;
+mod link;
+mod source;
+
+use std::{io, net::IpAddr};
+
+use rustix::{
+    event::{Timespec, epoll},
+    fd::OwnedFd,
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    clock::{self, Nanos, SECOND},
+    codec::packet::Packet,
+    target::Target,
+};
+use client::{Client, Context};
+use source::Sources;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Transport {
+    /// WebSocket from the first request.
+    Websocket,
+    /// HTTP requests only.
+    Polling,
+    /// Polling first and then WebSocket, as the official client does by default.
+    Upgrade,
+}
+
+/// How the clients connect.
+pub(crate) struct Dial {
+    pub(crate) targets: Vec<Target>,
+    pub(crate) transport: Transport,
+    pub(crate) namespace: String,
+    /// JSON for the connect packet, or nothing.
+    pub(crate) auth: String,
+    /// Source addresses; none leaves the choice to the tool.
+    pub(crate) sources: Vec<IpAddr>,
+}
+
+/// Why a connection is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The server closed it in order.
+    Closed,
+    Reset,
+    /// Nobody listens.
+    Refused,
+    /// The server said no: status, or the namespace's reason.
+    Rejected(String),
+    /// The server put the client out of its namespace.
+    Disconnected,
+    /// What came is not the protocol.
+    Protocol(String),
+    /// The server does not read.
+    Stuck,
+    /// No source port is free.
+    Ports,
+    /// The process may open no more descriptors.
+    Descriptors,
+    Other(String),
+}
+
+impl End {
+    /// For counting.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed by the server",
+            Self::Reset => "reset",
+            Self::Refused => "connection refused",
+            Self::Rejected(_) => "rejected",
+            Self::Disconnected => "disconnected from the namespace",
+            Self::Protocol(_) => "protocol error",
+            Self::Stuck => "server does not read",
+            Self::Ports => "no free port",
+            Self::Descriptors => "no free descriptor",
+            Self::Other(_) => "other error",
+        }
+    }
+}
+
+impl From<Errno> for End {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::CONNRESET | Errno::PIPE => Self::Reset,
+            Errno::CONNREFUSED => Self::Refused,
+            Errno::ADDRINUSE | Errno::ADDRNOTAVAIL => Self::Ports,
+            Errno::MFILE | Errno::NFILE => Self::Descriptors,
+            other => Self::Other(io::Error::from(other).to_string()),
+        }
+    }
+}
+
+/// What becomes of the clients' packets. The times are those of the read.
+pub(crate) trait Sink {
+    /// A client is in its namespace, on the transport it was to reach.
+    fn connected(&mut self, client: usize, now: Nanos, replies: &mut Replies);
+    /// A packet came, other than those of the connection itself.
+    fn packet(&mut self, client: usize, packet: Packet<'_>, now: Nanos, replies: &mut Replies);
+    /// Something came that is no packet of the client's namespace.
+    fn nonsense(&mut self, client: usize);
+    /// A client's connection is gone, and not because the tool closed it.
+    fn ended(&mut self, client: usize, end: End, now: Nanos);
+}
+
+/// What a client sends in answer to what it just read: packets that go out together.
+#[derive(Default)]
+pub(crate) struct Replies {
+    text: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Replies {
+    /// Adds the packet that `write` appends.
+    pub(crate) fn packet(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.text);
+        self.ends.push(self.text.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.text[start..*end])
+    }
+
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
+}
+
+/// Bytes of the transports, without those of TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Volume {
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+}
+
+pub(crate) struct Swarm {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    buffer: Vec<u8>,
+    replies: Replies,
+    clients: Vec<Client>,
+    dial: Dial,
+    sources: Sources,
+    volume: Volume,
+    /// Ends that came about while the tool sent, for the next turn.
+    ended: Vec<(usize, End)>,
+}
+
+impl Swarm {
+    pub(crate) fn new(dial: Dial) -> io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            events: Vec::with_capacity(EVENTS_PER_WAIT),
+            buffer: Vec::new(),
+            replies: Replies::default(),
+            clients: Vec::new(),
+            sources: Sources::new(&dial.sources),
+            dial,
+            volume: Volume::default(),
+            ended: Vec::new(),
+        })
+    }
+
+    /// Begins to connect a client to a target, for the first time or again.
+    pub(crate) fn open(&mut self, client: usize, target: usize) -> Result<(), End> {
+        while self.clients.len() <= client {
+            self.clients.push(Client::new(self.clients.len()));
+        }
+        let (clients, mut context) = self.split();
+        let opened = clients[client].open(&mut context, target);
+        if opened.is_err() {
+            clients[client].drop_links();
+        }
+        opened
+    }
+
+    /// Closes a client's connection in order.
+    pub(crate) fn close(&mut self, client: usize) {
+        if let Some(client) = self.clients.get_mut(client) {
+            client.drop_links();
+        }
+    }
+
+    /// Tears a client's connection down: the server gets an RST.
+    pub(crate) fn reset(&mut self, client: usize) {
+        if let Some(client) = self.clients.get_mut(client) {
+            client.reset();
+        }
+    }
+
+    /// From now on, nothing is read of this client's connection.
+    pub(crate) fn stall(&mut self, client: usize) {
+        self.clients[client].stall(&self.epoll);
+    }
+
+    /// Whether the server has closed the connection of a stalled client.
+    pub(crate) fn has_lost(&mut self, client: usize) -> bool {
+        if self.buffer.is_empty() {
+            self.buffer.resize(EVENTS_PER_WAIT, 0);
+        }
+        self.clients[client].is_lost(&mut self.buffer)
+    }
+
+    /// Sends a packet of Engine.IO. What goes wrong is told to the sink by the next turn.
+    pub(crate) fn send(&mut self, client: usize, packet: &[u8]) {
+        let (clients, mut context) = self.split();
+        if let Err(end) = clients[client].send(&mut context, [packet].into_iter()) {
+            clients[client].drop_links();
+            self.ended.push((client, end));
+        }
+    }
+
+    pub(crate) fn volume(&self) -> Volume {
+        self.volume
+    }
+
+    pub(crate) fn targets(&self) -> &[Target] {
+        &self.dial.targets
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.dial.namespace
+    }
+
+    /// Waits for arrivals, once and no longer than `at_most`, and hands them to the sink.
+    pub(crate) fn turn(&mut self, at_most: Nanos, sink: &mut impl Sink) -> io::Result<()> {
+        for (client, end) in std::mem::take(&mut self.ended) {
+            sink.ended(client, end, clock::now());
+        }
+        self.events.clear();
+        let timeout = Timespec {
+            tv_sec: (at_most / SECOND) as i64,
+            tv_nsec: (at_most % SECOND) as i64,
+        };
+        let room = rustix::buffer::spare_capacity(&mut self.events);
+        match epoll::wait(&self.epoll, room, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let events = std::mem::take(&mut self.events);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut replies = std::mem::take(&mut self.replies);
+        for event in &events {
+            let (client, token) = client::of_token(event.data.u64());
+            let (clients, mut context) = self.split();
+            let Some(one) = clients.get_mut(client) else {
+                continue;
+            };
+            let flags = event.flags;
+            let outcome = one.happened(token, flags, &mut context, &mut buffer, &mut replies, sink);
+            if let Err(end) = outcome {
+                one.drop_links();
+                sink.ended(client, end, clock::now());
+            }
+        }
+        self.events = events;
+        self.buffer = buffer;
+        self.replies = replies;
+        Ok(())
+    }
+
+    fn split(&mut self) -> (&mut Vec<Client>, Context<'_>) {
+        let context = Context {
+            epoll: &self.epoll,
+            dial: &self.dial,
+            sources: &mut self.sources,
+            volume: &mut self.volume,
+        };
+        (&mut self.clients, context)
+    }
+}
+
+const EVENTS_PER_WAIT: usize = 256;

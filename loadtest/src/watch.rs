@@ -1,0 +1,184 @@
+//! The watcher: a thread that looks at the servers and the clients' progress a few times a second,
+//! keeps the series of the report, and shows a line on a terminal.
+//!
+//! The clients' thread only stores a few numbers once per turn.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::{
+    clock::{self, Nanos},
+    outcome::Point,
+    system::Usage,
+};
+
+/// What the clients' thread says about itself.
+#[derive(Default)]
+pub(crate) struct Progress {
+    pub(crate) connections: AtomicU64,
+    pub(crate) deliveries: AtomicU64,
+    phase: Mutex<Phase>,
+    has_ended: AtomicBool,
+}
+
+#[derive(Clone, Default)]
+struct Phase {
+    name: String,
+    ends_at: Option<Nanos>,
+}
+
+impl Progress {
+    /// Begins a phase of the run; `ends_at` if it is known.
+    pub(crate) fn enter(&self, name: &str, ends_at: Option<Nanos>) {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        *phase = Phase {
+            name: name.to_owned(),
+            ends_at,
+        };
+    }
+
+    fn phase(&self) -> Phase {
+        let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        phase.clone()
+    }
+}
+
+pub(crate) struct Watch {
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<Vec<(Nanos, Point)>>>,
+}
+
+impl Watch {
+    /// Starts to look at these processes.
+    pub(crate) fn start(progress: Arc<Progress>, pids: Vec<u32>, shows_progress: bool) -> Self {
+        let shared = Arc::clone(&progress);
+        let shows = shows_progress && std::io::stderr().is_terminal();
+        let thread = thread::spawn(move || watch(&shared, &pids, shows));
+        Self {
+            progress,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends it, and returns the series with times relative to `origin`.
+    pub(crate) fn end(mut self, origin: Nanos) -> Vec<Point> {
+        self.progress.has_ended.store(true, Relaxed);
+        let Some(thread) = self.thread.take() else {
+            return Vec::new();
+        };
+        thread.thread().unpark();
+        let points = thread.join().unwrap_or_default();
+        let relative = |at: Nanos| clock::seconds(at) - clock::seconds(origin);
+        points
+            .into_iter()
+            .map(|(at, point)| Point {
+                at: relative(at),
+                ..point
+            })
+            .collect()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.progress.has_ended.store(true, Relaxed);
+    }
+}
+
+fn watch(progress: &Progress, pids: &[u32], shows: bool) -> Vec<(Nanos, Point)> {
+    let mut points: Vec<(Nanos, Point)> = Vec::new();
+    let mut every = 1;
+    let mut rounds = 0_usize;
+    loop {
+        let has_ended = progress.has_ended.load(Relaxed);
+        let now = clock::now();
+        let mut point = Point {
+            connections: progress.connections.load(Relaxed),
+            deliveries: progress.deliveries.load(Relaxed),
+            ..Point::default()
+        };
+        for usage in pids.iter().filter_map(|pid| Usage::glance(*pid).ok()) {
+            point.server_rss_bytes += usage.rss_bytes;
+            point.server_cpu_nanos += usage.cpu_nanos;
+        }
+        if shows {
+            show(progress, now, points.last(), &point);
+        }
+        if rounds.is_multiple_of(every) {
+            points.push((now, point));
+        }
+        rounds += 1;
+        if points.len() == MOST_POINTS {
+            // A long run keeps every other point, and from now on takes half as many.
+            let mut keep = false;
+            points.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            every *= 2;
+        }
+        if has_ended {
+            break;
+        }
+        thread::park_timeout(PERIOD);
+    }
+    if shows {
+        // Nothing can be done about a terminal that is gone.
+        drop(write!(std::io::stderr(), "\r\x1b[K"));
+    }
+    points
+}
+
+fn show(progress: &Progress, now: Nanos, last: Option<&(Nanos, Point)>, point: &Point) {
+    let phase = progress.phase();
+    let left = phase.ends_at.map_or_else(String::new, |end| {
+        format!(
+            ", {:.0} s left",
+            clock::seconds(end.saturating_sub(now)).ceil()
+        )
+    });
+    let rate = last.map_or(0.0, |(at, last)| {
+        let seconds = clock::seconds(now - at).max(1e-3);
+        point.deliveries.saturating_sub(last.deliveries) as f64 / seconds
+    });
+    drop(write!(
+        std::io::stderr(),
+        "\r\x1b[K{}{left}: {} connections, {} messages, {rate:.0}/s, server {:.1} MB",
+        phase.name,
+        point.connections,
+        point.deliveries,
+        point.server_rss_bytes as f64 / 1e6,
+    ));
+}
+
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Points of a series, at most: two minutes at full density.
+const MOST_POINTS: usize = 480;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watcher_sees_what_the_clients_say() {
+        let progress = Arc::new(Progress::default());
+        progress.connections.store(7, Relaxed);
+        progress.deliveries.store(9, Relaxed);
+        let origin = clock::now();
+        let watch = Watch::start(Arc::clone(&progress), vec![std::process::id()], false);
+        let points = watch.end(origin);
+        assert!(!points.is_empty());
+        for point in points {
+            assert_eq!((point.connections, point.deliveries), (7, 9));
+            assert!(point.server_rss_bytes > 0 && point.at >= 0.0);
+        }
+    }
+}
