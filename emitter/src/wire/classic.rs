@@ -12,9 +12,9 @@ use super::{
     Heard, Wire, WireError,
     cursor::{Cursor, Head},
     output::Output,
-    parts::{read_packet, read_target, write_packet, write_target},
+    parts::{read_packet, read_target, write_packet, write_target, write_target_of_emitter},
 };
-use crate::{args::Args, message::Message, target::Target};
+use crate::{args::Args, channel::EMITTER_UID, message::Message, target::Target};
 
 pub(super) use self::request::{read as read_request, write_message, write_question};
 pub(super) use self::response::{read as read_response, write as write_response};
@@ -30,7 +30,11 @@ pub(super) fn write_broadcast(
     let mut out = Output::new(wire.encoding());
     out.list(3 + usize::from(confirm.is_some())).text(uid);
     write_packet(&mut out, event, args, Some(namespace))?;
-    write_target(&mut out, target, Some(target.flags));
+    if uid == EMITTER_UID {
+        write_target_of_emitter(&mut out, target);
+    } else {
+        write_target(&mut out, target, Some(target.flags));
+    }
     if let Some(id) = confirm {
         out.map(1).key("confirm").text(id).end_map();
     }

@@ -140,6 +140,13 @@ pub(super) fn write_target(out: &mut Output, target: &Target, flags: Option<Flag
     out.end_map();
 }
 
+/// The same in the order in which Node's emitter writes it.
+pub(super) fn write_target_of_emitter(out: &mut Output, target: &Target) {
+    out.map(3).key("rooms").texts(&target.rooms).key("flags");
+    write_flags(out, target.flags);
+    out.key("except").texts(&target.except).end_map();
+}
+
 fn write_flags(out: &mut Output, flags: Flags) {
     let known = [
         flags.volatile,
