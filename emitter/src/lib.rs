@@ -1,13 +1,22 @@
-//! The language of a Roomcast cluster: what is said, and to whom.
+//! Emitting to the clients of a Roomcast cluster, and the language that the cluster speaks.
 //!
-//! [`args`] holds event arguments encoded once, [`msgpack`] transcodes them, [`event`] knows the
-//! names that an event may not have, [`target`] says who shall receive, [`message`] what nodes tell
-//! each other, [`question`] what they ask each other. Nothing here knows sockets, HTTP or threads.
+//! [`Emitter`] is for processes that serve no sockets: workers, cron jobs ([`blocking`]), other
+//! services. It needs Redis alone, and speaks what `@socket.io/redis-emitter` speaks.
+//!
+//! The rest is what nodes and emitters share. [`args`] holds event arguments encoded once,
+//! [`msgpack`] transcodes them, [`event`] knows the names that an event may not have, [`target`] says
+//! who shall receive, [`message`] what nodes tell each other, [`question`] what they ask each other,
+//! [`wire`] how all of that is written on which [`channel`]. [`endpoint`], [`link`] and [`publisher`]
+//! lead to Redis; [`members`], [`roll_call`] and [`asking`] find out who answers. Nothing here knows
+//! sockets of clients or HTTP.
 
+mod answers;
 pub mod args;
 pub mod asking;
 pub mod backoff;
+pub mod blocking;
 pub mod channel;
+pub mod emitter;
 pub mod endpoint;
 pub mod entropy;
 pub mod event;
@@ -16,6 +25,8 @@ pub mod link;
 pub mod members;
 pub mod message;
 pub mod msgpack;
+#[cfg(feature = "pool")]
+mod pool;
 pub mod publisher;
 pub mod question;
 pub mod resp;
@@ -23,3 +34,8 @@ pub mod roll_call;
 pub mod target;
 pub mod value;
 pub mod wire;
+
+pub use emitter::{
+    Answers, Batch, BatchOperator, BroadcastOperator, BuildError, Builder, Confirmed, Delivery,
+    EmitError, Emitter, Fetched, Retry,
+};

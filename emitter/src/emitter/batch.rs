@@ -1,0 +1,190 @@
+//! Many emits at once: encoded one after the other, published in as few writes as possible.
+//!
+//! Nothing is published until the batch is sent. What it may hold is limited in bytes, and so is
+//! what is on its way to Redis while it is sent.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use super::{
+    core::Core,
+    error::EmitError,
+    operator::{broadcast, checked, names},
+    results::Delivery,
+};
+use crate::{
+    args::IntoArgs,
+    message::Message,
+    target::{Rooms, Target},
+    wire::Publication,
+};
+
+/// What a batch may hold if nothing else is said, in bytes.
+const DEFAULT_LIMIT: usize = 64 << 20;
+
+/// What a message costs beside its bytes, roughly.
+const OVERHEAD_BYTES: usize = 96;
+
+/// Emits that are published together, in their order. Made by
+/// [`Emitter::batch`](super::Emitter::batch).
+///
+/// ```no_run
+/// # async fn run(emitter: roomcast_emitter::Emitter) -> Result<(), roomcast_emitter::EmitError> {
+/// let mut batch = emitter.batch();
+/// for user in 0..10_000 {
+///     batch.to(format!("user:{user}")).emit("digest", user)?;
+/// }
+/// for delivery in batch.send().await {
+///     delivery?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing happens until the batch is sent"]
+pub struct Batch {
+    core: Arc<Core>,
+    publications: Vec<Publication>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Batch {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            publications: Vec::new(),
+            bytes: 0,
+            limit: DEFAULT_LIMIT,
+        }
+    }
+
+    /// How many bytes the batch may hold. Default 64 MiB.
+    pub fn limit(mut self, bytes: usize) -> Self {
+        self.limit = bytes;
+        self
+    }
+
+    /// A namespace; its name begins with a slash.
+    pub fn of(&mut self, namespace: &str) -> BatchOperator<'_> {
+        BatchOperator {
+            namespace: Cow::Owned(namespace.to_owned()),
+            ..self.main()
+        }
+    }
+
+    /// Whoever is in one of these rooms of the main namespace.
+    pub fn to(&mut self, rooms: impl Rooms) -> BatchOperator<'_> {
+        self.main().to(rooms)
+    }
+
+    /// The same as [`to`](Self::to).
+    pub fn in_(&mut self, rooms: impl Rooms) -> BatchOperator<'_> {
+        self.to(rooms)
+    }
+
+    /// Everybody in the main namespace but those in these rooms.
+    pub fn except(&mut self, rooms: impl Rooms) -> BatchOperator<'_> {
+        self.main().except(rooms)
+    }
+
+    /// Adds an event to everybody in the main namespace.
+    pub fn emit(&mut self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
+        self.main().emit(event, args)
+    }
+
+    /// How many messages it holds.
+    pub fn len(&self) -> usize {
+        self.publications.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.publications.is_empty()
+    }
+
+    /// Publishes what it holds, and says of each message, in order, what became of it.
+    ///
+    /// Messages are tried again as [`Retry`](super::Retry) says; those that were are published after
+    /// the others. The order is otherwise that of the batch.
+    pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
+        self.core.publish_all(self.publications).await
+    }
+
+    fn main(&mut self) -> BatchOperator<'_> {
+        BatchOperator {
+            batch: self,
+            namespace: Cow::Borrowed("/"),
+            target: Target::default(),
+        }
+    }
+
+    fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
+        let publication = self.core.encode(namespace, message)?;
+        let bytes = publication.channel.len() + publication.payload.len() + OVERHEAD_BYTES;
+        if self.bytes.saturating_add(bytes) > self.limit {
+            return Err(EmitError::BatchFull { limit: self.limit });
+        }
+        self.bytes += bytes;
+        self.publications.push(publication);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("messages", &self.publications.len())
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who shall receive a message of a batch, and how. The last method adds the message.
+#[must_use = "nothing is added until `emit` or another operation is called"]
+pub struct BatchOperator<'a> {
+    batch: &'a mut Batch,
+    namespace: Cow<'static, str>,
+    target: Target,
+}
+
+impl BatchOperator<'_> {
+    super::narrowing!();
+
+    /// Adds an event to everybody who is meant.
+    pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
+        let args = checked(event, args)?;
+        let message = broadcast(self.target, event, args);
+        self.batch.add(&self.namespace, &message)
+    }
+
+    /// Has everybody who is meant join rooms.
+    #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
+    pub fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
+        let (target, rooms) = (self.target, names(&rooms));
+        let message = Message::SocketsJoin { target, rooms };
+        self.batch.add(&self.namespace, &message)
+    }
+
+    /// Has everybody who is meant leave rooms.
+    #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
+    pub fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
+        let (target, rooms) = (self.target, names(&rooms));
+        let message = Message::SocketsLeave { target, rooms };
+        self.batch.add(&self.namespace, &message)
+    }
+
+    /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
+    pub fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
+        let target = self.target;
+        let message = Message::DisconnectSockets { target, close };
+        self.batch.add(&self.namespace, &message)
+    }
+}
+
+impl fmt::Debug for BatchOperator<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchOperator")
+            .field("namespace", &self.namespace)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}

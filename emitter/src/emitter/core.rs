@@ -1,0 +1,226 @@
+//! What all operators of an emitter share: its language, its way to Redis, its questions.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use super::{error::EmitError, results::Delivery, retry::Retry, transport::Transport};
+use crate::{
+    answers::{Answers, Listening},
+    asking::{Asking, Waiting},
+    channel::{EMITTER_UID, uid},
+    id::NodeId,
+    members::Roster,
+    message::Message,
+    question::{Answered, Question},
+    wire::{Publication, Wire},
+};
+
+pub(crate) struct Core {
+    pub(super) transport: Transport,
+    pub(super) wire: Arc<Wire>,
+    pub(super) is_sharded: bool,
+    pub(super) retry: Retry,
+    /// As whom it asks.
+    pub(super) node: NodeId,
+    pub(super) questions: AtomicU64,
+    pub(super) asking: Arc<Asking>,
+    /// None over a pool without a URL for answers.
+    pub(super) answers: Option<Answers>,
+}
+
+impl Core {
+    pub(super) fn encode(
+        &self,
+        namespace: &str,
+        message: &Message,
+    ) -> Result<Publication, EmitError> {
+        check_namespace(namespace)?;
+        Ok(self.wire.message(namespace, EMITTER_UID, message, None)?)
+    }
+
+    pub(super) async fn publish(
+        &self,
+        namespace: &str,
+        message: &Message,
+    ) -> Result<Delivery, EmitError> {
+        let publication = self.encode(namespace, message)?;
+        let mut tried = 0;
+        loop {
+            let published = self.transport.publish(&publication, self.is_sharded).await;
+            tried += 1;
+            match published {
+                Ok(nodes) => return Ok(Delivery { nodes }),
+                Err(error) => match self.retry.pause(tried, &error) {
+                    Some(pause) => sleep(pause).await,
+                    None => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Publishes many messages in their order; answers in that order, too.
+    pub(super) async fn publish_all(
+        &self,
+        publications: Vec<Publication>,
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let delivery =
+            |published: Result<usize, EmitError>| published.map(|nodes| Delivery { nodes });
+        let published = self.publish_once(&publications).await;
+        let mut results: Vec<_> = published.into_iter().map(delivery).collect();
+        let mut tried = 1;
+        loop {
+            let pause = |result: &Result<Delivery, EmitError>| {
+                self.retry.pause(tried, result.as_ref().err()?)
+            };
+            let again: Vec<_> = (0..results.len())
+                .filter(|index| pause(&results[*index]).is_some())
+                .collect();
+            let Some(longest) = again
+                .iter()
+                .filter_map(|index| pause(&results[*index]))
+                .max()
+            else {
+                return results;
+            };
+            sleep(longest).await;
+            tried += 1;
+            let chosen: Vec<_> = again
+                .iter()
+                .map(|index| publications[*index].clone())
+                .collect();
+            let published = self.publish_once(&chosen).await;
+            for (index, published) in again.into_iter().zip(published) {
+                results[index] = delivery(published);
+            }
+        }
+    }
+
+    async fn publish_once(&self, publications: &[Publication]) -> Vec<Result<usize, EmitError>> {
+        self.transport
+            .publish_all(publications, self.is_sharded)
+            .await
+    }
+
+    /// Asks the nodes of a namespace, with a broadcast before the question if it is about that one.
+    pub(super) async fn ask(
+        &self,
+        namespace: &str,
+        broadcast: Option<&Message>,
+        question: &Question,
+        timeout: Duration,
+    ) -> Result<Answered, EmitError> {
+        check_namespace(namespace)?;
+        let mut tried = 0;
+        loop {
+            let asked = self.ask_once(namespace, broadcast, question, timeout).await;
+            tried += 1;
+            match asked {
+                Ok(answered) => return Ok(answered),
+                Err(error) => match self.retry.pause(tried, &error) {
+                    Some(pause) => sleep(pause).await,
+                    None => return Err(error),
+                },
+            }
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        namespace: &str,
+        broadcast: Option<&Message>,
+        question: &Question,
+        timeout: Duration,
+    ) -> Result<Answered, EmitError> {
+        let answers = self.answers.as_ref().ok_or(EmitError::NoAnswers)?;
+        // A fresh id for each try: what was answered to the one before belongs to that one.
+        let id = self.next_id();
+        let uid = uid(&self.node, namespace, self.wire.channels().dialect());
+        let message = broadcast
+            .map(|message| self.confirmed(namespace, message, &id))
+            .transpose()?;
+        let question = self
+            .wire
+            .question(namespace, uid.as_str(), &self.node, &id, question)?;
+        let listening = answers.listen(namespace).await?;
+        let waiting = self.asking.open(&id)?;
+        let is_broadcast = message.is_some();
+        let publications: Vec<_> = message.into_iter().chain([question]).collect();
+        let published = self.publish_once(&publications).await;
+        for (index, published) in published.into_iter().enumerate() {
+            match published {
+                Ok(_) => {}
+                // The broadcast is out: whoever tries again publishes it twice.
+                Err(error) if is_broadcast && index > 0 => return Err(unconfirmed(&error)),
+                Err(error) => return Err(error),
+            }
+        }
+        let gathered = self.gather(namespace, waiting, &listening, timeout).await;
+        gathered.map_err(|error| unconfirmed(&error))
+    }
+
+    /// A broadcast whose receipt will be asked for.
+    fn confirmed(
+        &self,
+        namespace: &str,
+        message: &Message,
+        id: &str,
+    ) -> Result<Publication, EmitError> {
+        let message = self.wire.message(namespace, EMITTER_UID, message, Some(id));
+        let mut publication = message?;
+        if self.is_sharded {
+            // The question follows on the main channel. In a cluster a room's channel may be on
+            // another server, and there is no order between the two.
+            publication.channel = self.wire.channels().broadcast(namespace);
+        }
+        Ok(publication)
+    }
+
+    async fn gather(
+        &self,
+        namespace: &str,
+        waiting: Waiting,
+        listening: &Listening,
+        timeout: Duration,
+    ) -> Result<Answered, EmitError> {
+        let look = async || {
+            if listening.is_lost() {
+                let reason = "the connection for answers was lost";
+                return Err(EmitError::Unconfirmed(reason.into()));
+            }
+            self.look(namespace).await
+        };
+        let outcome = waiting.gather(timeout, look).await?;
+        Ok(outcome.answered)
+    }
+
+    /// Who has to answer now.
+    async fn look(&self, namespace: &str) -> Result<Roster, EmitError> {
+        self.transport.roster(self.wire.channels(), namespace).await
+    }
+
+    fn next_id(&self) -> String {
+        let number = self.questions.fetch_add(1, Ordering::Relaxed);
+        // The name is unique in the cluster, and long enough that its first half is, too.
+        let name = self.node.as_str();
+        format!("{}-{number:x}", name.get(..12).unwrap_or(name))
+    }
+}
+
+fn unconfirmed(error: &EmitError) -> EmitError {
+    EmitError::Unconfirmed(error.to_string().into())
+}
+
+fn check_namespace(namespace: &str) -> Result<(), EmitError> {
+    if namespace.starts_with('/') {
+        Ok(())
+    } else {
+        Err(EmitError::NamespaceWithoutSlash(namespace.into()))
+    }
+}

@@ -1,0 +1,188 @@
+//! What became of an emit, and what was answered.
+
+use serde::Serialize;
+
+use crate::{
+    args::{Args, FromArgs},
+    id::SocketId,
+    question::{Answer, Answered, Description},
+};
+
+/// What became of a broadcast or of an order to sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// How many nodes took it from Redis: the subscribers of the channel. None is no error, as rooms
+    /// may be empty. On a Redis Cluster in the classic dialect only those are counted which are
+    /// connected to the same Redis node; others get it, too.
+    pub nodes: usize,
+}
+
+/// What became of a broadcast whose receipt was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Confirmed {
+    /// Sockets that it reached.
+    pub sockets: usize,
+    /// Nodes that have answered.
+    pub nodes: usize,
+    /// Nodes that live and did not answer in time. Servers of other make are called `foreign`.
+    pub silent_nodes: Vec<String>,
+}
+
+/// What became of a broadcast with acknowledgement.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Answers<T> {
+    /// The answers, node by node in the order in which they came.
+    pub answers: Vec<T>,
+    /// Sockets that did not answer in time, disconnected, or answered something else.
+    pub missing: Vec<SocketId>,
+    /// The number of further such sockets, of servers that don't tell their ids.
+    pub missing_unnamed: usize,
+    /// Nodes that live and did not say whether they have sockets to answer. Servers of other make
+    /// are called `foreign`.
+    pub silent_nodes: Vec<String>,
+}
+
+/// The sockets that were asked for.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Fetched {
+    /// The sockets, node by node.
+    pub sockets: Vec<Description>,
+    /// Nodes that live and did not answer in time. Servers of other make are called `foreign`.
+    pub silent_nodes: Vec<String>,
+}
+
+impl From<Answered> for Confirmed {
+    fn from(answered: Answered) -> Self {
+        let reached = |answer: &Answer| match answer {
+            Answer::Reached(sockets) => *sockets,
+            Answer::Sockets(sockets) => sockets.len(),
+            Answer::SocketIds(ids) => ids.len(),
+            _ => 0,
+        };
+        Self {
+            sockets: answered.answers.iter().map(reached).sum(),
+            nodes: answered.answers.len(),
+            silent_nodes: names(&answered),
+        }
+    }
+}
+
+impl<T: FromArgs> From<Answered> for Answers<T> {
+    fn from(answered: Answered) -> Self {
+        let mut answers = Self {
+            answers: Vec::new(),
+            missing: Vec::new(),
+            missing_unnamed: 0,
+            silent_nodes: names(&answered),
+        };
+        for answer in answered.answers {
+            if let Answer::Acks {
+                answers: given,
+                missing,
+                missing_unnamed,
+            } = answer
+            {
+                for (socket, args) in given {
+                    answers.add(socket, &args);
+                }
+                answers.missing.extend(missing);
+                answers.missing_unnamed += missing_unnamed;
+            }
+        }
+        answers
+    }
+}
+
+impl<T: FromArgs> Answers<T> {
+    fn add(&mut self, socket: Option<SocketId>, args: &Args) {
+        match (T::from_args(args), socket) {
+            (Ok(answer), _) => self.answers.push(answer),
+            (Err(_), Some(socket)) => self.missing.push(socket),
+            (Err(_), None) => self.missing_unnamed += 1,
+        }
+    }
+}
+
+impl From<Answered> for Fetched {
+    fn from(answered: Answered) -> Self {
+        let silent_nodes = names(&answered);
+        let sockets = answered
+            .answers
+            .into_iter()
+            .flat_map(|answer| match answer {
+                Answer::Sockets(sockets) => sockets,
+                _ => Vec::new(),
+            });
+        Self {
+            sockets: sockets.collect(),
+            silent_nodes,
+        }
+    }
+}
+
+fn names(answered: &Answered) -> Vec<String> {
+    answered.silent.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+
+    fn args(json: &str) -> Args {
+        Args::from_text(json.into(), Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn reached_sockets_are_summed_in_whatever_form_a_server_answers() {
+        let described = Description {
+            id: SocketId::new("c"),
+            rooms: Vec::new(),
+            data: serde_json::Value::Null,
+            handshake: serde_json::Value::Null,
+        };
+        let answered = Answered {
+            answers: vec![
+                Answer::Reached(3),
+                Answer::SocketIds(vec![SocketId::new("a"), SocketId::new("b")]),
+                Answer::Sockets(vec![described]),
+            ],
+            silent: vec![NodeId::new("n")],
+        };
+        let confirmed = Confirmed::from(answered);
+        assert_eq!((confirmed.sockets, confirmed.nodes), (6, 3));
+        assert_eq!(confirmed.silent_nodes, ["n"]);
+    }
+
+    #[test]
+    fn an_answer_of_another_type_is_a_missing_one() {
+        let socket = |name| Some(SocketId::new(name));
+        let answered = Answered {
+            answers: vec![
+                Answer::Acks {
+                    answers: vec![
+                        (socket("a"), args("[1]")),
+                        (socket("b"), args("[\"x\"]")),
+                        (None, args("[null]")),
+                    ],
+                    missing: vec![SocketId::new("c")],
+                    missing_unnamed: 2,
+                },
+                Answer::Acks {
+                    answers: vec![(None, args("[2]"))],
+                    missing: Vec::new(),
+                    missing_unnamed: 0,
+                },
+            ],
+            silent: Vec::new(),
+        };
+        let answers = Answers::<u64>::from(answered);
+        assert_eq!(answers.answers, [1, 2]);
+        assert_eq!(answers.missing, [SocketId::new("b"), SocketId::new("c")]);
+        assert_eq!(answers.missing_unnamed, 3);
+    }
+}
