@@ -1,3 +1,5 @@
+//! Who is waited for, and for how long.
+
 use std::{convert::Infallible, future::ready};
 
 use super::*;

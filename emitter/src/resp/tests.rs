@@ -1,3 +1,5 @@
+//! RESP2 as Redis speaks it, cut anywhere, and as nobody should speak it.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -66,9 +66,31 @@ pub(crate) fn begins(path: &[String], pattern: &str) -> bool {
         .all(|segment| path.next().is_some_and(|own| own == segment))
 }
 
+/// What waits for a network in the crates below the server, which have no clock of their own to ask.
+/// What decides there is pure, and gets times as arguments.
+const WAITING: [&str; 7] = [
+    "adapter/src/link/cluster.rs",
+    "adapter/src/link/session.rs",
+    "adapter/src/link/task.rs",
+    "adapter/src/redis_bus",
+    "emitter/src/asking.rs",
+    "emitter/src/emitter",
+    "emitter/src/link/driver.rs",
+];
+
+/// What tells people of dates.
+const WALL_CLOCK: [&str; 5] = [
+    "node/src/transport/handshake.rs",
+    "adapter/src/link/cluster.rs",
+    "adapter/src/link/probe.rs",
+    "adapter/src/link/session.rs",
+    "adapter/src/link/task.rs",
+];
+
 pub(crate) fn check_clock(source: &Source) -> Vec<Violation> {
-    let is_clock = source.file == "node/src/clock.rs";
-    let has_wall_clock = source.file == "node/src/transport/handshake.rs";
+    let is_waiting = |of: &&str| source.file.starts_with(of);
+    let is_clock = source.file == "node/src/clock.rs" || WAITING.iter().any(|of| is_waiting(&of));
+    let has_wall_clock = WALL_CLOCK.contains(&&*source.file);
     let mut violations = Vec::new();
     for (text, is_allowed) in [
         ("Instant::now", is_clock),

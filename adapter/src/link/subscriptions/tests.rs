@@ -1,3 +1,5 @@
+//! What is wanted ends up subscribed, whatever Redis answers when.
+
 use std::collections::{HashSet, VecDeque};
 
 use proptest::prelude::*;
