@@ -110,17 +110,21 @@ class Cast {
     return this.#servers[PEOPLE[name].server];
   }
 
-  /** Who received news because of what `send` did, sorted; twice if they came twice. */
+  /** Who received what `send` says, sorted; twice if it came twice. */
   async receivers(count, send) {
     return (await this.received(count, send)).map(({ name }) => name).sort();
   }
 
-  /** What arrived as news: at least so many, and whatever had come by the time of the fence. */
+  /**
+   * What arrived of the event that `send` is to say: at least so many, and whatever had come by the
+   * time of the fence. The event has a new name each time, so that what comes later is nobody else's.
+   */
   async received(count, send) {
+    const event = `news ${(this.#round += 1)}`;
     this.#log.length = 0;
-    const news = () => this.#log.filter(({ event }) => event === "news");
-    await send();
-    await until(`${count} to receive news`, () => news().length >= count);
+    const news = () => this.#log.filter((entry) => entry.event === event);
+    await send(event);
+    await until(`${count} to receive ${event}`, () => news().length >= count);
     await this.fence();
     return news();
   }
