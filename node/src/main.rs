@@ -14,7 +14,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let (config, is_demo) = match gateway::parse(env::args_os()) {
         Ok(Job::Serve(config)) => (*config, false),
-        Ok(Job::Demo(demo)) => (demo.into(), true),
+        Ok(Job::Demo(demo)) => ((*demo).into(), true),
+        Ok(Job::Emit(options)) => return gateway::emit(&options),
         Ok(Job::Options) => return status(gateway::print_table()),
         Err(usage) => usage.exit(),
     };

@@ -111,7 +111,8 @@ fn it_says_of_every_end_of_a_connection_whether_clients_reconnect() {
 fn its_code_is_that_of_the_examples() {
     let examples = concat!(
         include_str!("../examples/chat.rs"),
-        include_str!("../examples/embed.rs")
+        include_str!("../examples/embed.rs"),
+        include_str!("../../emitter/examples/cron.rs")
     );
     let blocks: Vec<_> = README.split("```rust\n").skip(1).collect();
     assert!(blocks.len() >= 4);

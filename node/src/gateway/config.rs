@@ -7,6 +7,7 @@ use std::{ffi::OsString, net::SocketAddr};
 
 use super::{
     cluster::{self, ClusterOptions},
+    emit::EmitOptions,
     limits::LimitOptions,
     logging::LogFormat,
     options,
@@ -43,7 +44,12 @@ pub(crate) enum Job {
     ///
     /// Like `serve` with --client-rooms and --cors-origin=*, and a page at / that shows rooms at
     /// work. It asks nobody for permission and keeps everything in memory: not for the internet.
-    Demo(Demo),
+    Demo(Box<Demo>),
+    /// Emit an event to the clients of a cluster, from outside of it
+    ///
+    /// Publishes over Redis to whoever is connected to any of the nodes, Roomcast's or Node.js. No
+    /// node needs to be reachable from here.
+    Emit(Box<EmitOptions>),
     /// Print all options of `serve` as a Markdown table
     Options,
 }
@@ -464,7 +470,7 @@ mod tests {
         let Job::Demo(demo) = job else {
             panic!("{job:?}")
         };
-        let config = Config::from(demo);
+        let config = Config::from(*demo);
         assert_eq!(config.listen.listen.to_string(), "127.0.0.1:0");
         assert_eq!(config.listen.internal_listen.to_string(), "[::1]:0");
         assert!(config.protocol.client_rooms);

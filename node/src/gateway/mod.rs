@@ -8,6 +8,7 @@ mod build;
 mod cluster;
 mod config;
 mod demo;
+mod emit;
 mod file_limit;
 mod limits;
 mod logging;
@@ -18,6 +19,7 @@ mod run;
 mod values;
 
 pub(crate) use config::{Config, Job, parse};
+pub(crate) use emit::emit;
 pub(crate) use file_limit::raise as raise_file_limit;
 pub(crate) use logging::start as start_logging;
 pub(crate) use options::print_table;

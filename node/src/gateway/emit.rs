@@ -1,0 +1,275 @@
+//! `roomcast emit`: messages to the clients of a cluster from a shell, a script or a cron job.
+//!
+//! The program is the first user of the library's emitter and adds nothing to what that can do. It
+//! reads messages, emits them, and says what came of it in words, as JSON and as an exit status.
+
+mod messages;
+mod outcome;
+mod progress;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use roomcast::emitter::{
+    EmitError, Emitter, Retry,
+    blocking::{self, BroadcastOperator},
+    event::is_reserved,
+};
+
+use self::{
+    messages::{Lines, Message, Source},
+    outcome::{Failure, Tally, conclude},
+    progress::Progress,
+};
+use super::{
+    redis::{RedisOptions, RedisSetting},
+    values::Span,
+};
+
+/// Messages that are published together, if that many are at hand.
+const MAX_BATCH: usize = 512;
+
+const EXIT_STATUS: &str = "\
+Examples:
+  roomcast emit --redis redis://localhost --room news headline '\"It rains\"'
+  roomcast emit --redis redis://localhost progress '{\"job\":7}' 0.5 --confirm --json
+  produce-lines | roomcast emit --redis redis://localhost tick -
+
+Exit status:
+   0  Redis has taken all messages, and at least one node has taken one; with --confirm, at least
+      one socket was reached and no node was silent; with --ack, all sockets have answered
+   1  another failure, such as a file that cannot be read
+   2  wrong options
+   3  the name of the event is reserved
+   4  invalid JSON
+   5  the namespace does not begin with /
+   6  Redis cannot be reached; nothing was emitted by the message that failed
+   7  Redis refuses: password, permission, or not what the URL says
+   8  Redis did not confirm: the message may have been emitted or not
+   9  nobody was there to receive it: no node or, with --confirm or --ack, no socket
+  10  with --confirm or --ack: nodes were silent, or sockets did not answer";
+
+/// The options of `roomcast emit`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = EXIT_STATUS)]
+pub(crate) struct EmitOptions {
+    /// Name of the event
+    ///
+    /// With --file it may be left out; each line is then {"event":…,"args":[…],"rooms":[…],
+    /// "except":[…]}, where all but the event may be missing.
+    #[arg(value_name = "EVENT", required_unless_present = "file")]
+    event: Option<String>,
+
+    /// Arguments of the event, each a JSON value; a single `-` is the same as --file -
+    #[arg(value_name = "JSON", conflicts_with = "file")]
+    #[arg(allow_negative_numbers = true)]
+    arguments: Vec<String>,
+
+    /// File with one message per line, `-` for standard input
+    ///
+    /// With an EVENT, each line is a JSON value, its one argument. Empty lines are skipped. The
+    /// first line that cannot be emitted ends it, and is named.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Namespace, with its slash
+    #[arg(long, value_name = "NAME", default_value = "/")]
+    namespace: String,
+
+    /// Only clients in this room; repeat the flag for several
+    #[arg(long, value_name = "NAME")]
+    room: Vec<String>,
+
+    /// No clients in this room; repeat the flag for several
+    #[arg(long, value_name = "NAME")]
+    except: Vec<String>,
+
+    /// Let clients miss it that cannot receive right now
+    #[arg(long)]
+    volatile: bool,
+
+    /// Wait until the nodes have said how many sockets it reached
+    #[arg(long)]
+    confirm: bool,
+
+    /// Wait for the acknowledgements of the clients and print them
+    #[arg(long, conflicts_with_all = ["confirm", "file"])]
+    ack: bool,
+
+    /// Time that nodes and clients have to answer with --confirm or --ack
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    timeout: Span,
+
+    /// How often to try again what surely was not emitted, with growing pauses
+    #[arg(long, value_name = "COUNT", default_value = "4")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=100))]
+    retry: u32,
+
+    /// Say what came of it as one JSON object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    redis: RedisOptions,
+}
+
+/// Does it; the exit status tells what came of it.
+pub(crate) fn emit(options: &EmitOptions) -> ExitCode {
+    let mut tally = Tally::default();
+    let failure = run(options, &mut tally).err();
+    conclude(&tally, failure.as_ref(), options.json).into()
+}
+
+fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
+    let source = Source::new(options.arguments.clone(), options.file.clone());
+    let event = options.event.clone();
+    if !options.namespace.starts_with('/') {
+        let namespace = options.namespace.as_str().into();
+        return Err(EmitError::NamespaceWithoutSlash(namespace).into());
+    }
+    if let Some(event) = event.as_deref().filter(|event| is_reserved(event)) {
+        return Err(EmitError::ReservedEvent(event.into()).into());
+    }
+    // What is wrong by itself is said before anything is asked of Redis.
+    match (source, event) {
+        (Source::Arguments(arguments), Some(event)) => {
+            let message = messages::of_arguments(&event, &arguments)?;
+            options.emit_one(&options.connect()?, &message, tally)
+        }
+        (Source::Arguments(_), None) => {
+            let problem = "name the event, or a file with --file";
+            Err(Failure::Usage(problem.to_owned()))
+        }
+        (Source::StandardInput, _) if options.ack => {
+            let problem = "--ack takes one message, not a file";
+            Err(Failure::Usage(problem.to_owned()))
+        }
+        (Source::StandardInput, event) => {
+            options.emit_lines(&options.connect()?, Lines::of_standard_input(event), tally)
+        }
+        (Source::File(path), event) => {
+            let lines = Lines::open(&path, event)?;
+            options.emit_lines(&options.connect()?, lines, tally)
+        }
+    }
+}
+
+impl EmitOptions {
+    fn connect(&self) -> Result<blocking::Emitter, Failure> {
+        let RedisSetting::At(url) = &self.redis.redis else {
+            let problem = "where is Redis? say so with --redis URL or ROOMCAST_REDIS";
+            return Err(Failure::Usage(problem.to_owned()));
+        };
+        let builder = Emitter::builder()
+            .prefix(&self.redis.redis_prefix)
+            .dialect(self.redis.redis_dialect.into())
+            .parser(self.redis.redis_parser.into())
+            .retry(Retry::default().tries(self.retry + 1));
+        Ok(blocking::Emitter::connect_with(builder, url.clone())?)
+    }
+
+    fn emit_one(
+        &self,
+        emitter: &blocking::Emitter,
+        message: &Message,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        let Message { event, args, .. } = message;
+        let to = self.operator(emitter, message);
+        if self.ack {
+            tally.acknowledged(to.emit_with_ack(event, args)?);
+        } else if self.confirm {
+            tally.confirmed(to.emit_confirmed(event, args)?);
+        } else {
+            tally.delivered(to.emit(event, args)?);
+        }
+        Ok(())
+    }
+
+    fn emit_lines(
+        &self,
+        emitter: &blocking::Emitter,
+        mut lines: Lines,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        let mut progress = Progress::new(!self.json);
+        let mut pending = Vec::new();
+        loop {
+            let next = lines.next();
+            let failed = match next {
+                Some(Ok(message)) => {
+                    pending.push((lines.number, message));
+                    if lines.has_more_at_hand() && pending.len() < MAX_BATCH {
+                        continue;
+                    }
+                    None
+                }
+                Some(Err(failure)) => Some(failure.in_line(lines.number)),
+                None => {
+                    return self.emit_many(emitter, &mut pending, tally);
+                }
+            };
+            self.emit_many(emitter, &mut pending, tally)?;
+            if let Some(failure) = failed {
+                return Err(failure);
+            }
+            progress.show(tally.messages, lines.read_bytes, lines.total_bytes);
+        }
+    }
+
+    /// Emits messages together, or one by one where each is asked after.
+    fn emit_many(
+        &self,
+        emitter: &blocking::Emitter,
+        pending: &mut Vec<(usize, Message)>,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        if self.confirm {
+            for (line, message) in pending.drain(..) {
+                let emitted = self.emit_one(emitter, &message, tally);
+                emitted.map_err(|failure| failure.in_line(line))?;
+            }
+            return Ok(());
+        }
+        let mut batch = emitter.batch();
+        let mut numbers = Vec::with_capacity(pending.len());
+        let mut wrong = None;
+        for (line, message) in pending.drain(..) {
+            match self.add(&mut batch, &message) {
+                Ok(()) => numbers.push(line),
+                Err(error) => {
+                    wrong = Some(Failure::from(error).in_line(line));
+                    break;
+                }
+            }
+        }
+        let mut failed = None;
+        for (line, delivery) in numbers.into_iter().zip(batch.send()) {
+            match delivery {
+                Ok(delivery) => tally.delivered(delivery),
+                Err(error) if failed.is_none() => {
+                    failed = Some(Failure::from(error).in_line(line));
+                }
+                Err(_) => {}
+            }
+        }
+        failed.or(wrong).map_or(Ok(()), Err)
+    }
+
+    fn add(&self, batch: &mut blocking::Batch, message: &Message) -> Result<(), EmitError> {
+        let to = batch.of(&self.namespace).to(&self.room).to(&message.rooms);
+        let to = to.except(&self.except).except(&message.except);
+        let to = if self.volatile { to.volatile() } else { to };
+        to.emit(&message.event, &message.args)
+    }
+
+    fn operator(&self, emitter: &blocking::Emitter, message: &Message) -> BroadcastOperator {
+        let to = emitter
+            .of(&self.namespace)
+            .to(&self.room)
+            .to(&message.rooms);
+        let to = to.except(&self.except).except(&message.except);
+        let to = if self.volatile { to.volatile() } else { to };
+        to.timeout(self.timeout.0)
+    }
+}

@@ -1,0 +1,285 @@
+//! What is to be emitted: one message of the command line, or one per line of a file.
+//!
+//! JSON is checked here, token by token, and passed on as it is written: a number keeps its
+//! digits. Lines have a limit, and only one is in memory at a time.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use roomcast::{
+    Args,
+    emitter::args::json::{MAX_DEPTH, Tokens},
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::outcome::Failure;
+
+/// The longest line of a file, in bytes.
+const MAX_LINE_BYTES: usize = 16 << 20;
+
+/// What is read at a time, and so what is emitted together at most.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// One message.
+#[derive(Debug, PartialEq)]
+pub(super) struct Message {
+    pub(super) event: String,
+    pub(super) args: Args,
+    /// In addition to those of the command line.
+    pub(super) rooms: Vec<String>,
+    pub(super) except: Vec<String>,
+}
+
+/// Where the messages come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The command line has the one message.
+    Arguments(Vec<String>),
+    /// A file, with one message per line.
+    File(PathBuf),
+    /// The standard input, likewise.
+    StandardInput,
+}
+
+impl Source {
+    /// `-` stands for the standard input, as a file and as the only argument.
+    pub(super) fn new(arguments: Vec<String>, file: Option<PathBuf>) -> Self {
+        match file {
+            Some(path) if path.as_os_str() == "-" => Self::StandardInput,
+            Some(path) => Self::File(path),
+            None if arguments == ["-"] => Self::StandardInput,
+            None => Self::Arguments(arguments),
+        }
+    }
+}
+
+/// The one message of the command line.
+pub(super) fn of_arguments(event: &str, arguments: &[String]) -> Result<Message, Failure> {
+    for argument in arguments {
+        check_json(argument)?;
+    }
+    Ok(Message {
+        event: event.to_owned(),
+        args: args(&arguments.join(","))?,
+        rooms: Vec::new(),
+        except: Vec::new(),
+    })
+}
+
+/// The messages of a file, one per line, empty lines left out.
+pub(super) struct Lines {
+    reader: BufReader<Box<dyn Read>>,
+    event: Option<String>,
+    buffer: Vec<u8>,
+    /// The number of the line that was read last, from 1.
+    pub(super) number: usize,
+    /// What has been read, in bytes.
+    pub(super) read_bytes: u64,
+    /// What there is to read, in bytes, where that is known.
+    pub(super) total_bytes: Option<u64>,
+}
+
+impl Lines {
+    /// With an event, each line is the value of its one argument; without, each line says all.
+    pub(super) fn open(path: &Path, event: Option<String>) -> Result<Self, Failure> {
+        let cannot = |error: io::Error| Failure::Input(format!("{}: {error}", path.display()));
+        let file = File::open(path).map_err(cannot)?;
+        let meta = file.metadata().map_err(cannot)?;
+        let total_bytes = meta.is_file().then_some(meta.len());
+        Ok(Self::new(Box::new(file), event, total_bytes))
+    }
+
+    pub(super) fn of_standard_input(event: Option<String>) -> Self {
+        Self::new(Box::new(io::stdin()), event, None)
+    }
+
+    fn new(reader: Box<dyn Read>, event: Option<String>, total_bytes: Option<u64>) -> Self {
+        Self {
+            reader: BufReader::with_capacity(BUFFER_BYTES, reader),
+            event,
+            buffer: Vec::new(),
+            number: 0,
+            read_bytes: 0,
+            total_bytes,
+        }
+    }
+
+    /// The next message; none at the end.
+    pub(super) fn next(&mut self) -> Option<Result<Message, Failure>> {
+        loop {
+            match self.read_line() {
+                Ok(0) => return None,
+                Ok(_) if self.buffer.trim_ascii().is_empty() => {}
+                Ok(_) => return Some(self.message()),
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+    }
+
+    /// Whether the next line needs no waiting. A slow source is emitted as it comes.
+    pub(super) fn has_more_at_hand(&self) -> bool {
+        self.reader.buffer().contains(&b'\n')
+    }
+
+    fn read_line(&mut self) -> Result<usize, Failure> {
+        self.buffer.clear();
+        let mut limited = (&mut self.reader).take(MAX_LINE_BYTES as u64 + 1);
+        let read = limited
+            .read_until(b'\n', &mut self.buffer)
+            .map_err(|error| Failure::Input(error.to_string()))?;
+        self.number += 1;
+        self.read_bytes += read as u64;
+        if read > MAX_LINE_BYTES {
+            // Where the next line begins is not known any more.
+            let problem = format!("line {} has more than {MAX_LINE_BYTES} bytes", self.number);
+            return Err(Failure::Input(problem));
+        }
+        Ok(read)
+    }
+
+    fn message(&self) -> Result<Message, Failure> {
+        let text = std::str::from_utf8(&self.buffer)
+            .map_err(|error| Failure::Json(error.to_string()))?
+            .trim();
+        match &self.event {
+            Some(event) => of_arguments(event, &[text.to_owned()]),
+            None => Message::read(text),
+        }
+    }
+}
+
+/// A line that says all.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    event: String,
+    #[serde(default)]
+    args: Vec<Value>,
+    #[serde(default)]
+    rooms: Vec<String>,
+    #[serde(default)]
+    except: Vec<String>,
+}
+
+impl Message {
+    fn read(text: &str) -> Result<Self, Failure> {
+        let line: Line =
+            serde_json::from_str(text).map_err(|error| Failure::Json(error.to_string()))?;
+        let values: Vec<_> = line.args.iter().map(Value::to_string).collect();
+        Ok(Self {
+            event: line.event,
+            args: args(&values.join(","))?,
+            rooms: line.rooms,
+            except: line.except,
+        })
+    }
+}
+
+fn check_json(text: &str) -> Result<(), Failure> {
+    // One level is the array of the arguments.
+    let tokens = Tokens::new(text, MAX_DEPTH - 1);
+    tokens
+        .finish()
+        .map_err(|error| Failure::Json(format!("{}: {error}", shortened(text))))
+}
+
+fn args(values: &str) -> Result<Args, Failure> {
+    let json = format!("[{values}]");
+    Args::from_text(json.into(), Vec::new()).map_err(|error| Failure::Json(error.to_string()))
+}
+
+/// As much of a text as an error message shows of it.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 60;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+        None => format!("`{text}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &'static str, event: Option<&str>) -> Vec<Result<Message, Failure>> {
+        let reader = Box::new(text.as_bytes());
+        let mut lines = Lines::new(reader, event.map(str::to_owned), None);
+        std::iter::from_fn(|| lines.next()).collect()
+    }
+
+    fn json(message: &Result<Message, Failure>) -> &str {
+        message.as_ref().unwrap().args.json()
+    }
+
+    #[test]
+    fn arguments_pass_as_they_are_written() {
+        let arguments = ["1e400", r#"{"b":1,"a":[1.0]}"#, r#""x""#].map(str::to_owned);
+        let message = of_arguments("news", &arguments).unwrap();
+        assert_eq!(message.args.json(), r#"[1e400,{"b":1,"a":[1.0]},"x"]"#);
+        assert_eq!(of_arguments("news", &[]).unwrap().args.json(), "[]");
+    }
+
+    #[test]
+    fn what_is_not_one_json_value_is_refused() {
+        for text in ["", "hello", "{", "1,2", "1 2", "[1]]", "'a'", "{\"a\":}"] {
+            let refusal = of_arguments("news", &[text.to_owned()]);
+            assert!(matches!(refusal, Err(Failure::Json(_))), "{text}");
+        }
+        let deep = "[".repeat(1_000);
+        assert!(of_arguments("news", &[deep]).is_err());
+    }
+
+    #[test]
+    fn with_an_event_each_line_is_its_argument() {
+        let messages = lines("1\n\n  [1, 2] \r\n{\"a\":null}", Some("tick"));
+        let texts: Vec<_> = messages.iter().map(json).collect();
+        assert_eq!(texts, ["[1]", "[[1, 2]]", "[{\"a\":null}]"]);
+    }
+
+    #[test]
+    fn without_an_event_each_line_says_all() {
+        let text = "{\"event\":\"a\",\"args\":[1,\"x\"],\"rooms\":[\"r\"],\"except\":[\"s\"]}\n\
+                    {\"event\":\"b\"}\n{\"event\":\"c\",\"room\":\"r\"}\n[]\n";
+        let messages = lines(text, None);
+        let all = messages[0].as_ref().unwrap();
+        assert_eq!((all.event.as_str(), all.args.json()), ("a", "[1,\"x\"]"));
+        assert_eq!(
+            (&all.rooms[..], &all.except[..]),
+            (&["r".into()][..], &["s".into()][..])
+        );
+        assert_eq!(json(&messages[1]), "[]");
+        assert!(matches!(&messages[2], Err(Failure::Json(problem)) if problem.contains("room")));
+        assert!(matches!(&messages[3], Err(Failure::Json(_))));
+    }
+
+    #[test]
+    fn a_wrong_line_does_not_hide_the_next_one() {
+        let messages = lines("1\noops\n3\n", Some("tick"));
+        assert_eq!((json(&messages[0]), json(&messages[2])), ("[1]", "[3]"));
+        assert!(matches!(messages[1], Err(Failure::Json(_))));
+    }
+
+    #[test]
+    fn an_endless_line_is_refused_and_not_kept() {
+        let reader = Box::new(io::repeat(b'1'));
+        let mut lines = Lines::new(reader, Some("tick".to_owned()), None);
+        assert!(matches!(lines.next(), Some(Err(Failure::Input(_)))));
+        assert!(lines.buffer.len() <= MAX_LINE_BYTES + 1);
+    }
+
+    #[test]
+    fn a_dash_is_the_standard_input() {
+        let file = |name: &str| Source::new(Vec::new(), Some(name.into()));
+        assert_eq!(file("-"), Source::StandardInput);
+        assert_eq!(file("a.jsonl"), Source::File("a.jsonl".into()));
+        assert_eq!(Source::new(vec!["-".into()], None), Source::StandardInput);
+        assert_eq!(
+            Source::new(vec!["1".into()], None),
+            Source::Arguments(vec!["1".into()])
+        );
+    }
+}

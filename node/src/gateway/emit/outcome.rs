@@ -1,0 +1,281 @@
+//! What came of it, for people, for scripts and for whoever looks at the exit status.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use roomcast::emitter::{Answers, BuildError, Confirmed, Delivery, EmitError};
+use serde_json::{Map, Value, json};
+
+/// The exit status. The help lists them, and scripts rely on them: numbers never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Delivered = 0,
+    Other = 1,
+    Usage = 2,
+    ReservedEvent = 3,
+    InvalidJson = 4,
+    Namespace = 5,
+    Unreachable = 6,
+    Refused = 7,
+    Unconfirmed = 8,
+    Nobody = 9,
+    Incomplete = 10,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+/// Why not everything was emitted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Options that do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// A file that cannot be read.
+    #[error("{0}")]
+    Input(String),
+    /// Not JSON, or not of the form that is asked for.
+    #[error("invalid JSON: {0}")]
+    Json(String),
+    #[error(transparent)]
+    Connect(#[from] BuildError),
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// The result cannot be written.
+    #[error(transparent)]
+    Output(#[from] io::Error),
+    #[error("line {line}: {failure}")]
+    Line { line: usize, failure: Box<Self> },
+}
+
+impl Failure {
+    /// Says in which line of a file it was.
+    pub(super) fn in_line(self, line: usize) -> Self {
+        let failure = Box::new(self);
+        Self::Line { line, failure }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        match self {
+            Self::Usage(_) => Status::Usage,
+            Self::Json(_) => Status::InvalidJson,
+            Self::Input(_) | Self::Output(_) => Status::Other,
+            Self::Connect(BuildError::Connect(error)) if error.is_permanent() => Status::Refused,
+            Self::Connect(BuildError::Connect(_)) => Status::Unreachable,
+            Self::Connect(_) => Status::Usage,
+            Self::Emit(error) => status_of(error),
+            Self::Line { failure, .. } => failure.status(),
+        }
+    }
+}
+
+fn status_of(error: &EmitError) -> Status {
+    match error {
+        EmitError::ReservedEvent(_) => Status::ReservedEvent,
+        EmitError::Args(_) | EmitError::Wire(_) => Status::InvalidJson,
+        EmitError::NamespaceWithoutSlash(_) => Status::Namespace,
+        EmitError::Unreachable(_) => Status::Unreachable,
+        EmitError::Refused(_) => Status::Refused,
+        EmitError::Unconfirmed(_) => Status::Unconfirmed,
+        _ => Status::Other,
+    }
+}
+
+/// What became of all messages so far.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Tally {
+    /// Messages that Redis has taken.
+    pub(super) messages: usize,
+    /// Those of them that reached nobody.
+    nobody: usize,
+    /// The most nodes that took, or answered, one of them.
+    nodes: usize,
+    asked: Option<Asked>,
+}
+
+/// What the nodes were asked.
+#[derive(Debug, PartialEq)]
+enum Asked {
+    Confirmed {
+        sockets: usize,
+        silent: BTreeSet<String>,
+    },
+    Acks {
+        answers: Vec<Value>,
+        missing: Vec<String>,
+        missing_unnamed: usize,
+        silent: BTreeSet<String>,
+    },
+}
+
+impl Tally {
+    pub(super) fn delivered(&mut self, delivery: Delivery) {
+        self.messages += 1;
+        self.nobody += usize::from(delivery.nodes == 0);
+        self.nodes = self.nodes.max(delivery.nodes);
+    }
+
+    pub(super) fn confirmed(&mut self, confirmed: Confirmed) {
+        self.messages += 1;
+        self.nobody += usize::from(confirmed.sockets == 0);
+        self.nodes = self.nodes.max(confirmed.nodes);
+        let none = Asked::Confirmed {
+            sockets: 0,
+            silent: BTreeSet::new(),
+        };
+        if let Asked::Confirmed { sockets, silent } = self.asked.get_or_insert(none) {
+            *sockets += confirmed.sockets;
+            silent.extend(confirmed.silent_nodes);
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, acks: Answers<Value>) {
+        let asked = acks.answers.len() + acks.missing.len() + acks.missing_unnamed;
+        self.messages += 1;
+        self.nobody += usize::from(asked == 0);
+        self.asked = Some(Asked::Acks {
+            answers: acks.answers,
+            missing: acks.missing.iter().map(ToString::to_string).collect(),
+            missing_unnamed: acks.missing_unnamed,
+            silent: acks.silent_nodes.into_iter().collect(),
+        });
+    }
+
+    /// The exit status if nothing failed.
+    pub(super) fn status(&self) -> Status {
+        let is_complete = match &self.asked {
+            None => true,
+            Some(Asked::Confirmed { silent, .. }) => silent.is_empty(),
+            Some(Asked::Acks {
+                missing,
+                missing_unnamed,
+                silent,
+                ..
+            }) => missing.is_empty() && *missing_unnamed == 0 && silent.is_empty(),
+        };
+        match self {
+            _ if !is_complete => Status::Incomplete,
+            _ if self.messages > 0 && self.nobody == self.messages => Status::Nobody,
+            _ => Status::Delivered,
+        }
+    }
+
+    /// One JSON object, for scripts.
+    pub(super) fn json(&self, failure: Option<&Failure>) -> Value {
+        let mut fields = Map::new();
+        let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+        put("messages", json!(self.messages));
+        put("reached_nobody", json!(self.nobody));
+        match &self.asked {
+            None => drop(put("nodes", json!(self.nodes))),
+            Some(Asked::Confirmed { sockets, silent }) => {
+                put("nodes", json!(self.nodes));
+                put("sockets", json!(sockets));
+                put("silent_nodes", json!(silent));
+            }
+            Some(Asked::Acks {
+                answers,
+                missing,
+                missing_unnamed,
+                silent,
+            }) => {
+                put("answers", json!(answers));
+                put("missing", json!(missing));
+                put("missing_unnamed", json!(missing_unnamed));
+                put("silent_nodes", json!(silent));
+            }
+        }
+        if let Some(failure) = failure {
+            put("error", json!(failure.to_string()));
+        }
+        let status = failure.map_or_else(|| self.status(), Failure::status);
+        put("status", json!(status as u8));
+        Value::Object(fields)
+    }
+
+    /// Lines for people.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        let silent = match &self.asked {
+            None => {
+                text += &format!(
+                    "{} emitted, taken by {}\n",
+                    count(self.messages, "message"),
+                    count(self.nodes, "node")
+                );
+                None
+            }
+            Some(Asked::Confirmed { sockets, silent }) => {
+                text += &format!(
+                    "{} emitted, reached {} on {}\n",
+                    count(self.messages, "message"),
+                    count(*sockets, "socket"),
+                    count(self.nodes, "node")
+                );
+                Some(silent)
+            }
+            Some(Asked::Acks {
+                answers,
+                missing,
+                missing_unnamed,
+                silent,
+            }) => {
+                answers
+                    .iter()
+                    .for_each(|answer| text += &format!("{answer}\n"));
+                text += &format!(
+                    "{}, {} missing\n",
+                    count(answers.len(), "answer"),
+                    missing.len() + missing_unnamed
+                );
+                Some(silent)
+            }
+        };
+        if let Some(silent) = silent.filter(|silent| !silent.is_empty()) {
+            let names: Vec<_> = silent.iter().map(String::as_str).collect();
+            text += &format!("silent: {}\n", names.join(", "));
+        }
+        if self.messages > 1 && self.nobody > 0 {
+            text += &format!("{} of them reached nobody\n", self.nobody);
+        }
+        text
+    }
+}
+
+/// Says what came of it; answers the exit status.
+pub(super) fn conclude(tally: &Tally, failure: Option<&Failure>, as_json: bool) -> Status {
+    let said = if as_json {
+        writeln!(io::stdout(), "{}", tally.json(failure))
+    } else {
+        say(tally, failure)
+    };
+    match (failure, said) {
+        (Some(failure), _) => failure.status(),
+        (None, Err(_)) => Status::Other,
+        (None, Ok(())) => tally.status(),
+    }
+}
+
+fn say(tally: &Tally, failure: Option<&Failure>) -> io::Result<()> {
+    if tally.messages > 0 || failure.is_none() {
+        io::stdout().write_all(tally.text().as_bytes())?;
+    }
+    match failure {
+        Some(failure) => writeln!(io::stderr(), "error: {failure}"),
+        None if tally.status() == Status::Nobody => {
+            writeln!(io::stderr(), "nobody was there to receive it")
+        }
+        None => Ok(()),
+    }
+}
+
+fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}

@@ -1,0 +1,407 @@
+//! `roomcast emit` end to end: a real process, a real Redis, real nodes with real clients.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
+#[path = "../../emitter/tests/support/mod.rs"]
+mod redis;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    process::{Command, Stdio},
+    thread,
+};
+
+use process::{Program, client::Client, field};
+use redis::{Listener, Redis};
+use serde_json::{Value, json};
+
+const README: &str = include_str!("../../README.md");
+
+/// What a run of the program came to.
+#[derive(Debug)]
+struct Said {
+    status: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    /// What `--json` prints.
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// The program, without settings from the environment of the test.
+fn roomcast() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command.env_clear();
+    command
+}
+
+fn emit(url: &str, line: &[&str]) -> Said {
+    emit_with(url, line, "")
+}
+
+/// With something on its standard input.
+fn emit_with(url: &str, line: &[&str], input: &str) -> Said {
+    let mut command = roomcast();
+    command.args(["emit", "--redis", url]).args(line);
+    run(&mut command, input)
+}
+
+fn run(command: &mut Command, input: &str) -> Said {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // It may end without reading everything.
+    let writing = thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writing.join().unwrap();
+    Said {
+        status: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A node that lets clients use rooms, and its address.
+fn node(redis: &Redis) -> (Program, String) {
+    let mut command = roomcast();
+    command.args([
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--internal-listen=127.0.0.1:0",
+    ]);
+    command.args(["--client-rooms", "--redis", &redis.url()]);
+    let mut program = Program::start(&mut command);
+    let line = program.line_with("listening");
+    (program, field(&line, "address="))
+}
+
+#[test]
+fn an_event_reaches_the_clients_of_all_nodes_that_have_the_room() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let (one, two) = (node(&redis), node(&redis));
+    let (mut ada, mut ben) = (Client::connect(&one.1), Client::connect(&two.1));
+    let mut eve = Client::connect(&two.1);
+    for client in [&mut ada, &mut ben] {
+        client.ask(&json!(["join", "tea"]));
+    }
+    // Confirmed, as a join is known to other processes a moment later.
+    let line = ["--room", "tea", "--confirm", "--json", "ready", "true"];
+    redis::until("both nodes listen to the room", || {
+        (emit(&url, &line).json()["sockets"] == json!(2)).then_some(())
+    });
+
+    let said = emit(&url, &["--room", "tea", "news", "{\"a\":1}", "\"x\""]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert_eq!(said.out, "1 message emitted, taken by 2 nodes\n");
+    let said = emit(&url, &["news", "--confirm", "--except", ada.id()]);
+    assert_eq!(
+        said.out,
+        "1 message emitted, reached 2 sockets on 2 nodes\n"
+    );
+    assert_eq!(ada.event("news"), json!([{ "a": 1 }, "x"]));
+    assert_eq!(ben.event("news"), json!([{ "a": 1 }, "x"]));
+    assert_eq!(ben.event("news"), json!([]));
+    assert_eq!(eve.event("news"), json!([]));
+
+    // Nobody acknowledges: they are missing, and named.
+    let line = [
+        "--room",
+        "tea",
+        "--ack",
+        "--timeout=300ms",
+        "--json",
+        "vote?",
+    ];
+    let said = emit(&url, &line);
+    let mut missing: Vec<_> = said.json()["missing"].as_array().unwrap().clone();
+    missing.sort_by_key(Value::to_string);
+    let mut asked = [json!(ada.id()), json!(ben.id())];
+    asked.sort_by_key(Value::to_string);
+    assert_eq!(
+        (said.status, missing),
+        (Some(10), asked.to_vec()),
+        "{said:?}"
+    );
+    let said = emit(&url, &["--room", "nowhere", "--ack", "vote?"]);
+    assert_eq!(
+        (said.status, said.out.as_str()),
+        (Some(9), "0 answers, 0 missing\n")
+    );
+    let said = emit(&url, &["--room", "nowhere", "--confirm", "--json", "news"]);
+    assert_eq!(
+        said.json(),
+        json!({ "messages": 1, "reached_nobody": 1, "nodes": 2, "sockets": 0,
+            "silent_nodes": [], "status": 9 })
+    );
+}
+
+#[test]
+fn acknowledgements_of_clients_are_printed() {
+    let redis = Redis::start();
+    let (_node, address) = node(&redis);
+    let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
+    let (mut client, _) = tungstenite::connect(url).unwrap();
+    let mut packet = |answer: &str| {
+        if !answer.is_empty() {
+            client.send(tungstenite::Message::text(answer)).unwrap();
+        }
+        client.read().unwrap().into_text().unwrap().to_string()
+    };
+    assert!(packet("").starts_with("0{"));
+    assert!(packet("40").starts_with("40{"));
+    let url = redis.url();
+    let emitting = thread::spawn(move || emit(&url, &["--ack", "--json", "vote?", "7"]));
+    let asked = packet("");
+    let id = asked.strip_prefix("42").unwrap();
+    let id = id.strip_suffix("[\"vote?\",7]").unwrap();
+    client
+        .send(tungstenite::Message::text(format!("43{id}[\"yes\"]")))
+        .unwrap();
+    let said = emitting.join().unwrap();
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert_eq!(said.json()["answers"], json!(["yes"]));
+}
+
+#[test]
+fn each_way_to_fail_has_its_own_status() {
+    let redis = Redis::start();
+    let protected = Redis::with(&["--requirepass", "secret"]);
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = format!("redis://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let (url, protected) = (redis.url(), protected.url());
+    let wrong = protected.replace("redis://", "redis://:wrong@");
+    let table: [(&str, &[&str], i32, &str); 17] = [
+        (&url, &["news"], 9, "nobody was there"),
+        (&url, &["disconnect"], 3, "reserved"),
+        (&url, &["news", "hello"], 4, "`hello`: invalid JSON"),
+        (&url, &["news", "[1"], 4, "invalid JSON"),
+        (
+            &url,
+            &["--namespace", "chat", "news"],
+            5,
+            "does not begin with `/`",
+        ),
+        (&gone, &["--retry=0", "news"], 6, "cannot be reached"),
+        (
+            &gone,
+            &["--retry=0", "--confirm", "news"],
+            6,
+            "cannot be reached",
+        ),
+        (&protected, &["news"], 7, "asks for a password"),
+        (&wrong, &["news"], 7, "does not accept"),
+        (&url, &["--file", "no-such-file", "news"], 1, "no-such-file"),
+        (&url, &[], 2, "EVENT"),
+        (&url, &["--ack", "--confirm", "news"], 2, "--confirm"),
+        (&url, &["--ack", "news", "-"], 2, "--ack"),
+        (&url, &["--file", "x", "news", "1"], 2, "--file"),
+        (&url, &["--timeout", "5", "news"], 2, "--timeout"),
+        ("off", &["news"], 2, "ROOMCAST_REDIS"),
+        ("http://x", &["news"], 2, "--redis"),
+    ];
+    for (url, line, status, words) in table {
+        let said = emit(url, line);
+        assert_eq!(said.status, Some(status), "{line:?}: {said:?}");
+        assert!(said.err.contains(words), "{line:?}: {said:?}");
+    }
+    // Before anything is asked of Redis: a mistake shows without one.
+    for (line, status) in [(["connect", "1"], 3), (["news", "{"], 4)] {
+        assert_eq!(emit(&gone, &line).status, Some(status));
+    }
+    assert!(!emit(&wrong, &["news"]).err.contains("wrong@"));
+}
+
+#[test]
+fn what_redis_does_not_confirm_is_said_to_be_uncertain() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    // It greets, and hangs up at the publish.
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        loop {
+            let read = stream.read(&mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..read]);
+            if read == 0 || text.contains("PUBLISH") {
+                return;
+            }
+            for word in text.split("\r\n") {
+                match word {
+                    "CLIENT" | "PING" => stream.write_all(b"+OK\r\n").unwrap(),
+                    "HELLO" => stream.write_all(b"-ERR unknown command\r\n").unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    });
+    let said = emit(&url, &["news", "1", "--json"]);
+    server.join().unwrap();
+    assert_eq!(said.status, Some(8), "{said:?}");
+    assert_eq!(said.json()["messages"], json!(0));
+    assert!(
+        said.json()["error"]
+            .as_str()
+            .unwrap()
+            .contains("did not confirm")
+    );
+}
+
+#[test]
+fn each_line_of_a_file_or_of_the_standard_input_is_a_message() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut all = Listener::start(&redis, "SUBSCRIBE", "socket.io#/#a#");
+    let lines: String = (0..1_500).map(|number| format!("{number}\n")).collect();
+    let json = ["--redis-parser=json", "--room=a"];
+    let mut heard = |args: &str| {
+        let payload: Value = serde_json::from_str(&all.next()).unwrap();
+        assert_eq!(payload[1]["data"].to_string(), args);
+    };
+
+    let said = emit_with(&url, &[&json[..], &["tick", "-"]].concat(), &lines);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert_eq!(said.out, "1500 messages emitted, taken by 1 node\n");
+    assert_eq!(said.err, "", "no progress where there is no terminal");
+    for number in 0..1_500 {
+        heard(&format!("[\"tick\",{number}]"));
+    }
+
+    let file = redis.directory.file("messages.jsonl");
+    let objects = "{\"event\":\"a\",\"args\":[1,[2]]}\n\n{\"event\":\"b\",\"rooms\":[\"a\"]}\n";
+    std::fs::write(&file, objects).unwrap();
+    let said = emit(&url, &[&json[..], &["--file", &file, "--json"]].concat());
+    assert_eq!(
+        said.json(),
+        json!({ "messages": 2, "reached_nobody": 0, "nodes": 1, "status": 0 })
+    );
+    heard("[\"a\",1,[2]]");
+    heard("[\"b\"]");
+
+    let line = [&json[..], &["tick", "--file=-", "--confirm", "--json"]].concat();
+    let said = emit_with(&url, &line, "1\n2\n");
+    assert_eq!(
+        (said.status, &said.json()["messages"]),
+        (Some(9), &json!(2))
+    );
+    heard("[\"tick\",1]");
+    heard("[\"tick\",2]");
+}
+
+#[test]
+fn the_first_line_that_cannot_be_emitted_ends_it_and_is_named() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let _all = Listener::start(&redis, "SUBSCRIBE", "socket.io#/#");
+    let said = emit_with(&url, &["tick", "-"], "1\n2\noops\n4\n");
+    assert_eq!(said.status, Some(4), "{said:?}");
+    assert_eq!(said.out, "2 messages emitted, taken by 1 node\n");
+    assert!(said.err.contains("error: line 3: invalid JSON"), "{said:?}");
+
+    let input = "{\"event\":\"a\"}\n{\"event\":\"connect\"}\n{\"event\":\"b\"}\n";
+    let said = emit_with(&url, &["--file", "-", "--json"], input);
+    assert_eq!(
+        (said.status, &said.json()["messages"]),
+        (Some(3), &json!(1))
+    );
+    assert!(
+        said.json()["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("line 2: ")
+    );
+    let said = emit_with(&url, &["--file", "-", "--confirm"], input);
+    assert_eq!(said.status, Some(3), "{said:?}");
+    assert!(said.err.contains("line 2: "), "{said:?}");
+}
+
+#[test]
+fn a_slow_source_is_emitted_as_it_comes() {
+    let redis = Redis::start();
+    let mut all = Listener::start(&redis, "SUBSCRIBE", "socket.io#/#");
+    let mut command = roomcast();
+    command.args([
+        "emit",
+        "--redis",
+        &redis.url(),
+        "--redis-parser=json",
+        "tick",
+        "-",
+    ]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    for number in 0..3 {
+        writeln!(input, "{number}").unwrap();
+        // Before the next line is there.
+        assert!(all.next().contains(&format!("[\"tick\",{number}]")));
+    }
+    drop(input);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_options_for_redis_are_those_of_the_server_and_its_environment() {
+    let redis = Redis::start();
+    let mut all = Listener::start(&redis, "SSUBSCRIBE", "app#/chat#a#");
+    let mut command = roomcast();
+    let settings = [
+        ("ROOMCAST_REDIS", redis.url()),
+        ("ROOMCAST_REDIS_PREFIX", "app".to_owned()),
+        ("ROOMCAST_REDIS_DIALECT", "sharded-dynamic".to_owned()),
+    ];
+    command
+        .envs(settings)
+        .args(["emit", "--namespace=/chat", "--room=a", "news", "1"]);
+    let said = run(&mut command, "");
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert!(all.next().contains("\"data\":[\"news\",1]"));
+}
+
+#[test]
+fn the_help_lists_every_status_and_hides_what_is_secret() {
+    let mut command = roomcast();
+    command.env("ROOMCAST_REDIS", "redis://:secret@localhost");
+    let said = run(command.args(["emit", "--help"]), "");
+    let (_, listed) = said.out.split_once("Exit status:").unwrap();
+    for status in 0..=10 {
+        assert!(
+            listed.contains(&format!("\n  {status:2}  ")),
+            "{status}: {listed}"
+        );
+    }
+    assert!(!said.out.contains("secret"));
+}
+
+#[test]
+fn the_commands_of_the_readme_are_understood() {
+    let (_, section) = README
+        .split_once("## Emitting from other processes")
+        .unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let redis = Redis::start();
+    let commands = section
+        .lines()
+        .filter(|line| line.contains("roomcast emit "));
+    let mut count = 0;
+    for line in commands {
+        let mut shell = Command::new("sh");
+        let bin = env!("CARGO_BIN_EXE_roomcast");
+        let line = line.replace("roomcast emit", &format!("{bin} emit"));
+        shell.env_clear().env("PATH", "/usr/bin:/bin");
+        shell.env("ROOMCAST_REDIS", redis.url()).args(["-c", &line]);
+        let said = run(&mut shell, "");
+        // Nobody listens, but everything was right.
+        assert_eq!(said.status, Some(9), "{line}: {said:?}");
+        count += 1;
+    }
+    assert!(count >= 3, "{section}");
+}
