@@ -4,7 +4,9 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const { execFile } = require("node:child_process");
 const { after, afterEach, before, describe, test } = require("node:test");
+const { promisify } = require("node:util");
 
 const { Sockets, connection, ways } = require("../../node/tests/clients/support/clients");
 const { ask, deadline, next } = require("../../node/tests/clients/support/wait");
@@ -103,6 +105,18 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
       });
     }
   }
+
+  test("the command that up shows reaches everybody in the room", async () => {
+    const people = await Promise.all(NODES.map((node) => connected(cluster.urls[node], "websocket")));
+    for (const person of people) await ask(person, "join", "lobby");
+    const arrivals = people.map((person) => next(person, "message"));
+    const command = (await cluster.line(" emit --redis ")).trim();
+    const shell = promisify(execFile)("/bin/sh", ["-c", command], { timeout: 10_000 });
+    const [, ...messages] = await Promise.all([shell, ...arrivals]);
+    for (const [message] of messages) {
+      assert.deepEqual(message, { room: "lobby", from: "a shell", data: "hello" });
+    }
+  });
 
   test("a session stays with its node through either balancer, request by request", async () => {
     const sockets = await spread(NODES, "polling", COOKIES);
