@@ -206,8 +206,11 @@ impl Wire {
             ) => classic::write_broadcast(self, namespace, uid, (target, event, args), confirm),
             (_, Dialect::Classic) => classic::write_message(uid, message, confirm),
         }?;
+        // In the sharded dialect the question comes on the main channel, and a broadcast is surely
+        // before its question only on the same one.
+        let is_asked = confirm.is_some() && self.channels.dialect() != Dialect::Classic;
         Ok(Publication {
-            channel: self.channels.for_message(namespace, message, false),
+            channel: self.channels.for_message(namespace, message, is_asked),
             payload,
         })
     }

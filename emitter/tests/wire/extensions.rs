@@ -80,6 +80,15 @@ fn a_broadcast_that_will_be_asked_about_says_so_behind_what_node_reads() {
             r#""opts":{"rooms":["r"],"except":[],"flags":{}}},"confirm":"q","uid":"u","nsp":"/"}"#
         )
     );
+    let dynamic = sharded(Mode::Dynamic);
+    let channel = |confirm| {
+        dynamic
+            .message("/", "u", &message, confirm)
+            .unwrap()
+            .channel
+    };
+    assert_eq!(channel(None), "p#/#r#");
+    assert_eq!(channel(Some("q")), "p#/#");
     for wire in [classic(), json, sharded(Mode::Static)] {
         let written = wire.message("/", "u", &message, Some("q")).unwrap();
         let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
