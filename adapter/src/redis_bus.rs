@@ -11,12 +11,14 @@ mod interest;
 mod lease;
 mod metrics;
 mod namespaces;
+mod publish;
 mod receive;
 mod respond;
 mod start;
+mod subscribing;
 
 use std::{
-    future::Future,
+    future::ready,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -24,21 +26,19 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join;
 use parking_lot::Mutex;
 use roomcast_emitter::{
     asking::Asking,
-    channel::{self, Dialect},
+    channel::Dialect,
     id::NodeId,
     members::Leases,
     message::Message,
-    publisher::{PublishError, Publisher},
+    publisher::Publisher,
     question::{Answered, Question},
-    wire::{Publication, Wire},
+    wire::{Wire, WireError},
 };
-use tokio::{
-    task::JoinSet,
-    time::{self, Instant},
-};
+use tokio::{runtime::Handle, task::JoinSet, time};
 
 pub use self::{
     config::{PrivateRooms, RedisConfig},
@@ -47,11 +47,11 @@ pub use self::{
 use self::{
     lease::RedisClock,
     metrics::Metrics,
-    namespaces::{Attached, Namespaces, Private, Reached},
+    namespaces::{Namespaces, Private},
 };
 use crate::{
     bus::{Attachment, Bus, BusError, BusFuture, Gap, Health},
-    link::{ConfirmError, LinkEvent, LinkState, Priority, Subscribers},
+    link::{ConfirmError, LinkEvent, LinkState, Subscribers},
 };
 
 /// The characters at the beginning of a node's name and of all its sockets' ids.
@@ -85,7 +85,12 @@ struct Shared {
     hearing: Subscribers,
     namespaces: Namespaces,
     asking: Asking,
+    /// What is subscribed changes under this lock. Before all others.
+    subscribing: Mutex<()>,
     answering: Mutex<JoinSet<()>>,
+    /// Publications whose senders do not wait.
+    following: Mutex<JoinSet<()>>,
+    runtime: Handle,
     leases: Mutex<Leases>,
     clock: Mutex<Option<RedisClock>>,
     metrics: Metrics,
@@ -102,15 +107,12 @@ impl Bus for RedisBus {
     }
 
     fn detach(&self, _: &NodeId, namespace: &str) {
-        if let Some(attached) = self.shared.namespaces.remove_gone(namespace) {
-            self.shared.unsubscribe_namespace(&attached);
-        }
+        self.shared.detach(namespace);
     }
 
     fn interest_changed(&self, _: &NodeId, namespace: &str) {
-        let shared = &self.shared;
-        if let Some(attached) = shared.namespaces.get(namespace) {
-            attached.update(shared.wire.channels(), Instant::now(), &shared.hearing);
+        if let Some(attached) = self.shared.namespaces.get(namespace) {
+            self.shared.update(&attached);
         }
     }
 
@@ -139,16 +141,22 @@ impl Bus for RedisBus {
             Private::Elsewhere | Private::Channels => None,
         };
         Box::pin(async move {
+            let hearing = &shared.hearing;
             let names = names.into_iter().map(Arc::from).collect();
+            let by_pattern = async {
+                match pattern {
+                    Some(name) => {
+                        hearing
+                            .confirmed_pattern(name.into(), CONFIRM_TIMEOUT)
+                            .await
+                    }
+                    None => Ok(()),
+                }
+            };
+            let by_channel = hearing.confirmed(names, CONFIRM_TIMEOUT);
+            let confirmed = try_join(by_pattern, by_channel).await;
             let unconfirmed = |error: ConfirmError| BusError::Unconfirmed(error.to_string().into());
-            if let Some(pattern) = pattern {
-                let confirmed = shared
-                    .hearing
-                    .confirmed_pattern(pattern.into(), CONFIRM_TIMEOUT);
-                confirmed.await.map_err(unconfirmed)?;
-            }
-            let confirmed = shared.hearing.confirmed(names, CONFIRM_TIMEOUT);
-            confirmed.await.map_err(unconfirmed)
+            confirmed.map(drop).map_err(unconfirmed)
         })
     }
 
@@ -165,11 +173,7 @@ impl Bus for RedisBus {
         let uid = attached.uid.as_str();
         let publication = match shared.wire.message(namespace, uid, &message, None) {
             Ok(publication) => publication,
-            Err(error) => {
-                shared.metrics.published.invalid.inc();
-                let error = BusError::Invalid(error.to_string().into());
-                return Box::pin(std::future::ready(Err(error)));
-            }
+            Err(error) => return Box::pin(ready(Err(shared.invalid(&error)))),
         };
         // Redis counts this node, too, if it has subscribed.
         let hears_itself = shared.hearing.is_confirmed(&publication.channel)
@@ -234,154 +238,10 @@ impl Bus for RedisBus {
 }
 
 impl Shared {
-    fn attach(&self, attachment: Attachment<'_>) {
-        let dialect = self.wire.channels().dialect();
-        let namespace = attachment.namespace;
-        let attached = Arc::new(Attached {
-            namespace: namespace.into(),
-            uid: channel::uid(&self.node, namespace, dialect),
-            echo: self.wire.echo(
-                namespace,
-                channel::uid(&self.node, namespace, dialect).as_str(),
-            ),
-            private_rooms: self.private_rooms(namespace, attachment.is_dynamic),
-            listener: attachment.listener,
-            interest: Mutex::default(),
-            reached: Mutex::<Reached>::default(),
-        });
-        if let Some(listener) = attached.listener.upgrade() {
-            listener.track(attached.tracking(dialect));
-        }
-        self.subscribe_namespace(&attached);
-        // The channels of a namespace that was made anew are the same.
-        drop(self.namespaces.insert(attached));
-    }
-
-    /// A namespace that was made for a client goes again, and a pattern that was removed goes on
-    /// costing every publish until Redis restarts: those have channels.
-    fn private_rooms(&self, namespace: &str, is_dynamic: bool) -> Private {
-        let dialect = self.wire.channels().dialect();
-        match dialect {
-            Dialect::Sharded(channel::Mode::DynamicPrivate) => return Private::Channels,
-            Dialect::Sharded(_) => return Private::Elsewhere,
-            Dialect::Classic => {}
-        }
-        let wants_pattern = match self.config.private_rooms {
-            PrivateRooms::Channel => false,
-            PrivateRooms::Pattern => true,
-            PrivateRooms::Auto => {
-                !is_dynamic && self.patterns.load(Ordering::Relaxed) < MAX_PATTERNS
-            }
-        };
-        if !wants_pattern {
-            return Private::Channels;
-        }
-        self.patterns.fetch_add(1, Ordering::Relaxed);
-        let tag = self.node.as_str().get(..TAG_LEN).unwrap_or_default();
-        Private::Pattern {
-            pattern: self.wire.channels().private_rooms_pattern(namespace, tag),
-            tag: tag.into(),
-        }
-    }
-
-    /// Says it to Redis; the future resolves to the number of connections that took it.
-    fn send(
-        self: &Arc<Self>,
-        publication: Publication,
-    ) -> impl Future<Output = Result<usize, BusError>> + Send + use<> {
-        let Publication { channel, payload } = publication;
-        self.metrics.published_bytes.inc_by(payload.len() as u64);
-        let started = Instant::now();
-        let is_sharded = self.wire.channels().dialect() != Dialect::Classic;
-        let published = self.publisher.publish(&channel, &payload, is_sharded);
-        let shared = Arc::clone(self);
-        async move {
-            let outcome = published.await;
-            let metrics = &shared.metrics;
-            metrics
-                .publish_seconds
-                .observe(started.elapsed().as_secs_f64());
-            match &outcome {
-                Ok(_) => metrics.published.ok.inc(),
-                Err(PublishError::Unconfirmed(_)) => metrics.published.unconfirmed.inc(),
-                Err(PublishError::Overloaded { .. }) => metrics.published.overloaded.inc(),
-                Err(PublishError::Refused(_)) => metrics.published.invalid.inc(),
-                Err(PublishError::Unavailable(_)) => metrics.published.unavailable.inc(),
-            }
-            let receivers = outcome.map_err(bus_error)?;
-            Ok(usize::try_from(receivers).unwrap_or(usize::MAX))
-        }
-    }
-}
-
-impl Shared {
-    /// The channels by which the node takes part in a namespace; what is asked there, only until the
-    /// node retires.
-    fn base_channels(&self, attached: &Attached) -> (Vec<String>, Vec<String>) {
-        let channels = self.wire.channels();
-        let namespace = &attached.namespace;
-        let mut staying = vec![channels.broadcast(namespace)];
-        staying.extend(channels.response(namespace));
-        let mut asked = vec![channels.response_of(namespace, attached.uid.as_str())];
-        if channels.dialect() == Dialect::Classic {
-            asked.push(channels.request(namespace));
-        }
-        (staying, asked)
-    }
-
-    fn subscribe_namespace(&self, attached: &Attached) {
-        let (staying, asked) = self.base_channels(attached);
-        let names = |names: Vec<String>| names.into_iter().map(Arc::from);
-        self.hearing.subscribe(Priority::Control, names(staying));
-        if !self.has_retired() {
-            self.hearing.subscribe(Priority::Control, names(asked));
-        }
-        if let Private::Pattern { pattern, .. } = &attached.private_rooms {
-            self.hearing.subscribe_pattern(pattern.as_str().into());
-        }
-    }
-
-    fn unsubscribe_namespace(&self, attached: &Attached) {
-        let (staying, asked) = self.base_channels(attached);
-        self.hearing.unsubscribe(asked);
-        self.hearing.unsubscribe(staying);
-        if let Private::Pattern { pattern, .. } = &attached.private_rooms {
-            self.hearing.unsubscribe_pattern(pattern);
-        }
-        let rooms = attached.interest.lock().drain();
-        let channels = self.wire.channels();
-        let rooms = rooms
-            .iter()
-            .filter_map(|room| attached.channel_of(channels, room));
-        self.hearing.unsubscribe(rooms);
-    }
-
-    /// Leaves the channels on which nodes are asked and counted, and gives up the lease. Questions
-    /// that have been asked before are still answered.
-    async fn leave(&self) {
-        if self.is_retired.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let mut left: Vec<Arc<str>> = Vec::new();
-        for attached in self.namespaces.all() {
-            let (staying, mut asked) = self.base_channels(&attached);
-            if self.wire.channels().dialect() != Dialect::Classic {
-                asked.extend(staying);
-            }
-            self.hearing.unsubscribe(&asked);
-            left.extend(asked.into_iter().map(Arc::from));
-        }
-        if let Err(error) = self.hearing.confirmed(left, SHUTDOWN_TIMEOUT).await {
-            tracing::warn!(%error, "other nodes may wait for answers of this one");
-        }
-        match time::timeout(SHUTDOWN_TIMEOUT, self.release()).await {
-            Ok(Ok(())) => {}
-            _ => tracing::debug!("the lease was not given back; it ends by itself"),
-        }
-    }
-
-    fn has_retired(&self) -> bool {
-        self.is_retired.load(Ordering::Acquire)
+    /// A message, question or answer has no form.
+    fn invalid(&self, error: &WireError) -> BusError {
+        self.metrics.published.invalid.inc();
+        BusError::Invalid(error.to_string().into())
     }
 
     fn health(&self) -> Health {
@@ -449,17 +309,13 @@ impl Shared {
     }
 }
 
-fn bus_error(error: PublishError) -> BusError {
-    match error {
-        PublishError::Unavailable(reason) => BusError::Unavailable(reason),
-        PublishError::Unconfirmed(reason) => BusError::Unconfirmed(reason),
-        PublishError::Overloaded { queued_bytes } => BusError::Overloaded { queued_bytes },
-        PublishError::Refused(reason) => BusError::Invalid(reason),
-    }
+/// What a node's name and the ids of all its sockets begin with.
+fn tag(node: &NodeId) -> &str {
+    node.as_str().get(..TAG_LEN).unwrap_or_default()
 }
 
 fn unavailable<T: Send + 'static>(why: &str) -> BusFuture<Result<T, BusError>> {
-    Box::pin(std::future::ready(Err(BusError::Unavailable(why.into()))))
+    Box::pin(ready(Err(BusError::Unavailable(why.into()))))
 }
 
 impl std::fmt::Debug for RedisBus {

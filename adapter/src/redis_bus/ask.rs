@@ -1,22 +1,30 @@
 //! Asking the other nodes, and finding out who has to answer.
 
 use std::{
+    future::ready,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use roomcast_emitter::{
+    asking::Waiting,
     members::Roster,
     publisher::{PublishError, Route},
     question::{Answer, Answered, Question},
     roll_call,
 };
+use tokio::time::{self, Instant};
 
-use super::{Shared, bus_error, metrics::Outcome, namespaces::Attached};
+use super::{
+    Shared,
+    metrics::{self, Outcome},
+    namespaces::Attached,
+    publish::{Sending, bus_error},
+};
 use crate::bus::{BusError, BusFuture};
 
-/// The answers to a question, and whether all have come.
-type Gathered = (Answered, bool);
+/// As long as nobody waits; keeps the reckoning with times within bounds.
+const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 impl Shared {
     /// Asks all other nodes. The question is on its way when this returns, so that it keeps its
@@ -27,36 +35,32 @@ impl Shared {
         question: Question,
         timeout: Duration,
     ) -> BusFuture<Result<Answered, BusError>> {
-        let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}.{number:x}", attached.uid);
-        let publication = self.wire.question(
-            &attached.namespace,
-            attached.uid.as_str(),
-            &self.node,
-            &id,
-            &question,
-        );
+        let tally = Tally {
+            shared: Arc::clone(self),
+            kind: metrics::type_of(&question),
+            outcome: Outcome::Failed,
+        };
+        let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         // Answers may come before the publish is known to have succeeded.
-        let waiting = self.asking.open(&id);
-        let sent = publication.map(|publication| self.send(publication));
-        let shared = Arc::clone(self);
+        let (waiting, sent) = match self.say(&attached, &question) {
+            Ok(asked) => asked,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
         Box::pin(async move {
-            let asked = async {
-                let waiting =
-                    waiting.map_err(|error| BusError::Invalid(error.to_string().into()))?;
-                sent.map_err(|error| BusError::Invalid(error.to_string().into()))?
-                    .await?;
-                let mut is_first = true;
-                let look = || {
-                    let is_first = std::mem::take(&mut is_first);
-                    shared.roster_of_others(&attached.namespace, is_first)
-                };
-                let outcome = waiting.gather(timeout, look).await.map_err(bus_error)?;
-                Ok::<Gathered, BusError>((outcome.answered, outcome.is_complete))
-            };
-            let gathered = asked.await;
-            shared.count(&question, &gathered);
-            let (answered, _) = gathered?;
+            let shared = &tally.shared;
+            let sent = time::timeout_at(deadline, sent).await;
+            sent.map_err(|_| BusError::Unconfirmed("Redis has not answered in time".into()))??;
+            let look = || shared.roster_of_others(&attached.namespace);
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let outcome = waiting.gather(rest, look).await.map_err(bus_error)?;
+            let answered = outcome.answered;
+            let silent = answered.silent.len() as u64;
+            shared.metrics.silent_nodes.inc_by(silent);
+            tally.end(if outcome.is_complete {
+                Outcome::Complete
+            } else {
+                Outcome::Partial
+            });
             Ok(match question {
                 Question::Rooms => rooms_of_sockets(answered),
                 _ => answered,
@@ -64,30 +68,29 @@ impl Shared {
         })
     }
 
-    fn count(&self, question: &Question, gathered: &Result<Gathered, BusError>) {
-        let outcome = match gathered {
-            Ok((_, true)) => Outcome::Complete,
-            Ok((_, false)) => Outcome::Partial,
-            Err(_) => Outcome::Failed,
-        };
-        self.metrics.asked(question, outcome);
-        if let Ok((answered, _)) = gathered {
-            self.metrics
-                .silent_nodes
-                .inc_by(answered.silent.len() as u64);
-        }
+    /// Says the question, and has a place for the answers.
+    fn say(
+        self: &Arc<Self>,
+        attached: &Attached,
+        question: &Question,
+    ) -> Result<(Waiting, Sending), BusError> {
+        let number = self.questions.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}.{number:x}", attached.uid);
+        let uid = attached.uid.as_str();
+        let namespace = &attached.namespace;
+        let publication = self
+            .wire
+            .question(namespace, uid, &self.node, &id, question)
+            .map_err(|error| self.invalid(&error))?;
+        let waiting = self.asking.open(&id);
+        let waiting = waiting.map_err(|error| BusError::Unavailable(error.to_string().into()))?;
+        Ok((waiting, self.send(publication)))
     }
 
-    /// A node that came a moment ago is not known yet, and counts as foreign until somebody is
-    /// missing and the leases are read again.
-    async fn roster_of_others(
-        &self,
-        namespace: &str,
-        is_first_look: bool,
-    ) -> Result<Roster, PublishError> {
-        if !is_first_look {
-            self.look_at_leases().await?;
-        }
+    /// Looks after the question was published: who retires gives up its lease first and its channel
+    /// then, and so has either heard the question or is seen to have gone.
+    async fn roster_of_others(&self, namespace: &str) -> Result<Roster, PublishError> {
+        self.look_at_leases().await?;
         let roster = self.roster(namespace).await?;
         Ok(roster.without(&self.node))
     }
@@ -103,6 +106,25 @@ impl Shared {
             .await?;
         // What cannot be read counts nobody: then the answers that come are the result.
         Ok(roll_call::roster(channels, &leases, &replies).unwrap_or_default())
+    }
+}
+
+/// Counts a question once, whether or not somebody waits for its end.
+struct Tally {
+    shared: Arc<Shared>,
+    kind: &'static str,
+    outcome: Outcome,
+}
+
+impl Tally {
+    fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.shared.metrics.asked(self.kind, self.outcome);
     }
 }
 

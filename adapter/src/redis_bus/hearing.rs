@@ -10,10 +10,10 @@ use roomcast_emitter::{
     endpoint::Endpoint,
     id::NodeId,
 };
-use tokio::time::{self, Instant, MissedTickBehavior};
+use tokio::time::{self, MissedTickBehavior};
 
-use super::{Shared, config::RedisConfig, namespaces::Subscriptions};
-use crate::link::{LinkEvent, Priority, Sink, Subscribers, SubscribersConfig};
+use super::{Shared, config::RedisConfig};
+use crate::link::{LinkEvent, Sink, Subscribers, SubscribersConfig};
 
 /// How often rooms are given up that have been without members for long enough.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -63,14 +63,7 @@ fn send_probe(shared: &Weak<Shared>, channel: &str, number: u64) -> bool {
     if !shared.publisher.is_up() {
         return false;
     }
-    let is_sharded = shared.wire.channels().dialect() != Dialect::Classic;
-    let number = number.to_string();
-    // What becomes of it shows in what comes back.
-    drop(
-        shared
-            .publisher
-            .publish(channel, number.as_bytes(), is_sharded),
-    );
+    shared.send_probe(channel, number.to_string().as_bytes());
     true
 }
 
@@ -84,18 +77,8 @@ pub(super) async fn sweep(shared: Weak<Shared>) {
             return;
         };
         for attached in shared.namespaces.all() {
-            attached.sweep(shared.wire.channels(), Instant::now(), &shared.hearing);
+            shared.sweep(&attached);
         }
         shared.note_figures();
-    }
-}
-
-impl Subscriptions for Subscribers {
-    fn subscribe_rooms(&self, channels: Vec<String>) {
-        self.subscribe(Priority::Room, channels.into_iter().map(Arc::from));
-    }
-
-    fn unsubscribe_rooms(&self, channels: Vec<String>) {
-        self.unsubscribe(channels);
     }
 }

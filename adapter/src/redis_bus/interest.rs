@@ -1,8 +1,8 @@
-//! Which rooms' channels a node wants to hear, of one namespace.
+//! Which rooms' channels a node holds, of one namespace.
 //!
-//! A channel is wanted from the first member of its room on, and given up late, so that rooms whose
+//! A channel is held from the first member of its room on, and given up late, so that rooms whose
 //! last member leaves and comes back (a reload of a page) cost nothing. Pure: changes and times go
-//! in, names to subscribe and to unsubscribe come out.
+//! in, channels to subscribe and to unsubscribe come out.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,50 +15,107 @@ use tokio::time::Instant;
 /// How long a channel is kept after its room's last member has left.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
-/// The rooms that have lost their last member a moment ago.
+/// Channels up to which memory is kept that is not needed at the moment.
+const KEPT: usize = 1024;
+
+/// The channels that are held.
 #[derive(Debug, Default)]
 pub(crate) struct Interest {
-    /// When the last member left. Holds what `queue` holds, each once.
-    left: HashMap<Arc<str>, Instant>,
+    held: HashMap<Arc<str>, Held>,
+    /// Those that may have to be given up, each once, with the time when it was looked at.
     queue: VecDeque<(Instant, Arc<str>)>,
 }
 
+#[derive(Debug, Default)]
+struct Held {
+    /// When the room's last member left, if it did.
+    vacated: Option<Instant>,
+    is_queued: bool,
+}
+
 impl Interest {
-    /// A room has lost its last member.
-    pub(crate) fn vacated(&mut self, room: &str, now: Instant) {
-        if let Some(left) = self.left.get_mut(room) {
-            *left = now;
+    /// The channel's room has members. True if it was not held before.
+    pub(crate) fn occupied(&mut self, channel: &Arc<str>) -> bool {
+        if let Some(held) = self.held.get_mut(channel) {
+            held.vacated = None;
+            return false;
+        }
+        self.held.insert(Arc::clone(channel), Held::default());
+        true
+    }
+
+    /// The channel's room has lost its last member.
+    pub(crate) fn vacated(&mut self, channel: &str, now: Instant) {
+        let Some((channel, _)) = self.held.get_key_value(channel) else {
             return;
+        };
+        let channel = Arc::clone(channel);
+        let Some(held) = self.held.get_mut(&channel) else {
+            return;
+        };
+        held.vacated = Some(now);
+        if !held.is_queued {
+            held.is_queued = true;
+            self.queue.push_back((now, channel));
         }
-        let room: Arc<str> = room.into();
-        self.left.insert(Arc::clone(&room), now);
-        self.queue.push_back((now, room));
     }
 
-    /// The next room that is to be given up, if it still has no member: the caller asks, under the
-    /// lock under which it also takes changes.
-    pub(crate) fn next_due(&mut self, now: Instant) -> Option<Arc<str>> {
-        while let Some((queued, _)) = self.queue.front() {
-            if *queued + LINGER > now {
-                return None;
-            }
-            let (_, room) = self.queue.pop_front()?;
-            let left = self.left.get(&room).copied().unwrap_or(now);
-            // It was left again meanwhile: its time begins anew.
-            if left + LINGER > now {
-                self.queue.push_back((left, room));
+    /// Gives up the channels that have been without members for long enough; answers which. The
+    /// caller has taken all changes before, and says which channel's room has members nevertheless:
+    /// that change is on its way, or has been taken back unseen, so such a room is looked at again.
+    pub(crate) fn give_up(
+        &mut self,
+        now: Instant,
+        has_members: impl Fn(&str) -> bool,
+    ) -> Vec<Arc<str>> {
+        let mut given_up = Vec::new();
+        while let Some((queued, _)) = self.queue.front()
+            && *queued + LINGER <= now
+        {
+            let Some((_, channel)) = self.queue.pop_front() else {
+                break;
+            };
+            let Some(held) = self.held.get_mut(&channel) else {
                 continue;
+            };
+            held.is_queued = false;
+            match held.vacated {
+                None => {}
+                // It was left again meanwhile: its time begins anew.
+                Some(vacated) if vacated + LINGER > now => {
+                    held.is_queued = true;
+                    self.queue.push_back((vacated, channel));
+                }
+                Some(_) if has_members(&channel) => self.vacated(&channel, now),
+                Some(_) => {
+                    self.held.remove(&channel);
+                    given_up.push(channel);
+                }
             }
-            self.left.remove(&room);
-            return Some(room);
         }
-        None
+        self.give_memory_back();
+        given_up
     }
 
-    /// All rooms that wait to be given up.
-    pub(crate) fn drain(&mut self) -> Vec<Arc<str>> {
-        self.left.clear();
-        self.queue.drain(..).map(|(_, room)| room).collect()
+    /// All channels that are held, from now on by somebody else or by nobody.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Arc<str>> + use<> {
+        self.queue = VecDeque::new();
+        std::mem::take(&mut self.held).into_keys()
+    }
+
+    pub(crate) fn holds(&self, channel: &str) -> bool {
+        self.held.contains_key(channel)
+    }
+
+    fn give_memory_back(&mut self) {
+        let held = self.held.len();
+        if self.held.capacity() > KEPT && held < self.held.capacity() / 4 {
+            self.held.shrink_to(held * 2);
+        }
+        let queued = self.queue.len();
+        if self.queue.capacity() > KEPT && queued < self.queue.capacity() / 4 {
+            self.queue.shrink_to(queued * 2);
+        }
     }
 }
 
@@ -66,32 +123,76 @@ impl Interest {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_room_is_given_up_a_second_after_it_was_left_for_the_last_time() {
+    fn holding(channels: &[&str]) -> (Interest, Instant) {
         let mut interest = Interest::default();
-        let start = Instant::now();
+        for channel in channels {
+            assert!(interest.occupied(&Arc::from(*channel)));
+        }
+        (interest, Instant::now())
+    }
+
+    fn given_up(interest: &mut Interest, now: Instant) -> Vec<Arc<str>> {
+        interest.give_up(now, |_| false)
+    }
+
+    #[test]
+    fn a_channel_is_given_up_a_second_after_its_room_was_left_for_the_last_time() {
+        let (mut interest, start) = holding(&["a", "b", "c"]);
         let at = |millis| start + Duration::from_millis(millis);
         interest.vacated("a", at(0));
         interest.vacated("b", at(100));
         interest.vacated("a", at(600));
-        assert_eq!(interest.next_due(at(999)), None);
-        assert_eq!(interest.next_due(at(1000)), None);
-        assert_eq!(interest.next_due(at(1100)).as_deref(), Some("b"));
-        assert_eq!(interest.next_due(at(1599)), None);
-        assert_eq!(interest.next_due(at(1600)).as_deref(), Some("a"));
-        assert_eq!(interest.next_due(at(9000)), None);
-        interest.vacated("c", at(9000));
-        assert_eq!(interest.drain(), [Arc::from("c")]);
-        assert_eq!(interest.next_due(at(19000)), None);
+        assert!(given_up(&mut interest, at(999)).is_empty());
+        assert!(given_up(&mut interest, at(1000)).is_empty());
+        assert_eq!(given_up(&mut interest, at(1100)), [Arc::from("b")]);
+        assert!(given_up(&mut interest, at(1599)).is_empty());
+        assert_eq!(given_up(&mut interest, at(1600)), [Arc::from("a")]);
+        assert!(given_up(&mut interest, at(9000)).is_empty());
+        assert!(!interest.holds("a") && interest.holds("c"));
+        assert_eq!(interest.take().collect::<Vec<_>>(), [Arc::from("c")]);
+        assert!(given_up(&mut interest, at(19000)).is_empty());
     }
 
     #[test]
-    fn a_room_that_flaps_is_held_once() {
-        let mut interest = Interest::default();
-        let start = Instant::now();
+    fn a_room_that_has_members_again_keeps_its_channel() {
+        let (mut interest, start) = holding(&["a"]);
+        interest.vacated("a", start);
+        assert!(!interest.occupied(&Arc::from("a")));
+        assert!(given_up(&mut interest, start + LINGER).is_empty());
+        assert!(interest.holds("a"));
+        interest.vacated("a", start + LINGER);
+        assert_eq!(given_up(&mut interest, start + LINGER * 2).len(), 1);
+    }
+
+    #[test]
+    fn a_member_that_came_and_went_unseen_delays_the_end_and_does_not_prevent_it() {
+        let (mut interest, start) = holding(&["a"]);
+        interest.vacated("a", start);
+        assert!(interest.give_up(start + LINGER, |_| true).is_empty());
+        assert!(interest.holds("a"));
+        assert_eq!(given_up(&mut interest, start + LINGER * 2).len(), 1);
+    }
+
+    #[test]
+    fn a_room_that_flaps_is_queued_once() {
+        let (mut interest, start) = holding(&["a"]);
         for _ in 0..1000 {
             interest.vacated("a", start);
+            interest.occupied(&Arc::from("a"));
         }
-        assert_eq!((interest.left.len(), interest.queue.len()), (1, 1));
+        assert_eq!((interest.held.len(), interest.queue.len()), (1, 1));
+    }
+
+    #[test]
+    fn many_rooms_that_have_gone_leave_no_memory_behind() {
+        let (mut interest, start) = holding(&[]);
+        for number in 0..100_000 {
+            let channel = Arc::from(format!("{number}"));
+            interest.occupied(&channel);
+            interest.vacated(&channel, start);
+        }
+        assert_eq!(given_up(&mut interest, start + LINGER).len(), 100_000);
+        assert!(interest.held.capacity() <= KEPT);
+        assert!(interest.queue.capacity() <= KEPT);
     }
 }

@@ -202,15 +202,13 @@ impl Metrics {
     }
 
     /// A question of this node has ended.
-    pub(crate) fn asked(&self, question: &Question, outcome: Outcome) {
+    pub(crate) fn asked(&self, kind: &str, outcome: Outcome) {
         let outcome = match outcome {
             Outcome::Complete => "complete",
             Outcome::Partial => "partial",
             Outcome::Failed => "failed",
         };
-        self.requests
-            .with_label_values(&[type_of(question), outcome])
-            .inc();
+        self.requests.with_label_values(&[kind, outcome]).inc();
     }
 
     /// A question of another node has been answered.
@@ -254,7 +252,8 @@ impl Series {
     }
 }
 
-fn type_of(question: &Question) -> &'static str {
+/// The name of the question's type.
+pub(crate) fn type_of(question: &Question) -> &'static str {
     match question {
         Question::Sockets(_) => "sockets",
         Question::SocketIds(_) => "socket_ids",

@@ -5,16 +5,14 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use super::interest::Interest;
+use crate::bus::{Listener, Tracking};
 use parking_lot::{Mutex, RwLock};
 use roomcast_emitter::{
     channel::{Channels, Dialect, Mode, Uid},
     id::SocketId,
     wire::Echo,
 };
-use tokio::time::Instant;
-
-use super::interest::Interest;
-use crate::bus::{Listener, Tracking};
 
 /// How many confirmed broadcasts are remembered until they are asked about. The question follows
 /// its broadcast at once.
@@ -32,7 +30,8 @@ pub(super) struct Attached {
     /// Knows what this node has published in the namespace.
     pub(super) echo: Echo,
     pub(super) private_rooms: Private,
-    /// Changes are taken and given up under this lock, so that they cannot overtake each other.
+    /// The rooms' channels. Changes are taken and carried out under the bus's lock for what it
+    /// subscribes, so that they cannot overtake each other.
     pub(super) interest: Mutex<Interest>,
     pub(super) reached: Mutex<Reached>,
 }
@@ -128,60 +127,4 @@ impl Attached {
             _ => Tracking::Rooms,
         }
     }
-
-    /// Brings the subscriptions up to date with the listener's changes, and gives up the rooms that
-    /// have been without members for long enough.
-    pub(super) fn sweep(&self, channels: &Channels, now: Instant, links: &impl Subscriptions) {
-        let Some(listener) = self.listener.upgrade() else {
-            return;
-        };
-        let mut interest = self.interest.lock();
-        self.take_changes(&*listener, channels, now, &mut interest, links);
-        let mut given_up = Vec::new();
-        while let Some(room) = interest.next_due(now) {
-            if !listener.has_room(&room) {
-                given_up.extend(self.channel_of(channels, &room));
-            }
-        }
-        if !given_up.is_empty() {
-            links.unsubscribe_rooms(given_up);
-        }
-    }
-
-    /// Takes the changes that the listener has recorded.
-    pub(super) fn update(&self, channels: &Channels, now: Instant, links: &impl Subscriptions) {
-        if let Some(listener) = self.listener.upgrade() {
-            let mut interest = self.interest.lock();
-            self.take_changes(&*listener, channels, now, &mut interest, links);
-        }
-    }
-
-    fn take_changes(
-        &self,
-        listener: &dyn Listener,
-        channels: &Channels,
-        now: Instant,
-        interest: &mut Interest,
-        links: &impl Subscriptions,
-    ) {
-        let mut wanted = Vec::new();
-        listener.take_changes(&mut |room, has_members| {
-            if has_members {
-                wanted.extend(self.channel_of(channels, room));
-            } else {
-                interest.vacated(room, now);
-            }
-        });
-        // A room that was given up and is wanted again in the same turn stays subscribed: the later
-        // of both calls counts.
-        if !wanted.is_empty() {
-            links.subscribe_rooms(wanted);
-        }
-    }
-}
-
-/// The subscriber links, as far as rooms are concerned. Must not block.
-pub(super) trait Subscriptions {
-    fn subscribe_rooms(&self, channels: Vec<String>);
-    fn unsubscribe_rooms(&self, channels: Vec<String>);
 }

@@ -14,7 +14,7 @@ use super::{Shared, namespaces::Attached, respond};
 use crate::bus::Listener;
 
 /// The readings of a channel's name that are tried: one per `#` in it.
-const MAX_PLACES: usize = 32;
+pub(super) const MAX_PLACES: usize = 32;
 
 /// Why a message was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,8 +20,7 @@ use roomcast_emitter::{
 use super::{Shared, namespaces::Attached};
 use crate::bus::{Listener, Progress};
 
-/// The most questions and answers that are in work at a time; whoever asks more has to do with
-/// silence.
+/// The most questions that are in work at a time; whoever asks more has to do with silence.
 const MAX_ANSWERING: usize = 10_000;
 
 /// Answers on the link's task if it can be done at once, else on a task of its own.
@@ -61,7 +60,7 @@ pub(super) fn respond(
             return;
         }
     }
-    shared.later(async move {
+    shared.answer_later(async move {
         let answer = answering.await;
         address.finish(answer);
     });
@@ -69,16 +68,14 @@ pub(super) fn respond(
 
 impl Shared {
     /// Has it done on a task of its own, which a shutdown waits for.
-    fn later<T>(&self, work: impl Future<Output = T> + Send + 'static) {
+    fn answer_later(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.answering.lock();
         while tasks.try_join_next().is_some() {}
-        if tasks.len() >= MAX_ANSWERING {
+        if tasks.len() < MAX_ANSWERING {
+            tasks.spawn_on(work, &self.runtime);
+        } else {
             self.metrics.dropped.unexpected.inc();
-            return;
         }
-        tasks.spawn(async move {
-            work.await;
-        });
     }
 }
 
@@ -110,7 +107,7 @@ impl Address {
         match response {
             // It is on its way at once, behind what was said before; what becomes of it is the
             // asker's to notice.
-            Ok(Some(publication)) => shared.later(shared.send(publication)),
+            Ok(Some(publication)) => drop(shared.send(publication)),
             // The asker does not expect to be told, or has been told on the way.
             Ok(None) => {}
             Err(error) => {

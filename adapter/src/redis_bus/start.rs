@@ -6,21 +6,30 @@ use parking_lot::Mutex;
 use roomcast_emitter::{
     asking::Asking,
     channel::{Channels, Dialect},
-    endpoint::{ConnectError, Connection, Endpoint, Purpose},
+    endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Purpose},
     id::NodeId,
     msgpack::TranscodeLimits,
     publisher::{PublishError, Publisher, PublisherConfig},
+    value::Value,
     wire::Wire,
 };
-use tokio::{task::JoinSet, time};
+use tokio::{runtime::Handle, task::JoinSet, time};
 
 use super::{
-    RedisBus, Shared, config::RedisConfig, hearing, lease, metrics::Metrics, namespaces::Namespaces,
+    RedisBus, Shared,
+    config::{PrivateRooms, RedisConfig},
+    hearing, lease,
+    metrics::Metrics,
+    namespaces::Namespaces,
+    tag,
 };
 use crate::link::{DownReason, LinkState};
 
 /// How long the first message to oneself may take.
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the links are there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Why a node could not join the cluster.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -47,10 +56,17 @@ pub enum StartError {
     NotFlowing(Arc<str>),
 }
 
+/// The commands that a node says, apart from those that log it in.
+const RIGHTS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
+
+/// Those that it says to a cluster.
+const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
+
 fn rights(prefix: &str) -> String {
     format!(
         "its user needs the channels `&{prefix}*`, the keys `~{prefix}*` and the commands \
-         `+@pubsub +@connection +@sortedset +time`, in a cluster also `+cluster|slots`"
+         `{RIGHTS}`, in a cluster also `{CLUSTER_RIGHTS}`; for private rooms by pattern all \
+         channels, `&*`"
     )
 }
 
@@ -58,7 +74,7 @@ impl RedisBus {
     /// Connects, checks that the user may do what a node does, takes a lease, and waits until what
     /// the node publishes comes back to it. Must be called on a tokio runtime, on which the bus
     /// goes on working.
-    pub async fn connect(config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
+    pub async fn connect(mut config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
         let mut endpoint = Endpoint::new(config.url.clone());
         if config.dialect != Dialect::Classic {
             endpoint = endpoint.needing_sharded();
@@ -66,6 +82,9 @@ impl RedisBus {
         let channels = Channels::new(&config.prefix, config.dialect);
         let mut connection = endpoint.connect(Purpose::Lookup).await?;
         let patterns = check_rights(&mut connection, &config, &channels, node).await?;
+        if !may_use_patterns(&mut connection, &config, &channels, node).await? {
+            config.private_rooms = PrivateRooms::Channel;
+        }
         drop(connection);
         let publisher = PublisherConfig {
             max_queue_bytes: config.max_queue_bytes,
@@ -83,7 +102,10 @@ impl RedisBus {
             publisher,
             namespaces: Namespaces::default(),
             asking: Asking::new(),
+            subscribing: Mutex::default(),
             answering: Mutex::default(),
+            following: Mutex::default(),
+            runtime: Handle::current(),
             leases: Mutex::default(),
             clock: Mutex::default(),
             metrics: Metrics::new(),
@@ -99,9 +121,7 @@ impl RedisBus {
             tasks: Mutex::new(tasks),
         };
         bus.shared.wait_until_flowing().await?;
-        // The first look tells the time, the second one takes the lease.
-        bus.shared.renew().await?;
-        bus.shared.renew().await?;
+        bus.shared.take_lease().await?;
         let keeping = lease::keep(Arc::downgrade(&bus.shared));
         bus.tasks.lock().spawn(keeping);
         Ok(bus)
@@ -109,9 +129,26 @@ impl RedisBus {
 }
 
 impl Shared {
+    async fn take_lease(&self) -> Result<(), StartError> {
+        let deadline = time::Instant::now() + FIRST_PROBE_TIMEOUT;
+        let mut looks = 0;
+        // The first look tells the time, the second one takes the lease.
+        while looks < 2 {
+            match self.renew().await {
+                Ok(()) => looks += 1,
+                // Another server of the cluster has the key, and the link to it is on its way.
+                Err(PublishError::Unavailable(_)) if time::Instant::now() < deadline => {
+                    time::sleep(LOOK_INTERVAL).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     async fn wait_until_flowing(&self) -> Result<(), StartError> {
         let deadline = time::Instant::now() + FIRST_PROBE_TIMEOUT;
-        let mut looks = time::interval(Duration::from_millis(5));
+        let mut looks = time::interval(LOOK_INTERVAL);
         loop {
             looks.tick().await;
             match self.hearing.state() {
@@ -136,39 +173,78 @@ async fn check_rights(
     node: &NodeId,
 ) -> Result<usize, StartError> {
     let (probe, leases) = (channels.probe(node, 0), channels.leases());
-    let publish = match config.dialect {
-        Dialect::Classic => "PUBLISH",
-        Dialect::Sharded(_) => "SPUBLISH",
+    let request = channels.request("/");
+    let (publish, count, subscribe) = match config.dialect {
+        Dialect::Classic => ("PUBLISH", "NUMSUB", "SUBSCRIBE"),
+        Dialect::Sharded(_) => ("SPUBLISH", "SHARDNUMSUB", "SSUBSCRIBE"),
     };
-    let commands: [&[&str]; 4] = [
+    // Nobody else hears it, and it is a channel as those of rooms.
+    let own = channels.room("/", node.as_str());
+    let commands: [&[&str]; 9] = [
         &["PUBSUB", "NUMPAT"],
+        &["PUBSUB", count, &request],
         &["TIME"],
         &[publish, &probe, "0"],
+        &["ZADD", &leases, "XX", "0", node.as_str()],
+        &["ZREVRANGE", &leases, "0", "0"],
+        &["ZREMRANGEBYSCORE", &leases, "-inf", "(0"],
         &["ZREM", &leases, node.as_str()],
+        // The connection takes nothing but subscriptions from then on.
+        &[subscribe, &own],
     ];
     let mut patterns = 0;
     for command in commands {
-        match connection.command(command).await {
-            Ok(value) => {
-                if command[1..] == ["NUMPAT"] {
-                    patterns = value.integer().unwrap_or(0);
-                }
-            }
-            Err(error) if is_elsewhere(&error) => {}
-            Err(ConnectError::Refused { reason, .. }) => {
-                return Err(StartError::Forbidden {
-                    command: command.join(" "),
-                    reason: reason.to_string(),
-                    prefix: config.prefix.clone(),
-                });
-            }
-            Err(error) => return Err(error.into()),
+        if let Some(value) = attempt(connection, config, command).await?
+            && command[1..] == ["NUMPAT"]
+        {
+            patterns = value.integer().unwrap_or(0);
         }
     }
     Ok(usize::try_from(patterns).unwrap_or(0))
 }
 
-/// In a cluster, another node has the slot: the right to the command has been checked by then.
-fn is_elsewhere(error: &ConnectError) -> bool {
-    matches!(error, ConnectError::Refused { reason, .. } if reason.starts_with("MOVED"))
+/// Patterns are a right of their own: that to a part of the channels does not contain it. If they
+/// are a must, not to have the right is an error.
+async fn may_use_patterns(
+    connection: &mut Connection,
+    config: &RedisConfig,
+    channels: &Channels,
+    node: &NodeId,
+) -> Result<bool, StartError> {
+    if config.dialect != Dialect::Classic || config.private_rooms == PrivateRooms::Channel {
+        return Ok(true);
+    }
+    let pattern = channels.private_rooms_pattern("/", tag(node));
+    match attempt(connection, config, &["PSUBSCRIBE", &pattern]).await {
+        Err(StartError::Forbidden { .. }) if config.private_rooms == PrivateRooms::Auto => {
+            tracing::info!("Redis gives this user no patterns: each socket has a channel");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+        Ok(_) => Ok(true),
+    }
+}
+
+/// Nothing if it is another server of the cluster that has to be told: the right has been checked
+/// by then.
+async fn attempt(
+    connection: &mut Connection,
+    config: &RedisConfig,
+    command: &[&str],
+) -> Result<Option<Value>, StartError> {
+    let attempted = time::timeout(CONNECT_TIMEOUT, connection.command(command)).await;
+    match attempted {
+        Ok(Ok(value)) => Ok(Some(value)),
+        Ok(Err(ConnectError::Refused { reason, .. })) if reason.starts_with("MOVED") => Ok(None),
+        Ok(Err(ConnectError::Refused { reason, .. })) => Err(StartError::Forbidden {
+            command: command.join(" "),
+            reason: reason.to_string(),
+            prefix: config.prefix.clone(),
+        }),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(StartError::Connect(ConnectError::TimedOut {
+            server: connection.info().server.clone(),
+            after: CONNECT_TIMEOUT,
+        })),
+    }
 }

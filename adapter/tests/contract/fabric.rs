@@ -26,11 +26,24 @@ enum Kind {
     Redis {
         dialect: Dialect,
         server: support::Redis,
+        login: &'static str,
     },
     Cluster {
         dialect: Dialect,
         cluster: support::Cluster,
     },
+}
+
+/// The rights of a node as its documentation has them, for prefixes that begin with `check`.
+const RIGHTS: &str = "~check* &check* +@pubsub +@sortedset +time +ping +select +client|setname";
+const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
+const LOGIN: &str = "node:secret@";
+
+/// Adds a user who has these rights and no other.
+fn add_user(server: &support::Redis, rights: &str) {
+    let mut command = vec!["ACL", "SETUSER", "node", "on", ">secret", "resetchannels"];
+    command.extend(rights.split(' '));
+    server.command(&command);
 }
 
 /// A cluster of nodes that hears nothing of others.
@@ -48,12 +61,30 @@ impl Fabric {
     }
 
     pub(crate) fn redis(dialect: Dialect) -> Self {
-        let server = support::Redis::start();
-        Self::new(Kind::Redis { dialect, server })
+        Self::new(Kind::Redis {
+            dialect,
+            server: support::Redis::start(),
+            login: "",
+        })
     }
 
+    /// With a user who has the rights that are documented and no more.
+    pub(crate) fn redis_with_rights(dialect: Dialect) -> Self {
+        let server = support::Redis::start();
+        add_user(&server, RIGHTS);
+        Self::new(Kind::Redis {
+            dialect,
+            server,
+            login: LOGIN,
+        })
+    }
+
+    /// With a user who has the rights that are documented and no more.
     pub(crate) fn redis_cluster(dialect: Dialect) -> Self {
         let cluster = support::Cluster::start(3);
+        for server in &cluster.nodes {
+            add_user(server, &format!("{RIGHTS} {CLUSTER_RIGHTS}"));
+        }
         Self::new(Kind::Cluster { dialect, cluster })
     }
 
@@ -69,8 +100,12 @@ impl Fabric {
         let number = self.checks.fetch_add(1, Ordering::Relaxed);
         let (dialect, url) = match &self.kind {
             Kind::Memory => return Fresh::Memory(MemoryBus::new()),
-            Kind::Redis { dialect, server } => (*dialect, server.url()),
-            Kind::Cluster { dialect, cluster } => (*dialect, cluster.url()),
+            Kind::Redis {
+                dialect,
+                server,
+                login,
+            } => (*dialect, with_login(&server.url(), login)),
+            Kind::Cluster { dialect, cluster } => (*dialect, with_login(&cluster.url(), LOGIN)),
         };
         let mut config = RedisConfig::new(url.parse().unwrap());
         config.prefix = format!("check{number}");
@@ -80,6 +115,10 @@ impl Fabric {
             is_cluster: matches!(self.kind, Kind::Cluster { .. }),
         }
     }
+}
+
+fn with_login(url: &str, login: &str) -> String {
+    url.replacen("://", &format!("://{login}"), 1)
 }
 
 impl Fresh {
@@ -128,7 +167,7 @@ impl fmt::Display for Fabric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             Kind::Memory => f.write_str("memory"),
-            Kind::Redis { dialect, .. } => write!(f, "redis {dialect:?}"),
+            Kind::Redis { dialect, login, .. } => write!(f, "redis {login} {dialect:?}"),
             Kind::Cluster { dialect, .. } => write!(f, "redis cluster {dialect:?}"),
         }
     }

@@ -37,6 +37,13 @@ async fn redis_sharded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_with_the_documented_rights() {
+    for dialect in [Dialect::Classic, Dialect::Sharded(Mode::DynamicPrivate)] {
+        keeps_its_promises(&Fabric::redis_with_rights(dialect)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_cluster() {
     for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Dynamic)] {
         keeps_its_promises(&Fabric::redis_cluster(dialect)).await;
