@@ -62,6 +62,17 @@ fn a_polling_client_that_does_not_poll_does_not_spoil_the_stop() {
 }
 
 #[test]
+fn a_polling_client_that_has_closed_does_not_hold_up_the_stop() {
+    // Without a stop it would have longer than that to fetch its last packets.
+    let (program, address, _) = serve(&["--drain-timeout=15s"]);
+    let session = polling_session(&address);
+    assert_eq!(http(&address, &format!("POST {session}"), "1").0, 200);
+    program.signal(Signal::TERM);
+    let (status, said) = program.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn a_drain_that_takes_too_long_is_cut_off_and_said() {
     let (program, address, _) = serve(&["--drain-timeout=1ms", "--body-timeout=1h"]);
     let _held = unfinished_request(&address);

@@ -265,6 +265,12 @@ impl Connection {
 
     pub(super) fn begin_close(&self, state: &mut State, reason: CloseReason) {
         if state.closing.is_some() {
+            // A client that takes its time to fetch its last packets does not hold up a shutdown.
+            let soon = self.hub.clock.now().after(SHUTDOWN_LINGER);
+            if matches!(reason, CloseReason::ServerShutdown) && soon < state.expires {
+                state.expires = soon;
+                self.arm(state);
+            }
             return;
         }
         state.closing = Some(Box::new(reason));
