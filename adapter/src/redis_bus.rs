@@ -66,6 +66,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the steps of a shutdown may take each.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
+type GapHandler = Box<dyn Fn(&Gap) + Send + Sync>;
+
 /// A node's place on the bus over Redis. Made by [`RedisBus::connect`].
 ///
 /// In a Redis Cluster the number of nodes that took a message is a lower bound with the classic
@@ -94,7 +96,7 @@ struct Shared {
     leases: Mutex<Leases>,
     clock: Mutex<Option<RedisClock>>,
     metrics: Metrics,
-    on_gap: Mutex<Vec<Box<dyn Fn(&Gap) + Send + Sync>>>,
+    on_gap: Mutex<Vec<GapHandler>>,
     /// The patterns that Redis had when this node came, and those that this node has added.
     patterns: AtomicUsize,
     is_retired: AtomicBool,
@@ -202,7 +204,7 @@ impl Bus for RedisBus {
         self.shared.health()
     }
 
-    fn on_gap(&self, f: Box<dyn Fn(&Gap) + Send + Sync>) {
+    fn on_gap(&self, f: GapHandler) {
         self.shared.on_gap.lock().push(f);
     }
 

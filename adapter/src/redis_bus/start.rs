@@ -238,7 +238,7 @@ async fn attempt(
         Ok(Err(ConnectError::Refused { reason, .. })) if reason.starts_with("MOVED") => Ok(None),
         Ok(Err(ConnectError::Refused { reason, .. })) => Err(StartError::Forbidden {
             command: command.join(" "),
-            reason: reason.to_string(),
+            reason,
             prefix: config.prefix.clone(),
         }),
         Ok(Err(error)) => Err(error.into()),

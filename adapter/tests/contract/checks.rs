@@ -7,7 +7,7 @@ use roomcast_emitter::{message::Message, target::Target};
 
 use crate::{
     fabric::Fresh,
-    node::{args, within},
+    node::{args, broadcast, within},
 };
 
 type Check = fn(Fresh) -> Pin<Box<dyn Future<Output = ()>>>;
@@ -37,16 +37,6 @@ checks! {
     a_node_that_does_not_answer_is_silent
     a_node_that_has_gone_is_not_waited_for
     nobody_waits_for_a_node_that_retires
-}
-
-fn broadcast(rooms: &[&str], number: u32) -> Message {
-    let mut target = Target::default();
-    target.add_rooms(rooms);
-    Message::Broadcast {
-        target,
-        event: "e".into(),
-        args: args(number),
-    }
 }
 
 async fn others_hear_a_message_and_its_sender_does_not(fabric: Fresh) {

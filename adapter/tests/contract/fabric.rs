@@ -50,7 +50,7 @@ fn add_user(server: &support::Redis, rights: &str) {
 pub(crate) enum Fresh {
     Memory(MemoryBus),
     Redis {
-        config: RedisConfig,
+        config: Box<RedisConfig>,
         is_cluster: bool,
     },
 }
@@ -111,7 +111,7 @@ impl Fabric {
         config.prefix = format!("check{number}");
         config.dialect = dialect;
         Fresh::Redis {
-            config,
+            config: Box::new(config),
             is_cluster: matches!(self.kind, Kind::Cluster { .. }),
         }
     }
@@ -127,7 +127,7 @@ impl Fresh {
         let bus: Arc<dyn Bus> = match self {
             Self::Memory(bus) => Arc::new(bus.clone()),
             Self::Redis { config, .. } => {
-                Arc::new(RedisBus::connect(config.clone(), &id).await.unwrap())
+                Arc::new(RedisBus::connect((**config).clone(), &id).await.unwrap())
             }
         };
         let node = Node::attach(bus, id, namespace);

@@ -1,6 +1,8 @@
 //! What every bus promises, checked on the one in memory, on one Redis in each dialect, and on a
 //! Redis Cluster of three primaries.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod checks;
 mod fabric;
 mod node;

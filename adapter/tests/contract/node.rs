@@ -1,4 +1,8 @@
 //! A node that is nothing but its side of a namespace.
+//!
+//! Other tests of this crate include this file by its path.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::{
     collections::HashMap,
@@ -15,7 +19,7 @@ use roomcast_adapter::{
     Answer, Attachment, Bus, BusFuture, Description, Listener, NodeId, Progress, Question,
     SocketId, Tracking,
 };
-use roomcast_emitter::{args::Args, message::Message};
+use roomcast_emitter::{args::Args, message::Message, target::Target};
 
 /// How long anything may take before the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -40,12 +44,21 @@ pub(crate) struct Side {
 
 impl Node {
     pub(crate) fn attach(bus: Arc<dyn Bus>, id: NodeId, namespace: &'static str) -> Self {
+        Self::attach_as(bus, id, namespace, false)
+    }
+
+    pub(crate) fn attach_as(
+        bus: Arc<dyn Bus>,
+        id: NodeId,
+        namespace: &'static str,
+        is_dynamic: bool,
+    ) -> Self {
         let side = Arc::<Side>::default();
         let listener: Weak<Side> = Arc::downgrade(&side);
         bus.attach(Attachment {
             node: &id,
             namespace,
-            is_dynamic: false,
+            is_dynamic,
             listener,
         });
         Self {
@@ -112,10 +125,18 @@ impl Node {
         .await;
         std::mem::take(&mut *self.side.heard.lock())
     }
+
+    /// Waits until the message has come.
+    pub(crate) async fn hears(&self, message: &Message) {
+        eventually("the message has come", || {
+            self.side.heard.lock().contains(message)
+        })
+        .await;
+    }
 }
 
 impl Side {
-    fn enter(&self, room: &str, is_private: bool) {
+    pub(crate) fn enter(&self, room: &str, is_private: bool) {
         let mut rooms = self.rooms.lock();
         let members = rooms.entry(room.into()).or_default();
         *members += 1;
@@ -129,7 +150,7 @@ impl Side {
         }
     }
 
-    fn leave(&self, room: &str) {
+    pub(crate) fn leave(&self, room: &str) {
         let mut rooms = self.rooms.lock();
         let members = rooms.get_mut(room).unwrap();
         *members -= 1;
@@ -196,6 +217,17 @@ fn describe(id: SocketId) -> Description {
         data: serde_json::json!({"name": "x"}),
         handshake: serde_json::json!({"query": {}}),
         id,
+    }
+}
+
+/// An event to everybody, or to these rooms.
+pub(crate) fn broadcast(rooms: &[&str], number: u32) -> Message {
+    let mut target = Target::default();
+    target.add_rooms(rooms);
+    Message::Broadcast {
+        target,
+        event: "e".into(),
+        args: args(number),
     }
 }
 

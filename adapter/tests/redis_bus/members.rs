@@ -1,0 +1,208 @@
+//! Who is counted, who is asked, and who is waited for.
+
+use std::{
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use roomcast_adapter::{Answer, Answered, NodeId, Question};
+use roomcast_emitter::{
+    channel::{Dialect, Mode, uid},
+    target::Target,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    deployment::{Deployment, Plain, metric},
+    node::{Node, eventually, within},
+    support::Listener,
+};
+
+/// Longer than a test may take: who waits to the end, fails.
+const LONG: Duration = Duration::from_secs(3600);
+
+async fn sockets(node: &Node, timeout: Duration) -> Answered {
+    let question = Question::Sockets(Target::default());
+    node.ask(question, timeout).await
+}
+
+fn ids(answered: &Answered) -> Vec<&str> {
+    let sockets = answered.answers.iter().flat_map(|answer| match answer {
+        Answer::Sockets(sockets) => &sockets[..],
+        other => panic!("{other:?}"),
+    });
+    sockets.map(|socket| socket.id.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_counts_once_until_it_retires() {
+    let deployment = Deployment::start();
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    let channels = deployment.channels();
+    let counted = [channels.request("/"), channels.response("/").unwrap()];
+    for channel in &counted {
+        assert_eq!(deployment.subscribers(channel), 2);
+    }
+    within(b.bus.retire(&b.id)).await;
+    assert_eq!(deployment.subscribers(&counted[0]), 1);
+    assert_eq!(sockets(&a, LONG).await, Answered::default());
+    // Who retires may still ask.
+    let socket = a.connect(1);
+    assert_eq!(ids(&sockets(&b, LONG).await), [socket.as_str()]);
+    within(b.bus.close(&b.id)).await;
+    assert_eq!(deployment.subscribers(&counted[1]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_sharded_channels_a_node_counts_once_until_it_closes() {
+    let deployment = Deployment::of(Dialect::Sharded(Mode::Dynamic));
+    let (_a, b) = (deployment.node().await, deployment.node().await);
+    let main = deployment.channels().broadcast("/");
+    assert_eq!(deployment.subscribers(&main), 2);
+    within(b.bus.retire(&b.id)).await;
+    assert_eq!(deployment.subscribers(&main), 2);
+    within(b.bus.close(&b.id)).await;
+    assert_eq!(deployment.subscribers(&main), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_without_a_word_is_not_waited_for() {
+    for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Static)] {
+        let deployment = Deployment::of(dialect);
+        let (a, b) = (deployment.node().await, deployment.node().await);
+        let dying = deployment.node().await;
+        let socket = b.connect(1);
+        let name = dying.id.clone();
+        // Its lease goes on for a while.
+        drop(dying);
+        let request = deployment.channels().request("/");
+        deployment.until_subscribed(&request, 2).await;
+        let leases = deployment.channels().leases();
+        let lease = ["ZSCORE", &leases, name.as_str()];
+        assert!(!deployment.server.command(&lease).starts_with("$-1"));
+        let answered = sockets(&a, LONG).await;
+        assert_eq!(ids(&answered), [socket.as_str()]);
+        assert!(answered.silent.is_empty(), "{answered:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_while_it_is_asked_is_named() {
+    let deployment = Deployment::start();
+    let (a, dying) = (deployment.node().await, deployment.node().await);
+    dying.be_mute();
+    let question = Question::Sockets(Target::default());
+    let asked = tokio::spawn(a.bus.ask(&a.id, "/", question, LONG));
+    let name = dying.id.clone();
+    eventually("the question has come", || has_been_asked(&dying)).await;
+    // Who is not seen by the asker before it dies, is not known to be missing. Others look once a
+    // second, the asker five times.
+    let looks = deployment.calls("pubsub|numsub");
+    eventually("the asker has looked", || {
+        deployment.calls("pubsub|numsub") > looks + 10
+    })
+    .await;
+    drop(dying);
+    let answered = within(asked).await.unwrap().unwrap();
+    assert_eq!(answered.silent, [name]);
+}
+
+/// Whether a question has come to the node.
+fn has_been_asked(node: &Node) -> bool {
+    let collectors = node.bus.collectors().into_iter();
+    let mut families = collectors.flat_map(|collector| collector.collect());
+    families.any(|family| {
+        family.name() == "roomcast_bus_answers_total" && !family.get_metric().is_empty()
+    })
+}
+
+/// Subscribes what a member of the main namespace does, by itself or as a server of Node's.
+fn subscribe_as_member(deployment: &Deployment, own: &str) -> Plain {
+    let channels = deployment.channels();
+    let mut member = Plain::connect(&deployment.server);
+    for channel in [
+        channels.request("/"),
+        channels.response("/").unwrap(),
+        channels.response_of("/", own),
+    ] {
+        member.command(&["SUBSCRIBE", &channel]);
+    }
+    member
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hangs_is_named_and_not_waited_for() {
+    let deployment = Deployment::start();
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    let hanging = NodeId::new("hang-hang-hang-hang-");
+    let own = uid(&hanging, "/", Dialect::Classic);
+    let _listening = subscribe_as_member(&deployment, own.as_str());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let ended = now.unwrap() - Duration::from_secs(1);
+    let (leases, end) = (
+        deployment.channels().leases(),
+        ended.as_millis().to_string(),
+    );
+    let lease = ["ZADD", &leases, &end, hanging.as_str()];
+    deployment.server.command(&lease);
+    let socket = b.connect(1);
+    let answered = sockets(&a, LONG).await;
+    assert_eq!(ids(&answered), [socket.as_str()]);
+    assert_eq!(answered.silent, [hanging]);
+    assert!(metric(&a, "roomcast_bus_silent_nodes_total", "") == 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_that_listens_to_the_questions_is_not_waited_for() {
+    let deployment = Deployment::start();
+    let (a, _b) = (deployment.node().await, deployment.node().await);
+    let request = deployment.channels().request("/");
+    let _tool = Listener::start(&deployment.server, "SUBSCRIBE", &request);
+    assert_eq!(deployment.subscribers(&request), 3);
+    let answered = sockets(&a, LONG).await;
+    assert_eq!((answered.answers.len(), answered.silent.len()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_other_make_is_waited_for_and_named_as_such() {
+    let deployment = Deployment::start();
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    let mut member = subscribe_as_member(&deployment, "abcdef");
+    let own = b.connect(1);
+    let answered = sockets(&a, Duration::from_secs(1)).await;
+    assert_eq!(answered.silent, [NodeId::new("foreign")]);
+    assert_eq!(ids(&answered), [own.as_str()]);
+
+    let response = deployment.channels().response("/").unwrap();
+    let mut answering = Plain::connect(&deployment.server);
+    let answering = thread::spawn(move || {
+        while let Some(message) = member.reply() {
+            let Some(answer) = answer_to(&message) else {
+                continue;
+            };
+            answering.command(&["PUBLISH", &response, &answer]);
+        }
+    });
+    let answered = sockets(&a, LONG).await;
+    assert!(answered.silent.is_empty(), "{answered:?}");
+    let mut found = ids(&answered);
+    found.sort_unstable();
+    let mut expected = [own.as_str(), "theirs"];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    // The connection ends with the server.
+    drop(deployment);
+    answering.join().unwrap();
+}
+
+/// What a server of Node's says about its one socket, if it is asked.
+fn answer_to(message: &[u8]) -> Option<String> {
+    let message = String::from_utf8_lossy(message);
+    let question = message
+        .lines()
+        .find_map(|line| serde_json::from_str::<Value>(line).ok())?;
+    let id = question.get("requestId")?;
+    question.get("opts")?;
+    let socket = json!({"id": "theirs", "handshake": {}, "rooms": ["theirs"], "data": {}});
+    Some(json!({"requestId": id, "sockets": [socket]}).to_string())
+}

@@ -1,0 +1,135 @@
+//! Redis goes away, hangs, and comes back.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use roomcast_adapter::{BusError, Gap, Health, Question};
+use roomcast_emitter::target::Target;
+
+use crate::{
+    deployment::{Deployment, metric},
+    node::{Node, broadcast, eventually, within},
+};
+
+async fn publish(node: &Node) -> Result<usize, BusError> {
+    within(node.bus.publish(&node.id, "/", broadcast(&[], 0))).await
+}
+
+async fn until_unavailable(node: &Node) {
+    loop {
+        match publish(node).await {
+            Err(BusError::Unavailable(_)) => return,
+            // On its way when the connection broke.
+            Ok(_) | Err(BusError::Unconfirmed(_)) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
+    let mut deployment = Deployment::start();
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    let gaps = Arc::<Mutex<Vec<Gap>>>::default();
+    let noted = Arc::clone(&gaps);
+    b.bus.on_gap(Box::new(move |gap| noted.lock().push(*gap)));
+    b.join("before").await;
+    let socket = b.connect(1);
+    b.confirm(socket.as_str()).await;
+    let killed = SystemTime::now();
+    deployment.server.kill();
+
+    within(until_unavailable(&a)).await;
+    let question = Question::Sockets(Target::default());
+    let asked = a
+        .bus
+        .ask(&a.id, "/", question, Duration::from_secs(3600))
+        .await;
+    assert!(matches!(asked, Err(BusError::Unavailable(_))), "{asked:?}");
+    b.side.enter("meanwhile", false);
+    b.bus.interest_changed(&b.id, "/");
+    let room = vec!["meanwhile".into()];
+    let confirmed = within(b.bus.confirm(&b.id, "/", room)).await;
+    assert!(confirmed.is_err());
+    eventually("the node knows", || {
+        matches!(b.bus.health(), Health::Interrupted(_))
+    })
+    .await;
+    let queued = metric(&a, "roomcast_bus_queued_bytes", "");
+    assert!(queued == 0.0, "{queued}");
+
+    let restarted = SystemTime::now();
+    deployment.server.restart();
+    for node in [&a, &b] {
+        eventually("messages flow again", || {
+            node.bus.health() == Health::Flowing
+        })
+        .await;
+    }
+    for rooms in [&[][..], &["before"], &["meanwhile"], &[socket.as_str()]] {
+        a.publish(broadcast(rooms, 2)).await;
+        assert_eq!(b.heard(1).await, [broadcast(rooms, 2)]);
+    }
+    let gaps = gaps.lock().clone();
+    assert!(
+        gaps.iter()
+            .any(|gap| gap.from <= killed && gap.to >= restarted),
+        "{gaps:?}"
+    );
+    assert!(metric(&b, "roomcast_bus_gaps_total", "") >= 1.0);
+    let leases = deployment.channels().leases();
+    eventually("both have leases", || {
+        deployment.server.command(&["ZCARD", &leases]) == ":2\r\n"
+    })
+    .await;
+    let question = Question::Sockets(Target::default());
+    let answered = a.ask(question, Duration::from_secs(3600)).await;
+    assert_eq!((answered.answers.len(), answered.silent.len()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_ends_with_its_time_though_redis_hangs() {
+    let mut deployment = Deployment::start();
+    deployment.config.publish_timeout = Duration::from_secs(3600);
+    deployment.config.probe_timeout = Duration::from_secs(3600);
+    let (a, _b) = (deployment.node().await, deployment.node().await);
+    deployment.server.suspend();
+    let question = Question::Sockets(Target::default());
+    let asked = a.bus.ask(&a.id, "/", question, Duration::from_millis(300));
+    let asked = within(asked).await;
+    deployment.server.resume();
+    assert!(matches!(asked, Err(BusError::Unconfirmed(_))), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_is_counted_and_goes_its_way_though_nobody_waits() {
+    let deployment = Deployment::start();
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    let published = |outcome| metric(&a, "roomcast_bus_messages_published_total", outcome);
+    assert!(published("ok") == 0.0);
+    drop(a.bus.publish(&a.id, "/", broadcast(&[], 1)));
+    a.publish(broadcast(&[], 2)).await;
+    assert_eq!(b.heard(2).await, [broadcast(&[], 1), broadcast(&[], 2)]);
+    eventually("both are counted", || published("ok") == 2.0).await;
+    let question = Question::Sockets(Target::default());
+    drop(a.bus.ask(&a.id, "/", question, Duration::from_secs(3600)));
+    eventually("the question is counted", || published("ok") == 3.0).await;
+    assert!(metric(&a, "roomcast_bus_requests_total", "failed") == 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_says_at_last_arrives_before_it_has_closed() {
+    let deployment = Deployment::start();
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    for number in 0..100 {
+        drop(a.bus.publish(&a.id, "/", broadcast(&[], number)));
+    }
+    within(a.bus.close(&a.id)).await;
+    let expected: Vec<_> = (0..100).map(|number| broadcast(&[], number)).collect();
+    assert_eq!(b.heard(100).await, expected);
+    let error = publish(&a).await.unwrap_err();
+    assert!(matches!(error, BusError::Unavailable(_)), "{error:?}");
+}
