@@ -147,10 +147,18 @@ impl Waiting {
             Err(_) => return Ok(self.outcome(&expected)),
         }
         let mut next_look = time::Instant::now() + LOOK_INTERVAL;
+        let mut unknown = 0;
         while !self.pending.heard.lock().is_complete(&expected.now) {
             if time::Instant::now() >= deadline {
                 break;
             }
+            // Whoever answers and is not known has come just now, and is counted among the foreign
+            // ones until it is looked up, or has gone.
+            let now_unknown = self.pending.heard.lock().unknown(&expected.now);
+            if now_unknown > unknown {
+                next_look = time::Instant::now();
+            }
+            unknown = now_unknown;
             let until = next_look.min(deadline);
             if time::timeout_at(until, self.pending.changed.notified())
                 .await
@@ -226,12 +234,15 @@ impl Heard {
     }
 
     fn is_complete(&self, now: &Roster) -> bool {
-        // A node that is too young to be known has been counted among the foreign ones.
-        let known = |node: &&NodeId| now.alive.contains(node) || now.stalled.contains(node);
-        let unknown = self.nodes.iter().filter(|node| !known(node)).count();
         now.alive.iter().all(|node| self.nodes.contains(node))
-            && self.foreign + unknown >= now.foreign
+            && self.foreign >= now.foreign
             && self.foreign_acks.len() >= self.foreign_asked
+    }
+
+    /// The number of our nodes that have answered and are not known to be there.
+    fn unknown(&self, now: &Roster) -> usize {
+        let known = |node: &&NodeId| now.alive.contains(node) || now.stalled.contains(node);
+        self.nodes.iter().filter(|node| !known(node)).count()
     }
 }
 
@@ -262,8 +273,7 @@ impl Expected {
             .filter(|node| !heard.nodes.contains(*node));
         let mut silent: Vec<NodeId> = missing.cloned().collect();
         silent.sort_unstable();
-        let unknown = heard.nodes.difference(&self.nodes).count();
-        let foreign = self.foreign.saturating_sub(heard.foreign + unknown);
+        let foreign = self.foreign.saturating_sub(heard.foreign);
         silent.extend((0..foreign).map(|_| NodeId::new(FOREIGN)));
         silent
     }

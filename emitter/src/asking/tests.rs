@@ -105,6 +105,17 @@ async fn a_node_that_was_too_young_to_be_known_is_not_foreign() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_has_answered_and_gone_is_not_taken_for_a_foreign_one() {
+    let (outcome, took) = gather(vec![roster(&["a"], &[], 1)], |asking| {
+        asking.hear("q", Some(NodeId::new("a")), reached(1));
+        asking.hear("q", Some(NodeId::new("gone")), reached(1));
+    })
+    .await;
+    assert_eq!(took, Duration::from_secs(5));
+    assert_eq!(names(&outcome.answered.silent), [FOREIGN]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
     let ack = || Reply::Acknowledged(Args::encode(&("pong",)).unwrap());
     let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
