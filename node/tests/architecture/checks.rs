@@ -88,8 +88,8 @@ const WALL_CLOCK: [&str; 5] = [
 ];
 
 pub(crate) fn check_clock(source: &Source) -> Vec<Violation> {
-    let is_waiting = |of: &&str| source.file.starts_with(of);
-    let is_clock = source.file == "node/src/clock.rs" || WAITING.iter().any(|of| is_waiting(&of));
+    let is_waiting = |of: &&str| source.file.starts_with(*of);
+    let is_clock = source.file == "node/src/clock.rs" || WAITING.iter().any(is_waiting);
     let has_wall_clock = WALL_CLOCK.contains(&&*source.file);
     let mut violations = Vec::new();
     for (text, is_allowed) in [
