@@ -34,6 +34,9 @@ use crate::{
     value::Value,
 };
 
+/// Why there is no connection before the first attempt has ended.
+const NOT_YET: &str = "not connected yet";
+
 /// What a link holds and how long it waits.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
@@ -185,16 +188,28 @@ impl Link {
     /// Says a command. It is queued when this returns, behind those that were said before; the
     /// future is of its reply.
     pub fn send<A: AsRef<[u8]>>(&self, args: &[A]) -> Pending {
-        self.push(|queue, reply| queue.push(args, reply))
+        self.push(|queue, reply| queue.push(args, reply), false)
+    }
+
+    /// The same for a command that others follow at once, to go out with them.
+    pub fn send_followed<A: AsRef<[u8]>>(&self, args: &[A]) -> Pending {
+        self.push(|queue, reply| queue.push(args, reply), true)
     }
 
     /// Says a command that is encoded already, right after one that prepares it, whose reply is
     /// dropped.
     pub fn send_encoded(&self, preparation: Option<&[u8]>, command: &[u8]) -> Pending {
-        self.push(|queue, reply| queue.push_encoded(preparation, command, reply))
+        self.push(
+            |queue, reply| queue.push_encoded(preparation, command, reply),
+            false,
+        )
     }
 
-    fn push(&self, push: impl FnOnce(&mut Queue, Reply) -> Result<(), LinkError>) -> Pending {
+    fn push(
+        &self,
+        push: impl FnOnce(&mut Queue, Reply) -> Result<(), LinkError>,
+        is_followed: bool,
+    ) -> Pending {
         let (reply, receiver) = oneshot::channel();
         let mut queue = self.shared.queue.lock();
         let before = queue.queued_bytes();
@@ -202,7 +217,7 @@ impl Link {
             return Pending::failed(error);
         }
         self.shared.add_queued(queue.queued_bytes() - before);
-        let (direct, waker) = queue.after_push();
+        let (direct, waker) = queue.after_push(is_followed);
         drop(queue);
         let waker = match direct {
             // An error shows to the task, too, which knows what to do about it.
@@ -249,6 +264,11 @@ impl Link {
     /// Whether commands are taken now.
     pub fn is_up(&self) -> bool {
         *self.state.borrow() == LinkState::Up
+    }
+
+    /// Whether the first attempt to connect is still under way.
+    pub(crate) fn is_starting(&self) -> bool {
+        matches!(&*self.state.borrow(), LinkState::Down(reason) if **reason == *NOT_YET)
     }
 
     /// The server of the present or the last connection.

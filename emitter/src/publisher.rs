@@ -213,9 +213,25 @@ impl Publisher {
     /// future is of the number of connections that took it. In a cluster, that number is one of
     /// the server's that was talked to alone, unless the channel is sharded.
     pub fn publish(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
+        self.publish_one(channel, payload, is_sharded, false)
+    }
+
+    /// The same for a message that others follow at once, to go out with them.
+    pub fn publish_followed(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
+        self.publish_one(channel, payload, is_sharded, true)
+    }
+
+    fn publish_one(
+        &self,
+        channel: &str,
+        payload: &[u8],
+        is_sharded: bool,
+        is_followed: bool,
+    ) -> Publishing {
         let command: &[u8] = if is_sharded { b"SPUBLISH" } else { b"PUBLISH" };
         let args = [command, channel.as_bytes(), payload];
         Publishing(match &self.topology {
+            Servers::One { link, .. } if is_followed => Reply::Plain(link.send_followed(&args)),
             Servers::One { link, .. } => Reply::Plain(link.send(&args)),
             Servers::Cluster(cluster) => {
                 let route = if is_sharded {

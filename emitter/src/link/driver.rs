@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Destination, LinkConfig, LinkState, Shared,
+    Destination, LinkConfig, LinkState, NOT_YET, Shared,
     queue::{Chunk, Reply},
     tell,
 };
@@ -49,7 +49,7 @@ impl Driver {
         first: Option<Connection>,
         shared: Arc<Shared>,
     ) -> (Self, watch::Receiver<LinkState>) {
-        let (state, receiver) = watch::channel(LinkState::Down("not connected yet".into()));
+        let (state, receiver) = watch::channel(LinkState::Down(NOT_YET.into()));
         let mut driver = Self {
             destination,
             backoff: config.backoff,

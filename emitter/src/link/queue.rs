@@ -7,7 +7,7 @@ use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use tokio::sync::oneshot;
 
-use super::LinkError;
+use super::{LinkError, NOT_YET};
 use crate::{endpoint::DirectWriter, resp, value::Value};
 
 /// Buffers larger than this are not kept once they are empty.
@@ -82,7 +82,7 @@ pub(super) enum Chunk {
 impl Queue {
     pub(super) fn new(max_bytes: usize) -> Self {
         Self {
-            phase: Phase::Down("not connected yet".into()),
+            phase: Phase::Down(NOT_YET.into()),
             max_bytes,
             out: Vec::new(),
             is_held: false,
@@ -157,14 +157,14 @@ impl Queue {
 
     /// After a push: what the caller's own thread may write, or whom it has to wake.
     ///
-    /// A caller that is alone writes by itself, which saves waking the task. With more of them, one
-    /// write by the task carries what all have said.
-    pub(super) fn after_push(&mut self) -> (Option<Direct>, Option<Waker>) {
+    /// A caller that is alone writes by itself, which saves waking the task. With more of them, or
+    /// if the caller says more at once, one write by the task carries it all.
+    pub(super) fn after_push(&mut self, is_followed: bool) -> (Option<Direct>, Option<Waker>) {
         if self.is_held {
             return (None, None);
         }
         match &self.direct {
-            Some(writer) if self.waiting.len() == 1 => {
+            Some(writer) if self.waiting.len() == 1 && !is_followed => {
                 let direct = Direct {
                     connection: self.connection,
                     writer: writer.clone(),
@@ -443,15 +443,18 @@ mod tests {
         let mut queue = up(100);
         assert_eq!(take(&mut queue, false).0, Chunk::Empty);
         push(&mut queue, b"1").unwrap();
-        assert!(queue.after_push().1.is_some(), "the idle task is woken");
+        assert!(
+            queue.after_push(false).1.is_some(),
+            "the idle task is woken"
+        );
         push(&mut queue, b"2").unwrap();
-        assert!(queue.after_push().1.is_none(), "it is woken once");
+        assert!(queue.after_push(false).1.is_none(), "it is woken once");
         assert_eq!(take(&mut queue, false).0, Chunk::Gathering);
         push(&mut queue, b"3").unwrap();
         assert_eq!(take(&mut queue, true), (Chunk::Filled, b"123".to_vec()));
         // Whoever comes while it is written finds nothing to do.
         push(&mut queue, b"4").unwrap();
-        let (direct, waker) = queue.after_push();
+        let (direct, waker) = queue.after_push(false);
         assert!(direct.is_none() && waker.is_none());
 
         let mut queue = up(100);
@@ -467,11 +470,14 @@ mod tests {
         assert!(queue.connected(Some(DirectWriter::Unix(Arc::new(writer)))));
         assert_eq!(take(&mut queue, false).0, Chunk::Empty);
         push(&mut queue, b"12345").unwrap();
-        let (direct, waker) = queue.after_push();
+        let (direct, waker) = queue.after_push(false);
         assert!(waker.is_none());
         let direct = direct.expect("a lone caller writes by itself");
         push(&mut queue, b"678").unwrap();
-        assert!(queue.after_push().0.is_none(), "only one writes at a time");
+        assert!(
+            queue.after_push(false).0.is_none(),
+            "only one writes at a time"
+        );
         assert_eq!(take(&mut queue, true).0, Chunk::Empty);
         assert!(queue.after_direct(direct, 2).is_some(), "the task goes on");
         assert_eq!(take(&mut queue, true), (Chunk::Filled, b"345678".to_vec()));
@@ -495,7 +501,7 @@ mod tests {
         let mut queue = Queue::new(100);
         assert!(queue.connected(Some(DirectWriter::Unix(Arc::new(writer)))));
         push(&mut queue, b"12345").unwrap();
-        let direct = queue.after_push().0.unwrap();
+        let direct = queue.after_push(false).0.unwrap();
         let failed = reasons(queue.disconnected(&"gone".into()));
         assert_eq!(failed, [LinkError::Unconfirmed("gone".into())]);
         assert!(queue.connected(None));

@@ -77,7 +77,8 @@ impl Attempts {
             let reason = format!("no node is known that serves slot {}", self.slot);
             return Err(PublishError::Unavailable(reason.into()));
         };
-        let Some(link) = view.links.get(owner) else {
+        // One that others have wanted a moment ago is waited for as if it were not there.
+        let Some(link) = view.links.get(owner).filter(|link| !link.is_starting()) else {
             self.hint(Hint::Wanted(owner.clone()));
             return Ok(Attempt::Wants(owner.clone()));
         };

@@ -169,10 +169,8 @@ impl Cluster {
                 let _ = time::timeout(REDIRECTION_TIMEOUT, complete).await.is_ok();
             }
             let links: Vec<_> = view.borrow().links.values().cloned().collect();
-            if !is_complete {
-                for link in &links {
-                    until_up(link).await;
-                }
+            for link in links.iter().filter(|link| link.is_starting()) {
+                until_up(link).await;
             }
             let pending: Vec<_> = links
                 .iter()
