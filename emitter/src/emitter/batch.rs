@@ -6,23 +6,22 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use super::{
-    core::Core,
+    core::{Core, Queued, check_namespace},
     error::EmitError,
     operator::{broadcast, checked, names},
     results::Delivery,
 };
 use crate::{
-    args::IntoArgs,
+    args::{Args, IntoArgs},
     message::Message,
     target::{Rooms, Target},
-    wire::Publication,
 };
 
 /// What a batch may hold if nothing else is said, in bytes.
 const DEFAULT_LIMIT: usize = 64 << 20;
 
-/// What a message costs beside its bytes, roughly.
-const OVERHEAD_BYTES: usize = 96;
+/// What a name costs beside its bytes, roughly.
+const NAME_BYTES: usize = 32;
 
 /// Emits that are published together, in their order. Made by
 /// [`Emitter::batch`](super::Emitter::batch).
@@ -42,7 +41,7 @@ const OVERHEAD_BYTES: usize = 96;
 #[must_use = "nothing happens until the batch is sent"]
 pub struct Batch {
     core: Arc<Core>,
-    publications: Vec<Publication>,
+    messages: Vec<Queued>,
     bytes: usize,
     limit: usize,
 }
@@ -51,7 +50,7 @@ impl Batch {
     pub(super) fn new(core: Arc<Core>) -> Self {
         Self {
             core,
-            publications: Vec::new(),
+            messages: Vec::new(),
             bytes: 0,
             limit: DEFAULT_LIMIT,
         }
@@ -93,12 +92,12 @@ impl Batch {
 
     /// How many messages it holds.
     pub fn len(&self) -> usize {
-        self.publications.len()
+        self.messages.len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.publications.is_empty()
+        self.messages.is_empty()
     }
 
     /// Publishes what it holds, and says of each message, in order, what became of it.
@@ -106,7 +105,7 @@ impl Batch {
     /// Messages are tried again as [`Retry`](super::Retry) says; those that were are published after
     /// the others. The order is otherwise that of the batch.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
-        self.core.publish_all(self.publications).await
+        self.core.publish_all(&self.messages).await
     }
 
     fn main(&mut self) -> BatchOperator<'_> {
@@ -117,22 +116,48 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
-        let publication = self.core.encode(namespace, message)?;
-        let bytes = publication.channel.len() + publication.payload.len() + OVERHEAD_BYTES;
+    fn add(&mut self, namespace: Cow<'static, str>, message: Message) -> Result<(), EmitError> {
+        check_namespace(&namespace)?;
+        let bytes = namespace.len() + size(&message);
         if self.bytes.saturating_add(bytes) > self.limit {
             return Err(EmitError::BatchFull { limit: self.limit });
         }
         self.bytes += bytes;
-        self.publications.push(publication);
+        self.messages.push((namespace, message));
         Ok(())
     }
+}
+
+/// What a message keeps in memory, roughly.
+fn size(message: &Message) -> usize {
+    let names = |names: &[Box<str>]| names.iter().map(|name| NAME_BYTES + name.len()).sum();
+    let target = |target: &Target| -> usize {
+        let (rooms, except): (usize, usize) = (names(&target.rooms), names(&target.except));
+        rooms + except
+    };
+    let args = |args: &Args| {
+        let attachments = args.attachments().iter();
+        args.json().len()
+            + attachments
+                .map(|bytes| NAME_BYTES + bytes.len())
+                .sum::<usize>()
+    };
+    let own = message.target().map_or(0, target);
+    let more = match message {
+        Message::Broadcast {
+            event, args: given, ..
+        }
+        | Message::ServerSideEmit { event, args: given } => event.len() + args(given),
+        Message::SocketsJoin { rooms, .. } | Message::SocketsLeave { rooms, .. } => names(rooms),
+        Message::DisconnectSockets { .. } => 0,
+    };
+    size_of::<Queued>() + own + more
 }
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch")
-            .field("messages", &self.publications.len())
+            .field("messages", &self.messages.len())
             .field("bytes", &self.bytes)
             .finish_non_exhaustive()
     }
@@ -153,7 +178,7 @@ impl BatchOperator<'_> {
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         let args = checked(event, args)?;
         let message = broadcast(self.target, event, args);
-        self.batch.add(&self.namespace, &message)
+        self.batch.add(self.namespace, message)
     }
 
     /// Has everybody who is meant join rooms.
@@ -161,7 +186,7 @@ impl BatchOperator<'_> {
     pub fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target, names(&rooms));
         let message = Message::SocketsJoin { target, rooms };
-        self.batch.add(&self.namespace, &message)
+        self.batch.add(self.namespace, message)
     }
 
     /// Has everybody who is meant leave rooms.
@@ -169,14 +194,14 @@ impl BatchOperator<'_> {
     pub fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target, names(&rooms));
         let message = Message::SocketsLeave { target, rooms };
-        self.batch.add(&self.namespace, &message)
+        self.batch.add(self.namespace, message)
     }
 
     /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
     pub fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
         let target = self.target;
         let message = Message::DisconnectSockets { target, close };
-        self.batch.add(&self.namespace, &message)
+        self.batch.add(self.namespace, message)
     }
 }
 

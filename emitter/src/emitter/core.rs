@@ -1,6 +1,7 @@
 //! What all operators of an emitter share: its language, its way to Redis, its questions.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,6 +23,9 @@ use crate::{
     wire::{Publication, Wire},
 };
 
+/// A message of a batch, and its namespace.
+pub(super) type Queued = (Cow<'static, str>, Message);
+
 pub(crate) struct Core {
     pub(super) transport: Transport,
     pub(super) wire: Arc<Wire>,
@@ -36,11 +40,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(super) fn encode(
-        &self,
-        namespace: &str,
-        message: &Message,
-    ) -> Result<Publication, EmitError> {
+    fn encode(&self, namespace: &str, message: &Message) -> Result<Publication, EmitError> {
         check_namespace(namespace)?;
         Ok(self.wire.message(namespace, EMITTER_UID, message, None)?)
     }
@@ -68,44 +68,46 @@ impl Core {
     /// Publishes many messages in their order; answers in that order, too.
     pub(super) async fn publish_all(
         &self,
-        publications: Vec<Publication>,
+        messages: &[Queued],
     ) -> Vec<Result<Delivery, EmitError>> {
-        let delivery =
-            |published: Result<usize, EmitError>| published.map(|nodes| Delivery { nodes });
-        let published = self.publish_once(&publications).await;
-        let mut results: Vec<_> = published.into_iter().map(delivery).collect();
+        let all: Vec<_> = (0..messages.len()).collect();
+        let mut results = self.publish_some(messages, &all).await;
         let mut tried = 1;
         loop {
             let pause = |result: &Result<Delivery, EmitError>| {
                 self.retry.pause(tried, result.as_ref().err()?)
             };
-            let again: Vec<_> = (0..results.len())
-                .filter(|index| pause(&results[*index]).is_some())
-                .collect();
-            let Some(longest) = again
-                .iter()
-                .filter_map(|index| pause(&results[*index]))
-                .max()
-            else {
+            let failed = results.iter().enumerate();
+            let (again, pauses): (Vec<_>, Vec<_>) = failed
+                .filter_map(|(index, result)| Some((index, pause(result)?)))
+                .unzip();
+            let Some(longest) = pauses.into_iter().max() else {
                 return results;
             };
             sleep(longest).await;
             tried += 1;
-            let chosen: Vec<_> = again
-                .iter()
-                .map(|index| publications[*index].clone())
-                .collect();
-            let published = self.publish_once(&chosen).await;
+            let published = self.publish_some(messages, &again).await;
             for (index, published) in again.into_iter().zip(published) {
-                results[index] = delivery(published);
+                results[index] = published;
             }
         }
     }
 
-    async fn publish_once(&self, publications: &[Publication]) -> Vec<Result<usize, EmitError>> {
-        self.transport
-            .publish_all(publications, self.is_sharded)
-            .await
+    /// Encoded on the way, so that Redis works meanwhile.
+    async fn publish_some(
+        &self,
+        messages: &[Queued],
+        indices: &[usize],
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let publications = indices.iter().map(|index| {
+            let (namespace, message) = &messages[*index];
+            self.encode(namespace, message)
+        });
+        let published = self.transport.publish_all(publications, self.is_sharded);
+        let deliveries = published.await.into_iter();
+        deliveries
+            .map(|nodes| nodes.map(|nodes| Delivery { nodes }))
+            .collect()
     }
 
     /// Asks the nodes of a namespace, with a broadcast before the question if it is about that one.
@@ -151,8 +153,9 @@ impl Core {
         let listening = answers.listen(namespace).await?;
         let waiting = self.asking.open(&id)?;
         let is_broadcast = message.is_some();
-        let publications: Vec<_> = message.into_iter().chain([question]).collect();
-        let published = self.publish_once(&publications).await;
+        let publications = message.into_iter().chain([question]).map(Ok);
+        let published = self.transport.publish_all(publications, self.is_sharded);
+        let published = published.await;
         for (index, published) in published.into_iter().enumerate() {
             match published {
                 Ok(_) => {}
@@ -217,7 +220,7 @@ fn unconfirmed(error: &EmitError) -> EmitError {
     EmitError::Unconfirmed(error.to_string().into())
 }
 
-fn check_namespace(namespace: &str) -> Result<(), EmitError> {
+pub(super) fn check_namespace(namespace: &str) -> Result<(), EmitError> {
     if namespace.starts_with('/') {
         Ok(())
     } else {

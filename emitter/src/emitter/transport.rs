@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
+use tokio::task::yield_now;
+
 use super::error::EmitError;
 use crate::{
     channel::Channels,
     members::{Leases, Roster},
-    publisher::{PublishError, Publisher, Route},
+    publisher::{PublishError, Publisher, Publishing, Route},
     roll_call,
     wire::Publication,
 };
@@ -16,6 +18,9 @@ use crate::{pool::PoolPublisher, value::Value};
 /// What a batch has on its way to Redis at a time, in bytes: enough that neither side waits for the
 /// other, and far from what the link refuses.
 const WINDOW_BYTES: usize = 1 << 20;
+
+/// What is encoded before the first of it is written, in bytes.
+const WRITE_BYTES: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(super) enum Transport {
@@ -40,33 +45,44 @@ impl Transport {
             }
             #[cfg(feature = "pool")]
             Self::Pool(_) => {
-                let published = self.publish_all(std::slice::from_ref(publication), is_sharded);
+                let one = std::iter::once(Ok(publication.clone()));
+                let published = self.publish_all(one, is_sharded);
                 let published = published.await.pop();
                 published.expect("there is one result for each publication")
             }
         }
     }
 
-    /// Publishes in order; answers in that order, too.
+    /// Publishes in order; answers in that order, too. What cannot be encoded is left out.
     pub(super) async fn publish_all(
         &self,
-        publications: &[Publication],
+        publications: impl Iterator<Item = Result<Publication, EmitError>>,
         is_sharded: bool,
     ) -> Vec<Result<usize, EmitError>> {
         match self {
-            Self::Own(publisher) => publish_windowed(publisher, publications, is_sharded).await,
+            Self::Own(publisher) => {
+                let window = Window::new(publisher, is_sharded);
+                window.publish(publications).await
+            }
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
                 let command = if is_sharded { "SPUBLISH" } else { "PUBLISH" };
+                let publications: Vec<_> = publications.collect();
                 let commands: Vec<_> = publications
                     .iter()
+                    .flatten()
                     .map(|publication| -> Vec<&[u8]> {
                         let channel = publication.channel.as_bytes();
                         vec![command.as_bytes(), channel, &publication.payload]
                     })
                     .collect();
-                let replies = pool.send(&commands).await.into_iter();
-                replies.map(|reply| count(&reply?)).collect()
+                let mut replies = pool.send(&commands).await.into_iter();
+                let reply = |publication: Result<Publication, EmitError>| {
+                    publication?;
+                    let reply = replies.next().expect("there is one for each command");
+                    count(&reply?)
+                };
+                publications.into_iter().map(reply).collect()
             }
         }
     }
@@ -115,30 +131,78 @@ impl Transport {
     }
 }
 
-/// Keeps as much on its way as the window holds.
-async fn publish_windowed(
-    publisher: &Publisher,
-    publications: &[Publication],
+/// Publishes many messages, of which no more than a certain number of bytes are on their way.
+struct Window<'a> {
+    publisher: &'a Publisher,
     is_sharded: bool,
-) -> Vec<Result<usize, EmitError>> {
-    let mut results = Vec::with_capacity(publications.len());
-    let mut under_way = VecDeque::new();
-    let mut bytes = 0;
-    for Publication { channel, payload } in publications {
-        let size = channel.len() + payload.len();
-        while bytes > 0 && bytes + size > WINDOW_BYTES {
-            let (size, publishing) = under_way.pop_front().expect("something has these bytes");
-            results.push(receivers(publishing.await));
-            bytes -= size;
+    /// With the bytes of each.
+    under_way: VecDeque<(usize, Result<Publishing, EmitError>)>,
+    bytes: usize,
+    results: Vec<Result<usize, EmitError>>,
+}
+
+impl<'a> Window<'a> {
+    fn new(publisher: &'a Publisher, is_sharded: bool) -> Self {
+        Self {
+            publisher,
+            is_sharded,
+            under_way: VecDeque::new(),
+            bytes: 0,
+            results: Vec::new(),
         }
-        let publishing = publisher.publish(channel, payload, is_sharded);
-        under_way.push_back((size, publishing));
-        bytes += size;
     }
-    for (_, publishing) in under_way {
-        results.push(receivers(publishing.await));
+
+    async fn publish(
+        mut self,
+        publications: impl Iterator<Item = Result<Publication, EmitError>>,
+    ) -> Vec<Result<usize, EmitError>> {
+        self.results.reserve(publications.size_hint().0);
+        let mut unwritten = 0;
+        for publication in publications {
+            let size = self.push(publication).await;
+            unwritten += size;
+            // The link's task has its turn to write, and Redis to work, while more is encoded.
+            if unwritten > WRITE_BYTES {
+                unwritten = 0;
+                yield_now().await;
+            }
+        }
+        while !self.under_way.is_empty() {
+            self.settle().await;
+        }
+        self.results
     }
-    results
+
+    async fn push(&mut self, publication: Result<Publication, EmitError>) -> usize {
+        let (size, publishing) = match publication {
+            Ok(Publication { channel, payload }) => {
+                let size = channel.len() + payload.len();
+                while self.bytes > 0 && self.bytes + size > WINDOW_BYTES {
+                    self.settle().await;
+                }
+                let publisher = self.publisher;
+                let publishing = publisher.publish_followed(&channel, &payload, self.is_sharded);
+                (size, Ok(publishing))
+            }
+            Err(error) => (0, Err(error)),
+        };
+        self.bytes += size;
+        self.under_way.push_back((size, publishing));
+        size
+    }
+
+    /// Waits for the first one.
+    async fn settle(&mut self) {
+        let Some((size, publishing)) = self.under_way.pop_front() else {
+            return;
+        };
+        let result = match publishing {
+            Ok(publishing) => receivers(publishing.await),
+            Err(error) => Err(error),
+        };
+        self.bytes -= size;
+        self.results.push(result);
+    }
 }
 
 #[cfg(feature = "pool")]
