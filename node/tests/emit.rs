@@ -15,7 +15,7 @@ use std::{
 };
 
 use process::{Program, client::Client, field};
-use redis::{Listener, Redis};
+use redis::{Cluster, Listener, Redis};
 use serde_json::{Value, json};
 
 const README: &str = include_str!("../../README.md");
@@ -70,16 +70,16 @@ fn run(command: &mut Command, input: &str) -> Said {
 }
 
 /// A node that lets clients use rooms, and its address.
-fn node(redis: &Redis) -> (Program, String) {
+fn node(url: &str, dialect: &str) -> (Program, String) {
     let mut command = roomcast();
     command.args([
         "serve",
         "--listen=127.0.0.1:0",
         "--internal-listen=127.0.0.1:0",
     ]);
-    command.args(["--client-rooms", "--redis", &redis.url()]);
+    command.args(["--client-rooms", "--redis", url, "--redis-dialect", dialect]);
     let mut program = Program::start(&mut command);
-    let line = program.line_with("listening");
+    let line = program.line_with("address=");
     (program, field(&line, "address="))
 }
 
@@ -87,7 +87,7 @@ fn node(redis: &Redis) -> (Program, String) {
 fn an_event_reaches_the_clients_of_all_nodes_that_have_the_room() {
     let redis = Redis::start();
     let url = redis.url();
-    let (one, two) = (node(&redis), node(&redis));
+    let (one, two) = (node(&url, "classic"), node(&url, "classic"));
     let (mut ada, mut ben) = (Client::connect(&one.1), Client::connect(&two.1));
     let mut eve = Client::connect(&two.1);
     for client in [&mut ada, &mut ben] {
@@ -147,7 +147,7 @@ fn an_event_reaches_the_clients_of_all_nodes_that_have_the_room() {
 #[test]
 fn acknowledgements_of_clients_are_printed() {
     let redis = Redis::start();
-    let (_node, address) = node(&redis);
+    let (_node, address) = node(&redis.url(), "classic");
     let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
     let (mut client, _) = tungstenite::connect(url).unwrap();
     let mut packet = |answer: &str| {
@@ -169,6 +169,34 @@ fn acknowledgements_of_clients_are_printed() {
     let said = emitting.join().unwrap();
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(said.json()["answers"], json!(["yes"]));
+}
+
+#[test]
+fn a_cluster_of_redis_is_as_good_as_one_server() {
+    let redis = Cluster::start(3);
+    let url = redis.url();
+    for dialect in ["classic", "sharded-dynamic"] {
+        let (one, two) = (node(&url, dialect), node(&url, dialect));
+        let (mut ada, mut ben) = (Client::connect(&one.1), Client::connect(&two.1));
+        for client in [&mut ada, &mut ben] {
+            client.ask(&json!(["join", "tea"]));
+        }
+        let dialect = ["--redis-dialect", dialect];
+        let emit = |line: &[&str]| emit(&url, &[&dialect[..], line].concat());
+        let line = ["--room=tea", "--confirm", "--json", "ready"];
+        redis::until("both nodes listen to the room", || {
+            (emit(&line).json()["sockets"] == json!(2)).then_some(())
+        });
+        let said = emit(&["--room=tea", "news", "1"]);
+        assert_eq!(said.status, Some(0), "{said:?}");
+        let said = emit(&["--namespace=/", "news", "2", "--confirm"]);
+        let reached = "1 message emitted, reached 2 sockets on 2 nodes\n";
+        assert_eq!(said.out, reached, "{said:?}");
+        for client in [&mut ada, &mut ben] {
+            assert_eq!(client.event("news"), json!([1]));
+            assert_eq!(client.event("news"), json!([2]));
+        }
+    }
 }
 
 #[test]
