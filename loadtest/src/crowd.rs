@@ -196,6 +196,9 @@ impl Crowd {
     /// The driver lets this member read no more: nothing is owed to it.
     pub(crate) fn stalled(&mut self, client: usize) {
         self.leave_at_once(client);
+        for stream in self.manners.shape.streams(client) {
+            self.ledger.forget(stream);
+        }
         self.states[client] = State::Stalled;
     }
 

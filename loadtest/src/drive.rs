@@ -2,18 +2,15 @@
 //! planned, waits for what is missing, and closes the account.
 
 mod idle;
+mod pace;
+mod unrest;
 
-use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
-    process::{Child, Command},
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, process::Child, time::Duration};
 
 use anyhow::bail;
 
 use crate::{
-    clock::{self, MILLISECOND, Nanos, SECOND, span},
+    clock::{self, Nanos, SECOND, span},
     crowd::{Crowd, Manners, State},
     histogram::Histogram,
     ledger::Shape,
@@ -24,6 +21,7 @@ use crate::{
     run::{Run, TURN},
     swarm::End,
 };
+use pace::Beat;
 
 /// What a scenario is made of.
 pub(crate) struct Plan {
@@ -96,15 +94,6 @@ pub(crate) struct Drive<'a> {
     next_expiry: Nanos,
     child: Option<Child>,
     marks: Marks,
-}
-
-/// The pace of paced runs.
-struct Beat {
-    start: Nanos,
-    sent: u64,
-    /// How late messages were sent.
-    lag: Histogram,
-    skipped: u64,
 }
 
 /// What the counters said when the measured window began.
@@ -288,7 +277,12 @@ impl<'a> Drive<'a> {
 
     fn traffic(&mut self) -> anyhow::Result<()> {
         let start = clock::now();
-        let begin = start + span(self.common.warm_up);
+        // What is sent at once is all there is to measure.
+        let warm_up = match self.plan.pace {
+            Pace::Flood(_) => Duration::ZERO,
+            _ => self.common.warm_up,
+        };
+        let begin = start + span(warm_up);
         let end = begin + span(self.plan.duration);
         self.beat.start = start;
         self.crowd.time(begin..end);
@@ -343,253 +337,6 @@ impl<'a> Drive<'a> {
         self.check_rate();
     }
 
-    fn check_rate(&mut self) {
-        let Pace::Rate(rate) = self.plan.pace else {
-            return;
-        };
-        let outcome = &mut self.run.outcome;
-        let achieved = outcome.count("messages") as f64 / outcome.seconds.max(1e-9);
-        if self.beat.skipped > 0 {
-            let skipped = self.beat.skipped;
-            outcome.notes.push(format!(
-                "{skipped} messages were not sent, because their sender was not connected"
-            ));
-        } else if achieved < rate * LEAST_SHARE_OF_RATE {
-            outcome.limit(&format!(
-                "the rate was not kept: {achieved:.1} of {rate:.1} messages per second"
-            ));
-        }
-        let lag = self.beat.lag.percentile_ms(99.0);
-        if lag > MOST_LAG_MS {
-            outcome.limit(&format!(
-                "the rate was not kept evenly: one message in a hundred was sent {lag:.0} ms late, \
-                 which latencies include"
-            ));
-        }
-    }
-
-    /// Sends what is due; says when to come again.
-    fn speak(&mut self, now: Nanos, first: bool) -> anyhow::Result<Nanos> {
-        match self.plan.pace {
-            Pace::Window(window) => {
-                self.speak_in_window(window, first);
-                Ok(now + TURN)
-            }
-            Pace::Rate(rate) => self.speak_at_rate(rate, now),
-            Pace::Flood(count) => {
-                while self.beat.sent < u64::from(count) {
-                    let time = clock::now();
-                    self.send_next(time, time);
-                }
-                self.pump(now + TURN)
-            }
-        }
-    }
-
-    fn speak_in_window(&mut self, window: usize, first: bool) {
-        let mut due = std::mem::take(&mut self.crowd.finished);
-        if first {
-            due.clear();
-            for _ in 0..window {
-                due.extend(0..self.plan.shape.rooms * self.plan.shape.senders);
-            }
-        }
-        for sender in due.drain(..) {
-            if self.crowd.outstanding(sender) < window {
-                let time = clock::now();
-                self.send(sender, time, time);
-            }
-        }
-        // The list goes back with its room, and what expires is its first entry.
-        self.crowd.finished.append(&mut due);
-        self.expire(clock::now());
-    }
-
-    /// Gives up what is under way for too long; looks a few times a second.
-    fn expire(&mut self, now: Nanos) {
-        if now >= self.next_expiry {
-            self.crowd
-                .expire(now.saturating_sub(span(self.common.grace)));
-            self.next_expiry = now + SECOND / 10;
-        }
-    }
-
-    fn speak_at_rate(&mut self, rate: f64, now: Nanos) -> anyhow::Result<Nanos> {
-        self.crowd.finished.clear();
-        let due = |beat: &Beat| beat.start + (beat.sent as f64 / rate * SECOND as f64) as Nanos;
-        for _ in 0..MOST_PER_TURN {
-            let time = due(&self.beat);
-            if time > now {
-                break;
-            }
-            self.beat.lag.record(clock::now().saturating_sub(time));
-            self.send_next(time, now);
-        }
-        self.expire(now);
-        self.pump(due(&self.beat))
-    }
-
-    fn send_next(&mut self, time: Nanos, now: Nanos) {
-        let senders = self.plan.shape.rooms * self.plan.shape.senders;
-        let sender = (self.beat.sent % senders as u64) as usize;
-        self.beat.sent += 1;
-        self.send(sender, time, now);
-    }
-
-    fn send(&mut self, sender: usize, time: Nanos, now: Nanos) {
-        self.packet.clear();
-        if let Some(publisher) = &mut self.publisher {
-            self.crowd
-                .write_payload(sender, time, now, &mut self.packet);
-            let room = self.crowd.manners().room(sender / self.plan.shape.senders);
-            publisher.publish(self.run.swarm.namespace(), &room, &self.packet);
-            return;
-        }
-        let client = self.crowd.client_of(sender);
-        if self.crowd.state(client) != State::In {
-            self.beat.skipped += 1;
-            return;
-        }
-        self.crowd
-            .write_message(sender, time, now, &mut self.packet);
-        self.run.swarm.send(client, &self.packet);
-    }
-
-    /// Lets the publisher move; while it has something to say or hear, comes again soon.
-    fn pump(&mut self, next: Nanos) -> anyhow::Result<Nanos> {
-        let Some(publisher) = &mut self.publisher else {
-            return Ok(next);
-        };
-        publisher.pump()?;
-        if publisher.is_busy() {
-            return Ok(next.min(clock::now() + MILLISECOND / 4));
-        }
-        Ok(next)
-    }
-
-    fn is_flood_over(&self) -> bool {
-        let Pace::Flood(count) = self.plan.pace else {
-            return false;
-        };
-        let is_heard = self
-            .publisher
-            .as_ref()
-            .is_none_or(|publisher| !publisher.is_busy());
-        self.beat.sent >= u64::from(count) && is_heard && self.crowd.outstanding_of_all() == 0
-    }
-
-    fn begin_unrest(&mut self, now: Nanos) {
-        let unrest = &self.plan.unrest;
-        self.next_move = first_after(now, unrest.moves);
-        self.next_tear = first_after(now, unrest.tears);
-    }
-
-    /// Disturbs as planned; says when to come again.
-    fn disturb(&mut self, now: Nanos, begin: Nanos) -> Nanos {
-        let unrest = &self.plan.unrest;
-        while self.next_move <= now {
-            self.move_someone();
-            self.next_move = first_after(self.next_move, unrest.moves);
-        }
-        while self.next_tear <= now {
-            self.tear_someone(now);
-            self.next_tear = first_after(self.next_tear, unrest.tears);
-        }
-        if let Some((command, at)) = &unrest.command
-            && self.child.is_none()
-            && now >= begin + span(*at)
-        {
-            self.start(command);
-        }
-        self.take_back(now);
-        let next_return = self
-            .returns
-            .peek()
-            .map_or(Nanos::MAX, |Reverse((at, _))| *at);
-        self.next_move.min(self.next_tear).min(next_return)
-    }
-
-    fn start(&mut self, command: &str) {
-        match Command::new("sh").arg("-c").arg(command).spawn() {
-            Ok(child) => self.child = Some(child),
-            Err(error) => {
-                self.run
-                    .outcome
-                    .limit(&format!("the command could not be run: {error}"));
-            }
-        }
-    }
-
-    /// A random client that does not send, in one of these states; a few tries.
-    fn anyone(&mut self, states: &[State]) -> Option<usize> {
-        let shape = self.plan.shape;
-        let quiet = shape
-            .members
-            .checked_sub(shape.senders + self.plan.stalled)?;
-        if quiet == 0 {
-            return None;
-        }
-        for _ in 0..20 {
-            let room = self.random.below(shape.rooms as u64) as usize;
-            let within = shape.senders + self.random.below(quiet as u64) as usize;
-            let client = room * shape.members + within;
-            if states.contains(&self.crowd.state(client)) {
-                return Some(client);
-            }
-        }
-        None
-    }
-
-    fn move_someone(&mut self) {
-        if let Some(client) = self.anyone(&[State::In, State::Out]) {
-            let joins = self.crowd.state(client) == State::Out;
-            self.packet.clear();
-            self.crowd.write_move(client, joins, &mut self.packet);
-            self.run.swarm.send(client, &self.packet);
-        }
-    }
-
-    fn tear_someone(&mut self, now: Nanos) {
-        if let Some(client) = self.anyone(&[State::In]) {
-            self.run.swarm.reset(client);
-            self.crowd.torn(client, now);
-            *self
-                .run
-                .outcome
-                .counts
-                .entry("torn down".to_owned())
-                .or_default() += 1;
-            let at = now + self.random.around(span(self.plan.unrest.away));
-            self.returns.push(Reverse((at, client)));
-        }
-    }
-
-    /// Opens clients whose time to come back has come, and plans the return of those just gone.
-    fn take_back(&mut self, now: Nanos) {
-        for (client, end) in std::mem::take(&mut self.crowd.gone) {
-            if !self.plan.unrest.returns {
-                continue;
-            }
-            let attempts = &mut self.attempts[client];
-            *attempts = if end == End::Refused {
-                attempts.saturating_add(1)
-            } else {
-                0
-            };
-            // As the official client: a second, doubled by each failure up to five, give or take.
-            let delay = (SECOND << (*attempts).min(3)).min(5 * SECOND);
-            let at = now + self.random.around(delay);
-            self.returns.push(Reverse((at, client)));
-        }
-        while let Some(Reverse((at, client))) = self.returns.peek().copied() {
-            if at > now {
-                break;
-            }
-            self.returns.pop();
-            self.open(client);
-        }
-    }
-
     /// Waits for messages that are under way: as long as any arrive, and a while longer.
     fn wait_for_the_rest(&mut self) -> anyhow::Result<()> {
         let grace = span(self.common.grace);
@@ -621,11 +368,6 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Whether clients are on their way back, of a scenario in which all should be.
-    fn is_returning(&self) -> bool {
-        self.plan.unrest.returns && !self.returns.is_empty()
-    }
-
     fn stalled_count(&self) -> u64 {
         (self.plan.stalled * self.plan.shape.rooms) as u64
     }
@@ -649,6 +391,11 @@ impl<'a> Drive<'a> {
 
     fn close(mut self) -> anyhow::Result<Outcome> {
         self.end_command();
+        if self.is_returning() {
+            let away = self.returns.len();
+            let said = format!("{away} clients were not back at the end");
+            self.run.outcome.limit(&said);
+        }
         let counts = self.crowd.counts;
         let outcome = &mut self.run.outcome;
         for (name, count) in [
@@ -676,27 +423,14 @@ impl<'a> Drive<'a> {
         outcome.time("send lag", &self.beat.lag);
         outcome.ends = owned(&self.crowd.ends);
         describe(outcome, self.plan);
-        let at_rest = self.plan.unrest.tears > 0.0 && self.plan.unrest.moves > 0.0;
+        let is_soak = self.plan.unrest.tears > 0.0 && self.plan.unrest.moves > 0.0;
         let tally = self.crowd.close();
         self.run.outcome.ledger = tally;
-        if at_rest {
+        if is_soak {
+            note_on_memory(&mut self.run.outcome);
             close_clients(&mut self.run, self.plan.shape)?;
         }
         Ok(self.run.finish())
-    }
-
-    /// The command was to end long ago. One that has not is left alone, and mentioned.
-    fn end_command(&mut self) {
-        let Some(mut child) = self.child.take() else {
-            return;
-        };
-        let said = match child.try_wait() {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => format!("the command ended with {status}"),
-            Ok(None) => "the command was still running at the end".to_owned(),
-            Err(error) => format!("the command: {error}"),
-        };
-        self.run.outcome.notes.push(said);
     }
 
     fn turn(&mut self, at_most: Nanos) -> anyhow::Result<()> {
@@ -736,6 +470,14 @@ fn close_clients(run: &mut Run, shape: Shape) -> anyhow::Result<()> {
     }
 }
 
+/// A slope of minutes is that of buffers that fill, and not of a leak.
+fn note_on_memory(outcome: &mut Outcome) {
+    if outcome.seconds < SHORTEST_SOAK_SECONDS {
+        let said = "the run is too short for the memory slope to tell of a leak: soak for hours";
+        outcome.notes.push(said.to_owned());
+    }
+}
+
 fn describe(outcome: &mut Outcome, plan: &Plan) {
     let shape = plan.shape;
     let pace = match plan.pace {
@@ -762,14 +504,6 @@ fn owned(
         .collect()
 }
 
-fn first_after(now: Nanos, rate: f64) -> Nanos {
-    if rate > 0.0 {
-        now + (SECOND as f64 / rate) as Nanos
-    } else {
-        Nanos::MAX
-    }
-}
-
 /// Tells runs and loaders from each other in room names and labels.
 fn run_tag(common: &Common) -> u16 {
     let part = common.part.map_or(0, |(at, _)| u64::from(at));
@@ -780,6 +514,4 @@ fn run_tag(common: &Common) -> u16 {
 
 const LONGEST_OPENING: Nanos = 30 * SECOND;
 const LONGEST_WAIT: Nanos = 60 * SECOND;
-const MOST_PER_TURN: usize = 64;
-const LEAST_SHARE_OF_RATE: f64 = 0.98;
-const MOST_LAG_MS: f64 = 20.0;
+const SHORTEST_SOAK_SECONDS: f64 = 1800.0;

@@ -191,6 +191,12 @@ impl Ledger {
         self.cuts.entry(stream).or_insert(expected);
     }
 
+    /// The receiver reads no more, and nothing is owed to it.
+    pub(crate) fn forget(&mut self, stream: usize) {
+        self.cut(stream);
+        self.cuts.remove(&stream);
+    }
+
     /// A sender's connection is gone: of these messages, nobody knows whether the server got them.
     pub(crate) fn doubt(&mut self, sender: usize, from: u32, to: u32) {
         if from < to {
@@ -480,6 +486,15 @@ mod tests {
         ledger.cut(0);
         let tally = ledger.close(|_| 10);
         assert_eq!((tally.lost, tally.missed_away, tally.arrived), (1, 7, 2));
+    }
+
+    #[test]
+    fn a_receiver_that_reads_no_more_is_owed_nothing_and_misses_nothing() {
+        let mut ledger = joined();
+        enter(&mut ledger, &[0, 1]);
+        ledger.forget(0);
+        let tally = ledger.close(|_| 10);
+        assert_eq!((tally.is_clean(), tally.missed_away), (true, 0));
     }
 
     #[test]

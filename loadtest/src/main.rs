@@ -12,6 +12,7 @@ mod failure;
 mod figures;
 mod finder;
 mod gate;
+mod gauge;
 mod histogram;
 mod label;
 mod ledger;

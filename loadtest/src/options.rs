@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    gauge::Gauge,
     label::{MAX_PAYLOAD_BYTES, MIN_PAYLOAD_BYTES},
     swarm::Transport,
 };
@@ -69,8 +70,8 @@ pub(crate) struct Common {
     #[arg(long, default_value = "/", value_parser = namespace)]
     pub(crate) namespace: String,
     /// JSON object that clients present to the namespace
-    #[arg(long, default_value = "", value_parser = json_object, hide_default_value = true)]
-    pub(crate) auth: String,
+    #[arg(long, value_parser = json_object, value_name = "JSON")]
+    pub(crate) auth: Option<String>,
     /// Local address to connect from; repeat for more ports. Without it, loopback targets are
     /// reached from 250 loopback addresses, others from whichever address the system takes
     #[arg(long, value_name = "ADDRESS")]
@@ -78,6 +79,10 @@ pub(crate) struct Common {
     /// Process of the server, whose CPU and memory are measured; repeat for several
     #[arg(long, value_name = "PID")]
     pub(crate) server_pid: Vec<u32>,
+    /// Metric of the server to read before and after, like http://HOST:PORT/metrics#NAME; repeat for
+    /// several. In a soak, after the last client is gone: what is left is leaked
+    #[arg(long, value_name = "URL#NAME", value_parser = Gauge::parse)]
+    pub(crate) gauge: Vec<Gauge>,
     /// Length of the measured window, like 500ms, 10s, 2m or 1h [default: depends on the scenario]
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(crate) duration: Option<Duration>,
@@ -421,6 +426,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn every_scenario_has_defaults_for_all_but_its_targets() {
+        for scenario in [
+            "idle", "fan-out", "echo", "storm", "cluster", "slow", "churn", "jitter", "drain",
+            "soak",
+        ] {
+            let line = ["roomcast-loadtest", scenario, "127.0.0.1:1"];
+            let options = Options::try_parse_from(line).unwrap();
+            assert_eq!(options.command.common().unwrap().processes, 1);
+        }
     }
 
     #[test]

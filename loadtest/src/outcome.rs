@@ -37,6 +37,7 @@ pub(crate) struct Outcome {
     /// Ends of connections that the tool did not bring about, by reason.
     pub(crate) ends: BTreeMap<String, u64>,
     pub(crate) servers: Vec<Server>,
+    pub(crate) gauges: Vec<Reading>,
     /// CPU time of the loaders' client threads in the measured window, in nanoseconds.
     pub(crate) own_cpu_nanos: u64,
     pub(crate) series: Vec<Point>,
@@ -56,6 +57,14 @@ pub(crate) struct Server {
     /// At the beginning and the end of the measured window.
     pub(crate) begin: Usage,
     pub(crate) end: Usage,
+}
+
+/// What a server's metric said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Reading {
+    pub(crate) name: String,
+    pub(crate) before: f64,
+    pub(crate) after: Option<f64>,
 }
 
 /// The state of things at one time of the run.
@@ -88,6 +97,7 @@ impl Outcome {
             counts: BTreeMap::new(),
             ends: BTreeMap::new(),
             servers: Vec::new(),
+            gauges: Vec::new(),
             own_cpu_nanos: 0,
             series: Vec::new(),
             limited_by: Vec::new(),
@@ -166,6 +176,11 @@ impl Outcome {
             match self.servers.iter_mut().find(is_same) {
                 Some(known) => known.widen(server),
                 None => self.servers.push(server.clone()),
+            }
+        }
+        for reading in &other.gauges {
+            if !self.gauges.iter().any(|known| known.name == reading.name) {
+                self.gauges.push(reading.clone());
             }
         }
         add_distinct(&mut self.targets, &other.targets);

@@ -34,6 +34,10 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
         let polls = common.transport != Transport::Websocket;
         target.check(polls).map_err(Failure::Target)?;
     }
+    let mut readings = Vec::new();
+    for gauge in &common.gauge {
+        readings.push(gauge.reading(gauge.read()?));
+    }
     let mut servers = Servers::new(&common.server_pid)?;
     let progress = Arc::new(Progress::default());
     progress.enter("connecting, in several processes", None);
@@ -71,6 +75,10 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
     }
     let mut outcome = outcome.context("there was no loader")?;
     outcome.servers = servers.into_list();
+    for (gauge, reading) in common.gauge.iter().zip(&mut readings) {
+        reading.after = gauge.read().ok();
+    }
+    outcome.gauges = readings;
     let own = watch.end(begin);
     // The loaders know what they received, and the first what the servers used.
     for point in &mut outcome.series {

@@ -8,6 +8,7 @@ use crate::{
     clock::{self, Nanos, SECOND},
     failure::Failure,
     gate::Gate,
+    gauge::Gauge,
     options::Common,
     outcome::Outcome,
     servers::Servers,
@@ -22,6 +23,7 @@ pub(crate) struct Run {
     pub(crate) servers: Servers,
     pub(crate) outcome: Outcome,
     pub(crate) gate: Gate,
+    gauges: Vec<Gauge>,
     progress: Arc<Progress>,
     watch: Watch,
     window: Window,
@@ -58,6 +60,14 @@ impl Run {
         outcome.targets = common.targets.clone();
         outcome.label.clone_from(&common.label);
         outcome.settings = settings(common);
+        let gauges = if is_part {
+            Vec::new()
+        } else {
+            common.gauge.clone()
+        };
+        for gauge in &gauges {
+            outcome.gauges.push(gauge.reading(gauge.read()?));
+        }
         let progress = Arc::new(Progress::default());
         let shows = !common.quiet && !is_part;
         Ok(Self {
@@ -65,13 +75,14 @@ impl Run {
                 targets,
                 transport: common.transport,
                 namespace: common.namespace.clone(),
-                auth: common.auth.clone(),
+                auth: common.auth.clone().unwrap_or_default(),
                 sources: common.source.clone(),
             })?,
             watch: Watch::start(Arc::clone(&progress), servers.pids(), shows),
             servers,
             outcome,
             gate: Gate::new(is_part),
+            gauges,
             progress,
             window: Window::default(),
         })
@@ -137,6 +148,10 @@ impl Run {
     pub(crate) fn finish(self) -> Outcome {
         let mut outcome = self.outcome;
         outcome.servers = self.servers.into_list();
+        for (gauge, reading) in self.gauges.iter().zip(&mut outcome.gauges) {
+            // A server that is gone has no last value.
+            reading.after = gauge.read().ok();
+        }
         outcome.series = self.watch.end(self.window.begin);
         outcome
     }

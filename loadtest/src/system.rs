@@ -91,9 +91,13 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 
 /// Cores, processor and kernel, for the head of a result.
 pub(crate) fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    // All of the machine's, whatever this process is confined to.
+    let cores = processor
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count();
     let processor = processor
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))

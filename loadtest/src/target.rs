@@ -119,7 +119,7 @@ impl Target {
         ))
     }
 
-    fn exchange(&self, query: &str, body: Option<&[u8]>) -> Result<Answer, TargetError> {
+    pub(crate) fn exchange(&self, query: &str, body: Option<&[u8]>) -> Result<Answer, TargetError> {
         let mut request = Vec::new();
         http::request(&mut request, &self.host, query, "", body);
         let unreachable = |error: std::io::Error| {

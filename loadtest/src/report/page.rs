@@ -82,6 +82,11 @@ fn head(name: &str, outcome: &Outcome, body: &mut String) {
     for limit in &outcome.limited_by {
         let _ = writeln!(body, "<p class=\"fault\">Limited by {}</p>", escape(limit));
     }
+    for gauge in &outcome.gauges {
+        let after = gauge.after.map_or_else(|| "gone".to_owned(), number);
+        let (name, before) = (escape(&gauge.name), number(gauge.before));
+        let _ = writeln!(body, "<p>{name}: {before} before, {after} after</p>");
+    }
     for note in &outcome.notes {
         let _ = writeln!(body, "<p>Note: {}</p>", escape(note));
     }

@@ -37,6 +37,15 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     for (name, count) in &outcome.counts {
         let _ = writeln!(text, "  {name:<46} {count:>14}");
     }
+    for gauge in &outcome.gauges {
+        let after = gauge.after.map_or_else(|| "gone".to_owned(), number);
+        let _ = writeln!(
+            text,
+            "  {:<46} {:>14} before, {after} after",
+            gauge.name,
+            number(gauge.before)
+        );
+    }
     let _ = writeln!(text, "\n  ledger: {}", ledger(&outcome.ledger));
     for (reason, count) in &outcome.ends {
         let _ = writeln!(text, "  connections ended, {reason}: {count}");

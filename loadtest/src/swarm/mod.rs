@@ -13,6 +13,10 @@ use rustix::{
     event::{Timespec, epoll},
     fd::OwnedFd,
     io::Errno,
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
+        timerfd_settime,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +151,8 @@ pub(crate) struct Volume {
 
 pub(crate) struct Swarm {
     epoll: OwnedFd,
+    /// Ends short waits: the timeout of epoll counts in milliseconds, and a pace does not.
+    timer: OwnedFd,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
     replies: Replies,
@@ -160,8 +166,20 @@ pub(crate) struct Swarm {
 
 impl Swarm {
     pub(crate) fn new(dial: Dial) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        // By edges: the timer need not be read, and its token is that of no client.
+        let interest = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(
+            &epoll,
+            &timer,
+            epoll::EventData::new_u64(u64::MAX),
+            interest,
+        )?;
         Ok(Self {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            epoll,
+            timer,
             events: Vec::with_capacity(EVENTS_PER_WAIT),
             buffer: Vec::new(),
             replies: Replies::default(),
@@ -240,10 +258,14 @@ impl Swarm {
             sink.ended(client, end, clock::now());
         }
         self.events.clear();
-        let timeout = Timespec {
-            tv_sec: (at_most / SECOND) as i64,
-            tv_nsec: (at_most % SECOND) as i64,
-        };
+        if (1..LONGEST_TIMED).contains(&at_most) {
+            let once = Itimerspec {
+                it_interval: timespec(0),
+                it_value: timespec(at_most),
+            };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        }
+        let timeout = timespec(at_most);
         let room = rustix::buffer::spare_capacity(&mut self.events);
         match epoll::wait(&self.epoll, room, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -282,4 +304,13 @@ impl Swarm {
     }
 }
 
+fn timespec(nanos: Nanos) -> Timespec {
+    Timespec {
+        tv_sec: (nanos / SECOND) as i64,
+        tv_nsec: (nanos % SECOND) as i64,
+    }
+}
+
+/// Waits that are no longer than this end on time, and longer ones within a millisecond.
+const LONGEST_TIMED: Nanos = SECOND / 100;
 const EVENTS_PER_WAIT: usize = 256;

@@ -1,0 +1,159 @@
+//! How the senders speak: within a window, at a rate, or all at once.
+
+use super::{Drive, Pace};
+use crate::{
+    clock::{self, MILLISECOND, Nanos, SECOND, span},
+    crowd::State,
+    histogram::Histogram,
+    run::TURN,
+};
+
+/// The pace of paced runs.
+pub(super) struct Beat {
+    pub(super) start: Nanos,
+    pub(super) sent: u64,
+    /// How late messages were sent.
+    pub(super) lag: Histogram,
+    pub(super) skipped: u64,
+}
+
+impl Drive<'_> {
+    /// Sends what is due; says when to come again.
+    pub(super) fn speak(&mut self, now: Nanos, first: bool) -> anyhow::Result<Nanos> {
+        match self.plan.pace {
+            Pace::Window(window) => {
+                self.speak_in_window(window, first);
+                Ok(now + TURN)
+            }
+            Pace::Rate(rate) => self.speak_at_rate(rate, now),
+            Pace::Flood(count) => {
+                while self.beat.sent < u64::from(count) {
+                    let time = clock::now();
+                    self.send_next(time, time);
+                }
+                self.pump(now + TURN)
+            }
+        }
+    }
+
+    fn speak_in_window(&mut self, window: usize, first: bool) {
+        let mut due = std::mem::take(&mut self.crowd.finished);
+        if first {
+            due.clear();
+            for _ in 0..window {
+                due.extend(0..self.plan.shape.rooms * self.plan.shape.senders);
+            }
+        }
+        for sender in due.drain(..) {
+            if self.crowd.outstanding(sender) < window {
+                let time = clock::now();
+                self.send(sender, time, time);
+            }
+        }
+        // The list goes back with its room, and what expires is its first entry.
+        self.crowd.finished.append(&mut due);
+        self.expire(clock::now());
+    }
+
+    /// Gives up what is under way for too long; looks a few times a second.
+    pub(super) fn expire(&mut self, now: Nanos) {
+        if now >= self.next_expiry {
+            self.crowd
+                .expire(now.saturating_sub(span(self.common.grace)));
+            self.next_expiry = now + SECOND / 10;
+        }
+    }
+
+    fn speak_at_rate(&mut self, rate: f64, now: Nanos) -> anyhow::Result<Nanos> {
+        self.crowd.finished.clear();
+        let due = |beat: &Beat| beat.start + (beat.sent as f64 / rate * SECOND as f64) as Nanos;
+        for _ in 0..MOST_PER_TURN {
+            let time = due(&self.beat);
+            if time > now {
+                break;
+            }
+            self.beat.lag.record(clock::now().saturating_sub(time));
+            self.send_next(time, now);
+        }
+        self.expire(now);
+        self.pump(due(&self.beat))
+    }
+
+    fn send_next(&mut self, time: Nanos, now: Nanos) {
+        let senders = self.plan.shape.rooms * self.plan.shape.senders;
+        let sender = (self.beat.sent % senders as u64) as usize;
+        self.beat.sent += 1;
+        self.send(sender, time, now);
+    }
+
+    pub(super) fn send(&mut self, sender: usize, time: Nanos, now: Nanos) {
+        self.packet.clear();
+        if let Some(publisher) = &mut self.publisher {
+            self.crowd
+                .write_payload(sender, time, now, &mut self.packet);
+            let room = self.crowd.manners().room(sender / self.plan.shape.senders);
+            publisher.publish(self.run.swarm.namespace(), &room, &self.packet);
+            return;
+        }
+        let client = self.crowd.client_of(sender);
+        if self.crowd.state(client) != State::In {
+            self.beat.skipped += 1;
+            return;
+        }
+        self.crowd
+            .write_message(sender, time, now, &mut self.packet);
+        self.run.swarm.send(client, &self.packet);
+    }
+
+    /// Lets the publisher move; while it has something to say or hear, comes again soon.
+    pub(super) fn pump(&mut self, next: Nanos) -> anyhow::Result<Nanos> {
+        let Some(publisher) = &mut self.publisher else {
+            return Ok(next);
+        };
+        publisher.pump()?;
+        if publisher.is_busy() {
+            return Ok(next.min(clock::now() + MILLISECOND / 4));
+        }
+        Ok(next)
+    }
+
+    pub(super) fn is_flood_over(&self) -> bool {
+        let Pace::Flood(count) = self.plan.pace else {
+            return false;
+        };
+        let is_heard = self
+            .publisher
+            .as_ref()
+            .is_none_or(|publisher| !publisher.is_busy());
+        self.beat.sent >= u64::from(count) && is_heard && self.crowd.outstanding_of_all() == 0
+    }
+
+    pub(super) fn check_rate(&mut self) {
+        let Pace::Rate(rate) = self.plan.pace else {
+            return;
+        };
+        let outcome = &mut self.run.outcome;
+        let achieved = outcome.count("messages") as f64 / outcome.seconds.max(1e-9);
+        if self.beat.skipped > 0 {
+            let skipped = self.beat.skipped;
+            outcome.notes.push(format!(
+                "{skipped} messages were not sent, because their sender was not connected"
+            ));
+        } else if achieved < rate * LEAST_SHARE_OF_RATE {
+            outcome.limit(&format!(
+                "the rate was not kept: {achieved:.1} of {rate:.1} messages per second"
+            ));
+        }
+        let lag = self.beat.lag.percentile_ms(99.0);
+        if lag > MOST_LAG_MS {
+            outcome.limit(&format!(
+                "the rate was not kept evenly: one message in a hundred was sent {lag:.0} ms late, \
+                 which latencies include"
+            ));
+        }
+    }
+}
+
+const MOST_PER_TURN: usize = 64;
+const LEAST_SHARE_OF_RATE: f64 = 0.98;
+const MOST_LAG_MS: f64 = 20.0;

@@ -1,0 +1,151 @@
+//! What disturbs the members: they join and leave, are torn down and come back, and servers restart.
+
+use std::{cmp::Reverse, process::Command};
+
+use super::Drive;
+use crate::{
+    clock::{Nanos, SECOND, span},
+    crowd::State,
+    swarm::End,
+};
+
+impl Drive<'_> {
+    pub(super) fn begin_unrest(&mut self, now: Nanos) {
+        let unrest = &self.plan.unrest;
+        self.next_move = first_after(now, unrest.moves);
+        self.next_tear = first_after(now, unrest.tears);
+    }
+
+    /// Disturbs as planned; says when to come again.
+    pub(super) fn disturb(&mut self, now: Nanos, begin: Nanos) -> Nanos {
+        let unrest = &self.plan.unrest;
+        while self.next_move <= now {
+            self.move_someone();
+            self.next_move = first_after(self.next_move, unrest.moves);
+        }
+        while self.next_tear <= now {
+            self.tear_someone(now);
+            self.next_tear = first_after(self.next_tear, unrest.tears);
+        }
+        if let Some((command, at)) = &unrest.command
+            && self.child.is_none()
+            && now >= begin + span(*at)
+        {
+            self.start(command);
+        }
+        self.take_back(now);
+        let next_return = self
+            .returns
+            .peek()
+            .map_or(Nanos::MAX, |Reverse((at, _))| *at);
+        self.next_move.min(self.next_tear).min(next_return)
+    }
+
+    fn start(&mut self, command: &str) {
+        match Command::new("sh").arg("-c").arg(command).spawn() {
+            Ok(child) => self.child = Some(child),
+            Err(error) => {
+                self.run
+                    .outcome
+                    .limit(&format!("the command could not be run: {error}"));
+            }
+        }
+    }
+
+    /// A random client that does not send, in one of these states; a few tries.
+    fn anyone(&mut self, states: &[State]) -> Option<usize> {
+        let shape = self.plan.shape;
+        let quiet = shape
+            .members
+            .checked_sub(shape.senders + self.plan.stalled)?;
+        if quiet == 0 {
+            return None;
+        }
+        for _ in 0..20 {
+            let room = self.random.below(shape.rooms as u64) as usize;
+            let within = shape.senders + self.random.below(quiet as u64) as usize;
+            let client = room * shape.members + within;
+            if states.contains(&self.crowd.state(client)) {
+                return Some(client);
+            }
+        }
+        None
+    }
+
+    fn move_someone(&mut self) {
+        if let Some(client) = self.anyone(&[State::In, State::Out]) {
+            let joins = self.crowd.state(client) == State::Out;
+            self.packet.clear();
+            self.crowd.write_move(client, joins, &mut self.packet);
+            self.run.swarm.send(client, &self.packet);
+        }
+    }
+
+    fn tear_someone(&mut self, now: Nanos) {
+        if let Some(client) = self.anyone(&[State::In]) {
+            self.run.swarm.reset(client);
+            self.crowd.torn(client, now);
+            *self
+                .run
+                .outcome
+                .counts
+                .entry("torn down".to_owned())
+                .or_default() += 1;
+            let at = now + self.random.around(span(self.plan.unrest.away));
+            self.returns.push(Reverse((at, client)));
+        }
+    }
+
+    /// Opens clients whose time to come back has come, and plans the return of those just gone.
+    pub(super) fn take_back(&mut self, now: Nanos) {
+        for (client, end) in std::mem::take(&mut self.crowd.gone) {
+            if !self.plan.unrest.returns {
+                continue;
+            }
+            let attempts = &mut self.attempts[client];
+            *attempts = if end == End::Refused {
+                attempts.saturating_add(1)
+            } else {
+                0
+            };
+            // As the official client: a second, doubled by each failure up to five, give or take.
+            let delay = (SECOND << (*attempts).min(3)).min(5 * SECOND);
+            let at = now + self.random.around(delay);
+            self.returns.push(Reverse((at, client)));
+        }
+        while let Some(Reverse((at, client))) = self.returns.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.returns.pop();
+            self.open(client);
+        }
+    }
+
+    /// Whether clients are on their way back, of a scenario in which all should be.
+    pub(super) fn is_returning(&self) -> bool {
+        self.plan.unrest.returns && !self.returns.is_empty()
+    }
+
+    /// The command was to end long ago. One that has not is left alone, and mentioned.
+    pub(super) fn end_command(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let said = match child.try_wait() {
+            Ok(Some(status)) if status.success() => return,
+            Ok(Some(status)) => format!("the command ended with {status}"),
+            Ok(None) => "the command was still running at the end".to_owned(),
+            Err(error) => format!("the command: {error}"),
+        };
+        self.run.outcome.notes.push(said);
+    }
+}
+
+fn first_after(now: Nanos, rate: f64) -> Nanos {
+    if rate > 0.0 {
+        now + (SECOND as f64 / rate) as Nanos
+    } else {
+        Nanos::MAX
+    }
+}

@@ -1,0 +1,317 @@
+//! The tool against a server that makes mistakes on purpose: each is counted, exactly, and said.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::net::TcpListener;
+
+use support::{
+    measure, run,
+    server::{Fate, HONEST, Manners, Server},
+    temporary,
+};
+
+/// Some of everything, in the rooms' first members.
+const FAULTY: Manners = Manners {
+    fate: |message, member| match (message % 10, member) {
+        (3, 1) => Fate::Dropped,
+        (5 | 6, 2) => Fate::Doubled,
+        (7, 3) => Fate::Delayed,
+        (8, 4) => Fate::Changed,
+        (9, 0) => Fate::Astray,
+        _ => Fate::Sent,
+    },
+    ..HONEST
+};
+
+const SHORT: [&str; 4] = [
+    "--duration=1s",
+    "--warm-up=100ms",
+    "--grace=500ms",
+    "--payload=64",
+];
+
+fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    args.iter().copied().chain(SHORT).collect()
+}
+
+#[test]
+fn every_mistake_of_a_server_is_counted_exactly() {
+    let server = Server::start(FAULTY);
+    let scenario = [
+        "fan-out",
+        &server.address,
+        "--rooms=2",
+        "--members=6",
+        "--rate=200",
+    ];
+    let ran = measure(&with(&scenario));
+    assert_eq!(ran.status, Some(4), "{}", ran.said);
+    let done = server.done();
+    assert!(
+        done.dropped > 0 && done.doubled > 0 && done.delayed > 0,
+        "{done:?}"
+    );
+    assert!(done.changed > 0 && done.astray > 0, "{done:?}");
+    // What was changed did not arrive as what it was.
+    assert_eq!(
+        ran.tally("lost"),
+        done.dropped + done.changed,
+        "{}",
+        ran.said
+    );
+    assert_eq!(ran.tally("duplicated"), done.doubled);
+    assert_eq!(ran.tally("reordered"), done.delayed);
+    assert_eq!(ran.tally("corrupted"), done.changed);
+    assert_eq!(ran.tally("stray"), done.astray);
+    assert!(
+        ran.said.contains(&format!("{} duplicated", done.doubled)),
+        "{}",
+        ran.said
+    );
+}
+
+#[test]
+fn an_honest_server_has_a_clean_ledger_and_every_delivery_is_a_sample() {
+    let server = Server::start(HONEST);
+    let scenario = [
+        "fan-out",
+        &server.address,
+        "--members=5",
+        "--senders=2",
+        "--window=3",
+    ];
+    let ran = measure(&with(&scenario));
+    ran.assert_clean();
+    assert_eq!(ran.samples("delivery") % 5, 0);
+    assert_eq!(ran.samples("delivery"), ran.samples("last recipient") * 5);
+    assert!(ran.samples("last recipient") > 0, "{}", ran.said);
+    assert!(ran.tally("arrived") >= ran.samples("delivery"));
+}
+
+#[test]
+fn mistakes_are_counted_across_redis_too() {
+    let server = Server::start(Manners {
+        fate: |message, member| match (message, member) {
+            (10, 0) => Fate::Dropped,
+            (20, 1) => Fate::Doubled,
+            (30, 2) => Fate::Delayed,
+            _ => Fate::Sent,
+        },
+        ..HONEST
+    });
+    let redis = server.redis();
+    let scenario = [
+        "emitter",
+        &server.address,
+        "--redis",
+        &redis,
+        "--members=4",
+        "--flood=500",
+    ];
+    let ran = measure(&with(&scenario));
+    assert_eq!(ran.status, Some(4), "{}", ran.said);
+    assert_eq!((ran.tally("lost"), ran.tally("arrived")), (1, 4 * 500 - 1));
+    assert_eq!((ran.tally("duplicated"), ran.tally("reordered")), (1, 1));
+    assert_eq!(ran.count("messages taken by Redis"), 500);
+    assert_eq!(ran.samples("delivery"), 4 * 500 - 1);
+    let server = Server::start(HONEST);
+    let redis = server.redis();
+    let paced = [
+        "emitter",
+        &server.address,
+        "--redis",
+        &redis,
+        "--members=4",
+        "--rate=100",
+    ];
+    measure(&with(&paced)).assert_clean();
+}
+
+#[test]
+fn a_server_without_echo_is_asked_for_something_else() {
+    let server = Server::start(Manners {
+        echoes: false,
+        ..HONEST
+    });
+    let ran = measure(&with(&["echo", &server.address, "--clients=4"]));
+    ran.assert_clean();
+    assert_eq!(ran.result["settings"]["event"], "rooms");
+    assert!(ran.said.contains("no event `echo`"), "{}", ran.said);
+    let server = Server::start(HONEST);
+    let ran = measure(&with(&["echo", &server.address, "--clients=4"]));
+    ran.assert_clean();
+    assert_eq!(ran.result["settings"]["event"], "echo");
+    assert!(ran.samples("echo") > 0);
+}
+
+#[test]
+fn a_run_that_did_not_get_all_its_members_says_so() {
+    let server = Server::start(Manners {
+        grants: |join| join % 4 != 3,
+        ..HONEST
+    });
+    let ran = measure(&with(&[
+        "fan-out",
+        &server.address,
+        "--members=8",
+        "--rate=20",
+    ]));
+    assert_eq!(ran.status, Some(5), "{}", ran.said);
+    assert!(ran.said.contains("only 6 of 8"), "{}", ran.said);
+    assert!(ran.said.contains("the room is full"), "{}", ran.said);
+    let limits = ran.result["limited_by"].as_array().unwrap().iter();
+    let reasons = limits.filter(|reason| reason.as_str().unwrap().starts_with("connections"));
+    assert_eq!(reasons.count(), 1);
+    let server = Server::start(Manners {
+        grants: |_| false,
+        ..HONEST
+    });
+    let ran = measure(&with(&["fan-out", &server.address, "--members=8"]));
+    assert_eq!(ran.status, Some(1), "{}", ran.said);
+    assert!(
+        ran.said.contains("no client became a member"),
+        "{}",
+        ran.said
+    );
+}
+
+#[test]
+fn a_rate_that_was_not_kept_is_no_result() {
+    let server = Server::start(HONEST);
+    // No machine sends so much.
+    let rate = [
+        "--members=1",
+        "--rate=10000000",
+        "--duration=200ms",
+        "--warm-up=0s",
+    ];
+    let ran = measure(&[&["fan-out", &server.address, "--payload=64"][..], &rate].concat());
+    assert!(
+        ran.said.contains("LIMITED BY the rate was not kept"),
+        "{}",
+        ran.said
+    );
+    assert_ne!(ran.status, Some(0));
+}
+
+#[test]
+fn what_cannot_be_measured_is_said_with_a_status_of_its_own() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let server = Server::start(HONEST);
+    let redis = server.redis();
+    let redis = redis.strip_prefix("redis://").unwrap();
+    for (args, status, said) in [
+        (&["fan-out", nobody.as_str()][..], 1, "unreachable"),
+        (&["fan-out", redis], 3, "not a Socket.IO server"),
+        (&["fan-out", "https://127.0.0.1:1"], 2, "TLS"),
+        (&["fan-out"], 2, "TARGET"),
+        (
+            &["fan-out", &server.address, "--members=3", "--senders=4"],
+            2,
+            "no place",
+        ),
+        (&["cluster", &server.address], 2, "two targets"),
+        (
+            &["fan-out", &server.address, "--members=10000000"],
+            2,
+            "descriptors",
+        ),
+        (
+            &["fan-out", &server.address, "--transport=polling"],
+            3,
+            "polling",
+        ),
+        (
+            &["fan-out", &server.address, "--server-pid=4294967295"],
+            1,
+            "no such process",
+        ),
+        (
+            &["emitter", &server.address, "--redis=redis://127.0.0.1:1"],
+            1,
+            "unreachable",
+        ),
+        (&["merge", "no-such-file.json"], 1, "no-such-file.json"),
+    ] {
+        let (found, text) = run(args);
+        assert_eq!(found, Some(status), "{args:?}: {text}");
+        assert!(text.contains(said), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn results_of_several_loaders_merge_compare_and_make_a_page() {
+    let server = Server::start(FAULTY);
+    let one = temporary("one.json");
+    let both = temporary("both.json");
+    let page = temporary("page.html");
+    let (json, html) = (format!("--json={one}"), format!("--html={page}"));
+    let scenario = [
+        "fan-out",
+        &server.address,
+        "--members=6",
+        "--rate=100",
+        &json,
+    ];
+    assert_eq!(run(&with(&scenario)).0, Some(4));
+    let alone = std::fs::read_to_string(&one).unwrap();
+    let alone: serde_json::Value = serde_json::from_str(&alone).unwrap();
+
+    let sum = format!("--json={both}");
+    let (status, said) = run(&["merge", &one, &one, &sum, &html]);
+    assert_eq!(status, Some(4), "{said}");
+    let merged = std::fs::read_to_string(&both).unwrap();
+    let merged: serde_json::Value = serde_json::from_str(&merged).unwrap();
+    assert_eq!(merged["parts"], 2);
+    for fault in ["arrived", "lost", "duplicated", "reordered", "corrupted"] {
+        let twice = alone["ledger"][fault].as_u64().unwrap() * 2;
+        assert_eq!(merged["ledger"][fault], twice, "{fault}");
+    }
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(
+        text.contains("<polyline") && text.contains("duplicated"),
+        "{text}"
+    );
+
+    let (status, said) = run(&["compare", &one, &both]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("(2.00×)"), "{said}");
+    let (status, said) = run(&["report", &one, &both, &html]);
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
+fn several_processes_count_what_one_would_have_counted() {
+    let server = Server::start(FAULTY);
+    let page = temporary("page.html");
+    let html = format!("--html={page}");
+    let scenario = [
+        "fan-out",
+        &server.address,
+        "--rooms=3",
+        "--members=6",
+        "--rate=150",
+        "--processes=2",
+        &html,
+    ];
+    let ran = measure(&with(&scenario));
+    assert_eq!(ran.status, Some(4), "{}", ran.said);
+    let done = server.done();
+    assert_eq!(ran.result["parts"], 2);
+    assert_eq!(ran.count("connections"), 18);
+    assert_eq!(
+        ran.tally("lost"),
+        done.dropped + done.changed,
+        "{}",
+        ran.said
+    );
+    assert_eq!(ran.tally("duplicated"), done.doubled);
+    assert_eq!(ran.tally("reordered"), done.delayed);
+    let (status, said) = run(&["fan-out", &server.address, "--processes=2", "--members=2"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("cannot be divided"), "{said}");
+}

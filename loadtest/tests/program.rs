@@ -1,0 +1,350 @@
+//! Every scenario for a moment against our own program: it runs to its end, and its ledger is clean.
+//!
+//! The program is the one that `ROOMCAST_PROGRAM` names; without it, it is built.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError, mpsc::channel},
+    thread,
+};
+
+use support::{DEADLINE, Ran, measure, temporary};
+
+/// The program, with rooms for clients. Dropping it kills it.
+struct Program {
+    child: Child,
+    address: String,
+    internal: String,
+}
+
+impl Program {
+    fn start(args: &[&str]) -> Self {
+        let mut child = Command::new(program())
+            .args(["serve", "--client-rooms", "--workers=1"])
+            .args(["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (line, lines) = channel();
+        thread::spawn(move || {
+            let all = BufReader::new(stderr).lines().map_while(Result::ok);
+            // Nobody listens any more once the addresses are known, and the rest is read on.
+            all.for_each(|text| drop(line.send(text)));
+        });
+        let mut program = Self {
+            child,
+            address: String::new(),
+            internal: String::new(),
+        };
+        let mut said = Vec::new();
+        while program.address.is_empty() {
+            let Ok(line) = lines.recv_timeout(DEADLINE) else {
+                panic!("it does not listen, but says: {said:#?}");
+            };
+            if line.contains("address=") && line.contains("internal=") {
+                program.address = field(&line, "address=");
+                program.internal = field(&line, "internal=");
+            }
+            said.push(line);
+        }
+        program
+    }
+
+    fn pid(&self) -> String {
+        format!("--server-pid={}", self.child.id())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A Redis of its own. Dropping it kills it.
+struct Redis {
+    child: Child,
+    url: String,
+}
+
+impl Redis {
+    fn start() -> Self {
+        // The port was free a moment ago; should somebody else have taken it, another one will do.
+        for _ in 0..5 {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            drop(listener);
+            let mut child = Command::new("redis-server")
+                .args([
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--port",
+                    &port.to_string(),
+                ])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("redis-server is installed");
+            let stdout = BufReader::new(child.stdout.take().unwrap());
+            let mut lines = stdout.lines().map_while(Result::ok);
+            if lines.any(|line| line.contains("Ready to accept connections")) {
+                thread::spawn(move || lines.for_each(drop));
+                let url = format!("redis://127.0.0.1:{port}");
+                return Self { child, url };
+            }
+            child.wait().unwrap();
+        }
+        panic!("redis-server does not start");
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn field(line: &str, name: &str) -> String {
+    let (_, rest) = line.split_once(name).unwrap();
+    rest.split_whitespace().next().unwrap().to_owned()
+}
+
+fn program() -> PathBuf {
+    if let Some(program) = std::env::var_os("ROOMCAST_PROGRAM") {
+        return program.into();
+    }
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build", "--locked", "--quiet", "-p", "roomcast", "--bin", "roomcast",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(built.unwrap().success());
+    Path::new(env!("CARGO_BIN_EXE_roomcast-loadtest")).with_file_name("roomcast")
+}
+
+/// Measures a fresh server for a second: the scenario and its own arguments.
+fn a_second_of(scenario: &str, args: &[&str]) -> Ran {
+    let server = Program::start(&[]);
+    let pid = server.pid();
+    let ran = measure(&[&[scenario, &server.address, &pid], &SHORT[..], args].concat());
+    assert_eq!(ran.result["servers"][0]["name"], "roomcast", "{}", ran.said);
+    assert!(ran.said.contains("server CPU"), "{}", ran.said);
+    ran
+}
+
+const SHORT: [&str; 3] = ["--duration=1s", "--warm-up=200ms", "--grace=20s"];
+
+#[test]
+fn broadcasts_reach_everybody_on_every_transport() {
+    for transport in ["websocket", "polling", "upgrade"] {
+        let ran = a_second_of(
+            "fan-out",
+            &[
+                "--rooms=2",
+                "--members=10",
+                "--senders=2",
+                "--transport",
+                transport,
+            ],
+        );
+        ran.assert_clean();
+        assert!(ran.samples("delivery") > 0, "{}", ran.said);
+        assert_eq!(ran.samples("connect"), 20);
+    }
+    let paced = a_second_of("fan-out", &["--members=20", "--rate=100"]);
+    paced.assert_clean();
+    assert_eq!(
+        paced.samples("delivery"),
+        paced.samples("last recipient") * 20
+    );
+}
+
+#[test]
+fn requests_are_answered() {
+    a_second_of("echo", &["--clients=10"]).assert_clean();
+    let paced = a_second_of(
+        "echo",
+        &["--clients=10", "--rate=200", "--transport=polling"],
+    );
+    paced.assert_clean();
+    assert!(paced.tally("arrived") > 0);
+}
+
+#[test]
+fn a_storm_connects_and_leaves_nothing_behind() {
+    for transport in ["websocket", "upgrade"] {
+        let ran = a_second_of(
+            "storm",
+            &["--keep=5", "--opening=10", "--transport", transport],
+        );
+        ran.assert_clean();
+        assert!(ran.count("connects") > 0, "{}", ran.said);
+        assert_eq!(ran.result["ends"], serde_json::json!({}), "{}", ran.said);
+    }
+}
+
+#[test]
+fn idle_connections_have_a_size() {
+    let ran = a_second_of("idle", &["--connections=300", "--broadcasts=2"]);
+    ran.assert_clean();
+    assert_eq!(
+        (ran.count("connections"), ran.count("connections counted")),
+        (300, 270)
+    );
+    assert_eq!(ran.tally("arrived"), 600);
+    assert!(
+        ran.said.contains("idle connection after traffic"),
+        "{}",
+        ran.said
+    );
+}
+
+#[test]
+fn members_that_never_read_are_no_members() {
+    let ran = a_second_of("slow", &["--members=12", "--stalled=4", "--rate=50"]);
+    ran.assert_clean();
+    assert_eq!((ran.count("stalled"), ran.tally("arrived") % 8), (4, 0));
+}
+
+#[test]
+fn members_that_come_and_go_lose_nothing_while_they_are_there() {
+    let churn = a_second_of("churn", &["--members=20", "--moves=300", "--rate=200"]);
+    churn.assert_clean();
+    assert!(
+        churn.count("leaves") > 0 && churn.count("joins") > 20,
+        "{}",
+        churn.said
+    );
+    let jitter = ["--members=20", "--tears=30", "--away=100ms", "--rate=200"];
+    let jitter = a_second_of("jitter", &jitter);
+    jitter.assert_clean();
+    assert!(jitter.count("reconnects") > 0, "{}", jitter.said);
+    assert!(jitter.samples("outage") > 0 && jitter.tally("missed_away") > 0);
+}
+
+#[test]
+fn a_soak_finds_everything_given_back() {
+    let server = Program::start(&[]);
+    let (pid, gauge) = (
+        server.pid(),
+        format!(
+            "--gauge=http://{}/metrics#roomcast_sockets",
+            server.internal
+        ),
+    );
+    let soak = [
+        "--members=20",
+        "--moves=100",
+        "--tears=20",
+        "--away=100ms",
+        "--rate=100",
+    ];
+    let scenario = ["soak", &server.address, &pid, &gauge];
+    let ran = measure(&[&scenario, &SHORT[..], &soak].concat());
+    ran.assert_clean();
+    let descriptors = |name: &str| ran.count(&format!("server descriptors {name}"));
+    assert!(descriptors("before") > 0);
+    assert!(
+        descriptors("after the end") <= descriptors("before"),
+        "{}",
+        ran.said
+    );
+    assert_eq!(
+        ran.result["gauges"][0]["after"].as_f64(),
+        Some(0.0),
+        "{}",
+        ran.said
+    );
+}
+
+#[test]
+fn clients_survive_a_restart_of_their_server() {
+    let server = Program::start(&[]);
+    let pid = server.child.id();
+    let started = temporary("restarted");
+    // The next server is one that nobody ends but this command.
+    let command = format!(
+        "kill -TERM {pid}; while kill -0 {pid} 2>/dev/null && ! grep -q State:.Z /proc/{pid}/status; \
+         do sleep 0.02; done; \
+         {program} serve --client-rooms --workers=1 --listen {address} \
+         --internal-listen 127.0.0.1:0 >/dev/null 2>&1 & echo $! > {started}",
+        program = program().display(),
+        address = server.address,
+    );
+    let scenario = [
+        "drain",
+        &server.address,
+        "--members=10",
+        "--rate=50",
+        "--run",
+        &command,
+    ];
+    let times = [
+        "--duration=8s",
+        "--warm-up=100ms",
+        "--at=200ms",
+        "--grace=20s",
+    ];
+    let ran = measure(&[&scenario[..], &times].concat());
+    if let Ok(pid) = std::fs::read_to_string(&started) {
+        let _ = Command::new("kill").arg(pid.trim()).status();
+    }
+    ran.assert_clean();
+    assert_eq!(ran.count("reconnects"), 10, "{}", ran.said);
+    assert_eq!(ran.samples("outage"), 10);
+    assert_eq!(
+        ran.result["ends"]["closed by the server"], 10,
+        "{}",
+        ran.said
+    );
+}
+
+#[test]
+fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
+    let redis = Redis::start();
+    let joined = format!("--redis={}", redis.url);
+    let nodes = [Program::start(&[&joined]), Program::start(&[&joined])];
+    let [one, other] = [&nodes[0], &nodes[1]];
+    let scenario = [
+        "cluster",
+        &one.address,
+        &other.address,
+        "--members=10",
+        "--rate=50",
+    ];
+    let ran = measure(&[&scenario, &SHORT[..], &[&one.pid(), &other.pid()]].concat());
+    ran.assert_clean();
+    assert!(ran.samples("last recipient") > 0, "{}", ran.said);
+    assert_eq!(ran.result["servers"].as_array().unwrap().len(), 2);
+
+    let emitter = [
+        "emitter",
+        &one.address,
+        &other.address,
+        "--redis",
+        &redis.url,
+    ];
+    let flood = ["--members=20", "--flood=300", "--grace=20s"];
+    let ran = measure(&[&emitter[..], &flood].concat());
+    ran.assert_clean();
+    assert_eq!(ran.tally("arrived"), 20 * 300, "{}", ran.said);
+    assert_eq!(ran.samples("last recipient"), 300);
+}
