@@ -362,7 +362,11 @@ impl Subscriptions {
             .entries
             .iter()
             .filter(|(_, entry)| entry.wire == Wire::Refused);
-        let refused: Vec<_> = refused.map(|(key, _)| key.clone()).collect();
+        let mut refused: Vec<_> = refused.map(|(key, _)| key.clone()).collect();
+        if let Some(slot) = self.slot {
+            // Neighbours of one slot share a command.
+            refused.sort_by_cached_key(|key| slot(&key.name));
+        }
         for key in &refused {
             self.set_wire(key, Wire::Off);
         }
