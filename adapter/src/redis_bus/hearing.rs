@@ -10,7 +10,10 @@ use roomcast_emitter::{
     endpoint::Endpoint,
     id::NodeId,
 };
-use tokio::time::{self, MissedTickBehavior};
+use tokio::{
+    task,
+    time::{self, MissedTickBehavior},
+};
 
 use super::{Shared, config::RedisConfig};
 use crate::link::{LinkEvent, Sink, Subscribers, SubscribersConfig};
@@ -77,7 +80,9 @@ pub(super) async fn sweep(shared: Weak<Shared>) {
             return;
         };
         for attached in shared.namespaces.all() {
-            shared.sweep(&attached);
+            while shared.sweep(&attached) {
+                task::yield_now().await;
+            }
         }
         shared.note_figures();
     }

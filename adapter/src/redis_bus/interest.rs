@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// How long a channel is kept after its room's last member has left.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
+/// The most channels that are looked at in one turn: joins wait meanwhile.
+const TURN: usize = 1024;
+
 /// Channels up to which memory is kept that is not needed at the moment.
 const KEPT: usize = 1024;
 
@@ -60,18 +63,20 @@ impl Interest {
         }
     }
 
-    /// Gives up the channels that have been without members for long enough; answers which. The
-    /// caller has taken all changes before, and says which channel's room has members nevertheless:
-    /// that change is on its way, or has been taken back unseen, so such a room is looked at again.
+    /// Gives up channels that have been without members for long enough; answers which. There may be
+    /// more ([`is_due`](Self::is_due)). The caller has taken all changes before, and says which
+    /// channel's room has members nevertheless: that change is on its way, or has been taken back
+    /// unseen, so such a room is looked at again.
     pub(crate) fn give_up(
         &mut self,
         now: Instant,
         has_members: impl Fn(&str) -> bool,
     ) -> Vec<Arc<str>> {
         let mut given_up = Vec::new();
-        while let Some((queued, _)) = self.queue.front()
-            && *queued + LINGER <= now
-        {
+        for _ in 0..TURN {
+            if !self.is_due(now) {
+                break;
+            }
             let Some((_, channel)) = self.queue.pop_front() else {
                 break;
             };
@@ -95,6 +100,12 @@ impl Interest {
         }
         self.give_memory_back();
         given_up
+    }
+
+    /// Whether there are channels to look at.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let first = self.queue.front();
+        first.is_some_and(|(queued, _)| *queued + LINGER <= now)
     }
 
     /// All channels that are held, from now on by somebody else or by nobody.
@@ -191,7 +202,13 @@ mod tests {
             interest.occupied(&channel);
             interest.vacated(&channel, start);
         }
-        assert_eq!(given_up(&mut interest, start + LINGER).len(), 100_000);
+        let end = start + LINGER;
+        let mut turns = 0;
+        while interest.is_due(end) {
+            assert!(given_up(&mut interest, end).len() <= TURN);
+            turns += 1;
+        }
+        assert_eq!((turns, interest.held.len()), (98, 0));
         assert!(interest.held.capacity() <= KEPT);
         assert!(interest.queue.capacity() <= KEPT);
     }

@@ -87,11 +87,11 @@ impl Shared {
         }
     }
 
-    /// Takes changes that nobody has told of, and gives up the rooms that have been without
-    /// members for long enough.
-    pub(super) fn sweep(&self, attached: &Attached) {
+    /// Takes changes that nobody has told of, and gives up rooms that have been without members for
+    /// long enough. True if there are more.
+    pub(super) fn sweep(&self, attached: &Attached) -> bool {
         let Some(listener) = attached.listener.upgrade() else {
-            return;
+            return false;
         };
         let _subscribing = self.subscribing.lock();
         self.take_changes(attached, &*listener);
@@ -100,10 +100,13 @@ impl Shared {
             let room = channels.room_of(channel, &attached.namespace).flatten();
             room.is_some_and(|room| listener.has_room(room))
         };
+        let now = Instant::now();
         let mut interest = attached.interest.lock();
-        let given_up = interest.give_up(Instant::now(), has_members);
+        let given_up = interest.give_up(now, has_members);
+        let is_more = interest.is_due(now);
         drop(interest);
         self.unsubscribe(given_up);
+        is_more
     }
 
     fn take_changes(&self, attached: &Attached, listener: &dyn Listener) {
