@@ -42,12 +42,13 @@ pub(crate) fn serve(port: u16) -> io::Result<()> {
     }
 }
 
-struct Floor {
-    epoll: OwnedFd,
+pub(crate) struct Floor {
+    pub(crate) epoll: OwnedFd,
     listener: OwnedFd,
     connections: Vec<Option<Connection>>,
     vacant: Vec<usize>,
-    rooms: Vec<(Box<[u8]>, Vec<usize>)>,
+    /// Names and members, in the order in which they were first joined.
+    pub(crate) rooms: Vec<(Box<[u8]>, Vec<usize>)>,
     frame: Vec<u8>,
     accepted: u64,
 }
@@ -65,7 +66,7 @@ struct Connection {
 struct Ended;
 
 impl Floor {
-    fn bind(port: u16) -> io::Result<Self> {
+    pub(crate) fn bind(port: u16) -> io::Result<Self> {
         let kind = net::SocketType::STREAM;
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let listener = net::socket_with(net::AddressFamily::INET, kind, flags, None)?;
@@ -89,7 +90,7 @@ impl Floor {
         })
     }
 
-    fn accept(&mut self) -> io::Result<()> {
+    pub(crate) fn accept(&mut self) -> io::Result<()> {
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             let fd = match net::accept_with(&self.listener, flags) {
@@ -116,7 +117,7 @@ impl Floor {
         }
     }
 
-    fn ready(&mut self, index: usize, flags: epoll::EventFlags, buffer: &mut [u8]) {
+    pub(crate) fn ready(&mut self, index: usize, flags: epoll::EventFlags, buffer: &mut [u8]) {
         let mut outcome = Ok(());
         if flags.contains(epoll::EventFlags::OUT) {
             outcome = self.flush(index);
@@ -284,7 +285,8 @@ impl Floor {
         }
     }
 
-    fn cast(&mut self, name: &[u8], text: &[u8]) {
+    /// Sends the event `cast` with this text to the members of a room.
+    pub(crate) fn cast(&mut self, name: &[u8], text: &[u8]) {
         let Some(room) = self.rooms.iter().position(|room| *room.0 == *name) else {
             return;
         };
@@ -380,7 +382,8 @@ fn header<'head>(head: &'head [u8], name: &[u8]) -> Option<&'head [u8]> {
 
 /// By edges, since a connection that was read to its end need not be looked at again.
 const READS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
-const LISTENER: u64 = u64::MAX;
+/// What stands for the listener in events, as an index does for a connection.
+pub(crate) const LISTENER: u64 = u64::MAX;
 const BACKLOG: i32 = 4096;
-const EVENTS_PER_WAIT: usize = 256;
-const READ_BYTES: usize = 64 * 1024;
+pub(crate) const EVENTS_PER_WAIT: usize = 256;
+pub(crate) const READ_BYTES: usize = 64 * 1024;
