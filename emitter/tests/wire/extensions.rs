@@ -87,8 +87,8 @@ fn a_broadcast_that_will_be_asked_about_says_so_behind_what_node_reads() {
             .unwrap()
             .channel
     };
-    assert_eq!(channel(None), "p#/#r#");
-    assert_eq!(channel(Some("q")), "p#/#");
+    assert_eq!(channel(None), "socket.io#/#r#");
+    assert_eq!(channel(Some("q")), "socket.io#/#");
     for wire in [classic(), json, sharded(Mode::Static)] {
         let written = wire.message("/", "u", &message, Some("q")).unwrap();
         let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
