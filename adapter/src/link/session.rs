@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use roomcast_emitter::{
@@ -29,6 +29,12 @@ use super::{
 
 /// Most messages that are handled before others may run.
 const TURN: usize = 256;
+
+/// Longest time that messages are handled before others may run: some of them mean very many sockets.
+/// The clock is looked at every [`CLOCK_EVERY`] messages.
+const TURN_TIME: Duration = Duration::from_millis(2);
+
+const CLOCK_EVERY: usize = 8;
 
 pub(super) struct Session<'a, S> {
     link: &'a mut Task<S>,
@@ -114,11 +120,15 @@ impl<'a, S: Sink> Session<'a, S> {
 
     /// Handles what has been read. True if a turn was not enough.
     fn handle_read(&mut self, socket: &mut Socket) -> Result<bool, DownReason> {
-        for _ in 0..TURN {
+        let began = Instant::now();
+        for number in 1..=TURN {
             match resp::parse_push(socket.buffer.unread(), &socket.limits)? {
                 Parsed::Whole(push, length) => {
                     self.handle(&push)?;
                     socket.buffer.consume(length);
+                    if number % CLOCK_EVERY == 0 && began.elapsed() >= TURN_TIME {
+                        return Ok(true);
+                    }
                 }
                 Parsed::Incomplete(needed) => {
                     socket.buffer.need(needed);
