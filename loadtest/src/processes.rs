@@ -16,7 +16,7 @@ use crate::{
     gate::{GO, READY},
     options::Common,
     outcome::Outcome,
-    servers::Servers,
+    servers::{Servers, USED_BEFORE},
     swarm::Transport,
     target::Target,
     watch::{Progress, Watch},
@@ -74,6 +74,9 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
         }
     }
     let mut outcome = outcome.context("there was no loader")?;
+    if outcome.scenario == "idle" && servers.hide_growth() {
+        outcome.limit(USED_BEFORE);
+    }
     outcome.servers = servers.into_list();
     for (gauge, reading) in common.gauge.iter().zip(&mut readings) {
         reading.after = gauge.read().ok();

@@ -9,6 +9,10 @@ use crate::{
 
 pub(crate) struct Servers(Vec<Server>);
 
+/// What limits a measurement of memory that did not grow.
+pub(crate) const USED_BEFORE: &str =
+    "memory that the server had used before: start it freshly, since this hides growth";
+
 impl Servers {
     /// Looks at each process for the first time: an error names one that is not there.
     pub(crate) fn new(pids: &[u32]) -> anyhow::Result<Self> {
@@ -71,6 +75,13 @@ impl Servers {
             sum.descriptors += usage.descriptors;
         }
         sum
+    }
+
+    /// Whether the memory of none of them grew since it was first looked at: a server that had used
+    /// more before hides what connections take now.
+    pub(crate) fn hide_growth(&self) -> bool {
+        let has_grown = |server: &Server| server.end.rss_bytes > server.before.rss_bytes;
+        !self.0.is_empty() && !self.0.iter().any(has_grown)
     }
 
     /// Descriptors of all of them together, before the connections were opened.

@@ -6,6 +6,7 @@ use crate::{
     clock::{self, span},
     outcome::Outcome,
     run::TURN,
+    servers::USED_BEFORE,
     system,
 };
 
@@ -31,6 +32,9 @@ impl Drive<'_> {
         self.hold()?;
         let kernel = system::kernel_bytes().unwrap_or(0);
         let outcome = &mut self.run.outcome;
+        if self.run.servers.hide_growth() {
+            outcome.limit(USED_BEFORE);
+        }
         outcome.set("connections", members);
         outcome.set("connections counted", members.saturating_sub(first as u64));
         outcome.set("kernel bytes before", kernel_before);

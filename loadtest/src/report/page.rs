@@ -46,8 +46,8 @@ fn section(scenario: &str, results: &[(String, &Outcome)], body: &mut String) {
     }
     figure_table(results, body);
     latency_charts(results, body);
-    for (title, unit, value) in CHARTS {
-        time_chart(title, unit, *value, results, body);
+    for (title, unit, from, value) in CHARTS {
+        time_chart(title, unit, *from, *value, results, body);
     }
     body.push_str("</section>\n");
 }
@@ -181,6 +181,7 @@ fn percentiles(histogram: &Histogram) -> Vec<(f64, f64)> {
 fn time_chart(
     title: &str,
     unit: &str,
+    from: f64,
     value: fn(&Point, &Point) -> f64,
     results: &[(String, &Outcome)],
     body: &mut String,
@@ -190,6 +191,7 @@ fn time_chart(
         points: outcome
             .series
             .windows(2)
+            .filter(|pair| pair[1].at >= from)
             .map(|pair| (pair[1].at, value(&pair[0], &pair[1])))
             .collect(),
     });
@@ -210,21 +212,30 @@ fn time_chart(
     }
 }
 
-/// A title, a unit, and the value between two points of a series.
-type Timed = (&'static str, &'static str, fn(&Point, &Point) -> f64);
+/// A title, a unit, from which second on, and the value between two points of a series.
+type Timed = (&'static str, &'static str, f64, fn(&Point, &Point) -> f64);
+
+/// Setting up is no part of what happens to messages.
+const WITH_TRAFFIC: f64 = -2.0;
+const ALL: f64 = f64::NEG_INFINITY;
 
 const CHARTS: &[Timed] = &[
-    ("Deliveries over time", "per second", |last, point| {
-        let count = point.deliveries.saturating_sub(last.deliveries);
-        count as f64 / (point.at - last.at).max(1e-3)
-    }),
-    ("Connections over time", "open", |_, point| {
+    (
+        "Deliveries over time",
+        "per second",
+        WITH_TRAFFIC,
+        |last, point| {
+            let count = point.deliveries.saturating_sub(last.deliveries);
+            count as f64 / (point.at - last.at).max(1e-3)
+        },
+    ),
+    ("Connections over time", "open", ALL, |_, point| {
         point.connections as f64
     }),
-    ("Server memory over time", "resident MB", |_, point| {
+    ("Server memory over time", "resident MB", ALL, |_, point| {
         point.server_rss_bytes as f64 / 1e6
     }),
-    ("Server CPU over time", "% of a core", |last, point| {
+    ("Server CPU over time", "% of a core", ALL, |last, point| {
         let nanos = point.server_cpu_nanos.saturating_sub(last.server_cpu_nanos);
         nanos as f64 / 1e7 / (point.at - last.at).max(1e-3)
     }),

@@ -44,7 +44,7 @@ impl Chart<'_> {
             let _ = writeln!(svg, "\"/>");
             let _ = writeln!(
                 svg,
-                "<text x=\"{}\" y=\"{}\" fill=\"{color}\">{}</text>",
+                "<text x=\"{}\" y=\"{}\" style=\"fill:{color}\">{}</text>",
                 LEFT + 10.0,
                 TOP + 14.0 + 16.0 * at as f64,
                 escape(&line.name)
@@ -181,7 +181,7 @@ pub(super) fn escape(text: &str) -> String {
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 80.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 40.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 30.0;
 const COLORS: [&str; 6] = [
