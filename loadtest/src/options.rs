@@ -196,7 +196,7 @@ pub(crate) struct Storm {
 pub(crate) struct Emitter {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Redis of the cluster: redis://[USER:PASSWORD@]HOST:PORT
+    /// Redis of the cluster: `redis://[USER:PASSWORD@]HOST:PORT`
     #[arg(long, value_name = "URL")]
     pub(crate) redis: String,
     /// Prefix of the cluster's channels
