@@ -52,7 +52,8 @@ class Ledger {
     for (const server of this.#servers) this.#metrics.set(server, await metrics(server));
     this.begin = Date.now();
     this.#timer = setInterval(() => this.#say(), PAUSE);
-    await this.#everybodyHears(() => true);
+    // There is traffic before anything happens.
+    await this.#everybodyHears(({ number }) => number >= 20);
   }
 
   /** A server that is gone or stopped says nothing, and nobody waits for its client. */
