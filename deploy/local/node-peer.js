@@ -75,6 +75,8 @@ function servePage(request, response) {
 }
 
 function attachRooms(io, socket) {
+  // Rooms that were told of the client, and will be told that it is gone.
+  const announced = new Set();
   const tell = (room, event) => socket.to(room).emit(event, { room, id: socket.id });
   const shared = () => [...socket.rooms].filter((room) => room !== socket.id).sort();
   const members = async (room) => {
@@ -89,16 +91,23 @@ function attachRooms(io, socket) {
       .then(answer, (error) => answer({ error: error.message }));
   };
 
-  socket.on("join", answering(async (room) => {
+  socket.on("join", answering(async (room, { quiet } = {}) => {
     // A name of this form could be a socket's id, whose private room is not for others.
     if (typeof room !== "string" || !room || /^[\w-]{20}$/.test(room)) throw new Error("no such room");
+    const isNew = !socket.rooms.has(room);
     await socket.join(room);
-    tell(room, "joined");
+    if (quiet) return { room };
+    if (isNew) {
+      announced.add(room);
+      tell(room, "joined");
+    }
     return { room, members: await members(room) };
   }));
-  socket.on("leave", answering(async (room) => {
+  socket.on("leave", answering(async (room, { quiet } = {}) => {
+    const wasMember = socket.rooms.has(room);
     await socket.leave(room);
-    tell(room, "left");
+    announced.delete(room);
+    if (wasMember && !quiet) tell(room, "left");
     return { room };
   }));
   socket.on("rooms", answering(shared));
@@ -108,5 +117,9 @@ function attachRooms(io, socket) {
     io.to(room).emit("message", { room, from: socket.id, data });
     return io.of("/").adapter.rooms.get(room)?.size ?? 0;
   }));
-  socket.on("disconnecting", () => shared().forEach((room) => tell(room, "left")));
+  socket.on("echo", (...args) => {
+    const answer = args.pop();
+    if (typeof answer === "function") answer(...args);
+  });
+  socket.on("disconnecting", () => announced.forEach((room) => tell(room, "left")));
 }

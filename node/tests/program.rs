@@ -299,6 +299,45 @@ fn clients_use_rooms_by_themselves_where_that_is_allowed() {
 }
 
 #[test]
+fn quiet_clients_join_leave_and_disconnect_unnoticed() {
+    let (_program, address, _) = serve(&["--client-rooms"]);
+    let [mut ada, mut ben, mut cy] = [(); 3].map(|()| Client::connect(&address));
+    ada.ask(&json!(["join", "tea"]));
+    let quiet = json!([{ "room": "tea" }]);
+    for client in [&mut ben, &mut cy] {
+        assert_eq!(
+            client.ask(&json!(["join", "tea", { "quiet": true }])),
+            quiet
+        );
+    }
+    let members = ada.ask(&json!(["who", "tea"]));
+    assert_eq!(members[0].as_array().unwrap().len(), 3, "{members}");
+    assert_eq!(ben.ask(&json!(["leave", "tea", { "quiet": true }])), quiet);
+    drop(cy);
+    wait_until(|| ada.ask(&json!(["who", "tea"])) == json!([[ada.id()]]));
+
+    // All that a room is told comes in order: nothing was told before what is heard first.
+    let mut dan = Client::connect(&address);
+    dan.ask(&json!(["join", "tea", { "quiet": false }]));
+    dan.ask(&json!(["leave", "tea"]));
+    for event in ["joined", "left"] {
+        let told = json!([{ "room": "tea", "id": dan.id() }]);
+        assert_eq!(ada.event(event), told, "{event}");
+    }
+}
+
+#[test]
+fn an_echo_brings_back_all_that_was_sent() {
+    let (_program, address, _) = serve(&["--client-rooms"]);
+    let mut client = Client::connect(&address);
+    for payload in [json!("text"), json!(null), json!({ "a": [1, "\u{1F600}"] })] {
+        assert_eq!(client.ask(&json!(["echo", payload])), json!([payload]));
+    }
+    assert_eq!(client.ask(&json!(["echo", 1, 2])), json!([1, 2]));
+    assert_eq!(client.ask(&json!(["echo"])), json!([]));
+}
+
+#[test]
 fn without_client_rooms_nobody_answers_those_events() {
     let (_program, address, internal) = serve(&[]);
     let mut client = Client::connect(&address);

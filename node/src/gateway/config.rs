@@ -121,13 +121,14 @@ pub(crate) struct Protocol {
     #[arg(default_value = "/", value_parser = values::namespace)]
     pub(crate) namespace: Vec<String>,
 
-    /// Let clients use rooms by themselves, with the events join, leave, rooms, who and message
+    /// Let clients use rooms by themselves, with the events join, leave, rooms, who, message and echo
     ///
     /// `join` (room) answers {"room", "members"}, `leave` (room), `rooms` answers the own rooms,
     /// `who` (room) answers the ids in it, `message` (room, any JSON) is broadcast to the room as
-    /// `message` {room, from, data} if the sender is in it. The room hears of others by `joined`
-    /// and `left` {room, id}. Refusals are answered with {"error"}. Every client may enter every
-    /// room whose name is not shaped like a socket id.
+    /// `message` {room, from, data} if the sender is in it, `echo` (anything) is answered with the
+    /// same. The room hears of others by `joined` and `left` {room, id}, but not of those who join
+    /// with {"quiet": true} after the room; their answer is {"room"}. Refusals are answered with
+    /// {"error"}. Every client may enter every room whose name is not shaped like a socket id.
     #[arg(long, env = "ROOMCAST_CLIENT_ROOMS", value_name = "BOOL", num_args = 0..=1)]
     #[arg(
         require_equals = true,

@@ -4,19 +4,28 @@
 //! Written on the public API like any application's handlers. Whoever connects may enter any
 //! room; what needs permission needs handlers of its own.
 
-use roomcast::{DisconnectReason, Namespace, Socket};
-use serde::Serialize;
+use std::collections::BTreeSet;
+
+use parking_lot::Mutex;
+use roomcast::{Args, DisconnectReason, Namespace, Socket};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Adds the events to a namespace.
 pub(crate) fn open(namespace: Namespace) -> Namespace {
     namespace
-        .on("join", async |socket: Socket, room: String| {
-            answer(join(&socket, &room).await)
-        })
-        .on("leave", async |socket: Socket, room: String| {
-            answer(leave(&socket, &room).await)
-        })
+        .on(
+            "join",
+            async |socket: Socket, (room, manner): (String, Option<Manner>)| {
+                answer(join(&socket, &room, manner.unwrap_or_default()).await)
+            },
+        )
+        .on(
+            "leave",
+            async |socket: Socket, (room, manner): (String, Option<Manner>)| {
+                answer(leave(&socket, &room, manner.unwrap_or_default()).await)
+            },
+        )
         .on("rooms", async |socket: Socket| shared_rooms(&socket))
         .on("who", async |socket: Socket, room: String| {
             answer(who(&socket, &room).await)
@@ -27,23 +36,39 @@ pub(crate) fn open(namespace: Namespace) -> Namespace {
                 answer(message(&socket, &room, data).await)
             },
         )
+        .on("echo", async |_: Socket, payload: Args| payload)
         .on_disconnect(async |socket: Socket, _: DisconnectReason| farewell(&socket).await)
 }
 
-async fn join(socket: &Socket, room: &str) -> Result<Value, Refusal> {
+async fn join(socket: &Socket, room: &str, manner: Manner) -> Result<Value, Refusal> {
     check_name(room)?;
     if !is_member(socket, room) {
         socket.join(room)?;
-        notice(socket, room, "joined").await?;
+        if !manner.quiet {
+            announce(socket, room);
+        }
+        // Other nodes may talk to the room as soon as the client has its answer.
+        socket.join_confirmed(room).await?;
+        if !manner.quiet {
+            notice(socket, room, "joined").await?;
+        }
+    }
+    if manner.quiet {
+        return Ok(json!({ "room": room }));
     }
     Ok(json!({ "room": room, "members": members(socket, room).await? }))
 }
 
-async fn leave(socket: &Socket, room: &str) -> Result<Value, Refusal> {
+async fn leave(socket: &Socket, room: &str, manner: Manner) -> Result<Value, Refusal> {
     check_name(room)?;
     if is_member(socket, room) {
         socket.leave(room);
-        notice(socket, room, "left").await?;
+        if let Some(announced) = socket.data::<Announced>() {
+            announced.rooms.lock().remove(room);
+        }
+        if !manner.quiet {
+            notice(socket, room, "left").await?;
+        }
     }
     Ok(json!({ "room": room }))
 }
@@ -71,13 +96,26 @@ async fn message(socket: &Socket, room: &str, data: Value) -> Result<Value, Refu
     Ok(json!(delivery.local_sockets))
 }
 
-/// Tells the rooms of a client that it is gone.
+/// Tells the rooms in which a client was announced that it is gone.
 async fn farewell(socket: &Socket) {
-    for room in shared_rooms(socket) {
+    let Some(announced) = socket.data::<Announced>() else {
+        return;
+    };
+    let rooms = std::mem::take(&mut *announced.rooms.lock());
+    for room in rooms {
         if let Err(Refusal(reason)) = notice(socket, &room, "left").await {
             tracing::debug!(reason, "a room did not hear of a client that left");
         }
     }
+}
+
+/// Remembers that a room was told of a client, and so has to be told when it is gone.
+fn announce(socket: &Socket, room: &str) {
+    let announced = socket.data::<Announced>().unwrap_or_else(|| {
+        socket.set_data(Announced::default());
+        socket.data().unwrap_or_default()
+    });
+    announced.rooms.lock().insert(room.to_owned());
 }
 
 /// Tells the others in the room, not the client itself.
@@ -140,6 +178,24 @@ impl<E: std::error::Error> From<E> for Refusal {
     fn from(error: E) -> Self {
         Self(error.to_string())
     }
+}
+
+/// How a client enters or leaves a room.
+#[derive(Default, Deserialize)]
+struct Manner {
+    /// Nobody is told, and the answer does not name the members: a room of thousands would cost
+    /// their square to fill.
+    #[serde(default)]
+    quiet: bool,
+}
+
+/// The rooms in which a client was announced, each of which it is in: so there are no more than a
+/// socket may join. Kept for those alone who are, so that a quiet client needs no memory for it.
+#[derive(Default, Serialize)]
+struct Announced {
+    /// Nobody else's business, on other nodes either.
+    #[serde(skip)]
+    rooms: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Serialize)]
