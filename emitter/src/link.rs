@@ -4,11 +4,13 @@
 //! to a queue bounded in bytes; while there is no connection they are told at once, and nothing is
 //! kept for later: whoever cares about a message hears that it was not sent.
 
+mod commands;
 mod driver;
 mod queue;
 
 use std::{
     future::Future,
+    ops::Range,
     pin::Pin,
     sync::{
         Arc,
@@ -18,15 +20,16 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
 };
 
+pub(crate) use self::commands::{Commands, push_written_arg};
 use self::{
     driver::Driver,
-    queue::{Queue, Reply},
+    queue::{Outcomes, Queue, Reply, Told},
 };
 use crate::{
     backoff::Backoff,
@@ -188,36 +191,44 @@ impl Link {
     /// Says a command. It is queued when this returns, behind those that were said before; the
     /// future is of its reply.
     pub fn send<A: AsRef<[u8]>>(&self, args: &[A]) -> Pending {
-        self.push(|queue, reply| queue.push(args, reply), false)
-    }
-
-    /// The same for a command that others follow at once, to go out with them.
-    pub fn send_followed<A: AsRef<[u8]>>(&self, args: &[A]) -> Pending {
-        self.push(|queue, reply| queue.push(args, reply), true)
+        self.push(|queue, reply| queue.push(args, reply))
     }
 
     /// Says a command that is encoded already, right after one that prepares it, whose reply is
     /// dropped.
     pub fn send_encoded(&self, preparation: Option<&[u8]>, command: &[u8]) -> Pending {
-        self.push(
-            |queue, reply| queue.push_encoded(preparation, command, reply),
-            false,
-        )
+        self.push(|queue, reply| queue.push_encoded(preparation, command, reply))
     }
 
-    fn push(
-        &self,
-        push: impl FnOnce(&mut Queue, Reply) -> Result<(), LinkError>,
-        is_followed: bool,
-    ) -> Pending {
+    fn push(&self, push: impl FnOnce(&mut Queue, Reply) -> Result<(), LinkError>) -> Pending {
         let (reply, receiver) = oneshot::channel();
         let mut queue = self.shared.queue.lock();
         let before = queue.queued_bytes();
         if let Err(error) = push(&mut queue, reply) {
             return Pending::failed(error);
         }
-        self.shared.add_queued(queue.queued_bytes() - before);
-        let (direct, waker) = queue.after_push(is_followed);
+        self.pushed(queue, before);
+        Pending(Kind::Waiting(receiver))
+    }
+
+    /// Says some commands. Those for which there is room are queued when this returns; the future
+    /// is of all outcomes.
+    pub(crate) fn send_many(&self, commands: &Commands, range: Range<usize>) -> PendingMany {
+        let (reply, receiver) = oneshot::channel();
+        let count = range.len();
+        let mut queue = self.shared.queue.lock();
+        let before = queue.queued_bytes();
+        if let Err(outcomes) = queue.push_many(commands, range, reply) {
+            return PendingMany(ManyKind::Failed(outcomes));
+        }
+        self.pushed(queue, before);
+        PendingMany(ManyKind::Waiting(receiver, count))
+    }
+
+    /// Sees to it that what was pushed is written.
+    fn pushed(&self, mut queue: MutexGuard<'_, Queue>, bytes_before: usize) {
+        self.shared.add_queued(queue.queued_bytes() - bytes_before);
+        let (direct, waker) = queue.after_push();
         drop(queue);
         let waker = match direct {
             // An error shows to the task, too, which knows what to do about it.
@@ -231,7 +242,6 @@ impl Link {
         if let Some(waker) = waker {
             waker.wake();
         }
-        Pending(Kind::Waiting(receiver))
     }
 
     /// Leaves the connection, if there is one, and opens another.
@@ -292,7 +302,7 @@ impl Drop for Link {
             self.shared.remove_queued(before);
             queue.disconnected(&"the link has been dropped".into())
         };
-        tell(failed);
+        failed.into_iter().for_each(Told::tell);
     }
 }
 
@@ -313,13 +323,6 @@ impl Shared {
         self.stats
             .written_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
-
-fn tell(failed: Vec<queue::Failed>) {
-    for (reply, error) in failed {
-        // Who does not wait any more need not know.
-        let _ = reply.send(Err(error));
     }
 }
 
@@ -350,6 +353,35 @@ impl Future for Pending {
                 let lost = || Err(LinkError::Unconfirmed("the link has ended".into()));
                 received.unwrap_or_else(|_| lost())
             }),
+        }
+    }
+}
+
+/// The replies to many commands, which are on their way already.
+#[derive(Debug)]
+#[must_use = "what became of the commands is not known before this is awaited"]
+pub(crate) struct PendingMany(ManyKind);
+
+#[derive(Debug)]
+enum ManyKind {
+    Failed(Outcomes),
+    /// And how many they are.
+    Waiting(oneshot::Receiver<Outcomes>, usize),
+}
+
+impl Future for PendingMany {
+    type Output = Outcomes;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            ManyKind::Failed(outcomes) => Poll::Ready(std::mem::take(outcomes)),
+            ManyKind::Waiting(receiver, count) => {
+                let count = *count;
+                Pin::new(receiver).poll(context).map(|received| {
+                    let lost = LinkError::Unconfirmed("the link has ended".into());
+                    received.unwrap_or_else(|_| vec![Err(lost); count])
+                })
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ mod redirect;
 
 use std::{
     future::Future,
+    ops::Range,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
@@ -25,7 +26,7 @@ pub use crate::link::{LinkState as PublisherState, LinkStats as PublisherStats};
 use crate::{
     backoff::Backoff,
     endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Purpose, Topology},
-    link::{Destination, Link, LinkConfig, LinkError, Pending},
+    link::{Commands, Destination, Link, LinkConfig, LinkError, Pending, PendingMany},
     value::Value,
 };
 
@@ -213,25 +214,9 @@ impl Publisher {
     /// future is of the number of connections that took it. In a cluster, that number is one of
     /// the server's that was talked to alone, unless the channel is sharded.
     pub fn publish(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
-        self.publish_one(channel, payload, is_sharded, false)
-    }
-
-    /// The same for a message that others follow at once, to go out with them.
-    pub fn publish_followed(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
-        self.publish_one(channel, payload, is_sharded, true)
-    }
-
-    fn publish_one(
-        &self,
-        channel: &str,
-        payload: &[u8],
-        is_sharded: bool,
-        is_followed: bool,
-    ) -> Publishing {
         let command: &[u8] = if is_sharded { b"SPUBLISH" } else { b"PUBLISH" };
         let args = [command, channel.as_bytes(), payload];
         Publishing(match &self.topology {
-            Servers::One { link, .. } if is_followed => Reply::Plain(link.send_followed(&args)),
             Servers::One { link, .. } => Reply::Plain(link.send(&args)),
             Servers::Cluster(cluster) => {
                 let route = if is_sharded {
@@ -242,6 +227,19 @@ impl Publisher {
                 cluster.send(&args, route)
             }
         })
+    }
+
+    /// Publishes with many commands, PUBLISH or SPUBLISH each, in their order. They are queued when
+    /// this returns; the future is of what became of each.
+    pub(crate) fn publish_many(&self, commands: &Commands, range: Range<usize>) -> PublishingMany {
+        let link = match &self.topology {
+            Servers::One { link, .. } => link,
+            Servers::Cluster(cluster) => match cluster.any() {
+                Some(link) => link,
+                None => return PublishingMany(Outcomes::Each(each(cluster, commands, range))),
+            },
+        };
+        PublishingMany(Outcomes::Together(link.send_many(commands, range)))
     }
 
     /// Says a command. It is queued when this returns, except one to all primaries of a cluster;
@@ -321,12 +319,54 @@ impl Future for Publishing {
     type Output = Result<u64, PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll(context).map(|value| {
-            let receivers = value?.integer();
-            let receivers = receivers.and_then(|number| u64::try_from(number).ok());
-            receivers.ok_or_else(|| PublishError::Unconfirmed("an unexpected reply".into()))
-        })
+        self.0.poll(context).map(receivers)
     }
+}
+
+fn receivers(reply: Result<Value, PublishError>) -> Result<u64, PublishError> {
+    let receivers = reply?.integer();
+    let receivers = receivers.and_then(|number| u64::try_from(number).ok());
+    receivers.ok_or_else(|| PublishError::Unconfirmed("an unexpected reply".into()))
+}
+
+/// What becomes of many messages that are on their way.
+#[derive(Debug)]
+#[must_use = "what became of the messages is not known before this is awaited"]
+pub(crate) struct PublishingMany(Outcomes);
+
+#[derive(Debug)]
+enum Outcomes {
+    Together(PendingMany),
+    /// Each channel may be on another server.
+    Each(Vec<Publishing>),
+}
+
+impl PublishingMany {
+    /// Hands out the numbers of receivers, in the order of the messages.
+    pub(crate) async fn each(self, mut outcome: impl FnMut(Result<u64, PublishError>)) {
+        match self.0 {
+            Outcomes::Together(pending) => {
+                for reply in pending.await {
+                    outcome(receivers(accepted(reply)));
+                }
+            }
+            Outcomes::Each(publishing) => {
+                for publishing in publishing {
+                    outcome(publishing.await);
+                }
+            }
+        }
+    }
+}
+
+fn each(cluster: &Cluster, commands: &Commands, range: Range<usize>) -> Vec<Publishing> {
+    let sent = range.map(|index| {
+        let words = commands.words(index);
+        let channel = words.get(1).and_then(|word| std::str::from_utf8(word).ok());
+        let channel = channel.expect("a command that publishes has a channel");
+        cluster.send(&words, Route::Channel(channel))
+    });
+    sent.map(Publishing).collect()
 }
 
 /// The replies to a command that is on its way. Dropping it does not take the command back.

@@ -194,18 +194,17 @@ impl Wire {
         message: &Message,
         confirm: Option<&str>,
     ) -> Result<Publication, WireError> {
-        let payload = match (message, self.channels.dialect()) {
-            (_, Dialect::Sharded(_)) => sharded::write_message(namespace, uid, message, confirm),
-            (
-                Message::Broadcast {
-                    target,
-                    event,
-                    args,
-                },
-                Dialect::Classic,
-            ) => classic::write_broadcast(self, namespace, uid, (target, event, args), confirm),
-            (_, Dialect::Classic) => classic::write_message(uid, message, confirm),
-        }?;
+        let payload = match (self.as_classic_broadcast(message), self.channels.dialect()) {
+            (Some(broadcast), _) => {
+                let mut out = Output::new(self.encoding());
+                classic::write_broadcast(&mut out, namespace, uid, broadcast, confirm)?;
+                out.finish()
+            }
+            (None, Dialect::Sharded(_)) => {
+                sharded::write_message(namespace, uid, message, confirm)?
+            }
+            (None, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
+        };
         // In the sharded dialect the question comes on the main channel, and a broadcast is surely
         // before its question only on the same one.
         let is_asked = confirm.is_some() && self.channels.dialect() != Dialect::Classic;
@@ -213,6 +212,25 @@ impl Wire {
             channel: self.channels.for_message(namespace, message, is_asked),
             payload,
         })
+    }
+
+    /// Appends the payload of a message, without an allocation where messages are many.
+    pub(crate) fn write_payload(
+        &self,
+        bytes: &mut Vec<u8>,
+        namespace: &str,
+        uid: &str,
+        message: &Message,
+    ) -> Result<(), WireError> {
+        let Some(broadcast) = self.as_classic_broadcast(message) else {
+            let publication = self.message(namespace, uid, message, None)?;
+            bytes.extend_from_slice(&publication.payload);
+            return Ok(());
+        };
+        let mut out = Output::behind(std::mem::take(bytes), self.encoding());
+        let written = classic::write_broadcast(&mut out, namespace, uid, broadcast, None);
+        *bytes = out.into_bytes();
+        written
     }
 
     /// Writes a question. `uid` is the asker's own in the namespace, also if it is an emitter, since
@@ -284,6 +302,17 @@ impl Wire {
             (Dialect::Classic, Kind::Broadcast) => classic::read_broadcast(namespace, cursor),
             (Dialect::Classic, Kind::Request) => classic::read_request(namespace, cursor),
             (Dialect::Classic, Kind::Response) => classic::read_response(cursor),
+        }
+    }
+
+    fn as_classic_broadcast<'a>(&self, message: &'a Message) -> Option<classic::Broadcast<'a>> {
+        match message {
+            Message::Broadcast {
+                target,
+                event,
+                args,
+            } if self.channels.dialect() == Dialect::Classic => Some((target, event, args)),
+            _ => None,
         }
     }
 

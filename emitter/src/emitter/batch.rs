@@ -1,27 +1,25 @@
 //! Many emits at once: encoded one after the other, published in as few writes as possible.
 //!
-//! Nothing is published until the batch is sent. What it may hold is limited in bytes, and so is
-//! what is on its way to Redis while it is sent.
+//! Messages are encoded as they are added, into one buffer. Nothing is published until the batch is
+//! sent. What it may hold is limited in bytes, and so is what is on its way to Redis while it is sent.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use super::{
-    core::{Core, Queued, check_namespace},
+    core::Core,
     error::EmitError,
     operator::{broadcast, checked, names},
     results::Delivery,
 };
 use crate::{
-    args::{Args, IntoArgs},
+    args::IntoArgs,
+    link::Commands,
     message::Message,
     target::{Rooms, Target},
 };
 
 /// What a batch may hold if nothing else is said, in bytes.
 const DEFAULT_LIMIT: usize = 64 << 20;
-
-/// What a name costs beside its bytes, roughly.
-const NAME_BYTES: usize = 32;
 
 /// Emits that are published together, in their order. Made by
 /// [`Emitter::batch`](super::Emitter::batch).
@@ -41,8 +39,7 @@ const NAME_BYTES: usize = 32;
 #[must_use = "nothing happens until the batch is sent"]
 pub struct Batch {
     core: Arc<Core>,
-    messages: Vec<Queued>,
-    bytes: usize,
+    commands: Commands,
     limit: usize,
 }
 
@@ -50,8 +47,7 @@ impl Batch {
     pub(super) fn new(core: Arc<Core>) -> Self {
         Self {
             core,
-            messages: Vec::new(),
-            bytes: 0,
+            commands: Commands::default(),
             limit: DEFAULT_LIMIT,
         }
     }
@@ -92,12 +88,12 @@ impl Batch {
 
     /// How many messages it holds.
     pub fn len(&self) -> usize {
-        self.messages.len()
+        self.commands.len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+        self.commands.is_empty()
     }
 
     /// Publishes what it holds, and says of each message, in order, what became of it.
@@ -105,7 +101,7 @@ impl Batch {
     /// Messages are tried again as [`Retry`](super::Retry) says; those that were are published after
     /// the others. The order is otherwise that of the batch.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
-        self.core.publish_all(&self.messages).await
+        self.core.publish_all(&self.commands).await
     }
 
     fn main(&mut self) -> BatchOperator<'_> {
@@ -116,49 +112,21 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, namespace: Cow<'static, str>, message: Message) -> Result<(), EmitError> {
-        check_namespace(&namespace)?;
-        let bytes = namespace.len() + size(&message);
-        if self.bytes.saturating_add(bytes) > self.limit {
+    fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
+        self.core.append(&mut self.commands, namespace, message)?;
+        if self.commands.bytes() > self.limit {
+            self.commands.pop();
             return Err(EmitError::BatchFull { limit: self.limit });
         }
-        self.bytes += bytes;
-        self.messages.push((namespace, message));
         Ok(())
     }
-}
-
-/// What a message keeps in memory, roughly.
-fn size(message: &Message) -> usize {
-    let names = |names: &[Box<str>]| names.iter().map(|name| NAME_BYTES + name.len()).sum();
-    let target = |target: &Target| -> usize {
-        let (rooms, except): (usize, usize) = (names(&target.rooms), names(&target.except));
-        rooms + except
-    };
-    let args = |args: &Args| {
-        let attachments = args.attachments().iter();
-        args.json().len()
-            + attachments
-                .map(|bytes| NAME_BYTES + bytes.len())
-                .sum::<usize>()
-    };
-    let own = message.target().map_or(0, target);
-    let more = match message {
-        Message::Broadcast {
-            event, args: given, ..
-        }
-        | Message::ServerSideEmit { event, args: given } => event.len() + args(given),
-        Message::SocketsJoin { rooms, .. } | Message::SocketsLeave { rooms, .. } => names(rooms),
-        Message::DisconnectSockets { .. } => 0,
-    };
-    size_of::<Queued>() + own + more
 }
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch")
-            .field("messages", &self.messages.len())
-            .field("bytes", &self.bytes)
+            .field("messages", &self.commands.len())
+            .field("bytes", &self.commands.bytes())
             .finish_non_exhaustive()
     }
 }
@@ -178,7 +146,7 @@ impl BatchOperator<'_> {
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         let args = checked(event, args)?;
         let message = broadcast(self.target, event, args);
-        self.batch.add(self.namespace, message)
+        self.batch.add(&self.namespace, &message)
     }
 
     /// Has everybody who is meant join rooms.
@@ -186,7 +154,7 @@ impl BatchOperator<'_> {
     pub fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target, names(&rooms));
         let message = Message::SocketsJoin { target, rooms };
-        self.batch.add(self.namespace, message)
+        self.batch.add(&self.namespace, &message)
     }
 
     /// Has everybody who is meant leave rooms.
@@ -194,14 +162,14 @@ impl BatchOperator<'_> {
     pub fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target, names(&rooms));
         let message = Message::SocketsLeave { target, rooms };
-        self.batch.add(self.namespace, message)
+        self.batch.add(&self.namespace, &message)
     }
 
     /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
     pub fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
         let target = self.target;
         let message = Message::DisconnectSockets { target, close };
-        self.batch.add(self.namespace, message)
+        self.batch.add(&self.namespace, &message)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What all operators of an emitter share: its language, its way to Redis, its questions.
 
 use std::{
-    borrow::Cow,
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,14 +17,13 @@ use crate::{
     asking::{Asking, Waiting},
     channel::{EMITTER_UID, uid},
     id::NodeId,
+    link::{Commands, push_written_arg},
     members::Roster,
     message::Message,
     question::{Answered, Question},
+    resp,
     wire::{Publication, Wire},
 };
-
-/// A message of a batch, and its namespace.
-pub(super) type Queued = (Cow<'static, str>, Message);
 
 pub(crate) struct Core {
     pub(super) transport: Transport,
@@ -65,13 +64,54 @@ impl Core {
         }
     }
 
-    /// Publishes many messages in their order; answers in that order, too.
+    /// Adds the command that publishes a message.
+    pub(super) fn append(
+        &self,
+        commands: &mut Commands,
+        namespace: &str,
+        message: &Message,
+    ) -> Result<(), EmitError> {
+        check_namespace(namespace)?;
+        let channels = self.wire.channels();
+        commands.push(|out| {
+            self.begin(out, &channels.for_message(namespace, message, false));
+            push_written_arg(out, |out| {
+                self.wire
+                    .write_payload(out, namespace, EMITTER_UID, message)
+            })
+        })?;
+        Ok(())
+    }
+
+    fn append_publication(&self, commands: &mut Commands, publication: &Publication) {
+        let appended = commands.push(|out| {
+            self.begin(out, &publication.channel);
+            resp::push_arg(out, &publication.payload);
+            Ok::<_, Infallible>(())
+        });
+        match appended {
+            Ok(()) => {}
+            Err(never) => match never {},
+        }
+    }
+
+    fn begin(&self, out: &mut Vec<u8>, channel: &str) {
+        resp::begin_command(out, 3);
+        let command: &[u8] = if self.is_sharded {
+            b"SPUBLISH"
+        } else {
+            b"PUBLISH"
+        };
+        resp::push_arg(out, command);
+        resp::push_arg(out, channel.as_bytes());
+    }
+
+    /// Publishes with many commands in their order; answers in that order, too.
     pub(super) async fn publish_all(
         &self,
-        messages: &[Queued],
+        commands: &Commands,
     ) -> Vec<Result<Delivery, EmitError>> {
-        let all: Vec<_> = (0..messages.len()).collect();
-        let mut results = self.publish_some(messages, &all).await;
+        let mut results = self.publish_once(commands).await;
         let mut tried = 1;
         loop {
             let pause = |result: &Result<Delivery, EmitError>| {
@@ -86,26 +126,16 @@ impl Core {
             };
             sleep(longest).await;
             tried += 1;
-            let published = self.publish_some(messages, &again).await;
+            let published = self.publish_once(&commands.select(&again)).await;
             for (index, published) in again.into_iter().zip(published) {
                 results[index] = published;
             }
         }
     }
 
-    /// Encoded on the way, so that Redis works meanwhile.
-    async fn publish_some(
-        &self,
-        messages: &[Queued],
-        indices: &[usize],
-    ) -> Vec<Result<Delivery, EmitError>> {
-        let publications = indices.iter().map(|index| {
-            let (namespace, message) = &messages[*index];
-            self.encode(namespace, message)
-        });
-        let published = self.transport.publish_all(publications, self.is_sharded);
-        let deliveries = published.await.into_iter();
-        deliveries
+    async fn publish_once(&self, commands: &Commands) -> Vec<Result<Delivery, EmitError>> {
+        let published = self.transport.publish_all(commands).await.into_iter();
+        published
             .map(|nodes| nodes.map(|nodes| Delivery { nodes }))
             .collect()
     }
@@ -153,9 +183,11 @@ impl Core {
         let listening = answers.listen(namespace).await?;
         let waiting = self.asking.open(&id)?;
         let is_broadcast = message.is_some();
-        let publications = message.into_iter().chain([question]).map(Ok);
-        let published = self.transport.publish_all(publications, self.is_sharded);
-        let published = published.await;
+        let mut commands = Commands::default();
+        for publication in message.iter().chain([&question]) {
+            self.append_publication(&mut commands, publication);
+        }
+        let published = self.transport.publish_all(&commands).await;
         for (index, published) in published.into_iter().enumerate() {
             match published {
                 Ok(_) => {}

@@ -7,8 +7,9 @@ use tokio::task::yield_now;
 use super::error::EmitError;
 use crate::{
     channel::Channels,
+    link::Commands,
     members::{Leases, Roster},
-    publisher::{PublishError, Publisher, Publishing, Route},
+    publisher::{PublishError, Publisher, PublishingMany, Route},
     roll_call,
     wire::Publication,
 };
@@ -19,7 +20,7 @@ use crate::{pool::PoolPublisher, value::Value};
 /// other, and far from what the link refuses.
 const WINDOW_BYTES: usize = 1 << 20;
 
-/// What is encoded before the first of it is written, in bytes.
+/// What is written at a time, in bytes. Redis reads as much at a time.
 const WRITE_BYTES: usize = 16 << 10;
 
 #[derive(Debug)]
@@ -44,45 +45,27 @@ impl Transport {
                 receivers(published)
             }
             #[cfg(feature = "pool")]
-            Self::Pool(_) => {
-                let one = std::iter::once(Ok(publication.clone()));
-                let published = self.publish_all(one, is_sharded);
-                let published = published.await.pop();
-                published.expect("there is one result for each publication")
+            Self::Pool(pool) => {
+                let command: &[u8] = if is_sharded { b"SPUBLISH" } else { b"PUBLISH" };
+                let Publication { channel, payload } = publication;
+                let command = vec![command, channel.as_bytes(), payload];
+                let reply = pool.send(&[command]).await.pop();
+                count(&reply.expect("there is one reply for each command")?)
             }
         }
     }
 
-    /// Publishes in order; answers in that order, too. What cannot be encoded is left out.
-    pub(super) async fn publish_all(
-        &self,
-        publications: impl Iterator<Item = Result<Publication, EmitError>>,
-        is_sharded: bool,
-    ) -> Vec<Result<usize, EmitError>> {
+    /// Publishes with commands in their order; answers in that order, too.
+    pub(super) async fn publish_all(&self, commands: &Commands) -> Vec<Result<usize, EmitError>> {
         match self {
-            Self::Own(publisher) => {
-                let window = Window::new(publisher, is_sharded);
-                window.publish(publications).await
-            }
+            Self::Own(publisher) => Window::new(publisher, commands).publish().await,
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
-                let command = if is_sharded { "SPUBLISH" } else { "PUBLISH" };
-                let publications: Vec<_> = publications.collect();
-                let commands: Vec<_> = publications
-                    .iter()
-                    .flatten()
-                    .map(|publication| -> Vec<&[u8]> {
-                        let channel = publication.channel.as_bytes();
-                        vec![command.as_bytes(), channel, &publication.payload]
-                    })
+                let commands: Vec<_> = (0..commands.len())
+                    .map(|index| commands.words(index))
                     .collect();
-                let mut replies = pool.send(&commands).await.into_iter();
-                let reply = |publication: Result<Publication, EmitError>| {
-                    publication?;
-                    let reply = replies.next().expect("there is one for each command");
-                    count(&reply?)
-                };
-                publications.into_iter().map(reply).collect()
+                let replies = pool.send(&commands).await.into_iter();
+                replies.map(|reply| count(&reply?)).collect()
             }
         }
     }
@@ -134,38 +117,38 @@ impl Transport {
 /// Publishes many messages, of which no more than a certain number of bytes are on their way.
 struct Window<'a> {
     publisher: &'a Publisher,
-    is_sharded: bool,
+    commands: &'a Commands,
     /// With the bytes of each.
-    under_way: VecDeque<(usize, Result<Publishing, EmitError>)>,
+    under_way: VecDeque<(usize, PublishingMany)>,
     bytes: usize,
     results: Vec<Result<usize, EmitError>>,
 }
 
 impl<'a> Window<'a> {
-    fn new(publisher: &'a Publisher, is_sharded: bool) -> Self {
+    fn new(publisher: &'a Publisher, commands: &'a Commands) -> Self {
         Self {
             publisher,
-            is_sharded,
+            commands,
             under_way: VecDeque::new(),
             bytes: 0,
-            results: Vec::new(),
+            results: Vec::with_capacity(commands.len()),
         }
     }
 
-    async fn publish(
-        mut self,
-        publications: impl Iterator<Item = Result<Publication, EmitError>>,
-    ) -> Vec<Result<usize, EmitError>> {
-        self.results.reserve(publications.size_hint().0);
-        let mut unwritten = 0;
-        for publication in publications {
-            let size = self.push(publication).await;
-            unwritten += size;
-            // The link's task has its turn to write, and Redis to work, while more is encoded.
-            if unwritten > WRITE_BYTES {
-                unwritten = 0;
-                yield_now().await;
+    async fn publish(mut self) -> Vec<Result<usize, EmitError>> {
+        let mut next = 0;
+        while next < self.commands.len() {
+            let piece = self.commands.piece(next, WRITE_BYTES);
+            let size = self.commands.bytes_of(&piece);
+            while self.bytes > 0 && self.bytes + size > WINDOW_BYTES {
+                self.settle().await;
             }
+            next = piece.end;
+            let publishing = self.publisher.publish_many(self.commands, piece);
+            self.under_way.push_back((size, publishing));
+            self.bytes += size;
+            // The link's task has its turn to read, and to write what did not go at once.
+            yield_now().await;
         }
         while !self.under_way.is_empty() {
             self.settle().await;
@@ -173,35 +156,16 @@ impl<'a> Window<'a> {
         self.results
     }
 
-    async fn push(&mut self, publication: Result<Publication, EmitError>) -> usize {
-        let (size, publishing) = match publication {
-            Ok(Publication { channel, payload }) => {
-                let size = channel.len() + payload.len();
-                while self.bytes > 0 && self.bytes + size > WINDOW_BYTES {
-                    self.settle().await;
-                }
-                let publisher = self.publisher;
-                let publishing = publisher.publish_followed(&channel, &payload, self.is_sharded);
-                (size, Ok(publishing))
-            }
-            Err(error) => (0, Err(error)),
-        };
-        self.bytes += size;
-        self.under_way.push_back((size, publishing));
-        size
-    }
-
-    /// Waits for the first one.
+    /// Waits for the first piece.
     async fn settle(&mut self) {
         let Some((size, publishing)) = self.under_way.pop_front() else {
             return;
         };
-        let result = match publishing {
-            Ok(publishing) => receivers(publishing.await),
-            Err(error) => Err(error),
-        };
+        let results = &mut self.results;
+        publishing
+            .each(|published| results.push(receivers(published)))
+            .await;
         self.bytes -= size;
-        self.results.push(result);
     }
 }
 

@@ -17,8 +17,7 @@ use tokio::{
 
 use super::{
     Destination, LinkConfig, LinkState, NOT_YET, Shared,
-    queue::{Chunk, Reply},
-    tell,
+    queue::{Chunk, Told},
 };
 use crate::{
     backoff::Backoff,
@@ -131,7 +130,7 @@ impl Driver {
             queue.disconnected(&reason)
         };
         self.change(LinkState::Down(reason));
-        tell(failed);
+        failed.into_iter().for_each(Told::tell);
     }
 
     fn change(&self, state: LinkState) {
@@ -154,7 +153,7 @@ impl Driver {
             must_flush: false,
             has_gathered: false,
             replies: Vec::new(),
-            answers: Vec::new(),
+            told: Vec::new(),
             ticks,
             silence: Silence::default(),
             leaves_read_only: matches!(
@@ -204,7 +203,7 @@ struct Exchange<'a> {
     /// Others have had their turn to add to the next chunk.
     has_gathered: bool,
     replies: Vec<Value>,
-    answers: Vec<(Reply, Value)>,
+    told: Vec<Told>,
     ticks: Interval,
     silence: Silence,
     leaves_read_only: bool,
@@ -264,14 +263,11 @@ impl Exchange<'_> {
         let are_expected = {
             let mut queue = self.shared.queue.lock();
             let before = queue.queued_bytes();
-            let are_expected = queue.answer(&mut self.replies, &mut self.answers);
+            let are_expected = queue.answer(&mut self.replies, &mut self.told);
             self.shared.remove_queued(before - queue.queued_bytes());
             are_expected
         };
-        for (sender, value) in self.answers.drain(..) {
-            // Who does not wait any more need not know.
-            let _ = sender.send(Ok(value));
-        }
+        self.told.drain(..).for_each(Told::tell);
         if !are_expected {
             return Err(End::Broken("an answer that nobody has asked for".into()));
         }

@@ -3,21 +3,45 @@
 //! A state machine without I/O. Positions count the bytes of all commands since the start, so that
 //! after a broken connection it is known which commands the server may have seen.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{collections::VecDeque, ops::Range, sync::Arc, task::Waker};
 
 use tokio::sync::oneshot;
 
-use super::{LinkError, NOT_YET};
+use super::{Commands, LinkError, NOT_YET};
 use crate::{endpoint::DirectWriter, resp, value::Value};
 
 /// Buffers larger than this are not kept once they are empty.
 const KEPT_BYTES: usize = 256 << 10;
 
+/// A caller writes this many bytes by itself though others wait for replies, too: to let the task
+/// gather more would save nothing.
+const DIRECT_BYTES: usize = 4 << 10;
+
 /// Takes the reply to a command.
 pub(super) type Reply = oneshot::Sender<Result<Value, LinkError>>;
 
-/// Who waits in vain, and why.
-pub(super) type Failed = (Reply, LinkError);
+/// What became of many commands, in their order.
+pub(super) type Outcomes = Vec<Result<Value, LinkError>>;
+
+/// Takes the replies to many commands.
+pub(super) type ReplyToMany = oneshot::Sender<Outcomes>;
+
+/// What became of commands, and who waits to hear it.
+#[derive(Debug)]
+pub(super) enum Told {
+    One(Reply, Result<Value, LinkError>),
+    Many(ReplyToMany, Outcomes),
+}
+
+impl Told {
+    /// Who does not wait any more need not know.
+    pub(super) fn tell(self) {
+        match self {
+            Self::One(reply, outcome) => drop(reply.send(outcome)),
+            Self::Many(reply, outcomes) => drop(reply.send(outcomes)),
+        }
+    }
+}
 
 pub(super) struct Queue {
     phase: Phase,
@@ -51,11 +75,28 @@ enum Phase {
     Closed,
 }
 
+/// One command, or several of which one caller hears at once.
 struct Waiting {
-    /// Where the command ends.
+    /// Where the last command ends.
     end: u64,
-    /// Nobody waits for the reply to a command that only prepares the next one.
-    reply: Option<Reply>,
+    waiter: Waiter,
+}
+
+enum Waiter {
+    /// The command only prepares the next one.
+    Nobody,
+    One(Reply),
+    Many(Many),
+}
+
+/// Commands of one caller.
+struct Many {
+    reply: ReplyToMany,
+    /// What is known; those that wait have no meaningful entry yet.
+    outcomes: Outcomes,
+    /// Those that wait or are answered: where they end, and their places among the outcomes.
+    taken: Vec<(u64, usize)>,
+    answered: usize,
 }
 
 /// Bytes that a caller's thread may write by itself.
@@ -108,10 +149,44 @@ impl Queue {
         self.admit(command.len() + preparation.map_or(0, <[u8]>::len))?;
         if let Some(preparation) = preparation {
             self.out.extend_from_slice(preparation);
-            self.expect(preparation.len(), None);
+            self.expect(preparation.len(), Waiter::Nobody);
         }
         self.out.extend_from_slice(command);
-        self.expect(command.len(), Some(reply));
+        self.expect(command.len(), Waiter::One(reply));
+        Ok(())
+    }
+
+    /// Appends those commands for which there is room. If there is none for any of them, that is
+    /// what became of them.
+    pub(super) fn push_many(
+        &mut self,
+        commands: &Commands,
+        range: Range<usize>,
+        reply: ReplyToMany,
+    ) -> Result<(), Outcomes> {
+        let mut outcomes = Vec::with_capacity(range.len());
+        let mut taken = Vec::with_capacity(range.len());
+        self.out.reserve(commands.bytes_of(&range));
+        for command in range.map(|index| commands.get(index)) {
+            let admitted = self.admit(command.len());
+            if admitted.is_ok() {
+                self.out.extend_from_slice(command);
+                self.appended += command.len() as u64;
+                taken.push((self.appended, outcomes.len()));
+            }
+            outcomes.push(admitted.map(|()| Value::Nil));
+        }
+        if taken.is_empty() {
+            return Err(outcomes);
+        }
+        let waiter = Waiter::Many(Many {
+            reply,
+            outcomes,
+            taken,
+            answered: 0,
+        });
+        let end = self.appended;
+        self.waiting.push_back(Waiting { end, waiter });
         Ok(())
     }
 
@@ -124,7 +199,7 @@ impl Queue {
         let length = resp::encoded_len(args);
         self.admit(length)?;
         resp::encode_command(&mut self.out, args);
-        self.expect(length, Some(reply));
+        self.expect(length, Waiter::One(reply));
         Ok(())
     }
 
@@ -147,24 +222,22 @@ impl Queue {
         Ok(())
     }
 
-    fn expect(&mut self, length: usize, reply: Option<Reply>) {
+    fn expect(&mut self, length: usize, waiter: Waiter) {
         self.appended += length as u64;
-        self.waiting.push_back(Waiting {
-            end: self.appended,
-            reply,
-        });
+        let end = self.appended;
+        self.waiting.push_back(Waiting { end, waiter });
     }
 
     /// After a push: what the caller's own thread may write, or whom it has to wake.
     ///
-    /// A caller that is alone writes by itself, which saves waking the task. With more of them, or
-    /// if the caller says more at once, one write by the task carries it all.
-    pub(super) fn after_push(&mut self, is_followed: bool) -> (Option<Direct>, Option<Waker>) {
+    /// A caller that is alone or has much to say writes by itself, which saves waking the task. With
+    /// more of them, one write by the task carries it all.
+    pub(super) fn after_push(&mut self) -> (Option<Direct>, Option<Waker>) {
         if self.is_held {
             return (None, None);
         }
         match &self.direct {
-            Some(writer) if self.waiting.len() == 1 && !is_followed => {
+            Some(writer) if self.waiting.len() == 1 || self.out.len() >= DIRECT_BYTES => {
                 let direct = Direct {
                     connection: self.connection,
                     writer: writer.clone(),
@@ -251,18 +324,29 @@ impl Queue {
     }
 
     /// Matches replies to those who wait for them. False if nobody waits for one of them.
-    pub(super) fn answer(
-        &mut self,
-        replies: &mut Vec<Value>,
-        answers: &mut Vec<(Reply, Value)>,
-    ) -> bool {
+    pub(super) fn answer(&mut self, replies: &mut Vec<Value>, told: &mut Vec<Told>) -> bool {
         for reply in replies.drain(..) {
-            let Some(waiting) = self.waiting.pop_front() else {
+            let Some(first) = self.waiting.front_mut() else {
                 return false;
             };
-            self.answered = waiting.end;
-            if let Some(sender) = waiting.reply {
-                answers.push((sender, reply));
+            if let Waiter::Many(many) = &mut first.waiter {
+                let (end, place) = many.taken[many.answered];
+                self.answered = end;
+                many.outcomes[place] = Ok(reply);
+                many.answered += 1;
+                if many.answered < many.taken.len() {
+                    continue;
+                }
+                let finished = self.waiting.pop_front().map(|waiting| waiting.waiter);
+                if let Some(Waiter::Many(many)) = finished {
+                    told.push(Told::Many(many.reply, many.outcomes));
+                }
+                continue;
+            }
+            self.answered = first.end;
+            let finished = self.waiting.pop_front().map(|waiting| waiting.waiter);
+            if let Some(Waiter::One(sender)) = finished {
+                told.push(Told::One(sender, Ok(reply)));
             }
         }
         true
@@ -281,7 +365,7 @@ impl Queue {
 
     /// There is no connection any more. Hands out who waits, with the reason for each.
     #[must_use = "those who wait must be told"]
-    pub(super) fn disconnected(&mut self, reason: &Arc<str>) -> Vec<Failed> {
+    pub(super) fn disconnected(&mut self, reason: &Arc<str>) -> Vec<Told> {
         if !matches!(self.phase, Phase::Closing | Phase::Closed) {
             self.phase = Phase::Down(reason.clone());
         }
@@ -294,16 +378,27 @@ impl Queue {
         self.written = self.appended;
         self.answered = self.appended;
         let failed = std::mem::take(&mut self.waiting);
-        let failed = failed.into_iter().filter_map(|waiting| {
-            // Only whole commands are carried out.
-            let error = if waiting.end <= written {
+        // Only whole commands are carried out.
+        let error = |end: u64| {
+            if end <= written {
                 LinkError::Unconfirmed(reason.clone())
             } else {
                 LinkError::Unavailable(reason.clone())
-            };
-            Some((waiting.reply?, error))
-        });
-        failed.collect()
+            }
+        };
+        let told = failed
+            .into_iter()
+            .filter_map(|waiting| match waiting.waiter {
+                Waiter::Nobody => None,
+                Waiter::One(reply) => Some(Told::One(reply, Err(error(waiting.end)))),
+                Waiter::Many(mut many) => {
+                    for (end, place) in many.taken.drain(many.answered..) {
+                        many.outcomes[place] = Err(error(end));
+                    }
+                    Some(Told::Many(many.reply, many.outcomes))
+                }
+            });
+        told.collect()
     }
 
     /// Takes nothing more. What waits is still answered, unless there is no connection.
@@ -371,8 +466,92 @@ mod tests {
         (taken, chunk)
     }
 
-    fn reasons(failed: Vec<Failed>) -> Vec<LinkError> {
-        failed.into_iter().map(|(_, error)| error).collect()
+    fn reasons(told: Vec<Told>) -> Vec<LinkError> {
+        told.into_iter().flat_map(errors).collect()
+    }
+
+    fn errors(told: Told) -> Vec<LinkError> {
+        let outcomes = match told {
+            Told::One(_, outcome) => vec![outcome],
+            Told::Many(_, outcomes) => outcomes,
+        };
+        outcomes.into_iter().filter_map(Result::err).collect()
+    }
+
+    fn commands(all: &[&[u8]]) -> Commands {
+        let mut commands = Commands::default();
+        for command in all {
+            let pushed = commands.push(|out| {
+                out.extend_from_slice(command);
+                Ok::<_, ()>(())
+            });
+            pushed.unwrap();
+        }
+        commands
+    }
+
+    #[test]
+    fn many_commands_are_answered_together_and_each_has_its_own_outcome() {
+        let mut queue = up(10);
+        let (reply, mut receiver) = oneshot::channel();
+        let commands = commands(&[b"1234", b"larger than all", b"56", b"7890x", b"y"]);
+        queue.push_many(&commands, 0..5, reply).unwrap();
+        assert_eq!(queue.queued_bytes(), 7);
+        assert_eq!(
+            take(&mut queue, false),
+            (Chunk::Filled, b"123456y".to_vec())
+        );
+        let mut told = Vec::new();
+        let mut replies = vec![Value::Integer(1), Value::Integer(2)];
+        assert!(queue.answer(&mut replies, &mut told));
+        // What is answered makes room, whatever the others wait for.
+        assert_eq!((told.len(), queue.queued_bytes()), (0, 1));
+        assert!(queue.answer(&mut vec![Value::Integer(3)], &mut told));
+        assert_eq!((queue.queued_bytes(), queue.stuck_at()), (0, None));
+        told.pop().unwrap().tell();
+        let too_large = LinkError::TooLarge {
+            bytes: 15,
+            max_bytes: 10,
+        };
+        let overloaded = LinkError::Overloaded { queued_bytes: 6 };
+        assert_eq!(
+            receiver.try_recv().unwrap(),
+            [
+                Ok(Value::Integer(1)),
+                Err(too_large),
+                Ok(Value::Integer(2)),
+                Err(overloaded),
+                Ok(Value::Integer(3)),
+            ]
+        );
+    }
+
+    #[test]
+    fn of_many_commands_some_may_be_answered_when_the_connection_breaks() {
+        let mut queue = up(100);
+        let (reply, mut receiver) = oneshot::channel();
+        let commands = commands(&[b"0", b"12", b"34", b"56"]);
+        queue.push_many(&commands, 1..4, reply).unwrap();
+        assert_eq!(take(&mut queue, true).1, b"123456");
+        queue.wrote(5);
+        let mut told = Vec::new();
+        assert!(queue.answer(&mut vec![Value::Integer(7)], &mut told));
+        let reason: Arc<str> = "gone".into();
+        for told in queue.disconnected(&reason) {
+            told.tell();
+        }
+        assert_eq!(
+            receiver.try_recv().unwrap(),
+            [
+                Ok(Value::Integer(7)),
+                Err(LinkError::Unconfirmed(reason.clone())),
+                Err(LinkError::Unavailable(reason.clone())),
+            ]
+        );
+        let (reply, _) = oneshot::channel();
+        let refused = queue.push_many(&commands, 2..4, reply).unwrap_err();
+        assert_eq!(refused, vec![Err(LinkError::Unavailable(reason)); 2]);
+        assert_eq!(queue.queued_bytes(), 0);
     }
 
     #[test]
@@ -434,7 +613,7 @@ mod tests {
         let mut replies = vec![Value::Integer(1), Value::Integer(2)];
         assert!(queue.answer(&mut replies, &mut answers));
         assert_eq!(answers.len(), 1);
-        assert_eq!(answers[0].1, Value::Integer(2));
+        assert!(matches!(answers[0], Told::One(_, Ok(Value::Integer(2)))));
         assert!(!queue.answer(&mut vec![Value::Nil], &mut answers));
     }
 
@@ -443,18 +622,15 @@ mod tests {
         let mut queue = up(100);
         assert_eq!(take(&mut queue, false).0, Chunk::Empty);
         push(&mut queue, b"1").unwrap();
-        assert!(
-            queue.after_push(false).1.is_some(),
-            "the idle task is woken"
-        );
+        assert!(queue.after_push().1.is_some(), "the idle task is woken");
         push(&mut queue, b"2").unwrap();
-        assert!(queue.after_push(false).1.is_none(), "it is woken once");
+        assert!(queue.after_push().1.is_none(), "it is woken once");
         assert_eq!(take(&mut queue, false).0, Chunk::Gathering);
         push(&mut queue, b"3").unwrap();
         assert_eq!(take(&mut queue, true), (Chunk::Filled, b"123".to_vec()));
         // Whoever comes while it is written finds nothing to do.
         push(&mut queue, b"4").unwrap();
-        let (direct, waker) = queue.after_push(false);
+        let (direct, waker) = queue.after_push();
         assert!(direct.is_none() && waker.is_none());
 
         let mut queue = up(100);
@@ -470,14 +646,11 @@ mod tests {
         assert!(queue.connected(Some(DirectWriter::Unix(Arc::new(writer)))));
         assert_eq!(take(&mut queue, false).0, Chunk::Empty);
         push(&mut queue, b"12345").unwrap();
-        let (direct, waker) = queue.after_push(false);
+        let (direct, waker) = queue.after_push();
         assert!(waker.is_none());
         let direct = direct.expect("a lone caller writes by itself");
         push(&mut queue, b"678").unwrap();
-        assert!(
-            queue.after_push(false).0.is_none(),
-            "only one writes at a time"
-        );
+        assert!(queue.after_push().0.is_none(), "only one writes at a time");
         assert_eq!(take(&mut queue, true).0, Chunk::Empty);
         assert!(queue.after_direct(direct, 2).is_some(), "the task goes on");
         assert_eq!(take(&mut queue, true), (Chunk::Filled, b"345678".to_vec()));
@@ -501,7 +674,7 @@ mod tests {
         let mut queue = Queue::new(100);
         assert!(queue.connected(Some(DirectWriter::Unix(Arc::new(writer)))));
         push(&mut queue, b"12345").unwrap();
-        let direct = queue.after_push(false).0.unwrap();
+        let direct = queue.after_push().0.unwrap();
         let failed = reasons(queue.disconnected(&"gone".into()));
         assert_eq!(failed, [LinkError::Unconfirmed("gone".into())]);
         assert!(queue.connected(None));

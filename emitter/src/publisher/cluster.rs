@@ -130,6 +130,11 @@ impl Cluster {
         self.state.subscribe()
     }
 
+    /// The link that carries all channels, if they are not sharded.
+    pub(super) fn any(&self) -> Option<&Arc<Link>> {
+        self.any.as_ref()
+    }
+
     /// Queues the command at once; the future follows redirections.
     pub(super) fn send<A: AsRef<[u8]>>(&self, args: &[A], route: Route<'_>) -> Reply {
         let slot = match route {

@@ -6,10 +6,8 @@
 mod request;
 mod response;
 
-use bytes::Bytes;
-
 use super::{
-    Heard, Wire, WireError,
+    Heard, WireError,
     cursor::{Cursor, Head},
     output::Output,
     parts::{read_packet, read_target, write_packet, write_target, write_target_of_emitter},
@@ -19,27 +17,29 @@ use crate::{args::Args, channel::EMITTER_UID, message::Message, target::Target};
 pub(super) use self::request::{read as read_request, write_message, write_question};
 pub(super) use self::response::{read as read_response, write as write_response};
 
+/// To whom, the name of the event, and its arguments.
+pub(super) type Broadcast<'a> = (&'a Target, &'a str, &'a Args);
+
 /// Writes a broadcast.
 pub(super) fn write_broadcast(
-    wire: &Wire,
+    out: &mut Output,
     namespace: &str,
     uid: &str,
-    (target, event, args): (&Target, &str, &Args),
+    (target, event, args): Broadcast<'_>,
     confirm: Option<&str>,
-) -> Result<Bytes, WireError> {
-    let mut out = Output::new(wire.encoding());
+) -> Result<(), WireError> {
     out.list(3 + usize::from(confirm.is_some())).text(uid);
-    write_packet(&mut out, event, args, Some(namespace))?;
+    write_packet(out, event, args, Some(namespace))?;
     if uid == EMITTER_UID {
-        write_target_of_emitter(&mut out, target);
+        write_target_of_emitter(out, target);
     } else {
-        write_target(&mut out, target, Some(target.flags));
+        write_target(out, target, Some(target.flags));
     }
     if let Some(id) = confirm {
         out.map(1).key("confirm").text(id).end_map();
     }
     out.end_list();
-    Ok(out.finish())
+    Ok(())
 }
 
 /// Reads a broadcast. The sender's uid may be anything; see [`super::Echo`] for one's own.

@@ -28,15 +28,27 @@ pub(super) enum Encoding {
 
 pub(super) struct Output {
     bytes: Vec<u8>,
+    /// Where the message begins.
+    start: usize,
     encoding: Encoding,
 }
 
 impl Output {
     pub(super) fn new(encoding: Encoding) -> Self {
+        Self::behind(Vec::with_capacity(256), encoding)
+    }
+
+    /// Writes behind what there is already.
+    pub(super) fn behind(bytes: Vec<u8>, encoding: Encoding) -> Self {
         Self {
-            bytes: Vec::with_capacity(256),
+            start: bytes.len(),
+            bytes,
             encoding,
         }
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     pub(super) fn finish(self) -> bytes::Bytes {
@@ -189,8 +201,14 @@ impl Output {
     /// What stands before a value says whether it is the first one: text and numbers never end in
     /// an opening bracket or a colon outside of quotes.
     fn comma(&mut self) {
-        let is_first = matches!(self.bytes.last(), None | Some(b'[' | b'{' | b':'));
-        if self.encoding == Encoding::Json && !is_first {
+        if self.encoding == Encoding::Msgpack {
+            return;
+        }
+        let is_first = matches!(
+            self.bytes[self.start..].last(),
+            None | Some(b'[' | b'{' | b':')
+        );
+        if !is_first {
             self.bytes.push(b',');
         }
     }
