@@ -1,11 +1,20 @@
 //! What publishing with the emitter costs, beside `redis-benchmark` in the same run.
 //!
-//! One emit at a time, and batches of several sizes, each awaited before the next: what
-//! `redis-benchmark -c 1 -P n PUBLISH` does with bytes that it prepared once. Nobody subscribes.
-//! Figures of one run can be compared with each other, and with nothing else.
+//! Of n publishes at a time, the next n follow once all are answered: one emit awaited after the
+//! other, or one batch. That is what `redis-benchmark -c 1 -P n PUBLISH` does, with bytes that it
+//! prepared once. The last row is a batch as applications have them, beside the deepest pipeline of
+//! the other. Nobody subscribes. Rounds take turns, and figures are medians; those of one run can be
+//! compared with each other, and with nothing else. CPU is that of the publisher, user and system.
 //!
 //! ```sh
 //! cargo bench -p roomcast-emitter --bench publish
+//! ```
+//!
+//! On a machine that has more to do, ratios are steadiest with Redis on one core and both publishers
+//! on another:
+//!
+//! ```sh
+//! BENCH_CORES=0,1 cargo bench -p roomcast-emitter --bench publish
 //! ```
 
 #![expect(clippy::unwrap_used, reason = "a panic ends the bench")]
@@ -14,6 +23,7 @@
 mod support;
 
 use std::{
+    fs,
     io::{Write as _, stdout},
     process::Command,
     time::Instant,
@@ -34,13 +44,17 @@ use tokio::runtime::{Builder, Runtime};
 /// What is published, in bytes, with everything around the argument.
 const PAYLOAD_BYTES: usize = 128;
 
-const DEPTHS: [usize; 4] = [1, 16, 64, 512];
+/// At a time of the emitter, and of `redis-benchmark`.
+const DEPTHS: [(usize, usize); 5] = [(1, 1), (16, 16), (64, 64), (512, 512), (10_000, 512)];
 
 /// Each figure is the median of so many.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
 
 fn main() {
     let redis = Redis::start();
+    if let Ok(cores) = std::env::var("BENCH_CORES") {
+        pin(&redis, &cores);
+    }
     let text = text();
     let one = Builder::new_current_thread().enable_all().build().unwrap();
     let mut two = Builder::new_multi_thread();
@@ -48,28 +62,88 @@ fn main() {
     let mut out = stdout();
     writeln!(
         out,
-        "{PAYLOAD_BYTES} bytes, publishes per second, median of {ROUNDS}\n\
-         depth  redis-benchmark    emitter, 1 thread   emitter, 2 workers"
+        "{PAYLOAD_BYTES} bytes: publishes per second (CPU µs of each), median of {ROUNDS}\n\
+         depth  redis-benchmark    emitter, 1 thread         emitter, 2 workers"
     )
     .unwrap();
-    for depth in DEPTHS {
+    for (depth, floor_depth) in DEPTHS {
         let count = if depth == 1 { 20_000 } else { 400_000 };
-        let mut rates = [const { Vec::new() }; 3];
+        let mut rounds = [const { Vec::new() }; 3];
         // In turns, as the machine may be busier at one time than at another.
         for _ in 0..ROUNDS {
-            rates[0].push(benchmark(&redis, depth, count));
-            rates[1].push(emit(&one, &redis, &text, depth, count));
-            rates[2].push(emit(&two, &redis, &text, depth, count));
+            rounds[0].push(benchmark(&redis, floor_depth, count));
+            rounds[1].push(emit(&one, &redis, &text, depth, count));
+            rounds[2].push(emit(&two, &redis, &text, depth, count));
         }
-        let [floor, one, two] = rates.map(median);
+        let [floor, one, two] = rounds.map(|rounds| Figures::median(&rounds));
         writeln!(
             out,
-            "{depth:5}  {floor:15.0}  {one:12.0} ({:4.2})  {two:12.0} ({:4.2})",
-            one / floor,
-            two / floor
+            "{depth:5}  {floor}  {one} = {:4.2}  {two} = {:4.2}",
+            one.rate / floor.rate,
+            two.rate / floor.rate
         )
         .unwrap();
     }
+}
+
+/// What one round has shown.
+#[derive(Clone, Copy)]
+struct Figures {
+    /// Publishes per second.
+    rate: f64,
+    /// Microseconds of CPU for each.
+    cpu: f64,
+}
+
+impl Figures {
+    fn median(rounds: &[Self]) -> Self {
+        let median = |of: fn(&Self) -> f64| {
+            let mut all: Vec<_> = rounds.iter().map(of).collect();
+            all.sort_by(f64::total_cmp);
+            all[all.len() / 2]
+        };
+        Self {
+            rate: median(|figures| figures.rate),
+            cpu: median(|figures| figures.cpu),
+        }
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:9.0} ({:5.2})", self.rate, self.cpu)
+    }
+}
+
+/// Redis gets the first of two cores, this process and its children the second.
+fn pin(redis: &Redis, cores: &str) {
+    let (server, own) = cores.split_once(',').unwrap();
+    let port = redis.port.to_string();
+    let mut command = Command::new("redis-cli");
+    let info = command.args(["-p", &port, "info", "server"]).output();
+    let info = String::from_utf8(info.unwrap().stdout).unwrap();
+    let pid = info
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("process_id:"));
+    for (core, pid) in [
+        (server, pid.unwrap()),
+        (own, &std::process::id().to_string()),
+    ] {
+        let pinned = Command::new("taskset").args(["-apc", core, pid]).output();
+        assert!(pinned.unwrap().status.success());
+    }
+}
+
+/// The CPU time of this process and of those that it has waited for, in seconds.
+fn cpu() -> (f64, f64) {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    // The name of the program, in parentheses, may hold anything.
+    let (_, rest) = stat.rsplit_once(')').unwrap();
+    let ticks = rest.split_whitespace().skip(11).take(4);
+    let ticks: Vec<f64> = ticks.map(|ticks| ticks.parse().unwrap()).collect();
+    let seconds = |of: &[f64]| of.iter().sum::<f64>() / TICKS_PER_SECOND;
+    (seconds(&ticks[..2]), seconds(&ticks[2..]))
 }
 
 /// The text that makes a message of the right size.
@@ -92,39 +166,45 @@ fn text() -> String {
     texts.find(|text| size(text) == PAYLOAD_BYTES).unwrap()
 }
 
-fn emit(runtime: &Runtime, redis: &Redis, text: &str, depth: usize, count: usize) -> f64 {
-    runtime.block_on(async {
-        let emitter = Emitter::connect(&redis.url()).await.unwrap();
+fn emit(runtime: &Runtime, redis: &Redis, text: &str, depth: usize, count: usize) -> Figures {
+    let (url, text) = (redis.url(), text.to_owned());
+    // In a task, as in an application.
+    let task = runtime.spawn(async move {
+        let emitter = Emitter::connect(&url).await.unwrap();
+        let (before, _) = cpu();
         let start = Instant::now();
         for _ in 0..count / depth {
             if depth == 1 {
-                emitter.to("room").emit("event", text).await.unwrap();
+                emitter.to("room").emit("event", &text).await.unwrap();
                 continue;
             }
             let mut batch = emitter.batch();
             for _ in 0..depth {
-                batch.to("room").emit("event", text).unwrap();
+                batch.to("room").emit("event", &text).unwrap();
             }
             assert!(batch.send().await.iter().all(Result::is_ok));
         }
-        count as f64 / start.elapsed().as_secs_f64()
-    })
+        Figures {
+            rate: count as f64 / start.elapsed().as_secs_f64(),
+            cpu: (cpu().0 - before) / count as f64 * 1e6,
+        }
+    });
+    runtime.block_on(task).unwrap()
 }
 
-fn benchmark(redis: &Redis, depth: usize, count: usize) -> f64 {
+fn benchmark(redis: &Redis, depth: usize, count: usize) -> Figures {
     let payload = "x".repeat(PAYLOAD_BYTES);
     let mut command = Command::new("redis-benchmark");
     command.args(["--csv", "-c", "1", "-p", &redis.port.to_string()]);
     command.args(["-P", &depth.to_string(), "-n", &count.to_string()]);
     command.args(["PUBLISH", "socket.io#/#room#", &payload]);
+    let (_, before) = cpu();
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     // The last line is `"PUBLISH …","rate",…`.
     let cells: Vec<_> = said.lines().last().unwrap().split("\",\"").collect();
-    cells[1].parse().unwrap()
-}
-
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
+    Figures {
+        rate: cells[1].parse().unwrap(),
+        cpu: (cpu().1 - before) / count as f64 * 1e6,
+    }
 }
