@@ -9,6 +9,7 @@
 
 mod buffer;
 mod cluster;
+mod predecessor;
 mod probe;
 mod session;
 mod subscribers;

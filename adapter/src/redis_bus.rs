@@ -16,6 +16,7 @@ mod receive;
 mod respond;
 mod start;
 mod subscribing;
+mod turnover;
 
 use std::{
     future::ready,
@@ -48,6 +49,7 @@ use self::{
     lease::RedisClock,
     metrics::Metrics,
     namespaces::{Namespaces, Private},
+    turnover::Turnover,
 };
 use crate::{
     bus::{Attachment, Bus, BusError, BusFuture, Gap, Health},
@@ -100,6 +102,7 @@ struct Shared {
     /// The patterns that Redis had when this node came, and those that this node has added.
     patterns: AtomicUsize,
     is_retired: AtomicBool,
+    turnover: Turnover,
     questions: AtomicU64,
 }
 
@@ -257,6 +260,7 @@ impl Shared {
         let metrics = &self.metrics;
         match event {
             LinkEvent::Up { resubscribed, took } => {
+                self.turnover.is_up();
                 metrics.resubscribe_seconds.set(took.as_secs_f64());
                 tracing::info!(resubscribed, ?took, "listening on Redis");
             }

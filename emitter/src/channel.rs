@@ -197,6 +197,11 @@ impl Channels {
         format!("{prefix}#{namespace}#{}{REST_OF_THE_ID}#", escaped(tag))
     }
 
+    /// The pattern that stands for the request channel alone.
+    pub fn request_pattern(&self, namespace: &str) -> String {
+        escaped(&self.request(namespace))
+    }
+
     /// A channel of a node alone, on which it talks to itself to see whether messages flow. In a
     /// Redis cluster the name is in the slot that is asked for, except if a hash tag in the prefix
     /// decides about the slots of all names.

@@ -7,11 +7,14 @@ use std::{
 
 use roomcast_emitter::{
     backoff::Backoff,
-    endpoint::{Address, ConnectError, Connection, Endpoint, Purpose},
+    endpoint::{Address, CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Purpose},
 };
 use tokio::time::{self, Instant};
 
-use super::{DownReason, LinkEvent, LinkState, Shared, Sink, SubscriberConfig, session::Session};
+use super::{
+    DownReason, LinkEvent, LinkState, Shared, Sink, SubscriberConfig, predecessor::Predecessor,
+    session::Session,
+};
 
 /// A connection that held at least this long may be replaced at once, a shorter one may not: what
 /// ends it would end the next one, too.
@@ -40,6 +43,8 @@ pub(super) struct Task<S> {
     /// To be called when another server may have the names.
     pub(super) moved: Box<dyn Fn() + Send>,
     pub(super) sink: S,
+    /// The connection before, which the server may still hold for open.
+    predecessor: Predecessor,
     /// Numbers of probes go on across connections, so that no old one is taken for a new one.
     pub(super) next_probe: u64,
 }
@@ -58,6 +63,7 @@ impl<S: Sink> Task<S> {
             shared,
             moved,
             sink,
+            predecessor: Predecessor::default(),
             next_probe: 0,
         }
     }
@@ -83,9 +89,14 @@ impl<S: Sink> Task<S> {
     }
 
     /// Uses a connection until it is lost; answers why it was, and how long it held.
-    async fn listen(&mut self, connection: Connection) -> (DownReason, Duration) {
+    async fn listen(&mut self, mut connection: Connection) -> (DownReason, Duration) {
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
+        let bury = self.predecessor.bury(&mut connection);
+        if time::timeout(CONNECT_TIMEOUT, bury).await.is_err() {
+            let reason = DownReason::Unreachable("Redis does not answer".into());
+            return (reason, began.elapsed());
+        }
         let (stream, unread) = connection.into_parts();
         let reason = Session::new(self).run(stream, &unread).await;
         self.shared.subscriptions.lock().lost();

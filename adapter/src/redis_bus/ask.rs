@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join;
 use roomcast_emitter::{
     asking::Waiting,
     members::Roster,
@@ -25,6 +26,9 @@ use crate::bus::{BusError, BusFuture};
 
 /// As long as nobody waits; keeps the reckoning with times within bounds.
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
+
+/// How often the members are counted anew if nodes leave at that moment.
+const MAX_LOOKS: usize = 3;
 
 impl Shared {
     /// Asks all other nodes. The question is on its way when this returns, so that it keeps its
@@ -91,8 +95,21 @@ impl Shared {
     /// then, and so has either heard the question or is seen to have gone.
     async fn roster_of_others(&self, namespace: &str) -> Result<Roster, PublishError> {
         self.look_at_leases().await?;
-        let roster = self.roster(namespace).await?;
-        Ok(roster.without(&self.node))
+        for _ in 0..MAX_LOOKS {
+            let before = self.leases.lock().clone();
+            let (roster, looked) = join(self.roster(namespace), self.look_at_leases()).await;
+            let roster = roster?.without(&self.node);
+            looked?;
+            // Who left in between may stand in a number and not in the other.
+            let after = self.leases.lock().clone();
+            if before
+                .nodes()
+                .all(|node| after.nodes().any(|known| known == node))
+            {
+                return Ok(roster);
+            }
+        }
+        Ok(self.roster(namespace).await?.without(&self.node))
     }
 
     /// Who is a member of a namespace at this moment.

@@ -13,6 +13,7 @@ use roomcast_emitter::{
     id::SocketId,
     wire::Echo,
 };
+use tokio::time::Instant;
 
 /// How many confirmed broadcasts are remembered until they are asked about. The question follows
 /// its broadcast at once.
@@ -34,6 +35,10 @@ pub(super) struct Attached {
     /// subscribes, so that they cannot overtake each other.
     pub(super) interest: Mutex<Interest>,
     pub(super) reached: Mutex<Reached>,
+    /// When it was attached.
+    pub(super) since: Instant,
+    /// Whether it was made for a client: there may be any number of those.
+    pub(super) is_dynamic: bool,
 }
 
 /// How messages to the private rooms of the namespace arrive.

@@ -63,6 +63,9 @@ impl Shared {
             (Kind::Broadcast, Some(room)) if room != uid && !listener.has_room(room) => {
                 return Err(Dropped::NoMember);
             }
+            (Kind::Request, _) if self.turnover.is_second_copy(payload) => {
+                return Err(Dropped::NotAsked);
+            }
             // Whoever waits for nothing does not read what others are answered.
             (Kind::Response, _) if self.asking.is_idle() => return Err(Dropped::NotAsked),
             _ => {}

@@ -8,6 +8,7 @@ use std::{
     future::Future,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use roomcast_emitter::{
@@ -16,6 +17,8 @@ use roomcast_emitter::{
     question::{Answer, Question},
     wire::{Asker, Reply},
 };
+
+use tokio::time;
 
 use super::{Shared, namespaces::Attached};
 use crate::bus::{Listener, Progress};
@@ -50,17 +53,32 @@ pub(super) fn respond(
         question,
         Question::Sockets(_) | Question::SocketIds(_) | Question::Rooms
     );
+    let counts = address.asker.node.is_none();
+    if counts && shared.turnover.is_none_of_ours(&question) {
+        return;
+    }
+    let delay = if counts && !matches!(question, Question::Acks { .. } | Question::Order(_)) {
+        shared.turnover.delay(attached)
+    } else {
+        Duration::ZERO
+    };
     let counts_acks = matches!(question, Question::Acks { .. }) && address.asker.node.is_none();
     let progress = counts_acks.then(|| Arc::clone(&address) as Arc<dyn Progress>);
     let mut answering = listener.answer(question, progress);
     if acts {
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready(answer) = answering.as_mut().poll(&mut context) {
-            address.finish(answer);
-            return;
+            if delay.is_zero() {
+                address.finish(answer);
+                return;
+            }
+            answering = Box::pin(std::future::ready(answer));
         }
     }
     shared.answer_later(async move {
+        if !delay.is_zero() {
+            time::sleep(delay).await;
+        }
         let answer = answering.await;
         address.finish(answer);
     });

@@ -22,6 +22,7 @@ use super::{
     metrics::Metrics,
     namespaces::Namespaces,
     tag,
+    turnover::Turnover,
 };
 use crate::link::{DownReason, LinkState};
 
@@ -112,6 +113,7 @@ impl RedisBus {
             on_gap: Mutex::default(),
             patterns: patterns.into(),
             is_retired: false.into(),
+            turnover: Turnover::new(),
             questions: 0.into(),
         });
         let mut tasks = JoinSet::new();

@@ -16,6 +16,7 @@ use super::{
     namespaces::{Attached, Private, Reached},
     receive::MAX_PLACES,
     tag,
+    turnover::COUNTING,
 };
 use crate::{
     bus::{Attachment, Listener},
@@ -35,6 +36,8 @@ impl Shared {
             listener: attachment.listener,
             interest: Mutex::default(),
             reached: Mutex::<Reached>::default(),
+            since: Instant::now(),
+            is_dynamic: attachment.is_dynamic,
         });
         if let Some(listener) = attached.listener.upgrade() {
             listener.track(attached.tracking(dialect));
@@ -224,9 +227,50 @@ impl Shared {
             Ok(Ok(())) => {}
             _ => tracing::debug!("the lease was not given back; it ends by itself"),
         }
+        let patterns = self.hear_uncounted().await;
         let left = self.leave_channels();
         if let Err(error) = self.hearing.confirmed(left, SHUTDOWN_TIMEOUT).await {
             tracing::warn!(%error, "other nodes may wait for answers of this one");
+        }
+        if !patterns.is_empty() {
+            self.turnover.left();
+            time::sleep(COUNTING).await;
+            for pattern in &patterns {
+                self.hearing.unsubscribe_pattern(pattern);
+            }
+            self.confirm_patterns(&patterns).await;
+        }
+    }
+
+    /// Hears what is asked through patterns, too, which nobody counts; answers which. Shards have
+    /// no patterns, and for dynamic namespaces there would be too many: Redis never forgets one.
+    async fn hear_uncounted(&self) -> Vec<Arc<str>> {
+        let channels = self.wire.channels();
+        if channels.dialect() != Dialect::Classic {
+            return Vec::new();
+        }
+        let namespaces = self.namespaces.all();
+        let pattern =
+            |attached: &Arc<Attached>| channels.request_pattern(&attached.namespace).into();
+        let namespaces = namespaces.iter().filter(|attached| !attached.is_dynamic);
+        let patterns: Vec<Arc<str>> = namespaces.map(pattern).collect();
+        self.turnover.begin();
+        for pattern in &patterns {
+            self.hearing.subscribe_pattern(Arc::clone(pattern));
+        }
+        self.confirm_patterns(&patterns).await;
+        patterns
+    }
+
+    /// Without patterns, or with late ones, what is asked at this moment may not be heard.
+    async fn confirm_patterns(&self, patterns: &[Arc<str>]) {
+        for pattern in patterns {
+            let pattern = Arc::clone(pattern);
+            let confirmed = self.hearing.confirmed_pattern(pattern, SHUTDOWN_TIMEOUT);
+            if let Err(error) = confirmed.await {
+                tracing::debug!(%error, "a pattern was not confirmed");
+                return;
+            }
         }
     }
 

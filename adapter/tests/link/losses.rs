@@ -144,7 +144,7 @@ fn a_half_open_connection_is_noticed() {
     );
     proxy.set(Mode::Forwarding);
     link.recorder.wait_for_gap();
-    client.publish("a", "2");
+    assert_eq!(client.publish("a", "2"), 1, "the old connection is ended");
     link.recorder.wait_for_message("a", "2");
     assert!(!messages(&link.recorder.records(), "a").any(|payload| payload == b"lost"));
 }
