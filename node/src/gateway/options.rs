@@ -39,7 +39,28 @@ pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::E
         let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
         error.insert(ContextKind::Suggested, tips);
     }
+    if option.is_some_and(Arg::is_hide_env_values_set)
+        && let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+    {
+        let shown = ContextValue::String(without_secrets(value));
+        error.insert(ContextKind::InvalidValue, shown);
+    }
     error
+}
+
+/// A URL as an error may show it, which ends in logs: who is to log in, and what follows the path,
+/// may hold passwords.
+fn without_secrets(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let scheme = &url[..url.len() - rest.len()];
+    let (login, place) = match rest.rsplit_once('@') {
+        Some((_, place)) => ("…@", place),
+        None => ("", rest),
+    };
+    match place.split_once('?') {
+        Some((place, _)) => format!("{scheme}{login}{place}?…"),
+        None => format!("{scheme}{login}{place}"),
+    }
 }
 
 fn table() -> String {
@@ -80,6 +101,20 @@ fn row(option: &Arg) -> [String; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrong_url_is_shown_without_its_secrets() {
+        let cases = [
+            ("redis://app:a@b/c@host/x", "redis://…@host/x"),
+            ("app:secret@host", "…@host"),
+            ("unix://nope?user=app&pass=secret", "unix://nope?…"),
+            ("redis+cluster://a:1,b:2/3", "redis+cluster://a:1,b:2/3"),
+            ("", ""),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(without_secrets(url), shown);
+        }
+    }
 
     #[test]
     fn the_table_has_a_complete_row_for_every_option() {
