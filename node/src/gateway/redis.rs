@@ -120,10 +120,12 @@ impl From<RedisParser> for wire::Parser {
     }
 }
 
-/// Names of channels are text, and an empty prefix would be everybody's.
+/// Names of channels are text, and an empty prefix would be everybody's. So would one that Node's
+/// servers take for a pattern: they listen to what it matches.
 fn prefix(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.chars().any(char::is_control) {
-        return Err("expected a name such as socket.io".to_owned());
+    let is_wrong = |char: char| char.is_control() || "*?[\\".contains(char);
+    if text.is_empty() || text.chars().any(is_wrong) {
+        return Err("expected a name such as socket.io, without * ? [ or \\".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -150,9 +152,12 @@ mod tests {
 
     #[test]
     fn a_prefix_is_a_name() {
-        assert_eq!(prefix("my app"), Ok("my app".to_owned()));
-        assert!(prefix("").is_err());
-        assert!(prefix("a\n").is_err());
+        for name in ["my app", "{socket.io}"] {
+            assert_eq!(prefix(name), Ok(name.to_owned()));
+        }
+        for wrong in ["", "a\n", "?", "a*", "a[b]", "a\\"] {
+            assert!(prefix(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
