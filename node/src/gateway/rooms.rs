@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use parking_lot::Mutex;
-use roomcast::{Args, DisconnectReason, Namespace, Socket};
+use roomcast::{Args, BusError, DisconnectReason, EmitError, Health, JoinError, Namespace, Socket};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -47,8 +47,14 @@ async fn join(socket: &Socket, room: &str, manner: Manner) -> Result<Value, Refu
         if !manner.quiet {
             announce(socket, room);
         }
-        // Other nodes may talk to the room as soon as the client has its answer.
-        socket.join_confirmed(room).await?;
+        // Other nodes may talk to the room as soon as the client has its answer. While they cannot
+        // be reached, the client does not wait for them.
+        if socket
+            .server()
+            .is_some_and(|server| server.health() == Health::Flowing)
+        {
+            here_at_least(socket.join_confirmed(room).await)?;
+        }
         if !manner.quiet {
             notice(socket, room, "joined").await?;
         }
@@ -124,12 +130,26 @@ async fn notice(socket: &Socket, room: &str, event: &str) -> Result<(), Refusal>
         room,
         id: socket.id().to_string(),
     };
-    socket.to(room).emit(event, notice).await?;
-    Ok(())
+    here_at_least(socket.to(room).emit(event, notice).await)
+}
+
+/// While other nodes cannot be reached, rooms go on among the clients of this one.
+fn here_at_least<T>(done: Result<T, EmitError>) -> Result<(), Refusal> {
+    match done {
+        Err(EmitError::Bus(error)) => {
+            tracing::debug!(%error, "other nodes may not know of a client");
+            Ok(())
+        }
+        done => done.map(drop).map_err(Refusal::from),
+    }
 }
 
 async fn members(socket: &Socket, room: &str) -> Result<Vec<String>, Refusal> {
-    let found = socket.namespace().in_(room).fetch_sockets().await?;
+    let everybody = socket.namespace().in_(room);
+    let found = match everybody.clone().fetch_sockets().await {
+        Err(EmitError::Bus(_)) => everybody.local().fetch_sockets().await?,
+        found => found?,
+    };
     let mut ids: Vec<_> = found
         .sockets
         .iter()
@@ -174,9 +194,22 @@ fn answer(result: Result<Value, Refusal>) -> Value {
 /// Why a request was not met, in words for a person.
 struct Refusal(String);
 
-impl<E: std::error::Error> From<E> for Refusal {
-    fn from(error: E) -> Self {
+impl From<JoinError> for Refusal {
+    fn from(error: JoinError) -> Self {
         Self(error.to_string())
+    }
+}
+
+impl From<EmitError> for Refusal {
+    fn from(error: EmitError) -> Self {
+        // The reason names servers, which are no business of clients.
+        Self(match error {
+            EmitError::Bus(BusError::Unavailable(_)) => "other nodes cannot be reached".to_owned(),
+            EmitError::Bus(BusError::Unconfirmed(_)) => {
+                "other nodes may not have been reached".to_owned()
+            }
+            error => error.to_string(),
+        })
     }
 }
 
@@ -224,6 +257,16 @@ mod tests {
         assert!(check_name("a room with spaces 2").is_ok());
         assert!(check_name("").is_err());
         assert!(check_name("lobby").is_ok());
+    }
+
+    #[test]
+    fn a_room_goes_on_where_other_nodes_cannot_be_reached() {
+        let down = || BusError::Unavailable("10.0.0.1:6379 refuses".into());
+        assert!(here_at_least(Err::<(), _>(down().into())).is_ok());
+        assert!(here_at_least(Err::<(), _>(EmitError::Disconnected)).is_err());
+        assert!(here_at_least(Ok::<_, EmitError>(1)).is_ok());
+        let Refusal(reason) = EmitError::Bus(down()).into();
+        assert_eq!(reason, "other nodes cannot be reached");
     }
 
     #[test]
