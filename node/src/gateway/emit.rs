@@ -56,7 +56,7 @@ pub(crate) struct EmitOptions {
     /// Name of the event
     ///
     /// With --file it may be left out; each line is then {"event":…,"args":[…],"rooms":[…],
-    /// "except":[…]}, where all but the event may be missing.
+    /// "except":[…]}, where all but the event may be missing. A `-` alone is the same as --file -
     #[arg(value_name = "EVENT", required_unless_present = "file")]
     event: Option<String>,
 
@@ -121,8 +121,8 @@ pub(crate) fn emit(options: &EmitOptions) -> ExitCode {
 }
 
 fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
-    let source = Source::new(options.arguments.clone(), options.file.clone());
-    let event = options.event.clone();
+    let (event, arguments) = (options.event.clone(), options.arguments.clone());
+    let (source, event) = Source::new(event, arguments, options.file.clone());
     if !options.namespace.starts_with('/') {
         let namespace = options.namespace.as_str().into();
         return Err(EmitError::NamespaceWithoutSlash(namespace).into());

@@ -46,13 +46,21 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// `-` stands for the standard input, as a file and as the only argument.
-    pub(super) fn new(arguments: Vec<String>, file: Option<PathBuf>) -> Self {
+    /// Also the event, if all messages have the same. `-` stands for the standard input, as a file,
+    /// as the only argument and in place of all.
+    pub(super) fn new(
+        event: Option<String>,
+        arguments: Vec<String>,
+        file: Option<PathBuf>,
+    ) -> (Self, Option<String>) {
         match file {
-            Some(path) if path.as_os_str() == "-" => Self::StandardInput,
-            Some(path) => Self::File(path),
-            None if arguments == ["-"] => Self::StandardInput,
-            None => Self::Arguments(arguments),
+            Some(path) if path.as_os_str() == "-" => (Self::StandardInput, event),
+            Some(path) => (Self::File(path), event),
+            None if arguments == ["-"] => (Self::StandardInput, event),
+            None if arguments.is_empty() && event.as_deref() == Some("-") => {
+                (Self::StandardInput, None)
+            }
+            None => (Self::Arguments(arguments), event),
         }
     }
 }
@@ -168,7 +176,7 @@ struct Line {
 impl Message {
     fn read(text: &str) -> Result<Self, Failure> {
         let line: Line =
-            serde_json::from_str(text).map_err(|error| Failure::Json(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| Failure::Json(in_column(&error)))?;
         let values: Vec<_> = line.args.iter().map(Value::to_string).collect();
         Ok(Self {
             event: line.event,
@@ -190,6 +198,16 @@ fn check_json(text: &str) -> Result<(), Failure> {
 fn args(values: &str) -> Result<Args, Failure> {
     let json = format!("[{values}]");
     Args::from_text(json.into(), Vec::new()).map_err(|error| Failure::Json(error.to_string()))
+}
+
+/// What is wrong, without a number of lines: the text is one, and has its own in the file.
+fn in_column(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    match text.strip_suffix(&format!(" at line {line} column {column}")) {
+        Some(problem) => format!("{problem} at column {column}"),
+        None => text,
+    }
 }
 
 /// As much of a text as an error message shows of it.
@@ -252,7 +270,8 @@ mod tests {
             (&["r".into()][..], &["s".into()][..])
         );
         assert_eq!(json(&messages[1]), "[]");
-        assert!(matches!(&messages[2], Err(Failure::Json(problem)) if problem.contains("room")));
+        assert!(matches!(&messages[2], Err(Failure::Json(problem))
+            if problem.contains("`room`") && problem.ends_with("` at column 19")));
         assert!(matches!(&messages[3], Err(Failure::Json(_))));
     }
 
@@ -273,13 +292,18 @@ mod tests {
 
     #[test]
     fn a_dash_is_the_standard_input() {
-        let file = |name: &str| Source::new(Vec::new(), Some(name.into()));
-        assert_eq!(file("-"), Source::StandardInput);
-        assert_eq!(file("a.jsonl"), Source::File("a.jsonl".into()));
-        assert_eq!(Source::new(vec!["-".into()], None), Source::StandardInput);
-        assert_eq!(
-            Source::new(vec!["1".into()], None),
-            Source::Arguments(vec!["1".into()])
-        );
+        let read = |event: &str, arguments: &[&str], file: Option<&str>| {
+            let arguments = arguments.iter().map(ToString::to_string).collect();
+            Source::new(Some(event.to_owned()), arguments, file.map(PathBuf::from))
+        };
+        let tick = Some("tick".to_owned());
+        let file = Source::File("a.jsonl".into());
+        assert_eq!(read("tick", &[], Some("a.jsonl")), (file, tick.clone()));
+        for dash in [read("tick", &[], Some("-")), read("tick", &["-"], None)] {
+            assert_eq!(dash, (Source::StandardInput, tick.clone()));
+        }
+        assert_eq!(read("-", &[], None), (Source::StandardInput, None));
+        let arguments = Source::Arguments(vec!["1".into()]);
+        assert_eq!(read("tick", &["1"], None), (arguments, tick));
     }
 }
