@@ -48,7 +48,9 @@ pub(crate) enum RunError {
         source: io::Error,
     },
     #[error("the options do not fit together: {0}")]
-    Build(#[from] BuildError),
+    Build(BuildError),
+    #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
+    Cluster(BuildError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
@@ -58,6 +60,15 @@ pub(crate) enum RunError {
     DrainTimeout(Duration),
     #[error("a second signal cut the stop short")]
     Interrupted,
+}
+
+impl From<BuildError> for RunError {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Bus(_) => Self::Cluster(error),
+            error => Self::Build(error),
+        }
+    }
 }
 
 /// The runtime that carries the connections.
@@ -84,7 +95,8 @@ pub(crate) async fn run(config: Config, is_demo: bool) -> Result<(), RunError> {
         server.router()
     };
     let address = public.local_addr()?;
-    info!(%address, internal = %admin.address(), path = config.protocol.path, "listening");
+    let (internal, node) = (admin.address(), server.node());
+    info!(%address, %internal, path = config.protocol.path, %node, "listening");
     if is_demo {
         demo::announce(address)?;
     }
