@@ -277,7 +277,7 @@ impl Shared {
                 let length = to.duration_since(from).unwrap_or_default();
                 metrics.gaps.inc();
                 metrics.gap_seconds.inc_by(length.as_secs_f64());
-                tracing::warn!(?length, "messages of other nodes may have been missed");
+                // The server says it to the log and to the application.
                 for f in &*self.on_gap.lock() {
                     f(&gap);
                 }
