@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use roomcast_emitter::{
     asking::Asking,
     channel::{Channels, Dialect},
-    endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Purpose},
+    endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, Purpose, Topology},
     id::NodeId,
     msgpack::TranscodeLimits,
     publisher::{PublishError, Publisher, PublisherConfig},
@@ -82,6 +82,7 @@ impl RedisBus {
         }
         let channels = Channels::new(&config.prefix, config.dialect);
         let mut connection = endpoint.connect(Purpose::Lookup).await?;
+        check_topology(&connection, &endpoint)?;
         let patterns = check_rights(&mut connection, &config, &channels, node).await?;
         if !may_use_patterns(&mut connection, &config, &channels, node).await? {
             config.private_rooms = PrivateRooms::Channel;
@@ -164,6 +165,17 @@ impl Shared {
             }
         }
     }
+}
+
+/// One server of a cluster may have neither the leases nor the subscribers of the others.
+fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), ConnectError> {
+    let info = connection.info();
+    let is_part = info.mode == Some(Mode::Cluster) && endpoint.topology() != Topology::Cluster;
+    if is_part {
+        let server = info.server.clone();
+        return Err(ConnectError::IsCluster { server });
+    }
+    Ok(())
 }
 
 /// Tries, without effect on others, each kind of command that a node needs. Answers how many

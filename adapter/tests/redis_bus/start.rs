@@ -1,11 +1,15 @@
 //! What is wrong with the settings shows at once, and says what would be right.
 
 use roomcast_adapter::{NodeId, PrivateRooms, RedisBus, RedisConfig, StartError};
-use roomcast_emitter::channel::{Dialect, Mode};
+use roomcast_emitter::{
+    channel::{Dialect, Mode},
+    endpoint::ConnectError,
+};
 
 use crate::{
     deployment::{Deployment, node},
     node::broadcast,
+    support::{Redis, free_port},
 };
 
 const COMMANDS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
@@ -85,4 +89,18 @@ async fn a_user_of_some_channels_has_no_patterns_and_needs_none() {
     let config = as_user(&deployment, &format!("&* ~socket.io* {COMMANDS}"));
     let _with_pattern = node(&config, "/").await;
     assert_eq!(deployment.patterns(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_a_cluster_is_not_taken_for_a_single_one() {
+    let bus = free_port().to_string();
+    let server = Redis::with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
+    for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Dynamic)] {
+        let mut config = RedisConfig::new(server.url().parse().unwrap());
+        config.dialect = dialect;
+        let node = NodeId::new("a-node-in-need-of-it");
+        let error = RedisBus::connect(config, &node).await.unwrap_err();
+        let is_cluster = matches!(error, StartError::Connect(ConnectError::IsCluster { .. }));
+        assert!(is_cluster, "{error:?}");
+    }
 }

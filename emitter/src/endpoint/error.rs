@@ -120,7 +120,7 @@ pub enum ConnectError {
         /// The server.
         server: String,
     },
-    /// The server belongs to a cluster, and serves but a part of the sharded channels.
+    /// The server belongs to a cluster, and has but a part of its channels and keys.
     #[error("{server} belongs to a cluster: redis+cluster://{server}")]
     IsCluster {
         /// The server.
