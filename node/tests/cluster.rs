@@ -253,3 +253,30 @@ async fn a_node_that_has_closed_is_neither_asked_nor_missed() {
     assert!(fetched.silent_nodes.is_empty());
     assert_eq!(pair.nodes[0].io.emit("x", 1).await.unwrap().nodes, 0);
 }
+
+#[tokio::test]
+async fn a_dynamic_namespace_is_reached_from_a_node_without_clients_in_it() {
+    let bus = MemoryBus::new();
+    let start = async || {
+        let orgs = Namespace::matching("/org-{id}");
+        let builder = Server::builder()
+            .namespace(main_namespace())
+            .namespace(orgs);
+        TestServer::start(builder.bus(bus.clone())).await
+    };
+    let (a, b) = (start().await, start().await);
+    let mut client = WebSocket::open(b.address).await;
+    let joined = client.join("/org-7").await;
+    let sent = a.io.of("/org-7").emit("n", 1).await.unwrap();
+    assert_eq!((sent.local_sockets, sent.nodes), (0, 1));
+    assert_eq!(client.text().await, "42/org-7,[\"n\",1]");
+    let fetched = a.io.of("/org-7").fetch_sockets().await.unwrap();
+    assert_eq!(fetched.sockets.len(), 1, "{joined}");
+    let remote = fetched.sockets[0].operator();
+    assert_eq!(remote.emit("n", 2).await.unwrap().nodes, 1);
+    assert_eq!(client.text().await, "42/org-7,[\"n\",2]");
+    drop(fetched);
+    // It is gone with the last use: only the main namespace is left.
+    assert_eq!(a.metric("roomcast_namespaces"), 1);
+    assert!(a.io.of("/nobody").emit("n", 3).await.is_err());
+}

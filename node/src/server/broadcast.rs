@@ -34,6 +34,16 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 pub struct BroadcastOperator {
     space: Result<Arc<Space>, Box<str>>,
     target: Target,
+    visit: Option<Arc<Visit>>,
+}
+
+/// The use of a dynamic namespace that has no client on this node: it exists for as long.
+struct Visit(Arc<Space>);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
 }
 
 /// What became of a broadcast.
@@ -62,6 +72,15 @@ impl BroadcastOperator {
         Self {
             space: Ok(space),
             target: Target::default(),
+            visit: None,
+        }
+    }
+
+    /// Of a namespace that was entered for this operation, and is left after it.
+    pub(super) fn visiting(space: Arc<Space>) -> Self {
+        Self {
+            visit: Some(Arc::new(Visit(Arc::clone(&space)))),
+            ..Self::new(space)
         }
     }
 
@@ -70,6 +89,7 @@ impl BroadcastOperator {
         Self {
             space: Err(name.into()),
             target: Target::default(),
+            visit: None,
         }
     }
 
@@ -135,6 +155,7 @@ impl BroadcastOperator {
         let space = self.space()?;
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
+        self.hear_answers().await;
         let timeout = self.answer_timeout();
         let question = Question::Acks {
             target: self.target.clone(),
@@ -164,6 +185,7 @@ impl BroadcastOperator {
     /// The sockets that are meant, with their rooms and data.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         let space = self.space()?;
+        self.hear_answers().await;
         let question = Question::Sockets(self.target.clone());
         let asked = space.ask(&self.target, question, self.answer_timeout());
         let mut found = space.describe(&self.target);
@@ -185,6 +207,7 @@ impl BroadcastOperator {
     /// and exceptions are refused.
     pub async fn rooms(self) -> Result<AllRooms, EmitError> {
         let space = self.for_servers()?;
+        self.hear_answers().await;
         let asked = space.ask(&self.target, Question::Rooms, self.answer_timeout());
         let mut rooms: BTreeSet<_> = space.adapter.all_room_names().into_iter().collect();
         let asked = answered(asked).await?;
@@ -226,6 +249,13 @@ impl BroadcastOperator {
         let target = self.target.clone();
         let message = Message::DisconnectSockets { target, close };
         self.space()?.command(message).await
+    }
+
+    /// Before a question: a namespace that has just been made may not hear the answers yet.
+    pub(super) async fn hear_answers(&self) {
+        if let Some(Visit(space)) = self.visit.as_deref() {
+            space.place.confirm(&space.name).await;
+        }
     }
 
     /// The namespace, for an operation that is not about sockets.

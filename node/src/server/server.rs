@@ -87,10 +87,16 @@ impl Server {
     }
 
     /// The namespace of this name, to broadcast to it or to its rooms. If there is none, the
-    /// operations answer so.
+    /// operations answer so; in a cluster, a name that the pattern of a dynamic namespace matches
+    /// may have clients on other nodes, and is reached there.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
-        match self.0.spaces.read().get(namespace) {
-            Some(space) => BroadcastOperator::new(Arc::clone(space)),
+        let known = self.0.spaces.read().get(namespace).cloned();
+        match known {
+            Some(space) => BroadcastOperator::new(space),
+            None if self.0.place.bus.is_some() => match self.0.enter(namespace) {
+                Some(space) => BroadcastOperator::visiting(space),
+                None => BroadcastOperator::unknown(namespace),
+            },
             None => BroadcastOperator::unknown(namespace),
         }
     }

@@ -66,6 +66,7 @@ impl BroadcastOperator {
         args: impl IntoArgs,
     ) -> Result<ServerAnswers<T>, EmitError> {
         let space = self.for_servers()?;
+        self.hear_answers().await;
         check_event(event)?;
         let question = Question::ServerSideEmit {
             event: event.into(),
