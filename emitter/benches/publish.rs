@@ -10,7 +10,7 @@
 //! cargo bench -p roomcast-emitter --bench publish
 //! ```
 //!
-//! On a machine that has more to do, ratios are steadiest with Redis on one core and both publishers
+//! Depths may be named, as in `-- 16 64`. On a machine that has more to do, ratios are steadiest with Redis on one core and both publishers
 //! on another:
 //!
 //! ```sh
@@ -66,7 +66,10 @@ fn main() {
          depth  redis-benchmark    emitter, 1 thread         emitter, 2 workers"
     )
     .unwrap();
-    for (depth, floor_depth) in DEPTHS {
+    let wanted = std::env::args().filter_map(|arg| arg.parse().ok());
+    let wanted: Vec<usize> = wanted.collect();
+    let is_wanted = |depth| wanted.is_empty() || wanted.contains(&depth);
+    for (depth, floor_depth) in DEPTHS.into_iter().filter(|row| is_wanted(row.0)) {
         let count = if depth == 1 { 20_000 } else { 400_000 };
         let mut rounds = [const { Vec::new() }; 3];
         // In turns, as the machine may be busier at one time than at another.

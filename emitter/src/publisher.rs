@@ -323,6 +323,7 @@ impl Future for Publishing {
     }
 }
 
+#[inline]
 fn receivers(reply: Result<Value, PublishError>) -> Result<u64, PublishError> {
     let receivers = reply?.integer();
     let receivers = receivers.and_then(|number| u64::try_from(number).ok());

@@ -23,6 +23,9 @@ const WINDOW_BYTES: usize = 1 << 20;
 /// What is written at a time, in bytes. Redis reads as much at a time.
 const WRITE_BYTES: usize = 16 << 10;
 
+/// What is written before others on the thread have their turn, in bytes.
+const TURN_BYTES: usize = 64 << 10;
+
 #[derive(Debug)]
 pub(super) enum Transport {
     Own(Publisher),
@@ -136,7 +139,7 @@ impl<'a> Window<'a> {
     }
 
     async fn publish(mut self) -> Vec<Result<usize, EmitError>> {
-        let mut next = 0;
+        let (mut next, mut written) = (0, 0);
         while next < self.commands.len() {
             let piece = self.commands.piece(next, WRITE_BYTES);
             let size = self.commands.bytes_of(&piece);
@@ -147,8 +150,12 @@ impl<'a> Window<'a> {
             let publishing = self.publisher.publish_many(self.commands, piece);
             self.under_way.push_back((size, publishing));
             self.bytes += size;
-            // The link's task has its turn to read, and to write what did not go at once.
-            yield_now().await;
+            written += size;
+            // The link's task has to read, and to write what did not go at once.
+            if written >= TURN_BYTES {
+                written = 0;
+                yield_now().await;
+            }
         }
         while !self.under_way.is_empty() {
             self.settle().await;

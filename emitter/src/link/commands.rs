@@ -7,6 +7,9 @@ use std::ops::Range;
 
 use crate::resp::{self, Limits, Parsed, Reply};
 
+/// The first buffer, in bytes.
+const FIRST_BYTES: usize = 4 << 10;
+
 /// Encoded commands, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Commands {
@@ -21,6 +24,10 @@ impl Commands {
         &mut self,
         append: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(FIRST_BYTES);
+            self.ends.reserve(FIRST_BYTES / 128);
+        }
         let appended = append(&mut self.bytes);
         match appended {
             Ok(()) => self.ends.push(self.bytes.len()),

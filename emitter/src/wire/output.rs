@@ -10,7 +10,7 @@ use super::buffers::lower;
 use crate::{
     args::{
         Args,
-        json::{MAX_DEPTH, Token, Tokens},
+        json::{MAX_DEPTH, Token, Tokens, plain_strings},
     },
     msgpack::{
         json_to_msgpack, write_args, write_array_len, write_bool, write_map_len, write_nil,
@@ -81,7 +81,15 @@ impl Output {
         self.end(b']')
     }
 
+    /// Keys are known when this is compiled, and short: only then is this fast.
+    #[inline]
     pub(super) fn key(&mut self, key: &str) -> &mut Self {
+        if self.encoding == Encoding::Msgpack && key.len() < 32 {
+            self.bytes.reserve(1 + key.len());
+            self.bytes.push(0xa0 | key.len() as u8);
+            self.bytes.extend_from_slice(key.as_bytes());
+            return self;
+        }
         self.text(key);
         if self.encoding == Encoding::Json {
             self.bytes.push(b':');
@@ -135,6 +143,11 @@ impl Output {
 
     /// The list of an event's name and its arguments.
     pub(super) fn event(&mut self, event: &str, args: &Args) -> Result<&mut Self, WireError> {
+        self.bytes
+            .reserve(ENVELOPE_BYTES + event.len() + args.json().len());
+        if let Some(text) = only_text(args) {
+            return Ok(self.list(2).text(event).text(text).end_list());
+        }
         self.comma();
         match self.encoding {
             Encoding::Msgpack => write_args(&mut self.bytes, Some(event), args, MAX_DEPTH)?,
@@ -216,6 +229,16 @@ impl Output {
     fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
         serde_json::to_writer(&mut self.bytes, value).expect("text is JSON, and memory takes it");
     }
+}
+
+/// What most messages have around their arguments, so that a buffer seldom grows twice.
+const ENVELOPE_BYTES: usize = 128;
+
+/// The argument, if it is the only one and text that has no escapes: that is common, and needs no
+/// look at each of its bytes.
+fn only_text(args: &Args) -> Option<&str> {
+    let (text, end) = plain_strings(args.json())?;
+    (args.json()[end..] == *"]").then_some(text)
 }
 
 /// Whether there is a first argument; members of maps are counted before they are written.
