@@ -201,3 +201,15 @@ pub enum BusError {
     #[error("the message cannot be published: {0}")]
     Invalid(Arc<str>),
 }
+
+impl BusError {
+    /// What may be told to anybody: nothing of addresses or of what other servers say.
+    pub fn outline(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "other nodes cannot be reached",
+            Self::Unconfirmed(_) => "other nodes may not have been reached",
+            Self::Overloaded { .. } => "too much is waiting to be published already",
+            Self::Invalid(_) => "the message cannot be published",
+        }
+    }
+}

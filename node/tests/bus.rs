@@ -40,7 +40,7 @@ impl Node {
         let (namespace, sockets) = Sockets::of(namespace);
         let builder = Server::builder().namespace(namespace).bus(bus.clone());
         let server = TestServer::start(configure(builder)).await;
-        assert_eq!(bus.log(), ["attach /"]);
+        assert_eq!(bus.log(), ["attach /", "confirm "]);
         Self {
             bus,
             server,
@@ -451,7 +451,7 @@ async fn a_shutdown_waits_for_handlers_of_server_side_events_before_it_closes_th
     is_noted("");
     assert_eq!(
         *log.lock(),
-        ["attach /", "begun", "retire", "done", "close"]
+        ["attach /", "confirm ", "begun", "retire", "done", "close"]
     );
 }
 
@@ -476,7 +476,7 @@ async fn a_bus_is_started_with_the_name_of_the_node() {
     }))
     .await;
     assert_eq!(name.await.unwrap(), *server.io.node());
-    assert_eq!(bus.log(), ["attach /"]);
+    assert_eq!(bus.log(), ["attach /", "confirm "]);
     let _client = server.bystander().await;
     let id = sockets.next().await.id().to_string();
     assert_eq!(id[..4], server.io.node().as_str()[..4]);

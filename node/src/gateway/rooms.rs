@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use parking_lot::Mutex;
-use roomcast::{Args, BusError, DisconnectReason, EmitError, Health, JoinError, Namespace, Socket};
+use roomcast::{Args, DisconnectReason, EmitError, Health, JoinError, Namespace, Socket};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -204,10 +204,7 @@ impl From<EmitError> for Refusal {
     fn from(error: EmitError) -> Self {
         // The reason names servers, which are no business of clients.
         Self(match error {
-            EmitError::Bus(BusError::Unavailable(_)) => "other nodes cannot be reached".to_owned(),
-            EmitError::Bus(BusError::Unconfirmed(_)) => {
-                "other nodes may not have been reached".to_owned()
-            }
+            EmitError::Bus(error) => error.outline().to_owned(),
             error => error.to_string(),
         })
     }
@@ -248,6 +245,8 @@ const SOCKET_ID_BYTES: usize = 20;
 
 #[cfg(test)]
 mod tests {
+    use roomcast::BusError;
+
     use super::*;
 
     #[test]

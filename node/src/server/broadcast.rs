@@ -146,7 +146,8 @@ impl BroadcastOperator {
     }
 
     /// Emits an event and collects the acknowledgements until everybody has answered or the
-    /// timeout is over. A timeout is no error: it says who is missing.
+    /// timeout is over. A timeout is no error: it says who is missing. If the question cannot be
+    /// put to other nodes, that is the error; with [`local`](Self::local) nobody else is asked.
     pub async fn emit_with_ack<T: FromArgs>(
         self,
         event: &str,
@@ -182,7 +183,8 @@ impl BroadcastOperator {
         Ok(answers)
     }
 
-    /// The sockets that are meant, with their rooms and data.
+    /// The sockets that are meant, with their rooms and data. If the question cannot be put to
+    /// other nodes, that is the error; with [`local`](Self::local) nobody else is asked.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         let space = self.space()?;
         self.hear_answers().await;

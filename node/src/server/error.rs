@@ -94,18 +94,26 @@ pub enum BuildError {
     NoRuntime,
 }
 
-/// A handler that returns one of these as its error answers with its text.
-macro_rules! serialize_as_text {
-    ($($t:ty),*) => {$(
-        impl Serialize for $t {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
+/// A handler that returns this as its error answers with its text, but for where other servers are:
+/// that is nothing for clients.
+impl Serialize for EmitError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Bus(error) => serializer.serialize_str(error.outline()),
+            error => serializer.collect_str(error),
         }
-    )*};
+    }
 }
 
-serialize_as_text!(EmitError, AckError);
+/// The same.
+impl Serialize for AckError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Emit(error) => error.serialize(serializer),
+            error => serializer.collect_str(error),
+        }
+    }
+}
 
 /// Why a client may not connect to a namespace: what its `connect_error` event gets.
 ///
