@@ -146,20 +146,27 @@ impl Channels {
 
     /// Where a message goes, or a question that has one (a broadcast that is acknowledged).
     pub fn for_message(&self, namespace: &str, message: &Message, is_question: bool) -> String {
-        match (message, self.dialect) {
-            (Message::Broadcast { target, .. }, Dialect::Classic) if !is_question => {
-                match only_room(target) {
-                    Some(room) => self.room(namespace, room),
-                    None => self.broadcast(namespace),
-                }
-            }
-            (Message::Broadcast { target, .. }, Dialect::Sharded(mode)) if !is_question => {
-                match only_room(target).filter(|room| mode.has_channel(room)) {
-                    Some(room) => self.room(namespace, room),
-                    None => self.broadcast(namespace),
-                }
+        match message {
+            Message::Broadcast { target, .. } if !is_question => {
+                self.parts_for_target(namespace, target).concat()
             }
             _ => self.request(namespace),
+        }
+    }
+
+    /// What the name of the channel consists of on which a broadcast to this target goes.
+    pub(crate) fn parts_for_target<'a>(
+        &'a self,
+        namespace: &'a str,
+        target: &'a Target,
+    ) -> [&'a str; 6] {
+        let has_channel = |room: &&str| match self.dialect {
+            Dialect::Classic => true,
+            Dialect::Sharded(mode) => mode.has_channel(room),
+        };
+        match only_room(target).filter(has_channel) {
+            Some(room) => [&self.prefix, "#", namespace, "#", room, "#"],
+            None => [&self.prefix, "#", namespace, "#", "", ""],
         }
     }
 

@@ -26,7 +26,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub(crate) use self::commands::{Commands, push_written_arg};
+pub(crate) use self::commands::{Commands, push_joined_arg, push_written_arg};
 use self::{
     driver::Driver,
     queue::{Outcomes, Queue, Reply, Told},

@@ -125,6 +125,7 @@ pub fn write_number(out: &mut Vec<u8>, value: f64) {
 }
 
 /// Writes text.
+#[inline]
 pub fn write_str(out: &mut Vec<u8>, value: &str) {
     write_len(out, value.len(), Some((0xa0, 31)), Some(0xd9), 0xda, 0xdb);
     out.extend_from_slice(value.as_bytes());
@@ -137,16 +138,19 @@ pub fn write_bin(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 /// Writes the head of an array; `len` values have to follow.
+#[inline]
 pub fn write_array_len(out: &mut Vec<u8>, len: usize) {
     write_len(out, len, Some((0x90, 15)), None, 0xdc, 0xdd);
 }
 
 /// Writes the head of a map; `len` pairs of key and value have to follow.
+#[inline]
 pub fn write_map_len(out: &mut Vec<u8>, len: usize) {
     write_len(out, len, Some((0x80, 15)), None, 0xde, 0xdf);
 }
 
 /// A length in the shortest of the forms that its kind has.
+#[inline]
 fn write_len(
     out: &mut Vec<u8>,
     len: usize,

@@ -538,7 +538,7 @@ const HEADS: [(&[u8], Head); 9] = [
     ),
 ];
 
-fn push_header(out: &mut Vec<u8>, kind: u8, number: usize) {
+pub(crate) fn push_header(out: &mut Vec<u8>, kind: u8, number: usize) {
     let mut text = [0; 23];
     let mut at = text.len() - 2;
     text[at..].copy_from_slice(b"\r\n");

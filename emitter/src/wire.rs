@@ -30,6 +30,7 @@ use crate::{
     message::Message,
     msgpack::{MsgpackError, TranscodeLimits},
     question::{Answer, Question},
+    target::Target,
 };
 
 /// How long sockets have to acknowledge if the asker does not say: as long as Node waits for
@@ -194,16 +195,22 @@ impl Wire {
         message: &Message,
         confirm: Option<&str>,
     ) -> Result<Publication, WireError> {
-        let payload = match (self.as_classic_broadcast(message), self.channels.dialect()) {
-            (Some(broadcast), _) => {
+        let payload = match (message, self.channels.dialect()) {
+            (_, Dialect::Sharded(_)) => sharded::write_message(namespace, uid, message, confirm)?,
+            (
+                Message::Broadcast {
+                    target,
+                    event,
+                    args,
+                },
+                Dialect::Classic,
+            ) => {
                 let mut out = Output::new(self.encoding());
+                let broadcast = (target, &**event, args);
                 classic::write_broadcast(&mut out, namespace, uid, broadcast, confirm)?;
                 out.finish()
             }
-            (None, Dialect::Sharded(_)) => {
-                sharded::write_message(namespace, uid, message, confirm)?
-            }
-            (None, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
+            (_, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
         };
         // In the sharded dialect the question comes on the main channel, and a broadcast is surely
         // before its question only on the same one.
@@ -214,19 +221,19 @@ impl Wire {
         })
     }
 
-    /// Appends the payload of a message, without an allocation where messages are many.
-    pub(crate) fn write_payload(
+    /// Appends the payload of a broadcast: to whom, the name of the event, and its arguments.
+    pub(crate) fn write_broadcast(
         &self,
         bytes: &mut Vec<u8>,
         namespace: &str,
         uid: &str,
-        message: &Message,
+        broadcast: (&Target, &str, &Args),
     ) -> Result<(), WireError> {
-        let Some(broadcast) = self.as_classic_broadcast(message) else {
-            let publication = self.message(namespace, uid, message, None)?;
-            bytes.extend_from_slice(&publication.payload);
+        if self.channels.dialect() != Dialect::Classic {
+            let payload = sharded::write_event(namespace, uid, broadcast, None)?;
+            bytes.extend_from_slice(&payload);
             return Ok(());
-        };
+        }
         let mut out = Output::behind(std::mem::take(bytes), self.encoding());
         let written = classic::write_broadcast(&mut out, namespace, uid, broadcast, None);
         *bytes = out.into_bytes();
@@ -302,17 +309,6 @@ impl Wire {
             (Dialect::Classic, Kind::Broadcast) => classic::read_broadcast(namespace, cursor),
             (Dialect::Classic, Kind::Request) => classic::read_request(namespace, cursor),
             (Dialect::Classic, Kind::Response) => classic::read_response(cursor),
-        }
-    }
-
-    fn as_classic_broadcast<'a>(&self, message: &'a Message) -> Option<classic::Broadcast<'a>> {
-        match message {
-            Message::Broadcast {
-                target,
-                event,
-                args,
-            } if self.channels.dialect() == Dialect::Classic => Some((target, event, args)),
-            _ => None,
         }
     }
 

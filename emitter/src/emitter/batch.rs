@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use super::{
     core::Core,
     error::EmitError,
-    operator::{broadcast, checked, names},
+    operator::{checked, names},
     results::Delivery,
 };
 use crate::{
@@ -114,6 +114,10 @@ impl Batch {
 
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
         self.core.append(&mut self.commands, namespace, message)?;
+        self.check_limit()
+    }
+
+    fn check_limit(&mut self) -> Result<(), EmitError> {
         if self.commands.bytes() > self.limit {
             self.commands.pop();
             return Err(EmitError::BatchFull { limit: self.limit });
@@ -143,10 +147,13 @@ impl BatchOperator<'_> {
     super::narrowing!();
 
     /// Adds an event to everybody who is meant.
-    pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
+    pub fn emit(mut self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         let args = checked(event, args)?;
-        let message = broadcast(self.target, event, args);
-        self.batch.add(&self.namespace, &message)
+        // How long the caller waits is nobody else's business.
+        self.target.flags.timeout = None;
+        let Batch { core, commands, .. } = self.batch;
+        core.append_broadcast(commands, &self.namespace, (&self.target, event, &args))?;
+        self.batch.check_limit()
     }
 
     /// Has everybody who is meant join rooms.

@@ -14,14 +14,16 @@ use tokio::time::sleep;
 use super::{error::EmitError, results::Delivery, retry::Retry, transport::Transport};
 use crate::{
     answers::{Answers, Listening},
+    args::Args,
     asking::{Asking, Waiting},
     channel::{EMITTER_UID, uid},
     id::NodeId,
-    link::{Commands, push_written_arg},
+    link::{Commands, push_joined_arg, push_written_arg},
     members::Roster,
     message::Message,
     question::{Answered, Question},
     resp,
+    target::Target,
     wire::{Publication, Wire},
 };
 
@@ -71,13 +73,29 @@ impl Core {
         namespace: &str,
         message: &Message,
     ) -> Result<(), EmitError> {
+        let publication = self.encode(namespace, message)?;
+        self.append_publication(commands, &publication);
+        Ok(())
+    }
+
+    /// The same for a broadcast, of which there may be many: nothing is allocated for each.
+    pub(super) fn append_broadcast(
+        &self,
+        commands: &mut Commands,
+        namespace: &str,
+        broadcast: (&Target, &str, &Args),
+    ) -> Result<(), EmitError> {
         check_namespace(namespace)?;
-        let channels = self.wire.channels();
+        let channel = self
+            .wire
+            .channels()
+            .parts_for_target(namespace, broadcast.0);
         commands.push(|out| {
-            self.begin(out, &channels.for_message(namespace, message, false));
+            self.begin(out);
+            push_joined_arg(out, &channel);
             push_written_arg(out, |out| {
                 self.wire
-                    .write_payload(out, namespace, EMITTER_UID, message)
+                    .write_broadcast(out, namespace, EMITTER_UID, broadcast)
             })
         })?;
         Ok(())
@@ -85,7 +103,8 @@ impl Core {
 
     fn append_publication(&self, commands: &mut Commands, publication: &Publication) {
         let appended = commands.push(|out| {
-            self.begin(out, &publication.channel);
+            self.begin(out);
+            resp::push_arg(out, publication.channel.as_bytes());
             resp::push_arg(out, &publication.payload);
             Ok::<_, Infallible>(())
         });
@@ -95,15 +114,11 @@ impl Core {
         }
     }
 
-    fn begin(&self, out: &mut Vec<u8>, channel: &str) {
-        resp::begin_command(out, 3);
-        let command: &[u8] = if self.is_sharded {
-            b"SPUBLISH"
-        } else {
-            b"PUBLISH"
-        };
-        resp::push_arg(out, command);
-        resp::push_arg(out, channel.as_bytes());
+    fn begin(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(match self.is_sharded {
+            false => b"*3\r\n$7\r\nPUBLISH\r\n".as_slice(),
+            true => b"*3\r\n$8\r\nSPUBLISH\r\n",
+        });
     }
 
     /// Publishes with many commands in their order; answers in that order, too.

@@ -106,6 +106,16 @@ impl Commands {
     }
 }
 
+/// Appends a word of a command that consists of parts.
+pub(crate) fn push_joined_arg(out: &mut Vec<u8>, parts: &[&str]) {
+    let length = parts.iter().map(|part| part.len()).sum();
+    resp::push_header(out, b'$', length);
+    for part in parts {
+        out.extend_from_slice(part.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a word of a command whose length is known only once it is written. If that fails, half
 /// a word is left behind.
 pub(crate) fn push_written_arg<E>(
@@ -172,6 +182,12 @@ mod tests {
             resp::push_arg(&mut written, b"PUBLISH");
             let result = push_written_arg(&mut written, append(word.as_bytes()));
             assert_eq!(result, Ok(()));
+            let mut joined = Vec::new();
+            resp::begin_command(&mut joined, 2);
+            push_joined_arg(&mut joined, &["PUB", "", "LISH"]);
+            let (start, end) = word.split_at(length / 2);
+            push_joined_arg(&mut joined, &[start, end]);
+            assert!(written == joined, "{length}");
             let mut expected = Vec::new();
             resp::encode_command(&mut expected, &["PUBLISH", &word]);
             assert!(written == expected, "{length}");

@@ -17,15 +17,12 @@ use crate::{args::Args, channel::EMITTER_UID, message::Message, target::Target};
 pub(super) use self::request::{read as read_request, write_message, write_question};
 pub(super) use self::response::{read as read_response, write as write_response};
 
-/// To whom, the name of the event, and its arguments.
-pub(super) type Broadcast<'a> = (&'a Target, &'a str, &'a Args);
-
 /// Writes a broadcast.
 pub(super) fn write_broadcast(
     out: &mut Output,
     namespace: &str,
     uid: &str,
-    (target, event, args): Broadcast<'_>,
+    (target, event, args): (&Target, &str, &Args),
     confirm: Option<&str>,
 ) -> Result<(), WireError> {
     out.list(3 + usize::from(confirm.is_some())).text(uid);

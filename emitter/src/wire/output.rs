@@ -82,7 +82,7 @@ impl Output {
     }
 
     /// Keys are known when this is compiled, and short: only then is this fast.
-    #[inline]
+    #[inline(always)]
     pub(super) fn key(&mut self, key: &str) -> &mut Self {
         if self.encoding == Encoding::Msgpack && key.len() < 32 {
             self.bytes.reserve(1 + key.len());

@@ -235,6 +235,19 @@ fn event(event: Option<Event>) -> Result<Event, WireError> {
     event.ok_or(WireError::Missing { what: "packet" })
 }
 
+/// Writes a broadcast.
+pub(super) fn write_event(
+    namespace: &str,
+    uid: &str,
+    (target, event, args): (&Target, &str, &Args),
+    confirm: Option<&str>,
+) -> Result<Bytes, WireError> {
+    let extra = confirm.map(|id| ("confirm", id));
+    let mut out = begin(BROADCAST, args, extra);
+    write_broadcast(&mut out, (event, args), None, (target, target.flags))?;
+    Ok(end(out, extra, uid, namespace))
+}
+
 /// Writes an order or a broadcast.
 pub(super) fn write_message(
     namespace: &str,
@@ -249,10 +262,7 @@ pub(super) fn write_message(
             target,
             event,
             args,
-        } => {
-            out = begin(BROADCAST, args, extra);
-            write_broadcast(&mut out, (event, args), None, (target, target.flags))?;
-        }
+        } => return write_event(namespace, uid, (target, event, args), confirm),
         Message::ServerSideEmit { event, args } => {
             out = begin(SERVER_SIDE_EMIT, args, extra);
             out.map(1).key("packet").event(event, args)?.end_map();
