@@ -1,0 +1,1 @@
+"""The race of Roomcast against other servers; `loadtest/race` runs it."""

@@ -1,0 +1,194 @@
+"""The servers of the race: how each is started, known to be ready, and ended.
+
+Whatever is started runs on the core that it is told, is a process of its own, and is ended when the
+block that asked for it is left.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+PEERS = Path(__file__).resolve().parent.parent / "peers"
+NODE_JS = ["node", str(PEERS / "node/server.js")]
+
+# Longer than anything takes to start on a busy machine.
+DEADLINE_SECONDS = 60
+
+# Servers that stand alone, and those that form a cluster through Redis: name, whether it can have
+# several workers, and arguments after the program. What stands before a slash is where it is built.
+ALONE = {
+    "roomcast": ["roomcast", "serve", "--client-rooms"],
+    "floor": ["peers/floor"],
+    "coalescing floor": ["peers/floor", "--coalesce"],
+    "task floor": ["peers/task-floor"],
+    "socketioxide": ["peers/socketioxide"],
+    "node": NODE_JS,
+}
+CLUSTERED = {
+    "roomcast classic": [*ALONE["roomcast"], "--redis-dialect=classic"],
+    "roomcast sharded": [*ALONE["roomcast"], "--redis-dialect=sharded-dynamic"],
+    "socketioxide + redis": ALONE["socketioxide"],
+    "node classic": NODE_JS,
+    "node sharded": [*NODE_JS, "--sharded"],
+}
+
+
+class Failed(Exception):
+    """A run that gives no figures, and why."""
+
+
+class Programs:
+    """Where the programs are, and on which cores they run."""
+
+    def __init__(self, target, server_core, load_core):
+        self.target = Path(target)
+        self.server_core = server_core
+        self.load_core = load_core
+
+    def roomcast(self, name):
+        return str(self.target / "release" / name)
+
+    def command(self, name):
+        program, *arguments = {**ALONE, **CLUSTERED}[name]
+        if program.startswith("peers/"):
+            program = str(self.target / "peers/release" / program.removeprefix("peers/"))
+        elif program == "roomcast":
+            program = self.roomcast(program)
+            arguments.append("--internal-listen=127.0.0.1:0")
+        return [program, *arguments]
+
+    @contextlib.contextmanager
+    def serving(self, name, redis=None, workers=1, pinned=True):
+        """A server that listens, as its process and its address."""
+        command = [*self.command(name), "--listen", "127.0.0.1:0", "--workers", str(workers)]
+        if redis:
+            command += ["--redis", redis]
+        with self.process(command, self.server_core if pinned else None) as server:
+            said = server.line_with("address=")
+            address = field(said, "address")
+            internal = field(said, "internal")
+            if internal:
+                wait_until(lambda: answers(f"http://{internal}/readyz"), f"{name} is not ready")
+            yield server, f"http://{address}"
+
+    @contextlib.contextmanager
+    def redis(self):
+        """A Redis that keeps nothing, as its process and its URL."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        with self.process(command, self.server_core) as server:
+            wait_until(lambda: pongs(port), "redis does not answer")
+            yield server, f"redis://127.0.0.1:{port}"
+
+    @contextlib.contextmanager
+    def process(self, command, core):
+        pin = [] if core is None else ["taskset", "-c", str(core)]
+        started = Process(pin + command)
+        try:
+            yield started
+        finally:
+            started.end()
+
+
+class Process:
+    """A process whose output is read all the time, so that it never waits for us."""
+
+    def __init__(self, command):
+        self.name = Path(command[-1] if len(command) == 1 else command[0]).name
+        try:
+            self.child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace",
+            )
+        except OSError as error:
+            raise Failed(f"{command[0]}: {error.strerror}") from error
+        self.lines = []
+        self.heard = threading.Condition()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def _read(self):
+        for line in self.child.stdout:
+            with self.heard:
+                # What a server says first is what matters.
+                if len(self.lines) < 1000:
+                    self.lines.append(line.rstrip())
+                self.heard.notify_all()
+
+    def line_with(self, text):
+        found = lambda: next((line for line in self.lines if text in line), None)
+        ended = lambda: self.child.poll() is not None
+        until = time.monotonic() + DEADLINE_SECONDS
+        with self.heard:
+            while not found() and not ended() and time.monotonic() < until:
+                self.heard.wait(0.2)
+            if not found():
+                raise Failed(f"no `{text}` from {self.name}: {self.lines[-3:]}")
+            return found()
+
+    def wait(self, seconds):
+        """The status with which it ends by itself."""
+        try:
+            status = self.child.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{self.name} did not end within {seconds} s") from error
+        self.reader.join()
+        return status
+
+    def end(self):
+        if self.child.poll() is None:
+            # Nothing is kept, so nothing is lost by being quick.
+            self.child.kill()
+            self.child.wait()
+        self.reader.join()
+        self.child.stdout.close()
+
+
+def field(line, name):
+    found = re.search(rf"\b{name}=\"?([^\s\",]+)", line)
+    return found and found[1]
+
+
+def wait_until(holds, otherwise):
+    until = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        if time.monotonic() > until:
+            raise Failed(otherwise)
+        time.sleep(0.05)
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def pongs(port):
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as stream:
+            stream.sendall(b"PING\r\n")
+            return stream.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def descriptors(pid):
+    """How many files and sockets a process has open."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
