@@ -150,7 +150,7 @@ pub fn write_map_len(out: &mut Vec<u8>, len: usize) {
 }
 
 /// A length in the shortest of the forms that its kind has.
-#[inline]
+#[inline(always)]
 fn write_len(
     out: &mut Vec<u8>,
     len: usize,
