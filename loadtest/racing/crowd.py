@@ -50,8 +50,10 @@ class Member:
     def join(self, rooms):
         for room in rooms:
             self.send(f'42{room}["join","other-{room}",{{"quiet":true}}]')
-        for room in rooms:
-            self.wait_for(b"43%d[" % room)
+        # Servers may answer in any order.
+        unanswered = {b"43%d" % room for room in rooms}
+        while unanswered:
+            unanswered.discard(self.packet().split(b"[", 1)[0])
 
     def send(self, text):
         # A key of zeros is a legal one.
@@ -61,15 +63,11 @@ class Member:
         self.stream.sendall(head + bytes(4) + text.encode())
 
     def wait_for(self, start):
-        while True:
-            packet = self.packet()
-            if packet.startswith(start):
-                return
-            if packet == b"2":
-                self.send("3")
+        while not self.packet().startswith(start):
+            pass
 
     def packet(self):
-        """The payload of the next frame."""
+        """The payload of the next frame. Nobody stays until the second heartbeat."""
         while True:
             head, length = 2, self.unread[1] & 0x7F if len(self.unread) > 1 else 0
             if length == 126:
