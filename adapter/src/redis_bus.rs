@@ -98,7 +98,7 @@ struct Shared {
     leases: Mutex<Leases>,
     clock: Mutex<Option<RedisClock>>,
     metrics: Metrics,
-    on_gap: Mutex<Vec<GapHandler>>,
+    on_gap: Mutex<Vec<Arc<GapHandler>>>,
     /// The patterns that Redis had when this node came, and those that this node has added.
     patterns: AtomicUsize,
     is_retired: AtomicBool,
@@ -208,7 +208,7 @@ impl Bus for RedisBus {
     }
 
     fn on_gap(&self, f: GapHandler) {
-        self.shared.on_gap.lock().push(f);
+        self.shared.on_gap.lock().push(Arc::new(f));
     }
 
     fn retire(&self, _: &NodeId) -> BusFuture<()> {
@@ -278,7 +278,8 @@ impl Shared {
                 metrics.gaps.inc();
                 metrics.gap_seconds.inc_by(length.as_secs_f64());
                 // The server says it to the log and to the application.
-                for f in &*self.on_gap.lock() {
+                let handlers = self.on_gap.lock().clone();
+                for f in handlers {
                     f(&gap);
                 }
             }
