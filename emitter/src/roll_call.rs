@@ -23,20 +23,23 @@ pub const TIME: [&str; 1] = ["TIME"];
 
 /// What the replies to [`leases`] and [`TIME`] say; nothing if they are not what these reply.
 pub fn read_leases(leases: &Value, time: &Value) -> Option<Leases> {
-    let now = match time.list()? {
-        [seconds, micros] => {
-            let millis = seconds.integer()?.checked_mul(1_000)?;
-            millis.checked_add(micros.integer()? / 1_000)?
-        }
-        _ => return None,
-    };
+    let now = read_time(time)?;
     let mut held = Vec::new();
     for pair in leases.list()?.chunks_exact(2) {
         // A score is a float; what was written there by hand may be anything.
         let end: f64 = pair[1].text()?.parse().ok()?;
         held.push((NodeId::new(pair[0].text()?), end as u64));
     }
-    Some(Leases::new(held, u64::try_from(now).ok()?))
+    Some(Leases::new(held, now))
+}
+
+/// What the reply to [`TIME`] says, in milliseconds.
+pub fn read_time(time: &Value) -> Option<u64> {
+    let [seconds, micros] = time.list()? else {
+        return None;
+    };
+    let millis = seconds.integer()?.checked_mul(1_000)?;
+    u64::try_from(millis.checked_add(micros.integer()? / 1_000)?).ok()
 }
 
 /// The command for the numbers of subscribers: first of the channels that every member holds, then

@@ -28,14 +28,9 @@ pub(super) struct RedisClock {
 impl RedisClock {
     /// From the answer to TIME.
     pub(super) fn read(answer: &Value, now: Instant) -> Option<Self> {
-        let [seconds, micros] = answer.list()? else {
-            return None;
-        };
-        let seconds = u64::try_from(seconds.integer()?).ok()?;
-        let micros = u64::try_from(micros.integer()?).ok()?;
         Some(Self {
             looked: now,
-            millis: seconds.checked_mul(1000)? + micros / 1000,
+            millis: roll_call::read_time(answer)?,
         })
     }
 
