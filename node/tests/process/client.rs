@@ -94,6 +94,8 @@ impl Client {
                 Ok(Message::Text(text)) if text == "2" => self.send("3"),
                 Ok(Message::Text(text)) => return Some(text.to_string()),
                 Ok(Message::Close(_)) => {}
+                // A signal says nothing about the server.
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(
                     Error::ConnectionClosed
                     | Error::AlreadyClosed
