@@ -1,7 +1,8 @@
 // Emitters of others into a cluster of two servers under test and one official server: the official
-// one, its predecessor, and the Python port. They speak the classic dialect; there are none for
-// the sharded one. Ports for PHP, Java and Go are not on the registries that this folder uses: what they
-// send is tested where the wire format is.
+// one, its predecessor, and the ports for Python and Rust. They speak the classic dialect; there are none
+// for the sharded one. Ports for PHP, Java and Go are not on the registries that this folder uses: what
+// they send is tested where the wire format is. ROOMCAST_EMITTER_RUST is the program of
+// cluster/emitter-rust.
 
 "use strict";
 
@@ -163,4 +164,23 @@ test("the emitter for Python is heard", async () => {
   const [bytes, value] = await heard;
   assert.equal(Buffer.from(bytes).toString(), "bytes");
   assert.deepEqual(value, { a: [1, null] });
+});
+
+test("the emitter for Rust is heard", async () => {
+  const emit = async (rooms, event, args = [], namespace = "/") => {
+    const line = [redis.port, PREFIX, namespace, rooms.join(), event, ...args];
+    await promisify(execFile)(process.env.ROOMCAST_EMITTER_RUST, line, {
+      cwd: process.env.ROOMCAST_TEST_FOLDER,
+    });
+  };
+  assert.deepEqual(await cast.receivers(6, (event) => emit([], event)), EVERYBODY);
+  assert.deepEqual(await cast.receivers(3, (event) => emit(["x"], event)), ["ada", "bob", "eve"]);
+  assert.deepEqual(await cast.receivers(4, (event) => emit(["x", "y"], event)), ["ada", "bob", "cid", "eve"]);
+  assert.deepEqual(await cast.receivers(1, (event) => emit([cast.sockets.cid.id], event)), ["cid"]);
+  assert.deepEqual(await cast.receivers(0, (event) => emit([], event, [], "/chat")), []);
+  const strays = await Promise.all(servers.map((_, i) => cast.stray(i, "/chat")));
+  const arrived = Promise.all(strays.map((socket) => next(socket, "values")));
+  // It knows strings alone.
+  await emit([], "values", ["ünïcödé 😀", "", "1"], "/chat");
+  for (const args of await arrived) assert.deepEqual(args, ["ünïcödé 😀", "", "1"]);
 });
