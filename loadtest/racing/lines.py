@@ -117,6 +117,8 @@ class Race:
             with contextlib.ExitStack() as stack:
                 return self.measure(stack, line, server, path)
         except Failed as error:
+            # Figures of a run that failed are none.
+            path.unlink(missing_ok=True)
             return str(error)
 
     def measure(self, stack, line, server, path):
