@@ -1,5 +1,6 @@
-// The demo page in a real browser: two tabs, one room. ROOMCAST_DEMO is the command that serves the
-// page and prints its URL; ROOMCAST_CHROMIUM the browser's program.
+// The demo page in a real browser: two tabs, one room, on one node and on two. ROOMCAST_DEMO is the command
+// that serves the page and prints its URL, and takes the options of a node; ROOMCAST_BIN the program, which
+// emits to the page; ROOMCAST_CHROMIUM the browser's program.
 //
 // The page is known by these ids alone: #status (attribute data-state is "connected" once it is),
 // #room and #join to enter a room, #rooms the rooms entered, with a button for each that selects it,
@@ -8,106 +9,154 @@
 "use strict";
 
 const assert = require("node:assert/strict");
-const { spawn } = require("node:child_process");
+const { execFile, spawn } = require("node:child_process");
 const { mkdtempSync, rmSync } = require("node:fs");
 const { tmpdir } = require("node:os");
 const { join } = require("node:path");
 const { createInterface } = require("node:readline");
-const { after, before, describe, test } = require("node:test");
+const { after, afterEach, before, beforeEach, test } = require("node:test");
+const { promisify } = require("node:util");
 const { chromium } = require("playwright-core");
 
+const { startRedis } = require("./cluster/redis");
 const { deadline } = require("./support/wait");
 
 const PATIENCE = 15_000;
 
-describe("the demo page in two tabs", () => {
-  const profile = mkdtempSync(join(tmpdir(), "roomcast-browser-"));
-  const complaints = [];
-  const hosts = new Set();
-  let demo;
-  let browser;
+const profile = mkdtempSync(join(tmpdir(), "roomcast-browser-"));
+let browser;
+// What a test starts, and what its pages complain of and ask for.
+let started;
+let complaints;
+let hosts;
 
-  before(async () => {
-    demo = await startDemo();
-    browser = await chromium.launchPersistentContext(profile, {
-      executablePath: process.env.ROOMCAST_CHROMIUM ?? "/usr/bin/chromium",
-      headless: true,
-      args: [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-      ],
-    });
-    browser.setDefaultTimeout(PATIENCE);
-    browser.on("request", (request) => hosts.add(new URL(request.url()).host));
+before(async () => {
+  browser = await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.ROOMCAST_CHROMIUM ?? "/usr/bin/chromium",
+    headless: true,
+    args: [
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+    ],
   });
-
-  after(async () => {
-    await browser?.close();
-    await demo?.stop();
-    rmSync(profile, { recursive: true, force: true });
-  });
-
-  test("rooms, members and messages are seen by both, and by nobody who left", async () => {
-    const ada = await openTab();
-    const bob = await openTab();
-    assert.notEqual(ada.id, bob.id);
-
-    await ada.enter("tea");
-    await bob.enter("tea");
-    await ada.sees("#who", bob.id);
-    await bob.sees("#who", ada.id);
-
-    await ada.say("milk & <sugar>?");
-    await bob.sees("#log", "milk & <sugar>?");
-    await ada.sees("#log", "milk & <sugar>?");
-    await bob.say("no, thanks 🍋");
-    await ada.sees("#log", "no, thanks 🍋");
-
-    // A second room shows when what must not arrive would have arrived.
-    await ada.enter("fence");
-    await bob.enter("fence");
-    await bob.select("tea");
-    await bob.page.click("#leave");
-    await ada.select("tea");
-    await ada.misses("#who", bob.id);
-    await ada.say("only for those who stayed");
-    await ada.sees("#log", "only for those who stayed");
-    await ada.select("fence");
-    await ada.say("for everybody");
-    await bob.select("fence");
-    await bob.sees("#log", "for everybody");
-    assert.ok(bob.received.some((frame) => frame.includes("for everybody")));
-    assert.ok(!bob.received.some((frame) => frame.includes("only for those who stayed")));
-
-    await bob.page.close();
-    await ada.misses("#who", bob.id);
-
-    assert.deepEqual([...hosts], [new URL(demo.url).host]);
-    assert.deepEqual(complaints, []);
-  });
-
-  async function openTab() {
-    const page = await browser.newPage();
-    const received = [];
-    page.on("console", (message) => {
-      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
-    });
-    page.on("pageerror", (error) => complaints.push(error.message));
-    page.on("websocket", (socket) => {
-      hosts.add(new URL(socket.url()).host);
-      socket.on("framereceived", ({ payload }) => received.push(String(payload)));
-    });
-    await page.goto(demo.url);
-    await page.waitForSelector("#status[data-state=connected]");
-    const connect = received.find((frame) => frame.startsWith("40{"));
-    return new Tab(page, JSON.parse(connect.slice(2)).sid, received);
-  }
+  browser.setDefaultTimeout(PATIENCE);
+  browser.on("request", (request) => hosts.add(new URL(request.url()).host));
 });
+
+after(async () => {
+  await browser?.close();
+  rmSync(profile, { recursive: true, force: true });
+});
+
+beforeEach(() => {
+  started = [];
+  complaints = [];
+  hosts = new Set();
+});
+
+afterEach(async () => {
+  for (const one of started.reverse()) await one.stop();
+});
+
+test("rooms, members and messages are seen by both tabs, and by nobody who left", async () => {
+  const demo = await startDemo();
+  const ada = await openTab(demo.url);
+  const bob = await openTab(demo.url);
+  assert.notEqual(ada.id, bob.id);
+
+  await ada.enter("tea");
+  await bob.enter("tea");
+  await ada.sees("#who", bob.id);
+  await bob.sees("#who", ada.id);
+
+  await ada.say("milk & <sugar>?");
+  await bob.sees("#log", "milk & <sugar>?");
+  await ada.sees("#log", "milk & <sugar>?");
+  await bob.say("no, thanks 🍋");
+  await ada.sees("#log", "no, thanks 🍋");
+
+  // A second room shows when what must not arrive would have arrived.
+  await ada.enter("fence");
+  await bob.enter("fence");
+  await bob.select("tea");
+  await bob.page.click("#leave");
+  await ada.select("tea");
+  await ada.misses("#who", bob.id);
+  await ada.say("only for those who stayed");
+  await ada.sees("#log", "only for those who stayed");
+  await ada.select("fence");
+  await ada.say("for everybody");
+  await bob.select("fence");
+  await bob.sees("#log", "for everybody");
+  assert.ok(bob.received.some((frame) => frame.includes("for everybody")));
+  assert.ok(!bob.received.some((frame) => frame.includes("only for those who stayed")));
+
+  await bob.page.close();
+  await ada.misses("#who", bob.id);
+
+  assert.deepEqual([...hosts], [new URL(demo.url).host]);
+  assert.deepEqual(complaints, []);
+});
+
+test("tabs on two nodes see each other, and what a program emits", async () => {
+  const redis = await startRedis();
+  started.push(redis);
+  const [one, two] = [await startDemo("--redis", redis.url), await startDemo("--redis", redis.url)];
+  assert.notEqual(one.url, two.url);
+  const ada = await openTab(one.url);
+  const bob = await openTab(two.url);
+
+  await ada.enter("tea");
+  await bob.enter("tea");
+  await ada.sees("#who", bob.id);
+  await bob.sees("#who", ada.id);
+  await ada.say("from node to node");
+  await bob.sees("#log", "from node to node");
+  await bob.say("and back");
+  await ada.sees("#log", "and back");
+
+  const news = { room: "tea", from: "the kitchen", data: "it is ready" };
+  const { stdout } = await promisify(execFile)(process.env.ROOMCAST_BIN, [
+    "emit", "--redis", redis.url, "--room", "tea", "--confirm", "message", JSON.stringify(news),
+  ], { cwd: process.env.ROOMCAST_TEST_FOLDER, env: {}, timeout: PATIENCE });
+  assert.equal(stdout, "1 message emitted, reached 2 sockets on 2 nodes\n");
+  for (const tab of [ada, bob]) {
+    await tab.sees("#log", "it is ready");
+    await tab.sees("#log", "the kitchen");
+    // Once each, whoever said it.
+    for (const text of ["from node to node", "and back", "it is ready"]) {
+      assert.equal(tab.received.filter((frame) => frame.includes(text)).length, 1, text);
+    }
+  }
+
+  await bob.page.close();
+  await ada.misses("#who", bob.id);
+  assert.deepEqual([...hosts], [one, two].map(({ url }) => new URL(url).host));
+  assert.deepEqual(complaints, []);
+});
+
+async function openTab(url) {
+  const page = await browser.newPage();
+  started.push({ stop: () => page.close() });
+  const received = [];
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) complaints.push(message.text());
+  });
+  page.on("pageerror", (error) => complaints.push(error.message));
+  page.on("websocket", (socket) => {
+    hosts.add(new URL(socket.url()).host);
+    socket.on("framereceived", ({ payload }) => received.push(String(payload)));
+  });
+  await page.goto(url);
+  await page.waitForSelector("#status[data-state=connected]");
+  const connect = received.find((frame) => frame.startsWith("40{"));
+  return new Tab(page, JSON.parse(connect.slice(2)).sid, received);
+}
 
 class Tab {
   constructor(page, id, received) {
@@ -141,9 +190,10 @@ class Tab {
   }
 }
 
-async function startDemo() {
+/** A node that serves the page, which ends with the test. */
+async function startDemo(...options) {
   const command = process.env.ROOMCAST_DEMO;
-  const child = spawn("/bin/sh", ["-c", `exec ${command}`], {
+  const child = spawn("/bin/sh", ["-c", `exec ${command} "$@"`, "sh", ...options], {
     cwd: process.env.ROOMCAST_TEST_FOLDER,
     stdio: ["ignore", "pipe", "inherit"],
   });
@@ -157,13 +207,12 @@ async function startDemo() {
     });
     exited.then((code) => reject(new Error(`the demo ended at once (${code})`)));
   });
-  const url = await deadline(printed, PATIENCE, "the demo to print its URL");
-  return {
-    url,
+  started.push({
     async stop() {
       child.kill("SIGTERM");
       await deadline(exited, PATIENCE, "the demo to stop after SIGTERM");
       process.removeListener("exit", orphanGuard);
     },
-  };
+  });
+  return { url: await deadline(printed, PATIENCE, "the demo to print its URL") };
 }
