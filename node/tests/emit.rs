@@ -325,6 +325,59 @@ fn each_line_of_a_file_or_of_the_standard_input_is_a_message() {
     heard("[\"tick\",2]");
 }
 
+/// Runs the program on a terminal of its own, through a shell that adds the redirections: what the
+/// terminal showed.
+fn emit_on_a_terminal(url: &str, line: &str) -> String {
+    let bin = env!("CARGO_BIN_EXE_roomcast");
+    let line = format!("'{bin}' emit --redis {url} {line}");
+    let mut command = Command::new("script");
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    // From util-linux. It ends with the status of the program, and writes what it shows to nowhere else.
+    command
+        .env("SHELL", "/bin/sh")
+        .args(["-qec", &line, "/dev/null"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}");
+    shown
+}
+
+#[test]
+fn progress_is_shown_where_standard_error_is_a_terminal_and_nowhere_else() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let _all = Listener::start(&redis, "SUBSCRIBE", "socket.io#/#");
+    let file = |name: &str| redis.directory.file(name);
+    let (messages, out, err) = (file("messages"), file("out"), file("err"));
+    let lines: String = (0..2_000).map(|number| format!("{number}\n")).collect();
+    std::fs::write(&messages, lines).unwrap();
+    let said = "2000 messages emitted, taken by 1 node\n";
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+
+    let shown = emit_on_a_terminal(&url, &format!("tick --file {messages} > {out}"));
+    let steps: Vec<_> = shown.split('\r').collect();
+    let (first, end) = (steps[1], &steps[steps.len() - 2..]);
+    let fifth = format!("[######{}]  21 %  512 messages\x1b[K", ".".repeat(24));
+    assert_eq!(first, fifth, "{shown:?}");
+    let whole = format!("[{}] 100 %  2000 messages\x1b[K", "#".repeat(30));
+    // The line is clean again in the end.
+    assert_eq!(end, [&whole, "\x1b[K"], "{shown:?}");
+    assert_eq!(read(&out), said);
+
+    // How much there is on standard input, nobody knows.
+    let line = format!("tick - > {out} < {messages}");
+    let shown = emit_on_a_terminal(&url, &line);
+    assert!(shown.contains("\r512 messages\x1b[K"), "{shown:?}");
+    assert!(!shown.contains('%'), "{shown:?}");
+
+    let line = format!("tick --file {messages} 2> {err}");
+    let shown = emit_on_a_terminal(&url, &line);
+    assert_eq!(shown, said.replace('\n', "\r\n"));
+    assert_eq!(read(&err), "");
+    let shown = emit_on_a_terminal(&url, &format!("tick --file {messages} --json > {out}"));
+    assert_eq!(shown, "", "what is for scripts shows nothing");
+}
+
 #[test]
 fn the_first_line_that_cannot_be_emitted_ends_it_and_is_named() {
     let redis = Redis::start();
