@@ -1,115 +1,124 @@
-"""The tables: medians with their range, ratios of one round, and the bars.
+"""The race as Markdown: the bars, where another is ahead, and a table for each figure.
 
-Figures are computed by `roomcast-loadtest compare`, so that the race has no second opinion on what
-a percentile or a cost is.
+A cell is the median with its range, and × the median of the ratios, each within one round, to the
+first server of the row that has a figure. What a reader has to know of a run is a mark in its cell
+and a note below.
 """
 
-import json
 import statistics
-import subprocess
-import tempfile
 
-from .lines import CPU, LAST, OTHER_ROOMS, SIZES, ledger
-from .servers import Failed
+from .lines import CPU, LAST, OTHER_ROOMS, SIZES
 
-# What the first figure of a table is divided by: the first of these that ran.
+# What ratios are taken to: the first of these that ran stands first.
 BASES = ["floor", "roomcast", "roomcast classic"]
+RIVALS = ("node", "socketioxide")
+MARKS = {
+    "¹": "the loader was busy: throughput and latency are its own as much as the server's, CPU is not",
+    "²": "the ledger is not clean",
+    "³": "not everything was as it should have been; see below",
+}
 
 
-class Results:
-    """Figures by line, server and round."""
-
-    def __init__(self, loadtest, folder):
-        self.loadtest = loadtest
-        self.folder = folder
-        self.figures = {}
-        self.ledgers = {}
-        self.units = {}
-
-    def read(self, line):
-        """Reads the results of a line, as far as there are any."""
-        found = {}
-        for server in line.servers:
-            found[server] = sorted(self.folder.glob(f"round-*/{line.name}/{server}.json"))
-        paths = [path for of_server in found.values() for path in of_server]
-        if not paths:
-            return
-        # At least two are compared; one is as good as twice the same.
-        rows = self.compare([str(path) for path in paths] * (2 if len(paths) == 1 else 1))
-        for row in rows:
-            self.units[row["figure"]] = row["unit"]
-        values = {row["figure"]: row["values"] for row in rows}
-        at = 0
-        for server, of_server in found.items():
-            for path in of_server:
-                number = path.parent.parent.name
-                for name in line.figures:
-                    value = values.get(name, [])[at:at + 1]
-                    if value and value[0] is not None:
-                        self.figures.setdefault((line.name, server, name), {})[number] = value[0]
-                faults = ledger(path)
-                if faults:
-                    self.ledgers.setdefault((line.name, server), []).append(faults)
-                at += 1
-
-    def compare(self, paths):
-        with tempfile.NamedTemporaryFile(suffix=".json") as out:
-            command = [self.loadtest, "compare", *paths, "--json", out.name]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise Failed(f"compare: {done.stderr}")
-            return json.load(out)["figures"]
-
-    def rounds(self, line, server, figure):
-        return self.figures.get((line, server, figure), {})
-
-    def median(self, line, server, figure):
-        values = self.rounds(line, server, figure).values()
-        return statistics.median(values) if values else None
-
-    def ratio(self, line, one, other, figure, other_line=None):
-        """The median over rounds of one server's figure divided by another's in the same round."""
-        ours = self.rounds(line, one, figure)
-        theirs = self.rounds(other_line or line, other, figure)
-        ratios = [ours[at] / theirs[at] for at in ours if theirs.get(at)]
-        return statistics.median(ratios) if ratios else None
+def tables(lines, results):
+    """A table for each figure, in sections."""
+    text = []
+    for title, of_section in sections(lines):
+        text += [f"### {title}", ""]
+        figures = dict.fromkeys(name for line in of_section for name in line.figures)
+        for figure in figures:
+            text.append(table(figure, [line for line in of_section if figure in line.figures], results))
+    text += [f"{mark} {means}.  " for mark, means in MARKS.items()]
+    return "\n".join([*text, ""])
 
 
-def table(line, results, remarks):
-    """The table of one line as Markdown."""
-    units = results.units
-    heads = [f"{name}, {units.get(name, '')}".rstrip(", ") for name in line.figures]
-    base = next((name for name in BASES if name in line.servers), line.servers[0])
-    text = [f"### `{line.name}`: {line.title}", ""]
-    text.append(f"| server | {' | '.join(heads)} | ÷ {base} | ledger |")
-    text.append("|---" * (len(heads) + 3) + "|")
-    for server in line.servers:
-        cells = [cell(results.rounds(line.name, server, name).values()) for name in line.figures]
-        ratio = results.ratio(line.name, server, base, line.figures[0])
-        faults = results.ledgers.get((line.name, server))
-        has_run = any(cells)
-        clean = "; ".join(faults) if faults else "clean" if has_run else "no figures"
-        ratio = f"{ratio:.2f}" if ratio else ""
-        text.append(f"| {server} | {' | '.join(cells)} | {ratio} | {clean} |")
-    notes = [f"- {server}, {remark}" for server, remark in remarks]
-    return "\n".join([*text, *([""] if notes else []), *notes, ""])
+def sections(lines):
+    """Lines by what they are about; every line is in one section."""
+    titles = {
+        "fan-out": "Broadcasts",
+        "echo": "Requests",
+        "storm": "Connects",
+        "idle": "Idle connections",
+        "cluster": "Cluster",
+    }
+    by_title = {}
+    for line in lines:
+        by_title.setdefault(titles.get(line.scenario, "Emitting from outside"), []).append(line)
+    return by_title.items()
 
 
-def cell(values):
-    values = sorted(values)
-    if not values:
+def table(figure, lines, results):
+    servers = list(dict.fromkeys(server for line in lines for server in line.servers))
+    base = next((name for name in BASES if name in servers), servers[0])
+    servers.sort(key=lambda name: name != base)
+    unit = results.units.get(figure, "")
+    text = [f"**{figure[0].upper()}{figure[1:]}{', ' if unit else ''}{unit}**", ""]
+    text.append(f"| | {' | '.join(servers)} |")
+    text.append("|---" * (len(servers) + 1) + "|")
+    for line in lines:
+        cells = [cell(line, server, figure, results) for server in servers]
+        text.append(f"| `{line.name}` {line.title} | {' | '.join(cells)} |")
+    return "\n".join([*text, ""])
+
+
+def cell(line, server, figure, results):
+    if server not in line.servers:
         return ""
-    median = number(statistics.median(values))
-    if len(values) == 1:
-        return median
-    return f"{median} ({number(values[0])}–{number(values[-1])})"
+    values = sorted(results.rounds(line.name, server, figure).values())
+    if not values:
+        return "no figure"
+    text = number(statistics.median(values))
+    if len(values) > 1:
+        text += f" ({number(values[0])}–{number(values[-1])})"
+    first = next((name for name in BASES if name in line.servers), line.servers[0])
+    ratio = results.ratio(line.name, server, first, figure)
+    if server != first and ratio:
+        text += f" ×{ratio:.2f}"
+    marks = marks_of(line.name, server, figure, results)
+    return f"{text} {marks}".rstrip()
+
+
+def marks_of(line, server, figure, results):
+    applies = {
+        "¹": results.is_limited_by_loader(line, server) and not is_cost(figure),
+        "²": (line, server) in results.ledgers,
+        "³": results.is_limited_otherwise(line, server) or (line, server) in results.failures,
+    }
+    return "".join(mark for mark, does in applies.items() if does)
+
+
+def notes(lines, results):
+    """Faults of ledgers, limits and failed runs."""
+    kinds = [
+        ("Ledgers that are not clean", results.ledgers, "All others are clean."),
+        ("Limited by the loader or its settings", results.limits, ""),
+        ("Runs without figures", results.failures, ""),
+    ]
+    text = []
+    for title, of_kind, rest in kinds:
+        rows = [
+            f"- `{line.name}`, {server}: {'; '.join(of_kind[line.name, server])}"
+            for line in lines for server in line.servers if (line.name, server) in of_kind
+        ]
+        text += [f"### {title}", "", *(rows or ["None."]), ""]
+        text += [rest, ""] if rows and rest else []
+    return "\n".join(text)
 
 
 def number(value):
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
-def bars(results):
+def is_yield(figure):
+    """Whether more of it is better."""
+    return "per second" in figure or "per server CPU second" in figure
+
+
+def is_cost(figure):
+    """Whether it says what a server spends, whoever else may be the slower one."""
+    return "CPU" in figure or figure.startswith("idle connection")
+
+
+def bars(lines, results):
     """What was to be reached: text, figure, bar. A figure that was not measured is None."""
     of = results.median
     ours = lambda line, figure: results.ratio(line, "roomcast", "floor", figure)
@@ -131,33 +140,58 @@ def bars(results):
     yield "ten per second in a room of 1,000: p99 ÷ floor", ours("paced", LAST), 1.3
     yield "echo beside a room of 15,000: p99, ms", of("beside", "roomcast", "echo p99"), 5
     yield "flood from outside: p99, ms", of("emitter", "roomcast classic", "delivery p99"), 500
+    dirty = [server for _, server in results.ledgers if server.startswith("roomcast")]
+    yield "lines in which a ledger of Roomcast is not clean", len(dirty), 0
+    yield "figures in which another is ahead (below)", len(list(ahead(lines, results))), 0
 
 
 def spread(values):
     return max(values) / min(values) if all(values) else None
 
 
-def bars_table(results):
-    text = ["### Bars", "", "| | figure | bar | |", "|---|---|---|---|"]
-    for name, figure, bar in bars(results):
+def bars_table(lines, results):
+    text = ["### Bars", "", "| | measured | bar | |", "|---|---|---|---|"]
+    for name, figure, bar in bars(lines, results):
         if figure is None:
             text.append(f"| {name} | not measured | ≤ {bar:g} | |")
         else:
-            met = "met" if figure <= bar else f"missed by {100 * (figure / bar - 1):.0f} %"
-            text.append(f"| {name} | {number(figure)} | ≤ {bar:g} | {met} |")
+            shown = str(figure) if isinstance(figure, int) else number(figure)
+            text.append(f"| {name} | {shown} | ≤ {bar:g} | {verdict(figure, bar)} |")
     return "\n".join([*text, ""])
+
+
+def verdict(figure, bar):
+    if figure <= bar:
+        return "met"
+    return f"missed by {100 * (figure / bar - 1):.0f} %" if bar else f"missed by {figure}"
 
 
 def behind(lines, results):
     """Figures in which another server is ahead of Roomcast, as Markdown."""
     text = []
+    for line, figure, own, rival, ratio in ahead(lines, results):
+        marks = marks_of(line.name, rival, figure, results)
+        text.append(f"- `{line.name}`, {figure}: {own} ÷ {rival} {ratio:.2f} {marks}".rstrip())
+    head = ("Compared are Node.js and socketioxide in every figure, and in what it costs the task floor,"
+            " too, where it is ahead of the floor.")
+    return "\n".join(["### Where another is ahead", "", head, "", *(text or ["Nowhere."]), ""])
+
+
+def ahead(lines, results):
+    """Each figure with a rival that is ahead: line, figure, own server, rival, ratio."""
     for line in lines:
         own = next((name for name in line.servers if name.startswith("roomcast")), None)
-        rivals = [name for name in line.servers if name.startswith(("node", "socketioxide", "task"))]
         for figure in line.figures:
-            is_yield = "per second" in figure or "per server CPU second" in figure
-            for rival in rivals:
+            for rival in rivals(line, figure, results):
                 ratio = results.ratio(line.name, own, rival, figure)
-                if ratio is not None and (ratio < 1 if is_yield else ratio > 1):
-                    text.append(f"- `{line.name}`, {figure}: {own} ÷ {rival} {ratio:.2f}")
-    return "\n".join(["### Where another is ahead", "", *(text or ["Nowhere."]), ""])
+                if ratio is not None and (ratio < 1 if is_yield(figure) else ratio > 1):
+                    yield line, figure, own, rival, ratio
+
+
+def rivals(line, figure, results):
+    named = [name for name in line.servers if name.startswith(RIVALS)]
+    floor = results.ratio(line.name, "task floor", "floor", figure)
+    # A floor that does less for more is no measure.
+    if is_cost(figure) and floor and (floor > 1 if is_yield(figure) else floor < 1):
+        named.append("task floor")
+    return named

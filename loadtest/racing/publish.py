@@ -1,0 +1,65 @@
+"""Writes a race where it is read: tables.md beside its results, and the part of BENCHMARKS.md
+between two comments. What stands around them is left as it is.
+"""
+
+from . import constants
+from .report import bars_table, behind, notes, tables
+from .servers import Failed
+
+BEGIN = "<!-- race: begin. What follows is written by loadtest/race -->"
+END = "<!-- race: end -->"
+
+
+def report(record, lines, results):
+    """All of a race as Markdown."""
+    said = record.said
+    text = [
+        f"{said['machine']}. Begun {said['started']} at commit {said['commit']};"
+        f" {said['rounds']} {'round' if said['rounds'] == 1 else 'rounds'} by `loadtest/race`."
+        f" {record.others()}",
+        "",
+    ]
+    if cut := cut_off(record, lines, results):
+        text += [cut, ""]
+    if said["quick"]:
+        text += ["**A quick run**: it shows that everything works, and nothing else.", ""]
+    else:
+        text += [bars_table(lines, results), behind(lines, results)]
+    return "\n".join([*text, tables(lines, results), notes(lines, results)])
+
+
+def cut_off(record, lines, results):
+    """Says how much of a race is missing that was not run to its end."""
+    wanted = record.said["rounds"] * sum(len(line.servers) for line in lines)
+    made = sum(
+        len(results.paths(line.name, server)) + len(results.failures.get((line.name, server), []))
+        for line in lines for server in line.servers
+    )
+    return f"**Cut off**: {made} of {wanted} runs were made." if made < wanted else ""
+
+
+def publish(record, lines, results, benchmarks, scaling):
+    """Writes the published files, or raises why these results cannot be published."""
+    missing = [
+        f"{line.name} of {server}" for line in lines for server in line.servers
+        if not results.paths(line.name, server) and (line.name, server) not in results.failures
+    ]
+    if record.said["quick"]:
+        raise Failed("not published: it was a quick run")
+    if record.is_partial(lines):
+        raise Failed("not published: lines or servers were left out")
+    if missing:
+        raise Failed(f"not published: nothing of {', '.join(missing)}")
+    text = between(benchmarks.read_text(), report(record, lines, results))
+    known = constants.update(scaling.read_text(), record, results)
+    benchmarks.write_text(text)
+    scaling.write_text(known)
+
+
+def between(text, inner):
+    """The text with what is between the comments replaced."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise Failed("BENCHMARKS.md has lost the comments between which the race writes")
+    return f"{before}{begin}\n\n{inner.strip()}\n\n{end}{after}"

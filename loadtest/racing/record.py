@@ -1,0 +1,139 @@
+"""What a race was asked to do and on what machine, kept beside its results.
+
+With it a race that was cut off goes on as it began, and its results are published without being
+measured again. It also knows whether the machine had other work.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .servers import Failed
+
+NAME = "race.json"
+# Half of the other processes' CPU samples may be above it before figures are worth nothing.
+BUSY_CORES = 0.25
+SAMPLE_SECONDS = 0.5
+
+
+class Record:
+    """One race: what it measures, when, where, and beside what."""
+
+    def __init__(self, folder, said):
+        self.folder = folder
+        self.said = said
+
+    @classmethod
+    def begin(cls, folder, lines, options, program):
+        if (folder / NAME).exists():
+            raise Failed(f"{folder} has a race already: see --continue and --publish")
+        said = {
+            "machine": machine(),
+            "started": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+            "commit": commit(),
+            "program": digest(program),
+            "rounds": options.rounds,
+            "quick": options.quick,
+            "lines": {line.name: line.servers for line in lines},
+            "busy": [],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        record = cls(folder, said)
+        record.save()
+        return record
+
+    @classmethod
+    def load(cls, folder):
+        try:
+            return cls(folder, json.loads((folder / NAME).read_text()))
+        except (OSError, ValueError) as error:
+            raise Failed(f"{folder} has no race: {error}") from error
+
+    def save(self):
+        # Renamed, so that a race that is cut off here leaves one that can be read.
+        written = self.folder / f"{NAME}.new"
+        written.write_text(json.dumps(self.said, indent=1) + "\n")
+        written.replace(self.folder / NAME)
+
+    def go_on(self, program):
+        """Makes sure that the race goes on as it began: on the same machine, with the same program."""
+        if self.said["machine"] != machine():
+            raise Failed(f"this was measured on another machine: {self.said['machine']}")
+        if self.said["program"] != digest(program):
+            raise Failed(f"this was measured with another program, built at {self.said['commit']}")
+
+    def select(self, lines):
+        """Of all lines those that the race was asked for, with their servers."""
+        for line in lines:
+            line.servers = [name for name in line.servers if name in self.said["lines"].get(line.name, [])]
+        return [line for line in lines if line.servers]
+
+    def is_partial(self, lines):
+        """Whether lines or servers were left out."""
+        return any(set(line.servers) - set(self.said["lines"].get(line.name, [])) for line in lines)
+
+    def sample_others(self):
+        """Notes what others use of the machine while nothing of the race runs."""
+        self.said["busy"].append(round(busy_cores(SAMPLE_SECONDS), 3))
+        self.save()
+
+    def is_idle(self):
+        return not self.said["busy"] or statistics.median(self.said["busy"]) <= BUSY_CORES
+
+    def others(self):
+        samples = self.said["busy"]
+        if not samples:
+            return "What else the machine did was not measured."
+        median, most = statistics.median(samples), max(samples)
+        text = (f"Between runs, other work took {100 * median:.0f} % of one core (median of"
+                f" {len(samples)} samples; at most {100 * most:.0f} %).")
+        return text if self.is_idle() else f"**The machine was not idle.** {text}"
+
+
+def busy_cores(seconds):
+    """How many cores are busy on the whole machine, as a mean over some time."""
+    before = processor_ticks()
+    time.sleep(seconds)
+    all_ticks, idle = (now - then for now, then in zip(processor_ticks(), before))
+    return (all_ticks - idle) / all_ticks * os.cpu_count() if all_ticks else 0
+
+
+def processor_ticks():
+    """Ticks of all cores, and how many of them were idle."""
+    ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]
+
+
+def machine():
+    said = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in said if line.startswith("model name")), "")
+    release = os.uname()
+    system = f"{release.sysname} {release.release.split('-')[0]}"
+    versions = [output("rustc", "--version").split(" (")[0], f"Node.js {output('node', '--version')}",
+                output("redis-server", "--version").split(" sha=")[0].replace(" server v=", " ")]
+    return ", ".join([f"{len(os.sched_getaffinity(0))} cores", model, system, *versions])
+
+
+def commit():
+    here = str(Path(__file__).resolve().parent)
+    return output("git", "-C", here, "rev-parse", "--short", "HEAD")
+
+
+def digest(program):
+    try:
+        return hashlib.sha256(Path(program).read_bytes()).hexdigest()
+    except OSError as error:
+        raise Failed(f"{program}: {error.strerror}; leave out --no-build") from error
+
+
+def output(*command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()

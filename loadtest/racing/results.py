@@ -1,0 +1,112 @@
+"""What a race has measured, read from its folder: figures, ledgers, limits and failed runs.
+
+Figures are computed by `roomcast-loadtest compare`, so that the race has no second opinion on what
+a percentile or a cost is.
+"""
+
+import json
+import statistics
+import subprocess
+import tempfile
+
+from .lines import ledger
+from .servers import Failed
+
+# How the load test says that the server could have done more.
+OWN_LIMIT = "the loader's own CPU"
+
+
+class Results:
+    """Figures by line, server and round."""
+
+    def __init__(self, loadtest, folder):
+        self.loadtest = loadtest
+        self.folder = folder
+        self.figures = {}
+        self.units = {}
+        # By line and server: what is to be said of a run, once.
+        self.ledgers = {}
+        self.limits = {}
+        self.failures = {}
+
+    def read(self, line):
+        """Reads the results of a line, as far as there are any."""
+        found = {server: self.paths(line.name, server) for server in line.servers}
+        paths = [str(path) for of_server in found.values() for path in of_server]
+        for server in line.servers:
+            self.read_failures(line.name, server)
+        if not paths:
+            return
+        # At least two are compared; one is as good as twice the same.
+        rows = self.compare(paths * (2 if len(paths) == 1 else 1))
+        self.units.update((row["figure"], row["unit"]) for row in rows)
+        runs = [(server, path) for server, of_server in found.items() for path in of_server]
+        for at, (server, path) in enumerate(runs):
+            self.read_remarks(line.name, server, path)
+            for row in rows:
+                if row["values"][at] is not None:
+                    key = line.name, server, row["figure"]
+                    self.figures.setdefault(key, {})[path.parent.parent.name] = row["values"][at]
+
+    def paths(self, line, server):
+        return [path for path in sorted(self.folder.glob(f"round-*/{line}/{server}.json"))
+                if is_whole(path)]
+
+    def read_remarks(self, line, server, path):
+        beside = path.with_name(f"{path.stem} (room).json")
+        for result, who in [(path, ""), (beside, "large room: ")]:
+            if not is_whole(result):
+                continue
+            outcome = json.loads(result.read_text())
+            if faults := ledger(result):
+                said = f"{who}{faults} of {outcome['ledger']['arrived']:,} that arrived"
+                self.note(self.ledgers, line, server, f"{round_of(path)}: {said}")
+            for limit in outcome["limited_by"]:
+                self.note(self.limits, line, server, f"{round_of(path)}: {who}{limit}")
+
+    def read_failures(self, line, server):
+        for path in sorted(self.folder.glob(f"round-*/{line}/{server}.failed")):
+            self.note(self.failures, line, server, f"{round_of(path)}: {path.read_text().strip()}")
+
+    def note(self, notes, line, server, text):
+        notes.setdefault((line, server), []).append(text)
+
+    def compare(self, paths):
+        with tempfile.NamedTemporaryFile(suffix=".json") as out:
+            command = [self.loadtest, "compare", *paths, "--json", out.name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Failed(f"compare: {done.stderr}")
+            return json.load(out)["figures"]
+
+    def rounds(self, line, server, figure):
+        return self.figures.get((line, server, figure), {})
+
+    def median(self, line, server, figure):
+        values = self.rounds(line, server, figure).values()
+        return statistics.median(values) if values else None
+
+    def ratio(self, line, one, other, figure):
+        """The median over rounds of one server's figure divided by another's in the same round."""
+        ours = self.rounds(line, one, figure)
+        theirs = self.rounds(line, other, figure)
+        ratios = [ours[at] / theirs[at] for at in ours if theirs.get(at)]
+        return statistics.median(ratios) if ratios else None
+
+    def is_limited_by_loader(self, line, server):
+        return any(OWN_LIMIT in text for text in self.limits.get((line, server), []))
+
+    def is_limited_otherwise(self, line, server):
+        return any(OWN_LIMIT not in text for text in self.limits.get((line, server), []))
+
+
+def is_whole(path):
+    """Whether a result is there; what was cut off while it was written is none."""
+    try:
+        return "ledger" in json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def round_of(path):
+    return path.parent.parent.name.replace("-", " ")
