@@ -1,16 +1,24 @@
 //! What a server counts. Every server has a registry of its own; nothing here is global, and no
 //! scrape causes work beyond reading these numbers.
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
+    core::{Collector, Desc},
+    proto::MetricFamily,
 };
 
 use crate::close::{CloseReason, Limit};
 
-/// The most namespaces that get a label of their own; sockets of any further one are counted
-/// under `other`, so that dynamic namespaces cannot grow the number of time series.
-const NAMESPACE_LABELS: i64 = 64;
+/// The most namespaces that have a label of their own at a time; any further one is counted under
+/// `other`, so that dynamic namespaces cannot grow the number of time series.
+const NAMESPACE_LABELS: usize = 64;
+const OTHER: &str = "other";
 
 /// From a broadcast to nobody to one that takes a second.
 const FAN_OUT_BUCKETS: [f64; 11] = [
@@ -48,7 +56,22 @@ pub(crate) struct Metrics {
     pub(crate) volatile_dropped: IntCounter,
     pub(crate) connect_refused: IntCounterVec,
     pub(crate) namespaces: IntGauge,
+    by_namespace: ByNamespace,
+}
+
+/// What has rooms to be counted: a namespace.
+pub(crate) trait HasRooms: Send + Sync {
+    fn room_count(&self) -> usize;
+}
+
+/// The series by namespace. Rooms are counted when somebody reads them, so that they cost nothing
+/// when they come and go.
+#[derive(Clone)]
+struct ByNamespace {
     sockets: IntGaugeVec,
+    rooms: IntGaugeVec,
+    /// Whom a label stands for; it goes with the last of them.
+    labels: Arc<Mutex<HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>>>,
 }
 
 impl Metrics {
@@ -114,6 +137,20 @@ impl Metrics {
             "Times that a client or the application reached a limit, by limit.",
             &["limit"],
         );
+        let gauges = |name: &str, help: &str| {
+            IntGaugeVec::new(Opts::new(name, help), &["namespace"]).expect("metric names are valid")
+        };
+        let by_namespace = ByNamespace {
+            sockets: gauges("roomcast_sockets", "Connected sockets, by namespace."),
+            rooms: gauges(
+                "roomcast_rooms",
+                "Rooms with members on this node, by namespace; private rooms not counted.",
+            ),
+            labels: Arc::default(),
+        };
+        registry
+            .register(Box::new(by_namespace.clone()))
+            .expect("metric names are unique");
         Self {
             polling: of_transport("polling"),
             websocket: of_transport("websocket"),
@@ -181,11 +218,7 @@ impl Metrics {
                 "Connects to a namespace that were refused, by reason.",
                 &["reason"],
             ),
-            sockets: gauges(
-                "roomcast_sockets",
-                "Connected sockets, by namespace.",
-                "namespace",
-            ),
+            by_namespace,
             namespaces,
             registry,
         }
@@ -219,10 +252,67 @@ impl Metrics {
         self.limits[index.expect("ALL names every limit")].inc();
     }
 
-    /// The gauge of a namespace's sockets; call it once per namespace and keep it.
-    pub(crate) fn sockets_of(&self, namespace: &str) -> IntGauge {
-        let known = self.namespaces.get() <= NAMESPACE_LABELS;
-        self.sockets
-            .with_label_values(&[if known { namespace } else { "other" }])
+    /// The label under which a namespace is counted: its name, while there are not too many.
+    pub(crate) fn label_of(&self, namespace: &str, counted: Weak<dyn HasRooms>) -> Box<str> {
+        let mut labels = self.by_namespace.labels();
+        let is_free = labels.contains_key(namespace)
+            || labels.keys().filter(|label| &***label != OTHER).count() < NAMESPACE_LABELS;
+        let label: Box<str> = if is_free { namespace } else { OTHER }.into();
+        labels.entry(label.clone()).or_default().push(counted);
+        label
+    }
+
+    /// The gauge of the sockets under a label; to be looked up once and kept.
+    pub(crate) fn sockets_of(&self, label: &str) -> IntGauge {
+        self.by_namespace.sockets.with_label_values(&[label])
+    }
+
+    /// A namespace that was counted under this label is gone.
+    pub(crate) fn gone(&self, label: &str, namespace: &Weak<dyn HasRooms>) {
+        let mut labels = self.by_namespace.labels();
+        let Some(counted) = labels.get_mut(label) else {
+            return;
+        };
+        counted.retain(|other| !other.ptr_eq(namespace));
+        if counted.is_empty() {
+            labels.remove(label);
+            // What was never read is not there to be removed.
+            for gauges in [&self.by_namespace.sockets, &self.by_namespace.rooms] {
+                drop(gauges.remove_label_values(&[label]));
+            }
+        }
+    }
+}
+
+impl ByNamespace {
+    fn labels(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>> {
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for ByNamespace {
+    fn desc(&self) -> Vec<&Desc> {
+        [self.sockets.desc(), self.rooms.desc()].concat()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let upgrade = |counted: &Vec<Weak<_>>| counted.iter().filter_map(Weak::upgrade).collect();
+        // Counted without the lock: whoever is the last to hold a namespace takes it.
+        let counted: Vec<(Box<str>, Vec<Arc<dyn HasRooms>>)> = self
+            .labels()
+            .iter()
+            .map(|(label, counted)| (label.clone(), upgrade(counted)))
+            .collect();
+        for (label, namespaces) in counted {
+            let rooms: usize = namespaces.iter().map(|space| space.room_count()).sum();
+            let labels = self.labels();
+            if labels.contains_key(&label) {
+                let rooms = i64::try_from(rooms).unwrap_or(i64::MAX);
+                self.rooms.with_label_values(&[&label]).set(rooms);
+            }
+        }
+        let mut families = self.sockets.collect();
+        families.append(&mut self.rooms.collect());
+        families
     }
 }

@@ -323,6 +323,59 @@ async fn a_disconnect_by_shutdown_is_told_once() {
 }
 
 #[tokio::test]
+async fn what_is_counted_by_namespace_goes_with_it() {
+    let orgs = Namespace::matching("/org-{id}").on("join", async |socket: Socket, room: String| {
+        socket.join(room)
+    });
+    let server = two_namespaces(orgs).await;
+    let series = |name: &str| -> u64 {
+        let metrics = server.io.metrics();
+        metrics
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .count() as u64
+    };
+    let (sockets, rooms) = (series("roomcast_sockets{"), series("roomcast_rooms{"));
+    let rooms_in =
+        |namespace: &str| server.metric(&format!("roomcast_rooms{{namespace=\"{namespace}\"}}"));
+    let mut client = WebSocket::open(server.address).await;
+    // One after the other, more than may be counted by name at a time.
+    for n in 0..100 {
+        let namespace = format!("/org-{n}");
+        client.join(&namespace).await;
+        for room in ["a", "b"] {
+            client
+                .send(&format!(r#"42{namespace},1["join","{room}"]"#))
+                .await;
+            assert_eq!(client.text().await, format!("43{namespace},1[]"));
+        }
+        assert_eq!(
+            (sockets_in(&server, &namespace), rooms_in(&namespace)),
+            (1, 2)
+        );
+        client.send(&format!("41{namespace},")).await;
+        eventually("it is gone", || series("roomcast_rooms{") == rooms).await;
+    }
+    assert_eq!(series("roomcast_sockets{"), sockets);
+
+    // At the same time, those beyond the limit have one label together.
+    let mut second = WebSocket::open(server.address).await;
+    for n in 0..50 {
+        client.join(&format!("/org-{n}")).await;
+        second.join(&format!("/org-{}", n + 50)).await;
+    }
+    assert_eq!(
+        (series("roomcast_sockets{"), series("roomcast_rooms{")),
+        (65, 65)
+    );
+    assert_eq!(sockets_in(&server, "other"), 100 + sockets - 64);
+    drop((client, second));
+    eventually("all are gone", || series("roomcast_rooms{") == rooms).await;
+    assert_eq!(series("roomcast_sockets{"), sockets);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
 async fn a_dynamic_namespace_goes_with_its_last_client() {
     let gate = Gate::new();
     let waits = gate.clone();

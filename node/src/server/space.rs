@@ -12,7 +12,7 @@ use super::{
     ack::Acks, cluster::Place, namespace::Handlers, packets::Parser, server::Inner,
     socket::Occupant,
 };
-use crate::transport::hub::Hub;
+use crate::{metrics::HasRooms, transport::hub::Hub};
 
 pub(crate) struct Space {
     pub(crate) name: Arc<str>,
@@ -25,6 +25,8 @@ pub(crate) struct Space {
     pub(crate) hub: Arc<Hub>,
     pub(super) place: Place,
     pub(crate) sockets: IntGauge,
+    /// Under which it is counted.
+    label: Box<str>,
     /// The namespace itself, for handlers that are started from within.
     pub(super) me: Weak<Self>,
     /// Not an owner: connections and handles keep the server alive.
@@ -51,20 +53,24 @@ impl Space {
             name_bytes: limits.room_name_bytes,
         };
         hub.metrics.namespaces.inc();
-        let space = Arc::new_cyclic(|me| Self {
-            name: name.into(),
-            handlers,
-            is_dynamic: params.is_some(),
-            params: params.unwrap_or_default(),
-            adapter: Adapter::new(hub.lanes(), limits),
-            acks: Acks::default(),
-            parser,
-            sockets: hub.metrics.sockets_of(name),
-            hub: Arc::clone(hub),
-            place,
-            me: Weak::clone(me),
-            server,
-            users: AtomicUsize::new(0),
+        let space = Arc::new_cyclic(|me: &Weak<Self>| {
+            let label = hub.metrics.label_of(name, me.clone());
+            Self {
+                name: name.into(),
+                handlers,
+                is_dynamic: params.is_some(),
+                params: params.unwrap_or_default(),
+                adapter: Adapter::new(hub.lanes(), limits),
+                acks: Acks::default(),
+                parser,
+                sockets: hub.metrics.sockets_of(&label),
+                label,
+                hub: Arc::clone(hub),
+                place,
+                me: Weak::clone(me),
+                server,
+                users: AtomicUsize::new(0),
+            }
         });
         if let Some(bus) = &space.place.bus {
             let listener: Weak<Self> = Arc::downgrade(&space);
@@ -99,9 +105,17 @@ impl Space {
     }
 }
 
+impl HasRooms for Space {
+    fn room_count(&self) -> usize {
+        self.adapter.room_count()
+    }
+}
+
 impl Drop for Space {
     fn drop(&mut self) {
         self.hub.metrics.namespaces.dec();
+        let me: Weak<dyn HasRooms> = self.me.clone();
+        self.hub.metrics.gone(&self.label, &me);
         if let Some(bus) = &self.place.bus {
             bus.detach(&self.place.node, &self.name);
         }

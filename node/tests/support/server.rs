@@ -67,7 +67,10 @@ impl TestServer {
         eventually("the server is empty", || {
             let metrics = self.io.metrics();
             let of_clients = |line: &&str| {
-                line.starts_with("roomcast_connections{") || line.starts_with("roomcast_sockets{")
+                ["connections{", "sockets{", "rooms{"].iter().any(|name| {
+                    line.strip_prefix("roomcast_")
+                        .is_some_and(|rest| rest.starts_with(name))
+                })
             };
             self.io.connections() == 0
                 && metrics
