@@ -1,5 +1,6 @@
 //! The watcher: a thread that looks at the servers and the clients' progress a few times a second,
-//! keeps the series of the report, and shows a line on a terminal.
+//! keeps the series of the report, and shows a line on a terminal. Where there is none, it says when
+//! another phase begins.
 //!
 //! The clients' thread only stores a few numbers once per turn.
 
@@ -59,8 +60,12 @@ impl Watch {
     /// Starts to look at these processes.
     pub(crate) fn start(progress: Arc<Progress>, pids: Vec<u32>, shows_progress: bool) -> Self {
         let shared = Arc::clone(&progress);
-        let shows = shows_progress && std::io::stderr().is_terminal();
-        let thread = thread::spawn(move || watch(&shared, &pids, shows));
+        let shown = match (shows_progress, std::io::stderr().is_terminal()) {
+            (false, _) => Shown::Nothing,
+            (true, false) => Shown::Phases,
+            (true, true) => Shown::Line,
+        };
+        let thread = thread::spawn(move || watch(&shared, &pids, shown));
         Self {
             progress,
             thread: Some(thread),
@@ -92,8 +97,17 @@ impl Drop for Watch {
     }
 }
 
-fn watch(progress: &Progress, pids: &[u32], shows: bool) -> Vec<(Nanos, Point)> {
+/// What standard error is told while the load runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Nothing,
+    Phases,
+    Line,
+}
+
+fn watch(progress: &Progress, pids: &[u32], shown: Shown) -> Vec<(Nanos, Point)> {
     let mut points: Vec<(Nanos, Point)> = Vec::new();
+    let mut told = String::new();
     let mut every = 1;
     let mut rounds = 0_usize;
     loop {
@@ -108,8 +122,10 @@ fn watch(progress: &Progress, pids: &[u32], shows: bool) -> Vec<(Nanos, Point)> 
             point.server_rss_bytes += usage.rss_bytes;
             point.server_cpu_nanos += usage.cpu_nanos;
         }
-        if shows {
-            show(progress, now, points.last(), &point);
+        match shown {
+            Shown::Nothing => {}
+            Shown::Phases => tell(progress, now, &mut told),
+            Shown::Line => show(progress, now, points.last(), &point),
         }
         if rounds.is_multiple_of(every) {
             points.push((now, point));
@@ -129,11 +145,26 @@ fn watch(progress: &Progress, pids: &[u32], shows: bool) -> Vec<(Nanos, Point)> 
         }
         thread::park_timeout(PERIOD);
     }
-    if shows {
+    if shown == Shown::Line {
         // Nothing can be done about a terminal that is gone.
         drop(write!(std::io::stderr(), "\r\x1b[K"));
     }
     points
+}
+
+/// Says once that a phase has begun.
+fn tell(progress: &Progress, now: Nanos, told: &mut String) {
+    let phase = progress.phase();
+    if phase.name == *told {
+        return;
+    }
+    let length = phase.ends_at.map_or_else(String::new, |end| {
+        let seconds = clock::seconds(end.saturating_sub(now));
+        format!(" for {:.0} s", seconds.ceil())
+    });
+    // Standard error may be closed, which is nobody's loss.
+    drop(writeln!(std::io::stderr(), "{}{length}", phase.name));
+    *told = phase.name;
 }
 
 fn show(progress: &Progress, now: Nanos, last: Option<&(Nanos, Point)>, point: &Point) {
