@@ -110,7 +110,7 @@ fn a_closed_link_leaves_nothing_behind() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a"]);
-    server.hang();
+    server.suspend();
     link.subscribe(["b"]);
     let kind = SubscriptionKind::Channel;
     let waiting = link.subscriber.confirmed(kind, vec!["b".into()], DEADLINE);

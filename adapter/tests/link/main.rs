@@ -7,6 +7,8 @@ mod delivery;
 mod losses;
 mod proxy;
 mod recorder;
+#[path = "../../../emitter/tests/support/mod.rs"]
+mod redis;
 mod server;
 mod sharded;
 mod subscribing;

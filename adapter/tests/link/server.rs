@@ -1,16 +1,12 @@
-//! Redis servers on spare ports, which end with the test, and plain connections to them.
+//! A Redis server that ends with the test, and plain connections to it: one that waits for answers,
+//! and one for probes.
 
 use std::{
-    env, fs,
     io::{ErrorKind, Read, Write},
-    net::{TcpListener, TcpStream},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    net::TcpStream,
+    ops::{Deref, DerefMut},
+    sync::Mutex,
+    time::Duration,
 };
 
 use roomcast_emitter::{
@@ -18,150 +14,42 @@ use roomcast_emitter::{
     value::Value,
 };
 
+use crate::redis::{PATIENCE, Redis, until};
+
 /// What does not happen within this time does not happen.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = PATIENCE;
 
 /// Waits until something is true of a thing that nobody announces.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_true() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    until(what, || is_true().then_some(()));
 }
 
-/// A port that was free a moment ago.
-fn spare_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
-pub(crate) struct Server {
-    pub(crate) port: u16,
-    options: Vec<String>,
-    directory: PathBuf,
-    process: Child,
-}
+/// A server that can be asked for plain connections.
+pub(crate) struct Server(Redis);
 
 impl Server {
     pub(crate) fn start(options: &[&str]) -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = format!("roomcast-link-{}-{number}", std::process::id());
-        let directory = env::temp_dir().join(directory);
-        // Somebody else may have taken the port meanwhile.
-        for _ in 0..10 {
-            fs::create_dir_all(&directory).unwrap();
-            let port = spare_port();
-            let mut options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
-            if options.contains(&"--cluster-enabled".to_owned()) {
-                options.extend(["--cluster-port".to_owned(), spare_port().to_string()]);
-            }
-            let process = spawn(port, &options, &directory);
-            let mut server = Self {
-                port,
-                options,
-                directory: directory.clone(),
-                process,
-            };
-            if server.is_serving() {
-                return server;
-            }
-        }
-        panic!("redis-server does not start");
-    }
-
-    /// Ends the process at once, as a crash would.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    /// Stops it, as if it hung, until `resume`.
-    pub(crate) fn hang(&self) {
-        self.signal("-STOP");
-    }
-
-    pub(crate) fn resume(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.process.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
-    /// Starts it anew, empty, on the same port.
-    pub(crate) fn restart(&mut self) {
-        self.process = spawn(self.port, &self.options, &self.directory);
-        assert!(self.is_serving());
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        Self(Redis::with(options))
     }
 
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.port)
     }
+}
 
-    /// Whether it answers; false if its process has ended.
-    fn is_serving(&mut self) -> bool {
-        let deadline = Instant::now() + DEADLINE;
-        while Instant::now() < deadline {
-            if self.process.try_wait().unwrap().is_some() {
-                return false;
-            }
-            if let Ok(stream) = TcpStream::connect(("127.0.0.1", self.port)) {
-                let pid = Client::new(stream).command(&["INFO", "server"]);
-                let pid = pid
-                    .text()
-                    .unwrap_or_default()
-                    .contains(&format!("process_id:{}\r", self.process.id()));
-                if pid {
-                    return true;
-                }
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        false
+impl Deref for Server {
+    type Target = Redis;
+
+    fn deref(&self) -> &Redis {
+        &self.0
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.directory);
+impl DerefMut for Server {
+    fn deref_mut(&mut self) -> &mut Redis {
+        &mut self.0
     }
-}
-
-fn spawn(port: u16, options: &[String], directory: &PathBuf) -> Child {
-    Command::new("redis-server")
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-        ])
-        .arg(directory)
-        .args(options)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap()
 }
 
 /// A connection that waits for each answer.

@@ -159,7 +159,7 @@ fn a_subscription_is_confirmed_when_redis_says_so_and_not_before() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a"]);
-    server.hang();
+    server.suspend();
     link.subscribe(["b"]);
     let names: Vec<Arc<str>> = vec!["a".into(), "b".into()];
     let early = link

@@ -85,7 +85,8 @@ impl Redis {
         Self::with(&[])
     }
 
-    /// A server with more options, as on its command line.
+    /// A server with more options, as on its command line. One of a cluster gets a port for the
+    /// cluster's bus.
     pub(crate) fn with(options: &[&str]) -> Self {
         Self::launch("redis-server", |_| {
             options.iter().copied().map(str::to_owned).collect()
@@ -118,6 +119,9 @@ impl Redis {
             if program == "redis-server" {
                 args.extend(["--save", "", "--appendonly", "no"].map(str::to_owned));
             }
+            if args.iter().any(|arg| arg == "--cluster-enabled") {
+                args.extend(["--cluster-port".into(), free_port().to_string()]);
+            }
             let password = args.iter().position(|arg| arg == "--requirepass");
             let mut server = Self {
                 child: spawn(program, &args),
@@ -134,14 +138,16 @@ impl Redis {
         panic!("{program} does not start");
     }
 
-    /// False if it ends instead.
+    /// False if it ends instead, since somebody else's server has the port.
     fn is_ready(&mut self) -> bool {
+        let own = format!("process_id:{}\r", self.child.id());
         until("a server that answers", || {
             if self.child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
-            self.try_command(&["PING"])
-                .is_some_and(|reply| reply.starts_with("+PONG") || reply.starts_with("-"))
+            self.try_command(&["INFO", "server"])
+                // A Sentinel's password is not known here.
+                .is_some_and(|reply| reply.contains(&own) || reply.starts_with("-NOAUTH"))
                 .then_some(true)
         })
     }
@@ -231,17 +237,9 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start(size: usize) -> Self {
-        let start = |_| {
-            Redis::launch("redis-server", |_| {
-                let bus = free_port().to_string();
-                let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-                let timeout = ["--cluster-node-timeout", "3000"];
-                let options = options.iter().chain(&timeout);
-                options.map(|option| (*option).to_owned()).collect()
-            })
-        };
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "3000"];
         let cluster = Self {
-            nodes: (0..size).map(start).collect(),
+            nodes: (0..size).map(|_| Redis::with(&options)).collect(),
         };
         let addresses: Vec<_> = cluster.nodes.iter().map(Redis::address).collect();
         let mut create = Command::new("redis-cli");
