@@ -1,6 +1,8 @@
-"""Writes a race where it is read: tables.md beside its results, and the part of BENCHMARKS.md
-between two comments. What stands around them is left as it is.
+"""Writes a race where it is read: as Markdown, into the part of BENCHMARKS.md between two comments,
+and into docs/, where capacity is computed from it. What stands around them is left as it is.
 """
+
+import subprocess
 
 from . import constants
 from .report import bars_table, behind, notes, tables
@@ -38,8 +40,22 @@ def cut_off(record, lines, results):
     return f"**Cut off**: {made} of {wanted} runs were made." if made < wanted else ""
 
 
-def publish(record, lines, results, benchmarks, scaling):
-    """Writes the published files, or raises why these results cannot be published."""
+def publish(record, lines, results, root):
+    """Writes what is published under the root of the project; raises why, if it cannot be."""
+    refuse(record, lines, results)
+    benchmarks, scaling = root / "BENCHMARKS.md", root / "docs/scaling.json"
+    text = between(benchmarks.read_text(), report(record, lines, results))
+    known = constants.update(scaling.read_text(), record, results)
+    benchmarks.write_text(text)
+    scaling.write_text(known)
+    command = [str(root / "docs/scaling"), "--refresh", str(root / "docs/scaling.md")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"docs/scaling.md is not written: {done.stderr}")
+
+
+def refuse(record, lines, results):
+    """Raises unless there is something of each line and server."""
     missing = [
         f"{line.name} of {server}" for line in lines for server in line.servers
         if not results.paths(line.name, server) and (line.name, server) not in results.failures
@@ -50,10 +66,6 @@ def publish(record, lines, results, benchmarks, scaling):
         raise Failed("not published: lines or servers were left out")
     if missing:
         raise Failed(f"not published: nothing of {', '.join(missing)}")
-    text = between(benchmarks.read_text(), report(record, lines, results))
-    known = constants.update(scaling.read_text(), record, results)
-    benchmarks.write_text(text)
-    scaling.write_text(known)
 
 
 def between(text, inner):

@@ -1,7 +1,7 @@
 """The race as Markdown: the bars, where another is ahead, and a table for each figure.
 
 A cell is the median with its range, and × the median of the ratios, each within one round, to the
-first server of the row that has a figure. What a reader has to know of a run is a mark in its cell
+floor or, where none has run, to Roomcast. What a reader has to know of a run is a mark in its cell
 and a note below.
 """
 
@@ -9,7 +9,7 @@ import statistics
 
 from .lines import CPU, LAST, OTHER_ROOMS, SIZES
 
-# What ratios are taken to: the first of these that ran stands first.
+# What ratios are taken to: the first of these that has run.
 BASES = ["floor", "roomcast", "roomcast classic"]
 RIVALS = ("node", "socketioxide")
 MARKS = {
@@ -69,9 +69,9 @@ def cell(line, server, figure, results):
     text = number(statistics.median(values))
     if len(values) > 1:
         text += f" ({number(values[0])}–{number(values[-1])})"
-    first = next((name for name in BASES if name in line.servers), line.servers[0])
-    ratio = results.ratio(line.name, server, first, figure)
-    if server != first and ratio:
+    has_run = [name for name in BASES + line.servers if results.rounds(line.name, name, figure)]
+    ratio = results.ratio(line.name, server, has_run[0], figure)
+    if server != has_run[0] and ratio:
         text += f" ×{ratio:.2f}"
     marks = marks_of(line.name, server, figure, results)
     return f"{text} {marks}".rstrip()
