@@ -70,9 +70,13 @@ pub(crate) trait HasRooms: Send + Sync {
 struct ByNamespace {
     sockets: IntGaugeVec,
     rooms: IntGaugeVec,
-    /// Whom a label stands for; it goes with the last of them.
-    labels: Arc<Mutex<HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>>>,
+    labels: Arc<Mutex<Labels>>,
 }
+
+type Namespaces = Vec<Arc<dyn HasRooms>>;
+
+/// Whom a label stands for; it goes with the last of them.
+type Labels = HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>;
 
 impl Metrics {
     pub(crate) fn new() -> Self {
@@ -183,7 +187,7 @@ impl Metrics {
             ),
             bytes_sent: counter(
                 "roomcast_sent_bytes_total",
-                "Bytes sent in WebSocket frames and polling bodies.",
+                "Bytes sent over WebSockets and in polling bodies.",
             ),
             events_received: counter("roomcast_events_received_total", "Events from clients."),
             events_unhandled: counter(
@@ -285,7 +289,7 @@ impl Metrics {
 }
 
 impl ByNamespace {
-    fn labels(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>> {
+    fn labels(&self) -> MutexGuard<'_, Labels> {
         self.labels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -296,9 +300,9 @@ impl Collector for ByNamespace {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let upgrade = |counted: &Vec<Weak<_>>| counted.iter().filter_map(Weak::upgrade).collect();
         // Counted without the lock: whoever is the last to hold a namespace takes it.
-        let counted: Vec<(Box<str>, Vec<Arc<dyn HasRooms>>)> = self
+        let upgrade = |counted: &[Weak<_>]| counted.iter().filter_map(Weak::upgrade).collect();
+        let counted: Vec<(Box<str>, Namespaces)> = self
             .labels()
             .iter()
             .map(|(label, counted)| (label.clone(), upgrade(counted)))
