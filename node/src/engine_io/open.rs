@@ -27,9 +27,14 @@ pub(crate) struct Handshake<'a> {
 }
 
 impl Handshake<'_> {
-    /// The handshake as JSON text, without the packet type in front of it.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("strings and integers are always JSON")
+    /// The packet that opens a session: its type, and the handshake as JSON.
+    pub(crate) fn to_packet(&self) -> String {
+        /// More than it takes with an upgrade and the usual numbers.
+        const ROOM: usize = 160;
+        let mut packet = Vec::with_capacity(ROOM);
+        packet.push(b'0');
+        serde_json::to_writer(&mut packet, self).expect("strings and integers are always JSON");
+        String::from_utf8(packet).expect("JSON is written as UTF-8")
     }
 }
 
@@ -273,11 +278,11 @@ mod tests {
             max_payload: 1_000_000,
         };
         assert_eq!(
-            handshake.to_json(),
-            r#"{"sid":"lT7gf_hQKIsMKhJGAAAr","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000000}"#
+            handshake.to_packet(),
+            r#"0{"sid":"lT7gf_hQKIsMKhJGAAAr","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000000}"#
         );
         handshake.upgrades = &[];
-        assert!(handshake.to_json().contains(r#","upgrades":[],"#));
+        assert!(handshake.to_packet().contains(r#","upgrades":[],"#));
     }
 
     #[test]

@@ -204,6 +204,18 @@ impl Connection {
         }
     }
 
+    /// Queues what opens the session on the client's side. The driver, which is about to be started,
+    /// writes it in its first turn. A connection that is closed already needs no opening, but the
+    /// head of its WebSocket comes before the close frame.
+    pub(super) fn begin(&self, opening: &Frame, head: Option<&[u8]>) {
+        let mut state = self.lock();
+        if state.closing.is_none() {
+            state.outbox.push(opening.clone());
+        } else if let Some(head) = head {
+            state.outbox.push_first(Frame::raw(head));
+        }
+    }
+
     /// Queues a frame and has it written soon.
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, volatile: bool) -> Result<(), Closed> {
         let mut state = self.lock();
@@ -634,5 +646,34 @@ fn gather(outbox: &Outbox, revision: Revision, scratch: &mut Vec<u8>) {
             break;
         }
         scratch.extend_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::{metrics::Metrics, transport::config::Config};
+
+    #[tokio::test]
+    async fn a_websocket_that_a_drain_finds_unopened_is_answered_before_it_is_closed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (mut client, _) = listener.accept().unwrap();
+        let hub = Arc::new(Hub::new(Config::default(), Arc::new(Metrics::new()), 1));
+        hub.begin_drain();
+        let stream = Some(Stream::Tcp(tcp));
+        let connection = Connection::new(&hub, Revision::V4, stream, None, false);
+        connection.begin(&Frame::packet("0{}"), Some(b"head "));
+        connection.flush(&mut Vec::new());
+        connection.release();
+        let mut written = Vec::new();
+        client.read_to_end(&mut written).unwrap();
+        let mut expected = b"head ".to_vec();
+        let reason = CloseReason::ServerShutdown;
+        websocket::append_close(&mut expected, reason.websocket_code());
+        assert_eq!(written, expected);
     }
 }

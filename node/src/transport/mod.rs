@@ -10,6 +10,7 @@ pub(crate) mod cors;
 pub(crate) mod driver;
 pub(crate) mod frame;
 pub(crate) mod handshake;
+pub(crate) mod http_stream;
 pub(crate) mod hub;
 mod lane;
 mod outbox;

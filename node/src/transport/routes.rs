@@ -15,12 +15,14 @@ use tokio::time::timeout;
 use super::{
     connection::Connection,
     cors::Cors,
+    frame::Frame,
     handshake::Handshake,
+    http_stream::Handoff,
     hub::{Acceptor, Hub},
     polling::{self, Polling},
     stream::Stream,
     upgrade::{self, Probing},
-    websocket,
+    websocket::{self, Opcode},
 };
 use crate::{
     close::{CloseReason, Limit},
@@ -196,15 +198,18 @@ impl Routes {
             let response = switching_protocols(request.headers())?;
             let upgrade = hyper::upgrade::on(&mut request);
             let (hub, acceptor) = (Arc::clone(hub), Arc::clone(&self.acceptor));
+            let handoff = request.extensions_mut().remove::<Handoff>();
             let (parts, _) = request.into_parts();
             let handshake = move |stream: &Stream| {
                 let address = address.or_else(|| stream.peer());
                 Handshake::new(&parts.uri, &parts.headers, address)
             };
-            // Ends with the HTTP connection at the latest, whose upgrade it waits for.
-            drop(tokio::spawn(upgrade::open(
-                hub, acceptor, seat, upgrade, revision, handshake,
-            )));
+            let opening = upgrade::open(hub, acceptor, seat, upgrade, revision, handshake);
+            match handoff {
+                Some(handoff) => handoff.leave(opening),
+                // Ends with the HTTP connection at the latest, whose upgrade it waits for.
+                None => drop(tokio::spawn(opening)),
+            }
             return Ok(response);
         }
         let polling = Some(Box::<Polling>::default());
@@ -212,7 +217,7 @@ impl Routes {
         hub.opened(transport, revision);
         let websocket = [TransportName::WebSocket];
         let upgrades = hub.config.websocket && hub.config.allow_upgrades;
-        connection.send_open(if upgrades { &websocket } else { &[] });
+        connection.send_open(Vec::new(), if upgrades { &websocket } else { &[] });
         let handshake = Handshake::new(request.uri(), request.headers(), address);
         self.acceptor.accept(&connection, handshake, seat);
         if revision == Revision::V3 {
@@ -377,8 +382,9 @@ impl Routes {
 const METHOD: HandshakeError = HandshakeError::BadHandshakeMethod;
 
 impl Connection {
-    /// Queues the packet that opens the session on the client's side.
-    pub(super) fn send_open(self: &Arc<Self>, upgrades: &[TransportName]) {
+    /// Queues the packet that opens the session on the client's side, behind the head of the answer
+    /// to a WebSocket's request if that is still to be written.
+    pub(super) fn send_open(&self, mut head: Vec<u8>, upgrades: &[TransportName]) {
         let config = &self.hub().config;
         let handshake = open::Handshake {
             sid: self.id().as_str(),
@@ -387,9 +393,13 @@ impl Connection {
             ping_timeout: config.heartbeat.timeout,
             max_payload: config.max_payload,
         };
-        let packet = super::frame::Frame::packet(&format!("0{}", handshake.to_json()));
-        // A connection that is closed already needs no opening.
-        let _ = self.send(&packet, false);
+        let packet = handshake.to_packet();
+        if head.is_empty() {
+            return self.begin(&Frame::packet(&packet), None);
+        }
+        let head_bytes = head.len();
+        websocket::append_frame(&mut head, Opcode::Text, packet.as_bytes());
+        self.begin(&Frame::raw(&head), Some(&head[..head_bytes]));
     }
 }
 

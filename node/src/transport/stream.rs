@@ -18,6 +18,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::http_stream::HttpStream;
+
 /// What was read.
 pub(crate) struct Read {
     /// In bytes; zero is the end of the stream.
@@ -33,11 +35,41 @@ pub(crate) enum Stream {
     Other(Box<TokioIo<Upgraded>>),
 }
 
-impl Stream {
-    /// Unwraps what HTTP was upgraded on, and gives the bytes that hyper had read already.
-    ///
+/// What HTTP was upgraded on.
+pub(crate) struct Unwrapped {
+    pub(crate) stream: Stream,
+    /// Bytes that hyper had read already.
+    pub(crate) read: Vec<u8>,
+    /// What has to be written before anything else; nothing if HTTP has written its answer.
+    pub(crate) head: Vec<u8>,
+}
+
+impl Unwrapped {
     /// hyper's read buffer is dropped here: it would cost 8 KiB for the life of the connection.
-    pub(crate) fn new(upgraded: Upgraded) -> (Self, Vec<u8>) {
+    pub(crate) fn new(upgraded: Upgraded) -> Self {
+        let upgraded = match upgraded.downcast::<HttpStream>() {
+            Ok(parts) => {
+                let (tcp, head) = parts.io.into_parts();
+                return Self {
+                    stream: Stream::Tcp(tcp),
+                    read: parts.read_buf.to_vec(),
+                    head,
+                };
+            }
+            Err(upgraded) => upgraded,
+        };
+        let (stream, read) = Stream::of_others(upgraded);
+        Self {
+            stream,
+            read,
+            head: Vec::new(),
+        }
+    }
+}
+
+impl Stream {
+    /// The stream of an application that serves HTTP by itself.
+    fn of_others(upgraded: Upgraded) -> (Self, Vec<u8>) {
         let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(parts) => return (Self::tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
             Err(upgraded) => upgraded,

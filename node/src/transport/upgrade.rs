@@ -21,7 +21,7 @@ use super::{
     handshake::Handshake,
     hub::{Acceptor, Hub, Seat},
     polling::Polling,
-    stream::Stream,
+    stream::{Stream, Unwrapped},
     websocket::{self, Event, Opcode},
 };
 use crate::engine_io::open::{Revision, TransportName};
@@ -39,12 +39,12 @@ pub(super) async fn open(
     let Ok(upgraded) = upgrade.await else {
         return;
     };
-    let (stream, read) = Stream::new(upgraded);
+    let Unwrapped { stream, read, head } = Unwrapped::new(upgraded);
     let handshake = handshake(&stream);
     let kept = (!read.is_empty()).then(|| Box::new(Polling::handed_over(read)));
     let connection = Connection::new(&hub, revision, Some(stream), kept, false);
     hub.opened(TransportName::WebSocket, revision);
-    connection.send_open(&[]);
+    connection.send_open(head, &[]);
     acceptor.accept(&connection, handshake, seat);
 }
 
@@ -77,7 +77,9 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
     let Ok(upgraded) = upgrade.await else {
         return;
     };
-    let (mut stream, read) = Stream::new(upgraded);
+    let Unwrapped {
+        mut stream, read, ..
+    } = Unwrapped::new(upgraded);
     if !connection.begin_probe() {
         return close(&mut stream).await;
     }
