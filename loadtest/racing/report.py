@@ -163,7 +163,10 @@ def bars_table(lines, results):
 def verdict(figure, bar):
     if figure <= bar:
         return "met"
-    return f"missed by {100 * (figure / bar - 1):.0f} %" if bar else f"missed by {figure}"
+    if not bar:
+        return f"missed by {figure}"
+    percent = 100 * (figure / bar - 1)
+    return f"missed by {percent:.0f} %" if percent >= 10 else f"missed by {percent:.1f} %"
 
 
 def behind(lines, results):
