@@ -14,6 +14,7 @@ mod namespaces;
 mod publish;
 mod receive;
 mod respond;
+mod stand_in;
 mod start;
 mod subscribing;
 mod turnover;
@@ -49,6 +50,7 @@ use self::{
     lease::RedisClock,
     metrics::Metrics,
     namespaces::{Namespaces, Private},
+    stand_in::Unanswered,
     turnover::Turnover,
 };
 use crate::{
@@ -95,7 +97,7 @@ struct Shared {
     /// Publications whose senders do not wait.
     following: Mutex<JoinSet<()>>,
     runtime: Handle,
-    leases: Mutex<Leases>,
+    leases: Mutex<Arc<Leases>>,
     clock: Mutex<Option<RedisClock>>,
     metrics: Metrics,
     on_gap: Mutex<Vec<Arc<GapHandler>>>,
@@ -103,6 +105,7 @@ struct Shared {
     patterns: AtomicUsize,
     is_retired: AtomicBool,
     turnover: Turnover,
+    unanswered: Unanswered,
     questions: AtomicU64,
 }
 

@@ -96,12 +96,12 @@ impl Shared {
     async fn roster_of_others(&self, namespace: &str) -> Result<Roster, PublishError> {
         self.look_at_leases().await?;
         for _ in 0..MAX_LOOKS {
-            let before = self.leases.lock().clone();
+            let before = Arc::clone(&self.leases.lock());
             let (roster, looked) = join(self.roster(namespace), self.look_at_leases()).await;
             let roster = roster?.without(&self.node);
             looked?;
             // Who left in between may stand in a number and not in the other.
-            let after = self.leases.lock().clone();
+            let after = Arc::clone(&self.leases.lock());
             if before
                 .nodes()
                 .all(|node| after.nodes().any(|known| known == node))
@@ -114,7 +114,7 @@ impl Shared {
 
     /// Who is a member of a namespace at this moment.
     pub(super) async fn roster(&self, namespace: &str) -> Result<Roster, PublishError> {
-        let leases = self.leases.lock().clone();
+        let leases = Arc::clone(&self.leases.lock());
         let channels = self.wire.channels();
         let command = roll_call::subscribers(channels, namespace, &leases);
         let replies = self

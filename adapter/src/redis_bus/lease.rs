@@ -3,8 +3,12 @@
 //! Times are those of Redis, so that the clocks of the nodes do not matter. A node that stops to
 //! renew its lease is not waited for any more once it is over.
 
-use std::{sync::Weak, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use futures_util::future::{OptionFuture, join};
 use roomcast_emitter::{
     members::{LEASE_SECONDS, RENEWAL_SECONDS},
     publisher::{PublishError, Route},
@@ -17,6 +21,17 @@ use super::Shared;
 
 /// How long the lease of a node that has gone without a word is kept, for others to name it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// What the names begin with under which nodes that have left stand among the leases, with the time at
+/// which they did. Nobody has such a name, so nobody waits for them.
+pub(super) const TRACE: &str = "left:";
+
+/// What a look at the leases has shown.
+pub(super) struct Look {
+    /// When it was, in milliseconds of Redis's clock.
+    pub(super) now: u64,
+    pub(super) held: Value,
+}
 
 /// What Redis's clock shows, reckoned from an earlier look at it.
 #[derive(Debug, Clone, Copy)]
@@ -81,24 +96,25 @@ impl Shared {
     }
 
     /// Looks at the leases of all nodes, and at Redis's clock.
-    pub(super) async fn look_at_leases(&self) -> Result<(), PublishError> {
+    pub(super) async fn look_at_leases(&self) -> Result<Option<Look>, PublishError> {
         let key = &self.wire.channels().leases();
         let command = roll_call::leases(self.wire.channels());
         let held = self.publisher.command(&command, Route::Key(key));
         let time = self.publisher.command(&roll_call::TIME, Route::Key(key));
         let (held, time) = (held.await?, time.await?);
-        let (Some(held), Some(time)) = (held.first(), time.first()) else {
-            return Ok(());
+        let (Some(held), Some(time)) = (held.into_iter().next(), time.first()) else {
+            return Ok(None);
         };
         if let Some(clock) = RedisClock::read(time, Instant::now()) {
             *self.clock.lock() = Some(clock);
         }
-        if let Some(leases) = roll_call::read_leases(held, time) {
-            let alive = i64::try_from(leases.alive()).unwrap_or(i64::MAX);
-            self.metrics.nodes.set(alive);
-            *self.leases.lock() = leases;
-        }
-        Ok(())
+        let Some(leases) = roll_call::read_leases(&held, time) else {
+            return Ok(None);
+        };
+        let alive = i64::try_from(leases.alive()).unwrap_or(i64::MAX);
+        self.metrics.nodes.set(alive);
+        *self.leases.lock() = Arc::new(leases);
+        Ok(roll_call::read_time(time).map(|now| Look { now, held }))
     }
 
     /// Counts the servers of other make in one namespace, for the metric.
@@ -114,17 +130,36 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives the lease back.
+    /// Gives the lease back. A trace of it stays, since somebody may just have counted the node.
     pub(super) async fn release(&self) -> Result<(), PublishError> {
         let key = self.wire.channels().leases();
+        let clock = *self.clock.lock();
+        let trace = clock.map(|clock| {
+            let now = clock.now(Instant::now()).to_string();
+            let name = format!("{TRACE}{}", self.node);
+            self.publisher
+                .command(&["ZADD", &key, &now, &name], Route::Key(&key))
+        });
         let removed = self
             .publisher
             .command(&["ZREM", &key, self.node.as_str()], Route::Key(&key));
-        removed.await.map(drop)
+        let (_, removed) = join(OptionFuture::from(trace), removed).await;
+        removed.map(drop)
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+impl Look {
+    /// The names with the end of their leases; beginning with [`TRACE`], with the time of leaving.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&str, u64)> {
+        let pairs = self.held.list().unwrap_or_default().chunks_exact(2);
+        pairs.filter_map(|pair| {
+            let time: f64 = pair[1].text()?.parse().ok()?;
+            Some((pair[0].text()?, time as u64))
+        })
+    }
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

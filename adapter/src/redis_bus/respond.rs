@@ -26,6 +26,10 @@ use crate::bus::{Listener, Progress};
 /// The most questions that are in work at a time; whoever asks more has to do with silence.
 const MAX_ANSWERING: usize = 10_000;
 
+/// How long the ids of a question and of who asks may be to be kept. Those of Node's servers have 6 or
+/// 16 characters.
+const MAX_ADDRESS_BYTES: usize = 256;
+
 /// Answers on the link's task if it can be done at once, else on a task of its own.
 pub(super) fn respond(
     shared: &Arc<Shared>,
@@ -56,6 +60,10 @@ pub(super) fn respond(
     let counts = address.asker.node.is_none();
     if counts && shared.turnover.is_none_of_ours(&question) {
         return;
+    }
+    if counts {
+        let known = Arc::clone(&shared.leases.lock());
+        shared.unanswered.remember(&address, &question, &known);
     }
     let delay = if counts && !matches!(question, Question::Acks { .. } | Question::Order(_)) {
         shared.turnover.delay(attached)
@@ -98,7 +106,7 @@ impl Shared {
 }
 
 /// Where an answer goes.
-struct Address {
+pub(super) struct Address {
     shared: Weak<Shared>,
     attached: Arc<Attached>,
     asker: Asker,
@@ -106,8 +114,18 @@ struct Address {
 }
 
 impl Address {
+    pub(super) fn namespace(&self) -> &Arc<str> {
+        &self.attached.namespace
+    }
+
+    /// Whether it is one that a server makes: others are not worth the memory.
+    pub(super) fn is_short(&self) -> bool {
+        let uid = self.asker.uid.as_deref().unwrap_or_default();
+        self.id.len() + uid.len() <= MAX_ADDRESS_BYTES
+    }
+
     /// The question is answered.
-    fn finish(&self, answer: Answer) {
+    pub(super) fn finish(&self, answer: Answer) {
         self.send(&Reply::Answer(answer));
     }
 

@@ -21,6 +21,7 @@ use super::{
     hearing, lease,
     metrics::Metrics,
     namespaces::Namespaces,
+    stand_in::{self, Unanswered},
     tag,
     turnover::Turnover,
 };
@@ -115,10 +116,12 @@ impl RedisBus {
             patterns: patterns.into(),
             is_retired: false.into(),
             turnover: Turnover::new(),
+            unanswered: Unanswered::default(),
             questions: 0.into(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(hearing::sweep(Arc::downgrade(&shared)));
+        tasks.spawn(stand_in::watch(Arc::downgrade(&shared)));
         let bus = Self {
             shared,
             tasks: Mutex::new(tasks),

@@ -9,6 +9,7 @@ mod interest;
 mod members;
 mod names;
 mod outage;
+mod stand_in;
 mod start;
 mod ways;
 

@@ -12,10 +12,10 @@ use crate::{
     support::{Redis, free_port},
 };
 
-const COMMANDS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
+pub(crate) const COMMANDS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
 
 /// The deployment's settings for a user with these rights.
-fn as_user(deployment: &Deployment, rights: &str) -> RedisConfig {
+pub(crate) fn as_user(deployment: &Deployment, rights: &str) -> RedisConfig {
     let mut command = vec![
         "ACL",
         "SETUSER",

@@ -1,0 +1,303 @@
+//! Answers in place of nodes of ours that have gone. Node.js servers count who hears a question, then
+//! ask, and fail if one of those that they have counted does not answer.
+//!
+//! Every node remembers what such a server asks, and looks a while later whether somebody has left or
+//! died about then. One of those that remain gives an empty answer for each that has: more of them might
+//! be taken for the answer of a server that is slow. Nobody looks while nobody asks.
+//!
+//! A broadcast with acknowledgement is left alone: Node asks first and counts then, so that one answer
+//! too many makes it fail.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use roomcast_emitter::{
+    args::Args,
+    id::NodeId,
+    members::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster},
+    publisher::PublishError,
+    question::{Answer, Question},
+};
+use tokio::time::{self, Instant, MissedTickBehavior};
+
+use super::{
+    Shared,
+    lease::{Look, TRACE, millis},
+    respond::Address,
+};
+
+/// How long after a question it is looked who has gone: whoever lives has answered by then, and has
+/// renewed its lease since. Who asks waits for 5 s.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// The same for what applications answer, which may take them long.
+const PATIENCE_WITH_HANDLERS: Duration = Duration::from_secs(4);
+
+/// How often it is looked, for all questions of that time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The most questions that are remembered.
+const MAX_QUESTIONS: usize = 10_000;
+
+/// A lease that has not been renewed for so long is late: the node may be dead.
+const LATE_MILLIS: u64 = 1300;
+
+/// Who was counted for a question has left no longer before it than this, on busy machines, too. Longer
+/// makes answers that nobody waits for.
+const LEFT_BEFORE_MILLIS: u64 = 2000;
+
+/// The same for the last renewal of a lease, if a node has died.
+const RENEWED_BEFORE_MILLIS: u64 = LEFT_BEFORE_MILLIS + RENEWAL_SECONDS * 1000;
+
+/// How far the nodes' reckonings of Redis's clock may be apart. Who has left later than the question
+/// has answered it.
+const SLACK_MILLIS: u64 = 100;
+
+/// Questions of Node's servers of which it has not been looked yet whether somebody is missing.
+#[derive(Default)]
+pub(super) struct Unanswered(Mutex<Vec<Asked>>);
+
+struct Asked {
+    address: Arc<Address>,
+    /// What is answered in place of a node that has gone.
+    empty: Answer,
+    heard: Instant,
+    patience: Duration,
+    /// The nodes that were known then. Who has come later has not heard the question.
+    known: Arc<Leases>,
+}
+
+impl Unanswered {
+    /// Remembers a question of a server of Node's, if it is one for which it counts.
+    pub(super) fn remember(
+        &self,
+        address: &Arc<Address>,
+        question: &Question,
+        known: &Arc<Leases>,
+    ) {
+        let Some((empty, patience)) = empty_answer(question) else {
+            return;
+        };
+        // Alone, there is nobody who could have gone.
+        if known.nodes().len() < 2 || !address.is_short() {
+            return;
+        }
+        let mut asked = self.0.lock();
+        if asked.len() < MAX_QUESTIONS {
+            asked.push(Asked {
+                address: Arc::clone(address),
+                empty,
+                heard: Instant::now(),
+                patience,
+                known: Arc::clone(known),
+            });
+        }
+    }
+
+    fn take_due(&self, now: Instant) -> Vec<Asked> {
+        let is_due = |asked: &mut Asked| now.duration_since(asked.heard) >= asked.patience;
+        self.0.lock().extract_if(.., is_due).collect()
+    }
+}
+
+/// How a node answers that has nothing, and how long to wait for those that have.
+fn empty_answer(question: &Question) -> Option<(Answer, Duration)> {
+    match question {
+        Question::Sockets(_) => Some((Answer::Sockets(Vec::new()), PATIENCE)),
+        Question::SocketIds(_) => Some((Answer::SocketIds(Vec::new()), PATIENCE)),
+        Question::Rooms => Some((Answer::Rooms(Vec::new()), PATIENCE)),
+        Question::ServerSideEmit { .. } => {
+            let nothing = Answer::ServerSideEmit(Some(Args::default()));
+            Some((nothing, PATIENCE_WITH_HANDLERS))
+        }
+        _ => None,
+    }
+}
+
+/// Looks after what has been asked until the bus is closed.
+pub(super) async fn watch(shared: Weak<Shared>) {
+    let mut ticks = time::interval(LOOK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let due = shared.unanswered.take_due(Instant::now());
+        if due.is_empty() {
+            continue;
+        }
+        if let Err(error) = shared.stand_in(due).await {
+            tracing::debug!(%error, "nobody has looked who is missing");
+        }
+    }
+}
+
+impl Shared {
+    /// Answers the questions in place of those that have gone, if that is up to this node.
+    async fn stand_in(&self, due: Vec<Asked>) -> Result<(), PublishError> {
+        let Some(look) = self.look_at_leases().await? else {
+            return Ok(());
+        };
+        let gone = Gone::new(&look, &self.node);
+        if gone.left.is_empty() && gone.late.is_empty() {
+            return Ok(());
+        }
+        let looked = Instant::now();
+        let mut rosters = HashMap::new();
+        for asked in due {
+            let age = looked.saturating_duration_since(asked.heard);
+            let heard = look.now.saturating_sub(millis(age));
+            let late: Vec<_> = gone.late_at(heard).collect();
+            let left = gone.left_at(heard);
+            if left == 0 && late.is_empty() {
+                continue;
+            }
+            let namespace = asked.address.namespace();
+            let roster = match rosters.entry(Arc::clone(namespace)) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(self.sorted_roster(namespace).await?),
+            };
+            if first_of(roster, &asked.known) != Some(&self.node) {
+                continue;
+            }
+            // Who is late and subscribed hangs, and may answer yet.
+            let hangs =
+                |node: &NodeId| roster.alive.contains(node) || roster.stalled.contains(node);
+            let died = late.into_iter().filter(|node| !hangs(node)).count();
+            tracing::debug!(left, died, "answering in place of others");
+            for _ in 0..left + died {
+                asked.address.finish(asked.empty.clone());
+            }
+        }
+        Ok(())
+    }
+
+    async fn sorted_roster(&self, namespace: &str) -> Result<Roster, PublishError> {
+        let mut roster = self.roster(namespace).await?;
+        let by_name = |a: &NodeId, b: &NodeId| a.as_str().cmp(b.as_str());
+        roster.alive.sort_unstable_by(by_name);
+        Ok(roster)
+    }
+}
+
+/// Who stands in: all that remain choose the same one. Those that were unknown when the question came
+/// may not have heard it.
+fn first_of<'a>(roster: &'a Roster, known: &Leases) -> Option<&'a NodeId> {
+    let is_known = |node: &&NodeId| known.nodes().any(|known| known == *node);
+    roster.alive.iter().find(is_known)
+}
+
+/// Who may have gone in the last seconds, in milliseconds of Redis's clock.
+struct Gone {
+    /// When nodes have left.
+    left: Vec<u64>,
+    /// Nodes that should have renewed their leases, and when they did.
+    late: Vec<(NodeId, u64)>,
+}
+
+impl Gone {
+    fn new(look: &Look, own: &NodeId) -> Self {
+        let earliest = look
+            .now
+            .saturating_sub(millis(PATIENCE_WITH_HANDLERS + LOOK_INTERVAL * 4));
+        let mut gone = Self {
+            left: Vec::new(),
+            late: Vec::new(),
+        };
+        for (name, time) in look.held() {
+            if name.starts_with(TRACE) {
+                if time >= earliest.saturating_sub(LEFT_BEFORE_MILLIS) {
+                    gone.left.push(time);
+                }
+                continue;
+            }
+            let renewed = time.saturating_sub(LEASE_SECONDS * 1000);
+            let is_recent = renewed >= earliest.saturating_sub(RENEWED_BEFORE_MILLIS);
+            if is_recent && renewed + LATE_MILLIS < look.now && name != own.as_str() {
+                gone.late.push((NodeId::new(name), renewed));
+            }
+        }
+        gone
+    }
+
+    /// How many have left, of whom one that asked at this time may not know it.
+    fn left_at(&self, asked: u64) -> usize {
+        let may_be_counted = asked.saturating_sub(LEFT_BEFORE_MILLIS)..=asked + SLACK_MILLIS;
+        let left = self.left.iter();
+        left.filter(|time| may_be_counted.contains(time)).count()
+    }
+
+    /// Who may have died at this time, before the answer.
+    fn late_at(&self, asked: u64) -> impl Iterator<Item = &NodeId> {
+        let last_sign = asked.saturating_sub(RENEWED_BEFORE_MILLIS);
+        let late = self.late.iter();
+        late.filter(move |(_, renewed)| *renewed >= last_sign)
+            .map(|(node, _)| node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roomcast_emitter::value::Value;
+
+    use super::*;
+
+    fn look(held: &[(&str, u64)]) -> Look {
+        let text = |text: &str| Value::Bytes(text.as_bytes().into());
+        let pairs = held.iter();
+        Look {
+            now: 100_000,
+            held: Value::List(
+                pairs
+                    .flat_map(|(name, time)| [text(name), text(&time.to_string())])
+                    .collect(),
+            ),
+        }
+    }
+
+    #[test]
+    fn who_left_counts_for_the_questions_of_that_moment() {
+        let gone = Gone::new(&look(&[("left:a", 98_500), ("left:b", 40_000)]), &id("me"));
+        assert_eq!(gone.left, [98_500]);
+        let asked = [98_399, 98_400, 100_500, 100_501];
+        assert_eq!(asked.map(|asked| gone.left_at(asked)), [0, 1, 1, 0]);
+        assert!(gone.late.is_empty());
+    }
+
+    #[test]
+    fn who_is_late_with_its_lease_may_have_been_counted_shortly_after_the_last_renewal() {
+        let end = |renewed: u64| renewed + LEASE_SECONDS * 1000;
+        let held = [
+            ("alive", end(98_900)),
+            ("late", end(98_500)),
+            ("me", end(98_500)),
+            ("long dead", end(60_000)),
+        ];
+        let gone = Gone::new(&look(&held), &id("me"));
+        assert_eq!(gone.late, [(id("late"), 98_500)]);
+        let asked = [98_400, 100_000, 101_500, 101_501];
+        assert_eq!(asked.map(|asked| gone.late_at(asked).count()), [1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn the_first_that_was_known_and_lives_stands_in() {
+        let lease = |name| (id(name), 2000);
+        let known = Leases::new([lease("d"), lease("c"), lease("b")], 1000);
+        let roster = Roster {
+            alive: ["a", "c", "d"].map(id).into(),
+            stalled: vec![id("b")],
+            foreign: 1,
+        };
+        assert_eq!(first_of(&roster, &known), Some(&id("c")));
+        assert_eq!(first_of(&roster, &Leases::default()), None);
+    }
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name)
+    }
+}
