@@ -278,6 +278,18 @@ impl Crowd {
         }
     }
 
+    /// Writes a payload that nobody is owed, for a room that nobody is in.
+    pub(crate) fn write_unheard(&mut self, sender: usize, time: Nanos, out: &mut Vec<u8>) {
+        let label = Label {
+            run: self.manners.run,
+            sender: sender as u32,
+            sequence: self.counts.sent as u32,
+            time,
+        };
+        label.write(out, self.manners.payload_bytes);
+        self.counts.sent += 1;
+    }
+
     /// Messages of a sender that have not reached everybody.
     pub(crate) fn outstanding(&self, sender: usize) -> usize {
         self.senders[sender].flights.len()

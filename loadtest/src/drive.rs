@@ -1,6 +1,7 @@
 //! Runs the scenarios with rooms: opens the members, lets them speak at a pace, disturbs them as
 //! planned, waits for what is missing, and closes the account.
 
+mod emitter;
 mod idle;
 mod pace;
 mod unrest;
@@ -16,8 +17,8 @@ use crate::{
     ledger::Shape,
     options::Common,
     outcome::Outcome,
+    outside::Outside,
     random::Random,
-    redis::Publisher,
     run::{Run, TURN},
     swarm::End,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     /// Of each room, from its end: members that never read.
     pub(crate) stalled: usize,
     pub(crate) unrest: Unrest,
+    /// Whether messages go to rooms that nobody is in.
+    pub(crate) is_unheard: bool,
     pub(crate) duration: Duration,
 }
 
@@ -82,7 +85,7 @@ pub(crate) struct Drive<'a> {
     common: &'a Common,
     run: Run,
     crowd: Crowd,
-    publisher: Option<Publisher>,
+    outside: Option<Outside>,
     random: Random,
     packet: Vec<u8>,
     beat: Beat,
@@ -103,13 +106,15 @@ struct Marks {
     arrivals: u64,
     sent: u64,
     received_bytes: u64,
+    begin: Nanos,
+    emitter_cpu: Nanos,
 }
 
 impl<'a> Drive<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         common: &'a Common,
-        publisher: Option<Publisher>,
+        outside: Option<Outside>,
     ) -> anyhow::Result<Self> {
         let clients = plan.shape.rooms * plan.shape.members;
         let run = Run::new(plan.scenario, common, clients)?;
@@ -123,13 +128,13 @@ impl<'a> Drive<'a> {
             payload_bytes: common.payload,
             asks: plan.asks,
             is_unsteady: plan.unrest.is_any(),
-            is_external: publisher.is_some(),
+            is_external: outside.is_some(),
         };
         Ok(Self {
             plan,
             common,
             crowd: Crowd::new(manners),
-            publisher,
+            outside,
             random: Random::new(seed),
             packet: Vec::new(),
             beat: Beat {
@@ -154,6 +159,7 @@ impl<'a> Drive<'a> {
         self.open_all(0..self.plan.shape.rooms * self.plan.shape.members)?;
         self.check_members()?;
         self.stall();
+        self.rouse()?;
         self.run.settle(&mut self.crowd)?;
         self.run.gate.pass()?;
         self.traffic()?;
@@ -318,6 +324,8 @@ impl<'a> Drive<'a> {
             arrivals: self.crowd.arrivals(),
             sent: self.crowd.counts.sent,
             received_bytes: self.run.swarm.volume().received_bytes,
+            begin: clock::now(),
+            emitter_cpu: self.emitter_cpu(),
         };
         self.run.enter("measuring", Some(end));
     }
@@ -326,6 +334,7 @@ impl<'a> Drive<'a> {
         if !self.marks.has_begun {
             self.begin_window(clock::now());
         }
+        self.count_emits();
         self.run.end_window();
         let open = self.crowd.counts.members + self.stalled_count();
         let outcome = &mut self.run.outcome;
@@ -354,14 +363,20 @@ impl<'a> Drive<'a> {
                 arrivals = self.crowd.arrivals();
                 last_arrival = now;
             }
-            let is_complete = !self.plan.unrest.is_any() && self.crowd.outstanding_of_all() == 0;
+            let is_complete = !self.plan.unrest.is_any()
+                && self.crowd.outstanding_of_all() == 0
+                && !self.is_emitting();
             // Nobody knows who is still owed something while members come and go.
             let patience = if self.plan.unrest.is_any() {
                 grace.min(SECOND)
             } else {
                 grace
             };
-            let is_quiet = now - last_arrival > patience && !self.is_returning();
+            let is_quiet =
+                now - last_arrival > patience && !self.is_returning() && !self.is_emitting();
+            if now > deadline && self.is_emitting() {
+                bail!("the emitter has not ended, although it was told everything");
+            }
             if is_complete || is_quiet || now > deadline {
                 return Ok(());
             }
@@ -410,7 +425,7 @@ impl<'a> Drive<'a> {
                 outcome.set(name, count);
             }
         }
-        if let Some(publisher) = &self.publisher {
+        if let Some(Outside::Redis(publisher)) = &self.outside {
             let (taken, reached) = publisher.taken();
             outcome.set("messages taken by Redis", taken);
             outcome.set("subscribers reached in Redis", reached);
@@ -480,6 +495,10 @@ fn note_on_memory(outcome: &mut Outcome) {
 
 fn describe(outcome: &mut Outcome, plan: &Plan) {
     let shape = plan.shape;
+    if plan.is_unheard {
+        let nobody = "a room that nobody is in".to_owned();
+        outcome.settings.insert("emitted to".to_owned(), nobody);
+    }
     let pace = match plan.pace {
         Pace::Window(window) => format!("{window} outstanding per sender"),
         Pace::Rate(rate) => format!("{rate} messages per second"),

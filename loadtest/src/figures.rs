@@ -1,8 +1,10 @@
 //! Figures: what is computed from counts and samples to be shown and compared.
 
+use std::collections::BTreeMap;
+
 use crate::{
     clock::seconds,
-    outcome::{Outcome, Point},
+    outcome::{Outcome, Point, Server},
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +30,12 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
         if count == 0.0 {
             continue;
         }
-        add(&format!("{counted} per second"), "1/s", count / window);
+        let span = if counted == "emits" {
+            emitter_seconds(outcome)
+        } else {
+            window
+        };
+        add(&format!("{counted} per second"), "1/s", count / span);
         if counted == "messages" {
             continue;
         }
@@ -40,11 +47,22 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
                 count / cpu,
             );
         }
+        for (name, cpu) in cpu_of_others(outcome) {
+            add(&format!("{name} CPU per {one}"), "µs", cpu * 1e6 / count);
+        }
+        if counted == "emits" {
+            let cpu = seconds(outcome.count("emitter CPU nanoseconds"));
+            add("emitter CPU per emit", "µs", cpu * 1e6 / count);
+        }
         let own = seconds(outcome.own_cpu_nanos) * 1e6 / count;
         add(&format!("loader CPU per {one}"), "µs", own);
     }
     if let Some(cpu) = server_cpu {
         add("server CPU", "% of a core", cpu / window * 100.0);
+    }
+    for (name, cpu) in cpu_of_others(outcome) {
+        let share = cpu / window * 100.0;
+        add(&format!("{name} CPU"), "% of a core", share);
     }
     let own = seconds(outcome.own_cpu_nanos);
     add("loader CPU", "% of a core", own / window * 100.0);
@@ -62,11 +80,26 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
 
 /// CPU time of all named servers in the measured window, in seconds.
 pub(crate) fn server_cpu(outcome: &Outcome) -> Option<f64> {
-    let used = outcome
-        .servers
-        .iter()
-        .map(|server| seconds(server.end.cpu_nanos.saturating_sub(server.begin.cpu_nanos)));
+    let used = outcome.servers.iter().map(cpu_in_window);
     (!outcome.servers.is_empty()).then(|| used.sum())
+}
+
+/// The same of the processes beside them, by name: those of one name together.
+fn cpu_of_others(outcome: &Outcome) -> BTreeMap<&str, f64> {
+    let mut sums = BTreeMap::new();
+    for other in &outcome.others {
+        *sums.entry(other.name.as_str()).or_default() += cpu_in_window(other);
+    }
+    sums
+}
+
+fn cpu_in_window(server: &Server) -> f64 {
+    seconds(server.end.cpu_nanos.saturating_sub(server.begin.cpu_nanos))
+}
+
+/// How long an emitter took, on average over the loaders that had one each.
+fn emitter_seconds(outcome: &Outcome) -> f64 {
+    seconds(outcome.count("emitter nanoseconds")) / f64::from(outcome.parts)
 }
 
 fn memory(outcome: &Outcome, add: &mut impl FnMut(&str, &'static str, f64)) {
@@ -153,8 +186,9 @@ fn slope(series: &[Point]) -> f64 {
 }
 
 /// What is counted in the measured window, and its singular.
-const UNITS: [(&str, &str); 4] = [
+const UNITS: [(&str, &str); 5] = [
     ("messages", "message"),
+    ("emits", "emit"),
     ("deliveries", "delivery"),
     ("requests", "request"),
     ("connects", "connect"),
@@ -199,6 +233,39 @@ mod tests {
         assert!(close(value(&figures, "server CPU per delivery"), 1.5));
         assert!(close(value(&figures, "loader CPU per delivery"), 1.0));
         assert!(close(value(&figures, "server CPU"), 75.0));
+    }
+
+    #[test]
+    fn an_emitter_has_its_own_time_and_others_their_own_cpu() {
+        let mut outcome = Outcome::new("emitter");
+        outcome.seconds = 4.0;
+        outcome.set("emits", 1000);
+        outcome.set("deliveries", 2000);
+        outcome.set("emitter nanoseconds", 500_000_000);
+        outcome.set("emitter CPU nanoseconds", 10_000_000);
+        for (pid, cpu_nanos) in [(1, 3_000_000), (2, 1_000_000)] {
+            outcome.others.push(Server {
+                pid,
+                name: "Redis".to_owned(),
+                before: Usage::default(),
+                begin: Usage::default(),
+                end: Usage {
+                    cpu_nanos,
+                    ..Usage::default()
+                },
+            });
+        }
+        let figures = figures(&outcome);
+        assert!(close(value(&figures, "emits per second"), 2000.0));
+        assert!(close(value(&figures, "emitter CPU per emit"), 10.0));
+        assert!(close(value(&figures, "Redis CPU per emit"), 4.0));
+        assert!(close(value(&figures, "Redis CPU per delivery"), 2.0));
+        assert!(close(value(&figures, "Redis CPU"), 0.1));
+        assert!(
+            !figures
+                .iter()
+                .any(|figure| figure.name.starts_with("server CPU"))
+        );
     }
 
     #[test]

@@ -79,6 +79,10 @@ pub(crate) struct Common {
     /// Process of the server, whose CPU and memory are measured; repeat for several
     #[arg(long, value_name = "PID")]
     pub(crate) server_pid: Vec<u32>,
+    /// Another process whose CPU is measured under this name, apart from the servers', like Redis=4711;
+    /// repeat for several
+    #[arg(long, value_name = "NAME=PID", value_parser = Named::parse)]
+    pub(crate) process: Vec<Named>,
     /// Metric of the server to read before and after, like http://HOST:PORT/metrics#NAME; repeat for
     /// several. In a soak, after the last client is gone: what is left is leaked
     #[arg(long, value_name = "URL#NAME", value_parser = Gauge::parse)]
@@ -119,6 +123,22 @@ pub(crate) struct Common {
     /// Which of several loader processes this is
     #[arg(long, hide = true, value_parser = part)]
     pub(crate) part: Option<(u32, u32)>,
+}
+
+/// A process and what it is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+}
+
+impl Named {
+    fn parse(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('=').filter(|(name, _)| !name.is_empty());
+        let parts = parts.and_then(|(name, pid)| Some((name.to_owned(), pid.parse().ok()?)));
+        let (name, pid) = parts.ok_or_else(|| "like Redis=4711".to_owned())?;
+        Ok(Self { name, pid })
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -196,12 +216,20 @@ pub(crate) struct Storm {
 pub(crate) struct Emitter {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Redis of the cluster: `redis://[USER:PASSWORD@]HOST:PORT`
-    #[arg(long, value_name = "URL")]
-    pub(crate) redis: String,
+    /// Redis of the cluster: `redis://[USER:PASSWORD@]HOST:PORT`. Messages are published by the load
+    /// test itself, in the classic format
+    #[arg(long, value_name = "URL", required_unless_present = "emit_with")]
+    pub(crate) redis: Option<String>,
     /// Prefix of the cluster's channels
     #[arg(long, default_value = "socket.io")]
     pub(crate) prefix: String,
+    /// Emit with this program instead: a shell command that reads messages from its standard input,
+    /// one per line, as `roomcast emit -` does. Its first message of each room is not measured
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["redis", "prefix"])]
+    pub(crate) emit_with: Option<String>,
+    /// Emit to rooms that nobody is in, to see what emitting alone costs
+    #[arg(long, conflicts_with = "redis")]
+    pub(crate) unheard: bool,
     /// Rooms
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) rooms: u32,
@@ -469,6 +497,11 @@ mod tests {
             &["fan-out", "x:1", "--processes=65"],
             &["echo", "x:1", "--event=shout"],
             &["emitter", "x:1"],
+            &["emitter", "x:1", "--redis=redis://h", "--emit-with=cat"],
+            &["emitter", "x:1", "--redis=redis://h", "--unheard"],
+            &["echo", "x:1", "--process=4711"],
+            &["echo", "x:1", "--process==4711"],
+            &["echo", "x:1", "--process=Redis=x"],
             &["compare", "one.json"],
         ] {
             let line = ["roomcast-loadtest"].iter().chain(line);

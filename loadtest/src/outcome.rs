@@ -37,6 +37,9 @@ pub(crate) struct Outcome {
     /// Ends of connections that the tool did not bring about, by reason.
     pub(crate) ends: BTreeMap<String, u64>,
     pub(crate) servers: Vec<Server>,
+    /// Processes beside them, by the names that the user gave them.
+    #[serde(default)]
+    pub(crate) others: Vec<Server>,
     pub(crate) gauges: Vec<Reading>,
     /// CPU time of the loaders' client threads in the measured window, in nanoseconds.
     pub(crate) own_cpu_nanos: u64,
@@ -97,6 +100,7 @@ impl Outcome {
             counts: BTreeMap::new(),
             ends: BTreeMap::new(),
             servers: Vec::new(),
+            others: Vec::new(),
             gauges: Vec::new(),
             own_cpu_nanos: 0,
             series: Vec::new(),
@@ -170,14 +174,8 @@ impl Outcome {
         for (name, count) in &other.ends {
             *self.ends.entry(name.clone()).or_default() += count;
         }
-        for server in &other.servers {
-            let is_same =
-                |known: &&mut Server| known.pid == server.pid && known.name == server.name;
-            match self.servers.iter_mut().find(is_same) {
-                Some(known) => known.widen(server),
-                None => self.servers.push(server.clone()),
-            }
-        }
+        add_servers(&mut self.servers, &other.servers);
+        add_servers(&mut self.others, &other.others);
         for reading in &other.gauges {
             if !self.gauges.iter().any(|known| known.name == reading.name) {
                 self.gauges.push(reading.clone());
@@ -219,6 +217,17 @@ impl Server {
 /// Counts that every loader reads of the same machine.
 fn is_of_the_machine(name: &str) -> bool {
     name.starts_with("kernel ")
+}
+
+/// Adds processes that are not known, and takes the wider window of those that are.
+fn add_servers(to: &mut Vec<Server>, from: &[Server]) {
+    for server in from {
+        let is_same = |known: &&mut Server| known.pid == server.pid && known.name == server.name;
+        match to.iter_mut().find(is_same) {
+            Some(known) => known.widen(server),
+            None => to.push(server.clone()),
+        }
+    }
 }
 
 fn add_distinct(to: &mut Vec<String>, from: &[String]) {
@@ -271,6 +280,7 @@ mod tests {
                 ..Usage::default()
             },
         });
+        outcome.others = outcome.servers.clone();
         outcome.series = vec![Point {
             at: 0.0,
             deliveries,
@@ -292,6 +302,8 @@ mod tests {
         assert_eq!(merged.servers.len(), 1);
         let server = &merged.servers[0];
         assert_eq!((server.begin.cpu_nanos, server.end.cpu_nanos), (50, 160));
+        assert_eq!(merged.others.len(), 1);
+        assert_eq!(merged.others[0].end.cpu_nanos, 160);
         assert_eq!(merged.series[0].deliveries, 4);
     }
 

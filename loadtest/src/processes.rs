@@ -39,6 +39,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
         readings.push(gauge.reading(gauge.read()?));
     }
     let mut servers = Servers::new(&common.server_pid)?;
+    let mut others = Servers::named(&common.process)?;
     let progress = Arc::new(Progress::default());
     progress.enter("connecting, in several processes", None);
     let watch = Watch::start(Arc::clone(&progress), servers.pids(), !common.quiet);
@@ -55,6 +56,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
     thread::sleep(common.warm_up);
     let begin = clock::now();
     servers.begin();
+    others.begin();
     progress.enter(
         "measuring, in several processes",
         Some(begin + clock::span(window)),
@@ -64,6 +66,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
         thread::sleep(POLL);
     }
     servers.end();
+    others.end();
     let mut outcome: Option<Outcome> = None;
     for loader in loaders {
         let part = loader.result()?;
@@ -78,6 +81,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
         outcome.limit(USED_BEFORE);
     }
     outcome.servers = servers.into_list();
+    outcome.others = others.into_list();
     for (gauge, reading) in common.gauge.iter().zip(&mut readings) {
         reading.after = gauge.read().ok();
     }

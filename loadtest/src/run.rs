@@ -21,6 +21,7 @@ use crate::{
 pub(crate) struct Run {
     pub(crate) swarm: Swarm,
     pub(crate) servers: Servers,
+    others: Servers,
     pub(crate) outcome: Outcome,
     pub(crate) gate: Gate,
     gauges: Vec<Gauge>,
@@ -56,6 +57,7 @@ impl Run {
         }
         // Of several loaders, the one that started them looks at the servers.
         let servers = Servers::new(if is_part { &[] } else { &common.server_pid })?;
+        let others = Servers::named(if is_part { &[] } else { &common.process })?;
         let mut outcome = Outcome::new(scenario);
         outcome.targets = common.targets.clone();
         outcome.label.clone_from(&common.label);
@@ -80,6 +82,7 @@ impl Run {
             })?,
             watch: Watch::start(Arc::clone(&progress), servers.pids(), shows),
             servers,
+            others,
             outcome,
             gate: Gate::new(is_part),
             gauges,
@@ -124,6 +127,7 @@ impl Run {
 
     pub(crate) fn begin_window(&mut self) {
         self.servers.begin();
+        self.others.begin();
         self.window.own_cpu_nanos = system::thread_cpu().unwrap_or(0);
         self.window.begin = clock::now();
     }
@@ -133,6 +137,7 @@ impl Run {
         let own = system::thread_cpu().unwrap_or(0);
         self.outcome.own_cpu_nanos = own.saturating_sub(self.window.own_cpu_nanos);
         self.servers.end();
+        self.others.end();
         self.outcome.seconds = clock::seconds(self.window.end - self.window.begin);
         let share = clock::seconds(self.outcome.own_cpu_nanos) / self.outcome.seconds.max(1e-9);
         if share > BUSIEST_SHARE {
@@ -148,6 +153,7 @@ impl Run {
     pub(crate) fn finish(self) -> Outcome {
         let mut outcome = self.outcome;
         outcome.servers = self.servers.into_list();
+        outcome.others = self.others.into_list();
         for (gauge, reading) in self.gauges.iter().zip(&mut outcome.gauges) {
             // A server that is gone has no last value.
             reading.after = gauge.read().ok();

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use crate::{
+    options::Named,
     outcome::Server,
     system::{self, Usage},
 };
@@ -17,17 +18,16 @@ impl Servers {
     /// Looks at each process for the first time: an error names one that is not there.
     pub(crate) fn new(pids: &[u32]) -> anyhow::Result<Self> {
         let servers = pids.iter().map(|pid| {
-            let look = || Ok((system::name(*pid)?, Usage::of(*pid)?));
-            let (name, before) = look()
-                .map_err(|error: std::io::Error| error)
-                .with_context(|| format!("--server-pid {pid}: no such process to look at"))?;
-            Ok(Server {
-                pid: *pid,
-                name,
-                before,
-                begin: before,
-                end: before,
-            })
+            let name = || system::name(*pid).map_err(Into::into);
+            first_look(*pid, name).with_context(|| format!("--server-pid {pid}"))
+        });
+        servers.collect::<anyhow::Result<_>>().map(Self)
+    }
+
+    /// The same for processes that the user has given names of their own.
+    pub(crate) fn named(processes: &[Named]) -> anyhow::Result<Self> {
+        let servers = processes.iter().map(|Named { name, pid }| {
+            first_look(*pid, || Ok(name.clone())).with_context(|| format!("--process {name}={pid}"))
         });
         servers.collect::<anyhow::Result<_>>().map(Self)
     }
@@ -105,4 +105,16 @@ impl Servers {
             }
         }
     }
+}
+
+fn first_look(pid: u32, name: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<Server> {
+    let look = || anyhow::Ok((name()?, Usage::of(pid)?));
+    let (name, before) = look().context("no such process to look at")?;
+    Ok(Server {
+        pid,
+        name,
+        before,
+        begin: before,
+        end: before,
+    })
 }

@@ -130,6 +130,103 @@ fn mistakes_are_counted_across_redis_too() {
 }
 
 #[test]
+fn mistakes_are_counted_behind_an_emitter_too() {
+    // The first message wakes the emitter, and counts.
+    let server = Server::start(Manners {
+        fate: |message, member| match (message, member) {
+            (10, 0) => Fate::Dropped,
+            (20, 1) => Fate::Doubled,
+            _ => Fate::Sent,
+        },
+        ..HONEST
+    });
+    let emitter = server.emitter();
+    let scenario = [
+        "emitter",
+        &server.address,
+        "--emit-with",
+        &emitter,
+        "--members=4",
+    ];
+    let ran = measure(&with(&[&scenario[..], &["--flood=500"]].concat()));
+    assert_eq!(ran.status, Some(4), "{}", ran.said);
+    assert_eq!((ran.tally("lost"), ran.tally("arrived")), (1, 4 * 501 - 1));
+    assert_eq!((ran.tally("duplicated"), ran.count("emits")), (1, 500));
+    assert_eq!(ran.samples("delivery"), 4 * 500 - 1);
+    assert_eq!(ran.samples("send lag"), 500);
+    assert_eq!(server.done().emits, 501);
+    assert!(ran.said.contains("emitter CPU per emit"), "{}", ran.said);
+    let server = Server::start(HONEST);
+    let emitter = server.emitter();
+    let paced = [
+        "emitter",
+        &server.address,
+        "--emit-with",
+        &emitter,
+        "--members=4",
+        "--rate=100",
+    ];
+    let ran = measure(&with(&paced));
+    ran.assert_clean();
+    assert!(ran.count("emits") > 0 && ran.tally("arrived") == 4 * server.done().emits);
+}
+
+#[test]
+fn what_nobody_is_to_hear_is_emitted_and_not_owed() {
+    let server = Server::start(HONEST);
+    let emitter = server.emitter();
+    let ran = measure(&with(&[
+        "emitter",
+        &server.address,
+        "--emit-with",
+        &emitter,
+        "--unheard",
+        "--members=2",
+        "--flood=5000",
+    ]));
+    ran.assert_clean();
+    assert_eq!((ran.tally("arrived"), ran.count("emits")), (2, 5000));
+    assert!(ran.said.contains("emits per second"), "{}", ran.said);
+}
+
+#[test]
+fn a_flood_that_an_emitter_does_not_take_is_limited_by_it() {
+    let server = Server::start(HONEST);
+    let emitter = server.emitter();
+    // No machine emits so much.
+    let flood = ["--unheard", "--flood=10000000", "--duration=200ms"];
+    let scenario = ["emitter", &server.address, "--members=2", "--payload=64"];
+    let ran = measure(&[&scenario, &flood[..], &["--emit-with", &emitter]].concat());
+    assert_eq!(ran.status, Some(5), "{}", ran.said);
+    assert!(ran.said.contains("LIMITED BY the emitter"), "{}", ran.said);
+    assert_eq!(ran.tally("arrived"), 2);
+}
+
+#[test]
+fn an_emitter_that_fails_is_no_result() {
+    let server = Server::start(HONEST);
+    let works_once = server.emitter().replace("cat", "head -n 1");
+    for (emitter, said) in [
+        ("sh -c 'read line; exit 9'", "exit status: 9"),
+        (
+            works_once.as_str(),
+            "ended before it had been told everything",
+        ),
+    ] {
+        let (status, text) = run(&with(&[
+            "emitter",
+            &server.address,
+            "--emit-with",
+            emitter,
+            "--members=2",
+            "--flood=100000",
+        ]));
+        assert_eq!(status, Some(1), "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
 fn a_server_without_echo_is_asked_for_something_else() {
     let server = Server::start(Manners {
         echoes: false,
@@ -229,6 +326,11 @@ fn what_cannot_be_measured_is_said_with_a_status_of_its_own() {
             &["fan-out", &server.address, "--server-pid=4294967295"],
             1,
             "no such process",
+        ),
+        (
+            &["fan-out", &server.address, "--process=Redis=4294967295"],
+            1,
+            "--process Redis=4294967295: no such process",
         ),
         (
             &["emitter", &server.address, "--redis=redis://127.0.0.1:1"],

@@ -347,4 +347,25 @@ fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
     ran.assert_clean();
     assert_eq!(ran.tally("arrived"), 20 * 300, "{}", ran.said);
     assert_eq!(ran.samples("last recipient"), 300);
+
+    let process = format!("--process=Redis={}", redis.child.id());
+    let command = format!("{} emit - --redis {}", program().display(), redis.url);
+    let emitter = ["emitter", &one.address, &other.address, &process];
+    let emitter = [&emitter[..], &["--emit-with", &command], &flood].concat();
+    let ran = measure(&emitter);
+    ran.assert_clean();
+    // One more woke the emitter.
+    assert_eq!(ran.tally("arrived"), 20 * 301, "{}", ran.said);
+    assert_eq!(
+        (ran.samples("delivery"), ran.count("emits")),
+        (20 * 300, 300)
+    );
+    assert_eq!(ran.result["others"][0]["name"], "Redis");
+    for figure in [
+        "Redis CPU per delivery",
+        "Redis CPU per emit",
+        "emitter CPU per emit",
+    ] {
+        assert!(ran.said.contains(figure), "{}", ran.said);
+    }
 }

@@ -71,7 +71,7 @@ impl Drive<'_> {
         for _ in 0..count {
             for room in 0..self.plan.shape.rooms {
                 let now = clock::now();
-                self.send(room, now, now);
+                self.send(room, now, now, false);
                 // The loader reads as it sends, or the server's buffers would be what grows.
                 self.turn(0)?;
             }

@@ -2,7 +2,7 @@
 
 use super::{Drive, Pace};
 use crate::{
-    clock::{self, MILLISECOND, Nanos, SECOND, span},
+    clock::{self, Nanos, SECOND, span},
     crowd::State,
     histogram::Histogram,
     run::TURN,
@@ -26,13 +26,7 @@ impl Drive<'_> {
                 Ok(now + TURN)
             }
             Pace::Rate(rate) => self.speak_at_rate(rate, now),
-            Pace::Flood(count) => {
-                while self.beat.sent < u64::from(count) {
-                    let time = clock::now();
-                    self.send_next(time, time);
-                }
-                self.pump(now + TURN)
-            }
+            Pace::Flood(count) => self.flood(u64::from(count), now),
         }
     }
 
@@ -47,7 +41,7 @@ impl Drive<'_> {
         for sender in due.drain(..) {
             if self.crowd.outstanding(sender) < window {
                 let time = clock::now();
-                self.send(sender, time, time);
+                self.send(sender, time, time, false);
             }
         }
         // The list goes back with its room, and what expires is its first entry.
@@ -69,7 +63,8 @@ impl Drive<'_> {
         let due = |beat: &Beat| beat.start + (beat.sent as f64 / rate * SECOND as f64) as Nanos;
         for _ in 0..MOST_PER_TURN {
             let time = due(&self.beat);
-            if time > now {
+            // What waits for the emitter is as late as what waits for us.
+            if time > now || self.unsent_bytes() > 0 {
                 break;
             }
             self.beat.lag.record(clock::now().saturating_sub(time));
@@ -79,20 +74,17 @@ impl Drive<'_> {
         self.pump(due(&self.beat))
     }
 
-    fn send_next(&mut self, time: Nanos, now: Nanos) {
+    pub(super) fn send_next(&mut self, time: Nanos, now: Nanos) {
         let senders = self.plan.shape.rooms * self.plan.shape.senders;
         let sender = (self.beat.sent % senders as u64) as usize;
         self.beat.sent += 1;
-        self.send(sender, time, now);
+        self.send(sender, time, now, self.plan.is_unheard);
     }
 
-    pub(super) fn send(&mut self, sender: usize, time: Nanos, now: Nanos) {
+    pub(super) fn send(&mut self, sender: usize, time: Nanos, now: Nanos, is_unheard: bool) {
         self.packet.clear();
-        if let Some(publisher) = &mut self.publisher {
-            self.crowd
-                .write_payload(sender, time, now, &mut self.packet);
-            let room = self.crowd.manners().room(sender / self.plan.shape.senders);
-            publisher.publish(self.run.swarm.namespace(), &room, &self.packet);
+        if self.outside.is_some() {
+            self.emit(sender, time, now, is_unheard);
             return;
         }
         let client = self.crowd.client_of(sender);
@@ -105,27 +97,13 @@ impl Drive<'_> {
         self.run.swarm.send(client, &self.packet);
     }
 
-    /// Lets the publisher move; while it has something to say or hear, comes again soon.
-    pub(super) fn pump(&mut self, next: Nanos) -> anyhow::Result<Nanos> {
-        let Some(publisher) = &mut self.publisher else {
-            return Ok(next);
-        };
-        publisher.pump()?;
-        if publisher.is_busy() {
-            return Ok(next.min(clock::now() + MILLISECOND / 4));
-        }
-        Ok(next)
-    }
-
     pub(super) fn is_flood_over(&self) -> bool {
         let Pace::Flood(count) = self.plan.pace else {
             return false;
         };
-        let is_heard = self
-            .publisher
-            .as_ref()
-            .is_none_or(|publisher| !publisher.is_busy());
-        self.beat.sent >= u64::from(count) && is_heard && self.crowd.outstanding_of_all() == 0
+        self.beat.sent >= u64::from(count)
+            && self.is_all_emitted()
+            && self.crowd.outstanding_of_all() == 0
     }
 
     pub(super) fn check_rate(&mut self) {

@@ -8,6 +8,8 @@ use crate::{
     ledger::Shape,
     options::{Churn, Common, Drain, Emitter, FanOut, Idle, Jitter, Rooms, Slow, Soak},
     outcome::Outcome,
+    outside::Outside,
+    program::Program,
     redis::Publisher,
 };
 
@@ -60,13 +62,25 @@ pub(super) fn emitter(options: &Emitter) -> anyhow::Result<Outcome> {
         || Pace::Rate(part_of_rate(options.rate, common)),
         Pace::Flood,
     );
-    let publisher = Publisher::connect(&options.redis, &options.prefix)?;
+    let outside = outside(options)?;
     let mut plan = plan("emitter", shape, pace, common);
+    plan.is_unheard = options.unheard;
     if options.flood.is_some() {
         // It ends when everything has arrived.
         plan.duration = common.duration.unwrap_or(Duration::from_secs(60));
     }
-    Drive::new(&plan, common, Some(publisher))?.run()
+    Drive::new(&plan, common, Some(outside))?.run()
+}
+
+fn outside(options: &Emitter) -> anyhow::Result<Outside> {
+    if let Some(command) = &options.emit_with {
+        return Program::start(command).map(Outside::Program);
+    }
+    let Some(redis) = &options.redis else {
+        let said = "emitter takes --redis or --emit-with";
+        return Err(Failure::Arguments(said.to_owned()).into());
+    };
+    Publisher::connect(redis, &options.prefix).map(Outside::Redis)
 }
 
 pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
@@ -186,6 +200,7 @@ fn plan(scenario: &'static str, shape: Shape, pace: Pace, common: &Common) -> Pl
         place: Place::Spread,
         stalled: 0,
         unrest: Unrest::default(),
+        is_unheard: false,
         duration: common.duration.unwrap_or(DURATION),
     }
 }

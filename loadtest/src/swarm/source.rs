@@ -37,7 +37,8 @@ impl Sources {
         for _ in 0..TRIES {
             match net::bind(&socket, &self.take()) {
                 Ok(()) => return Ok(()),
-                Err(Errno::ADDRINUSE) => {}
+                // What an earlier run has used is a stretch, and longer than there are tries.
+                Err(Errno::ADDRINUSE) => self.next = self.next.wrapping_add(STRETCH),
                 Err(errno) => {
                     error = errno;
                     break;
@@ -81,10 +82,12 @@ fn parse_range(text: &str) -> Option<(u16, u16)> {
 
 const LOOPBACK_ADDRESSES: usize = 250;
 const TRIES: usize = 200;
+/// Longer than what the connections of one run take, and no multiple of a range of ports.
+const STRETCH: usize = 500_009;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, net::TcpListener};
 
     use super::*;
 
@@ -97,6 +100,18 @@ mod tests {
         assert!(taken.iter().all(|source| source.ip().is_loopback()));
         let own: IpAddr = "10.1.2.3".parse().unwrap();
         assert_eq!(Sources::new(&[own]).take().ip(), own);
+    }
+
+    #[test]
+    fn a_stretch_of_taken_sources_is_left() {
+        let mut sources = Sources::new(&[]);
+        let first = sources.next;
+        let taken = |_| TcpListener::bind(sources.take());
+        let _taken: Vec<_> = (0..=TRIES).map(taken).collect();
+        sources.next = first;
+        let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).unwrap();
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        assert_eq!(sources.bind(&socket, target), Ok(()));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub(crate) struct Done {
     pub(crate) changed: u64,
     pub(crate) astray: u64,
     pub(crate) joins: u64,
+    /// Messages that came from an emitter.
+    pub(crate) emits: u64,
 }
 
 pub(crate) struct Server {
@@ -112,6 +114,20 @@ impl Server {
         done
     }
 
+    /// A command that emits what it reads to this server.
+    pub(crate) fn emitter(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::clone(&self.state);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let state = Arc::clone(&state);
+                thread::spawn(move || serve_lines(&state, stream.ok()?));
+            }
+        });
+        format!("bash -c 'cat >/dev/tcp/127.0.0.1/{port}'")
+    }
+
     /// A Redis whose only subscriber is this server: its address.
     pub(crate) fn redis(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -125,6 +141,21 @@ impl Server {
         });
         url
     }
+}
+
+/// Lines as an emitter takes them, until there is no more.
+fn serve_lines(state: &State, stream: TcpStream) -> Option<()> {
+    for line in BufReader::new(stream).lines() {
+        let message: Value = serde_json::from_str(&line.ok()?).unwrap();
+        assert_eq!(message["event"], "message");
+        let room = message["rooms"][0].as_str().unwrap();
+        assert_eq!(message["args"][0]["room"], room);
+        let data = message["args"][0]["data"].as_str().unwrap();
+        let mut inner = state.inner.lock().unwrap();
+        inner.done.emits += 1;
+        inner.broadcast(&state.manners, room, data);
+    }
+    Some(())
 }
 
 fn serve(state: &State, connection: u64, mut stream: TcpStream) -> Option<()> {

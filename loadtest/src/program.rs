@@ -1,0 +1,233 @@
+//! An emitter that is a program: it reads one message per line from its standard input, in the form
+//! that `roomcast emit` takes, and pushes them into a cluster.
+//!
+//! It is written to without ever blocking: what its pipe does not take is kept, and whoever sends
+//! sees that it is held up. What it says on standard error is left to be seen.
+
+use std::{
+    io::{ErrorKind, Write as _},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    clock::{self, MILLISECOND, Nanos},
+    system,
+};
+
+pub(crate) struct Program {
+    child: Child,
+    /// `None` once there is no more.
+    input: Option<ChildStdin>,
+    unsent: Vec<u8>,
+    sent: usize,
+    is_closing: bool,
+    ended_at: Option<Nanos>,
+    cpu_nanos: Nanos,
+    looked_at: Nanos,
+}
+
+impl Program {
+    /// Starts a command of the shell. It takes the shell's place, so that its CPU time is its own.
+    pub(crate) fn start(command: &str) -> anyhow::Result<Self> {
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(format!("exec {command}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("the emitter cannot be started")?;
+        let input = child.stdin.take().context("the emitter's input")?;
+        rustix::io::ioctl_fionbio(&input, true).context("the emitter's input")?;
+        // Thousands of messages at once are there at once. With less, they wait on our side.
+        let _ = rustix::pipe::fcntl_setpipe_size(&input, PIPE_BYTES);
+        Ok(Self {
+            child,
+            input: Some(input),
+            unsent: Vec::new(),
+            sent: 0,
+            is_closing: false,
+            ended_at: None,
+            cpu_nanos: 0,
+            looked_at: 0,
+        })
+    }
+
+    /// Queues a message for a room. Room and payload need no escaping in JSON.
+    pub(crate) fn emit(&mut self, room: &str, payload: &[u8]) {
+        let head = format!("{{\"event\":\"message\",\"args\":[{{\"room\":\"{room}\",\"data\":\"");
+        self.unsent.extend_from_slice(head.as_bytes());
+        self.unsent.extend_from_slice(payload);
+        let tail = format!("\"}}],\"rooms\":[\"{room}\"]}}\n");
+        self.unsent.extend_from_slice(tail.as_bytes());
+    }
+
+    /// There will be no more: it may end once it has emitted everything.
+    pub(crate) fn close(&mut self) {
+        self.is_closing = true;
+    }
+
+    /// Bytes that its pipe has not taken.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.unsent.len() - self.sent
+    }
+
+    /// Writes what its pipe takes, and looks after it. An error if it has ended before its time, or
+    /// with another status than success.
+    pub(crate) fn pump(&mut self) -> anyhow::Result<()> {
+        self.write()?;
+        if self.is_closing {
+            if self.unsent_bytes() == 0 {
+                self.input = None;
+            }
+            let now = clock::now();
+            if now - self.looked_at >= MILLISECOND {
+                self.look();
+            }
+        }
+        if self.ended_at.is_some() {
+            return Ok(());
+        }
+        if let Some(status) = self.child.try_wait().context("the emitter")? {
+            if !status.success() {
+                bail!("the emitter ended with {status}");
+            }
+            if self.input.is_some() {
+                bail!("the emitter ended before it had been told everything");
+            }
+            self.ended_at = Some(clock::now());
+        }
+        Ok(())
+    }
+
+    /// CPU time that it has used so far. Of one that has ended, what was seen last: at most the end
+    /// of its last milliseconds is missing.
+    pub(crate) fn cpu(&mut self) -> Nanos {
+        self.look();
+        self.cpu_nanos
+    }
+
+    /// Whether it has been told everything, and has not ended.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.is_closing && self.ended_at.is_none()
+    }
+
+    /// When it ended, with success.
+    pub(crate) fn ended_at(&self) -> Option<Nanos> {
+        self.ended_at
+    }
+
+    fn write(&mut self) -> anyhow::Result<()> {
+        let Some(input) = &mut self.input else {
+            return Ok(());
+        };
+        while self.sent < self.unsent.len() {
+            match input.write(&self.unsent[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // Whoever closes its input is about to end, and its status says more.
+                    let status = self.child.wait().context("the emitter")?;
+                    bail!("the emitter ended before it had been told everything, with {status}");
+                }
+            }
+        }
+        if self.sent == self.unsent.len() {
+            self.unsent.clear();
+            self.sent = 0;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) {
+        self.looked_at = clock::now();
+        // Of a process that has ended, only the main thread is left, or nothing.
+        if let Ok(cpu) = system::cpu(self.child.id()) {
+            self.cpu_nanos = self.cpu_nanos.max(cpu);
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.ended_at.is_none() {
+            // It may end by itself at this very moment.
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+/// As much as the kernel grants to anybody, if it has not been told otherwise.
+const PIPE_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Far more than a shell takes on a busy machine.
+    const DEADLINE: Nanos = 60 * clock::SECOND;
+
+    fn pumped(program: &mut Program) -> anyhow::Result<()> {
+        let deadline = clock::now() + DEADLINE;
+        while program.ended_at().is_none() {
+            program.pump()?;
+            assert!(clock::now() < deadline, "it has not ended");
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_message_is_a_line_and_the_end_is_told() {
+        let expected = r#"{"event":"message","args":[{"room":"r","data":"hi"}],"rooms":["r"]}"#;
+        let command =
+            format!("sh -c 'read -r line; [ \"$line\" = \"$0\" ] && ! read -r more' '{expected}'");
+        let mut program = Program::start(&command).unwrap();
+        program.emit("r", b"hi");
+        program.close();
+        pumped(&mut program).unwrap();
+    }
+
+    #[test]
+    fn a_pipe_that_takes_no_more_holds_up() {
+        let mut program = Program::start("sleep 1000").unwrap();
+        for _ in 0..3 {
+            program.emit("r", &vec![b'x'; PIPE_BYTES]);
+        }
+        program.pump().unwrap();
+        assert!(program.unsent_bytes() > PIPE_BYTES);
+    }
+
+    #[test]
+    fn how_it_ended_is_told_if_not_well_or_too_early() {
+        for (command, said) in [
+            ("sh -c 'cat >/dev/null; exit 9'", "exit status: 9"),
+            ("no-such-program-anywhere", "exit status: 127"),
+        ] {
+            let mut program = Program::start(command).unwrap();
+            program.emit("r", b"hi");
+            program.close();
+            let error = pumped(&mut program).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        let mut program = Program::start("true").unwrap();
+        let error = pumped(&mut program).unwrap_err();
+        assert!(
+            error.to_string().contains("before it had been told"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn its_cpu_time_is_seen_while_it_runs() {
+        let mut program = Program::start("sh -c 'while :; do :; done'").unwrap();
+        let deadline = clock::now() + DEADLINE;
+        while program.cpu() < MILLISECOND {
+            assert!(clock::now() < deadline, "it uses nothing");
+            std::thread::yield_now();
+        }
+    }
+}
