@@ -9,9 +9,10 @@ import json
 from dataclasses import dataclass, field
 
 from .crowd import other_rooms
-from .servers import ALONE, CLUSTERED, Failed, descriptors, wait_until
+from .servers import ALONE, CLUSTERED, EMITTERS, Failed, descriptors, wait_until
 
 CPU = "server CPU per delivery"
+REDIS_CPU = "Redis CPU per delivery"
 PER_CPU = "deliveries per server CPU second"
 LAST = "last recipient p99"
 # Longer than the longest run takes beyond what it measures: 15,000 connections and their rooms.
@@ -81,16 +82,21 @@ def idle(quick, connections):
 def clusters(quick):
     both = dict(servers=list(CLUSTERED), how="cluster")
     yield Line("cluster", "two nodes: senders on one, 100 members on the other, one outstanding",
-               "cluster", ["--members", "101"], [CPU, "delivery p50", "delivery p99"], **both)
+               "cluster", ["--members", "101"],
+               [CPU, REDIS_CPU, "delivery p50", "delivery p99"], **both)
     yield Line("cluster-paced", "the same, 50 broadcasts per second", "cluster",
                ["--members", "101", "--rate", "50"],
-               [CPU, "delivery p50", "delivery p99"], **both)
-    # What reaches sharded nodes or socketioxide goes over other channels and in other forms.
+               [CPU, REDIS_CPU, "delivery p50", "delivery p99"], **both)
     flood = 400 if quick else 4000
     yield Line("emitter", f"{flood:,} emits at once from outside, 100 members on each of two nodes",
                "emitter", ["--members", "200", "--flood", str(flood)],
-               ["delivery p50", "delivery p99", "delivery max"],
-               servers=["roomcast classic", "node classic"], how="cluster")
+               ["delivery p50", "delivery p99", "delivery max", CPU, REDIS_CPU],
+               servers=list(EMITTERS), how="cluster")
+    emits = 5000 if quick else 50_000
+    yield Line("emits", f"{emits:,} emits into a room that nobody is in: the emitter alone",
+               "emitter", ["--members", "1", "--unheard", "--flood", str(emits)],
+               ["emitter CPU per emit", "Redis CPU per emit", "emits per second"],
+               servers=list(EMITTERS), seconds=30, how="cluster of one")
 
 
 def busy(quick):
@@ -123,11 +129,13 @@ class Race:
 
     def measure(self, stack, line, server, path):
         serve = lambda *args, **more: stack.enter_context(self.programs.serving(*args, **more))
-        if line.how == "cluster":
-            _, redis = stack.enter_context(self.programs.redis())
-            nodes = [serve(server, redis) for _ in range(2)]
-            scenario = ["--redis", redis] if line.scenario == "emitter" else []
-            return self.load(line, nodes, path, scenario)
+        if line.how.startswith("cluster"):
+            process, redis = stack.enter_context(self.programs.redis())
+            nodes = [serve(server, redis) for _ in range(1 if line.how.endswith("one") else 2)]
+            more = ["--process", f"Redis={process.pid}"]
+            if line.scenario == "emitter":
+                more += ["--emit-with", self.programs.emitting(server, redis)]
+            return self.load(line, nodes, path, more)
         if line.how == "alone":
             nodes = [serve(server)]
             stack.enter_context(other_rooms(nodes[0][1], line.other_rooms))
@@ -160,7 +168,9 @@ class Race:
             return verdict(status, loader.lines)
 
     def seconds(self, line):
-        return min(line.seconds, 1) if self.quick else line.seconds
+        # A flood ends when it is over.
+        is_short = self.quick and line.scenario != "emitter"
+        return min(line.seconds, 1) if is_short else line.seconds
 
     def command(self, scenario, nodes, arguments, path, seconds):
         command = [self.programs.roomcast("roomcast-loadtest"), scenario, *arguments, "--quiet"]

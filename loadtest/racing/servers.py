@@ -7,6 +7,7 @@ block that asked for it is left.
 import contextlib
 import os
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -37,6 +38,14 @@ CLUSTERED = {
     "node classic": NODE_JS,
     "node sharded": [*NODE_JS, "--sharded"],
 }
+# What emits to them from outside, each with an emitter of its own. Node.js has none for its sharded
+# adapter.
+EMITTERS = {
+    "roomcast classic": ["roomcast", "emit", "-", "--redis-dialect=classic"],
+    "roomcast sharded": ["roomcast", "emit", "-", "--redis-dialect=sharded-dynamic"],
+    "socketioxide + redis": ["peers/socketioxide-emit"],
+    "node classic": ["node", str(PEERS / "node/emit.js")],
+}
 
 
 class Failed(Exception):
@@ -55,13 +64,22 @@ class Programs:
         return str(self.target / "release" / name)
 
     def command(self, name):
-        program, *arguments = {**ALONE, **CLUSTERED}[name]
+        command = {**ALONE, **CLUSTERED}[name]
+        internal = ["--internal-listen=127.0.0.1:0"] if command[0] == "roomcast" else []
+        return [*self.found(command), *internal]
+
+    def found(self, command):
+        """A command whose program is named with its path."""
+        program, *arguments = command
         if program.startswith("peers/"):
             program = str(self.target / "peers/release" / program.removeprefix("peers/"))
         elif program == "roomcast":
             program = self.roomcast(program)
-            arguments.append("--internal-listen=127.0.0.1:0")
         return [program, *arguments]
+
+    def emitting(self, name, redis):
+        """How a server's own emitter is started, as a command of the shell."""
+        return shlex.join([*self.found(EMITTERS[name]), "--redis", redis])
 
     @contextlib.contextmanager
     def serving(self, name, redis=None, workers=1, pinned=True):
