@@ -53,14 +53,16 @@ class Results:
                 if is_whole(path)]
 
     def read_remarks(self, line, server, path):
+        if (remark := path.with_suffix(".remark")).exists():
+            self.note(self.limits, line, server, f"{round_of(path)}: {remark.read_text().strip()}")
         beside = path.with_name(f"{path.stem} (room).json")
         for result, who in [(path, ""), (beside, "large room: ")]:
             if not is_whole(result):
                 continue
             outcome = json.loads(result.read_text())
             if faults := ledger(result):
-                said = f"{who}{faults} of {outcome['ledger']['arrived']:,} that arrived"
-                self.note(self.ledgers, line, server, f"{round_of(path)}: {said}")
+                arrived = f"{outcome['ledger']['arrived']:,} arrived"
+                self.note(self.ledgers, line, server, f"{round_of(path)}: {who}{arrived}, {faults}")
             for limit in outcome["limited_by"]:
                 self.note(self.limits, line, server, f"{round_of(path)}: {who}{limit}")
 
@@ -106,6 +108,12 @@ def is_whole(path):
         return "ledger" in json.loads(path.read_text())
     except (OSError, ValueError):
         return False
+
+
+def remarks(said):
+    """Of what a run says about itself, what does not stand in its results."""
+    in_results = ("ledger:", "LIMITED BY", "large room:")
+    return "; ".join(part for part in said.split("; ") if part and not part.startswith(in_results))
 
 
 def round_of(path):

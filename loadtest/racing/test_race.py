@@ -15,7 +15,7 @@ from .progress import Progress
 from .publish import BEGIN, END, between, publish, report
 from .record import Record
 from .report import ahead, cell
-from .results import Results
+from .results import Results, remarks
 from .servers import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +62,12 @@ class WhoIsAhead(unittest.TestCase):
         self.assertEqual(len(list(ahead([line(figures=[figure])], known))), 1)
 
 
+    def test_what_the_kernel_takes_is_nobodys_lead(self):
+        figure = "idle connection, kernel objects of both ends"
+        known = results({("room-10", "roomcast", figure): 20, ("room-10", "node", figure): 10})
+        self.assertEqual(list(ahead([line(figures=[figure])], known)), [])
+
+
 class Marks(unittest.TestCase):
     def test_a_busy_loader_marks_latency_and_leaves_cost_alone(self):
         latency = "delivery p99"
@@ -72,11 +78,17 @@ class Marks(unittest.TestCase):
 
     def test_a_ledger_with_faults_marks_every_figure_and_is_told_below(self):
         known = results(costs(node=5, roomcast=4))
-        known.ledgers["room-10", "node"] = ["round 1: 7 reordered of 9 that arrived"]
+        known.ledgers["room-10", "node"] = ["round 1: 9 arrived, 7 reordered"]
         text = report(record([line()]), [line()], known)
         self.assertIn("5.00 ×", cell(line(), "node", CPU, known))
         self.assertTrue(cell(line(), "node", CPU, known).endswith("²"))
-        self.assertIn("- `room-10`, node: round 1: 7 reordered of 9 that arrived", text)
+        self.assertIn("- `room-10`, node: round 1: 9 arrived, 7 reordered", text)
+
+
+    def test_what_stands_in_a_result_is_no_remark_of_the_race(self):
+        in_result = "ledger: 5 arrived; large room: ledger: 7 arrived; LIMITED BY its connections"
+        self.assertEqual(remarks(in_result), "")
+        self.assertEqual(remarks(f"{in_result}; no priorities"), "no priorities")
 
 
 class Publishing(unittest.TestCase):
