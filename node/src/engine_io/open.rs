@@ -87,13 +87,13 @@ impl Query {
         let mut parsed = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            parsed.set(decode_component(key), decode_component(value))?;
+            parsed.set(&decode_component(key), decode_component(value).into_owned())?;
         }
         Ok(parsed)
     }
 
-    fn set(&mut self, key: String, value: String) -> Result<(), HandshakeError> {
-        match key.as_str() {
+    fn set(&mut self, key: &str, value: String) -> Result<(), HandshakeError> {
+        match key {
             "EIO" => self.eio = Some(value),
             "transport" => self.transport = Some(value),
             "sid" => self.sid = Some(value),
@@ -105,14 +105,14 @@ impl Query {
         Ok(())
     }
 
-    fn set_application(&mut self, key: String, value: String) -> Result<(), HandshakeError> {
+    fn set_application(&mut self, key: &str, value: String) -> Result<(), HandshakeError> {
         let known = self.application.iter().position(|(known, _)| *known == key);
         match known {
             Some(at) => self.application[at].1 = value,
             None if self.application.len() == MAX_QUERY_KEYS => {
                 return Err(HandshakeError::BadRequest);
             }
-            None => self.application.push((key, value)),
+            None => self.application.push((key.to_owned(), value)),
         }
         Ok(())
     }
@@ -236,8 +236,11 @@ impl HandshakeError {
 /// How many different keys of its own an application can be sent in a query string.
 pub(crate) const MAX_QUERY_KEYS: usize = 100;
 
-fn decode_component(text: &str) -> String {
+fn decode_component(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
+    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return text.into();
+    }
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
@@ -250,6 +253,7 @@ fn decode_component(text: &str) -> String {
     }
     String::from_utf8(out)
         .unwrap_or_else(|invalid| String::from_utf8_lossy(invalid.as_bytes()).into_owned())
+        .into()
 }
 
 fn hex_byte(digits: &[u8]) -> Option<u8> {

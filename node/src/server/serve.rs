@@ -140,6 +140,8 @@ async fn handle(
             .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
+            // The first request has often come already; then nobody waits for the stop.
+            biased;
             ended = connection.as_mut() => ended,
             () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
                 connection.as_mut().graceful_shutdown();

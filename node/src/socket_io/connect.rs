@@ -26,7 +26,8 @@ pub(crate) enum Dialect {
 pub(crate) fn connect_reply(out: &mut Vec<u8>, dialect: Dialect, nsp: &str, sid: &str) {
     match dialect {
         Dialect::V5 => {
-            let mut data = br#"{"sid":"#.to_vec();
+            let mut data = Vec::with_capacity(ADMISSION);
+            data.extend_from_slice(br#"{"sid":"#);
             encode::push_string(&mut data, sid);
             data.push(b'}');
             let data = String::from_utf8(data).expect("JSON is written as UTF-8");
@@ -88,6 +89,9 @@ pub(crate) fn split_query(nsp: &str) -> (&str, Option<String>) {
     }
     (nsp, Some(Value::Object(auth).to_string()))
 }
+
+/// Room for the payload of an admission.
+const ADMISSION: usize = 48;
 
 fn refuse(
     out: &mut Vec<u8>,

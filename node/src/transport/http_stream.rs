@@ -31,6 +31,9 @@ pub(crate) struct Handoff(Arc<Mutex<Option<Opening>>>);
 
 type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Room for the head that is kept, and for the packet that goes with it.
+const ROOM: usize = 512;
+
 /// How every answer begins that ends HTTP.
 const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
 
@@ -103,6 +106,7 @@ impl Write for HttpStream {
         if this.kept.is_empty() && !parts.first().is_some_and(|first| this.keeps(first)) {
             return Pin::new(&mut this.io).poll_write_vectored(cx, parts);
         }
+        this.kept.reserve(ROOM);
         let before = this.kept.len();
         for part in parts {
             this.kept.extend_from_slice(part);
