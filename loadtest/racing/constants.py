@@ -7,8 +7,8 @@ import json
 
 from .lines import CPU, SIZES
 
-IDLE = "idle connection, "
-# What a cell of the table of sizes is called.
+IDLE = "idle connection"
+# How the cost of a delivery is called.
 SIZE = "delivery_us_room_{}"
 
 
@@ -28,13 +28,13 @@ def measured(results):
     """By name: the value in the unit of the file, None if there is none, and the line it is from."""
     of = lambda line, figure: results.median(line, "roomcast", figure)
     found = {SIZE.format(size): (of(f"room-{size}", CPU), f"room-{size}") for size in SIZES}
-    kernel = of("idle", f"{IDLE}kernel objects of both ends")
-    idle = of("heartbeat", f"{IDLE}CPU")
+    kernel = of("idle", f"{IDLE}, kernel objects of both ends")
+    idle = of("heartbeat", f"{IDLE}, CPU")
     found |= {
         "connect_us": (of("storm", "server CPU per connect"), "storm"),
         "request_us": (of("echo", "server CPU per request"), "echo"),
         "idle_us_per_second": (idle, "heartbeat"),
-        "user_bytes": (of("idle", f"{IDLE}after traffic, resident"), "idle"),
+        "user_bytes": (of("idle", f"{IDLE} after traffic, resident"), "idle"),
         # Client and server are on one machine, and their ends alike.
         "kernel_bytes": (kernel and kernel / 2, "idle, half of both ends"),
         "room_bytes": (bytes_per_room(of), "others-100000 less others-10"),

@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from . import constants
-from .lines import CPU, Line
+from .lines import CPU, Line, lines
 from .progress import Progress
 from .publish import BEGIN, END, between, publish, report
 from .record import Record
@@ -192,6 +192,16 @@ class Capacity(unittest.TestCase):
         known = json.loads((ROOT / "docs/scaling.json").read_text())["constants"]
         self.assertTrue(all(each["source"] and each["value"] >= 0 for each in known.values()))
         self.assertLessEqual(set(constants.measured(results({}))), set(known))
+
+    def test_a_whole_race_measures_every_constant_of_its_own(self):
+        figures = {(each.name, "roomcast", name): 2 for each in lines(False) for name in each.figures}
+        # Two that tables do not show.
+        figures["heartbeat", "roomcast", "idle connection, CPU"] = 0.2
+        for rooms, megabytes in [(10, 9), (100_000, 28)]:
+            figures[f"others-{rooms}", "roomcast", "server resident at the end"] = megabytes
+        measured = constants.measured(results(figures))
+        self.assertEqual([name for name, (value, _) in measured.items() if value is None], [])
+        self.assertAlmostEqual(measured["room_bytes"][0], 190, delta=1)
 
     def test_a_message_goes_to_as_many_nodes_as_have_members(self):
         nodes = lambda *more: self.scaling("--nodes", "10", *more)["nodes_per_message"]
