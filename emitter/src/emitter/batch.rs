@@ -1,10 +1,15 @@
 //! Many emits at once: encoded one after the other, published in as few writes as possible.
 //!
-//! Messages are encoded as they are added, into one buffer. Nothing is published until the batch is
-//! sent. What it may hold is limited in bytes, and so is what is on its way to Redis while it is sent.
+//! The first messages are encoded as they are added, most others while the batch is sent. Nothing is
+//! published before that. What it may hold is limited in bytes, and so is what is on its way to Redis
+//! while it is sent.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+mod kept;
+mod unsent;
 
+use std::{borrow::Cow, fmt, mem, sync::Arc};
+
+pub(super) use self::unsent::Unsent;
 use super::{
     core::Core,
     error::EmitError,
@@ -13,9 +18,8 @@ use super::{
 };
 use crate::{
     args::IntoArgs,
-    link::Commands,
     message::Message,
-    target::{Rooms, Target},
+    target::{Flags, Rooms, Target},
 };
 
 /// What a batch may hold if nothing else is said, in bytes.
@@ -38,23 +42,35 @@ const DEFAULT_LIMIT: usize = 64 << 20;
 /// ```
 #[must_use = "nothing happens until the batch is sent"]
 pub struct Batch {
+    messages: Messages,
+    /// Of the message that is being added. Its lists are made once for all messages.
+    target: Target,
+}
+
+/// All but what is said of the next one.
+struct Messages {
     core: Arc<Core>,
-    commands: Commands,
+    unsent: Unsent,
     limit: usize,
 }
 
 impl Batch {
     pub(super) fn new(core: Arc<Core>) -> Self {
-        Self {
+        let messages = Messages {
             core,
-            commands: Commands::default(),
+            unsent: Unsent::default(),
             limit: DEFAULT_LIMIT,
+        };
+        Self {
+            messages,
+            target: Target::default(),
         }
     }
 
-    /// How many bytes the batch may hold. Default 64 MiB.
+    /// How many bytes the batch may hold, which is roughly what Redis will be sent. Default 64 MiB.
+    /// While it is being sent, it may take twice that in memory.
     pub fn limit(mut self, bytes: usize) -> Self {
-        self.limit = bytes;
+        self.messages.limit = bytes;
         self
     }
 
@@ -88,12 +104,12 @@ impl Batch {
 
     /// How many messages it holds.
     pub fn len(&self) -> usize {
-        self.commands.len()
+        self.messages.unsent.len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.commands.is_empty()
+        self.messages.unsent.len() == 0
     }
 
     /// Publishes what it holds, and says of each message, in order, what became of it.
@@ -101,36 +117,33 @@ impl Batch {
     /// Messages are tried again as [`Retry`](super::Retry) says; those that were are published after
     /// the others. The order is otherwise that of the batch.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
-        self.core.publish_all(&self.commands).await
+        let Messages { core, unsent, .. } = self.messages;
+        core.publish_all(unsent).await
     }
 
     fn main(&mut self) -> BatchOperator<'_> {
+        self.target.rooms.clear();
+        self.target.except.clear();
+        self.target.flags = Flags::default();
         BatchOperator {
-            batch: self,
+            messages: &mut self.messages,
             namespace: Cow::Borrowed("/"),
-            target: Target::default(),
+            target: &mut self.target,
         }
     }
+}
 
+impl Messages {
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
-        self.core.append(&mut self.commands, namespace, message)?;
-        self.check_limit()
-    }
-
-    fn check_limit(&mut self) -> Result<(), EmitError> {
-        if self.commands.bytes() > self.limit {
-            self.commands.pop();
-            return Err(EmitError::BatchFull { limit: self.limit });
-        }
-        Ok(())
+        self.unsent.push(&self.core, namespace, message, self.limit)
     }
 }
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch")
-            .field("messages", &self.commands.len())
-            .field("bytes", &self.commands.bytes())
+            .field("messages", &self.messages.unsent.len())
+            .field("bytes", &self.messages.unsent.bytes())
             .finish_non_exhaustive()
     }
 }
@@ -138,45 +151,53 @@ impl fmt::Debug for Batch {
 /// Who shall receive a message of a batch, and how. The last method adds the message.
 #[must_use = "nothing is added until `emit` or another operation is called"]
 pub struct BatchOperator<'a> {
-    batch: &'a mut Batch,
+    messages: &'a mut Messages,
     namespace: Cow<'static, str>,
-    target: Target,
+    target: &'a mut Target,
 }
 
+#[expect(
+    unused_mut,
+    reason = "elsewhere these methods have a target of their own"
+)]
 impl BatchOperator<'_> {
     super::narrowing!();
 
     /// Adds an event to everybody who is meant.
-    pub fn emit(mut self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
+    pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         let args = checked(event, args)?;
         // How long the caller waits is nobody else's business.
         self.target.flags.timeout = None;
-        let Batch { core, commands, .. } = self.batch;
-        core.append_broadcast(commands, &self.namespace, (&self.target, event, &args))?;
-        self.batch.check_limit()
+        let Messages {
+            core,
+            unsent,
+            limit,
+        } = self.messages;
+        let broadcast = (&*self.target, event, &args);
+        unsent.push_broadcast(core, &self.namespace, broadcast, *limit)
     }
 
     /// Has everybody who is meant join rooms.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
-        let (target, rooms) = (self.target, names(&rooms));
+        let (target, rooms) = (mem::take(self.target), names(&rooms));
         let message = Message::SocketsJoin { target, rooms };
-        self.batch.add(&self.namespace, &message)
+        self.messages.add(&self.namespace, &message)
     }
 
     /// Has everybody who is meant leave rooms.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
-        let (target, rooms) = (self.target, names(&rooms));
+        let (target, rooms) = (mem::take(self.target), names(&rooms));
         let message = Message::SocketsLeave { target, rooms };
-        self.batch.add(&self.namespace, &message)
+        self.messages.add(&self.namespace, &message)
     }
 
     /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
     pub fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
-        let target = self.target;
+        let target = mem::take(self.target);
         let message = Message::DisconnectSockets { target, close };
-        self.batch.add(&self.namespace, &message)
+        self.messages.add(&self.namespace, &message)
     }
 }
 

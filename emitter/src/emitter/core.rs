@@ -11,7 +11,9 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::{error::EmitError, results::Delivery, retry::Retry, transport::Transport};
+use super::{
+    batch::Unsent, error::EmitError, results::Delivery, retry::Retry, transport::Transport,
+};
 use crate::{
     answers::{Answers, Listening},
     args::Args,
@@ -121,12 +123,9 @@ impl Core {
         });
     }
 
-    /// Publishes with many commands in their order; answers in that order, too.
-    pub(super) async fn publish_all(
-        &self,
-        commands: &Commands,
-    ) -> Vec<Result<Delivery, EmitError>> {
-        let mut results = self.publish_once(commands).await;
+    /// Publishes many messages in their order; answers in that order, too.
+    pub(super) async fn publish_all(&self, mut unsent: Unsent) -> Vec<Result<Delivery, EmitError>> {
+        let mut results = self.publish_once(&mut unsent).await;
         let mut tried = 1;
         loop {
             let pause = |result: &Result<Delivery, EmitError>| {
@@ -141,16 +140,20 @@ impl Core {
             };
             sleep(longest).await;
             tried += 1;
-            let published = self.publish_once(&commands.select(&again)).await;
+            let published = self
+                .publish_once(&mut unsent.commands().select(&again).into())
+                .await;
             for (index, published) in again.into_iter().zip(published) {
                 results[index] = published;
             }
         }
     }
 
-    async fn publish_once(&self, commands: &Commands) -> Vec<Result<Delivery, EmitError>> {
-        let published = self.transport.publish_all(commands).await.into_iter();
+    /// After that, all of them are encoded.
+    async fn publish_once(&self, unsent: &mut Unsent) -> Vec<Result<Delivery, EmitError>> {
+        let published = self.transport.publish_all(self, unsent).await;
         published
+            .into_iter()
             .map(|nodes| nodes.map(|nodes| Delivery { nodes }))
             .collect()
     }
@@ -202,7 +205,7 @@ impl Core {
         for publication in message.iter().chain([&question]) {
             self.append_publication(&mut commands, publication);
         }
-        let published = self.transport.publish_all(&commands).await;
+        let published = self.transport.publish_all(self, &mut commands.into()).await;
         for (index, published) in published.into_iter().enumerate() {
             match published {
                 Ok(_) => {}

@@ -1,13 +1,12 @@
 //! The way to Redis: an own link, or a pool that the application has already.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
 use tokio::task::yield_now;
 
-use super::error::EmitError;
+use super::{batch::Unsent, core::Core, error::EmitError};
 use crate::{
     channel::Channels,
-    link::Commands,
     members::{Leases, Roster},
     publisher::{PublishError, Publisher, PublishingMany, Route},
     roll_call,
@@ -58,12 +57,19 @@ impl Transport {
         }
     }
 
-    /// Publishes with commands in their order; answers in that order, too.
-    pub(super) async fn publish_all(&self, commands: &Commands) -> Vec<Result<usize, EmitError>> {
+    /// Publishes messages in their order, and encodes those that are not; answers in that order,
+    /// too.
+    pub(super) async fn publish_all(
+        &self,
+        core: &Core,
+        unsent: &mut Unsent,
+    ) -> Vec<Result<usize, EmitError>> {
         match self {
-            Self::Own(publisher) => Window::new(publisher, commands).publish().await,
+            Self::Own(publisher) => Window::new(publisher, core, unsent).publish().await,
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
+                unsent.encode_all(core);
+                let commands = unsent.commands();
                 let commands: Vec<_> = (0..commands.len())
                     .map(|index| commands.words(index))
                     .collect();
@@ -120,7 +126,8 @@ impl Transport {
 /// Publishes many messages, of which no more than a certain number of bytes are on their way.
 struct Window<'a> {
     publisher: &'a Publisher,
-    commands: &'a Commands,
+    core: &'a Core,
+    unsent: &'a mut Unsent,
     /// With the bytes of each.
     under_way: VecDeque<(usize, PublishingMany)>,
     bytes: usize,
@@ -128,26 +135,27 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(publisher: &'a Publisher, commands: &'a Commands) -> Self {
+    fn new(publisher: &'a Publisher, core: &'a Core, unsent: &'a mut Unsent) -> Self {
         Self {
             publisher,
-            commands,
+            core,
             under_way: VecDeque::new(),
             bytes: 0,
-            results: Vec::with_capacity(commands.len()),
+            results: Vec::with_capacity(unsent.len()),
+            unsent,
         }
     }
 
     async fn publish(mut self) -> Vec<Result<usize, EmitError>> {
         let (mut next, mut written) = (0, 0);
-        while next < self.commands.len() {
-            let piece = self.commands.piece(next, WRITE_BYTES);
-            let size = self.commands.bytes_of(&piece);
+        while next < self.unsent.len() {
+            let piece = self.piece(next);
+            let size = self.unsent.commands().bytes_of(&piece);
             while self.bytes > 0 && self.bytes + size > WINDOW_BYTES {
                 self.settle().await;
             }
             next = piece.end;
-            let publishing = self.publisher.publish_many(self.commands, piece);
+            let publishing = self.publisher.publish_many(self.unsent.commands(), piece);
             self.under_way.push_back((size, publishing));
             self.bytes += size;
             written += size;
@@ -161,6 +169,17 @@ impl<'a> Window<'a> {
             self.settle().await;
         }
         self.results
+    }
+
+    /// What is to be written next, encoded only now, as Redis is busy with what was written before.
+    fn piece(&mut self, first: usize) -> Range<usize> {
+        loop {
+            let commands = self.unsent.commands();
+            let is_full = commands.bytes_of(&(first..commands.len())) >= WRITE_BYTES;
+            if is_full || !self.unsent.encode_next(self.core) {
+                return self.unsent.commands().piece(first, WRITE_BYTES);
+            }
+        }
     }
 
     /// Waits for the first piece.

@@ -47,11 +47,6 @@ impl Commands {
         self.ends.len()
     }
 
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
     /// What all of them take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()

@@ -33,6 +33,51 @@ async fn a_batch_is_published_in_its_order_and_counted_one_by_one() {
     }
 }
 
+/// Messages of each kind: text, of which most is encoded while the batch is sent, and what is encoded
+/// when it is added.
+#[tokio::test]
+async fn whenever_messages_are_encoded_they_keep_their_order() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut ear = Ear::pattern(&url, "*").await;
+    let emitter = Emitter::connect(&url).await.unwrap();
+    let mut batch = emitter.batch();
+    for number in 0..MANY {
+        let room = format!("room {}", number / 3);
+        let mut chat = batch.of("/chat");
+        chat = chat.to(&room).to("more");
+        match number % 500 {
+            100 => chat.emit("n", number).unwrap(),
+            200 => chat.sockets_join(number.to_string()).unwrap(),
+            _ => chat.emit("n", number.to_string()).unwrap(),
+        }
+        // What is refused leaves nothing behind.
+        let broken = Args::from_text("[1,]".into(), Vec::new()).unwrap();
+        assert!(batch.to("nowhere").emit("n", broken).is_err());
+    }
+    assert_eq!(batch.len(), MANY);
+    let sending = tokio::spawn(batch.send());
+    for number in 0..MANY {
+        let (channel, payload) = ear.next().await;
+        let room = format!("room {}", number / 3);
+        if number % 500 == 200 {
+            assert_eq!(channel, "socket.io-request#/chat#");
+            let order: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+            assert_eq!(order["rooms"][0], number.to_string());
+            continue;
+        }
+        assert_eq!(channel, "socket.io#/chat#");
+        let payload = rmpv::decode::read_value(&mut &*payload).unwrap();
+        let said = match number % 500 {
+            100 => rmpv::Value::from(number),
+            _ => number.to_string().into(),
+        };
+        assert_eq!(payload[1]["data"][1], said);
+        assert_eq!(payload[2]["rooms"][0], rmpv::Value::from(room));
+    }
+    assert!(sending.await.unwrap().iter().all(Result::is_ok));
+}
+
 #[tokio::test]
 async fn a_batch_larger_than_what_may_wait_at_a_time_is_sent_in_parts() {
     const LARGE: usize = 20;
@@ -52,17 +97,21 @@ async fn a_batch_larger_than_what_may_wait_at_a_time_is_sent_in_parts() {
 async fn a_full_batch_refuses_more_and_what_it_holds_can_be_sent() {
     let redis = Redis::start();
     let emitter = Emitter::connect(&redis.url()).await.unwrap();
-    let mut batch = emitter.batch().limit(1_000);
-    let mut added = 0;
-    let refused = loop {
-        match batch.emit("hello", "some text") {
-            Ok(()) => added += 1,
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(refused, EmitError::BatchFull { limit: 1_000 }));
-    assert!(added > 0);
-    assert_eq!(batch.send().await.len(), added);
+    // Of the smaller one, all is encoded at once.
+    for bytes in [1_000, 100_000] {
+        let mut batch = emitter.batch().limit(bytes);
+        let mut added = 0;
+        let refused = loop {
+            match batch.emit("hello", "some text") {
+                Ok(()) => added += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, EmitError::BatchFull { limit } if limit == bytes));
+        // A message takes some 130 bytes.
+        assert!((bytes / 200..bytes / 100).contains(&added), "{added}");
+        assert_eq!(batch.send().await.len(), added);
+    }
 }
 
 #[tokio::test]
