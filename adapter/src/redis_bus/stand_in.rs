@@ -34,8 +34,9 @@ use super::{
 /// renewed its lease since. Who asks waits for 5 s.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// The same for what applications answer, which may take them long.
-const PATIENCE_WITH_HANDLERS: Duration = Duration::from_secs(4);
+/// The same for what applications answer, which may take them long. The rest of the 5 s is for busy
+/// machines.
+const PATIENCE_WITH_HANDLERS: Duration = Duration::from_millis(3500);
 
 /// How often it is looked, for all questions of that time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
