@@ -83,8 +83,7 @@ impl Unanswered {
         let Some((empty, patience)) = empty_answer(question) else {
             return;
         };
-        // Alone, there is nobody who could have gone.
-        if known.nodes().len() < 2 || !address.is_short() {
+        if !address.is_short() {
             return;
         }
         let mut asked = self.0.lock();
@@ -129,7 +128,9 @@ pub(super) async fn watch(shared: Weak<Shared>) {
             return;
         };
         let due = shared.unanswered.take_due(Instant::now());
-        if due.is_empty() {
+        // Who came or left in the second before a question is known by now.
+        let is_alone = shared.leases.lock().nodes().len() < 2;
+        if due.is_empty() || is_alone {
             continue;
         }
         if let Err(error) = shared.stand_in(due).await {

@@ -142,6 +142,20 @@ async fn a_node_that_dies_before_it_is_asked_is_answered_for_behind_the_living()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_answered_for_by_one_that_had_not_heard_of_it_yet() {
+    let deployment = Deployment::start();
+    let _alone = deployment.node().await;
+    let mut peer = Peer::start(&deployment);
+    // The first looks around once a second.
+    let dying = deployment.node().await;
+    drop(dying);
+    let request = deployment.channels().request("/");
+    deployment.until_subscribed(&request, 1).await;
+    peer.ask("one", &Kind::Sockets);
+    check(&peer.answers(2), "one", 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_leaves_before_it_is_asked_is_answered_for_once() {
     for dialect in DIALECTS {
         let mut deployment = Deployment::of(dialect);
