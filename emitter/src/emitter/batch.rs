@@ -1,6 +1,6 @@
 //! Many emits at once: encoded one after the other, published in as few writes as possible.
 //!
-//! The first messages are encoded as they are added, most others while the batch is sent. Nothing is
+//! Messages are encoded as they are added, or some of them while the batch is sent. Nothing is
 //! published before that. What it may hold is limited in bytes, and so is what is on its way to Redis
 //! while it is sent.
 
@@ -68,7 +68,6 @@ impl Batch {
     }
 
     /// How many bytes the batch may hold, which is roughly what Redis will be sent. Default 64 MiB.
-    /// While it is being sent, it may take twice that in memory.
     pub fn limit(mut self, bytes: usize) -> Self {
         self.messages.limit = bytes;
         self

@@ -1,9 +1,11 @@
 //! What a batch holds: commands, and behind them broadcasts that are not encoded yet.
 //!
-//! Redis works longer on a message than it takes to encode one. So of a large batch only the
+//! Redis works longer on a message than it takes to encode one. So of a batch of hundreds only the
 //! beginning is encoded when it is filled, and the rest while it is being sent, when Redis has
 //! something to do already. What could fail is encoded at once, behind all that came before it, and
 //! its error is the answer to whoever adds it.
+
+use std::ops::Range;
 
 use super::{
     super::{
@@ -14,8 +16,10 @@ use super::{
 };
 use crate::{args::Args, link::Commands, message::Message, target::Target};
 
-/// So much is encoded at once, in bytes: Redis has nothing to do before all of it is written.
-const FIRST_BYTES: usize = 16 << 10;
+/// What is kept lies between these, in bytes from the beginning of the batch. Redis has nothing to do
+/// before the first piece is written, so that is encoded at once. A batch of thousands is sent for
+/// so long that the wait before does not count, and to keep all of it costs more than it saves.
+const KEPT_BYTES: Range<usize> = 16 << 10..256 << 10;
 
 /// Messages in their order.
 #[derive(Default)]
@@ -35,8 +39,8 @@ impl Unsent {
         broadcast: (&Target, &str, &Args),
         limit: usize,
     ) -> Result<(), EmitError> {
-        let is_beginning = self.commands.bytes() < FIRST_BYTES && self.kept.len() == 0;
-        if is_beginning || !Kept::takes(broadcast.2) {
+        let is_kept = KEPT_BYTES.contains(&self.bytes) && Kept::takes(broadcast.2);
+        if !is_kept {
             return self.push_encoded(core, limit, |commands| {
                 core.append_broadcast(commands, namespace, broadcast)
             });
