@@ -5,6 +5,8 @@
 //! moment, the number of subscribers of its own response channel says. Servers of other make count
 //! through the channels that they subscribe, as they count each other.
 
+use std::collections::HashMap;
+
 use crate::id::NodeId;
 
 /// How long a lease lasts. It is renewed every [`RENEWAL_SECONDS`].
@@ -43,14 +45,10 @@ impl Leases {
     }
 
     /// Makes out who is a member of a namespace.
-    ///
-    /// `subscribers` is the number of connections that hold all channels which a member holds; for
-    /// each node of [`nodes`](Self::nodes), in that order, `own` says how many hold the node's own
-    /// response channel of the namespace.
-    pub fn roster(&self, subscribers: usize, own: &[usize]) -> Roster {
+    pub fn roster(&self, count: &Count) -> Roster {
         let mut roster = Roster::default();
         let mut present = 0;
-        for ((node, is_alive), &subscribed) in self.nodes.iter().zip(own) {
+        for ((node, is_alive), &subscribed) in self.nodes.iter().zip(&count.own) {
             // Nobody there: the node has gone, or does not have the namespace.
             if subscribed == 0 {
                 continue;
@@ -62,9 +60,39 @@ impl Leases {
                 roster.stalled.push(node.clone());
             }
         }
-        roster.foreign = subscribers.saturating_sub(present);
+        roster.foreign = count.subscribers.saturating_sub(present);
         roster
     }
+
+    /// Who was there when this was counted.
+    pub fn attendance(&self, count: &Count) -> Attendance {
+        let present = |subscribed: &usize| *subscribed > 0;
+        let nodes = self.nodes().cloned().zip(count.own.iter().map(present));
+        let nodes: HashMap<NodeId, bool> = nodes.collect();
+        let named = nodes.values().filter(|present| **present).count();
+        Attendance {
+            nodes,
+            unnamed: count.subscribers.saturating_sub(named),
+        }
+    }
+}
+
+/// Subscribers of the channels of one namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Count {
+    /// The number of connections that hold all channels which a member holds.
+    pub subscribers: usize,
+    /// How many hold the response channel of each node of [`Leases::nodes`], in that order.
+    pub own: Vec<usize>,
+}
+
+/// The members of a namespace just before a question was published: nobody else has heard it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attendance {
+    /// The nodes that had leases, and whether they were there.
+    nodes: HashMap<NodeId, bool>,
+    /// The number of all others that were.
+    unnamed: usize,
 }
 
 /// The members of a namespace at one moment.
@@ -85,6 +113,19 @@ impl Roster {
         self.stalled.retain(|node| node != asker);
         self
     }
+
+    /// Without those who have come since: nobody waits for an answer to what they have not heard.
+    pub fn of(mut self, before: &Attendance) -> Self {
+        let was_away = |node: &NodeId| before.nodes.get(node) == Some(&false);
+        // Of nodes without a lease it is known how many there were, but for servers of other make.
+        let have_new_come = self.foreign >= before.unnamed;
+        let has_come =
+            |node: &NodeId| was_away(node) || have_new_come && !before.nodes.contains_key(node);
+        self.alive.retain(|node| !has_come(node));
+        self.stalled.retain(|node| !has_come(node));
+        self.foreign = self.foreign.min(before.unnamed);
+        self
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +141,7 @@ mod tests {
         let held = [("a", 2000), ("b", 2000), ("stalled", 900), ("dead", 2000)];
         let leases = Leases::new(held.map(|(name, end)| (id(name), end)), 1000);
         assert_eq!((leases.nodes().len(), leases.alive()), (4, 3));
-        let roster = leases.roster(5, &[1, 1, 1, 0]).without(&id("a"));
+        let roster = leases.roster(&count(5, &[1, 1, 1, 0])).without(&id("a"));
         assert_eq!(roster.alive, [id("b")]);
         assert_eq!(roster.stalled, [id("stalled")]);
         assert_eq!(roster.foreign, 2);
@@ -109,7 +150,43 @@ mod tests {
     #[test]
     fn fewer_subscribers_than_nodes_are_no_foreigners() {
         let leases = Leases::new([(id("a"), 2000)], 1000);
-        assert_eq!(leases.roster(0, &[1]).foreign, 0);
-        assert_eq!(Leases::default().roster(3, &[]).foreign, 3);
+        assert_eq!(leases.roster(&count(0, &[1])).foreign, 0);
+        assert_eq!(Leases::default().roster(&count(3, &[])).foreign, 3);
+    }
+
+    #[test]
+    fn who_has_come_since_is_not_waited_for() {
+        let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
+        // `b` did not have the namespace yet; one more member was of other make.
+        let before = of(&["a", "b"]).attendance(&count(2, &[1, 0]));
+        let after = of(&["a", "b", "c"]).roster(&count(5, &[1, 1, 1]));
+        assert_eq!((after.alive.len(), after.foreign), (3, 2));
+        let after = after.of(&before);
+        assert_eq!((&after.alive[..], after.foreign), (&[id("a")][..], 1));
+    }
+
+    #[test]
+    fn who_was_there_without_a_lease_is_waited_for_once_its_lease_is_seen() {
+        let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
+        let before = of(&["a"]).attendance(&count(2, &[1]));
+        let unseen = of(&["a"]).roster(&count(2, &[1])).of(&before);
+        assert_eq!((unseen.alive.len(), unseen.foreign), (1, 1));
+        let seen = of(&["a", "young"]).roster(&count(2, &[1, 1])).of(&before);
+        assert_eq!((seen.alive.len(), seen.foreign), (2, 0));
+    }
+
+    #[test]
+    fn who_has_gone_since_is_not_waited_for() {
+        let leases = Leases::new([(id("a"), 2000)], 1000);
+        let before = leases.attendance(&count(3, &[1]));
+        let after = leases.roster(&count(1, &[0])).of(&before);
+        assert_eq!((after.alive.len(), after.foreign), (0, 1));
+    }
+
+    fn count(subscribers: usize, own: &[usize]) -> Count {
+        Count {
+            subscribers,
+            own: own.into(),
+        }
     }
 }

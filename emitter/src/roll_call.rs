@@ -6,7 +6,7 @@
 use crate::{
     channel::{Channels, Dialect, uid},
     id::NodeId,
-    members::{Leases, MAX_NODES, Roster},
+    members::{Count, Leases, MAX_NODES, Roster},
     value::Value,
 };
 
@@ -59,12 +59,12 @@ pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec
     args
 }
 
-/// Makes out the members from the replies to [`subscribers`], one of each primary.
-pub fn roster<'a>(
+/// Adds up the replies to [`subscribers`], one of each primary.
+pub fn count<'a>(
     channels: &Channels,
     leases: &Leases,
     replies: impl IntoIterator<Item = &'a Value>,
-) -> Option<Roster> {
+) -> Option<Count> {
     let common = match channels.dialect() {
         Dialect::Classic => 2,
         Dialect::Sharded(_) => 1,
@@ -80,10 +80,19 @@ pub fn roster<'a>(
             *count = count.saturating_add(subscribers);
         }
     }
+    let own = counts.split_off(common);
     // Whoever holds one of them alone is somebody's tool and no member.
-    let (common, own) = counts.split_at(common);
-    let subscribers = common.iter().copied().min()?;
-    Some(leases.roster(subscribers, own))
+    let subscribers = counts.into_iter().min()?;
+    Some(Count { subscribers, own })
+}
+
+/// Makes out the members from the replies to [`subscribers`], one of each primary.
+pub fn roster<'a>(
+    channels: &Channels,
+    leases: &Leases,
+    replies: impl IntoIterator<Item = &'a Value>,
+) -> Option<Roster> {
+    Some(leases.roster(&count(channels, leases, replies)?))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Asking the other nodes, and finding out who has to answer.
 
 use std::{
-    future::ready,
+    future::{Future, ready},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::join;
 use roomcast_emitter::{
     asking::Waiting,
-    members::Roster,
+    members::{Attendance, Roster},
     publisher::{PublishError, Route},
     question::{Answer, Answered, Question},
     roll_call,
@@ -45,6 +45,8 @@ impl Shared {
             outcome: Outcome::Failed,
         };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
+        // Counted on the same link just before: who comes later has not heard the question.
+        let attendance = self.attendance(&attached.namespace);
         // Answers may come before the publish is known to have succeeded.
         let (waiting, sent) = match self.say(&attached, &question) {
             Ok(asked) => asked,
@@ -54,7 +56,9 @@ impl Shared {
             let shared = &tally.shared;
             let sent = time::timeout_at(deadline, sent).await;
             sent.map_err(|_| BusError::Unconfirmed("Redis has not answered in time".into()))??;
-            let look = || shared.roster_of_others(&attached.namespace);
+            let before = time::timeout_at(deadline, attendance).await;
+            let before = before.ok().and_then(Result::ok).flatten();
+            let look = || shared.roster_of_others(&attached.namespace, before.as_ref());
             let rest = deadline.saturating_duration_since(Instant::now());
             let outcome = waiting.gather(rest, look).await.map_err(bus_error)?;
             let answered = outcome.answered;
@@ -93,12 +97,20 @@ impl Shared {
 
     /// Looks after the question was published: who retires gives up its lease first and its channel
     /// then, and so has either heard the question or is seen to have gone.
-    async fn roster_of_others(&self, namespace: &str) -> Result<Roster, PublishError> {
+    async fn roster_of_others(
+        &self,
+        namespace: &str,
+        before: Option<&Attendance>,
+    ) -> Result<Roster, PublishError> {
+        let of_then = |roster: Roster| match before {
+            Some(before) => roster.of(before).without(&self.node),
+            None => roster.without(&self.node),
+        };
         self.look_at_leases().await?;
         for _ in 0..MAX_LOOKS {
             let before = Arc::clone(&self.leases.lock());
             let (roster, looked) = join(self.roster(namespace), self.look_at_leases()).await;
-            let roster = roster?.without(&self.node);
+            let roster = of_then(roster?);
             looked?;
             // Who left in between may stand in a number and not in the other.
             let after = Arc::clone(&self.leases.lock());
@@ -109,7 +121,23 @@ impl Shared {
                 return Ok(roster);
             }
         }
-        Ok(self.roster(namespace).await?.without(&self.node))
+        Ok(of_then(self.roster(namespace).await?))
+    }
+
+    /// Counts who is there. The command is on its way when this returns.
+    fn attendance(
+        &self,
+        namespace: &str,
+    ) -> impl Future<Output = Result<Option<Attendance>, PublishError>> + use<> {
+        let leases = Arc::clone(&self.leases.lock());
+        let channels = self.wire.channels().clone();
+        let command = roll_call::subscribers(&channels, namespace, &leases);
+        let counting = self.publisher.command(&command, Route::AllPrimaries);
+        async move {
+            let replies = counting.await?;
+            let count = roll_call::count(&channels, &leases, &replies);
+            Ok(count.map(|count| leases.attendance(&count)))
+        }
     }
 
     /// Who is a member of a namespace at this moment.

@@ -107,6 +107,41 @@ async fn a_node_that_dies_while_it_is_asked_is_named() {
     assert_eq!(answered.silent, [name]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_after_the_question_is_not_waited_for() {
+    for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Dynamic)] {
+        let deployment = Deployment::of(dialect);
+        let (a, dying) = (deployment.node().await, deployment.node().await);
+        // From now on each knows the other's lease.
+        assert_eq!(sockets(&a, LONG).await.answers.len(), 1);
+        dying.be_mute();
+        let question = Question::Sockets(Target::default());
+        let asked = tokio::spawn(a.bus.ask(&a.id, "/", question, LONG));
+        eventually("the question has come", || has_been_asked(&dying)).await;
+        let late = deployment.node().await;
+        let request = deployment.channels().request("/");
+        deployment.until_subscribed(&request, 3).await;
+        let looks = deployment.calls(count_of(dialect));
+        eventually("the asker has looked", || {
+            deployment.calls(count_of(dialect)) > looks + 10
+        })
+        .await;
+        let name = dying.id.clone();
+        drop(dying);
+        let answered = within(asked).await.unwrap().unwrap();
+        assert_eq!(answered.silent, [name]);
+        drop(late);
+    }
+}
+
+/// The command that counts subscribers.
+fn count_of(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Classic => "pubsub|numsub",
+        Dialect::Sharded(_) => "pubsub|shardnumsub",
+    }
+}
+
 /// Whether a question has come to the node.
 fn has_been_asked(node: &Node) -> bool {
     let collectors = node.bus.collectors().into_iter();
