@@ -5,6 +5,7 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const { readdirSync, readFileSync } = require("node:fs");
 const { describe, test } = require("node:test");
 
 const { Ledger, table } = require("./cluster/ledger");
@@ -81,6 +82,8 @@ describe("faults", { concurrency: true, skip: isReference && "Node's servers los
     await books.fault(async () => {
       books.silence(stopped);
       stopped.signal("SIGSTOP");
+      // A thread that runs stops only when it next enters the kernel, and may still answer.
+      await until("every thread to stand still", async () => standsStill(stopped.pid));
       for (const end = Date.now() + 20_000; Date.now() < end; await pass(1000)) {
         const { sockets, complete } = await asker.tell("fetch");
         assert.deepEqual([sockets.length, complete], [2, false]);
@@ -95,6 +98,15 @@ describe("faults", { concurrency: true, skip: isReference && "Node's servers los
     });
   });
 });
+
+/** Whether all threads of a process are stopped. */
+function standsStill(pid) {
+  const states = readdirSync(`/proc/${pid}/task`).map((thread) => {
+    const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, "utf8");
+    return stat[stat.lastIndexOf(")") + 2];
+  });
+  return states.every((state) => state === "T");
+}
 
 /** Three servers, one fault, and the books of it. */
 function fault(name, { behindProxy, sentinels, ...config }, act) {
