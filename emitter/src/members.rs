@@ -64,12 +64,15 @@ impl Leases {
         roster
     }
 
-    /// Who was there when this was counted.
-    pub fn attendance(&self, count: &Count) -> Attendance {
+    /// Who was there when this was counted, with the leases as they are some time after it.
+    pub fn attendance(&self, count: &Count, after: &Self) -> Attendance {
         let present = |subscribed: &usize| *subscribed > 0;
         let nodes = self.nodes().cloned().zip(count.own.iter().map(present));
         let nodes: HashMap<NodeId, bool> = nodes.collect();
-        let named = nodes.values().filter(|present| **present).count();
+        // A node that leaves gives up its lease, then the channels on which all are counted, and its
+        // own a while later: without a lease it may stand in the one number and not in the other.
+        let is_counted = |node: &&NodeId| nodes.get(*node) == Some(&true);
+        let named = after.nodes().filter(is_counted).count();
         Attendance {
             nodes,
             unnamed: count.subscribers.saturating_sub(named),
@@ -91,7 +94,7 @@ pub struct Count {
 pub struct Attendance {
     /// The nodes that had leases, and whether they were there.
     nodes: HashMap<NodeId, bool>,
-    /// The number of all others that were.
+    /// The number of all others that were, at most.
     unnamed: usize,
 }
 
@@ -158,7 +161,8 @@ mod tests {
     fn who_has_come_since_is_not_waited_for() {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
         // `b` did not have the namespace yet; one more member was of other make.
-        let before = of(&["a", "b"]).attendance(&count(2, &[1, 0]));
+        let leases = of(&["a", "b"]);
+        let before = leases.attendance(&count(2, &[1, 0]), &leases);
         let after = of(&["a", "b", "c"]).roster(&count(5, &[1, 1, 1]));
         assert_eq!((after.alive.len(), after.foreign), (3, 2));
         let after = after.of(&before);
@@ -168,7 +172,7 @@ mod tests {
     #[test]
     fn who_was_there_without_a_lease_is_waited_for_once_its_lease_is_seen() {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
-        let before = of(&["a"]).attendance(&count(2, &[1]));
+        let before = of(&["a"]).attendance(&count(2, &[1]), &of(&["a"]));
         let unseen = of(&["a"]).roster(&count(2, &[1])).of(&before);
         assert_eq!((unseen.alive.len(), unseen.foreign), (1, 1));
         let seen = of(&["a", "young"]).roster(&count(2, &[1, 1])).of(&before);
@@ -178,9 +182,19 @@ mod tests {
     #[test]
     fn who_has_gone_since_is_not_waited_for() {
         let leases = Leases::new([(id("a"), 2000)], 1000);
-        let before = leases.attendance(&count(3, &[1]));
+        let before = leases.attendance(&count(3, &[1]), &leases);
         let after = leases.roster(&count(1, &[0])).of(&before);
         assert_eq!((after.alive.len(), after.foreign), (0, 1));
+    }
+
+    #[test]
+    fn who_has_given_up_its_lease_hides_nobody() {
+        let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
+        // `b` has left the channels on which all are counted, and has its own still.
+        let leases = of(&["a", "b"]);
+        let before = leases.attendance(&count(2, &[1, 1]), &of(&["a"]));
+        let after = of(&["a"]).roster(&count(2, &[1])).of(&before);
+        assert_eq!((after.alive.len(), after.foreign), (1, 1));
     }
 
     fn count(subscribers: usize, own: &[usize]) -> Count {

@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::join;
 use roomcast_emitter::{
     asking::Waiting,
-    members::{Attendance, Roster},
+    members::{Count, Leases, Roster},
     publisher::{PublishError, Route},
     question::{Answer, Answered, Question},
     roll_call,
@@ -58,7 +58,8 @@ impl Shared {
             sent.map_err(|_| BusError::Unconfirmed("Redis has not answered in time".into()))??;
             let before = time::timeout_at(deadline, attendance).await;
             let before = before.ok().and_then(Result::ok).flatten();
-            let look = || shared.roster_of_others(&attached.namespace, before.as_ref());
+            let before = before.as_ref();
+            let look = || shared.roster_of_others(&attached.namespace, before);
             let rest = deadline.saturating_duration_since(Instant::now());
             let outcome = waiting.gather(rest, look).await.map_err(bus_error)?;
             let answered = outcome.answered;
@@ -100,13 +101,15 @@ impl Shared {
     async fn roster_of_others(
         &self,
         namespace: &str,
-        before: Option<&Attendance>,
+        before: Option<&(Arc<Leases>, Count)>,
     ) -> Result<Roster, PublishError> {
-        let of_then = |roster: Roster| match before {
+        self.look_at_leases().await?;
+        let after = Arc::clone(&self.leases.lock());
+        let before = before.map(|(leases, count)| leases.attendance(count, &after));
+        let of_then = |roster: Roster| match &before {
             Some(before) => roster.of(before).without(&self.node),
             None => roster.without(&self.node),
         };
-        self.look_at_leases().await?;
         for _ in 0..MAX_LOOKS {
             let before = Arc::clone(&self.leases.lock());
             let (roster, looked) = join(self.roster(namespace), self.look_at_leases()).await;
@@ -124,11 +127,11 @@ impl Shared {
         Ok(of_then(self.roster(namespace).await?))
     }
 
-    /// Counts who is there. The command is on its way when this returns.
+    /// Counts who is there, by the leases that are known. The command is on its way when this returns.
     fn attendance(
         &self,
         namespace: &str,
-    ) -> impl Future<Output = Result<Option<Attendance>, PublishError>> + use<> {
+    ) -> impl Future<Output = Result<Option<(Arc<Leases>, Count)>, PublishError>> + use<> {
         let leases = Arc::clone(&self.leases.lock());
         let channels = self.wire.channels().clone();
         let command = roll_call::subscribers(&channels, namespace, &leases);
@@ -136,7 +139,7 @@ impl Shared {
         async move {
             let replies = counting.await?;
             let count = roll_call::count(&channels, &leases, &replies);
-            Ok(count.map(|count| leases.attendance(&count)))
+            Ok(count.map(|count| (leases, count)))
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
 
 use roomcast_adapter::{Answer, Answered, NodeId, Question};
 use roomcast_emitter::{
+    asking::FOREIGN,
     channel::{Dialect, Mode, uid},
     target::Target,
 };
@@ -20,6 +21,9 @@ use crate::{
 
 /// Longer than a test may take: who waits to the end, fails.
 const LONG: Duration = Duration::from_secs(3600);
+
+/// Long enough for those who answer, where somebody does not.
+const SHORT: Duration = Duration::from_millis(500);
 
 async fn sockets(node: &Node, timeout: Duration) -> Answered {
     let question = Question::Sockets(Target::default());
@@ -132,6 +136,21 @@ async fn a_node_that_comes_after_the_question_is_not_waited_for() {
         assert_eq!(answered.silent, [name]);
         drop(late);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_leaves_hides_no_other_member() {
+    let deployment = Deployment::start();
+    let (a, leaving) = (deployment.node().await, deployment.node().await);
+    let _silent = subscribe_as_member(&deployment, "abcdef");
+    // From now on the asker knows the other's lease.
+    assert_eq!(sockets(&a, SHORT).await.answers.len(), 1);
+    let retired = tokio::spawn(leaving.bus.retire(&leaving.id));
+    let request = deployment.channels().request("/");
+    deployment.until_subscribed(&request, 2).await;
+    let answered = sockets(&a, SHORT).await;
+    assert_eq!(answered.silent, [NodeId::new(FOREIGN)]);
+    within(retired).await.unwrap();
 }
 
 /// The command that counts subscribers.
