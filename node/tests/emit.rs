@@ -104,8 +104,8 @@ fn an_event_reaches_the_clients_of_all_nodes_that_have_the_room() {
     assert_eq!(said.out, "1 message emitted, taken by 2 nodes\n");
     let said = emit(&url, &["news", "--confirm", "--except", ada.id()]);
     assert_eq!(
-        said.out,
-        "1 message emitted, reached 2 sockets on 2 nodes\n"
+        said.out, "1 message emitted, reached 2 sockets on 2 nodes\n",
+        "{said:?}"
     );
     assert_eq!(ada.event("news"), json!([{ "a": 1 }, "x"]));
     assert_eq!(ben.event("news"), json!([{ "a": 1 }, "x"]));
@@ -208,8 +208,16 @@ fn each_way_to_fail_has_its_own_status() {
     drop(nobody);
     let (url, protected) = (redis.url(), protected.url());
     let wrong = protected.replace("redis://", "redis://:wrong@");
-    let table: [(&str, &[&str], i32, &str); 17] = [
+    let table: [(&str, &[&str], i32, &str); 19] = [
         (&url, &["news"], 9, "nobody was there"),
+        // As the ids of sockets may begin.
+        (
+            &url,
+            &["--room", "-x", "--except", "--y", "news"],
+            9,
+            "nobody was there",
+        ),
+        (&url, &["news", "--room", "--confirm"], 2, "name the room"),
         (&url, &["disconnect"], 3, "reserved"),
         (&url, &["news", "hello"], 4, "`hello`: invalid JSON"),
         (&url, &["news", "[1"], 4, "invalid JSON"),

@@ -9,7 +9,7 @@ mod progress;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Args;
+use clap::{Arg, Args, Command};
 use roomcast::emitter::{
     EmitError, Emitter, Retry,
     blocking::{self, BroadcastOperator},
@@ -77,11 +77,11 @@ pub(crate) struct EmitOptions {
     namespace: String,
 
     /// Only clients in this room; repeat the flag for several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true, value_parser = room)]
     room: Vec<String>,
 
     /// No clients in this room; repeat the flag for several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true, value_parser = room)]
     except: Vec<String>,
 
     /// Let clients miss it that cannot receive right now
@@ -111,6 +111,17 @@ pub(crate) struct EmitOptions {
 
     #[command(flatten)]
     redis: RedisOptions,
+}
+
+/// The name of a room, which begins with a hyphen if it is the id of one socket in 64. An option is
+/// none: there, the name was forgotten.
+fn room(name: &str) -> Result<String, String> {
+    let options = EmitOptions::augment_args(Command::new("emit"));
+    let mut longs = options.get_arguments().filter_map(Arg::get_long);
+    if longs.any(|long| name.strip_prefix("--") == Some(long)) {
+        return Err("this is an option: name the room before it".to_owned());
+    }
+    Ok(name.to_owned())
 }
 
 /// Does it; the exit status tells what came of it.
