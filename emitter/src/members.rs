@@ -5,7 +5,7 @@
 //! moment, the number of subscribers of its own response channel says. Servers of other make count
 //! through the channels that they subscribe, as they count each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::id::NodeId;
 
@@ -42,6 +42,12 @@ impl Leases {
     /// The number of nodes whose lease holds.
     pub fn alive(&self) -> usize {
         self.nodes.iter().filter(|(_, is_alive)| *is_alive).count()
+    }
+
+    /// Whether these are the leases of the same nodes.
+    pub fn has_nodes_of(&self, other: &Self) -> bool {
+        let names: HashSet<_> = self.nodes().collect();
+        names.len() == other.nodes().len() && other.nodes().all(|node| names.contains(node))
     }
 
     /// Makes out who is a member of a namespace.
@@ -148,6 +154,19 @@ mod tests {
         assert_eq!(roster.alive, [id("b")]);
         assert_eq!(roster.stalled, [id("stalled")]);
         assert_eq!(roster.foreign, 2);
+    }
+
+    #[test]
+    fn leases_are_of_the_same_nodes_whenever_they_end() {
+        let of = |held: &[(&str, u64)]| {
+            Leases::new(held.iter().map(|(name, end)| (id(name), *end)), 1000)
+        };
+        let leases = of(&[("a", 2000), ("b", 1500)]);
+        assert!(leases.has_nodes_of(&of(&[("b", 2500), ("a", 900)])));
+        for others in [&[("a", 2000)][..], &[("a", 2000), ("c", 1500)]] {
+            assert!(!leases.has_nodes_of(&of(others)), "{others:?}");
+            assert!(!of(others).has_nodes_of(&leases), "{others:?}");
+        }
     }
 
     #[test]

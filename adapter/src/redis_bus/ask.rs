@@ -46,7 +46,7 @@ impl Shared {
         };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         // Counted on the same link just before: who comes later has not heard the question.
-        let attendance = self.attendance(&attached.namespace);
+        let counting = self.count(&attached.namespace);
         // Answers may come before the publish is known to have succeeded.
         let (waiting, sent) = match self.say(&attached, &question) {
             Ok(asked) => asked,
@@ -56,7 +56,7 @@ impl Shared {
             let shared = &tally.shared;
             let sent = time::timeout_at(deadline, sent).await;
             sent.map_err(|_| BusError::Unconfirmed("Redis has not answered in time".into()))??;
-            let before = time::timeout_at(deadline, attendance).await;
+            let before = time::timeout_at(deadline, counting).await;
             let before = before.ok().and_then(Result::ok).flatten();
             let before = before.as_ref();
             let look = || shared.roster_of_others(&attached.namespace, before);
@@ -127,8 +127,9 @@ impl Shared {
         Ok(of_then(self.roster(namespace).await?))
     }
 
-    /// Counts who is there, by the leases that are known. The command is on its way when this returns.
-    fn attendance(
+    /// Counts who is there, by the leases that are known. The command is on its way when this returns,
+    /// but for clusters of Redis. Nothing if the answer cannot be read.
+    pub(super) fn count(
         &self,
         namespace: &str,
     ) -> impl Future<Output = Result<Option<(Arc<Leases>, Count)>, PublishError>> + use<> {
@@ -145,15 +146,9 @@ impl Shared {
 
     /// Who is a member of a namespace at this moment.
     pub(super) async fn roster(&self, namespace: &str) -> Result<Roster, PublishError> {
-        let leases = Arc::clone(&self.leases.lock());
-        let channels = self.wire.channels();
-        let command = roll_call::subscribers(channels, namespace, &leases);
-        let replies = self
-            .publisher
-            .command(&command, Route::AllPrimaries)
-            .await?;
+        let counted = self.count(namespace).await?;
         // What cannot be read counts nobody: then the answers that come are the result.
-        Ok(roll_call::roster(channels, &leases, &replies).unwrap_or_default())
+        Ok(counted.map_or_else(Roster::default, |(leases, count)| leases.roster(&count)))
     }
 }
 

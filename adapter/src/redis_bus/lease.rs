@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{OptionFuture, join};
+use futures_util::future::{OptionFuture, join, join3, try_join};
 use roomcast_emitter::{
     members::{LEASE_SECONDS, RENEWAL_SECONDS},
     publisher::{PublishError, Route},
@@ -73,26 +73,47 @@ pub(super) async fn keep(shared: Weak<Shared>) {
 }
 
 impl Shared {
-    /// Renews the lease, and looks at those of the others and at Redis's clock.
+    /// Renews the lease, and looks at those of the others, at Redis's clock and at who is a member. All of
+    /// it is said at once: Redis wakes up once for it.
     pub(super) async fn renew(&self) -> Result<(), PublishError> {
-        let key = self.wire.channels().leases();
+        let mut namespaces = self.namespaces.all();
+        namespaces.sort_unstable_by(|a, b| a.namespace.cmp(&b.namespace));
+        let first = namespaces.first().map(|first| &*first.namespace);
+        let counting = OptionFuture::from(first.map(|first| self.count(first)));
+        let said = join3(self.hold(), counting, self.look_at_leases()).await;
+        let (held, counted, looked) = said;
+        held?;
+        looked?;
+        let (Some(first), Some(counted)) = (first, counted) else {
+            return Ok(());
+        };
+        // For the metric: servers of other make in one namespace.
+        let roster = match counted? {
+            Some((known, count)) if known.has_nodes_of(&self.leases.lock()) => known.roster(&count),
+            // Nodes have come or gone in between, and are counted among the others.
+            _ => self.roster(first).await?,
+        };
+        let foreign = i64::try_from(roster.foreign).unwrap_or(i64::MAX);
+        self.metrics.foreign.set(foreign);
+        Ok(())
+    }
+
+    /// Puts the end of the lease off, and forgets those that are long over.
+    async fn hold(&self) -> Result<(), PublishError> {
         let clock = *self.clock.lock();
-        if let Some(clock) = clock.filter(|_| !self.has_retired()) {
-            let now = clock.now(Instant::now());
-            let end = (now + LEASE_SECONDS * 1000).to_string();
-            let renewed = self
-                .publisher
-                .command(&["ZADD", &key, &end, self.node.as_str()], Route::Key(&key));
-            let forgotten = now.saturating_sub(millis(FORGOTTEN_AFTER)).to_string();
-            let cleaned = self.publisher.command(
-                &["ZREMRANGEBYSCORE", &key, "-inf", &forgotten],
-                Route::Key(&key),
-            );
-            renewed.await?;
-            cleaned.await?;
-        }
-        self.look_at_leases().await?;
-        self.count_members().await
+        let Some(clock) = clock.filter(|_| !self.has_retired()) else {
+            return Ok(());
+        };
+        let key = self.wire.channels().leases();
+        let now = clock.now(Instant::now());
+        let end = (now + LEASE_SECONDS * 1000).to_string();
+        let forgotten = now.saturating_sub(millis(FORGOTTEN_AFTER)).to_string();
+        let renew = ["ZADD", &key, &end, self.node.as_str()];
+        let clean = ["ZREMRANGEBYSCORE", &key, "-inf", &forgotten];
+        let route = Route::Key(&key);
+        let renewed = self.publisher.command(&renew, route);
+        let cleaned = self.publisher.command(&clean, route);
+        try_join(renewed, cleaned).await.map(drop)
     }
 
     /// Looks at the leases of all nodes, and at Redis's clock.
@@ -115,19 +136,6 @@ impl Shared {
         self.metrics.nodes.set(alive);
         *self.leases.lock() = Arc::new(leases);
         Ok(roll_call::read_time(time).map(|now| Look { now, held }))
-    }
-
-    /// Counts the servers of other make in one namespace, for the metric.
-    async fn count_members(&self) -> Result<(), PublishError> {
-        let mut namespaces = self.namespaces.all();
-        namespaces.sort_unstable_by(|a, b| a.namespace.cmp(&b.namespace));
-        if let Some(first) = namespaces.first() {
-            let roster = self.roster(&first.namespace).await?;
-            self.metrics
-                .foreign
-                .set(i64::try_from(roster.foreign).unwrap_or(i64::MAX));
-        }
-        Ok(())
     }
 
     /// Gives the lease back. A trace of it stays, since somebody may just have counted the node.
