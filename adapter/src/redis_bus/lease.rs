@@ -68,6 +68,8 @@ pub(super) async fn keep(shared: Weak<Shared>) {
         // The link reports its own troubles; the lease is renewed when it is back.
         if let Err(error) = shared.renew().await {
             tracing::debug!(%error, "the lease was not renewed");
+            shared.metrics.nodes.set(0);
+            shared.metrics.foreign.set(0);
         }
     }
 }

@@ -98,7 +98,7 @@ impl Metrics {
         );
         let nodes = all.gauges(
             "roomcast_bus_nodes",
-            "Members of the cluster that this node sees, itself included.",
+            "Members of the cluster that this node sees, itself included; none while it cannot ask Redis.",
             "kind",
         );
         Self {

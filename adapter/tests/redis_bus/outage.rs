@@ -29,6 +29,11 @@ async fn until_unavailable(node: &Node) {
     }
 }
 
+/// The number of our nodes that this one sees, by its metric.
+fn seen(node: &Node) -> f64 {
+    metric(node, "roomcast_bus_nodes", r#"kind="roomcast""#)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
     let mut deployment = Deployment::start();
@@ -58,6 +63,7 @@ async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
         matches!(b.bus.health(), Health::Interrupted(_))
     })
     .await;
+    eventually("no node is seen", || seen(&a) == 0.0).await;
     let queued = metric(&a, "roomcast_bus_queued_bytes", "");
     assert!(queued == 0.0, "{queued}");
 
@@ -85,6 +91,7 @@ async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
         deployment.server.command(&["ZCARD", &leases]) == ":2\r\n"
     })
     .await;
+    eventually("each sees both", || [&a, &b].map(seen) == [2.0; 2]).await;
     let question = Question::Sockets(Target::default());
     let answered = a.ask(question, Duration::from_secs(3600)).await;
     assert_eq!((answered.answers.len(), answered.silent.len()), (1, 0));
