@@ -20,6 +20,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use parking_lot::Mutex;
 use tokio::time::sleep;
 
 pub(crate) use self::narrowing::narrowing;
@@ -244,6 +245,7 @@ impl Builder {
             node,
             questions: AtomicU64::new(0),
             asking,
+            leases: Mutex::default(),
             answers,
         };
         Emitter {

@@ -7,12 +7,13 @@
 //! [`msgpack`] transcodes them, [`event`] knows the names that an event may not have, [`target`] says
 //! who shall receive, [`message`] what nodes tell each other, [`question`] what they ask each other,
 //! [`wire`] how all of that is written on which [`channel`]. [`endpoint`], [`link`] and [`publisher`]
-//! lead to Redis; [`members`], [`roll_call`] and [`asking`] find out who answers. Nothing here knows
-//! sockets of clients or HTTP.
+//! lead to Redis; [`members`], [`roll_call`], [`attendance`] and [`asking`] find out who answers.
+//! Nothing here knows sockets of clients or HTTP.
 
 mod answers;
 pub mod args;
 pub mod asking;
+pub mod attendance;
 pub mod backoff;
 pub mod blocking;
 pub mod channel;

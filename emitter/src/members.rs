@@ -5,7 +5,10 @@
 //! moment, the number of subscribers of its own response channel says. Servers of other make count
 //! through the channels that they subscribe, as they count each other.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::id::NodeId;
 
@@ -44,17 +47,35 @@ impl Leases {
         self.nodes.iter().filter(|(_, is_alive)| *is_alive).count()
     }
 
-    /// Whether these are the leases of the same nodes.
-    pub fn has_nodes_of(&self, other: &Self) -> bool {
+    /// Whether every node of the others is among these.
+    pub fn has_all_nodes_of(&self, others: &Self) -> bool {
         let names: HashSet<_> = self.nodes().collect();
-        names.len() == other.nodes().len() && other.nodes().all(|node| names.contains(node))
+        others.nodes().all(|node| names.contains(node))
     }
 
+    /// Whether these are the leases of the same nodes.
+    pub fn has_nodes_of(&self, others: &Self) -> bool {
+        self.nodes.len() == others.nodes.len() && self.has_all_nodes_of(others)
+    }
+}
+
+/// Subscribers of the channels of one namespace, as they were counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// The leases that were known then.
+    pub leases: Arc<Leases>,
+    /// How many connections held all channels which a member holds.
+    pub subscribers: usize,
+    /// How many held the response channel of each node of [`Leases::nodes`], in that order.
+    pub own: Vec<usize>,
+}
+
+impl Counted {
     /// Makes out who is a member of a namespace.
-    pub fn roster(&self, count: &Count) -> Roster {
+    pub fn roster(&self) -> Roster {
         let mut roster = Roster::default();
         let mut present = 0;
-        for ((node, is_alive), &subscribed) in self.nodes.iter().zip(&count.own) {
+        for ((node, is_alive), &subscribed) in self.leases.nodes.iter().zip(&self.own) {
             // Nobody there: the node has gone, or does not have the namespace.
             if subscribed == 0 {
                 continue;
@@ -66,33 +87,24 @@ impl Leases {
                 roster.stalled.push(node.clone());
             }
         }
-        roster.foreign = count.subscribers.saturating_sub(present);
+        roster.foreign = self.subscribers.saturating_sub(present);
         roster
     }
 
     /// Who was there when this was counted, with the leases as they are some time after it.
-    pub fn attendance(&self, count: &Count, after: &Self) -> Attendance {
+    pub fn attendance(&self, after: &Leases) -> Attendance {
         let present = |subscribed: &usize| *subscribed > 0;
-        let nodes = self.nodes().cloned().zip(count.own.iter().map(present));
-        let nodes: HashMap<NodeId, bool> = nodes.collect();
+        let counted = self.own.iter().map(present);
+        let nodes: HashMap<NodeId, bool> = self.leases.nodes().cloned().zip(counted).collect();
         // A node that leaves gives up its lease, then the channels on which all are counted, and its
         // own a while later: without a lease it may stand in the one number and not in the other.
         let is_counted = |node: &&NodeId| nodes.get(*node) == Some(&true);
         let named = after.nodes().filter(is_counted).count();
         Attendance {
             nodes,
-            unnamed: count.subscribers.saturating_sub(named),
+            unnamed: self.subscribers.saturating_sub(named),
         }
     }
-}
-
-/// Subscribers of the channels of one namespace.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Count {
-    /// The number of connections that hold all channels which a member holds.
-    pub subscribers: usize,
-    /// How many hold the response channel of each node of [`Leases::nodes`], in that order.
-    pub own: Vec<usize>,
 }
 
 /// The members of a namespace just before a question was published: nobody else has heard it.
@@ -150,7 +162,7 @@ mod tests {
         let held = [("a", 2000), ("b", 2000), ("stalled", 900), ("dead", 2000)];
         let leases = Leases::new(held.map(|(name, end)| (id(name), end)), 1000);
         assert_eq!((leases.nodes().len(), leases.alive()), (4, 3));
-        let roster = leases.roster(&count(5, &[1, 1, 1, 0])).without(&id("a"));
+        let roster = leases.counted(5, &[1, 1, 1, 0]).roster().without(&id("a"));
         assert_eq!(roster.alive, [id("b")]);
         assert_eq!(roster.stalled, [id("stalled")]);
         assert_eq!(roster.foreign, 2);
@@ -172,8 +184,8 @@ mod tests {
     #[test]
     fn fewer_subscribers_than_nodes_are_no_foreigners() {
         let leases = Leases::new([(id("a"), 2000)], 1000);
-        assert_eq!(leases.roster(&count(0, &[1])).foreign, 0);
-        assert_eq!(Leases::default().roster(&count(3, &[])).foreign, 3);
+        assert_eq!(leases.counted(0, &[1]).roster().foreign, 0);
+        assert_eq!(Leases::default().counted(3, &[]).roster().foreign, 3);
     }
 
     #[test]
@@ -181,8 +193,8 @@ mod tests {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
         // `b` did not have the namespace yet; one more member was of other make.
         let leases = of(&["a", "b"]);
-        let before = leases.attendance(&count(2, &[1, 0]), &leases);
-        let after = of(&["a", "b", "c"]).roster(&count(5, &[1, 1, 1]));
+        let before = leases.counted(2, &[1, 0]).attendance(&leases);
+        let after = of(&["a", "b", "c"]).counted(5, &[1, 1, 1]).roster();
         assert_eq!((after.alive.len(), after.foreign), (3, 2));
         let after = after.of(&before);
         assert_eq!((&after.alive[..], after.foreign), (&[id("a")][..], 1));
@@ -191,18 +203,18 @@ mod tests {
     #[test]
     fn who_was_there_without_a_lease_is_waited_for_once_its_lease_is_seen() {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
-        let before = of(&["a"]).attendance(&count(2, &[1]), &of(&["a"]));
-        let unseen = of(&["a"]).roster(&count(2, &[1])).of(&before);
+        let before = of(&["a"]).counted(2, &[1]).attendance(&of(&["a"]));
+        let unseen = of(&["a"]).counted(2, &[1]).roster().of(&before);
         assert_eq!((unseen.alive.len(), unseen.foreign), (1, 1));
-        let seen = of(&["a", "young"]).roster(&count(2, &[1, 1])).of(&before);
+        let seen = of(&["a", "young"]).counted(2, &[1, 1]).roster().of(&before);
         assert_eq!((seen.alive.len(), seen.foreign), (2, 0));
     }
 
     #[test]
     fn who_has_gone_since_is_not_waited_for() {
         let leases = Leases::new([(id("a"), 2000)], 1000);
-        let before = leases.attendance(&count(3, &[1]), &leases);
-        let after = leases.roster(&count(1, &[0])).of(&before);
+        let before = leases.counted(3, &[1]).attendance(&leases);
+        let after = leases.counted(1, &[0]).roster().of(&before);
         assert_eq!((after.alive.len(), after.foreign), (0, 1));
     }
 
@@ -211,15 +223,18 @@ mod tests {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
         // `b` has left the channels on which all are counted, and has its own still.
         let leases = of(&["a", "b"]);
-        let before = leases.attendance(&count(2, &[1, 1]), &of(&["a"]));
-        let after = of(&["a"]).roster(&count(2, &[1])).of(&before);
+        let before = leases.counted(2, &[1, 1]).attendance(&of(&["a"]));
+        let after = of(&["a"]).counted(2, &[1]).roster().of(&before);
         assert_eq!((after.alive.len(), after.foreign), (1, 1));
     }
 
-    fn count(subscribers: usize, own: &[usize]) -> Count {
-        Count {
-            subscribers,
-            own: own.into(),
+    impl Leases {
+        fn counted(&self, subscribers: usize, own: &[usize]) -> Counted {
+            Counted {
+                leases: Arc::new(self.clone()),
+                subscribers,
+                own: own.into(),
+            }
         }
     }
 }

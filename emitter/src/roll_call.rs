@@ -3,10 +3,12 @@
 //! Two steps: the leases first, on the server that holds their key; then the numbers of subscribers,
 //! on all primaries, since each server knows only its own. Pure: who asks sends the commands.
 
+use std::sync::Arc;
+
 use crate::{
     channel::{Channels, Dialect, uid},
     id::NodeId,
-    members::{Count, Leases, MAX_NODES, Roster},
+    members::{Counted, Leases, MAX_NODES},
     value::Value,
 };
 
@@ -59,12 +61,13 @@ pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec
     args
 }
 
-/// Adds up the replies to [`subscribers`], one of each primary.
+/// Adds up the replies to [`subscribers`], one of each primary; nothing if they are not what it
+/// replies.
 pub fn count<'a>(
     channels: &Channels,
-    leases: &Leases,
+    leases: &Arc<Leases>,
     replies: impl IntoIterator<Item = &'a Value>,
-) -> Option<Count> {
+) -> Option<Counted> {
     let common = match channels.dialect() {
         Dialect::Classic => 2,
         Dialect::Sharded(_) => 1,
@@ -81,18 +84,12 @@ pub fn count<'a>(
         }
     }
     let own = counts.split_off(common);
-    // Whoever holds one of them alone is somebody's tool and no member.
-    let subscribers = counts.into_iter().min()?;
-    Some(Count { subscribers, own })
-}
-
-/// Makes out the members from the replies to [`subscribers`], one of each primary.
-pub fn roster<'a>(
-    channels: &Channels,
-    leases: &Leases,
-    replies: impl IntoIterator<Item = &'a Value>,
-) -> Option<Roster> {
-    Some(leases.roster(&count(channels, leases, replies)?))
+    Some(Counted {
+        leases: Arc::clone(leases),
+        // Whoever holds one of them alone is somebody's tool and no member.
+        subscribers: counts.into_iter().min()?,
+        own,
+    })
 }
 
 #[cfg(test)]
@@ -132,7 +129,7 @@ mod tests {
     #[test]
     fn counts_of_all_primaries_are_summed_and_the_smaller_channel_counts() {
         let channels = Channels::new("p", Dialect::Classic);
-        let leases = two_leases();
+        let leases = Arc::new(two_leases());
         let command = subscribers(&channels, "/chat", &leases);
         assert_eq!(
             command[..4],
@@ -140,7 +137,7 @@ mod tests {
         );
         assert_eq!(command.len(), 6);
         let replies = [counts(&[3, 2, 1, 0]), counts(&[1, 1, 0, 0])];
-        let roster = roster(&channels, &leases, &replies).unwrap();
+        let roster = count(&channels, &leases, &replies).unwrap().roster();
         assert_eq!(roster.alive, [NodeId::new("one")]);
         assert_eq!((roster.stalled.len(), roster.foreign), (0, 2));
     }
@@ -148,13 +145,15 @@ mod tests {
     #[test]
     fn the_sharded_dialect_has_one_channel_for_all() {
         let channels = Channels::new("p", Dialect::Sharded(Mode::Dynamic));
-        let leases = two_leases();
+        let leases = Arc::new(two_leases());
         let command = subscribers(&channels, "/", &leases);
         assert_eq!(command[..3], ["PUBSUB", "SHARDNUMSUB", "p#/#"]);
         assert!(command[3].starts_with("p#/#") && command[3].len() == "p#/#".len() + 17);
-        let found = roster(&channels, &leases, [&counts(&[2, 1, 1])]).unwrap();
+        let found = count(&channels, &leases, [&counts(&[2, 1, 1])])
+            .unwrap()
+            .roster();
         assert_eq!((found.stalled.len(), found.foreign), (1, 0));
-        assert_eq!(roster(&channels, &leases, [&counts(&[2])]), None);
-        assert_eq!(roster(&channels, &leases, [&Value::Nil]), None);
+        assert_eq!(count(&channels, &leases, [&counts(&[2])]), None);
+        assert_eq!(count(&channels, &leases, [&Value::Nil]), None);
     }
 }

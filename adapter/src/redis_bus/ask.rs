@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join;
 use roomcast_emitter::{
     asking::Waiting,
-    members::{Count, Leases, Roster},
+    attendance::{self, Members},
+    members::{Counted, Leases},
     publisher::{PublishError, Route},
     question::{Answer, Answered, Question},
     roll_call,
@@ -27,9 +27,6 @@ use crate::bus::{BusError, BusFuture};
 /// As long as nobody waits; keeps the reckoning with times within bounds.
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// How often the members are counted anew if nodes leave at that moment.
-const MAX_LOOKS: usize = 3;
-
 impl Shared {
     /// Asks all other nodes. The question is on its way when this returns, so that it keeps its
     /// place among the node's messages.
@@ -46,7 +43,7 @@ impl Shared {
         };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         // Counted on the same link just before: who comes later has not heard the question.
-        let counting = self.count(&attached.namespace);
+        let counting = self.count(&attached.namespace, self.recent_leases());
         // Answers may come before the publish is known to have succeeded.
         let (waiting, sent) = match self.say(&attached, &question) {
             Ok(asked) => asked,
@@ -57,9 +54,15 @@ impl Shared {
             let sent = time::timeout_at(deadline, sent).await;
             sent.map_err(|_| BusError::Unconfirmed("Redis has not answered in time".into()))??;
             let before = time::timeout_at(deadline, counting).await;
-            let before = before.ok().and_then(Result::ok).flatten();
-            let before = before.as_ref();
-            let look = || shared.roster_of_others(&attached.namespace, before);
+            let before = before.ok().and_then(Result::ok);
+            let members = MembersOf {
+                shared,
+                namespace: &attached.namespace,
+            };
+            let look = async || {
+                let roster = attendance::look(&members, before.as_ref()).await?;
+                Ok(roster.without(&shared.node))
+            };
             let rest = deadline.saturating_duration_since(Instant::now());
             let outcome = waiting.gather(rest, look).await.map_err(bus_error)?;
             let answered = outcome.answered;
@@ -96,59 +99,48 @@ impl Shared {
         Ok((waiting, self.send(publication)))
     }
 
-    /// Looks after the question was published: who retires gives up its lease first and its channel
-    /// then, and so has either heard the question or is seen to have gone.
-    async fn roster_of_others(
-        &self,
-        namespace: &str,
-        before: Option<&(Arc<Leases>, Count)>,
-    ) -> Result<Roster, PublishError> {
-        self.look_at_leases().await?;
-        let after = Arc::clone(&self.leases.lock());
-        let before = before.map(|(leases, count)| leases.attendance(count, &after));
-        let of_then = |roster: Roster| match &before {
-            Some(before) => roster.of(before).without(&self.node),
-            None => roster.without(&self.node),
-        };
-        for _ in 0..MAX_LOOKS {
-            let before = Arc::clone(&self.leases.lock());
-            let (roster, looked) = join(self.roster(namespace), self.look_at_leases()).await;
-            let roster = of_then(roster?);
-            looked?;
-            // Who left in between may stand in a number and not in the other.
-            let after = Arc::clone(&self.leases.lock());
-            if before
-                .nodes()
-                .all(|node| after.nodes().any(|known| known == node))
-            {
-                return Ok(roster);
-            }
-        }
-        Ok(of_then(self.roster(namespace).await?))
-    }
-
-    /// Counts who is there, by the leases that are known. The command is on its way when this returns,
-    /// but for clusters of Redis. Nothing if the answer cannot be read.
+    /// Counts who is there, by these leases. The command is on its way when this returns, but for
+    /// clusters of Redis.
     pub(super) fn count(
         &self,
         namespace: &str,
-    ) -> impl Future<Output = Result<Option<(Arc<Leases>, Count)>, PublishError>> + use<> {
-        let leases = Arc::clone(&self.leases.lock());
+        leases: Arc<Leases>,
+    ) -> impl Future<Output = Result<Counted, PublishError>> + Send + use<> {
         let channels = self.wire.channels().clone();
         let command = roll_call::subscribers(&channels, namespace, &leases);
         let counting = self.publisher.command(&command, Route::AllPrimaries);
         async move {
             let replies = counting.await?;
-            let count = roll_call::count(&channels, &leases, &replies);
-            Ok(count.map(|count| (leases, count)))
+            let counted = roll_call::count(&channels, &leases, &replies);
+            counted.ok_or_else(|| PublishError::Unconfirmed("an unexpected reply to PUBSUB".into()))
         }
     }
 
-    /// Who is a member of a namespace at this moment.
-    pub(super) async fn roster(&self, namespace: &str) -> Result<Roster, PublishError> {
-        let counted = self.count(namespace).await?;
-        // What cannot be read counts nobody: then the answers that come are the result.
-        Ok(counted.map_or_else(Roster::default, |(leases, count)| leases.roster(&count)))
+    /// The leases as they were a moment ago.
+    pub(super) fn recent_leases(&self) -> Arc<Leases> {
+        Arc::clone(&self.leases.lock())
+    }
+}
+
+/// The members of one namespace.
+struct MembersOf<'a> {
+    shared: &'a Shared,
+    namespace: &'a str,
+}
+
+impl Members for MembersOf<'_> {
+    type Error = PublishError;
+
+    async fn leases(&self) -> Result<Arc<Leases>, PublishError> {
+        self.shared.look_at_leases().await?;
+        Ok(self.shared.recent_leases())
+    }
+
+    fn count(
+        &self,
+        leases: Arc<Leases>,
+    ) -> impl Future<Output = Result<Counted, PublishError>> + Send {
+        self.shared.count(self.namespace, leases)
     }
 }
 

@@ -81,7 +81,8 @@ impl Shared {
         let mut namespaces = self.namespaces.all();
         namespaces.sort_unstable_by(|a, b| a.namespace.cmp(&b.namespace));
         let first = namespaces.first().map(|first| &*first.namespace);
-        let counting = OptionFuture::from(first.map(|first| self.count(first)));
+        let counting = first.map(|first| self.count(first, self.recent_leases()));
+        let counting = OptionFuture::from(counting);
         let said = join3(self.hold(), counting, self.look_at_leases()).await;
         let (held, counted, looked) = said;
         held?;
@@ -90,11 +91,13 @@ impl Shared {
             return Ok(());
         };
         // For the metric: servers of other make in one namespace.
-        let roster = match counted? {
-            Some((known, count)) if known.has_nodes_of(&self.leases.lock()) => known.roster(&count),
-            // Nodes have come or gone in between, and are counted among the others.
-            _ => self.roster(first).await?,
-        };
+        let mut counted = counted?;
+        let leases = self.recent_leases();
+        if !counted.leases.has_nodes_of(&leases) {
+            // Nodes have come or gone in between, and were counted among the others.
+            counted = self.count(first, leases).await?;
+        }
+        let roster = counted.roster();
         let foreign = i64::try_from(roster.foreign).unwrap_or(i64::MAX);
         self.metrics.foreign.set(foreign);
         Ok(())

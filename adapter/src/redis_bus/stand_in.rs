@@ -180,7 +180,7 @@ impl Shared {
     }
 
     async fn sorted_roster(&self, namespace: &str) -> Result<Roster, PublishError> {
-        let mut roster = self.roster(namespace).await?;
+        let mut roster = self.count(namespace, self.recent_leases()).await?.roster();
         let by_name = |a: &NodeId, b: &NodeId| a.as_str().cmp(b.as_str());
         roster.alive.sort_unstable_by(by_name);
         Ok(roster)

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use parking_lot::Mutex;
+use tokio::{
+    join,
+    time::{Instant, sleep},
+};
 
 use super::{
     batch::Unsent, error::EmitError, results::Delivery, retry::Retry, transport::Transport,
@@ -17,11 +21,12 @@ use super::{
 use crate::{
     answers::{Answers, Listening},
     args::Args,
-    asking::{Asking, Waiting},
+    asking::Asking,
+    attendance::{self, Members},
     channel::{EMITTER_UID, uid},
     id::NodeId,
     link::{Commands, push_joined_arg, push_written_arg},
-    members::Roster,
+    members::{Counted, Leases, RENEWAL_SECONDS},
     message::Message,
     question::{Answered, Question},
     resp,
@@ -38,6 +43,8 @@ pub(crate) struct Core {
     pub(super) node: NodeId,
     pub(super) questions: AtomicU64,
     pub(super) asking: Arc<Asking>,
+    /// The leases of the nodes, and when they were looked at.
+    pub(super) leases: Mutex<Option<(Instant, Arc<Leases>)>>,
     /// None over a pool without a URL for answers.
     pub(super) answers: Option<Answers>,
 }
@@ -169,7 +176,8 @@ impl Core {
         check_namespace(namespace)?;
         let mut tried = 0;
         loop {
-            let asked = self.ask_once(namespace, broadcast, question, timeout).await;
+            // A large future, beside which an allocation is nothing.
+            let asked = Box::pin(self.ask_once(namespace, broadcast, question, timeout)).await;
             tried += 1;
             match asked {
                 Ok(answered) => return Ok(answered),
@@ -199,13 +207,22 @@ impl Core {
             .wire
             .question(namespace, uid.as_str(), &self.node, &id, question)?;
         let listening = answers.listen(namespace).await?;
+        let members = MembersOf {
+            core: self,
+            namespace,
+            listening: &listening,
+        };
+        let leases = members.recent_leases().await?;
         let waiting = self.asking.open(&id)?;
         let is_broadcast = message.is_some();
         let mut commands = Commands::default();
         for publication in message.iter().chain([&question]) {
             self.append_publication(&mut commands, publication);
         }
-        let published = self.transport.publish_all(self, &mut commands.into()).await;
+        let mut unsent = commands.into();
+        // Counted just before: who comes later has not heard the question.
+        let publishing = self.transport.publish_all(self, &mut unsent);
+        let (before, published) = join!(members.count(leases), publishing);
         for (index, published) in published.into_iter().enumerate() {
             match published {
                 Ok(_) => {}
@@ -214,8 +231,11 @@ impl Core {
                 Err(error) => return Err(error),
             }
         }
-        let gathered = self.gather(namespace, waiting, &listening, timeout).await;
-        gathered.map_err(|error| unconfirmed(&error))
+        let before = before.ok();
+        let look = || attendance::look(&members, before.as_ref());
+        let gathered = waiting.gather(timeout, look).await;
+        let outcome = gathered.map_err(|error| unconfirmed(&error))?;
+        Ok(outcome.answered)
     }
 
     /// A broadcast whose receipt will be asked for.
@@ -235,34 +255,50 @@ impl Core {
         Ok(publication)
     }
 
-    async fn gather(
-        &self,
-        namespace: &str,
-        waiting: Waiting,
-        listening: &Listening,
-        timeout: Duration,
-    ) -> Result<Answered, EmitError> {
-        let look = async || {
-            if listening.is_lost() {
-                let reason = "the connection for answers was lost";
-                return Err(EmitError::Unconfirmed(reason.into()));
-            }
-            self.look(namespace).await
-        };
-        let outcome = waiting.gather(timeout, look).await?;
-        Ok(outcome.answered)
-    }
-
-    /// Who has to answer now.
-    async fn look(&self, namespace: &str) -> Result<Roster, EmitError> {
-        self.transport.roster(self.wire.channels(), namespace).await
-    }
-
     fn next_id(&self) -> String {
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
         // The name is unique in the cluster, and long enough that its first half is, too.
         let name = self.node.as_str();
         format!("{}-{number:x}", name.get(..12).unwrap_or(name))
+    }
+}
+
+/// The members of one namespace, who answer where this emitter listens.
+struct MembersOf<'a> {
+    core: &'a Core,
+    namespace: &'a str,
+    listening: &'a Listening,
+}
+
+impl MembersOf<'_> {
+    /// The leases that were seen a moment ago, or those of now.
+    async fn recent_leases(&self) -> Result<Arc<Leases>, EmitError> {
+        let seen = self.core.leases.lock().clone();
+        match seen.filter(|(seen, _)| seen.elapsed().as_secs() < RENEWAL_SECONDS) {
+            Some((_, leases)) => Ok(leases),
+            None => self.leases().await,
+        }
+    }
+}
+
+impl Members for MembersOf<'_> {
+    type Error = EmitError;
+
+    async fn leases(&self) -> Result<Arc<Leases>, EmitError> {
+        if self.listening.is_lost() {
+            let reason = "the connection for answers was lost";
+            return Err(EmitError::Unconfirmed(reason.into()));
+        }
+        let leases = self.core.transport.leases(self.core.wire.channels());
+        let leases = Arc::new(leases.await?);
+        *self.core.leases.lock() = Some((Instant::now(), Arc::clone(&leases)));
+        Ok(leases)
+    }
+
+    async fn count(&self, leases: Arc<Leases>) -> Result<Counted, EmitError> {
+        let channels = self.core.wire.channels();
+        let transport = &self.core.transport;
+        transport.count(channels, self.namespace, &leases).await
     }
 }
 

@@ -1,13 +1,13 @@
 //! The way to Redis: an own link, or a pool that the application has already.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use tokio::task::yield_now;
 
 use super::{batch::Unsent, core::Core, error::EmitError};
 use crate::{
     channel::Channels,
-    members::{Leases, Roster},
+    members::{Counted, Leases},
     publisher::{PublishError, Publisher, PublishingMany, Route},
     roll_call,
     wire::Publication,
@@ -79,14 +79,14 @@ impl Transport {
         }
     }
 
-    /// Who has to answer a question in the namespace now.
-    pub(super) async fn roster(
+    /// Counts the members of the namespace. The first poll sends it.
+    pub(super) async fn count(
         &self,
         channels: &Channels,
         namespace: &str,
-    ) -> Result<Roster, EmitError> {
-        let leases = self.leases(channels).await?;
-        let command = roll_call::subscribers(channels, namespace, &leases);
+        leases: &Arc<Leases>,
+    ) -> Result<Counted, EmitError> {
+        let command = roll_call::subscribers(channels, namespace, leases);
         let replies = match self {
             Self::Own(publisher) => {
                 let replies = publisher.command(&command, Route::AllPrimaries).await;
@@ -95,10 +95,10 @@ impl Transport {
             #[cfg(feature = "pool")]
             Self::Pool(pool) => replies(pool, &[command]).await?,
         };
-        roll_call::roster(channels, &leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
+        roll_call::count(channels, leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
     }
 
-    async fn leases(&self, channels: &Channels) -> Result<Leases, EmitError> {
+    pub(super) async fn leases(&self, channels: &Channels) -> Result<Leases, EmitError> {
         let command = roll_call::leases(channels);
         let replies = match self {
             Self::Own(publisher) => {

@@ -27,6 +27,8 @@ pub(crate) enum Noticed {
 
 pub(crate) struct Member {
     pub(crate) noticed: UnboundedReceiver<Noticed>,
+    node: NodeId,
+    channels: Channels,
     task: JoinHandle<()>,
 }
 
@@ -69,14 +71,35 @@ impl Member {
         }
         let (notice, noticed) = unbounded_channel();
         let mind = Mind {
-            wire: Wire::new(channels, Parser::Msgpack, TranscodeLimits::default()),
-            node,
+            wire: Wire::new(
+                channels.clone(),
+                Parser::Msgpack,
+                TranscodeLimits::default(),
+            ),
+            node: node.clone(),
             kin,
             notice,
             mouth,
         };
         let task = tokio::spawn(mind.think(ear, answer));
-        Self { noticed, task }
+        Self {
+            noticed,
+            node,
+            channels,
+            task,
+        }
+    }
+
+    /// It has no lease any more and is not asked, but listens to answers as long as the result lives.
+    pub(crate) async fn retire(self, url: &str) -> Ear {
+        let own = uid(&self.node, "/", Dialect::Classic);
+        let own = self.channels.response_of("/", own.as_str());
+        let ear = Ear::open(url, &[("SUBSCRIBE", &own)]).await;
+        let command = ["ZREM", &self.channels.leases(), self.node.as_str()];
+        let removed = connect(url).await.command(&command).await;
+        assert_eq!(removed.unwrap(), Value::Integer(1));
+        self.die().await;
+        ear
     }
 
     /// Its connections are closed; its lease holds on.

@@ -137,6 +137,44 @@ async fn a_node_that_dies_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_node_that_comes_after_the_question_is_not_waited_for() {
+    for dialect in DIALECTS {
+        let redis = Redis::start();
+        let url = redis.url();
+        let silent = |_: &Question| Vec::new();
+        let mut dying = Member::join(&url, dialect, Kin::Own("dying"), silent).await;
+        let emitter = emitter(&redis, dialect).await;
+        let to = emitter.of("/").timeout(DEADLINE * 10);
+        let asking = tokio::spawn(to.emit_confirmed("hello", ()));
+        while !matches!(dying.noticed.recv().await, Some(Noticed::Question(..))) {}
+        let _late = Member::join(&url, dialect, Kin::Own("late"), silent).await;
+        let _theirs = Member::join(&url, dialect, Kin::Node, silent).await;
+        dying.die().await;
+        let confirmed = timeout(DEADLINE, asking)
+            .await
+            .expect("it waits for those who have not heard it");
+        assert_eq!(confirmed.unwrap().unwrap().silent_nodes, ["dying"]);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_hides_no_other_member() {
+    let dialect = Dialect::Classic;
+    let redis = Redis::start();
+    let url = redis.url();
+    let leaving = Member::join(&url, dialect, Kin::Own("leaving"), reached(1)).await;
+    let _theirs = Member::join(&url, dialect, Kin::Node, |_| Vec::new()).await;
+    let emitter = emitter(&redis, dialect).await;
+    let to = || emitter.of("/").timeout(Duration::from_millis(300));
+    // From now on the emitter knows its lease.
+    let confirmed = to().emit_confirmed("hello", ()).await.unwrap();
+    assert_eq!((confirmed.sockets, confirmed.nodes), (1, 1));
+    let _retired = leaving.retire(&url).await;
+    let confirmed = to().emit_confirmed("hello", ()).await.unwrap();
+    assert_eq!(confirmed.silent_nodes, ["foreign"]);
+}
+
+#[tokio::test]
 async fn nobody_is_asked_and_nobody_is_silent_where_nobody_is() {
     for dialect in DIALECTS {
         let redis = Redis::start();
