@@ -193,9 +193,9 @@ impl Shared {
     pub(super) fn base_channels(&self, attached: &Attached) -> (Vec<String>, Vec<String>) {
         let channels = self.wire.channels();
         let namespace = &attached.namespace;
-        let own = channels.response_of(namespace, attached.uid.as_str());
-        let mut staying = vec![channels.broadcast(namespace), own];
+        let mut staying = vec![channels.broadcast(namespace)];
         staying.extend(channels.response(namespace));
+        staying.push(channels.response_of(namespace, attached.uid.as_str()));
         let asked = match channels.dialect() {
             Dialect::Classic => vec![channels.request(namespace)],
             // The same channel carries broadcasts.
@@ -206,11 +206,11 @@ impl Shared {
 
     fn subscribe_namespace(&self, attached: &Attached) {
         let (staying, asked) = self.base_channels(attached);
-        let names = |names: Vec<String>| names.into_iter().map(Arc::from);
-        self.hearing.subscribe(Priority::Control, names(staying));
-        if !self.has_retired() {
-            self.hearing.subscribe(Priority::Control, names(asked));
-        }
+        let asked = asked.into_iter().filter(|_| !self.has_retired());
+        // Its own channel at last: who has that one is taken off the number of those that have the
+        // others, and what remains is of other make.
+        let names = asked.chain(staying).map(Arc::from);
+        self.hearing.subscribe(Priority::Control, names);
         if let Private::Pattern { pattern, .. } = &attached.private_rooms {
             self.hearing.subscribe_pattern(pattern.as_str().into());
         }
