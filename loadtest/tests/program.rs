@@ -7,6 +7,7 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -151,6 +152,37 @@ fn a_second_of(scenario: &str, args: &[&str]) -> Ran {
 }
 
 const SHORT: [&str; 3] = ["--duration=1s", "--warm-up=200ms", "--grace=20s"];
+
+/// What `--help` prints.
+fn help(command: &[&str]) -> String {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_roomcast-loadtest"));
+    let output = program.args(command).arg("--help").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The long options in a text.
+fn options(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| c != '-' && !c.is_ascii_lowercase());
+    words.filter(|word| word.starts_with("--")).collect()
+}
+
+#[test]
+fn the_readme_names_every_option() {
+    let documented = options(include_str!("../README.md"));
+    let commands = help(&[]);
+    let (_, commands) = commands.split_once("Commands:\n").unwrap();
+    let names = commands.lines().take_while(|line| !line.is_empty());
+    let names = names.filter_map(|line| line.split_whitespace().next());
+    let mut count = 0;
+    for name in names.filter(|name| *name != "help") {
+        let help = help(&[name]);
+        let mut missing = &options(&help) - &documented;
+        missing.remove("--help");
+        assert!(missing.is_empty(), "{name}: {missing:?}");
+        count += 1;
+    }
+    assert!(count >= 14, "{commands}");
+}
 
 #[test]
 fn broadcasts_reach_everybody_on_every_transport() {

@@ -8,6 +8,7 @@ mod process;
 mod redis;
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     net::TcpListener,
     process::{Command, Stdio},
@@ -468,6 +469,23 @@ fn the_help_lists_every_status_and_hides_what_is_secret() {
         );
     }
     assert!(!said.out.contains("secret"));
+}
+
+#[test]
+fn the_readme_names_every_option() {
+    let help = run(roomcast().args(["emit", "--help"]), "").out;
+    let named = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| c != '-' && !c.is_ascii_lowercase());
+        words
+            .filter(|word| word.starts_with("--"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let options = named(&help);
+    assert!(options.contains("--redis-prefix"), "{help}");
+    let mut missing = &options - &named(README);
+    missing.remove("--help");
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
