@@ -76,7 +76,7 @@ pub(super) async fn keep(shared: Weak<Shared>) {
 
 impl Shared {
     /// Renews the lease, and looks at those of the others, at Redis's clock and at who is a member. All of
-    /// it is said at once: Redis wakes up once for it.
+    /// it is said at once: the first command may wake Redis by itself, the others do together.
     pub(super) async fn renew(&self) -> Result<(), PublishError> {
         let mut namespaces = self.namespaces.all();
         namespaces.sort_unstable_by(|a, b| a.namespace.cmp(&b.namespace));
