@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use roomcast_emitter::target::{Rooms as RoomNames, Target};
+use roomcast_protocol::target::{Rooms as RoomNames, Target};
 
 pub use crate::shards::{JoinError, RoomLimits};
 use crate::{Member, Tracking, shards::Shards};

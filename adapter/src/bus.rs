@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use roomcast_emitter::{
+use roomcast_protocol::{
     args::Args,
     id::{NodeId, SocketId},
     message::Message,

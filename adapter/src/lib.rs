@@ -19,7 +19,7 @@ pub use bus::{Attachment, Bus, BusError, BusFuture, Gap, Health, Listener, Progr
 pub use member::Member;
 pub use memory_bus::MemoryBus;
 pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, StartError};
-pub use roomcast_emitter::{
+pub use roomcast_protocol::{
     id::{NodeId, SocketId},
     question::{Answer, Answered, Description, Question},
 };

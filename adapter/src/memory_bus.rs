@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use roomcast_emitter::{
+use roomcast_protocol::{
     id::NodeId,
     message::Message,
     question::{Answered, Question},

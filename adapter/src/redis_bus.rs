@@ -30,13 +30,11 @@ use std::{
 
 use futures_util::future::try_join;
 use parking_lot::Mutex;
-use roomcast_emitter::{
-    asking::Asking,
+use roomcast_emitter::{asking::Asking, members::Leases, publisher::Publisher};
+use roomcast_protocol::{
     channel::Dialect,
     id::NodeId,
-    members::Leases,
     message::Message,
-    publisher::Publisher,
     question::{Answered, Question},
     wire::{Wire, WireError},
 };

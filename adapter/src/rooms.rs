@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashTable;
-use roomcast_emitter::target::Target;
+use roomcast_protocol::target::Target;
 use smallvec::SmallVec;
 
 use crate::{Member, SocketId};

@@ -13,7 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::target::{Rooms as RoomNames, Target};
+use roomcast_protocol::target::{Rooms as RoomNames, Target};
 use smallvec::SmallVec;
 
 use crate::{

@@ -29,8 +29,8 @@ use std::{
     time::Instant,
 };
 
-use roomcast_emitter::{
-    Emitter,
+use roomcast_emitter::Emitter;
+use roomcast_protocol::{
     args::Args,
     channel::{Channels, Dialect, EMITTER_UID},
     message::Message,

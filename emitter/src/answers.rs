@@ -14,9 +14,11 @@ use self::line::Line;
 pub(crate) use self::line::Listening;
 use crate::{
     asking::{Asking, TooManyQuestions},
-    channel::{Dialect, slot, uid},
     emitter::EmitError,
     endpoint::{Address, ConnectError, Endpoint, Purpose, Topology},
+};
+use roomcast_protocol::{
+    channel::{Dialect, slot, uid},
     id::NodeId,
     wire::Wire,
 };

@@ -14,10 +14,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time};
 
-use crate::{
+use crate::members::Roster;
+use roomcast_protocol::{
     args::Args,
     id::NodeId,
-    members::Roster,
     question::{Answer, Answered},
     wire::Reply,
 };

@@ -12,11 +12,13 @@ use tokio::{
 };
 
 use crate::{
-    args::{FromArgs, IntoArgs},
     emitter::{
         self, Answers, BatchOperator, BuildError, Builder, Confirmed, Delivery, EmitError, Fetched,
     },
     endpoint::RedisUrl,
+};
+use roomcast_protocol::{
+    args::{FromArgs, IntoArgs},
     target::{Rooms, Target},
 };
 

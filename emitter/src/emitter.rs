@@ -36,14 +36,16 @@ use self::{core::Core, transport::Transport};
 use crate::pool::PoolPublisher;
 use crate::{
     answers::Answers as AnswersHeard,
-    args::IntoArgs,
     asking::Asking,
-    channel::{Channels, Dialect},
     endpoint::{ConnectError, Endpoint, RedisUrl},
     entropy,
+    publisher::{Publisher, PublisherConfig},
+};
+use roomcast_protocol::{
+    args::IntoArgs,
+    channel::{Channels, Dialect},
     id::NodeId,
     msgpack::TranscodeLimits,
-    publisher::{Publisher, PublisherConfig},
     target::Rooms,
     wire::{Parser, Wire},
 };

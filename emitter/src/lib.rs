@@ -11,32 +11,24 @@
 //! Nothing here knows sockets of clients or HTTP.
 
 mod answers;
-pub mod args;
 pub mod asking;
 pub mod attendance;
 pub mod backoff;
 pub mod blocking;
-pub mod channel;
 pub mod emitter;
 pub mod endpoint;
 pub mod entropy;
-pub mod event;
-pub mod id;
 pub mod link;
 pub mod members;
-pub mod message;
-pub mod msgpack;
 #[cfg(feature = "pool")]
 mod pool;
 pub mod publisher;
-pub mod question;
 pub mod resp;
 pub mod roll_call;
-pub mod target;
 pub mod value;
-pub mod wire;
 
 pub use emitter::{
     Answers, Batch, BatchOperator, BroadcastOperator, BuildError, Builder, Confirmed, Delivery,
     EmitError, Emitter, Fetched, Retry,
 };
+pub use roomcast_protocol::{args, channel, event, id, message, msgpack, question, target, wire};

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::id::NodeId;
+use roomcast_protocol::id::NodeId;
 
 /// How long a lease lasts. It is renewed every [`RENEWAL_SECONDS`].
 pub const LEASE_SECONDS: u64 = 5;

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use crate::{
-    channel::{Channels, Dialect, uid},
-    id::NodeId,
     members::{Counted, Leases, MAX_NODES},
     value::Value,
+};
+use roomcast_protocol::{
+    channel::{Channels, Dialect, uid},
+    id::NodeId,
 };
 
 /// The command for the leases, the ones that end last first.
@@ -95,7 +97,7 @@ pub fn count<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::Mode;
+    use roomcast_protocol::channel::Mode;
 
     fn text(text: &str) -> Value {
         Value::Bytes(text.as_bytes().into())

@@ -1,30 +1,8 @@
 //! The one clock of a server. Protocol code receives times as arguments and never asks for them.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
-/// A point in time, in milliseconds since the clock was started. Eight bytes, as every connection
-/// keeps some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Time(u64);
-
-impl Time {
-    pub(crate) fn after(self, duration: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
-        )
-    }
-
-    pub(crate) fn as_millis(self) -> u64 {
-        self.0
-    }
-
-    pub(crate) fn from_millis(millis: u64) -> Self {
-        Self(millis)
-    }
-}
+pub(crate) use roomcast_protocol::time::Time;
 
 /// Measures how long something takes, finer than [`Time`] tells.
 #[derive(Debug)]
@@ -54,6 +32,6 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Time {
-        Time(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+        Time::from_millis(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }

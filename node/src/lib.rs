@@ -23,11 +23,9 @@
 
 mod clock;
 mod close;
-mod engine_io;
 mod ids;
 mod metrics;
 mod server;
-mod socket_io;
 mod transport;
 
 pub use close::{CloseReason, Limit};
@@ -39,8 +37,8 @@ pub use roomcast_adapter::{
 };
 /// Emitting from other processes, and the language of the cluster.
 pub use roomcast_emitter as emitter;
-pub use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
-pub use roomcast_emitter::{
+pub use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
+pub use roomcast_protocol::{
     message::Message,
     target::{Flags, Rooms, Target},
 };

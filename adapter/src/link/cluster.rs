@@ -15,9 +15,9 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use roomcast_emitter::{
     backoff::Backoff,
-    channel::slot,
     endpoint::{Address, ClusterMap, Endpoint},
 };
+use roomcast_protocol::channel::slot;
 use tokio::{
     sync::Notify,
     task::JoinHandle,

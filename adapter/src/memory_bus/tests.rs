@@ -3,7 +3,7 @@
 use std::future::pending;
 
 use futures_util::FutureExt as _;
-use roomcast_emitter::{question::Answer, target::Target};
+use roomcast_protocol::{question::Answer, target::Target};
 
 use super::*;
 use crate::bus::{Progress, Tracking};

@@ -11,9 +11,9 @@ use roomcast_emitter::{
     attendance::{self, Members},
     members::{Counted, Leases},
     publisher::{PublishError, Route},
-    question::{Answer, Answered, Question},
     roll_call,
 };
+use roomcast_protocol::question::{Answer, Answered, Question};
 use tokio::time::{self, Instant};
 
 use super::{

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use roomcast_emitter::{channel::Dialect, endpoint::RedisUrl, wire::Parser};
+use roomcast_emitter::endpoint::RedisUrl;
+use roomcast_protocol::{channel::Dialect, wire::Parser};
 
 /// The settings of a [`RedisBus`](crate::RedisBus). All nodes, Node.js servers and emitters of a
 /// cluster must agree about `prefix`, `dialect` and `parser`.

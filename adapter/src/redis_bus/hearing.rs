@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use roomcast_emitter::{
+use roomcast_emitter::endpoint::Endpoint;
+use roomcast_protocol::{
     channel::{Channels, Dialect},
-    endpoint::Endpoint,
     id::NodeId,
 };
 use tokio::{

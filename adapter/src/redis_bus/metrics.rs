@@ -8,7 +8,7 @@ use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, core::Collector,
 };
-use roomcast_emitter::question::Question;
+use roomcast_protocol::question::Question;
 
 /// Seconds: from what a local Redis takes to what one gives up waiting for.
 const BUCKETS: [f64; 12] = [

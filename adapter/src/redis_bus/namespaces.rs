@@ -8,7 +8,7 @@ use std::{
 use super::interest::Interest;
 use crate::bus::{Listener, Tracking};
 use parking_lot::{Mutex, RwLock};
-use roomcast_emitter::{
+use roomcast_protocol::{
     channel::{Channels, Dialect, Mode, Uid},
     id::SocketId,
     wire::Echo,

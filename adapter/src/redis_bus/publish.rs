@@ -10,11 +10,8 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use roomcast_emitter::{
-    channel::Dialect,
-    publisher::{PublishError, Publishing},
-    wire::Publication,
-};
+use roomcast_emitter::publisher::{PublishError, Publishing};
+use roomcast_protocol::{channel::Dialect, wire::Publication};
 use tokio::time::Instant;
 
 use super::Shared;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use roomcast_emitter::{
+use roomcast_protocol::{
     channel::{Kind, Place},
     wire::Heard,
 };

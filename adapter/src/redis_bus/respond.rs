@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use roomcast_emitter::{
+use roomcast_protocol::{
     args::Args,
     id::SocketId,
     question::{Answer, Question},

@@ -16,10 +16,12 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_emitter::{
-    args::Args,
-    id::NodeId,
     members::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster},
     publisher::PublishError,
+};
+use roomcast_protocol::{
+    args::Args,
+    id::NodeId,
     question::{Answer, Question},
 };
 use tokio::time::{self, Instant, MissedTickBehavior};

@@ -5,12 +5,14 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use roomcast_emitter::{
     asking::Asking,
-    channel::{Channels, Dialect},
     endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, Purpose, Topology},
-    id::NodeId,
-    msgpack::TranscodeLimits,
     publisher::{PublishError, Publisher, PublisherConfig},
     value::Value,
+};
+use roomcast_protocol::{
+    channel::{Channels, Dialect},
+    id::NodeId,
+    msgpack::TranscodeLimits,
     wire::Wire,
 };
 use tokio::{runtime::Handle, task::JoinSet, time};

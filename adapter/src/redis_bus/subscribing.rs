@@ -7,7 +7,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use parking_lot::Mutex;
-use roomcast_emitter::channel::{self, Dialect, Kind, Mode};
+use roomcast_protocol::channel::{self, Dialect, Kind, Mode};
 use tokio::time::{self, Instant};
 
 use super::{

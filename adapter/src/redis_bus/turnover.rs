@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use roomcast_emitter::question::Question;
+use roomcast_protocol::question::Question;
 use tokio::time::Instant;
 
 use super::namespaces::Attached;

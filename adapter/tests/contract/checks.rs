@@ -3,7 +3,7 @@
 use std::{pin::Pin, time::Duration};
 
 use roomcast_adapter::{Answer, Question};
-use roomcast_emitter::{message::Message, target::Target};
+use roomcast_protocol::{message::Message, target::Target};
 
 use crate::{
     fabric::Fresh,

@@ -9,10 +9,8 @@ use std::{
 };
 
 use roomcast_adapter::{Bus, MemoryBus, NodeId, RedisBus, RedisConfig};
-use roomcast_emitter::{
-    channel::{Dialect, Mode},
-    entropy,
-};
+use roomcast_emitter::entropy;
+use roomcast_protocol::channel::{Dialect, Mode};
 
 use crate::{node::Node, support};
 

@@ -10,7 +10,7 @@ mod node;
 mod support;
 
 use fabric::Fabric;
-use roomcast_emitter::channel::{Dialect, Mode};
+use roomcast_protocol::channel::{Dialect, Mode};
 
 /// Runs every check, each in a cluster of its own.
 async fn keeps_its_promises(fabric: &Fabric) {

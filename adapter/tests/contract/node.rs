@@ -19,7 +19,7 @@ use roomcast_adapter::{
     Answer, Attachment, Bus, BusFuture, Description, Listener, NodeId, Progress, Question,
     SocketId, Tracking,
 };
-use roomcast_emitter::{args::Args, message::Message, target::Target};
+use roomcast_protocol::{args::Args, message::Message, target::Target};
 
 /// How long anything may take before the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);

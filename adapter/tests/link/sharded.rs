@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::link::{LinkState, Priority, Subscribers, SubscribersConfig};
-use roomcast_emitter::{channel::slot, endpoint::Endpoint, value::Value};
+use roomcast_emitter::{endpoint::Endpoint, value::Value};
+use roomcast_protocol::channel::slot;
 use tokio::runtime::Runtime;
 
 use crate::{

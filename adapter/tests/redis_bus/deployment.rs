@@ -9,10 +9,10 @@ use std::{
 use prometheus::{Registry, TextEncoder};
 use roomcast_adapter::{NodeId, RedisBus, RedisConfig};
 use roomcast_emitter::{
-    channel::{Channels, Dialect, Uid, uid},
     entropy,
     resp::{self, Limits, Parsed},
 };
+use roomcast_protocol::channel::{Channels, Dialect, Uid, uid};
 
 use crate::{
     node::{Node, eventually},

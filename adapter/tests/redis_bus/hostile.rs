@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use roomcast_adapter::Question;
-use roomcast_emitter::{
+use roomcast_protocol::{
     channel::{Dialect, Mode},
     target::Target,
 };
@@ -16,7 +16,7 @@ use crate::{
 
 /// What was published to try Node's servers, with the channels.
 fn tried(file: &str) -> Vec<(String, Vec<u8>)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../emitter/tests/fixtures");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/tests/fixtures");
     let text = fs::read_to_string(path.join(file)).unwrap();
     let lines = text.lines().map(|line| {
         let line: Value = serde_json::from_str(line).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use roomcast_adapter::PrivateRooms;
-use roomcast_emitter::channel::{Dialect, Mode};
+use roomcast_protocol::channel::{Dialect, Mode};
 
 use crate::{
     deployment::{Deployment, Plain, connect, metric},
@@ -194,7 +194,7 @@ async fn a_namespace_that_has_gone_leaves_no_subscription_behind() {
     node.join("r").await;
     let channels = deployment.channels();
     let (uid, room) = (
-        roomcast_emitter::channel::uid(&node.id, "/n", Dialect::Classic),
+        roomcast_protocol::channel::uid(&node.id, "/n", Dialect::Classic),
         channels.room("/n", "r"),
     );
     let names = [

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use roomcast_emitter::channel::{Dialect, Mode};
+use roomcast_protocol::channel::{Dialect, Mode};
 
 use crate::{
     deployment::{Deployment, connect, node},

@@ -7,7 +7,7 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{BusError, Gap, Health, Question};
-use roomcast_emitter::target::Target;
+use roomcast_protocol::target::Target;
 
 use crate::{
     deployment::{Deployment, metric},

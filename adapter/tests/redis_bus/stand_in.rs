@@ -1,7 +1,7 @@
 //! Servers of Node's count who hears a question, then ask, and wait for as many answers: those of nodes
 //! that have gone in between are given by others, behind those of the living.
 
-use roomcast_emitter::channel::{Channels, Dialect, Mode};
+use roomcast_protocol::channel::{Channels, Dialect, Mode};
 use serde_json::{Value, json};
 
 use crate::{

@@ -19,10 +19,12 @@ use tokio::{
 
 use crate::{
     asking::{Asking, TooManyQuestions},
-    channel::{Dialect, Kind},
     emitter::EmitError,
     endpoint::{Connection, Stream},
     resp::{self, Limits, Parsed, Push, Reply},
+};
+use roomcast_protocol::{
+    channel::{Dialect, Kind},
     wire::{Heard, Wire},
 };
 

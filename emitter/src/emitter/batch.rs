@@ -16,7 +16,7 @@ use super::{
     operator::{checked, names},
     results::Delivery,
 };
-use crate::{
+use roomcast_protocol::{
     args::IntoArgs,
     message::Message,
     target::{Flags, Rooms, Target},

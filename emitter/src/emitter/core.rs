@@ -20,16 +20,18 @@ use super::{
 };
 use crate::{
     answers::{Answers, Listening},
-    args::Args,
     asking::Asking,
     attendance::{self, Members},
-    channel::{EMITTER_UID, uid},
-    id::NodeId,
     link::{Commands, push_joined_arg, push_written_arg},
     members::{Counted, Leases, RENEWAL_SECONDS},
+    resp,
+};
+use roomcast_protocol::{
+    args::Args,
+    channel::{EMITTER_UID, uid},
+    id::NodeId,
     message::Message,
     question::{Answered, Question},
-    resp,
     target::Target,
     wire::{Publication, Wire},
 };

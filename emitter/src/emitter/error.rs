@@ -3,11 +3,10 @@
 use std::{io, sync::Arc};
 
 use crate::{
-    args::ArgsError,
     asking::TooManyQuestions,
     endpoint::{ConnectError, UrlError},
-    wire::WireError,
 };
+use roomcast_protocol::{args::ArgsError, wire::WireError};
 
 /// Why there is no emitter.
 #[derive(Debug, thiserror::Error)]

@@ -5,18 +5,18 @@ macro_rules! narrowing {
     () => {
         /// Adds rooms. With several, whoever is in any of them receives, once. A socket's id is the
         /// name of a room with that socket alone.
-        pub fn to(mut self, rooms: impl $crate::target::Rooms) -> Self {
+        pub fn to(mut self, rooms: impl roomcast_protocol::target::Rooms) -> Self {
             self.target.add_rooms(rooms);
             self
         }
 
         /// Adds rooms; the same as [`to`](Self::to).
-        pub fn in_(self, rooms: impl $crate::target::Rooms) -> Self {
+        pub fn in_(self, rooms: impl roomcast_protocol::target::Rooms) -> Self {
             self.to(rooms)
         }
 
         /// Leaves out whoever is in one of these rooms.
-        pub fn except(mut self, rooms: impl $crate::target::Rooms) -> Self {
+        pub fn except(mut self, rooms: impl roomcast_protocol::target::Rooms) -> Self {
             self.target.add_except(rooms);
             self
         }

@@ -8,7 +8,7 @@ use super::{
     error::EmitError,
     results::{Answers, Confirmed, Delivery, Fetched},
 };
-use crate::{
+use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     event,
     message::Message,

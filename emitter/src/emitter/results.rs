@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{
+use roomcast_protocol::{
     args::{Args, FromArgs},
     id::SocketId,
     question::{Answer, Answered, Description},
@@ -131,7 +131,7 @@ fn names(answered: &Answered) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::NodeId;
+    use roomcast_protocol::id::NodeId;
 
     fn args(json: &str) -> Args {
         Args::from_text(json.into(), Vec::new()).unwrap()

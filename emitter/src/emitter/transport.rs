@@ -6,14 +6,13 @@ use tokio::task::yield_now;
 
 use super::{batch::Unsent, core::Core, error::EmitError};
 use crate::{
-    channel::Channels,
     members::{Counted, Leases},
     publisher::{PublishError, Publisher, PublishingMany, Route},
     roll_call,
-    wire::Publication,
 };
 #[cfg(feature = "pool")]
 use crate::{pool::PoolPublisher, value::Value};
+use roomcast_protocol::{channel::Channels, wire::Publication};
 
 /// What a batch has on its way to Redis at a time, in bytes: enough that neither side waits for the
 /// other, and far from what the link refuses.

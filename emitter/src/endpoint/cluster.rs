@@ -6,7 +6,8 @@ use super::{
     url::{Address, Place},
     within_timeout,
 };
-use crate::{channel::SLOTS, value::Value};
+use crate::value::Value;
+use roomcast_protocol::channel::SLOTS;
 
 /// The most nodes that are remembered beside those of the setting, and asked if those are gone.
 const MAX_KNOWN: usize = 64;

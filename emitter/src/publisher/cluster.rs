@@ -17,12 +17,12 @@ use super::{
     attempts::{Attempts, Following, REDIRECTION_TIMEOUT},
 };
 use crate::{
-    channel::slot,
     endpoint::{Address, ClusterMap, ConnectError, Endpoint},
     link::{Destination, Link, LinkConfig, LinkError, LinkState, Pending},
     resp,
     value::Value,
 };
+use roomcast_protocol::channel::slot;
 
 /// How often the keeper looks whether the map has to be read again.
 const TICK: Duration = Duration::from_millis(250);

@@ -1,6 +1,7 @@
 //! Many emits at once, and emits without async.
 
-use roomcast_emitter::{EmitError, Emitter, Retry, args::Args, blocking};
+use roomcast_emitter::{EmitError, Emitter, Retry, blocking};
+use roomcast_protocol::args::Args;
 
 use crate::{ear::Ear, support::Redis};
 

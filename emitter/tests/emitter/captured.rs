@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use roomcast_emitter::{EmitError, Emitter, wire::Parser};
+use roomcast_emitter::{EmitError, Emitter};
+use roomcast_protocol::wire::Parser;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{ear::Ear, support::Redis};
 
-const CAPTURED: &str = include_str!("../fixtures/emitter.jsonl");
+const CAPTURED: &str = include_str!("../../../protocol/tests/fixtures/emitter.jsonl");
 
 /// What has no counterpart here, and what is an error instead.
 const DIFFERENT: [&str; 4] = [

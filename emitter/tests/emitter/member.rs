@@ -1,13 +1,15 @@
 //! A member of a cluster, made by hand: it has no sockets, and answers what the test tells it to.
 
 use roomcast_emitter::{
-    channel::{Channels, Dialect, uid},
     endpoint::{Connection, Endpoint, Purpose},
+    roll_call,
+    value::Value,
+};
+use roomcast_protocol::{
+    channel::{Channels, Dialect, uid},
     id::NodeId,
     msgpack::TranscodeLimits,
     question::Question,
-    roll_call,
-    value::Value,
     wire::{Asker, Heard, Parser, Reply, Wire},
 };
 use tokio::{

@@ -1,9 +1,8 @@
 //! Emitting over a pool that the application has already.
 
 use deadpool_redis::{Config, Runtime};
-use roomcast_emitter::{
-    EmitError, Emitter, Retry, channel::Dialect, question::Answer, wire::Reply,
-};
+use roomcast_emitter::{EmitError, Emitter, Retry};
+use roomcast_protocol::{channel::Dialect, question::Answer, wire::Reply};
 
 use crate::{
     ear::Ear,

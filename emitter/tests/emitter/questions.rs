@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use roomcast_emitter::{
-    Emitter,
+use roomcast_emitter::Emitter;
+use roomcast_protocol::{
     args::Args,
     channel::{Dialect, Mode},
     id::SocketId,

@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{Member as _, Progress, SocketId};
-use roomcast_emitter::args::{Args, FromArgs, IntoArgs};
+use roomcast_protocol::args::{Args, FromArgs, IntoArgs};
 use tokio::sync::{Notify, oneshot};
 
 use super::{

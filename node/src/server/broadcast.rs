@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
 use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Question, SocketId};
-use roomcast_emitter::{
+use roomcast_protocol::{
     args::{FromArgs, IntoArgs},
     message::Message,
     target::{Rooms, Target},

@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use roomcast_adapter::SocketId;
-use roomcast_emitter::args::Args;
+use roomcast_protocol::args::Args;
 use smallvec::SmallVec;
 
 use super::{
@@ -26,17 +26,19 @@ use super::{
 };
 use crate::{
     close::{CloseReason, Limit},
+    transport::{
+        connection::Connection,
+        driver::{Turn, Upper},
+        handshake::{Handshake, Request},
+    },
+};
+use roomcast_protocol::{
     engine_io::open::Revision,
     socket_io::{
         connect::{Dialect, split_query},
         decode::{DecodeError, Decoder, Limits},
         msgpack,
         packet::{Packet, PacketKind},
-    },
-    transport::{
-        connection::Connection,
-        driver::{Turn, Upper},
-        handshake::{Handshake, Request},
     },
 };
 

@@ -6,7 +6,7 @@ use roomcast_adapter::{
     Answer, Answered, Bus, BusError, BusFuture, Description, Listener, NodeId, Progress, Question,
     Tracking,
 };
-use roomcast_emitter::{
+use roomcast_protocol::{
     args::Args,
     message::Message,
     target::{Rooms, Target},

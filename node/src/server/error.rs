@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use roomcast_emitter::args::ArgsError;
+use roomcast_protocol::args::ArgsError;
 use serde::{Serialize, Serializer};
 
 /// Why an event could not be emitted.

@@ -5,7 +5,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use roomcast_emitter::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
+use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
 
 use super::{
     ack::Ack,

@@ -1,13 +1,13 @@
 //! Socket.IO packets as frames, in the encoding of the server.
 
 use bytes::Bytes;
-use roomcast_emitter::args::{Args, ArgsError};
+use roomcast_protocol::args::{Args, ArgsError};
 
 use super::error::{EmitError, Refused};
-use crate::{
+use crate::transport::{driver::Turn, frame::Frame};
+use roomcast_protocol::{
     engine_io::open::Revision,
     socket_io::{connect, connect::Dialect, encode, msgpack},
-    transport::{driver::Turn, frame::Frame},
 };
 
 /// How packets are encoded. Clients of one server all use the same parser.

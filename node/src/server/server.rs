@@ -10,7 +10,7 @@ use std::{
 use axum::Router;
 use parking_lot::RwLock;
 use roomcast_adapter::{Health, NodeId};
-use roomcast_emitter::{args::IntoArgs, target::Rooms};
+use roomcast_protocol::{args::IntoArgs, target::Rooms};
 use tokio::{net::TcpListener, sync::OnceCell, time::timeout};
 
 use super::{

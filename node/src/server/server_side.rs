@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt as _;
 use roomcast_adapter::{Answer, Question};
-use roomcast_emitter::{
+use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     message::Message,
 };

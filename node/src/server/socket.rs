@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{Description, JoinError, Member, SocketId};
-use roomcast_emitter::{
+use roomcast_protocol::{
     args::{FromArgs, IntoArgs},
     event::is_reserved,
     target::{Flags, Rooms},

@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 
 use super::{cors::Cors, handshake::Handshake};
-use crate::engine_io::session::Heartbeat;
+use roomcast_protocol::engine_io::session::Heartbeat;
 
 /// Everything that clients or the application can ask too much of. What is beyond a limit is
 /// refused or closed with a named reason and counted in `roomcast_limit_reached_total`; nothing is

@@ -28,12 +28,12 @@ use super::{
 use crate::{
     clock::Time,
     close::{CloseReason, Limit},
-    engine_io::{
-        open::{Revision, TransportName},
-        packet::Packet,
-        session::{Received, Session, Tick, UnexpectedPacket},
-    },
     ids::EngineId,
+};
+use roomcast_protocol::engine_io::{
+    open::{Revision, TransportName},
+    packet::Packet,
+    session::{Received, Session, Tick, UnexpectedPacket},
 };
 
 /// Frames that together are not larger than this are copied into one buffer and written with one

@@ -23,14 +23,12 @@ use super::{
     stream::Read,
     websocket::{self, Event, Refusal},
 };
-use crate::{
-    close::{CloseReason, Limit},
-    engine_io::{
-        open::{Revision, TransportName},
-        packet::{self, Message, Packet, PacketError},
-        payload, payload_v3,
-        session::Received,
-    },
+use crate::close::{CloseReason, Limit};
+use roomcast_protocol::engine_io::{
+    open::{Revision, TransportName},
+    packet::{self, Message, Packet, PacketError},
+    payload, payload_v3,
+    session::Received,
 };
 
 /// Bytes read at once.

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use super::websocket::{Opcode, frame_header};
-use crate::engine_io::{open::Revision, packet, payload, payload_v3};
+use roomcast_protocol::engine_io::{open::Revision, packet, payload, payload_v3};
 
 /// The longest header of a WebSocket frame from a server, and the packet type `4`.
 const HEAD: usize = 11;

@@ -10,7 +10,7 @@ use std::{
 use http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
 
-use crate::engine_io::open::Query;
+use roomcast_protocol::engine_io::open::Query;
 
 /// The details of a connection's first request, and what the client sent when it connected to a
 /// namespace. Cheap to clone.

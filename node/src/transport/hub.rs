@@ -15,13 +15,8 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::{
     config::Config, connection::Connection, frame::Frame, handshake::Handshake, lane::Lane,
 };
-use crate::{
-    clock::Clock,
-    close::CloseReason,
-    engine_io::open::{Revision, TransportName},
-    ids::Ids,
-    metrics::Metrics,
-};
+use crate::{clock::Clock, close::CloseReason, ids::Ids, metrics::Metrics};
+use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
 /// Makes the upper layer of a new connection and starts its driver.
 pub(crate) trait Acceptor: Send + Sync {

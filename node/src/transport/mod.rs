@@ -18,4 +18,5 @@ mod polling;
 pub(crate) mod routes;
 pub(crate) mod stream;
 mod upgrade;
-mod websocket;
+
+use roomcast_protocol::websocket;

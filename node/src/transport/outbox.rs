@@ -123,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine_io::open::Revision;
+    use roomcast_protocol::engine_io::open::Revision;
 
     fn frame(bytes: &[u8]) -> Frame {
         Frame::raw(bytes)

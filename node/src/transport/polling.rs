@@ -12,12 +12,10 @@ use std::{
 use bytes::Bytes;
 
 use super::connection::{Connection, State};
-use crate::{
-    close::{CloseReason, Limit},
-    engine_io::{
-        open::{HandshakeError, Revision},
-        payload, payload_v3,
-    },
+use crate::close::{CloseReason, Limit};
+use roomcast_protocol::engine_io::{
+    open::{HandshakeError, Revision},
+    payload, payload_v3,
 };
 
 #[derive(Default)]

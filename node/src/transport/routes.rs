@@ -24,12 +24,10 @@ use super::{
     upgrade::{self, Probing},
     websocket::{self, Opcode},
 };
-use crate::{
-    close::{CloseReason, Limit},
-    engine_io::{
-        open::{self, HandshakeError, Query, Revision, TransportName},
-        payload_v3::Form,
-    },
+use crate::close::{CloseReason, Limit};
+use roomcast_protocol::engine_io::{
+    open::{self, HandshakeError, Query, Revision, TransportName},
+    payload_v3::Form,
 };
 
 /// Serves a server's path. Cheap to clone.

@@ -24,7 +24,7 @@ use super::{
     stream::{Stream, Unwrapped},
     websocket::{self, Event, Opcode},
 };
-use crate::engine_io::open::{Revision, TransportName};
+use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
 /// A WebSocket is the connection's first transport.
 pub(super) async fn open(

@@ -3,7 +3,7 @@
 //! All their texts stand in one buffer, one behind the other, so that to keep one takes no more than
 //! to copy a few bytes. Only arguments are taken that can be encoded for sure.
 
-use crate::{
+use roomcast_protocol::{
     args::{Args, json::plain_strings},
     target::{Flags, Target},
 };

@@ -14,7 +14,8 @@ use super::{
     },
     kept::Kept,
 };
-use crate::{args::Args, link::Commands, message::Message, target::Target};
+use crate::link::Commands;
+use roomcast_protocol::{args::Args, message::Message, target::Target};
 
 /// What is kept lies between these, in bytes from the beginning of the batch. Redis has nothing to do
 /// before the first piece is written, so that is encoded at once. A batch of thousands is sent for

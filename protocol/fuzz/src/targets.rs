@@ -1,0 +1,367 @@
+//! What each target does with its bytes. A target panics if a decoder breaks a promise: what was
+//! read, written and read again is the same, and no cut changes what is read.
+
+use bytes::Bytes;
+use roomcast_protocol::args::json::MAX_DEPTH;
+use roomcast_protocol::args::{Args, Value};
+use roomcast_protocol::msgpack::{
+    Reader as MsgpackReader, TranscodeLimits, json_to_msgpack, msgpack_to_json, read_event,
+};
+
+use roomcast_protocol::engine_io::open::{MAX_QUERY_KEYS, Query};
+use roomcast_protocol::engine_io::packet::{
+    Message, Packet, decode_binary_v3, decode_text, decode_text_v3, write_binary_message,
+};
+use roomcast_protocol::engine_io::{payload, payload_v3};
+use roomcast_protocol::socket_io::connect::split_query;
+use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
+use roomcast_protocol::socket_io::packet::{Packet as SocketPacket, PacketKind};
+use roomcast_protocol::socket_io::{encode, msgpack};
+use roomcast_protocol::websocket::{Event, Limits, Reader, Refusal};
+use crate::wire;
+
+pub(crate) type Target = fn(&[u8]);
+
+/// Every target by its name, which is also that of its folder of seeds.
+const TARGETS: &[(&str, Target)] = &[
+    ("engine_packet", engine_packet),
+    ("engine_payload", engine_payload),
+    ("engine_payload_v3", engine_payload_v3),
+    ("engine_query", engine_query),
+    ("socket_text", socket_text),
+    ("socket_msgpack", socket_msgpack),
+    ("websocket", websocket),
+    ("emitter_msgpack", emitter_msgpack),
+    ("emitter_args", emitter_args),
+    ("wire_classic", wire::classic),
+    ("wire_request", wire::request),
+    ("wire_sharded", wire::sharded),
+    ("wire_channel", wire::channel),
+];
+
+const PACKET_LIMITS: PacketLimits = PacketLimits {
+    json_depth: 100,
+    attachments: 10,
+    event_name_bytes: 256,
+    namespace_bytes: 256,
+};
+
+pub(crate) fn find(name: &str) -> Option<Target> {
+    TARGETS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, target)| *target)
+}
+
+pub(crate) fn names() -> Vec<&'static str> {
+    TARGETS.iter().map(|(name, _)| *name).collect()
+}
+
+fn engine_packet(data: &[u8]) {
+    let _ = decode_binary_v3(data);
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let _ = decode_text_v3(text);
+    if let Ok(packet) = decode_text(text) {
+        let written = as_text(&packet);
+        let written = str::from_utf8(&written).expect("packets are written as text");
+        assert_eq!(decode_text(written), Ok(packet));
+    }
+}
+
+/// The packet as a server of revision 4 writes it; what is not binary is the same in revision 3.
+fn as_text(packet: &Packet<'_>) -> Vec<u8> {
+    let (digit, data) = match packet {
+        Packet::Open(json) => ("0", *json),
+        Packet::Close => ("1", ""),
+        Packet::Ping(data) => ("2", *data),
+        Packet::Pong(data) => ("3", *data),
+        Packet::Message(Message::Text(text)) => ("4", &**text),
+        Packet::Message(Message::Binary(bytes)) => {
+            let mut out = Vec::new();
+            write_binary_message(&mut out, bytes);
+            return out;
+        }
+        Packet::Upgrade => ("5", ""),
+        Packet::Noop => ("6", ""),
+    };
+    [digit, data].concat().into_bytes()
+}
+
+fn engine_payload(data: &[u8]) {
+    let packets: Vec<_> = payload::decode(data).collect();
+    assert!(
+        packets.iter().rev().skip(1).all(Result::is_ok),
+        "an error is the last item"
+    );
+    let good: Vec<Packet<'_>> = packets.into_iter().flatten().collect();
+    let mut body = payload::BodyWriter::new();
+    for packet in &good {
+        body.encoded(as_text(packet));
+    }
+    if !good.is_empty() {
+        let body = body.finish();
+        assert_eq!(
+            payload::decode(&body).collect::<Result<Vec<_>, _>>(),
+            Ok(good)
+        );
+    }
+}
+
+/// The first byte chooses the form of the body.
+fn engine_payload_v3(data: &[u8]) {
+    let Some((form, data)) = data.split_first() else {
+        return;
+    };
+    let form = payload_v3::Form::of_answer(form % 2 == 1, false);
+    let packets: Vec<_> = payload_v3::decode(form, data).collect();
+    assert!(
+        packets.iter().rev().skip(1).all(Result::is_ok),
+        "an error is the last item"
+    );
+    let good: Vec<Packet<'_>> = packets.into_iter().flatten().collect();
+    let mut body = payload_v3::BodyWriter::new(form);
+    for packet in &good {
+        match packet {
+            Packet::Message(Message::Binary(bytes)) => body.binary_message(bytes),
+            _ => body.encoded(&as_text(packet)),
+        }
+    }
+    if !good.is_empty() {
+        let body = body.finish();
+        assert_eq!(
+            payload_v3::decode(form, &body).collect::<Result<Vec<_>, _>>(),
+            Ok(good)
+        );
+    }
+}
+
+fn engine_query(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(query) = Query::parse(text) {
+        assert!(query.application.len() <= MAX_QUERY_KEYS);
+        let _ = (
+            query.transport_name(),
+            query.revision(true),
+            query.revision(false),
+        );
+    }
+}
+
+/// The first byte says how many of the next ones are places where the stream is cut.
+fn websocket(data: &[u8]) {
+    let Some((cuts, data)) = data.split_first() else {
+        return;
+    };
+    let Some((cuts, stream)) = data.split_at_checked(usize::from(cuts % 8)) else {
+        return;
+    };
+    let mut cuts: Vec<_> = cuts
+        .iter()
+        .map(|cut| usize::from(*cut) % (stream.len() + 1))
+        .collect();
+    cuts.push(stream.len());
+    cuts.sort_unstable();
+
+    let whole = read_pieces(stream, &[stream.len()]);
+    assert_eq!(read_pieces(stream, &cuts), whole);
+}
+
+fn read_pieces(stream: &[u8], ends: &[usize]) -> (Vec<String>, Option<Refusal>) {
+    let limits = Limits {
+        message_bytes: 200,
+        fragments: 4,
+    };
+    let mut reader = Reader::default();
+    let (mut events, mut start) = (Vec::new(), 0);
+    for end in ends {
+        let mut piece = stream[start..*end].to_vec();
+        let mut input = &mut piece[..];
+        loop {
+            match reader.next(&mut input, &limits) {
+                Ok(Some(event)) => {
+                    if let Event::Text(text) = &event {
+                        assert!(text.len() <= limits.message_bytes);
+                    }
+                    events.push(format!("{event:?}"));
+                }
+                Ok(None) => break,
+                Err(refusal) => return (events, Some(refusal)),
+            }
+        }
+        start = *end;
+    }
+    (events, None)
+}
+
+/// The messages of a connection with 255 between them, which is in no text. Where an attachment is
+/// awaited it is read as one, unless 254 stands in front.
+fn socket_text(data: &[u8]) {
+    let mut decoder = Decoder::default();
+    let mut is_waiting = false;
+    for message in data.split(|byte| *byte == 255) {
+        let is_text = message.first() == Some(&254);
+        let read = if is_waiting && !is_text {
+            decoder.binary(message, &PACKET_LIMITS)
+        } else {
+            let Ok(text) = str::from_utf8(&message[usize::from(is_text)..]) else {
+                return;
+            };
+            decoder.text(text, &PACKET_LIMITS)
+        };
+        match read {
+            Ok(Some(packet)) => {
+                text_round_trip(&packet);
+                is_waiting = false;
+            }
+            Ok(None) => is_waiting = true,
+            Err(_) => return,
+        }
+    }
+}
+
+fn text_round_trip(packet: &SocketPacket<'_>) {
+    let args = checked_args(packet);
+    let mut written = Vec::new();
+    match (packet.kind, &packet.event, packet.id) {
+        (PacketKind::Event, Some(event), id) => {
+            encode::event(&mut written, &packet.nsp, id, &event.name, &args);
+        }
+        (PacketKind::Ack, _, Some(id)) => encode::ack(&mut written, &packet.nsp, id, &args),
+        _ => return,
+    }
+    let written = str::from_utf8(&written).expect("packets are written as text");
+    let mut decoder = Decoder::default();
+    let mut again = decoder
+        .text(written, &PACKET_LIMITS)
+        .expect("it was just written");
+    for attachment in args.attachments() {
+        assert!(again.is_none(), "a packet waits for its attachments");
+        again = decoder
+            .binary(attachment, &PACKET_LIMITS)
+            .expect("it was just written");
+    }
+    let again = again.expect("all attachments are there");
+    assert_same_head(&again, packet);
+    assert_eq!(again.to_args(), args);
+}
+
+/// MessagePack may change the digits of a number once, as in [`emitter_msgpack`].
+fn socket_msgpack(data: &[u8]) {
+    let Ok(packet) = msgpack::decode(data, &PACKET_LIMITS) else {
+        return;
+    };
+    let Some(once) = msgpack_round_trip(&packet) else {
+        return;
+    };
+    assert_same_head(&once, &packet);
+    assert_eq!(once.attachments, packet.attachments);
+    let twice = msgpack_round_trip(&once).expect("it was written once");
+    assert_eq!(twice, once);
+}
+
+fn msgpack_round_trip(packet: &SocketPacket<'_>) -> Option<SocketPacket<'static>> {
+    let args = checked_args(packet);
+    let mut written = Vec::new();
+    match (packet.kind, &packet.event, packet.id) {
+        (PacketKind::Event, Some(event), id) => {
+            msgpack::event(&mut written, &packet.nsp, id, &event.name, &args)
+        }
+        (PacketKind::Ack, _, Some(id)) => msgpack::ack(&mut written, &packet.nsp, id, &args),
+        _ => return None,
+    }
+    .expect("decoded arguments can be written");
+    Some(msgpack::decode(&written, &PACKET_LIMITS).expect("it was just written"))
+}
+
+fn checked_args(packet: &SocketPacket<'_>) -> Args {
+    assert!(packet.nsp.len() <= PACKET_LIMITS.namespace_bytes);
+    assert!(packet.attachments.len() <= PACKET_LIMITS.attachments);
+    let _ = split_query(&packet.nsp);
+    let args = packet.to_args();
+    let _ = args.decode::<Value>();
+    args
+}
+
+fn assert_same_head(one: &SocketPacket<'_>, other: &SocketPacket<'_>) {
+    let name = |packet: &SocketPacket<'_>| {
+        packet
+            .event
+            .as_ref()
+            .map(|event| event.name.clone().into_owned())
+    };
+    assert_eq!(
+        (one.kind, &one.nsp, one.id),
+        (other.kind, &other.nsp, other.id)
+    );
+    assert_eq!(name(one), name(other));
+}
+
+fn emitter_msgpack(data: &[u8]) {
+    let limits = TranscodeLimits {
+        attachments: 10,
+        ..TranscodeLimits::default()
+    };
+    let _ = read_event(&mut MsgpackReader::new(data), limits);
+
+    let mut reader = MsgpackReader::new(data);
+    let skipped = reader.skip().map(|()| reader.remaining());
+    let mut reader = MsgpackReader::new(data);
+    let Ok((json, attachments)) = msgpack_to_json(&mut reader, limits) else {
+        return;
+    };
+    assert_eq!(
+        skipped.ok(),
+        Some(reader.remaining()),
+        "what is read can be skipped"
+    );
+
+    // A whole number that came as a float is written as an integer, and has other digits then; so
+    // the text is the same from the second time on.
+    let (once, same) = through_msgpack(&json, &attachments);
+    assert_eq!(same, attachments);
+    assert_eq!(through_msgpack(&once, &same), (once, same));
+}
+
+fn through_msgpack(json: &str, attachments: &[Bytes]) -> (String, Vec<Bytes>) {
+    let mut written = Vec::new();
+    json_to_msgpack(&mut written, json, attachments, MAX_DEPTH).expect("it was just read");
+    let mut reader = MsgpackReader::new(&written);
+    let read = msgpack_to_json(&mut reader, TranscodeLimits::default()).expect("just written");
+    reader.finish().expect("one value was written");
+    read
+}
+
+/// The first byte says how many attachments go with the text.
+fn emitter_args(data: &[u8]) {
+    let Some((attachments, json)) = data.split_first() else {
+        return;
+    };
+    let attachments = (0..attachments % 4)
+        .map(|byte| Bytes::from(vec![byte; usize::from(byte)]))
+        .collect();
+    let Ok(args) = Args::from_parts(Bytes::copy_from_slice(json), attachments) else {
+        return;
+    };
+    let _ = args.decode::<(String, u64, Option<Vec<bool>>)>();
+    let _ = args.decode::<serde_json::Value>();
+    let Ok(value) = args.decode::<Value>() else {
+        return;
+    };
+
+    if let Ok(encoded) = Args::encode(&(&value,)) {
+        let again = encoded.decode::<Value>().expect("it was just encoded");
+        assert_eq!(again, value);
+        let mut written = Vec::new();
+        json_to_msgpack(
+            &mut written,
+            encoded.json(),
+            encoded.attachments(),
+            MAX_DEPTH,
+        )
+        .expect("it was just encoded");
+    }
+}

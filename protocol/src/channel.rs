@@ -1,0 +1,508 @@
+//! The names of the channels of a cluster, made and read back.
+//!
+//! All names begin with the prefix of the deployment, since Redis knows no other way to keep
+//! deployments apart: its channels ignore the number of the database. The names are those of Node's
+//! adapters; only the probe and the leases are our own. Nothing here publishes or subscribes.
+
+use std::fmt;
+
+use sha1::{Digest, Sha1};
+
+use crate::{id::NodeId, message::Message, target::Target};
+
+/// What emitters put in the place of a [`Uid`]: nobody's echo, so every node listens.
+pub const EMITTER_UID: &str = "emitter";
+
+/// Which of Node's Redis adapters the cluster speaks with. All its nodes have to agree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// `createAdapter`, and what emitters speak: PUBLISH.
+    #[default]
+    Classic,
+    /// `createShardedAdapter`: SPUBLISH, of Redis 7.
+    Sharded(Mode),
+}
+
+/// Which rooms have a channel of their own in the sharded dialect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// None.
+    Static,
+    /// Those that are not private. Node takes a room for private if its name has 20 characters.
+    Dynamic,
+    /// All.
+    DynamicPrivate,
+}
+
+/// What is said on a channel. In the sharded dialect everything counts as [`Kind::Broadcast`]:
+/// there the messages themselves tell what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Broadcasts.
+    Broadcast,
+    /// Orders and questions.
+    Request,
+    /// Answers.
+    Response,
+}
+
+/// The name by which the other nodes know a node in one namespace.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Uid(Box<str>);
+
+impl Uid {
+    /// The uid as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Uid({})", self.0)
+    }
+}
+
+/// The uid of a node in a namespace. It is derived and not random, so that whoever knows the name
+/// of a node can look for its channel of responses.
+pub fn uid(node: &NodeId, namespace: &str, dialect: Dialect) -> Uid {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let digest = Sha1::new()
+        .chain_update(node.as_str())
+        .chain_update([0])
+        .chain_update(namespace)
+        .finalize();
+    let letter = |of: &[u8], index: u8| char::from(of[usize::from(index)]);
+    let text: String = match dialect {
+        Dialect::Classic => digest[..6]
+            .iter()
+            .map(|byte| letter(ALPHABET, byte & 63))
+            .collect(),
+        Dialect::Sharded(_) => digest[..8]
+            .iter()
+            .flat_map(|byte| [letter(HEX, byte >> 4), letter(HEX, byte & 15)])
+            .collect(),
+    };
+    Uid(text.into())
+}
+
+/// Makes and reads the names of channels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channels {
+    prefix: Box<str>,
+    dialect: Dialect,
+}
+
+/// One way to read the name of a channel. A namespace may hold `#` like a room, so there may be
+/// several; the message itself has the last word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// What is said there.
+    pub kind: Kind,
+    /// In which namespace.
+    pub namespace: &'a str,
+    /// The room of a channel of broadcasts, or the uid of a channel of responses.
+    pub rest: Option<&'a str>,
+}
+
+impl Channels {
+    /// The prefix is `socket.io` unless the application says otherwise (Node's options `key` and
+    /// `channelPrefix`).
+    pub fn new(prefix: &str, dialect: Dialect) -> Self {
+        Self {
+            prefix: prefix.into(),
+            dialect,
+        }
+    }
+
+    /// What all names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The dialect.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Where everybody in the namespace is told: the base channel of the classic dialect, the main
+    /// channel of the sharded one.
+    pub fn broadcast(&self, namespace: &str) -> String {
+        // On the way of every message: `concat` allocates once, `format!` several times.
+        [&*self.prefix, "#", namespace, "#"].concat()
+    }
+
+    /// Where those are told that have members of the room.
+    pub fn room(&self, namespace: &str, room: &str) -> String {
+        [&*self.prefix, "#", namespace, "#", room, "#"].concat()
+    }
+
+    /// Where a message goes, or a question that has one (a broadcast that is acknowledged).
+    pub fn for_message(&self, namespace: &str, message: &Message, is_question: bool) -> String {
+        match message {
+            Message::Broadcast { target, .. } if !is_question => {
+                self.parts_for_target(namespace, target).concat()
+            }
+            _ => self.request(namespace),
+        }
+    }
+
+    /// What the name of the channel consists of on which a broadcast to this target goes.
+    pub fn parts_for_target<'a>(&'a self, namespace: &'a str, target: &'a Target) -> [&'a str; 6] {
+        let has_channel = |room: &&str| match self.dialect {
+            Dialect::Classic => true,
+            Dialect::Sharded(mode) => mode.has_channel(room),
+        };
+        match only_room(target).filter(has_channel) {
+            Some(room) => [&self.prefix, "#", namespace, "#", room, "#"],
+            None => [&self.prefix, "#", namespace, "#", "", ""],
+        }
+    }
+
+    /// Where orders are given and questions are asked. Every process must hold exactly one
+    /// subscription to it: Node counts the servers by them.
+    pub fn request(&self, namespace: &str) -> String {
+        match self.dialect {
+            Dialect::Classic => format!("{}-request#{namespace}#", self.prefix),
+            Dialect::Sharded(_) => self.broadcast(namespace),
+        }
+    }
+
+    /// Where Node's servers answer by default, whoever asked. The sharded dialect has no such
+    /// channel.
+    pub fn response(&self, namespace: &str) -> Option<String> {
+        match self.dialect {
+            Dialect::Classic => Some(format!("{}-response#{namespace}#", self.prefix)),
+            Dialect::Sharded(_) => None,
+        }
+    }
+
+    /// Where one node is answered.
+    pub fn response_of(&self, namespace: &str, uid: &str) -> String {
+        match self.dialect {
+            Dialect::Classic => format!("{}-response#{namespace}#{uid}#", self.prefix),
+            Dialect::Sharded(_) => self.room(namespace, uid),
+        }
+    }
+
+    /// The pattern of all private rooms whose sockets have ids of ordinary length that begin with
+    /// the tag of their node.
+    pub fn private_rooms_pattern(&self, namespace: &str, tag: &str) -> String {
+        const REST_OF_THE_ID: &str = "????????????????";
+        let (prefix, namespace) = (escaped(&self.prefix), escaped(namespace));
+        format!("{prefix}#{namespace}#{}{REST_OF_THE_ID}#", escaped(tag))
+    }
+
+    /// The pattern that stands for the request channel alone.
+    pub fn request_pattern(&self, namespace: &str) -> String {
+        escaped(&self.request(namespace))
+    }
+
+    /// A channel of a node alone, on which it talks to itself to see whether messages flow. In a
+    /// Redis cluster the name is in the slot that is asked for, except if a hash tag in the prefix
+    /// decides about the slots of all names.
+    pub fn probe(&self, node: &NodeId, slot_hint: u16) -> String {
+        let stem = format!("{}-probe#{node}#", self.prefix);
+        let name = |number: u32| format!("{stem}{number}#");
+        if stem.contains('{') {
+            return name(0);
+        }
+        let start = crc16(0, stem.as_bytes());
+        (0..PROBE_TRIES)
+            .map(|number| number.to_string() + "#")
+            .find(|end| crc16(start, end.as_bytes()) % SLOTS == slot_hint % SLOTS)
+            .map_or_else(|| name(0), |end| stem.clone() + &end)
+    }
+
+    /// The key under which nodes say that they are alive.
+    pub fn leases(&self) -> String {
+        format!("{}-nodes", self.prefix)
+    }
+
+    /// The ways to read the name of a channel, shortest namespace first; none if it is not one of
+    /// ours. There are as many as the name has `#`, so take no more than there can be namespaces.
+    pub fn places<'a>(&self, channel: &'a str) -> impl Iterator<Item = Place<'a>> + use<'a> {
+        let (kind, rest) = self.split(channel).unwrap_or((Kind::Broadcast, ""));
+        let has_rest = kind != Kind::Request;
+        let whole = rest.strip_suffix('#');
+        let cut = whole.filter(|_| has_rest).into_iter().flat_map(|whole| {
+            whole
+                .match_indices('#')
+                .map(|(at, _)| (&whole[..at], Some(&whole[at + 1..])))
+        });
+        cut.chain(whole.map(|whole| (whole, None)))
+            .map(move |(namespace, rest)| Place {
+                kind,
+                namespace,
+                rest,
+            })
+    }
+
+    /// The room of a channel of broadcasts of the namespace: `None` if the channel is none,
+    /// `Some(None)` if it is the one for everybody.
+    pub fn room_of<'a>(&self, channel: &'a str, namespace: &str) -> Option<Option<&'a str>> {
+        let rest = channel
+            .strip_prefix(&*self.prefix)?
+            .strip_prefix('#')?
+            .strip_prefix(namespace)?
+            .strip_prefix('#')?;
+        if rest.is_empty() {
+            return Some(None);
+        }
+        rest.strip_suffix('#').map(Some)
+    }
+
+    fn split<'a>(&self, channel: &'a str) -> Option<(Kind, &'a str)> {
+        let rest = channel.strip_prefix(&*self.prefix)?;
+        if let Some(rest) = rest.strip_prefix('#') {
+            return Some((Kind::Broadcast, rest));
+        }
+        if self.dialect != Dialect::Classic {
+            return None;
+        }
+        let request = rest.strip_prefix("-request#").map(|r| (Kind::Request, r));
+        request.or_else(|| rest.strip_prefix("-response#").map(|r| (Kind::Response, r)))
+    }
+}
+
+impl Mode {
+    /// Whether a sender uses a channel for the room. Subscribers may have more channels than that.
+    pub fn has_channel(self, room: &str) -> bool {
+        match self {
+            Self::Static => false,
+            // JavaScript counts UTF-16 units.
+            Self::Dynamic => room.encode_utf16().count() != 20,
+            Self::DynamicPrivate => true,
+        }
+    }
+}
+
+/// The hash slot of a key or a channel in a Redis cluster.
+pub fn slot(name: &str) -> u16 {
+    let tag = name.split_once('{').and_then(|(_, rest)| {
+        let (tag, _) = rest.split_once('}')?;
+        (!tag.is_empty()).then_some(tag)
+    });
+    crc16(0, tag.unwrap_or(name).as_bytes()) % SLOTS
+}
+
+/// How many hash slots there are.
+pub const SLOTS: u16 = 16384;
+
+/// One in [`SLOTS`] numbers gives the slot that is asked for; after so many tries all but one in a
+/// billion searches have ended.
+const PROBE_TRIES: u32 = 21 * SLOTS as u32;
+
+/// The only room of a target, if it has exactly one.
+fn only_room(target: &Target) -> Option<&str> {
+    let (first, others) = target.rooms.split_first()?;
+    others.iter().all(|room| room == first).then_some(first)
+}
+
+fn escaped(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for letter in name.chars() {
+        if matches!(letter, '*' | '?' | '[' | ']' | '\\') {
+            text.push('\\');
+        }
+        text.push(letter);
+    }
+    text
+}
+
+/// CRC-16 of the polynomial 0x1021 without reflection, going on from the remainder `crc`.
+fn crc16(crc: u16, bytes: &[u8]) -> u16 {
+    bytes.iter().fold(crc, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| {
+            let carry = crc & 0x8000 != 0;
+            crc << 1 ^ if carry { 0x1021 } else { 0 }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Args;
+
+    fn classic() -> Channels {
+        Channels::new("socket.io", Dialect::Classic)
+    }
+
+    fn to_rooms(rooms: &[&str]) -> Message {
+        let target = Target {
+            rooms: rooms.iter().map(|room| Box::from(*room)).collect(),
+            ..Target::default()
+        };
+        Message::Broadcast {
+            target,
+            event: "e".into(),
+            args: Args::default(),
+        }
+    }
+
+    #[test]
+    fn a_uid_is_the_same_for_the_same_node_and_namespace_alone() {
+        let (one, other) = (NodeId::new("AAAAone"), NodeId::new("AAAAother"));
+        for (dialect, length) in [(Dialect::Classic, 6), (Dialect::Sharded(Mode::Dynamic), 16)] {
+            let first = uid(&one, "/", dialect);
+            assert_eq!(first.as_str().len(), length);
+            assert_eq!(first, uid(&one, "/", dialect));
+            assert_ne!(first, uid(&one, "/chat", dialect));
+            assert_ne!(first, uid(&other, "/", dialect));
+        }
+    }
+
+    #[test]
+    fn rooms_are_distinct_before_they_are_counted() {
+        for (rooms, channel) in [
+            (&[][..], "socket.io#/#"),
+            (&["a"], "socket.io#/#a#"),
+            (&["a", "a"], "socket.io#/#a#"),
+            (&["a", "b"], "socket.io#/#"),
+            (&["a", "b", "a"], "socket.io#/#"),
+        ] {
+            assert_eq!(classic().for_message("/", &to_rooms(rooms), false), channel);
+        }
+        let question = classic().for_message("/", &to_rooms(&["a"]), true);
+        assert_eq!(question, "socket.io-request#/#");
+    }
+
+    #[test]
+    fn the_mode_decides_which_rooms_have_a_channel() {
+        let twenty = "12345678901234567890";
+        let astral = "😀".repeat(10);
+        for (mode, room, has_channel) in [
+            (Mode::Static, "a", false),
+            (Mode::Dynamic, "a", true),
+            (Mode::Dynamic, twenty, false),
+            (Mode::Dynamic, &astral, false),
+            (Mode::DynamicPrivate, "a", true),
+            (Mode::DynamicPrivate, twenty, true),
+        ] {
+            let channels = Channels::new("p", Dialect::Sharded(mode));
+            let channel = channels.for_message("/n", &to_rooms(&[room]), false);
+            let expected = if has_channel {
+                format!("p#/n#{room}#")
+            } else {
+                "p#/n#".into()
+            };
+            assert_eq!(channel, expected, "{mode:?}");
+            let question = channels.for_message("/n", &to_rooms(&[room]), true);
+            assert_eq!(question, "p#/n#");
+        }
+    }
+
+    #[test]
+    fn what_is_live_in_a_pattern_is_escaped() {
+        let channels = Channels::new("a*", Dialect::Classic);
+        assert_eq!(
+            channels.private_rooms_pattern("/b[c]?\\", "A-_1"),
+            "a\\*#/b\\[c\\]\\?\\\\#A-_1????????????????#"
+        );
+    }
+
+    #[test]
+    fn the_room_of_a_channel_is_what_stands_between_its_marks() {
+        let channels = classic();
+        for (channel, namespace, room) in [
+            ("socket.io#/#", "/", Some(None)),
+            ("socket.io#/#r#", "/", Some(Some("r"))),
+            ("socket.io#/#r#x#", "/", Some(Some("r#x"))),
+            ("socket.io#/##", "/", Some(Some(""))),
+            ("socket.io#/#r", "/", None),
+            ("socket.io#/chat#", "/", None),
+            ("socket.io-request#/#", "/", None),
+            ("other#/#", "/", None),
+            ("socket.io#/a#b#r#", "/a#b", Some(Some("r"))),
+            ("socket.io#/a#b#r#", "/a", Some(Some("b#r"))),
+        ] {
+            assert_eq!(channels.room_of(channel, namespace), room, "{channel}");
+        }
+    }
+
+    fn places(channels: &Channels, channel: &str) -> Vec<(Kind, String, Option<String>)> {
+        channels
+            .places(channel)
+            .map(|place| {
+                let rest = place.rest.map(String::from);
+                (place.kind, place.namespace.into(), rest)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_channel_is_read_in_every_way_that_its_name_allows() {
+        use Kind::*;
+        let channels = classic();
+        let check = |channel: &str, expected: &[(Kind, &str, Option<&str>)]| {
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|(kind, namespace, rest)| {
+                    (*kind, String::from(*namespace), rest.map(String::from))
+                })
+                .collect();
+            assert_eq!(places(&channels, channel), expected, "{channel}");
+        };
+        check("socket.io#/#", &[(Broadcast, "/", None)]);
+        check(
+            "socket.io#/a#r#",
+            &[(Broadcast, "/a", Some("r")), (Broadcast, "/a#r", None)],
+        );
+        check(
+            "socket.io#/#r#x#",
+            &[
+                (Broadcast, "/", Some("r#x")),
+                (Broadcast, "/#r", Some("x")),
+                (Broadcast, "/#r#x", None),
+            ],
+        );
+        check("socket.io-request#/#", &[(Request, "/", None)]);
+        check("socket.io-request#/a#b#", &[(Request, "/a#b", None)]);
+        check("socket.io-response#/#", &[(Response, "/", None)]);
+        check(
+            "socket.io-response#/#UID#",
+            &[(Response, "/", Some("UID")), (Response, "/#UID", None)],
+        );
+        for foreign in ["", "socket.io", "socket.io#", "socket.io#emitter", "x#/#"] {
+            check(foreign, &[]);
+        }
+        let sharded = Channels::new("socket.io", Dialect::Sharded(Mode::Static));
+        assert_eq!(places(&sharded, "socket.io-request#/#"), []);
+    }
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        for (name, expected) in [
+            ("123456789", 0x31c3),
+            ("foo", 12182),
+            ("{foo}.bar", 12182),
+            ("a{foo}{bar}", 12182),
+            ("", 0),
+        ] {
+            assert_eq!(slot(name), expected, "{name}");
+        }
+        assert_ne!(slot("foo{}{bar}"), slot("bar"));
+        assert_ne!(slot("foo{bar"), slot("bar"));
+    }
+
+    #[test]
+    fn a_probe_is_in_the_slot_that_is_asked_for() {
+        let channels = classic();
+        let node = NodeId::new("AAAAbbbbccccddddeeee");
+        for wanted in [0, 1, 5000, SLOTS - 1] {
+            let channel = channels.probe(&node, wanted);
+            assert_eq!(slot(&channel), wanted);
+            assert!(channel.starts_with("socket.io-probe#AAAAbbbbccccddddeeee#"));
+        }
+        let fixed = Channels::new("{app}", Dialect::Classic);
+        assert_eq!(slot(&fixed.probe(&node, 7)), slot("app"));
+    }
+}

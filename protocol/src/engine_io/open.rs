@@ -1,0 +1,455 @@
+//! The opening of an Engine.IO connection: what a request asks for in its query string, the
+//! handshake that answers it, and the errors that refuse it.
+//!
+//! Owned by the routes. Which sessions exist and which transports are on is not known here.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The handshake, which is the payload of the open packet.
+///
+/// Clients take these five keys and no others; their order is that of other servers.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Handshake<'a> {
+    /// The session's secret id.
+    pub sid: &'a str,
+    /// Transports that the client may change to.
+    pub upgrades: &'a [TransportName],
+    #[serde(serialize_with = "millis")]
+    pub ping_interval: Duration,
+    #[serde(serialize_with = "millis")]
+    pub ping_timeout: Duration,
+    /// The largest body or message that the client may send, in bytes.
+    pub max_payload: usize,
+}
+
+impl Handshake<'_> {
+    /// The packet that opens a session: its type, and the handshake as JSON.
+    pub fn to_packet(&self) -> String {
+        /// More than it takes with an upgrade and the usual numbers.
+        const ROOM: usize = 160;
+        let mut packet = Vec::with_capacity(ROOM);
+        packet.push(b'0');
+        serde_json::to_writer(&mut packet, self).expect("strings and integers are always JSON");
+        String::from_utf8(packet).expect("JSON is written as UTF-8")
+    }
+}
+
+/// The transports of Engine.IO by their names in query strings and handshakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportName {
+    Polling,
+    WebSocket,
+}
+
+impl TransportName {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Polling => "polling",
+            Self::WebSocket => "websocket",
+        }
+    }
+}
+
+/// The revision of Engine.IO that a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revision {
+    V3,
+    V4,
+}
+
+/// The query string of a request, decoded. Of a repeated key the last value counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Query {
+    /// `EIO` as it was sent; [`Query::revision`] says what it means.
+    pub eio: Option<String>,
+    /// `transport` as it was sent; [`Query::transport_name`] says what it means.
+    pub transport: Option<String>,
+    pub sid: Option<String>,
+    /// Whether a client of revision 3 takes text only.
+    pub b64: bool,
+    /// What makes every request different from the last, so that nothing on the way caches it.
+    pub t: Option<String>,
+    /// The application's own keys, in the order in which they first came.
+    pub application: Vec<(String, String)>,
+}
+
+impl Query {
+    /// Decodes what stands after the `?`. Damaged escapes stay as they are, as Node reads them.
+    ///
+    /// More than [`MAX_QUERY_KEYS`] keys of the application's are refused.
+    pub fn parse(query: &str) -> Result<Self, HandshakeError> {
+        let mut parsed = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            parsed.set(&decode_component(key), decode_component(value).into_owned())?;
+        }
+        Ok(parsed)
+    }
+
+    fn set(&mut self, key: &str, value: String) -> Result<(), HandshakeError> {
+        match key {
+            "EIO" => self.eio = Some(value),
+            "transport" => self.transport = Some(value),
+            "sid" => self.sid = Some(value),
+            // Any value counts, even `0`: so it does in JavaScript.
+            "b64" => self.b64 = !value.is_empty(),
+            "t" => self.t = Some(value),
+            _ => return self.set_application(key, value),
+        }
+        Ok(())
+    }
+
+    fn set_application(&mut self, key: &str, value: String) -> Result<(), HandshakeError> {
+        let known = self.application.iter().position(|(known, _)| *known == key);
+        match known {
+            Some(at) => self.application[at].1 = value,
+            None if self.application.len() == MAX_QUERY_KEYS => {
+                return Err(HandshakeError::BadRequest);
+            }
+            None => self.application.push((key.to_owned(), value)),
+        }
+        Ok(())
+    }
+
+    /// All keys and values, those of the protocol first.
+    pub fn into_pairs(self) -> Vec<(String, String)> {
+        let b64 = self.b64.then(|| String::from("1"));
+        let known = [
+            ("EIO", self.eio),
+            ("transport", self.transport),
+            ("sid", self.sid),
+            ("b64", b64),
+            ("t", self.t),
+        ];
+        let known = known
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        known.chain(self.application).collect()
+    }
+
+    /// The transport that the request is for. Whether it is switched on is for the caller.
+    pub fn transport_name(&self) -> Result<TransportName, HandshakeError> {
+        match self.transport.as_deref() {
+            Some("polling") => Ok(TransportName::Polling),
+            Some("websocket") => Ok(TransportName::WebSocket),
+            _ => Err(HandshakeError::TransportUnknown),
+        }
+    }
+
+    /// The revision that the client speaks. Where old clients are let in, everything but `4`
+    /// counts as revision 3, since the oldest of them name none.
+    pub fn revision(&self, allow_v3: bool) -> Result<Revision, HandshakeError> {
+        match self.eio.as_deref() {
+            Some("4") => Ok(Revision::V4),
+            _ if allow_v3 => Ok(Revision::V3),
+            _ => Err(HandshakeError::UnsupportedProtocol),
+        }
+    }
+}
+
+/// Why a request is refused, in the words and numbers that clients know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.message())]
+pub enum HandshakeError {
+    /// The transport is missing, unknown or switched off.
+    TransportUnknown,
+    /// No session has this id, or it is closed.
+    SessionUnknown,
+    /// A request without a session that is not a GET.
+    BadHandshakeMethod,
+    /// The request does not suit the session's transport, or is damaged.
+    BadRequest,
+    /// The application refused, in its own words or in ours.
+    Forbidden(Option<Cow<'static, str>>),
+    /// The client speaks a revision that is not served.
+    UnsupportedProtocol,
+}
+
+impl HandshakeError {
+    /// The number that stands for the error in answers and metrics.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::TransportUnknown => 0,
+            Self::SessionUnknown => 1,
+            Self::BadHandshakeMethod => 2,
+            Self::BadRequest => 3,
+            Self::Forbidden(_) => 4,
+            Self::UnsupportedProtocol => 5,
+        }
+    }
+
+    /// The text that goes with the code; a refused upgrade has it alone as its body.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::TransportUnknown => "Transport unknown",
+            Self::SessionUnknown => "Session ID unknown",
+            Self::BadHandshakeMethod => "Bad handshake method",
+            Self::BadRequest => "Bad request",
+            Self::Forbidden(Some(message)) => message,
+            Self::Forbidden(None) => "Forbidden",
+            Self::UnsupportedProtocol => "Unsupported protocol version",
+        }
+    }
+
+    /// The name under which metrics count this error. It never changes.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::TransportUnknown => "transport_unknown",
+            Self::SessionUnknown => "session_unknown",
+            Self::BadHandshakeMethod => "bad_handshake_method",
+            Self::BadRequest => "bad_request",
+            Self::Forbidden(_) => "forbidden",
+            Self::UnsupportedProtocol => "unsupported_protocol",
+        }
+    }
+
+    /// The HTTP status of the answer.
+    pub fn status(&self) -> u16 {
+        if matches!(self, Self::Forbidden(_)) {
+            403
+        } else {
+            400
+        }
+    }
+
+    /// The answer's body, which is JSON.
+    pub fn body(&self) -> String {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            code: u8,
+            message: &'a str,
+        }
+        serde_json::to_string(&Body {
+            code: self.code(),
+            message: self.message(),
+        })
+        .expect("a number and a string are always JSON")
+    }
+}
+
+/// How many different keys of its own an application can be sent in a query string.
+pub const MAX_QUERY_KEYS: usize = 100;
+
+fn decode_component(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return text.into();
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = bytes
+            .get(at + 1..at + 3)
+            .filter(|_| byte == b'%')
+            .and_then(hex_byte);
+        at += if escaped.is_some() { 3 } else { 1 };
+        out.push(escaped.unwrap_or(if byte == b'+' { b' ' } else { byte }));
+    }
+    String::from_utf8(out)
+        .unwrap_or_else(|invalid| String::from_utf8_lossy(invalid.as_bytes()).into_owned())
+        .into()
+}
+
+fn hex_byte(digits: &[u8]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let &[high, low] = digits else { return None };
+    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+}
+
+fn millis<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_handshake_is_the_captured_text() {
+        let mut handshake = Handshake {
+            sid: "lT7gf_hQKIsMKhJGAAAr",
+            upgrades: &[TransportName::WebSocket],
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            max_payload: 1_000_000,
+        };
+        assert_eq!(
+            handshake.to_packet(),
+            r#"0{"sid":"lT7gf_hQKIsMKhJGAAAr","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000000}"#
+        );
+        handshake.upgrades = &[];
+        assert!(handshake.to_packet().contains(r#","upgrades":[],"#));
+    }
+
+    #[test]
+    fn a_query_is_taken_apart() {
+        let query =
+            Query::parse("EIO=4&transport=polling&sid=a_b-c&t=x1&room=1&&user=j%20d+e&flag")
+                .unwrap();
+        assert_eq!(query.eio.as_deref(), Some("4"));
+        assert_eq!(query.transport_name(), Ok(TransportName::Polling));
+        assert_eq!(query.sid.as_deref(), Some("a_b-c"));
+        assert_eq!(query.t.as_deref(), Some("x1"));
+        assert!(!query.b64);
+        assert_eq!(
+            query.application,
+            pairs(&[("room", "1"), ("user", "j d e"), ("flag", "")])
+        );
+    }
+
+    #[test]
+    fn of_a_repeated_key_the_last_value_counts() {
+        let query = Query::parse("transport=polling&a=1&b=2&a=3&transport=websocket").unwrap();
+        assert_eq!(query.transport_name(), Ok(TransportName::WebSocket));
+        assert_eq!(query.application, pairs(&[("a", "3"), ("b", "2")]));
+    }
+
+    #[test]
+    fn escapes_are_decoded_and_damaged_ones_kept() {
+        let query = Query::parse("k%C3%A9y=%E2%82%AC&x=%&y=%4&z=%zz%41&%=%ff").unwrap();
+        assert_eq!(
+            query.application,
+            pairs(&[
+                ("k\u{e9}y", "\u{20ac}"),
+                ("x", "%"),
+                ("y", "%4"),
+                ("z", "%zzA"),
+                ("%", "\u{fffd}")
+            ])
+        );
+    }
+
+    #[test]
+    fn too_many_keys_are_refused() {
+        let query = |keys| (0..keys).map(|key| format!("k{key}=&")).collect::<String>();
+        assert!(Query::parse(&query(MAX_QUERY_KEYS)).is_ok());
+        assert_eq!(
+            Query::parse(&query(MAX_QUERY_KEYS + 1)),
+            Err(HandshakeError::BadRequest)
+        );
+    }
+
+    #[test]
+    fn base64_is_asked_for_by_any_value() {
+        assert!(Query::parse("b64=1").unwrap().b64);
+        assert!(Query::parse("b64=0").unwrap().b64);
+        assert!(!Query::parse("b64=").unwrap().b64);
+    }
+
+    #[test]
+    fn transports_are_known_by_their_exact_names() {
+        for query in [
+            "",
+            "transport=",
+            "transport=Polling",
+            "transport=webtransport",
+        ] {
+            let transport = Query::parse(query).unwrap().transport_name();
+            assert_eq!(transport, Err(HandshakeError::TransportUnknown), "{query}");
+        }
+        assert_eq!(TransportName::WebSocket.as_str(), "websocket");
+        assert_eq!(TransportName::Polling.as_str(), "polling");
+    }
+
+    #[test]
+    fn old_revisions_are_served_only_where_they_are_let_in() {
+        for (query, strict, lenient) in [
+            ("EIO=4", Ok(Revision::V4), Ok(Revision::V4)),
+            (
+                "EIO=3",
+                Err(HandshakeError::UnsupportedProtocol),
+                Ok(Revision::V3),
+            ),
+            (
+                "EIO=5",
+                Err(HandshakeError::UnsupportedProtocol),
+                Ok(Revision::V3),
+            ),
+            (
+                "",
+                Err(HandshakeError::UnsupportedProtocol),
+                Ok(Revision::V3),
+            ),
+        ] {
+            let query = Query::parse(query).unwrap();
+            assert_eq!(query.revision(false), strict);
+            assert_eq!(query.revision(true), lenient);
+        }
+    }
+
+    #[test]
+    fn errors_are_the_ones_that_clients_know() {
+        let no = Some("no \"entry\"".into());
+        for (error, status, body) in [
+            (
+                HandshakeError::TransportUnknown,
+                400,
+                r#"{"code":0,"message":"Transport unknown"}"#,
+            ),
+            (
+                HandshakeError::SessionUnknown,
+                400,
+                r#"{"code":1,"message":"Session ID unknown"}"#,
+            ),
+            (
+                HandshakeError::BadHandshakeMethod,
+                400,
+                r#"{"code":2,"message":"Bad handshake method"}"#,
+            ),
+            (
+                HandshakeError::BadRequest,
+                400,
+                r#"{"code":3,"message":"Bad request"}"#,
+            ),
+            (
+                HandshakeError::Forbidden(None),
+                403,
+                r#"{"code":4,"message":"Forbidden"}"#,
+            ),
+            (
+                HandshakeError::Forbidden(no),
+                403,
+                r#"{"code":4,"message":"no \"entry\""}"#,
+            ),
+            (
+                HandshakeError::UnsupportedProtocol,
+                400,
+                r#"{"code":5,"message":"Unsupported protocol version"}"#,
+            ),
+        ] {
+            assert_eq!(error.body(), body);
+            assert_eq!(error.status(), status);
+            assert_eq!(error.to_string(), error.message());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_read_without_panic(query in ".*") {
+            if let Ok(query) = Query::parse(&query) {
+                prop_assert!(query.application.len() <= MAX_QUERY_KEYS);
+            }
+        }
+
+        #[test]
+        fn escaped_text_decodes_to_itself(text in ".*") {
+            let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            prop_assert_eq!(decode_component(&escaped), text);
+        }
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+}

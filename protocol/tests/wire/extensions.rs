@@ -1,0 +1,344 @@
+//! What our own nodes tell each other beyond what Node knows, and that Node never hears of it
+//! where it would matter.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use roomcast_protocol::args::Args;
+use roomcast_protocol::channel::{EMITTER_UID, Kind, Mode};
+use roomcast_protocol::id::{NodeId, SocketId};
+use roomcast_protocol::message::Message;
+use roomcast_protocol::question::{Answer, Question};
+use roomcast_protocol::target::Target;
+use roomcast_protocol::wire::{Asker, Heard, Parser, Publication, Reply, Wire, WireError};
+use roomcast_protocol::{channel::Dialect, msgpack::Reader};
+
+use crate::captures::{classic, node, sharded, wire_as};
+
+fn text(publication: &Publication) -> &str {
+    std::str::from_utf8(&publication.payload).unwrap()
+}
+
+fn asker() -> NodeId {
+    NodeId::new("BBBBasker")
+}
+
+fn ours() -> Asker {
+    Asker {
+        uid: Some("ABCDEF".into()),
+        node: Some(asker()),
+    }
+}
+
+fn nodes() -> Asker {
+    Asker {
+        uid: Some("ABCDEF".into()),
+        node: None,
+    }
+}
+
+fn target(rooms: &[&str], except: &[&str]) -> Target {
+    let mut target = Target::default();
+    target.add_rooms(rooms);
+    target.add_except(except);
+    target
+}
+
+fn broadcast(args: Args) -> Message {
+    Message::Broadcast {
+        target: target(&["r"], &[]),
+        event: "e".into(),
+        args,
+    }
+}
+
+fn binary() -> Args {
+    let json = r#"[{"_placeholder":true,"num":0},2]"#;
+    Args::from_text(json.into(), vec![Bytes::from_static(&[1, 2])]).unwrap()
+}
+
+#[test]
+fn a_broadcast_that_will_be_asked_about_says_so_behind_what_node_reads() {
+    let message = broadcast(Args::default());
+    let json = wire_as("p", Dialect::Classic, Parser::Json);
+    let written = json.message("/", "u", &message, Some("q")).unwrap();
+    assert_eq!(written.channel, "p#/#r#");
+    assert_eq!(
+        text(&written),
+        concat!(
+            r#"["u",{"type":2,"data":["e"],"nsp":"/"},"#,
+            r#"{"rooms":["r"],"except":[],"flags":{}},{"confirm":"q"}]"#
+        )
+    );
+    let written = sharded(Mode::Static)
+        .message("/", "u", &message, Some("q"))
+        .unwrap();
+    assert_eq!(
+        text(&written),
+        concat!(
+            r#"{"type":3,"data":{"packet":{"type":2,"data":["e"]},"#,
+            r#""opts":{"rooms":["r"],"except":[],"flags":{}}},"confirm":"q","uid":"u","nsp":"/"}"#
+        )
+    );
+    let dynamic = sharded(Mode::Dynamic);
+    let channel = |confirm| {
+        dynamic
+            .message("/", "u", &message, confirm)
+            .unwrap()
+            .channel
+    };
+    assert_eq!(channel(None), "socket.io#/#r#");
+    assert_eq!(channel(Some("q")), "socket.io#/#");
+    for wire in [classic(), json, sharded(Mode::Static)] {
+        let written = wire.message("/", "u", &message, Some("q")).unwrap();
+        let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
+        let expected = Heard::Message {
+            message: message.clone(),
+            confirm: Some("q".into()),
+        };
+        assert_eq!(heard, expected);
+    }
+}
+
+#[test]
+fn who_was_reached_is_asked_so_that_node_can_say_how_many_it_has() {
+    let ask = |wire: &Wire, target| {
+        let question = Question::Reached(target);
+        wire.question("/", "u", &asker(), "q", &question).unwrap()
+    };
+    assert_eq!(
+        text(&ask(&classic(), target(&["r"], &[]))),
+        concat!(
+            r#"{"uid":"u","requestId":"q","type":0,"rooms":["r"],"#,
+            r#""reached":true,"node":"BBBBasker"}"#
+        )
+    );
+    assert_eq!(
+        text(&ask(&classic(), target(&["r"], &["x"]))),
+        concat!(
+            r#"{"uid":"u","requestId":"q","type":5,"opts":{"rooms":["r"],"except":["x"]},"#,
+            r#""reached":true,"node":"BBBBasker"}"#
+        )
+    );
+    assert_eq!(
+        text(&ask(&sharded(Mode::Static), target(&["r"], &[]))),
+        concat!(
+            r#"{"type":7,"data":{"opts":{"rooms":["r"],"except":[],"flags":{}},"#,
+            r#""requestId":"q","reached":true},"node":"BBBBasker","uid":"u","nsp":"/"}"#
+        )
+    );
+}
+
+#[test]
+fn what_the_sharded_dialect_cannot_ask_is_asked_as_who_the_sockets_are() {
+    let wire = sharded(Mode::Dynamic);
+    for question in [Question::Rooms, Question::SocketIds(Target::default())] {
+        let asked = wire.question("/", "u", &asker(), "q", &question).unwrap();
+        assert_eq!(asked.channel, "socket.io#/#");
+        let heard = wire.read("/", Kind::Broadcast, &asked.payload).unwrap();
+        let expected = Heard::Question {
+            asker: Asker {
+                uid: Some("u".into()),
+                node: Some(asker()),
+            },
+            id: "q".into(),
+            question: Question::Sockets(Target::default()),
+        };
+        assert_eq!(heard, expected);
+    }
+}
+
+#[test]
+fn nodes_of_ours_are_answered_on_their_own_channel_with_the_name_of_who_answers() {
+    let id = SocketId::new("AAAAbbbbccccddddeeee");
+    let acks = Answer::Acks {
+        answers: vec![(Some(id.clone()), binary()), (None, Args::default())],
+        missing: vec![id],
+        missing_unnamed: 3,
+    };
+    let answers = [
+        acks,
+        Answer::ServerSideEmit(None),
+        Answer::Reached(7),
+        Answer::Order(false),
+        Answer::Order(true),
+        Answer::Rooms(vec!["r".into()]),
+        Answer::SocketIds(vec![SocketId::new("s")]),
+    ];
+    for (wire, channel) in [
+        (classic(), "socket.io-response#/#ABCDEF#"),
+        (sharded(Mode::Static), "socket.io#/#ABCDEF#"),
+    ] {
+        for answer in &answers {
+            let reply = Reply::Answer(answer.clone());
+            let written = wire.response("/", &ours(), "q", &node(), &reply).unwrap();
+            let written = written.unwrap();
+            assert_eq!(written.channel, channel);
+            let heard = wire.read("/", Kind::Response, &written.payload).unwrap();
+            let expected = Heard::Response {
+                id: "q".into(),
+                node: Some(node()),
+                reply,
+            };
+            assert_eq!(heard, expected);
+        }
+    }
+    let reply = Reply::Answer(Answer::Reached(7));
+    let written = classic().response("/", &ours(), "q", &node(), &reply);
+    assert_eq!(
+        text(&written.unwrap().unwrap()),
+        r#"{"requestId":"q","reached":7,"node":"AAAAbbbbccccddddeeee"}"#
+    );
+}
+
+#[test]
+fn servers_of_nodes_never_hear_what_only_ours_understand() {
+    let acks = Answer::Acks {
+        answers: vec![(None, Args::default())],
+        missing: Vec::new(),
+        missing_unnamed: 0,
+    };
+    for wire in [classic(), sharded(Mode::Static)] {
+        for answer in [
+            acks.clone(),
+            Answer::ServerSideEmit(None),
+            Answer::Reached(7),
+            Answer::Order(false),
+        ] {
+            let reply = Reply::Answer(answer);
+            let written = wire.response("/", &nodes(), "q", &node(), &reply).unwrap();
+            assert_eq!(written, None, "{reply:?}");
+        }
+    }
+    // Nor anything that its question has no answer for.
+    let ids = Reply::Answer(Answer::SocketIds(Vec::new()));
+    let written = sharded(Mode::Static).response("/", &nodes(), "q", &node(), &ids);
+    assert_eq!(written.unwrap(), None);
+}
+
+#[test]
+fn answers_for_handlers_go_to_everybody_as_nodes_do() {
+    let wire = classic().with_specific_responses(true);
+    let handlers = Reply::Answer(Answer::ServerSideEmit(Some(Args::default())));
+    for (reply, to, channel) in [
+        (Reply::Asked(0), nodes(), "socket.io-response#/#ABCDEF#"),
+        (Reply::Asked(0), Asker::default(), "socket.io-response#/#"),
+        (handlers.clone(), nodes(), "socket.io-response#/#"),
+        (handlers, ours(), "socket.io-response#/#ABCDEF#"),
+    ] {
+        let written = wire.response("/", &to, "q", &node(), &reply).unwrap();
+        assert_eq!(written.unwrap().channel, channel);
+    }
+}
+
+#[test]
+fn binary_in_requests_is_written_as_node_writes_it() {
+    let message = Message::ServerSideEmit {
+        event: "e".into(),
+        args: binary(),
+    };
+    let written = classic().message("/", "u", &message, None).unwrap();
+    assert_eq!(written.channel, "socket.io-request#/#");
+    assert_eq!(
+        text(&written),
+        r#"{"uid":"u","type":6,"data":["e",{"type":"Buffer","data":[1,2]},2]}"#
+    );
+}
+
+#[test]
+fn data_that_looks_like_a_buffer_stays_data_where_node_has_real_ones() {
+    let json = r#"[{"type":"Buffer","data":[1,2]}]"#;
+    let message = broadcast(Args::from_text(json.into(), Vec::new()).unwrap());
+    for wire in [classic(), sharded(Mode::Static)] {
+        let written = wire.message("/", "u", &message, None).unwrap();
+        let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
+        let expected = Heard::Message {
+            message: message.clone(),
+            confirm: None,
+        };
+        assert_eq!(heard, expected);
+    }
+}
+
+#[test]
+fn emitters_leave_their_uid_out_of_orders() {
+    let order = Message::DisconnectSockets {
+        target: Target::default(),
+        close: true,
+    };
+    let written = classic().message("/", EMITTER_UID, &order, None).unwrap();
+    assert_eq!(
+        text(&written),
+        r#"{"type":4,"opts":{"rooms":[],"except":[]},"close":true}"#
+    );
+}
+
+#[test]
+fn an_order_that_shall_be_answered_is_a_question_to_nodes_of_ours_alone() {
+    let order = Message::SocketsJoin {
+        target: target(&["r"], &[]),
+        rooms: vec!["x".into()],
+    };
+    for wire in [classic(), sharded(Mode::Static)] {
+        let question = Question::Order(order.clone());
+        let asked = wire.question("/", "u", &asker(), "q", &question).unwrap();
+        let heard = wire.read("/", Kind::Request, &asked.payload).unwrap();
+        assert!(
+            matches!(&heard, Heard::Question { question: Question::Order(asked), .. } if *asked == order),
+            "{heard:?}"
+        );
+    }
+    let foreign = r#"{"uid":"u","requestId":"q","type":4,"opts":{"rooms":[]},"close":false}"#;
+    let heard = classic().read("/", Kind::Request, foreign.as_bytes());
+    assert!(matches!(heard, Ok(Heard::Message { .. })), "{heard:?}");
+    let broadcast = Question::Order(broadcast(Args::default()));
+    for wire in [classic(), sharded(Mode::Static)] {
+        let asked = wire.question("/", "u", &asker(), "q", &broadcast);
+        assert!(matches!(asked, Err(WireError::Inexpressible { .. })));
+    }
+}
+
+/// Servers of Node's would stop at them.
+#[test]
+fn arguments_that_are_no_json_are_not_published() {
+    let broken = Args::from_text("[}]".into(), Vec::new()).unwrap();
+    let with_binary = {
+        let json = r#"[{"_placeholder":true,"num":0},]"#;
+        Args::from_text(json.into(), vec![Bytes::new()]).unwrap()
+    };
+    let deep = "[".repeat(129) + &"]".repeat(129);
+    let deep = Args::from_text(deep.into(), Vec::new()).unwrap();
+    for wire in [
+        classic(),
+        wire_as("p", Dialect::Classic, Parser::Json),
+        sharded(Mode::Static),
+    ] {
+        for args in [&broken, &with_binary, &deep] {
+            let message = broadcast(args.clone());
+            assert!(wire.message("/", "u", &message, None).is_err());
+            let question = Question::Acks {
+                target: Target::default(),
+                event: "e".into(),
+                args: args.clone(),
+                timeout: Duration::ZERO,
+            };
+            let asked = wire.question("/", "u", &asker(), "q", &question);
+            assert!(asked.is_err());
+        }
+        let reply = Reply::Acknowledged(broken.clone());
+        let answered = wire.response("/", &nodes(), "q", &node(), &reply);
+        assert!(answered.is_err(), "{answered:?}");
+    }
+}
+
+#[test]
+fn a_broadcast_of_messagepack_has_three_elements_as_node_reads_them() {
+    let message = broadcast(binary());
+    let written = classic().message("/n", "u", &message, None).unwrap();
+    let mut reader = Reader::new(&written.payload);
+    assert_eq!(reader.read_array_len().unwrap(), 3);
+    for _ in 0..3 {
+        reader.skip().unwrap();
+    }
+    reader.finish().unwrap();
+}
