@@ -20,8 +20,8 @@ use crate::{
     transport::{
         config::{Config, Cookie, Limits},
         cors::Cors,
+        engine::Engine,
         handshake::Handshake,
-        hub::Hub,
     },
 };
 
@@ -226,23 +226,23 @@ impl Builder {
             .lanes
             .unwrap_or_else(|| workers.min(cores).max(1))
             .clamp(1, 64);
-        let hub = Arc::new(Hub::new(self.config, Arc::new(Metrics::new()), lanes));
-        let node = NodeId::new(&hub.ids.node_name());
+        let engine = Arc::new(Engine::new(self.config, Arc::new(Metrics::new()), lanes));
+        let node = NodeId::new(&engine.ids.node_name());
         let bus = self.bus.start(&node).await?;
         let gaps = match &bus {
             Some(bus) => {
-                register(&hub.metrics, &**bus)?;
-                let metrics = &hub.metrics;
+                register(&engine.metrics, &**bus)?;
+                let metrics = &engine.metrics;
                 Some(Gaps::listen(&**bus, self.on_gap, &runtime, metrics))
             }
             None => None,
         };
-        let tasks = Tasks::new(runtime, hub.config.limits.server_side_events);
-        hub.start();
+        let tasks = Tasks::new(runtime, engine.config.limits.server_side_events);
+        engine.start();
         let place = Place { node, bus };
         let names: Vec<_> = namespaces.iter().map(|(name, _)| name.clone()).collect();
         let server = Server::from_inner(Inner::new(Parts {
-            hub,
+            engine,
             parser: self.parser,
             place: place.clone(),
             namespaces,

@@ -28,7 +28,7 @@ use crate::{
     close::{CloseReason, Limit},
     transport::{
         connection::Connection,
-        driver::{Turn, Upper},
+        driver::{Protocol, Turn},
         handshake::{Handshake, Request},
     },
 };
@@ -131,7 +131,7 @@ impl Client {
     }
 
     fn limits(&self) -> Limits {
-        let limits = &self.server.hub.config.limits;
+        let limits = &self.server.engine.config.limits;
         Limits {
             json_depth: limits.json_depth,
             attachments: limits.attachments,
@@ -220,9 +220,9 @@ impl Client {
         {
             return Err(refused("already_connected"));
         }
-        let metrics = &self.server.hub.metrics;
+        let metrics = &self.server.engine.metrics;
         let in_use = self.sockets.len() + self.busy.as_ref().map_or(0, |b| b.connecting.len());
-        if in_use >= self.server.hub.config.limits.namespaces_per_connection {
+        if in_use >= self.server.engine.config.limits.namespaces_per_connection {
             metrics.limit_reached(Limit::Namespaces);
             metrics
                 .connect_refused
@@ -274,7 +274,7 @@ impl Client {
     ) {
         let connection = turn.connection;
         let id = match (connection.revision(), &*space.name) {
-            (Revision::V4, _) => self.server.hub.ids.socket_id(),
+            (Revision::V4, _) => self.server.engine.ids.socket_id(),
             // Clients of revision 3 compute their ids by themselves.
             (Revision::V3, "/") => SocketId::new(connection.id().as_str()),
             (Revision::V3, nsp) => SocketId::new(&format!("{nsp}#{}", connection.id().as_str())),
@@ -306,7 +306,7 @@ impl Client {
         packet: &Packet<'_>,
     ) {
         let handlers = &socket.space().handlers;
-        let metrics = &self.server.hub.metrics;
+        let metrics = &self.server.engine.metrics;
         metrics.events_received.inc();
         // An event without a name reaches no handler.
         let Some(name) = packet.event.as_ref().map(|event| &*event.name) else {
@@ -413,11 +413,11 @@ impl Client {
                 self.refuse(turn, &space, &refused, "unauthorized");
             }
             (What::Admission { space, .. }, _) => {
-                self.server.hub.metrics.handler_panics.inc();
+                self.server.engine.metrics.handler_panics.inc();
                 self.refuse(turn, &space, &Refused::new("internal error"), "panic");
             }
             (What::Event { socket, .. } | What::Other { socket }, Outcome::Panicked) => {
-                self.server.hub.metrics.handler_panics.inc();
+                self.server.engine.metrics.handler_panics.inc();
                 tracing::error!(
                     namespace = socket.namespace_name(),
                     socket = %socket.id(),
@@ -442,7 +442,7 @@ impl Client {
     ) {
         self.connected(space);
         self.server
-            .hub
+            .engine
             .metrics
             .connect_refused
             .with_label_values(&[label])
@@ -471,7 +471,7 @@ impl Client {
             Err(error) => {
                 let (text, level) = match error {
                     HandlerError::Decode(error) => {
-                        self.server.hub.metrics.events_undecodable.inc();
+                        self.server.engine.metrics.events_undecodable.inc();
                         (error.to_string(), "decode")
                     }
                     HandlerError::Encode(error) => (error.to_string(), "encode"),
@@ -534,7 +534,7 @@ impl Client {
 
     /// Packets for the namespace may still be under way; they don't close the connection.
     fn remember_left(&mut self, socket: &Socket) {
-        let limit = self.server.hub.config.limits.namespaces_per_connection;
+        let limit = self.server.engine.config.limits.namespaces_per_connection;
         let left = &mut self.busy().left;
         if left.len() >= limit {
             left.remove(0);
@@ -572,7 +572,7 @@ impl Busy {
     }
 }
 
-impl Upper for Client {
+impl Protocol for Client {
     fn open(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
         if self.dialect == Dialect::V2 || turn.connection.revision() == Revision::V3 {
             let main = Packet {
@@ -628,7 +628,7 @@ impl Upper for Client {
     }
 
     fn is_ready(&self) -> bool {
-        let limit = self.server.hub.config.limits.events_in_flight;
+        let limit = self.server.engine.config.limits.events_in_flight;
         self.busy
             .as_ref()
             .is_none_or(|busy| busy.running.len() < limit)

@@ -191,7 +191,7 @@ impl Space {
     fn fan_out(&self, target: &Target, frame: &Frame, each: impl FnMut(&Occupant)) -> usize {
         let stopwatch = Stopwatch::start();
         let recipients = self.adapter.fan_out(target, frame, each);
-        let metrics = &self.hub.metrics;
+        let metrics = &self.engine.metrics;
         metrics.fan_out.observe(stopwatch.seconds());
         metrics.broadcasts.inc();
         metrics.deliveries.inc_by(recipients as u64);

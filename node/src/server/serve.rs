@@ -135,7 +135,7 @@ async fn handle(
     let ended = {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(server.hub().config.limits.header_timeout)
+            .header_read_timeout(server.engine().config.limits.header_timeout)
             .serve_connection(http, service)
             .with_upgrades();
         let mut connection = pin!(connection);
@@ -150,7 +150,7 @@ async fn handle(
         }
     };
     if ended.is_err_and(|error| error.is_timeout()) {
-        server.hub().metrics.limit_reached(Limit::HeaderTimeout);
+        server.engine().metrics.limit_reached(Limit::HeaderTimeout);
     }
     // HTTP's own part is dropped by now: what was left would wait for ever for one that failed.
     handoff.finish().await;
@@ -193,9 +193,9 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
         assert!(answer.contains("0{\"sid\":\""), "{answer}");
         drop(client);
-        timeout(DEADLINE, server.hub().wait_until_empty())
+        timeout(DEADLINE, server.engine().wait_until_empty())
             .await
-            .expect("the connection gives its seat back");
+            .expect("the connection gives its permit back");
     }
 
     #[tokio::test]
@@ -215,7 +215,7 @@ mod tests {
             assert!(answer.starts_with(b"HTTP/1.1 403 "));
         }
         drop(client);
-        timeout(DEADLINE, server.hub().wait_until_empty())
+        timeout(DEADLINE, server.engine().wait_until_empty())
             .await
             .expect("what was left for the WebSocket is dropped");
     }

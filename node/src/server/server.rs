@@ -31,8 +31,8 @@ use crate::{
     transport::{
         connection::Connection,
         driver,
+        engine::{Acceptor, ConnectionPermit, Engine},
         handshake::Handshake,
-        hub::{Acceptor, Hub, Seat},
         routes::Routes,
     },
 };
@@ -54,7 +54,7 @@ const BUS_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Server(Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) parser: Parser,
     place: Place,
     spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
@@ -67,7 +67,7 @@ pub(crate) struct Inner {
 
 /// What a server is made of.
 pub(super) struct Parts {
-    pub(super) hub: Arc<Hub>,
+    pub(super) engine: Arc<Engine>,
     pub(super) parser: Parser,
     pub(super) place: Place,
     pub(super) namespaces: Vec<(Box<str>, Handlers)>,
@@ -126,7 +126,7 @@ impl Server {
     /// [`serve`](Self::serve).
     pub fn router(&self) -> Router {
         let acceptor: Arc<dyn Acceptor> = Arc::new(AcceptInto(Arc::clone(&self.0)));
-        Routes::new(Arc::clone(&self.0.hub), acceptor).router()
+        Routes::new(Arc::clone(&self.0.engine), acceptor).router()
     }
 
     /// Serves an application, usually with [`router`](Self::router) merged into it, with the
@@ -150,7 +150,7 @@ impl Server {
     /// Whether clients should be sent here: the server accepts connections, and the messages of
     /// other nodes [reach](Self::health) it.
     pub fn is_ready(&self) -> bool {
-        !self.0.hub.is_draining() && self.health() == Health::Flowing
+        !self.0.engine.is_draining() && self.health() == Health::Flowing
     }
 
     /// Whether messages flow between this node and the others; they do where there are no others.
@@ -167,21 +167,21 @@ impl Server {
     /// The number of connections that are open or being opened. A client has one, whatever its
     /// namespaces.
     pub fn connections(&self) -> usize {
-        self.0.hub.open()
+        self.0.engine.open()
     }
 
     /// The metrics in the text format that Prometheus scrapes.
     pub fn metrics(&self) -> String {
-        self.0.hub.metrics.encode()
+        self.0.engine.metrics.encode()
     }
 
     /// The registry of the metrics, to be gathered together with an application's own.
     pub fn registry(&self) -> &prometheus::Registry {
-        self.0.hub.metrics.registry()
+        self.0.engine.metrics.registry()
     }
 
-    pub(super) fn hub(&self) -> &Arc<Hub> {
-        &self.0.hub
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
     }
 }
 
@@ -196,7 +196,7 @@ impl std::fmt::Debug for Server {
 impl Inner {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let Parts {
-            hub,
+            engine,
             parser,
             place,
             namespaces,
@@ -211,12 +211,12 @@ impl Inner {
         Arc::new_cyclic(|weak| {
             let space = |(name, handlers): (Box<str>, Handlers)| {
                 let (handlers, place) = (Arc::new(handlers), place.clone());
-                let space = Space::new(&name, handlers, None, &hub, parser, place, weak.clone());
+                let space = Space::new(&name, handlers, None, &engine, parser, place, weak.clone());
                 (Arc::clone(&space.name), space)
             };
             let spaces = RwLock::new(namespaces.into_iter().map(space).collect());
             Self {
-                hub,
+                engine,
                 parser,
                 place,
                 spaces,
@@ -230,14 +230,14 @@ impl Inner {
 
     async fn close(&self) {
         let Place { node, bus } = &self.place;
-        self.hub.begin_drain();
+        self.engine.begin_drain();
         if let Some(bus) = bus
             && timeout(RETIRE_TIMEOUT, bus.retire(node)).await.is_err()
         {
             tracing::warn!("other nodes may wait for answers of this one until their time is over");
         }
-        self.hub.close_all(CloseReason::ServerShutdown);
-        self.hub.wait_until_empty().await;
+        self.engine.close_all(CloseReason::ServerShutdown);
+        self.engine.wait_until_empty().await;
         self.tasks.finish().await;
         if let Some(bus) = bus
             && timeout(BUS_CLOSE_TIMEOUT, bus.close(node)).await.is_err()
@@ -267,7 +267,7 @@ impl Inner {
                 name,
                 handlers,
                 Some(params),
-                &self.hub,
+                &self.engine,
                 self.parser,
                 self.place.clone(),
                 server,
@@ -288,7 +288,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.hub.stop();
+        self.engine.stop();
     }
 }
 
@@ -296,9 +296,9 @@ impl Drop for Inner {
 struct AcceptInto(Arc<Inner>);
 
 impl Acceptor for AcceptInto {
-    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake, seat: Seat) {
+    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake, permit: ConnectionPermit) {
         let client = Client::new(Arc::clone(&self.0), connection, handshake);
-        driver::spawn(connection, client, seat);
+        driver::spawn(connection, client, permit);
     }
 }
 

@@ -106,14 +106,14 @@ impl Space {
         let io = BroadcastOperator::new(self.me.upgrade()?);
         let (event, _) = self.handlers.server_side.get_key_value(event)?;
         let (event, args, handlers) = (event.clone(), args.clone(), Arc::clone(&self.handlers));
-        let hub = Arc::clone(&self.hub);
+        let engine = Arc::clone(&self.engine);
         let (answer, answered) = oneshot::channel();
         let task = async move {
             let handler = &handlers.server_side[&event];
             // The closure may panic before it has made its future.
             let running = AssertUnwindSafe(async { handler(io, &args).await });
             let result = running.catch_unwind().await.unwrap_or_else(|_| {
-                hub.metrics.handler_panics.inc();
+                engine.metrics.handler_panics.inc();
                 tracing::error!(event = &*event, "a handler of a server-side event panicked");
                 Ok(Reply::Args(failure("the handler panicked")))
             });
@@ -122,7 +122,7 @@ impl Space {
                 Ok(Reply::Args(args)) => args,
                 Ok(Reply::Taken) => Args::default(),
                 Err(HandlerError::Decode(error)) => {
-                    hub.metrics.events_undecodable.inc();
+                    engine.metrics.events_undecodable.inc();
                     failure(&error.to_string())
                 }
                 Err(HandlerError::Encode(error)) => failure(&error.to_string()),
@@ -132,7 +132,7 @@ impl Space {
             Ok(()) => Some(answered),
             Err(refused) => {
                 if refused == NotStarted::TooMany {
-                    self.hub.metrics.limit_reached(Limit::ServerSideEvents);
+                    self.engine.metrics.limit_reached(Limit::ServerSideEvents);
                 }
                 let (answer, answered) = oneshot::channel();
                 // The receiver is there.

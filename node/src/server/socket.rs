@@ -203,7 +203,7 @@ impl Socket {
             Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
             _ => return joined,
         };
-        self.0.space.hub.metrics.limit_reached(limit);
+        self.0.space.engine.metrics.limit_reached(limit);
         joined
     }
 
@@ -313,7 +313,7 @@ impl Socket {
     fn emit_with(&self, event: &str, args: impl IntoArgs, flags: Flags) -> Result<(), EmitError> {
         let frame = self.event(event, None, args)?;
         self.send(&frame, flags.volatile)?;
-        self.0.space.hub.metrics.events_sent.inc();
+        self.0.space.engine.metrics.events_sent.inc();
         Ok(())
     }
 
@@ -327,7 +327,7 @@ impl Socket {
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
         if !self.0.owe() {
-            let limit = self.0.space.hub.config.limits.pending_acks;
+            let limit = self.0.space.engine.config.limits.pending_acks;
             return Err(AckError::TooManyPending { limit });
         }
         let (awaited, answer) = self.0.space.acks.one(self);
@@ -337,7 +337,7 @@ impl Socket {
         };
         let frame = self.event(event, Some(owed.awaited.id), args)?;
         self.send(&frame, flags.volatile)?;
-        self.0.space.hub.metrics.events_sent.inc();
+        self.0.space.engine.metrics.events_sent.inc();
         let answer = match flags.timeout {
             None => answer.await,
             Some(limit) => tokio::time::timeout(limit, answer)
@@ -454,13 +454,13 @@ impl Inner {
 
     /// One more acknowledgement is owed; false if that would be too many.
     pub(super) fn owe(&self) -> bool {
-        let hub = &self.space.hub;
-        let limit = u32::try_from(hub.config.limits.pending_acks).unwrap_or(u32::MAX);
+        let engine = &self.space.engine;
+        let limit = u32::try_from(engine.config.limits.pending_acks).unwrap_or(u32::MAX);
         if self.owed.fetch_add(1, Ordering::Relaxed) < limit {
             return true;
         }
         self.settle();
-        hub.metrics.limit_reached(Limit::PendingAcks);
+        engine.metrics.limit_reached(Limit::PendingAcks);
         false
     }
 

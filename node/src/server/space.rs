@@ -12,7 +12,7 @@ use super::{
     ack::Acks, cluster::Place, namespace::Handlers, packets::Parser, server::Inner,
     socket::Occupant,
 };
-use crate::{metrics::HasRooms, transport::hub::Hub};
+use crate::{metrics::HasRooms, transport::engine::Engine};
 
 pub(crate) struct Space {
     pub(crate) name: Arc<str>,
@@ -22,7 +22,7 @@ pub(crate) struct Space {
     pub(crate) adapter: Adapter<Occupant>,
     pub(crate) acks: Acks,
     pub(crate) parser: Parser,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) engine: Arc<Engine>,
     pub(super) place: Place,
     pub(crate) sockets: IntGauge,
     /// Under which it is counted.
@@ -42,30 +42,30 @@ impl Space {
         name: &str,
         handlers: Arc<Handlers>,
         params: Option<Vec<(Box<str>, Box<str>)>>,
-        hub: &Arc<Hub>,
+        engine: &Arc<Engine>,
         parser: Parser,
         place: Place,
         server: Weak<Inner>,
     ) -> Arc<Self> {
-        let limits = &hub.config.limits;
+        let limits = &engine.config.limits;
         let limits = RoomLimits {
             rooms_per_socket: limits.rooms_per_socket,
             name_bytes: limits.room_name_bytes,
         };
-        hub.metrics.namespaces.inc();
+        engine.metrics.namespaces.inc();
         let space = Arc::new_cyclic(|me: &Weak<Self>| {
-            let label = hub.metrics.label_of(name, me.clone());
+            let label = engine.metrics.label_of(name, me.clone());
             Self {
                 name: name.into(),
                 handlers,
                 is_dynamic: params.is_some(),
                 params: params.unwrap_or_default(),
-                adapter: Adapter::new(hub.lanes(), limits),
+                adapter: Adapter::new(engine.lanes(), limits),
                 acks: Acks::default(),
                 parser,
-                sockets: hub.metrics.sockets_of(&label),
+                sockets: engine.metrics.sockets_of(&label),
                 label,
-                hub: Arc::clone(hub),
+                engine: Arc::clone(engine),
                 place,
                 me: Weak::clone(me),
                 server,
@@ -113,9 +113,9 @@ impl HasRooms for Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        self.hub.metrics.namespaces.dec();
+        self.engine.metrics.namespaces.dec();
         let me: Weak<dyn HasRooms> = self.me.clone();
-        self.hub.metrics.gone(&self.label, &me);
+        self.engine.metrics.gone(&self.label, &me);
         if let Some(bus) = &self.place.bus {
             bus.detach(&self.place.node, &self.name);
         }

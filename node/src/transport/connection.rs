@@ -17,8 +17,8 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
+    engine::Engine,
     frame::Frame,
-    hub::Hub,
     lane::{Lane, Slot},
     outbox::Outbox,
     polling::Polling,
@@ -55,7 +55,7 @@ const POLLING_LINGER: Duration = Duration::from_secs(30);
 const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
 
 pub(crate) struct Connection {
-    hub: Arc<Hub>,
+    engine: Arc<Engine>,
     state: Mutex<State>,
     id: EngineId,
     lane: u16,
@@ -112,24 +112,24 @@ enum Push {
 impl Connection {
     /// Registers a new connection; its open packet is queued by the caller.
     pub(super) fn new(
-        hub: &Arc<Hub>,
+        engine: &Arc<Engine>,
         revision: Revision,
         stream: Option<Stream>,
         polling: Option<Box<Polling>>,
         b64: bool,
     ) -> Arc<Self> {
-        let now = hub.clock.now();
-        let id = hub.ids.engine_id();
-        let lane = hub.lane_index(id.as_str());
+        let now = engine.clock.now();
+        let id = engine.ids.engine_id();
+        let lane = engine.lane_index(id.as_str());
         let state = State {
-            session: Session::new(revision, hub.config.heartbeat, now),
+            session: Session::new(revision, engine.config.heartbeat, now),
             outbox: Outbox::default(),
             stream,
             driver: None,
             polling,
             slot: 0,
             timer: 0,
-            expires: now.after(hub.config.connect_timeout),
+            expires: now.after(engine.config.connect_timeout),
             closing: None,
             counted: 0,
             dirty: false,
@@ -138,7 +138,7 @@ impl Connection {
             expired: false,
         };
         let connection = Arc::new(Self {
-            hub: Arc::clone(hub),
+            engine: Arc::clone(engine),
             state: Mutex::new(state),
             id,
             lane: u16::try_from(lane).expect("few lanes"),
@@ -150,7 +150,7 @@ impl Connection {
         let mut state = connection.state.lock();
         state.slot = slot;
         connection.arm(&mut state);
-        if hub.is_draining() {
+        if engine.is_draining() {
             // The drain has begun while the connection was being opened, and may not have seen it.
             connection.begin_close(&mut state, CloseReason::ServerShutdown);
         }
@@ -162,8 +162,8 @@ impl Connection {
         &self.id
     }
 
-    pub(crate) fn hub(&self) -> &Arc<Hub> {
-        &self.hub
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     pub(crate) fn lane_index(&self) -> usize {
@@ -247,10 +247,10 @@ impl Connection {
             return Push::Closed;
         }
         if volatile && !state.can_flush() {
-            self.hub.metrics.volatile_dropped.inc();
+            self.engine.metrics.volatile_dropped.inc();
             return Push::Dropped;
         }
-        let (queued, limit) = (state.outbox.bytes(), self.hub.config.limits.outbox_bytes);
+        let (queued, limit) = (state.outbox.bytes(), self.engine.config.limits.outbox_bytes);
         let over = queued > 0 && queued + frame.cost() > limit;
         // Only a write that was tried says that the client does not read.
         let is_slow = !state.can_flush() || queued > BURST * limit;
@@ -278,7 +278,7 @@ impl Connection {
     pub(super) fn begin_close(&self, state: &mut State, reason: CloseReason) {
         if state.closing.is_some() {
             // A client that takes its time to fetch its last packets does not hold up a shutdown.
-            let soon = self.hub.clock.now().after(SHUTDOWN_LINGER);
+            let soon = self.engine.clock.now().after(SHUTDOWN_LINGER);
             if matches!(reason, CloseReason::ServerShutdown) && soon < state.expires {
                 state.expires = soon;
                 self.arm(state);
@@ -294,7 +294,7 @@ impl Connection {
             _ if state.stream.is_some() => WEBSOCKET_LINGER,
             _ => POLLING_LINGER,
         };
-        state.expires = self.hub.clock.now().after(linger);
+        state.expires = self.engine.clock.now().after(linger);
         self.arm(state);
         // A frame that is on the wire in part cannot be followed by a close frame, unless the
         // rest of it follows too.
@@ -403,12 +403,12 @@ impl Connection {
         } else if now >= state.expires {
             self.begin_close(&mut state, CloseReason::ConnectTimeout);
         } else {
-            match state.session.tick(self.hub.config.heartbeat, now) {
+            match state.session.tick(self.engine.config.heartbeat, now) {
                 Tick::Nothing => {}
                 Tick::TimedOut => self.begin_close(&mut state, CloseReason::PingTimeout),
                 Tick::SendPing => {
                     if let Push::Queued { flush: true } =
-                        self.push(&mut state, &self.hub.ping, false, true)
+                        self.push(&mut state, &self.engine.ping, false, true)
                     {
                         self.lane().flush_one_later(Arc::clone(self));
                     }
@@ -451,7 +451,7 @@ impl Connection {
     /// Has the session look at a packet. The timer stands where the pong is due; a pong that brings
     /// the next ping before that sets it anew.
     pub(super) fn receive<'p>(&self, packet: Packet<'p>) -> Result<Received<'p>, UnexpectedPacket> {
-        let (heartbeat, now) = (self.hub.config.heartbeat, self.hub.clock.now());
+        let (heartbeat, now) = (self.engine.config.heartbeat, self.engine.clock.now());
         let mut state = self.lock();
         let deadline = state.session.deadline();
         let received = state.session.receive(packet, heartbeat, now);
@@ -588,13 +588,13 @@ impl Connection {
         let waiting = u32::try_from(state.outbox.bytes()).unwrap_or(u32::MAX);
         if waiting != state.counted {
             let more = i64::from(waiting) - i64::from(state.counted);
-            self.hub.metrics.outbox_bytes.add(more);
+            self.engine.metrics.outbox_bytes.add(more);
             state.counted = waiting;
         }
     }
 
     fn lane(&self) -> &Lane {
-        self.hub.lane(self.lane_index())
+        self.engine.lane(self.lane_index())
     }
 }
 
@@ -662,10 +662,10 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
         let (mut client, _) = listener.accept().unwrap();
-        let hub = Arc::new(Hub::new(Config::default(), Arc::new(Metrics::new()), 1));
-        hub.begin_drain();
+        let engine = Arc::new(Engine::new(Config::default(), Arc::new(Metrics::new()), 1));
+        engine.begin_drain();
         let stream = Some(Stream::Tcp(tcp));
-        let connection = Connection::new(&hub, Revision::V4, stream, None, false);
+        let connection = Connection::new(&engine, Revision::V4, stream, None, false);
         connection.begin(&Frame::packet("0{}"), Some(b"head "));
         connection.flush(&mut Vec::new());
         connection.release();

@@ -17,8 +17,8 @@ use prometheus::IntGauge;
 
 use super::{
     connection::Connection,
+    engine::{ConnectionPermit, Engine},
     frame::Frame,
-    hub::{Hub, Seat},
     polling::Posted,
     stream::Read,
     websocket::{self, Event, Refusal},
@@ -41,7 +41,7 @@ const READS_PER_TURN: usize = 8;
 const REPLY_BYTES: usize = 64 * 1024;
 
 /// What a connection carries: one per connection, used by its driver alone.
-pub(crate) trait Upper: Send + 'static {
+pub(crate) trait Protocol: Send + 'static {
     /// The connection is open.
     fn open(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>);
 
@@ -104,14 +104,18 @@ impl Turn<'_> {
 }
 
 /// Starts the driver of a connection on the current runtime.
-pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U, seat: Seat) {
+pub(crate) fn spawn<P: Protocol>(
+    connection: &Arc<Connection>,
+    protocol: P,
+    permit: ConnectionPermit,
+) {
     let core = Core {
-        upper,
+        protocol,
         reader: websocket::Reader::default(),
         unread: None,
         stage: Stage::New,
         on_websocket: connection.transport() == TransportName::WebSocket,
-        seat: Some(seat),
+        permit: Some(permit),
     };
     // The connection count owns the task: a draining server waits for it to reach zero.
     drop(tokio::spawn(Driver {
@@ -120,13 +124,13 @@ pub(crate) fn spawn<U: Upper>(connection: &Arc<Connection>, upper: U, seat: Seat
     }));
 }
 
-struct Driver<U> {
+struct Driver<P> {
     connection: Arc<Connection>,
-    core: Box<Core<U>>,
+    core: Box<Core<P>>,
 }
 
-struct Core<U> {
-    upper: U,
+struct Core<P> {
+    protocol: P,
     reader: websocket::Reader,
     /// Bytes of the WebSocket that were read while too many events were in flight.
     #[expect(
@@ -137,7 +141,7 @@ struct Core<U> {
     stage: Stage,
     /// Which transport the gauge of connections counts this one under.
     on_websocket: bool,
-    seat: Option<Seat>,
+    permit: Option<ConnectionPermit>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -161,7 +165,7 @@ thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
-impl<U: Upper> Future for Driver<U> {
+impl<P: Protocol> Future for Driver<P> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -183,7 +187,7 @@ impl<U: Upper> Future for Driver<U> {
     }
 }
 
-impl<U: Upper> Core<U> {
+impl<P: Protocol> Core<P> {
     fn turn(
         &mut self,
         connection: &Arc<Connection>,
@@ -195,7 +199,7 @@ impl<U: Upper> Core<U> {
             replies,
             gather,
         } = scratch;
-        let hub = connection.hub();
+        let engine = connection.engine();
         if matches!(self.stage, Stage::New | Stage::Open) {
             let closing = {
                 let mut turn = Turn {
@@ -205,17 +209,17 @@ impl<U: Upper> Core<U> {
                 if self.stage == Stage::New {
                     self.stage = Stage::Open;
                     drop(connection.turn(cx));
-                    self.upper.open(&mut turn, cx);
+                    self.protocol.open(&mut turn, cx);
                 }
                 let progress = self.receive(&mut turn, read, cx);
-                self.upper.poll(&mut turn, cx);
-                let resumes = progress == Progress::Paused && self.upper.is_ready();
+                self.protocol.poll(&mut turn, cx);
+                let resumes = progress == Progress::Paused && self.protocol.is_ready();
                 if resumes || progress == Progress::Unfinished {
                     cx.waker().wake_by_ref();
                 }
                 let (sent, closing) = connection.end_turn(replies, gather, cx);
                 if sent > 0 {
-                    hub.metrics.bytes_sent.inc_by(sent as u64);
+                    engine.metrics.bytes_sent.inc_by(sent as u64);
                 }
                 closing
             };
@@ -223,9 +227,9 @@ impl<U: Upper> Core<U> {
                 return Poll::Pending;
             };
             self.stage = Stage::Closing;
-            hub.metrics.closed(reason);
-            self.counted(hub).dec();
-            self.upper.close(
+            engine.metrics.closed(reason);
+            self.counted(engine).dec();
+            self.protocol.close(
                 &mut Turn {
                     connection,
                     replies: &mut *replies,
@@ -237,13 +241,13 @@ impl<U: Upper> Core<U> {
         if self.stage == Stage::Closing {
             drop(connection.turn(cx));
             let (sent, _) = connection.end_turn(replies, gather, cx);
-            hub.metrics.bytes_sent.inc_by(sent as u64);
+            engine.metrics.bytes_sent.inc_by(sent as u64);
             if connection.poll_finished(cx, read).is_ready() {
                 connection.release();
                 self.stage = Stage::Released;
             }
         }
-        let done = self.upper.poll_done(
+        let done = self.protocol.poll_done(
             &mut Turn {
                 connection,
                 replies: &mut *replies,
@@ -252,7 +256,7 @@ impl<U: Upper> Core<U> {
         );
         replies.clear();
         if self.stage == Stage::Released && done.is_ready() {
-            self.seat = None;
+            self.permit = None;
             return Poll::Ready(());
         }
         Poll::Pending
@@ -266,10 +270,10 @@ impl<U: Upper> Core<U> {
         cx: &mut Context<'_>,
     ) -> Progress {
         for _ in 0..READS_PER_TURN {
-            if !self.upper.is_ready() {
+            if !self.protocol.is_ready() {
                 drop(turn.connection.turn(cx));
                 turn.connection
-                    .hub()
+                    .engine()
                     .metrics
                     .limit_reached(Limit::EventsInFlight);
                 return Progress::Paused;
@@ -334,7 +338,7 @@ impl<U: Upper> Core<U> {
                 Input::End(CloseReason::TransportClose)
             }
             Poll::Ready(Ok(read)) => {
-                let received = &connection.hub().metrics.bytes_received;
+                let received = &connection.engine().metrics.bytes_received;
                 received.inc_by(read.count as u64);
                 Input::Read(read)
             }
@@ -344,17 +348,17 @@ impl<U: Upper> Core<U> {
 
     fn moved_to_websocket(&mut self, connection: &Connection) {
         if !self.on_websocket {
-            let hub = connection.hub();
-            self.counted(hub).dec();
+            let engine = connection.engine();
+            self.counted(engine).dec();
             self.on_websocket = true;
-            self.counted(hub).inc();
-            hub.metrics.upgrades.inc();
+            self.counted(engine).inc();
+            engine.metrics.upgrades.inc();
         }
     }
 
     /// The gauge that counts this connection now.
-    fn counted<'h>(&self, hub: &'h Hub) -> &'h IntGauge {
-        let metrics = &hub.metrics;
+    fn counted<'h>(&self, engine: &'h Engine) -> &'h IntGauge {
+        let metrics = &engine.metrics;
         if self.on_websocket {
             &metrics.websocket.connections
         } else {
@@ -397,7 +401,7 @@ impl<U: Upper> Core<U> {
         packets: &mut impl Iterator<Item = Result<Packet<'p>, PacketError>>,
         cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
-        while self.upper.is_ready()
+        while self.protocol.is_ready()
             && let Some(packet) = packets.next()
         {
             self.handle_packet(turn, packet.map_err(undecodable)?, cx)?;
@@ -411,15 +415,15 @@ impl<U: Upper> Core<U> {
         bytes: &mut [u8],
         cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
-        let hub = turn.connection.hub();
+        let engine = turn.connection.engine();
         let limits = websocket::Limits {
-            message_bytes: hub.config.max_payload,
-            fragments: hub.config.limits.fragments,
+            message_bytes: engine.config.max_payload,
+            fragments: engine.config.limits.fragments,
         };
         let mut input = bytes;
         while let Some(event) = self.reader.next(&mut input, &limits).map_err(refused)? {
             self.handle_event(turn, &event, cx)?;
-            if !self.upper.is_ready() {
+            if !self.protocol.is_ready() {
                 self.unread = (!input.is_empty()).then(|| Box::new(input.to_vec()));
                 break;
             }
@@ -466,8 +470,8 @@ impl<U: Upper> Core<U> {
             },
         };
         match message {
-            Message::Text(text) => self.upper.text(turn, cx, &text),
-            Message::Binary(bytes) => self.upper.binary(turn, cx, &bytes),
+            Message::Text(text) => self.protocol.text(turn, cx, &text),
+            Message::Binary(bytes) => self.protocol.binary(turn, cx, &bytes),
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{connection::Connection, hub::Hub};
+use super::{connection::Connection, engine::Engine};
 use crate::clock::Time;
 
 /// Connections that are written between two yields: few enough that others are served in between,
@@ -164,21 +164,21 @@ impl Lane {
     }
 
     /// The lane's task. Ends only by being aborted.
-    pub(crate) async fn run(&self, hub: &Hub) {
+    pub(crate) async fn run(&self, engine: &Engine) {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut scratch = Vec::new();
         loop {
             tokio::select! {
                 () = self.wake.notified() => {
-                    self.flush_dirty(hub, &mut ticks, &mut scratch).await;
+                    self.flush_dirty(engine, &mut ticks, &mut scratch).await;
                 }
-                _ = ticks.tick() => self.look_at_timers(hub),
+                _ = ticks.tick() => self.look_at_timers(engine),
             }
         }
     }
 
-    async fn flush_dirty(&self, hub: &Hub, ticks: &mut Interval, scratch: &mut Vec<u8>) {
+    async fn flush_dirty(&self, engine: &Engine, ticks: &mut Interval, scratch: &mut Vec<u8>) {
         loop {
             let dirty = std::mem::take(&mut *self.dirty.lock());
             if dirty.is_empty() {
@@ -186,19 +186,19 @@ impl Lane {
             }
             for chunk in dirty.chunks(CHUNK) {
                 let sent: usize = chunk.iter().map(|dirty| dirty.flush(scratch)).sum();
-                hub.metrics.bytes_sent.inc_by(sent as u64);
+                engine.metrics.bytes_sent.inc_by(sent as u64);
                 tokio::task::yield_now().await;
                 // Broadcasts that never pause keep the lane here; its connections need their
                 // heartbeat all the same.
                 if ticks.tick().now_or_never().is_some() {
-                    self.look_at_timers(hub);
+                    self.look_at_timers(engine);
                 }
             }
         }
     }
 
-    fn look_at_timers(&self, hub: &Hub) {
-        let now = hub.clock.now();
+    fn look_at_timers(&self, engine: &Engine) {
+        let now = engine.clock.now();
         for (connection, tick) in self.due(now) {
             connection.on_timer(tick, now);
         }

@@ -1,17 +1,17 @@
 //! Connections: HTTP polling and WebSocket end in the same driver, the same outbox and the same
 //! session.
 //!
-//! The layer above is an [`Upper`](driver::Upper) per connection, made by an
-//! [`Acceptor`](hub::Acceptor). Nothing here knows of namespaces, events or rooms.
+//! The layer above is an [`Protocol`](driver::Protocol) per connection, made by an
+//! [`Acceptor`](engine::Acceptor). Nothing here knows of namespaces, events or rooms.
 
 pub(crate) mod config;
 pub(crate) mod connection;
 pub(crate) mod cors;
 pub(crate) mod driver;
+pub(crate) mod engine;
 pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod http_stream;
-pub(crate) mod hub;
 mod lane;
 mod outbox;
 mod polling;

@@ -238,7 +238,7 @@ impl Connection {
             packets += next.packets();
             bytes += next.cost();
             let full =
-                packets > payload::MAX_PACKETS_PER_BODY || bytes > self.hub().config.max_payload;
+                packets > payload::MAX_PACKETS_PER_BODY || bytes > self.engine().config.max_payload;
             if full && !frames.is_empty() {
                 break;
             }
@@ -324,7 +324,7 @@ impl Posting {
     /// Hands the body to the driver.
     pub(super) fn finish(self, form: payload_v3::Form, body: Bytes) -> Result<(), Refused> {
         let mut state = self.0.lock();
-        let limit = self.0.hub().config.limits.inbox_bytes;
+        let limit = self.0.engine().config.limits.inbox_bytes;
         let Some(polling) = &mut state.polling else {
             return Err(Refused::Handshake(HandshakeError::BadRequest));
         };

@@ -15,10 +15,10 @@ use tokio::time::timeout;
 use super::{
     connection::Connection,
     cors::Cors,
+    engine::{Acceptor, Engine},
     frame::Frame,
     handshake::Handshake,
     http_stream::Handoff,
-    hub::{Acceptor, Hub},
     polling::{self, Polling},
     stream::Stream,
     upgrade::{self, Probing},
@@ -33,7 +33,7 @@ use roomcast_protocol::engine_io::{
 /// Serves a server's path. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Routes {
-    hub: Arc<Hub>,
+    engine: Arc<Engine>,
     acceptor: Arc<dyn Acceptor>,
 }
 
@@ -61,13 +61,13 @@ impl From<polling::Refused> for Refused {
 }
 
 impl Routes {
-    pub(crate) fn new(hub: Arc<Hub>, acceptor: Arc<dyn Acceptor>) -> Self {
-        Self { hub, acceptor }
+    pub(crate) fn new(engine: Arc<Engine>, acceptor: Arc<dyn Acceptor>) -> Self {
+        Self { engine, acceptor }
     }
 
     /// The path with and without a slash at the end, and anything below it, as Node matches it.
     pub(crate) fn router(&self) -> Router {
-        let path = &self.hub.config.path;
+        let path = &self.engine.config.path;
         let mut router = Router::new();
         let below = format!("{path}/{{*rest}}");
         for path in [path.clone(), format!("{path}/"), below] {
@@ -85,7 +85,7 @@ impl Routes {
     }
 
     async fn serve(&self, request: Request<Body>) -> Response<Body> {
-        let cors = self.hub.config.cors.as_ref();
+        let cors = self.engine.config.cors.as_ref();
         let origin = request.headers().get(header::ORIGIN).cloned();
         let mut response = match cors {
             Some(cors) if Cors::is_preflight(request.method()) => {
@@ -113,7 +113,7 @@ impl Routes {
             }
             Refused::Status(status, label) => (*status, *label, None),
         };
-        self.hub
+        self.engine
             .metrics
             .refused_handshakes
             .with_label_values(&[label])
@@ -135,7 +135,7 @@ impl Routes {
     }
 
     async fn dispatch(&self, request: Request<Body>) -> Result<Response<Body>, Refused> {
-        let config = &self.hub.config;
+        let config = &self.engine.config;
         let query = Query::parse(request.uri().query().unwrap_or_default())?;
         let transport = query.transport_name()?;
         let enabled = match transport {
@@ -157,7 +157,10 @@ impl Routes {
         }
         match &query.sid {
             Some(sid) => {
-                let connection = self.hub.find(sid).ok_or(HandshakeError::SessionUnknown)?;
+                let connection = self
+                    .engine
+                    .find(sid)
+                    .ok_or(HandshakeError::SessionUnknown)?;
                 self.existing(request, transport, upgrade, connection).await
             }
             None if request.method() != Method::GET => Err(METHOD.into()),
@@ -172,37 +175,37 @@ impl Routes {
         transport: TransportName,
     ) -> Result<Response<Body>, Refused> {
         const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
-        let hub = &self.hub;
-        let Some(seat) = hub.take_seat() else {
-            hub.metrics.limit_reached(Limit::Connections);
+        let engine = &self.engine;
+        let Some(permit) = engine.acquire_permit() else {
+            engine.metrics.limit_reached(Limit::Connections);
             let status = StatusCode::SERVICE_UNAVAILABLE;
             return Err(Refused::Status(status, "connections"));
         };
-        if hub.is_draining() {
+        if engine.is_draining() {
             return Err(DRAINING);
         }
         let address = address_of(&request);
-        if let Some(allow) = &hub.config.allow_request {
+        if let Some(allow) = &engine.config.allow_request {
             let handshake = Handshake::new(request.uri(), request.headers(), address);
             if let Err(message) = allow(handshake).await {
                 return Err(HandshakeError::Forbidden(Some(message.into())).into());
             }
-            if hub.is_draining() {
+            if engine.is_draining() {
                 return Err(DRAINING);
             }
         }
-        let revision = query.revision(hub.config.allow_eio3)?;
+        let revision = query.revision(engine.config.allow_eio3)?;
         if transport == TransportName::WebSocket {
             let response = switching_protocols(request.headers())?;
             let upgrade = hyper::upgrade::on(&mut request);
-            let (hub, acceptor) = (Arc::clone(hub), Arc::clone(&self.acceptor));
+            let (engine, acceptor) = (Arc::clone(engine), Arc::clone(&self.acceptor));
             let handoff = request.extensions_mut().remove::<Handoff>();
             let (parts, _) = request.into_parts();
             let handshake = move |stream: &Stream| {
                 let address = address.or_else(|| stream.peer());
                 Handshake::new(&parts.uri, &parts.headers, address)
             };
-            let opening = upgrade::open(hub, acceptor, seat, upgrade, revision, handshake);
+            let opening = upgrade::open(engine, acceptor, permit, upgrade, revision, handshake);
             match handoff {
                 Some(handoff) => handoff.leave(opening),
                 // Ends with the HTTP connection at the latest, whose upgrade it waits for.
@@ -211,13 +214,13 @@ impl Routes {
             return Ok(response);
         }
         let polling = Some(Box::<Polling>::default());
-        let connection = Connection::new(hub, revision, None, polling, query.b64);
-        hub.opened(transport, revision);
+        let connection = Connection::new(engine, revision, None, polling, query.b64);
+        engine.opened(transport, revision);
         let websocket = [TransportName::WebSocket];
-        let upgrades = hub.config.websocket && hub.config.allow_upgrades;
+        let upgrades = engine.config.websocket && engine.config.allow_upgrades;
         connection.send_open(Vec::new(), if upgrades { &websocket } else { &[] });
         let handshake = Handshake::new(request.uri(), request.headers(), address);
-        self.acceptor.accept(&connection, handshake, seat);
+        self.acceptor.accept(&connection, handshake, permit);
         if revision == Revision::V3 {
             // The driver connects a client of revision 3 to the main namespace by itself, and its
             // first packet usually goes with the open packet.
@@ -240,12 +243,12 @@ impl Routes {
         connection: Arc<Connection>,
     ) -> Result<Response<Body>, Refused> {
         if upgrade {
-            if transport != TransportName::WebSocket || !self.hub.config.allow_upgrades {
+            if transport != TransportName::WebSocket || !self.engine.config.allow_upgrades {
                 return Err(HandshakeError::BadRequest.into());
             }
             let response = switching_protocols(request.headers())?;
-            let Some(probing) = Probing::begin(&self.hub) else {
-                self.hub.metrics.limit_reached(Limit::UnfinishedUpgrades);
+            let Some(probing) = Probing::begin(&self.engine) else {
+                self.engine.metrics.limit_reached(Limit::UnfinishedUpgrades);
                 return Err(Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "upgrades"));
             };
             let upgrade = hyper::upgrade::on(&mut request);
@@ -280,7 +283,7 @@ impl Routes {
         );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let large = self
-            .hub
+            .engine
             .config
             .compress_from
             .is_some_and(|from| body.bytes.len() >= from);
@@ -291,7 +294,7 @@ impl Routes {
         } else {
             body.bytes
         };
-        self.hub.metrics.bytes_sent.inc_by(bytes.len() as u64);
+        self.engine.metrics.bytes_sent.inc_by(bytes.len() as u64);
         *response.body_mut() = Body::from(bytes);
         Ok(response)
     }
@@ -328,7 +331,7 @@ impl Routes {
 
     /// Receives a body within the limits of size and time.
     async fn receive(&self, request: Request<Body>) -> Result<Bytes, (CloseReason, Refused)> {
-        let limit = self.hub.config.max_payload;
+        let limit = self.engine.config.max_payload;
         let too_large = || {
             let refused = Refused::Status(StatusCode::PAYLOAD_TOO_LARGE, "message_size");
             (CloseReason::LimitReached(Limit::MessageSize), refused)
@@ -355,7 +358,7 @@ impl Routes {
             }
             Ok(received.freeze())
         };
-        timeout(self.hub.config.limits.body_timeout, receive)
+        timeout(self.engine.config.limits.body_timeout, receive)
             .await
             .unwrap_or_else(|_| {
                 let refused = Refused::Status(StatusCode::REQUEST_TIMEOUT, "body_timeout");
@@ -364,7 +367,7 @@ impl Routes {
     }
 
     fn cookie(&self, id: &str) -> Option<HeaderValue> {
-        let cookie = self.hub.config.cookie.as_ref()?;
+        let cookie = self.engine.config.cookie.as_ref()?;
         let mut text = format!("{}={id}; Path={}", cookie.name, cookie.path);
         if cookie.http_only {
             text.push_str("; HttpOnly");
@@ -383,7 +386,7 @@ impl Connection {
     /// Queues the packet that opens the session on the client's side, behind the head of the answer
     /// to a WebSocket's request if that is still to be written.
     pub(super) fn send_open(&self, mut head: Vec<u8>, upgrades: &[TransportName]) {
-        let config = &self.hub().config;
+        let config = &self.engine().config;
         let handshake = open::Handshake {
             sid: self.id().as_str(),
             upgrades,

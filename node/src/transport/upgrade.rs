@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use super::{
     connection::Connection,
+    engine::{Acceptor, ConnectionPermit, Engine},
     handshake::Handshake,
-    hub::{Acceptor, Hub, Seat},
     polling::Polling,
     stream::{Stream, Unwrapped},
     websocket::{self, Event, Opcode},
@@ -28,9 +28,9 @@ use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
 /// A WebSocket is the connection's first transport.
 pub(super) async fn open(
-    hub: Arc<Hub>,
+    engine: Arc<Engine>,
     acceptor: Arc<dyn Acceptor>,
-    seat: Seat,
+    permit: ConnectionPermit,
     upgrade: OnUpgrade,
     revision: Revision,
     handshake: impl FnOnce(&Stream) -> Handshake,
@@ -42,25 +42,25 @@ pub(super) async fn open(
     let Unwrapped { stream, read, head } = Unwrapped::new(upgraded);
     let handshake = handshake(&stream);
     let kept = (!read.is_empty()).then(|| Box::new(Polling::handed_over(read)));
-    let connection = Connection::new(&hub, revision, Some(stream), kept, false);
-    hub.opened(TransportName::WebSocket, revision);
+    let connection = Connection::new(&engine, revision, Some(stream), kept, false);
+    engine.opened(TransportName::WebSocket, revision);
     connection.send_open(head, &[]);
-    acceptor.accept(&connection, handshake, seat);
+    acceptor.accept(&connection, handshake, permit);
 }
 
 /// How long writing the close frame of an unwanted WebSocket may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Holds the place of an unfinished upgrade in the count.
-pub(super) struct Probing(Arc<Hub>);
+pub(super) struct Probing(Arc<Engine>);
 
 impl Probing {
     /// None if too many upgrades are unfinished.
-    pub(super) fn begin(hub: &Arc<Hub>) -> Option<Self> {
-        let count: &AtomicUsize = &hub.probing;
+    pub(super) fn begin(engine: &Arc<Engine>) -> Option<Self> {
+        let count: &AtomicUsize = &engine.probing;
         let before = count.fetch_add(1, Ordering::Relaxed);
-        let probing = Self(Arc::clone(hub));
-        (before < hub.config.limits.unfinished_upgrades).then_some(probing)
+        let probing = Self(Arc::clone(engine));
+        (before < engine.config.limits.unfinished_upgrades).then_some(probing)
     }
 }
 

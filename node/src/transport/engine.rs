@@ -18,12 +18,12 @@ use super::{
 use crate::{clock::Clock, close::CloseReason, ids::Ids, metrics::Metrics};
 use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
-/// Makes the upper layer of a new connection and starts its driver.
+/// Makes the protocol layer of a new connection and starts its driver.
 pub(crate) trait Acceptor: Send + Sync {
-    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake, seat: Seat);
+    fn accept(&self, connection: &Arc<Connection>, handshake: Handshake, permit: ConnectionPermit);
 }
 
-pub(crate) struct Hub {
+pub(crate) struct Engine {
     pub(crate) config: Config,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
@@ -41,9 +41,9 @@ pub(crate) struct Hub {
 }
 
 /// Takes the place of one connection in the count; gives it back when dropped.
-pub(crate) struct Seat(Arc<Hub>);
+pub(crate) struct ConnectionPermit(Arc<Engine>);
 
-impl Hub {
+impl Engine {
     pub(crate) fn new(config: Config, metrics: Arc<Metrics>, lanes: usize) -> Self {
         let shortest = config
             .heartbeat
@@ -70,8 +70,8 @@ impl Hub {
     /// Starts the tasks of the lanes on the current runtime; [`stop`](Self::stop) ends them.
     pub(crate) fn start(self: &Arc<Self>) {
         let start = |index: usize| {
-            let hub: Arc<Self> = Arc::clone(self);
-            tokio::spawn(async move { hub.lanes[index].run(&hub).await }).abort_handle()
+            let engine: Arc<Self> = Arc::clone(self);
+            tokio::spawn(async move { engine.lanes[index].run(&engine).await }).abort_handle()
         };
         *self.tasks.lock() = (0..self.lanes.len()).map(start).collect();
     }
@@ -107,10 +107,10 @@ impl Hub {
     /// Takes a place for a connection that is about to be opened; none if all are taken. Whoever
     /// has one looks for a drain after that, and a drain looks for seats after it has begun: no
     /// connection slips in between.
-    pub(super) fn take_seat(self: &Arc<Self>) -> Option<Seat> {
+    pub(super) fn acquire_permit(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let before = self.open.fetch_add(1, Ordering::SeqCst);
-        let seat = Seat(Arc::clone(self));
-        (before < self.config.limits.connections).then_some(seat)
+        let permit = ConnectionPermit(Arc::clone(self));
+        (before < self.config.limits.connections).then_some(permit)
     }
 
     pub(super) fn opened(&self, transport: TransportName, revision: Revision) {
@@ -155,7 +155,7 @@ impl Hub {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.empty.notify_waiters();
