@@ -25,8 +25,8 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
             transports.contains(&Transport::Polling),
             transports.contains(&Transport::Websocket),
         )
-        .allow_eio3(config.protocol.allow_eio3)
-        .http_compression(config.protocol.http_compression)
+        .allow_eio3(config.protocol.allow_eio3.0)
+        .http_compression(config.protocol.http_compression.0)
         .limits((&config.limits).into());
     if config.protocol.parser == PacketParser::Msgpack {
         builder = builder.parser(Parser::Msgpack);
@@ -45,7 +45,7 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
     }
     for name in &config.protocol.namespace {
         let namespace = Namespace::new(name.as_str());
-        let is_open = config.protocol.client_rooms;
+        let is_open = config.protocol.client_rooms.0;
         builder = builder.namespace(if is_open {
             rooms::open(namespace)
         } else {
@@ -72,5 +72,5 @@ fn cors(browser: &Browser) -> Option<Cors> {
     {
         cors = cors.allowed_headers(browser.cors_allowed_headers.iter().cloned());
     }
-    Some(cors.credentials(browser.cors_credentials))
+    Some(cors.credentials(browser.cors_credentials.0))
 }

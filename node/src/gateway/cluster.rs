@@ -2,54 +2,43 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use clap::{Args, ValueEnum};
 use roomcast::{PrivateRooms, RedisConfig};
 
 use super::{
     redis::{RedisOptions, RedisSetting},
-    values::{ByteSize, Span},
+    values::{ByteSize, Span, Switch},
 };
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
 pub(crate) struct ClusterOptions {
     /// Answer Node.js servers on their own channels, as their publishOnSpecificResponseChannel does
-    #[arg(long, env = "ROOMCAST_REDIS_SPECIFIC_RESPONSES", value_name = "BOOL", num_args = 0..=1)]
-    #[arg(
-        require_equals = true,
-        default_value = "false",
-        default_missing_value = "true"
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub(crate) redis_specific_responses: bool,
+    #[arg(long, value_name = "BOOL", default_value = "false")]
+    pub(crate) redis_specific_responses: Switch,
 
     /// How messages to single sockets find this node, in the classic dialect
-    #[arg(
-        long,
-        env = "ROOMCAST_REDIS_PRIVATE_ROOMS",
-        value_name = "NAME",
-        value_enum
-    )]
+    #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "auto")]
     pub(crate) redis_private_rooms: PrivateRoomsBy,
 
     /// Time that Redis has to answer; after it, a message counts as not confirmed
-    #[arg(long, env = "ROOMCAST_REDIS_TIMEOUT", value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
     pub(crate) redis_timeout: Span,
 
     /// Bytes that may wait to be published; more are refused to whoever emits
-    #[arg(long, env = "ROOMCAST_REDIS_MAX_QUEUE", value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES")]
     #[arg(default_value = "16MiB")]
     pub(crate) redis_max_queue: ByteSize,
 
     /// Time between two checks that what this node publishes comes back to it
-    #[arg(long, env = "ROOMCAST_REDIS_PROBE_INTERVAL", value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "1s")]
     pub(crate) redis_probe_interval: Span,
 
     /// Time that such a check may take; then the node is not ready and connects anew
-    #[arg(long, env = "ROOMCAST_REDIS_PROBE_TIMEOUT", value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
     pub(crate) redis_probe_timeout: Span,
 }
@@ -74,7 +63,7 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     config.prefix.clone_from(&redis.redis_prefix);
     config.dialect = redis.redis_dialect.into();
     config.parser = redis.redis_parser.into();
-    config.specific_responses = cluster.redis_specific_responses;
+    config.specific_responses = cluster.redis_specific_responses.0;
     config.private_rooms = match cluster.redis_private_rooms {
         PrivateRoomsBy::Auto => PrivateRooms::Auto,
         PrivateRoomsBy::Pattern => PrivateRooms::Pattern,

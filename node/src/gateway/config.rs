@@ -12,11 +12,10 @@ use super::{
     logging::LogFormat,
     options,
     redis::RedisOptions,
-    values::{self, ByteSize, CookieName, LogFilter, Origin, Span, Workers},
+    values::{self, ByteSize, CookieName, LogFilter, Origin, Span, Switch, Workers},
 };
 use clap::{
     Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
-    builder::{BoolishValueParser, Resettable},
     error::ErrorKind,
 };
 
@@ -90,7 +89,7 @@ pub(crate) struct Listen {
     /// Address and port for clients
     ///
     /// Use 0.0.0.0:3000 to be reachable from other machines; port 0 takes any free one.
-    #[arg(long, env = "ROOMCAST_LISTEN", value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3000", value_parser = values::address)]
     pub(crate) listen: SocketAddr,
 
@@ -98,7 +97,7 @@ pub(crate) struct Listen {
     ///
     /// Served by a thread of its own, so that it answers while the server is saturated. Keep it
     /// away from the public.
-    #[arg(long, env = "ROOMCAST_INTERNAL_LISTEN", value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
     pub(crate) internal_listen: SocketAddr,
 }
@@ -107,17 +106,12 @@ pub(crate) struct Listen {
 #[command(next_help_heading = "Protocol")]
 pub(crate) struct Protocol {
     /// Path under which clients connect; theirs must be the same
-    #[arg(long, env = "ROOMCAST_PATH", value_name = "PATH")]
+    #[arg(long, value_name = "PATH")]
     #[arg(default_value = "/socket.io/", value_parser = values::path)]
     pub(crate) path: String,
 
     /// Namespaces that clients may connect to; repeat the flag or separate by commas
-    #[arg(
-        long,
-        env = "ROOMCAST_NAMESPACE",
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     #[arg(default_value = "/", value_parser = values::namespace)]
     pub(crate) namespace: Vec<String>,
 
@@ -129,99 +123,45 @@ pub(crate) struct Protocol {
     /// same. The room hears of others by `joined` and `left` {room, id}, but not of those who join
     /// with {"quiet": true} after the room; their answer is {"room"}. Refusals are answered with
     /// {"error"}. Every client may enter every room whose name is not shaped like a socket id.
-    #[arg(long, env = "ROOMCAST_CLIENT_ROOMS", value_name = "BOOL", num_args = 0..=1)]
-    #[arg(
-        require_equals = true,
-        default_value = "false",
-        default_missing_value = "true"
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub(crate) client_rooms: bool,
+    #[arg(long, value_name = "BOOL", default_value = "false")]
+    pub(crate) client_rooms: Switch,
 
     /// Time between the answer to a heartbeat and the next heartbeat
-    #[arg(
-        long,
-        env = "ROOMCAST_PING_INTERVAL",
-        value_name = "DURATION",
-        default_value = "25s"
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "25s")]
     pub(crate) ping_interval: Span,
 
     /// Time that a client has to answer a heartbeat before it counts as gone
-    #[arg(
-        long,
-        env = "ROOMCAST_PING_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "20s"
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "20s")]
     pub(crate) ping_timeout: Span,
 
     /// Time to complete the change from polling to WebSocket
-    #[arg(
-        long,
-        env = "ROOMCAST_UPGRADE_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "10s"
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub(crate) upgrade_timeout: Span,
 
     /// Time that a new connection has to join its first namespace
-    #[arg(
-        long,
-        env = "ROOMCAST_CONNECT_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "45s"
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "45s")]
     pub(crate) connect_timeout: Span,
 
     /// Largest message accepted from a client, in bytes; a larger one closes the connection
-    #[arg(
-        long,
-        env = "ROOMCAST_MAX_PAYLOAD",
-        value_name = "SIZE",
-        default_value = "1MB"
-    )]
+    #[arg(long, value_name = "SIZE", default_value = "1MB")]
     pub(crate) max_payload: ByteSize,
 
     /// Transports on offer, separated by commas
-    #[arg(
-        long,
-        env = "ROOMCAST_TRANSPORTS",
-        value_name = "LIST",
-        value_delimiter = ','
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     #[arg(value_enum, default_value = "polling,websocket")]
     pub(crate) transports: Vec<Transport>,
 
     /// Also serve clients of Socket.IO version 2, which speak Engine.IO version 3
-    #[arg(long, env = "ROOMCAST_ALLOW_EIO3", value_name = "BOOL", num_args = 0..=1)]
-    #[arg(
-        require_equals = true,
-        default_value = "false",
-        default_missing_value = "true"
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub(crate) allow_eio3: bool,
+    #[arg(long, value_name = "BOOL", default_value = "false")]
+    pub(crate) allow_eio3: Switch,
 
     /// Encoding of packets; clients must use the same, since it is not negotiated
-    #[arg(
-        long,
-        env = "ROOMCAST_PARSER",
-        value_name = "NAME",
-        value_enum,
-        default_value = "json"
-    )]
+    #[arg(long, value_name = "NAME", value_enum, default_value = "json")]
     pub(crate) parser: PacketParser,
 
     /// Compress large answers to polling clients, with gzip
-    #[arg(long, env = "ROOMCAST_HTTP_COMPRESSION", value_name = "BOOL", num_args = 0..=1)]
-    #[arg(
-        require_equals = true,
-        default_value = "true",
-        default_missing_value = "true"
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub(crate) http_compression: bool,
+    #[arg(long, value_name = "BOOL", default_value = "true")]
+    pub(crate) http_compression: Switch,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -231,42 +171,21 @@ pub(crate) struct Browser {
     ///
     /// An origin is scheme, host and port, such as https://example.com. Browsers do not ask for
     /// this permission before they open a WebSocket.
-    #[arg(
-        long,
-        env = "ROOMCAST_CORS_ORIGIN",
-        value_name = "ORIGIN",
-        value_delimiter = ','
-    )]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) cors_origin: Vec<Origin>,
 
     /// Let pages of those origins send cookies
-    #[arg(long, env = "ROOMCAST_CORS_CREDENTIALS", value_name = "BOOL", num_args = 0..=1)]
-    #[arg(
-        require_equals = true,
-        default_value = "false",
-        default_missing_value = "true"
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub(crate) cors_credentials: bool,
+    #[arg(long, value_name = "BOOL", default_value = "false")]
+    pub(crate) cors_credentials: Switch,
 
     /// Request headers that those pages may set: `any`, or a list separated by commas
-    #[arg(
-        long,
-        env = "ROOMCAST_CORS_ALLOWED_HEADERS",
-        value_name = "LIST",
-        value_delimiter = ','
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     #[arg(default_value = "any", value_parser = values::header_name)]
     pub(crate) cors_allowed_headers: Vec<String>,
 
     /// Name of a cookie with the session id, for load balancers with sticky sessions: `off` or NAME
-    #[arg(
-        long,
-        env = "ROOMCAST_COOKIE",
-        value_name = "NAME",
-        default_value = "off"
-    )]
+    #[arg(long, value_name = "NAME", default_value = "off")]
     pub(crate) cookie: CookieName,
 }
 
@@ -274,35 +193,20 @@ pub(crate) struct Browser {
 #[command(next_help_heading = "Operation")]
 pub(crate) struct Operation {
     /// Threads that carry the connections: `cores`, or how many
-    #[arg(
-        long,
-        env = "ROOMCAST_WORKERS",
-        value_name = "COUNT",
-        default_value = "cores"
-    )]
+    #[arg(long, value_name = "COUNT", default_value = "cores")]
     pub(crate) workers: Workers,
 
     /// Time to let clients go after SIGTERM or Ctrl-C before the rest is cut off
-    #[arg(
-        long,
-        env = "ROOMCAST_DRAIN_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "30s"
-    )]
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) drain_timeout: Span,
 
     /// Form of the log, which goes to standard error
-    #[arg(long, env = "ROOMCAST_LOG_FORMAT", value_name = "NAME", value_enum)]
+    #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "text")]
     pub(crate) log_format: LogFormat,
 
     /// What to log: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, with commas
-    #[arg(
-        long,
-        env = "ROOMCAST_LOG_LEVEL",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
+    #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: LogFilter,
 }
 
@@ -352,7 +256,7 @@ impl From<Demo> for Config {
             operation: demo.operation,
             ..Self::default()
         };
-        config.protocol.client_rooms = true;
+        config.protocol.client_rooms = Switch(true);
         config.browser.cors_origin = vec![Origin::Any];
         config
     }
@@ -360,7 +264,8 @@ impl From<Demo> for Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let command = Self::augment_args(Command::new("defaults")).mut_args(without_environment);
+        // Not completed, so that the environment has no say.
+        let command = Self::augment_args(Command::new("defaults"));
         let matches = command.try_get_matches_from(["defaults"]);
         matches
             .and_then(|matches| Self::from_arg_matches(&matches))
@@ -371,7 +276,7 @@ impl Default for Config {
 /// Reads the command line and the environment. The error prints itself, with the way out, and
 /// knows its exit status.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
-    let mut command = Cli::command();
+    let mut command = options::complete(Cli::command());
     let matches = command.clone().try_get_matches_from(arguments);
     let job = matches
         .and_then(|matches| Cli::from_arg_matches(&matches))
@@ -387,14 +292,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
 
 /// All options of `serve`, in the order of its help.
 pub(crate) fn serve_options() -> Vec<Arg> {
-    Config::augment_args(Command::new("serve"))
-        .get_arguments()
+    let command = options::complete(Cli::command());
+    let serve = command.find_subcommand("serve");
+    serve
+        .into_iter()
+        .flat_map(Command::get_arguments)
         .cloned()
         .collect()
-}
-
-fn without_environment(option: Arg) -> Arg {
-    option.env(Resettable::Reset)
 }
 
 #[cfg(test)]
@@ -414,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        options::complete(Cli::command()).debug_assert();
     }
 
     #[test]
@@ -434,7 +338,8 @@ mod tests {
             [Transport::Polling, Transport::Websocket]
         );
         assert_eq!(config.protocol.parser, PacketParser::Json);
-        assert!(!config.protocol.client_rooms && !config.protocol.allow_eio3);
+        assert_eq!(config.protocol.client_rooms, Switch(false));
+        assert_eq!(config.protocol.allow_eio3, Switch(false));
         assert_eq!(config.browser.cors_origin, [Origin::Off]);
         assert_eq!(config.browser.cors_allowed_headers, ["any"]);
         assert_eq!(config.browser.cookie, CookieName::Off);
@@ -453,8 +358,8 @@ mod tests {
         );
         assert_eq!(config.listen.listen.to_string(), "0.0.0.0:8080");
         assert_eq!(config.protocol.namespace, ["/", "/chat", "/news"]);
-        assert!(config.protocol.client_rooms);
-        assert!(!config.protocol.http_compression);
+        assert_eq!(config.protocol.client_rooms, Switch(true));
+        assert_eq!(config.protocol.http_compression, Switch(false));
         assert_eq!(config.protocol.transports, [Transport::Websocket]);
         assert_eq!(config.protocol.ping_interval.0.as_millis(), 300);
         assert_eq!(config.protocol.max_payload, ByteSize(1 << 20));
@@ -474,7 +379,7 @@ mod tests {
         let config = Config::from(*demo);
         assert_eq!(config.listen.listen.to_string(), "127.0.0.1:0");
         assert_eq!(config.listen.internal_listen.to_string(), "[::1]:0");
-        assert!(config.protocol.client_rooms);
+        assert_eq!(config.protocol.client_rooms, Switch(true));
         assert_eq!(config.browser.cors_origin, [Origin::Any]);
     }
 

@@ -12,88 +12,88 @@ use super::values::{self, ByteSize, Span};
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitOptions {
     /// Open connections; more are refused
-    #[arg(long, env = "ROOMCAST_MAX_CONNECTIONS", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().connections, value_parser = values::count)]
     pub(crate) max_connections: usize,
 
     /// Bytes that may wait for one client; a slower one is disconnected
-    #[arg(long, env = "ROOMCAST_MAX_OUTBOX", value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().outbox_bytes))]
     pub(crate) max_outbox: ByteSize,
 
     /// Bytes received from one polling client that may wait to be handled; more disconnects it
-    #[arg(long, env = "ROOMCAST_MAX_INBOX", value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().inbox_bytes))]
     pub(crate) max_inbox: ByteSize,
 
     /// Namespaces that one connection may be in; further ones are refused
-    #[arg(long, env = "ROOMCAST_MAX_NAMESPACES", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().namespaces_per_connection)]
     #[arg(value_parser = values::count)]
     pub(crate) max_namespaces: usize,
 
     /// Rooms that one socket may be in; further ones are refused
-    #[arg(long, env = "ROOMCAST_MAX_ROOMS", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().rooms_per_socket, value_parser = values::count)]
     pub(crate) max_rooms: usize,
 
     /// Length of a room's name, in bytes
-    #[arg(long, env = "ROOMCAST_MAX_ROOM_NAME", value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().room_name_bytes))]
     pub(crate) max_room_name: ByteSize,
 
     /// Length of a namespace's name, in bytes
-    #[arg(long, env = "ROOMCAST_MAX_NAMESPACE_NAME", value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().namespace_bytes))]
     pub(crate) max_namespace_name: ByteSize,
 
     /// Length of an event's name, in bytes
-    #[arg(long, env = "ROOMCAST_MAX_EVENT_NAME", value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().event_name_bytes))]
     pub(crate) max_event_name: ByteSize,
 
     /// Events of one client that may be in work at a time; further ones wait
-    #[arg(long, env = "ROOMCAST_MAX_EVENTS_IN_FLIGHT", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().events_in_flight, value_parser = values::count)]
     pub(crate) max_events_in_flight: usize,
 
     /// Answers that one client may owe the server at a time
-    #[arg(long, env = "ROOMCAST_MAX_PENDING_ACKS", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().pending_acks, value_parser = values::count)]
     pub(crate) max_pending_acks: usize,
 
     /// Binary attachments of one packet; more disconnect the client
-    #[arg(long, env = "ROOMCAST_MAX_ATTACHMENTS", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().attachments, value_parser = values::count)]
     pub(crate) max_attachments: usize,
 
     /// Depth of nested JSON in a packet, at most 127
-    #[arg(long, env = "ROOMCAST_MAX_JSON_DEPTH", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().json_depth, value_parser = values::json_depth)]
     pub(crate) max_json_depth: usize,
 
     /// Frames into which a client may cut one WebSocket message
-    #[arg(long, env = "ROOMCAST_MAX_FRAGMENTS", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().fragments, value_parser = values::count)]
     pub(crate) max_fragments: usize,
 
     /// Connections that may be changing from polling to WebSocket at a time; others stay on polling
-    #[arg(long, env = "ROOMCAST_MAX_UNFINISHED_UPGRADES", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().unfinished_upgrades, value_parser = values::count)]
     pub(crate) max_unfinished_upgrades: usize,
 
     /// Events of other servers that may be in work at a time; further ones fail
-    #[arg(long, env = "ROOMCAST_MAX_SERVER_SIDE_EVENTS", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().server_side_events, value_parser = values::count)]
     pub(crate) max_server_side_events: usize,
 
     /// Time that a client has to send the head of a request, also between two on one connection
-    #[arg(long, env = "ROOMCAST_HEADER_TIMEOUT", value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().header_timeout))]
     pub(crate) header_timeout: Span,
 
     /// Time that a client has to send the body of a request
-    #[arg(long, env = "ROOMCAST_BODY_TIMEOUT", value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().body_timeout))]
     pub(crate) body_timeout: Span,
 }

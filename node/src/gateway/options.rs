@@ -13,6 +13,41 @@ use clap::{
 
 use super::config::serve_options;
 
+/// Gives every option what follows from its name and its kind: the environment variable, and to a
+/// switch the right to be given without a value.
+///
+/// Of `emit`, only the options about Redis have a variable: the others belong to one message.
+pub(super) fn complete(command: Command) -> Command {
+    command.mut_subcommands(|command| {
+        let is_emit = command.get_name() == "emit";
+        command.mut_args(|option| match option.get_long().map(variable) {
+            Some(variable) if !is_emit || option.get_help_heading() == Some("Redis") => {
+                complete_option(option).env(variable)
+            }
+            _ => option,
+        })
+    })
+}
+
+fn complete_option(option: Arg) -> Arg {
+    if option
+        .get_value_names()
+        .is_some_and(|names| names == ["BOOL"])
+    {
+        option
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+    } else {
+        option
+    }
+}
+
+/// The environment variable of an option: `ROOMCAST_` and the flag in capitals.
+pub(super) fn variable(flag: &str) -> String {
+    format!("ROOMCAST_{}", flag.to_uppercase().replace('-', "_"))
+}
+
 /// Writes the options of `serve` as a Markdown table to standard output.
 pub(crate) fn print_table() -> io::Result<()> {
     io::stdout().write_all(table().as_bytes())

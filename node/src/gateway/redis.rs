@@ -19,12 +19,7 @@ pub(crate) struct RedisOptions {
     /// redis://[user:password@]host[:port][/database] for one server, unix:///path for its socket,
     /// redis+sentinel://host[:port],…/name for the primary of that name, redis+cluster://host[:port],…
     /// for a cluster; with rediss instead of redis over TLS.
-    #[arg(
-        long,
-        env = "ROOMCAST_REDIS",
-        value_name = "URL",
-        default_value = "off"
-    )]
+    #[arg(long, value_name = "URL", default_value = "off")]
     // It may hold a password, and the help shows values of the environment.
     #[arg(hide_env_values = true)]
     pub(crate) redis: RedisSetting,
@@ -33,17 +28,17 @@ pub(crate) struct RedisOptions {
     ///
     /// Deployments that share a Redis need different prefixes: its channels ignore the database.
     /// Node's adapters call it `key` and `channelPrefix`.
-    #[arg(long, env = "ROOMCAST_REDIS_PREFIX", value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT")]
     #[arg(default_value = "socket.io", value_parser = prefix)]
     pub(crate) redis_prefix: String,
 
     /// Which of Node's Redis adapters the cluster speaks with; all nodes must speak the same
-    #[arg(long, env = "ROOMCAST_REDIS_DIALECT", value_name = "NAME", value_enum)]
+    #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "classic")]
     pub(crate) redis_dialect: RedisDialect,
 
     /// Encoding of broadcasts between nodes; all nodes and emitters must use the same
-    #[arg(long, env = "ROOMCAST_REDIS_PARSER", value_name = "NAME", value_enum)]
+    #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "msgpack")]
     pub(crate) redis_parser: RedisParser,
 }

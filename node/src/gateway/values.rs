@@ -101,6 +101,22 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// Something that is on or off: `true`, `yes`, `on`, `1` and their opposites. The flag alone means on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Switch(pub(crate) bool);
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" | "y" | "t" => Ok(Self(true)),
+            "false" | "no" | "off" | "0" | "n" | "f" => Ok(Self(false)),
+            _ => Err("expected true or false".to_owned()),
+        }
+    }
+}
+
 /// How many worker threads carry the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Workers {
