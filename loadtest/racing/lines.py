@@ -8,6 +8,7 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 
+from . import channels
 from .crowd import other_rooms
 from .servers import ALONE, CLUSTERED, EMITTERS, Failed
 
@@ -20,6 +21,7 @@ OVERHEAD_SECONDS = 240
 
 # Those that a figure of one machine is worth comparing with, where a floor would say nothing.
 WHOLE_SERVERS = ["roomcast", "socketioxide", "node"]
+ROOMCASTS = ["roomcast classic", "roomcast sharded"]
 SIZES = [10, 100, 1000, 5000, 15000]
 OTHER_ROOMS = [10, 1000, 100_000]
 
@@ -92,6 +94,10 @@ def clusters(quick):
                "emitter", ["--members", "200", "--flood", str(flood)],
                ["delivery p50", "delivery p99", "delivery max", CPU, REDIS_CPU],
                servers=list(EMITTERS), how="cluster")
+    rooms = 1000 if quick else 100_000
+    yield Line("channels", f"{rooms:,} rooms of one: the subscribers' connections are closed",
+               "channels", [], [channels.FIGURE], servers=ROOMCASTS, how="channels",
+               other_rooms=rooms)
     emits = 5000 if quick else 50_000
     yield Line("emits", f"{emits:,} emits into a room that nobody is in: the emitter alone",
                "emitter", ["--members", "1", "--unheard", "--flood", str(emits)],
@@ -115,7 +121,7 @@ class Race:
         self.quick = quick
 
     def run(self, line, server, number):
-        """Measures; answers what a reader has to know of it, nothing if all went well."""
+        """Measures; returns what a reader has to know of it, nothing if all went well."""
         path = self.folder / f"round-{number}" / line.name / f"{server}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -136,6 +142,11 @@ class Race:
             if line.scenario == "emitter":
                 more += ["--emit-with", self.programs.emitting(server, redis)]
             return self.load(line, nodes, path, more)
+        if line.how == "channels":
+            _, redis = stack.enter_context(self.programs.redis())
+            stack.enter_context(other_rooms(serve(server, redis)[1], line.other_rooms))
+            channels.measure(redis, line.other_rooms, path)
+            return ""
         if line.how == "alone":
             nodes = [serve(server)]
             stack.enter_context(other_rooms(nodes[0][1], line.other_rooms))
@@ -204,4 +215,4 @@ def ledger(path):
     """The ledger of a result, in few words; empty if it is clean."""
     tally = json.loads(path.read_text())["ledger"]
     faults = ["lost", "duplicated", "reordered", "corrupted", "stray"]
-    return ", ".join(f"{tally[name]:,} {name}" for name in faults if tally[name])
+    return ", ".join(f"{tally[name]:,} {name}" for name in faults if tally.get(name))

@@ -5,6 +5,7 @@ and into docs/, where capacity is computed from it. What stands around them is l
 import subprocess
 
 from . import constants
+from .gates import gates_table
 from .report import bars_table, behind, notes, tables
 from .servers import Failed
 
@@ -27,6 +28,8 @@ def report(record, lines, results):
         text += ["**A quick run**: it shows that everything works, and nothing else.", ""]
     else:
         text += [bars_table(lines, results), behind(lines, results)]
+    if gates := gates_table(record, results):
+        text.append(gates)
     return "\n".join([*text, tables(lines, results), notes(lines, results)])
 
 

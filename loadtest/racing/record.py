@@ -37,6 +37,8 @@ class Record:
             "started": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
             "commit": commit(),
             "program": digest(program),
+            "before": before(options.before),
+            "seconds": options.seconds,
             "rounds": options.rounds,
             "quick": options.quick,
             "lines": {line.name: line.servers for line in lines},
@@ -66,12 +68,22 @@ class Record:
             raise Failed(f"this was measured on another machine: {self.said['machine']}")
         if self.said["program"] != digest(program):
             raise Failed(f"this was measured with another program, built at {self.said['commit']}")
+        if self.said.get("before") != before(self.before):
+            raise Failed(f"{self.before} has changed since the race began")
+
+    @property
+    def before(self):
+        """The build that this one is compared with, if any."""
+        return (self.said.get("before") or {}).get("path")
 
     def select(self, lines):
-        """Of all lines those that the race was asked for, with their servers."""
-        for line in lines:
-            line.servers = [name for name in line.servers if name in self.said["lines"].get(line.name, [])]
-        return [line for line in lines if line.servers]
+        """The lines that the race was asked for, with their servers and windows."""
+        asked, seconds = self.said["lines"], self.said.get("seconds")
+        chosen = [line for line in lines if line.name in asked]
+        for line in chosen:
+            line.servers = asked[line.name]
+            line.seconds = min(line.seconds, seconds or line.seconds)
+        return chosen
 
     def is_partial(self, lines):
         """Whether lines or servers were left out."""
@@ -122,6 +134,10 @@ def machine():
 def commit():
     here = str(Path(__file__).resolve().parent)
     return output("git", "-C", here, "rev-parse", "--short", "HEAD")
+
+
+def before(program):
+    return program and {"path": str(program), "program": digest(program)}
 
 
 def digest(program):

@@ -7,10 +7,11 @@ and a note below.
 
 import statistics
 
+from .bars import Bar, bar_rows, number
 from .lines import CPU, LAST, OTHER_ROOMS, SIZES
 
 # What ratios are taken to: the first of these that has run.
-BASES = ["floor", "roomcast", "roomcast classic"]
+BASES = ["floor", "roomcast before", "roomcast classic before", "roomcast", "roomcast classic"]
 RIVALS = ("node", "socketioxide")
 MARKS = {
     "¹": "the loader was busy: throughput and latency are its own as much as the server's, CPU is not",
@@ -39,6 +40,7 @@ def sections(lines):
         "storm": "Connects",
         "idle": "Idle connections",
         "cluster": "Cluster",
+        "channels": "Cluster",
     }
     by_title = {}
     for line in lines:
@@ -104,10 +106,6 @@ def notes(lines, results):
     return "\n".join(text)
 
 
-def number(value):
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
-
-
 def is_yield(figure):
     """Whether more of it is better."""
     return "per second" in figure or "per server CPU second" in figure
@@ -154,23 +152,8 @@ def spread(values):
 
 
 def bars_table(lines, results):
-    text = ["### Bars", "", "| | measured | bar | |", "|---|---|---|---|"]
-    for name, figure, bar in bars(lines, results):
-        if figure is None:
-            text.append(f"| {name} | not measured | ≤ {bar:g} | |")
-        else:
-            shown = str(figure) if isinstance(figure, int) else number(figure)
-            text.append(f"| {name} | {shown} | ≤ {bar:g} | {verdict(figure, bar)} |")
-    return "\n".join([*text, ""])
-
-
-def verdict(figure, bar):
-    if figure <= bar:
-        return "met"
-    if not bar:
-        return f"missed by {figure}"
-    percent = 100 * (figure / bar - 1)
-    return f"missed by {percent:.0f} %" if percent >= 10 else f"missed by {percent:.1f} %"
+    rows = bar_rows(Bar(*bar) for bar in bars(lines, results))
+    return "\n".join(["### Bars", "", *rows, ""])
 
 
 def behind(lines, results):

@@ -37,6 +37,8 @@ CLUSTERED = {
     "node classic": NODE_JS,
     "node sharded": [*NODE_JS, "--sharded"],
 }
+# What the name of a server ends with that is Roomcast as it was built before.
+BEFORE = " before"
 # What emits to them from outside, each with an emitter of its own. Node.js has none for its sharded
 # adapter.
 EMITTERS = {
@@ -54,8 +56,10 @@ class Failed(Exception):
 class Programs:
     """Where the programs are, and on which cores they run."""
 
-    def __init__(self, target, server_core, load_core):
+    def __init__(self, target, server_core, load_core, before=None):
         self.target = Path(target)
+        # Another build of Roomcast, to compare this one with.
+        self.before = before
         self.server_core = server_core
         self.load_core = load_core
 
@@ -63,13 +67,15 @@ class Programs:
         return str(self.target / "release" / name)
 
     def command(self, name):
-        command = {**ALONE, **CLUSTERED}[name]
+        command = {**ALONE, **CLUSTERED}[name.removesuffix(BEFORE)]
         internal = ["--internal-listen=127.0.0.1:0"] if command[0] == "roomcast" else []
-        return [*self.found(command), *internal]
+        return [*self.found(command, name), *internal]
 
-    def found(self, command):
-        """A command whose program is named with its path."""
+    def found(self, command, name):
+        """The command of a server with the path of its program."""
         program, *arguments = command
+        if name.endswith(BEFORE):
+            return [str(self.before), *arguments]
         if program.startswith("peers/"):
             program = str(self.target / "peers/release" / program.removeprefix("peers/"))
         elif program == "roomcast":
@@ -78,7 +84,7 @@ class Programs:
 
     def emitting(self, name, redis):
         """How a server's own emitter is started, as a command of the shell."""
-        return shlex.join([*self.found(EMITTERS[name]), "--redis", redis])
+        return shlex.join([*self.found(EMITTERS[name.removesuffix(BEFORE)], name), "--redis", redis])
 
     @contextlib.contextmanager
     def serving(self, name, redis=None, workers=1, pinned=True):

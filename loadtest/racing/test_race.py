@@ -9,14 +9,15 @@ import unittest
 from argparse import Namespace
 from pathlib import Path
 
-from . import constants
+from . import channels, constants
+from .gates import gates_table
 from .lines import CPU, Line, lines
 from .progress import Progress
 from .publish import BEGIN, END, between, publish, report
 from .record import Record
 from .report import ahead, cell
 from .results import Results, remarks
-from .servers import Failed
+from .servers import Failed, Programs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALING = ROOT / "docs/scaling"
@@ -91,6 +92,56 @@ class Marks(unittest.TestCase):
         self.assertEqual(remarks(f"{in_result}; no priorities"), "no priorities")
 
 
+class BeforeAndAfter(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def row(self, text, figures, before={"path": "/old/roomcast"}):
+        table = gates_table(record([line()], before=before), results(figures))
+        return next((row for row in table.splitlines() if text in row), "")
+
+    def test_a_dearer_build_misses_its_gate(self):
+        key = "cluster", "roomcast classic", CPU
+        earlier = "cluster", "roomcast classic before", CPU
+        text = "`cluster`, roomcast classic: server CPU"
+        self.assertIn("| 1.10 | ≤ 1.05 | missed by 4.8 % |", self.row(text, {key: 3.3, earlier: 3}))
+        self.assertIn("| 1.03 | ≤ 1.05 | met |", self.row(text, {key: 3.1, earlier: 3}))
+        self.assertIn("| not measured | ≤ 1.05 |", self.row(text, {key: 3.1}))
+
+    def test_a_race_without_an_earlier_build_has_no_gates(self):
+        self.assertEqual(gates_table(record([line()]), results({})), "")
+
+    def test_an_earlier_build_is_started_as_the_newer_one(self):
+        programs = Programs("/target", 0, 1, "/old/roomcast")
+        for name in ["roomcast", "roomcast sharded"]:
+            new, old = programs.command(name), programs.command(f"{name} before")
+            self.assertEqual(old, ["/old/roomcast", *new[1:]])
+        self.assertIn("/old/roomcast emit -", programs.emitting("roomcast classic before", "redis://h"))
+
+    def test_a_race_goes_on_with_the_earlier_build_that_it_began_with(self):
+        old = self.folder / "roomcast"
+        old.write_bytes(b"old")
+        asked = Namespace(rounds=1, quick=False, before=old, seconds=2)
+        begun = Record.begin(self.folder / "race", [line()], asked, sys.executable)
+        begun.go_on(sys.executable)
+        self.assertEqual(begun.select([line()])[0].seconds, 2)
+        old.write_bytes(b"newer")
+        with self.assertRaisesRegex(Failed, "has changed"):
+            begun.go_on(sys.executable)
+
+    def test_figures_that_the_race_computed_itself_are_read_as_they_are(self):
+        for number, value in [(1, 80), (2, 90)]:
+            path = self.folder / f"round-{number}/channels/roomcast classic.json"
+            path.parent.mkdir(parents=True)
+            channels.write(path, [(channels.FIGURE, "ms", value)])
+        known = Results("none", self.folder)
+        known.read(line("channels", [channels.FIGURE], ["roomcast classic"]))
+        self.assertEqual(known.median("channels", "roomcast classic", channels.FIGURE), 85)
+        self.assertEqual(known.units[channels.FIGURE], "ms")
+
+
 class Publishing(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -157,7 +208,7 @@ class GoingOn(unittest.TestCase):
     def test_a_race_is_begun_once_and_read_back(self):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            asked = Namespace(rounds=2, quick=True)
+            asked = Namespace(rounds=2, quick=True, before=None, seconds=None)
             begun = Record.begin(folder, [line()], asked, sys.executable)
             self.assertEqual(Record.load(folder).said, begun.said)
             with self.assertRaises(Failed):
@@ -165,7 +216,7 @@ class GoingOn(unittest.TestCase):
 
     def test_another_program_does_not_go_on_with_a_race(self):
         with tempfile.TemporaryDirectory() as name:
-            begun = Record.begin(Path(name), [line()], Namespace(rounds=2, quick=True), sys.executable)
+            begun = Record.begin(Path(name), [line()], Namespace(rounds=2, quick=True, before=None, seconds=None), sys.executable)
             begun.go_on(sys.executable)
             with self.assertRaisesRegex(Failed, "another program"):
                 begun.go_on(__file__)

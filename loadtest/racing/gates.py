@@ -1,0 +1,36 @@
+"""What a change may cost: Roomcast beside an earlier build of it, measured in one race (`--before`)."""
+
+from .bars import Bar, bar_rows
+from .channels import FIGURE
+from .lines import CPU, REDIS_CPU
+from .servers import BEFORE
+
+DIALECTS = ["roomcast classic", "roomcast sharded"]
+# Of each figure: the line, and how many times the figure of the earlier build it may be.
+LIMITS = [
+    ("cluster", CPU, 1.05),
+    ("cluster-paced", CPU, 1.05),
+    ("cluster", REDIS_CPU, 1.1),
+    ("cluster-paced", REDIS_CPU, 1.1),
+    ("channels", FIGURE, 2),
+]
+FLOOD_MS = 150
+
+
+def gates(results):
+    for line, figure, most in LIMITS:
+        for server in DIALECTS:
+            ratio = results.ratio(line, server, server + BEFORE, figure)
+            yield Bar(f"`{line}`, {server}: {figure} ÷ before", ratio, most)
+    for server in DIALECTS:
+        yield Bar(f"`emitter`, {server}: p99, ms", results.median("emitter", server, "delivery p99"), FLOOD_MS)
+        dirty = ("emitter", server) in results.ledgers if results.rounds("emitter", server, "delivery p99") else None
+        yield Bar(f"`emitter`, {server}: ledgers that are not clean", dirty if dirty is None else int(dirty), 0)
+
+
+def gates_table(record, results):
+    """The gates as Markdown; empty unless the race had an earlier build."""
+    if not record.before:
+        return ""
+    head = "Medians of ratios within rounds, to the build that `--before` named."
+    return "\n".join(["### Before and after", "", head, "", *bar_rows(gates(results)), ""])
