@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use roomcast_protocol::target::{Rooms as RoomNames, Target};
 
 pub use crate::shards::{JoinError, RoomLimits};
-use crate::{Member, Tracking, shards::Shards};
+use crate::{BusHandle, Member, shards::Shards};
 
 /// The rooms of one namespace on this node.
 ///
@@ -14,35 +14,61 @@ use crate::{Member, Tracking, shards::Shards};
 pub struct Adapter<M: Member> {
     shards: Shards<M>,
     limits: RoomLimits,
+    /// Notified of rooms that got their first member or lost their last one.
+    bus: Option<Arc<dyn BusHandle>>,
 }
 
 impl<M: Member> Adapter<M> {
     /// An index cut into `shards` parts; at most 64, of use up to the number of worker threads.
-    pub fn new(shards: usize, limits: RoomLimits) -> Self {
+    ///
+    /// `bus` is notified of rooms that get their first member or lose their last one, as far as it
+    /// [tracks](BusHandle::tracking) them.
+    pub fn new(shards: usize, limits: RoomLimits, bus: Option<Arc<dyn BusHandle>>) -> Self {
+        let shards = Shards::new(shards);
+        if let Some(bus) = &bus {
+            shards.track(bus.tracking());
+        }
         Self {
-            shards: Shards::new(shards),
+            shards,
             limits,
+            bus,
+        }
+    }
+
+    /// Called without a lock after each change of membership. When several threads have changes,
+    /// one of them notifies the bus.
+    fn notify(&self) {
+        if let Some(bus) = &self.bus
+            && self.shards.is_changed()
+        {
+            bus.changed();
         }
     }
 
     /// Adds a connected socket; from now on it receives broadcasts.
     pub fn insert(&self, member: M) {
         self.shards.insert(member);
+        self.notify();
     }
 
     /// Removes a socket from all rooms; answers whether it was there.
     pub fn remove(&self, member: &M) -> bool {
-        self.shards.remove(member)
+        let was_there = self.shards.remove(member);
+        self.notify();
+        was_there
     }
 
     /// Puts a socket into rooms: into all of them, or into none if a limit would be passed.
     pub fn join(&self, member: &M, rooms: &impl RoomNames) -> Result<(), JoinError> {
-        self.shards.join(member, rooms, self.limits)
+        let joined = self.shards.join(member, rooms, self.limits);
+        self.notify();
+        joined
     }
 
     /// Takes a socket out of rooms. The private room of a socket cannot be left.
     pub fn leave(&self, member: &M, rooms: &impl RoomNames) {
         self.shards.leave(member, rooms);
+        self.notify();
     }
 
     /// The rooms of a socket, its private one first; empty if it is not connected.
@@ -82,18 +108,6 @@ impl<M: Member> Adapter<M> {
     /// The socket of this id, if it is connected to this node.
     pub fn member(&self, id: &str) -> Option<M> {
         self.shards.member(id)
-    }
-
-    /// Says which rooms' first and last members shall be told by
-    /// [`take_changes`](Self::take_changes). Called before there are sockets; until then none are.
-    pub fn track(&self, tracking: Tracking) {
-        self.shards.track(tracking);
-    }
-
-    /// Whether there may be changes to take since the last call. To be asked after sockets were
-    /// inserted, removed, or have joined or left rooms; when several threads ask, one is told.
-    pub fn is_changed(&self) -> bool {
-        self.shards.is_changed()
     }
 
     /// Calls `f` with each room that has got its first member on this node (true) or lost its last

@@ -1,7 +1,7 @@
 //! The transport between the nodes of a cluster, as the server sees it.
 //!
-//! A small runtime object and not a type parameter: the call through it is one per message, not one
-//! per recipient.
+//! Trait objects and no type parameter: the call through them is one per message, not one per
+//! recipient.
 
 use std::{
     future::{Future, ready},
@@ -17,89 +17,106 @@ use roomcast_protocol::{
     question::{Answer, Answered, Question},
 };
 
-/// A future as the bus returns it.
+/// The futures of this module: boxed, because they cross a trait object.
 pub type BusFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Carries messages and questions from one node to all others.
+/// Carries messages and questions between the nodes of a cluster.
 ///
-/// Guarantees, which every implementation gives and the shared tests check:
-/// - a node never hears its own messages, and hears nothing of namespaces it is not attached to;
-/// - two messages of one node, the second published after the first has resolved, arrive in that
-///   order at every other node;
-/// - a message arrives at most once; when it may have been lost, the future resolves to an error or
-///   the nodes that may have missed it report a [`Gap`];
-/// - once `confirm` has resolved, messages to those rooms arrive as long as they have members;
-/// - an answer that does not come in time makes its node silent, and never the question fail.
+/// A node calls [`attach`](Self::attach) once per namespace and uses the [`BusHandle`] that it
+/// returns. Every implementation gives these guarantees; one suite of tests checks all of them:
+/// - A node receives neither its own messages nor those of namespaces it is not attached to.
+/// - If a message is published after the publish of an earlier one has resolved, every other node
+///   receives the two in that order.
+/// - A message is delivered at most once. If it may have been lost, the publish resolves to an
+///   error, or the nodes that may have missed it report a [`Gap`].
+/// - Once [`confirm`](BusHandle::confirm) has resolved, messages to those rooms are delivered as
+///   long as the rooms have members.
+/// - A node that does not answer in time is listed as silent. It never makes the question fail.
 pub trait Bus: Send + Sync + 'static {
-    /// From now on the listener hears what others say in the namespace, and is asked.
-    fn attach(&self, attachment: Attachment<'_>);
+    /// Attaches a namespace. From now on its listener receives what other nodes publish there, and
+    /// is asked. Dropping the handle detaches the namespace.
+    ///
+    /// The listener need not be alive yet: what arrives before it is, is dropped. That allows
+    /// attaching inside [`Arc::new_cyclic`].
+    fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle>;
 
-    /// The node's listeners of the namespace that do not exist any more are forgotten.
-    fn detach(&self, node: &NodeId, namespace: &str);
-
-    /// The listener has changes for [`Listener::take_changes`]. Must not block.
-    fn interest_changed(&self, _node: &NodeId, _namespace: &str) {}
-
-    /// Resolves once messages to these rooms of the node, which have members, would be delivered.
-    fn confirm(
-        &self,
-        _node: &NodeId,
-        _namespace: &str,
-        _rooms: Vec<Box<str>>,
-    ) -> BusFuture<Result<(), BusError>> {
-        Box::pin(ready(Ok(())))
-    }
-
-    /// Tells all other nodes. The message is on its way when this returns; the future resolves to
-    /// the number of nodes that took it.
-    fn publish(
-        &self,
-        node: &NodeId,
-        namespace: &str,
-        message: Message,
-    ) -> BusFuture<Result<usize, BusError>>;
-
-    /// Asks all other nodes and waits for their answers, no longer than `timeout`.
-    fn ask(
-        &self,
-        node: &NodeId,
-        namespace: &str,
-        question: Question,
-        timeout: Duration,
-    ) -> BusFuture<Result<Answered, BusError>>;
-
-    /// Whether messages flow to this node.
+    /// Returns whether messages reach this node.
     fn health(&self) -> Health {
         Health::Flowing
     }
 
-    /// Calls `f` whenever this node may have missed messages. Must not block.
+    /// Calls `f` whenever this node may have missed messages. `f` must not block.
     fn on_gap(&self, _f: Box<dyn Fn(&Gap) + Send + Sync>) {}
 
-    /// The first step of a shutdown: resolves once no other node waits for answers of this one any
-    /// more. Messages go on arriving.
+    /// The first step of a shutdown: resolves once no other node waits for answers of this one.
+    /// Messages keep arriving.
     fn retire(&self, _node: &NodeId) -> BusFuture<()> {
         Box::pin(ready(()))
     }
 
-    /// The last step: the node is forgotten and everything that was opened is closed.
+    /// The last step of a shutdown: removes the node from the cluster and closes all connections.
     fn close(&self, _node: &NodeId) -> BusFuture<()> {
         Box::pin(ready(()))
     }
 
-    /// The metrics of the transport, to be registered once.
+    /// Returns the metrics of the transport, to be registered once.
     fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
         Vec::new()
     }
+}
+
+/// One namespace of one node on a [`Bus`]. Dropping it detaches the namespace.
+pub trait BusHandle: Send + Sync + 'static {
+    /// Which rooms' first and last members the listener has to report. Constant, and read before
+    /// the namespace has sockets. Default: none.
+    fn tracking(&self) -> Tracking {
+        Tracking::Nothing
+    }
+
+    /// Notifies the bus that the listener has changes for [`Listener::take_changes`]. Must not
+    /// block.
+    fn changed(&self) {}
+
+    /// Resolves once messages to these rooms of this node are delivered. Takes the changes that
+    /// were not reported yet.
+    fn confirm(&self, _rooms: Vec<Box<str>>) -> BusFuture<Result<(), BusError>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    /// Publishes a message to all other nodes. It is enqueued when this returns, in call order.
+    fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>>;
+
+    /// Asks all other nodes and collects their answers, for `timeout` at most. The question is
+    /// enqueued when this returns, in order with the messages.
+    fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>>;
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// The number of other nodes that received it.
+    pub nodes: usize,
+    /// Where the message stands in the journal of the cluster. `None` if the bus keeps no journal,
+    /// as is the case for both buses of this crate.
+    pub position: Option<Position>,
+}
+
+/// A position in a journal of messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// Identifies the journal. Positions of different epochs cannot be compared.
+    pub epoch: Box<str>,
+    /// The number of messages before it.
+    pub offset: u64,
 }
 
 /// A namespace of a node, as it introduces itself to the bus.
 pub struct Attachment<'a> {
     /// The node.
     pub node: &'a NodeId,
-    /// The name, with its slash.
+    /// The name of the namespace, with its slash.
     pub namespace: &'a str,
-    /// Whether it was made for a client and goes when it is empty.
+    /// Whether the namespace was created for a client and is removed with its last socket.
     pub is_dynamic: bool,
     /// What the bus calls.
     pub listener: Weak<dyn Listener>,
@@ -107,33 +124,31 @@ pub struct Attachment<'a> {
 
 /// A node's side of a namespace: what the bus calls.
 ///
-/// All methods may be called from any thread, and none may block or call back into the bus.
+/// All methods may be called from any thread. None may block or call back into the bus.
 pub trait Listener: Send + Sync {
-    /// Carries out what another node or an emitter has said; answers how many sockets of this node
-    /// were meant.
+    /// Carries out a message of another node or of an emitter. Returns the number of sockets of
+    /// this node that it was meant for.
     fn receive(&self, message: &Message) -> usize;
 
-    /// Answers about this node's own sockets. What is known early is told to `progress` on the way.
+    /// Answers a question about the sockets of this node. Acknowledgements are reported to
+    /// `progress` as they arrive.
     fn answer(
         self: Arc<Self>,
         question: Question,
         progress: Option<Arc<dyn Progress>>,
     ) -> BusFuture<Answer>;
 
-    /// Whether a socket of this node is in the room, private rooms included.
+    /// Returns whether a socket of this node is in the room. Private rooms count.
     fn has_room(&self, room: &str) -> bool;
 
-    /// Says which rooms' first and last members the bus wants to hear of. Called in `attach`,
-    /// before there are members.
-    fn track(&self, tracking: Tracking);
-
-    /// Hands over the rooms that got their first member (true) or lost their last one (false) on
-    /// this node since the last call. A room that is as it was then is not among them. Calls are
-    /// made one at a time, or what one of them hands over may be older than it seems.
+    /// Calls `f` with each tracked room that has got its first member (true) or lost its last one
+    /// (false) on this node since the last call. Rooms that are back in their earlier state are
+    /// left out. Calls must not overlap, because changes taken by one could otherwise be applied
+    /// after newer ones of the other.
     fn take_changes(&self, f: &mut dyn FnMut(&str, bool));
 }
 
-/// Hears of the answers to [`Question::Acks`] while they come.
+/// Receives the answers to [`Question::Acks`] as they arrive.
 pub trait Progress: Send + Sync {
     /// The number of sockets that were asked. Called once, before any answer.
     fn asked(&self, sockets: usize);
@@ -142,37 +157,29 @@ pub trait Progress: Send + Sync {
     fn acknowledged(&self, socket: &SocketId, args: &Args);
 }
 
-/// Which rooms a bus wants to hear of.
+/// Which rooms a bus has to be notified about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Tracking {
-    /// None: everything arrives anyway.
+    /// None: the bus receives everything.
     #[default]
     Nothing,
-    /// Public rooms, and the private rooms of sockets whose id is not of the ordinary length
+    /// Public rooms, and the private rooms of sockets whose id does not have the ordinary length
     /// ([`SocketId::LEN`]).
     Rooms,
     /// All rooms, private ones included.
     RoomsAndSockets,
 }
 
-/// A time in which messages of others may not have reached this node.
+/// A period in which messages of other nodes may not have reached this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Gap {
-    /// Up to here everything has arrived.
+    /// Every message that was published before has arrived.
     pub from: SystemTime,
-    /// From here on everything arrives again.
+    /// Every message that is published after arrives.
     pub to: SystemTime,
 }
 
-impl Gap {
-    /// The time between two moments.
-    pub fn new(from: SystemTime, to: SystemTime) -> Self {
-        Self { from, to }
-    }
-}
-
-/// Whether messages flow.
+/// Whether messages reach a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// What this node publishes comes back to it.
@@ -183,18 +190,17 @@ pub enum Health {
 
 /// Why a message may not have reached other nodes.
 #[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
 pub enum BusError {
-    /// The transport is not available; the message has not left this node.
+    /// The transport is not available. The message has not left this node.
     #[error("other nodes cannot be reached: {0}")]
     Unavailable(Arc<str>),
-    /// The transport took the message and did not say in time what became of it.
+    /// The transport took the message and did not confirm it in time. It may have been published.
     #[error("other nodes may not have been reached: {0}")]
     Unconfirmed(Arc<str>),
-    /// More is waiting to be published than may; the message has not left this node.
+    /// The queue of outgoing messages is full. The message has not left this node.
     #[error("{queued_bytes} bytes are waiting to be published already")]
     Overloaded {
-        /// What is waiting.
+        /// The bytes in the queue.
         queued_bytes: usize,
     },
     /// The message cannot be published.
@@ -203,7 +209,8 @@ pub enum BusError {
 }
 
 impl BusError {
-    /// What may be told to anybody: nothing of addresses or of what other servers say.
+    /// Returns a text that is safe to show to anybody: it contains neither addresses nor what
+    /// other servers replied.
     pub fn outline(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "other nodes cannot be reached",

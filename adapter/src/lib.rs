@@ -15,7 +15,10 @@ mod rooms;
 mod shards;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};
-pub use bus::{Attachment, Bus, BusError, BusFuture, Gap, Health, Listener, Progress, Tracking};
+pub use bus::{
+    Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Listener, Position, Progress,
+    Published, Tracking,
+};
 pub use member::Member;
 pub use memory_bus::MemoryBus;
 pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, StartError};

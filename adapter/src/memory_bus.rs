@@ -1,5 +1,5 @@
 //! A bus between the servers of one process: for tests, for applications that run several servers,
-//! and the reference for what a bus promises.
+//! and the reference for what a bus guarantees.
 
 use std::{
     collections::HashMap,
@@ -17,115 +17,53 @@ use roomcast_protocol::{
 };
 use tokio::sync::RwLock;
 
-use crate::bus::{Attachment, Bus, BusError, BusFuture, Listener};
+use crate::bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Listener, Published};
 
-/// Connects all servers that hold a clone of it. Nothing is lost, nothing waits in a queue: a
-/// message is carried out by the other servers before `publish` returns.
+/// Connects all servers that hold a clone of it. Nothing is lost and nothing waits in a queue: the
+/// other servers have carried out a message before `publish` returns.
 #[derive(Clone, Default)]
 pub struct MemoryBus {
-    listeners: Arc<Mutex<HashMap<Box<str>, Vec<Attached>>>>,
+    namespaces: Arc<Mutex<HashMap<Box<str>, Vec<Arc<Member>>>>>,
 }
 
 /// A node in a namespace.
-#[derive(Clone)]
-struct Attached {
+struct Member {
     node: NodeId,
     listener: Weak<dyn Listener>,
-    /// Read by everybody who waits for an answer; true once nobody shall any more.
+    /// Locked for reading while somebody waits for an answer. True once the node has retired.
     is_retired: Arc<RwLock<bool>>,
 }
 
 impl MemoryBus {
-    /// A bus to which nobody is attached yet.
+    /// Creates a bus without members.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// All others in the namespace. Listeners are called without the lock, as they may publish.
-    fn others(&self, node: &NodeId, namespace: &str) -> Vec<(Attached, Arc<dyn Listener>)> {
-        let listeners = self.listeners.lock();
-        let attached = listeners.get(namespace).into_iter().flatten();
-        attached
-            .filter(|other| other.node != *node)
-            .filter_map(|other| Some((other.clone(), other.listener.upgrade()?)))
-            .collect()
     }
 }
 
 impl Bus for MemoryBus {
-    fn attach(&self, attachment: Attachment<'_>) {
-        let mut listeners = self.listeners.lock();
-        let attached = listeners.entry(attachment.namespace.into()).or_default();
-        attached.push(Attached {
+    fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle> {
+        let member = Arc::new(Member {
             node: attachment.node.clone(),
             listener: attachment.listener,
             is_retired: Arc::default(),
         });
-    }
-
-    fn detach(&self, node: &NodeId, namespace: &str) {
-        let mut listeners = self.listeners.lock();
-        if let Some(attached) = listeners.get_mut(namespace) {
-            // A namespace that was made anew may be attached before the old one is gone.
-            attached.retain(|other| other.node != *node || other.listener.strong_count() > 0);
-            if attached.is_empty() {
-                listeners.remove(namespace);
-            }
-        }
-    }
-
-    fn publish(
-        &self,
-        node: &NodeId,
-        namespace: &str,
-        message: Message,
-    ) -> BusFuture<Result<usize, BusError>> {
-        let others = self.others(node, namespace);
-        for (_, listener) in &others {
-            listener.receive(&message);
-        }
-        Box::pin(ready(Ok(others.len())))
-    }
-
-    fn ask(
-        &self,
-        node: &NodeId,
-        namespace: &str,
-        question: Question,
-        timeout: Duration,
-    ) -> BusFuture<Result<Answered, BusError>> {
-        let others = self.others(node, namespace);
-        Box::pin(async move {
-            let asked = others.into_iter().filter_map(|(other, listener)| {
-                // Whoever retires waits for those that read, and is not asked any more.
-                let waiting = other.is_retired.try_read_owned().ok();
-                let waiting = waiting.filter(|is_retired| !**is_retired)?;
-                let answer = tokio::time::timeout(timeout, listener.answer(question.clone(), None));
-                Some(async move {
-                    let answer = answer.await;
-                    drop(waiting);
-                    (other.node, answer)
-                })
-            });
-            let mut answered = Answered::default();
-            for (other, answer) in join_all(asked).await {
-                match answer {
-                    Ok(answer) => answered.answers.push(answer),
-                    Err(_) => answered.silent.push(other),
-                }
-            }
-            Ok(answered)
+        let mut namespaces = self.namespaces.lock();
+        let members = namespaces.entry(attachment.namespace.into()).or_default();
+        members.push(Arc::clone(&member));
+        Arc::new(Handle {
+            bus: self.clone(),
+            namespace: attachment.namespace.into(),
+            member,
         })
     }
 
     fn retire(&self, node: &NodeId) -> BusFuture<()> {
-        let listeners = self.listeners.lock();
-        let own = listeners
-            .values()
-            .flatten()
-            .filter(|attached| attached.node == *node);
-        let own: Vec<_> = own
-            .map(|attached| Arc::clone(&attached.is_retired))
+        let namespaces = self.namespaces.lock();
+        let members = namespaces.values().flatten();
+        let own: Vec<_> = members
+            .filter(|member| member.node == *node)
+            .map(|member| Arc::clone(&member.is_retired))
             .collect();
         Box::pin(async move {
             for is_retired in own {
@@ -135,11 +73,81 @@ impl Bus for MemoryBus {
     }
 
     fn close(&self, node: &NodeId) -> BusFuture<()> {
-        self.listeners.lock().retain(|_, attached| {
-            attached.retain(|other| other.node != *node);
-            !attached.is_empty()
+        self.namespaces.lock().retain(|_, members| {
+            members.retain(|member| member.node != *node);
+            !members.is_empty()
         });
         Box::pin(ready(()))
+    }
+}
+
+/// A member's access to its namespace.
+struct Handle {
+    bus: MemoryBus,
+    namespace: Box<str>,
+    member: Arc<Member>,
+}
+
+impl Handle {
+    /// All other nodes in the namespace. Listeners are called without the lock, because they may
+    /// publish.
+    fn others(&self) -> Vec<(Arc<Member>, Arc<dyn Listener>)> {
+        let namespaces = self.bus.namespaces.lock();
+        let members = namespaces.get(&self.namespace).into_iter().flatten();
+        members
+            .filter(|other| other.node != self.member.node)
+            .filter_map(|other| Some((Arc::clone(other), other.listener.upgrade()?)))
+            .collect()
+    }
+}
+
+impl BusHandle for Handle {
+    fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>> {
+        let others = self.others();
+        for (_, listener) in &others {
+            listener.receive(&message);
+        }
+        Box::pin(ready(Ok(Published {
+            nodes: others.len(),
+            position: None,
+        })))
+    }
+
+    fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
+        let others = self.others();
+        Box::pin(async move {
+            let asked = others.into_iter().filter_map(|(other, listener)| {
+                // A node that retires waits for its readers, and is not asked any more.
+                let waiting = Arc::clone(&other.is_retired).try_read_owned().ok();
+                let waiting = waiting.filter(|is_retired| !**is_retired)?;
+                let answer = tokio::time::timeout(timeout, listener.answer(question.clone(), None));
+                Some(async move {
+                    let answer = answer.await;
+                    drop(waiting);
+                    (other, answer)
+                })
+            });
+            let mut answered = Answered::default();
+            for (other, answer) in join_all(asked).await {
+                match answer {
+                    Ok(answer) => answered.answers.push(answer),
+                    Err(_) => answered.silent.push(other.node.clone()),
+                }
+            }
+            Ok(answered)
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut namespaces = self.bus.namespaces.lock();
+        if let Some(members) = namespaces.get_mut(&self.namespace) {
+            members.retain(|member| !Arc::ptr_eq(member, &self.member));
+            if members.is_empty() {
+                namespaces.remove(&self.namespace);
+            }
+        }
     }
 }
 

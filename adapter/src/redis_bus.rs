@@ -38,7 +38,7 @@ use roomcast_protocol::{
     question::{Answered, Question},
     wire::{Wire, WireError},
 };
-use tokio::{runtime::Handle, task::JoinSet, time};
+use tokio::{runtime, task::JoinSet, time};
 
 pub use self::{
     config::{PrivateRooms, RedisConfig},
@@ -47,12 +47,12 @@ pub use self::{
 use self::{
     lease::RedisClock,
     metrics::Metrics,
-    namespaces::{Namespaces, Private},
+    namespaces::{Attached, Namespaces, Private},
     stand_in::Unanswered,
     turnover::Turnover,
 };
 use crate::{
-    bus::{Attachment, Bus, BusError, BusFuture, Gap, Health},
+    bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Published, Tracking},
     link::{ConfirmError, LinkEvent, LinkState, Subscribers},
 };
 
@@ -94,7 +94,7 @@ struct Shared {
     answering: Mutex<JoinSet<()>>,
     /// Publications whose senders do not wait.
     following: Mutex<JoinSet<()>>,
-    runtime: Handle,
+    runtime: runtime::Handle,
     leases: Mutex<Arc<Leases>>,
     clock: Mutex<Option<RedisClock>>,
     metrics: Metrics,
@@ -108,100 +108,11 @@ struct Shared {
 }
 
 impl Bus for RedisBus {
-    fn attach(&self, attachment: Attachment<'_>) {
-        self.shared.attach(attachment);
-    }
-
-    fn detach(&self, _: &NodeId, namespace: &str) {
-        self.shared.detach(namespace);
-    }
-
-    fn interest_changed(&self, _: &NodeId, namespace: &str) {
-        if let Some(attached) = self.shared.namespaces.get(namespace) {
-            self.shared.update(&attached);
-        }
-    }
-
-    fn confirm(
-        &self,
-        _: &NodeId,
-        namespace: &str,
-        rooms: Vec<Box<str>>,
-    ) -> BusFuture<Result<(), BusError>> {
-        let shared = Arc::clone(&self.shared);
-        let Some(attached) = shared.namespaces.get(namespace) else {
-            return unavailable("the namespace is gone");
-        };
-        let channels = shared.wire.channels();
-        let (mut names, asked) = shared.base_channels(&attached);
-        if !shared.has_retired() {
-            names.extend(asked);
-        }
-        names.extend(
-            rooms
-                .iter()
-                .filter_map(|room| attached.channel_of(channels, room)),
-        );
-        let pattern = match &attached.private_rooms {
-            Private::Pattern { pattern, .. } => Some(pattern.clone()),
-            Private::Elsewhere | Private::Channels => None,
-        };
-        Box::pin(async move {
-            let hearing = &shared.hearing;
-            let names = names.into_iter().map(Arc::from).collect();
-            let by_pattern = async {
-                match pattern {
-                    Some(name) => {
-                        hearing
-                            .confirmed_pattern(name.into(), CONFIRM_TIMEOUT)
-                            .await
-                    }
-                    None => Ok(()),
-                }
-            };
-            let by_channel = hearing.confirmed(names, CONFIRM_TIMEOUT);
-            let confirmed = try_join(by_pattern, by_channel).await;
-            let unconfirmed = |error: ConfirmError| BusError::Unconfirmed(error.to_string().into());
-            confirmed.map(drop).map_err(unconfirmed)
+    fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle> {
+        Arc::new(Handle {
+            attached: self.shared.attach(attachment),
+            shared: Arc::clone(&self.shared),
         })
-    }
-
-    fn publish(
-        &self,
-        _: &NodeId,
-        namespace: &str,
-        message: Message,
-    ) -> BusFuture<Result<usize, BusError>> {
-        let shared = &self.shared;
-        let Some(attached) = shared.namespaces.get(namespace) else {
-            return unavailable("the namespace is gone");
-        };
-        let uid = attached.uid.as_str();
-        let publication = match shared.wire.message(namespace, uid, &message, None) {
-            Ok(publication) => publication,
-            Err(error) => return Box::pin(ready(Err(shared.invalid(&error)))),
-        };
-        // Redis counts this node, too, if it has subscribed.
-        let hears_itself = shared.hearing.is_confirmed(&publication.channel)
-            || attached.is_covered(shared.wire.channels(), &publication.channel);
-        let published = shared.send(publication);
-        Box::pin(async move {
-            let receivers = published.await?;
-            Ok(receivers.saturating_sub(usize::from(hears_itself)))
-        })
-    }
-
-    fn ask(
-        &self,
-        _: &NodeId,
-        namespace: &str,
-        question: Question,
-        timeout: Duration,
-    ) -> BusFuture<Result<Answered, BusError>> {
-        match self.shared.namespaces.get(namespace) {
-            Some(attached) => self.shared.ask(attached, question, timeout),
-            None => unavailable("the namespace is gone"),
-        }
     }
 
     fn health(&self) -> Health {
@@ -243,6 +154,96 @@ impl Bus for RedisBus {
     }
 }
 
+/// A namespace's access to the bus.
+struct Handle {
+    shared: Arc<Shared>,
+    attached: Arc<Attached>,
+}
+
+impl BusHandle for Handle {
+    fn tracking(&self) -> Tracking {
+        self.attached
+            .tracking(self.shared.wire.channels().dialect())
+    }
+
+    fn changed(&self) {
+        self.shared.update(&self.attached);
+    }
+
+    fn confirm(&self, rooms: Vec<Box<str>>) -> BusFuture<Result<(), BusError>> {
+        // Another thread may have been told that there are changes, and be about to report them.
+        self.changed();
+        let shared = Arc::clone(&self.shared);
+        let attached = &self.attached;
+        let channels = shared.wire.channels();
+        let (mut names, asked) = shared.base_channels(attached);
+        if !shared.has_retired() {
+            names.extend(asked);
+        }
+        names.extend(
+            rooms
+                .iter()
+                .filter_map(|room| attached.channel_of(channels, room)),
+        );
+        let pattern = match &attached.private_rooms {
+            Private::Pattern { pattern, .. } => Some(pattern.clone()),
+            Private::Elsewhere | Private::Channels => None,
+        };
+        Box::pin(async move {
+            let hearing = &shared.hearing;
+            let names = names.into_iter().map(Arc::from).collect();
+            let by_pattern = async {
+                match pattern {
+                    Some(name) => {
+                        hearing
+                            .confirmed_pattern(name.into(), CONFIRM_TIMEOUT)
+                            .await
+                    }
+                    None => Ok(()),
+                }
+            };
+            let by_channel = hearing.confirmed(names, CONFIRM_TIMEOUT);
+            let confirmed = try_join(by_pattern, by_channel).await;
+            let unconfirmed = |error: ConfirmError| BusError::Unconfirmed(error.to_string().into());
+            confirmed.map(drop).map_err(unconfirmed)
+        })
+    }
+
+    fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>> {
+        let (shared, attached) = (&self.shared, &self.attached);
+        let uid = attached.uid.as_str();
+        let publication = match shared
+            .wire
+            .message(&attached.namespace, uid, &message, None)
+        {
+            Ok(publication) => publication,
+            Err(error) => return Box::pin(ready(Err(shared.invalid(&error)))),
+        };
+        // Redis counts this node, too, if it has subscribed.
+        let hears_itself = shared.hearing.is_confirmed(&publication.channel)
+            || attached.is_covered(shared.wire.channels(), &publication.channel);
+        let published = shared.send(publication);
+        Box::pin(async move {
+            let receivers = published.await?;
+            Ok(Published {
+                nodes: receivers.saturating_sub(usize::from(hears_itself)),
+                position: None,
+            })
+        })
+    }
+
+    fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
+        self.shared
+            .ask(Arc::clone(&self.attached), question, timeout)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.detach(&self.attached);
+    }
+}
+
 impl Shared {
     /// A message, question or answer has no form.
     fn invalid(&self, error: &WireError) -> BusError {
@@ -274,7 +275,7 @@ impl Shared {
                 tracing::error!(%name, %error, "Redis refuses a subscription: check the user's rights");
             }
             LinkEvent::Gap { from, to } => {
-                let gap = Gap::new(from, to);
+                let gap = Gap { from, to };
                 let length = to.duration_since(from).unwrap_or_default();
                 metrics.gaps.inc();
                 metrics.gap_seconds.inc_by(length.as_secs_f64());
@@ -320,10 +321,6 @@ impl Shared {
 /// What a node's name and the ids of all its sockets begin with.
 fn tag(node: &NodeId) -> &str {
     node.as_str().get(..TAG_LEN).unwrap_or_default()
-}
-
-fn unavailable<T: Send + 'static>(why: &str) -> BusFuture<Result<T, BusError>> {
-    Box::pin(ready(Err(BusError::Unavailable(why.into()))))
 }
 
 impl std::fmt::Debug for RedisBus {

@@ -31,9 +31,9 @@ mod transport;
 pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
 pub use roomcast_adapter::{
-    Answer, Answered, Attachment, Bus, BusError, BusFuture, Description, Gap, Health, JoinError,
-    Listener, MemoryBus, NodeId, PrivateRooms, Progress, Question, RedisBus, RedisConfig, SocketId,
-    StartError, Tracking,
+    Answer, Answered, Attachment, Bus, BusError, BusFuture, BusHandle, Description, Gap, Health,
+    JoinError, Listener, MemoryBus, NodeId, Position, PrivateRooms, Progress, Published, Question,
+    RedisBus, RedisConfig, SocketId, StartError, Tracking,
 };
 /// Emitting from other processes, and the language of the cluster.
 pub use roomcast_emitter as emitter;

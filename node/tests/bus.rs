@@ -337,7 +337,10 @@ async fn what_is_about_servers_takes_no_rooms() {
 
 fn gap(from: u64, to: u64) -> Gap {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    Gap::new(at(from), at(to))
+    Gap {
+        from: at(from),
+        to: at(to),
+    }
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ fn to(rooms: &[&str], except: &[&str]) -> Target {
 /// Nine sockets on three shards: `0 3 6`, `1 4 7`, `2 5 8`.
 fn nine() -> (Adapter<Fake>, Vec<Fake>, Flushes) {
     let flushes = Flushes::default();
-    let adapter = Adapter::new(3, LIMITS);
+    let adapter = Adapter::new(3, LIMITS, None);
     let sockets: Vec<_> = (0..9).map(|n| Fake::new(&id(n), n, &flushes)).collect();
     for socket in &sockets {
         adapter.insert(socket.clone());
@@ -166,7 +166,7 @@ fn work(adapter: &Adapter<Fake>, sockets: &[Fake], thread: usize) -> Model {
 
 #[test]
 fn two_threads_at_once_leave_a_consistent_index() {
-    let adapter = Adapter::new(3, LIMITS);
+    let adapter = Adapter::new(3, LIMITS, None);
     let sockets: Vec<_> = (0..24).map(|n| Fake::numbered(n, n / 2)).collect();
     let start = Barrier::new(2);
     let run = |thread| {
@@ -207,7 +207,7 @@ fn two_threads_at_once_leave_a_consistent_index() {
 
 #[test]
 fn who_has_joined_is_reached_whatever_others_on_the_shard_do() {
-    let adapter = Adapter::new(2, LIMITS);
+    let adapter = Adapter::new(2, LIMITS, None);
     let sockets = [0, 1].map(|number| Fake::numbered(number, 0));
     let start = Barrier::new(2);
     let come_and_go = |socket: &Fake| {
@@ -234,7 +234,7 @@ fn who_has_joined_is_reached_whatever_others_on_the_shard_do() {
 
 #[test]
 fn a_socket_that_goes_while_it_joins_leaves_nothing_behind() {
-    let adapter = Adapter::new(2, LIMITS);
+    let adapter = Adapter::new(2, LIMITS, None);
     let start = Barrier::new(2);
     for number in 0..500 {
         let socket = Fake::numbered(number, number);

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use roomcast_protocol::{question::Answer, target::Target};
 
 use super::*;
-use crate::bus::{Progress, Tracking};
+use crate::bus::Progress;
 
 #[derive(Default)]
 struct Node {
@@ -32,27 +32,32 @@ impl Listener for Node {
         true
     }
 
-    fn track(&self, _: Tracking) {}
-
     fn take_changes(&self, _: &mut dyn FnMut(&str, bool)) {}
 }
 
-fn attach(bus: &MemoryBus, name: &str, namespace: &str, is_mute: bool) -> (NodeId, Arc<Node>) {
-    let (id, node) = (
-        NodeId::new(name),
-        Arc::new(Node {
-            is_mute,
-            ..Node::default()
-        }),
-    );
+fn attach(
+    bus: &MemoryBus,
+    name: &str,
+    namespace: &str,
+    is_mute: bool,
+) -> (Arc<dyn BusHandle>, Arc<Node>) {
+    let node = Arc::new(Node {
+        is_mute,
+        ..Node::default()
+    });
     let listener: Weak<Node> = Arc::downgrade(&node);
-    bus.attach(Attachment {
-        node: &id,
+    let handle = bus.attach(Attachment {
+        node: &NodeId::new(name),
         namespace,
         is_dynamic: false,
         listener,
     });
-    (id, node)
+    (handle, node)
+}
+
+/// Publishes, and returns how many nodes received it.
+async fn publish(handle: &Arc<dyn BusHandle>, close: bool) -> usize {
+    handle.publish(disconnect(close)).await.unwrap().nodes
 }
 
 fn disconnect(close: bool) -> Message {
@@ -66,10 +71,10 @@ fn disconnect(close: bool) -> Message {
 async fn others_hear_a_message_in_order_and_its_sender_does_not() {
     let bus = MemoryBus::new();
     let (a, node_a) = attach(&bus, "a", "/", false);
-    let (_, node_b) = attach(&bus, "b", "/", false);
-    let (_, elsewhere) = attach(&bus, "c", "/chat", false);
-    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 1);
-    assert_eq!(bus.publish(&a, "/", disconnect(false)).await.unwrap(), 1);
+    let (_b, node_b) = attach(&bus, "b", "/", false);
+    let (_c, elsewhere) = attach(&bus, "c", "/chat", false);
+    assert_eq!(publish(&a, true).await, 1);
+    assert_eq!(publish(&a, false).await, 1);
     assert_eq!(*node_b.heard.lock(), [disconnect(true), disconnect(false)]);
     assert!(node_a.heard.lock().is_empty() && elsewhere.heard.lock().is_empty());
 }
@@ -78,39 +83,35 @@ async fn others_hear_a_message_in_order_and_its_sender_does_not() {
 async fn a_node_that_does_not_answer_is_silent_and_the_others_count() {
     let bus = MemoryBus::new();
     let (a, _node_a) = attach(&bus, "a", "/", false);
-    let (_, _node_b) = attach(&bus, "b", "/", false);
-    let (c, _node_c) = attach(&bus, "c", "/", true);
+    let (_b, _node_b) = attach(&bus, "b", "/", false);
+    let (_c, _node_c) = attach(&bus, "c", "/", true);
     let question = Question::Sockets(Target::default());
-    let answered = bus
-        .ask(&a, "/", question, Duration::from_secs(1))
-        .await
-        .unwrap();
-    assert_eq!((answered.answers.len(), answered.silent), (1, vec![c]));
+    let answered = a.ask(question, Duration::from_secs(1)).await.unwrap();
+    let silent = vec![NodeId::new("c")];
+    assert_eq!((answered.answers.len(), answered.silent), (1, silent));
 }
 
 #[tokio::test]
-async fn a_listener_that_is_gone_is_forgotten_and_its_successor_is_not() {
+async fn a_handle_that_is_dropped_detaches_its_listener_and_not_its_successor() {
     let bus = MemoryBus::new();
     let (a, _node_a) = attach(&bus, "a", "/", false);
-    let (b, node_b) = attach(&bus, "b", "/", false);
-    let (_, successor) = attach(&bus, "b", "/", false);
-    drop(node_b);
-    bus.detach(&b, "/");
-    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 1);
+    let (b, _node_b) = attach(&bus, "b", "/", false);
+    let (later, successor) = attach(&bus, "b", "/", false);
+    drop(b);
+    assert_eq!(publish(&a, true).await, 1);
     assert_eq!(successor.heard.lock().len(), 1);
-    drop(successor);
-    bus.detach(&b, "/");
-    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 0);
+    drop(later);
+    assert_eq!(publish(&a, true).await, 0);
 }
 
 #[tokio::test]
 async fn a_node_that_retires_is_asked_no_more_once_it_has_answered_and_still_hears_messages() {
     let bus = MemoryBus::new();
     let (a, _node_a) = attach(&bus, "a", "/", false);
-    let (b, node_b) = attach(&bus, "b", "/", true);
+    let (b, (_b, node_b)) = (NodeId::new("b"), attach(&bus, "b", "/", true));
     let ask = || {
         let question = Question::Sockets(Target::default());
-        bus.ask(&a, "/", question, Duration::from_secs(3600))
+        a.ask(question, Duration::from_secs(3600))
     };
     let mut waiting = by_hand(ask());
     assert!(waiting.poll().is_none());
@@ -121,10 +122,10 @@ async fn a_node_that_retires_is_asked_no_more_once_it_has_answered_and_still_hea
     drop(waiting);
     assert!(retiring.poll().is_some());
     assert_eq!(ask().await.unwrap(), Answered::default());
-    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 1);
+    assert_eq!(publish(&a, true).await, 1);
     assert_eq!(node_b.heard.lock().len(), 1);
     bus.close(&b).await;
-    assert_eq!(bus.publish(&a, "/", disconnect(true)).await.unwrap(), 0);
+    assert_eq!(publish(&a, true).await, 0);
 }
 
 /// A future that is polled by hand.

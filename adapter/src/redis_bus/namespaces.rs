@@ -84,14 +84,16 @@ impl Namespaces {
             .insert(Arc::clone(&attached.namespace), attached)
     }
 
-    /// Removes the namespace if its listener is gone: it may have been made anew meanwhile.
-    pub(super) fn remove_gone(&self, namespace: &str) -> Option<Arc<Attached>> {
+    /// Removes the namespace unless another one of this name has replaced it. Returns whether it
+    /// was there.
+    pub(super) fn remove(&self, attached: &Arc<Attached>) -> bool {
         let mut namespaces = self.0.write();
-        let attached = namespaces.get(namespace)?;
-        if attached.listener.strong_count() > 0 {
-            return None;
+        let current = namespaces.get(&attached.namespace);
+        let is_current = current.is_some_and(|current| Arc::ptr_eq(current, attached));
+        if is_current {
+            namespaces.remove(&attached.namespace);
         }
-        namespaces.remove(namespace)
+        is_current
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Attached>> {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 impl Shared {
-    pub(super) fn attach(&self, attachment: Attachment<'_>) {
+    pub(super) fn attach(&self, attachment: Attachment<'_>) -> Arc<Attached> {
         let dialect = self.wire.channels().dialect();
         let namespace = attachment.namespace;
         let uid = channel::uid(&self.node, namespace, dialect);
@@ -39,15 +39,13 @@ impl Shared {
             since: Instant::now(),
             is_dynamic: attachment.is_dynamic,
         });
-        if let Some(listener) = attached.listener.upgrade() {
-            listener.track(attached.tracking(dialect));
-        }
         let _subscribing = self.subscribing.lock();
         let before = self.namespaces.insert(Arc::clone(&attached));
         self.subscribe_namespace(&attached);
         if let Some(before) = before {
             self.take_over(&before, &attached);
         }
+        attached
     }
 
     /// The namespace was made anew before the old one was detached. Its channels are the same;
@@ -67,15 +65,15 @@ impl Shared {
     }
 
     /// Forgets the namespace, unless it has been made anew meanwhile.
-    pub(super) fn detach(&self, namespace: &str) {
+    pub(super) fn detach(&self, attached: &Arc<Attached>) {
         let _subscribing = self.subscribing.lock();
-        let Some(attached) = self.namespaces.remove_gone(namespace) else {
+        if !self.namespaces.remove(attached) {
             return;
-        };
+        }
         if let Private::Pattern { pattern, .. } = &attached.private_rooms {
             self.hearing.unsubscribe_pattern(pattern);
         }
-        let (staying, asked) = self.base_channels(&attached);
+        let (staying, asked) = self.base_channels(attached);
         let rooms = attached.interest.lock().take();
         let names = asked.into_iter().chain(staying).map(Arc::from);
         self.unsubscribe(names.chain(rooms));

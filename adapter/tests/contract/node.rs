@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{
-    Answer, Attachment, Bus, BusFuture, Description, Listener, NodeId, Progress, Question,
-    SocketId, Tracking,
+    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Listener, NodeId, Progress,
+    Question, SocketId, Tracking,
 };
 use roomcast_protocol::{args::Args, message::Message, target::Target};
 
@@ -27,8 +27,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) handle: Arc<dyn BusHandle>,
     pub(crate) side: Arc<Side>,
-    namespace: &'static str,
 }
 
 /// What the bus calls.
@@ -55,17 +55,18 @@ impl Node {
     ) -> Self {
         let side = Arc::<Side>::default();
         let listener: Weak<Side> = Arc::downgrade(&side);
-        bus.attach(Attachment {
+        let handle = bus.attach(Attachment {
             node: &id,
             namespace,
             is_dynamic,
             listener,
         });
+        *side.tracking.lock() = handle.tracking();
         Self {
             id,
             bus,
+            handle,
             side,
-            namespace,
         }
     }
 
@@ -73,7 +74,7 @@ impl Node {
     pub(crate) fn connect(&self, number: u32) -> SocketId {
         let id = format!("{}{number:016}", &self.id.as_str()[..4]);
         self.side.enter(&id, true);
-        self.bus.interest_changed(&self.id, self.namespace);
+        self.handle.changed();
         let id = SocketId::new(&id);
         *self.side.socket.lock() = Some(id.clone());
         id
@@ -82,26 +83,23 @@ impl Node {
     /// Joins and waits until the cluster would deliver.
     pub(crate) async fn join(&self, room: &str) {
         self.side.enter(room, false);
-        self.bus.interest_changed(&self.id, self.namespace);
+        self.handle.changed();
         self.confirm(room).await;
     }
 
     pub(crate) async fn confirm(&self, room: &str) {
-        let confirmed = self
-            .bus
-            .confirm(&self.id, self.namespace, vec![room.into()]);
-        within(confirmed).await.unwrap();
+        within(self.handle.confirm(vec![room.into()]))
+            .await
+            .unwrap();
     }
 
     pub(crate) fn leave(&self, room: &str) {
         self.side.leave(room);
-        self.bus.interest_changed(&self.id, self.namespace);
+        self.handle.changed();
     }
 
     pub(crate) async fn publish(&self, message: Message) -> usize {
-        within(self.bus.publish(&self.id, self.namespace, message))
-            .await
-            .unwrap()
+        within(self.handle.publish(message)).await.unwrap().nodes
     }
 
     pub(crate) async fn ask(
@@ -109,8 +107,7 @@ impl Node {
         question: Question,
         timeout: Duration,
     ) -> roomcast_adapter::Answered {
-        let asked = self.bus.ask(&self.id, self.namespace, question, timeout);
-        within(asked).await.unwrap()
+        within(self.handle.ask(question, timeout)).await.unwrap()
     }
 
     pub(crate) fn be_mute(&self) {
@@ -198,10 +195,6 @@ impl Listener for Side {
 
     fn has_room(&self, room: &str) -> bool {
         self.rooms.lock().contains_key(room)
-    }
-
-    fn track(&self, tracking: Tracking) {
-        *self.tracking.lock() = tracking;
     }
 
     fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {

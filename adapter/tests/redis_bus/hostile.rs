@@ -71,7 +71,7 @@ async fn check(dialect: Dialect, file: &str) {
     // Answers are read only by who waits for some.
     b.be_mute();
     let question = Question::Sockets(Target::default());
-    let asked = a.bus.ask(&a.id, "/", question, Duration::from_secs(3600));
+    let asked = a.handle.ask(question, Duration::from_secs(3600));
     let asking = tokio::spawn(asked);
     let mut stranger = Plain::connect(&deployment.server);
     let publish = deployment.publish_command().as_bytes();

@@ -137,9 +137,9 @@ async fn rooms_of_a_moment_leave_nothing_behind() {
             .map(|room| format!("room {room}"))
             .collect();
         rooms.iter().for_each(|room| node.side.enter(room, false));
-        node.bus.interest_changed(&node.id, "/");
+        node.handle.changed();
         rooms.iter().for_each(|room| node.side.leave(room));
-        node.bus.interest_changed(&node.id, "/");
+        node.handle.changed();
     }
     let of_rooms = format!("{}*", deployment.channels().room("/", "room "));
     let of_rooms = of_rooms.replace("#*", "*");
@@ -170,9 +170,7 @@ async fn a_namespace_that_is_made_anew_before_the_old_one_has_gone_is_heard() {
     let channel = deployment.channels().room("/n", "left behind");
     assert_eq!(deployment.subscribers(&channel), 1);
     let new = Node::attach(bus, id, "/n");
-    let (old_bus, old_id) = (Arc::clone(&old.bus), old.id.clone());
     drop(old);
-    old_bus.detach(&old_id, "/n");
     deployment.until_subscribed(&channel, 0).await;
     let socket = new.connect(1);
     new.join("r").await;
@@ -207,9 +205,8 @@ async fn a_namespace_that_has_gone_leaves_no_subscription_behind() {
     for name in &names {
         assert_eq!(deployment.subscribers(name), 1, "{name}");
     }
-    let Node { id, bus, side, .. } = node;
-    drop(side);
-    bus.detach(&id, "/n");
+    let Node { handle, .. } = node;
+    drop(handle);
     for name in &names {
         deployment.until_subscribed(name, 0).await;
     }

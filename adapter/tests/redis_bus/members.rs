@@ -96,7 +96,7 @@ async fn a_node_that_dies_while_it_is_asked_is_named() {
     let (a, dying) = (deployment.node().await, deployment.node().await);
     dying.be_mute();
     let question = Question::Sockets(Target::default());
-    let asked = tokio::spawn(a.bus.ask(&a.id, "/", question, LONG));
+    let asked = tokio::spawn(a.handle.ask(question, LONG));
     let name = dying.id.clone();
     eventually("the question has come", || has_been_asked(&dying)).await;
     // Who is not seen by the asker before it dies, is not known to be missing. Others look once a
@@ -120,7 +120,7 @@ async fn a_node_that_comes_after_the_question_is_not_waited_for() {
         assert_eq!(sockets(&a, LONG).await.answers.len(), 1);
         dying.be_mute();
         let question = Question::Sockets(Target::default());
-        let asked = tokio::spawn(a.bus.ask(&a.id, "/", question, LONG));
+        let asked = tokio::spawn(a.handle.ask(question, LONG));
         eventually("the question has come", || has_been_asked(&dying)).await;
         let late = deployment.node().await;
         let request = deployment.channels().request("/");

@@ -72,9 +72,8 @@ async fn a_name_that_two_namespaces_share_is_given_up_by_the_last_of_them() {
     assert_eq!(inner.heard(1).await, [broadcast(&[], 1)]);
     // The namespace goes, the room stays.
     outer.join("b").await;
-    let Node { id, bus, side, .. } = inner;
-    drop(side);
-    bus.detach(&id, "/a#b");
+    let Node { handle, .. } = inner;
+    drop(handle);
     let request = deployment.channels().request("/a#b");
     deployment.until_subscribed(&request, 1).await;
     to_outer.publish(broadcast(&["b"], 2)).await;

@@ -15,7 +15,8 @@ use crate::{
 };
 
 async fn publish(node: &Node) -> Result<usize, BusError> {
-    within(node.bus.publish(&node.id, "/", broadcast(&[], 0))).await
+    let published = within(node.handle.publish(broadcast(&[], 0))).await;
+    published.map(|published| published.nodes)
 }
 
 async fn until_unavailable(node: &Node) {
@@ -49,15 +50,12 @@ async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
 
     within(until_unavailable(&a)).await;
     let question = Question::Sockets(Target::default());
-    let asked = a
-        .bus
-        .ask(&a.id, "/", question, Duration::from_secs(3600))
-        .await;
+    let asked = a.handle.ask(question, Duration::from_secs(3600)).await;
     assert!(matches!(asked, Err(BusError::Unavailable(_))), "{asked:?}");
     b.side.enter("meanwhile", false);
-    b.bus.interest_changed(&b.id, "/");
+    b.handle.changed();
     let room = vec!["meanwhile".into()];
-    let confirmed = within(b.bus.confirm(&b.id, "/", room)).await;
+    let confirmed = within(b.handle.confirm(room)).await;
     assert!(confirmed.is_err());
     eventually("the node knows", || {
         matches!(b.bus.health(), Health::Interrupted(_))
@@ -105,7 +103,7 @@ async fn a_question_ends_with_its_time_though_redis_hangs() {
     let (a, _b) = (deployment.node().await, deployment.node().await);
     deployment.server.suspend();
     let question = Question::Sockets(Target::default());
-    let asked = a.bus.ask(&a.id, "/", question, Duration::from_millis(300));
+    let asked = a.handle.ask(question, Duration::from_millis(300));
     let asked = within(asked).await;
     deployment.server.resume();
     assert!(matches!(asked, Err(BusError::Unconfirmed(_))), "{asked:?}");
@@ -117,12 +115,12 @@ async fn what_is_published_is_counted_and_goes_its_way_though_nobody_waits() {
     let (a, b) = (deployment.node().await, deployment.node().await);
     let published = |outcome| metric(&a, "roomcast_bus_messages_published_total", outcome);
     assert!(published("ok") == 0.0);
-    drop(a.bus.publish(&a.id, "/", broadcast(&[], 1)));
+    drop(a.handle.publish(broadcast(&[], 1)));
     a.publish(broadcast(&[], 2)).await;
     assert_eq!(b.heard(2).await, [broadcast(&[], 1), broadcast(&[], 2)]);
     eventually("both are counted", || published("ok") == 2.0).await;
     let question = Question::Sockets(Target::default());
-    drop(a.bus.ask(&a.id, "/", question, Duration::from_secs(3600)));
+    drop(a.handle.ask(question, Duration::from_secs(3600)));
     eventually("the question is counted", || published("ok") == 3.0).await;
     assert!(metric(&a, "roomcast_bus_requests_total", "failed") == 1.0);
 }
@@ -132,7 +130,7 @@ async fn what_a_node_says_at_last_arrives_before_it_has_closed() {
     let deployment = Deployment::start();
     let (a, b) = (deployment.node().await, deployment.node().await);
     for number in 0..100 {
-        drop(a.bus.publish(&a.id, "/", broadcast(&[], number)));
+        drop(a.handle.publish(broadcast(&[], number)));
     }
     within(a.bus.close(&a.id)).await;
     let expected: Vec<_> = (0..100).map(|number| broadcast(&[], number)).collect();

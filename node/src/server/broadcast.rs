@@ -256,7 +256,7 @@ impl BroadcastOperator {
     /// Before a question: a namespace that has just been made may not hear the answers yet.
     pub(super) async fn hear_answers(&self) {
         if let Some(Visit(space)) = self.visit.as_deref() {
-            space.place.confirm(&space.name).await;
+            space.listening().await;
         }
     }
 

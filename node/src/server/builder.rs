@@ -7,7 +7,7 @@ use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
 use roomcast_emitter::endpoint::RedisUrl;
 
 use super::{
-    cluster::Place,
+    cluster::ClusterNode,
     error::BuildError,
     gaps::{self, Gaps, OnGap},
     namespace::{Namespace, Pattern},
@@ -239,22 +239,22 @@ impl Builder {
         };
         let tasks = Tasks::new(runtime, engine.config.limits.server_side_events);
         engine.start();
-        let place = Place { node, bus };
-        let names: Vec<_> = namespaces.iter().map(|(name, _)| name.clone()).collect();
-        let server = Server::from_inner(Inner::new(Parts {
+        let cluster = ClusterNode { node, bus };
+        let inner = Inner::new(Parts {
             engine,
             parser: self.parser,
-            place: place.clone(),
+            cluster,
             namespaces,
             patterns,
             tasks,
             gaps,
-        }));
-        // Who has a server in hand can emit on one node and hear on another.
-        for name in names {
-            place.confirm(&name).await;
+        });
+        // Once `build` has returned, messages between any two nodes are delivered.
+        let spaces: Vec<_> = inner.spaces.read().values().cloned().collect();
+        for space in spaces {
+            space.listening().await;
         }
-        Ok(server)
+        Ok(Server::from_inner(inner))
     }
 }
 

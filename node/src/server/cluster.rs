@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
-    Answer, Answered, Bus, BusError, BusFuture, Description, Listener, NodeId, Progress, Question,
-    Tracking,
+    Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, NodeId, Progress,
+    Published, Question,
 };
 use roomcast_protocol::{
     args::Args,
@@ -20,23 +20,11 @@ use super::{
 };
 use crate::{clock::Stopwatch, transport::frame::Frame};
 
-/// A server's place in its cluster. Without a bus, the server is alone.
+/// The server as a node of a cluster. Without a bus, it has no other nodes.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct ClusterNode {
     pub(crate) node: NodeId,
     pub(crate) bus: Option<Arc<dyn Bus>>,
-}
-
-impl Place {
-    /// Waits until the namespace hears other nodes. If that takes long, it is the bus's health that
-    /// tells, and no reason not to serve.
-    pub(super) async fn confirm(&self, namespace: &str) {
-        if let Some(bus) = &self.bus
-            && let Err(error) = bus.confirm(&self.node, namespace, Vec::new()).await
-        {
-            tracing::warn!(namespace, %error, "the namespace may not hear other nodes yet");
-        }
-    }
 }
 
 impl Space {
@@ -78,30 +66,37 @@ impl Space {
         timeout: Duration,
     ) -> Option<BusFuture<Result<Answered, BusError>>> {
         let bus = self.bus(target)?;
-        Some(bus.ask(&self.place.node, &self.name, question, timeout))
+        Some(bus.ask(question, timeout))
     }
 
-    /// Resolves once messages to these rooms, which have members here, would arrive.
+    /// Resolves once messages to these rooms, which have members here, are delivered.
     pub(super) async fn confirm(&self, rooms: Vec<Box<str>>) -> Result<(), BusError> {
-        let Some(bus) = &self.place.bus else {
-            return Ok(());
-        };
-        // Another thread may have been told that there are changes, and be about to say so.
-        bus.interest_changed(&self.place.node, &self.name);
-        bus.confirm(&self.place.node, &self.name, rooms).await
+        match &self.bus {
+            Some(bus) => bus.confirm(rooms).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the namespace receives what other nodes publish. If that takes too long, the
+    /// bus's health reports it, and the namespace serves its clients all the same.
+    pub(super) async fn listening(&self) {
+        if let Err(error) = self.confirm(Vec::new()).await {
+            let namespace = &*self.name;
+            tracing::warn!(namespace, %error, "the namespace may not receive messages of other nodes yet");
+        }
     }
 
     pub(super) fn publish(
         &self,
         target: &Target,
         message: impl FnOnce() -> Message,
-    ) -> Option<BusFuture<Result<usize, BusError>>> {
+    ) -> Option<BusFuture<Result<Published, BusError>>> {
         let bus = self.bus(target)?;
-        Some(bus.publish(&self.place.node, &self.name, message()))
+        Some(bus.publish(message()))
     }
 
-    fn bus(&self, target: &Target) -> Option<&Arc<dyn Bus>> {
-        self.place.bus.as_ref().filter(|_| !target.flags.local)
+    fn bus(&self, target: &Target) -> Option<&Arc<dyn BusHandle>> {
+        self.bus.as_ref().filter(|_| !target.flags.local)
     }
 
     /// Does what a message says to the sockets of this node.
@@ -252,20 +247,16 @@ impl Listener for Space {
         self.adapter.has_room(room)
     }
 
-    fn track(&self, tracking: Tracking) {
-        self.adapter.track(tracking);
-    }
-
     fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
         self.adapter.take_changes(f);
     }
 }
 
 pub(super) async fn resolve(
-    published: Option<BusFuture<Result<usize, BusError>>>,
+    published: Option<BusFuture<Result<Published, BusError>>>,
 ) -> Result<usize, EmitError> {
     match published {
-        Some(published) => Ok(published.await?),
+        Some(published) => Ok(published.await?.nodes),
         None => Ok(0),
     }
 }

@@ -82,7 +82,7 @@ impl Untold {
         let (from, to) = untold.map_or((gap.from, gap.to), |earlier| {
             (earlier.from.min(gap.from), earlier.to.max(gap.to))
         });
-        *untold = Some(Gap::new(from, to));
+        *untold = Some(Gap { from, to });
         drop(untold);
         self.news.notify_one();
     }

@@ -17,7 +17,7 @@ use super::{
     broadcast::{BroadcastOperator, Delivery},
     builder::Builder,
     client::Client,
-    cluster::Place,
+    cluster::ClusterNode,
     error::EmitError,
     gaps::Gaps,
     namespace::{Handlers, Pattern},
@@ -56,8 +56,8 @@ pub struct Server(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) parser: Parser,
-    place: Place,
-    spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
+    cluster: ClusterNode,
+    pub(super) spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
     patterns: Vec<(Pattern, Arc<Handlers>)>,
     pub(super) tasks: Tasks,
     /// Set while the server is a node of a cluster.
@@ -69,7 +69,7 @@ pub(crate) struct Inner {
 pub(super) struct Parts {
     pub(super) engine: Arc<Engine>,
     pub(super) parser: Parser,
-    pub(super) place: Place,
+    pub(super) cluster: ClusterNode,
     pub(super) namespaces: Vec<(Box<str>, Handlers)>,
     pub(super) patterns: Vec<(Pattern, Handlers)>,
     pub(super) tasks: Tasks,
@@ -93,7 +93,7 @@ impl Server {
         let known = self.0.spaces.read().get(namespace).cloned();
         match known {
             Some(space) => BroadcastOperator::new(space),
-            None if self.0.place.bus.is_some() => match self.0.enter(namespace) {
+            None if self.0.cluster.bus.is_some() => match self.0.enter(namespace) {
                 Some(space) => BroadcastOperator::visiting(space),
                 None => BroadcastOperator::unknown(namespace),
             },
@@ -155,13 +155,13 @@ impl Server {
 
     /// Whether messages flow between this node and the others; they do where there are no others.
     pub fn health(&self) -> Health {
-        let bus = self.0.place.bus.as_ref();
+        let bus = self.0.cluster.bus.as_ref();
         bus.map_or(Health::Flowing, |bus| bus.health())
     }
 
     /// The name by which other nodes know this one, made anew at every start.
     pub fn node(&self) -> &NodeId {
-        &self.0.place.node
+        &self.0.cluster.node
     }
 
     /// The number of connections that are open or being opened. A client has one, whatever its
@@ -198,7 +198,7 @@ impl Inner {
         let Parts {
             engine,
             parser,
-            place,
+            cluster,
             namespaces,
             patterns,
             tasks,
@@ -210,15 +210,23 @@ impl Inner {
             .collect();
         Arc::new_cyclic(|weak| {
             let space = |(name, handlers): (Box<str>, Handlers)| {
-                let (handlers, place) = (Arc::new(handlers), place.clone());
-                let space = Space::new(&name, handlers, None, &engine, parser, place, weak.clone());
+                let handlers = Arc::new(handlers);
+                let space = Space::new(
+                    &name,
+                    handlers,
+                    None,
+                    &engine,
+                    parser,
+                    &cluster,
+                    weak.clone(),
+                );
                 (Arc::clone(&space.name), space)
             };
             let spaces = RwLock::new(namespaces.into_iter().map(space).collect());
             Self {
                 engine,
                 parser,
-                place,
+                cluster,
                 spaces,
                 patterns,
                 tasks,
@@ -229,7 +237,7 @@ impl Inner {
     }
 
     async fn close(&self) {
-        let Place { node, bus } = &self.place;
+        let ClusterNode { node, bus } = &self.cluster;
         self.engine.begin_drain();
         if let Some(bus) = bus
             && timeout(RETIRE_TIMEOUT, bus.retire(node)).await.is_err()
@@ -269,7 +277,7 @@ impl Inner {
                 Some(params),
                 &self.engine,
                 self.parser,
-                self.place.clone(),
+                &self.cluster,
                 server,
             )
         });

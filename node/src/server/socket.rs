@@ -197,7 +197,6 @@ impl Socket {
             return Err(JoinError::Disconnected);
         }
         let joined = self.0.space.adapter.join(&self.0, &rooms);
-        self.0.space.tell_changes();
         let limit = match joined {
             Err(JoinError::TooManyRooms { .. }) => Limit::Rooms,
             Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
@@ -223,7 +222,6 @@ impl Socket {
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
         self.0.space.adapter.leave(&self.0, &rooms);
-        self.0.space.tell_changes();
     }
 
     /// The rooms of the socket, its private one first.
@@ -395,7 +393,6 @@ impl Socket {
     pub(super) fn insert(&self) {
         self.0.space.adapter.insert(self.0.clone());
         self.0.space.sockets.inc();
-        self.0.space.tell_changes();
     }
 
     pub(super) fn occupant(&self) -> &Occupant {
@@ -407,7 +404,6 @@ impl Socket {
         let space = &self.0.space;
         if space.adapter.remove(&self.0) {
             space.sockets.dec();
-            space.tell_changes();
         }
         space.acks.disconnected(self);
         space.leave();

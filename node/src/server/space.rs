@@ -6,10 +6,10 @@ use std::sync::{
 };
 
 use prometheus::IntGauge;
-use roomcast_adapter::{Adapter, Attachment, RoomLimits};
+use roomcast_adapter::{Adapter, Attachment, BusHandle, RoomLimits};
 
 use super::{
-    ack::Acks, cluster::Place, namespace::Handlers, packets::Parser, server::Inner,
+    ack::Acks, cluster::ClusterNode, namespace::Handlers, packets::Parser, server::Inner,
     socket::Occupant,
 };
 use crate::{metrics::HasRooms, transport::engine::Engine};
@@ -23,7 +23,8 @@ pub(crate) struct Space {
     pub(crate) acks: Acks,
     pub(crate) parser: Parser,
     pub(crate) engine: Arc<Engine>,
-    pub(super) place: Place,
+    /// The namespace on the bus, if the server has one. Dropping it detaches the namespace.
+    pub(super) bus: Option<Arc<dyn BusHandle>>,
     pub(crate) sockets: IntGauge,
     /// Under which it is counted.
     label: Box<str>,
@@ -44,7 +45,7 @@ impl Space {
         params: Option<Vec<(Box<str>, Box<str>)>>,
         engine: &Arc<Engine>,
         parser: Parser,
-        place: Place,
+        cluster: &ClusterNode,
         server: Weak<Inner>,
     ) -> Arc<Self> {
         let limits = &engine.config.limits;
@@ -53,44 +54,35 @@ impl Space {
             name_bytes: limits.room_name_bytes,
         };
         engine.metrics.namespaces.inc();
-        let space = Arc::new_cyclic(|me: &Weak<Self>| {
+        let is_dynamic = params.is_some();
+        Arc::new_cyclic(|me: &Weak<Self>| {
             let label = engine.metrics.label_of(name, me.clone());
+            let listener: Weak<Self> = Weak::clone(me);
+            let bus = cluster.bus.as_ref().map(|bus| {
+                bus.attach(Attachment {
+                    node: &cluster.node,
+                    namespace: name,
+                    is_dynamic,
+                    listener,
+                })
+            });
             Self {
                 name: name.into(),
                 handlers,
-                is_dynamic: params.is_some(),
+                is_dynamic,
                 params: params.unwrap_or_default(),
-                adapter: Adapter::new(engine.lanes(), limits),
+                adapter: Adapter::new(engine.lanes(), limits, bus.clone()),
                 acks: Acks::default(),
                 parser,
                 sockets: engine.metrics.sockets_of(&label),
                 label,
                 engine: Arc::clone(engine),
-                place,
+                bus,
                 me: Weak::clone(me),
                 server,
                 users: AtomicUsize::new(0),
             }
-        });
-        if let Some(bus) = &space.place.bus {
-            let listener: Weak<Self> = Arc::downgrade(&space);
-            bus.attach(Attachment {
-                node: &space.place.node,
-                namespace: name,
-                is_dynamic: space.is_dynamic,
-                listener,
-            });
-        }
-        space
-    }
-
-    /// To be called without a lock when sockets have come, gone, or changed their rooms.
-    pub(super) fn tell_changes(&self) {
-        if self.adapter.is_changed()
-            && let Some(bus) = &self.place.bus
-        {
-            bus.interest_changed(&self.place.node, &self.name);
-        }
+        })
     }
 
     /// A client has left, or was not let in.
@@ -116,8 +108,5 @@ impl Drop for Space {
         self.engine.metrics.namespaces.dec();
         let me: Weak<dyn HasRooms> = self.me.clone();
         self.engine.metrics.gone(&self.label, &me);
-        if let Some(bus) = &self.place.bus {
-            bus.detach(&self.place.node, &self.name);
-        }
     }
 }

@@ -8,8 +8,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast::{
-    Answered, Attachment, Bus, BusError, BusFuture, Gap, Health, Listener, Message, NodeId,
-    Question, Tracking,
+    Answered, Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Listener, Message,
+    NodeId, Published, Question, Tracking,
 };
 
 #[derive(Clone)]
@@ -102,53 +102,13 @@ impl FakeBus {
 }
 
 impl Bus for FakeBus {
-    fn attach(&self, attachment: Attachment<'_>) {
-        let listener = attachment.listener;
-        let name = attachment.namespace.to_owned();
-        self.note(format!("attach {name}"));
-        self.0.listeners.lock().push((name, Weak::clone(&listener)));
-        listener.upgrade().unwrap().track(self.0.tracking);
-    }
-
-    fn detach(&self, _: &NodeId, namespace: &str) {
-        self.note(format!("detach {namespace}"));
-    }
-
-    fn interest_changed(&self, _: &NodeId, namespace: &str) {
-        let mut changes = Vec::new();
-        self.listener(namespace)
-            .take_changes(&mut |room, is_occupied| {
-                let sign = if is_occupied { '+' } else { '-' };
-                changes.push(format!("{sign}{room}"));
-            });
-        changes.sort();
-        self.0.log.lock().extend(changes);
-    }
-
-    fn confirm(
-        &self,
-        _: &NodeId,
-        _: &str,
-        rooms: Vec<Box<str>>,
-    ) -> BusFuture<Result<(), BusError>> {
-        self.note(format!("confirm {}", rooms.join(" ")));
-        Box::pin(ready(self.0.confirms.lock().clone()))
-    }
-
-    fn publish(&self, _: &NodeId, _: &str, message: Message) -> BusFuture<Result<usize, BusError>> {
-        self.note(format!("publish {message:?}"));
-        Box::pin(ready(Ok(1)))
-    }
-
-    fn ask(
-        &self,
-        _: &NodeId,
-        _: &str,
-        question: Question,
-        timeout: Duration,
-    ) -> BusFuture<Result<Answered, BusError>> {
-        self.note(format!("ask {question:?} for {timeout:?}"));
-        Box::pin(ready(Ok(self.0.answered.lock().clone())))
+    fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle> {
+        let namespace = attachment.namespace.to_owned();
+        self.note(format!("attach {namespace}"));
+        let listener = (namespace.clone(), attachment.listener);
+        self.0.listeners.lock().push(listener);
+        let bus = self.clone();
+        Arc::new(Handle { bus, namespace })
     }
 
     fn health(&self) -> Health {
@@ -172,6 +132,54 @@ impl Bus for FakeBus {
     fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
         let gauges = self.0.gauges.iter().cloned();
         gauges.map(|gauge| Box::new(gauge) as _).collect()
+    }
+}
+
+/// A namespace on the bus.
+struct Handle {
+    bus: FakeBus,
+    namespace: String,
+}
+
+impl BusHandle for Handle {
+    fn tracking(&self) -> Tracking {
+        self.bus.0.tracking
+    }
+
+    fn changed(&self) {
+        let mut changes = Vec::new();
+        self.bus
+            .listener(&self.namespace)
+            .take_changes(&mut |room, is_occupied| {
+                let sign = if is_occupied { '+' } else { '-' };
+                changes.push(format!("{sign}{room}"));
+            });
+        changes.sort();
+        self.bus.0.log.lock().extend(changes);
+    }
+
+    fn confirm(&self, rooms: Vec<Box<str>>) -> BusFuture<Result<(), BusError>> {
+        self.bus.note(format!("confirm {}", rooms.join(" ")));
+        Box::pin(ready(self.bus.0.confirms.lock().clone()))
+    }
+
+    fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>> {
+        self.bus.note(format!("publish {message:?}"));
+        Box::pin(ready(Ok(Published {
+            nodes: 1,
+            position: None,
+        })))
+    }
+
+    fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
+        self.bus.note(format!("ask {question:?} for {timeout:?}"));
+        Box::pin(ready(Ok(self.bus.0.answered.lock().clone())))
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.bus.note(format!("detach {}", self.namespace));
     }
 }
 
