@@ -23,8 +23,11 @@ use crate::bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Listener, Publ
 /// other servers have carried out a message before `publish` returns.
 #[derive(Clone, Default)]
 pub struct MemoryBus {
-    namespaces: Arc<Mutex<HashMap<Box<str>, Vec<Arc<Member>>>>>,
+    namespaces: Arc<Mutex<Namespaces>>,
 }
+
+/// The members of each namespace.
+type Namespaces = HashMap<Box<str>, Vec<Arc<Member>>>;
 
 /// A node in a namespace.
 struct Member {
