@@ -13,7 +13,7 @@ const { get, startCluster, until } = require("./support/cluster");
 const { Prometheus, exposed, metricsOf, tabled } = require("./support/prometheus");
 
 const DASHBOARD = JSON.parse(readFileSync(join(__dirname, "../grafana/dashboards/roomcast.json"), "utf8"));
-const README = readFileSync(join(__dirname, "../../README.md"), "utf8");
+const METRICS = readFileSync(join(__dirname, "../../docs/src/metrics.md"), "utf8");
 
 describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
   let cluster;
@@ -66,7 +66,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
   });
 
   test("knows every metric that the dashboard and the rules name, and understands every query", async () => {
-    const known = new Set([...tabled(README), "up"]);
+    const known = new Set([...tabled(METRICS), "up"]);
     for (const url of [cluster.urls["node-1 internal"], cluster.urls.figures]) {
       exposed((await get(`${url}/metrics`)).text).forEach((name) => known.add(name));
     }
@@ -89,7 +89,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     const shown = new Set(
       DASHBOARD.panels.flatMap(({ targets = [] }) => targets.flatMap(({ expr }) => metricsOf(expr))),
     );
-    const metrics = tabled(README);
+    const metrics = tabled(METRICS);
     assert.ok(metrics.length > 15);
     assert.deepEqual(metrics.filter((name) => !shown.has(name)), []);
   });

@@ -19,7 +19,7 @@ use process::{Program, client::Client, field};
 use redis::{Cluster, Listener, Redis};
 use serde_json::{Value, json};
 
-const README: &str = include_str!("../../README.md");
+const PAGE: &str = include_str!("../../docs/src/emitter.md");
 
 /// What a run of the program came to.
 #[derive(Debug)]
@@ -472,7 +472,7 @@ fn the_help_lists_every_status_and_hides_what_is_secret() {
 }
 
 #[test]
-fn the_readme_names_every_option() {
+fn the_book_names_every_option() {
     let help = run(roomcast().args(["emit", "--help"]), "").out;
     let named = |text: &str| -> BTreeSet<String> {
         let words = text.split(|c: char| c != '-' && !c.is_ascii_lowercase());
@@ -483,16 +483,14 @@ fn the_readme_names_every_option() {
     };
     let options = named(&help);
     assert!(options.contains("--redis-prefix"), "{help}");
-    let mut missing = &options - &named(README);
+    let mut missing = &options - &named(PAGE);
     missing.remove("--help");
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
-fn the_commands_of_the_readme_are_understood() {
-    let (_, section) = README
-        .split_once("## Emitting from other processes")
-        .unwrap();
+fn the_commands_of_the_book_are_understood() {
+    let (_, section) = PAGE.split_once("## From a shell").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let redis = Redis::start();
     let commands = section

@@ -88,7 +88,7 @@ impl Client {
     }
 
     /// The next packet that is no heartbeat; none once the connection has ended.
-    fn packet(&mut self) -> Option<String> {
+    pub(crate) fn packet(&mut self) -> Option<String> {
         loop {
             match self.websocket.read() {
                 Ok(Message::Text(text)) if text == "2" => self.send("3"),

@@ -1,4 +1,5 @@
-//! The README tells the truth: its tables, its code and its versions are those of the project.
+//! The book states what the project does: its tables and versions are those of the program and the
+//! library. `docs/check` compares its code.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -14,12 +15,16 @@ use std::{
 use process::{DEADLINE, Program, client::Client, field, http};
 use roomcast::{CloseReason, Limit, Limits};
 
-const README: &str = include_str!("../../README.md");
+const PROGRAM: &str = include_str!("../../docs/src/program.md");
+const LIMITS: &str = include_str!("../../docs/src/limits.md");
+const METRICS: &str = include_str!("../../docs/src/metrics.md");
+const CONNECTIONS: &str = include_str!("../../docs/src/connections.md");
+const COMPATIBILITY: &str = include_str!("../../docs/src/compatibility.md");
 
 #[test]
 fn its_options_are_those_of_the_program() {
     assert!(
-        README.contains(&options()),
+        PROGRAM.contains(&options()),
         "take the output of `roomcast options`:\n{}",
         options()
     );
@@ -39,7 +44,7 @@ fn its_limits_are_those_of_the_library_with_their_flags_and_defaults() {
             .split(',')
             .map(|field| field.split(':').next().unwrap().trim().to_owned()),
     );
-    let rows = rows("## Limits");
+    let rows = rows(LIMITS);
     assert_eq!(rows.keys().cloned().collect::<BTreeSet<_>>(), fields);
     for cells in rows.values() {
         let (flag, default) = (&cells[1], &cells[2]);
@@ -63,14 +68,14 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
         .map(|name| name.split(' ').next().unwrap().to_owned())
         .collect();
     names.extend(metrics_of_the_bus());
-    let told: BTreeSet<_> = rows("## Metrics").into_keys().collect();
+    let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
 
     let limits = metrics
         .lines()
         .filter_map(|line| line.split_once("limit_reached_total{limit="));
     let limits: BTreeSet<_> = limits.map(|(_, limit)| quoted(limit, '"')).collect();
-    let told: BTreeSet<_> = rows("## Limits")
+    let told: BTreeSet<_> = rows(LIMITS)
         .values()
         .map(|row| quoted(&row[4], '`'))
         .collect();
@@ -92,7 +97,7 @@ fn it_says_of_every_end_of_a_connection_whether_clients_reconnect() {
         CloseReason::ServerDisconnect,
         CloseReason::ServerShutdown,
     ];
-    let mut told = rows("## When connections end");
+    let mut told = rows(CONNECTIONS);
     for reason in reasons {
         let row = told.remove(reason.label()).unwrap();
         assert_eq!(
@@ -108,21 +113,6 @@ fn it_says_of_every_end_of_a_connection_whether_clients_reconnect() {
 }
 
 #[test]
-fn its_code_is_that_of_the_examples() {
-    let examples = concat!(
-        include_str!("../examples/chat.rs"),
-        include_str!("../examples/embed.rs"),
-        include_str!("../../emitter/examples/cron.rs")
-    );
-    let blocks: Vec<_> = README.split("```rust\n").skip(1).collect();
-    assert!(blocks.len() >= 4);
-    for block in blocks {
-        let (code, _) = block.split_once("```").unwrap();
-        assert!(examples.contains(code), "not in an example:\n{code}");
-    }
-}
-
-#[test]
 fn its_clients_have_the_versions_that_are_tested() {
     let package: serde_json::Value =
         serde_json::from_str(include_str!("clients/package.json")).unwrap();
@@ -135,17 +125,15 @@ fn its_clients_have_the_versions_that_are_tested() {
     ]
     .map(|name| package["devDependencies"][name].as_str().unwrap());
     let parser = package["devDependencies"]["socket.io-msgpack-parser"].as_str();
-    let (_, told) = README.split_once("## Compatibility").unwrap();
     for version in javascript.into_iter().chain(parser).chain(python) {
         let version = version.rsplit('@').next().unwrap();
-        assert!(told.contains(version), "{version}");
+        assert!(COMPATIBILITY.contains(version), "{version}");
     }
 }
 
-/// The first table below a heading: its rows by their first cell, which loses its backquotes.
-fn rows(heading: &str) -> BTreeMap<String, Vec<String>> {
-    let (_, below) = README.split_once(heading).unwrap();
-    let table = below
+/// The first table of a page: its rows by their first cell, which loses its backquotes.
+fn rows(page: &str) -> BTreeMap<String, Vec<String>> {
+    let table = page
         .lines()
         .skip_while(|line| !line.starts_with('|'))
         .skip(2);
