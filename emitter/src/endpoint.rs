@@ -6,26 +6,23 @@
 
 mod cluster;
 mod connection;
-mod error;
 mod sentinel;
 mod stream;
 mod tls;
-mod url;
 
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time;
 
+use self::connection::Greeting;
 pub(crate) use self::stream::DirectWriter;
 pub use self::{
-    cluster::{ClusterMap, SlotRange},
     connection::{Connection, Mode, ServerInfo},
-    error::ConnectError,
     stream::Stream,
-    url::{Address, RedisUrl, UrlError},
 };
-use self::{connection::Greeting, url::Place};
+use crate::redis::Location as Place;
+pub use crate::redis::{Address, ClusterMap, ConnectError, RedisUrl, SlotRange, UrlError};
 
 /// How long a server may take from the first packet to the last answer of the log-in.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,7 +97,7 @@ impl Endpoint {
 
     /// How servers are found.
     pub fn topology(&self) -> Topology {
-        match self.url.place {
+        match self.url.location {
             Place::Server(_) | Place::Unix(_) => Topology::Server,
             Place::Sentinel { .. } => Topology::Sentinel,
             Place::Cluster(_) => Topology::Cluster,
@@ -111,7 +108,7 @@ impl Endpoint {
     ///
     /// Takes up to [`CONNECT_TIMEOUT`] per server that is asked.
     pub async fn connect(&self, purpose: Purpose) -> Result<Connection, ConnectError> {
-        match &self.url.place {
+        match &self.url.location {
             Place::Server(address) => self.connect_to(address, purpose).await,
             Place::Unix(path) => {
                 let server = path.display().to_string();
@@ -188,6 +185,7 @@ impl Endpoint {
             return Err(ConnectError::TooOld {
                 server,
                 version: info.version.clone(),
+                need: "the sharded dialect needs Redis 7",
             });
         }
         let is_part = info.mode == Some(Mode::Cluster) && self.topology() != Topology::Cluster;

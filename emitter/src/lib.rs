@@ -23,6 +23,8 @@ pub mod members;
 #[cfg(feature = "pool")]
 mod pool;
 pub mod publisher;
+#[doc(hidden)]
+pub mod redis;
 pub mod resp;
 pub mod roll_call;
 pub mod value;

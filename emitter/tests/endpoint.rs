@@ -1,4 +1,4 @@
-//! Finding real servers and logging in to them, and what is said about those that do not fit.
+//! Finding real servers and logging in to them, and the errors of those that do not fit.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -10,11 +10,13 @@ use std::{
     thread,
 };
 
-use roomcast_emitter::endpoint::{Address, ConnectError, Connection, Endpoint, Mode, Purpose};
+use roomcast_emitter::redis::{
+    Address, ConnectError, Connection, Endpoint, Mode, Purpose, RESPONSE_TIMEOUT, Reply,
+};
 use support::{Certificates, Cluster, Redis, free_port, until};
 
 async fn connect(url: &str) -> Result<Connection, ConnectError> {
-    endpoint(url).connect(Purpose::Publisher).await
+    endpoint(url).connect(Purpose::Publisher, None).await
 }
 
 fn endpoint(url: &str) -> Endpoint {
@@ -37,11 +39,8 @@ async fn a_connection_is_ready_and_has_a_name() {
             .contains("name=roomcast-publisher")
     );
     let info = connection.info();
-    assert_eq!(
-        (info.mode, info.is_primary),
-        (Some(Mode::Standalone), Some(true))
-    );
-    assert!(info.major_version >= Some(6), "{info:?}");
+    assert_eq!((info.mode, info.is_primary), (Some(Mode::Standalone), true));
+    assert!(!info.version.is_empty(), "{info:?}");
     assert_eq!(info.server, redis.address());
 }
 
@@ -84,13 +83,23 @@ async fn passwords_and_users_are_checked() {
 }
 
 #[tokio::test]
-async fn a_password_for_a_server_that_has_none_is_an_error() {
+async fn a_server_without_a_password_accepts_any() {
+    // `HELLO` with credentials, as Redis 6 has it: a user without a password is not checked.
     let redis = Redis::start();
-    let error = error(&format!("redis://:secret@127.0.0.1:{}", redis.port)).await;
-    assert!(
-        matches!(error, ConnectError::WrongPassword { .. }),
-        "{error:?}"
-    );
+    let url = format!("redis://:secret@127.0.0.1:{}", redis.port);
+    connect(&url).await.unwrap();
+}
+
+/// The crate's response timeout is 500 ms, after which it reports an error for a command that Redis
+/// executes a moment later.
+#[tokio::test]
+async fn a_reply_may_take_longer_than_the_half_second_of_the_crate() {
+    let redis = Redis::start();
+    let mut connection = connect(&redis.url()).await.unwrap();
+    let slow = ["BLPOP", "nothing", "1"];
+    let reply = connection.command(&slow).await.unwrap();
+    assert_eq!(reply, redis::Value::Nil);
+    assert!(RESPONSE_TIMEOUT.as_secs() > 1);
 }
 
 #[tokio::test]
@@ -183,47 +192,66 @@ async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
     assert!(!error.is_permanent());
 }
 
-/// A server that answers the same to whatever it is told.
-fn impostor(answer: &'static [u8]) -> String {
+/// A server that sends these replies, one to each thing that is sent to it.
+fn impostor(replies: &[&'static [u8]]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let replies = replies.to_vec();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let mut heard = [0; 1024];
-        let _ = stream.read(&mut heard);
-        let _ = stream.write_all(answer);
-        // Until the other side has had enough.
-        while stream.read(&mut heard).is_ok_and(|read| read > 0) {}
+        let mut received = [0; 1024];
+        for reply in replies {
+            let _ = stream.read(&mut received);
+            let _ = stream.write_all(reply);
+        }
+        // Until the other side closes.
+        while stream.read(&mut received).is_ok_and(|read| read > 0) {}
     });
     format!("redis://127.0.0.1:{port}")
 }
 
 #[tokio::test]
 async fn what_does_not_speak_redis_is_no_redis() {
-    let error = error(&impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
+    let error = error(&impostor(&[b"HTTP/1.1 400 Bad Request\r\n\r\n"])).await;
     assert!(matches!(error, ConnectError::NotRedis { .. }), "{error:?}");
     assert!(error.is_permanent());
 }
 
 #[tokio::test]
 async fn a_server_that_loads_its_data_is_tried_again() {
-    let error = error(&impostor(b"-LOADING data\r\n-LOADING data\r\n")).await;
-    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+    let error = error(&impostor(&[b"-LOADING data\r\n"])).await;
+    assert!(
+        matches!(&error, ConnectError::Refused { reason, .. } if reason == "LOADING data"),
+        "{error:?}"
+    );
     assert!(!error.is_permanent());
 }
 
+const GREETING: &[u8] = b"%1\r\n$5\r\nproto\r\n:3\r\n";
+
+const REDIS_6_2: &[u8] = b"+OK\r\n%1\r\n$7\r\nversion\r\n$6\r\n6.2.14\r\n";
+
+const REDIS_6_0: &[u8] = b"+OK\r\n%1\r\n$7\r\nversion\r\n$5\r\n6.0.9\r\n";
+
 #[tokio::test]
-async fn sharded_channels_need_redis_7() {
-    let greeting = b"+OK\r\n*2\r\n$7\r\nversion\r\n$6\r\n6.2.14\r\n";
-    let old = endpoint(&impostor(greeting)).needing_sharded();
-    let error = old.connect(Purpose::Publisher).await.unwrap_err();
-    assert!(matches!(&error, ConnectError::TooOld { version, .. } if version == "6.2.14"));
-    assert!(error.is_permanent());
-    connect(&impostor(greeting)).await.unwrap();
-    let ancient = b"+OK\r\n-ERR unknown command `HELLO`\r\n+PONG\r\n";
-    let old = endpoint(&impostor(ancient)).needing_sharded();
-    let error = old.connect(Purpose::Publisher).await.unwrap_err();
-    assert!(matches!(error, ConnectError::TooOld { .. }), "{error:?}");
+async fn old_servers_are_rejected_with_the_version_that_is_needed() {
+    connect(&impostor(&[GREETING, REDIS_6_2])).await.unwrap();
+    let old = endpoint(&impostor(&[GREETING, REDIS_6_2])).needing_sharded();
+    let sharded = old.connect(Purpose::Publisher, None).await.unwrap_err();
+    let old = error(&impostor(&[GREETING, REDIS_6_0])).await;
+    let ancient: &[u8] = b"-ERR unknown command `HELLO`, with args beginning with: `3`\r\n";
+    let ancient = error(&impostor(&[ancient])).await;
+    for (error, text) in [
+        (
+            &sharded,
+            "is Redis 6.2.14; the sharded dialect needs Redis 7",
+        ),
+        (&old, "is Redis 6.0.9; Roomcast needs Redis 6.2"),
+        (&ancient, "is Redis older than 6; Roomcast needs Redis 6.2"),
+    ] {
+        assert!(error.to_string().ends_with(text), "{error}");
+        assert!(error.is_permanent());
+    }
 }
 
 #[tokio::test]
@@ -288,13 +316,14 @@ async fn a_server_that_follows_another_one_is_no_primary() {
     let named = replica.port.to_string();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let mut heard = [0; 1024];
-        let _ = stream.read(&mut heard);
-        let _ = stream.write_all(b"+OK\r\n*2\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n");
-        let _ = stream.read(&mut heard);
-        let answer = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{named}\r\n", named.len());
-        let _ = stream.write_all(answer.as_bytes());
-        while stream.read(&mut heard).is_ok_and(|read| read > 0) {}
+        let mut received = [0; 1024];
+        let info = b"+OK\r\n%1\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n";
+        let address = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{named}\r\n", named.len());
+        for reply in [GREETING, info, address.as_bytes()] {
+            let _ = stream.read(&mut received);
+            let _ = stream.write_all(reply);
+        }
+        while stream.read(&mut received).is_ok_and(|read| read > 0) {}
     });
     let error = error(&format!("redis+sentinel://127.0.0.1:{port}/mymaster")).await;
     let server = replica.address();
@@ -335,13 +364,16 @@ async fn any_node_tells_who_serves_which_slots() {
     let slot = cluster.slot("room").parse().unwrap();
     let owner = &cluster.nodes[cluster.owner("room")];
     assert_eq!(map.owner(slot).unwrap().to_string(), owner.address());
-    let connection = endpoint.connect(Purpose::Subscriber).await.unwrap();
+    let connection = endpoint.connect(Purpose::Subscriber, None).await.unwrap();
     assert_eq!(connection.info().mode, Some(Mode::Cluster));
 
     // One node alone carries classic channels, and only its own sharded ones.
     let one = Endpoint::new(cluster.nodes[0].url().parse().unwrap());
-    one.connect(Purpose::Publisher).await.unwrap();
-    let part = one.needing_sharded().connect(Purpose::Publisher).await;
+    one.connect(Purpose::Publisher, None).await.unwrap();
+    let part = one
+        .needing_sharded()
+        .connect(Purpose::Publisher, None)
+        .await;
     let server = cluster.nodes[0].address();
     assert_eq!(part.unwrap_err(), ConnectError::IsCluster { server });
 
@@ -358,4 +390,38 @@ async fn any_node_tells_who_serves_which_slots() {
         "{error:?}"
     );
     assert!(!error.is_permanent());
+}
+
+#[tokio::test]
+async fn one_task_keeps_the_map_for_all_clones_of_an_endpoint() {
+    let cluster = Cluster::start(3);
+    assert!(endpoint("redis://localhost").cluster().is_none());
+    let endpoint = endpoint(&cluster.url());
+    let (kept, clone) = (endpoint.cluster().unwrap(), endpoint.clone());
+    let mut maps = clone.cluster().unwrap().watch();
+    maps.wait_for(|map| map.first_gap().is_none())
+        .await
+        .unwrap();
+    assert_eq!((kept.map().primaries().len(), kept.failure()), (3, None));
+
+    // A redirection counts at once, and what the cluster reports replaces it.
+    let slot = cluster.slot("room").parse().unwrap();
+    let owner = kept.map().owner(slot).cloned().unwrap();
+    let wrong = Address::new("127.0.0.1", free_port());
+    kept.moved(slot, wrong.clone());
+    assert_eq!(kept.map().owner(slot), Some(&wrong));
+    let corrected = maps.wait_for(|map| map.owner(slot) == Some(&owner));
+    let _map = corrected.await.unwrap();
+
+    // The cluster is gone: the map stays, and the reason is known.
+    drop(_map);
+    drop(cluster);
+    kept.outdated();
+    while kept.failure().is_none() {
+        maps.changed().await.unwrap();
+    }
+    assert_eq!(kept.map().owner(slot), Some(&owner));
+    drop(kept);
+    // The task ends with the last handle.
+    while maps.changed().await.is_ok() {}
 }

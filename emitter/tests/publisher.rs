@@ -145,7 +145,7 @@ async fn what_is_wrong_with_the_setting_is_said_at_the_start() {
     // Whoever starts without waiting sees it in the state and in each error.
     let publisher = Publisher::start(endpoint(&redis.url()), config());
     let why = |state: &PublisherState| match state {
-        PublisherState::Down(reason) => reason.contains("asks for a password"),
+        PublisherState::Down(reason) => reason.contains("requires a password"),
         PublisherState::Up => false,
     };
     until(&publisher, why).await;

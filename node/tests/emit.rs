@@ -235,7 +235,7 @@ fn each_way_to_fail_has_its_own_status() {
             6,
             "cannot be reached",
         ),
-        (&protected, &["news"], 7, "asks for a password"),
+        (&protected, &["news"], 7, "requires a password"),
         (&wrong, &["news"], 7, "does not accept"),
         (&url, &["--file", "no-such-file", "news"], 1, "no-such-file"),
         (&url, &[], 2, "EVENT"),

@@ -5,12 +5,9 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{
-    error::ConnectError,
-    stream::{DirectWriter, Stream},
-    url::{Address, Login},
-};
+use super::stream::{DirectWriter, Stream};
 use crate::{
+    redis::{Address, ConnectError, Login},
     resp::{self, Limits, Parsed},
     value::Value,
 };
@@ -203,8 +200,10 @@ impl Connection {
         let limits = Limits::default();
         loop {
             let parsed = resp::parse(&self.buffer, &limits);
-            let parsed =
-                parsed.map_err(|error| ConnectError::not_redis(&self.info.server, error))?;
+            let parsed = parsed.map_err(|error| ConnectError::NotRedis {
+                server: self.info.server.clone(),
+                reason: error.to_string(),
+            })?;
             if let Parsed::Whole(reply, length) = parsed {
                 let value = Value::from(&reply);
                 let _ = self.buffer.split_to(length);
@@ -226,7 +225,7 @@ impl Connection {
     }
 
     fn refused(&self, reason: &str) -> ConnectError {
-        ConnectError::refused(&self.info.server, reason.to_owned())
+        ConnectError::of_reply(self.info.server.clone(), reason.to_owned())
     }
 }
 

@@ -1,20 +1,17 @@
 //! Asking Sentinels who the primary is.
 
-use super::{
-    Connection, Endpoint, Mode, Purpose,
-    connection::Greeting,
-    error::ConnectError,
-    url::{Address, Login, Place},
-    within_timeout,
+use super::{Connection, Endpoint, Mode, Purpose, connection::Greeting, within_timeout};
+use crate::{
+    redis::{Address, ConnectError, Location as Place, Login},
+    value::Value,
 };
-use crate::value::Value;
 
 impl Endpoint {
     /// Where the primary is, as the first Sentinel says that knows; nothing without Sentinels.
     ///
     /// The Sentinels are asked one after the other, in the order of the setting.
     pub async fn primary(&self) -> Result<Option<Address>, ConnectError> {
-        match &self.url.place {
+        match &self.url.location {
             Place::Sentinel {
                 sentinels,
                 primary,

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::url::Address;
+use crate::redis::Address;
 
 /// A connection that carries nothing is asked for a sign of life after this time, and that often.
 const KEEPALIVE: Duration = Duration::from_secs(5);

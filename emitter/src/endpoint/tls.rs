@@ -14,10 +14,7 @@ use tokio_rustls::{
     },
 };
 
-use super::{
-    error::ConnectError,
-    url::{Address, TlsFiles},
-};
+use crate::redis::{Address, ConnectError, TlsFiles};
 
 /// Secures the connection; the certificate must be one for the host.
 pub(super) async fn secure(

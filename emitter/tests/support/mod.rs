@@ -72,7 +72,6 @@ pub(crate) fn free_port() -> u16 {
 /// One Redis server or Sentinel.
 pub(crate) struct Redis {
     child: Child,
-    program: &'static str,
     args: Vec<String>,
     password: Option<String>,
     pub(crate) port: u16,
@@ -88,14 +87,12 @@ impl Redis {
     /// A server with more options, as on its command line. One of a cluster gets a port for the
     /// cluster's bus.
     pub(crate) fn with(options: &[&str]) -> Self {
-        Self::launch("redis-server", |_| {
-            options.iter().copied().map(str::to_owned).collect()
-        })
+        Self::launch(|_| options.iter().copied().map(str::to_owned).collect())
     }
 
     /// A Sentinel that watches the primary as `mymaster`, and is quick about it.
     pub(crate) fn sentinel(primary: u16, more: &str) -> Self {
-        Self::launch("redis-sentinel", |directory| {
+        Self::launch(|directory| {
             let config = directory.file("sentinel.conf");
             let text = format!(
                 "sentinel monitor mymaster 127.0.0.1 {primary} 1\n\
@@ -103,11 +100,11 @@ impl Redis {
                  sentinel failover-timeout mymaster 3000\n{more}\n"
             );
             fs::write(&config, text).unwrap();
-            vec![config]
+            vec![config, "--sentinel".to_owned()]
         })
     }
 
-    fn launch(program: &'static str, options: impl Fn(&Directory) -> Vec<String>) -> Self {
+    fn launch(options: impl Fn(&Directory) -> Vec<String>) -> Self {
         // Somebody else may take the port before the server does.
         for _ in 0..10 {
             let directory = Directory::new();
@@ -116,7 +113,7 @@ impl Redis {
             args.extend(["--port".into(), port.to_string()]);
             args.extend(["--dir".into(), directory.0.to_str().unwrap().into()]);
             args.extend(["--bind", "127.0.0.1"].map(str::to_owned));
-            if program == "redis-server" {
+            if !args.iter().any(|arg| arg == "--sentinel") {
                 args.extend(["--save", "", "--appendonly", "no"].map(str::to_owned));
             }
             if args.iter().any(|arg| arg == "--cluster-enabled") {
@@ -124,8 +121,7 @@ impl Redis {
             }
             let password = args.iter().position(|arg| arg == "--requirepass");
             let mut server = Self {
-                child: spawn(program, &args),
-                program,
+                child: spawn(&args),
                 password: password.map(|at| args[at + 1].clone()),
                 args,
                 port,
@@ -135,7 +131,7 @@ impl Redis {
                 return server;
             }
         }
-        panic!("{program} does not start");
+        panic!("redis-server does not start");
     }
 
     /// False if it ends instead, since somebody else's server has the port.
@@ -194,7 +190,7 @@ impl Redis {
     /// Starts it again after a kill, on the same port.
     pub(crate) fn restart(&mut self) {
         until("a server on the port of before", || {
-            self.child = spawn(self.program, &self.args);
+            self.child = spawn(&self.args);
             self.is_ready().then_some(())
         });
     }
@@ -221,13 +217,13 @@ impl Drop for Redis {
     }
 }
 
-fn spawn(program: &str, args: &[String]) -> Child {
-    let mut command = Command::new(program);
+fn spawn(args: &[String]) -> Child {
+    let mut command = Command::new("redis-server");
     let command = command.args(args).stdin(Stdio::null());
     let command = command.stdout(Stdio::null()).stderr(Stdio::null());
     command
         .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}"))
+        .unwrap_or_else(|error| panic!("redis-server: {error}"))
 }
 
 /// A cluster of primaries without replicas.

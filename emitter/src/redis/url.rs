@@ -1,43 +1,44 @@
-//! Where Redis is, read from one setting: a single server, Sentinels that know the primary, or
-//! the nodes of a Redis Cluster.
+//! Where Redis is, read from one URL.
 //!
-//! Nothing here touches the network. Passwords are neither displayed nor part of any error.
+//! Several hosts are no URL in the sense of the standard, so the authority is read here; everything
+//! behind it follows the forms of the `redis` crate. Nothing here touches the network. Passwords are
+//! never displayed and are never part of an error.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// The port of Redis if none is given.
+/// The default port of Redis.
 const REDIS_PORT: u16 = 6379;
 
-/// The port of a Sentinel if none is given.
+/// The default port of a Sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
-/// The most servers that one setting may name.
+/// Maximum number of hosts in one URL.
 const MAX_HOSTS: usize = 64;
 
-/// Where Redis is and as whom to log in.
+/// Where Redis is, and the user to log in as.
 ///
 /// | form | meaning |
 /// |---|---|
 /// | `redis://[user:password@]host[:port][/database]` | one server; port 6379, database 0 |
 /// | `unix:///path[?db=N&user=U&password=P]` | one server behind a Unix socket |
-/// | `redis+sentinel://[user:password@]host[:port],…/primary[/database]` | the primary of that name; `?sentinel_user=` and `?sentinel_password=` log in to the Sentinels, whose port is 26379 |
-/// | `redis+cluster://[user:password@]host[:port],…` | a cluster, known by some of its nodes |
+/// | `redis+sentinel://[user:password@]host[:port],…/primary[/database]` | the primary of that name; `?sentinel_user=` and `?sentinel_password=` log in to the Sentinels, whose default port is 26379 |
+/// | `redis+cluster://[user:password@]host[:port],…` | a cluster, of which some nodes are listed |
 ///
-/// `rediss`, `rediss+sentinel` and `rediss+cluster` are the same over TLS: certificates are checked
-/// against those that the system trusts, or those in the PEM file of `?ca=`; `?cert=` and `?key=`
-/// name the PEM files of a certificate to show. User, password, path and parameters may be
-/// percent-encoded, and must be where they contain `/`, `?`, `&` or `%`.
+/// `rediss`, `rediss+sentinel` and `rediss+cluster` use TLS. Server certificates are verified against
+/// the system's trust store, or against the PEM file in `?ca=`. `?cert=` and `?key=` name the PEM
+/// files of a client certificate. User, password, path and parameters may be percent-encoded, and
+/// must be if they contain `/`, `?`, `&` or `%`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    pub(super) place: Place,
-    pub(super) tls: Option<TlsFiles>,
-    pub(super) login: Login,
-    pub(super) database: u32,
+    pub(crate) location: Location,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) login: Login,
+    pub(crate) database: u32,
 }
 
-/// What the setting points to.
+/// The servers that the URL names.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Location {
     Server(Address),
     Unix(PathBuf),
     Sentinel {
@@ -48,33 +49,33 @@ pub(super) enum Place {
     Cluster(Vec<Address>),
 }
 
-/// As whom to log in; nothing at all without a password.
+/// Credentials. Without a password there is no login.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct Login {
-    pub(super) user: Option<Box<str>>,
-    pub(super) password: Option<Box<str>>,
+pub(crate) struct Login {
+    pub(crate) user: Option<Box<str>>,
+    pub(crate) password: Option<Box<str>>,
 }
 
-/// PEM files that TLS is set up with.
+/// PEM files for TLS.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct TlsFiles {
-    /// Whom to trust, instead of whom the system trusts.
-    pub(super) ca: Option<PathBuf>,
-    /// What to show, if the server asks: certificates and key.
-    pub(super) own: Option<(PathBuf, PathBuf)>,
+pub(crate) struct TlsFiles {
+    /// Trusted authorities, instead of the system's.
+    pub(crate) ca: Option<PathBuf>,
+    /// The client certificate and its key.
+    pub(crate) own: Option<(PathBuf, PathBuf)>,
 }
 
 /// Host and port of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
-    /// A name or an IP address, the latter without brackets.
+    /// A name or an IP address, without brackets.
     pub host: Box<str>,
     /// The port.
     pub port: u16,
 }
 
 impl Address {
-    /// Host and port as they are.
+    /// An address from its parts.
     pub fn new(host: &str, port: u16) -> Self {
         Self {
             host: host.into(),
@@ -113,13 +114,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// What is wrong with the setting. Never quotes from it where a password could be.
+/// Why a URL was rejected. Never quotes a part that may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UrlError {
-    /// No `scheme://`, or another one.
+    /// The scheme is missing or unknown.
     #[error(
-        "the URL of Redis begins with redis://, rediss://, unix://, redis+sentinel://, \
+        "the URL of Redis must begin with redis://, rediss://, unix://, redis+sentinel://, \
          rediss+sentinel://, redis+cluster:// or rediss+cluster://"
     )]
     Scheme,
@@ -128,41 +129,41 @@ pub enum UrlError {
     Host,
     /// A port is not a number from 1 to 65535.
     #[error(
-        "a port is not a number from 1 to 65535 (a password with : / ? or @ is percent-encoded)"
+        "a port is not a number from 1 to 65535 (percent-encode `:`, `/`, `?` and `@` in a password)"
     )]
     Port,
-    /// More than one host where there is but one server.
-    #[error("one host is expected; several belong to redis+sentinel:// and redis+cluster://")]
+    /// Several hosts for a single server.
+    #[error("expected one host; only redis+sentinel:// and redis+cluster:// take several")]
     SeveralHosts,
-    /// More hosts than are looked at.
+    /// Too many hosts.
     #[error("more than {MAX_HOSTS} hosts")]
     TooManyHosts,
     /// The database is not a number.
     #[error("the database is not a number")]
     Database,
-    /// A cluster has but database 0.
-    #[error("a cluster has no databases but 0")]
+    /// A database other than 0 was given for a cluster.
+    #[error("a cluster has only database 0")]
     ClusterDatabase,
     /// The name of the primary is missing.
     #[error("the name of the primary is missing: redis+sentinel://host:port/name")]
     PrimaryName,
-    /// The path has more parts than the form.
+    /// The path has too many parts.
     #[error("the path of the URL has too many parts")]
     Path,
     /// The path of a Unix socket is missing or relative.
     #[error("the path of the Unix socket is missing or relative: unix:///run/redis.sock")]
     UnixPath,
     /// A user without a password.
-    #[error("a user is given, and no password")]
+    #[error("the URL has a user but no password")]
     UserWithoutPassword,
-    /// `%` is not followed by two hexadecimal digits, or the result is no text.
-    #[error("a part of the URL is percent-encoded wrongly")]
+    /// `%` is not followed by two hexadecimal digits, or the result is not UTF-8.
+    #[error("invalid percent-encoding")]
     Encoding,
-    /// A parameter that this form of the URL does not have.
-    #[error("`{0}` is no parameter of this kind of URL")]
+    /// The parameter does not exist for this kind of URL.
+    #[error("unknown parameter `{0}`")]
     Parameter(Box<str>),
-    /// A certificate without its key, or the other way round.
-    #[error("`cert` and `key` are given together")]
+    /// A certificate without its key, or a key without its certificate.
+    #[error("`cert` and `key` must be given together")]
     CertificateWithoutKey,
 }
 
@@ -199,22 +200,22 @@ impl fmt::Display for RedisUrl {
             0 => String::new(),
             database => format!("/{database}"),
         };
-        match &self.place {
-            Place::Server(address) => write!(f, "redis{s}://{user}{address}{database}"),
-            Place::Unix(path) => write!(f, "unix://{}", path.display()),
-            Place::Sentinel {
+        match &self.location {
+            Location::Server(address) => write!(f, "redis{s}://{user}{address}{database}"),
+            Location::Unix(path) => write!(f, "unix://{}", path.display()),
+            Location::Sentinel {
                 sentinels, primary, ..
             } => {
                 let hosts = list(sentinels);
                 write!(f, "redis{s}+sentinel://{user}{hosts}/{primary}{database}")
             }
-            Place::Cluster(seeds) => write!(f, "redis{s}+cluster://{user}{}", list(seeds)),
+            Location::Cluster(seeds) => write!(f, "redis{s}+cluster://{user}{}", list(seeds)),
         }
     }
 }
 
 impl fmt::Debug for RedisUrl {
-    /// As it is displayed: without passwords.
+    /// Like `Display`, without passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RedisUrl({self})")
     }
@@ -231,7 +232,7 @@ fn server(authority: &str, path: &str) -> Result<RedisUrl, UrlError> {
         return Err(UrlError::SeveralHosts);
     }
     Ok(RedisUrl {
-        place: Place::Server(hosts.swap_remove(0)),
+        location: Location::Server(hosts.swap_remove(0)),
         tls: None,
         login,
         database: database_of(path)?,
@@ -249,7 +250,7 @@ fn unix(path: &str, parameters: &mut Parameters) -> Result<RedisUrl, UrlError> {
             .or_else(|| parameters.take("pass")),
     };
     Ok(RedisUrl {
-        place: Place::Unix(PathBuf::from(format!("/{}", decoded(path)?))),
+        location: Location::Unix(PathBuf::from(format!("/{}", decoded(path)?))),
         tls: None,
         login: login.checked()?,
         database: database_of(parameters.take("db").as_deref().unwrap_or_default())?,
@@ -271,7 +272,7 @@ fn sentinel(
         password: parameters.take("sentinel_password"),
     };
     Ok(RedisUrl {
-        place: Place::Sentinel {
+        location: Location::Sentinel {
             sentinels,
             primary: decoded(primary)?.into(),
             login: sentinel_login.checked()?,
@@ -288,7 +289,7 @@ fn cluster(authority: &str, path: &str) -> Result<RedisUrl, UrlError> {
         return Err(UrlError::ClusterDatabase);
     }
     Ok(RedisUrl {
-        place: Place::Cluster(seeds),
+        location: Location::Cluster(seeds),
         tls: None,
         login,
         database: 0,
@@ -354,11 +355,11 @@ fn tls_files(parameters: &mut Parameters) -> Result<TlsFiles, UrlError> {
     Ok(TlsFiles { ca, own })
 }
 
-/// What follows `?`, until each is taken.
+/// The query. Each parameter is removed when it is used, so that unknown ones remain.
 struct Parameters(Vec<(Box<str>, Box<str>)>);
 
 impl Parameters {
-    /// The most parameters that are looked at; no form has as many.
+    /// Maximum number of parameters; every form has fewer.
     const MAX: usize = 16;
 
     fn parse(query: &str) -> Result<Self, UrlError> {
@@ -376,7 +377,7 @@ impl Parameters {
         Ok(Self(parameters))
     }
 
-    /// A value that is empty counts as not given.
+    /// Removes a parameter. An empty value counts as absent.
     fn take(&mut self, name: &str) -> Option<Box<str>> {
         let at = self.0.iter().position(|(known, _)| **known == *name)?;
         Some(self.0.swap_remove(at).1).filter(|value| !value.is_empty())
@@ -467,7 +468,7 @@ mod tests {
         assert!(login(&parse("unix:///a?pass=x")).1.is_some());
         let url = parse("redis+sentinel://:a@h/m?sentinel_user=u&sentinel_password=s3");
         assert!(!format!("{url:?}").contains("s3"));
-        let Place::Sentinel { login, .. } = url.place else {
+        let Location::Sentinel { login, .. } = url.location else {
             panic!("the form is that of Sentinels");
         };
         assert_eq!(login.password.as_deref(), Some("s3"));

@@ -1,0 +1,487 @@
+//! Connections that are logged in, named and checked.
+//!
+//! Each call opens a new connection; keeping and replacing them is up to the caller.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, TlsCertificates, Value,
+    aio::{AsyncPushSender, MultiplexedConnection},
+    io::tcp::{TcpSettings, socket2::TcpKeepalive},
+};
+use tokio::time;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+
+use super::{
+    cluster::KeeperSlot,
+    error::{ConnectError, NEEDS_6_2, NEEDS_7, text},
+    reply::Reply,
+    url::{Address, Location, Login, RedisUrl, TlsFiles},
+};
+
+/// Timeout for opening a connection, from the first packet to the last reply of the login.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Timeout for a reply if the caller sets none. The crate's own default of 500 ms would report
+/// commands as failed that Redis executes a moment later.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Idle time before the kernel probes the peer, and the interval between probes.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Unanswered probes before the kernel closes the connection.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Written data that the peer's kernel does not acknowledge for this long ends the connection.
+/// Without it, the kernel retries for a quarter of an hour.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Receives pushed data, inline on the task that reads the connection: as long as a call runs,
+/// nothing is read, so Redis cuts off a receiver that is too slow. The last push is a
+/// `Disconnection`.
+pub type Push = Arc<dyn AsyncPushSender>;
+
+/// The purpose of a connection. Appears in `CLIENT LIST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Publishing and other commands.
+    Publisher,
+    /// Subscriptions.
+    Subscriber,
+    /// Topology.
+    Lookup,
+}
+
+impl Purpose {
+    fn client_name(self) -> &'static str {
+        match self {
+            Self::Publisher => "roomcast-publisher",
+            Self::Subscriber => "roomcast-subscriber",
+            Self::Lookup => "roomcast-lookup",
+        }
+    }
+}
+
+/// How servers are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Topology {
+    /// One server.
+    Server,
+    /// One primary, named by Sentinels.
+    Sentinel,
+    /// A cluster.
+    Cluster,
+}
+
+/// How a server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// By itself.
+    Standalone,
+    /// As a node of a cluster.
+    Cluster,
+    /// As a Sentinel.
+    Sentinel,
+}
+
+/// What a server reports about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// Host and port, or the path of the Unix socket.
+    pub server: String,
+    /// Host and port, unless it is a Unix socket.
+    pub address: Option<Address>,
+    /// The version; empty if the server does not report it.
+    pub version: String,
+    /// How it runs, if the server reports it.
+    pub mode: Option<Mode>,
+    /// Whether it takes writes, instead of following another server.
+    pub is_primary: bool,
+}
+
+/// Where Redis is. Cheap to clone; clones share what they learn about a cluster.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    url: Arc<RedisUrl>,
+    needs_sharded: bool,
+    /// Nodes of the cluster that were seen last, beside those of the URL.
+    pub(super) known: Arc<Mutex<Vec<Address>>>,
+    pub(super) keeper: KeeperSlot,
+}
+
+impl Endpoint {
+    /// An endpoint for the URL. Does not connect.
+    pub fn new(url: RedisUrl) -> Self {
+        Self {
+            url: Arc::new(url),
+            needs_sharded: false,
+            known: Arc::default(),
+            keeper: KeeperSlot::default(),
+        }
+    }
+
+    /// Rejects servers without sharded pub/sub (before Redis 7).
+    #[must_use]
+    pub fn needing_sharded(mut self) -> Self {
+        self.needs_sharded = true;
+        self
+    }
+
+    /// Whether servers must support sharded pub/sub.
+    pub fn is_sharded(&self) -> bool {
+        self.needs_sharded
+    }
+
+    /// The URL.
+    pub fn url(&self) -> &RedisUrl {
+        &self.url
+    }
+
+    /// How servers are found.
+    pub fn topology(&self) -> Topology {
+        match self.url.location {
+            Location::Server(_) | Location::Unix(_) => Topology::Server,
+            Location::Sentinel { .. } => Topology::Sentinel,
+            Location::Cluster(_) => Topology::Cluster,
+        }
+    }
+
+    /// Connects to the server, to the primary, or to any working node of the cluster.
+    ///
+    /// Takes up to [`CONNECT_TIMEOUT`] per server that is tried.
+    pub async fn connect(
+        &self,
+        purpose: Purpose,
+        push: Option<Push>,
+    ) -> Result<Connection, ConnectError> {
+        match &self.url.location {
+            Location::Server(address) => self.connect_to(address, purpose, push).await,
+            Location::Unix(path) => {
+                let opening = self.open(Target::Unix(path), &self.url.login, purpose, push);
+                self.checked(opening.await?)
+            }
+            Location::Sentinel { .. } => self.connect_to_primary(purpose, push).await,
+            Location::Cluster(_) => self.connect_to_any(purpose, push).await,
+        }
+    }
+
+    /// Connects to one server with the login of the URL, for example to a node of the cluster.
+    pub async fn connect_to(
+        &self,
+        address: &Address,
+        purpose: Purpose,
+        push: Option<Push>,
+    ) -> Result<Connection, ConnectError> {
+        let opening = self.open(Target::Tcp(address), &self.url.login, purpose, push);
+        self.checked(opening.await?)
+    }
+
+    pub(super) async fn open(
+        &self,
+        target: Target<'_>,
+        login: &Login,
+        purpose: Purpose,
+        push: Option<Push>,
+    ) -> Result<Connection, ConnectError> {
+        let server = target.to_string();
+        // A Sentinel has no databases.
+        let database = match login == &self.url.login {
+            true => self.url.database,
+            false => 0,
+        };
+        let opening = async {
+            let client = self.client(&target, login, database).await?;
+            let mut config = AsyncConnectionConfig::new()
+                .set_connection_timeout(None)
+                .set_response_timeout(Some(RESPONSE_TIMEOUT));
+            if let Some(push) = push {
+                config = config.set_push_sender(push);
+            }
+            let opened = client.get_multiplexed_async_connection_with_config(&config);
+            let opened = opened.await;
+            let inner =
+                opened.map_err(|error| ConnectError::of_opening(&server, database, &error))?;
+            let info = ServerInfo {
+                server: server.clone(),
+                address: target.address(),
+                version: String::new(),
+                mode: None,
+                is_primary: true,
+            };
+            let mut connection = Connection { inner, info };
+            connection.introduce(purpose).await?;
+            Ok(connection)
+        };
+        within_timeout(&server, opening).await
+    }
+
+    async fn client(
+        &self,
+        target: &Target<'_>,
+        login: &Login,
+        database: u32,
+    ) -> Result<Client, ConnectError> {
+        let mut redis = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_db(i64::from(database))
+            // Rights for `CLIENT SETINFO` are not needed otherwise.
+            .set_skip_set_lib_name();
+        if let Some(user) = &login.user {
+            redis = redis.set_username(user);
+        }
+        if let Some(password) = &login.password {
+            redis = redis.set_password(password);
+        }
+        let invalid = |error| ConnectError::of_opening(&target.to_string(), database, &error);
+        let info = target.location(self.url.tls.is_some());
+        let info = info.into_connection_info().map_err(invalid)?;
+        let info = info
+            .set_redis_settings(redis)
+            .set_tcp_settings(tcp_settings());
+        match &self.url.tls {
+            Some(files) => secured(info, files.clone()).await,
+            None => Client::open(info).map_err(invalid),
+        }
+    }
+
+    /// Rejects a server that cannot carry messages.
+    fn checked(&self, connection: Connection) -> Result<Connection, ConnectError> {
+        let info = connection.info();
+        let server = info.server.clone();
+        if info.mode == Some(Mode::Sentinel) {
+            return Err(ConnectError::IsSentinel { server });
+        }
+        let (least, need) = match self.needs_sharded {
+            true => ((7, 0), NEEDS_7),
+            false => ((6, 2), NEEDS_6_2),
+        };
+        if version(&info.version).is_some_and(|version| version < least) {
+            let version = info.version.clone();
+            return Err(ConnectError::TooOld {
+                server,
+                version,
+                need,
+            });
+        }
+        let is_part = info.mode == Some(Mode::Cluster) && self.topology() != Topology::Cluster;
+        if self.needs_sharded && is_part {
+            return Err(ConnectError::IsCluster { server });
+        }
+        Ok(connection)
+    }
+}
+
+/// One server.
+pub(super) enum Target<'a> {
+    Tcp(&'a Address),
+    Unix(&'a Path),
+}
+
+impl Target<'_> {
+    fn address(&self) -> Option<Address> {
+        match self {
+            Self::Tcp(address) => Some((*address).clone()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    fn location(&self, is_secure: bool) -> ConnectionAddr {
+        match self {
+            Self::Unix(path) => ConnectionAddr::Unix((*path).to_owned()),
+            Self::Tcp(address) if is_secure => ConnectionAddr::TcpTls {
+                host: address.host.to_string(),
+                port: address.port,
+                insecure: false,
+                tls_params: None,
+            },
+            Self::Tcp(address) => ConnectionAddr::Tcp(address.host.to_string(), address.port),
+        }
+    }
+}
+
+impl std::fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+fn tcp_settings() -> TcpSettings {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(KEEPALIVE_PROBES);
+    let settings = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(USER_TIMEOUT);
+    settings
+}
+
+/// A client with the files of the URL, which are read for every connection: certificates may be
+/// replaced while the process runs.
+async fn secured(info: ConnectionInfo, files: TlsFiles) -> Result<Client, ConnectError> {
+    // The crate panics without a default provider if an application links two of them.
+    if CryptoProvider::get_default().is_none() {
+        let _ = ring::default_provider().install_default();
+    }
+    let building = tokio::task::spawn_blocking(move || {
+        let root = files.ca.as_deref().map(|path| pem(path, CERTIFICATE));
+        let own = files.own.as_ref().map(|(certificate, key)| {
+            Ok::<_, ConnectError>(ClientTlsConfig {
+                client_cert: pem(certificate, CERTIFICATE)?,
+                client_key: pem(key, "-----BEGIN ")?,
+            })
+        });
+        let certificates = TlsCertificates {
+            client_tls: own.transpose()?,
+            root_cert: root.transpose()?,
+        };
+        Client::build_with_tls(info, certificates).map_err(|error| {
+            let path = match (&files.own, &files.ca) {
+                (_, Some(ca)) if error.to_string().contains("root certificate") => ca.clone(),
+                (Some((_, key)), _) => key.clone(),
+                (None, ca) => ca.clone().unwrap_or_default(),
+            };
+            let reason = text(&error);
+            ConnectError::TlsFile { path, reason }
+        })
+    });
+    // The task is cancelled only when the runtime shuts down.
+    building.await.unwrap_or_else(|error| {
+        Err(ConnectError::Unreachable {
+            server: "TLS".to_owned(),
+            reason: error.to_string(),
+        })
+    })
+}
+
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
+/// Reads a file with at least one item of the kind. The crate takes a file without any for a list of
+/// trusted authorities that trusts nobody.
+fn pem(path: &Path, kind: &str) -> Result<Vec<u8>, ConnectError> {
+    let unusable = |reason: String| ConnectError::TlsFile {
+        path: path.into(),
+        reason,
+    };
+    let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    match String::from_utf8_lossy(&text).contains(kind) {
+        true => Ok(text),
+        false => Err(unusable(format!("the file has no `{kind}`"))),
+    }
+}
+
+/// Major and minor version; `None` if the text is not a version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+}
+
+/// A connection to one server. Clones of its inner connection share it.
+#[derive(Debug)]
+pub struct Connection {
+    inner: MultiplexedConnection,
+    info: ServerInfo,
+}
+
+impl Connection {
+    /// Names the connection and asks the server what it is.
+    async fn introduce(&mut self, purpose: Purpose) -> Result<(), ConnectError> {
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline
+            .cmd("CLIENT")
+            .arg("SETNAME")
+            .arg(purpose.client_name());
+        pipeline.cmd("HELLO");
+        let replies = self.inner.send_packed_commands(&pipeline, 0, 2).await;
+        let replies =
+            replies.map_err(|error| ConnectError::of_opening(&self.info.server, 0, &error))?;
+        // A user that may not name connections may still publish.
+        let [_, hello] = &replies[..] else {
+            return Err(ConnectError::unexpected(&self.info.server));
+        };
+        if let Value::ServerError(error) = hello {
+            return Err(self.refused(text(&error.clone().into())));
+        }
+        for (name, value) in hello.pairs().unwrap_or_default() {
+            match (name.text(), value.text()) {
+                (Some("version"), Some(version)) => version.clone_into(&mut self.info.version),
+                (Some("mode"), Some("standalone")) => self.info.mode = Some(Mode::Standalone),
+                (Some("mode"), Some("cluster")) => self.info.mode = Some(Mode::Cluster),
+                (Some("mode"), Some("sentinel")) => self.info.mode = Some(Mode::Sentinel),
+                (Some("role"), Some(role)) => self.info.is_primary = role == "master",
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one command and returns the reply. An error that the server returns is an error here,
+    /// too.
+    pub async fn command<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Result<Value, ConnectError> {
+        let mut command = redis::Cmd::with_capacity(args.len(), 0);
+        for arg in args {
+            command.arg(arg.as_ref());
+        }
+        let reply = self.inner.send_packed_command(&command).await;
+        match reply.and_then(Value::extract_error) {
+            Ok(reply) => Ok(reply),
+            Err(error) if error.code().is_some() => Err(self.refused(text(&error))),
+            Err(error) => Err(ConnectError::of_opening(&self.info.server, 0, &error)),
+        }
+    }
+
+    /// What the server reported about itself.
+    pub fn info(&self) -> &ServerInfo {
+        &self.info
+    }
+
+    /// The connection of the `redis` crate. It is closed when its last clone is dropped.
+    pub fn into_inner(self) -> MultiplexedConnection {
+        self.inner
+    }
+
+    fn refused(&self, reason: String) -> ConnectError {
+        ConnectError::of_reply(self.info.server.clone(), reason)
+    }
+}
+
+pub(super) async fn within_timeout<T>(
+    server: &str,
+    connecting: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    let connected = time::timeout(CONNECT_TIMEOUT, connecting).await;
+    connected.unwrap_or_else(|_| {
+        Err(ConnectError::TimedOut {
+            server: server.to_owned(),
+            after: CONNECT_TIMEOUT,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_default_of_the_crate_that_loses_messages_is_in_use() {
+        let settings = tcp_settings();
+        assert!(settings.nodelay() && settings.keepalive().is_some());
+        #[cfg(target_os = "linux")]
+        assert_eq!(settings.user_timeout(), Some(USER_TIMEOUT));
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(version("6.2.14"), Some((6, 2)));
+        assert_eq!(version("10"), Some((10, 0)));
+        assert_eq!(version("unstable"), None);
+        assert!(version("10.0.1") > version("7.4"));
+    }
+}
