@@ -287,7 +287,6 @@ impl<P: Protocol> Core<P> {
                     more = read.more;
                     self.handle_bytes(turn, &mut buffer[..read.count], cx)
                 }
-                Input::End(reason) => Err(reason),
             };
             if let Err(reason) = outcome {
                 turn.connection.close(reason);
@@ -307,42 +306,44 @@ impl<P: Protocol> Core<P> {
         cx: &mut Context<'_>,
     ) -> Input {
         let mut guard = connection.turn(cx);
-        let state = &mut *guard;
-        if state.closing.is_some() {
+        let locked = &mut *guard;
+        if locked.state.closing().is_some() {
             return Input::Nothing;
         }
-        connection.begin_replies(state);
+        connection.begin_replies(locked);
         if let Some(unread) = self.unread.take() {
             return Input::Kept(*unread);
         }
-        if let Some(polling) = &mut state.polling {
+        if let Some(polling) = &mut locked.polling {
             if let Some(posted) = polling.take_posted() {
                 return Input::Posted(posted);
             }
             if polling.is_over() {
                 let read = polling.take_read();
-                state.polling = None;
+                locked.polling = None;
                 self.moved_to_websocket(connection);
                 return Input::Kept(read);
             }
             return Input::Nothing;
         }
-        let Some(stream) = &mut state.stream else {
+        let Some(stream) = &mut locked.stream else {
             return Input::Nothing;
         };
         match stream.poll_read(cx, buffer) {
             Poll::Pending => Input::Nothing,
             Poll::Ready(Ok(Read { count: 0, .. })) => {
-                // Nobody is there to read a close frame, or to be waited for.
-                state.peer_is_gone();
-                Input::End(CloseReason::TransportClose)
+                connection.abort(locked, CloseReason::TransportClose);
+                Input::Nothing
             }
             Poll::Ready(Ok(read)) => {
                 let received = &connection.engine().metrics.bytes_received;
                 received.inc_by(read.count as u64);
                 Input::Read(read)
             }
-            Poll::Ready(Err(_)) => Input::End(CloseReason::TransportError),
+            Poll::Ready(Err(_)) => {
+                connection.abort(locked, CloseReason::TransportError);
+                Input::Nothing
+            }
         }
     }
 
@@ -512,7 +513,6 @@ enum Input {
     /// Bytes of the WebSocket that were received before.
     Kept(Vec<u8>),
     Read(Read),
-    End(CloseReason),
 }
 
 fn undecodable(error: PacketError) -> CloseReason {

@@ -6,6 +6,7 @@
 
 pub(crate) mod config;
 pub(crate) mod connection;
+mod connection_state;
 pub(crate) mod cors;
 pub(crate) mod driver;
 pub(crate) mod engine;
@@ -16,6 +17,7 @@ mod lane;
 mod outbox;
 mod polling;
 pub(crate) mod routes;
+mod sessions;
 pub(crate) mod stream;
 mod upgrade;
 

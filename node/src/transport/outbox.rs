@@ -40,9 +40,15 @@ impl Outbox {
         };
     }
 
-    /// Puts a frame before all others; none of them may be written in part.
+    /// Puts a frame before all others, of which none may be on the wire in part.
     pub(crate) fn push_first(&mut self, frame: Frame) {
+        self.push_partial(frame, 0);
+    }
+
+    /// The same for a frame of which the first `written` bytes are on the wire already.
+    pub(crate) fn push_partial(&mut self, frame: Frame, written: usize) {
         debug_assert_eq!(self.written, 0, "a frame that is being written stays first");
+        self.written = written;
         self.bytes += frame.cost();
         self.frames = match std::mem::take(&mut self.frames) {
             Frames::None => Frames::One(frame),

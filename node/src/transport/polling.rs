@@ -1,5 +1,16 @@
 //! What a connection keeps while its client polls: bodies that were posted and not handled yet,
-//! the poll that waits for an answer, and how far an upgrade is.
+//! the poll that waits, and how far an upgrade is.
+//!
+//! ```text
+//! GET ──▶ poll waits ──▶ frames, or a noop (6) if the client upgrades, or the close packet (1)
+//! POST ─▶ posting ─────▶ inbox ──▶ driver
+//!
+//! upgrade:  polling ──▶ probing ──▶ upgrading ──▶ attached ──▶ over (the driver drops this)
+//!                 ◀──── abandoned ────┘
+//! ```
+//!
+//! After `attached`, the outbox goes to the WebSocket, but the driver first handles the bodies that
+//! were posted before: only then does it read from the WebSocket.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +22,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::connection::{Connection, State};
+use super::{
+    connection::{Connection, Locked},
+    frame::Frame,
+};
 use crate::close::{CloseReason, Limit};
 use roomcast_protocol::engine_io::{
     open::{HandshakeError, Revision},
@@ -22,12 +36,12 @@ use roomcast_protocol::engine_io::{
 pub(crate) struct Polling {
     inbox: VecDeque<Posted>,
     inbox_bytes: usize,
-    /// A GET is in progress; its waker, once it had to wait.
+    /// A GET is in progress; inside is its waker, once it had to wait.
     poll: Option<Option<Waker>>,
     posting: bool,
     /// A WebSocket has been opened for an upgrade.
     probing: bool,
-    /// A probe was answered: polls are sent home so that the client can finish the upgrade.
+    /// The probe has succeeded: polls get a noop so that the client can finish the upgrade.
     upgrading: bool,
     /// What the WebSocket had received before the driver took it over.
     read: Vec<u8>,
@@ -42,7 +56,7 @@ pub(crate) struct Posted {
     pub(crate) body: Bytes,
 }
 
-/// The answer to a poll.
+/// The body of the response to a poll.
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
     pub(crate) content_type: &'static str,
@@ -56,6 +70,12 @@ pub(crate) enum Refused {
     Overlap,
     /// The inbox is full.
     Full,
+}
+
+impl From<HandshakeError> for Refused {
+    fn from(error: HandshakeError) -> Self {
+        Self::Handshake(error)
+    }
 }
 
 impl Polling {
@@ -114,19 +134,18 @@ impl Polling {
 }
 
 impl Connection {
-    /// Refuses requests that cannot be for this session: it is closed, or it has moved on.
-    fn check_polling(state: &State) -> Result<(), Refused> {
-        let over = state.closing.is_some() && state.polling.as_ref().is_none_or(|p| p.farewell);
-        if over {
-            return Err(Refused::Handshake(HandshakeError::SessionUnknown));
+    /// Refuses requests that cannot be for this session: it is closed, or it uses its WebSocket.
+    fn check_polling(locked: &mut Locked) -> Result<&mut Polling, HandshakeError> {
+        let is_closing = locked.state.closing().is_some();
+        match locked.polling.as_deref_mut() {
+            Some(polling) if is_closing && polling.farewell => Err(HandshakeError::SessionUnknown),
+            None if is_closing => Err(HandshakeError::SessionUnknown),
+            Some(polling) if locked.stream.is_none() => Ok(polling),
+            _ => Err(HandshakeError::BadRequest),
         }
-        if state.stream.is_some() || state.polling.is_none() {
-            return Err(Refused::Handshake(HandshakeError::BadRequest));
-        }
-        Ok(())
     }
 
-    /// Answers a GET: waits until there is something to say.
+    /// Handles a GET: waits until there is something to send.
     pub(super) async fn poll(self: &Arc<Self>) -> Result<Body, Refused> {
         self.begin_poll()?;
         Ok(Waiting {
@@ -137,11 +156,10 @@ impl Connection {
     }
 
     fn begin_poll(&self) -> Result<(), Refused> {
-        let mut state = self.lock();
-        Self::check_polling(&state)?;
-        let polling = state.polling.as_mut().expect("checked above");
+        let mut locked = self.lock();
+        let polling = Self::check_polling(&mut locked)?;
         if polling.poll.is_some() {
-            self.begin_close(&mut state, CloseReason::OverlappingRequests);
+            self.begin_close(&mut locked, CloseReason::OverlappingRequests);
             return Err(Refused::Overlap);
         }
         polling.poll = Some(None);
@@ -150,26 +168,26 @@ impl Connection {
 
     /// Notes that a POST has begun; its body is still to come.
     pub(super) fn begin_post(self: &Arc<Self>) -> Result<Posting, Refused> {
-        let mut state = self.lock();
-        Self::check_polling(&state)?;
-        if state.closing.is_some() {
+        let mut locked = self.lock();
+        let is_closing = locked.state.closing().is_some();
+        let polling = Self::check_polling(&mut locked)?;
+        if is_closing {
             return Err(Refused::Handshake(HandshakeError::SessionUnknown));
         }
-        let polling = state.polling.as_mut().expect("checked above");
         if polling.posting {
-            self.begin_close(&mut state, CloseReason::OverlappingRequests);
+            self.begin_close(&mut locked, CloseReason::OverlappingRequests);
             return Err(Refused::Overlap);
         }
         polling.posting = true;
         Ok(Posting(Arc::clone(self)))
     }
 
-    /// A WebSocket was opened for an upgrade. Answers false if it comes too late, or while another
-    /// one is tried.
+    /// A WebSocket was opened for an upgrade. Returns false if it comes too late, or while another
+    /// one is probed.
     pub(super) fn begin_probe(&self) -> bool {
-        let mut state = self.lock();
-        let unused = state.closing.is_none() && state.stream.is_none();
-        match &mut state.polling {
+        let mut locked = self.lock();
+        let unused = locked.state.closing().is_none() && locked.stream.is_none();
+        match &mut locked.polling {
             Some(polling) if unused && !polling.probing => {
                 polling.probing = true;
                 true
@@ -178,7 +196,8 @@ impl Connection {
         }
     }
 
-    /// The probe was answered: polls are sent home, so that the client can finish the upgrade.
+    /// The server has replied to the probe: a waiting poll gets a noop, so that the client can
+    /// finish the upgrade.
     pub(super) fn release_poll(&self) {
         if let Some(polling) = &mut self.lock().polling {
             polling.upgrading = true;
@@ -194,35 +213,31 @@ impl Connection {
         }
     }
 
-    fn take_body(&self, state: &mut State) -> Option<Body> {
-        let polling = state.polling.as_mut()?;
-        let packet = |text: &'static str| Some(self.body_of(text));
+    fn take_body(&self, locked: &mut Locked) -> Option<Body> {
+        let polling = locked.polling.as_mut()?;
         if polling.attached {
-            return packet("6");
+            return Some(self.body_of("6"));
         }
-        if !state.outbox.is_empty() {
-            return Some(self.fill_body(state));
+        if locked.state.has_frames() {
+            let max_bytes = self.engine().config.max_payload;
+            let frames = locked
+                .state
+                .take_frames(payload::MAX_PACKETS_PER_BODY, max_bytes);
+            return Some(self.body_with(&frames));
         }
-        match state.closing.as_deref() {
-            Some(CloseReason::TransportClose) => {
-                polling.farewell = true;
-                state.wake_driver();
-                packet("6")
-            }
-            Some(_) => {
-                polling.farewell = true;
-                state.wake_driver();
-                packet("1")
-            }
-            None if polling.upgrading => packet("6"),
-            None => None,
-        }
+        let Some(reason) = locked.state.closing() else {
+            return polling.upgrading.then(|| self.body_of("6"));
+        };
+        polling.farewell = true;
+        locked.wake_driver();
+        let is_clients = reason == CloseReason::TransportClose;
+        Some(self.body_of(if is_clients { "6" } else { "1" }))
     }
 
-    fn body_of(&self, text: &'static str) -> Body {
+    fn body_of(&self, packet: &str) -> Body {
         let bytes = match self.revision() {
-            Revision::V4 => text.into(),
-            Revision::V3 => format!("{}:{text}", text.len()).into(),
+            Revision::V4 => packet.into(),
+            Revision::V3 => format!("{}:{packet}", packet.len()).into(),
         };
         Body {
             bytes,
@@ -230,50 +245,34 @@ impl Connection {
         }
     }
 
-    /// Takes frames from the outbox: as many packets as any client takes in one body.
-    fn fill_body(&self, state: &mut State) -> Body {
-        let mut frames = Vec::new();
-        let (mut packets, mut bytes) = (0, 0);
-        while let Some(next) = state.outbox.first() {
-            packets += next.packets();
-            bytes += next.cost();
-            let full =
-                packets > payload::MAX_PACKETS_PER_BODY || bytes > self.engine().config.max_payload;
-            if full && !frames.is_empty() {
-                break;
-            }
-            frames.extend(state.outbox.pop());
+    fn body_with(&self, frames: &[Frame]) -> Body {
+        if self.revision() == Revision::V4 {
+            let mut body = payload::BodyWriter::new();
+            frames
+                .iter()
+                .for_each(|frame| frame.write_polling_v4(&mut body));
+            return Body {
+                bytes: body.finish(),
+                content_type: TEXT,
+            };
         }
-        match self.revision() {
-            Revision::V4 => {
-                let mut body = payload::BodyWriter::new();
-                frames
-                    .iter()
-                    .for_each(|frame| frame.write_polling_v4(&mut body));
-                Body {
-                    bytes: body.finish(),
-                    content_type: TEXT,
-                }
-            }
-            Revision::V3 => {
-                let binary = frames.iter().any(|frame| frame.has_binary());
-                let form = payload_v3::Form::of_answer(binary, self.takes_base64_only());
-                let mut body = payload_v3::BodyWriter::new(form);
-                frames
-                    .iter()
-                    .for_each(|frame| frame.write_polling_v3(&mut body));
-                Body {
-                    bytes: body.finish(),
-                    content_type: form.content_type(),
-                }
-            }
+        let binary = frames.iter().any(Frame::has_binary);
+        let form = payload_v3::Form::of_answer(binary, self.takes_base64_only());
+        let mut body = payload_v3::BodyWriter::new(form);
+        frames
+            .iter()
+            .for_each(|frame| frame.write_polling_v3(&mut body));
+        Body {
+            bytes: body.finish(),
+            content_type: form.content_type(),
         }
     }
 }
 
 const TEXT: &str = "text/plain; charset=UTF-8";
 
-/// A GET that waits. Dropped unanswered, the client has gone: the connection is closed.
+/// A GET that waits. If it is dropped without a response, the client has gone and the connection is
+/// closed.
 struct Waiting<'a> {
     connection: &'a Arc<Connection>,
     done: bool,
@@ -283,9 +282,9 @@ impl Future for Waiting<'_> {
     type Output = Body;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Body> {
-        let mut state = self.connection.lock();
-        let body = self.connection.take_body(&mut state);
-        let Some(polling) = &mut state.polling else {
+        let mut locked = self.connection.lock();
+        let body = self.connection.take_body(&mut locked);
+        let Some(polling) = &mut locked.polling else {
             // Only an attached WebSocket takes the polling state away, and not under a poll.
             return Poll::Ready(self.connection.body_of("6"));
         };
@@ -295,9 +294,9 @@ impl Future for Waiting<'_> {
         };
         polling.poll = None;
         if polling.attached {
-            state.wake_driver();
+            locked.wake_driver();
         }
-        drop(state);
+        drop(locked);
         self.done = true;
         Poll::Ready(body)
     }
@@ -308,12 +307,12 @@ impl Drop for Waiting<'_> {
         if self.done {
             return;
         }
-        let mut state = self.connection.lock();
-        if let Some(polling) = &mut state.polling {
+        let mut locked = self.connection.lock();
+        if let Some(polling) = &mut locked.polling {
             polling.poll = None;
         }
         self.connection
-            .begin_close(&mut state, CloseReason::TransportError);
+            .begin_close(&mut locked, CloseReason::TransportError);
     }
 }
 
@@ -323,19 +322,19 @@ pub(super) struct Posting(Arc<Connection>);
 impl Posting {
     /// Hands the body to the driver.
     pub(super) fn finish(self, form: payload_v3::Form, body: Bytes) -> Result<(), Refused> {
-        let mut state = self.0.lock();
+        let mut locked = self.0.lock();
         let limit = self.0.engine().config.limits.inbox_bytes;
-        let Some(polling) = &mut state.polling else {
+        let Some(polling) = &mut locked.polling else {
             return Err(Refused::Handshake(HandshakeError::BadRequest));
         };
         if polling.inbox_bytes + body.len() > limit {
             self.0
-                .begin_close(&mut state, CloseReason::LimitReached(Limit::Inbox));
+                .begin_close(&mut locked, CloseReason::LimitReached(Limit::Inbox));
             return Err(Refused::Full);
         }
         polling.inbox_bytes += body.len();
         polling.inbox.push_back(Posted { form, body });
-        state.wake_driver();
+        locked.wake_driver();
         Ok(())
     }
 
@@ -347,10 +346,10 @@ impl Posting {
 
 impl Drop for Posting {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        if let Some(polling) = &mut state.polling {
+        let mut locked = self.0.lock();
+        if let Some(polling) = &mut locked.polling {
             polling.posting = false;
         }
-        state.wake_driver();
+        locked.wake_driver();
     }
 }

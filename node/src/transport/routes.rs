@@ -396,11 +396,11 @@ impl Connection {
         };
         let packet = handshake.to_packet();
         if head.is_empty() {
-            return self.begin(&Frame::packet(&packet), None);
+            return self.begin(Frame::packet(&packet), None);
         }
         let head_bytes = head.len();
         websocket::append_frame(&mut head, Opcode::Text, packet.as_bytes());
-        self.begin(&Frame::raw(&head), Some(&head[..head_bytes]));
+        self.begin(Frame::raw(&head), Some(&head[..head_bytes]));
     }
 }
 

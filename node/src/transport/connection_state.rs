@@ -1,0 +1,435 @@
+//! What one connection has promised to write, and who writes it: a pure state machine.
+//!
+//! Limits and times come in; what has to be done comes out and is carried out by
+//! [`Connection`](super::connection::Connection). There is no socket, clock or waker here, so the
+//! tests drive it against a model client without a runtime.
+//!
+//! Two tasks may write to a WebSocket: the connection's driver and the task of its lane. Anyone may
+//! queue. The flags decide whose turn it is; a combination that is not in this table is a fault.
+//!
+//! ```text
+//! dirty in_turn blocked direct │ who writes what is queued
+//!   ·      ·       ·      ·    │ nothing is queued, or a poll fetches it, or the driver was woken
+//!   x      ·       ·      ·    │ the lane
+//!   ·      x       ·      x    │ nothing is queued: replies of the turn go ahead of the outbox
+//!   ·      x       ·      ·    │ the driver, when its turn ends
+//!   x      x       ·      ·    │ the lane: a broadcast leaves in the order of its recipients
+//!   ·     x/·      x      ·    │ the driver, when the system takes more
+//!   x     x/·      x      ·    │ the driver; only while closing
+//!
+//! open ── close ──▶ closing: the outbox is written (if the reason flushes it), then a close frame
+//!   └──── abort ──▶ closing and expired: nothing is written any more, the driver releases all
+//! closing ── its time is over ──▶ expired
+//! ```
+
+use std::time::Duration;
+
+use super::{config::Config, frame::Frame, outbox::Outbox, websocket};
+use crate::{
+    clock::Time,
+    close::{CloseReason, Limit},
+};
+use roomcast_protocol::engine_io::{
+    open::Revision,
+    packet::Packet,
+    session::{Received, Session, Tick, UnexpectedPacket},
+};
+
+/// Frames that together are not larger than this are copied into one buffer and written with one
+/// call, because copying a few kilobytes is cheaper than a vector of buffers.
+const COALESCE_BYTES: usize = 16 * 1024;
+
+/// How many times the limit of the outbox may be queued before a write has been tried: an
+/// application may emit a lot at once to a client that reads well.
+const BURST: usize = 16;
+
+/// How long a closed WebSocket may take to read what was still queued and to close its side.
+const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
+
+/// How long a polling client may take to fetch its last packets.
+const POLLING_LINGER: Duration = Duration::from_secs(30);
+
+/// The same while the whole server shuts down: clients that poll come back within a round trip, or
+/// never.
+const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
+
+pub(super) struct ConnectionState {
+    session: Session,
+    outbox: Outbox,
+    closing: Option<Box<CloseReason>>,
+    /// When an unused connection, or a closing one, has had its time.
+    expires: Time,
+    /// The lane's task will flush.
+    dirty: bool,
+    /// The driver is in its turn and flushes at the end of it.
+    in_turn: bool,
+    /// The system took less than was offered; the driver waits until it takes more.
+    blocked: bool,
+    /// The time of a closing connection is over, or its transport is gone.
+    expired: bool,
+    /// Replies of the turn may be written ahead of the outbox, which was empty when it began.
+    direct: bool,
+}
+
+/// How the client can be reached now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    WebSocket,
+    /// A poll waits for something to fetch.
+    WaitingPoll,
+    BetweenPolls,
+}
+
+/// What happened to a frame that was to be queued.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Push {
+    /// `flush`: the connection has to be given to its lane.
+    Queued {
+        flush: bool,
+    },
+    /// A volatile frame, which the client could not receive now.
+    Dropped,
+    Closed,
+    /// The client is too slow; the connection was closed by this.
+    Cut(Todo),
+}
+
+/// What the caller has to do after a change of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[must_use]
+pub(super) struct Todo {
+    /// Set the timer to the new [`deadline`](ConnectionState::deadline).
+    pub(super) arm: bool,
+    /// Wake the driver, and the poll that waits.
+    pub(super) wake: bool,
+}
+
+/// What the passing of time has brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Nothing,
+    /// A ping has to be pushed.
+    Ping,
+    /// The connection began to close, or its time to close is over.
+    Closed(Todo),
+}
+
+impl ConnectionState {
+    pub(super) fn new(revision: Revision, config: &Config, now: Time) -> Self {
+        Self {
+            session: Session::new(revision, config.heartbeat, now),
+            outbox: Outbox::default(),
+            closing: None,
+            expires: now.after(config.connect_timeout),
+            dirty: false,
+            in_turn: false,
+            blocked: false,
+            expired: false,
+            direct: false,
+        }
+    }
+
+    pub(super) fn closing(&self) -> Option<CloseReason> {
+        self.closing.as_deref().copied()
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        self.expired
+    }
+
+    /// Whether there is nothing to wait for: the time is over, or nobody is at the other end.
+    pub(super) fn is_over(&self) -> bool {
+        self.expired || self.closing().is_some_and(CloseReason::transport_is_gone)
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    pub(super) fn may_reply_directly(&self) -> bool {
+        self.direct
+    }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.outbox.bytes()
+    }
+
+    /// When [`tick`](Self::tick) has to be called next.
+    pub(super) fn deadline(&self) -> Time {
+        match &self.closing {
+            Some(_) => self.expires,
+            None => self.expires.min(self.session.deadline()),
+        }
+    }
+
+    /// The connection is in use: the connect timeout does not apply any more.
+    pub(super) fn claim(&mut self) {
+        if self.closing.is_none() {
+            self.expires = Time::from_millis(u64::MAX);
+        }
+    }
+
+    /// Queues the packet that opens the session, for the driver's first turn. A connection that is
+    /// closed already needs no opening, but the head of its WebSocket comes before the close frame.
+    pub(super) fn begin(&mut self, opening: Frame, head: Option<&[u8]>) {
+        if self.closing.is_none() {
+            self.outbox.push(opening);
+        } else if let Some(head) = head {
+            self.outbox.push_first(Frame::raw(head));
+        }
+    }
+
+    /// Queues a frame. `by_lane`: the lane flushes it, even if the driver is in its turn.
+    pub(super) fn push(
+        &mut self,
+        frame: &Frame,
+        volatile: bool,
+        by_lane: bool,
+        reach: Reach,
+        config: &Config,
+        now: impl FnOnce() -> Time,
+    ) -> Push {
+        if self.closing.is_some() {
+            return Push::Closed;
+        }
+        let can_flush = self.can_flush(reach);
+        if volatile && !can_flush {
+            return Push::Dropped;
+        }
+        let (queued, limit) = (self.outbox.bytes(), config.limits.outbox_bytes);
+        let over = queued > 0 && queued + frame.cost() > limit;
+        // Only a write that was tried shows that the client does not read.
+        let is_slow = !can_flush || queued > BURST * limit;
+        if over && is_slow {
+            return Push::Cut(self.close(CloseReason::LimitReached(Limit::Outbox), reach, now()));
+        }
+        self.outbox.push(frame.clone());
+        self.direct = false;
+        let flush = (by_lane || !self.in_turn) && !self.dirty && can_flush;
+        self.dirty |= flush;
+        Push::Queued { flush }
+    }
+
+    /// Whether flushing now could have an effect, and a volatile packet a chance.
+    fn can_flush(&self, reach: Reach) -> bool {
+        match reach {
+            Reach::WebSocket => !self.blocked,
+            Reach::WaitingPoll => true,
+            Reach::BetweenPolls => false,
+        }
+    }
+
+    /// Begins to close the connection. The first reason counts.
+    pub(super) fn close(&mut self, reason: CloseReason, reach: Reach, now: Time) -> Todo {
+        if self.closing.is_some() {
+            // A client that takes its time to fetch its last packets does not delay a shutdown.
+            let soon = now.after(SHUTDOWN_LINGER);
+            let arm = reason == CloseReason::ServerShutdown && soon < self.expires;
+            if arm {
+                self.expires = soon;
+            }
+            return Todo { arm, wake: false };
+        }
+        self.closing = Some(Box::new(reason));
+        self.direct = false;
+        self.expires = now.after(match reason {
+            CloseReason::ServerShutdown => SHUTDOWN_LINGER,
+            // A client that has been silent for that long fetches nothing any more.
+            CloseReason::PingTimeout => Duration::ZERO,
+            _ if reach == Reach::WebSocket => WEBSOCKET_LINGER,
+            _ => POLLING_LINGER,
+        });
+        // A frame of which a part is on the wire cannot be followed by a close frame, unless the
+        // rest of it follows too.
+        let cut = self.outbox.written() > 0 && !reason.flushes();
+        if !reason.flushes() {
+            self.outbox.clear();
+        }
+        if reach == Reach::WebSocket && !cut && !self.expired && !reason.transport_is_gone() {
+            self.outbox.push(close_frame(reason));
+        }
+        Todo {
+            arm: true,
+            wake: true,
+        }
+    }
+
+    /// Closes a connection whose transport is gone: nobody is there to read a close frame, or to be
+    /// waited for.
+    pub(super) fn abort(&mut self, reason: CloseReason, now: Time) -> Todo {
+        self.outbox.clear();
+        self.expired = true;
+        let todo = self.close(reason, Reach::BetweenPolls, now);
+        Todo { wake: true, ..todo }
+    }
+
+    /// The client's WebSocket takes over from polling. What is still queued reaches the client on
+    /// it, before the close frame if the connection is closing.
+    pub(super) fn attach(&mut self) {
+        if let Some(reason) = self.closing() {
+            self.outbox.push(close_frame(reason));
+        }
+    }
+
+    /// Has the session look at a packet. The timer usually stands earlier than the next deadline;
+    /// it has to be set only if the packet brings the deadline forward.
+    pub(super) fn receive<'p>(
+        &mut self,
+        packet: Packet<'p>,
+        config: &Config,
+        now: Time,
+    ) -> (Result<Received<'p>, UnexpectedPacket>, Todo) {
+        let before = self.session.deadline();
+        let received = self.session.receive(packet, config.heartbeat, now);
+        let arm = self.session.deadline() < before;
+        (received, Todo { arm, wake: false })
+    }
+
+    /// Looks at the heartbeat and at the time that is left. The timer has to be set afterwards,
+    /// unless the connection has expired.
+    pub(super) fn tick(&mut self, reach: Reach, config: &Config, now: Time) -> Due {
+        if self.closing.is_some() {
+            if now < self.expires {
+                return Due::Nothing;
+            }
+            self.expired = true;
+            return Due::Closed(Todo {
+                arm: false,
+                wake: true,
+            });
+        }
+        if now >= self.expires {
+            return Due::Closed(self.close(CloseReason::ConnectTimeout, reach, now));
+        }
+        match self.session.tick(config.heartbeat, now) {
+            Tick::Nothing => Due::Nothing,
+            Tick::SendPing => Due::Ping,
+            Tick::TimedOut => Due::Closed(self.close(CloseReason::PingTimeout, reach, now)),
+        }
+    }
+
+    /// The lane is about to flush. Returns whether it may write; if not, somebody else does.
+    pub(super) fn begin_flush(&mut self) -> bool {
+        self.dirty = false;
+        !self.in_turn && !self.blocked
+    }
+
+    /// The driver's turn begins or goes on: until its end, nobody else writes.
+    pub(super) fn begin_turn(&mut self) {
+        self.in_turn = true;
+    }
+
+    /// The turn begins to handle what was read.
+    pub(super) fn begin_replies(&mut self, reach: Reach) {
+        self.direct = reach == Reach::WebSocket
+            && self.in_turn
+            && self.outbox.is_empty()
+            && !self.blocked
+            && self.closing.is_none();
+    }
+
+    /// The turn ends. What fits is added to its replies, to leave in the same write. Replies come
+    /// first, because they are only written directly while the outbox was empty.
+    pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, revision: Revision) {
+        self.in_turn = false;
+        self.direct = false;
+        let queued = self.outbox.bytes();
+        if !replies.is_empty() && queued > 0 && replies.len() + queued <= COALESCE_BYTES {
+            for frame in self.outbox.iter() {
+                replies.extend_from_slice(frame.websocket(revision));
+            }
+            self.outbox.clear();
+        }
+    }
+
+    /// `count` bytes of the replies were written. The rest is the first that leaves next. A write
+    /// that failed counts as none: the next one fails again.
+    pub(super) fn replied(&mut self, replies: &[u8], count: usize) {
+        if count < replies.len() {
+            self.outbox.push_partial(Frame::raw(replies), count);
+        }
+    }
+
+    /// Whether the driver writes at the end of its turn. A broadcast that came meanwhile is
+    /// written by the lane, in the order of its recipients.
+    pub(super) fn driver_writes(&self) -> bool {
+        !self.dirty || self.blocked || self.closing.is_some()
+    }
+
+    /// What to write next to the WebSocket; none when all is written.
+    pub(super) fn next_write<'a>(
+        &'a mut self,
+        revision: Revision,
+        scratch: &'a mut Vec<u8>,
+    ) -> Option<&'a [u8]> {
+        let mut frames = self.outbox.iter();
+        let Some(first) = frames.next() else {
+            self.blocked = false;
+            return None;
+        };
+        let first = &first.websocket(revision)[self.outbox.written()..];
+        let gathers = frames
+            .next()
+            .is_some_and(|second| first.len() + second.websocket(revision).len() <= COALESCE_BYTES);
+        if !gathers {
+            return Some(first);
+        }
+        scratch.clear();
+        let mut skip = self.outbox.written();
+        for frame in self.outbox.iter() {
+            let bytes = &frame.websocket(revision)[skip..];
+            skip = 0;
+            if scratch.len() + bytes.len() > COALESCE_BYTES {
+                break;
+            }
+            scratch.extend_from_slice(bytes);
+        }
+        Some(scratch)
+    }
+
+    /// `count` bytes of what was to be written are on the wire.
+    pub(super) fn wrote(&mut self, count: usize, revision: Revision) {
+        self.outbox
+            .advance(count, |frame| frame.websocket(revision).len());
+    }
+
+    /// The system takes no more now.
+    pub(super) fn block(&mut self) {
+        self.blocked = true;
+    }
+
+    /// Whether a poll has something to fetch.
+    pub(super) fn has_frames(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Takes frames for the answer to a poll: at least one, if there is one, and as many as stay
+    /// within both bounds.
+    pub(super) fn take_frames(&mut self, max_packets: usize, max_bytes: usize) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        let (mut packets, mut bytes) = (0, 0);
+        while let Some(next) = self.outbox.first() {
+            packets += next.packets();
+            bytes += next.cost();
+            if (packets > max_packets || bytes > max_bytes) && !frames.is_empty() {
+                break;
+            }
+            frames.extend(self.outbox.pop());
+        }
+        frames
+    }
+
+    /// The connection is over; nothing is written any more.
+    pub(super) fn release(&mut self) {
+        self.outbox.clear();
+    }
+}
+
+fn close_frame(reason: CloseReason) -> Frame {
+    let mut close = Vec::new();
+    websocket::append_close(&mut close, reason.websocket_code());
+    Frame::raw(&close)
+}
+
+#[cfg(test)]
+mod tests;
