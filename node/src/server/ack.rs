@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{
     error::EmitError,
-    socket::{Occupant, Socket},
+    socket::{LocalSocket, Socket},
 };
 
 /// The acknowledgement that a client waits for.
@@ -120,7 +120,7 @@ pub(crate) struct Gathering {
 
 #[derive(Default)]
 struct Gathered {
-    expected: HashMap<SocketId, Occupant>,
+    expected: HashMap<SocketId, LocalSocket>,
     answers: Vec<(SocketId, Args)>,
     gone: Vec<SocketId>,
     /// All recipients are known.
@@ -174,7 +174,7 @@ impl Acks {
         match pending.get(&id) {
             Some(Pending::One { socket, .. }) if socket == from.id() => {
                 if let Some(Pending::One { answer, .. }) = pending.remove(&id) {
-                    from.occupant().settle();
+                    from.local_socket().end_ack();
                     // Nobody waits any more if the receiver is gone.
                     let _ = answer.send(args);
                 }
@@ -189,8 +189,12 @@ impl Acks {
         }
     }
 
-    /// A socket has disconnected: it answers no more.
+    /// Ends the wait for a socket that has disconnected. Most sockets owe nothing when they leave,
+    /// and must not pay for the acknowledgements that others owe.
     pub(crate) fn disconnected(&self, socket: &Socket) {
+        if !socket.local_socket().owes_acks() {
+            return;
+        }
         self.pending.lock().retain(|_, pending| match pending {
             Pending::One { socket: asked, .. } => asked != socket.id(),
             Pending::Many(gathering) => {
@@ -216,9 +220,9 @@ impl Drop for Awaited<'_> {
 
 impl Gathering {
     /// Another recipient. Called while the broadcast is being queued to it.
-    pub(crate) fn expect(&self, socket: &Occupant) {
+    pub(crate) fn expect(&self, socket: &LocalSocket) {
         let id = socket.id().clone();
-        if socket.owe() {
+        if socket.begin_ack() {
             self.state.lock().expected.insert(id, socket.clone());
         } else {
             // It owes too many answers already; it gets the event, but is not waited for.
@@ -260,7 +264,7 @@ impl Gathering {
         if state.expected.remove(from.id()).is_none() {
             return;
         }
-        from.occupant().settle();
+        from.local_socket().end_ack();
         let telling = self.progress.as_ref().filter(|_| state.told);
         let news = telling.map(|progress| (progress, args.clone()));
         state.answers.push((from.id().clone(), args));
@@ -296,18 +300,18 @@ impl Gathering {
     pub(crate) fn finish(&self) -> (Vec<(SocketId, Args)>, Vec<SocketId>) {
         let mut state = self.state.lock();
         let mut missing = std::mem::take(&mut state.gone);
-        missing.extend(state.forgive());
+        missing.extend(state.drop_pending());
         (std::mem::take(&mut state.answers), missing)
     }
 }
 
 impl Gathered {
     /// Whoever has not answered owes nothing any more.
-    fn forgive(&mut self) -> impl Iterator<Item = SocketId> {
+    fn drop_pending(&mut self) -> impl Iterator<Item = SocketId> {
         std::mem::take(&mut self.expected)
             .into_iter()
             .map(|(id, socket)| {
-                socket.settle();
+                socket.end_ack();
                 id
             })
     }
@@ -316,6 +320,6 @@ impl Gathered {
 impl Drop for Gathered {
     /// The one who asked may stop waiting at any time.
     fn drop(&mut self) {
-        self.forgive().for_each(drop);
+        self.drop_pending().for_each(drop);
     }
 }

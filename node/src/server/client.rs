@@ -1,7 +1,19 @@
-//! One connection as Socket.IO sees it: its namespaces, its decoder and its running handlers.
+//! One connection as Socket.IO sees it: its decoder, its namespaces and its handlers at work.
 //!
-//! Used by the connection's driver alone, so it needs no lock. Handlers are polled at once in the
-//! turn in which their event was read; those that have to wait stay here.
+//! Used by the connection's driver alone, so it needs no lock.
+//!
+//! ```text
+//!           CONNECT                      accepted
+//! unknown ──────────► connecting ─────────────────────────► socket ──┬─ DISCONNECT of the client
+//!    ▲                    │      (at once without authorizer)   │    ├─ disconnect() of the server
+//!    │    CONNECT_ERROR   │                                     │    ├─ panic of a handler
+//!    ├────────────────────┘                                     │    └─ end of the connection
+//!    └──────────────────────────────────────────────────────────┘ `leave`: on_disconnect, rooms left
+//! ```
+//!
+//! Each namespace of the client goes through these states on its own. A handler is polled in the
+//! turn in which its packet was read. If it has to wait, it becomes a [`Task`] of [`InFlight`]. After
+//! the end of the connection, the client lives on until its last task is done.
 
 use std::{
     future::Future,
@@ -11,14 +23,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use roomcast_adapter::SocketId;
 use roomcast_protocol::args::Args;
 use smallvec::SmallVec;
 
 use super::{
     error::Refused,
-    handler::{Admission, BoxFuture, Event, HandlerError, Reply},
+    handler::{BoxFuture, Event, HandlerError, Reply},
+    in_flight::{Done, InFlight, Task},
     packets,
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
@@ -28,7 +40,7 @@ use crate::{
     close::{CloseReason, Limit},
     transport::{
         connection::Connection,
-        driver::{Protocol, Turn},
+        driver::{Turn, Protocol},
         handshake::{Handshake, Request},
     },
 };
@@ -51,70 +63,8 @@ pub(crate) struct Client {
     dialect: Dialect,
     decoder: Decoder,
     sockets: SmallVec<[Socket; 1]>,
-    /// Made while something waits, and dropped with the last of it.
-    busy: Option<Box<Busy>>,
-}
-
-#[derive(Default)]
-struct Busy {
-    running: FuturesUnordered<Running>,
-    /// Namespaces that the client may not connect to again: it is about to, or the server has
-    /// disconnected it and packets may still be under way.
-    connecting: Vec<Arc<str>>,
-    left: Vec<Arc<str>>,
-}
-
-/// A handler at work.
-struct Running {
-    what: Option<What>,
-    future: Work,
-}
-
-enum What {
-    Event {
-        socket: Socket,
-        id: Option<u64>,
-    },
-    Other {
-        socket: Socket,
-    },
-    Admission {
-        space: Arc<Space>,
-        handshake: Handshake,
-    },
-}
-
-enum Work {
-    Event(BoxFuture<Result<Reply, HandlerError>>),
-    Other(BoxFuture<()>),
-    Admission(BoxFuture<Admission>),
-}
-
-enum Outcome {
-    Event(Result<Reply, HandlerError>),
-    Other,
-    Admission(Admission),
-    Panicked,
-}
-
-impl Future for Running {
-    type Output = (What, Outcome);
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let work = &mut self.future;
-        let polled = catch_unwind(AssertUnwindSafe(|| match work {
-            Work::Event(future) => future.as_mut().poll(cx).map(Outcome::Event),
-            Work::Other(future) => future.as_mut().poll(cx).map(|()| Outcome::Other),
-            Work::Admission(future) => future.as_mut().poll(cx).map(Outcome::Admission),
-        }));
-        let outcome = match polled {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(outcome)) => outcome,
-            Err(_) => Outcome::Panicked,
-        };
-        let what = self.what.take().expect("not polled after it was ready");
-        Poll::Ready((what, outcome))
-    }
+    /// Exists while something waits.
+    in_flight: Option<Box<InFlight>>,
 }
 
 impl Client {
@@ -126,7 +76,7 @@ impl Client {
             dialect,
             decoder: Decoder::default(),
             sockets: SmallVec::new(),
-            busy: None,
+            in_flight: None,
         }
     }
 
@@ -154,16 +104,9 @@ impl Client {
             return self.connect(turn, cx, packet);
         }
         let Some(socket) = self.socket(&packet.nsp) else {
-            // The server has disconnected it; the client may not know yet.
-            let is_leaving = self
-                .sockets
-                .iter()
-                .any(|socket| socket.namespace_name() == packet.nsp);
-            let has_left = self
-                .busy
-                .as_ref()
-                .is_some_and(|busy| busy.has_left(&packet.nsp));
-            if is_leaving || has_left {
+            // The server has disconnected it. The client may not know yet.
+            let has_left = |in_flight: &Box<InFlight>| in_flight.has_left(&packet.nsp);
+            if self.is_known(&packet.nsp) || self.in_flight.as_ref().is_some_and(has_left) {
                 return Ok(());
             }
             return Err(refused("unknown_namespace"));
@@ -195,6 +138,11 @@ impl Client {
         self.sockets.iter().find(known).cloned()
     }
 
+    /// Whether there is a socket of the namespace, which may be about to leave.
+    fn is_known(&self, nsp: &str) -> bool {
+        self.sockets.iter().any(|s| s.namespace_name() == nsp)
+    }
+
     fn connect(
         &mut self,
         turn: &mut Turn<'_>,
@@ -208,35 +156,21 @@ impl Client {
                 (!packet.data.is_empty()).then(|| packet.data.to_string()),
             ),
         };
-        let connecting = self
-            .busy
-            .as_ref()
-            .is_some_and(|busy| busy.is_connecting(nsp));
-        if connecting
-            || self
-                .sockets
-                .iter()
-                .any(|socket| socket.namespace_name() == nsp)
-        {
+        let in_flight = self.in_flight.as_ref();
+        if self.is_known(nsp) || in_flight.is_some_and(|i| i.is_connecting(nsp)) {
             return Err(refused("already_connected"));
         }
         let metrics = &self.server.engine.metrics;
-        let in_use = self.sockets.len() + self.busy.as_ref().map_or(0, |b| b.connecting.len());
+        let in_use = self.sockets.len() + in_flight.map_or(0, |i| i.connecting());
         if in_use >= self.server.engine.config.limits.namespaces_per_connection {
             metrics.limit_reached(Limit::Namespaces);
-            metrics
-                .connect_refused
-                .with_label_values(&["namespaces"])
-                .inc();
+            self.count_refused("namespaces");
             let refused = Refused::new("too many namespaces on one connection");
             packets::connect_error(turn, self.dialect, nsp, &refused);
             return Ok(());
         }
         let Some(space) = self.server.enter(nsp) else {
-            metrics
-                .connect_refused
-                .with_label_values(&["unknown"])
-                .inc();
+            self.count_refused("unknown");
             packets::unknown_namespace(turn, self.dialect, nsp);
             return Ok(());
         };
@@ -245,20 +179,16 @@ impl Client {
             self.admit(turn, cx, &space, handshake, None);
             return Ok(());
         };
-        let started = catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone())));
-        let Ok(future) = started else {
-            self.finish(
-                turn,
-                cx,
-                What::Admission { space, handshake },
-                Outcome::Panicked,
-            );
-            return Ok(());
-        };
-        let name = Arc::clone(&space.name);
-        let what = What::Admission { space, handshake };
-        if self.start(turn, cx, what, Work::Admission(future)) {
-            self.busy().connecting.push(name);
+        match catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone()))) {
+            Ok(future) => {
+                let task = Task::Admission {
+                    space,
+                    handshake,
+                    future,
+                };
+                self.start(turn, cx, task);
+            }
+            Err(_) => self.finish(turn, cx, Done::AdmissionPanicked(space)),
         }
         Ok(())
     }
@@ -280,8 +210,8 @@ impl Client {
             (Revision::V3, nsp) => SocketId::new(&format!("{nsp}#{}", connection.id().as_str())),
         };
         connection.claim();
-        if let Some(busy) = &mut self.busy {
-            busy.left.retain(|left| *left != space.name);
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.forget_left(&space.name);
         }
         packets::connect_reply(turn, self.dialect, &space.name, id.as_str());
         let socket = Socket::new(
@@ -342,8 +272,8 @@ impl Client {
         }));
         match first {
             Ok(Ok(result)) => self.answer(turn, &socket, id, result),
-            Ok(Err(future)) => self.wait(What::Event { socket, id }, Work::Event(future)),
-            Err(_) => self.finish(turn, cx, What::Event { socket, id }, Outcome::Panicked),
+            Ok(Err(future)) => self.in_flight().push(Task::Event { socket, id, future }),
+            Err(_) => self.finish(turn, cx, Done::HandlerPanicked(socket)),
         }
     }
 
@@ -355,68 +285,47 @@ impl Client {
         socket: &Socket,
         start: impl FnOnce() -> BoxFuture<()>,
     ) {
-        let what = What::Other {
-            socket: socket.clone(),
-        };
+        let socket = socket.clone();
         match catch_unwind(AssertUnwindSafe(start)) {
-            Ok(future) => {
-                self.start(turn, cx, what, Work::Other(future));
-            }
-            Err(_) => self.finish(turn, cx, what, Outcome::Panicked),
+            Ok(future) => self.start(turn, cx, Task::Hook { socket, future }),
+            Err(_) => self.finish(turn, cx, Done::HandlerPanicked(socket)),
         }
     }
 
-    /// Polls a handler for the first time; answers true if it has to wait.
-    fn start(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        what: What,
-        future: Work,
-    ) -> bool {
-        let mut running = Running {
-            what: Some(what),
-            future,
-        };
-        match Pin::new(&mut running).poll(cx) {
-            Poll::Ready((what, outcome)) => {
-                self.finish(turn, cx, what, outcome);
-                false
-            }
-            Poll::Pending => {
-                self.busy().running.push(running);
-                true
-            }
+    /// Polls a task for the first time, and keeps it if it has to wait.
+    fn start(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, mut task: Task) {
+        match Pin::new(&mut task).poll(cx) {
+            Poll::Ready(done) => self.finish(turn, cx, done),
+            Poll::Pending => self.in_flight().push(task),
         }
     }
 
-    /// Keeps a handler that has been polled and waits.
-    fn wait(&mut self, what: What, future: Work) {
-        let what = Some(what);
-        self.busy().running.push(Running { what, future });
-    }
-
-    fn finish(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, what: What, outcome: Outcome) {
-        match (what, outcome) {
-            (What::Event { socket, id }, Outcome::Event(result)) => {
-                self.answer(turn, &socket, id, result);
-            }
-            (What::Admission { space, handshake }, Outcome::Admission(Ok(data))) => {
-                self.connected(&space);
+    fn finish(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, done: Done) {
+        match done {
+            Done::Event { socket, id, result } => self.answer(turn, &socket, id, result),
+            Done::Hook => {}
+            Done::Admission {
+                space,
+                handshake,
+                admission: Ok(data),
+            } => {
+                self.decided(&space);
                 if turn.connection.is_closed() {
                     space.leave();
                 } else {
                     self.admit(turn, cx, &space, handshake, data);
                 }
             }
-            (What::Admission { space, .. }, Outcome::Admission(Err(refused))) => {
-                self.refuse(turn, &space, &refused, "unauthorized");
-            }
-            (What::Admission { space, .. }, _) => {
+            Done::Admission {
+                space,
+                admission: Err(refused),
+                ..
+            } => self.refuse(turn, &space, &refused, "unauthorized"),
+            Done::AdmissionPanicked(space) => {
                 self.server.engine.metrics.handler_panics.inc();
                 self.refuse(turn, &space, &Refused::new("internal error"), "panic");
             }
-            (What::Event { socket, .. } | What::Other { socket }, Outcome::Panicked) => {
+            Done::HandlerPanicked(socket) => {
                 self.server.engine.metrics.handler_panics.inc();
                 tracing::error!(
                     namespace = socket.namespace_name(),
@@ -424,12 +333,9 @@ impl Client {
                     "a handler panicked; its socket is disconnected",
                 );
                 if socket.is_connected() {
-                    turn.send(&socket.disconnect_packet());
-                    self.remember_left(&socket);
-                    self.leave(turn, cx, &socket, DisconnectReason::HandlerPanic);
+                    self.dismiss(turn, cx, &socket, DisconnectReason::HandlerPanic);
                 }
             }
-            (What::Other { .. } | What::Event { .. }, _) => {}
         }
     }
 
@@ -440,21 +346,21 @@ impl Client {
         refused: &Refused,
         label: &'static str,
     ) {
-        self.connected(space);
-        self.server
-            .engine
-            .metrics
-            .connect_refused
-            .with_label_values(&[label])
-            .inc();
+        self.decided(space);
+        self.count_refused(label);
         packets::connect_error(turn, self.dialect, &space.name, refused);
         space.leave();
     }
 
-    /// The decision about a connect has been taken.
-    fn connected(&mut self, space: &Space) {
-        if let Some(busy) = &mut self.busy {
-            busy.connecting.retain(|name| *name != space.name);
+    fn count_refused(&self, label: &'static str) {
+        let refused = &self.server.engine.metrics.connect_refused;
+        refused.with_label_values(&[label]).inc();
+    }
+
+    /// The decision about a connect has been made.
+    fn decided(&mut self, space: &Space) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.decided(&space.name);
         }
     }
 
@@ -486,8 +392,23 @@ impl Client {
         }
     }
 
-    /// The socket leaves its namespace: its handler of the disconnect runs, then its rooms are
-    /// left.
+    /// The server disconnects a socket. Packets for its namespace may still be under way; they do
+    /// not close the connection.
+    fn dismiss(
+        &mut self,
+        turn: &mut Turn<'_>,
+        cx: &mut Context<'_>,
+        socket: &Socket,
+        reason: DisconnectReason,
+    ) {
+        turn.send(&socket.disconnect_packet());
+        let limit = self.server.engine.config.limits.namespaces_per_connection;
+        let name = &socket.space().name;
+        self.in_flight().remember_left(name, limit);
+        self.leave(turn, cx, socket, reason);
+    }
+
+    /// The socket leaves its namespace: its disconnect handler starts, then it leaves its rooms.
     fn leave(
         &mut self,
         turn: &mut Turn<'_>,
@@ -508,7 +429,7 @@ impl Client {
         socket.remove();
     }
 
-    /// Carries out what the server has decided about sockets of this connection.
+    /// Disconnects the sockets for which the application has called `disconnect`.
     fn carry_out(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
         while let Some((socket, verdict)) = self
             .sockets
@@ -517,9 +438,7 @@ impl Client {
         {
             match verdict {
                 Verdict::Leave => {
-                    turn.send(&socket.disconnect_packet());
-                    self.remember_left(&socket);
-                    self.leave(turn, cx, &socket, DisconnectReason::ServerDisconnect);
+                    self.dismiss(turn, cx, &socket, DisconnectReason::ServerDisconnect);
                 }
                 Verdict::Close => {
                     for socket in self.sockets.clone() {
@@ -532,43 +451,19 @@ impl Client {
         }
     }
 
-    /// Packets for the namespace may still be under way; they don't close the connection.
-    fn remember_left(&mut self, socket: &Socket) {
-        let limit = self.server.engine.config.limits.namespaces_per_connection;
-        let left = &mut self.busy().left;
-        if left.len() >= limit {
-            left.remove(0);
-        }
-        left.push(Arc::clone(&socket.space().name));
+    fn in_flight(&mut self) -> &mut InFlight {
+        self.in_flight.get_or_insert_default()
     }
 
-    fn busy(&mut self) -> &mut Busy {
-        self.busy.get_or_insert_default()
-    }
-
-    /// Goes on with handlers that wait.
+    /// Polls the tasks that can make progress.
     fn advance(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
-        while let Some(busy) = &mut self.busy {
-            match busy.running.poll_next_unpin(cx) {
-                Poll::Ready(Some((what, outcome))) => self.finish(turn, cx, what, outcome),
-                Poll::Ready(None) if busy.is_idle() => self.busy = None,
+        while let Some(in_flight) = &mut self.in_flight {
+            match in_flight.poll_next(cx) {
+                Poll::Ready(Some(done)) => self.finish(turn, cx, done),
+                Poll::Ready(None) if in_flight.is_idle() => self.in_flight = None,
                 Poll::Ready(None) | Poll::Pending => return,
             }
         }
-    }
-}
-
-impl Busy {
-    fn is_connecting(&self, nsp: &str) -> bool {
-        self.connecting.iter().any(|name| **name == *nsp)
-    }
-
-    fn has_left(&self, nsp: &str) -> bool {
-        self.left.iter().any(|name| **name == *nsp)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.connecting.is_empty() && self.left.is_empty()
     }
 }
 
@@ -629,23 +524,21 @@ impl Protocol for Client {
 
     fn is_ready(&self) -> bool {
         let limit = self.server.engine.config.limits.events_in_flight;
-        self.busy
-            .as_ref()
-            .is_none_or(|busy| busy.running.len() < limit)
+        self.in_flight.as_ref().is_none_or(|i| i.len() < limit)
     }
 
     fn close(&mut self, turn: &mut Turn<'_>, reason: CloseReason, cx: &mut Context<'_>) {
         for socket in self.sockets.clone() {
             self.leave(turn, cx, &socket, DisconnectReason::Connection(reason));
         }
-        if let Some(busy) = &mut self.busy {
-            busy.left.clear();
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.forget_all_left();
         }
     }
 
     fn poll_done(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> Poll<()> {
         self.advance(turn, cx);
-        if self.busy.is_none() {
+        if self.in_flight.is_none() {
             Poll::Ready(())
         } else {
             Poll::Pending

@@ -15,7 +15,7 @@ use roomcast_protocol::{
 use super::{
     broadcast::Delivery,
     error::EmitError,
-    socket::{Occupant, Socket},
+    socket::{LocalSocket, Socket},
     space::Space,
 };
 use crate::{clock::Stopwatch, transport::frame::Frame};
@@ -183,7 +183,7 @@ impl Space {
     }
 
     /// Queues a packet to the sockets of this node, timed and counted.
-    fn fan_out(&self, target: &Target, frame: &Frame, each: impl FnMut(&Occupant)) -> usize {
+    fn fan_out(&self, target: &Target, frame: &Frame, each: impl FnMut(&LocalSocket)) -> usize {
         let stopwatch = Stopwatch::start();
         let recipients = self.adapter.fan_out(target, frame, each);
         let metrics = &self.engine.metrics;

@@ -9,6 +9,7 @@ mod data;
 mod error;
 mod gaps;
 mod handler;
+mod in_flight;
 mod namespace;
 mod packets;
 mod remote_socket;

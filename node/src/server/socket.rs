@@ -6,7 +6,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicU8, AtomicU32, Ordering, fence},
     },
     time::Duration,
 };
@@ -41,11 +41,11 @@ use crate::{
 
 /// A client in a namespace. Cheap to clone; a clone that outlives the connection does no harm.
 #[derive(Clone)]
-pub struct Socket(Occupant);
+pub struct Socket(LocalSocket);
 
 /// The socket as the room index holds it.
 #[derive(Clone)]
-pub(crate) struct Occupant(Arc<Inner>);
+pub(crate) struct LocalSocket(Arc<Inner>);
 
 pub(crate) struct Inner {
     id: SocketId,
@@ -54,7 +54,7 @@ pub(crate) struct Inner {
     handshake: Handshake,
     data: Mutex<Option<Arc<dyn Data>>>,
     /// Acknowledgements that the client has not given yet.
-    owed: AtomicU32,
+    pending_acks: AtomicU32,
     state: AtomicU8,
 }
 
@@ -104,13 +104,13 @@ impl Socket {
         handshake: Handshake,
         data: Option<Arc<dyn Data>>,
     ) -> Self {
-        Self(Occupant(Arc::new(Inner {
+        Self(LocalSocket(Arc::new(Inner {
             id,
             space,
             connection,
             handshake,
             data: Mutex::new(data),
-            owed: AtomicU32::new(0),
+            pending_acks: AtomicU32::new(0),
             state: AtomicU8::new(CONNECTED),
         })))
     }
@@ -324,16 +324,16 @@ impl Socket {
         // Nothing is encoded or registered for a name that cannot be emitted.
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
-        if !self.0.owe() {
+        if !self.0.begin_ack() {
             let limit = self.0.space.engine.config.limits.pending_acks;
             return Err(AckError::TooManyPending { limit });
         }
         let (awaited, answer) = self.0.space.acks.one(self);
-        let owed = Owed {
+        let pending = PendingAck {
             socket: self,
             awaited,
         };
-        let frame = self.event(event, Some(owed.awaited.id), args)?;
+        let frame = self.event(event, Some(pending.awaited.id), args)?;
         self.send(&frame, flags.volatile)?;
         self.0.space.engine.metrics.events_sent.inc();
         let answer = match flags.timeout {
@@ -395,7 +395,7 @@ impl Socket {
         self.0.space.sockets.inc();
     }
 
-    pub(super) fn occupant(&self) -> &Occupant {
+    pub(super) fn local_socket(&self) -> &LocalSocket {
         &self.0
     }
 
@@ -414,17 +414,17 @@ impl Socket {
     }
 }
 
-/// A debt that is settled when nobody waits for it any more: by the answer, or here, whichever
-/// takes it out of the table.
-struct Owed<'a> {
+/// An acknowledgement that counts against the client until the answer takes it out of the table or
+/// this is dropped, whichever comes first.
+struct PendingAck<'a> {
     socket: &'a Socket,
     awaited: Awaited<'a>,
 }
 
-impl Drop for Owed<'_> {
+impl Drop for PendingAck<'_> {
     fn drop(&mut self) {
         if self.awaited.withdraw() {
-            self.socket.0.settle();
+            self.socket.0.end_ack();
         }
     }
 }
@@ -448,25 +448,34 @@ impl Inner {
         self.state.load(Ordering::Relaxed) == CONNECTED
     }
 
-    /// One more acknowledgement is owed; false if that would be too many.
-    pub(super) fn owe(&self) -> bool {
+    /// Counts one more acknowledgement that the client owes. Returns `false` at the limit.
+    pub(super) fn begin_ack(&self) -> bool {
         let engine = &self.space.engine;
         let limit = u32::try_from(engine.config.limits.pending_acks).unwrap_or(u32::MAX);
-        if self.owed.fetch_add(1, Ordering::Relaxed) < limit {
+        if self.pending_acks.fetch_add(1, Ordering::Relaxed) < limit {
+            // Pairs with the fence in `owes_acks`: a socket that leaves now sees this count, or the
+            // event is refused because the socket has left.
+            fence(Ordering::SeqCst);
             return true;
         }
-        self.settle();
+        self.end_ack();
         engine.metrics.limit_reached(Limit::PendingAcks);
         false
     }
 
-    /// An acknowledgement was given, or is not awaited any more.
-    pub(super) fn settle(&self) {
-        self.owed.fetch_sub(1, Ordering::Relaxed);
+    /// Whether acknowledgements may be pending for a socket that has been marked as gone.
+    pub(super) fn owes_acks(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.pending_acks.load(Ordering::Relaxed) > 0
+    }
+
+    /// An acknowledgement has arrived, or nobody waits for it any more.
+    pub(super) fn end_ack(&self) {
+        self.pending_acks.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Deref for Occupant {
+impl Deref for LocalSocket {
     type Target = Inner;
 
     fn deref(&self) -> &Inner {
@@ -474,13 +483,13 @@ impl Deref for Occupant {
     }
 }
 
-impl From<Occupant> for Socket {
-    fn from(occupant: Occupant) -> Self {
-        Self(occupant)
+impl From<LocalSocket> for Socket {
+    fn from(local: LocalSocket) -> Self {
+        Self(local)
     }
 }
 
-impl Member for Occupant {
+impl Member for LocalSocket {
     type Frame = Frame;
     type Batch = Batch;
 

@@ -10,7 +10,7 @@ use roomcast_adapter::{Adapter, Attachment, BusHandle, RoomLimits};
 
 use super::{
     ack::Acks, cluster::ClusterNode, namespace::Handlers, packets::Parser, server::Inner,
-    socket::Occupant,
+    socket::LocalSocket,
 };
 use crate::{metrics::HasRooms, transport::engine::Engine};
 
@@ -19,7 +19,7 @@ pub(crate) struct Space {
     pub(crate) handlers: Arc<Handlers>,
     /// What the pattern of a dynamic namespace stands for here.
     pub(crate) params: Vec<(Box<str>, Box<str>)>,
-    pub(crate) adapter: Adapter<Occupant>,
+    pub(crate) adapter: Adapter<LocalSocket>,
     pub(crate) acks: Acks,
     pub(crate) parser: Parser,
     pub(crate) engine: Arc<Engine>,
