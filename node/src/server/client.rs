@@ -40,7 +40,7 @@ use crate::{
     close::{CloseReason, Limit},
     transport::{
         connection::Connection,
-        driver::{Turn, Protocol},
+        driver::{Protocol, Turn},
         handshake::{Handshake, Request},
     },
 };
