@@ -2,6 +2,11 @@
 //!
 //! Nothing else here draws any.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the place that makes entropy"
+)]
+
 use rand::RngExt;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

@@ -1,8 +1,21 @@
 //! The one clock of a server. Protocol code receives times as arguments and never asks for them.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the place that reads the clock"
+)]
+
+use std::time::SystemTime;
+
 use tokio::time::Instant;
 
 pub(crate) use roomcast_protocol::time::Time;
+
+/// Milliseconds since 1970, for dates that are shown to people.
+pub(crate) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Measures how long something takes, finer than [`Time`] tells.
 #[derive(Debug)]

@@ -40,6 +40,10 @@ pub(crate) struct Ids {
 
 impl Ids {
     pub(crate) fn new() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the place that makes entropy"
+        )]
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let tag = characters(&mut rng);
         Self {

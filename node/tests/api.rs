@@ -2,6 +2,7 @@
 //! notice little of it: handshakes, the decision about a request, volatile packets.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 
 mod support;
 

@@ -2,6 +2,7 @@
 //! library. `docs/check` compares its code.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 
 #[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;

@@ -1,5 +1,6 @@
 //! `roomcast emit` end to end: a real process, a real Redis, real nodes with real clients.
 
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[expect(dead_code, reason = "a part of it is for other tests")]

@@ -2,6 +2,7 @@
 //! exit status.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 
 mod process;
 

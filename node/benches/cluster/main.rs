@@ -9,6 +9,8 @@
 //! The Node.js servers need the packages of the client tests; without them they are left out. The
 //! program is also the servers that it measures.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
 mod bus_floor;
 mod ear;
 mod message;

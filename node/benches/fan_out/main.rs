@@ -12,6 +12,8 @@
 //! `cargo bench --bench fan_out` measures everything. The same program is the floor (`floor`),
 //! the server under test (`roomcast`) and the generator for a server that runs already (`load`).
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
 mod child;
 mod clients;
 mod floor;

@@ -105,8 +105,8 @@ impl Client {
         }
         let Some(socket) = self.socket(&packet.nsp) else {
             // The server has disconnected it. The client may not know yet.
-            let has_left = |in_flight: &Box<InFlight>| in_flight.has_left(&packet.nsp);
-            if self.is_known(&packet.nsp) || self.in_flight.as_ref().is_some_and(has_left) {
+            let has_left = |in_flight: &InFlight| in_flight.has_left(&packet.nsp);
+            if self.is_known(&packet.nsp) || self.in_flight.as_deref().is_some_and(has_left) {
                 return Ok(());
             }
             return Err(refused("unknown_namespace"));

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::clock::unix_millis;
 use http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
 
@@ -51,13 +52,10 @@ impl Handshake {
             packed.extend_from_slice(value.as_bytes());
             packed.push(0);
         }
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         let request = Request {
             packed: packed.into(),
             address,
-            issued: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            issued: unix_millis(),
         };
         Self {
             request: Arc::new(request),

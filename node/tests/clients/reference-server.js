@@ -1,6 +1,6 @@
 // The conformance server on the official npm `socket.io` package. It validates the tests of this
-// folder: whatever they expect is first shown to be what the real server does. The crate's example
-// `conformance` has the same handlers; a change here is made there as well.
+// folder: whatever they expect is first shown to be what the real server does. The program
+// `conformance` in ../programs has the same handlers; a change here is made there as well.
 //
 //   reference-server.js [--config '<json>']
 //

@@ -1,5 +1,5 @@
 // One server of a cluster, on the official npm packages: `socket.io` and `@socket.io/redis-adapter`.
-// The crate's example `cluster_node` is the same server on Roomcast; a change here is made there.
+// The program `cluster_node` in ../../programs is the same server on Roomcast; a change here is made there.
 //
 //   node-peer.js --config '<json>'
 //

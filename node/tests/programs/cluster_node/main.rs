@@ -1,7 +1,7 @@
 //! One server of a cluster that is told what to do: what the end-to-end tests of clusters talk to.
 //!
 //! Written on the public API like any application. Its configuration, commands and output are
-//! described at the top of `tests/clients/cluster/node-peer.js`, which is the same server on the
+//! described at the top of `node/tests/clients/cluster/node-peer.js`, which is the same server on the
 //! official packages; a change in one is made in the other.
 
 use std::{

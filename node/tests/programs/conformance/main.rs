@@ -1,7 +1,7 @@
 //! The conformance server: what the end-to-end tests with the official clients talk to.
 //!
 //! Written on the public API like any application. Its handlers, configuration and output are
-//! described at the top of `tests/clients/reference-server.js`, which is the same server on the
+//! described at the top of `node/tests/clients/reference-server.js`, which is the same server on the
 //! official package; a change in one is made in the other.
 
 use std::{
