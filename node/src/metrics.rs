@@ -308,7 +308,7 @@ impl Collector for ByNamespace {
             .map(|(label, counted)| (label.clone(), upgrade(counted)))
             .collect();
         for (label, namespaces) in counted {
-            let rooms: usize = namespaces.iter().map(|space| space.room_count()).sum();
+            let rooms: usize = namespaces.iter().map(|live| live.room_count()).sum();
             let labels = self.labels();
             if labels.contains_key(&label) {
                 let rooms = i64::try_from(rooms).unwrap_or(i64::MAX);

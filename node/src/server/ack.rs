@@ -42,8 +42,10 @@ impl Ack {
         let Some(id) = self.id else {
             return Ok(());
         };
-        let space = self.socket.space();
-        let frame = space.parser.ack(&space.name, id, &args.into_args()?)?;
+        let namespace = self.socket.live();
+        let frame = namespace
+            .parser
+            .ack(&namespace.name, id, &args.into_args()?)?;
         self.socket.send(&frame, false)
     }
 }

@@ -15,9 +15,9 @@ use super::{
     ack::Answers,
     cluster::names,
     error::{AckError, EmitError},
+    live_namespace::LiveNamespace,
     remote_socket::{Fetched, RemoteSocket},
     socket::check_event,
-    space::Space,
 };
 
 /// How long acknowledgements and the answers of other nodes are waited for if nothing else is said.
@@ -32,13 +32,13 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 #[must_use = "nothing happens until `emit` or another operation is called and awaited"]
 pub struct BroadcastOperator {
-    space: Result<Arc<Space>, Box<str>>,
+    namespace: Result<Arc<LiveNamespace>, Box<str>>,
     target: Target,
     visit: Option<Arc<Visit>>,
 }
 
 /// The use of a dynamic namespace that has no client on this node: it exists for as long.
-struct Visit(Arc<Space>);
+struct Visit(Arc<LiveNamespace>);
 
 impl Drop for Visit {
     fn drop(&mut self) {
@@ -68,26 +68,26 @@ pub struct AllRooms {
 }
 
 impl BroadcastOperator {
-    pub(super) fn new(space: Arc<Space>) -> Self {
+    pub(super) fn new(namespace: Arc<LiveNamespace>) -> Self {
         Self {
-            space: Ok(space),
+            namespace: Ok(namespace),
             target: Target::default(),
             visit: None,
         }
     }
 
     /// Of a namespace that was entered for this operation, and is left after it.
-    pub(super) fn visiting(space: Arc<Space>) -> Self {
+    pub(super) fn visiting(namespace: Arc<LiveNamespace>) -> Self {
         Self {
-            visit: Some(Arc::new(Visit(Arc::clone(&space)))),
-            ..Self::new(space)
+            visit: Some(Arc::new(Visit(Arc::clone(&namespace)))),
+            ..Self::new(namespace)
         }
     }
 
     /// Operations answer that there is no such namespace.
     pub(super) fn unknown(name: &str) -> Self {
         Self {
-            space: Err(name.into()),
+            namespace: Err(name.into()),
             target: Target::default(),
             visit: None,
         }
@@ -139,10 +139,10 @@ impl BroadcastOperator {
     /// When it resolves, the packet is in the outbox of every socket of this node; two emits that
     /// are awaited one after the other arrive in that order everywhere.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
-        let space = self.space()?;
+        let namespace = self.live()?;
         check_event(event)?;
         let args = args.into_args()?;
-        space.broadcast(self.target.clone(), event, args).await
+        namespace.broadcast(self.target.clone(), event, args).await
     }
 
     /// Emits an event and collects the acknowledgements until everybody has answered or the
@@ -153,7 +153,7 @@ impl BroadcastOperator {
         event: &str,
         args: impl IntoArgs,
     ) -> Result<Answers<T>, AckError> {
-        let space = self.space()?;
+        let namespace = self.live()?;
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
         self.hear_answers().await;
@@ -164,8 +164,8 @@ impl BroadcastOperator {
             args: args.clone(),
             timeout,
         };
-        let asked = space.ask(&self.target, question, timeout + ANSWER_GRACE);
-        let local = space.collect_acks(&self.target, event, &args, timeout, None);
+        let asked = namespace.ask(&self.target, question, timeout + ANSWER_GRACE);
+        let local = namespace.collect_acks(&self.target, event, &args, timeout, None);
         let (local, asked) = join(local, answered(asked)).await;
         let asked = asked?;
         let mut answers = Answers::default();
@@ -186,18 +186,18 @@ impl BroadcastOperator {
     /// The sockets that are meant, with their rooms and data. If the question cannot be put to
     /// other nodes, that is the error; with [`local`](Self::local) nobody else is asked.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
-        let space = self.space()?;
+        let namespace = self.live()?;
         self.hear_answers().await;
         let question = Question::Sockets(self.target.clone());
-        let asked = space.ask(&self.target, question, self.answer_timeout());
-        let mut found = space.describe(&self.target);
+        let asked = namespace.ask(&self.target, question, self.answer_timeout());
+        let mut found = namespace.describe(&self.target);
         let asked = answered(asked).await?;
         for answer in asked.answers {
             if let Answer::Sockets(sockets) = answer {
                 found.extend(sockets);
             }
         }
-        let remote = |description| RemoteSocket::new(description, Arc::clone(space));
+        let remote = |description| RemoteSocket::new(description, Arc::clone(namespace));
         Ok(Fetched {
             sockets: found.into_iter().map(remote).collect(),
             silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
@@ -208,10 +208,10 @@ impl BroadcastOperator {
     /// with Node's servers. With [`local`](Self::local), those with members on this node. Rooms
     /// and exceptions are refused.
     pub async fn rooms(self) -> Result<AllRooms, EmitError> {
-        let space = self.for_servers()?;
+        let namespace = self.for_servers()?;
         self.hear_answers().await;
-        let asked = space.ask(&self.target, Question::Rooms, self.answer_timeout());
-        let mut rooms: BTreeSet<_> = space.adapter.all_room_names().into_iter().collect();
+        let asked = namespace.ask(&self.target, Question::Rooms, self.answer_timeout());
+        let mut rooms: BTreeSet<_> = namespace.adapter.all_room_names().into_iter().collect();
         let asked = answered(asked).await?;
         for answer in asked.answers {
             if let Answer::Rooms(names) = answer {
@@ -236,34 +236,34 @@ impl BroadcastOperator {
     pub async fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
         let message = Message::SocketsJoin { target, rooms };
-        self.space()?.command(message).await
+        self.live()?.command(message).await
     }
 
     /// Has everybody who is meant leave rooms.
     pub async fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
         let message = Message::SocketsLeave { target, rooms };
-        self.space()?.command(message).await
+        self.live()?.command(message).await
     }
 
     /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
     pub async fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
         let target = self.target.clone();
         let message = Message::DisconnectSockets { target, close };
-        self.space()?.command(message).await
+        self.live()?.command(message).await
     }
 
     /// Before a question: a namespace that has just been made may not hear the answers yet.
     pub(super) async fn hear_answers(&self) {
-        if let Some(Visit(space)) = self.visit.as_deref() {
-            space.listening().await;
+        if let Some(Visit(namespace)) = self.visit.as_deref() {
+            namespace.listening().await;
         }
     }
 
     /// The namespace, for an operation that is not about sockets.
-    pub(super) fn for_servers(&self) -> Result<&Arc<Space>, EmitError> {
+    pub(super) fn for_servers(&self) -> Result<&Arc<LiveNamespace>, EmitError> {
         if self.target.rooms.is_empty() && self.target.except.is_empty() {
-            self.space()
+            self.live()
         } else {
             Err(EmitError::RoomsOfServers)
         }
@@ -278,8 +278,8 @@ impl BroadcastOperator {
         self.target.flags.timeout.unwrap_or(TIMEOUT)
     }
 
-    fn space(&self) -> Result<&Arc<Space>, EmitError> {
-        self.space
+    fn live(&self) -> Result<&Arc<LiveNamespace>, EmitError> {
+        self.namespace
             .as_ref()
             .map_err(|name| EmitError::UnknownNamespace(name.clone()))
     }

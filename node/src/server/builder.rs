@@ -250,9 +250,9 @@ impl Builder {
             gaps,
         });
         // Once `build` has returned, messages between any two nodes are delivered.
-        let spaces: Vec<_> = inner.spaces.read().values().cloned().collect();
-        for space in spaces {
-            space.listening().await;
+        let namespaces: Vec<_> = inner.live.read().values().cloned().collect();
+        for namespace in namespaces {
+            namespace.listening().await;
         }
         Ok(Server::from_inner(inner))
     }

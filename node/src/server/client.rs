@@ -31,10 +31,10 @@ use super::{
     error::Refused,
     handler::{BoxFuture, Event, HandlerError, Reply},
     in_flight::{Done, InFlight, Task},
+    live_namespace::LiveNamespace,
     packets,
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
-    space::Space,
 };
 use crate::{
     close::{CloseReason, Limit},
@@ -115,7 +115,7 @@ impl Client {
             PacketKind::Event => self.event(turn, cx, socket, packet),
             PacketKind::Ack => {
                 if let Some(id) = packet.id {
-                    socket.space().acks.answer(&socket, id, packet.to_args());
+                    socket.live().acks.answer(&socket, id, packet.to_args());
                 }
             }
             PacketKind::Disconnect => {
@@ -169,26 +169,26 @@ impl Client {
             packets::connect_error(turn, self.dialect, nsp, &refused);
             return Ok(());
         }
-        let Some(space) = self.server.enter(nsp) else {
+        let Some(namespace) = self.server.enter(nsp) else {
             self.count_refused("unknown");
             packets::unknown_namespace(turn, self.dialect, nsp);
             return Ok(());
         };
         let handshake = Handshake::of(&self.request, auth.as_deref());
-        let Some(authorize) = &space.handlers.authorize else {
-            self.admit(turn, cx, &space, handshake, None);
+        let Some(authorize) = &namespace.handlers.authorize else {
+            self.admit(turn, cx, &namespace, handshake, None);
             return Ok(());
         };
         match catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone()))) {
             Ok(future) => {
                 let task = Task::Admission {
-                    space,
+                    namespace,
                     handshake,
                     future,
                 };
                 self.start(turn, cx, task);
             }
-            Err(_) => self.finish(turn, cx, Done::AdmissionPanicked(space)),
+            Err(_) => self.finish(turn, cx, Done::AdmissionPanicked(namespace)),
         }
         Ok(())
     }
@@ -198,12 +198,12 @@ impl Client {
         &mut self,
         turn: &mut Turn<'_>,
         cx: &mut Context<'_>,
-        space: &Arc<Space>,
+        namespace: &Arc<LiveNamespace>,
         handshake: Handshake,
         data: Option<Arc<dyn super::Data>>,
     ) {
         let connection = turn.connection;
-        let id = match (connection.revision(), &*space.name) {
+        let id = match (connection.revision(), &*namespace.name) {
             (Revision::V4, _) => self.server.engine.ids.socket_id(),
             // Clients of revision 3 compute their ids by themselves.
             (Revision::V3, "/") => SocketId::new(connection.id().as_str()),
@@ -211,19 +211,19 @@ impl Client {
         };
         connection.claim();
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.forget_left(&space.name);
+            in_flight.forget_left(&namespace.name);
         }
-        packets::connect_reply(turn, self.dialect, &space.name, id.as_str());
+        packets::connect_reply(turn, self.dialect, &namespace.name, id.as_str());
         let socket = Socket::new(
             id,
-            Arc::clone(space),
+            Arc::clone(namespace),
             Arc::clone(connection),
             handshake,
             data,
         );
         socket.insert();
         self.sockets.push(socket.clone());
-        if let Some(on_connect) = &space.handlers.connect {
+        if let Some(on_connect) = &namespace.handlers.connect {
             self.run(turn, cx, &socket, || on_connect.call(socket.clone()));
         }
     }
@@ -235,7 +235,7 @@ impl Client {
         socket: Socket,
         packet: &Packet<'_>,
     ) {
-        let handlers = &socket.space().handlers;
+        let handlers = &socket.live().handlers;
         let metrics = &self.server.engine.metrics;
         metrics.events_received.inc();
         // An event without a name reaches no handler.
@@ -305,25 +305,25 @@ impl Client {
             Done::Event { socket, id, result } => self.answer(turn, &socket, id, result),
             Done::Hook => {}
             Done::Admission {
-                space,
+                namespace,
                 handshake,
                 admission: Ok(data),
             } => {
-                self.decided(&space);
+                self.decided(&namespace);
                 if turn.connection.is_closed() {
-                    space.leave();
+                    namespace.leave();
                 } else {
-                    self.admit(turn, cx, &space, handshake, data);
+                    self.admit(turn, cx, &namespace, handshake, data);
                 }
             }
             Done::Admission {
-                space,
+                namespace,
                 admission: Err(refused),
                 ..
-            } => self.refuse(turn, &space, &refused, "unauthorized"),
-            Done::AdmissionPanicked(space) => {
+            } => self.refuse(turn, &namespace, &refused, "unauthorized"),
+            Done::AdmissionPanicked(namespace) => {
                 self.server.engine.metrics.handler_panics.inc();
-                self.refuse(turn, &space, &Refused::new("internal error"), "panic");
+                self.refuse(turn, &namespace, &Refused::new("internal error"), "panic");
             }
             Done::HandlerPanicked(socket) => {
                 self.server.engine.metrics.handler_panics.inc();
@@ -342,14 +342,14 @@ impl Client {
     fn refuse(
         &mut self,
         turn: &mut Turn<'_>,
-        space: &Arc<Space>,
+        namespace: &Arc<LiveNamespace>,
         refused: &Refused,
         label: &'static str,
     ) {
-        self.decided(space);
+        self.decided(namespace);
         self.count_refused(label);
-        packets::connect_error(turn, self.dialect, &space.name, refused);
-        space.leave();
+        packets::connect_error(turn, self.dialect, &namespace.name, refused);
+        namespace.leave();
     }
 
     fn count_refused(&self, label: &'static str) {
@@ -358,9 +358,9 @@ impl Client {
     }
 
     /// The decision about a connect has been made.
-    fn decided(&mut self, space: &Space) {
+    fn decided(&mut self, namespace: &LiveNamespace) {
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.decided(&space.name);
+            in_flight.decided(&namespace.name);
         }
     }
 
@@ -387,8 +387,8 @@ impl Client {
             }
         };
         if let (Some(id), true) = (id, socket.is_connected()) {
-            let space = socket.space();
-            space.parser.reply_ack(turn, &space.name, id, &args);
+            let namespace = socket.live();
+            namespace.parser.reply_ack(turn, &namespace.name, id, &args);
         }
     }
 
@@ -403,7 +403,7 @@ impl Client {
     ) {
         turn.send(&socket.disconnect_packet());
         let limit = self.server.engine.config.limits.namespaces_per_connection;
-        let name = &socket.space().name;
+        let name = &socket.live().name;
         self.in_flight().remember_left(name, limit);
         self.leave(turn, cx, socket, reason);
     }
@@ -420,8 +420,8 @@ impl Client {
             return;
         }
         self.sockets.retain(|known| !known.same(socket));
-        let space = socket.space();
-        if let Some(on_disconnect) = &space.handlers.disconnect {
+        let namespace = socket.live();
+        if let Some(on_disconnect) = &namespace.handlers.disconnect {
             self.run(turn, cx, socket, || {
                 on_disconnect.call(socket.clone(), reason)
             });

@@ -15,8 +15,8 @@ use roomcast_protocol::{
 use super::{
     broadcast::Delivery,
     error::EmitError,
+    live_namespace::LiveNamespace,
     socket::{LocalSocket, Socket},
-    space::Space,
 };
 use crate::{clock::Stopwatch, transport::frame::Frame};
 
@@ -27,7 +27,7 @@ pub(crate) struct ClusterNode {
     pub(crate) bus: Option<Arc<dyn Bus>>,
 }
 
-impl Space {
+impl LiveNamespace {
     /// Emits an event everywhere. The order is: bus, then the sockets of this node, then the wait
     /// for the bus. The sockets of this node are served even if the bus fails.
     pub(super) async fn broadcast(
@@ -194,7 +194,7 @@ impl Space {
     }
 }
 
-impl Listener for Space {
+impl Listener for LiveNamespace {
     fn receive(&self, message: &Message) -> usize {
         self.carry_out(message).unwrap_or_else(|error| {
             tracing::debug!(namespace = &*self.name, %error, "a message of another node failed");

@@ -16,8 +16,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use super::{
     handler::{Admission, BoxFuture, HandlerError, Reply},
+    live_namespace::LiveNamespace,
     socket::Socket,
-    space::Space,
 };
 use crate::transport::handshake::Handshake;
 
@@ -36,7 +36,7 @@ pub(super) enum Task {
     },
     /// The decision whether a client may connect.
     Admission {
-        space: Arc<Space>,
+        namespace: Arc<LiveNamespace>,
         handshake: Handshake,
         future: BoxFuture<Admission>,
     },
@@ -51,14 +51,14 @@ pub(super) enum Done {
     },
     Hook,
     Admission {
-        space: Arc<Space>,
+        namespace: Arc<LiveNamespace>,
         handshake: Handshake,
         admission: Admission,
     },
     /// A handler of this socket panicked.
     HandlerPanicked(Socket),
     /// The decision about a connect to this namespace panicked.
-    AdmissionPanicked(Arc<Space>),
+    AdmissionPanicked(Arc<LiveNamespace>),
 }
 
 impl Task {
@@ -68,7 +68,7 @@ impl Task {
             Self::Event { socket, .. } | Self::Hook { socket, .. } => {
                 Done::HandlerPanicked(socket.clone())
             }
-            Self::Admission { space, .. } => Done::AdmissionPanicked(Arc::clone(space)),
+            Self::Admission { namespace, .. } => Done::AdmissionPanicked(Arc::clone(namespace)),
         }
     }
 
@@ -84,12 +84,12 @@ impl Task {
                 Done::Hook
             }
             Self::Admission {
-                space,
+                namespace,
                 handshake,
                 future,
             } => Done::Admission {
                 admission: ready!(future.as_mut().poll(cx)),
-                space: Arc::clone(space),
+                namespace: Arc::clone(namespace),
                 handshake: handshake.clone(),
             },
         })
@@ -119,8 +119,8 @@ pub(super) struct InFlight {
 
 impl InFlight {
     pub(super) fn push(&mut self, task: Task) {
-        if let Task::Admission { space, .. } = &task {
-            self.connecting.push(Arc::clone(&space.name));
+        if let Task::Admission { namespace, .. } = &task {
+            self.connecting.push(Arc::clone(&namespace.name));
         }
         self.tasks.push(task);
     }

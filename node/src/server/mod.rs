@@ -10,6 +10,7 @@ mod error;
 mod gaps;
 mod handler;
 mod in_flight;
+mod live_namespace;
 mod namespace;
 mod packets;
 mod remote_socket;
@@ -18,7 +19,6 @@ mod serve;
 mod server;
 mod server_side;
 mod socket;
-mod space;
 mod tasks;
 
 pub use ack::{Ack, Answers};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use roomcast_adapter::{Description, SocketId};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{broadcast::BroadcastOperator, space::Space};
+use super::{broadcast::BroadcastOperator, live_namespace::LiveNamespace};
 
 /// The sockets that were found.
 #[derive(Debug, Clone)]
@@ -22,12 +22,15 @@ pub struct Fetched {
 #[derive(Clone)]
 pub struct RemoteSocket {
     description: Description,
-    space: Arc<Space>,
+    namespace: Arc<LiveNamespace>,
 }
 
 impl RemoteSocket {
-    pub(super) fn new(description: Description, space: Arc<Space>) -> Self {
-        Self { description, space }
+    pub(super) fn new(description: Description, namespace: Arc<LiveNamespace>) -> Self {
+        Self {
+            description,
+            namespace,
+        }
     }
 
     /// The id.
@@ -58,7 +61,7 @@ impl RemoteSocket {
 
     /// The socket as a target: to emit to it, make it join or leave rooms, or disconnect it.
     pub fn operator(&self) -> BroadcastOperator {
-        BroadcastOperator::new(Arc::clone(&self.space)).to(&self.description.id)
+        BroadcastOperator::new(Arc::clone(&self.namespace)).to(&self.description.id)
     }
 }
 

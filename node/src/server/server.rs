@@ -20,10 +20,10 @@ use super::{
     cluster::ClusterNode,
     error::EmitError,
     gaps::Gaps,
+    live_namespace::LiveNamespace,
     namespace::{Handlers, Pattern},
     packets::Parser,
     serve::Serve,
-    space::Space,
     tasks::Tasks,
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) parser: Parser,
     cluster: ClusterNode,
-    pub(super) spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
+    pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
     patterns: Vec<(Pattern, Arc<Handlers>)>,
     pub(super) tasks: Tasks,
     /// Set while the server is a node of a cluster.
@@ -90,11 +90,11 @@ impl Server {
     /// operations answer so; in a cluster, a name that the pattern of a dynamic namespace matches
     /// may have clients on other nodes, and is reached there.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
-        let known = self.0.spaces.read().get(namespace).cloned();
+        let known = self.0.live.read().get(namespace).cloned();
         match known {
-            Some(space) => BroadcastOperator::new(space),
+            Some(namespace) => BroadcastOperator::new(namespace),
             None if self.0.cluster.bus.is_some() => match self.0.enter(namespace) {
-                Some(space) => BroadcastOperator::visiting(space),
+                Some(namespace) => BroadcastOperator::visiting(namespace),
                 None => BroadcastOperator::unknown(namespace),
             },
             None => BroadcastOperator::unknown(namespace),
@@ -209,9 +209,9 @@ impl Inner {
             .map(|(p, handlers)| (p, Arc::new(handlers)))
             .collect();
         Arc::new_cyclic(|weak| {
-            let space = |(name, handlers): (Box<str>, Handlers)| {
+            let namespace = |(name, handlers): (Box<str>, Handlers)| {
                 let handlers = Arc::new(handlers);
-                let space = Space::new(
+                let namespace = LiveNamespace::new(
                     &name,
                     handlers,
                     None,
@@ -220,14 +220,14 @@ impl Inner {
                     &cluster,
                     weak.clone(),
                 );
-                (Arc::clone(&space.name), space)
+                (Arc::clone(&namespace.name), namespace)
             };
-            let spaces = RwLock::new(namespaces.into_iter().map(space).collect());
+            let live = RwLock::new(namespaces.into_iter().map(namespace).collect());
             Self {
                 engine,
                 parser,
                 cluster,
-                spaces,
+                live,
                 patterns,
                 tasks,
                 _gaps: gaps,
@@ -255,23 +255,23 @@ impl Inner {
     }
 
     /// The namespace that a client asks for, made if a pattern matches. The client counts as its
-    /// user until it [leaves](Space::leave).
-    pub(super) fn enter(self: &Arc<Self>, name: &str) -> Option<Arc<Space>> {
+    /// user until it [leaves](LiveNamespace::leave).
+    pub(super) fn enter(self: &Arc<Self>, name: &str) -> Option<Arc<LiveNamespace>> {
         {
-            let spaces = self.spaces.read();
-            if let Some(space) = spaces.get(name) {
-                space.users.fetch_add(1, Ordering::Relaxed);
-                return Some(Arc::clone(space));
+            let live = self.live.read();
+            if let Some(namespace) = live.get(name) {
+                namespace.users.fetch_add(1, Ordering::Relaxed);
+                return Some(Arc::clone(namespace));
             }
         }
         let matching = |(pattern, handlers): &(Pattern, Arc<Handlers>)| {
             Some((pattern.matches(name)?, Arc::clone(handlers)))
         };
         let (params, handlers) = self.patterns.iter().find_map(matching)?;
-        let mut spaces = self.spaces.write();
-        let space = spaces.entry(name.into()).or_insert_with(|| {
+        let mut live = self.live.write();
+        let namespace = live.entry(name.into()).or_insert_with(|| {
             let server = Arc::downgrade(self);
-            Space::new(
+            LiveNamespace::new(
                 name,
                 handlers,
                 Some(params),
@@ -281,15 +281,15 @@ impl Inner {
                 server,
             )
         });
-        space.users.fetch_add(1, Ordering::Relaxed);
-        Some(Arc::clone(space))
+        namespace.users.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(namespace))
     }
 
     /// A user has left a dynamic namespace; the last one takes it along.
-    pub(super) fn leave(&self, space: &Arc<Space>) {
-        let mut spaces = self.spaces.write();
-        if space.users.fetch_sub(1, Ordering::AcqRel) == 1 {
-            spaces.remove(&space.name);
+    pub(super) fn leave(&self, namespace: &Arc<LiveNamespace>) {
+        let mut live = self.live.write();
+        if namespace.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            live.remove(&namespace.name);
         }
     }
 }

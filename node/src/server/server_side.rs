@@ -15,8 +15,8 @@ use super::{
     cluster::resolve,
     error::EmitError,
     handler::{HandlerError, Reply},
+    live_namespace::LiveNamespace,
     socket::check_event,
-    space::Space,
     tasks::NotStarted,
 };
 use crate::close::Limit;
@@ -48,13 +48,13 @@ impl BroadcastOperator {
         event: &str,
         args: impl IntoArgs,
     ) -> Result<usize, EmitError> {
-        let space = self.for_servers()?;
+        let namespace = self.for_servers()?;
         check_event(event)?;
         let message = Message::ServerSideEmit {
             event: event.into(),
             args: args.into_args()?,
         };
-        resolve(space.publish(self.target(), || message)).await
+        resolve(namespace.publish(self.target(), || message)).await
     }
 
     /// Emits an event to the servers of all other nodes and collects what their handlers return,
@@ -65,14 +65,14 @@ impl BroadcastOperator {
         event: &str,
         args: impl IntoArgs,
     ) -> Result<ServerAnswers<T>, EmitError> {
-        let space = self.for_servers()?;
+        let namespace = self.for_servers()?;
         self.hear_answers().await;
         check_event(event)?;
         let question = Question::ServerSideEmit {
             event: event.into(),
             args: args.into_args()?,
         };
-        let asked = answered(space.ask(self.target(), question, self.answer_timeout())).await?;
+        let asked = answered(namespace.ask(self.target(), question, self.answer_timeout())).await?;
         let mut answers = ServerAnswers {
             answers: Vec::new(),
             undecodable: 0,
@@ -93,7 +93,7 @@ impl BroadcastOperator {
     }
 }
 
-impl Space {
+impl LiveNamespace {
     /// Runs the handler of an event that another server has emitted, in a task of its own, so that
     /// the bus does not wait for it. Answers where its answer will come; None if there is no
     /// handler.

@@ -26,9 +26,9 @@ use super::{
     cluster::names,
     data::Data,
     error::{AckError, EmitError},
+    live_namespace::LiveNamespace,
     packets,
     server::Server,
-    space::Space,
 };
 use crate::{
     close::{CloseReason, Limit},
@@ -49,7 +49,7 @@ pub(crate) struct LocalSocket(Arc<Inner>);
 
 pub(crate) struct Inner {
     id: SocketId,
-    space: Arc<Space>,
+    namespace: Arc<LiveNamespace>,
     connection: Arc<Connection>,
     handshake: Handshake,
     data: Mutex<Option<Arc<dyn Data>>>,
@@ -99,14 +99,14 @@ impl fmt::Display for DisconnectReason {
 impl Socket {
     pub(super) fn new(
         id: SocketId,
-        space: Arc<Space>,
+        namespace: Arc<LiveNamespace>,
         connection: Arc<Connection>,
         handshake: Handshake,
         data: Option<Arc<dyn Data>>,
     ) -> Self {
         Self(LocalSocket(Arc::new(Inner {
             id,
-            space,
+            namespace,
             connection,
             handshake,
             data: Mutex::new(data),
@@ -122,12 +122,12 @@ impl Socket {
 
     /// The namespace's name.
     pub fn namespace_name(&self) -> &str {
-        &self.0.space.name
+        &self.0.namespace.name
     }
 
     /// A parameter of the dynamic namespace: `7` for `id`, if `/org-{id}` became `/org-7`.
     pub fn param(&self, name: &str) -> Option<&str> {
-        let params = &self.0.space.params;
+        let params = &self.0.namespace.params;
         params
             .iter()
             .find(|(known, _)| **known == *name)
@@ -151,12 +151,12 @@ impl Socket {
 
     /// The server that the socket is connected to; None while the server is being dropped.
     pub fn server(&self) -> Option<Server> {
-        self.0.space.server.upgrade().map(Server::from_inner)
+        self.0.namespace.server.upgrade().map(Server::from_inner)
     }
 
     /// The whole namespace, to broadcast to it or to its rooms; the socket itself included.
     pub fn namespace(&self) -> BroadcastOperator {
-        BroadcastOperator::new(Arc::clone(&self.0.space))
+        BroadcastOperator::new(Arc::clone(&self.0.namespace))
     }
 
     /// What was attached to the socket, by [`authorize`](super::Namespace::authorize) or
@@ -196,13 +196,13 @@ impl Socket {
         if !self.is_connected() {
             return Err(JoinError::Disconnected);
         }
-        let joined = self.0.space.adapter.join(&self.0, &rooms);
+        let joined = self.0.namespace.adapter.join(&self.0, &rooms);
         let limit = match joined {
             Err(JoinError::TooManyRooms { .. }) => Limit::Rooms,
             Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
             _ => return joined,
         };
-        self.0.space.engine.metrics.limit_reached(limit);
+        self.0.namespace.engine.metrics.limit_reached(limit);
         joined
     }
 
@@ -215,18 +215,18 @@ impl Socket {
     pub async fn join_confirmed(&self, rooms: impl Rooms) -> Result<(), EmitError> {
         let names = names(&rooms);
         self.join(names.as_slice())?;
-        Ok(self.0.space.confirm(names).await?)
+        Ok(self.0.namespace.confirm(names).await?)
     }
 
     /// Leaves rooms. The private room cannot be left.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
-        self.0.space.adapter.leave(&self.0, &rooms);
+        self.0.namespace.adapter.leave(&self.0, &rooms);
     }
 
     /// The rooms of the socket, its private one first.
     pub fn rooms(&self) -> Vec<String> {
-        let rooms = self.0.space.adapter.rooms_of(&self.0);
+        let rooms = self.0.namespace.adapter.rooms_of(&self.0);
         rooms.iter().map(|room| String::from(&**room)).collect()
     }
 
@@ -311,7 +311,7 @@ impl Socket {
     fn emit_with(&self, event: &str, args: impl IntoArgs, flags: Flags) -> Result<(), EmitError> {
         let frame = self.event(event, None, args)?;
         self.send(&frame, flags.volatile)?;
-        self.0.space.engine.metrics.events_sent.inc();
+        self.0.namespace.engine.metrics.events_sent.inc();
         Ok(())
     }
 
@@ -325,17 +325,17 @@ impl Socket {
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
         if !self.0.begin_ack() {
-            let limit = self.0.space.engine.config.limits.pending_acks;
+            let limit = self.0.namespace.engine.config.limits.pending_acks;
             return Err(AckError::TooManyPending { limit });
         }
-        let (awaited, answer) = self.0.space.acks.one(self);
+        let (awaited, answer) = self.0.namespace.acks.one(self);
         let pending = PendingAck {
             socket: self,
             awaited,
         };
         let frame = self.event(event, Some(pending.awaited.id), args)?;
         self.send(&frame, flags.volatile)?;
-        self.0.space.engine.metrics.events_sent.inc();
+        self.0.namespace.engine.metrics.events_sent.inc();
         let answer = match flags.timeout {
             None => answer.await,
             Some(limit) => tokio::time::timeout(limit, answer)
@@ -348,9 +348,9 @@ impl Socket {
     fn event(&self, event: &str, id: Option<u64>, args: impl IntoArgs) -> Result<Frame, EmitError> {
         check_event(event)?;
         self.0
-            .space
+            .namespace
             .parser
-            .event(&self.0.space.name, id, event, &args.into_args()?)
+            .event(&self.0.namespace.name, id, event, &args.into_args()?)
     }
 
     pub(super) fn send(&self, frame: &Frame, volatile: bool) -> Result<(), EmitError> {
@@ -363,8 +363,8 @@ impl Socket {
             .map_err(|_| EmitError::Disconnected)
     }
 
-    pub(super) fn space(&self) -> &Arc<Space> {
-        &self.0.space
+    pub(super) fn live(&self) -> &Arc<LiveNamespace> {
+        &self.0.namespace
     }
 
     // What follows is for the connection's driver.
@@ -385,14 +385,18 @@ impl Socket {
 
     /// The packet that tells the client that the namespace is over.
     pub(super) fn disconnect_packet(&self) -> Frame {
-        let dialect = self.0.space.parser.dialect(self.0.connection.revision());
-        packets::disconnect(dialect, &self.0.space.name)
+        let dialect = self
+            .0
+            .namespace
+            .parser
+            .dialect(self.0.connection.revision());
+        packets::disconnect(dialect, &self.0.namespace.name)
     }
 
     /// Takes part in the broadcasts of its namespace from now on.
     pub(super) fn insert(&self) {
-        self.0.space.adapter.insert(self.0.clone());
-        self.0.space.sockets.inc();
+        self.0.namespace.adapter.insert(self.0.clone());
+        self.0.namespace.sockets.inc();
     }
 
     pub(super) fn local_socket(&self) -> &LocalSocket {
@@ -401,12 +405,12 @@ impl Socket {
 
     /// Takes the socket out of its namespace.
     pub(super) fn remove(&self) {
-        let space = &self.0.space;
-        if space.adapter.remove(&self.0) {
-            space.sockets.dec();
+        let namespace = &self.0.namespace;
+        if namespace.adapter.remove(&self.0) {
+            namespace.sockets.dec();
         }
-        space.acks.disconnected(self);
-        space.leave();
+        namespace.acks.disconnected(self);
+        namespace.leave();
     }
 
     pub(super) fn same(&self, other: &Self) -> bool {
@@ -450,7 +454,7 @@ impl Inner {
 
     /// Counts one more acknowledgement that the client owes. Returns `false` at the limit.
     pub(super) fn begin_ack(&self) -> bool {
-        let engine = &self.space.engine;
+        let engine = &self.namespace.engine;
         let limit = u32::try_from(engine.config.limits.pending_acks).unwrap_or(u32::MAX);
         if self.pending_acks.fetch_add(1, Ordering::Relaxed) < limit {
             // Pairs with the fence in `owes_acks`: a socket that leaves now sees this count, or the
@@ -525,7 +529,7 @@ impl fmt::Debug for Socket {
         let mut debug = f.debug_struct("Socket");
         debug
             .field("id", &self.0.id)
-            .field("namespace", &self.0.space.name);
+            .field("namespace", &self.0.namespace.name);
         debug.finish_non_exhaustive()
     }
 }

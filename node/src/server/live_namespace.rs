@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{metrics::HasRooms, transport::engine::Engine};
 
-pub(crate) struct Space {
+pub(crate) struct LiveNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) handlers: Arc<Handlers>,
     /// What the pattern of a dynamic namespace stands for here.
@@ -38,7 +38,7 @@ pub(crate) struct Space {
     pub(super) is_dynamic: bool,
 }
 
-impl Space {
+impl LiveNamespace {
     pub(super) fn new(
         name: &str,
         handlers: Arc<Handlers>,
@@ -97,13 +97,13 @@ impl Space {
     }
 }
 
-impl HasRooms for Space {
+impl HasRooms for LiveNamespace {
     fn room_count(&self) -> usize {
         self.adapter.room_count()
     }
 }
 
-impl Drop for Space {
+impl Drop for LiveNamespace {
     fn drop(&mut self) {
         self.engine.metrics.namespaces.dec();
         let me: Weak<dyn HasRooms> = self.me.clone();
