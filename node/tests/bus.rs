@@ -156,8 +156,8 @@ async fn every_question_is_answered_for_the_sockets_of_this_node() {
             target: to(&[room]),
             rooms: vec!["s".into()],
         };
-        let answer = node.answer(Question::Order(order)).await;
-        assert_eq!(answer, Answer::Order(is_there));
+        let answer = node.answer(Question::Command(order)).await;
+        assert_eq!(answer, Answer::Command(is_there));
     }
     assert!(a.rooms().contains(&String::from("s")));
 

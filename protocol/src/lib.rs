@@ -15,6 +15,7 @@ pub mod id;
 pub mod message;
 pub mod msgpack;
 pub mod question;
+mod raw;
 pub mod socket_io;
 pub mod target;
 pub mod time;

@@ -5,7 +5,6 @@ use crate::{args::Args, target::Target};
 
 /// An order to all nodes, each for its own sockets. Nobody answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Message {
     /// Emit an event.
     Broadcast {

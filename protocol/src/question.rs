@@ -11,7 +11,6 @@ use crate::{
 
 /// A question to all nodes, each for its own sockets.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum Question {
     /// Who are these sockets?
     Sockets(Target),
@@ -41,12 +40,11 @@ pub enum Question {
     /// target is the broadcast's, for nodes that can only say how many sockets it means now.
     Reached(Target),
     /// Carry this out, and say so if a socket was meant. Asked by Node's adapter before version 7.
-    Order(Message),
+    Command(Message),
 }
 
 /// What one node answers.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum Answer {
     /// Its sockets that were meant.
     Sockets(Vec<Description>),
@@ -68,7 +66,7 @@ pub enum Answer {
     /// The number of sockets that a broadcast reached.
     Reached(usize),
     /// Whether a socket of the node was meant.
-    Order(bool),
+    Command(bool),
 }
 
 /// The answers to a question.

@@ -8,21 +8,17 @@
 mod answers;
 mod buffers;
 mod classic;
-mod cursor;
-mod from_json;
-mod from_msgpack;
-mod output;
 mod parts;
+mod payload;
 mod sharded;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 
-use self::{
-    cursor::Cursor, from_json::JsonCursor, from_msgpack::MsgpackCursor, output::Encoding,
-    output::Output,
-};
+use serde::Serialize;
+
+use self::payload::{Arguments, Encoding};
 use crate::{
     args::{Args, ArgsError, json::JsonError},
     channel::{Channels, Dialect, Kind},
@@ -30,6 +26,7 @@ use crate::{
     message::Message,
     msgpack::{MsgpackError, TranscodeLimits},
     question::{Answer, Question},
+    raw::{Raw, RawError},
     target::Target,
 };
 
@@ -68,7 +65,7 @@ pub struct Publication {
 
 /// What was heard on a channel.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Heard {
+pub enum Incoming {
     /// Something to be carried out.
     Message {
         /// What.
@@ -126,9 +123,12 @@ pub enum WireError {
     /// The MessagePack is broken, or arguments cannot be written as such.
     #[error(transparent)]
     Msgpack(#[from] MsgpackError),
-    /// The JSON is broken.
+    /// The JSON is broken, or does not have the expected shape.
     #[error(transparent)]
-    Json(#[from] JsonError),
+    Json(#[from] serde_json::Error),
+    /// The JSON of arguments is broken or nests too deeply.
+    #[error(transparent)]
+    Tokens(#[from] JsonError),
     /// The arguments are not usable.
     #[error(transparent)]
     Args(#[from] ArgsError),
@@ -196,7 +196,15 @@ impl Wire {
         confirm: Option<&str>,
     ) -> Result<Publication, WireError> {
         let payload = match (message, self.channels.dialect()) {
-            (_, Dialect::Sharded(_)) => sharded::write_message(namespace, uid, message, confirm)?,
+            (_, Dialect::Sharded(_)) => {
+                let around = sharded::Around {
+                    namespace,
+                    uid,
+                    node: None,
+                    confirm,
+                };
+                sharded::write_message(around, message)?
+            }
             (
                 Message::Broadcast {
                     target,
@@ -205,10 +213,11 @@ impl Wire {
                 },
                 Dialect::Classic,
             ) => {
-                let mut out = Output::new(self.encoding());
+                let mut out = Vec::with_capacity(ENVELOPE_BYTES + args.json().len());
                 let broadcast = (target, &**event, args);
-                classic::write_broadcast(&mut out, namespace, uid, broadcast, confirm)?;
-                out.finish()
+                let encoding = self.encoding();
+                classic::write_broadcast(&mut out, encoding, namespace, uid, broadcast, confirm)?;
+                out.into()
             }
             (_, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
         };
@@ -230,14 +239,17 @@ impl Wire {
         broadcast: (&Target, &str, &Args),
     ) -> Result<(), WireError> {
         if self.channels.dialect() != Dialect::Classic {
-            let payload = sharded::write_event(namespace, uid, broadcast, None)?;
-            bytes.extend_from_slice(&payload);
+            let around = sharded::Around {
+                namespace,
+                uid,
+                node: None,
+                confirm: None,
+            };
+            bytes.extend_from_slice(&sharded::write_broadcast(around, broadcast)?);
             return Ok(());
         }
-        let mut out = Output::behind(std::mem::take(bytes), self.encoding());
-        let written = classic::write_broadcast(&mut out, namespace, uid, broadcast, None);
-        *bytes = out.into_bytes();
-        written
+        bytes.reserve(ENVELOPE_BYTES + broadcast.2.json().len());
+        classic::write_broadcast(bytes, self.encoding(), namespace, uid, broadcast, None)
     }
 
     /// Writes a question. `uid` is the asker's own in the namespace, also if it is an emitter, since
@@ -255,7 +267,15 @@ impl Wire {
         question: &Question,
     ) -> Result<Publication, WireError> {
         let payload = match self.channels.dialect() {
-            Dialect::Sharded(_) => sharded::write_question(namespace, uid, asker, id, question),
+            Dialect::Sharded(_) => {
+                let around = sharded::Around {
+                    namespace,
+                    uid,
+                    node: Some(asker.as_str()),
+                    confirm: None,
+                };
+                sharded::write_question(around, id, question)
+            }
             Dialect::Classic => classic::write_question(self, namespace, uid, asker, id, question),
         }?;
         Ok(Publication {
@@ -283,14 +303,12 @@ impl Wire {
 
     /// Reads what came on a channel of this kind, of which the receiver thinks that it belongs to
     /// the namespace.
-    pub fn read(&self, namespace: &str, kind: Kind, payload: &[u8]) -> Result<Heard, WireError> {
+    pub fn read(&self, namespace: &str, kind: Kind, payload: &[u8]) -> Result<Incoming, WireError> {
         if !matches!(payload.first(), Some(b'{' | b'[')) {
-            return self.read_from(namespace, kind, MsgpackCursor::new(payload, self.limits));
+            return self.read_raw(namespace, kind, Raw::Msgpack(payload));
         }
         let text = String::from_utf8_lossy(payload);
-        let has_buffers = self.channels.dialect() == Dialect::Classic;
-        let cursor = JsonCursor::new(&text, self.limits, has_buffers);
-        self.read_from(namespace, kind, cursor)
+        self.read_raw(namespace, kind, Raw::Json(text.trim_ascii_end()))
     }
 
     /// Knows what the sender `uid` publishes in the namespace.
@@ -298,17 +316,18 @@ impl Wire {
         Echo::new(namespace, uid, self.channels.dialect())
     }
 
-    fn read_from<'a>(
-        &self,
-        namespace: &str,
-        kind: Kind,
-        cursor: impl Cursor<'a>,
-    ) -> Result<Heard, WireError> {
+    fn read_raw(&self, namespace: &str, kind: Kind, raw: Raw<'_>) -> Result<Incoming, WireError> {
+        let arguments = Arguments {
+            limits: self.limits,
+            has_buffers: self.channels.dialect() == Dialect::Classic,
+        };
         match (self.channels.dialect(), kind) {
-            (Dialect::Sharded(_), _) => sharded::read(namespace, cursor),
-            (Dialect::Classic, Kind::Broadcast) => classic::read_broadcast(namespace, cursor),
-            (Dialect::Classic, Kind::Request) => classic::read_request(namespace, cursor),
-            (Dialect::Classic, Kind::Response) => classic::read_response(cursor),
+            (Dialect::Sharded(_), _) => sharded::read(&arguments, namespace, raw),
+            (Dialect::Classic, Kind::Broadcast) => {
+                classic::read_broadcast(&arguments, namespace, raw)
+            }
+            (Dialect::Classic, Kind::Request) => classic::read_request(&arguments, namespace, raw),
+            (Dialect::Classic, Kind::Response) => classic::read_response(&arguments, raw),
         }
     }
 
@@ -316,6 +335,27 @@ impl Wire {
         match self.parser {
             Parser::Msgpack => Encoding::Msgpack,
             Parser::Json => Encoding::Json,
+        }
+    }
+}
+
+/// The bytes that most messages have around their arguments, so that a buffer seldom grows twice.
+const ENVELOPE_BYTES: usize = 192;
+
+impl From<RawError> for WireError {
+    fn from(error: RawError) -> Self {
+        match error {
+            RawError::Json(error) => Self::Json(error),
+            RawError::Msgpack(error) => Self::Msgpack(error),
+        }
+    }
+}
+
+impl Asker {
+    fn read(uid: Option<Cow<'_, str>>, node: Option<Cow<'_, str>>) -> Self {
+        Self {
+            uid: uid.map(|uid| uid.into()),
+            node: node.map(|name| NodeId::new(&name)),
         }
     }
 }
@@ -333,22 +373,22 @@ pub struct Echo {
 
 impl Echo {
     fn new(namespace: &str, uid: &str, dialect: Dialect) -> Self {
+        #[derive(Serialize)]
+        struct Members<'a> {
+            uid: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            nsp: Option<&'a str>,
+        }
+
+        let nsp = (dialect != Dialect::Classic).then_some(namespace);
         let forms = [Encoding::Msgpack, Encoding::Json];
-        let list = forms.map(|encoding| {
-            let mut out = Output::new(encoding);
-            out.text(uid);
-            out.finish().to_vec().into()
-        });
+        let list = forms.map(|encoding| encoding.to_bytes(&uid).to_vec().into());
+        // The bracket or the head in front is not compared, and in the classic dialect neither is
+        // the bracket behind.
         let map = forms.map(|encoding| {
-            let mut out = Output::new(encoding);
-            match dialect {
-                Dialect::Classic => drop(out.key("uid").text(uid)),
-                Dialect::Sharded(_) => {
-                    sharded::write_sender(&mut out, uid, namespace);
-                    out.end_map();
-                }
-            }
-            out.finish().to_vec().into()
+            let map = encoding.to_bytes(&Members { uid, nsp });
+            let is_open = encoding == Encoding::Json && dialect == Dialect::Classic;
+            map[1..map.len() - usize::from(is_open)].into()
         });
         Self { dialect, list, map }
     }

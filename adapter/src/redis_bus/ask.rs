@@ -75,7 +75,12 @@ impl Shared {
             });
             Ok(match question {
                 Question::Rooms => rooms_of_sockets(answered),
-                _ => answered,
+                Question::Sockets(_)
+                | Question::SocketIds(_)
+                | Question::Acks { .. }
+                | Question::ServerSideEmit { .. }
+                | Question::Reached(_)
+                | Question::Command(_) => answered,
             })
         })
     }

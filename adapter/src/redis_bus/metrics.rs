@@ -261,7 +261,6 @@ pub(crate) fn type_of(question: &Question) -> &'static str {
         Question::Acks { .. } => "acks",
         Question::ServerSideEmit { .. } => "server_side_emit",
         Question::Reached(_) => "reached",
-        Question::Order(_) => "order",
-        _ => "other",
+        Question::Command(_) => "command",
     }
 }

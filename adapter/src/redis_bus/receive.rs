@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use roomcast_protocol::{
     channel::{Kind, Place},
-    wire::Heard,
+    wire::Incoming,
 };
 
 use super::{Shared, namespaces::Attached, respond};
@@ -86,17 +86,17 @@ impl Shared {
         attached: &Arc<Attached>,
         listener: Arc<dyn Listener>,
         place: &Place<'_>,
-        heard: Heard,
+        heard: Incoming,
     ) -> Result<(), Dropped> {
         let uid = attached.uid.as_str();
         match heard {
-            Heard::Message { message, confirm } => {
+            Incoming::Message { message, confirm } => {
                 let sockets = listener.receive(&message);
                 if let Some(id) = confirm {
                     attached.reached.lock().note(&id, sockets);
                 }
             }
-            Heard::Question {
+            Incoming::Question {
                 asker,
                 id,
                 question,
@@ -106,7 +106,7 @@ impl Shared {
                 }
                 respond::respond(self, attached, listener, asker, &id, question);
             }
-            Heard::Response { id, node, reply } => {
+            Incoming::Response { id, node, reply } => {
                 if !self.asking.hear(&id, node, reply) {
                     let is_own_channel = place.rest == Some(uid);
                     return Err(if is_own_channel {
@@ -116,7 +116,7 @@ impl Shared {
                     });
                 }
             }
-            Heard::Ignored => return Err(Dropped::UnknownNamespace),
+            Incoming::Ignored => return Err(Dropped::UnknownNamespace),
         }
         Ok(())
     }

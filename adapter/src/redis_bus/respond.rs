@@ -65,7 +65,7 @@ pub(super) fn respond(
         let known = Arc::clone(&shared.leases.lock());
         shared.unanswered.remember(&address, &question, &known);
     }
-    let delay = if counts && !matches!(question, Question::Acks { .. } | Question::Order(_)) {
+    let delay = if counts && !matches!(question, Question::Acks { .. } | Question::Command(_)) {
         shared.turnover.delay(attached)
     } else {
         Duration::ZERO

@@ -116,7 +116,7 @@ fn empty_answer(question: &Question) -> Option<(Answer, Duration)> {
             let nothing = Answer::ServerSideEmit(Some(Args::default()));
             Some((nothing, PATIENCE_WITH_HANDLERS))
         }
-        _ => None,
+        Question::Acks { .. } | Question::Reached(_) | Question::Command(_) => None,
     }
 }
 

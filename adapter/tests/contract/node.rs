@@ -188,7 +188,7 @@ impl Listener for Side {
                 }
             }
             Question::ServerSideEmit { args, .. } => Answer::ServerSideEmit(Some(args)),
-            _ => Answer::Order(false),
+            _ => Answer::Command(false),
         };
         Box::pin(ready(answer))
     }

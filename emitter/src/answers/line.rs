@@ -25,7 +25,7 @@ use crate::{
 };
 use roomcast_protocol::{
     channel::{Dialect, Kind},
-    wire::{Heard, Wire},
+    wire::{Incoming, Wire},
 };
 
 /// How long Redis may take to confirm a subscription.
@@ -303,7 +303,8 @@ impl Reader {
             Dialect::Sharded(_) => Kind::Broadcast,
         };
         // What cannot be read is no answer.
-        if let Ok(Heard::Response { id, node, reply }) = self.wire.read(namespace, kind, payload) {
+        if let Ok(Incoming::Response { id, node, reply }) = self.wire.read(namespace, kind, payload)
+        {
             self.asking.hear(&id, node, reply);
         }
     }

@@ -10,7 +10,7 @@ use roomcast_protocol::{
     id::NodeId,
     msgpack::TranscodeLimits,
     question::Question,
-    wire::{Asker, Heard, Parser, Reply, Wire},
+    wire::{Asker, Incoming, Parser, Reply, Wire},
 };
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -144,8 +144,8 @@ impl Mind {
             let place = places.find(|place| place.namespace == "/");
             let kind = place.expect("a channel of the main namespace").kind;
             match self.wire.read("/", kind, &payload).unwrap() {
-                Heard::Message { confirm, .. } => self.notice(Noticed::Broadcast(confirm)),
-                Heard::Question {
+                Incoming::Message { confirm, .. } => self.notice(Noticed::Broadcast(confirm)),
+                Incoming::Question {
                     asker,
                     id,
                     question,

@@ -135,7 +135,6 @@ impl LiveNamespace {
                 }
             }
             Message::ServerSideEmit { event, args } => drop(self.start_server_side(event, args)),
-            _ => tracing::debug!("a message of a kind that this version does not know"),
         }
         Ok(count)
     }
@@ -237,8 +236,7 @@ impl Listener for LiveNamespace {
                     Answer::ServerSideEmit(answer)
                 }
                 Question::Reached(target) => Answer::Reached(self.local_sockets(&target).len()),
-                Question::Order(message) => Answer::Order(self.receive(&message) > 0),
-                _ => Answer::Order(false),
+                Question::Command(message) => Answer::Command(self.receive(&message) > 0),
             }
         })
     }

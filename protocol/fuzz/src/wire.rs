@@ -8,7 +8,7 @@
 use roomcast_protocol::channel::{Channels, Dialect, Kind, Mode};
 use roomcast_protocol::id::NodeId;
 use roomcast_protocol::msgpack::TranscodeLimits;
-use roomcast_protocol::wire::{Asker, Heard, Parser, Wire};
+use roomcast_protocol::wire::{Asker, Incoming, Parser, Wire};
 
 const NAMESPACE: &str = "/";
 const UID: &str = "u";
@@ -77,14 +77,14 @@ fn check(dialect: Dialect, parser: Parser, kind: Kind, data: &[u8]) {
 }
 
 /// The message as it is read after it was written by a node of ours; nothing if it is for nobody.
-fn again(wire: &Wire, kind: Kind, heard: &Heard) -> Option<Heard> {
+fn again(wire: &Wire, kind: Kind, heard: &Incoming) -> Option<Incoming> {
     let node = NodeId::new("node");
     let written = match heard {
-        Heard::Message { message, confirm } => {
+        Incoming::Message { message, confirm } => {
             wire.message(NAMESPACE, UID, message, confirm.as_deref())
         }
-        Heard::Question { id, question, .. } => wire.question(NAMESPACE, UID, &node, id, question),
-        Heard::Response { id, reply, .. } => {
+        Incoming::Question { id, question, .. } => wire.question(NAMESPACE, UID, &node, id, question),
+        Incoming::Response { id, reply, .. } => {
             let to = Asker {
                 uid: Some(UID.into()),
                 node: Some(node.clone()),
@@ -92,7 +92,7 @@ fn again(wire: &Wire, kind: Kind, heard: &Heard) -> Option<Heard> {
             let written = wire.response(NAMESPACE, &to, id, &node, reply);
             written.map(|written| written.expect("our nodes understand every reply"))
         }
-        Heard::Ignored => return None,
+        Incoming::Ignored => return None,
     };
     let written = written.expect("what was read can be written");
     let heard = wire.read(NAMESPACE, kind, &written.payload);

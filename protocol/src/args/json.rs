@@ -144,11 +144,6 @@ impl<'a> Tokens<'a> {
         Ok(&self.text[start..self.at])
     }
 
-    /// Whether the container that is open ends here.
-    pub(crate) fn at_end(&mut self) -> bool {
-        matches!(self.next_visible(), Some(b']' | b'}'))
-    }
-
     /// Where the latest token started, in bytes.
     #[inline]
     pub fn start(&self) -> usize {
@@ -540,10 +535,8 @@ mod tests {
         assert_eq!(tokens.token(), Ok(Some(Token::Key("b"))));
         assert_eq!(tokens.token(), Ok(Some(Token::BeginArray)));
         for value in [r#""x\"]""#, "2", "[]"] {
-            assert!(!tokens.at_end());
             assert_eq!(tokens.value_text(), Ok(value));
         }
-        assert!(tokens.at_end());
         assert!(tokens.value_text().is_err());
         assert_eq!(tokens.token(), Ok(Some(Token::EndArray)));
         assert_eq!(tokens.token(), Ok(Some(Token::EndObject)));

@@ -1,134 +1,207 @@
-//! From the canonical form to MessagePack.
+//! From the canonical form to MessagePack, as a value that `rmp_serde` writes.
 //!
-//! Two passes over the text: a survey that counts (see `args::survey`), then the writing. No tree.
+//! There are two passes over the text: a survey that counts (see `args::survey`), then the
+//! writing. No tree is built. The recursion is as deep as the text nests, which [`MAX_DEPTH`]
+//! bounds.
+//!
+//! [`MAX_DEPTH`]: crate::args::json::MAX_DEPTH
+
+use std::{cell::RefCell, slice::Iter};
 
 use bytes::Bytes;
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
-use super::{
-    MsgpackError, write_array_len, write_bin, write_bool, write_int, write_map_len, write_nil,
-    write_number, write_str, write_uint,
-};
+use super::MsgpackError;
 use crate::args::json::{Token, Tokens, unescape};
 use crate::args::{Args, ArgsError, Container, survey};
 
-/// Writes a JSON text as MessagePack, with the attachments in the places of their placeholders.
+/// Appends a JSON text as MessagePack, with the attachments in place of their placeholders.
 ///
-/// Differs from what notepack would write for the same data in three points, on purpose: whole
-/// numbers beyond 64 bits are floats (see [`write_number`]); integers up to 64 bits keep every
-/// digit, where JavaScript would have rounded them to a double; half a surrogate pair becomes
-/// U+FFFD, where notepack pairs it with whatever follows.
+/// It differs on purpose from what notepack would write for the same data. Integers beyond 64 bits
+/// are floats, where notepack writes 0. Integers up to 64 bits keep every digit, where JavaScript
+/// rounds them to a double. A lone surrogate becomes U+FFFD, where notepack joins it with the code
+/// unit that follows.
 pub fn json_to_msgpack(
     out: &mut Vec<u8>,
     json: &str,
     attachments: &[Bytes],
     depth: usize,
 ) -> Result<(), MsgpackError> {
-    let containers = survey(json, attachments.len(), depth)?;
-    Writer::new(out, json, attachments, &containers).write()
+    write(out, &Packed::new(None, json, attachments, depth)?);
+    Ok(())
 }
 
-/// Writes arguments as one array, behind the name of the event if there is one.
+/// Appends arguments as one array, behind the name of the event if there is one.
 pub fn write_args(
     out: &mut Vec<u8>,
     event: Option<&str>,
     args: &Args,
     depth: usize,
 ) -> Result<(), MsgpackError> {
-    let containers = survey(args.json(), args.attachments().len(), depth)?;
-    let mut writer = Writer::new(out, args.json(), args.attachments(), &containers);
-    if let Some(event) = event {
-        writer.write_named_list(event)?;
-    }
-    writer.write()
+    write(
+        out,
+        &Packed::new(event, args.json(), args.attachments(), depth)?,
+    );
+    Ok(())
 }
 
-struct Writer<'a, 'out> {
-    out: &'out mut Vec<u8>,
-    tokens: Tokens<'a>,
+/// Appends any value as MessagePack; structs are maps.
+pub(crate) fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
+    value
+        .serialize(&mut serializer)
+        .expect("every value of this crate has a form in MessagePack, and memory takes it");
+}
+
+/// A JSON text that was surveyed and can be written.
+pub(crate) struct Packed<'a> {
+    event: Option<&'a str>,
+    json: &'a str,
     attachments: &'a [Bytes],
-    containers: std::slice::Iter<'a, Container>,
+    containers: Vec<Container>,
 }
 
-impl<'a, 'out> Writer<'a, 'out> {
-    fn new(
-        out: &'out mut Vec<u8>,
+impl<'a> Packed<'a> {
+    /// Surveys the text. With an event's name it must be an array, and the name goes in front.
+    pub(crate) fn new(
+        event: Option<&'a str>,
         json: &'a str,
         attachments: &'a [Bytes],
-        containers: &'a [Container],
-    ) -> Self {
-        let tokens = Tokens::new(json, usize::MAX);
-        Self {
-            out,
-            tokens,
+        depth: usize,
+    ) -> Result<Self, ArgsError> {
+        let containers = survey(json, attachments.len(), depth)?;
+        if event.is_some() && !json.trim_ascii_start().starts_with('[') {
+            return Err(ArgsError::NotAnArray);
+        }
+        Ok(Self {
+            event,
+            json,
             attachments,
-            containers: containers.iter(),
-        }
+            containers,
+        })
     }
+}
 
-    fn write_named_list(&mut self, event: &str) -> Result<(), MsgpackError> {
-        if self.tokens.token().map_err(ArgsError::from)? != Some(Token::BeginArray) {
-            return Err(ArgsError::NotAnArray.into());
-        }
-        let len = self.container().len as usize;
-        write_array_len(self.out, len + 1);
-        write_str(self.out, event);
-        Ok(())
-    }
-
-    fn write(&mut self) -> Result<(), MsgpackError> {
-        while let Some(token) = self.tokens.token().map_err(ArgsError::from)? {
-            match token {
-                Token::Null => write_nil(self.out),
-                Token::Bool(value) => write_bool(self.out, value),
-                Token::Number(text) => write_json_number(self.out, text),
-                Token::String(raw) | Token::Key(raw) => write_str(self.out, &unescape(raw)),
-                Token::BeginArray => {
-                    let len = self.container().len as usize;
-                    write_array_len(self.out, len);
-                }
-                Token::BeginObject => self.write_object()?,
-                Token::EndArray | Token::EndObject => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn write_object(&mut self) -> Result<(), MsgpackError> {
-        let object = self.container();
-        let Some(number) = object.attachment else {
-            write_map_len(self.out, object.len as usize);
-            return Ok(());
+impl Serialize for Packed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let walk = Walk {
+            tokens: RefCell::new(Tokens::new(self.json, usize::MAX)),
+            containers: RefCell::new(self.containers.iter()),
+            attachments: self.attachments,
         };
-        write_bin(self.out, &self.attachments[number as usize]);
-        self.skip_members()
-    }
-
-    /// Passes over what else a placeholder holds, and over the survey of it.
-    fn skip_members(&mut self) -> Result<(), MsgpackError> {
-        let outside = self.tokens.depth() - 1;
-        while self.tokens.depth() > outside {
-            let token = self.tokens.token().map_err(ArgsError::from)?;
-            if let Some(Token::BeginArray | Token::BeginObject) = token {
-                self.container();
-            }
+        let token = walk.token();
+        match self.event {
+            Some(event) => walk.array(Some(event), serializer),
+            None => walk.item(token).serialize(serializer),
         }
-        Ok(())
+    }
+}
+
+/// Where the writing is. Serde serializes through shared references, hence the cells.
+struct Walk<'a> {
+    tokens: RefCell<Tokens<'a>>,
+    containers: RefCell<Iter<'a, Container>>,
+    attachments: &'a [Bytes],
+}
+
+impl<'a> Walk<'a> {
+    fn token(&self) -> Token<'a> {
+        let token = self.tokens.borrow_mut().token();
+        token
+            .ok()
+            .flatten()
+            .expect("the survey has read the same text")
     }
 
-    fn container(&mut self) -> Container {
+    fn container(&self) -> Container {
         *self
             .containers
+            .borrow_mut()
             .next()
             .expect("the survey has an entry for each container")
     }
+
+    fn item<'w>(&'w self, token: Token<'a>) -> Item<'w, 'a> {
+        Item { walk: self, token }
+    }
+
+    fn next_item(&self) -> Item<'_, 'a> {
+        self.item(self.token())
+    }
+
+    fn array<S: Serializer>(&self, first: Option<&str>, serializer: S) -> Result<S::Ok, S::Error> {
+        let len = self.container().len as usize;
+        let mut array = serializer.serialize_seq(Some(len + usize::from(first.is_some())))?;
+        if let Some(first) = first {
+            array.serialize_element(first)?;
+        }
+        for _ in 0..len {
+            array.serialize_element(&self.next_item())?;
+        }
+        self.token();
+        array.end()
+    }
+
+    fn object<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let object = self.container();
+        if let Some(number) = object.attachment {
+            self.skip_members();
+            return serializer.serialize_bytes(&self.attachments[number as usize]);
+        }
+        let mut map = serializer.serialize_map(Some(object.len as usize))?;
+        for _ in 0..object.len {
+            map.serialize_key(&self.next_item())?;
+            map.serialize_value(&self.next_item())?;
+        }
+        self.token();
+        map.end()
+    }
+
+    /// Skips what else a placeholder contains, and the survey of it.
+    fn skip_members(&self) {
+        let outside = self.tokens.borrow().depth() - 1;
+        while self.tokens.borrow().depth() > outside {
+            if matches!(self.token(), Token::BeginArray | Token::BeginObject) {
+                self.container();
+            }
+        }
+    }
 }
 
-fn write_json_number(out: &mut Vec<u8>, text: &str) {
+/// One value, whose first token has been read.
+struct Item<'w, 'a> {
+    walk: &'w Walk<'a>,
+    token: Token<'a>,
+}
+
+impl Serialize for Item<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.token {
+            Token::Bool(value) => serializer.serialize_bool(value),
+            Token::Number(text) => serialize_number(text, serializer),
+            Token::String(raw) | Token::Key(raw) => serializer.serialize_str(&unescape(raw)),
+            Token::BeginArray => self.walk.array(None, serializer),
+            Token::BeginObject => self.walk.object(serializer),
+            Token::Null | Token::EndArray | Token::EndObject => serializer.serialize_unit(),
+        }
+    }
+}
+
+/// Writes a number as JavaScript means it: an integer while 64 bits hold it, otherwise a float.
+fn serialize_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    const TWO_POW_63: f64 = 9_223_372_036_854_775_808.0;
     if let Ok(value) = text.parse() {
-        write_uint(out, value);
-    } else if let Ok(value) = text.parse() {
-        write_int(out, value);
+        return serializer.serialize_u64(value);
+    }
+    if let Ok(value) = text.parse() {
+        return serializer.serialize_i64(value);
+    }
+    let value: f64 = text.parse().expect("JSON numbers are numbers to Rust");
+    if value.fract() == 0.0 && (0.0..2.0 * TWO_POW_63).contains(&value) {
+        serializer.serialize_u64(value as u64)
+    } else if value.fract() == 0.0 && (-TWO_POW_63..0.0).contains(&value) {
+        serializer.serialize_i64(value as i64)
     } else {
-        write_number(out, text.parse().expect("JSON numbers are numbers to Rust"));
+        serializer.serialize_f64(value)
     }
 }

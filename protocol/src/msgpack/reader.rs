@@ -1,10 +1,18 @@
-//! A cursor over MessagePack.
+//! Reads MessagePack token by token, in the dialect of notepack.io.
 //!
-//! Reads one head at a time and leaves containers to its caller; text and binary are borrowed.
-//! A length is returned only if there are enough bytes left for that many values, so it may be
+//! `rmp` knows the heads. What they mean in the dialect is decided here, because it depends on how
+//! a head is written and not only on its value: an extension of type 0 with a fixed size is
+//! `undefined` or a date, and one that states its size is an `ArrayBuffer`. `rmp_serde` hands both
+//! to a visitor in the same way, and hands over text that is not UTF-8 as if it were binary. The
+//! fixture `tests/data/msgpack-vectors.json` has each of these cases.
+//!
+//! Lengths are checked against the bytes that are left before they are returned, so they can be
 //! used to reserve memory.
 
-use std::borrow::Cow;
+use rmp::{
+    Marker,
+    decode::{RmpRead, ValueReadError, read_marker},
+};
 
 use super::MsgpackError;
 
@@ -17,165 +25,95 @@ pub enum Token<'a> {
     Undefined,
     /// A boolean.
     Bool(bool),
-    /// A whole number that is not negative.
+    /// A non-negative integer in an unsigned encoding.
     Uint(u64),
-    /// A negative whole number, or one that was written as signed.
+    /// A negative integer, or any integer in a signed encoding.
     Int(i64),
     /// A float of either size.
     Float(f64),
-    /// Text, which may be invalid UTF-8.
+    /// Text. It may be invalid UTF-8.
     Str(&'a [u8]),
-    /// Binary; also an extension of type 0 with a length, which is how notepack writes
-    /// `ArrayBuffer`s.
+    /// Binary, including extensions of type 0 that state their size (notepack's `ArrayBuffer`).
     Bin(&'a [u8]),
-    /// So many values follow.
+    /// The head of an array: this many values follow.
     Array(usize),
-    /// So many pairs of key and value follow.
+    /// The head of a map: this many pairs of key and value follow.
     Map(usize),
-    /// A point in time, in milliseconds since 1970.
+    /// A point in time, in milliseconds since 1970-01-01 UTC.
     Date(i64),
-    /// Any other extension.
+    /// Any other extension: its type and its bytes.
     Ext(i8, &'a [u8]),
 }
 
-/// Reads values one after the other.
+/// Reads values one after the other from a byte slice. Text and binary are borrowed.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the beginning of `bytes`.
+    /// A reader at the beginning of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// How many bytes are left.
+    /// The number of bytes that have not been read.
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
     /// Reads a scalar or the head of a container.
     pub fn token(&mut self) -> Result<Token<'a>, MsgpackError> {
-        let [head] = self.array()?;
-        Ok(match head {
-            0x00..=0x7f => Token::Uint(u64::from(head)),
-            0x80..=0x8f => self.map(usize::from(head & 0x0f))?,
-            0x90..=0x9f => self.list(usize::from(head & 0x0f))?,
-            0xa0..=0xbf => Token::Str(self.take(usize::from(head & 0x1f))?),
-            0xc0 => Token::Nil,
-            0xc1 => return Err(MsgpackError::InvalidByte { byte: head }),
-            0xc2 | 0xc3 => Token::Bool(head == 0xc3),
-            0xc4..=0xc6 => self
-                .len(head - 0xc4)
-                .and_then(|len| self.take(len))
-                .map(Token::Bin)?,
-            0xc7..=0xc9 => {
-                let len = self.len(head - 0xc7)?;
-                let [kind] = self.array()?;
-                sized_extension(kind as i8, self.take(len)?)
+        let marker = read_marker(&mut self.rest).map_err(|_| MsgpackError::UnexpectedEnd)?;
+        Ok(match marker {
+            Marker::FixPos(value) => Token::Uint(value.into()),
+            Marker::FixNeg(value) => Token::Int(value.into()),
+            Marker::Null => Token::Nil,
+            Marker::True => Token::Bool(true),
+            Marker::False => Token::Bool(false),
+            Marker::Reserved => return Err(MsgpackError::InvalidByte { byte: 0xc1 }),
+            Marker::U8 => Token::Uint(self.number(RmpRead::read_data_u8)?.into()),
+            Marker::U16 => Token::Uint(self.number(RmpRead::read_data_u16)?.into()),
+            Marker::U32 => Token::Uint(self.number(RmpRead::read_data_u32)?.into()),
+            Marker::U64 => Token::Uint(self.number(RmpRead::read_data_u64)?),
+            Marker::I8 => Token::Int(self.number(RmpRead::read_data_i8)?.into()),
+            Marker::I16 => Token::Int(self.number(RmpRead::read_data_i16)?.into()),
+            Marker::I32 => Token::Int(self.number(RmpRead::read_data_i32)?.into()),
+            Marker::I64 => Token::Int(self.number(RmpRead::read_data_i64)?),
+            Marker::F32 => Token::Float(self.number(RmpRead::read_data_f32)?.into()),
+            Marker::F64 => Token::Float(self.number(RmpRead::read_data_f64)?),
+            Marker::FixStr(len) => Token::Str(self.take(len.into())?),
+            Marker::Str8 | Marker::Str16 | Marker::Str32 => {
+                let len = self.len(marker)?;
+                Token::Str(self.take(len)?)
             }
-            0xca => Token::Float(f64::from(f32::from_be_bytes(self.array()?))),
-            0xcb => Token::Float(f64::from_be_bytes(self.array()?)),
-            0xcc..=0xcf => Token::Uint(self.uint(head - 0xcc)?),
-            0xd0 => Token::Int(i64::from(i8::from_be_bytes(self.array()?))),
-            0xd1 => Token::Int(i64::from(i16::from_be_bytes(self.array()?))),
-            0xd2 => Token::Int(i64::from(i32::from_be_bytes(self.array()?))),
-            0xd3 => Token::Int(i64::from_be_bytes(self.array()?)),
-            0xd4..=0xd8 => {
-                let [kind] = self.array()?;
-                fixed_extension(kind as i8, self.take(1 << (head - 0xd4))?)
+            Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => {
+                let len = self.len(marker)?;
+                Token::Bin(self.take(len)?)
             }
-            0xd9..=0xdb => self
-                .len(head - 0xd9)
-                .and_then(|len| self.take(len))
-                .map(Token::Str)?,
-            0xdc | 0xdd => self.len(head - 0xdb).and_then(|len| self.list(len))?,
-            0xde | 0xdf => self.len(head - 0xdd).and_then(|len| self.map(len))?,
-            0xe0..=0xff => Token::Int(i64::from(head as i8)),
+            Marker::FixArray(len) => self.array(len.into())?,
+            Marker::Array16 | Marker::Array32 => {
+                let len = self.len(marker)?;
+                self.array(len)?
+            }
+            Marker::FixMap(len) => self.map(len.into())?,
+            Marker::Map16 | Marker::Map32 => {
+                let len = self.len(marker)?;
+                self.map(len)?
+            }
+            Marker::FixExt1 => self.fixed_extension(1)?,
+            Marker::FixExt2 => self.fixed_extension(2)?,
+            Marker::FixExt4 => self.fixed_extension(4)?,
+            Marker::FixExt8 => self.fixed_extension(8)?,
+            Marker::FixExt16 => self.fixed_extension(16)?,
+            Marker::Ext8 | Marker::Ext16 | Marker::Ext32 => {
+                let len = self.len(marker)?;
+                self.sized_extension(len)?
+            }
         })
     }
 
-    /// Reads the head of an array: how many values follow.
-    pub fn read_array_len(&mut self) -> Result<usize, MsgpackError> {
-        match self.token()? {
-            Token::Array(len) => Ok(len),
-            _ => Err(MsgpackError::UnexpectedType {
-                expected: "an array",
-            }),
-        }
-    }
-
-    /// Reads the head of a map: how many pairs follow.
-    pub fn read_map_len(&mut self) -> Result<usize, MsgpackError> {
-        match self.token()? {
-            Token::Map(len) => Ok(len),
-            _ => Err(MsgpackError::UnexpectedType { expected: "a map" }),
-        }
-    }
-
-    /// Reads text. What is not UTF-8 becomes U+FFFD.
-    pub fn read_str(&mut self) -> Result<Cow<'a, str>, MsgpackError> {
-        match self.token()? {
-            Token::Str(bytes) => Ok(String::from_utf8_lossy(bytes)),
-            _ => Err(MsgpackError::UnexpectedType { expected: "text" }),
-        }
-    }
-
-    /// Reads binary.
-    pub fn read_bin(&mut self) -> Result<&'a [u8], MsgpackError> {
-        match self.token()? {
-            Token::Bin(bytes) => Ok(bytes),
-            _ => Err(MsgpackError::UnexpectedType { expected: "binary" }),
-        }
-    }
-
-    /// Reads a boolean.
-    pub fn read_bool(&mut self) -> Result<bool, MsgpackError> {
-        match self.token()? {
-            Token::Bool(value) => Ok(value),
-            _ => Err(MsgpackError::UnexpectedType {
-                expected: "a boolean",
-            }),
-        }
-    }
-
-    /// Reads a whole number that is not negative, in whatever form it is written: JavaScript does
-    /// not tell `3` from `3.0`.
-    pub fn read_u64(&mut self) -> Result<u64, MsgpackError> {
-        const TWO_POW_64: f64 = 18_446_744_073_709_551_616.0;
-        match self.token()? {
-            Token::Uint(value) => Ok(value),
-            Token::Int(value) if value >= 0 => Ok(value as u64),
-            Token::Float(value) if value.fract() == 0.0 && (0.0..TWO_POW_64).contains(&value) => {
-                Ok(value as u64)
-            }
-            _ => Err(MsgpackError::UnexpectedType {
-                expected: "a whole number",
-            }),
-        }
-    }
-
-    /// Takes `undefined`, if that comes next.
-    pub fn take_undefined(&mut self) -> bool {
-        let [0xd4, 0x00, _, rest @ ..] = self.rest else {
-            return false;
-        };
-        self.rest = rest;
-        true
-    }
-
-    /// Takes nil or `undefined`, if that comes next. Most envelopes mean the same by either and by
-    /// leaving a key out.
-    pub fn take_absent(&mut self) -> bool {
-        let [0xc0, rest @ ..] = self.rest else {
-            return self.take_undefined();
-        };
-        self.rest = rest;
-        true
-    }
-
-    /// Passes over one value with all that it holds, however deep.
+    /// Skips one value with all that it contains, at any depth and without recursion.
     pub fn skip(&mut self) -> Result<(), MsgpackError> {
         let mut values: usize = 1;
         while values > 0 {
@@ -193,7 +131,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Ends the reading: nothing may be left.
+    /// Skips one value and returns its bytes.
+    pub(crate) fn raw(&mut self) -> Result<&'a [u8], MsgpackError> {
+        let start = self.rest;
+        self.skip()?;
+        Ok(&start[..start.len() - self.rest.len()])
+    }
+
+    /// Ends the reading. Fails if bytes are left.
     pub fn finish(self) -> Result<(), MsgpackError> {
         match self.rest.len() {
             0 => Ok(()),
@@ -201,42 +146,66 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn list(&self, len: usize) -> Result<Token<'a>, MsgpackError> {
+    fn number<T>(
+        &mut self,
+        read: fn(&mut &'a [u8]) -> Result<T, ValueReadError>,
+    ) -> Result<T, MsgpackError> {
+        read(&mut self.rest).map_err(|_| MsgpackError::UnexpectedEnd)
+    }
+
+    /// The length behind a head that has one, in 1, 2 or 4 bytes.
+    fn len(&mut self, marker: Marker) -> Result<usize, MsgpackError> {
+        let len = match marker {
+            Marker::Str8 | Marker::Bin8 | Marker::Ext8 => {
+                u32::from(self.number(RmpRead::read_data_u8)?)
+            }
+            Marker::Str16 | Marker::Bin16 | Marker::Ext16 | Marker::Array16 | Marker::Map16 => {
+                u32::from(self.number(RmpRead::read_data_u16)?)
+            }
+            _ => self.number(RmpRead::read_data_u32)?,
+        };
+        usize::try_from(len).map_err(|_| MsgpackError::UnexpectedEnd)
+    }
+
+    fn array(&self, len: usize) -> Result<Token<'a>, MsgpackError> {
         if len > self.rest.len() {
-            Err(MsgpackError::UnexpectedEnd)
-        } else {
-            Ok(Token::Array(len))
+            return Err(MsgpackError::UnexpectedEnd);
         }
+        Ok(Token::Array(len))
     }
 
     fn map(&self, len: usize) -> Result<Token<'a>, MsgpackError> {
         if len > self.rest.len() / 2 {
-            Err(MsgpackError::UnexpectedEnd)
-        } else {
-            Ok(Token::Map(len))
+            return Err(MsgpackError::UnexpectedEnd);
         }
+        Ok(Token::Map(len))
     }
 
-    /// A length of 1, 2 or 4 bytes.
-    fn len(&mut self, size: u8) -> Result<usize, MsgpackError> {
-        usize::try_from(self.uint(size)?).map_err(|_| MsgpackError::UnexpectedEnd)
+    /// notepack 2 writes `undefined` and dates as type 0; notepack 3 writes dates as MessagePack's
+    /// timestamps, which are type -1.
+    fn fixed_extension(&mut self, len: usize) -> Result<Token<'a>, MsgpackError> {
+        let kind = self.number(RmpRead::read_data_i8)?;
+        let bytes = self.take(len)?;
+        Ok(match (kind, len) {
+            (0, 1) => Token::Undefined,
+            (0, 8) => Token::Date(be_u64(bytes) as i64),
+            (-1, 4) => timestamp(be_u64(bytes) as i64, 0),
+            (-1, 8) => {
+                let value = be_u64(bytes);
+                timestamp((value & 0x3_ffff_ffff) as i64, value >> 34)
+            }
+            _ => Token::Ext(kind, bytes),
+        })
     }
 
-    /// A number of `2^size` bytes.
-    fn uint(&mut self, size: u8) -> Result<u64, MsgpackError> {
-        let bytes = self.take(1 << size)?;
-        Ok(bytes
-            .iter()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], MsgpackError> {
-        let (head, rest) = self
-            .rest
-            .split_first_chunk()
-            .ok_or(MsgpackError::UnexpectedEnd)?;
-        self.rest = rest;
-        Ok(*head)
+    fn sized_extension(&mut self, len: usize) -> Result<Token<'a>, MsgpackError> {
+        let kind = self.number(RmpRead::read_data_i8)?;
+        let bytes = self.take(len)?;
+        Ok(match (kind, len) {
+            (0, _) => Token::Bin(bytes),
+            (-1, 12) => timestamp(be_u64(&bytes[4..]) as i64, be_u64(&bytes[..4])),
+            _ => Token::Ext(kind, bytes),
+        })
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], MsgpackError> {
@@ -246,30 +215,6 @@ impl<'a> Reader<'a> {
             .ok_or(MsgpackError::UnexpectedEnd)?;
         self.rest = rest;
         Ok(head)
-    }
-}
-
-/// Extensions whose size is in their head. notepack 2 writes `undefined` and dates as type 0,
-/// notepack 3 dates as the timestamps of MessagePack, type -1.
-fn fixed_extension<'a>(kind: i8, bytes: &'a [u8]) -> Token<'a> {
-    match (kind, bytes.len()) {
-        (0, 1) => Token::Undefined,
-        (0, 8) => Token::Date(be_u64(bytes) as i64),
-        (-1, 4) => timestamp(be_u64(bytes) as i64, 0),
-        (-1, 8) => {
-            let value = be_u64(bytes);
-            timestamp((value & 0x3_ffff_ffff) as i64, value >> 34)
-        }
-        _ => Token::Ext(kind, bytes),
-    }
-}
-
-/// Extensions that say their size.
-fn sized_extension<'a>(kind: i8, bytes: &'a [u8]) -> Token<'a> {
-    match (kind, bytes.len()) {
-        (0, _) => Token::Bin(bytes),
-        (-1, 12) => timestamp(be_u64(&bytes[4..]) as i64, be_u64(&bytes[..4])),
-        _ => Token::Ext(kind, bytes),
     }
 }
 

@@ -47,7 +47,7 @@ pub fn msgpack_to_json(
 
 /// Reads an array as arguments.
 pub fn read_args(reader: &mut Reader<'_>, limits: TranscodeLimits) -> Result<Args, MsgpackError> {
-    let len = reader.read_array_len()?;
+    let len = array_len(reader)?;
     list(reader, len, limits)
 }
 
@@ -60,13 +60,22 @@ pub fn read_event<'a>(
     const EXPECTED: MsgpackError = MsgpackError::UnexpectedType {
         expected: "an event's name",
     };
-    let len = reader.read_array_len()?.checked_sub(1).ok_or(EXPECTED)?;
+    let len = array_len(reader)?.checked_sub(1).ok_or(EXPECTED)?;
     let name = match reader.token()? {
         Token::Str(bytes) => String::from_utf8_lossy(bytes),
         number @ (Token::Uint(_) | Token::Int(_) | Token::Float(_)) => key_text(number)?,
         _ => return Err(EXPECTED),
     };
     Ok((name, list(reader, len, limits)?))
+}
+
+fn array_len(reader: &mut Reader<'_>) -> Result<usize, MsgpackError> {
+    match reader.token()? {
+        Token::Array(len) => Ok(len),
+        _ => Err(MsgpackError::UnexpectedType {
+            expected: "an array",
+        }),
+    }
 }
 
 fn list(
@@ -217,7 +226,7 @@ impl Writer {
 }
 
 /// What JavaScript would use as the name of a property.
-fn key_text(token: Token<'_>) -> Result<Cow<'_, str>, MsgpackError> {
+pub(super) fn key_text(token: Token<'_>) -> Result<Cow<'_, str>, MsgpackError> {
     Ok(match token {
         Token::Str(bytes) | Token::Bin(bytes) => String::from_utf8_lossy(bytes),
         Token::Nil => "null".into(),

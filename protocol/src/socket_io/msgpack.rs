@@ -7,11 +7,13 @@
 
 use std::borrow::Cow;
 
+use serde::{Serialize, Serializer};
+
 use crate::args::Args;
 use crate::args::json::MAX_DEPTH;
 use crate::msgpack::{
-    MsgpackError, Reader, Token, TranscodeLimits, json_to_msgpack, msgpack_to_json, read_args,
-    read_event, write_args, write_map_len, write_str, write_uint, write_undefined,
+    MsgpackError, Packed, Reader, Token, TranscodeLimits, msgpack_to_json, read_args, read_event,
+    write,
 };
 
 use super::decode::{DecodeError, Limits, check_name};
@@ -21,8 +23,8 @@ use super::packet::{EventName, Packet, PacketKind};
 /// Reads one binary message. A text message is an error with this parser, for the caller to see.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Packet<'static>, DecodeError> {
     let envelope = Envelope::read(bytes)?;
-    let kind = envelope.kind.ok_or(DecodeError::UnknownType)?;
-    let nsp = envelope.nsp.ok_or(DecodeError::Payload)?;
+    let kind = envelope.kind()?;
+    let nsp = envelope.nsp()?;
     if nsp.len() > limits.namespace_bytes {
         return Err(DecodeError::NamespaceTooLong {
             limit: limits.namespace_bytes,
@@ -31,15 +33,15 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Packet<'static>, DecodeEr
     let mut packet = Packet {
         kind,
         nsp: Cow::Owned(nsp.into_owned()),
-        id: envelope.id,
+        id: envelope.id()?,
         data: Cow::Borrowed(""),
         event: None,
         attachments: Vec::new(),
     };
-    match (kind, envelope.data) {
+    match (kind, envelope.data()) {
         (PacketKind::Event, Some(data)) => read_event_data(&mut packet, data, limits)?,
-        (PacketKind::Ack, Some(mut data)) => {
-            let args = read_args(&mut data, transcode_limits(limits))?;
+        (PacketKind::Ack, Some(data)) => {
+            let args = read_args(&mut Reader::new(data), transcode_limits(limits))?;
             packet.data = Cow::Owned(args.json().to_owned());
             packet.attachments = args.attachments().to_vec();
         }
@@ -65,126 +67,195 @@ pub fn event(
     name: &str,
     args: &Args,
 ) -> Result<(), MsgpackError> {
-    write_map_len(out, if id.is_some() { 4 } else { 3 });
-    write_kind(out, PacketKind::Event);
-    write_str(out, "data");
-    write_args(out, Some(name), args, MAX_DEPTH)?;
-    if let Some(id) = id {
-        write_id(out, id);
-    }
-    write_nsp(out, nsp);
+    let data = Packed::new(Some(name), args.json(), args.attachments(), MAX_DEPTH)?;
+    let packet = Written {
+        id,
+        ..Written::new(PacketKind::Event, nsp, data)
+    };
+    write(out, &packet);
     Ok(())
 }
 
 /// An acknowledgement. Fails as [`event`] does.
 pub fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) -> Result<(), MsgpackError> {
-    write_map_len(out, 4);
-    write_id(out, id);
-    write_kind(out, PacketKind::Ack);
-    write_str(out, "data");
-    write_args(out, None, args, MAX_DEPTH)?;
-    write_nsp(out, nsp);
+    let data = Packed::new(None, args.json(), args.attachments(), MAX_DEPTH)?;
+    let packet = Written {
+        first_id: Some(id),
+        ..Written::new(PacketKind::Ack, nsp, data)
+    };
+    write(out, &packet);
     Ok(())
 }
 
 /// The reply to a CONNECT. Node.js sends the id of a recovery that is off as `undefined`; clients
 /// that look for the key find it here, too.
 pub fn connect(out: &mut Vec<u8>, nsp: &str, sid: &str) {
-    write_map_len(out, 3);
-    write_kind(out, PacketKind::Connect);
-    write_str(out, "data");
-    write_map_len(out, 2);
-    write_str(out, "sid");
-    write_str(out, sid);
-    write_str(out, "pid");
-    write_undefined(out);
-    write_nsp(out, nsp);
+    #[derive(Serialize)]
+    struct Data<'a> {
+        sid: &'a str,
+        pid: Undefined,
+    }
+
+    let pid = Undefined((0, Zero));
+    write(
+        out,
+        &Written::new(PacketKind::Connect, nsp, Data { sid, pid }),
+    );
 }
 
 /// The refusal of a CONNECT, with a JSON payload. Fails if that is not JSON.
 pub fn connect_error(out: &mut Vec<u8>, nsp: &str, data: &str) -> Result<(), MsgpackError> {
-    write_map_len(out, 3);
-    write_kind(out, PacketKind::ConnectError);
-    write_nsp(out, nsp);
-    write_str(out, "data");
-    json_to_msgpack(out, data, &[], MAX_DEPTH)
+    let data = Packed::new(None, data, &[], MAX_DEPTH)?;
+    let packet = Written {
+        first_nsp: Some(nsp),
+        nsp: None,
+        ..Written::new(PacketKind::ConnectError, nsp, data)
+    };
+    write(out, &packet);
+    Ok(())
 }
 
 /// The end of a namespace for a client.
 pub fn disconnect(out: &mut Vec<u8>, nsp: &str) {
-    write_map_len(out, 2);
-    write_kind(out, PacketKind::Disconnect);
-    write_nsp(out, nsp);
+    let packet = Written {
+        data: None,
+        ..Written::new(PacketKind::Disconnect, nsp, ())
+    };
+    write(out, &packet);
 }
 
-fn write_kind(out: &mut Vec<u8>, kind: PacketKind) {
-    write_str(out, "type");
-    write_uint(out, u64::from(kind.number()));
+/// The map around a packet, in the order of Node.js servers: acknowledgements begin with their id,
+/// refusals have the namespace before the data.
+#[derive(Serialize)]
+struct Written<'a, D> {
+    #[serde(rename = "id", skip_serializing_if = "Option::is_none")]
+    first_id: Option<u64>,
+    r#type: u8,
+    #[serde(rename = "nsp", skip_serializing_if = "Option::is_none")]
+    first_nsp: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<D>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nsp: Option<&'a str>,
 }
 
-fn write_nsp(out: &mut Vec<u8>, nsp: &str) {
-    write_str(out, "nsp");
-    write_str(out, nsp);
+impl<'a, D> Written<'a, D> {
+    fn new(kind: PacketKind, nsp: &'a str, data: D) -> Self {
+        Self {
+            first_id: None,
+            r#type: kind.number(),
+            first_nsp: None,
+            data: Some(data),
+            id: None,
+            nsp: Some(nsp),
+        }
+    }
 }
 
-fn write_id(out: &mut Vec<u8>, id: u64) {
-    write_str(out, "id");
-    write_uint(out, id);
+/// `undefined` as notepack 2 writes it: an extension of type 0 with one byte.
+#[derive(Serialize)]
+#[serde(rename = "_ExtStruct")]
+struct Undefined((i8, Zero));
+
+struct Zero;
+
+impl Serialize for Zero {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&[0])
+    }
 }
 
-/// The map around a packet. Of a key that occurs twice the last one holds, unknown ones are passed
-/// over.
+/// The map around a packet as it is read. Of a key that occurs twice the last one counts, as in
+/// JavaScript, which is why this is no derived struct. Unknown keys are skipped.
 #[derive(Default)]
 struct Envelope<'a> {
-    kind: Option<PacketKind>,
-    nsp: Option<Cow<'a, str>>,
-    id: Option<u64>,
-    /// A reader that stands before the data; the order of the keys is up to the client.
-    data: Option<Reader<'a>>,
+    kind: Option<&'a [u8]>,
+    nsp: Option<&'a [u8]>,
+    id: Option<&'a [u8]>,
+    data: Option<&'a [u8]>,
 }
 
 impl<'a> Envelope<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
+        let Token::Map(len) = reader.token()? else {
+            return Err(DecodeError::Payload);
+        };
         let mut envelope = Self::default();
-        for _ in 0..reader.read_map_len()? {
-            match &*reader.read_str()? {
-                "type" => {
-                    let number = reader.read_u64().map_err(|_| DecodeError::UnknownType)?;
-                    envelope.kind = PacketKind::from_number(number);
-                }
-                "nsp" => envelope.nsp = Some(reader.read_str()?),
-                "id" => {
-                    envelope.id = if reader.take_undefined() {
-                        None
-                    } else {
-                        Some(reader.read_u64().map_err(|_| DecodeError::AckId)?)
-                    };
-                }
-                "data" => {
-                    let start = reader.clone();
-                    envelope.data = if reader.take_undefined() {
-                        None
-                    } else {
-                        reader.skip()?;
-                        Some(start)
-                    };
-                }
-                _ => reader.skip()?,
+        for _ in 0..len {
+            let Token::Str(key) = reader.token()? else {
+                return Err(DecodeError::Payload);
+            };
+            let value = Some(reader.raw()?);
+            match key {
+                b"type" => envelope.kind = value,
+                b"nsp" => envelope.nsp = value,
+                b"id" => envelope.id = value,
+                b"data" => envelope.data = value,
+                _ => {}
             }
         }
         reader.finish()?;
         Ok(envelope)
+    }
+
+    fn kind(&self) -> Result<PacketKind, DecodeError> {
+        let number = self.kind.and_then(whole);
+        let kind = number.and_then(PacketKind::from_number);
+        kind.ok_or(DecodeError::UnknownType)
+    }
+
+    /// The id of an acknowledgement. Clients write `undefined` for none.
+    fn id(&self) -> Result<Option<u64>, DecodeError> {
+        match self.id {
+            Some(id) if !is_undefined(id) => whole(id).map(Some).ok_or(DecodeError::AckId),
+            _ => Ok(None),
+        }
+    }
+
+    fn nsp(&self) -> Result<Cow<'a, str>, DecodeError> {
+        match self.nsp.and_then(token) {
+            Some(Token::Str(bytes)) => Ok(String::from_utf8_lossy(bytes)),
+            _ => Err(DecodeError::Payload),
+        }
+    }
+
+    fn data(&self) -> Option<&'a [u8]> {
+        self.data.filter(|data| !is_undefined(data))
+    }
+}
+
+fn token(value: &[u8]) -> Option<Token<'_>> {
+    Reader::new(value).token().ok()
+}
+
+fn is_undefined(value: &[u8]) -> bool {
+    token(value) == Some(Token::Undefined)
+}
+
+/// A whole number that is not negative, however it is encoded: JavaScript does not tell `3` from
+/// `3.0`.
+fn whole(value: &[u8]) -> Option<u64> {
+    const TWO_POW_64: f64 = 18_446_744_073_709_551_616.0;
+    match token(value)? {
+        Token::Uint(value) => Some(value),
+        Token::Int(value) => u64::try_from(value).ok(),
+        Token::Float(value) if value.fract() == 0.0 && (0.0..TWO_POW_64).contains(&value) => {
+            Some(value as u64)
+        }
+        _ => None,
     }
 }
 
 /// The canonical text has the name in front, as it came through the default parser.
 fn read_event_data(
     packet: &mut Packet<'static>,
-    mut data: Reader<'_>,
+    data: &[u8],
     limits: &Limits,
 ) -> Result<(), DecodeError> {
-    let (name, args) = read_event(&mut data, transcode_limits(limits))?;
+    let (name, args) = read_event(&mut Reader::new(data), transcode_limits(limits))?;
     let name = check_name(name, limits)?;
     let mut json = Vec::with_capacity(name.len() + args.json().len() + 4);
     json.push(b'[');
@@ -206,9 +277,10 @@ fn read_event_data(
 /// An object, or of a refusal also text.
 fn read_other_data(
     packet: &mut Packet<'static>,
-    mut data: Reader<'_>,
+    data: &[u8],
     limits: &Limits,
 ) -> Result<(), DecodeError> {
+    let mut data = Reader::new(data);
     match (packet.kind, data.clone().token()?) {
         (_, Token::Map(_)) | (PacketKind::ConnectError, Token::Str(_)) => {}
         _ => return Err(DecodeError::Payload),

@@ -1,277 +1,280 @@
-//! What answers consist of in both dialects, beside the envelope around it.
+//! The members of an answer in both dialects, without the envelope around them.
 //!
-//! A server of Node's is answered as another one would do it. A Roomcast node or emitter understands
-//! more: all acknowledgements in one message and whose they are, that there is no handler, how many
-//! sockets a broadcast has reached.
+//! A Node server gets the answer that another Node server would give. A Roomcast node or emitter
+//! understands more: all acknowledgements in one message with the id of each socket, that there is
+//! no handler, and how many sockets a broadcast reached.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     Reply, WireError,
-    cursor::{Cursor, Head},
-    output::{Output, has_first},
-    parts::{RoomNames, read_rooms},
+    parts::Rooms,
+    payload::{Arguments, Encoding, Payload},
 };
 use crate::{
     args::Args,
     id::SocketId,
     question::{Answer, Description},
+    raw::{Look, Raw, lenient},
 };
 
-/// The members of an answer as they were read.
-#[derive(Default)]
-pub(super) struct Fields {
-    rooms: Option<RoomNames>,
-    sockets: Option<Answer>,
-    count: Option<usize>,
-    value: Option<Args>,
-    acks: Option<Acks>,
-    missing: Vec<SocketId>,
-    missing_unnamed: usize,
-    has_no_handler: bool,
-    reached: Option<usize>,
+/// The members of an answer as they are read. The result of a handler has its own key in each
+/// dialect: `data` in the classic one, `packet` in the sharded one.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Members<'a> {
+    rooms: Option<Rooms>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    sockets: Option<Raw<'a>>,
+    #[serde(rename = "clientCount", deserialize_with = "lenient::whole")]
+    count: Option<u64>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    packet: Option<Raw<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    data: Option<Raw<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    acks: Option<Raw<'a>>,
+    missing: Rooms,
+    #[serde(deserialize_with = "lenient::whole")]
+    unnamed: Option<u64>,
+    #[serde(deserialize_with = "lenient::is_true")]
+    none: bool,
+    #[serde(deserialize_with = "lenient::whole")]
+    reached: Option<u64>,
+    #[serde(deserialize_with = "lenient::boolean")]
     order: Option<bool>,
+    // The envelope's own members in the classic dialect, and the id in both.
+    #[serde(rename = "type", deserialize_with = "lenient::whole")]
+    pub(super) kind: Option<u64>,
+    #[serde(rename = "requestId", borrow, deserialize_with = "lenient::text")]
+    pub(super) id: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    pub(super) node: Option<Cow<'a, str>>,
 }
 
-type Acks = Vec<(Option<SocketId>, Args)>;
-
-impl Fields {
-    /// Reads a value if it belongs to answers, and says whether it did. The answer of a handler has
-    /// its own key in each dialect.
-    pub(super) fn read<'a>(
-        &mut self,
-        cursor: &mut impl Cursor<'a>,
-        key: &str,
-    ) -> Result<bool, WireError> {
-        match key {
-            "rooms" => self.rooms = Some(read_rooms(cursor)?),
-            "sockets" => self.sockets = read_sockets(cursor)?,
-            "clientCount" => self.count = cursor.count()?,
-            "acks" => self.acks = read_acks(cursor)?,
-            "missing" => self.missing = read_ids(cursor)?,
-            "unnamed" => self.missing_unnamed = cursor.count()?.unwrap_or(0),
-            "none" => self.has_no_handler = cursor.is_true()?,
-            "reached" => self.reached = cursor.count()?,
-            "order" => self.order = Some(cursor.is_true()?),
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// Reads an acknowledgement or the answer of a handler.
-    pub(super) fn read_value<'a>(&mut self, cursor: &mut impl Cursor<'a>) -> Result<(), WireError> {
-        self.value = Some(cursor.argument()?);
-        Ok(())
-    }
-
-    pub(super) fn asked(self) -> Result<Reply, WireError> {
+impl Members<'_> {
+    pub(super) fn asked(&self) -> Result<Reply, WireError> {
         let count = self.count.ok_or(WireError::Missing {
             what: "clientCount",
         })?;
-        Ok(Reply::Asked(count))
+        Ok(Reply::Asked(count as usize))
     }
 
-    pub(super) fn acknowledged(self) -> Reply {
-        match self.acks {
-            Some(answers) => Reply::Answer(Answer::Acks {
-                answers,
-                missing: self.missing,
-                missing_unnamed: self.missing_unnamed,
-            }),
-            None => Reply::Acknowledged(self.value.unwrap_or_default()),
+    pub(super) fn acknowledged(self, arguments: &Arguments) -> Result<Reply, WireError> {
+        let list = self.acks.filter(|acks| acks.look() == Look::List);
+        let Some(list) = list else {
+            return Ok(Reply::Acknowledged(self.value(arguments)?));
+        };
+        let mut answers = Vec::new();
+        list.each(|ack| {
+            answers.push(read_ack(ack, arguments)?);
+            Ok::<_, WireError>(())
+        })?;
+        let missing = self.missing.names();
+        Ok(Reply::Answer(Answer::Acks {
+            answers,
+            missing: missing.iter().map(|id| SocketId::new(id)).collect(),
+            missing_unnamed: self.unnamed.unwrap_or(0) as usize,
+        }))
+    }
+
+    pub(super) fn server_side(&self, arguments: &Arguments) -> Result<Reply, WireError> {
+        let args = if self.none {
+            None
+        } else {
+            Some(self.value(arguments)?)
+        };
+        Ok(Reply::Answer(Answer::ServerSideEmit(args)))
+    }
+
+    /// An answer without a type: its members tell what it is. Node's old adapters confirm a command
+    /// with an answer without members.
+    pub(super) fn untyped(self, arguments: &Arguments) -> Result<Reply, WireError> {
+        let sockets = self.sockets.filter(|list| list.look() == Look::List);
+        let answer = match (sockets, self.rooms, self.reached) {
+            (Some(sockets), ..) => read_sockets(sockets, arguments)?,
+            (None, Some(rooms), _) => Answer::Rooms(rooms.names()),
+            (None, None, Some(reached)) => Answer::Reached(reached as usize),
+            (None, None, None) => Answer::Command(self.order.unwrap_or(true)),
+        };
+        Ok(Reply::Answer(answer))
+    }
+
+    /// An acknowledgement or the result of a handler.
+    fn value(&self, arguments: &Arguments) -> Result<Args, WireError> {
+        match self.packet.or(self.data) {
+            Some(raw) => arguments.argument(raw),
+            None => Ok(Args::default()),
         }
-    }
-
-    pub(super) fn server_side(self) -> Reply {
-        let args = (!self.has_no_handler).then(|| self.value.unwrap_or_default());
-        Reply::Answer(Answer::ServerSideEmit(args))
-    }
-
-    /// What the members alone tell. None at all are how Node's old adapters say that an order was
-    /// carried out.
-    pub(super) fn other(self) -> Reply {
-        let others = [
-            self.sockets,
-            self.rooms.map(|rooms| Answer::Rooms(rooms.names())),
-            self.reached.map(Answer::Reached),
-        ];
-        let first = others.into_iter().flatten().next();
-        Reply::Answer(first.unwrap_or(Answer::Order(self.order.unwrap_or(true))))
     }
 }
 
-/// Reads a list of ids or of descriptions; which of them an empty list is, nobody can tell.
-fn read_sockets<'a>(cursor: &mut impl Cursor<'a>) -> Result<Option<Answer>, WireError> {
+/// Reads a list of ids or of descriptions. An empty list could be either.
+fn read_sockets(list: Raw<'_>, arguments: &Arguments) -> Result<Answer, WireError> {
     let (mut ids, mut descriptions) = (Vec::new(), Vec::new());
-    match cursor.head()? {
-        Head::List(len) => cursor.items(len, |cursor| {
-            match cursor.head()? {
-                Head::Text(id) => ids.push(SocketId::new(&id)),
-                Head::Map(len) => descriptions.push(read_description(cursor, len)?),
-                other => cursor.leave(&other)?,
-            }
-            Ok(())
-        })?,
-        other => {
-            cursor.leave(&other)?;
-            return Ok(None);
+    list.each(|socket| {
+        match socket.look() {
+            Look::Text(id) => ids.push(SocketId::new(&id)),
+            Look::Map => descriptions.push(read_description(socket, arguments)?),
+            _ => {}
         }
-    }
-    Ok(Some(if ids.is_empty() {
+        Ok::<_, WireError>(())
+    })?;
+    Ok(if ids.is_empty() {
         Answer::Sockets(descriptions)
     } else {
         Answer::SocketIds(ids)
-    }))
+    })
 }
 
-fn read_description<'a>(
-    cursor: &mut impl Cursor<'a>,
-    len: usize,
-) -> Result<Description, WireError> {
-    let mut id = None;
-    let mut description = Description {
-        id: SocketId::new(""),
-        rooms: Vec::new(),
-        data: serde_json::Value::Null,
-        handshake: serde_json::Value::Null,
-    };
-    cursor.members(len, |cursor, key| {
-        match key {
-            "id" => id = cursor.text()?,
-            "rooms" => {
-                let rooms = read_rooms(cursor)?.names();
-                description.rooms = rooms.into_iter().map(String::from).collect();
-            }
-            "data" => description.data = cursor.value()?,
-            "handshake" => description.handshake = cursor.value()?,
-            _ => cursor.skip()?,
-        }
-        Ok(())
-    })?;
-    let id = id.ok_or(WireError::Missing {
+fn read_description(socket: Raw<'_>, arguments: &Arguments) -> Result<Description, WireError> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Socket<'a> {
+        #[serde(borrow, deserialize_with = "lenient::text")]
+        id: Option<Cow<'a, str>>,
+        rooms: Rooms,
+        #[serde(borrow, deserialize_with = "lenient::raw")]
+        data: Option<Raw<'a>>,
+        #[serde(borrow, deserialize_with = "lenient::raw")]
+        handshake: Option<Raw<'a>>,
+    }
+
+    let socket: Socket<'_> = socket.read()?;
+    let id = socket.id.ok_or(WireError::Missing {
         what: "the id of a socket",
     })?;
-    description.id = SocketId::new(&id);
-    Ok(description)
+    let tree = |raw: Option<Raw<'_>>| raw.map_or(Ok(Value::Null), |raw| arguments.tree(raw));
+    Ok(Description {
+        id: SocketId::new(&id),
+        rooms: socket.rooms.names().into_iter().map(String::from).collect(),
+        data: tree(socket.data)?,
+        handshake: tree(socket.handshake)?,
+    })
 }
 
-fn read_acks<'a>(cursor: &mut impl Cursor<'a>) -> Result<Option<Acks>, WireError> {
-    let mut acks = Vec::new();
-    match cursor.head()? {
-        Head::List(len) => cursor.items(len, |cursor| {
-            acks.push(read_ack(cursor)?);
-            Ok(())
-        })?,
-        other => {
-            cursor.leave(&other)?;
-            return Ok(None);
-        }
-    }
-    Ok(Some(acks))
-}
-
-fn read_ack<'a>(cursor: &mut impl Cursor<'a>) -> Result<(Option<SocketId>, Args), WireError> {
-    let (mut place, mut id, mut args) = (0, None, None);
-    match cursor.head()? {
-        Head::List(len) => cursor.items(len, |cursor| {
-            match place {
-                0 => id = cursor.text()?.map(|id| SocketId::new(&id)),
-                1 => args = Some(cursor.args()?),
-                _ => cursor.skip()?,
-            }
-            place += 1;
-            Ok(())
-        })?,
-        _ => {
-            return Err(WireError::Unexpected {
-                expected: "an acknowledgement",
-            });
-        }
-    }
-    let args = args.ok_or(WireError::Missing {
+/// Reads a list of a socket's id, which may be unknown, and its arguments.
+fn read_ack(ack: Raw<'_>, arguments: &Arguments) -> Result<(Option<SocketId>, Args), WireError> {
+    let parts: Vec<Raw<'_>> = ack.read()?;
+    let args = parts.get(1).ok_or(WireError::Missing {
         what: "the arguments of an acknowledgement",
     })?;
-    Ok((id, args))
+    let id = parts[0].text().map(|id| SocketId::new(&id));
+    Ok((id, arguments.args(*args)?))
 }
 
-fn read_ids<'a>(cursor: &mut impl Cursor<'a>) -> Result<Vec<SocketId>, WireError> {
-    let ids = read_rooms(cursor)?.names();
-    Ok(ids.iter().map(|id| SocketId::new(id)).collect())
+/// The members of an answer as they are written.
+#[derive(Serialize, Default)]
+pub(super) struct Written<'a> {
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<u8>,
+    #[serde(rename = "requestId")]
+    pub(super) id: &'a str,
+    #[serde(rename = "clientCount", skip_serializing_if = "Option::is_none")]
+    count: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<Payload<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Payload<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sockets: Option<Sockets<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rooms: Option<&'a [Box<str>]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acks: Option<Vec<(Option<&'a SocketId>, Payload<'a>)>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<&'a [SocketId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unnamed: Option<usize>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    none: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) node: Option<&'a str>,
 }
 
-/// How many members [`write`] writes.
-pub(super) fn count(reply: &Reply) -> usize {
-    match reply {
-        Reply::Acknowledged(args) | Reply::Answer(Answer::ServerSideEmit(Some(args))) => {
-            usize::from(has_first(args))
-        }
-        Reply::Answer(Answer::Acks {
-            missing_unnamed, ..
-        }) => 2 + usize::from(*missing_unnamed > 0),
-        _ => 1,
-    }
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Sockets<'a> {
+    Ids(&'a [SocketId]),
+    Descriptions(Vec<Described<'a>>),
 }
 
-/// Writes the members of an answer; `handler` is the key of what a handler has answered.
-pub(super) fn write(out: &mut Output, reply: &Reply, handler: &str) -> Result<(), WireError> {
-    let answer = match reply {
-        Reply::Asked(count) => {
-            out.key("clientCount").number(*count as u64);
-            return Ok(());
-        }
-        Reply::Acknowledged(args) => return out.first("packet", args).map(drop),
-        Reply::Answer(answer) => answer,
-    };
-    match answer {
-        Answer::Sockets(sockets) => write_sockets(out, sockets)?,
-        Answer::SocketIds(ids) => drop(out.key("sockets").texts(ids)),
-        Answer::Rooms(rooms) => drop(out.key("rooms").texts(rooms)),
-        Answer::Acks {
-            answers,
-            missing,
-            missing_unnamed,
-        } => {
-            write_acks(out, answers)?;
-            out.key("missing").texts(missing);
-            if *missing_unnamed > 0 {
-                out.key("unnamed").number(*missing_unnamed as u64);
+#[derive(Serialize)]
+struct Described<'a> {
+    id: &'a SocketId,
+    handshake: &'a Value,
+    rooms: &'a [String],
+    data: &'a Value,
+}
+
+impl<'a> Written<'a> {
+    /// The members for a reply; `has_packet` tells under which key the result of a handler goes.
+    pub(super) fn new(
+        encoding: Encoding,
+        reply: &'a Reply,
+        has_packet: bool,
+    ) -> Result<Self, WireError> {
+        let mut members = Self::default();
+        let answer = match reply {
+            Reply::Asked(count) => {
+                members.count = Some(*count);
+                return Ok(members);
             }
-        }
-        Answer::ServerSideEmit(Some(args)) => drop(out.first(handler, args)?),
-        Answer::ServerSideEmit(None) => drop(out.key("none").bool(true)),
-        Answer::Reached(count) => drop(out.key("reached").number(*count as u64)),
-        Answer::Order(was_meant) => drop(out.key("order").bool(*was_meant)),
-    }
-    Ok(())
-}
-
-fn write_sockets(out: &mut Output, sockets: &[Description]) -> Result<(), WireError> {
-    out.key("sockets").list(sockets.len());
-    for socket in sockets {
-        out.map(4);
-        out.key("id").text(socket.id.as_str());
-        out.key("handshake").data(&socket.handshake)?;
-        out.key("rooms").texts(&socket.rooms);
-        out.key("data").data(&socket.data)?;
-        out.end_map();
-    }
-    out.end_list();
-    Ok(())
-}
-
-fn write_acks(out: &mut Output, acks: &[(Option<SocketId>, Args)]) -> Result<(), WireError> {
-    out.key("acks").list(acks.len());
-    for (id, args) in acks {
-        out.list(2);
-        match id {
-            Some(id) => out.text(id.as_str()),
-            None => out.nothing(),
+            Reply::Acknowledged(args) => {
+                members.packet = Payload::first(encoding, args)?;
+                return Ok(members);
+            }
+            Reply::Answer(answer) => answer,
         };
-        out.args(args)?.end_list();
+        match answer {
+            Answer::Sockets(sockets) => {
+                let described = sockets.iter().map(|socket| Described {
+                    id: &socket.id,
+                    handshake: &socket.handshake,
+                    rooms: &socket.rooms,
+                    data: &socket.data,
+                });
+                members.sockets = Some(Sockets::Descriptions(described.collect()));
+            }
+            Answer::SocketIds(ids) => members.sockets = Some(Sockets::Ids(ids)),
+            Answer::Rooms(rooms) => members.rooms = Some(rooms),
+            Answer::Acks {
+                answers,
+                missing,
+                missing_unnamed,
+            } => {
+                let acks = answers.iter().map(|(id, args)| {
+                    let args = Payload::args(encoding, args)?;
+                    Ok((id.as_ref(), args))
+                });
+                members.acks = Some(acks.collect::<Result<_, WireError>>()?);
+                members.missing = Some(missing);
+                members.unnamed = (*missing_unnamed > 0).then_some(*missing_unnamed);
+            }
+            Answer::ServerSideEmit(Some(args)) => {
+                let result = Payload::first(encoding, args)?;
+                *(if has_packet {
+                    &mut members.packet
+                } else {
+                    &mut members.data
+                }) = result;
+            }
+            Answer::ServerSideEmit(None) => members.none = true,
+            Answer::Reached(count) => members.reached = Some(*count),
+            Answer::Command(was_meant) => members.order = Some(*was_meant),
+        }
+        Ok(members)
     }
-    out.end_list();
-    Ok(())
 }
 
-/// Whether an answer holds binary, which JSON could only describe.
+/// Whether an answer contains binary, which JSON could only describe.
 pub(super) fn has_binary(reply: &Reply) -> bool {
     let is_binary = |args: &Args| !args.attachments().is_empty();
     match reply {

@@ -4,6 +4,8 @@
 //! broadcasts of clusters whose parser is JSON. Nothing here builds a tree: what is not binary is
 //! copied as it stands.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::WireError;
@@ -12,18 +14,17 @@ use crate::args::{
     survey,
 };
 
-/// Writes a JSON text with its attachments in the places of their placeholders. Fails if it is not
-/// JSON.
-pub(super) fn lower(out: &mut Vec<u8>, json: &str, attachments: &[Bytes]) -> Result<(), WireError> {
+/// A JSON text with its attachments in place of their placeholders. Fails if it is not JSON, or
+/// nests too deeply.
+pub(super) fn lower<'a>(json: &'a str, attachments: &[Bytes]) -> Result<Cow<'a, str>, WireError> {
     if attachments.is_empty() {
         Tokens::new(json, MAX_DEPTH).finish()?;
-        out.extend_from_slice(json.as_bytes());
-        return Ok(());
+        return Ok(json.into());
     }
     let containers = survey(json, attachments.len(), MAX_DEPTH)?;
     let mut containers = containers.iter();
     let mut tokens = Tokens::new(json, MAX_DEPTH);
-    let mut copied = 0;
+    let (mut text, mut copied) = (String::with_capacity(json.len()), 0);
     while let Some(token) = tokens.token()? {
         if !matches!(token, Token::BeginArray | Token::BeginObject) {
             continue;
@@ -31,14 +32,14 @@ pub(super) fn lower(out: &mut Vec<u8>, json: &str, attachments: &[Bytes]) -> Res
         let Some(number) = containers.next().and_then(|found| found.attachment) else {
             continue;
         };
-        out.extend_from_slice(&json.as_bytes()[copied..tokens.start()]);
-        write_buffer(out, &attachments[number as usize]);
+        text.push_str(&json[copied..tokens.start()]);
+        push_buffer(&mut text, &attachments[number as usize]);
         let inside = close(&mut tokens)?;
         containers.by_ref().take(inside).for_each(drop);
         copied = tokens.position();
     }
-    out.extend_from_slice(&json.as_bytes()[copied..]);
-    Ok(())
+    text.push_str(&json[copied..]);
+    Ok(text.into())
 }
 
 /// Puts placeholders in the places of the buffers in a JSON text and returns these; `None` if there
@@ -89,10 +90,10 @@ fn close(tokens: &mut Tokens<'_>) -> Result<usize, WireError> {
     Ok(inside)
 }
 
-fn write_buffer(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(br#"{"type":"Buffer","data":"#);
-    serde_json::to_writer(&mut *out, bytes).expect("numbers are JSON, and memory takes them");
-    out.push(b'}');
+fn push_buffer(text: &mut String, bytes: &[u8]) {
+    text.push_str(r#"{"type":"Buffer","data":"#);
+    text.push_str(&serde_json::to_string(bytes).expect("numbers are JSON"));
+    text.push('}');
 }
 
 /// The buffer that the text begins with. Only the form that Node writes counts, so that an object
@@ -132,9 +133,8 @@ mod tests {
             r#"[ {"_placeholder":true,"num":0},{"a":{"_placeholder":true,"num":1}},"x"]"#
         );
         assert_eq!(attachments, [&[1, 2][..], &[]]);
-        let mut lowered = Vec::new();
-        lower(&mut lowered, &lifted, &attachments).unwrap();
-        assert_eq!(lowered, json.replace("1, 2", "1,2").as_bytes());
+        let lowered = lower(&lifted, &attachments).unwrap();
+        assert_eq!(lowered, json.replace("1, 2", "1,2"));
         assert!(matches!(
             lift(json, 1),
             Err(WireError::TooManyAttachments { limit: 1 })
@@ -162,16 +162,15 @@ mod tests {
     fn a_placeholder_with_further_members_gives_way_as_a_whole() {
         let json = r#"[{"x":[{}],"_placeholder":true,"num":0},[1],{"_placeholder":true,"num":1}]"#;
         let attachments = [Bytes::from_static(b"\x07"), Bytes::from_static(b"\x08")];
-        let mut lowered = Vec::new();
-        lower(&mut lowered, json, &attachments).unwrap();
+        let lowered = lower(json, &attachments).unwrap();
         let expected = r#"[{"type":"Buffer","data":[7]},[1],{"type":"Buffer","data":[8]}]"#;
-        assert_eq!(lowered, expected.as_bytes());
+        assert_eq!(lowered, expected);
     }
 
     #[test]
     fn broken_text_is_refused_with_and_without_attachments() {
         for attachments in [&[][..], &[Bytes::new()]] {
-            assert!(lower(&mut Vec::new(), "[1,]", attachments).is_err());
+            assert!(lower("[1,]", attachments).is_err());
         }
     }
 }

@@ -1,240 +1,257 @@
 //! The parts that messages of both dialects are made of: rooms, options, packets.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::{
     WireError,
-    cursor::{Cursor, Event, Head},
-    output::Output,
+    payload::{Arguments, Encoding, Event, Payload, expected},
 };
 use crate::{
     args::Args,
+    raw::{Look, Raw, RawError, lenient},
     target::{Flags, Target},
 };
 
 /// The longest time that JavaScript's timers can wait. Node would not wait at all for a longer one.
 const MAX_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// A room in which no socket is. It stands for rooms that are no text, in which JavaScript's
-/// sockets are not either (`io.to(undefined)`): without any room, everybody would be meant.
+/// A room that no socket is in. It replaces rooms that are not text, in which JavaScript's sockets
+/// are not either (`io.to(undefined)`): without any room, everybody would be meant.
 const NOBODY: &str = "\0";
 
-/// Names of rooms as they were read.
+/// The names of rooms in a list, or of a single one. Numbers are the text that they are as keys in
+/// JavaScript; anything else is left out.
 #[derive(Default)]
-pub(super) struct RoomNames {
+pub(super) struct Rooms {
     names: Vec<Box<str>>,
     has_others: bool,
 }
 
-impl RoomNames {
-    /// The rooms, to be joined or left.
+impl Rooms {
+    /// The rooms to join or leave.
     pub(super) fn names(self) -> Vec<Box<str>> {
         self.names
     }
 
-    /// The rooms as those of a target.
+    /// The rooms of a target.
     pub(super) fn targets(mut self) -> Vec<Box<str>> {
         if self.names.is_empty() && self.has_others {
             self.names.push(NOBODY.into());
         }
         self.names
     }
-}
 
-/// Reads names of rooms. Numbers are the text that they would be as JavaScript's keys.
-pub(super) fn read_rooms<'a>(cursor: &mut impl Cursor<'a>) -> Result<RoomNames, WireError> {
-    const EXPECTED: WireError = WireError::Unexpected {
-        expected: "a list of rooms",
-    };
-    let mut rooms = RoomNames::default();
-    match cursor.head()? {
-        Head::Nothing => {}
-        Head::Text(room) if room.is_empty() => {}
-        Head::Text(room) => rooms.names.push(room.into()),
-        Head::List(len) => cursor.items(len, |cursor| read_room(cursor, &mut rooms))?,
-        Head::Map(len) => cursor.members(len, |_, _| Err(EXPECTED))?,
-        _ => return Err(EXPECTED),
-    }
-    Ok(rooms)
-}
-
-fn read_room<'a>(cursor: &mut impl Cursor<'a>, rooms: &mut RoomNames) -> Result<(), WireError> {
-    match cursor.head()? {
-        Head::Text(room) => rooms.names.push(room.into()),
-        Head::Number(number) => rooms.names.push(number_text(number).into()),
-        other => {
-            rooms.has_others = true;
-            cursor.leave(&other)?;
+    fn push(&mut self, room: Raw<'_>) {
+        match room.look() {
+            Look::Text(room) => self.names.push(room.into()),
+            // Adding zero takes the sign from -0.
+            Look::Number(number) => self.names.push((number + 0.0).to_string().into()),
+            _ => self.has_others = true,
         }
     }
-    Ok(())
 }
 
-fn number_text(number: f64) -> String {
-    if number == 0.0 {
-        return "0".into();
+impl<'de> Deserialize<'de> for Rooms {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Raw::deserialize(deserializer)?;
+        let mut rooms = Self::default();
+        match raw.look() {
+            Look::Nothing => {}
+            Look::Text(room) if room.is_empty() => {}
+            Look::Text(_) => rooms.push(raw),
+            Look::List | Look::Map if is_empty(raw) => {}
+            Look::List => raw
+                .each(|room| {
+                    rooms.push(room);
+                    Ok::<_, RawError>(())
+                })
+                .map_err(Error::custom)?,
+            _ => return Err(Error::custom("expected a list of rooms")),
+        }
+        Ok(rooms)
     }
-    number.to_string()
+}
+
+/// Whether a list or a map has nothing in it.
+fn is_empty(raw: Raw<'_>) -> bool {
+    match raw {
+        Raw::Json(text) => text[1..text.len() - 1].trim_ascii().is_empty(),
+        Raw::Msgpack(bytes) => bytes == [0x80] || bytes == [0x90],
+    }
 }
 
 /// Reads the options of a broadcast or an operation. PHP writes an empty list for no options.
-pub(super) fn read_target<'a>(cursor: &mut impl Cursor<'a>) -> Result<Target, WireError> {
-    const EXPECTED: WireError = WireError::Unexpected {
-        expected: "options",
+pub(super) fn read_target(raw: Raw<'_>) -> Result<Target, WireError> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Members {
+        rooms: Rooms,
+        except: Rooms,
+        #[serde(deserialize_with = "lenient::map")]
+        flags: Option<FlagMembers>,
+    }
+
+    let members = match raw.look() {
+        Look::Map => raw.read()?,
+        Look::List if is_empty(raw) => Members::default(),
+        _ => return Err(expected("options")),
     };
-    let mut target = Target::default();
-    match cursor.head()? {
-        Head::List(len) => cursor.items(len, |_| Err(EXPECTED))?,
-        Head::Map(len) => cursor.members(len, |cursor, key| {
-            match key {
-                "rooms" => target.rooms = read_rooms(cursor)?.targets(),
-                "except" => target.except = read_rooms(cursor)?.names(),
-                "flags" => target.flags = read_flags(cursor)?,
-                _ => cursor.skip()?,
-            }
-            Ok(())
-        })?,
-        _ => return Err(EXPECTED),
-    }
-    Ok(target)
+    Ok(Target {
+        rooms: members.rooms.targets(),
+        except: members.except.names(),
+        flags: members.flags.unwrap_or_default().into(),
+    })
 }
 
-fn read_flags<'a>(cursor: &mut impl Cursor<'a>) -> Result<Flags, WireError> {
-    let mut flags = Flags::default();
-    match cursor.head()? {
-        Head::Map(len) => cursor.members(len, |cursor, key| {
-            match key {
-                "volatile" => flags.volatile = cursor.is_true()?,
-                "compress" => flags.compress = read_bool(cursor)?,
-                "timeout" => flags.timeout = cursor.number()?.and_then(timeout),
-                // `expectSingleResponse` says how the asker counts, which is its own affair.
-                _ => cursor.skip()?,
-            }
-            Ok(())
-        })?,
-        other => cursor.leave(&other)?,
-    }
-    Ok(flags)
+/// The flags that travel. `expectSingleResponse` is skipped like unknown ones: it is about how the
+/// asker counts.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default)]
+struct FlagMembers {
+    #[serde(deserialize_with = "lenient::is_true")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    volatile: bool,
+    #[serde(deserialize_with = "lenient::boolean")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compress: Option<bool>,
+    /// In milliseconds.
+    #[serde(deserialize_with = "timeout", skip_serializing_if = "Option::is_none")]
+    timeout: Option<u64>,
 }
 
-fn read_bool<'a>(cursor: &mut impl Cursor<'a>) -> Result<Option<bool>, WireError> {
-    match cursor.head()? {
-        Head::Bool(value) => Ok(Some(value)),
-        other => cursor.leave(&other).map(|()| None),
+fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let milliseconds = lenient::number(d)?.filter(|milliseconds| *milliseconds >= 0.0);
+    Ok(milliseconds.map(|milliseconds| milliseconds as u64))
+}
+
+impl From<FlagMembers> for Flags {
+    fn from(members: FlagMembers) -> Self {
+        let timeout = members.timeout.map(Duration::from_millis);
+        Self {
+            volatile: members.volatile,
+            compress: members.compress,
+            timeout: timeout.map(|timeout| timeout.min(MAX_TIMEOUT)),
+            local: false,
+        }
     }
 }
 
-fn timeout(milliseconds: f64) -> Option<Duration> {
-    (milliseconds >= 0.0).then(|| Duration::from_millis(milliseconds as u64).min(MAX_TIMEOUT))
+impl From<Flags> for FlagMembers {
+    fn from(flags: Flags) -> Self {
+        // Rounded up, so that no time to wait becomes none.
+        let milliseconds = |timeout: Duration| {
+            let whole = timeout.min(MAX_TIMEOUT).as_nanos().div_ceil(1_000_000);
+            whole as u64
+        };
+        Self {
+            volatile: flags.volatile,
+            compress: flags.compress,
+            timeout: flags.timeout.map(milliseconds),
+        }
+    }
 }
 
-/// Writes options as one map. Orders and questions of the classic dialect have no flags.
-pub(super) fn write_target(out: &mut Output, target: &Target, flags: Option<Flags>) {
-    out.map(2 + usize::from(flags.is_some()));
-    out.key("rooms").texts(&target.rooms);
-    out.key("except").texts(&target.except);
-    if let Some(flags) = flags {
-        out.key("flags");
-        write_flags(out, flags);
-    }
-    out.end_map();
+/// Options as they are written.
+#[derive(Serialize)]
+pub(super) struct Options<'a> {
+    rooms: &'a [Box<str>],
+    /// Where Node's emitter has its flags.
+    #[serde(rename = "flags", skip_serializing_if = "Option::is_none")]
+    emitter_flags: Option<FlagMembers>,
+    except: &'a [Box<str>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flags: Option<FlagMembers>,
 }
 
-/// The same in the order in which Node's emitter writes it.
-pub(super) fn write_target_of_emitter(out: &mut Output, target: &Target) {
-    out.map(3).key("rooms").texts(&target.rooms).key("flags");
-    write_flags(out, target.flags);
-    out.key("except").texts(&target.except).end_map();
+impl<'a> Options<'a> {
+    /// Commands and questions of the classic dialect have no flags.
+    pub(super) fn new(target: &'a Target, flags: Option<Flags>) -> Self {
+        Self {
+            rooms: &target.rooms,
+            emitter_flags: None,
+            except: &target.except,
+            flags: flags.map(FlagMembers::from),
+        }
+    }
+
+    /// The options in the order in which Node's emitter writes them.
+    pub(super) fn of_emitter(target: &'a Target) -> Self {
+        Self {
+            emitter_flags: Some(target.flags.into()),
+            ..Self::new(target, None)
+        }
+    }
 }
 
-fn write_flags(out: &mut Output, flags: Flags) {
-    let known = [
-        flags.volatile,
-        flags.compress.is_some(),
-        flags.timeout.is_some(),
-    ];
-    out.map(known.into_iter().filter(|known| *known).count());
-    if flags.volatile {
-        out.key("volatile").bool(true);
-    }
-    if let Some(compress) = flags.compress {
-        out.key("compress").bool(compress);
-    }
-    if let Some(timeout) = flags.timeout {
-        // Rounded up: no wish to wait becomes a wish not to.
-        let whole = timeout.min(MAX_TIMEOUT).as_nanos().div_ceil(1_000_000);
-        out.key("timeout").number(whole as u64);
-    }
-    out.end_map();
-}
-
-/// A packet as it was read.
-#[derive(Default)]
+/// A packet as it is read.
+#[derive(Deserialize, Default)]
+#[serde(default)]
 pub(super) struct Packet<'a> {
-    kind: Option<f64>,
-    event: Option<Event>,
-    namespace: Option<Option<Cow<'a, str>>>,
+    #[serde(rename = "type", deserialize_with = "lenient::whole")]
+    kind: Option<u64>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    data: Option<Raw<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    nsp: Option<Raw<'a>>,
 }
 
-impl Packet<'_> {
-    /// Whether the packet is for the namespace. Without a word about it, it is for the main one.
+impl<'a> Packet<'a> {
+    pub(super) fn read(raw: Raw<'a>) -> Result<Self, WireError> {
+        if raw.look() != Look::Map {
+            return Err(expected("a packet"));
+        }
+        Ok(raw.read()?)
+    }
+
+    /// Whether the packet is for the namespace. One that names none is for the main namespace.
     pub(super) fn is_for(&self, namespace: &str) -> bool {
-        match &self.namespace {
+        match self.nsp {
             None => namespace == "/",
-            Some(named) => named.as_deref() == Some(namespace),
+            Some(named) => named.text().as_deref() == Some(namespace),
         }
     }
 
-    /// The event. Old emitters mark events with binary as such, which says nothing new.
-    pub(super) fn event(self) -> Result<Event, WireError> {
-        const EVENT: f64 = 2.0;
-        const BINARY_EVENT: f64 = 5.0;
+    /// The event. Old emitters mark events with binary by a type of their own.
+    pub(super) fn event(&self, arguments: &Arguments) -> Result<Event, WireError> {
+        const EVENT: u64 = 2;
+        const BINARY_EVENT: u64 = 5;
         match self.kind {
-            Some(EVENT | BINARY_EVENT) => self.event.ok_or(WireError::Missing { what: "data" }),
-            Some(_) => Err(WireError::Unexpected {
-                expected: "a packet with an event",
-            }),
-            None => Err(WireError::Missing {
-                what: "the type of the packet",
-            }),
-        }
-    }
-}
-
-pub(super) fn read_packet<'a>(cursor: &mut impl Cursor<'a>) -> Result<Packet<'a>, WireError> {
-    let mut packet = Packet::default();
-    match cursor.head()? {
-        Head::Map(len) => cursor.members(len, |cursor, key| {
-            match key {
-                "type" => packet.kind = cursor.number()?,
-                "data" => packet.event = Some(cursor.event()?),
-                "nsp" => packet.namespace = Some(cursor.text()?),
-                _ => cursor.skip()?,
+            Some(EVENT | BINARY_EVENT) => {}
+            Some(_) => return Err(expected("a packet with an event")),
+            None => {
+                return Err(WireError::Missing {
+                    what: "the type of the packet",
+                });
             }
-            Ok(())
-        })?,
-        _ => {
-            return Err(WireError::Unexpected {
-                expected: "a packet",
-            });
         }
+        arguments.event(self.data.ok_or(WireError::Missing { what: "data" })?)
     }
-    Ok(packet)
 }
 
-/// Writes a packet; in the sharded dialect the envelope names the namespace.
-pub(super) fn write_packet(
-    out: &mut Output,
-    event: &str,
-    args: &Args,
-    namespace: Option<&str>,
-) -> Result<(), WireError> {
-    out.map(2 + usize::from(namespace.is_some()));
-    out.key("type").number(2);
-    out.key("data").event(event, args)?;
-    if let Some(namespace) = namespace {
-        out.key("nsp").text(namespace);
+/// A packet as it is written.
+#[derive(Serialize)]
+pub(super) struct EventPacket<'a> {
+    r#type: u8,
+    data: Payload<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nsp: Option<&'a str>,
+}
+
+impl<'a> EventPacket<'a> {
+    /// In the sharded dialect the envelope names the namespace.
+    pub(super) fn new(
+        encoding: Encoding,
+        event: &'a str,
+        args: &'a Args,
+        nsp: Option<&'a str>,
+    ) -> Result<Self, WireError> {
+        let data = Payload::event(encoding, event, args)?;
+        Ok(Self {
+            r#type: 2,
+            data,
+            nsp,
+        })
     }
-    out.end_map();
-    Ok(())
 }

@@ -1,17 +1,19 @@
 //! Node's `createShardedAdapter`: everything is an envelope of type, data, sender and namespace,
-//! JSON unless it holds binary.
+//! in JSON unless it contains binary.
 //!
-//! What is ours beside it stands in the envelope (`node`, `confirm`) and in the data of questions
-//! and answers between our own nodes; Node looks at neither.
+//! Our additions are `node` and `confirm` in the envelope, and members in the data of questions and
+//! answers between our own nodes. Node looks at neither.
+
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    Asker, DEFAULT_ACK_TIMEOUT, Heard, Publication, Reply, Wire, WireError,
-    answers::{self, Fields},
-    cursor::{Cursor, Event, Head},
-    output::{Encoding, Output},
-    parts::{read_packet, read_rooms, read_target, write_packet, write_target},
+    Asker, DEFAULT_ACK_TIMEOUT, Incoming, Publication, Reply, Wire, WireError,
+    answers::{self, Members},
+    parts::{EventPacket, Options, Packet, Rooms, read_target},
+    payload::{Arguments, Encoding, Event, Payload, expected},
 };
 use crate::{
     args::Args,
@@ -19,129 +21,95 @@ use crate::{
     id::NodeId,
     message::Message,
     question::{Answer, Question},
+    raw::{Look, Raw, lenient},
     target::{Flags, Target},
 };
 
-const BROADCAST: u64 = 3;
-const SOCKETS_JOIN: u64 = 4;
-const SOCKETS_LEAVE: u64 = 5;
-const DISCONNECT_SOCKETS: u64 = 6;
-const FETCH_SOCKETS: u64 = 7;
-const FETCH_SOCKETS_RESPONSE: u64 = 8;
-const SERVER_SIDE_EMIT: u64 = 9;
-const SERVER_SIDE_EMIT_RESPONSE: u64 = 10;
-const BROADCAST_CLIENT_COUNT: u64 = 11;
-const BROADCAST_ACK: u64 = 12;
+const BROADCAST: u8 = 3;
+const SOCKETS_JOIN: u8 = 4;
+const SOCKETS_LEAVE: u8 = 5;
+const DISCONNECT_SOCKETS: u8 = 6;
+const FETCH_SOCKETS: u8 = 7;
+const FETCH_SOCKETS_RESPONSE: u8 = 8;
+const SERVER_SIDE_EMIT: u8 = 9;
+const SERVER_SIDE_EMIT_RESPONSE: u8 = 10;
+const BROADCAST_CLIENT_COUNT: u8 = 11;
+const BROADCAST_ACK: u8 = 12;
 
-/// Reads whatever it is.
-pub(super) fn read<'a, C: Cursor<'a>>(namespace: &str, mut cursor: C) -> Result<Heard, WireError> {
-    let mut envelope = Envelope::default();
-    let mut later = None;
-    match cursor.head()? {
-        Head::Map(len) => cursor.members(len, |cursor, key| {
-            match (key, envelope.kind) {
-                ("type", _) => envelope.kind = cursor.count()?,
-                ("data", Some(kind)) => envelope.data = read_data(cursor, kind as u64)?,
-                ("data", None) => {
-                    later = Some(cursor.clone());
-                    cursor.skip()?;
-                }
-                ("uid", _) => envelope.uid = cursor.owned_text()?,
-                ("nsp", _) => {
-                    let named = cursor.text()?;
-                    envelope.is_here = named.as_deref() == Some(namespace);
-                }
-                ("node", _) => envelope.node = cursor.node()?,
-                ("confirm", _) => envelope.confirm = cursor.owned_text()?,
-                _ => cursor.skip()?,
-            }
-            Ok(())
-        })?,
-        _ => {
-            return Err(WireError::Unexpected {
-                expected: "an envelope",
-            });
-        }
-    }
-    cursor.finish()?;
-    if let (Some(mut later), Some(kind)) = (later, envelope.kind) {
-        envelope.data = read_data(&mut later, kind as u64)?;
-    }
-    envelope.heard()
+/// An envelope as it is read.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Envelope<'a> {
+    #[serde(rename = "type", deserialize_with = "lenient::whole")]
+    kind: Option<u64>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    data: Option<Raw<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    uid: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    nsp: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    node: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    confirm: Option<Cow<'a, str>>,
 }
 
-#[derive(Default)]
-struct Envelope {
-    kind: Option<usize>,
-    data: Option<Data>,
-    uid: Option<Box<str>>,
-    is_here: bool,
-    node: Option<NodeId>,
-    confirm: Option<Box<str>>,
-}
-
-/// What the data of an envelope may hold.
-#[derive(Default)]
-struct Data {
-    event: Option<Event>,
-    target: Option<Target>,
-    id: Option<Box<str>>,
+/// The data of an envelope that is not an answer.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Data<'a> {
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    packet: Option<Raw<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    opts: Option<Raw<'a>>,
+    #[serde(rename = "requestId", borrow, deserialize_with = "lenient::text")]
+    id: Option<Cow<'a, str>>,
+    #[serde(deserialize_with = "lenient::is_true")]
     close: bool,
-    asks_reached: bool,
-    rooms: Vec<Box<str>>,
-    answer: Fields,
+    #[serde(deserialize_with = "lenient::is_true")]
+    reached: bool,
+    rooms: Rooms,
 }
 
-/// Reads the data of an envelope of this type; none if nobody knows the type, or if it is no map.
-fn read_data<'a>(cursor: &mut impl Cursor<'a>, kind: u64) -> Result<Option<Data>, WireError> {
-    if !(BROADCAST..=BROADCAST_ACK).contains(&kind) {
-        return cursor.skip().map(|()| None);
+/// Reads any message.
+pub(super) fn read(
+    arguments: &Arguments,
+    namespace: &str,
+    raw: Raw<'_>,
+) -> Result<Incoming, WireError> {
+    if raw.look() != Look::Map {
+        return Err(expected("an envelope"));
     }
-    let mut data = Data::default();
-    let len = match cursor.head()? {
-        Head::Map(len) => len,
-        other => return cursor.leave(&other).map(|()| None),
-    };
-    cursor.members(len, |cursor, key| {
-        match (key, kind) {
-            ("packet", BROADCAST) => data.event = Some(read_packet(cursor)?.event()?),
-            ("packet", SERVER_SIDE_EMIT) => data.event = Some(cursor.event()?),
-            ("packet", SERVER_SIDE_EMIT_RESPONSE | BROADCAST_ACK) => {
-                data.answer.read_value(cursor)?;
-            }
-            ("opts", BROADCAST..=FETCH_SOCKETS) => data.target = Some(read_target(cursor)?),
-            ("rooms", SOCKETS_JOIN | SOCKETS_LEAVE) => {
-                data.rooms = read_rooms(cursor)?.names();
-            }
-            ("requestId", _) => data.id = cursor.owned_text()?,
-            ("close", DISCONNECT_SOCKETS) => data.close = cursor.is_true()?,
-            ("reached", FETCH_SOCKETS) => data.asks_reached = cursor.is_true()?,
-            (_, FETCH_SOCKETS_RESPONSE..=BROADCAST_ACK) => {
-                if !data.answer.read(cursor, key)? {
-                    cursor.skip()?;
-                }
-            }
-            _ => cursor.skip()?,
-        }
-        Ok(())
-    })?;
-    Ok(Some(data))
+    let envelope: Envelope<'_> = raw.read()?;
+    let kind = envelope.kind.ok_or(WireError::Missing { what: "type" })?;
+    let kind = u8::try_from(kind).unwrap_or(0);
+    let is_known = (BROADCAST..=BROADCAST_ACK).contains(&kind);
+    if !is_known || envelope.nsp.as_deref() != Some(namespace) {
+        return Ok(Incoming::Ignored);
+    }
+    let data = envelope.data.filter(|data| data.look() == Look::Map);
+    let data = data.ok_or(WireError::Missing { what: "data" })?;
+    match kind {
+        FETCH_SOCKETS_RESPONSE
+        | SERVER_SIDE_EMIT_RESPONSE
+        | BROADCAST_CLIENT_COUNT
+        | BROADCAST_ACK => envelope.response(kind, data.read()?, arguments),
+        kind => envelope.message_or_question(kind, data.read()?, arguments),
+    }
 }
 
-impl Envelope {
-    fn heard(mut self) -> Result<Heard, WireError> {
-        let kind = self.kind.ok_or(WireError::Missing { what: "type" })? as u64;
-        if !self.is_here || !(BROADCAST..=BROADCAST_ACK).contains(&kind) {
-            return Ok(Heard::Ignored);
-        }
-        let data = self.data.take();
-        let data = data.ok_or(WireError::Missing { what: "data" })?;
+impl Envelope<'_> {
+    fn message_or_question(
+        self,
+        kind: u8,
+        data: Data<'_>,
+        arguments: &Arguments,
+    ) -> Result<Incoming, WireError> {
         match kind {
-            BROADCAST => self.broadcast(data),
-            SOCKETS_JOIN | SOCKETS_LEAVE | DISCONNECT_SOCKETS => self.order(kind, data),
+            BROADCAST => self.broadcast(data, arguments),
             FETCH_SOCKETS => {
-                let target = target(data.target)?;
-                let question = if data.asks_reached {
+                let target = data.target()?;
+                let question = if data.reached {
                     Question::Reached(target)
                 } else {
                     Question::Sockets(target)
@@ -149,19 +117,19 @@ impl Envelope {
                 self.question(data.id, question)
             }
             SERVER_SIDE_EMIT => {
-                let (event, args) = event(data.event)?;
+                let (event, args) = arguments.event(data.packet()?)?;
                 if data.id.is_some() {
                     return self.question(data.id, Question::ServerSideEmit { event, args });
                 }
                 Ok(self.message(Message::ServerSideEmit { event, args }))
             }
-            _ => self.response(kind, data),
+            kind => self.command(kind, data),
         }
     }
 
-    fn broadcast(self, data: Data) -> Result<Heard, WireError> {
-        let (event, args) = event(data.event)?;
-        let mut target = target(data.target)?;
+    fn broadcast(self, data: Data<'_>, arguments: &Arguments) -> Result<Incoming, WireError> {
+        let (event, args): Event = Packet::read(data.packet()?)?.event(arguments)?;
+        let mut target = data.target()?;
         if data.id.is_none() {
             return Ok(self.message(Message::Broadcast {
                 target,
@@ -179,155 +147,201 @@ impl Envelope {
         self.question(data.id, question)
     }
 
-    fn order(self, kind: u64, data: Data) -> Result<Heard, WireError> {
-        let target = target(data.target)?;
-        let (rooms, close) = (data.rooms, data.close);
-        let message = match kind {
-            SOCKETS_JOIN => Message::SocketsJoin { target, rooms },
-            SOCKETS_LEAVE => Message::SocketsLeave { target, rooms },
-            _ => Message::DisconnectSockets { target, close },
+    fn command(self, kind: u8, data: Data<'_>) -> Result<Incoming, WireError> {
+        let target = data.target()?;
+        let message = if kind == DISCONNECT_SOCKETS {
+            let close = data.close;
+            Message::DisconnectSockets { target, close }
+        } else {
+            let rooms = data.rooms.names();
+            if kind == SOCKETS_JOIN {
+                Message::SocketsJoin { target, rooms }
+            } else {
+                Message::SocketsLeave { target, rooms }
+            }
         };
         if data.id.is_some() && self.node.is_some() {
-            return self.question(data.id, Question::Order(message));
+            return self.question(data.id, Question::Command(message));
         }
         Ok(self.message(message))
     }
 
-    fn response(self, kind: u64, data: Data) -> Result<Heard, WireError> {
+    fn response(
+        self,
+        kind: u8,
+        mut members: Members<'_>,
+        arguments: &Arguments,
+    ) -> Result<Incoming, WireError> {
+        let id = members.id.take();
         let reply = match kind {
-            SERVER_SIDE_EMIT_RESPONSE => data.answer.server_side(),
-            BROADCAST_CLIENT_COUNT => data.answer.asked()?,
-            BROADCAST_ACK => data.answer.acknowledged(),
-            _ => data.answer.other(),
+            SERVER_SIDE_EMIT_RESPONSE => members.server_side(arguments)?,
+            BROADCAST_CLIENT_COUNT => members.asked()?,
+            BROADCAST_ACK => members.acknowledged(arguments)?,
+            _ => members.untyped(arguments)?,
         };
-        let id = data.id.ok_or(WireError::Missing { what: "requestId" })?;
-        Ok(Heard::Response {
-            id,
-            node: self.node,
+        let id = id.ok_or(WireError::Missing { what: "requestId" })?;
+        Ok(Incoming::Response {
+            id: id.into(),
+            node: self.node.map(|name| NodeId::new(&name)),
             reply,
         })
     }
 
-    fn message(self, message: Message) -> Heard {
-        Heard::Message {
+    fn message(self, message: Message) -> Incoming {
+        Incoming::Message {
             message,
-            confirm: self.confirm,
+            confirm: self.confirm.map(|id| id.into()),
         }
     }
 
-    fn question(self, id: Option<Box<str>>, question: Question) -> Result<Heard, WireError> {
-        Ok(Heard::Question {
-            asker: Asker {
-                uid: self.uid,
-                node: self.node,
-            },
-            id: id.ok_or(WireError::Missing { what: "requestId" })?,
+    fn question(self, id: Option<Cow<'_, str>>, question: Question) -> Result<Incoming, WireError> {
+        Ok(Incoming::Question {
+            asker: Asker::read(self.uid, self.node),
+            id: id.ok_or(WireError::Missing { what: "requestId" })?.into(),
             question,
         })
     }
 }
 
-fn target(target: Option<Target>) -> Result<Target, WireError> {
-    target.ok_or(WireError::Missing { what: "opts" })
+impl<'a> Data<'a> {
+    fn packet(&self) -> Result<Raw<'a>, WireError> {
+        self.packet.ok_or(WireError::Missing { what: "packet" })
+    }
+
+    fn target(&self) -> Result<Target, WireError> {
+        read_target(self.opts.ok_or(WireError::Missing { what: "opts" })?)
+    }
 }
 
-fn event(event: Option<Event>) -> Result<Event, WireError> {
-    event.ok_or(WireError::Missing { what: "packet" })
+/// An envelope as it is written. The sender and the namespace come last, as in Node;
+/// [`super::Echo`] looks for them there.
+#[derive(Serialize)]
+struct Written<'a, D> {
+    r#type: u8,
+    data: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confirm: Option<&'a str>,
+    uid: &'a str,
+    nsp: &'a str,
+}
+
+/// What surrounds the data that is written.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) uid: &'a str,
+    /// The name of the asker or of the node that answers.
+    pub(super) node: Option<&'a str>,
+    /// The id of the question about the sockets that were reached.
+    pub(super) confirm: Option<&'a str>,
+}
+
+impl Around<'_> {
+    fn write(self, encoding: Encoding, kind: u8, data: impl Serialize) -> Bytes {
+        encoding.to_bytes(&Written {
+            r#type: kind,
+            data,
+            node: self.node,
+            confirm: self.confirm,
+            uid: self.uid,
+            nsp: self.namespace,
+        })
+    }
+}
+
+/// The data of a message or a question as it is written, in the order of its members.
+#[derive(Serialize, Default)]
+struct WrittenData<'a> {
+    /// Where server-side events have their id; the other messages have it behind.
+    #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
+    first_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<EventPacket<'a>>,
+    #[serde(rename = "packet", skip_serializing_if = "Option::is_none")]
+    event: Option<Payload<'a>>,
+    /// Where broadcasts have their id.
+    #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
+    broadcast_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opts: Option<Options<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rooms: Option<&'a [Box<str>]>,
+    #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
+    last_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reached: bool,
 }
 
 /// Writes a broadcast.
-pub(super) fn write_event(
-    namespace: &str,
-    uid: &str,
+pub(super) fn write_broadcast(
+    around: Around<'_>,
     (target, event, args): (&Target, &str, &Args),
-    confirm: Option<&str>,
 ) -> Result<Bytes, WireError> {
-    let extra = confirm.map(|id| ("confirm", id));
-    let mut out = begin(BROADCAST, args, extra);
-    write_broadcast(&mut out, (event, args), None, (target, target.flags))?;
-    Ok(end(out, extra, uid, namespace))
+    let encoding = encoding(args);
+    let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
+    Ok(around.write(encoding, BROADCAST, data))
 }
 
-/// Writes an order or a broadcast.
-pub(super) fn write_message(
-    namespace: &str,
-    uid: &str,
-    message: &Message,
-    confirm: Option<&str>,
-) -> Result<Bytes, WireError> {
-    let extra = confirm.map(|id| ("confirm", id));
-    let mut out;
+/// Writes a message.
+pub(super) fn write_message(around: Around<'_>, message: &Message) -> Result<Bytes, WireError> {
     match message {
         Message::Broadcast {
             target,
             event,
             args,
-        } => return write_event(namespace, uid, (target, event, args), confirm),
-        Message::ServerSideEmit { event, args } => {
-            out = begin(SERVER_SIDE_EMIT, args, extra);
-            out.map(1).key("packet").event(event, args)?.end_map();
-        }
-        order => {
-            let (kind, target) = order_kind(order)?;
-            out = begin(kind, &Args::default(), extra);
-            write_order(&mut out, target, order, None);
+        } => write_broadcast(around, (target, event, args)),
+        Message::ServerSideEmit { event, args } => write_server_side(around, event, args, None),
+        message => {
+            let (kind, data) = command(message, None)?;
+            Ok(around.write(Encoding::Json, kind, data))
         }
     }
-    Ok(end(out, extra, uid, namespace))
 }
 
 /// Writes a question. What only the classic dialect can ask is asked as who the sockets are.
 pub(super) fn write_question(
-    namespace: &str,
-    uid: &str,
-    asker: &NodeId,
+    around: Around<'_>,
     id: &str,
     question: &Question,
 ) -> Result<Bytes, WireError> {
-    let extra = Some(("node", asker.as_str()));
-    let none = Args::default();
-    let mut out;
-    match question {
-        Question::Sockets(target) | Question::SocketIds(target) => {
-            out = begin(FETCH_SOCKETS, &none, extra);
-            write_fetch(&mut out, id, target, false);
-        }
-        Question::Reached(target) => {
-            out = begin(FETCH_SOCKETS, &none, extra);
-            write_fetch(&mut out, id, target, true);
-        }
-        Question::Rooms => {
-            out = begin(FETCH_SOCKETS, &none, extra);
-            write_fetch(&mut out, id, &Target::default(), false);
-        }
+    let everybody = Target::default();
+    let (target, reached) = match question {
+        Question::Sockets(target) | Question::SocketIds(target) => (target, false),
+        Question::Reached(target) => (target, true),
+        Question::Rooms => (&everybody, false),
         Question::Acks {
             target,
             event,
             args,
             timeout,
         } => {
-            let flags = Flags {
-                timeout: Some(*timeout),
-                ..target.flags
-            };
-            out = begin(BROADCAST, args, extra);
-            write_broadcast(&mut out, (event, args), Some(id), (target, flags))?;
+            let flags = with_timeout(target, *timeout);
+            let encoding = encoding(args);
+            let data = broadcast(encoding, (event, args), Some(id), (target, flags))?;
+            return Ok(around.write(encoding, BROADCAST, data));
         }
         Question::ServerSideEmit { event, args } => {
-            out = begin(SERVER_SIDE_EMIT, args, extra);
-            out.map(2).key("requestId").text(id);
-            out.key("packet").event(event, args)?.end_map();
+            return write_server_side(around, event, args, Some(id));
         }
-        Question::Order(order) => {
-            let (kind, target) = order_kind(order)?;
-            out = begin(kind, &none, extra);
-            write_order(&mut out, target, order, Some(id));
+        Question::Command(message) => {
+            let (kind, data) = command(message, Some(id))?;
+            return Ok(around.write(Encoding::Json, kind, data));
         }
-    }
-    Ok(end(out, extra, uid, namespace))
+    };
+    let data = WrittenData {
+        opts: Some(Options::new(target, Some(target.flags))),
+        last_id: Some(id),
+        reached,
+        ..WrittenData::default()
+    };
+    Ok(around.write(Encoding::Json, FETCH_SOCKETS, data))
 }
 
-/// Writes an answer; nothing if the asker, a server of Node's, expects none.
+/// Writes an answer. Returns `None` if the asker is a Node server that expects none.
 pub(super) fn write_response(
     wire: &Wire,
     namespace: &str,
@@ -351,112 +365,97 @@ pub(super) fn write_response(
     if to.node.is_none() && !is_nodes {
         return Ok(None);
     }
-    let extra = to.node.as_ref().map(|_| ("node", node.as_str()));
-    let encoding = encoding(answers::has_binary(reply));
-    let mut out = begin_as(kind, encoding, extra);
-    out.map(1 + answers::count(reply));
-    out.key("requestId").text(id);
-    answers::write(&mut out, reply, "packet")?;
-    out.end_map();
+    let encoding = if answers::has_binary(reply) {
+        Encoding::Msgpack
+    } else {
+        Encoding::Json
+    };
+    let mut members = answers::Written::new(encoding, reply, true)?;
+    members.id = id;
     let channels = wire.channels();
     let uid = channel::uid(node, namespace, channels.dialect());
+    let around = Around {
+        namespace,
+        uid: uid.as_str(),
+        node: to.node.as_ref().map(|_| node.as_str()),
+        confirm: None,
+    };
     Ok(Some(Publication {
         // Node listens for answers on the main channel, too.
         channel: match &to.uid {
             Some(asker) => channels.response_of(namespace, asker),
             None => channels.broadcast(namespace),
         },
-        payload: end(out, extra, uid.as_str(), namespace),
+        payload: around.write(encoding, kind, members),
     }))
 }
 
-fn write_broadcast(
-    out: &mut Output,
-    (event, args): (&str, &Args),
+fn broadcast<'a>(
+    encoding: Encoding,
+    (event, args): (&'a str, &'a Args),
+    id: Option<&'a str>,
+    (target, flags): (&'a Target, Flags),
+) -> Result<WrittenData<'a>, WireError> {
+    Ok(WrittenData {
+        packet: Some(EventPacket::new(encoding, event, args, None)?),
+        broadcast_id: id,
+        opts: Some(Options::new(target, Some(flags))),
+        ..WrittenData::default()
+    })
+}
+
+fn with_timeout(target: &Target, timeout: Duration) -> Flags {
+    Flags {
+        timeout: Some(timeout),
+        ..target.flags
+    }
+}
+
+fn write_server_side(
+    around: Around<'_>,
+    event: &str,
+    args: &Args,
     id: Option<&str>,
-    (target, flags): (&Target, Flags),
-) -> Result<(), WireError> {
-    out.map(2 + usize::from(id.is_some())).key("packet");
-    write_packet(out, event, args, None)?;
-    if let Some(id) = id {
-        out.key("requestId").text(id);
-    }
-    out.key("opts");
-    write_target(out, target, Some(flags));
-    out.end_map();
-    Ok(())
+) -> Result<Bytes, WireError> {
+    let encoding = encoding(args);
+    let data = WrittenData {
+        first_id: id,
+        event: Some(Payload::event(encoding, event, args)?),
+        ..WrittenData::default()
+    };
+    Ok(around.write(encoding, SERVER_SIDE_EMIT, data))
 }
 
-fn order_kind(order: &Message) -> Result<(u64, &Target), WireError> {
-    match order {
-        Message::SocketsJoin { target, .. } => Ok((SOCKETS_JOIN, target)),
-        Message::SocketsLeave { target, .. } => Ok((SOCKETS_LEAVE, target)),
-        Message::DisconnectSockets { target, .. } => Ok((DISCONNECT_SOCKETS, target)),
+fn command<'a>(
+    message: &'a Message,
+    id: Option<&'a str>,
+) -> Result<(u8, WrittenData<'a>), WireError> {
+    let (kind, target, rooms, close) = match message {
+        Message::SocketsJoin { target, rooms } => (SOCKETS_JOIN, target, Some(&**rooms), None),
+        Message::SocketsLeave { target, rooms } => (SOCKETS_LEAVE, target, Some(&**rooms), None),
+        Message::DisconnectSockets { target, close } => {
+            (DISCONNECT_SOCKETS, target, None, Some(*close))
+        }
         Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {
-            Err(WireError::Inexpressible {
-                what: "this message as an order",
-            })
+            return Err(WireError::Inexpressible {
+                what: "this message as a command",
+            });
         }
-    }
+    };
+    let data = WrittenData {
+        opts: Some(Options::new(target, Some(target.flags))),
+        close,
+        rooms,
+        last_id: id,
+        ..WrittenData::default()
+    };
+    Ok((kind, data))
 }
 
-fn write_order(out: &mut Output, target: &Target, order: &Message, id: Option<&str>) {
-    out.map(2 + usize::from(id.is_some())).key("opts");
-    write_target(out, target, Some(target.flags));
-    match order {
-        Message::DisconnectSockets { close, .. } => drop(out.key("close").bool(*close)),
-        Message::SocketsJoin { rooms, .. } | Message::SocketsLeave { rooms, .. } => {
-            out.key("rooms").texts(rooms);
-        }
-        Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {}
-    }
-    if let Some(id) = id {
-        out.key("requestId").text(id);
-    }
-    out.end_map();
-}
-
-fn write_fetch(out: &mut Output, id: &str, target: &Target, asks_reached: bool) {
-    out.map(2 + usize::from(asks_reached)).key("opts");
-    write_target(out, target, Some(target.flags));
-    out.key("requestId").text(id);
-    if asks_reached {
-        out.key("reached").bool(true);
-    }
-    out.end_map();
-}
-
-fn encoding(has_binary: bool) -> Encoding {
-    if has_binary {
-        Encoding::Msgpack
-    } else {
+fn encoding(args: &Args) -> Encoding {
+    if args.attachments().is_empty() {
         Encoding::Json
+    } else {
+        Encoding::Msgpack
     }
-}
-
-fn begin(kind: u64, args: &Args, extra: Option<(&str, &str)>) -> Output {
-    begin_as(kind, encoding(!args.attachments().is_empty()), extra)
-}
-
-fn begin_as(kind: u64, encoding: Encoding, extra: Option<(&str, &str)>) -> Output {
-    let mut out = Output::new(encoding);
-    out.map(4 + usize::from(extra.is_some()));
-    out.key("type").number(kind).key("data");
-    out
-}
-
-/// The sender and the namespace come last, as in Node: [`super::Echo`] looks there.
-fn end(mut out: Output, extra: Option<(&str, &str)>, uid: &str, namespace: &str) -> Bytes {
-    if let Some((key, text)) = extra {
-        out.key(key).text(text);
-    }
-    write_sender(&mut out, uid, namespace);
-    out.end_map();
-    out.finish()
-}
-
-/// The last members of an envelope.
-pub(super) fn write_sender(out: &mut Output, uid: &str, namespace: &str) {
-    out.key("uid").text(uid);
-    out.key("nsp").text(namespace);
 }

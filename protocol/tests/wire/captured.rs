@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use roomcast_protocol::channel::{self, Channels, Dialect, Kind, Place};
-use roomcast_protocol::wire::{Asker, Heard, Publication, Wire};
+use roomcast_protocol::wire::{Asker, Incoming, Publication, Wire};
 use serde_json::Value;
 
 use crate::captures::{Capture, NAMESPACES, classic, node, read, unhex, wire_as, wire_of};
@@ -61,7 +61,7 @@ fn view(capture: &Capture) -> Value {
 }
 
 impl Replay {
-    fn heard(&self, capture: &Capture) -> Heard {
+    fn heard(&self, capture: &Capture) -> Incoming {
         let channel = capture.text("channel");
         let place = place(self.wire.channels(), channel);
         let payload = capture.payload().unwrap();
@@ -70,16 +70,16 @@ impl Replay {
             .unwrap_or_else(|error| panic!("{}: {error}", capture.name()))
     }
 
-    fn written(&mut self, capture: &Capture, heard: &Heard) -> Publication {
+    fn written(&mut self, capture: &Capture, heard: &Incoming) -> Publication {
         let namespace = place(self.wire.channels(), capture.text("channel")).namespace;
         let uid = uid(capture, &view(capture));
         let (wire, node) = (&self.wire, node());
         match heard {
-            Heard::Message { message, confirm } => {
+            Incoming::Message { message, confirm } => {
                 assert_eq!(*confirm, None);
                 wire.message(namespace, &uid, message, None).unwrap()
             }
-            Heard::Question {
+            Incoming::Question {
                 asker,
                 id,
                 question,
@@ -90,7 +90,7 @@ impl Replay {
                 let asked = wire.question(namespace, &uid, &node, id, question).unwrap();
                 without_node(asked)
             }
-            Heard::Response {
+            Incoming::Response {
                 id,
                 node: answerer,
                 reply,
@@ -101,7 +101,7 @@ impl Replay {
                 let own = channel::uid(&node, namespace, wire.channels().dialect());
                 with_uid(response.unwrap(), own.as_str(), &uid)
             }
-            Heard::Ignored => panic!("{} is ignored", capture.name()),
+            Incoming::Ignored => panic!("{} is ignored", capture.name()),
         }
     }
 }
@@ -179,9 +179,9 @@ fn replay(file: &str) -> usize {
 }
 
 /// Without who we are.
-fn plain(heard: Heard) -> Heard {
+fn plain(heard: Incoming) -> Incoming {
     match heard {
-        Heard::Question { id, question, .. } => Heard::Question {
+        Incoming::Question { id, question, .. } => Incoming::Question {
             asker: Asker::default(),
             id,
             question,

@@ -10,8 +10,11 @@ use roomcast_protocol::id::{NodeId, SocketId};
 use roomcast_protocol::message::Message;
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Heard, Parser, Publication, Reply, Wire, WireError};
-use roomcast_protocol::{channel::Dialect, msgpack::Reader};
+use roomcast_protocol::wire::{Asker, Incoming, Parser, Publication, Reply, Wire, WireError};
+use roomcast_protocol::{
+    channel::Dialect,
+    msgpack::{Reader, Token},
+};
 
 use crate::captures::{classic, node, sharded, wire_as};
 
@@ -92,7 +95,7 @@ fn a_broadcast_that_will_be_asked_about_says_so_behind_what_node_reads() {
     for wire in [classic(), json, sharded(Mode::Static)] {
         let written = wire.message("/", "u", &message, Some("q")).unwrap();
         let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
-        let expected = Heard::Message {
+        let expected = Incoming::Message {
             message: message.clone(),
             confirm: Some("q".into()),
         };
@@ -136,7 +139,7 @@ fn what_the_sharded_dialect_cannot_ask_is_asked_as_who_the_sockets_are() {
         let asked = wire.question("/", "u", &asker(), "q", &question).unwrap();
         assert_eq!(asked.channel, "socket.io#/#");
         let heard = wire.read("/", Kind::Broadcast, &asked.payload).unwrap();
-        let expected = Heard::Question {
+        let expected = Incoming::Question {
             asker: Asker {
                 uid: Some("u".into()),
                 node: Some(asker()),
@@ -160,8 +163,8 @@ fn nodes_of_ours_are_answered_on_their_own_channel_with_the_name_of_who_answers(
         acks,
         Answer::ServerSideEmit(None),
         Answer::Reached(7),
-        Answer::Order(false),
-        Answer::Order(true),
+        Answer::Command(false),
+        Answer::Command(true),
         Answer::Rooms(vec!["r".into()]),
         Answer::SocketIds(vec![SocketId::new("s")]),
     ];
@@ -175,7 +178,7 @@ fn nodes_of_ours_are_answered_on_their_own_channel_with_the_name_of_who_answers(
             let written = written.unwrap();
             assert_eq!(written.channel, channel);
             let heard = wire.read("/", Kind::Response, &written.payload).unwrap();
-            let expected = Heard::Response {
+            let expected = Incoming::Response {
                 id: "q".into(),
                 node: Some(node()),
                 reply,
@@ -203,7 +206,7 @@ fn servers_of_nodes_never_hear_what_only_ours_understand() {
             acks.clone(),
             Answer::ServerSideEmit(None),
             Answer::Reached(7),
-            Answer::Order(false),
+            Answer::Command(false),
         ] {
             let reply = Reply::Answer(answer);
             let written = wire.response("/", &nodes(), "q", &node(), &reply).unwrap();
@@ -252,7 +255,7 @@ fn data_that_looks_like_a_buffer_stays_data_where_node_has_real_ones() {
     for wire in [classic(), sharded(Mode::Static)] {
         let written = wire.message("/", "u", &message, None).unwrap();
         let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
-        let expected = Heard::Message {
+        let expected = Incoming::Message {
             message: message.clone(),
             confirm: None,
         };
@@ -280,18 +283,18 @@ fn an_order_that_shall_be_answered_is_a_question_to_nodes_of_ours_alone() {
         rooms: vec!["x".into()],
     };
     for wire in [classic(), sharded(Mode::Static)] {
-        let question = Question::Order(order.clone());
+        let question = Question::Command(order.clone());
         let asked = wire.question("/", "u", &asker(), "q", &question).unwrap();
         let heard = wire.read("/", Kind::Request, &asked.payload).unwrap();
         assert!(
-            matches!(&heard, Heard::Question { question: Question::Order(asked), .. } if *asked == order),
+            matches!(&heard, Incoming::Question { question: Question::Command(asked), .. } if *asked == order),
             "{heard:?}"
         );
     }
     let foreign = r#"{"uid":"u","requestId":"q","type":4,"opts":{"rooms":[]},"close":false}"#;
     let heard = classic().read("/", Kind::Request, foreign.as_bytes());
-    assert!(matches!(heard, Ok(Heard::Message { .. })), "{heard:?}");
-    let broadcast = Question::Order(broadcast(Args::default()));
+    assert!(matches!(heard, Ok(Incoming::Message { .. })), "{heard:?}");
+    let broadcast = Question::Command(broadcast(Args::default()));
     for wire in [classic(), sharded(Mode::Static)] {
         let asked = wire.question("/", "u", &asker(), "q", &broadcast);
         assert!(matches!(asked, Err(WireError::Inexpressible { .. })));
@@ -336,7 +339,7 @@ fn a_broadcast_of_messagepack_has_three_elements_as_node_reads_them() {
     let message = broadcast(binary());
     let written = classic().message("/n", "u", &message, None).unwrap();
     let mut reader = Reader::new(&written.payload);
-    assert_eq!(reader.read_array_len().unwrap(), 3);
+    assert_eq!(reader.token().unwrap(), Token::Array(3));
     for _ in 0..3 {
         reader.skip().unwrap();
     }

@@ -8,12 +8,12 @@ use roomcast_protocol::id::SocketId;
 use roomcast_protocol::message::Message;
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::{Flags, Target};
-use roomcast_protocol::wire::{Asker, Heard, Reply};
+use roomcast_protocol::wire::{Asker, Incoming, Reply};
 
 use crate::captures::{NAMESPACES, read, wire_of};
 
 /// The message of a step of a capture, by its number among those of the step.
-fn heard(file: &str, name: &str, seq: usize) -> Heard {
+fn heard(file: &str, name: &str, seq: usize) -> Incoming {
     let captures = read(file);
     let mut step = captures.iter().filter(|capture| capture.name() == name);
     let capture = step.nth(seq).unwrap();
@@ -44,14 +44,14 @@ fn args(json: &str, attachments: &[&'static [u8]]) -> Args {
     Args::from_text(json.into(), attachments).unwrap()
 }
 
-fn message(message: Message) -> Heard {
-    Heard::Message {
+fn message(message: Message) -> Incoming {
+    Incoming::Message {
         message,
         confirm: None,
     }
 }
 
-fn broadcast(target: Target, event: &str, args: Args) -> Heard {
+fn broadcast(target: Target, event: &str, args: Args) -> Incoming {
     message(Message::Broadcast {
         target,
         event: event.into(),
@@ -59,8 +59,8 @@ fn broadcast(target: Target, event: &str, args: Args) -> Heard {
     })
 }
 
-fn question(uid: &str, id: &str, question: Question) -> Heard {
-    Heard::Question {
+fn question(uid: &str, id: &str, question: Question) -> Incoming {
+    Incoming::Question {
         asker: Asker {
             uid: Some(uid.into()),
             node: None,
@@ -70,8 +70,8 @@ fn question(uid: &str, id: &str, question: Question) -> Heard {
     }
 }
 
-fn response(id: &str, reply: Reply) -> Heard {
-    Heard::Response {
+fn response(id: &str, reply: Reply) -> Incoming {
+    Incoming::Response {
         id: id.into(),
         node: None,
         reply,
@@ -387,7 +387,7 @@ fn answers_say_what_was_asked_for() {
 #[test]
 fn a_socket_is_described_with_all_that_node_tells_of_it() {
     for (file, seq) in [("classic", 2), ("sharded-static", 2)] {
-        let Heard::Response { reply, .. } = heard(file, "fetch_sockets", seq) else {
+        let Incoming::Response { reply, .. } = heard(file, "fetch_sockets", seq) else {
             panic!("no response");
         };
         let Reply::Answer(Answer::Sockets(sockets)) = reply else {

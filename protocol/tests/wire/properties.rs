@@ -12,7 +12,7 @@ use roomcast_protocol::id::{NodeId, SocketId};
 use roomcast_protocol::message::Message;
 use roomcast_protocol::question::{Answer, Description, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Heard, Parser, Reply, Wire};
+use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire};
 
 use crate::captures::{classic, node, read, sharded, wire_as};
 
@@ -116,7 +116,7 @@ fn questions() -> impl Strategy<Value = Question> {
             }
         }),
         events().prop_map(|(event, args)| Question::ServerSideEmit { event, args }),
-        orders().prop_map(Question::Order),
+        orders().prop_map(Question::Command),
     ]
 }
 
@@ -161,7 +161,7 @@ fn replies() -> impl Strategy<Value = Reply> {
         Just(Answer::ServerSideEmit(None)),
         single().prop_map(|args| Answer::ServerSideEmit(Some(args))),
         count.clone().prop_map(Answer::Reached),
-        any::<bool>().prop_map(Answer::Order),
+        any::<bool>().prop_map(Answer::Command),
     ];
     prop_oneof![
         answers.prop_map(Reply::Answer),
@@ -204,7 +204,7 @@ fn as_read(question: Question, dialect: Dialect) -> Question {
         (Question::SocketIds(target), _) => Question::SocketIds(plain(target)),
         (Question::Sockets(target), _) => Question::Sockets(plain(target)),
         (Question::Reached(target), _) => Question::Reached(plain(target)),
-        (Question::Order(order), _) => Question::Order(without_flags(order)),
+        (Question::Command(order), _) => Question::Command(without_flags(order)),
         (question, _) => question,
     }
 }
@@ -227,7 +227,7 @@ proptest! {
                 Dialect::Classic => without_flags(message.clone()),
                 Dialect::Sharded(_) => message.clone(),
             };
-            let expected = Heard::Message { message: expected, confirm: confirm.map(Box::from) };
+            let expected = Incoming::Message { message: expected, confirm: confirm.map(Box::from) };
             prop_assert_eq!(heard, expected);
             prop_assert!(wire.echo(&namespace, &uid).is_own(&written.payload));
             let other = wire.read("/other", kind_of(&message), &written.payload).unwrap();
@@ -235,7 +235,7 @@ proptest! {
                 (wire.channels().dialect(), kind_of(&message)),
                 (Dialect::Classic, Kind::Request)
             );
-            prop_assert_eq!(names_it, other == Heard::Ignored);
+            prop_assert_eq!(names_it, other == Incoming::Ignored);
         }
     }
 
@@ -245,7 +245,7 @@ proptest! {
         for wire in wires() {
             let written = wire.question("/", &uid, &asker, "id", &question).unwrap();
             let heard = wire.read("/", Kind::Request, &written.payload).unwrap();
-            let expected = Heard::Question {
+            let expected = Incoming::Question {
                 asker: Asker { uid: Some(uid.as_str().into()), node: Some(asker.clone()) },
                 id: "id".into(),
                 question: as_read(question.clone(), wire.channels().dialect()),
@@ -265,7 +265,7 @@ proptest! {
                 continue;
             };
             let heard = wire.read("/", Kind::Response, &written.payload).unwrap();
-            let expected = Heard::Response {
+            let expected = Incoming::Response {
                 id: "id".into(),
                 node: is_ours.then(node),
                 reply: reply.clone(),

@@ -7,31 +7,31 @@ use roomcast_protocol::channel::{Kind, Mode};
 use roomcast_protocol::message::Message;
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Heard, Reply, Wire, WireError};
+use roomcast_protocol::wire::{Asker, Incoming, Reply, Wire, WireError};
 
 use crate::captures::{Capture, classic, node, read, sharded};
 
 /// Reads a payload as a node with the room `r1` does: the channel of a room that it has not is not
 /// looked at.
-fn heard(wire: &Wire, capture: &Capture) -> Result<Heard, WireError> {
+fn heard(wire: &Wire, capture: &Capture) -> Result<Incoming, WireError> {
     let channel = capture.text("channel");
     let Some(place) = wire
         .channels()
         .places(channel)
         .find(|place| place.namespace == "/")
     else {
-        return Ok(Heard::Ignored);
+        return Ok(Incoming::Ignored);
     };
     let is_foreign_room = |room| !["r1", "42"].contains(&room);
     if place.kind == Kind::Broadcast && place.rest.is_some_and(is_foreign_room) {
-        return Ok(Heard::Ignored);
+        return Ok(Incoming::Ignored);
     }
     wire.read("/", place.kind, &capture.payload().unwrap())
 }
 
 /// What the client of the Node server got, as this message would give it to ours.
-fn delivered(heard: &Heard) -> Option<String> {
-    let (Heard::Message {
+fn delivered(heard: &Incoming) -> Option<String> {
+    let (Incoming::Message {
         message:
             Message::Broadcast {
                 target,
@@ -40,7 +40,7 @@ fn delivered(heard: &Heard) -> Option<String> {
             },
         ..
     }
-    | Heard::Question {
+    | Incoming::Question {
         question:
             Question::Acks {
                 target,
@@ -163,7 +163,7 @@ fn what_node_only_ignores_is_ignored_or_an_error() {
         for capture in read(file) {
             let (name, heard) = (capture.name(), heard(&wire, &capture));
             if ignored.contains(&name) {
-                assert_eq!(heard.unwrap(), Heard::Ignored, "{name}");
+                assert_eq!(heard.unwrap(), Incoming::Ignored, "{name}");
             } else if errors.contains(&name) {
                 assert!(heard.is_err(), "{name}: {heard:?}");
             }
@@ -200,10 +200,10 @@ fn answers(question: &Question, captured: &[String]) -> Vec<Reply> {
             let args = roomcast_protocol::args::Args::encode("acked").unwrap();
             vec![Reply::Asked(1), Reply::Acknowledged(args)]
         }
-        Question::Order(Message::SocketsJoin { target, rooms }) => {
+        Question::Command(Message::SocketsJoin { target, rooms }) => {
             assert_eq!(*target.rooms, [Box::from("no-such-sid")]);
             assert_eq!(**rooms, [Box::from("x")]);
-            vec![Reply::Answer(Answer::Order(false))]
+            vec![Reply::Answer(Answer::Command(false))]
         }
         other => panic!("nobody asks {other:?}"),
     }
@@ -213,7 +213,7 @@ fn answers(question: &Question, captured: &[String]) -> Vec<Reply> {
 fn check_answers(file: &str, wire: &Wire) -> usize {
     let mut questions = 0;
     for capture in read(file) {
-        let Ok(Heard::Question {
+        let Ok(Incoming::Question {
             asker,
             id,
             question,
@@ -246,7 +246,7 @@ fn check_answers(file: &str, wire: &Wire) -> usize {
 fn same_answer(wire: &Wire, own: &[u8], captured: &[u8], name: &str) {
     let read = |payload| wire.read("/", Kind::Response, payload).unwrap();
     assert_eq!(read(own), read(captured), "{name}");
-    assert!(matches!(read(own), Heard::Response { node: None, .. }));
+    assert!(matches!(read(own), Incoming::Response { node: None, .. }));
 }
 
 #[test]
@@ -258,14 +258,14 @@ fn questions_of_all_ages_get_the_answers_that_node_gives() {
     );
 }
 
-fn ok<T: Debug>(wire: &Wire, kind: Kind, json: &str, f: impl Fn(Heard) -> Option<T>) -> T {
+fn ok<T: Debug>(wire: &Wire, kind: Kind, json: &str, f: impl Fn(Incoming) -> Option<T>) -> T {
     let heard = wire.read("/", kind, json.as_bytes()).unwrap();
     f(heard).unwrap_or_else(|| panic!("{json} is something else"))
 }
 
-fn broadcast_target(heard: Heard) -> Option<Target> {
+fn broadcast_target(heard: Incoming) -> Option<Target> {
     match heard {
-        Heard::Message {
+        Incoming::Message {
             message: Message::Broadcast { target, .. },
             ..
         } => Some(target),
@@ -300,7 +300,7 @@ fn rooms_that_are_no_text_mean_nobody() {
     }
     let join = r#"{"type":2,"opts":{"rooms":["a"]},"rooms":[null,"b"]}"#;
     let heard = classic().read("/", Kind::Request, join.as_bytes()).unwrap();
-    let Heard::Message {
+    let Incoming::Message {
         message: Message::SocketsJoin { rooms, .. },
         ..
     } = heard
@@ -356,14 +356,14 @@ fn an_old_order_to_one_socket_is_answered_by_its_owner() {
         ),
     ] {
         let heard = wire.read("/", Kind::Request, json.as_bytes()).unwrap();
-        let Heard::Question { question, .. } = heard else {
+        let Incoming::Question { question, .. } = heard else {
             panic!("{heard:?}");
         };
-        assert!(format!("{question:?}").starts_with(&format!("Order({expected}")));
+        assert!(format!("{question:?}").starts_with(&format!("Command({expected}")));
     }
     let asker = Asker::default();
     let answer = |was_meant| {
-        let reply = Reply::Answer(Answer::Order(was_meant));
+        let reply = Reply::Answer(Answer::Command(was_meant));
         wire.response("/", &asker, "q", &node(), &reply).unwrap()
     };
     let answered = answer(true).unwrap();

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::msgpack::json_to_msgpack;
 use crate::socket_io::connect::{Dialect, connect_error, connect_reply, unknown_namespace};
 
 const LIMITS: Limits = Limits {

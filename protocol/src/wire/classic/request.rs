@@ -1,134 +1,118 @@
-//! Orders and questions of the classic dialect: JSON, or in the encoding of broadcasts where they
-//! carry a packet. Node tells the two apart by the first byte and takes either for everything.
+//! Commands and questions of the classic dialect: JSON, or in the encoding of broadcasts if they
+//! carry a packet. Node tells the two apart by the first byte and accepts either for everything.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::super::{
-    Asker, DEFAULT_ACK_TIMEOUT, Heard, Wire, WireError,
-    cursor::{Cursor, Event, Head, whole},
-    output::{Encoding, Output},
-    parts::{Packet, RoomNames, read_packet, read_rooms, read_target, write_packet, write_target},
+    Asker, DEFAULT_ACK_TIMEOUT, Incoming, Wire, WireError,
+    parts::{EventPacket, Options, Packet, Rooms, read_target},
+    payload::{Arguments, Encoding, Payload, expected},
 };
 use crate::{
-    args::Args,
     channel::EMITTER_UID,
     id::NodeId,
     message::Message,
     question::Question,
+    raw::{Look, Raw, lenient},
     target::{Flags, Target},
 };
 
-const SOCKETS: u64 = 0;
-const ALL_ROOMS: u64 = 1;
-const REMOTE_JOIN: u64 = 2;
-const REMOTE_LEAVE: u64 = 3;
-const REMOTE_DISCONNECT: u64 = 4;
-const REMOTE_FETCH: u64 = 5;
-const SERVER_SIDE_EMIT: u64 = 6;
-const BROADCAST: u64 = 7;
+const SOCKETS: u8 = 0;
+const ALL_ROOMS: u8 = 1;
+const REMOTE_JOIN: u8 = 2;
+const REMOTE_LEAVE: u8 = 3;
+const REMOTE_DISCONNECT: u8 = 4;
+const REMOTE_FETCH: u8 = 5;
+const SERVER_SIDE_EMIT: u8 = 6;
+const BROADCAST: u8 = 7;
 
-/// What a request may hold.
-#[derive(Default)]
-struct Fields<'a> {
+/// What a request may contain.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Request<'a> {
+    #[serde(rename = "type", deserialize_with = "lenient::number")]
     kind: Option<f64>,
-    uid: Option<Box<str>>,
-    id: Option<Box<str>>,
-    node: Option<NodeId>,
-    confirm: Option<Box<str>>,
-    asks_reached: bool,
-    target: Option<Target>,
-    rooms: Option<RoomNames>,
-    sid: Option<Box<str>>,
-    room: Option<Box<str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    uid: Option<Cow<'a, str>>,
+    #[serde(rename = "requestId", borrow, deserialize_with = "lenient::text")]
+    id: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    node: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    confirm: Option<Cow<'a, str>>,
+    #[serde(deserialize_with = "lenient::is_true")]
+    reached: bool,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    opts: Option<Raw<'a>>,
+    rooms: Option<Rooms>,
+    /// Of commands before version 7 of Node's adapter: one socket and one room.
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    sid: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "lenient::text")]
+    room: Option<Cow<'a, str>>,
+    #[serde(deserialize_with = "lenient::is_true")]
     close: bool,
-    event: Option<Event>,
-    packet: Option<Packet<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    data: Option<Raw<'a>>,
+    #[serde(borrow, deserialize_with = "lenient::raw")]
+    packet: Option<Raw<'a>>,
 }
 
-/// Reads an order or a question.
-pub(in super::super) fn read<'a, C: Cursor<'a>>(
+/// Reads a command or a question.
+pub(in super::super) fn read(
+    arguments: &Arguments,
     namespace: &str,
-    mut cursor: C,
-) -> Result<Heard, WireError> {
-    let mut fields = Fields::default();
-    match cursor.head()? {
-        Head::Map(len) => cursor.members(len, |cursor, key| fields.read(cursor, key))?,
-        _ => {
-            return Err(WireError::Unexpected {
-                expected: "a request",
-            });
-        }
+    raw: Raw<'_>,
+) -> Result<Incoming, WireError> {
+    if raw.look() != Look::Map {
+        return Err(expected("a request"));
     }
-    cursor.finish()?;
-    fields.heard(namespace)
+    let mut request: Request<'_> = raw.read()?;
+    let kind = request.kind.ok_or(WireError::Missing { what: "type" })?;
+    let known = f64::from(SOCKETS)..=f64::from(BROADCAST);
+    if kind.fract() != 0.0 || !known.contains(&kind) {
+        return Ok(Incoming::Ignored);
+    }
+    match kind as u8 {
+        SOCKETS => {
+            let target = Target {
+                rooms: request.rooms.take().unwrap_or_default().targets(),
+                ..Target::default()
+            };
+            let question = request.reached_or(target, Question::SocketIds);
+            request.question(question)
+        }
+        ALL_ROOMS => request.question(Question::Rooms),
+        REMOTE_FETCH => {
+            let target = request.target()?;
+            let question = request.reached_or(target, Question::Sockets);
+            request.question(question)
+        }
+        SERVER_SIDE_EMIT => {
+            let data = request.data.ok_or(WireError::Missing { what: "data" })?;
+            let (event, args) = arguments.event(data)?;
+            if request.id.is_some() {
+                return request.question(Question::ServerSideEmit { event, args });
+            }
+            Ok(request.message(Message::ServerSideEmit { event, args }))
+        }
+        BROADCAST => request.broadcast(arguments, namespace),
+        kind => request.command(kind),
+    }
 }
 
-impl<'a> Fields<'a> {
-    fn read(&mut self, cursor: &mut impl Cursor<'a>, key: &str) -> Result<(), WireError> {
-        match key {
-            "type" => self.kind = cursor.number()?,
-            "uid" => self.uid = cursor.owned_text()?,
-            "requestId" => self.id = cursor.owned_text()?,
-            "node" => self.node = cursor.node()?,
-            "confirm" => self.confirm = cursor.owned_text()?,
-            "reached" => self.asks_reached = cursor.is_true()?,
-            "opts" => self.target = Some(read_target(cursor)?),
-            "rooms" => self.rooms = Some(read_rooms(cursor)?),
-            "sid" => self.sid = cursor.owned_text()?,
-            "room" => self.room = cursor.owned_text()?,
-            "close" => self.close = cursor.is_true()?,
-            "data" => self.event = Some(cursor.event()?),
-            "packet" => self.packet = Some(read_packet(cursor)?),
-            _ => cursor.skip()?,
-        }
-        Ok(())
-    }
-
-    fn heard(mut self, namespace: &str) -> Result<Heard, WireError> {
-        let kind = self.kind.ok_or(WireError::Missing { what: "type" })?;
-        let Some(kind) = whole(kind) else {
-            return Ok(Heard::Ignored);
-        };
-        match kind as u64 {
-            SOCKETS => {
-                let rooms = self.rooms.take().unwrap_or_default().targets();
-                let target = Target {
-                    rooms,
-                    ..Target::default()
-                };
-                let question = self.reached_or(target, Question::SocketIds);
-                self.question(question)
-            }
-            ALL_ROOMS => self.question(Question::Rooms),
-            REMOTE_JOIN | REMOTE_LEAVE | REMOTE_DISCONNECT => self.order(kind as u64),
-            REMOTE_FETCH => {
-                let target = self.target()?;
-                let question = self.reached_or(target, Question::Sockets);
-                self.question(question)
-            }
-            SERVER_SIDE_EMIT => {
-                let event = self.event.take();
-                let (event, args) = event.ok_or(WireError::Missing { what: "data" })?;
-                if self.id.is_some() {
-                    return self.question(Question::ServerSideEmit { event, args });
-                }
-                Ok(self.message(Message::ServerSideEmit { event, args }))
-            }
-            BROADCAST => self.broadcast(namespace),
-            _ => Ok(Heard::Ignored),
-        }
-    }
-
-    fn broadcast(mut self, namespace: &str) -> Result<Heard, WireError> {
-        let packet = self.packet.take();
-        let packet = packet.ok_or(WireError::Missing { what: "packet" })?;
+impl Request<'_> {
+    fn broadcast(self, arguments: &Arguments, namespace: &str) -> Result<Incoming, WireError> {
+        let packet = self.packet.ok_or(WireError::Missing { what: "packet" })?;
+        let packet = Packet::read(packet)?;
         if !packet.is_for(namespace) {
-            return Ok(Heard::Ignored);
+            return Ok(Incoming::Ignored);
         }
         let mut target = self.target()?;
-        let (event, args) = packet.event()?;
+        let (event, args) = packet.event(arguments)?;
         let timeout = target.flags.timeout.take();
         self.question(Question::Acks {
             target,
@@ -138,30 +122,25 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// An order; the old form for one socket is a question, and so is one that a node of ours wants
-    /// to have answered.
-    fn order(mut self, kind: u64) -> Result<Heard, WireError> {
-        let is_old = self.target.is_none();
-        let target = match (self.target.take(), self.sid.take()) {
-            (Some(target), _) => target,
-            (None, Some(sid)) => {
-                let rooms = vec![sid];
-                Target {
-                    rooms,
-                    ..Target::default()
-                }
-            }
+    /// A command. It is a question in its old form for one socket, and if a node of ours asks for
+    /// an answer.
+    fn command(mut self, kind: u8) -> Result<Incoming, WireError> {
+        let is_old = self.opts.is_none();
+        let target = match (self.opts, &self.sid) {
+            (Some(options), _) => read_target(options)?,
+            (None, Some(sid)) => Target {
+                rooms: vec![(**sid).into()],
+                ..Target::default()
+            },
             (None, None) => return Err(WireError::Missing { what: "opts" }),
         };
         let message = if kind == REMOTE_DISCONNECT {
             let close = self.close;
             Message::DisconnectSockets { target, close }
         } else {
-            let rooms = match (self.rooms.take(), self.room.take()) {
-                (Some(rooms), _) => rooms.names(),
-                (None, Some(room)) => vec![room],
-                (None, None) => return Err(WireError::Missing { what: "rooms" }),
-            };
+            let room = self.room.as_deref().map(|room| vec![Box::from(room)]);
+            let rooms = self.rooms.take().map(Rooms::names).or(room);
+            let rooms = rooms.ok_or(WireError::Missing { what: "rooms" })?;
             if kind == REMOTE_JOIN {
                 Message::SocketsJoin { target, rooms }
             } else {
@@ -169,53 +148,85 @@ impl<'a> Fields<'a> {
             }
         };
         if self.id.is_some() && (is_old || self.node.is_some()) {
-            return self.question(Question::Order(message));
+            return self.question(Question::Command(message));
         }
         Ok(self.message(message))
     }
 
-    fn target(&mut self) -> Result<Target, WireError> {
-        self.target
-            .take()
-            .ok_or(WireError::Missing { what: "opts" })
+    fn target(&self) -> Result<Target, WireError> {
+        read_target(self.opts.ok_or(WireError::Missing { what: "opts" })?)
     }
 
     fn reached_or(&self, target: Target, other: fn(Target) -> Question) -> Question {
-        if self.asks_reached {
+        if self.reached {
             Question::Reached(target)
         } else {
             other(target)
         }
     }
 
-    fn message(self, message: Message) -> Heard {
-        Heard::Message {
+    fn message(self, message: Message) -> Incoming {
+        Incoming::Message {
             message,
-            confirm: self.confirm,
+            confirm: self.confirm.map(|id| id.into()),
         }
     }
 
-    fn question(self, question: Question) -> Result<Heard, WireError> {
+    fn question(self, question: Question) -> Result<Incoming, WireError> {
         let id = self.id.ok_or(WireError::Missing { what: "requestId" })?;
-        Ok(Heard::Question {
-            asker: Asker {
-                uid: self.uid,
-                node: self.node,
-            },
-            id,
+        Ok(Incoming::Question {
+            asker: Asker::read(self.uid, self.node),
+            id: id.into(),
             question,
         })
     }
 }
 
-/// Writes what is said on the channel of requests: everything but broadcasts.
+/// A request as it is written, in the order of its members.
+#[derive(Serialize, Default)]
+struct Written<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<&'a str>,
+    #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(rename = "type")]
+    kind: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Payload<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<EventPacket<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opts: Option<Options<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rooms: Option<&'a [Box<str>]>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confirm: Option<&'a str>,
+}
+
+/// Writes what is sent on the channel of requests and is not a question.
 pub(in super::super) fn write_message(
     uid: &str,
     message: &Message,
     confirm: Option<&str>,
 ) -> Result<Bytes, WireError> {
-    let extra = confirm.map(|id| [("confirm", id)]);
-    write_order(uid, None, message, extra.as_ref().map_or(&[], |one| one))
+    let mut request = if let Message::ServerSideEmit { event, args } = message {
+        Written {
+            uid: Some(uid),
+            kind: SERVER_SIDE_EMIT,
+            data: Some(Payload::event(Encoding::Json, event, args)?),
+            ..Written::default()
+        }
+    } else {
+        command(uid, message)?
+    };
+    request.confirm = confirm;
+    Ok(Encoding::Json.to_bytes(&request))
 }
 
 /// Writes a question.
@@ -227,151 +238,95 @@ pub(in super::super) fn write_question(
     id: &str,
     question: &Question,
 ) -> Result<Bytes, WireError> {
-    let node = ("node", asker.as_str());
-    match question {
-        Question::Sockets(target) => write_fetch(uid, id, asker, target, false),
-        Question::SocketIds(target) if target.except.is_empty() => {
-            write_ids(uid, id, asker, target, false)
-        }
-        Question::SocketIds(target) => write_fetch(uid, id, asker, target, false),
-        Question::Reached(target) if target.except.is_empty() => {
-            write_ids(uid, id, asker, target, true)
-        }
-        Question::Reached(target) => write_fetch(uid, id, asker, target, true),
-        Question::Rooms => {
-            let out = begin(4, Some(uid), Some(id), ALL_ROOMS);
-            Ok(end(out, &[node]))
-        }
-        Question::ServerSideEmit { event, args } => {
-            let mut out = begin(5, Some(uid), Some(id), SERVER_SIDE_EMIT);
-            out.key("data").event(event, args)?;
-            Ok(end(out, &[node]))
-        }
+    let mut encoding = Encoding::Json;
+    let mut request = match question {
+        Question::Sockets(target) => fetch(target, false),
+        Question::SocketIds(target) => ids_or_fetch(target, false),
+        Question::Reached(target) => ids_or_fetch(target, true),
+        Question::Rooms => Written {
+            kind: ALL_ROOMS,
+            ..Written::default()
+        },
+        Question::ServerSideEmit { event, args } => Written {
+            kind: SERVER_SIDE_EMIT,
+            data: Some(Payload::event(Encoding::Json, event, args)?),
+            ..Written::default()
+        },
         Question::Acks {
             target,
             event,
             args,
             timeout,
         } => {
-            let event = (&**event, args, *timeout);
-            write_acks(wire, namespace, (uid, id, asker), target, event)
+            encoding = wire.encoding();
+            let packet = EventPacket::new(encoding, event, args, Some(namespace))?;
+            Written {
+                kind: BROADCAST,
+                packet: Some(packet),
+                opts: Some(Options::new(target, Some(with_timeout(target, *timeout)))),
+                ..Written::default()
+            }
         }
-        Question::Order(message) => write_order(uid, Some(id), message, &[node]),
+        Question::Command(message) => command(uid, message)?,
+    };
+    if !matches!(question, Question::Command(_)) {
+        request.uid = Some(uid);
     }
+    request.id = Some(id);
+    request.node = Some(asker.as_str());
+    Ok(encoding.to_bytes(&request))
 }
 
-fn write_acks(
-    wire: &Wire,
-    namespace: &str,
-    (uid, id, asker): (&str, &str, &NodeId),
-    target: &Target,
-    (event, args, timeout): (&str, &Args, Duration),
-) -> Result<Bytes, WireError> {
-    let flags = Flags {
+fn with_timeout(target: &Target, timeout: Duration) -> Flags {
+    Flags {
         timeout: Some(timeout),
         ..target.flags
-    };
-    let mut out = Output::new(wire.encoding());
-    head(&mut out, 6, Some(uid), Some(id), BROADCAST);
-    out.key("packet");
-    write_packet(&mut out, event, args, Some(namespace))?;
-    out.key("opts");
-    write_target(&mut out, target, Some(flags));
-    Ok(end(out, &[("node", asker.as_str())]))
-}
-
-fn write_fetch(
-    uid: &str,
-    id: &str,
-    asker: &NodeId,
-    target: &Target,
-    asks_reached: bool,
-) -> Result<Bytes, WireError> {
-    let len = 5 + usize::from(asks_reached);
-    let mut out = begin(len, Some(uid), Some(id), REMOTE_FETCH);
-    out.key("opts");
-    write_target(&mut out, target, None);
-    if asks_reached {
-        out.key("reached").bool(true);
     }
-    Ok(end(out, &[("node", asker.as_str())]))
 }
 
-/// The lighter question: Node answers with ids alone. It knows no exceptions.
-fn write_ids(
-    uid: &str,
-    id: &str,
-    asker: &NodeId,
-    target: &Target,
-    asks_reached: bool,
-) -> Result<Bytes, WireError> {
-    let len = 5 + usize::from(asks_reached);
-    let mut out = begin(len, Some(uid), Some(id), SOCKETS);
-    out.key("rooms").texts(&target.rooms);
-    if asks_reached {
-        out.key("reached").bool(true);
+fn fetch(target: &Target, reached: bool) -> Written<'_> {
+    Written {
+        kind: REMOTE_FETCH,
+        opts: Some(Options::new(target, None)),
+        reached,
+        ..Written::default()
     }
-    Ok(end(out, &[("node", asker.as_str())]))
 }
 
-fn write_order(
-    uid: &str,
-    id: Option<&str>,
-    message: &Message,
-    extra: &[(&str, &str)],
-) -> Result<Bytes, WireError> {
-    // Emitters say who they are only where it matters, as Node's do.
+/// The lighter question, which Node answers with ids alone. It has no exceptions.
+fn ids_or_fetch(target: &Target, reached: bool) -> Written<'_> {
+    if !target.except.is_empty() {
+        return fetch(target, reached);
+    }
+    Written {
+        kind: SOCKETS,
+        rooms: Some(&target.rooms),
+        reached,
+        ..Written::default()
+    }
+}
+
+fn command<'a>(uid: &'a str, message: &'a Message) -> Result<Written<'a>, WireError> {
+    // Emitters name themselves only where it matters, as Node's do.
     let sender = (uid != EMITTER_UID).then_some(uid);
-    let ids = usize::from(sender.is_some()) + usize::from(id.is_some()) + extra.len();
-    let (kind, target) = match message {
-        Message::SocketsJoin { target, .. } => (REMOTE_JOIN, target),
-        Message::SocketsLeave { target, .. } => (REMOTE_LEAVE, target),
-        Message::DisconnectSockets { target, .. } => (REMOTE_DISCONNECT, target),
-        Message::ServerSideEmit { event, args } if id.is_none() => {
-            let mut out = begin(3 + extra.len(), Some(uid), None, SERVER_SIDE_EMIT);
-            out.key("data").event(event, args)?;
-            return Ok(end(out, extra));
+    let (kind, target, rooms, close) = match message {
+        Message::SocketsJoin { target, rooms } => (REMOTE_JOIN, target, Some(&**rooms), None),
+        Message::SocketsLeave { target, rooms } => (REMOTE_LEAVE, target, Some(&**rooms), None),
+        Message::DisconnectSockets { target, close } => {
+            (REMOTE_DISCONNECT, target, None, Some(*close))
         }
-        _ => {
+        Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {
             return Err(WireError::Inexpressible {
-                what: "this message as an order",
+                what: "this message as a command",
             });
         }
     };
-    let mut out = begin(3 + ids, sender, id, kind);
-    out.key("opts");
-    write_target(&mut out, target, None);
-    match message {
-        Message::DisconnectSockets { close, .. } => drop(out.key("close").bool(*close)),
-        Message::SocketsJoin { rooms, .. } | Message::SocketsLeave { rooms, .. } => {
-            out.key("rooms").texts(rooms);
-        }
-        _ => {}
-    }
-    Ok(end(out, extra))
-}
-
-fn begin(len: usize, uid: Option<&str>, id: Option<&str>, kind: u64) -> Output {
-    let mut out = Output::new(Encoding::Json);
-    head(&mut out, len, uid, id, kind);
-    out
-}
-
-fn head(out: &mut Output, len: usize, uid: Option<&str>, id: Option<&str>, kind: u64) {
-    out.map(len);
-    if let Some(uid) = uid {
-        out.key("uid").text(uid);
-    }
-    if let Some(id) = id {
-        out.key("requestId").text(id);
-    }
-    out.key("type").number(kind);
-}
-
-fn end(mut out: Output, extra: &[(&str, &str)]) -> Bytes {
-    for (key, text) in extra {
-        out.key(key).text(text);
-    }
-    out.end_map();
-    out.finish()
+    Ok(Written {
+        uid: sender,
+        kind,
+        opts: Some(Options::new(target, None)),
+        close,
+        rooms,
+        ..Written::default()
+    })
 }
