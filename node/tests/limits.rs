@@ -713,7 +713,7 @@ mod reach {
 
         let ask = || io().server_side_emit_with_ack::<serde_json::Value>("slow", ());
         let refused = ask().await.unwrap().answers;
-        let error = "the server has too many server-side events in work";
+        let error = "the server is handling too many server-side events";
         assert_eq!(refused, [serde_json::json!({ "error": error })]);
         assert_eq!(server.reached(limit), 1);
         io().server_side_emit("slow", ()).await.unwrap();

@@ -1,7 +1,18 @@
 //! Acknowledgements in both directions.
 //!
-//! The ids that the server gives out belong to the namespace, not to the socket, so that a
-//! broadcast with acknowledgement is one frame for all its recipients.
+//! Ids of acknowledgements that the server waits for belong to the namespace, not to the socket,
+//! because a broadcast with acknowledgement is one frame for all its recipients. An answer counts
+//! only if it comes from a socket that was asked.
+//!
+//! ```text
+//! one socket:    begin_ack ─ Acks::one ─ emit ─┬─ answer ─────────► end_ack
+//!                                              ├─ timeout, drop ──► end_ack
+//!                                              └─ disconnect (the count goes with the socket)
+//! broadcast:     Acks::many ─ fan out (expect each) ─ seal ─ answers, disconnects ─ complete ─ finish
+//! ```
+//!
+//! Answers to a broadcast can arrive while it is still being queued to others. Nothing is complete
+//! before `seal`, which tells how many sockets were asked.
 
 use std::{
     collections::HashMap,
@@ -23,8 +34,8 @@ use super::{
 
 /// The acknowledgement that a client waits for.
 ///
-/// Handed to handlers that take it as their third argument. Dropped unsent, the client gets no
-/// answer, and its own timeout applies.
+/// A handler that takes it as its last argument answers by itself, also later and from another task.
+/// If it is dropped unsent, the client gets no answer, and the client's own timeout applies.
 #[derive(Debug)]
 pub struct Ack {
     pub(super) socket: Socket,
@@ -32,12 +43,12 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// Whether the client asked for an acknowledgement.
+    /// Returns `true` if the client asked for an acknowledgement.
     pub fn is_wanted(&self) -> bool {
         self.id.is_some()
     }
 
-    /// Answers the client; does nothing if it did not ask.
+    /// Sends the answer. Does nothing if the client did not ask for one.
     pub fn send(self, args: impl IntoArgs) -> Result<(), EmitError> {
         let Some(id) = self.id else {
             return Ok(());
@@ -50,18 +61,18 @@ impl Ack {
     }
 }
 
-/// What became of a broadcast with acknowledgement.
+/// The result of a broadcast with acknowledgement.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Answers<T> {
-    /// The answers, in the order in which they came.
+    /// The answers, in order of arrival.
     pub answers: Vec<T>,
-    /// Sockets that did not answer in time, disconnected, or answered something else.
+    /// Sockets that did not answer in time, that disconnected, or whose answer has another type.
     pub missing: Vec<SocketId>,
-    /// The number of further sockets of which the same is true, on nodes that don't tell whose
-    /// answers they send, as Node's servers.
+    /// The number of further sockets without a usable answer. Node.js servers do not name the
+    /// sockets whose answers they send.
     pub missing_unnamed: usize,
-    /// Nodes of the cluster that did not say whether they have sockets to answer.
+    /// Nodes of the cluster that did not respond. They may have sockets that were not asked.
     pub silent_nodes: Vec<String>,
 }
 
@@ -77,7 +88,7 @@ impl<T> Default for Answers<T> {
 }
 
 impl<T: FromArgs> Answers<T> {
-    /// Takes the answers of one node; what is of another type is missing.
+    /// Adds the answers of one node. An answer of another type makes its socket missing.
     pub(super) fn add(
         &mut self,
         answers: Vec<(Option<SocketId>, Args)>,
@@ -116,7 +127,7 @@ enum Pending {
 pub(crate) struct Gathering {
     state: Mutex<Gathered>,
     complete: Notify,
-    /// Hears of the answers while they come.
+    /// Notified of each answer as it arrives.
     progress: Option<Arc<dyn Progress>>,
 }
 
@@ -127,11 +138,11 @@ struct Gathered {
     gone: Vec<SocketId>,
     /// All recipients are known.
     sealed: bool,
-    /// `progress` has heard of the recipients and of all answers so far.
-    told: bool,
+    /// `progress` has been notified of the recipients and of all answers so far.
+    reports: bool,
 }
 
-/// Removes what it stands for from the table when it is dropped, answered or not.
+/// An entry of the table, removed on drop whether it was answered or not.
 pub(crate) struct Awaited<'a> {
     acks: &'a Acks,
     pub(crate) id: u64,
@@ -148,7 +159,7 @@ impl Acks {
         (self.insert(pending), receiver)
     }
 
-    /// Waits for the answers of many sockets; who they are is said to the gathering.
+    /// Waits for the answers of many sockets, which are added with [`Gathering::expect`].
     pub(crate) fn many(
         &self,
         progress: Option<Arc<dyn Progress>>,
@@ -169,21 +180,20 @@ impl Acks {
         Awaited { acks: self, id }
     }
 
-    /// An answer has come. Ids that nobody waits for are ignored, as are answers of sockets that
-    /// were not asked.
+    /// Takes an answer. Unknown ids and answers of sockets that were not asked are ignored.
     pub(crate) fn answer(&self, from: &Socket, id: u64, args: Args) {
         let mut pending = self.pending.lock();
         match pending.get(&id) {
             Some(Pending::One { socket, .. }) if socket == from.id() => {
                 if let Some(Pending::One { answer, .. }) = pending.remove(&id) {
                     from.local_socket().end_ack();
-                    // Nobody waits any more if the receiver is gone.
+                    // The receiver may have been dropped; ignore the error.
                     let _ = answer.send(args);
                 }
             }
             Some(Pending::Many(gathering)) => {
                 let gathering = Arc::clone(gathering);
-                // Others hear of the answer, and that is not done under a lock.
+                // `progress` is called without a lock.
                 drop(pending);
                 gathering.answer(from, args);
             }
@@ -208,7 +218,7 @@ impl Acks {
 }
 
 impl Awaited<'_> {
-    /// Waits no longer; false if the answer has come already, or the socket has gone.
+    /// Stops waiting. Returns `false` if the answer has arrived or the socket has gone.
     pub(crate) fn withdraw(&self) -> bool {
         self.acks.pending.lock().remove(&self.id).is_some()
     }
@@ -221,40 +231,40 @@ impl Drop for Awaited<'_> {
 }
 
 impl Gathering {
-    /// Another recipient. Called while the broadcast is being queued to it.
+    /// Adds a recipient. Called while the broadcast is being queued to it.
     pub(crate) fn expect(&self, socket: &LocalSocket) {
         let id = socket.id().clone();
         if socket.begin_ack() {
             self.state.lock().expected.insert(id, socket.clone());
         } else {
-            // It owes too many answers already; it gets the event, but is not waited for.
+            // It owes too many answers already: it gets the event, but nobody waits for it.
             self.state.lock().gone.push(id);
         }
     }
 
-    /// All recipients are known: so many were sent the question.
+    /// All recipients are known; `asked` is their number.
     pub(crate) fn seal(&self, asked: usize) {
         if let Some(progress) = &self.progress {
             progress.asked(asked);
-            self.tell_early_answers(&**progress);
+            self.report_early_answers(&**progress);
         }
         let mut state = self.state.lock();
         state.sealed = true;
         self.check(&state);
     }
 
-    /// Those that came before it could be said how many were asked.
-    fn tell_early_answers(&self, progress: &dyn Progress) {
-        let mut told = 0;
+    /// Reports answers that arrived before the number of recipients was known.
+    fn report_early_answers(&self, progress: &dyn Progress) {
+        let mut reported = 0;
         loop {
             let mut state = self.state.lock();
-            let early = state.answers[told..].to_vec();
-            state.told = early.is_empty();
+            let early = state.answers[reported..].to_vec();
+            state.reports = early.is_empty();
             drop(state);
             if early.is_empty() {
                 return;
             }
-            told += early.len();
+            reported += early.len();
             for (socket, args) in &early {
                 progress.acknowledged(socket, args);
             }
@@ -267,15 +277,15 @@ impl Gathering {
             return;
         }
         from.local_socket().end_ack();
-        let telling = self.progress.as_ref().filter(|_| state.told);
-        let news = telling.map(|progress| (progress, args.clone()));
+        let reporting = self.progress.as_ref().filter(|_| state.reports);
+        let news = reporting.map(|progress| (progress, args.clone()));
         state.answers.push((from.id().clone(), args));
         if let Some((progress, args)) = news {
             drop(state);
             progress.acknowledged(from.id(), &args);
             state = self.state.lock();
         }
-        // After `progress` has heard of it: the whole answer comes last.
+        // After `progress` has been notified, because the whole answer comes last.
         self.check(&state);
     }
 
@@ -293,12 +303,12 @@ impl Gathering {
         }
     }
 
-    /// Waits until everybody has answered or gone.
+    /// Waits until every recipient has answered or disconnected.
     pub(crate) async fn complete(&self) {
         self.complete.notified().await;
     }
 
-    /// The answers so far, and who did not give one.
+    /// Returns the answers so far, and the sockets without one.
     pub(crate) fn finish(&self) -> (Vec<(SocketId, Args)>, Vec<SocketId>) {
         let mut state = self.state.lock();
         let mut missing = std::mem::take(&mut state.gone);
@@ -308,7 +318,7 @@ impl Gathering {
 }
 
 impl Gathered {
-    /// Whoever has not answered owes nothing any more.
+    /// Sockets that have not answered no longer owe an answer.
     fn drop_pending(&mut self) -> impl Iterator<Item = SocketId> {
         std::mem::take(&mut self.expected)
             .into_iter()
@@ -320,7 +330,7 @@ impl Gathered {
 }
 
 impl Drop for Gathered {
-    /// The one who asked may stop waiting at any time.
+    /// The caller may stop waiting at any time.
     fn drop(&mut self) {
         self.drop_pending().for_each(drop);
     }

@@ -20,15 +20,16 @@ use super::{
     socket::check_event,
 };
 
-/// How long acknowledgements and the answers of other nodes are waited for if nothing else is said.
+/// How long to wait for acknowledgements and for other nodes by default.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer than its sockets another node has for its answer.
+/// Extra time for another node's answer, beyond that of its sockets.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
-/// Who shall receive, and how. Made by [`Server::of`](super::Server::of),
-/// [`Socket::to`](super::Socket::to) and their like; every method narrows or widens it, and the
-/// last one acts.
+/// A selection of sockets, and an operation on them.
+///
+/// [`Server::of`](super::Server::of), [`Socket::to`](super::Socket::to) and similar methods make one.
+/// Each method refines the selection; the last one, such as [`emit`](Self::emit), acts on it.
 #[derive(Clone)]
 #[must_use = "nothing happens until `emit` or another operation is called and awaited"]
 pub struct BroadcastOperator {
@@ -37,7 +38,7 @@ pub struct BroadcastOperator {
     visit: Option<Arc<Visit>>,
 }
 
-/// The use of a dynamic namespace that has no client on this node: it exists for as long.
+/// Keeps a dynamic namespace alive that may have no client on this node.
 struct Visit(Arc<LiveNamespace>);
 
 impl Drop for Visit {
@@ -46,22 +47,23 @@ impl Drop for Visit {
     }
 }
 
-/// What became of a broadcast.
+/// The result of a broadcast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// Sockets of this node to which it was queued.
+    /// The number of sockets of this node whose outbox took the packet.
     pub local_sockets: usize,
-    /// Other nodes that took it.
+    /// The number of other nodes that received the message. How many sockets they have is not
+    /// known; [`emit_with_ack`](BroadcastOperator::emit_with_ack) asks each client.
     pub nodes: usize,
 }
 
-/// The rooms that have members.
+/// The rooms of a namespace that have members.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AllRooms {
-    /// The names, sorted, each once. The private rooms of sockets, named by their ids, are among
-    /// them.
+    /// The names, sorted and distinct. They include the private rooms of sockets, whose names are
+    /// the sockets' ids.
     pub rooms: Vec<String>,
     /// Nodes of the cluster that did not answer in time.
     pub silent_nodes: Vec<String>,
@@ -76,7 +78,7 @@ impl BroadcastOperator {
         }
     }
 
-    /// Of a namespace that was entered for this operation, and is left after it.
+    /// For a namespace that was entered for this operation and is left after it.
     pub(super) fn visiting(namespace: Arc<LiveNamespace>) -> Self {
         Self {
             visit: Some(Arc::new(Visit(Arc::clone(&namespace)))),
@@ -84,7 +86,7 @@ impl BroadcastOperator {
         }
     }
 
-    /// Operations answer that there is no such namespace.
+    /// Every operation fails with [`EmitError::UnknownNamespace`].
     pub(super) fn unknown(name: &str) -> Self {
         Self {
             namespace: Err(name.into()),
@@ -93,51 +95,56 @@ impl BroadcastOperator {
         }
     }
 
-    /// Adds rooms. With several, whoever is in any of them receives, once.
+    /// Adds rooms. A socket in several of them receives the event once.
     pub fn to(mut self, rooms: impl Rooms) -> Self {
         self.target.add_rooms(rooms);
         self
     }
 
-    /// Adds rooms; the same as [`to`](Self::to).
+    /// The same as [`to`](Self::to).
     pub fn in_(self, rooms: impl Rooms) -> Self {
         self.to(rooms)
     }
 
-    /// Leaves out whoever is in one of these rooms.
+    /// Excludes the sockets in these rooms.
     pub fn except(mut self, rooms: impl Rooms) -> Self {
         self.target.add_except(rooms);
         self
     }
 
-    /// Drops the packet for clients whose transport cannot be written right now.
+    /// Allows dropping the packet for clients whose transport cannot be written right now.
     pub fn volatile(mut self) -> Self {
         self.target.flags.volatile = true;
         self
     }
 
-    /// Only sockets of this node.
+    /// Selects only sockets of this node.
     pub fn local(mut self) -> Self {
         self.target.flags.local = true;
         self
     }
 
-    /// A wish about compressing the packet; accepted for the sake of ported code.
+    /// Has no effect; accepted because ported code calls it.
     pub fn compress(mut self, compress: bool) -> Self {
         self.target.flags.compress = Some(compress);
         self
     }
 
-    /// How long to wait for acknowledgements and for the answers of other nodes. Default 5 s.
+    /// Sets how long to wait for acknowledgements and for other nodes. Default 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.target.flags.timeout = Some(timeout);
         self
     }
 
-    /// Emits an event to everybody who is meant, each once.
+    /// Emits an event to the selected sockets, once to each.
     ///
-    /// When it resolves, the packet is in the outbox of every socket of this node; two emits that
-    /// are awaited one after the other arrive in that order everywhere.
+    /// When it resolves, the packet is in the outbox of every selected socket of this node. Two
+    /// emits that are awaited one after the other arrive in that order everywhere.
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this node get the
+    /// packet all the same.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
@@ -145,9 +152,13 @@ impl BroadcastOperator {
         namespace.broadcast(self.target.clone(), event, args).await
     }
 
-    /// Emits an event and collects the acknowledgements until everybody has answered or the
-    /// timeout is over. A timeout is no error: it says who is missing. If the question cannot be
-    /// put to other nodes, that is the error; with [`local`](Self::local) nobody else is asked.
+    /// Emits an event and collects acknowledgements until all have arrived or the
+    /// [timeout](Self::timeout) is over. A timeout is not an error: the result lists the missing
+    /// sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError::Bus`] if other nodes cannot be asked. [`local`](Self::local) asks none.
     pub async fn emit_with_ack<T: FromArgs>(
         self,
         event: &str,
@@ -156,7 +167,7 @@ impl BroadcastOperator {
         let namespace = self.live()?;
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
-        self.hear_answers().await;
+        self.await_subscription().await;
         let timeout = self.answer_timeout();
         let question = Question::Acks {
             target: self.target.clone(),
@@ -183,11 +194,14 @@ impl BroadcastOperator {
         Ok(answers)
     }
 
-    /// The sockets that are meant, with their rooms and data. If the question cannot be put to
-    /// other nodes, that is the error; with [`local`](Self::local) nobody else is asked.
+    /// Returns the selected sockets with their rooms and data.
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError::Bus`] if other nodes cannot be asked. [`local`](Self::local) asks none.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         let namespace = self.live()?;
-        self.hear_answers().await;
+        self.await_subscription().await;
         let question = Question::Sockets(self.target.clone());
         let asked = namespace.ask(&self.target, question, self.answer_timeout());
         let mut found = namespace.describe(&self.target);
@@ -204,12 +218,12 @@ impl BroadcastOperator {
         })
     }
 
-    /// The rooms of the namespace that have members, the private rooms of sockets included, as
-    /// with Node's servers. With [`local`](Self::local), those with members on this node. Rooms
-    /// and exceptions are refused.
+    /// Returns the rooms of the namespace that have members, including private rooms, as Node.js
+    /// servers do. With [`local`](Self::local), only those with members on this node. Fails if rooms
+    /// or exceptions were named.
     pub async fn rooms(self) -> Result<AllRooms, EmitError> {
         let namespace = self.for_servers()?;
-        self.hear_answers().await;
+        self.await_subscription().await;
         let asked = namespace.ask(&self.target, Question::Rooms, self.answer_timeout());
         let mut rooms: BTreeSet<_> = namespace.adapter.all_room_names().into_iter().collect();
         let asked = answered(asked).await?;
@@ -224,43 +238,43 @@ impl BroadcastOperator {
         })
     }
 
-    /// The ids of the sockets that are meant, of those nodes that answer.
+    /// Returns the ids of the selected sockets. Nodes that do not respond are left out.
     pub async fn socket_ids(self) -> Result<Vec<SocketId>, EmitError> {
         let fetched = self.fetch_sockets().await?;
         let ids = fetched.sockets.iter().map(|socket| socket.id().clone());
         Ok(ids.collect())
     }
 
-    /// Has everybody who is meant join rooms. If a socket of this node cannot, that is the error;
-    /// the others have joined.
+    /// Makes the selected sockets join rooms. Fails if a socket of this node cannot; the others have
+    /// joined.
     pub async fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
         let message = Message::SocketsJoin { target, rooms };
         self.live()?.command(message).await
     }
 
-    /// Has everybody who is meant leave rooms.
+    /// Makes the selected sockets leave rooms.
     pub async fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
         let message = Message::SocketsLeave { target, rooms };
         self.live()?.command(message).await
     }
 
-    /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
+    /// Disconnects the selected sockets from the namespace. With `close`, closes their connections.
     pub async fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
         let target = self.target.clone();
         let message = Message::DisconnectSockets { target, close };
         self.live()?.command(message).await
     }
 
-    /// Before a question: a namespace that has just been made may not hear the answers yet.
-    pub(super) async fn hear_answers(&self) {
+    /// Called before a question, because a namespace that was just created may not be subscribed.
+    pub(super) async fn await_subscription(&self) {
         if let Some(Visit(namespace)) = self.visit.as_deref() {
             namespace.listening().await;
         }
     }
 
-    /// The namespace, for an operation that is not about sockets.
+    /// The namespace, for an operation on servers instead of sockets.
     pub(super) fn for_servers(&self) -> Result<&Arc<LiveNamespace>, EmitError> {
         if self.target.rooms.is_empty() && self.target.except.is_empty() {
             self.live()

@@ -1,4 +1,4 @@
-//! What a server can be told before it is built.
+//! The settings of a server, and how it is built from them.
 
 use std::{future::Future, sync::Arc, thread::available_parallelism, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Configures a server; every setting has Socket.IO's default.
+/// Configures a server. Every setting has Socket.IO's default.
 #[derive(Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {
@@ -37,13 +37,13 @@ pub struct Builder {
     on_gap: Option<OnGap>,
 }
 
-/// Where the bus comes from.
+/// The source of the bus.
 #[derive(Default)]
 enum BusSource {
     #[default]
     Nowhere,
     Ready(Arc<dyn Bus>),
-    /// It needs the name of the node.
+    /// Started with the name of the node.
     Start(StartBus),
 }
 
@@ -62,58 +62,58 @@ macro_rules! setters {
 
 impl Builder {
     setters! {
-        /// How often the server pings. Default 25 s.
+        /// Interval between the server's pings. Default 25 s.
         ping_interval: Duration => heartbeat.interval;
-        /// How long the answer to a ping may take. Default 20 s.
+        /// Time for the answer to a ping. Default 20 s. Beyond: the connection is closed.
         ping_timeout: Duration => heartbeat.timeout;
-        /// How long an upgrade to WebSocket may take. Default 10 s.
+        /// Time for an upgrade to WebSocket. Default 10 s.
         upgrade_timeout: Duration => upgrade_timeout;
-        /// How long a client may be connected without connecting to a namespace. Default 45 s.
+        /// Time for a client to connect to its first namespace. Default 45 s.
         connect_timeout: Duration => connect_timeout;
-        /// The largest message or polling body from a client, in bytes. Default 1,000,000.
+        /// Largest message or polling body of a client, in bytes. Default 1,000,000.
         max_payload: usize => max_payload;
-        /// Whether clients that poll may move to WebSocket. Default true.
+        /// Whether polling clients may upgrade to WebSocket. Default `true`.
         allow_upgrades: bool => allow_upgrades;
-        /// Whether clients of Socket.IO 1 and 2 (Engine.IO revision 3) are let in. Default false.
+        /// Whether clients of Socket.IO 1 and 2 (Engine.IO revision 3) may connect. Default `false`.
         allow_eio3: bool => allow_eio3;
-        /// The limits of everything that clients feed.
+        /// Limits of everything that clients can fill.
         limits: Limits => limits;
     }
 
-    /// The path of the server. Default `/socket.io`.
+    /// Path of the server. Default `/socket.io`.
     pub fn path(mut self, path: &str) -> Self {
         self.config.path = path.trim_end_matches('/').to_owned();
         self
     }
 
-    /// Which transports clients may use. Default both.
+    /// Transports that clients may use. Default: both.
     pub fn transports(mut self, polling: bool, websocket: bool) -> Self {
         self.config.polling = polling;
         self.config.websocket = websocket;
         self
     }
 
-    /// Lets pages of other origins poll. Default: none.
+    /// Allows pages of other origins to poll. Default: none.
     pub fn cors(mut self, cors: Cors) -> Self {
         self.config.cors = Some(cors);
         self
     }
 
-    /// Sets a cookie with the session's id. Default: none.
+    /// Sets a cookie with the session's id on the first response. Default: none.
     pub fn cookie(mut self, cookie: Cookie) -> Self {
         self.config.cookie = Some(cookie);
         self
     }
 
-    /// Whether bodies of polls of 1,024 bytes and more are compressed for clients that take gzip.
-    /// Default true.
+    /// Whether poll responses from 1,024 bytes are compressed for clients that accept gzip. Default
+    /// `true`.
     pub fn http_compression(mut self, enabled: bool) -> Self {
         self.config.compress_from = enabled.then_some(1024);
         self
     }
 
-    /// Decides about each handshake before a session exists; an error's text is the client's
-    /// message (status 403).
+    /// Accepts or rejects each handshake before a session is created, like `allowRequest` of
+    /// Socket.IO. The error becomes the message of a 403 response.
     pub fn allow_request<F, Fut>(mut self, allow: F) -> Self
     where
         F: Fn(Handshake) -> Fut + Send + Sync + 'static,
@@ -123,35 +123,34 @@ impl Builder {
         self
     }
 
-    /// How packets are encoded. Default JSON.
+    /// Encoding of packets. Default [`Parser::Json`]. Clients must use the same.
     pub fn parser(mut self, parser: Parser) -> Self {
         self.parser = parser;
         self
     }
 
-    /// Adds a namespace. Clients can connect only to namespaces that were added.
+    /// Adds a namespace. Clients can connect to no others.
     pub fn namespace(mut self, namespace: Namespace) -> Self {
         self.namespaces.push(namespace);
         self
     }
 
-    /// How many tasks write to connections and into how many parts the rooms are cut. Default: the
-    /// number of worker threads of the runtime; more only costs.
+    /// Number of tasks that write to connections, and of shards of the room index. Default: the
+    /// number of the runtime's worker threads, because more of them only cost. At most 64.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = Some(lanes);
         self
     }
 
-    /// Makes the server a node of a cluster: its rooms are those of all servers on the bus.
-    /// Default: the server is alone.
+    /// Makes the server a node of a cluster whose rooms span all servers on the bus. Default: no
+    /// other nodes.
     pub fn bus(mut self, bus: impl Bus) -> Self {
         self.bus = BusSource::Ready(Arc::new(bus));
         self
     }
 
-    /// The same for a bus that is started while the server is built and needs the name of the
-    /// node, with which all ids of its sockets begin. Where it fails, [`build`](Self::build) fails
-    /// with [`BuildError::Bus`].
+    /// The same for a bus that needs the name of the node, with which the ids of its sockets begin.
+    /// If `start` fails, [`build`](Self::build) fails with [`BuildError::Bus`].
     pub fn start_bus<F, Fut, B, E>(mut self, start: F) -> Self
     where
         F: FnOnce(NodeId) -> Fut + Send + 'static,
@@ -170,9 +169,9 @@ impl Builder {
         self
     }
 
-    /// Makes the server a node of a cluster over Redis, together with Node.js servers that use
-    /// `@socket.io/redis-adapter` and with emitters of any language, all with their defaults. The
-    /// URL is `redis://[user:password@]host[:port][/database]`, `unix:///path`,
+    /// Makes the server a node of a cluster over Redis. Node.js servers with
+    /// `@socket.io/redis-adapter` and emitters of any language can be part of it, all with their
+    /// default settings. The URL is `redis://[user:password@]host[:port][/database]`, `unix:///path`,
     /// `redis+sentinel://host[:port],…/name` or `redis+cluster://host[:port],…`; `rediss` instead
     /// of `redis` for TLS. [`build`](Self::build) fails if Redis cannot be used.
     pub fn redis(self, url: &str) -> Self {
@@ -185,14 +184,14 @@ impl Builder {
         })
     }
 
-    /// The same with other settings than the defaults.
+    /// The same with settings other than the defaults.
     pub fn redis_with(self, config: RedisConfig) -> Self {
         self.start_bus(move |node| async move { RedisBus::connect(config, &node).await })
     }
 
-    /// Runs after every time in which messages of other nodes may not have reached this one: what
-    /// clients were told may be incomplete, and an application may have them load it anew. While
-    /// it runs, further gaps become one. A second call replaces the first.
+    /// Runs after each gap, a time in which messages of other nodes may not have reached this one.
+    /// Clients may have missed events, so an application can make them reload their state. While the
+    /// handler runs, further gaps are merged into one. A second call replaces the first.
     pub fn on_gap<F, Fut>(mut self, handler: F) -> Self
     where
         F: Fn(Gap) -> Fut + Send + Sync + 'static,
@@ -202,7 +201,12 @@ impl Builder {
         self
     }
 
-    /// Builds the server on the current tokio runtime.
+    /// Builds the server on the current tokio runtime. When it resolves, messages between any two
+    /// nodes are delivered.
+    ///
+    /// # Errors
+    ///
+    /// See [`BuildError`]. Settings are checked before anything is started.
     pub async fn build(self) -> Result<Server, BuildError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check(&self.config)?;
@@ -268,7 +272,7 @@ impl BusSource {
     }
 }
 
-/// Adds the metrics of the bus to the server's.
+/// Adds the metrics of the bus to the server's registry.
 fn register(metrics: &Metrics, bus: &dyn Bus) -> Result<(), BuildError> {
     for collector in bus.collectors() {
         let registered = metrics.registry().register(collector);

@@ -1,4 +1,8 @@
-//! What a namespace says to other nodes, and what it does when they say something.
+//! Messages and questions between the nodes of a namespace, in both directions.
+//!
+//! Outgoing: a message is published first, then the sockets of this node are served, then the publish
+//! is awaited. So local delivery never waits for Redis, and an error of the bus is still reported.
+//! Incoming: the bus calls [`Listener`] inline and in order, so nothing here may block.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,7 +53,7 @@ impl LiveNamespace {
         })
     }
 
-    /// Has all sockets that are meant, everywhere, do something to themselves.
+    /// Makes the selected sockets of all nodes join, leave or disconnect.
     pub(super) async fn command(&self, message: Message) -> Result<(), EmitError> {
         let target = message.target().expect("commands are about sockets");
         let published = self.publish(target, || message.clone());
@@ -58,7 +62,7 @@ impl LiveNamespace {
         done.map(drop)
     }
 
-    /// Asks the other nodes.
+    /// Asks the other nodes. `None` if there are none to ask.
     pub(super) fn ask(
         &self,
         target: &Target,
@@ -99,7 +103,7 @@ impl LiveNamespace {
         self.bus.as_ref().filter(|_| !target.flags.local)
     }
 
-    /// Does what a message says to the sockets of this node.
+    /// Applies a message to the sockets of this node. Returns the number of sockets.
     fn carry_out(&self, message: &Message) -> Result<usize, EmitError> {
         let mut count = 0;
         match message {
@@ -139,7 +143,7 @@ impl LiveNamespace {
         Ok(count)
     }
 
-    /// The sockets of this node that are meant.
+    /// The selected sockets of this node.
     pub(super) fn local_sockets(&self, target: &Target) -> Vec<Socket> {
         let members = self.adapter.select(target).into_iter();
         members
@@ -153,8 +157,8 @@ impl LiveNamespace {
         sockets.iter().map(Socket::describe).collect()
     }
 
-    /// Emits an event to the sockets of this node and collects what they acknowledge. `progress`
-    /// hears of it on the way.
+    /// Emits an event to the selected sockets of this node and collects their acknowledgements.
+    /// `progress` is notified of each.
     pub(super) async fn collect_acks(
         &self,
         target: &Target,
@@ -170,7 +174,7 @@ impl LiveNamespace {
         let expect = |socket: &_| gathering.expect(socket);
         let asked = self.fan_out(target, &frame, expect);
         gathering.seal(asked);
-        // Whether everybody answered or the time is over, what there is counts.
+        // After a timeout, the answers so far count.
         let _ = tokio::time::timeout(timeout, gathering.complete()).await;
         let (answers, missing) = gathering.finish();
         let answers = answers.into_iter().map(|(id, args)| (Some(id), args));
@@ -181,7 +185,7 @@ impl LiveNamespace {
         })
     }
 
-    /// Queues a packet to the sockets of this node, timed and counted.
+    /// Queues a packet to the selected sockets of this node, and measures it.
     fn fan_out(&self, target: &Target, frame: &Frame, each: impl FnMut(&LocalSocket)) -> usize {
         let stopwatch = Stopwatch::start();
         let recipients = self.adapter.fan_out(target, frame, each);
@@ -196,7 +200,7 @@ impl LiveNamespace {
 impl Listener for LiveNamespace {
     fn receive(&self, message: &Message) -> usize {
         self.carry_out(message).unwrap_or_else(|error| {
-            tracing::debug!(namespace = &*self.name, %error, "a message of another node failed");
+            tracing::debug!(namespace = &*self.name, %error, "a message of another node could not be applied");
             0
         })
     }
@@ -229,7 +233,7 @@ impl Listener for LiveNamespace {
                 }
                 Question::ServerSideEmit { event, args } => {
                     let answer = match self.start_server_side(&event, &args) {
-                        // Without an answer, the server has been dropped meanwhile.
+                        // The sender is dropped with the server.
                         Some(answered) => answered.await.ok(),
                         None => None,
                     };
@@ -259,7 +263,7 @@ pub(super) async fn resolve(
     }
 }
 
-/// The names of rooms, to travel with a message.
+/// The names of rooms, owned, for a message.
 pub(super) fn names(rooms: &impl Rooms) -> Vec<Box<str>> {
     let mut names = Vec::new();
     rooms.each(&mut |room| names.push(room.into()));

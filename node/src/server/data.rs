@@ -1,12 +1,14 @@
-//! What an application attaches to a socket.
+//! Values that an application attaches to a socket.
 
 use std::any::Any;
 
 use serde::Serialize;
 
-/// A value that can be attached to a socket: other nodes read it as JSON when they fetch sockets.
+/// A value that can be attached to a socket. Other nodes see its JSON when they fetch sockets.
+///
+/// Implemented for every type that implements `Serialize`.
 pub trait Data: Any + Send + Sync {
-    /// The value as JSON; null if it has no JSON form.
+    /// Returns the value as JSON, or `null` if it has no JSON form.
     fn to_json(&self) -> serde_json::Value;
 }
 

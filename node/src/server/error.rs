@@ -1,4 +1,6 @@
-//! What can go wrong for an application, as facts.
+//! The errors of the library's API.
+//!
+//! The texts are for developers. A client sees one only through [`Refused`].
 
 use std::{borrow::Cow, time::Duration};
 
@@ -9,7 +11,7 @@ use serde::{Serialize, Serializer};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
-    /// The name belongs to the protocol (`connect`, `disconnect` …); choose another.
+    /// The protocol uses the name itself (`connect`, `disconnect` …).
     #[error("the event name `{0}` is reserved")]
     ReservedEvent(Box<str>),
     /// The arguments cannot be encoded.
@@ -21,38 +23,38 @@ pub enum EmitError {
     /// The server has no namespace of this name.
     #[error("the namespace `{0}` does not exist")]
     UnknownNamespace(Box<str>),
-    /// What concerns this node was done; other nodes may not have been reached.
+    /// Other nodes may not have been reached. The sockets of this node were served.
     #[error(transparent)]
     Bus(#[from] roomcast_adapter::BusError),
-    /// The operation is about servers, and rooms or exceptions were named.
-    #[error("servers are in no rooms: this operation takes neither rooms nor exceptions")]
+    /// Rooms or exceptions were named for an operation on servers.
+    #[error("servers are not in rooms: this operation takes neither rooms nor exceptions")]
     RoomsOfServers,
     /// A socket cannot join a room.
     #[error(transparent)]
     Join(#[from] roomcast_adapter::JoinError),
 }
 
-/// Why there is no answer to an event.
+/// Why an event has no acknowledgement.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AckError {
     /// The event was not emitted.
     #[error(transparent)]
     Emit(#[from] EmitError),
-    /// No answer came in time.
+    /// No acknowledgement arrived in time.
     #[error("no acknowledgement within {} ms", .0.as_millis())]
     TimedOut(Duration),
-    /// The socket disconnected before it answered.
+    /// The socket disconnected before it acknowledged.
     #[error("the socket disconnected before it acknowledged")]
     Disconnected,
-    /// The socket owes too many answers.
+    /// The socket owes too many acknowledgements.
     #[error("the socket already owes {limit} acknowledgements")]
     TooManyPending {
         /// The limit, see [`Limits::pending_acks`](crate::Limits::pending_acks).
         limit: usize,
     },
-    /// The answer is not what was asked for.
-    #[error("the acknowledgement is of another type: {0}")]
+    /// The acknowledgement has another type.
+    #[error("the acknowledgement has another type: {0}")]
     Decode(#[source] ArgsError),
 }
 
@@ -69,28 +71,28 @@ pub enum BuildError {
     /// The pattern of a dynamic namespace has an unclosed or empty parameter.
     #[error("the namespace pattern `{0}` has a parameter without a name or without `}}`")]
     Pattern(Box<str>),
-    /// The path does not begin with a slash, or holds characters that a route gives a meaning.
+    /// The path does not begin with a slash, or contains characters that have a meaning in routes.
     #[error("the path `{0}` must begin with `/` and must not contain `{{`, `}}` or `*`")]
     Path(Box<str>),
     /// Neither polling nor WebSocket is enabled.
     #[error("no transport is enabled; enable polling, WebSocket or both")]
     NoTransport,
-    /// A duration or a limit that makes no server.
+    /// A setting is out of range.
     #[error("`{setting}` is {problem}")]
     Setting {
         /// The name of the setting.
         setting: &'static str,
-        /// What is wrong with it.
+        /// The problem, such as "zero".
         problem: &'static str,
     },
     /// The bus to the other nodes cannot be started.
     #[error("other nodes cannot be reached: {0}")]
     Bus(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The bus has metrics that cannot be registered beside the server's.
+    /// Metrics of the bus conflict with those of the server.
     #[error("the metrics of the bus cannot be registered: {0}")]
     BusMetrics(#[source] prometheus::Error),
     /// `build` was called outside of a tokio runtime.
-    #[error("there is no tokio runtime here; call `build` within one")]
+    #[error("no tokio runtime is running; call `build` within one")]
     NoRuntime,
 }
 

@@ -1,5 +1,8 @@
-//! Times in which messages of other nodes may not have arrived: logged, and told to the application
-//! one after the other.
+//! Gaps, times in which messages of other nodes may not have arrived. Each is logged and passed to the
+//! application's handler.
+//!
+//! The handler runs for one gap at a time. Gaps that arrive meanwhile are merged into one that spans
+//! them, so memory stays constant while Redis comes and goes.
 
 use std::{
     future::Future,
@@ -29,13 +32,12 @@ where
 
 /// Listens for gaps until it is dropped.
 pub(crate) struct Gaps {
-    /// The bus holds on to this while the server exists.
+    /// Kept alive here; the bus has a weak reference.
     _untold: Arc<Untold>,
     task: Option<AbortHandle>,
 }
 
-/// What the handler was not told yet. While it is busy with one gap, all further ones become one
-/// that holds them, so that no more than this waits.
+/// The gap that the handler has not seen yet.
 #[derive(Default)]
 struct Untold {
     gap: Mutex<Option<Gap>>,

@@ -1,4 +1,8 @@
-//! A namespace at work: its sockets, its rooms and the acknowledgements it waits for.
+//! A namespace of a running server: its handlers, sockets, rooms and pending acknowledgements.
+//!
+//! One that a pattern matched exists while it has users, which are clients and operations of the
+//! application. Their number changes under the lock of the server's table, so that a namespace is not
+//! removed while a client is about to connect to it.
 
 use std::sync::{
     Arc, Weak,
@@ -17,7 +21,7 @@ use crate::{metrics::HasRooms, transport::engine::Engine};
 pub(crate) struct LiveNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) handlers: Arc<Handlers>,
-    /// What the pattern of a dynamic namespace stands for here.
+    /// The values of the parameters of a dynamic namespace.
     pub(crate) params: Vec<(Box<str>, Box<str>)>,
     pub(crate) adapter: Adapter<LocalSocket>,
     pub(crate) acks: Acks,
@@ -26,11 +30,11 @@ pub(crate) struct LiveNamespace {
     /// The namespace on the bus, if the server has one. Dropping it detaches the namespace.
     pub(super) bus: Option<Arc<dyn BusHandle>>,
     pub(crate) sockets: IntGauge,
-    /// Under which it is counted.
+    /// The label of its metrics.
     label: Box<str>,
-    /// The namespace itself, for handlers that are started from within.
+    /// Refers to itself, for handlers that it starts.
     pub(super) me: Weak<Self>,
-    /// Not an owner: connections and handles keep the server alive.
+    /// Weak, because connections and handles keep the server alive.
     pub(crate) server: Weak<Inner>,
     /// Clients that are connected or connecting. Changes under the lock of the server's table, so
     /// that a dynamic namespace is not removed under a client that is about to connect.
@@ -85,7 +89,7 @@ impl LiveNamespace {
         })
     }
 
-    /// A client has left, or was not let in.
+    /// A client has left, or was refused.
     pub(super) fn leave(self: &Arc<Self>) {
         if self.is_dynamic
             && let Some(server) = self.server.upgrade()

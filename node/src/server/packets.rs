@@ -1,4 +1,4 @@
-//! Socket.IO packets as frames, in the encoding of the server.
+//! Socket.IO packets as frames, in the server's encoding.
 
 use bytes::Bytes;
 use roomcast_protocol::args::{Args, ArgsError};
@@ -10,11 +10,11 @@ use roomcast_protocol::{
     socket_io::{connect, connect::Dialect, encode, msgpack},
 };
 
-/// How packets are encoded. Clients of one server all use the same parser.
+/// Encoding of packets. All clients of a server use the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Parser {
-    /// JSON with binary attachments: what clients use if nothing else is configured.
+    /// JSON with binary attachments, the default of all clients.
     #[default]
     Json,
     /// `socket.io-msgpack-parser`.
@@ -30,8 +30,8 @@ impl Parser {
         }
     }
 
-    /// An event. Fails on arguments whose JSON text is broken, which only a peer can send, and
-    /// only where the encoding has to look into it.
+    /// Encodes an event. Fails on broken JSON, which only a peer can send, and only if the encoding
+    /// has to parse it.
     pub(crate) fn event(
         self,
         nsp: &str,
@@ -66,7 +66,7 @@ impl Parser {
         }
     }
 
-    /// An acknowledgement within the turn in which its event was handled.
+    /// Sends an acknowledgement with the other replies of this turn.
     pub(crate) fn reply_ack(self, turn: &mut Turn<'_>, nsp: &str, id: u64, args: &Args) {
         match self {
             Self::Json => {

@@ -1,5 +1,5 @@
-//! A socket as [`fetch_sockets`](super::BroadcastOperator::fetch_sockets) tells of it, wherever in
-//! the cluster it is connected.
+//! Sockets anywhere in the cluster, as [`fetch_sockets`](super::BroadcastOperator::fetch_sockets)
+//! returns them.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{broadcast::BroadcastOperator, live_namespace::LiveNamespace};
 
-/// The sockets that were found.
+/// The result of [`fetch_sockets`](super::BroadcastOperator::fetch_sockets).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Fetched {
@@ -18,7 +18,7 @@ pub struct Fetched {
     pub silent_nodes: Vec<String>,
 }
 
-/// A socket at the time when it was fetched.
+/// A snapshot of a socket, taken when it was fetched.
 #[derive(Clone)]
 pub struct RemoteSocket {
     description: Description,
@@ -38,28 +38,28 @@ impl RemoteSocket {
         &self.description.id
     }
 
-    /// The rooms, the private one first.
+    /// The rooms. The private one is first.
     pub fn rooms(&self) -> &[String] {
         &self.description.rooms
     }
 
-    /// What was attached to the socket, as JSON; an empty object if nothing was.
+    /// The data of the socket as JSON, or an empty object if it has none.
     pub fn data_json(&self) -> &serde_json::Value {
         &self.description.data
     }
 
-    /// What was attached to the socket.
+    /// The data of the socket, deserialized.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         T::deserialize(&self.description.data)
     }
 
-    /// The client's first request, as Node's server describes it: `headers`, `query`, `auth`,
+    /// The client's first request in the form of Node.js servers: `headers`, `query`, `auth`,
     /// `address`, `time`, `issued`, `url`, `secure` and `xdomain`.
     pub fn handshake_json(&self) -> &serde_json::Value {
         &self.description.handshake
     }
 
-    /// The socket as a target: to emit to it, make it join or leave rooms, or disconnect it.
+    /// Selects this socket, to emit to it, make it join or leave rooms, or disconnect it.
     pub fn operator(&self) -> BroadcastOperator {
         BroadcastOperator::new(Arc::clone(&self.namespace)).to(&self.description.id)
     }

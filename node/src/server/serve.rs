@@ -23,12 +23,12 @@ use crate::{
     transport::http_stream::{Handoff, HttpStream},
 };
 
-/// How long to wait before the next accept when the system has no descriptors left.
+/// Pause before the next accept when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// An application that is about to be served. Await it to serve; see [`Server::serve`].
+/// A future that serves an application. See [`Server::serve`].
 #[must_use = "nothing is served until this is awaited"]
 pub struct Serve {
     server: Server,
@@ -47,8 +47,8 @@ impl Serve {
         }
     }
 
-    /// When the signal comes, no more connections are accepted, the server is
-    /// [closed](Server::close), and serving ends when the last answer is out.
+    /// Shuts down when `signal` resolves: stops accepting connections, [closes](Server::close) the
+    /// server, and resolves when the last response has been sent.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -64,7 +64,7 @@ impl Serve {
             app,
             mut signal,
         } = self;
-        // The receivers are counted: when all are gone, the last HTTP connection is.
+        // Each HTTP connection holds a receiver, so the channel closes with the last of them.
         let (stop, stopped) = watch::channel(false);
         loop {
             let accepted = tokio::select! {
@@ -99,8 +99,8 @@ impl IntoFuture for Serve {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async {
-            // On a worker: the thread that awaits this may be none, and would have to be woken for
-            // every connection. Dropped with the set, like anything that is not awaited any more.
+            // On a worker, because the thread that awaits this may not be one and would have to be
+            // woken for every connection. Dropping the future drops the set, which aborts the task.
             let mut serving = JoinSet::new();
             serving.spawn(self.run());
             match serving.join_next().await {

@@ -1,4 +1,7 @@
 //! The server: its namespaces, and the handle that applications hold.
+//!
+//! Ownership runs one way: handles, routes and connections keep [`Inner`] alive, and it keeps the
+//! namespaces. A namespace refers back weakly. When the last owner goes, the lanes stop.
 
 use std::{
     collections::HashMap,
@@ -37,13 +40,13 @@ use crate::{
     },
 };
 
-/// How long the others may take to learn that this node answers no more.
+/// Time for other nodes to learn that this one no longer answers questions.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the bus may take to send what is queued and to close.
+/// Time for the bus to send its queue and close.
 const BUS_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A Socket.IO server. Cheap to clone; it lives as long as a handle, its router or a connection.
+/// A Socket.IO server. Cheap to clone. It lives as long as a handle, its router or a connection.
 ///
 /// ```ignore
 /// let io = Server::builder().namespace(chat).build().await?;
@@ -65,7 +68,7 @@ pub(crate) struct Inner {
     closed: OnceCell<()>,
 }
 
-/// What a server is made of.
+/// The parts of a server.
 pub(super) struct Parts {
     pub(super) engine: Arc<Engine>,
     pub(super) parser: Parser,
@@ -77,7 +80,7 @@ pub(super) struct Parts {
 }
 
 impl Server {
-    /// A server with Socket.IO's defaults, to be configured and built.
+    /// Starts the configuration of a server, with Socket.IO's defaults.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -86,9 +89,10 @@ impl Server {
         Self(inner)
     }
 
-    /// The namespace of this name, to broadcast to it or to its rooms. If there is none, the
-    /// operations answer so; in a cluster, a name that the pattern of a dynamic namespace matches
-    /// may have clients on other nodes, and is reached there.
+    /// Selects a namespace, to broadcast to it or to its rooms.
+    ///
+    /// Operations on an unknown name fail with [`EmitError::UnknownNamespace`]. In a cluster, a name
+    /// that matches a dynamic namespace may have clients on other nodes only, and reaches them.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
         let known = self.0.live.read().get(namespace).cloned();
         match known {
@@ -101,81 +105,81 @@ impl Server {
         }
     }
 
-    /// Rooms of the main namespace.
+    /// Selects rooms of the main namespace.
     pub fn to(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.of("/").to(rooms)
     }
 
-    /// Rooms of the main namespace; the same as [`to`](Self::to).
+    /// The same as [`to`](Self::to).
     pub fn in_(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.to(rooms)
     }
 
-    /// The main namespace but these rooms.
+    /// Selects the main namespace except for these rooms.
     pub fn except(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.of("/").except(rooms)
     }
 
-    /// Emits an event to everybody in the main namespace.
+    /// Emits an event to all sockets of the main namespace.
     pub async fn emit(&self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.of("/").emit(event, args).await
     }
 
-    /// The routes of the server, to be merged into an axum application. The application's other
-    /// routes and layers are its own; limits and deadlines of HTTP too, unless it is served with
-    /// [`serve`](Self::serve).
+    /// Returns the routes of the server, to be merged into an axum application. The application
+    /// keeps its own routes and layers. Its HTTP limits and deadlines are its own, too, unless
+    /// [`serve`](Self::serve) runs it.
     pub fn router(&self) -> Router {
         let acceptor: Arc<dyn Acceptor> = Arc::new(AcceptInto(Arc::clone(&self.0)));
         Routes::new(Arc::clone(&self.0.engine), acceptor).router()
     }
 
-    /// Serves an application, usually with [`router`](Self::router) merged into it, with the
-    /// server's own limits on HTTP: the time for the head of a request above all.
+    /// Serves an application, usually with [`router`](Self::router) merged into it. Applies the
+    /// server's HTTP limits, above all the time for the head of a request.
     pub fn serve(&self, listener: TcpListener, app: Router) -> Serve {
         Serve::new(self.clone(), listener, app)
     }
 
-    /// Refuses new connections from now on (status 503), closes those that are open so that their
-    /// clients reconnect elsewhere, and waits for their handlers and for those of server-side
-    /// events. In a cluster, other nodes stop waiting for answers of this one first, and the bus
-    /// is closed last.
+    /// Shuts the server down. New connections get status 503. Open ones are closed in a way that
+    /// makes clients reconnect elsewhere. Then it waits for running handlers, including those of
+    /// server-side events. In a cluster, other nodes first stop waiting for answers of this one, and
+    /// the bus is closed last.
     ///
-    /// It may be called several times; every call waits for the end. A handler must not wait for
-    /// it, as it waits for the handler.
+    /// Further calls wait for the same end. A handler must not await this, because it waits for the
+    /// handler.
     pub async fn close(&self) {
         let closing = async || self.0.close().await;
         self.0.closed.get_or_init(closing).await;
     }
 
-    /// Whether clients should be sent here: the server accepts connections, and the messages of
-    /// other nodes [reach](Self::health) it.
+    /// Returns `true` if a load balancer should send clients here: the server accepts connections,
+    /// and messages of other nodes [reach](Self::health) it.
     pub fn is_ready(&self) -> bool {
         !self.0.engine.is_draining() && self.health() == Health::Flowing
     }
 
-    /// Whether messages flow between this node and the others; they do where there are no others.
+    /// Returns whether messages flow between this node and the others. Without a bus they do.
     pub fn health(&self) -> Health {
         let bus = self.0.cluster.bus.as_ref();
         bus.map_or(Health::Flowing, |bus| bus.health())
     }
 
-    /// The name by which other nodes know this one, made anew at every start.
+    /// The name of this node in the cluster. Every start draws a new one.
     pub fn node(&self) -> &NodeId {
         &self.0.cluster.node
     }
 
-    /// The number of connections that are open or being opened. A client has one, whatever its
+    /// The number of connections that are open or being opened. A client has one for all its
     /// namespaces.
     pub fn connections(&self) -> usize {
         self.0.engine.open()
     }
 
-    /// The metrics in the text format that Prometheus scrapes.
+    /// The metrics in Prometheus's text format.
     pub fn metrics(&self) -> String {
         self.0.engine.metrics.encode()
     }
 
-    /// The registry of the metrics, to be gathered together with an application's own.
+    /// The registry of the metrics, to be gathered together with the application's own.
     pub fn registry(&self) -> &prometheus::Registry {
         self.0.engine.metrics.registry()
     }
@@ -242,7 +246,7 @@ impl Inner {
         if let Some(bus) = bus
             && timeout(RETIRE_TIMEOUT, bus.retire(node)).await.is_err()
         {
-            tracing::warn!("other nodes may wait for answers of this one until their time is over");
+            tracing::warn!("other nodes may wait for answers of this one until their timeout");
         }
         self.engine.close_all(CloseReason::ServerShutdown);
         self.engine.wait_until_empty().await;
@@ -254,8 +258,8 @@ impl Inner {
         }
     }
 
-    /// The namespace that a client asks for, made if a pattern matches. The client counts as its
-    /// user until it [leaves](LiveNamespace::leave).
+    /// Returns the namespace that a client asks for. Creates it if a pattern matches. The client
+    /// counts as its user until it [leaves](LiveNamespace::leave).
     pub(super) fn enter(self: &Arc<Self>, name: &str) -> Option<Arc<LiveNamespace>> {
         {
             let live = self.live.read();
@@ -285,7 +289,7 @@ impl Inner {
         Some(Arc::clone(namespace))
     }
 
-    /// A user has left a dynamic namespace; the last one takes it along.
+    /// A user has left a dynamic namespace. The last one removes it.
     pub(super) fn leave(&self, namespace: &Arc<LiveNamespace>) {
         let mut live = self.live.write();
         if namespace.users.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -300,7 +304,7 @@ impl Drop for Inner {
     }
 }
 
-/// Makes a [`Client`] of each connection. Keeps the server alive for as long as its routes.
+/// Creates a [`Client`] for each connection. Keeps the server alive as long as its routes.
 struct AcceptInto(Arc<Inner>);
 
 impl Acceptor for AcceptInto {
@@ -310,5 +314,5 @@ impl Acceptor for AcceptInto {
     }
 }
 
-/// The address of a client, for routes that are served by [`Server::serve`].
+/// The address of a client, for routes under [`Server::serve`].
 pub(super) type PeerAddress = axum::extract::ConnectInfo<SocketAddr>;

@@ -1,4 +1,4 @@
-//! Events from server to server: they reach the handlers of the other nodes and no client.
+//! Events from server to server, which run handlers of the other nodes and reach no client.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -21,28 +21,28 @@ use super::{
 };
 use crate::close::Limit;
 
-/// What the other servers answered.
+/// The answers of the other servers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServerAnswers<T> {
     /// The answers, in no particular order.
     pub answers: Vec<T>,
-    /// The number of answers that were of another type.
+    /// The number of answers of another type.
     pub undecodable: usize,
-    /// The number of nodes that said that they have no handler of the event. Node's servers say
-    /// nothing then, and are silent.
+    /// The number of nodes that reported that they have no handler of the event. Node.js servers do
+    /// not report this and are listed as silent.
     pub without_handler: usize,
-    /// Nodes of the cluster that did not answer in time.
+    /// Nodes of the cluster that did not respond in time.
     pub silent_nodes: Vec<String>,
 }
 
 impl BroadcastOperator {
-    /// Emits an event to the servers of all other nodes: their
-    /// [`on_server_side`](super::Namespace::on_server_side) handlers run, the one of this node does
-    /// not. Resolves to the number of nodes that took it, which need not have a handler.
+    /// Emits an event to the servers of all other nodes, where it runs
+    /// [`on_server_side`](super::Namespace::on_server_side) handlers. The handler of this node does
+    /// not run. Returns the number of nodes that received the event, with or without a handler.
     ///
-    /// With [`local`](Self::local) there is no other node. Rooms and exceptions are refused, as
-    /// servers are in no rooms.
+    /// With [`local`](Self::local) there is no other node. Fails if rooms or exceptions were named,
+    /// because servers are not in rooms.
     pub async fn server_side_emit(
         self,
         event: &str,
@@ -57,16 +57,16 @@ impl BroadcastOperator {
         resolve(namespace.publish(self.target(), || message)).await
     }
 
-    /// Emits an event to the servers of all other nodes and collects what their handlers return,
-    /// until all have answered or the [timeout](Self::timeout) (default 5 s) is over. A timeout is
-    /// no error: it says who is silent.
+    /// Emits an event to the servers of all other nodes and collects the results of their handlers,
+    /// until all have arrived or the [timeout](Self::timeout) (default 5 s) is over. A timeout is
+    /// not an error: the result lists the silent nodes.
     pub async fn server_side_emit_with_ack<T: FromArgs>(
         self,
         event: &str,
         args: impl IntoArgs,
     ) -> Result<ServerAnswers<T>, EmitError> {
         let namespace = self.for_servers()?;
-        self.hear_answers().await;
+        self.await_subscription().await;
         check_event(event)?;
         let question = Question::ServerSideEmit {
             event: event.into(),
@@ -94,8 +94,8 @@ impl BroadcastOperator {
 }
 
 impl LiveNamespace {
-    /// Runs the handler of an event that another server has emitted, in a task of its own, so that
-    /// the bus does not wait for it. Answers where its answer will come; None if there is no
+    /// Starts the handler of an event that another server has emitted. It runs in a task of its own,
+    /// because the bus must not wait for it. Returns the receiver of its answer, or `None` without a
     /// handler.
     pub(super) fn start_server_side(
         &self,
@@ -117,7 +117,7 @@ impl LiveNamespace {
                 tracing::error!(event = &*event, "a handler of a server-side event panicked");
                 Ok(Reply::Args(failure("the handler panicked")))
             });
-            // Nobody waits for it if the event was only emitted, or the time is over.
+            // The receiver is gone if no answer was asked for, or after the timeout.
             let _ = answer.send(match result {
                 Ok(Reply::Args(args)) => args,
                 Ok(Reply::Taken) => Args::default(),
@@ -135,7 +135,7 @@ impl LiveNamespace {
                     self.engine.metrics.limit_reached(Limit::ServerSideEvents);
                 }
                 let (answer, answered) = oneshot::channel();
-                // The receiver is there.
+                // The receiver still exists.
                 let _ = answer.send(failure(&refused.to_string()));
                 Some(answered)
             }
@@ -143,7 +143,7 @@ impl LiveNamespace {
     }
 }
 
-/// What a handler that returns an error answers.
+/// The answer of a handler that returns an error.
 fn failure(text: &str) -> Args {
     Args::encode(&Err::<(), _>(text)).unwrap_or_default()
 }

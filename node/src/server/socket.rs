@@ -39,11 +39,12 @@ use crate::{
     },
 };
 
-/// A client in a namespace. Cheap to clone; a clone that outlives the connection does no harm.
+/// A client in a namespace. Cheap to clone. A clone may outlive the connection: operations on it
+/// then fail with an error or do nothing.
 #[derive(Clone)]
 pub struct Socket(LocalSocket);
 
-/// The socket as the room index holds it.
+/// A socket of this node, as the room index holds it.
 #[derive(Clone)]
 pub(crate) struct LocalSocket(Arc<Inner>);
 
@@ -53,16 +54,21 @@ pub(crate) struct Inner {
     connection: Arc<Connection>,
     handshake: Handshake,
     data: Mutex<Option<Arc<dyn Data>>>,
-    /// Acknowledgements that the client has not given yet.
+    /// The number of acknowledgements that the client owes.
     pending_acks: AtomicU32,
     state: AtomicU8,
 }
 
-/// The socket's states; only the first takes part in anything.
+/// The states of a socket. Only a connected one sends and receives.
+///
+/// ```text
+/// CONNECTED ── disconnect() ──► LEAVING or CLOSING ── the driver sees it ──► GONE
+///     └──────── packet of the client, panic, end of the connection ────────────┘
+/// ```
 const CONNECTED: u8 = 0;
-/// The server has disconnected it; its driver has to be told.
+/// The server has disconnected it, and its driver has been woken.
 const LEAVING: u8 = 1;
-/// The same, and the whole connection shall be closed.
+/// The same, and the driver closes the whole connection.
 const CLOSING: u8 = 2;
 const GONE: u8 = 3;
 
@@ -81,7 +87,7 @@ pub enum DisconnectReason {
 }
 
 impl fmt::Display for DisconnectReason {
-    /// The words that Node's server uses.
+    /// The words of Node.js servers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ClientDisconnect => f.write_str("client namespace disconnect"),
@@ -115,17 +121,17 @@ impl Socket {
         })))
     }
 
-    /// The public id of the socket, which is also the name of its private room.
+    /// The id of the socket, which is also the name of its private room.
     pub fn id(&self) -> &SocketId {
         &self.0.id
     }
 
-    /// The namespace's name.
+    /// The name of the namespace.
     pub fn namespace_name(&self) -> &str {
         &self.0.namespace.name
     }
 
-    /// A parameter of the dynamic namespace: `7` for `id`, if `/org-{id}` became `/org-7`.
+    /// A parameter of a dynamic namespace: `7` for `id` if `/org-{id}` matched `/org-7`.
     pub fn param(&self, name: &str) -> Option<&str> {
         let params = &self.0.namespace.params;
         params
@@ -134,40 +140,40 @@ impl Socket {
             .map(|(_, value)| &**value)
     }
 
-    /// The first request of the client, and what it sent as `auth`.
+    /// The client's first request, and the `auth` of its connect packet.
     pub fn handshake(&self) -> &Handshake {
         &self.0.handshake
     }
 
-    /// `polling` or `websocket`, whichever the client uses now.
+    /// The current transport: `polling` or `websocket`.
     pub fn transport(&self) -> &'static str {
         self.0.connection.transport().as_str()
     }
 
-    /// Whether the socket is connected.
+    /// Returns `true` until either side disconnects the socket or its connection ends.
     pub fn is_connected(&self) -> bool {
         self.0.is_connected()
     }
 
-    /// The server that the socket is connected to; None while the server is being dropped.
+    /// The server of the socket, or `None` while the server is being dropped.
     pub fn server(&self) -> Option<Server> {
         self.0.namespace.server.upgrade().map(Server::from_inner)
     }
 
-    /// The whole namespace, to broadcast to it or to its rooms; the socket itself included.
+    /// Selects the whole namespace, including this socket.
     pub fn namespace(&self) -> BroadcastOperator {
         BroadcastOperator::new(Arc::clone(&self.0.namespace))
     }
 
-    /// What was attached to the socket, by [`authorize`](super::Namespace::authorize) or
-    /// [`set_data`](Self::set_data), if it is of this type.
+    /// Returns the data of the socket if it has this type.
+    /// [`authorize`](super::Namespace::authorize) and [`set_data`](Self::set_data) set it.
     pub fn data<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         let data = self.0.data.lock().clone()?;
         let any: Arc<dyn Any + Send + Sync> = data;
         any.downcast().ok()
     }
 
-    /// Attaches a value to the socket, in the place of what was there. Other nodes see its JSON.
+    /// Replaces the data of the socket. Other nodes see its JSON.
     pub fn set_data(&self, data: impl Data) {
         *self.0.data.lock() = Some(Arc::new(data));
     }
@@ -190,7 +196,7 @@ impl Socket {
         }
     }
 
-    /// Joins rooms: all of them, or none if a limit would be passed.
+    /// Joins all of these rooms, or none of them if that would exceed a limit.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn join(&self, rooms: impl Rooms) -> Result<(), JoinError> {
         if !self.is_connected() {
@@ -206,37 +212,36 @@ impl Socket {
         joined
     }
 
-    /// Joins rooms as [`join`](Self::join) does, and resolves once everything that is emitted to
-    /// them from then on reaches this socket, whichever node emits it. After `join` alone, another
-    /// node may take a moment to hear that this one has members.
+    /// Joins rooms, and resolves once later emits of any node reach this socket. After
+    /// [`join`](Self::join) alone, this node may not be subscribed to the room for a moment.
     ///
-    /// If it fails with [`EmitError::Bus`], the socket has joined all the same, and broadcasts of
-    /// this node reach it.
+    /// After [`EmitError::Bus`] the socket is in the rooms all the same, and broadcasts of this node
+    /// reach it.
     pub async fn join_confirmed(&self, rooms: impl Rooms) -> Result<(), EmitError> {
         let names = names(&rooms);
         self.join(names.as_slice())?;
         Ok(self.0.namespace.confirm(names).await?)
     }
 
-    /// Leaves rooms. The private room cannot be left.
+    /// Leaves rooms. A socket cannot leave its private room.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
         self.0.namespace.adapter.leave(&self.0, &rooms);
     }
 
-    /// The rooms of the socket, its private one first.
+    /// The rooms of the socket. Its private room is first.
     pub fn rooms(&self) -> Vec<String> {
         let rooms = self.0.namespace.adapter.rooms_of(&self.0);
         rooms.iter().map(|room| String::from(&**room)).collect()
     }
 
-    /// Emits an event to this client. Returns at once: the packet is in the outbox.
+    /// Emits an event to this client. The packet is in the outbox when this returns.
     pub fn emit(&self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.emit_with(event, args, Flags::default())
     }
 
-    /// Emits an event and waits for the client's acknowledgement, until it disconnects. Better with
-    /// a [`timeout`](Self::timeout).
+    /// Emits an event and waits for the client's acknowledgement until it disconnects. Set a
+    /// [`timeout`](Self::timeout), because a client may never answer.
     pub async fn emit_with_ack<T: FromArgs>(
         &self,
         event: &str,
@@ -245,48 +250,48 @@ impl Socket {
         self.ask(event, args, Flags::default()).await
     }
 
-    /// Waits no longer than this for an acknowledgement.
+    /// Limits the wait for an acknowledgement.
     pub fn timeout(&self, timeout: Duration) -> SocketOperator<'_> {
         self.operator().timeout(timeout)
     }
 
-    /// The next packet may be dropped if the client's transport cannot be written right now.
+    /// Allows dropping the next packet if the transport cannot be written right now.
     pub fn volatile(&self) -> SocketOperator<'_> {
         self.operator().volatile()
     }
 
-    /// A wish about compressing the next packet; accepted for the sake of ported code.
+    /// Has no effect; accepted because ported code calls it.
     pub fn compress(&self, compress: bool) -> SocketOperator<'_> {
         self.operator().compress(compress)
     }
 
-    /// All other sockets of the namespace.
+    /// Selects all other sockets of the namespace.
     pub fn broadcast(&self) -> BroadcastOperator {
         self.namespace().except(&self.0.id)
     }
 
-    /// The other sockets in these rooms.
+    /// Selects the other sockets in these rooms.
     pub fn to(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.broadcast().to(rooms)
     }
 
-    /// The other sockets in these rooms; the same as [`to`](Self::to).
+    /// The same as [`to`](Self::to).
     pub fn in_(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.to(rooms)
     }
 
-    /// The other sockets of the namespace but those in these rooms.
+    /// Selects the other sockets of the namespace except for those in these rooms.
     pub fn except(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.broadcast().except(rooms)
     }
 
-    /// The other sockets that are connected to this node.
+    /// Selects the other sockets of this node.
     pub fn local(&self) -> BroadcastOperator {
         self.broadcast().local()
     }
 
-    /// Disconnects the client from the namespace or, with `close`, from all namespaces, and closes
-    /// the connection. Official clients do not reconnect by themselves after either.
+    /// Disconnects the client from the namespace. With `close`, disconnects it from all namespaces
+    /// and closes the connection. Official clients reconnect after neither.
     pub fn disconnect(&self, close: bool) {
         self.begin_leaving(if close { CLOSING } else { LEAVING });
     }
@@ -321,7 +326,7 @@ impl Socket {
         args: impl IntoArgs,
         flags: Flags,
     ) -> Result<T, AckError> {
-        // Nothing is encoded or registered for a name that cannot be emitted.
+        // Checked first, so that nothing is encoded or registered for a reserved name.
         check_event(event)?;
         let args = args.into_args().map_err(EmitError::Args)?;
         if !self.0.begin_ack() {
@@ -367,9 +372,9 @@ impl Socket {
         &self.0.namespace
     }
 
-    // What follows is for the connection's driver.
+    // The rest is for the connection's driver.
 
-    /// What the server has decided about the socket since the driver looked.
+    /// Returns how the application has disconnected the socket, if it has.
     pub(super) fn verdict(&self) -> Option<Verdict> {
         match self.0.state.load(Ordering::Acquire) {
             LEAVING => Some(Verdict::Leave),
@@ -378,12 +383,12 @@ impl Socket {
         }
     }
 
-    /// The socket takes part in nothing any more; answers false if that was so already.
+    /// Ends the socket's part in everything. Returns `false` if it had ended before.
     pub(super) fn mark_gone(&self) -> bool {
         self.0.state.swap(GONE, Ordering::AcqRel) != GONE
     }
 
-    /// The packet that tells the client that the namespace is over.
+    /// The packet that disconnects the client from the namespace.
     pub(super) fn disconnect_packet(&self) -> Frame {
         let dialect = self
             .0
@@ -393,7 +398,7 @@ impl Socket {
         packets::disconnect(dialect, &self.0.namespace.name)
     }
 
-    /// Takes part in the broadcasts of its namespace from now on.
+    /// Adds the socket to its namespace, so that broadcasts reach it.
     pub(super) fn insert(&self) {
         self.0.namespace.adapter.insert(self.0.clone());
         self.0.namespace.sockets.inc();
@@ -403,7 +408,7 @@ impl Socket {
         &self.0
     }
 
-    /// Takes the socket out of its namespace.
+    /// Removes the socket from its namespace.
     pub(super) fn remove(&self) {
         let namespace = &self.0.namespace;
         if namespace.adapter.remove(&self.0) {
@@ -535,7 +540,7 @@ impl fmt::Debug for Socket {
 }
 
 impl Serialize for Socket {
-    /// The id, so that a handler may return the socket or send it to others.
+    /// Serializes the id, so that a handler can return the socket or send it to others.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.id.serialize(serializer)
     }
@@ -550,25 +555,25 @@ pub struct SocketOperator<'a> {
 }
 
 impl SocketOperator<'_> {
-    /// Waits no longer than this for an acknowledgement.
+    /// Limits the wait for an acknowledgement.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.flags.timeout = Some(timeout);
         self
     }
 
-    /// The packet may be dropped if the client's transport cannot be written right now.
+    /// Allows dropping the packet if the transport cannot be written right now.
     pub fn volatile(mut self) -> Self {
         self.flags.volatile = true;
         self
     }
 
-    /// A wish about compressing the packet; accepted for the sake of ported code.
+    /// Has no effect; accepted because ported code calls it.
     pub fn compress(mut self, compress: bool) -> Self {
         self.flags.compress = Some(compress);
         self
     }
 
-    /// Emits the event. Returns at once: the packet is in the outbox, or was dropped as volatile.
+    /// Emits the event. When this returns, the packet is in the outbox or was dropped as volatile.
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.socket.emit_with(event, args, self.flags)
     }

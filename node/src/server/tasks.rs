@@ -1,12 +1,12 @@
-//! Handlers that no connection runs, those of server-side events: how many may run at a time, and
-//! that a server which closes waits for them.
+//! Handlers of server-side events, which no connection runs. Their number is bounded, because any node
+//! can emit such events, and a server that closes waits for them.
 
 use std::future::{Future, poll_fn};
 
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, task::JoinSet};
 
-/// The tasks of a server's own handlers. Those that still run when it is dropped are aborted.
+/// The running handlers. Dropping this aborts them.
 pub(crate) struct Tasks {
     runtime: Handle,
     limit: usize,
@@ -19,17 +19,17 @@ struct State {
     is_closed: bool,
 }
 
-/// Why a task does not run.
+/// Why a task was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotStarted {
-    #[error("the server has too many server-side events in work")]
+    #[error("the server is handling too many server-side events")]
     TooMany,
     #[error("the server is closing")]
     Closed,
 }
 
 impl Tasks {
-    /// At most `limit` run at a time, on this runtime.
+    /// Runs at most `limit` tasks at a time on `runtime`.
     pub(crate) fn new(runtime: Handle, limit: usize) -> Self {
         Self {
             runtime,
@@ -54,7 +54,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Starts no more tasks and waits for those that run.
+    /// Refuses further tasks and waits for the running ones.
     pub(crate) async fn finish(&self) {
         self.state.lock().is_closed = true;
         while poll_fn(|cx| self.state.lock().running.poll_join_next(cx))
