@@ -19,14 +19,21 @@ fn main() -> ExitCode {
         Ok(Job::Options) => return status(gateway::print_table()),
         Err(usage) => usage.exit(),
     };
-    gateway::start_logging(config.operation.log_format, &config.operation.log_level);
+    let log = gateway::Log::start(config.operation.log_format, &config.operation.log_level);
     gateway::raise_file_limit();
-    status(serve(config, is_demo))
+    match serve(config, is_demo, &log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Past the level of the log, which may be off.
+            log.write_line(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
-fn serve(config: Config, is_demo: bool) -> Result<(), gateway::RunError> {
+fn serve(config: Config, is_demo: bool, log: &gateway::Log) -> Result<(), gateway::RunError> {
     let runtime = gateway::runtime(config.operation.workers)?;
-    let outcome = runtime.block_on(gateway::run(config, is_demo));
+    let outcome = runtime.block_on(gateway::run(config, is_demo, log.dropped_lines()));
     // After a stop cut short, tasks may still hold connections: the process ends all the same.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
@@ -36,7 +43,6 @@ fn status<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Written past the log, since its level may be off.
             let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }

@@ -203,48 +203,60 @@ fn limits_that_are_given_are_kept() {
 }
 
 #[test]
-fn the_internal_port_answers_while_the_only_worker_stands_still() {
-    const EVENTS: usize = 5_000;
-    let mut command = roomcast();
-    command
-        .args(["serve", "--workers=1", "--log-level=roomcast=debug"])
-        .args(ANY_PORT);
-    command.args(["--client-rooms"]).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut log = child.stderr.take().unwrap();
-    let (line, lines) = channel();
-    let _program = Program::watch(child, lines);
-    let listening = until(&mut log, "listening");
-    let (address, internal) = (
-        field(&listening, "address="),
-        field(&listening, "internal="),
-    );
+fn a_log_that_nobody_reads_or_whose_pipe_is_broken_stops_nothing() {
+    // More lines than the pipe and the queue behind it hold.
+    const EVENTS: usize = 30_000;
+    for is_broken in [false, true] {
+        let mut command = roomcast();
+        command
+            .args(["serve", "--workers=1", "--log-level=roomcast=debug"])
+            .args(ANY_PORT)
+            .args(["--client-rooms"])
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = child.stderr.take().unwrap();
+        let (line, lines) = channel();
+        let program = Program::watch(child, lines);
+        let listening = until(&mut log, "listening");
+        let (address, internal) = (
+            field(&listening, "address="),
+            field(&listening, "internal="),
+        );
+        let log = (!is_broken).then_some(log);
 
-    // Each event leaves a line in the log, which nobody reads: once the pipe is full, the worker
-    // cannot go on.
-    let mut client = Client::connect(&address);
-    for _ in 0..EVENTS {
-        client.send("42[\"join\",1]");
+        // Each of these leaves a line in the log.
+        let mut client = Client::connect(&address);
+        for _ in 0..EVENTS {
+            client.send("42[\"join\",1]");
+        }
+        assert_eq!(client.ask(&json!(["rooms"])), json!([[]]));
+        assert_eq!(
+            metric(&internal, "roomcast_events_received_total"),
+            EVENTS + 1
+        );
+        assert_eq!(http(&internal, "GET /livez", "").0, 200);
+        assert_eq!(http(&internal, "GET /readyz", "").0, 200);
+        if log.is_some() {
+            assert!(metric(&internal, "roomcast_log_lines_dropped_total") > 0);
+        }
+        match log {
+            Some(log) => forward(log, line),
+            None => drop(line),
+        }
+        program.signal(Signal::TERM);
+        assert_eq!(program.end().0, Some(0));
     }
-    let received = || {
-        let (status, metrics) = http(&internal, "GET /metrics", "");
-        assert_eq!(status, 200);
-        let (_, after) = metrics
-            .split_once("\nroomcast_events_received_total ")
-            .unwrap();
-        after.lines().next().unwrap().parse::<usize>().unwrap()
-    };
-    wait_until(|| {
-        let before = received();
-        before > 0 && (0..20).all(|_| received() == before)
-    });
-    assert!(received() < EVENTS, "the worker must stand still");
-    assert_eq!(http(&internal, "GET /livez", "").0, 200);
-    assert_eq!(http(&internal, "GET /readyz", "").0, 200);
+}
 
-    forward(log, line);
-    assert_eq!(client.ask(&json!(["rooms"])), json!([[]]));
-    assert_eq!(received(), EVENTS + 1);
+#[test]
+fn a_hangup_without_a_terminal_changes_nothing() {
+    let (mut program, address, _) = serve(&[]);
+    let mut client = Client::connect(&address);
+    program.signal(Signal::HUP);
+    program.line_with("SIGHUP is ignored");
+    client.send("42[\"echo\",1]");
+    program.signal(Signal::TERM);
+    assert_eq!(program.end().0, Some(0));
 }
 
 #[test]
@@ -414,6 +426,16 @@ fn until(stream: &mut impl Read, text: &str) -> String {
             }
         }
     }
+}
+
+/// The value of a metric without labels.
+fn metric(internal: &str, name: &str) -> usize {
+    let (status, metrics) = http(internal, "GET /metrics", "");
+    assert_eq!(status, 200);
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.unwrap().parse().unwrap()
 }
 
 fn wait_until(mut condition: impl FnMut() -> bool) {

@@ -1,14 +1,27 @@
 //! Structured logs on standard error, as text for people or JSON for collectors.
 //!
-//! Started once by `main`, before anything that logs. It decides the form of a line and nothing
-//! else: what is logged belongs to the modules that log.
+//! Started once by `main`, before anything that logs. This module decides the form of a line and
+//! how lines leave the process; the modules that log decide their content.
+//!
+//! A log must never stop the server: the reader of the pipe may be slow, stopped or gone. So a
+//! thread of its own writes the lines, from a queue of bounded length. Lines that find the queue
+//! full are dropped and counted. An error of the write, such as a broken pipe, is ignored, because
+//! there is no other place to report it.
 
-use std::io::{self, IsTerminal};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal, Write as _},
+    panic::{self, PanicHookInfo},
+};
 
 use clap::ValueEnum;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt;
 
 use super::values::LogFilter;
+
+/// Lines that may wait to be written. At 200 bytes each this is 3 MB, some seconds of a busy log.
+const MAX_WAITING_LINES: usize = 16_384;
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,22 +32,71 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Installs the log for the whole process. Must be called once.
-pub(crate) fn start(format: LogFormat, filter: &LogFilter) {
-    let lines = fmt()
-        .with_env_filter(filter.to_env_filter())
-        .with_writer(io::stderr);
-    match format {
-        LogFormat::Text => lines.with_ansi(colour_wanted(&io::stderr())).init(),
-        LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .init(),
+/// The log of the process. Dropping it writes what still waits, for at most about a second.
+pub(crate) struct Log {
+    writer: NonBlocking,
+    _writing: WorkerGuard,
+}
+
+impl Log {
+    /// Installs the log for the whole process, panics included. It must be called once.
+    pub(crate) fn start(format: LogFormat, filter: &LogFilter) -> Self {
+        let (writer, writing) = NonBlockingBuilder::default()
+            .buffered_lines_limit(MAX_WAITING_LINES)
+            .lossy(true)
+            .thread_name("log")
+            .finish(io::stderr());
+        let lines = fmt()
+            .with_env_filter(filter.to_env_filter())
+            .log_internal_errors(false)
+            .with_writer(writer.clone());
+        match format {
+            LogFormat::Text => lines.with_ansi(colour_wanted(&io::stderr())).init(),
+            LogFormat::Json => lines
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .init(),
+        }
+        panic::set_hook(Box::new(log_panic));
+        Self {
+            writer,
+            _writing: writing,
+        }
+    }
+
+    /// Writes a line whatever the level of the log is.
+    pub(crate) fn write_line(&self, line: &str) {
+        // The queue reports no error: it drops what it cannot hold.
+        let _ = self
+            .writer
+            .clone()
+            .write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Counts the lines that were dropped because the queue was full.
+    pub(crate) fn dropped_lines(&self) -> ErrorCounter {
+        self.writer.error_counter()
     }
 }
 
-/// Whether colours help on this stream: a terminal, and no wish to the contrary
+/// The default hook writes to standard error itself, which blocks while nobody reads it.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let message = panic.payload_as_str().unwrap_or("a value that is not text");
+    let location = panic
+        .location()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => {
+            tracing::error!(%location, message, %backtrace, "a task panicked");
+        }
+        _ => tracing::error!(%location, message, "a task panicked"),
+    }
+}
+
+/// Whether colours help on this stream: it is a terminal, and `NO_COLOR` is not set
 /// (<https://no-color.org>).
 pub(crate) fn colour_wanted(stream: &impl IsTerminal) -> bool {
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

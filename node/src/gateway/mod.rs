@@ -17,10 +17,11 @@ mod redis;
 mod rooms;
 mod run;
 mod values;
+mod vitals;
 
 pub(crate) use config::{Config, Job, parse};
 pub(crate) use emit::emit;
 pub(crate) use file_limit::raise as raise_file_limit;
-pub(crate) use logging::start as start_logging;
+pub(crate) use logging::Log;
 pub(crate) use options::print_table;
 pub(crate) use run::{RunError, run, runtime};

@@ -4,28 +4,30 @@
 //! holds the order of events and nothing of their content.
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use roomcast::{BuildError, Server};
+use roomcast::BuildError;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
     time::sleep,
 };
-use tracing::info;
+use tracing::{info, warn};
+use tracing_appender::non_blocking::ErrorCounter;
 
 use super::{
-    admin::{Admin, Figures, Health},
+    admin::{Admin, Health},
     build,
     config::Config,
     demo,
     values::Workers,
+    vitals::Vitals,
 };
 
 /// Why the program ended other than by a graceful stop.
@@ -80,15 +82,21 @@ pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
     builder.thread_name("worker").enable_all().build()
 }
 
-/// Serves until a signal asks to stop, then lets the clients go. `is_demo` adds the page.
-pub(crate) async fn run(config: Config, is_demo: bool) -> Result<(), RunError> {
+/// Serves until a signal asks to stop, then lets the clients go. `is_demo` adds the page, and
+/// `dropped_lines` counts what the log could not hold.
+pub(crate) async fn run(
+    config: Config,
+    is_demo: bool,
+    dropped_lines: ErrorCounter,
+) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
     let public = bind(config.listen.listen, LISTEN)?;
     let health = Arc::new(Health::default());
     let admin = Admin::start(internal, Arc::clone(&health))?;
     let server = build::server(&config).await?;
-    health.serving(server.clone());
+    let vitals = Vitals::start(server.clone(), dropped_lines).map_err(io::Error::other)?;
+    health.serving(vitals);
     let router = if is_demo {
         server.router().merge(demo::router())
     } else {
@@ -144,23 +152,14 @@ async fn supervise(
     }
 }
 
-impl Figures for Server {
-    fn obstacle(&self) -> Option<String> {
-        match self.health() {
-            roomcast::Health::Flowing => None,
-            roomcast::Health::Interrupted(reason) => Some(format!("interrupted: {reason}")),
-        }
-    }
-
-    fn metrics(&self) -> String {
-        Self::metrics(self)
-    }
-}
-
 /// The signals that ask to stop.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+    /// Whether a hangup means that the terminal is gone. Without one, service managers send it to
+    /// have a program read its settings again.
+    has_terminal: bool,
 }
 
 impl Signals {
@@ -168,14 +167,24 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            has_terminal: io::stderr().is_terminal(),
         })
     }
 
     /// The name of the next signal.
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => {
+                    if self.has_terminal {
+                        return "SIGHUP";
+                    }
+                    warn!("SIGHUP is ignored: settings are read at startup only");
+                }
+            }
         }
     }
 }
