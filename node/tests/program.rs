@@ -158,6 +158,20 @@ fn every_option_is_read_from_its_environment_variable() {
 }
 
 #[test]
+fn a_variable_of_the_environment_that_no_option_reads_ends_it_with_the_nearest() {
+    for command in [&["serve"][..], &["demo"], &["emit", "--room", "a", "news"]] {
+        let output = roomcast()
+            .args(command)
+            .env("ROOMCAST_MAX_ROMS", "3")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("did you mean ROOMCAST_MAX_ROOMS?"), "{said}");
+    }
+}
+
+#[test]
 fn settings_of_the_environment_reach_the_server_and_its_log() {
     let settings = [
         ("ROOMCAST_LISTEN", "127.0.0.1:0"),

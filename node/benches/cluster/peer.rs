@@ -154,7 +154,7 @@ impl Packages {
             return Err("there is no `node`".to_owned());
         }
         let tests = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients"));
-        let cache = std::env::var_os("ROOMCAST_TEST_CACHE").map_or(tests, PathBuf::from);
+        let cache = std::env::var_os("TEST_CACHE").map_or(tests, PathBuf::from);
         let modules = cache.join("node_modules");
         if modules.join("@socket.io/redis-adapter").is_dir() && modules.join("redis").is_dir() {
             return Ok(Self(modules));

@@ -3,7 +3,7 @@
 //! The doc comments here are the manual: `--help` and the table of options are made of them.
 //! Values are parsed here once (see `values`); what they do is decided in `build` and `run`.
 
-use std::{ffi::OsString, net::SocketAddr};
+use std::{env, ffi::OsString, net::SocketAddr};
 
 use super::{
     cluster::{self, ClusterOptions},
@@ -273,26 +273,41 @@ impl Default for Config {
     }
 }
 
+/// The command line with everything that follows from the names of options.
+pub(super) fn command() -> Command {
+    options::complete(Cli::command())
+}
+
 /// Reads the command line and the environment. The error prints itself, with the way out, and
 /// knows its exit status.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
-    let mut command = options::complete(Cli::command());
+    let mut command = command();
     let matches = command.clone().try_get_matches_from(arguments);
     let job = matches
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .map_err(|error| options::with_way_out(error, &command))?
         .job;
-    if let Job::Serve(config) = &job
-        && let Err(problem) = config.fits()
-    {
-        return Err(command.error(ErrorKind::ValueValidation, problem));
+    let environment = env::vars_os().filter_map(|(name, value)| {
+        Some((
+            name.into_string().ok()?,
+            value.to_string_lossy().into_owned(),
+        ))
+    });
+    let unknown = options::unknown_variable(&command, environment);
+    let problem = match &job {
+        Job::Options => None,
+        Job::Serve(config) => unknown.or_else(|| config.fits().err()),
+        Job::Demo(_) | Job::Emit(_) => unknown,
+    };
+    match problem {
+        Some(problem) => Err(command.error(ErrorKind::ValueValidation, problem)),
+        None => Ok(job),
     }
-    Ok(job)
 }
 
 /// All options of `serve`, in the order of its help.
 pub(crate) fn serve_options() -> Vec<Arg> {
-    let command = options::complete(Cli::command());
+    let command = command();
     let serve = command.find_subcommand("serve");
     serve
         .into_iter()
@@ -318,7 +333,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        options::complete(Cli::command()).debug_assert();
+        command().debug_assert();
     }
 
     #[test]

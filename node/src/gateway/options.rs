@@ -3,7 +3,10 @@
 //!
 //! Made of the definitions in `config`, so that neither can be out of date.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
 
 use clap::{
     Arg, Command,
@@ -12,6 +15,9 @@ use clap::{
 };
 
 use super::config::serve_options;
+
+/// What the names of all environment variables of the program begin with.
+const PREFIX: &str = "ROOMCAST_";
 
 /// Gives every option what follows from its name and its kind: the environment variable, and to a
 /// switch the right to be given without a value.
@@ -45,7 +51,45 @@ fn complete_option(option: Arg) -> Arg {
 
 /// The environment variable of an option: `ROOMCAST_` and the flag in capitals.
 pub(super) fn variable(flag: &str) -> String {
-    format!("ROOMCAST_{}", flag.to_uppercase().replace('-', "_"))
+    format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"))
+}
+
+/// Checks that the environment has no variable of the program's prefix that no option reads: a
+/// misspelt one would otherwise leave a default in force without a word. Returns what is wrong.
+pub(super) fn unknown_variable(
+    command: &Command,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Option<String> {
+    let known: BTreeSet<_> = command
+        .get_subcommands()
+        .flat_map(Command::get_arguments)
+        .filter_map(Arg::get_env)
+        .map(|variable| variable.to_string_lossy().into_owned())
+        .collect();
+    let (unknown, _) = environment.into_iter().find(|(name, value)| {
+        name.starts_with(PREFIX) && !known.contains(name) && !is_service_link(name, value)
+    })?;
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::jaro_winkler(&unknown, name), name))
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
+    let tip = nearest.map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"));
+    Some(format!(
+        "the environment variable {unknown} belongs to no option{tip} `roomcast options` lists them all"
+    ))
+}
+
+/// Whether Kubernetes set this variable to tell where a service is. It does so in every container
+/// for every service, and a service may well be called `roomcast`.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let has_port_number = name
+        .split("_PORT_")
+        .skip(1)
+        .any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()));
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || has_port_number
+        || (name.ends_with("_PORT") && value.contains("://"))
 }
 
 /// Writes the options of `serve` as a Markdown table to standard output.
@@ -148,6 +192,30 @@ mod tests {
         ];
         for (url, shown) in cases {
             assert_eq!(without_secrets(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_variable_that_no_option_reads_is_an_error_unless_kubernetes_set_it() {
+        let command = super::super::config::command();
+        let check = |name: &str, value: &str| {
+            unknown_variable(&command, [(name.to_owned(), value.to_owned())])
+        };
+        let problem = check("ROOMCAST_PING_INTERVALL", "3s").unwrap();
+        assert!(
+            problem.contains("did you mean ROOMCAST_PING_INTERVAL?"),
+            "{problem}"
+        );
+        assert!(check("ROOMCAST_PORT", "3000").is_some());
+        for (name, value) in [
+            ("ROOMCAST_LISTEN", "127.0.0.1:0"),
+            ("ROOMCAST_PORT", "tcp://10.0.0.7:3000"),
+            ("ROOMCAST_PORT_3000_TCP_ADDR", "10.0.0.7"),
+            ("ROOMCAST_INTERNAL_SERVICE_HOST", "10.0.0.7"),
+            ("ROOMCAST_SERVICE_PORT_HTTP", "3000"),
+            ("ROOMCASTER", "1"),
+        ] {
+            assert_eq!(check(name, value), None, "{name}");
         }
     }
 

@@ -1,6 +1,6 @@
-// The demo page in a real browser: two tabs, one room, on one node and on two. ROOMCAST_DEMO is the command
-// that serves the page and prints its URL, and takes the options of a node; ROOMCAST_BIN the program, which
-// emits to the page; ROOMCAST_CHROMIUM the browser's program.
+// The demo page in a real browser: two tabs, one room, on one node and on two. TEST_DEMO is the command
+// that serves the page and prints its URL, and takes the options of a node; ROOMCAST the program, which
+// emits to the page; TEST_CHROMIUM the browser's program.
 //
 // The page is known by these ids alone: #status (attribute data-state is "connected" once it is),
 // #room and #join to enter a room, #rooms the rooms entered, with a button for each that selects it,
@@ -32,7 +32,7 @@ let hosts;
 
 before(async () => {
   browser = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.ROOMCAST_CHROMIUM ?? "/usr/bin/chromium",
+    executablePath: process.env.TEST_CHROMIUM ?? "/usr/bin/chromium",
     headless: true,
     args: [
       "--no-sandbox",
@@ -121,9 +121,9 @@ test("tabs on two nodes see each other, and what a program emits", async () => {
   await ada.sees("#log", "and back");
 
   const news = { room: "tea", from: "the kitchen", data: "it is ready" };
-  const { stdout } = await promisify(execFile)(process.env.ROOMCAST_BIN, [
+  const { stdout } = await promisify(execFile)(process.env.ROOMCAST, [
     "emit", "--redis", redis.url, "--room", "tea", "--confirm", "message", JSON.stringify(news),
-  ], { cwd: process.env.ROOMCAST_TEST_FOLDER, env: {}, timeout: PATIENCE });
+  ], { cwd: process.env.TEST_FOLDER, env: {}, timeout: PATIENCE });
   assert.equal(stdout, "1 message emitted, reached 2 sockets on 2 nodes\n");
   for (const tab of [ada, bob]) {
     await tab.sees("#log", "it is ready");
@@ -192,9 +192,9 @@ class Tab {
 
 /** A node that serves the page, which ends with the test. */
 async function startDemo(...options) {
-  const command = process.env.ROOMCAST_DEMO;
+  const command = process.env.TEST_DEMO;
   const child = spawn("/bin/sh", ["-c", `exec ${command} "$@"`, "sh", ...options], {
-    cwd: process.env.ROOMCAST_TEST_FOLDER,
+    cwd: process.env.TEST_FOLDER,
     stdio: ["ignore", "pipe", "inherit"],
   });
   const exited = new Promise((resolve) => child.once("exit", resolve));

@@ -1,5 +1,5 @@
 // The code for clients in README.md and in the book, run against the servers that it is written for.
-// ROOMCAST_DEMO is the command that serves the demo and prints its URL; ROOMCAST_CHAT is the example `chat`.
+// TEST_DEMO is the command that serves the demo and prints its URL; TEST_CHAT is the example `chat`.
 
 "use strict";
 
@@ -24,7 +24,7 @@ afterEach(async () => {
 });
 
 test("the client of README.md joins the lobby of the demo and hears itself", async () => {
-  const server = start(`exec ${process.env.ROOMCAST_DEMO}`);
+  const server = start(`exec ${process.env.TEST_DEMO}`);
   const [url] = await server.line(/http:\/\/[\d.:]+/);
   const client = startClient("README.md", url);
   await client.line(/^1 in the lobby$/);
@@ -32,7 +32,7 @@ test("the client of README.md joins the lobby of the demo and hears itself", asy
 });
 
 test("the client of the first page of the book talks to others in the example", async () => {
-  const server = start(`PORT=0 exec ${process.env.ROOMCAST_CHAT}`);
+  const server = start(`PORT=0 exec ${process.env.TEST_CHAT}`);
   const [, address] = await server.line(/listening on (.*)/);
   const url = `http://${address}`;
   const ben = io(url, { auth: { name: "Ben" } });
@@ -61,7 +61,7 @@ function startClient(document, url) {
 
 function start(command, ...args) {
   const child = spawn("/bin/sh", ["-c", command, "sh", ...args], {
-    cwd: process.env.ROOMCAST_TEST_FOLDER,
+    cwd: process.env.TEST_FOLDER,
     stdio: ["ignore", "pipe", "inherit"],
   });
   child.exited = new Promise((resolve) => child.once("exit", resolve));

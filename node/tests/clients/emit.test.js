@@ -1,6 +1,6 @@
 // `roomcast emit` into clusters of two servers under test and one official server: how many sockets it
 // says it has reached, what they see of it, and what it says of servers that do not answer.
-// ROOMCAST_BIN is the program.
+// ROOMCAST is the program.
 
 "use strict";
 
@@ -98,8 +98,8 @@ for (const dialect of ["classic", "sharded-dynamic"]) {
 /** The object that the program prints; its exit status is the one that it says. */
 async function run(args) {
   const ended = new Promise((resolve, reject) => {
-    const options = { cwd: process.env.ROOMCAST_TEST_FOLDER, env: {}, timeout: PATIENCE };
-    execFile(process.env.ROOMCAST_BIN, ["emit", ...args], options, (error, out, complaint) => {
+    const options = { cwd: process.env.TEST_FOLDER, env: {}, timeout: PATIENCE };
+    execFile(process.env.ROOMCAST, ["emit", ...args], options, (error, out, complaint) => {
       const status = error ? error.code : 0;
       if (typeof status !== "number" || out === "") reject(error ?? new Error(complaint));
       else resolve({ status, said: JSON.parse(out) });

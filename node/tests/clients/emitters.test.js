@@ -1,7 +1,7 @@
 // Emitters of others into a cluster of two servers under test and one official server: the official
 // one, its predecessor, and the ports for Python and Rust. They speak the classic dialect; there are none
 // for the sharded one. Ports for PHP, Java and Go are not on the registries that this folder uses: what
-// they send is tested where the wire format is. ROOMCAST_EMITTER_RUST is the program of
+// they send is tested where the wire format is. TEST_EMITTER_RUST is the program of
 // cluster/emitter-rust.
 
 "use strict";
@@ -169,8 +169,8 @@ test("the emitter for Python is heard", async () => {
 test("the emitter for Rust is heard", async () => {
   const emit = async (rooms, event, args = [], namespace = "/") => {
     const line = [redis.port, PREFIX, namespace, rooms.join(), event, ...args];
-    await promisify(execFile)(process.env.ROOMCAST_EMITTER_RUST, line, {
-      cwd: process.env.ROOMCAST_TEST_FOLDER,
+    await promisify(execFile)(process.env.TEST_EMITTER_RUST, line, {
+      cwd: process.env.TEST_FOLDER,
     });
   };
   assert.deepEqual(await cast.receivers(6, (event) => emit([], event)), EVERYBODY);

@@ -17,8 +17,8 @@ const PATIENCE = 15_000;
 const commands = {
   node: () => [process.execPath, [join(__dirname, "node-peer.js")]],
   roomcast() {
-    const command = process.env.ROOMCAST_CLUSTER_NODE;
-    if (!command) throw new Error("ROOMCAST_CLUSTER_NODE is not set: start the tests with ./run");
+    const command = process.env.TEST_CLUSTER_NODE;
+    if (!command) throw new Error("TEST_CLUSTER_NODE is not set: start the tests with ./run");
     return ["/bin/sh", ["-c", `exec ${command} "$@"`, "sh"]];
   },
 };
@@ -54,7 +54,7 @@ class Peer extends EventEmitter {
     this.name = config.name;
     const [program, args] = commands[kind]();
     this.#child = spawn(program, [...args, "--config", JSON.stringify(config)], {
-      cwd: process.env.ROOMCAST_TEST_FOLDER,
+      cwd: process.env.TEST_FOLDER,
       stdio: ["pipe", "pipe", "inherit"],
     });
     const orphanGuard = () => this.#child.kill("SIGKILL");

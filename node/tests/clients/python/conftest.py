@@ -19,7 +19,7 @@ DIFFERENCES = json.loads((pathlib.Path(__file__).parent.parent / "differences.js
 
 def pytest_collection_modifyitems(items):
     """Leaves out what the official server is known not to pass, when it is the one under test."""
-    if os.environ.get("ROOMCAST_TEST_REFERENCE") != "1":
+    if os.environ.get("TEST_REFERENCE") != "1":
         return
     for item in items:
         reason = DIFFERENCES["improvements"].get(item.name)
@@ -29,10 +29,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def server_url():
-    command = os.environ["ROOMCAST_TEST_SERVER"]
+    command = os.environ["TEST_SERVER"]
     process = subprocess.Popen(
         ["/bin/sh", "-c", f'exec {command} "$@"', "sh", "--config", json.dumps({})],
-        cwd=os.environ.get("ROOMCAST_TEST_FOLDER"),
+        cwd=os.environ.get("TEST_FOLDER"),
         stdout=subprocess.PIPE,
         text=True,
     )

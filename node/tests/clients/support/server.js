@@ -9,16 +9,16 @@ const { createInterface } = require("node:readline");
 const { improvements } = require("../differences.json");
 const { deadline } = require("./wait");
 
-const COMMAND = process.env.ROOMCAST_TEST_SERVER;
+const COMMAND = process.env.TEST_SERVER;
 
 // Some expectations differ on purpose between the official server and ours; see differences.json.
-const isReference = process.env.ROOMCAST_TEST_REFERENCE === "1";
+const isReference = process.env.TEST_REFERENCE === "1";
 
 async function startServer(config = {}) {
-  if (!COMMAND) throw new Error("ROOMCAST_TEST_SERVER is not set: start the tests with ./run");
+  if (!COMMAND) throw new Error("TEST_SERVER is not set: start the tests with ./run");
   // With exec, so that signals reach the server and not a shell before it.
   const child = spawn("/bin/sh", ["-c", `exec ${COMMAND} "$@"`, "sh", "--config", JSON.stringify(config)], {
-    cwd: process.env.ROOMCAST_TEST_FOLDER,
+    cwd: process.env.TEST_FOLDER,
     stdio: ["ignore", "pipe", "inherit"],
   });
   const orphanGuard = () => child.kill("SIGKILL");
