@@ -3,7 +3,7 @@
 //! [`Raw`] is the one visitor of both formats: `serde_json` cuts out text, the MessagePack reader
 //! cuts out bytes. It serves two purposes. Peers of several ages and languages write one member in
 //! several ways (`""` or `[]` for an empty map, one room instead of a list), and a `Raw` can be
-//! looked at before it is read as a type. And arguments become [`Args`](crate::args::Args) without
+//! looked at before it is read as a type. A value of another type than expected counts as absent. And arguments become [`Args`](crate::args::Args) without
 //! a tree: JSON keeps its text, with every digit and with halves of surrogate pairs.
 //!
 //! Cutting out is iterative in both formats, so nesting cannot exhaust the stack.
@@ -18,9 +18,12 @@ use crate::{
     msgpack::{MsgpackError, RAW, Reader, Token},
 };
 
-/// A value that has not been read yet.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A value that has not been read yet. All members of an envelope that is read have this type.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) enum Raw<'a> {
+    /// The envelope has no such member.
+    #[default]
+    Absent,
     /// Valid JSON without white space around it.
     Json(&'a str),
     /// One whole value.
@@ -30,6 +33,7 @@ pub(crate) enum Raw<'a> {
 /// What a value looks like from outside.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Look<'a> {
+    /// `null`, `undefined`, or no value at all.
     Nothing,
     Bool(bool),
     Number(f64),
@@ -53,6 +57,7 @@ impl<'a> Raw<'a> {
     /// Reads the value as a type. Nothing may follow it.
     pub(crate) fn read<T: Deserialize<'a>>(self) -> Result<T, RawError> {
         match self {
+            Self::Absent => Err(serde_json::Error::custom("a value is missing").into()),
             Self::Json(text) => Ok(serde_json::from_str(text)?),
             Self::Msgpack(bytes) => {
                 let mut reader = Reader::new(bytes);
@@ -65,6 +70,7 @@ impl<'a> Raw<'a> {
 
     pub(crate) fn look(self) -> Look<'a> {
         match self {
+            Self::Absent => Look::Nothing,
             Self::Json(text) => look_at_json(text),
             Self::Msgpack(bytes) => match Reader::new(bytes).token() {
                 Ok(Token::Nil | Token::Undefined) => Look::Nothing,
@@ -100,11 +106,55 @@ impl<'a> Raw<'a> {
         Ok(reader.finish().map_err(RawError::from)?)
     }
 
+    /// The value, also if it is `null`; `None` if there is none.
+    pub(crate) fn present(self) -> Option<Self> {
+        (self != Self::Absent).then_some(self)
+    }
+
+    /// The value if it is a map.
+    pub(crate) fn map(self) -> Option<Self> {
+        (self.look() == Look::Map).then_some(self)
+    }
+
+    /// The value if it is a list.
+    pub(crate) fn list(self) -> Option<Self> {
+        (self.look() == Look::List).then_some(self)
+    }
+
     pub(crate) fn text(self) -> Option<Cow<'a, str>> {
         match self.look() {
             Look::Text(text) => Some(text),
             _ => None,
         }
+    }
+
+    pub(crate) fn boxed_text(self) -> Option<Box<str>> {
+        self.text().map(|text| text.into())
+    }
+
+    pub(crate) fn boolean(self) -> Option<bool> {
+        match self.look() {
+            Look::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_true(self) -> bool {
+        self.boolean() == Some(true)
+    }
+
+    pub(crate) fn number(self) -> Option<f64> {
+        match self.look() {
+            Look::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// A whole number up to 2^53, beyond which JavaScript cannot count.
+    pub(crate) fn whole(self) -> Option<usize> {
+        const SAFE: f64 = 9_007_199_254_740_992.0;
+        let number = self.number()?;
+        (number.fract() == 0.0 && (0.0..=SAFE).contains(&number)).then_some(number as usize)
     }
 }
 
@@ -120,7 +170,7 @@ fn look_at_json(text: &str) -> Look<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for Raw<'de> {
+impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
             let raw = <&'de RawValue>::deserialize(deserializer)?;
@@ -141,57 +191,6 @@ impl<'de> Visitor<'de> for Bytes {
 
     fn visit_borrowed_bytes<E: Error>(self, bytes: &'de [u8]) -> Result<Raw<'de>, E> {
         Ok(Raw::Msgpack(bytes))
-    }
-}
-
-/// Lenient readers of members, for `deserialize_with`. A value of another type counts as absent,
-/// because peers leave members out or write something empty and mean the same.
-pub(crate) mod lenient {
-    use super::{Cow, Deserialize, Deserializer, Look, Raw};
-
-    pub(crate) fn text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Cow<'de, str>>, D::Error> {
-        Ok(Raw::deserialize(d)?.text())
-    }
-
-    pub(crate) fn boolean<'de, D: Deserializer<'de>>(d: D) -> Result<Option<bool>, D::Error> {
-        Ok(match Raw::deserialize(d)?.look() {
-            Look::Bool(value) => Some(value),
-            _ => None,
-        })
-    }
-
-    pub(crate) fn is_true<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
-        Ok(boolean(d)?.unwrap_or(false))
-    }
-
-    pub(crate) fn number<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
-        Ok(match Raw::deserialize(d)?.look() {
-            Look::Number(number) => Some(number),
-            _ => None,
-        })
-    }
-
-    /// A whole number up to 2^53, beyond which JavaScript cannot count.
-    pub(crate) fn whole<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
-        const SAFE: f64 = 9_007_199_254_740_992.0;
-        let is_whole = |number: &f64| number.fract() == 0.0 && (0.0..=SAFE).contains(number);
-        Ok(number(d)?.filter(is_whole).map(|number| number as u64))
-    }
-
-    /// Any value, also `null`.
-    pub(crate) fn raw<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Raw<'de>>, D::Error> {
-        Raw::deserialize(d).map(Some)
-    }
-
-    /// A map; anything else counts as absent.
-    pub(crate) fn map<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-        d: D,
-    ) -> Result<Option<T>, D::Error> {
-        let raw = Raw::deserialize(d)?;
-        if raw.look() != Look::Map {
-            return Ok(None);
-        }
-        raw.read().map(Some).map_err(serde::de::Error::custom)
     }
 }
 

@@ -12,7 +12,7 @@ mod parts;
 mod payload;
 mod sharded;
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -352,10 +352,10 @@ impl From<RawError> for WireError {
 }
 
 impl Asker {
-    fn read(uid: Option<Cow<'_, str>>, node: Option<Cow<'_, str>>) -> Self {
+    fn read(uid: Raw<'_>, node: Raw<'_>) -> Self {
         Self {
-            uid: uid.map(|uid| uid.into()),
-            node: node.map(|name| NodeId::new(&name)),
+            uid: uid.boxed_text(),
+            node: node.text().map(|name| NodeId::new(&name)),
         }
     }
 }

@@ -4,111 +4,92 @@
 //! understands more: all acknowledgements in one message with the id of each socket, that there is
 //! no handler, and how many sockets a broadcast reached.
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
     Reply, WireError,
     parts::Rooms,
-    payload::{Arguments, Encoding, Payload},
+    payload::{Arguments, Encoding, Payload, missing},
 };
 use crate::{
     args::Args,
     id::SocketId,
     question::{Answer, Description},
-    raw::{Look, Raw, lenient},
+    raw::{Look, Raw},
 };
 
 /// The members of an answer as they are read. The result of a handler has its own key in each
 /// dialect: `data` in the classic one, `packet` in the sharded one.
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase", bound(deserialize = "'de: 'a"))]
 pub(super) struct Members<'a> {
-    rooms: Option<Rooms>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    sockets: Option<Raw<'a>>,
-    #[serde(rename = "clientCount", deserialize_with = "lenient::whole")]
-    count: Option<u64>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    packet: Option<Raw<'a>>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    data: Option<Raw<'a>>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    acks: Option<Raw<'a>>,
-    missing: Rooms,
-    #[serde(deserialize_with = "lenient::whole")]
-    unnamed: Option<u64>,
-    #[serde(deserialize_with = "lenient::is_true")]
-    none: bool,
-    #[serde(deserialize_with = "lenient::whole")]
-    reached: Option<u64>,
-    #[serde(deserialize_with = "lenient::boolean")]
-    order: Option<bool>,
-    // The envelope's own members in the classic dialect, and the id in both.
-    #[serde(rename = "type", deserialize_with = "lenient::whole")]
-    pub(super) kind: Option<u64>,
-    #[serde(rename = "requestId", borrow, deserialize_with = "lenient::text")]
-    pub(super) id: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    pub(super) node: Option<Cow<'a, str>>,
+    rooms: Raw<'a>,
+    sockets: Raw<'a>,
+    client_count: Raw<'a>,
+    packet: Raw<'a>,
+    data: Raw<'a>,
+    acks: Raw<'a>,
+    missing: Raw<'a>,
+    unnamed: Raw<'a>,
+    none: Raw<'a>,
+    reached: Raw<'a>,
+    order: Raw<'a>,
+    pub(super) request_id: Raw<'a>,
+    // In the classic dialect, the members of the envelope are here, too.
+    pub(super) r#type: Raw<'a>,
+    pub(super) node: Raw<'a>,
 }
 
 impl Members<'_> {
     pub(super) fn asked(&self) -> Result<Reply, WireError> {
-        let count = self.count.ok_or(WireError::Missing {
-            what: "clientCount",
-        })?;
-        Ok(Reply::Asked(count as usize))
+        let count = self.client_count.whole();
+        Ok(Reply::Asked(count.ok_or_else(|| missing("clientCount"))?))
     }
 
-    pub(super) fn acknowledged(self, arguments: &Arguments) -> Result<Reply, WireError> {
-        let list = self.acks.filter(|acks| acks.look() == Look::List);
-        let Some(list) = list else {
+    pub(super) fn acknowledged(&self, arguments: &Arguments) -> Result<Reply, WireError> {
+        let Some(acks) = self.acks.list() else {
             return Ok(Reply::Acknowledged(self.value(arguments)?));
         };
         let mut answers = Vec::new();
-        list.each(|ack| {
+        acks.each(|ack| {
             answers.push(read_ack(ack, arguments)?);
             Ok::<_, WireError>(())
         })?;
-        let missing = self.missing.names();
+        let missing = Rooms::read(self.missing)?.names();
         Ok(Reply::Answer(Answer::Acks {
             answers,
             missing: missing.iter().map(|id| SocketId::new(id)).collect(),
-            missing_unnamed: self.unnamed.unwrap_or(0) as usize,
+            missing_unnamed: self.unnamed.whole().unwrap_or(0),
         }))
     }
 
     pub(super) fn server_side(&self, arguments: &Arguments) -> Result<Reply, WireError> {
-        let args = if self.none {
-            None
-        } else {
-            Some(self.value(arguments)?)
+        let args = match self.none.is_true() {
+            true => None,
+            false => Some(self.value(arguments)?),
         };
         Ok(Reply::Answer(Answer::ServerSideEmit(args)))
     }
 
     /// An answer without a type: its members tell what it is. Node's old adapters confirm a command
     /// with an answer without members.
-    pub(super) fn untyped(self, arguments: &Arguments) -> Result<Reply, WireError> {
-        let sockets = self.sockets.filter(|list| list.look() == Look::List);
-        let answer = match (sockets, self.rooms, self.reached) {
-            (Some(sockets), ..) => read_sockets(sockets, arguments)?,
-            (None, Some(rooms), _) => Answer::Rooms(rooms.names()),
-            (None, None, Some(reached)) => Answer::Reached(reached as usize),
-            (None, None, None) => Answer::Command(self.order.unwrap_or(true)),
+    pub(super) fn untyped(&self, arguments: &Arguments) -> Result<Reply, WireError> {
+        let answer = if let Some(sockets) = self.sockets.list() {
+            read_sockets(sockets, arguments)?
+        } else if let Some(rooms) = self.rooms.present() {
+            Answer::Rooms(Rooms::read(rooms)?.names())
+        } else if let Some(reached) = self.reached.whole() {
+            Answer::Reached(reached)
+        } else {
+            Answer::Command(self.order.boolean().unwrap_or(true))
         };
         Ok(Reply::Answer(answer))
     }
 
     /// An acknowledgement or the result of a handler.
     fn value(&self, arguments: &Arguments) -> Result<Args, WireError> {
-        match self.packet.or(self.data) {
-            Some(raw) => arguments.argument(raw),
-            None => Ok(Args::default()),
-        }
+        arguments.argument(self.packet.present().unwrap_or(self.data))
     }
 }
 
@@ -132,49 +113,47 @@ fn read_sockets(list: Raw<'_>, arguments: &Arguments) -> Result<Answer, WireErro
 
 fn read_description(socket: Raw<'_>, arguments: &Arguments) -> Result<Description, WireError> {
     #[derive(Deserialize, Default)]
-    #[serde(default)]
+    #[serde(default, bound(deserialize = "'de: 'a"))]
     struct Socket<'a> {
-        #[serde(borrow, deserialize_with = "lenient::text")]
-        id: Option<Cow<'a, str>>,
-        rooms: Rooms,
-        #[serde(borrow, deserialize_with = "lenient::raw")]
-        data: Option<Raw<'a>>,
-        #[serde(borrow, deserialize_with = "lenient::raw")]
-        handshake: Option<Raw<'a>>,
+        id: Raw<'a>,
+        rooms: Raw<'a>,
+        data: Raw<'a>,
+        handshake: Raw<'a>,
     }
 
     let socket: Socket<'_> = socket.read()?;
-    let id = socket.id.ok_or(WireError::Missing {
-        what: "the id of a socket",
-    })?;
-    let tree = |raw: Option<Raw<'_>>| raw.map_or(Ok(Value::Null), |raw| arguments.tree(raw));
+    let id = socket
+        .id
+        .text()
+        .ok_or_else(|| missing("the id of a socket"))?;
+    let rooms = Rooms::read(socket.rooms)?.names();
     Ok(Description {
         id: SocketId::new(&id),
-        rooms: socket.rooms.names().into_iter().map(String::from).collect(),
-        data: tree(socket.data)?,
-        handshake: tree(socket.handshake)?,
+        rooms: rooms.into_iter().map(String::from).collect(),
+        data: arguments.tree(socket.data)?,
+        handshake: arguments.tree(socket.handshake)?,
     })
 }
 
 /// Reads a list of a socket's id, which may be unknown, and its arguments.
 fn read_ack(ack: Raw<'_>, arguments: &Arguments) -> Result<(Option<SocketId>, Args), WireError> {
     let parts: Vec<Raw<'_>> = ack.read()?;
-    let args = parts.get(1).ok_or(WireError::Missing {
-        what: "the arguments of an acknowledgement",
-    })?;
+    let args = parts
+        .get(1)
+        .ok_or_else(|| missing("the arguments of an acknowledgement"))?;
     let id = parts[0].text().map(|id| SocketId::new(&id));
     Ok((id, arguments.args(*args)?))
 }
 
 /// The members of an answer as they are written.
 #[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Written<'a> {
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub(super) kind: Option<u8>,
-    #[serde(rename = "requestId")]
-    pub(super) id: &'a str,
-    #[serde(rename = "clientCount", skip_serializing_if = "Option::is_none")]
-    count: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) r#type: Option<u8>,
+    pub(super) request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_count: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     packet: Option<Payload<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -224,7 +203,7 @@ impl<'a> Written<'a> {
         let mut members = Self::default();
         let answer = match reply {
             Reply::Asked(count) => {
-                members.count = Some(*count);
+                members.client_count = Some(*count);
                 return Ok(members);
             }
             Reply::Acknowledged(args) => {

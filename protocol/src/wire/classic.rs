@@ -6,22 +6,14 @@
 mod request;
 mod response;
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
     Incoming, WireError,
     parts::{EventPacket, Options, Packet, read_target},
-    payload::{Arguments, Encoding},
+    payload::{Arguments, Encoding, missing},
 };
-use crate::{
-    args::Args,
-    channel::EMITTER_UID,
-    message::Message,
-    raw::{Look, Raw, lenient},
-    target::Target,
-};
+use crate::{args::Args, channel::EMITTER_UID, message::Message, raw::Raw, target::Target};
 
 pub(super) use self::request::{read as read_request, write_message, write_question};
 pub(super) use self::response::{read as read_response, write as write_response};
@@ -70,8 +62,8 @@ pub(super) fn read_broadcast(
         place += 1;
         Ok::<_, WireError>(())
     })?;
-    let packet = packet.ok_or(WireError::Missing { what: "a packet" })?;
-    let target = target.ok_or(WireError::Missing { what: "options" })?;
+    let packet = packet.ok_or_else(|| missing("a packet"))?;
+    let target = target.ok_or_else(|| missing("options"))?;
     if !packet.is_for(namespace) {
         return Ok(Incoming::Ignored);
     }
@@ -87,15 +79,15 @@ pub(super) fn read_broadcast(
 }
 
 fn read_confirm(extension: Raw<'_>) -> Result<Option<Box<str>>, WireError> {
-    #[derive(Deserialize)]
+    #[derive(Deserialize, Default)]
+    #[serde(default, bound(deserialize = "'de: 'a"))]
     struct Extension<'a> {
-        #[serde(borrow, default, deserialize_with = "lenient::text")]
-        confirm: Option<Cow<'a, str>>,
+        confirm: Raw<'a>,
     }
 
-    if extension.look() != Look::Map {
+    let Some(map) = extension.map() else {
         return Ok(None);
-    }
-    let extension: Extension<'_> = extension.read()?;
-    Ok(extension.confirm.map(|id| id.into()))
+    };
+    let extension: Extension<'_> = map.read()?;
+    Ok(extension.confirm.boxed_text())
 }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{Deserialize, Serialize};
 
 use super::{
     WireError,
-    payload::{Arguments, Encoding, Event, Payload, expected},
+    payload::{Arguments, Encoding, Event, Payload, expected, missing},
 };
 use crate::{
     args::Args,
-    raw::{Look, Raw, RawError, lenient},
+    raw::{Look, Raw},
     target::{Flags, Target},
 };
 
@@ -30,6 +30,22 @@ pub(super) struct Rooms {
 }
 
 impl Rooms {
+    pub(super) fn read(raw: Raw<'_>) -> Result<Self, WireError> {
+        let mut rooms = Self::default();
+        match raw.look() {
+            Look::Nothing => {}
+            Look::Text(room) if room.is_empty() => {}
+            Look::Text(_) => rooms.push(raw),
+            Look::List | Look::Map if is_empty(raw) => {}
+            Look::List => raw.each(|room| {
+                rooms.push(room);
+                Ok::<_, WireError>(())
+            })?,
+            _ => return Err(expected("a list of rooms")),
+        }
+        Ok(rooms)
+    }
+
     /// The rooms to join or leave.
     pub(super) fn names(self) -> Vec<Box<str>> {
         self.names
@@ -53,30 +69,15 @@ impl Rooms {
     }
 }
 
-impl<'de> Deserialize<'de> for Rooms {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Raw::deserialize(deserializer)?;
-        let mut rooms = Self::default();
-        match raw.look() {
-            Look::Nothing => {}
-            Look::Text(room) if room.is_empty() => {}
-            Look::Text(_) => rooms.push(raw),
-            Look::List | Look::Map if is_empty(raw) => {}
-            Look::List => raw
-                .each(|room| {
-                    rooms.push(room);
-                    Ok::<_, RawError>(())
-                })
-                .map_err(Error::custom)?,
-            _ => return Err(Error::custom("expected a list of rooms")),
-        }
-        Ok(rooms)
-    }
+/// A member without which the message has no meaning.
+pub(super) fn required<'a>(raw: Raw<'a>, what: &'static str) -> Result<Raw<'a>, WireError> {
+    raw.present().ok_or_else(|| missing(what))
 }
 
 /// Whether a list or a map has nothing in it.
 fn is_empty(raw: Raw<'_>) -> bool {
     match raw {
+        Raw::Absent => true,
         Raw::Json(text) => text[1..text.len() - 1].trim_ascii().is_empty(),
         Raw::Msgpack(bytes) => bytes == [0x80] || bytes == [0x90],
     }
@@ -85,60 +86,62 @@ fn is_empty(raw: Raw<'_>) -> bool {
 /// Reads the options of a broadcast or an operation. PHP writes an empty list for no options.
 pub(super) fn read_target(raw: Raw<'_>) -> Result<Target, WireError> {
     #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct Members {
-        rooms: Rooms,
-        except: Rooms,
-        #[serde(deserialize_with = "lenient::map")]
-        flags: Option<FlagMembers>,
+    #[serde(default, bound(deserialize = "'de: 'a"))]
+    struct Members<'a> {
+        rooms: Raw<'a>,
+        except: Raw<'a>,
+        flags: Raw<'a>,
     }
 
-    let members = match raw.look() {
+    let members: Members<'_> = match raw.look() {
         Look::Map => raw.read()?,
         Look::List if is_empty(raw) => Members::default(),
         _ => return Err(expected("options")),
     };
     Ok(Target {
-        rooms: members.rooms.targets(),
-        except: members.except.names(),
-        flags: members.flags.unwrap_or_default().into(),
+        rooms: Rooms::read(members.rooms)?.targets(),
+        except: Rooms::read(members.except)?.names(),
+        flags: members
+            .flags
+            .map()
+            .map_or_else(|| Ok(Flags::default()), read_flags)?,
     })
 }
 
-/// The flags that travel. `expectSingleResponse` is skipped like unknown ones: it is about how the
-/// asker counts.
-#[derive(Serialize, Deserialize, Default)]
-#[serde(default)]
-struct FlagMembers {
-    #[serde(deserialize_with = "lenient::is_true")]
+/// `expectSingleResponse` is skipped like unknown flags: it is about how the asker counts.
+fn read_flags(raw: Raw<'_>) -> Result<Flags, WireError> {
+    #[derive(Deserialize, Default)]
+    #[serde(default, bound(deserialize = "'de: 'a"))]
+    struct Members<'a> {
+        volatile: Raw<'a>,
+        compress: Raw<'a>,
+        timeout: Raw<'a>,
+    }
+
+    let members: Members<'_> = raw.read()?;
+    let milliseconds = members.timeout.number().filter(|timeout| *timeout >= 0.0);
+    let timeout = |milliseconds| Duration::from_millis(milliseconds as u64).min(MAX_TIMEOUT);
+    Ok(Flags {
+        volatile: members.volatile.is_true(),
+        compress: members.compress.boolean(),
+        timeout: milliseconds.map(timeout),
+        local: false,
+    })
+}
+
+/// The flags that travel.
+#[derive(Serialize)]
+struct WrittenFlags {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     volatile: bool,
-    #[serde(deserialize_with = "lenient::boolean")]
     #[serde(skip_serializing_if = "Option::is_none")]
     compress: Option<bool>,
     /// In milliseconds.
-    #[serde(deserialize_with = "timeout", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
 }
 
-fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
-    let milliseconds = lenient::number(d)?.filter(|milliseconds| *milliseconds >= 0.0);
-    Ok(milliseconds.map(|milliseconds| milliseconds as u64))
-}
-
-impl From<FlagMembers> for Flags {
-    fn from(members: FlagMembers) -> Self {
-        let timeout = members.timeout.map(Duration::from_millis);
-        Self {
-            volatile: members.volatile,
-            compress: members.compress,
-            timeout: timeout.map(|timeout| timeout.min(MAX_TIMEOUT)),
-            local: false,
-        }
-    }
-}
-
-impl From<Flags> for FlagMembers {
+impl From<Flags> for WrittenFlags {
     fn from(flags: Flags) -> Self {
         // Rounded up, so that no time to wait becomes none.
         let milliseconds = |timeout: Duration| {
@@ -159,10 +162,10 @@ pub(super) struct Options<'a> {
     rooms: &'a [Box<str>],
     /// Where Node's emitter has its flags.
     #[serde(rename = "flags", skip_serializing_if = "Option::is_none")]
-    emitter_flags: Option<FlagMembers>,
+    emitter_flags: Option<WrittenFlags>,
     except: &'a [Box<str>],
     #[serde(skip_serializing_if = "Option::is_none")]
-    flags: Option<FlagMembers>,
+    flags: Option<WrittenFlags>,
 }
 
 impl<'a> Options<'a> {
@@ -172,7 +175,7 @@ impl<'a> Options<'a> {
             rooms: &target.rooms,
             emitter_flags: None,
             except: &target.except,
-            flags: flags.map(FlagMembers::from),
+            flags: flags.map(WrittenFlags::from),
         }
     }
 
@@ -187,14 +190,11 @@ impl<'a> Options<'a> {
 
 /// A packet as it is read.
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
 pub(super) struct Packet<'a> {
-    #[serde(rename = "type", deserialize_with = "lenient::whole")]
-    kind: Option<u64>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    data: Option<Raw<'a>>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    nsp: Option<Raw<'a>>,
+    r#type: Raw<'a>,
+    data: Raw<'a>,
+    nsp: Raw<'a>,
 }
 
 impl<'a> Packet<'a> {
@@ -207,7 +207,7 @@ impl<'a> Packet<'a> {
 
     /// Whether the packet is for the namespace. One that names none is for the main namespace.
     pub(super) fn is_for(&self, namespace: &str) -> bool {
-        match self.nsp {
+        match self.nsp.present() {
             None => namespace == "/",
             Some(named) => named.text().as_deref() == Some(namespace),
         }
@@ -215,18 +215,14 @@ impl<'a> Packet<'a> {
 
     /// The event. Old emitters mark events with binary by a type of their own.
     pub(super) fn event(&self, arguments: &Arguments) -> Result<Event, WireError> {
-        const EVENT: u64 = 2;
-        const BINARY_EVENT: u64 = 5;
-        match self.kind {
+        const EVENT: usize = 2;
+        const BINARY_EVENT: usize = 5;
+        match self.r#type.whole() {
             Some(EVENT | BINARY_EVENT) => {}
             Some(_) => return Err(expected("a packet with an event")),
-            None => {
-                return Err(WireError::Missing {
-                    what: "the type of the packet",
-                });
-            }
+            None => return Err(missing("the type of the packet")),
         }
-        arguments.event(self.data.ok_or(WireError::Missing { what: "data" })?)
+        arguments.event(required(self.data, "data")?)
     }
 }
 

@@ -135,6 +135,7 @@ impl Arguments {
     /// Reads a list of an event's name and its arguments.
     pub(super) fn event(&self, raw: Raw<'_>) -> Result<Event, WireError> {
         match raw {
+            Raw::Absent => Err(missing("an event")),
             Raw::Json(array) => {
                 let (name, rest) = self.split_event(array)?;
                 let args = Args::after_event(&array[rest..], Vec::new())?;
@@ -150,14 +151,16 @@ impl Arguments {
     /// Reads a list of arguments.
     pub(super) fn args(&self, raw: Raw<'_>) -> Result<Args, WireError> {
         match raw {
+            Raw::Absent => Err(missing("arguments")),
             Raw::Json(text) => self.checked(text.into()),
             Raw::Msgpack(bytes) => Ok(read_args(&mut Reader::new(bytes), self.limits)?),
         }
     }
 
-    /// Reads any value as a single argument.
+    /// Reads any value as a single argument; without a value there is none.
     pub(super) fn argument(&self, raw: Raw<'_>) -> Result<Args, WireError> {
         match raw {
+            Raw::Absent => Ok(Args::default()),
             Raw::Json(text) => self.checked(format!("[{text}]")),
             Raw::Msgpack(bytes) => {
                 let (value, attachments) = msgpack_to_json(&mut Reader::new(bytes), self.limits)?;
@@ -169,6 +172,7 @@ impl Arguments {
     /// Reads any value as a tree. Binary becomes what Node's `JSON.stringify` makes of it.
     pub(super) fn tree(&self, raw: Raw<'_>) -> Result<Value, WireError> {
         match raw {
+            Raw::Absent => Ok(Value::Null),
             Raw::Json(text) => serde_json::from_str(text).map_err(WireError::Value),
             Raw::Msgpack(bytes) => {
                 let (value, attachments) = msgpack_to_json(&mut Reader::new(bytes), self.limits)?;
@@ -215,4 +219,8 @@ impl Arguments {
 
 pub(super) fn expected(expected: &'static str) -> WireError {
     WireError::Unexpected { expected }
+}
+
+pub(super) fn missing(what: &'static str) -> WireError {
+    WireError::Missing { what }
 }

@@ -4,7 +4,7 @@
 //! Our additions are `node` and `confirm` in the envelope, and members in the data of questions and
 //! answers between our own nodes. Node looks at neither.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Asker, DEFAULT_ACK_TIMEOUT, Incoming, Publication, Reply, Wire, WireError,
     answers::{self, Members},
-    parts::{EventPacket, Options, Packet, Rooms, read_target},
-    payload::{Arguments, Encoding, Event, Payload, expected},
+    parts::{EventPacket, Options, Packet, Rooms, read_target, required},
+    payload::{Arguments, Encoding, Event, Payload, expected, missing},
 };
 use crate::{
     args::Args,
@@ -21,7 +21,7 @@ use crate::{
     id::NodeId,
     message::Message,
     question::{Answer, Question},
-    raw::{Look, Raw, lenient},
+    raw::Raw,
     target::{Flags, Target},
 };
 
@@ -38,37 +38,26 @@ const BROADCAST_ACK: u8 = 12;
 
 /// An envelope as it is read.
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
 struct Envelope<'a> {
-    #[serde(rename = "type", deserialize_with = "lenient::whole")]
-    kind: Option<u64>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    data: Option<Raw<'a>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    uid: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    nsp: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    node: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    confirm: Option<Cow<'a, str>>,
+    r#type: Raw<'a>,
+    data: Raw<'a>,
+    uid: Raw<'a>,
+    nsp: Raw<'a>,
+    node: Raw<'a>,
+    confirm: Raw<'a>,
 }
 
 /// The data of an envelope that is not an answer.
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase", bound(deserialize = "'de: 'a"))]
 struct Data<'a> {
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    packet: Option<Raw<'a>>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    opts: Option<Raw<'a>>,
-    #[serde(rename = "requestId", borrow, deserialize_with = "lenient::text")]
-    id: Option<Cow<'a, str>>,
-    #[serde(deserialize_with = "lenient::is_true")]
-    close: bool,
-    #[serde(deserialize_with = "lenient::is_true")]
-    reached: bool,
-    rooms: Rooms,
+    packet: Raw<'a>,
+    opts: Raw<'a>,
+    request_id: Raw<'a>,
+    close: Raw<'a>,
+    reached: Raw<'a>,
+    rooms: Raw<'a>,
 }
 
 /// Reads any message.
@@ -77,49 +66,45 @@ pub(super) fn read(
     namespace: &str,
     raw: Raw<'_>,
 ) -> Result<Incoming, WireError> {
-    if raw.look() != Look::Map {
-        return Err(expected("an envelope"));
-    }
-    let envelope: Envelope<'_> = raw.read()?;
-    let kind = envelope.kind.ok_or(WireError::Missing { what: "type" })?;
+    let envelope: Envelope<'_> = raw.map().ok_or_else(|| expected("an envelope"))?.read()?;
+    let kind = envelope.r#type.whole().ok_or_else(|| missing("type"))?;
     let kind = u8::try_from(kind).unwrap_or(0);
     let is_known = (BROADCAST..=BROADCAST_ACK).contains(&kind);
-    if !is_known || envelope.nsp.as_deref() != Some(namespace) {
+    if !is_known || envelope.nsp.text().as_deref() != Some(namespace) {
         return Ok(Incoming::Ignored);
     }
-    let data = envelope.data.filter(|data| data.look() == Look::Map);
-    let data = data.ok_or(WireError::Missing { what: "data" })?;
+    let data = envelope.data.map().ok_or_else(|| missing("data"))?;
     match kind {
         FETCH_SOCKETS_RESPONSE
         | SERVER_SIDE_EMIT_RESPONSE
         | BROADCAST_CLIENT_COUNT
-        | BROADCAST_ACK => envelope.response(kind, data.read()?, arguments),
-        kind => envelope.message_or_question(kind, data.read()?, arguments),
+        | BROADCAST_ACK => envelope.response(kind, &data.read()?, arguments),
+        kind => envelope.message_or_question(kind, &data.read()?, arguments),
     }
 }
 
 impl Envelope<'_> {
     fn message_or_question(
-        self,
+        &self,
         kind: u8,
-        data: Data<'_>,
+        data: &Data<'_>,
         arguments: &Arguments,
     ) -> Result<Incoming, WireError> {
         match kind {
             BROADCAST => self.broadcast(data, arguments),
             FETCH_SOCKETS => {
                 let target = data.target()?;
-                let question = if data.reached {
+                let question = if data.reached.is_true() {
                     Question::Reached(target)
                 } else {
                     Question::Sockets(target)
                 };
-                self.question(data.id, question)
+                self.question(data, question)
             }
             SERVER_SIDE_EMIT => {
-                let (event, args) = arguments.event(data.packet()?)?;
-                if data.id.is_some() {
-                    return self.question(data.id, Question::ServerSideEmit { event, args });
+                let (event, args) = arguments.event(required(data.packet, "packet")?)?;
+                if data.request_id.text().is_some() {
+                    return self.question(data, Question::ServerSideEmit { event, args });
                 }
                 Ok(self.message(Message::ServerSideEmit { event, args }))
             }
@@ -127,10 +112,11 @@ impl Envelope<'_> {
         }
     }
 
-    fn broadcast(self, data: Data<'_>, arguments: &Arguments) -> Result<Incoming, WireError> {
-        let (event, args): Event = Packet::read(data.packet()?)?.event(arguments)?;
+    fn broadcast(&self, data: &Data<'_>, arguments: &Arguments) -> Result<Incoming, WireError> {
+        let (event, args): Event =
+            Packet::read(required(data.packet, "packet")?)?.event(arguments)?;
         let mut target = data.target()?;
-        if data.id.is_none() {
+        if data.request_id.text().is_none() {
             return Ok(self.message(Message::Broadcast {
                 target,
                 event,
@@ -144,72 +130,68 @@ impl Envelope<'_> {
             args,
             timeout,
         };
-        self.question(data.id, question)
+        self.question(data, question)
     }
 
-    fn command(self, kind: u8, data: Data<'_>) -> Result<Incoming, WireError> {
+    fn command(&self, kind: u8, data: &Data<'_>) -> Result<Incoming, WireError> {
         let target = data.target()?;
         let message = if kind == DISCONNECT_SOCKETS {
-            let close = data.close;
+            let close = data.close.is_true();
             Message::DisconnectSockets { target, close }
         } else {
-            let rooms = data.rooms.names();
+            let rooms = Rooms::read(data.rooms)?.names();
             if kind == SOCKETS_JOIN {
                 Message::SocketsJoin { target, rooms }
             } else {
                 Message::SocketsLeave { target, rooms }
             }
         };
-        if data.id.is_some() && self.node.is_some() {
-            return self.question(data.id, Question::Command(message));
+        if data.request_id.text().is_some() && self.node.text().is_some() {
+            return self.question(data, Question::Command(message));
         }
         Ok(self.message(message))
     }
 
     fn response(
-        self,
+        &self,
         kind: u8,
-        mut members: Members<'_>,
+        members: &Members<'_>,
         arguments: &Arguments,
     ) -> Result<Incoming, WireError> {
-        let id = members.id.take();
         let reply = match kind {
             SERVER_SIDE_EMIT_RESPONSE => members.server_side(arguments)?,
             BROADCAST_CLIENT_COUNT => members.asked()?,
             BROADCAST_ACK => members.acknowledged(arguments)?,
             _ => members.untyped(arguments)?,
         };
-        let id = id.ok_or(WireError::Missing { what: "requestId" })?;
+        let id = members.request_id.boxed_text();
         Ok(Incoming::Response {
-            id: id.into(),
-            node: self.node.map(|name| NodeId::new(&name)),
+            id: id.ok_or_else(|| missing("requestId"))?,
+            node: self.node.text().map(|name| NodeId::new(&name)),
             reply,
         })
     }
 
-    fn message(self, message: Message) -> Incoming {
-        Incoming::Message {
-            message,
-            confirm: self.confirm.map(|id| id.into()),
-        }
+    fn message(&self, message: Message) -> Incoming {
+        let confirm = self.confirm.boxed_text();
+        Incoming::Message { message, confirm }
     }
 
-    fn question(self, id: Option<Cow<'_, str>>, question: Question) -> Result<Incoming, WireError> {
+    fn question(&self, data: &Data<'_>, question: Question) -> Result<Incoming, WireError> {
         Ok(Incoming::Question {
             asker: Asker::read(self.uid, self.node),
-            id: id.ok_or(WireError::Missing { what: "requestId" })?.into(),
+            id: data
+                .request_id
+                .boxed_text()
+                .ok_or_else(|| missing("requestId"))?,
             question,
         })
     }
 }
 
-impl<'a> Data<'a> {
-    fn packet(&self) -> Result<Raw<'a>, WireError> {
-        self.packet.ok_or(WireError::Missing { what: "packet" })
-    }
-
+impl Data<'_> {
     fn target(&self) -> Result<Target, WireError> {
-        read_target(self.opts.ok_or(WireError::Missing { what: "opts" })?)
+        read_target(required(self.opts, "opts")?)
     }
 }
 
@@ -371,7 +353,7 @@ pub(super) fn write_response(
         Encoding::Json
     };
     let mut members = answers::Written::new(encoding, reply, true)?;
-    members.id = id;
+    members.request_id = id;
     let channels = wire.channels();
     let uid = channel::uid(node, namespace, channels.dialect());
     let around = Around {

@@ -1,22 +1,22 @@
 //! Commands and questions of the classic dialect: JSON, or in the encoding of broadcasts if they
 //! carry a packet. Node tells the two apart by the first byte and accepts either for everything.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::super::{
     Asker, DEFAULT_ACK_TIMEOUT, Incoming, Wire, WireError,
-    parts::{EventPacket, Options, Packet, Rooms, read_target},
-    payload::{Arguments, Encoding, Payload, expected},
+    parts::{EventPacket, Options, Packet, Rooms, read_target, required},
+    payload::{Arguments, Encoding, Payload, expected, missing},
 };
 use crate::{
     channel::EMITTER_UID,
     id::NodeId,
     message::Message,
     question::Question,
-    raw::{Look, Raw, lenient},
+    raw::Raw,
     target::{Flags, Target},
 };
 
@@ -31,34 +31,22 @@ const BROADCAST: u8 = 7;
 
 /// What a request may contain.
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase", bound(deserialize = "'de: 'a"))]
 struct Request<'a> {
-    #[serde(rename = "type", deserialize_with = "lenient::number")]
-    kind: Option<f64>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    uid: Option<Cow<'a, str>>,
-    #[serde(rename = "requestId", borrow, deserialize_with = "lenient::text")]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    node: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    confirm: Option<Cow<'a, str>>,
-    #[serde(deserialize_with = "lenient::is_true")]
-    reached: bool,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    opts: Option<Raw<'a>>,
-    rooms: Option<Rooms>,
+    r#type: Raw<'a>,
+    uid: Raw<'a>,
+    request_id: Raw<'a>,
+    node: Raw<'a>,
+    confirm: Raw<'a>,
+    reached: Raw<'a>,
+    opts: Raw<'a>,
+    rooms: Raw<'a>,
     /// Of commands before version 7 of Node's adapter: one socket and one room.
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    sid: Option<Cow<'a, str>>,
-    #[serde(borrow, deserialize_with = "lenient::text")]
-    room: Option<Cow<'a, str>>,
-    #[serde(deserialize_with = "lenient::is_true")]
-    close: bool,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    data: Option<Raw<'a>>,
-    #[serde(borrow, deserialize_with = "lenient::raw")]
-    packet: Option<Raw<'a>>,
+    sid: Raw<'a>,
+    room: Raw<'a>,
+    close: Raw<'a>,
+    data: Raw<'a>,
+    packet: Raw<'a>,
 }
 
 /// Reads a command or a question.
@@ -67,11 +55,8 @@ pub(in super::super) fn read(
     namespace: &str,
     raw: Raw<'_>,
 ) -> Result<Incoming, WireError> {
-    if raw.look() != Look::Map {
-        return Err(expected("a request"));
-    }
-    let mut request: Request<'_> = raw.read()?;
-    let kind = request.kind.ok_or(WireError::Missing { what: "type" })?;
+    let request: Request<'_> = raw.map().ok_or_else(|| expected("a request"))?.read()?;
+    let kind = request.r#type.number().ok_or_else(|| missing("type"))?;
     let known = f64::from(SOCKETS)..=f64::from(BROADCAST);
     if kind.fract() != 0.0 || !known.contains(&kind) {
         return Ok(Incoming::Ignored);
@@ -79,7 +64,7 @@ pub(in super::super) fn read(
     match kind as u8 {
         SOCKETS => {
             let target = Target {
-                rooms: request.rooms.take().unwrap_or_default().targets(),
+                rooms: Rooms::read(request.rooms)?.targets(),
                 ..Target::default()
             };
             let question = request.reached_or(target, Question::SocketIds);
@@ -92,9 +77,8 @@ pub(in super::super) fn read(
             request.question(question)
         }
         SERVER_SIDE_EMIT => {
-            let data = request.data.ok_or(WireError::Missing { what: "data" })?;
-            let (event, args) = arguments.event(data)?;
-            if request.id.is_some() {
+            let (event, args) = arguments.event(required(request.data, "data")?)?;
+            if request.request_id.text().is_some() {
                 return request.question(Question::ServerSideEmit { event, args });
             }
             Ok(request.message(Message::ServerSideEmit { event, args }))
@@ -106,8 +90,7 @@ pub(in super::super) fn read(
 
 impl Request<'_> {
     fn broadcast(self, arguments: &Arguments, namespace: &str) -> Result<Incoming, WireError> {
-        let packet = self.packet.ok_or(WireError::Missing { what: "packet" })?;
-        let packet = Packet::read(packet)?;
+        let packet = Packet::read(required(self.packet, "packet")?)?;
         if !packet.is_for(namespace) {
             return Ok(Incoming::Ignored);
         }
@@ -124,59 +107,58 @@ impl Request<'_> {
 
     /// A command. It is a question in its old form for one socket, and if a node of ours asks for
     /// an answer.
-    fn command(mut self, kind: u8) -> Result<Incoming, WireError> {
-        let is_old = self.opts.is_none();
-        let target = match (self.opts, &self.sid) {
-            (Some(options), _) => read_target(options)?,
-            (None, Some(sid)) => Target {
-                rooms: vec![(**sid).into()],
+    fn command(self, kind: u8) -> Result<Incoming, WireError> {
+        let is_old = self.opts.present().is_none();
+        let target = match self.sid.boxed_text().filter(|_| is_old) {
+            Some(sid) => Target {
+                rooms: vec![sid],
                 ..Target::default()
             },
-            (None, None) => return Err(WireError::Missing { what: "opts" }),
+            None => self.target()?,
         };
         let message = if kind == REMOTE_DISCONNECT {
-            let close = self.close;
+            let close = self.close.is_true();
             Message::DisconnectSockets { target, close }
         } else {
-            let room = self.room.as_deref().map(|room| vec![Box::from(room)]);
-            let rooms = self.rooms.take().map(Rooms::names).or(room);
-            let rooms = rooms.ok_or(WireError::Missing { what: "rooms" })?;
+            let rooms = self.rooms.present().or_else(|| self.room.present());
+            let rooms = Rooms::read(rooms.ok_or_else(|| missing("rooms"))?)?.names();
             if kind == REMOTE_JOIN {
                 Message::SocketsJoin { target, rooms }
             } else {
                 Message::SocketsLeave { target, rooms }
             }
         };
-        if self.id.is_some() && (is_old || self.node.is_some()) {
+        let is_answered = is_old || self.node.text().is_some();
+        if is_answered && self.request_id.text().is_some() {
             return self.question(Question::Command(message));
         }
         Ok(self.message(message))
     }
 
     fn target(&self) -> Result<Target, WireError> {
-        read_target(self.opts.ok_or(WireError::Missing { what: "opts" })?)
+        read_target(required(self.opts, "opts")?)
     }
 
     fn reached_or(&self, target: Target, other: fn(Target) -> Question) -> Question {
-        if self.reached {
+        if self.reached.is_true() {
             Question::Reached(target)
         } else {
             other(target)
         }
     }
 
-    fn message(self, message: Message) -> Incoming {
-        Incoming::Message {
-            message,
-            confirm: self.confirm.map(|id| id.into()),
-        }
+    fn message(&self, message: Message) -> Incoming {
+        let confirm = self.confirm.boxed_text();
+        Incoming::Message { message, confirm }
     }
 
-    fn question(self, question: Question) -> Result<Incoming, WireError> {
-        let id = self.id.ok_or(WireError::Missing { what: "requestId" })?;
+    fn question(&self, question: Question) -> Result<Incoming, WireError> {
         Ok(Incoming::Question {
             asker: Asker::read(self.uid, self.node),
-            id: id.into(),
+            id: self
+                .request_id
+                .boxed_text()
+                .ok_or_else(|| missing("requestId"))?,
             question,
         })
     }
@@ -184,13 +166,13 @@ impl Request<'_> {
 
 /// A request as it is written, in the order of its members.
 #[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
 struct Written<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     uid: Option<&'a str>,
-    #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    #[serde(rename = "type")]
-    kind: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    r#type: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Payload<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,7 +200,7 @@ pub(in super::super) fn write_message(
     let mut request = if let Message::ServerSideEmit { event, args } = message {
         Written {
             uid: Some(uid),
-            kind: SERVER_SIDE_EMIT,
+            r#type: SERVER_SIDE_EMIT,
             data: Some(Payload::event(Encoding::Json, event, args)?),
             ..Written::default()
         }
@@ -244,11 +226,11 @@ pub(in super::super) fn write_question(
         Question::SocketIds(target) => ids_or_fetch(target, false),
         Question::Reached(target) => ids_or_fetch(target, true),
         Question::Rooms => Written {
-            kind: ALL_ROOMS,
+            r#type: ALL_ROOMS,
             ..Written::default()
         },
         Question::ServerSideEmit { event, args } => Written {
-            kind: SERVER_SIDE_EMIT,
+            r#type: SERVER_SIDE_EMIT,
             data: Some(Payload::event(Encoding::Json, event, args)?),
             ..Written::default()
         },
@@ -261,7 +243,7 @@ pub(in super::super) fn write_question(
             encoding = wire.encoding();
             let packet = EventPacket::new(encoding, event, args, Some(namespace))?;
             Written {
-                kind: BROADCAST,
+                r#type: BROADCAST,
                 packet: Some(packet),
                 opts: Some(Options::new(target, Some(with_timeout(target, *timeout)))),
                 ..Written::default()
@@ -272,7 +254,7 @@ pub(in super::super) fn write_question(
     if !matches!(question, Question::Command(_)) {
         request.uid = Some(uid);
     }
-    request.id = Some(id);
+    request.request_id = Some(id);
     request.node = Some(asker.as_str());
     Ok(encoding.to_bytes(&request))
 }
@@ -286,7 +268,7 @@ fn with_timeout(target: &Target, timeout: Duration) -> Flags {
 
 fn fetch(target: &Target, reached: bool) -> Written<'_> {
     Written {
-        kind: REMOTE_FETCH,
+        r#type: REMOTE_FETCH,
         opts: Some(Options::new(target, None)),
         reached,
         ..Written::default()
@@ -299,7 +281,7 @@ fn ids_or_fetch(target: &Target, reached: bool) -> Written<'_> {
         return fetch(target, reached);
     }
     Written {
-        kind: SOCKETS,
+        r#type: SOCKETS,
         rooms: Some(&target.rooms),
         reached,
         ..Written::default()
@@ -323,7 +305,7 @@ fn command<'a>(uid: &'a str, message: &'a Message) -> Result<Written<'a>, WireEr
     };
     Ok(Written {
         uid: sender,
-        kind,
+        r#type: kind,
         opts: Some(Options::new(target, None)),
         close,
         rooms,

@@ -6,13 +6,9 @@
 use super::super::{
     Asker, Incoming, Publication, Reply, Wire, WireError,
     answers::{Members, Written},
-    payload::{Arguments, Encoding, expected},
+    payload::{Arguments, Encoding, expected, missing},
 };
-use crate::{
-    id::NodeId,
-    question::Answer,
-    raw::{Look, Raw},
-};
+use crate::{id::NodeId, question::Answer, raw::Raw};
 
 const SERVER_SIDE_EMIT: u8 = 6;
 const BROADCAST_CLIENT_COUNT: u8 = 8;
@@ -20,22 +16,18 @@ const BROADCAST_ACK: u8 = 9;
 
 /// Reads an answer.
 pub(in super::super) fn read(arguments: &Arguments, raw: Raw<'_>) -> Result<Incoming, WireError> {
-    if raw.look() != Look::Map {
-        return Err(expected("an answer"));
-    }
-    let mut members: Members<'_> = raw.read()?;
-    let (id, node) = (members.id.take(), members.node.take());
-    let reply = match members.kind.map(u8::try_from) {
-        Some(Ok(SERVER_SIDE_EMIT)) => members.server_side(arguments)?,
-        Some(Ok(BROADCAST_CLIENT_COUNT)) => members.asked()?,
-        Some(Ok(BROADCAST_ACK)) => members.acknowledged(arguments)?,
+    let members: Members<'_> = raw.map().ok_or_else(|| expected("an answer"))?.read()?;
+    let reply = match members.r#type.number().map(|kind| kind as u8) {
+        Some(SERVER_SIDE_EMIT) => members.server_side(arguments)?,
+        Some(BROADCAST_CLIENT_COUNT) => members.asked()?,
+        Some(BROADCAST_ACK) => members.acknowledged(arguments)?,
         None => members.untyped(arguments)?,
         Some(_) => return Ok(Incoming::Ignored),
     };
-    let id = id.ok_or(WireError::Missing { what: "requestId" })?;
+    let id = members.request_id.boxed_text();
     Ok(Incoming::Response {
-        id: id.into(),
-        node: node.map(|name| NodeId::new(&name)),
+        id: id.ok_or_else(|| missing("requestId"))?,
+        node: members.node.text().map(|name| NodeId::new(&name)),
         reply,
     })
 }
@@ -69,8 +61,8 @@ pub(in super::super) fn write(
         Reply::Answer(Answer::Command(_)) if !is_ours => Written::default(),
         reply => Written::new(encoding, reply, false)?,
     };
-    members.kind = kind;
-    members.id = id;
+    members.r#type = kind;
+    members.request_id = id;
     members.node = is_ours.then_some(node.as_str());
     Ok(Some(Publication {
         channel: channel(wire, namespace, to, reply),
