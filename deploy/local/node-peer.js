@@ -1,6 +1,6 @@
-// A Node.js Socket.IO server in the same cluster as Roomcast nodes, through the official Redis adapter:
-// how a server that exists already takes part. It understands the events of `roomcast serve
-// --client-rooms` and serves the page of `roomcast demo`.
+// A Node.js Socket.IO server in the same cluster as Roomcast nodes, through the official Redis adapter. It
+// shows how an existing server takes part. It handles the events of `roomcast serve --client-rooms` and
+// serves the page of `roomcast demo`.
 //
 //   node node-peer.js --redis URL --port PORT --internal-port PORT
 
@@ -34,7 +34,7 @@ async function main() {
   const publisher = createClient({ url: values.redis });
   const subscriber = publisher.duplicate();
   for (const client of [publisher, subscriber]) {
-    // Without a listener, a lost connection would end the process instead of being tried again.
+    // Without a listener, a lost connection would end the process instead of being retried.
     client.on("error", (error) => console.error(`redis: ${error.message}`));
   }
   await Promise.all([publisher.connect(), subscriber.connect()]);
@@ -59,7 +59,7 @@ async function main() {
   for (const signal of ["SIGTERM", "SIGINT"]) {
     process.once(signal, async () => {
       isReady = false;
-      // Connections end without a packet that says so: clients take that for an accident and return.
+      // Connections end without a disconnect packet, so clients treat it as an accident and reconnect.
       io.engine.close();
       http.close();
       internal.close();
@@ -75,7 +75,7 @@ function servePage(request, response) {
 }
 
 function attachRooms(io, socket) {
-  // Rooms that were told of the client, and will be told that it is gone.
+  // Rooms that were notified of the client, and will be notified when it leaves.
   const announced = new Set();
   const tell = (room, event) => socket.to(room).emit(event, { room, id: socket.id });
   const shared = () => [...socket.rooms].filter((room) => room !== socket.id).sort();
@@ -92,7 +92,7 @@ function attachRooms(io, socket) {
   };
 
   socket.on("join", answering(async (room, { quiet } = {}) => {
-    // A name of this form could be a socket's id, whose private room is not for others.
+    // A name of this form could be the id of a socket, and its private room is not for others.
     if (typeof room !== "string" || !room || /^[\w-]{20}$/.test(room)) throw new Error("no such room");
     const isNew = !socket.rooms.has(room);
     await socket.join(room);

@@ -136,7 +136,7 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
     const hit = sockets.filter((socket) => nodeOf(socket) === "node-2");
     const returned = hit.map((socket) => next(socket, "connect", 60_000));
     cluster.signal("node-2", "SIGKILL");
-    await cluster.line("node-2 ended with status 137; the others go on");
+    await cluster.line("node-2 ended with status 137; the others continue");
     await Promise.all(returned);
     for (const socket of sockets) {
       assert.notEqual(nodeOf(socket), "node-2");

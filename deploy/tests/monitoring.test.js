@@ -1,4 +1,4 @@
-// What a real Prometheus reads from a cluster: figures, rules, and every query of the dashboard.
+// What a real Prometheus reads from a cluster: metrics, rules, and every query of the dashboard.
 
 "use strict";
 

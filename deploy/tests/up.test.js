@@ -28,7 +28,7 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
     await cluster.line("Ctrl-C stops everything");
     cluster.folder = /files +(\/.*)$/.exec(await cluster.line("  files "))[1];
     cluster.signal("prometheus", "SIGKILL");
-    await cluster.line("prometheus ended with status 137; the others go on");
+    await cluster.line("prometheus ended with status 137; the others continue");
     assert.ok(!(await isFree(cluster.ports)), "the balancer");
     assert.equal(await cluster.stop(), 1, cluster.output);
   });
