@@ -289,54 +289,38 @@ fn check(config: &Config) -> Result<(), BuildError> {
     if !config.polling && !config.websocket {
         return Err(BuildError::NoTransport);
     }
-    let durations = [
-        ("ping_interval", config.heartbeat.interval),
-        ("ping_timeout", config.heartbeat.timeout),
-        ("upgrade_timeout", config.upgrade_timeout),
-        ("connect_timeout", config.connect_timeout),
-        ("limits.header_timeout", config.limits.header_timeout),
-        ("limits.body_timeout", config.limits.body_timeout),
-    ];
-    for (setting, value) in durations {
-        if value.is_zero() {
-            return Err(BuildError::Setting {
-                setting,
-                problem: "zero",
-            });
-        }
-    }
-    let numbers = [
-        ("max_payload", config.max_payload),
-        ("limits.json_depth", config.limits.json_depth),
+    let limits = &config.limits;
+    let zeros = [
+        ("ping_interval", config.heartbeat.interval.is_zero()),
+        ("ping_timeout", config.heartbeat.timeout.is_zero()),
+        ("upgrade_timeout", config.upgrade_timeout.is_zero()),
+        ("connect_timeout", config.connect_timeout.is_zero()),
+        ("limits.header_timeout", limits.header_timeout.is_zero()),
+        ("limits.body_timeout", limits.body_timeout.is_zero()),
+        ("max_payload", config.max_payload == 0),
+        ("limits.json_depth", limits.json_depth == 0),
         (
             "limits.namespaces_per_connection",
-            config.limits.namespaces_per_connection,
+            limits.namespaces_per_connection == 0,
         ),
-        ("limits.events_in_flight", config.limits.events_in_flight),
-        ("limits.outbox_bytes", config.limits.outbox_bytes),
-        ("limits.fragments", config.limits.fragments),
-        ("limits.connections", config.limits.connections),
+        ("limits.events_in_flight", limits.events_in_flight == 0),
+        ("limits.outbox_bytes", limits.outbox_bytes == 0),
+        ("limits.fragments", limits.fragments == 0),
+        ("limits.connections", limits.connections == 0),
     ];
-    for (setting, value) in numbers {
-        if value == 0 {
-            return Err(BuildError::Setting {
-                setting,
-                problem: "zero",
-            });
+    let zeros = zeros.map(|(setting, is_wrong)| (setting, is_wrong, "zero"));
+    let others = [
+        ("limits.json_depth", limits.json_depth > 127, "above 127"),
+        (
+            "limits.inbox_bytes",
+            limits.inbox_bytes < config.max_payload,
+            "below `max_payload`: a client's largest body would never fit",
+        ),
+    ];
+    for (setting, is_wrong, problem) in zeros.into_iter().chain(others) {
+        if is_wrong {
+            return Err(BuildError::Setting { setting, problem });
         }
-    }
-    if config.limits.json_depth > 127 {
-        return Err(BuildError::Setting {
-            setting: "limits.json_depth",
-            problem: "above 127",
-        });
-    }
-    if config.limits.inbox_bytes < config.max_payload {
-        let problem = "below `max_payload`: a client's largest body would never fit";
-        return Err(BuildError::Setting {
-            setting: "limits.inbox_bytes",
-            problem,
-        });
     }
     Ok(())
 }

@@ -40,29 +40,21 @@ impl Parser {
         args: &Args,
     ) -> Result<Frame, EmitError> {
         match self {
-            Self::Json => {
-                let write = |out: &mut Vec<u8>| encode::event(out, nsp, id, name, args);
-                Ok(Frame::message(write, args.attachments()))
-            }
-            Self::Msgpack => {
-                let mut out = Vec::new();
-                msgpack::event(&mut out, nsp, id, name, args).map_err(|_| NOT_JSON)?;
-                Ok(Frame::binary(out.into()))
-            }
+            Self::Json => Ok(Frame::message(
+                |out| encode::event(out, nsp, id, name, args),
+                args.attachments(),
+            )),
+            Self::Msgpack => msgpack_frame(|out| msgpack::event(out, nsp, id, name, args)),
         }
     }
 
     pub(crate) fn ack(self, nsp: &str, id: u64, args: &Args) -> Result<Frame, EmitError> {
         match self {
-            Self::Json => {
-                let write = |out: &mut Vec<u8>| encode::ack(out, nsp, id, args);
-                Ok(Frame::message(write, args.attachments()))
-            }
-            Self::Msgpack => {
-                let mut out = Vec::new();
-                msgpack::ack(&mut out, nsp, id, args).map_err(|_| NOT_JSON)?;
-                Ok(Frame::binary(out.into()))
-            }
+            Self::Json => Ok(Frame::message(
+                |out| encode::ack(out, nsp, id, args),
+                args.attachments(),
+            )),
+            Self::Msgpack => msgpack_frame(|out| msgpack::ack(out, nsp, id, args)),
         }
     }
 
@@ -81,7 +73,11 @@ impl Parser {
     }
 }
 
-const NOT_JSON: EmitError = EmitError::Args(ArgsError::NotAnArray);
+fn msgpack_frame<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Frame, EmitError> {
+    let mut out = Vec::new();
+    write(&mut out).map_err(|_| EmitError::Args(ArgsError::NotAnArray))?;
+    Ok(Frame::binary(out.into()))
+}
 
 pub(crate) fn connect_reply(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str, sid: &str) {
     send(turn, dialect, |out| {
