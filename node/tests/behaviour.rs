@@ -6,9 +6,14 @@
 mod support;
 
 use std::{
+    collections::BTreeMap,
     future::{self, Ready},
     io,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -99,6 +104,87 @@ async fn a_panic_while_authorizing_refuses_the_connect_only() {
     }
     assert_eq!(server.metric(PANICS), 2);
     client.join("/other").await;
+    assert_served_in_other(&mut client).await;
+}
+
+/// As with the pages of some frameworks, which connect, disconnect and connect again at once.
+#[tokio::test]
+async fn a_second_connect_takes_the_place_of_one_that_is_being_decided() {
+    let (gate, decisions) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
+    let (waits, counts) = (gate.clone(), Arc::clone(&decisions));
+    let namespace = Namespace::new("/slow")
+        .authorize(move |handshake: Handshake| {
+            let gate = waits.clone();
+            counts.fetch_add(1, Ordering::SeqCst);
+            async move {
+                gate.pass().await;
+                Ok::<_, Refused>(
+                    handshake
+                        .auth::<BTreeMap<String, String>>()
+                        .unwrap_or_default(),
+                )
+            }
+        })
+        .on("who", async |socket: Socket| {
+            socket.data::<BTreeMap<String, String>>().unwrap()["who"].clone()
+        });
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::open(server.address).await;
+    client.join("/other").await;
+    client.send(r#"40/slow,{"who":"first"}"#).await;
+    client.send(r#"40/slow,{"who":"second"}"#).await;
+    eventually("both are being decided", || {
+        decisions.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    gate.open();
+    assert!(client.text().await.starts_with(r#"40/slow,{"sid":"#));
+    client.send(r#"42/slow,7["who"]"#).await;
+    assert_eq!(client.text().await, r#"43/slow,7["second"]"#);
+    assert_eq!(sockets_in(&server, "/slow"), 1);
+    assert_served_in_other(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_second_connect_takes_the_place_of_the_socket() {
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let namespace = echoing("/fast").on_disconnect(move |socket: Socket, reason| {
+        ended.send((socket.id().to_string(), reason)).unwrap();
+        async {}
+    });
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::open(server.address).await;
+    client.join("/other").await;
+    let first = client.join("/fast").await;
+    let second = client.join("/fast").await;
+    assert_ne!(first, second);
+    let (id, reason) = ends.recv().await.unwrap();
+    assert_eq!(first, id);
+    assert_eq!(reason, DisconnectReason::ClientDisconnect);
+    assert_eq!(sockets_in(&server, "/fast"), 1);
+    assert_served_in_other(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_disconnect_ends_the_decision_about_a_connect() {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let namespace = Namespace::new("/slow").authorize(move |_: Handshake| {
+        let gate = waits.clone();
+        async move {
+            gate.pass().await;
+            Ok::<_, Refused>(())
+        }
+    });
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::open(server.address).await;
+    client.join("/other").await;
+    client.send("40/slow,").await;
+    client.send("41/slow,").await;
+    assert_served_in_other(&mut client).await;
+    gate.open();
+    client.join("/slow").await;
+    assert_eq!(sockets_in(&server, "/slow"), 1);
     assert_served_in_other(&mut client).await;
 }
 

@@ -30,7 +30,7 @@ use smallvec::SmallVec;
 use super::{
     error::Refused,
     handler::{BoxFuture, Event, HandlerError, Reply},
-    in_flight::{Done, InFlight, Task},
+    in_flight::{Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
     packets,
     server::Inner as Server,
@@ -101,9 +101,13 @@ impl Client {
         packet: &Packet<'_>,
     ) -> Result<(), CloseReason> {
         if packet.kind == PacketKind::Connect {
-            return self.connect(turn, cx, packet);
+            self.connect(turn, cx, packet);
+            return Ok(());
         }
         let Some(socket) = self.socket(&packet.nsp) else {
+            if packet.kind == PacketKind::Disconnect && self.withdraw_connect(&packet.nsp) {
+                return Ok(());
+            }
             // The server has disconnected it. The client may not know yet.
             let has_left = |in_flight: &InFlight| in_flight.has_left(&packet.nsp);
             if self.is_known(&packet.nsp) || self.in_flight.as_deref().is_some_and(has_left) {
@@ -112,7 +116,18 @@ impl Client {
             return Err(refused("unknown_namespace"));
         };
         match packet.kind {
-            PacketKind::Event => self.event(turn, cx, socket, packet),
+            PacketKind::Event => {
+                let engine = &self.server.engine;
+                engine.metrics.events_received.inc();
+                let limit = engine.config.limits.events_in_flight;
+                match self.in_flight.as_mut().filter(|i| i.is_full(limit)) {
+                    None => self.event(turn, cx, socket, packet),
+                    Some(in_flight) => {
+                        engine.metrics.limit_reached(Limit::EventsInFlight);
+                        in_flight.hold(socket, packet);
+                    }
+                }
+            }
             PacketKind::Ack => {
                 if let Some(id) = packet.id {
                     socket.live().acks.answer(&socket, id, packet.to_args());
@@ -143,12 +158,7 @@ impl Client {
         self.sockets.iter().any(|s| s.namespace_name() == nsp)
     }
 
-    fn connect(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        packet: &Packet<'_>,
-    ) -> Result<(), CloseReason> {
+    fn connect(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, packet: &Packet<'_>) {
         let (nsp, auth) = match self.dialect {
             Dialect::V2 => split_query(&packet.nsp),
             _ => (
@@ -156,10 +166,8 @@ impl Client {
                 (!packet.data.is_empty()).then(|| packet.data.to_string()),
             ),
         };
+        self.replace_connect(turn, cx, nsp);
         let in_flight = self.in_flight.as_ref();
-        if self.is_known(nsp) || in_flight.is_some_and(|i| i.is_connecting(nsp)) {
-            return Err(refused("already_connected"));
-        }
         let metrics = &self.server.engine.metrics;
         let in_use = self.sockets.len() + in_flight.map_or(0, |i| i.connecting());
         if in_use >= self.server.engine.config.limits.namespaces_per_connection {
@@ -167,17 +175,17 @@ impl Client {
             self.count_refused("namespaces");
             let refused = Refused::new("too many namespaces on one connection");
             packets::connect_error(turn, self.dialect, nsp, &refused);
-            return Ok(());
+            return;
         }
         let Some(namespace) = self.server.enter(nsp) else {
             self.count_refused("unknown");
             packets::unknown_namespace(turn, self.dialect, nsp);
-            return Ok(());
+            return;
         };
         let handshake = Handshake::of(&self.request, auth.as_deref());
         let Some(authorize) = &namespace.handlers.authorize else {
             self.admit(turn, cx, &namespace, handshake, None);
-            return Ok(());
+            return;
         };
         match catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone()))) {
             Ok(future) => {
@@ -190,7 +198,31 @@ impl Client {
             }
             Err(_) => self.finish(turn, cx, Done::AdmissionPanicked(namespace)),
         }
-        Ok(())
+    }
+
+    /// Ends what an earlier CONNECT to the namespace has led to. A client that disconnects before it
+    /// has received the reply sends nothing, and its next CONNECT arrives while the first is being
+    /// decided or has just been accepted.
+    fn replace_connect(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, nsp: &str) {
+        self.withdraw_connect(nsp);
+        let known = |socket: &&Socket| socket.namespace_name() == nsp;
+        if let Some(socket) = self.sockets.iter().find(known).cloned() {
+            let reason = if socket.is_connected() {
+                DisconnectReason::ClientDisconnect
+            } else {
+                DisconnectReason::ServerDisconnect
+            };
+            self.leave(turn, cx, &socket, reason);
+        }
+    }
+
+    /// Drops the pending decision about a connect. Returns `false` if there is none.
+    fn withdraw_connect(&mut self, nsp: &str) -> bool {
+        let withdrawn = self.in_flight.as_mut().and_then(|i| i.withdraw(nsp));
+        if let Some(namespace) = &withdrawn {
+            namespace.leave();
+        }
+        withdrawn.is_some()
     }
 
     /// Lets the client into the namespace: from here on it is a socket.
@@ -237,7 +269,6 @@ impl Client {
     ) {
         let handlers = &socket.live().handlers;
         let metrics = &self.server.engine.metrics;
-        metrics.events_received.inc();
         // An event without a name reaches no handler.
         let Some(name) = packet.event.as_ref().map(|event| &*event.name) else {
             metrics.events_unhandled.inc();
@@ -253,8 +284,9 @@ impl Client {
                 name: name.into(),
                 args: packet.to_args(),
             };
+            let was_connected = socket.is_connected();
             self.run(turn, cx, &socket, || any(socket.clone(), event));
-            if !socket.is_connected() {
+            if was_connected && !socket.is_connected() {
                 return;
             }
         }
@@ -403,8 +435,9 @@ impl Client {
     ) {
         turn.send(&socket.disconnect_packet());
         let limit = self.server.engine.config.limits.namespaces_per_connection;
-        let name = &socket.live().name;
-        self.in_flight().remember_left(name, limit);
+        let in_flight = self.in_flight();
+        in_flight.remember_left(&socket.live().name, limit);
+        in_flight.drop_held(socket);
         self.leave(turn, cx, socket, reason);
     }
 
@@ -442,8 +475,7 @@ impl Client {
                 }
                 Verdict::Close => {
                     for socket in self.sockets.clone() {
-                        turn.send(&socket.disconnect_packet());
-                        self.leave(turn, cx, &socket, DisconnectReason::ServerDisconnect);
+                        self.dismiss(turn, cx, &socket, DisconnectReason::ServerDisconnect);
                     }
                     turn.connection.close(CloseReason::ServerDisconnect);
                 }
@@ -455,9 +487,15 @@ impl Client {
         self.in_flight.get_or_insert_default()
     }
 
-    /// Polls the tasks that can make progress.
+    /// Polls the tasks that can make progress, and lets held events take the places of those that
+    /// are done.
     fn advance(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
+        let limit = self.server.engine.config.limits.events_in_flight;
         while let Some(in_flight) = &mut self.in_flight {
+            if let Some(Held { socket, packet }) = in_flight.release(limit) {
+                self.event(turn, cx, socket, &packet);
+                continue;
+            }
             match in_flight.poll_next(cx) {
                 Poll::Ready(Some(done)) => self.finish(turn, cx, done),
                 Poll::Ready(None) if in_flight.is_idle() => self.in_flight = None,
@@ -478,9 +516,7 @@ impl Protocol for Client {
                 event: None,
                 attachments: Vec::new(),
             };
-            // Nothing is connected yet, so there is nothing to refuse.
-            let connected = self.connect(turn, cx, &main);
-            debug_assert!(connected.is_ok(), "the first connect is never a second one");
+            self.connect(turn, cx, &main);
         }
     }
 
@@ -522,9 +558,15 @@ impl Protocol for Client {
         self.carry_out(turn, cx);
     }
 
+    /// Reading goes on at the limit of running handlers, since handlers may wait for what is read
+    /// next. It pauses where that would let a client fill memory: with held events, or with
+    /// handlers of connects and disconnects, which are not held.
     fn is_ready(&self) -> bool {
-        let limit = self.server.engine.config.limits.events_in_flight;
-        self.in_flight.as_ref().is_none_or(|i| i.len() < limit)
+        let limits = &self.server.engine.config.limits;
+        self.in_flight.as_ref().is_none_or(|in_flight| {
+            in_flight.held_bytes() < limits.inbox_bytes
+                && in_flight.len() < 2 * limits.events_in_flight
+        })
     }
 
     fn close(&mut self, turn: &mut Turn<'_>, reason: CloseReason, cx: &mut Context<'_>) {

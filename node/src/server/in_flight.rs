@@ -3,8 +3,20 @@
 //! Every handler is polled once in the turn in which it starts, and most are done by then. What is
 //! left becomes a [`Task`] here. The connection's driver polls all tasks of its client, so a handler
 //! needs no task of the runtime, and its result is written in a turn like any other reply.
+//!
+//! While as many tasks are at work as [`Limits::events_in_flight`](crate::Limits) allows, further
+//! events wait in a queue of their own, in order. Nothing else waits with them: a handler may be
+//! waiting for an acknowledgement or the end of its own client, so these must still be read.
+//!
+//! ```text
+//! EVENT ──┬─ below the limit ────────────────► handler ── ready ──► reply
+//!         │                                       │
+//!         └─ at the limit ──► held ── a task ends ┘   pending ──► task ──► reply
+//! ACK, DISCONNECT, pong, end of the connection: at once
+//! ```
 
 use std::{
+    collections::VecDeque,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -12,7 +24,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use roomcast_protocol::socket_io::packet::Packet;
 
 use super::{
     handler::{Admission, BoxFuture, HandlerError, Reply},
@@ -115,9 +129,58 @@ pub(super) struct InFlight {
     /// Namespaces that the server has disconnected. The client may not know yet, so its packets for
     /// them are ignored instead of closing the connection.
     left: Vec<Arc<str>>,
+    held: VecDeque<Held>,
+    held_bytes: usize,
+}
+
+/// An event that waits for its turn.
+pub(super) struct Held {
+    pub(super) socket: Socket,
+    pub(super) packet: Packet<'static>,
+}
+
+impl Held {
+    /// What it takes in memory, roughly.
+    fn bytes(&self) -> usize {
+        let attachments: usize = self.packet.attachments.iter().map(Bytes::len).sum();
+        size_of::<Self>() + self.packet.data.len() + attachments
+    }
 }
 
 impl InFlight {
+    /// Queues an event behind those that are held.
+    pub(super) fn hold(&mut self, socket: Socket, packet: &Packet<'_>) {
+        let packet = packet.clone().into_owned();
+        let held = Held { socket, packet };
+        self.held_bytes += held.bytes();
+        self.held.push_back(held);
+    }
+
+    /// Takes the first held event if fewer than `limit` tasks are at work.
+    pub(super) fn release(&mut self, limit: usize) -> Option<Held> {
+        if self.tasks.len() >= limit {
+            return None;
+        }
+        let held = self.held.pop_front()?;
+        self.held_bytes -= held.bytes();
+        Some(held)
+    }
+
+    /// Whether an event would have to wait.
+    pub(super) fn is_full(&self, limit: usize) -> bool {
+        self.tasks.len() >= limit || !self.held.is_empty()
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Drops the held events of a socket that the server has disconnected.
+    pub(super) fn drop_held(&mut self, socket: &Socket) {
+        self.held.retain(|held| !held.socket.same(socket));
+        self.held_bytes = self.held.iter().map(Held::bytes).sum();
+    }
+
     pub(super) fn push(&mut self, task: Task) {
         if let Task::Admission { namespace, .. } = &task {
             self.connecting.push(Arc::clone(&namespace.name));
@@ -135,15 +198,31 @@ impl InFlight {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.connecting.is_empty() && self.left.is_empty()
+        let is_done = self.tasks.is_empty() && self.held.is_empty();
+        is_done && self.connecting.is_empty() && self.left.is_empty()
     }
 
     pub(super) fn connecting(&self) -> usize {
         self.connecting.len()
     }
 
-    pub(super) fn is_connecting(&self, nsp: &str) -> bool {
-        self.connecting.iter().any(|name| **name == *nsp)
+    /// Drops the decision about a connect to this namespace, and returns the namespace.
+    pub(super) fn withdraw(&mut self, nsp: &str) -> Option<Arc<LiveNamespace>> {
+        self.connecting.iter().position(|name| **name == *nsp)?;
+        self.decided(nsp);
+        let mut withdrawn = None;
+        // The tasks that stay are polled once more, which they have to expect at any time.
+        let tasks = std::mem::take(&mut self.tasks).into_iter();
+        self.tasks = tasks
+            .filter_map(|task| match task {
+                Task::Admission { namespace, .. } if *namespace.name == *nsp => {
+                    withdrawn = Some(namespace);
+                    None
+                }
+                task => Some(task),
+            })
+            .collect();
+        withdrawn
     }
 
     /// The decision about a connect has been made.

@@ -29,15 +29,16 @@ pub struct Limits {
     pub namespace_bytes: usize,
     /// Acknowledgements that one socket owes. Default 1,024. Beyond: `emit_with_ack` fails.
     pub pending_acks: usize,
-    /// Events of one connection whose handlers still run. Default 256. Beyond: the server stops
-    /// reading from the connection until one is done.
+    /// Running handlers of one connection. Default 256. Beyond: further events wait, in order, until
+    /// one is done. Acknowledgements, pongs and disconnects do not wait.
     pub events_in_flight: usize,
     /// Bytes that wait to be written to one connection. Default 1 MiB. Beyond: the connection is
     /// closed as a slow consumer, as soon as the system takes no more for it. What is emitted at
     /// once, before a write has been tried, may be 16 times as much; a single packet may be larger.
     pub outbox_bytes: usize,
     /// Bytes that a polling client has posted and that are not handled yet. Default 2 MiB. Beyond:
-    /// the connection is closed.
+    /// the connection is closed. Events that wait for [`events_in_flight`](Self::events_in_flight)
+    /// may take as much again. Beyond: the server stops reading from the connection.
     pub inbox_bytes: usize,
     /// Frames of one WebSocket message. Default 1,024. Beyond: the connection is closed.
     pub fragments: usize,
