@@ -351,9 +351,10 @@ impl ConnectionState {
     }
 
     /// Whether the driver writes at the end of its turn. A broadcast that came meanwhile is
-    /// written by the lane, in the order of its recipients.
+    /// written by the lane, in the order of its recipients; but a closing connection's driver
+    /// waits for an empty outbox.
     pub(super) fn driver_writes(&self) -> bool {
-        !self.dirty || self.blocked || self.closing.is_some()
+        !self.dirty || self.closing.is_some()
     }
 
     /// What to write next to the WebSocket; none when all is written.
