@@ -8,14 +8,12 @@
 )]
 
 use rand::RngExt;
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+use roomcast_protocol::id::name_from;
 
 /// A name of `N` URL-safe characters with six random bits each.
 pub fn name<const N: usize>() -> String {
     let random: [u8; N] = rand::rng().random();
-    let character = |byte: u8| char::from(ALPHABET[usize::from(byte % 64)]);
-    random.into_iter().map(character).collect()
+    name_from(random).map(char::from).iter().collect()
 }
 
 /// A number from 0 to 1, 1 excluded.
@@ -32,7 +30,8 @@ mod tests {
         let (a, b) = (name::<20>(), name::<20>());
         assert_ne!(a, b);
         assert_eq!((a.len(), b.len()), (20, 20));
-        assert!(a.bytes().all(|byte| ALPHABET.contains(&byte)));
+        let url_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        assert!(a.bytes().all(url_safe));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Every way in which a connection ends, and every limit: what the peer sees, how it is counted,
-//! and whether the official clients reconnect by themselves.
+//! Every reason for which a connection ends, and every limit: what the peer sees, how it is counted,
+//! and whether official clients reconnect by themselves.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client closed the connection, or it was cut.
+    /// The client closed the connection, or the network cut it.
     TransportClose,
     /// Reading or writing failed, or a client dropped its pending poll.
     TransportError,
     /// No heartbeat from the client within the ping timeout.
     PingTimeout,
-    /// No namespace was connected to within the connect timeout.
+    /// The client connected to no namespace within the connect timeout.
     ConnectTimeout,
     /// The client sent something that is not Engine.IO, Socket.IO or WebSocket.
     ParseError {
@@ -48,13 +48,13 @@ impl CloseReason {
         }
     }
 
-    /// Whether official clients reconnect by themselves: always, unless their namespaces were
-    /// disconnected by the server before.
+    /// Whether official clients reconnect by themselves. They always do, unless the server
+    /// disconnected their namespaces before.
     pub fn clients_reconnect(self) -> bool {
         self != Self::ServerDisconnect
     }
 
-    /// The code of the WebSocket close frame; none is the empty frame that peers see as 1005.
+    /// The code of the WebSocket close frame. None is the empty frame, which peers see as 1005.
     pub(crate) fn websocket_code(self) -> Option<u16> {
         match self {
             Self::ParseError { code, .. } => code,
@@ -63,7 +63,7 @@ impl CloseReason {
         }
     }
 
-    /// Whether what is still queued shall be written before the connection is closed.
+    /// Whether packets that are still queued are written before the connection is closed.
     pub(crate) fn flushes(self) -> bool {
         match self {
             Self::ServerDisconnect | Self::ServerShutdown | Self::ParseError { .. } => true,
@@ -72,14 +72,14 @@ impl CloseReason {
         }
     }
 
-    /// Whether the transport can still be written to.
+    /// Whether the transport has failed, so that nothing can be written any more.
     pub(crate) fn transport_is_gone(self) -> bool {
         matches!(self, Self::TransportError)
     }
 }
 
 impl fmt::Display for CloseReason {
-    /// The words that Node's server uses, where it has some.
+    /// The text that Node's server uses, where it has one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TransportClose => "transport close",
@@ -94,92 +94,65 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// Everything that clients or applications can ask too much of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Limit {
-    /// Size of a message or of a polling body.
-    MessageSize,
-    /// Binary attachments of a packet.
-    Attachments,
-    /// Nesting of JSON.
-    JsonDepth,
-    /// Namespaces on one connection.
-    Namespaces,
-    /// Rooms of one socket.
-    Rooms,
-    /// Length of a room name.
-    RoomName,
-    /// Length of an event name.
-    EventName,
-    /// Length of a namespace's name.
-    NamespaceName,
-    /// Acknowledgements that a socket has not answered yet.
-    PendingAcks,
-    /// Events of a connection whose handlers are still running; reading pauses.
-    EventsInFlight,
-    /// Bytes waiting to be written to a connection: a slow consumer.
-    Outbox,
-    /// Bytes that a polling client has posted and that are not handled yet.
-    Inbox,
-    /// Time for the head of an HTTP request.
-    HeaderTimeout,
-    /// Time for the body of an HTTP request.
-    BodyTimeout,
-    /// WebSockets that have been opened for an upgrade which is not finished.
-    UnfinishedUpgrades,
-    /// Frames of one WebSocket message.
-    Fragments,
-    /// Connections to the server.
-    Connections,
-    /// Events of other servers whose handlers are still running.
-    ServerSideEvents,
+/// Declares the limits once: the variants, the list of all in the same order, and their labels.
+macro_rules! limits {
+    ($($(#[$doc:meta])+ $variant:ident = $label:literal,)+) => {
+        /// Everything that clients or applications can ask too much of.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Limit {
+            $($(#[$doc])+ $variant,)+
+        }
+
+        impl Limit {
+            /// All limits, each at the index `limit as usize`.
+            pub(crate) const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
+
+            /// The value of the metric label `limit`.
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)+
+                }
+            }
+        }
+    };
 }
 
-impl Limit {
-    /// All limits, for the metric that counts them.
-    pub(crate) const ALL: [Self; 18] = [
-        Self::MessageSize,
-        Self::Attachments,
-        Self::JsonDepth,
-        Self::Namespaces,
-        Self::Rooms,
-        Self::RoomName,
-        Self::EventName,
-        Self::NamespaceName,
-        Self::PendingAcks,
-        Self::EventsInFlight,
-        Self::Outbox,
-        Self::Inbox,
-        Self::HeaderTimeout,
-        Self::BodyTimeout,
-        Self::UnfinishedUpgrades,
-        Self::Fragments,
-        Self::Connections,
-        Self::ServerSideEvents,
-    ];
-
-    /// The value of the metric label `limit`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::MessageSize => "message_size",
-            Self::Attachments => "attachments",
-            Self::JsonDepth => "json_depth",
-            Self::Namespaces => "namespaces",
-            Self::Rooms => "rooms",
-            Self::RoomName => "room_name",
-            Self::EventName => "event_name",
-            Self::NamespaceName => "namespace_name",
-            Self::PendingAcks => "pending_acks",
-            Self::EventsInFlight => "events_in_flight",
-            Self::Outbox => "slow_consumer",
-            Self::Inbox => "inbox",
-            Self::HeaderTimeout => "header_timeout",
-            Self::BodyTimeout => "body_timeout",
-            Self::UnfinishedUpgrades => "unfinished_upgrades",
-            Self::Fragments => "fragments",
-            Self::Connections => "connections",
-            Self::ServerSideEvents => "server_side_events",
-        }
-    }
+limits! {
+    /// Size of a message or of a polling body.
+    MessageSize = "message_size",
+    /// Binary attachments of a packet.
+    Attachments = "attachments",
+    /// Nesting of JSON.
+    JsonDepth = "json_depth",
+    /// Namespaces on one connection.
+    Namespaces = "namespaces",
+    /// Rooms of one socket.
+    Rooms = "rooms",
+    /// Length of a room name.
+    RoomName = "room_name",
+    /// Length of an event name.
+    EventName = "event_name",
+    /// Length of a namespace's name.
+    NamespaceName = "namespace_name",
+    /// Acknowledgements that a socket has not sent yet.
+    PendingAcks = "pending_acks",
+    /// Events of a connection whose handlers are still running; reading pauses.
+    EventsInFlight = "events_in_flight",
+    /// Bytes waiting to be written to a connection: a slow consumer.
+    Outbox = "slow_consumer",
+    /// Bytes that a polling client has posted and that are not handled yet.
+    Inbox = "inbox",
+    /// Time for the head of an HTTP request.
+    HeaderTimeout = "header_timeout",
+    /// Time for the body of an HTTP request.
+    BodyTimeout = "body_timeout",
+    /// WebSockets that have been opened for an upgrade which is not finished.
+    UnfinishedUpgrades = "unfinished_upgrades",
+    /// Frames of one WebSocket message.
+    Fragments = "fragments",
+    /// Connections to the server.
+    Connections = "connections",
+    /// Events of other servers whose handlers are still running.
+    ServerSideEvents = "server_side_events",
 }

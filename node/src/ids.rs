@@ -1,12 +1,10 @@
-//! Ids and the entropy they are made of.
+//! The ids that a server gives out, and the entropy that they are made of.
 
 use std::fmt;
 
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use roomcast_adapter::SocketId;
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+use roomcast_protocol::id::{SocketId, name_from};
 
 /// Characters of an id, of any kind.
 const LEN: usize = SocketId::LEN;
@@ -14,8 +12,8 @@ const LEN: usize = SocketId::LEN;
 /// Characters at the start of an id that name the node.
 const TAG_LEN: usize = 4;
 
-/// The id of a connection: a secret between the client and this server, as whoever knows it can
-/// poll in the client's place. Twenty URL-safe characters: the node's tag, then 96 random bits.
+/// The id of a connection: a secret between the client and this server, because it is all that a
+/// poll needs to read the client's packets. Twenty URL-safe characters: the node's tag, then 96 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct EngineId([u8; LEN]);
 
@@ -26,13 +24,13 @@ impl EngineId {
 }
 
 impl fmt::Debug for EngineId {
-    /// Secrets don't go into logs.
+    /// Secrets do not go into logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EngineId(..)")
     }
 }
 
-/// Makes ids. One generator per server, seeded by the operating system.
+/// Makes ids. Each server has one generator, seeded by the operating system.
 pub(crate) struct Ids {
     tag: [u8; TAG_LEN],
     rng: Mutex<StdRng>,
@@ -45,14 +43,14 @@ impl Ids {
             reason = "this is the place that makes entropy"
         )]
         let mut rng = StdRng::from_rng(&mut rand::rng());
-        let tag = characters(&mut rng);
+        let tag = name_from(rng.random());
         Self {
             tag,
             rng: Mutex::new(rng),
         }
     }
 
-    /// A name for the node, which begins as all its ids do.
+    /// A name for the node. It begins with the same tag as all ids of the node.
     pub(crate) fn node_name(&self) -> String {
         String::from_utf8_lossy(&self.id()).into_owned()
     }
@@ -67,17 +65,12 @@ impl Ids {
     }
 
     fn id(&self) -> [u8; LEN] {
-        let random: [u8; LEN - TAG_LEN] = characters(&mut self.rng.lock());
+        let random: [u8; LEN - TAG_LEN] = name_from(self.rng.lock().random());
         let mut id = [0; LEN];
         id[..TAG_LEN].copy_from_slice(&self.tag);
         id[TAG_LEN..].copy_from_slice(&random);
         id
     }
-}
-
-fn characters<const N: usize>(rng: &mut StdRng) -> [u8; N] {
-    let random: [u8; N] = rng.random();
-    random.map(|byte| ALPHABET[usize::from(byte % 64)])
 }
 
 #[cfg(test)]
@@ -90,7 +83,8 @@ mod tests {
         let (a, b) = (ids.engine_id(), ids.socket_id());
         assert_ne!(a.as_str(), b.as_str());
         assert_eq!(a.as_str()[..TAG_LEN], b.as_str()[..TAG_LEN]);
-        assert!(a.as_str().bytes().all(|byte| ALPHABET.contains(&byte)));
+        let url_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        assert!(a.as_str().bytes().all(url_safe));
         assert_eq!(format!("{a:?}"), "EngineId(..)");
     }
 }

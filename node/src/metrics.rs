@@ -1,5 +1,5 @@
-//! What a server counts. Every server has a registry of its own; nothing here is global, and no
-//! scrape causes work beyond reading these numbers.
+//! The metrics of a server. Every server has its own registry; nothing here is global, and a scrape
+//! causes no work beyond reading these numbers.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,8 @@ use prometheus::{
 
 use crate::close::{CloseReason, Limit};
 
-/// The most namespaces that have a label of their own at a time; any further one is counted under
-/// `other`, so that dynamic namespaces cannot grow the number of time series.
+/// How many namespaces have a label of their own at a time. Further ones are counted under `other`,
+/// so that dynamic namespaces cannot grow the number of time series.
 const NAMESPACE_LABELS: usize = 64;
 const OTHER: &str = "other";
 
@@ -32,31 +32,75 @@ pub(crate) struct OfTransport {
     pub(crate) opened_v4: IntCounter,
 }
 
-pub(crate) struct Metrics {
-    registry: Registry,
-    /// By transport. Each connection counts here several times, so the series are looked up once.
-    pub(crate) polling: OfTransport,
-    pub(crate) websocket: OfTransport,
-    closed: IntCounterVec,
-    pub(crate) upgrades: IntCounter,
-    pub(crate) refused_handshakes: IntCounterVec,
-    invalid_input: IntCounterVec,
-    limits: Vec<IntCounter>,
-    pub(crate) bytes_received: IntCounter,
-    pub(crate) bytes_sent: IntCounter,
-    pub(crate) events_received: IntCounter,
-    pub(crate) events_unhandled: IntCounter,
-    pub(crate) events_undecodable: IntCounter,
-    pub(crate) handler_panics: IntCounter,
-    pub(crate) broadcasts: IntCounter,
-    pub(crate) deliveries: IntCounter,
-    pub(crate) fan_out: Histogram,
-    pub(crate) events_sent: IntCounter,
-    pub(crate) outbox_bytes: IntGauge,
-    pub(crate) volatile_dropped: IntCounter,
-    pub(crate) connect_refused: IntCounterVec,
-    pub(crate) namespaces: IntGauge,
-    by_namespace: ByNamespace,
+/// Declares the series once: the field, its type and labels, its name and its help text.
+macro_rules! metrics {
+    ($($vis:vis $field:ident: $series:ty [$($label:literal)?] = $name:literal, $help:literal;)+) => {
+        pub(crate) struct Metrics {
+            registry: Registry,
+            /// By transport. Each connection counts here several times, so the series are looked
+            /// up once.
+            pub(crate) polling: OfTransport,
+            pub(crate) websocket: OfTransport,
+            /// By `Limit as usize`.
+            limits: [IntCounter; Limit::ALL.len()],
+            pub(crate) fan_out: Histogram,
+            by_namespace: ByNamespace,
+            $($vis $field: $series,)+
+        }
+
+        impl Metrics {
+            pub(crate) fn new() -> Self {
+                let to = Registrar(Registry::new());
+                let [polling, websocket] = to.transports();
+                Self {
+                    polling,
+                    websocket,
+                    limits: to.limits(),
+                    fan_out: to.fan_out(),
+                    by_namespace: to.by_namespace(),
+                    $($field: to.add($name, $help, &[$($label)?]),)+
+                    registry: to.0,
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    closed: IntCounterVec["reason"] = "roomcast_connections_closed_total",
+        "Connections closed, by reason.";
+    pub(crate) upgrades: IntCounter[] = "roomcast_upgrades_total",
+        "Connections that moved from polling to WebSocket.";
+    pub(crate) refused_handshakes: IntCounterVec["reason"] = "roomcast_http_refused_total",
+        "HTTP requests refused, by reason.";
+    invalid_input: IntCounterVec["kind"] = "roomcast_invalid_input_total",
+        "Connections closed for input that is not the protocol, by kind.";
+    pub(crate) bytes_received: IntCounter[] = "roomcast_received_bytes_total",
+        "Bytes received in WebSocket frames and polling bodies.";
+    pub(crate) bytes_sent: IntCounter[] = "roomcast_sent_bytes_total",
+        "Bytes sent over WebSockets and in polling bodies.";
+    pub(crate) events_received: IntCounter[] = "roomcast_events_received_total",
+        "Events from clients.";
+    pub(crate) events_unhandled: IntCounter[] = "roomcast_events_unhandled_total",
+        "Events from clients for which the namespace has no handler.";
+    pub(crate) events_undecodable: IntCounter[] = "roomcast_events_undecodable_total",
+        "Events whose arguments are not what the handler takes.";
+    pub(crate) handler_panics: IntCounter[] = "roomcast_handler_panics_total",
+        "Handlers that panicked.";
+    pub(crate) broadcasts: IntCounter[] = "roomcast_broadcasts_total",
+        "Broadcasts of this node.";
+    pub(crate) deliveries: IntCounter[] = "roomcast_deliveries_total",
+        "Packets queued to sockets by broadcasts.";
+    pub(crate) events_sent: IntCounter[] = "roomcast_events_sent_total",
+        "Events queued to single clients, outside of broadcasts.";
+    pub(crate) outbox_bytes: IntGauge[] = "roomcast_outbox_bytes",
+        "Bytes that wait for clients that do not read, as last looked at.";
+    pub(crate) volatile_dropped: IntCounter[] = "roomcast_volatile_dropped_total",
+        "Volatile packets dropped because the transport could not be written.";
+    pub(crate) connect_refused: IntCounterVec["reason"] = "roomcast_connect_refused_total",
+        "Connects to a namespace that were refused, by reason.";
+    pub(crate) namespaces: IntGauge[] = "roomcast_namespaces",
+        "Namespaces that exist now.";
 }
 
 /// What has rooms to be counted: a namespace.
@@ -64,7 +108,7 @@ pub(crate) trait HasRooms: Send + Sync {
     fn room_count(&self) -> usize;
 }
 
-/// The series by namespace. Rooms are counted when somebody reads them, so that they cost nothing
+/// The series by namespace. Rooms are counted when the series are read, so that rooms cost nothing
 /// when they come and go.
 #[derive(Clone)]
 struct ByNamespace {
@@ -75,159 +119,111 @@ struct ByNamespace {
 
 type Namespaces = Vec<Arc<dyn HasRooms>>;
 
-/// Whom a label stands for; it goes with the last of them.
+/// The namespaces that each label counts. A label goes with its last namespace.
 type Labels = HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>;
 
-impl Metrics {
-    pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help).expect("metric names are valid");
-            registry
-                .register(Box::new(counter.clone()))
-                .expect("metric names are unique");
-            counter
-        };
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let counters =
-                IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are valid");
-            registry
-                .register(Box::new(counters.clone()))
-                .expect("metric names are unique");
-            counters
-        };
-        let gauges = |name: &str, help: &str, label: &str| {
-            let gauges =
-                IntGaugeVec::new(Opts::new(name, help), &[label]).expect("metric names are valid");
-            registry
-                .register(Box::new(gauges.clone()))
-                .expect("metric names are unique");
-            gauges
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help).expect("metric names are valid");
-            registry
-                .register(Box::new(gauge.clone()))
-                .expect("metric names are unique");
-            gauge
-        };
-        let namespaces = gauge("roomcast_namespaces", "Namespaces that exist now.");
-        let fan_out = HistogramOpts::new(
-            "roomcast_fan_out_seconds",
-            "Time to queue a broadcast to the sockets of this node.",
-        );
-        let fan_out = Histogram::with_opts(fan_out.buckets(FAN_OUT_BUCKETS.to_vec()))
-            .expect("metric names are valid");
-        registry
-            .register(Box::new(fan_out.clone()))
-            .expect("metric names are unique");
-        let connections = gauges(
+/// A series, or a family of them by labels.
+trait Series: Collector + Clone + 'static {
+    fn create(opts: Opts, labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+impl Series for IntCounter {
+    fn create(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
+        Self::with_opts(opts)
+    }
+}
+
+impl Series for IntGauge {
+    fn create(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
+        Self::with_opts(opts)
+    }
+}
+
+impl Series for IntCounterVec {
+    fn create(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(opts, labels)
+    }
+}
+
+impl Series for IntGaugeVec {
+    fn create(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(opts, labels)
+    }
+}
+
+/// Creates series and registers them. Names are literals of this file, so an error is a bug.
+struct Registrar(Registry);
+
+impl Registrar {
+    fn create<S: Series>(name: &str, help: &str, labels: &[&str]) -> S {
+        S::create(Opts::new(name, help), labels).expect("metric names are valid")
+    }
+
+    fn register<C: Collector + Clone + 'static>(&self, series: C) -> C {
+        let registered = self.0.register(Box::new(series.clone()));
+        registered.expect("metric names are unique");
+        series
+    }
+
+    fn add<S: Series>(&self, name: &str, help: &str, labels: &[&str]) -> S {
+        self.register(Self::create(name, help, labels))
+    }
+
+    fn transports(&self) -> [OfTransport; 2] {
+        let connections: IntGaugeVec = self.add(
             "roomcast_connections",
             "Open connections, by current transport.",
-            "transport",
+            &["transport"],
         );
-        let opened = counters(
+        let opened: IntCounterVec = self.add(
             "roomcast_connections_opened_total",
             "Connections opened, by first transport and Engine.IO revision.",
             &["transport", "revision"],
         );
-        let of_transport = |transport: &str| OfTransport {
+        ["polling", "websocket"].map(|transport| OfTransport {
             connections: connections.with_label_values(&[transport]),
             opened_v3: opened.with_label_values(&[transport, "3"]),
             opened_v4: opened.with_label_values(&[transport, "4"]),
-        };
-        let limits = counters(
+        })
+    }
+
+    fn limits(&self) -> [IntCounter; Limit::ALL.len()] {
+        let limits: IntCounterVec = self.add(
             "roomcast_limit_reached_total",
             "Times that a client or the application reached a limit, by limit.",
             &["limit"],
         );
-        let gauges = |name: &str, help: &str| {
-            IntGaugeVec::new(Opts::new(name, help), &["namespace"]).expect("metric names are valid")
-        };
-        let by_namespace = ByNamespace {
-            sockets: gauges("roomcast_sockets", "Connected sockets, by namespace."),
-            rooms: gauges(
-                "roomcast_rooms",
-                "Rooms with members on this node, by namespace; private rooms not counted.",
-            ),
-            labels: Arc::default(),
-        };
-        registry
-            .register(Box::new(by_namespace.clone()))
-            .expect("metric names are unique");
-        Self {
-            polling: of_transport("polling"),
-            websocket: of_transport("websocket"),
-            closed: counters(
-                "roomcast_connections_closed_total",
-                "Connections closed, by reason.",
-                &["reason"],
-            ),
-            upgrades: counter(
-                "roomcast_upgrades_total",
-                "Connections that moved from polling to WebSocket.",
-            ),
-            refused_handshakes: counters(
-                "roomcast_http_refused_total",
-                "HTTP requests refused, by reason.",
-                &["reason"],
-            ),
-            invalid_input: counters(
-                "roomcast_invalid_input_total",
-                "Connections closed for input that is not the protocol, by kind.",
-                &["kind"],
-            ),
-            limits: Limit::ALL
-                .iter()
-                .map(|l| limits.with_label_values(&[l.label()]))
-                .collect(),
-            bytes_received: counter(
-                "roomcast_received_bytes_total",
-                "Bytes received in WebSocket frames and polling bodies.",
-            ),
-            bytes_sent: counter(
-                "roomcast_sent_bytes_total",
-                "Bytes sent over WebSockets and in polling bodies.",
-            ),
-            events_received: counter("roomcast_events_received_total", "Events from clients."),
-            events_unhandled: counter(
-                "roomcast_events_unhandled_total",
-                "Events from clients for which the namespace has no handler.",
-            ),
-            events_undecodable: counter(
-                "roomcast_events_undecodable_total",
-                "Events whose arguments are not what the handler takes.",
-            ),
-            handler_panics: counter("roomcast_handler_panics_total", "Handlers that panicked."),
-            broadcasts: counter("roomcast_broadcasts_total", "Broadcasts of this node."),
-            deliveries: counter(
-                "roomcast_deliveries_total",
-                "Packets queued to sockets by broadcasts.",
-            ),
-            fan_out,
-            events_sent: counter(
-                "roomcast_events_sent_total",
-                "Events queued to single clients, outside of broadcasts.",
-            ),
-            outbox_bytes: gauge(
-                "roomcast_outbox_bytes",
-                "Bytes that wait for clients that do not read, as last looked at.",
-            ),
-            volatile_dropped: counter(
-                "roomcast_volatile_dropped_total",
-                "Volatile packets dropped since the transport could not be written.",
-            ),
-            connect_refused: counters(
-                "roomcast_connect_refused_total",
-                "Connects to a namespace that were refused, by reason.",
-                &["reason"],
-            ),
-            by_namespace,
-            namespaces,
-            registry,
-        }
+        Limit::ALL.map(|limit| limits.with_label_values(&[limit.label()]))
     }
 
+    fn fan_out(&self) -> Histogram {
+        let opts = HistogramOpts::new(
+            "roomcast_fan_out_seconds",
+            "Time to queue a broadcast to the sockets of this node.",
+        );
+        let histogram = Histogram::with_opts(opts.buckets(FAN_OUT_BUCKETS.to_vec()));
+        self.register(histogram.expect("metric names are valid"))
+    }
+
+    fn by_namespace(&self) -> ByNamespace {
+        let labels = &["namespace"];
+        self.register(ByNamespace {
+            sockets: Self::create(
+                "roomcast_sockets",
+                "Connected sockets, by namespace.",
+                labels,
+            ),
+            rooms: Self::create(
+                "roomcast_rooms",
+                "Rooms with members on this node, by namespace; private rooms not counted.",
+                labels,
+            ),
+            labels: Arc::default(),
+        })
+    }
+}
+
+impl Metrics {
     /// The text format that Prometheus scrapes.
     pub(crate) fn encode(&self) -> String {
         let mut text = Vec::new();
@@ -252,11 +248,11 @@ impl Metrics {
     }
 
     pub(crate) fn limit_reached(&self, limit: Limit) {
-        let index = Limit::ALL.iter().position(|&known| known == limit);
-        self.limits[index.expect("ALL names every limit")].inc();
+        self.limits[limit as usize].inc();
     }
 
-    /// The label under which a namespace is counted: its name, while there are not too many.
+    /// Returns the label under which a namespace is counted: its name, or `other` if too many
+    /// namespaces have a label of their own.
     pub(crate) fn label_of(&self, namespace: &str, counted: Weak<dyn HasRooms>) -> Box<str> {
         let mut labels = self.by_namespace.labels();
         let is_free = labels.contains_key(namespace)
@@ -266,12 +262,12 @@ impl Metrics {
         label
     }
 
-    /// The gauge of the sockets under a label; to be looked up once and kept.
+    /// The gauge of the sockets under a label. Look it up once and keep it.
     pub(crate) fn sockets_of(&self, label: &str) -> IntGauge {
         self.by_namespace.sockets.with_label_values(&[label])
     }
 
-    /// A namespace that was counted under this label is gone.
+    /// Stops counting a namespace under its label.
     pub(crate) fn gone(&self, label: &str, namespace: &Weak<dyn HasRooms>) {
         let mut labels = self.by_namespace.labels();
         let Some(counted) = labels.get_mut(label) else {
@@ -280,7 +276,7 @@ impl Metrics {
         counted.retain(|other| !other.ptr_eq(namespace));
         if counted.is_empty() {
             labels.remove(label);
-            // What was never read is not there to be removed.
+            // A series that was never read does not exist; removing it fails harmlessly.
             for gauges in [&self.by_namespace.sockets, &self.by_namespace.rooms] {
                 drop(gauges.remove_label_values(&[label]));
             }
@@ -300,7 +296,8 @@ impl Collector for ByNamespace {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        // Counted without the lock: whoever is the last to hold a namespace takes it.
+        // Rooms are counted without the lock, because dropping the last handle of a namespace
+        // takes it.
         let upgrade = |counted: &[Weak<_>]| counted.iter().filter_map(Weak::upgrade).collect();
         let counted: Vec<(Box<str>, Namespaces)> = self
             .labels()

@@ -4,6 +4,14 @@ use std::{fmt, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
+/// The characters of ids: those that base64 has in URLs.
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// A name of URL-safe characters, with six bits of each random byte. Callers bring the entropy.
+pub fn name_from<const N: usize>(random: [u8; N]) -> [u8; N] {
+    random.map(|byte| ALPHABET[usize::from(byte % 64)])
+}
+
 /// The id of a socket in its namespace, and at the same time the name of its private room.
 ///
 /// Twenty URL-safe characters: the four-character tag of the node, then 96 random bits. Exactly

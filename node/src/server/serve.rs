@@ -1,40 +1,25 @@
-//! Serving an application over HTTP with the server's own limits.
+//! The future that serves an application over HTTP with the server's own limits.
 
 use std::{
     future::{Future, IntoFuture, pending},
     io,
-    pin::{Pin, pin},
-    time::Duration,
+    pin::Pin,
+    sync::Arc,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioTimer;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::JoinSet,
-};
-use tower::ServiceExt as _;
+use axum::Router;
+use tokio::{net::TcpListener, task::JoinSet};
 
-use super::server::{PeerAddress, Server};
-use crate::{
-    close::Limit,
-    transport::http_stream::{Handoff, HttpStream},
-};
+use super::server::Server;
+use crate::transport;
 
-/// Pause before the next accept when the system has no descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// A future that serves an application. See [`Server::serve`].
+/// An application that is about to be served. Await it to serve; see [`Server::serve`].
 #[must_use = "nothing is served until this is awaited"]
 pub struct Serve {
     server: Server,
     listener: TcpListener,
     app: Router,
-    signal: Signal,
+    signal: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Serve {
@@ -47,49 +32,14 @@ impl Serve {
         }
     }
 
-    /// Shuts down when `signal` resolves: stops accepting connections, [closes](Server::close) the
-    /// server, and resolves when the last response has been sent.
+    /// Stops when the signal comes: no more connections are accepted, the server is
+    /// [closed](Server::close), and serving ends when the last response has been written.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
         self.signal = Box::pin(signal);
         self
-    }
-
-    async fn run(self) -> io::Result<()> {
-        let Self {
-            server,
-            listener,
-            app,
-            mut signal,
-        } = self;
-        // Each HTTP connection holds a receiver, so the channel closes with the last of them.
-        let (stop, stopped) = watch::channel(false);
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = &mut signal => break,
-            };
-            match accepted {
-                Ok((stream, address)) => {
-                    let (server, app) = (server.clone(), app.clone());
-                    let connection = handle(server, app, stream, address, stopped.clone());
-                    drop(tokio::spawn(connection));
-                }
-                Err(error) if is_about_one_connection(&error) => {}
-                Err(error) => {
-                    tracing::error!(%error, "cannot accept connections; trying again");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        drop(listener);
-        drop(stopped);
-        let _ = stop.send(true);
-        server.close().await;
-        stop.closed().await;
-        Ok(())
     }
 }
 
@@ -98,79 +48,37 @@ impl IntoFuture for Serve {
     type IntoFuture = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async {
-            // On a worker, because the thread that awaits this may not be one and would have to be
-            // woken for every connection. Dropping the future drops the set, which aborts the task.
+        let Self {
+            server,
+            listener,
+            app,
+            signal,
+        } = self;
+        Box::pin(async move {
+            // On a worker, because the thread that awaits this may be none and would have to be
+            // woken for every connection. The set stops serving when this future is dropped.
             let mut serving = JoinSet::new();
-            serving.spawn(self.run());
+            let engine = Arc::clone(server.engine());
+            serving.spawn(async move {
+                let close = server.close();
+                transport::serve::serve(engine, listener, app, signal, close).await;
+            });
             match serving.join_next().await {
-                Some(Ok(served)) => served,
                 Some(Err(error)) => Err(io::Error::other(error)),
-                None => Ok(()),
+                _ => Ok(()),
             }
         })
     }
 }
 
-/// One HTTP connection, until it ends or becomes a WebSocket.
-async fn handle(
-    server: Server,
-    app: Router,
-    stream: TcpStream,
-    address: std::net::SocketAddr,
-    mut stopped: watch::Receiver<bool>,
-) {
-    // Small packets go out at once. A socket that is dead already ends with the first read.
-    let _ = stream.set_nodelay(true);
-    let handoff = Handoff::default();
-    let http = HttpStream::new(stream, handoff.clone());
-    let left = handoff.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let peer: PeerAddress = ConnectInfo(address);
-        request.extensions_mut().insert(peer);
-        left.clear();
-        request.extensions_mut().insert(left.clone());
-        app.clone().oneshot(request.map(Body::new))
-    });
-    let ended = {
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(server.engine().config.limits.header_timeout)
-            .serve_connection(http, service)
-            .with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
-            // The first request has often come already; then nobody waits for the stop.
-            biased;
-            ended = connection.as_mut() => ended,
-            () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
-    };
-    if ended.is_err_and(|error| error.is_timeout()) {
-        server.engine().metrics.limit_reached(Limit::HeaderTimeout);
-    }
-    // HTTP's own part is dropped by now: what was left would wait for ever for one that failed.
-    handoff.finish().await;
-}
-
-fn is_about_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use axum::{http::StatusCode, middleware::map_response};
+    use std::time::Duration;
+
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
         time::timeout,
     };
 

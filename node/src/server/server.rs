@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -313,6 +312,3 @@ impl Acceptor for AcceptInto {
         driver::spawn(connection, client, permit);
     }
 }
-
-/// The address of a client, for routes under [`Server::serve`].
-pub(super) type PeerAddress = axum::extract::ConnectInfo<SocketAddr>;

@@ -1,8 +1,5 @@
-//! The socket of a client that speaks HTTP, and how its WebSocket is taken over from there.
-//!
-//! The answer to a WebSocket's request is kept back and leaves with the session's first packet: a
-//! segment of its own costs a tenth of a connect. The task that carried HTTP opens the connection,
-//! so that none has to wait beside it. Where an application serves HTTP by itself, neither happens.
+//! The socket under HTTP, which keeps back the head of the response that ends HTTP. The sequence
+//! is in [`serve`](super::serve).
 
 use std::{
     future::Future,
@@ -17,28 +14,28 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-/// A TCP socket under HTTP. Give the requests on it the [`Handoff`].
-pub(crate) struct HttpStream {
+/// A TCP socket under HTTP. The requests on it carry the [`Handoff`].
+pub(super) struct HttpStream {
     io: TokioIo<TcpStream>,
     handoff: Handoff,
-    /// The head of the answer that switches protocols.
+    /// The head of the response that switches protocols.
     kept: Vec<u8>,
 }
 
-/// Where a request leaves what shall happen once its HTTP connection has become a WebSocket.
+/// Where a request leaves the future that opens the connection once HTTP has ended.
 #[derive(Clone, Default)]
-pub(crate) struct Handoff(Arc<Mutex<Option<Opening>>>);
+pub(super) struct Handoff(Arc<Mutex<Option<Opening>>>);
 
 type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Room for the head that is kept, and for the packet that goes with it.
-const ROOM: usize = 512;
+/// Space for the head that is kept, and for the packet that goes with it.
+const CAPACITY: usize = 512;
 
-/// How every answer begins that ends HTTP.
+/// The beginning of a response that ends HTTP.
 const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
 
 impl HttpStream {
-    pub(crate) fn new(tcp: TcpStream, handoff: Handoff) -> Self {
+    pub(super) fn new(tcp: TcpStream, handoff: Handoff) -> Self {
         Self {
             io: TokioIo::new(tcp),
             handoff,
@@ -51,26 +48,26 @@ impl HttpStream {
         (self.io.into_inner(), self.kept)
     }
 
-    /// Whether bytes that HTTP writes are kept: a request may have left an opening and have been
-    /// answered by something else.
+    /// Whether bytes that HTTP writes are kept. The opening alone does not tell, because the
+    /// application may have replaced the response.
     fn keeps(&self, bytes: &[u8]) -> bool {
         bytes.starts_with(SWITCHING) && self.handoff.0.lock().is_some()
     }
 }
 
 impl Handoff {
-    /// Leaves what shall happen, in the place of what an earlier request has left.
+    /// Leaves an opening, in the place of one that an earlier request has left.
     pub(super) fn leave(&self, opening: impl Future<Output = ()> + Send + 'static) {
         *self.0.lock() = Some(Box::pin(opening));
     }
 
-    /// A new request begins: what an earlier one has left can come to nothing any more.
-    pub(crate) fn clear(&self) {
+    /// Drops the opening of an earlier request, because a new request begins.
+    pub(super) fn clear(&self) {
         *self.0.lock() = None;
     }
 
-    /// Does what the last request has left, once HTTP has ended.
-    pub(crate) async fn finish(self) {
+    /// Runs the opening that the last request has left, once HTTP has ended.
+    pub(super) async fn finish(self) {
         let opening = self.0.lock().take();
         if let Some(opening) = opening {
             opening.await;
@@ -106,7 +103,7 @@ impl Write for HttpStream {
         if this.kept.is_empty() && !parts.first().is_some_and(|first| this.keeps(first)) {
             return Pin::new(&mut this.io).poll_write_vectored(cx, parts);
         }
-        this.kept.reserve(ROOM);
+        this.kept.reserve(CAPACITY);
         let before = this.kept.len();
         for part in parts {
             this.kept.extend_from_slice(part);

@@ -12,13 +12,14 @@ pub(crate) mod driver;
 pub(crate) mod engine;
 pub(crate) mod frame;
 pub(crate) mod handshake;
-pub(crate) mod http_stream;
+mod http_stream;
 mod lane;
 mod outbox;
 mod polling;
 pub(crate) mod routes;
+pub(crate) mod serve;
 mod sessions;
-pub(crate) mod stream;
+mod stream;
 mod upgrade;
 
 use roomcast_protocol::websocket;
