@@ -1,268 +1,230 @@
-//! The bus over Redis: several nodes, Node.js servers with Socket.IO's Redis adapters, and emitters of
-//! any language are one room space.
+//! The bus over Redis: several nodes, Node.js servers with Socket.IO's Redis adapters, and emitters
+//! of any language share one set of rooms.
 //!
-//! Publishing goes over the emitter crate's batching link, hearing over a subscriber link of its own.
-//! Everything that arrives is decoded and carried out on the link's task, in the order of arrival.
+//! ```text
+//!          BusHandle ── publish ──► Outgoing ──────────────────► Redis
+//!              │ └───── ask ──────► Questions ──► Outgoing         │
+//!              │                        │ └─────► Membership       │
+//!           changed                  NodeJs                        │
+//!              ▼                        ▲                          ▼
+//!        Subscriptions            Receiver ◄── BusSink ◄── subscriber link
+//!                                       └──► Listener (the namespace's sockets)
+//! ```
+//!
+//! Each part owns its state and its locks. Everything that arrives is decoded and carried out on
+//! the task of the subscriber link, in the order of arrival.
 
-mod ask;
 mod config;
-mod hearing;
-mod interest;
-mod lease;
+mod incoming;
+mod membership;
 mod metrics;
-mod namespaces;
-mod publish;
-mod receive;
-mod respond;
-mod stand_in;
+mod node_js;
+mod outgoing;
+mod questions;
+mod reply;
 mod start;
-mod subscribing;
-mod turnover;
+mod subscriptions;
+mod upkeep;
 
 use std::{
     future::ready,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::future::try_join;
 use parking_lot::Mutex;
-use roomcast_emitter::{asking::Asking, members::Leases, publisher::Publisher};
+use roomcast_emitter::publisher::PublishError;
 use roomcast_protocol::{
     channel::Dialect,
     id::NodeId,
     message::Message,
     question::{Answered, Question},
-    wire::{Wire, WireError},
 };
-use tokio::{runtime, task::JoinSet, time};
+use tokio::{task::JoinSet, time};
 
 pub use self::{
     config::{PrivateRooms, RedisConfig},
     start::StartError,
 };
 use self::{
-    lease::RedisClock,
-    metrics::Metrics,
-    namespaces::{Attached, Namespaces, Private},
-    stand_in::Unanswered,
-    turnover::Turnover,
+    incoming::Receiver,
+    membership::Membership,
+    metrics::{LinkMetrics, Series},
+    node_js::NodeJs,
+    outgoing::Outgoing,
+    questions::Questions,
+    subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::{
     bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Published, Tracking},
-    link::{ConfirmError, LinkEvent, LinkState, Subscribers},
+    link::{LinkEvent, LinkState, Sink},
 };
 
-/// The characters at the beginning of a node's name and of all its sockets' ids.
-const TAG_LEN: usize = 4;
-
-/// The patterns up to which Redis is not noticeably slowed down, of all nodes and namespaces.
-const MAX_PATTERNS: usize = 50;
-
-/// How long a join may take to be confirmed.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the steps of a shutdown may take each.
+/// How long each step of a shutdown may take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 type GapHandler = Box<dyn Fn(&Gap) + Send + Sync>;
 
-/// A node's place on the bus over Redis. Made by [`RedisBus::connect`].
+/// A node's membership in a cluster over Redis. Created by [`RedisBus::connect`].
 ///
-/// In a Redis Cluster the number of nodes that took a message is a lower bound with the classic
-/// dialect: Redis counts the subscribers of one of its nodes. With the sharded dialect in a cluster,
-/// order is kept per channel, that is per room, and not between rooms.
+/// In a Redis Cluster, [`Published::nodes`] is a lower bound with the classic dialect, because Redis
+/// counts the subscribers of one of its servers. With the sharded dialect in a Redis Cluster, order
+/// is kept per channel, that is per room, and not between rooms.
 pub struct RedisBus {
-    shared: Arc<Shared>,
+    core: Arc<Core>,
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// What the bus and its tasks share.
-struct Shared {
-    node: NodeId,
-    config: RedisConfig,
-    wire: Wire,
-    publisher: Publisher,
-    hearing: Subscribers,
-    namespaces: Namespaces,
-    asking: Asking,
-    /// What is subscribed changes under this lock. Before all others.
-    subscribing: Mutex<()>,
-    answering: Mutex<JoinSet<()>>,
-    /// Publications whose senders do not wait.
-    following: Mutex<JoinSet<()>>,
-    runtime: runtime::Handle,
-    leases: Mutex<Arc<Leases>>,
-    clock: Mutex<Option<RedisClock>>,
-    metrics: Metrics,
-    on_gap: Mutex<Vec<Arc<GapHandler>>>,
-    /// The patterns that Redis had when this node came, and those that this node has added.
-    patterns: AtomicUsize,
-    is_retired: AtomicBool,
-    turnover: Turnover,
-    unanswered: Unanswered,
-    questions: AtomicU64,
+/// The parts of a bus.
+struct Core {
+    outgoing: Arc<Outgoing>,
+    membership: Arc<Membership>,
+    subscriptions: Arc<Subscriptions>,
+    questions: Arc<Questions>,
+    node_js: Arc<NodeJs>,
+    incoming: Receiver,
+    metrics: LinkMetrics,
+    series: Series,
+    gap_handlers: Mutex<Vec<Arc<GapHandler>>>,
+    has_left: AtomicBool,
 }
 
 impl Bus for RedisBus {
     fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle> {
         Arc::new(Handle {
-            attached: self.shared.attach(attachment),
-            shared: Arc::clone(&self.shared),
+            namespace: self.core.subscriptions.attach(attachment),
+            core: Arc::clone(&self.core),
         })
     }
 
     fn health(&self) -> Health {
-        self.shared.health()
+        match self.core.subscriptions.subscribers.state() {
+            LinkState::Up { .. } => Health::Flowing,
+            LinkState::Down { reason } => Health::Interrupted(reason.to_string().into()),
+        }
     }
 
     fn on_gap(&self, f: GapHandler) {
-        self.shared.on_gap.lock().push(Arc::new(f));
+        self.core.gap_handlers.lock().push(Arc::new(f));
     }
 
     fn retire(&self, _: &NodeId) -> BusFuture<()> {
-        let shared = Arc::clone(&self.shared);
+        let core = Arc::clone(&self.core);
         Box::pin(async move {
-            // The sharded dialect asks on the channel that carries broadcasts, too, and those are
-            // wanted until the last socket has gone: the node goes on answering.
-            if shared.wire.channels().dialect() == Dialect::Classic {
-                shared.leave().await;
+            // The sharded dialect asks on the channel that carries broadcasts, which are needed
+            // until the last socket has gone: the node keeps answering.
+            if core.outgoing.wire.channels().dialect() == Dialect::Classic {
+                core.leave().await;
             }
         })
     }
 
     fn close(&self, _: &NodeId) -> BusFuture<()> {
-        let shared = Arc::clone(&self.shared);
+        let core = Arc::clone(&self.core);
         self.tasks.lock().abort_all();
         Box::pin(async move {
-            shared.leave().await;
-            // Whoever has counted this node gets an answer.
-            let mut answering = std::mem::take(&mut *shared.answering.lock());
-            let answered = async { while answering.join_next().await.is_some() {} };
-            // Nobody is left to be told if these fail.
-            let _ = time::timeout(SHUTDOWN_TIMEOUT, answered).await;
-            let _ = time::timeout(SHUTDOWN_TIMEOUT, shared.hearing.close()).await;
-            let _ = time::timeout(SHUTDOWN_TIMEOUT, shared.publisher.close()).await;
+            core.leave().await;
+            // If these take too long, nobody is left to be told.
+            let _ = time::timeout(SHUTDOWN_TIMEOUT, core.questions.finish()).await;
+            let subscribers = &core.subscriptions.subscribers;
+            let _ = time::timeout(SHUTDOWN_TIMEOUT, subscribers.close()).await;
+            let publisher = &core.outgoing.publisher;
+            let _ = time::timeout(SHUTDOWN_TIMEOUT, publisher.close()).await;
         })
     }
 
     fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
-        self.shared.metrics.collectors()
+        self.core.series.collectors()
     }
 }
 
 /// A namespace's access to the bus.
 struct Handle {
-    shared: Arc<Shared>,
-    attached: Arc<Attached>,
+    core: Arc<Core>,
+    namespace: Arc<AttachedNamespace>,
 }
 
 impl BusHandle for Handle {
     fn tracking(&self) -> Tracking {
-        self.attached
-            .tracking(self.shared.wire.channels().dialect())
+        let dialect = self.core.outgoing.wire.channels().dialect();
+        self.namespace.tracking(dialect)
     }
 
     fn changed(&self) {
-        self.shared.update(&self.attached);
+        self.core.subscriptions.update(&self.namespace);
     }
 
     fn confirm(&self, rooms: Vec<Box<str>>) -> BusFuture<Result<(), BusError>> {
-        // Another thread may have been told that there are changes, and be about to report them.
-        self.changed();
-        let shared = Arc::clone(&self.shared);
-        let attached = &self.attached;
-        let channels = shared.wire.channels();
-        let (mut names, asked) = shared.base_channels(attached);
-        if !shared.has_retired() {
-            names.extend(asked);
-        }
-        names.extend(
-            rooms
-                .iter()
-                .filter_map(|room| attached.channel_of(channels, room)),
-        );
-        let pattern = match &attached.private_rooms {
-            Private::Pattern { pattern, .. } => Some(pattern.clone()),
-            Private::Elsewhere | Private::Channels => None,
-        };
-        Box::pin(async move {
-            let hearing = &shared.hearing;
-            let names = names.into_iter().map(Arc::from).collect();
-            let by_pattern = async {
-                match pattern {
-                    Some(name) => {
-                        hearing
-                            .confirmed_pattern(name.into(), CONFIRM_TIMEOUT)
-                            .await
-                    }
-                    None => Ok(()),
-                }
-            };
-            let by_channel = hearing.confirmed(names, CONFIRM_TIMEOUT);
-            let confirmed = try_join(by_pattern, by_channel).await;
-            let unconfirmed = |error: ConfirmError| BusError::Unconfirmed(error.to_string().into());
-            confirmed.map(drop).map_err(unconfirmed)
-        })
+        Box::pin(self.core.subscriptions.confirm(&self.namespace, &rooms))
     }
 
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>> {
-        let (shared, attached) = (&self.shared, &self.attached);
-        let uid = attached.uid.as_str();
-        let publication = match shared
-            .wire
-            .message(&attached.namespace, uid, &message, None)
-        {
+        let Core {
+            outgoing,
+            subscriptions,
+            ..
+        } = &*self.core;
+        let (name, uid) = (&self.namespace.name, self.namespace.uid.as_str());
+        let publication = match outgoing.wire.message(name, uid, &message, None) {
             Ok(publication) => publication,
-            Err(error) => return Box::pin(ready(Err(shared.invalid(&error)))),
+            Err(error) => return Box::pin(ready(Err(outgoing.invalid(&error)))),
         };
-        // Redis counts this node, too, if it has subscribed.
-        let hears_itself = shared.hearing.is_confirmed(&publication.channel)
-            || attached.is_covered(shared.wire.channels(), &publication.channel);
-        let published = shared.send(publication);
+        // Redis counts this node, too, if it is subscribed.
+        let counts_itself = subscriptions.is_subscribed(&self.namespace, &publication.channel);
+        let sending = outgoing.publish(publication);
         Box::pin(async move {
-            let receivers = published.await?;
+            let receivers = sending.await?;
             Ok(Published {
-                nodes: receivers.saturating_sub(usize::from(hears_itself)),
+                nodes: receivers.saturating_sub(usize::from(counts_itself)),
                 position: None,
             })
         })
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
-        self.shared
-            .ask(Arc::clone(&self.attached), question, timeout)
+        let namespace = Arc::clone(&self.namespace);
+        self.core.questions.ask(namespace, question, timeout)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.detach(&self.attached);
+        self.core.subscriptions.detach(&self.namespace);
     }
 }
 
-impl Shared {
-    /// A message, question or answer has no form.
-    fn invalid(&self, error: &WireError) -> BusError {
-        self.metrics.published.invalid.inc();
-        BusError::Invalid(error.to_string().into())
+impl Core {
+    /// Renews the lease. The first namespace is the one whose members are counted for the metric.
+    async fn renew_lease(&self) -> Result<(), PublishError> {
+        let namespaces = self.subscriptions.namespaces();
+        let first = namespaces.iter().map(|namespace| &*namespace.name).min();
+        self.membership.renew(first).await
     }
 
-    fn health(&self) -> Health {
-        match self.hearing.state() {
-            LinkState::Up { .. } => Health::Flowing,
-            LinkState::Down { reason } => Health::Interrupted(reason.to_string().into()),
+    /// Gives up the lease, then the channels on which nodes are asked and counted. In this order, a
+    /// question that comes in between finds the node with both or without a lease. Questions that
+    /// were asked before are still answered.
+    async fn leave(&self) {
+        if self.has_left.swap(true, Ordering::AcqRel) {
+            return;
         }
+        match time::timeout(SHUTDOWN_TIMEOUT, self.membership.leave()).await {
+            Ok(Ok(())) => {}
+            _ => tracing::debug!("the lease was not given back; it expires by itself"),
+        }
+        self.node_js
+            .leave(&self.subscriptions, SHUTDOWN_TIMEOUT)
+            .await;
     }
 
     fn link_event(&self, event: LinkEvent) {
         let metrics = &self.metrics;
         match event {
             LinkEvent::Up { resubscribed, took } => {
-                self.turnover.is_up();
+                self.node_js.is_counted();
                 metrics.resubscribe_seconds.set(took.as_secs_f64());
                 tracing::info!(resubscribed, ?took, "listening on Redis");
             }
@@ -279,55 +241,39 @@ impl Shared {
                 let length = to.duration_since(from).unwrap_or_default();
                 metrics.gaps.inc();
                 metrics.gap_seconds.inc_by(length.as_secs_f64());
-                // The server says it to the log and to the application.
-                let handlers = self.on_gap.lock().clone();
+                // The server logs it and notifies the application.
+                let handlers = self.gap_handlers.lock().clone();
                 for f in handlers {
                     f(&gap);
                 }
             }
         }
     }
-
-    /// Copies what the links count themselves.
-    fn note_figures(&self) {
-        let metrics = &self.metrics;
-        let state = self.hearing.state();
-        if let LinkState::Up {
-            last_probe_round_trip,
-            ..
-        } = &state
-        {
-            metrics.note_probe(*last_probe_round_trip);
-        }
-        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        metrics
-            .subscriber_up
-            .set(matches!(state, LinkState::Up { .. }).into());
-        metrics
-            .subscriptions
-            .set(count(self.hearing.counts().desired));
-        metrics.publisher_up.set(self.publisher.is_up().into());
-        let stats = self.publisher.stats();
-        let queued = stats.queued_bytes.load(Ordering::Relaxed);
-        metrics
-            .queued_bytes
-            .set(i64::try_from(queued).unwrap_or(i64::MAX));
-        let reconnects = &metrics.publisher_reconnects;
-        let total = stats.reconnects.load(Ordering::Relaxed);
-        reconnects.inc_by(total.saturating_sub(reconnects.get()));
-    }
 }
 
-/// What a node's name and the ids of all its sockets begin with.
-fn tag(node: &NodeId) -> &str {
-    node.as_str().get(..TAG_LEN).unwrap_or_default()
+/// Passes what the subscriber link delivers to the bus, as long as the bus exists.
+#[derive(Clone)]
+struct BusSink(Weak<Core>);
+
+impl Sink for BusSink {
+    fn message(&mut self, channel: &[u8], payload: &[u8]) {
+        if let Some(core) = self.0.upgrade() {
+            core.incoming.receive(channel, payload);
+        }
+    }
+
+    fn event(&mut self, event: LinkEvent) {
+        if let Some(core) = self.0.upgrade() {
+            core.link_event(event);
+        }
+    }
 }
 
 impl std::fmt::Debug for RedisBus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisBus")
-            .field("node", &self.shared.node)
-            .field("prefix", &self.shared.config.prefix)
+            .field("node", &self.core.outgoing.node)
+            .field("prefix", &self.core.outgoing.wire.channels().prefix())
             .finish_non_exhaustive()
     }
 }

@@ -1,42 +1,42 @@
-//! How a node takes part in a cluster over Redis.
+//! The settings of a bus over Redis.
 
 use std::time::Duration;
 
 use roomcast_emitter::endpoint::RedisUrl;
 use roomcast_protocol::{channel::Dialect, wire::Parser};
 
-/// The settings of a [`RedisBus`](crate::RedisBus). All nodes, Node.js servers and emitters of a
-/// cluster must agree about `prefix`, `dialect` and `parser`.
+/// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must be the same
+/// for all nodes, Node.js servers and emitters of a cluster.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
-    /// Where Redis is.
+    /// The address of Redis.
     pub url: RedisUrl,
-    /// What all names in Redis begin with: `key` of Node's adapter. Default `socket.io`.
+    /// Prefix of all names in Redis: `key` of Node's adapter. Default `socket.io`.
     pub prefix: String,
-    /// Which of Node's adapters is spoken. Default: the classic one.
+    /// The Node adapter whose wire format is used. Default: the classic one.
     pub dialect: Dialect,
     /// How broadcasts are encoded in the classic dialect. Default: MessagePack.
     pub parser: Parser,
-    /// Whether Node's servers are answered on their own channels, as with Node's
+    /// Whether answers to Node's servers are published on the asker's own channel, as with Node's
     /// `publishOnSpecificResponseChannel`. Default false.
     pub specific_responses: bool,
-    /// How messages to single sockets find this node in the classic dialect. Default: automatic.
+    /// How messages to single sockets reach this node in the classic dialect. Default: automatic.
     pub private_rooms: PrivateRooms,
-    /// How long Redis may take to answer a publish. Default 5 s.
+    /// How long Redis may take to confirm a publish. Default 5 s.
     pub publish_timeout: Duration,
-    /// How much may wait to be published, in bytes. Default 16 MiB.
+    /// Maximum size of the queue of outgoing messages, in bytes. Default 16 MiB.
     pub max_queue_bytes: usize,
-    /// How often the node checks that what it publishes comes back. Default 1 s.
+    /// Interval between probes, which check that what the node publishes comes back. Default 1 s.
     pub probe_interval: Duration,
-    /// How long that may take before the connection counts as broken. Default 5 s.
+    /// How long a probe may take before the connection counts as broken. Default 5 s.
     pub probe_timeout: Duration,
 }
 
 /// How messages to the private rooms of this node's sockets reach it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PrivateRooms {
-    /// By a pattern as long as Redis has few of them, else by channels: each pattern costs every
-    /// publish of everybody 25 ns, a channel costs memory and a command per connected socket.
+    /// By a pattern while Redis has few of them, else by channels. Each pattern costs every publish
+    /// to that Redis 25 ns; a channel costs memory and a command per connected socket.
     #[default]
     Auto,
     /// One pattern per namespace.
@@ -46,7 +46,7 @@ pub enum PrivateRooms {
 }
 
 impl RedisConfig {
-    /// The defaults, for this server.
+    /// Returns the default settings for a Redis at `url`.
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,

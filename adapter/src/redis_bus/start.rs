@@ -1,10 +1,12 @@
-//! Joining the cluster: whatever is wrong with the settings shows here, and not at the first message.
+//! Joining the cluster: errors in the settings are found here and not at the first message.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use roomcast_emitter::{
-    asking::Asking,
     endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, Purpose, Topology},
     publisher::{PublishError, Publisher, PublisherConfig},
     value::Value,
@@ -15,41 +17,44 @@ use roomcast_protocol::{
     msgpack::TranscodeLimits,
     wire::Wire,
 };
-use tokio::{runtime::Handle, task::JoinSet, time};
+use tokio::{task::JoinSet, time};
 
 use super::{
-    RedisBus, Shared,
+    BusSink, Core, RedisBus,
     config::{PrivateRooms, RedisConfig},
-    hearing, lease,
-    metrics::Metrics,
-    namespaces::Namespaces,
-    stand_in::{self, Unanswered},
-    tag,
-    turnover::Turnover,
+    incoming::Receiver,
+    membership::Membership,
+    metrics::{
+        IncomingMetrics, LinkMetrics, MembershipMetrics, OutgoingMetrics, QuestionMetrics, Series,
+    },
+    node_js::NodeJs,
+    outgoing::Outgoing,
+    questions::Questions,
+    subscriptions::{Subscriptions, tag},
+    upkeep,
 };
-use crate::link::{DownReason, LinkState};
+use crate::link::{DownReason, LinkState, Subscribers, SubscribersConfig};
 
-/// How long the first message to oneself may take.
+/// How long the first probe may take.
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether the links are there.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// How often the state of the links is checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Why a node could not join the cluster.
 #[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
 pub enum StartError {
-    /// There is no connection to be had.
+    /// No connection could be made.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The user may not do what a node has to.
+    /// The user lacks a right that a node needs.
     #[error("Redis refuses {command}: {reason}; {}", rights(prefix))]
     Forbidden {
-        /// What was tried.
+        /// The command that was tried.
         command: String,
-        /// What Redis says.
+        /// Redis's error.
         reason: String,
-        /// What the names in Redis begin with.
+        /// The prefix of all names in Redis.
         prefix: String,
     },
     /// The first commands failed.
@@ -60,10 +65,10 @@ pub enum StartError {
     NotFlowing(Arc<str>),
 }
 
-/// The commands that a node says, apart from those that log it in.
+/// The commands that a node sends, apart from those that log it in.
 const RIGHTS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
 
-/// Those that it says to a cluster.
+/// The commands that it sends to a Redis Cluster in addition.
 const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
 
 fn rights(prefix: &str) -> String {
@@ -75,9 +80,9 @@ fn rights(prefix: &str) -> String {
 }
 
 impl RedisBus {
-    /// Connects, checks that the user may do what a node does, takes a lease, and waits until what
-    /// the node publishes comes back to it. Must be called on a tokio runtime, on which the bus
-    /// goes on working.
+    /// Connects, checks that the user has the rights that a node needs, takes a lease, and waits
+    /// until what the node publishes comes back to it. Must be called on a tokio runtime, on which
+    /// the bus keeps working.
     pub async fn connect(mut config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
         let mut endpoint = Endpoint::new(config.url.clone());
         if config.dialect != Dialect::Classic {
@@ -91,62 +96,96 @@ impl RedisBus {
             config.private_rooms = PrivateRooms::Channel;
         }
         drop(connection);
+        let core = Core::start(endpoint, &config, node, patterns);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(upkeep::sweep(Arc::downgrade(&core)));
+        tasks.spawn(NodeJs::watch(Arc::downgrade(&core.node_js)));
+        let bus = Self {
+            core,
+            tasks: Mutex::new(tasks),
+        };
+        bus.core.wait_until_flowing().await?;
+        bus.core.take_lease().await?;
+        let keeping = upkeep::keep_lease(Arc::downgrade(&bus.core));
+        bus.tasks.lock().spawn(keeping);
+        Ok(bus)
+    }
+}
+
+impl Core {
+    /// Starts the links and puts the parts of the bus together.
+    fn start(
+        endpoint: Endpoint,
+        config: &RedisConfig,
+        node: &NodeId,
+        patterns: usize,
+    ) -> Arc<Self> {
+        let channels = Channels::new(&config.prefix, config.dialect);
+        let wire = Wire::new(channels, config.parser, TranscodeLimits::default());
+        let wire = Arc::new(wire.with_specific_responses(config.specific_responses));
         let publisher = PublisherConfig {
             max_queue_bytes: config.max_queue_bytes,
             reply_timeout: config.publish_timeout,
             ..PublisherConfig::default()
         };
         let publisher = Publisher::start(endpoint.clone(), publisher);
-        let wire = Wire::new(channels, config.parser, TranscodeLimits::default())
-            .with_specific_responses(config.specific_responses);
-        let shared = Arc::new_cyclic(|shared| Shared {
-            hearing: hearing::start(endpoint, &config, node, shared.clone()),
-            node: node.clone(),
-            config,
-            wire,
+        let mut series = Series::default();
+        let outgoing = Arc::new(Outgoing::new(
+            node.clone(),
             publisher,
-            namespaces: Namespaces::default(),
-            asking: Asking::new(),
-            subscribing: Mutex::default(),
-            answering: Mutex::default(),
-            following: Mutex::default(),
-            runtime: Handle::current(),
-            leases: Mutex::default(),
-            clock: Mutex::default(),
-            metrics: Metrics::new(),
-            on_gap: Mutex::default(),
-            patterns: patterns.into(),
-            is_retired: false.into(),
-            turnover: Turnover::new(),
-            unanswered: Unanswered::default(),
-            questions: 0.into(),
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(hearing::sweep(Arc::downgrade(&shared)));
-        tasks.spawn(stand_in::watch(Arc::downgrade(&shared)));
-        let bus = Self {
-            shared,
-            tasks: Mutex::new(tasks),
-        };
-        bus.shared.wait_until_flowing().await?;
-        bus.shared.take_lease().await?;
-        let keeping = lease::keep(Arc::downgrade(&bus.shared));
-        bus.tasks.lock().spawn(keeping);
-        Ok(bus)
+            Arc::clone(&wire),
+            OutgoingMetrics::new(&mut series),
+        ));
+        let membership = MembershipMetrics::new(&mut series);
+        let membership = Arc::new(Membership::new(Arc::clone(&outgoing), membership));
+        let node_js = Arc::new(NodeJs::new(Arc::clone(&membership)));
+        let incoming = IncomingMetrics::new(&mut series);
+        let questions = Arc::new(Questions::new(
+            Arc::clone(&outgoing),
+            Arc::clone(&membership),
+            Arc::clone(&node_js),
+            QuestionMetrics::new(&mut series, &incoming),
+        ));
+        Arc::new_cyclic(|core: &Weak<Self>| {
+            let subscribers = subscribers(endpoint, config, &outgoing, BusSink(core.clone()));
+            let subscriptions = Arc::new(Subscriptions::new(
+                subscribers,
+                node.clone(),
+                Arc::clone(&wire),
+                config.private_rooms,
+                patterns,
+            ));
+            Self {
+                incoming: Receiver {
+                    wire,
+                    subscriptions: Arc::clone(&subscriptions),
+                    questions: Arc::clone(&questions),
+                    node_js: Arc::clone(&node_js),
+                    metrics: incoming,
+                },
+                outgoing,
+                membership,
+                subscriptions,
+                questions,
+                node_js,
+                metrics: LinkMetrics::new(&mut series),
+                series,
+                gap_handlers: Mutex::default(),
+                has_left: false.into(),
+            }
+        })
     }
-}
 
-impl Shared {
     async fn take_lease(&self) -> Result<(), StartError> {
         let deadline = time::Instant::now() + FIRST_PROBE_TIMEOUT;
-        let mut looks = 0;
-        // The first look tells the time, the second one takes the lease.
-        while looks < 2 {
-            match self.renew().await {
-                Ok(()) => looks += 1,
+        let mut renewals = 0;
+        // The first renewal reads Redis's clock, the second one takes the lease.
+        while renewals < 2 {
+            match self.renew_lease().await {
+                Ok(()) => renewals += 1,
                 // Another server of the cluster has the key, and the link to it is on its way.
                 Err(PublishError::Unavailable(_)) if time::Instant::now() < deadline => {
-                    time::sleep(LOOK_INTERVAL).await;
+                    time::sleep(CHECK_INTERVAL).await;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -156,10 +195,10 @@ impl Shared {
 
     async fn wait_until_flowing(&self) -> Result<(), StartError> {
         let deadline = time::Instant::now() + FIRST_PROBE_TIMEOUT;
-        let mut looks = time::interval(LOOK_INTERVAL);
+        let mut checks = time::interval(CHECK_INTERVAL);
         loop {
-            looks.tick().await;
-            match self.hearing.state() {
+            checks.tick().await;
+            match self.subscriptions.subscribers.state() {
                 LinkState::Up { .. } => return Ok(()),
                 LinkState::Down { reason } => {
                     let is_hopeless = matches!(reason, DownReason::ProbeRefused(_));
@@ -172,7 +211,32 @@ impl Shared {
     }
 }
 
-/// One server of a cluster may have neither the leases nor the subscribers of the others.
+/// Starts the subscriber links. Their probes are published over the other side of the bus.
+fn subscribers(
+    endpoint: Endpoint,
+    config: &RedisConfig,
+    outgoing: &Arc<Outgoing>,
+    sink: BusSink,
+) -> Subscribers {
+    let (names, probes) = (Arc::clone(outgoing), Arc::downgrade(outgoing));
+    let probe_channel = move |slot| {
+        let channels = names.wire.channels();
+        channels.probe(&names.node, slot).into()
+    };
+    let send_probe = move |channel: &str, number: u64| {
+        let outgoing = probes.upgrade();
+        outgoing
+            .is_some_and(|outgoing| outgoing.publish_probe(channel, number.to_string().as_bytes()))
+    };
+    let mut settings = SubscribersConfig::new(Arc::new(probe_channel), Arc::new(send_probe));
+    settings.is_sharded = config.dialect != Dialect::Classic;
+    settings.probe_interval = config.probe_interval;
+    settings.probe_timeout = config.probe_timeout;
+    Subscribers::start(endpoint, settings, sink)
+}
+
+/// Refuses one server of a Redis Cluster, because it may have neither the leases nor the subscribers
+/// of the others.
 fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), ConnectError> {
     let info = connection.info();
     let is_part = info.mode == Some(Mode::Cluster) && endpoint.topology() != Topology::Cluster;
@@ -183,8 +247,8 @@ fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), Co
     Ok(())
 }
 
-/// Tries, without effect on others, each kind of command that a node needs. Answers how many
-/// patterns Redis has.
+/// Tries each kind of command that a node needs, without effect on others. Returns the number of
+/// patterns in Redis.
 async fn check_rights(
     connection: &mut Connection,
     config: &RedisConfig,
@@ -197,7 +261,7 @@ async fn check_rights(
         Dialect::Classic => ("PUBLISH", "NUMSUB", "SUBSCRIBE"),
         Dialect::Sharded(_) => ("SPUBLISH", "SHARDNUMSUB", "SSUBSCRIBE"),
     };
-    // Nobody else hears it, and it is a channel as those of rooms.
+    // A channel like those of rooms, to which nobody else subscribes.
     let own = channels.room("/", node.as_str());
     let commands: [&[&str]; 9] = [
         &["PUBSUB", "NUMPAT"],
@@ -208,7 +272,7 @@ async fn check_rights(
         &["ZREVRANGE", &leases, "0", "0"],
         &["ZREMRANGEBYSCORE", &leases, "-inf", "(0"],
         &["ZREM", &leases, node.as_str()],
-        // The connection takes nothing but subscriptions from then on.
+        // Last, because the connection takes nothing but subscriptions from then on.
         &[subscribe, &own],
     ];
     let mut patterns = 0;
@@ -222,8 +286,8 @@ async fn check_rights(
     Ok(usize::try_from(patterns).unwrap_or(0))
 }
 
-/// Patterns are a right of their own: that to a part of the channels does not contain it. If they
-/// are a must, not to have the right is an error.
+/// Returns whether the user may subscribe patterns. The right to some of the channels does not
+/// include it. If the settings require patterns, a missing right is an error.
 async fn may_use_patterns(
     connection: &mut Connection,
     config: &RedisConfig,
@@ -236,7 +300,7 @@ async fn may_use_patterns(
     let pattern = channels.private_rooms_pattern("/", tag(node));
     match attempt(connection, config, &["PSUBSCRIBE", &pattern]).await {
         Err(StartError::Forbidden { .. }) if config.private_rooms == PrivateRooms::Auto => {
-            tracing::info!("Redis gives this user no patterns: each socket has a channel");
+            tracing::info!("Redis allows this user no patterns: each socket gets a channel");
             Ok(false)
         }
         Err(error) => Err(error),
@@ -244,8 +308,8 @@ async fn may_use_patterns(
     }
 }
 
-/// Nothing if it is another server of the cluster that has to be told: the right has been checked
-/// by then.
+/// Runs a command. Returns nothing if another server of the cluster is responsible: Redis has
+/// checked the right by then.
 async fn attempt(
     connection: &mut Connection,
     config: &RedisConfig,

@@ -1,12 +1,12 @@
-//! Answers in place of nodes of ours that have gone. Node.js servers count who hears a question, then
-//! ask, and fail if one of those that they have counted does not answer.
+//! Answers in place of nodes of ours that have gone.
 //!
-//! Every node remembers what such a server asks, and looks a while later whether somebody has left or
-//! died about then. One of those that remain gives an empty answer for each that has: more of them might
-//! be taken for the answer of a server that is slow. Nobody looks while nobody asks.
+//! A Node server fails if one of the nodes that it has counted does not answer. Every node therefore
+//! remembers what such a server asks, and checks a while later whether a node has left or died at
+//! about that time. The first of those that remain gives an empty answer for each: more than one
+//! could be taken for the answer of a slow server. Nothing is checked while nothing is asked.
 //!
-//! A broadcast with acknowledgement is left alone: Node asks first and counts then, so that one answer
-//! too many makes it fail.
+//! A broadcast with acknowledgement is left alone: Node asks first and counts then, so that one
+//! answer too many makes it fail.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -27,65 +27,69 @@ use roomcast_protocol::{
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use super::{
-    Shared,
-    lease::{Look, TRACE, millis},
-    respond::Address,
+    super::membership::{Reading, TRACE, millis},
+    Membership, NodeJs, ReplyAddress,
 };
 
-/// How long after a question it is looked who has gone: whoever lives has answered by then, and has
-/// renewed its lease since. Who asks waits for 5 s.
+/// How long after a question the leases are checked. Every living node has answered and renewed its
+/// lease by then. The asker waits for 5 s.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// The same for what applications answer, which may take them long. The rest of the 5 s is for busy
-/// machines.
+/// The same for questions that handlers answer, which may take long. The rest of the 5 s is a margin
+/// for busy machines.
 const PATIENCE_WITH_HANDLERS: Duration = Duration::from_millis(3500);
 
-/// How often it is looked, for all questions of that time.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the leases are checked, for all questions of that time.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The most questions that are remembered.
+/// Maximum number of questions that are remembered.
 const MAX_QUESTIONS: usize = 10_000;
 
-/// A lease that has not been renewed for so long is late: the node may be dead.
+/// Maximum length of a question's id and its asker's uid, in bytes, for the question to be
+/// remembered. Those of Node's servers have 6 or 16 characters.
+const MAX_ADDRESS_BYTES: usize = 256;
+
+/// After so long without a renewal, a lease is late: the node may be dead.
 const LATE_MILLIS: u64 = 1300;
 
-/// Who was counted for a question has left no longer before it than this, on busy machines, too. Longer
-/// makes answers that nobody waits for.
+/// A node that left earlier than this cannot have been counted for the question, even on a busy
+/// machine. A longer time would produce answers that nobody waits for.
 const LEFT_BEFORE_MILLIS: u64 = 2000;
 
 /// The same for the last renewal of a lease, if a node has died.
 const RENEWED_BEFORE_MILLIS: u64 = LEFT_BEFORE_MILLIS + RENEWAL_SECONDS * 1000;
 
-/// How far the nodes' reckonings of Redis's clock may be apart. Who has left later than the question
-/// has answered it.
+/// How far the nodes' extrapolations of Redis's clock may differ. A node that left later than the
+/// question has answered it.
 const SLACK_MILLIS: u64 = 100;
 
-/// Questions of Node's servers of which it has not been looked yet whether somebody is missing.
+/// Questions of Node's servers that were not checked yet.
 #[derive(Default)]
 pub(super) struct Unanswered(Mutex<Vec<Asked>>);
 
 struct Asked {
-    address: Arc<Address>,
-    /// What is answered in place of a node that has gone.
+    address: Arc<ReplyAddress>,
+    /// The answer in place of a node that has gone.
     empty: Answer,
     heard: Instant,
     patience: Duration,
-    /// The nodes that were known then. Who has come later has not heard the question.
+    /// The nodes that were known then. A node that came later has not received the question.
     known: Arc<Leases>,
 }
 
 impl Unanswered {
-    /// Remembers a question of a server of Node's, if it is one for which it counts.
+    /// Remembers a question of a Node server, if it is of a kind for which the server counts.
     pub(super) fn remember(
         &self,
-        address: &Arc<Address>,
+        address: &Arc<ReplyAddress>,
         question: &Question,
-        known: &Arc<Leases>,
+        known: Arc<Leases>,
     ) {
         let Some((empty, patience)) = empty_answer(question) else {
             return;
         };
-        if !address.is_short() {
+        let uid = address.asker.uid.as_deref().unwrap_or_default();
+        if address.id.len() + uid.len() > MAX_ADDRESS_BYTES {
             return;
         }
         let mut asked = self.0.lock();
@@ -95,7 +99,7 @@ impl Unanswered {
                 empty,
                 heard: Instant::now(),
                 patience,
-                known: Arc::clone(known),
+                known,
             });
         }
     }
@@ -106,7 +110,7 @@ impl Unanswered {
     }
 }
 
-/// How a node answers that has nothing, and how long to wait for those that have.
+/// Returns the answer of a node without sockets, and how long to wait for the other nodes.
 fn empty_answer(question: &Question) -> Option<(Answer, Duration)> {
     match question {
         Question::Sockets(_) => Some((Answer::Sockets(Vec::new()), PATIENCE)),
@@ -120,83 +124,82 @@ fn empty_answer(question: &Question) -> Option<(Answer, Duration)> {
     }
 }
 
-/// Looks after what has been asked until the bus is closed.
-pub(super) async fn watch(shared: Weak<Shared>) {
-    let mut ticks = time::interval(LOOK_INTERVAL);
+/// Checks questions until the bus is closed.
+pub(super) async fn watch(node_js: Weak<NodeJs>) {
+    let mut ticks = time::interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(shared) = shared.upgrade() else {
+        let Some(node_js) = node_js.upgrade() else {
             return;
         };
-        let due = shared.unanswered.take_due(Instant::now());
-        // Who came or left in the second before a question is known by now.
-        let is_alone = shared.leases.lock().nodes().len() < 2;
+        let due = node_js.unanswered.take_due(Instant::now());
+        let membership = &node_js.membership;
+        // A node that came or left in the second before a question is known by now.
+        let is_alone = membership.leases().nodes().len() < 2;
         if due.is_empty() || is_alone {
             continue;
         }
-        if let Err(error) = shared.stand_in(due).await {
-            tracing::debug!(%error, "nobody has looked who is missing");
+        if let Err(error) = stand_in(membership, due).await {
+            tracing::debug!(%error, "missing nodes could not be determined");
         }
     }
 }
 
-impl Shared {
-    /// Answers the questions in place of those that have gone, if that is up to this node.
-    async fn stand_in(&self, due: Vec<Asked>) -> Result<(), PublishError> {
-        let Some(look) = self.look_at_leases().await? else {
-            return Ok(());
+/// Answers the questions in place of nodes that have gone, if that is up to this node.
+async fn stand_in(membership: &Membership, due: Vec<Asked>) -> Result<(), PublishError> {
+    let Some(reading) = membership.read_leases().await? else {
+        return Ok(());
+    };
+    let gone = Gone::new(&reading, membership.node());
+    if gone.left.is_empty() && gone.late.is_empty() {
+        return Ok(());
+    }
+    let read = Instant::now();
+    let mut rosters = HashMap::new();
+    for asked in due {
+        let age = read.saturating_duration_since(asked.heard);
+        let heard = reading.now.saturating_sub(millis(age));
+        let late: Vec<_> = gone.late_at(heard).collect();
+        let left = gone.left_at(heard);
+        if left == 0 && late.is_empty() {
+            continue;
+        }
+        let namespace = &asked.address.namespace.name;
+        let roster = match rosters.entry(Arc::clone(namespace)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(sorted_roster(membership, namespace).await?),
         };
-        let gone = Gone::new(&look, &self.node);
-        if gone.left.is_empty() && gone.late.is_empty() {
-            return Ok(());
+        if first_of(roster, &asked.known) != Some(membership.node()) {
+            continue;
         }
-        let looked = Instant::now();
-        let mut rosters = HashMap::new();
-        for asked in due {
-            let age = looked.saturating_duration_since(asked.heard);
-            let heard = look.now.saturating_sub(millis(age));
-            let late: Vec<_> = gone.late_at(heard).collect();
-            let left = gone.left_at(heard);
-            if left == 0 && late.is_empty() {
-                continue;
-            }
-            let namespace = asked.address.namespace();
-            let roster = match rosters.entry(Arc::clone(namespace)) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(self.sorted_roster(namespace).await?),
-            };
-            if first_of(roster, &asked.known) != Some(&self.node) {
-                continue;
-            }
-            // Who is late and subscribed hangs, and may answer yet.
-            let hangs =
-                |node: &NodeId| roster.alive.contains(node) || roster.stalled.contains(node);
-            let died = late.into_iter().filter(|node| !hangs(node)).count();
-            tracing::debug!(left, died, "answering in place of others");
-            for _ in 0..left + died {
-                asked.address.finish(asked.empty.clone());
-            }
+        // A node that is late but subscribed hangs, and may answer yet.
+        let hangs = |node: &NodeId| roster.alive.contains(node) || roster.stalled.contains(node);
+        let died = late.into_iter().filter(|node| !hangs(node)).count();
+        tracing::debug!(left, died, "answering in place of other nodes");
+        for _ in 0..left + died {
+            asked.address.finish(asked.empty.clone());
         }
-        Ok(())
     }
-
-    async fn sorted_roster(&self, namespace: &str) -> Result<Roster, PublishError> {
-        let mut roster = self.count(namespace, self.recent_leases()).await?.roster();
-        let by_name = |a: &NodeId, b: &NodeId| a.as_str().cmp(b.as_str());
-        roster.alive.sort_unstable_by(by_name);
-        Ok(roster)
-    }
+    Ok(())
 }
 
-/// Who stands in: all that remain choose the same one. Those that were unknown when the question came
-/// may not have heard it.
+async fn sorted_roster(membership: &Membership, namespace: &str) -> Result<Roster, PublishError> {
+    let counted = membership.count(namespace, membership.leases()).await?;
+    let mut roster = counted.roster();
+    let by_name = |a: &NodeId, b: &NodeId| a.as_str().cmp(b.as_str());
+    roster.alive.sort_unstable_by(by_name);
+    Ok(roster)
+}
+
+/// Returns the node that stands in: all that remain choose the same one. Nodes that were unknown
+/// when the question came may not have received it.
 fn first_of<'a>(roster: &'a Roster, known: &Leases) -> Option<&'a NodeId> {
     let is_known = |node: &&NodeId| known.nodes().any(|known| known == *node);
     roster.alive.iter().find(is_known)
 }
 
-/// Who may have gone in the last seconds, in milliseconds of Redis's clock.
+/// The nodes that may have gone in the last seconds, in milliseconds of Redis's clock.
 struct Gone {
     /// When nodes have left.
     left: Vec<u64>,
@@ -205,15 +208,15 @@ struct Gone {
 }
 
 impl Gone {
-    fn new(look: &Look, own: &NodeId) -> Self {
-        let earliest = look
+    fn new(reading: &Reading, own: &NodeId) -> Self {
+        let earliest = reading
             .now
-            .saturating_sub(millis(PATIENCE_WITH_HANDLERS + LOOK_INTERVAL * 4));
+            .saturating_sub(millis(PATIENCE_WITH_HANDLERS + CHECK_INTERVAL * 4));
         let mut gone = Self {
             left: Vec::new(),
             late: Vec::new(),
         };
-        for (name, time) in look.held() {
+        for (name, time) in reading.entries() {
             if name.starts_with(TRACE) {
                 if time >= earliest.saturating_sub(LEFT_BEFORE_MILLIS) {
                     gone.left.push(time);
@@ -222,21 +225,21 @@ impl Gone {
             }
             let renewed = time.saturating_sub(LEASE_SECONDS * 1000);
             let is_recent = renewed >= earliest.saturating_sub(RENEWED_BEFORE_MILLIS);
-            if is_recent && renewed + LATE_MILLIS < look.now && name != own.as_str() {
+            if is_recent && renewed + LATE_MILLIS < reading.now && name != own.as_str() {
                 gone.late.push((NodeId::new(name), renewed));
             }
         }
         gone
     }
 
-    /// How many have left, of whom one that asked at this time may not know it.
+    /// Returns how many nodes have left that may have been counted for a question of this time.
     fn left_at(&self, asked: u64) -> usize {
         let may_be_counted = asked.saturating_sub(LEFT_BEFORE_MILLIS)..=asked + SLACK_MILLIS;
         let left = self.left.iter();
         left.filter(|time| may_be_counted.contains(time)).count()
     }
 
-    /// Who may have died at this time, before the answer.
+    /// Returns the nodes that may have died before they answered a question of this time.
     fn late_at(&self, asked: u64) -> impl Iterator<Item = &NodeId> {
         let last_sign = asked.saturating_sub(RENEWED_BEFORE_MILLIS);
         let late = self.late.iter();
@@ -251,10 +254,10 @@ mod tests {
 
     use super::*;
 
-    fn look(held: &[(&str, u64)]) -> Look {
+    fn reading(held: &[(&str, u64)]) -> Reading {
         let text = |text: &str| Value::Bytes(text.as_bytes().into());
         let pairs = held.iter();
-        Look {
+        Reading {
             now: 100_000,
             held: Value::List(
                 pairs
@@ -266,7 +269,10 @@ mod tests {
 
     #[test]
     fn who_left_counts_for_the_questions_of_that_moment() {
-        let gone = Gone::new(&look(&[("left:a", 98_500), ("left:b", 40_000)]), &id("me"));
+        let gone = Gone::new(
+            &reading(&[("left:a", 98_500), ("left:b", 40_000)]),
+            &id("me"),
+        );
         assert_eq!(gone.left, [98_500]);
         let asked = [98_399, 98_400, 100_500, 100_501];
         assert_eq!(asked.map(|asked| gone.left_at(asked)), [0, 1, 1, 0]);
@@ -282,7 +288,7 @@ mod tests {
             ("me", end(98_500)),
             ("long dead", end(60_000)),
         ];
-        let gone = Gone::new(&look(&held), &id("me"));
+        let gone = Gone::new(&reading(&held), &id("me"));
         assert_eq!(gone.late, [(id("late"), 98_500)]);
         let asked = [98_400, 100_000, 101_500, 101_501];
         assert_eq!(asked.map(|asked| gone.late_at(asked).count()), [1, 1, 1, 0]);

@@ -1,8 +1,15 @@
-//! Which rooms' channels a node holds, of one namespace.
+//! The channels of rooms that one namespace holds.
 //!
-//! A channel is held from the first member of its room on, and given up late, so that rooms whose
-//! last member leaves and comes back (a reload of a page) cost nothing. Pure: changes and times go
-//! in, channels to subscribe and to unsubscribe come out.
+//! A channel is held from the first member of its room on. It is given up late, because members
+//! often come back at once, as with the reload of a page. Pure: changes and times go in, channels
+//! to subscribe and to unsubscribe come out.
+//!
+//! ```text
+//!            occupied                     vacated
+//! not held ───────────► held, occupied ◄─────────► held, vacated (queued once)
+//!     ▲                                 occupied        │ LINGER later
+//!     └────────────────────── give_up ──────────────────┘
+//! ```
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,17 +22,17 @@ use tokio::time::Instant;
 /// How long a channel is kept after its room's last member has left.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
-/// The most channels that are looked at in one turn: joins wait meanwhile.
+/// Maximum number of channels that one turn checks, because joins wait meanwhile.
 const TURN: usize = 1024;
 
-/// Channels up to which memory is kept that is not needed at the moment.
+/// Number of channels for which memory is kept that is not needed at the moment.
 const KEPT: usize = 1024;
 
 /// The channels that are held.
 #[derive(Debug, Default)]
 pub(crate) struct Interest {
     held: HashMap<Arc<str>, Held>,
-    /// Those that may have to be given up, each once, with the time when it was looked at.
+    /// Channels that may have to be given up, each once, with the time when it was queued.
     queue: VecDeque<(Instant, Arc<str>)>,
 }
 
@@ -37,7 +44,7 @@ struct Held {
 }
 
 impl Interest {
-    /// The channel's room has members. True if it was not held before.
+    /// The channel's room has members. Returns whether the channel was not held before.
     pub(crate) fn occupied(&mut self, channel: &Arc<str>) -> bool {
         if let Some(held) = self.held.get_mut(channel) {
             held.vacated = None;
@@ -63,10 +70,10 @@ impl Interest {
         }
     }
 
-    /// Gives up channels that have been without members for long enough; answers which. There may be
-    /// more ([`is_due`](Self::is_due)). The caller has taken all changes before, and says which
-    /// channel's room has members nevertheless: that change is on its way, or has been taken back
-    /// unseen, so such a room is looked at again.
+    /// Gives up channels whose rooms have been empty for long enough, and returns them. There may
+    /// be more ([`is_due`](Self::is_due)). The caller has taken all changes before. If a room has
+    /// members nevertheless, that change is on its way or was undone unseen, so the room is checked
+    /// again later.
     pub(crate) fn give_up(
         &mut self,
         now: Instant,
@@ -86,7 +93,7 @@ impl Interest {
             held.is_queued = false;
             match held.vacated {
                 None => {}
-                // It was left again meanwhile: its time begins anew.
+                // It was left again meanwhile: its time starts over.
                 Some(vacated) if vacated + LINGER > now => {
                     held.is_queued = true;
                     self.queue.push_back((vacated, channel));
@@ -102,20 +109,15 @@ impl Interest {
         given_up
     }
 
-    /// Whether there are channels to look at.
+    /// Returns whether there are channels to check.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         let first = self.queue.front();
         first.is_some_and(|(queued, _)| *queued + LINGER <= now)
     }
 
-    /// All channels that are held, from now on by somebody else or by nobody.
-    pub(crate) fn take(&mut self) -> impl Iterator<Item = Arc<str>> + use<> {
-        self.queue = VecDeque::new();
-        std::mem::take(&mut self.held).into_keys()
-    }
-
-    pub(crate) fn holds(&self, channel: &str) -> bool {
-        self.held.contains_key(channel)
+    /// Returns all channels that are held.
+    pub(crate) fn into_channels(self) -> impl Iterator<Item = Arc<str>> {
+        self.held.into_keys()
     }
 
     fn give_memory_back(&mut self) {
@@ -159,9 +161,10 @@ mod tests {
         assert!(given_up(&mut interest, at(1599)).is_empty());
         assert_eq!(given_up(&mut interest, at(1600)), [Arc::from("a")]);
         assert!(given_up(&mut interest, at(9000)).is_empty());
-        assert!(!interest.holds("a") && interest.holds("c"));
-        assert_eq!(interest.take().collect::<Vec<_>>(), [Arc::from("c")]);
-        assert!(given_up(&mut interest, at(19000)).is_empty());
+        assert_eq!(
+            interest.into_channels().collect::<Vec<_>>(),
+            [Arc::from("c")]
+        );
     }
 
     #[test]
@@ -170,7 +173,7 @@ mod tests {
         interest.vacated("a", start);
         assert!(!interest.occupied(&Arc::from("a")));
         assert!(given_up(&mut interest, start + LINGER).is_empty());
-        assert!(interest.holds("a"));
+        assert!(interest.held.contains_key("a"));
         interest.vacated("a", start + LINGER);
         assert_eq!(given_up(&mut interest, start + LINGER * 2).len(), 1);
     }
@@ -180,7 +183,7 @@ mod tests {
         let (mut interest, start) = holding(&["a"]);
         interest.vacated("a", start);
         assert!(interest.give_up(start + LINGER, |_| true).is_empty());
-        assert!(interest.holds("a"));
+        assert!(interest.held.contains_key("a"));
         assert_eq!(given_up(&mut interest, start + LINGER * 2).len(), 1);
     }
 

@@ -1,0 +1,159 @@
+//! What arrives from Redis: checked, decoded, and carried out, one message after the other.
+//!
+//! ```text
+//! channel name ─► namespace, kind, room ─► room without a member here?   dropped
+//!                                       ─► own message, by first bytes?  dropped
+//!                                       ─► decode ─► message   ─► listener
+//!                                                 ─► question  ─► `Questions::answer`
+//!                                                 ─► answer    ─► `Questions::receive`
+//! ```
+//!
+//! All of it runs on the task of the subscriber link, so that the order is the order of arrival.
+//! Most messages that do not concern this node are recognized by the name of their channel and
+//! dropped before they are decoded.
+
+use std::sync::Arc;
+
+use roomcast_protocol::{
+    channel::{Kind, Place},
+    wire::{Incoming, Wire},
+};
+
+use super::{
+    metrics::IncomingMetrics,
+    node_js::NodeJs,
+    questions::Questions,
+    subscriptions::{AttachedNamespace, Subscriptions},
+};
+use crate::bus::Listener;
+
+/// Maximum number of ways in which a channel's name is read: one per `#` in it.
+const MAX_PLACES: usize = 32;
+
+/// The receiving side of the bus.
+pub(super) struct Receiver {
+    pub(super) wire: Arc<Wire>,
+    pub(super) subscriptions: Arc<Subscriptions>,
+    pub(super) questions: Arc<Questions>,
+    pub(super) node_js: Arc<NodeJs>,
+    pub(super) metrics: IncomingMetrics,
+}
+
+/// Why a message was not carried out, the most telling reason last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Dropped {
+    UnknownNamespace,
+    /// Another node was asked or is answered, which is no reason to worry.
+    NotAsked,
+    Unexpected,
+    NoMember,
+    Own,
+    Undecodable,
+}
+
+impl Receiver {
+    /// A message has arrived.
+    pub(super) fn receive(&self, channel: &[u8], payload: &[u8]) {
+        self.metrics.messages.inc();
+        self.metrics.bytes.inc_by(payload.len() as u64);
+        let Ok(channel) = std::str::from_utf8(channel) else {
+            self.count(Dropped::UnknownNamespace);
+            return;
+        };
+        let mut why = Dropped::UnknownNamespace;
+        for place in self.wire.channels().places(channel).take(MAX_PLACES) {
+            let Some(namespace) = self.subscriptions.namespace(place.namespace) else {
+                continue;
+            };
+            match self.receive_in(&namespace, &place, payload) {
+                Ok(()) => return,
+                Err(dropped) => why = why.max(dropped),
+            }
+        }
+        self.count(why);
+    }
+
+    fn receive_in(
+        &self,
+        namespace: &Arc<AttachedNamespace>,
+        place: &Place<'_>,
+        payload: &[u8],
+    ) -> Result<(), Dropped> {
+        let listener = namespace.listener.upgrade();
+        let listener = listener.ok_or(Dropped::UnknownNamespace)?;
+        let uid = namespace.uid.as_str();
+        match (place.kind, place.rest) {
+            (Kind::Broadcast, Some(room)) if room != uid && !listener.has_room(room) => {
+                return Err(Dropped::NoMember);
+            }
+            (Kind::Request, _) if self.node_js.is_duplicate(payload) => {
+                return Err(Dropped::NotAsked);
+            }
+            // While this node waits for nothing, the answers to others are not read.
+            (Kind::Response, _) if self.questions.is_idle() => return Err(Dropped::NotAsked),
+            _ => {}
+        }
+        if namespace.echo.is_own(payload) {
+            return Err(Dropped::Own);
+        }
+        let incoming = self.wire.read(&namespace.name, place.kind, payload);
+        let incoming = incoming.map_err(|error| {
+            tracing::debug!(namespace = &*namespace.name, %error, "undecodable message");
+            Dropped::Undecodable
+        })?;
+        self.carry_out(namespace, listener, place, incoming)
+    }
+
+    fn carry_out(
+        &self,
+        namespace: &Arc<AttachedNamespace>,
+        listener: Arc<dyn Listener>,
+        place: &Place<'_>,
+        incoming: Incoming,
+    ) -> Result<(), Dropped> {
+        let uid = namespace.uid.as_str();
+        match incoming {
+            Incoming::Message { message, confirm } => {
+                let sockets = listener.receive(&message);
+                if let Some(id) = confirm {
+                    namespace.reached.lock().note(&id, sockets);
+                }
+            }
+            Incoming::Question {
+                asker,
+                id,
+                question,
+            } => {
+                if asker.uid.as_deref() == Some(uid) {
+                    return Err(Dropped::Own);
+                }
+                self.questions
+                    .answer(namespace, listener, asker, &id, question);
+            }
+            Incoming::Response { id, node, reply } => {
+                if !self.questions.receive(&id, node, reply) {
+                    let is_own_channel = place.rest == Some(uid);
+                    return Err(if is_own_channel {
+                        Dropped::Unexpected
+                    } else {
+                        Dropped::NotAsked
+                    });
+                }
+            }
+            Incoming::Ignored => return Err(Dropped::UnknownNamespace),
+        }
+        Ok(())
+    }
+
+    fn count(&self, why: Dropped) {
+        let metrics = &self.metrics;
+        match why {
+            Dropped::UnknownNamespace => metrics.unknown_namespace.inc(),
+            Dropped::NotAsked => {}
+            Dropped::Unexpected => metrics.unexpected.inc(),
+            Dropped::NoMember => metrics.no_member.inc(),
+            Dropped::Own => metrics.own.inc(),
+            Dropped::Undecodable => metrics.undecodable.inc(),
+        }
+    }
+}

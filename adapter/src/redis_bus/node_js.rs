@@ -1,0 +1,111 @@
+//! Beside Node.js servers: everything that exists because they count before they ask.
+//!
+//! A Node server counts the subscribers of the request channel, publishes its question, and takes
+//! as many answers as it counted, whoever gives them. Without this module, a node that comes or
+//! goes between the count and the question makes it fail, because one answer is missing or one is
+//! too many.
+//!
+//! ```text
+//!  Node server    NUMSUB ── PUBLISH question ──────── counted answers, or failure after 5 s
+//!  a node comes       ▲ before: counted, answers at once
+//!                       ▲ after: not counted, answers late        handover::delay
+//!  a node leaves      ▲ before: not counted, is not asked
+//!                       ▲ after: hears the question through a pattern, answers late
+//!                                                              handover::hear_uncounted
+//!  a node vanishes    another one answers in its place, 1.5 s later         stand_in
+//! ```
+//!
+//! The rest of the bus calls [`NodeJs`] and knows nothing of this.
+
+mod handover;
+mod stand_in;
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use roomcast_protocol::question::Question;
+use tokio::time;
+
+use self::{
+    handover::{COUNTING, Handover},
+    stand_in::Unanswered,
+};
+use super::{
+    membership::Membership,
+    reply::ReplyAddress,
+    subscriptions::{AttachedNamespace, Subscriptions},
+};
+
+/// What Node's servers need from this node.
+pub(super) struct NodeJs {
+    membership: Arc<Membership>,
+    handover: Handover,
+    unanswered: Unanswered,
+}
+
+impl NodeJs {
+    pub(super) fn new(membership: Arc<Membership>) -> Self {
+        Self {
+            membership,
+            handover: Handover::new(),
+            unanswered: Unanswered::default(),
+        }
+    }
+
+    /// Answers in place of nodes that have gone, until the bus is closed.
+    pub(super) async fn watch(node_js: Weak<Self>) {
+        stand_in::watch(node_js).await;
+    }
+
+    /// The subscriptions were confirmed, for the first time or again: Node's servers count this
+    /// node from now on.
+    pub(super) fn is_counted(&self) {
+        self.handover.is_up();
+    }
+
+    /// Returns whether the same question has just arrived by another subscription.
+    pub(super) fn is_duplicate(&self, payload: &[u8]) -> bool {
+        self.handover.is_second_copy(payload)
+    }
+
+    /// Takes note of a question. Returns how long the answer has to be delayed, or `None` if the
+    /// question must not be answered. Questions of our own nodes are answered at once.
+    pub(super) fn delay(
+        &self,
+        address: &Arc<ReplyAddress>,
+        question: &Question,
+    ) -> Option<Duration> {
+        if address.asker.node.is_some() {
+            return Some(Duration::ZERO);
+        }
+        if self.handover.is_uncounted(question) {
+            return None;
+        }
+        let known = self.membership.leases();
+        self.unanswered.remember(address, question, known);
+        Some(match question {
+            Question::Acks { .. } | Question::Command(_) => Duration::ZERO,
+            _ => self.handover.delay(&address.namespace),
+        })
+    }
+
+    /// Leaves the channels on which Node's servers count this node, and answers what they ask for
+    /// as long as one of them may have counted it.
+    pub(super) async fn leave(&self, subscriptions: &Subscriptions, timeout: Duration) {
+        let patterns = self.handover.hear_uncounted(subscriptions, timeout).await;
+        let left = subscriptions.retire();
+        if let Err(error) = subscriptions.subscribers.confirmed(left, timeout).await {
+            tracing::warn!(%error, "other nodes may wait for answers of this one");
+        }
+        if !patterns.is_empty() {
+            self.handover.left();
+            time::sleep(COUNTING).await;
+            for pattern in &patterns {
+                subscriptions.subscribers.unsubscribe_pattern(pattern);
+            }
+            handover::confirm_patterns(subscriptions, &patterns, timeout).await;
+        }
+    }
+}

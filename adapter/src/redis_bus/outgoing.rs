@@ -1,0 +1,189 @@
+//! Messages, questions and answers on their way to Redis.
+//!
+//! Each is counted once, whether or not its sender waits for the outcome. A future that its sender
+//! drops is polled to its end by a task: in a Redis Cluster it is the polling that follows a channel
+//! which has moved.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use parking_lot::Mutex;
+use roomcast_emitter::publisher::{Commanding, PublishError, Publisher, Publishing, Route};
+use roomcast_protocol::{
+    channel::Dialect,
+    id::NodeId,
+    wire::{Publication, Wire, WireError},
+};
+use tokio::{runtime::Handle, task::JoinSet, time::Instant};
+
+use super::metrics::OutgoingMetrics;
+use crate::bus::BusError;
+
+/// Maximum number of publishes that are followed after their senders dropped them. The publisher's
+/// queue is full before.
+const MAX_FOLLOWED: usize = 100_000;
+
+/// The sending side of the bus.
+pub(super) struct Outgoing {
+    pub(super) node: NodeId,
+    pub(super) publisher: Publisher,
+    pub(super) wire: Arc<Wire>,
+    /// Publishes that their senders dropped.
+    followed: Mutex<JoinSet<()>>,
+    runtime: Handle,
+    metrics: OutgoingMetrics,
+}
+
+impl Outgoing {
+    /// Must be called on a tokio runtime.
+    pub(super) fn new(
+        node: NodeId,
+        publisher: Publisher,
+        wire: Arc<Wire>,
+        metrics: OutgoingMetrics,
+    ) -> Self {
+        Self {
+            node,
+            publisher,
+            wire,
+            followed: Mutex::default(),
+            runtime: Handle::current(),
+            metrics,
+        }
+    }
+
+    /// Enqueues a publication. The future resolves to the number of connections that received it.
+    pub(super) fn publish(self: &Arc<Self>, publication: Publication) -> Sending {
+        let Publication { channel, payload } = publication;
+        let started = Instant::now();
+        let publishing = self
+            .publisher
+            .publish(&channel, &payload, self.is_sharded());
+        Sending {
+            outgoing: Arc::clone(self),
+            publishing: Some(publishing),
+            started,
+            bytes: payload.len() as u64,
+            is_abandoned: false,
+        }
+    }
+
+    /// Publishes a probe, which is not counted. Returns whether it was enqueued.
+    pub(super) fn publish_probe(&self, channel: &str, payload: &[u8]) -> bool {
+        if !self.publisher.is_up() {
+            return false;
+        }
+        let publishing = self.publisher.publish(channel, payload, self.is_sharded());
+        // Whether it was published shows in what comes back.
+        self.follow(async move { drop(publishing.await) });
+        true
+    }
+
+    /// Enqueues a command.
+    pub(super) fn command<A: AsRef<[u8]>>(&self, args: &[A], route: Route<'_>) -> Commanding {
+        self.publisher.command(args, route)
+    }
+
+    /// A message, question or answer cannot be written.
+    pub(super) fn invalid(&self, error: &WireError) -> BusError {
+        self.metrics.invalid.inc();
+        BusError::Invalid(error.to_string().into())
+    }
+
+    fn is_sharded(&self) -> bool {
+        self.wire.channels().dialect() != Dialect::Classic
+    }
+
+    /// Polls a future until it ends, or until the bus does.
+    fn follow(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
+        // The sender may have dropped it on any thread.
+        let _runtime = self.runtime.enter();
+        let mut context = Context::from_waker(Waker::noop());
+        if work.as_mut().poll(&mut context).is_ready() {
+            return;
+        }
+        let mut followed = self.followed.lock();
+        while followed.try_join_next().is_some() {}
+        if followed.len() < MAX_FOLLOWED {
+            followed.spawn_on(work, &self.runtime);
+        }
+    }
+}
+
+/// A publication on its way. If its sender drops it, it is followed by a task.
+pub(super) struct Sending {
+    outgoing: Arc<Outgoing>,
+    /// `None` once it has ended.
+    publishing: Option<Publishing>,
+    started: Instant,
+    bytes: u64,
+    /// The sender has dropped it already.
+    is_abandoned: bool,
+}
+
+impl Sending {
+    fn count(&self, outcome: Result<u64, &PublishError>) {
+        let took = self.started.elapsed();
+        self.outgoing.metrics.published(self.bytes, took, outcome);
+    }
+}
+
+impl Future for Sending {
+    type Output = Result<usize, BusError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let publishing = self.publishing.as_mut();
+        let publishing = publishing.expect("a future that has ended is not polled");
+        let outcome = ready!(Pin::new(publishing).poll(context));
+        self.publishing = None;
+        self.count(outcome.as_ref().copied());
+        let receivers = outcome?;
+        Poll::Ready(Ok(usize::try_from(receivers).unwrap_or(usize::MAX)))
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        let Some(publishing) = self.publishing.take() else {
+            return;
+        };
+        if self.is_abandoned {
+            // The bus ends, or follows as many as it can.
+            let error = PublishError::Unconfirmed("nobody waits for it".into());
+            self.count(Err(&error));
+            return;
+        }
+        let abandoned = Self {
+            outgoing: Arc::clone(&self.outgoing),
+            publishing: Some(publishing),
+            started: self.started,
+            bytes: self.bytes,
+            is_abandoned: true,
+        };
+        self.outgoing.follow(async move {
+            match abandoned.await {
+                Err(error @ BusError::Invalid(_)) => {
+                    tracing::warn!(%error, "Redis refused a publish");
+                }
+                Err(error) => tracing::debug!(%error, "a publish failed; its sender did not wait"),
+                Ok(_) => {}
+            }
+        });
+    }
+}
+
+impl From<PublishError> for BusError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Unavailable(reason) => Self::Unavailable(reason),
+            PublishError::Unconfirmed(reason) => Self::Unconfirmed(reason),
+            PublishError::Overloaded { queued_bytes } => Self::Overloaded { queued_bytes },
+            PublishError::Refused(reason) => Self::Invalid(reason),
+        }
+    }
+}

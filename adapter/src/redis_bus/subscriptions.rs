@@ -1,0 +1,381 @@
+//! What is subscribed: the channels of each namespace, and those of its rooms.
+//!
+//! ```text
+//! attach   ──► request, broadcast, response, response of this node   (base channels, a pattern)
+//! changed  ──► take_changes ──► first member: channel of the room
+//!                               last member: queued in `Interest`
+//! sweep    ──► what was left a second ago and is still empty is given up
+//! retire   ──► the request channel (classic) is given up: the node is not asked any more
+//! detach   ──► everything of the namespace is given up
+//! ```
+//!
+//! Two namespaces can need the same channel, because names of namespaces and rooms may contain `#`.
+//! Each holder is counted; a channel is unsubscribed with its last holder. All of this happens
+//! under one lock, which no await and no message waits for: joins, namespaces that come and go, and
+//! the sweep cannot overtake each other.
+
+mod interest;
+mod namespace;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::try_join;
+use parking_lot::{Mutex, RwLock};
+use roomcast_protocol::{
+    channel::{self, Channels, Dialect, Mode},
+    id::NodeId,
+    wire::Wire,
+};
+use tokio::time::Instant;
+
+pub(super) use self::namespace::{AttachedNamespace, Private};
+use self::namespace::{NamespaceChannels, Reached};
+use super::config::PrivateRooms;
+use crate::{
+    bus::{Attachment, BusError, Listener},
+    link::{ConfirmError, Priority, Subscribers},
+};
+
+/// The characters at the beginning of a node's name and of all its sockets' ids.
+const TAG_LEN: usize = 4;
+
+/// The number of patterns, of all nodes and namespaces, up to which Redis is not noticeably slower.
+const MAX_PATTERNS: usize = 50;
+
+/// How long a join may take to be confirmed.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Number of channels for which memory is kept that is not needed at the moment.
+const KEPT: usize = 1024;
+
+/// The namespaces of this node and what it is subscribed to for them.
+pub(super) struct Subscriptions {
+    pub(super) subscribers: Subscribers,
+    node: NodeId,
+    wire: Arc<Wire>,
+    private_rooms: PrivateRooms,
+    namespaces: RwLock<HashMap<Arc<str>, Arc<AttachedNamespace>>>,
+    /// Taken before all other locks.
+    holders: Mutex<Holders>,
+    /// The patterns that Redis had when this node came, and those that this node has added.
+    patterns: AtomicUsize,
+}
+
+/// How many namespaces hold each name.
+#[derive(Default)]
+struct Holders {
+    channels: HashMap<Arc<str>, u32>,
+    patterns: HashMap<Arc<str>, u32>,
+    /// Namespaces that are attached from now on are not asked.
+    has_retired: bool,
+}
+
+impl Subscriptions {
+    pub(super) fn new(
+        subscribers: Subscribers,
+        node: NodeId,
+        wire: Arc<Wire>,
+        private_rooms: PrivateRooms,
+        patterns: usize,
+    ) -> Self {
+        Self {
+            subscribers,
+            node,
+            wire,
+            private_rooms,
+            namespaces: RwLock::default(),
+            holders: Mutex::default(),
+            patterns: patterns.into(),
+        }
+    }
+
+    /// Returns the namespace of this name, if it is attached.
+    pub(super) fn namespace(&self, name: &str) -> Option<Arc<AttachedNamespace>> {
+        self.namespaces.read().get(name).cloned()
+    }
+
+    /// Returns all attached namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Arc<AttachedNamespace>> {
+        self.namespaces.read().values().cloned().collect()
+    }
+
+    /// Attaches a namespace and subscribes its channels. If one of this name is attached, the new
+    /// one takes its place, and the old one gives up its channels when it is detached.
+    pub(super) fn attach(&self, attachment: Attachment<'_>) -> Arc<AttachedNamespace> {
+        let dialect = self.channels().dialect();
+        let uid = channel::uid(&self.node, attachment.namespace, dialect);
+        let namespace = Arc::new(AttachedNamespace {
+            name: attachment.namespace.into(),
+            echo: self.wire.echo(attachment.namespace, uid.as_str()),
+            private_rooms: self.private_rooms(attachment.namespace, attachment.is_dynamic),
+            channels: Mutex::new(self.base_channels(attachment.namespace, uid.as_str())),
+            uid,
+            listener: attachment.listener,
+            reached: Mutex::<Reached>::default(),
+            since: Instant::now(),
+            is_dynamic: attachment.is_dynamic,
+        });
+        let holders = &mut *self.holders.lock();
+        self.namespaces
+            .write()
+            .insert(Arc::clone(&namespace.name), Arc::clone(&namespace));
+        let channels = &mut *namespace.channels.lock();
+        if holders.has_retired {
+            channels.asked.clear();
+        }
+        // The node's own channel comes last: Node servers are counted as the subscribers of the
+        // common channels minus the nodes whose own channel is subscribed.
+        let base = channels.asked.iter().chain(&channels.staying);
+        self.hold(holders, Priority::Control, base.map(Arc::clone));
+        if let Private::Pattern { pattern, .. } = &namespace.private_rooms {
+            let count = holders.patterns.entry(Arc::clone(pattern)).or_default();
+            *count += 1;
+            if *count == 1 {
+                self.subscribers.subscribe_pattern(Arc::clone(pattern));
+            }
+        }
+        Arc::clone(&namespace)
+    }
+
+    /// Forgets the namespace and gives up its channels.
+    pub(super) fn detach(&self, namespace: &Arc<AttachedNamespace>) {
+        let holders = &mut *self.holders.lock();
+        let mut namespaces = self.namespaces.write();
+        let current = namespaces.get(&namespace.name);
+        if current.is_some_and(|current| Arc::ptr_eq(current, namespace)) {
+            namespaces.remove(&namespace.name);
+        }
+        drop(namespaces);
+        let channels = std::mem::take(&mut *namespace.channels.lock());
+        let base = channels.asked.into_iter().chain(channels.staying);
+        self.release(holders, base.chain(channels.rooms.into_channels()));
+        if let Private::Pattern { pattern, .. } = &namespace.private_rooms
+            && let Some(count) = holders.patterns.get_mut(pattern)
+        {
+            *count -= 1;
+            if *count == 0 {
+                holders.patterns.remove(pattern);
+                self.subscribers.unsubscribe_pattern(pattern);
+            }
+        }
+    }
+
+    /// Applies the listener's changes.
+    pub(super) fn update(&self, namespace: &AttachedNamespace) {
+        // Dropped last, and not under the lock: its end may detach the namespace.
+        if let Some(listener) = namespace.listener.upgrade() {
+            let holders = &mut *self.holders.lock();
+            self.take_changes(holders, namespace, &*listener);
+        }
+    }
+
+    /// Applies changes that were not reported, and gives up rooms that have been empty for long
+    /// enough. Returns whether there are more.
+    pub(super) fn sweep(&self, namespace: &AttachedNamespace) -> bool {
+        let Some(listener) = namespace.listener.upgrade() else {
+            return false;
+        };
+        let holders = &mut *self.holders.lock();
+        self.take_changes(holders, namespace, &*listener);
+        let channels = self.channels();
+        let has_members = |channel: &str| {
+            let room = channels.room_of(channel, &namespace.name).flatten();
+            room.is_some_and(|room| listener.has_room(room))
+        };
+        let now = Instant::now();
+        let rooms = &mut namespace.channels.lock().rooms;
+        let given_up = rooms.give_up(now, has_members);
+        self.release(holders, given_up);
+        rooms.is_due(now)
+    }
+
+    fn take_changes(
+        &self,
+        holders: &mut Holders,
+        namespace: &AttachedNamespace,
+        listener: &dyn Listener,
+    ) {
+        let (channels, now) = (self.channels(), Instant::now());
+        let rooms = &mut namespace.channels.lock().rooms;
+        let mut wanted: Vec<Arc<str>> = Vec::new();
+        listener.take_changes(&mut |room, has_members| {
+            let Some(channel) = namespace.channel_of(channels, room) else {
+                return;
+            };
+            if !has_members {
+                rooms.vacated(&channel, now);
+                return;
+            }
+            let channel = channel.into();
+            if rooms.occupied(&channel) {
+                wanted.push(channel);
+            }
+        });
+        self.hold(holders, Priority::Room, wanted);
+    }
+
+    /// Adds a holder to each name, and subscribes those that had none.
+    fn hold(
+        &self,
+        holders: &mut Holders,
+        priority: Priority,
+        names: impl IntoIterator<Item = Arc<str>>,
+    ) {
+        let mut fresh = Vec::new();
+        for name in names {
+            let count = holders.channels.entry(Arc::clone(&name)).or_default();
+            *count += 1;
+            if *count == 1 {
+                fresh.push(name);
+            }
+        }
+        if !fresh.is_empty() {
+            self.subscribers.subscribe(priority, fresh);
+        }
+    }
+
+    /// Removes a holder from each name, and unsubscribes those that have none left.
+    fn release(&self, holders: &mut Holders, names: impl IntoIterator<Item = Arc<str>>) {
+        let channels = &mut holders.channels;
+        let mut free = Vec::new();
+        for name in names {
+            let Some(count) = channels.get_mut(&name) else {
+                continue;
+            };
+            *count -= 1;
+            if *count == 0 {
+                channels.remove(&name);
+                free.push(name);
+            }
+        }
+        if channels.capacity() > KEPT && channels.len() < channels.capacity() / 4 {
+            channels.shrink_to(channels.len() * 2);
+        }
+        if !free.is_empty() {
+            self.subscribers.unsubscribe(free);
+        }
+    }
+
+    /// Resolves once everything that is published to the namespace and to these rooms of it is
+    /// delivered.
+    pub(super) fn confirm(
+        &self,
+        namespace: &AttachedNamespace,
+        rooms: &[Box<str>],
+    ) -> impl Future<Output = Result<(), BusError>> + Send + use<> {
+        // Another thread may be about to report changes.
+        self.update(namespace);
+        let mut names = {
+            let channels = namespace.channels.lock();
+            let base = channels.staying.iter().chain(&channels.asked);
+            base.cloned().collect::<Vec<_>>()
+        };
+        let rooms = rooms.iter();
+        let rooms = rooms.filter_map(|room| namespace.channel_of(self.channels(), room));
+        names.extend(rooms.map(Arc::from));
+        let pattern = match &namespace.private_rooms {
+            Private::Pattern { pattern, .. } => Some(Arc::clone(pattern)),
+            Private::Elsewhere | Private::Channels => None,
+        };
+        let subscribers = self.subscribers.clone();
+        async move {
+            let by_pattern = async {
+                match pattern {
+                    Some(name) => subscribers.confirmed_pattern(name, CONFIRM_TIMEOUT).await,
+                    None => Ok(()),
+                }
+            };
+            let by_channel = subscribers.confirmed(names, CONFIRM_TIMEOUT);
+            let confirmed = try_join(by_pattern, by_channel).await;
+            let unconfirmed = |error: ConfirmError| BusError::Unconfirmed(error.to_string().into());
+            confirmed.map(drop).map_err(unconfirmed)
+        }
+    }
+
+    /// Returns whether this node receives what it publishes on the channel: Redis counts it then.
+    pub(super) fn is_subscribed(&self, namespace: &AttachedNamespace, channel: &str) -> bool {
+        self.subscribers.is_confirmed(channel) || namespace.is_covered(self.channels(), channel)
+    }
+
+    /// Gives up the channels on which nodes are asked and counted, and returns them. The sharded
+    /// dialect asks on the channel that carries broadcasts, so everything but rooms is given up.
+    pub(super) fn retire(&self) -> Vec<Arc<str>> {
+        let holders = &mut *self.holders.lock();
+        holders.has_retired = true;
+        let mut left: Vec<Arc<str>> = Vec::new();
+        for namespace in self.namespaces() {
+            let channels = &mut *namespace.channels.lock();
+            left.append(&mut channels.asked);
+            if self.channels().dialect() != Dialect::Classic {
+                left.append(&mut channels.staying);
+            }
+        }
+        self.release(holders, left.iter().map(Arc::clone));
+        left
+    }
+
+    /// How private rooms are received. A dynamic namespace gets channels: a pattern that was
+    /// removed keeps costing every publish until Redis restarts.
+    fn private_rooms(&self, namespace: &str, is_dynamic: bool) -> Private {
+        match self.channels().dialect() {
+            Dialect::Sharded(Mode::DynamicPrivate) => return Private::Channels,
+            Dialect::Sharded(_) => return Private::Elsewhere,
+            Dialect::Classic => {}
+        }
+        let wants_pattern = match self.private_rooms {
+            PrivateRooms::Channel => false,
+            PrivateRooms::Pattern => true,
+            PrivateRooms::Auto => {
+                !is_dynamic && self.patterns.load(Ordering::Relaxed) < MAX_PATTERNS
+            }
+        };
+        if !wants_pattern {
+            return Private::Channels;
+        }
+        self.patterns.fetch_add(1, Ordering::Relaxed);
+        let tag = tag(&self.node);
+        Private::Pattern {
+            pattern: self.channels().private_rooms_pattern(namespace, tag).into(),
+            tag: tag.into(),
+        }
+    }
+
+    fn base_channels(&self, namespace: &str, uid: &str) -> NamespaceChannels {
+        let channels = self.channels();
+        let mut staying: Vec<Arc<str>> = vec![channels.broadcast(namespace).into()];
+        staying.extend(channels.response(namespace).map(Arc::from));
+        staying.push(channels.response_of(namespace, uid).into());
+        let asked = match channels.dialect() {
+            Dialect::Classic => vec![channels.request(namespace).into()],
+            // The same channel carries broadcasts.
+            Dialect::Sharded(_) => Vec::new(),
+        };
+        NamespaceChannels {
+            staying,
+            asked,
+            ..NamespaceChannels::default()
+        }
+    }
+
+    /// Returns the names of channels, if the dialect is the classic one.
+    pub(super) fn classic_channels(&self) -> Option<&Channels> {
+        let channels = self.channels();
+        (channels.dialect() == Dialect::Classic).then_some(channels)
+    }
+
+    fn channels(&self) -> &Channels {
+        self.wire.channels()
+    }
+}
+
+/// Returns what a node's name and the ids of all its sockets begin with.
+pub(super) fn tag(node: &NodeId) -> &str {
+    node.as_str().get(..TAG_LEN).unwrap_or_default()
+}

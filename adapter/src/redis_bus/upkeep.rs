@@ -1,0 +1,50 @@
+//! The duties of a bus that nobody triggers: renewing the lease, giving up rooms, refreshing
+//! metrics.
+
+use std::{sync::Weak, time::Duration};
+
+use roomcast_emitter::members::RENEWAL_SECONDS;
+use tokio::{
+    task,
+    time::{self, MissedTickBehavior},
+};
+
+use super::Core;
+
+/// How often rooms are given up that have been empty for long enough.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Renews the lease every second until the bus is closed.
+pub(super) async fn keep_lease(core: Weak<Core>) {
+    let mut ticks = time::interval(Duration::from_secs(RENEWAL_SECONDS));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(core) = core.upgrade() else {
+            return;
+        };
+        // The link reports its own trouble. The lease is renewed when it is back.
+        if let Err(error) = core.renew_lease().await {
+            tracing::debug!(%error, "the lease was not renewed");
+        }
+    }
+}
+
+/// Gives up empty rooms and refreshes the metrics of the links until the bus is gone.
+pub(super) async fn sweep(core: Weak<Core>) {
+    let mut ticks = time::interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(core) = core.upgrade() else {
+            return;
+        };
+        for namespace in core.subscriptions.namespaces() {
+            while core.subscriptions.sweep(&namespace) {
+                task::yield_now().await;
+            }
+        }
+        let subscribers = &core.subscriptions.subscribers;
+        core.metrics.refresh(subscribers, &core.outgoing.publisher);
+    }
+}
