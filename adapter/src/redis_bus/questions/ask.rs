@@ -56,7 +56,7 @@ impl Questions {
             Err(error) => return Box::pin(ready(Err(error))),
         };
         Box::pin(async move {
-            let Questions {
+            let Self {
                 membership,
                 metrics,
                 ..
