@@ -1,11 +1,11 @@
 """The constants of docs/scaling.json that a race measures, each with where it comes from.
 
-Constants of other benchmarks stand in the same file and are left as they are.
+Constants that were measured by hand or assumed are in the same file and left as they are.
 """
 
 import json
 
-from .lines import CPU, SIZES
+from .lines import CPU, MESSAGE_CPU, MOVE_CPU, REDIS_MOVE_CPU, SIZES
 
 IDLE = "idle connection"
 # How the cost of a delivery is called.
@@ -27,6 +27,7 @@ def update(text, record, results):
 def measured(results):
     """By name: the value in the unit of the file, None if there is none, and the line it is from."""
     of = lambda line, figure: results.median(line, "roomcast", figure)
+    bus = lambda line, figure: results.median(line, "roomcast classic", figure)
     found = {SIZE.format(size): (of(f"room-{size}", CPU), f"room-{size}") for size in SIZES}
     kernel = of("idle", f"{IDLE}, kernel objects of both ends")
     idle = of("heartbeat", f"{IDLE}, CPU")
@@ -37,9 +38,31 @@ def measured(results):
         "user_bytes": (of("idle", f"{IDLE} after traffic, resident"), "idle"),
         # Client and server are on one machine, and their ends alike.
         "kernel_bytes": (kernel and kernel / 2, "idle, half of both ends"),
+        "publish_us": (publish(of, bus), "send-1 less an event and a delivery"),
+        "receive_us": (receive(bus), "receive-rooms less interest: 100 and 10 deliveries per message"),
+        "join_and_leave_us": (bus("churn", MOVE_CPU), "churn, the client's events included"),
+        "redis_join_and_leave_us": (bus("churn", REDIS_MOVE_CPU), "churn"),
         "room_bytes": (bytes_per_room(of), "others-100000 less others-10"),
     }
     return found
+
+
+def publish(of, bus):
+    """What a node pays for a message to the bus: the event and the sender's own copy are counted elsewhere."""
+    few, more, sent = of("room-10", CPU), of("room-100", CPU), bus("send-1", MESSAGE_CPU)
+    if not few or not more or not sent:
+        return None
+    event = max(0, (few - more) / (1 / 10 - 1 / 100))
+    return max(0, sent - event - (few - event / 10))
+
+
+def receive(bus):
+    """What a message from the bus costs a node, apart from its deliveries."""
+    large, small = bus("receive-rooms", CPU), bus("interest", MESSAGE_CPU)
+    if not large or not small:
+        return None
+    delivery = (100 * large - small) / 90
+    return max(0, small - 10 * delivery)
 
 
 def bytes_per_room(of):

@@ -1,29 +1,40 @@
 """The lines of the race: what is run against which servers, and which figures are taken from it.
 
-Every run has a fresh server. A line is a name, what it says in the table, its servers, and how one
-of them is measured; figures are named as the load test names them.
+A line says what is measured and in which surroundings; `runs` does it. Figures are named as the load
+test names them.
 """
 
-import contextlib
-import json
 from dataclasses import dataclass, field
 
-from . import channels
-from .crowd import other_rooms
-from .servers import ALONE, CLUSTERED, EMITTERS, Failed
+from .servers import ALONE, CLUSTERED, EMITTERS, PUBLISHERS
 
 CPU = "server CPU per delivery"
 REDIS_CPU = "Redis CPU per delivery"
 PER_CPU = "deliveries per server CPU second"
 LAST = "last recipient p99"
-# Longer than the longest run takes beyond what it measures: 15,000 connections and their rooms.
-OVERHEAD_SECONDS = 240
+MESSAGE_CPU = "server CPU per message"
+REDIS_MESSAGE_CPU = "Redis CPU per message"
+MOVE_CPU = "server CPU per join and leave"
+REDIS_MOVE_CPU = "Redis CPU per join and leave"
+COPIES = "copies by Redis per message"
+# Those that the race measures without the load test.
+HEARD_AGAIN = "channels heard again"
+MOST_CHANNELS = "channels at most"
+PUBLISHES = "publishes per second"
+PUBLISH_CPU = "client CPU per publish"
 
 # Those that a figure of one machine is worth comparing with, where a floor would say nothing.
 WHOLE_SERVERS = ["roomcast", "socketioxide", "node"]
 ROOMCASTS = ["roomcast classic", "roomcast sharded"]
+# Those with a bus of their own; socketioxide does not take messages in Node's formats.
+BUSES = ["floor + redis", *ROOMCASTS, "node classic", "node sharded"]
 SIZES = [10, 100, 1000, 5000, 15000]
 OTHER_ROOMS = [10, 1000, 100_000]
+DEPTHS = [1, 16, 64, 512, 10_000]
+
+BROADCASTS, REQUESTS, CONNECTS, IDLE = "Broadcasts", "Requests", "Connects", "Idle connections"
+CLUSTER, BUS, OUTSIDE, EMITTER = "Cluster", "The bus", "Emitting from outside", "Emitter"
+TWO_CORES = "Two workers, two cores, shared with the load"
 
 
 @dataclass
@@ -32,187 +43,145 @@ class Line:
 
     name: str
     title: str
+    section: str
+    # A subcommand of the load test and its arguments, or what the race measures by itself.
     scenario: str
     arguments: list
     figures: list
     servers: list = field(default_factory=lambda: list(ALONE))
     seconds: float = 5
-    how: str = "alone"
+    # How many servers form a cluster over Redis; none of them, and there is no Redis.
+    nodes: int = 0
+    # Who emits from outside: the server's own emitter, or the load test in the server's format.
+    emits: str = ""
+    # Whether the CPU of the first node alone is looked at.
+    first_only: bool = False
+    # Rooms with one member each beside those that are measured.
     other_rooms: int = 0
+    # Members of a large room whose broadcasts go on meanwhile.
+    beside: int = 0
+    # Workers of a server that is held to no core; none, and it has one on its core.
+    unpinned: int = 0
 
 
 def lines(quick):
     """All lines; short and small ones to see that everything works."""
-    connections = "500" if quick else "10000"
-    return [*fan_out(quick), *requests(), *idle(quick, connections), *clusters(quick), busy(quick)]
+    return [*fan_out(quick), *requests(), *connects(quick), *idle(quick), *two_cores(quick),
+            *clusters(quick), *bus(quick), *outside(quick), *publishes(quick)]
 
 
 def fan_out(quick):
     for size in SIZES[:3] if quick else SIZES:
-        yield Line(f"room-{size}", f"one room of {size:,}, one broadcast outstanding", "fan-out",
-                   ["--members", str(size)], [CPU, PER_CPU, LAST])
-    yield Line("four", "one room of 1,000, four outstanding", "fan-out",
+        yield Line(f"room-{size}", f"one room of {size:,}, one broadcast outstanding", BROADCASTS,
+                   "fan-out", ["--members", str(size)], [CPU, PER_CPU, LAST])
+    yield Line("four", "one room of 1,000, four outstanding", BROADCASTS, "fan-out",
                ["--members", "1000", "--window", "4"], [CPU, PER_CPU, LAST])
-    yield Line("small-rooms", "200 rooms of ten, one outstanding in each", "fan-out",
-               ["--rooms", "200", "--members", "10"], [CPU, PER_CPU, LAST])
-    yield Line("paced", "one room of 1,000, ten broadcasts per second", "fan-out",
+    yield Line("small-rooms", "200 rooms of ten, one outstanding in each", BROADCASTS, "fan-out",
+               ["--rooms", "200", "--members", "10"], [CPU, PER_CPU, "last recipient p50", LAST])
+    yield Line("paced", "one room of 1,000, ten broadcasts per second", BROADCASTS, "fan-out",
                ["--members", "1000", "--rate", "10"],
                [CPU, "last recipient p50", LAST], seconds=20)
     for rooms in OTHER_ROOMS[:2] if quick else OTHER_ROOMS:
-        yield Line(f"others-{rooms}", f"one room of 100, {rooms:,} other rooms", "fan-out",
-                   ["--members", "100"], [CPU, LAST], other_rooms=rooms)
+        yield Line(f"others-{rooms}", f"one room of 100, {rooms:,} other rooms", BROADCASTS,
+                   "fan-out", ["--members", "100"], [CPU, LAST], other_rooms=rooms)
 
 
 def requests():
-    yield Line("echo", "200 clients, one request each", "echo", ["--event", "echo"],
+    yield Line("echo", "200 clients, one request each", REQUESTS, "echo", ["--event", "echo"],
                ["server CPU per request", "echo p50", "echo p99"])
-    yield Line("storm", "connect and close", "storm", [],
-               ["server CPU per connect", "connects per second", "connect p99"])
 
 
-def idle(quick, connections):
-    yield Line("idle", f"{int(connections):,} idle connections in rooms of ten", "idle",
-               ["--connections", connections],
+def connects(quick):
+    figures = ["server CPU per connect", "connects per second", "connect p99"]
+    yield Line("storm", "connect and close", CONNECTS, "storm", [], figures)
+    kept = 500 if quick else 8000
+    yield Line("storm-kept", f"the same, the last {kept:,} stay open, 64 in progress", CONNECTS, "storm",
+               ["--keep", str(kept), "--opening", "64"], figures)
+
+
+def idle(quick):
+    connections = 500 if quick else 10_000
+    yield Line("idle", f"{connections:,} idle connections in rooms of ten", IDLE, "idle",
+               ["--connections", str(connections)],
                ["idle connection, resident", "idle connection after traffic, resident",
+                "idle connection after traffic, proportional",
                 "idle connection, kernel objects of both ends"], seconds=2)
-    many = "500" if quick else "15000"
-    yield Line("heartbeat", f"{int(many):,} idle connections for a minute, default ping interval",
-               "idle", ["--connections", many, "--broadcasts", "0"], ["server CPU"],
+    many = 500 if quick else 15_000
+    yield Line("heartbeat", f"{many:,} idle connections for a minute, default ping interval", IDLE,
+               "idle", ["--connections", str(many), "--broadcasts", "0"], ["server CPU"],
                servers=WHOLE_SERVERS, seconds=60)
 
 
+def two_cores(quick):
+    size = 500 if quick else 15_000
+    yield Line("beside", f"echo beside broadcasts to a room of {size:,}", TWO_CORES, "echo",
+               ["--event", "echo", "--clients", "10", "--rate", "200"], ["echo p50", "echo p99"],
+               servers=WHOLE_SERVERS, seconds=10, unpinned=2, beside=size)
+    both = dict(servers=["floor", "roomcast"], unpinned=2)
+    for name, title, more in [
+        ("two-1000", "one room of 1,000, one outstanding", ["--members", "1000"]),
+        ("two-5000", "one room of 5,000, one outstanding", ["--members", "5000"]),
+        ("two-four", "one room of 1,000, four outstanding", ["--members", "1000", "--window", "4"]),
+        ("two-small", "200 rooms of ten, one outstanding in each", ["--rooms", "200", "--members", "10"]),
+    ]:
+        yield Line(name, title, TWO_CORES, "fan-out", more, [CPU, LAST], **both)
+    yield Line("two-echo", "200 clients, one request each", TWO_CORES, "echo", ["--event", "echo"],
+               ["server CPU per request", "echo p50", "echo p99"], **both)
+
+
 def clusters(quick):
-    both = dict(servers=list(CLUSTERED), how="cluster")
+    both = dict(servers=list(CLUSTERED), nodes=2)
+    figures = [CPU, REDIS_CPU, "delivery p50", "delivery p99"]
     yield Line("cluster", "two nodes: senders on one, 100 members on the other, one outstanding",
-               "cluster", ["--members", "101"],
-               [CPU, REDIS_CPU, "delivery p50", "delivery p99"], **both)
-    yield Line("cluster-paced", "the same, 50 broadcasts per second", "cluster",
-               ["--members", "101", "--rate", "50"],
-               [CPU, REDIS_CPU, "delivery p50", "delivery p99"], **both)
-    flood = 400 if quick else 4000
-    yield Line("emitter", f"{flood:,} emits at once from outside, 100 members on each of two nodes",
-               "emitter", ["--members", "200", "--flood", str(flood)],
-               ["delivery p50", "delivery p99", "delivery max", CPU, REDIS_CPU],
-               servers=list(EMITTERS), how="cluster")
+               CLUSTER, "cluster", ["--members", "101"], figures, **both)
+    yield Line("cluster-paced", "the same, 50 broadcasts per second", CLUSTER,
+               "cluster", ["--members", "101", "--rate", "50"], figures, **both)
     rooms = 1000 if quick else 100_000
     yield Line("channels", f"{rooms:,} rooms of one: the subscribers' connections are closed",
-               "channels", [], [channels.FIGURE], servers=ROOMCASTS, how="channels",
-               other_rooms=rooms)
+               CLUSTER, "channels", [], [HEARD_AGAIN], servers=ROOMCASTS, nodes=1, other_rooms=rooms)
+
+
+def bus(quick):
+    """What a node pays for its bus, and what Redis does for it."""
+    heard = dict(servers=BUSES, nodes=1, emits="redis")
+    for name, title, more in [
+        ("receive-one", "one message outstanding, room of 100", ["--window", "1"]),
+        ("receive-paced", "1,000 messages per second, room of 100", ["--rate", "1000"]),
+        ("receive-window", "16 outstanding, room of 100", ["--window", "16"]),
+        ("receive-rooms", "one outstanding in each of 16 rooms of 100", ["--rooms", "16", "--window", "1"]),
+    ]:
+        yield Line(name, f"from outside: {title}", BUS, "emitter", ["--members", "100", *more],
+                   [CPU, REDIS_MESSAGE_CPU], **heard)
+    yield Line("interest", "from outside: 100 rooms of ten on four nodes, each room on one node", BUS,
+               "emitter", ["--rooms", "100", "--members", "10", "--together", "--window", "1"],
+               [MESSAGE_CPU, REDIS_MESSAGE_CPU, COPIES],
+               servers=BUSES, nodes=4, emits="redis")
+    for window in [1, 64]:
+        yield Line(f"send-{window}", f"the sending node: {window} outstanding, the other member on"
+                   " another node", BUS, "cluster", ["--members", "2", "--window", str(window)],
+                   [MESSAGE_CPU, REDIS_MESSAGE_CPU], servers=BUSES, nodes=2, first_only=True)
+    rooms = 1000 if quick else 100_000
+    yield Line("churn", f"{rooms:,} rooms joined and left 50 ms later, 20,000 per second", BUS, "joins",
+               ["--rooms", str(rooms), "--hold", "50ms", "--rate", "20000"],
+               [MOVE_CPU, REDIS_MOVE_CPU, MOST_CHANNELS], servers=BUSES, nodes=1)
+
+
+def outside(quick):
+    flood = 400 if quick else 4000
+    yield Line("emitter", f"{flood:,} emits at once from outside, 100 members on each of two nodes",
+               OUTSIDE, "emitter", ["--members", "200", "--flood", str(flood)],
+               ["delivery p50", "delivery p99", "delivery max", CPU, REDIS_CPU],
+               servers=list(EMITTERS), seconds=60, nodes=2, emits="own")
     emits = 5000 if quick else 50_000
-    yield Line("emits", f"{emits:,} emits into a room that nobody is in: the emitter alone",
+    yield Line("emits", f"{emits:,} emits into a room that nobody is in: the emitter alone", OUTSIDE,
                "emitter", ["--members", "1", "--unheard", "--flood", str(emits)],
                ["emitter CPU per emit", "Redis CPU per emit", "emits per second"],
-               servers=list(EMITTERS), seconds=30, how="cluster of one")
+               servers=list(EMITTERS), seconds=60, nodes=1, emits="own")
 
 
-def busy(quick):
-    size = 500 if quick else 15000
-    return Line("beside", f"echo beside broadcasts to a room of {size:,}, two cores", "echo",
-                ["--event", "echo", "--clients", "10", "--rate", "200"], ["echo p50", "echo p99"],
-                servers=WHOLE_SERVERS, seconds=10, how=f"beside {size}")
-
-
-class Race:
-    """Measures one server on one line at a time, and keeps the results as files."""
-
-    def __init__(self, programs, folder, quick):
-        self.programs = programs
-        self.folder = folder
-        self.quick = quick
-
-    def run(self, line, server, number):
-        """Measures; returns what a reader has to know of it, nothing if all went well."""
-        path = self.folder / f"round-{number}" / line.name / f"{server}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        try:
-            with contextlib.ExitStack() as stack:
-                return self.measure(stack, line, server, path)
-        except Failed as error:
-            # Figures of a run that failed are none.
-            path.unlink(missing_ok=True)
-            return str(error)
-
-    def measure(self, stack, line, server, path):
-        serve = lambda *args, **more: stack.enter_context(self.programs.serving(*args, **more))
-        if line.how.startswith("cluster"):
-            process, redis = stack.enter_context(self.programs.redis())
-            nodes = [serve(server, redis) for _ in range(1 if line.how.endswith("one") else 2)]
-            more = ["--process", f"Redis={process.pid}"]
-            if line.scenario == "emitter":
-                more += ["--emit-with", self.programs.emitting(server, redis)]
-            return self.load(line, nodes, path, more)
-        if line.how == "channels":
-            _, redis = stack.enter_context(self.programs.redis())
-            stack.enter_context(other_rooms(serve(server, redis)[1], line.other_rooms))
-            channels.measure(redis, line.other_rooms, path)
-            return ""
-        if line.how == "alone":
-            nodes = [serve(server)]
-            stack.enter_context(other_rooms(nodes[0][1], line.other_rooms))
-            return self.load(line, nodes, path)
-        _, size = line.how.split()
-        # Who has one thread keeps one; nobody is held to one core.
-        nodes = [serve(server, workers=1 if server == "node" else 2, pinned=False)]
-        return self.load_beside_a_room(stack, line, nodes, path, int(size))
-
-    def load_beside_a_room(self, stack, line, nodes, path, size):
-        other = path.with_name(f"{server_name(path)} (room).json")
-        # Longer than the echo with its warm-up and its end.
-        seconds = 2 * self.seconds(line) + 10
-        command = self.command("fan-out", nodes, ["--members", str(size)], other, seconds)
-        command.remove("--quiet")
-        room = stack.enter_context(self.programs.process(command, None))
-        room.line_with("measuring", OVERHEAD_SECONDS)
-        # The server and the load of the room use all there is. Without priority, the figure would
-        # be how long the echo's own client waits for a core.
-        urgent = self.programs.urgent()
-        said = self.load(line, nodes, path, pinned=False, before=urgent)
-        if room.child.poll() is not None:
-            raise Failed("the large room was done before the echo was")
-        status = room.wait(seconds + OVERHEAD_SECONDS)
-        beside = verdict(status, room.lines)
-        plain = "" if urgent else "may not set priorities: the client's own wait for a core counts"
-        return "; ".join(filter(None, [said, beside and f"large room: {beside}", plain]))
-
-    def load(self, line, nodes, path, more=(), pinned=True, before=()):
-        seconds = self.seconds(line)
-        command = self.command(line.scenario, nodes, [*line.arguments, *more], path, seconds)
-        core = self.programs.load_core if pinned else None
-        with self.programs.process([*before, *command], core) as loader:
-            status = loader.wait(seconds + OVERHEAD_SECONDS)
-            return verdict(status, loader.lines)
-
-    def seconds(self, line):
-        # A flood ends when it is over.
-        is_short = self.quick and line.scenario != "emitter"
-        return min(line.seconds, 1) if is_short else line.seconds
-
-    def command(self, scenario, nodes, arguments, path, seconds):
-        command = [self.programs.roomcast("roomcast-loadtest"), scenario, *arguments, "--quiet"]
-        command += [url for _, url in nodes]
-        for server, _ in nodes:
-            command += ["--server-pid", str(server.pid)]
-        return [*command, "--json", str(path), "--label", server_name(path),
-                "--duration", f"{seconds}s"]
-
-
-def server_name(path):
-    return path.stem
-
-
-def verdict(status, said):
-    """What the end of a load test says about its figures."""
-    if status == 0:
-        return ""
-    if status in (4, 5):
-        marks = ("ledger:", "LIMITED BY")
-        return "; ".join(line.strip() for line in said if line.strip().startswith(marks))
-    raise Failed(f"status {status}: {' '.join(said[-2:])}")
-
-
-def ledger(path):
-    """The ledger of a result, in few words; empty if it is clean."""
-    tally = json.loads(path.read_text())["ledger"]
-    faults = ["lost", "duplicated", "reordered", "corrupted", "stray"]
-    return ", ".join(f"{tally[name]:,} {name}" for name in faults if tally.get(name))
+def publishes(quick):
+    for depth in DEPTHS:
+        count = 20_000 if depth == 1 else 400_000
+        yield Line(f"publish-{depth}", f"128 bytes to nobody, {depth:,} at a time", EMITTER, "publish",
+                   [depth, count // 20 if quick else count], [PUBLISHES, PUBLISH_CPU],
+                   servers=list(PUBLISHERS))

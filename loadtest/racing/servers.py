@@ -19,6 +19,9 @@ NODE_JS = ["node", str(PEERS / "node/server.js")]
 
 # Longer than anything takes to start on a busy machine.
 DEADLINE_SECONDS = 60
+# Of a publish, and of the argument that makes the emitter's messages as long.
+MESSAGE_BYTES = 128
+TEXT_BYTES = 64
 
 # Servers that stand alone, and those that form a cluster through Redis: name, whether it can have
 # several workers, and arguments after the program. What stands before a slash is where it is built.
@@ -31,6 +34,7 @@ ALONE = {
     "node": NODE_JS,
 }
 CLUSTERED = {
+    "floor + redis": ALONE["floor"],
     "roomcast classic": [*ALONE["roomcast"], "--redis-dialect=classic"],
     "roomcast sharded": [*ALONE["roomcast"], "--redis-dialect=sharded-dynamic"],
     "socketioxide + redis": ALONE["socketioxide"],
@@ -47,6 +51,9 @@ EMITTERS = {
     "socketioxide + redis": ["peers/socketioxide-emit"],
     "node classic": ["node", str(PEERS / "node/emit.js")],
 }
+# What publishes without being a server. The first is what the others are measured against.
+PUBLISHERS = ["redis-benchmark", "roomcast emitter", "roomcast emitter, 2 workers"]
+DEEPEST_BENCHMARK = 512
 
 
 class Failed(Exception):
@@ -85,6 +92,18 @@ class Programs:
     def emitting(self, name, redis):
         """How a server's own emitter is started, as a command of the shell."""
         return shlex.join([*self.found(EMITTERS[name.removesuffix(BEFORE)], name), "--redis", redis])
+
+    def publishing(self, name, redis, depth, count):
+        """A publisher of messages of 128 bytes, on the core of the load."""
+        if name == PUBLISHERS[0]:
+            depth, port = min(depth, DEEPEST_BENCHMARK), redis.rsplit(":", 1)[1]
+            command = ["redis-benchmark", "--csv", "-c", "1", "-p", port, "-P", str(depth),
+                       "-n", str(count), "PUBLISH", "socket.io#/#room#", "x" * MESSAGE_BYTES]
+        else:
+            workers = 2 if name == PUBLISHERS[2] else 1
+            command = [self.roomcast("roomcast-race-emitter"), "--redis", redis, "--depth", str(depth),
+                       "--count", str(count), "--workers", str(workers), "--payload", str(TEXT_BYTES)]
+        return ["taskset", "-c", str(self.load_core), *command]
 
     @contextlib.contextmanager
     def serving(self, name, redis=None, workers=1, pinned=True):

@@ -1,10 +1,10 @@
 //! Runs the scenarios with rooms: opens the members, lets them speak at a pace, disturbs them as
 //! planned, waits for what is missing, and closes the account.
 
+mod disruption;
 mod emitter;
 mod idle;
 mod pace;
-mod unrest;
 
 use std::{cmp::Reverse, collections::BinaryHeap, process::Child, time::Duration};
 
@@ -12,12 +12,12 @@ use anyhow::bail;
 
 use crate::{
     clock::{self, Nanos, SECOND, span},
-    crowd::{Crowd, Manners, State},
+    external::External,
     histogram::Histogram,
     ledger::Shape,
     options::Common,
     outcome::Outcome,
-    outside::Outside,
+    population::{Behaviour, Population, State},
     random::Random,
     run::{Run, TURN},
     swarm::End,
@@ -34,7 +34,7 @@ pub(crate) struct Plan {
     pub(crate) place: Place,
     /// Of each room, from its end: members that never read.
     pub(crate) stalled: usize,
-    pub(crate) unrest: Unrest,
+    pub(crate) disruption: Disruption,
     /// Whether messages go to rooms that nobody is in.
     pub(crate) is_unheard: bool,
     pub(crate) duration: Duration,
@@ -57,11 +57,13 @@ pub(crate) enum Place {
     Spread,
     /// Senders to the first target, the others to the rest.
     SendersFirst,
+    /// All of a room to one target, and the next room to the next.
+    Together,
 }
 
 /// What disturbs the members. Nothing by default.
 #[derive(Debug, Default)]
-pub(crate) struct Unrest {
+pub(crate) struct Disruption {
     /// Joins and leaves per second.
     pub(crate) moves: f64,
     /// Connections torn down per second.
@@ -74,7 +76,7 @@ pub(crate) struct Unrest {
     pub(crate) command: Option<(String, Duration)>,
 }
 
-impl Unrest {
+impl Disruption {
     fn is_any(&self) -> bool {
         self.moves > 0.0 || self.tears > 0.0 || self.returns
     }
@@ -84,8 +86,8 @@ pub(crate) struct Drive<'a> {
     plan: &'a Plan,
     common: &'a Common,
     run: Run,
-    crowd: Crowd,
-    outside: Option<Outside>,
+    population: Population,
+    external: Option<External>,
     random: Random,
     packet: Vec<u8>,
     beat: Beat,
@@ -114,27 +116,27 @@ impl<'a> Drive<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         common: &'a Common,
-        outside: Option<Outside>,
+        external: Option<External>,
     ) -> anyhow::Result<Self> {
         let clients = plan.shape.rooms * plan.shape.members;
         let run = Run::new(plan.scenario, common, clients)?;
         let seed = common
             .seed
             .wrapping_add(common.part.map_or(0, |(at, _)| u64::from(at)));
-        let manners = Manners {
+        let behaviour = Behaviour {
             shape: plan.shape,
             namespace: common.namespace.clone(),
             run: run_tag(common),
             payload_bytes: common.payload,
             asks: plan.asks,
-            is_unsteady: plan.unrest.is_any(),
-            is_external: outside.is_some(),
+            is_unsteady: plan.disruption.is_any(),
+            is_external: external.is_some(),
         };
         Ok(Self {
             plan,
             common,
-            crowd: Crowd::new(manners),
-            outside,
+            population: Population::new(behaviour),
+            external,
             random: Random::new(seed),
             packet: Vec::new(),
             beat: Beat {
@@ -160,7 +162,7 @@ impl<'a> Drive<'a> {
         self.check_members()?;
         self.stall();
         self.rouse()?;
-        self.run.settle(&mut self.crowd)?;
+        self.run.settle(&mut self.population)?;
         self.run.gate.pass()?;
         self.traffic()?;
         self.wait_for_the_rest()?;
@@ -186,9 +188,12 @@ impl<'a> Drive<'a> {
             }
             self.turn(TURN)?;
             let before = pending.len();
-            let crowd = &self.crowd;
+            let population = &self.population;
             pending.retain(|client| {
-                matches!(crowd.state(*client), State::Connecting | State::Joining)
+                matches!(
+                    population.state(*client),
+                    State::Connecting | State::Joining
+                )
             });
             let now = clock::now();
             if pending.len() != before {
@@ -204,23 +209,23 @@ impl<'a> Drive<'a> {
                 break;
             }
         }
-        self.crowd.gone.clear();
+        self.population.gone.clear();
         Ok(())
     }
 
     fn check_members(&mut self) -> anyhow::Result<()> {
         let wanted = (self.plan.shape.rooms * self.plan.shape.members) as u64;
-        let members = self.crowd.counts.members;
+        let members = self.population.counts.members;
         if members == wanted {
             return Ok(());
         }
-        let end = self.crowd.last_end.as_ref().map(|end| match end {
+        let end = self.population.last_end.as_ref().map(|end| match end {
             End::Rejected(said) | End::Protocol(said) | End::Other(said) => {
                 format!("{} ({said})", end.name())
             }
             _ => end.name().to_owned(),
         });
-        let refusal = self.crowd.last_refusal.as_ref();
+        let refusal = self.population.last_refusal.as_ref();
         let reason = refusal.map(|said| format!("join refused: {said}")).or(end);
         let reason = reason.unwrap_or_else(|| "no answer to the join".to_owned());
         if members == 0 {
@@ -235,7 +240,7 @@ impl<'a> Drive<'a> {
     fn open(&mut self, client: usize) -> bool {
         let target = self.target_of(client);
         let now = clock::now();
-        self.crowd.connecting(client, now);
+        self.population.connecting(client, now);
         match self.run.swarm.open(client, target) {
             Ok(()) => true,
             Err(end @ (End::Ports | End::Descriptors)) => {
@@ -247,11 +252,11 @@ impl<'a> Drive<'a> {
                 self.run
                     .outcome
                     .limit(&format!("{what} of this machine ran out"));
-                crate::swarm::Sink::ended(&mut self.crowd, client, end, now);
+                crate::swarm::Sink::ended(&mut self.population, client, end, now);
                 false
             }
             Err(end) => {
-                crate::swarm::Sink::ended(&mut self.crowd, client, end, now);
+                crate::swarm::Sink::ended(&mut self.population, client, end, now);
                 true
             }
         }
@@ -263,6 +268,7 @@ impl<'a> Drive<'a> {
         let home = match self.plan.place {
             Place::SendersFirst if within < self.plan.shape.senders => 0,
             Place::SendersFirst if targets > 1 => 1 + within % (targets - 1),
+            Place::Together => client / self.plan.shape.members % targets,
             _ => client % targets,
         };
         // Who was refused knocks at the next door.
@@ -273,8 +279,8 @@ impl<'a> Drive<'a> {
         let members = self.plan.shape.members;
         for room in 0..self.plan.shape.rooms {
             for client in (room + 1) * members - self.plan.stalled..(room + 1) * members {
-                if self.crowd.state(client) == State::In {
-                    self.crowd.stalled(client);
+                if self.population.state(client) == State::In {
+                    self.population.stalled(client);
                     self.run.swarm.stall(client);
                 }
             }
@@ -291,9 +297,9 @@ impl<'a> Drive<'a> {
         let begin = start + span(warm_up);
         let end = begin + span(self.plan.duration);
         self.beat.start = start;
-        self.crowd.time(begin..end);
+        self.population.time(begin..end);
         self.run.enter("warming up", Some(begin));
-        self.begin_unrest(start);
+        self.begin_disruption(start);
         let mut first = true;
         loop {
             let now = clock::now();
@@ -321,8 +327,8 @@ impl<'a> Drive<'a> {
         self.run.begin_window();
         self.marks = Marks {
             has_begun: true,
-            arrivals: self.crowd.arrivals(),
-            sent: self.crowd.counts.sent,
+            arrivals: self.population.arrivals(),
+            sent: self.population.counts.sent,
             received_bytes: self.run.swarm.volume().received_bytes,
             begin: clock::now(),
             emitter_cpu: self.emitter_cpu(),
@@ -336,10 +342,13 @@ impl<'a> Drive<'a> {
         }
         self.count_emits();
         self.run.end_window();
-        let open = self.crowd.counts.members + self.stalled_count();
+        let open = self.population.counts.members + self.stalled_count();
         let outcome = &mut self.run.outcome;
-        outcome.set("deliveries", self.crowd.arrivals() - self.marks.arrivals);
-        outcome.set("messages", self.crowd.counts.sent - self.marks.sent);
+        outcome.set(
+            "deliveries",
+            self.population.arrivals() - self.marks.arrivals,
+        );
+        outcome.set("messages", self.population.counts.sent - self.marks.sent);
         let received = self.run.swarm.volume().received_bytes - self.marks.received_bytes;
         outcome.set("received bytes", received);
         outcome.set("connections", open);
@@ -351,23 +360,23 @@ impl<'a> Drive<'a> {
         let grace = span(self.common.grace);
         self.run.enter("waiting for the rest", None);
         let deadline = clock::now() + LONGEST_WAIT.max(2 * grace);
-        let mut arrivals = self.crowd.arrivals();
+        let mut arrivals = self.population.arrivals();
         let mut last_arrival = clock::now();
         loop {
             let next = self.pump(Nanos::MAX)?;
             let now = clock::now();
             self.take_back(now);
             self.turn(next.saturating_sub(now).min(TURN))?;
-            self.crowd.finished.clear();
-            if self.crowd.arrivals() != arrivals {
-                arrivals = self.crowd.arrivals();
+            self.population.finished.clear();
+            if self.population.arrivals() != arrivals {
+                arrivals = self.population.arrivals();
                 last_arrival = now;
             }
-            let is_complete = !self.plan.unrest.is_any()
-                && self.crowd.outstanding_of_all() == 0
+            let is_complete = !self.plan.disruption.is_any()
+                && self.population.outstanding_of_all() == 0
                 && !self.is_emitting();
             // Nobody knows who is still owed something while members come and go.
-            let patience = if self.plan.unrest.is_any() {
+            let patience = if self.plan.disruption.is_any() {
                 grace.min(SECOND)
             } else {
                 grace
@@ -392,7 +401,7 @@ impl<'a> Drive<'a> {
         let clients = 0..self.plan.shape.rooms * self.plan.shape.members;
         let mut closed = 0;
         for client in clients {
-            if self.crowd.state(client) == State::Stalled && self.run.swarm.has_lost(client) {
+            if self.population.state(client) == State::Stalled && self.run.swarm.has_lost(client) {
                 closed += 1;
             }
         }
@@ -411,7 +420,7 @@ impl<'a> Drive<'a> {
             let said = format!("{away} clients were not back at the end");
             self.run.outcome.limit(&said);
         }
-        let counts = self.crowd.counts;
+        let counts = self.population.counts;
         let outcome = &mut self.run.outcome;
         for (name, count) in [
             ("joins", counts.joins),
@@ -425,21 +434,21 @@ impl<'a> Drive<'a> {
                 outcome.set(name, count);
             }
         }
-        if let Some(Outside::Redis(publisher)) = &self.outside {
+        if let Some(External::Redis(publisher)) = &self.external {
             let (taken, reached) = publisher.taken();
             outcome.set("messages taken by Redis", taken);
             outcome.set("subscribers reached in Redis", reached);
         }
-        let times = &self.crowd.times;
+        let times = &self.population.times;
         outcome.time("delivery", &times.delivery);
         outcome.time("last recipient", &times.last);
         outcome.time("connect", &times.connect);
         outcome.time("outage", &times.outage);
         outcome.time("send lag", &self.beat.lag);
-        outcome.ends = owned(&self.crowd.ends);
+        outcome.ends = owned(&self.population.ends);
         describe(outcome, self.plan);
-        let is_soak = self.plan.unrest.tears > 0.0 && self.plan.unrest.moves > 0.0;
-        let tally = self.crowd.close();
+        let is_soak = self.plan.disruption.tears > 0.0 && self.plan.disruption.moves > 0.0;
+        let tally = self.population.close();
         self.run.outcome.ledger = tally;
         if is_soak {
             note_on_memory(&mut self.run.outcome);
@@ -449,9 +458,9 @@ impl<'a> Drive<'a> {
     }
 
     fn turn(&mut self, at_most: Nanos) -> anyhow::Result<()> {
-        self.run.turn(at_most, &mut self.crowd)?;
+        self.run.turn(at_most, &mut self.population)?;
         self.run
-            .report(self.crowd.counts.members, self.crowd.arrivals());
+            .report(self.population.counts.members, self.population.arrivals());
         Ok(())
     }
 }
@@ -461,7 +470,7 @@ fn close_clients(run: &mut Run, shape: Shape) -> anyhow::Result<()> {
     for client in 0..shape.rooms * shape.members {
         run.swarm.close(client);
     }
-    let mut nobody = Crowd::new(Manners {
+    let mut nobody = Population::new(Behaviour {
         shape,
         namespace: String::from("/"),
         run: 0,

@@ -36,9 +36,6 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
             window
         };
         add(&format!("{counted} per second"), "1/s", count / span);
-        if counted == "messages" {
-            continue;
-        }
         if let Some(cpu) = server_cpu {
             add(&format!("server CPU per {one}"), "µs", cpu * 1e6 / count);
             add(
@@ -63,6 +60,11 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
     for (name, cpu) in cpu_of_others(outcome) {
         let share = cpu / window * 100.0;
         add(&format!("{name} CPU"), "% of a core", share);
+    }
+    let taken = outcome.count("messages taken by Redis") as f64;
+    if taken > 0.0 {
+        let copies = outcome.count("subscribers reached in Redis") as f64;
+        add("copies by Redis per message", "", copies / taken);
     }
     let own = seconds(outcome.own_cpu_nanos);
     add("loader CPU", "% of a core", own / window * 100.0);
@@ -186,12 +188,13 @@ fn slope(series: &[Point]) -> f64 {
 }
 
 /// What is counted in the measured window, and its singular.
-const UNITS: [(&str, &str); 5] = [
+const UNITS: [(&str, &str); 6] = [
     ("messages", "message"),
     ("emits", "emit"),
     ("deliveries", "delivery"),
     ("requests", "request"),
     ("connects", "connect"),
+    ("joins and leaves", "join and leave"),
 ];
 
 pub(crate) const PERCENTILES: [(f64, &str); 4] =

@@ -6,8 +6,8 @@
 
 mod clock;
 mod codec;
-mod crowd;
 mod drive;
+mod external;
 mod failure;
 mod figures;
 mod finder;
@@ -18,7 +18,7 @@ mod label;
 mod ledger;
 mod options;
 mod outcome;
-mod outside;
+mod population;
 mod processes;
 mod program;
 mod random;

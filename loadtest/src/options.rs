@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Echo(Echo),
     /// Connects per second
     Storm(Storm),
+    /// Rooms that one client each joins, and leaves again or keeps
+    Joins(Joins),
     /// Broadcasts from clients of the first target to members on the others
     Cluster(FanOut),
     /// Messages that another process pushes into the cluster through Redis
@@ -213,6 +215,21 @@ pub(crate) struct Storm {
 }
 
 #[derive(Clone, Debug, Args)]
+pub(crate) struct Joins {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Rooms to join, by up to 1,000 for each client
+    #[arg(long, default_value_t = 10_000, value_parser = positive())]
+    pub(crate) rooms: u32,
+    /// Leave each room after so long; without it, rooms are kept until the end
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) hold: Option<Duration>,
+    /// Joins per second; rooms that are kept are joined as fast as the server answers
+    #[arg(long, default_value_t = 20_000.0, requires = "hold", value_parser = rate)]
+    pub(crate) rate: f64,
+}
+
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Emitter {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -227,20 +244,29 @@ pub(crate) struct Emitter {
     /// one per line, as `roomcast emit -` does. Its first message of each room is not measured
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["redis", "prefix"])]
     pub(crate) emit_with: Option<String>,
+    /// Publish to Redis in the format of the sharded adapter
+    #[arg(long, requires = "redis")]
+    pub(crate) sharded: bool,
     /// Emit to rooms that nobody is in, to see what emitting alone costs
     #[arg(long, conflicts_with = "redis")]
     pub(crate) unheard: bool,
+    /// Put all members of a room on one target, and the next room on the next
+    #[arg(long)]
+    pub(crate) together: bool,
     /// Rooms
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) rooms: u32,
-    /// Members of each room, spread over the targets
+    /// Members of each room, spread over the targets unless they are together
     #[arg(long, default_value_t = 200, value_parser = positive())]
     pub(crate) members: u32,
     /// Messages per second in all rooms together
     #[arg(long, default_value_t = 100.0, value_parser = rate)]
     pub(crate) rate: f64,
-    /// Instead, push this many messages at once and see when they arrive
-    #[arg(long, conflicts_with = "rate", value_parser = positive())]
+    /// Keep this many messages of each room under way: the next is sent when one has reached everybody
+    #[arg(long, conflicts_with_all = ["rate", "unheard"], value_parser = positive())]
+    pub(crate) window: Option<u32>,
+    /// Push this many messages at once and see when they arrive
+    #[arg(long, conflicts_with_all = ["rate", "window"], value_parser = positive())]
     pub(crate) flood: Option<u32>,
 }
 
@@ -367,6 +393,7 @@ impl Command {
             Self::FanOut(options) | Self::Cluster(options) => &options.common,
             Self::Echo(options) => &options.common,
             Self::Storm(options) => &options.common,
+            Self::Joins(options) => &options.common,
             Self::Emitter(options) => &options.common,
             Self::Slow(options) => &options.common,
             Self::Churn(options) => &options.common,
@@ -459,8 +486,8 @@ mod tests {
     #[test]
     fn every_scenario_has_defaults_for_all_but_its_targets() {
         for scenario in [
-            "idle", "fan-out", "echo", "storm", "cluster", "slow", "churn", "jitter", "drain",
-            "soak",
+            "idle", "fan-out", "echo", "storm", "joins", "cluster", "slow", "churn", "jitter",
+            "drain", "soak",
         ] {
             let line = ["roomcast-loadtest", scenario, "127.0.0.1:1"];
             let options = Options::try_parse_from(line).unwrap();

@@ -11,10 +11,30 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use serde_json::json;
+
+/// Whose messages are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// `@socket.io/redis-emitter`: PUBLISH of MessagePack.
+    Classic,
+    /// The sharded adapter: SPUBLISH of JSON.
+    Sharded,
+}
+
+impl Format {
+    fn command(self) -> &'static [u8] {
+        match self {
+            Self::Classic => b"PUBLISH",
+            Self::Sharded => b"SPUBLISH",
+        }
+    }
+}
 
 pub(crate) struct Publisher {
     stream: TcpStream,
     prefix: String,
+    format: Format,
     unsent: Vec<u8>,
     sent: usize,
     reply: Vec<u8>,
@@ -26,7 +46,7 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// Connects to `redis://[USER:PASSWORD@]HOST:PORT` and makes sure that Redis answers.
-    pub(crate) fn connect(url: &str, prefix: &str) -> anyhow::Result<Self> {
+    pub(crate) fn connect(url: &str, prefix: &str, format: Format) -> anyhow::Result<Self> {
         let place = Place::parse(url)?;
         let address = place
             .host
@@ -41,6 +61,7 @@ impl Publisher {
         let mut publisher = Self {
             stream,
             prefix: prefix.to_owned(),
+            format,
             unsent: Vec::new(),
             sent: 0,
             reply: Vec::new(),
@@ -60,12 +81,10 @@ impl Publisher {
     /// Queues a message for a room. Nothing is sent before the next `pump`.
     pub(crate) fn publish(&mut self, namespace: &str, room: &str, payload: &[u8]) {
         let channel = format!("{}#{namespace}#{room}#", self.prefix);
-        let mut message = Vec::with_capacity(payload.len() + 200);
-        write_message(&mut message, namespace, room, payload);
-        write_command(
-            &mut self.unsent,
-            &[b"PUBLISH", channel.as_bytes(), &message],
-        );
+        let payload = String::from_utf8_lossy(payload);
+        let message = write_message(self.format, namespace, room, &payload);
+        let command = [self.format.command(), channel.as_bytes(), &message];
+        write_command(&mut self.unsent, &command);
         self.published += 1;
     }
 
@@ -192,56 +211,28 @@ fn write_command(out: &mut Vec<u8>, words: &[&[u8]]) {
     }
 }
 
-/// `["emitter", {type: 2, data: ["message", {room, data}], nsp}, {rooms, flags, except}]` in
-/// MessagePack.
-fn write_message(out: &mut Vec<u8>, namespace: &str, room: &str, payload: &[u8]) {
-    array(out, 3);
-    text(out, b"emitter");
-    map(out, 3);
-    text(out, b"type");
-    out.push(2);
-    text(out, b"data");
-    array(out, 2);
-    text(out, b"message");
-    map(out, 2);
-    text(out, b"room");
-    text(out, room.as_bytes());
-    text(out, b"data");
-    text(out, payload);
-    text(out, b"nsp");
-    text(out, namespace.as_bytes());
-    map(out, 3);
-    text(out, b"rooms");
-    array(out, 1);
-    text(out, room.as_bytes());
-    text(out, b"flags");
-    map(out, 0);
-    text(out, b"except");
-    array(out, 0);
-}
-
-fn array(out: &mut Vec<u8>, length: u8) {
-    out.push(0x90 | length);
-}
-
-fn map(out: &mut Vec<u8>, length: u8) {
-    out.push(0x80 | length);
-}
-
-fn text(out: &mut Vec<u8>, text: &[u8]) {
-    match text.len() {
-        length @ 0..32 => out.push(0xa0 | length as u8),
-        length @ 32..256 => out.extend_from_slice(&[0xd9, length as u8]),
-        length @ 256..65_536 => {
-            out.push(0xda);
-            out.extend_from_slice(&(length as u16).to_be_bytes());
-        }
-        length => {
-            out.push(0xdb);
-            out.extend_from_slice(&(length as u32).to_be_bytes());
-        }
+/// A broadcast of the event `message` with `{room, data}` to one room.
+fn write_message(format: Format, namespace: &str, room: &str, payload: &str) -> Vec<u8> {
+    let data = json!(["message", { "room": room, "data": payload }]);
+    match format {
+        Format::Classic => rmp_serde::to_vec(&json!([
+            "emitter",
+            { "type": 2, "data": data, "nsp": namespace },
+            { "rooms": [room], "flags": {}, "except": [] },
+        ]))
+        .expect("a JSON value has a form in MessagePack"),
+        Format::Sharded => json!({
+            "uid": "emitter",
+            "nsp": namespace,
+            "type": 3,
+            "data": {
+                "packet": { "type": 2, "data": data, "nsp": namespace },
+                "opts": { "rooms": [room], "except": [], "flags": {} },
+            },
+        })
+        .to_string()
+        .into_bytes(),
     }
-    out.extend_from_slice(text);
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -256,8 +247,7 @@ mod tests {
 
     #[test]
     fn a_message_is_the_array_of_the_official_emitter() {
-        let mut message = Vec::new();
-        write_message(&mut message, "/", "r", b"hi");
+        let message = write_message(Format::Classic, "/", "r", "hi");
         let expected = [
             b"\x93\xa7emitter\x83\xa4type\x02\xa4data\x92\xa7message\x82\xa4room\xa1r\xa4data\xa2hi".as_slice(),
             b"\xa3nsp\xa1/\x83\xa5rooms\x91\xa1r\xa5flags\x80\xa6except\x90",
@@ -267,19 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn strings_have_the_shortest_head() {
-        for (length, head) in [
-            (31, &[0xbf][..]),
-            (32, &[0xd9, 32]),
-            (255, &[0xd9, 255]),
-            (256, &[0xda, 1, 0]),
-            (65_536, &[0xdb, 0, 1, 0, 0]),
-        ] {
-            let mut out = Vec::new();
-            text(&mut out, &vec![b'x'; length]);
-            assert_eq!(&out[..head.len()], head);
-            assert_eq!(out.len(), head.len() + length);
-        }
+    fn a_sharded_message_is_a_broadcast_of_the_sharded_adapter() {
+        let message = write_message(Format::Sharded, "/", "r", "hi");
+        let expected = r#"{"uid":"emitter","nsp":"/","type":3,"data":{"packet":{"type":2,"data":["message",{"room":"r","data":"hi"}],"nsp":"/"},"opts":{"rooms":["r"],"except":[],"flags":{}}}}"#;
+        assert_eq!(str::from_utf8(&message), Ok(expected));
     }
 
     #[test]
@@ -311,8 +292,7 @@ mod tests {
             stream.write_all(b"+PONG\r\n").unwrap();
             let mut expected = Vec::new();
             for _ in 0..2 {
-                let mut message = Vec::new();
-                write_message(&mut message, "/", "r", b"hi");
+                let message = write_message(Format::Classic, "/", "r", "hi");
                 write_command(&mut expected, &[b"PUBLISH", b"p#/#r#", &message]);
             }
             let mut got = vec![0; expected.len()];
@@ -323,7 +303,7 @@ mod tests {
             }
             stream
         });
-        let mut publisher = Publisher::connect(&url, "p").unwrap();
+        let mut publisher = Publisher::connect(&url, "p", Format::Classic).unwrap();
         publisher.publish("/", "r", b"hi");
         publisher.publish("/", "r", b"hi");
         while publisher.is_busy() {

@@ -8,12 +8,12 @@ use std::net::TcpListener;
 
 use support::{
     measure, run,
-    server::{Fate, HONEST, Manners, Server},
+    server::{Behaviour, Fate, HONEST, Server},
     temporary,
 };
 
 /// Some of everything, in the rooms' first members.
-const FAULTY: Manners = Manners {
+const FAULTY: Behaviour = Behaviour {
     fate: |message, member| match (message % 10, member) {
         (3, 1) => Fate::Dropped,
         (5 | 6, 2) => Fate::Doubled,
@@ -92,7 +92,7 @@ fn an_honest_server_has_a_clean_ledger_and_every_delivery_is_a_sample() {
 
 #[test]
 fn mistakes_are_counted_across_redis_too() {
-    let server = Server::start(Manners {
+    let server = Server::start(Behaviour {
         fate: |message, member| match (message, member) {
             (10, 0) => Fate::Dropped,
             (20, 1) => Fate::Doubled,
@@ -132,7 +132,7 @@ fn mistakes_are_counted_across_redis_too() {
 #[test]
 fn mistakes_are_counted_behind_an_emitter_too() {
     // The first message wakes the emitter, and counts.
-    let server = Server::start(Manners {
+    let server = Server::start(Behaviour {
         fate: |message, member| match (message, member) {
             (10, 0) => Fate::Dropped,
             (20, 1) => Fate::Doubled,
@@ -228,7 +228,7 @@ fn an_emitter_that_fails_is_no_result() {
 
 #[test]
 fn a_server_without_echo_is_asked_for_something_else() {
-    let server = Server::start(Manners {
+    let server = Server::start(Behaviour {
         echoes: false,
         ..HONEST
     });
@@ -245,7 +245,7 @@ fn a_server_without_echo_is_asked_for_something_else() {
 
 #[test]
 fn a_run_that_did_not_get_all_its_members_says_so() {
-    let server = Server::start(Manners {
+    let server = Server::start(Behaviour {
         grants: |join| join % 4 != 3,
         ..HONEST
     });
@@ -261,7 +261,7 @@ fn a_run_that_did_not_get_all_its_members_says_so() {
     let limits = ran.result["limited_by"].as_array().unwrap().iter();
     let reasons = limits.filter(|reason| reason.as_str().unwrap().starts_with("connections"));
     assert_eq!(reasons.count(), 1);
-    let server = Server::start(Manners {
+    let server = Server::start(Behaviour {
         grants: |_| false,
         ..HONEST
     });

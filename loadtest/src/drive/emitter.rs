@@ -6,7 +6,7 @@ use anyhow::bail;
 use super::{Drive, LONGEST_OPENING, Pace};
 use crate::{
     clock::{self, MILLISECOND, Nanos},
-    outside::Outside,
+    external::External,
     run::TURN,
 };
 
@@ -14,7 +14,7 @@ impl Drive<'_> {
     /// Lets an emitter send one message to each room, and waits until everybody has it: then it has
     /// started and is connected, and what follows is emitting alone.
     pub(super) fn rouse(&mut self) -> anyhow::Result<()> {
-        if !matches!(self.outside, Some(Outside::Program(_))) {
+        if !matches!(self.external, Some(External::Program(_))) {
             return Ok(());
         }
         self.run.enter("waiting for the emitter", None);
@@ -23,34 +23,34 @@ impl Drive<'_> {
             self.send(sender, now, now, false);
         }
         let deadline = clock::now() + LONGEST_OPENING;
-        while self.crowd.outstanding_of_all() > 0 {
+        while self.population.outstanding_of_all() > 0 {
             self.pump(Nanos::MAX)?;
             self.turn(TURN.min(5 * MILLISECOND))?;
             if clock::now() > deadline {
-                let missing = self.crowd.outstanding_of_all();
+                let missing = self.population.outstanding_of_all();
                 bail!("the emitter's first message did not reach everybody in {missing} rooms");
             }
         }
-        self.crowd.finished.clear();
+        self.population.finished.clear();
         Ok(())
     }
 
     /// CPU time of an emitter so far.
     pub(super) fn emitter_cpu(&mut self) -> Nanos {
-        let usage = self.outside.as_mut().and_then(Outside::usage);
+        let usage = self.external.as_mut().and_then(External::usage);
         usage.map_or(0, |(cpu, _)| cpu)
     }
 
     /// Ends the account of an emitter: from the beginning of the window to its end or that of the
     /// emitter, which ends when Redis has taken everything. It is told that there is no more.
     pub(super) fn count_emits(&mut self) {
-        let Some(outside) = &mut self.outside else {
+        let Some(external) = &mut self.external else {
             return;
         };
-        if let Some((cpu, ended_at)) = outside.usage() {
+        if let Some((cpu, ended_at)) = external.usage() {
             let until = ended_at.unwrap_or_else(clock::now);
             let outcome = &mut self.run.outcome;
-            outcome.set("emits", self.crowd.counts.sent - self.marks.sent);
+            outcome.set("emits", self.population.counts.sent - self.marks.sent);
             outcome.set(
                 "emitter nanoseconds",
                 until.saturating_sub(self.marks.begin),
@@ -65,13 +65,13 @@ impl Drive<'_> {
                 outcome.limit(&said);
             }
         }
-        outside.close();
+        external.close();
     }
 
     /// Whether an emitter has not emitted everything yet. Replies of Redis are not waited for.
     pub(super) fn is_emitting(&self) -> bool {
-        let is_program = |outside: &&Outside| matches!(outside, Outside::Program(_));
-        let program = self.outside.as_ref().filter(is_program);
+        let is_program = |external: &&External| matches!(external, External::Program(_));
+        let program = self.external.as_ref().filter(is_program);
         program.is_some_and(|program| !program.has_emitted_all())
     }
 
@@ -89,48 +89,52 @@ impl Drive<'_> {
             self.send_next(time, time);
         }
         if self.beat.sent >= count
-            && let Some(outside) = &mut self.outside
+            && let Some(external) = &mut self.external
         {
-            outside.close();
+            external.close();
         }
         self.pump(now + TURN)
     }
 
     /// Bytes that an emitter does not take at the moment.
     pub(super) fn unsent_bytes(&self) -> usize {
-        self.outside.as_ref().map_or(0, Outside::unsent_bytes)
+        self.external.as_ref().map_or(0, External::unsent_bytes)
     }
 
     /// Hands a message of a room to whoever emits it.
     pub(super) fn emit(&mut self, sender: usize, time: Nanos, now: Nanos, is_unheard: bool) {
-        let room = self.crowd.manners().room(sender / self.plan.shape.senders);
+        let room = self
+            .population
+            .behaviour()
+            .room(sender / self.plan.shape.senders);
         let room = if is_unheard {
-            self.crowd.write_unheard(sender, time, &mut self.packet);
+            self.population
+                .write_unheard(sender, time, &mut self.packet);
             format!("{room}.nobody")
         } else {
-            self.crowd
+            self.population
                 .write_payload(sender, time, now, &mut self.packet);
             room
         };
-        if let Some(outside) = &mut self.outside {
-            outside.send(self.run.swarm.namespace(), &room, &self.packet);
+        if let Some(external) = &mut self.external {
+            external.send(self.run.swarm.namespace(), &room, &self.packet);
         }
     }
 
     /// Lets messages move; while there is something to say or hear, comes again soon.
     pub(super) fn pump(&mut self, next: Nanos) -> anyhow::Result<Nanos> {
-        let Some(outside) = &mut self.outside else {
+        let Some(external) = &mut self.external else {
             return Ok(next);
         };
-        outside.pump()?;
-        if outside.is_busy() {
+        external.pump()?;
+        if external.is_busy() {
             return Ok(next.min(clock::now() + MILLISECOND / 4));
         }
         Ok(next)
     }
 
     pub(super) fn is_all_emitted(&self) -> bool {
-        self.outside.as_ref().is_none_or(Outside::has_emitted_all)
+        self.external.as_ref().is_none_or(External::has_emitted_all)
     }
 }
 

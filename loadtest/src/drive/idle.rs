@@ -21,14 +21,14 @@ impl Drive<'_> {
             (all / 10).min(FIRST)
         };
         self.open_all(0..first)?;
-        self.run.settle(&mut self.crowd)?;
+        self.run.settle(&mut self.population)?;
         self.run.servers.before();
         let kernel_before = system::kernel_bytes().unwrap_or(0);
         self.open_all(first..all)?;
         self.check_members()?;
-        self.run.settle(&mut self.crowd)?;
+        self.run.settle(&mut self.population)?;
         self.run.gate.pass()?;
-        let members = self.crowd.counts.members;
+        let members = self.population.counts.members;
         self.hold()?;
         let kernel = system::kernel_bytes().unwrap_or(0);
         let outcome = &mut self.run.outcome;
@@ -41,7 +41,7 @@ impl Drive<'_> {
         outcome.set("kernel bytes", kernel);
         if broadcasts > 0 {
             self.broadcast(broadcasts)?;
-            self.run.settle(&mut self.crowd)?;
+            self.run.settle(&mut self.population)?;
             let after = self.run.servers.sum();
             self.run
                 .outcome

@@ -3,8 +3,8 @@
 use super::{Drive, Pace};
 use crate::{
     clock::{self, Nanos, SECOND, span},
-    crowd::State,
     histogram::Histogram,
+    population::State,
     run::TURN,
 };
 
@@ -23,7 +23,7 @@ impl Drive<'_> {
         match self.plan.pace {
             Pace::Window(window) => {
                 self.speak_in_window(window, first);
-                Ok(now + TURN)
+                self.pump(now + TURN)
             }
             Pace::Rate(rate) => self.speak_at_rate(rate, now),
             Pace::Flood(count) => self.flood(u64::from(count), now),
@@ -31,7 +31,7 @@ impl Drive<'_> {
     }
 
     fn speak_in_window(&mut self, window: usize, first: bool) {
-        let mut due = std::mem::take(&mut self.crowd.finished);
+        let mut due = std::mem::take(&mut self.population.finished);
         if first {
             due.clear();
             for _ in 0..window {
@@ -39,27 +39,27 @@ impl Drive<'_> {
             }
         }
         for sender in due.drain(..) {
-            if self.crowd.outstanding(sender) < window {
+            if self.population.outstanding(sender) < window {
                 let time = clock::now();
                 self.send(sender, time, time, false);
             }
         }
         // The list goes back with its room, and what expires is its first entry.
-        self.crowd.finished.append(&mut due);
+        self.population.finished.append(&mut due);
         self.expire(clock::now());
     }
 
     /// Gives up what is under way for too long; looks a few times a second.
     pub(super) fn expire(&mut self, now: Nanos) {
         if now >= self.next_expiry {
-            self.crowd
+            self.population
                 .expire(now.saturating_sub(span(self.common.grace)));
             self.next_expiry = now + SECOND / 10;
         }
     }
 
     fn speak_at_rate(&mut self, rate: f64, now: Nanos) -> anyhow::Result<Nanos> {
-        self.crowd.finished.clear();
+        self.population.finished.clear();
         let due = |beat: &Beat| beat.start + (beat.sent as f64 / rate * SECOND as f64) as Nanos;
         for _ in 0..MOST_PER_TURN {
             let time = due(&self.beat);
@@ -83,16 +83,16 @@ impl Drive<'_> {
 
     pub(super) fn send(&mut self, sender: usize, time: Nanos, now: Nanos, is_unheard: bool) {
         self.packet.clear();
-        if self.outside.is_some() {
+        if self.external.is_some() {
             self.emit(sender, time, now, is_unheard);
             return;
         }
-        let client = self.crowd.client_of(sender);
-        if self.crowd.state(client) != State::In {
+        let client = self.population.client_of(sender);
+        if self.population.state(client) != State::In {
             self.beat.skipped += 1;
             return;
         }
-        self.crowd
+        self.population
             .write_message(sender, time, now, &mut self.packet);
         self.run.swarm.send(client, &self.packet);
     }
@@ -103,7 +103,7 @@ impl Drive<'_> {
         };
         self.beat.sent >= u64::from(count)
             && self.is_all_emitted()
-            && self.crowd.outstanding_of_all() == 0
+            && self.population.outstanding_of_all() == 0
     }
 
     pub(super) fn check_rate(&mut self) {

@@ -1,6 +1,7 @@
 //! The scenarios: what each subcommand makes of its options.
 
 mod echo;
+mod joins;
 mod rooms;
 mod storm;
 
@@ -19,6 +20,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Drain(options) => rooms::drain(options),
         Command::Soak(options) => rooms::soak(options),
         Command::Echo(options) => echo::run(options),
+        Command::Joins(options) => joins::run(options),
         Command::Storm(options) => storm::run(options),
         Command::Merge(_) | Command::Compare(_) | Command::Report(_) => {
             Err(Failure::Arguments("this is no scenario".to_owned()).into())

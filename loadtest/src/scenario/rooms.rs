@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::{
-    drive::{Drive, Pace, Place, Plan, Unrest},
+    drive::{Disruption, Drive, Pace, Place, Plan},
+    external::External,
     failure::Failure,
     ledger::Shape,
     options::{Churn, Common, Drain, Emitter, FanOut, Idle, Jitter, Rooms, Slow, Soak},
     outcome::Outcome,
-    outside::Outside,
     program::Program,
-    redis::Publisher,
+    redis::{Format, Publisher},
 };
 
 pub(super) fn idle(options: &Idle) -> anyhow::Result<Outcome> {
@@ -58,29 +58,38 @@ pub(super) fn emitter(options: &Emitter) -> anyhow::Result<Outcome> {
         senders: 1,
     };
     let shape = shape(&rooms, 0, common)?;
-    let pace = options.flood.map_or_else(
-        || Pace::Rate(part_of_rate(options.rate, common)),
-        Pace::Flood,
-    );
-    let outside = outside(options)?;
+    let pace = match (options.flood, options.window) {
+        (Some(count), _) => Pace::Flood(count),
+        (None, Some(window)) => Pace::Window(window as usize),
+        (None, None) => Pace::Rate(part_of_rate(options.rate, common)),
+    };
+    let external = external(options)?;
     let mut plan = plan("emitter", shape, pace, common);
     plan.is_unheard = options.unheard;
+    if options.together {
+        plan.place = Place::Together;
+    }
     if options.flood.is_some() {
         // It ends when everything has arrived.
         plan.duration = common.duration.unwrap_or(Duration::from_secs(60));
     }
-    Drive::new(&plan, common, Some(outside))?.run()
+    Drive::new(&plan, common, Some(external))?.run()
 }
 
-fn outside(options: &Emitter) -> anyhow::Result<Outside> {
+fn external(options: &Emitter) -> anyhow::Result<External> {
     if let Some(command) = &options.emit_with {
-        return Program::start(command).map(Outside::Program);
+        return Program::start(command).map(External::Program);
     }
     let Some(redis) = &options.redis else {
         let said = "emitter takes --redis or --emit-with";
         return Err(Failure::Arguments(said.to_owned()).into());
     };
-    Publisher::connect(redis, &options.prefix).map(Outside::Redis)
+    let format = if options.sharded {
+        Format::Sharded
+    } else {
+        Format::Classic
+    };
+    Publisher::connect(redis, &options.prefix, format).map(External::Redis)
 }
 
 pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
@@ -101,21 +110,21 @@ pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
 
 pub(super) fn churn(options: &Churn) -> anyhow::Result<Outcome> {
     let common = &options.common;
-    let unrest = Unrest {
+    let disruption = Disruption {
         moves: part_of_rate(options.moves, common),
-        ..Unrest::default()
+        ..Disruption::default()
     };
-    disturbed("churn", &options.rooms, options.rate, unrest, common)
+    disturbed("churn", &options.rooms, options.rate, disruption, common)
 }
 
 pub(super) fn jitter(options: &Jitter) -> anyhow::Result<Outcome> {
     let common = &options.common;
-    let unrest = Unrest {
+    let disruption = Disruption {
         tears: part_of_rate(options.tears, common),
         away: options.away,
-        ..Unrest::default()
+        ..Disruption::default()
     };
-    disturbed("jitter", &options.rooms, options.rate, unrest, common)
+    disturbed("jitter", &options.rooms, options.rate, disruption, common)
 }
 
 pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
@@ -124,10 +133,10 @@ pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
         .run
         .clone()
         .filter(|_| common.part.is_none_or(|(at, _)| at == 0));
-    let unrest = Unrest {
+    let disruption = Disruption {
         returns: true,
         command: run.map(|command| (command, options.at)),
-        ..Unrest::default()
+        ..Disruption::default()
     };
     let duration = common.duration.unwrap_or(Duration::from_secs(30));
     disturbed_for(
@@ -135,14 +144,14 @@ pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
         "drain",
         &options.rooms,
         options.rate,
-        unrest,
+        disruption,
         common,
     )
 }
 
 pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
     let common = &options.common;
-    let unrest = Unrest {
+    let disruption = Disruption {
         moves: part_of_rate(options.moves, common),
         tears: part_of_rate(options.tears, common),
         away: options.away,
@@ -155,7 +164,7 @@ pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
         "soak",
         &options.rooms,
         options.rate,
-        unrest,
+        disruption,
         common,
     )
 }
@@ -164,11 +173,11 @@ fn disturbed(
     scenario: &'static str,
     rooms: &Rooms,
     rate: f64,
-    unrest: Unrest,
+    disruption: Disruption,
     common: &Common,
 ) -> anyhow::Result<Outcome> {
     let duration = common.duration.unwrap_or(DURATION);
-    disturbed_for(duration, scenario, rooms, rate, unrest, common)
+    disturbed_for(duration, scenario, rooms, rate, disruption, common)
 }
 
 fn disturbed_for(
@@ -176,7 +185,7 @@ fn disturbed_for(
     scenario: &'static str,
     rooms: &Rooms,
     rate: f64,
-    unrest: Unrest,
+    disruption: Disruption,
     common: &Common,
 ) -> anyhow::Result<Outcome> {
     let shape = shape(rooms, 0, common)?;
@@ -184,7 +193,7 @@ fn disturbed_for(
     let plan = Plan {
         // What is acknowledged was broadcast: only then is it known who was owed it.
         asks: true,
-        unrest,
+        disruption,
         duration,
         ..plan(scenario, shape, pace, common)
     };
@@ -199,7 +208,7 @@ fn plan(scenario: &'static str, shape: Shape, pace: Pace, common: &Common) -> Pl
         asks: false,
         place: Place::Spread,
         stalled: 0,
-        unrest: Unrest::default(),
+        disruption: Disruption::default(),
         is_unheard: false,
         duration: common.duration.unwrap_or(DURATION),
     }

@@ -30,14 +30,14 @@ pub(crate) enum Fate {
 
 /// How the server behaves. Messages and members are numbered per room, from zero.
 #[derive(Clone, Copy)]
-pub(crate) struct Manners {
+pub(crate) struct Behaviour {
     pub(crate) fate: fn(message: u64, member: usize) -> Fate,
     /// Whether the join with this number, over all rooms, is granted.
     pub(crate) grants: fn(join: u64) -> bool,
     pub(crate) echoes: bool,
 }
 
-pub(crate) const HONEST: Manners = Manners {
+pub(crate) const HONEST: Behaviour = Behaviour {
     fate: |_, _| Fate::Sent,
     grants: |_| true,
     echoes: true,
@@ -62,7 +62,7 @@ pub(crate) struct Server {
 }
 
 struct State {
-    manners: Manners,
+    behaviour: Behaviour,
     inner: Mutex<Inner>,
 }
 
@@ -85,11 +85,11 @@ struct Member {
 }
 
 impl Server {
-    pub(crate) fn start(manners: Manners) -> Self {
+    pub(crate) fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let state = Arc::new(State {
-            manners,
+            behaviour,
             inner: Mutex::default(),
         });
         let shared = Arc::clone(&state);
@@ -153,7 +153,7 @@ fn serve_lines(state: &State, stream: TcpStream) -> Option<()> {
         let data = message["args"][0]["data"].as_str().unwrap();
         let mut inner = state.inner.lock().unwrap();
         inner.done.emits += 1;
-        inner.broadcast(&state.manners, room, data);
+        inner.broadcast(&state.behaviour, room, data);
     }
     Some(())
 }
@@ -184,7 +184,7 @@ fn serve(state: &State, connection: u64, mut stream: TcpStream) -> Option<()> {
             let event: Value = serde_json::from_str(json).unwrap();
             // Held to the end, so that answers and messages of a connection do not mix.
             let mut inner = state.inner.lock().unwrap();
-            let answer = inner.handle(&state.manners, connection, &writer, &event);
+            let answer = inner.handle(&state.behaviour, connection, &writer, &event);
             if let Some(answer) = answer.filter(|_| !id.is_empty()) {
                 write_text(&mut writer, &format!("43{id}{}", json!([answer])));
             }
@@ -201,7 +201,7 @@ fn serve(state: &State, connection: u64, mut stream: TcpStream) -> Option<()> {
 impl Inner {
     fn handle(
         &mut self,
-        manners: &Manners,
+        behaviour: &Behaviour,
         connection: u64,
         writer: &TcpStream,
         event: &Value,
@@ -210,7 +210,7 @@ impl Inner {
         match event[0].as_str()? {
             "join" => {
                 self.done.joins += 1;
-                if !(manners.grants)(self.done.joins - 1) {
+                if !(behaviour.grants)(self.done.joins - 1) {
                     return Some(json!({ "error": "the room is full" }));
                 }
                 self.rooms.entry(name).or_default().members.push(Member {
@@ -228,16 +228,16 @@ impl Inner {
             }
             "message" => {
                 let data = event[2].as_str().unwrap_or_default();
-                self.broadcast(manners, &name, data);
+                self.broadcast(behaviour, &name, data);
                 Some(json!(1))
             }
             "rooms" => Some(json!(["a room"])),
-            "echo" if manners.echoes => Some(event[1].clone()),
+            "echo" if behaviour.echoes => Some(event[1].clone()),
             _ => None,
         }
     }
 
-    fn broadcast(&mut self, manners: &Manners, name: &str, data: &str) {
+    fn broadcast(&mut self, behaviour: &Behaviour, name: &str, data: &str) {
         let Some(room) = self.rooms.get_mut(name) else {
             return;
         };
@@ -248,7 +248,7 @@ impl Inner {
         for (at, member) in room.members.iter_mut().enumerate() {
             let held = member.held.take();
             let stream = &mut member.stream;
-            match (manners.fate)(number, at) {
+            match (behaviour.fate)(number, at) {
                 Fate::Sent => write_text(stream, &text),
                 Fate::Dropped => self.done.dropped += 1,
                 Fate::Doubled => {
@@ -313,7 +313,7 @@ fn serve_redis(state: &State, stream: TcpStream) -> Option<()> {
             .inner
             .lock()
             .unwrap()
-            .broadcast(&state.manners, room, data);
+            .broadcast(&state.behaviour, room, data);
         writer.write_all(b":1\r\n").ok()?;
     }
 }

@@ -76,8 +76,14 @@ pub fn frame(frame: &mut Vec<u8>, parts: &[&[u8]]) {
 
 /// Where the head of a request ends, once all of it is there.
 pub fn head_end(bytes: &[u8]) -> Option<usize> {
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-    end.map(|start| start + 4)
+    find(bytes, b"\r\n\r\n").map(|start| start + 4)
+}
+
+/// Where some bytes begin in others.
+pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
 }
 
 /// What a request that is no handshake is answered with: the load test asks by polling whether this

@@ -1,12 +1,14 @@
 //! The least that a server can do: one thread, one epoll, requests scanned by hand.
 //!
 //! A message is framed once and sent with one `send` per member. With `--coalesce`, all that the
-//! requests of one turn owe to a connection goes out in one `send` at the end of the turn. There is
-//! no heartbeat, no limit and no packet for errors; `--redis` and `--workers` mean nothing here.
+//! requests of one turn owe to a connection goes out in one `send` at the end of the turn. With
+//! `--redis`, servers form a cluster: a channel for each room that has members. There is no
+//! heartbeat, no limit and no packet for errors, and `--workers` means nothing here.
 
 use std::{collections::HashMap, io, net::SocketAddr, os::fd::OwnedFd};
 
 use roomcast_race_peers::{
+    bus::Bus,
     options::{self, Options},
     wire::{self, Request, Scan},
 };
@@ -33,10 +35,12 @@ fn main() -> io::Result<()> {
         for event in &events {
             match event.data.u64() {
                 LISTENER => floor.accept()?,
+                MESSAGES => floor.hear()?,
+                REPLIES => floor.read_replies()?,
                 index => floor.ready(index as usize, event.flags, &mut buffer),
             }
         }
-        floor.end_turn();
+        floor.end_turn()?;
     }
 }
 
@@ -52,6 +56,7 @@ struct Floor {
     coalesces: bool,
     /// Connections that are owed something at the end of the turn.
     owed: Vec<usize>,
+    bus: Option<Bus>,
 }
 
 struct Connection {
@@ -85,9 +90,16 @@ impl Floor {
             EventData::new_u64(LISTENER),
             EventFlags::IN,
         )?;
+        let bus = options.redis.as_deref().map(Bus::connect).transpose()?;
+        if let Some(bus) = &bus {
+            for (stream, token) in [(&bus.subscriber, MESSAGES), (&bus.publisher, REPLIES)] {
+                epoll::add(&epoll, stream, EventData::new_u64(token), EventFlags::IN)?;
+            }
+        }
         Ok(Self {
             epoll,
             listener,
+            bus,
             connections: Vec::new(),
             vacant: Vec::new(),
             rooms: HashMap::new(),
@@ -233,6 +245,9 @@ impl Floor {
             Request::Message(ack, room, payload) => {
                 wire::message(&mut frame, room, number, payload);
                 self.tell(room, &frame);
+                if let Some(bus) = &mut self.bus {
+                    bus.publish(room, number, payload);
+                }
                 frame.clear();
                 if !ack.is_empty() {
                     wire::acknowledge(&mut frame, ack, b"]");
@@ -253,7 +268,11 @@ impl Floor {
         };
         if !connection.rooms.iter().any(|joined| **joined == *room) {
             connection.rooms.push(room.into());
-            self.rooms.entry(room.into()).or_default().push(index);
+            let members = self.rooms.entry(room.into()).or_default();
+            members.push(index);
+            if let (Some(bus), 1) = (&mut self.bus, members.len()) {
+                bus.join(room);
+            }
         }
     }
 
@@ -277,7 +296,29 @@ impl Floor {
         }
         if members.is_empty() {
             self.rooms.remove(room);
+            if let Some(bus) = &mut self.bus {
+                bus.leave(room);
+            }
         }
+    }
+
+    /// Delivers what other servers and emitters publish.
+    fn hear(&mut self) -> io::Result<()> {
+        let Some(mut bus) = self.bus.take() else {
+            return Ok(());
+        };
+        let mut frame = std::mem::take(&mut self.frame);
+        let outcome = bus.read(|room, payload| {
+            wire::message(&mut frame, room, 0, payload);
+            self.tell(room, &frame);
+        });
+        self.frame = frame;
+        self.bus = Some(bus);
+        outcome
+    }
+
+    fn read_replies(&mut self) -> io::Result<()> {
+        self.bus.as_mut().map_or(Ok(()), Bus::read_replies)
     }
 
     fn tell(&mut self, room: &[u8], frame: &[u8]) {
@@ -306,7 +347,7 @@ impl Floor {
         Ok(())
     }
 
-    fn end_turn(&mut self) {
+    fn end_turn(&mut self) -> io::Result<()> {
         for index in std::mem::take(&mut self.owed) {
             // One that waits for the socket is flushed when it becomes writable.
             let waits = |connection: &Connection| connection.watches_writes;
@@ -314,6 +355,7 @@ impl Floor {
                 self.close(index);
             }
         }
+        self.bus.as_mut().map_or(Ok(()), Bus::end_turn)
     }
 
     /// One `send`; what the socket does not take waits for it to become writable.
@@ -371,6 +413,9 @@ impl Floor {
 const READS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 /// What stands for the listener in events, as an index does for a connection.
 const LISTENER: u64 = u64::MAX;
+/// The same for what the bus subscribes, and for the replies to what it publishes.
+const MESSAGES: u64 = u64::MAX - 1;
+const REPLIES: u64 = u64::MAX - 2;
 const BACKLOG: i32 = 4096;
 const EVENTS_PER_TURN: usize = 256;
 const READ_BYTES: usize = 128 * 1024;

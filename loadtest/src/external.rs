@@ -3,14 +3,14 @@
 
 use crate::{clock::Nanos, program::Program, redis::Publisher};
 
-pub(crate) enum Outside {
+pub(crate) enum External {
     /// In the classic format. What is sent at once is queued at once.
     Redis(Publisher),
     /// In whichever format it emits. What it does not take is not sent yet.
     Program(Program),
 }
 
-impl Outside {
+impl External {
     pub(crate) fn send(&mut self, namespace: &str, room: &str, payload: &[u8]) {
         match self {
             Self::Redis(publisher) => publisher.publish(namespace, room, payload),

@@ -18,7 +18,7 @@ use crate::{
 
 /// What the members of a run have in common.
 #[derive(Clone, Debug)]
-pub(crate) struct Manners {
+pub(crate) struct Behaviour {
     pub(crate) shape: Shape,
     pub(crate) namespace: String,
     pub(crate) run: u16,
@@ -32,7 +32,7 @@ pub(crate) struct Manners {
     pub(crate) is_external: bool,
 }
 
-impl Manners {
+impl Behaviour {
     /// Name of a room. The dots keep it from looking like a socket's id.
     pub(crate) fn room(&self, room: usize) -> String {
         format!("load.{:04x}.{room}", self.run)
@@ -69,8 +69,8 @@ struct Flight {
     missing: u32,
 }
 
-pub(crate) struct Crowd {
-    manners: Manners,
+pub(crate) struct Population {
+    behaviour: Behaviour,
     states: Vec<State>,
     /// When the connection was begun; after an end, when it ended.
     since: Vec<Nanos>,
@@ -121,9 +121,9 @@ pub(crate) struct Counts {
     pub(crate) reconnects: u64,
 }
 
-impl Crowd {
-    pub(crate) fn new(manners: Manners) -> Self {
-        let shape = manners.shape;
+impl Population {
+    pub(crate) fn new(behaviour: Behaviour) -> Self {
+        let shape = behaviour.shape;
         let clients = shape.rooms * shape.members;
         let sender = || Sender {
             next: 0,
@@ -137,7 +137,7 @@ impl Crowd {
             in_room: vec![0; shape.rooms],
             senders: (0..shape.rooms * shape.senders).map(|_| sender()).collect(),
             ledger: Ledger::new(shape),
-            finder: Finder::new(manners.payload_bytes),
+            finder: Finder::new(behaviour.payload_bytes),
             window: Nanos::MAX..Nanos::MAX,
             times: Times {
                 connect: Histogram::new(),
@@ -151,12 +151,12 @@ impl Crowd {
             last_refusal: None,
             gone: Vec::new(),
             finished: Vec::new(),
-            manners,
+            behaviour,
         }
     }
 
-    pub(crate) fn manners(&self) -> &Manners {
-        &self.manners
+    pub(crate) fn behaviour(&self) -> &Behaviour {
+        &self.behaviour
     }
 
     pub(crate) fn state(&self, client: usize) -> State {
@@ -169,7 +169,7 @@ impl Crowd {
 
     /// The client of a sender, if it is one.
     pub(crate) fn client_of(&self, sender: usize) -> usize {
-        let shape = self.manners.shape;
+        let shape = self.behaviour.shape;
         sender / shape.senders * shape.members + sender % shape.senders
     }
 
@@ -196,7 +196,7 @@ impl Crowd {
     /// The driver lets this member read no more: nothing is owed to it.
     pub(crate) fn stalled(&mut self, client: usize) {
         self.leave_at_once(client);
-        for stream in self.manners.shape.streams(client) {
+        for stream in self.behaviour.shape.streams(client) {
             self.ledger.forget(stream);
         }
         self.states[client] = State::Stalled;
@@ -204,18 +204,18 @@ impl Crowd {
 
     /// Writes a join or a leave for a client that is connected, and follows it in the ledger.
     pub(crate) fn write_move(&mut self, client: usize, joins: bool, out: &mut Vec<u8>) {
-        let room = client / self.manners.shape.members;
+        let room = client / self.behaviour.shape.members;
         let ack = if joins { JOIN_ACK } else { LEAVE_ACK };
-        packet::write_head(out, b'2', &self.manners.namespace, Some(ack));
+        packet::write_head(out, b'2', &self.behaviour.namespace, Some(ack));
         let event = if joins { "join" } else { "leave" };
-        let name = self.manners.room(room);
+        let name = self.behaviour.room(room);
         // Without the third, rooms of a demonstration tell all members of each newcomer.
         out.extend_from_slice(format!("[\"{event}\",\"{name}\",{{\"quiet\":true}}]").as_bytes());
-        for stream in self.manners.shape.streams(client) {
+        for stream in self.behaviour.shape.streams(client) {
             if joins {
                 self.ledger.open(stream);
             } else {
-                let sender = &self.senders[self.manners.shape.sender(stream)];
+                let sender = &self.senders[self.behaviour.shape.sender(stream)];
                 self.ledger.leave(stream, sender.acked);
             }
         }
@@ -236,10 +236,10 @@ impl Crowd {
         now: Nanos,
         out: &mut Vec<u8>,
     ) {
-        let ack = self.manners.asks;
+        let ack = self.behaviour.asks;
         let ack = ack.then(|| FIRST_MESSAGE_ACK + u64::from(self.senders[sender].next));
-        packet::write_head(out, b'2', &self.manners.namespace, ack);
-        let room = self.manners.room(sender / self.manners.shape.senders);
+        packet::write_head(out, b'2', &self.behaviour.namespace, ack);
+        let room = self.behaviour.room(sender / self.behaviour.shape.senders);
         out.extend_from_slice(format!("[\"message\",\"{room}\",\"").as_bytes());
         self.write_payload(sender, time, now, out);
         out.extend_from_slice(b"\"]");
@@ -255,16 +255,16 @@ impl Crowd {
     ) {
         let one = &mut self.senders[sender];
         let label = Label {
-            run: self.manners.run,
+            run: self.behaviour.run,
             sender: sender as u32,
             sequence: one.next,
             time,
         };
-        label.write(out, self.manners.payload_bytes);
+        label.write(out, self.behaviour.payload_bytes);
         one.next += 1;
         self.counts.sent += 1;
-        let missing = self.in_room[sender / self.manners.shape.senders];
-        if !self.manners.is_unsteady {
+        let missing = self.in_room[sender / self.behaviour.shape.senders];
+        if !self.behaviour.is_unsteady {
             one.flights.push_back(Flight {
                 time,
                 since: now,
@@ -281,12 +281,12 @@ impl Crowd {
     /// Writes a payload that nobody is owed, for a room that nobody is in.
     pub(crate) fn write_unheard(&mut self, sender: usize, time: Nanos, out: &mut Vec<u8>) {
         let label = Label {
-            run: self.manners.run,
+            run: self.behaviour.run,
             sender: sender as u32,
             sequence: self.counts.sent as u32,
             time,
         };
-        label.write(out, self.manners.payload_bytes);
+        label.write(out, self.behaviour.payload_bytes);
         self.counts.sent += 1;
     }
 
@@ -323,11 +323,11 @@ impl Crowd {
     fn delivered(&mut self, client: usize, label: Label, now: Nanos) {
         let sender = label.sender as usize;
         let is_sent = |sender: &Sender| label.sequence < sender.next;
-        if label.run != self.manners.run || !self.senders.get(sender).is_some_and(is_sent) {
+        if label.run != self.behaviour.run || !self.senders.get(sender).is_some_and(is_sent) {
             self.ledger.corrupted();
             return;
         }
-        let Some(stream) = self.manners.shape.stream(client, sender) else {
+        let Some(stream) = self.behaviour.shape.stream(client, sender) else {
             self.ledger.strayed();
             return;
         };
@@ -339,7 +339,7 @@ impl Crowd {
         if is_timed {
             self.times.delivery.record(latency);
         }
-        if !self.manners.is_unsteady {
+        if !self.behaviour.is_unsteady {
             self.land(sender, label.sequence, now, is_timed);
         }
     }
@@ -383,7 +383,7 @@ impl Crowd {
         match (ack, self.states[client]) {
             (JOIN_ACK, State::Joining) => self.joined(client, now),
             (LEAVE_ACK, State::Leaving) => {
-                for stream in self.manners.shape.streams(client) {
+                for stream in self.behaviour.shape.streams(client) {
                     self.ledger.left(stream);
                 }
                 self.states[client] = State::Out;
@@ -402,12 +402,12 @@ impl Crowd {
     }
 
     fn joined(&mut self, client: usize, now: Nanos) {
-        for stream in self.manners.shape.streams(client) {
-            let sender = &self.senders[self.manners.shape.sender(stream)];
+        for stream in self.behaviour.shape.streams(client) {
+            let sender = &self.senders[self.behaviour.shape.sender(stream)];
             self.ledger.owe(stream, sender.next);
         }
         self.states[client] = State::In;
-        self.in_room[client / self.manners.shape.members] += 1;
+        self.in_room[client / self.behaviour.shape.members] += 1;
         self.counts.members += 1;
         self.counts.joins += 1;
         // Set when the connection ended, and not at the first.
@@ -421,7 +421,7 @@ impl Crowd {
 
     /// Takes a client out of the account: its connection is gone or not read any more.
     fn leave_at_once(&mut self, client: usize) {
-        let shape = self.manners.shape;
+        let shape = self.behaviour.shape;
         if self.states[client] == State::In {
             self.in_room[client / shape.members] -= 1;
             self.counts.members -= 1;
@@ -432,7 +432,7 @@ impl Crowd {
         if let Some(at) = self.sender_of(client) {
             let sender = &mut self.senders[at];
             // What was acknowledged was broadcast. Without acknowledgements nothing is known.
-            let known = if self.manners.asks {
+            let known = if self.behaviour.asks {
                 sender.acked
             } else {
                 sender.first_flight
@@ -443,14 +443,14 @@ impl Crowd {
     }
 
     fn sender_of(&self, client: usize) -> Option<usize> {
-        let shape = self.manners.shape;
+        let shape = self.behaviour.shape;
         let within = client % shape.members;
-        let is_one = within < shape.senders && !self.manners.is_external;
+        let is_one = within < shape.senders && !self.behaviour.is_external;
         is_one.then(|| client / shape.members * shape.senders + within)
     }
 }
 
-impl Sink for Crowd {
+impl Sink for Population {
     fn connected(&mut self, client: usize, now: Nanos, replies: &mut Replies) {
         self.counts.connected += 1;
         if self.since[client] & RETURNING == 0 {

@@ -5,29 +5,29 @@ use std::{cmp::Reverse, process::Command};
 use super::Drive;
 use crate::{
     clock::{Nanos, SECOND, span},
-    crowd::State,
+    population::State,
     swarm::End,
 };
 
 impl Drive<'_> {
-    pub(super) fn begin_unrest(&mut self, now: Nanos) {
-        let unrest = &self.plan.unrest;
-        self.next_move = first_after(now, unrest.moves);
-        self.next_tear = first_after(now, unrest.tears);
+    pub(super) fn begin_disruption(&mut self, now: Nanos) {
+        let disruption = &self.plan.disruption;
+        self.next_move = first_after(now, disruption.moves);
+        self.next_tear = first_after(now, disruption.tears);
     }
 
     /// Disturbs as planned; says when to come again.
     pub(super) fn disturb(&mut self, now: Nanos, begin: Nanos) -> Nanos {
-        let unrest = &self.plan.unrest;
+        let disruption = &self.plan.disruption;
         while self.next_move <= now {
             self.move_someone();
-            self.next_move = first_after(self.next_move, unrest.moves);
+            self.next_move = first_after(self.next_move, disruption.moves);
         }
         while self.next_tear <= now {
             self.tear_someone(now);
-            self.next_tear = first_after(self.next_tear, unrest.tears);
+            self.next_tear = first_after(self.next_tear, disruption.tears);
         }
-        if let Some((command, at)) = &unrest.command
+        if let Some((command, at)) = &disruption.command
             && self.child.is_none()
             && now >= begin + span(*at)
         {
@@ -65,7 +65,7 @@ impl Drive<'_> {
             let room = self.random.below(shape.rooms as u64) as usize;
             let within = shape.senders + self.random.below(quiet as u64) as usize;
             let client = room * shape.members + within;
-            if states.contains(&self.crowd.state(client)) {
+            if states.contains(&self.population.state(client)) {
                 return Some(client);
             }
         }
@@ -74,9 +74,9 @@ impl Drive<'_> {
 
     fn move_someone(&mut self) {
         if let Some(client) = self.anyone(&[State::In, State::Out]) {
-            let joins = self.crowd.state(client) == State::Out;
+            let joins = self.population.state(client) == State::Out;
             self.packet.clear();
-            self.crowd.write_move(client, joins, &mut self.packet);
+            self.population.write_move(client, joins, &mut self.packet);
             self.run.swarm.send(client, &self.packet);
         }
     }
@@ -84,22 +84,22 @@ impl Drive<'_> {
     fn tear_someone(&mut self, now: Nanos) {
         if let Some(client) = self.anyone(&[State::In]) {
             self.run.swarm.reset(client);
-            self.crowd.torn(client, now);
+            self.population.torn(client, now);
             *self
                 .run
                 .outcome
                 .counts
                 .entry("torn down".to_owned())
                 .or_default() += 1;
-            let at = now + self.random.around(span(self.plan.unrest.away));
+            let at = now + self.random.around(span(self.plan.disruption.away));
             self.returns.push(Reverse((at, client)));
         }
     }
 
     /// Opens clients whose time to come back has come, and plans the return of those just gone.
     pub(super) fn take_back(&mut self, now: Nanos) {
-        for (client, end) in std::mem::take(&mut self.crowd.gone) {
-            if !self.plan.unrest.returns {
+        for (client, end) in std::mem::take(&mut self.population.gone) {
+            if !self.plan.disruption.returns {
                 continue;
             }
             let attempts = &mut self.attempts[client];
@@ -124,7 +124,7 @@ impl Drive<'_> {
 
     /// Whether clients are on their way back, of a scenario in which all should be.
     pub(super) fn is_returning(&self) -> bool {
-        self.plan.unrest.returns && !self.returns.is_empty()
+        self.plan.disruption.returns && !self.returns.is_empty()
     }
 
     /// The command was to end long ago. One that has not is left alone, and mentioned.

@@ -1,0 +1,198 @@
+"""How a line is run against one server: fresh processes on their cores, and a result as a file."""
+
+import contextlib
+import json
+import resource
+import subprocess
+import time
+
+from .lines import HEARD_AGAIN, MOST_CHANNELS, PUBLISH_CPU, PUBLISHES
+from .redis import Redis
+from .servers import DEADLINE_SECONDS, PUBLISHERS, Failed
+
+# Longer than the longest run takes beyond what it measures: 15,000 connections and their rooms.
+OVERHEAD_SECONDS = 240
+LOOK_SECONDS = 0.1
+
+
+class Race:
+    """Measures one server on one line at a time, and keeps the results as files."""
+
+    def __init__(self, programs, folder, quick):
+        self.programs = programs
+        self.folder = folder
+        self.quick = quick
+
+    def run(self, line, server, number):
+        """Measures; returns what a reader has to know of it, nothing if all went well."""
+        path = self.folder / f"round-{number}" / line.name / f"{server}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        try:
+            with contextlib.ExitStack() as stack:
+                return self.measure(stack, line, server, path)
+        except Failed as error:
+            # Figures of a run that failed are none.
+            path.unlink(missing_ok=True)
+            return str(error)
+
+    def measure(self, stack, line, server, path):
+        if line.scenario == "publish":
+            _, redis = stack.enter_context(self.programs.redis())
+            return self.publish(line, server, redis, path)
+        redis = None
+        more = []
+        if line.nodes:
+            process, redis = stack.enter_context(self.programs.redis())
+            more = ["--process", f"Redis={process.pid}", *self.emitting(line, server, redis)]
+        # Who has one thread keeps one.
+        workers = 1 if server.startswith("node") else line.unpinned or 1
+        nodes = [
+            stack.enter_context(self.programs.serving(server, redis, workers, not line.unpinned))
+            for _ in range(line.nodes or 1)
+        ]
+        if line.other_rooms:
+            stack.enter_context(self.other_rooms(nodes[0][1], line.other_rooms))
+        if line.scenario == "channels":
+            return hear_again(redis, line.other_rooms, path)
+        if line.scenario == "joins":
+            return self.churn(line, nodes, redis, path, more)
+        if line.beside:
+            return self.load_beside_a_room(stack, line, nodes, path)
+        return self.load(line, nodes, path, more, pinned=not line.unpinned)
+
+    def emitting(self, line, server, redis):
+        if line.emits == "own":
+            return ["--emit-with", self.programs.emitting(server, redis)]
+        if line.emits == "redis":
+            return ["--redis", redis, *(["--sharded"] if "sharded" in server else [])]
+        return []
+
+    @contextlib.contextmanager
+    def other_rooms(self, url, count):
+        """Has `count` rooms with one member each."""
+        loadtest = self.programs.roomcast("roomcast-loadtest")
+        command = [loadtest, "joins", url, "--rooms", str(count), "--duration", "1h"]
+        with self.programs.process(command, self.programs.load_core) as members:
+            members.line_with("holding", OVERHEAD_SECONDS)
+            yield
+
+    def load_beside_a_room(self, stack, line, nodes, path):
+        other = path.with_name(f"{path.stem} (room).json")
+        # Longer than the echo with its warm-up and its end.
+        seconds = 2 * self.seconds(line) + 10
+        command = self.command("fan-out", nodes, ["--members", str(line.beside)], other, seconds)
+        command.remove("--quiet")
+        room = stack.enter_context(self.programs.process(command, None))
+        room.line_with("measuring", OVERHEAD_SECONDS)
+        # The server and the load of the room use all there is. Without priority, the figure would
+        # be how long the echo's own client waits for a core.
+        urgent = self.programs.urgent()
+        said = self.load(line, nodes, path, pinned=False, before=urgent)
+        if room.child.poll() is not None:
+            raise Failed("the large room was done before the echo was")
+        status = room.wait(seconds + OVERHEAD_SECONDS)
+        beside = verdict(status, room.lines)
+        plain = "" if urgent else "may not set priorities: the client's own wait for a core counts"
+        return "; ".join(filter(None, [said, beside and f"large room: {beside}", plain]))
+
+    def churn(self, line, nodes, redis, path, more):
+        """Counts channels in Redis meanwhile; in the end, none may be left of those that came."""
+        with Redis(redis) as link:
+            before = most = link.steady_channels()
+
+            def look():
+                nonlocal most
+                most = max(most, link.channels())
+
+            said = self.load(line, nodes, path, more, meanwhile=look)
+            if (left := link.channels() - before) > 0:
+                raise Failed(f"{left:,} channels were not given up")
+        add(path, [(MOST_CHANNELS, "", most - before)])
+        return said
+
+    def load(self, line, nodes, path, more=(), pinned=True, before=(), meanwhile=lambda: None):
+        seconds = self.seconds(line)
+        watched = nodes[:1] if line.first_only else nodes
+        arguments = [*line.arguments, *more]
+        command = self.command(line.scenario, nodes, arguments, path, seconds, watched)
+        core = self.programs.load_core if pinned else None
+        with self.programs.process([*before, *command], core) as loader:
+            until = time.monotonic() + seconds + OVERHEAD_SECONDS
+            while loader.child.poll() is None and time.monotonic() < until:
+                meanwhile()
+                time.sleep(LOOK_SECONDS)
+            return verdict(loader.wait(1), loader.lines)
+
+    def seconds(self, line):
+        # A flood ends when it is over.
+        is_short = self.quick and "--flood" not in line.arguments
+        return min(line.seconds, 1) if is_short else line.seconds
+
+    def command(self, scenario, nodes, arguments, path, seconds, watched=None):
+        command = [self.programs.roomcast("roomcast-loadtest"), scenario, *arguments, "--quiet"]
+        command += [url for _, url in nodes]
+        for server, _ in nodes if watched is None else watched:
+            command += ["--server-pid", str(server.pid)]
+        return [*command, "--json", str(path), "--label", path.stem, "--duration", f"{seconds}s"]
+
+    def publish(self, line, server, redis, path):
+        """Publishes to nobody: the rate is the publisher's word, its CPU the kernel's."""
+        depth, count = line.arguments
+        command = self.programs.publishing(server, redis, depth, count)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False,
+                                  timeout=OVERHEAD_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{server} took longer than {OVERHEAD_SECONDS} s") from error
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        said = done.stdout.splitlines()
+        if done.returncode or not said:
+            raise Failed(f"{server}: status {done.returncode}: {done.stderr.strip()}")
+        # redis-benchmark ends with a line like "PUBLISH …","rate",…
+        rate = float(said[-1].split('","')[1] if server in PUBLISHERS[:1] else said[-1])
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        write(path, [(PUBLISHES, "1/s", rate), (PUBLISH_CPU, "µs", used / count * 1e6)])
+        return ""
+
+
+def hear_again(redis, count, path):
+    """Closes every subscriber's connection, and waits until Redis knows all channels again."""
+    with Redis(redis) as link:
+        reached(link, count)
+        began = time.monotonic()
+        link.ask("CLIENT KILL TYPE pubsub")
+        reached(link, count)
+        write(path, [(HEARD_AGAIN, "ms", 1000 * (time.monotonic() - began))])
+    return ""
+
+
+def reached(link, count):
+    until = time.monotonic() + DEADLINE_SECONDS
+    while (known := link.channels()) < count:
+        if time.monotonic() > until:
+            raise Failed(f"Redis knows {known:,} channels of {count:,}")
+        time.sleep(0.005)
+
+
+def write(path, figures):
+    """A result without the load test, in its form as far as the race reads it."""
+    path.write_text(json.dumps({"ledger": {}, "limited_by": []}))
+    add(path, figures)
+
+
+def add(path, figures):
+    """Adds figures that the race computed itself to a result."""
+    rows = [{"figure": name, "unit": unit, "value": value} for name, unit, value in figures]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": rows}))
+
+
+def verdict(status, said):
+    """What the end of a load test says about its figures."""
+    if status == 0:
+        return ""
+    if status in (4, 5):
+        marks = ("ledger:", "LIMITED BY")
+        return "; ".join(line.strip() for line in said if line.strip().startswith(marks))
+    raise Failed(f"status {status}: {' '.join(said[-2:])}")
