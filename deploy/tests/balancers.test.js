@@ -1,4 +1,4 @@
-// What the configurations of HAProxy and nginx promise, before nodes that do as they are told.
+// The behaviour of the HAProxy and nginx configurations, in front of scripted nodes.
 
 "use strict";
 
@@ -92,7 +92,7 @@ for (const kind of ["haproxy", "nginx"]) {
       return nodes.find((node) => node.name === name);
     }
 
-    test("says who the client is and lets nobody pretend to be another", async () => {
+    test("passes on the client's address and no forged one", async () => {
       const headers = { "x-forwarded-for": "192.0.2.1", "x-forwarded-proto": "https" };
       const seen = (await ask(POLL, { headers })).headers;
       assert.equal(seen["x-forwarded-for"], "127.0.0.1");
@@ -108,7 +108,7 @@ for (const kind of ["haproxy", "nginx"]) {
       }
     });
 
-    test("asks another node when one refuses, and repeats nothing that may have been done", async () => {
+    test("tries another node when one refuses, and repeats no request that may have taken effect", async () => {
       const { name, cookie } = await ask(POLL);
       const headers = kind === "haproxy" ? { cookie: cookie.split(";")[0] } : {};
       named(name).refuses = true;
@@ -128,14 +128,14 @@ for (const kind of ["haproxy", "nginx"]) {
       await named(name).start();
     });
 
-    test("passes on the largest message that a node takes, and more", async () => {
+    test("passes on the largest message that a node accepts, and larger ones", async () => {
       for (const bytes of [1_000_000, 1_500_000]) {
         const answer = await ask(`${POLL}&sid=x`, { method: "POST", body: "x".repeat(bytes) });
         assert.equal(answer.bytes, bytes);
       }
     });
 
-    test("passes an answer on as it comes", async () => {
+    test("passes a response on without buffering", async () => {
       const parts = [];
       const [response] = await deadline(
         new Promise((resolve, reject) => {
@@ -151,7 +151,7 @@ for (const kind of ["haproxy", "nginx"]) {
     });
 
     if (kind === "haproxy") {
-      test("gives a node that is not ready no new sessions, and leaves it those it has", async () => {
+      test("sends a node that is not ready no new sessions, and keeps its existing ones there", async () => {
         const { name, cookie } = await ask(POLL);
         const headers = { cookie: cookie.split(";")[0] };
         named(name).isReady = false;

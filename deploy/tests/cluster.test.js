@@ -1,5 +1,5 @@
 // A cluster behind HAProxy and behind nginx, with the official client: rooms span nodes, sessions stay
-// with their node, and clients outlive the nodes that they were on.
+// with their node, and clients survive the loss of their node.
 
 "use strict";
 
@@ -13,9 +13,9 @@ const { ask, deadline, next } = require("../../node/tests/clients/support/wait")
 const { freePorts, get, startCluster, until } = require("./support/cluster");
 const { Nginx } = require("./support/nginx");
 
-// The browser keeps the balancer's cookie by itself; this client has to be told to.
+// A browser keeps the balancer's cookie by itself; this client needs an option.
 const COOKIES = { withCredentials: true };
-// Fast, and for as long as it takes: a test has its own deadline.
+// Reconnects fast and without a limit, because each test has its own deadline.
 const RECONNECT = { reconnection: true, reconnectionDelay: 100, reconnectionDelayMax: 500, ...COOKIES };
 
 const NODES = ["node-1", "node-2", "node-3"];
@@ -106,7 +106,7 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
     }
   }
 
-  test("the command that up shows reaches everybody in the room", async () => {
+  test("the command that up prints reaches all members of the room", async () => {
     const people = await Promise.all(NODES.map((node) => connected(cluster.urls[node], "websocket")));
     for (const person of people) await ask(person, "join", "lobby");
     const arrivals = people.map((person) => next(person, "message"));
@@ -151,7 +151,7 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
     });
   });
 
-  test("a node that stops hands its clients over, and none is refused meanwhile", async () => {
+  test("a node that stops hands its clients over, and no client is refused meanwhile", async () => {
     const sockets = await spread(["node-3"], "websocket", RECONNECT);
     sockets.push(...(await spread(["node-3"], "polling", RECONNECT)));
     const leaving = sockets.filter((socket) => nodeOf(socket) === "node-3");
@@ -160,14 +160,14 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
     const stopped = cluster.line("node-3 ended with status 0");
     let isOver = false;
     stopped.then(() => (isOver = true), () => (isOver = true));
-    // Each of them fails here if it is refused.
+    // A refused client fails the test here.
     while (!isOver) (await connected(cluster.urls.balancer, "websocket")).disconnect();
     await stopped;
     await Promise.all(returned);
     for (const socket of sockets) assert.notEqual(nodeOf(socket), "node-3");
   });
 
-  test("without Redis, no new clients are taken, and sessions stay with their nodes", async () => {
+  test("without Redis, no new clients are accepted, and sessions stay with their nodes", async () => {
     const sockets = await spread(["node-1"], "polling", COOKIES);
     const ids = sockets.map(({ id }) => id);
     cluster.signal("redis", "SIGKILL");

@@ -1,5 +1,5 @@
-// The container as far as it can be looked at without building it: its file, what it is built from, and
-// how it tells whether it is well.
+// What can be tested of the container without building it: its file, its build context, and its health
+// check.
 
 "use strict";
 
@@ -16,7 +16,7 @@ const FOLDER = join(ROOT, "deploy/container");
 const CONTAINERFILE = readFileSync(join(FOLDER, "Containerfile"), "utf8");
 
 describe("the container", { timeout: 60_000 }, () => {
-  test("has a file that its linter has nothing to say about", () => {
+  test("has a file that passes its linter", () => {
     const { status, stdout, error } = spawnSync("hadolint", [join(FOLDER, "Containerfile")], { encoding: "utf8" });
     assert.equal(status, 0, `${error ?? ""}${stdout}`);
   });
@@ -31,9 +31,9 @@ describe("the container", { timeout: 60_000 }, () => {
     assert.match(CONTAINERFILE, /^USER [1-9]\d*:[1-9]\d*$/m);
   });
 
-  test("is built from all that cargo needs, and from nothing else", () => {
+  test("is built from all files that cargo needs, and from no others", () => {
     const ignored = readFileSync(join(FOLDER, "Containerfile.dockerignore"), "utf8").split("\n");
-    // A name without a file is harmless; a crate that is missing here is not to cargo.
+    // A name without a file is harmless; a missing crate fails the build.
     const kept = ignored
       .filter((line) => line.startsWith("!"))
       .map((line) => line.slice(1))
@@ -98,7 +98,7 @@ describe("the container", { timeout: 60_000 }, () => {
       assert.match(stderr, /draining/);
     });
 
-    test("fails when nobody answers", async () => {
+    test("fails when nobody responds", async () => {
       const other = createServer();
       await new Promise((done) => other.listen(0, "127.0.0.1", done));
       const free = other.address().port;

@@ -1,5 +1,5 @@
-// Every file of deploy/ by the checker that its own program or format has, and what files say of each
-// other.
+// Every file of deploy/ is checked by its own program or by a checker of its format, and references between
+// files are checked.
 
 "use strict";
 
@@ -34,7 +34,7 @@ function inTemporaryFolder(work) {
 }
 
 describe("files", { timeout: 120_000 }, () => {
-  test("haproxy.cfg is valid, and HAProxy would say otherwise", () => {
+  test("haproxy.cfg is valid, and HAProxy rejects another file", () => {
     check("haproxy", "-c", "-f", at("haproxy/haproxy.cfg"));
     const wrong = spawnSync("haproxy", ["-c", "-f", at("nginx/nginx.conf")]);
     assert.notEqual(wrong.status, 0);
@@ -44,7 +44,7 @@ describe("files", { timeout: 120_000 }, () => {
     inTemporaryFolder((folder) => check("nginx", "-t", ...writeConfig(folder, 8080, ["127.0.0.1:3000"])));
   });
 
-  test("Prometheus takes its configuration and rules, and the alerts pass their tests", () => {
+  test("Prometheus accepts its configuration and rules, and the alerts pass their tests", () => {
     check("promtool", "check", "config", at("prometheus/prometheus.yml"));
     const rules = readdirSync(at("prometheus/rules")).map((file) => at(`prometheus/rules/${file}`));
     check("promtool", "check", "rules", ...rules);
@@ -67,14 +67,14 @@ describe("files", { timeout: 120_000 }, () => {
     check("shellcheck", ...scripts.map(at));
   });
 
-  test("YAML is well-formed, and compose.yaml is what the specification calls one", () => {
+  test("YAML is well-formed, and compose.yaml follows the specification", () => {
     const folders = ["compose", "prometheus", "grafana"];
     check("python3", "-m", "yamllint", "--strict", "-c", at("tests/yamllint.yml"), ...folders.map(at));
     const schema = ["--builtin-schema", "vendor.compose-spec"];
     check("python3", "-m", "check_jsonschema", ...schema, at("compose/compose.yaml"));
   });
 
-  test("what compose.yaml mounts is there, and its images have a version", () => {
+  test("the files that compose.yaml mounts exist, and its images have a version", () => {
     const compose = read("compose/compose.yaml");
     const mounts = [...compose.matchAll(/^ +- (\.\.\/\S+?):/gm)].map(([, path]) => path);
     assert.ok(mounts.length >= 5);
@@ -94,7 +94,7 @@ describe("files", { timeout: 120_000 }, () => {
     assert.match(read("haproxy/haproxy.cfg"), /bind :8404/);
   });
 
-  test("the packages of the Node.js server name no place that they come from", () => {
+  test("the lock file of the Node.js server names no registry", () => {
     assert.ok(!read("local/package-lock.json").includes('"resolved"'));
   });
 
@@ -102,7 +102,7 @@ describe("files", { timeout: 120_000 }, () => {
     const dashboard = JSON.parse(read("grafana/dashboards/roomcast.json"));
     const panels = dashboard.panels.filter(({ type }) => type !== "row");
 
-    test("has panels that explain themselves, each with a place of its own", () => {
+    test("has panels with a description, which do not overlap", () => {
       const ids = dashboard.panels.map(({ id }) => id);
       assert.equal(new Set(ids).size, ids.length);
       const cells = new Set();
@@ -128,7 +128,7 @@ describe("files", { timeout: 120_000 }, () => {
       for (const { datasource } of panels) assert.equal(datasource.uid, "${datasource}");
     });
 
-    test("is where Grafana is told to look", () => {
+    test("is where Grafana is configured to look", () => {
       const folder = read("grafana/provisioning/dashboards/roomcast.yml").match(/path: (\S+)/)[1];
       const compose = read("compose/compose.yaml");
       assert.ok(compose.includes(`../grafana/dashboards:${folder}:ro`));

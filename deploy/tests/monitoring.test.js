@@ -48,7 +48,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     await reads(`roomcast_connections{${of(1)}, transport="websocket"}`, 2);
     await reads(`roomcast:connections{${of(2)}}`, 1);
     await reads(`roomcast_events_received_total{${of(1)}}`, 2 + 5);
-    // Two members there heard five messages, and the first of them that the second and third joined.
+    // Two members there received five messages, and the first of them two notices of joins.
     await reads(`roomcast_deliveries_total{${of(1)}}`, 2 * 5 + 3);
     await reads(`roomcast_deliveries_total{${of(2)}}`, 5);
     await reads('sum(haproxy_server_status{proxy="roomcast", state="UP"})', 2);
@@ -65,7 +65,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     assert.deepEqual(firing, []);
   });
 
-  test("knows every metric that the dashboard and the rules name, and understands every query", async () => {
+  test("knows every metric in the dashboard and the rules, and accepts every query", async () => {
     const known = new Set([...tabled(METRICS), "up"]);
     for (const url of [cluster.urls["node-1 internal"], cluster.urls.figures]) {
       exposed((await get(`${url}/metrics`)).text).forEach((name) => known.add(name));
@@ -85,7 +85,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     }
   });
 
-  test("is asked by the dashboard for every metric that nodes have", () => {
+  test("is queried by the dashboard for every metric that nodes have", () => {
     const shown = new Set(
       DASHBOARD.panels.flatMap(({ targets = [] }) => targets.flatMap(({ expr }) => metricsOf(expr))),
     );
@@ -98,7 +98,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     return (await prometheus.rules()).find(({ name }) => name === alert).state;
   }
 
-  test("sees Redis go and warns of it, and of the gap that it left", async () => {
+  test("alerts on the loss of Redis and on the gap after it", async () => {
     const links = async () => prometheus.number("min(roomcast_bus_link_up)");
     cluster.signal("redis", "SIGKILL");
     await until("a link that is down", async () => (await links()) === 0);
@@ -108,7 +108,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     await until("the alert of a gap", async () => (await state("RoomcastBusGap")) === "firing");
   });
 
-  test("sees a node go and warns of it, and sees it return", async () => {
+  test("alerts on the loss of a node and notices its return", async () => {
     const host = new URL(cluster.urls["node-2 internal"]).host;
     cluster.signal("node-2", "SIGKILL");
     await until("up to be 0", async () => (await prometheus.number(`up{instance="${host}"}`)) === 0);

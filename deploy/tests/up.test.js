@@ -1,4 +1,4 @@
-// deploy/local/up as a command: what it leaves behind, and what it says of wrong options.
+// deploy/local/up as a command: its exit status, its cleanup, and its errors.
 
 "use strict";
 
@@ -10,7 +10,7 @@ const { describe, test } = require("node:test");
 const { freePorts, isFree, launch } = require("./support/cluster");
 
 describe("deploy/local/up", { timeout: 120_000 }, () => {
-  test("leaves nothing behind after SIGTERM, and status 0 says that all went well", async () => {
+  test("leaves nothing behind after SIGTERM, and ends with status 0", async () => {
     const cluster = await launch(["--nodes", "1"]);
     await cluster.line("Ctrl-C stops everything");
     const folder = /files +(\/.*)$/.exec(await cluster.line("  files "))[1];
@@ -23,7 +23,7 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
     }
   });
 
-  test("says who ended, goes on, and says so again by its status", async () => {
+  test("reports a process that ended, continues, and ends with status 1", async () => {
     const cluster = await launch(["--nodes", "1"]);
     await cluster.line("Ctrl-C stops everything");
     cluster.folder = /files +(\/.*)$/.exec(await cluster.line("  files "))[1];
@@ -33,14 +33,14 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
     assert.equal(await cluster.stop(), 1, cluster.output);
   });
 
-  test("stops while it starts, too", async () => {
+  test("can be stopped while it starts", async () => {
     const cluster = await launch(["--nodes", "1"]);
     await cluster.line("redis ");
     assert.equal(await cluster.stop(), 1, cluster.output);
     assert.ok(await isFree(cluster.ports + 3), "the port of Redis");
   });
 
-  test("a port that is taken is named, with the way to choose others", async () => {
+  test("names a port that is taken, and the option to choose others", async () => {
     const cluster = await occupied();
     assert.equal(await cluster.exited, 1);
     const text = `port ${cluster.ports + 3} is taken: choose others with --ports`;

@@ -1,5 +1,5 @@
-// Starts a cluster by deploy/local/up as a person would, reads where everything is from what it
-// prints, and stops it. It knows the command, its output and its folder, nothing about sessions.
+// Starts a cluster with deploy/local/up, reads the addresses from its output, and stops it. It knows the
+// command, its output and its folder, and nothing about sessions.
 
 "use strict";
 
@@ -13,7 +13,7 @@ const { createInterface } = require("node:readline");
 const { deadline } = require("../../../node/tests/clients/support/wait");
 
 const UP = join(__dirname, "../../local/up");
-// A start of everything on a machine that is busy with other tests.
+// Long enough to start all processes on a machine that is busy with other tests.
 const PATIENCE = 90_000;
 
 class Cluster {

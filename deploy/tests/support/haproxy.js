@@ -20,7 +20,7 @@ class Haproxy {
     let lines = readFileSync(FILE, "utf8")
       .replace("bind :3000", `bind 127.0.0.1:${port}`)
       .replace("bind :8404", `bind 127.0.0.1:${port + 1}`)
-      // A node that returns has to be seen to do so within a test.
+      // HAProxy must notice within a test that a node has returned.
       .replace("slowstart 30s", "slowstart 1s")
       .split("\n");
     const isServer = (line) => line.startsWith("  server ");

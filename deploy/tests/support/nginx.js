@@ -20,11 +20,11 @@ function writeConfig(folder, port, servers) {
   lines = lines.filter((line) => !isServer(line));
   lines.splice(first, 0, ...servers.map((server) => `    server ${server}${options}`));
   let text = lines.join("\n").replace("listen 3000;", `listen 127.0.0.1:${port};`);
-  // Where nginx writes is up to the package elsewhere.
+  // Elsewhere the package decides where nginx writes.
   const paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   const temporary = paths.map((path) => `  ${path}_temp_path ${join(folder, path)};`);
   text = text.replace("http {\n", `http {\n  access_log off;\n${temporary.join("\n")}\n`);
-  // As root, its workers would be somebody who may not enter the folder.
+  // As root, nginx would run its workers as a user who may not enter the folder.
   const user = userInfo().uid === 0 ? "user root;\n" : "";
   const file = join(folder, "nginx.conf");
   writeFileSync(file, `daemon off;\npid ${join(folder, "nginx.pid")};\n${user}${text}`);
