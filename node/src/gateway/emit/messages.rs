@@ -141,12 +141,29 @@ impl Lines {
             .map_err(|error| Failure::Input(error.to_string()))?;
         self.number += 1;
         self.read_bytes += read as u64;
+        if self.number == 1 {
+            self.strip_byte_order_mark()?;
+        }
         if read > MAX_LINE_BYTES {
             // Where the next line begins is not known any more.
             let problem = format!("line {} has more than {MAX_LINE_BYTES} bytes", self.number);
             return Err(Failure::Input(problem));
         }
         Ok(read)
+    }
+
+    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 is refused by its name,
+    /// because its first line cannot even be cut out.
+    fn strip_byte_order_mark(&mut self) -> Result<(), Failure> {
+        match self.buffer.as_slice() {
+            [0xEF, 0xBB, 0xBF, ..] => drop(self.buffer.drain(..3)),
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
+                let problem = "the input is UTF-16: save it as UTF-8";
+                return Err(Failure::Input(problem.to_owned()));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn message(&self) -> Result<Message, Failure> {
@@ -190,9 +207,23 @@ impl Message {
 fn check_json(text: &str) -> Result<(), Failure> {
     // One level is the array of the arguments.
     let tokens = Tokens::new(text, MAX_DEPTH - 1);
-    tokens
-        .finish()
-        .map_err(|error| Failure::Json(format!("{}: {error}", shortened(text))))
+    tokens.finish().map_err(|error| {
+        let shown = shortened(text);
+        let tip = if is_bare_word(text) {
+            format!(
+                "; a JSON string needs quotes, and the shell takes one pair away: '\"{}\"'",
+                shown.trim_matches('`')
+            )
+        } else {
+            String::new()
+        };
+        Failure::Json(format!("{shown}: {error}{tip}"))
+    })
+}
+
+/// Whether a text looks like a JSON string without its quotes.
+fn is_bare_word(text: &str) -> bool {
+    text.starts_with(char::is_alphabetic) && !text.contains(['"', '{', '['])
 }
 
 fn args(values: &str) -> Result<Args, Failure> {
@@ -280,6 +311,27 @@ mod tests {
         let messages = lines("1\noops\n3\n", Some("tick"));
         assert_eq!((json(&messages[0]), json(&messages[2])), ("[1]", "[3]"));
         assert!(matches!(messages[1], Err(Failure::Json(_))));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let input = b"\xEF\xBB\xBF1\n2\n".as_slice();
+        let mut lines = Lines::new(Box::new(input), Some("tick".to_owned()), None);
+        assert_eq!(lines.next().unwrap().unwrap().args.json(), "[1]");
+        assert_eq!(lines.next().unwrap().unwrap().args.json(), "[2]");
+        assert!(lines.next().is_none());
+        let input = b"\xFF\xFE1\0\n\0".as_slice();
+        let mut lines = Lines::new(Box::new(input), Some("tick".to_owned()), None);
+        let failure = lines.next().unwrap().unwrap_err().to_string();
+        assert!(failure.contains("UTF-16"), "{failure}");
+    }
+
+    #[test]
+    fn a_string_without_quotes_is_an_error_that_shows_them() {
+        let failure = of_arguments("message", &["hello".to_owned()]).unwrap_err();
+        assert!(failure.to_string().contains("'\"hello\"'"), "{failure}");
+        let failure = of_arguments("message", &["{1}".to_owned()]).unwrap_err();
+        assert!(!failure.to_string().contains("needs quotes"), "{failure}");
     }
 
     #[test]
