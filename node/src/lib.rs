@@ -49,6 +49,7 @@ pub use server::{
     Socket, SocketOperator,
 };
 pub use transport::{
+    client_files::ClientFiles,
     config::{Cookie, Limits},
     cors::Cors,
     handshake::Handshake,

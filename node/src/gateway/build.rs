@@ -34,6 +34,9 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
     if let Some(redis) = cluster::redis(&config.redis, &config.cluster) {
         builder = builder.redis_with(redis);
     }
+    if let Some(files) = &config.protocol.client_files.0 {
+        builder = builder.client_files(files.clone());
+    }
     if let Some(cors) = cors(&config.browser) {
         builder = builder.cors(cors);
     }

@@ -12,7 +12,7 @@ use super::{
     logging::LogFormat,
     options,
     redis::RedisOptions,
-    values::{self, ByteSize, CookieName, LogFilter, Origin, Span, Switch, Workers},
+    values::{self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, Span, Switch, Workers},
 };
 use clap::{
     Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
@@ -158,6 +158,14 @@ pub(crate) struct Protocol {
     /// Encoding of packets; clients must use the same, since it is not negotiated
     #[arg(long, value_name = "NAME", value_enum, default_value = "json")]
     pub(crate) parser: PacketParser,
+
+    /// Folder with the client's bundles, to be served below the path: `off` or FOLDER
+    ///
+    /// Pages written for Node.js load /socket.io/socket.io.js from the server. The folder is `dist` of
+    /// the npm package socket.io-client. It is read at startup.
+    #[arg(long, value_name = "FOLDER", default_value = "off")]
+    #[arg(value_parser = values::client_files)]
+    pub(crate) client_files: ClientFolder,
 
     /// Compress large answers to polling clients, with gzip
     #[arg(long, value_name = "BOOL", default_value = "true")]

@@ -5,6 +5,7 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
+use roomcast::ClientFiles;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// A duration with its unit: `300ms`, `25s`, `2m`, `1h`. Never zero, since every option that
@@ -211,6 +212,19 @@ impl fmt::Display for CookieName {
             Self::Named(name) => name,
         })
     }
+}
+
+/// The client's bundles, read from the folder that was named; none for `off`.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientFolder(pub(crate) Option<ClientFiles>);
+
+/// Reads the client's bundles.
+pub(crate) fn client_files(text: &str) -> Result<ClientFolder, String> {
+    if text == "off" {
+        return Ok(ClientFolder(None));
+    }
+    let files = ClientFiles::from_directory(text).map_err(|error| error.to_string())?;
+    Ok(ClientFolder(Some(files)))
 }
 
 /// What to log: levels, for all or per target.

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     transport::{
+        client_files::ClientFiles,
         config::{Config, Cookie, Limits},
         cors::Cors,
         engine::Engine,
@@ -109,6 +110,13 @@ impl Builder {
     /// `true`.
     pub fn http_compression(mut self, enabled: bool) -> Self {
         self.config.compress_from = enabled.then_some(1024);
+        self
+    }
+
+    /// Serves the client's bundles below the server's path, like `serveClient` of Socket.IO. Default:
+    /// none, and a request for one is answered with status 404 and the remedy.
+    pub fn client_files(mut self, files: ClientFiles) -> Self {
+        self.config.client_files = Some(files);
         self
     }
 

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use super::{cors::Cors, handshake::Handshake};
+use super::{client_files::ClientFiles, cors::Cors, handshake::Handshake};
 use roomcast_protocol::engine_io::session::Heartbeat;
 
 /// Everything that clients or the application can ask too much of. What is beyond a limit is
@@ -130,6 +130,7 @@ pub(crate) struct Config {
     /// Bodies of polls from this size on are compressed if the client takes gzip.
     pub(crate) compress_from: Option<usize>,
     pub(crate) allow_request: Option<AllowRequest>,
+    pub(crate) client_files: Option<ClientFiles>,
     pub(crate) limits: Limits,
 }
 
@@ -152,6 +153,7 @@ impl Default for Config {
             cookie: None,
             compress_from: Some(1024),
             allow_request: None,
+            client_files: None,
             limits: Limits::default(),
         }
     }

@@ -4,6 +4,7 @@
 //! The layer above is an [`Protocol`](driver::Protocol) per connection, made by an
 //! [`Acceptor`](engine::Acceptor). Nothing here knows of namespaces, events or rooms.
 
+pub(crate) mod client_files;
 pub(crate) mod config;
 pub(crate) mod connection;
 mod connection_state;

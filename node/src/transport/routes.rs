@@ -13,6 +13,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 
 use super::{
+    client_files,
     connection::Connection,
     cors::Cors,
     engine::{Acceptor, Engine},
@@ -93,15 +94,29 @@ impl Routes {
                 *response.status_mut() = cors.preflight(request.headers(), response.headers_mut());
                 response
             }
-            _ => match self.dispatch(request).await {
-                Ok(response) => response,
-                Err(refused) => self.refuse(&refused),
+            _ => match self.client_file(&request) {
+                Some(response) => response,
+                None => match self.dispatch(request).await {
+                    Ok(response) => response,
+                    Err(refused) => self.refuse(&refused),
+                },
             },
         };
         if let Some(cors) = cors {
             cors.apply(origin.as_ref(), response.headers_mut());
         }
         response
+    }
+
+    fn client_file(&self, request: &Request<Body>) -> Option<Response<Body>> {
+        let config = &self.engine.config;
+        client_files::respond(
+            config.client_files.as_ref(),
+            &config.path,
+            request.method(),
+            request.uri().path(),
+            request.headers(),
+        )
     }
 
     fn refuse(&self, refused: &Refused) -> Response<Body> {
@@ -446,7 +461,7 @@ fn switching_protocols(headers: &HeaderMap) -> Result<Response<Body>, Refused> {
     Ok(response)
 }
 
-fn takes_gzip(headers: &HeaderMap) -> bool {
+pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     header_str(headers, header::ACCEPT_ENCODING)
         .split(',')
         .any(|coding| {
@@ -456,7 +471,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
         })
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::fast());
     let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
     written.expect("writing to memory does not fail")

@@ -103,6 +103,36 @@ test("rooms, members and messages are seen by both tabs, and by nobody who left"
   assert.deepEqual(complaints, []);
 });
 
+test("a page written for Node.js loads the official client from the server, with its source map", async () => {
+  const bundles = join(require.resolve("socket.io-client"), "../../../dist");
+  const options = ["--client-rooms", "--client-files", bundles];
+  options.push("--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0");
+  const address = await startProgram(`${process.env.ROOMCAST} serve`, options, "stderr", /(?<=address=)\S+/);
+  const page = await browser.newPage();
+  // The application's own page, on the same host.
+  let name;
+  await page.route(`http://${address}/`, (route) => {
+    const body = `<script src="/socket.io/${name}"></script>`;
+    return route.fulfill({ contentType: "text/html", body });
+  });
+  for (name of ["socket.io.js", "socket.io.min.js"]) {
+    await page.goto(`http://${address}/`);
+    const echo = await page.evaluate(async () => {
+      const socket = window.io();
+      const heard = await socket.timeout(10_000).emitWithAck("echo", "from the bundle");
+      socket.disconnect();
+      return heard;
+    });
+    assert.equal(echo, "from the bundle", name);
+  }
+  name = "socket.io.msgpack.min.js";
+  await page.goto(`http://${address}/`);
+  assert.equal(await page.evaluate(() => typeof window.io), "function");
+  const map = await fetch(`http://${address}/socket.io/socket.io.min.js.map`);
+  assert.ok((await map.json()).sources.length > 0);
+  await page.close();
+});
+
 test("tabs on two nodes see each other, and what a program emits", async () => {
   const redis = await startRedis();
   started.push(redis);
@@ -192,27 +222,32 @@ class Tab {
 
 /** A node that serves the page, which ends with the test. */
 async function startDemo(...options) {
-  const command = process.env.TEST_DEMO;
+  const url = await startProgram(process.env.TEST_DEMO, options, "stdout", /http:\/\/[^\s/]+\/?/);
+  return { url };
+}
+
+/** A program that ends with the test; resolves to what it prints about its address. */
+async function startProgram(command, options, stream, pattern) {
   const child = spawn("/bin/sh", ["-c", `exec ${command} "$@"`, "sh", ...options], {
     cwd: process.env.TEST_FOLDER,
-    stdio: ["ignore", "pipe", "inherit"],
+    stdio: ["ignore", "pipe", stream === "stderr" ? "pipe" : "inherit"],
   });
   const exited = new Promise((resolve) => child.once("exit", resolve));
   const orphanGuard = () => child.kill("SIGKILL");
   process.on("exit", orphanGuard);
   const printed = new Promise((resolve, reject) => {
-    createInterface({ input: child.stdout }).on("line", (line) => {
-      const match = /http:\/\/[^\s/]+\/?/.exec(line);
+    createInterface({ input: child[stream] }).on("line", (line) => {
+      const match = pattern.exec(line);
       if (match) resolve(match[0]);
     });
-    exited.then((code) => reject(new Error(`the demo ended at once (${code})`)));
+    exited.then((code) => reject(new Error(`${command} ended at once (${code})`)));
   });
   started.push({
     async stop() {
       child.kill("SIGTERM");
-      await deadline(exited, PATIENCE, "the demo to stop after SIGTERM");
+      await deadline(exited, PATIENCE, "the program to stop after SIGTERM");
       process.removeListener("exit", orphanGuard);
     },
   });
-  return { url: await deadline(printed, PATIENCE, "the demo to print its URL") };
+  return deadline(printed, PATIENCE, "the program to print its address");
 }
