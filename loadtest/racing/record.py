@@ -82,7 +82,8 @@ class Record:
         chosen = [line for line in lines if line.name in asked]
         for line in chosen:
             line.servers = asked[line.name]
-            line.seconds = min(line.seconds, seconds or line.seconds)
+            if seconds and not line.is_whole:
+                line.seconds = min(line.seconds, seconds)
         return chosen
 
     def is_partial(self, lines):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import unittest
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from . import constants
@@ -128,6 +129,8 @@ class BeforeAndAfter(unittest.TestCase):
         begun = Record.begin(self.folder / "race", [line()], asked, sys.executable)
         begun.go_on(sys.executable)
         self.assertEqual(begun.select([line()])[0].seconds, 2)
+        flood = replace(line(), seconds=60, is_whole=True)
+        self.assertEqual(begun.select([flood])[0].seconds, 60)
         old.write_bytes(b"newer")
         with self.assertRaisesRegex(Failed, "has changed"):
             begun.go_on(sys.executable)
