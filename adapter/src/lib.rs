@@ -7,12 +7,12 @@
 mod adapter;
 mod bus;
 mod directory;
-pub mod link;
 mod member;
 mod memory_bus;
 mod redis_bus;
 mod rooms;
 mod shards;
+pub mod subscriber;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{

@@ -60,7 +60,7 @@ use self::{
 };
 use crate::{
     bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Published, Tracking},
-    link::{LinkEvent, LinkState, Sink},
+    subscriber::{Sink, SubscriberEvent, SubscriberState},
 };
 
 /// How long each step of a shutdown may take.
@@ -101,9 +101,9 @@ impl Bus for RedisBus {
     }
 
     fn health(&self) -> Health {
-        match self.core.subscriptions.subscribers.state() {
-            LinkState::Up { .. } => Health::Flowing,
-            LinkState::Down { reason } => Health::Interrupted(reason.to_string().into()),
+        match self.core.subscriptions.subscriber.state() {
+            SubscriberState::Up { .. } => Health::Flowing,
+            SubscriberState::Down { reason } => Health::Interrupted(reason.to_string().into()),
         }
     }
 
@@ -129,8 +129,8 @@ impl Bus for RedisBus {
             core.leave().await;
             // If these take too long, nobody is left to be told.
             let _ = time::timeout(SHUTDOWN_TIMEOUT, core.questions.finish()).await;
-            let subscribers = &core.subscriptions.subscribers;
-            let _ = time::timeout(SHUTDOWN_TIMEOUT, subscribers.close()).await;
+            let subscriber = &core.subscriptions.subscriber;
+            let _ = time::timeout(SHUTDOWN_TIMEOUT, subscriber.close()).await;
             let publisher = &core.outgoing.publisher;
             let _ = time::timeout(SHUTDOWN_TIMEOUT, publisher.close()).await;
         })
@@ -220,23 +220,23 @@ impl Core {
             .await;
     }
 
-    fn link_event(&self, event: LinkEvent) {
+    fn subscriber_event(&self, event: SubscriberEvent) {
         let metrics = &self.metrics;
         match event {
-            LinkEvent::Up { resubscribed, took } => {
+            SubscriberEvent::Up { resubscribed, took } => {
                 self.node_js.is_counted();
                 metrics.resubscribe_seconds.set(took.as_secs_f64());
                 tracing::info!(resubscribed, ?took, "listening on Redis");
             }
-            LinkEvent::Down { reason } => {
+            SubscriberEvent::Down { reason } => {
                 metrics.subscriber_up.set(0);
                 metrics.subscriber_reconnects.inc();
                 tracing::warn!(%reason, "not listening on Redis any more; connecting again");
             }
-            LinkEvent::Refused { name, error } => {
+            SubscriberEvent::Refused { name, error } => {
                 tracing::error!(%name, %error, "Redis refuses a subscription: check the user's rights");
             }
-            LinkEvent::Gap { from, to } => {
+            SubscriberEvent::Gap { from, to } => {
                 let gap = Gap { from, to };
                 let length = to.duration_since(from).unwrap_or_default();
                 metrics.gaps.inc();
@@ -251,20 +251,19 @@ impl Core {
     }
 }
 
-/// Passes what the subscriber link delivers to the bus, as long as the bus exists.
-#[derive(Clone)]
+/// Passes what the subscriber delivers to the bus, as long as the bus exists.
 struct BusSink(Weak<Core>);
 
 impl Sink for BusSink {
-    fn message(&mut self, channel: &[u8], payload: &[u8]) {
+    fn message(&self, channel: &[u8], payload: &[u8]) {
         if let Some(core) = self.0.upgrade() {
             core.incoming.receive(channel, payload);
         }
     }
 
-    fn event(&mut self, event: LinkEvent) {
+    fn event(&self, event: SubscriberEvent) {
         if let Some(core) = self.0.upgrade() {
-            core.link_event(event);
+            core.subscriber_event(event);
         }
     }
 }

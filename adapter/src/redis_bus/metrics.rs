@@ -13,7 +13,7 @@ use prometheus::{
 use roomcast_emitter::publisher::{PublishError, Publisher};
 use roomcast_protocol::question::Question;
 
-use crate::link::{LinkState, Subscribers};
+use crate::subscriber::{Subscriber, SubscriberState};
 
 /// Upper bounds in seconds, from the round trip to a local Redis to the publish timeout.
 const BUCKETS: [f64; 12] = [
@@ -218,9 +218,9 @@ impl LinkMetrics {
     }
 
     /// Copies what the links count themselves.
-    pub(super) fn refresh(&self, subscribers: &Subscribers, publisher: &Publisher) {
-        let state = subscribers.state();
-        if let LinkState::Up {
+    pub(super) fn refresh(&self, subscriber: &Subscriber, publisher: &Publisher) {
+        let state = subscriber.state();
+        if let SubscriberState::Up {
             last_probe_round_trip: round_trip,
             ..
         } = state
@@ -232,9 +232,9 @@ impl LinkMetrics {
                 self.probe_seconds.observe(round_trip.as_secs_f64());
             }
         }
-        let is_up = matches!(state, LinkState::Up { .. });
+        let is_up = matches!(state, SubscriberState::Up { .. });
         self.subscriber_up.set(is_up.into());
-        self.subscriptions.set(gauge(subscribers.counts().desired));
+        self.subscriptions.set(gauge(subscriber.counts().desired));
         self.publisher_up.set(publisher.is_up().into());
         let stats = publisher.stats();
         let queued = stats.queued_bytes.load(Ordering::Relaxed);

@@ -96,14 +96,14 @@ impl NodeJs {
     pub(super) async fn leave(&self, subscriptions: &Subscriptions, timeout: Duration) {
         let patterns = self.handover.hear_uncounted(subscriptions, timeout).await;
         let left = subscriptions.retire();
-        if let Err(error) = subscriptions.subscribers.confirmed(left, timeout).await {
+        if let Err(error) = subscriptions.subscriber.confirm(left, timeout).await {
             tracing::warn!(%error, "other nodes may wait for answers of this one");
         }
         if !patterns.is_empty() {
             self.handover.left();
             time::sleep(COUNTING).await;
             for pattern in &patterns {
-                subscriptions.subscribers.unsubscribe_pattern(pattern);
+                subscriptions.subscriber.unsubscribe_pattern(pattern);
             }
             handover::confirm_patterns(subscriptions, &patterns, timeout).await;
         }

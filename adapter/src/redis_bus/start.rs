@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use roomcast_emitter::{
     endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, Purpose, Topology},
     publisher::{PublishError, Publisher, PublisherConfig},
+    redis,
     value::Value,
 };
 use roomcast_protocol::{
@@ -33,7 +34,7 @@ use super::{
     subscriptions::{Subscriptions, tag},
     upkeep,
 };
-use crate::link::{DownReason, LinkState, Subscribers, SubscribersConfig};
+use crate::subscriber::{DownReason, Subscriber, SubscriberConfig, SubscriberState};
 
 /// How long the first probe may take.
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,7 +129,7 @@ impl Core {
             reply_timeout: config.publish_timeout,
             ..PublisherConfig::default()
         };
-        let publisher = Publisher::start(endpoint.clone(), publisher);
+        let publisher = Publisher::start(endpoint, publisher);
         let mut series = Series::default();
         let outgoing = Arc::new(Outgoing::new(
             node.clone(),
@@ -147,9 +148,9 @@ impl Core {
             QuestionMetrics::new(&mut series, &incoming),
         ));
         Arc::new_cyclic(|core: &Weak<Self>| {
-            let subscribers = subscribers(endpoint, config, &outgoing, BusSink(core.clone()));
+            let subscriber = subscriber(config, &outgoing, BusSink(core.clone()));
             let subscriptions = Arc::new(Subscriptions::new(
-                subscribers,
+                subscriber,
                 node.clone(),
                 Arc::clone(&wire),
                 config.private_rooms,
@@ -198,9 +199,9 @@ impl Core {
         let mut checks = time::interval(CHECK_INTERVAL);
         loop {
             checks.tick().await;
-            match self.subscriptions.subscribers.state() {
-                LinkState::Up { .. } => return Ok(()),
-                LinkState::Down { reason } => {
+            match self.subscriptions.subscriber.state() {
+                SubscriberState::Up { .. } => return Ok(()),
+                SubscriberState::Down { reason } => {
                     let is_hopeless = matches!(reason, DownReason::ProbeRefused(_));
                     if is_hopeless || time::Instant::now() >= deadline {
                         return Err(StartError::NotFlowing(reason.to_string().into()));
@@ -211,13 +212,8 @@ impl Core {
     }
 }
 
-/// Starts the subscriber links. Their probes are published over the other side of the bus.
-fn subscribers(
-    endpoint: Endpoint,
-    config: &RedisConfig,
-    outgoing: &Arc<Outgoing>,
-    sink: BusSink,
-) -> Subscribers {
+/// Starts the subscriber. Its probes are published over the other side of the bus.
+fn subscriber(config: &RedisConfig, outgoing: &Arc<Outgoing>, sink: BusSink) -> Subscriber {
     let (names, probes) = (Arc::clone(outgoing), Arc::downgrade(outgoing));
     let probe_channel = move |slot| {
         let channels = names.wire.channels();
@@ -228,11 +224,15 @@ fn subscribers(
         outgoing
             .is_some_and(|outgoing| outgoing.publish_probe(channel, number.to_string().as_bytes()))
     };
-    let mut settings = SubscribersConfig::new(Arc::new(probe_channel), Arc::new(send_probe));
+    let mut settings = SubscriberConfig::new(Arc::new(probe_channel), Arc::new(send_probe));
     settings.is_sharded = config.dialect != Dialect::Classic;
     settings.probe_interval = config.probe_interval;
     settings.probe_timeout = config.probe_timeout;
-    Subscribers::start(endpoint, settings, sink)
+    let mut endpoint = redis::Endpoint::new(config.url.clone());
+    if settings.is_sharded {
+        endpoint = endpoint.needing_sharded();
+    }
+    Subscriber::start(endpoint, settings, sink)
 }
 
 /// Refuses one server of a Redis Cluster, because it may have neither the leases nor the subscribers

@@ -40,7 +40,7 @@ use self::namespace::{NamespaceChannels, Reached};
 use super::config::PrivateRooms;
 use crate::{
     bus::{Attachment, BusError, Listener},
-    link::{ConfirmError, Priority, Subscribers},
+    subscriber::{ConfirmError, Priority, Subscriber},
 };
 
 /// The characters at the beginning of a node's name and of all its sockets' ids.
@@ -57,7 +57,7 @@ const KEPT: usize = 1024;
 
 /// The namespaces of this node and what it is subscribed to for them.
 pub(super) struct Subscriptions {
-    pub(super) subscribers: Subscribers,
+    pub(super) subscriber: Subscriber,
     node: NodeId,
     wire: Arc<Wire>,
     private_rooms: PrivateRooms,
@@ -79,14 +79,14 @@ struct Holders {
 
 impl Subscriptions {
     pub(super) fn new(
-        subscribers: Subscribers,
+        subscriber: Subscriber,
         node: NodeId,
         wire: Arc<Wire>,
         private_rooms: PrivateRooms,
         patterns: usize,
     ) -> Self {
         Self {
-            subscribers,
+            subscriber,
             node,
             wire,
             private_rooms,
@@ -138,7 +138,7 @@ impl Subscriptions {
             let count = holders.patterns.entry(Arc::clone(pattern)).or_default();
             *count += 1;
             if *count == 1 {
-                self.subscribers.subscribe_pattern(Arc::clone(pattern));
+                self.subscriber.subscribe_pattern(Arc::clone(pattern));
             }
         }
         Arc::clone(&namespace)
@@ -162,7 +162,7 @@ impl Subscriptions {
             *count -= 1;
             if *count == 0 {
                 holders.patterns.remove(pattern);
-                self.subscribers.unsubscribe_pattern(pattern);
+                self.subscriber.unsubscribe_pattern(pattern);
             }
         }
     }
@@ -237,7 +237,7 @@ impl Subscriptions {
             }
         }
         if !fresh.is_empty() {
-            self.subscribers.subscribe(priority, fresh);
+            self.subscriber.subscribe(priority, fresh);
         }
     }
 
@@ -259,7 +259,7 @@ impl Subscriptions {
             channels.shrink_to(channels.len() * 2);
         }
         if !free.is_empty() {
-            self.subscribers.unsubscribe(free);
+            self.subscriber.unsubscribe(free);
         }
     }
 
@@ -284,15 +284,15 @@ impl Subscriptions {
             Private::Pattern { pattern, .. } => Some(Arc::clone(pattern)),
             Private::Elsewhere | Private::Channels => None,
         };
-        let subscribers = self.subscribers.clone();
+        let subscriber = self.subscriber.clone();
         async move {
             let by_pattern = async {
                 match pattern {
-                    Some(name) => subscribers.confirmed_pattern(name, CONFIRM_TIMEOUT).await,
+                    Some(name) => subscriber.confirm_pattern(name, CONFIRM_TIMEOUT).await,
                     None => Ok(()),
                 }
             };
-            let by_channel = subscribers.confirmed(names, CONFIRM_TIMEOUT);
+            let by_channel = subscriber.confirm(names, CONFIRM_TIMEOUT);
             let confirmed = try_join(by_pattern, by_channel).await;
             let unconfirmed = |error: ConfirmError| BusError::Unconfirmed(error.to_string().into());
             confirmed.map(drop).map_err(unconfirmed)
@@ -301,7 +301,7 @@ impl Subscriptions {
 
     /// Returns whether this node receives what it publishes on the channel: Redis counts it then.
     pub(super) fn is_subscribed(&self, namespace: &AttachedNamespace, channel: &str) -> bool {
-        self.subscribers.is_confirmed(channel) || namespace.is_covered(self.channels(), channel)
+        self.subscriber.is_confirmed(channel) || namespace.is_covered(self.channels(), channel)
     }
 
     /// Gives up the channels on which nodes are asked and counted, and returns them. The sharded

@@ -44,7 +44,7 @@ pub(super) async fn sweep(core: Weak<Core>) {
                 task::yield_now().await;
             }
         }
-        let subscribers = &core.subscriptions.subscribers;
-        core.metrics.refresh(subscribers, &core.outgoing.publisher);
+        let subscriber = &core.subscriptions.subscriber;
+        core.metrics.refresh(subscriber, &core.outgoing.publisher);
     }
 }

@@ -109,8 +109,8 @@ impl Handover {
         let patterns: Vec<Arc<str>> = lasting.map(pattern).collect();
         self.begin();
         for pattern in &patterns {
-            let subscribers = &subscriptions.subscribers;
-            subscribers.subscribe_pattern(Arc::clone(pattern));
+            let subscriber = &subscriptions.subscriber;
+            subscriber.subscribe_pattern(Arc::clone(pattern));
         }
         confirm_patterns(subscriptions, &patterns, timeout).await;
         patterns
@@ -124,8 +124,8 @@ pub(super) async fn confirm_patterns(
     timeout: Duration,
 ) {
     for pattern in patterns {
-        let subscribers = &subscriptions.subscribers;
-        let confirmed = subscribers.confirmed_pattern(Arc::clone(pattern), timeout);
+        let subscriber = &subscriptions.subscriber;
+        let confirmed = subscriber.confirm_pattern(Arc::clone(pattern), timeout);
         if let Err(error) = confirmed.await {
             tracing::debug!(%error, "a pattern was not confirmed");
             return;

@@ -1,7 +1,8 @@
-//! Who waits for confirmations of which names.
+//! Waiters for the confirmation of names.
 //!
-//! A waiter names some channels and hears once all of them are settled at the same time on one
-//! connection. When the connection is lost, all begin to wait anew.
+//! A waiter has some names and is notified once all of them are settled at the same time, on one
+//! connection. When the connection is lost, every waiter starts again with all its names, because
+//! what Redis confirmed on the old connection does not hold any more.
 
 use std::collections::hash_map::RandomState;
 
@@ -13,29 +14,28 @@ use super::subscriptions::Key;
 
 /// Why names were not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum ConfirmError {
-    /// Redis did not confirm all of them in time; it still may.
+    /// Redis did not confirm all names in time. It may still do so.
     #[error("Redis has not confirmed the subscriptions in time")]
     TimedOut,
-    /// Redis does not give one of them.
+    /// Redis refuses one of the names.
     #[error("Redis refuses a subscription: {0}")]
     Refused(Box<str>),
-    /// The link has been closed.
+    /// The subscriber has been closed.
     #[error("the link to Redis is closed")]
     Closed,
 }
 
-/// A place among those who wait. It must be given back by [`Waiting::leave`].
+/// A registered waiter. It must be given back by [`Waiters::leave`].
 pub(super) struct Ticket {
     pub(super) id: u64,
     pub(super) done: oneshot::Receiver<Result<(), ConfirmError>>,
 }
 
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct Waiters {
     waiters: HashMap<u64, Waiter, RandomState>,
-    /// Who waits for the name. A waiter that named it twice stands here twice.
+    /// The waiters of each name. A waiter that has a name twice is listed twice.
     of_name: HashMap<Key, SmallVec<[u64; 1]>>,
     next_id: u64,
 }
@@ -46,8 +46,8 @@ struct Waiter {
     done: oneshot::Sender<Result<(), ConfirmError>>,
 }
 
-impl Waiting {
-    /// A place for somebody who waits for those of the names that are open. None if none is.
+impl Waiters {
+    /// Registers a waiter for the open ones of these names. None if no name is open.
     pub(super) fn register(
         &mut self,
         keys: Vec<Key>,
@@ -71,7 +71,7 @@ impl Waiting {
         Some(Ticket { id, done })
     }
 
-    /// Somebody does not wait any more.
+    /// Removes a waiter.
     pub(super) fn leave(&mut self, id: u64) {
         let Some(waiter) = self.waiters.remove(&id) else {
             return;
@@ -97,36 +97,36 @@ impl Waiting {
             };
             waiter.left -= 1;
             if waiter.left == 0 {
-                self.answer(id, Ok(()));
+                self.finish(id, Ok(()));
             }
         }
     }
 
-    /// Redis does not give the name.
+    /// Redis refuses the name.
     pub(super) fn refused(&mut self, key: &Key, error: &str) {
         for id in self.of_name.remove(key).unwrap_or_default() {
-            self.answer(id, Err(ConfirmError::Refused(error.into())));
+            self.finish(id, Err(ConfirmError::Refused(error.into())));
         }
     }
 
-    /// The connection was lost: what was confirmed does not count any more.
-    pub(super) fn begin_anew(&mut self, is_open: impl Fn(&Key) -> bool) {
+    /// The connection was lost: every waiter starts again.
+    pub(super) fn restart(&mut self, is_open: impl Fn(&Key) -> bool) {
         self.of_name.clear();
         for (id, mut waiter) in std::mem::take(&mut self.waiters) {
             waiter.left = self.enlist(id, &waiter.keys, &is_open);
             let is_over = waiter.left == 0;
             self.waiters.insert(id, waiter);
             if is_over {
-                self.answer(id, Ok(()));
+                self.finish(id, Ok(()));
             }
         }
     }
 
-    /// The link is closed.
+    /// The subscriber is closed.
     pub(super) fn close(&mut self) {
         self.of_name.clear();
         for (_, waiter) in self.waiters.drain() {
-            // Who does not wait any more needs no answer; here and below.
+            // The receiver may have been dropped; ignore the error.
             let _ = waiter.done.send(Err(ConfirmError::Closed));
         }
     }
@@ -140,8 +140,9 @@ impl Waiting {
         left
     }
 
-    fn answer(&mut self, id: u64, result: Result<(), ConfirmError>) {
+    fn finish(&mut self, id: u64, result: Result<(), ConfirmError>) {
         if let Some(waiter) = self.waiters.remove(&id) {
+            // The receiver may have been dropped; ignore the error.
             let _ = waiter.done.send(result);
         }
     }

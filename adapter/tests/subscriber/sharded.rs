@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use roomcast_adapter::link::{LinkState, Priority, Subscribers, SubscribersConfig};
-use roomcast_emitter::{endpoint::Endpoint, value::Value};
+use roomcast_adapter::subscriber::{Priority, Subscriber, SubscriberConfig, SubscriberState};
+use roomcast_emitter::{redis::Endpoint, value::Value};
 use roomcast_protocol::channel::slot;
 use tokio::runtime::Runtime;
 
@@ -112,7 +112,7 @@ fn server_bus_port(server: &Server) -> String {
 
 struct Links {
     recorder: Recorder,
-    subscribers: Subscribers,
+    subscriber: Subscriber,
     runtime: Runtime,
 }
 
@@ -133,18 +133,18 @@ impl Links {
             let prober = probers.iter().rfind(|(first, _)| *first <= slot);
             prober.is_some_and(|(_, prober)| prober.send(channel, number))
         });
-        let mut config = SubscribersConfig::new(probe_channel, send_probe);
+        let mut config = SubscriberConfig::new(probe_channel, send_probe);
         config.is_sharded = true;
         config.probe_interval = Duration::from_millis(50);
         let runtime = runtime();
         let recorder = Recorder::default();
         let endpoint = Endpoint::new(url.parse().unwrap()).needing_sharded();
         let guard = runtime.enter();
-        let subscribers = Subscribers::start(endpoint, config, recorder.clone());
+        let subscriber = Subscriber::start(endpoint, config, recorder.clone());
         drop(guard);
         Self {
             recorder,
-            subscribers,
+            subscriber,
             runtime,
         }
     }
@@ -155,14 +155,14 @@ impl Links {
 
     #[track_caller]
     fn confirm(&self, names: &[Arc<str>]) {
-        let confirmed = self.subscribers.confirmed(names.to_vec(), DEADLINE);
+        let confirmed = self.subscriber.confirm(names.to_vec(), DEADLINE);
         assert_eq!(self.runtime.block_on(confirmed), Ok(()));
     }
 
     #[track_caller]
     fn wait_until_healthy(&self) {
         wait_until("all links are healthy", || {
-            matches!(self.subscribers.state(), LinkState::Up { .. })
+            matches!(self.subscriber.state(), SubscriberState::Up { .. })
         });
     }
 }
@@ -182,14 +182,14 @@ fn one_server_knows_sharded_channels_too() {
     );
     let names = rooms(2_000);
     links
-        .subscribers
+        .subscriber
         .subscribe(Priority::Room, names.iter().cloned());
     links.confirm(&names);
     links.wait_until_healthy();
     let published = server.client().command(&["SPUBLISH", &names[7], "1"]);
     assert_eq!(published.integer(), Some(1));
     links.recorder.wait_for_message(&names[7], "1");
-    links.subscribers.unsubscribe(&names);
+    links.subscriber.unsubscribe(&names);
     links.confirm(&names);
     let left = server.client().command(&["PUBSUB", "SHARDCHANNELS"]);
     assert_eq!(left.list().unwrap().len(), 1, "{left:?}");
@@ -201,7 +201,7 @@ fn each_channel_is_subscribed_where_its_slot_is() {
     let links = Links::of_cluster(&cluster);
     let names = rooms(1_000);
     links
-        .subscribers
+        .subscriber
         .subscribe(Priority::Room, names.iter().cloned());
     links.confirm(&names);
     links.wait_until_healthy();
@@ -210,17 +210,13 @@ fn each_channel_is_subscribed_where_its_slot_is() {
         links.recorder.wait_for_message(name, "1");
     }
     assert_eq!(
-        links.subscribers.counts().desired,
+        links.subscriber.counts().desired,
         1_003,
         "each link has a probe"
     );
-    assert!(
-        names
-            .iter()
-            .all(|name| links.subscribers.is_confirmed(name))
-    );
+    assert!(names.iter().all(|name| links.subscriber.is_confirmed(name)));
     assert_eq!(gaps(&links.recorder.records()).count(), 0);
-    links.runtime.block_on(links.subscribers.close());
+    links.runtime.block_on(links.subscriber.close());
     wait_until("nobody is subscribed", || {
         cluster.publish(&names[0], "2") == 0
     });
@@ -232,7 +228,7 @@ fn channels_follow_a_slot_that_moves() {
     let links = Links::of_cluster(&cluster);
     let names = rooms(500);
     links
-        .subscribers
+        .subscriber
         .subscribe(Priority::Room, names.iter().cloned());
     links.confirm(&names);
     links.wait_until_healthy();
@@ -262,7 +258,7 @@ fn a_link_watches_itself_over_another_slot_when_its_own_moves() {
     let links = Links::of_cluster(&cluster);
     let names = rooms(100);
     links
-        .subscribers
+        .subscriber
         .subscribe(Priority::Room, names.iter().cloned());
     links.confirm(&names);
     links.wait_until_healthy();
@@ -286,16 +282,12 @@ fn names_that_all_are_in_one_slot_need_one_link() {
         .map(|n| format!("{{app}}#/#room-{n}#").into())
         .collect();
     links
-        .subscribers
+        .subscriber
         .subscribe(Priority::Room, names.iter().cloned());
     links.confirm(&names);
     links.wait_until_healthy();
     assert_eq!(cluster.publish(&names[99], "1"), 1);
     links.recorder.wait_for_message(&names[99], "1");
-    assert_eq!(links.subscribers.connections(), 1);
-    assert_eq!(
-        links.subscribers.counts().commands,
-        2,
-        "names of one slot share a command"
-    );
+    assert_eq!(links.subscriber.counts().desired, 101, "one probe");
+    assert_eq!(links.subscriber.counts().batches, 2, "names share a batch");
 }

@@ -1,5 +1,5 @@
-//! The subscriber link with real Redis servers: what it delivers, what it subscribes, how it loses
-//! its connection and comes back.
+//! The subscriber with real Redis servers: what it delivers, what it subscribes, how it loses its
+//! connection and recovers.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use roomcast_adapter::link::{ConfirmError, DownReason, LinkState, Priority, SubscriptionKind};
+use roomcast_adapter::subscriber::{ConfirmError, DownReason, SubscriberState};
 
 use crate::{
     recorder::{Link, Record, messages},
@@ -15,10 +15,8 @@ fn messages_arrive_in_the_order_in_which_they_were_published() {
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a", "b"]);
     let pattern: Arc<str> = Arc::from("p?");
-    let kind = SubscriptionKind::Pattern;
-    link.subscriber
-        .subscribe(kind, Priority::Pattern, [Arc::clone(&pattern)]);
-    let confirmed = link.subscriber.confirmed(kind, vec![pattern], DEADLINE);
+    assert!(link.subscriber.subscribe_pattern(Arc::clone(&pattern)));
+    let confirmed = link.subscriber.confirm_pattern(pattern, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
 
     let mut client = server.client();
@@ -64,36 +62,17 @@ fn long_messages_arrive_whole_among_short_ones() {
 }
 
 #[test]
-fn a_message_that_is_too_long_ends_the_connection_and_is_a_gap() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |config| {
-        config.max_message = 1000
-    });
-    link.subscribe_confirmed(&["a"]);
-    link.wait_until_healthy();
-    server.client().publish("a", &"x".repeat(1001));
-    assert!(matches!(
-        link.recorder.wait_for_down(),
-        DownReason::Unintelligible(_)
-    ));
-    link.recorder.wait_for_gap();
-    server.client().publish("a", &"x".repeat(1000));
-    link.recorder.wait_for_message("a", &"x".repeat(1000));
-}
-
-#[test]
-fn probes_are_seen_by_nobody_and_tell_the_round_trip() {
+fn probes_do_not_reach_the_sink_and_measure_the_round_trip() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a"]);
     link.wait_until_healthy();
-    let state = link.subscriber.state();
-    let LinkState::Up {
+    let SubscriberState::Up {
         last_probe_round_trip,
         ..
-    } = state.borrow().clone()
+    } = link.subscriber.state()
     else {
-        panic!("the link is healthy")
+        panic!("the subscriber is healthy")
     };
     assert!(last_probe_round_trip < Duration::from_secs(5));
     server.client().publish("a", "end");
@@ -106,22 +85,21 @@ fn probes_are_seen_by_nobody_and_tell_the_round_trip() {
 }
 
 #[test]
-fn a_closed_link_leaves_nothing_behind() {
+fn a_closed_subscriber_leaves_nothing_behind() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a"]);
     server.suspend();
     link.subscribe(["b"]);
-    let kind = SubscriptionKind::Channel;
-    let waiting = link.subscriber.confirmed(kind, vec!["b".into()], DEADLINE);
+    let waiting = link.subscriber.confirm(vec!["b".into()], DEADLINE);
     link.runtime.block_on(link.subscriber.close());
     assert_eq!(link.runtime.block_on(waiting), Err(ConfirmError::Closed));
-    let later = link.subscriber.confirmed(kind, vec!["a".into()], DEADLINE);
+    let later = link.subscriber.confirm(vec!["a".into()], DEADLINE);
     assert_eq!(link.runtime.block_on(later), Err(ConfirmError::Closed));
-    let stopped = LinkState::Down {
+    let stopped = SubscriberState::Down {
         reason: DownReason::Stopped,
     };
-    assert_eq!(*link.subscriber.state().borrow(), stopped);
+    assert_eq!(link.subscriber.state(), stopped);
     server.resume();
     let mut client = server.client();
     wait_until("nobody is subscribed", || client.subscribers("a") == 0);

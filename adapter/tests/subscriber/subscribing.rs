@@ -9,16 +9,14 @@ use std::{
     time::Duration,
 };
 
-use roomcast_adapter::link::{
-    ConfirmError, DownReason, LinkEvent, LinkState, Priority, SubscriptionKind,
+use roomcast_adapter::subscriber::{
+    ConfirmError, DownReason, Priority, SubscriberEvent, SubscriberState,
 };
 
 use crate::{
     recorder::{Link, events},
-    server::{DEADLINE, Server},
+    server::{DEADLINE, Server, wait_until},
 };
-
-const CHANNEL: SubscriptionKind = SubscriptionKind::Channel;
 
 #[test]
 fn a_hundred_thousand_channels_come_back_while_others_publish() {
@@ -28,7 +26,7 @@ fn a_hundred_thousand_channels_come_back_while_others_publish() {
         .map(|n| format!("socket.io#/#room-{n:012}#").into())
         .collect();
     link.subscribe(names.iter().cloned());
-    let confirmed = link.subscriber.confirmed(CHANNEL, names.clone(), DEADLINE);
+    let confirmed = link.subscriber.confirm(names.clone(), DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
     assert_eq!(link.subscriber.counts().confirmed, 100_001);
 
@@ -73,10 +71,10 @@ fn short_lived_names_cost_few_commands_and_leave_nothing_behind() {
     for n in 0..100_000 {
         let name: Arc<str> = format!("room-{n}").into();
         link.subscribe([Arc::clone(&name)]);
-        link.subscriber.unsubscribe(CHANNEL, [name]);
+        link.subscriber.unsubscribe([name]);
     }
     let names = (0..100_000).map(|n| format!("room-{n}").into()).collect();
-    let confirmed = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    let confirmed = link.subscriber.confirm(names, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
     let mut client = server.client();
     let channels = client.command(&["PUBSUB", "CHANNELS"]);
@@ -96,9 +94,9 @@ fn names_that_live_a_little_are_batched() {
         link.subscribe(some.iter().cloned());
     }
     for some in names.chunks(100) {
-        link.subscriber.unsubscribe(CHANNEL, some);
+        link.subscriber.unsubscribe(some);
     }
-    let confirmed = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    let confirmed = link.subscriber.confirm(names, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
     let mut client = server.client();
     assert_eq!(
@@ -111,7 +109,7 @@ fn names_that_live_a_little_are_batched() {
     );
     let commands = client.calls("subscribe") + client.calls("unsubscribe");
     assert!(commands < 2_000, "{commands} commands");
-    assert_eq!(link.subscriber.counts().commands, commands);
+    assert_eq!(link.subscriber.counts().batches, commands);
 }
 
 #[test]
@@ -120,16 +118,11 @@ fn what_matters_most_is_subscribed_first() {
     let link = Link::start(&server.url(), server.port, |_| ());
     let names: Vec<Arc<str>> = (0..2_000).map(|n| format!("room-{n}").into()).collect();
     link.subscribe(names.iter().cloned());
-    let pattern = SubscriptionKind::Pattern;
+    link.subscriber.subscribe_pattern("p*".into());
     link.subscriber
-        .subscribe(pattern, Priority::Pattern, ["p*".into()]);
-    link.subscriber.subscribe(
-        CHANNEL,
-        Priority::Control,
-        ["base".into(), "request".into()],
-    );
+        .subscribe(Priority::Control, ["base".into(), "request".into()]);
     link.recorder.wait_for_up(1);
-    let confirmed = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    let confirmed = link.subscriber.confirm(names, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
 
     let mut monitor = server.client();
@@ -164,14 +157,14 @@ fn a_subscription_is_confirmed_when_redis_says_so_and_not_before() {
     let names: Vec<Arc<str>> = vec!["a".into(), "b".into()];
     let early = link
         .subscriber
-        .confirmed(CHANNEL, names.clone(), Duration::from_millis(100));
+        .confirm(names.clone(), Duration::from_millis(100));
     assert_eq!(link.runtime.block_on(early), Err(ConfirmError::TimedOut));
-    assert!(!link.subscriber.is_confirmed(CHANNEL, "b"));
-    let waiting = link.subscriber.confirmed(CHANNEL, names, DEADLINE);
+    assert!(!link.subscriber.is_confirmed("b"));
+    let waiting = link.subscriber.confirm(names, DEADLINE);
     server.resume();
     assert_eq!(link.runtime.block_on(waiting), Ok(()));
     assert_eq!(server.client().subscribers("b"), 1);
-    assert!(link.subscriber.is_confirmed(CHANNEL, "b"));
+    assert!(link.subscriber.is_confirmed("b"));
 }
 
 #[test]
@@ -179,10 +172,8 @@ fn the_end_of_a_subscription_can_be_waited_for() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a"]);
-    link.subscriber.unsubscribe(CHANNEL, ["a"]);
-    let ended = link
-        .subscriber
-        .confirmed(CHANNEL, vec!["a".into()], DEADLINE);
+    link.subscriber.unsubscribe(["a"]);
+    let ended = link.subscriber.confirm(vec!["a".into()], DEADLINE);
     assert_eq!(link.runtime.block_on(ended), Ok(()));
     assert_eq!(server.client().subscribers("a"), 0);
 }
@@ -209,13 +200,13 @@ fn a_channel_that_the_user_may_not_hear_is_told_and_does_not_harm_others() {
     link.subscribe(rooms.iter().cloned().chain(["forbidden".into()]));
     let refused = link.recorder.wait("Refused", |records| {
         events(records).find_map(|event| match event {
-            LinkEvent::Refused { name, error } => Some((Arc::clone(name), error.clone())),
+            SubscriberEvent::Refused { name, error } => Some((Arc::clone(name), error.clone())),
             _ => None,
         })
     });
     assert_eq!(&*refused.0, "forbidden");
     assert!(refused.1.starts_with("NOPERM"), "{}", refused.1);
-    let confirmed = link.subscriber.confirmed(CHANNEL, rooms, DEADLINE);
+    let confirmed = link.subscriber.confirm(rooms, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
     link.wait_until_healthy();
 }
@@ -240,17 +231,15 @@ fn a_link_that_may_not_watch_itself_says_so_and_delivers_all_the_same() {
         config.probe_timeout = Duration::from_millis(100);
     });
     link.subscribe_confirmed(&["room"]);
-    let mut state = link.subscriber.state();
-    let is_refused = |state: &LinkState| {
+    wait_until("the probe is refused", || {
+        let state = link.subscriber.state();
         matches!(
             state,
-            LinkState::Down {
+            SubscriberState::Down {
                 reason: DownReason::ProbeRefused(_)
             }
         )
-    };
-    let refused = async { tokio::time::timeout(DEADLINE, state.wait_for(is_refused)).await };
-    assert!(link.runtime.block_on(refused).is_ok());
+    });
     server.client().publish("room", "1");
     link.recorder.wait_for_message("room", "1");
 }

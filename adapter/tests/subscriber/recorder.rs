@@ -1,26 +1,28 @@
-//! A sink that keeps what it gets, and a link that feeds it.
+//! A sink that records what it receives, and a subscriber that feeds it.
 
 use std::{
     sync::{Arc, Condvar, Mutex},
     time::{Duration, SystemTime},
 };
 
-use roomcast_adapter::link::{
-    DownReason, LinkEvent, LinkState, Priority, Sink, Subscriber, SubscriberConfig,
-    SubscriptionKind,
+use roomcast_adapter::subscriber::{
+    DownReason, Priority, Sink, Subscriber, SubscriberConfig, SubscriberEvent, SubscriberState,
 };
-use roomcast_emitter::endpoint::Endpoint;
+use roomcast_emitter::redis::Endpoint;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::server::{DEADLINE, Prober, wait_until};
+use crate::{
+    redis::until,
+    server::{DEADLINE, Prober, wait_until},
+};
 
 pub(crate) const PROBE: &str = "probe#1#";
 
-/// What a link has said, in order.
+/// What has come over a subscriber, in order.
 #[derive(Debug, Clone)]
 pub(crate) enum Record {
     Message { channel: String, payload: Vec<u8> },
-    Event(LinkEvent),
+    Event(SubscriberEvent),
 }
 
 #[derive(Clone, Default)]
@@ -74,7 +76,7 @@ impl Recorder {
     pub(crate) fn wait_for_up(&self, n: usize) -> (usize, Duration) {
         self.wait("Up", |records| {
             let mut ups = events(records).filter_map(|event| match event {
-                LinkEvent::Up { resubscribed, took } => Some((*resubscribed, *took)),
+                SubscriberEvent::Up { resubscribed, took } => Some((*resubscribed, *took)),
                 _ => None,
             });
             ups.nth(n - 1)
@@ -90,7 +92,7 @@ impl Recorder {
     pub(crate) fn wait_for_down(&self) -> DownReason {
         self.wait("Down", |records| {
             events(records).find_map(|event| match event {
-                LinkEvent::Down { reason } => Some(reason.clone()),
+                SubscriberEvent::Down { reason } => Some(reason.clone()),
                 _ => None,
             })
         })
@@ -124,7 +126,7 @@ impl Recorder {
 }
 
 impl Sink for Recorder {
-    fn message(&mut self, channel: &[u8], payload: &[u8]) {
+    fn message(&self, channel: &[u8], payload: &[u8]) {
         let channel = String::from_utf8(channel.to_vec()).unwrap();
         let mut state = self.0.state.lock().unwrap();
         while state.blocked.as_ref() == Some(&channel) {
@@ -139,7 +141,7 @@ impl Sink for Recorder {
         });
     }
 
-    fn event(&mut self, event: LinkEvent) {
+    fn event(&self, event: SubscriberEvent) {
         self.add(Record::Event(event));
     }
 }
@@ -154,7 +156,7 @@ pub(crate) fn messages<'a>(
     })
 }
 
-pub(crate) fn events(records: &[Record]) -> impl Iterator<Item = &LinkEvent> {
+pub(crate) fn events(records: &[Record]) -> impl Iterator<Item = &SubscriberEvent> {
     records.iter().filter_map(|record| match record {
         Record::Event(event) => Some(event),
         Record::Message { .. } => None,
@@ -163,12 +165,12 @@ pub(crate) fn events(records: &[Record]) -> impl Iterator<Item = &LinkEvent> {
 
 pub(crate) fn gaps(records: &[Record]) -> impl Iterator<Item = (SystemTime, SystemTime)> {
     events(records).filter_map(|event| match event {
-        LinkEvent::Gap { from, to } => Some((*from, *to)),
+        SubscriberEvent::Gap { from, to } => Some((*from, *to)),
         _ => None,
     })
 }
 
-/// A link under test.
+/// A subscriber under test.
 pub(crate) struct Link {
     pub(crate) recorder: Recorder,
     pub(crate) subscriber: Subscriber,
@@ -176,11 +178,11 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A link to `url` whose probes go straight to the server at `port`.
+    /// A subscriber of `url` whose probes go straight to the server at `port`.
     pub(crate) fn start(url: &str, port: u16, change: impl FnOnce(&mut SubscriberConfig)) -> Self {
         let prober = Prober::new(port, "PUBLISH");
-        let send_probe = Arc::new(move |number| prober.send(PROBE, number));
-        let mut config = SubscriberConfig::new(PROBE.into(), send_probe);
+        let send_probe = Arc::new(move |channel: &str, number| prober.send(channel, number));
+        let mut config = SubscriberConfig::new(Arc::new(|_| PROBE.into()), send_probe);
         config.probe_interval = Duration::from_millis(50);
         change(&mut config);
         let runtime = runtime();
@@ -198,41 +200,37 @@ impl Link {
 
     pub(crate) fn subscribe(&self, names: impl IntoIterator<Item = impl Into<Arc<str>>>) {
         let names = names.into_iter().map(Into::into);
-        self.subscriber
-            .subscribe(SubscriptionKind::Channel, Priority::Room, names);
+        self.subscriber.subscribe(Priority::Room, names);
     }
 
     #[track_caller]
     pub(crate) fn subscribe_confirmed(&self, names: &[&str]) {
         self.subscribe(names.iter().copied());
         let names = names.iter().map(|name| Arc::from(*name)).collect();
-        let confirmed = self
-            .subscriber
-            .confirmed(SubscriptionKind::Channel, names, DEADLINE);
+        let confirmed = self.subscriber.confirm(names, DEADLINE);
         assert_eq!(self.runtime.block_on(confirmed), Ok(()));
     }
 
     #[track_caller]
     pub(crate) fn wait_until_healthy(&self) {
-        let mut state = self.subscriber.state();
-        let is_up = |state: &LinkState| matches!(state, LinkState::Up { .. });
-        self.runtime.block_on(async {
-            let up = tokio::time::timeout(DEADLINE, state.wait_for(is_up)).await;
-            assert!(up.is_ok(), "the link does not get healthy");
+        wait_until("the subscriber gets healthy", || {
+            matches!(self.subscriber.state(), SubscriberState::Up { .. })
         });
     }
 
     #[track_caller]
     pub(crate) fn wait_until_down(&self) -> DownReason {
-        let mut state = self.subscriber.state();
-        let is_down = |state: &LinkState| matches!(state, LinkState::Down { .. });
-        self.runtime.block_on(async {
-            let down = tokio::time::timeout(DEADLINE, state.wait_for(is_down)).await;
-            match down.expect("the link stays healthy").unwrap().clone() {
-                LinkState::Down { reason } => reason,
-                LinkState::Up { .. } => unreachable!("it was waited for the other state"),
-            }
+        until("the subscriber is down", || match self.subscriber.state() {
+            SubscriberState::Down { reason } => Some(reason),
+            SubscriberState::Up { .. } => None,
         })
+    }
+
+    /// How many connections have subscribed everything.
+    pub(crate) fn connections(&self) -> usize {
+        let records = self.recorder.records();
+        let ups = events(&records).filter(|event| matches!(event, SubscriberEvent::Up { .. }));
+        ups.count()
     }
 }
 

@@ -1,0 +1,322 @@
+//! The subscriber: connections to Redis that only listen.
+//!
+//! ```text
+//!   owner ── subscribe, confirm ──▶ Subscriber ─┬─▶ ServerSubscriber   one server, any topology
+//!                                               └─▶ ClusterSubscriber  sharded pub/sub: one
+//!                                                     │                ServerSubscriber per primary
+//!                                                     └── slot map
+//!
+//!   ServerSubscriber   connect ──▶ Session ──▶ lost ──▶ Down ──▶ back-off ──▶ connect …
+//!                                     │
+//!                                     ├─ all names confirmed ──▶ Up, and Gap unless it is the first
+//!                                     └─ probe late ──▶ lost
+//! ```
+//!
+//! Each connection is one of the `redis` crate, in RESP3, whose push callback handles messages
+//! inline and in order (`incoming`). The crate's automatic resubscription is not used, because it
+//! sends all names in one command and discards errors; names are kept here (`subscriptions`). An
+//! open connection proves nothing: the subscriber is up while numbers that its owner publishes
+//! over another connection come back through it (`probe`).
+//!
+//! What to subscribe, and when to give it up, is the owner's decision.
+
+mod cluster;
+mod incoming;
+mod probe;
+mod server;
+mod session;
+mod stale;
+mod subscriptions;
+mod waiters;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use roomcast_emitter::redis::Endpoint;
+
+use self::{
+    cluster::ClusterSubscriber,
+    server::{ServerSubscriber, Target},
+    subscriptions::SubscriptionKind,
+};
+pub use self::{
+    subscriptions::{Counts, Priority},
+    waiters::ConfirmError,
+};
+
+/// Receives what arrives over a subscriber.
+///
+/// Called inline while a connection is read: the next message is parsed when this returns. It may
+/// use the subscriber's handle. It should not block, because Redis cuts off a reader that is too
+/// slow. Messages of one connection come one at a time and in order; events come from another task.
+pub trait Sink: Send + Sync + 'static {
+    /// A message was published.
+    fn message(&self, channel: &[u8], payload: &[u8]);
+
+    /// The state of a connection has changed.
+    fn event(&self, event: SubscriberEvent);
+}
+
+/// A change in the state of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubscriberEvent {
+    /// A connection has been made, and Redis has confirmed all names that were wanted then.
+    Up {
+        /// How many names these were.
+        resubscribed: usize,
+        /// How long it took to subscribe them.
+        took: Duration,
+    },
+    /// The connection was lost.
+    Down {
+        /// Why.
+        reason: DownReason,
+    },
+    /// Messages published in this span of time may not have arrived. Comes after `Up`.
+    Gap {
+        /// The last moment before which everything published is known to have arrived.
+        from: SystemTime,
+        /// From then on everything arrives again.
+        to: SystemTime,
+    },
+    /// Redis refuses a subscription. It is asked for again after a back-off, and with the next
+    /// connection.
+    Refused {
+        /// The channel or pattern.
+        name: Arc<str>,
+        /// What Redis said.
+        error: Box<str>,
+    },
+}
+
+/// Why messages do not arrive.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DownReason {
+    /// The subscriber was started a moment ago.
+    #[error("connecting to Redis")]
+    Starting,
+    /// Connected, but not everything is subscribed yet, or no probe has come back.
+    #[error("subscribing")]
+    Subscribing,
+    /// No connection can be made.
+    #[error("{0}")]
+    Unreachable(Box<str>),
+    /// The connection broke, or Redis closed it. One reason of Redis's is a reader that is too
+    /// slow; only its log tells.
+    #[error("connection to Redis lost")]
+    Lost,
+    /// A probe was published and did not come back.
+    #[error("a probe did not come back within {} s", after.as_secs_f32())]
+    ProbeLate {
+        /// The time it was given.
+        after: Duration,
+    },
+    /// Redis refuses the channel by which a connection watches itself.
+    #[error("Redis refuses the probe's channel: {0}")]
+    ProbeRefused(Box<str>),
+    /// The owner has closed the subscriber.
+    #[error("the link is closed")]
+    Stopped,
+}
+
+/// Whether messages arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubscriberState {
+    /// Everything is subscribed, and a probe came back not long ago.
+    Up {
+        /// Since when.
+        since: SystemTime,
+        /// How long the last probe took.
+        last_probe_round_trip: Duration,
+    },
+    /// Messages do not arrive, or it is not known whether they do.
+    Down {
+        /// Why.
+        reason: DownReason,
+    },
+}
+
+/// Names the channel by which a connection watches itself, in the given slot. Only this subscriber
+/// may use the channel.
+pub type ProbeChannel = Arc<dyn Fn(u16) -> Arc<str> + Send + Sync>;
+
+/// Publishes a number, as decimal text, on a probe's channel over another connection. Returns
+/// whether it is on its way. Must not block.
+pub type SendProbe = Arc<dyn Fn(&str, u64) -> bool + Send + Sync>;
+
+/// Settings of a subscriber.
+#[derive(Clone)]
+pub struct SubscriberConfig {
+    /// Whether channels belong to sharded pub/sub. False by default.
+    pub is_sharded: bool,
+    /// Names the channel by which a connection watches itself.
+    pub probe_channel: ProbeChannel,
+    /// Sends a probe.
+    pub send_probe: SendProbe,
+    /// Time between probes. One second by default.
+    pub probe_interval: Duration,
+    /// How long a probe may take before the connection is given up. Five seconds by default.
+    pub probe_timeout: Duration,
+}
+
+impl SubscriberConfig {
+    /// Default settings, without sharded pub/sub.
+    pub fn new(probe_channel: ProbeChannel, send_probe: SendProbe) -> Self {
+        Self {
+            is_sharded: false,
+            probe_channel,
+            send_probe,
+            probe_interval: Duration::from_secs(1),
+            probe_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn kind(&self) -> SubscriptionKind {
+        if self.is_sharded {
+            SubscriptionKind::Shard
+        } else {
+            SubscriptionKind::Channel
+        }
+    }
+}
+
+/// Handle of a subscriber. Clones are handles of the same subscriber, which ends with the last of
+/// them.
+///
+/// A cluster delivers plain channels through each of its nodes, so one connection is enough. With
+/// sharded pub/sub a channel is delivered where its slot is, and each primary has a connection.
+#[derive(Clone)]
+pub struct Subscriber(Arc<Servers>);
+
+enum Servers {
+    One(ServerSubscriber, SubscriptionKind),
+    Cluster(ClusterSubscriber),
+}
+
+impl Subscriber {
+    /// Starts the connections on the runtime of the caller. Messages of one channel are in order,
+    /// those of different channels only where there is one connection.
+    pub fn start(endpoint: Endpoint, config: SubscriberConfig, sink: impl Sink) -> Self {
+        let (kind, sink, config) = (config.kind(), Arc::new(sink), Arc::new(config));
+        let cluster = config.is_sharded.then(|| endpoint.cluster()).flatten();
+        let servers = if let Some(cluster) = cluster {
+            Servers::Cluster(ClusterSubscriber::start(endpoint, cluster, config, sink))
+        } else {
+            let target = Target {
+                endpoint,
+                address: None,
+                probe_channel: (config.probe_channel)(0),
+            };
+            let server = ServerSubscriber::start(target, config, Box::new(|| ()), sink);
+            Servers::One(server, kind)
+        };
+        Self(Arc::new(servers))
+    }
+
+    /// Subscribes to channels. Those that are already subscribed are ignored.
+    pub fn subscribe(&self, priority: Priority, names: impl IntoIterator<Item = Arc<str>>) {
+        match &*self.0 {
+            Servers::One(server, kind) => server.subscribe(*kind, priority, names),
+            Servers::Cluster(servers) => servers.subscribe(priority, names),
+        }
+    }
+
+    /// Unsubscribes from channels.
+    pub fn unsubscribe(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
+        match &*self.0 {
+            Servers::One(server, kind) => server.unsubscribe(*kind, names),
+            Servers::Cluster(servers) => servers.unsubscribe(names),
+        }
+    }
+
+    /// Subscribes to all channels that the pattern matches. Returns `false` if there are no
+    /// patterns, as in sharded pub/sub.
+    pub fn subscribe_pattern(&self, pattern: Arc<str>) -> bool {
+        match &*self.0 {
+            Servers::One(server, SubscriptionKind::Channel) => {
+                server.subscribe(SubscriptionKind::Pattern, Priority::Pattern, [pattern]);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Unsubscribes from a pattern.
+    pub fn unsubscribe_pattern(&self, pattern: &str) {
+        if let Servers::One(server, _) = &*self.0 {
+            server.unsubscribe(SubscriptionKind::Pattern, [pattern]);
+        }
+    }
+
+    /// Resolves once Redis has confirmed the last change of each of these channels: wanted ones are
+    /// subscribed, and others are not any more. Waits across reconnects, at most for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Redis refuses one of the names, did not confirm them in time, or the subscriber is closed.
+    pub async fn confirm(
+        &self,
+        names: Vec<Arc<str>>,
+        timeout: Duration,
+    ) -> Result<(), ConfirmError> {
+        match &*self.0 {
+            Servers::One(server, kind) => server.confirm(*kind, names, timeout).await,
+            Servers::Cluster(servers) => servers.confirm(names, timeout).await,
+        }
+    }
+
+    /// Like [`Self::confirm`], for a pattern. Resolves at once where there are no patterns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::confirm`].
+    pub async fn confirm_pattern(
+        &self,
+        pattern: Arc<str>,
+        timeout: Duration,
+    ) -> Result<(), ConfirmError> {
+        match &*self.0 {
+            Servers::One(server, _) => {
+                let names = vec![pattern];
+                let confirming = server.confirm(SubscriptionKind::Pattern, names, timeout);
+                confirming.await
+            }
+            Servers::Cluster(_) => Ok(()),
+        }
+    }
+
+    /// Whether Redis has confirmed the channel on the present connection.
+    pub fn is_confirmed(&self, name: &str) -> bool {
+        match &*self.0 {
+            Servers::One(server, kind) => server.is_confirmed(*kind, name),
+            Servers::Cluster(servers) => servers.is_confirmed(name),
+        }
+    }
+
+    /// Whether messages arrive over all connections. If not, why not over one of them.
+    pub fn state(&self) -> SubscriberState {
+        match &*self.0 {
+            Servers::One(server, _) => server.state(),
+            Servers::Cluster(servers) => servers.state(),
+        }
+    }
+
+    /// The state of the names, in numbers, summed over all connections. Includes the probes'
+    /// channels.
+    pub fn counts(&self) -> Counts {
+        match &*self.0 {
+            Servers::One(server, _) => server.counts(),
+            Servers::Cluster(servers) => servers.counts(),
+        }
+    }
+
+    /// Closes all connections. Waiters get an error.
+    pub async fn close(&self) {
+        match &*self.0 {
+            Servers::One(server, _) => server.close().await,
+            Servers::Cluster(servers) => servers.close().await,
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The subscriber of one server: connects, listens until the connection is lost, waits, and starts
+//! again, for ever.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use redis::{PushInfo, aio::MultiplexedConnection};
+use roomcast_emitter::{
+    backoff::Backoff,
+    redis::{Address, CONNECT_TIMEOUT, Endpoint, Purpose, Push},
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{self, Instant},
+};
+
+use super::{
+    ConfirmError, Counts, DownReason, Priority, Sink, SubscriberConfig, SubscriberEvent,
+    SubscriberState,
+    incoming::Incoming,
+    probe::Probes,
+    session::Session,
+    stale::StaleConnection,
+    subscriptions::{Key, SubscriptionKind, Subscriptions},
+};
+
+/// After a connection that held at least this long the next attempt may follow at once. What ended
+/// a shorter one would end the next one, too.
+const HELD: Duration = Duration::from_secs(1);
+
+/// The probe decides when a connection is given up, not a reply that takes its time: the replies to
+/// many subscriptions come behind each other.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Where to connect, and how the connection watches itself.
+pub(super) struct Target {
+    pub(super) endpoint: Endpoint,
+    /// A node of a cluster. If none is given, the endpoint chooses.
+    pub(super) address: Option<Address>,
+    pub(super) probe_channel: Arc<str>,
+}
+
+/// The subscriber of one server. It ends when it is dropped.
+pub(super) struct ServerSubscriber {
+    shared: Arc<Shared>,
+    probe_channel: Arc<str>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the handle, the task and the push callback share.
+pub(super) struct Shared {
+    pub(super) subscriptions: Mutex<Subscriptions>,
+    /// There may be batches to send.
+    pub(super) changed: Notify,
+    pub(super) state: watch::Sender<SubscriberState>,
+    /// Everything published before this moment is known to have arrived.
+    pub(super) proof: Mutex<Option<SystemTime>>,
+    pub(super) sink: Arc<dyn Sink>,
+    /// Called when another server may have the names.
+    pub(super) moved: Box<dyn Fn() + Send + Sync>,
+}
+
+impl ServerSubscriber {
+    pub(super) fn start(
+        target: Target,
+        config: Arc<SubscriberConfig>,
+        moved: Box<dyn Fn() + Send + Sync>,
+        sink: Arc<dyn Sink>,
+    ) -> Self {
+        let probe_channel = Arc::clone(&target.probe_channel);
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.subscribe(config.kind(), Priority::Probe, Arc::clone(&probe_channel));
+        let starting = SubscriberState::Down {
+            reason: DownReason::Starting,
+        };
+        let shared = Arc::new(Shared {
+            subscriptions: Mutex::new(subscriptions),
+            changed: Notify::new(),
+            state: watch::Sender::new(starting),
+            proof: Mutex::new(None),
+            sink,
+            moved,
+        });
+        let task = Task {
+            target,
+            config,
+            shared: Arc::clone(&shared),
+            stale: StaleConnection::default(),
+            next_probe: 0,
+        };
+        Self {
+            shared,
+            probe_channel,
+            task: Mutex::new(Some(tokio::spawn(task.run()))),
+        }
+    }
+
+    pub(super) fn subscribe(
+        &self,
+        kind: SubscriptionKind,
+        priority: Priority,
+        names: impl IntoIterator<Item = Arc<str>>,
+    ) {
+        let mut subscriptions = self.shared.subscriptions.lock();
+        for name in names {
+            subscriptions.subscribe(kind, priority, name);
+        }
+        drop(subscriptions);
+        self.shared.changed.notify_one();
+    }
+
+    pub(super) fn unsubscribe(
+        &self,
+        kind: SubscriptionKind,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) {
+        let mut subscriptions = self.shared.subscriptions.lock();
+        for name in names {
+            subscriptions.unsubscribe(kind, name.as_ref());
+        }
+        drop(subscriptions);
+        self.shared.changed.notify_one();
+    }
+
+    /// Resolves once Redis has confirmed the last change of each name, all of them on one
+    /// connection. Waits across reconnects, at most for `timeout`.
+    pub(super) fn confirm(
+        &self,
+        kind: SubscriptionKind,
+        names: Vec<Arc<str>>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<(), ConfirmError>> + Send + use<> + 'static {
+        let keys = names.into_iter().map(|name| Key { kind, name }).collect();
+        let shared = Arc::clone(&self.shared);
+        let ticket = shared.subscriptions.lock().wait(keys);
+        let waiting = ticket.map(|ticket| {
+            ticket.map(|ticket| {
+                let id = ticket.id;
+                (Waiting { shared, id }, ticket.done)
+            })
+        });
+        async move {
+            let Some((_waiting, done)) = waiting? else {
+                return Ok(());
+            };
+            match time::timeout(timeout, done).await {
+                Ok(confirmed) => confirmed.unwrap_or(Err(ConfirmError::Closed)),
+                Err(_) => Err(ConfirmError::TimedOut),
+            }
+        }
+    }
+
+    pub(super) fn state(&self) -> SubscriberState {
+        self.shared.state.borrow().clone()
+    }
+
+    pub(super) fn is_confirmed(&self, kind: SubscriptionKind, name: &str) -> bool {
+        self.shared.subscriptions.lock().is_confirmed(kind, name)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.shared.subscriptions.lock().counts()
+    }
+
+    /// The last moment before which everything published has arrived. None before the first
+    /// connection has subscribed everything.
+    pub(super) fn last_proof(&self) -> Option<SystemTime> {
+        *self.shared.proof.lock()
+    }
+
+    pub(super) fn probe_channel(&self) -> &str {
+        &self.probe_channel
+    }
+
+    /// The wanted names, except the probe's.
+    pub(super) fn wanted(&self) -> Vec<(Arc<str>, Priority)> {
+        let subscriptions = self.shared.subscriptions.lock();
+        let wanted = subscriptions.wanted();
+        let wanted = wanted.filter(|(_, priority)| *priority != Priority::Probe);
+        wanted
+            .map(|(key, priority)| (Arc::clone(&key.name), priority))
+            .collect()
+    }
+
+    /// Asks once more for all refused names. Returns them.
+    pub(super) fn ask_again(&self) -> Vec<Arc<str>> {
+        let names = self.shared.subscriptions.lock().ask_again();
+        self.shared.changed.notify_one();
+        names
+    }
+
+    /// Closes the connection. Waiters get an error.
+    pub(super) async fn close(&self) {
+        if let Some(task) = self.stop() {
+            // It was aborted, which is the only possible error.
+            let _ = task.await;
+        }
+    }
+
+    fn stop(&self) -> Option<JoinHandle<()>> {
+        let task = self.task.lock().take();
+        if let Some(task) = &task {
+            task.abort();
+            self.shared.subscriptions.lock().close();
+            let reason = DownReason::Stopped;
+            self.shared
+                .state
+                .send_replace(SubscriberState::Down { reason });
+        }
+        task
+    }
+}
+
+impl Drop for ServerSubscriber {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    pub(super) fn set_down(&self, reason: DownReason) {
+        // A closed subscriber stays closed.
+        self.state.send_if_modified(|state| match state {
+            SubscriberState::Down {
+                reason: DownReason::Stopped,
+            } => false,
+            state => {
+                *state = SubscriberState::Down { reason };
+                true
+            }
+        });
+    }
+}
+
+/// A registered waiter, which is removed when this is dropped.
+struct Waiting {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.subscriptions.lock().waiters.leave(self.id);
+    }
+}
+
+struct Task {
+    target: Target,
+    config: Arc<SubscriberConfig>,
+    shared: Arc<Shared>,
+    stale: StaleConnection,
+    /// Numbers of probes continue across connections, so that no old one is taken for a new one.
+    next_probe: u64,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            let (reason, held) = match self.listen().await {
+                Ok(reason) => (reason, began.elapsed()),
+                Err(error) => (DownReason::Unreachable(error), Duration::ZERO),
+            };
+            self.shared.set_down(reason);
+            (self.shared.moved)();
+            if held >= HELD {
+                backoff.reset();
+            } else {
+                time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+
+    /// Connects and listens until the connection is lost. Returns the reason, or why there is no
+    /// connection.
+    async fn listen(&mut self) -> Result<DownReason, Box<str>> {
+        let (interval, timeout) = (self.config.probe_interval, self.config.probe_timeout);
+        let probes = Probes::new(interval, timeout, self.next_probe, Instant::now());
+        let probe_channel = Arc::clone(&self.target.probe_channel);
+        let incoming = Incoming::new(Arc::clone(&self.shared), probe_channel, probes);
+        let incoming = EndOnDrop(Arc::new(incoming));
+        let mut connection = self.connect(&incoming.0).await?;
+        let kill = self.stale.kill(&mut connection);
+        if time::timeout(CONNECT_TIMEOUT, kill).await.is_err() {
+            return Err("Redis does not answer".into());
+        }
+        let session = Session::new(
+            &self.config,
+            &self.shared,
+            &incoming.0,
+            connection,
+            &self.target.probe_channel,
+        );
+        let reason = session.run().await;
+        self.next_probe = incoming.0.watch.lock().probes.next_number();
+        drop(incoming);
+        self.shared.subscriptions.lock().lost();
+        let event = SubscriberEvent::Down {
+            reason: reason.clone(),
+        };
+        self.shared.sink.event(event);
+        Ok(reason)
+    }
+
+    async fn connect(&self, incoming: &Arc<Incoming>) -> Result<MultiplexedConnection, Box<str>> {
+        let Target {
+            endpoint, address, ..
+        } = &self.target;
+        let incoming = Arc::clone(incoming);
+        let push: Push = Arc::new(move |info: PushInfo| {
+            incoming.push(&info);
+            Ok::<(), ()>(())
+        });
+        let connected = match address {
+            Some(address) => {
+                let push = Some(push);
+                endpoint
+                    .connect_to(address, Purpose::Subscriber, push)
+                    .await
+            }
+            None => endpoint.connect(Purpose::Subscriber, Some(push)).await,
+        };
+        let mut connection = connected.map_err(|error| error.to_string())?.into_inner();
+        connection.set_response_timeout(RESPONSE_TIMEOUT);
+        Ok(connection)
+    }
+}
+
+/// The crate's driver may outlive the session, which may be aborted at any await.
+struct EndOnDrop(Arc<Incoming>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
