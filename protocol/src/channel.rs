@@ -1,8 +1,17 @@
-//! The names of the channels of a cluster, made and read back.
+//! Builds and parses the names of a cluster's channels.
 //!
-//! All names begin with the prefix of the deployment, since Redis knows no other way to keep
-//! deployments apart: its channels ignore the number of the database. The names are those of Node's
-//! adapters; only the probe and the leases are our own. Nothing here publishes or subscribes.
+//! All names begin with the prefix of the deployment, because Redis has no other way to keep
+//! deployments apart: channels ignore the database number. The names are those of Node's adapters,
+//! except for the probe and the leases.
+//!
+//! ```text
+//!                classic                          sharded
+//! broadcasts     prefix#/chat#                    prefix#/chat#
+//! one room       prefix#/chat#room#               prefix#/chat#room#   (by mode)
+//! requests       prefix-request#/chat#            prefix#/chat#
+//! responses      prefix-response#/chat#           prefix#/chat#
+//! to one node    prefix-response#/chat#uid#       prefix#/chat#uid#
+//! ```
 
 use std::fmt;
 
@@ -10,43 +19,44 @@ use sha1::{Digest, Sha1};
 
 use crate::{id::NodeId, message::Message, target::Target};
 
-/// What emitters put in the place of a [`Uid`]: nobody's echo, so every node listens.
+/// What emitters send instead of a [`Uid`]. No node has it, so none takes the message for its own.
 pub const EMITTER_UID: &str = "emitter";
 
-/// Which of Node's Redis adapters the cluster speaks with. All its nodes have to agree.
+/// Which of Node's Redis adapters the cluster is compatible with. All nodes must use the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dialect {
-    /// `createAdapter`, and what emitters speak: PUBLISH.
+    /// `createAdapter` and the official emitters: PUBLISH.
     #[default]
     Classic,
-    /// `createShardedAdapter`: SPUBLISH, of Redis 7.
+    /// `createShardedAdapter`: SPUBLISH, which needs Redis 7.
     Sharded(Mode),
 }
 
-/// Which rooms have a channel of their own in the sharded dialect.
+/// Which rooms have a channel of their own in the sharded dialect (Node's `subscriptionMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// None.
     Static,
-    /// Those that are not private. Node takes a room for private if its name has 20 characters.
+    /// All but private rooms. Node regards a room as private if its name has 20 characters.
     Dynamic,
     /// All.
     DynamicPrivate,
 }
 
-/// What is said on a channel. In the sharded dialect everything counts as [`Kind::Broadcast`]:
-/// there the messages themselves tell what they are.
+/// What a channel carries. In the sharded dialect every channel counts as [`Kind::Broadcast`],
+/// because the type is in the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Broadcasts.
     Broadcast,
-    /// Orders and questions.
+    /// Commands and questions.
     Request,
-    /// Answers.
+    /// Answers to questions.
     Response,
 }
 
-/// The name by which the other nodes know a node in one namespace.
+/// The name under which other nodes know a node in one namespace. 6 URL-safe characters in the
+/// classic dialect, 16 hexadecimal digits in the sharded one, as Node's adapters draw them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Uid(Box<str>);
 
@@ -69,9 +79,10 @@ impl fmt::Debug for Uid {
     }
 }
 
-/// The uid of a node in a namespace. It is derived and not random, so that whoever knows the name
-/// of a node can look for its channel of responses.
+/// The uid of a node in a namespace. It is derived from the node's name and not random, so that
+/// another node can look for the response channel of a node whose name it knows.
 pub fn uid(node: &NodeId, namespace: &str, dialect: Dialect) -> Uid {
+    // Not `id::ALPHABET`: its last two characters are in the other order, and a uid must not change.
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let digest = Sha1::new()
@@ -93,28 +104,28 @@ pub fn uid(node: &NodeId, namespace: &str, dialect: Dialect) -> Uid {
     Uid(text.into())
 }
 
-/// Makes and reads the names of channels.
+/// Builds and parses the names of channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channels {
     prefix: Box<str>,
     dialect: Dialect,
 }
 
-/// One way to read the name of a channel. A namespace may hold `#` like a room, so there may be
-/// several; the message itself has the last word.
+/// One way to parse the name of a channel. Both a namespace and a room may contain `#`, so there may
+/// be several; the message itself names its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place<'a> {
-    /// What is said there.
+pub struct ParsedChannel<'a> {
+    /// What the channel carries.
     pub kind: Kind,
-    /// In which namespace.
+    /// The namespace.
     pub namespace: &'a str,
-    /// The room of a channel of broadcasts, or the uid of a channel of responses.
+    /// The room of a broadcast channel, or the uid of a response channel. `None` if the channel is
+    /// for the whole namespace.
     pub rest: Option<&'a str>,
 }
 
 impl Channels {
-    /// The prefix is `socket.io` unless the application says otherwise (Node's options `key` and
-    /// `channelPrefix`).
+    /// Node's default prefix is `socket.io` (its options `key` and `channelPrefix`).
     pub fn new(prefix: &str, dialect: Dialect) -> Self {
         Self {
             prefix: prefix.into(),
@@ -122,7 +133,7 @@ impl Channels {
         }
     }
 
-    /// What all names begin with.
+    /// The prefix of all names.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -132,19 +143,19 @@ impl Channels {
         self.dialect
     }
 
-    /// Where everybody in the namespace is told: the base channel of the classic dialect, the main
-    /// channel of the sharded one.
+    /// The channel of broadcasts to a namespace.
     pub fn broadcast(&self, namespace: &str) -> String {
-        // On the way of every message: `concat` allocates once, `format!` several times.
+        // Built for every message: `concat` allocates once, `format!` several times.
         [&*self.prefix, "#", namespace, "#"].concat()
     }
 
-    /// Where those are told that have members of the room.
+    /// The channel of broadcasts to one room. Nodes subscribe to it while the room has members.
     pub fn room(&self, namespace: &str, room: &str) -> String {
         [&*self.prefix, "#", namespace, "#", room, "#"].concat()
     }
 
-    /// Where a message goes, or a question that has one (a broadcast that is acknowledged).
+    /// The channel for a message. A broadcast that is also a question (`is_question`), because it is
+    /// to be acknowledged or asked about, goes to the request channel.
     pub fn for_message(&self, namespace: &str, message: &Message, is_question: bool) -> String {
         match message {
             Message::Broadcast { target, .. } if !is_question => {
@@ -154,7 +165,7 @@ impl Channels {
         }
     }
 
-    /// What the name of the channel consists of on which a broadcast to this target goes.
+    /// The parts of the name of the channel for a broadcast to this target, to be concatenated.
     pub fn parts_for_target<'a>(&'a self, namespace: &'a str, target: &'a Target) -> [&'a str; 6] {
         let has_channel = |room: &&str| match self.dialect {
             Dialect::Classic => true,
@@ -166,8 +177,8 @@ impl Channels {
         }
     }
 
-    /// Where orders are given and questions are asked. Every process must hold exactly one
-    /// subscription to it: Node counts the servers by them.
+    /// The channel of commands and questions. Every node must have exactly one subscription to it,
+    /// because Node counts the servers by these subscriptions.
     pub fn request(&self, namespace: &str) -> String {
         match self.dialect {
             Dialect::Classic => format!("{}-request#{namespace}#", self.prefix),
@@ -175,8 +186,8 @@ impl Channels {
         }
     }
 
-    /// Where Node's servers answer by default, whoever asked. The sharded dialect has no such
-    /// channel.
+    /// The channel on which Node's servers answer everybody by default. `None` in the sharded
+    /// dialect, which has no such channel.
     pub fn response(&self, namespace: &str) -> Option<String> {
         match self.dialect {
             Dialect::Classic => Some(format!("{}-response#{namespace}#", self.prefix)),
@@ -184,7 +195,7 @@ impl Channels {
         }
     }
 
-    /// Where one node is answered.
+    /// The channel of answers to one node.
     pub fn response_of(&self, namespace: &str, uid: &str) -> String {
         match self.dialect {
             Dialect::Classic => format!("{}-response#{namespace}#{uid}#", self.prefix),
@@ -192,22 +203,22 @@ impl Channels {
         }
     }
 
-    /// The pattern of all private rooms whose sockets have ids of ordinary length that begin with
-    /// the tag of their node.
+    /// The pattern of the private rooms of all sockets of a node: their ids have 20 characters and
+    /// begin with the node's tag.
     pub fn private_rooms_pattern(&self, namespace: &str, tag: &str) -> String {
         const REST_OF_THE_ID: &str = "????????????????";
         let (prefix, namespace) = (escaped(&self.prefix), escaped(namespace));
         format!("{prefix}#{namespace}#{}{REST_OF_THE_ID}#", escaped(tag))
     }
 
-    /// The pattern that stands for the request channel alone.
+    /// The pattern that matches the request channel alone.
     pub fn request_pattern(&self, namespace: &str) -> String {
         escaped(&self.request(namespace))
     }
 
-    /// A channel of a node alone, on which it talks to itself to see whether messages flow. In a
-    /// Redis cluster the name is in the slot that is asked for, except if a hash tag in the prefix
-    /// decides about the slots of all names.
+    /// A channel of one node, which publishes probes to itself to see whether messages arrive. In a
+    /// Redis cluster the name is in the hash slot `slot_hint`, unless the prefix has a hash tag, which
+    /// puts all names into one slot.
     pub fn probe(&self, node: &NodeId, slot_hint: u16) -> String {
         let stem = format!("{}-probe#{node}#", self.prefix);
         let name = |number: u32| format!("{stem}{number}#");
@@ -221,14 +232,15 @@ impl Channels {
             .map_or_else(|| name(0), |end| stem.clone() + &end)
     }
 
-    /// The key under which nodes say that they are alive.
+    /// The key of the sorted set in which nodes renew their leases.
     pub fn leases(&self) -> String {
         format!("{}-nodes", self.prefix)
     }
 
-    /// The ways to read the name of a channel, shortest namespace first; none if it is not one of
-    /// ours. There are as many as the name has `#`, so take no more than there can be namespaces.
-    pub fn places<'a>(&self, channel: &'a str) -> impl Iterator<Item = Place<'a>> + use<'a> {
+    /// Parses the name of a channel in every possible way, shortest namespace first. Yields nothing
+    /// if it is not a channel of the deployment. There are as many ways as the name has `#`, so a
+    /// caller has to limit how many it looks at.
+    pub fn parse<'a>(&self, channel: &'a str) -> impl Iterator<Item = ParsedChannel<'a>> + use<'a> {
         let (kind, rest) = self.split(channel).unwrap_or((Kind::Broadcast, ""));
         let has_rest = kind != Kind::Request;
         let whole = rest.strip_suffix('#');
@@ -238,15 +250,15 @@ impl Channels {
                 .map(|(at, _)| (&whole[..at], Some(&whole[at + 1..])))
         });
         cut.chain(whole.map(|whole| (whole, None)))
-            .map(move |(namespace, rest)| Place {
+            .map(move |(namespace, rest)| ParsedChannel {
                 kind,
                 namespace,
                 rest,
             })
     }
 
-    /// The room of a channel of broadcasts of the namespace: `None` if the channel is none,
-    /// `Some(None)` if it is the one for everybody.
+    /// The room of a broadcast channel of the namespace: `None` if the channel is not one,
+    /// `Some(None)` if it is the channel of the whole namespace.
     pub fn room_of<'a>(&self, channel: &'a str, namespace: &str) -> Option<Option<&'a str>> {
         let rest = channel
             .strip_prefix(&*self.prefix)?
@@ -273,7 +285,7 @@ impl Channels {
 }
 
 impl Mode {
-    /// Whether a sender uses a channel for the room. Subscribers may have more channels than that.
+    /// Whether a sender uses the room's channel. Nodes may subscribe to more channels than that.
     pub fn has_channel(self, room: &str) -> bool {
         match self {
             Self::Static => false,
@@ -284,7 +296,7 @@ impl Mode {
     }
 }
 
-/// The hash slot of a key or a channel in a Redis cluster.
+/// The hash slot of a key or a sharded channel in a Redis cluster, from 0 to [`SLOTS`] - 1.
 pub fn slot(name: &str) -> u16 {
     let tag = name.split_once('{').and_then(|(_, rest)| {
         let (tag, _) = rest.split_once('}')?;
@@ -293,14 +305,14 @@ pub fn slot(name: &str) -> u16 {
     crc16(0, tag.unwrap_or(name).as_bytes()) % SLOTS
 }
 
-/// How many hash slots there are.
+/// The number of hash slots of a Redis cluster.
 pub const SLOTS: u16 = 16384;
 
-/// One in [`SLOTS`] numbers gives the slot that is asked for; after so many tries all but one in a
-/// billion searches have ended.
+/// One in [`SLOTS`] numbers gives the wanted slot, so all but one in a billion searches succeed
+/// within this many.
 const PROBE_TRIES: u32 = 21 * SLOTS as u32;
 
-/// The only room of a target, if it has exactly one.
+/// The room of a target that has exactly one.
 fn only_room(target: &Target) -> Option<&str> {
     let (first, others) = target.rooms.split_first()?;
     others.iter().all(|room| room == first).then_some(first)
@@ -317,7 +329,7 @@ fn escaped(name: &str) -> String {
     text
 }
 
-/// CRC-16 of the polynomial 0x1021 without reflection, going on from the remainder `crc`.
+/// CRC-16 with the polynomial 0x1021, without reflection, continued from the remainder `crc`.
 fn crc16(crc: u16, bytes: &[u8]) -> u16 {
     bytes.iter().fold(crc, |crc, byte| {
         (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| {
@@ -430,7 +442,7 @@ mod tests {
 
     fn places(channels: &Channels, channel: &str) -> Vec<(Kind, String, Option<String>)> {
         channels
-            .places(channel)
+            .parse(channel)
             .map(|place| {
                 let rest = place.rest.map(String::from);
                 (place.kind, place.namespace.into(), rest)

@@ -1,7 +1,8 @@
-//! Engine.IO as bytes and packets, revisions 4 and 3: what a connection's transport carries.
+//! Engine.IO, revisions 4 and 3: the packets that a connection's transport carries.
 //!
-//! Everything here is sans-IO: text, bytes and times go in; packets, text and deadlines come out.
-//! Sockets, HTTP and timers belong to `transport`; namespaces and events to `socket_io`.
+//! [`open`] is the handshake, [`packet`] decodes a single packet, [`payload`] and [`payload_v3`]
+//! several packets in one HTTP body, and [`session`] is the heartbeat. Sockets, HTTP and timers
+//! belong to the server's transport; namespaces and events to [`crate::socket_io`].
 
 pub mod open;
 pub mod packet;

@@ -1,23 +1,60 @@
-//! The public names of connected sockets and of nodes.
+//! The ids of sockets, connections and nodes, and the alphabet that they are made of.
+//!
+//! Ids are made from random bytes that the caller passes, because this crate has no entropy.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
-/// The characters of ids: those that base64 has in URLs.
+/// The 64 characters of ids and names, which are URL-safe.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// A name of URL-safe characters, with six bits of each random byte. Callers bring the entropy.
+/// Turns random bytes into as many URL-safe characters. Six bits of each byte are used.
 pub fn name_from<const N: usize>(random: [u8; N]) -> [u8; N] {
     random.map(|byte| ALPHABET[usize::from(byte % 64)])
 }
 
-/// The id of a socket in its namespace, and at the same time the name of its private room.
+/// The id of an Engine.IO connection: 20 URL-safe characters, of which the first four are the tag of
+/// the node and the others have 96 random bits.
 ///
-/// Twenty URL-safe characters: the four-character tag of the node, then 96 random bits. Exactly
-/// twenty, because Node's sharded Redis adapter tells private rooms from public ones by that
-/// length. Only clients of Engine.IO revision 3 outside the main namespace have longer ids
-/// (`/chat#` and the id of the connection), as they compute them by themselves.
+/// It is a secret between the client and the server, because anyone who knows it can poll in the
+/// client's place. Therefore `Debug` does not print it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EngineId([u8; Self::LEN]);
+
+impl EngineId {
+    /// Length in characters.
+    pub const LEN: usize = SocketId::LEN;
+
+    /// Length of the node's tag in characters.
+    pub const TAG_LEN: usize = 4;
+
+    /// An id that begins with the tag of the node. All arguments must be made by [`name_from`].
+    pub fn new(tag: [u8; Self::TAG_LEN], random: [u8; Self::LEN - Self::TAG_LEN]) -> Self {
+        let mut id = [0; Self::LEN];
+        id[..Self::TAG_LEN].copy_from_slice(&tag);
+        id[Self::TAG_LEN..].copy_from_slice(&random);
+        Self(id)
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("ids are made of ASCII characters")
+    }
+}
+
+impl fmt::Debug for EngineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EngineId(..)")
+    }
+}
+
+/// The id of a socket in its namespace, which is also the name of its private room.
+///
+/// It has 20 URL-safe characters: the four-character tag of the node, then 96 random bits. The length
+/// matters, because Node's sharded Redis adapter distinguishes private rooms from public ones by it.
+/// Clients of Engine.IO revision 3 have longer ids outside the main namespace (`/chat#` and the id of
+/// the connection), because they compute them themselves.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(Repr);
 
@@ -29,10 +66,10 @@ enum Repr {
 }
 
 impl SocketId {
-    /// Length of an ordinary id, in characters.
+    /// Length of an ordinary id in characters.
     pub const LEN: usize = 20;
 
-    /// Takes over a name that was made elsewhere.
+    /// An id that was made elsewhere, of any length.
     pub fn new(name: &str) -> Self {
         match <[u8; Self::LEN]>::try_from(name.as_bytes()) {
             Ok(bytes) if bytes.is_ascii() => Self(Repr::Short(bytes)),
@@ -90,13 +127,13 @@ impl crate::target::Rooms for &SocketId {
     }
 }
 
-/// The name of a node, unique in its cluster: made anew at every start, so that a node that comes
-/// back is another one.
+/// The name of a node, unique in its cluster. It is new at every start, so a node that was restarted
+/// is another node.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(Arc<str>);
 
 impl NodeId {
-    /// Takes over a name.
+    /// A node with this name.
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
@@ -122,6 +159,14 @@ impl fmt::Debug for NodeId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_id_begins_with_the_tag_is_url_safe_and_is_not_printed() {
+        let tag = name_from([0, 63, 64, 255]);
+        let id = EngineId::new(tag, name_from(std::array::from_fn(|at| at as u8 * 16)));
+        assert_eq!(id.as_str(), "A_A_AQgwAQgwAQgwAQgw");
+        assert_eq!(format!("{id:?}"), "EngineId(..)");
+    }
 
     #[test]
     fn ids_of_any_length_read_back_as_they_were_written() {

@@ -1,11 +1,21 @@
-//! The protocols of Roomcast as bytes and meaning, without I/O: what clients speak ([`engine_io`],
-//! [`socket_io`]) and what the nodes of a cluster speak ([`wire`] on [`channel`]s).
+//! The protocols of Roomcast, sans-IO: bytes, packets and times go in; packets, bytes and deadlines
+//! come out. Nothing in this crate opens a socket, reads a clock or draws a random number. CI builds
+//! it for `wasm32-unknown-unknown`, which proves it.
 //!
-//! [`args`] holds event arguments encoded once, [`msgpack`] transcodes them, [`event`] knows the names
-//! that an event may not have, [`target`] names the receivers of a broadcast, [`message`] what nodes
-//! send each other and [`question`] what they ask each other. Nothing in this crate opens a socket,
-//! reads a clock or draws a random number.
-#![allow(missing_docs)]
+//! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`] frames or HTTP
+//! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
+//! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis.
+//!
+//! ```text
+//! client ── websocket ── engine_io ── socket_io ──┐
+//!                                                 ├── args, event, id, target
+//! Redis ─── channel ──── wire ── message, question┘
+//!                         └── msgpack
+//! ```
+//!
+//! Both share the arguments of events: [`args`] encodes them once, and [`msgpack`] transcodes them.
+//! Every decoder takes hostile input: it returns an error and never panics, and both the memory and
+//! the stack that it uses are bounded by its limits and by the size of the input.
 
 pub mod args;
 pub mod channel;
@@ -21,3 +31,8 @@ pub mod target;
 pub mod time;
 pub mod websocket;
 pub mod wire;
+
+/// The examples of the crate's README, compiled as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,9 +1,8 @@
-//! Socket.IO as packets and text: what the messages of a connection mean.
+//! Socket.IO: the packets inside the messages of an Engine.IO connection.
 //!
-//! Everything here is sans-IO: the payload of an Engine.IO message goes in, packets come out, and
-//! the other way round. Protocol revision 5 with its default parser, the replies that clients of
-//! revision 2 expect, and the MessagePack parser. Sockets, namespaces and handlers belong to
-//! `server`; heartbeats and transports are not known here.
+//! Protocol revision 5 with its default parser ([`decode`], [`encode`]) and with the MessagePack
+//! parser ([`msgpack`]), and the replies to a CONNECT that clients of revision 2 expect
+//! ([`connect`]). Sockets, namespaces and handlers belong to the server.
 
 pub mod connect;
 pub mod decode;

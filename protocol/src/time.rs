@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-/// A point in time, in milliseconds since an arbitrary start. It takes eight bytes, because every
+/// A point in time, in milliseconds since an arbitrary start. It has eight bytes, because every
 /// connection keeps several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(u64);
 
 impl Time {
-    /// The point `duration` later. It saturates at the end of time.
+    /// The point `duration` later, rounded down to milliseconds. It saturates at the maximum.
     pub fn after(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(millis))

@@ -1,8 +1,25 @@
 //! WebSocket frames (RFC 6455) as a server reads and writes them, and the values of its handshake.
 //!
-//! The connection's driver owns one [`Reader`] per connection and lends it whatever bytes arrived;
-//! a connection between two frames holds no buffer. Sockets, timers, automatic answers to pings
-//! and extensions are not known here: a frame with an extension's bit set is refused.
+//! Each connection has one [`Reader`], and its driver passes the bytes that arrived. The reader is
+//! ours because a connection between two frames must not hold a buffer: libraries keep one per
+//! connection, and a whole idle connection takes about 1 KiB here. A property test compares it with
+//! tungstenite.
+//!
+//! ```text
+//! input ─▶ header complete? ──no──▶ Partial.head, wait for more
+//!              │ yes
+//!              ▼
+//!          payload complete in input, FIN, no message open? ──yes──▶ unmask in place, borrow
+//!              │ no
+//!              ▼
+//!          Partial.frame + Partial.message (or Partial.control), grows with the bytes that came
+//!              │ last byte of the last fragment
+//!              ▼
+//!          owned event; Partial is freed
+//! ```
+//!
+//! A close frame and every refusal end the reading for good. There are no extensions: a frame with a
+//! reserved bit is refused. Replies to pings are up to the driver.
 
 use std::borrow::Cow;
 use std::mem;
@@ -11,69 +28,86 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-/// Turns the bytes of a client into messages, wherever the network has cut them.
+/// Turns the bytes of a client into messages, however the network has split them.
 ///
-/// Frames that lie completely in the caller's buffer are unmasked in place and lent out. What is
-/// incomplete is copied here, and freed with the event that completes it.
+/// A frame that is complete in the caller's buffer is unmasked in place and borrowed. An incomplete
+/// one is copied and freed with the event that completes it.
 #[derive(Debug, Default)]
 pub struct Reader {
     partial: Option<Box<Partial>>,
-    /// A close frame or a refusal ends the reading; what follows is not looked at.
+    /// A close frame or a refusal was read; anything after it is ignored.
     ended: bool,
 }
 
-/// What a client sent, payload unmasked and text checked. Borrowed from the caller's buffer
-/// unless it came in pieces.
+/// A message or control frame, unmasked, with valid text. It is borrowed from the caller's buffer
+/// unless it came in several pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'b> {
+    /// A whole text message.
     Text(Cow<'b, str>),
+    /// A whole binary message.
     Binary(Cow<'b, [u8]>),
+    /// A ping; the driver has to reply with a pong of the same payload.
     Ping(Cow<'b, [u8]>),
+    /// A pong.
     Pong(Cow<'b, [u8]>),
-    /// The client closes, with a code and a reason if it gave one. It is the last event.
+    /// The client closes, with a code and a reason unless the frame is empty. No event follows.
     Close(Option<(u16, Cow<'b, str>)>),
 }
 
-/// What a client may send before it is refused. The defaults are those of the server's settings.
+/// The limits of a message. The server's settings have the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest message, in bytes, all its fragments together.
+    /// Maximum size of a message in bytes, all fragments together.
     pub message_bytes: usize,
-    /// The most fragments of one message; empty ones would otherwise go on for ever.
+    /// Maximum number of fragments of a message, because empty ones could go on for ever.
     pub fragments: usize,
 }
 
 /// Why a client's bytes are refused. The connection is closed with [`Refusal::close_code`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// A bit that only extensions use is set.
     #[error("a reserved bit is set")]
     ReservedBits,
+    /// An opcode without a meaning.
     #[error("the opcode is reserved")]
     ReservedOpcode,
+    /// Clients must mask every frame.
     #[error("the frame is not masked")]
     Unmasked,
+    /// A length in a longer form than necessary, or above 63 bits.
     #[error("the length is not in its shortest form or above 63 bits")]
     Length,
+    /// Control frames must not be fragmented.
     #[error("a control frame is fragmented")]
     FragmentedControl,
+    /// Control frames have at most 125 bytes.
     #[error("a control frame has more than 125 bytes")]
     LongControl,
+    /// A continuation frame while no message is open.
     #[error("a continuation without a message to continue")]
     UnexpectedContinuation,
+    /// A new data frame while a fragmented message is open.
     #[error("a new message inside a fragmented one")]
     UnfinishedMessage,
+    /// A close frame of one byte, with a reserved code, or with a reason that is not UTF-8.
     #[error("the close frame is damaged or its code is not for the wire")]
     CloseCode,
+    /// A text message that is not UTF-8.
     #[error("text is not UTF-8")]
     Utf8,
+    /// More than [`Limits::message_bytes`].
     #[error("the message is above the limit")]
     TooLarge,
+    /// More than [`Limits::fragments`].
     #[error("the message has too many fragments")]
     TooManyFragments,
 }
 
 impl Refusal {
-    /// The code of the close frame that answers it.
+    /// The code of the close frame to send: 1007 for invalid text, 1009 for a message beyond a
+    /// limit, otherwise 1002 (protocol error).
     pub fn close_code(self) -> u16 {
         match self {
             Self::Utf8 => 1007,
@@ -82,7 +116,7 @@ impl Refusal {
         }
     }
 
-    /// The name under which metrics count this refusal. It never changes.
+    /// The label of the refusal in metrics. It never changes.
     pub fn label(self) -> &'static str {
         match self {
             Self::ReservedBits => "reserved_bits",
@@ -102,10 +136,10 @@ impl Refusal {
 }
 
 impl Reader {
-    /// The next event in `input`, which is moved past the bytes that were read.
+    /// Reads the next event and advances `input` past it.
     ///
-    /// None means that `input` is used up. Bytes that the caller leaves in `input` to go on later
-    /// are the caller's to keep. After [`Event::Close`] and after a refusal nothing comes any more.
+    /// Returns `None` when `input` is used up. A caller that stops earlier has to keep the rest of
+    /// `input`. After [`Event::Close`] and after a refusal this always returns `None`.
     pub fn next<'b>(
         &mut self,
         input: &mut &'b mut [u8],
@@ -161,7 +195,7 @@ impl Reader {
         Ok(None)
     }
 
-    /// Takes a header off `input`, or all of `input` if the header is not complete.
+    /// Takes a header from `input`, or all of `input` if the header is incomplete.
     fn read_header(
         &mut self,
         input: &mut &mut [u8],
@@ -189,7 +223,7 @@ impl Reader {
             }
             return Ok(Some(header));
         }
-        // A header of the greatest length is always complete, so what is not fits.
+        // A header of maximum length is always complete, so an incomplete one fits.
         let len = bytes.len();
         joined[before..len].copy_from_slice(take(input, len - before));
         let partial = self.partial.get_or_insert_default();
@@ -198,7 +232,7 @@ impl Reader {
         Ok(None)
     }
 
-    /// Takes a frame whose payload lies in `input` to its end.
+    /// Takes a frame whose payload is complete in `input`.
     fn take_whole<'b>(
         &mut self,
         frame: &Header,
@@ -222,7 +256,7 @@ impl Reader {
         }
     }
 
-    /// Takes what has arrived of a frame whose payload is not complete in `input`, or was not.
+    /// Takes the next part of a frame whose payload did not arrive at once.
     fn absorb<'b>(
         &mut self,
         mut frame: Header,
@@ -255,16 +289,16 @@ impl Reader {
     }
 }
 
-/// What is kept of a frame or message that is not complete. It grows with the bytes that were
-/// received, never with those that were announced.
+/// An incomplete frame or message. It grows with the bytes that were received, never with those
+/// that were announced.
 #[derive(Debug, Default)]
 struct Partial {
-    /// The first bytes of a header.
+    /// The first bytes of an incomplete header.
     head: [u8; Header::MAX],
     head_len: u8,
-    /// A frame whose header was read: `len` and `mask` are those of the missing payload.
+    /// A frame whose header was read; `len` and `mask` are those of the missing payload.
     frame: Option<Header>,
-    /// The payload of an incomplete control frame, beside a message that it may interrupt.
+    /// The payload of an incomplete control frame, which may interrupt a message.
     control: Vec<u8>,
     message: Option<Message>,
 }
@@ -273,7 +307,7 @@ struct Partial {
 struct Message {
     is_text: bool,
     bytes: Vec<u8>,
-    /// How many bytes of a text are known to be UTF-8.
+    /// The number of bytes of a text that are known to be UTF-8.
     checked: usize,
     fragments: usize,
 }
@@ -283,7 +317,7 @@ impl Partial {
         self.head_len == 0 && self.frame.is_none() && self.message.is_none()
     }
 
-    /// Counts a data frame to its message, which the first one begins.
+    /// Counts a data frame of its message; the first one begins it.
     fn begin(&mut self, opcode: Opcode) -> &mut Message {
         let is_text = opcode == Opcode::Text;
         let message = self.message.get_or_insert_with(|| Message {
@@ -305,7 +339,7 @@ impl Partial {
 }
 
 impl Message {
-    /// Appends payload, and refuses text as soon as no continuation could make it UTF-8.
+    /// Appends payload. Refuses text as soon as no continuation could make it UTF-8.
     fn append(&mut self, payload: &[u8]) -> Result<(), Refusal> {
         self.bytes.extend_from_slice(payload);
         if self.is_text {
@@ -322,11 +356,17 @@ impl Message {
 /// The opcodes of RFC 6455, section 5.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opcode {
+    /// The next fragment of a message.
     Continuation = 0x0,
+    /// A text message or its first fragment.
     Text = 0x1,
+    /// A binary message or its first fragment.
     Binary = 0x2,
+    /// The last frame of a side.
     Close = 0x8,
+    /// Asks for a pong.
     Ping = 0x9,
+    /// Replies to a ping.
     Pong = 0xa,
 }
 
@@ -357,13 +397,13 @@ struct Header {
 }
 
 impl Header {
-    /// The longest header: two bytes, a length of eight, the mask.
+    /// Maximum length of a header: two bytes, eight bytes of length, four bytes of mask.
     const MAX: usize = 14;
 
-    /// Reads a header and its length from the start of `bytes`, or None if they are too few.
+    /// Reads a header and its length from the start of `bytes`; `None` if the header is incomplete.
     ///
-    /// Each field is judged as soon as it is there, in the order of the bytes, so that the verdict
-    /// does not depend on how the network cut them.
+    /// Each field is checked as soon as it has arrived, in the order of the bytes, so that the
+    /// result does not depend on how the network splits them.
     fn parse(
         bytes: &[u8],
         open: Option<&Message>,
@@ -517,7 +557,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     }
 }
 
-/// The header of a whole frame to a client, and how many of the bytes it takes.
+/// The header of an unfragmented frame to a client, and its length in bytes: 2, 4 or 10.
 pub fn frame_header(opcode: Opcode, len: usize) -> ([u8; 10], usize) {
     let mut header = [0; 10];
     header[0] = 0x80 | opcode as u8;
@@ -536,7 +576,7 @@ pub fn frame_header(opcode: Opcode, len: usize) -> ([u8; 10], usize) {
     (header, size)
 }
 
-/// Appends a whole frame to a client.
+/// Appends an unfragmented frame to a client.
 pub fn append_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     let (header, size) = frame_header(opcode, payload.len());
     out.reserve(size + payload.len());
@@ -546,7 +586,7 @@ pub fn append_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 
 /// Appends a text frame whose payload `write` appends.
 pub fn append_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    /// Room for the header of a payload up to 64 KiB; others make their payload move.
+    /// The size of the header of a payload up to 64 KiB. A longer payload has to be moved.
     const ROOM: usize = 4;
     let start = out.len();
     out.extend_from_slice(&[0; ROOM]);
@@ -561,7 +601,7 @@ pub fn append_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + size].copy_from_slice(&header[..size]);
 }
 
-/// Appends the answer to a ping, with the ping's payload.
+/// Appends the pong that replies to a ping with this payload.
 pub fn append_pong(out: &mut Vec<u8>, payload: &[u8]) {
     append_frame(out, Opcode::Pong, payload);
 }
@@ -574,10 +614,13 @@ pub fn append_close(out: &mut Vec<u8>, code: Option<u16>) {
     }
 }
 
-/// The headers of a request that asks for a WebSocket, each with its values joined by commas.
+/// The headers of a request for a WebSocket. The values of a header that occurs several times are
+/// joined by commas.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Upgrade<'a> {
+    /// `Connection`.
     pub connection: &'a str,
+    /// `Upgrade`.
     pub upgrade: &'a str,
     /// `Sec-WebSocket-Version`
     pub version: &'a str,
@@ -588,17 +631,23 @@ pub struct Upgrade<'a> {
 /// Why a request is not a WebSocket handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UpgradeError {
+    /// `Connection` or `Upgrade` does not ask for one.
     #[error("the request does not ask for a WebSocket")]
     NotWebSocket,
-    /// The answer names the version that is served, see [`VERSION`].
+    /// Another version; the response has to name [`VERSION`].
     #[error("the WebSocket version is not 13")]
     Version,
+    /// The key is missing or invalid.
     #[error("the WebSocket key is not 16 bytes in base64")]
     Key,
 }
 
 impl Upgrade<'_> {
-    /// Checks the headers and gives the value of `Sec-WebSocket-Accept`.
+    /// Checks the headers and returns the value of `Sec-WebSocket-Accept`.
+    ///
+    /// # Errors
+    ///
+    /// See [`UpgradeError`]; the response is a refusal with status 400 or 426.
     pub fn accept(&self) -> Result<String, UpgradeError> {
         if !has_token(self.connection, "upgrade") || !has_token(self.upgrade, "websocket") {
             return Err(UpgradeError::NotWebSocket);
@@ -615,7 +664,7 @@ impl Upgrade<'_> {
     }
 }
 
-/// What a server answers to a key, as proof that it speaks WebSocket.
+/// The value of `Sec-WebSocket-Accept` for a key (RFC 6455, section 4.2.2).
 pub fn accept_key(key: &str) -> String {
     let digest = Sha1::new()
         .chain_update(key)
@@ -629,7 +678,7 @@ fn has_token(list: &str, token: &str) -> bool {
         .any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
-/// The version that is served, the value of `Sec-WebSocket-Version` in a refusal.
+/// The supported version: the value of `Sec-WebSocket-Version` in a refusal.
 pub const VERSION: &str = "13";
 
 /// RFC 6455, section 1.3.

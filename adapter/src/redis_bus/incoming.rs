@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use roomcast_protocol::{
-    channel::{Kind, Place},
+    channel::{Kind, ParsedChannel},
     wire::{Incoming, Wire},
 };
 
@@ -61,7 +61,7 @@ impl Receiver {
             return;
         };
         let mut why = Dropped::UnknownNamespace;
-        for place in self.wire.channels().places(channel).take(MAX_PLACES) {
+        for place in self.wire.channels().parse(channel).take(MAX_PLACES) {
             let Some(namespace) = self.subscriptions.namespace(place.namespace) else {
                 continue;
             };
@@ -76,7 +76,7 @@ impl Receiver {
     fn receive_in(
         &self,
         namespace: &Arc<AttachedNamespace>,
-        place: &Place<'_>,
+        place: &ParsedChannel<'_>,
         payload: &[u8],
     ) -> Result<(), Dropped> {
         let listener = namespace.listener.upgrade();
@@ -108,7 +108,7 @@ impl Receiver {
         &self,
         namespace: &Arc<AttachedNamespace>,
         listener: Arc<dyn Listener>,
-        place: &Place<'_>,
+        place: &ParsedChannel<'_>,
         incoming: Incoming,
     ) -> Result<(), Dropped> {
         let uid = namespace.uid.as_str();

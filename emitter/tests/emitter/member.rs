@@ -140,7 +140,7 @@ impl Mind {
     async fn think(mut self, mut ear: Ear, answer: impl Fn(&Question) -> Vec<Reply> + Send) {
         loop {
             let (channel, payload) = ear.next().await;
-            let mut places = self.wire.channels().places(&channel);
+            let mut places = self.wire.channels().parse(&channel);
             let place = places.find(|place| place.namespace == "/");
             let kind = place.expect("a channel of the main namespace").kind;
             match self.wire.read("/", kind, &payload).unwrap() {

@@ -26,12 +26,13 @@ use super::{
     sessions::Slot,
     stream::{Read, Stream},
 };
-use crate::{clock::Time, close::CloseReason, ids::EngineId};
+use crate::{clock::Time, close::CloseReason};
 use roomcast_protocol::engine_io::{
     open::{Revision, TransportName},
     packet::Packet,
     session::{Received, UnexpectedPacket},
 };
+use roomcast_protocol::id::EngineId;
 
 pub(crate) struct Connection {
     engine: Arc<Engine>,

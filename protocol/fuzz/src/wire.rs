@@ -40,7 +40,7 @@ pub(crate) fn channel(data: &[u8]) {
     };
     for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Static)] {
         let channels = Channels::new("p", dialect);
-        for place in channels.places(name).take(64) {
+        for place in channels.parse(name).take(64) {
             let namespace = place.namespace;
             let again = match (place.kind, place.rest) {
                 (Kind::Broadcast, None) => channels.broadcast(namespace),

@@ -1,7 +1,7 @@
-//! The opening of an Engine.IO connection: what a request asks for in its query string, the
-//! handshake that answers it, and the errors that refuse it.
+//! The opening of an Engine.IO connection: the query string of a request, the handshake that
+//! accepts it, and the errors that refuse it.
 //!
-//! Owned by the routes. Which sessions exist and which transports are on is not known here.
+//! Which sessions exist and which transports are enabled is decided by the HTTP routes.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -10,16 +10,20 @@ use serde::Serialize;
 
 /// The handshake, which is the payload of the open packet.
 ///
-/// Clients take these five keys and no others; their order is that of other servers.
+/// Official clients read these five keys and no others. They are written in the order of Node's
+/// server.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Handshake<'a> {
     /// The session's secret id.
     pub sid: &'a str,
-    /// Transports that the client may change to.
+    /// Transports that the client may upgrade to; empty if there is none.
     pub upgrades: &'a [TransportName],
+    /// How often the server (revision 4) or the client (revision 3) pings. Written as whole
+    /// milliseconds.
     #[serde(serialize_with = "millis")]
     pub ping_interval: Duration,
+    /// How long the other side may take to reply to a ping. Written as whole milliseconds.
     #[serde(serialize_with = "millis")]
     pub ping_timeout: Duration,
     /// The largest body or message that the client may send, in bytes.
@@ -29,7 +33,7 @@ pub struct Handshake<'a> {
 impl Handshake<'_> {
     /// The packet that opens a session: its type, and the handshake as JSON.
     pub fn to_packet(&self) -> String {
-        /// More than it takes with an upgrade and the usual numbers.
+        /// Enough for a handshake with an upgrade and common numbers.
         const ROOM: usize = 160;
         let mut packet = Vec::with_capacity(ROOM);
         packet.push(b'0');
@@ -42,7 +46,9 @@ impl Handshake<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransportName {
+    /// HTTP long polling.
     Polling,
+    /// WebSocket.
     WebSocket,
 }
 
@@ -59,30 +65,35 @@ impl TransportName {
 /// The revision of Engine.IO that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revision {
+    /// Revision 3, of Socket.IO 2 clients. The client pings.
     V3,
+    /// Revision 4, of clients since Socket.IO 3. The server pings.
     V4,
 }
 
-/// The query string of a request, decoded. Of a repeated key the last value counts.
+/// The decoded query string of a request. If a key is repeated, the last value counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
-    /// `EIO` as it was sent; [`Query::revision`] says what it means.
+    /// `EIO` as it was sent; [`Query::revision`] interprets it.
     pub eio: Option<String>,
-    /// `transport` as it was sent; [`Query::transport_name`] says what it means.
+    /// `transport` as it was sent; [`Query::transport_name`] interprets it.
     pub transport: Option<String>,
+    /// The id of the session that the request belongs to; absent in the first request.
     pub sid: Option<String>,
-    /// Whether a client of revision 3 takes text only.
+    /// Whether the client can receive text only (`b64=1`), so that binary is sent as base64.
     pub b64: bool,
-    /// What makes every request different from the last, so that nothing on the way caches it.
+    /// A value that differs in every request, so that no cache on the way answers it.
     pub t: Option<String>,
-    /// The application's own keys, in the order in which they first came.
+    /// The application's own keys and their values, in the order of their first occurrence.
     pub application: Vec<(String, String)>,
 }
 
 impl Query {
-    /// Decodes what stands after the `?`. Damaged escapes stay as they are, as Node reads them.
+    /// Decodes the text after the `?`. Invalid percent escapes are kept, as in Node.
     ///
-    /// More than [`MAX_QUERY_KEYS`] keys of the application's are refused.
+    /// # Errors
+    ///
+    /// [`HandshakeError::BadRequest`] if the application has more than [`MAX_QUERY_KEYS`] keys.
     pub fn parse(query: &str) -> Result<Self, HandshakeError> {
         let mut parsed = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -97,7 +108,7 @@ impl Query {
             "EIO" => self.eio = Some(value),
             "transport" => self.transport = Some(value),
             "sid" => self.sid = Some(value),
-            // Any value counts, even `0`: so it does in JavaScript.
+            // Any value counts, even `0`, because Node tests the text and not a number.
             "b64" => self.b64 = !value.is_empty(),
             "t" => self.t = Some(value),
             _ => return self.set_application(key, value),
@@ -117,7 +128,7 @@ impl Query {
         Ok(())
     }
 
-    /// All keys and values, those of the protocol first.
+    /// All keys and values; those of the protocol come first.
     pub fn into_pairs(self) -> Vec<(String, String)> {
         let b64 = self.b64.then(|| String::from("1"));
         let known = [
@@ -133,7 +144,11 @@ impl Query {
         known.chain(self.application).collect()
     }
 
-    /// The transport that the request is for. Whether it is switched on is for the caller.
+    /// The transport of the request. The caller checks whether it is enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::TransportUnknown`] if it is missing or neither polling nor WebSocket.
     pub fn transport_name(&self) -> Result<TransportName, HandshakeError> {
         match self.transport.as_deref() {
             Some("polling") => Ok(TransportName::Polling),
@@ -142,8 +157,12 @@ impl Query {
         }
     }
 
-    /// The revision that the client speaks. Where old clients are let in, everything but `4`
-    /// counts as revision 3, since the oldest of them name none.
+    /// The revision that the client speaks. With `allow_v3`, anything but `EIO=4` is revision 3,
+    /// because the oldest clients do not send `EIO` at all.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::UnsupportedProtocol`] for anything but `EIO=4` without `allow_v3`.
     pub fn revision(&self, allow_v3: bool) -> Result<Revision, HandshakeError> {
         match self.eio.as_deref() {
             Some("4") => Ok(Revision::V4),
@@ -153,26 +172,27 @@ impl Query {
     }
 }
 
-/// Why a request is refused, in the words and numbers that clients know.
+/// Why a request is refused. Codes and texts are those of Node's server, because clients compare
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.message())]
 pub enum HandshakeError {
-    /// The transport is missing, unknown or switched off.
+    /// The transport is missing, unknown or disabled.
     TransportUnknown,
-    /// No session has this id, or it is closed.
+    /// No open session has this id.
     SessionUnknown,
-    /// A request without a session that is not a GET.
+    /// The first request of a session is not a GET.
     BadHandshakeMethod,
-    /// The request does not suit the session's transport, or is damaged.
+    /// The request does not fit the session's transport, or is invalid.
     BadRequest,
-    /// The application refused, in its own words or in ours.
+    /// The application refused the client, with its own message or the default one.
     Forbidden(Option<Cow<'static, str>>),
-    /// The client speaks a revision that is not served.
+    /// The client speaks a revision that the server does not support.
     UnsupportedProtocol,
 }
 
 impl HandshakeError {
-    /// The number that stands for the error in answers and metrics.
+    /// The error's number in the response body and in metrics.
     pub fn code(&self) -> u8 {
         match self {
             Self::TransportUnknown => 0,
@@ -184,7 +204,7 @@ impl HandshakeError {
         }
     }
 
-    /// The text that goes with the code; a refused upgrade has it alone as its body.
+    /// The error's text. It is the whole body of the response to a refused WebSocket upgrade.
     pub fn message(&self) -> &str {
         match self {
             Self::TransportUnknown => "Transport unknown",
@@ -197,7 +217,7 @@ impl HandshakeError {
         }
     }
 
-    /// The name under which metrics count this error. It never changes.
+    /// The label of the error in metrics. It never changes.
     pub fn label(&self) -> &'static str {
         match self {
             Self::TransportUnknown => "transport_unknown",
@@ -209,7 +229,7 @@ impl HandshakeError {
         }
     }
 
-    /// The HTTP status of the answer.
+    /// The HTTP status of the response: 403 if the application refused, otherwise 400.
     pub fn status(&self) -> u16 {
         if matches!(self, Self::Forbidden(_)) {
             403
@@ -218,7 +238,7 @@ impl HandshakeError {
         }
     }
 
-    /// The answer's body, which is JSON.
+    /// The body of the response: `{"code":…,"message":…}`.
     pub fn body(&self) -> String {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -233,7 +253,7 @@ impl HandshakeError {
     }
 }
 
-/// How many different keys of its own an application can be sent in a query string.
+/// Maximum number of different application keys in a query string.
 pub const MAX_QUERY_KEYS: usize = 100;
 
 fn decode_component(text: &str) -> Cow<'_, str> {

@@ -1,9 +1,8 @@
-//! One Engine.IO packet, decoded from the forms that transports carry.
+//! Decodes one Engine.IO packet from the forms that transports carry.
 //!
-//! The payload modules cut HTTP bodies into packets and call this one; a WebSocket frame is one
-//! packet as it stands. What is written is a type digit and text, made where it is sent; only
-//! binary messages have forms, which are here. What a packet means for the session is not decided
-//! here.
+//! The payload modules split HTTP bodies into packets and call this one; a WebSocket frame is one
+//! packet. Packets are written where they are sent, as a type digit and text. Only binary messages
+//! have several forms, which are here. [`super::session`] interprets packets.
 
 use std::borrow::Cow;
 
@@ -12,47 +11,59 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::{alphabet, encoded_len};
 
-/// A packet of either revision. Text is borrowed from the frame or body that it came in.
+/// A packet of either revision. Text is borrowed from the frame or body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Packet<'a> {
-    /// The handshake, JSON text. Only servers send it.
+    /// The handshake as JSON text. Only servers send it.
     Open(&'a str),
+    /// The sender closes the session.
     Close,
     /// `2`, or `2probe` while a transport is being upgraded.
     Ping(&'a str),
-    /// `3`, or `3probe` as the answer to a probe.
+    /// `3`, or `3probe` in reply to a probe.
     Pong(&'a str),
+    /// A message for the layer above.
     Message(Message<'a>),
+    /// The client completes an upgrade to another transport.
     Upgrade,
+    /// Ends a waiting poll during an upgrade.
     Noop,
 }
 
-/// What a message packet carries for the layer above.
+/// The content of a message packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
+    /// Text.
     Text(Cow<'a, str>),
+    /// Binary.
     Binary(Cow<'a, [u8]>),
 }
 
 /// Why bytes are not a packet, or a body is not a sequence of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
+    /// A packet without a type.
     #[error("the packet is empty")]
     Empty,
+    /// A type digit or kind of body entry that does not exist.
     #[error("the packet type is unknown")]
     UnknownType,
+    /// A binary message whose text is not base64.
     #[error("the binary message is not base64")]
     Base64,
+    /// Text that is not UTF-8.
     #[error("the text is not UTF-8")]
     Utf8,
+    /// In a body of revision 3: a length that is not a number, or that the body does not have.
     #[error("the declared length is not a number or does not fit the body")]
     Length,
+    /// In a body of revision 3: a length without its separator.
     #[error("the separator after the declared length is missing")]
     Separator,
 }
 
 impl PacketError {
-    /// The name under which metrics count this error. It never changes.
+    /// The label of the error in metrics. It never changes.
     pub fn label(self) -> &'static str {
         match self {
             Self::Empty => "empty_packet",
@@ -67,8 +78,8 @@ impl PacketError {
 
 /// Decodes a WebSocket text frame or one packet of a polling body, revision 4.
 ///
-/// Unlike Node's decoder, which skips what is not base64, a damaged binary message is refused:
-/// the application would otherwise receive bytes that nobody sent.
+/// A binary message that is not base64 is refused. Node's decoder skips invalid characters, so the
+/// application receives bytes that nobody sent.
 pub fn decode_text(text: &str) -> Result<Packet<'_>, PacketError> {
     match text.strip_prefix('b') {
         Some(base64) => decode_base64(base64),
@@ -78,7 +89,7 @@ pub fn decode_text(text: &str) -> Result<Packet<'_>, PacketError> {
 
 /// Decodes a WebSocket text frame or one packet of a text body, revision 3.
 ///
-/// It differs from revision 4 in that the type digit stands between the `b` and the base64.
+/// Unlike in revision 4, a type digit stands between the `b` and the base64.
 pub fn decode_text_v3(text: &str) -> Result<Packet<'_>, PacketError> {
     match text.strip_prefix('b') {
         Some(typed) => decode_base64(typed.strip_prefix('4').ok_or(PacketError::UnknownType)?),
@@ -86,8 +97,8 @@ pub fn decode_text_v3(text: &str) -> Result<Packet<'_>, PacketError> {
     }
 }
 
-/// Decodes a WebSocket binary frame or one binary entry of a body, revision 3: the type comes
-/// first, as a byte with the value 4. In revision 4 a binary frame is the bare message.
+/// Decodes a WebSocket binary frame or one binary entry of a body, revision 3. The first byte is the
+/// type, with the value 4. In revision 4 a binary frame is the message alone.
 pub fn decode_binary_v3(bytes: &[u8]) -> Result<Packet<'_>, PacketError> {
     match bytes.split_first() {
         None => Err(PacketError::Empty),
@@ -108,7 +119,7 @@ pub fn write_binary_message_v3(out: &mut Vec<u8>, bytes: &[u8]) {
     append_base64(out, bytes);
 }
 
-/// How many bytes of base64 stand for so many bytes of data, padding included.
+/// The length of `bytes` bytes as base64, padding included.
 pub fn base64_len(bytes: usize) -> usize {
     encoded_len(bytes, true).unwrap_or(usize::MAX)
 }
@@ -118,7 +129,7 @@ pub const MESSAGE_BYTE: u8 = 4;
 
 fn decode_plain(text: &str) -> Result<Packet<'_>, PacketError> {
     let kind = text.as_bytes().first().ok_or(PacketError::Empty)?;
-    // A known type is one ASCII byte, so what follows it starts at a character.
+    // A known type is one ASCII byte, so the rest starts at a character.
     let data = |text| str::get(text, 1..).unwrap_or_default();
     match kind {
         b'0' => Ok(Packet::Open(data(text))),
@@ -151,8 +162,8 @@ fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
         .expect("the space was measured for these bytes");
 }
 
-// Clients differ in alphabet, padding and the unused bits of the last character, and Node
-// decodes them all.
+// Clients differ in alphabet, padding and the unused bits of the last character, and Node decodes
+// all of them.
 const LENIENT_CONFIG: GeneralPurposeConfig = GeneralPurposeConfig::new()
     .with_decode_padding_mode(DecodePaddingMode::Indifferent)
     .with_decode_allow_trailing_bits(true);

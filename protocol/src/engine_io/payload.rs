@@ -1,21 +1,22 @@
-//! Several packets in one HTTP body, revision 4: text packets with 0x1e between them.
+//! Several packets in one HTTP body, revision 4: text packets separated by the byte 0x1e.
 //!
-//! Owned by the polling transport. Requests, limits on body sizes and waiting are not known here.
+//! The polling transport limits the size of a body before it comes here.
 
 use std::iter::FusedIterator;
 
 use super::packet::{Packet, PacketError, decode_text};
 
-/// How many packets one answer to a GET may hold: python-engineio drops the connection on more.
+/// Maximum number of packets in one response to a GET. python-engineio drops the connection when
+/// there are more.
 ///
-/// Bodies that clients POST are not held to it, since Node's client packs without a limit of
-/// this kind; the size of the body bounds them.
+/// It does not apply to bodies that clients POST, because Node's client has no such limit; their
+/// size bounds them.
 pub const MAX_PACKETS_PER_BODY: usize = 16;
 
 /// Reads the packets of a POST body in order.
 ///
-/// The first error is the last item: the packets before it stand, those after it are not read.
-/// An empty body, and a separator with nothing after it, hold an empty packet, which is an error.
+/// The iterator ends after the first error; the packets before it are valid. An empty body and a
+/// separator at the end are an empty packet, which is an error.
 pub fn decode(body: &[u8]) -> Packets<'_> {
     Packets { rest: Some(body) }
 }
@@ -27,7 +28,7 @@ pub struct Packets<'a> {
 }
 
 impl<'a> Packets<'a> {
-    /// What has not been read yet: the body of a request that would go on here.
+    /// The part of the body that has not been read; `None` at the end and after an error.
     pub fn rest(&self) -> Option<&'a [u8]> {
         self.rest
     }
@@ -38,8 +39,8 @@ impl<'a> Iterator for Packets<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let body = self.rest.take()?;
-        // The separator is ASCII, so it never is a part of another character and the body can be
-        // cut before it is known to be UTF-8.
+        // The separator is ASCII and never part of another character, so the body can be split
+        // before it is known to be UTF-8.
         let packet = match body.iter().position(|&byte| byte == SEPARATOR) {
             Some(at) => {
                 self.rest = Some(&body[at + 1..]);
@@ -59,20 +60,21 @@ impl<'a> Iterator for Packets<'a> {
 
 impl FusedIterator for Packets<'_> {}
 
-/// The answer to a GET while it is being filled.
+/// Builds the response to a GET.
 #[derive(Debug, Default)]
 pub struct BodyWriter {
     body: Vec<u8>,
 }
 
 impl BodyWriter {
+    /// An empty body.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends a packet that already has its form in a body: type digit first, or `b` and base64.
+    /// Appends a packet in its text form: a type digit and text, or `b` and base64.
     pub fn encoded(&mut self, packet: impl AsRef<[u8]>) {
-        // No packet is empty, so only the first one finds nothing before it.
+        // No packet is empty, so the body is empty only before the first one.
         if !self.body.is_empty() {
             self.body.push(SEPARATOR);
         }

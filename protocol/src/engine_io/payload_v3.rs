@@ -1,9 +1,9 @@
 //! Several packets in one HTTP body, revision 3, in its two forms.
 //!
-//! A text body holds `<length>:<packet>` entries, with lengths in UTF-16 code units because that
-//! is what a JavaScript string counts. A binary body holds a byte 0 (text) or 1 (binary), the
-//! length in decimal digits as bytes 0 to 9, a byte 255, and the packet. Owned by the polling
-//! transport, which knows from headers and query which form a client sends and takes.
+//! A text body has `<length>:<packet>` entries, with lengths in UTF-16 code units, as JavaScript
+//! counts them. An entry of a binary body is a byte 0 (text) or 1 (binary), the length in decimal
+//! digits as bytes 0 to 9, a byte 255, and the packet. The polling transport knows from the headers
+//! and the query which form a client sends and accepts.
 
 use std::iter::FusedIterator;
 
@@ -15,7 +15,9 @@ use super::packet::{
 /// The form of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
+    /// Text; binary messages are base64.
     Text,
+    /// Bytes; binary messages are written as they are.
     Binary,
 }
 
@@ -30,8 +32,8 @@ impl Form {
         }
     }
 
-    /// The form of an answer: binary only if a packet in it is, and the client did not ask for
-    /// base64 with `b64=1`.
+    /// The form of a response: binary if one of its packets is, unless the client asked for base64
+    /// with `b64=1`.
     pub fn of_answer(holds_binary: bool, b64: bool) -> Self {
         if holds_binary && !b64 {
             Self::Binary
@@ -40,7 +42,7 @@ impl Form {
         }
     }
 
-    /// The content type of an answer in this form.
+    /// The content type of a response in this form.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; charset=UTF-8",
@@ -51,7 +53,7 @@ impl Form {
 
 /// Reads the packets of a body in order.
 ///
-/// The first error is the last item: the packets before it stand, those after it are not read.
+/// The iterator ends after the first error; the packets before it are valid.
 pub fn decode(form: Form, body: &[u8]) -> Packets<'_> {
     Packets {
         form,
@@ -63,12 +65,12 @@ pub fn decode(form: Form, body: &[u8]) -> Packets<'_> {
 #[derive(Debug, Clone)]
 pub struct Packets<'a> {
     form: Form,
-    /// None once the body has been read or an error was found.
+    /// `None` at the end of the body and after an error.
     rest: Option<&'a [u8]>,
 }
 
 impl<'a> Packets<'a> {
-    /// What has not been read yet: the body of a request that would go on here.
+    /// The part of the body that has not been read; `None` at the end and after an error.
     pub fn rest(&self) -> Option<&'a [u8]> {
         self.rest
     }
@@ -80,7 +82,7 @@ impl<'a> Iterator for Packets<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let body = self.rest.take()?;
         if body.is_empty() {
-            // Reached only by a body without any packet.
+            // Only a body without any packet gets here.
             return Some(Err(PacketError::Empty));
         }
         let entry = match self.form {
@@ -96,7 +98,7 @@ impl<'a> Iterator for Packets<'a> {
 
 impl FusedIterator for Packets<'_> {}
 
-/// The answer to a GET while it is being filled.
+/// Builds the response to a GET.
 #[derive(Debug)]
 pub struct BodyWriter {
     form: Form,
@@ -104,6 +106,7 @@ pub struct BodyWriter {
 }
 
 impl BodyWriter {
+    /// An empty body of this form.
     pub fn new(form: Form) -> Self {
         Self {
             form,
@@ -111,7 +114,7 @@ impl BodyWriter {
         }
     }
 
-    /// Appends a packet that already has its text form, its type digit first.
+    /// Appends a packet in its text form, which begins with its type digit.
     pub fn encoded(&mut self, packet: &[u8]) {
         self.start_text(packet.len(), utf16_len(packet));
         self.body.extend_from_slice(packet);
@@ -182,7 +185,7 @@ fn binary_entry(body: &[u8]) -> Entry<'_> {
     Ok((packet, rest))
 }
 
-/// Reads the length in front of a packet: digits counted from `zero`, then `end`.
+/// Reads the length in front of a packet: digits, of which `zero` is 0, then `end`.
 fn length(body: &[u8], zero: u8, end: u8) -> Result<(usize, &[u8]), PacketError> {
     let mut len = 0;
     for (at, &byte) in body.iter().take(MAX_LENGTH_DIGITS + 1).enumerate() {
@@ -198,10 +201,10 @@ fn length(body: &[u8], zero: u8, end: u8) -> Result<(usize, &[u8]), PacketError>
     Err(PacketError::Separator)
 }
 
-/// Finds where so many UTF-16 code units end, counted from the lead bytes of UTF-8 alone.
+/// Finds where `units` UTF-16 code units end. It counts lead bytes of UTF-8 and nothing else, so the
+/// caller has to check that the text is UTF-8.
 ///
-/// It fails if the text is too short or the end would fall into a surrogate pair. Whether the
-/// bytes are UTF-8 is for the caller to check on what was cut off.
+/// Fails if the text is too short, or if the end is inside a surrogate pair.
 fn utf16_end(text: &[u8], units: usize) -> Result<usize, PacketError> {
     // No character has more code units than bytes, so the text has at least this many bytes.
     let shortest = text.get(..units).ok_or(PacketError::Length)?;

@@ -1,7 +1,36 @@
-//! The life of one Engine.IO session as a state machine: the heartbeat, and what each packet from
-//! the client means. Times come in as arguments; actions come out as values.
+//! The heartbeat of one Engine.IO session as a state machine, and the meaning of each packet that a
+//! client sends. Times are arguments; actions are return values.
 //!
-//! Revision 3 stands beside revision 4: there the client sends the pings.
+//! The owner calls [`Session::receive`] for each packet and [`Session::tick`] no later than
+//! [`Session::deadline`]. There is a single deadline per session, because the server keeps one timer
+//! entry per connection and an idle connection costs nothing else.
+//!
+//! Revision 4, where the server pings:
+//!
+//! ```text
+//!              tick at ping_at: SendPing
+//!        ┌────────────────────────────────────┐
+//!        │                                    ▼
+//!   Idle { ping_at }                  Waiting { pong_by }
+//!        ▲                                    │      │
+//!        └────────────────────────────────────┘      │ tick at pong_by
+//!          Pong: ping_at = now + interval            ▼
+//!                                                 TimedOut
+//! ```
+//!
+//! Only a pong counts as a pong: messages do not move the deadline, as in Node's server. A pong in
+//! `Idle` restarts the interval; a ping from the client is an error.
+//!
+//! Revision 3, where the client pings:
+//!
+//! ```text
+//!   { ping_by } ── Ping: reply with Pong, ping_by = now + interval + timeout ──▶ { ping_by }
+//!        │
+//!        └── tick at ping_by ──▶ TimedOut
+//! ```
+//!
+//! A pong from the client is an error. In both revisions `Close` ends the session, and `Open`,
+//! `Upgrade` and `Noop` are ignored, as in Node's server.
 
 use std::time::Duration;
 
@@ -11,42 +40,54 @@ use super::{
 };
 use crate::time::Time;
 
-/// How often to ping, and how long to wait for the answer.
+/// The intervals of the heartbeat, as the handshake announced them.
 #[derive(Debug, Clone, Copy)]
 pub struct Heartbeat {
+    /// The time from the last pong to the next ping.
     pub interval: Duration,
+    /// The time that the other side has for its reply.
     pub timeout: Duration,
 }
 
+/// The state of one session's heartbeat.
 #[derive(Debug)]
 pub enum Session {
+    /// Of revision 4.
     V4(SessionV4),
+    /// Of revision 3.
     V3(SessionV3),
 }
 
-/// What a packet asks for.
+/// What the owner has to do after a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received<'a> {
+    /// Pass the message to the layer above.
     Message(Message<'a>),
-    /// Answer with a pong that carries this text (revision 3).
+    /// Reply with a pong that carries this text (revision 3).
     Pong(&'a str),
+    /// Nothing.
     Nothing,
+    /// Close the session: the client asked for it.
     Close,
 }
 
-/// A packet that a client must not send; ends the session.
+/// The client sent a packet that only a server may send. It ends the session.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnexpectedPacket;
 
-/// What the passing of time asks for.
+/// What the owner has to do at a point in time.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Tick {
+    /// Nothing; the deadline has not come.
     Nothing,
+    /// Send a ping.
     SendPing,
+    /// Close the session: the client did not reply in time.
     TimedOut,
 }
 
 impl Session {
+    /// A session that was opened at `now`.
     pub fn new(revision: Revision, heartbeat: Heartbeat, now: Time) -> Self {
         match revision {
             Revision::V4 => Self::V4(SessionV4::Idle {
@@ -56,7 +97,7 @@ impl Session {
         }
     }
 
-    /// When [`tick`](Self::tick) has to be called next.
+    /// When [`tick`](Self::tick) must be called next.
     pub fn deadline(&self) -> Time {
         match *self {
             Self::V4(SessionV4::Idle { ping_at: at } | SessionV4::Waiting { pong_by: at })
@@ -64,6 +105,7 @@ impl Session {
         }
     }
 
+    /// Advances the heartbeat to `now`. Before the deadline this does nothing.
     pub fn tick(&mut self, heartbeat: Heartbeat, now: Time) -> Tick {
         if now < self.deadline() {
             return Tick::Nothing;
@@ -79,6 +121,11 @@ impl Session {
         }
     }
 
+    /// Interprets a packet that came at `now`.
+    ///
+    /// # Errors
+    ///
+    /// A ping in revision 4 or a pong in revision 3; the session must be closed.
     pub fn receive<'a>(
         &mut self,
         packet: Packet<'a>,
@@ -88,7 +135,7 @@ impl Session {
         match (packet, self) {
             (Packet::Message(message), _) => Ok(Received::Message(message)),
             (Packet::Close, _) => Ok(Received::Close),
-            // Node's server ignores these, and so do we.
+            // Node's server ignores these, too.
             (Packet::Open(_) | Packet::Upgrade | Packet::Noop, _) => Ok(Received::Nothing),
             (Packet::Pong(_), Self::V4(state)) => {
                 *state = SessionV4::Idle {
@@ -107,14 +154,22 @@ impl Session {
     }
 }
 
-/// Revision 4: the server pings.
+/// The heartbeat of revision 4, in which the server pings.
 #[derive(Debug)]
 pub enum SessionV4 {
-    Idle { ping_at: Time },
-    Waiting { pong_by: Time },
+    /// Between a pong and the next ping.
+    Idle {
+        /// When to ping.
+        ping_at: Time,
+    },
+    /// A ping was sent.
+    Waiting {
+        /// When the session times out without a pong.
+        pong_by: Time,
+    },
 }
 
-/// Revision 3: the client pings.
+/// The heartbeat of revision 3, in which the client pings.
 #[derive(Debug)]
 pub struct SessionV3 {
     ping_by: Time,

@@ -1,9 +1,19 @@
-//! The default parser, reading: `<type>[<attachments>-][<namespace>,][<ack id>][JSON]`.
+//! The default parser's decoder: `<type>[<attachments>-][<namespace>,][<ack id>][JSON]`.
 //!
-//! A connection has one [`Decoder`]. It remembers a packet whose attachments are still to come and
-//! nothing else; an event without attachments is read in place. Every error means that the
-//! connection is closed, as in socket.io-parser; Node.js peers take a few things more (an
-//! attachment count with spaces or an exponent, ack ids beyond 64 bits), which no client writes.
+//! A connection has one [`Decoder`], which keeps a packet only while its attachments are missing:
+//!
+//! ```text
+//!            text without attachments: packet
+//!             ┌──────┐
+//!             ▼      │
+//!          (no packet) ── text with n attachments ──▶ Partial { packet, missing: n }
+//!             ▲                                           │            ▲      │
+//!             └── binary, missing == 1: packet ───────────┘            └──────┘ binary
+//! ```
+//!
+//! Text while attachments are missing, and binary while none are, are errors. Every error closes the
+//! connection, as in socket.io-parser. Node's parser accepts a little more (an attachment count with
+//! spaces or an exponent, ack ids beyond 64 bits), which no client writes.
 
 use std::borrow::Cow;
 
@@ -16,55 +26,81 @@ use bytes::Bytes;
 use super::json::{JsonKind, scan};
 use super::packet::{EventName, Packet, PacketKind};
 
-/// What one packet may cost at most. Its size in bytes is limited where messages are received. The
-/// defaults are those of the server's settings.
+/// The limits of one packet. Its size in bytes is limited by the transport. The server's settings
+/// have the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How deep a payload may nest. Typed decoding stops at 128 in any case.
+    /// Maximum depth of arrays and objects in a payload.
     pub json_depth: usize,
-    /// Binary parts of a packet. With the MessagePack parser, too.
+    /// Maximum number of binary values in a packet of either parser.
     pub attachments: usize,
-    /// The name of an event, decoded.
+    /// Maximum length of an event's name in bytes, with escapes resolved.
     pub event_name_bytes: usize,
-    /// The namespace, for clients of revision 2 with its query.
+    /// Maximum length of a namespace in bytes; for clients of revision 2 with its query.
     pub namespace_bytes: usize,
 }
 
-/// Why a message is no packet. All of them close the connection.
+/// Why a message is not a packet. Every error closes the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
+    /// The message is empty.
     #[error("message without a packet type")]
     Empty,
+    /// The type is not a digit from 0 to 6, or missing.
     #[error("unknown packet type")]
     UnknownType,
+    /// A packet with attachments has no valid count of them.
     #[error("count of attachments is not a positive number")]
     AttachmentCount,
+    /// More attachments than [`Limits::attachments`].
     #[error("more than {limit} attachments")]
-    TooManyAttachments { limit: usize },
+    TooManyAttachments {
+        /// The limit.
+        limit: usize,
+    },
+    /// A namespace beyond [`Limits::namespace_bytes`].
     #[error("namespace longer than {limit} bytes")]
-    NamespaceTooLong { limit: usize },
+    NamespaceTooLong {
+        /// The limit.
+        limit: usize,
+    },
+    /// A name beyond [`Limits::event_name_bytes`].
     #[error("event name longer than {limit} bytes")]
-    EventNameTooLong { limit: usize },
+    EventNameTooLong {
+        /// The limit.
+        limit: usize,
+    },
+    /// The id of an acknowledgement is not a number of 64 bits.
     #[error("ack id beyond 64 bits")]
     AckId,
+    /// The payload is not JSON, or not MessagePack.
     #[error("payload is not valid")]
     Syntax,
+    /// A payload beyond [`Limits::json_depth`].
     #[error("payload nested deeper than {limit}")]
-    TooDeep { limit: usize },
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
+    /// The payload is valid, but not of the shape that the kind of packet requires.
     #[error("payload does not fit the packet type")]
     Payload,
+    /// The event has one of [`crate::event::RESERVED_EVENTS`].
     #[error("event name is reserved")]
     ReservedEvent,
+    /// A placeholder names no attachment, or data looks like a placeholder beside attachments.
     #[error("placeholder without an attachment")]
     Placeholder,
+    /// Text came while attachments were missing.
     #[error("text while attachments are missing")]
     UnexpectedText,
+    /// Binary came while no attachment was missing.
     #[error("binary without a packet that it belongs to")]
     UnexpectedBinary,
 }
 
 impl DecodeError {
-    /// A name for metrics that stays the same.
+    /// The label of the error in metrics. It never changes.
     pub fn label(self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -106,7 +142,7 @@ impl From<MsgpackError> for DecodeError {
     }
 }
 
-/// Reads the messages of one connection in order.
+/// Decodes the messages of one connection, which must be passed in order.
 #[derive(Debug, Default)]
 pub struct Decoder {
     partial: Option<Box<Partial>>,
@@ -120,7 +156,7 @@ struct Partial {
 }
 
 impl Decoder {
-    /// Reads a text message, without the Engine.IO type in front. `None`: attachments are to come.
+    /// Decodes a text message without its Engine.IO type. Returns `None` if attachments follow.
     pub fn text<'a>(
         &mut self,
         text: &'a str,
@@ -133,7 +169,7 @@ impl Decoder {
         if missing == 0 {
             return Ok(Some(packet));
         }
-        // Known already, and cheaper to refuse before the attachments take memory.
+        // Refused before the attachments take memory.
         placeholders(
             if packet.data.is_empty() {
                 "null"
@@ -150,7 +186,7 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Reads a binary message: an attachment. `None`: more are to come.
+    /// Decodes a binary message, which is an attachment. Returns `None` if more follow.
     pub fn binary(
         &mut self,
         bytes: &[u8],
@@ -171,7 +207,7 @@ impl Decoder {
     }
 }
 
-/// The packet, still without attachments, and how many of them will follow.
+/// The packet without its attachments, and how many of them follow.
 fn parse<'a>(text: &'a str, limits: &Limits) -> Result<(Packet<'a>, usize), DecodeError> {
     let number = *text.as_bytes().first().ok_or(DecodeError::Empty)?;
     let (kind, has_binary) = match number {

@@ -1,35 +1,43 @@
-//! A payload looked over once: is it JSON, what is it, and where is its first element?
+//! Validates a payload in one pass: is it JSON, what kind of value is it, and where is its first
+//! element?
 //!
-//! Built on the token reader of the emitter, so without recursion and without a tree. It accepts
-//! what `JSON.parse` accepts; whether the content is what a packet needs is for `decode`.
+//! It uses the tokenizer of [`crate::args::json`], so there is no recursion and no tree. It accepts
+//! what `JSON.parse` accepts; `decode` checks whether the packet may have such a payload.
 
 use crate::args::json::{JsonError, Token, Tokens, is_space, plain_strings};
 
-/// What is known of a valid JSON text.
+/// What a scan found in a valid JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scan<'a> {
+    /// The kind of the outermost value.
     pub kind: JsonKind,
-    /// Of an array that is not empty: its first element.
+    /// The first element of an array that is not empty.
     pub first: Option<First<'a>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The kind of a JSON value.
 pub enum JsonKind {
+    /// An object.
     Object,
+    /// An array.
     Array,
+    /// A string.
     String,
+    /// A number, a boolean or `null`.
     Other,
 }
 
-/// The first element of an array, and where the next one is.
+/// The first element of an array, and where the next one begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct First<'a> {
+    /// The first token of the element.
     pub token: Token<'a>,
-    /// Offset in bytes: behind the comma, or at the closing bracket if there is no next element.
+    /// Offset in bytes of what follows the comma, or of the closing bracket if there is no comma.
     pub rest: usize,
 }
 
-/// Validates all of `text`, nesting no deeper than `max_depth`.
+/// Validates all of `text`. Fails if it is not JSON or nests deeper than `max_depth`.
 pub fn scan(text: &str, max_depth: usize) -> Result<Scan<'_>, JsonError> {
     if let (Some((first, rest)), true) = (plain_strings(text), max_depth > 0) {
         let token = Token::String(first);

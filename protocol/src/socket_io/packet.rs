@@ -1,25 +1,30 @@
-//! A Socket.IO packet, whichever parser it came through.
+//! A Socket.IO packet of either parser.
 //!
-//! The payload stays what it was on the wire, JSON text and attachments; it is known to be valid,
-//! but has been neither copied nor decoded. What a packet means is for `server` to say.
+//! The payload is what was on the wire, JSON text and attachments. It was validated, but neither
+//! copied nor decoded.
 
 use std::borrow::Cow;
 
 use crate::args::{Args, Payload};
 use bytes::Bytes;
 
-/// What a packet is. Whether it carries binary is no kind of its own: the attachments tell.
+/// The kind of a packet. Packets with attachments have no kinds of their own here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketKind {
+    /// A client joins a namespace, or the server's reply to that.
     Connect,
+    /// Either side leaves a namespace.
     Disconnect,
+    /// An event, with or without attachments.
     Event,
+    /// The acknowledgement of an event, with or without attachments.
     Ack,
+    /// The server refuses a CONNECT.
     ConnectError,
 }
 
 impl PacketKind {
-    /// The number on the wire, for packets without binary.
+    /// The number on the wire of a packet without attachments.
     pub fn number(self) -> u8 {
         match self {
             Self::Connect => 0,
@@ -30,7 +35,8 @@ impl PacketKind {
         }
     }
 
-    /// The kind with this number; 5 and 6, the kinds with binary, are not among them.
+    /// The kind with this number. `None` for 5 and 6 (event and acknowledgement with attachments)
+    /// and for unknown numbers.
     pub fn from_number(number: u64) -> Option<Self> {
         const KINDS: [PacketKind; 5] = [
             PacketKind::Connect,
@@ -46,30 +52,34 @@ impl PacketKind {
 /// One decoded packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet<'a> {
+    /// The kind.
     pub kind: PacketKind,
-    /// As the client wrote it, `/` if it wrote none. Clients of revision 2 may have put a query
-    /// behind it, see `connect::split_query`.
+    /// The namespace as the client wrote it; `/` if it wrote none. Clients of revision 2 may append
+    /// a query, see [`super::connect::split_query`].
     pub nsp: Cow<'a, str>,
+    /// The id under which the sender of an event expects an acknowledgement, or the id of the
+    /// event that is acknowledged.
     pub id: Option<u64>,
-    /// Valid JSON of the shape that the kind asks for; empty if the packet has no payload.
+    /// Valid JSON of the shape that the kind requires; empty if the packet has no payload.
     pub data: Cow<'a, str>,
-    /// Of an event with a payload: its name. An event without one reaches no handler.
+    /// The name of an event that has a payload. An event without one reaches no handler.
     pub event: Option<EventName<'a>>,
-    /// In the order of their placeholders, each of which is known to name one of them.
+    /// The attachments. Each placeholder of the payload has one.
     pub attachments: Vec<Bytes>,
 }
 
-/// The name of an event, and where in the payload its arguments go on.
+/// The name of an event, and where its arguments begin in the payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventName<'a> {
+    /// The name, with JSON escapes resolved.
     pub name: Cow<'a, str>,
     /// Offset in bytes: behind the comma that follows the name, or at the closing bracket.
     pub rest: usize,
 }
 
 impl Packet<'_> {
-    /// The arguments of an event, without its name, or of an acknowledgement. Of other kinds, and
-    /// without a payload: none. Copies the text once.
+    /// The arguments of an event, without its name, or of an acknowledgement. Packets of other kinds
+    /// and without a payload have none. This copies the text.
     pub fn to_args(&self) -> Args {
         let attachments = || self.attachments.clone();
         let args = match (self.kind, &self.event) {
@@ -93,7 +103,7 @@ impl Packet<'_> {
         Payload::new(&self.data, rest, &self.attachments)
     }
 
-    /// The same packet, free of the message that it was read from.
+    /// The same packet without borrows from the message.
     pub fn into_owned(self) -> Packet<'static> {
         Packet {
             kind: self.kind,

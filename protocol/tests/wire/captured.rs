@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use roomcast_protocol::channel::{self, Channels, Dialect, Kind, Place};
+use roomcast_protocol::channel::{self, Channels, Dialect, Kind, ParsedChannel};
 use roomcast_protocol::wire::{Asker, Incoming, Publication, Wire};
 use serde_json::Value;
 
@@ -36,9 +36,9 @@ struct Replay {
     askers: HashMap<Box<str>, Asker>,
 }
 
-fn place<'a>(channels: &Channels, channel: &'a str) -> Place<'a> {
+fn place<'a>(channels: &Channels, channel: &'a str) -> ParsedChannel<'a> {
     channels
-        .places(channel)
+        .parse(channel)
         .find(|place| NAMESPACES.contains(&place.namespace))
         .unwrap_or_else(|| panic!("{channel} is nobody's"))
 }
@@ -277,7 +277,7 @@ fn subscribed(capture: &Capture) -> impl Iterator<Item = &str> {
 }
 
 fn made_again(channels: &Channels, name: &str) -> String {
-    let Place {
+    let ParsedChannel {
         kind,
         namespace,
         rest,

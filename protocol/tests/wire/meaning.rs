@@ -20,7 +20,7 @@ fn heard(file: &str, name: &str, seq: usize) -> Incoming {
     let wire = wire_of(file);
     let place = wire
         .channels()
-        .places(capture.text("channel"))
+        .parse(capture.text("channel"))
         .find(|place| NAMESPACES.contains(&place.namespace))
         .unwrap();
     let payload = capture.payload().unwrap();

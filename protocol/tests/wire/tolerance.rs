@@ -17,7 +17,7 @@ fn heard(wire: &Wire, capture: &Capture) -> Result<Incoming, WireError> {
     let channel = capture.text("channel");
     let Some(place) = wire
         .channels()
-        .places(channel)
+        .parse(channel)
         .find(|place| place.namespace == "/")
     else {
         return Ok(Incoming::Ignored);
