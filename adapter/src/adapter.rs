@@ -1,91 +1,229 @@
-//! The verbs of one namespace: who is in which room, and broadcasts to them.
+//! The room index of one namespace on this node: who is in which room, and broadcasts to them.
+//!
+//! The index is cut by socket, because then one huge room uses all cores, and the membership of a
+//! socket is under one lock.
+//!
+//! ```text
+//! join, leave ─► shard of the socket (lock) ─► Rooms: socket ↔ rooms
+//!                     │ first or last member of a room on this shard
+//!                     ▼
+//!                Directory (lock): room ─► shards with members; changes for the bus
+//!
+//! fan_out ─► Directory: which shards? ─► each shard (lock): push into outboxes ─► flush (no lock)
+//! ```
+//!
+//! Lock order: shard, then directory; shard, then a member's connection.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, hash_map::RandomState},
+    hash::BuildHasher,
+    iter,
+    sync::Arc,
+};
 
+use parking_lot::Mutex;
 use roomcast_protocol::target::{Rooms as RoomNames, Target};
+use smallvec::SmallVec;
 
-pub use crate::shards::{JoinError, RoomLimits};
-use crate::{BusHandle, Member, shards::Shards};
+use crate::{
+    BusHandle, Member, SocketId, Tracking,
+    directory::{Directory, ShardSet},
+    rooms::{Change, Hash, Rooms},
+};
+
+/// Maximum number of shards of a node: one bit each in the directory.
+const MAX_SHARDS: usize = ShardSet::BITS as usize;
+
+/// Why a socket could not join a room.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// The socket is in as many rooms as a socket may be.
+    #[error("a socket can be in at most {limit} rooms")]
+    TooManyRooms {
+        /// The limit.
+        limit: usize,
+    },
+    /// The name of the room is too long.
+    #[error("a room name can have at most {limit} bytes")]
+    NameTooLong {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The socket is no longer connected.
+    #[error("the socket is disconnected")]
+    Disconnected,
+}
+
+impl serde::Serialize for JoinError {
+    /// Serializes the text, so that a handler can return the error as its answer.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Limits of the index. The server's settings have the defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomLimits {
+    /// Rooms per socket, its private one not counted.
+    pub rooms_per_socket: usize,
+    /// Length of a room name, in bytes.
+    pub name_bytes: usize,
+}
 
 /// The rooms of one namespace on this node.
 ///
 /// All methods are synchronous and short: they take the lock of one shard at a time and never wait
-/// for the network.
+/// for the network. A room exists while it has members. Each socket is in its private room, which
+/// has the name of its id, from [`insert`](Self::insert) to [`remove`](Self::remove).
 pub struct Adapter<M: Member> {
-    shards: Shards<M>,
+    hasher: RandomState,
+    directory: Directory<RandomState>,
+    shards: Box<[Shard<M>]>,
     limits: RoomLimits,
     /// Notified of rooms that got their first member or lost their last one.
     bus: Option<Arc<dyn BusHandle>>,
+    tracking: Tracking,
 }
 
+/// On a cache line pair of its own, so that shards don't slow each other down.
+#[repr(align(128))]
+struct Shard<M>(Mutex<Rooms<M>>);
+
 impl<M: Member> Adapter<M> {
-    /// An index cut into `shards` parts; at most 64, of use up to the number of worker threads.
+    /// Creates an index of `shards` parts, at most 64. More parts than worker threads are of no
+    /// use.
     ///
     /// `bus` is notified of rooms that get their first member or lose their last one, as far as it
     /// [tracks](BusHandle::tracking) them.
     pub fn new(shards: usize, limits: RoomLimits, bus: Option<Arc<dyn BusHandle>>) -> Self {
-        let shards = Shards::new(shards);
-        if let Some(bus) = &bus {
-            shards.track(bus.tracking());
-        }
+        let hasher = RandomState::new();
+        let tracking = bus.as_ref().map_or(Tracking::Nothing, |bus| bus.tracking());
+        let directory = Directory::new(hasher.clone(), tracking != Tracking::Nothing);
+        let shards = 0..shards.clamp(1, MAX_SHARDS);
         Self {
-            shards,
+            hasher,
+            directory,
+            shards: shards.map(|_| Shard(Mutex::default())).collect(),
             limits,
             bus,
+            tracking,
         }
     }
 
-    /// Called without a lock after each change of membership. When several threads have changes,
-    /// one of them notifies the bus.
-    fn notify(&self) {
-        if let Some(bus) = &self.bus
-            && self.shards.is_changed()
-        {
-            bus.changed();
-        }
-    }
-
-    /// Adds a connected socket; from now on it receives broadcasts.
+    /// Adds a connected socket. It receives broadcasts from now on.
     pub fn insert(&self, member: M) {
-        self.shards.insert(member);
+        debug_assert!(SocketId::is_plausible(member.id().as_str()));
+        let id = member.id().clone();
+        let hash = self.hash(id.as_str());
+        let mut rooms = self.shards[self.index(&member)].0.lock();
+        rooms.insert(member, hash);
+        if self.is_tracked(&id) {
+            self.directory.came(hash, id.as_str());
+        }
+        drop(rooms);
         self.notify();
     }
 
-    /// Removes a socket from all rooms; answers whether it was there.
+    /// Removes a socket from all rooms. Returns `true` if it was present.
     pub fn remove(&self, member: &M) -> bool {
-        let was_there = self.shards.remove(member);
+        let index = self.index(member);
+        let hash = self.hash(member.id().as_str());
+        let mut rooms = self.shards[index].0.lock();
+        let Some(slot) = rooms.slot(hash, member.id()) else {
+            return false;
+        };
+        rooms.remove(slot, |hash, name| self.directory.vacated(hash, name, index));
+        if self.is_tracked(member.id()) {
+            self.directory.went(hash, member.id().as_str());
+        }
+        drop(rooms);
         self.notify();
-        was_there
+        true
     }
 
-    /// Puts a socket into rooms: into all of them, or into none if a limit would be passed.
-    pub fn join(&self, member: &M, rooms: &impl RoomNames) -> Result<(), JoinError> {
-        let joined = self.shards.join(member, rooms, self.limits);
+    /// Adds a socket to rooms: to all of them, or to none if a limit would be exceeded.
+    pub fn join(&self, member: &M, names: &impl RoomNames) -> Result<(), JoinError> {
+        let index = self.index(member);
+        let id = member.id();
+        let mut rooms = self.shards[index].0.lock();
+        let slot = rooms
+            .slot(self.hash(id.as_str()), id)
+            .ok_or(JoinError::Disconnected)?;
+        let mut fresh: SmallVec<[Hash; 8]> = SmallVec::new();
+        let mut too_long = false;
+        names.each(&mut |name| {
+            let hash = self.hash(name);
+            too_long |= name.len() > self.limits.name_bytes;
+            if name != id.as_str() && !rooms.is_in(slot, hash, name) {
+                fresh.push(hash);
+            }
+        });
+        if too_long {
+            let limit = self.limits.name_bytes;
+            return Err(JoinError::NameTooLong { limit });
+        }
+        // A room that is named twice counts once.
+        fresh.sort_unstable();
+        fresh.dedup();
+        let limit = self.limits.rooms_per_socket;
+        if rooms.room_count_of(slot) + fresh.len() > limit {
+            return Err(JoinError::TooManyRooms { limit });
+        }
+        names.each(&mut |name| {
+            if name == id.as_str() {
+                return;
+            }
+            let hash = self.hash(name);
+            if let (Change::Edge, name) = rooms.join(slot, hash, name) {
+                self.directory.occupied(hash, &name, index);
+            }
+        });
+        drop(rooms);
         self.notify();
-        joined
+        Ok(())
     }
 
-    /// Takes a socket out of rooms. The private room of a socket cannot be left.
-    pub fn leave(&self, member: &M, rooms: &impl RoomNames) {
-        self.shards.leave(member, rooms);
+    /// Removes a socket from rooms. The private room of a socket cannot be left.
+    pub fn leave(&self, member: &M, names: &impl RoomNames) {
+        let index = self.index(member);
+        let id = member.id();
+        let mut rooms = self.shards[index].0.lock();
+        let Some(slot) = rooms.slot(self.hash(id.as_str()), id) else {
+            return;
+        };
+        names.each(&mut |name| {
+            let hash = self.hash(name);
+            if rooms.leave(slot, hash, name) == Change::Edge {
+                self.directory.vacated(hash, name, index);
+            }
+        });
+        drop(rooms);
         self.notify();
     }
 
-    /// The rooms of a socket, its private one first; empty if it is not connected.
+    /// Returns the rooms of a socket, its private one first. Empty if it is not connected.
     pub fn rooms_of(&self, member: &M) -> Vec<Arc<str>> {
-        self.shards.rooms_of(member)
+        let id = member.id();
+        let rooms = self.shards[self.index(member)].0.lock();
+        let Some(slot) = rooms.slot(self.hash(id.as_str()), id) else {
+            return Vec::new();
+        };
+        iter::once(Arc::from(id.as_str()))
+            .chain(rooms.rooms_of(slot).cloned())
+            .collect()
     }
 
-    /// Delivers a frame to every socket of this node that the target means, each once, and answers
-    /// how many these are. `each` sees every recipient, under the lock of its shard.
+    /// Delivers a frame to every socket of this node that the target selects, each once, and
+    /// returns their number. `each` is called with every recipient, under the lock of its shard.
     ///
-    /// When this returns, the frame stands in the outbox of every recipient: two broadcasts of one
+    /// When this returns, the frame is in the outbox of every recipient: two broadcasts of one
     /// caller reach everybody in order.
     pub fn fan_out(&self, target: &Target, frame: &M::Frame, mut each: impl FnMut(&M)) -> usize {
         let volatile = target.flags.volatile;
         let mut recipients = 0;
-        let batch = std::cell::RefCell::new(M::Batch::default());
-        self.shards.select(
+        let batch = RefCell::new(M::Batch::default());
+        self.each_selected(
             target,
             |member| {
                 recipients += 1;
@@ -97,58 +235,109 @@ impl<M: Member> Adapter<M> {
         recipients
     }
 
-    /// The sockets of this node that the target means, each once.
+    /// Returns the sockets of this node that the target selects, each once.
     pub fn select(&self, target: &Target) -> Vec<M> {
         let mut members = Vec::new();
-        self.shards
-            .select(target, |member| members.push(member.clone()), || {});
+        self.each_selected(target, |member| members.push(member.clone()), || {});
         members
     }
 
-    /// The socket of this id, if it is connected to this node.
-    pub fn member(&self, id: &str) -> Option<M> {
-        self.shards.member(id)
-    }
-
-    /// Calls `f` with each room that has got its first member on this node (true) or lost its last
-    /// one (false) since the last call; not with one that is as it was then.
+    /// Calls `f` with each tracked room that has got its first member on this node (true) or lost
+    /// its last one (false) since the last call. Rooms that are back in their earlier state are
+    /// left out.
     pub fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
-        self.shards.take_changes(f);
+        self.directory.take_changes(f);
     }
 
-    /// Whether a socket of this node is in the room, private rooms included.
-    pub fn has_room(&self, room: &str) -> bool {
-        self.shards.has_room(room)
+    /// Returns whether a socket of this node is in the room. Private rooms count.
+    pub fn has_room(&self, name: &str) -> bool {
+        let hash = self.hash(name);
+        self.directory.shards_of(hash, name) != 0
+            || SocketId::is_plausible(name)
+                && self
+                    .shards
+                    .iter()
+                    .any(|shard| shard.0.lock().member(hash, name).is_some())
     }
 
-    /// The number of sockets on this node.
-    pub fn len(&self) -> usize {
-        self.shards.len()
-    }
-
-    /// Whether there is no socket on this node.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The number of rooms with members on this node, private rooms not counted.
+    /// Returns the number of rooms with members on this node, private rooms not counted.
     pub fn room_count(&self) -> usize {
-        self.shards.room_count()
+        self.directory.len()
     }
 
-    /// The names of the rooms with members on this node, private rooms not among them.
-    pub fn room_names(&self) -> Vec<Arc<str>> {
-        self.shards.room_names()
-    }
-
-    /// The names of all rooms with members on this node, private ones included, each once, sorted.
+    /// Returns the names of all rooms with members on this node, private ones included, each once,
+    /// sorted.
     pub fn all_room_names(&self) -> Vec<Box<str>> {
-        let names = self.shards.room_names();
+        let names = self.directory.names();
         let mut all: BTreeSet<Box<str>> = names.iter().map(|name| (**name).into()).collect();
-        self.shards.each_id(|id| {
-            all.insert(id.as_str().into());
-        });
+        for shard in &self.shards {
+            shard.0.lock().each(|member| {
+                all.insert(member.id().as_str().into());
+            });
+        }
         all.into_iter().collect()
+    }
+
+    /// Notifies the bus of changes. Called without a lock after each change of membership; when
+    /// several threads have changes, one of them notifies.
+    fn notify(&self) {
+        if let Some(bus) = &self.bus
+            && self.directory.is_changed()
+        {
+            bus.changed();
+        }
+    }
+
+    /// Calls `f` with each socket that the target selects, each once, under the lock of its shard.
+    /// `end_of_shard` is called after each shard, without the lock.
+    fn each_selected(
+        &self,
+        target: &Target,
+        mut f: impl FnMut(&M),
+        mut end_of_shard: impl FnMut(),
+    ) {
+        let names = target.rooms.iter().chain(&target.except);
+        let hashes: SmallVec<[Hash; 4]> = names.map(|name| self.hash(name)).collect();
+        let concerned = self.concerned(target, &hashes);
+        for (index, shard) in self.shards.iter().enumerate() {
+            if concerned & (1 << index) != 0 {
+                shard.0.lock().select(target, &hashes, &mut f);
+                end_of_shard();
+            }
+        }
+    }
+
+    /// Returns the shards that may have sockets that the target selects.
+    fn concerned(&self, target: &Target, hashes: &[Hash]) -> ShardSet {
+        if target.rooms.is_empty() || self.shards.len() == 1 {
+            return ShardSet::MAX;
+        }
+        let mut concerned = 0;
+        for (name, hash) in target.rooms.iter().zip(hashes) {
+            // The directory does not contain private rooms.
+            if SocketId::is_plausible(name) {
+                return ShardSet::MAX;
+            }
+            concerned |= self.directory.shards_of(*hash, name);
+        }
+        concerned
+    }
+
+    /// Returns whether the bus is notified of the private room of this socket.
+    fn is_tracked(&self, id: &SocketId) -> bool {
+        match self.tracking {
+            Tracking::Nothing => false,
+            Tracking::Rooms => id.as_str().len() != SocketId::LEN,
+            Tracking::RoomsAndSockets => true,
+        }
+    }
+
+    fn index(&self, member: &M) -> usize {
+        member.shard() % self.shards.len()
+    }
+
+    fn hash(&self, name: &str) -> Hash {
+        self.hasher.hash_one(name)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which shards of this node have members of a room, so that a broadcast to a small room does not
-//! take the lock of every shard; and which rooms have got or lost members since the bus was told.
+//! take the lock of every shard; and which rooms have got or lost members since the bus asked.
 //!
-//! Its lock is a leaf: it is taken under the lock of a shard and nothing is taken under it.
+//! Its lock is a leaf: it is taken under the lock of a shard, and no lock is taken under it.
 
 use std::{
     hash::BuildHasher,
@@ -19,42 +19,47 @@ use crate::rooms::Hash;
 /// A set of shards, one bit each.
 pub(crate) type ShardSet = u64;
 
-/// The rooms up to which an empty directory keeps the memory that it once took.
+/// Number of rooms for which an empty directory keeps its memory.
 const DIRECTORY_KEEPS: usize = 1024;
 
 pub(crate) struct Directory<S> {
     hasher: S,
     state: Mutex<State>,
-    /// There may be changes that the bus was not told of.
+    /// There may be changes that the bus was not notified of.
     is_changed: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     rooms: HashTable<(Arc<str>, ShardSet)>,
-    /// Kept while somebody wants to hear of changes.
+    /// Present if the bus tracks changes.
     interest: Option<Box<Interest>>,
 }
 
-/// Which rooms the bus has to hear of.
+/// The changes that the bus has to learn.
 ///
-/// A room is among the changes exactly while its state is another than the bus was told last: the
-/// second change of a room takes back the first. So there are at most as many as the rooms that
-/// the bus knows and the rooms that have members, however often sockets come and go before the bus
-/// asks, and none is ever lost.
+/// A room is among the changes exactly while its state differs from what the bus learned last: the
+/// second change of a room undoes the first. Their number is therefore bounded by the rooms that
+/// the bus knows and those that have members, however often sockets come and go before the bus
+/// asks, and none is lost.
 #[derive(Default)]
 struct Interest {
-    /// The private rooms that are told of.
+    /// The private rooms that are tracked.
     private: HashTable<Arc<str>>,
     /// With each room whether it has members now.
     changes: HashTable<(Arc<str>, bool)>,
 }
 
 impl<S: BuildHasher> Directory<S> {
-    pub(crate) fn new(hasher: S) -> Self {
+    /// `tracks`: whether changes are kept for the bus.
+    pub(crate) fn new(hasher: S, tracks: bool) -> Self {
+        let state = State {
+            interest: tracks.then(Box::default),
+            ..State::default()
+        };
         Self {
             hasher,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             is_changed: AtomicBool::new(false),
         }
     }
@@ -95,14 +100,7 @@ impl<S: BuildHasher> Directory<S> {
         }
     }
 
-    /// From now on changes are kept for the bus. Called before there are any.
-    pub(crate) fn track(&self) {
-        let mut state = self.state.lock();
-        debug_assert!(state.rooms.is_empty(), "rooms from before are not told of");
-        state.interest.get_or_insert_default();
-    }
-
-    /// A socket has come whose private room is told of.
+    /// A socket has come whose private room is tracked.
     pub(crate) fn came(&self, hash: Hash, id: &str) {
         let State { rooms, interest } = &mut *self.state.lock();
         let Some(interest) = interest else { return };
@@ -117,7 +115,7 @@ impl<S: BuildHasher> Directory<S> {
         }
     }
 
-    /// A socket has gone whose private room is told of.
+    /// A socket has gone whose private room is tracked.
     pub(crate) fn went(&self, hash: Hash, id: &str) {
         let State { rooms, interest } = &mut *self.state.lock();
         let Some(interest) = interest else { return };
@@ -146,13 +144,13 @@ impl<S: BuildHasher> Directory<S> {
         self.is_changed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether there may be changes since the last call. Of several callers one gets the answer
-    /// yes; a thread that has made a change gets it, or another one that asks at the same time.
+    /// Returns whether there may be changes since the last call. A thread that has made a change
+    /// gets `true`, or another one that asks at the same time does.
     pub(crate) fn is_changed(&self) -> bool {
         self.is_changed.load(Ordering::Relaxed) && self.is_changed.swap(false, Ordering::AcqRel)
     }
 
-    /// Calls `f`, without the lock, with each room whose state is another than in the last call.
+    /// Calls `f`, without the lock, with each room whose state differs from that in the last call.
     pub(crate) fn take_changes(&self, f: &mut dyn FnMut(&str, bool)) {
         let changes = match &mut self.state.lock().interest {
             Some(interest) => std::mem::take(&mut interest.changes),
@@ -163,7 +161,7 @@ impl<S: BuildHasher> Directory<S> {
         }
     }
 
-    /// The shards that have members of a room.
+    /// Returns the shards that have members of a room.
     pub(crate) fn shards_of(&self, hash: Hash, name: &str) -> ShardSet {
         self.state
             .lock()
@@ -172,12 +170,12 @@ impl<S: BuildHasher> Directory<S> {
             .map_or(0, |(_, shards)| *shards)
     }
 
-    /// The number of rooms with members on this node, private rooms not counted.
+    /// Returns the number of rooms with members on this node, private rooms not counted.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().rooms.len()
     }
 
-    /// The names of all rooms with members on this node, private rooms not among them.
+    /// Returns the names of all rooms with members on this node, without private rooms.
     pub(crate) fn names(&self) -> Vec<Arc<str>> {
         let state = self.state.lock();
         let names = state.rooms.iter().map(|(name, _)| Arc::clone(name));
@@ -209,7 +207,7 @@ mod tests {
     #[test]
     fn a_room_is_known_until_its_last_shard_is_vacated() {
         let hasher = RandomState::new();
-        let directory = Directory::new(hasher.clone());
+        let directory = Directory::new(hasher.clone(), false);
         let name = Arc::from("a");
         let hash = hasher.hash_one("a");
         for shard in [0, 5, 63] {
@@ -229,7 +227,7 @@ mod tests {
     #[test]
     fn an_empty_directory_gives_its_memory_back() {
         let hasher = RandomState::new();
-        let directory = Directory::new(hasher.clone());
+        let directory = Directory::new(hasher.clone(), false);
         let names: Vec<Arc<str>> = (0..5000).map(|n| Arc::from(n.to_string())).collect();
         for name in &names {
             directory.occupied(hasher.hash_one(&**name), name, 7);

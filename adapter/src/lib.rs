@@ -11,7 +11,6 @@ mod member;
 mod memory_bus;
 mod redis_bus;
 mod rooms;
-mod shards;
 pub mod subscriber;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};

@@ -265,7 +265,8 @@ impl<M: Member> Rooms<M> {
             .for_each(f);
     }
 
-    /// The number of sockets.
+    /// Returns the number of sockets.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.ids.len()
     }

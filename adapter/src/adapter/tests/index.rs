@@ -2,15 +2,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::AtomicBool,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use proptest::prelude::*;
+use roomcast_protocol::{
+    message::Message,
+    question::{Answered, Question},
+    target::Target,
+};
 
-use super::*;
-use crate::member::fake::{Fake, id};
+use super::{Adapter, Shard};
+use crate::{
+    BusError, BusFuture, BusHandle, JoinError, Member, Published, RoomLimits, SocketId, Tracking,
+    directory::ShardSet,
+    member::fake::{Fake, id},
+};
 
 const SOCKETS: usize = 8;
 
@@ -47,22 +59,22 @@ fn step() -> impl Strategy<Value = Step> {
 /// The rooms of each connected socket by its number, private ones left out.
 type Model = BTreeMap<usize, BTreeSet<String>>;
 
-fn take_step(shards: &Shards<Fake>, sockets: &[Fake], model: &mut Model, step: &Step) {
+fn take_step(adapter: &Adapter<Fake>, sockets: &[Fake], model: &mut Model, step: &Step) {
     match step {
         Step::Toggle(socket) => match model.remove(socket) {
-            Some(_) => assert!(shards.remove(&sockets[*socket])),
+            Some(_) => assert!(adapter.remove(&sockets[*socket])),
             None => {
-                assert!(!shards.remove(&sockets[*socket]));
-                shards.insert(sockets[*socket].clone());
+                assert!(!adapter.remove(&sockets[*socket]));
+                adapter.insert(sockets[*socket].clone());
                 model.insert(*socket, BTreeSet::new());
             }
         },
         Step::Join(socket, rooms) => {
             let expected = join(model, *socket, rooms);
-            assert_eq!(shards.join(&sockets[*socket], rooms, LIMITS), expected);
+            assert_eq!(adapter.join(&sockets[*socket], rooms), expected);
         }
         Step::Leave(socket, rooms) => {
-            shards.leave(&sockets[*socket], rooms);
+            adapter.leave(&sockets[*socket], rooms);
             if let Some(joined) = model.get_mut(socket) {
                 joined.retain(|room| !rooms.contains(room));
             }
@@ -86,12 +98,12 @@ fn join(model: &mut Model, socket: usize, rooms: &[String]) -> Result<(), JoinEr
     Ok(())
 }
 
-fn check_equal(shards: &Shards<Fake>, sockets: &[Fake], model: &Model) {
-    assert_eq!(shards.len(), model.len());
+fn check_equal(adapter: &Adapter<Fake>, sockets: &[Fake], model: &Model) {
+    assert_eq!(adapter.len(), model.len());
     for (number, socket) in sockets.iter().enumerate() {
-        let found = shards.member(socket.id().as_str());
-        assert_eq!(found.is_some(), model.contains_key(&number));
-        let rooms = shards.rooms_of(socket);
+        let found = adapter.has_member(socket.id().as_str());
+        assert_eq!(found, model.contains_key(&number));
+        let rooms = adapter.rooms_of(socket);
         let Some(joined) = model.get(&number) else {
             assert!(rooms.is_empty());
             continue;
@@ -103,15 +115,15 @@ fn check_equal(shards: &Shards<Fake>, sockets: &[Fake], model: &Model) {
     }
 }
 
-/// The directory must name exactly the shards in which a room has members.
-fn check_directory(shards: &Shards<Fake>, sockets: &[Fake], model: &Model) {
+/// The directory must name exactly the adapter in which a room has members.
+fn check_directory(adapter: &Adapter<Fake>, sockets: &[Fake], model: &Model) {
     let mut occupied = BTreeMap::<&str, ShardSet>::new();
     for (number, rooms) in model {
         for room in rooms {
-            *occupied.entry(room).or_default() |= 1 << shards.index(&sockets[*number]);
+            *occupied.entry(room).or_default() |= 1 << adapter.index(&sockets[*number]);
         }
     }
-    let mut listed = shards.room_names();
+    let mut listed = adapter.directory.names();
     listed.sort();
     assert!(
         listed
@@ -119,9 +131,9 @@ fn check_directory(shards: &Shards<Fake>, sockets: &[Fake], model: &Model) {
             .map(|name| &**name)
             .eq(occupied.keys().copied())
     );
-    assert_eq!(shards.room_count(), occupied.len());
+    assert_eq!(adapter.room_count(), occupied.len());
     for (name, set) in occupied {
-        assert_eq!(shards.directory.shards_of(shards.hash(name), name), set);
+        assert_eq!(adapter.directory.shards_of(adapter.hash(name), name), set);
     }
 }
 
@@ -134,16 +146,57 @@ proptest! {
         homes in prop::collection::vec(any::<usize>(), SOCKETS),
         steps in prop::collection::vec(step(), 1..50),
     ) {
-        let shards = Shards::new(count);
+        let adapter = Adapter::new(count, LIMITS, None);
         let homes = homes.into_iter().enumerate();
         let sockets: Vec<_> = homes.map(|(socket, home)| Fake::numbered(socket, home)).collect();
         let mut model = Model::new();
         for step in &steps {
-            take_step(&shards, &sockets, &mut model, step);
-            check_equal(&shards, &sockets, &model);
-            check_directory(&shards, &sockets, &model);
+            take_step(&adapter, &sockets, &mut model, step);
+            check_equal(&adapter, &sockets, &model);
+            check_directory(&adapter, &sockets, &model);
         }
     }
+}
+
+/// A bus that notes whether there may be changes.
+struct Notified {
+    tracking: Tracking,
+    is_changed: AtomicBool,
+}
+
+impl Notified {
+    fn new(tracking: Tracking) -> Arc<Self> {
+        Arc::new(Self {
+            tracking,
+            is_changed: false.into(),
+        })
+    }
+
+    fn is_changed(&self) -> bool {
+        self.is_changed.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl BusHandle for Notified {
+    fn tracking(&self) -> Tracking {
+        self.tracking
+    }
+
+    fn changed(&self) {
+        self.is_changed.store(true, Ordering::Release);
+    }
+
+    fn publish(&self, _: Message) -> BusFuture<Result<Published, BusError>> {
+        unreachable!("an index does not publish")
+    }
+
+    fn ask(&self, _: Question, _: Duration) -> BusFuture<Result<Answered, BusError>> {
+        unreachable!("an index does not ask")
+    }
+}
+
+fn tracked(shards: usize, limits: RoomLimits, bus: &Arc<Notified>) -> Adapter<Fake> {
+    Adapter::new(shards, limits, Some(Arc::clone(bus) as _))
 }
 
 /// What a bus knows that hears of changes: the rooms with members.
@@ -151,8 +204,8 @@ proptest! {
 struct Heard(BTreeSet<String>);
 
 impl Heard {
-    fn listen(&mut self, shards: &Shards<Fake>) {
-        shards.take_changes(&mut |room, is_occupied| {
+    fn listen(&mut self, adapter: &Adapter<Fake>) {
+        adapter.take_changes(&mut |room, is_occupied| {
             let is_news = if is_occupied {
                 self.0.insert(room.to_owned())
             } else {
@@ -195,30 +248,30 @@ proptest! {
         steps in prop::collection::vec((step(), any::<bool>()), 1..60),
     ) {
         let limits = RoomLimits { name_bytes: 30, ..LIMITS };
-        let shards = Shards::new(3);
-        shards.track(tracking);
+        let bus = Notified::new(tracking);
+        let adapter = tracked(3, limits, &bus);
         let sockets: Vec<_> = (0..SOCKETS).map(|number| some_long(number, number)).collect();
         let ids: Vec<_> = sockets.iter().map(|socket| socket.id().to_string()).collect();
         let mut model = Model::new();
         let mut heard = Heard::default();
         for (step, asks) in &steps {
             match step {
-                Step::Toggle(socket) => if shards.remove(&sockets[*socket]) {
+                Step::Toggle(socket) => if adapter.remove(&sockets[*socket]) {
                     model.remove(socket);
                 } else {
-                    shards.insert(sockets[*socket].clone());
+                    adapter.insert(sockets[*socket].clone());
                     model.insert(*socket, BTreeSet::new());
                 },
                 Step::Join(socket, rooms) => {
                     // Rooms may bear the id of another socket, of the long ones, too.
                     let names = rooms.iter().cloned().chain(Some(ids[(socket + 3) % SOCKETS].clone()));
                     let names: Vec<_> = names.filter(|name| *name != ids[*socket]).collect();
-                    if shards.join(&sockets[*socket], &names, limits).is_ok() {
+                    if adapter.join(&sockets[*socket], &names).is_ok() {
                         model.get_mut(socket).unwrap().extend(names);
                     }
                 }
                 Step::Leave(socket, rooms) => {
-                    shards.leave(&sockets[*socket], rooms);
+                    adapter.leave(&sockets[*socket], rooms);
                     if let Some(joined) = model.get_mut(socket) {
                         joined.retain(|room| !rooms.contains(room));
                     }
@@ -226,16 +279,16 @@ proptest! {
             }
             let truth = told(&model, &sockets, tracking);
             if *asks {
-                let is_changed = shards.is_changed();
+                let is_changed = bus.is_changed();
                 prop_assert!(is_changed || truth == heard.0);
-                heard.listen(&shards);
+                heard.listen(&adapter);
                 prop_assert_eq!(&heard.0, &truth);
             }
             for name in model.values().flatten().chain(&ids) {
                 let number = ids.iter().position(|id| id == name);
                 let is_occupied = model.values().flatten().any(|joined| joined == name)
                     || number.is_some_and(|number| model.contains_key(&number));
-                prop_assert_eq!(shards.has_room(name), is_occupied);
+                prop_assert_eq!(adapter.has_room(name), is_occupied);
             }
         }
     }
@@ -244,8 +297,8 @@ proptest! {
 #[test]
 fn what_a_bus_hears_is_the_truth_after_joins_and_leaves_of_several_threads() {
     const ROOMS: [&str; 3] = ["a", "b", "c"];
-    let shards = Shards::new(2);
-    shards.track(Tracking::RoomsAndSockets);
+    let bus = Notified::new(Tracking::RoomsAndSockets);
+    let adapter = tracked(2, LIMITS, &bus);
     let sockets: Vec<_> = (0..4)
         .map(|number| Fake::numbered(number, number))
         .collect();
@@ -254,12 +307,12 @@ fn what_a_bus_hears_is_the_truth_after_joins_and_leaves_of_several_threads() {
     thread::scope(|scope| {
         let workers: Vec<_> = sockets
             .iter()
-            .map(|socket| scope.spawn(|| come_and_go(&shards, socket, &ROOMS)))
+            .map(|socket| scope.spawn(|| come_and_go(&adapter, socket, &ROOMS)))
             .collect();
         let listening = scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                if shards.is_changed() {
-                    heard.listen(&shards);
+                if bus.is_changed() {
+                    heard.listen(&adapter);
                 }
             }
         });
@@ -270,116 +323,115 @@ fn what_a_bus_hears_is_the_truth_after_joins_and_leaves_of_several_threads() {
         listening.join().unwrap();
     });
     // Nothing was left behind without a notice.
-    if shards.is_changed() {
-        heard.listen(&shards);
+    if bus.is_changed() {
+        heard.listen(&adapter);
     }
     let mut rest = 0;
-    shards.take_changes(&mut |_, _| rest += 1);
+    adapter.take_changes(&mut |_, _| rest += 1);
     assert_eq!(rest, 0);
-    let truth = ROOMS.iter().copied().filter(|room| shards.has_room(room));
+    let truth = ROOMS.iter().copied().filter(|room| adapter.has_room(room));
     let mut truth: BTreeSet<String> = truth.map(str::to_owned).collect();
     truth.extend(sockets.iter().map(|socket| socket.id().to_string()));
     assert_eq!(heard.0, truth);
 }
 
 /// Comes, joins, leaves and goes many times; ends connected, in one room or another.
-fn come_and_go(shards: &Shards<Fake>, socket: &Fake, rooms: &[&str]) {
+fn come_and_go(adapter: &Adapter<Fake>, socket: &Fake, rooms: &[&str]) {
     for turn in 0..2000_usize {
-        shards.insert(socket.clone());
+        adapter.insert(socket.clone());
         let room = rooms[turn % rooms.len()];
-        shards.join(socket, &room, LIMITS).unwrap();
+        adapter.join(socket, &room).unwrap();
         if turn % 2 == 0 {
-            shards.leave(socket, &room);
+            adapter.leave(socket, &room);
         }
-        assert!(shards.remove(socket));
+        assert!(adapter.remove(socket));
     }
-    shards.insert(socket.clone());
-    shards.join(socket, &rooms[0], LIMITS).unwrap();
+    adapter.insert(socket.clone());
+    adapter.join(socket, &rooms[0]).unwrap();
 }
 
 #[test]
 fn changes_that_nobody_takes_are_no_more_than_rooms() {
-    let shards = Shards::new(2);
-    shards.track(Tracking::Rooms);
+    let adapter = tracked(2, LIMITS, &Notified::new(Tracking::Rooms));
     let socket = Fake::numbered(0, 0);
-    shards.insert(socket.clone());
+    adapter.insert(socket.clone());
     for number in 0..1000 {
         let room = number.to_string();
-        shards.join(&socket, &room, LIMITS).unwrap();
-        shards.leave(&socket, &room);
+        adapter.join(&socket, &room).unwrap();
+        adapter.leave(&socket, &room);
     }
-    shards.join(&socket, &"last", LIMITS).unwrap();
+    adapter.join(&socket, &"last").unwrap();
     let mut changes = Vec::new();
-    shards.take_changes(&mut |room, is_occupied| changes.push((room.to_owned(), is_occupied)));
+    adapter.take_changes(&mut |room, is_occupied| changes.push((room.to_owned(), is_occupied)));
     assert_eq!(changes, [(String::from("last"), true)]);
 }
 
-fn connected() -> (Shards<Fake>, Fake) {
-    let shards = Shards::new(2);
+fn connected() -> (Adapter<Fake>, Fake) {
+    let adapter = Adapter::new(2, LIMITS, None);
     let socket = Fake::numbered(0, 0);
-    shards.insert(socket.clone());
-    (shards, socket)
+    adapter.insert(socket.clone());
+    (adapter, socket)
 }
 
 #[test]
 fn a_join_beyond_a_limit_joins_none_of_its_rooms() {
-    let (shards, socket) = connected();
-    shards.join(&socket, &["a", "b"], LIMITS).unwrap();
-    let too_many = shards.join(&socket, &["a", "c", "d"], LIMITS);
+    let (adapter, socket) = connected();
+    adapter.join(&socket, &["a", "b"]).unwrap();
+    let too_many = adapter.join(&socket, &["a", "c", "d"]);
     assert_eq!(too_many, Err(JoinError::TooManyRooms { limit: 3 }));
     let long = "x".repeat(21);
-    let too_long = shards.join(&socket, &["c", &long], LIMITS);
+    let too_long = adapter.join(&socket, &["c", &long]);
     assert_eq!(too_long, Err(JoinError::NameTooLong { limit: 20 }));
-    assert_eq!(shards.rooms_of(&socket).len(), 3);
-    assert_eq!(shards.room_count(), 2);
+    assert_eq!(adapter.rooms_of(&socket).len(), 3);
+    assert_eq!(adapter.room_count(), 2);
 }
 
 #[test]
 fn a_room_named_twice_or_joined_before_counts_once() {
-    let (shards, socket) = connected();
-    shards.join(&socket, &["a", "b"], LIMITS).unwrap();
+    let (adapter, socket) = connected();
+    adapter.join(&socket, &["a", "b"]).unwrap();
     let own = socket.id().as_str();
     let names = ["c", "a", "c", own, "c"];
-    assert_eq!(shards.join(&socket, &names, LIMITS), Ok(()));
-    assert_eq!(shards.rooms_of(&socket).len(), 4);
+    assert_eq!(adapter.join(&socket, &names), Ok(()));
+    assert_eq!(adapter.rooms_of(&socket).len(), 4);
 }
 
 #[test]
 fn a_private_room_cannot_be_left() {
-    let (shards, socket) = connected();
-    shards.leave(&socket, socket.id());
-    assert_eq!(*shards.rooms_of(&socket)[0], *socket.id().as_str());
+    let (adapter, socket) = connected();
+    adapter.leave(&socket, socket.id());
+    assert_eq!(*adapter.rooms_of(&socket)[0], *socket.id().as_str());
     let mut target = Target::default();
     target.add_rooms(socket.id());
     let mut selected = 0;
-    shards.select(&target, |_| selected += 1, || {});
+    adapter.each_selected(&target, |_| selected += 1, || {});
     assert_eq!(selected, 1);
 }
 
 #[test]
 fn a_disconnected_socket_joins_nothing() {
-    let (shards, socket) = connected();
-    assert!(shards.remove(&socket));
-    let joined = shards.join(&socket, &"a", LIMITS);
+    let (adapter, socket) = connected();
+    assert!(adapter.remove(&socket));
+    let joined = adapter.join(&socket, &"a");
     assert_eq!(joined, Err(JoinError::Disconnected));
-    assert_eq!((shards.len(), shards.room_count()), (0, 0));
+    assert_eq!((adapter.len(), adapter.room_count()), (0, 0));
 }
 
 #[test]
 fn first_and_last_members_reach_the_directory_under_the_lock_of_their_shard() {
-    let (shards, socket) = connected();
+    let (adapter, socket) = connected();
     // Done later, the change of one thread could undo that of the next.
     let changes: [&(dyn Fn() + Sync); 4] = [
-        &|| shards.join(&socket, &"a", LIMITS).unwrap(),
-        &|| shards.leave(&socket, &"a"),
-        &|| shards.join(&socket, &"b", LIMITS).unwrap(),
-        &|| assert!(shards.remove(&socket)),
+        &|| adapter.join(&socket, &"a").unwrap(),
+        &|| adapter.leave(&socket, &"a"),
+        &|| adapter.join(&socket, &"b").unwrap(),
+        &|| assert!(adapter.remove(&socket)),
     ];
     for change in changes {
         thread::scope(|scope| {
-            let held = shards.directory.hold();
+            let held = adapter.directory.hold();
             scope.spawn(change);
-            wait_until_locked(&shards.shards[0]);
+            wait_until_locked(&adapter.shards[0]);
             drop(held);
         });
     }
