@@ -1,8 +1,12 @@
-//! Rooms of a Roomcast node: which sockets are in which rooms, who receives a broadcast, and how
-//! nodes hear of each other's broadcasts.
+//! Rooms of a Roomcast node: which sockets are in which rooms, which of them receive a broadcast,
+//! and the bus between the nodes of a cluster.
 //!
-//! The crate knows neither HTTP nor WebSocket. What it needs of a connected socket is the
-//! [`Member`] trait; other nodes are reached through a [`Bus`].
+//! - [`Adapter`] is the index of one namespace: it joins, leaves, selects and fans out.
+//! - [`Member`] is what it needs of a connected socket.
+//! - [`Bus`] carries messages and questions between nodes. [`MemoryBus`] connects the servers of one
+//!   process, [`RedisBus`] connects nodes, Node.js servers and emitters.
+//!
+//! The crate knows neither HTTP nor WebSocket.
 
 mod adapter;
 mod bus;

@@ -4,25 +4,26 @@ use crate::SocketId;
 
 /// A handle to a connected socket of this node; cheap to clone.
 ///
-/// Delivery is split in two: [`deliver`](Member::deliver) only queues, so that it can run under the
-/// lock of the room index, and [`flush`](Member::flush) hands what was touched to whoever writes to
-/// the network. Neither blocks, and neither may call back into the adapter.
+/// Delivery has two steps. [`deliver`](Member::deliver) only enqueues, so that it can run under the
+/// lock of the room index. [`flush`](Member::flush) passes the touched connections to the tasks that
+/// write to the network. Neither may block or call back into the adapter.
 pub trait Member: Clone + Send + Sync + 'static {
-    /// A packet in the form in which all recipients share it.
+    /// A packet, shared by all recipients.
     type Frame: Send + Sync;
-    /// Collects the connections that a broadcast touched and that nobody is yet about to flush.
+    /// Collects the connections that a broadcast touched and that are not about to be flushed.
     type Batch: Default;
 
-    /// The id, which is also the socket's private room.
+    /// Returns the id, which is also the name of the socket's private room.
     fn id(&self) -> &SocketId;
 
-    /// Which shard of the index the socket belongs to. Constant over its life.
+    /// Returns the number of the socket's shard in the index, taken modulo the number of shards.
+    /// Constant over the socket's life.
     fn shard(&self) -> usize;
 
-    /// Queues a frame. Called under the lock of a shard.
+    /// Enqueues a frame. Called under the lock of a shard.
     fn deliver(&self, frame: &Self::Frame, volatile: bool, batch: &mut Self::Batch);
 
-    /// Has the touched connections written.
+    /// Has the touched connections written. Called without a lock.
     fn flush(batch: Self::Batch);
 }
 

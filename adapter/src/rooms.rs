@@ -1,8 +1,16 @@
 //! The two-way index of one shard: sockets and the rooms they are in, rooms and their members.
 //!
+//! ```text
+//! ids   ─► members[slot]: socket, places ─┬─► { room, position }
+//!                                         │        │
+//! names ─► rooms[room]: members ◄─────────┴────────┘
+//!                       [position] = slot
+//! ```
+//!
 //! No locks, no async, no clock. Members and rooms live in slabs and refer to each other by index,
-//! so joining and leaving are O(1) whatever the size of the room. The private room of a socket (the
-//! room named as its id) is not stored: it is the socket's entry itself.
+//! so that joining and leaving are O(1) whatever the size of the room: a member knows its position
+//! in each of its rooms, and when it leaves, the last member of the room moves there. The private
+//! room of a socket (the room named as its id) is not stored: it is the socket's entry itself.
 
 use std::sync::Arc;
 
@@ -12,10 +20,10 @@ use smallvec::SmallVec;
 
 use crate::{Member, SocketId};
 
-/// A member's index in its shard. Handed out by [`Rooms::insert`], valid until [`Rooms::remove`].
+/// A member's index in its shard. Returned by [`Rooms::insert`], valid until [`Rooms::remove`].
 pub(crate) type Slot = u32;
 
-/// Computes the hash of a name. All tables of a node use one function, so a name is hashed once.
+/// The hash of a name. All tables of a node use one function, so that a name is hashed once.
 pub(crate) type Hash = u64;
 
 /// The index of one shard.
@@ -26,7 +34,7 @@ pub(crate) struct Rooms<M> {
     rooms: Vec<Option<Room>>,
     free_rooms: Vec<u32>,
     names: HashTable<u32>,
-    /// Marks members as chosen or excluded during one selection; grows with each.
+    /// Marks members as selected or excluded during one selection. Incremented with each.
     epoch: u32,
 }
 
@@ -37,7 +45,7 @@ struct Entry<M> {
     places: SmallVec<[Place; 2]>,
 }
 
-/// Where a member stands in one room.
+/// A member's position in one room.
 #[derive(Clone, Copy)]
 struct Place {
     room: u32,
@@ -50,10 +58,10 @@ struct Room {
     members: Vec<Slot>,
 }
 
-/// What a change of membership did to the room on this shard.
+/// The effect of a change of membership on the room on this shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Nothing: the member already was, or was not, in the room.
+    /// None: the member already was, or was not, in the room.
     None,
     /// The room has members as before.
     Some,
@@ -116,7 +124,7 @@ impl<M: Member> Rooms<M> {
         self.shrink();
     }
 
-    /// Puts a socket into a room; answers the room's shared name as well.
+    /// Adds a socket to a room. Returns the room's shared name as well.
     pub(crate) fn join(&mut self, slot: Slot, hash: Hash, name: &str) -> (Change, Arc<str>) {
         let room = self.find_room(hash, name);
         if let Some(room) = room
@@ -141,7 +149,7 @@ impl<M: Member> Rooms<M> {
         (if edge { Change::Edge } else { Change::Some }, name)
     }
 
-    /// Takes a socket out of a room.
+    /// Removes a socket from a room.
     pub(crate) fn leave(&mut self, slot: Slot, hash: Hash, name: &str) -> Change {
         let Some(room) = self.find_room(hash, name) else {
             return Change::None;
@@ -159,7 +167,7 @@ impl<M: Member> Rooms<M> {
         if edge { Change::Edge } else { Change::Some }
     }
 
-    /// Calls `f` with each member that the target means, each once. `hashes` are the hashes of
+    /// Calls `f` with each member that the target selects, each once. `hashes` are the hashes of
     /// `target.rooms`, then of `target.except`.
     pub(crate) fn select(&mut self, target: &Target, hashes: &[Hash], mut f: impl FnMut(&M)) {
         let (wanted, excluded) = hashes.split_at(target.rooms.len());
@@ -188,8 +196,8 @@ impl<M: Member> Rooms<M> {
         }
     }
 
-    /// One room and no exception: the common case. Marks are needed only if a room bears the name
-    /// of a socket that is not in it.
+    /// One room and no exception: the common case. Marks are needed only if a room has the name of
+    /// a socket that is not in it.
     fn select_one(&mut self, hash: Hash, name: &str, mut f: impl FnMut(&M)) {
         match (self.find_room(hash, name), self.find_member(hash, name)) {
             (Some(room), None) => {
@@ -222,18 +230,19 @@ impl<M: Member> Rooms<M> {
         }
     }
 
-    /// The slot of the socket of this id.
+    /// Returns the slot of the socket with this id.
     pub(crate) fn slot(&self, hash: Hash, id: &SocketId) -> Option<Slot> {
         self.find_member(hash, id.as_str())
     }
 
-    /// The socket of this id.
+    /// Returns the socket with this id.
     pub(crate) fn member(&self, hash: Hash, id: &str) -> Option<&M> {
         self.find_member(hash, id)
             .map(|slot| &self.entry(slot).member)
     }
 
-    /// The names of the rooms a socket has joined, in no particular order, without its private one.
+    /// Returns the names of the rooms that a socket has joined, in no particular order, without its
+    /// private one.
     pub(crate) fn rooms_of(&self, slot: Slot) -> impl Iterator<Item = &Arc<str>> {
         self.entry(slot)
             .places
@@ -241,12 +250,12 @@ impl<M: Member> Rooms<M> {
             .map(|place| &room_ref(&self.rooms, place.room).name)
     }
 
-    /// How many rooms a socket has joined, without its private one.
+    /// Returns how many rooms a socket has joined, without its private one.
     pub(crate) fn room_count_of(&self, slot: Slot) -> usize {
         self.entry(slot).places.len()
     }
 
-    /// Whether a socket has joined a room.
+    /// Returns whether a socket has joined a room.
     pub(crate) fn is_in(&self, slot: Slot, hash: Hash, name: &str) -> bool {
         self.find_room(hash, name).is_some_and(|room| {
             self.entry(slot)
@@ -302,7 +311,7 @@ impl<M: Member> Rooms<M> {
     fn vacate(&mut self, spot: Place, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
         let room = room_mut(&mut self.rooms, spot.room);
         room.members.swap_remove(spot.position as usize);
-        // A room that was huge once does not stay so; amortised, since half of it is left free.
+        // Memory of a room that was huge is released. Amortised, because half of it is left free.
         let capacity = room.members.capacity();
         if capacity > ROOM_KEEPS && room.members.len() < capacity / 4 {
             room.members.shrink_to(capacity / 2);
@@ -329,7 +338,7 @@ impl<M: Member> Rooms<M> {
         emptied(room.hash, &room.name);
     }
 
-    /// Gives memory back when a shard has become empty, as after a storm of short connections.
+    /// Releases memory when a shard has become empty, as after a storm of short connections.
     fn shrink(&mut self) {
         if self.ids.is_empty() && self.members.len() > SHARD_KEEPS {
             *self = Self {
@@ -342,7 +351,7 @@ impl<M: Member> Rooms<M> {
     fn next_epoch(&mut self) -> u32 {
         self.epoch = self.epoch.wrapping_add(1);
         if self.epoch == 0 {
-            // Wrapped around: old marks could be taken for new ones.
+            // It wrapped around: old marks could be taken for new ones.
             self.members
                 .iter_mut()
                 .flatten()
@@ -361,10 +370,10 @@ impl<M: Member> Rooms<M> {
     }
 }
 
-/// The members up to which a room keeps the memory that it once took.
+/// Number of members for which a room keeps its memory.
 const ROOM_KEEPS: usize = 64;
 
-/// The members up to which an empty shard keeps the memory that it once took.
+/// Number of members for which an empty shard keeps its memory.
 const SHARD_KEEPS: usize = 1024;
 
 /// Members keep half of their hash, which is enough to rehash a table of at most 2^32 entries.
