@@ -1,8 +1,20 @@
 //! What arrives.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-use roomcast_adapter::subscriber::{ConfirmError, DownReason, SubscriberState};
+use roomcast_adapter::subscriber::{
+    ConfirmError, DownReason, Priority, Sink, Subscriber, SubscriberConfig, SubscriberEvent,
+    SubscriberState,
+};
+use roomcast_emitter::redis::Endpoint;
+use tokio::{runtime::Builder, task};
 
 use crate::{
     recorder::{Link, Record, messages},
@@ -59,6 +71,48 @@ fn long_messages_arrive_whole_among_short_ones() {
         .chain([3])
         .collect();
     assert_eq!(lengths, expected);
+}
+
+/// Takes its time for each message, and counts them.
+#[derive(Clone, Default)]
+struct SlowSink(Arc<AtomicUsize>);
+
+impl Sink for SlowSink {
+    fn message(&self, _: &[u8], _: &[u8]) {
+        thread::sleep(Duration::from_micros(500));
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn event(&self, _: SubscriberEvent) {}
+}
+
+#[test]
+fn other_tasks_run_while_many_messages_are_handled() {
+    const MESSAGES: usize = 2_000;
+    let server = Server::start(&[]);
+    let config = SubscriberConfig::new(Arc::new(|_| "probe".into()), Arc::new(|_, _| false));
+    let endpoint = Endpoint::new(server.url().parse().unwrap());
+    let sink = SlowSink::default();
+    let mut client = server.client();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let turns = runtime.block_on(async {
+        let subscriber = Subscriber::start(endpoint, config, sink.clone());
+        let channel: Arc<str> = "a".into();
+        subscriber.subscribe(Priority::Room, [Arc::clone(&channel)]);
+        let confirmed = subscriber.confirm(vec![channel], DEADLINE).await;
+        assert_eq!(confirmed, Ok(()));
+        for _ in 0..MESSAGES {
+            assert_eq!(client.publish("a", "x"), 1);
+        }
+        let mut turns = 0;
+        while sink.0.load(Ordering::Relaxed) < MESSAGES {
+            turns += 1;
+            task::yield_now().await;
+        }
+        turns
+    });
+    // What fits into one read of the connection, a few hundred messages, is handled in one turn.
+    assert!(turns >= 5, "{turns} turns");
 }
 
 #[test]

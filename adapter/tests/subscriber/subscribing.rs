@@ -167,6 +167,23 @@ fn a_subscription_is_confirmed_when_redis_says_so_and_not_before() {
     assert!(link.subscriber.is_confirmed("b"));
 }
 
+/// The `redis` crate gives up after 500 ms by default, and the emitter's connections after 5 s.
+#[test]
+fn a_confirmation_may_take_as_long_as_the_probes_allow() {
+    let server = Server::start(&[]);
+    let link = Link::start(&server.url(), server.port, |config| {
+        config.probe_timeout = DEADLINE;
+    });
+    link.subscribe_confirmed(&["a"]);
+    server.suspend();
+    link.subscribe(["b"]);
+    thread::sleep(Duration::from_millis(5_500));
+    server.resume();
+    let confirmed = link.subscriber.confirm(vec!["b".into()], DEADLINE);
+    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    assert_eq!(link.connections(), 1);
+}
+
 #[test]
 fn the_end_of_a_subscription_can_be_waited_for() {
     let server = Server::start(&[]);
