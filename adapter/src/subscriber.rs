@@ -74,15 +74,16 @@ pub enum SubscriberEvent {
         /// Why.
         reason: DownReason,
     },
-    /// Messages published in this span of time may not have arrived. Comes after `Up`.
+    /// Messages published in this span of time may not have arrived. Comes after `Up`, and again
+    /// and again as long as Redis refuses a name.
     Gap {
         /// The last moment before which everything published is known to have arrived.
         from: SystemTime,
         /// From then on everything arrives again.
         to: SystemTime,
     },
-    /// Redis refuses a subscription. It is asked for again after a back-off, and with the next
-    /// connection.
+    /// Redis refuses a subscription. It is asked again after a back-off and on the next connection;
+    /// further refusals on this connection are no events.
     Refused {
         /// The channel or pattern.
         name: Arc<str>,
@@ -116,6 +117,14 @@ pub enum DownReason {
     /// Redis refuses the channel by which a connection watches itself.
     #[error("Redis refuses the probe's channel: {0}")]
     ProbeRefused(Box<str>),
+    /// Redis refuses a name. All others are subscribed, and messages on them arrive.
+    #[error("Redis refuses the subscription to {name}: {error}")]
+    Refused {
+        /// The channel or pattern.
+        name: Arc<str>,
+        /// What Redis said.
+        error: Box<str>,
+    },
     /// The owner has closed the subscriber.
     #[error("the link is closed")]
     Stopped,

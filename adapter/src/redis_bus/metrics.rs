@@ -170,6 +170,7 @@ pub(super) struct LinkMetrics {
     pub(super) gap_seconds: Counter,
     pub(super) resubscribe_seconds: Gauge,
     subscriptions: IntGauge,
+    refused_subscriptions: IntGauge,
 }
 
 impl LinkMetrics {
@@ -214,6 +215,10 @@ impl LinkMetrics {
                 "roomcast_bus_subscriptions",
                 "Channels and patterns that this node wants to hear.",
             ),
+            refused_subscriptions: series.gauge(
+                "roomcast_bus_refused_subscriptions",
+                "Channels and patterns that Redis refuses to this node.",
+            ),
         }
     }
 
@@ -234,7 +239,9 @@ impl LinkMetrics {
         }
         let is_up = matches!(state, SubscriberState::Up { .. });
         self.subscriber_up.set(is_up.into());
-        self.subscriptions.set(gauge(subscriber.counts().desired));
+        let counts = subscriber.counts();
+        self.subscriptions.set(gauge(counts.desired));
+        self.refused_subscriptions.set(gauge(counts.refused));
         self.publisher_up.set(publisher.is_up().into());
         let stats = publisher.stats();
         let queued = stats.queued_bytes.load(Ordering::Relaxed);

@@ -162,6 +162,7 @@ impl ClusterSubscriber {
         counts.fold(unrouted, |sum, counts| Counts {
             desired: sum.desired + counts.desired,
             confirmed: sum.confirmed + counts.confirmed,
+            refused: sum.refused + counts.refused,
             queued: sum.queued + counts.queued,
             unconfirmed_batches: sum.unconfirmed_batches + counts.unconfirmed_batches,
             batches: sum.batches + counts.batches,

@@ -155,7 +155,17 @@ impl ServerSubscriber {
     }
 
     pub(super) fn state(&self) -> SubscriberState {
-        self.shared.state.borrow().clone()
+        let state = self.shared.state.borrow().clone();
+        let subscriptions = self.shared.subscriptions.lock();
+        match (&state, subscriptions.refusal()) {
+            (SubscriberState::Up { .. }, Some((name, error))) => SubscriberState::Down {
+                reason: DownReason::Refused {
+                    name: Arc::clone(name),
+                    error: error.into(),
+                },
+            },
+            _ => state,
+        }
     }
 
     pub(super) fn is_confirmed(&self, kind: SubscriptionKind, name: &str) -> bool {

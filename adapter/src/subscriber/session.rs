@@ -51,6 +51,8 @@ pub(super) struct Session<'a> {
     retries: Backoff,
     /// When refused names are asked for again.
     retry_at: Option<Instant>,
+    /// Since when messages on refused names may be lost and no gap has been reported.
+    deaf_since: Option<SystemTime>,
 }
 
 impl<'a> Session<'a> {
@@ -78,11 +80,18 @@ impl<'a> Session<'a> {
             suspicion: None,
             retries: Backoff::new(MIN_RETRY, MAX_RETRY),
             retry_at: None,
+            deaf_since: None,
         }
     }
 
     /// Runs until the connection is lost. Returns the reason.
     pub(super) async fn run(mut self) -> DownReason {
+        let reason = self.listen().await;
+        self.report_deafness();
+        reason
+    }
+
+    async fn listen(&mut self) -> DownReason {
         let mut timer = pin!(time::sleep_until(self.began));
         loop {
             self.retry();
@@ -114,7 +123,33 @@ impl<'a> Session<'a> {
     fn retry(&mut self) {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
+            self.report_deafness();
             self.shared.subscriptions.lock().retry();
+        }
+    }
+
+    /// Schedules the next attempt as long as Redis refuses a name.
+    fn note_refusals(&mut self) {
+        if self.shared.subscriptions.lock().refusal().is_some() {
+            self.deaf_since.get_or_insert_with(SystemTime::now);
+            if self.retry_at.is_none() {
+                self.retry_at = Some(Instant::now() + self.retries.next_delay());
+            }
+        } else if self.deaf_since.is_some() {
+            self.retry_at = None;
+            self.retries.reset();
+            self.report_deafness();
+        }
+    }
+
+    /// Reports the gap on refused names up to now. It goes on if some are still refused.
+    fn report_deafness(&mut self) {
+        let is_deaf = self.shared.subscriptions.lock().refusal().is_some();
+        let now = SystemTime::now();
+        let since = std::mem::replace(&mut self.deaf_since, is_deaf.then_some(now));
+        if let Some(from) = since {
+            let to = now.max(from);
+            self.shared.sink.event(SubscriberEvent::Gap { from, to });
         }
     }
 
@@ -152,6 +187,7 @@ impl<'a> Session<'a> {
         for outcome in self.shared.settle(batch, reply)? {
             self.note(outcome);
         }
+        self.note_refusals();
         if is_probe
             && self
                 .shared
@@ -162,7 +198,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn note(&mut self, outcome: Outcome) {
+    fn note(&self, outcome: Outcome) {
         match outcome {
             Outcome::Noted => {}
             Outcome::Moved => (self.shared.moved)(),
@@ -171,9 +207,6 @@ impl<'a> Session<'a> {
                     self.incoming.watch.lock().probes.give_up();
                     self.shared
                         .set_down(DownReason::ProbeRefused(error.clone()));
-                }
-                if self.retry_at.is_none() {
-                    self.retry_at = Some(Instant::now() + self.retries.next_delay());
                 }
                 let name = key.name;
                 self.shared

@@ -154,7 +154,7 @@ pub(super) struct Batch {
 pub(super) enum Outcome {
     /// Nothing more to do.
     Noted,
-    /// Redis refuses the name.
+    /// Redis refuses a name that it did not refuse before.
     Refused {
         /// The name.
         key: Key,
@@ -174,6 +174,8 @@ pub(super) struct Subscriptions {
     in_flight: usize,
     /// Halves of refused batches, to be sent once more.
     again: VecDeque<Batch>,
+    /// Wanted names that Redis refused when it was asked last, and what it said.
+    refusals: HashMap<Key, Box<str>>,
     is_connected: bool,
     is_closed: bool,
     wanted: usize,
@@ -199,6 +201,7 @@ impl Subscriptions {
         let was_idle = entry.is_idle();
         if matches!(entry.wire, Wire::Refused | Wire::Moved) {
             entry.wire = Wire::Off;
+            self.refusals.remove(&key);
         }
         self.wanted += usize::from(!entry.is_wanted);
         entry.is_wanted = true;
@@ -217,6 +220,7 @@ impl Subscriptions {
         let was_idle = entry.is_idle();
         entry.is_wanted = false;
         self.wanted -= 1;
+        self.refusals.remove(&key);
         self.changed(&key, was_idle);
     }
 
@@ -237,6 +241,7 @@ impl Subscriptions {
         self.is_connected = false;
         self.in_flight = 0;
         self.again.clear();
+        self.refusals.clear();
         self.queues.iter_mut().for_each(VecDeque::clear);
         self.idle = 0;
         self.confirmed = 0;
@@ -337,9 +342,14 @@ impl Subscriptions {
             return Outcome::Moved;
         }
         self.waiters.refused(&key, error);
+        let is_wanted = self.entries.get(&key).is_some_and(|entry| entry.is_wanted);
         self.set_wire(&key, Wire::Refused);
-        let error = error.into();
-        Outcome::Refused { key, error }
+        let error: Box<str> = error.into();
+        if is_wanted && self.refusals.insert(key.clone(), error.clone()).is_none() {
+            Outcome::Refused { key, error }
+        } else {
+            Outcome::Noted
+        }
     }
 
     /// Redis has ended the subscription of a sharded channel. It does so unasked when the slot is
@@ -356,9 +366,13 @@ impl Subscriptions {
     }
 
     /// Registers a waiter for the last changes of these names. None if they are all confirmed.
+    /// A name that is refused is an error at once: asking again may take long.
     pub(super) fn wait(&mut self, keys: Vec<Key>) -> Result<Option<Ticket>, ConfirmError> {
         if self.is_closed {
             return Err(ConfirmError::Closed);
+        }
+        if let Some(error) = keys.iter().find_map(|key| self.refusals.get(key)) {
+            return Err(ConfirmError::Refused(error.clone()));
         }
         let entries = &self.entries;
         let is_open = |key: &Key| entries.get(key).is_some_and(|entry| !entry.is_settled());
@@ -408,6 +422,12 @@ impl Subscriptions {
             .map(|(key, entry)| (key, entry.priority))
     }
 
+    /// A wanted name that Redis refuses, and what it said.
+    pub(super) fn refusal(&self) -> Option<(&Arc<str>, &str)> {
+        let (key, error) = self.refusals.iter().next()?;
+        Some((&key.name, error))
+    }
+
     /// Whether no name is missing.
     pub(super) fn is_complete(&self) -> bool {
         self.is_connected && self.missing == 0
@@ -417,6 +437,7 @@ impl Subscriptions {
         Counts {
             desired: self.wanted,
             confirmed: self.confirmed,
+            refused: self.refusals.len(),
             queued: self.queued(),
             unconfirmed_batches: self.in_flight,
             batches: self.batches,
@@ -448,6 +469,9 @@ impl Subscriptions {
         self.confirmed -= usize::from(entry.wire == Wire::On);
         self.confirmed += usize::from(wire == Wire::On);
         entry.wire = wire;
+        if wire == Wire::On {
+            self.refusals.remove(key);
+        }
         self.changed(key, was_idle);
     }
 
@@ -564,6 +588,8 @@ pub struct Counts {
     pub desired: usize,
     /// Names that Redis has confirmed on the present connection.
     pub confirmed: usize,
+    /// Names that Redis refuses.
+    pub refused: usize,
     /// Names for which a command has to be sent.
     pub queued: usize,
     /// Batches that Redis has not confirmed completely.

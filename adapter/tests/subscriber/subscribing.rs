@@ -196,7 +196,7 @@ fn the_end_of_a_subscription_can_be_waited_for() {
 }
 
 #[test]
-fn a_channel_that_the_user_may_not_hear_is_told_and_does_not_harm_others() {
+fn a_channel_that_the_user_may_not_hear_does_not_harm_others() {
     let server = Server::start(&[]);
     let user = [
         "bob",
@@ -225,7 +225,85 @@ fn a_channel_that_the_user_may_not_hear_is_told_and_does_not_harm_others() {
     assert!(refused.1.starts_with("NOPERM"), "{}", refused.1);
     let confirmed = link.subscriber.confirm(rooms, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    server.client().publish("room-7", "1");
+    link.recorder.wait_for_message("room-7", "1");
+}
+
+#[test]
+fn a_refused_channel_is_asked_for_again_and_reported_until_redis_allows_it() {
+    let server = Server::start(&[]);
+    let user = [
+        "bob",
+        "on",
+        ">secret",
+        "+@all",
+        "~*",
+        "resetchannels",
+        "&probe*",
+    ];
+    let mut client = server.client();
+    client.command(&[&["ACL", "SETUSER"][..], &user].concat());
+    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let link = Link::start(&url, server.port, |_| ());
     link.wait_until_healthy();
+    link.subscribe(["room"]);
+    for _ in 0..2 {
+        let confirmed = link.subscriber.confirm(vec!["room".into()], DEADLINE);
+        let confirmed = link.runtime.block_on(confirmed);
+        assert!(
+            matches!(&confirmed, Err(ConfirmError::Refused(error)) if error.starts_with("NOPERM")),
+            "{confirmed:?}"
+        );
+    }
+    assert_eq!(link.subscriber.counts().refused, 1);
+    let down = link.wait_until_down();
+    assert!(
+        matches!(&down, DownReason::Refused { name, .. } if &**name == "room"),
+        "{down:?}"
+    );
+    link.recorder.wait_for_gap();
+    client.command(&["ACL", "SETUSER", "bob", "&room"]);
+    wait_until("the channel is subscribed", || {
+        link.subscriber.is_confirmed("room")
+    });
+    link.wait_until_healthy();
+    assert_eq!(link.subscriber.counts().refused, 0);
+    client.publish("room", "1");
+    link.recorder.wait_for_message("room", "1");
+    assert_eq!(link.connections(), 1);
+    let refusals = link.recorder.records();
+    let refusals = events(&refusals)
+        .filter(|event| matches!(event, SubscriberEvent::Refused { .. }))
+        .count();
+    assert_eq!(refusals, 1, "further refusals are not reported");
+}
+
+#[test]
+fn rights_that_are_taken_away_and_given_back_leave_nothing_deaf() {
+    let server = Server::start(&[]);
+    let user = ["bob", "on", ">secret", "+@all", "~*", "allchannels"];
+    let mut client = server.client();
+    client.command(&[&["ACL", "SETUSER"][..], &user].concat());
+    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let link = Link::start(&url, server.port, |_| ());
+    link.subscribe_confirmed(&["a", "b"]);
+    link.wait_until_healthy();
+    client.command(&["ACL", "SETUSER", "bob", "resetchannels", "&a"]);
+    wait_until("the probe is refused", || {
+        let state = link.subscriber.state();
+        matches!(
+            state,
+            SubscriberState::Down {
+                reason: DownReason::ProbeRefused(_)
+            }
+        )
+    });
+    client.publish("a", "1");
+    link.recorder.wait_for_message("a", "1");
+    client.command(&["ACL", "SETUSER", "bob", "allchannels"]);
+    link.wait_until_healthy();
+    client.publish("b", "2");
+    link.recorder.wait_for_message("b", "2");
 }
 
 #[test]
