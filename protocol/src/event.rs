@@ -1,9 +1,9 @@
-//! Event names that belong to the protocol.
+//! Reserved names of events.
 //!
-//! Applications can neither send nor receive events of these names: in Socket.IO they tell of the
-//! connection's own life. Both the emitting and the receiving side ask here.
+//! Applications can neither send nor receive events with these names, because Socket.IO uses them
+//! for the life of the connection itself.
 
-/// The names that no event of an application may have.
+/// The names that an application's event must not have, as in Node's server.
 pub const RESERVED_EVENTS: [&str; 6] = [
     "connect",
     "connect_error",
@@ -13,10 +13,10 @@ pub const RESERVED_EVENTS: [&str; 6] = [
     "removeListener",
 ];
 
-/// Whether `name` belongs to the protocol.
+/// Whether `name` is reserved.
 #[inline]
 pub fn is_reserved(name: &str) -> bool {
-    // Most names are told apart by their first letter; the rest is rare enough for a plain search.
+    // The first letter excludes most names; the others are rare enough for a plain search.
     matches!(name.as_bytes().first(), Some(b'c' | b'd' | b'n' | b'r'))
         && RESERVED_EVENTS.contains(&name)
 }

@@ -1,14 +1,14 @@
-//! What nodes tell each other about the sockets of a namespace, whatever the transport between them
-//! and its encoding.
+//! What nodes send each other about the sockets of a namespace, independent of transport and
+//! encoding.
 
 use crate::{args::Args, target::Target};
 
-/// An order to all nodes, each for its own sockets. Nobody answers.
+/// A message to all nodes, each of which carries it out for its own sockets. It has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// Emit an event.
     Broadcast {
-        /// To whom.
+        /// The receivers.
         target: Target,
         /// The name of the event.
         event: Box<str>,
@@ -17,26 +17,26 @@ pub enum Message {
     },
     /// Join rooms.
     SocketsJoin {
-        /// Who.
+        /// The sockets.
         target: Target,
-        /// Which rooms.
+        /// The rooms to join.
         rooms: Vec<Box<str>>,
     },
     /// Leave rooms.
     SocketsLeave {
-        /// Who.
+        /// The sockets.
         target: Target,
-        /// Which rooms.
+        /// The rooms to leave.
         rooms: Vec<Box<str>>,
     },
     /// Disconnect.
     DisconnectSockets {
-        /// Who.
+        /// The sockets.
         target: Target,
-        /// Whether the whole connection is closed, and not only left by this namespace.
+        /// Whether to close the whole connection and not only to leave this namespace.
         close: bool,
     },
-    /// Call the servers' own handlers of an event, on all nodes but the sender.
+    /// Call the servers' own handlers of an event, on all nodes except the sender.
     ServerSideEmit {
         /// The name of the event.
         event: Box<str>,
@@ -46,7 +46,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// The sockets that are meant; none if the servers themselves are.
+    /// The sockets that the message is for; `None` if it is for the servers themselves.
     pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Broadcast { target, .. }

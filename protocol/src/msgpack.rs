@@ -19,14 +19,14 @@ pub use self::from_json::{json_to_msgpack, write_args};
 pub use self::reader::{Reader, Token};
 pub use self::to_json::{TranscodeLimits, msgpack_to_json, read_args, read_event};
 
-/// Why bytes are not the MessagePack that was expected, or a text could not be written as such.
+/// Why bytes are not the expected MessagePack, or a text cannot be written as MessagePack.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MsgpackError {
-    /// The bytes end inside a value, or a length goes beyond them.
+    /// The bytes end inside a value, or a length exceeds them.
     #[error("MessagePack ends early")]
     UnexpectedEnd,
-    /// `0xc1`, which MessagePack never uses.
+    /// `0xc1`, which MessagePack does not use.
     #[error("byte 0x{byte:02x} is not MessagePack")]
     InvalidByte {
         /// The byte.
@@ -41,28 +41,28 @@ pub enum MsgpackError {
     /// An envelope does not have the expected shape. The text is serde's.
     #[error("{0}")]
     Unexpected(String),
-    /// Bytes are left behind the value.
+    /// Bytes follow the value.
     #[error("{count} bytes behind the end of MessagePack")]
     TrailingBytes {
-        /// How many.
+        /// The number of bytes.
         count: usize,
     },
-    /// Arrays and maps nest deeper than the limit.
+    /// Arrays and maps are nested deeper than the limit.
     #[error("MessagePack nested deeper than {limit}")]
     TooDeep {
-        /// The limit that was reached.
+        /// The limit.
         limit: usize,
     },
-    /// A value holds more binary parts than the limit.
+    /// A value has more binary parts than the limit.
     #[error("more than {limit} attachments")]
     TooManyAttachments {
-        /// The limit that was reached.
+        /// The limit.
         limit: usize,
     },
-    /// The key of a map is itself a container or an extension.
+    /// The key of a map is a container or an extension, which has no text in JavaScript.
     #[error("key of a map is not text")]
     UnsupportedKey,
-    /// The canonical form beside it is broken, or would be.
+    /// The canonical form of the arguments is invalid, or would be.
     #[error(transparent)]
     Args(#[from] ArgsError),
 }

@@ -1,4 +1,4 @@
-//! What nodes and emitters ask the nodes of a cluster, and what these answer.
+//! What nodes and emitters ask the nodes of a cluster, and the answers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
     target::Target,
 };
 
-/// A question to all nodes, each for its own sockets.
+/// A question to all nodes, each of which answers for its own sockets.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
     /// Who are these sockets?
@@ -20,52 +20,53 @@ pub enum Question {
     Rooms,
     /// What do these sockets acknowledge?
     Acks {
-        /// Who is asked.
+        /// The sockets that receive the event.
         target: Target,
         /// The name of the event.
         event: Box<str>,
         /// Its arguments.
         args: Args,
-        /// How long the sockets have.
+        /// The time that the sockets have to acknowledge.
         timeout: Duration,
     },
-    /// What do the servers' own handlers of this event answer?
+    /// What do the servers' own handlers of this event return?
     ServerSideEmit {
         /// The name of the event.
         event: Box<str>,
         /// Its arguments.
         args: Args,
     },
-    /// How many sockets did the broadcast reach that was published with this question's id? The
-    /// target is the broadcast's, for nodes that can only say how many sockets it means now.
+    /// How many sockets did the broadcast with this question's id reach? The target is the
+    /// broadcast's, because a Node server can only count the sockets that match it now.
     Reached(Target),
-    /// Carry this out, and say so if a socket was meant. Asked by Node's adapter before version 7.
+    /// Carry out the message and answer whether it was for a socket of the node. Node's adapter
+    /// before version 7 sends it for a single socket.
     Command(Message),
 }
 
-/// What one node answers.
+/// The answer of one node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
-    /// Its sockets that were meant.
+    /// Its sockets that match.
     Sockets(Vec<Description>),
     /// Their ids.
     SocketIds(Vec<SocketId>),
     /// Its rooms.
     Rooms(Vec<Box<str>>),
-    /// What its sockets have acknowledged.
+    /// The acknowledgements of its sockets.
     Acks {
-        /// The answers, in the order in which they came. Node's servers don't say whose they are.
+        /// The acknowledgements in the order of their arrival. Node's servers do not name the sockets.
         answers: Vec<(Option<SocketId>, Args)>,
-        /// Sockets that gave none.
+        /// Sockets that did not acknowledge in time.
         missing: Vec<SocketId>,
-        /// The number of further sockets that gave none, of servers that don't tell their ids.
+        /// How many further sockets did not, on servers that do not name them.
         missing_unnamed: usize,
     },
-    /// What the server's own handler answered; nothing if there is no handler.
+    /// The result of the server's own handler; `None` if there is no handler.
     ServerSideEmit(Option<Args>),
     /// The number of sockets that a broadcast reached.
     Reached(usize),
-    /// Whether a socket of the node was meant.
+    /// Whether the command was for a socket of the node.
     Command(bool),
 }
 
@@ -74,11 +75,11 @@ pub enum Answer {
 pub struct Answered {
     /// One for each node that answered.
     pub answers: Vec<Answer>,
-    /// Nodes that are alive and did not answer in time.
+    /// Nodes that are alive but did not answer in time.
     pub silent: Vec<NodeId>,
 }
 
-/// A socket as its node describes it to others.
+/// A socket as its node describes it to other nodes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
     /// The id.
@@ -87,7 +88,7 @@ pub struct Description {
     pub rooms: Vec<String>,
     /// What the application attached to the socket.
     pub data: serde_json::Value,
-    /// The first request of the client: `headers`, `time`, `address`, `xdomain`, `secure`,
-    /// `issued`, `url`, `query` and `auth`, as Node's server describes it.
+    /// The client's first request in the form of Node's server: `headers`, `time`, `address`,
+    /// `xdomain`, `secure`, `issued`, `url`, `query` and `auth`.
     pub handshake: serde_json::Value,
 }

@@ -1,32 +1,32 @@
-//! Who shall receive: rooms, exceptions and flags of one broadcast or one operation on sockets.
+//! The receivers of a broadcast or of an operation on sockets: rooms, exceptions and flags.
 //!
-//! A target is plain data. It is built by the operators (`to`, `in_`, `except`, `volatile` …) of the
-//! server and of the emitter, travels between nodes, and is applied to a room index by the adapter.
+//! A target is plain data. The operators of the server and of the emitter (`to`, `in_`, `except`,
+//! `volatile` …) build it, it travels between nodes, and the adapter applies it to its room index.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-/// The recipients of a broadcast, or the sockets an operation applies to.
+/// The receivers of a broadcast, or the sockets that an operation applies to.
 ///
-/// With no room, every socket of the namespace is meant; with several rooms, their union. A socket
-/// that is in any room of `except` is left out. Nobody is meant twice.
+/// Without a room these are all sockets of the namespace; with several rooms, their union. A socket
+/// in any room of `except` is left out. Each socket counts once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Target {
-    /// Rooms whose members are meant; empty means the whole namespace.
+    /// Rooms whose members receive; empty for the whole namespace.
     pub rooms: Vec<Box<str>>,
     /// Rooms whose members are left out.
     pub except: Vec<Box<str>>,
-    /// How to deliver.
+    /// How the message is delivered.
     pub flags: Flags,
 }
 
 impl Target {
-    /// Adds rooms; a room that is already there is not added again.
+    /// Adds rooms. A room that is already there is ignored.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn add_rooms(&mut self, rooms: impl Rooms) {
         rooms.each(&mut |room| add_distinct(&mut self.rooms, room));
     }
 
-    /// Adds rooms whose members are left out.
+    /// Adds rooms whose members are left out. A room that is already there is ignored.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn add_except(&mut self, rooms: impl Rooms) {
         rooms.each(&mut |room| add_distinct(&mut self.except, room));
@@ -43,17 +43,19 @@ fn add_distinct(list: &mut Vec<Box<str>>, room: &str) {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Flags {
-    /// Drop the packet for sockets whose transport cannot be written right now.
+    /// Drop the packet for sockets whose transport cannot be written immediately.
     pub volatile: bool,
-    /// Only the sockets of this node are meant.
+    /// Only sockets of this node receive.
     pub local: bool,
-    /// The caller's wish about compressing this packet; carried for peers, never required.
+    /// Whether the packet should be compressed. It is forwarded to other servers; Roomcast itself
+    /// does not compress.
     pub compress: Option<bool>,
-    /// How long to wait for acknowledgements and for the answers of other nodes.
+    /// The time to wait for acknowledgements and for answers of other nodes. On the wire it is
+    /// rounded up to milliseconds and limited to 2^31 - 1.
     pub timeout: Option<Duration>,
 }
 
-/// One room name or a collection of them: what `to`, `join`, `except` and their like accept.
+/// One room name or a collection of them, as `to`, `join` and `except` accept it.
 pub trait Rooms {
     /// Calls `f` with each name, in order.
     fn each(&self, f: &mut dyn FnMut(&str));

@@ -1,9 +1,24 @@
-//! What is published, and what is heard, as bytes.
+//! The messages of a cluster as bytes, in the dialects of Node's Redis adapters.
 //!
-//! [`Wire`] writes messages, questions and answers in the dialect of the cluster and reads those of
-//! others: of our own nodes, of Node's adapters and emitters, of emitters in other languages.
-//! Hostile bytes give errors, never panics. What is written never harms a server of Node's, some of
-//! which stop for ever at a payload that they cannot read. Nothing here knows Redis or time.
+//! [`Wire`] writes messages, questions and answers, and reads those of Roomcast nodes, of Node's
+//! adapters and emitters, and of emitters in other languages. Hostile bytes give errors, never
+//! panics. What is written never harms a Node server, some of which stop receiving for ever at a
+//! payload that they cannot read.
+//!
+//! Each envelope is a struct with serde's derive. `serde_json` and `rmp_serde` write it;
+//! `serde_json` and [`crate::msgpack`] read it:
+//!
+//! ```text
+//! bytes ── Echo::is_own: a look at the first or last bytes drops what the node itself published
+//!   │
+//!   ▼  one pass over the envelope; its members stay slices (crate::raw)
+//! Raw ──▶ Envelope / Request / Members ──▶ Message, Question or Reply
+//!              │
+//!              └── arguments: JSON stays the text that it is; MessagePack becomes text,
+//!                  binary becomes attachments (payload, msgpack::to_json, buffers)
+//! ```
+//!
+//! The captured messages in `tests/fixtures` decide what is accepted and what is written.
 
 mod answers;
 mod buffers;
@@ -30,18 +45,18 @@ use crate::{
     target::Target,
 };
 
-/// How long sockets have to acknowledge if the asker does not say: as long as Node waits for
+/// The time that sockets have to acknowledge if the message states none. Node waits as long for
 /// answers.
 pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How broadcasts are encoded in the classic dialect (Node's option `parser`). All members of a
-/// cluster have to agree. The sharded dialect chooses by itself.
+/// The encoding of broadcasts in the classic dialect (Node's option `parser`). All members of a
+/// cluster must use the same. The sharded dialect uses MessagePack for binary and JSON otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Parser {
     /// MessagePack, Node's default.
     #[default]
     Msgpack,
-    /// JSON, in which binary is an object with an array of numbers.
+    /// JSON. Binary is an object with an array of numbers, as `JSON.stringify` writes a `Buffer`.
     Json,
 }
 
@@ -54,115 +69,116 @@ pub struct Wire {
     has_specific_responses: bool,
 }
 
-/// A message ready to be published, with PUBLISH or SPUBLISH as the dialect asks for.
+/// A message that is ready to be published, with PUBLISH in the classic dialect and SPUBLISH in the
+/// sharded one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
-    /// Where.
+    /// The channel.
     pub channel: String,
-    /// What.
+    /// The bytes.
     pub payload: Bytes,
 }
 
-/// What was heard on a channel.
+/// A message that came on a channel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Incoming {
-    /// Something to be carried out.
+    /// A message to carry out.
     Message {
-        /// What.
+        /// The message.
         message: Message,
         /// The id of the [`Question::Reached`] that will ask for the number of sockets reached.
         confirm: Option<Box<str>>,
     },
-    /// Something to be answered with [`Wire::response`].
+    /// A question to answer with [`Wire::response`].
     Question {
-        /// By whom.
+        /// The sender.
         asker: Asker,
-        /// The id, to be repeated in the answer.
+        /// The id, which the answer repeats.
         id: Box<str>,
-        /// What.
+        /// The question.
         question: Question,
     },
     /// An answer.
     Response {
         /// The id of the question.
         id: Box<str>,
-        /// Who answers; Node's servers don't say.
+        /// The node that answers. Node's servers do not name themselves.
         node: Option<NodeId>,
-        /// The answer.
+        /// The answer or a part of it.
         reply: Reply,
     },
-    /// Nothing for this namespace, or nothing that a Redis adapter has use for.
+    /// A message for another namespace, or of a type that has no meaning for a Redis adapter.
     Ignored,
 }
 
-/// Who has asked.
+/// The sender of a question.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asker {
-    /// The uid, which names the channel of the asker's responses.
+    /// The uid, which is part of the name of the asker's response channel.
     pub uid: Option<Box<str>>,
-    /// The name of a node or an emitter of ours, which understands more than Node does.
+    /// The name of a Roomcast node or emitter, which understands more than a Node server.
     pub node: Option<NodeId>,
 }
 
-/// What one node says to a question at one time.
+/// One answer of one node. A question about acknowledgements can have several.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// The whole answer. An empty list of sockets is always read as [`Answer::Sockets`], never as
     /// [`Answer::SocketIds`].
     Answer(Answer),
-    /// How many sockets were asked to acknowledge. Node expects it from everybody, and first.
+    /// How many sockets were asked to acknowledge. Node expects it first, and from every server.
     Asked(usize),
-    /// What one socket has acknowledged. Only the first argument travels.
+    /// The acknowledgement of one socket. Node sends the first argument only.
     Acknowledged(Args),
 }
 
-/// Why a message could not be written or read.
+/// Why a message cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// The MessagePack is broken, or arguments cannot be written as such.
+    /// The MessagePack is invalid, or arguments cannot be written as MessagePack.
     #[error(transparent)]
     Msgpack(#[from] MsgpackError),
-    /// The JSON is broken, or does not have the expected shape.
+    /// The JSON is invalid or does not have the expected shape.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// The JSON of arguments is broken or nests too deeply.
+    /// The JSON of arguments is invalid or nested too deeply.
     #[error(transparent)]
     Tokens(#[from] JsonError),
-    /// The arguments are not usable.
+    /// The arguments are invalid.
     #[error(transparent)]
     Args(#[from] ArgsError),
-    /// What a socket is described with is not usable.
+    /// The data or the handshake in the description of a socket is invalid.
     #[error("description of a socket: {0}")]
     Value(#[source] serde_json::Error),
-    /// Something else stands here.
+    /// A value of another type.
     #[error("expected {expected}")]
     Unexpected {
-        /// What would have been right.
+        /// The expected part.
         expected: &'static str,
     },
-    /// A part without which the message has no meaning.
+    /// A required part is missing.
     #[error("{what} missing")]
     Missing {
-        /// Which one.
+        /// The part.
         what: &'static str,
     },
-    /// More binary parts than the limit.
+    /// More binary values than the limit.
     #[error("more than {limit} attachments")]
     TooManyAttachments {
-        /// The limit that was reached.
+        /// The limit.
         limit: usize,
     },
-    /// The dialect has no form for it.
-    #[error("the dialect cannot say {what}")]
+    /// The dialect has no form for the message.
+    #[error("the dialect has no form for {what}")]
     Inexpressible {
-        /// What.
+        /// The message.
         what: &'static str,
     },
 }
 
 impl Wire {
-    /// The limits are for the arguments of what is read.
+    /// `limits` apply to the arguments of messages that are read.
     pub fn new(channels: Channels, parser: Parser, limits: TranscodeLimits) -> Self {
         Self {
             channels,
@@ -172,22 +188,27 @@ impl Wire {
         }
     }
 
-    /// Answers Node's servers on their own channels instead of the shared one, off by default.
-    /// (Node's option `publishOnSpecificResponseChannel`; servers with and without it get along.)
+    /// Whether Node's servers are answered on their own channels instead of the shared one (Node's
+    /// option `publishOnSpecificResponseChannel`). Off by default. Servers with and without it work
+    /// together.
     #[must_use]
     pub fn with_specific_responses(mut self, on: bool) -> Self {
         self.has_specific_responses = on;
         self
     }
 
-    /// The channels.
+    /// The names of the cluster's channels.
     pub fn channels(&self) -> &Channels {
         &self.channels
     }
 
-    /// Writes a message of the sender `uid`, which is [`crate::channel::EMITTER_UID`] for an
-    /// emitter. With `confirm`, the nodes of ours remember how many sockets it reached for the
-    /// question of this id.
+    /// Writes a message. `uid` is the sender's, [`crate::channel::EMITTER_UID`] for an emitter. With
+    /// `confirm`, Roomcast nodes remember how many sockets the message reached, for the
+    /// [`Question::Reached`] with this id.
+    ///
+    /// # Errors
+    ///
+    /// The arguments are not JSON or nested too deeply.
     pub fn message(
         &self,
         namespace: &str,
@@ -221,8 +242,8 @@ impl Wire {
             }
             (_, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
         };
-        // In the sharded dialect the question comes on the main channel, and a broadcast is surely
-        // before its question only on the same one.
+        // In the sharded dialect the question goes to the main channel, and a broadcast is certain
+        // to arrive before its question only on the same channel.
         let is_asked = confirm.is_some() && self.channels.dialect() != Dialect::Classic;
         Ok(Publication {
             channel: self.channels.for_message(namespace, message, is_asked),
@@ -230,7 +251,11 @@ impl Wire {
         })
     }
 
-    /// Appends the payload of a broadcast: to whom, the name of the event, and its arguments.
+    /// Appends the payload of a broadcast: the target, the name of the event, and its arguments.
+    ///
+    /// # Errors
+    ///
+    /// The arguments are not JSON or nested too deeply. `bytes` may have grown.
     pub fn write_broadcast(
         &self,
         bytes: &mut Vec<u8>,
@@ -252,12 +277,17 @@ impl Wire {
         classic::write_broadcast(bytes, self.encoding(), namespace, uid, broadcast, None)
     }
 
-    /// Writes a question. `uid` is the asker's own in the namespace, also if it is an emitter, since
-    /// it names the channel of the answers.
+    /// Writes a question. `uid` is the asker's own in the namespace, also for an emitter, because it
+    /// is part of the name of the response channel.
     ///
-    /// [`Question::Rooms`] and [`Question::SocketIds`] have no form in the sharded dialect, and
-    /// [`Question::SocketIds`] with exceptions none in the classic one: then it is asked who the
-    /// sockets are, and the asker finds rooms and ids in the answers.
+    /// [`Question::Rooms`] and [`Question::SocketIds`] have no form in the sharded dialect, nor has
+    /// [`Question::SocketIds`] with exceptions in the classic one. They are written as
+    /// [`Question::Sockets`], and the asker takes rooms and ids from the answers.
+    ///
+    /// # Errors
+    ///
+    /// The arguments are not JSON or nested too deeply, or [`Question::Command`] contains a message
+    /// that is not a command.
     pub fn question(
         &self,
         namespace: &str,
@@ -284,9 +314,13 @@ impl Wire {
         })
     }
 
-    /// Writes what `node` says to the question `id`. Nothing if the asker, a server of Node's,
-    /// expects no such message: it is told of acknowledgements one by one ([`Reply::Asked`],
-    /// [`Reply::Acknowledged`]), and hears nothing where there is no handler.
+    /// Writes the answer of `node` to the question `id`. Returns `None` if the asker is a Node server
+    /// that expects no such answer: it gets acknowledgements one by one ([`Reply::Asked`],
+    /// [`Reply::Acknowledged`]), and nothing if there is no handler.
+    ///
+    /// # Errors
+    ///
+    /// The arguments are not JSON or nested too deeply.
     pub fn response(
         &self,
         namespace: &str,
@@ -301,8 +335,12 @@ impl Wire {
         }
     }
 
-    /// Reads what came on a channel of this kind, of which the receiver thinks that it belongs to
-    /// the namespace.
+    /// Reads a payload that came on a channel of this kind. `namespace` is the receiver's reading of
+    /// the channel's name; a message for another namespace is [`Incoming::Ignored`].
+    ///
+    /// # Errors
+    ///
+    /// The payload is invalid, a required part is missing, or the arguments exceed the limits.
     pub fn read(&self, namespace: &str, kind: Kind, payload: &[u8]) -> Result<Incoming, WireError> {
         if !matches!(payload.first(), Some(b'{' | b'[')) {
             return self.read_raw(namespace, kind, Raw::Msgpack(payload));
@@ -311,7 +349,7 @@ impl Wire {
         self.read_raw(namespace, kind, Raw::Json(text.trim_ascii_end()))
     }
 
-    /// Knows what the sender `uid` publishes in the namespace.
+    /// Recognizes what the sender `uid` publishes in the namespace.
     pub fn echo(&self, namespace: &str, uid: &str) -> Echo {
         Echo::new(namespace, uid, self.channels.dialect())
     }
@@ -360,14 +398,15 @@ impl Asker {
     }
 }
 
-/// Tells what a node has published itself, and what comes back to it, by a look at a few bytes.
-/// Answers are not meant: they go to others.
+/// Recognizes a message that the node itself published and that comes back to it, by comparing its
+/// first or last bytes. Answers are not recognized, because they go to other nodes.
 #[derive(Debug, Clone)]
 pub struct Echo {
     dialect: Dialect,
-    /// A list that begins with the uid, without its head where that has a length.
+    /// The beginning of a list whose first element is the uid, without the head of the list.
     list: [Box<[u8]>; 2],
-    /// A map that begins with the uid, or ends with uid and namespace.
+    /// The beginning of a map whose first member is the uid (classic), or the end of one whose last
+    /// members are uid and namespace (sharded); without the head of the map.
     map: [Box<[u8]>; 2],
 }
 
@@ -393,7 +432,7 @@ impl Echo {
         Self { dialect, list, map }
     }
 
-    /// Whether the sender itself wrote the payload.
+    /// Whether the sender wrote the payload.
     pub fn is_own(&self, payload: &[u8]) -> bool {
         let Some((head, rest)) = payload.split_first() else {
             return false;
@@ -411,7 +450,7 @@ impl Echo {
     }
 }
 
-/// Whether the text begins with this value and goes on behind it.
+/// Whether the text begins with this value and a comma.
 fn follows(text: &[u8], value: &[u8]) -> bool {
     text.strip_prefix(value)
         .is_some_and(|rest| rest.first() == Some(&b','))

@@ -1,5 +1,5 @@
-//! What each target does with its bytes. A target panics if a decoder breaks a promise: what was
-//! read, written and read again is the same, and no cut changes what is read.
+//! The fuzz targets. A target panics if a decoder breaks a promise: a value that was read, written
+//! and read again is the same, and the result does not depend on how a stream is split.
 
 use bytes::Bytes;
 use roomcast_protocol::args::json::MAX_DEPTH;
@@ -17,7 +17,7 @@ use roomcast_protocol::socket_io::connect::split_query;
 use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
 use roomcast_protocol::socket_io::packet::{Packet as SocketPacket, PacketKind};
 use roomcast_protocol::socket_io::{encode, msgpack};
-use roomcast_protocol::websocket::{Event, Limits, Reader, Refusal};
+use roomcast_protocol::websocket::{Event, Limits, Reader, Refusal, Upgrade};
 use crate::wire;
 
 pub(crate) type Target = fn(&[u8]);
@@ -31,6 +31,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("socket_text", socket_text),
     ("socket_msgpack", socket_msgpack),
     ("websocket", websocket),
+    ("websocket_upgrade", websocket_upgrade),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
     ("wire_classic", wire::classic),
@@ -168,6 +169,24 @@ fn websocket(data: &[u8]) {
 
     let whole = read_pieces(stream, &[stream.len()]);
     assert_eq!(read_pieces(stream, &cuts), whole);
+}
+
+/// The four headers of a handshake, a line each.
+fn websocket_upgrade(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let mut lines = text.split('\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let upgrade = Upgrade {
+        connection: line(),
+        upgrade: line(),
+        version: line(),
+        key: line(),
+    };
+    if let Ok(accept) = upgrade.accept() {
+        assert_eq!(accept.len(), 28, "SHA-1 in base64");
+    }
 }
 
 fn read_pieces(stream: &[u8], ends: &[usize]) -> (Vec<String>, Option<Refusal>) {

@@ -1,8 +1,8 @@
 //! From the canonical form of arguments to a value.
 //!
-//! The type that is asked for decides: a tuple takes the list, `()` nothing, anything else the
-//! first argument. Without attachments the values are read straight from the text; with them, from
-//! a tree in which placeholders have become binary (see `tree`).
+//! The requested type decides: a tuple takes the list, `()` nothing, and anything else the first
+//! argument. Without attachments the values are read directly from the text; with attachments from a
+//! tree in which placeholders are binary (see `tree`).
 
 mod tree;
 
@@ -44,7 +44,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     read().map_err(ArgsError::Decode)
 }
 
-/// The arguments of an event in the array that begins with the event's name; they begin at `rest`.
+/// Decodes the arguments of an event from its whole payload, in which they begin at `rest`.
 pub(super) fn decode_payload<T: DeserializeOwned>(json: &str, rest: usize) -> Result<T, ArgsError> {
     let read = || {
         if Shape::of::<T>() == Shape::Text
@@ -60,7 +60,7 @@ pub(super) fn decode_payload<T: DeserializeOwned>(json: &str, rest: usize) -> Re
     read().map_err(ArgsError::Decode)
 }
 
-/// Hands on all elements of an array but the first.
+/// Passes on all elements of an array except the first.
 struct Tail<D>(D);
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Tail<D> {
@@ -107,7 +107,7 @@ fn arguments<'de, T: DeserializeOwned, D: Deserializer<'de>>(array: D) -> Result
     }
 }
 
-/// What JavaScript calls an undefined argument.
+/// The value of a missing argument.
 fn null<T: DeserializeOwned, E: serde::de::Error>() -> Result<T, E> {
     T::deserialize(Value::Null).map_err(E::custom)
 }
@@ -117,14 +117,14 @@ fn null<T: DeserializeOwned, E: serde::de::Error>() -> Result<T, E> {
 enum Shape {
     None,
     One,
-    /// One, and it wants to be text.
+    /// One, which is text.
     Text,
     List,
 }
 
 impl Shape {
-    /// Asks the type for its first wish and refuses to fulfil it. Optimized builds know the answer
-    /// at compile time.
+    /// Lets the type make its first request to a deserializer, which then fails. Optimized builds
+    /// compute the result at compile time.
     fn of<T: DeserializeOwned>() -> Self {
         let shape = Cell::new(Self::One);
         drop(T::deserialize(Probe(&shape)));
@@ -168,7 +168,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         let shape = self.0;
         let probed = visitor.visit_newtype_struct(self);
         if shape.get() == Shape::Text {
-            // A text by itself does not know how to be a newtype.
+            // `BorrowedStrDeserializer` does not support newtypes.
             shape.set(Shape::One);
         }
         probed
@@ -180,7 +180,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 }
 
-/// The probe has its answer.
+/// The error that ends the probe.
 #[derive(Debug)]
 struct Probed;
 
@@ -198,7 +198,7 @@ impl serde::de::Error for Probed {
     }
 }
 
-/// Hands the elements of the array to a tuple, however many newtypes are around it.
+/// Passes the elements of the array to a tuple, through any number of newtypes.
 struct List<D>(D);
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for List<D> {
@@ -252,7 +252,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Spread<V> {
     }
 }
 
-/// Exactly as many elements as are asked for: those of the array, then nulls.
+/// Exactly as many elements as are requested: those of the array, then nulls.
 struct Padded<'a, A> {
     seq: &'a mut A,
     missing: usize,
@@ -286,7 +286,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Padded<'_, A> {
     }
 }
 
-/// A seed that stays with its owner if there is no element for it.
+/// A seed that its owner keeps if there is no element for it.
 struct Lent<'a, S>(&'a mut Option<S>);
 
 impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Lent<'_, S> {

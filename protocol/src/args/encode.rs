@@ -1,8 +1,7 @@
 //! From a value to the canonical form of arguments.
 //!
-//! The values themselves are written by `serde_json`; its formatter is where bytes become
-//! attachments. Around it stands a thin serializer that looks at the outermost value alone: is it
-//! a list of arguments, none, or one?
+//! `serde_json` writes the values, and its formatter turns bytes into attachments. A thin serializer
+//! around it looks at the outermost value only: is it a list of arguments, none, or one?
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -21,7 +20,7 @@ use super::{ArgsError, json::is_plain};
 pub(super) fn encode<T: Serialize + ?Sized>(
     value: &T,
 ) -> Result<(Arc<str>, Vec<Bytes>), ArgsError> {
-    // Taken and put back, as a value may encode others while it is being encoded itself.
+    // Taken and put back, because a value may encode others while it is being encoded itself.
     let mut scratch = SCRATCH.take();
     scratch.json.clear();
     scratch.plain.clear();
@@ -32,7 +31,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(
     encoded
 }
 
-/// Where arguments grow before they are copied to their final size.
+/// Buffers in which arguments grow before they are copied to their final size.
 #[derive(Default)]
 struct Scratch {
     json: Vec<u8>,
@@ -57,7 +56,7 @@ fn encode_into<T: Serialize + ?Sized>(
     value: &T,
 ) -> Result<(Arc<str>, Vec<Bytes>), ArgsError> {
     let Scratch { json, plain } = scratch;
-    // One bracket is written ahead. A list brings its own, and then that first byte is left out.
+    // One bracket is written ahead. A list has its own, and then the first byte is left out.
     json.push(b'[');
     let mut attachments = Vec::new();
     let mut shape = Shape::One;
@@ -89,7 +88,7 @@ enum Shape {
     List,
 }
 
-/// JSON as `serde_json` writes it, with bytes set aside.
+/// JSON as `serde_json` writes it, with bytes as attachments.
 struct Placeholders<'a> {
     attachments: &'a mut Vec<Bytes>,
 }
@@ -110,7 +109,7 @@ impl Formatter for Placeholders<'_> {
     }
 }
 
-/// Sees the outermost value, notes its shape and hands it on.
+/// Notes the shape of the outermost value and passes it on.
 struct Outermost<'a, W, F> {
     json: &'a mut serde_json::Serializer<W, F>,
     shape: &'a mut Shape,
@@ -147,7 +146,7 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         serialize_unit_struct(&'static str)
     }
 
-    /// A single text is common, and `serde_json` looks at its bytes one by one.
+    /// A single text is common, and `serde_json` would look at its bytes one by one.
     fn serialize_str(self, value: &str) -> Result<(), Error> {
         if !is_plain(value) {
             return self.json.serialize_str(value);
@@ -173,7 +172,7 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         name: &'static str,
         value: &T,
     ) -> Result<(), Error> {
-        // An extension of MessagePack, which `Value` can hold, is one value with two parts.
+        // `Value` can be an extension of MessagePack, which is one value with two parts.
         if name == "_ExtStruct" {
             value.serialize(self.json)
         } else {

@@ -1,20 +1,34 @@
-//! JSON text, read token by token.
+//! A JSON tokenizer.
 //!
-//! The one place in the workspace that knows JSON's grammar. It accepts what `JSON.parse` accepts:
-//! numbers of any size and escapes of lone surrogates included, which typed decoding refuses later.
-//! No recursion, no allocation, and it never looks at a byte twice; it does not build a tree.
+//! It is ours because the text of arguments is validated and forwarded, not decoded, and a library
+//! would refuse or change some of it: `JSON.parse` accepts numbers of any size and escapes of lone
+//! surrogates, and whatever one client sends must reach the others. Besides, nesting must have a
+//! limit and no recursion, placeholders must be found in place, and an event of plain strings, which
+//! is the common one, must not be looked at byte by byte (`serde_json` takes about a thousand
+//! instructions for a string of 128 bytes; see [`plain_strings`]).
+//!
+//! There is no recursion and no allocation, no byte is read twice, and no tree is built. The state
+//! is which token may come next:
+//!
+//! ```text
+//!            ┌──────────── "," ◀───────────┐
+//!            ▼                             │
+//!   Value ──scalar, or a container ends──▶ CommaOrEnd ── end of the outermost ──▶ Nothing
+//!     │ "["  ▶ ValueOrEnd                  ▲
+//!     │ "{"  ▶ KeyOrEnd ──"key":──▶ Value ─┘      ("," in an object ▶ Key ──"key":──▶ Value)
+//! ```
 
 use std::borrow::Cow;
 
-/// How deep arrays and objects may nest at most, whatever limit is asked for: one bit each of a
-/// `u128` says which of the two is open. Typed decoding with `serde_json` stops at the same depth.
+/// Maximum depth of arrays and objects, whatever limit is asked for: one bit of a `u128` states for
+/// each open container whether it is an object. Typed decoding with `serde_json` has the same limit.
 pub const MAX_DEPTH: usize = 128;
 
-/// Why a text is not JSON that we take.
+/// Why a text is not accepted as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// The text breaks the grammar at this byte, or ends too early.
+    /// The text is invalid at this byte, or ends too early.
     #[error("invalid JSON at byte {at}")]
     Syntax {
         /// Offset in bytes.
@@ -23,23 +37,23 @@ pub enum JsonError {
     /// Arrays and objects nest deeper than the limit.
     #[error("JSON nested deeper than {limit}")]
     TooDeep {
-        /// The limit that was reached.
+        /// The limit.
         limit: usize,
     },
 }
 
-/// One piece of JSON. Commas and colons are checked, but not reported.
+/// A token. Commas and colons are checked but not reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token<'a> {
     /// `null`
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number, as it is written.
+    /// A number as it is written.
     Number(&'a str),
-    /// A string value: what stands between the quotes, escapes untouched (see [`unescape`]).
+    /// A string value: the text between the quotes with its escapes (see [`unescape`]).
     String(&'a str),
-    /// The name of an object's member, escapes untouched.
+    /// The name of an object's member, with its escapes.
     Key(&'a str),
     /// `[`
     BeginArray,
@@ -75,7 +89,7 @@ enum Expect {
 }
 
 impl<'a> Tokens<'a> {
-    /// Starts at the beginning of `text`. A `max_depth` above [`MAX_DEPTH`] counts as that.
+    /// A tokenizer at the beginning of `text`. A `max_depth` above [`MAX_DEPTH`] is [`MAX_DEPTH`].
     pub fn new(text: &'a str, max_depth: usize) -> Self {
         let max_depth = max_depth.min(MAX_DEPTH);
         Self {
@@ -89,7 +103,7 @@ impl<'a> Tokens<'a> {
         }
     }
 
-    /// The next token; `None` once the text has ended where it may.
+    /// The next token; `None` at the end of a complete text.
     pub fn token(&mut self) -> Result<Option<Token<'a>>, JsonError> {
         let byte = self.pass_comma();
         self.start = self.at;
@@ -121,7 +135,7 @@ impl<'a> Tokens<'a> {
         Ok(())
     }
 
-    /// Passes over one value and returns its text. How deep it nests counts by itself.
+    /// Skips one value and returns its text. Its depth is counted from the value itself.
     pub(crate) fn value_text(&mut self) -> Result<&'a str, JsonError> {
         let byte = self.pass_comma();
         let is_end = self.expect == Expect::ValueOrEnd && byte == Some(b']');
@@ -144,25 +158,25 @@ impl<'a> Tokens<'a> {
         Ok(&self.text[start..self.at])
     }
 
-    /// Where the latest token started, in bytes.
+    /// Offset in bytes of the latest token.
     #[inline]
     pub fn start(&self) -> usize {
         self.start
     }
 
-    /// Where reading goes on, in bytes: right behind the latest token.
+    /// Offset in bytes of the end of the latest token.
     #[inline]
     pub fn position(&self) -> usize {
         self.at
     }
 
-    /// How many arrays and objects are open.
+    /// The number of open arrays and objects.
     #[inline]
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// The next byte that counts, behind the comma if that comes first.
+    /// The next byte that is not white space, after a comma if there is one.
     #[inline]
     fn pass_comma(&mut self) -> Option<u8> {
         let byte = self.next_visible();
@@ -281,14 +295,14 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// Whether JSON counts `byte` as white space between tokens.
+/// Whether `byte` is white space between tokens.
 #[inline]
 pub fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// The text that a string token stands for. Halves of surrogate pairs, which JavaScript strings
-/// may hold and UTF-8 cannot, become U+FFFD.
+/// Resolves the escapes of a string token. Lone surrogates, which JavaScript's strings may contain
+/// and Rust's cannot, become U+FFFD.
 pub fn unescape(raw: &str) -> Cow<'_, str> {
     let Some(first) = raw.find('\\') else {
         return Cow::Borrowed(raw);
@@ -305,7 +319,8 @@ pub fn unescape(raw: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// Appends what the escape at the start of `escape` (its backslash is gone) means; returns the rest.
+/// Appends the character of the escape at the start of `escape`, whose backslash was removed, and
+/// returns the rest.
 fn unescape_one<'a>(escape: &'a str, text: &mut String) -> &'a str {
     let mut chars = escape.chars();
     let plain = match chars.next() {
@@ -343,8 +358,8 @@ fn hex_unit(digits: &str) -> Option<(u16, &str)> {
     Some((u16::from_str_radix(head, 16).ok()?, rest))
 }
 
-/// Finds the closing quote of the string whose first character is at `at`; fails with the offset
-/// of what must not stand there.
+/// Finds the closing quote of the string whose first character is at `at`. Fails with the offset of
+/// the invalid byte.
 fn string_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
     loop {
         at += plain_prefix(&bytes[at..]);
@@ -365,7 +380,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
     }
 }
 
-/// Whether a text can stand between quotes as it is.
+/// Whether a text needs no escapes as a JSON string.
 pub(super) fn is_plain(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes[plain_prefix(bytes)..]
@@ -373,16 +388,16 @@ pub(super) fn is_plain(text: &str) -> bool {
         .all(|&byte| !is_special(byte))
 }
 
-/// The string whose quote stands at `at`, if there is one and it is written without an escape.
+/// The string whose opening quote is at `at`, if it has no escapes.
 pub(super) fn plain_string(text: &str, at: usize) -> Option<&str> {
     let bytes = text.as_bytes();
     (bytes.get(at) == Some(&b'"')).then_some(())?;
     plain_end(bytes, at + 1).map(|end| &text[at + 1..end])
 }
 
-/// The first string of an array that holds nothing but strings, written without escapes and without
-/// white space, and the offset of the second one, or of the closing bracket. Many events are just
-/// that, and this validates them several times faster than [`Tokens`].
+/// Validates an array of strings without escapes and without white space. Returns the first string
+/// and the offset in bytes of the second one, or of the closing bracket if there is none; `None` for
+/// any other text. Many events are such arrays, and this is several times faster than [`Tokens`].
 pub fn plain_strings(array: &str) -> Option<(&str, usize)> {
     let bytes = array.as_bytes();
     let mut first = None;
@@ -409,7 +424,7 @@ pub fn plain_strings(array: &str) -> Option<(&str, usize)> {
     }
 }
 
-/// The closing quote of a string that begins at `at` and has no escape.
+/// The offset of the closing quote of a string that begins at `at`, if it has no escapes.
 fn plain_end(bytes: &[u8], at: usize) -> Option<usize> {
     let mut at = at + plain_prefix(&bytes[at..]);
     if let Some(word) = bytes[at..].first_chunk::<8>() {
@@ -419,8 +434,8 @@ fn plain_end(bytes: &[u8], at: usize) -> Option<usize> {
     (bytes[end] == b'"').then_some(end)
 }
 
-/// How many bytes, in whole blocks, need no look. Written so that the compiler makes vector
-/// instructions of it.
+/// The length in bytes of the whole blocks at the start that have no special byte. It is written so
+/// that the compiler uses vector instructions.
 fn plain_prefix(bytes: &[u8]) -> usize {
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
     let is_plain = |block: &&[u8; BLOCK]| {
@@ -436,8 +451,8 @@ fn is_special(byte: u8) -> bool {
     (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
-/// Marks (with the high bit of its byte) the first byte of `word` that needs a look: a quote, a
-/// backslash or a control character. Marks above the first may be wrong, since subtraction borrows.
+/// Marks the first special byte of `word` (a quote, a backslash or a control character) with the high
+/// bit of that byte. Marks above the first may be wrong, because subtraction borrows.
 fn special_bytes(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = ONES << 7;
@@ -475,7 +490,7 @@ fn number_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
     Ok(at)
 }
 
-/// Behind the digits at `at`, of which there must be one.
+/// The offset behind the digits at `at`, of which there must be at least one.
 fn digits_end(bytes: &[u8], at: usize) -> Result<usize, usize> {
     let digits = bytes[at..]
         .iter()

@@ -1,22 +1,22 @@
-//! One look over a JSON text before it is written in another form.
+//! A first pass over a JSON text before it is written in another form.
 //!
-//! MessagePack wants to know how many items a container has before the first of them, and a
-//! placeholder is only known as such at its end. The survey finds out both without a tree: one
-//! entry for each array and object, in the order in which they begin.
+//! MessagePack states the length of a container in front of its items, and a placeholder can only
+//! be recognized at its end. The survey finds both without a tree. It has one entry for each array
+//! and object, in the order in which they begin.
 
 use super::ArgsError;
 use super::json::{Token, Tokens, unescape};
 
-/// What is known of one array or object.
+/// What the survey found about one array or object.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Container {
-    /// Elements, or members of an object.
+    /// The number of elements or members.
     pub(crate) len: u32,
-    /// If the object is a placeholder: the number of the attachment that it stands for.
+    /// The number of the attachment, if the object is a placeholder.
     pub(crate) attachment: Option<u32>,
 }
 
-/// Surveys a text that came with `attachments` attachments; without any, nothing is a placeholder.
+/// Surveys a text with `attachments` attachments. Without any there are no placeholders.
 pub(crate) fn survey(
     json: &str,
     attachments: usize,
@@ -54,7 +54,7 @@ pub(crate) fn survey(
     Ok(containers)
 }
 
-/// A container whose end has not come yet.
+/// A container that is still open.
 #[derive(Default)]
 struct Open {
     index: usize,
@@ -64,7 +64,7 @@ struct Open {
     number: Option<u32>,
 }
 
-/// Which member of an object the next value belongs to.
+/// The member of an object that the next value belongs to.
 #[derive(Default)]
 enum Member {
     #[default]
@@ -84,7 +84,7 @@ fn note_key(open: &mut [Open], key: &str) {
     };
 }
 
-/// Counts the value. Of members with the same name the last one holds, as in JavaScript.
+/// Counts the value. Of members with the same name the last one counts, as in JavaScript.
 fn note_value(open: &mut [Open], value: Token<'_>) {
     let Some(parent) = open.last_mut() else {
         return;
@@ -97,7 +97,7 @@ fn note_value(open: &mut [Open], value: Token<'_>) {
     }
 }
 
-/// JavaScript has one kind of number: `1`, `1.0` and `1e0` name the same attachment.
+/// JavaScript has one type of number, so `1`, `1.0` and `1e0` name the same attachment.
 fn attachment_number(value: Token<'_>) -> Option<u32> {
     let Token::Number(text) = value else {
         return None;

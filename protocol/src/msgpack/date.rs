@@ -1,7 +1,8 @@
-//! Points in time as JavaScript writes them into JSON.
+//! Dates in the form in which JavaScript writes them as JSON.
 
 /// Appends milliseconds since 1970 as `"2023-11-14T22:13:20.123Z"`, quotes included; `null` for
-/// what a JavaScript `Date` cannot hold. Years beyond four digits have a sign and six.
+/// values outside the range of a JavaScript `Date`. Years outside 0 to 9999 have a sign and six
+/// digits.
 pub(super) fn append_date(json: &mut Vec<u8>, milliseconds: i64) {
     if milliseconds.unsigned_abs() > MOST_MILLISECONDS {
         json.extend_from_slice(b"null");

@@ -1,7 +1,8 @@
 //! From MessagePack to the canonical form.
 //!
-//! One pass without recursion; what is open stands in a list that the depth limit bounds. Each
-//! byte of input becomes at most six of JSON, except binary, whose number is limited.
+//! There is one pass without recursion; the open containers are in a list that the depth limit
+//! bounds. Each byte of input becomes at most six bytes of JSON, except for binary values, whose
+//! number is limited.
 
 use std::borrow::Cow;
 
@@ -12,16 +13,16 @@ use super::{MsgpackError, Reader, Token};
 use crate::args::json::MAX_DEPTH;
 use crate::args::{Args, ArgsError, placeholders};
 
-/// What a value may cost at most.
+/// The limits of a value that is transcoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TranscodeLimits {
-    /// How deep arrays and maps may nest; more than [`MAX_DEPTH`] counts as that.
+    /// Maximum depth of arrays and maps; more than [`MAX_DEPTH`] is [`MAX_DEPTH`].
     pub depth: usize,
-    /// How many binary parts there may be.
+    /// Maximum number of binary values.
     pub attachments: usize,
 }
 
-/// Unlimited attachments, for peers that are trusted: their messages are limited in bytes.
+/// [`MAX_DEPTH`] and unlimited attachments, for trusted peers, whose messages are limited in bytes.
 impl Default for TranscodeLimits {
     fn default() -> Self {
         Self {
@@ -31,11 +32,16 @@ impl Default for TranscodeLimits {
     }
 }
 
-/// Reads one value as JSON text and attachments. Bytes behind it stay with the reader.
+/// Reads one value as JSON text and attachments. The reader keeps the bytes that follow it.
 ///
-/// Binary becomes a placeholder, `undefined` null, dates of either notepack ISO strings, any other
-/// extension an array of its type and its bytes. Keys that are not text become it. NaN and the
-/// infinities are null. Data that would read as a placeholder beside real ones is refused.
+/// Binary becomes a placeholder, `undefined` becomes `null`, dates of both versions of notepack become
+/// ISO strings, and any other extension an array of its type and its bytes. Keys that are not text
+/// become the text that they are in JavaScript. NaN and the infinities become `null`.
+///
+/// # Errors
+///
+/// Invalid MessagePack, a value beyond the limits, and data that looks like a placeholder if there
+/// is binary.
 pub fn msgpack_to_json(
     reader: &mut Reader<'_>,
     limits: TranscodeLimits,
@@ -51,8 +57,8 @@ pub fn read_args(reader: &mut Reader<'_>, limits: TranscodeLimits) -> Result<Arg
     list(reader, len, limits)
 }
 
-/// Reads an array whose first element is the name of an event. The name may be a number, as
-/// Socket.IO allows: then its text.
+/// Reads an array whose first element is the name of an event. The name may be a number, as in
+/// Socket.IO; its text is returned.
 pub fn read_event<'a>(
     reader: &mut Reader<'a>,
     limits: TranscodeLimits,
@@ -84,7 +90,7 @@ fn list(
     limits: TranscodeLimits,
 ) -> Result<Args, MsgpackError> {
     let mut writer = Writer::new(limits);
-    // Most arguments fit, and then nothing is copied while the text grows.
+    // Most arguments fit, so that nothing is copied while the text grows.
     writer.json.reserve(reader.remaining().min(512));
     writer.open(Open {
         left: len,
@@ -102,7 +108,7 @@ struct Writer {
     limits: TranscodeLimits,
 }
 
-/// A container, and how many of its elements or pairs are still to come.
+/// An open container, and the number of its elements or pairs that are still to come.
 struct Open {
     left: usize,
     map: bool,
@@ -128,7 +134,7 @@ impl Writer {
         self.rest(reader)
     }
 
-    /// Reads until all that is open has been closed.
+    /// Reads until every open container is closed.
     fn rest(&mut self, reader: &mut Reader<'_>) -> Result<(), MsgpackError> {
         while let Some(inner) = self.open.last_mut() {
             if inner.left == 0 {
@@ -225,7 +231,7 @@ impl Writer {
     }
 }
 
-/// What JavaScript would use as the name of a property.
+/// The text that JavaScript would use as the name of a property.
 pub(super) fn key_text(token: Token<'_>) -> Result<Cow<'_, str>, MsgpackError> {
     Ok(match token {
         Token::Str(bytes) | Token::Bin(bytes) => String::from_utf8_lossy(bytes),
@@ -246,8 +252,8 @@ fn bool_text(value: bool) -> &'static str {
     if value { "true" } else { "false" }
 }
 
-/// A float that is a whole number in JavaScript's sense, written without a point: typed decoding
-/// tells `3` from `3.0`, the sender did not.
+/// A float that is a whole number to JavaScript. It is written without a point, because typed
+/// decoding distinguishes `3` from `3.0` and the sender did not.
 fn whole(value: f64) -> Option<i64> {
     const SAFE: f64 = 9_007_199_254_740_992.0;
     (value.fract() == 0.0 && value.abs() <= SAFE).then_some(value as i64)

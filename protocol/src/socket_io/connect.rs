@@ -1,8 +1,8 @@
-//! The answers to a CONNECT, in the words of each kind of client.
+//! The replies to a CONNECT for each kind of client.
 //!
-//! Clients of revision 2 come over Engine.IO 3; they get no payload with their admission, put
-//! their credentials into a query behind the namespace, and read errors in another shape. The
-//! MessagePack parser says the same as revision 5 in its own encoding.
+//! Clients of revision 2 use Engine.IO 3. The reply that admits them has no payload, their
+//! credentials are in a query behind the namespace, and errors have another shape. The MessagePack
+//! parser has the packets of revision 5 in its own encoding.
 
 use std::borrow::Cow;
 
@@ -11,18 +11,18 @@ use serde_json::{Map, Value};
 
 use super::{encode, msgpack};
 
-/// How a client speaks Socket.IO. Fixed for a connection.
+/// The revision and the parser of a client. It does not change during a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// Revision 5 with the default parser.
     V5,
-    /// Revision 2, whose packets are the same but for those of a connect.
+    /// Revision 2, which differs in the packets of a CONNECT only.
     V2,
     /// Revision 5 with the MessagePack parser: packets are binary messages.
     Msgpack,
 }
 
-/// Appends the admission to a namespace.
+/// Appends the reply that admits a client to a namespace.
 pub fn connect_reply(out: &mut Vec<u8>, dialect: Dialect, nsp: &str, sid: &str) {
     match dialect {
         Dialect::V5 => {
@@ -38,8 +38,11 @@ pub fn connect_reply(out: &mut Vec<u8>, dialect: Dialect, nsp: &str, sid: &str) 
     }
 }
 
-/// Appends the refusal of an application: its message and, as JSON text, what else it says.
-/// Fails only if that text is not JSON and the encoding has to understand it.
+/// Appends the application's refusal: its message and optional further data as JSON text.
+///
+/// # Errors
+///
+/// `data` is not JSON, which only the MessagePack parser detects.
 pub fn connect_error(
     out: &mut Vec<u8>,
     dialect: Dialect,
@@ -48,7 +51,7 @@ pub fn connect_error(
     data: Option<&str>,
 ) -> Result<(), MsgpackError> {
     let payload = match (dialect, data) {
-        // Revision 2 knows one of the two, and takes data that JavaScript counts as false for none.
+        // Revision 2 has one of the two, and data that is false in JavaScript counts as none.
         (Dialect::V2, Some(data)) if !is_false(data) => data.to_owned(),
         (Dialect::V2, _) => Value::from(message).to_string(),
         (_, data) => message_object(message, data),
@@ -56,12 +59,12 @@ pub fn connect_error(
     refuse(out, dialect, nsp, &payload)
 }
 
-/// Appends the refusal of a namespace that does not exist. The same object in all dialects.
+/// Appends the refusal of a namespace that does not exist. The payload is the same in all dialects.
 pub fn unknown_namespace(out: &mut Vec<u8>, dialect: Dialect, nsp: &str) {
     refuse(out, dialect, nsp, r#"{"message":"Invalid namespace"}"#).expect("the payload is JSON");
 }
 
-/// Appends the end of a namespace.
+/// Appends the packet that ends a namespace for a client.
 pub fn disconnect(out: &mut Vec<u8>, dialect: Dialect, nsp: &str) {
     match dialect {
         Dialect::V5 | Dialect::V2 => encode::disconnect(out, nsp),
@@ -69,8 +72,9 @@ pub fn disconnect(out: &mut Vec<u8>, dialect: Dialect, nsp: &str) {
     }
 }
 
-/// Splits what a client of revision 2 asks to join: the namespace, and its query as the JSON object
-/// that revision 5 would send as credentials. A key that repeats has an array of values.
+/// Splits the namespace that a client of revision 2 names into the namespace itself and its query.
+/// The query becomes the JSON object that a client of revision 5 would send as credentials; a
+/// repeated key has an array of values.
 pub fn split_query(nsp: &str) -> (&str, Option<String>) {
     let Some((nsp, query)) = nsp.split_once('?') else {
         return (nsp, None);
@@ -90,7 +94,7 @@ pub fn split_query(nsp: &str) -> (&str, Option<String>) {
     (nsp, Some(Value::Object(auth).to_string()))
 }
 
-/// Room for the payload of an admission.
+/// Enough bytes for the payload of an admission.
 const ADMISSION: usize = 48;
 
 fn refuse(
@@ -120,7 +124,7 @@ fn is_false(json: &str) -> bool {
     matches!(json, "null" | "false" | "0" | "-0" | "0.0" | "\"\"")
 }
 
-/// Undoes the escaping of a query. What is no valid escape stays as it is.
+/// Resolves the escapes of a query. Invalid escapes are kept.
 fn unquote(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);

@@ -1,14 +1,14 @@
-//! The default parser, writing.
+//! The default parser's encoder.
 //!
-//! Each function appends the text of one packet, without the Engine.IO type in front, and copies
-//! arguments that are encoded already. Attachments are not written: whoever frames the packet
-//! sends them as binary messages right behind it, with nothing in between.
+//! Each function appends the text of one packet without its Engine.IO type and copies the encoded
+//! arguments. Attachments are not written; the caller sends them as binary messages directly behind
+//! the packet.
 
 use crate::args::Args;
 
 use super::packet::PacketKind;
 
-/// An event, and the id under which an acknowledgement is awaited, if one is.
+/// Appends an event. With an id, the sender expects an acknowledgement.
 pub fn event(out: &mut Vec<u8>, nsp: &str, id: Option<u64>, name: &str, args: &Args) {
     out.reserve(HEAD + nsp.len() + name.len() + args.json().len());
     head(out, PacketKind::Event, args.attachments().len(), nsp);
@@ -25,7 +25,7 @@ pub fn event(out: &mut Vec<u8>, nsp: &str, id: Option<u64>, name: &str, args: &A
     }
 }
 
-/// An acknowledgement.
+/// Appends an acknowledgement.
 pub fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) {
     out.reserve(HEAD + nsp.len() + args.json().len());
     head(out, PacketKind::Ack, args.attachments().len(), nsp);
@@ -33,17 +33,17 @@ pub fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) {
     out.extend_from_slice(args.json().as_bytes());
 }
 
-/// The reply to a CONNECT, with a JSON payload or without.
+/// Appends the reply to a CONNECT, with or without a JSON payload.
 pub fn connect(out: &mut Vec<u8>, nsp: &str, data: Option<&str>) {
     with_data(out, PacketKind::Connect, nsp, data.unwrap_or_default());
 }
 
-/// The refusal of a CONNECT, with a JSON payload.
+/// Appends the refusal of a CONNECT, with a JSON payload.
 pub fn connect_error(out: &mut Vec<u8>, nsp: &str, data: &str) {
     with_data(out, PacketKind::ConnectError, nsp, data);
 }
 
-/// The end of a namespace for a client, which will not reconnect by itself.
+/// Appends the packet that ends a namespace. Official clients do not reconnect after it.
 pub fn disconnect(out: &mut Vec<u8>, nsp: &str) {
     with_data(out, PacketKind::Disconnect, nsp, "");
 }
@@ -62,8 +62,8 @@ pub(super) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// What stands around names and payload: the type, two numbers of up to 20 digits, `-`, `,`, the
-/// brackets and quotes.
+/// The length of everything but names and payload: the type, two numbers of up to 20 digits, `-`,
+/// `,`, brackets and quotes.
 const HEAD: usize = 48;
 
 fn with_data(out: &mut Vec<u8>, kind: PacketKind, nsp: &str, data: &str) {

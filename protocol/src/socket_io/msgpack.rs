@@ -1,9 +1,8 @@
-//! The MessagePack parser, as in socket.io-msgpack-parser 3: each packet is one binary message
-//! with a map of type, namespace, data and id, binary inline.
+//! The MessagePack parser of socket.io-msgpack-parser 3. Each packet is one binary message with a map
+//! of type, namespace, data and id; binary is inline.
 //!
-//! Which parser a server speaks is a setting of the server and never negotiated. Packets read here
-//! are the same as those of `decode`, binary set aside as attachments; the order of the keys that
-//! are written is that of Node.js servers.
+//! The parser is a setting of the server and never negotiated. Decoded packets are the same as those
+//! of `decode`, with binary as attachments. Keys are written in the order of Node's server.
 
 use std::borrow::Cow;
 
@@ -20,7 +19,12 @@ use super::decode::{DecodeError, Limits, check_name};
 use super::encode::push_string;
 use super::packet::{EventName, Packet, PacketKind};
 
-/// Reads one binary message. A text message is an error with this parser, for the caller to see.
+/// Decodes one binary message. With this parser a text message is an error, which the caller has to
+/// check.
+///
+/// # Errors
+///
+/// The message is not a packet or exceeds the limits. The connection must be closed.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Packet<'static>, DecodeError> {
     let envelope = Envelope::read(bytes)?;
     let kind = envelope.kind()?;
@@ -56,10 +60,11 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Packet<'static>, DecodeEr
     Ok(packet)
 }
 
-/// An event, and the id under which an acknowledgement is awaited, if one is.
+/// Appends an event. With an id, the sender expects an acknowledgement.
 ///
-/// Fails only on arguments that are not JSON, which those of [`Args::encode`] and of decoded
-/// packets never are.
+/// # Errors
+///
+/// The arguments are not JSON. Those of [`Args::encode`] and of decoded packets always are.
 pub fn event(
     out: &mut Vec<u8>,
     nsp: &str,
@@ -76,7 +81,7 @@ pub fn event(
     Ok(())
 }
 
-/// An acknowledgement. Fails as [`event`] does.
+/// Appends an acknowledgement. It has the errors of [`event`].
 pub fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) -> Result<(), MsgpackError> {
     let data = Packed::new(None, args.json(), args.attachments(), MAX_DEPTH)?;
     let packet = Written {
@@ -87,8 +92,8 @@ pub fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) -> Result<(), Msg
     Ok(())
 }
 
-/// The reply to a CONNECT. Node.js sends the id of a recovery that is off as `undefined`; clients
-/// that look for the key find it here, too.
+/// Appends the reply to a CONNECT. Like Node's server it has the key `pid` with the value `undefined`,
+/// which means that connection state recovery is off.
 pub fn connect(out: &mut Vec<u8>, nsp: &str, sid: &str) {
     #[derive(Serialize)]
     struct Data<'a> {
@@ -103,7 +108,7 @@ pub fn connect(out: &mut Vec<u8>, nsp: &str, sid: &str) {
     );
 }
 
-/// The refusal of a CONNECT, with a JSON payload. Fails if that is not JSON.
+/// Appends the refusal of a CONNECT with a payload. Fails if the payload is not JSON.
 pub fn connect_error(out: &mut Vec<u8>, nsp: &str, data: &str) -> Result<(), MsgpackError> {
     let data = Packed::new(None, data, &[], MAX_DEPTH)?;
     let packet = Written {
@@ -115,7 +120,7 @@ pub fn connect_error(out: &mut Vec<u8>, nsp: &str, data: &str) -> Result<(), Msg
     Ok(())
 }
 
-/// The end of a namespace for a client.
+/// Appends the packet that ends a namespace for a client.
 pub fn disconnect(out: &mut Vec<u8>, nsp: &str) {
     let packet = Written {
         data: None,

@@ -1,8 +1,7 @@
 //! Binary in JSON, as Node's `Buffer` writes itself: `{"type":"Buffer","data":[1,2,3]}`.
 //!
-//! In the classic dialect requests are JSON and binary in them takes this form, as it does in
-//! broadcasts of clusters whose parser is JSON. Nothing here builds a tree: what is not binary is
-//! copied as it stands.
+//! In the classic dialect requests are JSON, and binary in them has this form, as in broadcasts of a
+//! cluster whose parser is JSON. No tree is built; everything but binary is copied as it stands.
 
 use std::borrow::Cow;
 
@@ -42,8 +41,8 @@ pub(super) fn lower<'a>(json: &'a str, attachments: &[Bytes]) -> Result<Cow<'a, 
     Ok(text.into())
 }
 
-/// Puts placeholders in the places of the buffers in a JSON text and returns these; `None` if there
-/// is none.
+/// Replaces the buffers in a JSON text by placeholders and returns the text and the buffers; `None`
+/// if there are none.
 pub(super) fn lift(json: &str, most: usize) -> Result<Option<(String, Vec<Bytes>)>, WireError> {
     if !json.contains("\"Buffer\"") {
         return Ok(None);
@@ -78,7 +77,7 @@ pub(super) fn lift(json: &str, most: usize) -> Result<Option<(String, Vec<Bytes>
     Ok(Some((text, attachments)))
 }
 
-/// Reads on to the end of the object that has just begun; returns how many containers it held.
+/// Reads to the end of the object that has just begun, and returns the number of containers in it.
 fn close(tokens: &mut Tokens<'_>) -> Result<usize, WireError> {
     let outside = tokens.depth() - 1;
     let mut inside = 0;
@@ -96,8 +95,8 @@ fn push_buffer(text: &mut String, bytes: &[u8]) {
     text.push('}');
 }
 
-/// The buffer that the text begins with. Only the form that Node writes counts, so that an object
-/// is looked at no further than up to the first difference.
+/// The buffer at the start of the text. Only the exact form that Node writes is accepted, so an
+/// object is read no further than to the first difference.
 fn read_buffer(text: &str) -> Option<Bytes> {
     let mut tokens = Tokens::new(text, 2);
     for expected in [

@@ -1,8 +1,8 @@
-//! A JSON tree beside its attachments, read as one value.
+//! A JSON tree and its attachments, read as one value.
 //!
-//! Behaves as `serde_json` does with its own trees (enums, keys that are numbers, missing values),
-//! but for one thing: an object that is a placeholder is the bytes that it stands for. Its depth
-//! was limited when the text was parsed.
+//! It behaves like `serde_json`'s own trees (enums, keys that are numbers, missing values), except
+//! that a placeholder is the bytes of its attachment. The depth was limited when the text was
+//! parsed.
 
 use bytes::Bytes;
 use serde::de::value::{MapDeserializer, SeqDeserializer};
@@ -50,7 +50,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// The attachment that an object stands for, if it is a placeholder.
+/// The attachment of an object that is a placeholder.
 fn attachment<'a>(
     object: &Map<String, Value>,
     attachments: &'a [Bytes],
@@ -110,7 +110,7 @@ impl<'de> Deserializer<'de> for Tree<'_> {
                 };
                 visitor.visit_enum(Variant { variant, content })
             }
-            // A bare name, or an error that names what was expected.
+            // A name alone, or an error that states what was expected.
             plain => plain.deserialize_enum(name, variants, visitor),
         }
     }
@@ -129,7 +129,7 @@ impl IntoDeserializer<'_, Error> for Tree<'_> {
     }
 }
 
-/// The only member of an object that stands for an enum.
+/// The only member of an object that represents an enum.
 struct Variant<'a> {
     variant: String,
     content: Tree<'a>,
@@ -171,7 +171,7 @@ impl<'de> VariantAccess<'de> for Tree<'_> {
     }
 }
 
-/// The name of a member: a number or a bool, where one is asked for and the name reads as one.
+/// The name of a member. It is a number or a boolean if that is requested and the name parses as one.
 struct Key(String);
 
 macro_rules! key_that_reads_as {
