@@ -1,6 +1,6 @@
-//! The program `roomcast`: reads the command line and hands over to the gateway.
+//! The program `roomcast`: reads the command line and starts the gateway.
 //!
-//! It owns what a process has once: the allocator, the log, the runtime and the exit status.
+//! It owns the parts that a process has once: the allocator, the log, the runtime and the exit status.
 
 mod gateway;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     match serve(config, is_demo, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Past the level of the log, which may be off.
+            // Independent of the level of the log, which may be off.
             log.write_line(&format!("error: {error}"));
             ExitCode::FAILURE
         }
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 fn serve(config: Config, is_demo: bool, log: &gateway::Log) -> Result<(), gateway::RunError> {
     let runtime = gateway::runtime(config.operation.workers)?;
     let outcome = runtime.block_on(gateway::run(config, is_demo, log.dropped_lines()));
-    // After a stop cut short, tasks may still hold connections: the process ends all the same.
+    // After an interrupted drain, tasks may still hold connections. The process ends nevertheless.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
 }

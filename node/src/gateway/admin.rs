@@ -1,8 +1,8 @@
-//! The internal port: is the process alive, does it take clients, and its figures.
+//! The internal port: liveness, readiness and metrics.
 //!
-//! It runs on a thread and a runtime of its own, so that it answers while all workers are busy:
-//! an operator needs it most when the data path is saturated. It knows nothing of the server but
-//! two questions (`Figures`), and offers nothing that changes anything.
+//! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
+//! operator needs it most when the server is saturated. It reads two things from the server
+//! (`Figures`) and changes nothing.
 
 use std::{
     borrow::Cow,
@@ -24,16 +24,16 @@ use axum::{
 };
 use tokio::sync::oneshot;
 
-/// What the internal port may ask the server.
+/// The figures that the internal port reads from the server.
 pub(crate) trait Figures: Send + Sync + 'static {
-    /// Why no client should be sent here, if so: messages do not flow.
+    /// The reason why a balancer should send no clients here, if there is one.
     fn obstacle(&self) -> Option<String>;
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> String;
 }
 
-/// Where the process stands; shared by the internal port, which reads it, and `run`, which moves
-/// it on: from starting to serving to draining, and never back.
+/// The state of the process: starting, then serving, then draining, never back. `run` changes it, and
+/// the internal port reads it.
 #[derive(Default)]
 pub(crate) struct Health {
     is_draining: AtomicBool,
@@ -41,18 +41,18 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// The server is built and about to take clients.
+    /// The server is built and about to accept clients.
     pub(crate) fn serving(&self, figures: impl Figures) {
         let is_first = self.figures.set(Box::new(figures)).is_ok();
         debug_assert!(is_first, "a process serves once");
     }
 
-    /// No new clients from here on.
+    /// The server accepts no new clients from now on.
     pub(crate) fn draining(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// Why no client should be sent here: one plain word, or what the server says.
+    /// The reason why a balancer should send no clients here: one word, or the server's own reason.
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match self.figures.get() {
             _ if self.is_draining.load(Ordering::Relaxed) => Some("draining".into()),
@@ -82,7 +82,7 @@ impl Admin {
             .name("internal".to_owned())
             .spawn(move || {
                 if let Err(error) = runtime.block_on(serve(listener, health, stopped)) {
-                    tracing::error!(%error, "the internal port stopped answering");
+                    tracing::error!(%error, "the internal port failed");
                 }
             })?;
         Ok(Self {
@@ -101,7 +101,7 @@ impl Drop for Admin {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic hook already.
+            // The panic hook has logged a panic of the thread already.
             let _ = thread.join();
         }
     }
@@ -113,7 +113,7 @@ async fn serve(
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    // No graceful end: a scraper that keeps its connection open must not hold up the exit.
+    // Not graceful, because a scraper that keeps its connection open must not delay the exit.
     tokio::select! {
         served = axum::serve(listener, router(health)) => served,
         _ = stopped => Ok(()),
@@ -151,7 +151,7 @@ fn plain(status: StatusCode, text: &str) -> Response {
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const PATHS: &str = "not found; here are: /livez /readyz /metrics";
+const PATHS: &str = "not found; available are /livez, /readyz and /metrics";
 
 #[cfg(test)]
 mod tests {
@@ -182,7 +182,7 @@ mod tests {
         (Admin::start(listener, Arc::clone(&health)).unwrap(), health)
     }
 
-    /// Asks for a path; returns the status line's number, the head and the body.
+    /// Requests a path. Returns the status, the head and the body.
     fn ask(admin: &Admin, path: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(admin.address()).unwrap();
         write!(

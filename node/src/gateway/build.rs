@@ -1,6 +1,5 @@
-//! From configuration to server: the one place that translates options into the library's words.
-//!
-//! It decides nothing and starts nothing.
+//! Builds the server from the configuration: the one place that turns options into calls of the
+//! library. It starts nothing.
 
 use roomcast::{BuildError, Cookie, Cors, Namespace, Parser, Server};
 
@@ -58,7 +57,7 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
     builder.build().await
 }
 
-/// `off` anywhere in the list means no permission at all; `*` means any origin.
+/// Returns `None` if the list contains `off`, and allows any origin if it contains `*`.
 fn cors(browser: &Browser) -> Option<Cors> {
     if browser.cors_origin.contains(&Origin::Off) {
         return None;

@@ -1,4 +1,4 @@
-//! The options for a node's part in a cluster, beside those that emitters share with it.
+//! The options for a node of a cluster, beside those that emitters have too.
 
 use std::time::Duration;
 
@@ -13,48 +13,48 @@ use super::{
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
 pub(crate) struct ClusterOptions {
-    /// Answer Node.js servers on their own channels, as their publishOnSpecificResponseChannel does
+    /// Respond to Node.js servers on their own channels, like their publishOnSpecificResponseChannel
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) redis_specific_responses: Switch,
 
-    /// How messages to single sockets find this node, in the classic dialect
+    /// Subscription for messages to single sockets, in the classic dialect
     #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "auto")]
     pub(crate) redis_private_rooms: PrivateRoomsBy,
 
-    /// Time that Redis has to answer; after it, a message counts as not confirmed
+    /// Time that Redis has to respond; after it, a message counts as not confirmed
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
     pub(crate) redis_timeout: Span,
 
-    /// Bytes that may wait to be published; more are refused to whoever emits
+    /// Bytes that may wait to be published; an emit beyond it fails
     #[arg(long, value_name = "BYTES")]
     #[arg(default_value = "16MiB")]
     pub(crate) redis_max_queue: ByteSize,
 
-    /// Time between two checks that what this node publishes comes back to it
+    /// Time between two probes, which are messages that the node publishes to itself
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "1s")]
     pub(crate) redis_probe_interval: Span,
 
-    /// Time that such a check may take; then the node is not ready and connects anew
+    /// Time that a probe may take; after it, the node is not ready and reconnects
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
     pub(crate) redis_probe_timeout: Span,
 }
 
-/// How messages to single sockets find their node.
+/// How a node subscribes to messages for single sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PrivateRoomsBy {
-    /// By pattern as long as Redis has few of them, else by channel
+    /// A pattern while Redis has few of them, otherwise channels
     Auto,
-    /// By one pattern per namespace, which costs every publish of everybody 25 ns
+    /// One pattern per namespace, which adds 25 ns to every publish in Redis
     Pattern,
-    /// By one channel per connected socket, which costs memory in Redis and a command each
+    /// One channel per connected socket, which costs memory in Redis and a command each
     Channel,
 }
 
-/// What the bus is to be; nothing without Redis.
+/// The settings of the bus, or none without Redis.
 pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<RedisConfig> {
     let RedisSetting::At(url) = &redis.redis else {
         return None;
@@ -76,7 +76,7 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     Some(config)
 }
 
-/// What cannot be, although each of the options can.
+/// Checks options that are valid one by one but not together.
 pub(crate) fn check(cluster: &ClusterOptions) -> Result<(), String> {
     let probes = [
         ("--redis-timeout", cluster.redis_timeout.0),
@@ -84,13 +84,17 @@ pub(crate) fn check(cluster: &ClusterOptions) -> Result<(), String> {
         ("--redis-probe-timeout", cluster.redis_probe_timeout.0),
     ];
     if let Some((flag, _)) = probes.iter().find(|(_, span)| span.is_zero()) {
-        return Err(format!("{flag} is zero: Redis would never be in time"));
+        return Err(format!(
+            "{flag} is zero, so Redis could never respond in time"
+        ));
     }
     if cluster.redis_max_queue.0 < 1024 {
-        return Err("--redis-max-queue holds no message: give at least 1KiB".to_owned());
+        return Err("--redis-max-queue is too small for a message: use at least 1KiB".to_owned());
     }
     if cluster.redis_probe_timeout.0 < Duration::from_millis(50) {
-        return Err("--redis-probe-timeout is shorter than networks allow: give 50ms".to_owned());
+        return Err(
+            "--redis-probe-timeout is too short for a network: use at least 50ms".to_owned(),
+        );
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! The command line and the environment: every option, its unit, its default and what it is for.
+//! The command line and the environment: every option with its unit, default and purpose.
 //!
-//! The doc comments here are the manual: `--help` and the table of options are made of them.
-//! Values are parsed here once (see `values`); what they do is decided in `build` and `run`.
+//! The doc comments of the fields are the manual: `--help` and the table of options show them.
+//! Values are parsed here, once (see `values`). `build` and `run` decide what they do. Environment
+//! variables and switches are completed in one place, `options::complete`.
 
 use std::{env, ffi::OsString, net::SocketAddr};
 
@@ -30,7 +31,7 @@ struct Cli {
     job: Job,
 }
 
-/// What the program is asked to do.
+/// The commands of the program.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Job {
     /// Serve Socket.IO clients
@@ -39,15 +40,15 @@ pub(crate) enum Job {
     /// Stops gracefully on SIGTERM and Ctrl-C; a second signal ends the program at once.
     /// Exit status: 0 after a graceful stop, 2 for a wrong option, 1 otherwise.
     Serve(Box<Config>),
-    /// Try it out: a server with a page to chat on, open to everybody
+    /// Serve a chat page to try it out, open to everybody
     ///
-    /// Like `serve` with --client-rooms and --cors-origin=*, and a page at / that shows rooms at
-    /// work. It asks nobody for permission and keeps everything in memory: not for the internet.
+    /// Like `serve` with --client-rooms and --cors-origin=*, and a page at / where you can try
+    /// rooms. It has no authentication and keeps everything in memory, so do not expose it to the internet.
     Demo(Box<Demo>),
-    /// Emit an event to the clients of a cluster, from outside of it
+    /// Emit an event to the clients of a cluster, without being a node
     ///
-    /// Publishes over Redis to whoever is connected to any of the nodes, Roomcast's or Node.js. No
-    /// node needs to be reachable from here.
+    /// Publishes through Redis to the clients of all nodes, Roomcast's and Node.js servers. Only Redis
+    /// must be reachable.
     Emit(Box<EmitOptions>),
     /// Print all options of `serve` as a Markdown table
     Options,
@@ -95,8 +96,8 @@ pub(crate) struct Listen {
 
     /// Address and port for operators: /livez, /readyz and /metrics
     ///
-    /// Served by a thread of its own, so that it answers while the server is saturated. Keep it
-    /// away from the public.
+    /// A thread of its own serves it, so it responds while the server is saturated. Do not expose it
+    /// to the public.
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
     pub(crate) internal_listen: SocketAddr,
@@ -105,7 +106,7 @@ pub(crate) struct Listen {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Protocol")]
 pub(crate) struct Protocol {
-    /// Path under which clients connect; theirs must be the same
+    /// Path of the endpoint; clients must use the same
     #[arg(long, value_name = "PATH")]
     #[arg(default_value = "/socket.io/", value_parser = values::path)]
     pub(crate) path: String,
@@ -115,26 +116,26 @@ pub(crate) struct Protocol {
     #[arg(default_value = "/", value_parser = values::namespace)]
     pub(crate) namespace: Vec<String>,
 
-    /// Let clients use rooms by themselves, with the events join, leave, rooms, who, message and echo
+    /// Let clients manage rooms with the events join, leave, rooms, who, message and echo
     ///
-    /// `join` (room) answers {"room", "members"}, `leave` (room), `rooms` answers the own rooms,
-    /// `who` (room) answers the ids in it, `message` (room, any JSON) is broadcast to the room as
-    /// `message` {room, from, data} if the sender is in it, `echo` (anything) is answered with the
-    /// same. The room hears of others by `joined` and `left` {room, id}, but not of those who join
-    /// with {"quiet": true} after the room; their answer is {"room"}. Refusals are answered with
-    /// {"error"}. Every client may enter every room whose name is not shaped like a socket id.
+    /// `join` (room) acknowledges {"room", "members"}; `leave` (room) acknowledges {"room"}; `rooms`
+    /// returns the client's rooms and `who` (room) the ids in a room. `message` (room, any JSON) is
+    /// broadcast to the room as `message` {room, from, data} if the sender is in it. `echo` returns its
+    /// arguments. The other members receive `joined` and `left` {room, id}, unless {"quiet": true} follows
+    /// the room; a quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. Every client
+    /// may enter every room whose name does not have the form of a socket id.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) client_rooms: Switch,
 
-    /// Time between the answer to a heartbeat and the next heartbeat
+    /// Time from a client's pong to the next ping
     #[arg(long, value_name = "DURATION", default_value = "25s")]
     pub(crate) ping_interval: Span,
 
-    /// Time that a client has to answer a heartbeat before it counts as gone
+    /// Time that a client has to answer a ping before its connection is closed
     #[arg(long, value_name = "DURATION", default_value = "20s")]
     pub(crate) ping_timeout: Span,
 
-    /// Time to complete the change from polling to WebSocket
+    /// Time that an upgrade from polling to WebSocket may take
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub(crate) upgrade_timeout: Span,
 
@@ -146,7 +147,7 @@ pub(crate) struct Protocol {
     #[arg(long, value_name = "SIZE", default_value = "1MB")]
     pub(crate) max_payload: ByteSize,
 
-    /// Transports on offer, separated by commas
+    /// Transports that clients may use, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     #[arg(value_enum, default_value = "polling,websocket")]
     pub(crate) transports: Vec<Transport>,
@@ -155,11 +156,11 @@ pub(crate) struct Protocol {
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) allow_eio3: Switch,
 
-    /// Encoding of packets; clients must use the same, since it is not negotiated
+    /// Encoding of packets; clients must use the same, because it is not negotiated
     #[arg(long, value_name = "NAME", value_enum, default_value = "json")]
     pub(crate) parser: PacketParser,
 
-    /// Folder with the client's bundles, to be served below the path: `off` or FOLDER
+    /// Folder of the client's bundles, which are served below the path: `off` or FOLDER
     ///
     /// Pages written for Node.js load /socket.io/socket.io.js from the server. The folder is `dist` of
     /// the npm package socket.io-client. It is read at startup.
@@ -167,7 +168,7 @@ pub(crate) struct Protocol {
     #[arg(value_parser = values::client_files)]
     pub(crate) client_files: ClientFolder,
 
-    /// Compress large answers to polling clients, with gzip
+    /// Compress large responses to polling clients with gzip
     #[arg(long, value_name = "BOOL", default_value = "true")]
     pub(crate) http_compression: Switch,
 }
@@ -177,8 +178,8 @@ pub(crate) struct Protocol {
 pub(crate) struct Browser {
     /// Origins whose pages may connect by polling: `off`, `*`, or a list separated by commas
     ///
-    /// An origin is scheme, host and port, such as https://example.com. Browsers do not ask for
-    /// this permission before they open a WebSocket.
+    /// An origin is scheme, host and port, such as https://example.com. Browsers do not check this
+    /// permission before they open a WebSocket.
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) cors_origin: Vec<Origin>,
@@ -192,7 +193,7 @@ pub(crate) struct Browser {
     #[arg(default_value = "any", value_parser = values::header_name)]
     pub(crate) cors_allowed_headers: Vec<String>,
 
-    /// Name of a cookie with the session id, for load balancers with sticky sessions: `off` or NAME
+    /// Name of a cookie with the session id, for sticky sessions at a load balancer: `off` or NAME
     #[arg(long, value_name = "NAME", default_value = "off")]
     pub(crate) cookie: CookieName,
 }
@@ -200,25 +201,25 @@ pub(crate) struct Browser {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Operation")]
 pub(crate) struct Operation {
-    /// Threads that carry the connections: `cores`, or how many
+    /// Worker threads, which serve the connections: `cores` or COUNT
     #[arg(long, value_name = "COUNT", default_value = "cores")]
     pub(crate) workers: Workers,
 
-    /// Time to let clients go after SIGTERM or Ctrl-C before the rest is cut off
+    /// Time to disconnect clients after SIGTERM or Ctrl-C before the rest is cut off
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) drain_timeout: Span,
 
-    /// Form of the log, which goes to standard error
+    /// Format of the log on standard error
     #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "text")]
     pub(crate) log_format: LogFormat,
 
-    /// What to log: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, with commas
+    /// Log level: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, separated by commas
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: LogFilter,
 }
 
-/// A way for packets to travel.
+/// A transport of Engine.IO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Transport {
     /// HTTP long-polling
@@ -232,12 +233,12 @@ pub(crate) enum Transport {
 pub(crate) enum PacketParser {
     /// Text, the default of all clients
     Json,
-    /// MessagePack, as of socket.io-msgpack-parser
+    /// MessagePack, as in socket.io-msgpack-parser
     Msgpack,
 }
 
 impl Config {
-    /// Whether options that are right by themselves are right together.
+    /// Checks options that are valid one by one but not together.
     fn fits(&self) -> Result<(), String> {
         let (inbox, payload) = (self.limits.max_inbox, self.protocol.max_payload);
         if inbox.0 < payload.0 {
@@ -249,14 +250,14 @@ impl Config {
         let names = &self.protocol.namespace;
         let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
         match names.iter().enumerate().find(is_twice) {
-            Some((_, name)) => Err(format!("--namespace names {name} twice: once is enough")),
+            Some((_, name)) => Err(format!("--namespace names {name} twice")),
             None => cluster::check(&self.cluster),
         }
     }
 }
 
 impl From<Demo> for Config {
-    /// The defaults of `serve`, whatever the environment says, opened to everybody.
+    /// The defaults of `serve`, independent of the environment, with rooms open to everybody.
     fn from(demo: Demo) -> Self {
         let mut config = Self {
             listen: demo.listen,
@@ -272,12 +273,12 @@ impl From<Demo> for Config {
 
 impl Default for Config {
     fn default() -> Self {
-        // Not completed, so that the environment has no say.
+        // Without `options::complete`, so that the environment is not read.
         let command = Self::augment_args(Command::new("defaults"));
         let matches = command.try_get_matches_from(["defaults"]);
         matches
             .and_then(|matches| Self::from_arg_matches(&matches))
-            .expect("every option has a valid default, which a test holds")
+            .expect("every option has a valid default, as a test checks")
     }
 }
 
@@ -286,8 +287,8 @@ pub(super) fn command() -> Command {
     options::complete(Cli::command())
 }
 
-/// Reads the command line and the environment. The error prints itself, with the way out, and
-/// knows its exit status.
+/// Reads the command line and the environment. The error has its text, with the remedy, and its
+/// exit status.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
     let mut command = command();
     let matches = command.clone().try_get_matches_from(arguments);

@@ -1,6 +1,6 @@
-//! The demo's page and its notice: rooms at work in one file, without anything from elsewhere.
+//! The demo's page and its notice. The page is one file and loads nothing from other hosts.
 //!
-//! The page is a client like any other; what it can do is what `rooms` offers to everybody.
+//! It is a client like any other and uses the events of `rooms`.
 
 use std::{
     io::{self, Write},
@@ -21,7 +21,7 @@ pub(crate) fn router() -> Router {
     Router::new().route("/", get(page))
 }
 
-/// Says on standard output where the page is, and that it is open to everybody.
+/// Prints the page's URL and a warning that it is open to everybody to standard output.
 pub(crate) fn announce(address: SocketAddr) -> io::Result<()> {
     let mut out = io::stdout();
     let notice = notice(address, colour_wanted(&out));
@@ -30,7 +30,7 @@ pub(crate) fn announce(address: SocketAddr) -> io::Result<()> {
 }
 
 async fn page() -> impl IntoResponse {
-    // Everything is in the file, so nothing else needs to be allowed.
+    // The file contains everything, so the policy allows nothing else.
     (
         [
             (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -47,13 +47,13 @@ fn notice(address: SocketAddr, colour: bool) -> String {
         ("", "")
     };
     format!(
-        "{red}This is a demo: whoever reaches {address} may join and read every room.{plain}\n\
+        "{red}This is a demo: everybody who can reach {address} may join and read every room.{plain}\n\
          Open http://{} in two windows.\n",
         reachable(address)
     )
 }
 
-/// The address to open in a browser: one that means "any" is no place to go to.
+/// The address for a browser, which cannot open the wildcard address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let mut address = address;
     if address.ip().is_unspecified() {

@@ -1,7 +1,7 @@
 //! `roomcast emit`: messages to the clients of a cluster from a shell, a script or a cron job.
 //!
-//! The program is the first user of the library's emitter and adds nothing to what that can do. It
-//! reads messages, emits them, and says what came of it in words, as JSON and as an exit status.
+//! It uses the library's emitter. It reads messages, emits them, and reports the result as text, as
+//! JSON and as an exit status.
 
 mod messages;
 mod outcome;
@@ -26,7 +26,7 @@ use super::{
     values::Span,
 };
 
-/// Messages that are published together, if that many are at hand.
+/// Maximum number of messages that are published together.
 const MAX_BATCH: usize = 512;
 
 const EXIT_STATUS: &str = "\
@@ -55,8 +55,8 @@ Exit status:
 pub(crate) struct EmitOptions {
     /// Name of the event
     ///
-    /// With --file it may be left out; each line is then {"event":…,"args":[…],"rooms":[…],
-    /// "except":[…]}, where all but the event may be missing. A `-` alone is the same as --file -
+    /// It is optional with --file. Each line is then {"event":…,"args":[…],"rooms":[…],"except":[…]},
+    /// and only the event is required. A `-` alone is the same as --file -
     #[arg(value_name = "EVENT", required_unless_present = "file")]
     event: Option<String>,
 
@@ -67,8 +67,8 @@ pub(crate) struct EmitOptions {
 
     /// File with one message per line, `-` for standard input
     ///
-    /// With an EVENT, each line is a JSON value, its one argument. Empty lines are skipped. The
-    /// first line that cannot be emitted ends it, and is named.
+    /// With an EVENT, each line is a JSON value, which is its one argument. Empty lines are skipped. The
+    /// command stops at the first line that cannot be emitted and reports its number.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -84,11 +84,11 @@ pub(crate) struct EmitOptions {
     #[arg(long, value_name = "NAME", allow_hyphen_values = true, value_parser = room)]
     except: Vec<String>,
 
-    /// Let clients miss it that cannot receive right now
+    /// Drop the message for clients that cannot receive right now
     #[arg(long)]
     volatile: bool,
 
-    /// Wait until the nodes have said how many sockets it reached
+    /// Wait until all nodes have reported how many sockets the message reached
     #[arg(long)]
     confirm: bool,
 
@@ -96,16 +96,16 @@ pub(crate) struct EmitOptions {
     #[arg(long, conflicts_with_all = ["confirm", "file"])]
     ack: bool,
 
-    /// Time that nodes and clients have to answer with --confirm or --ack
+    /// Time that nodes and clients have to respond with --confirm or --ack
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     timeout: Span,
 
-    /// How often to try again what surely was not emitted, with growing pauses
+    /// Number of retries for messages that were certainly not published, with growing delays
     #[arg(long, value_name = "COUNT", default_value = "4")]
     #[arg(value_parser = clap::value_parser!(u32).range(..=100))]
     retry: u32,
 
-    /// Say what came of it as one JSON object
+    /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
 
@@ -113,18 +113,18 @@ pub(crate) struct EmitOptions {
     redis: RedisOptions,
 }
 
-/// The name of a room, which begins with a hyphen if it is the id of one socket in 64. An option is
-/// none: there, the name was forgotten.
+/// Parses the name of a room. Ids of sockets may begin with a hyphen, so a value may as well; the name
+/// of an option means that the value is missing.
 fn room(name: &str) -> Result<String, String> {
     let options = EmitOptions::augment_args(Command::new("emit"));
     let mut longs = options.get_arguments().filter_map(Arg::get_long);
     if longs.any(|long| name.strip_prefix("--") == Some(long)) {
-        return Err("this is an option: name the room before it".to_owned());
+        return Err("this is an option: the name of the room is missing".to_owned());
     }
     Ok(name.to_owned())
 }
 
-/// Does it; the exit status tells what came of it.
+/// Runs the command. The exit status reports the result.
 pub(crate) fn emit(options: &EmitOptions) -> ExitCode {
     let mut tally = Tally::default();
     let failure = run(options, &mut tally).err();
@@ -141,14 +141,14 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
     if let Some(event) = event.as_deref().filter(|event| is_reserved(event)) {
         return Err(EmitError::ReservedEvent(event.into()).into());
     }
-    // What is wrong by itself is said before anything is asked of Redis.
+    // Errors in the arguments are reported before a connection to Redis is opened.
     match (source, event) {
         (Source::Arguments(arguments), Some(event)) => {
             let message = messages::of_arguments(&event, &arguments)?;
             options.emit_one(&options.connect()?, &message, tally)
         }
         (Source::Arguments(_), None) => {
-            let problem = "name the event, or a file with --file";
+            let problem = "the event is missing: give its name, or a file with --file";
             Err(Failure::Usage(problem.to_owned()))
         }
         (Source::StandardInput, _) if options.ack => {
@@ -168,7 +168,8 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
 impl EmitOptions {
     fn connect(&self) -> Result<blocking::Emitter, Failure> {
         let RedisSetting::At(url) = &self.redis.redis else {
-            let problem = "where is Redis? say so with --redis URL or ROOMCAST_REDIS";
+            let problem =
+                "the address of Redis is missing: give it with --redis URL or ROOMCAST_REDIS";
             return Err(Failure::Usage(problem.to_owned()));
         };
         let builder = Emitter::builder()
@@ -228,7 +229,7 @@ impl EmitOptions {
         }
     }
 
-    /// Emits messages together, or one by one where each is asked after.
+    /// Emits messages together, or one by one with --confirm and --ack.
     fn emit_many(
         &self,
         emitter: &blocking::Emitter,

@@ -1,7 +1,7 @@
-//! The limit of open files: every connection is one, and common defaults are far too small.
+//! The limit of open files. Every connection needs one, and common defaults are far too small.
 //!
-//! Raised once when the program starts. What cannot be raised is reported and is no reason to
-//! stop: the server works with fewer connections.
+//! It is raised once, at startup. A limit that cannot be raised is logged; the server then works with
+//! fewer connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
@@ -18,12 +18,12 @@ pub(crate) fn raise() {
         Ok(()) => info!(
             open_files = limit(getrlimit(Resource::Nofile).current),
             before = limit(before.current),
-            "limit of open files set to the hard limit"
+            "raised the limit of open files to the hard limit"
         ),
         Err(error) => warn!(
             open_files = limit(before.current),
             %error,
-            "limit of open files stays as it is: each connection needs one file"
+            "could not raise the limit of open files, and each connection needs one"
         ),
     }
 }

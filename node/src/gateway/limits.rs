@@ -1,7 +1,7 @@
 //! The options for the library's limits: one flag for each, with the library's default.
 //!
-//! The defaults are read from the library, so that the help tells the truth. What happens beyond
-//! a limit is the library's business.
+//! The defaults come from the library, so the help cannot differ from it. The library enforces the
+//! limits; this module only reads them.
 
 use clap::Args;
 use roomcast::Limits;
@@ -11,88 +11,88 @@ use super::values::{self, ByteSize, Span};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitOptions {
-    /// Open connections; more are refused
+    /// Maximum of open connections; more are refused
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().connections, value_parser = values::count)]
     pub(crate) max_connections: usize,
 
-    /// Bytes that may wait for one client; a slower one is disconnected
+    /// Bytes that may wait for one client; a client with more is disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().outbox_bytes))]
     pub(crate) max_outbox: ByteSize,
 
-    /// Bytes received from one polling client that may wait to be handled; more disconnects it
+    /// Bytes from one polling client that may wait for handling; a client with more is disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().inbox_bytes))]
     pub(crate) max_inbox: ByteSize,
 
-    /// Namespaces that one connection may be in; further ones are refused
+    /// Namespaces per connection; more are refused
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().namespaces_per_connection)]
     #[arg(value_parser = values::count)]
     pub(crate) max_namespaces: usize,
 
-    /// Rooms that one socket may be in; further ones are refused
+    /// Rooms per socket; a join beyond it fails
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().rooms_per_socket, value_parser = values::count)]
     pub(crate) max_rooms: usize,
 
-    /// Length of a room's name, in bytes
+    /// Maximum length of a room's name, in bytes
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().room_name_bytes))]
     pub(crate) max_room_name: ByteSize,
 
-    /// Length of a namespace's name, in bytes
+    /// Maximum length of a namespace's name, in bytes
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().namespace_bytes))]
     pub(crate) max_namespace_name: ByteSize,
 
-    /// Length of an event's name, in bytes
+    /// Maximum length of an event's name, in bytes
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().event_name_bytes))]
     pub(crate) max_event_name: ByteSize,
 
-    /// Events of one client that may be in work at a time; further ones wait
+    /// Events of one client whose handlers may run at the same time; more events wait
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().events_in_flight, value_parser = values::count)]
     pub(crate) max_events_in_flight: usize,
 
-    /// Answers that one client may owe the server at a time
+    /// Acknowledgements that the server may await from one client at a time
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().pending_acks, value_parser = values::count)]
     pub(crate) max_pending_acks: usize,
 
-    /// Binary attachments of one packet; more disconnect the client
+    /// Binary attachments of one packet; a client that sends more is disconnected
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().attachments, value_parser = values::count)]
     pub(crate) max_attachments: usize,
 
-    /// Depth of nested JSON in a packet, at most 127
+    /// Maximum depth of nested JSON in a packet, at most 127
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().json_depth, value_parser = values::json_depth)]
     pub(crate) max_json_depth: usize,
 
-    /// Frames into which a client may cut one WebSocket message
+    /// Maximum of frames in one fragmented WebSocket message
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().fragments, value_parser = values::count)]
     pub(crate) max_fragments: usize,
 
-    /// Connections that may be changing from polling to WebSocket at a time; others stay on polling
+    /// Upgrades to WebSocket that may be under way; other connections stay on polling
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().unfinished_upgrades, value_parser = values::count)]
     pub(crate) max_unfinished_upgrades: usize,
 
-    /// Events of other servers that may be in work at a time; further ones fail
+    /// Events of other servers whose handlers may run at the same time; more fail
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().server_side_events, value_parser = values::count)]
     pub(crate) max_server_side_events: usize,
 
-    /// Time that a client has to send the head of a request, also between two on one connection
+    /// Time that a client has to send a request's head, counted from the previous request
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().header_timeout))]
     pub(crate) header_timeout: Span,
 
-    /// Time that a client has to send the body of a request
+    /// Time that a client has to send a request's body
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().body_timeout))]
     pub(crate) body_timeout: Span,

@@ -1,7 +1,5 @@
-//! What can be said about options as such: the table for the documentation, and the way out of a
-//! wrong value.
-//!
-//! Made of the definitions in `config`, so that neither can be out of date.
+//! Everything that follows from the options' definitions in `config`: their environment variables, the
+//! table for the documentation, and the remedy in errors.
 
 use std::{
     collections::BTreeSet,
@@ -16,13 +14,13 @@ use clap::{
 
 use super::config::serve_options;
 
-/// What the names of all environment variables of the program begin with.
+/// Prefix of the program's environment variables.
 const PREFIX: &str = "ROOMCAST_";
 
-/// Gives every option what follows from its name and its kind: the environment variable, and to a
-/// switch the right to be given without a value.
+/// Gives each option the settings that follow from its name and type: its environment variable, and
+/// for a switch the right to stand without a value.
 ///
-/// Of `emit`, only the options about Redis have a variable: the others belong to one message.
+/// Of `emit`, only the options about Redis have a variable, because the others belong to one message.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
         let is_emit = command.get_name() == "emit";
@@ -54,8 +52,8 @@ pub(super) fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"))
 }
 
-/// Checks that the environment has no variable of the program's prefix that no option reads: a
-/// misspelt one would otherwise leave a default in force without a word. Returns what is wrong.
+/// Looks for a variable with the program's prefix that no option reads. Without this check, a misspelt
+/// variable would silently leave a default in force. Returns the problem.
 pub(super) fn unknown_variable(
     command: &Command,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -79,8 +77,8 @@ pub(super) fn unknown_variable(
     ))
 }
 
-/// Whether Kubernetes set this variable to tell where a service is. It does so in every container
-/// for every service, and a service may well be called `roomcast`.
+/// Whether Kubernetes set this variable. It sets the addresses of all services in every container, and
+/// a service may be called `roomcast`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_port_number = name
         .split("_PORT_")
@@ -97,8 +95,8 @@ pub(crate) fn print_table() -> io::Result<()> {
     io::stdout().write_all(table().as_bytes())
 }
 
-/// Adds to an error about a value by which flag and which environment variable it can be set:
-/// the value may have come from either, and the error itself names the flag alone.
+/// Adds the flag and the environment variable to an error about a value. The value may come from
+/// either, and clap names only the flag.
 pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::Error {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return error;
@@ -127,8 +125,8 @@ pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::E
     error
 }
 
-/// A URL as an error may show it, which ends in logs: who is to log in, and what follows the path,
-/// may hold passwords.
+/// Removes the login and the query from a URL, because both may contain passwords and errors end up in
+/// logs.
 fn without_secrets(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let scheme = &url[..url.len() - rest.len()];

@@ -1,6 +1,6 @@
-//! The options for Redis, which connects the nodes of a cluster and whoever emits from elsewhere.
+//! The options for Redis, which connects the nodes of a cluster and the emitters of other processes.
 //!
-//! What the values mean is the library's business; here they are read and turned into its types.
+//! They are read here and turned into the library's types.
 
 use std::{fmt, str::FromStr};
 
@@ -18,21 +18,21 @@ pub(crate) struct RedisOptions {
     ///
     /// redis://[user:password@]host[:port][/database] for one server, unix:///path for its socket,
     /// redis+sentinel://host[:port],…/name for the primary of that name, redis+cluster://host[:port],…
-    /// for a cluster; with rediss instead of redis over TLS.
+    /// for a cluster. With rediss instead of redis, the connection uses TLS.
     #[arg(long, value_name = "URL", default_value = "off")]
-    // It may hold a password, and the help shows values of the environment.
+    // The URL may contain a password, and the help shows values of the environment.
     #[arg(hide_env_values = true)]
     pub(crate) redis: RedisSetting,
 
-    /// What the names of all channels and keys in Redis begin with
+    /// Prefix of all channels and keys in Redis
     ///
-    /// Deployments that share a Redis need different prefixes: its channels ignore the database.
-    /// Node's adapters call it `key` and `channelPrefix`.
+    /// Deployments that share a Redis need different prefixes, because channels ignore the database
+    /// number. Node's adapters call it `key` and `channelPrefix`.
     #[arg(long, value_name = "TEXT")]
     #[arg(default_value = "socket.io", value_parser = prefix)]
     pub(crate) redis_prefix: String,
 
-    /// Which of Node's Redis adapters the cluster speaks with; all nodes must speak the same
+    /// Redis adapter of Node.js that the cluster is compatible with; all nodes must use the same
     #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "classic")]
     pub(crate) redis_dialect: RedisDialect,
@@ -43,7 +43,7 @@ pub(crate) struct RedisOptions {
     pub(crate) redis_parser: RedisParser,
 }
 
-/// Where Redis is, if there is one.
+/// The address of Redis, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RedisSetting {
     Off,
@@ -73,7 +73,7 @@ impl fmt::Display for RedisSetting {
     }
 }
 
-/// A way of Node's adapters to use Redis.
+/// The dialects of Node's Redis adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RedisDialect {
     /// `createAdapter` and the Redis emitters of all languages
@@ -115,8 +115,8 @@ impl From<RedisParser> for wire::Parser {
     }
 }
 
-/// Names of channels are text, and an empty prefix would be everybody's. So would one that Node's
-/// servers take for a pattern: they listen to what it matches.
+/// Refuses an empty prefix, control characters, and characters of a pattern: Node's servers subscribe
+/// to patterns that begin with the prefix, and would receive the messages of other deployments.
 fn prefix(text: &str) -> Result<String, String> {
     let is_wrong = |char: char| char.is_control() || "*?[\\".contains(char);
     if text.is_empty() || text.chars().any(is_wrong) {

@@ -1,8 +1,8 @@
-//! Rooms for clients: the events with which clients join, leave, look around and talk by
-//! themselves, for demos and for programs that need no code on the server.
+//! Rooms for clients: events with which clients join, leave, list and message rooms, for demos and
+//! for deployments without code on the server.
 //!
-//! Written on the public API like any application's handlers. Whoever connects may enter any
-//! room; what needs permission needs handlers of its own.
+//! The module uses the public API like any application. Every client may enter every room, so rooms
+//! that need permissions need handlers of their own.
 
 use std::collections::BTreeSet;
 
@@ -16,78 +16,78 @@ pub(crate) fn open(namespace: Namespace) -> Namespace {
     namespace
         .on(
             "join",
-            async |socket: Socket, (room, manner): (String, Option<Manner>)| {
-                answer(join(&socket, &room, manner.unwrap_or_default()).await)
+            async |socket: Socket, (room, options): (String, Option<JoinOptions>)| {
+                acknowledge(join(&socket, &room, options.unwrap_or_default()).await)
             },
         )
         .on(
             "leave",
-            async |socket: Socket, (room, manner): (String, Option<Manner>)| {
-                answer(leave(&socket, &room, manner.unwrap_or_default()).await)
+            async |socket: Socket, (room, options): (String, Option<JoinOptions>)| {
+                acknowledge(leave(&socket, &room, options.unwrap_or_default()).await)
             },
         )
         .on("rooms", async |socket: Socket| shared_rooms(&socket))
         .on("who", async |socket: Socket, room: String| {
-            answer(who(&socket, &room).await)
+            acknowledge(who(&socket, &room).await)
         })
         .on(
             "message",
             async |socket: Socket, (room, data): (String, Value)| {
-                answer(message(&socket, &room, data).await)
+                acknowledge(message(&socket, &room, data).await)
             },
         )
         .on("echo", async |_: Socket, payload: Args| payload)
-        .on_disconnect(async |socket: Socket, _: DisconnectReason| farewell(&socket).await)
+        .on_disconnect(async |socket: Socket, _: DisconnectReason| notify_leaving(&socket).await)
 }
 
-async fn join(socket: &Socket, room: &str, manner: Manner) -> Result<Value, Refusal> {
+async fn join(socket: &Socket, room: &str, options: JoinOptions) -> Result<Value, RequestError> {
     check_name(room)?;
     if !is_member(socket, room) {
         socket.join(room)?;
-        if !manner.quiet {
+        if !options.quiet {
             announce(socket, room);
         }
-        // Other nodes may talk to the room as soon as the client has its answer. While they cannot
-        // be reached, the client does not wait for them.
+        // Messages of other nodes must reach the client once its join is acknowledged. While other
+        // nodes cannot be reached, the client does not wait for them.
         if socket
             .server()
             .is_some_and(|server| server.health() == Health::Flowing)
         {
-            here_at_least(socket.join_confirmed(room).await)?;
+            ignore_unreachable_nodes(socket.join_confirmed(room).await)?;
         }
-        if !manner.quiet {
-            notice(socket, room, "joined").await?;
+        if !options.quiet {
+            notify(socket, room, "joined").await?;
         }
     }
-    if manner.quiet {
+    if options.quiet {
         return Ok(json!({ "room": room }));
     }
     Ok(json!({ "room": room, "members": members(socket, room).await? }))
 }
 
-async fn leave(socket: &Socket, room: &str, manner: Manner) -> Result<Value, Refusal> {
+async fn leave(socket: &Socket, room: &str, options: JoinOptions) -> Result<Value, RequestError> {
     check_name(room)?;
     if is_member(socket, room) {
         socket.leave(room);
         if let Some(announced) = socket.data::<Announced>() {
             announced.rooms.lock().remove(room);
         }
-        if !manner.quiet {
-            notice(socket, room, "left").await?;
+        if !options.quiet {
+            notify(socket, room, "left").await?;
         }
     }
     Ok(json!({ "room": room }))
 }
 
-async fn who(socket: &Socket, room: &str) -> Result<Value, Refusal> {
+async fn who(socket: &Socket, room: &str) -> Result<Value, RequestError> {
     check_name(room)?;
     Ok(json!(members(socket, room).await?))
 }
 
-async fn message(socket: &Socket, room: &str, data: Value) -> Result<Value, Refusal> {
+async fn message(socket: &Socket, room: &str, data: Value) -> Result<Value, RequestError> {
     check_name(room)?;
     if !is_member(socket, room) {
-        return Err(Refusal(format!("join {room} before you send to it")));
+        return Err(RequestError(format!("join {room} before you send to it")));
     }
     let message = Message {
         room,
@@ -102,20 +102,20 @@ async fn message(socket: &Socket, room: &str, data: Value) -> Result<Value, Refu
     Ok(json!(delivery.local_sockets))
 }
 
-/// Tells the rooms in which a client was announced that it is gone.
-async fn farewell(socket: &Socket) {
+/// Notifies the rooms in which a client was announced that it has left.
+async fn notify_leaving(socket: &Socket) {
     let Some(announced) = socket.data::<Announced>() else {
         return;
     };
     let rooms = std::mem::take(&mut *announced.rooms.lock());
     for room in rooms {
-        if let Err(Refusal(reason)) = notice(socket, &room, "left").await {
-            tracing::debug!(reason, "a room did not hear of a client that left");
+        if let Err(RequestError(reason)) = notify(socket, &room, "left").await {
+            tracing::debug!(reason, "could not notify a room of a client that left");
         }
     }
 }
 
-/// Remembers that a room was told of a client, and so has to be told when it is gone.
+/// Remembers that a room was notified of a client, and so must be notified when it leaves.
 fn announce(socket: &Socket, room: &str) {
     let announced = socket.data::<Announced>().unwrap_or_else(|| {
         socket.set_data(Announced::default());
@@ -124,27 +124,27 @@ fn announce(socket: &Socket, room: &str) {
     announced.rooms.lock().insert(room.to_owned());
 }
 
-/// Tells the others in the room, not the client itself.
-async fn notice(socket: &Socket, room: &str, event: &str) -> Result<(), Refusal> {
+/// Notifies the other members of the room.
+async fn notify(socket: &Socket, room: &str, event: &str) -> Result<(), RequestError> {
     let notice = Notice {
         room,
         id: socket.id().to_string(),
     };
-    here_at_least(socket.to(room).emit(event, notice).await)
+    ignore_unreachable_nodes(socket.to(room).emit(event, notice).await)
 }
 
-/// While other nodes cannot be reached, rooms go on among the clients of this one.
-fn here_at_least<T>(done: Result<T, EmitError>) -> Result<(), Refusal> {
+/// Ignores unreachable nodes: rooms continue to work among the clients of this node.
+fn ignore_unreachable_nodes<T>(done: Result<T, EmitError>) -> Result<(), RequestError> {
     match done {
         Err(EmitError::Bus(error)) => {
-            tracing::debug!(%error, "other nodes may not know of a client");
+            tracing::debug!(%error, "other nodes may not have been notified of a client");
             Ok(())
         }
-        done => done.map(drop).map_err(Refusal::from),
+        done => done.map(drop).map_err(RequestError::from),
     }
 }
 
-async fn members(socket: &Socket, room: &str) -> Result<Vec<String>, Refusal> {
+async fn members(socket: &Socket, room: &str) -> Result<Vec<String>, RequestError> {
     let everybody = socket.namespace().in_(room);
     let found = match everybody.clone().fetch_sockets().await {
         Err(EmitError::Bus(_)) => everybody.local().fetch_sockets().await?,
@@ -159,7 +159,7 @@ async fn members(socket: &Socket, room: &str) -> Result<Vec<String>, Refusal> {
     Ok(ids)
 }
 
-/// The rooms of a client without its own, private one.
+/// The rooms of a client without its private room.
 fn shared_rooms(socket: &Socket) -> Vec<String> {
     let own = socket.id().to_string();
     let mut rooms = socket.rooms();
@@ -172,37 +172,37 @@ fn is_member(socket: &Socket, room: &str) -> bool {
     socket.rooms().iter().any(|joined| joined == room)
 }
 
-/// Refuses names that could be a socket's id: each socket has a private room of that name, and
-/// whoever joined it would read what is meant for that socket alone.
-fn check_name(room: &str) -> Result<(), Refusal> {
+/// Refuses names that have the form of a socket's id. Each socket has a private room of that name, and
+/// another member would receive messages that are meant for that socket.
+fn check_name(room: &str) -> Result<(), RequestError> {
     let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if room.is_empty() {
-        return Err(Refusal("a room needs a name".to_owned()));
+        return Err(RequestError("a room needs a name".to_owned()));
     }
     if room.len() == SOCKET_ID_BYTES && room.bytes().all(is_id_byte) {
-        let reason = "this name could be a socket's id: make it longer or shorter";
-        return Err(Refusal(reason.to_owned()));
+        let reason = "this name has the form of a socket's id: make it longer or shorter";
+        return Err(RequestError(reason.to_owned()));
     }
     Ok(())
 }
 
-/// A refusal is an answer like any other, so that a client needs one kind of callback.
-fn answer(result: Result<Value, Refusal>) -> Value {
-    result.unwrap_or_else(|Refusal(reason)| json!({ "error": reason }))
+/// Turns an error into an acknowledgement, so that a client needs one kind of callback.
+fn acknowledge(result: Result<Value, RequestError>) -> Value {
+    result.unwrap_or_else(|RequestError(reason)| json!({ "error": reason }))
 }
 
-/// Why a request was not met, in words for a person.
-struct Refusal(String);
+/// The reason why a request failed, written for the client's user.
+struct RequestError(String);
 
-impl From<JoinError> for Refusal {
+impl From<JoinError> for RequestError {
     fn from(error: JoinError) -> Self {
         Self(error.to_string())
     }
 }
 
-impl From<EmitError> for Refusal {
+impl From<EmitError> for RequestError {
     fn from(error: EmitError) -> Self {
-        // The reason names servers, which are no business of clients.
+        // The full text names servers, which clients must not learn.
         Self(match error {
             EmitError::Bus(error) => error.outline().to_owned(),
             error => error.to_string(),
@@ -212,18 +212,18 @@ impl From<EmitError> for Refusal {
 
 /// How a client enters or leaves a room.
 #[derive(Default, Deserialize)]
-struct Manner {
-    /// Nobody is told, and the answer does not name the members: a room of thousands would cost
-    /// their square to fill.
+struct JoinOptions {
+    /// No other member is notified, and the acknowledgement does not list the members. Otherwise the
+    /// cost of filling a room would grow with the square of its members.
     #[serde(default)]
     quiet: bool,
 }
 
-/// The rooms in which a client was announced, each of which it is in: so there are no more than a
-/// socket may join. Kept for those alone who are, so that a quiet client needs no memory for it.
+/// The rooms in which a client was announced. It is a member of each, so the limit of rooms per socket
+/// bounds the set. A quiet client has none and needs no memory for it.
 #[derive(Default, Serialize)]
 struct Announced {
-    /// Nobody else's business, on other nodes either.
+    /// Not visible to other nodes.
     #[serde(skip)]
     rooms: Mutex<BTreeSet<String>>,
 }
@@ -261,19 +261,19 @@ mod tests {
     #[test]
     fn a_room_goes_on_where_other_nodes_cannot_be_reached() {
         let down = || BusError::Unavailable("10.0.0.1:6379 refuses".into());
-        assert!(here_at_least(Err::<(), _>(down().into())).is_ok());
-        assert!(here_at_least(Err::<(), _>(EmitError::Disconnected)).is_err());
-        assert!(here_at_least(Ok::<_, EmitError>(1)).is_ok());
-        let Refusal(reason) = EmitError::Bus(down()).into();
+        assert!(ignore_unreachable_nodes(Err::<(), _>(down().into())).is_ok());
+        assert!(ignore_unreachable_nodes(Err::<(), _>(EmitError::Disconnected)).is_err());
+        assert!(ignore_unreachable_nodes(Ok::<_, EmitError>(1)).is_ok());
+        let RequestError(reason) = EmitError::Bus(down()).into();
         assert_eq!(reason, "other nodes cannot be reached");
     }
 
     #[test]
     fn a_refusal_is_an_answer() {
         assert_eq!(
-            answer(Err(Refusal("no".to_owned()))),
+            acknowledge(Err(RequestError("no".to_owned()))),
             json!({ "error": "no" })
         );
-        assert_eq!(answer(Ok(json!(3))), json!(3));
+        assert_eq!(acknowledge(Ok(json!(3))), json!(3));
     }
 }

@@ -1,7 +1,13 @@
 //! The life of the process: bind, build, serve, drain.
 //!
-//! Everything that can go wrong at start ends here as an error that says what to do next. It
-//! holds the order of events and nothing of their content.
+//! ```text
+//!  bind internal port   bind port   build server     first signal          clients are gone
+//! ──────────┬───────────────┬───────────┬────────────────┬──────────────────────┬──────────▶ exit 0
+//! readyz:   │   starting    │           │     ready      │       draining       │
+//!                                                        └─ --drain-timeout, second signal ─▶ exit 1
+//! ```
+//!
+//! Every failure at startup becomes an error here that names the remedy.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -30,7 +36,7 @@ use super::{
     vitals::Vitals,
 };
 
-/// Why the program ended other than by a graceful stop.
+/// The reasons why the program ends without a graceful stop.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
     #[error(
@@ -49,7 +55,7 @@ pub(crate) enum RunError {
         variable: &'static str,
         source: io::Error,
     },
-    #[error("the options do not fit together: {0}")]
+    #[error("these options cannot be combined: {0}")]
     Build(BuildError),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
@@ -73,7 +79,7 @@ impl From<BuildError> for RunError {
     }
 }
 
-/// The runtime that carries the connections.
+/// Builds the runtime that serves the connections.
 pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     if let Workers::Exactly(number) = workers {
@@ -82,8 +88,8 @@ pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
     builder.thread_name("worker").enable_all().build()
 }
 
-/// Serves until a signal asks to stop, then lets the clients go. `is_demo` adds the page, and
-/// `dropped_lines` counts what the log could not hold.
+/// Serves until a signal arrives, then disconnects the clients. `is_demo` adds the page, and
+/// `dropped_lines` counts the lines that the log dropped.
 pub(crate) async fn run(
     config: Config,
     is_demo: bool,
@@ -132,8 +138,8 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Serves until the first signal, then drains: until done, or the time is up, or a second signal
-/// comes.
+/// Serves until the first signal, then drains until all clients are gone, the time is up, or a second
+/// signal arrives.
 async fn supervise(
     serving: impl Future<Output = io::Result<()>>,
     drain: impl AsyncFnOnce(),
@@ -152,7 +158,7 @@ async fn supervise(
     }
 }
 
-/// The signals that ask to stop.
+/// The signals that stop the process.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -189,7 +195,7 @@ impl Signals {
     }
 }
 
-/// How an address can be changed: flag and environment variable.
+/// The flag and the environment variable of an address.
 type Setting = (&'static str, &'static str);
 
 const LISTEN: Setting = ("--listen", "ROOMCAST_LISTEN");
@@ -220,7 +226,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs to the end with so many signals, after which none comes.
+    /// Runs to the end with this many signals.
     fn supervised(
         signals: usize,
         serving: impl Future<Output = io::Result<()>>,

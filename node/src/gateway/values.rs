@@ -1,15 +1,15 @@
 //! The value types of the command line: durations, sizes, counts and lists of choices.
 //!
-//! Each one is parsed once, at the edge, and prints itself in the form in which it can be read
-//! back, so that the help shows defaults as a person would write them. No option is defined here.
+//! Each is parsed once, when the program starts. Its `Display` form can be parsed again, so the help
+//! shows defaults as a person would write them. `config` defines the options.
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use roomcast::ClientFiles;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-/// A duration with its unit: `300ms`, `25s`, `2m`, `1h`. Never zero, since every option that
-/// takes one is a limit or an interval.
+/// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never zero, because
+/// every option that takes one is a limit or an interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -79,7 +79,7 @@ impl FromStr for ByteSize {
         match number.checked_mul(factor) {
             Some(0) => Err("must be more than zero".to_owned()),
             Some(bytes) => Ok(Self(bytes)),
-            None => Err("is more than this machine can address".to_owned()),
+            None => Err("is larger than this machine's address space".to_owned()),
         }
     }
 }
@@ -102,7 +102,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Something that is on or off: `true`, `yes`, `on`, `1` and their opposites. The flag alone means on.
+/// A value that is on or off: `true`, `yes`, `on`, `1` and their opposites. The flag alone means on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Switch(pub(crate) bool);
 
@@ -148,7 +148,7 @@ impl fmt::Display for Workers {
     }
 }
 
-/// Which origins may read answers in a browser.
+/// The origins whose pages may read responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Off,
@@ -166,7 +166,7 @@ impl FromStr for Origin {
             _ => {}
         }
         let host = text.split_once("://").map_or("", |(_, host)| host);
-        // A browser sends scheme, host and port, nothing more: a path here would never match.
+        // A browser sends scheme, host and port only, so a path would never match.
         if host.is_empty() || host.contains(['/', ' ', '?', '#']) || !is_visible(text) {
             return Err("expected `off`, `*` or an origin such as https://example.com".to_owned());
         }
@@ -184,7 +184,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A name that may be switched off, such as that of the sticky-session cookie.
+/// The name of the sticky-session cookie, or `off`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CookieName {
     Off,
@@ -214,7 +214,7 @@ impl fmt::Display for CookieName {
     }
 }
 
-/// The client's bundles, read from the folder that was named; none for `off`.
+/// The client's bundles, read from a folder; none for `off`.
 #[derive(Clone, Debug)]
 pub(crate) struct ClientFolder(pub(crate) Option<ClientFiles>);
 
@@ -227,7 +227,7 @@ pub(crate) fn client_files(text: &str) -> Result<ClientFolder, String> {
     Ok(ClientFolder(Some(files)))
 }
 
-/// What to log: levels, for all or per target.
+/// The levels of the log, for everything or per target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogFilter(String);
 
@@ -243,8 +243,8 @@ impl FromStr for LogFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // A bare word that is no level would be taken for a target, and a typing error such as
-        // `inof` would silence the log without a word.
+        // The filter takes a bare word that is no level for a target, so a typing error such as `inof`
+        // would silence the log.
         let bare = text
             .split(',')
             .map(str::trim)
@@ -252,7 +252,7 @@ impl FromStr for LogFilter {
         for word in bare {
             if word.parse::<LevelFilter>().is_err() {
                 return Err(format!(
-                    "`{word}` is no level: use error, warn, info, debug, trace, off or TARGET=LEVEL"
+                    "`{word}` is not a level: use error, warn, info, debug, trace, off or TARGET=LEVEL"
                 ));
             }
         }
@@ -269,7 +269,7 @@ impl fmt::Display for LogFilter {
     }
 }
 
-/// An address to listen on; a name that would need looking up is refused, except `localhost`.
+/// Parses an address to listen on. Host names are refused, except `localhost`.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let numeric = text.replacen("localhost:", "127.0.0.1:", 1);
     numeric
@@ -277,7 +277,7 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "expected ADDRESS:PORT, such as 0.0.0.0:3000 or [::]:3000".into())
 }
 
-/// A count that is at least one.
+/// Parses a count of at least 1.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number @ 1..) => Ok(number),
@@ -285,7 +285,7 @@ pub(crate) fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A depth of nested JSON; the JSON parser itself has no more.
+/// Parses a depth of nested JSON. The JSON parser itself stops at 128.
 pub(crate) fn json_depth(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(depth @ 1..=127) => Ok(depth),
@@ -293,7 +293,7 @@ pub(crate) fn json_depth(text: &str) -> Result<usize, String> {
     }
 }
 
-/// The path under which clients connect.
+/// Parses the path of the endpoint.
 pub(crate) fn path(text: &str) -> Result<String, String> {
     if text.starts_with('/') && text.bytes().all(is_path_byte) {
         Ok(text.to_owned())
@@ -302,7 +302,7 @@ pub(crate) fn path(text: &str) -> Result<String, String> {
     }
 }
 
-/// A namespace; a comma would end the name on the wire.
+/// Parses the name of a namespace. A comma would end the name on the wire.
 pub(crate) fn namespace(text: &str) -> Result<String, String> {
     if text.starts_with('/') && is_visible(text) && !text.contains([',', '?']) {
         Ok(text.to_owned())
@@ -311,7 +311,7 @@ pub(crate) fn namespace(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name of a request header.
+/// Parses the name of a request header.
 pub(crate) fn header_name(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.bytes().all(is_token_byte) {
         Ok(text.to_owned())
@@ -320,7 +320,7 @@ pub(crate) fn header_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Cuts `25s` into `25` and `s`; whether they are a number and a unit is for the caller to see.
+/// Splits `25s` into `25` and `s`. The caller checks both.
 fn split_unit(text: &str) -> (&str, &str) {
     let end = text
         .find(|c: char| c.is_ascii_alphabetic() || c == ' ')
@@ -399,7 +399,7 @@ mod tests {
         );
         assert_eq!(
             refusal("18446744073709551615GB"),
-            "is more than this machine can address"
+            "is larger than this machine's address space"
         );
     }
 
@@ -460,7 +460,7 @@ mod tests {
             "inof"
                 .parse::<LogFilter>()
                 .unwrap_err()
-                .starts_with("`inof` is no level")
+                .starts_with("`inof` is not a level")
         );
         assert!("roomcast=lots".parse::<LogFilter>().is_err());
     }

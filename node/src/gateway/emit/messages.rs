@@ -1,7 +1,7 @@
-//! What is to be emitted: one message of the command line, or one per line of a file.
+//! The messages to emit: one from the command line, or one per line of a file.
 //!
-//! JSON is checked here, token by token, and passed on as it is written: a number keeps its
-//! digits. Lines have a limit, and only one is in memory at a time.
+//! JSON is checked token by token and passed on unchanged, so a number keeps its digits. A line has a
+//! maximum length, and only one line is in memory at a time.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ use super::outcome::Failure;
 /// The longest line of a file, in bytes.
 const MAX_LINE_BYTES: usize = 16 << 20;
 
-/// What is read at a time, and so what is emitted together at most.
+/// Bytes per read, and so the most that is emitted together.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// One message.
@@ -34,20 +34,20 @@ pub(super) struct Message {
     pub(super) except: Vec<String>,
 }
 
-/// Where the messages come from.
+/// The source of the messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The command line has the one message.
+    /// One message on the command line.
     Arguments(Vec<String>),
     /// A file, with one message per line.
     File(PathBuf),
-    /// The standard input, likewise.
+    /// Standard input, with one message per line.
     StandardInput,
 }
 
 impl Source {
-    /// Also the event, if all messages have the same. `-` stands for the standard input, as a file,
-    /// as the only argument and in place of all.
+    /// Returns the event too if all messages have the same. `-` means standard input: as a file, as the
+    /// only argument, and in place of the event.
     pub(super) fn new(
         event: Option<String>,
         arguments: Vec<String>,
@@ -65,7 +65,7 @@ impl Source {
     }
 }
 
-/// The one message of the command line.
+/// Returns the message of the command line.
 pub(super) fn of_arguments(event: &str, arguments: &[String]) -> Result<Message, Failure> {
     for argument in arguments {
         check_json(argument)?;
@@ -78,21 +78,21 @@ pub(super) fn of_arguments(event: &str, arguments: &[String]) -> Result<Message,
     })
 }
 
-/// The messages of a file, one per line, empty lines left out.
+/// The messages of a file, one per line. Empty lines are skipped.
 pub(super) struct Lines {
     reader: BufReader<Box<dyn Read>>,
     event: Option<String>,
     buffer: Vec<u8>,
-    /// The number of the line that was read last, from 1.
+    /// Number of the line that was read last, counted from 1.
     pub(super) number: usize,
-    /// What has been read, in bytes.
+    /// Bytes that have been read.
     pub(super) read_bytes: u64,
-    /// What there is to read, in bytes, where that is known.
+    /// Size of the file in bytes, if known.
     pub(super) total_bytes: Option<u64>,
 }
 
 impl Lines {
-    /// With an event, each line is the value of its one argument; without, each line says all.
+    /// With an event, each line is its one argument. Without one, each line is a whole message.
     pub(super) fn open(path: &Path, event: Option<String>) -> Result<Self, Failure> {
         let cannot = |error: io::Error| Failure::Input(format!("{}: {error}", path.display()));
         let file = File::open(path).map_err(cannot)?;
@@ -116,7 +116,7 @@ impl Lines {
         }
     }
 
-    /// The next message; none at the end.
+    /// Returns the next message, or `None` at the end.
     pub(super) fn next(&mut self) -> Option<Result<Message, Failure>> {
         loop {
             match self.read_line() {
@@ -128,7 +128,7 @@ impl Lines {
         }
     }
 
-    /// Whether the next line needs no waiting. A slow source is emitted as it comes.
+    /// Whether the next line is in the buffer already. Lines of a slow source are emitted as they come.
     pub(super) fn has_more_at_hand(&self) -> bool {
         self.reader.buffer().contains(&b'\n')
     }
@@ -145,15 +145,15 @@ impl Lines {
             self.strip_byte_order_mark()?;
         }
         if read > MAX_LINE_BYTES {
-            // Where the next line begins is not known any more.
+            // The beginning of the next line is unknown now, so this error is final.
             let problem = format!("line {} has more than {MAX_LINE_BYTES} bytes", self.number);
             return Err(Failure::Input(problem));
         }
         Ok(read)
     }
 
-    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 is refused by its name,
-    /// because its first line cannot even be cut out.
+    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 gets an error of its own,
+    /// because its lines cannot be split at a byte.
     fn strip_byte_order_mark(&mut self) -> Result<(), Failure> {
         match self.buffer.as_slice() {
             [0xEF, 0xBB, 0xBF, ..] => drop(self.buffer.drain(..3)),
@@ -177,7 +177,7 @@ impl Lines {
     }
 }
 
-/// A line that says all.
+/// A line that contains a whole message.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -205,7 +205,7 @@ impl Message {
 }
 
 fn check_json(text: &str) -> Result<(), Failure> {
-    // One level is the array of the arguments.
+    // One level is the array of arguments.
     let tokens = Tokens::new(text, MAX_DEPTH - 1);
     tokens.finish().map_err(|error| {
         let shown = shortened(text);
@@ -231,7 +231,7 @@ fn args(values: &str) -> Result<Args, Failure> {
     Args::from_text(json.into(), Vec::new()).map_err(|error| Failure::Json(error.to_string()))
 }
 
-/// What is wrong, without a number of lines: the text is one, and has its own in the file.
+/// The problem without serde's line number, which is always 1: the caller adds the line of the file.
 fn in_column(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
@@ -241,7 +241,7 @@ fn in_column(error: &serde_json::Error) -> String {
     }
 }
 
-/// As much of a text as an error message shows of it.
+/// The beginning of a text, short enough for an error message.
 fn shortened(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {

@@ -1,4 +1,4 @@
-//! What came of it, for people, for scripts and for whoever looks at the exit status.
+//! The result of `roomcast emit`: text for people, JSON for scripts, and an exit status.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 use roomcast::emitter::{Answers, BuildError, Confirmed, Delivery, EmitError};
 use serde_json::{Map, Value, json};
 
-/// The exit status. The help lists them, and scripts rely on them: numbers never change.
+/// The exit status. The numbers never change, because scripts rely on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
     Delivered = 0,
@@ -31,16 +31,16 @@ impl From<Status> for ExitCode {
     }
 }
 
-/// Why not everything was emitted.
+/// The reason why some messages were not emitted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// Options that do not go together.
+    /// Options that cannot be combined.
     #[error("{0}")]
     Usage(String),
     /// A file that cannot be read.
     #[error("{0}")]
     Input(String),
-    /// Not JSON, or not of the form that is asked for.
+    /// Not JSON, or not of the required form.
     #[error("invalid JSON: {0}")]
     Json(String),
     #[error(transparent)]
@@ -55,7 +55,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// Says in which line of a file it was.
+    /// Adds the number of the line in the file.
     pub(super) fn in_line(self, line: usize) -> Self {
         let failure = Box::new(self);
         Self::Line { line, failure }
@@ -87,19 +87,19 @@ fn status_of(error: &EmitError) -> Status {
     }
 }
 
-/// What became of all messages so far.
+/// The results of all messages so far.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Tally {
     /// Messages that Redis has taken.
     pub(super) messages: usize,
-    /// Those of them that reached nobody.
+    /// Messages among them that reached nobody.
     nobody: usize,
-    /// The most nodes that took, or answered, one of them.
+    /// The largest number of nodes that received, or confirmed, one of them.
     nodes: usize,
     asked: Option<Asked>,
 }
 
-/// What the nodes were asked.
+/// The results of --confirm or --ack.
 #[derive(Debug, PartialEq)]
 enum Asked {
     Confirmed {
@@ -248,7 +248,7 @@ impl Tally {
     }
 }
 
-/// Says what came of it; answers the exit status.
+/// Prints the result. Returns the exit status.
 pub(super) fn conclude(tally: &Tally, failure: Option<&Failure>, as_json: bool) -> Status {
     let said = if as_json {
         writeln!(io::stdout(), "{}", tally.json(failure))

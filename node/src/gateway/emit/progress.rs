@@ -1,18 +1,18 @@
-//! How far it has come: a bar on a terminal, nothing elsewhere.
+//! A progress bar on a terminal, and nothing elsewhere.
 
 use std::io::{self, IsTerminal, Stderr, Write};
 
-/// How wide the bar is, in characters.
+/// Width of the bar, in characters.
 const WIDTH: usize = 30;
 
-/// A line on standard error that is written over again and again.
+/// A line on standard error that is overwritten on each update.
 pub(super) struct Progress {
     terminal: Option<Stderr>,
     last: String,
 }
 
 impl Progress {
-    /// Shows nothing unless it is wanted and standard error is a terminal.
+    /// Shows nothing unless `wanted` is set and standard error is a terminal.
     pub(super) fn new(is_wanted: bool) -> Self {
         let stderr = io::stderr();
         Self {
@@ -26,9 +26,9 @@ impl Progress {
             return;
         };
         let line = line(messages, read_bytes, total_bytes);
-        // Writing to a terminal is slow, and nobody reads the same line twice.
+        // Writing to a terminal is slow, so an unchanged line is not written again.
         if line != self.last {
-            // A terminal that has gone is no reason to stop.
+            // The terminal may be gone, which must not stop the command.
             let _ = write!(terminal, "\r{line}\x1b[K");
             self.last = line;
         }
@@ -36,7 +36,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// Leaves the line to what is said next.
+    /// Clears the line for the next output.
     fn drop(&mut self) {
         if let Some(terminal) = &mut self.terminal {
             let _ = write!(terminal, "\r\x1b[K");
@@ -48,7 +48,7 @@ fn line(messages: usize, read_bytes: u64, total_bytes: Option<u64>) -> String {
     let Some(total @ 1..) = total_bytes else {
         return format!("{messages} messages");
     };
-    // A file may grow while it is read.
+    // The file may grow while it is read.
     let percent = usize::try_from(read_bytes.min(total).saturating_mul(100) / total)
         .expect("it is at most 100");
     let done = WIDTH * percent / 100;
