@@ -219,7 +219,12 @@ fn each_way_to_fail_has_its_own_status() {
             9,
             "nobody was there",
         ),
-        (&url, &["news", "--room", "--confirm"], 2, "this is an option"),
+        (
+            &url,
+            &["news", "--room", "--confirm"],
+            2,
+            "this is an option",
+        ),
         (&url, &["disconnect"], 3, "reserved"),
         (&url, &["news", "hello"], 4, "`hello`: invalid JSON"),
         (&url, &["news", "[1"], 4, "invalid JSON"),
