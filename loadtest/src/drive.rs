@@ -18,7 +18,6 @@ use crate::{
     options::Common,
     outcome::Outcome,
     population::{Behaviour, Population, State},
-    random::Random,
     run::{Run, TURN},
     swarm::End,
 };
@@ -88,7 +87,7 @@ pub(crate) struct Drive<'a> {
     run: Run,
     population: Population,
     external: Option<External>,
-    random: Random,
+    random: fastrand::Rng,
     packet: Vec<u8>,
     beat: Beat,
     /// When clients that are away come back.
@@ -137,7 +136,7 @@ impl<'a> Drive<'a> {
             common,
             population: Population::new(behaviour),
             external,
-            random: Random::new(seed),
+            random: fastrand::Rng::with_seed(seed),
             packet: Vec::new(),
             beat: Beat {
                 start: 0,
@@ -535,9 +534,8 @@ fn owned(
 /// Tells runs and loaders from each other in room names and labels.
 fn run_tag(common: &Common) -> u16 {
     let part = common.part.map_or(0, |(at, _)| u64::from(at));
-    let mut random =
-        Random::new(clock::unix_ms() ^ u64::from(std::process::id()) << 20 ^ part << 50);
-    random.next() as u16
+    let seed = clock::unix_ms() ^ u64::from(std::process::id()) << 20 ^ part << 50;
+    fastrand::Rng::with_seed(seed).u16(..)
 }
 
 const LONGEST_OPENING: Nanos = 30 * SECOND;

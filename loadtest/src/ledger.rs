@@ -407,10 +407,10 @@ mod tests {
     #[test]
     fn arrivals_in_any_order_balance() {
         // Whatever arrives, arrived and lost together are what was sent.
-        let mut random = crate::random::Random::new(7);
+        let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..500 {
             let mut ledger = joined();
-            let arrivals: Vec<u32> = (0..40).map(|_| random.below(30) as u32).collect();
+            let arrivals: Vec<u32> = (0..40).map(|_| random.u32(..30)).collect();
             enter(&mut ledger, &arrivals);
             let mut distinct = arrivals.clone();
             distinct.sort_unstable();

@@ -21,7 +21,6 @@ mod outcome;
 mod population;
 mod processes;
 mod program;
-mod random;
 mod redis;
 mod report;
 mod run;

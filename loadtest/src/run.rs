@@ -128,13 +128,13 @@ impl Run {
     pub(crate) fn begin_window(&mut self) {
         self.servers.begin();
         self.others.begin();
-        self.window.own_cpu_nanos = system::thread_cpu().unwrap_or(0);
+        self.window.own_cpu_nanos = system::thread_cpu();
         self.window.begin = clock::now();
     }
 
     pub(crate) fn end_window(&mut self) {
         self.window.end = clock::now();
-        let own = system::thread_cpu().unwrap_or(0);
+        let own = system::thread_cpu();
         self.outcome.own_cpu_nanos = own.saturating_sub(self.window.own_cpu_nanos);
         self.servers.end();
         self.others.end();

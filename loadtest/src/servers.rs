@@ -18,7 +18,7 @@ impl Servers {
     /// Looks at each process for the first time: an error names one that is not there.
     pub(crate) fn new(pids: &[u32]) -> anyhow::Result<Self> {
         let servers = pids.iter().map(|pid| {
-            let name = || system::name(*pid).map_err(Into::into);
+            let name = || system::name(*pid);
             first_look(*pid, name).with_context(|| format!("--server-pid {pid}"))
         });
         servers.collect::<anyhow::Result<_>>().map(Self)
@@ -97,7 +97,7 @@ impl Servers {
     fn look(
         &mut self,
         keep: impl Fn(&mut Server, Usage),
-        look: impl Fn(u32) -> std::io::Result<Usage>,
+        look: impl Fn(u32) -> anyhow::Result<Usage>,
     ) {
         for server in &mut self.0 {
             if let Ok(usage) = look(server.pid) {

@@ -3,9 +3,13 @@
 //! CPU times come from the scheduler's accounts in nanoseconds, summed over the threads that live;
 //! where the kernel does not keep those, from the tick-based ones. Nothing here reads a clock.
 
-use std::{fs, io};
+use std::fs;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use procfs::{Current as _, Meminfo, process::Process};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Nanos, SECOND};
@@ -24,50 +28,69 @@ pub(crate) struct Usage {
 
 impl Usage {
     /// Everything. Takes milliseconds for a large process.
-    pub(crate) fn of(pid: u32) -> io::Result<Self> {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
+        let process = process(pid)?;
+        let rollup = process.smaps_rollup()?.memory_map_rollup.0;
+        let sum = |name: &str| -> u64 {
+            let maps = rollup.iter();
+            maps.filter_map(|map| map.extension.map.get(name)).sum()
+        };
         Ok(Self {
             cpu_nanos: cpu(pid)?,
-            rss_bytes: kilobytes(&rollup, "Rss:")?,
-            pss_bytes: kilobytes(&rollup, "Pss:")?,
-            descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+            rss_bytes: sum("Rss"),
+            pss_bytes: sum("Pss"),
+            descriptors: process.fd_count()? as u64,
         })
     }
 
     /// What is cheap: CPU time and resident bytes.
-    pub(crate) fn glance(pid: u32) -> io::Result<Self> {
-        let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-        let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-        let pages = pages.ok_or_else(|| malformed("statm"))?;
+    pub(crate) fn glance(pid: u32) -> anyhow::Result<Self> {
         Ok(Self {
             cpu_nanos: cpu(pid)?,
-            rss_bytes: pages * rustix::param::page_size() as u64,
+            rss_bytes: process(pid)?.statm()?.resident * procfs::page_size(),
             ..Self::default()
         })
     }
 }
 
+fn process(pid: u32) -> anyhow::Result<Process> {
+    Ok(Process::new(i32::try_from(pid)?)?)
+}
+
 /// User and system time that all threads of a process have used so far.
-pub(crate) fn cpu(pid: u32) -> io::Result<Nanos> {
-    scheduler_time(pid).or_else(|_| tick_time(pid))
+pub(crate) fn cpu(pid: u32) -> anyhow::Result<Nanos> {
+    let process = process(pid)?;
+    // A thread may end between the two reads.
+    let stats = process
+        .tasks()?
+        .filter_map(|task| task.ok()?.schedstat().ok());
+    let of_threads = stats
+        .map(|stat| stat.sum_exec_runtime)
+        .reduce(|sum, one| sum + one);
+    of_threads.map_or_else(
+        || {
+            let stat = process.stat()?;
+            Ok((stat.utime + stat.stime) * SECOND / procfs::ticks_per_second())
+        },
+        Ok,
+    )
 }
 
 /// The same of the calling thread.
-pub(crate) fn thread_cpu() -> io::Result<Nanos> {
-    parse_schedstat(&fs::read_to_string("/proc/thread-self/schedstat")?)
+pub(crate) fn thread_cpu() -> Nanos {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    used.tv_sec as Nanos * SECOND + used.tv_nsec as Nanos
 }
 
 /// The name of a process, as the kernel has it.
-pub(crate) fn name(pid: u32) -> io::Result<String> {
-    Ok(fs::read_to_string(format!("/proc/{pid}/comm"))?
-        .trim()
-        .to_owned())
+pub(crate) fn name(pid: u32) -> anyhow::Result<String> {
+    Ok(process(pid)?.stat()?.comm)
 }
 
 /// Bytes of the kernel's own objects, of the whole machine: sockets are among them, both ends of
 /// every connection of this machine to itself.
-pub(crate) fn kernel_bytes() -> io::Result<u64> {
-    kilobytes(&fs::read_to_string("/proc/meminfo")?, "Slab:")
+pub(crate) fn kernel_bytes() -> anyhow::Result<u64> {
+    Ok(Meminfo::current()?.slab)
 }
 
 /// Raises the soft limit of open descriptors to the hard one, and returns it.
@@ -105,59 +128,6 @@ pub(crate) fn machine() -> String {
     format!("{cores} cores, {processor}, Linux {}", kernel.trim())
 }
 
-fn scheduler_time(pid: u32) -> io::Result<Nanos> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        match fs::read_to_string(task?.path().join("schedstat")) {
-            Ok(text) => total += parse_schedstat(&text)?,
-            // A thread may end between the two reads.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(total)
-}
-
-fn parse_schedstat(text: &str) -> io::Result<Nanos> {
-    let nanos = text.split_whitespace().next();
-    nanos
-        .and_then(|nanos| nanos.parse().ok())
-        .ok_or_else(|| malformed("schedstat"))
-}
-
-fn tick_time(pid: u32) -> io::Result<Nanos> {
-    parse_ticks(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
-}
-
-fn parse_ticks(stat: &str) -> io::Result<Nanos> {
-    // The command's name is in parentheses and may hold spaces, so fields are counted behind it.
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let ticks = |field: usize| fields.split(' ').nth(field)?.parse::<u64>().ok();
-    match (ticks(11), ticks(12)) {
-        (Some(user), Some(system)) => {
-            Ok((user + system) * SECOND / rustix::param::clock_ticks_per_second())
-        }
-        _ => Err(malformed("stat")),
-    }
-}
-
-fn kilobytes(text: &str, name: &str) -> io::Result<u64> {
-    text.lines()
-        .find_map(|line| {
-            line.strip_prefix(name)?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
-        .map(|kilobytes: u64| kilobytes * 1024)
-        .ok_or_else(|| malformed(name))
-}
-
-fn malformed(what: &str) -> io::Error {
-    io::Error::other(format!("the kernel's {what} is not as expected"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,15 +141,6 @@ mod tests {
         assert!(Usage::glance(pid).unwrap().rss_bytes > 0);
         assert!(kernel_bytes().unwrap() > 0);
         assert!(!name(pid).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
-        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 300 200 0 0";
-        let ticks = rustix::param::clock_ticks_per_second();
-        assert_eq!(parse_ticks(stat).unwrap(), 500 * SECOND / ticks);
-        assert!(parse_ticks("7 (a S").is_err());
-        assert!(parse_schedstat("x").is_err());
     }
 
     #[test]

@@ -83,23 +83,23 @@ enum Framing {
 
 impl Head {
     /// `None` if this is no head of an HTTP/1 answer.
-    pub(crate) fn parse(head: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(head).ok()?;
-        let mut lines = text.split("\r\n");
-        let (version, status) = lines.next()?.split_once(' ')?;
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut parsed = httparse::Response::new(&mut headers);
+        parsed
+            .parse(bytes)
+            .ok()
+            .filter(httparse::Status::is_complete)?;
         let mut head = Self {
-            status: status.get(..3)?.parse().ok()?,
+            status: parsed.code?,
             cookies: String::new(),
             accept: None,
-            is_kept: version == "HTTP/1.1",
+            is_kept: parsed.version == Some(1),
             framing: Framing::UntilEnd,
         };
-        if !version.starts_with("HTTP/1.") {
-            return None;
-        }
-        for line in lines.filter(|line| !line.is_empty()) {
-            let (name, value) = line.split_once(':')?;
-            head.note(&name.to_ascii_lowercase(), value.trim())?;
+        for header in parsed.headers {
+            let value = str::from_utf8(header.value).ok()?;
+            head.note(&header.name.to_ascii_lowercase(), value.trim())?;
         }
         if matches!(head.status, 100..=199 | 204 | 304) {
             head.framing = Framing::Length(0);
@@ -139,22 +139,14 @@ fn read_chunks(bytes: &[u8]) -> Chunks {
     let mut at = 0;
     loop {
         let rest = &bytes[at..];
-        let Some(line_end) = rest.windows(2).position(|window| window == b"\r\n") else {
-            return if rest.len() > 100 {
-                Chunks::Invalid
-            } else {
-                Chunks::Partial
-            };
-        };
-        let size = std::str::from_utf8(&rest[..line_end]).ok();
-        let size = size.and_then(|line| line.split(';').next());
-        let Some(Ok(size)) = size.map(|size| usize::from_str_radix(size.trim(), 16)) else {
-            return Chunks::Invalid;
+        let (start, size) = match httparse::parse_chunk_size(rest) {
+            Ok(httparse::Status::Complete((start, size))) => (start, size as usize),
+            Ok(httparse::Status::Partial) if rest.len() <= 100 => return Chunks::Partial,
+            _ => return Chunks::Invalid,
         };
         if size > LONGEST_BODY_BYTES - body.len() {
             return Chunks::Invalid;
         }
-        let start = line_end + 2;
         let Some(chunk) = rest.get(start..start + size + 2) else {
             return Chunks::Partial;
         };
@@ -199,6 +191,7 @@ pub(crate) fn request(
 }
 
 const LONGEST_HEAD_BYTES: usize = 32 * 1024;
+const MOST_HEADERS: usize = 64;
 const LONGEST_BODY_BYTES: usize = 32 * 1024 * 1024;
 
 #[cfg(test)]

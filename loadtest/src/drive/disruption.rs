@@ -62,8 +62,8 @@ impl Drive<'_> {
             return None;
         }
         for _ in 0..20 {
-            let room = self.random.below(shape.rooms as u64) as usize;
-            let within = shape.senders + self.random.below(quiet as u64) as usize;
+            let room = self.random.usize(..shape.rooms);
+            let within = shape.senders + self.random.usize(..quiet);
             let client = room * shape.members + within;
             if states.contains(&self.population.state(client)) {
                 return Some(client);
@@ -91,7 +91,7 @@ impl Drive<'_> {
                 .counts
                 .entry("torn down".to_owned())
                 .or_default() += 1;
-            let at = now + self.random.around(span(self.plan.disruption.away));
+            let at = now + around(span(self.plan.disruption.away), &mut self.random);
             self.returns.push(Reverse((at, client)));
         }
     }
@@ -110,7 +110,7 @@ impl Drive<'_> {
             };
             // As the official client: a second, doubled by each failure up to five, give or take.
             let delay = (SECOND << (*attempts).min(3)).min(5 * SECOND);
-            let at = now + self.random.around(delay);
+            let at = now + around(delay, &mut self.random);
             self.returns.push(Reverse((at, client)));
         }
         while let Some(Reverse((at, client))) = self.returns.peek().copied() {
@@ -148,4 +148,9 @@ fn first_after(now: Nanos, rate: f64) -> Nanos {
     } else {
         Nanos::MAX
     }
+}
+
+/// Between half and one and a half of a span.
+fn around(span: Nanos, random: &mut fastrand::Rng) -> Nanos {
+    span / 2 + random.u64(..span.max(1))
 }
