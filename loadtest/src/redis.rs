@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use redis::{ConnectionAddr, IntoConnectionInfo as _};
 use serde_json::json;
 
 /// Whose messages are published.
@@ -23,10 +24,10 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    fn command(self) -> &'static [u8] {
+    fn command(self) -> &'static str {
         match self {
-            Self::Classic => b"PUBLISH",
-            Self::Sharded => b"SPUBLISH",
+            Self::Classic => "PUBLISH",
+            Self::Sharded => "SPUBLISH",
         }
     }
 }
@@ -47,15 +48,18 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Connects to `redis://[USER:PASSWORD@]HOST:PORT` and makes sure that Redis answers.
     pub(crate) fn connect(url: &str, prefix: &str, format: Format) -> anyhow::Result<Self> {
-        let place = Place::parse(url)?;
-        let address = place
-            .host
+        let wrong = || format!("{url} is not like redis://[USER:PASSWORD@]HOST:PORT");
+        let info = url.into_connection_info().with_context(wrong)?;
+        let ConnectionAddr::Tcp(host, port) = info.addr() else {
+            bail!(wrong());
+        };
+        let address = (host.as_str(), *port)
             .to_socket_addrs()
             .ok()
             .and_then(|mut found| found.next())
-            .with_context(|| format!("no such host: {}", place.host))?;
+            .with_context(|| format!("no such host: {host}"))?;
         let stream = TcpStream::connect_timeout(&address, PATIENCE)
-            .with_context(|| format!("Redis at {} is unreachable", place.host))?;
+            .with_context(|| format!("Redis at {host}:{port} is unreachable"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         let mut publisher = Self {
@@ -69,11 +73,11 @@ impl Publisher {
             replies: 0,
             reached: 0,
         };
-        if let Some((user, password)) = &place.credentials {
-            let user = if user.is_empty() { "default" } else { user };
-            publisher.ask(&[b"AUTH", user.as_bytes(), password.as_bytes()])?;
+        if let Some(password) = info.redis_settings().password() {
+            let user = info.redis_settings().username().unwrap_or("default");
+            publisher.ask(redis::cmd("AUTH").arg(user).arg(password))?;
         }
-        publisher.ask(&[b"PING"])?;
+        publisher.ask(&redis::cmd("PING"))?;
         publisher.stream.set_nonblocking(true)?;
         Ok(publisher)
     }
@@ -83,8 +87,9 @@ impl Publisher {
         let channel = format!("{}#{namespace}#{room}#", self.prefix);
         let payload = String::from_utf8_lossy(payload);
         let message = write_message(self.format, namespace, room, &payload);
-        let command = [self.format.command(), channel.as_bytes(), &message];
-        write_command(&mut self.unsent, &command);
+        let mut command = redis::cmd(self.format.command());
+        self.unsent
+            .extend(command.arg(channel).arg(message).get_packed_command());
         self.published += 1;
     }
 
@@ -147,67 +152,12 @@ impl Publisher {
         Ok(())
     }
 
-    /// One command before the pipeline begins, with a reply of one line.
-    fn ask(&mut self, command: &[&[u8]]) -> anyhow::Result<()> {
-        let mut bytes = Vec::new();
-        write_command(&mut bytes, command);
-        self.stream.write_all(&bytes)?;
-        let mut line = Vec::new();
-        let mut byte = [0];
-        while !line.ends_with(b"\r\n") && line.len() < LONGEST_REPLY_BYTES {
-            let count = self
-                .stream
-                .read(&mut byte)
-                .context("Redis does not answer")?;
-            if count == 0 {
-                bail!("Redis closed the connection");
-            }
-            line.push(byte[0]);
-        }
-        let text = String::from_utf8_lossy(&line);
-        if text.starts_with('+') {
-            Ok(())
-        } else {
-            bail!("Redis refuses: {}", text.trim());
-        }
-    }
-}
-
-struct Place {
-    host: String,
-    credentials: Option<(String, String)>,
-}
-
-impl Place {
-    fn parse(url: &str) -> anyhow::Result<Self> {
-        let wrong = || anyhow!("{url} is not like redis://[USER:PASSWORD@]HOST:PORT");
-        let rest = url.strip_prefix("redis://").ok_or_else(wrong)?;
-        let rest = rest.trim_end_matches('/');
-        let (credentials, host) = match rest.rsplit_once('@') {
-            Some((credentials, host)) => {
-                let (user, password) = credentials.split_once(':').ok_or_else(wrong)?;
-                (Some((user.to_owned(), password.to_owned())), host)
-            }
-            None => (None, rest),
-        };
-        let (name, port) = host.rsplit_once(':').unwrap_or((host, "6379"));
-        if name.is_empty() || name.contains('/') || port.parse::<u16>().is_err() {
-            return Err(wrong());
-        }
-        Ok(Self {
-            host: format!("{name}:{port}"),
-            credentials,
-        })
-    }
-}
-
-/// A command as an array of bulk strings.
-fn write_command(out: &mut Vec<u8>, words: &[&[u8]]) {
-    out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
-    for word in words {
-        out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
-        out.extend_from_slice(word);
-        out.extend_from_slice(b"\r\n");
+    /// One command before the pipeline begins.
+    fn ask(&mut self, command: &redis::Cmd) -> anyhow::Result<()> {
+        self.stream.write_all(&command.get_packed_command())?;
+        let reply = redis::Parser::new().parse_value(&mut self.stream);
+        let refusal = reply.context("Redis does not answer")?.extract_error();
+        refusal.context("Redis refuses").map(drop)
     }
 }
 
@@ -264,19 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn a_place_has_a_host_and_perhaps_credentials() {
-        let place = Place::parse("redis://u:p:q@h:7/").unwrap();
-        assert_eq!(place.host, "h:7");
-        assert_eq!(place.credentials, Some(("u".to_owned(), "p:q".to_owned())));
-        assert_eq!(Place::parse("redis://h").unwrap().host, "h:6379");
-        for url in [
-            "h:1",
-            "redis://",
-            "redis://h:x",
-            "redis://u@h:1",
-            "redis://h:1/2",
-        ] {
-            assert!(Place::parse(url).is_err(), "{url}");
+    fn a_url_that_is_none_is_refused() {
+        for url in ["h:1", "redis://", "redis://h:x", "unix:///tmp/redis"] {
+            assert!(
+                Publisher::connect(url, "p", Format::Classic).is_err(),
+                "{url}"
+            );
         }
     }
 
@@ -293,7 +236,8 @@ mod tests {
             let mut expected = Vec::new();
             for _ in 0..2 {
                 let message = write_message(Format::Classic, "/", "r", "hi");
-                write_command(&mut expected, &[b"PUBLISH", b"p#/#r#", &message]);
+                let mut command = redis::cmd("PUBLISH");
+                expected.extend(command.arg("p#/#r#").arg(message).get_packed_command());
             }
             let mut got = vec![0; expected.len()];
             stream.read_exact(&mut got).unwrap();

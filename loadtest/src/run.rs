@@ -125,6 +125,34 @@ impl Run {
         }
     }
 
+    /// Connects clients, so many at a time, until each is connected or gone, or time is up. `settled`
+    /// counts those; `begin` hears of each before it is connected.
+    pub(crate) fn open_all<S: Sink>(
+        &mut self,
+        (count, opening): (usize, usize),
+        sink: &mut S,
+        settled: impl Fn(&S) -> usize,
+        mut begin: impl FnMut(&mut S, usize, Nanos),
+    ) -> anyhow::Result<()> {
+        self.enter("connecting", None);
+        let deadline = clock::now() + LONGEST_OPENING;
+        let mut begun = 0;
+        while settled(sink) < count && clock::now() < deadline {
+            while begun < count && begun < settled(sink) + opening {
+                let now = clock::now();
+                begin(sink, begun, now);
+                let target = begun % self.swarm.targets().len();
+                if let Err(end) = self.swarm.open(begun, target) {
+                    sink.ended(begun, end, now);
+                }
+                begun += 1;
+            }
+            self.turn(TURN, sink)?;
+            self.report(settled(sink) as u64, 0);
+        }
+        Ok(())
+    }
+
     pub(crate) fn begin_window(&mut self) {
         self.servers.begin();
         self.others.begin();
@@ -201,4 +229,5 @@ pub(crate) const TURN: Nanos = SECOND / 50;
 const SPARE_DESCRIPTORS: usize = 60;
 const BUSIEST_SHARE: f64 = 0.95;
 const QUIET: Nanos = SECOND * 3 / 10;
+const LONGEST_OPENING: Nanos = 60 * SECOND;
 const LONGEST_SETTLING: Nanos = 60 * SECOND;

@@ -216,23 +216,11 @@ pub(super) fn run(options: &Echo) -> anyhow::Result<Outcome> {
 }
 
 fn open_all(run: &mut Run, asking: &mut Asking, opening: usize) -> anyhow::Result<()> {
-    run.enter("connecting", None);
     let count = asking.clients.len();
-    let mut begun = 0;
-    let deadline = clock::now() + LONGEST_OPENING;
-    while asking.connected + asking.gone < count && clock::now() < deadline {
-        while begun < count && begun.saturating_sub(asking.connected + asking.gone) < opening {
-            let now = clock::now();
-            asking.clients[begun].since = now;
-            let target = begun % run.swarm.targets().len();
-            if let Err(end) = run.swarm.open(begun, target) {
-                asking.ended(begun, end, now);
-            }
-            begun += 1;
-        }
-        run.turn(TURN, asking)?;
-        run.report(asking.connected as u64, 0);
-    }
+    let settled = |asking: &Asking| asking.connected + asking.gone;
+    run.open_all((count, opening), asking, settled, |asking, client, now| {
+        asking.clients[client].since = now;
+    })?;
     let open = asking
         .clients
         .iter()
@@ -345,5 +333,4 @@ fn traffic(
 /// No client sends so many requests.
 const PROBE_ACK: u64 = u32::MAX as u64;
 const LONGEST_PROBE: Nanos = SECOND;
-const LONGEST_OPENING: Nanos = 60 * SECOND;
 const LEAST_SHARE_OF_RATE: f64 = 0.98;

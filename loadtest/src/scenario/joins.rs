@@ -130,19 +130,8 @@ pub(super) fn run(options: &Joins) -> anyhow::Result<Outcome> {
 }
 
 fn open_all(run: &mut Run, members: &mut Members, opening: usize) -> anyhow::Result<()> {
-    run.enter("connecting", None);
-    let deadline = clock::now() + LONGEST_WAIT;
-    let mut begun = 0;
-    while members.connected + members.gone < members.clients && clock::now() < deadline {
-        while begun < members.clients && begun < members.connected + members.gone + opening {
-            let target = begun % run.swarm.targets().len();
-            if let Err(end) = run.swarm.open(begun, target) {
-                members.ended(begun, end, clock::now());
-            }
-            begun += 1;
-        }
-        run.turn(TURN, members)?;
-    }
+    let settled = |members: &Members| members.connected + members.gone;
+    run.open_all((members.clients, opening), members, settled, |_, _, _| {})?;
     if members.connected < members.clients {
         let connected = members.connected;
         bail!(
