@@ -269,6 +269,76 @@ async fn answers_that_come_while_others_are_still_asked_are_told_once_and_after_
     }
 }
 
+/// Is slow with the first acknowledgement: it is told once the test lets go.
+struct SlowAtFirst {
+    said: Said,
+    release: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Progress for SlowAtFirst {
+    fn asked(&self, sockets: usize) {
+        self.said.asked(sockets);
+    }
+
+    fn acknowledged(&self, socket: &SocketId, args: &Args) {
+        let release = self.release.lock().take();
+        if let Some(release) = release {
+            self.said.0.lock().push("begun".into());
+            tokio::task::block_in_place(|| release.recv()).unwrap();
+        }
+        self.said.acknowledged(socket, args);
+    }
+}
+
+/// Answers of two clients, the first of which is slow to be told. Returns what was told before the
+/// whole answer.
+async fn told_before_the_whole_answer(timeout: Duration, both_answer: bool) -> usize {
+    let mut node = Node::start(FakeBus::new()).await;
+    let (mut client_a, _) = node.client().await;
+    let (mut client_b, _) = node.client().await;
+    let (let_go, release) = std::sync::mpsc::channel();
+    let progress = Arc::new(SlowAtFirst {
+        said: Said::default(),
+        release: Mutex::new(Some(release)),
+    });
+    let question = Question::Acks {
+        target: to(&[]),
+        event: "vote?".into(),
+        args: Args::default(),
+        timeout,
+    };
+    let reports: Arc<dyn Progress> = Arc::<SlowAtFirst>::clone(&progress);
+    let answering = tokio::spawn(node.bus.listener("/").answer(question, Some(reports)));
+    let told = || progress.said.0.lock().len();
+    client_a.text().await;
+    client_b.text().await;
+    eventually("it is said how many were asked", || told() == 1).await;
+    client_a.send("430[1]").await;
+    eventually("the first acknowledgement is on its way", || told() == 2).await;
+    if both_answer {
+        client_b.send("430[1]").await;
+        eventually("the second one is told", || told() == 3).await;
+    }
+    // Time to overtake, for whoever does not wait.
+    let overtime = if both_answer { Duration::ZERO } else { timeout };
+    tokio::time::sleep(overtime + Duration::from_millis(300)).await;
+    assert!(!answering.is_finished());
+    let_go.send(()).unwrap();
+    within("the whole answer", answering).await.unwrap();
+    told()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_whole_answer_does_not_overtake_an_acknowledgement() {
+    assert_eq!(
+        told_before_the_whole_answer(support::DEADLINE, true).await,
+        4
+    );
+    // Nor when the time is over.
+    let short = Duration::from_secs(2);
+    assert_eq!(told_before_the_whole_answer(short, false).await, 3);
+}
+
 #[tokio::test]
 async fn answers_of_nodes_that_do_not_name_sockets_count() {
     let node = Node::start(FakeBus::new()).await;

@@ -126,6 +126,7 @@ enum Pending {
 #[derive(Default)]
 pub(crate) struct Gathering {
     state: Mutex<Gathered>,
+    /// Notified of every change that may complete the answers.
     complete: Notify,
     /// Notified of each answer as it arrives.
     progress: Option<Arc<dyn Progress>>,
@@ -140,6 +141,8 @@ struct Gathered {
     sealed: bool,
     /// `progress` has been notified of the recipients and of all answers so far.
     reports: bool,
+    /// Number of answers of which `progress` is being notified at the moment, by several threads.
+    reporting: usize,
 }
 
 /// An entry of the table, removed on drop whether it was answered or not.
@@ -248,9 +251,8 @@ impl Gathering {
             progress.asked(asked);
             self.report_early_answers(&**progress);
         }
-        let mut state = self.state.lock();
-        state.sealed = true;
-        self.check(&state);
+        self.state.lock().sealed = true;
+        self.complete.notify_one();
     }
 
     /// Reports answers that arrived before the number of recipients was known.
@@ -281,31 +283,42 @@ impl Gathering {
         let news = reporting.map(|progress| (progress, args.clone()));
         state.answers.push((from.id().clone(), args));
         if let Some((progress, args)) = news {
+            state.reporting += 1;
             drop(state);
             progress.acknowledged(from.id(), &args);
             state = self.state.lock();
+            state.reporting -= 1;
         }
-        // After `progress` has been notified, because the whole answer comes last.
-        self.check(&state);
+        drop(state);
+        self.complete.notify_one();
     }
 
     fn disconnected(&self, socket: &Socket) {
         let mut state = self.state.lock();
         if state.expected.remove(socket.id()).is_some() {
             state.gone.push(socket.id().clone());
-            self.check(&state);
-        }
-    }
-
-    fn check(&self, state: &Gathered) {
-        if state.sealed && state.expected.is_empty() {
+            drop(state);
             self.complete.notify_one();
         }
     }
 
-    /// Waits until every recipient has answered or disconnected.
+    /// Waits until every recipient has answered or disconnected, and every answer was reported.
     pub(crate) async fn complete(&self) {
-        self.complete.notified().await;
+        self.until(|state| state.sealed && state.expected.is_empty() && state.reporting == 0)
+            .await;
+    }
+
+    /// Waits until every answer that has arrived was reported. The whole answer must not overtake
+    /// one of them, because a Node server counts them until then.
+    pub(crate) async fn reported(&self) {
+        self.until(|state| state.reporting == 0).await;
+    }
+
+    async fn until(&self, holds: impl Fn(&Gathered) -> bool) {
+        // A notification before the wait is kept, so that none is missed.
+        while !holds(&self.state.lock()) {
+            self.complete.notified().await;
+        }
     }
 
     /// Returns the answers so far, and the sockets without one.

@@ -176,6 +176,7 @@ impl LiveNamespace {
         gathering.seal(asked);
         // After a timeout, the answers so far count.
         let _ = tokio::time::timeout(timeout, gathering.complete()).await;
+        gathering.reported().await;
         let (answers, missing) = gathering.finish();
         let answers = answers.into_iter().map(|(id, args)| (Some(id), args));
         Ok(Answer::Acks {
