@@ -36,7 +36,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::publisher::PublishError;
+use roomcast_emitter::redis::PublishError;
 use roomcast_protocol::{
     channel::Dialect,
     id::NodeId,

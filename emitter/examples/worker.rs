@@ -1,5 +1,5 @@
-//! A worker that takes jobs from a list in Redis and tells whoever watches a job how far it is: in
-//! the room of that job.
+//! A worker that takes jobs from a list in Redis and emits their progress, each to a room named after
+//! the job.
 //!
 //! ```sh
 //! REDIS_URL=redis://127.0.0.1 cargo run -p roomcast-emitter --example worker
@@ -12,10 +12,8 @@ use std::{
     time::Duration,
 };
 
-use roomcast_emitter::{
-    Emitter,
-    endpoint::{Endpoint, Purpose},
-};
+use redis::{AsyncConnectionConfig, Client};
+use roomcast_emitter::Emitter;
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -26,35 +24,34 @@ const STOP: &str = "stop";
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1".to_owned());
     let emitter = Emitter::connect(&url).await?;
-    let endpoint = Endpoint::new(url.parse()?);
-    let mut jobs = endpoint.connect(Purpose::Lookup).await?;
+    // The next job may take hours to come, so there is no timeout for the reply.
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = Client::open(url)?;
+    let mut jobs = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await?;
     loop {
-        // Answers the name of the list and its first element.
-        let next = jobs.command(&["BLPOP", "jobs", "0"]).await?;
-        let job = next.list().and_then(|pair| pair.get(1)?.text());
-        match job {
-            Some(STOP) => return Ok(()),
-            Some(job) => work(&emitter, job).await?,
-            None => {}
+        // Returns the name of the list and its first element.
+        let mut next = redis::cmd("BLPOP");
+        let (_, job): (String, String) = next.arg("jobs").arg(0).query_async(&mut jobs).await?;
+        if job == STOP {
+            return Ok(());
         }
+        work(&emitter, &job).await?;
     }
 }
 
 async fn work(emitter: &Emitter, job: &str) -> Result<(), Box<dyn std::error::Error>> {
     let watchers = format!("job:{job}");
     for percent in [0, 25, 50, 75] {
-        // Whoever misses one sees the next: no reason to let slow clients hold them back.
+        // A slow client may miss one, because it sees the next.
         let progress = emitter.to(&watchers).volatile();
         progress.emit("progress", (job, percent)).await?;
         sleep(Duration::from_millis(50)).await;
     }
     let done = json!({ "job": job, "ok": true });
     let delivery = emitter.to(&watchers).emit("done", done).await?;
-    writeln!(
-        io::stdout(),
-        "{job}: {} nodes have watchers",
-        delivery.nodes
-    )?;
+    writeln!(io::stdout(), "{job}: received by {} nodes", delivery.nodes)?;
     emitter.in_(&watchers).sockets_leave(&watchers).await?;
     Ok(())
 }

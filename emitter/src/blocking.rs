@@ -1,8 +1,8 @@
-//! The emitter without async, for cron jobs and other programs that have no runtime.
+//! The emitter without async, for cron jobs and other programs without a runtime.
 //!
-//! A thread of its own carries the connections, so that they are looked after between calls. All
-//! methods do what those of the same name on the async [`Emitter`](crate::Emitter) do. They wait,
-//! and so must not be called from async code, where they panic.
+//! A thread owns the connections, so that they stay alive between calls. All methods do what those of
+//! the same name on the async [`Emitter`](crate::Emitter) do. They block, and panic if they are
+//! called from async code.
 
 use std::{fmt, io, sync::Arc, thread};
 
@@ -12,17 +12,16 @@ use tokio::{
 };
 
 use crate::{
-    emitter::{
-        self, Answers, BatchOperator, BuildError, Builder, Confirmed, Delivery, EmitError, Fetched,
-    },
-    endpoint::RedisUrl,
+    emitter::{self, Answers, BatchOperator, Builder, Confirmed, Delivery, Fetched},
+    error::{BuildError, EmitError},
+    redis::RedisUrl,
 };
 use roomcast_protocol::{
     args::{FromArgs, IntoArgs},
     target::{Rooms, Target},
 };
 
-/// Emits to the clients of a cluster. Cheap to clone; the connections end with the last clone.
+/// Emits to the clients of a cluster. Cheap to clone; the connections close with the last clone.
 #[derive(Clone)]
 pub struct Emitter {
     inner: emitter::Emitter,
@@ -43,7 +42,7 @@ impl Emitter {
         Ok(Self { inner, runtime })
     }
 
-    /// A namespace; its name begins with a slash.
+    /// Selects a namespace. Its name begins with a slash.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
         BroadcastOperator {
             namespace: self.inner.of(namespace),
@@ -52,7 +51,7 @@ impl Emitter {
         }
     }
 
-    /// Whoever is in one of these rooms of the main namespace.
+    /// Selects the sockets in any of these rooms of the main namespace.
     pub fn to(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.of("/").to(rooms)
     }
@@ -62,17 +61,17 @@ impl Emitter {
         self.to(rooms)
     }
 
-    /// Everybody in the main namespace but those in these rooms.
+    /// Selects all sockets of the main namespace except those in these rooms.
     pub fn except(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.of("/").except(rooms)
     }
 
-    /// Emits an event to everybody in the main namespace, and waits until Redis has taken it.
+    /// Emits an event to all sockets of the main namespace. Returns when Redis has accepted it.
     pub fn emit(&self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.of("/").emit(event, args)
     }
 
-    /// Collects many emits, to publish them at once.
+    /// Collects many emits and publishes them at once.
     pub fn batch(&self) -> Batch {
         Batch {
             inner: self.inner.batch(),
@@ -87,7 +86,7 @@ impl fmt::Debug for Emitter {
     }
 }
 
-/// Who shall receive, and how. See [`emitter::BroadcastOperator`](crate::BroadcastOperator).
+/// Selects sockets and acts on them. See [`BroadcastOperator`](crate::BroadcastOperator).
 #[must_use = "nothing happens until `emit` or another operation is called"]
 pub struct BroadcastOperator {
     namespace: emitter::BroadcastOperator,
@@ -98,18 +97,18 @@ pub struct BroadcastOperator {
 impl BroadcastOperator {
     emitter::narrowing!();
 
-    /// Emits an event to everybody who is meant, and waits until Redis has taken it.
+    /// Emits an event to the selected sockets. Returns when Redis has accepted it.
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.act(async |to| to.emit(event, args).await)
     }
 
-    /// Emits an event and waits until the nodes have said how many sockets it reached.
+    /// Emits an event and waits until the nodes have reported how many sockets it reached.
     pub fn emit_confirmed(self, event: &str, args: impl IntoArgs) -> Result<Confirmed, EmitError> {
         self.act(async |to| to.emit_confirmed(event, args).await)
     }
 
-    /// Emits an event and collects the acknowledgements until everybody has answered or the timeout
-    /// is over.
+    /// Emits an event and collects acknowledgements until all sockets have acknowledged or the timeout
+    /// ends.
     pub fn emit_with_ack<T: FromArgs>(
         self,
         event: &str,
@@ -118,27 +117,27 @@ impl BroadcastOperator {
         self.act(async |to| to.emit_with_ack(event, args).await)
     }
 
-    /// The sockets that are meant, with their rooms and data.
+    /// Returns the selected sockets, with their rooms and data.
     pub fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         self.act(async |to| to.fetch_sockets().await)
     }
 
-    /// Has everybody who is meant join rooms.
+    /// Makes the selected sockets join rooms.
     pub fn sockets_join(self, rooms: impl Rooms) -> Result<Delivery, EmitError> {
         self.act(async |to| to.sockets_join(rooms).await)
     }
 
-    /// Has everybody who is meant leave rooms.
+    /// Makes the selected sockets leave rooms.
     pub fn sockets_leave(self, rooms: impl Rooms) -> Result<Delivery, EmitError> {
         self.act(async |to| to.sockets_leave(rooms).await)
     }
 
-    /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
+    /// Disconnects the selected sockets from the namespace or, with `close`, closes their connections.
     pub fn disconnect_sockets(self, close: bool) -> Result<Delivery, EmitError> {
         self.act(async |to| to.disconnect_sockets(close).await)
     }
 
-    /// Calls the handlers that the servers themselves have for an event, on all of them.
+    /// Calls the server-side handlers of an event on all servers.
     pub fn server_side_emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.act(async |to| to.server_side_emit(event, args).await)
     }
@@ -157,7 +156,7 @@ impl fmt::Debug for BroadcastOperator {
     }
 }
 
-/// Emits that are published together, in their order. See [`emitter::Batch`](crate::Batch).
+/// Emits that are published together, in order. See [`Batch`](crate::Batch).
 #[must_use = "nothing happens until the batch is sent"]
 #[derive(Debug)]
 pub struct Batch {
@@ -166,44 +165,44 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// How many bytes the batch may hold. Default 64 MiB.
+    /// Sets the maximum size in bytes. Default 64 MiB.
     pub fn limit(mut self, bytes: usize) -> Self {
         self.inner = self.inner.limit(bytes);
         self
     }
 
-    /// A namespace; its name begins with a slash.
+    /// Selects a namespace. Its name begins with a slash.
     pub fn of(&mut self, namespace: &str) -> BatchOperator<'_> {
         self.inner.of(namespace)
     }
 
-    /// Whoever is in one of these rooms of the main namespace.
+    /// Selects the sockets in any of these rooms of the main namespace.
     pub fn to(&mut self, rooms: impl Rooms) -> BatchOperator<'_> {
         self.inner.to(rooms)
     }
 
-    /// Adds an event to everybody in the main namespace.
+    /// Adds an event for all sockets of the main namespace.
     pub fn emit(&mut self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.inner.emit(event, args)
     }
 
-    /// How many messages it holds.
+    /// The number of messages.
     pub fn len(&self) -> usize {
         self.inner.len()
     }
 
-    /// Whether it holds none.
+    /// Whether there are no messages.
     pub fn is_empty(&self) -> bool {
         self.inner.is_empty()
     }
 
-    /// Publishes what it holds, and says of each message, in order, what became of it.
+    /// Publishes the messages and returns the outcome of each, both in order.
     pub fn send(self) -> Vec<Result<Delivery, EmitError>> {
         self.runtime.handle.block_on(self.inner.send())
     }
 }
 
-/// A thread that carries the connections until this is dropped.
+/// A thread that owns the connections until this is dropped.
 #[derive(Debug)]
 struct Runtime {
     handle: Handle,

@@ -1,18 +1,19 @@
-//! Emitting to the clients of a cluster from outside of it: from workers, cron jobs and other
-//! services that serve no sockets.
+//! Emitting to the clients of a cluster from processes without sockets: workers, cron jobs and other
+//! services.
 //!
-//! It publishes to Redis what the nodes of the cluster publish to each other, as
-//! `@socket.io/redis-emitter` does for Node's servers. It needs no node to be reachable, and it
-//! listens for nothing but the answers to its own questions.
+//! An emitter publishes to Redis what the nodes of the cluster publish to each other, as
+//! `@socket.io/redis-emitter` does for Node's servers. No node has to be reachable. It subscribes
+//! only to the answers to its own questions.
 
 mod batch;
 mod core;
-mod error;
+mod encoder;
 mod narrowing;
 mod operator;
 mod results;
 mod retry;
 mod transport;
+mod unsent;
 
 use std::{
     borrow::Cow,
@@ -26,20 +27,19 @@ use tokio::time::sleep;
 pub(crate) use self::narrowing::narrowing;
 pub use self::{
     batch::{Batch, BatchOperator},
-    error::{BuildError, EmitError},
     operator::BroadcastOperator,
     results::{Answers, Confirmed, Delivery, Fetched},
     retry::Retry,
 };
-use self::{core::Core, transport::Transport};
+use self::{core::Core, encoder::Encoder, transport::Transport};
 #[cfg(feature = "pool")]
 use crate::pool::PoolPublisher;
 use crate::{
-    answers::Answers as AnswersHeard,
-    asking::Asking,
-    endpoint::{ConnectError, Endpoint, RedisUrl},
+    answers::Answers as AnswerConnections,
     entropy,
-    publisher::{Publisher, PublisherConfig},
+    error::{BuildError, EmitError},
+    membership::PendingQuestions,
+    redis::{ConnectError, Endpoint, Publisher, PublisherConfig, RedisUrl},
 };
 use roomcast_protocol::{
     args::IntoArgs,
@@ -50,7 +50,7 @@ use roomcast_protocol::{
     wire::{Parser, Wire},
 };
 
-/// Emits to the clients of a cluster. Cheap to clone; the connections end with the last clone.
+/// Emits to the clients of a cluster. Cheap to clone; the connections close with the last clone.
 ///
 /// ```no_run
 /// use roomcast_emitter::Emitter;
@@ -58,39 +58,40 @@ use roomcast_protocol::{
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// let emitter = Emitter::connect("redis://127.0.0.1").await?;
 /// let delivery = emitter.to("room:7").emit("news", "it rains").await?;
-/// println!("{} nodes have members of that room", delivery.nodes);
+/// println!("{} nodes received it", delivery.nodes);
 /// emitter.of("/admin").in_(["ops", "dev"]).except("muted").emit("alert", ("disk", 93)).await?;
 /// emitter.in_("user:7").disconnect_sockets(true).await?;
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Two emits, the second made after the first has resolved, arrive in that order at every client.
-/// The exception is a Redis Cluster with the sharded dialect, where that holds for each channel.
+/// Two emits, of which the second is made after the first has resolved, arrive in that order at every
+/// client. On a Redis Cluster with the sharded dialect, that holds only per channel.
 #[derive(Clone)]
 pub struct Emitter {
     core: Arc<Core>,
 }
 
 impl Emitter {
-    /// Connects to Redis, with the defaults of [`Builder`]. The forms of the URL are those of
-    /// [`RedisUrl`].
+    /// Connects to Redis, with the defaults of [`Builder`]. [`RedisUrl`] lists the forms of the URL.
     pub async fn connect(url: &str) -> Result<Self, BuildError> {
         Self::builder().connect(url).await
     }
 
-    /// An emitter with other settings.
+    /// Returns a builder for other settings.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Emits over a pool that the application has already, with the defaults of [`Builder`].
+    /// Emits over an existing pool, with the defaults of [`Builder`].
+    ///
+    /// Does not connect. Without [`Builder::answers`], methods that wait for answers fail.
     #[cfg(feature = "pool")]
     pub fn new(pool: deadpool_redis::Pool) -> Self {
         Self::builder().pool(pool)
     }
 
-    /// A namespace. Its name begins with a slash; if not, every operation answers so.
+    /// Selects a namespace. If its name does not begin with a slash, every operation fails.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
         let namespace = match namespace {
             "/" => Cow::Borrowed("/"),
@@ -99,7 +100,7 @@ impl Emitter {
         BroadcastOperator::new(Arc::clone(&self.core), namespace)
     }
 
-    /// Whoever is in one of these rooms of the main namespace.
+    /// Selects the sockets in any of these rooms of the main namespace.
     pub fn to(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.of("/").to(rooms)
     }
@@ -109,17 +110,17 @@ impl Emitter {
         self.to(rooms)
     }
 
-    /// Everybody in the main namespace but those in these rooms.
+    /// Selects all sockets of the main namespace except those in these rooms.
     pub fn except(&self, rooms: impl Rooms) -> BroadcastOperator {
         self.of("/").except(rooms)
     }
 
-    /// Emits an event to everybody in the main namespace, and waits until Redis has taken it.
+    /// Emits an event to all sockets of the main namespace. Resolves when Redis has accepted it.
     pub async fn emit(&self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.of("/").emit(event, args).await
     }
 
-    /// Collects many emits, to publish them at once.
+    /// Collects many emits and publishes them at once.
     pub fn batch(&self) -> Batch {
         Batch::new(Arc::clone(&self.core))
     }
@@ -131,7 +132,7 @@ impl fmt::Debug for Emitter {
     }
 }
 
-/// The settings of an [`Emitter`]. All but the retries must be those of the nodes.
+/// Settings of an [`Emitter`]. All except the retries must equal those of the nodes.
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens until `connect` is called and awaited"]
 pub struct Builder {
@@ -155,32 +156,32 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// What the names of all channels begin with (`key` in Node). Default `socket.io`.
+    /// Sets the prefix of all channel names (`key` in Node). Default `socket.io`.
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// Which of Node's Redis adapters the nodes speak with. Default classic.
+    /// Sets the dialect: which of Node's Redis adapters the nodes are compatible with. Default classic.
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
         self
     }
 
-    /// How broadcasts are encoded. Default MessagePack.
+    /// Sets the encoding of broadcasts. Default MessagePack.
     pub fn parser(mut self, parser: Parser) -> Self {
         self.parser = parser;
         self
     }
 
-    /// When an emit that failed is tried again.
+    /// Sets when failed emits are retried.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
     }
 
-    /// Where an emitter over a pool hears the answers to its questions. Without it, `emit_confirmed`,
-    /// `emit_with_ack` and `fetch_sockets` are errors there.
+    /// Sets the URL over which an emitter with a pool receives answers. Without it, `emit_confirmed`,
+    /// `emit_with_ack` and `fetch_sockets` fail there.
     pub fn answers(mut self, url: RedisUrl) -> Self {
         self.answers = Some(url);
         self
@@ -192,8 +193,8 @@ impl Builder {
         self.connect_to(url).await
     }
 
-    /// The same for a URL that was read already. While Redis cannot be reached, it is tried again as
-    /// [`Retry`] says; what is wrong with the setting is an error at once.
+    /// Connects to Redis with a parsed URL. While Redis cannot be reached, the connection is retried as
+    /// [`Retry`] says; a permanent error, such as a wrong password, is returned at once.
     pub async fn connect_to(self, url: RedisUrl) -> Result<Emitter, BuildError> {
         let mut endpoint = Endpoint::new(url);
         if self.dialect != Dialect::Classic {
@@ -203,7 +204,7 @@ impl Builder {
         Ok(self.emitter(Transport::Own(publisher), Some(endpoint)))
     }
 
-    /// Emits over a pool that the application has already. Nothing is tried before the first emit.
+    /// Emits over an existing pool. Does not connect before the first emit.
     #[cfg(feature = "pool")]
     pub fn pool(self, pool: deadpool_redis::Pool) -> Emitter {
         let answers = self.answers.clone().map(Endpoint::new);
@@ -230,23 +231,25 @@ impl Builder {
         let channels = Channels::new(&self.prefix, self.dialect);
         let wire = Arc::new(Wire::new(channels, self.parser, TranscodeLimits::default()));
         let node = NodeId::new(&entropy::name::<20>());
-        let asking = Arc::<Asking>::default();
+        let questions = Arc::<PendingQuestions>::default();
         let answers = answers.map(|endpoint| {
-            AnswersHeard::new(
+            AnswerConnections::new(
                 endpoint,
                 Arc::clone(&wire),
                 node.clone(),
-                Arc::clone(&asking),
+                Arc::clone(&questions),
             )
         });
         let core = Core {
             transport,
-            wire,
-            is_sharded: self.dialect != Dialect::Classic,
+            encoder: Encoder {
+                wire,
+                is_sharded: self.dialect != Dialect::Classic,
+            },
             retry: self.retry,
             node,
-            questions: AtomicU64::new(0),
-            asking,
+            asked: AtomicU64::new(0),
+            questions,
             leases: Mutex::default(),
             answers,
         };

@@ -1,36 +1,51 @@
-//! Emitting to the clients of a Roomcast cluster, and the language that the cluster speaks.
+//! Emitting to the clients of a Roomcast cluster, or of Node's Socket.IO servers with the Redis
+//! adapter.
 //!
 //! [`Emitter`] is for processes that serve no sockets: workers, cron jobs ([`blocking`]), other
-//! services. It needs Redis alone, and speaks what `@socket.io/redis-emitter` speaks.
+//! services. It needs only Redis, and publishes what `@socket.io/redis-emitter` publishes.
 //!
-//! The rest is what nodes and emitters share. [`args`] holds event arguments encoded once,
-//! [`msgpack`] transcodes them, [`event`] knows the names that an event may not have, [`target`] says
-//! who shall receive, [`message`] what nodes tell each other, [`question`] what they ask each other,
-//! [`wire`] how all of that is written on which [`channel`]. [`endpoint`], [`link`] and [`publisher`]
-//! lead to Redis; [`members`], [`roll_call`], [`attendance`] and [`asking`] find out who answers.
-//! Nothing here knows sockets of clients or HTTP.
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let emitter = roomcast_emitter::Emitter::connect("redis://127.0.0.1").await?;
+//! emitter.to("room:7").emit("news", "it rains").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The modules that are hidden from this page are for authors of buses: what a node needs beside the
+//! emitter to find Redis, to publish, and to find out who has to answer a question. They change
+//! without notice.
 
 mod answers;
-pub mod asking;
-pub mod attendance;
+#[doc(hidden)]
 pub mod backoff;
 pub mod blocking;
-pub mod emitter;
-pub mod endpoint;
+mod emitter;
+#[doc(hidden)]
 pub mod entropy;
-pub mod link;
-pub mod members;
+mod error;
+#[doc(hidden)]
+pub mod membership;
 #[cfg(feature = "pool")]
 mod pool;
-pub mod publisher;
 #[doc(hidden)]
 pub mod redis;
-pub mod resp;
-pub mod roll_call;
-pub mod value;
 
 pub use emitter::{
-    Answers, Batch, BatchOperator, BroadcastOperator, BuildError, Builder, Confirmed, Delivery,
-    EmitError, Emitter, Fetched, Retry,
+    Answers, Batch, BatchOperator, BroadcastOperator, Builder, Confirmed, Delivery, Emitter,
+    Fetched, Retry,
 };
-pub use roomcast_protocol::{args, channel, event, id, message, msgpack, question, target, wire};
+pub use error::{BuildError, EmitError};
+pub use redis::{ConnectError, RedisUrl, UrlError};
+/// Types that appear in the signatures of this crate.
+pub use roomcast_protocol::{
+    args::{Args, FromArgs, IntoArgs},
+    channel::{Dialect, Mode},
+    id::SocketId,
+    question::Description,
+    target::Rooms,
+    wire::Parser,
+};
+
+#[doc(hidden)]
+pub use roomcast_protocol as protocol;

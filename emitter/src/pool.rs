@@ -1,23 +1,19 @@
-//! Publishing over connections that the application has already, in a pool of deadpool-redis.
+//! Publishing over connections that the application already has, in a pool of deadpool-redis.
 //!
-//! Convenient and dear: at each checkout the pool asks its connection whether it lives, so that a
-//! single publish takes three commands where an own connection takes one. Batches don't feel it.
+//! Convenient but expensive: at each checkout the pool checks that its connection works, so a single
+//! publish takes three commands where a connection of the emitter's own takes one. Batches hardly
+//! notice.
 
 use std::{fmt, time::Duration};
 
-use deadpool_redis::{
-    Connection, Pool, PoolError,
-    redis::{self, ErrorKind, Pipeline, RedisError},
-};
+use deadpool_redis::{Connection, Pool, PoolError};
+use redis::{ErrorKind, Pipeline, RedisError, Value};
 use tokio::time::timeout;
 
-use crate::{emitter::EmitError, value::Value};
+use crate::redis::{PublishError, accepted, error_text};
 
-/// How long a connection of the pool is waited for, and then for what Redis replies.
+/// Timeout for a connection of the pool, and then for each reply.
 const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The most commands that are sent at once.
-const MAX_PIPELINE: usize = 512;
 
 /// Sends commands over a pool.
 #[derive(Clone)]
@@ -30,59 +26,48 @@ impl PoolPublisher {
         Self { pool }
     }
 
-    /// Sends commands in their order; answers one reply for each.
-    pub(crate) async fn send<A: AsRef<[u8]>>(
-        &self,
-        commands: &[Vec<A>],
-    ) -> Vec<Result<Value, EmitError>> {
-        let mut replies = Vec::with_capacity(commands.len());
+    /// Sends commands and returns their replies, both in order.
+    pub(crate) async fn send(&self, pipelines: &[&Pipeline]) -> Vec<Result<Value, PublishError>> {
+        let mut replies = Vec::new();
         // One connection for all of them, or they could overtake each other.
         let mut connection = None;
-        for chunk in commands.chunks(MAX_PIPELINE) {
-            match self.send_chunk(&mut connection, chunk).await {
-                Ok(values) => replies.extend(values.into_iter().map(reply)),
-                Err(error) => replies.extend(chunk.iter().map(|_| Err(copy(&error)))),
+        for pipeline in pipelines {
+            match self.send_pipeline(&mut connection, pipeline).await {
+                Ok(values) => replies.extend(values.into_iter().map(|value| accepted(Ok(value)))),
+                Err(error) => replies.extend(pipeline.cmd_iter().map(|_| Err(error.clone()))),
             }
         }
         replies
     }
 
-    async fn send_chunk<A: AsRef<[u8]>>(
+    async fn send_pipeline(
         &self,
         connection: &mut Option<Connection>,
-        commands: &[Vec<A>],
-    ) -> Result<Vec<redis::Value>, EmitError> {
-        let mut pipeline = Pipeline::with_capacity(commands.len());
-        pipeline.ignore_errors();
-        for command in commands {
-            pipeline.add_command(args(command));
-        }
+        pipeline: &Pipeline,
+    ) -> Result<Vec<Value>, PublishError> {
         let mut open = match connection.take() {
             Some(open) => open,
             None => self.checkout().await?,
         };
-        let sending = pipeline.query_async::<Vec<redis::Value>>(&mut open);
-        let values = match timeout(TIMEOUT, sending).await {
-            Ok(sent) => sent.map_err(|error| unconfirmed(&error))?,
-            Err(_) => return Err(EmitError::Unconfirmed("no reply in time".into())),
-        };
-        if values.len() != commands.len() {
-            let reason = "another number of replies than commands";
-            return Err(EmitError::Unconfirmed(reason.into()));
-        }
-        // Only a connection that has worked is of use for the next chunk.
+        let sent = open.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        let values = sent.map_err(|error| unconfirmed(&error))?;
+        // Only a connection that has worked can be used for the next pipeline.
         *connection = Some(open);
         Ok(values)
     }
 
-    async fn checkout(&self) -> Result<Connection, EmitError> {
+    async fn checkout(&self) -> Result<Connection, PublishError> {
         match timeout(TIMEOUT, self.pool.get()).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(PoolError::Backend(error))) if is_refusal(&error) => {
-                Err(EmitError::Refused(error.to_string().into()))
+            Ok(Ok(mut connection)) => {
+                // The crate's default of 500 ms reports messages as failed that are published.
+                connection.set_response_timeout(TIMEOUT);
+                Ok(connection)
             }
-            Ok(Err(error)) => Err(EmitError::Unreachable(error.to_string().into())),
-            Err(_) => Err(EmitError::Unreachable(
+            Ok(Err(PoolError::Backend(error))) if is_refusal(&error) => {
+                Err(PublishError::Refused(error_text(&error).into()))
+            }
+            Ok(Err(error)) => Err(PublishError::Unavailable(error.to_string().into())),
+            Err(_) => Err(PublishError::Unavailable(
                 "no connection of the pool became free in time".into(),
             )),
         }
@@ -95,14 +80,6 @@ impl fmt::Debug for PoolPublisher {
     }
 }
 
-fn args<A: AsRef<[u8]>>(command: &[A]) -> redis::Cmd {
-    let mut cmd = redis::Cmd::with_capacity(command.len(), 0);
-    for arg in command {
-        cmd.arg(arg.as_ref());
-    }
-    cmd
-}
-
 fn is_refusal(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -110,52 +87,12 @@ fn is_refusal(error: &RedisError) -> bool {
     )
 }
 
-/// Once commands were handed over, an error says nothing about what became of them.
-fn unconfirmed(error: &RedisError) -> EmitError {
+/// Once commands were handed over, an error says nothing about their outcome.
+fn unconfirmed(error: &RedisError) -> PublishError {
+    let reason = error_text(error).into();
     if error.is_connection_refusal() {
-        EmitError::Unreachable(error.to_string().into())
+        PublishError::Unavailable(reason)
     } else {
-        EmitError::Unconfirmed(error.to_string().into())
-    }
-}
-
-fn reply(value: redis::Value) -> Result<Value, EmitError> {
-    match value {
-        redis::Value::ServerError(error) => Err(EmitError::Refused(
-            RedisError::from(error).to_string().into(),
-        )),
-        value => Ok(plain(value)),
-    }
-}
-
-/// The form that replies have everywhere else here.
-fn plain(value: redis::Value) -> Value {
-    let list = |values: Vec<redis::Value>| Value::List(values.into_iter().map(plain).collect());
-    match value {
-        redis::Value::Int(number) => Value::Integer(number),
-        redis::Value::BulkString(bytes) => Value::Bytes(bytes.into()),
-        redis::Value::SimpleString(text) => Value::Bytes(text.into_bytes().into()),
-        redis::Value::Okay => Value::Bytes(b"OK".as_slice().into()),
-        redis::Value::Double(number) => Value::Bytes(number.to_string().into_bytes().into()),
-        redis::Value::Array(values) | redis::Value::Set(values) => list(values),
-        redis::Value::Map(pairs) => list(
-            pairs
-                .into_iter()
-                .flat_map(|(key, value)| [key, value])
-                .collect(),
-        ),
-        redis::Value::ServerError(error) => {
-            Value::Error(RedisError::from(error).to_string().into())
-        }
-        _ => Value::Nil,
-    }
-}
-
-/// One failure is that of every command that was sent with it.
-fn copy(error: &EmitError) -> EmitError {
-    match error {
-        EmitError::Unreachable(reason) => EmitError::Unreachable(reason.clone()),
-        EmitError::Refused(reason) => EmitError::Refused(reason.clone()),
-        other => EmitError::Unconfirmed(other.to_string().into()),
+        PublishError::Unconfirmed(reason)
     }
 }

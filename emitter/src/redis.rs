@@ -11,11 +11,14 @@
 mod cluster;
 mod connect;
 mod error;
+mod link;
+mod publisher;
+mod redirect;
 mod reply;
+mod routing;
 mod sentinel;
 mod url;
 
-pub(crate) use self::url::{Location, Login, TlsFiles};
 pub use self::{
     cluster::{Cluster, ClusterMap, SlotRange},
     connect::{
@@ -23,6 +26,16 @@ pub use self::{
         Topology,
     },
     error::ConnectError,
+    publisher::{
+        Commanding, PublishError, Publisher, PublisherConfig, PublisherState, PublisherStats,
+        Publishing, Route,
+    },
+    redirect::Redirect,
     reply::Reply,
     url::{Address, RedisUrl, UrlError},
+};
+pub(crate) use self::{
+    error::text as error_text,
+    link::bytes_of,
+    publisher::{PublishingMany, accepted, publish_command, receivers},
 };

@@ -6,10 +6,9 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use roomcast_emitter::{
-    endpoint::{ConnectError, Endpoint},
-    publisher::{PublishError, Publisher, PublisherConfig, PublisherState, Route},
-    value::Value,
+use redis::Value;
+use roomcast_emitter::redis::{
+    ConnectError, Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Route,
 };
 use support::{Certificates, Cluster, Directory, Listener, PATIENCE, Redis, free_port};
 use tokio::time::timeout;
@@ -79,7 +78,7 @@ async fn echo(publisher: Arc<Publisher>) {
                 // Long ones are read in pieces.
                 let text = format!("{caller} {number} ").repeat(1 + number * 100);
                 let reply = publisher.command(&["ECHO", &text], Route::Any).await;
-                assert_eq!(reply, Ok(vec![Value::Bytes(text.as_bytes().into())]));
+                assert_eq!(reply, Ok(vec![Value::BulkString(text.into())]));
             }
         })
     });
@@ -301,8 +300,12 @@ async fn who_waits_hears_that_the_publisher_is_gone() {
     let publishing = publisher.publish("room", b"x", false);
     drop(publisher);
     let lost = timeout(PATIENCE, publishing).await.unwrap();
+    // Whether it was handed to the connection before the publisher was dropped is chance.
     assert!(
-        matches!(lost, Err(PublishError::Unconfirmed(_))),
+        matches!(
+            lost,
+            Err(PublishError::Unconfirmed(_) | PublishError::Unavailable(_))
+        ),
         "{lost:?}"
     );
     redis.resume();
@@ -456,10 +459,10 @@ async fn keys_are_found_while_their_slots_move() {
     let add = |score: &'static str| {
         publisher.command(&["ZADD", "key", score, "member"], Route::Key("key"))
     };
-    assert_eq!(add("1").await, Ok(vec![Value::Integer(1)]));
-    assert_eq!(add("2").await, Ok(vec![Value::Integer(0)]));
+    assert_eq!(add("1").await, Ok(vec![Value::Int(1)]));
+    assert_eq!(add("2").await, Ok(vec![Value::Int(0)]));
     cluster.move_slot(&slot, from, to);
-    assert_eq!(add("3").await, Ok(vec![Value::Integer(0)]));
+    assert_eq!(add("3").await, Ok(vec![Value::Int(0)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use roomcast_emitter::endpoint::RedisUrl;
+use roomcast_emitter::RedisUrl;
 use roomcast_protocol::{channel::Dialect, wire::Parser};
 
 /// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must be the same

@@ -14,12 +14,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::{OptionFuture, join, join3, try_join};
 use parking_lot::Mutex;
+use redis::Value;
 use roomcast_emitter::{
-    attendance,
-    members::{Counted, LEASE_SECONDS, Leases},
-    publisher::{PublishError, Route},
-    roll_call,
-    value::Value,
+    membership::{self, Counted, LEASE_SECONDS, Leases, Members},
+    redis::{PublishError, Reply, Route},
 };
 use roomcast_protocol::{channel::Channels, id::NodeId};
 use tokio::time::Instant;
@@ -71,7 +69,7 @@ impl RedisClock {
     fn read(reply: &Value, now: Instant) -> Option<Self> {
         Some(Self {
             read: now,
-            millis: roll_call::read_time(reply)?,
+            millis: membership::read_time(reply)?,
         })
     }
 
@@ -146,15 +144,15 @@ impl Membership {
     /// Reads the leases of all nodes and Redis's clock.
     pub(super) async fn read_leases(&self) -> Result<Option<Reading>, PublishError> {
         let key = &self.channels().leases();
-        let command = roll_call::leases(self.channels());
+        let command = membership::leases(self.channels());
         let held = self.outgoing.command(&command, Route::Key(key));
-        let time = self.outgoing.command(&roll_call::TIME, Route::Key(key));
+        let time = self.outgoing.command(&membership::TIME, Route::Key(key));
         let (held, time) = (held.await?, time.await?);
         let (Some(held), Some(time)) = (held.into_iter().next(), time.first()) else {
             return Ok(None);
         };
         let clock = RedisClock::read(time, Instant::now());
-        let Some(leases) = roll_call::read_leases(&held, time) else {
+        let Some(leases) = membership::read_leases(&held, time) else {
             return Ok(None);
         };
         self.metrics.nodes.set(gauge(leases.alive()));
@@ -180,11 +178,11 @@ impl Membership {
         leases: Arc<Leases>,
     ) -> impl Future<Output = Result<Counted, PublishError>> + Send + use<> {
         let channels = self.channels().clone();
-        let command = roll_call::subscribers(&channels, namespace, &leases);
+        let command = membership::subscribers(&channels, namespace, &leases);
         let counting = self.outgoing.command(&command, Route::AllPrimaries);
         async move {
             let replies = counting.await?;
-            let counted = roll_call::count(&channels, &leases, &replies);
+            let counted = membership::count(&channels, &leases, &replies);
             counted.ok_or_else(|| PublishError::Unconfirmed("an unexpected reply to PUBSUB".into()))
         }
     }
@@ -226,7 +224,7 @@ pub(super) struct MembersOf<'a> {
     pub(super) namespace: &'a str,
 }
 
-impl attendance::Members for MembersOf<'_> {
+impl Members for MembersOf<'_> {
     type Error = PublishError;
 
     async fn leases(&self) -> Result<Arc<Leases>, PublishError> {
@@ -246,11 +244,8 @@ impl Reading {
     /// Returns the names with the ends of their leases. For names that begin with [`TRACE`] it is
     /// the time of leaving.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, u64)> {
-        let pairs = self.held.list().unwrap_or_default().chunks_exact(2);
-        pairs.filter_map(|pair| {
-            let time: f64 = pair[1].text()?.parse().ok()?;
-            Some((pair[0].text()?, time as u64))
-        })
+        let pairs = self.held.pairs().unwrap_or_default().into_iter();
+        pairs.filter_map(|(name, time)| Some((name.text()?, time.number()? as u64)))
     }
 }
 
@@ -264,9 +259,9 @@ mod tests {
 
     #[test]
     fn the_clock_of_redis_goes_on_between_two_readings() {
-        let text = |text: &str| Value::Bytes(text.as_bytes().into());
+        let text = |text: &str| Value::BulkString(text.into());
         let start = Instant::now();
-        let reply = Value::List(vec![text("1700000000"), text("250000")]);
+        let reply = Value::Array(vec![text("1700000000"), text("250000")]);
         let clock = RedisClock::read(&reply, start).unwrap();
         assert_eq!(clock.now(start), 1_700_000_000_250);
         let later = start + Duration::from_millis(1500);

@@ -10,7 +10,7 @@ use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, core::Collector,
 };
-use roomcast_emitter::publisher::{PublishError, Publisher};
+use roomcast_emitter::redis::{PublishError, Publisher};
 use roomcast_protocol::question::Question;
 
 use crate::subscriber::{Subscriber, SubscriberState};

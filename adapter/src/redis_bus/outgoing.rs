@@ -12,7 +12,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::publisher::{Commanding, PublishError, Publisher, Publishing, Route};
+use roomcast_emitter::redis::{Commanding, PublishError, Publisher, Publishing, Route};
 use roomcast_protocol::{
     channel::Dialect,
     id::NodeId,

@@ -13,7 +13,7 @@ mod ask;
 use std::sync::{Arc, atomic::AtomicU64};
 
 use parking_lot::Mutex;
-use roomcast_emitter::asking::Asking;
+use roomcast_emitter::membership::PendingQuestions;
 use roomcast_protocol::{id::NodeId, wire::Reply};
 use tokio::{runtime::Handle, task::JoinSet};
 
@@ -26,7 +26,7 @@ pub(super) struct Questions {
     outgoing: Arc<Outgoing>,
     membership: Arc<Membership>,
     node_js: Arc<NodeJs>,
-    asking: Asking,
+    asking: PendingQuestions,
     /// Number of questions asked so far, for their ids.
     asked: AtomicU64,
     answering: Mutex<JoinSet<()>>,
@@ -46,7 +46,7 @@ impl Questions {
             outgoing,
             membership,
             node_js,
-            asking: Asking::new(),
+            asking: PendingQuestions::new(),
             asked: AtomicU64::new(0),
             answering: Mutex::default(),
             runtime: Handle::current(),
@@ -61,7 +61,7 @@ impl Questions {
 
     /// An answer has arrived. Returns whether a question of this id waits.
     pub(super) fn receive(&self, id: &str, node: Option<NodeId>, reply: Reply) -> bool {
-        self.asking.hear(id, node, reply)
+        self.asking.receive(id, node, reply)
     }
 
     /// Waits until all questions that are being answered are answered.

@@ -6,11 +6,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::{
-    endpoint::{CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, Purpose, Topology},
-    publisher::{PublishError, Publisher, PublisherConfig},
-    redis,
-    value::Value,
+use redis::Value;
+use roomcast_emitter::redis::{
+    CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, PublishError, Publisher,
+    PublisherConfig, Purpose, Reply, Topology,
 };
 use roomcast_protocol::{
     channel::{Channels, Dialect},
@@ -90,7 +89,7 @@ impl RedisBus {
             endpoint = endpoint.needing_sharded();
         }
         let channels = Channels::new(&config.prefix, config.dialect);
-        let mut connection = endpoint.connect(Purpose::Lookup).await?;
+        let mut connection = endpoint.connect(Purpose::Lookup, None).await?;
         check_topology(&connection, &endpoint)?;
         let patterns = check_rights(&mut connection, &config, &channels, node).await?;
         if !may_use_patterns(&mut connection, &config, &channels, node).await? {
@@ -129,7 +128,7 @@ impl Core {
             reply_timeout: config.publish_timeout,
             ..PublisherConfig::default()
         };
-        let publisher = Publisher::start(endpoint, publisher);
+        let publisher = Publisher::start(endpoint.clone(), publisher);
         let mut series = Series::default();
         let outgoing = Arc::new(Outgoing::new(
             node.clone(),
@@ -148,7 +147,7 @@ impl Core {
             QuestionMetrics::new(&mut series, &incoming),
         ));
         Arc::new_cyclic(|core: &Weak<Self>| {
-            let subscriber = subscriber(config, &outgoing, BusSink(core.clone()));
+            let subscriber = subscriber(endpoint, config, &outgoing, BusSink(core.clone()));
             let subscriptions = Arc::new(Subscriptions::new(
                 subscriber,
                 node.clone(),
@@ -213,7 +212,12 @@ impl Core {
 }
 
 /// Starts the subscriber. Its probes are published over the other side of the bus.
-fn subscriber(config: &RedisConfig, outgoing: &Arc<Outgoing>, sink: BusSink) -> Subscriber {
+fn subscriber(
+    endpoint: Endpoint,
+    config: &RedisConfig,
+    outgoing: &Arc<Outgoing>,
+    sink: BusSink,
+) -> Subscriber {
     let (names, probes) = (Arc::clone(outgoing), Arc::downgrade(outgoing));
     let probe_channel = move |slot| {
         let channels = names.wire.channels();
@@ -228,10 +232,6 @@ fn subscriber(config: &RedisConfig, outgoing: &Arc<Outgoing>, sink: BusSink) -> 
     settings.is_sharded = config.dialect != Dialect::Classic;
     settings.probe_interval = config.probe_interval;
     settings.probe_timeout = config.probe_timeout;
-    let mut endpoint = redis::Endpoint::new(config.url.clone());
-    if settings.is_sharded {
-        endpoint = endpoint.needing_sharded();
-    }
     Subscriber::start(endpoint, settings, sink)
 }
 

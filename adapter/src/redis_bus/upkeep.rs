@@ -3,7 +3,7 @@
 
 use std::{sync::Weak, time::Duration};
 
-use roomcast_emitter::members::RENEWAL_SECONDS;
+use roomcast_emitter::membership::RENEWAL_SECONDS;
 use tokio::{
     task,
     time::{self, MissedTickBehavior},

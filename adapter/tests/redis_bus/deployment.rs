@@ -8,15 +8,12 @@ use std::{
 
 use prometheus::{Registry, TextEncoder};
 use roomcast_adapter::{NodeId, RedisBus, RedisConfig};
-use roomcast_emitter::{
-    entropy,
-    resp::{self, Limits, Parsed},
-};
+use roomcast_emitter::entropy;
 use roomcast_protocol::channel::{Channels, Dialect, Uid, uid};
 
 use crate::{
     node::{Node, eventually},
-    support::{PATIENCE, Redis},
+    support::{PATIENCE, Redis, command_bytes, reply_length},
 };
 
 pub(crate) struct Deployment {
@@ -144,17 +141,14 @@ impl Plain {
     }
 
     pub(crate) fn command<A: AsRef<[u8]>>(&mut self, args: &[A]) {
-        let mut bytes = Vec::new();
-        resp::encode_command(&mut bytes, args);
-        self.stream.write_all(&bytes).unwrap();
+        self.stream.write_all(&command_bytes(args)).unwrap();
         self.reply().expect("Redis answers");
     }
 
     /// The bytes of what comes next; none once the connection is closed.
     pub(crate) fn reply(&mut self) -> Option<Vec<u8>> {
         loop {
-            let parsed = resp::parse(&self.buffer, &Limits::default()).unwrap();
-            if let Parsed::Whole(_, length) = parsed {
+            if let Some(length) = reply_length(&self.buffer) {
                 return Some(self.buffer.drain(..length).collect());
             }
             let mut bytes = [0; 4096];

@@ -6,7 +6,7 @@ use std::{
 };
 
 use roomcast_adapter::{Answer, Answered, NodeId, Question};
-use roomcast_emitter::asking::FOREIGN;
+use roomcast_emitter::membership::FOREIGN;
 use roomcast_protocol::{
     channel::{Dialect, Mode, uid},
     target::Target,

@@ -1,7 +1,7 @@
 //! What is wrong with the settings shows at once, and says what would be right.
 
 use roomcast_adapter::{NodeId, PrivateRooms, RedisBus, RedisConfig, StartError};
-use roomcast_emitter::endpoint::ConnectError;
+use roomcast_emitter::ConnectError;
 use roomcast_protocol::channel::{Dialect, Mode};
 
 use crate::{

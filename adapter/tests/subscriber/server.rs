@@ -9,12 +9,10 @@ use std::{
     time::Duration,
 };
 
-use roomcast_emitter::{
-    resp::{self, Limits, Parsed},
-    value::Value,
-};
+use redis::{Value, parse_redis_value};
+use roomcast_emitter::redis::Reply;
 
-use crate::redis::{PATIENCE, Redis, until};
+use crate::redis::{PATIENCE, Redis, command_bytes, reply_length, until};
 
 /// What does not happen within this time does not happen.
 pub(crate) const DEADLINE: Duration = PATIENCE;
@@ -74,9 +72,7 @@ impl Client {
 
     #[track_caller]
     pub(crate) fn command(&mut self, args: &[&str]) -> Value {
-        let mut command = Vec::new();
-        resp::encode_command(&mut command, args);
-        self.stream.write_all(&command).unwrap();
+        self.stream.write_all(&command_bytes(args)).unwrap();
         self.answer()
     }
 
@@ -84,11 +80,10 @@ impl Client {
     #[track_caller]
     pub(crate) fn answer(&mut self) -> Value {
         loop {
-            let limits = Limits::default();
-            if let Parsed::Whole(reply, length) = resp::parse(&self.unread, &limits).unwrap() {
-                let value = Value::from(&reply);
-                self.unread.drain(..length);
-                assert!(!matches!(value, Value::Error(_)), "{value:?}");
+            if let Some(length) = reply_length(&self.unread) {
+                let reply: Vec<_> = self.unread.drain(..length).collect();
+                let value = parse_redis_value(&reply).unwrap();
+                assert!(!matches!(value, Value::ServerError(_)), "{value:?}");
                 return value;
             }
             let mut bytes = [0; 65_536];
@@ -156,8 +151,7 @@ impl Prober {
 
     pub(crate) fn send(&self, channel: &str, number: u64) -> bool {
         let mut slot = self.stream.lock().unwrap();
-        let mut command = Vec::new();
-        resp::encode_command(&mut command, &[self.command, channel, &number.to_string()]);
+        let command = command_bytes(&[self.command, channel, &number.to_string()]);
         let sent = self.connected(&mut slot).is_some_and(|stream| {
             let is_open = drain(stream);
             is_open

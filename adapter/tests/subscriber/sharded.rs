@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use redis::Value;
 use roomcast_adapter::subscriber::{Priority, Subscriber, SubscriberConfig, SubscriberState};
-use roomcast_emitter::{redis::Endpoint, value::Value};
+use roomcast_emitter::redis::{Endpoint, Reply};
 use roomcast_protocol::channel::slot;
 use tokio::runtime::Runtime;
 
@@ -104,7 +105,7 @@ impl Cluster {
 
 fn server_bus_port(server: &Server) -> String {
     let answer = server.client().command(&["CONFIG", "GET", "cluster-port"]);
-    let Value::List(pair) = answer else {
+    let Value::Array(pair) = answer else {
         panic!("{answer:?}")
     };
     pair[1].text().unwrap().to_owned()

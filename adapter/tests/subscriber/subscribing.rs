@@ -13,6 +13,8 @@ use roomcast_adapter::subscriber::{
     ConfirmError, DownReason, Priority, SubscriberEvent, SubscriberState,
 };
 
+use roomcast_emitter::redis::Reply;
+
 use crate::{
     recorder::{Link, events},
     server::{DEADLINE, Server, wait_until},

@@ -1,28 +1,24 @@
-//! Many emits at once: encoded one after the other, published in as few writes as possible.
+//! Many emits at once, published in as few pipelines as possible.
 //!
-//! Messages are encoded as they are added, or some of them while the batch is sent. Nothing is
-//! published before that. What it may hold is limited in bytes, and so is what is on its way to Redis
-//! while it is sent.
-
-mod kept;
-mod unsent;
+//! Messages are encoded when they are added; nothing is published before the batch is sent. The size
+//! of a batch is limited in bytes, and so are the bytes that are on their way to Redis at a time.
 
 use std::{borrow::Cow, fmt, mem, sync::Arc};
 
-pub(super) use self::unsent::Unsent;
 use super::{
     core::Core,
-    error::EmitError,
     operator::{checked, names},
     results::Delivery,
+    unsent::Unsent,
 };
+use crate::error::EmitError;
 use roomcast_protocol::{
     args::IntoArgs,
     message::Message,
     target::{Flags, Rooms, Target},
 };
 
-/// What a batch may hold if nothing else is said, in bytes.
+/// Default limit of a batch, in bytes.
 const DEFAULT_LIMIT: usize = 64 << 20;
 
 /// Emits that are published together, in their order. Made by
@@ -43,15 +39,17 @@ const DEFAULT_LIMIT: usize = 64 << 20;
 #[must_use = "nothing happens until the batch is sent"]
 pub struct Batch {
     messages: Messages,
-    /// Of the message that is being added. Its lists are made once for all messages.
+    /// The target of the message that is being added. Its lists are allocated once.
     target: Target,
 }
 
-/// All but what is said of the next one.
+/// The messages so far.
 struct Messages {
     core: Arc<Core>,
     unsent: Unsent,
     limit: usize,
+    /// Memory for the payload that is being encoded.
+    payload: Vec<u8>,
 }
 
 impl Batch {
@@ -60,6 +58,7 @@ impl Batch {
             core,
             unsent: Unsent::default(),
             limit: DEFAULT_LIMIT,
+            payload: Vec::new(),
         };
         Self {
             messages,
@@ -67,13 +66,13 @@ impl Batch {
         }
     }
 
-    /// How many bytes the batch may hold, which is roughly what Redis will be sent. Default 64 MiB.
+    /// Sets the maximum size in bytes, roughly as sent to Redis. Default 64 MiB.
     pub fn limit(mut self, bytes: usize) -> Self {
         self.messages.limit = bytes;
         self
     }
 
-    /// A namespace; its name begins with a slash.
+    /// Selects a namespace. Its name begins with a slash.
     pub fn of(&mut self, namespace: &str) -> BatchOperator<'_> {
         BatchOperator {
             namespace: Cow::Owned(namespace.to_owned()),
@@ -81,7 +80,7 @@ impl Batch {
         }
     }
 
-    /// Whoever is in one of these rooms of the main namespace.
+    /// Selects the sockets in any of these rooms of the main namespace.
     pub fn to(&mut self, rooms: impl Rooms) -> BatchOperator<'_> {
         self.main().to(rooms)
     }
@@ -91,33 +90,33 @@ impl Batch {
         self.to(rooms)
     }
 
-    /// Everybody in the main namespace but those in these rooms.
+    /// Selects all sockets of the main namespace except those in these rooms.
     pub fn except(&mut self, rooms: impl Rooms) -> BatchOperator<'_> {
         self.main().except(rooms)
     }
 
-    /// Adds an event to everybody in the main namespace.
+    /// Adds an event for all sockets of the main namespace.
     pub fn emit(&mut self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.main().emit(event, args)
     }
 
-    /// How many messages it holds.
+    /// The number of messages.
     pub fn len(&self) -> usize {
         self.messages.unsent.len()
     }
 
-    /// Whether it holds none.
+    /// Whether there are no messages.
     pub fn is_empty(&self) -> bool {
         self.messages.unsent.len() == 0
     }
 
-    /// Publishes what it holds, and says of each message, in order, what became of it.
+    /// Publishes the messages and returns the outcome of each, both in order.
     ///
-    /// Messages are tried again as [`Retry`](super::Retry) says; those that were are published after
-    /// the others. The order is otherwise that of the batch.
+    /// Messages that fail are retried as [`Retry`](super::Retry) says; these are published after the
+    /// others.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
         let Messages { core, unsent, .. } = self.messages;
-        core.publish_all(unsent).await
+        core.publish_all(&unsent).await
     }
 
     fn main(&mut self) -> BatchOperator<'_> {
@@ -134,7 +133,8 @@ impl Batch {
 
 impl Messages {
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
-        self.unsent.push(&self.core, namespace, message, self.limit)
+        let command = self.core.encoder.message(namespace, message)?;
+        self.unsent.push(command, self.limit)
     }
 }
 
@@ -147,7 +147,7 @@ impl fmt::Debug for Batch {
     }
 }
 
-/// Who shall receive a message of a batch, and how. The last method adds the message.
+/// Selects the sockets for one message of a batch. The last method adds the message.
 #[must_use = "nothing is added until `emit` or another operation is called"]
 pub struct BatchOperator<'a> {
     messages: &'a mut Messages,
@@ -162,21 +162,25 @@ pub struct BatchOperator<'a> {
 impl BatchOperator<'_> {
     super::narrowing!();
 
-    /// Adds an event to everybody who is meant.
+    /// Adds an event for the selected sockets.
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         let args = checked(event, args)?;
-        // How long the caller waits is nobody else's business.
+        // The caller's timeout does not concern the nodes.
         self.target.flags.timeout = None;
         let Messages {
             core,
             unsent,
             limit,
+            payload,
         } = self.messages;
         let broadcast = (&*self.target, event, &args);
-        unsent.push_broadcast(core, &self.namespace, broadcast, *limit)
+        let command = core
+            .encoder
+            .broadcast(&self.namespace, broadcast, payload)?;
+        unsent.push(command, *limit)
     }
 
-    /// Has everybody who is meant join rooms.
+    /// Makes the selected sockets join rooms.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (mem::take(self.target), names(&rooms));
@@ -184,7 +188,7 @@ impl BatchOperator<'_> {
         self.messages.add(&self.namespace, &message)
     }
 
-    /// Has everybody who is meant leave rooms.
+    /// Makes the selected sockets leave rooms.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn sockets_leave(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (mem::take(self.target), names(&rooms));
@@ -192,7 +196,7 @@ impl BatchOperator<'_> {
         self.messages.add(&self.namespace, &message)
     }
 
-    /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
+    /// Disconnects the selected sockets from the namespace or, with `close`, closes their connections.
     pub fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
         let target = mem::take(self.target);
         let message = Message::DisconnectSockets { target, close };

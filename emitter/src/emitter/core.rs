@@ -1,7 +1,6 @@
-//! What all operators of an emitter share: its language, its way to Redis, its questions.
+//! What all operators of an emitter share: its encoder, its way to Redis, its questions.
 
 use std::{
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,62 +9,56 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use roomcast_protocol::{
+    channel::{EMITTER_UID, uid},
+    id::NodeId,
+    message::Message,
+    question::{Answered, Question},
+    wire::Publication,
+};
 use tokio::{
     join,
     time::{Instant, sleep},
 };
 
 use super::{
-    batch::Unsent, error::EmitError, results::Delivery, retry::Retry, transport::Transport,
+    encoder::{Encoder, check_namespace},
+    results::Delivery,
+    retry::Retry,
+    transport::Transport,
+    unsent::Unsent,
 };
 use crate::{
     answers::{Answers, Listening},
-    asking::Asking,
-    attendance::{self, Members},
-    link::{Commands, push_joined_arg, push_written_arg},
-    members::{Counted, Leases, RENEWAL_SECONDS},
-    resp,
-};
-use roomcast_protocol::{
-    args::Args,
-    channel::{EMITTER_UID, uid},
-    id::NodeId,
-    message::Message,
-    question::{Answered, Question},
-    target::Target,
-    wire::{Publication, Wire},
+    error::EmitError,
+    membership::{self, Counted, Leases, Members, PendingQuestions, RENEWAL_SECONDS},
 };
 
 pub(crate) struct Core {
     pub(super) transport: Transport,
-    pub(super) wire: Arc<Wire>,
-    pub(super) is_sharded: bool,
+    pub(super) encoder: Encoder,
     pub(super) retry: Retry,
-    /// As whom it asks.
+    /// The name under which it asks.
     pub(super) node: NodeId,
-    pub(super) questions: AtomicU64,
-    pub(super) asking: Arc<Asking>,
-    /// The leases of the nodes, and when they were looked at.
+    /// Questions so far.
+    pub(super) asked: AtomicU64,
+    pub(super) questions: Arc<PendingQuestions>,
+    /// The leases of the nodes, and when they were read.
     pub(super) leases: Mutex<Option<(Instant, Arc<Leases>)>>,
-    /// None over a pool without a URL for answers.
+    /// `None` over a pool without a URL for answers.
     pub(super) answers: Option<Answers>,
 }
 
 impl Core {
-    fn encode(&self, namespace: &str, message: &Message) -> Result<Publication, EmitError> {
-        check_namespace(namespace)?;
-        Ok(self.wire.message(namespace, EMITTER_UID, message, None)?)
-    }
-
     pub(super) async fn publish(
         &self,
         namespace: &str,
         message: &Message,
     ) -> Result<Delivery, EmitError> {
-        let publication = self.encode(namespace, message)?;
+        let publication = self.encoder.encode(namespace, message)?;
         let mut tried = 0;
         loop {
-            let published = self.transport.publish(&publication, self.is_sharded).await;
+            let published = self.transport.publish(&self.encoder, &publication).await;
             tried += 1;
             match published {
                 Ok(nodes) => return Ok(Delivery { nodes }),
@@ -77,64 +70,9 @@ impl Core {
         }
     }
 
-    /// Adds the command that publishes a message.
-    pub(super) fn append(
-        &self,
-        commands: &mut Commands,
-        namespace: &str,
-        message: &Message,
-    ) -> Result<(), EmitError> {
-        let publication = self.encode(namespace, message)?;
-        self.append_publication(commands, &publication);
-        Ok(())
-    }
-
-    /// The same for a broadcast, of which there may be many: nothing is allocated for each.
-    pub(super) fn append_broadcast(
-        &self,
-        commands: &mut Commands,
-        namespace: &str,
-        broadcast: (&Target, &str, &Args),
-    ) -> Result<(), EmitError> {
-        check_namespace(namespace)?;
-        let channel = self
-            .wire
-            .channels()
-            .parts_for_target(namespace, broadcast.0);
-        commands.push(|out| {
-            self.begin(out);
-            push_joined_arg(out, &channel);
-            push_written_arg(out, |out| {
-                self.wire
-                    .write_broadcast(out, namespace, EMITTER_UID, broadcast)
-            })
-        })?;
-        Ok(())
-    }
-
-    fn append_publication(&self, commands: &mut Commands, publication: &Publication) {
-        let appended = commands.push(|out| {
-            self.begin(out);
-            resp::push_arg(out, publication.channel.as_bytes());
-            resp::push_arg(out, &publication.payload);
-            Ok::<_, Infallible>(())
-        });
-        match appended {
-            Ok(()) => {}
-            Err(never) => match never {},
-        }
-    }
-
-    fn begin(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(match self.is_sharded {
-            false => b"*3\r\n$7\r\nPUBLISH\r\n".as_slice(),
-            true => b"*3\r\n$8\r\nSPUBLISH\r\n",
-        });
-    }
-
-    /// Publishes many messages in their order; answers in that order, too.
-    pub(super) async fn publish_all(&self, mut unsent: Unsent) -> Vec<Result<Delivery, EmitError>> {
-        let mut results = self.publish_once(&mut unsent).await;
+    /// Publishes many messages and returns their outcomes, both in order.
+    pub(super) async fn publish_all(&self, unsent: &Unsent) -> Vec<Result<Delivery, EmitError>> {
+        let mut results = self.publish_once(unsent).await;
         let mut tried = 1;
         loop {
             let pause = |result: &Result<Delivery, EmitError>| {
@@ -149,25 +87,22 @@ impl Core {
             };
             sleep(longest).await;
             tried += 1;
-            let published = self
-                .publish_once(&mut unsent.commands().select(&again).into())
-                .await;
+            let published = self.publish_once(&unsent.select(&again)).await;
             for (index, published) in again.into_iter().zip(published) {
                 results[index] = published;
             }
         }
     }
 
-    /// After that, all of them are encoded.
-    async fn publish_once(&self, unsent: &mut Unsent) -> Vec<Result<Delivery, EmitError>> {
-        let published = self.transport.publish_all(self, unsent).await;
+    async fn publish_once(&self, unsent: &Unsent) -> Vec<Result<Delivery, EmitError>> {
+        let published = self.transport.publish_all(unsent).await;
         published
             .into_iter()
             .map(|nodes| nodes.map(|nodes| Delivery { nodes }))
             .collect()
     }
 
-    /// Asks the nodes of a namespace, with a broadcast before the question if it is about that one.
+    /// Asks the nodes of a namespace, after the broadcast that the question is about, if any.
     pub(super) async fn ask(
         &self,
         namespace: &str,
@@ -178,7 +113,7 @@ impl Core {
         check_namespace(namespace)?;
         let mut tried = 0;
         loop {
-            // A large future, beside which an allocation is nothing.
+            // The future is large; boxing it costs little beside a question.
             let asked = Box::pin(self.ask_once(namespace, broadcast, question, timeout)).await;
             tried += 1;
             match asked {
@@ -199,15 +134,20 @@ impl Core {
         timeout: Duration,
     ) -> Result<Answered, EmitError> {
         let answers = self.answers.as_ref().ok_or(EmitError::NoAnswers)?;
-        // A fresh id for each try: what was answered to the one before belongs to that one.
+        // A new id for each try: late answers to the one before must not count.
         let id = self.next_id();
-        let uid = uid(&self.node, namespace, self.wire.channels().dialect());
+        let uid = uid(
+            &self.node,
+            namespace,
+            self.encoder.wire.channels().dialect(),
+        );
         let message = broadcast
             .map(|message| self.confirmed(namespace, message, &id))
             .transpose()?;
-        let question = self
-            .wire
-            .question(namespace, uid.as_str(), &self.node, &id, question)?;
+        let question =
+            self.encoder
+                .wire
+                .question(namespace, uid.as_str(), &self.node, &id, question)?;
         let listening = answers.listen(namespace).await?;
         let members = MembersOf {
             core: self,
@@ -215,26 +155,25 @@ impl Core {
             listening: &listening,
         };
         let leases = members.recent_leases().await?;
-        let waiting = self.asking.open(&id)?;
+        let waiting = self.questions.open(&id)?;
         let is_broadcast = message.is_some();
-        let mut commands = Commands::default();
+        let mut unsent = Unsent::default();
         for publication in message.iter().chain([&question]) {
-            self.append_publication(&mut commands, publication);
+            unsent.push(self.encoder.publication(publication), usize::MAX)?;
         }
-        let mut unsent = commands.into();
-        // Counted just before: who comes later has not heard the question.
-        let publishing = self.transport.publish_all(self, &mut unsent);
+        // Counted just before: a node that comes later does not receive the question.
+        let publishing = self.transport.publish_all(&unsent);
         let (before, published) = join!(members.count(leases), publishing);
         for (index, published) in published.into_iter().enumerate() {
             match published {
                 Ok(_) => {}
-                // The broadcast is out: whoever tries again publishes it twice.
+                // The broadcast is out: a retry would publish it twice.
                 Err(error) if is_broadcast && index > 0 => return Err(unconfirmed(&error)),
                 Err(error) => return Err(error),
             }
         }
         let before = before.ok();
-        let look = || attendance::look(&members, before.as_ref());
+        let look = || membership::look(&members, before.as_ref());
         let gathered = waiting.gather(timeout, look).await;
         let outcome = gathered.map_err(|error| unconfirmed(&error))?;
         Ok(outcome.answered)
@@ -247,25 +186,28 @@ impl Core {
         message: &Message,
         id: &str,
     ) -> Result<Publication, EmitError> {
-        let message = self.wire.message(namespace, EMITTER_UID, message, Some(id));
+        let message = self
+            .encoder
+            .wire
+            .message(namespace, EMITTER_UID, message, Some(id));
         let mut publication = message?;
-        if self.is_sharded {
+        if self.encoder.is_sharded {
             // The question follows on the main channel. In a cluster a room's channel may be on
             // another server, and there is no order between the two.
-            publication.channel = self.wire.channels().broadcast(namespace);
+            publication.channel = self.encoder.wire.channels().broadcast(namespace);
         }
         Ok(publication)
     }
 
     fn next_id(&self) -> String {
-        let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        // The name is unique in the cluster, and long enough that its first half is, too.
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        // The name is unique in the cluster, and long enough that its first part is, too.
         let name = self.node.as_str();
         format!("{}-{number:x}", name.get(..12).unwrap_or(name))
     }
 }
 
-/// The members of one namespace, who answer where this emitter listens.
+/// The members of one namespace, which answer where this emitter listens.
 struct MembersOf<'a> {
     core: &'a Core,
     namespace: &'a str,
@@ -273,7 +215,7 @@ struct MembersOf<'a> {
 }
 
 impl MembersOf<'_> {
-    /// The leases that were seen a moment ago, or those of now.
+    /// The leases as they were a moment ago, or those of now.
     async fn recent_leases(&self) -> Result<Arc<Leases>, EmitError> {
         let seen = self.core.leases.lock().clone();
         match seen.filter(|(seen, _)| seen.elapsed().as_secs() < RENEWAL_SECONDS) {
@@ -291,14 +233,17 @@ impl Members for MembersOf<'_> {
             let reason = "the connection for answers was lost";
             return Err(EmitError::Unconfirmed(reason.into()));
         }
-        let leases = self.core.transport.leases(self.core.wire.channels());
+        let leases = self
+            .core
+            .transport
+            .leases(self.core.encoder.wire.channels());
         let leases = Arc::new(leases.await?);
         *self.core.leases.lock() = Some((Instant::now(), Arc::clone(&leases)));
         Ok(leases)
     }
 
     async fn count(&self, leases: Arc<Leases>) -> Result<Counted, EmitError> {
-        let channels = self.core.wire.channels();
+        let channels = self.core.encoder.wire.channels();
         let transport = &self.core.transport;
         transport.count(channels, self.namespace, &leases).await
     }
@@ -306,12 +251,4 @@ impl Members for MembersOf<'_> {
 
 fn unconfirmed(error: &EmitError) -> EmitError {
     EmitError::Unconfirmed(error.to_string().into())
-}
-
-pub(super) fn check_namespace(namespace: &str) -> Result<(), EmitError> {
-    if namespace.starts_with('/') {
-        Ok(())
-    } else {
-        Err(EmitError::NamespaceWithoutSlash(namespace.into()))
-    }
 }

@@ -1,13 +1,12 @@
-//! Who shall receive, and how; and what is done to them. The names are those of the server's
-//! operators. What is published is decided by the language of the cluster, how by the core.
+//! Selecting sockets, and what is done to them. The names are those of the server's operators.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use super::{
     core::Core,
-    error::EmitError,
     results::{Answers, Confirmed, Delivery, Fetched},
 };
+use crate::error::EmitError;
 use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     event,
@@ -16,15 +15,15 @@ use roomcast_protocol::{
     target::{Rooms, Target},
 };
 
-/// How long answers are waited for if nothing else is said.
+/// Default timeout for answers.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer than the sockets a node has for its answer.
+/// Time that a node has for its answer beyond the timeout of its sockets.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
-/// Who shall receive, and how. Made by [`Emitter::of`](super::Emitter::of),
-/// [`Emitter::to`](super::Emitter::to) and their like; every method narrows or widens it, and the
-/// last one acts.
+/// Selects sockets and acts on them. Returned by [`Emitter::of`](super::Emitter::of),
+/// [`Emitter::to`](super::Emitter::to) and similar methods. Further methods narrow or widen the
+/// selection; the last one acts.
 #[derive(Clone)]
 #[must_use = "nothing happens until `emit` or another operation is called and awaited"]
 pub struct BroadcastOperator {
@@ -49,17 +48,17 @@ impl BroadcastOperator {
         self
     }
 
-    /// Emits an event to everybody who is meant, and waits until Redis has taken it.
+    /// Emits an event to the selected sockets. Resolves when Redis has accepted it.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let args = checked(event, args)?;
         let message = broadcast(self.target, event, args);
         self.core.publish(&self.namespace, &message).await
     }
 
-    /// Emits an event and waits until the nodes have said how many sockets it reached.
+    /// Emits an event and waits until the nodes have reported how many sockets it reached.
     ///
-    /// A node that does not say so within the timeout is silent, which is no error. Servers of
-    /// other make are asked for the sockets that are meant now.
+    /// Nodes that do not respond within the timeout (default 5 s) are listed as silent, which is not
+    /// an error. Node's servers cannot report this; they are asked which sockets are selected now.
     pub async fn emit_confirmed(
         self,
         event: &str,
@@ -75,8 +74,8 @@ impl BroadcastOperator {
         Ok(Confirmed::from(asked.await?))
     }
 
-    /// Emits an event and collects the acknowledgements until everybody has answered or the
-    /// timeout is over. A timeout is no error: the result says who is missing.
+    /// Emits an event and collects acknowledgements until all sockets have acknowledged or the timeout
+    /// (default 5 s) ends. A timeout is not an error: the result lists what is missing.
     pub async fn emit_with_ack<T: FromArgs>(
         self,
         event: &str,
@@ -96,7 +95,7 @@ impl BroadcastOperator {
         Ok(Answers::from(asked.await?))
     }
 
-    /// The sockets that are meant, with their rooms and data.
+    /// Returns the selected sockets, with their rooms and data.
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         let timeout = self.timeout_or_default();
         let question = Question::Sockets(self.target.clone());
@@ -104,26 +103,26 @@ impl BroadcastOperator {
         Ok(Fetched::from(asked.await?))
     }
 
-    /// Has everybody who is meant join rooms.
+    /// Makes the selected sockets join rooms.
     pub async fn sockets_join(self, rooms: impl Rooms) -> Result<Delivery, EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
-        self.tell(Message::SocketsJoin { target, rooms }).await
+        self.publish(Message::SocketsJoin { target, rooms }).await
     }
 
-    /// Has everybody who is meant leave rooms.
+    /// Makes the selected sockets leave rooms.
     pub async fn sockets_leave(self, rooms: impl Rooms) -> Result<Delivery, EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
-        self.tell(Message::SocketsLeave { target, rooms }).await
+        self.publish(Message::SocketsLeave { target, rooms }).await
     }
 
-    /// Disconnects everybody who is meant: from the namespace or, with `close`, altogether.
+    /// Disconnects the selected sockets from the namespace or, with `close`, closes their connections.
     pub async fn disconnect_sockets(self, close: bool) -> Result<Delivery, EmitError> {
         let target = self.target.clone();
-        self.tell(Message::DisconnectSockets { target, close })
+        self.publish(Message::DisconnectSockets { target, close })
             .await
     }
 
-    /// Calls the handlers that the servers themselves have for an event, on all of them.
+    /// Calls the server-side handlers of an event on all servers.
     pub async fn server_side_emit(
         self,
         event: &str,
@@ -134,10 +133,10 @@ impl BroadcastOperator {
             return Err(EmitError::ServersHaveNoRooms);
         }
         let event = event.into();
-        self.tell(Message::ServerSideEmit { event, args }).await
+        self.publish(Message::ServerSideEmit { event, args }).await
     }
 
-    async fn tell(self, message: Message) -> Result<Delivery, EmitError> {
+    async fn publish(self, message: Message) -> Result<Delivery, EmitError> {
         self.core.publish(&self.namespace, &message).await
     }
 
@@ -155,7 +154,7 @@ impl fmt::Debug for BroadcastOperator {
     }
 }
 
-/// The arguments of an event whose name is the application's.
+/// Encodes the arguments, unless the event name is reserved.
 pub(super) fn checked(event: &str, args: impl IntoArgs) -> Result<Args, EmitError> {
     if event::is_reserved(event) {
         return Err(EmitError::ReservedEvent(event.into()));
@@ -163,7 +162,7 @@ pub(super) fn checked(event: &str, args: impl IntoArgs) -> Result<Args, EmitErro
     Ok(args.into_args()?)
 }
 
-/// A broadcast that nobody acknowledges. How long the caller waits is nobody else's business.
+/// A broadcast without acknowledgement. The caller's timeout does not concern the nodes.
 pub(super) fn broadcast(mut target: Target, event: &str, args: Args) -> Message {
     target.flags.timeout = None;
     Message::Broadcast {

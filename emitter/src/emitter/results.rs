@@ -1,4 +1,4 @@
-//! What became of an emit, and what was answered.
+//! The outcomes of emits and questions.
 
 use serde::Serialize;
 
@@ -8,50 +8,50 @@ use roomcast_protocol::{
     question::{Answer, Answered, Description},
 };
 
-/// What became of a broadcast or of an order to sockets.
+/// The outcome of a broadcast or of a command to sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// How many nodes took it from Redis: the subscribers of the channel. None is no error, as rooms
-    /// may be empty. On a Redis Cluster in the classic dialect only those are counted which are
-    /// connected to the same Redis node; others get it, too.
+    /// Connections that received it from Redis: the subscribers of the channel. Zero is not an error,
+    /// because rooms may be empty. On a Redis Cluster in the classic dialect, only subscribers of one
+    /// Redis node are counted; the others receive it, too.
     pub nodes: usize,
 }
 
-/// What became of a broadcast whose receipt was asked for.
+/// The outcome of a confirmed broadcast.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Confirmed {
     /// Sockets that it reached.
     pub sockets: usize,
-    /// Nodes that have answered.
+    /// Nodes that responded.
     pub nodes: usize,
-    /// Nodes that live and did not answer in time. Servers of other make are called `foreign`.
+    /// Nodes that did not respond in time. Servers of other make appear as `foreign`.
     pub silent_nodes: Vec<String>,
 }
 
-/// What became of a broadcast with acknowledgement.
+/// The outcome of a broadcast with acknowledgements.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Answers<T> {
-    /// The answers, node by node in the order in which they came.
+    /// The acknowledgements, node by node in order of arrival.
     pub answers: Vec<T>,
-    /// Sockets that did not answer in time, disconnected, or answered something else.
+    /// Sockets that did not acknowledge in time, disconnected, or sent another type.
     pub missing: Vec<SocketId>,
-    /// The number of further such sockets, of servers that don't tell their ids.
+    /// The number of further such sockets, on servers that do not report their ids.
     pub missing_unnamed: usize,
-    /// Nodes that live and did not say whether they have sockets to answer. Servers of other make
-    /// are called `foreign`.
+    /// Nodes that did not report whether they have selected sockets. Servers of other make appear as
+    /// `foreign`.
     pub silent_nodes: Vec<String>,
 }
 
-/// The sockets that were asked for.
+/// The selected sockets.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Fetched {
     /// The sockets, node by node.
     pub sockets: Vec<Description>,
-    /// Nodes that live and did not answer in time. Servers of other make are called `foreign`.
+    /// Nodes that did not respond in time. Servers of other make appear as `foreign`.
     pub silent_nodes: Vec<String>,
 }
 

@@ -1,17 +1,16 @@
-//! When an emit that failed is tried again.
+//! When a failed emit is retried.
 
 use std::time::Duration;
 
-use super::error::EmitError;
-use crate::endpoint::ConnectError;
+use crate::{error::EmitError, redis::ConnectError};
 
-/// The longest pause between two tries.
+/// Maximum pause between two tries.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How often an emit is tried, and what for.
+/// How often a failed emit is retried.
 ///
-/// Only what surely was not published is tried again, so that nobody receives anything twice. A
-/// retried emit may be overtaken by one that was not awaited in the meantime.
+/// Only messages that were certainly not published are retried, so no client receives one twice. A
+/// retried emit may be overtaken by another one that did not wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
     tries: u32,
@@ -36,14 +35,14 @@ impl Retry {
         Self::default().tries(1)
     }
 
-    /// How often it is tried in all; zero counts as one. Default 5.
+    /// Sets the number of tries in all; zero counts as one. Default 5.
     #[must_use]
     pub fn tries(mut self, tries: u32) -> Self {
         self.tries = tries.max(1);
         self
     }
 
-    /// The pause before the second try; it doubles with every further one, up to 5 s. Default
+    /// Sets the pause before the second try. It doubles with each further try, up to 5 s. Default
     /// 100 ms.
     #[must_use]
     pub fn backoff(mut self, backoff: Duration) -> Self {
@@ -51,15 +50,16 @@ impl Retry {
         self
     }
 
-    /// Tries again, too, what may have been published: it arrives at least once while Redis can be
-    /// reached, and perhaps twice.
+    /// Also retries messages that may have been published: while Redis can be reached, each arrives at
+    /// least once, and possibly twice.
     #[must_use]
     pub fn at_least_once(mut self) -> Self {
         self.may_duplicate = true;
         self
     }
 
-    /// The pause before the next try; none if there is none. `tried` counts the tries so far.
+    /// The pause before the next try, or `None` if there is no next try. `tried` counts the tries so
+    /// far.
     pub(crate) fn pause(&self, tried: u32, error: &EmitError) -> Option<Duration> {
         let unconfirmed = matches!(error, EmitError::Unconfirmed(_));
         let again = error.is_safe_to_retry() || (self.may_duplicate && unconfirmed);

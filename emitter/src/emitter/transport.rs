@@ -1,28 +1,25 @@
-//! The way to Redis: an own link, or a pool that the application has already.
+//! The way to Redis: a connection of the emitter's own, or a pool of the application.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
-use tokio::task::yield_now;
-
-use super::{batch::Unsent, core::Core, error::EmitError};
-use crate::{
-    members::{Counted, Leases},
-    publisher::{PublishError, Publisher, PublishingMany, Route},
-    roll_call,
-};
-#[cfg(feature = "pool")]
-use crate::{pool::PoolPublisher, value::Value};
+use redis::{Pipeline, Value};
 use roomcast_protocol::{channel::Channels, wire::Publication};
 
+use super::{
+    encoder::Encoder,
+    unsent::{Piece, Unsent},
+};
+#[cfg(feature = "pool")]
+use crate::pool::PoolPublisher;
+use crate::{
+    error::EmitError,
+    membership::{self, Counted, Leases},
+    redis::{PublishError, Publisher, PublishingMany, Route, receivers},
+};
+
 /// What a batch has on its way to Redis at a time, in bytes: enough that neither side waits for the
-/// other, and far from what the link refuses.
+/// other, and far below the limit of the queue.
 const WINDOW_BYTES: usize = 1 << 20;
-
-/// What is written at a time, in bytes. Redis reads as much at a time.
-const WRITE_BYTES: usize = 16 << 10;
-
-/// What is written before others on the thread have their turn, in bytes.
-const TURN_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(super) enum Transport {
@@ -32,90 +29,89 @@ pub(super) enum Transport {
 }
 
 impl Transport {
-    /// Publishes; answers how many took it. The order of calls that are polled one after the other
-    /// is kept.
+    /// Publishes and returns the number of receivers. Calls that are polled one after the other
+    /// keep their order.
     pub(super) async fn publish(
         &self,
+        encoder: &Encoder,
         publication: &Publication,
-        is_sharded: bool,
     ) -> Result<usize, EmitError> {
         match self {
             Self::Own(publisher) => {
                 let Publication { channel, payload } = publication;
-                let published = publisher.publish(channel, payload, is_sharded).await;
-                receivers(published)
+                nodes(
+                    publisher
+                        .publish(channel, payload, encoder.is_sharded)
+                        .await,
+                )
             }
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
-                let command: &[u8] = if is_sharded { b"SPUBLISH" } else { b"PUBLISH" };
-                let Publication { channel, payload } = publication;
-                let command = vec![command, channel.as_bytes(), payload];
-                let reply = pool.send(&[command]).await.pop();
-                count(&reply.expect("there is one reply for each command")?)
+                let mut unsent = Unsent::default();
+                unsent.push(encoder.publication(publication), usize::MAX)?;
+                let reply = publish_over(pool, &unsent).await.pop();
+                reply.expect("there is one reply for each command")
             }
         }
     }
 
-    /// Publishes messages in their order, and encodes those that are not; answers in that order,
-    /// too.
-    pub(super) async fn publish_all(
-        &self,
-        core: &Core,
-        unsent: &mut Unsent,
-    ) -> Vec<Result<usize, EmitError>> {
+    /// Publishes messages and returns their numbers of receivers, both in order.
+    pub(super) async fn publish_all(&self, unsent: &Unsent) -> Vec<Result<usize, EmitError>> {
         match self {
-            Self::Own(publisher) => Window::new(publisher, core, unsent).publish().await,
-            #[cfg(feature = "pool")]
-            Self::Pool(pool) => {
-                unsent.encode_all(core);
-                let commands = unsent.commands();
-                let commands: Vec<_> = (0..commands.len())
-                    .map(|index| commands.words(index))
-                    .collect();
-                let replies = pool.send(&commands).await.into_iter();
-                replies.map(|reply| count(&reply?)).collect()
+            Self::Own(publisher) => {
+                let mut window = Window {
+                    publisher,
+                    under_way: VecDeque::new(),
+                    bytes: 0,
+                    results: Vec::with_capacity(unsent.len()),
+                };
+                for piece in unsent.pieces() {
+                    window.publish(piece).await;
+                }
+                while !window.under_way.is_empty() {
+                    window.settle().await;
+                }
+                window.results
             }
+            #[cfg(feature = "pool")]
+            Self::Pool(pool) => publish_over(pool, unsent).await,
         }
     }
 
-    /// Counts the members of the namespace. The first poll sends it.
+    /// Counts the members of the namespace. The first poll sends the command.
     pub(super) async fn count(
         &self,
         channels: &Channels,
         namespace: &str,
         leases: &Arc<Leases>,
     ) -> Result<Counted, EmitError> {
-        let command = roll_call::subscribers(channels, namespace, leases);
+        let command = membership::subscribers(channels, namespace, leases);
         let replies = match self {
-            Self::Own(publisher) => {
-                let replies = publisher.command(&command, Route::AllPrimaries).await;
-                replies.map_err(emit_error)?
-            }
+            Self::Own(publisher) => publisher.command(&command, Route::AllPrimaries).await?,
             #[cfg(feature = "pool")]
             Self::Pool(pool) => replies(pool, &[command]).await?,
         };
-        roll_call::count(channels, leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
+        membership::count(channels, leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
     }
 
     pub(super) async fn leases(&self, channels: &Channels) -> Result<Leases, EmitError> {
-        let command = roll_call::leases(channels);
+        let command = membership::leases(channels);
         let replies = match self {
             Self::Own(publisher) => {
                 let key = channels.leases();
                 let route = Route::Key(&key);
                 let leases = publisher.command(&command, route);
-                let time = publisher.command(&roll_call::TIME, route);
-                let leases = leases.await.map_err(emit_error)?;
-                [leases, time.await.map_err(emit_error)?].concat()
+                let time = publisher.command(&membership::TIME, route);
+                [leases.await?, time.await?].concat()
             }
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
-                let time = roll_call::TIME.map(str::to_owned).into();
+                let time = membership::TIME.map(str::to_owned).into();
                 replies(pool, &[command, time]).await?
             }
         };
         match &replies[..] {
-            [leases, time] => roll_call::read_leases(leases, time),
+            [leases, time] => membership::read_leases(leases, time),
             _ => None,
         }
         .ok_or_else(|| unexpected("ZREVRANGE"))
@@ -125,103 +121,63 @@ impl Transport {
 /// Publishes many messages, of which no more than a certain number of bytes are on their way.
 struct Window<'a> {
     publisher: &'a Publisher,
-    core: &'a Core,
-    unsent: &'a mut Unsent,
     /// With the bytes of each.
     under_way: VecDeque<(usize, PublishingMany)>,
     bytes: usize,
     results: Vec<Result<usize, EmitError>>,
 }
 
-impl<'a> Window<'a> {
-    fn new(publisher: &'a Publisher, core: &'a Core, unsent: &'a mut Unsent) -> Self {
-        Self {
-            publisher,
-            core,
-            under_way: VecDeque::new(),
-            bytes: 0,
-            results: Vec::with_capacity(unsent.len()),
-            unsent,
-        }
-    }
-
-    async fn publish(mut self) -> Vec<Result<usize, EmitError>> {
-        let (mut next, mut written) = (0, 0);
-        while next < self.unsent.len() {
-            let piece = self.piece(next);
-            let size = self.unsent.commands().bytes_of(&piece);
-            while self.bytes > 0 && self.bytes + size > WINDOW_BYTES {
-                self.settle().await;
-            }
-            next = piece.end;
-            let publishing = self.publisher.publish_many(self.unsent.commands(), piece);
-            self.under_way.push_back((size, publishing));
-            self.bytes += size;
-            written += size;
-            // The link's task has to read, and to write what did not go at once.
-            if written >= TURN_BYTES {
-                written = 0;
-                yield_now().await;
-            }
-        }
-        while !self.under_way.is_empty() {
+impl Window<'_> {
+    async fn publish(&mut self, piece: &Piece) {
+        while self.bytes > 0 && self.bytes + piece.bytes > WINDOW_BYTES {
             self.settle().await;
         }
-        self.results
-    }
-
-    /// What is to be written next, encoded only now, as Redis is busy with what was written before.
-    fn piece(&mut self, first: usize) -> Range<usize> {
-        loop {
-            let commands = self.unsent.commands();
-            let is_full = commands.bytes_of(&(first..commands.len())) >= WRITE_BYTES;
-            if is_full || !self.unsent.encode_next(self.core) {
-                return self.unsent.commands().piece(first, WRITE_BYTES);
-            }
-        }
+        let publishing = self.publisher.publish_many(&piece.commands, piece.bytes);
+        self.under_way.push_back((piece.bytes, publishing));
+        self.bytes += piece.bytes;
     }
 
     /// Waits for the first piece.
     async fn settle(&mut self) {
-        let Some((size, publishing)) = self.under_way.pop_front() else {
+        let Some((bytes, publishing)) = self.under_way.pop_front() else {
             return;
         };
         let results = &mut self.results;
         publishing
-            .each(|published| results.push(receivers(published)))
+            .each(|published| results.push(nodes(published)))
             .await;
-        self.bytes -= size;
+        self.bytes -= bytes;
     }
+}
+
+#[cfg(feature = "pool")]
+async fn publish_over(pool: &PoolPublisher, unsent: &Unsent) -> Vec<Result<usize, EmitError>> {
+    let pieces = unsent.pieces().iter();
+    let pipelines: Vec<_> = pieces.map(|piece| &*piece.commands).collect();
+    let replies = pool.send(&pipelines).await.into_iter();
+    replies
+        .map(|reply| nodes(reply.and_then(|value| receivers(Ok(value)))))
+        .collect()
 }
 
 #[cfg(feature = "pool")]
 async fn replies(pool: &PoolPublisher, commands: &[Vec<String>]) -> Result<Vec<Value>, EmitError> {
-    pool.send(commands).await.into_iter().collect()
+    let mut pipeline = Pipeline::with_capacity(commands.len());
+    for command in commands {
+        pipeline.add_command(command.iter().fold(redis::Cmd::new(), |mut command, word| {
+            command.arg(word);
+            command
+        }));
+    }
+    let replies = pool.send(&[&pipeline]).await.into_iter();
+    Ok(replies.collect::<Result<_, PublishError>>()?)
 }
 
-fn receivers(published: Result<u64, PublishError>) -> Result<usize, EmitError> {
-    let receivers = published.map_err(emit_error)?;
-    Ok(usize::try_from(receivers).unwrap_or(usize::MAX))
+fn nodes(published: Result<u64, PublishError>) -> Result<usize, EmitError> {
+    Ok(usize::try_from(published?).unwrap_or(usize::MAX))
 }
 
-#[cfg(feature = "pool")]
-fn count(reply: &Value) -> Result<usize, EmitError> {
-    let receivers = reply
-        .integer()
-        .and_then(|number| usize::try_from(number).ok());
-    receivers.ok_or_else(|| unexpected("PUBLISH"))
-}
-
-/// Redis has replied, but not what this command replies.
+/// Redis replied, but not in the form of this command's reply.
 fn unexpected(command: &str) -> EmitError {
     EmitError::Unconfirmed(format!("an unexpected reply to {command}").into())
-}
-
-fn emit_error(error: PublishError) -> EmitError {
-    match error {
-        PublishError::Unavailable(reason) => EmitError::Unreachable(reason),
-        PublishError::Unconfirmed(reason) => EmitError::Unconfirmed(reason),
-        PublishError::Overloaded { queued_bytes } => EmitError::Overloaded { queued_bytes },
-        PublishError::Refused(reason) => EmitError::Refused(reason),
-    }
 }

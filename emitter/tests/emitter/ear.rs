@@ -1,20 +1,20 @@
-//! Hears everything that is published, as bytes.
+//! Receives everything that is published, as bytes.
 
-use bytes::BytesMut;
-use roomcast_emitter::{
-    endpoint::{Endpoint, Purpose, Stream},
-    resp::{self, Limits, Parsed, Push, encode_command},
-};
+use std::sync::Arc;
+
+use redis::{PushInfo, PushKind, Value, aio::MultiplexedConnection};
+use roomcast_emitter::redis::{Endpoint, Purpose};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::timeout,
 };
 
 use crate::DEADLINE;
 
 pub(crate) struct Ear {
-    stream: Stream,
-    buffer: BytesMut,
+    messages: UnboundedReceiver<Heard>,
+    /// Closed when it is dropped.
+    _connection: MultiplexedConnection,
 }
 
 /// Channel and payload.
@@ -28,51 +28,41 @@ impl Ear {
 
     /// Subscribed by these commands when it resolves.
     pub(crate) async fn open(url: &str, subscriptions: &[(&str, &str)]) -> Self {
+        let (sender, messages) = unbounded_channel();
+        let push = move |push: PushInfo| match message(&push) {
+            Some(message) => sender.send(message).map_err(drop),
+            None => Ok(()),
+        };
         let endpoint = Endpoint::new(url.parse().unwrap());
-        let connection = endpoint.connect(Purpose::Subscriber).await.unwrap();
-        let (stream, buffer) = connection.into_parts();
-        let mut ear = Self { stream, buffer };
-        let mut commands = Vec::new();
+        let connection = endpoint.connect(Purpose::Subscriber, Some(Arc::new(push)));
+        let mut connection = connection.await.unwrap();
         for (command, name) in subscriptions {
-            encode_command(&mut commands, &[command, name]);
+            connection.command(&[command, name]).await.unwrap();
         }
-        ear.stream.write_all(&commands).await.unwrap();
-        for _ in subscriptions {
-            assert_eq!(ear.push().await, None, "a confirmation");
+        Self {
+            messages,
+            _connection: connection.into_inner(),
         }
-        ear
     }
 
     /// The next message.
     pub(crate) async fn next(&mut self) -> Heard {
-        self.push().await.expect("nothing but messages now")
-    }
-
-    async fn push(&mut self) -> Option<Heard> {
-        loop {
-            let parsed = resp::parse_push(&self.buffer, &Limits::default()).unwrap();
-            if let Parsed::Whole(push, length) = parsed {
-                let heard = message(&push);
-                let _ = self.buffer.split_to(length);
-                return heard;
-            }
-            let read = self.stream.read_buf(&mut self.buffer);
-            let read = timeout(DEADLINE, read).await.expect("nothing came");
-            assert!(read.unwrap() > 0, "the connection ended");
-        }
+        let next = timeout(DEADLINE, self.messages.recv()).await;
+        next.expect("nothing came").expect("the connection ended")
     }
 }
 
-fn message(push: &Push<'_>) -> Option<Heard> {
-    match push {
-        Push::Message { channel, payload }
-        | Push::PatternMessage {
-            channel, payload, ..
-        } => {
-            let channel = String::from_utf8(channel.to_vec()).unwrap();
-            Some((channel, payload.to_vec()))
+fn message(push: &PushInfo) -> Option<Heard> {
+    let parts = match push.kind {
+        PushKind::Message | PushKind::SMessage => &push.data[..],
+        PushKind::PMessage => &push.data[1..],
+        _ => return None,
+    };
+    match parts {
+        [Value::BulkString(channel), Value::BulkString(payload)] => {
+            let channel = String::from_utf8(channel.clone()).unwrap();
+            Some((channel, payload.clone()))
         }
-        Push::Subscribed { .. } => None,
         other => panic!("{other:?}"),
     }
 }

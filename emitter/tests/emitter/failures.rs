@@ -6,10 +6,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use roomcast_emitter::{
-    BuildError, EmitError, Emitter, Retry,
-    endpoint::{ConnectError, RedisUrl},
-};
+use roomcast_emitter::{BuildError, ConnectError, EmitError, Emitter, RedisUrl, Retry};
 use serde::{Serialize, Serializer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -189,11 +186,10 @@ async fn deaf_redis() -> (String, Arc<AtomicUsize>) {
                         count.fetch_add(usize::from(read > 0), Ordering::SeqCst);
                         return;
                     }
-                    // A server that is too old for HELLO.
                     for word in text.split("\r\n") {
                         let reply = match word {
-                            "CLIENT" | "PING" => "+OK\r\n",
-                            "HELLO" => "-ERR unknown command\r\n",
+                            "CLIENT" => "+OK\r\n",
+                            "HELLO" => "%1\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n",
                             _ => continue,
                         };
                         stream.write_all(reply.as_bytes()).await.unwrap();

@@ -1,9 +1,9 @@
 //! A member of a cluster, made by hand: it has no sockets, and answers what the test tells it to.
 
+use redis::Value;
 use roomcast_emitter::{
-    endpoint::{Connection, Endpoint, Purpose},
-    roll_call,
-    value::Value,
+    membership,
+    redis::{Connection, Endpoint, Purpose, Reply as _},
 };
 use roomcast_protocol::{
     channel::{Channels, Dialect, uid},
@@ -99,7 +99,7 @@ impl Member {
         let ear = Ear::open(url, &[("SUBSCRIBE", &own)]).await;
         let command = ["ZREM", &self.channels.leases(), self.node.as_str()];
         let removed = connect(url).await.command(&command).await;
-        assert_eq!(removed.unwrap(), Value::Integer(1));
+        assert_eq!(removed.unwrap(), Value::Int(1));
         self.die().await;
         ear
     }
@@ -113,18 +113,18 @@ impl Member {
 
 pub(crate) async fn connect(url: &str) -> Connection {
     let endpoint = Endpoint::new(url.parse().unwrap());
-    endpoint.connect(Purpose::Lookup).await.unwrap()
+    endpoint.connect(Purpose::Lookup, None).await.unwrap()
 }
 
 /// A lease that holds for the whole test.
 async fn lease(connection: &mut Connection, channels: &Channels, name: &str) {
-    let time = connection.command(&roll_call::TIME).await.unwrap();
+    let time = connection.command(&membership::TIME).await.unwrap();
     let seconds = time.list().and_then(|time| time[0].integer()).unwrap();
     let end = ((seconds + 3_600) * 1_000).to_string();
     let command = ["ZADD", &channels.leases(), &end, name];
     assert!(matches!(
         connection.command(&command).await.unwrap(),
-        Value::Integer(_)
+        Value::Int(_)
     ));
 }
 

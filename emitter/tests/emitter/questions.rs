@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use roomcast_emitter::Emitter;
+use roomcast_emitter::{Emitter, redis::Reply as _};
 use roomcast_protocol::{
     args::Args,
     channel::{Dialect, Mode},

@@ -17,8 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roomcast_emitter::resp::{Limits, Parsed, parse};
-
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -308,15 +306,13 @@ struct Plain {
 
 impl Plain {
     fn say(&mut self, args: &[&str]) -> std::io::Result<()> {
-        let mut bytes = Vec::new();
-        roomcast_emitter::resp::encode_command(&mut bytes, args);
-        self.stream.write_all(&bytes)
+        self.stream.write_all(&command_bytes(args))
     }
 
     /// The bytes of the next reply.
     fn reply(&mut self) -> std::io::Result<Vec<u8>> {
         loop {
-            if let Parsed::Whole(_, length) = parse(&self.buffer, &Limits::default()).unwrap() {
+            if let Some(length) = reply_length(&self.buffer) {
                 return Ok(self.buffer.drain(..length).collect());
             }
             let mut bytes = [0; 4096];
@@ -326,6 +322,35 @@ impl Plain {
             }
         }
     }
+}
+
+/// A command as it is written.
+pub(crate) fn command_bytes<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
+    for arg in args {
+        let arg = arg.as_ref();
+        bytes.extend(format!("${}\r\n", arg.len()).bytes());
+        bytes.extend([arg, b"\r\n"].concat());
+    }
+    bytes
+}
+
+/// The length of the first reply, once all of it is there.
+pub(crate) fn reply_length(bytes: &[u8]) -> Option<usize> {
+    let line = bytes.windows(2).position(|pair| pair == b"\r\n")? + 2;
+    let number = || std::str::from_utf8(&bytes[1..line - 2]).unwrap().parse();
+    let elements: usize = match bytes[0] {
+        b'$' => {
+            // The missing string has no second line.
+            let length = number().map_or(line, |length: usize| line + length + 2);
+            return (length <= bytes.len()).then_some(length);
+        }
+        b'*' | b'>' => number().unwrap_or(0),
+        _ => 0,
+    };
+    (0..elements).try_fold(line, |length, _| {
+        Some(length + reply_length(&bytes[length..])?)
+    })
 }
 
 /// A connection that only listens.
@@ -349,11 +374,13 @@ impl Listener {
     /// The payload of the next message.
     pub(crate) fn next(&mut self) -> String {
         let message = self.0.reply().unwrap();
-        let Ok(Parsed::Whole(reply, _)) = parse(&message, &Limits::default()) else {
-            unreachable!("it was whole before");
-        };
-        let payload = reply.array().unwrap()[2].bytes().unwrap();
-        String::from_utf8(payload.to_vec()).unwrap()
+        // A list of three strings, each behind a line with its length.
+        let mut rest = &message[4..];
+        for _ in 0..2 {
+            rest = &rest[reply_length(rest).unwrap()..];
+        }
+        let start = rest.windows(2).position(|pair| pair == b"\r\n").unwrap() + 2;
+        String::from_utf8(rest[start..rest.len() - 2].to_vec()).unwrap()
     }
 }
 

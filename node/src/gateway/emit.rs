@@ -13,7 +13,7 @@ use clap::{Arg, Args, Command};
 use roomcast::emitter::{
     EmitError, Emitter, Retry,
     blocking::{self, BroadcastOperator},
-    event::is_reserved,
+    protocol::event::is_reserved,
 };
 
 use self::{

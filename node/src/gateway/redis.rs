@@ -5,11 +5,7 @@
 use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
-use roomcast::emitter::{
-    channel::{self, Mode},
-    endpoint::RedisUrl,
-    wire,
-};
+use roomcast::emitter::{Dialect, Mode, Parser, RedisUrl};
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
@@ -86,7 +82,7 @@ pub(crate) enum RedisDialect {
     ShardedDynamicPrivate,
 }
 
-impl From<RedisDialect> for channel::Dialect {
+impl From<RedisDialect> for Dialect {
     fn from(dialect: RedisDialect) -> Self {
         match dialect {
             RedisDialect::Classic => Self::Classic,
@@ -106,7 +102,7 @@ pub(crate) enum RedisParser {
     Json,
 }
 
-impl From<RedisParser> for wire::Parser {
+impl From<RedisParser> for Parser {
     fn from(parser: RedisParser) -> Self {
         match parser {
             RedisParser::Msgpack => Self::Msgpack,
@@ -159,7 +155,7 @@ mod tests {
     fn every_name_of_a_dialect_is_another_dialect() {
         let dialects = RedisDialect::value_variants().iter();
         let mut dialects: Vec<_> = dialects
-            .map(|dialect| format!("{:?}", channel::Dialect::from(*dialect)))
+            .map(|dialect| format!("{:?}", Dialect::from(*dialect)))
             .collect();
         dialects.sort();
         dialects.dedup();

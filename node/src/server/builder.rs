@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc, thread::available_parallelism, time::Durati
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
-use roomcast_emitter::endpoint::RedisUrl;
+use roomcast_emitter::RedisUrl;
 
 use super::{
     cluster::ClusterNode,

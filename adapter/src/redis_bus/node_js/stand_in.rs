@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_emitter::{
-    members::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster},
-    publisher::PublishError,
+    membership::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster},
+    redis::PublishError,
 };
 use roomcast_protocol::{
     args::Args,
@@ -250,16 +250,16 @@ impl Gone {
 
 #[cfg(test)]
 mod tests {
-    use roomcast_emitter::value::Value;
+    use redis::Value;
 
     use super::*;
 
     fn reading(held: &[(&str, u64)]) -> Reading {
-        let text = |text: &str| Value::Bytes(text.as_bytes().into());
+        let text = |text: &str| Value::BulkString(text.into());
         let pairs = held.iter();
         Reading {
             now: 100_000,
-            held: Value::List(
+            held: Value::Array(
                 pairs
                     .flat_map(|(name, time)| [text(name), text(&time.to_string())])
                     .collect(),

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use roomcast_emitter::{asking::Waiting, attendance, publisher::PublishError};
+use roomcast_emitter::{
+    membership::{self, Waiting},
+    redis::PublishError,
+};
 use roomcast_protocol::question::{Answer, Answered, Question};
 use tokio::time::{self, Instant};
 
@@ -70,7 +73,7 @@ impl Questions {
                 namespace: &namespace.name,
             };
             let look = async || {
-                let roster = attendance::look(&members, before.as_ref()).await?;
+                let roster = membership::look(&members, before.as_ref()).await?;
                 Ok(roster.without(membership.node()))
             };
             let rest = deadline.saturating_duration_since(Instant::now());

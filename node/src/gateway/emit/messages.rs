@@ -11,7 +11,7 @@ use std::{
 
 use roomcast::{
     Args,
-    emitter::args::json::{MAX_DEPTH, Tokens},
+    emitter::protocol::args::json::{MAX_DEPTH, Tokens},
 };
 use serde::Deserialize;
 use serde_json::Value;

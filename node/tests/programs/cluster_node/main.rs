@@ -16,10 +16,7 @@ use std::{
 use roomcast::{
     Args, BroadcastOperator, DisconnectReason, Gap, Namespace, PrivateRooms, RedisConfig, Server,
     Socket,
-    emitter::{
-        channel::{Dialect, Mode},
-        wire::Parser,
-    },
+    emitter::{Dialect, Mode, Parser},
 };
 use serde::Deserialize;
 use serde_json::json;

@@ -1,35 +1,35 @@
-//! Who has to answer a question: those who have heard it and are still there.
+//! Counting the members that have to answer: those that received the question and are still there.
 //!
-//! Members come and go while they are counted. Who comes after the question has not heard it and is
-//! not waited for; who leaves gives up its lease first and the channels on which all are counted
-//! then, and so has either heard the question or is seen to have gone.
+//! Members come and go while they are counted. One that comes after the question did not receive it,
+//! so nobody waits for it. One that leaves gives up its lease first, then the channels by which all
+//! are counted; so it either received the question or is seen to have left.
 
 use std::{future::Future, sync::Arc};
 
 use tokio::try_join;
 
-use crate::members::{Counted, Leases, Roster};
+use super::roster::{Counted, Leases, Roster};
 
-/// How often the members are counted anew if nodes leave at that moment.
+/// Maximum number of counts if nodes keep leaving.
 const MAX_LOOKS: usize = 3;
 
-/// Sends the commands of [`roll_call`](crate::roll_call) about one namespace.
+/// Sends the commands of this module about one namespace.
 pub trait Members: Sync {
-    /// Why Redis has no answer.
+    /// Why Redis did not reply.
     type Error: Send;
 
-    /// Looks at the leases.
+    /// Reads the leases.
     fn leases(&self) -> impl Future<Output = Result<Arc<Leases>, Self::Error>> + Send;
 
-    /// Counts the subscribers, of each of these nodes and of all.
+    /// Counts the subscribers: those of each of these nodes, and all.
     fn count(
         &self,
         leases: Arc<Leases>,
     ) -> impl Future<Output = Result<Counted, Self::Error>> + Send;
 }
 
-/// Looks at who has to answer, after the question was published. `before` is what was counted just
-/// before it; without, everybody who is there has to.
+/// Returns the members that have to answer, after the question was published. `before` is the count
+/// from just before it; without it, every present member has to.
 pub async fn look<M: Members>(members: &M, before: Option<&Counted>) -> Result<Roster, M::Error> {
     let mut leases = members.leases().await?;
     let attendance = before.map(|before| before.attendance(&leases));
@@ -37,7 +37,7 @@ pub async fn look<M: Members>(members: &M, before: Option<&Counted>) -> Result<R
     loop {
         let (counted, after) = try_join!(members.count(leases), members.leases())?;
         looks += 1;
-        // Who left in between may stand in a number and not in the other.
+        // A node that left in between may stand in one number and not in the other.
         if looks == MAX_LOOKS || after.has_all_nodes_of(&counted.leases) {
             let roster = counted.roster();
             return Ok(match &attendance {

@@ -22,8 +22,8 @@ fn names(silent: &[NodeId]) -> Vec<&str> {
 }
 
 /// Asks with these rosters, the last one for ever; `hear` answers before the wait begins.
-async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&Asking)) -> (Outcome, Duration) {
-    let asking = Asking::new();
+async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&PendingQuestions)) -> (Outcome, Duration) {
+    let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
     hear(&asking);
     let mut looks = 0;
@@ -41,10 +41,10 @@ async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&Asking)) -> (Outcome, D
 #[tokio::test(start_paused = true)]
 async fn everybody_has_answered_at_once() {
     let (outcome, took) = gather(vec![roster(&["a", "b"], &[], 1)], |asking| {
-        assert!(asking.hear("q", Some(NodeId::new("a")), reached(1)));
-        assert!(asking.hear("q", Some(NodeId::new("b")), reached(2)));
-        assert!(asking.hear("q", None, reached(3)));
-        assert!(!asking.hear("other", None, reached(4)));
+        assert!(asking.receive("q", Some(NodeId::new("a")), reached(1)));
+        assert!(asking.receive("q", Some(NodeId::new("b")), reached(2)));
+        assert!(asking.receive("q", None, reached(3)));
+        assert!(!asking.receive("other", None, reached(4)));
     })
     .await;
     assert_eq!(took, Duration::ZERO);
@@ -56,7 +56,7 @@ async fn everybody_has_answered_at_once() {
 async fn a_node_that_dies_is_silent_before_the_time_is_over() {
     let rosters = vec![roster(&["a", "b"], &[], 0), roster(&["a"], &[], 0)];
     let (outcome, took) = gather(rosters, |asking| {
-        asking.hear("q", Some(NodeId::new("a")), reached(1));
+        asking.receive("q", Some(NodeId::new("a")), reached(1));
     })
     .await;
     assert_eq!(took, LOOK_INTERVAL);
@@ -67,7 +67,7 @@ async fn a_node_that_dies_is_silent_before_the_time_is_over() {
 #[tokio::test(start_paused = true)]
 async fn a_stalled_node_is_silent_and_not_waited_for() {
     let (outcome, took) = gather(vec![roster(&["a"], &["s"], 0)], |asking| {
-        asking.hear("q", Some(NodeId::new("a")), reached(1));
+        asking.receive("q", Some(NodeId::new("a")), reached(1));
     })
     .await;
     assert_eq!(
@@ -79,7 +79,7 @@ async fn a_stalled_node_is_silent_and_not_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn foreign_servers_that_stay_silent_are_counted_when_the_time_is_over() {
     let (outcome, took) = gather(vec![roster(&[], &[], 2)], |asking| {
-        asking.hear("q", None, reached(1));
+        asking.receive("q", None, reached(1));
     })
     .await;
     assert_eq!(took, Duration::from_secs(5));
@@ -90,14 +90,14 @@ async fn foreign_servers_that_stay_silent_are_counted_when_the_time_is_over() {
 async fn a_node_that_was_too_young_to_be_known_is_not_foreign() {
     let rosters = vec![roster(&["a"], &[], 1), roster(&["a", "young"], &[], 0)];
     let (outcome, took) = gather(rosters.clone(), |asking| {
-        asking.hear("q", Some(NodeId::new("a")), reached(1));
-        asking.hear("q", Some(NodeId::new("young")), reached(1));
+        asking.receive("q", Some(NodeId::new("a")), reached(1));
+        asking.receive("q", Some(NodeId::new("young")), reached(1));
     })
     .await;
     assert_eq!(took, Duration::ZERO);
     assert!(outcome.is_complete);
     let (outcome, took) = gather(rosters, |asking| {
-        asking.hear("q", Some(NodeId::new("a")), reached(1));
+        asking.receive("q", Some(NodeId::new("a")), reached(1));
     })
     .await;
     assert_eq!(took, Duration::from_secs(5));
@@ -107,8 +107,8 @@ async fn a_node_that_was_too_young_to_be_known_is_not_foreign() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_has_answered_and_gone_is_not_taken_for_a_foreign_one() {
     let (outcome, took) = gather(vec![roster(&["a"], &[], 1)], |asking| {
-        asking.hear("q", Some(NodeId::new("a")), reached(1));
-        asking.hear("q", Some(NodeId::new("gone")), reached(1));
+        asking.receive("q", Some(NodeId::new("a")), reached(1));
+        asking.receive("q", Some(NodeId::new("gone")), reached(1));
     })
     .await;
     assert_eq!(took, Duration::from_secs(5));
@@ -119,15 +119,15 @@ async fn a_node_that_has_answered_and_gone_is_not_taken_for_a_foreign_one() {
 async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
     let ack = || Reply::Acknowledged(Args::encode(&("pong",)).unwrap());
     let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
-        asking.hear("q", None, Reply::Asked(2));
-        asking.hear("q", None, ack());
-        asking.hear("q", None, ack());
+        asking.receive("q", None, Reply::Asked(2));
+        asking.receive("q", None, ack());
+        asking.receive("q", None, ack());
     })
     .await;
     assert_eq!((took, outcome.is_complete), (Duration::ZERO, true));
     let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
-        asking.hear("q", None, Reply::Asked(2));
-        asking.hear("q", None, ack());
+        asking.receive("q", None, Reply::Asked(2));
+        asking.receive("q", None, ack());
     })
     .await;
     assert_eq!((took, outcome.is_complete), (Duration::from_secs(5), false));
@@ -147,7 +147,7 @@ async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_look_that_hangs_ends_with_the_time() {
-    let asking = Asking::new();
+    let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
     let hang = || std::future::pending::<Result<Roster, Infallible>>();
     let outcome = waiting.gather(Duration::from_secs(5), hang).await.unwrap();
@@ -156,7 +156,7 @@ async fn a_look_that_hangs_ends_with_the_time() {
 
 #[test]
 fn the_number_of_questions_is_limited_and_a_forgotten_one_makes_room() {
-    let asking = Asking::new();
+    let asking = PendingQuestions::new();
     let mut waiting: Vec<_> = (0..MAX_PENDING)
         .map(|number| asking.open(&number.to_string()).unwrap())
         .collect();

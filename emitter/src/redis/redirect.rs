@@ -1,33 +1,43 @@
-//! What the nodes of a cluster reply when a command belongs elsewhere.
+//! Redirections: where a node of a cluster sends a command that belongs elsewhere.
 
-use crate::{endpoint::Address, value::Value};
+use redis::{ServerErrorKind, Value};
 
-/// Where a command belongs that was not carried out.
+use super::url::Address;
+
+/// Where a command belongs that was certainly not executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Redirect {
+pub enum Redirect {
     /// The slot has another owner.
-    Moved { slot: u16, to: Address },
-    /// The slot is about to get another owner, who has the key already.
-    Ask { to: Address },
-    /// The cluster does not serve the slot at this moment.
+    Moved {
+        /// The slot.
+        slot: u16,
+        /// Its owner.
+        to: Address,
+    },
+    /// The slot is being moved, and the key is already there.
+    Ask {
+        /// The next owner.
+        to: Address,
+    },
+    /// The cluster does not serve the slot at the moment.
     Down,
 }
 
 impl Redirect {
-    /// Reads a reply of the server `asked`; nothing if it is any other reply.
-    pub(super) fn read(reply: &Value, asked: &Address) -> Option<Self> {
-        let Value::Error(text) = reply else {
+    /// Reads a reply of the server `asked`; `None` for any other reply.
+    pub fn read(reply: &Value, asked: &Address) -> Option<Self> {
+        let Value::ServerError(error) = reply else {
             return None;
         };
-        let mut words = text.split(' ');
-        match words.next()? {
-            "CLUSTERDOWN" | "TRYAGAIN" => Some(Self::Down),
-            "MOVED" => {
+        let mut words = error.details().unwrap_or_default().split(' ');
+        match error.kind()? {
+            ServerErrorKind::ClusterDown | ServerErrorKind::TryAgain => Some(Self::Down),
+            ServerErrorKind::Moved => {
                 let slot = words.next()?.parse().ok()?;
                 let to = address(words.next()?, asked)?;
                 Some(Self::Moved { slot, to })
             }
-            "ASK" => {
+            ServerErrorKind::Ask => {
                 let to = address(words.nth(1)?, asked)?;
                 Some(Self::Ask { to })
             }
@@ -36,8 +46,8 @@ impl Redirect {
     }
 }
 
-/// Reads `host:port`; IPv6 addresses have no brackets here. A host that is missing or unknown is
-/// the one that was asked.
+/// Reads `host:port`; IPv6 addresses have no brackets here. A missing or unknown host means that of
+/// the server that was asked.
 fn address(text: &str, asked: &Address) -> Option<Address> {
     let (host, port) = text.rsplit_once(':')?;
     let host = match host {
@@ -52,7 +62,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Option<Redirect> {
-        Redirect::read(&Value::Error(text.into()), &Address::new("asked", 1))
+        let reply = redis::parse_redis_value(format!("-{text}\r\n").as_bytes());
+        Redirect::read(&reply.unwrap(), &Address::new("asked", 1))
     }
 
     #[test]
@@ -77,9 +88,8 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_are_none_whatever_they_begin_with() {
+    fn other_errors_are_no_redirections() {
         for text in [
-            "",
             "ERR no",
             "MOVED",
             "MOVED x b:2",
@@ -89,7 +99,7 @@ mod tests {
         ] {
             assert_eq!(read(text), None, "{text}");
         }
-        let value = Value::Bytes((*b"MOVED 1 b:2").into());
+        let value = Value::BulkString(b"MOVED 1 b:2".to_vec());
         assert_eq!(Redirect::read(&value, &Address::new("asked", 1)), None);
     }
 }

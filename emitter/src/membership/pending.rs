@@ -1,8 +1,8 @@
 //! Questions that wait for answers, and when to stop waiting.
 //!
-//! Answers come by themselves over a subscription and are handed in with [`Asking::hear`]; who has to
-//! answer is looked up again and again while somebody is missing, so that nobody waits for a node
-//! that has died. What is known when the time is over, is the result.
+//! Answers arrive over a subscription and are passed to [`PendingQuestions::receive`]. While one is
+//! missing, the members are counted again and again, so that no question waits for a node that died.
+//! The result is what is known when the timeout ends.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time};
 
-use crate::members::Roster;
+use super::roster::Roster;
 use roomcast_protocol::{
     args::Args,
     id::NodeId,
@@ -22,27 +22,27 @@ use roomcast_protocol::{
     wire::Reply,
 };
 
-/// How often it is looked up who has to answer, while somebody is missing.
+/// How often the members are counted while an answer is missing.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The most questions that may wait at a time.
+/// Maximum number of questions that wait at a time.
 const MAX_PENDING: usize = 10_000;
 
-/// The most that the answers to one question may hold, in bytes, as an estimate.
+/// Maximum size of the answers to one question, in bytes, estimated.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// What a server of other make is called when it is silent: its answers do not tell its name.
+/// The name of a silent server of other make, whose answers do not carry a name.
 pub const FOREIGN: &str = "foreign";
 
 /// The questions of one node or emitter.
 #[derive(Debug, Default)]
-pub struct Asking {
+pub struct PendingQuestions {
     pending: Arc<Mutex<Questions>>,
 }
 
 type Questions = HashMap<Box<str>, Arc<Pending>>;
 
-/// A question that waits; forgotten when this is dropped.
+/// A question that waits. Dropping it forgets the question.
 #[derive(Debug)]
 pub struct Waiting {
     questions: Arc<Mutex<Questions>>,
@@ -50,7 +50,7 @@ pub struct Waiting {
     pending: Arc<Pending>,
 }
 
-/// Why a question could not be asked.
+/// Too many questions wait for answers already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{MAX_PENDING} questions are waiting for answers already")]
 pub struct TooManyQuestions;
@@ -58,9 +58,9 @@ pub struct TooManyQuestions;
 /// The result of a question.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
-    /// What was answered, and who was silent.
+    /// The answers, and the silent nodes.
     pub answered: Answered,
-    /// Whether everybody answered.
+    /// Whether all answers are in.
     pub is_complete: bool,
 }
 
@@ -70,28 +70,28 @@ struct Pending {
     changed: Notify,
 }
 
-/// What has been answered so far.
+/// The answers so far.
 #[derive(Debug, Default)]
 struct Heard {
-    /// Our nodes that have answered.
+    /// Our nodes that answered.
     nodes: HashSet<NodeId>,
     answers: Vec<Answer>,
     bytes: usize,
-    /// Answers, and first parts of answers, of servers of other make.
+    /// Answers, and first parts of answers, from servers of other make.
     foreign: usize,
-    /// Sockets that these have asked.
+    /// Sockets that these servers asked.
     foreign_asked: usize,
-    /// What their sockets have acknowledged.
+    /// Acknowledgements of those sockets.
     foreign_acks: Vec<Args>,
 }
 
-impl Asking {
-    /// Nobody has asked anything yet.
+impl PendingQuestions {
+    /// Without questions.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From now on answers with this id are kept.
+    /// Opens a question: from now on, answers with this id are kept.
     pub fn open(&self, id: &str) -> Result<Waiting, TooManyQuestions> {
         let mut questions = self.pending.lock();
         if questions.len() >= MAX_PENDING {
@@ -106,18 +106,18 @@ impl Asking {
         })
     }
 
-    /// Whether a question of this id waits.
+    /// Whether a question with this id waits.
     pub fn is_waiting(&self, id: &str) -> bool {
         self.pending.lock().contains_key(id)
     }
 
-    /// Whether nobody waits for anything.
+    /// Whether no question waits.
     pub fn is_idle(&self) -> bool {
         self.pending.lock().is_empty()
     }
 
-    /// An answer has come; false if nobody waits for it.
-    pub fn hear(&self, id: &str, node: Option<NodeId>, reply: Reply) -> bool {
+    /// Adds an answer. Returns `false` if no question waits for it.
+    pub fn receive(&self, id: &str, node: Option<NodeId>, reply: Reply) -> bool {
         let pending = self.pending.lock().get(id).cloned();
         let Some(pending) = pending else {
             return false;
@@ -129,8 +129,8 @@ impl Asking {
 }
 
 impl Waiting {
-    /// Waits until everybody has answered or gone, at most until the time is over. `look` tells who
-    /// has to answer; if it fails at the first time, that is the error, later it ends the wait.
+    /// Waits until every member has answered or left, at most for `timeout`. `look` returns the members
+    /// that have to answer. If its first call fails, that is the error; a later failure ends the wait.
     pub async fn gather<E, F>(
         self,
         timeout: Duration,
@@ -152,8 +152,8 @@ impl Waiting {
             if time::Instant::now() >= deadline {
                 break;
             }
-            // Whoever answers and is not known has come just now, and is counted among the foreign
-            // ones until it is looked up, or has gone.
+            // A node that answers and is not known came just now or has left. Until the next look it
+            // counts as a server of other make.
             let now_unknown = self.pending.heard.lock().unknown(&expected.now);
             if now_unknown > unknown {
                 next_look = time::Instant::now();
@@ -210,13 +210,13 @@ impl Drop for Waiting {
 impl Heard {
     fn add(&mut self, node: Option<NodeId>, reply: Reply) {
         self.bytes = self.bytes.saturating_add(size_of_reply(&reply));
-        // Whoever answers that much is silent rather than a danger.
+        // A node that sends that much is treated as silent.
         if self.bytes > MAX_ANSWER_BYTES {
             return;
         }
         match (node, reply) {
             (Some(node), Reply::Answer(answer)) => {
-                // A second answer of a node is somebody's mistake.
+                // A second answer of the same node is ignored.
                 if self.nodes.insert(node) {
                     self.answers.push(answer);
                 }
@@ -239,26 +239,26 @@ impl Heard {
             && self.foreign_acks.len() >= self.foreign_asked
     }
 
-    /// The number of our nodes that have answered and are not known to be there.
+    /// The number of our nodes that answered without being known as present.
     fn unknown(&self, now: &Roster) -> usize {
         let known = |node: &&NodeId| now.alive.contains(node) || now.stalled.contains(node);
         self.nodes.iter().filter(|node| !known(node)).count()
     }
 }
 
-/// Who has to answer.
+/// The members that have to answer.
 #[derive(Debug, Default)]
 struct Expected {
     now: Roster,
-    /// Nodes that were there at some time of the wait.
+    /// Nodes that were present at some time during the wait.
     nodes: HashSet<NodeId>,
-    /// The most servers of other make that were there.
+    /// The highest number of servers of other make that were present.
     foreign: usize,
 }
 
 impl Expected {
     fn look(&mut self, roster: Roster) {
-        // What was too young to be known at the last look was counted as foreign then.
+        // A node that was too young to be known at the last look was counted as foreign then.
         let nodes = roster.alive.iter().chain(&roster.stalled);
         let fresh = nodes.filter(|node| self.nodes.insert((*node).clone()));
         let reclassified = self.foreign.saturating_sub(fresh.count());
@@ -279,7 +279,7 @@ impl Expected {
     }
 }
 
-/// What a reply keeps in memory, roughly.
+/// The memory that a reply takes, roughly.
 fn size_of_reply(reply: &Reply) -> usize {
     const ITEM: usize = 64;
     let of_args = |args: &Args| {

@@ -1,20 +1,20 @@
-//! The commands that tell who has to answer a question, and what their replies mean.
+//! The commands that find the members of a namespace, and their replies.
 //!
-//! Two steps: the leases first, on the server that holds their key; then the numbers of subscribers,
-//! on all primaries, since each server knows only its own. Pure: who asks sends the commands.
+//! Two steps: the leases, on the server that holds their key; then the numbers of subscribers, on all
+//! primaries, since each server knows only its own. This module does no I/O.
 
 use std::sync::Arc;
 
-use crate::{
-    members::{Counted, Leases, MAX_NODES},
-    value::Value,
-};
+use redis::Value;
 use roomcast_protocol::{
     channel::{Channels, Dialect, uid},
     id::NodeId,
 };
 
-/// The command for the leases, the ones that end last first.
+use super::roster::{Counted, Leases, MAX_NODES};
+use crate::redis::Reply;
+
+/// The command for the leases, those that end last first.
 pub fn leases(channels: &Channels) -> Vec<String> {
     let last = (MAX_NODES - 1).to_string();
     ["ZREVRANGE", &channels.leases(), "0", &last, "WITHSCORES"]
@@ -25,19 +25,18 @@ pub fn leases(channels: &Channels) -> Vec<String> {
 /// The command for Redis's clock, in which leases end; for the same server.
 pub const TIME: [&str; 1] = ["TIME"];
 
-/// What the replies to [`leases`] and [`TIME`] say; nothing if they are not what these reply.
+/// Reads the replies to [`leases`] and [`TIME`]. `None` if they have another form.
 pub fn read_leases(leases: &Value, time: &Value) -> Option<Leases> {
     let now = read_time(time)?;
     let mut held = Vec::new();
-    for pair in leases.list()?.chunks_exact(2) {
-        // A score is a float; what was written there by hand may be anything.
-        let end: f64 = pair[1].text()?.parse().ok()?;
-        held.push((NodeId::new(pair[0].text()?), end as u64));
+    for (node, end) in leases.pairs()? {
+        // A score is a float; a foreign program may have written anything.
+        held.push((NodeId::new(node.text()?), end.number()? as u64));
     }
     Some(Leases::new(held, now))
 }
 
-/// What the reply to [`TIME`] says, in milliseconds.
+/// Reads the reply to [`TIME`], in milliseconds.
 pub fn read_time(time: &Value) -> Option<u64> {
     let [seconds, micros] = time.list()? else {
         return None;
@@ -46,8 +45,8 @@ pub fn read_time(time: &Value) -> Option<u64> {
     u64::try_from(millis.checked_add(micros.integer()? / 1_000)?).ok()
 }
 
-/// The command for the numbers of subscribers: first of the channels that every member holds, then
-/// of each leased node's own.
+/// The command for the numbers of subscribers: first of the channels that every member subscribes,
+/// then of each leased node's own.
 pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec<String> {
     let command = match channels.dialect() {
         Dialect::Classic => "NUMSUB",
@@ -63,8 +62,7 @@ pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec
     args
 }
 
-/// Adds up the replies to [`subscribers`], one of each primary; nothing if they are not what it
-/// replies.
+/// Adds up the replies to [`subscribers`], one of each primary. `None` if they have another form.
 pub fn count<'a>(
     channels: &Channels,
     leases: &Arc<Leases>,
@@ -76,19 +74,19 @@ pub fn count<'a>(
     };
     let mut counts = vec![0_usize; common + leases.nodes().len()];
     for reply in replies {
-        let pairs = reply.list()?;
-        if pairs.len() != counts.len() * 2 {
+        let pairs = reply.pairs()?;
+        if pairs.len() != counts.len() {
             return None;
         }
-        for (count, pair) in counts.iter_mut().zip(pairs.chunks_exact(2)) {
-            let subscribers = usize::try_from(pair[1].integer()?).ok()?;
+        for (count, (_, subscribers)) in counts.iter_mut().zip(pairs) {
+            let subscribers = usize::try_from(subscribers.integer()?).ok()?;
             *count = count.saturating_add(subscribers);
         }
     }
     let own = counts.split_off(common);
     Some(Counted {
         leases: Arc::clone(leases),
-        // Whoever holds one of them alone is somebody's tool and no member.
+        // A connection with only one of them is a tool, not a member.
         subscribers: counts.into_iter().min()?,
         own,
     })
@@ -100,18 +98,18 @@ mod tests {
     use roomcast_protocol::channel::Mode;
 
     fn text(text: &str) -> Value {
-        Value::Bytes(text.as_bytes().into())
+        Value::BulkString(text.into())
     }
 
     fn counts(numbers: &[i64]) -> Value {
-        let pair = |number: &i64| [text("channel"), Value::Integer(*number)];
-        Value::List(numbers.iter().flat_map(pair).collect())
+        let pair = |number: &i64| [text("channel"), Value::Int(*number)];
+        Value::Array(numbers.iter().flat_map(pair).collect())
     }
 
     fn two_leases() -> Leases {
         let held = ["one", "2000", "two", "1500.5"].map(text).into();
-        let time = Value::List(vec![text("1"), text("600000")]);
-        read_leases(&Value::List(held), &time).unwrap()
+        let time = Value::Array(vec![text("1"), text("600000")]);
+        read_leases(&Value::Array(held), &time).unwrap()
     }
 
     #[test]
@@ -120,9 +118,9 @@ mod tests {
         assert_eq!((leases.nodes().len(), leases.alive()), (2, 1));
         for (held, time) in [
             (Value::Nil, counts(&[1])),
-            (Value::List(vec![]), Value::Nil),
-            (Value::List(vec![text("a"), text("soon")]), counts(&[1])),
-            (Value::List(vec![]), Value::List(vec![text("1")])),
+            (Value::Array(vec![]), Value::Nil),
+            (Value::Array(vec![text("a"), text("soon")]), counts(&[1])),
+            (Value::Array(vec![]), Value::Array(vec![text("1")])),
         ] {
             assert_eq!(read_leases(&held, &time), None, "{held:?} {time:?}");
         }

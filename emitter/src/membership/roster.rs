@@ -1,9 +1,9 @@
-//! Who has to answer a question: the nodes with a lease, and servers that are not ours.
+//! The members of a namespace, from leases and numbers of subscribers.
 //!
-//! Roomcast nodes hold leases in a sorted set (member: the node's id, score: when the lease ends, in
-//! milliseconds of Redis's clock). A lease says that a node lives; whether it is reached at this
-//! moment, the number of subscribers of its own response channel says. Servers of other make count
-//! through the channels that they subscribe, as they count each other.
+//! Roomcast nodes hold leases in a sorted set (member: the node's id; score: the end of the lease, in
+//! milliseconds of Redis's clock). A lease says that a node lives. The number of subscribers of its
+//! own response channel says whether it is reached now. Servers of other make count by the channels
+//! that they subscribe, as they count each other.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,14 +12,13 @@ use std::{
 
 use roomcast_protocol::id::NodeId;
 
-/// How long a lease lasts. It is renewed every [`RENEWAL_SECONDS`].
+/// Duration of a lease. It is renewed every [`RENEWAL_SECONDS`].
 pub const LEASE_SECONDS: u64 = 5;
 
 /// How often a node renews its lease.
 pub const RENEWAL_SECONDS: u64 = 1;
 
-/// The most leases that are read; a cluster of more nodes is asked, but its silent nodes are not all
-/// named.
+/// Maximum number of leases that are read. In a larger cluster, not all silent nodes are named.
 pub const MAX_NODES: usize = 4096;
 
 /// The leases of a cluster at one moment.
@@ -29,7 +28,7 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// Takes over what Redis holds: ids with the end of their leases, and its time, in milliseconds.
+    /// From ids with the end of their leases, and the time of Redis, both in milliseconds.
     pub fn new(held: impl IntoIterator<Item = (NodeId, u64)>, now: u64) -> Self {
         let nodes = held.into_iter().take(MAX_NODES);
         Self {
@@ -37,17 +36,17 @@ impl Leases {
         }
     }
 
-    /// The nodes, those whose lease is over among them: what has stalled may still be subscribed.
+    /// All nodes, including those whose lease is over: a stalled node may still be subscribed.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &NodeId> {
         self.nodes.iter().map(|(node, _)| node)
     }
 
-    /// The number of nodes whose lease holds.
+    /// The number of nodes with a valid lease.
     pub fn alive(&self) -> usize {
         self.nodes.iter().filter(|(_, is_alive)| *is_alive).count()
     }
 
-    /// Whether every node of the others is among these.
+    /// Whether these leases contain every node of the others.
     pub fn has_all_nodes_of(&self, others: &Self) -> bool {
         let names: HashSet<_> = self.nodes().collect();
         others.nodes().all(|node| names.contains(node))
@@ -59,24 +58,24 @@ impl Leases {
     }
 }
 
-/// Subscribers of the channels of one namespace, as they were counted.
+/// The subscribers of the channels of one namespace at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counted {
     /// The leases that were known then.
     pub leases: Arc<Leases>,
-    /// How many connections held all channels which a member holds.
+    /// Connections that subscribe all channels of a member.
     pub subscribers: usize,
-    /// How many held the response channel of each node of [`Leases::nodes`], in that order.
+    /// Subscribers of the response channel of each node of [`Leases::nodes`], in that order.
     pub own: Vec<usize>,
 }
 
 impl Counted {
-    /// Makes out who is a member of a namespace.
+    /// The members of the namespace.
     pub fn roster(&self) -> Roster {
         let mut roster = Roster::default();
         let mut present = 0;
         for ((node, is_alive), &subscribed) in self.leases.nodes.iter().zip(&self.own) {
-            // Nobody there: the node has gone, or does not have the namespace.
+            // The node has left or does not have the namespace.
             if subscribed == 0 {
                 continue;
             }
@@ -91,13 +90,13 @@ impl Counted {
         roster
     }
 
-    /// Who was there when this was counted, with the leases as they are some time after it.
+    /// The members at this count, with the leases as they were read some time later.
     pub fn attendance(&self, after: &Leases) -> Attendance {
         let present = |subscribed: &usize| *subscribed > 0;
         let counted = self.own.iter().map(present);
         let nodes: HashMap<NodeId, bool> = self.leases.nodes().cloned().zip(counted).collect();
-        // A node that leaves gives up its lease, then the channels on which all are counted, and its
-        // own a while later: without a lease it may stand in the one number and not in the other.
+        // A node that leaves gives up its lease, then the channels by which all are counted, and its
+        // own a while later: without a lease it may stand in one number and not in the other.
         let is_counted = |node: &&NodeId| nodes.get(*node) == Some(&true);
         let named = after.nodes().filter(is_counted).count();
         Attendance {
@@ -107,38 +106,38 @@ impl Counted {
     }
 }
 
-/// The members of a namespace just before a question was published: nobody else has heard it.
+/// The members of a namespace just before a question was published. No others received it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attendance {
-    /// The nodes that had leases, and whether they were there.
+    /// The nodes with leases, and whether they were subscribed.
     nodes: HashMap<NodeId, bool>,
-    /// The number of all others that were, at most.
+    /// The maximum number of other members.
     unnamed: usize,
 }
 
 /// The members of a namespace at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roster {
-    /// Nodes that live and are reached.
+    /// Nodes with a valid lease that are subscribed.
     pub alive: Vec<NodeId>,
-    /// Nodes that are subscribed and do not renew their lease: they hang or were stopped.
+    /// Nodes that are subscribed but do not renew their lease: they hang or were stopped.
     pub stalled: Vec<NodeId>,
     /// The number of servers of other make.
     pub foreign: usize,
 }
 
 impl Roster {
-    /// Without the node that asks.
+    /// Removes the node that asks.
     pub fn without(mut self, asker: &NodeId) -> Self {
         self.alive.retain(|node| node != asker);
         self.stalled.retain(|node| node != asker);
         self
     }
 
-    /// Without those who have come since: nobody waits for an answer to what they have not heard.
+    /// Removes members that came later: they did not receive the question.
     pub fn of(mut self, before: &Attendance) -> Self {
         let was_away = |node: &NodeId| before.nodes.get(node) == Some(&false);
-        // Of nodes without a lease it is known how many there were, but for servers of other make.
+        // Only the number of members without a lease is known, together with servers of other make.
         let have_new_come = self.foreign >= before.unnamed;
         let has_come =
             |node: &NodeId| was_away(node) || have_new_come && !before.nodes.contains_key(node);

@@ -1,0 +1,80 @@
+//! Messages of an emitter as commands.
+
+use std::{io::Write, sync::Arc};
+
+use redis::{Cmd, RedisWrite};
+use roomcast_protocol::{
+    args::Args,
+    channel::EMITTER_UID,
+    message::Message,
+    target::Target,
+    wire::{Publication, Wire},
+};
+
+use crate::{error::EmitError, redis::publish_command};
+
+/// What most messages have besides their arguments and names, in bytes.
+const ENVELOPE_BYTES: usize = 128;
+
+/// Encodes messages in the dialect of the cluster.
+pub(crate) struct Encoder {
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) is_sharded: bool,
+}
+
+impl Encoder {
+    pub(super) fn encode(
+        &self,
+        namespace: &str,
+        message: &Message,
+    ) -> Result<Publication, EmitError> {
+        check_namespace(namespace)?;
+        Ok(self.wire.message(namespace, EMITTER_UID, message, None)?)
+    }
+
+    /// The command that publishes a message.
+    pub(super) fn message(&self, namespace: &str, message: &Message) -> Result<Cmd, EmitError> {
+        Ok(self.publication(&self.encode(namespace, message)?))
+    }
+
+    pub(super) fn publication(&self, publication: &Publication) -> Cmd {
+        let Publication { channel, payload } = publication;
+        let bytes = channel.len() + payload.len();
+        publish_command(self.is_sharded, bytes, |command| {
+            command.arg(channel).arg(&payload[..]);
+        })
+    }
+
+    /// The command for a broadcast, of which a batch has many: no message is built for each.
+    /// `payload` is memory to work with.
+    pub(super) fn broadcast(
+        &self,
+        namespace: &str,
+        broadcast: (&Target, &str, &Args),
+        payload: &mut Vec<u8>,
+    ) -> Result<Cmd, EmitError> {
+        check_namespace(namespace)?;
+        payload.clear();
+        let wire = &self.wire;
+        wire.write_broadcast(payload, namespace, EMITTER_UID, broadcast)?;
+        let channel = wire.channels().parts_for_target(namespace, broadcast.0);
+        let bytes = ENVELOPE_BYTES + payload.len();
+        Ok(publish_command(self.is_sharded, bytes, |command| {
+            let mut out = command.writer_for_next_arg();
+            for part in channel {
+                // Memory takes all.
+                let _ = out.write_all(part.as_bytes());
+            }
+            drop(out);
+            command.write_arg(payload);
+        }))
+    }
+}
+
+pub(super) fn check_namespace(namespace: &str) -> Result<(), EmitError> {
+    if namespace.starts_with('/') {
+        Ok(())
+    } else {
+        Err(EmitError::NamespaceWithoutSlash(namespace.into()))
+    }
+}

@@ -1,0 +1,123 @@
+//! What a batch holds: commands in pieces that Redis reads at once.
+
+use std::sync::Arc;
+
+use redis::{Cmd, Pipeline};
+
+use crate::error::EmitError;
+
+/// Bytes after which a further command begins a new piece. Redis reads as much at a time.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// Commands in their order.
+#[derive(Default)]
+pub(super) struct Unsent {
+    pieces: Vec<Piece>,
+    len: usize,
+    bytes: usize,
+}
+
+/// Commands that are sent together. Kept until all have their replies, for a retry.
+pub(super) struct Piece {
+    pub(super) commands: Arc<Pipeline>,
+    pub(super) bytes: usize,
+}
+
+impl Unsent {
+    /// Adds a command, unless all of them would take more bytes than the limit.
+    pub(super) fn push(&mut self, command: Cmd, limit: usize) -> Result<(), EmitError> {
+        let bytes = crate::redis::bytes_of(&command);
+        if bytes > limit.saturating_sub(self.bytes) {
+            return Err(EmitError::BatchFull { limit });
+        }
+        self.bytes += bytes;
+        self.len += 1;
+        if let Some(piece) = self.pieces.last_mut()
+            && piece.bytes < PIECE_BYTES
+            && let Some(commands) = Arc::get_mut(&mut piece.commands)
+        {
+            commands.add_command(command);
+            piece.bytes += bytes;
+            return Ok(());
+        }
+        let mut commands = Pipeline::new();
+        commands.add_command(command);
+        self.pieces.push(Piece {
+            commands: Arc::new(commands),
+            bytes,
+        });
+        Ok(())
+    }
+
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// Copies of some of them, by their numbers.
+    pub(super) fn select(&self, numbers: &[usize]) -> Self {
+        let mut selected = Self::default();
+        let mut numbers = numbers.iter().peekable();
+        let commands = self
+            .pieces
+            .iter()
+            .flat_map(|piece| piece.commands.cmd_iter());
+        for (number, command) in commands.enumerate() {
+            if numbers.next_if(|next| **next == number).is_some() {
+                selected
+                    .push(command.clone(), usize::MAX)
+                    .expect("there is no limit");
+            }
+        }
+        selected
+    }
+
+    /// The number of commands.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Their size, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(number: usize) -> Cmd {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg("room").arg(number.to_string().repeat(1_000));
+        command
+    }
+
+    #[test]
+    fn pieces_keep_the_order_and_a_selection_has_what_was_selected() {
+        let mut unsent = Unsent::default();
+        for number in 0..100 {
+            unsent.push(command(number), usize::MAX).unwrap();
+        }
+        let words = |unsent: &Unsent| {
+            let pieces = unsent.pieces().iter();
+            let commands = pieces.flat_map(|piece| piece.commands.cmd_iter());
+            commands.map(Cmd::get_packed_command).collect::<Vec<_>>()
+        };
+        let expected: Vec<_> = (0..100).map(|n| command(n).get_packed_command()).collect();
+        assert_eq!(words(&unsent), expected);
+        assert!(unsent.pieces().len() > 5);
+        let selected = unsent.select(&[0, 17, 99]);
+        let expected = [0, 17, 99].map(|number| expected[number].clone());
+        assert_eq!((selected.len(), words(&selected)), (3, expected.into()));
+    }
+
+    #[test]
+    fn a_command_beyond_the_limit_is_not_added() {
+        let mut unsent = Unsent::default();
+        unsent.push(command(1), 2_000).unwrap();
+        let full = unsent.push(command(2), 2_000).unwrap_err();
+        assert!(matches!(full, EmitError::BatchFull { limit: 2_000 }));
+        assert_eq!(unsent.len(), 1);
+        assert!((1_000..1_100).contains(&unsent.bytes()));
+    }
+}

@@ -1,0 +1,37 @@
+//! Who has to answer a question, and the questions that wait for answers. For authors of buses.
+//!
+//! Redis knows two things: leases, which name our nodes and say that they live, and the numbers of
+//! subscribers, which say who is reached. Both change while they are read, so a question is
+//! surrounded by four readings:
+//!
+//! ```text
+//!  ── count 1 ── question ──── leases 2 ── count 3 ── leases 4 ──▶ time
+//!     (with the                (repeated every 200 ms while an answer is missing)
+//!      leases of a
+//!      moment ago)
+//! ```
+//!
+//! | at count 1 | at count 3 | lease | so the node |
+//! |---|---|---|---|
+//! | subscribed | subscribed | holds | has to answer |
+//! | subscribed | subscribed | over | hangs: silent at once if it does not answer |
+//! | subscribed | gone | holds | may be deaf for a moment: a confirmed emit lists it as silent |
+//! | subscribed | gone | none | has left: nobody waits for it |
+//! | not there | subscribed | any | came after the question: nobody waits for it |
+//!
+//! A node that leaves gives up its lease before its subscriptions. Leases 4 shows whether a node of
+//! count 3 left in between, in which case its subscription may stand in one number and not in the
+//! other, and everything is counted again (`census`). Subscribers without a lease are servers of
+//! other make, or nodes that are too young to be known; `pending` reclassifies them when they answer.
+
+mod census;
+mod commands;
+mod pending;
+mod roster;
+
+pub use self::{
+    census::{Members, look},
+    commands::{TIME, count, leases, read_leases, read_time, subscribers},
+    pending::{FOREIGN, Outcome, PendingQuestions, TooManyQuestions, Waiting},
+    roster::{Attendance, Counted, LEASE_SECONDS, Leases, MAX_NODES, RENEWAL_SECONDS, Roster},
+};

@@ -1,0 +1,425 @@
+//! Publishing and other commands, over one server, a primary that Sentinels name, or a cluster.
+//!
+//! A [`Publisher`] keeps no messages: while Redis is away, every command fails at once. Commands that
+//! one caller awaits one after the other arrive in that order; in a cluster with sharded channels,
+//! in that order per channel.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Weak, atomic::AtomicU64},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use redis::{Cmd, Pipeline, Value};
+use tokio::{sync::watch, task::AbortHandle, time};
+
+use super::{
+    connect::{CONNECT_TIMEOUT, Endpoint, Purpose, Topology},
+    error::{ConnectError, text},
+    link::{Destination, Link, Lost, Outcome, Pending, PendingMany},
+    reply::Reply,
+    routing::{Routed, Routes},
+};
+use crate::backoff::Backoff;
+
+/// How often Sentinels are asked whether the primary is still the same. A primary mostly closes its
+/// connections when it is replaced; one that is cut off cannot.
+const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Limits of a publisher.
+#[derive(Debug, Clone)]
+pub struct PublisherConfig {
+    /// Maximum bytes of commands without a reply, per server. Default 16 MiB.
+    pub max_queue_bytes: usize,
+    /// A server that does not reply within this time is disconnected. Default 5 s.
+    pub reply_timeout: Duration,
+    /// The delays between attempts to connect. Default from 50 ms to 2 s.
+    pub backoff: Backoff,
+}
+
+impl Default for PublisherConfig {
+    fn default() -> Self {
+        Self {
+            max_queue_bytes: 16 << 20,
+            reply_timeout: Duration::from_secs(5),
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+/// Figures of a publisher, over all its connections.
+#[derive(Debug, Default)]
+pub struct PublisherStats {
+    /// Connections that were opened after the first one to each server.
+    pub reconnects: AtomicU64,
+    /// Bytes of commands that have no reply now.
+    pub queued_bytes: AtomicU64,
+}
+
+/// Whether commands are accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublisherState {
+    /// There is a connection.
+    Up,
+    /// There is none, for this reason; another attempt follows.
+    Down(Arc<str>),
+}
+
+/// Why a command has no reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// Redis cannot be reached. The command was not executed.
+    #[error("Redis is not available: {0}")]
+    Unavailable(Arc<str>),
+    /// Redis did not reply, or the connection broke first. The command may have been executed.
+    #[error("Redis did not confirm: {0}")]
+    Unconfirmed(Arc<str>),
+    /// Too many bytes wait for Redis. The command was not executed.
+    #[error("{queued_bytes} bytes wait for Redis already")]
+    Overloaded {
+        /// The bytes that wait.
+        queued_bytes: usize,
+    },
+    /// Redis rejected the command, for example because the user may not publish there, or it is
+    /// larger than the queue. It was not executed.
+    #[error("the command was refused: {0}")]
+    Refused(Arc<str>),
+}
+
+impl PublishError {
+    pub(super) fn closed() -> Self {
+        Self::Unavailable("the publisher is closed".into())
+    }
+}
+
+/// Which server of a cluster gets a command. Elsewhere there is only one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// Any.
+    Any,
+    /// The owner of the key.
+    Key(&'a str),
+    /// The owner of the sharded channel.
+    Channel(&'a str),
+    /// All primaries that can be reached; each sends a reply.
+    AllPrimaries,
+}
+
+/// Publishes. Dropping it closes it without waiting for replies.
+#[derive(Debug)]
+pub struct Publisher {
+    servers: Servers,
+    state: watch::Receiver<PublisherState>,
+    stats: Arc<PublisherStats>,
+}
+
+#[derive(Debug)]
+enum Servers {
+    One {
+        link: Arc<Link>,
+        /// Checks whether Sentinels name another primary.
+        check: Option<AbortHandle>,
+    },
+    Cluster(Routes),
+}
+
+impl Publisher {
+    /// Starts on the current runtime and connects in the background. Until that is done, commands
+    /// fail.
+    pub fn start(endpoint: Endpoint, config: PublisherConfig) -> Self {
+        match endpoint.topology() {
+            Topology::Cluster => Self::over_cluster(&endpoint, config),
+            _ => Self::over_one(endpoint, config, None),
+        }
+    }
+
+    /// Connects once and returns the first error. From then on, the publisher reconnects by itself.
+    pub async fn connect(
+        endpoint: Endpoint,
+        config: PublisherConfig,
+    ) -> Result<Self, ConnectError> {
+        if endpoint.topology() != Topology::Cluster {
+            let (lost, push) = Lost::watch();
+            let connection = endpoint.connect(Purpose::Publisher, Some(push)).await?;
+            return Ok(Self::over_one(endpoint, config, Some((connection, lost))));
+        }
+        // Asked before the keeper does, whose errors are texts.
+        endpoint.cluster_map(None).await?;
+        let server = endpoint.url().to_string();
+        let publisher = Self::over_cluster(&endpoint, config);
+        let mut state = publisher.state();
+        let up = time::timeout(
+            CONNECT_TIMEOUT,
+            state.wait_for(|state| *state == PublisherState::Up),
+        );
+        let is_up = up.await.is_ok_and(|up| up.is_ok());
+        let now = state.borrow().clone();
+        match now {
+            PublisherState::Down(reason) if !is_up => Err(ConnectError::ClusterDown {
+                server,
+                reason: reason.to_string(),
+            }),
+            _ => Ok(publisher),
+        }
+    }
+
+    fn over_one(
+        endpoint: Endpoint,
+        config: PublisherConfig,
+        first: Option<(super::Connection, Arc<Lost>)>,
+    ) -> Self {
+        let stats = Arc::<PublisherStats>::default();
+        let destination = Destination::Endpoint(endpoint.clone());
+        let link = Arc::new(Link::start(destination, config, first, stats.clone(), None));
+        let check = (endpoint.topology() == Topology::Sentinel)
+            .then(|| tokio::spawn(check_primary(endpoint, Arc::downgrade(&link))).abort_handle());
+        Self {
+            state: link.state(),
+            servers: Servers::One { link, check },
+            stats,
+        }
+    }
+
+    fn over_cluster(endpoint: &Endpoint, config: PublisherConfig) -> Self {
+        let stats = Arc::<PublisherStats>::default();
+        let routes = Routes::start(endpoint, config, &stats);
+        Self {
+            state: routes.state(),
+            servers: Servers::Cluster(routes),
+            stats,
+        }
+    }
+
+    /// Publishes on a channel, which is sharded or not. The message is enqueued when this returns;
+    /// the future resolves to the number of connections that received it. In a cluster, that is the
+    /// number at one server only, unless the channel is sharded.
+    pub fn publish(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
+        let command = publish_command(is_sharded, channel.len() + payload.len(), |command| {
+            command.arg(channel).arg(payload);
+        });
+        Publishing(match &self.servers {
+            Servers::One { link, .. } => Receiving::Plain(link.send(command)),
+            Servers::Cluster(routes) if is_sharded => routes.send(command, Route::Channel(channel)),
+            Servers::Cluster(routes) => routes.send(command, Route::Any),
+        })
+    }
+
+    /// Publishes with many commands, PUBLISH or SPUBLISH each, in their order. They are enqueued when
+    /// this returns; the future resolves to the outcome of each.
+    pub(crate) fn publish_many(&self, pipeline: &Arc<Pipeline>, bytes: usize) -> PublishingMany {
+        let link = match &self.servers {
+            Servers::One { link, .. } => link,
+            Servers::Cluster(routes) => match routes.any() {
+                Some(link) => link,
+                None => {
+                    let commands = pipeline.cmd_iter().cloned();
+                    let sent = commands.map(|command| Publishing(routes.publish(command)));
+                    return PublishingMany(Outcomes::Each(sent.collect()));
+                }
+            },
+        };
+        PublishingMany(Outcomes::Together(
+            link.send_many(Arc::clone(pipeline), bytes),
+        ))
+    }
+
+    /// Sends a command. It is enqueued when this returns, except one to all primaries of a cluster;
+    /// the future resolves to the replies: one, or one per primary. An error that Redis returns is
+    /// an error here, too.
+    pub fn command<A: AsRef<[u8]>>(&self, args: &[A], route: Route<'_>) -> Commanding {
+        let mut command = Cmd::with_capacity(args.len(), 0);
+        for arg in args {
+            command.arg(arg.as_ref());
+        }
+        let reply = match &self.servers {
+            Servers::One { link, .. } => Receiving::Plain(link.send(command)),
+            Servers::Cluster(routes) if route == Route::AllPrimaries => {
+                return Commanding(Replies::OfAll(Box::pin(routes.send_to_all(command))));
+            }
+            Servers::Cluster(routes) => routes.send(command, route),
+        };
+        Commanding(Replies::OfOne(reply))
+    }
+
+    /// Accepts nothing more, waits for all replies (at most the reply timeout) and ends.
+    pub async fn close(&self) {
+        match &self.servers {
+            Servers::One { link, .. } => link.close().await,
+            Servers::Cluster(routes) => routes.close().await,
+        }
+    }
+
+    /// Whether messages are accepted; changes can be awaited. In a cluster with sharded channels,
+    /// whether they are accepted for all channels.
+    pub fn state(&self) -> watch::Receiver<PublisherState> {
+        self.state.clone()
+    }
+
+    /// Whether messages are accepted now.
+    pub fn is_up(&self) -> bool {
+        *self.state.borrow() == PublisherState::Up
+    }
+
+    /// Figures over all connections.
+    pub fn stats(&self) -> &Arc<PublisherStats> {
+        &self.stats
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        if let Servers::One {
+            check: Some(check), ..
+        } = &self.servers
+        {
+            check.abort();
+        }
+    }
+}
+
+/// Leaves a primary that the Sentinels no longer name.
+async fn check_primary(endpoint: Endpoint, link: Weak<Link>) {
+    loop {
+        time::sleep(PRIMARY_CHECK_INTERVAL).await;
+        let primary = endpoint.primary().await;
+        let Some(link) = link.upgrade() else {
+            return;
+        };
+        // Sentinels that cannot be reached prove nothing about the primary.
+        if let Ok(Some(primary)) = primary
+            && link.peer().is_some_and(|peer| peer != primary)
+        {
+            link.reconnect();
+        }
+    }
+}
+
+/// A command that publishes; `add` appends channel and payload, of `bytes` bytes together.
+pub(crate) fn publish_command(is_sharded: bool, bytes: usize, add: impl FnOnce(&mut Cmd)) -> Cmd {
+    let name = if is_sharded { "SPUBLISH" } else { "PUBLISH" };
+    let mut command = Cmd::with_capacity(3, name.len() + bytes);
+    command.arg(name);
+    add(&mut command);
+    command
+}
+
+/// The number of receivers of a message that is on its way. Dropping it does not take the message
+/// back.
+#[derive(Debug)]
+#[must_use = "the outcome of the message is not known before this is awaited"]
+pub struct Publishing(Receiving);
+
+impl Future for Publishing {
+    type Output = Result<u64, PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(context).map(receivers)
+    }
+}
+
+pub(crate) fn receivers(reply: Outcome) -> Result<u64, PublishError> {
+    let receivers = reply?.integer();
+    let receivers = receivers.and_then(|number| u64::try_from(number).ok());
+    receivers.ok_or_else(|| PublishError::Unconfirmed("an unexpected reply".into()))
+}
+
+/// The outcomes of many messages that are on their way.
+#[derive(Debug)]
+#[must_use = "the outcome of the messages is not known before this is awaited"]
+pub(crate) struct PublishingMany(Outcomes);
+
+#[derive(Debug)]
+enum Outcomes {
+    Together(PendingMany),
+    /// Each channel may be on another server.
+    Each(Vec<Publishing>),
+}
+
+impl PublishingMany {
+    /// Calls the function with the number of receivers of each message, in order.
+    pub(crate) async fn each(self, mut outcome: impl FnMut(Result<u64, PublishError>)) {
+        match self.0 {
+            Outcomes::Together(pending) => {
+                for reply in pending.await {
+                    outcome(receivers(accepted(reply)));
+                }
+            }
+            Outcomes::Each(publishing) => {
+                for publishing in publishing {
+                    outcome(publishing.await);
+                }
+            }
+        }
+    }
+}
+
+/// The replies to a command that is on its way. Dropping it does not take the command back.
+#[must_use = "the outcome of the command is not known before this is awaited"]
+pub struct Commanding(Replies);
+
+enum Replies {
+    OfOne(Receiving),
+    OfAll(Pin<Box<dyn Future<Output = Result<Vec<Value>, PublishError>> + Send>>),
+}
+
+impl std::fmt::Debug for Commanding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Commanding").finish_non_exhaustive()
+    }
+}
+
+impl Future for Commanding {
+    type Output = Result<Vec<Value>, PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Replies::OfOne(reply) => reply.poll(context).map(|value| Ok(vec![value?])),
+            Replies::OfAll(replies) => replies.as_mut().poll(context),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Receiving {
+    Plain(Pending),
+    /// In a cluster, where it may take more than one attempt.
+    Routed(Routed),
+}
+
+impl Receiving {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
+        match self {
+            Self::Plain(pending) => Pin::new(pending).poll(context).map(accepted),
+            Self::Routed(routed) => routed.poll(context),
+        }
+    }
+}
+
+/// Makes an error that Redis returned an error.
+pub(crate) fn accepted(reply: Outcome) -> Outcome {
+    match reply? {
+        Value::ServerError(error) => {
+            let is_passing = PASSING.contains(&error.code());
+            let reason = text(&error.into()).into();
+            Err(match is_passing {
+                true => PublishError::Unavailable(reason),
+                false => PublishError::Refused(reason),
+            })
+        }
+        value => Ok(value),
+    }
+}
+
+/// Codes of errors that concern the server's state and not the command, which was not executed.
+const PASSING: [&str; 8] = [
+    "ASK",
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MOVED",
+    "READONLY",
+    "TRYAGAIN",
+];
