@@ -20,7 +20,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
 };
 
 use roomcast_adapter::SocketId;
@@ -94,14 +94,9 @@ impl Client {
         }
     }
 
-    fn handle(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        packet: &Packet<'_>,
-    ) -> Result<(), CloseReason> {
+    fn handle(&mut self, turn: &mut Turn<'_, '_>, packet: &Packet<'_>) -> Result<(), CloseReason> {
         if packet.kind == PacketKind::Connect {
-            self.connect(turn, cx, packet);
+            self.connect(turn, packet);
             return Ok(());
         }
         let Some(socket) = self.socket(&packet.nsp) else {
@@ -121,7 +116,7 @@ impl Client {
                 engine.metrics.events_received.inc();
                 let limit = engine.config.limits.events_in_flight;
                 match self.in_flight.as_mut().filter(|i| i.is_full(limit)) {
-                    None => self.event(turn, cx, socket, packet),
+                    None => self.event(turn, socket, packet),
                     Some(in_flight) => {
                         engine.metrics.limit_reached(Limit::EventsInFlight);
                         in_flight.hold(socket, packet);
@@ -135,7 +130,7 @@ impl Client {
             }
             PacketKind::Disconnect => {
                 let main = packet.nsp == "/";
-                self.leave(turn, cx, &socket, DisconnectReason::ClientDisconnect);
+                self.leave(turn, &socket, DisconnectReason::ClientDisconnect);
                 // In revision 2 the main namespace is the connection.
                 if main && self.dialect == Dialect::V2 {
                     return Err(CloseReason::TransportClose);
@@ -158,7 +153,7 @@ impl Client {
         self.sockets.iter().any(|s| s.namespace_name() == nsp)
     }
 
-    fn connect(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, packet: &Packet<'_>) {
+    fn connect(&mut self, turn: &mut Turn<'_, '_>, packet: &Packet<'_>) {
         let (nsp, auth) = match self.dialect {
             Dialect::V2 => split_query(&packet.nsp),
             _ => (
@@ -166,7 +161,7 @@ impl Client {
                 (!packet.data.is_empty()).then(|| packet.data.to_string()),
             ),
         };
-        self.replace_connect(turn, cx, nsp);
+        self.replace_connect(turn, nsp);
         let in_flight = self.in_flight.as_ref();
         let metrics = &self.server.engine.metrics;
         let in_use = self.sockets.len() + in_flight.map_or(0, |i| i.connecting());
@@ -184,7 +179,7 @@ impl Client {
         };
         let handshake = Handshake::of(&self.request, auth.as_deref());
         let Some(authorize) = &namespace.handlers.authorize else {
-            self.admit(turn, cx, &namespace, handshake, None);
+            self.admit(turn, &namespace, handshake, None);
             return;
         };
         match catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone()))) {
@@ -194,16 +189,16 @@ impl Client {
                     handshake,
                     future,
                 };
-                self.start(turn, cx, task);
+                self.start(turn, task);
             }
-            Err(_) => self.finish(turn, cx, Done::AdmissionPanicked(namespace)),
+            Err(_) => self.finish(turn, Done::AdmissionPanicked(namespace)),
         }
     }
 
     /// Ends what an earlier CONNECT to the namespace has led to. A client that disconnects before it
     /// has received the reply sends nothing, and its next CONNECT arrives while the first is being
     /// decided or has just been accepted.
-    fn replace_connect(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, nsp: &str) {
+    fn replace_connect(&mut self, turn: &mut Turn<'_, '_>, nsp: &str) {
         self.withdraw_connect(nsp);
         let known = |socket: &&Socket| socket.namespace_name() == nsp;
         if let Some(socket) = self.sockets.iter().find(known).cloned() {
@@ -212,7 +207,7 @@ impl Client {
             } else {
                 DisconnectReason::ServerDisconnect
             };
-            self.leave(turn, cx, &socket, reason);
+            self.leave(turn, &socket, reason);
         }
     }
 
@@ -228,8 +223,8 @@ impl Client {
     /// Lets the client into the namespace: from here on it is a socket.
     fn admit(
         &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
+        turn: &mut Turn<'_, '_>,
+
         namespace: &Arc<LiveNamespace>,
         handshake: Handshake,
         data: Option<Arc<dyn super::Data>>,
@@ -256,17 +251,11 @@ impl Client {
         socket.insert();
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
-            self.run(turn, cx, &socket, || on_connect.call(socket.clone()));
+            self.run(turn, &socket, || on_connect.call(socket.clone()));
         }
     }
 
-    fn event(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        socket: Socket,
-        packet: &Packet<'_>,
-    ) {
+    fn event(&mut self, turn: &mut Turn<'_, '_>, socket: Socket, packet: &Packet<'_>) {
         let handlers = &socket.live().handlers;
         let metrics = &self.server.engine.metrics;
         // An event without a name reaches no handler.
@@ -285,7 +274,7 @@ impl Client {
                 args: packet.to_args(),
             };
             let was_connected = socket.is_connected();
-            self.run(turn, cx, &socket, || any(socket.clone(), event));
+            self.run(turn, &socket, || any(socket.clone(), event));
             if was_connected && !socket.is_connected() {
                 return;
             }
@@ -297,7 +286,7 @@ impl Client {
         // Most handlers don't wait: they are polled before anything is set up for waiting.
         let first = catch_unwind(AssertUnwindSafe(|| {
             let mut future = handler(socket.clone(), &packet.payload(), id);
-            match future.as_mut().poll(cx) {
+            match future.as_mut().poll(turn.cx) {
                 Poll::Ready(result) => Ok(result),
                 Poll::Pending => Err(future),
             }
@@ -305,34 +294,34 @@ impl Client {
         match first {
             Ok(Ok(result)) => self.answer(turn, &socket, id, result),
             Ok(Err(future)) => self.in_flight().push(Task::Event { socket, id, future }),
-            Err(_) => self.finish(turn, cx, Done::HandlerPanicked(socket)),
+            Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
         }
     }
 
     /// Runs a handler whose result nobody waits for.
     fn run(
         &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
+        turn: &mut Turn<'_, '_>,
+
         socket: &Socket,
         start: impl FnOnce() -> BoxFuture<()>,
     ) {
         let socket = socket.clone();
         match catch_unwind(AssertUnwindSafe(start)) {
-            Ok(future) => self.start(turn, cx, Task::Hook { socket, future }),
-            Err(_) => self.finish(turn, cx, Done::HandlerPanicked(socket)),
+            Ok(future) => self.start(turn, Task::Hook { socket, future }),
+            Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
         }
     }
 
     /// Polls a task for the first time, and keeps it if it has to wait.
-    fn start(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, mut task: Task) {
-        match Pin::new(&mut task).poll(cx) {
-            Poll::Ready(done) => self.finish(turn, cx, done),
+    fn start(&mut self, turn: &mut Turn<'_, '_>, mut task: Task) {
+        match Pin::new(&mut task).poll(turn.cx) {
+            Poll::Ready(done) => self.finish(turn, done),
             Poll::Pending => self.in_flight().push(task),
         }
     }
 
-    fn finish(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>, done: Done) {
+    fn finish(&mut self, turn: &mut Turn<'_, '_>, done: Done) {
         match done {
             Done::Event { socket, id, result } => self.answer(turn, &socket, id, result),
             Done::Hook => {}
@@ -345,7 +334,7 @@ impl Client {
                 if turn.connection.is_closed() {
                     namespace.leave();
                 } else {
-                    self.admit(turn, cx, &namespace, handshake, data);
+                    self.admit(turn, &namespace, handshake, data);
                 }
             }
             Done::Admission {
@@ -365,7 +354,7 @@ impl Client {
                     "a handler panicked; its socket is disconnected",
                 );
                 if socket.is_connected() {
-                    self.dismiss(turn, cx, &socket, DisconnectReason::HandlerPanic);
+                    self.dismiss(turn, &socket, DisconnectReason::HandlerPanic);
                 }
             }
         }
@@ -373,7 +362,7 @@ impl Client {
 
     fn refuse(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         namespace: &Arc<LiveNamespace>,
         refused: &Refused,
         label: &'static str,
@@ -398,7 +387,7 @@ impl Client {
 
     fn answer(
         &self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         socket: &Socket,
         id: Option<u64>,
         result: Result<Reply, HandlerError>,
@@ -426,44 +415,30 @@ impl Client {
 
     /// The server disconnects a socket. Packets for its namespace may still be under way; they do
     /// not close the connection.
-    fn dismiss(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        socket: &Socket,
-        reason: DisconnectReason,
-    ) {
+    fn dismiss(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket, reason: DisconnectReason) {
         turn.send(&socket.disconnect_packet());
         let limit = self.server.engine.config.limits.namespaces_per_connection;
         let in_flight = self.in_flight();
         in_flight.remember_left(&socket.live().name, limit);
         in_flight.drop_held(socket);
-        self.leave(turn, cx, socket, reason);
+        self.leave(turn, socket, reason);
     }
 
     /// The socket leaves its namespace: its disconnect handler starts, then it leaves its rooms.
-    fn leave(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        socket: &Socket,
-        reason: DisconnectReason,
-    ) {
+    fn leave(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket, reason: DisconnectReason) {
         if !socket.mark_gone() {
             return;
         }
         self.sockets.retain(|known| !known.same(socket));
         let namespace = socket.live();
         if let Some(on_disconnect) = &namespace.handlers.disconnect {
-            self.run(turn, cx, socket, || {
-                on_disconnect.call(socket.clone(), reason)
-            });
+            self.run(turn, socket, || on_disconnect.call(socket.clone(), reason));
         }
         socket.remove();
     }
 
     /// Disconnects the sockets for which the application has called `disconnect`.
-    fn carry_out(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
+    fn carry_out(&mut self, turn: &mut Turn<'_, '_>) {
         while let Some((socket, verdict)) = self
             .sockets
             .iter()
@@ -471,11 +446,11 @@ impl Client {
         {
             match verdict {
                 Verdict::Leave => {
-                    self.dismiss(turn, cx, &socket, DisconnectReason::ServerDisconnect);
+                    self.dismiss(turn, &socket, DisconnectReason::ServerDisconnect);
                 }
                 Verdict::Close => {
                     for socket in self.sockets.clone() {
-                        self.dismiss(turn, cx, &socket, DisconnectReason::ServerDisconnect);
+                        self.dismiss(turn, &socket, DisconnectReason::ServerDisconnect);
                     }
                     turn.connection.close(CloseReason::ServerDisconnect);
                 }
@@ -489,15 +464,15 @@ impl Client {
 
     /// Polls the tasks that can make progress, and lets held events take the places of those that
     /// are done.
-    fn advance(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
+    fn advance(&mut self, turn: &mut Turn<'_, '_>) {
         let limit = self.server.engine.config.limits.events_in_flight;
         while let Some(in_flight) = &mut self.in_flight {
             if let Some(Held { socket, packet }) = in_flight.release(limit) {
-                self.event(turn, cx, socket, &packet);
+                self.event(turn, socket, &packet);
                 continue;
             }
-            match in_flight.poll_next(cx) {
-                Poll::Ready(Some(done)) => self.finish(turn, cx, done),
+            match in_flight.poll_next(turn.cx) {
+                Poll::Ready(Some(done)) => self.finish(turn, done),
                 Poll::Ready(None) if in_flight.is_idle() => self.in_flight = None,
                 Poll::Ready(None) | Poll::Pending => return,
             }
@@ -506,7 +481,7 @@ impl Client {
 }
 
 impl Protocol for Client {
-    fn open(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
+    fn open(&mut self, turn: &mut Turn<'_, '_>) {
         if self.dialect == Dialect::V2 || turn.connection.revision() == Revision::V3 {
             let main = Packet {
                 kind: PacketKind::Connect,
@@ -516,46 +491,36 @@ impl Protocol for Client {
                 event: None,
                 attachments: Vec::new(),
             };
-            self.connect(turn, cx, &main);
+            self.connect(turn, &main);
         }
     }
 
-    fn text(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        text: &str,
-    ) -> Result<(), CloseReason> {
+    fn text(&mut self, turn: &mut Turn<'_, '_>, text: &str) -> Result<(), CloseReason> {
         if self.dialect == Dialect::Msgpack {
             return Err(refused("unexpected_text"));
         }
         match self.decoder.text(text, &self.limits()) {
-            Ok(Some(packet)) => self.handle(turn, cx, &packet),
+            Ok(Some(packet)) => self.handle(turn, &packet),
             Ok(None) => Ok(()),
             Err(error) => Err(undecodable(error)),
         }
     }
 
-    fn binary(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Result<(), CloseReason> {
+    fn binary(&mut self, turn: &mut Turn<'_, '_>, bytes: &[u8]) -> Result<(), CloseReason> {
         let limits = self.limits();
         let packet = match self.dialect {
             Dialect::Msgpack => msgpack::decode(bytes, &limits).map(Some),
             _ => self.decoder.binary(bytes, &limits),
         };
         match packet.map_err(undecodable)? {
-            Some(packet) => self.handle(turn, cx, &packet),
+            Some(packet) => self.handle(turn, &packet),
             None => Ok(()),
         }
     }
 
-    fn poll(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) {
-        self.advance(turn, cx);
-        self.carry_out(turn, cx);
+    fn poll(&mut self, turn: &mut Turn<'_, '_>) {
+        self.advance(turn);
+        self.carry_out(turn);
     }
 
     /// Reading goes on at the limit of running handlers, since handlers may wait for what is read
@@ -569,17 +534,17 @@ impl Protocol for Client {
         })
     }
 
-    fn close(&mut self, turn: &mut Turn<'_>, reason: CloseReason, cx: &mut Context<'_>) {
+    fn close(&mut self, turn: &mut Turn<'_, '_>, reason: CloseReason) {
         for socket in self.sockets.clone() {
-            self.leave(turn, cx, &socket, DisconnectReason::Connection(reason));
+            self.leave(turn, &socket, DisconnectReason::Connection(reason));
         }
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.forget_all_left();
         }
     }
 
-    fn poll_done(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> Poll<()> {
-        self.advance(turn, cx);
+    fn poll_done(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
+        self.advance(turn);
         if self.in_flight.is_none() {
             Poll::Ready(())
         } else {

@@ -59,7 +59,7 @@ impl Parser {
     }
 
     /// Sends an acknowledgement with the other replies of this turn.
-    pub(crate) fn reply_ack(self, turn: &mut Turn<'_>, nsp: &str, id: u64, args: &Args) {
+    pub(crate) fn reply_ack(self, turn: &mut Turn<'_, '_>, nsp: &str, id: u64, args: &Args) {
         match self {
             Self::Json => {
                 turn.reply(|out| encode::ack(out, nsp, id, args), args.attachments());
@@ -79,13 +79,18 @@ fn msgpack_frame<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result
     Ok(Frame::binary(out.into()))
 }
 
-pub(crate) fn connect_reply(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str, sid: &str) {
+pub(crate) fn connect_reply(turn: &mut Turn<'_, '_>, dialect: Dialect, nsp: &str, sid: &str) {
     send(turn, dialect, |out| {
         connect::connect_reply(out, dialect, nsp, sid)
     });
 }
 
-pub(crate) fn connect_error(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str, refused: &Refused) {
+pub(crate) fn connect_error(
+    turn: &mut Turn<'_, '_>,
+    dialect: Dialect,
+    nsp: &str,
+    refused: &Refused,
+) {
     let (message, data) = (&*refused.message, refused.data.as_deref());
     send(turn, dialect, |out| {
         connect::connect_error(out, dialect, nsp, message, data)
@@ -93,7 +98,7 @@ pub(crate) fn connect_error(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str, re
     });
 }
 
-pub(crate) fn unknown_namespace(turn: &mut Turn<'_>, dialect: Dialect, nsp: &str) {
+pub(crate) fn unknown_namespace(turn: &mut Turn<'_, '_>, dialect: Dialect, nsp: &str) {
     send(turn, dialect, |out| {
         connect::unknown_namespace(out, dialect, nsp)
     });
@@ -103,7 +108,7 @@ pub(crate) fn disconnect(dialect: Dialect, nsp: &str) -> Frame {
     frame(dialect, |out| connect::disconnect(out, dialect, nsp))
 }
 
-fn send(turn: &mut Turn<'_>, dialect: Dialect, write: impl FnOnce(&mut Vec<u8>)) {
+fn send(turn: &mut Turn<'_, '_>, dialect: Dialect, write: impl FnOnce(&mut Vec<u8>)) {
     match dialect {
         Dialect::V5 | Dialect::V2 => turn.reply(write, &[]),
         Dialect::Msgpack => turn.send(&frame(dialect, write)),

@@ -99,7 +99,7 @@ impl Connection {
             b64,
             direct: AtomicBool::new(false),
         });
-        let slot = connection.lane().insert(&connection);
+        let slot = connection.lane().sessions().insert(Arc::clone(&connection));
         let mut locked = connection.lock();
         locked.slot = slot;
         connection.arm(&mut locked);
@@ -164,7 +164,7 @@ impl Connection {
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, volatile: bool) -> Result<(), Closed> {
         let flush = self.push(&mut self.lock(), frame, volatile, false)?;
         if flush {
-            self.lane().flush_one_later(Arc::clone(self));
+            self.lane().flush_later([Arc::clone(self)]);
         }
         Ok(())
     }
@@ -310,7 +310,7 @@ impl Connection {
             Due::Ping => {
                 let pushed = self.push(&mut locked, &self.engine.ping, false, true);
                 if pushed == Ok(true) {
-                    self.lane().flush_one_later(Arc::clone(self));
+                    self.lane().flush_later([Arc::clone(self)]);
                 }
             }
         }
@@ -320,7 +320,8 @@ impl Connection {
     }
 
     fn arm(&self, locked: &mut Locked) {
-        locked.timer = self.lane().arm(locked.slot, locked.state.deadline());
+        let deadline = locked.state.deadline();
+        locked.timer = self.lane().sessions().arm(locked.slot, deadline);
     }
 
     /// The client's WebSocket takes over from polling. `read` was received on it already.
@@ -442,7 +443,7 @@ impl Connection {
         let stream = locked.stream.take();
         drop(locked);
         drop(stream);
-        self.lane().remove(self, slot);
+        self.lane().sessions().remove(self.id.as_str(), slot);
     }
 
     /// Brings the gauge of waiting bytes up to date. Done when the system takes no more, when it

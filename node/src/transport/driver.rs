@@ -1,8 +1,15 @@
-//! The task of one connection: reads, lets the layer above handle what was read, and waits for what
+//! The task of one connection: it reads, has the protocol handle what was read, and waits where it
 //! would block.
 //!
-//! The task's future is two pointers; everything else hangs off the connection, or is a buffer of
-//! the thread that is lent for the length of one turn. An idle connection owns no buffer.
+//! The task's future is two pointers; everything else belongs to the connection, or is a buffer of
+//! the thread that is lent for one turn. An idle connection owns no buffer.
+//!
+//! ```text
+//! New ──▶ Open ── a reason to close ──▶ Closing ── all written, or out of time ──▶ Released ──▶ end
+//!
+//! a turn:  read at most 8 times ─▶ handle ─▶ poll running handlers ─▶ write replies and outbox
+//! woken by: the socket (readable, or writable again), a posted body, a handler, a close
+//! ```
 
 use std::{
     cell::Cell,
@@ -17,7 +24,7 @@ use prometheus::IntGauge;
 
 use super::{
     connection::Connection,
-    engine::{ConnectionPermit, Engine},
+    engine::ConnectionPermit,
     frame::Frame,
     polling::Posted,
     stream::Read,
@@ -34,54 +41,46 @@ use roomcast_protocol::engine_io::{
 /// Bytes read at once.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Reads in one turn before others get theirs.
+/// Reads in one turn before other connections get theirs.
 const READS_PER_TURN: usize = 8;
 
-/// Replies that may gather in one turn before they take the outbox.
+/// Bytes of replies that may gather in one turn. Further ones go to the outbox.
 const REPLY_BYTES: usize = 64 * 1024;
 
-/// What a connection carries: one per connection, used by its driver alone.
+/// The protocol on top of a connection. Each connection has one, used by its driver alone.
 pub(crate) trait Protocol: Send + 'static {
-    /// The connection is open.
-    fn open(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>);
+    /// Called once, when the connection is open.
+    fn open(&mut self, turn: &mut Turn<'_, '_>);
 
-    fn text(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        text: &str,
-    ) -> Result<(), CloseReason>;
+    fn text(&mut self, turn: &mut Turn<'_, '_>, text: &str) -> Result<(), CloseReason>;
 
-    fn binary(
-        &mut self,
-        turn: &mut Turn<'_>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Result<(), CloseReason>;
+    fn binary(&mut self, turn: &mut Turn<'_, '_>, bytes: &[u8]) -> Result<(), CloseReason>;
 
-    /// Goes on with what is in progress.
-    fn poll(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>);
+    /// Continues what is in progress.
+    fn poll(&mut self, turn: &mut Turn<'_, '_>);
 
     /// Whether another message may be handed over now. When it may not, reading pauses until
     /// [`poll`](Self::poll) has finished something.
     fn is_ready(&self) -> bool;
 
-    /// The connection has ended.
-    fn close(&mut self, turn: &mut Turn<'_>, reason: CloseReason, cx: &mut Context<'_>);
+    /// Called once, when the connection has ended.
+    fn close(&mut self, turn: &mut Turn<'_, '_>, reason: CloseReason);
 
-    /// Waits for what is still in progress after the end.
-    fn poll_done(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> Poll<()>;
+    /// Ready when nothing is in progress any more; polled after the end.
+    fn poll_done(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()>;
 }
 
-/// The driver's turn, as the layer above sees it.
-pub(crate) struct Turn<'a> {
+/// The driver's turn, as the protocol sees it.
+pub(crate) struct Turn<'a, 'w> {
     pub(crate) connection: &'a Arc<Connection>,
+    /// Wakes the driver.
+    pub(crate) cx: &'a mut Context<'w>,
     replies: &'a mut Vec<u8>,
 }
 
-impl Turn<'_> {
-    /// Sends the answer to something that was just received: written together with the other
-    /// answers of this turn, without a frame of its own, as long as nothing else is queued.
+impl Turn<'_, '_> {
+    /// Sends the reply to something that was just received. As long as nothing else is queued, it
+    /// is written together with the other replies of this turn, without a frame of its own.
     pub(crate) fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>), binary: &[Bytes]) {
         let direct = binary.is_empty()
             && self.replies.len() < REPLY_BYTES
@@ -96,9 +95,19 @@ impl Turn<'_> {
         }
     }
 
+    /// Writes what the turn has produced. Returns why the connection is closing, if it is.
+    fn end(&mut self, gather: &mut Vec<u8>) -> Option<CloseReason> {
+        let (sent, closing) = self.connection.end_turn(self.replies, gather, self.cx);
+        if sent > 0 {
+            let metrics = &self.connection.engine().metrics;
+            metrics.bytes_sent.inc_by(sent as u64);
+        }
+        closing
+    }
+
     /// Sends a frame after everything that was sent before.
     pub(crate) fn send(&mut self, frame: &Frame) {
-        // A connection that is closed meanwhile takes no more frames, and nobody waits for them.
+        // A connection that has closed meanwhile takes no more frames, and nobody waits for them.
         let _ = self.connection.send(frame, false);
     }
 }
@@ -117,7 +126,7 @@ pub(crate) fn spawn<P: Protocol>(
         on_websocket: connection.transport() == TransportName::WebSocket,
         permit: Some(permit),
     };
-    // The connection count owns the task: a draining server waits for it to reach zero.
+    // The task ends by itself. A draining server waits for the count of permits to reach zero.
     drop(tokio::spawn(Driver {
         connection: Arc::clone(connection),
         core: Box::new(core),
@@ -148,7 +157,7 @@ struct Core<P> {
 enum Stage {
     New,
     Open,
-    /// The layer above knows of the end; what is queued is still written.
+    /// The protocol knows of the end; queued packets are still written.
     Closing,
     /// The transport is gone; handlers may still run.
     Released,
@@ -199,62 +208,42 @@ impl<P: Protocol> Core<P> {
             replies,
             gather,
         } = scratch;
-        let engine = connection.engine();
+        let mut turn = Turn {
+            connection,
+            cx,
+            replies,
+        };
+        let metrics = &connection.engine().metrics;
         if matches!(self.stage, Stage::New | Stage::Open) {
-            let closing = {
-                let mut turn = Turn {
-                    connection,
-                    replies: &mut *replies,
-                };
-                if self.stage == Stage::New {
-                    self.stage = Stage::Open;
-                    drop(connection.turn(cx));
-                    self.protocol.open(&mut turn, cx);
-                }
-                let progress = self.receive(&mut turn, read, cx);
-                self.protocol.poll(&mut turn, cx);
-                let resumes = progress == Progress::Paused && self.protocol.is_ready();
-                if resumes || progress == Progress::Unfinished {
-                    cx.waker().wake_by_ref();
-                }
-                let (sent, closing) = connection.end_turn(replies, gather, cx);
-                if sent > 0 {
-                    engine.metrics.bytes_sent.inc_by(sent as u64);
-                }
-                closing
-            };
-            let Some(reason) = closing else {
+            if self.stage == Stage::New {
+                self.stage = Stage::Open;
+                drop(connection.turn(turn.cx));
+                self.protocol.open(&mut turn);
+            }
+            let progress = self.receive(&mut turn, read);
+            self.protocol.poll(&mut turn);
+            let resumes = progress == Progress::Paused && self.protocol.is_ready();
+            if resumes || progress == Progress::Unfinished {
+                turn.cx.waker().wake_by_ref();
+            }
+            let Some(reason) = turn.end(gather) else {
                 return Poll::Pending;
             };
             self.stage = Stage::Closing;
-            engine.metrics.closed(reason);
-            self.counted(engine).dec();
-            self.protocol.close(
-                &mut Turn {
-                    connection,
-                    replies: &mut *replies,
-                },
-                reason,
-                cx,
-            );
+            metrics.closed(reason);
+            self.counted(connection).dec();
+            self.protocol.close(&mut turn, reason);
         }
         if self.stage == Stage::Closing {
-            drop(connection.turn(cx));
-            let (sent, _) = connection.end_turn(replies, gather, cx);
-            engine.metrics.bytes_sent.inc_by(sent as u64);
-            if connection.poll_finished(cx, read).is_ready() {
+            drop(connection.turn(turn.cx));
+            turn.end(gather);
+            if connection.poll_finished(turn.cx, read).is_ready() {
                 connection.release();
                 self.stage = Stage::Released;
             }
         }
-        let done = self.protocol.poll_done(
-            &mut Turn {
-                connection,
-                replies: &mut *replies,
-            },
-            cx,
-        );
-        replies.clear();
+        let done = self.protocol.poll_done(&mut turn);
+        turn.replies.clear();
         if self.stage == Stage::Released && done.is_ready() {
             self.permit = None;
             return Poll::Ready(());
@@ -263,15 +252,10 @@ impl<P: Protocol> Core<P> {
     }
 
     /// Reads and handles what there is.
-    fn receive(
-        &mut self,
-        turn: &mut Turn<'_>,
-        buffer: &mut [u8],
-        cx: &mut Context<'_>,
-    ) -> Progress {
+    fn receive(&mut self, turn: &mut Turn<'_, '_>, buffer: &mut [u8]) -> Progress {
         for _ in 0..READS_PER_TURN {
             if !self.protocol.is_ready() {
-                drop(turn.connection.turn(cx));
+                drop(turn.connection.turn(turn.cx));
                 turn.connection
                     .engine()
                     .metrics
@@ -279,13 +263,13 @@ impl<P: Protocol> Core<P> {
                 return Progress::Paused;
             }
             let mut more = true;
-            let outcome = match self.next_input(turn.connection, buffer, cx) {
+            let outcome = match self.next_input(turn, buffer) {
                 Input::Nothing => return Progress::Done,
-                Input::Posted(posted) => self.handle_posted(turn, &posted, cx),
-                Input::Kept(mut bytes) => self.handle_bytes(turn, &mut bytes, cx),
+                Input::Posted(posted) => self.handle_posted(turn, &posted),
+                Input::Kept(mut bytes) => self.handle_bytes(turn, &mut bytes),
                 Input::Read(read) => {
                     more = read.more;
-                    self.handle_bytes(turn, &mut buffer[..read.count], cx)
+                    self.handle_bytes(turn, &mut buffer[..read.count])
                 }
             };
             if let Err(reason) = outcome {
@@ -299,13 +283,9 @@ impl<P: Protocol> Core<P> {
         Progress::Unfinished
     }
 
-    fn next_input(
-        &mut self,
-        connection: &Connection,
-        buffer: &mut [u8],
-        cx: &mut Context<'_>,
-    ) -> Input {
-        let mut guard = connection.turn(cx);
+    fn next_input(&mut self, turn: &mut Turn<'_, '_>, buffer: &mut [u8]) -> Input {
+        let connection = turn.connection;
+        let mut guard = connection.turn(turn.cx);
         let locked = &mut *guard;
         if locked.state.closing().is_some() {
             return Input::Nothing;
@@ -318,48 +298,43 @@ impl<P: Protocol> Core<P> {
             if let Some(posted) = polling.take_posted() {
                 return Input::Posted(posted);
             }
-            if polling.is_over() {
-                let read = polling.take_read();
-                locked.polling = None;
-                self.moved_to_websocket(connection);
-                return Input::Kept(read);
+            if !polling.is_over() {
+                return Input::Nothing;
             }
-            return Input::Nothing;
+            let read = polling.take_read();
+            locked.polling = None;
+            self.moved_to_websocket(connection);
+            return Input::Kept(read);
         }
         let Some(stream) = &mut locked.stream else {
             return Input::Nothing;
         };
-        match stream.poll_read(cx, buffer) {
-            Poll::Pending => Input::Nothing,
-            Poll::Ready(Ok(Read { count: 0, .. })) => {
-                connection.abort(locked, CloseReason::TransportClose);
-                Input::Nothing
-            }
+        let reason = match stream.poll_read(turn.cx, buffer) {
+            Poll::Pending => return Input::Nothing,
+            Poll::Ready(Ok(Read { count: 0, .. })) => CloseReason::TransportClose,
             Poll::Ready(Ok(read)) => {
-                let received = &connection.engine().metrics.bytes_received;
-                received.inc_by(read.count as u64);
-                Input::Read(read)
+                let metrics = &connection.engine().metrics;
+                metrics.bytes_received.inc_by(read.count as u64);
+                return Input::Read(read);
             }
-            Poll::Ready(Err(_)) => {
-                connection.abort(locked, CloseReason::TransportError);
-                Input::Nothing
-            }
-        }
+            Poll::Ready(Err(_)) => CloseReason::TransportError,
+        };
+        connection.abort(locked, reason);
+        Input::Nothing
     }
 
     fn moved_to_websocket(&mut self, connection: &Connection) {
         if !self.on_websocket {
-            let engine = connection.engine();
-            self.counted(engine).dec();
+            self.counted(connection).dec();
             self.on_websocket = true;
-            self.counted(engine).inc();
-            engine.metrics.upgrades.inc();
+            self.counted(connection).inc();
+            connection.engine().metrics.upgrades.inc();
         }
     }
 
     /// The gauge that counts this connection now.
-    fn counted<'h>(&self, engine: &'h Engine) -> &'h IntGauge {
-        let metrics = &engine.metrics;
+    fn counted<'c>(&self, connection: &'c Connection) -> &'c IntGauge {
+        let metrics = &connection.engine().metrics;
         if self.on_websocket {
             &metrics.websocket.connections
         } else {
@@ -369,20 +344,19 @@ impl<P: Protocol> Core<P> {
 
     fn handle_posted(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         posted: &Posted,
-        cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
         let connection = turn.connection;
         let rest = match connection.revision() {
             Revision::V4 => {
                 let mut packets = payload::decode(&posted.body);
-                self.handle_packets(turn, &mut packets, cx)?;
+                self.handle_packets(turn, &mut packets)?;
                 packets.rest()
             }
             Revision::V3 => {
                 let mut packets = payload_v3::decode(posted.form, &posted.body);
-                self.handle_packets(turn, &mut packets, cx)?;
+                self.handle_packets(turn, &mut packets)?;
                 packets.rest()
             }
         };
@@ -395,26 +369,24 @@ impl<P: Protocol> Core<P> {
         Ok(())
     }
 
-    /// Handles packets until there are no more, or too many events are in flight.
+    /// Handles packets until there are none left, or too many events are in flight.
     fn handle_packets<'p>(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         packets: &mut impl Iterator<Item = Result<Packet<'p>, PacketError>>,
-        cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
         while self.protocol.is_ready()
             && let Some(packet) = packets.next()
         {
-            self.handle_packet(turn, packet.map_err(undecodable)?, cx)?;
+            self.handle_packet(turn, packet.map_err(undecodable)?)?;
         }
         Ok(())
     }
 
     fn handle_bytes(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         bytes: &mut [u8],
-        cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
         let engine = turn.connection.engine();
         let limits = websocket::Limits {
@@ -423,7 +395,7 @@ impl<P: Protocol> Core<P> {
         };
         let mut input = bytes;
         while let Some(event) = self.reader.next(&mut input, &limits).map_err(refused)? {
-            self.handle_event(turn, &event, cx)?;
+            self.handle_event(turn, &event)?;
             if !self.protocol.is_ready() {
                 self.unread = (!input.is_empty()).then(|| Box::new(input.to_vec()));
                 break;
@@ -434,9 +406,8 @@ impl<P: Protocol> Core<P> {
 
     fn handle_event(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         event: &Event<'_>,
-        cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
         let v3 = turn.connection.revision() == Revision::V3;
         let packet = match event {
@@ -453,17 +424,16 @@ impl<P: Protocol> Core<P> {
             Event::Pong(_) => return Ok(()),
             Event::Close(_) => return Err(CloseReason::TransportClose),
         };
-        self.handle_packet(turn, packet, cx)
+        self.handle_packet(turn, packet)
     }
 
     fn handle_packet(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         packet: Packet<'_>,
-        cx: &mut Context<'_>,
     ) -> Result<(), CloseReason> {
         let message = match packet {
-            // Messages don't touch the session; the lock is not needed for them.
+            // Messages do not touch the session, so they need no lock.
             Packet::Message(message) => message,
             packet => match self.handle_control(turn, packet)? {
                 Some(message) => message,
@@ -471,14 +441,14 @@ impl<P: Protocol> Core<P> {
             },
         };
         match message {
-            Message::Text(text) => self.protocol.text(turn, cx, &text),
-            Message::Binary(bytes) => self.protocol.binary(turn, cx, &bytes),
+            Message::Text(text) => self.protocol.text(turn, &text),
+            Message::Binary(bytes) => self.protocol.binary(turn, &bytes),
         }
     }
 
     fn handle_control<'p>(
         &mut self,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, '_>,
         packet: Packet<'p>,
     ) -> Result<Option<Message<'p>>, CloseReason> {
         match turn.connection.receive(packet) {
@@ -499,9 +469,9 @@ impl<P: Protocol> Core<P> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    /// There is nothing more to read now.
+    /// Nothing more can be read now.
     Done,
-    /// There may be more; others are served first.
+    /// There may be more, but other connections are served first.
     Unfinished,
     /// Too many events are in flight.
     Paused,
@@ -522,7 +492,7 @@ fn undecodable(error: PacketError) -> CloseReason {
     }
 }
 
-/// Node's server closes without a code but for the two that tell a client something.
+/// Node's server closes without a code, except where the code tells the client something.
 fn refused(refusal: Refusal) -> CloseReason {
     match refusal {
         Refusal::TooLarge => CloseReason::LimitReached(Limit::MessageSize),

@@ -96,7 +96,7 @@ impl Engine {
     }
 
     pub(super) fn find(&self, id: &str) -> Option<Arc<Connection>> {
-        self.lanes[self.lane_index(id)].find(id)
+        self.lanes[self.lane_index(id)].sessions().find(id)
     }
 
     /// The number of connections that are open or being opened.
@@ -137,9 +137,9 @@ impl Engine {
     /// Closes every connection.
     pub(crate) fn close_all(&self, reason: CloseReason) {
         for lane in &self.lanes {
-            for connection in lane.connections() {
-                connection.close(reason);
-            }
+            // Closing takes the lock of the sessions again.
+            let connections = lane.sessions().all();
+            connections.iter().for_each(|open| open.close(reason));
         }
     }
 

@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::Notify,
     time::{Interval, MissedTickBehavior},
@@ -18,9 +18,8 @@ use tokio::{
 use super::{
     connection::Connection,
     engine::Engine,
-    sessions::{Identified, Sessions, Slot},
+    sessions::{Identified, Sessions},
 };
-use crate::clock::Time;
 
 /// Connections that are written between two yields: few enough that others are served in between,
 /// enough that a yield costs nothing (64 writes take about 0.25 ms).
@@ -50,52 +49,18 @@ impl Lane {
         }
     }
 
-    pub(super) fn insert(&self, connection: &Arc<Connection>) -> Slot {
-        self.sessions.lock().insert(Arc::clone(connection))
-    }
-
-    pub(super) fn remove(&self, connection: &Connection, slot: Slot) {
-        self.sessions.lock().remove(connection.id().as_str(), slot);
-    }
-
-    pub(super) fn find(&self, id: &str) -> Option<Arc<Connection>> {
-        self.sessions.lock().find(id)
-    }
-
-    pub(super) fn connections(&self) -> Vec<Arc<Connection>> {
-        self.sessions.lock().all()
-    }
-
-    /// See [`Sessions::arm`].
-    pub(super) fn arm(&self, slot: Slot, at: Time) -> u64 {
-        self.sessions.lock().arm(slot, at)
+    pub(super) fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<Connection>>> {
+        self.sessions.lock()
     }
 
     /// Notes connections that have something to write.
-    pub(super) fn flush_later(&self, mut connections: Vec<Arc<Connection>>) {
-        if connections.is_empty() {
-            return;
-        }
+    pub(super) fn flush_later(&self, connections: impl IntoIterator<Item = Arc<Connection>>) {
         let mut dirty = self.dirty.lock();
-        let idle = dirty.is_empty();
-        if idle {
-            *dirty = connections;
-        } else {
-            dirty.append(&mut connections);
-        }
+        let was_idle = dirty.is_empty();
+        dirty.extend(connections);
+        let wakes = was_idle && !dirty.is_empty();
         drop(dirty);
-        if idle {
-            self.wake.notify_one();
-        }
-    }
-
-    /// Notes one connection that has something to write.
-    pub(super) fn flush_one_later(&self, connection: Arc<Connection>) {
-        let mut dirty = self.dirty.lock();
-        dirty.push(connection);
-        let first = dirty.len() == 1;
-        drop(dirty);
-        if first {
+        if wakes {
             self.wake.notify_one();
         }
     }
@@ -136,7 +101,7 @@ impl Lane {
 
     fn look_at_timers(&self, engine: &Engine) {
         let now = engine.clock.now();
-        let due = self.sessions.lock().due(now);
+        let due = self.sessions().due(now);
         for (connection, tick) in due {
             connection.on_timer(tick, now);
         }

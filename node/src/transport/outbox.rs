@@ -1,6 +1,7 @@
-//! What waits to be written to one connection: frames in order, counted in bytes.
+//! The frames that wait to be written to one connection, in order, counted in bytes.
 //!
-//! An idle outbox owns no memory. It belongs to its connection and is touched under its lock.
+//! An idle outbox owns no memory, and a single frame is held without a queue, because nearly all
+//! outboxes are empty and most of the others hold one frame.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,7 @@ use super::frame::Frame;
 #[derive(Default)]
 pub(crate) struct Outbox {
     frames: Frames,
-    /// What the queued frames cost together.
+    /// The cost of all queued frames.
     bytes: usize,
     /// How much of the first frame is on the wire already.
     written: usize,
@@ -29,15 +30,7 @@ enum Frames {
 
 impl Outbox {
     pub(crate) fn push(&mut self, frame: Frame) {
-        self.bytes += frame.cost();
-        self.frames = match std::mem::take(&mut self.frames) {
-            Frames::None => Frames::One(frame),
-            Frames::One(first) => Frames::Many(Box::new(VecDeque::from([first, frame]))),
-            Frames::Many(mut frames) => {
-                frames.push_back(frame);
-                Frames::Many(frames)
-            }
-        };
+        self.insert(frame, VecDeque::push_back);
     }
 
     /// Puts a frame before all others, of which none may be on the wire in part.
@@ -49,15 +42,21 @@ impl Outbox {
     pub(crate) fn push_partial(&mut self, frame: Frame, written: usize) {
         debug_assert_eq!(self.written, 0, "a frame that is being written stays first");
         self.written = written;
+        self.insert(frame, VecDeque::push_front);
+    }
+
+    fn insert(&mut self, frame: Frame, insert: impl FnOnce(&mut VecDeque<Frame>, Frame)) {
         self.bytes += frame.cost();
-        self.frames = match std::mem::take(&mut self.frames) {
-            Frames::None => Frames::One(frame),
-            Frames::One(second) => Frames::Many(Box::new(VecDeque::from([frame, second]))),
-            Frames::Many(mut frames) => {
-                frames.push_front(frame);
-                Frames::Many(frames)
+        let mut frames = match std::mem::take(&mut self.frames) {
+            Frames::None => {
+                self.frames = Frames::One(frame);
+                return;
             }
+            Frames::One(other) => Box::new(VecDeque::from([other])),
+            Frames::Many(frames) => frames,
         };
+        insert(&mut frames, frame);
+        self.frames = Frames::Many(frames);
     }
 
     pub(crate) fn pop(&mut self) -> Option<Frame> {
@@ -91,8 +90,8 @@ impl Outbox {
         one.into_iter().chain(many.into_iter().flatten())
     }
 
-    /// Records that `count` more bytes are on the wire, in the form whose lengths `len` tells, and
-    /// drops the frames that are complete.
+    /// Records that `count` more bytes are on the wire, and drops the frames that are complete.
+    /// `len` is the length of a frame in the form that is written.
     pub(crate) fn advance(&mut self, mut count: usize, len: impl Fn(&Frame) -> usize) {
         while let Some(first) = self.first() {
             let missing = len(first) - self.written;

@@ -1,15 +1,24 @@
-//! The HTTP side: which request opens a session, polls, posts or upgrades, and how refusals look.
+//! The HTTP side: which request opens a session, polls, posts or upgrades, and how it is refused.
 //!
-//! The order of checks and the words of refusals are those of Node's server, as clients and
-//! monitoring know them. Where Node answers a refused upgrade with broken HTTP, we send status 400.
+//! The order of checks and the texts of refusals are those of Node's server, because clients and
+//! monitoring depend on them. Where Node refuses an upgrade with broken HTTP, we send status 400.
+//!
+//! ```text
+//! OPTIONS ─────────────────────────────▶ preflight
+//! no sid ──▶ handshake ──┬─ polling ───▶ a new session; its open packet is the first poll's body
+//!                        └─ websocket ─▶ 101, then a new session
+//! sid ─────▶ existing ───┬─ GET ───────▶ poll
+//!                        ├─ POST ──────▶ body to the driver's inbox, "ok"
+//!                        └─ upgrade ───▶ 101, then a probe
+//! ```
 
 use std::{io::Write as _, net::SocketAddr, sync::Arc};
 
 use axum::{Router, body::Body, extract::ConnectInfo, routing::any};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::{
@@ -38,10 +47,11 @@ pub(crate) struct Routes {
     acceptor: Arc<dyn Acceptor>,
 }
 
-/// Why a request is refused, and how that looks.
+/// Why a request is refused.
 enum Refused {
+    /// A status with a JSON body, as Node's server sends it.
     Handshake(HandshakeError),
-    /// A bare status.
+    /// A bare status, and the label under which metrics count it.
     Status(StatusCode, &'static str),
 }
 
@@ -120,31 +130,26 @@ impl Routes {
     }
 
     fn refuse(&self, refused: &Refused) -> Response<Body> {
-        let (status, label, body) = match refused {
+        let (status, label, mut response) = match refused {
             Refused::Handshake(error) => {
-                let status =
-                    StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
-                (status, error.label(), Some(error.body()))
+                let status = StatusCode::from_u16(error.status());
+                let response = respond(error.body(), "application/json");
+                (
+                    status.unwrap_or(StatusCode::BAD_REQUEST),
+                    error.label(),
+                    response,
+                )
             }
-            Refused::Status(status, label) => (*status, *label, None),
+            Refused::Status(status, label) => (*status, *label, Response::new(Body::empty())),
         };
-        self.engine
-            .metrics
-            .refused_handshakes
-            .with_label_values(&[label])
-            .inc();
-        let has_body = body.is_some();
-        let mut response = Response::new(body.map_or_else(Body::empty, Body::from));
+        let counter = &self.engine.metrics.refused_handshakes;
+        counter.with_label_values(&[label]).inc();
         *response.status_mut() = status;
-        let headers = response.headers_mut();
-        if has_body {
-            headers.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json"),
-            );
-        }
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            let retry_after = HeaderValue::from_static("1");
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, retry_after);
         }
         response
     }
@@ -161,26 +166,20 @@ impl Routes {
             return Err(HandshakeError::TransportUnknown.into());
         }
         let upgrade = is_upgrade(request.headers());
-        if upgrade != (transport == TransportName::WebSocket) && query.sid.is_none() {
-            let method_matters = request.method() != Method::GET;
-            let error = if method_matters {
-                METHOD
-            } else {
-                HandshakeError::BadRequest
-            };
-            return Err(error.into());
+        if let Some(sid) = &query.sid {
+            let connection = self
+                .engine
+                .find(sid)
+                .ok_or(HandshakeError::SessionUnknown)?;
+            return self.existing(request, transport, upgrade, connection).await;
         }
-        match &query.sid {
-            Some(sid) => {
-                let connection = self
-                    .engine
-                    .find(sid)
-                    .ok_or(HandshakeError::SessionUnknown)?;
-                self.existing(request, transport, upgrade, connection).await
-            }
-            None if request.method() != Method::GET => Err(METHOD.into()),
-            None => self.handshake(request, &query, transport).await,
+        if request.method() != Method::GET {
+            return Err(HandshakeError::BadHandshakeMethod.into());
         }
+        if upgrade != (transport == TransportName::WebSocket) {
+            return Err(HandshakeError::BadRequest.into());
+        }
+        self.handshake(request, &query, transport).await
     }
 
     async fn handshake(
@@ -242,7 +241,7 @@ impl Routes {
             tokio::task::yield_now().await;
         }
         let mut response = self
-            .answer_poll(takes_gzip(request.headers()), &connection)
+            .respond_to_poll(takes_gzip(request.headers()), &connection)
             .await?;
         if let Some(cookie) = self.cookie(connection.id().as_str()) {
             response.headers_mut().insert(header::SET_COOKIE, cookie);
@@ -276,45 +275,41 @@ impl Routes {
         }
         match *request.method() {
             Method::GET => {
-                self.answer_poll(takes_gzip(request.headers()), &connection)
+                self.respond_to_poll(takes_gzip(request.headers()), &connection)
                     .await
             }
-            Method::POST => self.answer_post(request, &connection).await,
+            Method::POST => self.respond_to_post(request, &connection).await,
             _ => Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method")),
         }
     }
 
-    async fn answer_poll(
+    async fn respond_to_poll(
         &self,
         gzip_taken: bool,
         connection: &Arc<Connection>,
     ) -> Result<Response<Body>, Refused> {
-        let body = connection.poll().await?;
-        let mut response = Response::new(Body::empty());
+        let mut body = connection.poll().await?;
+        let config = &self.engine.config;
+        let is_large = |from| body.bytes.len() >= from;
+        let compresses = gzip_taken && config.compress_from.is_some_and(is_large);
+        if compresses {
+            body.bytes = gzip(&body.bytes);
+        }
+        self.engine
+            .metrics
+            .bytes_sent
+            .inc_by(body.bytes.len() as u64);
+        let mut response = respond(body.bytes, body.content_type);
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(body.content_type),
-        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let large = self
-            .engine
-            .config
-            .compress_from
-            .is_some_and(|from| body.bytes.len() >= from);
-        let bytes = if large && gzip_taken {
+        if compresses {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            gzip(&body.bytes)
-        } else {
-            body.bytes
-        };
-        self.engine.metrics.bytes_sent.inc_by(bytes.len() as u64);
-        *response.body_mut() = Body::from(bytes);
+        }
         Ok(response)
     }
 
-    async fn answer_post(
+    async fn respond_to_post(
         &self,
         request: Request<Body>,
         connection: &Arc<Connection>,
@@ -337,10 +332,11 @@ impl Routes {
             }
         };
         posting.finish(form, body)?;
-        let mut response = Response::new(Body::from("ok"));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let mut response = respond("ok", "text/html");
+        let no_store = HeaderValue::from_static("no-store");
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, no_store);
         Ok(response)
     }
 
@@ -355,51 +351,35 @@ impl Routes {
         if declared.is_ok_and(|declared| declared > limit) {
             return Err(too_large());
         }
-        let mut body = request.into_body();
-        let receive = async {
-            let mut received = BytesMut::new();
-            while let Some(frame) = body.frame().await {
-                let Ok(frame) = frame else {
-                    let refused = Refused::Status(StatusCode::BAD_REQUEST, "transport_error");
-                    return Err((CloseReason::TransportError, refused));
-                };
-                let Ok(data) = frame.into_data() else {
-                    continue;
-                };
-                if received.len() + data.len() > limit {
-                    return Err(too_large());
-                }
-                received.extend_from_slice(&data);
+        let receive = Limited::new(request.into_body(), limit).collect();
+        match timeout(self.engine.config.limits.body_timeout, receive).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(_)) => {
+                let refused = Refused::Status(StatusCode::BAD_REQUEST, "transport_error");
+                Err((CloseReason::TransportError, refused))
             }
-            Ok(received.freeze())
-        };
-        timeout(self.engine.config.limits.body_timeout, receive)
-            .await
-            .unwrap_or_else(|_| {
+            Err(_) => {
                 let refused = Refused::Status(StatusCode::REQUEST_TIMEOUT, "body_timeout");
                 Err((CloseReason::LimitReached(Limit::BodyTimeout), refused))
-            })
+            }
+        }
     }
 
     fn cookie(&self, id: &str) -> Option<HeaderValue> {
         let cookie = self.engine.config.cookie.as_ref()?;
-        let mut text = format!("{}={id}; Path={}", cookie.name, cookie.path);
-        if cookie.http_only {
-            text.push_str("; HttpOnly");
-        }
-        if let Some(same_site) = &cookie.same_site {
-            text.push_str("; SameSite=");
-            text.push_str(same_site);
-        }
-        HeaderValue::from_str(&text).ok()
+        let http_only = if cookie.http_only { "; HttpOnly" } else { "" };
+        let same_site = cookie.same_site.as_ref();
+        let same_site = same_site.map(|value| format!("; SameSite={value}"));
+        let same_site = same_site.unwrap_or_default();
+        let (name, path) = (&cookie.name, &cookie.path);
+        HeaderValue::from_str(&format!("{name}={id}; Path={path}{http_only}{same_site}")).ok()
     }
 }
 
-const METHOD: HandshakeError = HandshakeError::BadHandshakeMethod;
-
 impl Connection {
-    /// Queues the packet that opens the session on the client's side, behind the head of the answer
-    /// to a WebSocket's request if that is still to be written.
+    /// Queues the packet that opens the session on the client's side, behind the head of the
+    /// response to a WebSocket's request if that has not been written yet.
     pub(super) fn send_open(&self, mut head: Vec<u8>, upgrades: &[TransportName]) {
         let config = &self.engine().config;
         let handshake = open::Handshake {
@@ -417,6 +397,15 @@ impl Connection {
         websocket::append_frame(&mut head, Opcode::Text, packet.as_bytes());
         self.begin(Frame::raw(&head), Some(&head[..head_bytes]));
     }
+}
+
+fn respond(body: impl Into<Body>, content_type: &'static str) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
 }
 
 fn header_str(headers: &HeaderMap, name: HeaderName) -> &str {

@@ -1,14 +1,18 @@
 //! WebSockets: opened as the first transport of a new connection, or probed by a client that polls
 //! and then put in the place of polling.
+//!
+//! ```text
+//! client                          server
+//! GET …&transport=websocket&sid=… ──▶ 101, a task of its own carries the probe
+//! 2probe ──▶                          3probe; from now on a waiting poll gets a noop
+//! 5 ──▶                               the stream is attached to the connection
+//! anything else, or silence ──▶       the WebSocket is closed; the client goes on polling
+//! ```
 
 use std::{
     future::poll_fn,
     io,
-    ops::ControlFlow,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,7 +30,16 @@ use super::{
 };
 use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
-/// A WebSocket is the connection's first transport.
+/// How long writing the close frame of a WebSocket that is not wanted may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A probe sends packets of a few bytes.
+const PROBE_LIMITS: websocket::Limits = websocket::Limits {
+    message_bytes: 64,
+    fragments: 4,
+};
+
+/// Opens a connection whose first transport is a WebSocket.
 pub(super) async fn open(
     engine: Arc<Engine>,
     acceptor: Arc<dyn Acceptor>,
@@ -48,17 +61,13 @@ pub(super) async fn open(
     acceptor.accept(&connection, handshake, permit);
 }
 
-/// How long writing the close frame of an unwanted WebSocket may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Holds the place of an unfinished upgrade in the count.
+/// Counts an upgrade as unfinished until it is dropped.
 pub(super) struct Probing(Arc<Engine>);
 
 impl Probing {
-    /// None if too many upgrades are unfinished.
+    /// Returns none if too many upgrades are unfinished.
     pub(super) fn begin(engine: &Arc<Engine>) -> Option<Self> {
-        let count: &AtomicUsize = &engine.probing;
-        let before = count.fetch_add(1, Ordering::Relaxed);
+        let before = engine.probing.fetch_add(1, Ordering::Relaxed);
         let probing = Self(Arc::clone(engine));
         (before < engine.config.limits.unfinished_upgrades).then_some(probing)
     }
@@ -70,8 +79,7 @@ impl Drop for Probing {
     }
 }
 
-/// A client that polls tries a WebSocket: `2probe`, answered with `3probe`, then `5`. Anything else
-/// closes the WebSocket and leaves the client polling.
+/// Carries a WebSocket that a polling client probes, until it is attached or closed.
 pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<Connection>) {
     let limit = probing.0.config.upgrade_timeout;
     let Ok(upgraded) = upgrade.await else {
@@ -83,17 +91,13 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
     if !connection.begin_probe() {
         return close(&mut stream).await;
     }
-    let mut probe = Probe {
-        connection: &connection,
-        reader: websocket::Reader::default(),
-        probed: false,
-    };
-    if let Ok(Ok(rest)) = timeout(limit, probe.run(&mut stream, read)).await {
+    match timeout(limit, carry_probe(&mut stream, &connection, read)).await {
         // A session that has ended meanwhile drops the stream.
-        let _ = connection.attach(stream, rest);
-    } else {
-        connection.abandon_probe();
-        close(&mut stream).await;
+        Ok(Ok(rest)) => drop(connection.attach(stream, rest)),
+        _ => {
+            connection.abandon_probe();
+            close(&mut stream).await;
+        }
     }
     drop(probing);
 }
@@ -102,7 +106,7 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
 async fn close(stream: &mut Stream) {
     let mut close = Vec::new();
     websocket::append_close(&mut close, None);
-    // The client may have gone already, or may not read; neither is waited for.
+    // The client may have gone, or may not read; this waits for neither.
     let _ = timeout(CLOSE_TIMEOUT, write_all(stream, &close)).await;
     poll_fn(|cx| {
         stream.shut_down(cx);
@@ -111,73 +115,43 @@ async fn close(stream: &mut Stream) {
     .await;
 }
 
-struct Probe<'a> {
-    connection: &'a Arc<Connection>,
-    reader: websocket::Reader,
-    probed: bool,
-}
-
-impl Probe<'_> {
-    async fn run(&mut self, stream: &mut Stream, mut read: Vec<u8>) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; 4096];
-        loop {
-            let mut input = &mut read[..];
-            while !input.is_empty() {
-                let (answer, rest) = self.step(input)?;
-                if let Some(answer) = answer {
-                    write_all(stream, &answer).await?;
-                    if self.probed {
-                        // Only now may the client's poll come home: it then stops polling.
-                        self.connection.release_poll();
-                    }
+/// Replies to the probe until the client upgrades. Returns what was received after that.
+async fn carry_probe(
+    stream: &mut Stream,
+    connection: &Connection,
+    mut read: Vec<u8>,
+) -> io::Result<Vec<u8>> {
+    let mut reader = websocket::Reader::default();
+    let mut buffer = vec![0; 4096];
+    loop {
+        let mut input = &mut read[..];
+        while let Some(event) = reader
+            .next(&mut input, &PROBE_LIMITS)
+            .map_err(|_| io::ErrorKind::InvalidData)?
+        {
+            let mut reply = Vec::new();
+            match event {
+                Event::Text(text) if text == "2probe" => {
+                    websocket::append_frame(&mut reply, Opcode::Text, b"3probe");
+                    write_all(stream, &reply).await?;
+                    // Only now may the client's poll get its noop, because the client then stops
+                    // polling.
+                    connection.release_poll();
                 }
-                match rest {
-                    ControlFlow::Continue(rest) => input = rest,
-                    ControlFlow::Break(rest) => return Ok(rest),
+                Event::Text(text) if text == "5" => return Ok(input.to_vec()),
+                Event::Ping(payload) => {
+                    websocket::append_pong(&mut reply, &payload);
+                    write_all(stream, &reply).await?;
                 }
+                Event::Pong(_) => {}
+                _ => return Err(io::ErrorKind::InvalidData.into()),
             }
-            let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?.count;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            read = buffer[..count].to_vec();
         }
-    }
-
-    /// Handles one event: an answer to write, and what is left of the input; a break once the
-    /// client has upgraded.
-    #[allow(
-        clippy::type_complexity,
-        reason = "named parts would not be used elsewhere"
-    )]
-    fn step<'b>(
-        &mut self,
-        input: &'b mut [u8],
-    ) -> io::Result<(Option<Vec<u8>>, ControlFlow<Vec<u8>, &'b mut [u8]>)> {
-        let limits = websocket::Limits {
-            message_bytes: 64,
-            fragments: 4,
-        };
-        let mut rest = input;
-        let event = self.reader.next(&mut rest, &limits);
-        let mut answer = Vec::new();
-        match event.map_err(|_| io::ErrorKind::InvalidData)? {
-            None => return Ok((None, ControlFlow::Continue(rest))),
-            Some(Event::Text(text)) if text == "2probe" => {
-                self.probed = true;
-                websocket::append_frame(&mut answer, Opcode::Text, b"3probe");
-            }
-            Some(Event::Text(text)) if text == "5" => {
-                return Ok((None, ControlFlow::Break(rest.to_vec())));
-            }
-            Some(Event::Ping(payload)) => websocket::append_pong(&mut answer, &payload),
-            Some(Event::Pong(_)) => {}
-            Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+        let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?.count;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((
-            (!answer.is_empty()).then_some(answer),
-            ControlFlow::Continue(rest),
-        ))
+        read = buffer[..count].to_vec();
     }
 }
 
