@@ -106,7 +106,7 @@ impl Args {
 
     /// The arguments of an event. `rest` is the part of its payload that follows the name and its
     /// comma, including the closing bracket.
-    pub fn after_event(rest: &str, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
+    pub(crate) fn after_event(rest: &str, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
         let mut json = String::with_capacity(1 + rest.len());
         json.push('[');
         json.push_str(rest);

@@ -156,7 +156,12 @@ impl Channels {
 
     /// The channel for a message. A broadcast that is also a question (`is_question`), because it is
     /// to be acknowledged or asked about, goes to the request channel.
-    pub fn for_message(&self, namespace: &str, message: &Message, is_question: bool) -> String {
+    pub(crate) fn for_message(
+        &self,
+        namespace: &str,
+        message: &Message,
+        is_question: bool,
+    ) -> String {
         match message {
             Message::Broadcast { target, .. } if !is_question => {
                 self.parts_for_target(namespace, target).concat()

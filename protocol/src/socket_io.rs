@@ -7,6 +7,6 @@
 pub mod connect;
 pub mod decode;
 pub mod encode;
-pub mod json;
+mod json;
 pub mod msgpack;
 pub mod packet;

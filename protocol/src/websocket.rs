@@ -665,7 +665,7 @@ impl Upgrade<'_> {
 }
 
 /// The value of `Sec-WebSocket-Accept` for a key (RFC 6455, section 4.2.2).
-pub fn accept_key(key: &str) -> String {
+fn accept_key(key: &str) -> String {
     let digest = Sha1::new()
         .chain_update(key)
         .chain_update(KEY_SUFFIX)

@@ -51,7 +51,7 @@ pub enum Token<'a> {
     Bool(bool),
     /// A number as it is written.
     Number(&'a str),
-    /// A string value: the text between the quotes with its escapes (see [`unescape`]).
+    /// A string value: the text between the quotes, with its escapes.
     String(&'a str),
     /// The name of an object's member, with its escapes.
     Key(&'a str),
@@ -297,13 +297,13 @@ impl<'a> Tokens<'a> {
 
 /// Whether `byte` is white space between tokens.
 #[inline]
-pub fn is_space(byte: u8) -> bool {
+pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
 /// Resolves the escapes of a string token. Lone surrogates, which JavaScript's strings may contain
 /// and Rust's cannot, become U+FFFD.
-pub fn unescape(raw: &str) -> Cow<'_, str> {
+pub(crate) fn unescape(raw: &str) -> Cow<'_, str> {
     let Some(first) = raw.find('\\') else {
         return Cow::Borrowed(raw);
     };

@@ -8,16 +8,16 @@ use crate::args::json::{JsonError, Token, Tokens, is_space, plain_strings};
 
 /// What a scan found in a valid JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scan<'a> {
+pub(super) struct Scan<'a> {
     /// The kind of the outermost value.
-    pub kind: JsonKind,
+    pub(super) kind: JsonKind,
     /// The first element of an array that is not empty.
-    pub first: Option<First<'a>>,
+    pub(super) first: Option<First<'a>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 /// The kind of a JSON value.
-pub enum JsonKind {
+pub(super) enum JsonKind {
     /// An object.
     Object,
     /// An array.
@@ -30,15 +30,15 @@ pub enum JsonKind {
 
 /// The first element of an array, and where the next one begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct First<'a> {
+pub(super) struct First<'a> {
     /// The first token of the element.
-    pub token: Token<'a>,
+    pub(super) token: Token<'a>,
     /// Offset in bytes of what follows the comma, or of the closing bracket if there is no comma.
-    pub rest: usize,
+    pub(super) rest: usize,
 }
 
 /// Validates all of `text`. Fails if it is not JSON or nests deeper than `max_depth`.
-pub fn scan(text: &str, max_depth: usize) -> Result<Scan<'_>, JsonError> {
+pub(super) fn scan(text: &str, max_depth: usize) -> Result<Scan<'_>, JsonError> {
     if let (Some((first, rest)), true) = (plain_strings(text), max_depth > 0) {
         let token = Token::String(first);
         return Ok(Scan {

@@ -37,7 +37,7 @@ impl PacketKind {
 
     /// The kind with this number. `None` for 5 and 6 (event and acknowledgement with attachments)
     /// and for unknown numbers.
-    pub fn from_number(number: u64) -> Option<Self> {
+    pub(super) fn from_number(number: u64) -> Option<Self> {
         const KINDS: [PacketKind; 5] = [
             PacketKind::Connect,
             PacketKind::Disconnect,
