@@ -1,4 +1,4 @@
-//! The one clock of a server. Protocol code receives times as arguments and never asks for them.
+//! The one clock of a server. Protocol code receives times as arguments and never reads a clock.
 
 #![expect(
     clippy::disallowed_methods,
@@ -17,7 +17,7 @@ pub(crate) fn unix_millis() -> u64 {
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Measures how long something takes, finer than [`Time`] tells.
+/// Measures a duration, with a finer resolution than [`Time`].
 #[derive(Debug)]
 pub(crate) struct Stopwatch(Instant);
 

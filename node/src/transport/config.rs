@@ -1,5 +1,5 @@
-//! The settings of the transports, with Socket.IO's defaults, and the limits of everything that
-//! clients feed.
+//! The settings of the transports, with Socket.IO's defaults, and the limits of everything that a
+//! client can make the server hold.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,9 +8,9 @@ use futures_util::future::BoxFuture;
 use super::{client_files::ClientFiles, cors::Cors, handshake::Handshake};
 use roomcast_protocol::engine_io::session::Heartbeat;
 
-/// Everything that clients or the application can ask too much of. What is beyond a limit is
-/// refused or closed with a named reason and counted in `roomcast_limit_reached_total`; nothing is
-/// dropped silently.
+/// The bounds of everything that clients or the application can make the server hold. Beyond a
+/// limit, requests are refused or connections closed, with a named reason that is counted in
+/// `roomcast_limit_reached_total`. Nothing is dropped silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Nesting of JSON in a packet. Default 100, at most 127. Beyond: the connection is closed.
@@ -27,7 +27,7 @@ pub struct Limits {
     pub event_name_bytes: usize,
     /// Length of a namespace's name in bytes. Default 256. Beyond: the connection is closed.
     pub namespace_bytes: usize,
-    /// Acknowledgements that one socket owes. Default 1,024. Beyond: `emit_with_ack` fails.
+    /// Acknowledgements of one socket that have not arrived. Default 1,024. Beyond: `emit_with_ack` fails.
     pub pending_acks: usize,
     /// Running handlers of one connection. Default 256. Beyond: further events wait, in order, until
     /// one is done. Acknowledgements, pongs and disconnects do not wait.
@@ -43,8 +43,8 @@ pub struct Limits {
     /// Frames of one WebSocket message. Default 1,024. Beyond: the connection is closed.
     pub fragments: usize,
     /// Time for the head of a request to arrive, also between two requests of a kept-alive
-    /// connection. Default 30 s. Applies to [`Server::serve`](crate::Server::serve); an
-    /// application that embeds the router sets its own.
+    /// connection. Default 30 s. Applies to [`Server::serve`](crate::Server::serve); an application
+    /// that serves the router itself sets its own.
     pub header_timeout: Duration,
     /// Time for the body of a request to arrive. Default 20 s. Beyond: status 408 and the
     /// connection is closed.
@@ -55,8 +55,8 @@ pub struct Limits {
     /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
     pub connections: usize,
     /// Events of other servers ([`on_server_side`](crate::Namespace::on_server_side)) whose
-    /// handlers still run. Default 1,024. Beyond: the handler does not run; whoever waits for its
-    /// answer gets an error.
+    /// handlers still run. Default 1,024. Beyond: the handler does not run, and a caller that waits
+    /// for its reply gets an error.
     pub server_side_events: usize,
 }
 
@@ -86,7 +86,7 @@ impl Default for Limits {
 
 /// The cookie that some load balancers use to send a client to the same node again.
 ///
-/// It is set with the answer to the first request and holds the Engine.IO session id.
+/// It is set with the response to the first request and holds the Engine.IO session id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cookie {
     /// Default `io`.
@@ -110,7 +110,8 @@ impl Default for Cookie {
     }
 }
 
-/// Decides about a handshake before a session exists; an error's text goes to the client.
+/// Accepts or rejects a handshake before a session is created. The text of an error goes to the
+/// client.
 pub(crate) type AllowRequest =
     Arc<dyn Fn(Handshake) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 

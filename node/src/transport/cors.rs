@@ -1,11 +1,11 @@
-//! Cross-origin headers, as browsers ask for them when a page of another origin polls.
+//! Cross-origin headers, which browsers require when a page of another origin polls.
 //!
-//! A WebSocket is not covered by CORS: a server that wants to refuse origins there looks at the
-//! handshake. An origin that is not allowed gets no matching header; the request is answered.
+//! CORS does not cover WebSockets; a server that refuses origins there checks the handshake. An
+//! origin that is not allowed gets no matching header, but the request is served, as by Node.
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
-/// Which origins may use the server from a browser. Without it no header is sent.
+/// The origins that may use the server from a browser. Without it, no CORS header is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cors {
     origins: Origins,
@@ -27,13 +27,13 @@ impl Cors {
         Self::new(Origins::Any)
     }
 
-    /// Any origin, named in the answer.
+    /// Any origin; the response names it.
     pub fn reflect() -> Self {
         Self::new(Origins::Reflect)
     }
 
-    /// These origins, such as `https://app.example`. A single one is sent with every answer;
-    /// of several, the one that asks. Texts that cannot be header values match nobody.
+    /// These origins, such as `https://app.example`. A single one is sent with every response; of
+    /// several, the one that the request names. Texts that cannot be header values never match.
     pub fn origins<T: AsRef<str>>(origins: impl IntoIterator<Item = T>) -> Self {
         let values = origins
             .into_iter()
@@ -45,7 +45,7 @@ impl Cors {
         })
     }
 
-    /// Request headers that pages may send. Without this, whichever they ask for.
+    /// Request headers that pages may send. The default is all that they ask for.
     #[must_use]
     pub fn allowed_headers<T: AsRef<str>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
         let names: Vec<_> = names
@@ -71,8 +71,8 @@ impl Cors {
         }
     }
 
-    /// Adds the headers that go with every answer, errors included: without them a browser hides
-    /// the error from the page.
+    /// Adds the headers of every response, errors included, because a browser hides an error
+    /// without them from the page.
     pub(crate) fn apply(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
         let reflected = match &self.origins {
             Origins::Any if !self.credentials => {
@@ -94,7 +94,7 @@ impl Cors {
         }
     }
 
-    /// Adds the headers of the answer to a preflight request.
+    /// Adds the headers of the response to a preflight request.
     pub(crate) fn preflight(&self, request: &HeaderMap, headers: &mut HeaderMap) -> StatusCode {
         let methods = HeaderValue::from_static("GET,HEAD,PUT,PATCH,POST,DELETE");
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);

@@ -1,4 +1,5 @@
-//! What all connections of a server share.
+//! The state that all connections of a server share: settings, clock, metrics, ids, the lanes, and the
+//! count of connections that a drain waits for.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -28,19 +29,19 @@ pub(crate) struct Engine {
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) ids: Ids,
-    /// The ping of the heartbeat, the same for everybody.
+    /// The ping of the heartbeat, which all connections share.
     pub(super) ping: Frame,
     lanes: Box<[Lane]>,
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
     open: AtomicUsize,
-    /// WebSockets that were opened for an upgrade which is not finished.
+    /// WebSockets of upgrades that are not finished.
     pub(super) probing: AtomicUsize,
     draining: AtomicBool,
     empty: Notify,
 }
 
-/// Takes the place of one connection in the count; gives it back when dropped.
+/// One connection in the count. Dropping it gives the place back.
 pub(crate) struct ConnectionPermit(Arc<Engine>);
 
 impl Engine {
@@ -76,8 +77,7 @@ impl Engine {
         *self.tasks.lock() = (0..self.lanes.len()).map(start).collect();
     }
 
-    /// Ends the tasks of the lanes. Connections that are still open are neither written nor timed
-    /// any more.
+    /// Ends the tasks of the lanes. Afterwards, open connections are neither written nor timed.
     pub(crate) fn stop(&self) {
         self.tasks.lock().drain(..).for_each(|task| task.abort());
     }
@@ -104,9 +104,9 @@ impl Engine {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Takes a place for a connection that is about to be opened; none if all are taken. Whoever
-    /// has one looks for a drain after that, and a drain looks for seats after it has begun: no
-    /// connection slips in between.
+    /// Takes a place for a connection that is about to be opened. Returns none if all are taken.
+    /// The caller checks for a drain afterwards, and a drain waits for permits after it has begun,
+    /// so that no connection slips in between.
     pub(super) fn acquire_permit(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let before = self.open.fetch_add(1, Ordering::SeqCst);
         let permit = ConnectionPermit(Arc::clone(self));
@@ -125,7 +125,7 @@ impl Engine {
         metrics.connections.inc();
     }
 
-    /// From now on no new connection is accepted.
+    /// Refuses new connections from now on.
     pub(crate) fn begin_drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }
@@ -143,7 +143,7 @@ impl Engine {
         }
     }
 
-    /// Waits until there is no connection left, their handlers included.
+    /// Waits until no connection is left and their handlers have ended.
     pub(crate) async fn wait_until_empty(&self) {
         loop {
             let empty = self.empty.notified();

@@ -1,8 +1,8 @@
-//! One packet in the form in which all its recipients share it.
+//! One packet as bytes that all its recipients share.
 //!
-//! A broadcast makes one frame, whatever the number of recipients; each outbox holds a handle. The
-//! bytes for a WebSocket of revision 4 are made with the frame; the other forms when the first
-//! recipient needs them.
+//! A broadcast makes one frame for all its recipients, and each outbox holds a handle. The bytes for
+//! a WebSocket of revision 4 are made with the frame, because nearly all recipients need them. The
+//! other forms are made when the first recipient needs them.
 
 use std::{
     ops::Range,
@@ -24,7 +24,7 @@ pub(crate) struct Frame(Arc<Inner>);
 struct Inner {
     /// Complete WebSocket frames of revision 4.
     wire: Box<[u8]>,
-    /// Where in `wire` the text packet stands, its type included; empty if there is none.
+    /// The text packet in `wire`, with its type. Empty if there is none.
     text: Range<usize>,
     binary: Box<[Bytes]>,
     other: OnceLock<Box<OtherForms>>,
@@ -50,7 +50,7 @@ impl Frame {
         Self::new(wire[start..].into(), len..text.end - start, binary)
     }
 
-    /// A binary message alone, as the msgpack parser makes them.
+    /// A binary message without text, as the msgpack parser makes them.
     pub(crate) fn binary(bytes: Bytes) -> Self {
         let mut wire = Vec::with_capacity(bytes.len() + HEAD);
         let binary = [bytes];
@@ -66,7 +66,7 @@ impl Frame {
         Self::new(wire.into(), len..end, &[])
     }
 
-    /// Bytes for a WebSocket alone: control frames, and the rest of what was written in part.
+    /// Bytes for a WebSocket only: control frames, and replies that were written in part.
     pub(crate) fn raw(bytes: &[u8]) -> Self {
         Self::new(bytes.into(), 0..0, &[])
     }
@@ -91,7 +91,7 @@ impl Frame {
             .get_or_init(|| self.make_websocket_v3())
     }
 
-    /// How many packets this is in a polling body.
+    /// The number of packets that the frame has in a polling body.
     pub(crate) fn packets(&self) -> usize {
         usize::from(!self.0.text.is_empty()) + self.0.binary.len()
     }
@@ -101,7 +101,7 @@ impl Frame {
         !self.0.binary.is_empty()
     }
 
-    /// What the frame counts in an outbox.
+    /// The bytes that the frame counts in an outbox.
     pub(crate) fn cost(&self) -> usize {
         self.0.wire.len()
     }

@@ -1,4 +1,4 @@
-//! What is known of a client since its first request: headers, query, address, time.
+//! The details of a client's first request: headers, query, address, time.
 
 use std::{
     borrow::Cow,
@@ -16,9 +16,9 @@ use roomcast_protocol::engine_io::open::Query;
 /// The details of a connection's first request, and what the client sent when it connected to a
 /// namespace. Cheap to clone.
 ///
-/// Kept in few bytes, as every connection keeps it for its life: headers that only concern the
-/// connection itself (`Connection`, `Upgrade`, `Sec-WebSocket-Key`, `-Version`, `-Extensions`) are
-/// left out.
+/// It is packed, because every connection keeps it for its life. Headers that concern only the
+/// connection itself are left out: `Connection`, `Upgrade`, `Sec-WebSocket-Key`, `-Version` and
+/// `-Extensions`.
 #[derive(Clone)]
 pub struct Handshake {
     request: Arc<Request>,
@@ -26,8 +26,8 @@ pub struct Handshake {
 }
 
 pub(crate) struct Request {
-    /// The request's path and query, then names and values of the headers, each ended by a zero
-    /// byte, which can occur in none of them.
+    /// The request's path and query, then the names and values of the headers. Each ends with a
+    /// zero byte, which none of them can contain.
     packed: Box<[u8]>,
     address: Option<SocketAddr>,
     /// Milliseconds since 1970.
@@ -63,7 +63,7 @@ impl Handshake {
         }
     }
 
-    /// The request alone, as the connection keeps it.
+    /// The request without `auth`, as the connection keeps it.
     pub(crate) fn into_request(self) -> Arc<Request> {
         self.request
     }
@@ -119,7 +119,7 @@ impl Handshake {
     }
 
     /// The client's address: the other end of the TCP connection, which may be a proxy. None if
-    /// the embedding application does not tell (see `axum::extract::ConnectInfo`).
+    /// the embedding application does not provide it (see `axum::extract::ConnectInfo`).
     pub fn address(&self) -> Option<SocketAddr> {
         self.request.address
     }

@@ -53,7 +53,7 @@ impl Lane {
         self.sessions.lock()
     }
 
-    /// Notes connections that have something to write.
+    /// Adds connections that have something to write, and wakes the lane if it was idle.
     pub(super) fn flush_later(&self, connections: impl IntoIterator<Item = Arc<Connection>>) {
         let mut dirty = self.dirty.lock();
         let was_idle = dirty.is_empty();

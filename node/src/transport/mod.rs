@@ -1,8 +1,18 @@
-//! Connections: HTTP polling and WebSocket end in the same driver, the same outbox and the same
-//! session.
+//! Connections over HTTP polling and WebSocket, which share the driver, the outbox and the session.
 //!
-//! The layer above is an [`Protocol`](driver::Protocol) per connection, made by an
+//! The layer above is a [`Protocol`](driver::Protocol) per connection, made by an
 //! [`Acceptor`](engine::Acceptor). Nothing here knows of namespaces, events or rooms.
+//!
+//! ```text
+//! serve ─ http_stream        carries HTTP until it ends or becomes a WebSocket
+//!   └─ routes ─ cors         which request opens, polls, posts or upgrades
+//!        ├─ polling          a poll, a posted body
+//!        └─ upgrade ─ stream a new WebSocket, or a probe of one
+//! driver                     the task of a connection: read, handle, write
+//!   └─ connection            one lock around connection_state (pure), stream and polling
+//! lane ─ sessions (pure)     the task of a worker: flush dirty connections, due timers
+//! engine                     what they share
+//! ```
 
 pub(crate) mod client_files;
 pub(crate) mod config;

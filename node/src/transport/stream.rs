@@ -1,8 +1,8 @@
 //! The byte stream under a WebSocket: a TCP socket that can be read and written in place, or any
 //! other stream that HTTP was upgraded on (TLS of an embedding application, for example).
 //!
-//! A TCP socket is read and written by plain system calls: those of the C library are points of
-//! cancellation, which every call pays for in a program with several threads.
+//! A TCP socket is read and written by plain system calls. Those of the C library are cancellation
+//! points, which cost extra on every call in a program with several threads.
 
 use std::{
     io,
@@ -20,32 +20,32 @@ use tokio::{
 
 use super::http_stream::HttpStream;
 
-/// What was read.
+/// The result of a read.
 pub(crate) struct Read {
     /// In bytes; zero is the end of the stream.
     pub(crate) count: usize,
-    /// There may be more now. If not, the task will be woken.
+    /// There may be more now. If not, the task is woken when there is.
     pub(crate) more: bool,
 }
 
-/// A stream is used under the lock of its connection.
+/// A stream. It is used under the lock of its connection.
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    /// Only the driver's task reads and writes it, as such a stream keeps one waker only.
+    /// Only the driver reads and writes it, because such a stream keeps only one waker.
     Other(Box<TokioIo<Upgraded>>),
 }
 
-/// What HTTP was upgraded on.
+/// The parts of a connection whose HTTP has ended with an upgrade.
 pub(crate) struct Unwrapped {
     pub(crate) stream: Stream,
-    /// Bytes that hyper had read already.
+    /// Bytes that hyper had already read.
     pub(crate) read: Vec<u8>,
-    /// What has to be written before anything else; nothing if HTTP has written its answer.
+    /// The head of the response, if it still has to be written before anything else.
     pub(crate) head: Vec<u8>,
 }
 
 impl Unwrapped {
-    /// hyper's read buffer is dropped here: it would cost 8 KiB for the life of the connection.
+    /// Drops hyper's read buffer, which would cost 8 KiB for the life of the connection.
     pub(crate) fn new(upgraded: Upgraded) -> Self {
         let upgraded = match upgraded.downcast::<HttpStream>() {
             Ok(parts) => {
@@ -81,15 +81,15 @@ impl Stream {
         }
     }
 
-    /// An embedding application may have left small packets to wait for the acknowledgement of
-    /// those before. A socket that is dead already ends with the first read.
+    /// Switches off Nagle's algorithm, which an embedding application may have left on. An error
+    /// means that the socket is dead; the first read reports it.
     fn tcp(stream: TcpStream) -> Self {
         let _ = stream.set_nodelay(true);
         Self::Tcp(stream)
     }
 
-    /// Reads once. A short read is the end of what there is, so an echo costs one `recv` and one
-    /// `send`: the kernel is not asked again, and the task is registered for what comes next.
+    /// Reads once. A short read means that no more has arrived: the task is registered without
+    /// asking the kernel again, so an echo costs one `recv` and one `send`.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -108,8 +108,8 @@ impl Stream {
         }
     }
 
-    /// Writes what the kernel takes now. Without a context, which only the driver has, a stream
-    /// that is not TCP would block.
+    /// Writes what the kernel takes now. A stream that is not TCP needs a context, which only the
+    /// driver has; without one it "would block".
     pub(crate) fn try_write(
         &mut self,
         cx: Option<&mut Context<'_>>,
@@ -132,7 +132,7 @@ impl Stream {
         }
     }
 
-    /// Waits until writing is worth trying again; only for the driver.
+    /// Ready when writing is worth another try. Only for the driver.
     pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Tcp(tcp) => tcp.poll_write_ready(cx).map(|_| ()),
