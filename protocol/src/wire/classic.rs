@@ -1,5 +1,12 @@
 //! Node's `createAdapter`: broadcasts are arrays of exactly three elements, in MessagePack.
 //!
+//! ```text
+//! [uid, { type: 2, data: [event, ...args], nsp }, { rooms, except, flags }, { confirm }?]
+//! ```
+//!
+//! Emitters have the uid `emitter` and write `flags` before `except`. Requests and responses are maps
+//! (see the submodules).
+//!
 //! A fourth element is ours: a map whose `confirm` is the id of the question that will ask how many
 //! sockets were reached. Anything else there belongs to others and is skipped.
 

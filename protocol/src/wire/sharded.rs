@@ -1,6 +1,24 @@
 //! Node's `createShardedAdapter`: everything is an envelope of type, data, sender and namespace,
 //! in JSON unless it contains binary.
 //!
+//! ```text
+//! { type, data, node?, confirm?, uid, nsp }
+//!
+//! type                          data
+//!  3 BROADCAST                  packet, requestId? (then sockets acknowledge), opts
+//!  4 SOCKETS_JOIN               opts, rooms
+//!  5 SOCKETS_LEAVE              opts, rooms
+//!  6 DISCONNECT_SOCKETS         opts, close
+//!  7 FETCH_SOCKETS              opts, requestId, reached?
+//!  8 FETCH_SOCKETS_RESPONSE     requestId, sockets | reached | order
+//!  9 SERVER_SIDE_EMIT           requestId?, packet: [event, ...args]
+//! 10 SERVER_SIDE_EMIT_RESPONSE  requestId, packet | none
+//! 11 BROADCAST_CLIENT_COUNT     requestId, clientCount
+//! 12 BROADCAST_ACK              requestId, packet | acks, missing
+//! ```
+//!
+//! Types below 3 are heartbeats of Node's adapter, which have no meaning here.
+//!
 //! Our additions are `node` and `confirm` in the envelope, and members in the data of questions and
 //! answers between our own nodes. Node looks at neither.
 

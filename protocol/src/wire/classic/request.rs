@@ -1,5 +1,20 @@
 //! Commands and questions of the classic dialect: JSON, or in the encoding of broadcasts if they
 //! carry a packet. Node tells the two apart by the first byte and accepts either for everything.
+//!
+//! ```text
+//! type                   members beside uid and requestId            answered by
+//! 0 SOCKETS              rooms, reached?                             ids (or their number)
+//! 1 ALL_ROOMS                                                        rooms
+//! 2 REMOTE_JOIN          opts, rooms; old: sid, room                 nobody; old: the owner
+//! 3 REMOTE_LEAVE         opts, rooms; old: sid, room                 nobody; old: the owner
+//! 4 REMOTE_DISCONNECT    opts, close; old: sid, close                nobody; old: the owner
+//! 5 REMOTE_FETCH         opts, reached?                              descriptions (or their number)
+//! 6 SERVER_SIDE_EMIT     data: [event, ...args]                      results, if there is an id
+//! 7 BROADCAST            packet, opts with flags.timeout             acknowledgements
+//! ```
+//!
+//! `reached`, `node` and `confirm` are ours. `node` names the asker, and tells a Roomcast node that
+//! it may give a richer answer than Node would understand.
 
 use std::time::Duration;
 

@@ -2,6 +2,13 @@
 //!
 //! By default Node's servers answer on a channel that all of them subscribe to, and match answers
 //! to questions by their ids alone. Nodes of ours answer each other on the asker's own channel.
+//!
+//! ```text
+//! { requestId, sockets | rooms | reached | order }      without a type: its members tell what it is
+//! { type: 6, requestId, data | none }                   the result of a handler
+//! { type: 8, requestId, clientCount }                   how many sockets will acknowledge
+//! { type: 9, requestId, packet | acks, missing }        one acknowledgement, or all (ours)
+//! ```
 
 use super::super::{
     Asker, Incoming, Publication, Reply, Wire, WireError,
