@@ -1,7 +1,16 @@
-//! When a link asks for a sign of life, and when it has waited too long for one.
+//! When a connection sends probes, and when it has waited too long for one.
 //!
-//! A probe is a number that the link's owner publishes over another connection, and that must come
-//! back as a message. Pure: times go in, decisions come out.
+//! A probe is a number that the owner publishes over another connection. It must come back as a
+//! message, which proves that messages flow: an open connection that answers `PING` does not, since
+//! its server may be cut off from the primary. The module is pure: times go in, decisions come out.
+//!
+//! ```text
+//!   Starting ── channel confirmed ──▶ Running ── every interval ──▶ send, wait for its return
+//!      │                                 ▲
+//!      └── channel refused ──▶ Blind ────┘ channel confirmed after all
+//!
+//!   late: in Starting or Running, nothing came back within the timeout
+//! ```
 
 use std::{
     collections::VecDeque,
@@ -10,10 +19,10 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How soon it is tried again when a probe could not be sent.
+/// Time until the next attempt when a probe could not be sent.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Most probes that are waited for. Only an interval far below the timeout reaches it.
+/// Most probes that are outstanding. Only an interval far below the timeout reaches it.
 const MAX_OUTSTANDING: usize = 64;
 
 /// The probes of one connection.
@@ -28,11 +37,11 @@ pub(super) struct Probes {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The probe's channel is not confirmed, and should be by then.
+    /// The probe's channel is not confirmed. It should be by this time.
     Starting(Instant),
-    /// The next probe is due then.
+    /// The next probe is due at this time.
     Running(Instant),
-    /// Redis does not let the link watch itself.
+    /// Redis refuses the channel.
     Blind,
 }
 
@@ -47,14 +56,14 @@ struct Sent {
 /// A probe that came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Returned {
-    /// When it was published: everything published before has arrived.
+    /// When it was sent. Everything published before has arrived.
     pub(super) sent: SystemTime,
-    /// How long it was on its way.
+    /// Time between sending and return.
     pub(super) round_trip: Duration,
 }
 
 impl Probes {
-    /// Probes with numbers from `first_number` on, as soon as their channel is confirmed.
+    /// Numbers start with `first_number`. Nothing is sent before the channel is confirmed.
     pub(super) fn new(
         interval: Duration,
         timeout: Duration,
@@ -75,13 +84,13 @@ impl Probes {
         self.phase = Phase::Running(now);
     }
 
-    /// The channel is refused: there are no probes.
+    /// The channel is refused: no probes until it is confirmed after all.
     pub(super) fn give_up(&mut self) {
         self.phase = Phase::Blind;
         self.outstanding.clear();
     }
 
-    /// Sends the next probe if it is time. `send` says whether it is on its way.
+    /// Sends a probe if one is due. `send` returns whether it is on its way.
     pub(super) fn send_due(&mut self, now: Instant, send: impl FnOnce(u64) -> bool) {
         let Phase::Running(next_at) = self.phase else {
             return;
@@ -108,7 +117,7 @@ impl Probes {
         }
     }
 
-    /// A probe came back. None if nobody waits for it any more.
+    /// A probe came back. None if it is not outstanding any more.
     pub(super) fn returned(&mut self, number: u64, now: Instant) -> Option<Returned> {
         let at = self
             .outstanding
@@ -121,11 +130,12 @@ impl Probes {
         })
     }
 
-    /// Whether the oldest probe, or the confirmation of their channel, should have come. To be asked
-    /// when there is nothing to read.
+    /// Whether the oldest probe, or the confirmation of the channel, is late. To be called when
+    /// there is nothing to read.
     ///
-    /// Who looks much too late has not run meanwhile (a stopped process, a starved runtime), and
-    /// what it has not sent or read in that time proves nothing: it waits anew.
+    /// A call that comes much later than the deadline means that this process did not run in
+    /// between (it was stopped, or the runtime was starved). What was not read in that time proves
+    /// nothing, so the timeout starts again.
     pub(super) fn is_late(&mut self, now: Instant) -> bool {
         let Some(deadline) = self.deadline() else {
             return false;
@@ -145,12 +155,12 @@ impl Probes {
         false
     }
 
-    /// Whether the oldest probe should have come back, whatever the reason.
+    /// Whether the deadline has passed, for whatever reason.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| now >= deadline)
     }
 
-    /// When there is something to do or to judge; nothing if never.
+    /// When there is something to do or to judge. None if never.
     pub(super) fn next_event(&self) -> Option<Instant> {
         let next_at = match self.phase {
             Phase::Running(next_at) => Some(next_at),
@@ -207,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_returns_answers_for_the_older_ones() {
+    fn a_probe_that_returns_settles_the_older_ones() {
         let (mut probes, start) = probes();
         sent(&mut probes, start);
         sent(&mut probes, start + INTERVAL);
@@ -227,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_stopped_waits_anew() {
+    fn a_process_that_was_stopped_waits_once_more() {
         let (mut probes, start) = probes();
         sent(&mut probes, start);
         let woken = start + Duration::from_secs(20);
@@ -237,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_not_waited_for_and_soon_tried_again() {
+    fn a_probe_that_was_not_sent_is_not_waited_for_and_soon_sent_again() {
         let (mut probes, start) = probes();
         probes.send_due(start, |_| false);
         assert!(!probes.is_late(start + TIMEOUT));
@@ -258,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_may_not_watch_itself_is_never_late() {
+    fn a_connection_without_a_probe_channel_is_never_late() {
         let (mut probes, start) = probes();
         sent(&mut probes, start);
         probes.give_up();

@@ -7,10 +7,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use redis::{PushInfo, aio::MultiplexedConnection};
+use redis::{PushInfo, aio::MultiplexedConnection, cmd};
 use roomcast_emitter::{
     backoff::Backoff,
-    redis::{Address, CONNECT_TIMEOUT, Endpoint, Purpose, Push},
+    redis::{Address, CONNECT_TIMEOUT, Endpoint, Purpose, Push, Reply, Topology},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -31,6 +31,9 @@ use super::{
 /// After a connection that held at least this long the next attempt may follow at once. What ended
 /// a shorter one would end the next one, too.
 const HELD: Duration = Duration::from_secs(1);
+
+/// How often a server is asked whether it is still the primary.
+const ROLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The probe decides when a connection is given up, not a reply that takes its time: the replies to
 /// many subscriptions come behind each other.
@@ -299,6 +302,9 @@ impl Task {
         if time::timeout(CONNECT_TIMEOUT, kill).await.is_err() {
             return Err("Redis does not answer".into());
         }
+        // Every node of a cluster delivers, replicas too.
+        let needs_primary = self.target.endpoint.topology() != Topology::Cluster;
+        let demoted = demoted(connection.clone());
         let session = Session::new(
             &self.config,
             &self.shared,
@@ -306,7 +312,10 @@ impl Task {
             connection,
             &self.target.probe_channel,
         );
-        let reason = session.run().await;
+        let reason = tokio::select! {
+            reason = session.run() => reason,
+            () = demoted, if needs_primary => DownReason::Demoted,
+        };
         self.next_probe = incoming.0.watch.lock().probes.next_number();
         drop(incoming);
         self.shared.subscriptions.lock().lost();
@@ -338,6 +347,25 @@ impl Task {
         let mut connection = connected.map_err(|error| error.to_string())?.into_inner();
         connection.set_response_timeout(RESPONSE_TIMEOUT);
         Ok(connection)
+    }
+}
+
+/// Resolves once the server is not the primary any more. It keeps its connections, and what is
+/// published to a replica reaches nobody else, so probes do not find this out.
+async fn demoted(mut connection: MultiplexedConnection) {
+    loop {
+        time::sleep(ROLE_INTERVAL).await;
+        // Unlike `ROLE`, every user may send this.
+        let Ok(hello) = connection.send_packed_command(&cmd("HELLO")).await else {
+            continue;
+        };
+        let fields = hello.pairs().unwrap_or_default();
+        let mut role = fields
+            .iter()
+            .filter(|(name, _)| name.text() == Some("role"));
+        if role.any(|(_, role)| role.text() == Some("replica")) {
+            return;
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use roomcast_adapter::subscriber::{DownReason, SubscriberConfig, SubscriberEvent};
+use roomcast_emitter::redis::Reply;
 
 use crate::{
     proxy::{Mode, Proxy},
@@ -150,6 +151,33 @@ fn a_half_open_connection_is_noticed() {
 }
 
 #[test]
+fn a_primary_that_is_demoted_is_left_for_the_one_that_its_name_leads_to() {
+    let (old, new) = (Server::start(&[]), Server::start(&[]));
+    let (mut old_client, mut new_client) = (old.client(), new.client());
+    let follow = |port: u16| ["REPLICAOF".into(), "127.0.0.1".into(), port.to_string()];
+    new_client.command(&follow(old.port).each_ref().map(String::as_str));
+    wait_until("the replica follows", || {
+        let info = new_client.command(&["INFO", "replication"]);
+        info.text().unwrap().contains("master_link_status:up")
+    });
+    let side = runtime();
+    let name = Proxy::start(&side, old.port);
+    // Probes come back as long as their publisher has not noticed the failover either.
+    let link = Link::start(&name.url(), old.port, |_| ());
+    link.subscribe_confirmed(&["a"]);
+    link.wait_until_healthy();
+    new_client.command(&["REPLICAOF", "NO", "ONE"]);
+    old_client.command(&follow(new.port).each_ref().map(String::as_str));
+    name.point_to(new.port);
+    assert_eq!(link.recorder.wait_for_down(), DownReason::Demoted);
+    link.recorder.wait_for_gap();
+    wait_until("the new primary has the subscription", || {
+        new_client.publish("a", "1") == 1
+    });
+    link.recorder.wait_for_message("a", "1");
+}
+
+#[test]
 fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
     let server = Server::start(&[]);
     let asked = Arc::new(AtomicUsize::new(0));
@@ -177,7 +205,7 @@ fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
 }
 
 #[test]
-fn who_was_stopped_reads_what_waits_before_it_judges() {
+fn a_sink_that_was_blocked_reads_what_waits_before_the_connection_is_judged() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, quick);
     link.subscribe_confirmed(&["a"]);
@@ -227,7 +255,7 @@ fn a_sink_that_stalls_makes_redis_wait_and_cut_and_nothing_queues_here() {
 }
 
 #[test]
-fn every_lost_connection_is_told_once() {
+fn every_lost_connection_is_reported_once() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["a"]);

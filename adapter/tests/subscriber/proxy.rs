@@ -4,7 +4,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
 };
 
@@ -28,6 +28,8 @@ pub(crate) enum Mode {
 
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
+    /// The port that new connections go to.
+    target: Arc<AtomicU16>,
     mode: Arc<watch::Sender<Mode>>,
     /// Connections that carry something.
     forwarding: Arc<AtomicUsize>,
@@ -42,14 +44,18 @@ impl Proxy {
         let modes = Arc::clone(&mode);
         let forwarding = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&forwarding);
+        let target = Arc::new(AtomicU16::new(to));
+        let to = Arc::clone(&target);
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
+                let to = to.load(Ordering::SeqCst);
                 tokio::spawn(forward(stream, to, modes.subscribe(), Arc::clone(&count)));
             }
         });
         Self {
             address,
+            target,
             mode,
             forwarding,
         }
@@ -62,6 +68,11 @@ impl Proxy {
             let forwarding = || self.forwarding.load(Ordering::SeqCst);
             wait_until("the proxy stops forwarding", || forwarding() == 0);
         }
+    }
+
+    /// New connections go to another server from now on.
+    pub(crate) fn point_to(&self, port: u16) {
+        self.target.store(port, Ordering::SeqCst);
     }
 
     pub(crate) fn url(&self) -> String {

@@ -175,7 +175,7 @@ fn rooms(count: usize) -> Vec<Arc<str>> {
 }
 
 #[test]
-fn one_server_knows_sharded_channels_too() {
+fn a_single_server_has_sharded_channels_too() {
     let server = Server::start(&[]);
     let links = Links::start(
         &server.url(),
@@ -254,7 +254,7 @@ fn channels_follow_a_slot_that_moves() {
 }
 
 #[test]
-fn a_link_watches_itself_over_another_slot_when_its_own_moves() {
+fn a_probe_takes_another_slot_when_its_own_moves() {
     let cluster = Cluster::start();
     let links = Links::of_cluster(&cluster);
     let names = rooms(100);
@@ -275,7 +275,7 @@ fn a_link_watches_itself_over_another_slot_when_its_own_moves() {
 }
 
 #[test]
-fn names_that_all_are_in_one_slot_need_one_link() {
+fn names_of_one_slot_need_one_connection() {
     let cluster = Cluster::start();
     let probe = |_| "{app}probe#".to_owned();
     let links = Links::start_with(&cluster.url(), cluster.probers(), probe);

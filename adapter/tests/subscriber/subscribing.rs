@@ -87,7 +87,7 @@ fn short_lived_names_cost_few_commands_and_leave_nothing_behind() {
 }
 
 #[test]
-fn names_that_live_a_little_are_batched() {
+fn names_that_live_shortly_are_batched() {
     let server = Server::start(&[]);
     let link = Link::start(&server.url(), server.port, |_| ());
     link.subscribe_confirmed(&["stays"]);
@@ -309,7 +309,7 @@ fn rights_that_are_taken_away_and_given_back_leave_nothing_deaf() {
 }
 
 #[test]
-fn a_link_that_may_not_watch_itself_says_so_and_delivers_all_the_same() {
+fn a_connection_without_a_probe_channel_is_reported_and_delivers_all_the_same() {
     let server = Server::start(&[]);
     let user = [
         "bob",

@@ -253,6 +253,10 @@ impl Endpoint {
         if info.mode == Some(Mode::Sentinel) {
             return Err(ConnectError::IsSentinel { server });
         }
+        // Behind one name there is the old primary for a while after a failover.
+        if !info.is_primary && self.topology() == Topology::Server {
+            return Err(ConnectError::NotPrimary { server });
+        }
         let (least, need) = match self.needs_sharded {
             true => ((7, 0), NEEDS_7),
             false => ((6, 2), NEEDS_6_2),

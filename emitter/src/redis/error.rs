@@ -110,7 +110,8 @@ pub enum ConnectError {
         /// Whether every Sentinel of the URL responded.
         all_were_asked: bool,
     },
-    /// The Sentinels name a server that is not a primary, which happens during a failover.
+    /// The server is a replica. Sentinels, or a name that points to the primary, lead to it during a
+    /// failover.
     #[error("{server} is not a primary at the moment")]
     NotPrimary {
         /// The server.
