@@ -55,13 +55,6 @@ pub enum JoinError {
     Disconnected,
 }
 
-impl serde::Serialize for JoinError {
-    /// Serializes the text, so that a handler can return the error as its answer.
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// Limits of the index. The server's settings have the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoomLimits {

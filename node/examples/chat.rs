@@ -5,11 +5,19 @@
 //! ```
 //!
 //! A client gives its name when it connects, `io(url, { auth: { name: "Ada" } })`, and then emits
-//! `join` (room), `leave` (room) and `say` (room, text). It hears `joined`, `left` and `said`.
+//! `join` (room), `leave` (room) and `say` (room, text), which returns the number of messages so far.
+//! It receives `joined`, `left` and `said`.
 
-use std::{env, error::Error, io::Write};
+use std::{
+    env,
+    error::Error,
+    io::Write,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use roomcast::{DisconnectReason, EmitError, Handshake, Namespace, Refused, Server, Socket};
+use roomcast::{
+    EmitError, HandlerError, Handshake, Namespace, Refused, Server, Socket, State, shutdown_signal,
+};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
@@ -17,6 +25,10 @@ use tokio::net::TcpListener;
 struct User {
     name: String,
 }
+
+/// The number of messages since the start, which all handlers share.
+#[derive(Default)]
+struct Total(AtomicU64);
 
 fn chat() -> Namespace {
     Namespace::new("/")
@@ -32,12 +44,15 @@ fn chat() -> Namespace {
             socket.leave(inner(&room));
             announce(&socket, "left", &room).await
         })
-        .on("say", async |socket: Socket, said: (String, String)| {
-            let (room, text) = said;
-            let others = socket.to(inner(&room));
-            others.emit("said", (room, name(&socket), text)).await
-        })
-        .on_disconnect(async |socket: Socket, _: DisconnectReason| {
+        .on(
+            "say",
+            async |socket: Socket, total: State<Total>, room: String, text: String| {
+                let others = socket.to(inner(&room));
+                others.emit("said", (room, name(&socket), text)).await?;
+                Ok::<_, HandlerError>(total.0.fetch_add(1, Ordering::Relaxed) + 1)
+            },
+        )
+        .on_disconnect(async |socket: Socket| {
             for room in socket.rooms() {
                 if let Some(room) = room.strip_prefix("chat:") {
                     announce(&socket, "left", room).await?;
@@ -47,7 +62,7 @@ fn chat() -> Namespace {
         })
 }
 
-/// Tells the others in a room; what a handler returns answers its client.
+/// Tells the others in a room. What a handler returns answers its client.
 async fn announce(socket: &Socket, event: &str, room: &str) -> Result<(), EmitError> {
     let others = socket.to(inner(room));
     others.emit(event, (room, name(socket))).await.map(|_| ())
@@ -67,13 +82,16 @@ fn name(socket: &Socket) -> String {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let io = Server::builder().namespace(chat()).build().await?;
+    let io = Server::builder()
+        .state(Total::default())
+        .namespace(chat())
+        .build()
+        .await?;
     let port = env::var("PORT").map_or(Ok(3000), |port| port.parse::<u16>())?;
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     writeln!(std::io::stdout(), "listening on {}", listener.local_addr()?)?;
-    let stop = async { drop(tokio::signal::ctrl_c().await) };
     io.serve(listener, io.router())
-        .with_graceful_shutdown(stop)
+        .with_graceful_shutdown(shutdown_signal())
         .await?;
     Ok(())
 }

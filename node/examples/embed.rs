@@ -15,8 +15,8 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use roomcast::{Namespace, Server, Socket};
-use tokio::{net::TcpListener, signal::ctrl_c, time::interval};
+use roomcast::{Namespace, Server, Socket, shutdown_signal};
+use tokio::{net::TcpListener, time::interval};
 
 /// What the application's own handlers share; a handle of the server is cheap to clone.
 #[derive(Clone)]
@@ -24,10 +24,10 @@ struct App {
     io: Server,
 }
 
-async fn publish(State(app): State<App>, news: String) -> Result<String, StatusCode> {
+async fn publish(State(app): State<App>, news: String) -> Result<&'static str, StatusCode> {
     let sent = app.io.to("readers").emit("news", news).await;
-    let delivery = sent.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    Ok(format!("{} readers\n", delivery.local_sockets))
+    sent.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok("published\n")
 }
 
 async fn tick_every_second(io: Server) {
@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // With it, handlers see the address of their client.
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let stop = async move {
-        drop(ctrl_c().await);
+        shutdown_signal().await;
         ticking.abort();
         io.close().await;
     };

@@ -43,10 +43,10 @@ pub use roomcast_protocol::{
     target::{Flags, Rooms, Target},
 };
 pub use server::{
-    Ack, AckError, AllRooms, Answers, BroadcastOperator, BuildError, Builder, ConnectHandler, Data,
-    Delivery, DisconnectHandler, DisconnectReason, EmitError, Event, EventHandler, Fetched,
-    Namespace, Parser, Refused, RemoteSocket, Serve, Server, ServerAnswers, ServerSideHandler,
-    Socket, SocketOperator,
+    Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
+    Data, Delivery, DisconnectReason, EmitError, Event, Fetched, Handler, HandlerError,
+    HandlerResult, Namespace, Outcome, Parser, Refused, RemoteSocket, Reply, Serve, Server,
+    ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };
 pub use transport::{
     client_files::ClientFiles,

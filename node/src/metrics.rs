@@ -87,6 +87,8 @@ metrics! {
         "Events whose arguments are not what the handler takes.";
     pub(crate) handler_panics: IntCounter[] = "roomcast_handler_panics_total",
         "Handlers that panicked.";
+    pub(crate) handler_errors: IntCounter[] = "roomcast_handler_errors_total",
+        "Handlers that returned an error that clients do not see.";
     pub(crate) broadcasts: IntCounter[] = "roomcast_broadcasts_total",
         "Broadcasts of this node.";
     pub(crate) deliveries: IntCounter[] = "roomcast_deliveries_total",

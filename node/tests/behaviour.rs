@@ -69,7 +69,7 @@ async fn a_panic_in_a_handler_disconnects_its_socket_only() {
 
 #[tokio::test]
 async fn a_panic_on_connect_disconnects_the_socket_only() {
-    let namespace = echoing("/fails").on_connect(async |_: Socket| panic!("on connect"));
+    let namespace = echoing("/fails").on_connect(async |_: Socket| fail());
     let server = two_namespaces(namespace).await;
     let mut client = WebSocket::open(server.address).await;
     client.join("/other").await;
@@ -148,10 +148,11 @@ async fn a_second_connect_takes_the_place_of_one_that_is_being_decided() {
 #[tokio::test]
 async fn a_second_connect_takes_the_place_of_the_socket() {
     let (ended, mut ends) = mpsc::unbounded_channel();
-    let namespace = echoing("/fast").on_disconnect(move |socket: Socket, reason| {
-        ended.send((socket.id().to_string(), reason)).unwrap();
-        async {}
-    });
+    let namespace =
+        echoing("/fast").on_disconnect(move |socket: Socket, reason: DisconnectReason| {
+            ended.send((socket.id().to_string(), reason)).unwrap();
+            async {}
+        });
     let server = two_namespaces(namespace).await;
     let mut client = WebSocket::open(server.address).await;
     client.join("/other").await;
@@ -190,8 +191,7 @@ async fn a_disconnect_ends_the_decision_about_a_connect() {
 
 #[tokio::test]
 async fn a_panic_on_disconnect_leaves_nothing_behind() {
-    let namespace =
-        main_namespace().on_disconnect(async |_: Socket, _: DisconnectReason| panic!("at the end"));
+    let namespace = main_namespace().on_disconnect(async |_: Socket, _: DisconnectReason| fail());
     let server = two_namespaces(namespace).await;
     let mut client = WebSocket::connect(server.address).await;
     client.join("/other").await;
@@ -205,12 +205,13 @@ async fn a_panic_on_disconnect_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_panic_in_the_catch_all_handler_keeps_the_event_from_its_own() {
     let (sender, mut handled) = mpsc::unbounded_channel();
-    let namespace = Namespace::new("/")
-        .on_any(async |_: Socket, _| panic!("catch-all"))
-        .on("event", move |_: Socket| {
-            sender.send(()).unwrap();
-            async {}
-        });
+    let namespace =
+        Namespace::new("/")
+            .on_any(async |_: Socket| fail())
+            .on("event", move |_: Socket| {
+                sender.send(()).unwrap();
+                async {}
+            });
     let server = two_namespaces(namespace).await;
     let mut client = WebSocket::connect(server.address).await;
     client.join("/other").await;

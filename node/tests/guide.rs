@@ -8,17 +8,14 @@ mod process;
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use process::client::Client;
 use roomcast::{
-    Ack, AckError, Args, BroadcastOperator, EmitError, Handshake, MemoryBus, Namespace, Refused,
-    Server, Socket,
+    Ack, AckError, Args, BroadcastOperator, Builder, EmitError, HandlerResult, Handshake,
+    MemoryBus, Namespace, Refused, Server, Socket, State,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -34,11 +31,11 @@ async fn serve(io: &Server) -> String {
 }
 
 async fn start(namespace: Namespace) -> (Server, String) {
-    let io = Server::builder()
-        .namespace(namespace)
-        .build()
-        .await
-        .unwrap();
+    start_with(Server::builder().namespace(namespace)).await
+}
+
+async fn start_with(builder: Builder) -> (Server, String) {
+    let io = builder.build().await.unwrap();
     let address = serve(&io).await;
     (io, address)
 }
@@ -49,8 +46,12 @@ fn handlers() -> Namespace {
         .on("ping", async |_: Socket| "pong")
         // One argument: any type that deserializes.
         .on("double", async |_: Socket, number: i64| number * 2)
-        // Several arguments: a tuple.
-        .on("add", async |_: Socket, (a, b): (i64, i64)| a + b)
+        // Several arguments, each of any type that deserializes.
+        .on("add", async |_: Socket, a: i64, b: i64| a + b)
+        // One, and the rest as it came.
+        .on("count", async |name: String, rest: Args| {
+            HandlerResult::Ok((name, rest.len()?))
+        })
         // The arguments as they came.
         .on("echo", async |_: Socket, args: Args| args)
         // A handler that sends the acknowledgement itself.
@@ -69,6 +70,7 @@ async fn a_handler_takes_what_it_needs_and_its_result_is_the_acknowledgement() {
             client.ask(&json!(["ping"])),
             client.ask(&json!(["double", 4])),
             client.ask(&json!(["add", 1, 2])),
+            client.ask(&json!(["count", "x", 1, 2])),
             client.ask(&json!(["echo", 1, "two", null])),
             client.ask(&json!(["later", "done"])),
         ]
@@ -77,6 +79,7 @@ async fn a_handler_takes_what_it_needs_and_its_result_is_the_acknowledgement() {
         json!(["pong"]),
         json!([8]),
         json!([3]),
+        json!(["x", 2]),
         json!([1, "two", null]),
         json!(["done"]),
     ];
@@ -123,7 +126,7 @@ async fn a_broadcast_reaches_the_other_members_of_a_room_once() {
 }
 
 /// Stands for a database of tokens.
-type Tokens = Arc<HashMap<String, String>>;
+type Tokens = HashMap<String, String>;
 
 #[derive(Deserialize)]
 struct Credentials {
@@ -135,19 +138,18 @@ struct User {
     name: String,
 }
 
-fn members_only(tokens: Tokens) -> Namespace {
+fn members_only() -> Namespace {
     Namespace::new("/")
-        .authorize(move |handshake: Handshake| {
-            let tokens = Arc::clone(&tokens);
-            async move {
+        .authorize(
+            async |handshake: Handshake, tokens: State<Tokens>| -> HandlerResult<User> {
                 let credentials: Credentials = handshake.auth()?;
                 let Some(name) = tokens.get(&credentials.token) else {
                     let refused = Refused::new("unknown token");
-                    return Err(refused.data(&json!({ "retry": false })));
+                    Err(refused.data(&json!({ "retry": false })))?
                 };
                 Ok(User { name: name.clone() })
-            }
-        })
+            },
+        )
         .on("whoami", async |socket: Socket| {
             socket.data::<User>().map(|user| user.name.clone())
         })
@@ -156,7 +158,8 @@ fn members_only(tokens: Tokens) -> Namespace {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_presents_a_token_is_known_and_who_does_not_is_refused() {
     let tokens = HashMap::from([("secret".to_owned(), "Ada".to_owned())]);
-    let (_io, address) = start(members_only(Arc::new(tokens))).await;
+    let (_io, address) =
+        start_with(Server::builder().state(tokens).namespace(members_only())).await;
     let tried = spawn_blocking(move || {
         let mut ada = Client::connect_as(&address, &json!({ "token": "secret" })).unwrap();
         assert_eq!(ada.ask(&json!(["whoami"])), json!(["Ada"]));
@@ -167,30 +170,33 @@ async fn who_presents_a_token_is_known_and_who_does_not_is_refused() {
     assert_eq!(error["data"], json!({ "retry": false }));
 }
 
-fn counting(visits: Arc<AtomicU64>) -> Namespace {
+/// The number of visits, which all handlers share.
+#[derive(Default)]
+struct Visits(AtomicU64);
+
+fn counting() -> Namespace {
     Namespace::new("/")
-        .on_connect(|socket: Socket| {
+        .on_connect(async |socket: Socket| {
             socket.set_data(User {
                 name: "nobody".into(),
             });
-            async {}
         })
         .on("rename", async |socket: Socket, name: String| {
             socket.set_data(User { name });
         })
-        .on("visit", move |socket: Socket| {
-            let visits = Arc::clone(&visits);
-            async move {
-                let count = visits.fetch_add(1, Ordering::Relaxed) + 1;
-                let name = socket.data::<User>().map(|user| user.name.clone());
-                (count, name)
-            }
+        .on("visit", async |socket: Socket, visits: State<Visits>| {
+            let count = visits.0.fetch_add(1, Ordering::Relaxed) + 1;
+            let name = socket.data::<User>().map(|user| user.name.clone());
+            (count, name)
         })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn state_belongs_to_the_application_or_to_one_socket() {
-    let (_io, address) = start(counting(Arc::default())).await;
+    let builder = Server::builder()
+        .state(Visits::default())
+        .namespace(counting());
+    let (_io, address) = start_with(builder).await;
     let visits = spawn_blocking(move || {
         let mut ada = Client::connect(&address);
         let first = ada.ask(&json!(["visit"]));
@@ -234,6 +240,53 @@ async fn an_error_of_a_handler_is_an_object_with_error_for_the_client() {
         json!([{ "error": { "code": "no_such_item" } }]),
     ];
     assert_eq!(orders.await.unwrap(), expected);
+}
+
+/// An error that is none of the client's business, except for its text about the amount.
+#[derive(Debug, thiserror::Error)]
+enum Payment {
+    #[error("the amount is not positive")]
+    Amount,
+    #[error("the bank at 10.0.0.7 is away")]
+    Bank,
+}
+
+fn pay(amount: i64) -> Result<&'static str, Payment> {
+    match amount {
+        ..=0 => Err(Payment::Amount),
+        1..=100 => Ok("paid"),
+        _ => Err(Payment::Bank),
+    }
+}
+
+fn till() -> Namespace {
+    Namespace::new("/").on(
+        "pay",
+        async |amount: String| -> HandlerResult<&'static str> {
+            let amount = amount.parse::<i64>()?;
+            match pay(amount) {
+                Err(error @ Payment::Amount) => Err(Refused::new(error.to_string()).into()),
+                paid => Ok(paid?),
+            }
+        },
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_see_what_is_refused_and_no_other_error() {
+    let (io, address) = start(till()).await;
+    let payments = spawn_blocking(move || {
+        let mut client = Client::connect(&address);
+        ["7", "0", "101", "x"].map(|amount| client.ask(&json!(["pay", amount])))
+    });
+    let expected = [
+        json!(["paid"]),
+        json!([{ "error": "the amount is not positive" }]),
+        json!([{ "error": "internal error" }]),
+        json!([{ "error": "internal error" }]),
+    ];
+    assert_eq!(payments.await.unwrap(), expected);
+    assert!(io.metrics().contains("roomcast_handler_errors_total 2"));
 }
 
 fn voting() -> Namespace {

@@ -149,6 +149,54 @@ impl Args {
         &self.attachments
     }
 
+    /// Encodes a list of values, one argument each.
+    pub fn from_values(values: impl IntoIterator<Item = Value>) -> Result<Self, ArgsError> {
+        let values: Vec<_> = values.into_iter().collect();
+        // A list of one argument, which is a list. The outer list goes.
+        let Self { json, attachments } = Self::encode(&(values,))?;
+        Self::from_text(json[1..json.len() - 1].into(), attachments)
+    }
+
+    /// Splits the arguments: each item is one of them alone. Items keep all attachments.
+    pub fn split(&self) -> Result<Vec<Self>, ArgsError> {
+        let one = |text| Self::from_text(format!("[{text}]").into(), self.attachments.clone());
+        self.texts()?.into_iter().map(one).collect()
+    }
+
+    /// The number of arguments.
+    pub fn len(&self) -> Result<usize, ArgsError> {
+        Ok(self.texts()?.len())
+    }
+
+    /// The arguments behind the first `count`, none if there are not so many.
+    pub fn skip(&self, count: usize) -> Result<Self, ArgsError> {
+        let texts = self.texts()?;
+        let Some(first) = texts.get(count) else {
+            return Ok(Self::default());
+        };
+        // Each text is a part of this one.
+        let start = first.as_ptr() as usize - self.json.as_ptr() as usize;
+        let json = format!("[{}", &self.json[start..]);
+        Self::from_text(json.into(), self.attachments.clone())
+    }
+
+    fn texts(&self) -> Result<Vec<&str>, ArgsError> {
+        let mut texts = Vec::new();
+        let mut tokens = json::Tokens::new(&self.json, json::MAX_DEPTH);
+        tokens.token()?;
+        if self.is_empty() {
+            return Ok(texts);
+        }
+        loop {
+            texts.push(tokens.value_text()?);
+            if self.json[tokens.position()..].trim_start_matches(|c: char| c.is_ascii_whitespace())
+                == "]"
+            {
+                return Ok(texts);
+            }
+        }
+    }
+
     /// Whether there is no argument.
     pub fn is_empty(&self) -> bool {
         let inner = &self.json[1..self.json.len() - 1];
@@ -202,6 +250,11 @@ pub trait FromArgs: Sized {
     fn from_payload(payload: &Payload<'_>) -> Result<Self, ArgsError> {
         Self::from_args(&payload.to_args()?)
     }
+
+    /// The same for the argument at a position, which is null if there are fewer.
+    fn from_rest(args: &Args, position: usize) -> Result<Self, ArgsError> {
+        Self::from_args(&args.skip(position)?)
+    }
 }
 
 impl<T: DeserializeOwned> FromArgs for T {
@@ -215,6 +268,11 @@ impl<T: DeserializeOwned> FromArgs for T {
         } else {
             payload.to_args()?.decode()
         }
+    }
+
+    fn from_rest(args: &Args, position: usize) -> Result<Self, ArgsError> {
+        // In a list, so that a tuple is the one argument and not several.
+        args.skip(position)?.decode().map(|(value,)| value)
     }
 }
 

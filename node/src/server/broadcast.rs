@@ -5,11 +5,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::future::join;
 use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Question, SocketId};
 use roomcast_protocol::{
-    args::{FromArgs, IntoArgs},
+    args::{Args, ArgsError, FromArgs, IntoArgs},
     message::Message,
     target::{Rooms, Target},
 };
-use serde::Serialize;
 
 use super::{
     ack::Answers,
@@ -48,7 +47,10 @@ impl Drop for Visit {
 }
 
 /// The result of a broadcast.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+///
+/// As the result of a handler it is no argument at all: how many sockets and nodes there are is not
+/// for clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivery {
     /// The number of sockets of this node whose outbox took the packet.
@@ -56,6 +58,12 @@ pub struct Delivery {
     /// The number of other nodes that received the message. How many sockets they have is not
     /// known; [`emit_with_ack`](BroadcastOperator::emit_with_ack) asks each client.
     pub nodes: usize,
+}
+
+impl IntoArgs for Delivery {
+    fn into_args(self) -> Result<Args, ArgsError> {
+        Ok(Args::default())
+    }
 }
 
 /// The rooms of a namespace that have members.

@@ -1,6 +1,12 @@
 //! The settings of a server, and how it is built from them.
 
-use std::{future::Future, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{
+    any::{Any, TypeId},
+    future::Future,
+    sync::Arc,
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
@@ -10,6 +16,7 @@ use super::{
     cluster::ClusterNode,
     error::BuildError,
     gaps::{self, Gaps, OnGap},
+    handler::{Outcome, States},
     namespace::{Namespace, Pattern},
     packets::Parser,
     server::{Inner, Parts, Server},
@@ -36,6 +43,7 @@ pub struct Builder {
     lanes: Option<usize>,
     bus: BusSource,
     on_gap: Option<OnGap>,
+    states: States,
 }
 
 /// The source of the bus.
@@ -143,6 +151,14 @@ impl Builder {
         self
     }
 
+    /// Provides a value that handlers share. They take it as [`State<S>`](super::State), and
+    /// [`Socket::state`](super::Socket::state) and [`Server::state`] return it. A second value of the
+    /// same type replaces the first.
+    pub fn state<S: Any + Send + Sync>(mut self, value: S) -> Self {
+        self.states.insert(TypeId::of::<S>(), Arc::new(value));
+        self
+    }
+
     /// Number of tasks that write to connections, and of shards of the room index. Default: the
     /// number of the runtime's worker threads, because more of them only cost. At most 64.
     pub fn lanes(mut self, lanes: usize) -> Self {
@@ -203,7 +219,7 @@ impl Builder {
     pub fn on_gap<F, Fut>(mut self, handler: F) -> Self
     where
         F: Fn(Gap) -> Fut + Send + Sync + 'static,
-        Fut: Future + Send + 'static,
+        Fut: Future<Output: Outcome> + Send + 'static,
     {
         self.on_gap = Some(gaps::handler(handler));
         self
@@ -221,6 +237,10 @@ impl Builder {
         let mut namespaces: Vec<(Box<str>, _)> = Vec::new();
         let mut patterns = Vec::new();
         for namespace in self.namespaces {
+            let mut needs = namespace.handlers.needs.iter();
+            if let Some((_, name)) = needs.find(|(id, _)| !self.states.contains_key(id)) {
+                return Err(BuildError::MissingState(name));
+            }
             if !namespace.name.starts_with('/') {
                 return Err(BuildError::NamespaceWithoutSlash(namespace.name));
             }
@@ -255,6 +275,7 @@ impl Builder {
         let inner = Inner::new(Parts {
             engine,
             parser: self.parser,
+            states: self.states,
             cluster,
             namespaces,
             patterns,

@@ -15,21 +15,14 @@
 //! turn in which its packet was read. If it has to wait, it becomes a [`Task`] of [`InFlight`]. After
 //! the end of the connection, the client lives on until its last task is done.
 
-use std::{
-    future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
-    sync::Arc,
-    task::Poll,
-};
+use std::{future::Future, pin::Pin, sync::Arc, task::Poll};
 
 use roomcast_adapter::SocketId;
-use roomcast_protocol::args::Args;
 use smallvec::SmallVec;
 
 use super::{
     error::Refused,
-    handler::{BoxFuture, Event, HandlerError, Reply},
+    handler::{Admission, Call},
     in_flight::{Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
     packets,
@@ -58,7 +51,7 @@ use roomcast_protocol::{
 const CONNECT_QUERY_BYTES: usize = 2048;
 
 pub(crate) struct Client {
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
     request: Arc<Request>,
     dialect: Dialect,
     decoder: Decoder,
@@ -178,21 +171,17 @@ impl Client {
             return;
         };
         let handshake = Handshake::of(&self.request, auth.as_deref());
-        let Some(authorize) = &namespace.handlers.authorize else {
+        if namespace.handlers.authorizers.is_empty() {
             self.admit(turn, &namespace, handshake, None);
             return;
-        };
-        match catch_unwind(AssertUnwindSafe(|| authorize(handshake.clone()))) {
-            Ok(future) => {
-                let task = Task::Admission {
-                    namespace,
-                    handshake,
-                    future,
-                };
-                self.start(turn, task);
-            }
-            Err(_) => self.finish(turn, Done::AdmissionPanicked(namespace)),
         }
+        let future = Box::pin(authorize(Arc::clone(&namespace), handshake.clone()));
+        let task = Task::Admission {
+            namespace,
+            handshake,
+            future,
+        };
+        self.start(turn, task);
     }
 
     /// Ends what an earlier CONNECT to the namespace has led to. A client that disconnects before it
@@ -251,80 +240,42 @@ impl Client {
         socket.insert();
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
-            self.run(turn, &socket, || on_connect.call(socket.clone()));
-        }
-    }
-
-    fn event(&mut self, turn: &mut Turn<'_, '_>, socket: Socket, packet: &Packet<'_>) {
-        let handlers = &socket.live().handlers;
-        let metrics = &self.server.engine.metrics;
-        // An event without a name reaches no handler.
-        let Some(name) = packet.event.as_ref().map(|event| &*event.name) else {
-            metrics.events_unhandled.inc();
-            return;
-        };
-        let handler = handlers.events.get(name);
-        if handler.is_none() && handlers.any.is_none() {
-            metrics.events_unhandled.inc();
-            return;
-        }
-        if let Some(any) = &handlers.any {
-            let event = Event {
-                name: name.into(),
-                args: packet.to_args(),
-            };
-            let was_connected = socket.is_connected();
-            self.run(turn, &socket, || any(socket.clone(), event));
-            if was_connected && !socket.is_connected() {
-                return;
-            }
-        }
-        let Some(handler) = handler else {
-            return;
-        };
-        let id = packet.id;
-        // Most handlers don't wait: they are polled before anything is set up for waiting.
-        let first = catch_unwind(AssertUnwindSafe(|| {
-            let mut future = handler(socket.clone(), &packet.payload(), id);
-            match future.as_mut().poll(turn.cx) {
-                Poll::Ready(result) => Ok(result),
-                Poll::Pending => Err(future),
-            }
-        }));
-        match first {
-            Ok(Ok(result)) => self.answer(turn, &socket, id, result),
-            Ok(Err(future)) => self.in_flight().push(Task::Event { socket, id, future }),
-            Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
-        }
-    }
-
-    /// Runs a handler whose result nobody waits for.
-    fn run(
-        &mut self,
-        turn: &mut Turn<'_, '_>,
-
-        socket: &Socket,
-        start: impl FnOnce() -> BoxFuture<()>,
-    ) {
-        let socket = socket.clone();
-        match catch_unwind(AssertUnwindSafe(start)) {
-            Ok(future) => self.start(turn, Task::Hook { socket, future }),
-            Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
+            self.run(
+                turn,
+                &socket,
+                "connect",
+                on_connect,
+                Call::of_socket(&socket),
+            );
         }
     }
 
     /// Polls a task for the first time, and keeps it if it has to wait.
-    fn start(&mut self, turn: &mut Turn<'_, '_>, mut task: Task) {
+    pub(super) fn start(&mut self, turn: &mut Turn<'_, '_>, mut task: Task) {
         match Pin::new(&mut task).poll(turn.cx) {
             Poll::Ready(done) => self.finish(turn, done),
             Poll::Pending => self.in_flight().push(task),
         }
     }
 
-    fn finish(&mut self, turn: &mut Turn<'_, '_>, done: Done) {
+    pub(super) fn finish(&mut self, turn: &mut Turn<'_, '_>, done: Done) {
         match done {
-            Done::Event { socket, id, result } => self.answer(turn, &socket, id, result),
-            Done::Hook => {}
+            Done::Event {
+                socket,
+                name,
+                id,
+                result,
+            } => self.answer(turn, &socket, &name, id, result),
+            Done::Hook {
+                socket,
+                name,
+                result,
+            } => {
+                socket.forget_last_rooms();
+                if let Err(error) = result {
+                    error.report(&socket.live().place(Some(&socket), name));
+                }
+            }
             Done::Admission {
                 namespace,
                 handshake,
@@ -339,9 +290,13 @@ impl Client {
             }
             Done::Admission {
                 namespace,
-                admission: Err(refused),
+                admission: Err(error),
                 ..
-            } => self.refuse(turn, &namespace, &refused, "unauthorized"),
+            } => {
+                let label = error.refused().map_or("error", |_| "unauthorized");
+                let refused = error.report(&namespace.place(None, "authorize"));
+                self.refuse(turn, &namespace, &refused, label);
+            }
             Done::AdmissionPanicked(namespace) => {
                 self.server.engine.metrics.handler_panics.inc();
                 self.refuse(turn, &namespace, &Refused::new("internal error"), "panic");
@@ -385,34 +340,6 @@ impl Client {
         }
     }
 
-    fn answer(
-        &self,
-        turn: &mut Turn<'_, '_>,
-        socket: &Socket,
-        id: Option<u64>,
-        result: Result<Reply, HandlerError>,
-    ) {
-        let args = match result {
-            Ok(Reply::Taken) => return,
-            Ok(Reply::Args(args)) => args,
-            Err(error) => {
-                let (text, level) = match error {
-                    HandlerError::Decode(error) => {
-                        self.server.engine.metrics.events_undecodable.inc();
-                        (error.to_string(), "decode")
-                    }
-                    HandlerError::Encode(error) => (error.to_string(), "encode"),
-                };
-                tracing::debug!(socket = %socket.id(), error = text, "{level} error");
-                Args::encode(&Err::<(), _>(text)).unwrap_or_default()
-            }
-        };
-        if let (Some(id), true) = (id, socket.is_connected()) {
-            let namespace = socket.live();
-            namespace.parser.reply_ack(turn, &namespace.name, id, &args);
-        }
-    }
-
     /// The server disconnects a socket. Packets for its namespace may still be under way; they do
     /// not close the connection.
     fn dismiss(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket, reason: DisconnectReason) {
@@ -432,7 +359,12 @@ impl Client {
         self.sockets.retain(|known| !known.same(socket));
         let namespace = socket.live();
         if let Some(on_disconnect) = &namespace.handlers.disconnect {
-            self.run(turn, socket, || on_disconnect.call(socket.clone(), reason));
+            socket.keep_last_rooms();
+            let call = Call {
+                reason: Some(reason),
+                ..Call::of_socket(socket)
+            };
+            self.run(turn, socket, "disconnect", on_disconnect, call);
         }
         socket.remove();
     }
@@ -458,7 +390,7 @@ impl Client {
         }
     }
 
-    fn in_flight(&mut self) -> &mut InFlight {
+    pub(super) fn in_flight(&mut self) -> &mut InFlight {
         self.in_flight.get_or_insert_default()
     }
 
@@ -562,6 +494,19 @@ impl Drop for Client {
             }
         }
     }
+}
+
+/// Runs the authorizers of a namespace until one refuses. The last data that one returns counts.
+async fn authorize(namespace: Arc<LiveNamespace>, handshake: Handshake) -> Admission {
+    let mut data = None;
+    for authorizer in &namespace.handlers.authorizers {
+        let deciding = authorizer(&mut Call {
+            handshake: Some(&handshake),
+            ..Call::new(&namespace.states)
+        });
+        data = deciding.await?.or(data);
+    }
+    Ok(data)
 }
 
 fn refused(kind: &'static str) -> CloseReason {

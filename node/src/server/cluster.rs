@@ -41,6 +41,7 @@ impl LiveNamespace {
         args: Args,
     ) -> Result<Delivery, EmitError> {
         let frame = self.parser.event(&self.name, None, event, &args)?;
+        self.notify_outgoing(&target, event, &args);
         let published = self.publish(&target, || Message::Broadcast {
             target: target.clone(),
             event: event.into(),
@@ -113,6 +114,7 @@ impl LiveNamespace {
                 args,
             } => {
                 let frame = self.parser.event(&self.name, None, event, args)?;
+                self.notify_outgoing(target, event, args);
                 count = self.fan_out(target, &frame, |_| {});
             }
             Message::SocketsJoin { target, rooms } => {
@@ -171,6 +173,7 @@ impl LiveNamespace {
         let frame = self
             .parser
             .event(&self.name, Some(awaited.id), event, args)?;
+        self.notify_outgoing(target, event, args);
         let expect = |socket: &_| gathering.expect(socket);
         let asked = self.fan_out(target, &frame, expect);
         gathering.seal(asked);
@@ -184,6 +187,15 @@ impl LiveNamespace {
             missing,
             missing_unnamed: 0,
         })
+    }
+
+    /// Calls the listener for outgoing events, once per recipient on this node.
+    fn notify_outgoing(&self, target: &Target, event: &str, args: &Args) {
+        if let Some(listener) = &self.handlers.any_outgoing {
+            for socket in self.local_sockets(target) {
+                listener(&socket, event, args);
+            }
+        }
     }
 
     /// Queues a packet to the selected sockets of this node, and measures it.

@@ -2,10 +2,12 @@
 //!
 //! The texts are for developers. A client sees one only through [`Refused`].
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, error::Error, time::Duration};
 
-use roomcast_protocol::args::ArgsError;
-use serde::{Serialize, Serializer};
+use roomcast_protocol::args::{Args, ArgsError};
+use serde::Serialize;
+
+use crate::metrics::Metrics;
 
 /// Why an event could not be emitted.
 #[derive(Debug, thiserror::Error)]
@@ -87,40 +89,38 @@ pub enum BuildError {
     },
     /// The bus to the other nodes cannot be started.
     #[error("other nodes cannot be reached: {0}")]
-    Bus(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Bus(#[source] Box<dyn Error + Send + Sync>),
     /// Metrics of the bus conflict with those of the server.
     #[error("the metrics of the bus cannot be registered: {0}")]
     BusMetrics(#[source] prometheus::Error),
+    /// A handler takes a type of state that was not given to [`Builder::state`](crate::Builder::state).
+    #[error(
+        "a handler takes `State<{0}>`, but the server has no such state; add it with `Builder::state`"
+    )]
+    MissingState(&'static str),
     /// `build` was called outside of a tokio runtime.
     #[error("no tokio runtime is running; call `build` within one")]
     NoRuntime,
 }
 
-/// A handler that returns this as its error answers with its text, but for where other servers are:
-/// that is nothing for clients.
-impl Serialize for EmitError {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Bus(error) => serializer.serialize_str(error.outline()),
-            error => serializer.collect_str(error),
-        }
-    }
-}
-
-/// The same.
-impl Serialize for AckError {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Emit(error) => error.serialize(serializer),
-            error => serializer.collect_str(error),
-        }
-    }
-}
-
-/// Why a client may not connect to a namespace: what its `connect_error` event gets.
+/// What a client may know of a failure: the `connect_error` event if it may not connect, or the
+/// answer `{"error": message, "data": data}` to its event.
 ///
-/// Made from a text, or by `?` from any error.
-#[derive(Debug, Clone)]
+/// Any handler can return it as an error. Clients see no other error of a
+/// [`HandlerResult`](crate::HandlerResult), so an application decides by `From` which of its own
+/// errors they may see:
+///
+/// ```
+/// # use roomcast::Refused;
+/// # struct SoldOut;
+/// impl From<SoldOut> for Refused {
+///     fn from(_: SoldOut) -> Self {
+///         Self::new("sold out")
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
 pub struct Refused {
     pub(crate) message: Cow<'static, str>,
     pub(crate) data: Option<String>,
@@ -141,10 +141,134 @@ impl Refused {
         self.data = serde_json::to_string(data).ok();
         self
     }
+
+    /// The answer to an event.
+    fn to_answer(&self) -> Args {
+        let mut answer = serde_json::Map::new();
+        answer.insert("error".to_owned(), (&*self.message).into());
+        if let Some(data) = &self.data {
+            let data = serde_json::from_str(data).unwrap_or_default();
+            answer.insert("data".to_owned(), data);
+        }
+        Args::encode(&answer).unwrap_or_default()
+    }
 }
 
-impl<E: Into<Box<dyn std::error::Error>>> From<E> for Refused {
+/// The result of a handler that uses `?`.
+pub type HandlerResult<T = ()> = Result<T, HandlerError>;
+
+/// An error of a handler. `?` makes one of any error, of a text, or of a [`Refused`].
+///
+/// A [`Refused`] is shown to the client. Anything else is logged with the event and the socket,
+/// counted by `roomcast_handler_errors_total`, and answered with `internal error`.
+#[derive(Debug)]
+pub struct HandlerError(Cause);
+
+#[derive(Debug)]
+enum Cause {
+    Refused(Refused),
+    Other(Box<dyn Error + Send + Sync>),
+}
+
+impl HandlerError {
+    /// What the client may know.
+    pub fn refused(&self) -> Option<&Refused> {
+        match &self.0 {
+            Cause::Refused(refused) => Some(refused),
+            Cause::Other(_) => None,
+        }
+    }
+
+    /// Logs and counts an error that clients don't see. Returns what the client may know.
+    pub(super) fn report(self, place: &Place<'_>) -> Refused {
+        match self.0 {
+            Cause::Refused(refused) => refused,
+            Cause::Other(error) => {
+                place.log(&*error);
+                Refused::new(NEUTRAL)
+            }
+        }
+    }
+}
+
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
     fn from(error: E) -> Self {
-        Self::new(error.into().to_string())
+        let error: Box<dyn Error + Send + Sync> = error.into();
+        Self(match error.downcast::<Refused>() {
+            Ok(refused) => Cause::Refused(*refused),
+            Err(error) => Cause::Other(error),
+        })
+    }
+}
+
+/// The text for clients if a handler fails for a reason that is none of theirs.
+const NEUTRAL: &str = "internal error";
+
+/// Why a handler of an event gives no answer of its own.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum Failed {
+    /// The arguments of the event do not match the handler's.
+    Decode(ArgsError),
+    /// What the handler returned cannot be encoded.
+    Encode(ArgsError),
+    Handler(HandlerError),
+}
+
+impl Failed {
+    /// Logs and counts the failure. Returns the answer to the client.
+    pub(super) fn report(self, place: &Place<'_>) -> Args {
+        let refused = match self {
+            Self::Decode(error) => {
+                place.metrics.events_undecodable.inc();
+                let Place {
+                    namespace,
+                    socket,
+                    what,
+                    ..
+                } = place;
+                tracing::debug!(namespace, socket, event = what, %error, "the arguments of an event do not match its handler");
+                Refused::new("invalid arguments")
+            }
+            Self::Encode(error) => HandlerError::from(error).report(place),
+            Self::Handler(error) => error.report(place),
+        };
+        refused.to_answer()
+    }
+}
+
+/// Where a handler has failed.
+pub(super) struct Place<'a> {
+    pub(super) metrics: &'a Metrics,
+    pub(super) namespace: &'a str,
+    /// The id of the socket, if the handler is about one.
+    pub(super) socket: Option<&'a str>,
+    /// The name of the event, or of what else the handler runs on.
+    pub(super) what: &'a str,
+}
+
+impl Place<'_> {
+    fn log(&self, error: &(dyn Error + 'static)) {
+        self.metrics.handler_errors.inc();
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        let Self {
+            namespace,
+            socket,
+            what,
+            ..
+        } = self;
+        tracing::error!(
+            namespace,
+            socket,
+            event = what,
+            error = text,
+            "a handler failed"
+        );
     }
 }

@@ -16,18 +16,24 @@ use parking_lot::Mutex;
 use roomcast_adapter::{Bus, Gap};
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
-use super::handler::{BoxFuture, discard};
+use super::{
+    error::Place,
+    handler::{BoxFuture, HookResult, Outcome},
+};
 use crate::metrics::Metrics;
 
-pub(crate) type OnGap = Box<dyn Fn(Gap) -> BoxFuture<()> + Send + Sync>;
+pub(crate) type OnGap = Box<dyn Fn(Gap) -> BoxFuture<HookResult> + Send + Sync>;
 
 /// A handler as the builder takes it.
 pub(super) fn handler<F, Fut>(handler: F) -> OnGap
 where
     F: Fn(Gap) -> Fut + Send + Sync + 'static,
-    Fut: Future + Send + 'static,
+    Fut: Future<Output: Outcome> + Send + 'static,
 {
-    Box::new(move |gap| discard(handler(gap)))
+    Box::new(move |gap| {
+        let running = handler(gap);
+        Box::pin(async move { running.await.into_result() })
+    })
 }
 
 /// Listens for gaps until it is dropped.
@@ -107,9 +113,18 @@ async fn tell(untold: Arc<Untold>, handler: OnGap, metrics: Arc<Metrics>) {
             continue;
         };
         let running = AssertUnwindSafe(async { handler(gap).await });
-        if running.catch_unwind().await.is_err() {
-            metrics.handler_panics.inc();
-            tracing::error!("the handler of gaps panicked");
+        match running.catch_unwind().await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => drop(error.report(&Place {
+                metrics: &metrics,
+                namespace: "",
+                socket: None,
+                what: "gap",
+            })),
+            Err(_) => {
+                metrics.handler_panics.inc();
+                tracing::error!("the handler of gaps panicked");
+            }
         }
     }
 }

@@ -1,209 +1,480 @@
-//! Handlers: what an application does on a connect, an event and a disconnect.
+//! Handlers: closures of the application that run on an event, a connect, a disconnect and so on.
 //!
-//! They belong to the namespace, are built once and shared by all its sockets. A closure takes what
-//! it needs; its return value answers the client.
+//! A handler takes any of the arguments that its place offers, in any order, like a handler of axum:
+//!
+//! ```text
+//! closure(A, B, …)  ──  Handler<(A, B, …)>   what can be called with these arguments
+//! (A, B, …)         ──  Arguments<Place>     all of them exist in this place
+//! A                 ──  Argument<Place>      Socket, State<S>, Ack, Event, or what deserializes
+//! what it returns   ──  Reply, Outcome       the answer to the client, or an error
+//! ```
+//!
+//! The traits are separate so that the compiler names the argument or the result that does not fit,
+//! not the closure. Closures are boxed once, when the namespace is defined; a call allocates its
+//! future and nothing else.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    any::{Any, TypeId, type_name},
+    collections::HashMap,
+    future::{Future, ready},
+    ops::Deref,
+    pin::Pin,
+    sync::Arc,
+};
 
+use roomcast_adapter::JoinError;
 use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
 
 use super::{
     ack::Ack,
     broadcast::BroadcastOperator,
     data::Data,
-    error::Refused,
+    error::{AckError, EmitError, Failed, HandlerError, Refused},
     socket::{DisconnectReason, Socket},
 };
 use crate::transport::handshake::Handshake;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What a handler answers.
-pub(crate) enum Reply {
-    /// What it returned.
+/// The answer of a handler to its client.
+pub(crate) enum Answer {
+    /// What the handler returned.
     Args(Args),
-    /// It took the acknowledgement and sends it by itself.
+    /// The handler has taken the [`Ack`] and answers by itself.
     Taken,
 }
 
-/// Why a handler did not run to its end.
-#[derive(Debug)]
-pub(crate) enum HandlerError {
-    /// The arguments of the event are not what it takes.
-    Decode(ArgsError),
-    /// What it returned cannot be encoded.
-    Encode(ArgsError),
+pub(crate) type EventAnswer = BoxFuture<Result<Answer, Failed>>;
+pub(crate) type HookResult = Result<(), HandlerError>;
+pub(crate) type Admission = Result<Option<Arc<dyn Data>>, HandlerError>;
+
+pub(crate) type OnEvent = Box<dyn Fn(&mut Call<'_>) -> EventAnswer + Send + Sync>;
+pub(crate) type OnHook = Box<dyn Fn(&mut Call<'_>) -> BoxFuture<HookResult> + Send + Sync>;
+pub(crate) type Authorizer = Box<dyn Fn(&mut Call<'_>) -> BoxFuture<Admission> + Send + Sync>;
+
+/// The places in which a handler can run.
+pub mod place {
+    /// An event of a client.
+    #[derive(Debug)]
+    pub enum OnEvent {}
+    /// An event of another server.
+    #[derive(Debug)]
+    pub enum OnServerSide {}
+    /// The connect of a socket.
+    #[derive(Debug)]
+    pub enum OnConnect {}
+    /// The disconnect of a socket.
+    #[derive(Debug)]
+    pub enum OnDisconnect {}
+    /// The decision whether a client may connect.
+    #[derive(Debug)]
+    pub enum OnAuthorize {}
 }
+use place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide};
 
-pub(crate) type EventReply = BoxFuture<Result<Reply, HandlerError>>;
+/// The values that handlers of a server share, by type.
+pub(crate) type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
 
-/// A handler of an event: an async closure that takes `(Socket)`, `(Socket, T)` or
-/// `(Socket, T, Ack)`.
-///
-/// `T` is any type that deserializes: a tuple takes several arguments, anything else the first one,
-/// and [`Args`] takes them as they are. Without an [`Ack`], the return value answers the client's
-/// acknowledgement: a tuple as several arguments, `()` as none, `Err(error)` as `{"error": error}`.
-///
-/// A closure that captures something clones it into the future:
-/// `move |socket: Socket| { let db = db.clone(); async move { … } }`.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not an event handler",
-    note = "a handler is an async closure over `(Socket)`, `(Socket, T)` or `(Socket, T, Ack)`; T: serde::de::DeserializeOwned; what it returns: serde::Serialize"
-)]
-pub trait EventHandler<Form>: Send + Sync + 'static {
-    /// Starts the handler. For the library's own use.
-    #[doc(hidden)]
-    fn call(&self, socket: Socket, payload: &Payload<'_>, id: Option<u64>) -> Called;
-}
+/// A type of shared state, and its name.
+pub(crate) type Need = (TypeId, &'static str);
 
-/// A running handler.
+/// What a handler is called with. Each [`Argument`] takes its part.
 #[doc(hidden)]
-pub struct Called(pub(crate) EventReply);
-
-impl<F, Fut> EventHandler<(Socket,)> for F
-where
-    F: Fn(Socket) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output: IntoArgs> + Send + 'static,
-{
-    fn call(&self, socket: Socket, _: &Payload<'_>, _: Option<u64>) -> Called {
-        answer(self(socket))
-    }
+pub struct Call<'a> {
+    pub(crate) states: &'a States,
+    pub(crate) socket: Option<&'a Socket>,
+    pub(crate) namespace: Option<&'a BroadcastOperator>,
+    pub(crate) handshake: Option<&'a Handshake>,
+    pub(crate) reason: Option<DisconnectReason>,
+    pub(crate) event: &'a str,
+    pub(crate) payload: Option<&'a Payload<'a>>,
+    pub(crate) args: Option<Args>,
+    pub(crate) id: Option<u64>,
+    /// How many arguments of the handler come from the payload, and how many of them are taken.
+    pub(crate) payloads: usize,
+    pub(crate) taken: usize,
+    pub(crate) took_ack: bool,
 }
 
-impl<F, Fut, T> EventHandler<(Socket, T)> for F
-where
-    F: Fn(Socket, T) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output: IntoArgs> + Send + 'static,
-    T: FromArgs,
-{
-    fn call(&self, socket: Socket, payload: &Payload<'_>, _: Option<u64>) -> Called {
-        match T::from_payload(payload) {
-            Ok(value) => answer(self(socket, value)),
-            Err(error) => refuse(error),
+impl<'a> Call<'a> {
+    pub(crate) fn new(states: &'a States) -> Self {
+        Self {
+            states,
+            socket: None,
+            namespace: None,
+            handshake: None,
+            reason: None,
+            event: "",
+            payload: None,
+            args: None,
+            id: None,
+            payloads: 0,
+            taken: 0,
+            took_ack: false,
+        }
+    }
+
+    pub(crate) fn of_socket(socket: &'a Socket) -> Self {
+        Self {
+            socket: Some(socket),
+            ..Self::new(&socket.live().states)
+        }
+    }
+
+    fn all_args(&mut self) -> Result<Args, ArgsError> {
+        if self.args.is_none() {
+            self.args = self.payload.map(Payload::to_args).transpose()?;
+        }
+        Ok(self.args.clone().unwrap_or_default())
+    }
+
+    fn payload<T: FromArgs>(&mut self) -> Result<T, ArgsError> {
+        let position = self.taken;
+        self.taken += 1;
+        match self.payload {
+            Some(payload) if self.payloads == 1 && self.args.is_none() => T::from_payload(payload),
+            _ if self.payloads == 1 => T::from_args(&self.all_args()?),
+            _ => T::from_rest(&self.all_args()?, position),
         }
     }
 }
 
-impl<F, Fut, T> EventHandler<(Socket, T, Ack)> for F
-where
-    F: Fn(Socket, T, Ack) -> Fut + Send + Sync + 'static,
-    Fut: Future + Send + 'static,
-    T: FromArgs,
-{
-    fn call(&self, socket: Socket, payload: &Payload<'_>, id: Option<u64>) -> Called {
-        match T::from_payload(payload) {
-            Ok(value) => {
-                let ack = Ack {
-                    socket: socket.clone(),
-                    id,
-                };
-                let running = self(socket, value, ack);
-                Called(Box::pin(async move {
-                    running.await;
-                    Ok(Reply::Taken)
-                }))
-            }
-            Err(error) => refuse(error),
-        }
-    }
-}
-
-/// A handler of an event that another server emits: an async closure that takes
-/// `(BroadcastOperator)`, the namespace, or `(BroadcastOperator, T)`.
-///
-/// `T` and the return value are those of an [`EventHandler`]: what it returns answers the server
-/// that asked.
+/// A closure that can be called with these arguments. Implemented for closures and functions with up
+/// to six arguments.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a handler of a server-side event",
-    note = "a handler is an async closure over `(BroadcastOperator)` or `(BroadcastOperator, T)`; T: serde::de::DeserializeOwned; what it returns: serde::Serialize"
+    message = "`{Self}` cannot be used as a handler",
+    note = "a handler is an async closure or function with at most six arguments, whose types are written out"
 )]
-pub trait ServerSideHandler<Form>: Send + Sync + 'static {
-    /// Starts the handler. For the library's own use.
+pub trait Handler<Form>: Send + Sync + 'static {
+    /// What the closure returns: the future of its result.
+    type Returned;
+
+    /// Calls the closure.
     #[doc(hidden)]
-    fn call(&self, io: BroadcastOperator, args: &Args) -> Called;
+    fn call(&self, arguments: Form) -> Self::Returned;
 }
 
-impl<F, Fut> ServerSideHandler<(BroadcastOperator,)> for F
-where
-    F: Fn(BroadcastOperator) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output: IntoArgs> + Send + 'static,
-{
-    fn call(&self, io: BroadcastOperator, _: &Args) -> Called {
-        answer(self(io))
+/// The arguments of a handler, all of which exist in its place.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the arguments of a handler in this place"
+)]
+pub trait Arguments<Place>: Sized + 'static {
+    #[doc(hidden)]
+    fn needs() -> Vec<Need>;
+
+    #[doc(hidden)]
+    fn take(call: &mut Call<'_>) -> Result<Self, ArgsError>;
+}
+
+/// An argument of a handler:
+///
+/// | argument | where | value |
+/// |---|---|---|
+/// | [`Socket`] | events, connect, disconnect | the socket |
+/// | [`State<S>`] | everywhere | a value that the server's handlers share |
+/// | `T: Deserialize` | events | alone: the first argument of the event, or several as a tuple; beside others: the argument at its position |
+/// | [`Args`] | events | the arguments as they came; behind others: the rest |
+/// | [`Event`] | events | name and arguments |
+/// | [`Ack`] | events | the acknowledgement, which the handler then sends itself |
+/// | [`DisconnectReason`] | disconnect | why the socket has disconnected |
+/// | [`Handshake`] | authorize | the client's first request |
+/// | [`BroadcastOperator`] | events of servers | the namespace |
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be an argument of a handler here",
+    label = "not an argument of this handler",
+    note = "handlers of events take `Socket`, `Ack`, `Event`, `Args`, and what implements `serde::Deserialize`",
+    note = "to share it among handlers, take it as `State<{Self}>`"
+)]
+pub trait Argument<Place>: Sized + 'static {
+    #[doc(hidden)]
+    const IS_PAYLOAD: bool = false;
+
+    #[doc(hidden)]
+    fn need() -> Option<Need> {
+        None
     }
+
+    #[doc(hidden)]
+    fn take(call: &mut Call<'_>) -> Result<Self, ArgsError>;
 }
 
-impl<F, Fut, T> ServerSideHandler<(BroadcastOperator, T)> for F
-where
-    F: Fn(BroadcastOperator, T) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output: IntoArgs> + Send + 'static,
-    T: FromArgs,
-{
-    fn call(&self, io: BroadcastOperator, args: &Args) -> Called {
-        match T::from_args(args) {
-            Ok(value) => answer(self(io, value)),
-            Err(error) => refuse(error),
+macro_rules! arities {
+    ($(($($type:ident $value:ident),*))*) => {$(
+        impl<F, R, $($type),*> Handler<($($type,)*)> for F
+        where
+            F: Fn($($type),*) -> R + Send + Sync + 'static,
+        {
+            type Returned = R;
+
+            fn call(&self, ($($value,)*): ($($type,)*)) -> R {
+                self($($value),*)
+            }
         }
+
+        impl<Place, $($type: Argument<Place>),*> Arguments<Place> for ($($type,)*) {
+            fn needs() -> Vec<Need> {
+                let needs: Vec<Option<Need>> = vec![$($type::need()),*];
+                needs.into_iter().flatten().collect()
+            }
+
+            fn take(call: &mut Call<'_>) -> Result<Self, ArgsError> {
+                call.payloads = 0 $(+ usize::from($type::IS_PAYLOAD))*;
+                Ok(($($type::take(call)?,)*))
+            }
+        }
+    )*};
+}
+
+arities! {
+    ()
+    (A a)
+    (A a, B b)
+    (A a, B b, C c)
+    (A a, B b, C c, D d)
+    (A a, B b, C c, D d, E e)
+    (A a, B b, C c, D d, E e, G g)
+}
+
+macro_rules! payloads {
+    ($($place:ty),*) => {$(
+        #[diagnostic::do_not_recommend]
+        impl<T: FromArgs + 'static> Argument<$place> for T {
+            const IS_PAYLOAD: bool = true;
+
+            fn take(call: &mut Call<'_>) -> Result<Self, ArgsError> {
+                call.payload()
+            }
+        }
+    )*};
+}
+
+payloads!(OnEventPlace, OnServerSide);
+
+macro_rules! arguments {
+    ($($type:ty: $($place:ty),+ => |$call:ident| $take:expr;)*) => {$($(
+        impl Argument<$place> for $type {
+            fn take($call: &mut Call<'_>) -> Result<Self, ArgsError> {
+                Ok($take)
+            }
+        }
+    )+)*};
+}
+
+arguments! {
+    Socket: OnEventPlace, OnConnect, OnDisconnect =>
+        |call| call.socket.expect("it is about a socket").clone();
+    BroadcastOperator: OnServerSide =>
+        |call| call.namespace.expect("it is about a namespace").clone();
+    Handshake: OnAuthorize =>
+        |call| call.handshake.expect("it is about a client").clone();
+    DisconnectReason: OnDisconnect =>
+        |call| call.reason.expect("it is about a disconnect");
+    Event: OnEventPlace =>
+        |call| Event { name: call.event.into(), args: call.all_args()? };
+    Ack: OnEventPlace => |call| {
+        call.took_ack = true;
+        let socket = call.socket.expect("it is about a socket").clone();
+        Ack { socket, id: call.id }
+    };
+}
+
+/// A value that the handlers of a server share, as an argument of a handler.
+///
+/// [`Builder::state`](super::Builder::state) provides it. A server whose handlers take a type of
+/// state that it does not have cannot be built.
+///
+/// ```
+/// # use roomcast::{Namespace, State};
+/// struct Greeting(String);
+///
+/// Namespace::new("/").on("hello", async |greeting: State<Greeting>, name: String| {
+///     format!("{}, {name}", greeting.0)
+/// });
+/// ```
+#[derive(Debug)]
+pub struct State<S>(Arc<S>);
+
+impl<S> State<S> {
+    /// The value itself.
+    pub fn into_inner(self) -> Arc<S> {
+        self.0
     }
 }
 
-fn answer(running: impl Future<Output: IntoArgs> + Send + 'static) -> Called {
-    Called(Box::pin(async move {
-        running
-            .await
-            .into_args()
-            .map(Reply::Args)
-            .map_err(HandlerError::Encode)
-    }))
+impl<S> Clone for State<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
 }
 
-fn refuse(error: ArgsError) -> Called {
-    Called(Box::pin(std::future::ready(Err(HandlerError::Decode(
-        error,
-    )))))
+impl<S> Deref for State<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.0
+    }
 }
 
-/// A handler of a connect: an async closure that takes `(Socket)`.
-pub trait ConnectHandler: Send + Sync + 'static {
-    /// Starts the handler. For the library's own use.
+impl<Place, S: Any + Send + Sync> Argument<Place> for State<S> {
+    fn need() -> Option<Need> {
+        Some((TypeId::of::<S>(), type_name::<S>()))
+    }
+
+    fn take(call: &mut Call<'_>) -> Result<Self, ArgsError> {
+        let state = state_of(call.states);
+        Ok(Self(state.expect("the server was built with it")))
+    }
+}
+
+pub(crate) fn state_of<S: Any + Send + Sync>(states: &States) -> Option<Arc<S>> {
+    Arc::clone(states.get(&TypeId::of::<S>())?).downcast().ok()
+}
+
+/// What a handler of an event may return: the answer to the client's acknowledgement.
+///
+/// - Anything that implements `Serialize`: a tuple is several arguments, `()` is none. The error of a
+///   `Result` that implements `Serialize` is shown to the client, as `{"error": error}`.
+/// - [`HandlerResult`](super::HandlerResult), into which `?` turns any error. The client sees only
+///   what is [`Refused`]; anything else is logged and answered with `{"error": "internal error"}`.
+///   The library's own errors are treated in the same way.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the answer of a handler",
+    label = "returned by the handler",
+    note = "return something that implements `serde::Serialize`, or `roomcast::HandlerResult` to use `?` with any error"
+)]
+pub trait Reply<Way> {
     #[doc(hidden)]
-    fn call(&self, socket: Socket) -> BoxFuture<()>;
-}
+    fn into_answer(self) -> Result<Args, Failed>;
 
-impl<F, Fut> ConnectHandler for F
-where
-    F: Fn(Socket) -> Fut + Send + Sync + 'static,
-    Fut: Future + Send + 'static,
-{
-    fn call(&self, socket: Socket) -> BoxFuture<()> {
-        discard(self(socket))
-    }
-}
-
-/// A handler of a disconnect: an async closure that takes `(Socket, DisconnectReason)`.
-pub trait DisconnectHandler: Send + Sync + 'static {
-    /// Starts the handler. For the library's own use.
+    /// The same for a handler that answers by itself.
     #[doc(hidden)]
-    fn call(&self, socket: Socket, reason: DisconnectReason) -> BoxFuture<()>;
+    fn into_result(self) -> Result<(), Failed>;
 }
 
-impl<F, Fut> DisconnectHandler for F
-where
-    F: Fn(Socket, DisconnectReason) -> Fut + Send + Sync + 'static,
-    Fut: Future + Send + 'static,
-{
-    fn call(&self, socket: Socket, reason: DisconnectReason) -> BoxFuture<()> {
-        discard(self(socket, reason))
+/// The ways in which a [`Reply`] is one.
+pub mod way {
+    /// A value for the client.
+    #[derive(Debug)]
+    pub enum Returned {}
+    /// A value, or an error that concerns the server.
+    #[derive(Debug)]
+    pub enum Tried {}
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: IntoArgs> Reply<way::Returned> for T {
+    fn into_answer(self) -> Result<Args, Failed> {
+        self.into_args().map_err(Failed::Encode)
+    }
+
+    fn into_result(self) -> Result<(), Failed> {
+        Ok(())
     }
 }
 
-pub(crate) fn discard(running: impl Future + Send + 'static) -> BoxFuture<()> {
-    Box::pin(async move {
-        running.await;
+macro_rules! tried {
+    ($($error:ty),*) => {$(
+        #[diagnostic::do_not_recommend]
+        impl<T: IntoArgs> Reply<way::Tried> for Result<T, $error> {
+            fn into_answer(self) -> Result<Args, Failed> {
+                self.map_err(HandlerError::from).map_err(Failed::Handler)?.into_answer()
+            }
+
+            fn into_result(self) -> Result<(), Failed> {
+                self.map_err(HandlerError::from).map_err(Failed::Handler).map(drop)
+            }
+        }
+    )*};
+}
+
+tried!(
+    HandlerError,
+    Refused,
+    EmitError,
+    AckError,
+    JoinError,
+    Box<dyn std::error::Error + Send + Sync>
+);
+
+/// What a handler may return whose result no client waits for: nothing, or a `Result` with any error.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the result of this handler",
+    note = "no client waits for the result: return `()`, or a `Result` with any error"
+)]
+pub trait Outcome {
+    #[doc(hidden)]
+    fn into_result(self) -> Result<(), HandlerError>;
+}
+
+impl Outcome for () {
+    fn into_result(self) -> Result<(), HandlerError> {
+        Ok(())
+    }
+}
+
+impl<T, E: Into<HandlerError>> Outcome for Result<T, E> {
+    fn into_result(self) -> Result<(), HandlerError> {
+        self.map(drop).map_err(Into::into)
+    }
+}
+
+/// Boxes a handler of an event.
+pub(crate) fn on_event<Place, Form, H, W>(handler: H) -> OnEvent
+where
+    Form: Arguments<Place>,
+    H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
+{
+    Box::new(move |call: &mut Call<'_>| match Form::take(call) {
+        Ok(arguments) => {
+            let running = handler.call(arguments);
+            if call.took_ack {
+                Box::pin(async move { running.await.into_result().map(|()| Answer::Taken) })
+            } else {
+                Box::pin(async move { running.await.into_answer().map(Answer::Args) })
+            }
+        }
+        Err(error) => Box::pin(ready(Err(Failed::Decode(error)))),
     })
 }
 
-/// An event as a catch-all handler sees it.
+/// Boxes a handler whose result no client waits for.
+pub(crate) fn on_hook<Place, Form, H>(handler: H) -> OnHook
+where
+    Form: Arguments<Place>,
+    H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
+{
+    Box::new(move |call: &mut Call<'_>| match Form::take(call) {
+        Ok(arguments) => {
+            let running = handler.call(arguments);
+            Box::pin(async move { running.await.into_result() })
+        }
+        Err(error) => Box::pin(ready(Err(error.into()))),
+    })
+}
+
+/// Boxes an authorizer.
+pub(crate) fn authorizer<Form, H, U, E>(handler: H) -> Authorizer
+where
+    Form: Arguments<OnAuthorize>,
+    H: Handler<Form, Returned: Future<Output = Result<U, E>> + Send + 'static>,
+    U: Data,
+    E: Into<HandlerError>,
+{
+    Box::new(move |call: &mut Call<'_>| match Form::take(call) {
+        Ok(arguments) => {
+            let running = handler.call(arguments);
+            Box::pin(async move {
+                let data = running.await.map_err(Into::into)?;
+                // An authorizer that only decides attaches nothing.
+                let is_empty = TypeId::of::<U>() == TypeId::of::<()>();
+                Ok((!is_empty).then(|| Arc::new(data) as Arc<dyn Data>))
+            })
+        }
+        Err(error) => Box::pin(ready(Err(error.into()))),
+    })
+}
+
+/// The name and the arguments of an event.
 #[derive(Debug, Clone)]
 pub struct Event {
     pub(crate) name: Arc<str>,
@@ -216,23 +487,13 @@ impl Event {
         &self.name
     }
 
-    /// The arguments, undecoded.
+    /// The arguments, not decoded.
     pub fn args(&self) -> &Args {
         &self.args
     }
 
-    /// The arguments, decoded as an event handler would.
+    /// Decodes the arguments as a handler of the event would.
     pub fn decode<T: FromArgs>(&self) -> Result<T, ArgsError> {
         T::from_args(&self.args)
     }
 }
-
-pub(crate) type Admission = Result<Option<Arc<dyn Data>>, Refused>;
-
-pub(crate) type Authorizer = Box<dyn Fn(Handshake) -> BoxFuture<Admission> + Send + Sync>;
-pub(crate) type OnEvent =
-    Box<dyn Fn(Socket, &Payload<'_>, Option<u64>) -> EventReply + Send + Sync>;
-pub(crate) type OnAny = Box<dyn Fn(Socket, Event) -> BoxFuture<()> + Send + Sync>;
-pub(crate) type OnServerSide = Box<dyn Fn(BroadcastOperator, &Args) -> EventReply + Send + Sync>;
-pub(crate) type OnConnect = Box<dyn ConnectHandler>;
-pub(crate) type OnDisconnect = Box<dyn DisconnectHandler>;

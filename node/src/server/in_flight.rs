@@ -29,7 +29,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use roomcast_protocol::socket_io::packet::Packet;
 
 use super::{
-    handler::{Admission, BoxFuture, HandlerError, Reply},
+    error::Failed,
+    handler::{Admission, Answer, BoxFuture, HookResult},
     live_namespace::LiveNamespace,
     socket::Socket,
 };
@@ -40,13 +41,15 @@ pub(super) enum Task {
     /// The handler of an event, whose result is the client's acknowledgement.
     Event {
         socket: Socket,
+        name: Box<str>,
         id: Option<u64>,
-        future: BoxFuture<Result<Reply, HandlerError>>,
+        future: BoxFuture<Result<Answer, Failed>>,
     },
-    /// A handler whose result nobody waits for: of a connect, a disconnect, or any event.
+    /// A handler whose result no client waits for: of a connect, a disconnect, or any event.
     Hook {
         socket: Socket,
-        future: BoxFuture<()>,
+        name: &'static str,
+        future: BoxFuture<HookResult>,
     },
     /// The decision whether a client may connect.
     Admission {
@@ -60,10 +63,15 @@ pub(super) enum Task {
 pub(super) enum Done {
     Event {
         socket: Socket,
+        name: Box<str>,
         id: Option<u64>,
-        result: Result<Reply, HandlerError>,
+        result: Result<Answer, Failed>,
     },
-    Hook,
+    Hook {
+        socket: Socket,
+        name: &'static str,
+        result: HookResult,
+    },
     Admission {
         namespace: Arc<LiveNamespace>,
         handshake: Handshake,
@@ -88,15 +96,26 @@ impl Task {
 
     fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
         Poll::Ready(match self {
-            Self::Event { socket, id, future } => Done::Event {
+            Self::Event {
+                socket,
+                name,
+                id,
+                future,
+            } => Done::Event {
                 result: ready!(future.as_mut().poll(cx)),
                 socket: socket.clone(),
+                name: std::mem::take(name),
                 id: *id,
             },
-            Self::Hook { future, .. } => {
-                ready!(future.as_mut().poll(cx));
-                Done::Hook
-            }
+            Self::Hook {
+                socket,
+                name,
+                future,
+            } => Done::Hook {
+                result: ready!(future.as_mut().poll(cx)),
+                socket: socket.clone(),
+                name,
+            },
             Self::Admission {
                 namespace,
                 handshake,

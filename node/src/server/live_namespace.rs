@@ -13,14 +13,21 @@ use prometheus::IntGauge;
 use roomcast_adapter::{Adapter, Attachment, BusHandle, RoomLimits};
 
 use super::{
-    ack::Acks, cluster::ClusterNode, namespace::Handlers, packets::Parser, server::Inner,
-    socket::LocalSocket,
+    ack::Acks,
+    cluster::ClusterNode,
+    error::Place,
+    handler::States,
+    namespace::Handlers,
+    packets::Parser,
+    server::Inner,
+    socket::{LocalSocket, Socket},
 };
 use crate::{metrics::HasRooms, transport::engine::Engine};
 
 pub(crate) struct LiveNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) handlers: Arc<Handlers>,
+    pub(crate) states: Arc<States>,
     /// The values of the parameters of a dynamic namespace.
     pub(crate) params: Vec<(Box<str>, Box<str>)>,
     pub(crate) adapter: Adapter<LocalSocket>,
@@ -49,6 +56,7 @@ impl LiveNamespace {
         params: Option<Vec<(Box<str>, Box<str>)>>,
         engine: &Arc<Engine>,
         parser: Parser,
+        states: Arc<States>,
         cluster: &ClusterNode,
         server: Weak<Inner>,
     ) -> Arc<Self> {
@@ -73,6 +81,7 @@ impl LiveNamespace {
             Self {
                 name: name.into(),
                 handlers,
+                states,
                 is_dynamic,
                 params: params.unwrap_or_default(),
                 adapter: Adapter::new(engine.lanes(), limits, bus.clone()),
@@ -87,6 +96,16 @@ impl LiveNamespace {
                 users: AtomicUsize::new(0),
             }
         })
+    }
+
+    /// Names a place in which a handler has failed.
+    pub(super) fn place<'a>(&'a self, socket: Option<&'a Socket>, what: &'a str) -> Place<'a> {
+        Place {
+            metrics: &self.engine.metrics,
+            namespace: &self.name,
+            socket: socket.map(|socket| socket.id().as_str()),
+            what,
+        }
     }
 
     /// A client has left, or was refused.

@@ -1,28 +1,33 @@
 //! The definition of a namespace: its name and its handlers, built once and then immutable.
 
-use std::{future::Future, sync::Arc};
+use std::future::Future;
 
 use hashbrown::HashMap;
+use roomcast_protocol::args::Args;
 
 use super::{
     data::Data,
-    error::{BuildError, Refused},
+    error::{BuildError, HandlerError},
     handler::{
-        Authorizer, ConnectHandler, DisconnectHandler, Event, EventHandler, OnAny, OnConnect,
-        OnDisconnect, OnEvent, OnServerSide, ServerSideHandler, discard,
+        self, Arguments, Authorizer, Handler, Need, OnEvent, OnHook, Outcome, Reply,
+        place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide},
     },
     socket::Socket,
 };
-use crate::transport::handshake::Handshake;
 
-/// A namespace and what happens in it.
+/// A namespace and its handlers.
 ///
-/// ```ignore
+/// A handler is an async closure or function. It takes any of the arguments in the table at
+/// [`Argument`](super::Argument), in any order: the socket, the event's arguments, shared state.
+///
+/// ```
+/// # use roomcast::{HandlerResult, Namespace, Socket};
 /// Namespace::new("/chat")
-///     .on_connect(async |socket: Socket| { socket.join("lobby").ok(); })
-///     .on("message", async |socket: Socket, text: String| {
-///         socket.to("lobby").emit("message", text).await
-///     })
+///     .on_connect(async |socket: Socket| socket.join("lobby"))
+///     .on("message", async |socket: Socket, text: String| -> HandlerResult {
+///         socket.to("lobby").emit("message", text).await?;
+///         Ok(())
+///     });
 /// ```
 pub struct Namespace {
     pub(crate) name: Box<str>,
@@ -32,17 +37,31 @@ pub struct Namespace {
 
 #[derive(Default)]
 pub(crate) struct Handlers {
-    pub(crate) authorize: Option<Authorizer>,
-    pub(crate) connect: Option<OnConnect>,
-    pub(crate) disconnect: Option<OnDisconnect>,
-    pub(crate) any: Option<OnAny>,
+    pub(crate) authorizers: Vec<Authorizer>,
+    pub(crate) connect: Option<OnHook>,
+    pub(crate) disconnect: Option<OnHook>,
+    pub(crate) middleware: Vec<OnHook>,
+    pub(crate) any: Option<OnHook>,
+    pub(crate) any_outgoing: Option<OnOutgoing>,
     /// The names come from the application, so its hash function needs no secret.
-    pub(crate) events: HashMap<Box<str>, OnEvent>,
-    pub(crate) server_side: HashMap<Box<str>, OnServerSide>,
+    pub(crate) events: HashMap<Box<str>, Listener>,
+    pub(crate) fallback: Option<Listener>,
+    pub(crate) server_side: HashMap<Box<str>, OnEvent>,
+    /// The types of shared state that the handlers take.
+    pub(crate) needs: Vec<Need>,
+}
+
+pub(crate) type OnOutgoing = Box<dyn Fn(&Socket, &str, &Args) + Send + Sync>;
+
+/// The handler of an event.
+pub(crate) struct Listener {
+    pub(crate) run: OnEvent,
+    /// Runs for the first event of each socket only.
+    pub(crate) once: bool,
 }
 
 impl Namespace {
-    /// The namespace of this name, such as `/` or `/chat`.
+    /// Defines the namespace of this name, such as `/` or `/chat`.
     pub fn new(name: impl Into<Box<str>>) -> Self {
         Self {
             name: name.into(),
@@ -51,8 +70,9 @@ impl Namespace {
         }
     }
 
-    /// Every namespace whose name matches, such as `/org-{id}`: `{id}` stands for one or more
-    /// characters other than `/`. Each exists while a socket is connected to it.
+    /// Defines all namespaces whose name matches, such as `/org-{id}`. `{id}` stands for one or more
+    /// characters other than `/`, and [`Socket::param`] returns them. Each namespace exists while a
+    /// socket is connected to it.
     pub fn matching(pattern: impl Into<Box<str>>) -> Self {
         Self {
             is_pattern: true,
@@ -60,81 +80,169 @@ impl Namespace {
         }
     }
 
-    /// Decides who may connect. What it returns becomes the socket's [data](Socket::data).
-    /// A second call replaces the first.
+    /// Decides whether a client may connect. What it returns becomes the socket's
+    /// [data](Socket::data), unless it is `()`.
+    ///
+    /// Several authorizers run one after the other, and the first error refuses the client. It sees
+    /// the message of a [`Refused`](super::Refused); any other error is logged, and the client sees
+    /// `internal error`. The future is dropped if the client disconnects meanwhile.
     #[must_use]
-    pub fn authorize<F, Fut, U>(mut self, authorize: F) -> Self
+    pub fn authorize<Form, H, U, E>(mut self, authorizer: H) -> Self
     where
-        F: Fn(Handshake) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<U, Refused>> + Send + 'static,
+        Form: Arguments<OnAuthorize>,
+        H: Handler<Form, Returned: Future<Output = Result<U, E>> + Send + 'static>,
         U: Data,
+        E: Into<HandlerError>,
     {
-        self.handlers.authorize = Some(Box::new(move |handshake| {
-            let running = authorize(handshake);
-            Box::pin(async move {
-                let data: Arc<dyn Data> = Arc::new(running.await?);
-                Ok(Some(data))
-            })
-        }));
+        self.handlers.needs.extend(Form::needs());
+        let authorizer = handler::authorizer(authorizer);
+        self.handlers.authorizers.push(authorizer);
         self
     }
 
-    /// Runs when a socket has connected. Events of the socket find their handlers from the connect
-    /// reply on, also while this still runs.
+    /// Runs when a socket has connected. Events of the socket are handled from the connect reply on,
+    /// also while this still runs. A second call replaces the first.
     #[must_use]
-    pub fn on_connect(mut self, handler: impl ConnectHandler) -> Self {
-        self.handlers.connect = Some(Box::new(handler));
+    pub fn on_connect<Form, H>(mut self, handler: H) -> Self
+    where
+        Form: Arguments<OnConnect>,
+        H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
+    {
+        self.handlers.connect = Some(self.hook(handler));
         self
     }
 
     /// Runs on an event of this name. A second handler of the same name replaces the first.
+    ///
+    /// What it returns answers the client's acknowledgement, see [`Reply`]. A handler that takes an
+    /// [`Ack`](super::Ack) answers by itself.
     #[must_use]
-    pub fn on<Form: 'static>(
-        mut self,
-        event: impl Into<Box<str>>,
-        handler: impl EventHandler<Form>,
-    ) -> Self {
-        let handler: OnEvent =
-            Box::new(move |socket, payload, id| handler.call(socket, payload, id).0);
-        self.handlers.events.insert(event.into(), handler);
-        self
-    }
-
-    /// Runs on every event, before its own handler.
-    #[must_use]
-    pub fn on_any<F, Fut>(mut self, handler: F) -> Self
+    pub fn on<Form, H, W>(mut self, event: impl Into<Box<str>>, handler: H) -> Self
     where
-        F: Fn(Socket, Event) -> Fut + Send + Sync + 'static,
-        Fut: Future + Send + 'static,
+        Form: Arguments<OnEventPlace>,
+        H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
     {
-        self.handlers.any = Some(Box::new(move |socket, event| {
-            discard(handler(socket, event))
-        }));
+        let listener = self.listener(handler);
+        self.handlers.events.insert(event.into(), listener);
         self
     }
 
-    /// Runs on an event that the server of another node emits to servers, with
-    /// [`server_side_emit`](super::BroadcastOperator::server_side_emit), in a task of its own:
-    /// several events run side by side. A second handler of the same name replaces the first.
+    /// Runs on the first event of this name from each socket. Further ones have no handler.
+    #[must_use]
+    pub fn once<Form, H, W>(mut self, event: impl Into<Box<str>>, handler: H) -> Self
+    where
+        Form: Arguments<OnEventPlace>,
+        H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
+    {
+        let listener = Listener {
+            once: true,
+            ..self.listener(handler)
+        };
+        self.handlers.events.insert(event.into(), listener);
+        self
+    }
+
+    /// Runs on events that have no handler of their own, and answers them.
+    #[must_use]
+    pub fn fallback<Form, H, W>(mut self, handler: H) -> Self
+    where
+        Form: Arguments<OnEventPlace>,
+        H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
+    {
+        self.handlers.fallback = Some(self.listener(handler));
+        self
+    }
+
+    /// Runs before the handlers of every event and can refuse the event, like `socket.use` of
+    /// Socket.IO. Takes the arguments of a handler of events, such as `(Socket, Event)`.
+    ///
+    /// Several run one after the other. After an error no handler runs, and the client gets the error
+    /// as the answer to its event.
+    #[must_use]
+    pub fn middleware<Form, H>(mut self, handler: H) -> Self
+    where
+        Form: Arguments<OnEventPlace>,
+        H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
+    {
+        let middleware = self.hook(handler);
+        self.handlers.middleware.push(middleware);
+        self
+    }
+
+    /// Runs on every event, before its own handler and without delaying it. Takes the arguments of a
+    /// handler of events, such as `(Socket, Event)`. With an [`Ack`](super::Ack) it can answer events
+    /// whose handler does not.
+    #[must_use]
+    pub fn on_any<Form, H>(mut self, handler: H) -> Self
+    where
+        Form: Arguments<OnEventPlace>,
+        H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
+    {
+        self.handlers.any = Some(self.hook(handler));
+        self
+    }
+
+    /// Runs on every event that is emitted to a socket of this node, also by a broadcast, before the
+    /// event is queued. It runs on the emitting task, once per recipient, so it must be short. A
+    /// namespace without such a listener does not pay for it.
+    #[must_use]
+    pub fn on_any_outgoing(
+        mut self,
+        listener: impl Fn(&Socket, &str, &Args) + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.any_outgoing = Some(Box::new(listener));
+        self
+    }
+
+    /// Runs on an event that the server of another node emits to servers with
+    /// [`server_side_emit`](super::BroadcastOperator::server_side_emit). Each runs in a task of its
+    /// own, so several events are handled at the same time. A second handler of the same name
+    /// replaces the first.
     ///
     /// A panic is caught and counted, and answered with an error.
     #[must_use]
-    pub fn on_server_side<Form: 'static>(
-        mut self,
-        event: impl Into<Box<str>>,
-        handler: impl ServerSideHandler<Form>,
-    ) -> Self {
-        let handler: OnServerSide = Box::new(move |io, args| handler.call(io, args).0);
+    pub fn on_server_side<Form, H, W>(mut self, event: impl Into<Box<str>>, handler: H) -> Self
+    where
+        Form: Arguments<OnServerSide>,
+        H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
+    {
+        self.handlers.needs.extend(Form::needs());
+        let handler = handler::on_event(handler);
         self.handlers.server_side.insert(event.into(), handler);
         self
     }
 
-    /// Runs when a socket has disconnected. The socket is still in its rooms, as far as
-    /// [`Socket::rooms`] says, until the handler waits for the first time.
+    /// Runs when a socket has disconnected. [`Socket::rooms`] still returns the rooms that it was in,
+    /// also after the handler has waited, so this serves for Socket.IO's `disconnecting`, too.
     #[must_use]
-    pub fn on_disconnect(mut self, handler: impl DisconnectHandler) -> Self {
-        self.handlers.disconnect = Some(Box::new(handler));
+    pub fn on_disconnect<Form, H>(mut self, handler: H) -> Self
+    where
+        Form: Arguments<OnDisconnect>,
+        H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
+    {
+        self.handlers.disconnect = Some(self.hook(handler));
         self
+    }
+
+    fn hook<Place, Form, H>(&mut self, handler: H) -> OnHook
+    where
+        Form: Arguments<Place>,
+        H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
+    {
+        self.handlers.needs.extend(Form::needs());
+        handler::on_hook(handler)
+    }
+
+    fn listener<Form, H, W>(&mut self, handler: H) -> Listener
+    where
+        Form: Arguments<OnEventPlace>,
+        H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
+    {
+        self.handlers.needs.extend(Form::needs());
+        Listener {
+            run: handler::on_event(handler),
+            once: false,
+        }
     }
 }
 

@@ -8,7 +8,11 @@ use std::{
 };
 
 use axum::Router;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 
 use super::server::Server;
 use crate::transport;
@@ -68,6 +72,28 @@ impl IntoFuture for Serve {
                 _ => Ok(()),
             }
         })
+    }
+}
+
+/// Resolves when the process is asked to end: by SIGTERM, which systemd and containers send, or by
+/// Ctrl-C.
+///
+/// ```no_run
+/// # async fn run(io: roomcast::Server, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// io.serve(listener, io.router())
+///     .with_graceful_shutdown(roomcast::shutdown_signal())
+///     .await
+/// # }
+/// ```
+pub async fn shutdown_signal() {
+    let end = async |kind| match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        // A signal that cannot be received ends the process by itself.
+        Err(_) => pending().await,
+    };
+    tokio::select! {
+        () = end(SignalKind::terminate()) => {}
+        () = end(SignalKind::interrupt()) => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! namespaces. A namespace refers back weakly. When the last owner goes, the lanes stop.
 
 use std::{
+    any::Any,
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -22,6 +23,7 @@ use super::{
     cluster::ClusterNode,
     error::EmitError,
     gaps::Gaps,
+    handler::{States, state_of},
     live_namespace::LiveNamespace,
     namespace::{Handlers, Pattern},
     packets::Parser,
@@ -58,6 +60,7 @@ pub struct Server(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) parser: Parser,
+    states: Arc<States>,
     cluster: ClusterNode,
     pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
     patterns: Vec<(Pattern, Arc<Handlers>)>,
@@ -71,6 +74,7 @@ pub(crate) struct Inner {
 pub(super) struct Parts {
     pub(super) engine: Arc<Engine>,
     pub(super) parser: Parser,
+    pub(super) states: States,
     pub(super) cluster: ClusterNode,
     pub(super) namespaces: Vec<(Box<str>, Handlers)>,
     pub(super) patterns: Vec<(Pattern, Handlers)>,
@@ -162,6 +166,11 @@ impl Server {
         bus.map_or(Health::Flowing, |bus| bus.health())
     }
 
+    /// Returns shared state of this type, if [`Builder::state`] provided it.
+    pub fn state<S: Any + Send + Sync>(&self) -> Option<Arc<S>> {
+        state_of(&self.0.states)
+    }
+
     /// The name of this node in the cluster. Every start draws a new one.
     pub fn node(&self) -> &NodeId {
         &self.0.cluster.node
@@ -201,6 +210,7 @@ impl Inner {
         let Parts {
             engine,
             parser,
+            states,
             cluster,
             namespaces,
             patterns,
@@ -211,6 +221,7 @@ impl Inner {
             .into_iter()
             .map(|(p, handlers)| (p, Arc::new(handlers)))
             .collect();
+        let states = Arc::new(states);
         Arc::new_cyclic(|weak| {
             let namespace = |(name, handlers): (Box<str>, Handlers)| {
                 let handlers = Arc::new(handlers);
@@ -220,6 +231,7 @@ impl Inner {
                     None,
                     &engine,
                     parser,
+                    Arc::clone(&states),
                     &cluster,
                     weak.clone(),
                 );
@@ -229,6 +241,7 @@ impl Inner {
             Self {
                 engine,
                 parser,
+                states,
                 cluster,
                 live,
                 patterns,
@@ -280,6 +293,7 @@ impl Inner {
                 Some(params),
                 &self.engine,
                 self.parser,
+                Arc::clone(&self.states),
                 &self.cluster,
                 server,
             )

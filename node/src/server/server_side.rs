@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt as _;
-use roomcast_adapter::{Answer, Question};
+use roomcast_adapter::{Answer as NodeAnswer, Question};
 use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     message::Message,
@@ -14,7 +14,7 @@ use super::{
     broadcast::{BroadcastOperator, answered},
     cluster::resolve,
     error::EmitError,
-    handler::{HandlerError, Reply},
+    handler::{Answer, Call},
     live_namespace::LiveNamespace,
     socket::check_event,
     tasks::NotStarted,
@@ -81,11 +81,11 @@ impl BroadcastOperator {
         };
         for answer in asked.answers {
             match answer {
-                Answer::ServerSideEmit(Some(args)) => match T::from_args(&args) {
+                NodeAnswer::ServerSideEmit(Some(args)) => match T::from_args(&args) {
                     Ok(answer) => answers.answers.push(answer),
                     Err(_) => answers.undecodable += 1,
                 },
-                Answer::ServerSideEmit(None) => answers.without_handler += 1,
+                NodeAnswer::ServerSideEmit(None) => answers.without_handler += 1,
                 _ => {}
             }
         }
@@ -103,29 +103,34 @@ impl LiveNamespace {
         args: &Args,
     ) -> Option<oneshot::Receiver<Args>> {
         let server = self.server.upgrade()?;
-        let io = BroadcastOperator::new(self.me.upgrade()?);
+        let namespace = self.me.upgrade()?;
+        let io = BroadcastOperator::new(Arc::clone(&namespace));
         let (event, _) = self.handlers.server_side.get_key_value(event)?;
         let (event, args, handlers) = (event.clone(), args.clone(), Arc::clone(&self.handlers));
-        let engine = Arc::clone(&self.engine);
         let (answer, answered) = oneshot::channel();
         let task = async move {
             let handler = &handlers.server_side[&event];
             // The closure may panic before it has made its future.
-            let running = AssertUnwindSafe(async { handler(io, &args).await });
+            let running = AssertUnwindSafe(async {
+                let running = handler(&mut Call {
+                    namespace: Some(&io),
+                    event: &event,
+                    args: Some(args),
+                    ..Call::new(&namespace.states)
+                });
+                running.await
+            });
+            let metrics = &namespace.engine.metrics;
             let result = running.catch_unwind().await.unwrap_or_else(|_| {
-                engine.metrics.handler_panics.inc();
+                metrics.handler_panics.inc();
                 tracing::error!(event = &*event, "a handler of a server-side event panicked");
-                Ok(Reply::Args(failure("the handler panicked")))
+                Ok(Answer::Args(failure("the handler panicked")))
             });
             // The receiver is gone if no answer was asked for, or after the timeout.
             let _ = answer.send(match result {
-                Ok(Reply::Args(args)) => args,
-                Ok(Reply::Taken) => Args::default(),
-                Err(HandlerError::Decode(error)) => {
-                    engine.metrics.events_undecodable.inc();
-                    failure(&error.to_string())
-                }
-                Err(HandlerError::Encode(error)) => failure(&error.to_string()),
+                Ok(Answer::Args(args)) => args,
+                Ok(Answer::Taken) => Args::default(),
+                Err(failed) => failed.report(&namespace.place(None, &event)),
             });
         };
         match server.tasks.spawn(task) {

@@ -1,7 +1,8 @@
 //! A connected socket: one client in one namespace.
 
 use std::{
-    any::Any,
+    any::{Any, TypeId},
+    collections::{HashMap, HashSet},
     fmt,
     ops::Deref,
     sync::{
@@ -26,6 +27,7 @@ use super::{
     cluster::names,
     data::Data,
     error::{AckError, EmitError},
+    handler::state_of,
     live_namespace::LiveNamespace,
     packets,
     server::Server,
@@ -53,10 +55,27 @@ pub(crate) struct Inner {
     namespace: Arc<LiveNamespace>,
     connection: Arc<Connection>,
     handshake: Handshake,
-    data: Mutex<Option<Arc<dyn Data>>>,
+    attached: Mutex<Attached>,
     /// The number of acknowledgements that the client owes.
     pending_acks: AtomicU32,
     state: AtomicU8,
+}
+
+/// What the application has attached to a socket.
+#[derive(Default)]
+struct Attached {
+    data: Option<Arc<dyn Data>>,
+    /// In few sockets.
+    more: Option<Box<More>>,
+}
+
+#[derive(Default)]
+struct More {
+    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    /// The events whose handler runs once and has run.
+    first_events: HashSet<Box<str>>,
+    /// The rooms at the time of the disconnect.
+    last_rooms: Option<Vec<String>>,
 }
 
 /// The states of a socket. Only a connected one sends and receives.
@@ -115,7 +134,7 @@ impl Socket {
             namespace,
             connection,
             handshake,
-            data: Mutex::new(data),
+            attached: Mutex::new(Attached { data, more: None }),
             pending_acks: AtomicU32::new(0),
             state: AtomicU8::new(CONNECTED),
         })))
@@ -168,18 +187,40 @@ impl Socket {
     /// Returns the data of the socket if it has this type.
     /// [`authorize`](super::Namespace::authorize) and [`set_data`](Self::set_data) set it.
     pub fn data<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        let data = self.0.data.lock().clone()?;
+        let data = self.0.attached.lock().data.clone()?;
         let any: Arc<dyn Any + Send + Sync> = data;
         any.downcast().ok()
     }
 
     /// Replaces the data of the socket. Other nodes see its JSON.
     pub fn set_data(&self, data: impl Data) {
-        *self.0.data.lock() = Some(Arc::new(data));
+        self.0.attached.lock().data = Some(Arc::new(data));
+    }
+
+    /// Attaches a value to the socket, one of each type. Other nodes do not see it. A second value of
+    /// the same type replaces the first, which is returned.
+    pub fn attach<T: Any + Send + Sync>(&self, value: T) -> Option<Arc<T>> {
+        let mut attached = self.0.attached.lock();
+        let values = &mut attached.more.get_or_insert_default().values;
+        let earlier = values.insert(TypeId::of::<T>(), Arc::new(value))?;
+        drop(attached);
+        earlier.downcast().ok()
+    }
+
+    /// Returns the value of this type that [`attach`](Self::attach) has attached.
+    pub fn attached<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        let attached = self.0.attached.lock();
+        let value = attached.more.as_ref()?.values.get(&TypeId::of::<T>())?;
+        Arc::clone(value).downcast().ok()
+    }
+
+    /// Returns shared state of this type, if [`Builder::state`](super::Builder::state) provided it.
+    pub fn state<S: Any + Send + Sync>(&self) -> Option<Arc<S>> {
+        state_of(&self.0.namespace.states)
     }
 
     pub(super) fn data_json(&self) -> serde_json::Value {
-        let data = self.0.data.lock().clone();
+        let data = self.0.attached.lock().data.clone();
         data.map_or_else(
             || serde_json::Value::Object(serde_json::Map::new()),
             |d| d.to_json(),
@@ -229,8 +270,20 @@ impl Socket {
         self.0.namespace.adapter.leave(&self.0, &rooms);
     }
 
-    /// The rooms of the socket. Its private room is first.
+    /// Leaves all rooms except for the private room.
+    pub fn leave_all(&self) {
+        let rooms = self.rooms();
+        self.leave(rooms.as_slice());
+    }
+
+    /// The rooms of the socket. Its private room is first. In a handler of the disconnect, the rooms
+    /// that it was in.
     pub fn rooms(&self) -> Vec<String> {
+        let attached = self.0.attached.lock();
+        if let Some(rooms) = attached.more.as_ref().and_then(|m| m.last_rooms.as_ref()) {
+            return rooms.clone();
+        }
+        drop(attached);
         let rooms = self.0.namespace.adapter.rooms_of(&self.0);
         rooms.iter().map(|room| String::from(&**room)).collect()
     }
@@ -352,10 +405,12 @@ impl Socket {
 
     fn event(&self, event: &str, id: Option<u64>, args: impl IntoArgs) -> Result<Frame, EmitError> {
         check_event(event)?;
-        self.0
-            .namespace
-            .parser
-            .event(&self.0.namespace.name, id, event, &args.into_args()?)
+        let namespace = &self.0.namespace;
+        let args = args.into_args()?;
+        if let Some(listener) = &namespace.handlers.any_outgoing {
+            listener(self, event, &args);
+        }
+        namespace.parser.event(&namespace.name, id, event, &args)
     }
 
     pub(super) fn send(&self, frame: &Frame, volatile: bool) -> Result<(), EmitError> {
@@ -396,6 +451,29 @@ impl Socket {
             .parser
             .dialect(self.0.connection.revision());
         packets::disconnect(dialect, &self.0.namespace.name)
+    }
+
+    /// Keeps the rooms for the handler of the disconnect.
+    pub(super) fn keep_last_rooms(&self) {
+        let rooms = self.rooms();
+        let mut attached = self.0.attached.lock();
+        attached.more.get_or_insert_default().last_rooms = Some(rooms);
+    }
+
+    /// After the handler of the disconnect; a connected socket has kept none.
+    pub(super) fn forget_last_rooms(&self) {
+        if !self.is_connected()
+            && let Some(more) = &mut self.0.attached.lock().more
+        {
+            more.last_rooms = None;
+        }
+    }
+
+    /// Returns `true` for the first event of this name whose handler runs once.
+    pub(super) fn is_first(&self, event: &str) -> bool {
+        let mut attached = self.0.attached.lock();
+        let events = &mut attached.more.get_or_insert_default().first_events;
+        events.insert(event.into())
     }
 
     /// Adds the socket to its namespace, so that broadcasts reach it.

@@ -119,7 +119,7 @@ async fn operate(
     match action {
         Action::Emit => {
             let delivery = operator.emit(&command.event, args).await?;
-            return Ok(serde_json::to_value(delivery)?);
+            return Ok(json!({ "local_sockets": delivery.local_sockets, "nodes": delivery.nodes }));
         }
         Action::Ask => {
             let votes = operator.emit_with_ack::<Args>(&command.event, args).await?;

@@ -1,0 +1,179 @@
+//! From an event of a client to its handlers, and from their results to its acknowledgement.
+//!
+//! ```text
+//! middleware ──► on_any, not waited for
+//!      │    └──► handler, or fallback ──► answer
+//!      └─ error ──────────────────────► answer
+//! ```
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::Poll,
+};
+
+use futures_util::future::{OptionFuture, join};
+use roomcast_protocol::{args::Payload, socket_io::packet::Packet};
+
+use super::{
+    client::Client,
+    error::Failed,
+    handler::{Answer, Call, OnHook},
+    in_flight::{Done, Task},
+    namespace::{Handlers, Listener},
+    socket::Socket,
+};
+use crate::transport::driver::Turn;
+
+impl Client {
+    pub(super) fn event(&mut self, turn: &mut Turn<'_, '_>, socket: Socket, packet: &Packet<'_>) {
+        let handlers = &socket.live().handlers;
+        let unhandled = &self.server.engine.metrics.events_unhandled;
+        // An event without a name reaches no handler.
+        let Some(name) = packet.event.as_ref().map(|event| &*event.name) else {
+            unhandled.inc();
+            return;
+        };
+        let id = packet.id;
+        if !handlers.middleware.is_empty() {
+            let future = Box::pin(handle_filtered(socket.clone(), packet.clone().into_owned()));
+            let name = name.into();
+            let task = Task::Event {
+                socket,
+                name,
+                id,
+                future,
+            };
+            self.start(turn, task);
+            return;
+        }
+        let payload = packet.payload();
+        let listener = handlers.listener(&socket, name);
+        if listener.is_none() && handlers.any.is_none() {
+            unhandled.inc();
+            return;
+        }
+        if let Some(any) = &handlers.any {
+            let was_connected = socket.is_connected();
+            let call = Call::of_event(&socket, name, &payload, id);
+            self.run(turn, &socket, "any event", any, call);
+            if was_connected && !socket.is_connected() {
+                return;
+            }
+        }
+        let Some(Listener { run, .. }) = listener else {
+            return;
+        };
+        // Most handlers do not wait, so they are polled before anything is set up for waiting.
+        let first = catch_unwind(AssertUnwindSafe(|| {
+            let mut future = run(&mut Call::of_event(&socket, name, &payload, id));
+            match future.as_mut().poll(turn.cx) {
+                Poll::Ready(result) => Ok(result),
+                Poll::Pending => Err(future),
+            }
+        }));
+        match first {
+            Ok(Ok(result)) => self.answer(turn, &socket, name, id, result),
+            Ok(Err(future)) => {
+                let name = name.into();
+                self.in_flight().push(Task::Event {
+                    socket,
+                    name,
+                    id,
+                    future,
+                });
+            }
+            Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
+        }
+    }
+
+    /// Runs a handler whose result no client waits for.
+    pub(super) fn run(
+        &mut self,
+        turn: &mut Turn<'_, '_>,
+        socket: &Socket,
+        name: &'static str,
+        hook: &OnHook,
+        mut call: Call<'_>,
+    ) {
+        let socket = socket.clone();
+        match catch_unwind(AssertUnwindSafe(|| hook(&mut call))) {
+            Ok(future) => {
+                let task = Task::Hook {
+                    socket,
+                    name,
+                    future,
+                };
+                self.start(turn, task);
+            }
+            Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
+        }
+    }
+
+    pub(super) fn answer(
+        &self,
+        turn: &mut Turn<'_, '_>,
+        socket: &Socket,
+        name: &str,
+        id: Option<u64>,
+        result: Result<Answer, Failed>,
+    ) {
+        let namespace = socket.live();
+        let args = match result {
+            Ok(Answer::Taken) => return,
+            Ok(Answer::Args(args)) => args,
+            Err(failed) => failed.report(&namespace.place(Some(socket), name)),
+        };
+        if let (Some(id), true) = (id, socket.is_connected()) {
+            namespace.parser.reply_ack(turn, &namespace.name, id, &args);
+        }
+    }
+}
+
+impl Handlers {
+    /// The handler of an event.
+    fn listener(&self, socket: &Socket, name: &str) -> Option<&Listener> {
+        let own = self.events.get(name);
+        let own = own.filter(|listener| !listener.once || socket.is_first(name));
+        own.or(self.fallback.as_ref())
+    }
+}
+
+impl<'a> Call<'a> {
+    fn of_event(
+        socket: &'a Socket,
+        event: &'a str,
+        payload: &'a Payload<'a>,
+        id: Option<u64>,
+    ) -> Self {
+        Self {
+            event,
+            payload: Some(payload),
+            id,
+            ..Self::of_socket(socket)
+        }
+    }
+}
+
+/// Handles an event in a namespace with middleware, which may wait and may refuse the event.
+async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answer, Failed> {
+    let name = packet.event.as_ref().map_or("", |event| &*event.name);
+    let handlers = Arc::clone(&socket.live().handlers);
+    let payload = packet.payload();
+    let call = || Call::of_event(&socket, name, &payload, packet.id);
+    for middleware in &handlers.middleware {
+        let running = middleware(&mut call());
+        running.await.map_err(Failed::Handler)?;
+    }
+    let listener = handlers.listener(&socket, name);
+    if listener.is_none() && handlers.any.is_none() {
+        socket.live().engine.metrics.events_unhandled.inc();
+    }
+    let any: OptionFuture<_> = handlers.any.as_ref().map(|any| any(&mut call())).into();
+    let answer: OptionFuture<_> = listener.map(|listener| (listener.run)(&mut call())).into();
+    let (any, answer) = join(any, answer).await;
+    if let Some(Err(error)) = any {
+        error.report(&socket.live().place(Some(&socket), "any event"));
+    }
+    answer.unwrap_or(Ok(Answer::Taken))
+}

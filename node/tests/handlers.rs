@@ -1,0 +1,352 @@
+//! What handlers take and return, and what their clients see of it.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use roomcast::{
+    Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, Namespace, Refused,
+    Server, Socket, State,
+};
+use support::{TestServer, WebSocket, eventually, server::Sockets};
+use tokio::{sync::mpsc, task::yield_now};
+
+struct Prefix(&'static str);
+
+async fn serve(namespace: Namespace) -> TestServer {
+    TestServer::start(Server::builder().state(Prefix(">")).namespace(namespace)).await
+}
+
+/// Connects a client and returns its answers to these packets.
+async fn answers(namespace: Namespace, packets: &[&str]) -> (TestServer, Vec<String>) {
+    let server = serve(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let mut answers = Vec::new();
+    for packet in packets {
+        client.send(packet).await;
+        answers.push(client.text().await);
+    }
+    (server, answers)
+}
+
+#[tokio::test]
+async fn a_handler_takes_its_arguments_in_any_order_or_leaves_them_out() {
+    let namespace = Namespace::new("/")
+        .on("none", async || 1)
+        .on("payload", async |text: String| text)
+        .on("tuple", async |(a, b): (u8, u8)| a + b)
+        .on("two", async |a: u8, socket: Socket, b: Option<u8>| {
+            (a, b, socket.is_connected())
+        })
+        .on("list", async |pair: (u8, u8), text: String| {
+            (pair.0, pair.1, text)
+        })
+        .on(
+            "rest",
+            async |first: String, rest: Args| -> HandlerResult<Vec<String>> {
+                assert_eq!(first, "x");
+                let rest = rest.split()?;
+                Ok(rest.iter().map(|args| args.json().to_owned()).collect())
+            },
+        )
+        .on("state", async |prefix: State<Prefix>, text: String| {
+            format!("{}{text}", prefix.0)
+        })
+        .on("ack", async |ack: Ack, number: u8| {
+            ack.send((number, number))
+        })
+        .on("event", async |event: Event| event.name().to_owned());
+    let packets = [
+        (r#"421["none"]"#, "431[1]"),
+        (r#"422["payload","a"]"#, r#"432["a"]"#),
+        (r#"423["tuple",1,2]"#, "433[3]"),
+        (r#"424["two",1]"#, "434[1,null,true]"),
+        (r#"425["list",[1,2],"t",9]"#, r#"435[1,2,"t"]"#),
+        (
+            r#"426["rest","x",[1], {"a":","} ]"#,
+            r#"436[["[[1]]","[{\"a\":\",\"}]"]]"#,
+        ),
+        (r#"427["state","b"]"#, r#"437[">b"]"#),
+        (r#"428["ack",5]"#, "438[5,5]"),
+        (r#"429["event"]"#, r#"439["event"]"#),
+    ];
+    let (_server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
+    assert_eq!(answers, packets.map(|(_, answer)| answer));
+}
+
+#[tokio::test]
+async fn a_client_sees_of_an_error_what_is_refused_and_nothing_else() {
+    let namespace = Namespace::new("/")
+        .on("io", async || -> HandlerResult {
+            Err(io::Error::other("secret"))?;
+            Ok(())
+        })
+        .on("text", async || Err::<(), HandlerError>("secret".into()))
+        .on("later", async || {
+            yield_now().await;
+            Err::<(), HandlerError>("secret".into())
+        })
+        .on("refused", async || Err::<(), _>(Refused::new("no")))
+        .on("data", async || -> HandlerResult {
+            Err(Refused::new("no").data(&[1, 2]))?;
+            Ok(())
+        })
+        .on("shown", async || Err::<(), _>("for you"))
+        .on("number", async |_: u8| ())
+        .on("join", async |socket: Socket| socket.join("x".repeat(1000)))
+        .on("emit", async |socket: Socket| {
+            socket.namespace().emit("news", 1).await
+        });
+    let neutral = |id: u8| format!(r#"43{id}[{{"error":"internal error"}}]"#);
+    let (server, answers) = answers(
+        namespace,
+        &[
+            r#"421["io"]"#,
+            r#"422["text"]"#,
+            r#"423["later"]"#,
+            r#"424["refused"]"#,
+            r#"425["data"]"#,
+            r#"426["shown"]"#,
+            r#"427["number","x"]"#,
+            r#"428["join"]"#,
+        ],
+    )
+    .await;
+    assert_eq!(
+        answers,
+        [
+            neutral(1),
+            neutral(2),
+            neutral(3),
+            r#"434[{"error":"no"}]"#.to_owned(),
+            r#"435[{"error":"no","data":[1,2]}]"#.to_owned(),
+            r#"436[{"error":"for you"}]"#.to_owned(),
+            r#"437[{"error":"invalid arguments"}]"#.to_owned(),
+            neutral(8),
+        ]
+    );
+    assert_eq!(server.metric("roomcast_handler_errors_total"), 4);
+    assert_eq!(server.metric("roomcast_events_undecodable_total"), 1);
+}
+
+#[tokio::test]
+async fn how_many_sockets_an_emit_reached_is_not_told_to_clients() {
+    let namespace = Namespace::new("/").on("emit", async |socket: Socket| {
+        socket.to("nobody").emit("news", 1).await
+    });
+    let (_server, answers) = answers(namespace, &[r#"427["emit"]"#]).await;
+    assert_eq!(answers, ["437[]"]);
+}
+
+#[tokio::test]
+async fn errors_of_hooks_are_counted() {
+    let failing = async || Err::<(), _>("it failed");
+    let namespace = Namespace::new("/")
+        .on_connect(failing)
+        .on_any(failing)
+        .on_disconnect(failing)
+        .on("ack", async |_: Ack| {
+            Err::<(), HandlerError>("after the ack".into())
+        });
+    let server = serve(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.send(r#"42["ack"]"#).await;
+    client.send("41").await;
+    eventually("all are counted", || {
+        server.metric("roomcast_handler_errors_total") == 4
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn authorizers_run_in_order_and_the_first_error_refuses() {
+    let decided = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&decided);
+    let namespace = Namespace::new("/")
+        .authorize(async move |handshake: Handshake| {
+            match handshake.query("token").as_deref().unwrap_or_default() {
+                "" => Err(Refused::new("no token").into()),
+                "broken" => Err(HandlerError::from("the database is away")),
+                token => Ok(token.to_owned()),
+            }
+        })
+        .authorize(move |_: State<Prefix>| {
+            counts.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<(), Refused>(()) }
+        })
+        .on("who", async |socket: Socket| {
+            socket.data::<String>().map(|name| name.to_string())
+        });
+    let server = serve(namespace).await;
+    let connect = async |query: &str| {
+        let target = format!("/socket.io/?EIO=4&transport=websocket{query}");
+        let mut client = WebSocket::upgrade(server.address, &target).await;
+        assert!(client.text().await.starts_with('0'));
+        client.send("40").await;
+        (client.text().await, client)
+    };
+    assert_eq!(connect("").await.0, r#"44{"message":"no token"}"#);
+    assert_eq!(
+        connect("&token=broken").await.0,
+        r#"44{"message":"internal error"}"#
+    );
+    assert_eq!(decided.load(Ordering::SeqCst), 0);
+    let (connected, mut client) = connect("&token=ada").await;
+    assert!(connected.starts_with("40"), "{connected}");
+    assert_eq!(decided.load(Ordering::SeqCst), 1);
+    client.send(r#"421["who"]"#).await;
+    assert_eq!(client.text().await, r#"431["ada"]"#);
+}
+
+#[tokio::test]
+async fn middleware_sees_each_event_and_can_refuse_it() {
+    let namespace = Namespace::new("/")
+        .middleware(async |event: Event| {
+            yield_now().await;
+            match event.name() {
+                "forbidden" => Err(Refused::new("not for you").into()),
+                "broken" => Err(HandlerError::from("secret")),
+                _ => Ok(()),
+            }
+        })
+        .middleware(async |socket: Socket, event: Event| socket.emit("seen", event.name()))
+        .on("fine", async |n: u8| n)
+        .on("forbidden", async || "reached");
+    let (server, answers) = answers(
+        namespace,
+        &[
+            r#"421["forbidden"]"#,
+            r#"422["broken"]"#,
+            r#"423["fine",7]"#,
+        ],
+    )
+    .await;
+    assert_eq!(
+        answers,
+        [
+            r#"431[{"error":"not for you"}]"#,
+            r#"432[{"error":"internal error"}]"#,
+            r#"42["seen","fine"]"#,
+        ]
+    );
+    assert_eq!(server.metric("roomcast_handler_errors_total"), 1);
+}
+
+#[tokio::test]
+async fn events_without_a_handler_of_their_own_reach_the_fallback() {
+    let namespace = Namespace::new("/")
+        .once("first", async || "once")
+        .on_any(async |event: Event, ack: Ack| match event.name() {
+            "any" => ack.send("by the catch-all"),
+            _ => Ok(()),
+        })
+        .fallback(async |event: Event| -> HandlerResult<String> {
+            match event.name() {
+                "any" => std::future::pending().await,
+                name => Ok(format!("no handler of {name}")),
+            }
+        });
+    let packets = [
+        (r#"421["first"]"#, r#"431["once"]"#),
+        (r#"422["first"]"#, r#"432["no handler of first"]"#),
+        (r#"423["other"]"#, r#"433["no handler of other"]"#),
+        (r#"424["any"]"#, r#"434["by the catch-all"]"#),
+    ];
+    let (_server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
+    assert_eq!(answers, packets.map(|(_, answer)| answer));
+}
+
+#[tokio::test]
+async fn rooms_are_there_for_a_disconnect_handler_that_waits() {
+    let (sender, mut ended) = mpsc::unbounded_channel();
+    let namespace = Namespace::new("/")
+        .on("join", async |socket: Socket, room: String| {
+            socket.join(room)
+        })
+        .on_disconnect(move |socket: Socket| {
+            let sender = sender.clone();
+            async move {
+                yield_now().await;
+                sender.send(socket.rooms()).unwrap();
+            }
+        });
+    let (namespace, mut sockets) = Sockets::of(namespace);
+    let server = serve(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    client.send(r#"421["join","tea"]"#).await;
+    client.text().await;
+    client.send("41").await;
+    let rooms = ended.recv().await.unwrap();
+    assert_eq!(rooms, [socket.id().to_string(), "tea".to_owned()]);
+    eventually("they are forgotten", || socket.rooms().is_empty()).await;
+}
+
+#[tokio::test]
+async fn several_values_can_be_attached_to_a_socket() {
+    let (namespace, mut sockets) = Sockets::of(Namespace::new("/"));
+    let server = serve(namespace).await;
+    let _client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    assert!(socket.attach(1_u8).is_none());
+    assert!(socket.attach("text").is_none());
+    assert_eq!(socket.attach(2_u8).as_deref(), Some(&1));
+    assert_eq!(socket.attached::<u8>().as_deref(), Some(&2));
+    assert_eq!(socket.attached::<&str>().as_deref(), Some(&"text"));
+    assert!(socket.attached::<u16>().is_none());
+    assert_eq!(socket.state::<Prefix>().unwrap().0, ">");
+}
+
+#[tokio::test]
+async fn a_server_without_the_state_of_its_handlers_is_not_built() {
+    let namespace = Namespace::new("/").on("event", async |_: State<Prefix>| ());
+    let built = Server::builder().namespace(namespace).build().await;
+    let Err(error @ BuildError::MissingState(_)) = built else {
+        panic!("it was built");
+    };
+    assert!(error.to_string().contains("Prefix"), "{error}");
+}
+
+#[tokio::test]
+async fn a_listener_sees_each_outgoing_event_once_per_socket() {
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let namespace = Namespace::new("/").on_any_outgoing(move |socket, event, args| {
+        let seen = (
+            socket.id().clone(),
+            event.to_owned(),
+            args.json().to_owned(),
+        );
+        sender.send(seen).unwrap();
+    });
+    let (namespace, mut sockets) = Sockets::of(namespace);
+    let server = serve(namespace).await;
+    let _clients = [
+        WebSocket::connect(server.address).await,
+        WebSocket::connect(server.address).await,
+    ];
+    let (first, second) = (sockets.next().await, sockets.next().await);
+    first.emit("one", 1).unwrap();
+    server.io.emit("all", 2).await.unwrap();
+    let one = seen.recv().await.unwrap();
+    assert_eq!(
+        one,
+        (first.id().clone(), "one".to_owned(), "[1]".to_owned())
+    );
+    let mut all = [seen.recv().await.unwrap(), seen.recv().await.unwrap()].map(|seen| {
+        assert_eq!((&*seen.1, &*seen.2), ("all", "[2]"));
+        seen.0.to_string()
+    });
+    all.sort_unstable();
+    let mut expected = [first.id().to_string(), second.id().to_string()];
+    expected.sort_unstable();
+    assert_eq!(all, expected);
+    assert!(seen.try_recv().is_err());
+}
