@@ -1,7 +1,5 @@
 //! What handlers take and return, and what their clients see of it.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 mod support;
 
 use std::{

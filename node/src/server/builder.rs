@@ -236,9 +236,11 @@ impl Builder {
         check(&self.config)?;
         let mut namespaces: Vec<(Box<str>, _)> = Vec::new();
         let mut patterns = Vec::new();
-        for namespace in self.namespaces {
+        let states = Arc::new(self.states);
+        for mut namespace in self.namespaces {
+            namespace.handlers.states = Arc::clone(&states);
             let mut needs = namespace.handlers.needs.iter();
-            if let Some((_, name)) = needs.find(|(id, _)| !self.states.contains_key(id)) {
+            if let Some((_, name)) = needs.find(|(id, _)| !states.contains_key(id)) {
                 return Err(BuildError::MissingState(name));
             }
             if !namespace.name.starts_with('/') {
@@ -275,7 +277,7 @@ impl Builder {
         let inner = Inner::new(Parts {
             engine,
             parser: self.parser,
-            states: self.states,
+            states,
             cluster,
             namespaces,
             patterns,

@@ -502,7 +502,7 @@ async fn authorize(namespace: Arc<LiveNamespace>, handshake: Handshake) -> Admis
     for authorizer in &namespace.handlers.authorizers {
         let deciding = authorizer(&mut Call {
             handshake: Some(&handshake),
-            ..Call::new(&namespace.states)
+            ..Call::new(&namespace.handlers.states)
         });
         data = deciding.await?.or(data);
     }

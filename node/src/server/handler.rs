@@ -117,7 +117,7 @@ impl<'a> Call<'a> {
     pub(crate) fn of_socket(socket: &'a Socket) -> Self {
         Self {
             socket: Some(socket),
-            ..Self::new(&socket.live().states)
+            ..Self::new(&socket.live().handlers.states)
         }
     }
 

@@ -16,7 +16,6 @@ use super::{
     ack::Acks,
     cluster::ClusterNode,
     error::Place,
-    handler::States,
     namespace::Handlers,
     packets::Parser,
     server::Inner,
@@ -27,7 +26,6 @@ use crate::{metrics::HasRooms, transport::engine::Engine};
 pub(crate) struct LiveNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) handlers: Arc<Handlers>,
-    pub(crate) states: Arc<States>,
     /// The values of the parameters of a dynamic namespace.
     pub(crate) params: Vec<(Box<str>, Box<str>)>,
     pub(crate) adapter: Adapter<LocalSocket>,
@@ -56,7 +54,6 @@ impl LiveNamespace {
         params: Option<Vec<(Box<str>, Box<str>)>>,
         engine: &Arc<Engine>,
         parser: Parser,
-        states: Arc<States>,
         cluster: &ClusterNode,
         server: Weak<Inner>,
     ) -> Arc<Self> {
@@ -81,7 +78,6 @@ impl LiveNamespace {
             Self {
                 name: name.into(),
                 handlers,
-                states,
                 is_dynamic,
                 params: params.unwrap_or_default(),
                 adapter: Adapter::new(engine.lanes(), limits, bus.clone()),

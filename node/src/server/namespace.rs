@@ -1,6 +1,6 @@
 //! The definition of a namespace: its name and its handlers, built once and then immutable.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use hashbrown::HashMap;
 use roomcast_protocol::args::Args;
@@ -9,7 +9,7 @@ use super::{
     data::Data,
     error::{BuildError, HandlerError},
     handler::{
-        self, Arguments, Authorizer, Handler, Need, OnEvent, OnHook, Outcome, Reply,
+        self, Arguments, Authorizer, Handler, Need, OnEvent, OnHook, Outcome, Reply, States,
         place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide},
     },
     socket::Socket,
@@ -47,6 +47,8 @@ pub(crate) struct Handlers {
     pub(crate) events: HashMap<Box<str>, Listener>,
     pub(crate) fallback: Option<Listener>,
     pub(crate) server_side: HashMap<Box<str>, OnEvent>,
+    /// The values that handlers share, set when the server is built.
+    pub(crate) states: Arc<States>,
     /// The types of shared state that the handlers take.
     pub(crate) needs: Vec<Need>,
 }

@@ -74,7 +74,7 @@ pub(crate) struct Inner {
 pub(super) struct Parts {
     pub(super) engine: Arc<Engine>,
     pub(super) parser: Parser,
-    pub(super) states: States,
+    pub(super) states: Arc<States>,
     pub(super) cluster: ClusterNode,
     pub(super) namespaces: Vec<(Box<str>, Handlers)>,
     pub(super) patterns: Vec<(Pattern, Handlers)>,
@@ -221,7 +221,6 @@ impl Inner {
             .into_iter()
             .map(|(p, handlers)| (p, Arc::new(handlers)))
             .collect();
-        let states = Arc::new(states);
         Arc::new_cyclic(|weak| {
             let namespace = |(name, handlers): (Box<str>, Handlers)| {
                 let handlers = Arc::new(handlers);
@@ -231,7 +230,6 @@ impl Inner {
                     None,
                     &engine,
                     parser,
-                    Arc::clone(&states),
                     &cluster,
                     weak.clone(),
                 );
@@ -293,7 +291,6 @@ impl Inner {
                 Some(params),
                 &self.engine,
                 self.parser,
-                Arc::clone(&self.states),
                 &self.cluster,
                 server,
             )

@@ -116,7 +116,7 @@ impl LiveNamespace {
                     namespace: Some(&io),
                     event: &event,
                     args: Some(args),
-                    ..Call::new(&namespace.states)
+                    ..Call::new(&namespace.handlers.states)
                 });
                 running.await
             });

@@ -216,7 +216,7 @@ impl Socket {
 
     /// Returns shared state of this type, if [`Builder::state`](super::Builder::state) provided it.
     pub fn state<S: Any + Send + Sync>(&self) -> Option<Arc<S>> {
-        state_of(&self.0.namespace.states)
+        state_of(&self.0.namespace.handlers.states)
     }
 
     pub(super) fn data_json(&self) -> serde_json::Value {
