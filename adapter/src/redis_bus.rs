@@ -168,10 +168,14 @@ impl BusHandle for Handle {
             ..
         } = &*self.core;
         let (name, uid) = (&self.namespace.name, self.namespace.uid.as_str());
-        let publication = match outgoing.wire.message(name, uid, &message, None) {
+        let mut publication = match outgoing.wire.message(name, uid, &message, None) {
             Ok(publication) => publication,
             Err(error) => return Box::pin(ready(Err(outgoing.invalid(&error)))),
         };
+        let (joins, channels) = (&outgoing.recent_joins, outgoing.wire.channels());
+        if let Some(channel) = joins.channel(channels, name, &message) {
+            publication.channel = channel;
+        }
         // Redis counts this node, too, if it is subscribed.
         let counts_itself = subscriptions.is_subscribed(&self.namespace, &publication.channel);
         let sending = outgoing.publish(publication);

@@ -39,6 +39,7 @@ use crate::{
     entropy,
     error::{BuildError, EmitError},
     membership::PendingQuestions,
+    recent_joins::RecentJoins,
     redis::{ConnectError, Endpoint, Publisher, PublisherConfig, RedisUrl},
 };
 use roomcast_protocol::{
@@ -243,6 +244,7 @@ impl Builder {
         let core = Core {
             transport,
             encoder: Encoder {
+                recent_joins: RecentJoins::default(),
                 wire,
                 is_sharded: self.dialect != Dialect::Classic,
             },

@@ -29,6 +29,8 @@ pub mod membership;
 #[cfg(feature = "pool")]
 mod pool;
 #[doc(hidden)]
+pub mod recent_joins;
+#[doc(hidden)]
 pub mod redis;
 
 pub use emitter::{

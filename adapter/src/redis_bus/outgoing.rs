@@ -12,7 +12,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::redis::{Commanding, PublishError, Publisher, Publishing, Route};
+use roomcast_emitter::{
+    recent_joins::RecentJoins,
+    redis::{Commanding, PublishError, Publisher, Publishing, Route},
+};
 use roomcast_protocol::{
     channel::Dialect,
     id::NodeId,
@@ -32,6 +35,7 @@ pub(super) struct Outgoing {
     pub(super) node: NodeId,
     pub(super) publisher: Publisher,
     pub(super) wire: Arc<Wire>,
+    pub(super) recent_joins: RecentJoins,
     /// Publishes that their senders dropped.
     followed: Mutex<JoinSet<()>>,
     runtime: Handle,
@@ -50,6 +54,7 @@ impl Outgoing {
             node,
             publisher,
             wire,
+            recent_joins: RecentJoins::default(),
             followed: Mutex::default(),
             runtime: Handle::current(),
             metrics,

@@ -31,6 +31,7 @@ checks! {
     a_room_without_members_is_not_heard_of
     a_message_to_a_socket_finds_its_node
     orders_are_carried_out_by_the_others
+    a_message_to_a_room_arrives_behind_the_command_to_join_it
     nodes_answer_about_their_sockets_and_rooms
     acknowledgements_are_collected_with_who_is_missing
     servers_are_called_and_answer
@@ -148,6 +149,21 @@ async fn orders_are_carried_out_by_the_others(fabric: Fresh) {
         a.publish(order.clone()).await;
     }
     assert_eq!(b.heard(orders.len()).await, orders);
+}
+
+async fn a_message_to_a_room_arrives_behind_the_command_to_join_it(fabric: Fresh) {
+    let (a, b) = (fabric.node("/").await, fabric.node("/").await);
+    for number in 0..50 {
+        let room = format!("late {number}");
+        let join = Message::SocketsJoin {
+            target: Target::default(),
+            rooms: vec![room.as_str().into()],
+        };
+        let message = broadcast(&[&room], number);
+        a.publish(join.clone()).await;
+        a.publish(message.clone()).await;
+        assert_eq!(b.heard(2).await, [join, message]);
+    }
 }
 
 async fn nodes_answer_about_their_sockets_and_rooms(fabric: Fresh) {

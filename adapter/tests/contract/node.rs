@@ -160,6 +160,10 @@ impl Side {
 
 impl Listener for Side {
     fn receive(&self, message: &Message) -> usize {
+        // The bus is not told: it finds out by itself, a moment later.
+        if let Message::SocketsJoin { rooms, .. } = message {
+            rooms.iter().for_each(|room| self.enter(room, false));
+        }
         self.heard.lock().push(message.clone());
         1
     }

@@ -186,11 +186,11 @@ impl Core {
         message: &Message,
         id: &str,
     ) -> Result<Publication, EmitError> {
-        let message = self
-            .encoder
+        let encoder = &self.encoder;
+        let mut publication = encoder
             .wire
-            .message(namespace, EMITTER_UID, message, Some(id));
-        let mut publication = message?;
+            .message(namespace, EMITTER_UID, message, Some(id))?;
+        encoder.redirect(namespace, message, &mut publication);
         if self.encoder.is_sharded {
             // The question follows on the main channel. In a cluster a room's channel may be on
             // another server, and there is no order between the two.

@@ -11,13 +11,14 @@ use roomcast_protocol::{
     wire::{Publication, Wire},
 };
 
-use crate::{error::EmitError, redis::publish_command};
+use crate::{error::EmitError, recent_joins::RecentJoins, redis::publish_command};
 
 /// What most messages have besides their arguments and names, in bytes.
 const ENVELOPE_BYTES: usize = 128;
 
 /// Encodes messages in the dialect of the cluster.
 pub(crate) struct Encoder {
+    pub(crate) recent_joins: RecentJoins,
     pub(crate) wire: Arc<Wire>,
     pub(crate) is_sharded: bool,
 }
@@ -29,7 +30,22 @@ impl Encoder {
         message: &Message,
     ) -> Result<Publication, EmitError> {
         check_namespace(namespace)?;
-        Ok(self.wire.message(namespace, EMITTER_UID, message, None)?)
+        let mut publication = self.wire.message(namespace, EMITTER_UID, message, None)?;
+        self.redirect(namespace, message, &mut publication);
+        Ok(publication)
+    }
+
+    /// Has a broadcast to a room that sockets were just told to join go where all nodes hear it.
+    pub(super) fn redirect(
+        &self,
+        namespace: &str,
+        message: &Message,
+        publication: &mut Publication,
+    ) {
+        let channels = self.wire.channels();
+        if let Some(channel) = self.recent_joins.channel(channels, namespace, message) {
+            publication.channel = channel;
+        }
     }
 
     /// The command that publishes a message.
@@ -57,7 +73,14 @@ impl Encoder {
         payload.clear();
         let wire = &self.wire;
         wire.write_broadcast(payload, namespace, EMITTER_UID, broadcast)?;
-        let channel = wire.channels().parts_for_target(namespace, broadcast.0);
+        let channels = wire.channels();
+        let redirected = self
+            .recent_joins
+            .channel_of(channels, namespace, broadcast.0);
+        let channel = match &redirected {
+            Some(channel) => [channel, "", "", "", "", ""],
+            None => channels.parts_for_target(namespace, broadcast.0),
+        };
         let bytes = ENVELOPE_BYTES + payload.len();
         Ok(publish_command(self.is_sharded, bytes, |command| {
             let mut out = command.writer_for_next_arg();

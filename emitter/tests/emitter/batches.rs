@@ -34,6 +34,35 @@ async fn a_batch_is_published_in_its_order_and_counted_one_by_one() {
     }
 }
 
+/// Nodes hear the channel of a room some time after they were told to have sockets join it.
+#[tokio::test]
+async fn an_emit_behind_a_join_goes_where_all_nodes_hear_it() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let mut ear = Ear::pattern(&url, "*").await;
+    let emitter = Emitter::connect(&url).await.unwrap();
+    emitter.to("a").emit("n", 0).await.unwrap();
+    emitter.in_("somebody").sockets_join("a").await.unwrap();
+    emitter.to("a").emit("n", 1).await.unwrap();
+    emitter.to("b").emit("n", 2).await.unwrap();
+    let mut batch = emitter.batch();
+    batch.to("b").emit("n", 3).unwrap();
+    batch.in_("somebody").sockets_join("b").unwrap();
+    batch.to("b").emit("n", 4).unwrap();
+    batch.send().await;
+    for channel in [
+        "socket.io#/#a#",
+        "socket.io-request#/#",
+        "socket.io#/#",
+        "socket.io#/#b#",
+        "socket.io#/#b#",
+        "socket.io-request#/#",
+        "socket.io#/#",
+    ] {
+        assert_eq!(ear.next().await.0, channel);
+    }
+}
+
 /// Messages of each kind: text, of which most is encoded while the batch is sent, and what is encoded
 /// when it is added.
 #[tokio::test]
