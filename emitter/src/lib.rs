@@ -32,6 +32,8 @@ mod pool;
 pub mod recent_joins;
 #[doc(hidden)]
 pub mod redis;
+#[doc(hidden)]
+pub mod vital;
 
 pub use emitter::{
     Answers, Batch, BatchOperator, BroadcastOperator, Builder, Confirmed, Delivery, Emitter,

@@ -24,6 +24,7 @@
 mod clock;
 mod close;
 mod ids;
+mod line_limit;
 mod metrics;
 mod server;
 mod transport;

@@ -263,6 +263,39 @@ fn a_log_that_nobody_reads_or_whose_pipe_is_broken_stops_nothing() {
 }
 
 #[test]
+fn the_log_follows_one_client_by_address_and_socket() {
+    let (mut program, address, _) = serve(&["--client-rooms", "--log-level=roomcast=debug"]);
+    let mut client = Client::connect(&address);
+    let opened = program.line_with("a connection opened");
+    let from = field(&opened, "address=");
+    let connected = program.line_with("a socket connected");
+    assert_eq!(field(&connected, "address="), from);
+    let socket = field(&connected, "socket=");
+    client.send("42[\"no such event\"]");
+    let unhandled = program.line_with("an event has no handler");
+    assert_eq!(field(&unhandled, "socket="), socket);
+    client.send("42[\"join\",{}]");
+    assert_eq!(
+        field(&program.line_with("do not match its handler"), "socket="),
+        socket
+    );
+    client.send("40/nowhere,");
+    let refused = program.line_with("a connect to a namespace was refused");
+    assert!(
+        refused.contains("/nowhere") && refused.contains("unknown"),
+        "{refused}"
+    );
+    client.send("4nonsense");
+    let closed = program.line_with("the server closed a connection");
+    assert_eq!(field(&closed, "address="), from);
+    assert!(closed.contains("parse_error"), "{closed}");
+    assert_eq!(
+        field(&program.line_with("a socket disconnected"), "socket="),
+        socket
+    );
+}
+
+#[test]
 fn a_hangup_without_a_terminal_changes_nothing() {
     let (mut program, address, _) = serve(&[]);
     let mut client = Client::connect(&address);

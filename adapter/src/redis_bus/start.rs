@@ -7,9 +7,12 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::Value;
-use roomcast_emitter::redis::{
-    CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, PublishError, Publisher,
-    PublisherConfig, Purpose, Reply, Topology,
+use roomcast_emitter::{
+    redis::{
+        CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, PublishError, Publisher,
+        PublisherConfig, Purpose, Reply, Topology,
+    },
+    vital::vital,
 };
 use roomcast_protocol::{
     channel::{Channels, Dialect},
@@ -98,15 +101,18 @@ impl RedisBus {
         drop(connection);
         let core = Core::start(endpoint, &config, node, patterns);
         let mut tasks = JoinSet::new();
-        tasks.spawn(upkeep::sweep(Arc::downgrade(&core)));
-        tasks.spawn(NodeJs::watch(Arc::downgrade(&core.node_js)));
+        tasks.spawn(vital("sweep", upkeep::sweep(Arc::downgrade(&core))));
+        tasks.spawn(vital(
+            "Node.js watch",
+            NodeJs::watch(Arc::downgrade(&core.node_js)),
+        ));
         let bus = Self {
             core,
             tasks: Mutex::new(tasks),
         };
         bus.core.wait_until_flowing().await?;
         bus.core.take_lease().await?;
-        let keeping = upkeep::keep_lease(Arc::downgrade(&bus.core));
+        let keeping = vital("lease", upkeep::keep_lease(Arc::downgrade(&bus.core)));
         bus.tasks.lock().spawn(keeping);
         Ok(bus)
     }

@@ -21,7 +21,10 @@ use std::{
 use futures_util::future::try_join_all;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use roomcast_emitter::redis::{Address, Cluster, ClusterMap, Endpoint};
+use roomcast_emitter::{
+    redis::{Address, Cluster, ClusterMap, Endpoint},
+    vital::vital,
+};
 use roomcast_protocol::channel::slot;
 use tokio::{sync::Notify, task::JoinHandle, time};
 
@@ -88,7 +91,10 @@ impl ClusterSubscriber {
             moving: HashSet::new(),
             gap_from: None,
         };
-        let task = Mutex::new(Some(tokio::spawn(router.run())));
+        let task = Mutex::new(Some(tokio::spawn(vital(
+            "sharded subscriber",
+            router.run(),
+        ))));
         Self { shared, task }
     }
 

@@ -11,6 +11,7 @@ use redis::{PushInfo, aio::MultiplexedConnection, cmd};
 use roomcast_emitter::{
     backoff::Backoff,
     redis::{Address, CONNECT_TIMEOUT, Endpoint, Purpose, Push, Reply, Topology},
+    vital::vital,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -98,7 +99,7 @@ impl ServerSubscriber {
         Self {
             shared,
             probe_channel,
-            task: Mutex::new(Some(tokio::spawn(task.run()))),
+            task: Mutex::new(Some(tokio::spawn(vital("subscriber", task.run())))),
         }
     }
 

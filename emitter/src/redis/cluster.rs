@@ -32,6 +32,7 @@ use super::{
     reply::Reply,
     url::{Address, Location},
 };
+use crate::vital::vital;
 
 /// Shortest time between two readings of the map.
 const READ_INTERVAL: Duration = Duration::from_millis(250);
@@ -340,7 +341,10 @@ impl Kept {
             outdated: Arc::clone(&outdated),
             task: Mutex::default(),
         });
-        let task = tokio::spawn(keep(endpoint, Arc::downgrade(&kept), outdated));
+        let task = tokio::spawn(vital(
+            "slot map",
+            keep(endpoint, Arc::downgrade(&kept), outdated),
+        ));
         *kept.task.lock() = Some(task.abort_handle());
         kept
     }

@@ -47,6 +47,7 @@ use super::{
     url::Address,
 };
 use crate::backoff::Backoff;
+use crate::vital::vital;
 
 /// The state before the first attempt to connect has ended.
 const STARTING: &str = "not connected yet";
@@ -259,7 +260,7 @@ impl Link {
         if let Some((connection, _)) = &first {
             driver.connected(connection);
         }
-        let task = tokio::spawn(driver.run(first));
+        let task = tokio::spawn(vital("publisher", driver.run(first)));
         Self {
             shared,
             state: receiver,

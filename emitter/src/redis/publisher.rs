@@ -22,7 +22,7 @@ use super::{
     reply::Reply,
     routing::{Routed, Routes},
 };
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, vital::vital};
 
 /// How often Sentinels are asked whether the primary is still the same. A primary mostly closes its
 /// connections when it is replaced; one that is cut off cannot.
@@ -174,7 +174,13 @@ impl Publisher {
         let destination = Destination::Endpoint(endpoint.clone());
         let link = Arc::new(Link::start(destination, config, first, stats.clone(), None));
         let check = (endpoint.topology() == Topology::Sentinel)
-            .then(|| tokio::spawn(check_primary(endpoint, Arc::downgrade(&link))).abort_handle());
+            .then(|| {
+                vital(
+                    "primary check",
+                    check_primary(endpoint, Arc::downgrade(&link)),
+                )
+            })
+            .map(|check| tokio::spawn(check).abort_handle());
         Self {
             state: link.state(),
             servers: Servers::One { link, check },

@@ -41,6 +41,7 @@ use super::{
     redirect::Redirect,
     url::Address,
 };
+use crate::vital::vital;
 
 /// Redirections that a command follows before it fails.
 const MAX_REDIRECTIONS: u32 = 3;
@@ -106,7 +107,7 @@ impl Routes {
             abandoned: Mutex::default(),
         });
         let state = watch::Sender::new(PublisherState::Down("not connected yet".into()));
-        let upkeep = tokio::spawn(keep(Arc::clone(&links), state.clone()));
+        let upkeep = tokio::spawn(vital("publishers", keep(Arc::clone(&links), state.clone())));
         Self {
             links,
             state,

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     close::{CloseReason, Limit},
+    line_limit::LineLimit,
     transport::{
         connection::Connection,
         driver::{Protocol, Turn},
@@ -160,13 +161,13 @@ impl Client {
         let in_use = self.sockets.len() + in_flight.map_or(0, |i| i.connecting());
         if in_use >= self.server.engine.config.limits.namespaces_per_connection {
             metrics.limit_reached(Limit::Namespaces);
-            self.count_refused("namespaces");
+            self.count_refused(nsp, "namespaces");
             let refused = Refused::new("too many namespaces on one connection");
             packets::connect_error(turn, self.dialect, nsp, &refused);
             return;
         }
         let Some(namespace) = self.server.enter(nsp) else {
-            self.count_refused("unknown");
+            self.count_refused(nsp, "unknown");
             packets::unknown_namespace(turn, self.dialect, nsp);
             return;
         };
@@ -236,6 +237,12 @@ impl Client {
             Arc::clone(connection),
             handshake,
             data,
+        );
+        tracing::debug!(
+            namespace = &*namespace.name,
+            socket = %socket.id(),
+            address = self.address(),
+            "a socket connected"
         );
         socket.insert();
         self.sockets.push(socket.clone());
@@ -323,14 +330,66 @@ impl Client {
         label: &'static str,
     ) {
         self.decided(namespace);
-        self.count_refused(label);
+        self.count_refused(&namespace.name, label);
         packets::connect_error(turn, self.dialect, &namespace.name, refused);
         namespace.leave();
     }
 
-    fn count_refused(&self, label: &'static str) {
+    /// Counts and logs a CONNECT that is refused for the reason `label`.
+    fn count_refused(&self, namespace: &str, label: &'static str) {
+        static LINES: LineLimit = LineLimit::new();
         let refused = &self.server.engine.metrics.connect_refused;
         refused.with_label_values(&[label]).inc();
+        if let Some(left_out) = LINES.pass() {
+            tracing::info!(
+                namespace,
+                reason = label,
+                address = self.address(),
+                left_out,
+                "a connect to a namespace was refused"
+            );
+        }
+    }
+
+    /// The client's address, for the log.
+    fn address(&self) -> Option<tracing::field::DisplayValue<std::net::SocketAddr>> {
+        Handshake::of(&self.request, None)
+            .address()
+            .map(tracing::field::display)
+    }
+
+    /// Logs the end of the connection. The reasons that point to a faulty client or a limit are on
+    /// the level that is on by default.
+    fn log_close(&self, turn: &Turn<'_, '_>, reason: CloseReason) {
+        static LINES: LineLimit = LineLimit::new();
+        let transport = turn.connection.transport().as_str();
+        let sockets = self.sockets.len();
+        let kind = match reason {
+            CloseReason::ParseError { kind, .. } => Some(kind),
+            _ => None,
+        };
+        let is_remarkable = matches!(
+            reason,
+            CloseReason::ParseError { .. }
+                | CloseReason::LimitReached(_)
+                | CloseReason::ConnectTimeout
+                | CloseReason::OverlappingRequests
+        );
+        let address = self.address();
+        let reason = reason.label();
+        if !is_remarkable {
+            tracing::debug!(reason, transport, address, sockets, "a connection ended");
+        } else if let Some(left_out) = LINES.pass() {
+            tracing::info!(
+                reason,
+                kind,
+                transport,
+                address,
+                sockets,
+                left_out,
+                "the server closed a connection"
+            );
+        }
     }
 
     /// The decision about a connect has been made.
@@ -358,6 +417,12 @@ impl Client {
         }
         self.sockets.retain(|known| !known.same(socket));
         let namespace = socket.live();
+        tracing::debug!(
+            namespace = &*namespace.name,
+            socket = %socket.id(),
+            ?reason,
+            "a socket disconnected"
+        );
         if let Some(on_disconnect) = &namespace.handlers.disconnect {
             socket.keep_last_rooms();
             let call = Call {
@@ -414,6 +479,14 @@ impl Client {
 
 impl Protocol for Client {
     fn open(&mut self, turn: &mut Turn<'_, '_>) {
+        let transport = turn.connection.transport().as_str();
+        let revision = turn.connection.revision();
+        tracing::debug!(
+            transport,
+            ?revision,
+            address = self.address(),
+            "a connection opened"
+        );
         if self.dialect == Dialect::V2 || turn.connection.revision() == Revision::V3 {
             let main = Packet {
                 kind: PacketKind::Connect,
@@ -467,6 +540,7 @@ impl Protocol for Client {
     }
 
     fn close(&mut self, turn: &mut Turn<'_, '_>, reason: CloseReason) {
+        self.log_close(turn, reason);
         for socket in self.sockets.clone() {
             self.leave(turn, &socket, DisconnectReason::Connection(reason));
         }

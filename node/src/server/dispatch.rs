@@ -28,10 +28,9 @@ use crate::transport::driver::Turn;
 impl Client {
     pub(super) fn event(&mut self, turn: &mut Turn<'_, '_>, socket: Socket, packet: &Packet<'_>) {
         let handlers = &socket.live().handlers;
-        let unhandled = &self.server.engine.metrics.events_unhandled;
         // An event without a name reaches no handler.
         let Some(name) = packet.event.as_ref().map(|event| &*event.name) else {
-            unhandled.inc();
+            note_unhandled(&socket, "");
             return;
         };
         let id = packet.id;
@@ -50,7 +49,7 @@ impl Client {
         let payload = packet.payload();
         let listener = handlers.listener(&socket, name);
         if listener.is_none() && handlers.any.is_none() {
-            unhandled.inc();
+            note_unhandled(&socket, name);
             return;
         }
         if let Some(any) = &handlers.any {
@@ -167,7 +166,7 @@ async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answ
     }
     let listener = handlers.listener(&socket, name);
     if listener.is_none() && handlers.any.is_none() {
-        socket.live().engine.metrics.events_unhandled.inc();
+        note_unhandled(&socket, name);
     }
     let any: OptionFuture<_> = handlers.any.as_ref().map(|any| any(&mut call())).into();
     let answer: OptionFuture<_> = listener.map(|listener| (listener.run)(&mut call())).into();
@@ -176,4 +175,16 @@ async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answ
         error.report(&socket.live().place(Some(&socket), "any event"));
     }
     answer.unwrap_or(Ok(Answer::Taken))
+}
+
+/// Counts and logs an event that has no handler.
+fn note_unhandled(socket: &Socket, event: &str) {
+    let live = socket.live();
+    live.engine.metrics.events_unhandled.inc();
+    tracing::debug!(
+        namespace = &*live.name,
+        socket = %socket.id(),
+        event,
+        "an event has no handler"
+    );
 }

@@ -227,6 +227,7 @@ impl Failed {
                     what,
                     ..
                 } = place;
+                let socket = socket.map(tracing::field::display);
                 tracing::debug!(namespace, socket, event = what, %error, "the arguments of an event do not match its handler");
                 Refused::new("invalid arguments")
             }
@@ -265,7 +266,7 @@ impl Place<'_> {
         } = self;
         tracing::error!(
             namespace,
-            socket,
+            socket = socket.map(tracing::field::display),
             event = what,
             error = text,
             "a handler failed"

@@ -17,6 +17,7 @@ use super::{
     config::Config, connection::Connection, frame::Frame, handshake::Handshake, lane::Lane,
 };
 use crate::{clock::Clock, close::CloseReason, ids::Ids, metrics::Metrics};
+use roomcast_emitter::vital::vital;
 use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
 /// Makes the protocol layer of a new connection and starts its driver.
@@ -72,7 +73,8 @@ impl Engine {
     pub(crate) fn start(self: &Arc<Self>) {
         let start = |index: usize| {
             let engine: Arc<Self> = Arc::clone(self);
-            tokio::spawn(async move { engine.lanes[index].run(&engine).await }).abort_handle()
+            let lane = async move { engine.lanes[index].run(&engine).await };
+            tokio::spawn(vital("lane", lane)).abort_handle()
         };
         *self.tasks.lock() = (0..self.lanes.len()).map(start).collect();
     }
