@@ -1,11 +1,11 @@
-"""A bar: what was to be reached, beside what was."""
+"""Bars: required values beside measured ones."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Bar:
-    """A figure with the most it may be, or the least. A figure that was not measured is None."""
+    """A figure with its upper or lower bound. The figure is None if it was not measured."""
 
     text: str
     figure: float | None
@@ -33,7 +33,7 @@ def bar_rows(bars):
 
 
 def shown(figure):
-    """Counts as they are."""
+    """Formats a figure; counts keep all digits."""
     return str(figure) if isinstance(figure, int) else number(figure)
 
 

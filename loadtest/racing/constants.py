@@ -1,4 +1,4 @@
-"""The constants of docs/scaling.json that a race measures, each with where it comes from.
+"""The constants of docs/scaling.json that a race measures, each with its source.
 
 Constants that were measured by hand or assumed are in the same file and left as they are.
 """
@@ -8,24 +8,24 @@ import json
 from .lines import CPU, MESSAGE_CPU, MOVE_CPU, REDIS_MOVE_CPU, SIZES
 
 IDLE = "idle connection"
-# How the cost of a delivery is called.
+# Names of the costs of a delivery.
 SIZE = "delivery_us_room_{}"
 
 
 def update(text, record, results):
-    """The file with the constants that were measured put in."""
+    """Returns the file with the measured constants replaced."""
     known = json.loads(text)
     origin = f"race of {record.said['started'][:10]} at {record.said['commit']}"
     for name, (value, line) in measured(results).items():
         if value is not None:
-            # Beyond three digits there is noise.
+            # Further digits are noise.
             known["constants"][name]["value"] = float(f"{value:.3g}")
             known["constants"][name]["source"] = f"{origin}, line {line}"
     return json.dumps(known, indent=2, ensure_ascii=False) + "\n"
 
 
 def measured(results):
-    """By name: the value in the unit of the file, None if there is none, and the line it is from."""
+    """Returns, by name, the value in the unit of the file (None if missing) and the line it is from."""
     of = lambda line, figure: results.median(line, "roomcast", figure)
     bus = lambda line, figure: results.median(line, "roomcast classic", figure)
     found = {SIZE.format(size): (of(f"room-{size}", CPU), f"room-{size}") for size in SIZES}
@@ -36,7 +36,7 @@ def measured(results):
         "request_us": (of("echo", "server CPU per request"), "echo"),
         "idle_us_per_second": (idle, "heartbeat"),
         "user_bytes": (of("idle", f"{IDLE} after traffic, resident"), "idle"),
-        # Client and server are on one machine, and their ends alike.
+        # The machine has both ends of each connection, which cost the same.
         "kernel_bytes": (kernel and kernel / 2, "idle, half of both ends"),
         "publish_us": (publish(of, bus), "send-1 less an event and a delivery"),
         "receive_us": (receive(bus), "receive-rooms less interest: 100 and 10 deliveries per message"),
@@ -48,7 +48,7 @@ def measured(results):
 
 
 def publish(of, bus):
-    """What a node pays for a message to the bus: the event and the sender's own copy are counted elsewhere."""
+    """Cost of a publish for a node, without the event and the sender's own copy, which count elsewhere."""
     few, more, sent = of("room-10", CPU), of("room-100", CPU), bus("send-1", MESSAGE_CPU)
     if not few or not more or not sent:
         return None
@@ -57,7 +57,7 @@ def publish(of, bus):
 
 
 def receive(bus):
-    """What a message from the bus costs a node, apart from its deliveries."""
+    """Cost of a message from the bus for a node, without its deliveries."""
     large, small = bus("receive-rooms", CPU), bus("interest", MESSAGE_CPU)
     if not large or not small:
         return None
@@ -66,7 +66,7 @@ def receive(bus):
 
 
 def bytes_per_room(of):
-    """What a room with one member takes in a node."""
+    """Memory of a room with one member."""
     figure = "server resident at the end"
     many, few = of("others-100000", figure), of("others-10", figure)
     return (many - few) * 1e6 / (100_000 - 10) if many and few else None

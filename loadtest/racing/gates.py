@@ -1,10 +1,10 @@
-"""What a change may cost: Roomcast beside an earlier build of it, measured in one race (`--before`)."""
+"""Gates: upper bounds for the cost of a change, relative to an earlier build in the same race (`--before`)."""
 
 from .bars import Bar, bar_rows
 from .lines import CPU, DEPTHS, HEARD_AGAIN, PUBLISHES, REDIS_CPU, ROOMCASTS
 from .servers import BEFORE, PUBLISHERS
 
-# Of each figure: the line, and how many times the figure of the earlier build it may be.
+# Line, figure, and its maximum ratio to the earlier build.
 LIMITS = [
     ("cluster", CPU, 1.05),
     ("cluster-paced", CPU, 1.05),
@@ -28,7 +28,7 @@ def gates(results):
 
 
 def emitter_bars(results):
-    """What the emitter reaches of redis-benchmark, which sends bytes that it prepared once."""
+    """The emitter's rate relative to redis-benchmark, which sends bytes that it prepared once."""
     base, *emitters = PUBLISHERS
     for depth in DEPTHS:
         line = f"publish-{depth}"
@@ -38,7 +38,7 @@ def emitter_bars(results):
 
 
 def gates_table(record, results):
-    """The gates as Markdown; empty unless the race had an earlier build."""
+    """Returns the gates as Markdown; empty for races without an earlier build."""
     if not record.before:
         return ""
     head = "Medians of ratios within rounds, to the build that `--before` named."

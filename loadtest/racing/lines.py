@@ -1,7 +1,6 @@
-"""The lines of the race: what is run against which servers, and which figures are taken from it.
+"""The lines of the race: load, servers and figures.
 
-A line says what is measured and in which surroundings; `runs` does it. Figures are named as the load
-test names them.
+A line describes a measurement, and `runs` executes it. Figures have the names of the load test.
 """
 
 from dataclasses import dataclass, field
@@ -17,16 +16,16 @@ REDIS_MESSAGE_CPU = "Redis CPU per message"
 MOVE_CPU = "server CPU per join and leave"
 REDIS_MOVE_CPU = "Redis CPU per join and leave"
 COPIES = "copies by Redis per message"
-# Those that the race measures without the load test.
+# Measured without the load test.
 HEARD_AGAIN = "channels heard again"
 MOST_CHANNELS = "channels at most"
 PUBLISHES = "publishes per second"
 PUBLISH_CPU = "client CPU per publish"
 
-# Those that a figure of one machine is worth comparing with, where a floor would say nothing.
+# Servers for lines in which a floor has no meaning.
 WHOLE_SERVERS = ["roomcast", "socketioxide", "node"]
 ROOMCASTS = ["roomcast classic", "roomcast sharded"]
-# Those with a bus of their own; socketioxide does not take messages in Node's formats.
+# Servers that accept messages in Node's formats, which socketioxide does not.
 BUSES = ["floor + redis", *ROOMCASTS, "node classic", "node sharded"]
 SIZES = [10, 100, 1000, 5000, 15000]
 OTHER_ROOMS = [10, 1000, 100_000]
@@ -39,36 +38,35 @@ TWO_CORES = "Two workers, two cores, shared with the load"
 
 @dataclass
 class Line:
-    """One row of figures for each server."""
+    """A row of the tables: one measurement per server."""
 
     name: str
     title: str
     section: str
-    # A subcommand of the load test and its arguments, or what the race measures by itself.
+    # A subcommand of the load test and its arguments, or a measurement of the race itself.
     scenario: str
     arguments: list
     figures: list
     servers: list = field(default_factory=lambda: list(ALONE))
     seconds: float = 5
-    # Whether a shorter window would say something else: a flood ends when it is over, and a heartbeat
-    # comes every 25 seconds.
+    # Whether `--seconds` does not apply: a flood ends by itself, and heartbeats come every 25 seconds.
     is_whole: bool = False
-    # How many servers form a cluster over Redis; none of them, and there is no Redis.
+    # Number of servers that form a cluster over Redis; 0 means one server without Redis.
     nodes: int = 0
-    # Who emits from outside: the server's own emitter, or the load test in the server's format.
+    # Source of messages from outside: "own" is the server's emitter, "redis" the load test itself.
     emits: str = ""
-    # Whether the CPU of the first node alone is looked at.
+    # Whether only the CPU of the first node counts.
     first_only: bool = False
-    # Rooms with one member each beside those that are measured.
+    # Number of additional rooms with one member each.
     other_rooms: int = 0
-    # Members of a large room whose broadcasts go on meanwhile.
+    # Size of a large room that receives broadcasts at the same time.
     beside: int = 0
-    # Workers of a server that is held to no core; none, and it has one on its core.
+    # Workers of a server that is not pinned; 0 means one worker, pinned to the servers' core.
     unpinned: int = 0
 
 
 def lines(quick):
-    """All lines; short and small ones to see that everything works."""
+    """Returns all lines; with `quick`, short and small ones as a smoke test."""
     return [*fan_out(quick), *requests(), *connects(quick), *idle(quick), *two_cores(quick),
             *clusters(quick), *bus(quick), *outside(quick), *publishes(quick)]
 
@@ -145,7 +143,7 @@ def clusters(quick):
 
 
 def bus(quick):
-    """What a node pays for its bus, and what Redis does for it."""
+    """Costs of the bus for a node and for Redis."""
     heard = dict(servers=BUSES, nodes=1, emits="redis")
     for name, title, more in [
         ("receive-one", "one message outstanding, room of 100", ["--window", "1"]),

@@ -1,18 +1,18 @@
-"""How far a race is, and how long it will take: an estimate from the runs that are over."""
+"""Progress of a race, with an estimate of the remaining time."""
 
 import time
 
-# What a run takes beside what it measures, as long as none is over.
+# Estimated overhead of a run before any has finished.
 OVERHEAD_SECONDS = 5
 
 
 class Progress:
-    """Runs that are to be made, of which some are over."""
+    """The runs of a race, finished and pending."""
 
     def __init__(self, runs):
         self.left = list(runs)
         self.all = len(self.left)
-        # Of each line, server and run that is over: the time it took.
+        # Line, server and duration of each finished run.
         self.over = []
 
     def ran(self, line, server, seconds):
@@ -23,7 +23,7 @@ class Progress:
         return sum(self.estimate(line, server) for line, server in self.left)
 
     def estimate(self, line, server):
-        """As the same run took before, or another server's, or as any takes beside its window."""
+        """Estimates from the same run in earlier rounds, else from other servers, else from the mean overhead."""
         same = [took for over, by, took in self.over if over is line and by == server]
         alike = same or [took for over, _, took in self.over if over is line]
         if alike:
@@ -38,7 +38,7 @@ class Progress:
 
 
 def timed(work):
-    """What some work answers, and the seconds that it took."""
+    """Returns the result of a call and its duration in seconds."""
     began = time.monotonic()
     answer = work()
     return answer, time.monotonic() - began

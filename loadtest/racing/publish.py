@@ -1,5 +1,5 @@
-"""Writes a race where it is read: as Markdown, into the part of BENCHMARKS.md between two comments,
-and into docs/, where capacity is computed from it. What stands around them is left as it is.
+"""Publishes a race: writes Markdown into the part of BENCHMARKS.md between two comments,
+and the constants of the capacity model into docs/. Surrounding text is not changed.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ END = "<!-- race: end -->"
 
 
 def report(record, lines, results):
-    """All of a race as Markdown."""
+    """Returns the whole race as Markdown."""
     said = record.said
     text = [
         f"{said['machine']}. Begun {said['started']} at commit {said['commit']};"
@@ -34,7 +34,7 @@ def report(record, lines, results):
 
 
 def cut_off(record, lines, results):
-    """Says how much of a race is missing that was not run to its end."""
+    """Returns a remark if runs are missing."""
     wanted = record.said["rounds"] * sum(len(line.servers) for line in lines)
     made = sum(
         len(results.paths(line.name, server)) + len(results.failures.get((line.name, server), []))
@@ -44,7 +44,7 @@ def cut_off(record, lines, results):
 
 
 def publish(record, lines, results, root):
-    """Writes what is published under the root of the project; raises why, if it cannot be."""
+    """Writes the results under the project's root. Raises Failed if the race is not publishable."""
     refuse(record, lines, results)
     benchmarks, scaling = root / "BENCHMARKS.md", root / "docs/scaling.json"
     text = between(benchmarks.read_text(), report(record, lines, results))
@@ -54,11 +54,11 @@ def publish(record, lines, results, root):
     command = [str(root / "docs/scaling"), "--refresh", str(root / "docs/scaling.md")]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise Failed(f"docs/scaling.md is not written: {done.stderr}")
+        raise Failed(f"docs/scaling.md was not written: {done.stderr}")
 
 
 def refuse(record, lines, results):
-    """Raises unless there is something of each line and server."""
+    """Raises Failed unless each line and server has a result or a failure."""
     missing = [
         f"{line.name} of {server}" for line in lines for server in line.servers
         if not results.paths(line.name, server) and (line.name, server) not in results.failures
@@ -68,11 +68,11 @@ def refuse(record, lines, results):
     if record.is_partial(lines):
         raise Failed("not published: lines or servers were left out")
     if missing:
-        raise Failed(f"not published: nothing of {', '.join(missing)}")
+        raise Failed(f"not published: no results of {', '.join(missing)}")
 
 
 def between(text, inner):
-    """The text with what is between the comments replaced."""
+    """Replaces the text between the comments."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

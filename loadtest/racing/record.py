@@ -1,7 +1,7 @@
-"""What a race was asked to do and on what machine, kept beside its results.
+"""The options and the machine of a race, stored beside its results.
 
-With it a race that was cut off goes on as it began, and its results are published without being
-measured again. It also knows whether the machine had other work.
+They allow to complete an interrupted race with the same options and to publish results later. The
+record also knows whether the machine had other work.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from pathlib import Path
 from .servers import Failed
 
 NAME = "race.json"
-# Half of the other processes' CPU samples may be above it before figures are worth nothing.
+# The machine is idle if the median CPU use of other processes is below this.
 BUSY_CORES = 0.25
 SAMPLE_SECONDS = 0.5
 
 
 class Record:
-    """One race: what it measures, when, where, and beside what."""
+    """Options, machine and start of a race, and the CPU use of other processes."""
 
     def __init__(self, folder, said):
         self.folder = folder
@@ -31,7 +31,7 @@ class Record:
     @classmethod
     def begin(cls, folder, lines, options, program):
         if (folder / NAME).exists():
-            raise Failed(f"{folder} has a race already: see --continue and --publish")
+            raise Failed(f"{folder} already contains a race: see --continue and --publish")
         said = {
             "machine": machine(),
             "started": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
@@ -57,13 +57,13 @@ class Record:
             raise Failed(f"{folder} has no race: {error}") from error
 
     def save(self):
-        # Renamed, so that a race that is cut off here leaves one that can be read.
+        # Renamed, so an interruption does not leave an incomplete file.
         written = self.folder / f"{NAME}.new"
         written.write_text(json.dumps(self.said, indent=1) + "\n")
         written.replace(self.folder / NAME)
 
     def go_on(self, program):
-        """Makes sure that the race goes on as it began: on the same machine, with the same program."""
+        """Raises Failed unless the machine and the programs are the same as at the start."""
         if self.said["machine"] != machine():
             raise Failed(f"this was measured on another machine: {self.said['machine']}")
         if self.said["program"] != digest(program):
@@ -73,11 +73,11 @@ class Record:
 
     @property
     def before(self):
-        """The build that this one is compared with, if any."""
+        """Path of the earlier build, or None."""
         return (self.said.get("before") or {}).get("path")
 
     def select(self, lines):
-        """The lines that the race was asked for, with their servers and windows."""
+        """Returns the lines of the race, with their servers and windows."""
         asked, seconds = self.said["lines"], self.said.get("seconds")
         chosen = [line for line in lines if line.name in asked]
         for line in chosen:
@@ -87,11 +87,11 @@ class Record:
         return chosen
 
     def is_partial(self, lines):
-        """Whether lines or servers were left out."""
+        """Whether lines or servers are missing."""
         return any(set(line.servers) - set(self.said["lines"].get(line.name, [])) for line in lines)
 
     def sample_others(self):
-        """Notes what others use of the machine while nothing of the race runs."""
+        """Samples the CPU use of other processes while nothing of the race runs."""
         self.said["busy"].append(round(busy_cores(SAMPLE_SECONDS), 3))
         self.save()
 
@@ -101,7 +101,7 @@ class Record:
     def others(self):
         samples = self.said["busy"]
         if not samples:
-            return "What else the machine did was not measured."
+            return "Other work on the machine was not measured."
         median, most = statistics.median(samples), max(samples)
         text = (f"Between runs, other work took {100 * median:.0f} % of one core (median of"
                 f" {len(samples)} samples; at most {100 * most:.0f} %).")
@@ -109,7 +109,7 @@ class Record:
 
 
 def busy_cores(seconds):
-    """How many cores are busy on the whole machine, as a mean over some time."""
+    """Returns the mean number of busy cores of the machine."""
     before = processor_ticks()
     time.sleep(seconds)
     all_ticks, idle = (now - then for now, then in zip(processor_ticks(), before))
@@ -117,7 +117,7 @@ def busy_cores(seconds):
 
 
 def processor_ticks():
-    """Ticks of all cores, and how many of them were idle."""
+    """Returns the ticks of all cores, and those that were idle."""
     ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     return sum(ticks), ticks[3] + ticks[4]
 

@@ -1,4 +1,4 @@
-"""A connection to Redis, which the race asks how many channels it knows."""
+"""A small Redis client that counts channels."""
 
 import socket
 import time
@@ -8,7 +8,7 @@ from .servers import DEADLINE_SECONDS, Failed
 
 
 class Redis:
-    """A connection for one command at a time."""
+    """A blocking connection for one command at a time."""
 
     def __init__(self, url):
         address = urlsplit(url)
@@ -23,7 +23,7 @@ class Redis:
         self.stream.close()
 
     def ask(self, command):
-        """The reply as text: of a line, or of a bulk string."""
+        """Executes a command and returns a line or a bulk string."""
         self.stream.sendall(f"{command}\r\n".encode())
         head = self.file.readline().decode()
         if head.startswith("-") or not head:
@@ -31,7 +31,7 @@ class Redis:
         return self.file.read(int(head[1:]) + 2).decode() if head.startswith("$") else head[1:]
 
     def steady_channels(self):
-        """The number of channels once no more come: servers subscribe their own when they are ready already."""
+        """Waits until the number of channels is stable, because servers subscribe some after they are ready."""
         known = []
         while len(known) < 5 or len(set(known[-5:])) > 1:
             known.append(self.channels())

@@ -1,4 +1,4 @@
-"""The race as Markdown: the bars, where another is ahead, and a table for each figure.
+"""The race as Markdown: bars, figures in which another server is ahead, and a table per figure.
 
 A cell is the median with its range, and × the median of the ratios, each within one round, to the
 floor or, where none has run, to Roomcast. What a reader has to know of a run is a mark in its cell
@@ -11,18 +11,18 @@ from .bars import Bar, bar_rows, number
 from .gates import emitter_bars
 from .lines import CPU, LAST, MESSAGE_CPU, OTHER_ROOMS, SIZES
 
-# What ratios are taken to: the first of these that has run.
+# Ratios are relative to the first of these that has run.
 BASES = ["floor", "floor + redis", "redis-benchmark", "roomcast before", "roomcast classic before", "roomcast", "roomcast classic"]
 RIVALS = ("node", "socketioxide")
 MARKS = {
-    "¹": "the loader was busy: throughput and latency are its own as much as the server's, CPU is not",
+    "¹": "the loader was busy, which affects throughput and latency, but not CPU",
     "²": "the ledger is not clean",
-    "³": "not everything was as it should have been; see below",
+    "³": "the run had another limit or failure; see below",
 }
 
 
 def tables(lines, results):
-    """A table for each figure, in sections."""
+    """Renders a table per figure, in sections."""
     text = []
     for title, of_section in sections(lines):
         text += [f"### {title}", ""]
@@ -34,7 +34,7 @@ def tables(lines, results):
 
 
 def sections(lines):
-    """Lines by what they are about; every line is in one section."""
+    """Groups lines by section."""
     by_title = {}
     for line in lines:
         by_title.setdefault(line.section, []).append(line)
@@ -82,7 +82,7 @@ def marks_of(line, server, figure, results):
 
 
 def notes(lines, results):
-    """Faults of ledgers, limits and failed runs."""
+    """Lists faults in ledgers, limits and failed runs."""
     kinds = [
         ("Ledgers that are not clean", results.ledgers, "All others are clean."),
         ("Limited by the loader or its settings", results.limits, ""),
@@ -100,17 +100,17 @@ def notes(lines, results):
 
 
 def is_yield(figure):
-    """Whether more of it is better."""
+    """Whether higher values are better."""
     return "per second" in figure or "per server CPU second" in figure
 
 
 def is_cost(figure):
-    """Whether it says what a server spends, whoever else may be the slower one."""
+    """Whether it is a cost of the server, which a busy loader does not affect."""
     return "CPU" in figure or figure.startswith("idle connection")
 
 
 def bars(lines, results):
-    """What was to be reached."""
+    """Yields all bars of a whole race."""
     of = results.median
     ours = lambda line, figure: results.ratio(line, "roomcast", "floor", figure)
     yield Bar("room of 1,000, one outstanding: CPU ÷ floor", ours("room-1000", CPU), 1.10)
@@ -124,8 +124,8 @@ def bars(lines, results):
     yield Bar("connect, 8,000 kept open: p99 ÷ floor", ours("storm-kept", "connect p99"), 2)
     idle = "idle connection, resident"
     yield Bar("bytes per idle connection", of("idle", "roomcast", idle), 1280)
-    # The event that causes a broadcast weighs more in a small room, and in a large one more memory
-    # is touched than caches hold: that much of it is so whatever the server does.
+    # In small rooms the event that causes a broadcast dominates, and large rooms exceed the caches.
+    # Therefore the floor's own spread is shown.
     sizes = lambda server: spread([of(f"room-{size}", server, CPU) for size in SIZES])
     name = "rooms of 10 to 15,000: dearest ÷ cheapest delivery"
     floor = sizes("floor")
@@ -156,18 +156,18 @@ def bars_table(lines, results):
 
 
 def behind(lines, results):
-    """Figures in which another server is ahead of Roomcast, as Markdown."""
+    """Renders the figures in which another server is ahead of Roomcast."""
     text = []
     for line, figure, own, rival, ratio in ahead(lines, results):
         marks = marks_of(line.name, rival, figure, results)
         text.append(f"- `{line.name}`, {figure}: {own} ÷ {rival} {ratio:.2f} {marks}".rstrip())
-    head = ("Compared are Node.js and socketioxide in every figure, and in what it costs the task floor,"
-            " too, where it is ahead of the floor. The kernel's objects are the same whoever serves.")
+    head = ("Node.js and socketioxide are compared in every figure, the task floor in costs where it is ahead of"
+            " the floor. Kernel objects are excluded, because they do not depend on the server.")
     return "\n".join(["### Where another is ahead", "", head, "", *(text or ["Nowhere."]), ""])
 
 
 def ahead(lines, results):
-    """Each figure with a rival that is ahead: line, figure, own server, rival, ratio."""
+    """Yields line, figure, own server, rival and ratio where a rival is ahead."""
     for line in lines:
         own = next((name for name in line.servers if name.startswith("roomcast")), None)
         for figure in line.figures:
@@ -182,7 +182,7 @@ def rivals(line, figure, results):
         return []
     named = [name for name in line.servers if name.startswith(RIVALS)]
     floor = results.ratio(line.name, "task floor", "floor", figure)
-    # A floor that does less for more is no measure.
+    # A floor that costs more than the simple one is not a reference.
     if is_cost(figure) and floor and (floor > 1 if is_yield(figure) else floor < 1):
         named.append("task floor")
     return named

@@ -1,7 +1,6 @@
-"""What a race has measured, read from its folder: figures, ledgers, limits and failed runs.
+"""The results of a race, read from its folder: figures, ledgers, limits and failed runs.
 
-Figures are computed by `roomcast-loadtest compare`, so that the race has no second opinion on what
-a percentile or a cost is.
+`roomcast-loadtest compare` computes the figures, so percentiles and costs have one definition.
 """
 
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from .servers import Failed
 
-# How the load test says that the server could have done more.
+# The load test's text for a busy loader.
 OWN_LIMIT = "the loader's own CPU"
 
 
@@ -24,13 +23,13 @@ class Results:
         self.folder = folder
         self.figures = {}
         self.units = {}
-        # By line and server: what is to be said of a run, once.
+        # Remarks by line and server.
         self.ledgers = {}
         self.limits = {}
         self.failures = {}
 
     def read(self, line):
-        """Reads the results of a line, as far as there are any."""
+        """Reads the existing results of a line."""
         found = {server: self.paths(line.name, server) for server in line.servers}
         paths = [str(path) for of_server in found.values() for path in of_server]
         for server in line.servers:
@@ -75,7 +74,7 @@ class Results:
         notes.setdefault((line, server), []).append(text)
 
     def compare(self, paths):
-        # At least two are compared; one is as good as twice the same.
+        # `compare` takes at least two results.
         paths = paths * (2 if len(paths) == 1 else 1)
         with tempfile.NamedTemporaryFile(suffix=".json") as out:
             command = [self.loadtest, "compare", *paths, "--json", out.name]
@@ -92,7 +91,7 @@ class Results:
         return statistics.median(values) if values else None
 
     def ratio(self, line, one, other, figure):
-        """The median over rounds of one server's figure divided by another's in the same round."""
+        """Returns the median of the ratios of two servers within rounds."""
         ours = self.rounds(line, one, figure)
         theirs = self.rounds(line, other, figure)
         ratios = [ours[at] / theirs[at] for at in ours if theirs.get(at)]
@@ -106,7 +105,7 @@ class Results:
 
 
 def computed(paths):
-    """The rows of results whose figures the race computed itself; nothing if the load test did."""
+    """Returns the figures that the race itself has computed."""
     rows = {}
     for at, path in enumerate(paths):
         for row in json.loads(Path(path).read_text()).get("figures", []):
@@ -120,14 +119,14 @@ def is_of_loadtest(path):
 
 
 def ledger(path):
-    """The ledger of a result, in few words; empty if it is clean."""
+    """Summarises the faults in a ledger; empty if it is clean."""
     tally = json.loads(path.read_text())["ledger"]
     faults = ["lost", "duplicated", "reordered", "corrupted", "stray"]
     return ", ".join(f"{tally[name]:,} {name}" for name in faults if tally.get(name))
 
 
 def is_whole(path):
-    """Whether a result is there; what was cut off while it was written is none."""
+    """Whether a complete result exists."""
     try:
         return "ledger" in json.loads(path.read_text())
     except (OSError, ValueError):
@@ -135,7 +134,7 @@ def is_whole(path):
 
 
 def remarks(said):
-    """Of what a run says about itself, what does not stand in its results."""
+    """Returns the remarks of a run that its result file does not contain."""
     in_results = ("ledger:", "LIMITED BY", "large room:")
     return "; ".join(part for part in said.split("; ") if part and not part.startswith(in_results))
 

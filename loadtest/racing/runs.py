@@ -1,4 +1,4 @@
-"""How a line is run against one server: fresh processes on their cores, and a result as a file."""
+"""Runs a line against one server: fresh processes on their cores, and a result as a file."""
 
 import contextlib
 import json
@@ -10,13 +10,13 @@ from .lines import HEARD_AGAIN, MOST_CHANNELS, PUBLISH_CPU, PUBLISHES
 from .redis import Redis
 from .servers import DEADLINE_SECONDS, PUBLISHERS, Failed
 
-# Longer than the longest run takes beyond what it measures: 15,000 connections and their rooms.
+# Upper bound for set-up and end of a run, for example 15,000 connections and their rooms.
 OVERHEAD_SECONDS = 240
 LOOK_SECONDS = 0.1
 
 
 class Race:
-    """Measures one server on one line at a time, and keeps the results as files."""
+    """Measures one server on one line at a time and stores the results."""
 
     def __init__(self, programs, folder, quick):
         self.programs = programs
@@ -24,7 +24,7 @@ class Race:
         self.quick = quick
 
     def run(self, line, server, number):
-        """Measures; returns what a reader has to know of it, nothing if all went well."""
+        """Makes a run. Returns remarks for the reader, empty if there are none."""
         path = self.folder / f"round-{number}" / line.name / f"{server}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -32,7 +32,7 @@ class Race:
             with contextlib.ExitStack() as stack:
                 return self.measure(stack, line, server, path)
         except Failed as error:
-            # Figures of a run that failed are none.
+            # A failed run has no figures.
             path.unlink(missing_ok=True)
             return str(error)
 
@@ -45,7 +45,7 @@ class Race:
         if line.nodes:
             process, redis = stack.enter_context(self.programs.redis())
             more = ["--process", f"Redis={process.pid}", *self.emitting(line, server, redis)]
-        # Who has one thread keeps one.
+        # Node.js serves on one thread.
         workers = 1 if server.startswith("node") else line.unpinned or 1
         nodes = [
             stack.enter_context(self.programs.serving(server, redis, workers, not line.unpinned))
@@ -70,7 +70,7 @@ class Race:
 
     @contextlib.contextmanager
     def other_rooms(self, url, count):
-        """Has `count` rooms with one member each."""
+        """Keeps `count` rooms with one member each while the block runs."""
         loadtest = self.programs.roomcast("roomcast-loadtest")
         command = [loadtest, "joins", url, "--rooms", str(count), "--duration", "1h"]
         with self.programs.process(command, self.programs.load_core) as members:
@@ -79,25 +79,25 @@ class Race:
 
     def load_beside_a_room(self, stack, line, nodes, path):
         other = path.with_name(f"{path.stem} (room).json")
-        # Longer than the echo with its warm-up and its end.
+        # Longer than the echo run including warm-up and end.
         seconds = 2 * self.seconds(line) + 10
         command = self.command("fan-out", nodes, ["--members", str(line.beside)], other, seconds)
         command.remove("--quiet")
         room = stack.enter_context(self.programs.process(command, None))
         room.line_with("measuring", OVERHEAD_SECONDS)
-        # The server and the load of the room use all there is. Without priority, the figure would
-        # be how long the echo's own client waits for a core.
+        # The server and the room's load use all cores. Without priority, the figure would be the time
+        # that the echo client itself waits for a core.
         urgent = self.programs.urgent()
         said = self.load(line, nodes, path, pinned=False, before=urgent)
         if room.child.poll() is not None:
-            raise Failed("the large room was done before the echo was")
+            raise Failed("the load of the large room ended before the echo run")
         status = room.wait(seconds + OVERHEAD_SECONDS)
         beside = verdict(status, room.lines)
-        plain = "" if urgent else "may not set priorities: the client's own wait for a core counts"
+        plain = "" if urgent else "no permission to set priorities: latencies include the client's own wait for a core"
         return "; ".join(filter(None, [said, beside and f"large room: {beside}", plain]))
 
     def churn(self, line, nodes, redis, path, more):
-        """Counts channels in Redis meanwhile; in the end, none may be left of those that came."""
+        """Counts channels in Redis during the run. Fails if some are left at the end."""
         with Redis(redis) as link:
             before = most = link.steady_channels()
 
@@ -125,7 +125,7 @@ class Race:
             return verdict(loader.wait(1), loader.lines)
 
     def seconds(self, line):
-        # A flood ends when it is over.
+        # A flood ends by itself.
         is_short = self.quick and "--flood" not in line.arguments
         return min(line.seconds, 1) if is_short else line.seconds
 
@@ -137,7 +137,7 @@ class Race:
         return [*command, "--json", str(path), "--label", path.stem, "--duration", f"{seconds}s"]
 
     def publish(self, line, server, redis, path):
-        """Publishes to nobody: the rate is the publisher's word, its CPU the kernel's."""
+        """Publishes without subscribers. The publisher reports its rate, the kernel its CPU."""
         depth, count = line.arguments
         command = self.programs.publishing(server, redis, depth, count)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -158,7 +158,7 @@ class Race:
 
 
 def hear_again(redis, count, path):
-    """Closes every subscriber's connection, and waits until Redis knows all channels again."""
+    """Closes the connections of all subscribers and waits until Redis knows all channels again."""
     with Redis(redis) as link:
         reached(link, count)
         began = time.monotonic()
@@ -177,19 +177,19 @@ def reached(link, count):
 
 
 def write(path, figures):
-    """A result without the load test, in its form as far as the race reads it."""
+    """Writes a result in the format of the load test, as far as the race reads it."""
     path.write_text(json.dumps({"ledger": {}, "limited_by": []}))
     add(path, figures)
 
 
 def add(path, figures):
-    """Adds figures that the race computed itself to a result."""
+    """Adds computed figures to a result."""
     rows = [{"figure": name, "unit": unit, "value": value} for name, unit, value in figures]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": rows}))
 
 
 def verdict(status, said):
-    """What the end of a load test says about its figures."""
+    """Returns the load test's remarks on its figures. Raises Failed if it has none."""
     if status == 0:
         return ""
     if status in (4, 5):

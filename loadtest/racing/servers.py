@@ -1,7 +1,6 @@
-"""The servers of the race: how each is started, known to be ready, and ended.
+"""The servers of the race: start, readiness and end.
 
-Whatever is started runs on the core that it is told, is a process of its own, and is ended when the
-block that asked for it is left.
+Each is a separate process on a given core, which ends with the block that started it.
 """
 
 import contextlib
@@ -17,14 +16,13 @@ from pathlib import Path
 PEERS = Path(__file__).resolve().parent.parent / "peers"
 NODE_JS = ["node", str(PEERS / "node/server.js")]
 
-# Longer than anything takes to start on a busy machine.
+# Longer than any start on a busy machine.
 DEADLINE_SECONDS = 60
-# Of a publish, and of the argument that makes the emitter's messages as long.
+# Length of a published message, and of the argument that gives the emitter's messages this length.
 MESSAGE_BYTES = 128
 TEXT_BYTES = 64
 
-# Servers that stand alone, and those that form a cluster through Redis: name, whether it can have
-# several workers, and arguments after the program. What stands before a slash is where it is built.
+# Servers without and with Redis: name and command. Programs of the peers are built in `peers/`.
 ALONE = {
     "roomcast": ["roomcast", "serve", "--client-rooms"],
     "floor": ["peers/floor"],
@@ -41,31 +39,30 @@ CLUSTERED = {
     "node classic": NODE_JS,
     "node sharded": [*NODE_JS, "--sharded"],
 }
-# What the name of a server ends with that is Roomcast as it was built before.
+# Suffix of the names of servers of the earlier build.
 BEFORE = " before"
-# What emits to them from outside, each with an emitter of its own. Node.js has none for its sharded
-# adapter.
+# Emitters of the servers with Redis. Node.js has none for its sharded adapter.
 EMITTERS = {
     "roomcast classic": ["roomcast", "emit", "-", "--redis-dialect=classic"],
     "roomcast sharded": ["roomcast", "emit", "-", "--redis-dialect=sharded-dynamic"],
     "socketioxide + redis": ["peers/socketioxide-emit"],
     "node classic": ["node", str(PEERS / "node/emit.js")],
 }
-# What publishes without being a server. The first is what the others are measured against.
+# Publishers that are not servers. Ratios are relative to the first.
 PUBLISHERS = ["redis-benchmark", "roomcast emitter", "roomcast emitter, 2 workers"]
 DEEPEST_BENCHMARK = 512
 
 
 class Failed(Exception):
-    """A run that gives no figures, and why."""
+    """The reason why a run has no figures."""
 
 
 class Programs:
-    """Where the programs are, and on which cores they run."""
+    """Paths of the programs, and their cores."""
 
     def __init__(self, target, server_core, load_core, before=None):
         self.target = Path(target)
-        # Another build of Roomcast, to compare this one with.
+        # Path of the earlier build of Roomcast, or None.
         self.before = before
         self.server_core = server_core
         self.load_core = load_core
@@ -79,7 +76,7 @@ class Programs:
         return [*self.found(command, name), *internal]
 
     def found(self, command, name):
-        """The command of a server with the path of its program."""
+        """Replaces the program of a command by its path."""
         program, *arguments = command
         if name.endswith(BEFORE):
             return [str(self.before), *arguments]
@@ -90,11 +87,11 @@ class Programs:
         return [program, *arguments]
 
     def emitting(self, name, redis):
-        """How a server's own emitter is started, as a command of the shell."""
+        """Returns the shell command of a server's emitter."""
         return shlex.join([*self.found(EMITTERS[name.removesuffix(BEFORE)], name), "--redis", redis])
 
     def publishing(self, name, redis, depth, count):
-        """A publisher of messages of 128 bytes, on the core of the load."""
+        """Returns the command of a publisher of 128-byte messages, pinned to the load's core."""
         if name == PUBLISHERS[0]:
             depth, port = min(depth, DEEPEST_BENCHMARK), redis.rsplit(":", 1)[1]
             command = ["redis-benchmark", "--csv", "-c", "1", "-p", port, "-P", str(depth),
@@ -107,7 +104,7 @@ class Programs:
 
     @contextlib.contextmanager
     def serving(self, name, redis=None, workers=1, pinned=True):
-        """A server that listens, as its process and its address."""
+        """Starts a server. Yields its process and its URL once it is ready."""
         command = [*self.command(name), "--listen", "127.0.0.1:0", "--workers", str(workers)]
         if redis:
             command += ["--redis", redis]
@@ -121,7 +118,7 @@ class Programs:
 
     @contextlib.contextmanager
     def redis(self):
-        """A Redis that keeps nothing, as its process and its URL."""
+        """Starts a Redis without persistence. Yields its process and its URL."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -131,7 +128,7 @@ class Programs:
             yield server, f"redis://127.0.0.1:{port}"
 
     def urgent(self):
-        """What to begin a command with that shall not wait for a core; nothing if that is not allowed."""
+        """Returns a prefix that gives a command real-time priority; empty without permission."""
         before = ["chrt", "--fifo", "1"]
         allowed = subprocess.run([*before, "true"], capture_output=True, check=False).returncode == 0
         return before if allowed else []
@@ -147,7 +144,7 @@ class Programs:
 
 
 class Process:
-    """A process whose output is read all the time, so that it never waits for us."""
+    """A process whose output is read continuously, so that it never blocks on it."""
 
     def __init__(self, command):
         self.name = Path(command[-1] if len(command) == 1 else command[0]).name
@@ -170,7 +167,7 @@ class Process:
     def _read(self):
         for line in self.child.stdout:
             with self.heard:
-                # What a server says first is what matters.
+                # Only the first lines are needed.
                 if len(self.lines) < 1000:
                     self.lines.append(line.rstrip())
                 self.heard.notify_all()
@@ -187,7 +184,7 @@ class Process:
             return found()
 
     def wait(self, seconds):
-        """The status with which it ends by itself."""
+        """Waits for its exit and returns the status."""
         try:
             status = self.child.wait(seconds)
         except subprocess.TimeoutExpired as error:
@@ -197,7 +194,7 @@ class Process:
 
     def end(self):
         if self.child.poll() is None:
-            # Nothing is kept, so nothing is lost by being quick.
+            # Killed, because no state needs to be saved.
             self.child.kill()
             self.child.wait()
         self.reader.join()

@@ -193,7 +193,7 @@ class Publishing(unittest.TestCase):
 
     def test_a_race_without_a_result_is_refused(self):
         (self.root / "round-1/room-10/node.json").write_text('{"ledger": {')
-        self.refused("nothing of room-10 of node", record(self.lines))
+        self.refused("no results of room-10 of node", record(self.lines))
 
     def test_a_race_that_was_cut_off_says_so(self):
         publish(record(self.lines, rounds=3), self.lines, self.results, self.root)

@@ -1,13 +1,13 @@
 //! The clock of the tool: nanoseconds of the system's monotonic clock.
 //!
-//! All processes of one machine read the same one, so a message may be sent by one process and
-//! timed by another.
+//! All processes of one machine read the same clock, so one process may send a message and another
+//! may time it.
 
 use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// A point in time, in nanoseconds since some moment before the machine started.
+/// A point in time, in nanoseconds since an arbitrary origin before the machine started.
 pub(crate) type Nanos = u64;
 
 pub(crate) const SECOND: Nanos = 1_000_000_000;
@@ -17,7 +17,7 @@ pub(crate) fn now() -> Nanos {
     nanos(clock_gettime(ClockId::Monotonic))
 }
 
-/// Milliseconds since 1970, for the head of a result. No latency is computed from it.
+/// Milliseconds since 1970, for the head of a result. Latencies are never computed from it.
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -1,5 +1,12 @@
-//! Runs the scenarios with rooms: opens the members, lets them speak at a pace, disturbs them as
-//! planned, waits for what is missing, and closes the account.
+//! Runs the scenarios with rooms.
+//!
+//! ```text
+//! connect the members → wake the emitter → settle → warm up → measure → wait for missing messages
+//!                                                   └─ send at a pace, disturb ─┘  → close the ledger
+//! ```
+//!
+//! One loop on one thread does everything, because a second thread would compete with the server for
+//! cores and would make latencies depend on the scheduler.
 
 mod disruption;
 mod emitter;
@@ -23,55 +30,55 @@ use crate::{
 };
 use pace::Beat;
 
-/// What a scenario is made of.
+/// The parameters of a scenario.
 pub(crate) struct Plan {
     pub(crate) scenario: &'static str,
     pub(crate) shape: Shape,
     pub(crate) pace: Pace,
-    /// Whether each message asks for an acknowledgement.
+    /// Whether senders request an acknowledgement of each message.
     pub(crate) asks: bool,
     pub(crate) place: Place,
-    /// Of each room, from its end: members that never read.
+    /// The last so many members of each room never read.
     pub(crate) stalled: usize,
     pub(crate) disruption: Disruption,
-    /// Whether messages go to rooms that nobody is in.
+    /// Whether messages go to rooms without members.
     pub(crate) is_unheard: bool,
     pub(crate) duration: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// Each sender has so many messages under way.
+    /// Outstanding messages per sender.
     Window(usize),
-    /// So many messages per second in all.
+    /// Messages per second in total.
     Rate(f64),
-    /// So many at once.
+    /// Number of messages that are sent at once.
     Flood(u32),
 }
 
-/// Which target a client connects to.
+/// How clients are distributed over targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// One after the other.
+    /// Round robin.
     Spread,
-    /// Senders to the first target, the others to the rest.
+    /// Senders connect to the first target, other members to the rest.
     SendersFirst,
-    /// All of a room to one target, and the next room to the next.
+    /// All members of a room connect to one target, rooms are distributed round robin.
     Together,
 }
 
-/// What disturbs the members. Nothing by default.
+/// Disruptions during the run; none by default.
 #[derive(Debug, Default)]
 pub(crate) struct Disruption {
     /// Joins and leaves per second.
     pub(crate) moves: f64,
-    /// Connections torn down per second.
+    /// Connections reset per second.
     pub(crate) tears: f64,
-    /// How long a client stays away that was torn down.
+    /// Time until a client reconnects after a reset.
     pub(crate) away: Duration,
-    /// Whether clients come back whose connection ended.
+    /// Whether clients reconnect after the server closed their connection.
     pub(crate) returns: bool,
-    /// A shell command, and when to run it.
+    /// A shell command, and the time after the begin of the window at which it runs.
     pub(crate) command: Option<(String, Duration)>,
 }
 
@@ -90,7 +97,7 @@ pub(crate) struct Drive<'a> {
     random: fastrand::Rng,
     packet: Vec<u8>,
     beat: Beat,
-    /// When clients that are away come back.
+    /// Pending reconnects, by time.
     returns: BinaryHeap<Reverse<(Nanos, usize)>>,
     attempts: Vec<u8>,
     next_move: Nanos,
@@ -100,7 +107,7 @@ pub(crate) struct Drive<'a> {
     marks: Marks,
 }
 
-/// What the counters said when the measured window began.
+/// Counters at the begin of the measured window.
 #[derive(Default)]
 struct Marks {
     has_begun: bool,
@@ -155,7 +162,7 @@ impl<'a> Drive<'a> {
         })
     }
 
-    /// The whole scenario.
+    /// Runs the whole scenario.
     pub(crate) fn run(mut self) -> anyhow::Result<Outcome> {
         self.open_all(0..self.plan.shape.rooms * self.plan.shape.members)?;
         self.check_members()?;
@@ -169,7 +176,7 @@ impl<'a> Drive<'a> {
         self.close()
     }
 
-    /// Opens clients, some at a time, until each is a member or given up.
+    /// Connects clients with bounded concurrency until each is a member or has failed.
     fn open_all(&mut self, clients: std::ops::Range<usize>) -> anyhow::Result<()> {
         self.run.enter("connecting", None);
         let mut left = clients;
@@ -226,7 +233,7 @@ impl<'a> Drive<'a> {
         });
         let refusal = self.population.last_refusal.as_ref();
         let reason = refusal.map(|said| format!("join refused: {said}")).or(end);
-        let reason = reason.unwrap_or_else(|| "no answer to the join".to_owned());
+        let reason = reason.unwrap_or_else(|| "no acknowledgement of the join".to_owned());
         if members == 0 {
             bail!("no client became a member of its room: {reason}");
         }
@@ -235,7 +242,7 @@ impl<'a> Drive<'a> {
         Ok(())
     }
 
-    /// Begins to connect a client; `false` if the machine has nothing left for it.
+    /// Starts to connect a client. Returns `false` if the machine has no ports or descriptors left.
     fn open(&mut self, client: usize) -> bool {
         let target = self.target_of(client);
         let now = clock::now();
@@ -270,7 +277,7 @@ impl<'a> Drive<'a> {
             Place::Together => client / self.plan.shape.members % targets,
             _ => client % targets,
         };
-        // Who was refused knocks at the next door.
+        // After a refusal, a client tries the next target.
         (home + usize::from(self.attempts[client])) % targets
     }
 
@@ -288,7 +295,7 @@ impl<'a> Drive<'a> {
 
     fn traffic(&mut self) -> anyhow::Result<()> {
         let start = clock::now();
-        // What is sent at once is all there is to measure.
+        // A flood has no warm-up: all of it is measured.
         let warm_up = match self.plan.pace {
             Pace::Flood(_) => Duration::ZERO,
             _ => self.common.warm_up,
@@ -354,7 +361,7 @@ impl<'a> Drive<'a> {
         self.check_rate();
     }
 
-    /// Waits for messages that are under way: as long as any arrive, and a while longer.
+    /// Waits for outstanding messages until none has arrived for the grace time.
     fn wait_for_the_rest(&mut self) -> anyhow::Result<()> {
         let grace = span(self.common.grace);
         self.run.enter("waiting for the rest", None);
@@ -374,7 +381,7 @@ impl<'a> Drive<'a> {
             let is_complete = !self.plan.disruption.is_any()
                 && self.population.outstanding_of_all() == 0
                 && !self.is_emitting();
-            // Nobody knows who is still owed something while members come and go.
+            // While members come and go, the number of outstanding messages is unknown.
             let patience = if self.plan.disruption.is_any() {
                 grace.min(SECOND)
             } else {
@@ -383,7 +390,7 @@ impl<'a> Drive<'a> {
             let is_quiet =
                 now - last_arrival > patience && !self.is_returning() && !self.is_emitting();
             if now > deadline && self.is_emitting() {
-                bail!("the emitter has not ended, although it was told everything");
+                bail!("the emitter has not exited, although its input is complete");
             }
             if is_complete || is_quiet || now > deadline {
                 return Ok(());
@@ -395,7 +402,7 @@ impl<'a> Drive<'a> {
         (self.plan.stalled * self.plan.shape.rooms) as u64
     }
 
-    /// Which of the members that never read the server has let go.
+    /// Counts the stalled members that the server has disconnected.
     fn look_at_the_stalled(&mut self) {
         let clients = 0..self.plan.shape.rooms * self.plan.shape.members;
         let mut closed = 0;
@@ -416,7 +423,7 @@ impl<'a> Drive<'a> {
         self.end_command();
         if self.is_returning() {
             let away = self.returns.len();
-            let said = format!("{away} clients were not back at the end");
+            let said = format!("{away} clients had not reconnected at the end");
             self.run.outcome.limit(&said);
         }
         let counts = self.population.counts;
@@ -464,12 +471,12 @@ impl<'a> Drive<'a> {
     }
 }
 
-/// Closes everything, and counts what the server has kept: descriptors that leaked.
+/// Closes all clients and counts the descriptors that the server still holds: those have leaked.
 fn close_clients(run: &mut Run, shape: Shape) -> anyhow::Result<()> {
     for client in 0..shape.rooms * shape.members {
         run.swarm.close(client);
     }
-    let mut nobody = Population::new(Behaviour {
+    let mut ignored = Population::new(Behaviour {
         shape,
         namespace: String::from("/"),
         run: 0,
@@ -478,10 +485,10 @@ fn close_clients(run: &mut Run, shape: Shape) -> anyhow::Result<()> {
         is_unsteady: true,
         is_external: true,
     });
-    // The server needs a moment to notice.
+    // The server notices closed connections with a delay.
     let deadline = clock::now() + 5 * SECOND;
     loop {
-        run.turn(TURN, &mut nobody)?;
+        run.turn(TURN, &mut ignored)?;
         let descriptors = run.servers.sum().descriptors;
         run.outcome
             .set("server descriptors after the end", descriptors);
@@ -493,10 +500,10 @@ fn close_clients(run: &mut Run, shape: Shape) -> anyhow::Result<()> {
     }
 }
 
-/// A slope of minutes is that of buffers that fill, and not of a leak.
+/// Warns that a short soak says nothing about leaks: within minutes, buffers still grow.
 fn note_on_memory(outcome: &mut Outcome) {
     if outcome.seconds < SHORTEST_SOAK_SECONDS {
-        let said = "the run is too short for the memory slope to tell of a leak: soak for hours";
+        let said = "the run is too short: a memory slope shows leaks only after hours";
         outcome.notes.push(said.to_owned());
     }
 }
@@ -504,7 +511,7 @@ fn note_on_memory(outcome: &mut Outcome) {
 fn describe(outcome: &mut Outcome, plan: &Plan) {
     let shape = plan.shape;
     if plan.is_unheard {
-        let nobody = "a room that nobody is in".to_owned();
+        let nobody = "a room without members".to_owned();
         outcome.settings.insert("emitted to".to_owned(), nobody);
     }
     let pace = match plan.pace {
@@ -531,7 +538,7 @@ fn owned(
         .collect()
 }
 
-/// Tells runs and loaders from each other in room names and labels.
+/// Distinguishes runs and loaders in room names and labels.
 fn run_tag(common: &Common) -> u16 {
     let part = common.part.map_or(0, |(at, _)| u64::from(at));
     let seed = clock::unix_ms() ^ u64::from(std::process::id()) << 20 ^ part << 50;

@@ -1,12 +1,11 @@
-//! Where messages come from that no client sends: our own connection to Redis, or an emitter that is
-//! a program.
+//! Sources of messages that are not clients: our own publisher, or an emitter program.
 
 use crate::{clock::Nanos, program::Program, redis::Publisher};
 
 pub(crate) enum External {
-    /// In the classic format. What is sent at once is queued at once.
+    /// Publishes to Redis itself. Accepts everything at once.
     Redis(Publisher),
-    /// In whichever format it emits. What it does not take is not sent yet.
+    /// A program, in its own format. Bytes that its pipe does not take count as not sent.
     Program(Program),
 }
 
@@ -25,14 +24,14 @@ impl External {
         }
     }
 
-    /// There will be no more messages.
+    /// Declares that no messages follow.
     pub(crate) fn close(&mut self) {
         if let Self::Program(program) = self {
             program.close();
         }
     }
 
-    /// Whether it has something to do that does not wait for us.
+    /// Whether it has work in progress.
     pub(crate) fn is_busy(&self) -> bool {
         match self {
             Self::Redis(publisher) => publisher.is_busy(),
@@ -40,7 +39,7 @@ impl External {
         }
     }
 
-    /// Bytes that an emitter has not taken. Our own takes everything.
+    /// Bytes that the program has not accepted; 0 for our own publisher.
     pub(crate) fn unsent_bytes(&self) -> usize {
         match self {
             Self::Redis(_) => 0,
@@ -48,7 +47,7 @@ impl External {
         }
     }
 
-    /// Whether all that was sent has been emitted, and its end is the proof of it.
+    /// Whether everything has been emitted. A program proves it by exiting.
     pub(crate) fn has_emitted_all(&self) -> bool {
         match self {
             Self::Redis(publisher) => !publisher.is_busy(),
@@ -56,7 +55,7 @@ impl External {
         }
     }
 
-    /// CPU time of an emitter so far, and when it ended.
+    /// CPU time of the program so far, and the time of its exit.
     pub(crate) fn usage(&mut self) -> Option<(Nanos, Option<Nanos>)> {
         match self {
             Self::Redis(_) => None,

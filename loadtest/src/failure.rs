@@ -1,4 +1,4 @@
-//! Why a run did not come about, and the status that tells a script.
+//! Failures that prevent a run, with their exit status.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use crate::target::TargetError;
 
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The arguments do not fit together, or not onto this machine.
+    /// The arguments contradict each other or exceed this machine.
     Arguments(String),
     Target(TargetError),
 }

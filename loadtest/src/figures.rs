@@ -1,4 +1,4 @@
-//! Figures: what is computed from counts and samples to be shown and compared.
+//! Figures, computed from counts and samples.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(crate) struct Figure {
     pub(crate) value: f64,
 }
 
-/// All figures that a result has, in the order in which they are shown.
+/// All figures of a result, in display order.
 pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
     let mut figures = Vec::new();
     let mut add = |name: &str, unit, value: f64| {
@@ -80,13 +80,13 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
     figures
 }
 
-/// CPU time of all named servers in the measured window, in seconds.
+/// CPU time of all servers in the measured window, in seconds.
 pub(crate) fn server_cpu(outcome: &Outcome) -> Option<f64> {
     let used = outcome.servers.iter().map(cpu_in_window);
     (!outcome.servers.is_empty()).then(|| used.sum())
 }
 
-/// The same of the processes beside them, by name: those of one name together.
+/// CPU time of other processes by name, in seconds. Processes of the same name are added.
 fn cpu_of_others(outcome: &Outcome) -> BTreeMap<&str, f64> {
     let mut sums = BTreeMap::new();
     for other in &outcome.others {
@@ -99,7 +99,7 @@ fn cpu_in_window(server: &Server) -> f64 {
     seconds(server.end.cpu_nanos.saturating_sub(server.begin.cpu_nanos))
 }
 
-/// How long an emitter took, on average over the loaders that had one each.
+/// Duration of emitting, in seconds: the mean over loaders, because each has its own emitter.
 fn emitter_seconds(outcome: &Outcome) -> f64 {
     seconds(outcome.count("emitter nanoseconds")) / f64::from(outcome.parts)
 }
@@ -164,8 +164,7 @@ fn memory(outcome: &Outcome, add: &mut impl FnMut(&str, &'static str, f64)) {
     }
 }
 
-/// Bytes per second by which memory grew in the second half of the window: the line through the
-/// points with the least squares.
+/// Growth of memory in the second half of the window, in bytes per second, by least squares.
 fn slope(series: &[Point]) -> f64 {
     let last = series.last().map_or(0.0, |point| point.at);
     let late: Vec<&Point> = series
@@ -187,7 +186,7 @@ fn slope(series: &[Point]) -> f64 {
     if below > 0.0 { above / below } else { f64::NAN }
 }
 
-/// What is counted in the measured window, and its singular.
+/// Counted units of the measured window, and their singular.
 const UNITS: [(&str, &str); 6] = [
     ("messages", "message"),
     ("emits", "emit"),

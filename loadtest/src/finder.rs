@@ -1,8 +1,7 @@
-//! Finds the payload in a message: fast where messages look like the last one, thoroughly where
-//! they do not.
+//! Finds the payload in a message.
 //!
-//! A message is `["message", …]` with the payload as a string somewhere in it: at the top, or in an
-//! object with a room and a sender. Whatever comes once more in the same form costs no parsing.
+//! A message is `["message", …]` with the payload as a string at any depth. The finder remembers
+//! the position in the last message, so messages of the same form need no parsing.
 
 use serde_json::Value;
 
@@ -10,7 +9,7 @@ use crate::label::{Label, MAGIC};
 
 pub(crate) struct Finder {
     payload_bytes: usize,
-    /// Where the payload began last time, and what followed it.
+    /// Start of the payload in the last message, and the bytes behind it.
     start: usize,
     tail: Vec<u8>,
 }
@@ -24,7 +23,8 @@ impl Finder {
         }
     }
 
-    /// Reads the label in the body of an event; `None` if anything about it is not as sent.
+    /// Reads the label in the body of an event. Returns `None` if any byte differs from what was
+    /// sent.
     pub(crate) fn find(&mut self, body: &[u8]) -> Option<Label> {
         let end = self.start + self.payload_bytes;
         if self.start > 0
@@ -42,7 +42,7 @@ impl Finder {
         let args = event.as_array()?;
         let payload = args.iter().skip(1).find_map(string_with_magic)?;
         let label = Label::read(payload.as_bytes(), self.payload_bytes)?;
-        // The same text, unescaped, is in the body: a payload has nothing to escape.
+        // The body contains the payload verbatim, because it needs no escaping.
         let quoted = format!("\"{payload}\"");
         let at = find(body, quoted.as_bytes())?;
         self.start = at + 1;

@@ -1,7 +1,7 @@
-//! Where the loaders of one run wait for each other, between set-up and traffic.
+//! Synchronises the loaders of one run between set-up and traffic.
 //!
-//! A loader that was started by another says `ready` on its standard output and waits for a line on
-//! its standard input. One that is alone does not wait.
+//! A loader that was started by another writes `ready` to standard output and waits for a line on
+//! standard input. A single loader does not wait.
 
 use std::io::{BufRead as _, Write as _};
 
@@ -19,7 +19,7 @@ impl Gate {
         Self { is_part }
     }
 
-    /// Everything is set up.
+    /// Waits for the other loaders.
     pub(crate) fn pass(&self) -> anyhow::Result<()> {
         if !self.is_part {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Metrics of a server in Prometheus' text format, read before and after a run: rooms that are left
-//! when everybody is gone have leaked.
+//! Metrics of a server in Prometheus' text format, read before and after a run. For example, rooms
+//! that remain after all clients have left have leaked.
 
 use crate::{failure::Failure, outcome::Reading, target::Target};
 
@@ -36,7 +36,7 @@ impl Gauge {
         }
     }
 
-    /// The sum of the metric's values over all its labels.
+    /// Reads the metric, summed over all its labels.
     pub(crate) fn read(&self) -> anyhow::Result<f64> {
         let answer = self
             .place

@@ -1,8 +1,7 @@
-//! Latencies as samples: an HDR histogram that can be written down and added to another.
+//! Latencies: an HDR histogram that can be serialized and merged.
 //!
-//! Values are nanoseconds, kept to three digits between a microsecond's fraction and an hour. What
-//! is stored are counts per bucket and never percentiles, so that the results of several processes
-//! add up to what one process would have measured.
+//! Values are nanoseconds with three significant digits, up to an hour. The serialized form holds
+//! counts per bucket and no percentiles, so merging the results of several processes is exact.
 
 use hdrhistogram::Histogram as Hdr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -30,7 +29,7 @@ impl Histogram {
         self.0.len()
     }
 
-    /// The value at a percentile between 0 and 100, in milliseconds; 0 if there is none.
+    /// The value at a percentile between 0 and 100, in milliseconds; 0 if the histogram is empty.
     pub(crate) fn percentile_ms(&self, percentile: f64) -> f64 {
         self.0.value_at_percentile(percentile) as f64 / 1e6
     }
@@ -67,7 +66,7 @@ impl<'de> Deserialize<'de> for Histogram {
     }
 }
 
-/// An hour: no scenario waits that long for a message.
+/// One hour; no scenario waits that long for a message.
 const LONGEST: Nanos = 3_600_000_000_000;
 const DIGITS: u8 = 3;
 

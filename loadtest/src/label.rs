@@ -1,12 +1,12 @@
-//! What a message carries, and how its receiver knows that nothing was changed.
+//! The payload of messages, from which a receiver sees whether anything was changed.
 //!
-//! A payload names its run, its sender, its number and its time, with a check sum; the rest is
-//! filler that all of them determine, so that a mixture of two messages is seen as corrupted. It is
-//! ASCII without anything that JSON escapes: the same bytes in the output of every server.
+//! A payload holds run, sender, sequence number, time and a checksum. The rest is filler that
+//! depends on them, so a mixture of two messages is detected. It is ASCII that JSON does not
+//! escape, so every server outputs the same bytes.
 
 use crate::clock::Nanos;
 
-/// Every payload begins with it.
+/// The start of every payload.
 pub(crate) const MAGIC: &[u8; 3] = b"rl1";
 
 /// The shortest payload, in bytes: a label without filler.
@@ -15,20 +15,20 @@ pub(crate) const MIN_PAYLOAD_BYTES: usize = 40;
 /// The longest payload, in bytes.
 pub(crate) const MAX_PAYLOAD_BYTES: usize = 512 * 1024;
 
-/// Who sent a payload, as which of its messages, and when.
+/// Sender, number and time of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Label {
-    /// Of the run: what another run left behind is none of this one's messages.
+    /// Distinguishes this run from messages that another one has left behind.
     pub(crate) run: u16,
     /// Below 2²⁴.
     pub(crate) sender: u32,
     pub(crate) sequence: u32,
-    /// When it was sent; in paced runs, when it should have been.
+    /// When it was sent; in paced runs, when it was due.
     pub(crate) time: Nanos,
 }
 
 impl Label {
-    /// Appends a payload of this many bytes, between the shortest and the longest.
+    /// Appends a payload of this many bytes, between the minimum and the maximum.
     pub(crate) fn write(self, out: &mut Vec<u8>, payload_bytes: usize) {
         let start = out.len();
         out.extend_from_slice(MAGIC);
@@ -43,12 +43,13 @@ impl Label {
         while out.len() < end {
             let piece = (end - out.len()).min(PERIOD);
             out.extend_from_slice(&FILLER[shift..][..piece]);
-            // Pieces that repeat would hide a lost one.
+            // A repeated piece would hide a lost one.
             shift = (shift + 7) % PERIOD;
         }
     }
 
-    /// Reads a payload of this many bytes back; `None` if any of them is not as it was written.
+    /// Parses a payload of this many bytes. Returns `None` if any byte differs from what was
+    /// written.
     pub(crate) fn read(payload: &[u8], payload_bytes: usize) -> Option<Self> {
         if payload.len() != payload_bytes || payload_bytes < MIN_PAYLOAD_BYTES {
             return None;
@@ -82,7 +83,7 @@ impl Label {
     }
 }
 
-/// Twenty bits of a multiplicative hash: enough, since it guards against accidents.
+/// Twenty bits of a multiplicative hash, which is enough against accidents.
 fn checksum(bytes: &[u8]) -> u32 {
     let mix =
         |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x51_7c_c1_b7_27_22_0a_95);
@@ -116,7 +117,7 @@ fn parse_hex(digits: &[u8]) -> Option<u64> {
 const SUM_DIGITS: usize = 5;
 const PERIOD: usize = 61;
 
-/// A text with a period of 61 characters: neighbouring shifts of it differ everywhere.
+/// A text with a period of 61 characters. Shifts of it differ in every character.
 static FILLER: [u8; 2 * PERIOD] = {
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678";
     let mut text = [0; 2 * PERIOD];

@@ -1,35 +1,42 @@
-//! The account of every message: lost, duplicated, reordered, corrupted or gone astray.
+//! Accounts for every message: lost, duplicated, reordered, corrupted or astray.
 //!
-//! A stream is what one receiver gets from one sender, numbered from zero without gaps. What is owed
-//! on it follows the receiver's membership: everything after the join was confirmed and before the
-//! leave was sent is; what is sent while either is under way may come or not.
+//! A stream carries the messages of one sender to one receiver, numbered from zero without gaps.
+//! The receiver's membership decides which of them are owed:
+//!
+//! ```text
+//! Closed ─ join sent ─> Fresh ─ first arrival ─> Open ─ leave sent ─> Leaving ─ confirmed ─> Closed
+//!          (may arrive; owed once confirmed)     owed                (may arrive)
+//! ```
+//!
+//! In-order arrivals only advance a counter, so a clean run keeps no list of messages. That makes an
+//! exact account of millions of deliveries per second affordable.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What happened, counted per message and receiver.
+/// Counts per message and receiver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
-    /// Messages that arrived and were owed or allowed, each counted once.
+    /// Arrived, whether owed or allowed; each counted once.
     pub(crate) arrived: u64,
-    /// Owed, and did not arrive before the run's end.
+    /// Owed, but did not arrive before the end of the run.
     pub(crate) lost: u64,
-    /// Arrived again.
+    /// Arrived more than once.
     pub(crate) duplicated: u64,
-    /// Arrived after one that was sent later by the same sender.
+    /// Arrived after a later message of the same sender.
     pub(crate) reordered: u64,
-    /// Not what anybody sent.
+    /// Differs from every message that was sent.
     pub(crate) corrupted: u64,
-    /// Arrived at a client that is not in the room.
+    /// Arrived at a client that is not a member of the room.
     pub(crate) stray: u64,
-    /// Sent while the receiver's connection was down: owed by nobody without a recovery of missed
-    /// messages, and no fault.
+    /// Sent while the receiver was disconnected. Not a fault, because servers without recovery do
+    /// not owe them.
     pub(crate) missed_away: u64,
 }
 
 impl Tally {
-    /// Whether nothing went wrong.
+    /// Whether there are no faults.
     pub(crate) fn is_clean(&self) -> bool {
         self.lost + self.duplicated + self.reordered + self.corrupted + self.stray == 0
     }
@@ -45,10 +52,10 @@ impl Tally {
     }
 }
 
-/// What the arrival of a message was.
+/// How an arrival counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// The first of its number, in order or not.
+    /// The first with this number, in order or not.
     New,
     Duplicate,
     Stray,
@@ -60,15 +67,15 @@ pub(crate) struct Ledger {
     /// in a clean run.
     gaps: HashMap<usize, Vec<(u32, u32)>>,
     gap_count: usize,
-    /// Per stream that was cut, the number that was expected next.
+    /// Per interrupted stream, the number that was expected next.
     cuts: HashMap<usize, u32>,
     shape: Shape,
-    /// Per sender, ranges of numbers of which nobody knows whether the server got them.
+    /// Per sender, ranges of numbers that the server may or may not have received.
     doubtful: Vec<Vec<(u32, u32)>>,
     tally: Tally,
 }
 
-/// Who hears whom: rooms of equal size, in each of which the same number send to all.
+/// Rooms of equal size, each with the same number of senders, which send to all members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) rooms: usize,
@@ -77,7 +84,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The stream on which a receiver hears a sender; `None` if they are in different rooms.
+    /// The stream from a sender to a receiver; `None` if they are in different rooms.
     pub(crate) fn stream(self, receiver: usize, sender: usize) -> Option<usize> {
         let in_room = sender / self.senders == receiver / self.members;
         in_room.then(|| receiver * self.senders + sender % self.senders)
@@ -88,7 +95,7 @@ impl Shape {
         receiver * self.senders..(receiver + 1) * self.senders
     }
 
-    /// Whose messages a stream carries.
+    /// The sender of a stream.
     pub(crate) fn sender(self, stream: usize) -> usize {
         stream / (self.senders * self.members) * self.senders + stream % self.senders
     }
@@ -96,9 +103,9 @@ impl Shape {
 
 #[derive(Clone, Copy, Debug)]
 struct Stream {
-    /// The number that is expected next; of a stream on which nothing came yet, the least that may.
+    /// The number that is expected next; before the first arrival, the lowest that is allowed.
     next: u32,
-    /// Until the first arrival, everything from here on is owed; while leaving, everything up to it.
+    /// Before the first arrival, numbers from here on are owed; while leaving, numbers below it.
     mark: u32,
     state: State,
 }
@@ -106,15 +113,15 @@ struct Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Closed,
-    /// The join is under way or confirmed, and nothing has come yet.
+    /// The join is pending or confirmed, and nothing has arrived yet.
     Fresh,
     Open,
-    /// The leave is under way.
+    /// The leave is pending.
     Leaving,
 }
 
 impl Ledger {
-    /// An account in which all streams are closed.
+    /// Creates a ledger with all streams closed.
     pub(crate) fn new(shape: Shape) -> Self {
         let closed = Stream {
             next: 0,
@@ -132,14 +139,14 @@ impl Ledger {
         }
     }
 
-    /// A join is sent: messages may arrive.
+    /// A join has been sent: messages may arrive.
     pub(crate) fn open(&mut self, stream: usize) {
         let stream = &mut self.streams[stream];
         stream.mark = u32::MAX;
         stream.state = State::Fresh;
     }
 
-    /// The join is confirmed: numbers from `from` on are owed.
+    /// The join has been confirmed: numbers from `from` on are owed.
     pub(crate) fn owe(&mut self, stream: usize, from: u32) {
         let stream = &mut self.streams[stream];
         if stream.state == State::Fresh {
@@ -147,10 +154,10 @@ impl Ledger {
         }
     }
 
-    /// A leave is sent: what is not below `to` may come or not.
+    /// A leave has been sent: numbers from `to` on may arrive or not.
     pub(crate) fn leave(&mut self, stream: usize, to: u32) {
         let one = &mut self.streams[stream];
-        // Where nothing has come, nothing is owed below the mark.
+        // Before the first arrival, nothing below the mark is owed.
         let owed_from = match one.state {
             State::Fresh => one.next.max(one.mark.min(to)),
             _ => one.next,
@@ -162,7 +169,7 @@ impl Ledger {
         };
     }
 
-    /// The leave is confirmed: nothing may come any more.
+    /// The leave has been confirmed: nothing may arrive any more.
     pub(crate) fn left(&mut self, stream: usize) {
         let Stream { next, mark, .. } = self.streams[stream];
         let mut lost = self.lost(stream, next, mark);
@@ -173,7 +180,7 @@ impl Ledger {
         self.streams[stream].state = State::Closed;
     }
 
-    /// The receiver's connection is gone: what was overtaken before is lost, all else was not owed.
+    /// The receiver has been disconnected: overtaken messages are lost, later ones were not owed.
     pub(crate) fn cut(&mut self, stream: usize) {
         let Stream { next, mark, state } = self.streams[stream];
         let mut lost = 0;
@@ -187,24 +194,24 @@ impl Ledger {
             State::Fresh if mark != u32::MAX => mark,
             _ => return,
         };
-        // Cut again before anything came: away since the first time.
+        // Disconnected again before anything arrived: away since the first time.
         self.cuts.entry(stream).or_insert(expected);
     }
 
-    /// The receiver reads no more, and nothing is owed to it.
+    /// The receiver has stopped reading: nothing is owed to it.
     pub(crate) fn forget(&mut self, stream: usize) {
         self.cut(stream);
         self.cuts.remove(&stream);
     }
 
-    /// A sender's connection is gone: of these messages, nobody knows whether the server got them.
+    /// A sender has been disconnected: the server may or may not have received these messages.
     pub(crate) fn doubt(&mut self, sender: usize, from: u32, to: u32) {
         if from < to {
             self.doubtful[sender].push((from, to));
         }
     }
 
-    /// Enters the arrival of a message.
+    /// Records the arrival of a message.
     pub(crate) fn arrived(&mut self, stream: usize, sequence: u32) -> Arrival {
         let one = &mut self.streams[stream];
         if one.state == State::Open && sequence == one.next {
@@ -215,22 +222,22 @@ impl Ledger {
         self.arrived_otherwise(stream, sequence)
     }
 
-    /// Enters a message that is not what anybody sent.
+    /// Records a message that differs from every message that was sent.
     pub(crate) fn corrupted(&mut self) {
         self.tally.corrupted += 1;
     }
 
-    /// Enters a message of a sender whom its receiver should not hear.
+    /// Records a message that its receiver should not get.
     pub(crate) fn strayed(&mut self) {
         self.tally.stray += 1;
     }
 
-    /// Messages that have arrived so far.
+    /// Number of messages that have arrived so far.
     pub(crate) fn arrivals(&self) -> u64 {
         self.tally.arrived
     }
 
-    /// Closes the account: `sent` says how many messages each sender sent.
+    /// Closes the ledger. `sent` returns the number of messages of a sender.
     pub(crate) fn close(mut self, sent: impl Fn(usize) -> u32) -> Tally {
         for at in 0..self.streams.len() {
             let Stream { next, mark, state } = self.streams[at];
@@ -238,7 +245,7 @@ impl Ledger {
             let (from, to) = match state {
                 State::Open => (next, sent),
                 State::Leaving => (next, mark),
-                // Without a confirmed join nothing is owed.
+                // Nothing is owed without a confirmed join.
                 State::Fresh => (mark.min(sent), sent),
                 State::Closed => (sent, sent),
             };
@@ -253,7 +260,7 @@ impl Ledger {
         self.tally
     }
 
-    /// Of a range that did not arrive on a stream: how many the server must have got.
+    /// Counts the missing numbers of a range that the server must have received.
     fn lost(&self, stream: usize, from: u32, to: u32) -> u64 {
         let doubtful = &self.doubtful[self.shape.sender(stream)];
         let overlap = doubtful
@@ -313,7 +320,7 @@ impl Ledger {
         self.gaps.entry(stream).or_default().push((from, to));
     }
 
-    /// Takes a number out of the gaps of a stream; says whether it was missing.
+    /// Removes a number from the gaps of a stream. Returns whether it was missing.
     fn fill_gap(&mut self, stream: usize, sequence: u32) -> bool {
         let Some(gaps) = self.gaps.get_mut(&stream) else {
             return false;
@@ -345,7 +352,7 @@ impl Ledger {
     }
 }
 
-/// Gaps of all streams that are kept, at most; what more is missing counts as lost at once.
+/// Maximum number of gaps in all streams. Further missing messages count as lost at once.
 const MOST_GAPS: usize = 4_000_000;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `roomcast-loadtest`: load, latency and an exact account of every message, for any Socket.IO
 //! server.
 //!
-//! A run is a scenario (`scenario`), driven over clients of its own (`swarm`, `codec`), accounted
-//! for by a ledger, and shown by `report`. See README.md for how to use it.
+//! A scenario (`scenario`) drives the tool's own clients (`swarm`, `codec`), the ledger accounts
+//! for each message, and `report` shows the result. README.md describes its use.
 
 mod clock;
 mod codec;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match run(&options.command) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            // Nobody is left to tell if standard error is closed.
+            // If standard error is closed, the error cannot be reported anywhere.
             drop(writeln!(std::io::stderr(), "roomcast-loadtest: {error:#}"));
             let failure = error.downcast_ref::<Failure>();
             ExitCode::from(failure.map_or(FAILED, Failure::status))
@@ -82,7 +82,7 @@ fn run(command: &Command) -> anyhow::Result<u8> {
     }
 }
 
-/// Runs a scenario, and publishes its result, or hands it to the loader that asked for it.
+/// Runs a scenario and publishes its result, or passes it to the parent loader.
 fn measure(command: &Command, common: &Common) -> anyhow::Result<u8> {
     if common.part.is_some() {
         let outcome = scenario::run(command)?;
@@ -98,7 +98,7 @@ fn measure(command: &Command, common: &Common) -> anyhow::Result<u8> {
     publish(&outcome, common.json.as_deref(), common.html.as_deref())
 }
 
-/// The length of the measured window where none is given.
+/// Default length of the measured window.
 fn usual_window(command: &Command) -> Duration {
     Duration::from_secs(match command {
         Command::Storm(_) => 5,

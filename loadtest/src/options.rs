@@ -32,61 +32,61 @@ pub(crate) enum Command {
     Echo(Echo),
     /// Connects per second
     Storm(Storm),
-    /// Rooms that one client each joins, and leaves again or keeps
+    /// Rooms with one member each, which are left again or kept
     Joins(Joins),
     /// Broadcasts from clients of the first target to members on the others
     Cluster(FanOut),
-    /// Messages that another process pushes into the cluster through Redis
+    /// Messages that another process publishes to the cluster through Redis
     Emitter(Emitter),
     /// Broadcasts to rooms in which some members never read
     Slow(Slow),
     /// Broadcasts while members join and leave
     Churn(Churn),
-    /// Broadcasts while connections are torn down at random and come back
+    /// Broadcasts while random connections are reset and come back
     Jitter(Jitter),
     /// Broadcasts while servers are restarted one after the other
     Drain(Drain),
-    /// All of it for hours: memory slope, leaked descriptors
+    /// All disruptions for hours: memory slope, leaked descriptors
     Soak(Soak),
     /// Add results of several loaders of one run
     Merge(Merge),
-    /// Lay results side by side, as ratios to the first
+    /// Show results side by side, as ratios to the first
     Compare(Compare),
-    /// Write one self-contained HTML page about results
+    /// Write a self-contained HTML page about results
     Report(Report),
 }
 
-/// What all scenarios take.
+/// Options of all scenarios.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Common {
-    /// Servers, or balancers before them: http://HOST:PORT[/PATH]
+    /// Servers or load balancers: http://HOST:PORT[/PATH]
     #[arg(required = true, value_name = "TARGET")]
     pub(crate) targets: Vec<String>,
-    /// How clients connect
+    /// Transport of the clients
     #[arg(long, value_enum, default_value = "websocket")]
     pub(crate) transport: Transport,
-    /// Path of Socket.IO, where a target names none
+    /// Path of Socket.IO for targets without a path
     #[arg(long, default_value = "/socket.io/")]
     pub(crate) path: String,
     /// Namespace that clients connect to
     #[arg(long, default_value = "/", value_parser = namespace)]
     pub(crate) namespace: String,
-    /// JSON object that clients present to the namespace
+    /// JSON object that clients send as authentication data
     #[arg(long, value_parser = json_object, value_name = "JSON")]
     pub(crate) auth: Option<String>,
-    /// Local address to connect from; repeat for more ports. Without it, loopback targets are
-    /// reached from 250 loopback addresses, others from whichever address the system takes
+    /// Local address to connect from; repeat for more ports [default: 250 loopback addresses for
+    /// loopback targets, the system's choice for others]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) source: Vec<IpAddr>,
-    /// Process of the server, whose CPU and memory are measured; repeat for several
+    /// Process of a server, to measure its CPU and memory; repeatable
     #[arg(long, value_name = "PID")]
     pub(crate) server_pid: Vec<u32>,
-    /// Another process whose CPU is measured under this name, apart from the servers', like Redis=4711;
-    /// repeat for several
+    /// Another process, to measure its CPU under a name, like Redis=4711; repeatable
     #[arg(long, value_name = "NAME=PID", value_parser = Named::parse)]
     pub(crate) process: Vec<Named>,
-    /// Metric of the server to read before and after, like http://HOST:PORT/metrics#NAME; repeat for
-    /// several. In a soak, after the last client is gone: what is left is leaked
+    /// Metric of the server to read before and after the run, like http://HOST:PORT/metrics#NAME;
+    /// repeatable. In a soak, it is read after the last client has left, so the difference is a
+    /// leak
     #[arg(long, value_name = "URL#NAME", value_parser = Gauge::parse)]
     pub(crate) gauge: Vec<Gauge>,
     /// Length of the measured window, like 500ms, 10s, 2m or 1h [default: depends on the scenario]
@@ -95,39 +95,39 @@ pub(crate) struct Common {
     /// Traffic before the measured window
     #[arg(long, value_parser = duration, default_value = "1s", value_name = "TIME")]
     pub(crate) warm_up: Duration,
-    /// How long to wait for a message that is missing
+    /// Time to wait for missing messages
     #[arg(long, value_parser = duration, default_value = "5s", value_name = "TIME")]
     pub(crate) grace: Duration,
-    /// Connections that are being opened at a time
+    /// Maximum number of connections that are being opened
     #[arg(long, default_value_t = 100, value_parser = positive())]
     pub(crate) opening: u32,
-    /// Length of each message's payload, in bytes
+    /// Length of the payload of each message, in bytes
     #[arg(long, default_value_t = 128, value_parser = payload)]
     pub(crate) payload: usize,
-    /// Seed of what is chosen at random
+    /// Seed of random choices
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Loader processes to divide rooms or clients among; their samples are merged
+    /// Number of loader processes; rooms or clients are divided among them, and samples are merged
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) processes: u32,
-    /// Name of this result in reports and comparisons
+    /// Name of the result in reports and comparisons
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) label: String,
-    /// Write the result to this file, for merge, compare and report
+    /// Write the result to this file, as input of merge, compare and report
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
     /// Write a report to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<String>,
-    /// Show no progress
+    /// Do not show progress
     #[arg(long)]
     pub(crate) quiet: bool,
-    /// Which of several loader processes this is
+    /// Index and number of loader processes
     #[arg(long, hide = true, value_parser = part)]
     pub(crate) part: Option<(u32, u32)>,
 }
 
-/// A process and what it is called.
+/// A process and its display name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) name: String,
@@ -150,24 +150,24 @@ pub(crate) struct Idle {
     /// Connections to open
     #[arg(long, default_value_t = 10_000, value_parser = positive())]
     pub(crate) connections: u32,
-    /// Members of each room that the clients join
+    /// Members of each room
     #[arg(long, default_value_t = 10, value_parser = positive())]
     pub(crate) members: u32,
-    /// Broadcasts to each room before memory is looked at once more
+    /// Broadcasts to each room before memory is measured again
     #[arg(long, default_value_t = 10)]
     pub(crate) broadcasts: u32,
 }
 
-/// Rooms and who is in them.
+/// Rooms and their members.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Rooms {
-    /// Rooms
+    /// Number of rooms
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) rooms: u32,
     /// Members of each room, senders included
     #[arg(long, default_value_t = 1000, value_parser = positive())]
     pub(crate) members: u32,
-    /// Members of each room that send
+    /// Senders in each room
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) senders: u32,
 }
@@ -178,10 +178,10 @@ pub(crate) struct FanOut {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) rooms: Rooms,
-    /// Messages that each sender has under way: the next is sent when one has reached everybody
+    /// Outstanding messages per sender; the next one is sent when one has reached all members
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) window: u32,
-    /// Send this many messages per second in all rooms together, whatever has arrived
+    /// Messages per second in total, whether or not earlier ones have arrived
     #[arg(long, conflicts_with = "window", value_parser = rate)]
     pub(crate) rate: Option<f64>,
 }
@@ -190,14 +190,14 @@ pub(crate) struct FanOut {
 pub(crate) struct Echo {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Clients, each with one request under way
+    /// Clients, each with one outstanding request
     #[arg(long, default_value_t = 200, value_parser = positive())]
     pub(crate) clients: u32,
-    /// Send this many requests per second in all, whatever has been answered
+    /// Requests per second in total, whether or not earlier ones have been answered
     #[arg(long, value_parser = rate)]
     pub(crate) rate: Option<f64>,
-    /// Event to send: echo answers with its argument, rooms with a list, auto takes echo if the
-    /// server has it
+    /// Event to send: `echo` returns its argument, `rooms` a list; `auto` uses `echo` if the server
+    /// has it
     #[arg(long, default_value = "auto", value_parser = ["auto", "echo", "rooms"])]
     pub(crate) event: String,
 }
@@ -206,10 +206,10 @@ pub(crate) struct Echo {
 pub(crate) struct Storm {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Begin this many connections per second; without it, as many as go with --opening at a time
+    /// New connections per second [default: as many as possible with --opening at a time]
     #[arg(long, value_parser = rate)]
     pub(crate) rate: Option<f64>,
-    /// Keep up to this many connections open; the oldest goes first
+    /// Keep this many connections open; the oldest is closed first
     #[arg(long, default_value_t = 0)]
     pub(crate) keep: u32,
 }
@@ -218,13 +218,13 @@ pub(crate) struct Storm {
 pub(crate) struct Joins {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Rooms to join, by up to 1,000 for each client
+    /// Number of rooms, up to 1,000 per client
     #[arg(long, default_value_t = 10_000, value_parser = positive())]
     pub(crate) rooms: u32,
-    /// Leave each room after so long; without it, rooms are kept until the end
+    /// Leave each room after this time [default: keep rooms until the end]
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(crate) hold: Option<Duration>,
-    /// Joins per second; rooms that are kept are joined as fast as the server answers
+    /// Joins per second; rooms that are kept are joined as fast as the server acknowledges
     #[arg(long, default_value_t = 20_000.0, requires = "hold", value_parser = rate)]
     pub(crate) rate: f64,
 }
@@ -233,39 +233,39 @@ pub(crate) struct Joins {
 pub(crate) struct Emitter {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Redis of the cluster: `redis://[USER:PASSWORD@]HOST:PORT`. Messages are published by the load
-    /// test itself, in the classic format
+    /// Redis of the cluster: `redis://[USER:PASSWORD@]HOST:PORT`. The load test publishes messages
+    /// itself, in the classic format unless --sharded is given
     #[arg(long, value_name = "URL", required_unless_present = "emit_with")]
     pub(crate) redis: Option<String>,
     /// Prefix of the cluster's channels
     #[arg(long, default_value = "socket.io")]
     pub(crate) prefix: String,
-    /// Emit with this program instead: a shell command that reads messages from its standard input,
-    /// one per line, as `roomcast emit -` does. Its first message of each room is not measured
+    /// Emit with a program instead: a shell command that reads messages from standard input, one
+    /// per line, like `roomcast emit -`. The first message of each room is not measured
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["redis", "prefix"])]
     pub(crate) emit_with: Option<String>,
     /// Publish to Redis in the format of the sharded adapter
     #[arg(long, requires = "redis")]
     pub(crate) sharded: bool,
-    /// Emit to rooms that nobody is in, to see what emitting alone costs
+    /// Emit to rooms without members, to measure emitting alone
     #[arg(long, conflicts_with = "redis")]
     pub(crate) unheard: bool,
-    /// Put all members of a room on one target, and the next room on the next
+    /// Connect all members of a room to one target, and the next room to the next
     #[arg(long)]
     pub(crate) together: bool,
-    /// Rooms
+    /// Number of rooms
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) rooms: u32,
-    /// Members of each room, spread over the targets unless they are together
+    /// Members of each room, spread over the targets unless --together is given
     #[arg(long, default_value_t = 200, value_parser = positive())]
     pub(crate) members: u32,
-    /// Messages per second in all rooms together
+    /// Messages per second in total
     #[arg(long, default_value_t = 100.0, value_parser = rate)]
     pub(crate) rate: f64,
-    /// Keep this many messages of each room under way: the next is sent when one has reached everybody
+    /// Outstanding messages per room; the next one is sent when one has reached all members
     #[arg(long, conflicts_with_all = ["rate", "unheard"], value_parser = positive())]
     pub(crate) window: Option<u32>,
-    /// Push this many messages at once and see when they arrive
+    /// Publish this many messages at once
     #[arg(long, conflicts_with_all = ["rate", "window"], value_parser = positive())]
     pub(crate) flood: Option<u32>,
 }
@@ -276,10 +276,10 @@ pub(crate) struct Slow {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) rooms: Rooms,
-    /// Members of each room that join and then never read
+    /// Members of each room that stop reading after the join
     #[arg(long, default_value_t = 10, value_parser = positive())]
     pub(crate) stalled: u32,
-    /// Messages per second in all rooms together
+    /// Messages per second in total
     #[arg(long, default_value_t = 50.0, value_parser = rate)]
     pub(crate) rate: f64,
 }
@@ -290,10 +290,10 @@ pub(crate) struct Churn {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) rooms: Rooms,
-    /// Messages per second in all rooms together
+    /// Messages per second in total
     #[arg(long, default_value_t = 50.0, value_parser = rate)]
     pub(crate) rate: f64,
-    /// Joins and leaves per second, by members that do not send
+    /// Joins and leaves per second, of members that do not send
     #[arg(long, default_value_t = 200.0, value_parser = rate)]
     pub(crate) moves: f64,
 }
@@ -304,13 +304,13 @@ pub(crate) struct Jitter {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) rooms: Rooms,
-    /// Messages per second in all rooms together
+    /// Messages per second in total
     #[arg(long, default_value_t = 50.0, value_parser = rate)]
     pub(crate) rate: f64,
-    /// Connections torn down per second, of members that do not send
+    /// Connections reset per second, of members that do not send
     #[arg(long, default_value_t = 20.0, value_parser = rate)]
     pub(crate) tears: f64,
-    /// How long a client stays away, give or take a half
+    /// Time until a client reconnects, ± 50 %
     #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
     pub(crate) away: Duration,
 }
@@ -321,13 +321,13 @@ pub(crate) struct Drain {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) rooms: Rooms,
-    /// Messages per second in all rooms together
+    /// Messages per second in total
     #[arg(long, default_value_t = 50.0, value_parser = rate)]
     pub(crate) rate: f64,
-    /// Shell command that restarts the servers; without it, that is up to you
+    /// Shell command that restarts the servers [default: restart them by hand]
     #[arg(long, value_name = "COMMAND")]
     pub(crate) run: Option<String>,
-    /// When to run it, after the measured window began
+    /// Time from the begin of the measured window to the start of --run
     #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
     pub(crate) at: Duration,
 }
@@ -338,23 +338,23 @@ pub(crate) struct Soak {
     pub(crate) common: Common,
     #[command(flatten)]
     pub(crate) rooms: Rooms,
-    /// Messages per second in all rooms together
+    /// Messages per second in total
     #[arg(long, default_value_t = 20.0, value_parser = rate)]
     pub(crate) rate: f64,
     /// Joins and leaves per second
     #[arg(long, default_value_t = 50.0, value_parser = rate)]
     pub(crate) moves: f64,
-    /// Connections torn down per second
+    /// Connections reset per second
     #[arg(long, default_value_t = 5.0, value_parser = rate)]
     pub(crate) tears: f64,
-    /// How long a client stays away, give or take a half
+    /// Time until a client reconnects, ± 50 %
     #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
     pub(crate) away: Duration,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Merge {
-    /// Results of loaders that ran at the same time
+    /// Results of loaders that ran simultaneously
     #[arg(required = true, value_name = "FILE")]
     pub(crate) results: Vec<String>,
     /// Write the sum to this file
@@ -367,7 +367,7 @@ pub(crate) struct Merge {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Compare {
-    /// Results; the first is what the others are divided by
+    /// Results; the others are shown as ratios to the first
     #[arg(required = true, num_args = 2.., value_name = "FILE")]
     pub(crate) results: Vec<String>,
     /// Write the figures to this file
@@ -377,16 +377,16 @@ pub(crate) struct Compare {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Report {
-    /// Results; several of one scenario are laid over each other
+    /// Results; those of one scenario share their plots
     #[arg(required = true, value_name = "FILE")]
     pub(crate) results: Vec<String>,
-    /// The page to write
+    /// Page to write
     #[arg(long, value_name = "FILE")]
     pub(crate) html: String,
 }
 
 impl Command {
-    /// What a scenario shares with the others; `None` if this is no scenario.
+    /// The common options of a scenario; `None` for other commands.
     pub(crate) fn common(&self) -> Option<&Common> {
         Some(match self {
             Self::Idle(options) => &options.common,

@@ -1,7 +1,7 @@
-//! The result of a run: what was counted and sampled, as it is written to a file.
+//! The result of a run, as it is written to a file.
 //!
-//! It holds counts and samples and never a mean or a percentile, so that results of several
-//! processes add up; figures are computed from it when it is shown (`figures`).
+//! It holds counts and samples but no means or percentiles, so the results of several processes can
+//! be added. Figures are computed from it for display (`figures`).
 
 use std::collections::BTreeMap;
 
@@ -10,43 +10,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::{histogram::Histogram, ledger::Tally, system::Usage};
 
-/// The version of the file's form.
+/// Version of the file format.
 pub(crate) const FORMAT: u32 = 1;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) format: u32,
     pub(crate) scenario: String,
-    /// What the reader may call it, to tell several from each other.
+    /// Name that the user gave, to distinguish results.
     pub(crate) label: String,
-    /// The settings that the figures depend on, in words.
+    /// Settings that affect the figures, as text.
     pub(crate) settings: BTreeMap<String, String>,
     pub(crate) targets: Vec<String>,
     pub(crate) machine: String,
     pub(crate) started_unix_ms: u64,
-    /// Loader processes whose results these are.
+    /// Number of loader processes.
     pub(crate) parts: u32,
-    /// Length of the measured window.
+    /// Length of the measured window, in seconds.
     pub(crate) seconds: f64,
-    /// Of the whole run, what is outside of the measured window, too.
+    /// Ledger of the whole run, including the time outside of the measured window.
     pub(crate) ledger: Tally,
-    /// Nanoseconds, by what was timed.
+    /// Latencies in nanoseconds, by kind.
     pub(crate) latencies: BTreeMap<String, Histogram>,
-    /// In the measured window, by what was counted.
+    /// Counts of the measured window, by kind.
     pub(crate) counts: BTreeMap<String, u64>,
-    /// Ends of connections that the tool did not bring about, by reason.
+    /// Connections that the tool did not close itself, by reason.
     pub(crate) ends: BTreeMap<String, u64>,
     pub(crate) servers: Vec<Server>,
-    /// Processes beside them, by the names that the user gave them.
+    /// Other processes, by the names that the user gave.
     #[serde(default)]
     pub(crate) others: Vec<Server>,
     pub(crate) gauges: Vec<Reading>,
     /// CPU time of the loaders' client threads in the measured window, in nanoseconds.
     pub(crate) own_cpu_nanos: u64,
     pub(crate) series: Vec<Point>,
-    /// Why the figures are those of the tool, its machine or its settings, and not of the server.
+    /// Reasons why the tool, its machine or its settings determine the figures instead of the
+    /// server.
     pub(crate) limited_by: Vec<String>,
-    /// What a reader should know.
+    /// Remarks for the reader.
     pub(crate) notes: Vec<String>,
 }
 
@@ -55,14 +56,14 @@ pub(crate) struct Outcome {
 pub(crate) struct Server {
     pub(crate) pid: u32,
     pub(crate) name: String,
-    /// Before the connections were opened.
+    /// Before connections were opened.
     pub(crate) before: Usage,
-    /// At the beginning and the end of the measured window.
+    /// At the begin and the end of the measured window.
     pub(crate) begin: Usage,
     pub(crate) end: Usage,
 }
 
-/// What a server's metric said.
+/// A metric of a server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Reading {
     pub(crate) name: String,
@@ -70,15 +71,15 @@ pub(crate) struct Reading {
     pub(crate) after: Option<f64>,
 }
 
-/// The state of things at one time of the run.
+/// A sample of the run's progress.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
-    /// Seconds since the measured window began, negative before.
+    /// Seconds relative to the begin of the measured window.
     pub(crate) at: f64,
     pub(crate) connections: u64,
-    /// Messages that arrived, or requests that were answered, so far.
+    /// Messages that have arrived or requests that have been answered so far.
     pub(crate) deliveries: u64,
-    /// All named servers together.
+    /// Sum of all servers.
     pub(crate) server_rss_bytes: u64,
     pub(crate) server_cpu_nanos: u64,
 }
@@ -130,22 +131,22 @@ impl Outcome {
         self.counts.insert(name.to_owned(), count);
     }
 
-    /// Keeps a histogram under this name, if it holds anything.
+    /// Stores a histogram unless it is empty.
     pub(crate) fn time(&mut self, name: &str, histogram: &Histogram) {
         if histogram.count() > 0 {
             self.latencies.insert(name.to_owned(), histogram.clone());
         }
     }
 
-    /// Notes that the figures are limited by this, once.
+    /// Adds a reason to `limited_by` unless it is known.
     pub(crate) fn limit(&mut self, reason: &str) {
         if !self.limited_by.iter().any(|known| known == reason) {
             self.limited_by.push(reason.to_owned());
         }
     }
 
-    /// Adds what another loader measured at the same time. The loaders may have watched the same
-    /// servers, which are not counted twice.
+    /// Adds the result of another loader of the same run. Servers that both have measured count
+    /// once.
     pub(crate) fn merge(&mut self, other: &Self) -> anyhow::Result<()> {
         if self.scenario != other.scenario {
             bail!(
@@ -190,14 +191,14 @@ impl Outcome {
         Ok(())
     }
 
-    /// Whether nothing was lost, duplicated, reordered, corrupted or gone astray.
+    /// Whether the ledger has no faults.
     pub(crate) fn is_clean(&self) -> bool {
         self.ledger.is_clean()
     }
 }
 
 impl Server {
-    /// Takes the wider of two windows.
+    /// Extends the window to include that of `other`.
     fn widen(&mut self, other: &Self) {
         let earlier = |one: &Usage, other: &Usage| {
             if one.cpu_nanos <= other.cpu_nanos {
@@ -214,12 +215,12 @@ impl Server {
     }
 }
 
-/// Counts that every loader reads of the same machine.
+/// Counts of the whole machine, which all loaders see alike.
 fn is_of_the_machine(name: &str) -> bool {
     name.starts_with("kernel ")
 }
 
-/// Adds processes that are not known, and takes the wider window of those that are.
+/// Adds unknown processes and extends the windows of known ones.
 fn add_servers(to: &mut Vec<Server>, from: &[Server]) {
     for server in from {
         let is_same = |known: &&mut Server| known.pid == server.pid && known.name == server.name;
@@ -238,7 +239,7 @@ fn add_distinct(to: &mut Vec<String>, from: &[String]) {
     }
 }
 
-/// Adds each point to the one of the other series that is nearest in time.
+/// Adds to each point the point of the other series that is nearest in time.
 fn add_series(one: &[Point], other: &[Point]) -> Vec<Point> {
     let mut sum = one.to_vec();
     for point in &mut sum {

@@ -1,8 +1,13 @@
-//! The members of the rooms and what they say and hear: the sink of all scenarios with rooms.
+//! The members of the rooms: the sink of all scenarios with rooms.
 //!
-//! It sends joins, recognises messages, enters them into the ledger and the histograms, and tells
-//! the driver what is finished and who is gone. When something is sent, and to whom a client
-//! connects, is the driver's business.
+//! It sends joins, recognises messages, records them in the ledger and the histograms, and reports
+//! finished messages and lost clients to the driver. The driver decides when messages are sent and
+//! to which target a client connects.
+//!
+//! ```text
+//! Away ──> Connecting ──> Joining ──> In ──> Leaving ──> Out ──> Joining
+//!   ^── connection lost, in any state      └──> Stalled (reads no more)
+//! ```
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,24 +21,23 @@ use crate::{
     swarm::{End, Replies, Sink},
 };
 
-/// What the members of a run have in common.
+/// Properties that all members of a run share.
 #[derive(Clone, Debug)]
 pub(crate) struct Behaviour {
     pub(crate) shape: Shape,
     pub(crate) namespace: String,
     pub(crate) run: u16,
     pub(crate) payload_bytes: usize,
-    /// Whether each message asks for an acknowledgement.
+    /// Whether senders request an acknowledgement of each message.
     pub(crate) asks: bool,
-    /// Whether members come and go while messages are sent: then nobody knows when a message has
-    /// reached its last recipient.
+    /// Whether members come and go during traffic. The last recipient of a message is then unknown.
     pub(crate) is_unsteady: bool,
-    /// Whether messages come from outside, and not from the first members of each room.
+    /// Whether messages come from outside instead of the first members of each room.
     pub(crate) is_external: bool,
 }
 
 impl Behaviour {
-    /// Name of a room. The dots keep it from looking like a socket's id.
+    /// Name of a room. It contains dots, so it cannot be mistaken for a socket id.
     pub(crate) fn room(&self, room: usize) -> String {
         format!("load.{:04x}.{room}", self.run)
     }
@@ -41,24 +45,24 @@ impl Behaviour {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Not connected, or given up.
+    /// Not connected, or failed.
     Away,
     Connecting,
     Joining,
     In,
     Leaving,
-    /// Connected, and in no room.
+    /// Connected, but not in the room.
     Out,
-    /// In the room, and reads no more.
+    /// In the room, but no longer reading.
     Stalled,
 }
 
 struct Sender {
     /// Number of the next message.
     next: u32,
-    /// Messages whose acknowledgement has come.
+    /// Number of acknowledged messages.
     acked: u32,
-    /// Messages that have not reached everybody, from `first_flight` on.
+    /// Messages that have not reached all members, from number `first_flight` on.
     flights: VecDeque<Flight>,
     first_flight: u32,
 }
@@ -72,49 +76,49 @@ struct Flight {
 pub(crate) struct Population {
     behaviour: Behaviour,
     states: Vec<State>,
-    /// When the connection was begun; after an end, when it ended.
+    /// Start of the connection attempt; after a disconnect, its time.
     since: Vec<Nanos>,
     in_room: Vec<u32>,
     senders: Vec<Sender>,
     ledger: Ledger,
     finder: Finder,
-    /// Messages sent in this span are timed.
+    /// Messages that are sent in this span are timed.
     window: std::ops::Range<Nanos>,
     pub(crate) times: Times,
     pub(crate) counts: Counts,
     pub(crate) ends: BTreeMap<&'static str, u64>,
-    /// The last reason of its kind, for messages to a person.
+    /// The last reasons, for error messages.
     pub(crate) last_end: Option<End>,
     pub(crate) last_refusal: Option<String>,
-    /// Clients that are gone since the driver last looked.
+    /// Clients that have been disconnected since the driver last looked.
     pub(crate) gone: Vec<(usize, End)>,
-    /// Senders of which a message has reached everybody since the driver last looked.
+    /// Senders with a message that has reached all members since the driver last looked.
     pub(crate) finished: Vec<usize>,
 }
 
-/// What is timed.
+/// Latencies.
 pub(crate) struct Times {
-    /// From the begin of the connection to the namespace.
+    /// From the start of the connection to the namespace's confirmation.
     pub(crate) connect: Histogram,
-    /// From the sending of a message to each of its receivers.
+    /// From sending a message to its arrival at each receiver.
     pub(crate) delivery: Histogram,
-    /// To the last of them.
+    /// From sending a message to its arrival at the last receiver.
     pub(crate) last: Histogram,
-    /// From the end of a connection to the confirmed join of the next.
+    /// From the end of a connection to the confirmed join on the next one.
     pub(crate) outage: Histogram,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) connected: u64,
-    /// Members whose join is confirmed, now.
+    /// Current number of members with a confirmed join.
     pub(crate) members: u64,
     pub(crate) joins: u64,
     pub(crate) leaves: u64,
     /// Joins and messages that the server refused.
     pub(crate) refused: u64,
     pub(crate) sent: u64,
-    /// Messages that did not reach everybody in the time that a sender waits.
+    /// Messages that did not reach all members within the grace time.
     pub(crate) incomplete: u64,
     /// Events other than messages.
     pub(crate) other_events: u64,
@@ -167,18 +171,18 @@ impl Population {
         self.ledger.arrivals()
     }
 
-    /// The client of a sender, if it is one.
+    /// The client of a sender.
     pub(crate) fn client_of(&self, sender: usize) -> usize {
         let shape = self.behaviour.shape;
         sender / shape.senders * shape.members + sender % shape.senders
     }
 
-    /// Messages that were sent in this span, by their labels, are timed.
+    /// Sets the span of the messages that are timed, by the times in their labels.
     pub(crate) fn time(&mut self, window: std::ops::Range<Nanos>) {
         self.window = window;
     }
 
-    /// The driver has begun to connect this client.
+    /// The driver has started to connect this client.
     pub(crate) fn connecting(&mut self, client: usize, now: Nanos) {
         self.states[client] = State::Connecting;
         if self.since[client] & RETURNING == 0 {
@@ -186,14 +190,14 @@ impl Population {
         }
     }
 
-    /// The driver has torn this client's connection down.
+    /// The driver has reset this client's connection.
     pub(crate) fn torn(&mut self, client: usize, now: Nanos) {
         self.leave_at_once(client);
         self.since[client] = now | RETURNING;
         self.states[client] = State::Away;
     }
 
-    /// The driver lets this member read no more: nothing is owed to it.
+    /// The driver has stopped reading for this member: nothing is owed to it.
     pub(crate) fn stalled(&mut self, client: usize) {
         self.leave_at_once(client);
         for stream in self.behaviour.shape.streams(client) {
@@ -202,14 +206,14 @@ impl Population {
         self.states[client] = State::Stalled;
     }
 
-    /// Writes a join or a leave for a client that is connected, and follows it in the ledger.
+    /// Writes a join or a leave of a connected client and records it in the ledger.
     pub(crate) fn write_move(&mut self, client: usize, joins: bool, out: &mut Vec<u8>) {
         let room = client / self.behaviour.shape.members;
         let ack = if joins { JOIN_ACK } else { LEAVE_ACK };
         packet::write_head(out, b'2', &self.behaviour.namespace, Some(ack));
         let event = if joins { "join" } else { "leave" };
         let name = self.behaviour.room(room);
-        // Without the third, rooms of a demonstration tell all members of each newcomer.
+        // Without `quiet`, `roomcast serve` notifies all members of each join.
         out.extend_from_slice(format!("[\"{event}\",\"{name}\",{{\"quiet\":true}}]").as_bytes());
         for stream in self.behaviour.shape.streams(client) {
             if joins {
@@ -228,7 +232,7 @@ impl Population {
         }
     }
 
-    /// Writes the next message of a sender as the packet of its client.
+    /// Writes the next message of a sender as a packet.
     pub(crate) fn write_message(
         &mut self,
         sender: usize,
@@ -245,7 +249,7 @@ impl Population {
         out.extend_from_slice(b"\"]");
     }
 
-    /// Writes the payload of a sender's next message, which counts as sent.
+    /// Writes the payload of a sender's next message and counts it as sent.
     pub(crate) fn write_payload(
         &mut self,
         sender: usize,
@@ -278,7 +282,7 @@ impl Population {
         }
     }
 
-    /// Writes a payload that nobody is owed, for a room that nobody is in.
+    /// Writes a payload for a room without members.
     pub(crate) fn write_unheard(&mut self, sender: usize, time: Nanos, out: &mut Vec<u8>) {
         let label = Label {
             run: self.behaviour.run,
@@ -290,7 +294,7 @@ impl Population {
         self.counts.sent += 1;
     }
 
-    /// Messages of a sender that have not reached everybody.
+    /// Number of messages of a sender that have not reached all members.
     pub(crate) fn outstanding(&self, sender: usize) -> usize {
         self.senders[sender].flights.len()
     }
@@ -299,7 +303,7 @@ impl Population {
         self.senders.iter().map(|sender| sender.flights.len()).sum()
     }
 
-    /// Gives up messages that were sent before this time.
+    /// Gives up outstanding messages that were sent before this time.
     pub(crate) fn expire(&mut self, before: Nanos) {
         for (at, sender) in self.senders.iter_mut().enumerate() {
             while sender
@@ -344,7 +348,7 @@ impl Population {
         }
     }
 
-    /// Counts a delivery towards its message.
+    /// Counts a delivery of an outstanding message.
     fn land(&mut self, at: usize, sequence: u32, now: Nanos, is_timed: bool) {
         let sender = &mut self.senders[at];
         let Some(flight) = sequence
@@ -410,7 +414,7 @@ impl Population {
         self.in_room[client / self.behaviour.shape.members] += 1;
         self.counts.members += 1;
         self.counts.joins += 1;
-        // Set when the connection ended, and not at the first.
+        // The mark is set when a connection ends, so it is missing on the first join.
         if self.since[client] & RETURNING != 0 {
             let since = self.since[client] & !RETURNING;
             self.times.outage.record(now.saturating_sub(since));
@@ -419,7 +423,7 @@ impl Population {
         }
     }
 
-    /// Takes a client out of the account: its connection is gone or not read any more.
+    /// Removes a client from the account because it is disconnected or no longer read.
     fn leave_at_once(&mut self, client: usize) {
         let shape = self.behaviour.shape;
         if self.states[client] == State::In {
@@ -431,7 +435,7 @@ impl Population {
         }
         if let Some(at) = self.sender_of(client) {
             let sender = &mut self.senders[at];
-            // What was acknowledged was broadcast. Without acknowledgements nothing is known.
+            // Acknowledged messages have been broadcast. Without acknowledgements this is unknown.
             let known = if self.behaviour.asks {
                 sender.acked
             } else {
@@ -495,8 +499,8 @@ const JOIN_ACK: u64 = 1;
 const LEAVE_ACK: u64 = 2;
 const FIRST_MESSAGE_ACK: u64 = 16;
 
-/// Marks the time since which a client is away.
+/// Flag in `since`: the client is away since then.
 const RETURNING: Nanos = 1 << 63;
 
-/// Messages of one sender that are under way, at most; older ones are given up.
+/// Maximum number of outstanding messages per sender; older ones are given up.
 const MOST_FLIGHTS: usize = 100_000;

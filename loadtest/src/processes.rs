@@ -1,4 +1,5 @@
-//! Several loader processes on this machine: started, let go at the same time, and merged.
+//! Several loader processes on this machine: starts them, releases them together, merges their
+//! results.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -27,7 +28,7 @@ struct Loader {
     output: BufReader<ChildStdout>,
 }
 
-/// Runs this command line in as many processes as it asks for, and adds their results up.
+/// Runs this command line in `--processes` processes and adds their results.
 pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> {
     for text in &common.targets {
         let target = Target::parse(text, &common.path).map_err(Failure::Target)?;
@@ -61,7 +62,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
         "measuring, in several processes",
         Some(begin + clock::span(window)),
     );
-    // A loader may be done earlier than planned, and then all of them are.
+    // All loaders may finish early, for example after a flood.
     while clock::now() < begin + clock::span(window) && !loaders.iter_mut().all(Loader::has_ended) {
         thread::sleep(POLL);
     }
@@ -76,7 +77,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
             None => outcome = Some(part),
         }
     }
-    let mut outcome = outcome.context("there was no loader")?;
+    let mut outcome = outcome.context("no loader ran")?;
     if outcome.scenario == "idle" && servers.hide_growth() {
         outcome.limit(USED_BEFORE);
     }
@@ -87,7 +88,7 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
     }
     outcome.gauges = readings;
     let own = watch.end(begin);
-    // The loaders know what they received, and the first what the servers used.
+    // The loaders recorded deliveries, this process the servers' usage.
     for point in &mut outcome.series {
         let distance =
             |candidate: &&crate::outcome::Point| ((candidate.at - point.at).abs() * 1e6) as u64;
@@ -121,14 +122,14 @@ impl Loader {
         self.output.read_line(&mut line)?;
         if line.trim() != READY {
             let status = self.child.wait()?;
-            bail!("a loader process gave up ({status})");
+            bail!("a loader process failed to start ({status})");
         }
         Ok(())
     }
 
     fn go(&mut self) -> anyhow::Result<()> {
         let mut input = self.child.stdin.take().context("its input")?;
-        writeln!(input, "{GO}").context("a loader process is gone")
+        writeln!(input, "{GO}").context("a loader process has exited")
     }
 
     fn has_ended(&mut self) -> bool {
@@ -146,7 +147,7 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         if !self.has_ended() {
-            // It may end by itself at this very moment.
+            // It may exit by itself at the same time.
             drop(self.child.kill());
             drop(self.child.wait());
         }

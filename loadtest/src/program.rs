@@ -1,8 +1,8 @@
-//! An emitter that is a program: it reads one message per line from its standard input, in the form
-//! that `roomcast emit` takes, and pushes them into a cluster.
+//! An emitter program: it reads one message per line from standard input, in the format of
+//! `roomcast emit -`, and publishes them to a cluster.
 //!
-//! It is written to without ever blocking: what its pipe does not take is kept, and whoever sends
-//! sees that it is held up. What it says on standard error is left to be seen.
+//! Writes never block: bytes that the pipe does not take are kept, and the sender sees their
+//! number. Its standard error is passed through.
 
 use std::{
     io::{ErrorKind, Write as _},
@@ -18,7 +18,7 @@ use crate::{
 
 pub(crate) struct Program {
     child: Child,
-    /// `None` once there is no more.
+    /// `None` once it is closed.
     input: Option<ChildStdin>,
     unsent: Vec<u8>,
     sent: usize,
@@ -29,7 +29,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts a command of the shell. It takes the shell's place, so that its CPU time is its own.
+    /// Starts a shell command. It replaces the shell, so the CPU time of the process is its own.
     pub(crate) fn start(command: &str) -> anyhow::Result<Self> {
         let mut child = Command::new("sh")
             .arg("-c")
@@ -40,7 +40,8 @@ impl Program {
             .context("the emitter cannot be started")?;
         let input = child.stdin.take().context("the emitter's input")?;
         rustix::io::ioctl_fionbio(&input, true).context("the emitter's input")?;
-        // Thousands of messages at once are there at once. With less, they wait on our side.
+        // A large pipe passes thousands of messages at once; with a small one they would wait on
+        // our side.
         let _ = rustix::pipe::fcntl_setpipe_size(&input, PIPE_BYTES);
         Ok(Self {
             child,
@@ -54,7 +55,7 @@ impl Program {
         })
     }
 
-    /// Queues a message for a room. Room and payload need no escaping in JSON.
+    /// Queues a message for a room. Room and payload must not need escaping in JSON.
     pub(crate) fn emit(&mut self, room: &str, payload: &[u8]) {
         let head = format!("{{\"event\":\"message\",\"args\":[{{\"room\":\"{room}\",\"data\":\"");
         self.unsent.extend_from_slice(head.as_bytes());
@@ -63,18 +64,17 @@ impl Program {
         self.unsent.extend_from_slice(tail.as_bytes());
     }
 
-    /// There will be no more: it may end once it has emitted everything.
+    /// Closes its input once everything is written, so it exits after it has emitted everything.
     pub(crate) fn close(&mut self) {
         self.is_closing = true;
     }
 
-    /// Bytes that its pipe has not taken.
+    /// Bytes that its pipe has not accepted.
     pub(crate) fn unsent_bytes(&self) -> usize {
         self.unsent.len() - self.sent
     }
 
-    /// Writes what its pipe takes, and looks after it. An error if it has ended before its time, or
-    /// with another status than success.
+    /// Writes pending bytes and checks the process. Fails if it has exited early or with an error.
     pub(crate) fn pump(&mut self) -> anyhow::Result<()> {
         self.write()?;
         if self.is_closing {
@@ -91,29 +91,29 @@ impl Program {
         }
         if let Some(status) = self.child.try_wait().context("the emitter")? {
             if !status.success() {
-                bail!("the emitter ended with {status}");
+                bail!("the emitter exited with {status}");
             }
             if self.input.is_some() {
-                bail!("the emitter ended before it had been told everything");
+                bail!("the emitter exited before its input was complete");
             }
             self.ended_at = Some(clock::now());
         }
         Ok(())
     }
 
-    /// CPU time that it has used so far. Of one that has ended, what was seen last: at most the end
-    /// of its last milliseconds is missing.
+    /// CPU time so far. After its exit, the value that was seen last, so at most its last
+    /// milliseconds are missing.
     pub(crate) fn cpu(&mut self) -> Nanos {
         self.look();
         self.cpu_nanos
     }
 
-    /// Whether it has been told everything, and has not ended.
+    /// Whether its input is complete but it has not exited.
     pub(crate) fn is_ending(&self) -> bool {
         self.is_closing && self.ended_at.is_none()
     }
 
-    /// When it ended, with success.
+    /// Time of its successful exit.
     pub(crate) fn ended_at(&self) -> Option<Nanos> {
         self.ended_at
     }
@@ -128,9 +128,9 @@ impl Program {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // Whoever closes its input is about to end, and its status says more.
+                    // A process that closes its input is about to exit, and its status says more.
                     let status = self.child.wait().context("the emitter")?;
-                    bail!("the emitter ended before it had been told everything, with {status}");
+                    bail!("the emitter exited before its input was complete, with {status}");
                 }
             }
         }
@@ -143,7 +143,7 @@ impl Program {
 
     fn look(&mut self) {
         self.looked_at = clock::now();
-        // Of a process that has ended, only the main thread is left, or nothing.
+        // Of a process that has exited, only the main thread is left, or nothing.
         if let Ok(cpu) = system::cpu(self.child.id()) {
             self.cpu_nanos = self.cpu_nanos.max(cpu);
         }
@@ -153,21 +153,21 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         if self.ended_at.is_none() {
-            // It may end by itself at this very moment.
+            // It may exit by itself at the same time.
             drop(self.child.kill());
             drop(self.child.wait());
         }
     }
 }
 
-/// As much as the kernel grants to anybody, if it has not been told otherwise.
+/// The kernel's default limit for unprivileged users.
 const PIPE_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Far more than a shell takes on a busy machine.
+    /// Far more than a shell needs on a busy machine.
     const DEADLINE: Nanos = 60 * clock::SECOND;
 
     fn pumped(program: &mut Program) -> anyhow::Result<()> {
@@ -215,10 +215,7 @@ mod tests {
         }
         let mut program = Program::start("true").unwrap();
         let error = pumped(&mut program).unwrap_err();
-        assert!(
-            error.to_string().contains("before it had been told"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("before its input"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! The emitter: messages pushed into a cluster through Redis, in the classic wire format of
-//! `@socket.io/redis-emitter`.
+//! Publishes messages to a cluster through Redis, in the formats of the official adapters.
 //!
-//! One pipelined connection that never blocks: what Redis does not take yet is kept, and replies
-//! are counted as they come.
+//! One pipelined connection that never blocks: bytes that Redis does not take yet are kept, and
+//! replies are counted.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -14,7 +13,7 @@ use anyhow::{Context as _, anyhow, bail};
 use redis::{ConnectionAddr, IntoConnectionInfo as _};
 use serde_json::json;
 
-/// Whose messages are published.
+/// The wire format of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// `@socket.io/redis-emitter`: PUBLISH of MessagePack.
@@ -41,12 +40,12 @@ pub(crate) struct Publisher {
     reply: Vec<u8>,
     published: u64,
     replies: u64,
-    /// Subscribers that Redis reached, summed over all messages.
+    /// Sum of the numbers of subscribers that Redis has returned.
     reached: u64,
 }
 
 impl Publisher {
-    /// Connects to `redis://[USER:PASSWORD@]HOST:PORT` and makes sure that Redis answers.
+    /// Connects to `redis://[USER:PASSWORD@]HOST:PORT`, logs in and sends a PING.
     pub(crate) fn connect(url: &str, prefix: &str, format: Format) -> anyhow::Result<Self> {
         let wrong = || format!("{url} is not like redis://[USER:PASSWORD@]HOST:PORT");
         let info = url.into_connection_info().with_context(wrong)?;
@@ -82,7 +81,7 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Queues a message for a room. Nothing is sent before the next `pump`.
+    /// Queues a message for a room. The next `pump` sends it.
     pub(crate) fn publish(&mut self, namespace: &str, room: &str, payload: &[u8]) {
         let channel = format!("{}#{namespace}#{room}#", self.prefix);
         let payload = String::from_utf8_lossy(payload);
@@ -93,7 +92,7 @@ impl Publisher {
         self.published += 1;
     }
 
-    /// Sends what Redis takes, and reads what it answers.
+    /// Writes pending commands and reads replies, as far as possible without blocking.
     pub(crate) fn pump(&mut self) -> anyhow::Result<()> {
         while self.sent < self.unsent.len() {
             match self.stream.write(&self.unsent[self.sent..]) {
@@ -106,7 +105,7 @@ impl Publisher {
             self.unsent.clear();
             self.sent = 0;
         } else if self.unsent.len() > MOST_UNSENT_BYTES {
-            bail!("Redis does not take what is published");
+            bail!("Redis does not accept published messages");
         }
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -120,12 +119,12 @@ impl Publisher {
         self.count_replies()
     }
 
-    /// Whether Redis has not answered everything yet.
+    /// Whether replies are missing.
     pub(crate) fn is_busy(&self) -> bool {
         self.replies < self.published
     }
 
-    /// Messages that Redis has taken, and the subscribers it reached with them.
+    /// Number of acknowledged messages, and of the subscribers that Redis has sent them to.
     pub(crate) fn taken(&self) -> (u64, u64) {
         (self.replies, self.reached)
     }
@@ -142,21 +141,21 @@ impl Publisher {
             let reached = text
                 .strip_prefix(':')
                 .and_then(|number| number.parse::<u64>().ok());
-            self.reached += reached.ok_or_else(|| anyhow!("Redis answers: {text}"))?;
+            self.reached += reached.ok_or_else(|| anyhow!("Redis replies: {text}"))?;
             self.replies += 1;
         }
         self.reply.drain(..start);
         if self.reply.len() > LONGEST_REPLY_BYTES {
-            bail!("Redis answers without an end");
+            bail!("Redis sends an endless reply");
         }
         Ok(())
     }
 
-    /// One command before the pipeline begins.
+    /// Executes one command before the pipeline begins.
     fn ask(&mut self, command: &redis::Cmd) -> anyhow::Result<()> {
         self.stream.write_all(&command.get_packed_command())?;
         let reply = redis::Parser::new().parse_value(&mut self.stream);
-        let refusal = reply.context("Redis does not answer")?.extract_error();
+        let refusal = reply.context("Redis does not reply")?.extract_error();
         refusal.context("Redis refuses").map(drop)
     }
 }

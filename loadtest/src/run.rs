@@ -1,4 +1,4 @@
-//! What every run needs, whatever its scenario: clients, servers to look at, a watcher, limits.
+//! The parts that all scenarios share: clients, observed servers, the watcher, limits.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -30,7 +30,7 @@ pub(crate) struct Run {
     window: Window,
 }
 
-/// The measured window, while it is open and after.
+/// Times of the measured window.
 #[derive(Default)]
 struct Window {
     begin: Nanos,
@@ -39,7 +39,7 @@ struct Window {
 }
 
 impl Run {
-    /// Looks at targets, processes and limits, and makes everything ready for `connections`.
+    /// Checks targets, processes and limits, and prepares a run with this many connections.
     pub(crate) fn new(scenario: &str, common: &Common, connections: usize) -> anyhow::Result<Self> {
         let is_part = common.part.is_some();
         let targets = common
@@ -55,7 +55,7 @@ impl Run {
                     .map_err(Failure::Target)?;
             }
         }
-        // Of several loaders, the one that started them looks at the servers.
+        // With several loaders, the parent process observes the servers.
         let servers = Servers::new(if is_part { &[] } else { &common.server_pid })?;
         let others = Servers::named(if is_part { &[] } else { &common.process })?;
         let mut outcome = Outcome::new(scenario);
@@ -99,13 +99,13 @@ impl Run {
         Ok(self.swarm.turn(at_most, sink)?)
     }
 
-    /// Tells the watcher where things stand.
+    /// Updates the progress for the watcher.
     pub(crate) fn report(&self, connections: u64, deliveries: u64) {
         self.progress.connections.store(connections, Relaxed);
         self.progress.deliveries.store(deliveries, Relaxed);
     }
 
-    /// Waits until nothing has come in for a while, so that what was said before does not count.
+    /// Waits until nothing arrives any more, so that earlier traffic does not count.
     pub(crate) fn settle(&mut self, sink: &mut impl Sink) -> anyhow::Result<()> {
         self.enter("waiting for quiet", None);
         let deadline = clock::now() + LONGEST_SETTLING;
@@ -125,8 +125,8 @@ impl Run {
         }
     }
 
-    /// Connects clients, so many at a time, until each is connected or gone, or time is up. `settled`
-    /// counts those; `begin` hears of each before it is connected.
+    /// Connects `count` clients, `opening` at a time, until `settled` clients are connected or have
+    /// failed, or the time is up. `begin` is called before each attempt.
     pub(crate) fn open_all<S: Sink>(
         &mut self,
         (count, opening): (usize, usize),
@@ -177,13 +177,13 @@ impl Run {
         }
     }
 
-    /// The result; ends the watcher.
+    /// Ends the watcher and returns the result.
     pub(crate) fn finish(self) -> Outcome {
         let mut outcome = self.outcome;
         outcome.servers = self.servers.into_list();
         outcome.others = self.others.into_list();
         for (gauge, reading) in self.gauges.iter().zip(&mut outcome.gauges) {
-            // A server that is gone has no last value.
+            // A server that has exited has no last value.
             reading.after = gauge.read().ok();
         }
         outcome.series = self.watch.end(self.window.begin);
@@ -191,11 +191,12 @@ impl Run {
     }
 }
 
-/// The descriptors of a run, and some for the rest of the process.
+/// Fails if the run needs more descriptors than the limit allows.
 fn check_descriptors(connections: usize, transport: Transport) -> anyhow::Result<()> {
     let each = match transport {
         Transport::Websocket => 1,
-        // Polls and posts, and the WebSocket beside them while it is probed; few are at once.
+        // Polls, posts and the WebSocket overlap only while it is probed, so few clients do at
+        // once.
         Transport::Upgrade => 1,
         Transport::Polling => 2,
     };
@@ -223,7 +224,7 @@ fn settings(common: &Common) -> std::collections::BTreeMap<String, String> {
     .into()
 }
 
-/// How long one turn waits at most.
+/// Maximum wait of one turn.
 pub(crate) const TURN: Nanos = SECOND / 50;
 
 const SPARE_DESCRIPTORS: usize = 60;

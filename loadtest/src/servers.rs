@@ -1,4 +1,4 @@
-//! The server processes that the user named: what they used, and when.
+//! Resource usage of the processes that the user named.
 
 use anyhow::Context as _;
 
@@ -10,12 +10,12 @@ use crate::{
 
 pub(crate) struct Servers(Vec<Server>);
 
-/// What limits a measurement of memory that did not grow.
+/// Limitation if memory did not grow.
 pub(crate) const USED_BEFORE: &str =
-    "memory that the server had used before: start it freshly, since this hides growth";
+    "memory of an earlier run, which hides growth: use a fresh server";
 
 impl Servers {
-    /// Looks at each process for the first time: an error names one that is not there.
+    /// Reads each process for the first time. Fails with the pid of one that does not exist.
     pub(crate) fn new(pids: &[u32]) -> anyhow::Result<Self> {
         let servers = pids.iter().map(|pid| {
             let name = || system::name(*pid);
@@ -24,7 +24,7 @@ impl Servers {
         servers.collect::<anyhow::Result<_>>().map(Self)
     }
 
-    /// The same for processes that the user has given names of their own.
+    /// Reads processes with display names for the first time.
     pub(crate) fn named(processes: &[Named]) -> anyhow::Result<Self> {
         let servers = processes.iter().map(|Named { name, pid }| {
             first_look(*pid, || Ok(name.clone())).with_context(|| format!("--process {name}={pid}"))
@@ -36,20 +36,20 @@ impl Servers {
         self.0.iter().map(|server| server.pid).collect()
     }
 
-    /// The connections that are not to count are there.
+    /// Records usage after the connections that do not count.
     pub(crate) fn before(&mut self) {
         self.look(|server, usage| server.before = usage, Usage::of);
     }
 
-    /// The measured window begins. Looks only at what is cheap.
+    /// Records usage at the begin of the window, without expensive values.
     pub(crate) fn begin(&mut self) {
         self.look(|server, usage| server.begin = usage, Usage::glance);
     }
 
-    /// The measured window ends.
+    /// Records usage at the end of the window.
     pub(crate) fn end(&mut self) {
         self.look(|server, usage| server.end = usage, Usage::glance);
-        // Looking at memory in full takes long, and is not part of the window.
+        // Reading all memory figures takes long and is not part of the window.
         self.look(
             |server, usage| {
                 server.end = Usage {
@@ -61,7 +61,7 @@ impl Servers {
         );
     }
 
-    /// Usage of all of them together, in full.
+    /// Returns the usage of all processes together.
     pub(crate) fn sum(&self) -> Usage {
         let mut sum = Usage::default();
         for usage in self
@@ -77,14 +77,14 @@ impl Servers {
         sum
     }
 
-    /// Whether the memory of none of them grew since it was first looked at: a server that had used
-    /// more before hides what connections take now.
+    /// Whether the memory of no process has grown. A server that had used more before hides the
+    /// memory of new connections.
     pub(crate) fn hide_growth(&self) -> bool {
         let has_grown = |server: &Server| server.end.rss_bytes > server.before.rss_bytes;
         !self.0.is_empty() && !self.0.iter().any(has_grown)
     }
 
-    /// Descriptors of all of them together, before the connections were opened.
+    /// Descriptors of all processes before connections were opened.
     pub(crate) fn descriptors_before(&self) -> u64 {
         self.0.iter().map(|server| server.before.descriptors).sum()
     }
@@ -93,7 +93,7 @@ impl Servers {
         self.0
     }
 
-    /// A process that is gone keeps what was seen last.
+    /// A process that has exited keeps the last values.
     fn look(
         &mut self,
         keep: impl Fn(&mut Server, Usage),
@@ -109,7 +109,7 @@ impl Servers {
 
 fn first_look(pid: u32, name: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<Server> {
     let look = || anyhow::Ok((name()?, Usage::of(pid)?));
-    let (name, before) = look().context("no such process to look at")?;
+    let (name, before) = look().context("no such process")?;
     Ok(Server {
         pid,
         name,

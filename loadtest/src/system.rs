@@ -1,7 +1,7 @@
-//! What the operating system says about processes and the machine: CPU time, memory, descriptors.
+//! CPU time, memory and descriptors of processes, and facts about the machine.
 //!
-//! CPU times come from the scheduler's accounts in nanoseconds, summed over the threads that live;
-//! where the kernel does not keep those, from the tick-based ones. Nothing here reads a clock.
+//! CPU times are the scheduler's, in nanoseconds, summed over the living threads. Kernels without
+//! them offer only ticks of 10 ms.
 
 use std::fs;
 
@@ -14,20 +14,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Nanos, SECOND};
 
-/// One look at a process.
+/// Resource usage of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Usage {
     /// User and system time of all threads so far.
     pub(crate) cpu_nanos: Nanos,
-    /// Bytes in RAM.
+    /// Resident bytes.
     pub(crate) rss_bytes: u64,
-    /// The same, with pages that several processes share counted in parts.
+    /// Resident bytes, with shared pages divided by the number of processes.
     pub(crate) pss_bytes: u64,
     pub(crate) descriptors: u64,
 }
 
 impl Usage {
-    /// Everything. Takes milliseconds for a large process.
+    /// Reads all values, which takes milliseconds for a large process.
     pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
         let process = process(pid)?;
         let rollup = process.smaps_rollup()?.memory_map_rollup.0;
@@ -43,7 +43,7 @@ impl Usage {
         })
     }
 
-    /// What is cheap: CPU time and resident bytes.
+    /// Reads only the cheap values: CPU time and resident bytes.
     pub(crate) fn glance(pid: u32) -> anyhow::Result<Self> {
         Ok(Self {
             cpu_nanos: cpu(pid)?,
@@ -57,10 +57,10 @@ fn process(pid: u32) -> anyhow::Result<Process> {
     Ok(Process::new(i32::try_from(pid)?)?)
 }
 
-/// User and system time that all threads of a process have used so far.
+/// User and system time of all threads of a process so far.
 pub(crate) fn cpu(pid: u32) -> anyhow::Result<Nanos> {
     let process = process(pid)?;
-    // A thread may end between the two reads.
+    // A thread may exit between the two reads.
     let stats = process
         .tasks()?
         .filter_map(|task| task.ok()?.schedstat().ok());
@@ -76,24 +76,24 @@ pub(crate) fn cpu(pid: u32) -> anyhow::Result<Nanos> {
     )
 }
 
-/// The same of the calling thread.
+/// User and system time of the calling thread.
 pub(crate) fn thread_cpu() -> Nanos {
     let used = clock_gettime(ClockId::ThreadCPUTime);
     used.tv_sec as Nanos * SECOND + used.tv_nsec as Nanos
 }
 
-/// The name of a process, as the kernel has it.
+/// The kernel's name of a process.
 pub(crate) fn name(pid: u32) -> anyhow::Result<String> {
     Ok(process(pid)?.stat()?.comm)
 }
 
-/// Bytes of the kernel's own objects, of the whole machine: sockets are among them, both ends of
-/// every connection of this machine to itself.
+/// Bytes of kernel objects of the whole machine. They include sockets: both ends of each local
+/// connection.
 pub(crate) fn kernel_bytes() -> anyhow::Result<u64> {
     Ok(Meminfo::current()?.slab)
 }
 
-/// Raises the soft limit of open descriptors to the hard one, and returns it.
+/// Raises the soft limit of open descriptors to the hard limit and returns it.
 pub(crate) fn raise_descriptor_limit() -> u64 {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let raised = setrlimit(
@@ -116,7 +116,7 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 pub(crate) fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    // All of the machine's, whatever this process is confined to.
+    // All cores of the machine, even if this process is pinned.
     let cores = processor
         .lines()
         .filter(|line| line.starts_with("processor"))

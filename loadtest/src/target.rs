@@ -1,5 +1,4 @@
-//! Where load goes: addresses of Socket.IO servers, and the look at each before anything is
-//! measured.
+//! Addresses of Socket.IO servers, and the check of each before the measurement.
 
 use std::{
     io::{Read as _, Write as _},
@@ -11,12 +10,12 @@ use serde_json::Value;
 
 use crate::codec::http::{self, Answer};
 
-/// One server, or a balancer before several.
+/// A server or a load balancer.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// As it was given.
+    /// The argument.
     pub(crate) name: String,
-    /// For the header of that name.
+    /// Value of the header `Host`.
     pub(crate) host: String,
     pub(crate) address: SocketAddr,
     /// Begins and ends with a slash.
@@ -25,11 +24,11 @@ pub(crate) struct Target {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TargetError {
-    /// The address is no address of a server that this tool can reach.
+    /// The address is not valid for this tool.
     Address(String),
-    /// Nobody answers there.
+    /// The connection failed.
     Unreachable(String),
-    /// Somebody does, and it is no Socket.IO server of revision 5.
+    /// The peer is not a Socket.IO server of revision 5.
     NotSocketIo(String),
 }
 
@@ -40,7 +39,9 @@ impl Target {
         let rest = match text.split_once("://") {
             Some(("http" | "ws", rest)) => rest,
             Some(("https" | "wss", _)) => {
-                return Err(wrong("TLS is not spoken; measure behind what ends it"));
+                return Err(wrong(
+                    "TLS is not supported; measure behind the TLS terminator",
+                ));
             }
             Some(_) => return Err(wrong("the scheme is http:// or ws://")),
             None => text,
@@ -87,15 +88,15 @@ impl Target {
         }
     }
 
-    /// Opens a polling session and closes it, to find out who answers. `needs_polling` is whether
-    /// the load is to poll: a server may offer WebSocket only.
+    /// Opens and closes a polling session to check the server. Without `needs_polling`, a server
+    /// that offers only WebSocket passes.
     pub(crate) fn check(&self, needs_polling: bool) -> Result<(), TargetError> {
         let answer = self.exchange(&self.query("polling", ""), None)?;
         let text = String::from_utf8_lossy(&answer.body);
         if answer.status == 200
             && let Some(sid) = session(&text)
         {
-            // It would go by itself after a ping timeout.
+            // It would expire after the ping timeout anyway.
             drop(self.exchange(&self.query("polling", &sid), Some(b"1")));
             return Ok(());
         }
@@ -103,11 +104,11 @@ impl Target {
         match error["code"].as_u64() {
             Some(0) if needs_polling => Err(self.is_not("it does not offer polling")),
             Some(0) => Ok(()),
-            Some(5) => Err(self.is_not("it does not speak revision 4 of Engine.IO")),
+            Some(5) => Err(self.is_not("it does not support revision 4 of Engine.IO")),
             _ => {
                 let start: String = text.chars().take(100).collect();
                 let status = answer.status;
-                Err(self.is_not(&format!("it answers status {status}: {start:?}")))
+                Err(self.is_not(&format!("it returns status {status}: {start:?}")))
             }
         }
     }
@@ -137,14 +138,14 @@ impl Target {
             let count = stream
                 .read(&mut buffer)
                 .map_err(|error| match error.kind() {
-                    std::io::ErrorKind::WouldBlock => self.is_not("it says nothing"),
+                    std::io::ErrorKind::WouldBlock => self.is_not("it does not respond"),
                     _ => unreachable(error),
                 })?;
             bytes.extend_from_slice(&buffer[..count]);
             match http::read(&bytes, count == 0) {
                 http::Read::Whole(answer) => return Ok(answer),
                 http::Read::Partial if count > 0 => {}
-                _ => return Err(self.is_not("it does not speak HTTP")),
+                _ => return Err(self.is_not("its response is not HTTP")),
             }
         }
     }
@@ -157,7 +158,7 @@ fn session(body: &str) -> Option<String> {
     Some(opening["sid"].as_str()?.to_owned())
 }
 
-/// How long a server may take to answer the first request.
+/// Timeout of the first request.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The watcher: a thread that looks at the servers and the clients' progress a few times a second,
-//! keeps the series of the report, and shows a line on a terminal. Where there is none, it says when
-//! another phase begins.
+//! The watcher: a thread that samples the servers and the progress a few times per second, records
+//! the series of the report, and shows a line on a terminal. Without a terminal, it prints the
+//! phases.
 //!
-//! The clients' thread only stores a few numbers once per turn.
+//! It has its own thread, so the clients' thread only stores a few numbers once per turn.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -20,7 +20,7 @@ use crate::{
     system::Usage,
 };
 
-/// What the clients' thread says about itself.
+/// Progress of the clients' thread.
 #[derive(Default)]
 pub(crate) struct Progress {
     pub(crate) connections: AtomicU64,
@@ -36,7 +36,7 @@ struct Phase {
 }
 
 impl Progress {
-    /// Begins a phase of the run; `ends_at` if it is known.
+    /// Starts a phase of the run; `ends_at` is its end, if known.
     pub(crate) fn enter(&self, name: &str, ends_at: Option<Nanos>) {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         *phase = Phase {
@@ -57,7 +57,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts to look at these processes.
+    /// Starts to sample these processes.
     pub(crate) fn start(progress: Arc<Progress>, pids: Vec<u32>, shows_progress: bool) -> Self {
         let shared = Arc::clone(&progress);
         let shown = match (shows_progress, std::io::stderr().is_terminal()) {
@@ -72,7 +72,7 @@ impl Watch {
         }
     }
 
-    /// Ends it, and returns the series with times relative to `origin`.
+    /// Stops the thread and returns the series with times relative to `origin`.
     pub(crate) fn end(mut self, origin: Nanos) -> Vec<Point> {
         self.progress.has_ended.store(true, Relaxed);
         let Some(thread) = self.thread.take() else {
@@ -97,7 +97,7 @@ impl Drop for Watch {
     }
 }
 
-/// What standard error is told while the load runs.
+/// Output on standard error during the run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
     Nothing,
@@ -132,7 +132,7 @@ fn watch(progress: &Progress, pids: &[u32], shown: Shown) -> Vec<(Nanos, Point)>
         }
         rounds += 1;
         if points.len() == MOST_POINTS {
-            // A long run keeps every other point, and from now on takes half as many.
+            // In a long run, every other point is dropped and the interval doubled.
             let mut keep = false;
             points.retain(|_| {
                 keep = !keep;
@@ -146,13 +146,13 @@ fn watch(progress: &Progress, pids: &[u32], shown: Shown) -> Vec<(Nanos, Point)>
         thread::park_timeout(PERIOD);
     }
     if shown == Shown::Line {
-        // Nothing can be done about a terminal that is gone.
+        // A closed terminal is not an error.
         drop(write!(std::io::stderr(), "\r\x1b[K"));
     }
     points
 }
 
-/// Says once that a phase has begun.
+/// Prints each phase once.
 fn tell(progress: &Progress, now: Nanos, told: &mut String) {
     let phase = progress.phase();
     if phase.name == *told {
@@ -162,7 +162,7 @@ fn tell(progress: &Progress, now: Nanos, told: &mut String) {
         let seconds = clock::seconds(end.saturating_sub(now));
         format!(" for {:.0} s", seconds.ceil())
     });
-    // Standard error may be closed, which is nobody's loss.
+    // A closed standard error is not an error.
     drop(writeln!(std::io::stderr(), "{}{length}", phase.name));
     *told = phase.name;
 }
@@ -191,7 +191,7 @@ fn show(progress: &Progress, now: Nanos, last: Option<&(Nanos, Point)>, point: &
 
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// Points of a series, at most: two minutes at full density.
+/// Maximum number of points of a series: two minutes at full density.
 const MOST_POINTS: usize = 480;
 
 #[cfg(test)]

@@ -208,10 +208,7 @@ fn an_emitter_that_fails_is_no_result() {
     let works_once = server.emitter().replace("cat", "head -n 1");
     for (emitter, said) in [
         ("sh -c 'read line; exit 9'", "exit status: 9"),
-        (
-            works_once.as_str(),
-            "ended before it had been told everything",
-        ),
+        (works_once.as_str(), "exited before its input was complete"),
     ] {
         let (status, text) = run(&with(&[
             "emitter",

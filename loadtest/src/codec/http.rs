@@ -1,15 +1,15 @@
-//! Enough of HTTP/1.1 for a polling client: requests, and answers as their bytes come in.
+//! Enough of HTTP/1.1 for a polling client: writes requests and parses responses incrementally.
 
-/// A whole answer at the start of a buffer.
+/// A complete response at the start of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// `name=value` of each cookie that is set, joined as a client sends them back.
+    /// `name=value` of each `Set-Cookie`, joined for the client's `Cookie` header.
     pub(crate) cookies: String,
     pub(crate) body: Vec<u8>,
-    /// Whether the connection serves another request.
+    /// Whether the connection stays open for another request.
     pub(crate) is_kept: bool,
-    /// Length of the answer in the buffer.
+    /// Length of the response in the buffer, in bytes.
     pub(crate) end: usize,
 }
 
@@ -17,11 +17,12 @@ pub(crate) struct Answer {
 pub(crate) enum Read {
     Partial,
     Whole(Answer),
-    /// Not HTTP, or longer than any answer to a polling client.
+    /// Not HTTP, or longer than any response to a polling client.
     Invalid,
 }
 
-/// Reads the answer at the start of `bytes`; `has_ended` says that nothing follows them.
+/// Parses the response at the start of `bytes`. `has_ended`: the connection is closed, no bytes
+/// follow.
 pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Read {
     let Some(head_end) = head_end(bytes) else {
         let can_be = bytes.len() < LONGEST_HEAD_BYTES
@@ -60,7 +61,7 @@ pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Read {
     })
 }
 
-/// Where the head of an HTTP message ends, if all of it has arrived.
+/// Returns the offset behind the head of an HTTP message, or `None` while it is incomplete.
 pub(crate) fn head_end(bytes: &[u8]) -> Option<usize> {
     let at = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     Some(at + 4)
@@ -69,7 +70,7 @@ pub(crate) fn head_end(bytes: &[u8]) -> Option<usize> {
 pub(crate) struct Head {
     pub(crate) status: u16,
     pub(crate) cookies: String,
-    /// The answer to a WebSocket key.
+    /// Value of `Sec-WebSocket-Accept`.
     pub(crate) accept: Option<String>,
     is_kept: bool,
     framing: Framing,
@@ -82,7 +83,7 @@ enum Framing {
 }
 
 impl Head {
-    /// `None` if this is no head of an HTTP/1 answer.
+    /// Parses the head of an HTTP/1 response, `None` if it is malformed.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
         let mut parsed = httparse::Response::new(&mut headers);
@@ -152,7 +153,7 @@ fn read_chunks(bytes: &[u8]) -> Chunks {
         };
         let (data, line) = chunk.split_at(size);
         if line != b"\r\n" {
-            // Trailers after the last chunk, which nobody sends to polling clients.
+            // Trailers after the last chunk: servers do not send them to polling clients.
             return Chunks::Invalid;
         }
         at += start + size + 2;
@@ -163,7 +164,7 @@ fn read_chunks(bytes: &[u8]) -> Chunks {
     }
 }
 
-/// Appends a request of a polling client: a poll, or a post of this body.
+/// Appends a request of a polling client: GET without a body, POST with one.
 pub(crate) fn request(
     out: &mut Vec<u8>,
     host: &str,

@@ -1,7 +1,7 @@
-//! The formats that a client speaks: HTTP, WebSocket frames, Engine.IO and Socket.IO packets.
+//! The formats of a client: HTTP, WebSocket frames, Engine.IO and Socket.IO packets.
 //!
-//! Bytes in, facts out: nothing here knows a socket or a clock. Written for this tool alone, since a
-//! client made of a server's codecs would agree with that server's mistakes.
+//! No sockets and no clock. The codecs are written for this tool alone, because a client that
+//! shares codecs with a server would not notice that server's mistakes.
 
 pub(crate) mod http;
 pub(crate) mod packet;

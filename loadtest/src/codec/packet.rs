@@ -1,12 +1,12 @@
-//! Socket.IO packets (revision 5) as a client of one namespace reads them, and payloads of
-//! Engine.IO (revision 4).
+//! Socket.IO packets (revision 5) for a client of one namespace, and Engine.IO payloads (revision
+//! 4).
 
 /// A packet of the client's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Packet<'a> {
     pub(crate) kind: Kind,
     pub(crate) ack: Option<u64>,
-    /// JSON, or nothing.
+    /// JSON, may be empty.
     pub(crate) body: &'a [u8],
 }
 
@@ -17,12 +17,12 @@ pub(crate) enum Kind {
     Event,
     Ack,
     ConnectError,
-    /// An event or an acknowledgement whose attachments follow as messages of their own.
+    /// An event or an acknowledgement whose attachments follow as separate messages.
     Binary,
 }
 
-/// Reads what follows the `4` of an Engine.IO message. `namespace` is the client's; `None` is a
-/// packet that is malformed or of another namespace.
+/// Parses a packet without the `4` of the Engine.IO message. Returns `None` if it is malformed or
+/// does not belong to the client's `namespace`.
 pub(crate) fn read<'a>(message: &'a [u8], namespace: &str) -> Option<Packet<'a>> {
     let (kind, mut rest) = message.split_first()?;
     let kind = match kind {
@@ -56,7 +56,7 @@ pub(crate) fn read<'a>(message: &'a [u8], namespace: &str) -> Option<Packet<'a>>
     Some(Packet { kind, ack, body })
 }
 
-/// Writes the beginning of a packet, as an Engine.IO message.
+/// Appends the head of a packet, including the `4` of the Engine.IO message.
 pub(crate) fn write_head(out: &mut Vec<u8>, kind: u8, namespace: &str, ack: Option<u64>) {
     out.extend_from_slice(&[b'4', kind]);
     if namespace != "/" {
@@ -68,12 +68,12 @@ pub(crate) fn write_head(out: &mut Vec<u8>, kind: u8, namespace: &str, ack: Opti
     }
 }
 
-/// The packets of a polling body.
+/// Splits a polling body into packets.
 pub(crate) fn split_payload(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     body.split(|byte| *byte == SEPARATOR)
 }
 
-/// Between the packets of a polling body.
+/// Separates the packets of a polling body.
 pub(crate) const SEPARATOR: u8 = 0x1e;
 
 fn number(digits: &[u8]) -> Option<u64> {

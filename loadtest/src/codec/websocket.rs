@@ -1,18 +1,18 @@
-//! WebSocket frames (RFC 6455) as a client reads and writes them.
+//! WebSocket frames (RFC 6455), client side.
 
-/// What the first bytes of a buffer hold.
+/// The frame at the start of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Scan {
-    /// The frame goes on after the end of the buffer; its length, head included, if that is known.
+    /// The frame is incomplete. Holds its length including the head, if known.
     Partial(Option<usize>),
-    /// One whole frame: where its payload begins, and where it ends.
+    /// A complete frame and the bounds of its payload.
     Frame {
         opcode: u8,
         is_final: bool,
         payload_start: usize,
         end: usize,
     },
-    /// Not a frame that a server sends: masked, with reserved bits, or too long.
+    /// Not a valid frame of a server: masked, with reserved bits, or too long.
     Invalid,
 }
 
@@ -23,10 +23,10 @@ pub(crate) const CLOSE: u8 = 8;
 pub(crate) const PING: u8 = 9;
 pub(crate) const PONG: u8 = 10;
 
-/// A server's message is no longer than this; a longer one is a sign of a lost frame boundary.
+/// Upper bound of a message. A longer one means that the frame boundary was lost.
 pub(crate) const LONGEST_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 
-/// Looks at the frame at the start of `bytes`.
+/// Parses the frame at the start of `bytes`.
 pub(crate) fn scan(bytes: &[u8]) -> Scan {
     let [first, second, rest @ ..] = bytes else {
         return Scan::Partial(None);
@@ -60,8 +60,8 @@ pub(crate) fn scan(bytes: &[u8]) -> Scan {
     }
 }
 
-/// Appends a whole frame. The masking key is zero, which is a legal key and makes masking the
-/// identity: the tool is to cost less than the server.
+/// Appends a complete frame. The masking key is zero, which is legal and makes masking the
+/// identity, because the tool has to cost less than the server.
 pub(crate) fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.push(0x80 | opcode);
     match payload.len() {
@@ -79,7 +79,7 @@ pub(crate) fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// The request that opens a WebSocket. Every client sends the same key.
+/// Appends the upgrade request. All clients send the same key.
 pub(crate) fn request(host: &str, path_and_query: &str, cookie: &str) -> String {
     let cookie = if cookie.is_empty() {
         String::new()
@@ -93,7 +93,7 @@ pub(crate) fn request(host: &str, path_and_query: &str, cookie: &str) -> String 
     )
 }
 
-/// The answer to the one key which every client sends.
+/// The `Sec-WebSocket-Accept` that belongs to the key of all clients.
 pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 #[cfg(test)]

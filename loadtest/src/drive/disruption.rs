@@ -1,4 +1,4 @@
-//! What disturbs the members: they join and leave, are torn down and come back, and servers restart.
+//! Disruptions: members join and leave, connections are reset and come back, servers restart.
 
 use std::{cmp::Reverse, process::Command};
 
@@ -16,7 +16,7 @@ impl Drive<'_> {
         self.next_tear = first_after(now, disruption.tears);
     }
 
-    /// Disturbs as planned; says when to come again.
+    /// Applies the disruptions that are due. Returns the time of the next one.
     pub(super) fn disturb(&mut self, now: Nanos, begin: Nanos) -> Nanos {
         let disruption = &self.plan.disruption;
         while self.next_move <= now {
@@ -52,7 +52,8 @@ impl Drive<'_> {
         }
     }
 
-    /// A random client that does not send, in one of these states; a few tries.
+    /// Picks a random client that does not send and is in one of these states; gives up after 20
+    /// tries.
     fn anyone(&mut self, states: &[State]) -> Option<usize> {
         let shape = self.plan.shape;
         let quiet = shape
@@ -96,7 +97,7 @@ impl Drive<'_> {
         }
     }
 
-    /// Opens clients whose time to come back has come, and plans the return of those just gone.
+    /// Reconnects clients that are due, and schedules those that have just been disconnected.
     pub(super) fn take_back(&mut self, now: Nanos) {
         for (client, end) in std::mem::take(&mut self.population.gone) {
             if !self.plan.disruption.returns {
@@ -108,7 +109,8 @@ impl Drive<'_> {
             } else {
                 0
             };
-            // As the official client: a second, doubled by each failure up to five, give or take.
+            // Back-off of the official client: one second, doubled per failure up to five, with
+            // jitter.
             let delay = (SECOND << (*attempts).min(3)).min(5 * SECOND);
             let at = now + around(delay, &mut self.random);
             self.returns.push(Reverse((at, client)));
@@ -122,12 +124,13 @@ impl Drive<'_> {
         }
     }
 
-    /// Whether clients are on their way back, of a scenario in which all should be.
+    /// Whether reconnects are pending in a scenario that requires all clients to return.
     pub(super) fn is_returning(&self) -> bool {
         self.plan.disruption.returns && !self.returns.is_empty()
     }
 
-    /// The command was to end long ago. One that has not is left alone, and mentioned.
+    /// Reports how the command ended. A command that still runs is not killed, because it may be in
+    /// the middle of a restart.
     pub(super) fn end_command(&mut self) {
         let Some(mut child) = self.child.take() else {
             return;
@@ -150,7 +153,7 @@ fn first_after(now: Nanos, rate: f64) -> Nanos {
     }
 }
 
-/// Between half and one and a half of a span.
+/// A random time between 0.5 and 1.5 of `span`.
 fn around(span: Nanos, random: &mut fastrand::Rng) -> Nanos {
     span / 2 + random.u64(..span.max(1))
 }

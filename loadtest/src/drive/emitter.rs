@@ -1,5 +1,5 @@
-//! What is particular to messages that come from outside, of an emitter that is a program: it is woken
-//! before anything is measured, and its time and CPU are counted.
+//! Messages from outside. An emitter that is a program sends one message per room before the
+//! measurement, because its start and its connection are not part of the figures.
 
 use anyhow::bail;
 
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Drive<'_> {
-    /// Lets an emitter send one message to each room, and waits until everybody has it: then it has
-    /// started and is connected, and what follows is emitting alone.
+    /// Makes the emitter send one message to each room and waits until all members have received
+    /// it.
     pub(super) fn rouse(&mut self) -> anyhow::Result<()> {
         if !matches!(self.external, Some(External::Program(_))) {
             return Ok(());
@@ -28,21 +28,21 @@ impl Drive<'_> {
             self.turn(TURN.min(5 * MILLISECOND))?;
             if clock::now() > deadline {
                 let missing = self.population.outstanding_of_all();
-                bail!("the emitter's first message did not reach everybody in {missing} rooms");
+                bail!("the emitter's first message did not reach all members in {missing} rooms");
             }
         }
         self.population.finished.clear();
         Ok(())
     }
 
-    /// CPU time of an emitter so far.
+    /// CPU time of the emitter so far.
     pub(super) fn emitter_cpu(&mut self) -> Nanos {
         let usage = self.external.as_mut().and_then(External::usage);
         usage.map_or(0, |(cpu, _)| cpu)
     }
 
-    /// Ends the account of an emitter: from the beginning of the window to its end or that of the
-    /// emitter, which ends when Redis has taken everything. It is told that there is no more.
+    /// Records the emitter's time and CPU and closes its input. Its time ends with the window or
+    /// with its own exit, which means that Redis has taken everything.
     pub(super) fn count_emits(&mut self) {
         let Some(external) = &mut self.external else {
             return;
@@ -68,14 +68,14 @@ impl Drive<'_> {
         external.close();
     }
 
-    /// Whether an emitter has not emitted everything yet. Replies of Redis are not waited for.
+    /// Whether an emitter is still running. Our own publisher does not wait for replies of Redis.
     pub(super) fn is_emitting(&self) -> bool {
         let is_program = |external: &&External| matches!(external, External::Program(_));
         let program = self.external.as_ref().filter(is_program);
         program.is_some_and(|program| !program.has_emitted_all())
     }
 
-    /// Sends so many at once, as far as an emitter takes them; the rest as it does.
+    /// Sends the flood as fast as the emitter accepts it.
     pub(super) fn flood(&mut self, count: u64, now: Nanos) -> anyhow::Result<Nanos> {
         while self.beat.sent < count {
             if self.unsent_bytes() > MOST_AHEAD_BYTES {
@@ -96,12 +96,12 @@ impl Drive<'_> {
         self.pump(now + TURN)
     }
 
-    /// Bytes that an emitter does not take at the moment.
+    /// Bytes that the emitter has not accepted yet.
     pub(super) fn unsent_bytes(&self) -> usize {
         self.external.as_ref().map_or(0, External::unsent_bytes)
     }
 
-    /// Hands a message of a room to whoever emits it.
+    /// Passes a message to the emitter.
     pub(super) fn emit(&mut self, sender: usize, time: Nanos, now: Nanos, is_unheard: bool) {
         let room = self
             .population
@@ -121,7 +121,8 @@ impl Drive<'_> {
         }
     }
 
-    /// Lets messages move; while there is something to say or hear, comes again soon.
+    /// Writes and reads pending bytes. Returns an early time for the next turn while there are
+    /// more.
     pub(super) fn pump(&mut self, next: Nanos) -> anyhow::Result<Nanos> {
         let Some(external) = &mut self.external else {
             return Ok(next);
@@ -138,5 +139,5 @@ impl Drive<'_> {
     }
 }
 
-/// What is made before an emitter takes it, so that it never waits for us.
+/// Bytes that are prepared ahead, so that the emitter never waits for us.
 const MOST_AHEAD_BYTES: usize = 64 * 1024;

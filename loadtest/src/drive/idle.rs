@@ -1,5 +1,4 @@
-//! Connections that only wait: what each costs the server in memory, before and after traffic, and
-//! in CPU.
+//! Idle connections: memory per connection, before and after traffic, and CPU.
 
 use super::Drive;
 use crate::{
@@ -11,10 +10,11 @@ use crate::{
 };
 
 impl Drive<'_> {
-    /// Opens everything, looks, waits, and lets each room hear some broadcasts.
+    /// Connects all clients, measures, waits, broadcasts to each room, and measures again.
     pub(crate) fn idle(mut self, broadcasts: u32) -> anyhow::Result<Outcome> {
         let all = self.plan.shape.rooms * self.plan.shape.members;
-        // The first connections pay for what the server allocates once.
+        // The first connections are not counted, because they include what the server allocates
+        // once.
         let first = if self.common.part.is_some() {
             0
         } else {
@@ -53,7 +53,7 @@ impl Drive<'_> {
         self.close()
     }
 
-    /// The measured window: nothing is sent but what heartbeats ask for.
+    /// The measured window, in which only heartbeats are sent.
     fn hold(&mut self) -> anyhow::Result<()> {
         let end = clock::now() + span(self.plan.duration);
         self.run.enter("waiting", Some(end));
@@ -65,14 +65,14 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// So many messages in each room, one after the other.
+    /// Sends so many messages to each room, one after the other.
     fn broadcast(&mut self, count: u32) -> anyhow::Result<()> {
         self.run.enter("sending", None);
         for _ in 0..count {
             for room in 0..self.plan.shape.rooms {
                 let now = clock::now();
                 self.send(room, now, now, false);
-                // The loader reads as it sends, or the server's buffers would be what grows.
+                // The loader reads while it sends; otherwise the server's buffers would grow.
                 self.turn(0)?;
             }
             self.wait_for_the_rest()?;

@@ -1,4 +1,4 @@
-//! How the senders speak: within a window, at a rate, or all at once.
+//! When messages are sent: within a window, at a rate, or all at once.
 
 use super::{Drive, Pace};
 use crate::{
@@ -8,17 +8,17 @@ use crate::{
     run::TURN,
 };
 
-/// The pace of paced runs.
+/// State of a paced run.
 pub(super) struct Beat {
     pub(super) start: Nanos,
     pub(super) sent: u64,
-    /// How late messages were sent.
+    /// Delay between the due time and the sending of messages.
     pub(super) lag: Histogram,
     pub(super) skipped: u64,
 }
 
 impl Drive<'_> {
-    /// Sends what is due; says when to come again.
+    /// Sends the messages that are due. Returns the time of the next turn.
     pub(super) fn speak(&mut self, now: Nanos, first: bool) -> anyhow::Result<Nanos> {
         match self.plan.pace {
             Pace::Window(window) => {
@@ -44,12 +44,12 @@ impl Drive<'_> {
                 self.send(sender, time, time, false);
             }
         }
-        // The list goes back with its room, and what expires is its first entry.
+        // Reuses the list's allocation. Expired messages are its first entries.
         self.population.finished.append(&mut due);
         self.expire(clock::now());
     }
 
-    /// Gives up what is under way for too long; looks a few times a second.
+    /// Gives up messages that are outstanding for too long; checks ten times per second.
     pub(super) fn expire(&mut self, now: Nanos) {
         if now >= self.next_expiry {
             self.population
@@ -63,7 +63,7 @@ impl Drive<'_> {
         let due = |beat: &Beat| beat.start + (beat.sent as f64 / rate * SECOND as f64) as Nanos;
         for _ in 0..MOST_PER_TURN {
             let time = due(&self.beat);
-            // What waits for the emitter is as late as what waits for us.
+            // Messages that wait for the emitter count as late, like those that wait for us.
             if time > now || self.unsent_bytes() > 0 {
                 break;
             }
@@ -115,7 +115,7 @@ impl Drive<'_> {
         if self.beat.skipped > 0 {
             let skipped = self.beat.skipped;
             outcome.notes.push(format!(
-                "{skipped} messages were not sent, because their sender was not connected"
+                "{skipped} messages were not sent because their sender was not connected"
             ));
         } else if achieved < rate * LEAST_SHARE_OF_RATE {
             outcome.limit(&format!(

@@ -1,4 +1,5 @@
-//! Several results side by side: each figure of the first, and what the others have as a ratio.
+//! Several results side by side: each figure of the first result, and the ratio of the others to
+//! it.
 
 use std::fmt::Write as _;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use super::{number, table::ledger};
 use crate::{figures::figures, outcome::Outcome};
 
-/// The comparison as text and as JSON. All results are of one scenario.
+/// Returns the comparison as text and as JSON. Fails if the scenarios differ.
 pub(crate) fn compare(results: &[(String, Outcome)]) -> anyhow::Result<(String, Value)> {
     let Some(((_, base), others)) = results.split_first() else {
         bail!("there is nothing to compare");
@@ -81,7 +82,7 @@ pub(crate) fn compare(results: &[(String, Outcome)]) -> anyhow::Result<(String, 
     ))
 }
 
-/// The label of a result, or its file.
+/// The label of a result, or the name of its file.
 pub(super) fn name(path: &str, outcome: &Outcome) -> String {
     if outcome.label.is_empty() {
         let file = path.rsplit('/').next().unwrap_or(path);

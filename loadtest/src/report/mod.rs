@@ -1,4 +1,4 @@
-//! Results for a person: a table for the terminal, a page with plots, several laid side by side.
+//! Presentation of results: a table for the terminal, a page with plots, a comparison.
 
 mod compare;
 mod page;
@@ -9,7 +9,7 @@ pub(crate) use compare::compare;
 pub(crate) use page::page;
 pub(crate) use table::table;
 
-/// A figure in three or four digits, as short as it goes.
+/// Formats a figure with three or four digits.
 fn number(value: f64) -> String {
     let size = value.abs();
     let digits = match size {
@@ -27,7 +27,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Thousands set apart.
+/// Inserts thousands separators.
 fn grouped(digits: &str) -> String {
     let (sign, digits) = digits
         .strip_prefix('-')

@@ -1,4 +1,4 @@
-//! One HTML page about results: self-contained, for a person without the command.
+//! A self-contained HTML page about results.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use crate::{
     outcome::{Outcome, Point},
 };
 
-/// The page. Results of one scenario share its section and its charts.
+/// Renders the page. Results of one scenario share a section and its charts.
 pub(crate) fn page(results: &[(String, Outcome)]) -> String {
     let mut body = String::new();
     let mut scenarios: Vec<&str> = Vec::new();
@@ -131,7 +131,7 @@ fn figure_table(results: &[(String, &Outcome)], body: &mut String) {
     body.push_str("</table>\n");
 }
 
-/// One chart per kind of latency: the percentiles, with the nines at equal distances.
+/// Draws one chart per kind of latency: percentiles on a scale with equidistant nines.
 fn latency_charts(results: &[(String, &Outcome)], body: &mut String) {
     let mut kinds: Vec<&str> = Vec::new();
     for kind in results
@@ -167,7 +167,7 @@ fn latency_charts(results: &[(String, &Outcome)], body: &mut String) {
     }
 }
 
-/// Points between the least and the 99.99th percentile.
+/// Points between the minimum and the 99.99th percentile.
 fn percentiles(histogram: &Histogram) -> Vec<(f64, f64)> {
     (0..=80)
         .map(|at| f64::from(at) / 20.0)
@@ -212,10 +212,10 @@ fn time_chart(
     }
 }
 
-/// A title, a unit, from which second on, and the value between two points of a series.
+/// Title, unit, first second, and the value between two points of a series.
 type Timed = (&'static str, &'static str, f64, fn(&Point, &Point) -> f64);
 
-/// Setting up is no part of what happens to messages.
+/// The set-up phase is not shown in charts about messages.
 const WITH_TRAFFIC: f64 = -2.0;
 const ALL: f64 = f64::NEG_INFINITY;
 

@@ -1,4 +1,4 @@
-//! Line charts as inline SVG: no script, no font, nothing from elsewhere.
+//! Line charts as inline SVG, without scripts, fonts or other resources.
 
 use std::fmt::Write as _;
 
@@ -12,14 +12,14 @@ pub(super) struct Line {
 pub(super) struct Chart<'a> {
     pub(super) title: &'a str,
     pub(super) y_unit: &'a str,
-    /// Marks of the horizontal axis, and their texts; without any, they are seconds.
+    /// Ticks of the horizontal axis and their labels; if empty, the axis shows seconds.
     pub(super) x_marks: Vec<(f64, String)>,
     pub(super) is_y_logarithmic: bool,
     pub(super) lines: Vec<Line>,
 }
 
 impl Chart<'_> {
-    /// The chart, or nothing if there is nothing to show.
+    /// Renders the chart; empty if there are no points.
     pub(super) fn svg(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let Some(frame) = Frame::around(points(), self.is_y_logarithmic) else {
@@ -89,7 +89,7 @@ impl Chart<'_> {
     }
 }
 
-/// Which values are where in the picture.
+/// Maps values to positions in the picture.
 struct Frame {
     x_least: f64,
     x_most: f64,
@@ -157,7 +157,7 @@ impl Frame {
     }
 }
 
-/// About five round numbers between two.
+/// Returns about five round numbers between two bounds.
 fn steps(least: f64, most: f64) -> Vec<f64> {
     let rough = (most - least).max(1e-9) / 5.0;
     let power = 10_f64.powf(rough.log10().floor());

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::number;
 use crate::{figures::figures, ledger::Tally, outcome::Outcome};
 
-/// The whole result; writing to text does not fail.
+/// Formats the whole result.
 pub(crate) fn table(outcome: &Outcome) -> String {
     let mut text = String::new();
     let settings = outcome

@@ -1,8 +1,8 @@
-//! Requests with acknowledgement: each client asks, and asks again when it is answered, or requests
-//! go out at a rate.
+//! Requests with acknowledgement: each client sends the next one when one is answered, or requests
+//! are sent at a rate.
 //!
-//! A request without an answer is lost, a second answer is a duplicate, and an `echo` that brings
-//! back something else is corrupted.
+//! A missing acknowledgement counts as lost, a second one as a duplicate, and an `echo` with
+//! another payload as corrupted.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,9 +28,9 @@ struct Asking {
     clients: Vec<Client>,
     namespace: String,
     payload_bytes: usize,
-    /// Whether the server sends back what it gets.
+    /// Whether the event is `echo`.
     echoes: bool,
-    /// Whether an answer is followed by the next request.
+    /// Whether each acknowledgement triggers the next request.
     goes_on: bool,
     ledger: Ledger,
     window: std::ops::Range<Nanos>,
@@ -49,7 +49,7 @@ struct Client {
     since: Nanos,
     is_open: bool,
     next: u32,
-    /// Times of the requests that are not answered, from `first` on; zero once answered.
+    /// Send times of outstanding requests from number `first` on; zero once answered.
     times: VecDeque<Nanos>,
     first: u32,
 }
@@ -147,7 +147,7 @@ impl Sink for Asking {
     }
 }
 
-/// Whether an answer is the payload of the request, as its only argument.
+/// Whether an acknowledgement has the payload of the request as its only argument.
 fn is_echo(body: &[u8], client: usize, sequence: u32, payload_bytes: usize) -> bool {
     let payload = body
         .strip_prefix(b"[\"")
@@ -236,7 +236,7 @@ fn open_all(run: &mut Run, asking: &mut Asking, opening: usize) -> anyhow::Resul
     Ok(())
 }
 
-/// Finds out whether the server answers `echo`.
+/// Checks whether the server acknowledges `echo`.
 fn probe(run: &mut Run, asking: &mut Asking) -> anyhow::Result<()> {
     let mut request = Vec::new();
     packet::write_head(&mut request, b'2', &asking.namespace, Some(PROBE_ACK));
@@ -251,7 +251,7 @@ fn probe(run: &mut Run, asking: &mut Asking) -> anyhow::Result<()> {
     }
     asking.echoes = asking.probe_answered;
     if !asking.echoes {
-        let said = "the server has no event `echo`; `rooms` was asked instead";
+        let said = "the server has no event `echo`; `rooms` was used instead";
         run.outcome.notes.push(said.to_owned());
     }
     Ok(())
@@ -330,7 +330,7 @@ fn traffic(
     Ok(())
 }
 
-/// No client sends so many requests.
+/// Above the number of requests of any client.
 const PROBE_ACK: u64 = u32::MAX as u64;
 const LONGEST_PROBE: Nanos = SECOND;
 const LEAST_SHARE_OF_RATE: f64 = 0.98;

@@ -1,8 +1,8 @@
-//! Rooms that are joined by one client each, and left again after a while or kept.
+//! Rooms with one member each, which are left again after a time or kept.
 //!
-//! With `--hold`, it measures what membership costs a server and its bus, because each room is a
-//! channel of its own that appears and goes. Without, it fills a server with rooms that stay, which
-//! others are then measured beside.
+//! With `--hold`, it measures the cost of membership for a server and its bus, because each room is
+//! a channel that appears and disappears. Without it, it fills a server with rooms, beside which
+//! other runs measure.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -31,7 +31,7 @@ struct Members {
 }
 
 impl Members {
-    /// Writes the join or the leave of a room. Its acknowledgement says which of them it was.
+    /// Writes the join or the leave of a room. The acknowledgement id tells which one it was.
     fn write(&self, room: usize, joins: bool, out: &mut Vec<u8>) {
         let event = if joins { "join" } else { "leave" };
         let ack = 2 * room + usize::from(!joins);
@@ -121,7 +121,7 @@ pub(super) fn run(options: &Joins) -> anyhow::Result<Outcome> {
     run.outcome.ledger.arrived = (members.joined + members.left) as u64;
     if members.refused > 0 || members.gone > 0 {
         let said = format!(
-            "{} joins were refused, {} clients are gone",
+            "{} joins were refused, {} clients were disconnected",
             members.refused, members.gone
         );
         run.outcome.limit(&said);
@@ -143,7 +143,7 @@ fn open_all(run: &mut Run, members: &mut Members, opening: usize) -> anyhow::Res
     Ok(())
 }
 
-/// Joins all rooms, with a bounded number of joins under way.
+/// Joins all rooms with a bounded number of outstanding joins.
 fn stay(run: &mut Run, members: &mut Members, rooms: usize) -> anyhow::Result<()> {
     run.enter("joining", None);
     let mut packet = Vec::new();
@@ -193,7 +193,7 @@ fn come_and_go(
         if begun == rooms && held.is_empty() && deadline == Nanos::MAX {
             deadline = now + LONGEST_WAIT;
         }
-        // In steps, as many sockets that a balancer moves join and leave.
+        // Joins and leaves are sent in bursts, as after a balancer has moved clients.
         run.turn(STEP, members)?;
         run.report(members.connected as u64, members.joined as u64);
     }

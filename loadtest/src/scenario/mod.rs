@@ -1,4 +1,4 @@
-//! The scenarios: what each subcommand makes of its options.
+//! The scenarios, one per subcommand.
 
 mod echo;
 mod joins;
@@ -7,7 +7,7 @@ mod storm;
 
 use crate::{failure::Failure, options::Command, outcome::Outcome};
 
-/// Runs the scenario of a command, in this process.
+/// Runs the scenario of a command in this process.
 pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Idle(options) => rooms::idle(options),

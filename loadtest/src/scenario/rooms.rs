@@ -191,7 +191,7 @@ fn disturbed_for(
     let shape = shape(rooms, 0, common)?;
     let pace = Pace::Rate(part_of_rate(rate, common));
     let plan = Plan {
-        // What is acknowledged was broadcast: only then is it known who was owed it.
+        // Only an acknowledged message is known to be broadcast, and thus owed to certain members.
         asks: true,
         disruption,
         duration,
@@ -222,7 +222,7 @@ fn pace(options: &FanOut) -> Pace {
         })
 }
 
-/// Rooms of this loader; an error if they cannot be.
+/// The rooms of this loader. Fails if the options contradict each other.
 fn shape(rooms: &Rooms, stalled: usize, common: &Common) -> anyhow::Result<Shape> {
     let wrong = |said: String| Err(Failure::Arguments(said).into());
     let (members, senders) = (rooms.members as usize, rooms.senders as usize);
@@ -252,7 +252,7 @@ fn shape(rooms: &Rooms, stalled: usize, common: &Common) -> anyhow::Result<Shape
     })
 }
 
-/// What falls to this loader of so many things.
+/// The share of this loader.
 pub(super) fn share(count: u32, common: &Common) -> usize {
     let (at, of) = common.part.unwrap_or((0, 1));
     (count / of + u32::from(at < count % of)) as usize

@@ -1,5 +1,5 @@
-//! Connects per second: connections are opened as fast as they go, or at a rate, and closed once
-//! they are in their namespace.
+//! Connects per second: opens connections as fast as possible or at a rate, and closes each once
+//! its namespace is connected.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,15 +19,15 @@ use crate::{
     swarm::{End, Replies, Sink},
 };
 
-/// Those on their way.
+/// The connections.
 struct Arrivals {
     since: Vec<Nanos>,
     connect: Histogram,
-    /// Connects that began in this span are timed.
+    /// Connects that start in this span are timed.
     window: std::ops::Range<Nanos>,
     connected: u64,
     pending: usize,
-    /// In their namespace, the oldest first.
+    /// Connected clients, the oldest first.
     open: VecDeque<usize>,
     free: Vec<usize>,
     ends: BTreeMap<&'static str, u64>,
@@ -172,7 +172,7 @@ fn storm(
     Ok(())
 }
 
-/// Begins to connect; `false` if the machine has nothing left for it.
+/// Starts to connect a client. Returns `false` if the machine has no ports or descriptors left.
 fn connect(run: &mut Run, arrivals: &mut Arrivals, client: usize, due: Nanos, number: u64) -> bool {
     arrivals.since[client] = due;
     arrivals.pending += 1;

@@ -15,13 +15,13 @@ use crate::{
 
 pub(super) struct Client {
     index: usize,
-    /// Tells events of this connection from those of the one before.
+    /// Distinguishes events of this connection from those of the previous one.
     generation: u32,
     target: usize,
     /// By slot: WebSocket, polls, posts.
     links: [Option<Link>; 3],
     stage: Stage,
-    /// Where packets go: over the WebSocket, or by posts.
+    /// The transport for outgoing packets: the WebSocket, or posts.
     is_on_websocket: bool,
     has_announced: bool,
     polling: Option<Box<Polling>>,
@@ -29,21 +29,21 @@ pub(super) struct Client {
     fragments: Vec<u8>,
 }
 
-/// How far the connection has come.
+/// Phase of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Opening,
-    /// The session is open, the namespace asked for.
+    /// The session is open and the connect packet is sent.
     Connecting,
     Connected,
 }
 
-/// What only polling needs.
+/// State of polling.
 #[derive(Default)]
 struct Polling {
     sid: String,
     cookie: String,
-    /// Packets that wait for a post.
+    /// Packets that wait for the next post.
     outbox: Vec<u8>,
     is_polling: bool,
     is_posting: bool,
@@ -54,13 +54,13 @@ struct Polling {
 enum Probe {
     #[default]
     None,
-    /// The WebSocket is opening beside the polls.
+    /// The WebSocket is opening while polling continues.
     Opening,
-    /// The server has answered on it: once no request is under way, it takes over.
+    /// The server has answered the probe. The upgrade completes once no request is outstanding.
     Answered,
 }
 
-/// What a client needs of its swarm.
+/// The parts of the swarm that a client uses.
 pub(super) struct Context<'a> {
     pub(super) epoll: &'a OwnedFd,
     pub(super) dial: &'a Dial,
@@ -68,7 +68,7 @@ pub(super) struct Context<'a> {
     pub(super) volume: &'a mut Volume,
 }
 
-/// Who an event is for: the client, and the rest for the client to check.
+/// Splits an event's token into the client's index and the rest, which the client checks.
 pub(super) fn of_token(token: u64) -> (usize, u64) {
     ((token >> 32) as usize, token & 0xffff_ffff)
 }
@@ -127,7 +127,7 @@ impl Client {
         links.peek().is_none() || links.any(|link| link.is_closed(scratch))
     }
 
-    /// Sends packets of Engine.IO, together.
+    /// Sends Engine.IO packets together.
     pub(super) fn send<'p>(
         &mut self,
         context: &mut Context<'_>,
@@ -153,7 +153,7 @@ impl Client {
         self.post(context)
     }
 
-    /// Something happened on one of the client's connections.
+    /// Handles an event on one of the client's connections.
     pub(super) fn happened(
         &mut self,
         token: u64,
@@ -177,9 +177,9 @@ impl Client {
         if !flags.contains(EventFlags::IN) && !failed {
             return Ok(());
         }
-        // An end of stream that came with the data has no event of its own.
+        // An end of stream that arrives with data causes no event of its own.
         let to_the_end = failed || flags.contains(EventFlags::RDHUP);
-        // A client that is dropped meanwhile has no link any more.
+        // A client that was dropped in the meantime has no link any more.
         while let Some(link) = self.links[slot].as_mut() {
             let filled = link.read(buffer)?;
             let now = clock::now();
@@ -322,7 +322,7 @@ impl Client {
             polling.is_posting
         };
         if bytes.is_empty() && has_ended && !is_awaited {
-            // A server may close a connection that carries no request.
+            // A server may close an idle connection.
             self.links[slot] = None;
             return Ok(());
         }
@@ -333,7 +333,7 @@ impl Client {
                 return Ok(());
             }
             http::Read::Invalid if has_ended => return Err(End::Closed),
-            http::Read::Invalid => return Err(End::Protocol("an answer that is not HTTP".into())),
+            http::Read::Invalid => return Err(End::Protocol("a response that is not HTTP".into())),
         };
         if !answer.is_kept || has_ended {
             self.links[slot] = None;
@@ -358,7 +358,7 @@ impl Client {
         self.take_over(context, now, replies, sink)
     }
 
-    /// One packet of Engine.IO.
+    /// Handles one Engine.IO packet.
     fn message(
         &mut self,
         message: &[u8],
@@ -423,7 +423,7 @@ impl Client {
         }
     }
 
-    /// The session is open: asks for the namespace, and begins the upgrade.
+    /// The session is open: connects to the namespace, and starts the upgrade.
     fn opened(&mut self, opening: &[u8], context: &mut Context<'_>) -> Result<(), End> {
         let opening: Value = serde_json::from_slice(opening)
             .map_err(|_| End::Protocol("an opening packet that is not JSON".into()))?;
@@ -471,7 +471,7 @@ impl Client {
         self.send_on(WEBSOCKET, context, request.as_bytes())
     }
 
-    /// Whether the WebSocket's HTTP answer is still to come.
+    /// Whether the HTTP response of the WebSocket is still missing.
     fn is_awaiting_upgrade(&self) -> bool {
         self.links[WEBSOCKET]
             .as_ref()
@@ -480,7 +480,7 @@ impl Client {
 
     fn check_upgrade(&self, head: &[u8]) -> Result<(), End> {
         let Some(head) = http::Head::parse(head) else {
-            return Err(End::Protocol("an answer that is not HTTP".into()));
+            return Err(End::Protocol("a response that is not HTTP".into()));
         };
         if head.status != 101 {
             return Err(End::Rejected(format!(
@@ -506,7 +506,7 @@ impl Client {
         Ok(())
     }
 
-    /// Moves to the WebSocket once it is probed and no request is under way.
+    /// Completes the upgrade once the probe is answered and no request is outstanding.
     fn take_over(
         &mut self,
         context: &mut Context<'_>,
@@ -545,7 +545,7 @@ impl Client {
         let Some(polling) = &mut self.polling else {
             return Ok(());
         };
-        // Before the session is open there is nowhere to post to.
+        // Without a session there is no address to post to.
         if polling.is_posting || polling.outbox.is_empty() || polling.sid.is_empty() {
             return Ok(());
         }
@@ -600,5 +600,5 @@ const WEBSOCKET: usize = 0;
 const POLLS: usize = 1;
 const POSTS: usize = 2;
 
-/// Packets of a polling client that wait for a post: below the size that servers accept.
+/// Maximum size of a post, below the limit of servers.
 const MOST_OUTBOX_BYTES: usize = 900_000;

@@ -1,4 +1,4 @@
-//! One TCP connection of a client: never blocks, and keeps what could not be sent or understood yet.
+//! One TCP connection of a client. It never blocks and keeps unsent bytes and incomplete frames.
 
 use std::net::SocketAddr;
 
@@ -14,26 +14,26 @@ use super::{End, source::Sources};
 pub(super) struct Link {
     fd: OwnedFd,
     is_connecting: bool,
-    /// Whether it speaks WebSocket, after the HTTP answer that allows it.
+    /// Whether the HTTP response has switched it to WebSocket.
     has_upgraded: bool,
-    /// The beginning of something whose rest has not arrived.
+    /// An incomplete frame or response.
     unread: Vec<u8>,
     unsent: Vec<u8>,
 }
 
-/// What a read brought.
+/// Result of a read.
 pub(super) struct Filled {
     pub(super) bytes: usize,
-    /// Whether more may be there.
+    /// Whether more bytes may be available.
     pub(super) has_more: bool,
     pub(super) has_ended: bool,
-    /// Whether nothing was there at all.
+    /// Whether nothing was available.
     pub(super) is_empty: bool,
 }
 
 impl Link {
-    /// Begins to connect. `token` comes back with each event; by edges, since a socket that was read
-    /// to its end need not be looked at again.
+    /// Starts to connect. Events carry `token` and are edge-triggered, because a socket that was
+    /// read to its end needs no further look.
     pub(super) fn open(
         epoll: &OwnedFd,
         sources: &mut Sources,
@@ -66,7 +66,7 @@ impl Link {
         })
     }
 
-    /// The socket became writable, or failed.
+    /// The socket has become writable or has failed.
     pub(super) fn writable(&mut self) -> Result<(), End> {
         if self.is_connecting {
             sockopt::socket_error(&self.fd)??;
@@ -79,7 +79,7 @@ impl Link {
         self.send(&unsent)
     }
 
-    /// Sends now what the system takes, and the rest when it takes more.
+    /// Sends bytes; keeps those that the system does not take until the socket is writable.
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
         let sent = if self.is_connecting || !self.unsent.is_empty() {
             0
@@ -99,8 +99,7 @@ impl Link {
         Ok(())
     }
 
-    /// One `recv` behind what was left unread: both are at the start of the buffer, which grows if a
-    /// message needs it.
+    /// Calls `recv` once, behind the bytes that were kept. The buffer grows if a message needs it.
     pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> Result<Filled, End> {
         let held = self.unread.len();
         if buffer.len() < held + READ_BYTES {
@@ -134,12 +133,12 @@ impl Link {
         self.has_upgraded
     }
 
-    /// Keeps the beginning of something until its rest arrives.
+    /// Keeps an incomplete frame or response until its rest arrives.
     pub(super) fn keep(&mut self, bytes: &[u8]) {
         self.unread.extend_from_slice(bytes);
     }
 
-    /// Whether the other side has closed, of a connection that nobody reads: throws away what came.
+    /// Whether the other side has closed a stalled connection. Discards what has arrived.
     pub(super) fn is_closed(&self, scratch: &mut [u8]) -> bool {
         for _ in 0..MOST_THROWN_AWAY {
             match net::recv(&self.fd, &mut *scratch, RecvFlags::empty()) {
@@ -151,14 +150,14 @@ impl Link {
         false
     }
 
-    /// No events of this connection any more, and a small buffer for what nobody reads.
+    /// Stops events of this connection and shrinks its receive buffer.
     pub(super) fn stall(&self, epoll: &OwnedFd) {
-        // Neither can fail on an open socket, and a run without either is still a run.
+        // Neither fails on an open socket, and the run works without them.
         let _ = sockopt::set_socket_recv_buffer_size(&self.fd, STALLED_BUFFER_BYTES);
         let _ = epoll::delete(epoll, &self.fd);
     }
 
-    /// Lets the connection end with RST instead of FIN when it is dropped.
+    /// Makes the connection end with RST instead of FIN when it is dropped.
     pub(super) fn reset_on_close(&self) {
         // It cannot fail on an open socket.
         let _ = sockopt::set_socket_linger(&self.fd, Some(std::time::Duration::ZERO));

@@ -1,7 +1,7 @@
-//! The clients: any number of raw Socket.IO connections on one epoll instance and one thread.
+//! The clients: raw Socket.IO connections on one epoll instance and one thread.
 //!
-//! It opens them, takes them through handshake, upgrade and namespace, answers pings, and hands
-//! every packet to a sink, in place in one shared buffer. It knows no scenario and keeps no account.
+//! It performs handshake, upgrade and namespace connect, answers pings, and passes every packet to
+//! a sink without copying, in one shared buffer. It knows neither scenarios nor the ledger.
 
 mod client;
 mod link;
@@ -39,30 +39,30 @@ pub(crate) enum Transport {
     Upgrade,
 }
 
-/// How the clients connect.
+/// Connection settings of the clients.
 pub(crate) struct Dial {
     pub(crate) targets: Vec<Target>,
     pub(crate) transport: Transport,
     pub(crate) namespace: String,
-    /// JSON for the connect packet, or nothing.
+    /// JSON for the connect packet; may be empty.
     pub(crate) auth: String,
-    /// Source addresses; none leaves the choice to the tool.
+    /// Source addresses; if empty, the tool chooses.
     pub(crate) sources: Vec<IpAddr>,
 }
 
-/// Why a connection is gone.
+/// Why a connection has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The server closed it in order.
+    /// The server closed it regularly.
     Closed,
     Reset,
-    /// Nobody listens.
+    /// Nothing listens at the address.
     Refused,
-    /// The server said no: status, or the namespace's reason.
+    /// The server refused it: HTTP status, or the namespace's reason.
     Rejected(String),
-    /// The server put the client out of its namespace.
+    /// The server disconnected the client from its namespace.
     Disconnected,
-    /// What came is not the protocol.
+    /// The server violated the protocol.
     Protocol(String),
     /// The server does not read.
     Stuck,
@@ -74,7 +74,7 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// For counting.
+    /// Name for counts.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Closed => "closed by the server",
@@ -103,19 +103,19 @@ impl From<Errno> for End {
     }
 }
 
-/// What becomes of the clients' packets. The times are those of the read.
+/// Receives the clients' packets. Times are those of the read.
 pub(crate) trait Sink {
-    /// A client is in its namespace, on the transport it was to reach.
+    /// A client is connected to its namespace, on its final transport.
     fn connected(&mut self, client: usize, now: Nanos, replies: &mut Replies);
-    /// A packet came, other than those of the connection itself.
+    /// A packet has arrived, other than connection control.
     fn packet(&mut self, client: usize, packet: Packet<'_>, now: Nanos, replies: &mut Replies);
-    /// Something came that is no packet of the client's namespace.
+    /// Something has arrived that is not a packet of the client's namespace.
     fn nonsense(&mut self, client: usize);
-    /// A client's connection is gone, and not because the tool closed it.
+    /// A client's connection has ended without the tool closing it.
     fn ended(&mut self, client: usize, end: End, now: Nanos);
 }
 
-/// What a client sends in answer to what it just read: packets that go out together.
+/// Packets that a client sends together in reply to what it has just read.
 #[derive(Default)]
 pub(crate) struct Replies {
     text: Vec<u8>,
@@ -142,7 +142,7 @@ impl Replies {
     }
 }
 
-/// Bytes of the transports, without those of TCP.
+/// Bytes of the transports, without TCP headers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Volume {
     pub(crate) received_bytes: u64,
@@ -151,7 +151,7 @@ pub(crate) struct Volume {
 
 pub(crate) struct Swarm {
     epoll: OwnedFd,
-    /// Ends short waits: the timeout of epoll counts in milliseconds, and a pace does not.
+    /// Ends short waits, because the timeout of epoll has a resolution of milliseconds.
     timer: OwnedFd,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
@@ -160,7 +160,7 @@ pub(crate) struct Swarm {
     dial: Dial,
     sources: Sources,
     volume: Volume,
-    /// Ends that came about while the tool sent, for the next turn.
+    /// Connections that ended while sending, to be reported in the next turn.
     ended: Vec<(usize, End)>,
 }
 
@@ -169,7 +169,7 @@ impl Swarm {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // By edges: the timer need not be read, and its token is that of no client.
+        // Edge-triggered, so the timer need not be read. Its token is not that of a client.
         let interest = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(
             &epoll,
@@ -191,7 +191,7 @@ impl Swarm {
         })
     }
 
-    /// Begins to connect a client to a target, for the first time or again.
+    /// Starts to connect a client to a target, for the first time or again.
     pub(crate) fn open(&mut self, client: usize, target: usize) -> Result<(), End> {
         while self.clients.len() <= client {
             self.clients.push(Client::new(self.clients.len()));
@@ -204,21 +204,21 @@ impl Swarm {
         opened
     }
 
-    /// Closes a client's connection in order.
+    /// Closes a client's connection regularly.
     pub(crate) fn close(&mut self, client: usize) {
         if let Some(client) = self.clients.get_mut(client) {
             client.drop_links();
         }
     }
 
-    /// Tears a client's connection down: the server gets an RST.
+    /// Resets a client's connection: the server gets an RST.
     pub(crate) fn reset(&mut self, client: usize) {
         if let Some(client) = self.clients.get_mut(client) {
             client.reset();
         }
     }
 
-    /// From now on, nothing is read of this client's connection.
+    /// Stops reading from this client's connection.
     pub(crate) fn stall(&mut self, client: usize) {
         self.clients[client].stall(&self.epoll);
     }
@@ -231,7 +231,7 @@ impl Swarm {
         self.clients[client].is_lost(&mut self.buffer)
     }
 
-    /// Sends a packet of Engine.IO. What goes wrong is told to the sink by the next turn.
+    /// Sends an Engine.IO packet. The next turn reports failures to the sink.
     pub(crate) fn send(&mut self, client: usize, packet: &[u8]) {
         let (clients, mut context) = self.split();
         if let Err(end) = clients[client].send(&mut context, [packet].into_iter()) {
@@ -252,7 +252,7 @@ impl Swarm {
         &self.dial.namespace
     }
 
-    /// Waits for arrivals, once and no longer than `at_most`, and hands them to the sink.
+    /// Waits once for events, for at most `at_most`, and passes them to the sink.
     pub(crate) fn turn(&mut self, at_most: Nanos, sink: &mut impl Sink) -> io::Result<()> {
         for (client, end) in std::mem::take(&mut self.ended) {
             sink.ended(client, end, clock::now());
@@ -311,6 +311,6 @@ fn timespec(nanos: Nanos) -> Timespec {
     }
 }
 
-/// Waits that are no longer than this end on time, and longer ones within a millisecond.
+/// Waits up to this length end exactly, longer ones within a millisecond.
 const LONGEST_TIMED: Nanos = SECOND / 100;
 const EVENTS_PER_WAIT: usize = 256;

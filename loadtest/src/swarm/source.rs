@@ -1,5 +1,5 @@
-//! Source addresses: a machine has too few ports for many connections to one server from one
-//! address, and the loopback network has sixteen million addresses.
+//! Source addresses. One address has too few ports for many connections to one server, and the
+//! loopback network has sixteen million addresses.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -13,22 +13,22 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Chosen by the tool for loopback targets, by the kernel for others, unless addresses are given.
+    /// Without addresses, the tool chooses them for loopback targets and the kernel for others.
     pub(crate) fn new(addresses: &[IpAddr]) -> Self {
         let (first_port, last_port) = local_port_range();
         Self {
             addresses: addresses.to_vec(),
             first_port,
             port_count: usize::from(last_port.saturating_sub(first_port)) + 1,
-            // Runs that follow each other begin at different places, since the kernel holds the
-            // ports of closed connections back for a minute.
+            // Consecutive runs start at different places, because the kernel blocks the ports of
+            // closed connections for a minute.
             next: (crate::clock::unix_ms() as usize).wrapping_mul(101)
                 ^ (std::process::id() as usize) << 12,
         }
     }
 
-    /// Gives a socket its source, if the kernel is not to choose. `ADDRINUSE` says that ports ran
-    /// out.
+    /// Binds a socket to its source unless the kernel chooses. `ADDRINUSE` means that no port is
+    /// left.
     pub(crate) fn bind(&mut self, socket: impl AsFd, target: SocketAddr) -> Result<(), Errno> {
         if self.addresses.is_empty() && !is_loopback(target) {
             return Ok(());
@@ -37,7 +37,8 @@ impl Sources {
         for _ in 0..TRIES {
             match net::bind(&socket, &self.take()) {
                 Ok(()) => return Ok(()),
-                // What an earlier run has used is a stretch, and longer than there are tries.
+                // An earlier run has used a contiguous stretch that is longer than the number of
+                // tries.
                 Err(Errno::ADDRINUSE) => self.next = self.next.wrapping_add(STRETCH),
                 Err(errno) => {
                     error = errno;
@@ -69,7 +70,7 @@ fn is_loopback(target: SocketAddr) -> bool {
     matches!(target.ip(), IpAddr::V4(address) if address.is_loopback())
 }
 
-/// The ports that the kernel gives out by itself: taking others could be in a server's way.
+/// The kernel's range of ephemeral ports. Others could be needed by a server.
 fn local_port_range() -> (u16, u16) {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     parse_range(&text.unwrap_or_default()).unwrap_or((32_768, 60_999))
@@ -82,7 +83,7 @@ fn parse_range(text: &str) -> Option<(u16, u16)> {
 
 const LOOPBACK_ADDRESSES: usize = 250;
 const TRIES: usize = 200;
-/// Longer than what the connections of one run take, and no multiple of a range of ports.
+/// More than the connections of one run, and not a multiple of the number of ports.
 const STRETCH: usize = 500_009;
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Publishes with the emitter library, and prints how many publishes it made per second.
 //!
-//! Of `--depth` publishes at a time, the next follow once all are answered: one emit awaited after the
-//! other, or one batch. That is what `redis-benchmark -c 1 -P DEPTH PUBLISH` does, with bytes that it
-//! prepared once.
+//! It sends `--depth` publishes at a time and the next ones when all are acknowledged: single emits, or a
+//! batch. `redis-benchmark -c 1 -P DEPTH PUBLISH` does the same with bytes that it prepared once.
 
 use std::{io::Write as _, time::Instant};
 
@@ -12,13 +11,13 @@ use roomcast_emitter::Emitter;
 
 #[derive(Clone, Parser)]
 struct Options {
-    /// Where to publish
+    /// URL of Redis
     #[arg(long, value_name = "URL")]
     redis: String,
-    /// Publishes under way at a time
+    /// Outstanding publishes
     #[arg(long)]
     depth: usize,
-    /// Publishes in all
+    /// Total number of publishes
     #[arg(long)]
     count: usize,
     /// Threads of the runtime

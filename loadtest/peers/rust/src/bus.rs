@@ -1,7 +1,7 @@
-//! Redis as a bare server uses it: commands written and replies scanned by hand, classic format.
+//! The minimum of a bus over Redis: commands written and replies scanned by hand, classic format.
 //!
-//! What a turn publishes goes out in one write at its end, as does what it subscribes. Both sockets
-//! block: Redis reads whatever the floor sends.
+//! The commands of a turn are written at its end, with one write per connection. Writes may block,
+//! because Redis always reads.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -10,16 +10,16 @@ use std::{
 
 use crate::wire;
 
-/// Redis gets no longer command than this many names.
+/// Maximum number of names per command.
 const NAMES_PER_COMMAND: usize = 100;
 const READ_BYTES: usize = 256 * 1024;
 const CHANNEL_HEAD: &[u8] = b"socket.io#/#";
 
 /// Connections to publish and to subscribe.
 pub struct Bus {
-    /// What is published, and the replies to it.
+    /// Carries publishes and their replies.
     pub publisher: TcpStream,
-    /// What is subscribed, and the messages of it.
+    /// Carries subscriptions and messages.
     pub subscriber: TcpStream,
     uid: String,
     publishes: Vec<u8>,
@@ -50,17 +50,17 @@ impl Bus {
         })
     }
 
-    /// Somebody is in a room that nobody was in.
+    /// Queues the subscription of a room that got its first member.
     pub fn join(&mut self, room: &[u8]) {
         self.joined.push(room.into());
     }
 
-    /// Nobody is in a room any more.
+    /// Queues the end of the subscription of a room without members.
     pub fn leave(&mut self, room: &[u8]) {
         self.left.push(room.into());
     }
 
-    /// Queues a message to a room, in the form of Node's adapter.
+    /// Queues a message to a room, in the format of Node's adapter.
     pub fn publish(&mut self, room: &[u8], from: u64, payload: &[u8]) {
         let from = format!("{from:020}");
         let mut message = Vec::with_capacity(payload.len() + 160);
@@ -78,7 +78,7 @@ impl Bus {
         command(&mut self.publishes, &[b"PUBLISH", &channel(room), &message]);
     }
 
-    /// Writes what the turn has queued.
+    /// Writes the commands of the turn.
     pub fn end_turn(&mut self) -> io::Result<()> {
         if !self.publishes.is_empty() {
             self.publisher.write_all(&self.publishes)?;
@@ -100,16 +100,16 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes replies, of which nothing but their cost matters.
+    /// Reads and discards replies, which only matter as a cost.
     pub fn read_replies(&mut self) -> io::Result<()> {
-        // Beside what is held of a message whose end has not come.
+        // Behind the bytes of an incomplete message.
         match self.publisher.read(&mut self.buffer[self.filled..])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
     }
 
-    /// One read of messages: if there are more, the next event tells. `heard` gets room and payload.
+    /// Reads messages once and passes room and payload of each to `heard`. More data causes another event.
     pub fn read(&mut self, mut heard: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         match self.subscriber.read(&mut self.buffer[self.filled..])? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -144,7 +144,7 @@ fn is_from(message: &[u8], uid: &str) -> bool {
     message.get(2..2 + uid.len()) == Some(uid.as_bytes())
 }
 
-/// The string under the key `data` in what an event carries.
+/// Returns the string under the key `data` of an event.
 fn payload_of(message: &[u8]) -> Option<&[u8]> {
     const KEY: &[u8] = b"\xa4data\xd9";
     let start = wire::find(message, KEY)? + KEY.len();
@@ -152,7 +152,7 @@ fn payload_of(message: &[u8]) -> Option<&[u8]> {
     message.get(start + 1..start + 1 + length)
 }
 
-/// A string of less than 256 bytes in MessagePack.
+/// Appends a string of less than 256 bytes in MessagePack.
 fn text(out: &mut Vec<u8>, text: &[u8]) {
     let length = u8::try_from(text.len()).expect("names and payloads are short");
     match length {
@@ -171,7 +171,8 @@ fn command(out: &mut Vec<u8>, words: &[&[u8]]) {
     }
 }
 
-/// An array of three at the start of `bytes` and its end; `None` until all of it is there.
+/// Parses an array of three at the start of `bytes`. Returns its pieces and its end, or `None` while it is
+/// incomplete.
 fn triple(bytes: &[u8]) -> Option<([&[u8]; 3], usize)> {
     let (_, mut end) = line(bytes, 0)?;
     let mut pieces: [&[u8]; 3] = [b""; 3];

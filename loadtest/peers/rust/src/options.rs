@@ -1,17 +1,17 @@
-//! The command line that all peers take.
+//! The command line of all peers.
 
 use std::net::SocketAddr;
 
-/// How a peer serves.
+/// Options of a peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Where clients connect; port 0 takes a free one.
+    /// Listening address; port 0 chooses a free port.
     pub listen: SocketAddr,
-    /// URL of the Redis through which servers form a cluster.
+    /// URL of the cluster's Redis.
     pub redis: Option<String>,
-    /// Threads that serve, where a server has a choice.
+    /// Number of worker threads, where applicable.
     pub workers: usize,
-    /// Whether the bare server sends all that one turn owes to a connection at once.
+    /// Whether the floor sends once per connection and turn.
     pub coalesce: bool,
 }
 
@@ -45,7 +45,7 @@ impl Options {
     }
 }
 
-/// Says where a peer listens, in the one line that the race waits for.
+/// Prints the address in the line that the race waits for.
 pub fn announce(address: SocketAddr) {
     println!("listening address={address}");
 }

@@ -1,31 +1,31 @@
-//! The few bytes of HTTP, WebSocket, Engine.IO and Socket.IO that a bare server needs.
+//! The minimum of HTTP, WebSocket, Engine.IO and Socket.IO for a floor.
 //!
-//! It reads what the load test sends, by hand and without escapes in strings. What it does not
-//! know ends the connection.
+//! It parses the requests of the load test by hand, without escapes in strings. Anything else ends the
+//! connection.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha1::{Digest as _, Sha1};
 
-/// No message is longer; a longer one is a lost frame boundary.
+/// Upper bound of a message. A longer one means that the frame boundary was lost.
 pub const LONGEST_MESSAGE_BYTES: usize = 32 * 1024;
 
-/// What the first bytes of a buffer are.
+/// The frame at the start of a buffer.
 #[derive(Debug, PartialEq)]
 pub enum Scan {
-    /// The beginning of a frame.
+    /// The frame is incomplete.
     Partial,
-    /// One whole text frame; its payload is unmasked, and stands between these two.
+    /// A complete text frame with the bounds of its unmasked payload.
     Text {
-        /// Where the payload begins.
+        /// Start of the payload.
         start: usize,
-        /// Where the frame ends.
+        /// End of the frame.
         end: usize,
     },
-    /// The end of the connection, or nothing that is known.
+    /// A close frame, or an unknown one.
     End,
 }
 
-/// Looks at the frame at the start of `bytes`, and unmasks it where it stands.
+/// Parses the frame at the start of `bytes` and unmasks it in place.
 pub fn scan(bytes: &mut [u8]) -> Scan {
     let [first, second, rest @ ..] = &*bytes else {
         return Scan::Partial;
@@ -56,7 +56,7 @@ pub fn scan(bytes: &mut [u8]) -> Scan {
     Scan::Text { start, end }
 }
 
-/// Puts a text frame of these parts in the place of what `frame` held.
+/// Replaces the content of `frame` by a text frame of these parts.
 pub fn frame(frame: &mut Vec<u8>, parts: &[&[u8]]) {
     frame.clear();
     let length = parts.iter().map(|part| part.len()).sum::<usize>();
@@ -74,26 +74,26 @@ pub fn frame(frame: &mut Vec<u8>, parts: &[&[u8]]) {
     }
 }
 
-/// Where the head of a request ends, once all of it is there.
+/// Returns the end of the head of a request, or `None` while it is incomplete.
 pub fn head_end(bytes: &[u8]) -> Option<usize> {
     find(bytes, b"\r\n\r\n").map(|start| start + 4)
 }
 
-/// Where some bytes begin in others.
+/// Returns the position of `wanted` in `bytes`.
 pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes
         .windows(wanted.len())
         .position(|window| window == wanted)
 }
 
-/// What a request that is no handshake is answered with: the load test asks by polling whether this
-/// is a Socket.IO server, and takes this for one that offers WebSocket alone.
+/// Response to requests that are not a WebSocket handshake. The load test checks by polling whether this
+/// is a Socket.IO server, and takes this response for one that offers only WebSocket.
 pub const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n\
     Content-Length: 40\r\n\r\n{\"code\":0,\"message\":\"Transport unknown\"}";
 
-/// The answer to a handshake together with the first packet, or nothing if it is none.
+/// Returns the response to a handshake together with the open packet, or `None` for other requests.
 ///
-/// The heartbeat is announced once a day, since nothing here keeps time.
+/// The announced heartbeat interval is a day, because the floors have no timers.
 pub fn opening(head: &[u8], connection: u64) -> Option<Vec<u8>> {
     let key = head.split(|byte| *byte == b'\n').find_map(|line| {
         let colon = line.iter().position(|byte| *byte == b':')?;
@@ -119,25 +119,25 @@ pub fn opening(head: &[u8], connection: u64) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-/// What a client asks for. Events come with the digits of their acknowledgement.
+/// A request of a client. Events include the digits of their acknowledgement id.
 #[derive(Debug, PartialEq)]
 pub enum Request<'a> {
-    /// To connect to the main namespace.
+    /// Connects to the main namespace.
     Connect,
-    /// Nothing.
+    /// Reply to a heartbeat.
     Pong,
-    /// To be in a room.
+    /// Joins a room.
     Join(&'a [u8], &'a [u8]),
-    /// Not to be in it any more.
+    /// Leaves a room.
     Leave(&'a [u8], &'a [u8]),
-    /// To tell a room something.
+    /// Sends a message to a room.
     Message(&'a [u8], &'a [u8], &'a [u8]),
-    /// To get back the JSON that follows.
+    /// Requests the JSON back.
     Echo(&'a [u8], &'a [u8]),
 }
 
 impl<'a> Request<'a> {
-    /// Reads a packet, if it is one of these.
+    /// Parses a packet, `None` if it is unknown.
     pub fn read(packet: &'a [u8]) -> Option<Self> {
         let event = match packet {
             [b'4', b'0', ..] => return Some(Self::Connect),
@@ -166,7 +166,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a room hears, framed: the same bytes that Roomcast sends.
+/// Frames a message to a room, with the same bytes as Roomcast.
 pub fn message(out: &mut Vec<u8>, room: &[u8], from: u64, payload: &[u8]) {
     let from = format!("{from:020}");
     let parts: [&[u8]; 7] = [
@@ -181,12 +181,12 @@ pub fn message(out: &mut Vec<u8>, room: &[u8], from: u64, payload: &[u8]) {
     frame(out, &parts);
 }
 
-/// An acknowledgement, framed; `rest` is its JSON after the opening bracket.
+/// Frames an acknowledgement; `rest` is its JSON after the opening bracket.
 pub fn acknowledge(out: &mut Vec<u8>, ack: &[u8], rest: &[u8]) {
     frame(out, &[b"43", ack, b"[", rest]);
 }
 
-/// The answer to [`Request::Connect`], framed.
+/// Frames the reply to [`Request::Connect`].
 pub fn connected(out: &mut Vec<u8>, connection: u64) {
     frame(
         out,

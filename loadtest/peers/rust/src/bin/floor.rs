@@ -1,9 +1,8 @@
-//! The least that a server can do: one thread, one epoll, requests scanned by hand.
+//! The minimum of a server: one thread, one epoll, requests scanned by hand.
 //!
-//! A message is framed once and sent with one `send` per member. With `--coalesce`, all that the
-//! requests of one turn owe to a connection goes out in one `send` at the end of the turn. With
-//! `--redis`, servers form a cluster: a channel for each room that has members. There is no
-//! heartbeat, no limit and no packet for errors, and `--workers` means nothing here.
+//! A message is framed once and sent with one `send` per member. With `--coalesce`, each connection gets
+//! one `send` per turn. With `--redis`, servers form a cluster with a channel per room. There is no
+//! heartbeat, no limit and no error packet, and `--workers` is ignored.
 
 use std::{collections::HashMap, io, net::SocketAddr, os::fd::OwnedFd};
 
@@ -54,7 +53,7 @@ struct Floor {
     frame: Vec<u8>,
     accepted: u64,
     coalesces: bool,
-    /// Connections that are owed something at the end of the turn.
+    /// Connections with unsent bytes at the end of the turn.
     owed: Vec<usize>,
     bus: Option<Bus>,
 }
@@ -69,7 +68,7 @@ struct Connection {
     unsent: Vec<u8>,
 }
 
-/// The connection is over: the client closed it, or said what the floor does not know.
+/// The connection has ended: the client closed it or sent something unknown.
 struct Ended;
 
 impl Floor {
@@ -161,13 +160,13 @@ impl Floor {
         self.vacant.push(index);
     }
 
-    /// Reads until a read does not fill the buffer: what comes after that is a new edge.
+    /// Reads until a read does not fill the buffer: later data causes a new edge.
     fn read_all(&mut self, index: usize, buffer: &mut [u8]) -> Result<(), Ended> {
         while self.read(index, buffer)? == buffer.len() {}
         Ok(())
     }
 
-    /// One `recv`; says up to where it filled the buffer.
+    /// Calls `recv` once. Returns the end of the data in the buffer.
     fn read(&mut self, index: usize, buffer: &mut [u8]) -> Result<usize, Ended> {
         let Some(connection) = &mut self.connections[index] else {
             return Ok(0);
@@ -213,7 +212,7 @@ impl Floor {
         }
     }
 
-    /// Keeps the beginning of a frame for the next read.
+    /// Keeps an incomplete frame for the next read.
     fn keep(&mut self, index: usize, rest: &[u8]) -> Result<(), Ended> {
         if rest.len() > 2 * wire::LONGEST_MESSAGE_BYTES {
             return Err(Ended);
@@ -302,7 +301,7 @@ impl Floor {
         }
     }
 
-    /// Delivers what other servers and emitters publish.
+    /// Delivers messages of other servers and emitters.
     fn hear(&mut self) -> io::Result<()> {
         let Some(mut bus) = self.bus.take() else {
             return Ok(());
@@ -327,13 +326,13 @@ impl Floor {
         };
         let members = std::mem::take(members);
         for &member in &members {
-            // A connection that failed is found again by its own event.
+            // A failed connection is closed by its own event.
             let _ = self.give(member, frame);
         }
         self.rooms.insert(room.into(), members);
     }
 
-    /// Sends now, or at the end of the turn.
+    /// Sends now, or with `--coalesce` at the end of the turn.
     fn give(&mut self, index: usize, bytes: &[u8]) -> Result<(), Ended> {
         if !self.coalesces {
             return self.send(index, bytes);
@@ -349,7 +348,7 @@ impl Floor {
 
     fn end_turn(&mut self) -> io::Result<()> {
         for index in std::mem::take(&mut self.owed) {
-            // One that waits for the socket is flushed when it becomes writable.
+            // A connection that waits for its socket is flushed once it is writable.
             let waits = |connection: &Connection| connection.watches_writes;
             if !self.connections[index].as_ref().is_none_or(waits) && self.flush(index).is_err() {
                 self.close(index);
@@ -358,7 +357,7 @@ impl Floor {
         self.bus.as_mut().map_or(Ok(()), Bus::end_turn)
     }
 
-    /// One `send`; what the socket does not take waits for it to become writable.
+    /// Calls `send` once. Bytes that the socket does not take wait until it is writable.
     fn send(&mut self, index: usize, bytes: &[u8]) -> Result<(), Ended> {
         let Some(connection) = &mut self.connections[index] else {
             return Ok(());
@@ -384,7 +383,7 @@ impl Floor {
             return Ok(());
         };
         match net::send(&connection.fd, &connection.unsent, SendFlags::NOSIGNAL) {
-            // Kept memory would be counted against the floor's idle connections.
+            // Retained memory would count as memory of idle connections.
             Ok(sent) if sent == connection.unsent.len() => connection.unsent = Vec::new(),
             Ok(sent) => drop(connection.unsent.drain(..sent)),
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -409,11 +408,11 @@ impl Floor {
     }
 }
 
-/// By edges, since a connection that was read to its end need not be looked at again.
+/// Edge-triggered, because a connection that was read to its end needs no further look.
 const READS: EventFlags = EventFlags::IN.union(EventFlags::ET);
-/// What stands for the listener in events, as an index does for a connection.
+/// Token of the listener in events; connections use their index.
 const LISTENER: u64 = u64::MAX;
-/// The same for what the bus subscribes, and for the replies to what it publishes.
+/// Tokens of the bus: its subscriptions, and replies to its publishes.
 const MESSAGES: u64 = u64::MAX - 1;
 const REPLIES: u64 = u64::MAX - 2;
 const BACKLOG: i32 = 4096;

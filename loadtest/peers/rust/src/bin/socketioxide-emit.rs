@@ -1,7 +1,7 @@
-//! The emitter of socketioxide: messages from standard input, one per line, as `roomcast emit` takes
-//! them. Ends when Redis has taken all of them.
+//! The emitter of socketioxide: reads messages from standard input, one per line, in the format of
+//! `roomcast emit -`. It exits when Redis has acknowledged all of them.
 //!
-//! What is at hand is emitted together over one connection, as its documentation suggests.
+//! Available messages are emitted together over one connection, as its documentation suggests.
 
 use std::{
     error::Error,
@@ -17,10 +17,10 @@ use socketioxide_redis::drivers::redis::redis_client::{
     self as redis, AsyncCommands as _, aio::MultiplexedConnection,
 };
 
-/// Messages that are emitted together at most.
+/// Maximum number of messages that are emitted together.
 const MOST_AT_A_TIME: usize = 512;
 
-/// What is read at a time, in bytes.
+/// Size of a read, in bytes.
 const BUFFER_BYTES: usize = 256 << 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Waits for a line and takes those that are there already; nothing at the end.
+/// Waits for a line and returns all that are available; empty at the end of input.
 fn read_some(input: &mut BufReader<Stdin>) -> Result<Vec<Message>, Box<dyn Error>> {
     let mut messages = Vec::new();
     let mut line = String::new();
@@ -59,7 +59,7 @@ fn read_some(input: &mut BufReader<Stdin>) -> Result<Vec<Message>, Box<dyn Error
     Ok(messages)
 }
 
-/// A line. This emitter sends one argument.
+/// A line. This emitter supports one argument.
 #[derive(Deserialize)]
 struct Message {
     event: String,

@@ -1,7 +1,7 @@
-//! The same events on socketioxide, alone or with its adapter for Redis.
+//! The events of the race on socketioxide, alone or with its Redis adapter.
 //!
-//! As its documentation has it, with its defaults, on axum; without Nagle's algorithm, as all
-//! servers of the race.
+//! Follows its documentation, with defaults, on axum; without Nagle's algorithm, like all servers of the
+//! race.
 
 use std::io;
 
@@ -24,7 +24,7 @@ fn main() -> io::Result<()> {
         .worker_threads(options.workers)
         .enable_all()
         .build()?;
-    // Spawned, so that the workers do everything and the thread that waits does nothing.
+    // Spawned, so the workers do all work and the waiting thread none.
     let serving = runtime.spawn(serve(options));
     runtime.block_on(serving).map_err(io::Error::other)?
 }
@@ -35,7 +35,7 @@ async fn serve(options: Options) -> io::Result<()> {
         io.ns("/", on_connect);
         return listen(&options, layer).await;
     };
-    // The adapter wants the third revision of the protocol.
+    // The adapter requires RESP3.
     let client = redis::Client::open(format!("{url}?protocol=resp3")).map_err(io::Error::other)?;
     let adapter = RedisAdapterCtr::new_with_redis(&client).await;
     let (layer, io) = SocketIo::builder()
@@ -49,7 +49,7 @@ async fn listen<A: Adapter>(options: &Options, layer: SocketIoLayer<A>) -> io::R
     let listener = TcpListener::bind(options.listen).await?;
     options::announce(listener.local_addr()?);
     let listener = listener.tap_io(|stream| {
-        // A connection that has ended already has no use for it.
+        // The connection may have ended already.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, Router::new().layer(layer)).await
@@ -90,8 +90,8 @@ async fn message<A: Adapter>(
         from: socket.id.to_string(),
         data,
     };
-    // Members whose queues are full are an error after all others have got theirs; the ledger of
-    // the load test counts what they lose.
+    // Members with full queues cause an error after all others have been served; the ledger of the
+    // load test counts their losses.
     let _ = socket.within(room.clone()).emit("message", &message).await;
     let _ = ack.send(&());
 }
@@ -100,7 +100,7 @@ async fn echo<A: Adapter>(Data(payload): Data<Value>, ack: AckSender<A>) {
     let _ = ack.send(&payload);
 }
 
-/// Nobody is told of who comes and goes, whether that is asked for or not.
+/// Members are never notified of joins and leaves, so the option is ignored.
 #[derive(Deserialize)]
 struct Manner {}
 

@@ -1,7 +1,7 @@
-//! The least that a server on tokio does in the usual way: a task and a queue per connection.
+//! The minimum of a conventional server on tokio: a task and a queue per connection.
 //!
-//! A message is framed once; each member's queue gets a reference to it, and its task writes all
-//! that waits in the queue at once. `--redis` means nothing here.
+//! A message is framed once. Each member's queue gets a reference to it, and its task writes all queued
+//! messages at once. `--redis` is ignored.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ fn main() -> io::Result<()> {
         .worker_threads(options.workers)
         .enable_all()
         .build()?;
-    // Spawned, so that the workers do everything and the thread that waits does nothing.
+    // Spawned, so the workers do all work and the waiting thread none.
     let serving = runtime.spawn(serve(options));
     runtime.block_on(serving).map_err(io::Error::other)?
 }
@@ -62,7 +62,7 @@ async fn connection(mut stream: TcpStream, number: u64, rooms: Rooms) {
         frame: Vec::new(),
     };
     let (reader, writer) = stream.split();
-    // Whichever ends first ends the other: there is nothing to say to who left.
+    // Whichever ends first ends the other, because a client that left needs no more messages.
     tokio::select! {
         _ = peer.read(reader) => {}
         _ = write(writer, queued) => {}
@@ -72,7 +72,7 @@ async fn connection(mut stream: TcpStream, number: u64, rooms: Rooms) {
     }
 }
 
-/// Writes what waits, as much as there is at a time.
+/// Writes all queued messages at once.
 async fn write(mut writer: WriteHalf<'_>, mut queued: Receiver<Bytes>) -> io::Result<()> {
     let mut batch = Vec::new();
     let mut joint = Vec::new();
@@ -178,7 +178,7 @@ impl Peer {
         }
     }
 
-    /// A member whose queue is full loses the message: there is no better rule for a floor.
+    /// A member with a full queue loses the message, because a floor has no better rule.
     fn tell(&self, room: &[u8]) {
         let frame = Bytes::copy_from_slice(&self.frame);
         let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,6 +196,6 @@ fn unknown() -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
-/// Enough for all that the race has under way.
+/// More than the race has outstanding.
 const QUEUED_FRAMES: usize = 4096;
 const FRAMES_PER_WRITE: usize = 64;
