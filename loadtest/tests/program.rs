@@ -350,6 +350,36 @@ fn clients_survive_a_restart_of_their_server() {
 }
 
 #[test]
+fn rooms_are_joined_and_left_or_kept() {
+    let ran = a_second_of("joins", &["--rooms=300", "--hold=50ms", "--rate=3000"]);
+    ran.assert_clean();
+    assert_eq!(ran.tally("arrived"), 600, "{}", ran.said);
+    assert_eq!(ran.count("joins and leaves"), 300, "{}", ran.said);
+    let figure = "server CPU per join and leave";
+    assert!(ran.said.contains(figure), "{}", ran.said);
+    let ran = a_second_of("joins", &["--rooms=300"]);
+    ran.assert_clean();
+    assert_eq!(ran.tally("arrived"), 300, "{}", ran.said);
+}
+
+#[test]
+fn messages_from_outside_reach_a_room_on_one_node_of_a_sharded_cluster() {
+    let redis = Redis::start();
+    let joined = format!("--redis={}", redis.url);
+    let start = || Program::start(&[&joined, "--redis-dialect=sharded-dynamic"]);
+    let nodes = [start(), start()];
+    let [one, other] = [&nodes[0].address, &nodes[1].address];
+    let emitter = ["emitter", one, other, "--redis", &redis.url, "--sharded"];
+    let rooms = ["--rooms=4", "--members=5", "--together", "--window=2"];
+    let ran = measure(&[&emitter[..], &rooms, &SHORT].concat());
+    ran.assert_clean();
+    // Each message goes to the node that has its room, and to no other.
+    let taken = ran.count("messages taken by Redis");
+    assert!(taken > 8, "{}", ran.said);
+    assert_eq!(ran.count("subscribers reached in Redis"), taken);
+}
+
+#[test]
 fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
     let redis = Redis::start();
     let joined = format!("--redis={}", redis.url);
