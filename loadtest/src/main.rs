@@ -31,7 +31,7 @@ mod system;
 mod target;
 mod watch;
 
-use std::{fs, io::Write as _, process::ExitCode, time::Duration};
+use std::{fs, io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -90,22 +90,11 @@ fn measure(command: &Command, common: &Common) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let outcome = if common.processes > 1 {
-        let window = common.duration.unwrap_or_else(|| usual_window(command));
-        processes::run(common, window)?
+        processes::run(common)?
     } else {
         scenario::run(command)?
     };
     publish(&outcome, common.json.as_deref(), common.html.as_deref())
-}
-
-/// Default length of the measured window.
-fn usual_window(command: &Command) -> Duration {
-    Duration::from_secs(match command {
-        Command::Storm(_) => 5,
-        Command::Drain(_) => 30,
-        Command::Soak(_) => 60,
-        _ => 10,
-    })
 }
 
 fn publish(outcome: &Outcome, json: Option<&str>, html: Option<&str>) -> anyhow::Result<u8> {

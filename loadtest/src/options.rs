@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::ArgPredicate};
 
 use crate::{
     gauge::Gauge,
@@ -89,9 +89,9 @@ pub(crate) struct Common {
     /// leak
     #[arg(long, value_name = "URL#NAME", value_parser = Gauge::parse)]
     pub(crate) gauge: Vec<Gauge>,
-    /// Length of the measured window, like 500ms, 10s, 2m or 1h [default: depends on the scenario]
-    #[arg(long, value_parser = duration, value_name = "TIME")]
-    pub(crate) duration: Option<Duration>,
+    /// Length of the measured window, like 500ms, 10s, 2m or 1h
+    #[arg(long, value_parser = duration, default_value = "10s", value_name = "TIME")]
+    pub(crate) duration: Duration,
     /// Traffic before the measured window
     #[arg(long, value_parser = duration, default_value = "1s", value_name = "TIME")]
     pub(crate) warm_up: Duration,
@@ -158,6 +158,18 @@ pub(crate) struct Idle {
     pub(crate) broadcasts: u32,
 }
 
+/// Rooms with messages at a rate.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Paced {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) rooms: Rooms,
+    /// Messages per second in total
+    #[arg(long, default_value_t = 50.0, value_parser = rate)]
+    pub(crate) rate: f64,
+}
+
 /// Rooms and their members.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Rooms {
@@ -203,6 +215,7 @@ pub(crate) struct Echo {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("duration", |arg| arg.default_value("5s")))]
 pub(crate) struct Storm {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -230,6 +243,7 @@ pub(crate) struct Joins {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("duration", |arg| arg.default_value_if("flood", ArgPredicate::IsPresent, "60s")))]
 pub(crate) struct Emitter {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -273,9 +287,7 @@ pub(crate) struct Emitter {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Slow {
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
-    pub(crate) rooms: Rooms,
+    pub(crate) paced: Paced,
     /// Members of each room that stop reading after the join
     #[arg(long, default_value_t = 10, value_parser = positive())]
     pub(crate) stalled: u32,
@@ -287,12 +299,7 @@ pub(crate) struct Slow {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Churn {
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
-    pub(crate) rooms: Rooms,
-    /// Messages per second in total
-    #[arg(long, default_value_t = 50.0, value_parser = rate)]
-    pub(crate) rate: f64,
+    pub(crate) paced: Paced,
     /// Joins and leaves per second, of members that do not send
     #[arg(long, default_value_t = 200.0, value_parser = rate)]
     pub(crate) moves: f64,
@@ -301,12 +308,7 @@ pub(crate) struct Churn {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Jitter {
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
-    pub(crate) rooms: Rooms,
-    /// Messages per second in total
-    #[arg(long, default_value_t = 50.0, value_parser = rate)]
-    pub(crate) rate: f64,
+    pub(crate) paced: Paced,
     /// Connections reset per second, of members that do not send
     #[arg(long, default_value_t = 20.0, value_parser = rate)]
     pub(crate) tears: f64,
@@ -316,14 +318,10 @@ pub(crate) struct Jitter {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("duration", |arg| arg.default_value("30s")))]
 pub(crate) struct Drain {
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
-    pub(crate) rooms: Rooms,
-    /// Messages per second in total
-    #[arg(long, default_value_t = 50.0, value_parser = rate)]
-    pub(crate) rate: f64,
+    pub(crate) paced: Paced,
     /// Shell command that restarts the servers [default: restart them by hand]
     #[arg(long, value_name = "COMMAND")]
     pub(crate) run: Option<String>,
@@ -333,14 +331,11 @@ pub(crate) struct Drain {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("duration", |arg| arg.default_value("60s")))]
+#[command(mut_arg("rate", |arg| arg.default_value("20")))]
 pub(crate) struct Soak {
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
-    pub(crate) rooms: Rooms,
-    /// Messages per second in total
-    #[arg(long, default_value_t = 20.0, value_parser = rate)]
-    pub(crate) rate: f64,
+    pub(crate) paced: Paced,
     /// Joins and leaves per second
     #[arg(long, default_value_t = 50.0, value_parser = rate)]
     pub(crate) moves: f64,
@@ -395,11 +390,11 @@ impl Command {
             Self::Storm(options) => &options.common,
             Self::Joins(options) => &options.common,
             Self::Emitter(options) => &options.common,
-            Self::Slow(options) => &options.common,
-            Self::Churn(options) => &options.common,
-            Self::Jitter(options) => &options.common,
-            Self::Drain(options) => &options.common,
-            Self::Soak(options) => &options.common,
+            Self::Slow(options) => &options.paced.common,
+            Self::Churn(options) => &options.paced.common,
+            Self::Jitter(options) => &options.paced.common,
+            Self::Drain(options) => &options.paced.common,
+            Self::Soak(options) => &options.paced.common,
             Self::Merge(_) | Self::Compare(_) | Self::Report(_) => return None,
         })
     }

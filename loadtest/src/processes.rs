@@ -29,7 +29,7 @@ struct Loader {
 }
 
 /// Runs this command line in `--processes` processes and adds their results.
-pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> {
+pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
     for text in &common.targets {
         let target = Target::parse(text, &common.path).map_err(Failure::Target)?;
         let polls = common.transport != Transport::Websocket;
@@ -60,10 +60,12 @@ pub(crate) fn run(common: &Common, window: Duration) -> anyhow::Result<Outcome> 
     others.begin();
     progress.enter(
         "measuring, in several processes",
-        Some(begin + clock::span(window)),
+        Some(begin + clock::span(common.duration)),
     );
     // All loaders may finish early, for example after a flood.
-    while clock::now() < begin + clock::span(window) && !loaders.iter_mut().all(Loader::has_ended) {
+    while clock::now() < begin + clock::span(common.duration)
+        && !loaders.iter_mut().all(Loader::has_ended)
+    {
         thread::sleep(POLL);
     }
     servers.end();

@@ -4,10 +4,7 @@
 //! A missing acknowledgement counts as lost, a second one as a duplicate, and an `echo` with
 //! another payload as corrupted.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use anyhow::bail;
 
@@ -266,7 +263,7 @@ fn traffic(
     let common = &options.common;
     let start = clock::now();
     let begin = start + span(common.warm_up);
-    let end = begin + span(common.duration.unwrap_or(Duration::from_secs(10)));
+    let end = begin + span(common.duration);
     asking.window = begin..end;
     asking.goes_on = rate.is_none();
     run.enter("warming up", Some(begin));

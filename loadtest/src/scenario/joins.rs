@@ -105,11 +105,7 @@ pub(super) fn run(options: &Joins) -> anyhow::Result<Outcome> {
     } else {
         run.begin_window();
         run.enter("holding", None);
-        rest(
-            &mut run,
-            &mut members,
-            common.duration.unwrap_or(Duration::from_secs(10)),
-        )?;
+        rest(&mut run, &mut members, common.duration)?;
         run.end_window();
         run.outcome.ledger.lost = (rooms - members.joined) as u64;
     }

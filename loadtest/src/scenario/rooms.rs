@@ -1,13 +1,11 @@
 //! The scenarios with rooms, as plans for the driver.
 
-use std::time::Duration;
-
 use crate::{
     drive::{Disruption, Drive, Pace, Place, Plan},
     external::External,
     failure::Failure,
     ledger::Shape,
-    options::{Churn, Common, Drain, Emitter, FanOut, Idle, Jitter, Rooms, Slow, Soak},
+    options::{Churn, Common, Drain, Emitter, FanOut, Idle, Jitter, Paced, Rooms, Slow, Soak},
     outcome::Outcome,
     program::Program,
     redis::{Format, Publisher},
@@ -22,10 +20,7 @@ pub(super) fn idle(options: &Idle) -> anyhow::Result<Outcome> {
         members,
         senders: 1,
     };
-    let plan = Plan {
-        duration: common.duration.unwrap_or(Duration::from_secs(10)),
-        ..plan("idle", shape, Pace::Window(1), common)
-    };
+    let plan = plan("idle", shape, Pace::Window(1), common);
     Drive::new(&plan, common, None)?.idle(options.broadcasts)
 }
 
@@ -69,10 +64,6 @@ pub(super) fn emitter(options: &Emitter) -> anyhow::Result<Outcome> {
     if options.together {
         plan.place = Place::Together;
     }
-    if options.flood.is_some() {
-        // It ends when everything has arrived.
-        plan.duration = common.duration.unwrap_or(Duration::from_secs(60));
-    }
     Drive::new(&plan, common, Some(external))?.run()
 }
 
@@ -93,64 +84,50 @@ fn external(options: &Emitter) -> anyhow::Result<External> {
 }
 
 pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
-    let common = &options.common;
+    let Paced {
+        common,
+        rooms,
+        rate,
+    } = &options.paced;
     let stalled = options.stalled as usize;
-    let shape = shape(&options.rooms, stalled, common)?;
+    let pace = Pace::Rate(part_of_rate(*rate, common));
     let plan = Plan {
         stalled,
-        ..plan(
-            "slow",
-            shape,
-            Pace::Rate(part_of_rate(options.rate, common)),
-            common,
-        )
+        ..plan("slow", shape(rooms, stalled, common)?, pace, common)
     };
     Drive::new(&plan, common, None)?.run()
 }
 
 pub(super) fn churn(options: &Churn) -> anyhow::Result<Outcome> {
-    let common = &options.common;
     let disruption = Disruption {
-        moves: part_of_rate(options.moves, common),
+        moves: part_of_rate(options.moves, &options.paced.common),
         ..Disruption::default()
     };
-    disturbed("churn", &options.rooms, options.rate, disruption, common)
+    disturbed("churn", &options.paced, disruption)
 }
 
 pub(super) fn jitter(options: &Jitter) -> anyhow::Result<Outcome> {
-    let common = &options.common;
     let disruption = Disruption {
-        tears: part_of_rate(options.tears, common),
+        tears: part_of_rate(options.tears, &options.paced.common),
         away: options.away,
         ..Disruption::default()
     };
-    disturbed("jitter", &options.rooms, options.rate, disruption, common)
+    disturbed("jitter", &options.paced, disruption)
 }
 
 pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
-    let common = &options.common;
-    let run = options
-        .run
-        .clone()
-        .filter(|_| common.part.is_none_or(|(at, _)| at == 0));
+    let is_first = options.paced.common.part.is_none_or(|(at, _)| at == 0);
+    let run = options.run.clone().filter(|_| is_first);
     let disruption = Disruption {
         returns: true,
         command: run.map(|command| (command, options.at)),
         ..Disruption::default()
     };
-    let duration = common.duration.unwrap_or(Duration::from_secs(30));
-    disturbed_for(
-        duration,
-        "drain",
-        &options.rooms,
-        options.rate,
-        disruption,
-        common,
-    )
+    disturbed("drain", &options.paced, disruption)
 }
 
 pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
-    let common = &options.common;
+    let common = &options.paced.common;
     let disruption = Disruption {
         moves: part_of_rate(options.moves, common),
         tears: part_of_rate(options.tears, common),
@@ -158,44 +135,25 @@ pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
         returns: true,
         command: None,
     };
-    let duration = common.duration.unwrap_or(Duration::from_mins(1));
-    disturbed_for(
-        duration,
-        "soak",
-        &options.rooms,
-        options.rate,
-        disruption,
-        common,
-    )
+    disturbed("soak", &options.paced, disruption)
 }
 
 fn disturbed(
     scenario: &'static str,
-    rooms: &Rooms,
-    rate: f64,
+    paced: &Paced,
     disruption: Disruption,
-    common: &Common,
 ) -> anyhow::Result<Outcome> {
-    let duration = common.duration.unwrap_or(DURATION);
-    disturbed_for(duration, scenario, rooms, rate, disruption, common)
-}
-
-fn disturbed_for(
-    duration: Duration,
-    scenario: &'static str,
-    rooms: &Rooms,
-    rate: f64,
-    disruption: Disruption,
-    common: &Common,
-) -> anyhow::Result<Outcome> {
-    let shape = shape(rooms, 0, common)?;
-    let pace = Pace::Rate(part_of_rate(rate, common));
+    let Paced {
+        common,
+        rooms,
+        rate,
+    } = paced;
+    let pace = Pace::Rate(part_of_rate(*rate, common));
     let plan = Plan {
         // Only an acknowledged message is known to be broadcast, and thus owed to certain members.
         asks: true,
         disruption,
-        duration,
-        ..plan(scenario, shape, pace, common)
+        ..plan(scenario, shape(rooms, 0, common)?, pace, common)
     };
     Drive::new(&plan, common, None)?.run()
 }
@@ -210,7 +168,7 @@ fn plan(scenario: &'static str, shape: Shape, pace: Pace, common: &Common) -> Pl
         stalled: 0,
         disruption: Disruption::default(),
         is_unheard: false,
-        duration: common.duration.unwrap_or(DURATION),
+        duration: common.duration,
     }
 }
 
@@ -262,6 +220,5 @@ pub(super) fn part_of_rate(rate: f64, common: &Common) -> f64 {
     rate / f64::from(common.part.map_or(1, |(_, of)| of))
 }
 
-const DURATION: Duration = Duration::from_secs(10);
 const MOST_SENDERS: usize = 1 << 24;
 const MOST_CLIENTS: usize = 10_000_000;

@@ -1,10 +1,7 @@
 //! Connects per second: opens connections as fast as possible or at a rate, and closes each once
 //! its namespace is connected.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use anyhow::bail;
 
@@ -116,7 +113,7 @@ fn storm(
     let common = &options.common;
     let start = clock::now();
     let begin = start + span(common.warm_up);
-    let end = begin + span(common.duration.unwrap_or(Duration::from_secs(5)));
+    let end = begin + span(common.duration);
     arrivals.window = begin..end;
     run.enter("warming up", Some(begin));
     let mut begun = 0_u64;
