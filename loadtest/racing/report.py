@@ -122,6 +122,7 @@ def bars(lines, results):
     yield Bar("echo: p99 ÷ floor", ours("echo", "echo p99"), 1.5)
     yield Bar("connect: CPU ÷ floor", ours("storm", "server CPU per connect"), 1.60)
     yield Bar("connect, 8,000 kept open: p99 ÷ floor", ours("storm-kept", "connect p99"), 2)
+    yield Bar("10,000 connects to a fresh server: p99 ÷ floor", ours("idle", "connect p99"), 2)
     idle = "idle connection, resident"
     yield Bar("bytes per idle connection", of("idle", "roomcast", idle), 1280)
     # In small rooms the event that causes a broadcast dominates, and large rooms exceed the caches.
