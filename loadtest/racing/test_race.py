@@ -181,7 +181,7 @@ class Publishing(unittest.TestCase):
         known = json.loads((self.root / "docs/scaling.json").read_text())["constants"]
         self.assertEqual(known["delivery_us_room_10"]["value"], 4.04)
         self.assertIn("abc", known["delivery_us_room_10"]["source"])
-        self.assertIn("BENCHMARKS.md", known["publish_us"]["source"])
+        self.assertIn("BENCHMARKS.md", known["redis_turn_us"]["source"])
         check = [str(self.root / "docs/scaling"), "--refresh", str(self.root / "docs/scaling.md"), "--check"]
         self.assertEqual(subprocess.run(check, check=False).returncode, 0)
 
