@@ -291,9 +291,6 @@ pub(crate) struct Slow {
     /// Members of each room that stop reading after the join
     #[arg(long, default_value_t = 10, value_parser = positive())]
     pub(crate) stalled: u32,
-    /// Messages per second in total
-    #[arg(long, default_value_t = 50.0, value_parser = rate)]
-    pub(crate) rate: f64,
 }
 
 #[derive(Clone, Debug, Args)]
