@@ -1,6 +1,6 @@
 //! Every scenario for a moment against our own program: it runs to its end, and its ledger is clean.
 //!
-//! The program is the one that `ROOMCAST_PROGRAM` names; without it, it is built.
+//! The program is the one that `PROGRAM_UNDER_LOAD` names; without it, it is built.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -126,7 +126,7 @@ fn field(line: &str, name: &str) -> String {
 }
 
 fn program() -> PathBuf {
-    if let Some(program) = std::env::var_os("ROOMCAST_PROGRAM") {
+    if let Some(program) = std::env::var_os("PROGRAM_UNDER_LOAD") {
         return program.into();
     }
     static BUILDING: Mutex<()> = Mutex::new(());
