@@ -7,6 +7,15 @@ use roomcast_protocol::{channel::Dialect, wire::Parser};
 
 /// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must be the same
 /// for all nodes, Node.js servers and emitters of a cluster.
+///
+/// ```
+/// # use roomcast_adapter::RedisConfig;
+/// # use std::time::Duration;
+/// let mut config = RedisConfig::new("redis://127.0.0.1".parse()?);
+/// config.prefix = "chat".into();
+/// config.publish_timeout = Duration::from_secs(2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     /// The address of Redis.

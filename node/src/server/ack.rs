@@ -36,6 +36,13 @@ use super::{
 ///
 /// A handler that takes it as its last argument answers by itself, also later and from another task.
 /// If it is dropped unsent, the client gets no answer, and the client's own timeout applies.
+///
+/// ```
+/// # use roomcast::{Ack, Namespace};
+/// Namespace::new("/").on("render", async |scene: String, ack: Ack| {
+///     tokio::spawn(async move { ack.send(format!("{scene} is rendered")) });
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Ack {
     pub(super) socket: Socket,
@@ -62,6 +69,18 @@ impl Ack {
 }
 
 /// The result of a broadcast with acknowledgement.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use roomcast::{AckError, Server};
+/// # async fn run(io: Server) -> Result<(), AckError> {
+/// let voters = io.to("voters").timeout(Duration::from_secs(10));
+/// let votes = voters.emit_with_ack::<bool>("in favour?", ()).await?;
+/// let in_favour = votes.answers.iter().filter(|vote| **vote).count();
+/// println!("{in_favour} in favour, {} did not vote", votes.missing.len());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Answers<T> {

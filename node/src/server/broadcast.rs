@@ -29,6 +29,18 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 ///
 /// [`Server::of`](super::Server::of), [`Socket::to`](super::Socket::to) and similar methods make one.
 /// Each method refines the selection; the last one, such as [`emit`](Self::emit), acts on it.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use roomcast::{EmitError, Server};
+/// # async fn run(io: Server) -> Result<(), EmitError> {
+/// io.to("news").to("sport").except("muted").emit("headline", "It rains").await?;
+/// io.in_("user:7").disconnect_sockets(true).await?;
+/// let members = io.in_("news").timeout(Duration::from_secs(1)).fetch_sockets().await?;
+/// # drop(members);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "nothing happens until `emit` or another operation is called and awaited"]
 pub struct BroadcastOperator {
@@ -67,6 +79,16 @@ impl IntoArgs for Delivery {
 }
 
 /// The rooms of a namespace that have members.
+///
+/// ```
+/// # use roomcast::{EmitError, Server};
+/// # async fn run(io: Server) -> Result<(), EmitError> {
+/// let all = io.of("/").rooms().await?;
+/// let chats = all.rooms.iter().filter(|room| room.starts_with("chat:")).count();
+/// println!("{chats} chats; no response from {:?}", all.silent_nodes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AllRooms {

@@ -34,6 +34,23 @@ use crate::{
 };
 
 /// Configures a server. Every setting has Socket.IO's default.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use roomcast::{Cors, Limits, Namespace, Server};
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let io = Server::builder()
+///     .namespace(Namespace::new("/"))
+///     .cors(Cors::origins(["https://app.example"]))
+///     .ping_interval(Duration::from_secs(10))
+///     .limits(Limits { connections: 50_000, ..Limits::default() })
+///     .redis("redis://127.0.0.1")
+///     .build()
+///     .await?;
+/// # drop(io);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {

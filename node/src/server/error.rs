@@ -10,6 +10,18 @@ use serde::Serialize;
 use crate::metrics::Metrics;
 
 /// Why an event could not be emitted.
+///
+/// ```
+/// # use roomcast::{EmitError, Server};
+/// # async fn run(io: Server) {
+/// match io.to("news").emit("headline", "It rains").await {
+///     Ok(delivery) => println!("{} other nodes have it", delivery.nodes),
+///     // Sockets of this node have it.
+///     Err(EmitError::Bus(error)) => eprintln!("other nodes may have missed it: {error}"),
+///     Err(error) => eprintln!("not emitted: {error}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
@@ -161,6 +173,19 @@ pub type HandlerResult<T = ()> = Result<T, HandlerError>;
 ///
 /// A [`Refused`] is shown to the client. Anything else is logged with the event and the socket,
 /// counted by `roomcast_handler_errors_total`, and answered with `internal error`.
+///
+/// ```
+/// # use roomcast::{HandlerResult, Namespace, Refused};
+/// Namespace::new("/").on("half", async |number: String| -> HandlerResult<i64> {
+///     // Logged, and acknowledged as an internal error.
+///     let number = number.parse::<i64>()?;
+///     if number % 2 == 1 {
+///         // The client sees this one.
+///         return Err(Refused::new("the number is odd").into());
+///     }
+///     Ok(number / 2)
+/// });
+/// ```
 #[derive(Debug)]
 pub struct HandlerError(Cause);
 

@@ -475,6 +475,13 @@ where
 }
 
 /// The name and the arguments of an event.
+///
+/// ```
+/// # use roomcast::{Event, Namespace, Socket};
+/// Namespace::new("/").on_any(async |socket: Socket, event: Event| {
+///     println!("{} from {}", event.name(), socket.id());
+/// });
+/// ```
 #[derive(Debug, Clone)]
 pub struct Event {
     pub(crate) name: Arc<str>,

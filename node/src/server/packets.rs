@@ -11,6 +11,12 @@ use roomcast_protocol::{
 };
 
 /// Encoding of packets. All clients of a server use the same one.
+///
+/// ```
+/// # use roomcast::{Parser, Server};
+/// let builder = Server::builder().parser(Parser::Msgpack);
+/// # drop(builder);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Parser {

@@ -19,6 +19,18 @@ pub struct Fetched {
 }
 
 /// A snapshot of a socket, taken when it was fetched.
+///
+/// ```
+/// # use roomcast::{EmitError, Server};
+/// # async fn run(io: Server) -> Result<(), EmitError> {
+/// for socket in io.in_("lobby").fetch_sockets().await?.sockets {
+///     if socket.data_json()["name"].is_null() {
+///         socket.operator().emit("who are you?", ()).await?;
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct RemoteSocket {
     description: Description,

@@ -49,10 +49,15 @@ const BUS_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A Socket.IO server. Cheap to clone. It lives as long as a handle, its router or a connection.
 ///
-/// ```ignore
-/// let io = Server::builder().namespace(chat).build().await?;
-/// let app = Router::new().route("/", get(index)).merge(io.router());
-/// io.serve(listener, app).with_graceful_shutdown(signal()).await?;
+/// ```no_run
+/// # use roomcast::{Namespace, Server, shutdown_signal};
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let io = Server::builder().namespace(Namespace::new("/")).build().await?;
+/// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await?;
+/// let app = axum::Router::new().merge(io.router());
+/// io.serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone)]
 pub struct Server(Arc<Inner>);

@@ -22,6 +22,16 @@ use super::{
 use crate::close::Limit;
 
 /// The answers of the other servers.
+///
+/// ```
+/// # use roomcast::{EmitError, Server};
+/// # async fn run(io: Server) -> Result<(), EmitError> {
+/// let io = io.of("/");
+/// let loads = io.server_side_emit_with_ack::<f64>("load", ()).await?;
+/// println!("{:?}, no response from {:?}", loads.answers, loads.silent_nodes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServerAnswers<T> {

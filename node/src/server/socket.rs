@@ -43,6 +43,18 @@ use crate::{
 
 /// A client in a namespace. Cheap to clone. A clone may outlive the connection: operations on it
 /// then fail with an error or do nothing.
+///
+/// ```
+/// # use roomcast::{HandlerResult, Namespace, Socket};
+/// async fn greet(socket: Socket) -> HandlerResult {
+///     socket.join("lobby")?;
+///     socket.emit("welcome", socket.id())?;
+///     socket.to("lobby").emit("joined", socket.id()).await?;
+///     Ok(())
+/// }
+///
+/// Namespace::new("/").on_connect(greet);
+/// ```
 #[derive(Clone)]
 pub struct Socket(LocalSocket);
 
@@ -92,6 +104,14 @@ const CLOSING: u8 = 2;
 const GONE: u8 = 3;
 
 /// Why a socket disconnected.
+///
+/// ```
+/// # use roomcast::{DisconnectReason, Namespace, Socket};
+/// Namespace::new("/").on_disconnect(async |socket: Socket, reason: DisconnectReason| {
+///     // The words of Node's server, such as `transport close`.
+///     println!("{} has gone: {reason}", socket.id());
+/// });
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DisconnectReason {
@@ -625,6 +645,16 @@ impl Serialize for Socket {
 }
 
 /// An emit to one socket with modifiers.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use roomcast::{HandlerResult, Namespace, Socket};
+/// Namespace::new("/").on("delete", async |socket: Socket| -> HandlerResult<&str> {
+///     let asked = socket.timeout(Duration::from_secs(5));
+///     let is_sure: bool = asked.emit_with_ack("are you sure?", ()).await?;
+///     Ok(if is_sure { "deleted" } else { "kept" })
+/// });
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[must_use = "nothing is emitted until `emit` or `emit_with_ack` is called"]
 pub struct SocketOperator<'a> {

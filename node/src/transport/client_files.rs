@@ -22,6 +22,16 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Served are the names that Node's server serves: `socket.io.js`, with `.min`, `.esm.min` and
 /// `.msgpack.min` before the `.js`, and the source map of each with `.map` at the end. Responses
 /// have an `ETag` and `Cache-Control: public, max-age=0`, so browsers revalidate without a download.
+///
+/// ```no_run
+/// # use roomcast::{ClientFiles, Server};
+/// # fn run() -> std::io::Result<()> {
+/// let files = ClientFiles::from_directory("node_modules/socket.io-client/dist")?;
+/// let builder = Server::builder().client_files(files);
+/// # drop(builder);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct ClientFiles(Arc<HashMap<String, File>>);
 

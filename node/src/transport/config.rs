@@ -11,6 +11,13 @@ use roomcast_protocol::engine_io::session::Heartbeat;
 /// The bounds of everything that clients or the application can make the server hold. Beyond a
 /// limit, requests are refused or connections closed, with a named reason that is counted in
 /// `roomcast_limit_reached_total`. Nothing is dropped silently.
+///
+/// ```
+/// # use roomcast::{Limits, Server};
+/// let limits = Limits { rooms_per_socket: 10_000, ..Limits::default() };
+/// let builder = Server::builder().limits(limits);
+/// # drop(builder);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Nesting of JSON in a packet. Default 100, at most 127. Beyond: the connection is closed.
@@ -87,6 +94,13 @@ impl Default for Limits {
 /// The cookie that some load balancers use to send a client to the same node again.
 ///
 /// It is set with the response to the first request and holds the Engine.IO session id.
+///
+/// ```
+/// # use roomcast::{Cookie, Server};
+/// let cookie = Cookie { name: "node".into(), ..Cookie::default() };
+/// let builder = Server::builder().cookie(cookie);
+/// # drop(builder);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cookie {
     /// Default `io`.

@@ -6,6 +6,13 @@
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 /// The origins that may use the server from a browser. Without it, no CORS header is sent.
+///
+/// ```
+/// # use roomcast::{Cors, Server};
+/// let cors = Cors::origins(["https://app.example", "https://admin.example"]);
+/// let builder = Server::builder().cors(cors);
+/// # drop(builder);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cors {
     origins: Origins,

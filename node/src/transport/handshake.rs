@@ -19,6 +19,21 @@ use roomcast_protocol::engine_io::open::Query;
 /// It is packed, because every connection keeps it for its life. Headers that concern only the
 /// connection itself are left out: `Connection`, `Upgrade`, `Sec-WebSocket-Key`, `-Version` and
 /// `-Extensions`.
+///
+/// ```
+/// # use roomcast::{Handshake, Namespace, Refused};
+/// # #[derive(serde::Deserialize)] struct Login { token: String }
+/// Namespace::new("/").authorize(async |handshake: Handshake| {
+///     // From `io(url, { auth: { token: "…" } })`, or from a header.
+///     let login = handshake.auth::<Login>();
+///     let is_known = login.is_ok_and(|login| login.token == "secret");
+///     if is_known || handshake.header("x-token").is_some() {
+///         Ok(())
+///     } else {
+///         Err(Refused::new("unknown token"))
+///     }
+/// });
+/// ```
 #[derive(Clone)]
 pub struct Handshake {
     request: Arc<Request>,
