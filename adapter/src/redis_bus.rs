@@ -15,6 +15,7 @@
 //! the task of the subscriber link, in the order of arrival.
 
 mod config;
+mod gaps;
 mod incoming;
 mod membership;
 mod metrics;
@@ -50,6 +51,7 @@ pub use self::{
     start::StartError,
 };
 use self::{
+    gaps::{GapHandler, Gaps},
     incoming::Receiver,
     membership::Membership,
     metrics::{LinkMetrics, Series},
@@ -65,8 +67,6 @@ use crate::{
 
 /// How long each step of a shutdown may take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
-
-type GapHandler = Box<dyn Fn(&Gap) + Send + Sync>;
 
 /// A node's membership in a cluster over Redis. Created by [`RedisBus::connect`].
 ///
@@ -88,7 +88,7 @@ struct Core {
     incoming: Receiver,
     metrics: LinkMetrics,
     series: Series,
-    gap_handlers: Mutex<Vec<Arc<GapHandler>>>,
+    gaps: Arc<Gaps>,
     has_left: AtomicBool,
 }
 
@@ -102,13 +102,16 @@ impl Bus for RedisBus {
 
     fn health(&self) -> Health {
         match self.core.subscriptions.subscriber.state() {
-            SubscriberState::Up { .. } => Health::Flowing,
+            SubscriberState::Up { .. } => match self.core.membership.disagreement() {
+                Some(reason) => Health::Interrupted(reason),
+                None => Health::Flowing,
+            },
             SubscriberState::Down { reason } => Health::Interrupted(reason.to_string().into()),
         }
     }
 
     fn on_gap(&self, f: GapHandler) {
-        self.core.gap_handlers.lock().push(Arc::new(f));
+        self.core.gaps.add_handler(f);
     }
 
     fn retire(&self, _: &NodeId) -> BusFuture<()> {
@@ -176,13 +179,13 @@ impl BusHandle for Handle {
         if let Some(channel) = joins.channel(channels, name, &message) {
             publication.channel = channel;
         }
-        // Redis counts this node, too, if it is subscribed.
-        let counts_itself = subscriptions.is_subscribed(&self.namespace, &publication.channel);
+        let channel = &publication.channel;
+        let own = subscriptions.own_subscriptions(&self.namespace, channel);
         let sending = outgoing.publish(publication);
         Box::pin(async move {
             let receivers = sending.await?;
             Ok(Published {
-                nodes: receivers.saturating_sub(usize::from(counts_itself)),
+                nodes: receivers.saturating_sub(own),
                 position: None,
             })
         })
@@ -205,7 +208,9 @@ impl Core {
     async fn renew_lease(&self) -> Result<(), PublishError> {
         let namespaces = self.subscriptions.namespaces();
         let first = namespaces.iter().map(|namespace| &*namespace.name).min();
-        self.membership.renew(first).await
+        let servers = self.membership.renew(first).await?;
+        self.node_js.counted(servers, &self.subscriptions);
+        Ok(())
     }
 
     /// Gives up the lease, then the channels on which nodes are asked and counted. In this order, a
@@ -241,15 +246,7 @@ impl Core {
                 tracing::error!(%name, %error, "Redis refuses a subscription: check the user's rights");
             }
             SubscriberEvent::Gap { from, to } => {
-                let gap = Gap { from, to };
-                let length = to.duration_since(from).unwrap_or_default();
-                metrics.gaps.inc();
-                metrics.gap_seconds.inc_by(length.as_secs_f64());
-                // The server logs it and notifies the application.
-                let handlers = self.gap_handlers.lock().clone();
-                for f in handlers {
-                    f(&gap);
-                }
+                self.gaps.report(&Gap { from, to });
             }
         }
     }
@@ -262,6 +259,12 @@ impl Sink for BusSink {
     fn message(&self, channel: &[u8], payload: &[u8]) {
         if let Some(core) = self.0.upgrade() {
             core.incoming.receive(channel, payload);
+        }
+    }
+
+    fn matched(&self, pattern: &[u8], channel: &[u8], payload: &[u8]) {
+        if let Some(core) = self.0.upgrade() {
+            core.incoming.receive_by(pattern, channel, payload);
         }
     }
 

@@ -55,6 +55,12 @@ pub trait Sink: Send + Sync + 'static {
     /// A message was published.
     fn message(&self, channel: &[u8], payload: &[u8]);
 
+    /// A message was published on a channel that matches this pattern. It comes once per pattern,
+    /// and once as a [`message`](Self::message) before, if the channel is subscribed.
+    fn matched(&self, _pattern: &[u8], channel: &[u8], payload: &[u8]) {
+        self.message(channel, payload);
+    }
+
     /// The state of a connection has changed.
     fn event(&self, event: SubscriberEvent);
 }

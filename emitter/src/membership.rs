@@ -31,7 +31,9 @@ mod roster;
 
 pub use self::{
     census::{Members, look},
-    commands::{TIME, count, leases, read_leases, read_time, subscribers},
-    pending::{FOREIGN, Outcome, PendingQuestions, TooManyQuestions, Waiting},
-    roster::{Attendance, Counted, LEASE_SECONDS, Leases, MAX_NODES, RENEWAL_SECONDS, Roster},
+    commands::{SETTINGS, TIME, count, leases, read_leases, read_time, subscribers},
+    pending::{FOREIGN, Outcome, PendingQuestions, TooManyQuestions, Waiting, is_quick},
+    roster::{
+        Attendance, Counted, LEASE_SECONDS, Leases, MAX_NODES, RENEWAL_SECONDS, Roster, TRACE,
+    },
 };

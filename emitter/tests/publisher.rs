@@ -367,7 +367,7 @@ async fn classic_channels_reach_every_node_of_a_cluster() {
     }
     let command = ["PUBSUB", "NUMSUB", "room"];
     let replies = publisher
-        .command(&command, Route::AllPrimaries)
+        .command(&command, Route::AllServers)
         .await
         .unwrap();
     let counts: Vec<_> = replies
@@ -392,7 +392,7 @@ async fn classic_channels_reach_every_node_of_a_cluster() {
     cluster.nodes[used].kill();
     until_taken(&publisher, "room", false, 1).await;
     let replies = publisher
-        .command(&command, Route::AllPrimaries)
+        .command(&command, Route::AllServers)
         .await
         .unwrap();
     assert_eq!(replies.len(), 2);

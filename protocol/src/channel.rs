@@ -216,6 +216,11 @@ impl Channels {
         format!("{prefix}#{namespace}#{}{REST_OF_THE_ID}#", escaped(tag))
     }
 
+    /// The pattern that matches the channels of all rooms of a namespace, and not its own channel.
+    pub fn rooms_pattern(&self, namespace: &str) -> String {
+        format!("{}#{}#?*", escaped(&self.prefix), escaped(namespace))
+    }
+
     /// The pattern that matches the request channel alone.
     pub fn request_pattern(&self, namespace: &str) -> String {
         escaped(&self.request(namespace))

@@ -52,8 +52,30 @@ enum Dropped {
 }
 
 impl Receiver {
-    /// A message has arrived.
+    /// A message has arrived by a channel.
     pub(super) fn receive(&self, channel: &[u8], payload: &[u8]) {
+        if self.subscriptions.hears_all_rooms() {
+            self.node_js.received(channel, payload);
+        }
+        self.handle(channel, payload);
+    }
+
+    /// A message has arrived by a pattern: that of private rooms, of the questions while this node
+    /// leaves, or of all rooms.
+    pub(super) fn receive_by(&self, pattern: &[u8], channel: &[u8], payload: &[u8]) {
+        if !pattern.ends_with(b"#?*") {
+            self.receive(channel, payload);
+            return;
+        }
+        let is_private = |channel| self.subscriptions.is_private_copy(channel);
+        let is_copy = self.node_js.is_copy(channel, payload)
+            || std::str::from_utf8(channel).is_ok_and(is_private);
+        if !is_copy {
+            self.handle(channel, payload);
+        }
+    }
+
+    fn handle(&self, channel: &[u8], payload: &[u8]) {
         self.metrics.messages.inc();
         self.metrics.bytes.inc_by(payload.len() as u64);
         let Ok(channel) = std::str::from_utf8(channel) else {
@@ -101,7 +123,7 @@ impl Receiver {
             tracing::debug!(namespace = &*namespace.name, %error, "undecodable message");
             Dropped::Undecodable
         })?;
-        self.carry_out(namespace, listener, place, incoming)
+        self.carry_out(namespace, listener, place, payload, incoming)
     }
 
     fn carry_out(
@@ -109,6 +131,7 @@ impl Receiver {
         namespace: &Arc<AttachedNamespace>,
         listener: Arc<dyn Listener>,
         place: &ParsedChannel<'_>,
+        payload: &[u8],
         incoming: Incoming,
     ) -> Result<(), Dropped> {
         let uid = namespace.uid.as_str();
@@ -118,6 +141,9 @@ impl Receiver {
                 if let Some(id) = confirm {
                     namespace.reached.lock().note(&id, sockets);
                 }
+                let subscriptions = &self.subscriptions;
+                self.node_js
+                    .carried_out(subscriptions, namespace, &message, payload, sockets);
             }
             Incoming::Question {
                 asker,

@@ -10,16 +10,20 @@
 //! on leaving:               ZADD left:NODE now · ZREM NODE
 //! ```
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::{OptionFuture, join, join3, try_join};
 use parking_lot::Mutex;
 use redis::Value;
 use roomcast_emitter::{
-    membership::{self, Counted, LEASE_SECONDS, Leases, Members},
+    membership::{self, Counted, LEASE_SECONDS, Leases, Members, SETTINGS, TRACE},
     redis::{PublishError, Reply, Route},
 };
-use roomcast_protocol::{channel::Channels, id::NodeId};
+use roomcast_protocol::{
+    channel::{Channels, Dialect, Mode},
+    id::NodeId,
+    wire::Parser,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -27,16 +31,27 @@ use super::{
     outgoing::Outgoing,
 };
 
-/// How long the lease of a node that vanished is kept, so that questions can list it as silent.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+/// How long the lease of a node that vanished is kept. When a host loses its power or its network,
+/// Redis keeps the node's subscriptions until the connection times out, which takes minutes to an
+/// hour. Without a lease, such a node would count as a Node server, and every question would wait for
+/// it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
-/// Prefix of the entries that nodes leave among the leases when they go, with the time of leaving.
-/// No node has such a name, so nobody waits for them.
-pub(super) const TRACE: &str = "left:";
+/// How long the trace of a node that has left is kept. Its score is that much lower than the time
+/// of leaving that it is removed together with leases.
+const TRACE_KEPT: Duration = Duration::from_secs(60);
+
+/// How long a node may stay subscribed after it has given up its lease.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// At most so often a node without a lease is logged.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// This node's view of the cluster.
 pub(super) struct Membership {
     outgoing: Arc<Outgoing>,
+    /// What all nodes have to agree on: dialect and parser.
+    settings: Box<str>,
     state: Mutex<State>,
     metrics: MembershipMetrics,
 }
@@ -48,6 +63,12 @@ struct State {
     clock: Option<RedisClock>,
     /// The lease was given back and is not renewed.
     has_left: bool,
+    /// How many nodes have left a moment ago.
+    leaving: usize,
+    /// When a node without a lease was logged.
+    warned: Option<Instant>,
+    /// Which settings others have, and whether this node is not ready for it.
+    disagreement: Option<(Arc<str>, bool)>,
 }
 
 /// The leases as they were read.
@@ -80,18 +101,23 @@ impl RedisClock {
 }
 
 impl Membership {
-    pub(super) fn new(outgoing: Arc<Outgoing>, metrics: MembershipMetrics) -> Self {
+    pub(super) fn new(
+        outgoing: Arc<Outgoing>,
+        settings: Box<str>,
+        metrics: MembershipMetrics,
+    ) -> Self {
         Self {
             outgoing,
+            settings,
             state: Mutex::default(),
             metrics,
         }
     }
 
     /// Renews the lease and reads those of the others, Redis's clock and the members of
-    /// `namespace`. All commands leave in one write, because each command that is sent alone wakes
-    /// Redis by itself.
-    pub(super) async fn renew(&self, namespace: Option<&str>) -> Result<(), PublishError> {
+    /// `namespace`. Returns how many of these are Node servers, as far as can be told. All commands
+    /// leave in one write, because each command that is sent alone wakes Redis by itself.
+    pub(super) async fn renew(&self, namespace: Option<&str>) -> Result<usize, PublishError> {
         let renewed = self.try_renew(namespace).await;
         if renewed.is_err() {
             self.metrics.nodes.set(0);
@@ -100,24 +126,25 @@ impl Membership {
         renewed
     }
 
-    async fn try_renew(&self, namespace: Option<&str>) -> Result<(), PublishError> {
+    async fn try_renew(&self, namespace: Option<&str>) -> Result<usize, PublishError> {
         let counting = namespace.map(|namespace| self.count(namespace, self.leases()));
         let counting = OptionFuture::from(counting);
         let (held, counted, read) = join3(self.hold(), counting, self.read_leases()).await;
         held?;
         read?;
         let (Some(namespace), Some(counted)) = (namespace, counted) else {
-            return Ok(());
+            return Ok(0);
         };
-        // For the metric: the servers without a lease in one namespace.
         let mut counted = counted?;
         let leases = self.leases();
         if !counted.leases.has_nodes_of(&leases) {
             // Nodes have come or gone in between, and were counted as foreign.
             counted = self.count(namespace, leases).await?;
         }
-        self.metrics.foreign.set(gauge(counted.roster().foreign));
-        Ok(())
+        let foreign = counted.roster().foreign;
+        self.metrics.foreign.set(gauge(foreign));
+        // A node of ours that leaves gives up its lease first, and is subscribed a while longer.
+        Ok(foreign.saturating_sub(self.state.lock().leaving))
     }
 
     /// Extends the lease, and removes those that expired long ago.
@@ -133,7 +160,8 @@ impl Membership {
         let now = clock.now(Instant::now());
         let end = (now + LEASE_SECONDS * 1000).to_string();
         let forgotten = now.saturating_sub(millis(FORGOTTEN_AFTER)).to_string();
-        let renew = ["ZADD", &key, &end, self.node().as_str()];
+        let stated = self.stated();
+        let renew = ["ZADD", &key, &end, self.node().as_str(), &end, &stated];
         let clean = ["ZREMRANGEBYSCORE", &key, "-inf", &forgotten];
         let route = Route::Key(&key);
         let renewed = self.outgoing.command(&renew, route);
@@ -156,13 +184,18 @@ impl Membership {
             return Ok(None);
         };
         self.metrics.nodes.set(gauge(leases.alive()));
+        if let Some(clock) = clock {
+            self.compare_settings(&held, clock.millis);
+        }
+        let reading = clock.map(|clock| Reading {
+            now: clock.millis,
+            held,
+        });
         let mut state = self.state.lock();
         state.leases = Arc::new(leases);
         state.clock = clock.or(state.clock);
-        Ok(clock.map(|clock| Reading {
-            now: clock.millis,
-            held,
-        }))
+        state.leaving = reading.as_ref().map_or(0, Reading::leaving);
+        Ok(reading)
     }
 
     /// Returns the leases as of the last reading.
@@ -179,7 +212,7 @@ impl Membership {
     ) -> impl Future<Output = Result<Counted, PublishError>> + Send + use<> {
         let channels = self.channels().clone();
         let command = membership::subscribers(&channels, namespace, &leases);
-        let counting = self.outgoing.command(&command, Route::AllPrimaries);
+        let counting = self.outgoing.command(&command, Route::AllServers);
         async move {
             let replies = counting.await?;
             let counted = membership::count(&channels, &leases, &replies);
@@ -197,15 +230,83 @@ impl Membership {
         };
         let key = self.channels().leases();
         let trace = clock.map(|clock| {
-            let now = clock.now(Instant::now()).to_string();
+            let score = clock.now(Instant::now()).saturating_sub(trace_offset());
             let name = format!("{TRACE}{}", self.node());
-            let trace = ["ZADD", &key, &now, &name];
+            let trace = ["ZADD", &key, &score.to_string(), &name];
             self.outgoing.command(&trace, Route::Key(&key))
         });
-        let remove = ["ZREM", &key, self.node().as_str()];
+        let stated = self.stated();
+        let remove = ["ZREM", &key, self.node().as_str(), &stated];
         let removed = self.outgoing.command(&remove, Route::Key(&key));
         let (_, removed) = join(OptionFuture::from(trace), removed).await;
         removed.map(drop)
+    }
+
+    /// What this node puts beside its lease.
+    fn stated(&self) -> String {
+        format!("{SETTINGS}{}:{}", self.settings, self.node())
+    }
+
+    /// Returns why this node is not ready, if others have other settings. Nodes of different settings
+    /// do not understand each other. Those whose settings most nodes have are ready, because one
+    /// wrong node must not stop a cluster.
+    pub(super) fn disagreement(&self) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        let disagreement = state.disagreement.as_ref();
+        disagreement.and_then(|(reason, is_serious)| is_serious.then(|| Arc::clone(reason)))
+    }
+
+    fn compare_settings(&self, held: &Value, now: u64) {
+        let mut others = HashMap::<&str, usize>::new();
+        let (mut own, mut disagreeing) = (0, 0);
+        for (name, end) in entries(held) {
+            let stated = name.strip_prefix(SETTINGS).filter(|_| end > now);
+            match stated.and_then(|stated| stated.split_once(':')) {
+                Some((settings, _)) if settings == &*self.settings => own += 1,
+                Some((settings, _)) => {
+                    *others.entry(settings).or_default() += 1;
+                    disagreeing += 1;
+                }
+                None => {}
+            }
+        }
+        self.metrics.disagreeing.set(gauge(disagreeing));
+        let most = others.into_iter().max_by_key(|(_, nodes)| *nodes);
+        let found = most.map(|(settings, nodes)| {
+            let reason = format!(
+                "{nodes} nodes with this prefix use {settings}, and {own} use {} like this one",
+                self.settings
+            );
+            (Arc::<str>::from(reason), nodes >= own)
+        });
+        let mut state = self.state.lock();
+        let is_news = state.disagreement != found;
+        state.disagreement.clone_from(&found);
+        drop(state);
+        if let Some((reason, _)) = found
+            && is_news
+        {
+            tracing::error!(%reason, "nodes of this cluster do not understand each other");
+        }
+    }
+
+    /// Nodes have answered a question and have no lease, as far as this node sees.
+    pub(super) fn found_without_lease(&self, nodes: &[NodeId]) {
+        let Some(node) = nodes.first() else {
+            return;
+        };
+        self.metrics.without_lease.inc_by(nodes.len() as u64);
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let is_new = |warned: Instant| now >= warned + WARNING_INTERVAL;
+        if state.warned.is_none_or(is_new) {
+            state.warned = Some(now);
+            drop(state);
+            tracing::warn!(
+                %node,
+                "a node answers and has no lease here: does its Redis URL name another database?"
+            );
+        }
     }
 
     /// Returns the name of this node.
@@ -241,12 +342,46 @@ impl Members for MembersOf<'_> {
 }
 
 impl Reading {
+    /// Returns how many nodes have left a moment ago.
+    fn leaving(&self) -> usize {
+        let recent = self.now.saturating_sub(millis(LEAVING));
+        let entries = self.entries();
+        let left = entries.filter(|(name, time)| name.starts_with(TRACE) && *time >= recent);
+        left.count()
+    }
+
     /// Returns the names with the ends of their leases. For names that begin with [`TRACE`] it is
     /// the time of leaving.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, u64)> {
-        let pairs = self.held.pairs().unwrap_or_default().into_iter();
-        pairs.filter_map(|(name, time)| Some((name.text()?, time.number()? as u64)))
+        let entries = entries(&self.held).filter(|(name, _)| !name.starts_with(SETTINGS));
+        entries.map(|(name, time)| {
+            let is_trace = name.starts_with(TRACE);
+            let offset = if is_trace { trace_offset() } else { 0 };
+            (name, time.saturating_add(offset))
+        })
     }
+}
+
+/// The names and scores of a reply.
+fn entries(held: &Value) -> impl Iterator<Item = (&str, u64)> {
+    let pairs = held.pairs().unwrap_or_default().into_iter();
+    pairs.filter_map(|(name, time)| Some((name.text()?, time.number()? as u64)))
+}
+
+/// What nodes have to agree on, in one word.
+pub(super) fn settings(dialect: Dialect, parser: Parser) -> Box<str> {
+    match (dialect, parser) {
+        (Dialect::Classic, Parser::Msgpack) => "classic-msgpack".into(),
+        (Dialect::Classic, Parser::Json) => "classic-json".into(),
+        (Dialect::Sharded(Mode::Static), _) => "sharded-static".into(),
+        (Dialect::Sharded(Mode::Dynamic), _) => "sharded-dynamic".into(),
+        (Dialect::Sharded(Mode::DynamicPrivate), _) => "sharded-dynamic-private".into(),
+    }
+}
+
+/// How much lower than the time of leaving the score of a trace is.
+pub(super) fn trace_offset() -> u64 {
+    millis(FORGOTTEN_AFTER - TRACE_KEPT)
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

@@ -3,9 +3,8 @@
 //! Nothing here is global: each bus has its own series, which the server registers. Reading them
 //! causes no traffic.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
-use parking_lot::Mutex;
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, core::Collector,
@@ -22,18 +21,27 @@ const BUCKETS: [f64; 12] = [
 
 /// All series of a bus. The parts of the bus register theirs here and keep the handles.
 #[derive(Default)]
-pub(super) struct Series(Vec<Box<dyn Fn() -> Box<dyn Collector> + Send + Sync>>);
+pub(super) struct Series {
+    handles: Vec<Box<dyn Fn() -> Box<dyn Collector> + Send + Sync>>,
+    /// Families whose series belong to several fields, by name.
+    counters: HashMap<&'static str, IntCounterVec>,
+    gauges: HashMap<&'static str, IntGaugeVec>,
+}
+
+/// A name, a help text and a label.
+type Family = (&'static str, &'static str, &'static str);
 
 impl Series {
     /// Returns all series, to be registered by the server.
     pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
-        self.0.iter().map(|handle| handle()).collect()
+        self.handles.iter().map(|handle| handle()).collect()
     }
 
     fn add<C: Collector + Clone + 'static>(&mut self, series: prometheus::Result<C>) -> C {
         let series = series.expect("metric names are valid");
         let handle = series.clone();
-        self.0.push(Box::new(move || Box::new(handle.clone())));
+        self.handles
+            .push(Box::new(move || Box::new(handle.clone())));
         series
     }
 
@@ -45,12 +53,36 @@ impl Series {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
+    fn counter_of(&mut self, (name, help, label): Family, value: &str) -> IntCounter {
+        let family = match self.counters.get(name) {
+            Some(family) => family.clone(),
+            None => self.counters(name, help, &[label]),
+        };
+        let series = family.with_label_values(&[value]);
+        self.counters.insert(name, family);
+        series
+    }
+
+    fn seconds(&mut self, name: &str, help: &str) -> Counter {
+        self.add(Counter::new(name, help))
+    }
+
     fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
     }
 
-    fn gauges(&mut self, name: &str, help: &str, label: &str) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), &[label]))
+    fn gauge_of(&mut self, (name, help, label): Family, value: &str) -> IntGauge {
+        let family = match self.gauges.get(name) {
+            Some(family) => family.clone(),
+            None => self.add(IntGaugeVec::new(Opts::new(name, help), &[label])),
+        };
+        let series = family.with_label_values(&[value]);
+        self.gauges.insert(name, family);
+        series
+    }
+
+    fn last_seconds(&mut self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
     }
 
     fn histogram(&mut self, name: &str, help: &str) -> Histogram {
@@ -59,83 +91,70 @@ impl Series {
     }
 }
 
-/// What arrives over the bus.
-pub(super) struct IncomingMetrics {
-    pub(super) messages: IntCounter,
-    pub(super) bytes: IntCounter,
-    /// Messages of this node itself.
-    pub(super) own: IntCounter,
-    /// Messages to a room without a member on this node.
-    pub(super) no_member: IntCounter,
-    /// Messages of namespaces that this node does not have.
-    pub(super) unknown_namespace: IntCounter,
-    pub(super) undecodable: IntCounter,
-    /// Answers to unknown questions, and questions beyond the limit.
-    pub(super) unexpected: IntCounter,
+/// Declares the series of one part of the bus: field, type, and the method of [`Series`] that
+/// registers it.
+macro_rules! series {
+    ($(#[$about:meta])* $group:ident {
+        $($field:ident: $type:ident = $register:ident($($argument:expr),+);)*
+    }) => {
+        $(#[$about])*
+        pub(super) struct $group {
+            $(pub(super) $field: $type,)*
+        }
+
+        impl $group {
+            pub(super) fn new(series: &mut Series) -> Self {
+                Self {
+                    $($field: series.$register($($argument),+),)*
+                }
+            }
+        }
+    };
 }
 
-impl IncomingMetrics {
-    pub(super) fn new(series: &mut Series) -> Self {
-        let dropped = series.counters(
-            "roomcast_bus_messages_dropped_total",
-            "Messages of the bus that were not carried out, by reason.",
-            &["reason"],
-        );
-        let dropped = |reason| dropped.with_label_values(&[reason]);
-        Self {
-            messages: series.counter(
-                "roomcast_bus_messages_received_total",
-                "Messages that came over the bus.",
-            ),
-            bytes: series.counter(
-                "roomcast_bus_received_bytes_total",
-                "Bytes of payload that came over the bus.",
-            ),
-            own: dropped("own"),
-            no_member: dropped("no_member"),
-            unknown_namespace: dropped("unknown_namespace"),
-            undecodable: dropped("undecodable"),
-            unexpected: dropped("unexpected"),
-        }
+const DROPPED: Family = (
+    "roomcast_bus_messages_dropped_total",
+    "Messages of the bus that were not carried out, by reason.",
+    "reason",
+);
+
+series! {
+    /// What arrives over the bus.
+    IncomingMetrics {
+        messages: IntCounter = counter(
+            "roomcast_bus_messages_received_total", "Messages that came over the bus.");
+        bytes: IntCounter = counter(
+            "roomcast_bus_received_bytes_total", "Bytes of payload that came over the bus.");
+        own: IntCounter = counter_of(DROPPED, "own");
+        no_member: IntCounter = counter_of(DROPPED, "no_member");
+        unknown_namespace: IntCounter = counter_of(DROPPED, "unknown_namespace");
+        undecodable: IntCounter = counter_of(DROPPED, "undecodable");
+        unexpected: IntCounter = counter_of(DROPPED, "unexpected");
     }
 }
 
-/// What the node publishes, by outcome.
-pub(super) struct OutgoingMetrics {
-    ok: IntCounter,
-    unavailable: IntCounter,
-    unconfirmed: IntCounter,
-    overloaded: IntCounter,
-    pub(super) invalid: IntCounter,
-    bytes: IntCounter,
-    seconds: Histogram,
+const PUBLISHED: Family = (
+    "roomcast_bus_messages_published_total",
+    "Messages that this node published, by outcome.",
+    "outcome",
+);
+
+series! {
+    /// What the node publishes.
+    OutgoingMetrics {
+        ok: IntCounter = counter_of(PUBLISHED, "ok");
+        unavailable: IntCounter = counter_of(PUBLISHED, "unavailable");
+        unconfirmed: IntCounter = counter_of(PUBLISHED, "unconfirmed");
+        overloaded: IntCounter = counter_of(PUBLISHED, "overloaded");
+        invalid: IntCounter = counter_of(PUBLISHED, "invalid");
+        bytes: IntCounter = counter(
+            "roomcast_bus_published_bytes_total", "Bytes of payload that this node published.");
+        seconds: Histogram = histogram(
+            "roomcast_bus_publish_seconds", "Time from a publish to Redis's answer, in seconds.");
+    }
 }
 
 impl OutgoingMetrics {
-    pub(super) fn new(series: &mut Series) -> Self {
-        let published = series.counters(
-            "roomcast_bus_messages_published_total",
-            "Messages that this node published, by outcome.",
-            &["outcome"],
-        );
-        let published = |outcome| published.with_label_values(&[outcome]);
-        Self {
-            ok: published("ok"),
-            unavailable: published("unavailable"),
-            unconfirmed: published("unconfirmed"),
-            overloaded: published("overloaded"),
-            invalid: published("invalid"),
-            bytes: series.counter(
-                "roomcast_bus_published_bytes_total",
-                "Bytes of payload that this node published.",
-            ),
-            seconds: series.histogram(
-                "roomcast_bus_publish_seconds",
-                "Time from a publish to Redis's answer, in seconds.",
-            ),
-        }
-    }
-
     /// A publish of `bytes` has ended after this time.
     pub(super) fn published(
         &self,
@@ -157,83 +176,61 @@ impl OutgoingMetrics {
     }
 }
 
-/// The connections to Redis.
-pub(super) struct LinkMetrics {
-    publisher_up: IntGauge,
-    pub(super) subscriber_up: IntGauge,
-    publisher_reconnects: IntCounter,
-    pub(super) subscriber_reconnects: IntCounter,
-    queued_bytes: IntGauge,
-    probe_seconds: Histogram,
-    last_probe: Mutex<Duration>,
-    pub(super) gaps: IntCounter,
-    pub(super) gap_seconds: Counter,
-    pub(super) resubscribe_seconds: Gauge,
-    subscriptions: IntGauge,
-    refused_subscriptions: IntGauge,
+const UP: Family = (
+    "roomcast_bus_link_up",
+    "Whether a link to Redis is up (1) or down (0).",
+    "link",
+);
+
+const RECONNECTS: Family = (
+    "roomcast_bus_reconnects_total",
+    "Connections that were made anew, by link.",
+    "link",
+);
+
+series! {
+    /// The connections to Redis.
+    LinkMetrics {
+        publisher_up: IntGauge = gauge_of(UP, "publisher");
+        subscriber_up: IntGauge = gauge_of(UP, "subscriber");
+        publisher_reconnects: IntCounter = counter_of(RECONNECTS, "publisher");
+        subscriber_reconnects: IntCounter = counter_of(RECONNECTS, "subscriber");
+        queued_bytes: IntGauge = gauge(
+            "roomcast_bus_queued_bytes",
+            "Bytes that wait to be published or to be answered by Redis.");
+        probe_seconds: Histogram = histogram(
+            "roomcast_bus_probe_seconds",
+            "Time that a probe takes to come back to the node that published it, in seconds.");
+        resubscribe_seconds: Gauge = last_seconds(
+            "roomcast_bus_resubscribe_seconds",
+            "Time that the last resubscription took, in seconds.");
+        subscriptions: IntGauge = gauge(
+            "roomcast_bus_subscriptions", "Channels and patterns that this node wants to hear.");
+        refused_subscriptions: IntGauge = gauge(
+            "roomcast_bus_refused_subscriptions",
+            "Channels and patterns that Redis refuses to this node.");
+    }
 }
 
 impl LinkMetrics {
-    pub(super) fn new(series: &mut Series) -> Self {
-        let up = series.gauges(
-            "roomcast_bus_link_up",
-            "Whether a link to Redis is up (1) or down (0).",
-            "link",
-        );
-        let reconnects = series.counters(
-            "roomcast_bus_reconnects_total",
-            "Connections that were made anew, by link.",
-            &["link"],
-        );
-        Self {
-            publisher_up: up.with_label_values(&["publisher"]),
-            subscriber_up: up.with_label_values(&["subscriber"]),
-            publisher_reconnects: reconnects.with_label_values(&["publisher"]),
-            subscriber_reconnects: reconnects.with_label_values(&["subscriber"]),
-            queued_bytes: series.gauge(
-                "roomcast_bus_queued_bytes",
-                "Bytes that wait to be published or to be answered by Redis.",
-            ),
-            probe_seconds: series.histogram(
-                "roomcast_bus_probe_seconds",
-                "Time that a probe takes to come back to the node that published it, in seconds.",
-            ),
-            last_probe: Mutex::default(),
-            gaps: series.counter(
-                "roomcast_bus_gaps_total",
-                "Times that messages of others may have been missed.",
-            ),
-            gap_seconds: series.add(Counter::new(
-                "roomcast_bus_gap_seconds_total",
-                "Length of the times in which messages may have been missed, in seconds.",
-            )),
-            resubscribe_seconds: series.add(Gauge::new(
-                "roomcast_bus_resubscribe_seconds",
-                "Time that the last resubscription took, in seconds.",
-            )),
-            subscriptions: series.gauge(
-                "roomcast_bus_subscriptions",
-                "Channels and patterns that this node wants to hear.",
-            ),
-            refused_subscriptions: series.gauge(
-                "roomcast_bus_refused_subscriptions",
-                "Channels and patterns that Redis refuses to this node.",
-            ),
-        }
-    }
-
     /// Copies what the links count themselves.
-    pub(super) fn refresh(&self, subscriber: &Subscriber, publisher: &Publisher) {
+    /// `last_probe` is the round trip that was observed last.
+    pub(super) fn refresh(
+        &self,
+        subscriber: &Subscriber,
+        publisher: &Publisher,
+        last_probe: &mut Duration,
+    ) {
         let state = subscriber.state();
         if let SubscriberState::Up {
             last_probe_round_trip: round_trip,
             ..
         } = state
         {
-            let last = std::mem::replace(&mut *self.last_probe.lock(), round_trip);
             // The last probe is read again until there is a newer one. No two take the same time
             // to the nanosecond.
-            if last != round_trip {
+            if *last_probe != round_trip {
+                *last_probe = round_trip;
                 self.probe_seconds.observe(round_trip.as_secs_f64());
             }
         }
@@ -253,33 +250,53 @@ impl LinkMetrics {
     }
 }
 
-/// The members of the cluster.
-pub(super) struct MembershipMetrics {
-    pub(super) nodes: IntGauge,
-    pub(super) foreign: IntGauge,
-}
-
-impl MembershipMetrics {
-    pub(super) fn new(series: &mut Series) -> Self {
-        let nodes = series.gauges(
-            "roomcast_bus_nodes",
-            "Members of the cluster that this node sees, itself included; none while it cannot ask Redis.",
-            "kind",
-        );
-        Self {
-            nodes: nodes.with_label_values(&["roomcast"]),
-            foreign: nodes.with_label_values(&["foreign"]),
-        }
+series! {
+    /// Periods in which messages may have been missed.
+    GapMetrics {
+        count: IntCounter = counter(
+            "roomcast_bus_gaps_total", "Times that messages of others may have been missed.");
+        seconds: Counter = seconds(
+            "roomcast_bus_gap_seconds_total",
+            "Length of the times in which messages may have been missed, in seconds.");
     }
 }
 
-/// Questions and their answers.
-pub(super) struct QuestionMetrics {
-    requests: IntCounterVec,
-    answers: IntCounterVec,
-    pub(super) silent_nodes: IntCounter,
-    /// Questions of others beyond the limit.
-    pub(super) unexpected: IntCounter,
+const NODES: Family = (
+    "roomcast_bus_nodes",
+    "Members of the cluster that this node sees, itself included; none while it cannot ask Redis.",
+    "kind",
+);
+
+series! {
+    /// The members of the cluster.
+    MembershipMetrics {
+        nodes: IntGauge = gauge_of(NODES, "roomcast");
+        foreign: IntGauge = gauge_of(NODES, "foreign");
+        disagreeing: IntGauge = gauge(
+            "roomcast_bus_disagreeing_nodes",
+            "Nodes with the same prefix and another dialect or parser.");
+        without_lease: IntCounter = counter(
+            "roomcast_bus_leaseless_answers_total",
+            "Answers of nodes without a lease: their URLs may name another database of Redis.");
+    }
+}
+
+series! {
+    /// Questions and their answers.
+    QuestionMetrics {
+        requests: IntCounterVec = counters(
+            "roomcast_bus_requests_total",
+            "Questions of this node to the others, by type and outcome.",
+            &["type", "outcome"]);
+        answers: IntCounterVec = counters(
+            "roomcast_bus_answers_total",
+            "Questions of others that this node answered, by type.",
+            &["type"]);
+        silent_nodes: IntCounter = counter(
+            "roomcast_bus_silent_nodes_total",
+            "Nodes that did not answer a question of this node in time.");
+        unexpected: IntCounter = counter_of(DROPPED, "unexpected");
+    }
 }
 
 /// How a question of this node ended.
@@ -294,26 +311,6 @@ pub(super) enum Outcome {
 }
 
 impl QuestionMetrics {
-    pub(super) fn new(series: &mut Series, incoming: &IncomingMetrics) -> Self {
-        Self {
-            requests: series.counters(
-                "roomcast_bus_requests_total",
-                "Questions of this node to the others, by type and outcome.",
-                &["type", "outcome"],
-            ),
-            answers: series.counters(
-                "roomcast_bus_answers_total",
-                "Questions of others that this node answered, by type.",
-                &["type"],
-            ),
-            silent_nodes: series.counter(
-                "roomcast_bus_silent_nodes_total",
-                "Nodes that did not answer a question of this node in time.",
-            ),
-            unexpected: incoming.unexpected.clone(),
-        }
-    }
-
     /// A question of this node has ended.
     pub(super) fn asked(&self, kind: &str, outcome: Outcome) {
         let outcome = match outcome {

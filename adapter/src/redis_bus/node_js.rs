@@ -17,6 +17,7 @@
 //!
 //! The rest of the bus calls [`NodeJs`] and knows nothing of this.
 
+mod foreign_joins;
 mod handover;
 mod stand_in;
 
@@ -25,14 +26,16 @@ use std::{
     time::Duration,
 };
 
-use roomcast_protocol::question::Question;
+use roomcast_protocol::{message::Message, question::Question};
 use tokio::time;
 
 use self::{
+    foreign_joins::ForeignJoins,
     handover::{COUNTING, Handover},
     stand_in::Unanswered,
 };
 use super::{
+    gaps::Gaps,
     membership::Membership,
     reply::ReplyAddress,
     subscriptions::{AttachedNamespace, Subscriptions},
@@ -43,15 +46,50 @@ pub(super) struct NodeJs {
     membership: Arc<Membership>,
     handover: Handover,
     unanswered: Unanswered,
+    foreign_joins: Arc<ForeignJoins>,
 }
 
 impl NodeJs {
-    pub(super) fn new(membership: Arc<Membership>) -> Self {
+    /// Must be called on a tokio runtime.
+    pub(super) fn new(membership: Arc<Membership>, gaps: Arc<Gaps>) -> Self {
         Self {
             membership,
             handover: Handover::new(),
             unanswered: Unanswered::default(),
+            foreign_joins: Arc::new(ForeignJoins::new(gaps)),
         }
+    }
+
+    /// The members were counted; so many are Node servers.
+    pub(super) fn counted(&self, servers: usize, subscriptions: &Arc<Subscriptions>) {
+        if servers > 0 {
+            self.foreign_joins.servers_are_there(subscriptions);
+        }
+    }
+
+    /// A message was carried out, for this number of sockets.
+    pub(super) fn carried_out(
+        &self,
+        subscriptions: &Arc<Subscriptions>,
+        namespace: &Arc<AttachedNamespace>,
+        message: &Message,
+        payload: &[u8],
+        sockets: usize,
+    ) {
+        let is_foreign =
+            || foreign_joins::is_foreign(payload, &namespace.name, &self.membership.leases());
+        let joins = &self.foreign_joins;
+        joins.carried_out(subscriptions, namespace, message, sockets, is_foreign);
+    }
+
+    /// A message has arrived by a channel, while it may arrive by a pattern, too.
+    pub(super) fn received(&self, channel: &[u8], payload: &[u8]) {
+        self.foreign_joins.received(channel, payload);
+    }
+
+    /// Returns whether a message that arrives by the pattern of all rooms has arrived already.
+    pub(super) fn is_copy(&self, channel: &[u8], payload: &[u8]) -> bool {
+        self.foreign_joins.is_copy(channel, payload)
     }
 
     /// Answers in place of nodes that have gone, until the bus is closed.

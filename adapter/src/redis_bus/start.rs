@@ -25,10 +25,12 @@ use tokio::{task::JoinSet, time};
 use super::{
     BusSink, Core, RedisBus,
     config::{PrivateRooms, RedisConfig},
+    gaps::Gaps,
     incoming::Receiver,
-    membership::Membership,
+    membership::{self, Membership},
     metrics::{
-        IncomingMetrics, LinkMetrics, MembershipMetrics, OutgoingMetrics, QuestionMetrics, Series,
+        GapMetrics, IncomingMetrics, LinkMetrics, MembershipMetrics, OutgoingMetrics,
+        QuestionMetrics, Series,
     },
     node_js::NodeJs,
     outgoing::Outgoing,
@@ -98,8 +100,11 @@ impl RedisBus {
         if !may_use_patterns(&mut connection, &config, &channels, node).await? {
             config.private_rooms = PrivateRooms::Channel;
         }
+        let all_rooms = ["PSUBSCRIBE", &channels.rooms_pattern("/")];
+        let can_hear_all_rooms = config.dialect == Dialect::Classic
+            && is_allowed(&mut connection, &config, &all_rooms).await?;
         drop(connection);
-        let core = Core::start(endpoint, &config, node, patterns);
+        let core = Core::start(endpoint, &config, node, patterns, can_hear_all_rooms);
         let mut tasks = JoinSet::new();
         tasks.spawn(vital("sweep", upkeep::sweep(Arc::downgrade(&core))));
         tasks.spawn(vital(
@@ -125,6 +130,7 @@ impl Core {
         config: &RedisConfig,
         node: &NodeId,
         patterns: usize,
+        can_hear_all_rooms: bool,
     ) -> Arc<Self> {
         let channels = Channels::new(&config.prefix, config.dialect);
         let wire = Wire::new(channels, config.parser, TranscodeLimits::default());
@@ -143,14 +149,20 @@ impl Core {
             OutgoingMetrics::new(&mut series),
         ));
         let membership = MembershipMetrics::new(&mut series);
-        let membership = Arc::new(Membership::new(Arc::clone(&outgoing), membership));
-        let node_js = Arc::new(NodeJs::new(Arc::clone(&membership)));
+        let membership = Arc::new(Membership::new(
+            Arc::clone(&outgoing),
+            membership::settings(config.dialect, config.parser),
+            membership,
+        ));
+        let gaps = Arc::new(Gaps::new(GapMetrics::new(&mut series)));
+        let node_js = NodeJs::new(Arc::clone(&membership), Arc::clone(&gaps));
+        let node_js = Arc::new(node_js);
         let incoming = IncomingMetrics::new(&mut series);
         let questions = Arc::new(Questions::new(
             Arc::clone(&outgoing),
             Arc::clone(&membership),
             Arc::clone(&node_js),
-            QuestionMetrics::new(&mut series, &incoming),
+            QuestionMetrics::new(&mut series),
         ));
         Arc::new_cyclic(|core: &Weak<Self>| {
             let subscriber = subscriber(endpoint, config, &outgoing, BusSink(core.clone()));
@@ -160,6 +172,7 @@ impl Core {
                 Arc::clone(&wire),
                 config.private_rooms,
                 patterns,
+                can_hear_all_rooms,
             ));
             Self {
                 incoming: Receiver {
@@ -176,7 +189,7 @@ impl Core {
                 node_js,
                 metrics: LinkMetrics::new(&mut series),
                 series,
-                gap_handlers: Mutex::default(),
+                gaps,
                 has_left: false.into(),
             }
         })
@@ -304,11 +317,25 @@ async fn may_use_patterns(
         return Ok(true);
     }
     let pattern = channels.private_rooms_pattern("/", tag(node));
-    match attempt(connection, config, &["PSUBSCRIBE", &pattern]).await {
-        Err(StartError::Forbidden { .. }) if config.private_rooms == PrivateRooms::Auto => {
-            tracing::info!("Redis allows this user no patterns: each socket gets a channel");
-            Ok(false)
-        }
+    let command = ["PSUBSCRIBE", &pattern];
+    if config.private_rooms == PrivateRooms::Pattern {
+        return attempt(connection, config, &command).await.map(|_| true);
+    }
+    let is_allowed = is_allowed(connection, config, &command).await?;
+    if !is_allowed {
+        tracing::info!("Redis allows this user no patterns: each socket gets a channel");
+    }
+    Ok(is_allowed)
+}
+
+/// Runs a command. Returns whether Redis allows it.
+async fn is_allowed(
+    connection: &mut Connection,
+    config: &RedisConfig,
+    command: &[&str],
+) -> Result<bool, StartError> {
+    match attempt(connection, config, command).await {
+        Err(StartError::Forbidden { .. }) => Ok(false),
         Err(error) => Err(error),
         Ok(_) => Ok(true),
     }

@@ -35,8 +35,8 @@ use roomcast_protocol::{
 };
 use tokio::time::Instant;
 
+use self::namespace::{AllRoomsPattern, NamespaceChannels, Reached};
 pub(super) use self::namespace::{AttachedNamespace, Private};
-use self::namespace::{NamespaceChannels, Reached};
 use super::config::PrivateRooms;
 use crate::{
     bus::{Attachment, BusError, Listener},
@@ -52,6 +52,9 @@ const MAX_PATTERNS: usize = 50;
 /// How long a join may take to be confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the pattern of all rooms is kept after the rooms' own channels were subscribed again.
+const OVERLAP: Duration = Duration::from_secs(10);
+
 /// Number of channels for which memory is kept that is not needed at the moment.
 const KEPT: usize = 1024;
 
@@ -66,6 +69,21 @@ pub(super) struct Subscriptions {
     holders: Mutex<Holders>,
     /// The patterns that Redis had when this node came, and those that this node has added.
     patterns: AtomicUsize,
+    /// Whether the user may subscribe the patterns of all rooms.
+    can_hear_all_rooms: bool,
+    /// The number of namespaces of which all rooms are heard.
+    all_rooms: AtomicUsize,
+}
+
+/// Whether all rooms of a namespace are heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AllRooms {
+    /// They are.
+    Heard,
+    /// They will be, once that is confirmed.
+    Begun,
+    /// They cannot be: only rooms with members are heard.
+    Never,
 }
 
 /// How many namespaces hold each name.
@@ -84,6 +102,7 @@ impl Subscriptions {
         wire: Arc<Wire>,
         private_rooms: PrivateRooms,
         patterns: usize,
+        can_hear_all_rooms: bool,
     ) -> Self {
         Self {
             subscriber,
@@ -93,6 +112,8 @@ impl Subscriptions {
             namespaces: RwLock::default(),
             holders: Mutex::default(),
             patterns: patterns.into(),
+            can_hear_all_rooms,
+            all_rooms: AtomicUsize::new(0),
         }
     }
 
@@ -135,11 +156,7 @@ impl Subscriptions {
         let base = channels.asked.iter().chain(&channels.staying);
         self.hold(holders, Priority::Control, base.map(Arc::clone));
         if let Private::Pattern { pattern, .. } = &namespace.private_rooms {
-            let count = holders.patterns.entry(Arc::clone(pattern)).or_default();
-            *count += 1;
-            if *count == 1 {
-                self.subscriber.subscribe_pattern(Arc::clone(pattern));
-            }
+            self.hold_pattern(holders, pattern);
         }
         Arc::clone(&namespace)
     }
@@ -154,11 +171,135 @@ impl Subscriptions {
         }
         drop(namespaces);
         let channels = std::mem::take(&mut *namespace.channels.lock());
+        if !channels.is_by_pattern() {
+            self.release_rooms(holders, namespace, &channels);
+        }
+        if let Some(pattern) = &channels.all_rooms {
+            self.release_all_rooms(holders, pattern);
+        }
         let base = channels.asked.into_iter().chain(channels.staying);
-        self.release(holders, base.chain(channels.rooms.into_channels()));
-        if let Private::Pattern { pattern, .. } = &namespace.private_rooms
-            && let Some(count) = holders.patterns.get_mut(pattern)
+        self.release(holders, base);
+    }
+
+    /// Has the channels of all rooms of a namespace heard, at least until then. Dynamic namespaces
+    /// are left out, because a pattern that was removed keeps costing every publish.
+    pub(super) fn hear_all_rooms(
+        &self,
+        namespace: &Arc<AttachedNamespace>,
+        until: Instant,
+    ) -> AllRooms {
+        // With `#` in its name, the rooms of another namespace could match the pattern.
+        if !self.can_hear_all_rooms || namespace.is_dynamic || namespace.name.contains('#') {
+            return AllRooms::Never;
+        }
+        let holders = &mut *self.holders.lock();
+        let channels = &mut *namespace.channels.lock();
+        if let Some(pattern) = &mut channels.all_rooms {
+            pattern.until = pattern.until.max(until);
+            return if pattern.is_alone {
+                AllRooms::Heard
+            } else {
+                AllRooms::Begun
+            };
+        }
+        let current = self.namespace(&namespace.name);
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, namespace)) {
+            return AllRooms::Never;
+        }
+        let name = self.channels().rooms_pattern(&namespace.name).into();
+        // Before the first message can come twice.
+        self.all_rooms.fetch_add(1, Ordering::AcqRel);
+        self.hold_pattern(holders, &name);
+        channels.all_rooms = Some(AllRoomsPattern {
+            name,
+            until,
+            is_alone: false,
+        });
+        AllRooms::Begun
+    }
+
+    /// The pattern of all rooms is confirmed: the channels of single rooms are given up.
+    pub(super) fn all_rooms_are_heard(&self, namespace: &AttachedNamespace) {
+        let holders = &mut *self.holders.lock();
+        let channels = &mut *namespace.channels.lock();
+        if let Some(pattern) = &mut channels.all_rooms
+            && !pattern.is_alone
         {
+            pattern.is_alone = true;
+            self.release_rooms(holders, namespace, channels);
+        }
+    }
+
+    /// Gives up the pattern of all rooms when its time is over, after the channels of single rooms
+    /// have been subscribed again.
+    fn end_all_rooms(
+        &self,
+        holders: &mut Holders,
+        namespace: &AttachedNamespace,
+        channels: &mut NamespaceChannels,
+    ) {
+        let now = Instant::now();
+        let Some(mut pattern) = channels.all_rooms.take_if(|pattern| pattern.until <= now) else {
+            return;
+        };
+        if !pattern.is_alone {
+            self.release_all_rooms(holders, &pattern);
+            return;
+        }
+        pattern.is_alone = false;
+        pattern.until = now + OVERLAP;
+        channels.all_rooms = Some(pattern);
+        self.hold(holders, Priority::Room, channels.rooms.channels());
+        if let Private::Pattern { pattern, .. } = &namespace.private_rooms {
+            self.hold_pattern(holders, pattern);
+        }
+    }
+
+    /// Gives up the channels of single rooms and the pattern of private ones.
+    fn release_rooms(
+        &self,
+        holders: &mut Holders,
+        namespace: &AttachedNamespace,
+        channels: &NamespaceChannels,
+    ) {
+        self.release(holders, channels.rooms.channels());
+        if let Private::Pattern { pattern, .. } = &namespace.private_rooms {
+            self.release_pattern(holders, pattern);
+        }
+    }
+
+    /// Returns whether all rooms of a namespace are heard, so that messages may come twice.
+    pub(super) fn hears_all_rooms(&self) -> bool {
+        self.all_rooms.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns whether a message that comes by the pattern of all rooms comes by the pattern of
+    /// private rooms, too.
+    pub(super) fn is_private_copy(&self, channel: &str) -> bool {
+        let mut places = self.channels().parse(channel);
+        places.any(|place| {
+            self.namespace(place.namespace).is_some_and(|namespace| {
+                namespace.is_covered(self.channels(), channel)
+                    && !namespace.channels.lock().is_by_pattern()
+            })
+        })
+    }
+
+    fn release_all_rooms(&self, holders: &mut Holders, pattern: &AllRoomsPattern) {
+        self.release_pattern(holders, &pattern.name);
+        self.all_rooms.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn hold_pattern(&self, holders: &mut Holders, pattern: &Arc<str>) {
+        let count = holders.patterns.entry(Arc::clone(pattern)).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.subscriber.subscribe_pattern(Arc::clone(pattern));
+        }
+    }
+
+    fn release_pattern(&self, holders: &mut Holders, pattern: &Arc<str>) {
+        if let Some(count) = holders.patterns.get_mut(pattern) {
             *count -= 1;
             if *count == 0 {
                 holders.patterns.remove(pattern);
@@ -190,10 +331,13 @@ impl Subscriptions {
             room.is_some_and(|room| listener.has_room(room))
         };
         let now = Instant::now();
-        let rooms = &mut namespace.channels.lock().rooms;
-        let given_up = rooms.give_up(now, has_members);
-        self.release(holders, given_up);
-        rooms.is_due(now)
+        let channels = &mut *namespace.channels.lock();
+        let given_up = channels.rooms.give_up(now, has_members);
+        if !channels.is_by_pattern() {
+            self.release(holders, given_up);
+        }
+        self.end_all_rooms(holders, namespace, channels);
+        channels.rooms.is_due(now)
     }
 
     fn take_changes(
@@ -203,7 +347,8 @@ impl Subscriptions {
         listener: &dyn Listener,
     ) {
         let (channels, now) = (self.channels(), Instant::now());
-        let rooms = &mut namespace.channels.lock().rooms;
+        let of_namespace = &mut *namespace.channels.lock();
+        let rooms = &mut of_namespace.rooms;
         let mut wanted: Vec<Arc<str>> = Vec::new();
         listener.take_changes(&mut |room, has_members| {
             let Some(channel) = namespace.channel_of(channels, room) else {
@@ -218,7 +363,9 @@ impl Subscriptions {
                 wanted.push(channel);
             }
         });
-        self.hold(holders, Priority::Room, wanted);
+        if !of_namespace.is_by_pattern() {
+            self.hold(holders, Priority::Room, wanted);
+        }
     }
 
     /// Adds a holder to each name, and subscribes those that had none.
@@ -272,25 +419,31 @@ impl Subscriptions {
     ) -> impl Future<Output = Result<(), BusError>> + Send + use<> {
         // Another thread may be about to report changes.
         self.update(namespace);
-        let mut names = {
+        let mut patterns = Vec::new();
+        let names = {
             let channels = namespace.channels.lock();
             let base = channels.staying.iter().chain(&channels.asked);
-            base.cloned().collect::<Vec<_>>()
-        };
-        let rooms = rooms.iter();
-        let rooms = rooms.filter_map(|room| namespace.channel_of(self.channels(), room));
-        names.extend(rooms.map(Arc::from));
-        let pattern = match &namespace.private_rooms {
-            Private::Pattern { pattern, .. } => Some(Arc::clone(pattern)),
-            Private::Elsewhere | Private::Channels => None,
+            let mut names: Vec<Arc<str>> = base.cloned().collect();
+            if let Some(pattern) = &channels.all_rooms {
+                patterns.push(Arc::clone(&pattern.name));
+            }
+            if !channels.is_by_pattern() {
+                let rooms = rooms.iter();
+                let rooms = rooms.filter_map(|room| namespace.channel_of(self.channels(), room));
+                names.extend(rooms.map(Arc::from));
+                if let Private::Pattern { pattern, .. } = &namespace.private_rooms {
+                    patterns.push(Arc::clone(pattern));
+                }
+            }
+            names
         };
         let subscriber = self.subscriber.clone();
         async move {
             let by_pattern = async {
-                match pattern {
-                    Some(name) => subscriber.confirm_pattern(name, CONFIRM_TIMEOUT).await,
-                    None => Ok(()),
+                for pattern in patterns {
+                    subscriber.confirm_pattern(pattern, CONFIRM_TIMEOUT).await?;
                 }
+                Ok(())
             };
             let by_channel = subscriber.confirm(names, CONFIRM_TIMEOUT);
             let confirmed = try_join(by_pattern, by_channel).await;
@@ -299,9 +452,19 @@ impl Subscriptions {
         }
     }
 
-    /// Returns whether this node receives what it publishes on the channel: Redis counts it then.
-    pub(super) fn is_subscribed(&self, namespace: &AttachedNamespace, channel: &str) -> bool {
-        self.subscriber.is_confirmed(channel) || namespace.is_covered(self.channels(), channel)
+    /// Returns by how many subscriptions this node receives what it publishes on the channel: so
+    /// often Redis counts it.
+    pub(super) fn own_subscriptions(&self, namespace: &AttachedNamespace, channel: &str) -> usize {
+        let by_channel = self.subscriber.is_confirmed(channel);
+        let is_covered = namespace.is_covered(self.channels(), channel);
+        if !self.hears_all_rooms() {
+            return usize::from(by_channel) + usize::from(is_covered);
+        }
+        let is_room = self.channels().room_of(channel, &namespace.name).flatten();
+        let channels = namespace.channels.lock();
+        let by_private = is_covered && !channels.is_by_pattern();
+        let by_all = is_room.is_some() && channels.all_rooms.is_some();
+        usize::from(by_channel) + usize::from(by_private) + usize::from(by_all)
     }
 
     /// Gives up the channels on which nodes are asked and counted, and returns them. The sharded

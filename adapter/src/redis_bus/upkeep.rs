@@ -32,6 +32,7 @@ pub(super) async fn keep_lease(core: Weak<Core>) {
 
 /// Gives up empty rooms and refreshes the metrics of the links until the bus is gone.
 pub(super) async fn sweep(core: Weak<Core>) {
+    let mut last_probe = Duration::ZERO;
     let mut ticks = time::interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -45,6 +46,7 @@ pub(super) async fn sweep(core: Weak<Core>) {
             }
         }
         let subscriber = &core.subscriptions.subscriber;
-        core.metrics.refresh(subscriber, &core.outgoing.publisher);
+        let publisher = &core.outgoing.publisher;
+        core.metrics.refresh(subscriber, publisher, &mut last_probe);
     }
 }

@@ -93,10 +93,15 @@ impl Incoming {
             (
                 PushKind::Message | PushKind::SMessage,
                 [Value::BulkString(channel), Value::BulkString(payload)],
-            ) => self.message(channel, payload),
-            (PushKind::PMessage, [_, Value::BulkString(channel), Value::BulkString(payload)]) => {
-                self.message(channel, payload)
-            }
+            ) => self.message(None, channel, payload),
+            (
+                PushKind::PMessage,
+                [
+                    Value::BulkString(pattern),
+                    Value::BulkString(channel),
+                    Value::BulkString(payload),
+                ],
+            ) => self.message(Some(pattern), channel, payload),
             (PushKind::SUnsubscribe, [Value::BulkString(name), ..]) => {
                 let outcome = self.shared.subscriptions.lock().ended(name);
                 if outcome == Outcome::Moved {
@@ -109,14 +114,18 @@ impl Incoming {
         }
     }
 
-    fn message(&self, channel: &[u8], payload: &[u8]) {
+    fn message(&self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]) {
         let received = self.received.load(Ordering::Relaxed) + 1;
         self.received.store(received, Ordering::Relaxed);
         if channel == self.probe_channel.as_bytes() {
             self.probe_returned(payload);
         } else {
             self.is_busy.store(true, Ordering::Relaxed);
-            self.shared.sink.message(channel, payload);
+            let sink = &self.shared.sink;
+            match pattern {
+                Some(pattern) => sink.matched(pattern, channel, payload),
+                None => sink.message(channel, payload),
+            }
             self.is_busy.store(false, Ordering::Relaxed);
         }
         if received.is_multiple_of(CLOCK_EVERY) {

@@ -133,6 +133,11 @@ impl Node {
 }
 
 impl Side {
+    /// Takes what has come so far.
+    pub(crate) fn take_heard(&self) -> Vec<Message> {
+        std::mem::take(&mut *self.heard.lock())
+    }
+
     pub(crate) fn enter(&self, room: &str, is_private: bool) {
         let mut rooms = self.rooms.lock();
         let members = rooms.entry(room.into()).or_default();

@@ -5,16 +5,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use roomcast_adapter::{Answer, Answered, NodeId, Question};
+use roomcast_adapter::{Answer, Answered, Health, NodeId, Question};
 use roomcast_emitter::membership::FOREIGN;
 use roomcast_protocol::{
     channel::{Dialect, Mode, uid},
     target::Target,
+    wire::Parser,
 };
 use serde_json::{Value, json};
 
 use crate::{
-    deployment::{Deployment, Plain, metric},
+    deployment::{Deployment, Plain, metric, node},
     node::{Node, eventually, within},
     support::Listener,
 };
@@ -204,6 +205,69 @@ async fn a_node_that_hangs_is_named_and_not_waited_for() {
     assert_eq!(ids(&answered), [socket.as_str()]);
     assert_eq!(answered.silent, [hanging]);
     assert!(metric(&a, "roomcast_bus_silent_nodes_total", "") == 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_url_names_another_database_is_asked_without_delay_and_noticed() {
+    let deployment = Deployment::start();
+    let a = deployment.node().await;
+    let mut other = deployment.config.clone();
+    other.url = format!("{}/1", deployment.server.url()).parse().unwrap();
+    let b = node(&other, "/").await;
+    let socket = b.connect(1);
+    let answered = sockets(&a, LONG).await;
+    assert_eq!(ids(&answered), [socket.as_str()]);
+    assert!(answered.silent.is_empty(), "{answered:?}");
+    assert!(metric(&a, "roomcast_bus_leaseless_answers_total", "") == 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_vanished_long_ago_is_silent_and_not_waited_for() {
+    let deployment = Deployment::start();
+    let a = deployment.node().await;
+    // Redis keeps what a vanished node has subscribed.
+    let vanished = NodeId::new("VANISHEDvanishedGONE");
+    let own = uid(&vanished, "/", Dialect::Classic);
+    let _subscriptions = subscribe_as_member(&deployment, own.as_str());
+    let ten_minutes_ago = SystemTime::now() - Duration::from_secs(600);
+    let end = ten_minutes_ago.duration_since(SystemTime::UNIX_EPOCH);
+    let end = end.unwrap().as_millis().to_string();
+    let leases = deployment.channels().leases();
+    let lease = ["ZADD", &leases, &end, vanished.as_str()];
+    deployment.server.command(&lease);
+    // Leases that are over for good are removed meanwhile.
+    let renewals = deployment.calls("zremrangebyscore");
+    eventually("the leases were tidied", || {
+        deployment.calls("zremrangebyscore") > renewals + 1
+    })
+    .await;
+    let answered = sockets(&a, LONG).await;
+    assert_eq!(answered.silent, [vanished]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_whose_settings_few_others_have_are_not_ready() {
+    let deployment = Deployment::start();
+    let mut other = deployment.config.clone();
+    other.parser = Parser::Json;
+    let is_ready = |node: &Node| node.bus.health() == Health::Flowing;
+    let disagreeing = |node: &Node| metric(node, "roomcast_bus_disagreeing_nodes", "");
+    let (a, b) = (deployment.node().await, node(&other, "/").await);
+    for (one, theirs) in [(&a, "classic-json"), (&b, "classic-msgpack")] {
+        eventually("neither is ready", || !is_ready(one)).await;
+        let Health::Interrupted(reason) = one.bus.health() else {
+            panic!("it became ready");
+        };
+        assert!(reason.contains(theirs), "{reason}");
+    }
+    let c = deployment.node().await;
+    for one in [&a, &c] {
+        eventually("most nodes are ready", || is_ready(one)).await;
+        eventually("and notice", || disagreeing(one) == 1.0).await;
+    }
+    assert!(!is_ready(&b));
+    within(b.bus.close(&b.id)).await;
+    eventually("nobody disagrees", || disagreeing(&a) == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

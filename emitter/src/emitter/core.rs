@@ -134,6 +134,7 @@ impl Core {
         timeout: Duration,
     ) -> Result<Answered, EmitError> {
         let answers = self.answers.as_ref().ok_or(EmitError::NoAnswers)?;
+        let is_quick = membership::is_quick(question);
         // A new id for each try: late answers to the one before must not count.
         let id = self.next_id();
         let uid = uid(
@@ -173,8 +174,10 @@ impl Core {
             }
         }
         let before = before.ok();
-        let look = || membership::look(&members, before.as_ref());
-        let gathered = waiting.gather(timeout, look).await;
+        let (members, before) = (&members, before.as_ref());
+        let look =
+            |others: Vec<NodeId>| async move { membership::look(members, before, &others).await };
+        let gathered = waiting.gather(timeout, is_quick, look).await;
         let outcome = gathered.map_err(|error| unconfirmed(&error))?;
         Ok(outcome.answered)
     }

@@ -87,7 +87,7 @@ impl Transport {
     ) -> Result<Counted, EmitError> {
         let command = membership::subscribers(channels, namespace, leases);
         let replies = match self {
-            Self::Own(publisher) => publisher.command(&command, Route::AllPrimaries).await?,
+            Self::Own(publisher) => publisher.command(&command, Route::AllServers).await?,
             #[cfg(feature = "pool")]
             Self::Pool(pool) => replies(pool, &[command]).await?,
         };

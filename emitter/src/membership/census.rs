@@ -6,6 +6,7 @@
 
 use std::{future::Future, sync::Arc};
 
+use roomcast_protocol::id::NodeId;
 use tokio::try_join;
 
 use super::roster::{Counted, Leases, Roster};
@@ -29,13 +30,18 @@ pub trait Members: Sync {
 }
 
 /// Returns the members that have to answer, after the question was published. `before` is the count
-/// from just before it; without it, every present member has to.
-pub async fn look<M: Members>(members: &M, before: Option<&Counted>) -> Result<Roster, M::Error> {
-    let mut leases = members.leases().await?;
+/// from just before it; without it, every present member has to. `others` are nodes that may be
+/// present without a lease.
+pub async fn look<M: Members>(
+    members: &M,
+    before: Option<&Counted>,
+    others: &[NodeId],
+) -> Result<Roster, M::Error> {
+    let mut leases = leases_with(members, others).await?;
     let attendance = before.map(|before| before.attendance(&leases));
     let mut looks = 0;
     loop {
-        let (counted, after) = try_join!(members.count(leases), members.leases())?;
+        let (counted, after) = try_join!(members.count(leases), leases_with(members, others))?;
         looks += 1;
         // A node that left in between may stand in one number and not in the other.
         if looks == MAX_LOOKS || after.has_all_nodes_of(&counted.leases) {
@@ -47,4 +53,13 @@ pub async fn look<M: Members>(members: &M, before: Option<&Counted>) -> Result<R
         }
         leases = after;
     }
+}
+
+async fn leases_with<M: Members>(members: &M, others: &[NodeId]) -> Result<Arc<Leases>, M::Error> {
+    let leases = members.leases().await?;
+    Ok(if others.is_empty() {
+        leases
+    } else {
+        Arc::new(leases.with(others))
+    })
 }

@@ -16,7 +16,8 @@ use crate::redis::Reply;
 
 /// The command for the leases, those that end last first.
 pub fn leases(channels: &Channels) -> Vec<String> {
-    let last = (MAX_NODES - 1).to_string();
+    // Each node has its lease and its settings.
+    let last = (2 * MAX_NODES - 1).to_string();
     ["ZREVRANGE", &channels.leases(), "0", &last, "WITHSCORES"]
         .map(str::to_owned)
         .into()
@@ -25,13 +26,20 @@ pub fn leases(channels: &Channels) -> Vec<String> {
 /// The command for Redis's clock, in which leases end; for the same server.
 pub const TIME: [&str; 1] = ["TIME"];
 
+/// Prefix of the entries in which nodes state their settings, beside their leases and with the same
+/// score: `with:SETTINGS:NODE`. No node has such a name.
+pub const SETTINGS: &str = "with:";
+
 /// Reads the replies to [`leases`] and [`TIME`]. `None` if they have another form.
 pub fn read_leases(leases: &Value, time: &Value) -> Option<Leases> {
     let now = read_time(time)?;
     let mut held = Vec::new();
     for (node, end) in leases.pairs()? {
-        // A score is a float; a foreign program may have written anything.
-        held.push((NodeId::new(node.text()?), end.number()? as u64));
+        let node = node.text()?;
+        if !node.starts_with(SETTINGS) {
+            // A score is a float; a foreign program may have written anything.
+            held.push((NodeId::new(node), end.number()? as u64));
+        }
     }
     Some(Leases::new(held, now))
 }

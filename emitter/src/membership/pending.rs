@@ -7,7 +7,10 @@
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use super::roster::Roster;
 use roomcast_protocol::{
     args::Args,
     id::NodeId,
-    question::{Answer, Answered},
+    question::{Answer, Answered, Question},
     wire::Reply,
 };
 
@@ -31,6 +34,22 @@ const MAX_PENDING: usize = 10_000;
 /// Maximum size of the answers to one question, in bytes, estimated.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
+/// How long a server of other make that did not answer the last question is waited for. It may be
+/// back, and a server answers in milliseconds.
+const SECOND_CHANCE: Duration = Duration::from_millis(300);
+
+/// Whether a server answers such a question at once, without asking clients or handlers.
+pub fn is_quick(question: &Question) -> bool {
+    match question {
+        Question::Sockets(_)
+        | Question::SocketIds(_)
+        | Question::Rooms
+        | Question::Reached(_)
+        | Question::Command(_) => true,
+        Question::Acks { .. } | Question::ServerSideEmit { .. } => false,
+    }
+}
+
 /// The name of a silent server of other make, whose answers do not carry a name.
 pub const FOREIGN: &str = "foreign";
 
@@ -38,6 +57,8 @@ pub const FOREIGN: &str = "foreign";
 #[derive(Debug, Default)]
 pub struct PendingQuestions {
     pending: Arc<Mutex<Questions>>,
+    /// How many servers of other make did not answer the last question.
+    hanging: Arc<AtomicUsize>,
 }
 
 type Questions = HashMap<Box<str>, Arc<Pending>>;
@@ -46,6 +67,7 @@ type Questions = HashMap<Box<str>, Arc<Pending>>;
 #[derive(Debug)]
 pub struct Waiting {
     questions: Arc<Mutex<Questions>>,
+    hanging: Arc<AtomicUsize>,
     id: Box<str>,
     pending: Arc<Pending>,
 }
@@ -62,6 +84,9 @@ pub struct Outcome {
     pub answered: Answered,
     /// Whether all answers are in.
     pub is_complete: bool,
+    /// Nodes of ours that answered and have no lease where this one looks for it. Their URLs may name
+    /// another database of the same Redis.
+    pub without_lease: Vec<NodeId>,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +126,7 @@ impl PendingQuestions {
         questions.insert(id.into(), Arc::clone(&pending));
         Ok(Waiting {
             questions: Arc::clone(&self.pending),
+            hanging: Arc::clone(&self.hanging),
             id: id.into(),
             pending,
         })
@@ -130,17 +156,29 @@ impl PendingQuestions {
 
 impl Waiting {
     /// Waits until every member has answered or left, at most for `timeout`. `look` returns the members
-    /// that have to answer. If its first call fails, that is the error; a later failure ends the wait.
+    /// that have to answer. It is given nodes that have answered and have no lease, to find out
+    /// whether they are still there. If its first call fails, that is the error; a later failure
+    /// ends the wait.
+    ///
+    /// With `is_quick`, servers of other make answer such a question at once, if at all. Those that
+    /// did not answer the last one get little time for this one.
     pub async fn gather<E, F>(
         self,
         timeout: Duration,
-        mut look: impl FnMut() -> F,
+        is_quick: bool,
+        mut look: impl FnMut(Vec<NodeId>) -> F,
     ) -> Result<Outcome, E>
     where
         F: Future<Output = Result<Roster, E>>,
     {
-        let deadline = time::Instant::now() + timeout;
-        let first = time::timeout_at(deadline, look()).await;
+        let start = time::Instant::now();
+        let deadline = start + timeout;
+        let hanging = if is_quick {
+            self.hanging.load(Ordering::Relaxed)
+        } else {
+            0
+        };
+        let first = time::timeout_at(deadline, look(Vec::new())).await;
         let mut expected = Expected::default();
         match first {
             Ok(roster) => expected.look(roster?),
@@ -148,29 +186,49 @@ impl Waiting {
         }
         let mut next_look = time::Instant::now() + LOOK_INTERVAL;
         let mut unknown = 0;
-        while !self.pending.heard.lock().is_complete(&expected.now) {
-            if time::Instant::now() >= deadline {
+        loop {
+            let now = time::Instant::now();
+            let chance = start + SECOND_CHANCE;
+            let forgiven = if now >= chance { hanging } else { 0 };
+            let heard = self
+                .pending
+                .heard
+                .lock()
+                .is_complete(&expected.now, forgiven);
+            if heard || now >= deadline {
                 break;
             }
-            // A node that answers and is not known came just now or has left. Until the next look it
-            // counts as a server of other make.
+            // A node that answers and is not known came just now, has left, or has no lease. Until the
+            // next look it counts as a server of other make.
             let now_unknown = self.pending.heard.lock().unknown(&expected.now);
-            if now_unknown > unknown {
-                next_look = time::Instant::now();
+            if now_unknown.len() > unknown {
+                next_look = now;
             }
-            unknown = now_unknown;
-            let until = next_look.min(deadline);
+            unknown = now_unknown.len();
+            let mut until = next_look.min(deadline);
+            if hanging > 0 && now < chance {
+                until = until.min(chance);
+            }
             if time::timeout_at(until, self.pending.changed.notified())
                 .await
                 .is_err()
                 && until == next_look
             {
-                match time::timeout_at(deadline, look()).await {
-                    Ok(Ok(roster)) => expected.look(roster),
+                match time::timeout_at(deadline, look(now_unknown.clone())).await {
+                    Ok(Ok(roster)) => {
+                        let is_there = |node: &NodeId| roster.stalled.contains(node);
+                        let found = now_unknown.into_iter().filter(is_there);
+                        expected.without_lease.extend(found);
+                        expected.look(roster);
+                    }
                     _ => break,
                 }
                 next_look = time::Instant::now() + LOOK_INTERVAL;
             }
+        }
+        if is_quick {
+            let silent = expected.silent_foreign(&self.pending.heard.lock());
+            self.hanging.store(silent, Ordering::Relaxed);
         }
         Ok(self.outcome(&expected))
     }
@@ -178,6 +236,7 @@ impl Waiting {
     fn outcome(&self, expected: &Expected) -> Outcome {
         let mut heard = std::mem::take(&mut *self.pending.heard.lock());
         let silent = expected.silent(&heard);
+        let without_lease = expected.without_lease.iter().cloned().collect();
         let missing_unnamed = heard.foreign_asked.saturating_sub(heard.foreign_acks.len());
         let is_complete = silent.is_empty() && missing_unnamed == 0;
         if heard.foreign_asked > 0 || !heard.foreign_acks.is_empty() {
@@ -197,6 +256,7 @@ impl Waiting {
                 silent,
             },
             is_complete,
+            without_lease,
         }
     }
 }
@@ -233,16 +293,18 @@ impl Heard {
         }
     }
 
-    fn is_complete(&self, now: &Roster) -> bool {
+    /// Returns whether everybody has answered but so many servers of other make.
+    fn is_complete(&self, now: &Roster, forgiven: usize) -> bool {
         now.alive.iter().all(|node| self.nodes.contains(node))
-            && self.foreign >= now.foreign
+            && self.foreign + forgiven >= now.foreign
             && self.foreign_acks.len() >= self.foreign_asked
     }
 
-    /// The number of our nodes that answered without being known as present.
-    fn unknown(&self, now: &Roster) -> usize {
-        let known = |node: &&NodeId| now.alive.contains(node) || now.stalled.contains(node);
-        self.nodes.iter().filter(|node| !known(node)).count()
+    /// Our nodes that answered without being known as present.
+    fn unknown(&self, now: &Roster) -> Vec<NodeId> {
+        let known = |node: &NodeId| now.alive.contains(node) || now.stalled.contains(node);
+        let unknown = self.nodes.iter().filter(|node| !known(node));
+        unknown.cloned().collect()
     }
 }
 
@@ -254,6 +316,8 @@ struct Expected {
     nodes: HashSet<NodeId>,
     /// The highest number of servers of other make that were present.
     foreign: usize,
+    /// Nodes that answered and were there without a lease at a look.
+    without_lease: HashSet<NodeId>,
 }
 
 impl Expected {
@@ -266,6 +330,10 @@ impl Expected {
         self.now = roster;
     }
 
+    fn silent_foreign(&self, heard: &Heard) -> usize {
+        self.foreign.saturating_sub(heard.foreign)
+    }
+
     fn silent(&self, heard: &Heard) -> Vec<NodeId> {
         let missing = self
             .nodes
@@ -273,8 +341,8 @@ impl Expected {
             .filter(|node| !heard.nodes.contains(*node));
         let mut silent: Vec<NodeId> = missing.cloned().collect();
         silent.sort_unstable();
-        let foreign = self.foreign.saturating_sub(heard.foreign);
-        silent.extend((0..foreign).map(|_| NodeId::new(FOREIGN)));
+        let foreign = 0..self.silent_foreign(heard);
+        silent.extend(foreign.map(|_| NodeId::new(FOREIGN)));
         silent
     }
 }

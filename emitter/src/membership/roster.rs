@@ -12,6 +12,10 @@ use std::{
 
 use roomcast_protocol::id::NodeId;
 
+/// Prefix of the entries that nodes leave among the leases when they go. No node has such a name, so
+/// nobody waits for them.
+pub const TRACE: &str = "left:";
+
 /// Duration of a lease. It is renewed every [`RENEWAL_SECONDS`].
 pub const LEASE_SECONDS: u64 = 5;
 
@@ -39,6 +43,19 @@ impl Leases {
     /// All nodes, including those whose lease is over: a stalled node may still be subscribed.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &NodeId> {
         self.nodes.iter().map(|(node, _)| node)
+    }
+
+    /// These leases and nodes without one, which may be subscribed all the same. Nodes that have left
+    /// are not added: for a while they hold some of the channels and not all.
+    pub fn with(&self, others: &[NodeId]) -> Self {
+        let mut nodes = self.nodes.clone();
+        for other in others {
+            let trace = NodeId::new(&format!("{TRACE}{other}"));
+            if self.nodes().all(|node| *node != *other && *node != trace) {
+                nodes.push((other.clone(), false));
+            }
+        }
+        Self { nodes }
     }
 
     /// The number of nodes with a valid lease.

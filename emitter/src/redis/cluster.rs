@@ -51,6 +51,8 @@ const MAX_KNOWN: usize = 64;
 pub struct ClusterMap {
     /// Sorted, without overlaps.
     ranges: Vec<SlotRange>,
+    /// Sorted, each once. Subscribers can be connected to them, too.
+    replicas: Vec<Address>,
 }
 
 /// Slots that one primary serves.
@@ -78,7 +80,17 @@ impl ClusterMap {
             let before = &mut ranges[i - 1];
             before.last = before.last.min(next - 1);
         }
-        Self { ranges }
+        Self {
+            ranges,
+            replicas: Vec::new(),
+        }
+    }
+
+    fn with_replicas(mut self, mut replicas: Vec<Address>) -> Self {
+        replicas.sort();
+        replicas.dedup();
+        self.replicas = replicas;
+        self
     }
 
     /// A copy in which one slot has moved.
@@ -108,7 +120,7 @@ impl ClusterMap {
             last: slot,
             primary: to,
         });
-        Self::new(ranges)
+        Self::new(ranges).with_replicas(self.replicas.clone())
     }
 
     /// The server of a slot; `None` if that part of the cluster is lost.
@@ -138,6 +150,15 @@ impl ClusterMap {
         primaries
     }
 
+    /// All primaries and replicas, each once.
+    pub fn servers(&self) -> Vec<&Address> {
+        let mut servers = self.primaries();
+        servers.extend(&self.replicas);
+        servers.sort();
+        servers.dedup();
+        servers
+    }
+
     /// The ranges, sorted.
     pub fn ranges(&self) -> &[SlotRange] {
         &self.ranges
@@ -145,25 +166,29 @@ impl ClusterMap {
 
     /// Reads the reply to `CLUSTER SLOTS`. A missing host means that of the server that was asked.
     fn from_slots(answer: &Value, asked: &Address) -> Option<Self> {
-        let mut ranges = Vec::new();
-        for range in answer.list()? {
-            let [first, last, primary, ..] = range.list()? else {
-                return None;
-            };
-            let [host, port, ..] = primary.list()? else {
+        let address = |server: &Value| {
+            let [host, port, ..] = server.list()? else {
                 return None;
             };
             let host = match host.text() {
                 None | Some("" | "?") => &*asked.host,
                 Some(host) => host,
             };
+            Some(Address::new(host, u16::try_from(port.integer()?).ok()?))
+        };
+        let (mut ranges, mut replicas) = (Vec::new(), Vec::new());
+        for range in answer.list()? {
+            let [first, last, primary, others @ ..] = range.list()? else {
+                return None;
+            };
             ranges.push(SlotRange {
                 first: u16::try_from(first.integer()?).ok()?,
                 last: u16::try_from(last.integer()?).ok()?,
-                primary: Address::new(host, u16::try_from(port.integer()?).ok()?),
+                primary: address(primary)?,
             });
+            replicas.extend(others.iter().filter_map(address));
         }
-        Some(Self::new(ranges))
+        Some(Self::new(ranges).with_replicas(replicas))
     }
 }
 
@@ -484,6 +509,12 @@ mod tests {
             slots(10, 19, node(Value::BulkString(b"".to_vec()), 2)),
             slots(20, 29, node(Value::BulkString(b"?".to_vec()), 3)),
             slots(30, 39, node(Value::BulkString(b"other".to_vec()), 4)),
+            Value::Array(vec![
+                Value::Int(40),
+                Value::Int(49),
+                node(Value::BulkString(b"other".to_vec()), 5),
+                node(Value::BulkString(b"replica".to_vec()), 6),
+            ]),
         ]);
         let map = ClusterMap::from_slots(&answer, &Address::new("asked", 7)).unwrap();
         let owners: Vec<_> = map
@@ -491,7 +522,15 @@ mod tests {
             .iter()
             .map(|range| range.primary.to_string())
             .collect();
-        assert_eq!(owners, ["asked:1", "asked:2", "asked:3", "other:4"]);
+        assert_eq!(
+            owners,
+            ["asked:1", "asked:2", "asked:3", "other:4", "other:5"]
+        );
+        let replica = Address::new("replica", 6);
+        assert!(map.servers().contains(&&replica));
+        assert!(!map.primaries().contains(&&replica));
+        let moved = map.with_moved(0, Address::new("other", 4));
+        assert!(moved.servers().contains(&&replica));
         for wrong in [
             Value::Nil,
             Value::Array(vec![Value::Nil]),

@@ -103,8 +103,8 @@ pub enum Route<'a> {
     Key(&'a str),
     /// The owner of the sharded channel.
     Channel(&'a str),
-    /// All primaries that can be reached; each sends a reply.
-    AllPrimaries,
+    /// All primaries and replicas that can be reached; each sends a reply.
+    AllServers,
 }
 
 /// Publishes. Dropping it closes it without waiting for replies.
@@ -231,8 +231,8 @@ impl Publisher {
         ))
     }
 
-    /// Sends a command. It is enqueued when this returns, except one to all primaries of a cluster;
-    /// the future resolves to the replies: one, or one per primary. An error that Redis returns is
+    /// Sends a command. It is enqueued when this returns, except one to all servers of a cluster;
+    /// the future resolves to the replies: one, or one per server. An error that Redis returns is
     /// an error here, too.
     pub fn command<A: AsRef<[u8]>>(&self, args: &[A], route: Route<'_>) -> Commanding {
         let mut command = Cmd::with_capacity(args.len(), 0);
@@ -241,7 +241,7 @@ impl Publisher {
         }
         let reply = match &self.servers {
             Servers::One { link, .. } => Receiving::Plain(link.send(command)),
-            Servers::Cluster(routes) if route == Route::AllPrimaries => {
+            Servers::Cluster(routes) if route == Route::AllServers => {
                 return Commanding(Replies::OfAll(Box::pin(routes.send_to_all(command))));
             }
             Servers::Cluster(routes) => routes.send(command, route),

@@ -128,12 +128,10 @@ impl Routes {
     pub(super) fn send(&self, command: Cmd, route: Route<'_>) -> Receiving {
         match route {
             Route::Key(name) | Route::Channel(name) => self.send_to_slot(command, slot(name)),
-            Route::Any | Route::AllPrimaries => {
-                Receiving::Plain(match self.links.any_or_working() {
-                    Some(link) => link.send(command),
-                    None => Pending::failed(self.links.no_primary()),
-                })
-            }
+            Route::Any | Route::AllServers => Receiving::Plain(match self.links.any_or_working() {
+                Some(link) => link.send(command),
+                None => Pending::failed(self.links.no_primary()),
+            }),
         }
     }
 
@@ -159,7 +157,8 @@ impl Routes {
         })
     }
 
-    /// Sends the command to each primary that can be reached.
+    /// Sends the command to each server that can be reached. Replicas are servers, too: a client may
+    /// have subscribed there.
     pub(super) fn send_to_all(
         &self,
         command: Cmd,
@@ -167,9 +166,9 @@ impl Routes {
         let links = Arc::clone(&self.links);
         async move {
             let map = links.known_map(|map| !map.ranges().is_empty()).await;
-            let primaries = map.primaries().into_iter().take(MAX_LINKS);
-            let pending: Vec<_> = primaries
-                .map(|primary| links.to(primary).send(command.clone()))
+            let servers = map.servers().into_iter().take(MAX_LINKS);
+            let pending: Vec<_> = servers
+                .map(|server| links.to(server).send(command.clone()))
                 .collect();
             let mut replies = Vec::with_capacity(pending.len());
             let mut failure = links.no_primary();
@@ -249,14 +248,14 @@ impl Links {
         self.cluster.map()
     }
 
-    /// Closes links to nodes that are no primaries any more, once they have their replies.
+    /// Closes links to nodes that are not part of the cluster any more, once they have their replies.
     fn retire(&self, map: &ClusterMap) {
         if map.ranges().is_empty() {
             return;
         }
-        let primaries = map.primaries();
+        let servers = map.servers();
         let mut open = self.open.lock();
-        let retired = open.extract_if(.., |address, _| !primaries.contains(&address));
+        let retired = open.extract_if(.., |address, _| !servers.contains(&address));
         for (_, link) in retired {
             self.runtime.spawn(async move { link.close().await });
         }

@@ -101,6 +101,18 @@ describe("the official emitter", () => {
     for (const [reason] of await gone) assert.equal(reason, "io server disconnect");
   });
 
+  test("an emit right behind a join reaches the sockets that were told to join", async () => {
+    for (let i = 0; i < 50; i += 1) {
+      const room = `late ${i}`;
+      const reached = await cast.receivers(3, (event) => {
+        emitter.in("x").socketsJoin(room);
+        emitter.to(room).emit(event);
+      });
+      assert.deepEqual(reached, ["ada", "bob", "eve"], room);
+      emitter.socketsLeave(room);
+    }
+  });
+
   test("a server-side event reaches all servers", async () => {
     const notes = Promise.all(servers.map((server) => next(server, "note")));
     emitter.serverSideEmit("note", 1, { two: [3] });

@@ -16,7 +16,7 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_emitter::{
-    membership::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster},
+    membership::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster, TRACE},
     redis::PublishError,
 };
 use roomcast_protocol::{
@@ -27,7 +27,7 @@ use roomcast_protocol::{
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use super::{
-    super::membership::{Reading, TRACE, millis},
+    super::membership::{Reading, millis},
     Membership, NodeJs, ReplyAddress,
 };
 
@@ -252,13 +252,14 @@ impl Gone {
 mod tests {
     use redis::Value;
 
-    use super::*;
+    use super::{super::super::membership::trace_offset, *};
 
+    /// The names and scores that a node reads at the time 100,000 after the offset of traces.
     fn reading(held: &[(&str, u64)]) -> Reading {
         let text = |text: &str| Value::BulkString(text.into());
         let pairs = held.iter();
         Reading {
-            now: 100_000,
+            now: trace_offset() + 100_000,
             held: Value::Array(
                 pairs
                     .flat_map(|(name, time)| [text(name), text(&time.to_string())])
@@ -273,15 +274,17 @@ mod tests {
             &reading(&[("left:a", 98_500), ("left:b", 40_000)]),
             &id("me"),
         );
-        assert_eq!(gone.left, [98_500]);
+        assert_eq!(gone.left, [trace_offset() + 98_500]);
         let asked = [98_399, 98_400, 100_500, 100_501];
+        let asked = asked.map(|asked| trace_offset() + asked);
         assert_eq!(asked.map(|asked| gone.left_at(asked)), [0, 1, 1, 0]);
         assert!(gone.late.is_empty());
     }
 
     #[test]
     fn who_is_late_with_its_lease_may_have_been_counted_shortly_after_the_last_renewal() {
-        let end = |renewed: u64| renewed + LEASE_SECONDS * 1000;
+        let start = trace_offset();
+        let end = |renewed: u64| start + renewed + LEASE_SECONDS * 1000;
         let held = [
             ("alive", end(98_900)),
             ("late", end(98_500)),
@@ -289,8 +292,8 @@ mod tests {
             ("long dead", end(60_000)),
         ];
         let gone = Gone::new(&reading(&held), &id("me"));
-        assert_eq!(gone.late, [(id("late"), 98_500)]);
-        let asked = [98_400, 100_000, 101_500, 101_501];
+        assert_eq!(gone.late, [(id("late"), start + 98_500)]);
+        let asked = [98_400, 100_000, 101_500, 101_501].map(|asked| start + asked);
         assert_eq!(asked.map(|asked| gone.late_at(asked).count()), [1, 1, 1, 0]);
     }
 

@@ -19,7 +19,10 @@ use roomcast_emitter::{
     membership::{self, Waiting},
     redis::PublishError,
 };
-use roomcast_protocol::question::{Answer, Answered, Question};
+use roomcast_protocol::{
+    id::NodeId,
+    question::{Answer, Answered, Question},
+};
 use tokio::time::{self, Instant};
 
 use super::{
@@ -51,6 +54,7 @@ impl Questions {
             outcome: Outcome::Failed,
         };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
+        let is_quick = membership::is_quick(&question);
         // Enqueued before the question: a node that comes later has not received it.
         let membership = &self.membership;
         let counting = membership.count(&namespace.name, membership.leases());
@@ -72,13 +76,14 @@ impl Questions {
                 membership,
                 namespace: &namespace.name,
             };
-            let look = async || {
-                let roster = membership::look(&members, before.as_ref()).await?;
+            let look = async |others: Vec<NodeId>| {
+                let roster = membership::look(&members, before.as_ref(), &others).await?;
                 Ok(roster.without(membership.node()))
             };
             let rest = deadline.saturating_duration_since(Instant::now());
-            let outcome = waiting.gather(rest, look).await;
+            let outcome = waiting.gather(rest, is_quick, look).await;
             let outcome = outcome.map_err(|error: PublishError| BusError::from(error))?;
+            membership.found_without_lease(&outcome.without_lease);
             let answered = outcome.answered;
             metrics.silent_nodes.inc_by(answered.silent.len() as u64);
             tally.end(if outcome.is_complete {

@@ -116,8 +116,8 @@ impl Interest {
     }
 
     /// Returns all channels that are held.
-    pub(crate) fn into_channels(self) -> impl Iterator<Item = Arc<str>> {
-        self.held.into_keys()
+    pub(crate) fn channels(&self) -> impl Iterator<Item = Arc<str>> {
+        self.held.keys().cloned()
     }
 
     fn give_memory_back(&mut self) {
@@ -161,10 +161,7 @@ mod tests {
         assert!(given_up(&mut interest, at(1599)).is_empty());
         assert_eq!(given_up(&mut interest, at(1600)), [Arc::from("a")]);
         assert!(given_up(&mut interest, at(9000)).is_empty());
-        assert_eq!(
-            interest.into_channels().collect::<Vec<_>>(),
-            [Arc::from("c")]
-        );
+        assert_eq!(interest.channels().collect::<Vec<_>>(), [Arc::from("c")]);
     }
 
     #[test]

@@ -47,6 +47,29 @@ pub(super) struct NamespaceChannels {
     pub(super) asked: Vec<Arc<str>>,
     /// The channels of rooms.
     pub(super) rooms: Interest,
+    /// The pattern by which the channels of all rooms are heard.
+    pub(super) all_rooms: Option<AllRoomsPattern>,
+}
+
+/// ```text
+///  none ──► beside the rooms' channels ──► alone ──► beside the rooms' channels ──► none
+///       begin                      confirmed     `until`                     later
+/// ```
+pub(super) struct AllRoomsPattern {
+    pub(super) name: Arc<str>,
+    /// When this state ends.
+    pub(super) until: Instant,
+    /// Confirmed, so that the rooms' own channels are not subscribed: Redis would deliver and count
+    /// each message twice.
+    pub(super) is_alone: bool,
+}
+
+impl NamespaceChannels {
+    /// Returns whether rooms are heard by the pattern of all rooms alone.
+    pub(super) fn is_by_pattern(&self) -> bool {
+        let all_rooms = self.all_rooms.as_ref();
+        all_rooms.is_some_and(|pattern| pattern.is_alone)
+    }
 }
 
 /// How messages to the private rooms of the namespace arrive.

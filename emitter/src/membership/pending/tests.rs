@@ -27,15 +27,15 @@ async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&PendingQuestions)) -> (
     let waiting = asking.open("q").unwrap();
     hear(&asking);
     let mut looks = 0;
-    let look = || {
+    let look = |_| {
         looks += 1;
         ready(Ok::<_, Infallible>(
             rosters[(looks - 1).min(rosters.len() - 1)].clone(),
         ))
     };
     let started = time::Instant::now();
-    let outcome = waiting.gather(Duration::from_secs(5), look).await.unwrap();
-    (outcome, started.elapsed())
+    let gathering = waiting.gather(Duration::from_secs(5), true, look);
+    (gathering.await.unwrap(), started.elapsed())
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,6 +116,55 @@ async fn a_node_that_has_answered_and_gone_is_not_taken_for_a_foreign_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_without_a_lease_that_answers_is_looked_for_and_not_taken_for_a_foreign_one() {
+    let asking = PendingQuestions::new();
+    let waiting = asking.open("q").unwrap();
+    asking.receive("q", Some(NodeId::new("a")), reached(1));
+    asking.receive("q", Some(NodeId::new("leaseless")), reached(2));
+    let look = |unknown: Vec<NodeId>| {
+        ready(Ok::<_, Infallible>(match &unknown[..] {
+            [] => roster(&["a"], &[], 1),
+            [node] => roster(&["a"], &[node.as_str()], 0),
+            _ => panic!("{unknown:?}"),
+        }))
+    };
+    let started = time::Instant::now();
+    let gathering = waiting.gather(Duration::from_secs(5), true, look);
+    let outcome = gathering.await.unwrap();
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    assert!(outcome.is_complete);
+    assert_eq!(outcome.answered.answers.len(), 2);
+    assert_eq!(outcome.without_lease, [NodeId::new("leaseless")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_server_that_did_not_answer_delays_the_next_question_little() {
+    let asking = PendingQuestions::new();
+    let ask = async |is_quick, answers| {
+        let waiting = asking.open("q").unwrap();
+        if answers {
+            asking.receive("q", None, reached(1));
+        }
+        let look = |_| ready(Ok::<_, Infallible>(roster(&[], &[], 1)));
+        let started = time::Instant::now();
+        let gathering = waiting.gather(Duration::from_secs(5), is_quick, look);
+        let outcome = gathering.await.unwrap();
+        assert_eq!(outcome.answered.silent.is_empty(), answers);
+        started.elapsed()
+    };
+    let whole = Duration::from_secs(5);
+    assert_eq!(ask(true, false).await, whole);
+    for _ in 0..2 {
+        assert_eq!(ask(true, false).await, SECOND_CHANCE);
+    }
+    // A handler may take long, and says nothing about other questions.
+    assert_eq!(ask(false, false).await, whole);
+    // It is back: from now on it is waited for again.
+    assert_eq!(ask(true, true).await, Duration::ZERO);
+    assert_eq!(ask(true, false).await, whole);
+}
+
+#[tokio::test(start_paused = true)]
 async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
     let ack = || Reply::Acknowledged(Args::encode(&("pong",)).unwrap());
     let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
@@ -149,8 +198,9 @@ async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
 async fn a_look_that_hangs_ends_with_the_time() {
     let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
-    let hang = || std::future::pending::<Result<Roster, Infallible>>();
-    let outcome = waiting.gather(Duration::from_secs(5), hang).await.unwrap();
+    let hang = |_| std::future::pending::<Result<Roster, Infallible>>();
+    let gathering = waiting.gather(Duration::from_secs(5), true, hang);
+    let outcome = gathering.await.unwrap();
     assert!(outcome.answered.answers.is_empty());
 }
 
