@@ -38,11 +38,13 @@ const MAX_SHARDS: usize = ShardSet::BITS as usize;
 /// Why a socket could not join a room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
-    /// The socket is in as many rooms as a socket may be.
-    #[error("a socket can be in at most {limit} rooms")]
+    /// The rooms would be more than a socket may be in. None of them was joined.
+    #[error("a socket can be in at most {limit} rooms, and {free} more than now")]
     TooManyRooms {
         /// The limit.
         limit: usize,
+        /// The number of rooms that the socket can still join.
+        free: usize,
     },
     /// The name of the room is too long.
     #[error("a room name can have at most {limit} bytes")]
@@ -160,8 +162,9 @@ impl<M: Member> Adapter<M> {
         fresh.sort_unstable();
         fresh.dedup();
         let limit = self.limits.rooms_per_socket;
-        if rooms.room_count_of(slot) + fresh.len() > limit {
-            return Err(JoinError::TooManyRooms { limit });
+        let free = limit.saturating_sub(rooms.room_count_of(slot));
+        if fresh.len() > free {
+            return Err(JoinError::TooManyRooms { limit, free });
         }
         names.each(&mut |name| {
             if name == id.as_str() {

@@ -8,13 +8,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use roomcast::{
     Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, Namespace, Refused,
     Server, Socket, State,
 };
-use support::{TestServer, WebSocket, eventually, server::Sockets};
+use support::{TestServer, WebSocket, eventually, server::Sockets, within};
 use tokio::{sync::mpsc, task::yield_now};
 
 struct Prefix(&'static str);
@@ -347,4 +348,73 @@ async fn a_listener_sees_each_outgoing_event_once_per_socket() {
     expected.sort_unstable();
     assert_eq!(all, expected);
     assert!(seen.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn null_is_an_argument_and_nothing_is_none() {
+    let namespace = Namespace::new("/")
+        .on("null", async || serde_json::Value::Null)
+        .on("nil", async || Value::Nil)
+        .on("none", async || None::<u8>)
+        .on("nothing", async || ())
+        .on("tried", async || HandlerResult::Ok(()))
+        .on("forwarded", async |args: Args| args)
+        .on("values", async || Args::from_values([Value::Nil, 1.into()]).unwrap_or_default());
+    let packets = [
+        (r#"421["null"]"#, "431[null]"),
+        (r#"422["nil"]"#, "432[null]"),
+        (r#"423["none"]"#, "433[null]"),
+        (r#"424["nothing"]"#, "434[]"),
+        (r#"425["tried"]"#, "435[]"),
+        (r#"426["forwarded",null]"#, "436[null]"),
+        (r#"427["values"]"#, "437[null,1]"),
+    ];
+    let (_server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
+    assert_eq!(answers, packets.map(|(_, answer)| answer));
+}
+
+#[tokio::test]
+async fn the_server_operates_on_its_main_namespace() {
+    let (namespace, mut sockets) = Sockets::of(Namespace::new("/"));
+    let builder = Server::builder().namespace(namespace);
+    let server = TestServer::start(builder.namespace(Namespace::new("/other"))).await;
+    let io = &server.io;
+    assert_eq!(io.namespaces(), ["/", "/other"]);
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    let id = socket.id().as_str();
+    assert_eq!(io.socket(id), Some(socket.clone()));
+    assert_eq!(io.of("/other").socket(id), None);
+    assert_eq!(io.socket("nobody"), None);
+
+    io.sockets_join("tea").await.unwrap();
+    let fetched = io.fetch_sockets().await.unwrap().sockets;
+    assert_eq!(fetched[0].rooms(), [id, "tea"]);
+    assert_eq!(fetched[0].handshake_json(), &socket.handshake().to_json());
+    io.sockets_leave("tea").await.unwrap();
+    assert_eq!(socket.rooms(), [id]);
+    socket.join(["a", "b"]).unwrap();
+    socket.leave_all();
+    assert_eq!(socket.rooms(), [id]);
+
+    let asking = tokio::spawn({
+        let io = io.clone();
+        async move { io.emit_with_ack::<u8>("ask", ()).await.unwrap().answers }
+    });
+    let asked = client.text().await;
+    client.send(&asked.replace("42", "43").replace(r#"["ask"]"#, "[7]")).await;
+    assert_eq!(asking.await.unwrap(), [7]);
+    io.disconnect_sockets(false).await.unwrap();
+    assert_eq!(client.text().await, "41");
+}
+
+#[tokio::test]
+async fn a_server_does_not_wait_for_a_handler_beyond_the_drain_timeout() {
+    let namespace = Namespace::new("/").on("hang", async || -> () { std::future::pending().await });
+    let builder = Server::builder().namespace(namespace);
+    let server = TestServer::start(builder.drain_timeout(Duration::from_millis(50))).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.send(r#"421["hang"]"#).await;
+    eventually("it runs", || server.metric("roomcast_events_received_total") == 1).await;
+    within("the server closes", server.io.close()).await;
 }

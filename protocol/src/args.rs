@@ -74,7 +74,7 @@ impl Args {
     /// - What serializes as bytes (`bytes::Bytes`, the types of `serde_bytes`, binary in a
     ///   [`Value`]) becomes an attachment, at any depth.
     /// - Infinite floats and NaN become `null`, as in JavaScript.
-    /// - [`Value::Nil`] is a unit, so it is no argument. `None` is one argument, `null`.
+    /// - `None`, [`Value::Nil`] and the null of `serde_json` are one argument, `null`.
     ///
     /// # Errors
     ///

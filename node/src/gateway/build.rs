@@ -20,6 +20,8 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
         .upgrade_timeout(config.protocol.upgrade_timeout.0)
         .connect_timeout(config.protocol.connect_timeout.0)
         .max_payload(config.protocol.max_payload.0)
+        // Longer than the process waits, which then reports what it has not waited for.
+        .drain_timeout(config.operation.drain_timeout.0.saturating_mul(2))
         .transports(
             transports.contains(&Transport::Polling),
             transports.contains(&Transport::Websocket),

@@ -16,7 +16,7 @@ use super::{
     error::{AckError, EmitError},
     live_namespace::LiveNamespace,
     remote_socket::{Fetched, RemoteSocket},
-    socket::check_event,
+    socket::{Socket, check_event},
 };
 
 /// How long to wait for acknowledgements and for other nodes by default.
@@ -273,6 +273,16 @@ impl BroadcastOperator {
         let fetched = self.fetch_sockets().await?;
         let ids = fetched.sockets.iter().map(|socket| socket.id().clone());
         Ok(ids.collect())
+    }
+
+    /// Returns the socket with this id, if it is in the namespace and connected to this node. Rooms
+    /// and exceptions make no difference.
+    pub fn socket(&self, id: &str) -> Option<Socket> {
+        let mut target = Target::default();
+        target.add_rooms(id);
+        let sockets = self.live().ok()?.local_sockets(&target);
+        // A room may have the name of an id, so others may be in it.
+        sockets.into_iter().find(|socket| socket.id().as_str() == id)
     }
 
     /// Makes the selected sockets join rooms. Fails if a socket of this node cannot; the others have

@@ -33,6 +33,9 @@ use crate::{
     },
 };
 
+/// Time for handlers when a server closes.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Configures a server. Every setting has Socket.IO's default.
 ///
 /// ```no_run
@@ -61,6 +64,7 @@ pub struct Builder {
     bus: BusSource,
     on_gap: Option<OnGap>,
     states: States,
+    drain_timeout: Option<Duration>,
 }
 
 /// The source of the bus.
@@ -173,6 +177,13 @@ impl Builder {
     /// same type replaces the first.
     pub fn state<S: Any + Send + Sync>(mut self, value: S) -> Self {
         self.states.insert(TypeId::of::<S>(), Arc::new(value));
+        self
+    }
+
+    /// How long [`Server::close`] waits for running handlers. Default 30 s. Beyond: it returns while
+    /// they still run.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = Some(timeout);
         self
     }
 
@@ -295,6 +306,7 @@ impl Builder {
             engine,
             parser: self.parser,
             states,
+            drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
             cluster,
             namespaces,
             patterns,

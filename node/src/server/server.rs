@@ -13,21 +13,27 @@ use std::{
 use axum::Router;
 use parking_lot::RwLock;
 use roomcast_adapter::{Health, NodeId};
-use roomcast_protocol::{args::IntoArgs, target::Rooms};
+use roomcast_protocol::{
+    args::{FromArgs, IntoArgs},
+    target::Rooms,
+};
 use tokio::{net::TcpListener, sync::OnceCell, time::timeout};
 
 use super::{
+    ack::Answers,
     broadcast::{BroadcastOperator, Delivery},
     builder::Builder,
     client::Client,
     cluster::ClusterNode,
-    error::EmitError,
+    error::{AckError, EmitError},
     gaps::Gaps,
     handler::{States, state_of},
     live_namespace::LiveNamespace,
     namespace::{Handlers, Pattern},
     packets::Parser,
+    remote_socket::Fetched,
     serve::Serve,
+    socket::Socket,
     tasks::Tasks,
 };
 use crate::{
@@ -66,6 +72,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) parser: Parser,
     states: Arc<States>,
+    drain_timeout: Duration,
     cluster: ClusterNode,
     pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
     patterns: Vec<(Pattern, Arc<Handlers>)>,
@@ -80,6 +87,7 @@ pub(super) struct Parts {
     pub(super) engine: Arc<Engine>,
     pub(super) parser: Parser,
     pub(super) states: Arc<States>,
+    pub(super) drain_timeout: Duration,
     pub(super) cluster: ClusterNode,
     pub(super) namespaces: Vec<(Box<str>, Handlers)>,
     pub(super) patterns: Vec<(Pattern, Handlers)>,
@@ -128,9 +136,70 @@ impl Server {
         self.of("/").except(rooms)
     }
 
+    /// Selects the sockets of the main namespace that are connected to this node.
+    pub fn local(&self) -> BroadcastOperator {
+        self.of("/").local()
+    }
+
+    /// Selects the main namespace. [`timeout`](BroadcastOperator::timeout) limits the wait for
+    /// acknowledgements and for other nodes.
+    pub fn timeout(&self, timeout: Duration) -> BroadcastOperator {
+        self.of("/").timeout(timeout)
+    }
+
     /// Emits an event to all sockets of the main namespace.
     pub async fn emit(&self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.of("/").emit(event, args).await
+    }
+
+    /// Emits an event to all sockets of the main namespace and collects their acknowledgements.
+    pub async fn emit_with_ack<T: FromArgs>(
+        &self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<Answers<T>, AckError> {
+        self.of("/").emit_with_ack(event, args).await
+    }
+
+    /// Emits an event to the servers of all other nodes.
+    pub async fn server_side_emit(
+        &self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<usize, EmitError> {
+        self.of("/").server_side_emit(event, args).await
+    }
+
+    /// Returns the sockets of the main namespace, of all nodes, with their rooms and data.
+    pub async fn fetch_sockets(&self) -> Result<Fetched, EmitError> {
+        self.of("/").fetch_sockets().await
+    }
+
+    /// Makes all sockets of the main namespace join rooms.
+    pub async fn sockets_join(&self, rooms: impl Rooms) -> Result<(), EmitError> {
+        self.of("/").sockets_join(rooms).await
+    }
+
+    /// Makes all sockets of the main namespace leave rooms.
+    pub async fn sockets_leave(&self, rooms: impl Rooms) -> Result<(), EmitError> {
+        self.of("/").sockets_leave(rooms).await
+    }
+
+    /// Disconnects all sockets of the main namespace. With `close`, closes their connections.
+    pub async fn disconnect_sockets(&self, close: bool) -> Result<(), EmitError> {
+        self.of("/").disconnect_sockets(close).await
+    }
+
+    /// Returns the socket of the main namespace with this id, if it is connected to this node.
+    pub fn socket(&self, id: &str) -> Option<Socket> {
+        self.of("/").socket(id)
+    }
+
+    /// Returns the names of the namespaces that exist on this node, sorted.
+    pub fn namespaces(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.0.live.read().keys().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Returns the routes of the server, to be merged into an axum application. The application
@@ -149,7 +218,7 @@ impl Server {
 
     /// Shuts the server down. New connections get status 503. Open ones are closed in a way that
     /// makes clients reconnect elsewhere. Then it waits for running handlers, including those of
-    /// server-side events. In a cluster, other nodes first stop waiting for answers of this one, and
+    /// server-side events, up to the [drain timeout](Builder::drain_timeout). In a cluster, other nodes first stop waiting for answers of this one, and
     /// the bus is closed last.
     ///
     /// Further calls wait for the same end. A handler must not await this, because it waits for the
@@ -216,6 +285,7 @@ impl Inner {
             engine,
             parser,
             states,
+            drain_timeout,
             cluster,
             namespaces,
             patterns,
@@ -245,6 +315,7 @@ impl Inner {
                 engine,
                 parser,
                 states,
+                drain_timeout,
                 cluster,
                 live,
                 patterns,
@@ -264,8 +335,14 @@ impl Inner {
             tracing::warn!("other nodes may wait for answers of this one until their timeout");
         }
         self.engine.close_all(CloseReason::ServerShutdown);
-        self.engine.wait_until_empty().await;
-        self.tasks.finish().await;
+        let handlers = async {
+            self.engine.wait_until_empty().await;
+            self.tasks.finish().await;
+        };
+        if timeout(self.drain_timeout, handlers).await.is_err() {
+            let seconds = self.drain_timeout.as_secs_f64();
+            tracing::warn!(seconds, "handlers still run after the drain timeout");
+        }
         if let Some(bus) = bus
             && timeout(BUS_CLOSE_TIMEOUT, bus.close(node)).await.is_err()
         {

@@ -149,8 +149,9 @@ impl Handshake {
         self.request.issued
     }
 
-    /// The handshake as Node's server describes it to other nodes.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
+    /// Returns the handshake in the form of Node.js servers: `headers`, `query`, `auth`, `address`,
+    /// `time`, `issued`, `url`, `secure` and `xdomain`.
+    pub fn to_json(&self) -> serde_json::Value {
         let headers: serde_json::Map<_, _> = self
             .headers()
             .map(|(name, value)| (name.to_owned(), value.into()))

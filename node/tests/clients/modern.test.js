@@ -268,6 +268,28 @@ async function packets(server, url, count) {
   return found;
 }
 
+describe("a namespace that is left and entered again before the reply", () => {
+  for (const way of Object.keys(ways)) {
+    better(`connects, and the others stay, by ${way}`, async () => {
+      const server = await startServer();
+      const sockets = new Sockets("4.8", server.url, way);
+      try {
+        const main = await sockets.connected();
+        main.on("disconnect", (reason) => assert.fail(`the main namespace is lost: ${reason}`));
+        const other = main.io.socket("/chat");
+        other.disconnect();
+        other.connect();
+        await connection(other);
+        assert.equal(await ask(other, "echo-ack", 1), 1);
+        assert.equal(await ask(main, "echo-ack", 2), 2);
+      } finally {
+        sockets.closeAll();
+        await server.stop();
+      }
+    });
+  }
+});
+
 function better(name, run) {
   test(name, improvement(name), run);
 }

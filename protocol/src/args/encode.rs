@@ -69,6 +69,7 @@ fn encode_into<T: Serialize + ?Sized>(
             json: &mut serializer,
             shape: &mut shape,
             plain,
+            is_nothing: size_of_val(value) == 0,
         })
         .map_err(ArgsError::Encode)?;
     if !plain.is_empty() {
@@ -114,6 +115,8 @@ struct Outermost<'a, W, F> {
     json: &'a mut serde_json::Serializer<W, F>,
     shape: &'a mut Shape,
     plain: &'a mut String,
+    /// The value is of a type without values such as `()`, and not one that can be null.
+    is_nothing: bool,
 }
 
 macro_rules! one_argument {
@@ -122,6 +125,16 @@ macro_rules! one_argument {
             self.json.$method(value)
         })*
     };
+}
+
+impl<W, F> Outermost<'_, W, F> {
+    /// The same for what is inside of the outermost value.
+    fn around<T: ?Sized>(self, inner: &T) -> Self {
+        Self {
+            is_nothing: size_of_val(inner) == 0,
+            ..self
+        }
+    }
 }
 
 impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
@@ -158,8 +171,13 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         Ok(())
     }
 
+    /// `()` is no argument. The null of a JSON value is one.
     fn serialize_unit(self) -> Result<(), Error> {
-        Ok(())
+        if self.is_nothing {
+            Ok(())
+        } else {
+            self.json.serialize_unit()
+        }
     }
 
     fn serialize_tuple(self, len: usize) -> Result<Self::SerializeTuple, Error> {
@@ -176,7 +194,7 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         if name == "_ExtStruct" {
             value.serialize(self.json)
         } else {
-            value.serialize(self)
+            value.serialize(self.around(value))
         }
     }
 
@@ -188,7 +206,7 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         value: &T,
     ) -> Result<(), Error> {
         match (name, variant) {
-            ("Result", "Ok") => value.serialize(self),
+            ("Result", "Ok") => value.serialize(self.around(value)),
             ("Result", "Err") => {
                 let mut object = self.json.serialize_map(Some(1))?;
                 object.serialize_entry("error", value)?;

@@ -92,7 +92,8 @@ fn join(model: &mut Model, socket: usize, rooms: &[String]) -> Result<(), JoinEr
     more.extend(rooms.iter().filter(|room| **room != id(socket)).cloned());
     if more.len() > LIMITS.rooms_per_socket {
         let limit = LIMITS.rooms_per_socket;
-        return Err(JoinError::TooManyRooms { limit });
+        let free = limit - joined.len();
+        return Err(JoinError::TooManyRooms { limit, free });
     }
     *joined = more;
     Ok(())
@@ -378,7 +379,7 @@ fn a_join_beyond_a_limit_joins_none_of_its_rooms() {
     let (adapter, socket) = connected();
     adapter.join(&socket, &["a", "b"]).unwrap();
     let too_many = adapter.join(&socket, &["a", "c", "d"]);
-    assert_eq!(too_many, Err(JoinError::TooManyRooms { limit: 3 }));
+    assert_eq!(too_many, Err(JoinError::TooManyRooms { limit: 3, free: 1 }));
     let long = "x".repeat(21);
     let too_long = adapter.join(&socket, &["c", &long]);
     assert_eq!(too_long, Err(JoinError::NameTooLong { limit: 20 }));

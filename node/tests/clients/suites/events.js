@@ -51,6 +51,14 @@ module.exports = (context) => {
     assert.deepEqual(asBuffers(await answered), ["yes", { n: 1 }, Buffer.from("42")]);
   });
 
+  test("hundreds of handlers that wait for their client get its answers", async () => {
+    const socket = await context.sockets.connected();
+    socket.on("question", (n, answer) => answer("yes"));
+    const answered = collect(socket, "answered", 400);
+    for (let i = 0; i < 400; i += 1) socket.emit("ask-me");
+    assert.deepEqual([...new Set(await answered)], ["yes"]);
+  });
+
   test("a question that nobody answers times out on the server", async () => {
     const socket = await context.sockets.connected();
     const asked = next(socket, "question");
