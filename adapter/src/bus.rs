@@ -45,6 +45,12 @@ pub trait Bus: Send + Sync + 'static {
         Health::Flowing
     }
 
+    /// Returns the nodes of the cluster as they were last seen, this one included. Node.js servers
+    /// have no names and are not among them.
+    fn nodes(&self) -> Vec<NodeId> {
+        Vec::new()
+    }
+
     /// Calls `f` whenever this node may have missed messages. `f` must not block.
     fn on_gap(&self, _f: Box<dyn Fn(&Gap) + Send + Sync>) {}
 

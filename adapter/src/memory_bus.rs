@@ -61,6 +61,14 @@ impl Bus for MemoryBus {
         })
     }
 
+    fn nodes(&self) -> Vec<NodeId> {
+        let namespaces = self.namespaces.lock();
+        let mut nodes: Vec<_> = namespaces.values().flatten().map(|m| m.node.clone()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
     fn retire(&self, node: &NodeId) -> BusFuture<()> {
         let namespaces = self.namespaces.lock();
         let members = namespaces.values().flatten();

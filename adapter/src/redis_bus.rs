@@ -110,6 +110,11 @@ impl Bus for RedisBus {
         }
     }
 
+    /// As of the last renewal of this node's lease.
+    fn nodes(&self) -> Vec<NodeId> {
+        self.core.membership.leases().nodes().cloned().collect()
+    }
+
     fn on_gap(&self, f: GapHandler) {
         self.core.gaps.add_handler(f);
     }

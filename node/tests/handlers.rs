@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    future::IntoFuture as _,
     io,
     sync::{
         Arc,
@@ -11,12 +12,13 @@ use std::{
     time::Duration,
 };
 
+use axum::Extension;
 use roomcast::{
-    Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, Namespace, Refused,
+    Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, MemoryBus, Namespace, Refused,
     Server, Socket, State,
 };
-use support::{TestServer, WebSocket, eventually, server::Sockets, within};
-use tokio::{sync::mpsc, task::yield_now};
+use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
+use tokio::{net::TcpListener, sync::mpsc, task::yield_now};
 
 struct Prefix(&'static str);
 
@@ -417,4 +419,44 @@ async fn a_server_does_not_wait_for_a_handler_beyond_the_drain_timeout() {
     client.send(r#"421["hang"]"#).await;
     eventually("it runs", || server.metric("roomcast_events_received_total") == 1).await;
     within("the server closes", server.io.close()).await;
+}
+
+#[derive(Clone)]
+struct Tenant(&'static str);
+
+#[tokio::test]
+async fn what_a_layer_knows_of_a_request_reaches_handlers() {
+    let namespace = Namespace::new("/").on("tenant", async |socket: Socket| {
+        let tenant = socket.handshake().extension::<Tenant>();
+        tenant.map(|tenant| tenant.0)
+    });
+    let builder = Server::builder().keep_extension::<Tenant>();
+    let io = builder.namespace(namespace).build().await.unwrap();
+    let app = io.router().layer(Extension(Tenant("acme")));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(io.serve(listener, app).into_future());
+    let mut client = WebSocket::connect(address).await;
+    client.send(r#"421["tenant"]"#).await;
+    assert_eq!(client.text().await, r#"431["acme"]"#);
+    let mut client = Polling::connect(address).await;
+    client.say(r#"422["tenant"]"#).await;
+    assert_eq!(client.packet().await, r#"432["acme"]"#);
+}
+
+#[tokio::test]
+async fn a_server_knows_the_nodes_of_its_cluster() {
+    let bus = MemoryBus::new();
+    let node = || Server::builder().namespace(Namespace::new("/")).bus(bus.clone());
+    let first = node().build().await.unwrap();
+    assert_eq!(first.nodes(), [first.node().clone()]);
+    let second = node().build().await.unwrap();
+    let mut expected = [first.node().clone(), second.node().clone()];
+    expected.sort_unstable();
+    assert_eq!(first.nodes(), expected);
+    assert_eq!(second.nodes(), expected);
+    second.close().await;
+    assert_eq!(first.nodes(), [first.node().clone()]);
+    let alone = Server::builder().build().await.unwrap();
+    assert_eq!(alone.nodes(), [alone.node().clone()]);
 }

@@ -160,6 +160,17 @@ impl Builder {
         self
     }
 
+    /// Keeps values of this type that a layer has put into the extensions of a request.
+    /// [`Handshake::extension`] returns them, also to the handlers of its sockets.
+    pub fn keep_extension<T: Clone + Send + Sync + 'static>(mut self) -> Self {
+        self.config.keep.push(|from, to| {
+            if let Some(value) = from.get::<T>() {
+                to.insert(value.clone());
+            }
+        });
+        self
+    }
+
     /// Encoding of packets. Default [`Parser::Json`]. Clients must use the same.
     pub fn parser(mut self, parser: Parser) -> Self {
         self.parser = parser;

@@ -250,6 +250,18 @@ impl Server {
         &self.0.cluster.node
     }
 
+    /// Returns the nodes of the cluster as they were last seen, this one included. Over Redis, a node
+    /// that has ended without a goodbye is listed until its lease is over. Node.js servers have no
+    /// names and are not listed.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let ClusterNode { node, bus } = &self.0.cluster;
+        let mut nodes = bus.as_ref().map_or_else(Vec::new, |bus| bus.nodes());
+        if !nodes.contains(node) {
+            nodes.push(node.clone());
+        }
+        nodes
+    }
+
     /// The number of connections that are open or being opened. A client has one for all its
     /// namespaces.
     pub fn connections(&self) -> usize {

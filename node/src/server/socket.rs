@@ -1,8 +1,7 @@
 //! A connected socket: one client in one namespace.
 
 use std::{
-    any::{Any, TypeId},
-    collections::{HashMap, HashSet},
+    any::Any,
     fmt,
     ops::Deref,
     sync::{
@@ -25,7 +24,7 @@ use super::{
     ack::Awaited,
     broadcast::BroadcastOperator,
     cluster::names,
-    data::Data,
+    data::{Attached, Data},
     error::{AckError, EmitError},
     handler::state_of,
     live_namespace::LiveNamespace,
@@ -56,7 +55,7 @@ use crate::{
 /// Namespace::new("/").on_connect(greet);
 /// ```
 #[derive(Clone)]
-pub struct Socket(LocalSocket);
+pub struct Socket(pub(super) LocalSocket);
 
 /// A socket of this node, as the room index holds it.
 #[derive(Clone)]
@@ -67,27 +66,10 @@ pub(crate) struct Inner {
     namespace: Arc<LiveNamespace>,
     connection: Arc<Connection>,
     handshake: Handshake,
-    attached: Mutex<Attached>,
+    pub(super) attached: Mutex<Attached>,
     /// The number of acknowledgements that the client owes.
     pending_acks: AtomicU32,
     state: AtomicU8,
-}
-
-/// What the application has attached to a socket.
-#[derive(Default)]
-struct Attached {
-    data: Option<Arc<dyn Data>>,
-    /// In few sockets.
-    more: Option<Box<More>>,
-}
-
-#[derive(Default)]
-struct More {
-    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
-    /// The events whose handler runs once and has run.
-    first_events: HashSet<Box<str>>,
-    /// The rooms at the time of the disconnect.
-    last_rooms: Option<Vec<String>>,
 }
 
 /// The states of a socket. Only a connected one sends and receives.
@@ -154,7 +136,7 @@ impl Socket {
             namespace,
             connection,
             handshake,
-            attached: Mutex::new(Attached { data, more: None }),
+            attached: Mutex::new(data.into()),
             pending_acks: AtomicU32::new(0),
             state: AtomicU8::new(CONNECTED),
         })))
@@ -204,47 +186,9 @@ impl Socket {
         BroadcastOperator::new(Arc::clone(&self.0.namespace))
     }
 
-    /// Returns the data of the socket if it has this type.
-    /// [`authorize`](super::Namespace::authorize) and [`set_data`](Self::set_data) set it.
-    pub fn data<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        let data = self.0.attached.lock().data.clone()?;
-        let any: Arc<dyn Any + Send + Sync> = data;
-        any.downcast().ok()
-    }
-
-    /// Replaces the data of the socket. Other nodes see its JSON.
-    pub fn set_data(&self, data: impl Data) {
-        self.0.attached.lock().data = Some(Arc::new(data));
-    }
-
-    /// Attaches a value to the socket, one of each type. Other nodes do not see it. A second value of
-    /// the same type replaces the first, which is returned.
-    pub fn attach<T: Any + Send + Sync>(&self, value: T) -> Option<Arc<T>> {
-        let mut attached = self.0.attached.lock();
-        let values = &mut attached.more.get_or_insert_default().values;
-        let earlier = values.insert(TypeId::of::<T>(), Arc::new(value))?;
-        drop(attached);
-        earlier.downcast().ok()
-    }
-
-    /// Returns the value of this type that [`attach`](Self::attach) has attached.
-    pub fn attached<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        let attached = self.0.attached.lock();
-        let value = attached.more.as_ref()?.values.get(&TypeId::of::<T>())?;
-        Arc::clone(value).downcast().ok()
-    }
-
     /// Returns shared state of this type, if [`Builder::state`](super::Builder::state) provided it.
     pub fn state<S: Any + Send + Sync>(&self) -> Option<Arc<S>> {
         state_of(&self.0.namespace.handlers.states)
-    }
-
-    pub(super) fn data_json(&self) -> serde_json::Value {
-        let data = self.0.attached.lock().data.clone();
-        data.map_or_else(
-            || serde_json::Value::Object(serde_json::Map::new()),
-            |d| d.to_json(),
-        )
     }
 
     /// The socket as other nodes see it.
@@ -299,11 +243,9 @@ impl Socket {
     /// The rooms of the socket. Its private room is first. In a handler of the disconnect, the rooms
     /// that it was in.
     pub fn rooms(&self) -> Vec<String> {
-        let attached = self.0.attached.lock();
-        if let Some(rooms) = attached.more.as_ref().and_then(|m| m.last_rooms.as_ref()) {
-            return rooms.clone();
+        if let Some(rooms) = self.last_rooms() {
+            return rooms;
         }
-        drop(attached);
         let rooms = self.0.namespace.adapter.rooms_of(&self.0);
         rooms.iter().map(|room| String::from(&**room)).collect()
     }
@@ -471,29 +413,6 @@ impl Socket {
             .parser
             .dialect(self.0.connection.revision());
         packets::disconnect(dialect, &self.0.namespace.name)
-    }
-
-    /// Keeps the rooms for the handler of the disconnect.
-    pub(super) fn keep_last_rooms(&self) {
-        let rooms = self.rooms();
-        let mut attached = self.0.attached.lock();
-        attached.more.get_or_insert_default().last_rooms = Some(rooms);
-    }
-
-    /// After the handler of the disconnect; a connected socket has kept none.
-    pub(super) fn forget_last_rooms(&self) {
-        if !self.is_connected()
-            && let Some(more) = &mut self.0.attached.lock().more
-        {
-            more.last_rooms = None;
-        }
-    }
-
-    /// Returns `true` for the first event of this name whose handler runs once.
-    pub(super) fn is_first(&self, event: &str) -> bool {
-        let mut attached = self.0.attached.lock();
-        let events = &mut attached.more.get_or_insert_default().first_events;
-        events.insert(event.into())
     }
 
     /// Adds the socket to its namespace, so that broadcasts reach it.

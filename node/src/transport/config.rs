@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use super::{client_files::ClientFiles, cors::Cors, handshake::Handshake};
+use super::{client_files::ClientFiles, cors::Cors, handshake::{Handshake, Keep}};
 use roomcast_protocol::engine_io::session::Heartbeat;
 
 /// The bounds of everything that clients or the application can make the server hold. Beyond a
@@ -145,6 +145,7 @@ pub(crate) struct Config {
     /// Bodies of polls from this size on are compressed if the client takes gzip.
     pub(crate) compress_from: Option<usize>,
     pub(crate) allow_request: Option<AllowRequest>,
+    pub(crate) keep: Vec<Keep>,
     pub(crate) client_files: Option<ClientFiles>,
     pub(crate) limits: Limits,
 }
@@ -168,6 +169,7 @@ impl Default for Config {
             cookie: None,
             compress_from: Some(1024),
             allow_request: None,
+            keep: Vec::new(),
             client_files: None,
             limits: Limits::default(),
         }

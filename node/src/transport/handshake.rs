@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::clock::unix_millis;
-use http::{HeaderMap, header};
+use http::{Extensions, HeaderMap, header};
 use serde::de::DeserializeOwned;
 
 use roomcast_protocol::engine_io::open::Query;
@@ -47,10 +47,29 @@ pub(crate) struct Request {
     address: Option<SocketAddr>,
     /// Milliseconds since 1970.
     issued: u64,
+    /// Boxed, because few applications keep any.
+    extensions: Option<Box<Extensions>>,
+}
+
+/// Copies the value of one type from the extensions of a request.
+pub(crate) type Keep = fn(&Extensions, &mut Extensions);
+
+/// Copies what the application wants to keep of the extensions of a request.
+pub(crate) fn kept(keep: &[Keep], extensions: &Extensions) -> Option<Box<Extensions>> {
+    let mut kept = Extensions::new();
+    for keep in keep {
+        keep(extensions, &mut kept);
+    }
+    (!kept.is_empty()).then(|| Box::new(kept))
 }
 
 impl Handshake {
-    pub(crate) fn new(uri: &http::Uri, headers: &HeaderMap, address: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(
+        uri: &http::Uri,
+        headers: &HeaderMap,
+        address: Option<SocketAddr>,
+        extensions: Option<Box<Extensions>>,
+    ) -> Self {
         let mut packed = Vec::with_capacity(512);
         packed.extend_from_slice(
             uri.path_and_query()
@@ -71,6 +90,7 @@ impl Handshake {
             packed: packed.into(),
             address,
             issued: unix_millis(),
+            extensions,
         };
         Self {
             request: Arc::new(request),
@@ -88,6 +108,12 @@ impl Handshake {
             request: Arc::clone(request),
             auth: auth.map(Arc::from),
         }
+    }
+
+    /// Returns a value that a layer has put into the extensions of the request, if
+    /// [`Builder::keep_extension`](crate::Builder::keep_extension) names its type.
+    pub fn extension<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.request.extensions.as_ref()?.get()
     }
 
     /// The first value of a header; `name` in lower case.
@@ -219,7 +245,7 @@ mod tests {
         let uri = "/socket.io/?EIO=4&transport=polling&token=a%20b"
             .parse()
             .expect("a URI");
-        let handshake = Handshake::new(&uri, &headers, None);
+        let handshake = Handshake::new(&uri, &headers, None, None);
         let pairs: Vec<_> = handshake
             .headers()
             .map(|(name, _)| name.to_owned())

@@ -17,7 +17,7 @@ use std::{io::Write as _, net::SocketAddr, sync::Arc};
 use axum::{Router, body::Body, extract::ConnectInfo, routing::any};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
 
@@ -27,7 +27,7 @@ use super::{
     cors::Cors,
     engine::{Acceptor, Engine},
     frame::Frame,
-    handshake::Handshake,
+    handshake::{Handshake, kept},
     http_stream::Handoff,
     polling::{self, Polling},
     stream::Stream,
@@ -199,8 +199,11 @@ impl Routes {
             return Err(DRAINING);
         }
         let address = address_of(&request);
+        let keep = |extensions: &Extensions| kept(&engine.config.keep, extensions);
         if let Some(allow) = &engine.config.allow_request {
-            let handshake = Handshake::new(request.uri(), request.headers(), address);
+            let extensions = keep(request.extensions());
+            let handshake =
+                Handshake::new(request.uri(), request.headers(), address, extensions);
             if let Err(message) = allow(handshake).await {
                 return Err(HandshakeError::Forbidden(Some(message.into())).into());
             }
@@ -212,12 +215,13 @@ impl Routes {
         if transport == TransportName::WebSocket {
             let response = switching_protocols(request.headers())?;
             let upgrade = hyper::upgrade::on(&mut request);
+            let extensions = keep(request.extensions());
             let (engine, acceptor) = (Arc::clone(engine), Arc::clone(&self.acceptor));
             let handoff = request.extensions_mut().remove::<Handoff>();
             let (parts, _) = request.into_parts();
             let handshake = move |stream: &Stream| {
                 let address = address.or_else(|| stream.peer());
-                Handshake::new(&parts.uri, &parts.headers, address)
+                Handshake::new(&parts.uri, &parts.headers, address, extensions)
             };
             let opening = upgrade::open(engine, acceptor, permit, upgrade, revision, handshake);
             match handoff {
@@ -233,7 +237,8 @@ impl Routes {
         let websocket = [TransportName::WebSocket];
         let upgrades = engine.config.websocket && engine.config.allow_upgrades;
         connection.send_open(Vec::new(), if upgrades { &websocket } else { &[] });
-        let handshake = Handshake::new(request.uri(), request.headers(), address);
+        let extensions = keep(request.extensions());
+        let handshake = Handshake::new(request.uri(), request.headers(), address, extensions);
         self.acceptor.accept(&connection, handshake, permit);
         if revision == Revision::V3 {
             // The driver connects a client of revision 3 to the main namespace by itself, and its
