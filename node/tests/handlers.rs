@@ -14,8 +14,8 @@ use std::{
 
 use axum::Extension;
 use roomcast::{
-    Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, MemoryBus, Namespace, Refused,
-    Server, Socket, State,
+    Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, MemoryBus, Namespace,
+    Refused, Server, Socket, State, Value,
 };
 use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
 use tokio::{net::TcpListener, sync::mpsc, task::yield_now};
@@ -361,7 +361,9 @@ async fn null_is_an_argument_and_nothing_is_none() {
         .on("nothing", async || ())
         .on("tried", async || HandlerResult::Ok(()))
         .on("forwarded", async |args: Args| args)
-        .on("values", async || Args::from_values([Value::Nil, 1.into()]).unwrap_or_default());
+        .on("values", async || {
+            Args::from_values([Value::Nil, 1.into()]).unwrap_or_default()
+        });
     let packets = [
         (r#"421["null"]"#, "431[null]"),
         (r#"422["nil"]"#, "432[null]"),
@@ -404,7 +406,9 @@ async fn the_server_operates_on_its_main_namespace() {
         async move { io.emit_with_ack::<u8>("ask", ()).await.unwrap().answers }
     });
     let asked = client.text().await;
-    client.send(&asked.replace("42", "43").replace(r#"["ask"]"#, "[7]")).await;
+    client
+        .send(&asked.replace("42", "43").replace(r#"["ask"]"#, "[7]"))
+        .await;
     assert_eq!(asking.await.unwrap(), [7]);
     io.disconnect_sockets(false).await.unwrap();
     assert_eq!(client.text().await, "41");
@@ -417,7 +421,10 @@ async fn a_server_does_not_wait_for_a_handler_beyond_the_drain_timeout() {
     let server = TestServer::start(builder.drain_timeout(Duration::from_millis(50))).await;
     let mut client = WebSocket::connect(server.address).await;
     client.send(r#"421["hang"]"#).await;
-    eventually("it runs", || server.metric("roomcast_events_received_total") == 1).await;
+    eventually("it runs", || {
+        server.metric("roomcast_events_received_total") == 1
+    })
+    .await;
     within("the server closes", server.io.close()).await;
 }
 
@@ -447,7 +454,11 @@ async fn what_a_layer_knows_of_a_request_reaches_handlers() {
 #[tokio::test]
 async fn a_server_knows_the_nodes_of_its_cluster() {
     let bus = MemoryBus::new();
-    let node = || Server::builder().namespace(Namespace::new("/")).bus(bus.clone());
+    let node = || {
+        Server::builder()
+            .namespace(Namespace::new("/"))
+            .bus(bus.clone())
+    };
     let first = node().build().await.unwrap();
     assert_eq!(first.nodes(), [first.node().clone()]);
     let second = node().build().await.unwrap();

@@ -282,7 +282,9 @@ impl BroadcastOperator {
         target.add_rooms(id);
         let sockets = self.live().ok()?.local_sockets(&target);
         // A room may have the name of an id, so others may be in it.
-        sockets.into_iter().find(|socket| socket.id().as_str() == id)
+        sockets
+            .into_iter()
+            .find(|socket| socket.id().as_str() == id)
     }
 
     /// Makes the selected sockets join rooms. Fails if a socket of this node cannot; the others have

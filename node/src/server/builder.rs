@@ -1,4 +1,8 @@
 //! The settings of a server, and how it is built from them.
+//!
+//! Building is asynchronous because a server on a bus has to be subscribed before it is returned:
+//! otherwise what another node emits next could be missed. All settings are checked before the bus is
+//! started, so a server that cannot be built leaves nothing behind.
 
 use std::{
     any::{Any, TypeId},
@@ -67,7 +71,8 @@ pub struct Builder {
     drain_timeout: Option<Duration>,
 }
 
-/// The source of the bus.
+/// The source of the bus. A bus over Redis is started while the server is built, because it needs the
+/// name of the node, and that is drawn with the engine.
 #[derive(Default)]
 enum BusSource {
     #[default]

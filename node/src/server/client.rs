@@ -74,6 +74,8 @@ impl Client {
         }
     }
 
+    /// The limits of the decoder. They are read from the settings each time, since a client should
+    /// not carry a copy of its own.
     fn limits(&self) -> Limits {
         let limits = &self.server.engine.config.limits;
         Limits {
@@ -97,7 +99,8 @@ impl Client {
             if packet.kind == PacketKind::Disconnect && self.withdraw_connect(&packet.nsp) {
                 return Ok(());
             }
-            // The server has disconnected it. The client may not know yet.
+            // The server has disconnected it. The client may not know yet, and what it sent before
+            // it does must not cost it the connection.
             let has_left = |in_flight: &InFlight| in_flight.has_left(&packet.nsp);
             if self.is_known(&packet.nsp) || self.in_flight.as_deref().is_some_and(has_left) {
                 return Ok(());
@@ -137,6 +140,7 @@ impl Client {
         Ok(())
     }
 
+    /// The connected socket of a namespace. A client has few, so they are searched one by one.
     fn socket(&self, nsp: &str) -> Option<Socket> {
         let known = |socket: &&Socket| socket.namespace_name() == nsp && socket.is_connected();
         self.sockets.iter().find(known).cloned()
@@ -257,7 +261,8 @@ impl Client {
         }
     }
 
-    /// Polls a task for the first time, and keeps it if it has to wait.
+    /// Polls a task for the first time, and keeps it if it has to wait. Most are done at once, and
+    /// then the set of tasks, which allocates, is not touched.
     pub(super) fn start(&mut self, turn: &mut Turn<'_, '_>, mut task: Task) {
         match Pin::new(&mut task).poll(turn.cx) {
             Poll::Ready(done) => self.finish(turn, done),
@@ -322,6 +327,7 @@ impl Client {
         }
     }
 
+    /// Answers a connect with an error. The connection and its other namespaces stay.
     fn refuse(
         &mut self,
         turn: &mut Turn<'_, '_>,

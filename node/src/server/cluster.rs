@@ -32,7 +32,7 @@ pub(crate) struct ClusterNode {
 }
 
 impl LiveNamespace {
-    /// Emits an event everywhere. The order is: bus, then the sockets of this node, then the wait
+    /// Emits an event to the selected sockets of all nodes. The order is: bus, then the sockets of this node, then the wait
     /// for the bus. The sockets of this node are served even if the bus fails.
     pub(super) async fn broadcast(
         &self,
@@ -91,6 +91,8 @@ impl LiveNamespace {
         }
     }
 
+    /// Publishes a message if there are nodes to receive it. The message is built only then. It is
+    /// enqueued when this returns, so messages keep the order of these calls.
     pub(super) fn publish(
         &self,
         target: &Target,
@@ -100,6 +102,7 @@ impl LiveNamespace {
         Some(bus.publish(message()))
     }
 
+    /// The bus, unless the operation is about sockets of this node alone.
     fn bus(&self, target: &Target) -> Option<&Arc<dyn BusHandle>> {
         self.bus.as_ref().filter(|_| !target.flags.local)
     }
@@ -154,6 +157,7 @@ impl LiveNamespace {
             .collect()
     }
 
+    /// The selected sockets of this node as other nodes see them.
     pub(super) fn describe(&self, target: &Target) -> Vec<Description> {
         let sockets = self.local_sockets(target);
         sockets.iter().map(Socket::describe).collect()

@@ -1,5 +1,10 @@
 //! From an event of a client to its handlers, and from their results to its acknowledgement.
 //!
+//! There are two ways. Without middleware, the handler reads its arguments from the packet in place
+//! and is polled at once: nothing is copied unless it has to wait. Middleware may wait before the
+//! handler has read anything, so that way owns a copy of the packet. A namespace without middleware
+//! does not pay for it.
+//!
 //! ```text
 //! middleware ──► on_any, not waited for
 //!      │    └──► handler, or fallback ──► answer
@@ -53,6 +58,8 @@ impl Client {
             return;
         }
         if let Some(any) = &handlers.any {
+            // An event that was held may belong to a socket that has left since. It is handled all
+            // the same. One that the catch-all handler has disconnected, by a panic, is not.
             let was_connected = socket.is_connected();
             let call = Call::of_event(&socket, name, &payload, id);
             self.run(turn, &socket, "any event", any, call);
@@ -109,6 +116,8 @@ impl Client {
         }
     }
 
+    /// Answers an event if the client has asked for it and is still there. An error is reported even
+    /// if nobody waits for the answer.
     pub(super) fn answer(
         &self,
         turn: &mut Turn<'_, '_>,
@@ -130,7 +139,8 @@ impl Client {
 }
 
 impl Handlers {
-    /// The handler of an event.
+    /// The handler of an event: its own, unless that has run once and may not run again, or the
+    /// fallback.
     fn listener(&self, socket: &Socket, name: &str) -> Option<&Listener> {
         let own = self.events.get(name);
         let own = own.filter(|listener| !listener.once || socket.is_first(name));

@@ -96,6 +96,7 @@ impl Untold {
     }
 }
 
+/// Written even without a handler, because a gap explains what clients report as lost.
 fn log(gap: &Gap) {
     let seconds = gap.to.duration_since(gap.from).unwrap_or_default();
     tracing::warn!(
@@ -106,6 +107,7 @@ fn log(gap: &Gap) {
     );
 }
 
+/// Runs the handler for one gap after the other. An error or a panic of it ends nothing.
 async fn tell(untold: Arc<Untold>, handler: OnGap, metrics: Arc<Metrics>) {
     loop {
         untold.news.notified().await;

@@ -34,6 +34,7 @@ pub(crate) struct LiveNamespace {
     pub(crate) engine: Arc<Engine>,
     /// The namespace on the bus, if the server has one. Dropping it detaches the namespace.
     pub(super) bus: Option<Arc<dyn BusHandle>>,
+    /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
     pub(crate) sockets: IntGauge,
     /// The label of its metrics.
     label: Box<str>,
@@ -48,6 +49,10 @@ pub(crate) struct LiveNamespace {
 }
 
 impl LiveNamespace {
+    /// Creates the namespace and attaches it to the bus. `params` are those of a dynamic namespace.
+    ///
+    /// The bus gets a weak reference before the namespace exists. What arrives until then is dropped:
+    /// there is no socket yet that could receive it.
     pub(super) fn new(
         name: &str,
         handlers: Arc<Handlers>,

@@ -1,4 +1,15 @@
 //! Namespaces, sockets and handlers: the library's API, and what runs it.
+//!
+//! ```text
+//! application ── Builder ──► Server ── of, to ──► BroadcastOperator ──┐
+//!      │                       │                                       ▼
+//!      └── Namespace ──► Handlers ──────────────────────────► LiveNamespace ── Bus
+//!                              ▲                                       ▲
+//! transport ── Protocol ──► Client ── dispatch, InFlight ──► Socket ───┘
+//! ```
+//!
+//! A [`Namespace`] is a definition and never changes after the server is built. A live namespace has
+//! the sockets. A client is a connection as Socket.IO sees it; only the connection's task uses it.
 
 mod ack;
 mod broadcast;

@@ -1,4 +1,8 @@
 //! Socket.IO packets as frames, in the server's encoding.
+//!
+//! An event is encoded once for all its recipients, so the parser belongs to the server and not to the
+//! client. What is sent in reply to a packet goes into the turn's own buffer, as long as nothing else
+//! is queued, and leaves with the other replies in one write.
 
 use bytes::Bytes;
 use roomcast_protocol::args::{Args, ArgsError};
@@ -28,6 +32,7 @@ pub enum Parser {
 }
 
 impl Parser {
+    /// The form of the packets that are not events, which depends on the client's revision, too.
     pub(crate) fn dialect(self, revision: Revision) -> Dialect {
         match (self, revision) {
             (Self::Msgpack, _) => Dialect::Msgpack,
@@ -54,6 +59,7 @@ impl Parser {
         }
     }
 
+    /// Encodes an acknowledgement, with the same errors.
     pub(crate) fn ack(self, nsp: &str, id: u64, args: &Args) -> Result<Frame, EmitError> {
         match self {
             Self::Json => Ok(Frame::message(
@@ -79,6 +85,7 @@ impl Parser {
     }
 }
 
+/// The only thing that can be wrong with arguments here is that they are not JSON.
 fn msgpack_frame<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Frame, EmitError> {
     let mut out = Vec::new();
     write(&mut out).map_err(|_| EmitError::Args(ArgsError::NotAnArray))?;

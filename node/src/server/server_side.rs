@@ -1,4 +1,8 @@
 //! Events from server to server, which run handlers of the other nodes and reach no client.
+//!
+//! The bus calls us inline and must not wait, so each handler runs in a task of its own, and several
+//! events are handled at the same time. The number of tasks is bounded, because any process with
+//! access to Redis can emit such events.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 

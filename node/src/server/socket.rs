@@ -335,6 +335,9 @@ impl Socket {
         Ok(())
     }
 
+    /// Emits an event and waits for its acknowledgement. The count of pending acknowledgements goes
+    /// up before anything is sent, so that a client cannot exceed it, and down when the answer
+    /// arrives or this future is dropped.
     async fn ask<T: FromArgs>(
         &self,
         event: &str,
@@ -375,6 +378,7 @@ impl Socket {
         namespace.parser.event(&namespace.name, id, event, &args)
     }
 
+    /// Queues a frame. Fails once the socket has left its namespace, even if the connection stays.
     pub(super) fn send(&self, frame: &Frame, volatile: bool) -> Result<(), EmitError> {
         if !self.is_connected() {
             return Err(EmitError::Disconnected);
@@ -435,6 +439,7 @@ impl Socket {
         namespace.leave();
     }
 
+    /// Compares by identity: a client that connects again gets another socket.
     pub(super) fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0.0, &other.0.0)
     }
@@ -523,6 +528,7 @@ impl Member for LocalSocket {
         &self.id
     }
 
+    /// Sockets of one lane are in one shard, so that a broadcast wakes each lane once.
     fn shard(&self) -> usize {
         self.connection.lane_index()
     }

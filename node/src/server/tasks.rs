@@ -38,6 +38,7 @@ impl Tasks {
         }
     }
 
+    /// Starts a task, unless there are too many or the server is closing.
     pub(crate) fn spawn(
         &self,
         task: impl Future<Output = ()> + Send + 'static,

@@ -5,7 +5,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use super::{client_files::ClientFiles, cors::Cors, handshake::{Handshake, Keep}};
+use super::{
+    client_files::ClientFiles,
+    cors::Cors,
+    handshake::{Handshake, Keep},
+};
 use roomcast_protocol::engine_io::session::Heartbeat;
 
 /// The bounds of everything that clients or the application can make the server hold. Beyond a

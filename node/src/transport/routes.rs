@@ -17,7 +17,9 @@ use std::{io::Write as _, net::SocketAddr, sync::Arc};
 use axum::{Router, body::Body, extract::ConnectInfo, routing::any};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header,
+};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
 
@@ -202,8 +204,7 @@ impl Routes {
         let keep = |extensions: &Extensions| kept(&engine.config.keep, extensions);
         if let Some(allow) = &engine.config.allow_request {
             let extensions = keep(request.extensions());
-            let handshake =
-                Handshake::new(request.uri(), request.headers(), address, extensions);
+            let handshake = Handshake::new(request.uri(), request.headers(), address, extensions);
             if let Err(message) = allow(handshake).await {
                 return Err(HandshakeError::Forbidden(Some(message.into())).into());
             }
