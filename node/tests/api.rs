@@ -8,7 +8,7 @@ mod support;
 
 use std::time::SystemTime;
 
-use roomcast::{Handshake, Limits, Server, Socket};
+use roomcast::{HandlerError, Handshake, Limits, Refused, Server, Socket};
 use serde::Deserialize;
 use support::{
     DEADLINE, Polling, TestServer, WebSocket, eventually, http,
@@ -56,7 +56,8 @@ async fn a_request_that_the_application_refuses_opens_no_session() {
     let server = TestServer::start(builder.allow_request(async |handshake: Handshake| {
         match handshake.query("key").as_deref() {
             Some("right") => Ok(()),
-            _ => Err(String::from("the key is wrong")),
+            Some("broken") => Err(HandlerError::from("the database is away")),
+            _ => Err(Refused::new("the key is wrong").into()),
         }
     }))
     .await;
@@ -64,12 +65,15 @@ async fn a_request_that_the_application_refuses_opens_no_session() {
     let refused = http::request(server.address, "GET", &format!("{polling}wrong"), "").await;
     assert_eq!(refused.status, 403);
     assert_eq!(refused.body, r#"{"code":4,"message":"the key is wrong"}"#);
+    let broken = http::request(server.address, "GET", &format!("{polling}broken"), "").await;
+    assert_eq!(broken.body, r#"{"code":4,"message":"internal error"}"#);
+    assert_eq!(server.metric("roomcast_handler_errors_total"), 1);
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = websocket::request(websocket::NEW);
     stream.write_all(request.as_bytes()).await.unwrap();
     assert_eq!(http::response(&mut stream).await.status, 403);
     let metric = r#"roomcast_http_refused_total{reason="forbidden"}"#;
-    assert_eq!(server.metric(metric), 2);
+    assert_eq!(server.metric(metric), 3);
     assert_eq!(server.io.connections(), 0);
 
     let opened = http::request(server.address, "GET", &format!("{polling}right"), "").await;

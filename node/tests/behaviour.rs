@@ -893,12 +893,9 @@ async fn a_handshake_that_is_being_decided_does_not_outlive_the_server() {
     let gate = Gate::new();
     let waits = gate.clone();
     let builder = Server::builder().namespace(main_namespace());
-    let server = TestServer::start(builder.allow_request(move |_| {
+    let server = TestServer::start(builder.allow_request(move || {
         let gate = waits.clone();
-        async move {
-            gate.pass().await;
-            Ok(())
-        }
+        async move { gate.pass().await }
     }))
     .await;
     let target = "/socket.io/?EIO=4&transport=polling";

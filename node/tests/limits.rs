@@ -850,12 +850,9 @@ mod reach {
         let waits = gate.clone();
         let server = serve(move |io, limits| {
             limits.connections = 2;
-            io.allow_request(move |_| {
+            io.allow_request(move || {
                 let gate = waits.clone();
-                async move {
-                    gate.pass().await;
-                    Ok(())
-                }
+                async move { gate.pass().await }
             })
         })
         .await;

@@ -18,9 +18,11 @@ use roomcast_emitter::RedisUrl;
 
 use super::{
     cluster::ClusterNode,
-    error::BuildError,
+    error::{BuildError, Place},
     gaps::{self, Gaps, OnGap},
-    handler::{Outcome, States},
+    handler::{
+        Arguments, Call, Handler, Need, OnHook, Outcome, States, on_hook, place::OnAuthorize,
+    },
     namespace::{Namespace, Pattern},
     packets::Parser,
     server::{Inner, Parts, Server},
@@ -30,10 +32,9 @@ use crate::{
     metrics::Metrics,
     transport::{
         client_files::ClientFiles,
-        config::{Config, Cookie, Limits},
+        config::{AllowRequest, Config, Cookie, Limits},
         cors::Cors,
         engine::Engine,
-        handshake::Handshake,
     },
 };
 
@@ -69,6 +70,8 @@ pub struct Builder {
     on_gap: Option<OnGap>,
     states: States,
     drain_timeout: Option<Duration>,
+    allow_request: Option<OnHook>,
+    needs: Vec<Need>,
 }
 
 /// The source of the bus. A bus over Redis is started while the server is built, because it needs the
@@ -155,18 +158,20 @@ impl Builder {
     }
 
     /// Accepts or rejects each handshake before a session is created, like `allowRequest` of
-    /// Socket.IO. The error becomes the message of a 403 response.
-    pub fn allow_request<F, Fut>(mut self, allow: F) -> Self
+    /// Socket.IO. Takes the arguments of [`Namespace::authorize`]. The response to a rejected request
+    /// has status 403 and the message of a [`Refused`](super::Refused), or else `internal error`.
+    pub fn allow_request<Form, H>(mut self, handler: H) -> Self
     where
-        F: Fn(Handshake) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), String>> + Send + 'static,
+        Form: Arguments<OnAuthorize>,
+        H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
     {
-        self.config.allow_request = Some(Arc::new(move |handshake| Box::pin(allow(handshake))));
+        self.needs.extend(Form::needs());
+        self.allow_request = Some(on_hook(handler));
         self
     }
 
     /// Keeps values of this type that a layer has put into the extensions of a request.
-    /// [`Handshake::extension`] returns them, also to the handlers of its sockets.
+    /// [`Handshake::extension`](crate::Handshake::extension) returns them, also to the handlers of its sockets.
     pub fn keep_extension<T: Clone + Send + Sync + 'static>(mut self) -> Self {
         self.config.keep.push(|from, to| {
             if let Some(value) = from.get::<T>() {
@@ -281,12 +286,10 @@ impl Builder {
         let mut namespaces: Vec<(Box<str>, _)> = Vec::new();
         let mut patterns = Vec::new();
         let states = Arc::new(self.states);
+        let mut needs = self.needs;
         for mut namespace in self.namespaces {
             namespace.handlers.states = Arc::clone(&states);
-            let mut needs = namespace.handlers.needs.iter();
-            if let Some((_, name)) = needs.find(|(id, _)| !states.contains_key(id)) {
-                return Err(BuildError::MissingState(name));
-            }
+            needs.append(&mut namespace.handlers.needs);
             if !namespace.name.starts_with('/') {
                 return Err(BuildError::NamespaceWithoutSlash(namespace.name));
             }
@@ -298,13 +301,22 @@ impl Builder {
                 namespaces.push((namespace.name, namespace.handlers));
             }
         }
+        if let Some((_, name)) = needs.iter().find(|(id, _)| !states.contains_key(id)) {
+            return Err(BuildError::MissingState(name));
+        }
+        let metrics = Arc::new(Metrics::new());
+        let mut config = self.config;
+        config.allow_request = self.allow_request.map(|allow| {
+            let (states, metrics) = (Arc::clone(&states), Arc::clone(&metrics));
+            requests_allowed_by(allow, states, metrics)
+        });
         let workers = runtime.metrics().num_workers();
         let cores = available_parallelism().map_or(workers, std::num::NonZero::get);
         let lanes = self
             .lanes
             .unwrap_or_else(|| workers.min(cores).max(1))
             .clamp(1, 64);
-        let engine = Arc::new(Engine::new(self.config, Arc::new(Metrics::new()), lanes));
+        let engine = Arc::new(Engine::new(config, metrics, lanes));
         let node = NodeId::new(&engine.ids.node_name());
         let bus = self.bus.start(&node).await?;
         let gaps = match &bus {
@@ -346,6 +358,27 @@ impl BusSource {
             Self::Start(start) => start(node.clone()).await.map(Some),
         }
     }
+}
+
+/// The decision about handshakes as the transport asks for it.
+fn requests_allowed_by(allow: OnHook, states: Arc<States>, metrics: Arc<Metrics>) -> AllowRequest {
+    Arc::new(move |handshake| {
+        let deciding = allow(&mut Call {
+            handshake: Some(&handshake),
+            ..Call::new(&states)
+        });
+        let metrics = Arc::clone(&metrics);
+        Box::pin(async move {
+            let place = Place {
+                metrics: &metrics,
+                namespace: "",
+                socket: None,
+                what: "allow_request",
+            };
+            let decided = deciding.await.map_err(|error| error.report(&place));
+            decided.map_err(|refused| refused.message.into_owned())
+        })
+    })
 }
 
 /// Adds the metrics of the bus to the server's registry.
