@@ -26,11 +26,13 @@ use roomcast_protocol::engine_io::session::Heartbeat;
 pub struct Limits {
     /// Nesting of JSON in a packet. Default 100, at most 127. Beyond: the connection is closed.
     pub json_depth: usize,
-    /// Binary attachments of a packet. Default 10. Beyond: the connection is closed.
+    /// Binary attachments of a packet. Default 10, as in Node.js's parser. Beyond: the connection is
+    /// closed.
     pub attachments: usize,
     /// Namespaces of one connection. Default 64. Beyond: the connect is refused.
     pub namespaces_per_connection: usize,
-    /// Rooms of one socket, its private one not counted. Default 1,024. Beyond: the join fails.
+    /// Rooms of one socket. Default 10,000: Node.js has no limit, but a client that may choose rooms
+    /// could fill memory. Beyond: the join fails and joins none of its rooms.
     pub rooms_per_socket: usize,
     /// Length of a room name in bytes. Default 256. Beyond: the join fails.
     pub room_name_bytes: usize,
@@ -77,7 +79,7 @@ impl Default for Limits {
             json_depth: 100,
             attachments: 10,
             namespaces_per_connection: 64,
-            rooms_per_socket: 1024,
+            rooms_per_socket: 10_000,
             room_name_bytes: 256,
             event_name_bytes: 256,
             namespace_bytes: 256,
