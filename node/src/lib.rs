@@ -1,25 +1,54 @@
 //! A Socket.IO server: Engine.IO 4 (and 3), Socket.IO 5, namespaces, rooms, acknowledgements and
-//! broadcasts, for every official client.
+//! broadcasts, for every official client. Several servers form a cluster over Redis, which Node.js
+//! servers can be part of.
 //!
 //! ```no_run
-//! use roomcast::{Namespace, Server, Socket};
+//! use roomcast::{HandlerResult, Namespace, Server, Socket, State, shutdown_signal};
+//!
+//! /// What all handlers share.
+//! struct Motd(String);
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let chat = Namespace::new("/")
+//!     .on_connect(async |socket: Socket| socket.join("lobby"))
+//!     .on("motd", async |motd: State<Motd>| motd.0.clone())
+//!     .on("message", async |socket: Socket, text: String| -> HandlerResult {
+//!         socket.to("lobby").emit("message", (socket.id(), text)).await?;
+//!         Ok(())
+//!     });
 //! let io = Server::builder()
-//!     .namespace(
-//!         Namespace::new("/")
-//!             .on_connect(async |socket: Socket| socket.join("lobby"))
-//!             .on("chat message", async |socket: Socket, text: String| {
-//!                 socket.to("lobby").emit("chat message", (socket.id(), text)).await
-//!             }),
-//!     )
+//!     .state(Motd("Welcome".to_owned()))
+//!     .namespace(chat)
 //!     .build()
 //!     .await?;
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! io.serve(listener, io.router()).await?;
+//! io.serve(listener, io.router())
+//!     .with_graceful_shutdown(shutdown_signal())
+//!     .await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where to begin
+//!
+//! - [`Namespace`] defines handlers: who may connect, and what happens on each event.
+//! - [`Socket`] is a client in a namespace: rooms, emits, acknowledgements, data.
+//! - [`BroadcastOperator`] selects sockets by rooms and acts on them. [`Server::to`], [`Server::of`] and
+//!   [`Socket::to`] make one.
+//! - [`Server`] is the handle of the whole: its routes, its broadcasts, its shutdown, its metrics.
+//! - [`Builder`] has the settings, [`Limits`] the bounds of everything that clients can fill.
+//!
+//! # Guarantees
+//!
+//! Events of one client are handled in order, and emits to one client arrive in order. An emit that
+//! has resolved is in the outbox of every selected socket of this node. Only volatile packets may be
+//! dropped silently. A client that does not read is disconnected, with a reason and a metric, before
+//! it fills memory. In a cluster, messages that may have been lost are reported as a [`Gap`].
+//!
+//! # Features
+//!
+//! `program` (default) adds what only the program `roomcast` needs. Libraries and applications can do
+//! without: `default-features = false`.
 
 mod clock;
 mod close;
@@ -32,16 +61,15 @@ mod transport;
 pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
 pub use roomcast_adapter::{
-    Answer, Answered, Attachment, Bus, BusError, BusFuture, BusHandle, Description, Gap, Health,
-    JoinError, Listener, MemoryBus, NodeId, Position, PrivateRooms, Progress, Published, Question,
-    RedisBus, RedisConfig, SocketId, StartError, Tracking,
+    BusError, Gap, Health, JoinError, MemoryBus, NodeId, PrivateRooms, RedisBus, RedisConfig,
+    SocketId, StartError,
 };
 /// Emitting from other processes, and the language of the cluster.
 pub use roomcast_emitter as emitter;
-pub use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Value};
+pub use roomcast_emitter::{Dialect, RedisUrl};
 pub use roomcast_protocol::{
-    message::Message,
-    target::{Flags, Rooms, Target},
+    args::{Args, ArgsError, FromArgs, IntoArgs, Value},
+    target::Rooms,
 };
 pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
@@ -55,3 +83,16 @@ pub use transport::{
     cors::Cors,
     handshake::Handshake,
 };
+
+/// What a server and its bus exchange, for authors of buses. Applications use [`MemoryBus`],
+/// [`RedisBus`] or [`Builder::redis`].
+pub mod bus {
+    pub use roomcast_adapter::{
+        Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Position,
+        Progress, Published, Question, Tracking,
+    };
+    pub use roomcast_protocol::{
+        message::Message,
+        target::{Flags, Target},
+    };
+}

@@ -12,8 +12,9 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast::{
-    Answer, Answered, Args, BroadcastOperator, BuildError, Builder, BusError, EmitError, Gap,
-    Health, Message, NodeId, Progress, Question, Server, Socket, SocketId, Target, Tracking,
+    Args, BroadcastOperator, BuildError, Builder, BusError, EmitError, Gap, Health, NodeId, Server,
+    Socket, SocketId,
+    bus::{Answer, Answered, Message, Progress, Question, Target, Tracking},
 };
 use support::{
     Gate, TestServer, WebSocket,

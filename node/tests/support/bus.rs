@@ -8,8 +8,11 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast::{
-    Answered, Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Listener, Message,
-    NodeId, Published, Question, Tracking,
+    BusError, Gap, Health, NodeId,
+    bus::{
+        Answered, Attachment, Bus, BusFuture, BusHandle, Listener, Message, Published, Question,
+        Tracking,
+    },
 };
 
 #[derive(Clone)]
