@@ -40,7 +40,7 @@
 //!
 //! # Guarantees
 //!
-//! Events of one client are handled in order, and emits to one client arrive in order. An emit that
+//! Handlers of one client start in the order of its events, and emits to one client arrive in order. An emit that
 //! has resolved is in the outbox of every selected socket of this node. Only volatile packets may be
 //! dropped silently. A client that does not read is disconnected, with a reason and a metric, before
 //! it fills memory. In a cluster, messages that may have been lost are reported as a [`Gap`].
