@@ -13,8 +13,10 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
+use parking_lot::RwLock;
 use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
 use roomcast_emitter::RedisUrl;
+use tokio::sync::OnceCell;
 
 use super::{
     cluster::ClusterNode,
@@ -23,9 +25,10 @@ use super::{
     handler::{
         Arguments, Call, Handler, Need, OnHook, Outcome, States, on_hook, place::OnAuthorize,
     },
-    namespace::{Namespace, Pattern},
+    live_namespace::LiveNamespace,
+    namespace::{Handlers, Namespace, Pattern},
     packets::Parser,
-    server::{Inner, Parts, Server},
+    server::{Inner, Server},
     tasks::Tasks,
 };
 use crate::{
@@ -283,27 +286,8 @@ impl Builder {
     pub async fn build(self) -> Result<Server, BuildError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check(&self.config)?;
-        let mut namespaces: Vec<(Box<str>, _)> = Vec::new();
-        let mut patterns = Vec::new();
         let states = Arc::new(self.states);
-        let mut needs = self.needs;
-        for mut namespace in self.namespaces {
-            namespace.handlers.states = Arc::clone(&states);
-            needs.append(&mut namespace.handlers.needs);
-            if !namespace.name.starts_with('/') {
-                return Err(BuildError::NamespaceWithoutSlash(namespace.name));
-            }
-            if namespace.is_pattern {
-                patterns.push((Pattern::parse(&namespace.name)?, namespace.handlers));
-            } else if namespaces.iter().any(|(name, _)| *name == namespace.name) {
-                return Err(BuildError::DuplicateNamespace(namespace.name));
-            } else {
-                namespaces.push((namespace.name, namespace.handlers));
-            }
-        }
-        if let Some((_, name)) = needs.iter().find(|(id, _)| !states.contains_key(id)) {
-            return Err(BuildError::MissingState(name));
-        }
+        let definitions = Definitions::check(self.namespaces, self.needs, &states)?;
         let metrics = Arc::new(Metrics::new());
         let mut config = self.config;
         config.allow_request = self.allow_request.map(|allow| {
@@ -329,24 +313,75 @@ impl Builder {
         };
         let tasks = Tasks::new(runtime, engine.config.limits.server_side_events);
         engine.start();
-        let cluster = ClusterNode { node, bus };
-        let inner = Inner::new(Parts {
+        let inner = Arc::new(Inner {
             engine,
             parser: self.parser,
             states,
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
-            cluster,
-            namespaces,
-            patterns,
+            cluster: ClusterNode { node, bus },
+            live: RwLock::default(),
+            patterns: definitions.patterns,
             tasks,
-            gaps,
+            _gaps: gaps,
+            closed: OnceCell::new(),
         });
+        let named = definitions.named.into_iter();
+        let namespaces: Vec<_> = named
+            .map(|(name, handlers)| LiveNamespace::new(&inner, &name, handlers, None))
+            .collect();
+        for namespace in &namespaces {
+            let name = Arc::clone(&namespace.name);
+            inner.live.write().insert(name, Arc::clone(namespace));
+        }
         // Once `build` has returned, messages between any two nodes are delivered.
-        let namespaces: Vec<_> = inner.live.read().values().cloned().collect();
         for namespace in namespaces {
             namespace.listening().await;
         }
         Ok(Server::from_inner(inner))
+    }
+}
+
+/// The namespaces of a server, by name and by pattern.
+struct Definitions {
+    named: Vec<(Box<str>, Arc<Handlers>)>,
+    patterns: Vec<(Pattern, Arc<Handlers>)>,
+}
+
+impl Definitions {
+    /// Checks the names, and that all state exists that handlers take.
+    fn check(
+        namespaces: Vec<Namespace>,
+        mut needs: Vec<Need>,
+        states: &Arc<States>,
+    ) -> Result<Self, BuildError> {
+        let mut defined = Self {
+            named: Vec::new(),
+            patterns: Vec::new(),
+        };
+        for Namespace {
+            name,
+            is_pattern,
+            mut handlers,
+        } in namespaces
+        {
+            if !name.starts_with('/') {
+                return Err(BuildError::NamespaceWithoutSlash(name));
+            }
+            needs.append(&mut handlers.needs);
+            handlers.states = Arc::clone(states);
+            let handlers = Arc::new(handlers);
+            if is_pattern {
+                defined.patterns.push((Pattern::parse(&name)?, handlers));
+            } else if defined.named.iter().any(|(known, _)| *known == name) {
+                return Err(BuildError::DuplicateNamespace(name));
+            } else {
+                defined.named.push((name, handlers));
+            }
+        }
+        match needs.iter().find(|(id, _)| !states.contains_key(id)) {
+            Some((_, name)) => Err(BuildError::MissingState(name)),
+            None => Ok(defined),
+        }
     }
 }
 

@@ -14,7 +14,6 @@ use roomcast_adapter::{Adapter, Attachment, BusHandle, RoomLimits};
 
 use super::{
     ack::Acks,
-    cluster::ClusterNode,
     error::Place,
     namespace::Handlers,
     packets::Parser,
@@ -54,14 +53,12 @@ impl LiveNamespace {
     /// The bus gets a weak reference before the namespace exists. What arrives until then is dropped:
     /// there is no socket yet that could receive it.
     pub(super) fn new(
+        server: &Arc<Inner>,
         name: &str,
         handlers: Arc<Handlers>,
         params: Option<Vec<(Box<str>, Box<str>)>>,
-        engine: &Arc<Engine>,
-        parser: Parser,
-        cluster: &ClusterNode,
-        server: Weak<Inner>,
     ) -> Arc<Self> {
+        let (engine, cluster) = (&server.engine, &server.cluster);
         let limits = &engine.config.limits;
         let limits = RoomLimits {
             rooms_per_socket: limits.rooms_per_socket,
@@ -87,13 +84,13 @@ impl LiveNamespace {
                 params: params.unwrap_or_default(),
                 adapter: Adapter::new(engine.lanes(), limits, bus.clone()),
                 acks: Acks::default(),
-                parser,
+                parser: server.parser,
                 sockets: engine.metrics.sockets_of(&label),
                 label,
                 engine: Arc::clone(engine),
                 bus,
                 me: Weak::clone(me),
-                server,
+                server: Arc::downgrade(server),
                 users: AtomicUsize::new(0),
             }
         })

@@ -71,28 +71,16 @@ pub struct Server(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) engine: Arc<Engine>,
     pub(crate) parser: Parser,
-    states: Arc<States>,
-    drain_timeout: Duration,
-    cluster: ClusterNode,
-    pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
-    patterns: Vec<(Pattern, Arc<Handlers>)>,
-    pub(super) tasks: Tasks,
-    /// Set while the server is a node of a cluster.
-    _gaps: Option<Gaps>,
-    closed: OnceCell<()>,
-}
-
-/// The parts of a server.
-pub(super) struct Parts {
-    pub(super) engine: Arc<Engine>,
-    pub(super) parser: Parser,
     pub(super) states: Arc<States>,
     pub(super) drain_timeout: Duration,
     pub(super) cluster: ClusterNode,
-    pub(super) namespaces: Vec<(Box<str>, Handlers)>,
-    pub(super) patterns: Vec<(Pattern, Handlers)>,
+    /// The namespaces that exist. Dynamic ones come and go.
+    pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
+    pub(super) patterns: Vec<(Pattern, Arc<Handlers>)>,
     pub(super) tasks: Tasks,
-    pub(super) gaps: Option<Gaps>,
+    /// Set while the server is a node of a cluster.
+    pub(super) _gaps: Option<Gaps>,
+    pub(super) closed: OnceCell<()>,
 }
 
 impl Server {
@@ -292,52 +280,6 @@ impl std::fmt::Debug for Server {
 }
 
 impl Inner {
-    pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts {
-            engine,
-            parser,
-            states,
-            drain_timeout,
-            cluster,
-            namespaces,
-            patterns,
-            tasks,
-            gaps,
-        } = parts;
-        let patterns = patterns
-            .into_iter()
-            .map(|(p, handlers)| (p, Arc::new(handlers)))
-            .collect();
-        Arc::new_cyclic(|weak| {
-            let namespace = |(name, handlers): (Box<str>, Handlers)| {
-                let handlers = Arc::new(handlers);
-                let namespace = LiveNamespace::new(
-                    &name,
-                    handlers,
-                    None,
-                    &engine,
-                    parser,
-                    &cluster,
-                    weak.clone(),
-                );
-                (Arc::clone(&namespace.name), namespace)
-            };
-            let live = RwLock::new(namespaces.into_iter().map(namespace).collect());
-            Self {
-                engine,
-                parser,
-                states,
-                drain_timeout,
-                cluster,
-                live,
-                patterns,
-                tasks,
-                _gaps: gaps,
-                closed: OnceCell::new(),
-            }
-        })
-    }
-
     async fn close(&self) {
         let ClusterNode { node, bus } = &self.cluster;
         self.engine.begin_drain();
@@ -377,18 +319,9 @@ impl Inner {
         };
         let (params, handlers) = self.patterns.iter().find_map(matching)?;
         let mut live = self.live.write();
-        let namespace = live.entry(name.into()).or_insert_with(|| {
-            let server = Arc::downgrade(self);
-            LiveNamespace::new(
-                name,
-                handlers,
-                Some(params),
-                &self.engine,
-                self.parser,
-                &self.cluster,
-                server,
-            )
-        });
+        let namespace = live
+            .entry(name.into())
+            .or_insert_with(|| LiveNamespace::new(self, name, handlers, Some(params)));
         namespace.users.fetch_add(1, Ordering::Relaxed);
         Some(Arc::clone(namespace))
     }
