@@ -63,7 +63,11 @@ impl Bus for MemoryBus {
 
     fn nodes(&self) -> Vec<NodeId> {
         let namespaces = self.namespaces.lock();
-        let mut nodes: Vec<_> = namespaces.values().flatten().map(|m| m.node.clone()).collect();
+        let mut nodes: Vec<_> = namespaces
+            .values()
+            .flatten()
+            .map(|m| m.node.clone())
+            .collect();
         nodes.sort_unstable();
         nodes.dedup();
         nodes

@@ -386,7 +386,10 @@ mod reach {
         let socket = sockets.next().await;
         socket.join("a").unwrap();
         let refused = socket.join(["a", "b", "c"]).unwrap_err();
-        assert_eq!(refused.to_string(), "a socket can be in at most 2 rooms");
+        assert_eq!(
+            refused.to_string(),
+            "a socket can be in at most 2 rooms, and 1 more than now"
+        );
         assert_eq!(socket.rooms(), [socket.id().as_str(), "a"]);
         assert_eq!(server.reached(limit), 1);
         socket.join(["a", "b", socket.id().as_str()]).unwrap();

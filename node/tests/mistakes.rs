@@ -23,17 +23,22 @@ fn each_mistake_in_a_handler_is_explained() {
     for file in files {
         count += 1;
         let source = fs::read_to_string(&file).unwrap();
-        let said = compile(&file);
+        let said = without_paths(&compile(&file));
         let expected = source.lines().map_while(|line| line.strip_prefix("// "));
         for line in expected {
-            let (_, text) = line.split_once(": ").unwrap();
-            if !said.contains(text) {
+            let text = without_paths(line.split_once(": ").unwrap().1);
+            if !said.contains(&text) {
                 wrong.push(format!("{}: `{text}` is not in\n{said}", file.display()));
             }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(count >= 10, "the files are found");
+}
+
+/// Whether the compiler writes the path of a name depends on what else it knows.
+fn without_paths(text: &str) -> String {
+    text.replace("roomcast::", "").replace("std::string::", "")
 }
 
 /// Returns what the compiler prints about a file, which it must not accept.

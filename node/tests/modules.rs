@@ -16,9 +16,20 @@ const SERVER: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("close", &[]),
     ("ids", &[]),
+    ("line_limit", &["clock"]),
     ("metrics", &["close"]),
     ("transport", &["clock", "close", "ids", "metrics"]),
-    ("server", &["clock", "close", "ids", "metrics", "transport"]),
+    (
+        "server",
+        &[
+            "clock",
+            "close",
+            "ids",
+            "line_limit",
+            "metrics",
+            "transport",
+        ],
+    ),
     ("gateway", &[]),
 ];
 
