@@ -1,10 +1,8 @@
 //! The subscriber: connections to Redis that only listen.
 //!
 //! ```text
-//!   owner ── subscribe, confirm ──▶ Subscriber ─┬─▶ ServerSubscriber   one server, any topology
-//!                                               └─▶ ClusterSubscriber  sharded pub/sub: one
-//!                                                     │                ServerSubscriber per primary
-//!                                                     └── slot map
+//!   owner ── subscribe, confirm ──▶ Subscriber ──▶ ServerSubscriber: one; with sharded pub/sub in a
+//!                                                                    cluster one per primary
 //!
 //!   ServerSubscriber   connect ──▶ Session ──▶ lost ──▶ Down ──▶ back-off ──▶ connect …
 //!                                     │
@@ -20,30 +18,23 @@
 //!
 //! What to subscribe, and when to give it up, is the owner's decision.
 
-mod cluster;
 mod incoming;
 mod probe;
 mod server;
+mod servers;
 mod session;
 mod stale;
 mod subscriptions;
-mod waiters;
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use roomcast_emitter::redis::Endpoint;
-
-use self::{
-    cluster::ClusterSubscriber,
-    server::{ServerSubscriber, Target},
-    subscriptions::SubscriptionKind,
-};
+use self::subscriptions::SubscriptionKind;
 pub use self::{
+    servers::Subscriber,
     subscriptions::{Counts, Priority},
-    waiters::ConfirmError,
 };
 
 /// Receives what arrives over a subscriber.
@@ -123,10 +114,7 @@ pub enum DownReason {
         /// The time it was given.
         after: Duration,
     },
-    /// Redis refuses the channel by which a connection watches itself.
-    #[error("Redis refuses the probe's channel: {0}")]
-    ProbeRefused(Box<str>),
-    /// Redis refuses a name. All others are subscribed, and messages on them arrive.
+    /// Redis refuses a name, which may be the probe's. Messages on all others arrive.
     #[error("Redis refuses the subscription to {name}: {error}")]
     Refused {
         /// The channel or pattern.
@@ -144,16 +132,28 @@ pub enum DownReason {
 pub enum SubscriberState {
     /// Everything is subscribed, and a probe came back not long ago.
     Up {
-        /// Since when.
-        since: SystemTime,
         /// How long the last probe took.
-        last_probe_round_trip: Duration,
+        probe_round_trip: Duration,
     },
     /// Messages do not arrive, or it is not known whether they do.
     Down {
         /// Why.
         reason: DownReason,
     },
+}
+
+/// Why names were not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfirmError {
+    /// Redis did not confirm all names in time. It may still do so.
+    #[error("Redis has not confirmed the subscriptions in time")]
+    TimedOut,
+    /// Redis refuses one of the names.
+    #[error("Redis refuses a subscription: {0}")]
+    Refused(Box<str>),
+    /// The subscriber has been closed.
+    #[error("the link to Redis is closed")]
+    Closed,
 }
 
 /// Names the channel by which a connection watches itself, in the given slot. Only this subscriber
@@ -196,145 +196,6 @@ impl SubscriberConfig {
             SubscriptionKind::Shard
         } else {
             SubscriptionKind::Channel
-        }
-    }
-}
-
-/// Handle of a subscriber. Clones are handles of the same subscriber, which ends with the last of
-/// them.
-///
-/// A cluster delivers plain channels through each of its nodes, so one connection is enough. With
-/// sharded pub/sub a channel is delivered where its slot is, and each primary has a connection.
-#[derive(Clone)]
-pub struct Subscriber(Arc<Servers>);
-
-enum Servers {
-    One(ServerSubscriber, SubscriptionKind),
-    Cluster(ClusterSubscriber),
-}
-
-impl Subscriber {
-    /// Starts the connections on the runtime of the caller. Messages of one channel are in order,
-    /// those of different channels only where there is one connection.
-    pub fn start(endpoint: Endpoint, config: SubscriberConfig, sink: impl Sink) -> Self {
-        let (kind, sink, config) = (config.kind(), Arc::new(sink), Arc::new(config));
-        let cluster = config.is_sharded.then(|| endpoint.cluster()).flatten();
-        let servers = if let Some(cluster) = cluster {
-            Servers::Cluster(ClusterSubscriber::start(endpoint, cluster, config, sink))
-        } else {
-            let target = Target {
-                endpoint,
-                address: None,
-                probe_channel: (config.probe_channel)(0),
-            };
-            let server = ServerSubscriber::start(target, config, Box::new(|| ()), sink);
-            Servers::One(server, kind)
-        };
-        Self(Arc::new(servers))
-    }
-
-    /// Subscribes to channels. Those that are already subscribed are ignored.
-    pub fn subscribe(&self, priority: Priority, names: impl IntoIterator<Item = Arc<str>>) {
-        match &*self.0 {
-            Servers::One(server, kind) => server.subscribe(*kind, priority, names),
-            Servers::Cluster(servers) => servers.subscribe(priority, names),
-        }
-    }
-
-    /// Unsubscribes from channels.
-    pub fn unsubscribe(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
-        match &*self.0 {
-            Servers::One(server, kind) => server.unsubscribe(*kind, names),
-            Servers::Cluster(servers) => servers.unsubscribe(names),
-        }
-    }
-
-    /// Subscribes to all channels that the pattern matches. Returns `false` if there are no
-    /// patterns, as in sharded pub/sub.
-    pub fn subscribe_pattern(&self, pattern: Arc<str>) -> bool {
-        match &*self.0 {
-            Servers::One(server, SubscriptionKind::Channel) => {
-                server.subscribe(SubscriptionKind::Pattern, Priority::Pattern, [pattern]);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Unsubscribes from a pattern.
-    pub fn unsubscribe_pattern(&self, pattern: &str) {
-        if let Servers::One(server, _) = &*self.0 {
-            server.unsubscribe(SubscriptionKind::Pattern, [pattern]);
-        }
-    }
-
-    /// Resolves once Redis has confirmed the last change of each of these channels: wanted ones are
-    /// subscribed, and others are not any more. Waits across reconnects, at most for `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// Redis refuses one of the names, did not confirm them in time, or the subscriber is closed.
-    pub async fn confirm(
-        &self,
-        names: Vec<Arc<str>>,
-        timeout: Duration,
-    ) -> Result<(), ConfirmError> {
-        match &*self.0 {
-            Servers::One(server, kind) => server.confirm(*kind, names, timeout).await,
-            Servers::Cluster(servers) => servers.confirm(names, timeout).await,
-        }
-    }
-
-    /// Like [`Self::confirm`], for a pattern. Resolves at once where there are no patterns.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::confirm`].
-    pub async fn confirm_pattern(
-        &self,
-        pattern: Arc<str>,
-        timeout: Duration,
-    ) -> Result<(), ConfirmError> {
-        match &*self.0 {
-            Servers::One(server, _) => {
-                let names = vec![pattern];
-                let confirming = server.confirm(SubscriptionKind::Pattern, names, timeout);
-                confirming.await
-            }
-            Servers::Cluster(_) => Ok(()),
-        }
-    }
-
-    /// Whether Redis has confirmed the channel on the present connection.
-    pub fn is_confirmed(&self, name: &str) -> bool {
-        match &*self.0 {
-            Servers::One(server, kind) => server.is_confirmed(*kind, name),
-            Servers::Cluster(servers) => servers.is_confirmed(name),
-        }
-    }
-
-    /// Whether messages arrive over all connections. If not, why not over one of them.
-    pub fn state(&self) -> SubscriberState {
-        match &*self.0 {
-            Servers::One(server, _) => server.state(),
-            Servers::Cluster(servers) => servers.state(),
-        }
-    }
-
-    /// The state of the names, in numbers, summed over all connections. Includes the probes'
-    /// channels.
-    pub fn counts(&self) -> Counts {
-        match &*self.0 {
-            Servers::One(server, _) => server.counts(),
-            Servers::Cluster(servers) => servers.counts(),
-        }
-    }
-
-    /// Closes all connections. Waiters get an error.
-    pub async fn close(&self) {
-        match &*self.0 {
-            Servers::One(server, _) => server.close().await,
-            Servers::Cluster(servers) => servers.close().await,
         }
     }
 }

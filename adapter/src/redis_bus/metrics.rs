@@ -223,7 +223,7 @@ impl LinkMetrics {
     ) {
         let state = subscriber.state();
         if let SubscriberState::Up {
-            last_probe_round_trip: round_trip,
+            probe_round_trip: round_trip,
             ..
         } = state
         {

@@ -220,7 +220,7 @@ impl Core {
             match self.subscriptions.subscriber.state() {
                 SubscriberState::Up { .. } => return Ok(()),
                 SubscriberState::Down { reason } => {
-                    let is_hopeless = matches!(reason, DownReason::ProbeRefused(_));
+                    let is_hopeless = matches!(reason, DownReason::Refused { .. });
                     if is_hopeless || time::Instant::now() >= deadline {
                         return Err(StartError::NotFlowing(reason.to_string().into()));
                     }

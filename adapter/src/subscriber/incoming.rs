@@ -20,7 +20,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -62,8 +62,8 @@ pub(super) struct Watch {
     pub(super) probes: Probes,
     /// Every name is subscribed that was wanted when the connection was made.
     pub(super) is_complete: bool,
-    /// When the first probe came back after that.
-    pub(super) up_since: Option<SystemTime>,
+    /// A probe came back after that, and none has been late since.
+    pub(super) is_up: bool,
 }
 
 impl Incoming {
@@ -74,7 +74,7 @@ impl Incoming {
             watch: Mutex::new(Watch {
                 probes,
                 is_complete: false,
-                up_since: None,
+                is_up: false,
             }),
             turn: Mutex::new(Turn::default()),
             received: AtomicU64::new(0),
@@ -142,16 +142,15 @@ impl Incoming {
         let Some(returned) = watch.probes.returned(number, Instant::now()) else {
             return;
         };
-        if !watch.is_complete {
+        if !watch.is_complete || self.is_over.load(Ordering::Acquire) {
             return;
         }
-        let since = *watch.up_since.get_or_insert_with(SystemTime::now);
+        watch.is_up = true;
         let mut proof = self.shared.proof.lock();
         *proof = (*proof).max(Some(returned.sent));
         drop(proof);
-        self.shared.state.send_replace(SubscriberState::Up {
-            since,
-            last_probe_round_trip: returned.round_trip,
+        self.shared.set_state(SubscriberState::Up {
+            probe_round_trip: returned.round_trip,
         });
     }
 
@@ -161,8 +160,10 @@ impl Incoming {
         (!is_busy).then(|| self.received.load(Ordering::Relaxed))
     }
 
-    /// From now on nothing reaches the sink, except a message that it is at work on.
+    /// From now on nothing reaches the sink, except a message that it is at work on, and no probe
+    /// changes the state.
     pub(super) fn end(&self) {
+        let _watch = self.watch.lock();
         self.is_over.store(true, Ordering::Release);
     }
 }

@@ -14,7 +14,7 @@ use roomcast_emitter::{
     vital::vital,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     task::JoinHandle,
     time::{self, Instant},
 };
@@ -26,7 +26,7 @@ use super::{
     probe::Probes,
     session::Session,
     stale::StaleConnection,
-    subscriptions::{Key, SubscriptionKind, Subscriptions},
+    subscriptions::{Progress, SubscriptionKind, Subscriptions},
 };
 
 /// After a connection that held at least this long the next attempt may follow at once. What ended
@@ -60,7 +60,9 @@ pub(super) struct Shared {
     pub(super) subscriptions: Mutex<Subscriptions>,
     /// There may be batches to send.
     pub(super) changed: Notify,
-    pub(super) state: watch::Sender<SubscriberState>,
+    /// Redis has settled some names, or the connection was lost.
+    pub(super) settled: Notify,
+    state: Mutex<SubscriberState>,
     /// Everything published before this moment is known to have arrived.
     pub(super) proof: Mutex<Option<SystemTime>>,
     pub(super) sink: Arc<dyn Sink>,
@@ -84,7 +86,8 @@ impl ServerSubscriber {
         let shared = Arc::new(Shared {
             subscriptions: Mutex::new(subscriptions),
             changed: Notify::new(),
-            state: watch::Sender::new(starting),
+            settled: Notify::new(),
+            state: Mutex::new(starting),
             proof: Mutex::new(None),
             sink,
             moved,
@@ -128,41 +131,44 @@ impl ServerSubscriber {
         }
         drop(subscriptions);
         self.shared.changed.notify_one();
+        self.shared.settled.notify_waiters();
     }
 
     /// Resolves once Redis has confirmed the last change of each name, all of them on one
-    /// connection. Waits across reconnects, at most for `timeout`.
+    /// connection. Waits across reconnects.
     pub(super) fn confirm(
         &self,
         kind: SubscriptionKind,
         names: Vec<Arc<str>>,
-        timeout: Duration,
     ) -> impl Future<Output = Result<(), ConfirmError>> + Send + use<> + 'static {
-        let keys = names.into_iter().map(|name| Key { kind, name }).collect();
         let shared = Arc::clone(&self.shared);
-        let ticket = shared.subscriptions.lock().wait(keys);
-        let waiting = ticket.map(|ticket| {
-            ticket.map(|ticket| {
-                let id = ticket.id;
-                (Waiting { shared, id }, ticket.done)
-            })
-        });
         async move {
-            let Some((_waiting, done)) = waiting? else {
-                return Ok(());
-            };
-            match time::timeout(timeout, done).await {
-                Ok(confirmed) => confirmed.unwrap_or(Err(ConfirmError::Closed)),
-                Err(_) => Err(ConfirmError::TimedOut),
+            let mut progress = Progress::default();
+            loop {
+                let settled = shared.settled.notified();
+                let confirmed = {
+                    let subscriptions = shared.subscriptions.lock();
+                    subscriptions.confirmed(kind, &names, &mut progress)
+                };
+                match confirmed {
+                    Some(confirmed) => return confirmed,
+                    None => settled.await,
+                }
             }
         }
     }
 
     pub(super) fn state(&self) -> SubscriberState {
-        let state = self.shared.state.borrow().clone();
+        let state = self.shared.state.lock().clone();
         let subscriptions = self.shared.subscriptions.lock();
         match (&state, subscriptions.refusal()) {
-            (SubscriberState::Up { .. }, Some((name, error))) => SubscriberState::Down {
+            (
+                SubscriberState::Up { .. }
+                | SubscriberState::Down {
+                    reason: DownReason::Subscribing,
+                },
+                Some((name, error)),
+            ) => SubscriberState::Down {
                 reason: DownReason::Refused {
                     name: Arc::clone(name),
                     error: error.into(),
@@ -207,23 +213,14 @@ impl ServerSubscriber {
         names
     }
 
-    /// Closes the connection. Waiters get an error.
-    pub(super) async fn close(&self) {
-        if let Some(task) = self.stop() {
-            // It was aborted, which is the only possible error.
-            let _ = task.await;
-        }
-    }
-
-    fn stop(&self) -> Option<JoinHandle<()>> {
+    /// Closes the connection. Returns the task that has to end, the first time.
+    pub(super) fn stop(&self) -> Option<JoinHandle<()>> {
         let task = self.task.lock().take();
         if let Some(task) = &task {
             task.abort();
             self.shared.subscriptions.lock().close();
-            let reason = DownReason::Stopped;
-            self.shared
-                .state
-                .send_replace(SubscriberState::Down { reason });
+            self.shared.settled.notify_waiters();
+            self.shared.set_down(DownReason::Stopped);
         }
         task
     }
@@ -237,28 +234,18 @@ impl Drop for ServerSubscriber {
 
 impl Shared {
     pub(super) fn set_down(&self, reason: DownReason) {
-        // A closed subscriber stays closed.
-        self.state.send_if_modified(|state| match state {
-            SubscriberState::Down {
-                reason: DownReason::Stopped,
-            } => false,
-            state => {
-                *state = SubscriberState::Down { reason };
-                true
-            }
-        });
+        self.set_state(SubscriberState::Down { reason });
     }
-}
 
-/// A registered waiter, which is removed when this is dropped.
-struct Waiting {
-    shared: Arc<Shared>,
-    id: u64,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.shared.subscriptions.lock().waiters.leave(self.id);
+    pub(super) fn set_state(&self, state: SubscriberState) {
+        let stopped = SubscriberState::Down {
+            reason: DownReason::Stopped,
+        };
+        let mut current = self.state.lock();
+        // A closed subscriber stays closed.
+        if *current != stopped {
+            *current = state;
+        }
     }
 }
 
@@ -320,6 +307,7 @@ impl Task {
         self.next_probe = incoming.0.watch.lock().probes.next_number();
         drop(incoming);
         self.shared.subscriptions.lock().lost();
+        self.shared.settled.notify_waiters();
         let event = SubscriberEvent::Down {
             reason: reason.clone(),
         };

@@ -187,6 +187,7 @@ impl<'a> Session<'a> {
         for outcome in self.shared.settle(batch, reply)? {
             self.note(outcome);
         }
+        self.shared.settled.notify_waiters();
         self.note_refusals();
         if is_probe
             && self
@@ -205,8 +206,7 @@ impl<'a> Session<'a> {
             Outcome::Refused { key, error } => {
                 if key.name == *self.probe_channel {
                     self.incoming.watch.lock().probes.give_up();
-                    self.shared
-                        .set_down(DownReason::ProbeRefused(error.clone()));
+                    self.shared.set_down(DownReason::Subscribing);
                 }
                 let name = key.name;
                 self.shared
@@ -226,7 +226,7 @@ impl<'a> Session<'a> {
         let is_overdue = watch.probes.is_overdue(now);
         if !is_overdue {
             self.suspicion = None;
-        } else if watch.up_since.take().is_some() {
+        } else if std::mem::take(&mut watch.is_up) {
             // Messages may still wait to be read. Until then nobody knows whether any is lost.
             let after = self.config.probe_timeout;
             self.shared.set_down(DownReason::ProbeLate { after });

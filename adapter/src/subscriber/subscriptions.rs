@@ -16,8 +16,8 @@
 //! ```
 //!
 //! - *queued*: the name waits in the queue of its priority for a command. A change that is reverted
-//!   before its command is sent costs nothing. The name then stays queued as *idle* until a batch
-//!   reaches it, or until [`MAX_IDLE`] of them are swept.
+//!   before its command is sent costs nothing. The name then stays queued until a batch reaches it,
+//!   or until too many such names are swept.
 //! - *missing*: known when the connection was made and neither confirmed nor refused since. The
 //!   connection is complete when no name is missing.
 //!
@@ -33,7 +33,7 @@ use std::{
 
 use hashbrown::{Equivalent, HashMap};
 
-use super::waiters::{ConfirmError, Ticket, Waiters};
+use super::ConfirmError;
 
 #[cfg(test)]
 mod tests;
@@ -44,8 +44,9 @@ pub(super) const BATCH: usize = 512;
 /// Most batches that are unconfirmed at any time.
 pub(super) const WINDOW: usize = 8;
 
-/// Names that may stay queued although nothing has to be done for them any more.
-const MAX_IDLE: usize = 1024;
+/// Names that may stay although nobody wants them and Redis does not have them. Names that are under
+/// way count as such.
+const MAX_IDLE: usize = 2 * BATCH * WINDOW;
 
 /// What a subscription is to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -135,10 +136,6 @@ impl Entry {
             Wire::Subscribing | Wire::Unsubscribing => false,
         }
     }
-
-    fn is_idle(&self) -> bool {
-        self.is_queued && !self.needs_command()
-    }
 }
 
 /// Names for one command of one kind, or for as many commands in one pipeline.
@@ -165,12 +162,18 @@ pub(super) enum Outcome {
     Moved,
 }
 
+/// How many of the names of a waiter are settled, since which connection.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    generation: u64,
+    settled: usize,
+}
+
 /// All names of a connection.
 #[derive(Default)]
 pub(super) struct Subscriptions {
     entries: HashMap<Key, Entry>,
     queues: [VecDeque<Key>; PRIORITIES],
-    idle: usize,
     in_flight: usize,
     /// Halves of refused batches, to be sent once more.
     again: VecDeque<Batch>,
@@ -182,7 +185,8 @@ pub(super) struct Subscriptions {
     confirmed: usize,
     missing: usize,
     batches: u64,
-    pub(super) waiters: Waiters,
+    /// Counts the connections that were lost.
+    generation: u64,
 }
 
 impl Subscriptions {
@@ -191,37 +195,29 @@ impl Subscriptions {
             return;
         }
         let key = Key { kind, name };
-        let entry = self.entries.entry(key.clone()).or_insert(Entry {
+        self.refusals.remove(&key);
+        self.entries.entry(key.clone()).or_insert(Entry {
             priority,
             is_wanted: false,
             wire: Wire::Off,
             is_queued: false,
             is_missing: false,
         });
-        let was_idle = entry.is_idle();
-        if matches!(entry.wire, Wire::Refused | Wire::Moved) {
-            entry.wire = Wire::Off;
-            self.refusals.remove(&key);
-        }
-        self.wanted += usize::from(!entry.is_wanted);
-        entry.is_wanted = true;
-        self.changed(&key, was_idle);
+        self.update(&key, |entry| {
+            entry.is_wanted = true;
+            if matches!(entry.wire, Wire::Refused | Wire::Moved) {
+                entry.wire = Wire::Off;
+            }
+        });
     }
 
     pub(super) fn unsubscribe(&mut self, kind: SubscriptionKind, name: &str) {
         let name = name.as_bytes();
-        let Some((key, entry)) = self.entries.get_key_value_mut(&KeyRef { kind, name }) else {
-            return;
-        };
-        if !entry.is_wanted {
-            return;
+        if let Some((key, _)) = self.entries.get_key_value(&KeyRef { kind, name }) {
+            let key = key.clone();
+            self.refusals.remove(&key);
+            self.update(&key, |entry| entry.is_wanted = false);
         }
-        let key = key.clone();
-        let was_idle = entry.is_idle();
-        entry.is_wanted = false;
-        self.wanted -= 1;
-        self.refusals.remove(&key);
-        self.changed(&key, was_idle);
     }
 
     /// A connection without subscriptions has been made: queues every name for it.
@@ -243,21 +239,16 @@ impl Subscriptions {
         self.again.clear();
         self.refusals.clear();
         self.queues.iter_mut().for_each(VecDeque::clear);
-        self.idle = 0;
+        self.generation += 1;
         self.confirmed = 0;
         self.missing = 0;
-        self.entries.retain(|key, entry| {
+        self.entries.retain(|_, entry| {
             entry.wire = Wire::Off;
             entry.is_queued = false;
             entry.is_missing = false;
-            if !entry.is_wanted {
-                self.waiters.settled(key);
-            }
             entry.is_wanted
         });
         self.entries.shrink_to_fit();
-        let entries = &self.entries;
-        self.waiters.restart(|key| entries.contains_key(key));
     }
 
     /// The next batch that may be sent now. Its reply goes to [`Self::confirm`], [`Self::refuse`],
@@ -341,7 +332,6 @@ impl Subscriptions {
             self.set_wire(&key, Wire::Moved);
             return Outcome::Moved;
         }
-        self.waiters.refused(&key, error);
         let is_wanted = self.entries.get(&key).is_some_and(|entry| entry.is_wanted);
         self.set_wire(&key, Wire::Refused);
         let error: Box<str> = error.into();
@@ -365,18 +355,38 @@ impl Subscriptions {
         Outcome::Moved
     }
 
-    /// Registers a waiter for the last changes of these names. None if they are all confirmed.
-    /// A name that is refused is an error at once: asking again may take long.
-    pub(super) fn wait(&mut self, keys: Vec<Key>) -> Result<Option<Ticket>, ConfirmError> {
+    /// Whether Redis has confirmed the last change of each name, all of them on one connection:
+    /// `None` if it has not yet. A refused name is an error at once, since asking again may take
+    /// long.
+    pub(super) fn confirmed(
+        &self,
+        kind: SubscriptionKind,
+        names: &[Arc<str>],
+        progress: &mut Progress,
+    ) -> Option<Result<(), ConfirmError>> {
         if self.is_closed {
-            return Err(ConfirmError::Closed);
+            return Some(Err(ConfirmError::Closed));
         }
-        if let Some(error) = keys.iter().find_map(|key| self.refusals.get(key)) {
-            return Err(ConfirmError::Refused(error.clone()));
+        if progress.generation != self.generation {
+            progress.generation = self.generation;
+            progress.settled = 0;
         }
-        let entries = &self.entries;
-        let is_open = |key: &Key| entries.get(key).is_some_and(|entry| !entry.is_settled());
-        Ok(self.waiters.register(keys, is_open))
+        for name in &names[progress.settled..] {
+            let name = name.as_bytes();
+            let key = KeyRef { kind, name };
+            if let Some(error) = self.refusals.get(&key) {
+                return Some(Err(ConfirmError::Refused(error.clone())));
+            }
+            if self
+                .entries
+                .get(&key)
+                .is_some_and(|entry| !entry.is_settled())
+            {
+                return None;
+            }
+            progress.settled += 1;
+        }
+        Some(Ok(()))
     }
 
     /// Asks once more for all names whose slot the server did not serve. Returns them.
@@ -404,7 +414,6 @@ impl Subscriptions {
     pub(super) fn close(&mut self) {
         self.is_closed = true;
         self.lost();
-        self.waiters.close();
     }
 
     /// Whether Redis has confirmed the subscription on the present connection.
@@ -438,67 +447,45 @@ impl Subscriptions {
             desired: self.wanted,
             confirmed: self.confirmed,
             refused: self.refusals.len(),
-            queued: self.queued(),
-            unconfirmed_batches: self.in_flight,
             batches: self.batches,
         }
     }
 
-    /// The wanted or the actual state of a name has changed.
-    fn changed(&mut self, key: &Key, was_idle: bool) {
+    fn set_wire(&mut self, key: &Key, wire: Wire) {
+        if wire == Wire::On && !self.refusals.is_empty() {
+            self.refusals.remove(key);
+        }
+        self.update(key, |entry| entry.wire = wire);
+    }
+
+    /// Changes a name and does what follows: queues it for a command, or forgets it if it is
+    /// neither wanted nor subscribed.
+    fn update(&mut self, key: &Key, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
+        self.wanted -= usize::from(entry.is_wanted);
+        self.confirmed -= usize::from(entry.wire == Wire::On);
+        change(entry);
+        self.wanted += usize::from(entry.is_wanted);
+        self.confirmed += usize::from(entry.wire == Wire::On);
         if self.is_connected && entry.needs_command() && !entry.is_queued {
             entry.is_queued = true;
             self.queues[entry.priority as usize].push_back(key.clone());
         }
-        let is_idle = entry.is_idle();
-        self.idle = self.idle + usize::from(is_idle) - usize::from(was_idle);
-        self.tidy(key);
-        if self.idle > MAX_IDLE && self.idle * 2 > self.queued() {
-            self.drop_idle();
-        }
-    }
-
-    fn set_wire(&mut self, key: &Key, wire: Wire) {
-        let Some(entry) = self.entries.get_mut(key) else {
-            return;
-        };
-        let was_idle = entry.is_idle();
-        self.confirmed -= usize::from(entry.wire == Wire::On);
-        self.confirmed += usize::from(wire == Wire::On);
-        entry.wire = wire;
-        if wire == Wire::On {
-            self.refusals.remove(key);
-        }
-        self.changed(key, was_idle);
-    }
-
-    /// Notifies waiters, and forgets a name that is neither wanted nor subscribed.
-    fn tidy(&mut self, key: &Key) {
-        let Some(entry) = self.entries.get_mut(key) else {
-            return;
-        };
         let is_settled = entry.is_settled();
         if entry.is_missing && (is_settled || matches!(entry.wire, Wire::Refused | Wire::Moved)) {
             entry.is_missing = false;
             self.missing -= 1;
         }
-        let is_over = !entry.is_wanted && is_settled && !entry.is_queued;
-        if is_settled {
-            self.waiters.settled(key);
-        }
-        if is_over {
+        if is_settled && !entry.is_wanted && !entry.is_queued {
             self.entries.remove(key);
             if self.entries.capacity() > 1024 && self.entries.len() < self.entries.capacity() / 8 {
                 self.entries.shrink_to(self.entries.len() * 2);
             }
+        } else if self.entries.len() > 2 * (self.wanted + self.confirmed) + MAX_IDLE {
+            self.drop_idle();
         }
-    }
-
-    fn queued(&self) -> usize {
-        self.queues.iter().map(VecDeque::len).sum()
     }
 
     /// Takes a batch from the first queue that has one. Lower priorities wait for higher ones.
@@ -513,7 +500,7 @@ impl Subscriptions {
                 return Some(batch);
             }
             // A reconnect with many names needs memory that is not needed afterwards.
-            if self.queues[queue].capacity() > MAX_IDLE {
+            if self.queues[queue].capacity() > BATCH {
                 self.queues[queue] = VecDeque::new();
             }
         }
@@ -531,9 +518,7 @@ impl Subscriptions {
             let entry = self.entries.get_mut(&key);
             let entry = entry.expect("an entry stays while it is queued");
             if !entry.needs_command() {
-                entry.is_queued = false;
-                self.idle -= 1;
-                self.tidy(&key);
+                self.update(&key, |entry| entry.is_queued = false);
                 continue;
             }
             let (kind, subscribes) = (key.kind, entry.is_wanted);
@@ -577,7 +562,6 @@ impl Subscriptions {
                 false
             });
         }
-        self.idle = 0;
     }
 }
 
@@ -590,10 +574,6 @@ pub struct Counts {
     pub confirmed: usize,
     /// Names that Redis refuses.
     pub refused: usize,
-    /// Names for which a command has to be sent.
-    pub queued: usize,
-    /// Batches that Redis has not confirmed completely.
-    pub unconfirmed_batches: usize,
     /// Batches sent since the start.
     pub batches: u64,
 }

@@ -296,7 +296,7 @@ fn rights_that_are_taken_away_and_given_back_leave_nothing_deaf() {
         matches!(
             state,
             SubscriberState::Down {
-                reason: DownReason::ProbeRefused(_)
+                reason: DownReason::Refused { .. }
             }
         )
     });
@@ -333,7 +333,7 @@ fn a_connection_without_a_probe_channel_is_reported_and_delivers_all_the_same() 
         matches!(
             state,
             SubscriberState::Down {
-                reason: DownReason::ProbeRefused(_)
+                reason: DownReason::Refused { .. }
             }
         )
     });

@@ -20,6 +20,10 @@ fn subscribe(subscriptions: &mut Subscriptions, names: impl IntoIterator<Item = 
     }
 }
 
+fn queued(subscriptions: &Subscriptions) -> usize {
+    subscriptions.queues.iter().map(VecDeque::len).sum()
+}
+
 /// The batches that are sent now.
 fn sent(subscriptions: &mut Subscriptions) -> Vec<Batch> {
     std::iter::from_fn(|| subscriptions.next_batch()).collect()
@@ -78,7 +82,7 @@ fn names_that_come_and_go_before_they_are_sent_take_no_memory() {
         subscribe(&mut subscriptions, [name]);
         subscriptions.unsubscribe(CHANNEL, &name.to_string());
         assert!(
-            subscriptions.queued() <= 2 * MAX_IDLE && subscriptions.entries.len() <= 2 * MAX_IDLE
+            queued(&subscriptions) <= MAX_IDLE + 1 && subscriptions.entries.len() <= MAX_IDLE + 1
         );
     }
     assert!(sent(&mut subscriptions).is_empty());
@@ -220,35 +224,73 @@ fn a_sharded_channel_ends_when_its_server_gives_the_slot_away_or_confirms() {
 }
 
 #[test]
-fn a_waiter_is_notified_when_all_names_are_confirmed_on_one_connection() {
+fn names_are_confirmed_when_all_of_them_are_on_one_connection() {
     let mut subscriptions = connected();
     subscribe(&mut subscriptions, [0]);
     subscriptions.subscribe(CHANNEL, Priority::Control, "1".into());
-    let keys = || {
-        ["0", "1"]
-            .map(|name| Key {
-                kind: CHANNEL,
-                name: name.into(),
-            })
-            .to_vec()
-    };
-    let mut ticket = subscriptions.wait(keys()).unwrap().unwrap();
+    let names: [Arc<str>; 2] = ["1".into(), "0".into()];
+    let mut progress = Progress::default();
     let control = only(&mut subscriptions, &["SUBSCRIBE", "1"]);
     subscriptions.confirm(control);
+    assert_eq!(
+        subscriptions.confirmed(CHANNEL, &names, &mut progress),
+        None
+    );
+    assert_eq!(progress.settled, 1);
     subscriptions.lost();
     subscriptions.connected();
+    assert_eq!(
+        subscriptions.confirmed(CHANNEL, &names, &mut progress),
+        None
+    );
+    assert_eq!(progress.settled, 0);
     let control = only(&mut subscriptions, &["SUBSCRIBE", "1"]);
     subscriptions.confirm(control);
-    assert!(ticket.done.try_recv().is_err());
+    assert_eq!(
+        subscriptions.confirmed(CHANNEL, &names, &mut progress),
+        None
+    );
     let room = only(&mut subscriptions, &["SUBSCRIBE", "0"]);
     subscriptions.confirm(room);
-    assert_eq!(ticket.done.try_recv(), Ok(Ok(())));
-    assert!(subscriptions.wait(keys()).unwrap().is_none());
+    let confirmed = || subscriptions.confirmed(CHANNEL, &names, &mut Progress::default());
+    assert_eq!(confirmed(), Some(Ok(())));
     subscriptions.unsubscribe(CHANNEL, "0");
-    let mut ticket = subscriptions.wait(keys()).unwrap().unwrap();
+    let confirmed = || subscriptions.confirmed(CHANNEL, &names, &mut Progress::default());
+    assert_eq!(confirmed(), None);
+    let room = only(&mut subscriptions, &["UNSUBSCRIBE", "0"]);
+    subscriptions.confirm(room);
+    let confirmed = || subscriptions.confirmed(CHANNEL, &names, &mut Progress::default());
+    assert_eq!(confirmed(), Some(Ok(())));
     subscriptions.close();
-    assert_eq!(ticket.done.try_recv(), Ok(Ok(())));
-    assert!(subscriptions.wait(keys()).is_err());
+    let confirmed = || subscriptions.confirmed(CHANNEL, &names, &mut Progress::default());
+    assert_eq!(confirmed(), Some(Err(ConfirmError::Closed)));
+}
+
+#[test]
+fn a_refused_name_is_an_error_until_redis_allows_it() {
+    let mut subscriptions = connected();
+    subscribe(&mut subscriptions, [0]);
+    let names: [Arc<str>; 1] = ["0".into()];
+    let confirmed = |subscriptions: &Subscriptions| {
+        subscriptions.confirmed(CHANNEL, &names, &mut Progress::default())
+    };
+    let refused = Some(Err(ConfirmError::Refused("NOPERM no".into())));
+    for is_new in [true, false] {
+        let batch = only(&mut subscriptions, &["SUBSCRIBE", "0"]);
+        let outcome = subscriptions.refuse(batch, "NOPERM no");
+        assert_eq!(matches!(outcome, Outcome::Refused { .. }), is_new);
+        assert_eq!(confirmed(&subscriptions), refused);
+        subscriptions.retry();
+        assert_eq!(confirmed(&subscriptions), refused);
+    }
+    assert_eq!(subscriptions.counts().refused, 1);
+    let batch = only(&mut subscriptions, &["SUBSCRIBE", "0"]);
+    subscriptions.confirm(batch);
+    assert_eq!(confirmed(&subscriptions), Some(Ok(())));
+    assert_eq!(
+        (subscriptions.refusal(), subscriptions.counts().refused),
+        (None, 0)
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -351,7 +393,7 @@ proptest! {
         prop_assert_eq!(&redis.subscribed, &wanted);
         prop_assert_eq!(subscriptions.entries.len(), wanted.len());
         prop_assert_eq!(subscriptions.counts().confirmed, wanted.len());
-        prop_assert_eq!((subscriptions.idle, subscriptions.queued()), (0, 0));
+        prop_assert_eq!(queued(&subscriptions), 0);
         prop_assert!(subscriptions.is_complete());
     }
 }
