@@ -67,7 +67,7 @@ impl CloseReason {
     pub(crate) fn flushes(self) -> bool {
         match self {
             Self::ServerDisconnect | Self::ServerShutdown | Self::ParseError { .. } => true,
-            Self::LimitReached(limit) => limit != Limit::Outbox,
+            Self::LimitReached(limit) => !limit.is_slow_consumer(),
             _ => false,
         }
     }
@@ -108,6 +108,11 @@ macro_rules! limits {
             /// All limits, each at the index `limit as usize`.
             pub(crate) const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
 
+            /// Whether the connection ends because its client does not read fast enough.
+            pub(crate) fn is_slow_consumer(self) -> bool {
+                matches!(self, Self::Outbox | Self::OutboxTotal)
+            }
+
             /// The value of the metric label `limit`.
             pub fn label(self) -> &'static str {
                 match self {
@@ -139,8 +144,10 @@ limits! {
     PendingAcks = "pending_acks",
     /// Events of a connection whose handlers are still running; reading pauses.
     EventsInFlight = "events_in_flight",
-    /// Bytes waiting to be written to a connection: a slow consumer.
+    /// Bytes waiting to be written to a connection, or time without progress: a slow consumer.
     Outbox = "slow_consumer",
+    /// Bytes waiting for all clients that do not read.
+    OutboxTotal = "outbox_total",
     /// Bytes that a polling client has posted and that are not handled yet.
     Inbox = "inbox",
     /// Time for the head of an HTTP request.

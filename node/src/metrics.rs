@@ -96,7 +96,7 @@ metrics! {
     pub(crate) events_sent: IntCounter[] = "roomcast_events_sent_total",
         "Events queued to single clients, outside of broadcasts.";
     pub(crate) outbox_bytes: IntGauge[] = "roomcast_outbox_bytes",
-        "Bytes that wait for clients that do not read, as last looked at.";
+        "Bytes that wait for clients that do not read; a broadcast counts once.";
     pub(crate) volatile_dropped: IntCounter[] = "roomcast_volatile_dropped_total",
         "Volatile packets dropped because the transport could not be written.";
     pub(crate) connect_refused: IntCounterVec["reason"] = "roomcast_connect_refused_total",

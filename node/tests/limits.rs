@@ -70,7 +70,9 @@ tests! {
         reading_pauses_while_too_many_bytes_of_events_wait;
     "slow_consumer":
         a_client_that_never_reads_is_closed_and_costs_no_memory,
-        a_client_that_never_polls_is_closed;
+        a_client_that_never_polls_is_closed,
+        a_client_that_takes_nothing_for_too_long_is_closed;
+    "outbox_total": the_clients_for_which_most_waits_are_closed_when_too_much_waits;
     "inbox": a_client_that_posts_faster_than_it_is_served_is_closed;
     "header_timeout":
         half_a_request_head_is_not_waited_for,
@@ -669,6 +671,71 @@ mod reach {
         polling.assert_closed().await;
         assert_counted(&server, limit).await;
         bystander.assert_served().await;
+    }
+
+    pub(super) async fn a_client_that_takes_nothing_for_too_long_is_closed(limit: &str) {
+        let server = serve(|io, limits| {
+            limits.stall_timeout = Duration::from_millis(200);
+            io
+        })
+        .await;
+        let websocket = WebSocket::connect(server.address).await;
+        let polling = Polling::connect(server.address).await;
+        let mut bystander = server.bystander().await;
+        // More than the system takes for a client that does not read.
+        server.io.emit("news", "x".repeat(32 << 20)).await.unwrap();
+        bystander.text().await;
+        within("both are closed", async {
+            while server.reached(limit) < 2 {
+                server.io.emit("more", ()).await.unwrap();
+                bystander.text().await;
+            }
+        })
+        .await;
+        polling.assert_closed().await;
+        drop(websocket);
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn the_clients_for_which_most_waits_are_closed_when_too_much_waits(
+        limit: &str,
+    ) {
+        let (namespace, mut sockets) = Sockets::of(main_namespace());
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.outbox_total_bytes = 20 << 20;
+            io
+        })
+        .await;
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            let client = WebSocket::connect(server.address).await;
+            clients.push((client, sockets.next().await));
+        }
+        let text = "x".repeat(1 << 20);
+        // More than the system takes, and less than may wait for all.
+        for (_, socket) in &clients[..2] {
+            (0..4).for_each(|_| socket.emit("item", &text).unwrap());
+        }
+        // One broadcast is held once, whatever the number of clients that do not read.
+        for _ in 0..3 {
+            server.io.emit("item", &text).await.unwrap();
+        }
+        assert_eq!(server.reached(limit), 0);
+        for _ in 0..60 {
+            let sent = clients[2].1.emit("item", &text);
+            if sent.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        eventually("one is closed", || server.reached(limit) == 1).await;
+        assert_eq!(server.closed(limit), 1);
+        for (client, _) in &mut clients[..2] {
+            for _ in 0..7 {
+                assert!(client.text().await.starts_with(r#"42["item","#));
+            }
+            client.assert_served().await;
+        }
     }
 
     pub(super) async fn a_client_that_posts_faster_than_it_is_served_is_closed(limit: &str) {

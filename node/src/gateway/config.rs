@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(config.browser.cors_origin, [Origin::Off]);
         assert_eq!(config.browser.cors_allowed_headers, ["any"]);
         assert_eq!(config.browser.cookie, CookieName::Off);
-        assert_eq!(config.limits.max_outbox, ByteSize(1 << 20));
+        assert_eq!(config.limits.max_outbox, ByteSize(64 << 20));
         assert_eq!(config.operation.workers, Workers::Cores);
         assert_eq!(config.operation.drain_timeout.to_string(), "30s");
     }

@@ -21,6 +21,16 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = ByteSize(Limits::default().outbox_bytes))]
     pub(crate) max_outbox: ByteSize,
 
+    /// Time in which a client must take something of what waits for it
+    #[arg(long, value_name = "DURATION")]
+    #[arg(default_value_t = Span(Limits::default().stall_timeout))]
+    pub(crate) stall_timeout: Span,
+
+    /// Bytes that may wait for all clients that do not read; beyond, those with most are disconnected
+    #[arg(long, value_name = "SIZE")]
+    #[arg(default_value_t = ByteSize(Limits::default().outbox_total_bytes))]
+    pub(crate) max_outbox_total: ByteSize,
+
     /// Bytes from one polling client that may wait for handling; a client with more is disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().inbox_bytes))]
@@ -103,6 +113,8 @@ impl From<&LimitOptions> for Limits {
         Self {
             connections: options.max_connections,
             outbox_bytes: options.max_outbox.0,
+            stall_timeout: options.stall_timeout.0,
+            outbox_total_bytes: options.max_outbox_total.0,
             inbox_bytes: options.max_inbox.0,
             namespaces_per_connection: options.max_namespaces,
             rooms_per_socket: options.max_rooms,

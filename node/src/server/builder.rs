@@ -449,6 +449,7 @@ fn check(config: &Config) -> Result<(), BuildError> {
         ),
         ("limits.events_in_flight", limits.events_in_flight == 0),
         ("limits.outbox_bytes", limits.outbox_bytes == 0),
+        ("limits.stall_timeout", limits.stall_timeout.is_zero()),
         ("limits.fragments", limits.fragments == 0),
         ("limits.connections", limits.connections == 0),
     ];

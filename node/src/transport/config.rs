@@ -45,10 +45,17 @@ pub struct Limits {
     /// Running handlers of one connection. Default 256. Beyond: further events wait, in order, until
     /// one is done. Acknowledgements, pongs and disconnects do not wait.
     pub events_in_flight: usize,
-    /// Bytes that wait to be written to one connection. Default 1 MiB. Beyond: the connection is
-    /// closed as a slow consumer, as soon as the system takes no more for it. What is emitted at
-    /// once, before a write has been tried, may be 16 times as much; a single packet may be larger.
+    /// Bytes that wait to be written to one connection. Default 64 MiB. Beyond: the connection is
+    /// closed as a slow consumer. A single packet may be larger.
     pub outbox_bytes: usize,
+    /// Time in which a client must take something of what waits for it. Default 30 s. Beyond: the
+    /// connection is closed as a slow consumer, when the next packet is queued for it or with its
+    /// next heartbeat. The ping timeout may come first.
+    pub stall_timeout: Duration,
+    /// Bytes that wait for all clients that do not read, a broadcast counted once. Default
+    /// 512 MiB. Beyond: of the connections whose clients do not read, those for which most waits
+    /// are closed until the rest fits.
+    pub outbox_total_bytes: usize,
     /// Bytes that a polling client has posted and that are not handled yet. Default 2 MiB. Beyond:
     /// the connection is closed. Events that wait for [`events_in_flight`](Self::events_in_flight)
     /// may take as much again. Beyond: the server stops reading from the connection.
@@ -85,7 +92,9 @@ impl Default for Limits {
             namespace_bytes: 256,
             pending_acks: 1024,
             events_in_flight: 256,
-            outbox_bytes: 1 << 20,
+            outbox_bytes: 64 << 20,
+            stall_timeout: Duration::from_secs(30),
+            outbox_total_bytes: 512 << 20,
             inbox_bytes: 2 << 20,
             fragments: 1024,
             header_timeout: Duration::from_secs(30),

@@ -23,10 +23,13 @@ use super::{
     frame::Frame,
     lane::Lane,
     polling::Polling,
-    sessions::Slot,
+    sessions::{Slot, Tick},
     stream::{Read, Stream},
 };
-use crate::{clock::Time, close::CloseReason};
+use crate::{
+    clock::Time,
+    close::{CloseReason, Limit},
+};
 use roomcast_protocol::engine_io::{
     open::{Revision, TransportName},
     packet::Packet,
@@ -57,9 +60,7 @@ pub(super) struct Locked {
     pub(super) polling: Option<Box<Polling>>,
     slot: Slot,
     /// The tick for which the lane's wheel holds the valid timer.
-    timer: u64,
-    /// What this connection adds to the gauge of waiting bytes.
-    counted: u32,
+    timer: Tick,
 }
 
 /// The connection is closed, or was closed by this very packet.
@@ -88,7 +89,6 @@ impl Connection {
             polling,
             slot: 0,
             timer: 0,
-            counted: 0,
         };
         let connection = Arc::new(Self {
             engine: Arc::clone(engine),
@@ -192,8 +192,14 @@ impl Connection {
             .state
             .push(frame, volatile, by_lane, reach, config, now);
         match push {
-            Push::Queued { flush } => {
+            Push::Queued { flush, waits } => {
                 self.direct.store(false, Ordering::Relaxed);
+                if waits {
+                    frame.count_waiting(&self.engine.metrics.outbox_bytes);
+                    if self.engine.is_over_budget() {
+                        self.lane().wake();
+                    }
+                }
                 Ok(flush)
             }
             Push::Dropped => {
@@ -206,6 +212,25 @@ impl Connection {
                 Err(Closed)
             }
         }
+    }
+
+    /// The bytes that wait, if nothing can be written now.
+    pub(super) fn stuck_bytes(&self) -> Option<usize> {
+        let locked = self.lock();
+        locked.state.stuck_bytes(locked.reach())
+    }
+
+    /// Takes the description of what waited for a client that was cut as slow.
+    pub(super) fn take_backlog(&self) -> Option<Box<str>> {
+        self.lock().state.take_backlog()
+    }
+
+    /// Closes the connection of a client that does not read.
+    pub(super) fn cut(&self, limit: Limit) {
+        let mut locked = self.lock();
+        let (reach, now) = (locked.reach(), self.engine.clock.now());
+        let todo = locked.state.cut(limit, reach, now);
+        self.carry_out(&mut locked, todo);
     }
 
     /// Has the driver look at what was decided about its sockets.
@@ -272,7 +297,6 @@ impl Connection {
         };
         let error = loop {
             let Some(bytes) = state.next_write(self.revision, scratch) else {
-                self.count(locked);
                 return total;
             };
             match stream.try_write(cx.as_deref_mut(), bytes) {
@@ -285,8 +309,12 @@ impl Connection {
             }
         };
         if error.kind() == io::ErrorKind::WouldBlock {
-            state.block();
-            self.count(locked);
+            if state.block(total > 0, self.engine.clock.now()) {
+                let waiting = &self.engine.metrics.outbox_bytes;
+                state
+                    .frames()
+                    .for_each(|frame| frame.count_waiting(waiting));
+            }
             if cx.is_none() {
                 locked.wake_driver();
             }
@@ -297,12 +325,11 @@ impl Connection {
     }
 
     /// Looks at the heartbeat and at the time that is left; called by the lane's task.
-    pub(super) fn on_timer(self: &Arc<Self>, tick: u64, now: Time) {
+    pub(super) fn on_timer(self: &Arc<Self>, tick: Tick, now: Time) {
         let mut locked = self.lock();
         if locked.timer != tick {
             return;
         }
-        self.count(&mut locked);
         let reach = locked.reach();
         match locked.state.tick(reach, &self.engine.config, now) {
             Due::Nothing => {}
@@ -437,24 +464,12 @@ impl Connection {
         let mut locked = self.lock();
         let slot = locked.slot;
         locked.state.release();
-        self.count(&mut locked);
         locked.driver = None;
         locked.wake_poll();
         let stream = locked.stream.take();
         drop(locked);
         drop(stream);
         self.lane().sessions().remove(self.id.as_str(), slot);
-    }
-
-    /// Brings the gauge of waiting bytes up to date. Done when the system takes no more, when it
-    /// has taken all, and with the heartbeat: a push costs nothing.
-    fn count(&self, locked: &mut Locked) {
-        let waiting = u32::try_from(locked.state.waiting_bytes()).unwrap_or(u32::MAX);
-        if waiting != locked.counted {
-            let more = i64::from(waiting) - i64::from(locked.counted);
-            self.engine.metrics.outbox_bytes.add(more);
-            locked.counted = waiting;
-        }
     }
 
     fn lane(&self) -> &Lane {

@@ -16,7 +16,14 @@
 //!   x      x       ·      ·    │ the lane: a broadcast leaves in the order of its recipients
 //!   ·     x/·      x      ·    │ the driver, when the system takes more
 //!   x     x/·      x      ·    │ the driver; only while closing
+//! ```
 //!
+//! A client is *stuck* while nothing can be written to it: the system took less than was offered, or
+//! no poll waits. It is slow when it is stuck and took nothing for `stall_timeout`, or when more than
+//! `outbox_bytes` waits. A client that polls is stuck between two polls, but nothing was refused:
+//! volatile packets wait for its next poll as long as they fit into that.
+//!
+//! ```text
 //! open ── close ──▶ closing: the outbox is written (if the reason flushes it), then a close frame
 //!   └──── abort ──▶ closing and expired: nothing is written any more, the driver releases all
 //! closing ── its time is over ──▶ expired
@@ -24,7 +31,13 @@
 
 use std::time::Duration;
 
-use super::{config::Config, frame::Frame, outbox::Outbox, websocket};
+use super::{
+    backlog,
+    config::{Config, Limits},
+    frame::Frame,
+    outbox::Outbox,
+    websocket,
+};
 use crate::{
     clock::Time,
     close::{CloseReason, Limit},
@@ -39,10 +52,6 @@ use roomcast_protocol::engine_io::{
 /// call, because copying a few kilobytes is cheaper than a vector of buffers.
 const COALESCE_BYTES: usize = 16 * 1024;
 
-/// How many times the limit of the outbox may be queued before a write has been tried: an
-/// application may emit a lot at once to a client that reads well.
-const BURST: usize = 16;
-
 /// How long a closed WebSocket may take to read what was still queued and to close its side.
 const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
 
@@ -56,7 +65,9 @@ const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
 pub(super) struct ConnectionState {
     session: Session,
     outbox: Outbox,
-    closing: Option<Box<CloseReason>>,
+    closing: Option<Box<Closing>>,
+    /// When the client last took something while more was waiting, or a poll of it ended.
+    progress: Time,
     /// When an unused connection, or a closing one, has had its time.
     expires: Time,
     /// The lane's task will flush.
@@ -71,6 +82,12 @@ pub(super) struct ConnectionState {
     direct: bool,
 }
 
+struct Closing {
+    reason: CloseReason,
+    /// What waited for a slow client, for the log.
+    backlog: Option<Box<str>>,
+}
+
 /// How the client can be reached now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
@@ -83,9 +100,11 @@ pub(super) enum Reach {
 /// What happened to a frame that was to be queued.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Push {
-    /// `flush`: the connection has to be given to its lane.
+    /// `flush`: the connection has to be given to its lane. `waits`: the client is stuck, so the
+    /// frame counts as waiting.
     Queued {
         flush: bool,
+        waits: bool,
     },
     /// A volatile frame, which the client could not receive now.
     Dropped,
@@ -120,6 +139,7 @@ impl ConnectionState {
             session: Session::new(revision, config.heartbeat, now),
             outbox: Outbox::default(),
             closing: None,
+            progress: now,
             expires: now.after(config.connect_timeout),
             dirty: false,
             in_turn: false,
@@ -130,7 +150,7 @@ impl ConnectionState {
     }
 
     pub(super) fn closing(&self) -> Option<CloseReason> {
-        self.closing.as_deref().copied()
+        self.closing.as_ref().map(|closing| closing.reason)
     }
 
     pub(super) fn is_expired(&self) -> bool {
@@ -150,8 +170,20 @@ impl ConnectionState {
         self.direct
     }
 
-    pub(super) fn waiting_bytes(&self) -> usize {
-        self.outbox.bytes()
+    /// The bytes that wait for a client that is stuck; none if it is not.
+    pub(super) fn stuck_bytes(&self, reach: Reach) -> Option<usize> {
+        let is_stuck = self.closing.is_none() && self.is_stuck(reach) && self.has_frames();
+        is_stuck.then_some(self.outbox.bytes())
+    }
+
+    /// The frames that wait.
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Frame> {
+        self.outbox.iter()
+    }
+
+    /// Takes the description of what waited for a client that was cut as slow.
+    pub(super) fn take_backlog(&mut self) -> Option<Box<str>> {
+        self.closing.as_mut()?.backlog.take()
     }
 
     /// When [`tick`](Self::tick) has to be called next.
@@ -187,36 +219,58 @@ impl ConnectionState {
         by_lane: bool,
         reach: Reach,
         config: &Config,
-        now: impl FnOnce() -> Time,
+        now: impl Fn() -> Time,
     ) -> Push {
         if self.closing.is_some() {
             return Push::Closed;
         }
-        let can_flush = self.can_flush(reach);
-        if volatile && !can_flush {
+        let is_stuck = self.is_stuck(reach);
+        let queued = self.outbox.bytes();
+        let all = queued + frame.cost();
+        let fits_poll = reach == Reach::BetweenPolls && all <= config.max_payload;
+        if volatile && is_stuck && !fits_poll {
             return Push::Dropped;
         }
-        let (queued, limit) = (self.outbox.bytes(), config.limits.outbox_bytes);
-        let over = queued > 0 && queued + frame.cost() > limit;
-        // Only a write that was tried shows that the client does not read.
-        let is_slow = !can_flush || queued > BURST * limit;
-        if over && is_slow {
-            return Push::Cut(self.close(CloseReason::LimitReached(Limit::Outbox), reach, now()));
+        if queued > 0 {
+            let is_full = all > config.limits.outbox_bytes;
+            if is_full || is_stuck && self.is_stalled(reach, &config.limits, now()) {
+                return Push::Cut(self.cut(Limit::Outbox, reach, now()));
+            }
         }
         self.outbox.push(frame.clone());
         self.direct = false;
-        let flush = (by_lane || !self.in_turn) && !self.dirty && can_flush;
+        let flush = (by_lane || !self.in_turn) && !self.dirty && !is_stuck;
         self.dirty |= flush;
-        Push::Queued { flush }
+        Push::Queued {
+            flush,
+            waits: is_stuck,
+        }
     }
 
-    /// Whether flushing now could have an effect, and a volatile packet a chance.
-    fn can_flush(&self, reach: Reach) -> bool {
+    /// Whether flushing now would have no effect.
+    fn is_stuck(&self, reach: Reach) -> bool {
         match reach {
-            Reach::WebSocket => !self.blocked,
-            Reach::WaitingPoll => true,
-            Reach::BetweenPolls => false,
+            Reach::WebSocket => self.blocked,
+            Reach::WaitingPoll => false,
+            Reach::BetweenPolls => true,
         }
+    }
+
+    /// Whether the client has taken nothing for too long, although something waits for it.
+    fn is_stalled(&self, reach: Reach, limits: &Limits, now: Time) -> bool {
+        self.is_stuck(reach)
+            && self.has_frames()
+            && now >= self.progress.after(limits.stall_timeout)
+    }
+
+    /// Closes the connection of a slow client. What waited for it is dropped at once.
+    pub(super) fn cut(&mut self, limit: Limit, reach: Reach, now: Time) -> Todo {
+        let backlog = backlog::describe(self.outbox.iter());
+        let todo = self.close(CloseReason::LimitReached(limit), reach, now);
+        if let Some(closing) = &mut self.closing {
+            closing.backlog = Some(backlog);
+        }
+        todo
     }
 
     /// Begins to close the connection. The first reason counts.
@@ -230,7 +284,10 @@ impl ConnectionState {
             }
             return Todo { arm, wake: false };
         }
-        self.closing = Some(Box::new(reason));
+        self.closing = Some(Box::new(Closing {
+            reason,
+            backlog: None,
+        }));
         self.direct = false;
         self.expires = now.after(match reason {
             CloseReason::ServerShutdown => SHUTDOWN_LINGER,
@@ -300,6 +357,9 @@ impl ConnectionState {
         }
         if now >= self.expires {
             return Due::Closed(self.close(CloseReason::ConnectTimeout, reach, now));
+        }
+        if self.is_stalled(reach, &config.limits, now) {
+            return Due::Closed(self.cut(Limit::Outbox, reach, now));
         }
         match self.session.tick(config.heartbeat, now) {
             Tick::Nothing => Due::Nothing,
@@ -394,9 +454,19 @@ impl ConnectionState {
             .advance(count, |frame| frame.websocket(revision).len());
     }
 
-    /// The system takes no more now.
-    pub(super) fn block(&mut self) {
-        self.blocked = true;
+    /// The system takes no more now. `progressed`: it has taken something since the last time.
+    /// Returns whether this is new, so that all frames begin to count as waiting.
+    pub(super) fn block(&mut self, progressed: bool, now: Time) -> bool {
+        let is_new = !std::mem::replace(&mut self.blocked, true);
+        if progressed || is_new {
+            self.progress = now;
+        }
+        is_new
+    }
+
+    /// A poll has got its response.
+    pub(super) fn poll_ended(&mut self, now: Time) {
+        self.progress = now;
     }
 
     /// Whether a poll has something to fetch.

@@ -231,6 +231,14 @@ impl<P: Protocol> Core<P> {
             };
             self.stage = Stage::Closing;
             metrics.closed(reason);
+            if let Some(backlog) = connection.take_backlog() {
+                tracing::warn!(
+                    reason = reason.label(),
+                    on_websocket = self.on_websocket,
+                    %backlog,
+                    "a slow client is disconnected"
+                );
+            }
             self.counted(connection).dec();
             self.protocol.close(&mut turn, reason);
         }

@@ -2,10 +2,11 @@
 //! count of connections that a drain waits for.
 
 use std::{
+    cmp::Reverse,
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,9 +17,17 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::{
     config::Config, connection::Connection, frame::Frame, handshake::Handshake, lane::Lane,
 };
-use crate::{clock::Clock, close::CloseReason, ids::Ids, metrics::Metrics};
+use crate::{
+    clock::Clock,
+    close::{CloseReason, Limit},
+    ids::Ids,
+    metrics::Metrics,
+};
 use roomcast_emitter::vital::vital;
 use roomcast_protocol::engine_io::open::{Revision, TransportName};
+
+/// The least time between two looks for connections that hold too much.
+const BUDGET_PAUSE_MILLIS: u64 = 50;
 
 /// Makes the protocol layer of a new connection and starts its driver.
 pub(crate) trait Acceptor: Send + Sync {
@@ -38,6 +47,8 @@ pub(crate) struct Engine {
     open: AtomicUsize,
     /// WebSockets of upgrades that are not finished.
     pub(super) probing: AtomicUsize,
+    /// When the budget of waiting bytes was last enforced, in milliseconds of the clock.
+    enforced: AtomicU64,
     draining: AtomicBool,
     empty: Notify,
 }
@@ -58,12 +69,13 @@ impl Engine {
             clock: Clock::start(),
             metrics,
             ids: Ids::new(),
-            ping: Frame::packet("2"),
+            ping: Frame::packet("2").uncounted(),
             lanes: (0..lanes.max(1)).map(|_| Lane::new(tick)).collect(),
             hasher: RandomState::new(),
             tasks: Mutex::default(),
             open: AtomicUsize::new(0),
             probing: AtomicUsize::new(0),
+            enforced: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             empty: Notify::new(),
         }
@@ -125,6 +137,43 @@ impl Engine {
             Revision::V4 => metrics.opened_v4.inc(),
         }
         metrics.connections.inc();
+    }
+
+    /// Whether more waits for clients that do not read than the whole server may hold.
+    pub(super) fn is_over_budget(&self) -> bool {
+        let waiting = usize::try_from(self.metrics.outbox_bytes.get()).unwrap_or(0);
+        waiting > self.config.limits.outbox_total_bytes
+    }
+
+    /// Closes connections of clients that do not read, those for which most waits first, until the
+    /// rest is within the budget. Called by lanes, which hold no lock.
+    pub(super) fn enforce_budget(&self) {
+        if !self.is_over_budget() {
+            return;
+        }
+        let now = self.clock.now().as_millis();
+        let last = self.enforced.load(Ordering::Relaxed);
+        let next = last + BUDGET_PAUSE_MILLIS;
+        if now < next || !self.enforced_by_this(last, now) {
+            return;
+        }
+        let all = self.lanes.iter().flat_map(|lane| lane.sessions().all());
+        let stuck = all.filter_map(|open| Some((open.stuck_bytes()?, open)));
+        let mut stuck: Vec<_> = stuck.collect();
+        stuck.sort_unstable_by_key(|(bytes, _)| Reverse(*bytes));
+        for (_, connection) in stuck {
+            if !self.is_over_budget() {
+                return;
+            }
+            connection.cut(Limit::OutboxTotal);
+        }
+    }
+
+    /// Lets one lane of several enforce the budget.
+    fn enforced_by_this(&self, last: u64, now: u64) -> bool {
+        let order = Ordering::Relaxed;
+        let exchanged = self.enforced.compare_exchange(last, now, order, order);
+        exchanged.is_ok()
     }
 
     /// Refuses new connections from now on.

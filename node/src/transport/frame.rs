@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use prometheus::IntGauge;
 
 use super::websocket::{Opcode, frame_header};
 use roomcast_protocol::engine_io::{open::Revision, packet, payload, payload_v3};
@@ -34,7 +35,25 @@ struct Inner {
 struct OtherForms {
     websocket_v3: OnceLock<Box<[u8]>>,
     base64: OnceLock<Box<[Box<[u8]>]>>,
+    waiting: OnceLock<Waiting>,
 }
+
+/// What a frame adds to the gauge of waiting bytes, until its last handle is dropped.
+struct Waiting {
+    gauge: Option<IntGauge>,
+    bytes: i64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(gauge) = &self.gauge {
+            gauge.sub(self.bytes);
+        }
+    }
+}
+
+/// What a frame costs beside its bytes, in memory that is counted.
+const OVERHEAD: usize = 128;
 
 impl Frame {
     /// A text message, written by `write`, and the binary messages that belong to it.
@@ -128,7 +147,32 @@ impl Frame {
             .for_each(|bytes| body.binary_message(bytes));
     }
 
-    fn text(&self) -> &[u8] {
+    /// Counts the memory of a frame that waits for a client, once for all clients.
+    pub(super) fn count_waiting(&self, gauge: &IntGauge) {
+        self.other().waiting.get_or_init(|| {
+            let attached: usize = self.0.binary.iter().map(Bytes::len).sum();
+            let bytes = OVERHEAD + self.0.wire.len() + attached;
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            gauge.add(bytes);
+            Waiting {
+                gauge: Some(gauge.clone()),
+                bytes,
+            }
+        });
+    }
+
+    /// Exempts a frame from [`count_waiting`](Self::count_waiting), because it is kept anyway.
+    pub(super) fn uncounted(self) -> Self {
+        let nothing = || Waiting {
+            gauge: None,
+            bytes: 0,
+        };
+        self.other().waiting.get_or_init(nothing);
+        self
+    }
+
+    /// The text packet, or nothing for a binary message.
+    pub(super) fn text(&self) -> &[u8] {
         &self.0.wire[self.0.text.clone()]
     }
 

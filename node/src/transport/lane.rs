@@ -65,6 +65,11 @@ impl Lane {
         }
     }
 
+    /// Has the lane's task enforce the budget of waiting bytes soon.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     /// The lane's task. Ends only by being aborted.
     pub(super) async fn run(&self, engine: &Engine) {
         let mut ticks = tokio::time::interval(self.tick);
@@ -73,6 +78,7 @@ impl Lane {
         loop {
             tokio::select! {
                 () = self.wake.notified() => {
+                    engine.enforce_budget();
                     self.flush_dirty(engine, &mut ticks, &mut scratch).await;
                 }
                 _ = ticks.tick() => self.look_at_timers(engine),
@@ -88,6 +94,7 @@ impl Lane {
             }
             for chunk in dirty.chunks(CHUNK) {
                 let sent: usize = chunk.iter().map(|dirty| dirty.flush(scratch)).sum();
+                engine.enforce_budget();
                 engine.metrics.bytes_sent.inc_by(sent as u64);
                 tokio::task::yield_now().await;
                 // Broadcasts that never pause keep the lane here; its connections need their
@@ -100,6 +107,7 @@ impl Lane {
     }
 
     fn look_at_timers(&self, engine: &Engine) {
+        engine.enforce_budget();
         let now = engine.clock.now();
         let due = self.sessions().due(now);
         for (connection, tick) in due {

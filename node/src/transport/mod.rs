@@ -14,6 +14,7 @@
 //! engine                     what they share
 //! ```
 
+mod backlog;
 pub(crate) mod client_files;
 pub(crate) mod config;
 pub(crate) mod connection;

@@ -293,7 +293,10 @@ impl Future for Waiting<'_> {
             return Poll::Pending;
         };
         polling.poll = None;
-        if polling.attached {
+        let attached = polling.attached;
+        let now = self.connection.engine().clock.now();
+        locked.state.poll_ended(now);
+        if attached {
             locked.wake_driver();
         }
         drop(locked);

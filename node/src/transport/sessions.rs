@@ -29,6 +29,9 @@ const KEPT_SLOTS: usize = 1024;
 /// Where a connection's id and timer are kept.
 pub(super) type Slot = u32;
 
+/// A tick of the lane, cut to 32 bits: connections only compare it for equality.
+pub(super) type Tick = u32;
+
 /// What is kept: a handle of a connection.
 pub(super) trait Identified: Clone {
     fn id(&self) -> &str;
@@ -105,28 +108,32 @@ impl<C: Identified> Sessions<C> {
 
     /// Sets the timer of a connection. Returns the tick at which it comes due, which is not before
     /// `at` unless `at` lies beyond the wheel.
-    pub(super) fn arm(&mut self, slot: Slot, at: Time) -> u64 {
+    pub(super) fn arm(&mut self, slot: Slot, at: Time) -> Tick {
         let tick = at.as_millis() / self.tick_millis + 1;
         let tick = tick.clamp(self.now + 1, self.now + BUCKETS - 1);
         self.wheel[bucket(tick)].push(slot);
-        tick
+        short(tick)
     }
 
     /// The connections whose timers were set to a tick up to now, each with that tick. A timer
     /// that was set again since is among them; its connection tells by the tick.
-    pub(super) fn due(&mut self, now: Time) -> Vec<(C, u64)> {
+    pub(super) fn due(&mut self, now: Time) -> Vec<(C, Tick)> {
         let until = (now.as_millis() / self.tick_millis).max(self.now);
         let mut due = Vec::new();
         for tick in self.now + 1..=until {
             for slot in std::mem::take(&mut self.wheel[bucket(tick)]) {
                 if let Some(Some(connection)) = self.slots.get(slot as usize) {
-                    due.push((connection.clone(), tick));
+                    due.push((connection.clone(), short(tick)));
                 }
             }
         }
         self.now = until;
         due
     }
+}
+
+fn short(tick: u64) -> Tick {
+    u32::try_from(tick & u64::from(u32::MAX)).expect("32 bits")
 }
 
 fn bucket(tick: u64) -> usize {
@@ -167,7 +174,7 @@ mod tests {
     }
 
     /// What the model knows of a connection: its slot, and its deadline with the tick that counts.
-    type Known = (Slot, Option<(u64, u64)>);
+    type Known = (Slot, Option<(u64, Tick)>);
 
     fn pick(known: &HashMap<String, Known>, index: prop::sample::Index) -> Option<String> {
         let mut ids: Vec<_> = known.keys().cloned().collect();

@@ -36,6 +36,7 @@
 //                                       headers has those that were asked for
 //   volatile-burst(n)                volatile burst(0) … burst(n - 1), then burst-done(n), not volatile
 //   many(n)                          number(0) … number(n - 1), then -> n
+//   flood(n, size)                   item(0, text) … item(n - 1, text) at once, each text of this size, then -> n
 //   multi()                          emits m(1), m(2), m(<ff>, 3)
 //   note(i)                          keeps i in the socket's list, emits noted(i)
 //   notes()                          -> that list, in the order of arrival
@@ -53,6 +54,7 @@
 //   /denied-nodata                   always refused: "nope", no data
 //   /greet                           on connection emits welcome(0), welcome(1), welcome(2)
 //   /q                               on connection emits hs(query, auth, id)
+//   /flood                           on connection emits item(n, text) 20 times at once, 100,000 characters each
 //   /org-{id}  /dyn-{id}             dynamic; the id is letters, digits and underscores
 
 "use strict";
@@ -69,7 +71,7 @@ const io = new Server(httpServer, optionsFrom(config));
 const released = new Latch();
 const reasons = new Latch();
 
-for (const name of ["/", "/chat", "/admin", "/denied", "/denied-nodata", "/greet", "/q"]) {
+for (const name of ["/", "/chat", "/admin", "/denied", "/denied-nodata", "/greet", "/q", "/flood"]) {
   serve(io.of(name));
 }
 serve(io.of(/^\/org-\w+$/));
@@ -87,6 +89,8 @@ io.of("/q").on("connection", (socket) => {
   socket.emit("hs", socket.handshake.query, socket.handshake.auth, socket.id);
 });
 
+io.of("/flood").on("connection", (socket) => flood(socket, 20, 100_000));
+
 httpServer.listen(0, "127.0.0.1", () => {
   console.log(`listening on 127.0.0.1:${httpServer.address().port}`);
 });
@@ -96,6 +100,11 @@ process.on("SIGTERM", () => {
   setImmediate(() => httpServer.closeIdleConnections());
   setTimeout(() => process.exit(0), 1000);
 });
+
+function flood(socket, count, size) {
+  const text = "x".repeat(size);
+  for (let i = 0; i < count; i += 1) socket.emit("item", i, text);
+}
 
 function serve(namespace) {
   namespace.on("connection", (socket) => {
@@ -146,6 +155,10 @@ function conversation(socket) {
     many: (n, ack) => {
       for (let i = 0; i < n; i += 1) socket.emit("number", i);
       ack(n);
+    },
+    flood: (count, size, ack) => {
+      flood(socket, count, size);
+      ack(count);
     },
     multi: () => {
       socket.emit("m", 1);

@@ -170,13 +170,17 @@ struct Pair {
     /// Of the packets that were accepted when the connection closed.
     closed_after: Option<(CloseReason, usize)>,
     last_pong: Time,
+    /// When the client last took something.
+    last_taken: Time,
 }
 
 impl Pair {
     fn new(polling: bool, capacity: usize, interval: Duration) -> Self {
         let mut config = Config::default();
         config.heartbeat.interval = interval;
-        config.limits.outbox_bytes = 64 * 1024;
+        config.limits.outbox_bytes = 200_000;
+        config.limits.stall_timeout = Duration::from_secs(15);
+        config.max_payload = 50_000;
         let now = Time::from_millis(0);
         let mut state = ConnectionState::new(Revision::V4, &config, now);
         state.claim();
@@ -200,6 +204,7 @@ impl Pair {
             next: 0,
             closed_after: None,
             last_pong: now,
+            last_taken: now,
         }
     }
 
@@ -251,18 +256,29 @@ impl Pair {
 
     fn push_frame(&mut self, frame: &Frame, volatile: bool, by_lane: bool, number: Option<usize>) {
         let now = self.now;
+        let queued = self.state.outbox.bytes();
         let push = self
             .state
             .push(frame, volatile, by_lane, self.reach, &self.config, || now);
         match push {
-            Push::Queued { flush } => {
+            Push::Queued { flush, waits } => {
+                assert!(!(flush && waits), "what cannot be written is not flushed");
                 self.lane_has_it |= flush;
                 self.accepted.extend(number);
             }
             Push::Dropped => assert!(volatile, "only a volatile packet is dropped"),
             Push::Closed => assert!(self.state.closing().is_some()),
-            Push::Cut(todo) => self.carry_out(todo),
+            Push::Cut(todo) => {
+                let is_full = queued + frame.cost() > self.config.limits.outbox_bytes;
+                assert!(is_full || self.is_stalled(), "only a slow client is cut");
+                self.carry_out(todo);
+            }
         }
+    }
+
+    /// Whether the client has taken nothing for so long that it is slow.
+    fn is_stalled(&self) -> bool {
+        self.now >= self.last_taken.after(self.config.limits.stall_timeout)
     }
 
     fn carry_out(&mut self, todo: Todo) {
@@ -283,7 +299,12 @@ impl Pair {
         match self.state.tick(self.reach, &self.config, self.now) {
             Due::Nothing => {}
             Due::Ping => self.push_frame(&Frame::packet("2"), false, true, None),
-            Due::Closed(todo) => self.carry_out(todo),
+            Due::Closed(todo) => {
+                let is_slow = matches!(self.state.closing(), Some(CloseReason::LimitReached(_)));
+                let is_right = !is_slow || self.is_stalled() || self.closed_after.is_some();
+                assert!(is_right, "only a slow client is cut");
+                self.carry_out(todo);
+            }
         }
         self.armed = self.state.deadline();
     }
@@ -354,16 +375,21 @@ impl Pair {
     fn fill(&mut self, bytes: &[u8]) -> Option<usize> {
         let count = bytes.len().min(self.capacity - self.pipe.len());
         self.pipe.extend(&bytes[..count]);
+        if count > 0 {
+            self.last_taken = self.now;
+        }
         (count > 0).then_some(count)
     }
 
     fn write(&mut self) {
-        let mut scratch = Vec::new();
+        let (mut scratch, mut progressed) = (Vec::new(), false);
         while let Some(bytes) = self.state.next_write(Revision::V4, &mut scratch) {
             let bytes = bytes.to_vec();
             let Some(count) = self.fill(&bytes) else {
-                return self.state.block();
+                self.state.block(progressed, self.now);
+                return;
             };
+            progressed = true;
             self.state.wrote(count, Revision::V4);
         }
     }
@@ -388,6 +414,8 @@ impl Pair {
         body.split('\x1e')
             .for_each(|packet| self.client.packet(packet));
         self.reach = Reach::BetweenPolls;
+        self.state.poll_ended(self.now);
+        self.last_taken = self.now;
     }
 
     fn client_reads(&mut self, count: usize) {
@@ -501,6 +529,51 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_client_that_takes_a_little_is_not_slow_and_one_that_takes_nothing_is() {
+    for reads in [true, false] {
+        let mut pair = Pair::new(false, 1_000, Duration::from_secs(300));
+        pair.push("1:", false, true);
+        pair.step(Step::Push {
+            size: 40_000,
+            volatile: false,
+            by_lane: true,
+        });
+        pair.step(Step::Lane);
+        for _ in 0..30 {
+            pair.step(Step::Ticks(2));
+            if reads {
+                pair.step(Step::ClientReads(10));
+                pair.step(Step::Turn(Vec::new()));
+            }
+            pair.step(Step::Push {
+                size: 10,
+                volatile: false,
+                by_lane: false,
+            });
+        }
+        let slow = CloseReason::LimitReached(Limit::Outbox);
+        assert_eq!(pair.state.closing(), (!reads).then_some(slow));
+        let backlog = pair.state.take_backlog();
+        assert_eq!(backlog.is_some(), !reads, "{backlog:?}");
+    }
+}
+
+#[test]
+fn volatile_packets_wait_for_the_next_poll_as_long_as_they_fit_into_it() {
+    let mut pair = Pair::new(true, 100, Duration::from_secs(25));
+    for _ in 0..10 {
+        pair.step(Step::Push {
+            size: 20_000,
+            volatile: true,
+            by_lane: true,
+        });
+    }
+    pair.step(Step::ClientPolls);
+    assert_eq!(pair.client.received, [1, 2]);
+    assert_eq!(pair.accepted, [1, 2]);
 }
 
 #[test]

@@ -133,6 +133,11 @@ module.exports = (context) => {
     assert.deepEqual(await collect(socket, "welcome", 3), [0, 1, 2]);
   });
 
+  test("two megabytes that are sent on connection arrive, in order", async () => {
+    const items = await collect(context.sockets.open("/flood"), "item", 20);
+    assert.deepEqual(items, Array.from({ length: 20 }, (_, i) => i));
+  });
+
   test("an event sent before or on connect finds its handler", async () => {
     const answers = Array.from({ length: 30 }, (_, i) => {
       const socket = context.sockets.open(i % 2 === 0 ? "/" : "/chat");

@@ -88,6 +88,16 @@ module.exports = (context) => {
     assert.deepEqual(await ask(socket, "notes"), expected);
   });
 
+  for (const [count, size] of [[20, 100_000], [3000, 1000]]) {
+    test(`${count} events of ${size} bytes arrive although they are emitted at once`, async () => {
+      const socket = await context.sockets.connected();
+      const items = collect(socket, "item", count);
+      assert.equal(await ask(socket, "flood", count, size), count);
+      const seen = await items;
+      assert.deepEqual(seen, Array.from({ length: count }, (_, i) => i));
+    });
+  }
+
   test("volatile events may be dropped, the rest arrives in order", async () => {
     const socket = await context.sockets.connected();
     const seen = [];

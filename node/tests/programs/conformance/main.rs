@@ -83,6 +83,8 @@ fn namespaces(shared: &Arc<Shared>) -> Vec<Namespace> {
             let auth: serde_json::Value = handshake.auth().unwrap_or_default();
             socket.emit("hs", (query(handshake), auth, socket.id()))
         }),
+        open(Namespace::new("/flood"))
+            .on_connect(async |socket: Socket| flood(&socket, 20, 100_000)),
     ]
 }
 
@@ -123,6 +125,13 @@ fn conversation(namespace: Namespace) -> Namespace {
             (0..n).try_for_each(|i| socket.emit("number", i))?;
             ack.send(n)
         })
+        .on(
+            "flood",
+            async |socket: Socket, (n, size): (u32, usize), ack: Ack| {
+                flood(&socket, n, size)?;
+                ack.send(n)
+            },
+        )
         .on("multi", async |socket: Socket| {
             socket.emit("m", 1)?;
             socket.emit("m", 2)?;
@@ -145,6 +154,11 @@ fn conversation(namespace: Namespace) -> Namespace {
             // In a tuple, as a bare null would be no argument at all.
             (socket.data::<Kept>().map(|kept| kept.value.clone()),)
         })
+}
+
+fn flood(socket: &Socket, count: u32, size: usize) -> Result<(), EmitError> {
+    let text = "x".repeat(size);
+    (0..count).try_for_each(|i| socket.emit("item", (i, &text)))
 }
 
 /// What is remembered of a socket, or told to another one.
