@@ -673,7 +673,8 @@ fn accept_key(key: &str) -> String {
     STANDARD.encode(digest)
 }
 
-fn has_token(list: &str, token: &str) -> bool {
+/// Whether a list that is separated by commas has this item, in upper or lower case.
+pub fn has_token(list: &str, token: &str) -> bool {
     list.split(',')
         .any(|item| item.trim().eq_ignore_ascii_case(token))
 }

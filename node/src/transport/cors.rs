@@ -110,8 +110,13 @@ impl Cors {
         } else {
             let asked = HeaderValue::from_static("Access-Control-Request-Headers");
             headers.append(header::VARY, asked);
-            if let Some(asked) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
-                headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+            let lines = request.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS);
+            let lines: Vec<_> = lines.iter().map(HeaderValue::as_bytes).collect();
+            if let (false, Ok(asked)) = (
+                lines.is_empty(),
+                HeaderValue::from_bytes(&lines.join(&b", "[..])),
+            ) {
+                headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked);
             }
         }
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));

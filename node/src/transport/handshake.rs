@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::clock::unix_millis;
-use http::{Extensions, HeaderMap, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
 use serde::de::DeserializeOwned;
 
 use roomcast_protocol::engine_io::open::Query;
@@ -77,13 +77,16 @@ impl Handshake {
                 .as_bytes(),
         );
         packed.push(0);
-        for (name, value) in headers
-            .iter()
-            .filter(|(name, _)| !concerns_connection(name))
-        {
+        for name in headers.keys().filter(|name| !concerns_connection(name)) {
             packed.extend_from_slice(name.as_str().as_bytes());
             packed.push(0);
-            packed.extend_from_slice(value.as_bytes());
+            let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+            packed.extend_from_slice(lines.next().unwrap_or_default());
+            let separator: &[u8] = if name == header::COOKIE { b"; " } else { b", " };
+            for line in lines.filter(|_| !is_single(name)) {
+                packed.extend_from_slice(separator);
+                packed.extend_from_slice(line);
+            }
             packed.push(0);
         }
         let request = Request {
@@ -116,14 +119,16 @@ impl Handshake {
         self.request.extensions.as_ref()?.get()
     }
 
-    /// The first value of a header; `name` in lower case.
+    /// The value of a header; `name` in lower case. Several lines of a header are joined as Node
+    /// joins them: with a comma, or with a semicolon in the case of `cookie`. Of headers that have
+    /// one value, such as `authorization`, the first line counts.
     pub fn header(&self, name: &str) -> Option<Cow<'_, str>> {
         self.headers()
             .find(|(known, _)| *known == name)
             .map(|(_, value)| value)
     }
 
-    /// Headers in the order in which they came, names in lower case.
+    /// All headers, each once, with names in lower case. See [`header`](Self::header).
     pub fn headers(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         let mut parts = self.request.packed.split(|&byte| byte == 0).skip(1);
         std::iter::from_fn(move || {
@@ -221,7 +226,32 @@ impl std::fmt::Debug for Handshake {
     }
 }
 
-fn concerns_connection(name: &header::HeaderName) -> bool {
+/// Headers of which Node shows the first line only.
+fn is_single(name: &HeaderName) -> bool {
+    [
+        header::AGE,
+        header::AUTHORIZATION,
+        header::CONTENT_LENGTH,
+        header::CONTENT_TYPE,
+        header::ETAG,
+        header::EXPIRES,
+        header::FROM,
+        header::HOST,
+        header::IF_MODIFIED_SINCE,
+        header::IF_UNMODIFIED_SINCE,
+        header::LAST_MODIFIED,
+        header::LOCATION,
+        header::MAX_FORWARDS,
+        header::PROXY_AUTHORIZATION,
+        header::REFERER,
+        header::RETRY_AFTER,
+        header::SERVER,
+        header::USER_AGENT,
+    ]
+    .contains(name)
+}
+
+fn concerns_connection(name: &HeaderName) -> bool {
     [
         header::CONNECTION,
         header::UPGRADE,
@@ -255,5 +285,26 @@ mod tests {
         assert_eq!(handshake.query("token").as_deref(), Some("a b"));
         assert_eq!(handshake.query("EIO").as_deref(), Some("4"));
         assert!(handshake.auth_json().is_none());
+    }
+
+    #[test]
+    fn lines_of_one_header_read_as_node_shows_them() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-list", "a"),
+            ("cookie", "a=1"),
+            ("authorization", "first"),
+            ("x-list", "b, c"),
+            ("cookie", "b=2"),
+            ("authorization", "second"),
+        ] {
+            headers.append(name, value.parse().expect("a value"));
+        }
+        let handshake = Handshake::new(&"/".parse().expect("a URI"), &headers, None);
+        let header = |name| handshake.header(name).map(Cow::into_owned);
+        assert_eq!(header("x-list").as_deref(), Some("a, b, c"));
+        assert_eq!(header("cookie").as_deref(), Some("a=1; b=2"));
+        assert_eq!(header("authorization").as_deref(), Some("first"));
+        assert_eq!(handshake.headers().count(), 3);
     }
 }

@@ -12,7 +12,7 @@
 //!                        └─ upgrade ───▶ 101, then a probe
 //! ```
 
-use std::{io::Write as _, net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, io::Write as _, net::SocketAddr, sync::Arc};
 
 use axum::{Router, body::Body, extract::ConnectInfo, routing::any};
 use bytes::Bytes;
@@ -428,14 +428,47 @@ fn address_of(request: &Request<Body>) -> Option<SocketAddr> {
         .map(|info| info.0)
 }
 
+/// All values of a header that is a list, joined by commas, because proxies may send several lines.
+fn list(headers: &HeaderMap, name: HeaderName) -> Cow<'_, str> {
+    let lines = headers.get_all(name).iter();
+    let mut lines = lines.filter_map(|line| line.to_str().ok());
+    let first = Cow::Borrowed(lines.next().unwrap_or_default());
+    lines.fold(first, |joined, line| format!("{joined}, {line}").into())
+}
+
 fn is_upgrade(headers: &HeaderMap) -> bool {
-    header_str(headers, header::UPGRADE).eq_ignore_ascii_case("websocket")
+    websocket::has_token(&list(headers, header::UPGRADE), "websocket")
+}
+
+/// The subprotocol to use: the first that the client offers, as Node's server chooses. A client
+/// that offers some closes the WebSocket if none is chosen.
+fn subprotocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refused> {
+    const REFUSED: Refused = Refused::Handshake(HandshakeError::BadRequest);
+    if !headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+        return Ok(None);
+    }
+    let offered = list(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    let names: Vec<&str> = offered.split(',').map(str::trim).collect();
+    let is_token = |name: &&str| {
+        let is_token_char =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        !name.is_empty() && name.bytes().all(is_token_char)
+    };
+    let is_new = |(at, name): (usize, &&str)| !names[..at].contains(name);
+    if !names.iter().all(|name| is_token(name)) || !names.iter().enumerate().all(is_new) {
+        return Err(REFUSED);
+    }
+    HeaderValue::from_str(names[0])
+        .map(Some)
+        .map_err(|_| REFUSED)
 }
 
 fn switching_protocols(headers: &HeaderMap) -> Result<Response<Body>, Refused> {
+    let connection = list(headers, header::CONNECTION);
+    let asked = list(headers, header::UPGRADE);
     let upgrade = websocket::Upgrade {
-        connection: header_str(headers, header::CONNECTION),
-        upgrade: header_str(headers, header::UPGRADE),
+        connection: &connection,
+        upgrade: &asked,
         version: header_str(headers, header::SEC_WEBSOCKET_VERSION),
         key: header_str(headers, header::SEC_WEBSOCKET_KEY),
     };
@@ -445,9 +478,13 @@ fn switching_protocols(headers: &HeaderMap) -> Result<Response<Body>, Refused> {
         }
         _ => Refused::Handshake(HandshakeError::BadRequest),
     })?;
+    let subprotocol = subprotocol(headers)?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
+    if let Some(subprotocol) = subprotocol {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, subprotocol);
+    }
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     if let Ok(accept) = HeaderValue::from_str(&accept) {
@@ -457,7 +494,7 @@ fn switching_protocols(headers: &HeaderMap) -> Result<Response<Body>, Refused> {
 }
 
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
-    header_str(headers, header::ACCEPT_ENCODING)
+    list(headers, header::ACCEPT_ENCODING)
         .split(',')
         .any(|coding| {
             let mut parts = coding.split(';').map(str::trim);
