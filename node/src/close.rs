@@ -154,10 +154,14 @@ limits! {
     HeaderTimeout = "header_timeout",
     /// Time for the body of an HTTP request.
     BodyTimeout = "body_timeout",
+    /// Time in which a client must take something of an HTTP response.
+    ResponseTimeout = "response_timeout",
     /// WebSockets that have been opened for an upgrade which is not finished.
     UnfinishedUpgrades = "unfinished_upgrades",
     /// Frames of one WebSocket message.
     Fragments = "fragments",
+    /// Sockets of the server: HTTP connections and WebSockets.
+    Sockets = "sockets",
     /// Connections to the server.
     Connections = "connections",
     /// Events of other servers whose handlers are still running.

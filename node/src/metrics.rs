@@ -71,7 +71,7 @@ metrics! {
         "Connections closed, by reason.";
     pub(crate) upgrades: IntCounter[] = "roomcast_upgrades_total",
         "Connections that moved from polling to WebSocket.";
-    pub(crate) refused_handshakes: IntCounterVec["reason"] = "roomcast_http_refused_total",
+    refused_handshakes: IntCounterVec["reason"] = "roomcast_http_refused_total",
         "HTTP requests refused, by reason.";
     invalid_input: IntCounterVec["kind"] = "roomcast_invalid_input_total",
         "Connections closed for input that is not the protocol, by kind.";
@@ -101,6 +101,12 @@ metrics! {
         "Volatile packets dropped because the transport could not be written.";
     pub(crate) connect_refused: IntCounterVec["reason"] = "roomcast_connect_refused_total",
         "Connects to a namespace that were refused, by reason.";
+    pub(crate) http_connections: IntGauge[] = "roomcast_http_connections",
+        "HTTP connections that are open, without those that have become WebSockets.";
+    pub(crate) connection_limit: IntGauge[] = "roomcast_connection_limit",
+        "Connections that may be open.";
+    pub(crate) socket_limit: IntGauge[] = "roomcast_socket_limit",
+        "Sockets that may be open: HTTP connections and WebSockets.";
     pub(crate) namespaces: IntGauge[] = "roomcast_namespaces",
         "Namespaces that exist now.";
 }
@@ -247,6 +253,11 @@ impl Metrics {
             CloseReason::LimitReached(limit) => self.limit_reached(limit),
             _ => {}
         }
+    }
+
+    /// Counts an HTTP request that was refused.
+    pub(crate) fn refused(&self, reason: &str) {
+        self.refused_handshakes.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn limit_reached(&self, limit: Limit) {

@@ -13,16 +13,34 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use axum::{
     Router,
+    body::Body,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::sync::oneshot;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+use tower::ServiceExt as _;
+
+/// Time that a client of the internal port may take to send a request, also after another one. It
+/// is longer than the usual intervals of scrapers, which keep their connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The longest life of a connection, whatever its client reads or sends.
+const LIFETIME: Duration = Duration::from_secs(600);
+
+/// How long to wait before the next accept when the system has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The figures that the internal port reads from the server.
 pub(crate) trait Figures: Send + Sync + 'static {
@@ -72,6 +90,14 @@ pub(crate) struct Admin {
 impl Admin {
     /// Serves an already bound listener on a new thread.
     pub(crate) fn start(listener: TcpListener, health: Arc<Health>) -> io::Result<Self> {
+        Self::start_with(listener, health, IDLE_TIMEOUT)
+    }
+
+    fn start_with(
+        listener: TcpListener,
+        health: Arc<Health>,
+        idle_timeout: Duration,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -81,7 +107,8 @@ impl Admin {
         let thread = thread::Builder::new()
             .name("internal".to_owned())
             .spawn(move || {
-                if let Err(error) = runtime.block_on(serve(listener, health, stopped)) {
+                if let Err(error) = runtime.block_on(serve(listener, health, idle_timeout, stopped))
+                {
                     tracing::error!(%error, "the internal port failed");
                 }
             })?;
@@ -110,13 +137,30 @@ impl Drop for Admin {
 async fn serve(
     listener: TcpListener,
     health: Arc<Health>,
-    stopped: oneshot::Receiver<()>,
+    idle_timeout: Duration,
+    mut stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    // Not graceful, because a scraper that keeps its connection open must not delay the exit.
-    tokio::select! {
-        served = axum::serve(listener, router(health)) => served,
-        _ = stopped => Ok(()),
+    let router = router(health);
+    loop {
+        // Not graceful, because a scraper that keeps its connection open must not delay the exit.
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut stopped => return Ok(()),
+        };
+        let Ok((stream, _)) = accepted else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let router = router.clone();
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            router.clone().oneshot(request.map(Body::new))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(idle_timeout)
+            .serve_connection(TokioIo::new(stream), service);
+        drop(tokio::spawn(timeout(LIFETIME, connection)));
     }
 }
 
@@ -180,6 +224,22 @@ mod tests {
         let health = Arc::new(Health::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         (Admin::start(listener, Arc::clone(&health)).unwrap(), health)
+    }
+
+    #[test]
+    fn a_client_that_sends_no_request_is_not_kept() {
+        let health = Arc::new(Health::default());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let idle_timeout = Duration::from_millis(50);
+        let admin = Admin::start_with(listener, health, idle_timeout).unwrap();
+        for request in ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"] {
+            let mut stream = TcpStream::connect(admin.address()).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            // Returns when the server closes the connection.
+            let mut received = Vec::new();
+            drop(stream.read_to_end(&mut received));
+            assert_eq!(received.is_empty(), request.is_empty());
+        }
     }
 
     /// Requests a path. Returns the status, the head and the body.

@@ -16,6 +16,11 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().connections, value_parser = values::count)]
     pub(crate) max_connections: usize,
 
+    /// Maximum of open sockets, HTTP and WebSocket; lower if the limit of open files is lower
+    #[arg(long, value_name = "COUNT")]
+    #[arg(default_value_t = Limits::default().sockets, value_parser = values::count)]
+    pub(crate) max_sockets: usize,
+
     /// Bytes that may wait for one client; a client with more is disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().outbox_bytes))]
@@ -106,12 +111,18 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().body_timeout))]
     pub(crate) body_timeout: Span,
+
+    /// Time in which a client must take something of an HTTP response
+    #[arg(long, value_name = "DURATION")]
+    #[arg(default_value_t = Span(Limits::default().response_timeout))]
+    pub(crate) response_timeout: Span,
 }
 
 impl From<&LimitOptions> for Limits {
     fn from(options: &LimitOptions) -> Self {
         Self {
             connections: options.max_connections,
+            sockets: options.max_sockets,
             outbox_bytes: options.max_outbox.0,
             stall_timeout: options.stall_timeout.0,
             outbox_total_bytes: options.max_outbox_total.0,
@@ -130,6 +141,7 @@ impl From<&LimitOptions> for Limits {
             server_side_events: options.max_server_side_events,
             header_timeout: options.header_timeout.0,
             body_timeout: options.body_timeout.0,
+            response_timeout: options.response_timeout.0,
         }
     }
 }

@@ -441,6 +441,7 @@ fn check(config: &Config) -> Result<(), BuildError> {
         ("connect_timeout", config.connect_timeout.is_zero()),
         ("limits.header_timeout", limits.header_timeout.is_zero()),
         ("limits.body_timeout", limits.body_timeout.is_zero()),
+        ("limits.response_timeout", limits.response_timeout.is_zero()),
         ("max_payload", config.max_payload == 0),
         ("limits.json_depth", limits.json_depth == 0),
         (
@@ -452,6 +453,7 @@ fn check(config: &Config) -> Result<(), BuildError> {
         ("limits.stall_timeout", limits.stall_timeout.is_zero()),
         ("limits.fragments", limits.fragments == 0),
         ("limits.connections", limits.connections == 0),
+        ("limits.sockets", limits.sockets == 0),
     ];
     let zeros = zeros.map(|(setting, is_wrong)| (setting, is_wrong, "zero"));
     let others = [

@@ -64,7 +64,7 @@ mod tests {
         ];
         let text = describe(frames.iter());
         let expected =
-            r#""breaking" 1 × (526 bytes), "chat" 2 × (34 bytes), "binary" 1 × (5 bytes)"#;
+            r#""breaking" 1 × (528 bytes), "chat" 2 × (34 bytes), "binary" 1 × (5 bytes)"#;
         assert_eq!(&*text, expected);
     }
 }

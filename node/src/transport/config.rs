@@ -69,9 +69,16 @@ pub struct Limits {
     /// Time for the body of a request to arrive. Default 20 s. Beyond: status 408 and the
     /// connection is closed.
     pub body_timeout: Duration,
+    /// Time in which a client must take something of an HTTP response. Default 30 s. Beyond: the
+    /// connection is closed. Applies to [`Server::serve`](crate::Server::serve).
+    pub response_timeout: Duration,
     /// WebSockets opened for an upgrade that is not finished, on the whole server. Default 10,000.
     /// Beyond: the upgrade is refused and the client stays on polling.
     pub unfinished_upgrades: usize,
+    /// Sockets that [`Server::serve`](crate::Server::serve) holds open: HTTP connections and
+    /// WebSockets. Default 1,000,000, or less if the limit of open files leaves less. Beyond:
+    /// status 503; of many clients at once, some are closed without a response.
+    pub sockets: usize,
     /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
     pub connections: usize,
     /// Events of other servers ([`on_server_side`](crate::Namespace::on_server_side)) whose
@@ -99,7 +106,9 @@ impl Default for Limits {
             fragments: 1024,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(20),
+            response_timeout: Duration::from_secs(30),
             unfinished_upgrades: 10_000,
+            sockets: 1_000_000,
             connections: 1_000_000,
             server_side_events: 1024,
         }

@@ -249,6 +249,15 @@ impl Connection {
         self.carry_out(locked, todo);
     }
 
+    /// The client has closed its WebSocket; the server echoes its close frame (RFC 6455, 5.5.1).
+    pub(super) fn close_by_peer(&self, echo: &Frame) {
+        let mut locked = self.lock();
+        let (reach, now) = (locked.reach(), self.engine.clock.now());
+        let reason = CloseReason::TransportClose;
+        let todo = locked.state.close_with(reason, echo, reach, now);
+        self.carry_out(&mut locked, todo);
+    }
+
     /// Closes a connection whose transport is gone.
     pub(super) fn abort(&self, locked: &mut Locked, reason: CloseReason) {
         let todo = locked.state.abort(reason, self.engine.clock.now());

@@ -55,12 +55,15 @@ const COALESCE_BYTES: usize = 16 * 1024;
 /// How long a closed WebSocket may take to read what was still queued and to close its side.
 const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
 
+/// How long a closed client may take for all that was still queued, while it goes on taking some.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long a polling client may take to fetch its last packets.
 const POLLING_LINGER: Duration = Duration::from_secs(30);
 
 /// The same while the whole server shuts down: clients that poll come back within a round trip, or
 /// never.
-const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
+pub(super) const SHUTDOWN_LINGER: Duration = Duration::from_secs(2);
 
 pub(super) struct ConnectionState {
     session: Session,
@@ -84,6 +87,8 @@ pub(super) struct ConnectionState {
 
 struct Closing {
     reason: CloseReason,
+    /// How far the end may be put off.
+    latest: Time,
     /// What waited for a slow client, for the log.
     backlog: Option<Box<str>>,
 }
@@ -275,17 +280,37 @@ impl ConnectionState {
 
     /// Begins to close the connection. The first reason counts.
     pub(super) fn close(&mut self, reason: CloseReason, reach: Reach, now: Time) -> Todo {
-        if self.closing.is_some() {
+        self.close_with(reason, &close_frame(reason), reach, now)
+    }
+
+    /// The same with a close frame of the caller's.
+    pub(super) fn close_with(
+        &mut self,
+        reason: CloseReason,
+        frame: &Frame,
+        reach: Reach,
+        now: Time,
+    ) -> Todo {
+        if let Some(closing) = &mut self.closing {
             // A client that takes its time to fetch its last packets does not delay a shutdown.
             let soon = now.after(SHUTDOWN_LINGER);
-            let arm = reason == CloseReason::ServerShutdown && soon < self.expires;
-            if arm {
-                self.expires = soon;
+            let is_shutdown = reason == CloseReason::ServerShutdown;
+            let arm = is_shutdown && soon < self.expires;
+            if is_shutdown {
+                closing.latest = closing.latest.min(soon);
+                self.expires = self.expires.min(soon);
             }
             return Todo { arm, wake: false };
         }
+        let is_shutdown = reason == CloseReason::ServerShutdown;
+        let latest = if is_shutdown {
+            SHUTDOWN_LINGER
+        } else {
+            FLUSH_TIMEOUT
+        };
         self.closing = Some(Box::new(Closing {
             reason,
+            latest: now.after(latest),
             backlog: None,
         }));
         self.direct = false;
@@ -293,8 +318,7 @@ impl ConnectionState {
             CloseReason::ServerShutdown => SHUTDOWN_LINGER,
             // A client that has been silent for that long fetches nothing any more.
             CloseReason::PingTimeout => Duration::ZERO,
-            _ if reach == Reach::WebSocket => WEBSOCKET_LINGER,
-            _ => POLLING_LINGER,
+            _ => linger(reach),
         });
         // A frame of which a part is on the wire cannot be followed by a close frame, unless the
         // rest of it follows too.
@@ -303,7 +327,7 @@ impl ConnectionState {
             self.outbox.clear();
         }
         if reach == Reach::WebSocket && !cut && !self.expired && !reason.transport_is_gone() {
-            self.outbox.push(close_frame(reason));
+            self.outbox.push(frame.clone());
         }
         Todo {
             arm: true,
@@ -345,8 +369,14 @@ impl ConnectionState {
     /// Looks at the heartbeat and at the time that is left. The timer has to be set afterwards,
     /// unless the connection has expired.
     pub(super) fn tick(&mut self, reach: Reach, config: &Config, now: Time) -> Due {
-        if self.closing.is_some() {
+        if let Some(closing) = &self.closing {
             if now < self.expires {
+                return Due::Nothing;
+            }
+            // A client that goes on taking what was queued gets the time for it.
+            let more = self.progress.after(linger(reach)).min(closing.latest);
+            if closing.reason.flushes() && self.has_frames() && now < more {
+                self.expires = more;
                 return Due::Nothing;
             }
             self.expired = true;
@@ -493,6 +523,15 @@ impl ConnectionState {
     /// The connection is over; nothing is written any more.
     pub(super) fn release(&mut self) {
         self.outbox.clear();
+    }
+}
+
+/// How long a client may take nothing after its connection was closed.
+fn linger(reach: Reach) -> Duration {
+    if reach == Reach::WebSocket {
+        WEBSOCKET_LINGER
+    } else {
+        POLLING_LINGER
     }
 }
 

@@ -101,6 +101,19 @@ impl Cors {
         }
     }
 
+    /// Adds the same headers as lines of a response that is written by hand.
+    pub(crate) fn append(&self, origin: Option<&[u8]>, out: &mut Vec<u8>) {
+        let mut headers = HeaderMap::new();
+        let origin = origin.and_then(|origin| HeaderValue::from_bytes(origin).ok());
+        self.apply(origin.as_ref(), &mut headers);
+        for (name, value) in &headers {
+            out.extend_from_slice(name.as_str().as_bytes());
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
     /// Adds the headers of the response to a preflight request.
     pub(crate) fn preflight(&self, request: &HeaderMap, headers: &mut HeaderMap) -> StatusCode {
         let methods = HeaderValue::from_static("GET,HEAD,PUT,PATCH,POST,DELETE");

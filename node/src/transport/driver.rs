@@ -12,6 +12,7 @@
 //! ```
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     future::Future,
     pin::Pin,
@@ -28,7 +29,7 @@ use super::{
     frame::Frame,
     polling::Posted,
     stream::Read,
-    websocket::{self, Event, Refusal},
+    websocket::{self, Event, Opcode, Refusal},
 };
 use crate::close::{CloseReason, Limit};
 use roomcast_protocol::engine_io::{
@@ -430,7 +431,11 @@ impl<P: Protocol> Core<P> {
                 return Ok(());
             }
             Event::Pong(_) => return Ok(()),
-            Event::Close(_) => return Err(CloseReason::TransportClose),
+            Event::Close(close) => {
+                let echo = Frame::raw(&echo_of(close.as_ref()));
+                turn.connection.close_by_peer(&echo);
+                return Err(CloseReason::TransportClose);
+            }
         };
         self.handle_packet(turn, packet)
     }
@@ -491,6 +496,18 @@ enum Input {
     /// Bytes of the WebSocket that were received before.
     Kept(Vec<u8>),
     Read(Read),
+}
+
+/// The close frame that a client gets back, with the code and the reason that it sent.
+pub(super) fn echo_of(close: Option<&(u16, Cow<'_, str>)>) -> Vec<u8> {
+    let mut payload = Vec::new();
+    if let Some((code, reason)) = close {
+        payload.extend_from_slice(&code.to_be_bytes());
+        payload.extend_from_slice(reason.as_bytes());
+    }
+    let mut frame = Vec::new();
+    websocket::append_frame(&mut frame, Opcode::Close, &payload);
+    frame
 }
 
 fn undecodable(error: PacketError) -> CloseReason {

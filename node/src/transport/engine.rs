@@ -6,16 +6,21 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::sleep,
+};
 
 use super::{
-    config::Config, connection::Connection, frame::Frame, handshake::Handshake, lane::Lane,
+    config::Config, connection::Connection, connection_state::SHUTDOWN_LINGER, frame::Frame,
+    handshake::Handshake, lane::Lane,
 };
 use crate::{
     clock::Clock,
@@ -49,7 +54,7 @@ pub(crate) struct Engine {
     pub(super) probing: AtomicUsize,
     /// When the budget of waiting bytes was last enforced, in milliseconds of the clock.
     enforced: AtomicU64,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
     empty: Notify,
 }
 
@@ -76,7 +81,7 @@ impl Engine {
             open: AtomicUsize::new(0),
             probing: AtomicUsize::new(0),
             enforced: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             empty: Notify::new(),
         }
     }
@@ -176,13 +181,31 @@ impl Engine {
         exchanged.is_ok()
     }
 
+    /// The number of sockets that are open: HTTP connections, and sessions that do not poll.
+    pub(super) fn sockets(&self) -> usize {
+        let gauge = |value: i64| usize::try_from(value).unwrap_or(0);
+        let polling = gauge(self.metrics.polling.connections.get());
+        let http = gauge(self.metrics.http_connections.get());
+        let probing = self.probing.load(Ordering::Relaxed);
+        http + probing + self.open().saturating_sub(polling)
+    }
+
     /// Refuses new connections from now on.
     pub(crate) fn begin_drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
+        self.draining.send_replace(true);
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
+        *self.draining.borrow()
+    }
+
+    /// Resolves some time after a drain has begun: a client that has not sent the rest of its
+    /// request by then does not delay it.
+    pub(super) async fn drain_lingered(&self) {
+        let mut draining = self.draining.subscribe();
+        // The sender lives as long as this.
+        drop(draining.wait_for(|draining| *draining).await);
+        sleep(SHUTDOWN_LINGER).await;
     }
 
     /// Closes every connection.

@@ -300,7 +300,7 @@ mod tests {
         ] {
             headers.append(name, value.parse().expect("a value"));
         }
-        let handshake = Handshake::new(&"/".parse().expect("a URI"), &headers, None);
+        let handshake = Handshake::new(&"/".parse().expect("a URI"), &headers, None, None);
         let header = |name| handshake.header(name).map(Cow::into_owned);
         assert_eq!(header("x-list").as_deref(), Some("a, b, c"));
         assert_eq!(header("cookie").as_deref(), Some("a=1; b=2"));

@@ -1,45 +1,94 @@
-//! The socket under HTTP, which keeps back the head of the response that ends HTTP. The sequence
-//! is in [`serve`](super::serve).
+//! The socket under HTTP. It keeps back the head of the response that ends HTTP (the sequence is in
+//! [`serve`](super::serve)), completes the refusals that hyper writes by itself, and fails when a
+//! client does not read its response.
 
 use std::{
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
 };
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use hyper::{
+    body::{Body as HttpBody, Frame, SizeHint},
+    rt::{Read, ReadBufCursor, Write},
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
+
+use super::{connection_state::SHUTDOWN_LINGER, engine::Engine};
+use crate::close::Limit;
 
 /// A TCP socket under HTTP. The requests on it carry the [`Handoff`].
 pub(super) struct HttpStream {
     io: TokioIo<TcpStream>,
+    engine: Arc<Engine>,
     handoff: Handoff,
     /// The head of the response that switches protocols.
     kept: Vec<u8>,
+    /// What is left to be written of a refusal that took the place of hyper's.
+    refusal: Vec<u8>,
+    /// The origin of the last request, for the refusal of a request that hyper cannot read.
+    origin: Option<Box<[u8]>>,
+    /// While the client takes nothing: when the connection has failed.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// Where a request leaves the future that opens the connection once HTTP has ended.
+/// What the requests of an HTTP connection and the task that carries it share.
 #[derive(Clone, Default)]
-pub(super) struct Handoff(Arc<Mutex<Option<Opening>>>);
+pub(super) struct Handoff(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// Opens the connection once HTTP has ended.
+    opening: Mutex<Option<Opening>>,
+    /// A request has begun whose response is not written yet.
+    awaits_head: AtomicBool,
+    /// The application handles a request, or has not provided all of its response.
+    is_active: AtomicBool,
+    /// The client takes nothing of a response.
+    is_stalled: AtomicBool,
+}
 
 type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Space for the head that is kept, and for the packet that goes with it.
 const CAPACITY: usize = 512;
 
+/// Bytes that are read at once.
+const READ_BYTES: usize = 8 * 1024;
+
 /// The beginning of a response that ends HTTP.
 const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
 
+/// Beginnings of the responses that hyper writes by itself, and the labels of their metric.
+const REFUSALS: [(&[u8], &str); 3] = [
+    (b"HTTP/1.1 400 ", "malformed"),
+    (b"HTTP/1.1 414 ", "url_too_long"),
+    (b"HTTP/1.1 431 ", "headers_too_large"),
+];
+
 impl HttpStream {
-    pub(super) fn new(tcp: TcpStream, handoff: Handoff) -> Self {
+    pub(super) fn new(tcp: TcpStream, engine: Arc<Engine>, handoff: Handoff) -> Self {
         Self {
             io: TokioIo::new(tcp),
+            engine,
             handoff,
             kept: Vec::new(),
+            refusal: Vec::new(),
+            origin: None,
+            stalled: None,
         }
     }
 
@@ -51,27 +100,132 @@ impl HttpStream {
     /// Whether bytes that HTTP writes are kept. The opening alone does not tell, because the
     /// application may have replaced the response.
     fn keeps(&self, bytes: &[u8]) -> bool {
-        bytes.starts_with(SWITCHING) && self.handoff.0.lock().is_some()
+        bytes.starts_with(SWITCHING) && self.handoff.0.opening.lock().is_some()
+    }
+
+    /// Completes a refusal of hyper's, which has no CORS headers and is in no metric.
+    fn refuse(&self, parts: &[IoSlice<'_>]) -> Option<Vec<u8>> {
+        let first = parts.first()?;
+        let is_continue = first.starts_with(b"HTTP/1.1 100 ");
+        if !is_continue && self.handoff.0.awaits_head.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let matches = |(beginning, _): &&(&[u8], _)| first.starts_with(beginning);
+        let (_, label) = REFUSALS.iter().find(matches)?;
+        self.engine.metrics.refused(label);
+        let mut response: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
+        response.truncate(response.len().saturating_sub(b"\r\n".len()));
+        if let Some(cors) = &self.engine.config.cors {
+            cors.append(self.origin.as_deref(), &mut response);
+        }
+        response.extend_from_slice(b"\r\n");
+        Some(response)
+    }
+
+    /// Writes what is left of a refusal.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.refusal.is_empty() {
+            let written = Pin::new(self.io.inner_mut()).poll_write(cx, &self.refusal);
+            let count = ready!(self.progress(cx, written))?;
+            self.refusal.drain(..count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Fails if the client has taken nothing for too long. While the server stops, that is soon.
+    fn progress<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let is_stalled = written.is_pending();
+        self.handoff
+            .0
+            .is_stalled
+            .store(is_stalled, Ordering::Relaxed);
+        if !is_stalled {
+            self.stalled = None;
+            return written;
+        }
+        let timeout = self.engine.config.limits.response_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(stalled.as_mut().poll(cx));
+        self.engine.metrics.limit_reached(Limit::ResponseTimeout);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl Handoff {
     /// Leaves an opening, in the place of one that an earlier request has left.
     pub(super) fn leave(&self, opening: impl Future<Output = ()> + Send + 'static) {
-        *self.0.lock() = Some(Box::pin(opening));
+        *self.0.opening.lock() = Some(Box::pin(opening));
     }
 
-    /// Drops the opening of an earlier request, because a new request begins.
-    pub(super) fn clear(&self) {
-        *self.0.lock() = None;
+    /// A new request begins. Drops the opening of an earlier one.
+    pub(super) fn begin_request(&self) {
+        *self.0.opening.lock() = None;
+        self.0.awaits_head.store(true, Ordering::Relaxed);
+        self.0.is_active.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes the end of the request when the body of the response has been taken.
+    pub(super) fn track(&self, response: Response<Body>) -> Response<Body> {
+        response.map(|body| {
+            let handoff = self.clone();
+            Body::new(Tracked { body, handoff })
+        })
+    }
+
+    /// Resolves when nothing but the client is waited for, for some time: it sends no request, or
+    /// does not read its response.
+    pub(super) async fn abandoned(&self) {
+        loop {
+            sleep(SHUTDOWN_LINGER).await;
+            let is_stalled = self.0.is_stalled.load(Ordering::Relaxed);
+            if is_stalled || !self.0.is_active.load(Ordering::Relaxed) {
+                return;
+            }
+        }
     }
 
     /// Runs the opening that the last request has left, once HTTP has ended.
     pub(super) async fn finish(self) {
-        let opening = self.0.lock().take();
+        let opening = self.0.opening.lock().take();
         if let Some(opening) = opening {
             opening.await;
         }
+    }
+}
+
+/// The body of a response.
+struct Tracked {
+    body: Body,
+    handoff: Handoff,
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.handoff.0.is_active.store(false, Ordering::Relaxed);
     }
 }
 
@@ -79,10 +233,31 @@ impl Read for HttpStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer)
+        let this = self.get_mut();
+        if this.engine.config.cors.is_none() {
+            return Pin::new(&mut this.io).poll_read(cx, buffer);
+        }
+        let mut bytes = [0; READ_BYTES];
+        let room = buffer.remaining().min(READ_BYTES);
+        let mut read = ReadBuf::new(&mut bytes[..room]);
+        ready!(Pin::new(this.io.inner_mut()).poll_read(cx, &mut read))?;
+        this.origin = origin(read.filled()).or_else(|| this.origin.take());
+        buffer.put_slice(read.filled());
+        Poll::Ready(Ok(()))
     }
+}
+
+/// The origin that a request names, if its head is among these bytes.
+fn origin(bytes: &[u8]) -> Option<Box<[u8]>> {
+    const NAME: &[u8] = b"origin:";
+    let mut lines = bytes.split(|&byte| byte == b'\n');
+    let named = |line: &&[u8]| {
+        let name = line.get(..NAME.len());
+        name.is_some_and(|name| name.eq_ignore_ascii_case(NAME))
+    };
+    Some(lines.find(named)?[NAME.len()..].trim_ascii().into())
 }
 
 impl Write for HttpStream {
@@ -100,15 +275,20 @@ impl Write for HttpStream {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.kept.is_empty() && !parts.first().is_some_and(|first| this.keeps(first)) {
-            return Pin::new(&mut this.io).poll_write_vectored(cx, parts);
+        let all = || parts.iter().map(|part| part.len()).sum();
+        if !this.kept.is_empty() || parts.first().is_some_and(|first| this.keeps(first)) {
+            this.kept.reserve(CAPACITY);
+            parts
+                .iter()
+                .for_each(|part| this.kept.extend_from_slice(part));
+            return Poll::Ready(Ok(all()));
         }
-        this.kept.reserve(CAPACITY);
-        let before = this.kept.len();
-        for part in parts {
-            this.kept.extend_from_slice(part);
+        if let Some(refusal) = this.refuse(parts) {
+            this.refusal = refusal;
+            return Poll::Ready(Ok(all()));
         }
-        Poll::Ready(Ok(this.kept.len() - before))
+        let written = Pin::new(this.io.inner_mut()).poll_write_vectored(cx, parts);
+        this.progress(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -116,10 +296,25 @@ impl Write for HttpStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        // A TCP socket has nothing to flush.
+        self.get_mut().poll_refusal(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        ready!(this.poll_refusal(cx))?;
+        Pin::new(this.io.inner_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_origin_is_found_whatever_else_is_wrong_with_the_request() {
+        let head = b"GET /?\"<> HTTP/1.1\r\nHost: a\r\nOrIgIn:  http://a \r\nX: y\r\n\r\n";
+        assert_eq!(origin(head).as_deref(), Some(&b"http://a"[..]));
+        assert_eq!(origin(b"GET / HTTP/1.1\r\nX-Origin: b\r\n\r\n"), None);
     }
 }

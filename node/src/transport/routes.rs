@@ -132,28 +132,7 @@ impl Routes {
     }
 
     fn refuse(&self, refused: &Refused) -> Response<Body> {
-        let (status, label, mut response) = match refused {
-            Refused::Handshake(error) => {
-                let status = StatusCode::from_u16(error.status());
-                let response = respond(error.body(), "application/json");
-                (
-                    status.unwrap_or(StatusCode::BAD_REQUEST),
-                    error.label(),
-                    response,
-                )
-            }
-            Refused::Status(status, label) => (*status, *label, Response::new(Body::empty())),
-        };
-        let counter = &self.engine.metrics.refused_handshakes;
-        counter.with_label_values(&[label]).inc();
-        *response.status_mut() = status;
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            let retry_after = HeaderValue::from_static("1");
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, retry_after);
-        }
-        response
+        refuse(&self.engine, refused)
     }
 
     async fn dispatch(&self, request: Request<Body>) -> Result<Response<Body>, Refused> {
@@ -358,14 +337,18 @@ impl Routes {
             return Err(too_large());
         }
         let receive = Limited::new(request.into_body(), limit).collect();
-        match timeout(self.engine.config.limits.body_timeout, receive).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(_)) => {
+        let received = tokio::select! {
+            received = timeout(self.engine.config.limits.body_timeout, receive) => received.ok(),
+            () = self.engine.drain_lingered() => None,
+        };
+        match received {
+            Some(Ok(body)) => Ok(body.to_bytes()),
+            Some(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Some(Err(_)) => {
                 let refused = Refused::Status(StatusCode::BAD_REQUEST, "transport_error");
                 Err((CloseReason::TransportError, refused))
             }
-            Err(_) => {
+            None => {
                 let refused = Refused::Status(StatusCode::REQUEST_TIMEOUT, "body_timeout");
                 Err((CloseReason::LimitReached(Limit::BodyTimeout), refused))
             }
@@ -381,6 +364,45 @@ impl Routes {
         let (name, path) = (&cookie.name, &cookie.path);
         HeaderValue::from_str(&format!("{name}={id}; Path={path}{http_only}{same_site}")).ok()
     }
+}
+
+/// Refuses all requests, because the server has as many sockets as it may have.
+pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
+    let engine = Arc::clone(engine);
+    Router::new().fallback(move |headers: HeaderMap| async move {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let mut response = refuse(&engine, &Refused::Status(status, "sockets"));
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        if let Some(cors) = &engine.config.cors {
+            cors.apply(headers.get(header::ORIGIN), response.headers_mut());
+        }
+        response
+    })
+}
+
+fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
+    let (status, label, mut response) = match refused {
+        Refused::Handshake(error) => {
+            let status = StatusCode::from_u16(error.status());
+            let response = respond(error.body(), "application/json");
+            (
+                status.unwrap_or(StatusCode::BAD_REQUEST),
+                error.label(),
+                response,
+            )
+        }
+        Refused::Status(status, label) => (*status, *label, Response::new(Body::empty())),
+    };
+    engine.metrics.refused(label);
+    *response.status_mut() = status;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let retry_after = HeaderValue::from_static("1");
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, retry_after);
+    }
+    response
 }
 
 impl Connection {
@@ -455,7 +477,7 @@ fn subprotocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refused> {
         !name.is_empty() && name.bytes().all(is_token_char)
     };
     let is_new = |(at, name): (usize, &&str)| !names[..at].contains(name);
-    if !names.iter().all(|name| is_token(name)) || !names.iter().enumerate().all(is_new) {
+    if !names.iter().all(is_token) || !names.iter().enumerate().all(is_new) {
         return Err(REFUSED);
     }
     HeaderValue::from_str(names[0])

@@ -24,20 +24,37 @@ use std::{
 use axum::{Router, body::Body, extract::ConnectInfo};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioTimer;
+use rustix::process::{Resource, getrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
+    time::timeout,
 };
 use tower::ServiceExt as _;
 
 use super::{
     engine::Engine,
     http_stream::{Handoff, HttpStream},
+    routes,
 };
 use crate::close::Limit;
 
 /// How long to wait before the next accept when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The least time between two log lines about that.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
+
+/// Clients beyond the limit that get a response at the same time. Further ones are closed without
+/// a response.
+const REFUSALS: usize = 8;
+
+/// How long refusing a client may take.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Descriptors that are kept for everything but clients: a sixteenth of the limit of open files,
+/// within these bounds.
+const RESERVED: std::ops::RangeInclusive<usize> = 16..=256;
 
 /// Accepts connections until the signal comes and then closes the server with `close`. Returns when
 /// the last response has been written.
@@ -48,6 +65,9 @@ pub(crate) async fn serve(
     mut signal: Pin<Box<dyn Future<Output = ()> + Send>>,
     close: impl Future<Output = ()>,
 ) {
+    let limit = socket_limit(&engine);
+    let refusal = routes::refusal(&engine);
+    let mut silent_until = engine.clock.now();
     // The receivers are counted: when all are gone, the last HTTP connection is.
     let (stop, stopped) = watch::channel(false);
     loop {
@@ -57,53 +77,113 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, address)) => {
-                let (engine, app) = (Arc::clone(&engine), app.clone());
-                drop(tokio::spawn(carry(
-                    engine,
-                    app,
-                    stream,
-                    address,
-                    stopped.clone(),
-                )));
+                let sockets = engine.sockets();
+                let http = HttpConnection::new(&engine, stream, address);
+                if sockets < limit {
+                    drop(tokio::spawn(carry(http, app.clone(), stopped.clone())));
+                    continue;
+                }
+                engine.metrics.limit_reached(Limit::Sockets);
+                if sockets < limit + REFUSALS {
+                    let refused = carry(http, refusal.clone(), stopped.clone());
+                    drop(tokio::spawn(timeout(REFUSAL_TIMEOUT, refused)));
+                }
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections; trying again");
+                let now = engine.clock.now();
+                if now >= silent_until {
+                    tracing::error!(%error, "cannot accept connections; trying again");
+                    silent_until = now.after(COMPLAINT_PAUSE);
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
     drop(stopped);
+    engine.begin_drain();
     let _ = stop.send(true);
     close.await;
     stop.closed().await;
 }
 
-/// Carries one HTTP connection until it ends or becomes a WebSocket.
-async fn carry(
+/// The number of sockets that may be open: the configured limit, or less if the limit of open
+/// files leaves less.
+fn socket_limit(engine: &Engine) -> usize {
+    let limits = &engine.config.limits;
+    let mut limit = limits.sockets;
+    if let Some(files) = getrlimit(Resource::Nofile).current {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let reserved = (files / 16).clamp(*RESERVED.start(), *RESERVED.end());
+        let left = files.saturating_sub(open + reserved).max(1);
+        if left < limits.connections.min(limit) {
+            tracing::warn!(
+                open_files = files,
+                sockets = left,
+                "the limit of open files leaves fewer connections than the server may have; raise \
+                 it, or expect that further clients are refused with 503"
+            );
+        }
+        limit = limit.min(left);
+    }
+    let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    engine.metrics.socket_limit.set(gauge(limit));
+    engine
+        .metrics
+        .connection_limit
+        .set(gauge(limits.connections));
+    limit
+}
+
+/// An HTTP connection, counted until it ends or has become a WebSocket.
+struct HttpConnection {
     engine: Arc<Engine>,
-    app: Router,
-    stream: TcpStream,
+    stream: Option<TcpStream>,
     address: SocketAddr,
-    mut stopped: watch::Receiver<bool>,
-) {
+}
+
+impl HttpConnection {
+    fn new(engine: &Arc<Engine>, stream: TcpStream, address: SocketAddr) -> Self {
+        engine.metrics.http_connections.inc();
+        Self {
+            engine: Arc::clone(engine),
+            stream: Some(stream),
+            address,
+        }
+    }
+}
+
+impl Drop for HttpConnection {
+    fn drop(&mut self) {
+        self.engine.metrics.http_connections.dec();
+    }
+}
+
+/// Carries one HTTP connection until it ends or becomes a WebSocket.
+async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiver<bool>) {
+    let (engine, address) = (Arc::clone(&http.engine), http.address);
+    let Some(stream) = http.stream.take() else {
+        return;
+    };
     // Small packets go out at once. A socket that is dead already ends with the first read.
     let _ = stream.set_nodelay(true);
     let handoff = Handoff::default();
-    let http = HttpStream::new(stream, handoff.clone());
-    let left = handoff.clone();
+    let stream = HttpStream::new(stream, Arc::clone(&engine), handoff.clone());
+    let shared = handoff.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(address));
-        left.clear();
-        request.extensions_mut().insert(left.clone());
-        app.clone().oneshot(request.map(Body::new))
+        shared.begin_request();
+        request.extensions_mut().insert(shared.clone());
+        let (handoff, response) = (shared.clone(), app.clone().oneshot(request.map(Body::new)));
+        async move { response.await.map(|response| handoff.track(response)) }
     });
     let ended = {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(engine.config.limits.header_timeout)
-            .serve_connection(http, service)
+            .serve_connection(stream, service)
             .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
@@ -112,7 +192,11 @@ async fn carry(
             ended = connection.as_mut() => ended,
             () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::select! {
+                    ended = connection => ended,
+                    // The client keeps the server waiting, not the application.
+                    () = handoff.abandoned() => Ok(()),
+                }
             }
         }
     };

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use super::{
     connection::Connection,
+    driver::echo_of,
     engine::{Acceptor, ConnectionPermit, Engine},
     handshake::Handshake,
     polling::Polling,
@@ -89,25 +90,27 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
         mut stream, read, ..
     } = Unwrapped::new(upgraded);
     if !connection.begin_probe() {
-        return close(&mut stream).await;
+        return close(&mut stream, &echo_of(None)).await;
     }
     match timeout(limit, carry_probe(&mut stream, &connection, read)).await {
         // A session that has ended meanwhile drops the stream.
         Ok(Ok(rest)) => drop(connection.attach(stream, rest)),
-        _ => {
+        Ok(Err(Failed(close_frame))) => {
             connection.abandon_probe();
-            close(&mut stream).await;
+            close(&mut stream, &close_frame).await;
+        }
+        Err(_) => {
+            connection.abandon_probe();
+            close(&mut stream, &echo_of(None)).await;
         }
     }
     drop(probing);
 }
 
 /// Closes a WebSocket that is not wanted.
-async fn close(stream: &mut Stream) {
-    let mut close = Vec::new();
-    websocket::append_close(&mut close, None);
+async fn close(stream: &mut Stream, close_frame: &[u8]) {
     // The client may have gone, or may not read; this waits for neither.
-    let _ = timeout(CLOSE_TIMEOUT, write_all(stream, &close)).await;
+    let _ = timeout(CLOSE_TIMEOUT, write_all(stream, close_frame)).await;
     poll_fn(|cx| {
         stream.shut_down(cx);
         Poll::Ready(())
@@ -115,19 +118,28 @@ async fn close(stream: &mut Stream) {
     .await;
 }
 
+/// A probe failed; the WebSocket is closed with this frame.
+struct Failed(Vec<u8>);
+
+impl From<io::Error> for Failed {
+    fn from(_: io::Error) -> Self {
+        Self(echo_of(None))
+    }
+}
+
 /// Replies to the probe until the client upgrades. Returns what was received after that.
 async fn carry_probe(
     stream: &mut Stream,
     connection: &Connection,
     mut read: Vec<u8>,
-) -> io::Result<Vec<u8>> {
+) -> Result<Vec<u8>, Failed> {
     let mut reader = websocket::Reader::default();
     let mut buffer = vec![0; 4096];
     loop {
         let mut input = &mut read[..];
         while let Some(event) = reader
             .next(&mut input, &PROBE_LIMITS)
-            .map_err(|_| io::ErrorKind::InvalidData)?
+            .map_err(|_| Failed(echo_of(None)))?
         {
             let mut reply = Vec::new();
             match event {
@@ -144,12 +156,13 @@ async fn carry_probe(
                     write_all(stream, &reply).await?;
                 }
                 Event::Pong(_) => {}
-                _ => return Err(io::ErrorKind::InvalidData.into()),
+                Event::Close(close) => return Err(Failed(echo_of(close.as_ref()))),
+                _ => return Err(Failed(echo_of(None))),
             }
         }
         let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?.count;
         if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(Failed(echo_of(None)));
         }
         read = buffer[..count].to_vec();
     }

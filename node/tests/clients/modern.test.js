@@ -88,6 +88,12 @@ for (const way of Object.keys(ways)) {
       assert.deepEqual((await ask(socket, "whoami", [])).auth, { token: "secret" });
     });
 
+    test("a client that offers subprotocols of WebSocket is served", async () => {
+      const socket = sockets.open("/", { protocols: ["jwt.abc", "chat"] });
+      await connection(socket);
+      assert.equal(await ask(socket, "echo-ack", "hello"), "hello");
+    });
+
     test("many connections at once all get their own answers", async () => {
       const all = await Promise.all(Array.from({ length: 40 }, () => sockets.connected()));
       const answers = await Promise.all(all.map((socket, i) => ask(socket, "echo-ack", i)));

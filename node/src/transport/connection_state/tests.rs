@@ -562,6 +562,34 @@ fn a_client_that_takes_a_little_is_not_slow_and_one_that_takes_nothing_is() {
 }
 
 #[test]
+fn a_closed_client_that_goes_on_reading_gets_the_time_for_what_was_queued() {
+    for reads in [true, false] {
+        let mut pair = Pair::new(false, 1_000, Duration::from_secs(25));
+        for _ in 0..3 {
+            pair.step(Step::Push {
+                size: 10_000,
+                volatile: false,
+                by_lane: true,
+            });
+        }
+        pair.step(Step::Lane);
+        pair.step(Step::Close(CloseReason::ServerDisconnect));
+        // Three times as long as a client may take nothing.
+        for _ in 0..15 {
+            pair.step(Step::Ticks(2));
+            if reads {
+                pair.step(Step::ClientReads(1_000));
+            }
+            pair.step(Step::Turn(Vec::new()));
+        }
+        assert_eq!(pair.state.is_expired(), !reads);
+        pair.step(Step::Close(CloseReason::ServerShutdown));
+        pair.step(Step::Ticks(5));
+        assert!(pair.state.is_expired(), "a shutdown does not wait");
+    }
+}
+
+#[test]
 fn volatile_packets_wait_for_the_next_poll_as_long_as_they_fit_into_it() {
     let mut pair = Pair::new(true, 100, Duration::from_secs(25));
     for _ in 0..10 {
