@@ -67,9 +67,14 @@ impl Receiver {
             self.receive(channel, payload);
             return;
         }
-        let is_private = |channel| self.subscriptions.is_private_copy(channel);
+        // Redis sends by the pattern until it has carried out that it is given up. Single rooms have
+        // their channels again by then, so all that comes by the pattern comes by them, too.
+        let is_redundant = |channel| {
+            !self.subscriptions.hears_by_pattern(channel)
+                || self.subscriptions.is_private_copy(channel)
+        };
         let is_copy = self.node_js.is_copy(channel, payload)
-            || std::str::from_utf8(channel).is_ok_and(is_private);
+            || std::str::from_utf8(channel).is_ok_and(is_redundant);
         if !is_copy {
             self.handle(channel, payload);
         }

@@ -273,6 +273,15 @@ impl Subscriptions {
         self.all_rooms.load(Ordering::Acquire) > 0
     }
 
+    /// Returns whether the namespace of a channel has all its rooms heard by the pattern.
+    pub(super) fn hears_by_pattern(&self, channel: &str) -> bool {
+        let mut places = self.channels().parse(channel);
+        places.any(|place| {
+            self.namespace(place.namespace)
+                .is_some_and(|namespace| namespace.channels.lock().all_rooms.is_some())
+        })
+    }
+
     /// Returns whether a message that comes by the pattern of all rooms comes by the pattern of
     /// private rooms, too.
     pub(super) fn is_private_copy(&self, channel: &str) -> bool {
