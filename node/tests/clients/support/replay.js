@@ -58,7 +58,7 @@ class Replay {
     if (instead?.some(({ outcome }) => outcome)) return this.#checkEither(record, instead);
     if (record.note !== undefined) return this.#follow(record.note);
     if (record.dir === "c->s") return this.#send(record);
-    if (record.close !== undefined) return this.#checkClose(record);
+    if (record.close !== undefined && !instead) return this.#checkClose(record);
     if (record.via === "http") return this.#checkReply(record, instead);
     if (record.via === "ws-upgrade") return this.#checkUpgrade(record, instead);
     return this.#checkFrame(record, instead);
