@@ -102,7 +102,7 @@ pub trait BusHandle: Send + Sync + 'static {
 pub struct Published {
     /// The number of other nodes that received it.
     pub nodes: usize,
-    /// Where the message stands in the journal of the cluster. `None` if the bus keeps no journal,
+    /// The position of the message in the journal of the cluster. `None` if the bus keeps no journal,
     /// as is the case for both buses of this crate.
     pub position: Option<Position>,
 }

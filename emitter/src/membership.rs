@@ -1,4 +1,4 @@
-//! Who has to answer a question, and the questions that wait for answers. For authors of buses.
+//! The members that must answer a question, and the pending questions. For authors of buses.
 //!
 //! Redis knows two things: leases, which name our nodes and say that they live, and the numbers of
 //! subscribers, which say who is reached. Both change while they are read, so a question is

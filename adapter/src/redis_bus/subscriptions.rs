@@ -1,4 +1,4 @@
-//! What is subscribed: the channels of each namespace, and those of its rooms.
+//! The subscriptions of a node: the channels of each namespace and of its rooms.
 //!
 //! ```text
 //! attach   ──► request, broadcast, response, response of this node   (base channels, a pattern)

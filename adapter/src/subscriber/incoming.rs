@@ -57,7 +57,7 @@ pub(super) struct Incoming {
     pub(super) lost: Notify,
 }
 
-/// What is known about the connection.
+/// The state of the connection.
 pub(super) struct Watch {
     pub(super) probes: Probes,
     /// Every name is subscribed that was wanted when the connection was made.

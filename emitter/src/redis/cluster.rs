@@ -383,7 +383,7 @@ impl Kept {
             }
             Err(error) => {
                 *self.failure.lock() = Some(error.to_string().into());
-                // Whoever waits for a map learns that there is none.
+                // Tasks that wait for a map are told that there is none.
                 self.map.send_modify(|_| ());
                 RETRY_INTERVAL
             }

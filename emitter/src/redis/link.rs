@@ -371,7 +371,7 @@ impl std::fmt::Debug for Link {
 impl Drop for Link {
     fn drop(&mut self) {
         if let Some(task) = self.task.get_mut() {
-            // What is under way fails when the task is dropped.
+            // Pending commands fail when the task is dropped.
             task.abort();
         }
         self.shared.queue.lock().phase = Phase::Closed;

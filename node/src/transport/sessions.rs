@@ -32,7 +32,7 @@ pub(super) type Slot = u32;
 /// A tick of the lane, cut to 32 bits: connections only compare it for equality.
 pub(super) type Tick = u32;
 
-/// What is kept: a handle of a connection.
+/// The stored value: a handle of a connection.
 pub(super) trait Identified: Clone {
     fn id(&self) -> &str;
 }

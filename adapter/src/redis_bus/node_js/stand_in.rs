@@ -192,7 +192,7 @@ async fn sorted_roster(membership: &Membership, namespace: &str) -> Result<Roste
     Ok(roster)
 }
 
-/// Returns the node that stands in: all that remain choose the same one. Nodes that were unknown
+/// Returns the substitute. All remaining nodes choose the same one. Nodes that were unknown
 /// when the question came may not have received it.
 fn first_of<'a>(roster: &'a Roster, known: &Leases) -> Option<&'a NodeId> {
     let is_known = |node: &&NodeId| known.nodes().any(|known| known == *node);

@@ -1,4 +1,4 @@
-//! What is wanted ends up subscribed, whatever Redis replies and when.
+//! Every wanted name ends up subscribed, whatever Redis replies and when.
 
 use std::collections::{HashSet, VecDeque};
 
