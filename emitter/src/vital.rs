@@ -5,24 +5,24 @@
 //! repair the state that the task left behind, so its panic ends the process: the supervisor starts a
 //! new one, and the clients reconnect to another node meanwhile.
 
-use std::{process, thread, time::Duration};
+use std::{panic::AssertUnwindSafe, process, thread, time::Duration};
+
+use futures_util::FutureExt;
 
 /// Time for the log to write why the process ends.
 const LOG_TIME: Duration = Duration::from_millis(300);
 
 /// Runs a task whose panic ends the process with status 1.
+///
+/// Only a panic of the task itself counts. A runtime that is dropped because the thread that owns it
+/// panics drops its tasks too, and that panic belongs to the thread's owner.
 pub async fn vital<T>(name: &'static str, task: impl Future<Output = T>) -> T {
-    let _exit = ExitOnPanic(name);
-    task.await
-}
-
-struct ExitOnPanic(&'static str);
-
-impl Drop for ExitOnPanic {
-    fn drop(&mut self) {
-        if thread::panicking() {
+    // The process ends, so nobody sees the state that the panic left behind.
+    match AssertUnwindSafe(task).catch_unwind().await {
+        Ok(output) => output,
+        Err(_) => {
             tracing::error!(
-                task = self.0,
+                task = name,
                 "an internal task panicked, so the process ends"
             );
             thread::sleep(LOG_TIME);
@@ -65,6 +65,21 @@ mod tests {
             .status()
             .unwrap();
         assert_eq!(status.code(), Some(1));
+    }
+
+    #[test]
+    fn a_panic_beside_a_vital_task_does_not_end_the_process() {
+        let panicked = thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                tokio::spawn(vital("bystander", std::future::pending::<()>()));
+                tokio::task::yield_now().await;
+                panic!("on purpose");
+            });
+        });
+        assert!(panicked.join().is_err());
     }
 
     #[test]
