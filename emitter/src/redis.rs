@@ -6,36 +6,49 @@
 //! - [`Endpoint`]: finds the server and returns a [`Connection`] that is checked and ready. It never
 //!   uses the crate's defaults that lose messages: a response timeout of 500 ms, Nagle's algorithm, no
 //!   keepalive, and connections that subscribe again by themselves;
-//! - [`Cluster`]: one task per endpoint that keeps the map of slots.
+//! - [`Cluster`]: one task per endpoint that keeps the map of slots;
+//! - [`Publisher`]: gathers the commands of many callers into few pipelines, and tells commands that
+//!   were certainly not executed from those that may have been.
+//!
+//! Files import downwards only:
+//!
+//! ```text
+//!   publisher ─▶ routing ─▶ link ─▶ queue ─▶ outcome
+//!       └───────────┴────────┴─▶ cluster, sentinel ─▶ connect ─▶ slots, reply, error, url
+//! ```
 
 mod cluster;
 mod connect;
 mod error;
 mod link;
+mod outcome;
 mod publisher;
+mod queue;
 mod redirect;
 mod reply;
 mod routing;
 mod sentinel;
+mod slots;
 mod url;
 
 pub use self::{
-    cluster::{Cluster, ClusterMap, SlotRange},
+    cluster::Cluster,
     connect::{
         CONNECT_TIMEOUT, Connection, Endpoint, Mode, Purpose, Push, RESPONSE_TIMEOUT, ServerInfo,
         Topology,
     },
     error::ConnectError,
-    publisher::{
-        Commanding, PublishError, Publisher, PublisherConfig, PublisherState, PublisherStats,
-        Publishing, Route,
-    },
+    outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats},
+    publisher::{Commanding, Publisher, Publishing},
     redirect::Redirect,
     reply::Reply,
+    routing::Route,
+    slots::{ClusterMap, SlotRange},
     url::{Address, RedisUrl, UrlError},
 };
 pub(crate) use self::{
     error::text as error_text,
-    link::bytes_of,
-    publisher::{PublishingMany, accepted, publish_command, receivers},
+    outcome::{accepted, receivers},
+    publisher::{PublishingMany, publish_command},
+    queue::bytes_of,
 };

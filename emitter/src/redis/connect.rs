@@ -15,9 +15,9 @@ use tokio::time;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 
 use super::{
-    cluster::KeeperSlot,
     error::{ConnectError, NEEDS_6_2, NEEDS_7, text},
     reply::Reply,
+    slots::KeeperSlot,
     url::{Address, Location, Login, RedisUrl, TlsFiles},
 };
 

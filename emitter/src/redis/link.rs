@@ -32,9 +32,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use parking_lot::Mutex;
-use redis::{
-    Arg, Cmd, Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection,
-};
+use redis::{Cmd, Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
@@ -43,144 +41,16 @@ use tokio::{
 use super::{
     connect::{Connection, Endpoint, Purpose, Push},
     error::{ConnectError, text},
-    publisher::{PublishError, PublisherConfig, PublisherState, PublisherStats},
+    outcome::{Outcome, PublishError, PublisherConfig, PublisherState, PublisherStats},
+    queue::{Caller, Commands, Phase, Queue, STARTING, Segment, bytes_of, fail},
     url::Address,
 };
 use crate::backoff::Backoff;
 use crate::vital::vital;
 
-/// The state before the first attempt to connect has ended.
-const STARTING: &str = "not connected yet";
-
 /// Pipelines that are under way at a time. With two, Redis works on one while the replies of the
 /// other are handed out and the next is gathered.
 const MAX_UNDER_WAY: usize = 2;
-
-/// Bytes of commands after which a further one begins a new segment.
-const SEGMENT_BYTES: usize = 64 << 10;
-
-/// What RESP adds to each word of a command, in bytes, roughly.
-const WORD_BYTES: usize = 8;
-
-/// The reply to one command. `Value::ServerError` is a reply.
-pub(super) type Outcome = Result<Value, PublishError>;
-
-/// Commands that are sent together, and their callers.
-struct Segment {
-    commands: Commands,
-    callers: Vec<Caller>,
-    bytes: usize,
-}
-
-enum Commands {
-    /// Of many callers.
-    Gathered(Pipeline),
-    /// Of one caller, who keeps it for a retry.
-    Whole(Arc<Pipeline>),
-}
-
-/// A caller, who waits for the replies to its commands. The receiver may have been dropped.
-enum Caller {
-    One(oneshot::Sender<Outcome>),
-    /// Sent two commands, of which the first only prepares the second.
-    Second(oneshot::Sender<Outcome>),
-    Many(usize, oneshot::Sender<Vec<Outcome>>),
-}
-
-impl Caller {
-    fn finish(self, replies: &mut impl Iterator<Item = Outcome>) {
-        let lost = || Err(PublishError::Unconfirmed("a reply is missing".into()));
-        match self {
-            Self::One(reply) => drop(reply.send(replies.next().unwrap_or_else(lost))),
-            Self::Second(reply) => drop(reply.send(replies.nth(1).unwrap_or_else(lost))),
-            Self::Many(count, reply) => {
-                let mut outcomes: Vec<_> = replies.take(count).collect();
-                outcomes.resize_with(count, lost);
-                drop(reply.send(outcomes));
-            }
-        }
-    }
-}
-
-fn fail(callers: Vec<Caller>, error: &PublishError) {
-    let mut replies = std::iter::repeat_with(|| Err(error.clone()));
-    callers
-        .into_iter()
-        .for_each(|caller| caller.finish(&mut replies));
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Phase {
-    /// The first attempt to connect is under way.
-    Starting,
-    Up,
-    Down(Arc<str>),
-    /// Takes nothing more; what it has is still sent.
-    Closing,
-    Closed,
-}
-
-/// What waits to be sent.
-struct Queue {
-    phase: Phase,
-    segments: VecDeque<Segment>,
-    /// Bytes of commands that have no reply yet.
-    bytes: usize,
-    max_bytes: usize,
-    /// Commands are also accepted before the first attempt to connect has ended.
-    queues_at_start: bool,
-}
-
-impl Queue {
-    /// Counts the bytes if there is room for them and the phase allows it.
-    fn admit(&mut self, bytes: usize) -> Result<(), PublishError> {
-        match &self.phase {
-            Phase::Up => {}
-            Phase::Starting if self.queues_at_start => {}
-            Phase::Starting => return Err(PublishError::Unavailable(STARTING.into())),
-            Phase::Down(reason) => return Err(PublishError::Unavailable(reason.clone())),
-            Phase::Closing | Phase::Closed => return Err(PublishError::closed()),
-        }
-        if bytes > self.max_bytes {
-            let reason = format!("a command of {bytes} bytes, allowed are {}", self.max_bytes);
-            return Err(PublishError::Refused(reason.into()));
-        }
-        if self.bytes + bytes > self.max_bytes {
-            return Err(PublishError::Overloaded {
-                queued_bytes: self.bytes,
-            });
-        }
-        self.bytes += bytes;
-        Ok(())
-    }
-
-    /// Appends commands to the segment that is being gathered.
-    fn gather(&mut self, bytes: usize, caller: Caller, add: impl FnOnce(&mut Pipeline)) {
-        if let Some(Segment {
-            commands: Commands::Gathered(pipeline),
-            callers,
-            bytes: gathered,
-        }) = self.segments.back_mut()
-            && *gathered < SEGMENT_BYTES
-        {
-            add(pipeline);
-            callers.push(caller);
-            *gathered += bytes;
-            return;
-        }
-        let mut pipeline = Pipeline::new();
-        add(&mut pipeline);
-        self.segments.push_back(Segment {
-            commands: Commands::Gathered(pipeline),
-            callers: vec![caller],
-            bytes,
-        });
-    }
-
-    fn is_closed(&self) -> bool {
-        matches!(self.phase, Phase::Closing | Phase::Closed)
-    }
-}
 
 /// Where a link leads.
 #[derive(Debug, Clone)]
@@ -235,13 +105,10 @@ impl Link {
         on_change: Option<Arc<Notify>>,
     ) -> Self {
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue {
-                phase: Phase::Starting,
-                segments: VecDeque::new(),
-                bytes: 0,
-                max_bytes: config.max_queue_bytes,
-                queues_at_start: matches!(destination, Destination::Node(..)),
-            }),
+            queue: Mutex::new(Queue::new(
+                config.max_queue_bytes,
+                matches!(destination, Destination::Node(..)),
+            )),
             wake: Notify::new(),
             replace: Notify::new(),
             peer: Mutex::default(),
@@ -404,15 +271,6 @@ impl Shared {
             fail(segment.callers, error);
         }
     }
-}
-
-/// The size of a command on the wire, in bytes, roughly.
-pub(crate) fn bytes_of(command: &Cmd) -> usize {
-    let word = |arg| match arg {
-        Arg::Simple(word) => <[u8]>::len(word) + WORD_BYTES,
-        _ => WORD_BYTES,
-    };
-    command.args_iter().map(word).sum()
 }
 
 /// Learns from the crate's task that the connection has ended, also while nothing is under way.

@@ -7,7 +7,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Weak, atomic::AtomicU64},
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,96 +16,17 @@ use redis::{Cmd, Pipeline, Value};
 use tokio::{sync::watch, task::AbortHandle, time};
 
 use super::{
-    connect::{CONNECT_TIMEOUT, Endpoint, Purpose, Topology},
-    error::{ConnectError, text},
-    link::{Destination, Link, Lost, Outcome, Pending, PendingMany},
-    reply::Reply,
-    routing::{Routed, Routes},
+    connect::{CONNECT_TIMEOUT, Connection, Endpoint, Purpose, Topology},
+    error::ConnectError,
+    link::{Destination, Link, Lost, PendingMany},
+    outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats, accepted, receivers},
+    routing::{Receiving, Route, Routes},
 };
-use crate::{backoff::Backoff, vital::vital};
+use crate::vital::vital;
 
 /// How often Sentinels are asked whether the primary is still the same. A primary mostly closes its
 /// connections when it is replaced; one that is cut off cannot.
 const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Limits of a publisher.
-#[derive(Debug, Clone)]
-pub struct PublisherConfig {
-    /// Maximum bytes of commands without a reply, per server. Default 16 MiB.
-    pub max_queue_bytes: usize,
-    /// A server that does not reply within this time is disconnected. Default 5 s.
-    pub reply_timeout: Duration,
-    /// The delays between attempts to connect. Default from 50 ms to 2 s.
-    pub backoff: Backoff,
-}
-
-impl Default for PublisherConfig {
-    fn default() -> Self {
-        Self {
-            max_queue_bytes: 16 << 20,
-            reply_timeout: Duration::from_secs(5),
-            backoff: Backoff::default(),
-        }
-    }
-}
-
-/// Figures of a publisher, over all its connections.
-#[derive(Debug, Default)]
-pub struct PublisherStats {
-    /// Connections that were opened after the first one to each server.
-    pub reconnects: AtomicU64,
-    /// Bytes of commands that have no reply now.
-    pub queued_bytes: AtomicU64,
-}
-
-/// Whether commands are accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PublisherState {
-    /// There is a connection.
-    Up,
-    /// There is none, for this reason; another attempt follows.
-    Down(Arc<str>),
-}
-
-/// Why a command has no reply.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// Redis cannot be reached. The command was not executed.
-    #[error("Redis is not available: {0}")]
-    Unavailable(Arc<str>),
-    /// Redis did not reply, or the connection broke first. The command may have been executed.
-    #[error("Redis did not confirm: {0}")]
-    Unconfirmed(Arc<str>),
-    /// Too many bytes wait for Redis. The command was not executed.
-    #[error("{queued_bytes} bytes wait for Redis already")]
-    Overloaded {
-        /// The bytes that wait.
-        queued_bytes: usize,
-    },
-    /// Redis rejected the command, for example because the user may not publish there, or it is
-    /// larger than the queue. It was not executed.
-    #[error("the command was refused: {0}")]
-    Refused(Arc<str>),
-}
-
-impl PublishError {
-    pub(super) fn closed() -> Self {
-        Self::Unavailable("the publisher is closed".into())
-    }
-}
-
-/// Which server of a cluster gets a command. Elsewhere there is only one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route<'a> {
-    /// Any.
-    Any,
-    /// The owner of the key.
-    Key(&'a str),
-    /// The owner of the sharded channel.
-    Channel(&'a str),
-    /// All primaries and replicas that can be reached; each sends a reply.
-    AllServers,
-}
 
 /// Publishes. Dropping it closes it without waiting for replies.
 #[derive(Debug)]
@@ -168,7 +89,7 @@ impl Publisher {
     fn over_one(
         endpoint: Endpoint,
         config: PublisherConfig,
-        first: Option<(super::Connection, Arc<Lost>)>,
+        first: Option<(Connection, Arc<Lost>)>,
     ) -> Self {
         let stats = Arc::<PublisherStats>::default();
         let destination = Destination::Endpoint(endpoint.clone());
@@ -325,12 +246,6 @@ impl Future for Publishing {
     }
 }
 
-pub(crate) fn receivers(reply: Outcome) -> Result<u64, PublishError> {
-    let receivers = reply?.integer();
-    let receivers = receivers.and_then(|number| u64::try_from(number).ok());
-    receivers.ok_or_else(|| PublishError::Unconfirmed("an unexpected reply".into()))
-}
-
 /// The outcomes of many messages that are on their way.
 #[derive(Debug)]
 #[must_use = "the outcome of the messages is not known before this is awaited"]
@@ -386,46 +301,3 @@ impl Future for Commanding {
         }
     }
 }
-
-#[derive(Debug)]
-pub(super) enum Receiving {
-    Plain(Pending),
-    /// In a cluster, where it may take more than one attempt.
-    Routed(Routed),
-}
-
-impl Receiving {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
-        match self {
-            Self::Plain(pending) => Pin::new(pending).poll(context).map(accepted),
-            Self::Routed(routed) => routed.poll(context),
-        }
-    }
-}
-
-/// Makes an error that Redis returned an error.
-pub(crate) fn accepted(reply: Outcome) -> Outcome {
-    match reply? {
-        Value::ServerError(error) => {
-            let is_passing = PASSING.contains(&error.code());
-            let reason = text(&error.into()).into();
-            Err(match is_passing {
-                true => PublishError::Unavailable(reason),
-                false => PublishError::Refused(reason),
-            })
-        }
-        value => Ok(value),
-    }
-}
-
-/// Codes of errors that concern the server's state and not the command, which was not executed.
-const PASSING: [&str; 8] = [
-    "ASK",
-    "BUSY",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MOVED",
-    "READONLY",
-    "TRYAGAIN",
-];

@@ -32,13 +32,12 @@ use tokio::{
 };
 
 use super::{
-    cluster::{Cluster, ClusterMap},
+    cluster::Cluster,
     connect::Endpoint,
-    link::{Destination, Link, Outcome, Pending},
-    publisher::{
-        PublishError, PublisherConfig, PublisherState, PublisherStats, Receiving, Route, accepted,
-    },
+    link::{Destination, Link, Pending},
+    outcome::{Outcome, PublishError, PublisherConfig, PublisherState, PublisherStats, accepted},
     redirect::Redirect,
+    slots::ClusterMap,
     url::Address,
 };
 use crate::vital::vital;
@@ -55,6 +54,19 @@ const MAX_ABANDONED: usize = 1024;
 
 /// The most primaries; Redis recommends no more than a thousand nodes.
 const MAX_LINKS: usize = 1024;
+
+/// Which server of a cluster gets a command. Elsewhere there is only one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// Any.
+    Any,
+    /// The owner of the key.
+    Key(&'a str),
+    /// The owner of the sharded channel.
+    Channel(&'a str),
+    /// All primaries and replicas that can be reached; each sends a reply.
+    AllServers,
+}
 
 /// The links to a cluster.
 #[derive(Debug)]
@@ -383,6 +395,23 @@ impl Attempts {
                 }
                 self.send_to_owner()
             }
+        }
+    }
+}
+
+/// The reply to a command.
+#[derive(Debug)]
+pub(super) enum Receiving {
+    Plain(Pending),
+    /// In a cluster, where it may take more than one attempt.
+    Routed(Routed),
+}
+
+impl Receiving {
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
+        match self {
+            Self::Plain(pending) => Pin::new(pending).poll(context).map(accepted),
+            Self::Routed(routed) => routed.poll(context),
         }
     }
 }
