@@ -15,8 +15,9 @@
 //! |---|---|---|---|
 //! | subscribed | subscribed | holds | has to answer |
 //! | subscribed | subscribed | over | hangs: silent at once if it does not answer |
-//! | subscribed | gone | holds | may be deaf for a moment: a confirmed emit lists it as silent |
-//! | subscribed | gone | none | has left: nobody waits for it |
+//! | any | gone, everywhere | holds | is deaf or died just now: a confirmed emit lists it as silent |
+//! | gone, everywhere | any | holds | was deaf: a confirmed emit lists it as silent |
+//! | any | gone | none | has left: nobody waits for it |
 //! | not there | subscribed | any | came after the question: nobody waits for it |
 //!
 //! A node that leaves gives up its lease before its subscriptions. Leases 4 shows whether a node of

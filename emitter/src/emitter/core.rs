@@ -175,8 +175,14 @@ impl Core {
         }
         let before = before.ok();
         let (members, before) = (&members, before.as_ref());
-        let look =
-            |others: Vec<NodeId>| async move { membership::look(members, before, &others).await };
+        let look = |others: Vec<NodeId>| async move {
+            let mut roster = membership::look(members, before, &others).await?;
+            // Only a message that was missed makes a node silent that nobody waits for.
+            if !is_broadcast {
+                roster.deaf.clear();
+            }
+            Ok(roster)
+        };
         let gathered = waiting.gather(timeout, is_quick, look).await;
         let outcome = gathered.map_err(|error| unconfirmed(&error))?;
         Ok(outcome.answered)

@@ -14,6 +14,9 @@ use roomcast_protocol::{
 use super::roster::{Counted, Leases, MAX_NODES};
 use crate::redis::Reply;
 
+/// The namespace that every node has.
+const MAIN: &str = "/";
+
 /// The command for the leases, those that end last first.
 pub fn leases(channels: &Channels) -> Vec<String> {
     // Each node has its lease and its settings.
@@ -54,7 +57,7 @@ pub fn read_time(time: &Value) -> Option<u64> {
 }
 
 /// The command for the numbers of subscribers: first of the channels that every member subscribes,
-/// then of each leased node's own.
+/// then of each leased node's own, then of its own in the main namespace if this is another one.
 pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec<String> {
     let command = match channels.dialect() {
         Dialect::Classic => "NUMSUB",
@@ -63,10 +66,14 @@ pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec
     let mut args = vec!["PUBSUB".to_owned(), command.to_owned()];
     args.push(channels.request(namespace));
     args.extend(channels.response(namespace));
-    args.extend(leases.nodes().map(|node| {
+    let own = |node, namespace| {
         let uid = uid(node, namespace, channels.dialect());
         channels.response_of(namespace, uid.as_str())
-    }));
+    };
+    args.extend(leases.nodes().map(|node| own(node, namespace)));
+    if namespace != MAIN {
+        args.extend(leases.nodes().map(|node| own(node, MAIN)));
+    }
     args
 }
 
@@ -80,10 +87,14 @@ pub fn count<'a>(
         Dialect::Classic => 2,
         Dialect::Sharded(_) => 1,
     };
-    let mut counts = vec![0_usize; common + leases.nodes().len()];
+    let (nodes, mut counts) = (leases.nodes().len(), Vec::new());
     for reply in replies {
         let pairs = reply.pairs()?;
-        if pairs.len() != counts.len() {
+        if counts.is_empty() {
+            counts.resize(pairs.len(), 0_usize);
+        }
+        let is_expected = [common + nodes, common + 2 * nodes].contains(&pairs.len());
+        if !is_expected || pairs.len() != counts.len() {
             return None;
         }
         for (count, (_, subscribers)) in counts.iter_mut().zip(pairs) {
@@ -91,12 +102,20 @@ pub fn count<'a>(
             *count = count.saturating_add(subscribers);
         }
     }
-    let own = counts.split_off(common);
+    if counts.is_empty() {
+        return None;
+    }
+    let mut own = counts.split_off(common);
+    let main = match own.len() > nodes {
+        true => own.split_off(nodes),
+        false => own.clone(),
+    };
     Some(Counted {
         leases: Arc::clone(leases),
         // A connection with only one of them is a tool, not a member.
         subscribers: counts.into_iter().min()?,
         own,
+        main,
     })
 }
 
@@ -143,11 +162,15 @@ mod tests {
             command[..4],
             ["PUBSUB", "NUMSUB", "p-request#/chat#", "p-response#/chat#"]
         );
-        assert_eq!(command.len(), 6);
-        let replies = [counts(&[3, 2, 1, 0]), counts(&[1, 1, 0, 0])];
+        assert_eq!(command.len(), 8);
+        let replies = [counts(&[3, 2, 1, 0, 0, 0]), counts(&[1, 1, 0, 0, 1, 0])];
         let roster = count(&channels, &leases, &replies).unwrap().roster();
         assert_eq!(roster.alive, [NodeId::new("one")]);
         assert_eq!((roster.stalled.len(), roster.foreign), (0, 2));
+        // In the main namespace these numbers are those of the namespace.
+        assert_eq!(subscribers(&channels, "/", &leases).len(), 6);
+        let main = count(&channels, &leases, &[counts(&[1, 1, 0, 0])]).unwrap();
+        assert_eq!(main.roster().deaf, [NodeId::new("one")]);
     }
 
     #[test]

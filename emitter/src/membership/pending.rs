@@ -302,7 +302,9 @@ impl Heard {
 
     /// Our nodes that answered without being known as present.
     fn unknown(&self, now: &Roster) -> Vec<NodeId> {
-        let known = |node: &NodeId| now.alive.contains(node) || now.stalled.contains(node);
+        let known = |node: &NodeId| {
+            now.alive.contains(node) || now.stalled.contains(node) || now.deaf.contains(node)
+        };
         let unknown = self.nodes.iter().filter(|node| !known(node));
         unknown.cloned().collect()
     }
@@ -326,6 +328,8 @@ impl Expected {
         let nodes = roster.alive.iter().chain(&roster.stalled);
         let fresh = nodes.filter(|node| self.nodes.insert((*node).clone()));
         let reclassified = self.foreign.saturating_sub(fresh.count());
+        // These were not counted at all.
+        self.nodes.extend(roster.deaf.iter().cloned());
         self.foreign = reclassified.max(roster.foreign);
         self.now = roster;
     }

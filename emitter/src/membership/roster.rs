@@ -84,15 +84,20 @@ pub struct Counted {
     pub subscribers: usize,
     /// Subscribers of the response channel of each node of [`Leases::nodes`], in that order.
     pub own: Vec<usize>,
+    /// The same in the main namespace, which every node has.
+    pub main: Vec<usize>,
 }
 
 impl Counted {
     /// The members of the namespace.
     pub fn roster(&self) -> Roster {
-        let mut roster = Roster::default();
+        let mut roster = Roster {
+            deaf: self.deaf().cloned().collect(),
+            ..Roster::default()
+        };
         let mut present = 0;
         for ((node, is_alive), &subscribed) in self.leases.nodes.iter().zip(&self.own) {
-            // The node has left or does not have the namespace.
+            // The node does not have the namespace, or is deaf.
             if subscribed == 0 {
                 continue;
             }
@@ -107,6 +112,15 @@ impl Counted {
         roster
     }
 
+    /// Nodes with a valid lease that are subscribed to nothing: their connection was cut, or they died
+    /// within the duration of a lease. A node that leaves gives up its lease first.
+    fn deaf(&self) -> impl Iterator<Item = &NodeId> {
+        let nodes = self.leases.nodes.iter().zip(&self.main);
+        let deaf =
+            nodes.filter_map(|((node, is_alive), main)| (*is_alive && *main == 0).then_some(node));
+        deaf.filter(|node| !node.as_str().starts_with(TRACE))
+    }
+
     /// The members at this count, with the leases as they were read some time later.
     pub fn attendance(&self, after: &Leases) -> Attendance {
         let present = |subscribed: &usize| *subscribed > 0;
@@ -116,7 +130,14 @@ impl Counted {
         // own a while later: without a lease it may stand in one number and not in the other.
         let is_counted = |node: &&NodeId| nodes.get(*node) == Some(&true);
         let named = after.nodes().filter(is_counted).count();
+        let holds = |node: &&NodeId| {
+            after
+                .nodes
+                .iter()
+                .any(|(held, alive)| *alive && held == *node)
+        };
         Attendance {
+            deaf: self.deaf().filter(holds).cloned().collect(),
             nodes,
             unnamed: self.subscribers.saturating_sub(named),
         }
@@ -128,6 +149,8 @@ impl Counted {
 pub struct Attendance {
     /// The nodes with leases, and whether they were subscribed.
     nodes: HashMap<NodeId, bool>,
+    /// Nodes with a lease that could not receive it.
+    deaf: Vec<NodeId>,
     /// The maximum number of other members.
     unnamed: usize,
 }
@@ -139,6 +162,9 @@ pub struct Roster {
     pub alive: Vec<NodeId>,
     /// Nodes that are subscribed but do not renew their lease: they hang or were stopped.
     pub stalled: Vec<NodeId>,
+    /// Nodes with a valid lease that are subscribed to nothing. Nobody waits for them, but a message
+    /// does not reach their sockets.
+    pub deaf: Vec<NodeId>,
     /// The number of servers of other make.
     pub foreign: usize,
 }
@@ -148,6 +174,7 @@ impl Roster {
     pub fn without(mut self, asker: &NodeId) -> Self {
         self.alive.retain(|node| node != asker);
         self.stalled.retain(|node| node != asker);
+        self.deaf.retain(|node| node != asker);
         self
     }
 
@@ -160,6 +187,11 @@ impl Roster {
             |node: &NodeId| was_away(node) || have_new_come && !before.nodes.contains_key(node);
         self.alive.retain(|node| !has_come(node));
         self.stalled.retain(|node| !has_come(node));
+        self.deaf.retain(|node| before.nodes.contains_key(node));
+        // A node that could not receive the message may be back by now.
+        let missed = before.deaf.iter().filter(|node| !self.deaf.contains(node));
+        let missed: Vec<_> = missed.cloned().collect();
+        self.deaf.extend(missed);
         self.foreign = self.foreign.min(before.unnamed);
         self
     }
@@ -182,6 +214,40 @@ mod tests {
         assert_eq!(roster.alive, [id("b")]);
         assert_eq!(roster.stalled, [id("stalled")]);
         assert_eq!(roster.foreign, 2);
+    }
+
+    #[test]
+    fn a_node_with_a_lease_that_is_subscribed_to_nothing_is_deaf() {
+        let of = |held: &[(&str, u64)]| {
+            Leases::new(held.iter().map(|(name, end)| (id(name), *end)), 1000)
+        };
+        let leases = of(&[
+            ("a", 2000),
+            ("cut", 2000),
+            ("elsewhere", 2000),
+            ("over", 900),
+            ("left:b", 1001),
+        ]);
+        let mut counted = leases.counted(1, &[1, 0, 0, 0, 0]);
+        // It does not have this namespace, but the main one.
+        counted.main[2] = 1;
+        assert_eq!(counted.roster().deaf, [id("cut")]);
+        // It was deaf when the message was published, and is back.
+        let mut back = leases.counted(2, &[1, 1, 0, 0, 0]);
+        back.main[2] = 1;
+        let back = back.roster().of(&counted.attendance(&leases));
+        assert_eq!(
+            (&back.deaf[..], back.alive),
+            (&[id("cut")][..], vec![id("a")])
+        );
+        // It had left: its lease is gone.
+        let left = of(&[("a", 2000)]);
+        let after = left
+            .counted(1, &[1])
+            .roster()
+            .of(&counted.attendance(&left));
+        assert!(after.deaf.is_empty(), "{after:?}");
+        assert!(counted.roster().without(&id("cut")).deaf.is_empty());
     }
 
     #[test]
@@ -250,6 +316,7 @@ mod tests {
                 leases: Arc::new(self.clone()),
                 subscribers,
                 own: own.into(),
+                main: own.into(),
             }
         }
     }

@@ -137,6 +137,28 @@ async fn a_node_that_dies_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_node_with_a_lease_that_cannot_receive_a_confirmed_emit_is_silent() {
+    for dialect in DIALECTS {
+        let redis = Redis::start();
+        let url = redis.url();
+        let _one = Member::join(&url, dialect, Kin::Own("one"), reached(1)).await;
+        // Its connection is cut; its lease goes on.
+        let cut = Member::join(&url, dialect, Kin::Own("cut"), reached(1)).await;
+        cut.die().await;
+        let emitter = emitter(&redis, dialect).await;
+        for namespace in ["/", "/admin"] {
+            let to = emitter.of(namespace).timeout(DEADLINE * 10);
+            let confirmed = timeout(DEADLINE, to.emit_confirmed("hello", ()));
+            let confirmed = confirmed.await.expect("it waits for the deaf").unwrap();
+            assert_eq!(confirmed.silent_nodes, ["cut"], "{dialect:?} {namespace}");
+        }
+        // Its sockets cannot be fetched either, but no message was missed.
+        let fetched = emitter.of("/").fetch_sockets().await.unwrap();
+        assert_eq!(fetched.silent_nodes, [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_comes_after_the_question_is_not_waited_for() {
     for dialect in DIALECTS {
         let redis = Redis::start();

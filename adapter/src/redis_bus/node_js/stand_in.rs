@@ -304,6 +304,7 @@ mod tests {
         let roster = Roster {
             alive: ["a", "c", "d"].map(id).into(),
             stalled: vec![id("b")],
+            deaf: Vec::new(),
             foreign: 1,
         };
         assert_eq!(first_of(&roster, &known), Some(&id("c")));

@@ -77,7 +77,11 @@ impl Questions {
                 namespace: &namespace.name,
             };
             let look = async |others: Vec<NodeId>| {
-                let roster = membership::look(&members, before.as_ref(), &others).await?;
+                let mut roster = membership::look(&members, before.as_ref(), &others).await?;
+                // Only a message that was missed makes a node silent that nobody waits for.
+                if !matches!(question, Question::Reached(_)) {
+                    roster.deaf.clear();
+                }
                 Ok(roster.without(membership.node()))
             };
             let rest = deadline.saturating_duration_since(Instant::now());

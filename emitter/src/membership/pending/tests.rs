@@ -9,6 +9,7 @@ fn roster(alive: &[&str], stalled: &[&str], foreign: usize) -> Roster {
     Roster {
         alive: ids(alive),
         stalled: ids(stalled),
+        deaf: Vec::new(),
         foreign,
     }
 }
@@ -214,4 +215,16 @@ fn the_number_of_questions_is_limited_and_a_forgotten_one_makes_room() {
     waiting.pop();
     assert!(asking.open("x").is_ok());
     assert!(!asking.is_waiting("x"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deaf_node_is_silent_and_not_waited_for() {
+    let mut deaf = roster(&["here"], &[], 0);
+    deaf.deaf = vec![NodeId::new("deaf")];
+    let (outcome, took) = gather(vec![deaf], |asking| {
+        assert!(asking.receive("q", Some(NodeId::new("here")), reached(1)));
+    })
+    .await;
+    assert_eq!(names(&outcome.answered.silent), ["deaf"]);
+    assert_eq!((outcome.is_complete, took), (false, Duration::ZERO));
 }
