@@ -69,6 +69,7 @@ pub use roomcast_emitter as emitter;
 pub use roomcast_emitter::{Dialect, RedisUrl};
 pub use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs, Value},
+    event::is_reserved,
     target::Rooms,
 };
 pub use server::{

@@ -13,7 +13,7 @@ pub const RESERVED_EVENTS: [&str; 6] = [
     "removeListener",
 ];
 
-/// Whether `name` is reserved.
+/// Returns `true` if applications cannot use `name` for an event, because Socket.IO does.
 #[inline]
 pub fn is_reserved(name: &str) -> bool {
     // The first letter excludes most names; the others are rare enough for a plain search.

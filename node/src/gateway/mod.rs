@@ -12,10 +12,14 @@ mod emit;
 mod file_limit;
 mod limits;
 mod logging;
+#[allow(dead_code, reason = "hooks and the HTTP API use parts of it each")]
+mod operations;
 mod options;
 mod redis;
 mod rooms;
 mod run;
+#[allow(dead_code, reason = "who connects decides which parts are used")]
+mod session;
 mod values;
 mod vitals;
 

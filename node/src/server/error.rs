@@ -154,8 +154,9 @@ impl Refused {
         self
     }
 
-    /// The answer to an event.
-    fn to_answer(&self) -> Args {
+    /// The acknowledgement of an event that is refused: `{"error": message, "data": data}`. A handler
+    /// that takes an [`Ack`](crate::Ack) sends it with this.
+    pub fn to_answer(&self) -> Args {
         let mut answer = serde_json::Map::new();
         answer.insert("error".to_owned(), (&*self.message).into());
         if let Some(data) = &self.data {

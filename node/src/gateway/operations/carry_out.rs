@@ -1,0 +1,205 @@
+//! Carries out checked operations, one after the other, with the library's public API.
+
+use roomcast::{Ack, BroadcastOperator, Delivery, EmitError, Health, JoinError, Socket};
+
+use super::{Checked, Flags, Operation, Whom, refused};
+use crate::gateway::session;
+
+/// What an operation has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It is done, on this node at once and on others when they have received it.
+    Done,
+    /// The event is in the outbox of these sockets and was published to these nodes.
+    Emitted(Delivery),
+    /// There was nobody to act on: the asking socket has disconnected, or the selection is empty.
+    Nobody,
+}
+
+/// The results of a list, one for each operation that was carried out. After an operation that
+/// failed, nothing else was, unless other nodes could not be reached: then this node did its part.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) results: Vec<Result<Effect, EmitError>>,
+}
+
+impl Report {
+    /// The error that ended the list, with the index of its operation.
+    pub(crate) fn failure(&self) -> Option<(usize, &EmitError)> {
+        let last = self.results.len().checked_sub(1)?;
+        let error = self.results[last].as_ref().err()?;
+        (!is_partial(error)).then_some((last, error))
+    }
+
+    /// Whether an operation may not have reached other nodes.
+    pub(crate) fn missed_nodes(&self) -> Option<&EmitError> {
+        let errors = self
+            .results
+            .iter()
+            .filter_map(|result| result.as_ref().err());
+        errors.into_iter().find(|error| is_partial(error))
+    }
+}
+
+/// Whether this node has done its part in spite of the error.
+fn is_partial(error: &EmitError) -> bool {
+    matches!(error, EmitError::Bus(_))
+}
+
+impl Checked {
+    /// Carries out the operations in their order.
+    ///
+    /// `ack` is sent where the list acknowledges or refuses, or at the end if it does neither.
+    /// `asker` must be there unless the list was checked for [`Asks::Nobody`](super::Asks::Nobody).
+    pub(crate) async fn carry_out(
+        self,
+        namespace: &BroadcastOperator,
+        asker: Option<&Socket>,
+        mut ack: Option<Ack>,
+    ) -> Report {
+        let mut report = Report::default();
+        for operation in self.0 {
+            let result = one(operation, namespace, asker, &mut ack).await;
+            let ends = matches!(&result, Err(error) if !is_partial(error));
+            report.results.push(result);
+            if ends {
+                // The acknowledgement stays with the caller's error.
+                return report;
+            }
+        }
+        if let Some(ack) = ack {
+            // Fails only if the client has gone, which then expects nothing.
+            drop(ack.send(()));
+        }
+        report
+    }
+}
+
+async fn one(
+    operation: Operation,
+    namespace: &BroadcastOperator,
+    asker: Option<&Socket>,
+    ack: &mut Option<Ack>,
+) -> Result<Effect, EmitError> {
+    match operation {
+        Operation::Ack { args } => acknowledge(ack.take(), args),
+        Operation::Refuse { message, data } => {
+            acknowledge(ack.take(), refused(&message, data.as_ref()).to_answer())
+        }
+        Operation::Join { rooms, whom } => match select(whom, namespace, asker) {
+            Selection::Socket(socket) => join(socket, &rooms).await,
+            Selection::Sockets(sockets) => done(sockets.sockets_join(rooms).await),
+            Selection::Nobody => Ok(Effect::Nobody),
+        },
+        Operation::Leave { rooms, whom } => match select(whom, namespace, asker) {
+            Selection::Socket(socket) => {
+                socket.leave(rooms);
+                Ok(Effect::Done)
+            }
+            Selection::Sockets(sockets) => done(sockets.sockets_leave(rooms).await),
+            Selection::Nobody => Ok(Effect::Nobody),
+        },
+        Operation::Emit {
+            event,
+            args,
+            whom,
+            except,
+            flags,
+        } => match select(whom, namespace, asker) {
+            Selection::Socket(socket) => emit_to_socket(socket, &event, args, flags),
+            Selection::Sockets(mut sockets) => {
+                if flags.volatile {
+                    sockets = sockets.volatile();
+                }
+                if flags.local {
+                    sockets = sockets.local();
+                }
+                let emitted = sockets.except(except).emit(&event, args).await;
+                emitted.map(Effect::Emitted)
+            }
+            Selection::Nobody => Ok(Effect::Nobody),
+        },
+        Operation::SetData { data } => {
+            let Some(socket) = asker else {
+                return Ok(Effect::Nobody);
+            };
+            session::set_data(socket, data);
+            Ok(Effect::Done)
+        }
+        Operation::Disconnect { close, whom } => match select(whom, namespace, asker) {
+            Selection::Socket(socket) => {
+                socket.disconnect(close);
+                Ok(Effect::Done)
+            }
+            Selection::Sockets(sockets) => done(sockets.disconnect_sockets(close).await),
+            Selection::Nobody => Ok(Effect::Nobody),
+        },
+    }
+}
+
+enum Selection<'a> {
+    Socket(&'a Socket),
+    Sockets(BroadcastOperator),
+    Nobody,
+}
+
+fn select<'a>(
+    whom: Whom,
+    namespace: &BroadcastOperator,
+    asker: Option<&'a Socket>,
+) -> Selection<'a> {
+    match whom {
+        Whom::Asker => asker.map_or(Selection::Nobody, Selection::Socket),
+        Whom::Everybody => Selection::Sockets(namespace.clone()),
+        // Without a room the library would select everybody.
+        Whom::Rooms(rooms) if rooms.is_empty() => Selection::Nobody,
+        Whom::Rooms(rooms) => Selection::Sockets(namespace.clone().to(rooms)),
+    }
+}
+
+fn done(result: Result<(), EmitError>) -> Result<Effect, EmitError> {
+    result.map(|()| Effect::Done)
+}
+
+fn acknowledge(ack: Option<Ack>, args: roomcast::Args) -> Result<Effect, EmitError> {
+    match ack.map(|ack| ack.send(args)) {
+        Some(Ok(())) => Ok(Effect::Done),
+        Some(Err(EmitError::Disconnected)) | None => Ok(Effect::Nobody),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+/// Joins so that what other nodes emit after the acknowledgement reaches the socket. While other
+/// nodes cannot be reached, the client does not wait for them.
+async fn join(socket: &Socket, rooms: &[String]) -> Result<Effect, EmitError> {
+    match socket.join(rooms) {
+        Ok(()) => {}
+        Err(JoinError::Disconnected) => return Ok(Effect::Nobody),
+        Err(error) => return Err(error.into()),
+    }
+    let server = socket.server();
+    if server.is_some_and(|server| server.health() == Health::Flowing) {
+        match socket.join_confirmed(rooms).await {
+            Err(EmitError::Join(JoinError::Disconnected)) => return Ok(Effect::Nobody),
+            confirmed => confirmed?,
+        }
+    }
+    Ok(Effect::Done)
+}
+
+fn emit_to_socket(
+    socket: &Socket,
+    event: &str,
+    args: roomcast::Args,
+    flags: Flags,
+) -> Result<Effect, EmitError> {
+    let emitted = if flags.volatile {
+        socket.volatile().emit(event, args)
+    } else {
+        socket.emit(event, args)
+    };
+    match emitted {
+        Err(EmitError::Disconnected) => Ok(Effect::Nobody),
+        emitted => done(emitted),
+    }
+}

@@ -1,0 +1,69 @@
+//! What the gateway keeps of a socket: the user and the data of the application.
+//!
+//! It is the socket's data, so other nodes see it when they fetch sockets. To Node.js servers it
+//! looks like the `socket.data` of their own sockets: the application's object, with `user` added.
+
+use std::sync::Arc;
+
+use roomcast::Socket;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The data of a socket of the gateway. It is replaced as a whole, never changed in place.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct SocketData {
+    /// The id of the user, if the client has shown who it is. The application's own `user` is hidden by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
+    /// What the application has set.
+    #[serde(flatten, serialize_with = "without_user")]
+    pub(crate) data: Arc<Map<String, Value>>,
+}
+
+/// Leaves out the key under which the user is shown, so that the JSON has it once.
+fn without_user<S: serde::Serializer>(
+    data: &Map<String, Value>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(data.iter().filter(|(key, _)| *key != "user"))
+}
+
+/// The id of the socket's user.
+pub(crate) fn user(socket: &Socket) -> Option<String> {
+    socket.data::<SocketData>()?.user.clone()
+}
+
+/// Replaces the application's data and keeps the user.
+pub(crate) fn set_data(socket: &Socket, data: Map<String, Value>) {
+    socket.set_data(SocketData {
+        user: user(socket),
+        data: Arc::new(data),
+    });
+}
+
+/// The room that all sockets of a user share.
+pub(crate) fn user_room(user: &str) -> String {
+    format!("user:{user}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn other_nodes_see_the_data_with_the_user_beside_it() {
+        let Value::Object(data) = json!({ "name": "Ada", "user": "forged" }) else {
+            unreachable!("an object")
+        };
+        let data = SocketData {
+            user: Some("7".to_owned()),
+            data: Arc::new(data),
+        };
+        let shown = serde_json::to_string(&data).unwrap();
+        assert_eq!(shown, r#"{"user":"7","name":"Ada"}"#);
+        let nobody = serde_json::to_value(SocketData::default()).unwrap();
+        assert_eq!(nobody, json!({}));
+    }
+}
