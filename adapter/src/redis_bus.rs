@@ -26,6 +26,7 @@ mod reply;
 mod start;
 mod subscriptions;
 mod upkeep;
+mod warnings;
 
 use std::{
     future::ready,

@@ -35,7 +35,7 @@ fn its_options_are_those_of_the_program() {
 fn its_limits_are_those_of_the_library_with_their_flags_and_defaults() {
     let options = options();
     let mut fields = BTreeSet::from(["max_payload".to_owned()]);
-    // `Limits { json_depth: 100, … }`
+    // `Limits { json_depth: 400, … }`
     let defaults = format!("{:?}", Limits::default());
     let inner = defaults
         .trim_start_matches("Limits {")

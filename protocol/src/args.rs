@@ -4,13 +4,19 @@
 //! JSON text of their array, in which each binary value is `{"_placeholder":true,"num":i}`, numbered
 //! depth-first, and the binary values as attachments. Forwarding copies bytes and never encodes
 //! again. The event's name is not part of it. Limits are enforced by the decoders of each protocol.
+//!
+//! JavaScript's text is UTF-16 and may contain lone surrogates, which UTF-8 cannot. The rule on every
+//! path: the JSON text is passed on as it is, so clients receive what was sent; where text becomes
+//! UTF-8 (a Rust string, a name of an event or a room, MessagePack), a lone surrogate becomes U+FFFD.
 
 mod decode;
 mod encode;
 pub mod json;
+mod number;
+mod scan;
 mod survey;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -19,7 +25,18 @@ use serde::de::DeserializeOwned;
 pub use rmpv::Value;
 
 use self::json::JsonError;
+pub(crate) use self::number::{Number, canonical_numbers};
+pub(crate) use self::scan::{First, JsonKind, scan};
 pub(crate) use self::survey::{Container, survey};
+
+/// Reads a type from JSON text with the rules of [`Args::decode`].
+///
+/// # Errors
+///
+/// The text is not JSON or does not fit the type.
+pub fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
+    decode::from_text(json)
+}
 
 /// Why arguments cannot be encoded, decoded or put together.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +90,8 @@ impl Args {
     ///   `{"error": error}`. This applies to the outermost `Result` only.
     /// - What serializes as bytes (`bytes::Bytes`, the types of `serde_bytes`, binary in a
     ///   [`Value`]) becomes an attachment, at any depth.
-    /// - Infinite floats and NaN become `null`, as in JavaScript.
+    /// - Numbers are those of JavaScript: `1.0` is written as `1` and `-0.0` as `0`, and infinite
+    ///   floats and NaN become `null`.
     /// - `None`, [`Value::Nil`] and the null of `serde_json` are one argument, `null`.
     ///
     /// # Errors
@@ -113,6 +131,22 @@ impl Args {
         Self::from_text(json.into(), attachments)
     }
 
+    /// The same arguments with all numbers in their one form. Arguments of clients go through this
+    /// before they are passed on, because their text is theirs and nodes must agree on one.
+    pub(crate) fn with_canonical_numbers(self) -> Self {
+        let changed = match canonical_numbers(&self.json) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(json) => Some(json),
+        };
+        match changed {
+            Some(json) => Self {
+                json: json.into(),
+                attachments: self.attachments,
+            },
+            None => self,
+        }
+    }
+
     /// Arguments that this crate has written. Refuses data that receivers would take for
     /// placeholders.
     pub(crate) fn sealed(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
@@ -128,13 +162,13 @@ impl Args {
     /// else takes the first.
     ///
     /// As in JavaScript, missing arguments are `null` and surplus ones are ignored. A field that asks
-    /// for bytes (`bytes::Bytes`, `serde_bytes::ByteBuf`, [`Value`]) receives binary.
+    /// for bytes (`bytes::Bytes`, `serde_bytes::ByteBuf`, [`Value`]) receives binary. A lone surrogate
+    /// in a text, which JavaScript's `slice` makes of an emoji, becomes U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`ArgsError::Decode`] if the arguments do not fit the type, or have text with a lone surrogate
-    /// or a number beyond `f64`. Both are valid in JSON and are forwarded, but Rust has no value for
-    /// them.
+    /// [`ArgsError::Decode`] if the arguments do not fit the type, or have a number beyond `f64`, which
+    /// is valid in JSON but has no value in Rust.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, ArgsError> {
         decode::decode(self.json(), &self.attachments)
     }
@@ -304,7 +338,7 @@ impl<'a> Payload<'a> {
     /// The arguments without the name. This copies the text.
     pub fn to_args(&self) -> Result<Args, ArgsError> {
         let rest = self.json.get(self.rest..).ok_or(ArgsError::NotAnArray)?;
-        Args::after_event(rest, self.attachments.to_vec())
+        Args::after_event(rest, self.attachments.to_vec()).map(Args::with_canonical_numbers)
     }
 }
 

@@ -7,6 +7,5 @@
 pub mod connect;
 pub mod decode;
 pub mod encode;
-mod json;
 pub mod msgpack;
 pub mod packet;

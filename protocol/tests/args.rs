@@ -6,12 +6,94 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Value, placeholders};
+use roomcast_protocol::args::json::MAX_DEPTH;
+use roomcast_protocol::args::{
+    Args, ArgsError, FromArgs, IntoArgs, Value, from_json, placeholders,
+};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 fn json<T: Serialize + ?Sized>(value: &T) -> String {
     Args::encode(value).unwrap().json().to_owned()
+}
+
+#[test]
+fn numbers_are_encoded_as_javascript_means_them() {
+    let numbers = (1.0, -0.0, 2.5, 1e300, 0.1_f32, 3.0_f32, u128::MAX, f64::NAN);
+    let encoded = Args::encode(&numbers).unwrap();
+    let expected = "[1,0,2.5,1e+300,0.1,3,3.402823669209385e+38,null]";
+    assert_eq!(encoded.json(), expected);
+    let big = (i128::from(u64::MAX), i128::MIN, u128::from(u64::MAX));
+    let expected = "[18446744073709551615,-1.7014118346046923e+38,18446744073709551615]";
+    assert_eq!(Args::encode(&big).unwrap().json(), expected);
+}
+
+#[test]
+fn half_of_an_emoji_is_passed_on_as_it_is_and_decoded_as_u_fffd() {
+    let cut = r#"["a\ud83d",{"\udc00k":["\ud83d\ude00"]},null]"#;
+    let received = args(cut);
+    assert_eq!(received.json(), cut);
+    let (text, object): (String, serde_json::Value) = received.decode().unwrap();
+    assert_eq!(text, "a\u{fffd}");
+    assert_eq!(object, serde_json::json!({"\u{fffd}k": ["😀"]}));
+    assert_eq!(received.decode::<String>().unwrap(), "a\u{fffd}");
+    assert_eq!(
+        received.decode::<Value>().unwrap(),
+        Value::from("a\u{fffd}")
+    );
+
+    let binary = r#"["\ud83d",{"_placeholder":true,"num":0}]"#;
+    let received = Args::from_text(binary.into(), vec![Bytes::from_static(b"x")]).unwrap();
+    let (text, bytes): (String, ByteBuf) = received.decode().unwrap();
+    assert_eq!((&*text, &**bytes), ("\u{fffd}", &b"x"[..]));
+
+    let token: BTreeMap<String, String> = from_json(r#"{"token":"\ud83d"}"#).unwrap();
+    assert_eq!(token["token"], "\u{fffd}");
+    assert!(from_json::<String>(r#""\ud83d" x"#).is_err());
+}
+
+/// Worker threads have a stack of 2 MiB.
+fn on_a_worker(f: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::Builder::new().stack_size(2 << 20);
+    thread.spawn(f).unwrap().join().unwrap();
+}
+
+#[test]
+fn typed_decoding_goes_as_deep_as_the_limit_and_no_deeper() {
+    on_a_worker(|| {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        for attachments in [vec![], vec![Bytes::from_static(b"x")]] {
+            let deepest = Args::from_text(nested(MAX_DEPTH).into(), attachments.clone()).unwrap();
+            assert!(deepest.decode::<serde_json::Value>().is_ok());
+            assert!(deepest.decode::<Value>().is_ok());
+            let deeper = Args::from_text(nested(MAX_DEPTH + 1).into(), attachments).unwrap();
+            assert!(deeper.decode::<serde_json::Value>().is_err());
+        }
+        let endless = Args::from_text(nested(1_000_000).into(), vec![]).unwrap();
+        assert!(endless.decode::<serde_json::Value>().is_err());
+        let broken = Args::from_text((nested(200) + "x]").into(), vec![]).unwrap();
+        assert!(broken.decode::<serde_json::Value>().is_err());
+    });
+}
+
+#[test]
+fn messagepack_is_written_and_read_as_deep_as_the_limit() {
+    use roomcast_protocol::msgpack::{Reader, TranscodeLimits, read_args, write_args};
+
+    on_a_worker(|| {
+        let nested = "[".repeat(MAX_DEPTH) + &"]".repeat(MAX_DEPTH);
+        let args = Args::from_text(nested.into(), vec![]).unwrap();
+        let mut out = Vec::new();
+        write_args(&mut out, Some("e"), &args, MAX_DEPTH).unwrap();
+        out.clear();
+        write_args(&mut out, None, &args, MAX_DEPTH).unwrap();
+        let limits = TranscodeLimits {
+            depth: MAX_DEPTH,
+            ..TranscodeLimits::default()
+        };
+        assert_eq!(read_args(&mut Reader::new(&out), limits).unwrap(), args);
+        assert!(read_args(&mut Reader::new(&out), TranscodeLimits::default()).is_err());
+    });
 }
 
 fn args(json: &'static str) -> Args {

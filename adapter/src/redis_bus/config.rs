@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use roomcast_emitter::RedisUrl;
-use roomcast_protocol::{channel::Dialect, wire::Parser};
+use roomcast_protocol::{args::json::DEFAULT_DEPTH, channel::Dialect, wire::Parser};
 
 /// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must be the same
 /// for all nodes, Node.js servers and emitters of a cluster.
@@ -39,6 +39,9 @@ pub struct RedisConfig {
     pub probe_interval: Duration,
     /// How long a probe may take before the connection counts as broken. Default 5 s.
     pub probe_timeout: Duration,
+    /// Maximum depth of the data in a message, at most 500. Default 400. A deeper message is dropped
+    /// and logged. A server sets it to its own limit for clients (`Limits::json_depth`).
+    pub json_depth: usize,
 }
 
 /// How messages to the private rooms of this node's sockets reach it.
@@ -68,6 +71,7 @@ impl RedisConfig {
             max_queue_bytes: 16 << 20,
             probe_interval: Duration::from_secs(1),
             probe_timeout: Duration::from_secs(5),
+            json_depth: DEFAULT_DEPTH,
         }
     }
 }

@@ -24,6 +24,7 @@ use super::{
     node_js::NodeJs,
     questions::Questions,
     subscriptions::{AttachedNamespace, Subscriptions},
+    warnings::Warnings,
 };
 use crate::bus::Listener;
 
@@ -37,6 +38,7 @@ pub(super) struct Receiver {
     pub(super) questions: Arc<Questions>,
     pub(super) node_js: Arc<NodeJs>,
     pub(super) metrics: IncomingMetrics,
+    pub(super) warnings: Warnings,
 }
 
 /// Why a message was not carried out, the most telling reason last.
@@ -125,7 +127,15 @@ impl Receiver {
         }
         let incoming = self.wire.read(&namespace.name, place.kind, payload);
         let incoming = incoming.map_err(|error| {
-            tracing::debug!(namespace = &*namespace.name, %error, "undecodable message");
+            self.warnings.warn(|suppressed| {
+                tracing::warn!(
+                    namespace = &*namespace.name,
+                    %error,
+                    bytes = payload.len(),
+                    suppressed,
+                    "a message of the cluster was dropped: it cannot be read"
+                );
+            });
             Dropped::Undecodable
         })?;
         self.carry_out(namespace, listener, place, payload, incoming)

@@ -37,6 +37,7 @@ use super::{
     questions::Questions,
     subscriptions::{Subscriptions, tag},
     upkeep,
+    warnings::Warnings,
 };
 use crate::subscriber::{DownReason, Subscriber, SubscriberConfig, SubscriberState};
 
@@ -133,7 +134,11 @@ impl Core {
         can_hear_all_rooms: bool,
     ) -> Arc<Self> {
         let channels = Channels::new(&config.prefix, config.dialect);
-        let wire = Wire::new(channels, config.parser, TranscodeLimits::default());
+        let limits = TranscodeLimits {
+            depth: config.json_depth,
+            ..TranscodeLimits::default()
+        };
+        let wire = Wire::new(channels, config.parser, limits);
         let wire = Arc::new(wire.with_specific_responses(config.specific_responses));
         let publisher = PublisherConfig {
             max_queue_bytes: config.max_queue_bytes,
@@ -181,6 +186,7 @@ impl Core {
                     questions: Arc::clone(&questions),
                     node_js: Arc::clone(&node_js),
                     metrics: incoming,
+                    warnings: Warnings::default(),
                 },
                 outgoing,
                 membership,

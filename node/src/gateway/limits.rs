@@ -82,7 +82,7 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().attachments, value_parser = values::count)]
     pub(crate) max_attachments: usize,
 
-    /// Maximum depth of nested JSON in a packet, at most 127
+    /// Maximum depth of nested JSON in a packet or a message of the cluster, at most 500
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().json_depth, value_parser = values::json_depth)]
     pub(crate) max_json_depth: usize,

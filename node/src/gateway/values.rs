@@ -285,11 +285,11 @@ pub(crate) fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Parses a depth of nested JSON. The JSON parser itself stops at 128.
+/// Parses a depth of nested JSON.
 pub(crate) fn json_depth(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(depth @ 1..=127) => Ok(depth),
-        _ => Err("expected a whole number from 1 to 127".to_owned()),
+        Ok(depth @ 1..=500) => Ok(depth),
+        _ => Err("expected a whole number from 1 to 500".to_owned()),
     }
 }
 
@@ -483,8 +483,8 @@ mod tests {
         assert!(header_name("x token").is_err());
         assert_eq!(count("1"), Ok(1));
         assert!(count("0").is_err());
-        assert_eq!(json_depth("127"), Ok(127));
-        assert!(json_depth("128").is_err());
+        assert_eq!(json_depth("500"), Ok(500));
+        assert!(json_depth("501").is_err());
     }
 
     #[test]

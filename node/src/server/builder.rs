@@ -15,7 +15,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
 use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
-use roomcast_emitter::RedisUrl;
+use roomcast_emitter::UrlError;
 use tokio::sync::OnceCell;
 
 use super::{
@@ -86,6 +86,8 @@ enum BusSource {
     Ready(Arc<dyn Bus>),
     /// Started with the name of the node.
     Start(StartBus),
+    /// Started with the name of the node and the server's limits.
+    Redis(Box<Result<RedisConfig, UrlError>>),
 }
 
 type StartBus =
@@ -250,19 +252,17 @@ impl Builder {
     /// default settings. The URL is `redis://[user:password@]host[:port][/database]`, `unix:///path`,
     /// `redis+sentinel://host[:port],…/name` or `redis+cluster://host[:port],…`; `rediss` instead
     /// of `redis` for TLS. [`build`](Self::build) fails if Redis cannot be used.
-    pub fn redis(self, url: &str) -> Self {
-        let url = url.parse::<RedisUrl>();
-        self.start_bus(move |node| async move {
-            let config = RedisConfig::new(url?);
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-                RedisBus::connect(config, &node).await?,
-            )
-        })
+    pub fn redis(mut self, url: &str) -> Self {
+        let config = url.parse().map(RedisConfig::new);
+        self.bus = BusSource::Redis(Box::new(config));
+        self
     }
 
-    /// The same with settings other than the defaults.
-    pub fn redis_with(self, config: RedisConfig) -> Self {
-        self.start_bus(move |node| async move { RedisBus::connect(config, &node).await })
+    /// The same with settings other than the defaults. `json_depth` is replaced by that of the
+    /// server's [`Limits`](crate::Limits), so that one limit holds on every path.
+    pub fn redis_with(mut self, config: RedisConfig) -> Self {
+        self.bus = BusSource::Redis(Box::new(Ok(config)));
+        self
     }
 
     /// Runs after each gap, a time in which messages of other nodes may not have reached this one.
@@ -302,7 +302,8 @@ impl Builder {
             .clamp(1, 64);
         let engine = Arc::new(Engine::new(config, metrics, lanes));
         let node = NodeId::new(&engine.ids.node_name());
-        let bus = self.bus.start(&node).await?;
+        let json_depth = engine.config.limits.json_depth;
+        let bus = self.bus.start(&node, json_depth).await?;
         let gaps = match &bus {
             Some(bus) => {
                 register(&engine.metrics, &**bus)?;
@@ -386,11 +387,26 @@ impl Definitions {
 }
 
 impl BusSource {
-    async fn start(self, node: &NodeId) -> Result<Option<Arc<dyn Bus>>, BuildError> {
+    async fn start(
+        self,
+        node: &NodeId,
+        json_depth: usize,
+    ) -> Result<Option<Arc<dyn Bus>>, BuildError> {
         match self {
             Self::Nowhere => Ok(None),
             Self::Ready(bus) => Ok(Some(bus)),
             Self::Start(start) => start(node.clone()).await.map(Some),
+            Self::Redis(config) => {
+                let config = (*config).map_err(|error| BuildError::Bus(error.into()))?;
+                let config = RedisConfig {
+                    json_depth,
+                    ..config
+                };
+                match RedisBus::connect(config, node).await {
+                    Ok(bus) => Ok(Some(Arc::new(bus))),
+                    Err(error) => Err(BuildError::Bus(error.into())),
+                }
+            }
         }
     }
 }
@@ -457,7 +473,11 @@ fn check(config: &Config) -> Result<(), BuildError> {
     ];
     let zeros = zeros.map(|(setting, is_wrong)| (setting, is_wrong, "zero"));
     let others = [
-        ("limits.json_depth", limits.json_depth > 127, "above 127"),
+        (
+            "limits.json_depth",
+            limits.json_depth > roomcast_protocol::args::json::MAX_DEPTH,
+            "above 500",
+        ),
         (
             "limits.inbox_bytes",
             limits.inbox_bytes < config.max_payload,

@@ -10,7 +10,7 @@ use super::{
     cors::Cors,
     handshake::{Handshake, Keep},
 };
-use roomcast_protocol::engine_io::session::Heartbeat;
+use roomcast_protocol::{args::json::DEFAULT_DEPTH, engine_io::session::Heartbeat};
 
 /// The bounds of everything that clients or the application can make the server hold. Beyond a
 /// limit, requests are refused or connections closed, with a named reason that is counted in
@@ -24,7 +24,8 @@ use roomcast_protocol::engine_io::session::Heartbeat;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Nesting of JSON in a packet. Default 100, at most 127. Beyond: the connection is closed.
+    /// Depth of arrays and objects in a packet, and in a message of the cluster. Default 400, at most
+    /// 500. Beyond: the connection is closed; a message of the cluster is dropped and logged.
     pub json_depth: usize,
     /// Binary attachments of a packet. Default 10, as in Node.js's parser. Beyond: the connection is
     /// closed.
@@ -90,7 +91,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            json_depth: 100,
+            json_depth: DEFAULT_DEPTH,
             attachments: 10,
             namespaces_per_connection: 64,
             rooms_per_socket: 10_000,

@@ -11,7 +11,7 @@ use crate::clock::unix_millis;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
 use serde::de::DeserializeOwned;
 
-use roomcast_protocol::engine_io::open::Query;
+use roomcast_protocol::{args::from_json, engine_io::open::Query};
 
 /// The details of a connection's first request, and what the client sent when it connected to a
 /// namespace. Cheap to clone.
@@ -211,9 +211,10 @@ impl Handshake {
         self.auth.as_deref()
     }
 
-    /// What the client sent as `auth`. A client that sent nothing has an empty object.
+    /// What the client sent as `auth`. A client that sent nothing has an empty object. It is decoded
+    /// like the arguments of an event.
     pub fn auth<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_str(self.auth.as_deref().unwrap_or("{}"))
+        from_json(self.auth.as_deref().unwrap_or("{}"))
     }
 }
 

@@ -83,6 +83,16 @@ describe("the official emitter", () => {
     assert.deepEqual(await heard, [1]);
   });
 
+  test("deep data and odd numbers arrive on every server as on the official one", async () => {
+    const nested = (depth) => (depth === 0 ? 1 : [nested(depth - 1)]);
+    for (const args of [[nested(101)], [nested(128)], [nested(300)], [-0, 1e21, 2 ** 53 + 2, 0.1]]) {
+      const arrived = Promise.all(Object.values(cast.sockets).map((socket) => next(socket, "values")));
+      emitter.emit("values", ...args);
+      const expected = JSON.parse(JSON.stringify(args));
+      for (const values of await arrived) assert.deepEqual(values, expected);
+    }
+  });
+
   test("sockets join, leave and are disconnected", async () => {
     emitter.in("z").socketsJoin(["new", "newer"]);
     emitter.in("y").except("x").socketsJoin("new");

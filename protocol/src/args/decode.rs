@@ -6,6 +6,7 @@
 
 mod tree;
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
@@ -17,10 +18,13 @@ use serde::de::{
     SeqAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
-use serde_json::Value;
+use serde_json::{Value, de::StrRead};
 
 use self::tree::Tree;
-use super::{ArgsError, json::plain_string};
+use super::{
+    ArgsError,
+    json::{MAX_DEPTH, Tokens, plain_string, replace_lone_surrogates},
+};
 
 pub(super) fn decode<T: DeserializeOwned>(
     json: &str,
@@ -33,12 +37,10 @@ pub(super) fn decode<T: DeserializeOwned>(
             return T::deserialize(BorrowedStrDeserializer::new(text));
         }
         if attachments.is_empty() {
-            let mut text = serde_json::Deserializer::from_str(json);
-            let value = arguments(&mut text)?;
-            text.end()?;
-            Ok(value)
+            read_text(json, |text| arguments(text))
         } else {
-            arguments(Tree::new(serde_json::from_str(json)?, attachments))
+            let tree = read_text(json, |text| Value::deserialize(text))?;
+            arguments(Tree::new(tree, attachments))
         }
     };
     read().map_err(ArgsError::Decode)
@@ -52,12 +54,41 @@ pub(super) fn decode_payload<T: DeserializeOwned>(json: &str, rest: usize) -> Re
         {
             return T::deserialize(BorrowedStrDeserializer::new(text));
         }
-        let mut text = serde_json::Deserializer::from_str(json);
-        let value = arguments(Tail(&mut text))?;
+        read_text(json, |text| arguments(Tail(text)))
+    };
+    read().map_err(ArgsError::Decode)
+}
+
+/// Reads a type from JSON text with the rules of this crate: nesting may be as deep as
+/// [`MAX_DEPTH`], and lone surrogates become U+FFFD.
+pub(super) fn from_text<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
+    read_text(json, |text| T::deserialize(text))
+}
+
+type Text<'a> = serde_json::Deserializer<StrRead<'a>>;
+
+/// `serde_json` refuses lone surrogates and stops at a depth of 128. Only a text that it refuses is
+/// looked at and read again, so that common texts are read once.
+fn read_text<T>(
+    json: &str,
+    read: impl Fn(&mut Text<'_>) -> Result<T, serde_json::Error>,
+) -> Result<T, serde_json::Error> {
+    let whole = |text: &mut Text<'_>| {
+        let value = read(text)?;
         text.end()?;
         Ok(value)
     };
-    read().map_err(ArgsError::Decode)
+    whole(&mut Text::from_str(json)).or_else(|error: serde_json::Error| {
+        let is_deep = error.to_string().starts_with("recursion limit exceeded");
+        let replaced = replace_lone_surrogates(json);
+        let may_succeed = is_deep || matches!(replaced, Cow::Owned(_));
+        if !may_succeed || Tokens::new(json, MAX_DEPTH).finish().is_err() {
+            return Err(error);
+        }
+        let mut text = Text::from_str(&replaced);
+        text.disable_recursion_limit();
+        whole(&mut text)
+    })
 }
 
 /// Passes on all elements of an array except the first.

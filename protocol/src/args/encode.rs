@@ -14,7 +14,7 @@ use serde::ser::{SerializeMap, Serializer};
 use serde_json::Error;
 use serde_json::ser::{Compound, Formatter};
 
-use super::{ArgsError, json::is_plain};
+use super::{ArgsError, Number, json::is_plain};
 
 /// The JSON array of the arguments, and their attachments.
 pub(super) fn encode<T: Serialize + ?Sized>(
@@ -94,7 +94,40 @@ struct Placeholders<'a> {
     attachments: &'a mut Vec<Bytes>,
 }
 
+impl Placeholders<'_> {
+    fn write_number<W: ?Sized + io::Write>(writer: &mut W, value: f64) -> io::Result<()> {
+        Ok(serde_json::to_writer(writer, &Number::from(value))?)
+    }
+}
+
 impl Formatter for Placeholders<'_> {
+    fn write_f32<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f32) -> io::Result<()> {
+        if value.fract() == 0.0 {
+            return Self::write_number(writer, value.into());
+        }
+        // The shortest text of a 32-bit float: 0.1 stays 0.1.
+        Ok(serde_json::to_writer(writer, &value)?)
+    }
+
+    fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        Self::write_number(writer, value)
+    }
+
+    fn write_u128<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: u128) -> io::Result<()> {
+        match u64::try_from(value) {
+            Ok(value) => self.write_u64(writer, value),
+            Err(_) => Self::write_number(writer, value as f64),
+        }
+    }
+
+    fn write_i128<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: i128) -> io::Result<()> {
+        match (i64::try_from(value), u64::try_from(value)) {
+            (Ok(value), _) => self.write_i64(writer, value),
+            (_, Ok(value)) => self.write_u64(writer, value),
+            _ => Self::write_number(writer, value as f64),
+        }
+    }
+
     fn write_byte_array<W: ?Sized + io::Write>(
         &mut self,
         writer: &mut W,

@@ -7,8 +7,8 @@
 //! is the common one, must not be looked at byte by byte (`serde_json` takes about a thousand
 //! instructions for a string of 128 bytes; see [`plain_strings`]).
 //!
-//! There is no recursion and no allocation, no byte is read twice, and no tree is built. The state
-//! is which token may come next:
+//! There is no recursion, no byte is read twice, no tree is built, and nothing is allocated up to a
+//! depth of 128. The state is which token may come next:
 //!
 //! ```text
 //!            ┌──────────── "," ◀───────────┐
@@ -20,9 +20,13 @@
 
 use std::borrow::Cow;
 
-/// Maximum depth of arrays and objects, whatever limit is asked for: one bit of a `u128` states for
-/// each open container whether it is an object. Typed decoding with `serde_json` has the same limit.
-pub const MAX_DEPTH: usize = 128;
+/// Maximum depth of arrays and objects, whatever limit is asked for. Typed decoding and the writing
+/// of MessagePack recurse, and a thread with a stack of 2 MiB must survive this depth.
+pub const MAX_DEPTH: usize = 500;
+
+/// Default of the configurable limit on depth, for clients, nodes and emitters alike. It is far beyond
+/// what applications send and far within [`MAX_DEPTH`].
+pub const DEFAULT_DEPTH: usize = 400;
 
 /// Why a text is not accepted as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +77,8 @@ pub struct Tokens<'a> {
     start: usize,
     /// Bit 0 is the innermost container: 1 for an object.
     open: u128,
+    /// The words of `open` for the containers outside, 128 each. Nearly always empty.
+    outer: Vec<u128>,
     depth: usize,
     max_depth: usize,
     expect: Expect,
@@ -97,6 +103,7 @@ impl<'a> Tokens<'a> {
             at: 0,
             start: 0,
             open: 0,
+            outer: Vec::new(),
             depth: 0,
             max_depth,
             expect: Expect::Value,
@@ -247,6 +254,9 @@ impl<'a> Tokens<'a> {
             });
         }
         let object = token == Token::BeginObject;
+        if self.depth > 0 && self.depth.is_multiple_of(u128::BITS as usize) {
+            self.outer.push(self.open);
+        }
         self.open = self.open << 1 | u128::from(object);
         self.depth += 1;
         self.at += 1;
@@ -261,6 +271,9 @@ impl<'a> Tokens<'a> {
     fn close(&mut self, token: Token<'a>) -> Token<'a> {
         self.open >>= 1;
         self.depth -= 1;
+        if self.depth > 0 && self.depth.is_multiple_of(u128::BITS as usize) {
+            self.open = self.outer.pop().expect("each 128 levels were stored");
+        }
         self.at += 1;
         self.after_value();
         token
@@ -351,6 +364,41 @@ fn unescape_unicode<'a>(digits: &'a str, text: &mut String) -> &'a str {
     }
     text.push(char::from_u32(u32::from(unit)).unwrap_or(char::REPLACEMENT_CHARACTER));
     rest
+}
+
+/// A JSON text in which each lone surrogate is an escape of U+FFFD; borrowed if there is none.
+///
+/// JavaScript's strings may contain half of a surrogate pair (`"😀".slice(0, 1)`), and JSON writes it
+/// as an escape. There is no such text in UTF-8.
+pub(super) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
+    let (mut text, mut copied, mut at) = (String::new(), 0, 0);
+    while let Some(found) = json[at..].find('\\') {
+        let escape = at + found;
+        let Some((unit, rest)) = json[escape + 1..].strip_prefix('u').and_then(hex_unit) else {
+            // The character behind the backslash may be a backslash, which escapes nothing.
+            let skipped = json[escape + 1..].chars().next().map_or(0, char::len_utf8);
+            at = escape + 1 + skipped;
+            continue;
+        };
+        at = escape + 6;
+        if !(0xd800..0xe000).contains(&unit) {
+            continue;
+        }
+        let low = rest.strip_prefix("\\u").and_then(hex_unit);
+        let is_pair = unit < 0xdc00 && low.is_some_and(|(low, _)| (0xdc00..0xe000).contains(&low));
+        if is_pair {
+            at += 6;
+            continue;
+        }
+        text.push_str(&json[copied..escape]);
+        text.push_str("\\ufffd");
+        copied = at;
+    }
+    if copied == 0 {
+        return json.into();
+    }
+    text.push_str(&json[copied..]);
+    text.into()
 }
 
 fn hex_unit(digits: &str) -> Option<(u16, &str)> {
@@ -663,11 +711,53 @@ mod tests {
         };
         assert_eq!(check(3, 3), Ok(()));
         assert_eq!(check(4, 3), Err(JsonError::TooDeep { limit: 3 }));
-        assert_eq!(check(MAX_DEPTH, usize::MAX), Ok(()));
+        for depth in [127, 128, 129, 255, 256, 257, MAX_DEPTH] {
+            assert_eq!(check(depth, usize::MAX), Ok(()));
+        }
         assert_eq!(
             check(MAX_DEPTH + 1, usize::MAX),
             Err(JsonError::TooDeep { limit: MAX_DEPTH })
         );
+    }
+
+    #[test]
+    fn lone_surrogates_are_replaced_and_pairs_are_kept() {
+        for (json, expected) in [
+            (r#"["\ud83d"]"#, r#"["\ufffd"]"#),
+            (r#"["a\uDC00b\ud83d\ude00"]"#, r#"["a\ufffdb\ud83d\ude00"]"#),
+            (r#"["\ud83d\ud83d\ude00"]"#, r#"["\ufffd\ud83d\ude00"]"#),
+            (r#"["\ud83d\u0041"]"#, r#"["\ufffd\u0041"]"#),
+            (r#"{"\ud83dk":"\ud83d\n"}"#, r#"{"\ufffdk":"\ufffd\n"}"#),
+            (r#"["\\ud83d","\\\ud83d"]"#, r#"["\\ud83d","\\\ufffd"]"#),
+            (r#"["\u00e9\""]"#, r#"["\u00e9\""]"#),
+            (r#"["\"#, r#"["\"#),
+        ] {
+            assert_eq!(replace_lone_surrogates(json), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn brackets_must_match_at_every_depth() {
+        for depth in [1, 127, 128, 129, 300] {
+            let open: String = (0..depth)
+                .map(|at| if at % 3 == 0 { "{\"a\":" } else { "[" })
+                .collect();
+            let close: String = (0..depth)
+                .rev()
+                .map(|at| if at % 3 == 0 { '}' } else { ']' })
+                .collect();
+            let text = format!("{open}0{close}");
+            assert!(tokens(&text).is_ok(), "{depth}");
+            for at in 0..depth {
+                let mut wrong = text.clone().into_bytes();
+                let at = wrong.len() - 1 - at;
+                wrong[at] = if wrong[at] == b'}' { b']' } else { b'}' };
+                assert!(
+                    tokens(std::str::from_utf8(&wrong).unwrap()).is_err(),
+                    "{depth} {at}"
+                );
+            }
+        }
     }
 
     #[test]

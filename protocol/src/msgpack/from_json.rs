@@ -13,7 +13,7 @@ use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use super::MsgpackError;
 use crate::args::json::{Token, Tokens, unescape};
-use crate::args::{Args, ArgsError, Container, survey};
+use crate::args::{Args, ArgsError, Container, Number, survey};
 
 /// Appends a JSON text as MessagePack, with the attachments in place of their placeholders.
 ///
@@ -178,30 +178,11 @@ impl Serialize for Item<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.token {
             Token::Bool(value) => serializer.serialize_bool(value),
-            Token::Number(text) => serialize_number(text, serializer),
+            Token::Number(text) => Number::parse(text).serialize(serializer),
             Token::String(raw) | Token::Key(raw) => serializer.serialize_str(&unescape(raw)),
             Token::BeginArray => self.walk.array(None, serializer),
             Token::BeginObject => self.walk.object(serializer),
             Token::Null | Token::EndArray | Token::EndObject => serializer.serialize_unit(),
         }
-    }
-}
-
-/// Writes a number as JavaScript means it: an integer while 64 bits hold it, otherwise a float.
-fn serialize_number<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    const TWO_POW_63: f64 = 9_223_372_036_854_775_808.0;
-    if let Ok(value) = text.parse() {
-        return serializer.serialize_u64(value);
-    }
-    if let Ok(value) = text.parse() {
-        return serializer.serialize_i64(value);
-    }
-    let value: f64 = text.parse().expect("JSON numbers are numbers to Rust");
-    if value.fract() == 0.0 && (0.0..2.0 * TWO_POW_63).contains(&value) {
-        serializer.serialize_u64(value as u64)
-    } else if value.fract() == 0.0 && (-TWO_POW_63..0.0).contains(&value) {
-        serializer.serialize_i64(value as i64)
-    } else {
-        serializer.serialize_f64(value)
     }
 }

@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::date::append_date;
 use super::{MsgpackError, Reader, Token};
-use crate::args::json::MAX_DEPTH;
-use crate::args::{Args, ArgsError, placeholders};
+use crate::args::json::{DEFAULT_DEPTH, MAX_DEPTH};
+use crate::args::{Args, ArgsError, Number, placeholders};
 
 /// The limits of a value that is transcoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +22,12 @@ pub struct TranscodeLimits {
     pub attachments: usize,
 }
 
-/// [`MAX_DEPTH`] and unlimited attachments, for trusted peers, whose messages are limited in bytes.
+/// [`DEFAULT_DEPTH`](crate::args::json::DEFAULT_DEPTH) and unlimited attachments, for trusted peers,
+/// whose messages are limited in bytes.
 impl Default for TranscodeLimits {
     fn default() -> Self {
         Self {
-            depth: MAX_DEPTH,
+            depth: DEFAULT_DEPTH,
             attachments: usize::MAX,
         }
     }
@@ -215,10 +216,7 @@ impl Writer {
     }
 
     fn float(&mut self, value: f64) {
-        match whole(value) {
-            Some(value) => self.number(value),
-            None => self.number(value),
-        }
+        self.number(Number::from(value));
     }
 
     fn checked(self) -> Result<(String, Vec<Bytes>), MsgpackError> {
@@ -240,9 +238,10 @@ pub(super) fn key_text(token: Token<'_>) -> Result<Cow<'_, str>, MsgpackError> {
         Token::Bool(value) => bool_text(value).into(),
         Token::Uint(value) => value.to_string().into(),
         Token::Int(value) => value.to_string().into(),
-        Token::Float(value) => match whole(value) {
-            Some(value) => value.to_string().into(),
-            None => value.to_string().into(),
+        Token::Float(value) => match Number::from(value) {
+            Number::Unsigned(value) => value.to_string().into(),
+            Number::Signed(value) => value.to_string().into(),
+            Number::Float(value) => value.to_string().into(),
         },
         _ => return Err(MsgpackError::UnsupportedKey),
     })
@@ -250,11 +249,4 @@ pub(super) fn key_text(token: Token<'_>) -> Result<Cow<'_, str>, MsgpackError> {
 
 fn bool_text(value: bool) -> &'static str {
     if value { "true" } else { "false" }
-}
-
-/// A float that is a whole number to JavaScript. It is written without a point, because typed
-/// decoding distinguishes `3` from `3.0` and the sender did not.
-fn whole(value: f64) -> Option<i64> {
-    const SAFE: f64 = 9_007_199_254_740_992.0;
-    (value.fract() == 0.0 && value.abs() <= SAFE).then_some(value as i64)
 }

@@ -4,8 +4,7 @@
 //! credentials are in a query behind the namespace, and errors have another shape. The MessagePack
 //! parser has the packets of revision 5 in its own encoding.
 
-use std::borrow::Cow;
-
+use crate::engine_io::open::decode_component;
 use crate::msgpack::MsgpackError;
 use serde_json::{Map, Value};
 
@@ -82,10 +81,10 @@ pub fn split_query(nsp: &str) -> (&str, Option<String>) {
     let mut auth = Map::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = Value::from(unquote(value));
-        match auth.get_mut(&*unquote(key)) {
+        let value = Value::from(decode_component(value));
+        match auth.get_mut(&*decode_component(key)) {
             None => {
-                auth.insert(unquote(key).into_owned(), value);
+                auth.insert(decode_component(key).into_owned(), value);
             }
             Some(Value::Array(values)) => values.push(value),
             Some(single) => *single = Value::Array(vec![single.take(), value]),
@@ -122,34 +121,6 @@ fn message_object(message: &str, data: Option<&str>) -> String {
 
 fn is_false(json: &str) -> bool {
     matches!(json, "null" | "false" | "0" | "-0" | "0.0" | "\"\"")
-}
-
-/// Resolves the escapes of a query. Invalid escapes are kept.
-fn unquote(text: &str) -> Cow<'_, str> {
-    if !text.contains(['%', '+']) {
-        return Cow::Borrowed(text);
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, behind)) = rest.split_first() {
-        rest = behind;
-        match (byte, behind) {
-            (b'+', _) => bytes.push(b' '),
-            (b'%', [high, low, behind @ ..]) => match (hex_digit(*high), hex_digit(*low)) {
-                (Some(high), Some(low)) => {
-                    bytes.push(high << 4 | low);
-                    rest = behind;
-                }
-                _ => bytes.push(byte),
-            },
-            _ => bytes.push(byte),
-        }
-    }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn hex_digit(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).map(|digit| digit as u8)
 }
 
 #[cfg(test)]

@@ -18,19 +18,19 @@
 use std::borrow::Cow;
 
 use crate::args::json::{JsonError, MAX_DEPTH, Token, is_space, unescape};
-use crate::args::placeholders;
+use crate::args::{JsonKind, placeholders, scan};
 use crate::event::is_reserved;
 use crate::msgpack::MsgpackError;
 use bytes::Bytes;
 
-use super::json::{JsonKind, scan};
 use super::packet::{EventName, Packet, PacketKind};
 
 /// The limits of one packet. Its size in bytes is limited by the transport. The server's settings
 /// have the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum depth of arrays and objects in a payload.
+    /// Maximum depth of arrays and objects in a payload; more than
+    /// [`MAX_DEPTH`] is [`MAX_DEPTH`].
     pub json_depth: usize,
     /// Maximum number of binary values in a packet of either parser.
     pub attachments: usize,

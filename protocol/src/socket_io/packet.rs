@@ -79,7 +79,8 @@ pub struct EventName<'a> {
 
 impl Packet<'_> {
     /// The arguments of an event, without its name, or of an acknowledgement. Packets of other kinds
-    /// and without a payload have none. This copies the text.
+    /// and without a payload have none. This copies the text and brings numbers into the form that
+    /// all nodes pass on: `1.0` becomes `1`.
     pub fn to_args(&self) -> Args {
         let attachments = || self.attachments.clone();
         let args = match (self.kind, &self.event) {
@@ -92,6 +93,7 @@ impl Packet<'_> {
             _ => return Args::default(),
         };
         args.expect("the payload of an event or acknowledgement is an array")
+            .with_canonical_numbers()
     }
 
     /// The payload of an event, from which a handler takes its arguments.

@@ -8,8 +8,9 @@ use serde_json::{Value, value::RawValue};
 use super::{WireError, buffers};
 use crate::{
     args::{
-        Args, ArgsError,
+        Args, ArgsError, First, from_json,
         json::{MAX_DEPTH, Token, Tokens, plain_strings, unescape},
+        scan,
     },
     msgpack::{self, Packed, Reader, TranscodeLimits, msgpack_to_json, read_args, read_event},
     raw::Raw,
@@ -173,11 +174,11 @@ impl Arguments {
     pub(super) fn tree(&self, raw: Raw<'_>) -> Result<Value, WireError> {
         match raw {
             Raw::Absent => Ok(Value::Null),
-            Raw::Json(text) => serde_json::from_str(text).map_err(WireError::Value),
+            Raw::Json(text) => from_json(text).map_err(WireError::Value),
             Raw::Msgpack(bytes) => {
                 let (value, attachments) = msgpack_to_json(&mut Reader::new(bytes), self.limits)?;
                 let text = buffers::lower(&value, &attachments)?;
-                serde_json::from_str(&text).map_err(WireError::Value)
+                from_json(&text).map_err(WireError::Value)
             }
         }
     }
@@ -200,20 +201,17 @@ impl Arguments {
 
     /// The name of an event, and the offset of what follows it and its comma.
     fn split_event<'a>(&self, array: &'a str) -> Result<(Cow<'a, str>, usize), WireError> {
-        if let Some((name, rest)) = plain_strings(array) {
-            return Ok((name.into(), rest));
+        match scan(array, self.limits.depth)?.first {
+            Some(First {
+                token: Token::String(raw),
+                rest,
+            }) => Ok((unescape(raw), rest)),
+            Some(First {
+                token: Token::Number(text),
+                rest,
+            }) => Ok((text.into(), rest)),
+            _ => Err(expected("an event")),
         }
-        let mut tokens = Tokens::new(array, self.limits.depth);
-        let is_array = tokens.token()? == Some(Token::BeginArray);
-        let name = match tokens.token()? {
-            Some(Token::String(raw)) if is_array => unescape(raw),
-            Some(Token::Number(text)) if is_array => text.into(),
-            _ => return Err(expected("an event")),
-        };
-        tokens.token()?;
-        let rest = tokens.start();
-        tokens.finish()?;
-        Ok((name, rest))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use roomcast_protocol::args::Args;
-use roomcast_protocol::channel::{EMITTER_UID, Kind, Mode};
+use roomcast_protocol::channel::{Channels, EMITTER_UID, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
 use roomcast_protocol::message::Message;
 use roomcast_protocol::question::{Answer, Question};
@@ -13,7 +13,7 @@ use roomcast_protocol::target::Target;
 use roomcast_protocol::wire::{Asker, Incoming, Parser, Publication, Reply, Wire, WireError};
 use roomcast_protocol::{
     channel::Dialect,
-    msgpack::{Reader, Token},
+    msgpack::{Reader, Token, TranscodeLimits},
 };
 
 use crate::captures::{classic, node, sharded, wire_as};
@@ -301,6 +301,51 @@ fn an_order_that_shall_be_answered_is_a_question_to_nodes_of_ours_alone() {
     }
 }
 
+/// The limit that is configured is the limit of every format.
+#[test]
+fn data_is_read_as_deep_as_configured_and_no_deeper() {
+    const DEPTH: usize = 300;
+    let limits = TranscodeLimits {
+        depth: DEPTH,
+        ..TranscodeLimits::default()
+    };
+    for (dialect, parser) in [
+        (Dialect::Classic, Parser::Msgpack),
+        (Dialect::Classic, Parser::Json),
+        (Dialect::Sharded(Mode::Static), Parser::Msgpack),
+    ] {
+        let wire = Wire::new(Channels::new("p", dialect), parser, limits);
+        let sent = |depth: usize, binary: Option<Bytes>| {
+            let inner = binary
+                .as_ref()
+                .map_or("1", |_| r#"{"_placeholder":true,"num":0}"#);
+            let inside = depth - usize::from(binary.is_some());
+            let json = "[".repeat(inside) + inner + &"]".repeat(inside);
+            let args = Args::from_text(json.into(), binary.into_iter().collect()).unwrap();
+            let message = broadcast(args);
+            let written = wire.message("/", "u", &message, None).unwrap();
+            let read = wire.read("/", Kind::Broadcast, &written.payload);
+            read.map(|incoming| {
+                let confirm = None;
+                assert_eq!(incoming, Incoming::Message { message, confirm });
+            })
+        };
+        sent(DEPTH, None).unwrap();
+        let error = sent(DEPTH + 1, None).unwrap_err().to_string();
+        assert!(error.contains("nested deeper than 300"), "{error}");
+        if parser == Parser::Msgpack {
+            sent(DEPTH, Some(Bytes::from_static(b"x"))).unwrap();
+        }
+    }
+    // By default, data of emitters that is deeper than anything seen is read.
+    let deep =
+        broadcast(Args::from_text(("[".repeat(400) + &"]".repeat(400)).into(), vec![]).unwrap());
+    let written = classic().message("/", "u", &deep, None).unwrap();
+    classic()
+        .read("/", Kind::Broadcast, &written.payload)
+        .unwrap();
+}
+
 /// Servers of Node's would stop at them.
 #[test]
 fn arguments_that_are_no_json_are_not_published() {
@@ -309,7 +354,7 @@ fn arguments_that_are_no_json_are_not_published() {
         let json = r#"[{"_placeholder":true,"num":0},]"#;
         Args::from_text(json.into(), vec![Bytes::new()]).unwrap()
     };
-    let deep = "[".repeat(129) + &"]".repeat(129);
+    let deep = "[".repeat(501) + &"]".repeat(501);
     let deep = Args::from_text(deep.into(), Vec::new()).unwrap();
     for wire in [
         classic(),

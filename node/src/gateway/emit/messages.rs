@@ -11,7 +11,10 @@ use std::{
 
 use roomcast::{
     Args,
-    emitter::protocol::args::json::{MAX_DEPTH, Tokens},
+    emitter::protocol::args::{
+        from_json,
+        json::{MAX_DEPTH, Tokens},
+    },
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -192,8 +195,7 @@ struct Line {
 
 impl Message {
     fn read(text: &str) -> Result<Self, Failure> {
-        let line: Line =
-            serde_json::from_str(text).map_err(|error| Failure::Json(in_column(&error)))?;
+        let line: Line = from_json(text).map_err(|error| Failure::Json(in_column(&error)))?;
         let values: Vec<_> = line.args.iter().map(Value::to_string).collect();
         Ok(Self {
             event: line.event,

@@ -33,6 +33,17 @@ fn one(text: &str) -> Result<Option<Packet<'_>>, DecodeError> {
     Decoder::default().text(text, &LIMITS)
 }
 
+#[test]
+fn numbers_of_a_client_are_passed_on_in_the_form_of_all_nodes() {
+    let text = r#"2["e",1.0,-0.0,{"a":[1.50,1e2,1e999,2.5]},"1.0"]"#;
+    let packet = one(text).unwrap().unwrap();
+    let expected = r#"[1,0,{"a":[1.5,100,null,2.5]},"1.0"]"#;
+    assert_eq!(packet.to_args().json(), expected);
+    assert_eq!(packet.payload().to_args().unwrap().json(), expected);
+    let ack = one("37[1.0]").unwrap().unwrap();
+    assert_eq!(ack.to_args().json(), "[1]");
+}
+
 /// What comes of a sequence of messages: packets, then perhaps an error.
 fn all(messages: &[Value]) -> (Vec<Packet<'_>>, Option<DecodeError>, bool) {
     let mut decoder = Decoder::default();

@@ -1,23 +1,23 @@
-//! Validates a payload in one pass: is it JSON, what kind of value is it, and where is its first
-//! element?
+//! Validates a JSON text in one pass: what kind of value is it, and where is its first element, which
+//! in the payload of an event is the name?
 //!
-//! It uses the tokenizer of [`crate::args::json`], so there is no recursion and no tree. It accepts
-//! what `JSON.parse` accepts; `decode` checks whether the packet may have such a payload.
+//! There is neither recursion nor a tree. It accepts what `JSON.parse` accepts; callers check
+//! whether the content is what they need.
 
-use crate::args::json::{JsonError, Token, Tokens, is_space, plain_strings};
+use super::json::{JsonError, Token, Tokens, is_space, plain_strings};
 
 /// What a scan found in a valid JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Scan<'a> {
+pub(crate) struct Scan<'a> {
     /// The kind of the outermost value.
-    pub(super) kind: JsonKind,
+    pub(crate) kind: JsonKind,
     /// The first element of an array that is not empty.
-    pub(super) first: Option<First<'a>>,
+    pub(crate) first: Option<First<'a>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 /// The kind of a JSON value.
-pub(super) enum JsonKind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JsonKind {
     /// An object.
     Object,
     /// An array.
@@ -30,15 +30,15 @@ pub(super) enum JsonKind {
 
 /// The first element of an array, and where the next one begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct First<'a> {
+pub(crate) struct First<'a> {
     /// The first token of the element.
-    pub(super) token: Token<'a>,
+    pub(crate) token: Token<'a>,
     /// Offset in bytes of what follows the comma, or of the closing bracket if there is no comma.
-    pub(super) rest: usize,
+    pub(crate) rest: usize,
 }
 
 /// Validates all of `text`. Fails if it is not JSON or nests deeper than `max_depth`.
-pub(super) fn scan(text: &str, max_depth: usize) -> Result<Scan<'_>, JsonError> {
+pub(crate) fn scan(text: &str, max_depth: usize) -> Result<Scan<'_>, JsonError> {
     if let (Some((first, rest)), true) = (plain_strings(text), max_depth > 0) {
         let token = Token::String(first);
         return Ok(Scan {
