@@ -78,8 +78,9 @@ impl PacketError {
 
 /// Decodes a WebSocket text frame or one packet of a polling body, revision 4.
 ///
-/// A binary message that is not base64 is refused. Node's decoder skips invalid characters, so the
-/// application receives bytes that nobody sent.
+/// White space in base64 is skipped, because the official clients for Java and Android break lines.
+/// Any other character that is not base64 is refused. Node's decoder skips it, so the application
+/// receives bytes that nobody sent.
 pub fn decode_text(text: &str) -> Result<Packet<'_>, PacketError> {
     match text.strip_prefix('b') {
         Some(base64) => decode_base64(base64),
@@ -144,14 +145,22 @@ fn decode_plain(text: &str) -> Result<Packet<'_>, PacketError> {
 }
 
 fn decode_base64(base64: &str) -> Result<Packet<'static>, PacketError> {
+    let mut base64 = Cow::Borrowed(base64);
+    if base64.contains(is_line_space) {
+        base64 = base64.replace(is_line_space, "").into();
+    }
     let url_safe = base64.bytes().any(|byte| matches!(byte, b'-' | b'_'));
     let engine = if url_safe {
         &LENIENT_URL_SAFE
     } else {
         &LENIENT
     };
-    let bytes = engine.decode(base64).map_err(|_| PacketError::Base64)?;
+    let bytes = engine.decode(&*base64).map_err(|_| PacketError::Base64)?;
     Ok(Packet::Message(Message::Binary(Cow::Owned(bytes))))
+}
+
+fn is_line_space(character: char) -> bool {
+    matches!(character, '\n' | '\r' | ' ' | '\t')
 }
 
 fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -226,8 +235,26 @@ pub(super) mod tests {
 
     #[test]
     fn damaged_base64_is_refused() {
-        for text in ["bA", "bAQ=I", "b===", "bAQ ID", "b\u{e9}AQI"] {
+        for text in ["bA", "bAQ=I", "b===", "bAQ*ID", "b\u{e9}AQI"] {
             assert_eq!(decode_text(text), Err(PacketError::Base64), "{text}");
+        }
+    }
+
+    /// `android.util.Base64` breaks lines after 76 characters by default, and MIME encoders with `\r\n`.
+    #[test]
+    fn base64_with_line_breaks_is_read_in_both_revisions() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let base64 = STANDARD.encode(&bytes);
+        for line_break in ["\n", "\r\n"] {
+            let lines: Vec<_> = base64.as_bytes().chunks(76).collect();
+            let lines: Vec<_> = lines
+                .iter()
+                .map(|line| str::from_utf8(line).unwrap())
+                .collect();
+            let broken = lines.join(line_break) + line_break;
+            let expected = Ok(Packet::Message(Message::Binary(Cow::Borrowed(&bytes))));
+            assert_eq!(decode_text(&format!("b{broken}")), expected);
+            assert_eq!(decode_text_v3(&format!("b4{broken}")), expected);
         }
     }
 
