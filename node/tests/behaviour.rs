@@ -686,6 +686,32 @@ async fn a_typed_handler_gets_u_fffd_for_half_of_an_emoji() {
     assert_eq!(client.ask(r#"["raw",1.0,-0.0]"#).await, "[1,0]");
 }
 
+/// Clients that cannot receive binary frames say so with `b64=1`, as official clients do with the
+/// option `forceBase64`.
+#[tokio::test]
+async fn a_websocket_with_b64_carries_binary_as_base64_in_both_revisions() {
+    for (revision, sent, expected) in [(4, "bAQID", "bAQID"), (3, "b4AQID", "b4AQID")] {
+        let namespace = Namespace::new("/").on("echo", async |_: Socket, bytes: Bytes| bytes);
+        let builder = Server::builder().namespace(namespace).allow_eio3(true);
+        let server = TestServer::start(builder).await;
+        let target = format!("/socket.io/?EIO={revision}&transport=websocket&b64=1");
+        let mut client = WebSocket::upgrade(server.address, &target).await;
+        assert!(client.text().await.starts_with("0{"));
+        if revision == 4 {
+            client.send("40").await;
+        }
+        assert!(client.text().await.starts_with("40"));
+        let header = r#"0["echo",{"_placeholder":true,"num":0}]"#;
+        client.send(&format!("451-{header}")).await;
+        client.send(sent).await;
+        assert_eq!(
+            client.text().await,
+            r#"461-0[{"_placeholder":true,"num":0}]"#
+        );
+        assert_eq!(client.text().await, expected);
+    }
+}
+
 #[tokio::test]
 async fn a_client_of_revision_3_is_served_by_polling() {
     let (server, _) = revision_3().await;

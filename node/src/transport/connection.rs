@@ -20,7 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     connection_state::{ConnectionState, Due, Push, Reach, Todo},
     engine::Engine,
-    frame::Frame,
+    frame::{Frame, WireForm},
     lane::Lane,
     polling::Polling,
     sessions::{Slot, Tick},
@@ -42,9 +42,7 @@ pub(crate) struct Connection {
     locked: Mutex<Locked>,
     id: EngineId,
     lane: u16,
-    revision: Revision,
-    /// Whether a polling client of revision 3 takes text only.
-    b64: bool,
+    form: WireForm,
     /// A copy of [`ConnectionState::may_reply_directly`], which the driver reads without the lock:
     /// whatever its handlers have seen has happened before.
     direct: AtomicBool,
@@ -75,15 +73,14 @@ impl Connection {
     /// Registers a new connection; its open packet is queued by the caller.
     pub(super) fn new(
         engine: &Arc<Engine>,
-        revision: Revision,
+        form: WireForm,
         stream: Option<Stream>,
         polling: Option<Box<Polling>>,
-        b64: bool,
     ) -> Arc<Self> {
         let id = engine.ids.engine_id();
         let lane = engine.lane_index(id.as_str());
         let locked = Locked {
-            state: ConnectionState::new(revision, &engine.config, engine.clock.now()),
+            state: ConnectionState::new(form.revision, &engine.config, engine.clock.now()),
             stream,
             driver: None,
             polling,
@@ -95,8 +92,7 @@ impl Connection {
             locked: Mutex::new(locked),
             id,
             lane: u16::try_from(lane).expect("few lanes"),
-            revision,
-            b64,
+            form,
             direct: AtomicBool::new(false),
         });
         let slot = connection.lane().sessions().insert(Arc::clone(&connection));
@@ -124,11 +120,11 @@ impl Connection {
     }
 
     pub(crate) fn revision(&self) -> Revision {
-        self.revision
+        self.form.revision
     }
 
     pub(super) fn takes_base64_only(&self) -> bool {
-        self.b64
+        self.form.base64
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Locked> {
@@ -305,13 +301,13 @@ impl Connection {
             return 0;
         };
         let error = loop {
-            let Some(bytes) = state.next_write(self.revision, scratch) else {
+            let Some(bytes) = state.next_write(self.form, scratch) else {
                 return total;
             };
             match stream.try_write(cx.as_deref_mut(), bytes) {
                 Ok(count) => {
                     total += count;
-                    state.wrote(count, self.revision);
+                    state.wrote(count, self.form);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break error,
@@ -409,7 +405,7 @@ impl Connection {
     ) -> (usize, Option<CloseReason>) {
         let mut guard = self.lock();
         let locked = &mut *guard;
-        locked.state.end_turn(replies, self.revision);
+        locked.state.end_turn(replies, self.form);
         self.publish_direct(locked);
         let mut sent = 0;
         if let (false, Some(stream)) = (replies.is_empty(), &mut locked.stream) {
@@ -542,7 +538,11 @@ mod tests {
         let engine = Arc::new(Engine::new(Config::default(), Arc::new(Metrics::new()), 1));
         engine.begin_drain();
         let stream = Some(Stream::Tcp(tcp));
-        let connection = Connection::new(&engine, Revision::V4, stream, None, false);
+        let form = WireForm {
+            revision: Revision::V4,
+            base64: false,
+        };
+        let connection = Connection::new(&engine, form, stream, None);
         connection.begin(Frame::packet("0{}"), Some(b"head "));
         connection.flush(&mut Vec::new());
         connection.release();

@@ -34,7 +34,7 @@ use std::time::Duration;
 use super::{
     backlog,
     config::{Config, Limits},
-    frame::Frame,
+    frame::{Frame, WireForm},
     outbox::Outbox,
     websocket,
 };
@@ -420,13 +420,13 @@ impl ConnectionState {
 
     /// The turn ends. What fits is added to its replies, to leave in the same write. Replies come
     /// first, because they are only written directly while the outbox was empty.
-    pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, revision: Revision) {
+    pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, form: WireForm) {
         self.in_turn = false;
         self.direct = false;
         let queued = self.outbox.bytes();
         if !replies.is_empty() && queued > 0 && replies.len() + queued <= COALESCE_BYTES {
             for frame in self.outbox.iter() {
-                replies.extend_from_slice(frame.websocket(revision));
+                replies.extend_from_slice(frame.websocket(form));
             }
             self.outbox.clear();
         }
@@ -450,7 +450,7 @@ impl ConnectionState {
     /// What to write next to the WebSocket; none when all is written.
     pub(super) fn next_write<'a>(
         &'a mut self,
-        revision: Revision,
+        form: WireForm,
         scratch: &'a mut Vec<u8>,
     ) -> Option<&'a [u8]> {
         let mut frames = self.outbox.iter();
@@ -458,17 +458,17 @@ impl ConnectionState {
             self.blocked = false;
             return None;
         };
-        let first = &first.websocket(revision)[self.outbox.written()..];
+        let first = &first.websocket(form)[self.outbox.written()..];
         let gathers = frames
             .next()
-            .is_some_and(|second| first.len() + second.websocket(revision).len() <= COALESCE_BYTES);
+            .is_some_and(|second| first.len() + second.websocket(form).len() <= COALESCE_BYTES);
         if !gathers {
             return Some(first);
         }
         scratch.clear();
         let mut skip = self.outbox.written();
         for frame in self.outbox.iter() {
-            let bytes = &frame.websocket(revision)[skip..];
+            let bytes = &frame.websocket(form)[skip..];
             skip = 0;
             if scratch.len() + bytes.len() > COALESCE_BYTES {
                 break;
@@ -479,9 +479,9 @@ impl ConnectionState {
     }
 
     /// `count` bytes of what was to be written are on the wire.
-    pub(super) fn wrote(&mut self, count: usize, revision: Revision) {
+    pub(super) fn wrote(&mut self, count: usize, form: WireForm) {
         self.outbox
-            .advance(count, |frame| frame.websocket(revision).len());
+            .advance(count, |frame| frame.websocket(form).len());
     }
 
     /// The system takes no more now. `progressed`: it has taken something since the last time.

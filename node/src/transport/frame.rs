@@ -12,8 +12,16 @@ use std::{
 use bytes::Bytes;
 use prometheus::IntGauge;
 
-use super::websocket::{Opcode, frame_header};
+use super::websocket::{Opcode, append_text, frame_header};
 use roomcast_protocol::engine_io::{open::Revision, packet, payload, payload_v3};
+
+/// The form in which a connection's WebSocket carries packets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WireForm {
+    pub(crate) revision: Revision,
+    /// Whether the client can receive text only (`b64=1`), so that binary is base64.
+    pub(crate) base64: bool,
+}
 
 /// The longest header of a WebSocket frame from a server, and the packet type `4`.
 const HEAD: usize = 11;
@@ -34,6 +42,8 @@ struct Inner {
 #[derive(Default)]
 struct OtherForms {
     websocket_v3: OnceLock<Box<[u8]>>,
+    websocket_base64: OnceLock<Box<[u8]>>,
+    websocket_base64_v3: OnceLock<Box<[u8]>>,
     base64: OnceLock<Box<[Box<[u8]>]>>,
     waiting: OnceLock<Waiting>,
 }
@@ -101,13 +111,17 @@ impl Frame {
     }
 
     /// The bytes to write to a WebSocket.
-    pub(crate) fn websocket(&self, revision: Revision) -> &[u8] {
-        if revision == Revision::V4 || self.0.binary.is_empty() {
+    pub(crate) fn websocket(&self, form: WireForm) -> &[u8] {
+        if self.0.binary.is_empty() {
             return &self.0.wire;
         }
-        self.other()
-            .websocket_v3
-            .get_or_init(|| self.make_websocket_v3())
+        let made = match (form.revision, form.base64) {
+            (Revision::V4, false) => return &self.0.wire,
+            (Revision::V3, false) => &self.other().websocket_v3,
+            (Revision::V4, true) => &self.other().websocket_base64,
+            (Revision::V3, true) => &self.other().websocket_base64_v3,
+        };
+        made.get_or_init(|| self.make_websocket(form))
     }
 
     /// The number of packets that the frame has in a polling body.
@@ -181,13 +195,23 @@ impl Frame {
     }
 
     /// Revision 3 has the packet type in front of binary messages as well.
-    fn make_websocket_v3(&self) -> Box<[u8]> {
+    fn make_websocket(&self, form: WireForm) -> Box<[u8]> {
         let mut wire = self.0.wire[..self.0.text.end].to_vec();
         for bytes in &self.0.binary {
-            let (header, len) = frame_header(Opcode::Binary, bytes.len() + 1);
-            wire.extend_from_slice(&header[..len]);
-            wire.push(packet::MESSAGE_BYTE);
-            wire.extend_from_slice(bytes);
+            match (form.revision, form.base64) {
+                (Revision::V4, true) => append_text(&mut wire, |out| {
+                    packet::write_binary_message(out, bytes);
+                }),
+                (Revision::V3, true) => append_text(&mut wire, |out| {
+                    packet::write_binary_message_v3(out, bytes);
+                }),
+                (_, false) => {
+                    let (header, len) = frame_header(Opcode::Binary, bytes.len() + 1);
+                    wire.extend_from_slice(&header[..len]);
+                    wire.push(packet::MESSAGE_BYTE);
+                    wire.extend_from_slice(bytes);
+                }
+            }
         }
         wire.into()
     }
@@ -214,6 +238,25 @@ fn append_binary_v4(wire: &mut Vec<u8>, binary: &[Bytes]) {
 mod tests {
     use super::*;
 
+    const FORMS: [WireForm; 4] = [
+        WireForm {
+            revision: Revision::V4,
+            base64: false,
+        },
+        WireForm {
+            revision: Revision::V3,
+            base64: false,
+        },
+        WireForm {
+            revision: Revision::V4,
+            base64: true,
+        },
+        WireForm {
+            revision: Revision::V3,
+            base64: true,
+        },
+    ];
+
     #[test]
     fn a_text_message_is_one_websocket_frame_whatever_its_length() {
         for len in [0, 1, 124, 125, 65_534, 65_535] {
@@ -221,8 +264,9 @@ mod tests {
             let frame = Frame::message(|out| out.extend_from_slice(text.as_bytes()), &[]);
             let (header, header_len) = frame_header(Opcode::Text, len + 1);
             let expected = [&header[..header_len], b"4", text.as_bytes()].concat();
-            assert_eq!(frame.websocket(Revision::V4), expected);
-            assert_eq!(frame.websocket(Revision::V3), expected);
+            for form in FORMS {
+                assert_eq!(frame.websocket(form), expected);
+            }
             assert_eq!(frame.packets(), 1);
         }
     }
@@ -232,9 +276,13 @@ mod tests {
         let binary = [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])];
         let frame = Frame::message(|out| out.extend_from_slice(b"52-[]"), &binary);
         let v4 = b"\x81\x06452-[]\x82\x02\x01\x02\x82\x01\x03";
-        assert_eq!(frame.websocket(Revision::V4), v4);
         let v3 = b"\x81\x06452-[]\x82\x03\x04\x01\x02\x82\x02\x04\x03";
-        assert_eq!(frame.websocket(Revision::V3), v3);
+        let base64 = b"\x81\x06452-[]\x81\x05bAQI=\x81\x05bAw==";
+        let base64_v3 = b"\x81\x06452-[]\x81\x06b4AQI=\x81\x06b4Aw==";
+        let expected: [&[u8]; 4] = [v4, v3, base64, base64_v3];
+        for (form, expected) in FORMS.into_iter().zip(expected) {
+            assert_eq!(frame.websocket(form), expected, "{form:?}");
+        }
         assert_eq!(frame.packets(), 3);
         let mut body = payload::BodyWriter::new();
         frame.write_polling_v4(&mut body);

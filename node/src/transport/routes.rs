@@ -28,7 +28,7 @@ use super::{
     connection::Connection,
     cors::Cors,
     engine::{Acceptor, Engine},
-    frame::Frame,
+    frame::{Frame, WireForm},
     handshake::{Handshake, kept},
     http_stream::Handoff,
     polling::{self, Polling},
@@ -191,7 +191,10 @@ impl Routes {
                 return Err(DRAINING);
             }
         }
-        let revision = query.revision(engine.config.allow_eio3)?;
+        let form = WireForm {
+            revision: query.revision(engine.config.allow_eio3)?,
+            base64: query.b64,
+        };
         if transport == TransportName::WebSocket {
             let response = switching_protocols(request.headers())?;
             let upgrade = hyper::upgrade::on(&mut request);
@@ -203,7 +206,7 @@ impl Routes {
                 let address = address.or_else(|| stream.peer());
                 Handshake::new(&parts.uri, &parts.headers, address, extensions)
             };
-            let opening = upgrade::open(engine, acceptor, permit, upgrade, revision, handshake);
+            let opening = upgrade::open(engine, acceptor, permit, upgrade, form, handshake);
             match handoff {
                 Some(handoff) => handoff.leave(opening),
                 // Ends with the HTTP connection at the latest, whose upgrade it waits for.
@@ -212,15 +215,15 @@ impl Routes {
             return Ok(response);
         }
         let polling = Some(Box::<Polling>::default());
-        let connection = Connection::new(engine, revision, None, polling, query.b64);
-        engine.opened(transport, revision);
+        let connection = Connection::new(engine, form, None, polling);
+        engine.opened(transport, form.revision);
         let websocket = [TransportName::WebSocket];
         let upgrades = engine.config.websocket && engine.config.allow_upgrades;
         connection.send_open(Vec::new(), if upgrades { &websocket } else { &[] });
         let extensions = keep(request.extensions());
         let handshake = Handshake::new(request.uri(), request.headers(), address, extensions);
         self.acceptor.accept(&connection, handshake, permit);
-        if revision == Revision::V3 {
+        if form.revision == Revision::V3 {
             // The driver connects a client of revision 3 to the main namespace by itself, and its
             // first packet usually goes with the open packet.
             tokio::task::yield_now().await;

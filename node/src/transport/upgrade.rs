@@ -24,12 +24,13 @@ use super::{
     connection::Connection,
     driver::echo_of,
     engine::{Acceptor, ConnectionPermit, Engine},
+    frame::WireForm,
     handshake::Handshake,
     polling::Polling,
     stream::{Stream, Unwrapped},
     websocket::{self, Event, Opcode},
 };
-use roomcast_protocol::engine_io::open::{Revision, TransportName};
+use roomcast_protocol::engine_io::open::TransportName;
 
 /// How long writing the close frame of a WebSocket that is not wanted may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ pub(super) async fn open(
     acceptor: Arc<dyn Acceptor>,
     permit: ConnectionPermit,
     upgrade: OnUpgrade,
-    revision: Revision,
+    form: WireForm,
     handshake: impl FnOnce(&Stream) -> Handshake,
 ) {
     // An error means that the client has gone; nothing was opened.
@@ -56,8 +57,8 @@ pub(super) async fn open(
     let Unwrapped { stream, read, head } = Unwrapped::new(upgraded);
     let handshake = handshake(&stream);
     let kept = (!read.is_empty()).then(|| Box::new(Polling::handed_over(read)));
-    let connection = Connection::new(&engine, revision, Some(stream), kept, false);
-    engine.opened(TransportName::WebSocket, revision);
+    let connection = Connection::new(&engine, form, Some(stream), kept);
+    engine.opened(TransportName::WebSocket, form.revision);
     connection.send_open(head, &[]);
     acceptor.accept(&connection, handshake, permit);
 }

@@ -9,6 +9,11 @@ use super::*;
 use crate::transport::websocket::append_text;
 use roomcast_protocol::engine_io::{packet::decode_text, payload::BodyWriter};
 
+const FORM: WireForm = WireForm {
+    revision: Revision::V4,
+    base64: false,
+};
+
 /// Times advance by this, as the ticks of a lane do.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -358,7 +363,7 @@ impl Pair {
             }
             self.check();
         }
-        self.state.end_turn(&mut replies, Revision::V4);
+        self.state.end_turn(&mut replies, FORM);
         if !replies.is_empty() {
             let count = self.fill(&replies).unwrap_or_default();
             self.state.replied(&replies, count);
@@ -383,14 +388,14 @@ impl Pair {
 
     fn write(&mut self) {
         let (mut scratch, mut progressed) = (Vec::new(), false);
-        while let Some(bytes) = self.state.next_write(Revision::V4, &mut scratch) {
+        while let Some(bytes) = self.state.next_write(FORM, &mut scratch) {
             let bytes = bytes.to_vec();
             let Some(count) = self.fill(&bytes) else {
                 self.state.block(progressed, self.now);
                 return;
             };
             progressed = true;
-            self.state.wrote(count, Revision::V4);
+            self.state.wrote(count, FORM);
         }
     }
 
