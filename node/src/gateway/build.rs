@@ -7,6 +7,7 @@ use super::{
     cluster,
     config::{Browser, Config, PacketParser, Protocol, Transport},
     rooms,
+    settings::NamespaceName,
     values::{CookieName, Origin},
 };
 
@@ -47,9 +48,12 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
             ..Cookie::default()
         });
     }
-    for name in &config.protocol.namespace {
+    for name in config.namespaces() {
         let namespace = Namespace::new(name.as_str());
-        let is_open = config.protocol.client_rooms.0;
+        let section = config.settings.namespaces.get(&NamespaceName(name));
+        let is_open = section
+            .and_then(|section| section.client_rooms)
+            .unwrap_or(config.protocol.client_rooms.0);
         builder = builder.namespace(if is_open {
             rooms::open(namespace)
         } else {

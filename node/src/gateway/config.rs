@@ -2,9 +2,15 @@
 //!
 //! The doc comments of the fields are the manual: `--help` and the table of options show them.
 //! Values are parsed here, once (see `values`). `build` and `run` decide what they do. Environment
-//! variables and switches are completed in one place, `options::complete`.
+//! variables and switches are completed in one place, `options::complete`. The file's values become
+//! defaults of the options, see `settings`.
 
-use std::{env, ffi::OsString, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    ffi::OsString,
+    net::SocketAddr,
+};
 
 use super::{
     cluster::{self, ClusterOptions},
@@ -13,16 +19,21 @@ use super::{
     logging::LogFormat,
     options,
     redis::RedisOptions,
-    values::{self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, Span, Switch, Workers},
+    settings::{File, FileError, Settings},
+    values::{
+        self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, SettingsFile, Span, Switch,
+        Workers,
+    },
 };
 use clap::{
-    Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
-    error::ErrorKind,
+    Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    error::ErrorKind, parser::ValueSource,
 };
 
 /// A Socket.IO server.
 ///
-/// Every option can be given as a flag or as an environment variable; the flag wins.
+/// Every option can be given as a flag, as an environment variable, or in a TOML file (--config). The
+/// flag wins over the variable, and the variable over the file.
 /// Durations carry a unit (300ms, 25s, 2m), sizes may (1000000, 1MB, 1MiB).
 #[derive(Debug, Parser)]
 #[command(name = "roomcast", version, max_term_width = 100)]
@@ -58,6 +69,8 @@ pub(crate) enum Job {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Config {
     #[command(flatten)]
+    pub(crate) source: Source,
+    #[command(flatten)]
     pub(crate) listen: Listen,
     #[command(flatten)]
     pub(crate) protocol: Protocol,
@@ -71,6 +84,40 @@ pub(crate) struct Config {
     pub(crate) cluster: ClusterOptions,
     #[command(flatten)]
     pub(crate) operation: Operation,
+    /// The sections of the file.
+    #[arg(skip)]
+    pub(crate) settings: Settings,
+    /// Where the value of each option is from, by flag.
+    #[arg(skip)]
+    pub(crate) values: BTreeMap<String, Value>,
+}
+
+/// The value of an option as it was written, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Value {
+    pub(crate) text: String,
+    pub(crate) origin: ValueOrigin,
+}
+
+/// Where a value is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ValueOrigin {
+    Default,
+    File,
+    Environment,
+    Flag,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Settings")]
+pub(crate) struct Source {
+    /// TOML file with settings, below the environment and the flags: `off` or FILE
+    ///
+    /// The key of an option is its flag with underscores, such as ping_interval = "25s". Some settings
+    /// exist only there, in sections.
+    #[arg(long, value_name = "FILE", default_value = "off")]
+    #[arg(value_parser = values::settings_file)]
+    pub(crate) config: SettingsFile,
 }
 
 /// The options of `roomcast demo`; the others have the defaults of `serve`.
@@ -238,6 +285,39 @@ pub(crate) enum PacketParser {
 }
 
 impl Config {
+    /// Adds what clap does not: the sections of the file, and where the values are from.
+    fn complete(&mut self, matches: &ArgMatches, file: File) {
+        self.values = serve_options()
+            .iter()
+            .filter_map(|option| {
+                let (id, flag) = (option.get_id().as_str(), option.get_long()?);
+                let texts = matches.get_raw(id)?.map(|text| text.to_string_lossy());
+                let origin = match matches.value_source(id)? {
+                    ValueSource::CommandLine => ValueOrigin::Flag,
+                    ValueSource::EnvVariable => ValueOrigin::Environment,
+                    _ if file.values.contains_key(flag) => ValueOrigin::File,
+                    _ => ValueOrigin::Default,
+                };
+                let text = texts.collect::<Vec<_>>().join(",");
+                Some((flag.to_owned(), Value { text, origin }))
+            })
+            .collect();
+        self.settings = file.settings;
+    }
+
+    /// The namespaces that are served: those of the file's sections, and those of `--namespace`. Its
+    /// default counts only if there are no others.
+    pub(crate) fn namespaces(&self) -> BTreeSet<String> {
+        let of_sections = self.settings.namespaces.keys().map(|name| name.0.clone());
+        let of_option = self.values.get("namespace");
+        let is_default = of_option.is_none_or(|value| value.origin == ValueOrigin::Default);
+        let mut names: BTreeSet<_> = of_sections.collect();
+        if !is_default || names.is_empty() {
+            names.extend(self.protocol.namespace.iter().cloned());
+        }
+        names
+    }
+
     /// Checks options that are valid one by one but not together.
     fn fits(&self) -> Result<(), String> {
         let (inbox, payload) = (self.limits.max_inbox, self.protocol.max_payload);
@@ -287,31 +367,87 @@ pub(super) fn command() -> Command {
     options::complete(Cli::command())
 }
 
-/// Reads the command line and the environment. The error has its text, with the remedy, and its
-/// exit status.
+/// Reads the command line, the environment and the file. The error has its text, with the remedy, and
+/// its exit status.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
+    let arguments: Vec<_> = arguments.into_iter().collect();
     let mut command = command();
-    let matches = command.clone().try_get_matches_from(arguments);
-    let job = matches
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-        .map_err(|error| options::with_way_out(error, &command))?
-        .job;
+    // The first pass finds the file, and reports what is wrong with flags and variables. The second
+    // one has the file's values as defaults, so it finds nothing new.
+    let first = matches(&command, &arguments)?;
+    let file = match read_file(&first) {
+        Ok(file) => file,
+        Err(error) => return Err(command.error(ErrorKind::ValueValidation, error)),
+    };
+    let matches = match &file {
+        None => first,
+        Some(file) => matches(&with_defaults(command.clone(), &file.values), &arguments)?,
+    };
+    let mut job = job(&command, &matches)?;
     let environment = env::vars_os().filter_map(|(name, value)| {
         Some((
             name.into_string().ok()?,
             value.to_string_lossy().into_owned(),
         ))
     });
-    let unknown = options::unknown_variable(&command, environment);
-    let problem = match &job {
+    let file = file.unwrap_or_default();
+    let unknown = options::unknown_variable(&command, &file.variables, environment);
+    let problem = match &mut job {
         Job::Options => None,
-        Job::Serve(config) => unknown.or_else(|| config.fits().err()),
+        Job::Serve(config) => unknown.or_else(|| {
+            if let Some((_, matches)) = matches.subcommand() {
+                config.complete(matches, file);
+            }
+            config.fits().err()
+        }),
         Job::Demo(_) | Job::Emit(_) => unknown,
     };
     match problem {
         Some(problem) => Err(command.error(ErrorKind::ValueValidation, problem)),
         None => Ok(job),
     }
+}
+
+fn matches(command: &Command, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    command
+        .clone()
+        .try_get_matches_from(arguments)
+        .map_err(|error| options::with_way_out(error, command))
+}
+
+fn job(command: &Command, matches: &ArgMatches) -> Result<Job, clap::Error> {
+    let cli = Cli::from_arg_matches(matches);
+    Ok(cli
+        .map_err(|error| options::with_way_out(error, command))?
+        .job)
+}
+
+/// Reads the file that the command line or the environment names.
+fn read_file(matches: &ArgMatches) -> Result<Option<File>, FileError> {
+    let file = matches.subcommand().and_then(|(_, of_job)| {
+        let file = of_job.try_get_one::<SettingsFile>("config");
+        file.ok().flatten()?.0.clone()
+    });
+    file.map(|path| File::read(&path, &serve_options()))
+        .transpose()
+}
+
+/// Makes the values of the file the defaults of the commands that take one.
+fn with_defaults(command: Command, values: &BTreeMap<String, Vec<String>>) -> Command {
+    command.mut_subcommands(|command| {
+        if !command
+            .get_arguments()
+            .any(|option| option.get_id() == "config")
+        {
+            return command;
+        }
+        command.mut_args(
+            |option| match option.get_long().and_then(|flag| values.get(flag)) {
+                Some(values) => option.default_values(values.clone()),
+                None => option,
+            },
+        )
+    })
 }
 
 /// All options of `serve`, in the order of its help.
@@ -405,6 +541,39 @@ mod tests {
         assert_eq!(config.listen.internal_listen.to_string(), "[::1]:0");
         assert_eq!(config.protocol.client_rooms, Switch(true));
         assert_eq!(config.browser.cors_origin, [Origin::Any]);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_which_wins_over_the_default() {
+        let path = env::temp_dir().join(format!("roomcast-layers-{}.toml", std::process::id()));
+        let text = "ping_interval = \"7s\"\nmax_rooms = 5\nnamespace = [\"/\"]\n\
+                    [namespaces.\"/chat\"]\nclient_rooms = true\n";
+        std::fs::write(&path, text).unwrap();
+        let config = serve(&format!("--config {} --ping-interval 9s", path.display()));
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(config.protocol.ping_interval.to_string(), "9s");
+        assert_eq!(config.limits.max_rooms, 5);
+        let origin = |flag: &str| config.values[flag].origin;
+        assert_eq!(origin("ping-interval"), ValueOrigin::Flag);
+        assert_eq!(origin("max-rooms"), ValueOrigin::File);
+        assert_eq!(origin("max-inbox"), ValueOrigin::Default);
+        assert_eq!(config.values["max-inbox"].text, "2MiB");
+        assert!(config.namespaces().iter().eq(["/", "/chat"]));
+    }
+
+    #[test]
+    fn the_default_namespace_is_served_unless_sections_name_others() {
+        assert!(serve("--workers 1").namespaces().iter().eq(["/"]));
+        let mut config = serve("--workers 1");
+        let chat = super::super::settings::NamespaceName("/chat".to_owned());
+        config
+            .settings
+            .namespaces
+            .insert(chat.clone(), Default::default());
+        assert!(config.namespaces().iter().eq(["/chat"]));
+        let mut config = serve("--namespace /");
+        config.settings.namespaces.insert(chat, Default::default());
+        assert!(config.namespaces().iter().eq(["/", "/chat"]));
     }
 
     #[test]

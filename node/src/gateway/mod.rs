@@ -20,6 +20,7 @@ mod rooms;
 mod run;
 #[allow(dead_code, reason = "who connects decides which parts are used")]
 mod session;
+mod settings;
 mod values;
 mod vitals;
 

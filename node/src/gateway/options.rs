@@ -53,9 +53,11 @@ pub(super) fn variable(flag: &str) -> String {
 }
 
 /// Looks for a variable with the program's prefix that no option reads. Without this check, a misspelt
-/// variable would silently leave a default in force. Returns the problem.
+/// variable would silently leave a default in force. `others` are variables to which the file refers.
+/// Returns the problem.
 pub(super) fn unknown_variable(
     command: &Command,
+    others: &BTreeSet<String>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Option<String> {
     let known: BTreeSet<_> = command
@@ -65,7 +67,8 @@ pub(super) fn unknown_variable(
         .map(|variable| variable.to_string_lossy().into_owned())
         .collect();
     let (unknown, _) = environment.into_iter().find(|(name, value)| {
-        name.starts_with(PREFIX) && !known.contains(name) && !is_service_link(name, value)
+        let is_known = known.contains(name) || others.contains(name);
+        name.starts_with(PREFIX) && !is_known && !is_service_link(name, value)
     })?;
     let nearest = known
         .iter()
@@ -197,7 +200,8 @@ mod tests {
     fn a_variable_that_no_option_reads_is_an_error_unless_kubernetes_set_it() {
         let command = super::super::config::command();
         let check = |name: &str, value: &str| {
-            unknown_variable(&command, [(name.to_owned(), value.to_owned())])
+            let others = BTreeSet::from(["ROOMCAST_SECRET".to_owned()]);
+            unknown_variable(&command, &others, [(name.to_owned(), value.to_owned())])
         };
         let problem = check("ROOMCAST_PING_INTERVALL", "3s").unwrap();
         assert!(
@@ -212,6 +216,7 @@ mod tests {
             ("ROOMCAST_INTERNAL_SERVICE_HOST", "10.0.0.7"),
             ("ROOMCAST_SERVICE_PORT_HTTP", "3000"),
             ("ROOMCASTER", "1"),
+            ("ROOMCAST_SECRET", "to which the file refers"),
         ] {
             assert_eq!(check(name, value), None, "{name}");
         }

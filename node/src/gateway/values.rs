@@ -3,7 +3,7 @@
 //! Each is parsed once, when the program starts. Its `Display` form can be parsed again, so the help
 //! shows defaults as a person would write them. `config` defines the options.
 
-use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use roomcast::ClientFiles;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -225,6 +225,19 @@ pub(crate) fn client_files(text: &str) -> Result<ClientFolder, String> {
     }
     let files = ClientFiles::from_directory(text).map_err(|error| error.to_string())?;
     Ok(ClientFolder(Some(files)))
+}
+
+/// The file with settings; none for `off`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SettingsFile(pub(crate) Option<PathBuf>);
+
+/// Checks that the file can be read, so that an error names the flag or variable that it is from.
+pub(crate) fn settings_file(text: &str) -> Result<SettingsFile, String> {
+    if text == "off" {
+        return Ok(SettingsFile(None));
+    }
+    fs::File::open(text).map_err(|error| error.to_string())?;
+    Ok(SettingsFile(Some(text.into())))
 }
 
 /// The levels of the log, for everything or per target.

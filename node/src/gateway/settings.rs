@@ -1,0 +1,73 @@
+//! The settings: a TOML file, below the environment, below the flags.
+//!
+//! ```text
+//!  file ──► flat keys ──► become the defaults of the options ──► clap: default < environment < flag
+//!       └─► sections  ──► Settings, which only the file can set
+//! ```
+//!
+//! A flat key has the name of its flag, with underscores. The same parsers check its value, because
+//! clap takes it as the option's default. So an option is declared once, in `config`.
+//! A section is a struct of the module that uses it, and a field of [`Settings`].
+
+mod file;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+pub(crate) use file::{File, FileError};
+
+use super::values;
+
+/// The sections of the file. A module adds its section here as a field with its own struct, which
+/// derives `Deserialize` with `deny_unknown_fields`, and as a row of [`SECTIONS`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    pub(crate) namespaces: BTreeMap<NamespaceName, NamespaceSettings>,
+}
+
+/// The names of the sections, which errors suggest, each with its part of the commented default file.
+pub(super) const SECTIONS: &[(&str, &str)] = &[("namespaces", NAMESPACES)];
+
+const NAMESPACES: &str = r#"
+# What differs between namespaces. A namespace that is named here is served.
+[namespaces."/chat"]
+# Let clients manage rooms, as --client-rooms does for namespaces without this key.
+client_rooms = true
+"#;
+
+/// The settings of one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NamespaceSettings {
+    /// Takes precedence over `--client-rooms`.
+    pub(crate) client_rooms: Option<bool>,
+}
+
+/// The name of a namespace as a key of the file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NamespaceName(pub(crate) String);
+
+impl<'de> Deserialize<'de> for NamespaceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        values::namespace(&text).map(Self).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_of_each_section_is_valid() {
+        for (name, template) in SECTIONS {
+            let table: toml::de::Deserializer<'_> =
+                toml::de::Deserializer::parse(template).unwrap();
+            let settings = Settings::deserialize(table);
+            assert!(settings.is_ok(), "{name}: {settings:?}");
+            assert!(settings.unwrap() != Settings::default(), "{name} is shown");
+        }
+    }
+}
