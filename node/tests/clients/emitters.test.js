@@ -85,7 +85,9 @@ describe("the official emitter", () => {
 
   test("deep data and odd numbers arrive on every server as on the official one", async () => {
     const nested = (depth) => (depth === 0 ? 1 : [nested(depth - 1)]);
-    for (const args of [[nested(101)], [nested(128)], [nested(300)], [-0, 1e21, 2 ** 53 + 2, 0.1]]) {
+    // Its MessagePack cannot carry whole numbers from 2^64 on: it writes their lowest 64 bits.
+    const numbers = [-0, -7, 1e18, 2 ** 53 + 2, 0.1, 5e-324];
+    for (const args of [[nested(101)], [nested(128)], [nested(300)], numbers]) {
       const arrived = Promise.all(Object.values(cast.sockets).map((socket) => next(socket, "values")));
       emitter.emit("values", ...args);
       const expected = JSON.parse(JSON.stringify(args));
