@@ -42,6 +42,9 @@ pub struct RedisConfig {
     /// Maximum depth of the data in a message, at most 500. Default 400. A deeper message is dropped
     /// and logged. A server sets it to its own limit for clients (`Limits::json_depth`).
     pub json_depth: usize,
+    /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is unavailable. With
+    /// `false` the bus starts all the same and is interrupted until Redis is there. Default true.
+    pub is_required: bool,
 }
 
 /// How messages to the private rooms of this node's sockets reach it.
@@ -72,6 +75,7 @@ impl RedisConfig {
             probe_interval: Duration::from_secs(1),
             probe_timeout: Duration::from_secs(5),
             json_depth: DEFAULT_DEPTH,
+            is_required: true,
         }
     }
 }

@@ -63,12 +63,32 @@ pub enum StartError {
         /// The prefix of all names in Redis.
         prefix: String,
     },
+    /// Redis refuses a command, and not because of missing rights: it is loading its data, or
+    /// refuses writes.
+    #[error("Redis refuses {command} at the moment: {reason}")]
+    Refused {
+        /// The command that was tried.
+        command: String,
+        /// Redis's error.
+        reason: String,
+    },
     /// The first commands failed.
     #[error("Redis does not take commands: {0}")]
     Publish(#[from] PublishError),
     /// What the node publishes does not come back to it.
     #[error("connected to Redis, but messages do not flow: {0}")]
     NotFlowing(Arc<str>),
+}
+
+impl StartError {
+    /// Whether the same call may succeed later, without a change of the settings.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Connect(error) => !error.is_permanent(),
+            Self::Forbidden { .. } => false,
+            Self::Refused { .. } | Self::Publish(_) | Self::NotFlowing(_) => true,
+        }
+    }
 }
 
 /// The commands that a node sends, apart from those that log it in.
@@ -89,23 +109,29 @@ impl RedisBus {
     /// Connects, checks that the user has the rights that a node needs, takes a lease, and waits
     /// until what the node publishes comes back to it. Must be called on a tokio runtime, on which
     /// the bus keeps working.
+    ///
+    /// # Errors
+    ///
+    /// Redis is unavailable, or the user lacks a right. [`StartError::is_temporary`] tells whether a
+    /// later call may succeed.
     pub async fn connect(mut config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
         let mut endpoint = Endpoint::new(config.url.clone());
         if config.dialect != Dialect::Classic {
             endpoint = endpoint.needing_sharded();
         }
-        let channels = Channels::new(&config.prefix, config.dialect);
-        let mut connection = endpoint.connect(Purpose::Lookup, None).await?;
-        check_topology(&connection, &endpoint)?;
-        let patterns = check_rights(&mut connection, &config, &channels, node).await?;
-        if !may_use_patterns(&mut connection, &config, &channels, node).await? {
+        let may_wait = |error: &StartError| !config.is_required && error.is_temporary();
+        let checked = match check(&endpoint, &config, node).await {
+            Err(error) if may_wait(&error) => {
+                tracing::warn!(%error, "starting without Redis");
+                None
+            }
+            checked => Some(checked?),
+        };
+        let rights = checked.unwrap_or_default();
+        if !rights.private_patterns && config.private_rooms == PrivateRooms::Auto {
             config.private_rooms = PrivateRooms::Channel;
         }
-        let all_rooms = ["PSUBSCRIBE", &channels.rooms_pattern("/")];
-        let can_hear_all_rooms = config.dialect == Dialect::Classic
-            && is_allowed(&mut connection, &config, &all_rooms).await?;
-        drop(connection);
-        let core = Core::start(endpoint, &config, node, patterns, can_hear_all_rooms);
+        let core = Core::start(endpoint.clone(), &config, node, rights);
         let mut tasks = JoinSet::new();
         tasks.spawn(vital("sweep", upkeep::sweep(Arc::downgrade(&core))));
         tasks.spawn(vital(
@@ -116,8 +142,12 @@ impl RedisBus {
             core,
             tasks: Mutex::new(tasks),
         };
-        bus.core.wait_until_flowing().await?;
-        bus.core.take_lease().await?;
+        if checked.is_some() {
+            bus.core.join(config.is_required).await?;
+        } else {
+            let checking = upkeep::check_rights(Arc::downgrade(&bus.core), endpoint, config, node.clone());
+            bus.tasks.lock().spawn(vital("rights", checking));
+        }
         let keeping = vital("lease", upkeep::keep_lease(Arc::downgrade(&bus.core)));
         bus.tasks.lock().spawn(keeping);
         Ok(bus)
@@ -130,8 +160,7 @@ impl Core {
         endpoint: Endpoint,
         config: &RedisConfig,
         node: &NodeId,
-        patterns: usize,
-        can_hear_all_rooms: bool,
+        rights: Rights,
     ) -> Arc<Self> {
         let channels = Channels::new(&config.prefix, config.dialect);
         let limits = TranscodeLimits {
@@ -176,8 +205,8 @@ impl Core {
                 node.clone(),
                 Arc::clone(&wire),
                 config.private_rooms,
-                patterns,
-                can_hear_all_rooms,
+                rights.patterns,
+                rights.all_rooms,
             ));
             Self {
                 incoming: Receiver {
@@ -199,6 +228,21 @@ impl Core {
                 has_left: false.into(),
             }
         })
+    }
+
+    /// Waits until messages flow, and takes a lease. Without a need for Redis, it may be away.
+    async fn join(&self, is_required: bool) -> Result<(), StartError> {
+        let joining = async {
+            self.wait_until_flowing().await?;
+            self.take_lease().await
+        };
+        match joining.await {
+            Err(error) if !is_required && error.is_temporary() => {
+                tracing::warn!(%error, "starting without Redis");
+                Ok(())
+            }
+            joined => joined,
+        }
     }
 
     async fn take_lease(&self) -> Result<(), StartError> {
@@ -270,6 +314,38 @@ fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), Co
         return Err(ConnectError::IsCluster { server });
     }
     Ok(())
+}
+
+/// What Redis allows this node beyond what every node needs. By default nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rights {
+    /// The number of patterns in Redis.
+    patterns: usize,
+    /// Whether the user may subscribe the pattern of private rooms.
+    private_patterns: bool,
+    /// Whether the user may subscribe the patterns of all rooms.
+    pub(super) all_rooms: bool,
+}
+
+/// Checks that the server is the right one and the user has all rights that a node needs.
+pub(super) async fn check(
+    endpoint: &Endpoint,
+    config: &RedisConfig,
+    node: &NodeId,
+) -> Result<Rights, StartError> {
+    let channels = Channels::new(&config.prefix, config.dialect);
+    let mut connection = endpoint.connect(Purpose::Lookup, None).await?;
+    check_topology(&connection, endpoint)?;
+    let patterns = check_rights(&mut connection, config, &channels, node).await?;
+    let private_patterns = may_use_patterns(&mut connection, config, &channels, node).await?;
+    let all_rooms = ["PSUBSCRIBE", &channels.rooms_pattern("/")];
+    let all_rooms = config.dialect == Dialect::Classic
+        && is_allowed(&mut connection, config, &all_rooms).await?;
+    Ok(Rights {
+        patterns,
+        private_patterns,
+        all_rooms,
+    })
 }
 
 /// Tries each kind of command that a node needs, without effect on others. Returns the number of
@@ -358,10 +434,19 @@ async fn attempt(
     match attempted {
         Ok(Ok(value)) => Ok(Some(value)),
         Ok(Err(ConnectError::Refused { reason, .. })) if reason.starts_with("MOVED") => Ok(None),
-        Ok(Err(ConnectError::Refused { reason, .. })) => Err(StartError::Forbidden {
+        // A renamed command is an unknown one.
+        Ok(Err(ConnectError::Refused { reason, .. }))
+            if reason.starts_with("NOPERM") || reason.starts_with("ERR") =>
+        {
+            Err(StartError::Forbidden {
+                command: command.join(" "),
+                reason,
+                prefix: config.prefix.clone(),
+            })
+        }
+        Ok(Err(ConnectError::Refused { reason, .. })) => Err(StartError::Refused {
             command: command.join(" "),
             reason,
-            prefix: config.prefix.clone(),
         }),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(StartError::Connect(ConnectError::TimedOut {

@@ -21,7 +21,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -70,7 +70,7 @@ pub(super) struct Subscriptions {
     /// The patterns that Redis had when this node came, and those that this node has added.
     patterns: AtomicUsize,
     /// Whether the user may subscribe the patterns of all rooms.
-    can_hear_all_rooms: bool,
+    can_hear_all_rooms: AtomicBool,
     /// The number of namespaces of which all rooms are heard.
     all_rooms: AtomicUsize,
 }
@@ -112,9 +112,14 @@ impl Subscriptions {
             namespaces: RwLock::default(),
             holders: Mutex::default(),
             patterns: patterns.into(),
-            can_hear_all_rooms,
+            can_hear_all_rooms: can_hear_all_rooms.into(),
             all_rooms: AtomicUsize::new(0),
         }
+    }
+
+    /// Sets whether the user may subscribe the patterns of all rooms.
+    pub(super) fn allow_all_rooms(&self, is_allowed: bool) {
+        self.can_hear_all_rooms.store(is_allowed, Ordering::Relaxed);
     }
 
     /// Returns the namespace of this name, if it is attached.
@@ -189,7 +194,8 @@ impl Subscriptions {
         until: Instant,
     ) -> AllRooms {
         // With `#` in its name, the rooms of another namespace could match the pattern.
-        if !self.can_hear_all_rooms || namespace.is_dynamic || namespace.name.contains('#') {
+        let is_allowed = self.can_hear_all_rooms.load(Ordering::Relaxed);
+        if !is_allowed || namespace.is_dynamic || namespace.name.contains('#') {
             return AllRooms::Never;
         }
         let holders = &mut *self.holders.lock();

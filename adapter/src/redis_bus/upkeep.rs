@@ -1,18 +1,22 @@
 //! The duties of a bus that nobody triggers: renewing the lease, giving up rooms, refreshing
-//! metrics.
+//! metrics, checking the rights when Redis was away at startup.
 
 use std::{sync::Weak, time::Duration};
 
-use roomcast_emitter::membership::RENEWAL_SECONDS;
+use roomcast_emitter::{membership::RENEWAL_SECONDS, redis::Endpoint};
+use roomcast_protocol::id::NodeId;
 use tokio::{
     task,
     time::{self, MissedTickBehavior},
 };
 
-use super::Core;
+use super::{Core, RedisConfig, start};
 
 /// How often rooms are given up that have been empty for long enough.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often the rights are checked until they are known.
+const RIGHTS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Renews the lease every second until the bus is closed.
 pub(super) async fn keep_lease(core: Weak<Core>) {
@@ -48,5 +52,28 @@ pub(super) async fn sweep(core: Weak<Core>) {
         let subscriber = &core.subscriptions.subscriber;
         let publisher = &core.outgoing.publisher;
         core.metrics.refresh(subscriber, publisher, &mut last_probe);
+    }
+}
+
+/// Checks the rights of a node that started without Redis, until they are known.
+pub(super) async fn check_rights(
+    core: Weak<Core>,
+    endpoint: Endpoint,
+    config: RedisConfig,
+    node: NodeId,
+) {
+    let mut ticks = time::interval(RIGHTS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let checked = start::check(&endpoint, &config, &node).await;
+        let Some(core) = core.upgrade() else {
+            return;
+        };
+        match checked {
+            Ok(rights) => return core.subscriptions.allow_all_rooms(rights.all_rooms),
+            Err(error) if error.is_temporary() => {}
+            Err(error) => tracing::error!(%error, "this node cannot join the cluster"),
+        }
     }
 }

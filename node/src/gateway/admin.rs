@@ -26,6 +26,7 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
@@ -55,10 +56,17 @@ pub(crate) trait Figures: Send + Sync + 'static {
 #[derive(Default)]
 pub(crate) struct Health {
     is_draining: AtomicBool,
+    /// Why the server is not built yet.
+    waiting: Mutex<Option<String>>,
     figures: OnceLock<Box<dyn Figures>>,
 }
 
 impl Health {
+    /// The server cannot be built yet, for this reason.
+    pub(crate) fn waiting(&self, reason: String) {
+        *self.waiting.lock() = Some(reason);
+    }
+
     /// The server is built and about to accept clients.
     pub(crate) fn serving(&self, figures: impl Figures) {
         let is_first = self.figures.set(Box::new(figures)).is_ok();
@@ -74,7 +82,10 @@ impl Health {
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match self.figures.get() {
             _ if self.is_draining.load(Ordering::Relaxed) => Some("draining".into()),
-            None => Some("starting".into()),
+            None => match &*self.waiting.lock() {
+                Some(reason) => Some(format!("starting: {reason}").into()),
+                None => Some("starting".into()),
+            },
             Some(figures) => figures.obstacle().map(Cow::from),
         }
     }
@@ -265,6 +276,8 @@ mod tests {
         let (admin, health) = start();
         let ready = || (ask(&admin, "/readyz").0, ask(&admin, "/readyz").2);
         assert_eq!(ready(), (503, "starting\n".to_owned()));
+        health.waiting("no Redis".to_owned());
+        assert_eq!(ready(), (503, "starting: no Redis\n".to_owned()));
         let flows = Arc::new(AtomicBool::new(true));
         health.serving(Fake(Arc::clone(&flows)));
         assert_eq!(ready(), (200, "ready\n".to_owned()));

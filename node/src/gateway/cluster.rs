@@ -41,6 +41,10 @@ pub(crate) struct ClusterOptions {
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
     pub(crate) redis_probe_timeout: Span,
+
+    /// Whether to wait at startup until Redis is available; without it, a node serves its own clients
+    #[arg(long, value_name = "BOOL", default_value = "true")]
+    pub(crate) redis_required: Switch,
 }
 
 /// How a node subscribes to messages for single sockets.
@@ -73,6 +77,7 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     config.max_queue_bytes = cluster.redis_max_queue.0;
     config.probe_interval = cluster.redis_probe_interval.0;
     config.probe_timeout = cluster.redis_probe_timeout.0;
+    config.is_required = cluster.redis_required.0;
     Some(config)
 }
 

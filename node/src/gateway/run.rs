@@ -7,6 +7,9 @@
 //!                                                        └─ --drain-timeout, second signal ─▶ exit 1
 //! ```
 //!
+//! While Redis is unavailable, building is repeated with a back-off. Readiness gives the reason, and
+//! the first signal ends the process.
+//!
 //! Every failure at startup becomes an error here that names the remedy.
 
 use std::{
@@ -17,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use roomcast::BuildError;
+use roomcast::{BuildError, Server};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -35,6 +38,11 @@ use super::{
     values::Workers,
     vitals::Vitals,
 };
+
+/// Time between the first two attempts to build the server. It doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+
+const MAX_PAUSE: Duration = Duration::from_secs(4);
 
 /// The reasons why the program ends without a graceful stop.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +108,14 @@ pub(crate) async fn run(
     let public = bind(config.listen.listen, LISTEN)?;
     let health = Arc::new(Health::default());
     let admin = Admin::start(internal, Arc::clone(&health))?;
-    let server = build::server(&config).await?;
+    let built = tokio::select! {
+        built = build_when_possible(&config, &health) => built,
+        signal = signals.next() => {
+            info!(signal, "stopped before the server was built");
+            return Ok(());
+        }
+    };
+    let server = built?;
     let vitals = Vitals::start(server.clone(), dropped_lines).map_err(io::Error::other)?;
     health.serving(vitals);
     let router = if is_demo {
@@ -136,6 +151,22 @@ pub(crate) async fn run(
     .await?;
     info!("stopped");
     Ok(())
+}
+
+/// Builds the server, if need be again and again until Redis is available.
+async fn build_when_possible(config: &Config, health: &Health) -> Result<Server, BuildError> {
+    let mut pause = MIN_PAUSE;
+    loop {
+        match build::server(config).await {
+            Err(error) if error.is_temporary() => {
+                warn!(%error, "waiting for Redis");
+                health.waiting(error.to_string());
+            }
+            built => return built,
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
 }
 
 /// Serves until the first signal, then drains until all clients are gone, the time is up, or a second

@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
-use roomcast_adapter::{Bus, Gap, NodeId, RedisBus, RedisConfig};
+use roomcast_adapter::{Bus, Gap, Health, NodeId, RedisBus, RedisConfig};
 use roomcast_emitter::UrlError;
 use tokio::sync::OnceCell;
 
@@ -304,6 +304,7 @@ impl Builder {
         let node = NodeId::new(&engine.ids.node_name());
         let json_depth = engine.config.limits.json_depth;
         let bus = self.bus.start(&node, json_depth).await?;
+        let is_flowing = bus.as_ref().is_none_or(|bus| bus.health() == Health::Flowing);
         let gaps = match &bus {
             Some(bus) => {
                 register(&engine.metrics, &**bus)?;
@@ -334,8 +335,9 @@ impl Builder {
             let name = Arc::clone(&namespace.name);
             inner.live.write().insert(name, Arc::clone(namespace));
         }
-        // Once `build` has returned, messages between any two nodes are delivered.
-        for namespace in namespaces {
+        // Once `build` has returned, messages between any two nodes are delivered, unless the bus is
+        // interrupted, which it reports itself.
+        for namespace in namespaces.iter().filter(|_| is_flowing) {
             namespace.listening().await;
         }
         Ok(Server::from_inner(inner))

@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, error::Error, time::Duration};
 
+use roomcast_adapter::StartError;
 use roomcast_protocol::args::{Args, ArgsError};
 use serde::Serialize;
 
@@ -70,6 +71,18 @@ pub enum AckError {
     /// The acknowledgement has another type.
     #[error("the acknowledgement has another type: {0}")]
     Decode(#[source] ArgsError),
+}
+
+impl BuildError {
+    /// Whether [`build`](crate::Builder::build) may succeed later with the same settings, because
+    /// Redis is not available yet.
+    pub fn is_temporary(&self) -> bool {
+        let Self::Bus(error) = self else {
+            return false;
+        };
+        let error = error.downcast_ref::<StartError>();
+        error.is_some_and(StartError::is_temporary)
+    }
 }
 
 /// Why a server could not be built.

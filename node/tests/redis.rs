@@ -1,0 +1,103 @@
+//! A node and its Redis: it starts without one, and its sockets are subscribed when they are known.
+
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
+#[path = "../../emitter/tests/support/mod.rs"]
+mod server;
+
+use std::process::Command;
+
+use process::{Program, client::Client, field, http};
+use server::{Redis, free_port, until};
+use rustix::process::Signal;
+
+/// A node of a cluster, and the address of its internal port.
+fn start(redis: &Redis, options: &[&str]) -> (Program, String) {
+    let internal = format!("127.0.0.1:{}", free_port());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command
+        .env_clear()
+        .args(["serve", "--listen", "127.0.0.1:0", "--internal-listen"])
+        .args([&internal, "--redis", &redis.url()])
+        .args(options);
+    (Program::start(&mut command), internal)
+}
+
+#[track_caller]
+fn wait_until_ready(internal: &str) {
+    until("the node is ready", || {
+        (http(internal, "GET /readyz", "").0 == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_starts_before_redis_waits_for_it_and_gives_the_reason() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let (mut node, internal) = start(&redis, &[]);
+    node.line_with("waiting for Redis");
+    let (status, reason) = http(&internal, "GET /readyz", "");
+    assert_eq!(status, 503);
+    assert!(
+        reason.starts_with("starting: ") && reason.contains(&redis.address()),
+        "{reason}"
+    );
+    redis.restart();
+    node.line_with("listening");
+    wait_until_ready(&internal);
+}
+
+#[test]
+fn a_node_that_starts_while_redis_refuses_writes_waits_and_gives_what_redis_said() {
+    let redis = Redis::start();
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let (mut node, internal) = start(&redis, &[]);
+    let line = node.line_with("waiting for Redis");
+    assert!(!line.contains("its user needs"), "{line}");
+    let (status, reason) = http(&internal, "GET /readyz", "");
+    assert_eq!(status, 503);
+    assert!(reason.contains("NOREPLICAS"), "{reason}");
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    node.line_with("listening");
+    wait_until_ready(&internal);
+}
+
+#[test]
+fn a_node_that_waits_for_redis_ends_at_a_signal() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let (mut node, _) = start(&redis, &[]);
+    node.line_with("waiting for Redis");
+    node.signal(Signal::TERM);
+    let (status, said) = node.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
+fn a_node_that_does_not_require_redis_serves_its_clients_meanwhile() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let (mut node, internal) = start(&redis, &["--redis-required", "false"]);
+    let line = node.line_with("listening");
+    let client = Client::connect(&field(&line, "address="));
+    assert!(!client.id().is_empty());
+    let (status, reason) = http(&internal, "GET /readyz", "");
+    assert_eq!(status, 503);
+    assert!(reason.starts_with("interrupted: "), "{reason}");
+    redis.restart();
+    wait_until_ready(&internal);
+}
+
+#[test]
+fn a_missing_right_ends_a_node_at_once() {
+    let redis = Redis::start();
+    let user = ["ACL", "SETUSER", "default", "-zadd"];
+    redis.command(&user);
+    let (node, _) = start(&redis, &["--redis-required", "false"]);
+    let (status, said) = node.end();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("its user needs"), "{said}");
+}
