@@ -89,6 +89,13 @@ pub trait BusHandle: Send + Sync + 'static {
         Box::pin(ready(Ok(())))
     }
 
+    /// A socket with this id is about to connect. Resolves once messages to its private room are
+    /// delivered; the socket should have the room within a second then. `None` if they are delivered
+    /// anyway, or cannot be at the moment, which the bus's health reports.
+    fn expect(&self, _socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
+        None
+    }
+
     /// Publishes a message to all other nodes. It is enqueued when this returns, in call order.
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>>;
 

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 use roomcast_emitter::redis::PublishError;
 use roomcast_protocol::{
     channel::Dialect,
-    id::NodeId,
+    id::{NodeId, SocketId},
     message::Message,
     question::{Answered, Question},
 };
@@ -168,6 +168,16 @@ impl BusHandle for Handle {
 
     fn confirm(&self, rooms: Vec<Box<str>>) -> BusFuture<Result<(), BusError>> {
         Box::pin(self.core.subscriptions.confirm(&self.namespace, &rooms))
+    }
+
+    fn expect(&self, socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
+        let subscriptions = &self.core.subscriptions;
+        let is_up = matches!(subscriptions.subscriber.state(), SubscriberState::Up { .. });
+        if !is_up || !subscriptions.expect(&self.namespace, socket.as_str()) {
+            return None;
+        }
+        let rooms = [socket.as_str().into()];
+        Some(Box::pin(subscriptions.confirm(&self.namespace, &rooms)))
     }
 
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>> {

@@ -11,8 +11,8 @@ mod server;
 use std::process::Command;
 
 use process::{Program, client::Client, field, http};
-use server::{Redis, free_port, until};
 use rustix::process::Signal;
+use server::{Redis, free_port, until};
 
 /// A node of a cluster, and the address of its internal port.
 fn start(redis: &Redis, options: &[&str]) -> (Program, String) {
@@ -46,7 +46,7 @@ fn a_node_that_starts_before_redis_waits_for_it_and_gives_the_reason() {
         "{reason}"
     );
     redis.restart();
-    node.line_with("listening");
+    node.line_with("listening address=");
     wait_until_ready(&internal);
 }
 
@@ -61,7 +61,7 @@ fn a_node_that_starts_while_redis_refuses_writes_waits_and_gives_what_redis_said
     assert_eq!(status, 503);
     assert!(reason.contains("NOREPLICAS"), "{reason}");
     redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
-    node.line_with("listening");
+    node.line_with("listening address=");
     wait_until_ready(&internal);
 }
 
@@ -80,8 +80,8 @@ fn a_node_that_waits_for_redis_ends_at_a_signal() {
 fn a_node_that_does_not_require_redis_serves_its_clients_meanwhile() {
     let mut redis = Redis::start();
     redis.kill();
-    let (mut node, internal) = start(&redis, &["--redis-required", "false"]);
-    let line = node.line_with("listening");
+    let (mut node, internal) = start(&redis, &["--redis-required=false"]);
+    let line = node.line_with("listening address=");
     let client = Client::connect(&field(&line, "address="));
     assert!(!client.id().is_empty());
     let (status, reason) = http(&internal, "GET /readyz", "");
@@ -96,8 +96,22 @@ fn a_missing_right_ends_a_node_at_once() {
     let redis = Redis::start();
     let user = ["ACL", "SETUSER", "default", "-zadd"];
     redis.command(&user);
-    let (node, _) = start(&redis, &["--redis-required", "false"]);
+    let (node, _) = start(&redis, &["--redis-required=false"]);
     let (status, said) = node.end();
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("its user needs"), "{said}");
+}
+
+/// In the channel's name is the id that the client has just been told.
+#[test]
+fn a_socket_is_subscribed_before_its_client_knows_its_id() {
+    let redis = Redis::start();
+    let (mut node, _) = start(&redis, &["--redis-private-rooms", "channel"]);
+    let address = field(&node.line_with("listening address="), "address=");
+    for _ in 0..50 {
+        let client = Client::connect(&address);
+        let channel = format!("socket.io#/#{}#", client.id());
+        let receivers = redis.command(&["PUBSUB", "NUMSUB", &channel]);
+        assert!(receivers.ends_with(":1\r\n"), "{receivers}");
+    }
 }

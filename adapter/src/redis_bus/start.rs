@@ -145,7 +145,8 @@ impl RedisBus {
         if checked.is_some() {
             bus.core.join(config.is_required).await?;
         } else {
-            let checking = upkeep::check_rights(Arc::downgrade(&bus.core), endpoint, config, node.clone());
+            let checking =
+                upkeep::check_rights(Arc::downgrade(&bus.core), endpoint, config, node.clone());
             bus.tasks.lock().spawn(vital("rights", checking));
         }
         let keeping = vital("lease", upkeep::keep_lease(Arc::downgrade(&bus.core)));
@@ -156,12 +157,7 @@ impl RedisBus {
 
 impl Core {
     /// Starts the links and puts the parts of the bus together.
-    fn start(
-        endpoint: Endpoint,
-        config: &RedisConfig,
-        node: &NodeId,
-        rights: Rights,
-    ) -> Arc<Self> {
+    fn start(endpoint: Endpoint, config: &RedisConfig, node: &NodeId, rights: Rights) -> Arc<Self> {
         let channels = Channels::new(&config.prefix, config.dialect);
         let limits = TranscodeLimits {
             depth: config.json_depth,

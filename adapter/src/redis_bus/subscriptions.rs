@@ -355,6 +355,23 @@ impl Subscriptions {
         channels.rooms.is_due(now)
     }
 
+    /// Subscribes a room that is about to get its first member, and gives it up again if none comes.
+    /// Returns `false` if the room has no channel of its own.
+    pub(super) fn expect(&self, namespace: &AttachedNamespace, room: &str) -> bool {
+        let Some(channel) = namespace.channel_of(self.channels(), room) else {
+            return false;
+        };
+        let channel: Arc<str> = channel.into();
+        let holders = &mut *self.holders.lock();
+        let channels = &mut *namespace.channels.lock();
+        let is_new = channels.rooms.occupied(&channel);
+        if is_new && !channels.is_by_pattern() {
+            self.hold(holders, Priority::Room, [Arc::clone(&channel)]);
+        }
+        channels.rooms.vacated(&channel, Instant::now());
+        true
+    }
+
     fn take_changes(
         &self,
         holders: &mut Holders,

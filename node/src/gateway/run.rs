@@ -159,8 +159,8 @@ async fn build_when_possible(config: &Config, health: &Health) -> Result<Server,
     loop {
         match build::server(config).await {
             Err(error) if error.is_temporary() => {
-                warn!(%error, "waiting for Redis");
                 health.waiting(error.to_string());
+                warn!(%error, "waiting for Redis");
             }
             built => return built,
         }

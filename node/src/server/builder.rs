@@ -304,7 +304,9 @@ impl Builder {
         let node = NodeId::new(&engine.ids.node_name());
         let json_depth = engine.config.limits.json_depth;
         let bus = self.bus.start(&node, json_depth).await?;
-        let is_flowing = bus.as_ref().is_none_or(|bus| bus.health() == Health::Flowing);
+        let is_flowing = bus
+            .as_ref()
+            .is_none_or(|bus| bus.health() == Health::Flowing);
         let gaps = match &bus {
             Some(bus) => {
                 register(&engine.metrics, &**bus)?;

@@ -5,8 +5,8 @@
 //! ```text
 //!           CONNECT                      accepted
 //! unknown ──────────► connecting ─────────────────────────► socket ──┬─ DISCONNECT of the client
-//!    ▲                    │      (at once without authorizer)   │    ├─ disconnect() of the server
-//!    │    CONNECT_ERROR   │                                     │    ├─ panic of a handler
+//!    ▲                    │      (at once if nothing decides    │    ├─ disconnect() of the server
+//!    │    CONNECT_ERROR   │       or has to be subscribed)      │    ├─ panic of a handler
 //!    ├────────────────────┘                                     │    └─ end of the connection
 //!    └──────────────────────────────────────────────────────────┘ `leave`: on_disconnect, rooms left
 //! ```
@@ -17,12 +17,13 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, task::Poll};
 
+use futures_util::FutureExt as _;
 use roomcast_adapter::SocketId;
 use smallvec::SmallVec;
 
 use super::{
     error::Refused,
-    handler::{Admission, Call},
+    handler::{Admission, BoxFuture, Call},
     in_flight::{Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
     packets,
@@ -176,14 +177,27 @@ impl Client {
             return;
         };
         let handshake = Handshake::of(&self.request, auth.as_deref());
-        if namespace.handlers.authorizers.is_empty() {
-            self.admit(turn, &namespace, handshake, None);
-            return;
-        }
-        let future = Box::pin(authorize(Arc::clone(&namespace), handshake.clone()));
+        let connection = turn.connection;
+        let socket = match (connection.revision(), &*namespace.name) {
+            (Revision::V4, _) => self.server.engine.ids.socket_id(),
+            // Clients of revision 3 compute their ids by themselves.
+            (Revision::V3, "/") => SocketId::new(connection.id().as_str()),
+            (Revision::V3, nsp) => SocketId::new(&format!("{nsp}#{}", connection.id().as_str())),
+        };
+        let future: BoxFuture<Admission> = if namespace.handlers.authorizers.is_empty() {
+            let Some(expecting) = namespace.expect(&socket) else {
+                self.admit(turn, &namespace, handshake, socket, None);
+                return;
+            };
+            Box::pin(expecting.map(|()| Ok(None)))
+        } else {
+            let (namespace, handshake) = (Arc::clone(&namespace), handshake.clone());
+            Box::pin(authorize(namespace, handshake, socket.clone()))
+        };
         let task = Task::Admission {
             namespace,
             handshake,
+            socket,
             future,
         };
         self.start(turn, task);
@@ -221,15 +235,10 @@ impl Client {
 
         namespace: &Arc<LiveNamespace>,
         handshake: Handshake,
+        id: SocketId,
         data: Option<Arc<dyn super::Data>>,
     ) {
         let connection = turn.connection;
-        let id = match (connection.revision(), &*namespace.name) {
-            (Revision::V4, _) => self.server.engine.ids.socket_id(),
-            // Clients of revision 3 compute their ids by themselves.
-            (Revision::V3, "/") => SocketId::new(connection.id().as_str()),
-            (Revision::V3, nsp) => SocketId::new(&format!("{nsp}#{}", connection.id().as_str())),
-        };
         connection.claim();
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.forget_left(&namespace.name);
@@ -291,13 +300,14 @@ impl Client {
             Done::Admission {
                 namespace,
                 handshake,
+                socket,
                 admission: Ok(data),
             } => {
                 self.decided(&namespace);
                 if turn.connection.is_closed() {
                     namespace.leave();
                 } else {
-                    self.admit(turn, &namespace, handshake, data);
+                    self.admit(turn, &namespace, handshake, socket, data);
                 }
             }
             Done::Admission {
@@ -577,7 +587,12 @@ impl Drop for Client {
 }
 
 /// Runs the authorizers of a namespace until one refuses. The last data that one returns counts.
-async fn authorize(namespace: Arc<LiveNamespace>, handshake: Handshake) -> Admission {
+/// A socket that is let in is known, so messages to it must arrive from then on.
+async fn authorize(
+    namespace: Arc<LiveNamespace>,
+    handshake: Handshake,
+    socket: SocketId,
+) -> Admission {
     let mut data = None;
     for authorizer in &namespace.handlers.authorizers {
         let deciding = authorizer(&mut Call {
@@ -585,6 +600,9 @@ async fn authorize(namespace: Arc<LiveNamespace>, handshake: Handshake) -> Admis
             ..Call::new(&namespace.handlers.states)
         });
         data = deciding.await?.or(data);
+    }
+    if let Some(expecting) = namespace.expect(&socket) {
+        expecting.await;
     }
     Ok(data)
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
     Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, NodeId, Progress,
-    Published, Question,
+    Published, Question, SocketId,
 };
 use roomcast_protocol::{
     args::Args,
@@ -80,6 +80,21 @@ impl LiveNamespace {
             Some(bus) => bus.confirm(rooms).await,
             None => Ok(()),
         }
+    }
+
+    /// Resolves once messages to a socket that is about to connect reach this node. `None` if there is
+    /// nothing to wait for.
+    pub(super) fn expect(
+        &self,
+        socket: &SocketId,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let expecting = self.bus.as_ref()?.expect(socket)?;
+        Some(async move {
+            // The bus's health reports the failure, and local messages arrive all the same.
+            if let Err(error) = expecting.await {
+                tracing::debug!(%error, "a socket may not receive messages of other nodes yet");
+            }
+        })
     }
 
     /// Waits until the namespace receives what other nodes publish. If that takes too long, the

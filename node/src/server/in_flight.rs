@@ -26,6 +26,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use roomcast_adapter::SocketId;
 use roomcast_protocol::socket_io::packet::Packet;
 
 use super::{
@@ -55,6 +56,8 @@ pub(super) enum Task {
     Admission {
         namespace: Arc<LiveNamespace>,
         handshake: Handshake,
+        /// The id that the socket will have.
+        socket: SocketId,
         future: BoxFuture<Admission>,
     },
 }
@@ -75,6 +78,7 @@ pub(super) enum Done {
     Admission {
         namespace: Arc<LiveNamespace>,
         handshake: Handshake,
+        socket: SocketId,
         admission: Admission,
     },
     /// A handler of this socket panicked.
@@ -119,11 +123,13 @@ impl Task {
             Self::Admission {
                 namespace,
                 handshake,
+                socket,
                 future,
             } => Done::Admission {
                 admission: ready!(future.as_mut().poll(cx)),
                 namespace: Arc::clone(namespace),
                 handshake: handshake.clone(),
+                socket: socket.clone(),
             },
         })
     }
