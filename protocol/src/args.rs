@@ -197,6 +197,21 @@ impl Args {
         self.texts()?.into_iter().map(one).collect()
     }
 
+    /// Decodes one argument after the other, all as the same type.
+    ///
+    /// ```
+    /// # use roomcast_protocol::args::{Args, ArgsError};
+    /// let args = Args::encode(&(1, 2, 3))?;
+    /// let sum: u32 = args.iter::<u32>()?.sum::<Result<_, _>>()?;
+    /// assert_eq!(sum, 6);
+    /// # Ok::<_, ArgsError>(())
+    /// ```
+    pub fn iter<T: DeserializeOwned>(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<T, ArgsError>> + use<T>, ArgsError> {
+        Ok(self.split()?.into_iter().map(|one| one.decode()))
+    }
+
     /// The number of arguments.
     pub fn len(&self) -> Result<usize, ArgsError> {
         Ok(self.texts()?.len())

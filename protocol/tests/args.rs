@@ -436,6 +436,19 @@ proptest! {
     }
 
     #[test]
+    fn the_parts_of_a_list_of_values_are_its_values(
+        values in prop::collection::vec(any_value(), 0..6),
+        first in 0_usize..7,
+    ) {
+        let args = Args::from_values(values.clone()).unwrap();
+        prop_assert_eq!(args.len().unwrap(), values.len());
+        let one_by_one: Result<Vec<Value>, _> = args.iter().unwrap().collect();
+        prop_assert_eq!(one_by_one.unwrap(), &values[..]);
+        let rest: Result<Vec<Value>, _> = args.skip(first).unwrap().iter().unwrap().collect();
+        prop_assert_eq!(rest.unwrap(), &values[first.min(values.len())..]);
+    }
+
+    #[test]
     fn any_text_between_brackets_decodes_or_fails(
         inner in "[\\[\\]{}\",:0-9eE.+\\-truefalsn_placeholderu ]{0,60}",
         attachments in 0_usize..3,
