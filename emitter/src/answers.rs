@@ -4,6 +4,15 @@
 //! reconnect by itself, because a lost connection fails the questions that wait. It subscribes to the
 //! channels on which the nodes of a namespace answer, and keeps them for the next question. In a
 //! Redis Cluster with the sharded dialect there is one per server.
+//!
+//! ```text
+//!   listen ─▶ known namespace? ──yes──▶ Listening ──▶ question
+//!                  │ no                     ▲
+//!                  └─▶ SUBSCRIBE, confirmed ┘
+//!
+//!   connection closed, slot moved, no confirmation ─▶ lost: questions that wait end with what they
+//!                                                     have, the next one opens another connection
+//! ```
 
 use std::{
     collections::HashMap,

@@ -3,6 +3,12 @@
 //! A thread owns the connections, so that they stay alive between calls. All methods do what those of
 //! the same name on the async [`Emitter`](crate::Emitter) do. They block, and panic if they are
 //! called from async code.
+//!
+//! ```text
+//!   your thread ── block_on ──▶ emitter ──▶ connections, on the thread "roomcast-emitter"
+//! ```
+//!
+//! The thread ends with the last clone of the emitter.
 
 use std::{fmt, io, sync::Arc, thread};
 

@@ -141,6 +141,7 @@ pub struct Builder {
     dialect: Dialect,
     parser: Parser,
     retry: Retry,
+    counts_members: bool,
     answers: Option<RedisUrl>,
 }
 
@@ -151,6 +152,7 @@ impl Default for Builder {
             dialect: Dialect::default(),
             parser: Parser::default(),
             retry: Retry::default(),
+            counts_members: false,
             answers: None,
         }
     }
@@ -178,6 +180,13 @@ impl Builder {
     /// Sets when failed emits are retried.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// Also counts, with each emit, the nodes that have members of the room, for
+    /// [`Delivery::members`]. Costs one more command per emit; batches ignore it. Default off.
+    pub fn count_members(mut self, counts: bool) -> Self {
+        self.counts_members = counts;
         self
     }
 
@@ -249,6 +258,7 @@ impl Builder {
                 is_sharded: self.dialect != Dialect::Classic,
             },
             retry: self.retry,
+            counts_members: self.counts_members,
             node,
             asked: AtomicU64::new(0),
             questions,

@@ -3,6 +3,10 @@
 //! Convenient but expensive: at each checkout the pool checks that its connection works, so a single
 //! publish takes three commands where a connection of the emitter's own takes one. Batches hardly
 //! notice.
+//!
+//! The crate has a response timeout of 500 ms by default, after which it reports an error although
+//! Redis may publish the message a moment later. It is replaced at each checkout, because the pool
+//! belongs to the application.
 
 use std::{fmt, time::Duration};
 

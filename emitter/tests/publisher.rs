@@ -352,6 +352,30 @@ async fn a_primary_that_is_cut_off_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_becomes_a_replica_is_left_until_it_is_a_primary_again() {
+    let (server, other) = (Redis::start(), Redis::start());
+    let publisher = connect(&server.url()).await;
+    let demote = ["REPLICAOF", "127.0.0.1", &other.port.to_string()];
+    // It keeps the connection, and goes on taking messages.
+    server.command(&demote);
+    let why = |state: &PublisherState| match state {
+        PublisherState::Down(reason) => reason.contains("is not a primary"),
+        PublisherState::Up => false,
+    };
+    until(&publisher, why).await;
+    server.command(&["REPLICAOF", "NO", "ONE"]);
+    until_up(&publisher).await;
+
+    // A write shows it at once.
+    server.command(&demote);
+    let set = publisher
+        .command(&["SET", "key", "value"], Route::Any)
+        .await;
+    assert!(matches!(set, Err(PublishError::Unavailable(_))), "{set:?}");
+    until(&publisher, |state| *state != PublisherState::Up).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn classic_channels_reach_every_node_of_a_cluster() {
     let mut cluster = Cluster::start(3);
     let publisher = connect(&cluster.url()).await;

@@ -86,6 +86,23 @@ fn node(url: &str, dialect: &str) -> (Program, String) {
 }
 
 #[test]
+fn it_tells_nodes_with_members_of_the_room_from_servers_that_receive_everything() {
+    let redis = Redis::start();
+    // As a server of Node's does.
+    let _theirs = Listener::start(&redis, "PSUBSCRIBE", "socket.io#/#*");
+    let said = emit(&redis.url(), &["--room", "nobody", "news"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    let lines = "1 message emitted, taken by 1 node\n0 of them with members of the room; the \
+                 others, such as Node.js servers, receive every message\n";
+    assert_eq!(said.out, lines);
+    let said = emit(&redis.url(), &["--json", "--room", "nobody", "news"]).json();
+    assert_eq!(
+        (&said["nodes"], &said["nodes_with_members"]),
+        (&json!(1), &json!(0))
+    );
+}
+
+#[test]
 fn an_event_reaches_the_clients_of_all_nodes_that_have_the_room() {
     let redis = Redis::start();
     let url = redis.url();

@@ -2,6 +2,9 @@
 //!
 //! Messages are encoded when they are added; nothing is published before the batch is sent. The size
 //! of a batch is limited in bytes, and so are the bytes that are on their way to Redis at a time.
+//!
+//! A message that cannot be encoded, or that does not fit, is an error of the call that adds it. What
+//! is in the batch can therefore only fail in Redis or on the way there.
 
 use std::{borrow::Cow, fmt, mem, sync::Arc};
 

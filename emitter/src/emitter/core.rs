@@ -1,4 +1,17 @@
 //! What all operators of an emitter share: its encoder, its way to Redis, its questions.
+//!
+//! A question, here a confirmed emit, takes these steps:
+//!
+//! ```text
+//!   subscribe to the answers ─▶ read leases (at most every second)
+//!     ─▶ count members ┐
+//!     ─▶ broadcast     ├ one after the other on one connection, so nobody is counted that came
+//!     ─▶ question      ┘ too late to receive it
+//!     ─▶ gather answers; count again every 200 ms while one is missing
+//! ```
+//!
+//! Only what was certainly not published is retried. As soon as the broadcast of a confirmed emit is
+//! out, a failure of the question is `Unconfirmed`: a retry would publish the broadcast twice.
 
 use std::{
     sync::{
@@ -34,10 +47,14 @@ use crate::{
     membership::{self, Counted, Leases, Members, PendingQuestions, RENEWAL_SECONDS},
 };
 
+/// The length of a socket's id.
+const SOCKET_ID_BYTES: usize = 20;
+
 pub(crate) struct Core {
     pub(super) transport: Transport,
     pub(super) encoder: Encoder,
     pub(super) retry: Retry,
+    pub(super) counts_members: bool,
     /// The name under which it asks.
     pub(super) node: NodeId,
     /// Questions so far.
@@ -56,12 +73,20 @@ impl Core {
         message: &Message,
     ) -> Result<Delivery, EmitError> {
         let publication = self.encoder.encode(namespace, message)?;
+        let mut members = None;
+        let main = self.encoder.wire.channels().broadcast(namespace);
+        if self.counts_members && has_own_channel(message) && publication.channel != main {
+            let counting = self
+                .transport
+                .subscribers(&self.encoder, &publication.channel);
+            members = counting.await;
+        }
         let mut tried = 0;
         loop {
             let published = self.transport.publish(&self.encoder, &publication).await;
             tried += 1;
             match published {
-                Ok(nodes) => return Ok(Delivery { nodes }),
+                Ok(nodes) => return Ok(Delivery { nodes, members }),
                 Err(error) => match self.retry.pause(tried, &error) {
                     Some(pause) => sleep(pause).await,
                     None => return Err(error),
@@ -98,7 +123,10 @@ impl Core {
         let published = self.transport.publish_all(unsent).await;
         published
             .into_iter()
-            .map(|nodes| nodes.map(|nodes| Delivery { nodes }))
+            .map(|nodes| {
+                let members = None;
+                nodes.map(|nodes| Delivery { nodes, members })
+            })
             .collect()
     }
 
@@ -255,6 +283,18 @@ impl Members for MembersOf<'_> {
         let channels = self.core.encoder.wire.channels();
         let transport = &self.core.transport;
         transport.count(channels, self.namespace, &leases).await
+    }
+}
+
+/// Whether the message goes to one room, whose name is not like a socket's id: nodes receive those
+/// over a pattern.
+fn has_own_channel(message: &Message) -> bool {
+    match message {
+        Message::Broadcast { target, .. } => match &target.rooms[..] {
+            [room] => room.len() != SOCKET_ID_BYTES,
+            _ => false,
+        },
+        _ => false,
     }
 }
 

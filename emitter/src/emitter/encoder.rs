@@ -1,4 +1,7 @@
 //! Messages of an emitter as commands.
+//!
+//! The payload is written by `roomcast-protocol`; here it becomes the last word of a PUBLISH. It is
+//! first written to a buffer because RESP puts the length of a word in front of it.
 
 use std::{io::Write, sync::Arc};
 

@@ -16,6 +16,12 @@ pub struct Delivery {
     /// because rooms may be empty. On a Redis Cluster in the classic dialect, only subscribers of one
     /// Redis node are counted; the others receive it, too.
     pub nodes: usize,
+    /// How many of these subscribe to the channel of the room itself, because they have members. The
+    /// others receive every message and may have no member, as Node's servers do. `None` unless
+    /// [`Builder::count_members`](crate::Builder::count_members) is set, and for messages that do not
+    /// go to exactly one room with a channel of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members: Option<usize>,
 }
 
 /// The outcome of a confirmed broadcast.

@@ -1,4 +1,10 @@
 //! When a failed emit is retried.
+//!
+//! | error | published | retried |
+//! |---|---|---|
+//! | `Unreachable`, `Overloaded` | certainly not | yes |
+//! | `Unconfirmed` | possibly | with [`Retry::at_least_once`] |
+//! | all others | certainly not | no, because they would fail again |
 
 use std::time::Duration;
 

@@ -1,4 +1,13 @@
 //! The way to Redis: a connection of the emitter's own, or a pool of the application.
+//!
+//! A batch is handed over in pieces, of which at most 1 MiB are on their way:
+//!
+//! ```text
+//!   pieces of 16 KiB ─▶ window (1 MiB) ─▶ queue of the link (16 MiB, shared by all callers)
+//! ```
+//!
+//! The window keeps a large batch from filling the queue, in which case single emits of other tasks
+//! would fail as `Overloaded`.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -14,7 +23,7 @@ use crate::pool::PoolPublisher;
 use crate::{
     error::EmitError,
     membership::{self, Counted, Leases},
-    redis::{PublishError, Publisher, PublishingMany, Route, receivers},
+    redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
 
 /// What a batch has on its way to Redis at a time, in bytes: enough that neither side waits for the
@@ -76,6 +85,23 @@ impl Transport {
             #[cfg(feature = "pool")]
             Self::Pool(pool) => publish_over(pool, unsent).await,
         }
+    }
+
+    /// Subscribers of a channel by its name, without those by a pattern. In a cluster with classic
+    /// channels, those of the server that publishes. `None` if Redis does not say.
+    pub(super) async fn subscribers(&self, encoder: &Encoder, channel: &str) -> Option<usize> {
+        let (command, route) = match encoder.is_sharded {
+            true => ("SHARDNUMSUB", Route::Channel(channel)),
+            false => ("NUMSUB", Route::Any),
+        };
+        let command = ["PUBSUB", command, channel].map(str::to_owned);
+        let replies = match self {
+            Self::Own(publisher) => publisher.command(&command, route).await.ok()?,
+            #[cfg(feature = "pool")]
+            Self::Pool(pool) => replies(pool, &[command.into()]).await.ok()?,
+        };
+        let (_, subscribers) = *replies.first()?.pairs()?.first()?;
+        usize::try_from(subscribers.integer()?).ok()
     }
 
     /// Counts the members of the namespace. The first poll sends the command.

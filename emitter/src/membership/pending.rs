@@ -3,6 +3,16 @@
 //! Answers arrive over a subscription and are passed to [`PendingQuestions::receive`]. While one is
 //! missing, the members are counted again and again, so that no question waits for a node that died.
 //! The result is what is known when the timeout ends.
+//!
+//! ```text
+//!   open ─▶ gather ─▶ look ─▶ complete? ──yes──▶ outcome
+//!                      ▲         │ no
+//!                      │         ▼
+//!                      └── 200 ms, or an answer of an unknown node ── timeout ──▶ outcome
+//! ```
+//!
+//! *Complete* concerns those that are present now: a member that left is no longer waited for, but
+//! remains in the list of silent nodes.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,6 +1,15 @@
 //! Connections that are logged in, named and checked.
 //!
-//! Each call opens a new connection; keeping and replacing them is up to the caller.
+//! Each call opens a new connection; keeping and replacing them is up to the caller. Opening takes
+//! two round trips after those of TCP and TLS, all within [`CONNECT_TIMEOUT`]:
+//!
+//! ```text
+//!   crate:  HELLO 3 [AUTH user password], [SELECT n]
+//!   here:   CLIENT SETNAME …, HELLO        (version, mode and role are checked)
+//! ```
+//!
+//! RESP3 is used everywhere: messages arrive as pushes, and so does the end of a connection, which
+//! is noticed that way even while no command is under way.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

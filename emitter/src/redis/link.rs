@@ -32,7 +32,10 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use parking_lot::Mutex;
-use redis::{Cmd, Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection};
+use redis::{
+    Cmd, Pipeline, PushInfo, PushKind, RedisError, ServerErrorKind, Value,
+    aio::MultiplexedConnection,
+};
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
@@ -433,7 +436,13 @@ impl Driver {
                 // Replies that have come count, whatever happened to the connection since.
                 biased;
                 Some(replied) = replies.next(), if !is_idle => match replied {
-                    Ok(values) => under_way.settle(values),
+                    Ok(values) => {
+                        let is_replica = values.iter().any(is_read_only);
+                        under_way.settle(values);
+                        if is_replica {
+                            break "the server is not a primary any more".into();
+                        }
+                    }
                     Err(error) => break text(&error).into(),
                 },
                 () = self.shared.wake.notified() => {}
@@ -485,6 +494,11 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.fail(&"the publisher was dropped".into());
     }
+}
+
+/// A server that follows another one rejects writes, for example of a lease.
+fn is_read_only(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
 }
 
 /// Sends one pipeline. The crate never repeats it.

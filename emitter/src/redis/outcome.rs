@@ -1,4 +1,11 @@
 //! The limits of a publisher, and the outcomes of its commands.
+//!
+//! | outcome | executed | cause |
+//! |---|---|---|
+//! | `Unavailable` | certainly not | no connection, or an error that concerns the server's state |
+//! | `Overloaded` | certainly not | the queue is full |
+//! | `Refused` | certainly not | Redis rejected the command |
+//! | `Unconfirmed` | possibly | the connection or the reply was lost |
 
 use std::{
     sync::{Arc, atomic::AtomicU64},

@@ -20,12 +20,13 @@ use super::{
     error::ConnectError,
     link::{Destination, Link, Lost, PendingMany},
     outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats, accepted, receivers},
+    reply::Reply,
     routing::{Receiving, Route, Routes},
 };
 use crate::vital::vital;
 
-/// How often Sentinels are asked whether the primary is still the same. A primary mostly closes its
-/// connections when it is replaced; one that is cut off cannot.
+/// How often the publisher checks that its server is still the primary. A primary that is replaced
+/// often keeps its connections, and then takes messages that reach nobody else.
 const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Publishes. Dropping it closes it without waiting for replies.
@@ -40,8 +41,8 @@ pub struct Publisher {
 enum Servers {
     One {
         link: Arc<Link>,
-        /// Checks whether Sentinels name another primary.
-        check: Option<AbortHandle>,
+        /// Checks that the server is still the primary.
+        check: AbortHandle,
     },
     Cluster(Routes),
 }
@@ -94,14 +95,8 @@ impl Publisher {
         let stats = Arc::<PublisherStats>::default();
         let destination = Destination::Endpoint(endpoint.clone());
         let link = Arc::new(Link::start(destination, config, first, stats.clone(), None));
-        let check = (endpoint.topology() == Topology::Sentinel)
-            .then(|| {
-                vital(
-                    "primary check",
-                    check_primary(endpoint, Arc::downgrade(&link)),
-                )
-            })
-            .map(|check| tokio::spawn(check).abort_handle());
+        let checking = check_primary(endpoint, Arc::downgrade(&link));
+        let check = tokio::spawn(vital("primary check", checking)).abort_handle();
         Self {
             state: link.state(),
             servers: Servers::One { link, check },
@@ -197,16 +192,13 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        if let Servers::One {
-            check: Some(check), ..
-        } = &self.servers
-        {
+        if let Servers::One { check, .. } = &self.servers {
             check.abort();
         }
     }
 }
 
-/// Leaves a primary that the Sentinels no longer name.
+/// Leaves a server that reports another role, or that the Sentinels no longer name.
 async fn check_primary(endpoint: Endpoint, link: Weak<Link>) {
     loop {
         time::sleep(PRIMARY_CHECK_INTERVAL).await;
@@ -215,12 +207,23 @@ async fn check_primary(endpoint: Endpoint, link: Weak<Link>) {
             return;
         };
         // Sentinels that cannot be reached prove nothing about the primary.
-        if let Ok(Some(primary)) = primary
-            && link.peer().is_some_and(|peer| peer != primary)
-        {
+        let is_other = match primary {
+            Ok(Some(primary)) => link.peer().is_some_and(|peer| peer != primary),
+            _ => false,
+        };
+        // It takes no right beyond those of the login.
+        let hello = link.send(redis::cmd("HELLO")).await;
+        if is_other || hello.is_ok_and(|hello| role(&hello).is_some_and(|role| role != "master")) {
             link.reconnect();
         }
     }
+}
+
+/// The role in the reply to HELLO.
+fn role(hello: &Value) -> Option<&str> {
+    let fields = hello.pairs()?.into_iter();
+    let mut roles = fields.filter(|(name, _)| name.text() == Some("role"));
+    roles.next()?.1.text()
 }
 
 /// A command that publishes; `add` appends channel and payload, of `bytes` bytes together.

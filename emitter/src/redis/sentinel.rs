@@ -2,7 +2,7 @@
 //!
 //! The crate's own Sentinel client tries the servers in turn and reports only the last error. An
 //! operator needs to know whether no Sentinel could be reached, or whether none knows the name, so
-//! the question is sent here, over the crate's connections.
+//! the question is sent here, over the crate's connections. Its role check also blocks the thread.
 
 use redis::Value;
 

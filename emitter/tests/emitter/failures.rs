@@ -60,6 +60,25 @@ async fn the_nodes_that_took_a_message_are_counted() {
     assert_eq!(emitter.to("a").emit("hello", ()).await.unwrap().nodes, 2);
     assert_eq!(emitter.to("b").emit("hello", ()).await.unwrap().nodes, 1);
     assert_eq!(emitter.of("/b").emit("hello", ()).await.unwrap().nodes, 0);
+
+    // One takes everything, the other has members of the room.
+    let counting = Emitter::builder().count_members(true).connect(&url);
+    let counting = counting.await.unwrap();
+    for (room, nodes, members) in [
+        ("a", 2, Some(1)),
+        ("b", 1, Some(0)),
+        // Nodes receive the rooms of sockets over a pattern.
+        ("aaaaaaaaaaaaaaaaaaaa", 1, None),
+    ] {
+        let delivery = counting.to(room).emit("hello", ()).await.unwrap();
+        assert_eq!(
+            (delivery.nodes, delivery.members),
+            (nodes, members),
+            "{room}"
+        );
+    }
+    let both = counting.to(["a", "b"]).emit("hello", ()).await.unwrap();
+    assert_eq!(both.members, None);
 }
 
 #[tokio::test]

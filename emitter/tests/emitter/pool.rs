@@ -43,6 +43,16 @@ async fn a_pool_carries_the_same_messages_in_the_same_order() {
     assert!(sending.await.unwrap().iter().all(Result::is_ok));
 }
 
+/// The crate's response timeout of half a second would report the message as unconfirmed.
+#[tokio::test]
+async fn a_reply_over_a_pool_may_take_longer_than_the_half_second_of_the_crate() {
+    let redis = Redis::start();
+    let emitter = Emitter::new(pool(&redis.url()));
+    redis.command(&["CLIENT", "PAUSE", "1500", "WRITE"]);
+    let delivery = emitter.emit("hello", ()).await;
+    assert_eq!(delivery.unwrap().nodes, 0);
+}
+
 #[tokio::test]
 async fn answers_are_heard_over_a_connection_beside_the_pool() {
     let redis = Redis::start();

@@ -176,6 +176,7 @@ impl EmitOptions {
             .prefix(&self.redis.redis_prefix)
             .dialect(self.redis.redis_dialect.into())
             .parser(self.redis.redis_parser.into())
+            .count_members(true)
             .retry(Retry::default().tries(self.retry + 1));
         Ok(blocking::Emitter::connect_with(builder, url.clone())?)
     }

@@ -96,6 +96,8 @@ pub(super) struct Tally {
     nobody: usize,
     /// The largest number of nodes that received, or confirmed, one of them.
     nodes: usize,
+    /// How many of these have members of the room, if that is known.
+    members: Option<usize>,
     asked: Option<Asked>,
 }
 
@@ -119,6 +121,7 @@ impl Tally {
         self.messages += 1;
         self.nobody += usize::from(delivery.nodes == 0);
         self.nodes = self.nodes.max(delivery.nodes);
+        self.members = delivery.members;
     }
 
     pub(super) fn confirmed(&mut self, confirmed: Confirmed) {
@@ -173,7 +176,12 @@ impl Tally {
         put("messages", json!(self.messages));
         put("reached_nobody", json!(self.nobody));
         match &self.asked {
-            None => drop(put("nodes", json!(self.nodes))),
+            None => {
+                put("nodes", json!(self.nodes));
+                if let Some(members) = self.members {
+                    put("nodes_with_members", json!(members));
+                }
+            }
             Some(Asked::Confirmed { sockets, silent }) => {
                 put("nodes", json!(self.nodes));
                 put("sockets", json!(sockets));
@@ -209,6 +217,12 @@ impl Tally {
                     count(self.messages, "message"),
                     count(self.nodes, "node")
                 );
+                if let Some(members) = self.members.filter(|members| *members < self.nodes) {
+                    text += &format!(
+                        "{members} of them with members of the room; the others, such as Node.js \
+                         servers, receive every message\n"
+                    );
+                }
                 None
             }
             Some(Asked::Confirmed { sockets, silent }) => {
