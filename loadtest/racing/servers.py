@@ -4,6 +4,7 @@ Each is a separate process on a given core, which ends with the block that start
 """
 
 import contextlib
+import functools
 import re
 import shlex
 import socket
@@ -79,12 +80,12 @@ class Programs:
         """Replaces the program of a command by its path."""
         program, *arguments = command
         if name.endswith(BEFORE):
-            return [str(self.before), *arguments]
+            return [str(self.before), *arguments, *opened(command, self.before)]
         if program.startswith("peers/"):
             program = str(self.target / "peers/release" / program.removeprefix("peers/"))
         elif program == "roomcast":
             program = self.roomcast(program)
-        return [program, *arguments]
+        return [program, *arguments, *opened(command, program)]
 
     def emitting(self, name, redis):
         """Returns the shell command of a server's emitter."""
@@ -141,6 +142,21 @@ class Programs:
             yield started
         finally:
             started.end()
+
+
+def opened(command, program):
+    """Returns the option that lets everybody connect. An earlier build may not have it."""
+    return ["--access=open"] if command[:2] == ["roomcast", "serve"] and has_access(str(program)) else []
+
+
+@functools.cache
+def has_access(program):
+    try:
+        helped = subprocess.run([program, "serve", "--help"], capture_output=True, text=True, check=False)
+    except OSError:
+        # Whoever starts the program reports it.
+        return False
+    return "--access" in helped.stdout
 
 
 class Process:

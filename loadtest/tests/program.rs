@@ -28,7 +28,7 @@ struct Program {
 impl Program {
     fn start(args: &[&str]) -> Self {
         let mut child = Command::new(program())
-            .args(["serve", "--client-rooms", "--workers=1"])
+            .args(["serve", "--access=open", "--client-rooms", "--workers=1"])
             .args(["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"])
             .args(args)
             .stdin(Stdio::null())
@@ -316,7 +316,7 @@ fn clients_survive_a_restart_of_their_server() {
     let command = format!(
         "kill -TERM {pid}; while kill -0 {pid} 2>/dev/null && ! grep -q State:.Z /proc/{pid}/status; \
          do sleep 0.02; done; \
-         {program} serve --client-rooms --workers=1 --listen {address} \
+         {program} serve --access=open --client-rooms --workers=1 --listen {address} \
          --internal-listen 127.0.0.1:0 >/dev/null 2>&1 & echo $! > {started}",
         program = program().display(),
         address = server.address,

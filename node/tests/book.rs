@@ -184,6 +184,7 @@ fn metrics_of_a_used_server() -> String {
     let mut command = roomcast();
     command.args([
         "serve",
+        "--access=open",
         "--listen=127.0.0.1:0",
         "--internal-listen=127.0.0.1:0",
     ]);

@@ -79,7 +79,8 @@ fn node(url: &str, dialect: &str) -> (Program, String) {
         "--listen=127.0.0.1:0",
         "--internal-listen=127.0.0.1:0",
     ]);
-    command.args(["--client-rooms", "--redis", url, "--redis-dialect", dialect]);
+    command.args(["--access=open", "--client-rooms"]);
+    command.args(["--redis", url, "--redis-dialect", dialect]);
     let mut program = Program::start(&mut command);
     let line = program.line_with("address=");
     (program, field(&line, "address="))

@@ -10,7 +10,10 @@ use std::{
     io::{Read, Write as _},
     net::{TcpListener, TcpStream},
     process::{Command, Stdio},
-    sync::mpsc::channel,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::channel,
+    },
     time::Instant,
 };
 
@@ -217,6 +220,62 @@ fn limits_that_are_given_are_kept() {
 }
 
 #[test]
+fn without_a_setting_nobody_gets_in_and_the_error_says_how_to_let_somebody_in() {
+    let mut program = Program::start(roomcast().arg("serve").args(ANY_PORT));
+    let address = field(&program.line_with("listening"), "address=");
+    let warning = program.line_with("nobody may connect to / yet");
+    assert!(warning.contains("WARN"), "{warning}");
+    let refusal = Client::connect_as(&address, &json!({})).err().unwrap();
+    let text = refusal["message"].as_str().unwrap();
+    for way in ["--access", "access in [namespaces.\"/\"]"] {
+        assert!(text.contains(way) && warning.contains("--access"), "{text}");
+    }
+}
+
+#[test]
+fn a_file_opens_the_main_namespace_below_the_environment_and_the_flags() {
+    let file = Temporary::new("[namespaces.\"/\"]\naccess = \"open\"\nclient_rooms = true\n");
+    let mut command = roomcast();
+    command.args(["serve", "--config", file.path()]);
+    let mut program = Program::start(command.args(ANY_PORT));
+    let address = field(&program.line_with("listening"), "address=");
+    let mut client = Client::connect(&address);
+    assert!(client.ask(&json!(["join", "tea"]))[0]["members"].is_array());
+
+    let file =
+        Temporary::new("max_payload = \"3kB\"\nping_interval = \"3s\"\nping_timeout = \"3s\"\n");
+    let mut command = roomcast();
+    command.args(["serve", "--config", file.path(), "--ping-interval=5s"]);
+    command.env("ROOMCAST_PING_INTERVAL", "4s");
+    command.env("ROOMCAST_PING_TIMEOUT", "4s");
+    let mut program = Program::start(command.args(ANY_PORT));
+    let address = field(&program.line_with("listening"), "address=");
+    let (_, opening) = http(&address, "GET /socket.io/?EIO=4&transport=polling", "");
+    let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
+    assert_eq!(
+        (
+            &opening["maxPayload"],
+            &opening["pingInterval"],
+            &opening["pingTimeout"]
+        ),
+        (&json!(3_000), &json!(5_000), &json!(4_000))
+    );
+}
+
+#[test]
+fn a_wrong_file_ends_it_with_file_line_key_and_the_nearest_key() {
+    let file = Temporary::new("ping_interval = \"3s\"\nmax_roms = 3\n");
+    let line = ["serve", "--config", file.path()];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(2), "{said}");
+    let expected = format!(
+        "{}:2: max_roms: unknown key; did you mean max_rooms?",
+        file.path()
+    );
+    assert!(said.contains(&expected), "{said}");
+}
+
+#[test]
 fn a_log_that_nobody_reads_or_whose_pipe_is_broken_stops_nothing() {
     // More lines than the pipe and the queue behind it hold.
     const EVENTS: usize = 30_000;
@@ -225,7 +284,7 @@ fn a_log_that_nobody_reads_or_whose_pipe_is_broken_stops_nothing() {
         command
             .args(["serve", "--workers=1", "--log-level=roomcast=debug"])
             .args(ANY_PORT)
-            .args(["--client-rooms"])
+            .args(["--access=open", "--client-rooms"])
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = child.stderr.take().unwrap();
@@ -435,9 +494,39 @@ fn roomcast() -> Command {
 
 /// The running server, its address and that of its internal port.
 fn serve(options: &[&str]) -> (Program, String, String) {
-    let mut program = Program::start(roomcast().arg("serve").args(ANY_PORT).args(options));
+    let mut program = Program::start(
+        roomcast()
+            .args(["serve", "--access=open"])
+            .args(ANY_PORT)
+            .args(options),
+    );
     let line = program.line_with("listening");
     (program, field(&line, "address="), field(&line, "internal="))
+}
+
+/// A file that ends with the test.
+struct Temporary(String);
+
+impl Temporary {
+    fn new(text: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("roomcast-{}-{count}.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        Self(path.into_os_string().into_string().unwrap())
+    }
+
+    fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // It is in a folder for files that nobody misses.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Opens a session; answers the path for its requests.

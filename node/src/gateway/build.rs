@@ -4,7 +4,7 @@
 use roomcast::{BuildError, Cookie, Cors, Namespace, Parser, Server};
 
 use super::{
-    cluster,
+    access, cluster,
     config::{Browser, Config, PacketParser, Protocol, Transport},
     rooms,
     settings::NamespaceName,
@@ -48,13 +48,13 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
             ..Cookie::default()
         });
     }
-    for name in config.namespaces() {
-        let namespace = Namespace::new(name.as_str());
+    for (name, access) in config.access() {
+        let namespace = access::guard(Namespace::new(name.as_str()), &name, access);
         let section = config.settings.namespaces.get(&NamespaceName(name));
-        let is_open = section
+        let has_rooms = section
             .and_then(|section| section.client_rooms)
             .unwrap_or(config.protocol.client_rooms.0);
-        builder = builder.namespace(if is_open {
+        builder = builder.namespace(if has_rooms {
             rooms::open(namespace)
         } else {
             namespace

@@ -13,13 +13,14 @@ use std::{
 };
 
 use super::{
+    access::{Access, AccessTable},
     cluster::{self, ClusterOptions},
     emit::EmitOptions,
     limits::LimitOptions,
     logging::LogFormat,
     options,
     redis::RedisOptions,
-    settings::{File, FileError, Settings},
+    settings::{File, FileError, NamespaceName, Settings},
     values::{
         self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, SettingsFile, Span, Switch,
         Workers,
@@ -53,7 +54,7 @@ pub(crate) enum Job {
     Serve(Box<Config>),
     /// Serve a chat page to try it out, open to everybody
     ///
-    /// Like `serve` with --client-rooms and --cors-origin=*, and a page at / where you can try
+    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, and a page at / where you can try
     /// rooms. It has no authentication and keeps everything in memory, so do not expose it to the internet.
     Demo(Box<Demo>),
     /// Emit an event to the clients of a cluster, without being a node
@@ -162,6 +163,12 @@ pub(crate) struct Protocol {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     #[arg(default_value = "/", value_parser = values::namespace)]
     pub(crate) namespace: Vec<String>,
+
+    /// Who may connect to namespaces whose section in the file does not say it
+    ///
+    /// `closed` lets nobody in, so that a forgotten setting opens nothing.
+    #[arg(long, value_name = "NAME", value_enum, default_value = "closed")]
+    pub(crate) access: Access,
 
     /// Let clients manage rooms with the events join, leave, rooms, who, message and echo
     ///
@@ -305,6 +312,21 @@ impl Config {
         self.settings = file.settings;
     }
 
+    /// Who may connect to which namespace.
+    pub(crate) fn access(&self) -> AccessTable {
+        let of_section = |name: &String| {
+            let section = self.settings.namespaces.get(&NamespaceName(name.clone()));
+            section.and_then(|section| section.access)
+        };
+        let names = self.namespaces().into_iter();
+        names
+            .map(|name| {
+                let access = of_section(&name).unwrap_or(self.protocol.access);
+                (name, access)
+            })
+            .collect()
+    }
+
     /// The namespaces that are served: those of the file's sections, and those of `--namespace`. Its
     /// default counts only if there are no others.
     pub(crate) fn namespaces(&self) -> BTreeSet<String> {
@@ -345,6 +367,7 @@ impl From<Demo> for Config {
             operation: demo.operation,
             ..Self::default()
         };
+        config.protocol.access = Access::Open;
         config.protocol.client_rooms = Switch(true);
         config.browser.cors_origin = vec![Origin::Any];
         config
@@ -499,6 +522,7 @@ mod tests {
         );
         assert_eq!(config.protocol.parser, PacketParser::Json);
         assert_eq!(config.protocol.client_rooms, Switch(false));
+        assert_eq!(config.protocol.access, Access::Closed);
         assert_eq!(config.protocol.allow_eio3, Switch(false));
         assert_eq!(config.browser.cors_origin, [Origin::Off]);
         assert_eq!(config.browser.cors_allowed_headers, ["any"]);
@@ -540,6 +564,7 @@ mod tests {
         assert_eq!(config.listen.listen.to_string(), "127.0.0.1:0");
         assert_eq!(config.listen.internal_listen.to_string(), "[::1]:0");
         assert_eq!(config.protocol.client_rooms, Switch(true));
+        assert_eq!(config.access()["/"], Access::Open);
         assert_eq!(config.browser.cors_origin, [Origin::Any]);
     }
 
@@ -547,7 +572,7 @@ mod tests {
     fn a_flag_wins_over_the_file_which_wins_over_the_default() {
         let path = env::temp_dir().join(format!("roomcast-layers-{}.toml", std::process::id()));
         let text = "ping_interval = \"7s\"\nmax_rooms = 5\nnamespace = [\"/\"]\n\
-                    [namespaces.\"/chat\"]\nclient_rooms = true\n";
+                    [namespaces.\"/chat\"]\naccess = \"open\"\n";
         std::fs::write(&path, text).unwrap();
         let config = serve(&format!("--config {} --ping-interval 9s", path.display()));
         std::fs::remove_file(path).unwrap();
@@ -558,14 +583,18 @@ mod tests {
         assert_eq!(origin("max-rooms"), ValueOrigin::File);
         assert_eq!(origin("max-inbox"), ValueOrigin::Default);
         assert_eq!(config.values["max-inbox"].text, "2MiB");
-        assert!(config.namespaces().iter().eq(["/", "/chat"]));
+        let access = config.access();
+        assert_eq!(
+            (access["/"], access["/chat"]),
+            (Access::Closed, Access::Open)
+        );
     }
 
     #[test]
     fn the_default_namespace_is_served_unless_sections_name_others() {
         assert!(serve("--workers 1").namespaces().iter().eq(["/"]));
         let mut config = serve("--workers 1");
-        let chat = super::super::settings::NamespaceName("/chat".to_owned());
+        let chat = NamespaceName("/chat".to_owned());
         config
             .settings
             .namespaces

@@ -3,6 +3,7 @@
 //! It belongs to the `roomcast` binary and not to the library, so the compiler itself sees to it
 //! that only public names of the library are used. It knows no protocol and no transport.
 
+mod access;
 mod admin;
 mod build;
 mod cluster;

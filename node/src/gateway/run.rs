@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::{
+    access,
     admin::{Admin, Health},
     build,
     config::Config,
@@ -128,6 +129,11 @@ pub(crate) async fn run(
     info!(%address, %internal, path = config.protocol.path, %node, "listening");
     if is_demo {
         demo::announce(address)?;
+    } else {
+        let table = config.access();
+        access::announce(&table);
+        let watched = server.clone();
+        tokio::spawn(async move { access::watch_foreign_servers(watched, &table).await });
     }
     let (stop, stopped) = oneshot::channel::<()>();
     let listener = tokio::net::TcpListener::from_std(public)?;

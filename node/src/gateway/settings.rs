@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub(crate) use file::{File, FileError};
 
-use super::values;
+use super::{access::Access, values};
 
 /// The sections of the file. A module adds its section here as a field with its own struct, which
 /// derives `Deserialize` with `deny_unknown_fields`, and as a row of [`SECTIONS`].
@@ -33,6 +33,8 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[("namespaces", NAMESPACES)];
 const NAMESPACES: &str = r#"
 # What differs between namespaces. A namespace that is named here is served.
 [namespaces."/chat"]
+# Who may connect, as --access decides for namespaces without this key.
+access = "open"
 # Let clients manage rooms, as --client-rooms does for namespaces without this key.
 client_rooms = true
 "#;
@@ -41,6 +43,8 @@ client_rooms = true
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct NamespaceSettings {
+    /// Takes precedence over `--access`.
+    pub(crate) access: Option<Access>,
     /// Takes precedence over `--client-rooms`.
     pub(crate) client_rooms: Option<bool>,
 }

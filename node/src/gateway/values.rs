@@ -6,6 +6,7 @@
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use roomcast::ClientFiles;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never zero, because
@@ -281,6 +282,20 @@ impl fmt::Display for LogFilter {
         f.write_str(&self.0)
     }
 }
+
+/// Lets sections of the file hold values in the form that the options have.
+macro_rules! deserialize_from_text {
+    ($($type:ty),*) => {
+        $(impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(D::Error::custom)
+            }
+        })*
+    };
+}
+
+deserialize_from_text!(Span, ByteSize);
 
 /// Parses an address to listen on. Host names are refused, except `localhost`.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {

@@ -105,7 +105,7 @@ test("rooms, members and messages are seen by both tabs, and by nobody who left"
 
 test("a page written for Node.js loads the official client from the server, with its source map", async () => {
   const bundles = join(require.resolve("socket.io-client"), "../../../dist");
-  const options = ["--client-rooms", "--client-files", bundles];
+  const options = ["--access=open", "--client-rooms", "--client-files", bundles];
   options.push("--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0");
   const address = await startProgram(`${process.env.ROOMCAST} serve`, options, "stderr", /(?<=address=)\S+/);
   const page = await browser.newPage();

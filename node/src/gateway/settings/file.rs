@@ -218,12 +218,11 @@ fn section_problem(text: &str, table: &DeTable<'_>, error: &toml::de::Error) -> 
     let text_of = if is_unknown {
         let mut names = message.split('`').skip(1).step_by(2).map(str::to_owned);
         let wrong = names.next().unwrap_or_default();
-        match message.starts_with("unknown field") {
-            true => unknown(&wrong, names),
-            false => {
-                let valid: Vec<_> = names.collect();
-                format!("invalid value `{wrong}`: expected {}", valid.join(" or "))
-            }
+        if message.starts_with("unknown field") {
+            unknown(&wrong, names)
+        } else {
+            let valid: Vec<_> = names.collect();
+            format!("invalid value `{wrong}`: expected {}", valid.join(" or "))
         }
     } else {
         message.to_owned()
@@ -345,6 +344,10 @@ mod tests {
             error,
             "r.toml:2: namespaces.\"/chat\".client_room: unknown key; did you mean client_rooms?"
         );
+        let error = parse("[namespaces.\"/chat\"]\naccess = \"opn\"\n").unwrap_err();
+        let expected =
+            "r.toml:2: namespaces.\"/chat\".access: invalid value `opn`: expected closed or open";
+        assert_eq!(error, expected);
         assert!(parse("config = \"x\"").unwrap_err().contains("unknown key"));
     }
 

@@ -1,0 +1,102 @@
+//! Decides who may connect to a namespace. Without a setting, nobody may.
+//!
+//! Each way in is a variant of [`Access`] and an authorizer in [`guard`]. An open namespace has no
+//! authorizer, so it costs nothing per client.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use clap::ValueEnum;
+use prometheus::proto::Metric;
+use roomcast::{Handshake, Namespace, Refused, Server};
+use serde::Deserialize;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// Time between two looks for foreign servers. They come and go with deployments.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Who may connect to a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Access {
+    /// Nobody
+    Closed,
+    /// Everybody
+    Open,
+}
+
+/// The access of each namespace that is served.
+pub(crate) type AccessTable = BTreeMap<String, Access>;
+
+/// Adds the authorizers that the access demands.
+pub(crate) fn guard(namespace: Namespace, name: &str, access: Access) -> Namespace {
+    match access {
+        Access::Open => namespace,
+        Access::Closed => {
+            let refusal = refusal(name);
+            namespace.authorize(move |_: Handshake| {
+                let refused = Refused::new(refusal.clone());
+                async move { Err::<(), _>(refused) }
+            })
+        }
+    }
+}
+
+/// The text for clients and the log. A developer who forgot the setting sees it at the first connect.
+fn refusal(name: &str) -> String {
+    format!(
+        "nobody may connect to {name} yet: start the server with --access, or set access in \
+         [namespaces.{name:?}] of its settings"
+    )
+}
+
+/// Logs which namespaces are closed or open, because both may be a mistake.
+pub(crate) fn announce(table: &AccessTable) {
+    for (namespace, access) in table {
+        match access {
+            Access::Closed => warn!(namespace, "{}", refusal(namespace)),
+            Access::Open => info!(namespace, "everybody may connect"),
+        }
+    }
+}
+
+/// Warns when Node.js servers share the cluster with an open namespace. Clients that `io.use` refuses
+/// there can connect here, and receive the same rooms. Runs as long as the server does.
+pub(crate) async fn watch_foreign_servers(server: Server, table: &AccessTable) {
+    let open = table.iter().filter(|(_, access)| **access == Access::Open);
+    let open: Vec<_> = open.map(|(name, _)| name.as_str()).collect();
+    if open.is_empty() {
+        return;
+    }
+    let namespaces = open.join(", ");
+    let mut were_there = false;
+    loop {
+        let are_there = has_foreign_servers(&server);
+        if are_there && !were_there {
+            warn!(
+                namespaces,
+                "Node.js servers share this cluster while everybody may connect to these namespaces here: \
+                 clients that io.use refuses there get in here; set access for them"
+            );
+        }
+        were_there = are_there;
+        sleep(LOOK).await;
+    }
+}
+
+/// Whether the bus sees servers in the cluster that are not Roomcast's.
+fn has_foreign_servers(server: &Server) -> bool {
+    let families = server.registry().gather();
+    let counts = families
+        .iter()
+        .filter(|family| family.name() == "roomcast_bus_nodes")
+        .flat_map(|family| family.get_metric());
+    let is_foreign = |metric: &&Metric| {
+        metric
+            .get_label()
+            .iter()
+            .any(|label| label.value() == "foreign")
+    };
+    let mut foreign = counts.filter(is_foreign);
+    foreign.any(|metric| metric.get_gauge().get_value() > 0.0)
+}
