@@ -44,6 +44,16 @@ describe("files", { timeout: 120_000 }, () => {
     inTemporaryFolder((folder) => check("nginx", "-t", ...writeConfig(folder, 8080, ["127.0.0.1:3000"])));
   });
 
+  test("the Caddyfile is valid and formatted", () => {
+    const config = ["--adapter", "caddyfile", "--config", at("caddy/Caddyfile")];
+    check("caddy", "validate", ...config);
+    assert.equal(check("caddy", "fmt", at("caddy/Caddyfile")), read("caddy/Caddyfile"));
+  });
+
+  test("envoy.yaml is valid", () => {
+    check("envoy", "--mode", "validate", "--log-level", "error", "-c", at("envoy/envoy.yaml"));
+  });
+
   test("Prometheus accepts its configuration and rules, and the alerts pass their tests", () => {
     check("promtool", "check", "config", at("prometheus/prometheus.yml"));
     const rules = readdirSync(at("prometheus/rules")).map((file) => at(`prometheus/rules/${file}`));
@@ -68,7 +78,7 @@ describe("files", { timeout: 120_000 }, () => {
   });
 
   test("YAML is well-formed, and compose.yaml follows the specification", () => {
-    const folders = ["compose", "prometheus", "grafana"];
+    const folders = ["compose", "envoy", "prometheus", "grafana"];
     check("python3", "-m", "yamllint", "--strict", "-c", at("tests/yamllint.yml"), ...folders.map(at));
     const schema = ["--builtin-schema", "vendor.compose-spec"];
     check("python3", "-m", "check_jsonschema", ...schema, at("compose/compose.yaml"));
@@ -83,12 +93,14 @@ describe("files", { timeout: 120_000 }, () => {
     for (const image of images.filter((name) => name !== "roomcast")) assert.match(image, /:v?\d+\.\d+/);
   });
 
-  test("compose.yaml, HAProxy, nginx and Prometheus name the same nodes", () => {
+  test("compose.yaml, all balancers and Prometheus name the same nodes", () => {
     const nodes = ["node1", "node2", "node3"];
     const named = (path, pattern) => [...read(path).matchAll(pattern)].map(([, name]) => name);
     assert.deepEqual(named("compose/compose.yaml", /^ {2}(node\d): \*node$/gm), nodes);
     assert.deepEqual(named("haproxy/haproxy.cfg", /^ +server \w+ (\w+):3000 /gm), nodes);
     assert.deepEqual(named("nginx/nginx.conf", /^ +server (\w+):3000 /gm), nodes);
+    assert.deepEqual(named("caddy/Caddyfile", /(node\d):3000/g), nodes);
+    assert.deepEqual(named("envoy/envoy.yaml", /\{address: (node\d), port_value: 3000\}/g), nodes);
     assert.deepEqual(named("prometheus/targets/roomcast.yml", /- (\w+):3001$/gm), nodes);
     assert.match(read("prometheus/targets/haproxy.yml"), /- haproxy:8404$/m);
     assert.match(read("haproxy/haproxy.cfg"), /bind :8404/);
@@ -98,8 +110,23 @@ describe("files", { timeout: 120_000 }, () => {
     assert.ok(!read("local/package-lock.json").includes('"resolved"'));
   });
 
-  describe("the dashboard", () => {
-    const dashboard = JSON.parse(read("grafana/dashboards/roomcast.json"));
+  test("each alert has a section in the runbook, and each section an alert", () => {
+    const rules = read("prometheus/rules/alerts.yml");
+    const alerts = rules.split("- alert: ").slice(1);
+    const page = readFileSync(join(DEPLOY, "../docs/src/runbook.md"), "utf8");
+    const sections = [...page.matchAll(/^## (\w+)$/gm)].map(([, name]) => name);
+    assert.deepEqual(sections.sort(), alerts.map((text) => text.split("\n")[0]).sort());
+    for (const text of alerts) {
+      const name = text.split("\n")[0];
+      assert.ok(text.includes(`runbook_url: "runbook.html#${name.toLowerCase()}"`), name);
+      const [, severity] = /severity: (\w+)/.exec(text);
+      const section = page.split(`\n## ${name}\n`)[1];
+      assert.ok(section.trim().toLowerCase().startsWith(`**${severity}.**`), `${name} is a ${severity}`);
+    }
+  });
+
+  for (const file of readdirSync(at("grafana/dashboards"))) describe(`the dashboard ${file}`, () => {
+    const dashboard = JSON.parse(read(`grafana/dashboards/${file}`));
     const panels = dashboard.panels.filter(({ type }) => type !== "row");
 
     test("has panels with a description, which do not overlap", () => {
@@ -133,6 +160,14 @@ describe("files", { timeout: 120_000 }, () => {
       const compose = read("compose/compose.yaml");
       assert.ok(compose.includes(`../grafana/dashboards:${folder}:ro`));
       assert.ok(compose.includes(`${folder}/roomcast.json`));
+    });
+
+    test("links to dashboards that exist", () => {
+      const files = readdirSync(at("grafana/dashboards"));
+      const uids = files.map((other) => JSON.parse(read(`grafana/dashboards/${other}`)).uid);
+      assert.equal(new Set(uids).size, files.length);
+      assert.ok(dashboard.links.length > 0);
+      for (const { url } of dashboard.links) assert.ok(uids.includes(url.replace("/d/", "")), url);
     });
   });
 });

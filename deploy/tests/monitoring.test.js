@@ -1,9 +1,9 @@
-// What a real Prometheus reads from a cluster: metrics, rules, and every query of the dashboard.
+// What a real Prometheus reads from a cluster: metrics, rules, and every query of the dashboards.
 
 "use strict";
 
 const assert = require("node:assert/strict");
-const { readFileSync } = require("node:fs");
+const { readFileSync, readdirSync } = require("node:fs");
 const { join } = require("node:path");
 const { after, before, describe, test } = require("node:test");
 
@@ -12,7 +12,9 @@ const { ask, collect } = require("../../node/tests/clients/support/wait");
 const { get, startCluster, until } = require("./support/cluster");
 const { Prometheus, exposed, metricsOf, tabled } = require("./support/prometheus");
 
-const DASHBOARD = JSON.parse(readFileSync(join(__dirname, "../grafana/dashboards/roomcast.json"), "utf8"));
+const FOLDER = join(__dirname, "../grafana/dashboards");
+const DASHBOARDS = readdirSync(FOLDER).map((file) => JSON.parse(readFileSync(join(FOLDER, file), "utf8")));
+const PANELS = DASHBOARDS.flatMap(({ panels }) => panels);
 const METRICS = readFileSync(join(__dirname, "../../docs/src/metrics.md"), "utf8");
 
 describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
@@ -51,6 +53,8 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     // Two members there received five messages, and the first of them two notices of joins.
     await reads(`roomcast_deliveries_total{${of(1)}}`, 2 * 5 + 3);
     await reads(`roomcast_deliveries_total{${of(2)}}`, 5);
+    await reads("sum(roomcast_ready)", 2);
+    await reads(`count(process_open_fds{${of(1)}} > 5 < process_max_fds{${of(1)}})`, 1);
     await reads('sum(haproxy_server_status{proxy="roomcast", state="UP"})', 2);
   });
 
@@ -65,7 +69,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     assert.deepEqual(firing, []);
   });
 
-  test("knows every metric in the dashboard and the rules, and accepts every query", async () => {
+  test("knows every metric in the dashboards and the rules, and accepts every query", async () => {
     const known = new Set([...tabled(METRICS), "up"]);
     for (const url of [cluster.urls["node-1 internal"], cluster.urls.figures]) {
       exposed((await get(`${url}/metrics`)).text).forEach((name) => known.add(name));
@@ -73,8 +77,8 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     const rules = await prometheus.rules();
     for (const { name, type } of rules) if (type === "recording") known.add(name);
 
-    const queries = DASHBOARD.panels.flatMap(({ targets = [] }) => targets.map(({ expr }) => expr));
-    queries.push(...DASHBOARD.annotations.list.map(({ expr }) => expr));
+    const queries = PANELS.flatMap(({ targets = [] }) => targets.map(({ expr }) => expr));
+    queries.push(...DASHBOARDS.flatMap(({ annotations }) => annotations.list.map(({ expr }) => expr)));
     for (const query of queries) {
       const concrete = query.replaceAll("$__rate_interval", "20s").replaceAll("$instance", ".*");
       assert.ok(!concrete.includes("$"), query);
@@ -85,9 +89,9 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     }
   });
 
-  test("is queried by the dashboard for every metric that nodes have", () => {
+  test("is queried by the dashboards for every metric that nodes have", () => {
     const shown = new Set(
-      DASHBOARD.panels.flatMap(({ targets = [] }) => targets.flatMap(({ expr }) => metricsOf(expr))),
+      PANELS.flatMap(({ targets = [] }) => targets.flatMap(({ expr }) => metricsOf(expr))),
     );
     const metrics = tabled(METRICS);
     assert.ok(metrics.length > 15);
@@ -114,7 +118,7 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     await until("up to be 0", async () => (await prometheus.number(`up{instance="${host}"}`)) === 0);
     await until("the alert that it is down", async () => (await state("RoomcastNodeDown")) !== "inactive");
     await until("the alert that HAProxy misses it", async () => {
-      return (await state("RoomcastNodeNotReady")) !== "inactive";
+      return (await state("RoomcastNodeUnused")) !== "inactive";
     });
     cluster.again("node-2");
     await until("up to be 1", async () => (await prometheus.number(`up{instance="${host}"}`)) === 1);

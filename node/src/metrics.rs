@@ -2,7 +2,7 @@
 //! causes no work beyond reading these numbers.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -19,6 +19,10 @@ use crate::close::{CloseReason, Limit};
 /// so that dynamic namespaces cannot grow the number of time series.
 const NAMESPACE_LABELS: usize = 64;
 const OTHER: &str = "other";
+
+/// How many events have a label of their own among the errors of handlers. A catch-all handler runs on
+/// names that clients choose.
+const EVENT_LABELS: usize = 64;
 
 /// From a broadcast to nobody to one that takes a second.
 const FAN_OUT_BUCKETS: [f64; 11] = [
@@ -45,6 +49,7 @@ macro_rules! metrics {
             limits: [IntCounter; Limit::ALL.len()],
             pub(crate) fan_out: Histogram,
             by_namespace: ByNamespace,
+            handler_errors: HandlerErrors,
             $($vis $field: $series,)+
         }
 
@@ -58,6 +63,7 @@ macro_rules! metrics {
                     limits: to.limits(),
                     fan_out: to.fan_out(),
                     by_namespace: to.by_namespace(),
+                    handler_errors: to.handler_errors(),
                     $($field: to.add($name, $help, &[$($label)?]),)+
                     registry: to.0,
                 }
@@ -87,8 +93,6 @@ metrics! {
         "Events whose arguments are not what the handler takes.";
     pub(crate) handler_panics: IntCounter[] = "roomcast_handler_panics_total",
         "Handlers that panicked.";
-    pub(crate) handler_errors: IntCounter[] = "roomcast_handler_errors_total",
-        "Handlers that returned an error that clients do not see.";
     pub(crate) broadcasts: IntCounter[] = "roomcast_broadcasts_total",
         "Broadcasts of this node.";
     pub(crate) deliveries: IntCounter[] = "roomcast_deliveries_total",
@@ -129,6 +133,12 @@ type Namespaces = Vec<Arc<dyn HasRooms>>;
 
 /// The namespaces that each label counts. A label goes with its last namespace.
 type Labels = HashMap<Box<str>, Vec<Weak<dyn HasRooms>>>;
+
+/// The errors of handlers by event.
+struct HandlerErrors {
+    series: IntCounterVec,
+    labels: Mutex<HashSet<Box<str>>>,
+}
 
 /// A series, or a family of them by labels.
 trait Series: Collector + Clone + 'static {
@@ -213,6 +223,20 @@ impl Registrar {
         self.register(histogram.expect("metric names are valid"))
     }
 
+    fn handler_errors(&self) -> HandlerErrors {
+        let series: IntCounterVec = self.add(
+            "roomcast_handler_errors_total",
+            "Handlers that returned an error that clients do not see, by event.",
+            &["event"],
+        );
+        // Exists from the start, so that the first error is an increase.
+        series.with_label_values(&[OTHER]);
+        HandlerErrors {
+            series,
+            labels: Mutex::default(),
+        }
+    }
+
     fn by_namespace(&self) -> ByNamespace {
         let labels = &["namespace"];
         self.register(ByNamespace {
@@ -262,6 +286,17 @@ impl Metrics {
 
     pub(crate) fn limit_reached(&self, limit: Limit) {
         self.limits[limit as usize].inc();
+    }
+
+    /// Counts an error of a handler under its event, or under `other` if too many events have failed.
+    pub(crate) fn handler_failed(&self, event: &str) {
+        let HandlerErrors { series, labels } = &self.handler_errors;
+        let mut labels = labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_labelled =
+            labels.contains(event) || labels.len() < EVENT_LABELS && labels.insert(event.into());
+        drop(labels);
+        let label = if is_labelled { event } else { OTHER };
+        series.with_label_values(&[label]).inc();
     }
 
     /// Returns the label under which a namespace is counted: its name, or `other` if too many

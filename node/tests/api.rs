@@ -67,7 +67,7 @@ async fn a_request_that_the_application_refuses_opens_no_session() {
     assert_eq!(refused.body, r#"{"code":4,"message":"the key is wrong"}"#);
     let broken = http::request(server.address, "GET", &format!("{polling}broken"), "").await;
     assert_eq!(broken.body, r#"{"code":4,"message":"internal error"}"#);
-    assert_eq!(server.metric("roomcast_handler_errors_total"), 1);
+    assert_eq!(server.handler_errors(), 1);
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = websocket::request(websocket::NEW);
     stream.write_all(request.as_bytes()).await.unwrap();

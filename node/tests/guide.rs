@@ -286,7 +286,8 @@ async fn clients_see_what_is_refused_and_no_other_error() {
         json!([{ "error": "internal error" }]),
     ];
     assert_eq!(payments.await.unwrap(), expected);
-    assert!(io.metrics().contains("roomcast_handler_errors_total 2"));
+    let failed = r#"roomcast_handler_errors_total{event="pay"} 2"#;
+    assert!(io.metrics().contains(failed));
 }
 
 fn voting() -> Namespace {

@@ -9,6 +9,7 @@ mod process;
 use std::{
     io::{Read, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::net::UnixDatagram,
     process::{Command, Stdio},
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -352,6 +353,31 @@ fn the_log_follows_one_client_by_address_and_socket() {
         field(&program.line_with("a socket disconnected"), "socket="),
         socket
     );
+}
+
+#[test]
+fn the_service_manager_learns_when_a_node_is_ready_and_when_it_drains() {
+    let folder = std::env::temp_dir().join(format!("roomcast-notify-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let socket = folder.join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let state = || {
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut command = roomcast();
+    command
+        .arg("serve")
+        .args(ANY_PORT)
+        .env("NOTIFY_SOCKET", &socket);
+    let program = Program::start(&mut command);
+    assert_eq!(state(), "READY=1");
+    program.signal(Signal::TERM);
+    assert_eq!(state(), "STOPPING=1");
+    assert_eq!(program.end().0, Some(0));
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

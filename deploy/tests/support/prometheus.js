@@ -32,7 +32,7 @@ class Prometheus {
   }
 }
 
-const NAME = /\b(?:roomcast[_:]|haproxy_)[a-z0-9_:]+|\bup\b/g;
+const NAME = /\b(?:roomcast[_:]|haproxy_|process_)[a-z0-9_:]+|\bup\b/g;
 
 /** The metrics that an expression reads: of histograms the name without the ending of its series. */
 function metricsOf(expression) {
@@ -46,7 +46,7 @@ function exposed(text) {
 }
 
 function tabled(markdown) {
-  return [...markdown.matchAll(/^\| `(roomcast_[a-z0-9_]+)` \|/gm)].map(([, name]) => name);
+  return [...markdown.matchAll(/^\| `((?:roomcast|process)_[a-z0-9_]+)` \|/gm)].map(([, name]) => name);
 }
 
 module.exports = { Prometheus, metricsOf, exposed, tabled };

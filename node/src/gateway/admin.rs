@@ -47,8 +47,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) trait Figures: Send + Sync + 'static {
     /// The reason why a balancer should send no clients here, if there is one.
     fn obstacle(&self) -> Option<String>;
-    /// All metrics in Prometheus' text format.
-    fn metrics(&self) -> String;
+    /// All metrics in Prometheus' text format. `is_ready` is what `/readyz` tells a balancer.
+    fn metrics(&self, is_ready: bool) -> String;
 }
 
 /// The state of the process: starting, then serving, then draining, never back. `run` changes it, and
@@ -194,7 +194,8 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
 async fn metrics(State(health): State<Arc<Health>>) -> Response {
     match health.figures.get() {
         Some(figures) => {
-            ([(header::CONTENT_TYPE, METRICS_TYPE)], figures.metrics()).into_response()
+            let text = figures.metrics(health.obstacle().is_none());
+            ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
         }
         None => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
     }
@@ -226,8 +227,8 @@ mod tests {
             (!flows).then(|| "interrupted: no echo".to_owned())
         }
 
-        fn metrics(&self) -> String {
-            "roomcast_up 1\n".to_owned()
+        fn metrics(&self, is_ready: bool) -> String {
+            format!("ready {is_ready}\n")
         }
     }
 
@@ -300,13 +301,15 @@ mod tests {
     fn metrics_are_served_in_the_format_of_prometheus() {
         let (admin, health) = start();
         assert_eq!(ask(&admin, "/metrics").0, 503);
-        health.serving(Fake(Arc::default()));
+        health.serving(Fake(Arc::new(AtomicBool::new(true))));
         let (status, head, body) = ask(&admin, "/metrics");
-        assert_eq!((status, body.as_str()), (200, "roomcast_up 1\n"));
+        assert_eq!((status, body.as_str()), (200, "ready true\n"));
         assert!(
             head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"),
             "{head}"
         );
+        health.draining();
+        assert_eq!(ask(&admin, "/metrics").2, "ready false\n");
     }
 
     #[test]

@@ -13,9 +13,12 @@ mod emit;
 mod file_limit;
 mod limits;
 mod logging;
+mod notify;
 #[allow(dead_code, reason = "hooks and the HTTP API use parts of it each")]
 mod operations;
 mod options;
+#[cfg(target_os = "linux")]
+mod process;
 mod redis;
 mod rooms;
 mod run;

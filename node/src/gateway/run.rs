@@ -36,6 +36,7 @@ use super::{
     build,
     config::Config,
     demo,
+    notify::Notify,
     values::Workers,
     vitals::Vitals,
 };
@@ -135,6 +136,8 @@ pub(crate) async fn run(
         let watched = server.clone();
         tokio::spawn(async move { access::watch_foreign_servers(watched, &table).await });
     }
+    let notify = Notify::from_environment();
+    notify.ready();
     let (stop, stopped) = oneshot::channel::<()>();
     let listener = tokio::net::TcpListener::from_std(public)?;
     let serving = server
@@ -144,6 +147,7 @@ pub(crate) async fn run(
         });
     let drain = async || {
         health.draining();
+        notify.stopping();
         drop(stop);
         server.close().await;
     };

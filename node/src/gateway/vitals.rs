@@ -9,12 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts};
 use roomcast::{Health, Server};
 use tokio::time::sleep;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::admin::Figures;
+#[cfg(target_os = "linux")]
+use super::process::Process;
 
 /// Time between two beats of the workers.
 const BEAT: Duration = Duration::from_secs(1);
@@ -22,12 +24,19 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Without a beat for this long, every worker is taken to be blocked.
 const STALLED: Duration = Duration::from_secs(5);
 
+/// The commit that the program was built from, if the build knew it.
+const REVISION: &str = match option_env!("ROOMCAST_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
 /// The server and the process around it, as the internal port sees them.
 pub(crate) struct Vitals {
     server: Server,
     heart: Arc<Heart>,
     dropped_lines: ErrorCounter,
     log_lines_dropped: IntCounter,
+    ready: IntGauge,
 }
 
 impl Vitals {
@@ -40,9 +49,23 @@ impl Vitals {
             "roomcast_log_lines_dropped_total",
             "log lines dropped because standard error took no more",
         )?;
-        server
-            .registry()
-            .register(Box::new(log_lines_dropped.clone()))?;
+        let ready = IntGauge::new(
+            "roomcast_ready",
+            "1 while /readyz returns 200: the node accepts clients and messages flow",
+        )?;
+        let build_info = IntGaugeVec::new(
+            Opts::new("roomcast_build_info", "Always 1, labelled with the build"),
+            &["version", "revision"],
+        )?;
+        build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION])
+            .set(1);
+        let registry = server.registry();
+        registry.register(Box::new(log_lines_dropped.clone()))?;
+        registry.register(Box::new(ready.clone()))?;
+        registry.register(Box::new(build_info))?;
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(Process::new()?))?;
         let heart = Arc::new(Heart::new());
         tokio::spawn(Arc::clone(&heart).beat());
         Ok(Self {
@@ -50,6 +73,7 @@ impl Vitals {
             heart,
             dropped_lines,
             log_lines_dropped,
+            ready,
         })
     }
 }
@@ -68,7 +92,8 @@ impl Figures for Vitals {
         }
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, is_ready: bool) -> String {
+        self.ready.set(i64::from(is_ready));
         let dropped = u64::try_from(self.dropped_lines.dropped_lines()).unwrap_or(u64::MAX);
         let counted = self.log_lines_dropped.get();
         self.log_lines_dropped

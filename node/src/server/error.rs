@@ -289,7 +289,7 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     fn log(&self, error: &(dyn Error + 'static)) {
-        self.metrics.handler_errors.inc();
+        self.metrics.handler_failed(self.what);
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {

@@ -41,6 +41,16 @@ impl TestServer {
         metric(&self.io, series)
     }
 
+    /// How many handlers failed, whatever the event.
+    pub(crate) fn handler_errors(&self) -> u64 {
+        let metrics = self.io.metrics();
+        let series = "roomcast_handler_errors_total{";
+        let values = metrics.lines().filter(|line| line.starts_with(series));
+        values
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    }
+
     /// How often a limit was reached.
     pub(crate) fn reached(&self, limit: &str) -> u64 {
         self.metric(&format!(
