@@ -37,10 +37,10 @@ function settled(redis, { dialect = "classic", prefix = "socket.io" }, namespace
   const [command, channel] = dialect === "classic"
     ? ["NUMSUB", `${prefix}-request#${namespace}#`]
     : ["SHARDNUMSUB", `${prefix}#${namespace}#`];
-  const primaries = redis.primaries ?? [redis];
+  const all = redis.primaries ? [...redis.primaries, ...redis.replicas] : [redis];
   return until(`${servers} servers to hear ${channel}`, async () => {
     const counts = await Promise.all(
-      primaries.map((primary) => primary.command("PUBSUB", command, channel)),
+      all.map((one) => one.command("PUBSUB", command, channel)),
     );
     return counts.reduce((sum, [, count]) => sum + Number(count), 0) === servers;
   });

@@ -6,7 +6,8 @@
 // Keys of the configuration, all but `redis` optional: redis (a URL: redis://, redis+cluster:// or
 // redis+sentinel://), dialect ("classic", "sharded-static", "sharded-dynamic",
 // "sharded-dynamic-private"), prefix, parser ("msgpack" or "json", of the classic dialect),
-// specificResponses (bool), privateRooms ("auto", "pattern" or "channel": of Roomcast alone).
+// specificResponses (bool), privateRooms ("auto", "pattern" or "channel": of Roomcast alone), listenAt (a
+// URL: of Node.js alone, the server of a Redis Cluster that it listens at).
 //
 // Speaks lines of JSON. Prints {"listening": port} once it is a member of the cluster. Reads commands
 // {id, do, namespace, …} and prints {id, ok} or {id, error} for each; they start in the order in which
@@ -49,7 +50,7 @@ const config = JSON.parse(process.argv[process.argv.indexOf("--config") + 1]);
 main();
 
 async function main() {
-  const clients = [connectTo(config.redis), connectTo(config.redis)];
+  const clients = [connectTo(config.redis), connectTo(config.listenAt ?? config.redis)];
   for (const client of clients) client.on("error", () => {});
   await Promise.all(clients.map((client) => client.connect()));
   const httpServer = createServer();

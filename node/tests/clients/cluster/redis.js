@@ -1,4 +1,4 @@
-// Starts Redis for one test: alone, as a cluster of three primaries, or as a primary with a replica
+// Starts Redis for one test: alone, as a cluster of three primaries with or without replicas, or as a primary with a replica
 // and three sentinels. Every server has a port from the system and a folder of its own, which goes
 // when it is stopped.
 
@@ -24,31 +24,43 @@ async function startRedis({ port, options = [] } = {}) {
   return redis;
 }
 
-/** Three primaries that share the slots. */
-async function startRedisCluster() {
-  const primaries = await Promise.all(
-    [0, 1, 2].map(async () => {
+/** Three primaries that share the slots, and a replica of each if so wished. */
+async function startRedisCluster({ hasReplicas = false } = {}) {
+  const count = hasReplicas ? 6 : 3;
+  const servers = await Promise.all(
+    Array.from({ length: count }, async () => {
       const bus = await freePort();
       const options = ["--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", 2000];
       const redis = await startRedis({ options });
       return Object.assign(redis, { bus });
     }),
   );
-  const [first, ...others] = primaries;
+  const primaries = servers.slice(0, 3);
+  const replicas = servers.slice(3);
+  const [first, ...others] = servers;
   const share = Math.ceil(SLOTS / primaries.length);
   await Promise.all(primaries.map((redis, i) => {
     const last = Math.min((i + 1) * share, SLOTS) - 1;
     return redis.command("CLUSTER", "ADDSLOTSRANGE", i * share, last);
   }));
   for (const { port, bus } of others) await first.command("CLUSTER", "MEET", HOST, port, bus);
-  await Promise.all(primaries.map((redis) => until("the cluster's slots to be known", async () => {
+  await Promise.all(servers.map((redis) => until("the cluster's slots to be known", async () => {
     const info = await redis.command("CLUSTER", "INFO");
-    return info.includes("cluster_state:ok") && info.includes("cluster_known_nodes:3");
+    return info.includes("cluster_state:ok") && info.includes(`cluster_known_nodes:${count}`);
   })));
+  await Promise.all(replicas.map(async (replica, i) => {
+    await replica.command("CLUSTER", "REPLICATE", await primaries[i].command("CLUSTER", "MYID"));
+    await Promise.all(servers.map((redis) => until("the replica to be known", async () => {
+      // For each range of slots: its ends, its primary, its replicas.
+      const ranges = await redis.command("CLUSTER", "SLOTS");
+      return ranges.flatMap(([, , , ...others]) => others).some(([, port]) => port === replica.port);
+    })));
+  }));
   return {
     url: `redis+cluster://${primaries.map(({ port }) => `${HOST}:${port}`).join(",")}`,
     primaries,
-    stop: () => Promise.all(primaries.map((redis) => redis.stop())),
+    replicas,
+    stop: () => Promise.all(servers.map((redis) => redis.stop())),
   };
 }
 
