@@ -240,7 +240,7 @@ impl Drop for Runtime {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // It has nothing to say; a panic there has been printed.
+            // It returns nothing; a panic there was printed.
             let _ = thread.join();
         }
     }

@@ -1,7 +1,7 @@
 //! The members that must answer a question, and the pending questions. For authors of buses.
 //!
-//! Redis knows two things: leases, which name our nodes and say that they live, and the numbers of
-//! subscribers, which say who is reached. Both change while they are read, so a question is
+//! Redis knows two things: leases, which name our nodes and show that they live, and the numbers of
+//! subscribers, which show which of them are reached. Both change while they are read, so a question is
 //! surrounded by four readings:
 //!
 //! ```text

@@ -7,11 +7,11 @@
 //! ```text
 //! sender   join "a" ─ emit to "a" ──────────────────────────────────────
 //! node               └► join ─ SUBSCRIBE a ─► confirmed
-//!                          └ the emit passes here, on a channel that the node does not hear yet
+//!                          └ the emit passes here, on a channel without that node
 //! ```
 //!
 //! So for a while after such a join, broadcasts to the room go to the channel of the whole
-//! namespace, which every node hears. The payload says for which room they are.
+//! namespace, which every node receives. The payload names the room.
 
 use std::{
     collections::HashMap,

@@ -134,7 +134,7 @@ async fn unix_sockets_lead_to_a_server_too() {
 }
 
 #[tokio::test]
-async fn tls_trusts_whom_it_is_told_to() {
+async fn tls_trusts_the_authority_of_the_url() {
     let certificates = Certificates::make();
     let (port, file) = (free_port().to_string(), |name| certificates.file(name));
     let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
@@ -211,7 +211,7 @@ fn impostor(replies: &[&'static [u8]]) -> String {
 }
 
 #[tokio::test]
-async fn what_does_not_speak_redis_is_no_redis() {
+async fn a_server_of_another_protocol_is_not_redis() {
     let error = error(&impostor(&[b"HTTP/1.1 400 Bad Request\r\n\r\n"])).await;
     assert!(matches!(error, ConnectError::NotRedis { .. }), "{error:?}");
     assert!(error.is_permanent());

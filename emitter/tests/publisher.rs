@@ -95,13 +95,13 @@ async fn echo(publisher: Arc<Publisher>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everybody_gets_the_reply_to_what_was_said() {
+async fn every_caller_gets_its_own_reply() {
     let redis = Redis::start();
     echo(Arc::new(connect(&redis.url()).await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everybody_gets_the_reply_over_tls_and_unix_sockets() {
+async fn every_caller_gets_its_own_reply_over_tls_and_unix_sockets() {
     let certificates = Certificates::make();
     let file = |name| certificates.file(name);
     let (port, ca, directory) = (free_port().to_string(), file("ca.pem"), Directory::new());
@@ -131,7 +131,7 @@ async fn a_lone_message_waits_for_nobody_on_one_thread() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_setting_is_said_at_the_start() {
+async fn an_error_in_the_url_is_returned_at_the_start() {
     let redis = Redis::with(&["--requirepass", "secret"]);
     let config = PublisherConfig::default;
     let error = Publisher::connect(endpoint(&redis.url()), config())
@@ -153,7 +153,7 @@ async fn what_is_wrong_with_the_setting_is_said_at_the_start() {
 }
 
 #[tokio::test]
-async fn what_a_user_may_not_do_is_refused() {
+async fn a_command_without_the_right_is_refused() {
     let redis = Redis::start();
     redis.command(&["ACL", "SETUSER", "bob", "on", ">b", "+publish", "&mine"]);
     let publisher = connect(&format!("redis://bob:b@{}", redis.address())).await;
@@ -262,7 +262,7 @@ async fn a_server_that_was_killed_is_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_said_before_the_end_is_still_carried_out() {
+async fn commands_before_the_close_are_still_executed() {
     let redis = Redis::start();
     let mut listener = Listener::start(&redis, "SUBSCRIBE", "room");
     let publisher = connect(&redis.url()).await;
@@ -293,7 +293,7 @@ async fn a_publisher_without_a_server_can_be_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_hears_that_the_publisher_is_gone() {
+async fn a_caller_learns_that_the_publisher_is_gone() {
     let redis = Redis::start();
     let publisher = connect(&redis.url()).await;
     redis.suspend();
@@ -459,7 +459,7 @@ async fn sharded_channels_are_followed_to_where_their_slots_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_that_nobody_waits_for_follows_its_slot_too() {
+async fn a_message_whose_future_is_dropped_follows_its_slot_too() {
     let cluster = Cluster::start(3);
     let publisher = connect_sharded(&cluster).await;
     let from = cluster.owner("room");

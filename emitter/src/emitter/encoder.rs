@@ -38,7 +38,8 @@ impl Encoder {
         Ok(publication)
     }
 
-    /// Has a broadcast to a room that sockets were just told to join go where all nodes hear it.
+    /// Moves a broadcast to the channel that all nodes receive, if sockets were just told to join its
+    /// room.
     pub(super) fn redirect(
         &self,
         namespace: &str,

@@ -88,7 +88,7 @@ impl Transport {
     }
 
     /// Subscribers of a channel by its name, without those by a pattern. In a cluster with classic
-    /// channels, those of the server that publishes. `None` if Redis does not say.
+    /// channels, those of the server that publishes. `None` if Redis does not return it.
     pub(super) async fn subscribers(&self, encoder: &Encoder, channel: &str) -> Option<usize> {
         let (command, route) = match encoder.is_sharded {
             true => ("SHARDNUMSUB", Route::Channel(channel)),

@@ -101,13 +101,13 @@ pub struct Outcome {
 
 #[derive(Debug, Default)]
 struct Pending {
-    heard: Mutex<Heard>,
+    received: Mutex<Received>,
     changed: Notify,
 }
 
 /// The answers so far.
 #[derive(Debug, Default)]
-struct Heard {
+struct Received {
     /// Our nodes that answered.
     nodes: HashSet<NodeId>,
     answers: Vec<Answer>,
@@ -158,7 +158,7 @@ impl PendingQuestions {
         let Some(pending) = pending else {
             return false;
         };
-        pending.heard.lock().add(node, reply);
+        pending.received.lock().add(node, reply);
         pending.changed.notify_one();
         true
     }
@@ -200,17 +200,17 @@ impl Waiting {
             let now = time::Instant::now();
             let chance = start + SECOND_CHANCE;
             let forgiven = if now >= chance { hanging } else { 0 };
-            let heard = self
+            let is_complete = self
                 .pending
-                .heard
+                .received
                 .lock()
                 .is_complete(&expected.now, forgiven);
-            if heard || now >= deadline {
+            if is_complete || now >= deadline {
                 break;
             }
             // A node that answers and is not known came just now, has left, or has no lease. Until the
             // next look it counts as a server of other make.
-            let now_unknown = self.pending.heard.lock().unknown(&expected.now);
+            let now_unknown = self.pending.received.lock().unknown(&expected.now);
             if now_unknown.len() > unknown {
                 next_look = now;
             }
@@ -237,21 +237,23 @@ impl Waiting {
             }
         }
         if is_quick {
-            let silent = expected.silent_foreign(&self.pending.heard.lock());
+            let silent = expected.silent_foreign(&self.pending.received.lock());
             self.hanging.store(silent, Ordering::Relaxed);
         }
         Ok(self.outcome(&expected))
     }
 
     fn outcome(&self, expected: &Expected) -> Outcome {
-        let mut heard = std::mem::take(&mut *self.pending.heard.lock());
-        let silent = expected.silent(&heard);
+        let mut received = std::mem::take(&mut *self.pending.received.lock());
+        let silent = expected.silent(&received);
         let without_lease = expected.without_lease.iter().cloned().collect();
-        let missing_unnamed = heard.foreign_asked.saturating_sub(heard.foreign_acks.len());
+        let missing_unnamed = received
+            .foreign_asked
+            .saturating_sub(received.foreign_acks.len());
         let is_complete = silent.is_empty() && missing_unnamed == 0;
-        if heard.foreign_asked > 0 || !heard.foreign_acks.is_empty() {
-            heard.answers.push(Answer::Acks {
-                answers: heard
+        if received.foreign_asked > 0 || !received.foreign_acks.is_empty() {
+            received.answers.push(Answer::Acks {
+                answers: received
                     .foreign_acks
                     .into_iter()
                     .map(|ack| (None, ack))
@@ -262,7 +264,7 @@ impl Waiting {
         }
         Outcome {
             answered: Answered {
-                answers: heard.answers,
+                answers: received.answers,
                 silent,
             },
             is_complete,
@@ -277,7 +279,7 @@ impl Drop for Waiting {
     }
 }
 
-impl Heard {
+impl Received {
     fn add(&mut self, node: Option<NodeId>, reply: Reply) {
         self.bytes = self.bytes.saturating_add(size_of_reply(&reply));
         // A node that sends that much is treated as silent.
@@ -344,18 +346,18 @@ impl Expected {
         self.now = roster;
     }
 
-    fn silent_foreign(&self, heard: &Heard) -> usize {
-        self.foreign.saturating_sub(heard.foreign)
+    fn silent_foreign(&self, received: &Received) -> usize {
+        self.foreign.saturating_sub(received.foreign)
     }
 
-    fn silent(&self, heard: &Heard) -> Vec<NodeId> {
+    fn silent(&self, received: &Received) -> Vec<NodeId> {
         let missing = self
             .nodes
             .iter()
-            .filter(|node| !heard.nodes.contains(*node));
+            .filter(|node| !received.nodes.contains(*node));
         let mut silent: Vec<NodeId> = missing.cloned().collect();
         silent.sort_unstable();
-        let foreign = 0..self.silent_foreign(heard);
+        let foreign = 0..self.silent_foreign(received);
         silent.extend(foreign.map(|_| NodeId::new(FOREIGN)));
         silent
     }

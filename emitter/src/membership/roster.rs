@@ -1,8 +1,8 @@
 //! The members of a namespace, from leases and numbers of subscribers.
 //!
 //! Roomcast nodes hold leases in a sorted set (member: the node's id; score: the end of the lease, in
-//! milliseconds of Redis's clock). A lease says that a node lives. The number of subscribers of its
-//! own response channel says whether it is reached now. Servers of other make count by the channels
+//! milliseconds of Redis's clock). A lease shows that a node lives. The number of subscribers of its
+//! own response channel shows whether it is reached now. Servers of other make count by the channels
 //! that they subscribe, as they count each other.
 
 use std::{
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_come_since_is_not_waited_for() {
+    fn a_member_that_came_since_is_not_waited_for() {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
         // `b` did not have the namespace yet; one more member was of other make.
         let leases = of(&["a", "b"]);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_there_without_a_lease_is_waited_for_once_its_lease_is_seen() {
+    fn a_member_without_a_lease_is_waited_for_once_its_lease_is_seen() {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
         let before = of(&["a"]).counted(2, &[1]).attendance(&of(&["a"]));
         let unseen = of(&["a"]).counted(2, &[1]).roster().of(&before);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_gone_since_is_not_waited_for() {
+    fn a_member_that_left_is_not_waited_for() {
         let leases = Leases::new([(id("a"), 2000)], 1000);
         let before = leases.counted(3, &[1]).attendance(&leases);
         let after = leases.counted(1, &[0]).roster().of(&before);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_given_up_its_lease_hides_nobody() {
+    fn a_member_that_gave_up_its_lease_hides_no_other() {
         let of = |names: &[&str]| Leases::new(names.iter().map(|name| (id(name), 2000)), 1000);
         // `b` has left the channels on which all are counted, and has its own still.
         let leases = of(&["a", "b"]);

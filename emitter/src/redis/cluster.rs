@@ -219,7 +219,7 @@ impl Kept {
             }
             Err(error) => {
                 *self.failure.lock() = Some(error.to_string().into());
-                // Tasks that wait for a map are told that there is none.
+                // Wakes the callers that wait for a map, because there is none.
                 self.map.send_modify(|_| ());
                 RETRY_INTERVAL
             }

@@ -1,7 +1,7 @@
 //! Why a connection to Redis failed, and whether a retry can help.
 //!
-//! The crate's errors say what failed, these say what to do: which server, which part of the URL,
-//! and whether somebody has to change something. A program that starts exits at permanent errors and
+//! The crate's errors describe what failed. These tell an operator what to do: which server, which
+//! part of the URL, and whether something has to be changed. A program that starts exits at permanent errors and
 //! waits at the others.
 
 use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};

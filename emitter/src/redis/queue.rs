@@ -33,11 +33,11 @@ pub(super) struct Segment {
 pub(super) enum Commands {
     /// Of many callers.
     Gathered(Pipeline),
-    /// Of one caller, who keeps it for a retry.
+    /// Of one caller, which keeps it for a retry.
     Whole(Arc<Pipeline>),
 }
 
-/// A caller, who waits for the replies to its commands. The receiver may have been dropped.
+/// A caller that waits for the replies to its commands. The receiver may have been dropped.
 pub(super) enum Caller {
     One(oneshot::Sender<Outcome>),
     /// Sent two commands, of which the first only prepares the second.

@@ -134,7 +134,7 @@ async fn a_user_without_the_right_to_a_channel_is_told_so() {
 }
 
 #[tokio::test]
-async fn what_surely_was_not_published_is_tried_again_until_redis_is_back() {
+async fn a_message_that_was_not_published_is_retried_until_redis_is_back() {
     let mut redis = Redis::start();
     let url = redis.url();
     let patient = Retry::default().tries(60);

@@ -54,7 +54,7 @@ async fn a_reply_over_a_pool_may_take_longer_than_the_half_second_of_the_crate()
 }
 
 #[tokio::test]
-async fn answers_are_heard_over_a_connection_beside_the_pool() {
+async fn answers_arrive_over_a_connection_beside_the_pool() {
     let redis = Redis::start();
     let url = redis.url();
     let reached = |_: &_| vec![Reply::Answer(Answer::Reached(4))];
@@ -70,7 +70,7 @@ async fn answers_are_heard_over_a_connection_beside_the_pool() {
 }
 
 #[tokio::test]
-async fn failures_are_told_apart_over_a_pool_too() {
+async fn failures_are_distinguished_over_a_pool_too() {
     let mut redis = Redis::start();
     let mut operator = connect(&redis.url()).await;
     let acl = [

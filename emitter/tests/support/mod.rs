@@ -1,5 +1,5 @@
-//! Servers for tests: Redis alone, with a Sentinel, and as a cluster, each on ports that the system
-//! gives, with its files in a directory of its own. They end when they are dropped.
+//! Servers for tests: Redis alone, with a Sentinel, and as a cluster, on free ports and each with a
+//! directory of its own. Dropping one ends it.
 //!
 //! Other crates' tests include this file by its path.
 
@@ -20,7 +20,7 @@ use std::{
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until the function gives something.
+/// Waits until the function returns something.
 #[track_caller]
 pub(crate) fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
@@ -33,7 +33,7 @@ pub(crate) fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A directory that goes when it is dropped.
+/// A directory that is removed when it is dropped.
 pub(crate) struct Directory(PathBuf);
 
 impl Directory {
@@ -61,7 +61,7 @@ impl Drop for Directory {
     }
 }
 
-/// A port that nobody listens on at this moment.
+/// A port that is free at the moment.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -77,7 +77,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// A server as it comes, but for its port and without persistence.
+    /// A server with default settings, without persistence.
     pub(crate) fn start() -> Self {
         Self::with(&[])
     }
@@ -103,7 +103,7 @@ impl Redis {
     }
 
     fn launch(options: impl Fn(&Directory) -> Vec<String>) -> Self {
-        // Somebody else may take the port before the server does.
+        // Another process may take the port before the server does.
         for _ in 0..10 {
             let directory = Directory::new();
             let port = free_port();
@@ -132,7 +132,7 @@ impl Redis {
         panic!("redis-server does not start");
     }
 
-    /// False if it ends instead, since somebody else's server has the port.
+    /// False if it ends instead, because another server has the port.
     fn is_ready(&mut self) -> bool {
         let own = format!("process_id:{}\r", self.child.id());
         until("a server that answers", || {
@@ -154,7 +154,7 @@ impl Redis {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What the server replies, as bytes on the wire.
+    /// The server's reply, as bytes on the wire.
     #[track_caller]
     pub(crate) fn command(&self, args: &[&str]) -> String {
         let reply = self.try_command(args).expect("the server answers");
@@ -162,7 +162,7 @@ impl Redis {
         reply
     }
 
-    /// The same, also if it is an error. Nothing if the server is not there.
+    /// The same, also if it is an error. `None` if the server is not there.
     pub(crate) fn try_command(&self, args: &[&str]) -> Option<String> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -171,15 +171,15 @@ impl Redis {
             buffer: Vec::new(),
         };
         if let Some(password) = &self.password {
-            connection.say(&["AUTH", password]).ok()?;
+            connection.send(&["AUTH", password]).ok()?;
             connection.reply().ok()?;
         }
-        connection.say(args).ok()?;
+        connection.send(args).ok()?;
         let reply = connection.reply().ok()?;
         Some(String::from_utf8_lossy(&reply).into_owned())
     }
 
-    /// Ends it without a farewell.
+    /// Kills it.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -193,7 +193,7 @@ impl Redis {
         });
     }
 
-    /// Stops it in the middle of what it does, until it is resumed.
+    /// Stops the process until it is resumed.
     pub(crate) fn suspend(&self) {
         self.signal("-STOP");
     }
@@ -263,7 +263,7 @@ impl Cluster {
         format!("redis+cluster://{}", addresses.join(","))
     }
 
-    /// Which node serves the slot of a name.
+    /// The index of the node that serves the slot of a name.
     pub(crate) fn owner(&self, name: &str) -> usize {
         let is_owner = |node: &Redis| {
             let reply = node.try_command(&["SPUBLISH", name, ""]).unwrap();
@@ -278,7 +278,7 @@ impl Cluster {
         reply.lines().nth(1).unwrap().to_owned()
     }
 
-    /// The slot of a name, as the servers reckon it.
+    /// The slot of a name, from a server.
     pub(crate) fn slot(&self, name: &str) -> String {
         let reply = self.nodes[0].command(&["CLUSTER", "KEYSLOT", name]);
         reply
@@ -289,7 +289,7 @@ impl Cluster {
             .to_owned()
     }
 
-    /// Lets a slot have another owner.
+    /// Gives a slot another owner.
     pub(crate) fn move_slot(&self, slot: &str, from: usize, to: usize) {
         let id = self.id(to);
         for node in [to, from] {
@@ -305,7 +305,7 @@ struct Plain {
 }
 
 impl Plain {
-    fn say(&mut self, args: &[&str]) -> std::io::Result<()> {
+    fn send(&mut self, args: &[&str]) -> std::io::Result<()> {
         self.stream.write_all(&command_bytes(args))
     }
 
@@ -353,7 +353,7 @@ pub(crate) fn reply_length(bytes: &[u8]) -> Option<usize> {
     })
 }
 
-/// A connection that only listens.
+/// A subscribed connection.
 pub(crate) struct Listener(Plain);
 
 impl Listener {
@@ -365,7 +365,7 @@ impl Listener {
             stream,
             buffer: Vec::new(),
         };
-        connection.say(&[command, channel]).unwrap();
+        connection.send(&[command, channel]).unwrap();
         let reply = connection.reply().unwrap();
         assert!(reply.starts_with(b"*3"), "{}", reply.escape_ascii());
         Self(connection)

@@ -1,4 +1,4 @@
-//! Who is waited for, and for how long.
+//! Which members a question waits for, and for how long.
 
 use std::{convert::Infallible, future::ready};
 
@@ -22,11 +22,14 @@ fn names(silent: &[NodeId]) -> Vec<&str> {
     silent.iter().map(NodeId::as_str).collect()
 }
 
-/// Asks with these rosters, the last one for ever; `hear` answers before the wait begins.
-async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&PendingQuestions)) -> (Outcome, Duration) {
+/// Asks with these rosters, of which the last one stays; `receive` answers before the wait begins.
+async fn gather(
+    rosters: Vec<Roster>,
+    receive: impl FnOnce(&PendingQuestions),
+) -> (Outcome, Duration) {
     let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
-    hear(&asking);
+    receive(&asking);
     let mut looks = 0;
     let look = |_| {
         looks += 1;
@@ -40,7 +43,7 @@ async fn gather(rosters: Vec<Roster>, hear: impl FnOnce(&PendingQuestions)) -> (
 }
 
 #[tokio::test(start_paused = true)]
-async fn everybody_has_answered_at_once() {
+async fn all_answers_are_there_at_once() {
     let (outcome, took) = gather(vec![roster(&["a", "b"], &[], 1)], |asking| {
         assert!(asking.receive("q", Some(NodeId::new("a")), reached(1)));
         assert!(asking.receive("q", Some(NodeId::new("b")), reached(2)));
