@@ -31,6 +31,10 @@ use crate::bus::Listener;
 /// Maximum number of ways in which a channel's name is read: one per `#` in it.
 const MAX_PLACES: usize = 32;
 
+/// Maximum size of a message, in bytes. Redis takes messages of 512 MB, and to decode one takes several
+/// times its size.
+const MAX_MESSAGE: usize = 64 << 20;
+
 /// The receiving side of the bus.
 pub(super) struct Receiver {
     pub(super) wire: Arc<Wire>,
@@ -50,6 +54,7 @@ enum Dropped {
     Unexpected,
     NoMember,
     Own,
+    TooLarge,
     Undecodable,
 }
 
@@ -125,6 +130,18 @@ impl Receiver {
         if namespace.echo.is_own(payload) {
             return Err(Dropped::Own);
         }
+        if payload.len() > MAX_MESSAGE {
+            self.warnings.warn(|suppressed| {
+                tracing::warn!(
+                    namespace = &*namespace.name,
+                    bytes = payload.len(),
+                    limit = MAX_MESSAGE,
+                    suppressed,
+                    "a message of the cluster was dropped: it is too large"
+                );
+            });
+            return Err(Dropped::TooLarge);
+        }
         let incoming = self.wire.read(&namespace.name, place.kind, payload);
         let incoming = incoming.map_err(|error| {
             self.warnings.warn(|suppressed| {
@@ -194,6 +211,7 @@ impl Receiver {
             Dropped::Unexpected => metrics.unexpected.inc(),
             Dropped::NoMember => metrics.no_member.inc(),
             Dropped::Own => metrics.own.inc(),
+            Dropped::TooLarge => metrics.too_large.inc(),
             Dropped::Undecodable => metrics.undecodable.inc(),
         }
     }

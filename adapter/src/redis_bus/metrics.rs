@@ -128,6 +128,7 @@ series! {
         own: IntCounter = counter_of(DROPPED, "own");
         no_member: IntCounter = counter_of(DROPPED, "no_member");
         unknown_namespace: IntCounter = counter_of(DROPPED, "unknown_namespace");
+        too_large: IntCounter = counter_of(DROPPED, "too_large");
         undecodable: IntCounter = counter_of(DROPPED, "undecodable");
         unexpected: IntCounter = counter_of(DROPPED, "unexpected");
     }

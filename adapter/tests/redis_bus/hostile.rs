@@ -108,3 +108,28 @@ async fn a_node_survives_everything_that_is_published_on_sharded_channels() {
     let dialect = Dialect::Sharded(Mode::DynamicPrivate);
     check(dialect, "tolerance-sharded.jsonl").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_too_large_is_dropped_and_counted() {
+    let deployment = Deployment::of(Dialect::Classic);
+    let (a, b) = (deployment.node().await, deployment.node().await);
+    a.join("r").await;
+    let mut stranger = Plain::connect(&deployment.server);
+    // Redis would close the connection of a subscriber that has more than 32 MB before it.
+    let unlimited = [
+        "CONFIG",
+        "SET",
+        "client-output-buffer-limit",
+        "pubsub 0 0 0",
+    ];
+    stranger.command(&unlimited.map(str::as_bytes));
+    let room = deployment.channels().room("/", "r");
+    for bytes in [64 << 20, (64 << 20) + 1] {
+        stranger.command(&[b"PUBLISH", room.as_bytes(), &vec![0; bytes]]);
+    }
+    let good = broadcast(&["r"], 4711);
+    b.publish(good.clone()).await;
+    a.hears(&good).await;
+    let dropped = |reason| metric(&a, "roomcast_bus_messages_dropped_total", reason);
+    assert_eq!((dropped("undecodable"), dropped("too_large")), (1.0, 1.0));
+}
