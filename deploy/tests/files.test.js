@@ -73,12 +73,20 @@ describe("files", { timeout: 120_000 }, () => {
   });
 
   test("the scripts pass their linter", () => {
-    const scripts = ["local/up", "local/packages", "container/check-ready", "tests/run"];
+    const scripts = [
+      "local/up",
+      "local/packages",
+      "container/check-ready",
+      "tests/run",
+      ...["build", "postinst", "postrm", "prerm"].map((name) => `deb/${name}`),
+    ];
     check("shellcheck", ...scripts.map(at));
   });
 
   test("YAML is well-formed, and compose.yaml follows the specification", () => {
-    const folders = ["compose", "envoy", "prometheus", "grafana"];
+    // Templates of the chart are YAML only once they are rendered.
+    const chart = ["helm/roomcast/Chart.yaml", "helm/roomcast/values.yaml", "kubernetes/values.yaml"];
+    const folders = ["compose", "envoy", "prometheus", "grafana", ...chart];
     check("python3", "-m", "yamllint", "--strict", "-c", at("tests/yamllint.yml"), ...folders.map(at));
     const schema = ["--builtin-schema", "vendor.compose-spec"];
     check("python3", "-m", "check_jsonschema", ...schema, at("compose/compose.yaml"));
