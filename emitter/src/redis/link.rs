@@ -418,7 +418,7 @@ impl Driver {
         connection.set_response_timeout(self.reply_timeout);
         let mut replies = FuturesOrdered::new();
         let mut under_way = UnderWay::new(&self.shared);
-        let reason = loop {
+        let reason: Arc<str> = loop {
             while under_way.callers.len() < MAX_UNDER_WAY {
                 let Some(segment) = self.shared.queue.lock().segments.pop_front() else {
                     break;
@@ -450,6 +450,8 @@ impl Driver {
                 () = self.shared.replace.notified() => break "the primary has changed".into(),
             }
         };
+        // First the state: a caller that gets the error must not find the link up.
+        self.disconnected(reason.clone());
         under_way.fail(&reason);
         Some(reason)
     }
