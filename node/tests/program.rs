@@ -220,6 +220,38 @@ fn limits_that_are_given_are_kept() {
     }
 }
 
+/// The limit is lower than the number of connections that clients open, so without a reserve the
+/// system would refuse descriptors to everybody, also to the internal port.
+#[test]
+fn with_few_descriptors_it_refuses_clients_with_503_and_its_internal_port_responds() {
+    for descriptors in [64, 200] {
+        let (mut program, address, internal) = serve_within(descriptors);
+        let warning = program.line_with("the limit of open files leaves fewer connections");
+        let sockets: usize = field(&warning, "sockets=").parse().unwrap();
+        assert!((1..descriptors).contains(&sockets), "{warning}");
+        assert_eq!(metric(&internal, "roomcast_socket_limit"), sockets);
+        let request = "GET /socket.io/?EIO=4&transport=polling";
+        assert_eq!(http(&address, request, "").0, 200);
+
+        let held: Vec<_> = (0..descriptors + 30)
+            .map(|_| TcpStream::connect(&address).unwrap())
+            .collect();
+        assert_eq!(http(&address, request, "").0, 503);
+        for path in ["/livez", "/readyz"] {
+            assert_eq!(http(&internal, &format!("GET {path}"), "").0, 200, "{path}");
+        }
+        let reached = metric(&internal, "roomcast_limit_reached_total{limit=\"sockets\"}");
+        assert!(reached >= descriptors + 31 - sockets, "{reached}");
+
+        drop(held);
+        wait_until(|| http(&address, request, "").0 == 200);
+        program.signal(Signal::TERM);
+        let (status, said) = program.end();
+        assert_eq!(status, Some(0), "{said}");
+        assert!(!said.contains("cannot accept"), "{said}");
+    }
+}
+
 #[test]
 fn without_a_setting_nobody_gets_in_and_the_error_says_how_to_let_somebody_in() {
     let mut program = Program::start(roomcast().arg("serve").args(ANY_PORT));
@@ -553,6 +585,17 @@ impl Drop for Temporary {
         // It is in a folder for files that nobody misses.
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// As [`serve`], with a limit of open files.
+fn serve_within(descriptors: usize) -> (Program, String, String) {
+    let mut command = Command::new("sh");
+    let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+    command.args(["-c", &limited, env!("CARGO_BIN_EXE_roomcast")]);
+    command.env_clear().args(["serve", "--access=open"]);
+    let mut program = Program::start(command.args(ANY_PORT));
+    let line = program.line_with("listening");
+    (program, field(&line, "address="), field(&line, "internal="))
 }
 
 /// Opens a session; answers the path for its requests.

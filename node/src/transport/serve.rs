@@ -13,11 +13,14 @@
 //! and a task of its own opens the connection.
 
 use std::{
-    future::Future,
+    collections::VecDeque,
+    convert::Infallible,
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -45,8 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The least time between two log lines about that.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
-/// Clients beyond the limit that get a response at the same time. Further ones are closed without
-/// a response.
+/// Clients beyond the limit that get a response at the same time. A further one takes the place of
+/// the oldest, which is closed without a response.
 const REFUSALS: usize = 8;
 
 /// How long refusing a client may take.
@@ -54,7 +57,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Descriptors that are kept for everything but clients: a sixteenth of the limit of open files,
 /// within these bounds.
-const RESERVED: std::ops::RangeInclusive<usize> = 16..=256;
+const RESERVED: std::ops::RangeInclusive<usize> = 24..=256;
 
 /// Accepts connections until the signal comes and then closes the server with `close`. Returns when
 /// the last response has been written.
@@ -67,27 +70,27 @@ pub(crate) async fn serve(
 ) {
     let limit = socket_limit(&engine);
     let refusal = routes::refusal(&engine);
+    let mut refusals = Refusals::default();
     let mut silent_until = engine.clock.now();
     // The receivers are counted: when all are gone, the last HTTP connection is.
     let (stop, stopped) = watch::channel(false);
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = &mut signal => break,
+            never = refusals.run() => match never {},
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, address)) => {
-                let sockets = engine.sockets();
+                let sockets = engine.sockets().saturating_sub(refusals.0.len());
                 let http = HttpConnection::new(&engine, stream, address);
                 if sockets < limit {
                     drop(tokio::spawn(carry(http, app.clone(), stopped.clone())));
                     continue;
                 }
                 engine.metrics.limit_reached(Limit::Sockets);
-                if sockets < limit + REFUSALS {
-                    let refused = carry(http, refusal.clone(), stopped.clone());
-                    drop(tokio::spawn(timeout(REFUSAL_TIMEOUT, refused)));
-                }
+                refusals.add(carry(http, refusal.clone(), stopped.clone()));
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
@@ -100,12 +103,35 @@ pub(crate) async fn serve(
             }
         }
     }
-    drop(listener);
-    drop(stopped);
+    drop((listener, refusals, stopped));
     engine.begin_drain();
     let _ = stop.send(true);
     close.await;
     stop.closed().await;
+}
+
+/// The clients that are being refused, the oldest first. The accepting task runs them, so that the
+/// number of their sockets is bounded however fast clients come.
+#[derive(Default)]
+struct Refusals(VecDeque<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl Refusals {
+    fn add(&mut self, refused: impl Future<Output = ()> + Send + 'static) {
+        if self.0.len() == REFUSALS {
+            self.0.pop_front();
+        }
+        let bounded = async { drop(timeout(REFUSAL_TIMEOUT, refused).await) };
+        self.0.push_back(Box::pin(bounded));
+    }
+
+    async fn run(&mut self) -> Infallible {
+        poll_fn(|cx| {
+            self.0
+                .retain_mut(|refused| refused.as_mut().poll(cx).is_pending());
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 /// The number of sockets that may be open: the configured limit, or less if the limit of open

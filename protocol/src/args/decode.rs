@@ -22,7 +22,7 @@ use serde_json::{Value, de::StrRead};
 
 use self::tree::Tree;
 use super::{
-    ArgsError,
+    ArgsError, canonical_numbers,
     json::{MAX_DEPTH, Tokens, plain_string, replace_lone_surrogates},
 };
 
@@ -60,15 +60,16 @@ pub(super) fn decode_payload<T: DeserializeOwned>(json: &str, rest: usize) -> Re
 }
 
 /// Reads a type from JSON text with the rules of this crate: nesting may be as deep as
-/// [`MAX_DEPTH`], and lone surrogates become U+FFFD.
+/// [`MAX_DEPTH`], lone surrogates become U+FFFD, and numbers are those of JavaScript.
 pub(super) fn from_text<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
     read_text(json, |text| T::deserialize(text))
 }
 
 type Text<'a> = serde_json::Deserializer<StrRead<'a>>;
 
-/// `serde_json` refuses lone surrogates and stops at a depth of 128. Only a text that it refuses is
-/// looked at and read again, so that common texts are read once.
+/// `serde_json` refuses lone surrogates and numbers beyond a double, takes `1.0` for no integer, and
+/// stops at a depth of 128. Only a text that it refuses is looked at and read again, so that common
+/// texts are read once.
 fn read_text<T>(
     json: &str,
     read: impl Fn(&mut Text<'_>) -> Result<T, serde_json::Error>,
@@ -80,12 +81,15 @@ fn read_text<T>(
     };
     whole(&mut Text::from_str(json)).or_else(|error: serde_json::Error| {
         let is_deep = error.to_string().starts_with("recursion limit exceeded");
-        let replaced = replace_lone_surrogates(json);
-        let may_succeed = is_deep || matches!(replaced, Cow::Owned(_));
-        if !may_succeed || Tokens::new(json, MAX_DEPTH).finish().is_err() {
+        let valid = replace_lone_surrogates(json);
+        let canonical = canonical_numbers(&valid);
+        let is_changed = [&valid, &canonical]
+            .into_iter()
+            .any(|text| matches!(text, Cow::Owned(_)));
+        if !(is_deep || is_changed) || Tokens::new(json, MAX_DEPTH).finish().is_err() {
             return Err(error);
         }
-        let mut text = Text::from_str(&replaced);
+        let mut text = Text::from_str(&canonical);
         text.disable_recursion_limit();
         whole(&mut text)
     })
