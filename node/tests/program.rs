@@ -515,6 +515,22 @@ fn an_echo_brings_back_all_that_was_sent() {
 }
 
 #[test]
+fn a_message_is_passed_on_as_it_stands_with_half_an_emoji_and_deep_data() {
+    let (_program, address, _) = serve(&["--client-rooms"]);
+    let mut client = Client::connect(&address);
+    client.ask(&json!(["join", "tea", { "quiet": true }]));
+    let deep = "[".repeat(300) + &"]".repeat(300);
+    for data in [r#"{"b":"cut \ud83d","a":[1,2.5,null]}"#, "null", &deep] {
+        client.send(&format!(r#"42["message","tea",{data}]"#));
+        let packet = client.packet().unwrap();
+        assert!(
+            packet.ends_with(&format!(r#""data":{data}}}]"#)),
+            "{packet}"
+        );
+    }
+}
+
+#[test]
 fn without_client_rooms_nobody_answers_those_events() {
     let (_program, address, internal) = serve(&[]);
     let mut client = Client::connect(&address);

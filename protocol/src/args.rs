@@ -103,8 +103,9 @@ impl Args {
         Self::sealed(json, attachments)
     }
 
-    /// Arguments from their canonical form. Only UTF-8 and the outer brackets are checked; anything
-    /// else that is wrong is an error when they are decoded.
+    /// Arguments from a JSON array with placeholders for the attachments. Only UTF-8 and the outer
+    /// brackets are checked; anything else that is wrong is an error when they are decoded. Numbers get
+    /// the form that they have on every node: `1.0` becomes `1`.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the signature shows that the bytes are taken over"
@@ -116,6 +117,11 @@ impl Args {
 
     /// Like [`Args::from_parts`], from text.
     pub fn from_text(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
+        Self::from_canonical(json, attachments).map(Self::with_canonical_numbers)
+    }
+
+    /// Arguments whose numbers have their one form already.
+    fn from_canonical(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
         if json.len() < 2 || !json.starts_with('[') || !json.ends_with(']') {
             return Err(ArgsError::NotAnArray);
         }
@@ -131,9 +137,9 @@ impl Args {
         Self::from_text(json.into(), attachments)
     }
 
-    /// The same arguments with all numbers in their one form. Arguments of clients go through this
-    /// before they are passed on, because their text is theirs and nodes must agree on one.
-    pub(crate) fn with_canonical_numbers(self) -> Self {
+    /// The same arguments with all numbers in their one form. Text that this crate has not written goes
+    /// through this before it is passed on, because nodes must agree on one.
+    fn with_canonical_numbers(self) -> Self {
         let changed = match canonical_numbers(&self.json) {
             Cow::Borrowed(_) => None,
             Cow::Owned(json) => Some(json),
@@ -150,7 +156,7 @@ impl Args {
     /// Arguments that this crate has written. Refuses data that receivers would take for
     /// placeholders.
     pub(crate) fn sealed(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
-        let args = Self::from_text(json, attachments)?;
+        let args = Self::from_canonical(json, attachments)?;
         let attachments = args.attachments.len();
         if attachments > 0 && placeholders(args.json(), attachments).ok() != Some(attachments) {
             return Err(ArgsError::AmbiguousPlaceholder { attachments });
@@ -163,12 +169,12 @@ impl Args {
     ///
     /// As in JavaScript, missing arguments are `null` and surplus ones are ignored. A field that asks
     /// for bytes (`bytes::Bytes`, `serde_bytes::ByteBuf`, [`Value`]) receives binary. A lone surrogate
-    /// in a text, which JavaScript's `slice` makes of an emoji, becomes U+FFFD.
+    /// in a text, which JavaScript's `slice` makes of an emoji, becomes U+FFFD. A number that no `f64`
+    /// can hold is `null`.
     ///
     /// # Errors
     ///
-    /// [`ArgsError::Decode`] if the arguments do not fit the type, or have a number beyond `f64`, which
-    /// is valid in JSON but has no value in Rust.
+    /// [`ArgsError::Decode`] if the arguments do not fit the type.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, ArgsError> {
         decode::decode(self.json(), &self.attachments)
     }
@@ -188,12 +194,12 @@ impl Args {
         let values: Vec<_> = values.into_iter().collect();
         // A list of one argument, which is a list. The outer list goes.
         let Self { json, attachments } = Self::encode(&(values,))?;
-        Self::from_text(json[1..json.len() - 1].into(), attachments)
+        Self::from_canonical(json[1..json.len() - 1].into(), attachments)
     }
 
     /// Splits the arguments: each item is one of them alone. Items keep all attachments.
     pub fn split(&self) -> Result<Vec<Self>, ArgsError> {
-        let one = |text| Self::from_text(format!("[{text}]").into(), self.attachments.clone());
+        let one = |text| Self::from_canonical(format!("[{text}]").into(), self.attachments.clone());
         self.texts()?.into_iter().map(one).collect()
     }
 
@@ -226,7 +232,7 @@ impl Args {
         // Each text is a part of this one.
         let start = first.as_ptr() as usize - self.json.as_ptr() as usize;
         let json = format!("[{}", &self.json[start..]);
-        Self::from_text(json.into(), self.attachments.clone())
+        Self::from_canonical(json.into(), self.attachments.clone())
     }
 
     fn texts(&self) -> Result<Vec<&str>, ArgsError> {
@@ -353,7 +359,7 @@ impl<'a> Payload<'a> {
     /// The arguments without the name. This copies the text.
     pub fn to_args(&self) -> Result<Args, ArgsError> {
         let rest = self.json.get(self.rest..).ok_or(ArgsError::NotAnArray)?;
-        Args::after_event(rest, self.attachments.to_vec()).map(Args::with_canonical_numbers)
+        Args::after_event(rest, self.attachments.to_vec())
     }
 }
 

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use roomcast_protocol::args::json::MAX_DEPTH;
 use roomcast_protocol::args::{
-    Args, ArgsError, FromArgs, IntoArgs, Value, from_json, placeholders,
+    Args, ArgsError, FromArgs, IntoArgs, Payload, Value, from_json, placeholders,
 };
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use serde_json::value::RawValue;
 
 fn json<T: Serialize + ?Sized>(value: &T) -> String {
     Args::encode(value).unwrap().json().to_owned()
@@ -26,6 +27,25 @@ fn numbers_are_encoded_as_javascript_means_them() {
     let big = (i128::from(u64::MAX), i128::MIN, u128::from(u64::MAX));
     let expected = "[18446744073709551615,-1.7014118346046923e+38,18446744073709551615]";
     assert_eq!(Args::encode(&big).unwrap().json(), expected);
+}
+
+#[test]
+fn numbers_of_foreign_text_have_one_form_however_they_come_in() {
+    let foreign = "[1.0,-0.0,[1e2],1e999,2.50]";
+    let expected = "[1,0,[100],null,2.5]";
+    let raw = RawValue::from_string(foreign.to_owned()).unwrap();
+    assert_eq!(json(&(raw,)), format!("[{expected}]"));
+    assert_eq!(args(foreign).json(), expected);
+    let parts = Args::from_parts(Bytes::from_static(foreign.as_bytes()), Vec::new()).unwrap();
+    assert_eq!(parts.json(), expected);
+
+    let payload = r#"["event",1.0,1e999]"#;
+    let typed = Payload::new(payload, r#"["event","#.len(), &[]);
+    let (whole, beyond) = <(u8, Value)>::from_payload(&typed).unwrap();
+    assert_eq!((whole, beyond), (1, Value::Nil));
+    assert_eq!(from_json::<i64>("-3.0").unwrap(), -3);
+    assert!(from_json::<i64>("-3.5").is_err());
+    assert!(from_json::<f64>("1e999").is_err());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 use roomcast::{Args, DisconnectReason, EmitError, Health, JoinError, Namespace, Socket};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 /// Adds the events to a namespace.
 pub(crate) fn open(namespace: Namespace) -> Namespace {
@@ -32,7 +32,7 @@ pub(crate) fn open(namespace: Namespace) -> Namespace {
         })
         .on(
             "message",
-            async |socket: Socket, (room, data): (String, Value)| {
+            async |socket: Socket, (room, data): (String, Box<RawValue>)| {
                 acknowledge(message(&socket, &room, data).await)
             },
         )
@@ -84,7 +84,7 @@ async fn who(socket: &Socket, room: &str) -> Result<Value, RequestError> {
     Ok(json!(members(socket, room).await?))
 }
 
-async fn message(socket: &Socket, room: &str, data: Value) -> Result<Value, RequestError> {
+async fn message(socket: &Socket, room: &str, data: Box<RawValue>) -> Result<Value, RequestError> {
     check_name(room)?;
     if !is_member(socket, room) {
         return Err(RequestError(format!("join {room} before you send to it")));
@@ -232,7 +232,8 @@ struct Announced {
 struct Message<'a> {
     room: &'a str,
     from: String,
-    data: Value,
+    /// Passed on as text, so that nothing in it changes.
+    data: Box<RawValue>,
 }
 
 #[derive(Serialize)]

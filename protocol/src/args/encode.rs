@@ -14,7 +14,7 @@ use serde::ser::{SerializeMap, Serializer};
 use serde_json::Error;
 use serde_json::ser::{Compound, Formatter};
 
-use super::{ArgsError, Number, json::is_plain};
+use super::{ArgsError, Number, canonical_numbers, json::is_plain};
 
 /// The JSON array of the arguments, and their attachments.
 pub(super) fn encode<T: Serialize + ?Sized>(
@@ -126,6 +126,15 @@ impl Formatter for Placeholders<'_> {
             (_, Ok(value)) => self.write_u64(writer, value),
             _ => Self::write_number(writer, value as f64),
         }
+    }
+
+    /// Text of the application, which may have numbers in another form.
+    fn write_raw_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(canonical_numbers(fragment).as_bytes())
     }
 
     fn write_byte_array<W: ?Sized + io::Write>(

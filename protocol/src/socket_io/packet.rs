@@ -93,7 +93,6 @@ impl Packet<'_> {
             _ => return Args::default(),
         };
         args.expect("the payload of an event or acknowledgement is an array")
-            .with_canonical_numbers()
     }
 
     /// The payload of an event, from which a handler takes its arguments.
