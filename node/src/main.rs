@@ -4,9 +4,14 @@
 
 mod gateway;
 
-use std::{env, io::Write, process::ExitCode, time::Duration};
+use std::{
+    env,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
 
-use gateway::{Config, Job};
+use gateway::{Config, ConfigJob, Job};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -16,7 +21,7 @@ fn main() -> ExitCode {
         Ok(Job::Serve(config)) => (*config, false),
         Ok(Job::Demo(demo)) => ((*demo).into(), true),
         Ok(Job::Emit(options)) => return gateway::emit(&options),
-        Ok(Job::Options) => return status(gateway::print_table()),
+        Ok(job) => return status(print(job)),
         Err(usage) => usage.exit(),
     };
     let log = gateway::Log::start(config.operation.log_format, &config.operation.log_level);
@@ -39,11 +44,41 @@ fn serve(config: Config, is_demo: bool, log: &gateway::Log) -> Result<(), gatewa
     outcome
 }
 
+/// Carries out the commands that only print.
+fn print(job: Job) -> io::Result<()> {
+    let mut out = io::stdout();
+    match job {
+        Job::Config(ConfigJob::Default) => out.write_all(gateway::default_file().as_bytes()),
+        Job::Config(ConfigJob::Check(_)) => out.write_all(b"the settings are valid\n"),
+        Job::Config(ConfigJob::Show(config)) => out.write_all(gateway::show(&config).as_bytes()),
+        Job::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut gateway::command(), "roomcast", &mut text);
+            out.write_all(&text)
+        }
+        Job::Version => out.write_all(version().as_bytes()),
+        Job::Options => gateway::print_table(),
+        Job::Serve(_) | Job::Demo(_) | Job::Emit(_) => Ok(()),
+    }
+}
+
+/// The version, the commit that the build was given, and the platform.
+fn version() -> String {
+    let commit = option_env!("ROOMCAST_REVISION").filter(|commit| !commit.is_empty());
+    format!(
+        "roomcast {}\ncommit   {}\nplatform {}-{}\n",
+        env!("CARGO_PKG_VERSION"),
+        commit.unwrap_or("unknown"),
+        env::consts::ARCH,
+        env::consts::OS,
+    )
+}
+
 fn status<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }
     }

@@ -309,6 +309,77 @@ fn a_wrong_file_ends_it_with_file_line_key_and_the_nearest_key() {
 }
 
 #[test]
+fn config_show_states_origins_and_masks_secrets() {
+    let file = Temporary::new(
+        "redis = \"redis://:s3cret@localhost\"\nmax_rooms = 3\n[namespaces.\"/a\"]\naccess = \"open\"\n",
+    );
+    let mut command = roomcast();
+    command.args([
+        "config",
+        "show",
+        "--config",
+        file.path(),
+        "--namespace=/,/b",
+    ]);
+    let (status, said) = Program::start(command.env("ROOMCAST_WORKERS", "2")).end();
+    assert_eq!(status, Some(0), "{said}");
+    for line in [
+        "redis = \"redis://…@localhost\" # file",
+        "max_rooms = 3 # file",
+        "workers = 2 # ROOMCAST_WORKERS",
+        "namespace = [\"/\", \"/b\"] # --namespace",
+        "ping_interval = \"25s\" # default",
+        "[namespaces.\"/a\"]",
+    ] {
+        assert!(said.contains(&format!("{line}\n")), "{line}: {said}");
+    }
+    assert!(!said.contains("s3cret"), "{said}");
+    // A masked URL is none, and everything else can be read back.
+    let lines = said.split_inclusive('\n');
+    let rest: String = lines.filter(|line| !line.starts_with("redis = ")).collect();
+    let shown = Temporary::new(&rest);
+    let line = ["config", "check", "--config", shown.path()];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(0), "what it shows is a file: {said}");
+}
+
+#[test]
+fn config_check_starts_nothing_and_finds_what_serve_would_refuse() {
+    for (text, status) in [("max_inbox = \"1kB\"\n", 2), ("max_inbox = \"3MB\"\n", 0)] {
+        let file = Temporary::new(text);
+        let line = ["config", "check", "--config", file.path()];
+        let (found, said) = Program::start(roomcast().args(line)).end();
+        assert_eq!(found, Some(status), "{said}");
+    }
+}
+
+#[test]
+fn config_default_is_a_valid_file_that_changes_nothing() {
+    let (status, text) = Program::start(roomcast().args(["config", "default"])).end();
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("\n#ping_interval = \"25s\"\n"), "{text}");
+    let file = Temporary::new(&text);
+    let line = ["config", "show", "--config", file.path()];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(0), "{said}");
+    assert!(!said.contains("# file\n"), "{said}");
+}
+
+#[test]
+fn completions_and_the_version_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, said) = Program::start(roomcast().args(["completions", shell])).end();
+        assert!(
+            status == Some(0) && said.contains("ping-interval"),
+            "{said}"
+        );
+    }
+    let (status, said) = Program::start(roomcast().arg("version")).end();
+    let version = format!("roomcast {}\ncommit ", env!("CARGO_PKG_VERSION"));
+    assert!(status == Some(0) && said.starts_with(&version), "{said}");
+}
+
+#[test]
 fn a_log_that_nobody_reads_or_whose_pipe_is_broken_stops_nothing() {
     // More lines than the pipe and the queue behind it hold.
     const EVENTS: usize = 30_000;

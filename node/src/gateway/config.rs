@@ -30,6 +30,7 @@ use clap::{
     Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     error::ErrorKind, parser::ValueSource,
 };
+use clap_complete::Shell;
 
 /// A Socket.IO server.
 ///
@@ -62,8 +63,35 @@ pub(crate) enum Job {
     /// Publishes through Redis to the clients of all nodes, Roomcast's and Node.js servers. Only Redis
     /// must be reachable.
     Emit(Box<EmitOptions>),
+    /// Write, check or show settings
+    #[command(subcommand)]
+    Config(ConfigJob),
     /// Print all options of `serve` as a Markdown table
     Options,
+    /// Print the completions of a shell
+    ///
+    /// For bash, `source <(roomcast completions bash)` in ~/.bashrc; other shells have a folder for such
+    /// files.
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the version, and the commit if the build was given it
+    Version,
+}
+
+/// What can be done with settings beside serving with them.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigJob {
+    /// Print a commented file with every option at its default
+    Default,
+    /// Check the settings that `serve` would have, and start nothing
+    ///
+    /// Takes the options of `serve`. Exit status: 0 if the settings are valid, 2 otherwise.
+    Check(Box<Config>),
+    /// Print the settings that `serve` would have, each with its origin, without secrets
+    Show(Box<Config>),
 }
 
 /// All options of `roomcast serve`.
@@ -88,6 +116,9 @@ pub(crate) struct Config {
     /// The sections of the file.
     #[arg(skip)]
     pub(crate) settings: Settings,
+    /// The same as text.
+    #[arg(skip)]
+    pub(crate) sections: String,
     /// Where the value of each option is from, by flag.
     #[arg(skip)]
     pub(crate) values: BTreeMap<String, Value>,
@@ -310,6 +341,7 @@ impl Config {
             })
             .collect();
         self.settings = file.settings;
+        self.sections = file.sections;
     }
 
     /// Who may connect to which namespace.
@@ -386,7 +418,7 @@ impl Default for Config {
 }
 
 /// The command line with everything that follows from the names of options.
-pub(super) fn command() -> Command {
+pub(crate) fn command() -> Command {
     options::complete(Cli::command())
 }
 
@@ -416,13 +448,15 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
     let file = file.unwrap_or_default();
     let unknown = options::unknown_variable(&command, &file.variables, environment);
     let problem = match &mut job {
-        Job::Options => None,
-        Job::Serve(config) => unknown.or_else(|| {
-            if let Some((_, matches)) = matches.subcommand() {
-                config.complete(matches, file);
-            }
-            config.fits().err()
-        }),
+        Job::Serve(config) | Job::Config(ConfigJob::Check(config) | ConfigJob::Show(config)) => {
+            unknown.or_else(|| {
+                config.complete(innermost(&matches), file);
+                config.fits().err()
+            })
+        }
+        Job::Config(ConfigJob::Default) | Job::Options | Job::Completions { .. } | Job::Version => {
+            None
+        }
         Job::Demo(_) | Job::Emit(_) => unknown,
     };
     match problem {
@@ -445,12 +479,18 @@ fn job(command: &Command, matches: &ArgMatches) -> Result<Job, clap::Error> {
         .job)
 }
 
+/// The matches of the command itself, such as `config show`.
+fn innermost(matches: &ArgMatches) -> &ArgMatches {
+    match matches.subcommand() {
+        Some((_, inner)) => innermost(inner),
+        None => matches,
+    }
+}
+
 /// Reads the file that the command line or the environment names.
 fn read_file(matches: &ArgMatches) -> Result<Option<File>, FileError> {
-    let file = matches.subcommand().and_then(|(_, of_job)| {
-        let file = of_job.try_get_one::<SettingsFile>("config");
-        file.ok().flatten()?.0.clone()
-    });
+    let file = innermost(matches).try_get_one::<SettingsFile>("config");
+    let file = file.ok().flatten().and_then(|file| file.0.clone());
     file.map(|path| File::read(&path, &serve_options()))
         .transpose()
 }
@@ -458,6 +498,7 @@ fn read_file(matches: &ArgMatches) -> Result<Option<File>, FileError> {
 /// Makes the values of the file the defaults of the commands that take one.
 fn with_defaults(command: Command, values: &BTreeMap<String, Vec<String>>) -> Command {
     command.mut_subcommands(|command| {
+        let command = with_defaults(command, values);
         if !command
             .get_arguments()
             .any(|option| option.get_id() == "config")

@@ -28,9 +28,10 @@ mod settings;
 mod values;
 mod vitals;
 
-pub(crate) use config::{Config, Job, parse};
+pub(crate) use config::{Config, ConfigJob, Job, command, parse};
 pub(crate) use emit::emit;
 pub(crate) use file_limit::raise as raise_file_limit;
 pub(crate) use logging::Log;
 pub(crate) use options::print_table;
 pub(crate) use run::{RunError, run, runtime};
+pub(crate) use settings::{default_file, show};

@@ -23,6 +23,7 @@ const PREFIX: &str = "ROOMCAST_";
 /// Of `emit`, only the options about Redis have a variable, because the others belong to one message.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
+        let command = complete(command);
         let is_emit = command.get_name() == "emit";
         command.mut_args(|option| match option.get_long().map(variable) {
             Some(variable) if !is_emit || option.get_help_heading() == Some("Redis") => {
@@ -130,7 +131,7 @@ pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::E
 
 /// Removes the login and the query from a URL, because both may contain passwords and errors end up in
 /// logs.
-fn without_secrets(url: &str) -> String {
+pub(super) fn without_secrets(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let scheme = &url[..url.len() - rest.len()];
     let (login, place) = match rest.rsplit_once('@') {

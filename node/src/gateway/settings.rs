@@ -10,12 +10,14 @@
 //! A section is a struct of the module that uses it, and a field of [`Settings`].
 
 mod file;
+mod show;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub(crate) use file::{File, FileError};
+pub(crate) use show::{default_file, show};
 
 use super::{access::Access, values};
 

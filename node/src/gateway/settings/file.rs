@@ -19,7 +19,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{SECTIONS, Settings};
+use super::{SECTIONS, Settings, show};
 
 /// A file whose keys are known and whose values are valid.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ pub(crate) struct File {
     /// The values of options, by flag.
     pub(crate) values: BTreeMap<String, Vec<String>>,
     pub(crate) settings: Settings,
+    /// The sections as text, without secrets.
+    pub(crate) sections: String,
     /// Names of environment variables to which keys such as `secret_env` refer.
     pub(crate) variables: BTreeSet<String>,
 }
@@ -124,7 +126,10 @@ impl File {
         let sections = Spanned::new(document.span(), sections);
         let located = sections.clone();
         match Settings::deserialize(toml::de::Deserializer::from(sections)) {
-            Ok(settings) => file.settings = settings,
+            Ok(settings) => {
+                file.settings = settings;
+                file.sections = show::sections(located);
+            }
             Err(error) => problems.push(section_problem(text, located.get_ref(), &error)),
         }
         problems.sort_by_key(|problem| problem.line);
