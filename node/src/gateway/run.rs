@@ -257,13 +257,19 @@ fn bind(address: SocketAddr, (flag, variable): Setting) -> Result<TcpListener, R
             source,
         },
     })?;
+    // The standard library lets 128 connections wait, which is too few when all clients of a node that
+    // has gone reconnect. The kernel reduces this to net.core.somaxconn.
+    rustix::net::listen(&listener, i32::MAX).map_err(io::Error::from)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, ready};
+    use std::{
+        future::{pending, ready},
+        net::TcpStream,
+    };
 
     use super::*;
 
@@ -327,6 +333,19 @@ mod tests {
         let text = bind(address, LISTEN).unwrap_err().to_string();
         assert!(text.starts_with(&format!("{address} is in use")), "{text}");
         assert!(text.contains("--listen or ROOMCAST_LISTEN"), "{text}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn as_many_connections_may_wait_as_the_kernel_allows() {
+        let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+        let most: usize = most.trim().parse().unwrap();
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), LISTEN).unwrap();
+        let address = listener.local_addr().unwrap();
+        // One that does not fit is not refused: its connect waits until there is room.
+        let connect = |_| TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+        let waiting: Vec<_> = (0..most.min(300)).map(connect).collect();
+        assert_eq!(waiting.len(), most.min(300));
     }
 
     #[test]
