@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use roomcast_protocol::{
     channel::{Kind, ParsedChannel},
-    wire::{Incoming, Wire},
+    wire::{Incoming, Wire, WireError},
 };
 
 use super::{
@@ -42,12 +42,22 @@ pub(super) struct Receiver {
     pub(super) questions: Arc<Questions>,
     pub(super) node_js: Arc<NodeJs>,
     pub(super) metrics: IncomingMetrics,
-    pub(super) warnings: Warnings,
+    pub(super) warnings: DropWarnings,
+}
+
+/// The warnings about dropped messages, by reason: a flood of one kind must not hide another.
+#[derive(Default)]
+pub(super) struct DropWarnings {
+    unknown: Warnings,
+    unexpected: Warnings,
+    too_large: Warnings,
+    undecodable: Warnings,
 }
 
 /// Why a message was not carried out, the most telling reason last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug)]
 enum Dropped {
+    /// The namespace or the kind of the message is unknown.
     UnknownNamespace,
     /// Another node was asked or is answered, which is no reason to worry.
     NotAsked,
@@ -55,7 +65,22 @@ enum Dropped {
     NoMember,
     Own,
     TooLarge,
-    Undecodable,
+    Undecodable(WireError),
+}
+
+impl Dropped {
+    /// How much the reason tells about a message whose channel can be read in several ways.
+    fn weight(&self) -> u8 {
+        match self {
+            Self::UnknownNamespace => 0,
+            Self::NotAsked => 1,
+            Self::Unexpected => 2,
+            Self::NoMember => 3,
+            Self::Own => 4,
+            Self::TooLarge => 5,
+            Self::Undecodable(_) => 6,
+        }
+    }
 }
 
 impl Receiver {
@@ -91,7 +116,8 @@ impl Receiver {
         self.metrics.messages.inc();
         self.metrics.bytes.inc_by(payload.len() as u64);
         let Ok(channel) = std::str::from_utf8(channel) else {
-            self.count(Dropped::UnknownNamespace);
+            let channel = String::from_utf8_lossy(channel);
+            self.note(&Dropped::UnknownNamespace, &channel, payload);
             return;
         };
         let mut why = Dropped::UnknownNamespace;
@@ -101,10 +127,11 @@ impl Receiver {
             };
             match self.receive_in(&namespace, &place, payload) {
                 Ok(()) => return,
-                Err(dropped) => why = why.max(dropped),
+                Err(dropped) if dropped.weight() > why.weight() => why = dropped,
+                Err(_) => {}
             }
         }
-        self.count(why);
+        self.note(&why, channel, payload);
     }
 
     fn receive_in(
@@ -131,30 +158,10 @@ impl Receiver {
             return Err(Dropped::Own);
         }
         if payload.len() > MAX_MESSAGE {
-            self.warnings.warn(|suppressed| {
-                tracing::warn!(
-                    namespace = &*namespace.name,
-                    bytes = payload.len(),
-                    limit = MAX_MESSAGE,
-                    suppressed,
-                    "a message of the cluster was dropped: it is too large"
-                );
-            });
             return Err(Dropped::TooLarge);
         }
         let incoming = self.wire.read(&namespace.name, place.kind, payload);
-        let incoming = incoming.map_err(|error| {
-            self.warnings.warn(|suppressed| {
-                tracing::warn!(
-                    namespace = &*namespace.name,
-                    %error,
-                    bytes = payload.len(),
-                    suppressed,
-                    "a message of the cluster was dropped: it cannot be read"
-                );
-            });
-            Dropped::Undecodable
-        })?;
+        let incoming = incoming.map_err(Dropped::Undecodable)?;
         self.carry_out(namespace, listener, place, payload, incoming)
     }
 
@@ -203,16 +210,60 @@ impl Receiver {
         Ok(())
     }
 
-    fn count(&self, why: Dropped) {
-        let metrics = &self.metrics;
+    /// Counts a message that was not carried out, and logs it unless that is what should happen.
+    fn note(&self, why: &Dropped, channel: &str, payload: &[u8]) {
+        let (metrics, warnings) = (&self.metrics, &self.warnings);
+        let bytes = payload.len();
         match why {
-            Dropped::UnknownNamespace => metrics.unknown_namespace.inc(),
             Dropped::NotAsked => {}
-            Dropped::Unexpected => metrics.unexpected.inc(),
             Dropped::NoMember => metrics.no_member.inc(),
             Dropped::Own => metrics.own.inc(),
-            Dropped::TooLarge => metrics.too_large.inc(),
-            Dropped::Undecodable => metrics.undecodable.inc(),
+            Dropped::UnknownNamespace => {
+                metrics.unknown_namespace.inc();
+                warnings.unknown.warn(|suppressed| {
+                    tracing::info!(
+                        channel,
+                        bytes,
+                        suppressed,
+                        "a message of the cluster was dropped: its namespace or kind is unknown"
+                    );
+                });
+            }
+            Dropped::Unexpected => {
+                metrics.unexpected.inc();
+                warnings.unexpected.warn(|suppressed| {
+                    tracing::info!(
+                        channel,
+                        bytes,
+                        suppressed,
+                        "an answer was dropped: nothing waits for it any more"
+                    );
+                });
+            }
+            Dropped::TooLarge => {
+                metrics.too_large.inc();
+                warnings.too_large.warn(|suppressed| {
+                    tracing::warn!(
+                        channel,
+                        bytes,
+                        limit = MAX_MESSAGE,
+                        suppressed,
+                        "a message of the cluster was dropped: it is too large"
+                    );
+                });
+            }
+            Dropped::Undecodable(error) => {
+                metrics.undecodable.inc();
+                warnings.undecodable.warn(|suppressed| {
+                    tracing::warn!(
+                        channel,
+                        %error,
+                        bytes,
+                        suppressed,
+                        "a message of the cluster was dropped: it cannot be read"
+                    );
+                });
+            }
         }
     }
 }

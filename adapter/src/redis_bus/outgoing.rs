@@ -23,7 +23,7 @@ use roomcast_protocol::{
 };
 use tokio::{runtime::Handle, task::JoinSet, time::Instant};
 
-use super::metrics::OutgoingMetrics;
+use super::{metrics::OutgoingMetrics, warnings::Warnings};
 use crate::bus::BusError;
 
 /// Maximum number of publishes that are followed after their senders dropped them. The publisher's
@@ -38,6 +38,8 @@ pub(super) struct Outgoing {
     pub(super) recent_joins: RecentJoins,
     /// Publishes that their senders dropped.
     followed: Mutex<JoinSet<()>>,
+    /// About what was lost without its sender being told.
+    pub(super) warnings: Warnings,
     runtime: Handle,
     metrics: OutgoingMetrics,
 }
@@ -56,6 +58,7 @@ impl Outgoing {
             wire,
             recent_joins: RecentJoins::default(),
             followed: Mutex::default(),
+            warnings: Warnings::default(),
             runtime: Handle::current(),
             metrics,
         }
@@ -170,13 +173,16 @@ impl Drop for Sending {
             bytes: self.bytes,
             is_abandoned: true,
         };
+        let outgoing = Arc::clone(&self.outgoing);
         self.outgoing.follow(async move {
-            match abandoned.await {
-                Err(error @ BusError::Invalid(_)) => {
-                    tracing::warn!(%error, "Redis refused a publish");
-                }
-                Err(error) => tracing::debug!(%error, "a publish failed; its sender did not wait"),
-                Ok(_) => {}
+            if let Err(error) = abandoned.await {
+                outgoing.warnings.warn(|suppressed| {
+                    tracing::warn!(
+                        %error,
+                        suppressed,
+                        "a publish failed whose sender did not wait"
+                    );
+                });
             }
         });
     }

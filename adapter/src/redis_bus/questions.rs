@@ -19,6 +19,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{
     membership::Membership, metrics::QuestionMetrics, node_js::NodeJs, outgoing::Outgoing,
+    warnings::Warnings,
 };
 
 /// The questions of this node, and those that it is answering.
@@ -30,6 +31,7 @@ pub(super) struct Questions {
     /// Number of questions asked so far, for their ids.
     asked: AtomicU64,
     answering: Mutex<JoinSet<()>>,
+    warnings: Warnings,
     runtime: Handle,
     metrics: QuestionMetrics,
 }
@@ -49,6 +51,7 @@ impl Questions {
             asking: PendingQuestions::new(),
             asked: AtomicU64::new(0),
             answering: Mutex::default(),
+            warnings: Warnings::default(),
             runtime: Handle::current(),
             metrics,
         }

@@ -39,7 +39,9 @@ impl ReplyAddress {
             Ok(None) => {}
             Err(error) => {
                 let error = outgoing.invalid(&error);
-                tracing::warn!(namespace, %error, "an answer was not sent");
+                outgoing.warnings.warn(|suppressed| {
+                    tracing::warn!(namespace, %error, suppressed, "an answer was not sent");
+                });
             }
         }
     }

@@ -26,7 +26,7 @@ use super::{
     BusSink, Core, RedisBus,
     config::{PrivateRooms, RedisConfig},
     gaps::Gaps,
-    incoming::Receiver,
+    incoming::{DropWarnings, Receiver},
     membership::{self, Membership},
     metrics::{
         GapMetrics, IncomingMetrics, LinkMetrics, MembershipMetrics, OutgoingMetrics,
@@ -37,7 +37,6 @@ use super::{
     questions::Questions,
     subscriptions::{Subscriptions, tag},
     upkeep,
-    warnings::Warnings,
 };
 use crate::subscriber::{DownReason, Subscriber, SubscriberConfig, SubscriberState};
 
@@ -211,7 +210,7 @@ impl Core {
                     questions: Arc::clone(&questions),
                     node_js: Arc::clone(&node_js),
                     metrics: incoming,
-                    warnings: Warnings::default(),
+                    warnings: DropWarnings::default(),
                 },
                 outgoing,
                 membership,

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod deployment;
+mod drops;
 mod foreign_joins;
 mod hostile;
 mod interest;

@@ -85,8 +85,16 @@ impl Questions {
         while tasks.try_join_next().is_some() {}
         if tasks.len() < MAX_ANSWERING {
             tasks.spawn_on(work, &self.runtime);
-        } else {
-            self.metrics.unexpected.inc();
+            return;
         }
+        drop(tasks);
+        self.metrics.unexpected.inc();
+        self.warnings.warn(|suppressed| {
+            tracing::warn!(
+                limit = MAX_ANSWERING,
+                suppressed,
+                "a question was dropped: too many are being answered"
+            );
+        });
     }
 }
