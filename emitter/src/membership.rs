@@ -14,7 +14,7 @@
 //! | at count 1 | at count 3 | lease | so the node |
 //! |---|---|---|---|
 //! | subscribed | subscribed | holds | has to answer |
-//! | subscribed | subscribed | over | hangs: silent at once if it does not answer |
+//! | subscribed | subscribed | over | hangs, or Redis refuses writes: silent unless it answers within 300 ms |
 //! | any | gone, everywhere | holds | is deaf or died just now: a confirmed emit lists it as silent |
 //! | gone, everywhere | any | holds | was deaf: a confirmed emit lists it as silent |
 //! | any | gone | none | has left: nobody waits for it |

@@ -20,8 +20,8 @@ fn start(redis: &Redis, options: &[&str]) -> (Program, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
     command
         .env_clear()
-        .args(["serve", "--listen", "127.0.0.1:0", "--internal-listen"])
-        .args([&internal, "--redis", &redis.url()])
+        .args(["serve", "--access=open", "--listen", "127.0.0.1:0"])
+        .args(["--internal-listen", &internal, "--redis", &redis.url()])
         .args(options);
     (Program::start(&mut command), internal)
 }

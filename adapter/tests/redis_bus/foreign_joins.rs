@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use roomcast_adapter::Gap;
+use roomcast_adapter::{Gap, Health};
 use roomcast_protocol::{
     channel::EMITTER_UID,
     message::Message,
@@ -14,8 +14,8 @@ use roomcast_protocol::{
 use serde_json::json;
 
 use crate::{
-    deployment::{Deployment, Plain, metric},
-    node::{broadcast, eventually},
+    deployment::{Deployment, Plain, connect, metric},
+    node::{Node, broadcast, eventually},
 };
 
 /// Publishes both in one step, so that nothing is heard in between.
@@ -151,4 +151,19 @@ async fn beside_node_servers_all_rooms_are_heard_and_each_node_counts_once() {
     assert_eq!(b.heard(sent.len()).await, sent);
     a.publish(broadcast(&["r"], 0)).await;
     assert_eq!(b.heard(1).await, [broadcast(&["r"], 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_started_without_redis_follows_joins_like_any_other() {
+    let mut deployment = Deployment::start();
+    deployment.config.is_required = false;
+    deployment.server.kill();
+    let (bus, id) = connect(&deployment.config).await;
+    let node = Node::attach(bus, id, "/");
+    assert!(matches!(node.bus.health(), Health::Interrupted(_)));
+    deployment.server.restart();
+    eventually("messages flow", || node.bus.health() == Health::Flowing).await;
+    let _server = node_server(&deployment);
+    // Only now is it known whether the user may subscribe the pattern.
+    eventually("all rooms are heard", || deployment.patterns() == 1).await;
 }

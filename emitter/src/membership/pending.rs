@@ -44,8 +44,9 @@ const MAX_PENDING: usize = 10_000;
 /// Maximum size of the answers to one question, in bytes, estimated.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// How long a server of other make that did not answer the last question is waited for. It may be
-/// back, and a server answers in milliseconds.
+/// How long a server of other make that did not answer the last question is waited for, and a node
+/// whose lease is over. The one may be back, and the other may live while Redis refuses writes; both
+/// answer in milliseconds.
 const SECOND_CHANCE: Duration = Duration::from_millis(300);
 
 /// Whether a server answers such a question at once, without asking clients or handlers.
@@ -199,12 +200,13 @@ impl Waiting {
         loop {
             let now = time::Instant::now();
             let chance = start + SECOND_CHANCE;
-            let forgiven = if now >= chance { hanging } else { 0 };
-            let is_complete = self
-                .pending
-                .received
-                .lock()
-                .is_complete(&expected.now, forgiven);
+            let has_chance = now < chance;
+            let forgiven = if has_chance { 0 } else { hanging };
+            let is_complete = {
+                let received = self.pending.received.lock();
+                received.is_complete(&expected.now, forgiven)
+                    && (!has_chance || received.has_all(&expected.now.stalled))
+            };
             if is_complete || now >= deadline {
                 break;
             }
@@ -216,7 +218,7 @@ impl Waiting {
             }
             unknown = now_unknown.len();
             let mut until = next_look.min(deadline);
-            if hanging > 0 && now < chance {
+            if has_chance && (hanging > 0 || !expected.now.stalled.is_empty()) {
                 until = until.min(chance);
             }
             if time::timeout_at(until, self.pending.changed.notified())
@@ -307,9 +309,14 @@ impl Received {
 
     /// Returns whether everybody has answered but so many servers of other make.
     fn is_complete(&self, now: &Roster, forgiven: usize) -> bool {
-        now.alive.iter().all(|node| self.nodes.contains(node))
+        self.has_all(&now.alive)
             && self.foreign + forgiven >= now.foreign
             && self.foreign_acks.len() >= self.foreign_asked
+    }
+
+    /// Returns whether these nodes of ours have answered.
+    fn has_all(&self, nodes: &[NodeId]) -> bool {
+        nodes.iter().all(|node| self.nodes.contains(node))
     }
 
     /// Our nodes that answered without being known as present.

@@ -128,13 +128,14 @@ impl Endpoint {
         };
         let (slots, nodes) = within_timeout(&server, asking).await?;
         // A node that lost the others takes messages and reaches only its own part.
-        if !nodes.text().is_some_and(sees_majority) {
+        let nodes = nodes.text().unwrap_or_default();
+        if !sees_majority(nodes) {
             return Err(ConnectError::ClusterDown {
                 server,
                 reason: "it does not see the majority of the primaries".to_owned(),
             });
         }
-        let map = ClusterMap::from_slots(&slots, address);
+        let map = ClusterMap::read(&slots, nodes, address);
         let map = map.ok_or_else(|| ConnectError::unexpected(&server))?;
         Ok((connection, map))
     }

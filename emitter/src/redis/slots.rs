@@ -1,6 +1,9 @@
 //! The slots of a cluster, and the place where their map is kept.
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Weak},
+};
 
 use parking_lot::Mutex;
 use redis::Value;
@@ -130,8 +133,10 @@ impl ClusterMap {
         &self.ranges
     }
 
-    /// Reads the reply to `CLUSTER SLOTS`. A missing host means that of the server that was asked.
-    pub(super) fn from_slots(answer: &Value, asked: &Address) -> Option<Self> {
+    /// Reads the reply to `CLUSTER SLOTS`. A missing host means that of the server that was asked. It
+    /// leaves out replicas that have received nothing of their primary's data yet, although they
+    /// deliver messages. These are taken from `nodes`, the reply to `CLUSTER NODES`.
+    pub(super) fn read(slots: &Value, nodes: &str, asked: &Address) -> Option<Self> {
         let address = |server: &Value| {
             let [host, port, ..] = server.list()? else {
                 return None;
@@ -142,8 +147,8 @@ impl ClusterMap {
             };
             Some(Address::new(host, u16::try_from(port.integer()?).ok()?))
         };
-        let (mut ranges, mut replicas) = (Vec::new(), Vec::new());
-        for range in answer.list()? {
+        let (mut ranges, mut replicas, mut ids) = (Vec::new(), Vec::new(), HashSet::new());
+        for range in slots.list()? {
             let [first, last, primary, others @ ..] = range.list()? else {
                 return None;
             };
@@ -153,9 +158,35 @@ impl ClusterMap {
                 primary: address(primary)?,
             });
             replicas.extend(others.iter().filter_map(address));
+            let known = others
+                .iter()
+                .filter_map(|server| server.list()?.get(2)?.text());
+            ids.extend(known);
         }
+        let unlisted = nodes.lines().filter_map(replica);
+        // A replica may have another name here, so that only its id tells it apart.
+        let unlisted = unlisted.filter(|(id, ..)| !ids.contains(id));
+        replicas.extend(unlisted.map(|(_, host, port)| {
+            let host = if host.is_empty() { &*asked.host } else { host };
+            Address::new(host, port)
+        }));
         Some(Self::new(ranges).with_replicas(replicas))
     }
+}
+
+/// Returns id, host and port of a replica that works, from its line of the reply to `CLUSTER NODES`:
+/// `id host:port@bus-port,name flags …`.
+fn replica(line: &str) -> Option<(&str, &str, u16)> {
+    const UNUSABLE: [&str; 3] = ["fail", "handshake", "noaddr"];
+    let mut columns = line.split(' ');
+    let (id, address, flags) = (columns.next()?, columns.next()?, columns.next()?);
+    let has = |flag: &str| flags.split(',').any(|one| one == flag);
+    if !has("slave") || UNUSABLE.into_iter().any(has) {
+        return None;
+    }
+    let (address, _) = address.split_once('@')?;
+    let (host, port) = address.rsplit_once(':')?;
+    Some((id, host, port.parse().ok()?))
 }
 
 /// Whether more than half of the primaries with slots work, from the reply to `CLUSTER NODES`: a line
@@ -284,7 +315,7 @@ mod tests {
                 node(Value::BulkString(b"replica".to_vec()), 6),
             ]),
         ]);
-        let map = ClusterMap::from_slots(&answer, &Address::new("asked", 7)).unwrap();
+        let map = ClusterMap::read(&answer, "", &Address::new("asked", 7)).unwrap();
         let owners: Vec<_> = map
             .ranges()
             .iter()
@@ -305,8 +336,38 @@ mod tests {
             Value::Array(vec![slots(0, 9, Value::Nil)]),
             Value::Array(vec![slots(0, 99_999, node(Value::Nil, 1))]),
         ] {
-            assert_eq!(ClusterMap::from_slots(&wrong, &Address::new("a", 7)), None);
+            assert_eq!(ClusterMap::read(&wrong, "", &Address::new("a", 7)), None);
         }
+    }
+
+    #[test]
+    fn replicas_that_are_not_listed_with_the_slots_are_found_among_the_nodes() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let server = |host, port, id| Value::Array(vec![text(host), Value::Int(port), text(id)]);
+        let range = vec![
+            Value::Int(0),
+            Value::Int(16_383),
+            server("h", 1, "primary"),
+            server("listed", 2, "listed"),
+        ];
+        let slots = Value::Array(vec![Value::Array(range)]);
+        let nodes = "primary 10.0.0.1:1@11 myself,master - 0 0 1 connected 0-16383\n\
+                     listed 10.0.0.2:2@12,listed slave primary 0 0 1 connected\n\
+                     new 10.0.0.3:3@13 slave primary 0 0 1 connected\n\
+                     six ::1:4@14 slave,fail? primary 0 0 1 connected\n\
+                     unknown :5@15 slave primary 0 0 1 connected\n\
+                     lost 10.0.0.6:6@16 slave,fail primary 0 0 1 disconnected\n\
+                     gone :0@0 slave,noaddr primary 0 0 1 disconnected\n\
+                     odd\n";
+        let map = ClusterMap::read(&slots, nodes, &Address::new("asked", 7)).unwrap();
+        let servers = [
+            Address::new("10.0.0.3", 3),
+            Address::new("::1", 4),
+            Address::new("asked", 5),
+            Address::new("h", 1),
+            Address::new("listed", 2),
+        ];
+        assert_eq!(map.servers(), servers.iter().collect::<Vec<_>>());
     }
 
     #[test]

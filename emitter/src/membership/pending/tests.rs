@@ -69,15 +69,36 @@ async fn a_node_that_dies_is_silent_before_the_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stalled_node_is_silent_and_not_waited_for() {
+async fn a_stalled_node_that_does_not_answer_shortly_is_silent() {
     let (outcome, took) = gather(vec![roster(&["a"], &["s"], 0)], |asking| {
         asking.receive("q", Some(NodeId::new("a")), reached(1));
     })
     .await;
     assert_eq!(
         (took, names(&outcome.answered.silent)),
-        (Duration::ZERO, vec!["s"])
+        (SECOND_CHANCE, vec!["s"])
     );
+}
+
+/// As while Redis refuses writes: no lease is renewed, and every node lives.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_lease_is_over_is_waited_for_shortly() {
+    let asking = PendingQuestions::new();
+    let waiting = asking.open("q").unwrap();
+    let look = |_| ready(Ok::<_, Infallible>(roster(&[], &["a", "b"], 0)));
+    let answer = async {
+        time::sleep(Duration::from_millis(20)).await;
+        asking.receive("q", Some(NodeId::new("a")), reached(1));
+        time::sleep(Duration::from_millis(20)).await;
+        asking.receive("q", Some(NodeId::new("b")), reached(2));
+    };
+    let started = time::Instant::now();
+    let gathering = waiting.gather(Duration::from_secs(5), true, look);
+    let (outcome, ()) = tokio::join!(gathering, answer);
+    let outcome = outcome.unwrap();
+    assert_eq!(started.elapsed(), Duration::from_millis(40));
+    assert!(outcome.is_complete);
+    assert_eq!(outcome.answered.answers.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,9 +51,8 @@ async function startRedisCluster({ hasReplicas = false } = {}) {
   await Promise.all(replicas.map(async (replica, i) => {
     await replica.command("CLUSTER", "REPLICATE", await primaries[i].command("CLUSTER", "MYID"));
     await Promise.all(servers.map((redis) => until("the replica to be known", async () => {
-      // For each range of slots: its ends, its primary, its replicas.
-      const ranges = await redis.command("CLUSTER", "SLOTS");
-      return ranges.flatMap(([, , , ...others]) => others).some(([, port]) => port === replica.port);
+      const nodes = (await redis.command("CLUSTER", "NODES")).split("\n");
+      return nodes.some((node) => node.includes(`:${replica.port}@`) && /[ ,]slave/.test(node));
     })));
   }));
   return {
