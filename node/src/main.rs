@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Ok(Job::Serve(config)) => (*config, false),
         Ok(Job::Demo(demo)) => ((*demo).into(), true),
         Ok(Job::Emit(options)) => return gateway::emit(&options),
+        Ok(Job::Token(options)) => return status(gateway::print_token(&options)),
         Ok(job) => return status(print(job)),
         Err(usage) => usage.exit(),
     };
@@ -58,7 +59,7 @@ fn print(job: Job) -> io::Result<()> {
         }
         Job::Version => out.write_all(version().as_bytes()),
         Job::Options => gateway::print_table(),
-        Job::Serve(_) | Job::Demo(_) | Job::Emit(_) => Ok(()),
+        Job::Serve(_) | Job::Demo(_) | Job::Emit(_) | Job::Token(_) => Ok(()),
     }
 }
 

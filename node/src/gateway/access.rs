@@ -3,7 +3,7 @@
 //! Each way in is a variant of [`Access`] and an authorizer in [`guard`]. An open namespace has no
 //! authorizer, so it costs nothing per client.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use prometheus::proto::Metric;
@@ -11,6 +11,8 @@ use roomcast::{Handshake, Namespace, Refused, Server};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{info, warn};
+
+use super::auth::Auth;
 
 /// Time between two looks for foreign servers. They come and go with deployments.
 const LOOK: Duration = Duration::from_secs(10);
@@ -23,15 +25,34 @@ pub(crate) enum Access {
     Closed,
     /// Everybody
     Open,
+    /// Clients that show a valid token
+    Jwt,
 }
 
 /// The access of each namespace that is served.
 pub(crate) type AccessTable = BTreeMap<String, Access>;
 
 /// Adds the authorizers that the access demands.
-pub(crate) fn guard(namespace: Namespace, name: &str, access: Access) -> Namespace {
+pub(crate) fn guard(
+    namespace: Namespace,
+    name: &str,
+    access: Access,
+    auth: Option<&Arc<Auth>>,
+) -> Namespace {
     match access {
         Access::Open => namespace,
+        Access::Jwt => {
+            let auth = auth.cloned();
+            namespace.authorize(move |handshake: Handshake| {
+                let auth = auth.clone();
+                async move {
+                    match auth {
+                        Some(auth) => auth.admit(&handshake).await,
+                        None => Err(Refused::new("tokens cannot be verified")),
+                    }
+                }
+            })
+        }
         Access::Closed => {
             let refusal = refusal(name);
             namespace.authorize(move |_: Handshake| {
@@ -56,6 +77,7 @@ pub(crate) fn announce(table: &AccessTable) {
         match access {
             Access::Closed => warn!(namespace, "{}", refusal(namespace)),
             Access::Open => info!(namespace, "everybody may connect"),
+            Access::Jwt => info!(namespace, "clients with a valid token may connect"),
         }
     }
 }

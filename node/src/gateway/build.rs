@@ -1,18 +1,41 @@
 //! Builds the server from the configuration: the one place that turns options into calls of the
 //! library. It starts nothing.
 
-use roomcast::{BuildError, Cookie, Cors, Namespace, Parser, Server};
+use std::sync::Arc;
+
+use roomcast::{BuildError, Cookie, Cors, Handshake, Parser, Refused, Server};
 
 use super::{
-    access, cluster,
+    access::Access,
+    auth::{Auth, KeyError},
+    cluster,
     config::{Browser, Config, PacketParser, Protocol, Transport},
-    rooms,
+    namespaces::{self, Parts},
+    origins::Origins,
+    policy::RoomPolicy,
+    rooms::Rooms,
     settings::NamespaceName,
     values::{CookieName, Origin},
 };
 
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unbuilt {
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+}
+
+impl Unbuilt {
+    /// Returns `true` if another attempt may succeed without a change of the configuration.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self, Self::Build(error) if error.is_temporary())
+    }
+}
+
 /// Builds the server that the configuration describes.
-pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
+pub(crate) async fn server(config: &Config) -> Result<Server, Unbuilt> {
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -48,19 +71,57 @@ pub(crate) async fn server(config: &Config) -> Result<Server, BuildError> {
             ..Cookie::default()
         });
     }
+    let origins = Origins::new(&config.browser.cors_origin);
+    builder = builder.allow_request(move |handshake: Handshake| {
+        let (origin, host) = (handshake.header("origin"), handshake.header("host"));
+        let is_allowed = origins.allow(origin.as_deref(), host.as_deref());
+        std::future::ready(match is_allowed {
+            true => Ok(()),
+            false => Err(Refused::new("the origin is not allowed; see --cors-origin")),
+        })
+    });
+    let auth = auth(config).await?;
     for (name, access) in config.access() {
-        let namespace = access::guard(Namespace::new(name.as_str()), &name, access);
-        let section = config.settings.namespaces.get(&NamespaceName(name));
-        let has_rooms = section
-            .and_then(|section| section.client_rooms)
-            .unwrap_or(config.protocol.client_rooms.0);
-        builder = builder.namespace(if has_rooms {
-            rooms::open(namespace)
-        } else {
-            namespace
-        });
+        let parts = parts(config, &name, access, auth.as_ref());
+        builder = builder.namespace(namespaces::define(&name, parts));
     }
-    builder.build().await
+    let server = builder.build().await?;
+    if let Some(auth) = auth {
+        auth.start(&server);
+    }
+    Ok(server)
+}
+
+/// Reads the keys if any namespace asks for tokens.
+async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
+    let asks = config.access().into_iter();
+    let asks = asks.filter(|(_, access)| *access == Access::Jwt);
+    let namespaces: Vec<_> = asks.map(|(name, _)| name).collect();
+    if namespaces.is_empty() {
+        return Ok(None);
+    }
+    let auth = Auth::new(config.settings.jwt.clone(), namespaces).await?;
+    Ok(Some(auth))
+}
+
+/// What a namespace is made of: its section of the file, and the options for all namespaces.
+fn parts(config: &Config, name: &str, access: Access, auth: Option<&Arc<Auth>>) -> Parts {
+    let section = config
+        .settings
+        .namespaces
+        .get(&NamespaceName(name.to_owned()));
+    let has_rooms = section.and_then(|section| section.client_rooms);
+    let policy = section.and_then(|section| section.rooms.clone());
+    let policy = policy.unwrap_or_else(|| match access {
+        Access::Open => RoomPolicy::open(),
+        Access::Closed | Access::Jwt => RoomPolicy::default(),
+    });
+    let has_rooms = has_rooms.unwrap_or(config.protocol.client_rooms.0);
+    Parts {
+        access,
+        auth: auth.cloned(),
+        rooms: has_rooms.then(|| Arc::new(Rooms::new(policy))),
+    }
 }
 
 /// Returns `None` if the list contains `off`, and allows any origin if it contains `*`.

@@ -21,6 +21,7 @@ use super::{
     options,
     redis::RedisOptions,
     settings::{File, FileError, NamespaceName, Settings},
+    token::TokenOptions,
     values::{
         self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, SettingsFile, Span, Switch,
         Workers,
@@ -66,6 +67,10 @@ pub(crate) enum Job {
     /// Write, check or show settings
     #[command(subcommand)]
     Config(ConfigJob),
+    /// Sign a token to try out namespaces whose access is jwt
+    ///
+    /// Uses a secret of [[jwt.keys]] in the file, and prints the token.
+    Token(Box<TokenOptions>),
     /// Print all options of `serve` as a Markdown table
     Options,
     /// Print the completions of a shell
@@ -197,7 +202,8 @@ pub(crate) struct Protocol {
 
     /// Who may connect to namespaces whose section in the file does not say it
     ///
-    /// `closed` lets nobody in, so that a forgotten setting opens nothing.
+    /// `closed` lets nobody in, so that a forgotten setting opens nothing. `jwt` needs the section [jwt]
+    /// of the file.
     #[arg(long, value_name = "NAME", value_enum, default_value = "closed")]
     pub(crate) access: Access,
 
@@ -207,8 +213,9 @@ pub(crate) struct Protocol {
     /// returns the client's rooms and `who` (room) the ids in a room. `message` (room, any JSON) is
     /// broadcast to the room as `message` {room, from, data} if the sender is in it. `echo` returns its
     /// arguments. The other members receive `joined` and `left` {room, id}, unless {"quiet": true} follows
-    /// the room; a quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. Every client
-    /// may enter every room whose name does not have the form of a socket id.
+    /// the room; a quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. The file says
+    /// who may use which rooms; where the access is open and the file says nothing, everybody may use all
+    /// but the private rooms of sockets.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) client_rooms: Switch,
 
@@ -261,10 +268,10 @@ pub(crate) struct Protocol {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Browsers")]
 pub(crate) struct Browser {
-    /// Origins whose pages may connect by polling: `off`, `*`, or a list separated by commas
+    /// Origins whose pages may connect beside those of the same host: `off`, `*`, or a list separated by commas
     ///
-    /// An origin is scheme, host and port, such as https://example.com. Browsers do not check this
-    /// permission before they open a WebSocket.
+    /// An origin is scheme, host and port, such as https://example.com. Clients that are no browsers name
+    /// no origin and may always connect.
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) cors_origin: Vec<Origin>,
@@ -453,6 +460,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
                 config.complete(innermost(&matches), file);
                 config.fits().err()
             })
+        }
+        Job::Token(options) => {
+            options.settings = file.settings.jwt;
+            unknown
         }
         Job::Config(ConfigJob::Default) | Job::Options | Job::Completions { .. } | Job::Version => {
             None

@@ -5,6 +5,7 @@
 
 mod access;
 mod admin;
+mod auth;
 mod build;
 mod cluster;
 mod config;
@@ -13,10 +14,14 @@ mod emit;
 mod file_limit;
 mod limits;
 mod logging;
+mod namespaces;
 mod notify;
 #[allow(dead_code, reason = "hooks and the HTTP API use parts of it each")]
 mod operations;
 mod options;
+mod origins;
+mod policy;
+mod private_names;
 #[cfg(target_os = "linux")]
 mod process;
 mod redis;
@@ -25,6 +30,7 @@ mod run;
 #[allow(dead_code, reason = "who connects decides which parts are used")]
 mod session;
 mod settings;
+mod token;
 mod values;
 mod vitals;
 
@@ -35,3 +41,4 @@ pub(crate) use logging::Log;
 pub(crate) use options::print_table;
 pub(crate) use run::{RunError, run, runtime};
 pub(crate) use settings::{default_file, show};
+pub(crate) use token::print_token;

@@ -20,13 +20,19 @@ const PREFIX: &str = "ROOMCAST_";
 /// Gives each option the settings that follow from its name and type: its environment variable, and
 /// for a switch the right to stand without a value.
 ///
-/// Of `emit`, only the options about Redis have a variable, because the others belong to one message.
+/// Of `emit`, only the options about Redis have a variable, because the others belong to one message; of
+/// `token`, only the file has one.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
         let command = complete(command);
-        let is_emit = command.get_name() == "emit";
+        // The options of these commands that concern more than one call.
+        let shared = match command.get_name() {
+            "emit" => Some("Redis"),
+            "token" => Some("Settings"),
+            _ => None,
+        };
         command.mut_args(|option| match option.get_long().map(variable) {
-            Some(variable) if !is_emit || option.get_help_heading() == Some("Redis") => {
+            Some(variable) if shared.is_none() || option.get_help_heading() == shared => {
                 complete_option(option).env(variable)
             }
             _ => option,

@@ -1,23 +1,75 @@
 //! Rooms for clients: events with which clients join, leave, list and message rooms, for demos and
 //! for deployments without code on the server.
 //!
-//! The module uses the public API like any application. Every client may enter every room, so rooms
-//! that need permissions need handlers of their own.
+//! The module uses the public API like any application. The namespace's policy and the client's token
+//! decide which rooms a client may use, and an acknowledgement tells it why not.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::Mutex;
-use roomcast::{Args, DisconnectReason, EmitError, Health, JoinError, Namespace, Socket};
+use roomcast::{Args, EmitError, Health, JoinError, Namespace, Socket};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
-/// Adds the events to a namespace.
-pub(crate) fn open(namespace: Namespace) -> Namespace {
+use super::{
+    policy::{Action, Claims, RoomPolicy, USER_ROOMS},
+    private_names::{Privacy, PrivateNames},
+    session,
+};
+
+/// The rooms of a namespace that its clients may use.
+#[derive(Debug, Default)]
+pub(crate) struct Rooms {
+    policy: RoomPolicy,
+    private: PrivateNames,
+}
+
+impl Rooms {
+    pub(crate) fn new(policy: RoomPolicy) -> Self {
+        Self {
+            policy,
+            private: PrivateNames::default(),
+        }
+    }
+
+    /// Refuses what the policy and the token do not allow, and the private rooms of sockets in any case.
+    async fn check(&self, socket: &Socket, action: Action, room: &str) -> Result<(), RequestError> {
+        if room.is_empty() {
+            return Err(RequestError("a room needs a name".to_owned()));
+        }
+        let is_allowed = match session::token_user(socket) {
+            Some(user) => user.may(&self.policy, action, room),
+            None => self.policy.may(action, room, &Claims::new()),
+        };
+        if !is_allowed {
+            let verb = match action {
+                Action::Join => "join",
+                Action::Send => "send to",
+                Action::History => "read the history of",
+                Action::Presence => "list the members of",
+            };
+            return Err(RequestError(format!("you may not {verb} {room}")));
+        }
+        let reason = match self.private.check(socket, room).await? {
+            Privacy::Ordinary => return Ok(()),
+            Privacy::Private => "this name is a socket's id: choose another one",
+            Privacy::Unknown => "this name may be a socket's id: try again later",
+        };
+        Err(RequestError(reason.to_owned()))
+    }
+}
+
+/// Adds the events to a namespace, which calls [`notify_leaving`] when a socket has disconnected.
+pub(crate) fn with_rooms(namespace: Namespace, rooms: &Arc<Rooms>) -> Namespace {
+    let [joining, asked, sending] = std::array::from_fn(|_| Arc::clone(rooms));
     namespace
         .on(
             "join",
-            async |socket: Socket, (room, options): (String, Option<JoinOptions>)| {
-                acknowledge(join(&socket, &room, options.unwrap_or_default()).await)
+            move |socket: Socket, (room, options): (String, Option<JoinOptions>)| {
+                let rooms = Arc::clone(&joining);
+                async move {
+                    acknowledge(join(&rooms, &socket, &room, options.unwrap_or_default()).await)
+                }
             },
         )
         .on(
@@ -27,21 +79,29 @@ pub(crate) fn open(namespace: Namespace) -> Namespace {
             },
         )
         .on("rooms", async |socket: Socket| shared_rooms(&socket))
-        .on("who", async |socket: Socket, room: String| {
-            acknowledge(who(&socket, &room).await)
+        .on("who", move |socket: Socket, room: String| {
+            let rooms = Arc::clone(&asked);
+            async move { acknowledge(who(&rooms, &socket, &room).await) }
         })
         .on(
             "message",
-            async |socket: Socket, (room, data): (String, Box<RawValue>)| {
-                acknowledge(message(&socket, &room, data).await)
+            move |socket: Socket, (room, data): (String, Box<RawValue>)| {
+                let rooms = Arc::clone(&sending);
+                async move { acknowledge(message(&rooms, &socket, &room, data).await) }
             },
         )
         .on("echo", async |_: Socket, payload: Args| payload)
-        .on_disconnect(async |socket: Socket, _: DisconnectReason| notify_leaving(&socket).await)
 }
 
-async fn join(socket: &Socket, room: &str, options: JoinOptions) -> Result<Value, RequestError> {
-    check_name(room)?;
+async fn join(
+    rooms: &Rooms,
+    socket: &Socket,
+    room: &str,
+    options: JoinOptions,
+) -> Result<Value, RequestError> {
+    if !is_member(socket, room) {
+        rooms.check(socket, Action::Join, room).await?;
+    }
     if !is_member(socket, room) {
         socket.join(room)?;
         if !options.quiet {
@@ -66,10 +126,13 @@ async fn join(socket: &Socket, room: &str, options: JoinOptions) -> Result<Value
 }
 
 async fn leave(socket: &Socket, room: &str, options: JoinOptions) -> Result<Value, RequestError> {
-    check_name(room)?;
+    // The server, not the client, decides about the room of its user.
+    if room.starts_with(USER_ROOMS) {
+        return Err(RequestError(format!("you may not leave {room}")));
+    }
     if is_member(socket, room) {
         socket.leave(room);
-        if let Some(announced) = socket.data::<Announced>() {
+        if let Some(announced) = socket.attached::<Announced>() {
             announced.rooms.lock().remove(room);
         }
         if !options.quiet {
@@ -79,19 +142,26 @@ async fn leave(socket: &Socket, room: &str, options: JoinOptions) -> Result<Valu
     Ok(json!({ "room": room }))
 }
 
-async fn who(socket: &Socket, room: &str) -> Result<Value, RequestError> {
-    check_name(room)?;
+async fn who(rooms: &Rooms, socket: &Socket, room: &str) -> Result<Value, RequestError> {
+    rooms.check(socket, Action::Presence, room).await?;
     Ok(json!(members(socket, room).await?))
 }
 
-async fn message(socket: &Socket, room: &str, data: Box<RawValue>) -> Result<Value, RequestError> {
-    check_name(room)?;
-    if !is_member(socket, room) {
+async fn message(
+    rooms: &Rooms,
+    socket: &Socket,
+    room: &str,
+    data: Box<RawValue>,
+) -> Result<Value, RequestError> {
+    rooms.check(socket, Action::Send, room).await?;
+    // Nobody can join the room of another user, and a policy that names it allows sending to it.
+    if !room.starts_with(USER_ROOMS) && !is_member(socket, room) {
         return Err(RequestError(format!("join {room} before you send to it")));
     }
     let message = Message {
         room,
         from: socket.id().to_string(),
+        user: session::user(socket),
         data,
     };
     let delivery = socket
@@ -103,8 +173,8 @@ async fn message(socket: &Socket, room: &str, data: Box<RawValue>) -> Result<Val
 }
 
 /// Notifies the rooms in which a client was announced that it has left.
-async fn notify_leaving(socket: &Socket) {
-    let Some(announced) = socket.data::<Announced>() else {
+pub(crate) async fn notify_leaving(socket: &Socket) {
+    let Some(announced) = socket.attached::<Announced>() else {
         return;
     };
     let rooms = std::mem::take(&mut *announced.rooms.lock());
@@ -117,9 +187,9 @@ async fn notify_leaving(socket: &Socket) {
 
 /// Remembers that a room was notified of a client, and so must be notified when it leaves.
 fn announce(socket: &Socket, room: &str) {
-    let announced = socket.data::<Announced>().unwrap_or_else(|| {
-        socket.set_data(Announced::default());
-        socket.data().unwrap_or_default()
+    let announced = socket.attached::<Announced>().unwrap_or_else(|| {
+        socket.attach(Announced::default());
+        socket.attached().unwrap_or_default()
     });
     announced.rooms.lock().insert(room.to_owned());
 }
@@ -129,6 +199,7 @@ async fn notify(socket: &Socket, room: &str, event: &str) -> Result<(), RequestE
     let notice = Notice {
         room,
         id: socket.id().to_string(),
+        user: session::user(socket),
     };
     ignore_unreachable_nodes(socket.to(room).emit(event, notice).await)
 }
@@ -172,20 +243,6 @@ fn is_member(socket: &Socket, room: &str) -> bool {
     socket.rooms().iter().any(|joined| joined == room)
 }
 
-/// Refuses names that have the form of a socket's id. Each socket has a private room of that name, and
-/// another member would receive messages that are meant for that socket.
-fn check_name(room: &str) -> Result<(), RequestError> {
-    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if room.is_empty() {
-        return Err(RequestError("a room needs a name".to_owned()));
-    }
-    if room.len() == SOCKET_ID_BYTES && room.bytes().all(is_id_byte) {
-        let reason = "this name has the form of a socket's id: make it longer or shorter";
-        return Err(RequestError(reason.to_owned()));
-    }
-    Ok(())
-}
-
 /// Turns an error into an acknowledgement, so that a client needs one kind of callback.
 fn acknowledge(result: Result<Value, RequestError>) -> Value {
     result.unwrap_or_else(|RequestError(reason)| json!({ "error": reason }))
@@ -221,10 +278,8 @@ struct JoinOptions {
 
 /// The rooms in which a client was announced. It is a member of each, so the limit of rooms per socket
 /// bounds the set. A quiet client has none and needs no memory for it.
-#[derive(Default, Serialize)]
+#[derive(Default)]
 struct Announced {
-    /// Not visible to other nodes.
-    #[serde(skip)]
     rooms: Mutex<BTreeSet<String>>,
 }
 
@@ -232,6 +287,8 @@ struct Announced {
 struct Message<'a> {
     room: &'a str,
     from: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
     /// Passed on as text, so that nothing in it changes.
     data: Box<RawValue>,
 }
@@ -240,24 +297,15 @@ struct Message<'a> {
 struct Notice<'a> {
     room: &'a str,
     id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
 }
-
-const SOCKET_ID_BYTES: usize = 20;
 
 #[cfg(test)]
 mod tests {
     use roomcast::BusError;
 
     use super::*;
-
-    #[test]
-    fn a_private_room_cannot_be_named() {
-        assert!(check_name("AbCd0123456789_-xyzA").is_err());
-        assert!(check_name("AbCd0123456789_-xyz").is_ok());
-        assert!(check_name("a room with spaces 2").is_ok());
-        assert!(check_name("").is_err());
-        assert!(check_name("lobby").is_ok());
-    }
 
     #[test]
     fn a_room_goes_on_where_other_nodes_cannot_be_reached() {

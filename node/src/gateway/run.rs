@@ -33,7 +33,8 @@ use tracing_appender::non_blocking::ErrorCounter;
 use super::{
     access,
     admin::{Admin, Health},
-    build,
+    auth::KeyError,
+    build::{self, Unbuilt},
     config::Config,
     demo,
     notify::Notify,
@@ -69,6 +70,8 @@ pub(crate) enum RunError {
     Build(BuildError),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
+    #[error("tokens cannot be verified: {0}")]
+    Keys(KeyError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
@@ -80,11 +83,12 @@ pub(crate) enum RunError {
     Interrupted,
 }
 
-impl From<BuildError> for RunError {
-    fn from(error: BuildError) -> Self {
+impl From<Unbuilt> for RunError {
+    fn from(error: Unbuilt) -> Self {
         match error {
-            BuildError::Bus(_) => Self::Cluster(error),
-            error => Self::Build(error),
+            Unbuilt::Build(error @ BuildError::Bus(_)) => Self::Cluster(error),
+            Unbuilt::Build(error) => Self::Build(error),
+            Unbuilt::Keys(error) => Self::Keys(error),
         }
     }
 }
@@ -164,7 +168,7 @@ pub(crate) async fn run(
 }
 
 /// Builds the server, if need be again and again until Redis is available.
-async fn build_when_possible(config: &Config, health: &Health) -> Result<Server, BuildError> {
+async fn build_when_possible(config: &Config, health: &Health) -> Result<Server, Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
         match build::server(config).await {

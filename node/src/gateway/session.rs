@@ -9,6 +9,11 @@ use roomcast::Socket;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::{
+    auth::{Session, User},
+    policy::USER_ROOMS,
+};
+
 /// The data of a socket of the gateway. It is replaced as a whole, never changed in place.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct SocketData {
@@ -18,6 +23,20 @@ pub(crate) struct SocketData {
     /// What the application has set.
     #[serde(flatten, serialize_with = "without_user")]
     pub(crate) data: Arc<Map<String, Value>>,
+    /// What its token has shown, in namespaces that ask for one.
+    #[serde(skip)]
+    pub(crate) session: Option<Arc<Session>>,
+}
+
+impl SocketData {
+    /// The data of a client that has shown a token.
+    pub(crate) fn of_session(session: Arc<Session>) -> Self {
+        Self {
+            user: Some(session.user().id.clone()),
+            session: Some(session),
+            ..Self::default()
+        }
+    }
 }
 
 /// Leaves out the key under which the user is shown, so that the JSON has it once.
@@ -35,15 +54,26 @@ pub(crate) fn user(socket: &Socket) -> Option<String> {
 
 /// Replaces the application's data and keeps the user.
 pub(crate) fn set_data(socket: &Socket, data: Map<String, Value>) {
+    let known = socket.data::<SocketData>();
     socket.set_data(SocketData {
-        user: user(socket),
         data: Arc::new(data),
+        ..known.as_deref().cloned().unwrap_or_default()
     });
+}
+
+/// What the socket's token has shown.
+pub(crate) fn of(socket: &Socket) -> Option<Arc<Session>> {
+    socket.data::<SocketData>()?.session.clone()
+}
+
+/// The user, as the socket's latest token describes it.
+pub(crate) fn token_user(socket: &Socket) -> Option<Arc<User>> {
+    of(socket).map(|session| session.user())
 }
 
 /// The room that all sockets of a user share.
 pub(crate) fn user_room(user: &str) -> String {
-    format!("user:{user}")
+    format!("{USER_ROOMS}{user}")
 }
 
 #[cfg(test)]
@@ -60,6 +90,7 @@ mod tests {
         let data = SocketData {
             user: Some("7".to_owned()),
             data: Arc::new(data),
+            session: None,
         };
         let shown = serde_json::to_string(&data).unwrap();
         assert_eq!(shown, r#"{"user":"7","name":"Ada"}"#);

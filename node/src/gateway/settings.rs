@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 pub(crate) use file::{File, FileError};
 pub(crate) use show::{default_file, show};
 
-use super::{access::Access, values};
+use super::{access::Access, auth, policy::RoomPolicy, values};
 
 /// The sections of the file. A module adds its section here as a field with its own struct, which
 /// derives `Deserialize` with `deny_unknown_fields`, and as a row of [`SECTIONS`].
@@ -27,18 +27,28 @@ use super::{access::Access, values};
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
     pub(crate) namespaces: BTreeMap<NamespaceName, NamespaceSettings>,
+    pub(crate) jwt: auth::Settings,
 }
 
 /// The names of the sections, which errors suggest, each with its part of the commented default file.
-pub(super) const SECTIONS: &[(&str, &str)] = &[("namespaces", NAMESPACES)];
+pub(super) const SECTIONS: &[(&str, &str)] = &[("namespaces", NAMESPACES), ("jwt", auth::TEMPLATE)];
 
 const NAMESPACES: &str = r#"
 # What differs between namespaces. A namespace that is named here is served.
 [namespaces."/chat"]
-# Who may connect, as --access decides for namespaces without this key.
-access = "open"
+# Who may connect: closed, open or jwt, as --access for namespaces without this key.
+access = "jwt"
 # Let clients manage rooms, as --client-rooms does for namespaces without this key.
 client_rooms = true
+
+# The rooms that clients may join, send to, and list the members of. `*` stands for one or more
+# characters, {sub} for the claim `sub` of the client's token. Without this table, everybody may use
+# every room where the access is open, and nobody any room where it is not.
+[namespaces."/chat".rooms]
+join = ["room:*", "team:{team}"]
+send = ["room:*", "team:{team}"]
+history = []
+presence = ["room:*"]
 "#;
 
 /// The settings of one namespace.
@@ -49,6 +59,8 @@ pub(crate) struct NamespaceSettings {
     pub(crate) access: Option<Access>,
     /// Takes precedence over `--client-rooms`.
     pub(crate) client_rooms: Option<bool>,
+    /// What clients may do with rooms, if `client_rooms` is on.
+    pub(crate) rooms: Option<RoomPolicy>,
 }
 
 /// The name of a namespace as a key of the file.

@@ -1,0 +1,569 @@
+//! The connected users of a node: their tokens expire, are refreshed and are revoked.
+//!
+//! ```text
+//!            expires − notice              expires + leeway
+//! connect ────────┬───────────────────────────────┬───────► token:expired, disconnect
+//!                 └─► token:expiring {in}         │
+//!                         token:refresh (token) ──┘ ack {expires}: both times move
+//! ```
+//!
+//! One task looks at all sessions once a second, so a socket needs no timer of its own.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use roomcast::{EmitError, Handshake, Namespace, Refused, Server, Socket};
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{
+    Settings, Source,
+    jwks::Jwks,
+    keys::{Failure, Key, KeyError, Rules, verify},
+    revocations::{Revocation, Revocations, TooMany},
+    user::{TokenError, User},
+};
+use crate::gateway::session::{self, SocketData, user_room};
+
+/// The event between nodes that carries revocations.
+const REVOKE: &str = "roomcast:revoke";
+
+/// The question of a node that has just started, or has missed messages.
+const REVOCATIONS: &str = "roomcast:revocations";
+
+/// How often sessions are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Time between two questions for the revocations of other nodes, until all have responded.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The user of a socket. Replaced when the client presents a fresh token.
+#[derive(Debug)]
+pub(crate) struct Session {
+    key: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    user: Arc<User>,
+    /// When the session is due in the table; `None` before the socket has connected and after it has gone.
+    due: Option<u64>,
+}
+
+impl Session {
+    /// The user, as its latest token describes it.
+    pub(crate) fn user(&self) -> Arc<User> {
+        Arc::clone(&self.state.lock().user)
+    }
+}
+
+/// Verifies tokens and watches over the sessions that began with one.
+pub(crate) struct Auth {
+    settings: Settings,
+    keys: Vec<Key>,
+    jwks: Option<Jwks>,
+    rules: Rules,
+    /// Seconds since 1970.
+    now: fn() -> u64,
+    next_key: AtomicU64,
+    /// By the time at which something has to happen, and the session's key. No lock is taken inside except a session's own.
+    due: Mutex<BTreeMap<(u64, u64), Socket>>,
+    revocations: Mutex<Revocations>,
+    /// The namespaces that ask for tokens. Revocations travel in each of them, because a namespace is the
+    /// widest group that servers of a cluster have.
+    namespaces: Vec<String>,
+    metrics: Metrics,
+}
+
+struct Metrics {
+    refused: IntCounterVec,
+    expired: IntCounter,
+    revocations: IntGauge,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let created = "the name of a metric is valid";
+        let refused = Opts::new(
+            "roomcast_tokens_refused_total",
+            "Tokens that were not accepted, by reason.",
+        );
+        Self {
+            refused: IntCounterVec::new(refused, &["reason"]).expect(created),
+            expired: IntCounter::new(
+                "roomcast_tokens_expired_total",
+                "Sockets that were disconnected because their token had expired.",
+            )
+            .expect(created),
+            revocations: IntGauge::new(
+                "roomcast_revocations",
+                "Users and tokens that are remembered as revoked.",
+            )
+            .expect(created),
+        }
+    }
+}
+
+impl Auth {
+    /// Reads the keys. `namespaces` ask for tokens.
+    pub(crate) async fn new(
+        settings: Settings,
+        namespaces: Vec<String>,
+    ) -> Result<Arc<Self>, KeyError> {
+        let keys = settings.keys.iter();
+        let keys = keys.map(|key| Key::read(key, |name| env::var(name).ok()));
+        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+        let jwks = match &settings.jwks {
+            Some(jwks) => Some(Jwks::start(jwks.clone()).await?),
+            None => None,
+        };
+        if keys.is_empty() && jwks.is_none() {
+            return Err(KeyError::None);
+        }
+        Ok(Arc::new(Self {
+            rules: Rules::from(&settings),
+            settings,
+            keys,
+            jwks,
+            now: jsonwebtoken::get_current_timestamp,
+            next_key: AtomicU64::new(0),
+            due: Mutex::default(),
+            revocations: Mutex::default(),
+            namespaces,
+            metrics: Metrics::new(),
+        }))
+    }
+
+    /// Adds the metrics to those of the server, and starts the tasks. They end with the runtime.
+    pub(crate) fn start(self: &Arc<Self>, server: &Server) {
+        let Metrics {
+            refused,
+            expired,
+            revocations,
+        } = &self.metrics;
+        let registry: &Registry = server.registry();
+        let collectors: [Box<dyn prometheus::core::Collector>; 3] = [
+            Box::new(refused.clone()),
+            Box::new(expired.clone()),
+            Box::new(revocations.clone()),
+        ];
+        for collector in collectors {
+            registry
+                .register(collector)
+                .expect("each metric is registered once");
+        }
+        if let Some(jwks) = &self.jwks {
+            jwks.watch(registry);
+        }
+        let auth = Arc::clone(self);
+        tokio::spawn(async move { auth.watch_sessions().await });
+        let (auth, server) = (Arc::clone(self), server.clone());
+        tokio::spawn(async move { auth.learn_revocations(&server).await });
+    }
+
+    /// Finds and verifies the token of a client that connects.
+    pub(crate) async fn admit(&self, handshake: &Handshake) -> Result<SocketData, Refused> {
+        let places = self.settings.token_from.iter();
+        let token = { places }.find_map(|place: &Source| place.token(handshake));
+        let user = match token {
+            Some(token) => self.verify(&token).await,
+            None => Err(TokenError::Missing),
+        };
+        let user = user.map_err(|error| self.refuse(&error))?;
+        let session = Session {
+            key: self.next_key.fetch_add(1, Ordering::Relaxed),
+            state: Mutex::new(State {
+                user: Arc::new(user),
+                due: None,
+            }),
+        };
+        Ok(SocketData::of_session(Arc::new(session)))
+    }
+
+    /// Verifies a token and that it is not revoked.
+    pub(crate) async fn verify(&self, token: &str) -> Result<User, TokenError> {
+        let verified = match self.verify_with_known_keys(token) {
+            Err(Failure::UnknownKey) => match &self.jwks {
+                Some(jwks) if jwks.renew().await => self.verify_with_known_keys(token),
+                _ => Err(Failure::UnknownKey),
+            },
+            verified => verified,
+        };
+        let verified = verified.map_err(|failure| match failure {
+            Failure::UnknownKey => TokenError::Invalid,
+            Failure::Token(error) => error,
+        })?;
+        let user = User::new(verified, &self.settings.claims)?;
+        if self.revocations.lock().is_revoked(&user) {
+            return Err(TokenError::Revoked);
+        }
+        Ok(user)
+    }
+
+    fn verify_with_known_keys(&self, token: &str) -> Result<super::keys::Verified, Failure> {
+        let set = self.jwks.as_ref().map(Jwks::keys).unwrap_or_default();
+        let keys = self.keys.iter().chain(set.iter());
+        verify(token, keys, &self.rules, (self.now)())
+    }
+
+    fn refuse(&self, error: &TokenError) -> Refused {
+        let reason = error.code();
+        self.metrics.refused.with_label_values(&[reason]).inc();
+        Refused::new(error.to_string()).data(&json!({ "code": reason }))
+    }
+
+    /// A client has connected: it joins the room of its user and those that its token names.
+    pub(crate) fn connected(&self, socket: &Socket) {
+        let Some(session) = session::of(socket) else {
+            return;
+        };
+        let user = session.user();
+        let mut rooms = vec![user_room(&user.id)];
+        rooms.extend(user.rooms.iter().cloned());
+        if let Err(error) = socket.join(rooms.as_slice()) {
+            tracing::warn!(user = user.id, %error, "a client cannot join the rooms of its token");
+        }
+        self.schedule(socket, &session, false);
+        // Another node may have revoked the token since it was verified.
+        if self.revocations.lock().is_revoked(&user) {
+            self.end(socket, "token:revoked");
+        }
+    }
+
+    /// A client has disconnected.
+    pub(crate) fn disconnected(&self, socket: &Socket) {
+        if let Some(session) = session::of(socket)
+            && let Some(due) = session.state.lock().due.take()
+        {
+            self.due.lock().remove(&(due, session.key));
+        }
+    }
+
+    /// Puts a session into the table, at its notice or at its end.
+    fn schedule(&self, socket: &Socket, session: &Session, is_notified: bool) {
+        let mut due = self.due.lock();
+        let mut state = session.state.lock();
+        if let Some(earlier) = state.due.take() {
+            due.remove(&(earlier, session.key));
+        } else if !socket.is_connected() {
+            return;
+        }
+        let expires = state.user.expires;
+        let at = if is_notified {
+            expires.saturating_add(self.settings.leeway.as_secs())
+        } else {
+            expires.saturating_sub(self.settings.expiry_notice.as_secs())
+        };
+        state.due = Some(at);
+        due.insert((at, session.key), socket.clone());
+    }
+
+    /// The client presents a fresh token. It must be of the same user.
+    pub(crate) async fn refresh(&self, socket: &Socket, token: &str) -> Result<Value, Refused> {
+        let session = session::of(socket).ok_or_else(|| self.refuse(&TokenError::Missing))?;
+        let fresh = self.verify(token).await;
+        let earlier = session.user();
+        let fresh = fresh.and_then(|user| match user.id == earlier.id {
+            true => Ok(Arc::new(user)),
+            false => Err(TokenError::OtherUser),
+        });
+        let fresh = fresh.map_err(|error| self.refuse(&error))?;
+        session.state.lock().user = Arc::clone(&fresh);
+        let left = earlier
+            .rooms
+            .iter()
+            .filter(|room| !fresh.rooms.contains(room));
+        let left: Vec<_> = left.cloned().collect();
+        socket.leave(left.as_slice());
+        if let Err(error) = socket.join(fresh.rooms.as_slice()) {
+            tracing::warn!(user = fresh.id, %error, "a client cannot join the rooms of its token");
+        }
+        self.schedule(socket, &session, false);
+        Ok(json!({ "expires": fresh.expires }))
+    }
+
+    async fn watch_sessions(&self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = (self.now)();
+            while let Some(socket) = self.next_due(now) {
+                self.act(&socket, now);
+            }
+            let mut revocations = self.revocations.lock();
+            revocations.prune(now);
+            let count = i64::try_from(revocations.len()).unwrap_or(i64::MAX);
+            self.metrics.revocations.set(count);
+        }
+    }
+
+    fn next_due(&self, now: u64) -> Option<Socket> {
+        let mut due = self.due.lock();
+        let first = due.first_entry().filter(|first| first.key().0 <= now)?;
+        let socket = first.remove();
+        Some(socket)
+    }
+
+    /// The time of a notice or of an end has come.
+    fn act(&self, socket: &Socket, now: u64) {
+        let Some(session) = session::of(socket) else {
+            return;
+        };
+        let expires = {
+            let mut state = session.state.lock();
+            // It has disconnected meanwhile.
+            if state.due.take().is_none() {
+                return;
+            }
+            state.user.expires
+        };
+        if expires.saturating_add(self.settings.leeway.as_secs()) <= now {
+            self.metrics.expired.inc();
+            self.end(socket, "token:expired");
+        } else {
+            let seconds = expires.saturating_sub(now);
+            // Fails only if the client has gone.
+            drop(socket.emit("token:expiring", json!({ "in": seconds })));
+            self.schedule(socket, &session, true);
+        }
+    }
+
+    /// Tells the client why, then disconnects it from the namespace.
+    fn end(&self, socket: &Socket, event: &str) {
+        // Fails only if the client has gone.
+        drop(socket.emit(event, ()));
+        socket.disconnect(false);
+    }
+
+    /// Remembers revocations and disconnects the sockets of this node that they concern.
+    fn take(&self, revocations: &[Revocation]) -> Result<(), TooMany> {
+        let now = (self.now)();
+        let mut taken = Ok(());
+        {
+            let mut known = self.revocations.lock();
+            for revocation in revocations {
+                let added = known.add(revocation, now);
+                taken = taken.and(added);
+            }
+        }
+        if let Err(error) = &taken {
+            tracing::error!(%error, "a revocation is not remembered: its token is accepted at the next connect");
+        }
+        let sockets: Vec<_> = self.due.lock().values().cloned().collect();
+        for socket in sockets {
+            let user = session::of(&socket).map(|session| session.user());
+            let is_concerned = |user: &Arc<User>| revocations.iter().any(|one| one.concerns(user));
+            if user.as_ref().is_some_and(is_concerned) {
+                self.end(&socket, "token:revoked");
+            }
+        }
+        taken
+    }
+
+    /// Asks the other nodes what they have revoked, until all have responded: at the start and again after messages were lost.
+    async fn learn_revocations(&self, server: &Server) {
+        let mut was_flowing = false;
+        let mut is_complete = false;
+        loop {
+            let is_flowing = server.health() == roomcast::Health::Flowing;
+            is_complete &= was_flowing;
+            if is_flowing && !is_complete {
+                is_complete = self.ask_for_revocations(server).await;
+            }
+            was_flowing = is_flowing;
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn ask_for_revocations(&self, server: &Server) -> bool {
+        let mut is_complete = true;
+        for namespace in &self.namespaces {
+            let asked = server.of(namespace);
+            let asked = asked.server_side_emit_with_ack::<Vec<Revocation>>(REVOCATIONS, ());
+            let Ok(answers) = asked.await else {
+                is_complete = false;
+                continue;
+            };
+            // Node.js servers do not respond, and know no revocations.
+            is_complete &= answers.silent_nodes.iter().all(|node| node == "foreign");
+            for revocations in &answers.answers {
+                drop(self.take(revocations));
+            }
+        }
+        is_complete
+    }
+}
+
+#[allow(dead_code, reason = "the HTTP API calls it")]
+impl Auth {
+    /// Revokes all tokens of a user that were issued until now, and disconnects the sockets that
+    /// connected with one, in the whole cluster.
+    pub(crate) async fn revoke_user(&self, server: &Server, user: &str) -> Result<(), RevokeError> {
+        let now = (self.now)();
+        let lifetime = self.settings.max_lifetime.as_secs() + 2 * self.settings.leeway.as_secs();
+        let revocation = Revocation::User {
+            user: user.to_owned(),
+            issued_until: now,
+            remember_until: now.saturating_add(lifetime),
+        };
+        self.revoke(server, revocation).await
+    }
+
+    /// Revokes one token by its `jti`. `expires` is the end of the token in seconds since 1970; without it, the
+    /// longest lifetime of tokens counts.
+    pub(crate) async fn revoke_token(
+        &self,
+        server: &Server,
+        id: &str,
+        expires: Option<u64>,
+    ) -> Result<(), RevokeError> {
+        let leeway = self.settings.leeway.as_secs();
+        let latest = (self.now)().saturating_add(self.settings.max_lifetime.as_secs() + leeway);
+        let expires = expires.map_or(latest, |expires| expires.min(latest));
+        let revocation = Revocation::Token {
+            id: id.to_owned(),
+            remember_until: expires.saturating_add(leeway),
+        };
+        self.revoke(server, revocation).await
+    }
+
+    async fn revoke(&self, server: &Server, revocation: Revocation) -> Result<(), RevokeError> {
+        let list = vec![revocation];
+        self.take(&list)?;
+        // One namespace that other nodes have, too, would do. Nodes may be configured differently.
+        let mut sent = Ok(());
+        for namespace in &self.namespaces {
+            let namespace = server.of(namespace);
+            if let Err(error) = namespace.server_side_emit(REVOKE, (&list,)).await {
+                sent = Err(error);
+            }
+        }
+        Ok(sent?)
+    }
+}
+
+/// Why a revocation may not be in force in the whole cluster.
+#[allow(dead_code, reason = "the HTTP API calls it")]
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RevokeError {
+    /// It is in force for connected clients of this node only.
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    /// It is in force on this node. Others may not have been reached.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+}
+
+/// Adds to a namespace what its clients and the other nodes may ask of `auth`.
+pub(crate) fn with_sessions(namespace: Namespace, auth: &Arc<Auth>) -> Namespace {
+    let refreshing = Arc::clone(auth);
+    let revoking = Arc::clone(auth);
+    let asked = Arc::clone(auth);
+    namespace
+        .on("token:refresh", move |socket: Socket, token: String| {
+            let auth = Arc::clone(&refreshing);
+            async move { auth.refresh(&socket, &token).await }
+        })
+        .on_server_side(REVOKE, move |revocations: Vec<Revocation>| {
+            let auth = Arc::clone(&revoking);
+            async move { drop(auth.take(&revocations)) }
+        })
+        .on_server_side(REVOCATIONS, move || {
+            let auth = Arc::clone(&asked);
+            async move { auth.revocations.lock().all() }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{Algorithm, EncodingKey, get_current_timestamp};
+    use roomcast::MemoryBus;
+
+    use super::*;
+    use crate::gateway::auth::{KeySettings, keys::tests as keys};
+
+    async fn auth() -> Arc<Auth> {
+        let file = env::temp_dir().join(format!("roomcast-secret-{}", std::process::id()));
+        std::fs::write(&file, keys::SECRET).unwrap();
+        let key = KeySettings {
+            id: None,
+            algorithm: Algorithm::HS256,
+            secret_file: Some(file),
+            secret_env: None,
+            public_key_file: None,
+        };
+        let settings = Settings {
+            keys: vec![key],
+            ..Settings::default()
+        };
+        Auth::new(settings, vec!["/".to_owned()]).await.unwrap()
+    }
+
+    /// A node with its own memory of revocations.
+    async fn node(bus: &MemoryBus) -> (Arc<Auth>, Server) {
+        let auth = auth().await;
+        let namespace = with_sessions(Namespace::new("/"), &auth);
+        let builder = Server::builder().namespace(namespace).bus(bus.clone());
+        let server = builder.build().await.unwrap();
+        auth.start(&server);
+        (auth, server)
+    }
+
+    fn token(user: &str, id: &str) -> String {
+        let now = get_current_timestamp();
+        let claims = json!({ "sub": user, "jti": id, "iat": now - 5, "exp": now + 60 });
+        let key = EncodingKey::from_secret(keys::SECRET).unwrap();
+        keys::token(Algorithm::HS256, None, &key, &claims)
+    }
+
+    /// Waits, within the test's patience, until a node refuses the token.
+    async fn refused(auth: &Auth, token: &str) {
+        let refused = async {
+            while auth.verify(token).await != Err(TokenError::Revoked) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), refused)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_revocation_holds_on_all_nodes_and_on_those_that_start_later() {
+        let bus = MemoryBus::new();
+        let (ada, server) = node(&bus).await;
+        let (bob, _other) = node(&bus).await;
+        let (one, two, three) = (token("ada", "1"), token("ada", "2"), token("bob", "3"));
+        for auth in [&ada, &bob] {
+            assert!(auth.verify(&one).await.is_ok());
+        }
+        ada.revoke_token(&server, "1", None).await.unwrap();
+        refused(&ada, &one).await;
+        refused(&bob, &one).await;
+        assert!(bob.verify(&two).await.is_ok(), "another token of the user");
+        ada.revoke_user(&server, "ada").await.unwrap();
+        refused(&bob, &two).await;
+        assert!(bob.verify(&three).await.is_ok(), "another user");
+        let (late, _late) = node(&bus).await;
+        refused(&late, &one).await;
+        refused(&late, &two).await;
+        assert!(late.verify(&three).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn without_a_key_there_is_nothing_to_verify_with() {
+        let built = Auth::new(Settings::default(), vec!["/".to_owned()]).await;
+        assert!(matches!(built, Err(KeyError::None)));
+    }
+}

@@ -1,0 +1,127 @@
+//! `roomcast token`: signs a token with a key of the file, to try out a server before the application
+//! issues tokens.
+
+use std::{
+    env, fmt,
+    io::{self, Write as _},
+};
+
+use clap::Args;
+use jsonwebtoken::get_current_timestamp;
+use serde_json::{Map, Value, json};
+
+use super::{
+    auth::{self, sign},
+    config::Source,
+    values::Span,
+};
+
+/// The options of `roomcast token`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TokenOptions {
+    #[command(flatten)]
+    source: Source,
+
+    /// Id of the user
+    #[arg(long, value_name = "ID")]
+    user: String,
+
+    /// How long the token is valid
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    valid_for: Span,
+
+    /// Rooms that the client joins when it connects; repeat the flag
+    #[arg(long, value_name = "ROOM")]
+    room: Vec<String>,
+
+    /// Patterns of rooms that the client may join; repeat the flag
+    #[arg(long, value_name = "PATTERN")]
+    join: Vec<String>,
+
+    /// Patterns of rooms that the client may send to; repeat the flag
+    #[arg(long, value_name = "PATTERN")]
+    send: Vec<String>,
+
+    /// Further claims, such as team="red"; a value that is no JSON is a text; repeat the flag
+    #[arg(long, value_name = "NAME=JSON", value_parser = claim)]
+    claim: Vec<Claim>,
+
+    /// Id of the key, if the file has several
+    #[arg(long, value_name = "ID")]
+    key: Option<String>,
+
+    /// The file's section.
+    #[arg(skip)]
+    pub(crate) settings: auth::Settings,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Claim(String, Value);
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.0, self.1)
+    }
+}
+
+fn claim(text: &str) -> Result<Claim, String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=JSON")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok(Claim(name.to_owned(), value))
+}
+
+/// Writes the token that the options describe to standard output.
+pub(crate) fn print_token(options: &TokenOptions) -> Result<(), Box<dyn std::error::Error>> {
+    let claims = claims(options, get_current_timestamp());
+    let key = options.key.as_deref();
+    let token = sign(&options.settings, key, &claims, |name| env::var(name).ok())?;
+    Ok(writeln!(io::stdout(), "{token}")?)
+}
+
+fn claims(options: &TokenOptions, now: u64) -> Map<String, Value> {
+    let names = &options.settings.claims;
+    let mut claims = Map::new();
+    let mut set = |name: &str, value: Value| drop(claims.insert(name.to_owned(), value));
+    set(&names.user, options.user.as_str().into());
+    set("iat", now.into());
+    set(
+        "exp",
+        now.saturating_add(options.valid_for.0.as_secs()).into(),
+    );
+    let lists = [
+        (&names.rooms, &options.room),
+        (&names.join, &options.join),
+        (&names.send, &options.send),
+    ];
+    for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+        set(name, json!(list));
+    }
+    for (name, values) in [
+        ("iss", &options.settings.issuer),
+        ("aud", &options.settings.audience),
+    ] {
+        if let Some(first) = values.first() {
+            set(name, first.as_str().into());
+        }
+    }
+    for Claim(name, value) in &options.claim {
+        set(name, value.clone());
+    }
+    claims
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_json_or_a_text() {
+        assert_eq!(
+            claim("team=\"red\""),
+            Ok(Claim("team".into(), json!("red")))
+        );
+        assert_eq!(claim("team=red"), Ok(Claim("team".into(), json!("red"))));
+        assert_eq!(claim("n=[1]"), Ok(Claim("n".into(), json!([1]))));
+        assert!(claim("team").is_err());
+    }
+}
