@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 
 fn serve(config: Config, is_demo: bool, log: &gateway::Log) -> Result<(), gateway::RunError> {
     let runtime = gateway::runtime(config.operation.workers)?;
-    let outcome = runtime.block_on(gateway::run(config, is_demo, log.dropped_lines()));
+    let outcome = runtime.block_on(gateway::run(config, is_demo, log));
     // After an interrupted drain, tasks may still hold connections. The process ends nevertheless.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome

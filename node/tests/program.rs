@@ -484,11 +484,41 @@ fn the_service_manager_learns_when_a_node_is_ready_and_when_it_drains() {
 }
 
 #[test]
-fn a_hangup_without_a_terminal_changes_nothing() {
-    let (mut program, address, _) = serve(&[]);
+fn a_hangup_reads_the_settings_again_and_a_broken_file_changes_nothing() {
+    let file = Temporary::new("access = \"open\"\nmax_connections = 1\n");
+    let mut command = roomcast();
+    command.args(["serve", "--config", file.path()]);
+    let mut program = Program::start(command.args(ANY_PORT));
+    let line = program.line_with("listening");
+    let (address, internal) = (field(&line, "address="), field(&line, "internal="));
+    let opens = || http(&address, "GET /socket.io/?EIO=4&transport=polling", "").0;
     let mut client = Client::connect(&address);
+    assert_eq!(opens(), 503);
+
+    file.write("access = \"open\"\nmax_connections = 2\nlog_level = \"trace\"\nmax_roms = 3\n");
     program.signal(Signal::HUP);
-    program.line_with("SIGHUP is ignored");
+    let line = program.line_with("nothing has changed");
+    let expected = format!("{}:4: max_roms: unknown key", file.path());
+    assert!(line.contains(&expected), "{line}");
+    assert_eq!(opens(), 503);
+
+    file.write("access = \"closed\"\nmax_connections = 2\nlog_level = \"debug\"\n");
+    for _ in 0..2 {
+        // What needs a restart is named until there is one.
+        program.signal(Signal::HUP);
+        program.line_with("reloaded the settings");
+        let line = program.line_with("need a restart");
+        assert!(line.contains("[\"access\"]"), "{line}");
+    }
+    assert_eq!(opens(), 200);
+    program.line_with("a connection opened");
+    let (_, metrics) = http(&internal, "GET /metrics", "");
+    for line in ["{outcome=\"applied\"} 2\n", "{outcome=\"refused\"} 1\n"] {
+        assert!(
+            metrics.contains(&format!("roomcast_reloads_total{line}")),
+            "{metrics}"
+        );
+    }
     client.send("42[\"echo\",1]");
     program.signal(Signal::TERM);
     assert_eq!(program.end().0, Some(0));
@@ -664,6 +694,10 @@ impl Temporary {
 
     fn path(&self) -> &str {
         &self.0
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
     }
 }
 

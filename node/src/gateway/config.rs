@@ -121,9 +121,9 @@ pub(crate) struct Config {
     /// The sections of the file.
     #[arg(skip)]
     pub(crate) settings: Settings,
-    /// The same as text.
+    /// The same as they were written, without secrets.
     #[arg(skip)]
-    pub(crate) sections: String,
+    pub(crate) sections: toml::Table,
     /// Where the value of each option is from, by flag.
     #[arg(skip)]
     pub(crate) values: BTreeMap<String, Value>,

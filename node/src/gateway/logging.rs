@@ -12,13 +12,18 @@ use std::{
     backtrace::{Backtrace, BacktraceStatus},
     io::{self, IsTerminal, Write as _},
     panic::{self, PanicHookInfo},
+    sync::Arc,
 };
 
 use clap::ValueEnum;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::fmt;
+use tracing_subscriber::{EnvFilter, fmt};
 
-use super::values::LogFilter;
+use super::{
+    config::Config,
+    reload::{Reloadable, Swap},
+    values::LogFilter,
+};
 
 /// Lines that may wait to be written. At 200 bytes each this is 3 MB, some seconds of a busy log.
 const MAX_WAITING_LINES: usize = 16_384;
@@ -36,6 +41,26 @@ pub(crate) enum LogFormat {
 pub(crate) struct Log {
     writer: NonBlocking,
     _writing: WorkerGuard,
+    set_filter: SetFilter,
+}
+
+type SetFilter = Arc<dyn Fn(EnvFilter) + Send + Sync>;
+
+/// The level of the log.
+pub(crate) struct LogLevel(SetFilter);
+
+impl Reloadable for LogLevel {
+    fn keys(&self) -> &'static [&'static str] {
+        &["log_level"]
+    }
+
+    fn prepare(&self, config: &Config) -> Result<Swap, String> {
+        let (set_filter, filter) = (
+            Arc::clone(&self.0),
+            config.operation.log_level.to_env_filter(),
+        );
+        Ok(Box::new(move || set_filter(filter)))
+    }
 }
 
 impl Log {
@@ -50,19 +75,34 @@ impl Log {
             .with_env_filter(filter.to_env_filter())
             .log_internal_errors(false)
             .with_writer(writer.clone());
-        match format {
-            LogFormat::Text => lines.with_ansi(colour_wanted(&io::stderr())).init(),
-            LogFormat::Json => lines
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .init(),
-        }
+        let set_filter: SetFilter = match format {
+            LogFormat::Text => {
+                let lines = lines.with_ansi(colour_wanted(&io::stderr()));
+                let lines = lines.with_filter_reloading();
+                let handle = lines.reload_handle();
+                lines.init();
+                // It fails only once the log is gone, which lives as long as the process.
+                Arc::new(move |filter| drop(handle.reload(filter)))
+            }
+            LogFormat::Json => {
+                let lines = lines.json().flatten_event(true).with_current_span(false);
+                let lines = lines.with_filter_reloading();
+                let handle = lines.reload_handle();
+                lines.init();
+                Arc::new(move |filter| drop(handle.reload(filter)))
+            }
+        };
         panic::set_hook(Box::new(log_panic));
         Self {
             writer,
             _writing: writing,
+            set_filter,
         }
+    }
+
+    /// The part of the log that a reload can replace.
+    pub(crate) fn level(&self) -> LogLevel {
+        LogLevel(Arc::clone(&self.set_filter))
     }
 
     /// Writes a line whatever the level of the log is.

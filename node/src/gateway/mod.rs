@@ -25,6 +25,7 @@ mod private_names;
 #[cfg(target_os = "linux")]
 mod process;
 mod redis;
+mod reload;
 mod rooms;
 mod run;
 #[allow(dead_code, reason = "who connects decides which parts are used")]

@@ -28,7 +28,6 @@ use tokio::{
     time::sleep,
 };
 use tracing::{info, warn};
-use tracing_appender::non_blocking::ErrorCounter;
 
 use super::{
     access,
@@ -37,7 +36,9 @@ use super::{
     build::{self, Unbuilt},
     config::Config,
     demo,
+    logging::Log,
     notify::Notify,
+    reload::{MaxConnections, Reload, Reloadable},
     values::Workers,
     vitals::Vitals,
 };
@@ -102,13 +103,9 @@ pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
     builder.thread_name("worker").enable_all().build()
 }
 
-/// Serves until a signal arrives, then disconnects the clients. `is_demo` adds the page, and
-/// `dropped_lines` counts the lines that the log dropped.
-pub(crate) async fn run(
-    config: Config,
-    is_demo: bool,
-    dropped_lines: ErrorCounter,
-) -> Result<(), RunError> {
+/// Serves until a signal arrives, then disconnects the clients. `is_demo` adds the page. A hangup
+/// reads the settings again.
+pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
     let public = bind(config.listen.listen, LISTEN)?;
@@ -116,13 +113,13 @@ pub(crate) async fn run(
     let admin = Admin::start(internal, Arc::clone(&health))?;
     let built = tokio::select! {
         built = build_when_possible(&config, &health) => built,
-        signal = signals.next() => {
+        signal = signals.next(|| warn!("SIGHUP is ignored until the server is built")) => {
             info!(signal, "stopped before the server was built");
             return Ok(());
         }
     };
     let server = built?;
-    let vitals = Vitals::start(server.clone(), dropped_lines).map_err(io::Error::other)?;
+    let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
     health.serving(vitals);
     let router = if is_demo {
         server.router().merge(demo::router())
@@ -156,10 +153,15 @@ pub(crate) async fn run(
         server.close().await;
     };
     let drain_timeout = config.operation.drain_timeout.0;
+    let parts: Vec<Box<dyn Reloadable>> = vec![
+        Box::new(log.level()),
+        Box::new(MaxConnections(server.clone())),
+    ];
+    let mut reload = Reload::new(config, &server, parts).map_err(io::Error::other)?;
     supervise(
         async { serving.await },
         drain,
-        async || signals.next().await,
+        async || signals.next(|| reload.run()).await,
         drain_timeout,
     )
     .await?;
@@ -223,8 +225,9 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal.
-    async fn next(&mut self) -> &'static str {
+    /// The name of the next signal that stops the process. A hangup without a terminal calls
+    /// `on_hangup` instead.
+    async fn next(&mut self, mut on_hangup: impl FnMut()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
@@ -233,7 +236,7 @@ impl Signals {
                     if self.has_terminal {
                         return "SIGHUP";
                     }
-                    warn!("SIGHUP is ignored: settings are read at startup only");
+                    on_hangup();
                 }
             }
         }

@@ -256,6 +256,12 @@ impl Server {
         self.0.engine.open()
     }
 
+    /// Replaces [`Limits::connections`](crate::Limits::connections). Connections that are open stay, even
+    /// if they are more.
+    pub fn set_max_connections(&self, limit: usize) {
+        self.0.engine.set_max_connections(limit);
+    }
+
     /// The metrics in Prometheus's text format.
     pub fn metrics(&self) -> String {
         self.0.engine.metrics.encode()

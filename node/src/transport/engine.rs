@@ -50,6 +50,8 @@ pub(crate) struct Engine {
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
     open: AtomicUsize,
+    /// Starts as the limit of the configuration.
+    max_connections: AtomicUsize,
     /// WebSockets of upgrades that are not finished.
     pub(super) probing: AtomicUsize,
     /// When the budget of waiting bytes was last enforced, in milliseconds of the clock.
@@ -69,6 +71,7 @@ impl Engine {
             .min(config.heartbeat.timeout)
             .min(config.connect_timeout);
         let tick = (shortest / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
+        let max_connections = config.limits.connections;
         Self {
             config,
             clock: Clock::start(),
@@ -79,6 +82,7 @@ impl Engine {
             hasher: RandomState::new(),
             tasks: Mutex::default(),
             open: AtomicUsize::new(0),
+            max_connections: AtomicUsize::new(max_connections),
             probing: AtomicUsize::new(0),
             enforced: AtomicU64::new(0),
             draining: watch::Sender::new(false),
@@ -129,7 +133,14 @@ impl Engine {
     pub(super) fn acquire_permit(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let before = self.open.fetch_add(1, Ordering::SeqCst);
         let permit = ConnectionPermit(Arc::clone(self));
-        (before < self.config.limits.connections).then_some(permit)
+        (before < self.max_connections.load(Ordering::Relaxed)).then_some(permit)
+    }
+
+    /// Replaces the limit of connections for those that are opened from now on.
+    pub(crate) fn set_max_connections(&self, limit: usize) {
+        self.max_connections.store(limit, Ordering::Relaxed);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.metrics.connection_limit.set(limit);
     }
 
     pub(super) fn opened(&self, transport: TransportName, revision: Revision) {

@@ -27,8 +27,8 @@ pub(crate) struct File {
     /// The values of options, by flag.
     pub(crate) values: BTreeMap<String, Vec<String>>,
     pub(crate) settings: Settings,
-    /// The sections as text, without secrets.
-    pub(crate) sections: String,
+    /// The sections as they were written, without secrets.
+    pub(crate) sections: toml::Table,
     /// Names of environment variables to which keys such as `secret_env` refer.
     pub(crate) variables: BTreeSet<String>,
 }
