@@ -4,14 +4,27 @@
 //! A failed attempt keeps the keys that are known, because an issuer that is away must not lock
 //! everybody out. Attempts are bounded: tokens with invented key ids cost the issuer nothing more.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
+use http::{StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use jsonwebtoken::get_current_timestamp;
 use parking_lot::RwLock;
 use prometheus::{IntCounterVec, Opts, Registry};
 use tokio::{
     sync::Mutex,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
@@ -22,8 +35,20 @@ use super::{
 /// The least time between two attempts that unknown keys cause, in seconds.
 const MIN_INTERVAL: u64 = 10;
 
-/// The largest set that is read.
-const MAX_SET: u64 = 1 << 20;
+/// The largest set that is read, in bytes.
+const MAX_SET: usize = 1 << 20;
+
+/// How long an issuer may take to send its set. Clients with a new key wait for it.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a set is.
+#[derive(Debug)]
+enum Place {
+    File(PathBuf),
+    Url(Uri, Box<HttpClient>),
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +56,7 @@ pub(super) struct Jwks(Arc<Inner>);
 
 struct Inner {
     settings: JwksSettings,
+    place: Place,
     keys: RwLock<Arc<[Key]>>,
     /// When it was read last, in seconds since 1970. Held while it is read, so that many tokens with a new
     /// key wait for one attempt.
@@ -46,14 +72,19 @@ impl Jwks {
             "Attempts to read the set of keys, by result.",
         );
         let loads = IntCounterVec::new(loads, &["result"]).expect("the name of a metric is valid");
-        let keys = read(&settings)?;
-        loads.with_label_values(&["ok"]).inc();
-        Ok(Self(Arc::new(Inner {
+        let place = Place::new(&settings)?;
+        let jwks = Self(Arc::new(Inner {
             settings,
-            keys: RwLock::new(keys.into()),
+            place,
+            keys: RwLock::default(),
             last: Mutex::new(get_current_timestamp()),
             loads,
-        })))
+        }));
+        match (jwks.load().await, &jwks.0.place) {
+            // A wrong file is a mistake of the settings. An issuer may start later than this server.
+            (Err(error), Place::File(_)) => Err(error),
+            _ => Ok(jwks),
+        }
     }
 
     /// Adds the metric to the server's, and starts to read the set at intervals.
@@ -72,7 +103,7 @@ impl Jwks {
                 ticks.tick().await;
                 let mut last = jwks.0.last.lock().await;
                 *last = get_current_timestamp();
-                jwks.load();
+                drop(jwks.load().await);
             }
         });
     }
@@ -95,35 +126,174 @@ impl Jwks {
             return false;
         }
         *last = now;
-        self.load()
+        self.load().await.is_ok()
     }
 
-    fn load(&self) -> bool {
-        let read = read(&self.0.settings);
+    async fn load(&self) -> Result<(), KeyError> {
+        let json = self.0.place.read().await;
+        let read = json.and_then(|json| read_set(&json, &self.0.settings.algorithms));
         let result = if read.is_ok() { "ok" } else { "failed" };
         self.0.loads.with_label_values(&[result]).inc();
         match read {
             Ok(keys) => {
                 *self.0.keys.write() = keys.into();
-                true
+                Ok(())
             }
             Err(error) => {
                 tracing::warn!(%error, "the set of keys cannot be read; the known keys stay in use");
-                false
+                Err(error)
             }
         }
     }
 }
 
-fn read(settings: &JwksSettings) -> Result<Vec<Key>, KeyError> {
-    let path = &settings.file;
-    let failed = |error: std::io::Error| KeyError::Set(format!("{}: {error}", path.display()));
-    let size = fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_SET {
-        return Err(KeyError::Set(format!(
-            "{}: larger than 1 MiB",
-            path.display()
-        )));
+impl Place {
+    fn new(settings: &JwksSettings) -> Result<Self, KeyError> {
+        match (&settings.file, &settings.url) {
+            (Some(path), None) => Ok(Self::File(path.clone())),
+            (None, Some(url)) => {
+                let uri: Uri = url
+                    .parse()
+                    .map_err(|_| set("url: expected http:// or https://"))?;
+                if !matches!(uri.scheme_str(), Some("http" | "https")) {
+                    return Err(set("url: expected http:// or https://"));
+                }
+                let connector = HttpsConnectorBuilder::new()
+                    .with_native_roots()
+                    .map_err(|error| set(format!("no root certificates: {error}")))?
+                    .https_or_http()
+                    .enable_http1()
+                    .build();
+                let client = Client::builder(TokioExecutor::new()).build(connector);
+                Ok(Self::Url(uri, Box::new(client)))
+            }
+            _ => Err(set("needs either file or url")),
+        }
     }
-    read_set(&fs::read(path).map_err(failed)?, &settings.algorithms)
+
+    async fn read(&self) -> Result<Vec<u8>, KeyError> {
+        match self {
+            Self::File(path) => read_file(path),
+            Self::Url(uri, client) => match timeout(FETCH_TIMEOUT, fetch(client, uri)).await {
+                Ok(Ok(json)) => Ok(json),
+                Ok(Err(error)) => Err(set(format!("{uri}: {error}"))),
+                Err(_) => Err(set(format!("{uri}: no response within 5 s"))),
+            },
+        }
+    }
+}
+
+fn set(what: impl Into<String>) -> KeyError {
+    KeyError::Set(what.into())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, KeyError> {
+    let failed = |error: std::io::Error| set(format!("{}: {error}", path.display()));
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > MAX_SET as u64 {
+        return Err(set(format!("{}: larger than 1 MiB", path.display())));
+    }
+    fs::read(path).map_err(failed)
+}
+
+/// Gets a document. Redirections are not followed, because they could lead anywhere.
+async fn fetch(
+    client: &HttpClient,
+    uri: &Uri,
+) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let response = client.get(uri.clone()).await?;
+    if response.status() != StatusCode::OK {
+        return Err(format!("status {}", response.status()).into());
+    }
+    let body = Limited::new(response.into_body(), MAX_SET)
+        .collect()
+        .await?;
+    Ok(body.to_bytes().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::{Router, routing::get};
+    use jsonwebtoken::Algorithm;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The public key of RFC 8037, appendix A.2.
+    const SET: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    fn settings(url: String) -> JwksSettings {
+        JwksSettings {
+            url: Some(url),
+            file: None,
+            algorithms: vec![Algorithm::EdDSA],
+            refresh: Duration::from_secs(600),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_set_is_fetched_again_for_an_unknown_key_but_not_more_often_than_allowed() {
+        let fetched = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&fetched);
+        let respond = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            async { SET }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().route("/keys", get(respond));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+
+        let jwks = Jwks::start(settings(format!("http://{address}/keys")))
+            .await
+            .unwrap();
+        assert_eq!(jwks.keys().len(), 1);
+        assert!(!jwks.renew().await, "it has just been fetched");
+        assert_eq!(fetched.load(Ordering::Relaxed), 1);
+        *jwks.0.last.lock().await -= MIN_INTERVAL;
+        let before = jwks.keys();
+        let (one, two) = tokio::join!(jwks.renew(), jwks.renew());
+        assert!(one || two);
+        assert!(!Arc::ptr_eq(&before, &jwks.keys()));
+        assert_eq!(
+            fetched.load(Ordering::Relaxed),
+            2,
+            "two tokens cause one attempt"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_is_away_stops_nothing_and_known_keys_stay() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let jwks = Jwks::start(settings(format!("http://{address}/keys")))
+            .await
+            .unwrap();
+        assert!(jwks.keys().is_empty());
+        let known: Arc<[Key]> = read_set(SET.as_bytes(), &[Algorithm::EdDSA])
+            .unwrap()
+            .into();
+        *jwks.0.keys.write() = known;
+        *jwks.0.last.lock().await -= MIN_INTERVAL;
+        assert!(!jwks.renew().await);
+        assert_eq!(jwks.keys().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_place_is_an_error() {
+        for url in ["ftp://a/keys", "keys", ""] {
+            let Err(error) = Jwks::start(settings(url.to_owned())).await else {
+                panic!("{url} is accepted")
+            };
+            assert!(error.to_string().contains("http"), "{error}");
+        }
+        let both = JwksSettings {
+            file: Some("keys".into()),
+            ..settings("http://a".to_owned())
+        };
+        assert!(Jwks::start(both).await.is_err());
+    }
 }

@@ -92,7 +92,8 @@ pub(crate) struct KeySettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct JwksSettings {
-    pub(crate) file: PathBuf,
+    pub(crate) url: Option<String>,
+    pub(crate) file: Option<PathBuf>,
     /// The algorithms that its keys may be used with.
     pub(crate) algorithms: Vec<Algorithm>,
     /// How often it is read again.
@@ -149,7 +150,8 @@ secret_file = "/etc/roomcast/jwt.secret"
 
 # Public keys that somebody else publishes.
 [jwt.jwks]
-file = "/etc/roomcast/jwks.json"
+# Or file.
+url = "https://login.example/.well-known/jwks.json"
 algorithms = ["RS256"]
 refresh = "10m"
 

@@ -126,8 +126,8 @@ mod tests {
 
     #[test]
     fn arguments_without_binary_are_the_same_text() {
-        // Neither a number beyond f64 nor a lone surrogate survives decoding.
-        let json = r#"[ 123456789012345678901234567890, "\ud800", {"_placeholder":true,"num":0} ]"#;
+        // A lone surrogate does not survive decoding.
+        let json = r#"[ 1.5, "\ud800", {"_placeholder":true,"num":0} ]"#;
         let args = read(json).unwrap();
         assert_eq!(args.json(), json);
         assert_eq!(to_json(&args).unwrap(), json);
