@@ -20,6 +20,9 @@
 //! | any | gone | none | has left: nobody waits for it |
 //! | not there | subscribed | any | came after the question: nobody waits for it |
 //!
+//! "Everywhere" includes the channel that a node has whatever its namespaces, so a node that does not
+//! have the namespace is not taken for one that is deaf.
+//!
 //! A node that leaves gives up its lease before its subscriptions. Leases 4 shows whether a node of
 //! count 3 left in between, in which case its subscription may stand in one number and not in the
 //! other, and everything is counted again (`census`). Subscribers without a lease are servers of

@@ -242,6 +242,12 @@ impl Channels {
             .map_or_else(|| name(0), |end| stem.clone() + &end)
     }
 
+    /// A channel of one node, to which it is subscribed whatever namespaces it has. Nothing is published
+    /// there; the subscription shows that the node can receive.
+    pub fn node(&self, node: &NodeId) -> String {
+        format!("{}-node#{node}#", self.prefix)
+    }
+
     /// The key of the sorted set in which nodes renew their leases.
     pub fn leases(&self) -> String {
         format!("{}-nodes", self.prefix)

@@ -104,6 +104,9 @@ impl Subscriptions {
         patterns: usize,
         can_hear_all_rooms: bool,
     ) -> Self {
+        // Behind the channels without which the node takes no part.
+        let own = wire.channels().node(&node);
+        subscriber.subscribe(Priority::Room, [own.into()]);
         Self {
             subscriber,
             node,

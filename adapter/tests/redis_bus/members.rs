@@ -72,6 +72,17 @@ async fn with_sharded_channels_a_node_counts_once_until_it_closes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_the_namespace_has_not_missed_a_confirmed_emit() {
+    for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Static)] {
+        let deployment = Deployment::of(dialect);
+        let (a, _b) = (deployment.node().await, deployment.node().await);
+        let _other = deployment.node_in("/chat").await;
+        let reached = a.ask(Question::Reached(Target::default()), LONG).await;
+        assert_eq!(reached.silent, [], "{dialect:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_dies_without_a_word_is_not_waited_for() {
     for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Static)] {
         let deployment = Deployment::of(dialect);

@@ -14,9 +14,6 @@ use roomcast_protocol::{
 use super::roster::{Counted, Leases, MAX_NODES};
 use crate::redis::Reply;
 
-/// The namespace that every node has.
-const MAIN: &str = "/";
-
 /// The command for the leases, those that end last first.
 pub fn leases(channels: &Channels) -> Vec<String> {
     // Each node has its lease and its settings.
@@ -57,7 +54,7 @@ pub fn read_time(time: &Value) -> Option<u64> {
 }
 
 /// The command for the numbers of subscribers: first of the channels that every member subscribes,
-/// then of each leased node's own, then of its own in the main namespace if this is another one.
+/// then of each leased node's own, then of the channel that it has whatever its namespaces.
 pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec<String> {
     let command = match channels.dialect() {
         Dialect::Classic => "NUMSUB",
@@ -66,14 +63,11 @@ pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec
     let mut args = vec!["PUBSUB".to_owned(), command.to_owned()];
     args.push(channels.request(namespace));
     args.extend(channels.response(namespace));
-    let own = |node, namespace| {
+    args.extend(leases.nodes().map(|node| {
         let uid = uid(node, namespace, channels.dialect());
         channels.response_of(namespace, uid.as_str())
-    };
-    args.extend(leases.nodes().map(|node| own(node, namespace)));
-    if namespace != MAIN {
-        args.extend(leases.nodes().map(|node| own(node, MAIN)));
-    }
+    }));
+    args.extend(leases.nodes().map(|node| channels.node(node)));
     args
 }
 
@@ -87,14 +81,11 @@ pub fn count<'a>(
         Dialect::Classic => 2,
         Dialect::Sharded(_) => 1,
     };
-    let (nodes, mut counts) = (leases.nodes().len(), Vec::new());
+    let nodes = leases.nodes().len();
+    let mut counts = vec![0_usize; common + 2 * nodes];
     for reply in replies {
         let pairs = reply.pairs()?;
-        if counts.is_empty() {
-            counts.resize(pairs.len(), 0_usize);
-        }
-        let is_expected = [common + nodes, common + 2 * nodes].contains(&pairs.len());
-        if !is_expected || pairs.len() != counts.len() {
+        if pairs.len() != counts.len() {
             return None;
         }
         for (count, (_, subscribers)) in counts.iter_mut().zip(pairs) {
@@ -102,20 +93,14 @@ pub fn count<'a>(
             *count = count.saturating_add(subscribers);
         }
     }
-    if counts.is_empty() {
-        return None;
-    }
-    let mut own = counts.split_off(common);
-    let main = match own.len() > nodes {
-        true => own.split_off(nodes),
-        false => own.clone(),
-    };
+    let anywhere = counts.split_off(common + nodes);
+    let own = counts.split_off(common);
     Some(Counted {
         leases: Arc::clone(leases),
         // A connection with only one of them is a tool, not a member.
         subscribers: counts.into_iter().min()?,
         own,
-        main,
+        anywhere,
     })
 }
 
@@ -167,10 +152,9 @@ mod tests {
         let roster = count(&channels, &leases, &replies).unwrap().roster();
         assert_eq!(roster.alive, [NodeId::new("one")]);
         assert_eq!((roster.stalled.len(), roster.foreign), (0, 2));
-        // In the main namespace these numbers are those of the namespace.
-        assert_eq!(subscribers(&channels, "/", &leases).len(), 6);
-        let main = count(&channels, &leases, &[counts(&[1, 1, 0, 0])]).unwrap();
-        assert_eq!(main.roster().deaf, [NodeId::new("one")]);
+        assert!(roster.deaf.is_empty());
+        let deaf = count(&channels, &leases, &[counts(&[1, 1, 0, 0, 0, 0])]).unwrap();
+        assert_eq!(deaf.roster().deaf, [NodeId::new("one")]);
     }
 
     #[test]
@@ -180,7 +164,7 @@ mod tests {
         let command = subscribers(&channels, "/", &leases);
         assert_eq!(command[..3], ["PUBSUB", "SHARDNUMSUB", "p#/#"]);
         assert!(command[3].starts_with("p#/#") && command[3].len() == "p#/#".len() + 17);
-        let found = count(&channels, &leases, [&counts(&[2, 1, 1])])
+        let found = count(&channels, &leases, [&counts(&[2, 1, 1, 1, 1])])
             .unwrap()
             .roster();
         assert_eq!((found.stalled.len(), found.foreign), (1, 0));

@@ -84,8 +84,8 @@ pub struct Counted {
     pub subscribers: usize,
     /// Subscribers of the response channel of each node of [`Leases::nodes`], in that order.
     pub own: Vec<usize>,
-    /// The same in the main namespace, which every node has.
-    pub main: Vec<usize>,
+    /// Subscribers of the channel that each of them has whatever its namespaces.
+    pub anywhere: Vec<usize>,
 }
 
 impl Counted {
@@ -115,9 +115,11 @@ impl Counted {
     /// Nodes with a valid lease that are subscribed to nothing: their connection was cut, or they died
     /// within the duration of a lease. A node that leaves gives up its lease first.
     fn deaf(&self) -> impl Iterator<Item = &NodeId> {
-        let nodes = self.leases.nodes.iter().zip(&self.main);
-        let deaf =
-            nodes.filter_map(|((node, is_alive), main)| (*is_alive && *main == 0).then_some(node));
+        let subscribed = self.own.iter().zip(&self.anywhere);
+        let nodes = self.leases.nodes.iter().zip(subscribed);
+        let deaf = nodes.filter_map(|((node, is_alive), counts)| {
+            (*is_alive && counts == (&0, &0)).then_some(node)
+        });
         deaf.filter(|node| !node.as_str().starts_with(TRACE))
     }
 
@@ -229,12 +231,12 @@ mod tests {
             ("left:b", 1001),
         ]);
         let mut counted = leases.counted(1, &[1, 0, 0, 0, 0]);
-        // It does not have this namespace, but the main one.
-        counted.main[2] = 1;
+        // It does not have this namespace.
+        counted.anywhere[2] = 1;
         assert_eq!(counted.roster().deaf, [id("cut")]);
         // It was deaf when the message was published, and is back.
         let mut back = leases.counted(2, &[1, 1, 0, 0, 0]);
-        back.main[2] = 1;
+        back.anywhere[2] = 1;
         let back = back.roster().of(&counted.attendance(&leases));
         assert_eq!(
             (&back.deaf[..], back.alive),
@@ -316,7 +318,7 @@ mod tests {
                 leases: Arc::new(self.clone()),
                 subscribers,
                 own: own.into(),
-                main: own.into(),
+                anywhere: own.into(),
             }
         }
     }

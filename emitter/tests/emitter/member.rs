@@ -62,6 +62,9 @@ impl Member {
         };
         let mut names = vec![channels.request("/"), own];
         names.extend(channels.response("/"));
+        if kin != Kin::Node {
+            names.push(channels.node(&node));
+        }
         if !names.contains(&channels.broadcast("/")) {
             names.push(channels.broadcast("/"));
         }
