@@ -1,5 +1,5 @@
-// A cluster behind HAProxy and behind nginx, with the official client: rooms span nodes, sessions stay
-// with their node, and clients survive the loss of their node.
+// A cluster behind each balancer, with the official client: rooms span nodes, sessions stay with their
+// node, and clients survive the loss of their node.
 
 "use strict";
 
@@ -11,6 +11,8 @@ const { promisify } = require("node:util");
 const { Sockets, connection, ways } = require("../../node/tests/clients/support/clients");
 const { ask, deadline, next } = require("../../node/tests/clients/support/wait");
 const { freePorts, get, startCluster, until } = require("./support/cluster");
+const { Caddy } = require("./support/caddy");
+const { Envoy } = require("./support/envoy");
 const { Nginx } = require("./support/nginx");
 
 // A browser keeps the balancer's cookie by itself; this client needs an option.
@@ -22,15 +24,24 @@ const NODES = ["node-1", "node-2", "node-3"];
 
 describe("a cluster behind balancers", { timeout: 200_000 }, () => {
   let cluster;
-  let nginx;
+  // In front of the same nodes as the HAProxy of the cluster.
+  const alternatives = {};
   const open = [];
   const tags = new Map();
 
   before(async () => {
     cluster = await startCluster("--nodes", "3", "--node-js");
-    const addresses = NODES.map((node) => new URL(cluster.urls[node]).host);
-    nginx = new Nginx((await freePorts()) + 5, addresses);
-    await until("nginx to answer", async () => (await get(nginx.url)).status === 200);
+    const port = (url) => Number(new URL(url).port);
+    const nodes = NODES.map((name) => {
+      return { name, port: port(cluster.urls[name]), internal: port(cluster.urls[`${name} internal`]) };
+    });
+    const ports = await freePorts();
+    alternatives.nginx = new Nginx(ports, nodes.map((node) => `127.0.0.1:${node.port}`));
+    alternatives.caddy = new Caddy(ports + 2, nodes);
+    alternatives.envoy = new Envoy(ports + 4, nodes);
+    for (const [name, { url }] of Object.entries(alternatives)) {
+      await until(`${name} to answer`, async () => (await get(url)).status === 200);
+    }
     for (const node of NODES) {
       const socket = await connected(cluster.urls[node], "websocket");
       tags.set(tagOf(socket), node);
@@ -41,7 +52,7 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
 
   after(async () => {
     closeAll();
-    await nginx?.stop();
+    await Promise.all(Object.values(alternatives).map((balancer) => balancer.stop()));
     await cluster?.stop();
   });
 
@@ -80,11 +91,11 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
     return found;
   }
 
-  for (const balancer of ["haproxy", "nginx"]) {
+  for (const balancer of ["haproxy", "envoy", "caddy", "nginx"]) {
     for (const way of Object.keys(ways)) {
       test(`a room spans all nodes through ${balancer}, by ${way}`, async () => {
         const room = `tea by ${way} through ${balancer}`;
-        const url = balancer === "nginx" ? nginx.url : cluster.urls.balancer;
+        const url = alternatives[balancer]?.url ?? cluster.urls.balancer;
         const ada = await connected(url, way, COOKIES);
         const others = await Promise.all(
           [...NODES, "node-js"].map((node) => connected(cluster.urls[node], "websocket")),
@@ -118,9 +129,9 @@ describe("a cluster behind balancers", { timeout: 200_000 }, () => {
     }
   });
 
-  test("a session stays with its node through either balancer, request by request", async () => {
+  test("a session stays with its node through every balancer, request by request", async () => {
     const sockets = await spread(NODES, "polling", COOKIES);
-    sockets.push(await connected(nginx.url, "polling"));
+    for (const { url } of Object.values(alternatives)) sockets.push(await connected(url, "polling", COOKIES));
     for (const socket of sockets) {
       const { id } = socket;
       for (let round = 0; round < 10; round += 1) assert.deepEqual(await ask(socket, "rooms"), []);

@@ -11,7 +11,7 @@ const { deadline } = require("../../../node/tests/clients/support/wait");
 
 const FILE = join(__dirname, "../../envoy/envoy.yaml");
 
-/** Clients at `port`, operators at the next one; nodes whose clients' port answers /readyz, too. */
+/** Clients at `port`, operators at the next one; nodes answer /readyz on their internal port, or on their only one. */
 class Envoy {
   constructor(port, nodes) {
     this.folder = mkdtempSync(join(tmpdir(), "roomcast-envoy-"));
@@ -23,7 +23,7 @@ class Envoy {
     nodes.forEach((node, index) => {
       text = text
         .replace(`{address: node${index + 1}, port_value: 3000}`, `{address: 127.0.0.1, port_value: ${node.port}}`)
-        .replace("{port_value: 3001}", `{port_value: ${node.port}}`);
+        .replace("{port_value: 3001}", `{port_value: ${node.internal ?? node.port}}`);
     });
     writeFileSync(file, text);
     const args = ["-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"];
