@@ -65,6 +65,18 @@ describe("the package", { timeout: 120_000 }, () => {
     for (const name of names) assert.ok(table.includes(`| \`${name}\` |`), name);
   });
 
+  test("contains settings that the program accepts, the completions of shells, and every command in its manual", () => {
+    const program = join(root, "usr/bin/roomcast");
+    const settings = join(root, "usr/share/doc/roomcast/examples/roomcast.toml");
+    run(program, "config", "check", "--config", settings);
+    assert.match(readFileSync(join(root, "usr/share/bash-completion/completions/roomcast"), "utf8"), /complete -F/);
+    const manual = run("zcat", join(root, "usr/share/man/man1/roomcast.1.gz"));
+    const [, commands] = /^Commands:\n([^]*?)\n\n/m.exec(run(program, "--help"));
+    const names = [...commands.matchAll(/^ {2}(\w+)/gm)].map(([, name]) => name).filter((name) => name !== "help");
+    assert.ok(names.length > 3);
+    for (const name of names) assert.ok(manual.includes(`.TP\n.B ${name}\n`), name);
+  });
+
   test("contains a program that runs, and becomes ready", async () => {
     const ports = await freePorts();
     const variables = {
