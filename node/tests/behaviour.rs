@@ -712,6 +712,34 @@ async fn a_websocket_with_b64_carries_binary_as_base64_in_both_revisions() {
     }
 }
 
+/// As in Node, each transport has its own `b64`.
+#[tokio::test]
+async fn a_session_takes_base64_from_its_upgrade_on_if_the_websocket_asks_for_it() {
+    for (of_polling, of_websocket) in [("", "&b64=1"), ("&b64=1", "")] {
+        let (namespace, mut sockets) = Sockets::of(Namespace::new("/"));
+        let server = TestServer::start(Server::builder().namespace(namespace)).await;
+        let target = format!("/socket.io/?EIO=4&transport=polling{of_polling}");
+        let mut polling = Polling::open_at(server.address, &target).await;
+        polling.say("40").await;
+        assert!(polling.packet().await.starts_with("40"));
+        let socket = sockets.next().await;
+        let target = polling.target().replace("polling", "websocket") + of_websocket;
+        let mut client = WebSocket::upgrade(server.address, &target).await;
+        client.send("2probe").await;
+        assert_eq!(client.text().await, "3probe");
+        assert_eq!(polling.get().await.body, "6");
+        client.send("5").await;
+        socket.emit("e", Bytes::from_static(&[1, 2, 3])).unwrap();
+        let header = r#"451-["e",{"_placeholder":true,"num":0}]"#;
+        assert_eq!(client.text().await, header);
+        let expected = match of_websocket {
+            "" => Message::Binary(vec![1, 2, 3]),
+            _ => Message::Text("bAQID".to_owned()),
+        };
+        assert_eq!(client.next().await, expected);
+    }
+}
+
 #[tokio::test]
 async fn a_client_of_revision_3_is_served_by_polling() {
     let (server, _) = revision_3().await;

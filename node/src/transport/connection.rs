@@ -42,7 +42,9 @@ pub(crate) struct Connection {
     locked: Mutex<Locked>,
     id: EngineId,
     lane: u16,
-    form: WireForm,
+    revision: Revision,
+    /// Whether the client's transport takes text only. It changes when a WebSocket is attached.
+    base64: AtomicBool,
     /// A copy of [`ConnectionState::may_reply_directly`], which the driver reads without the lock:
     /// whatever its handlers have seen has happened before.
     direct: AtomicBool,
@@ -92,7 +94,8 @@ impl Connection {
             locked: Mutex::new(locked),
             id,
             lane: u16::try_from(lane).expect("few lanes"),
-            form,
+            revision: form.revision,
+            base64: AtomicBool::new(form.base64),
             direct: AtomicBool::new(false),
         });
         let slot = connection.lane().sessions().insert(Arc::clone(&connection));
@@ -120,11 +123,19 @@ impl Connection {
     }
 
     pub(crate) fn revision(&self) -> Revision {
-        self.form.revision
+        self.revision
     }
 
     pub(super) fn takes_base64_only(&self) -> bool {
-        self.form.base64
+        self.base64.load(Ordering::Relaxed)
+    }
+
+    /// The form in which the WebSocket carries packets. It is read under the lock, as it changes.
+    fn form(&self) -> WireForm {
+        WireForm {
+            revision: self.revision,
+            base64: self.takes_base64_only(),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Locked> {
@@ -295,19 +306,19 @@ impl Connection {
         scratch: &mut Vec<u8>,
         mut cx: Option<&mut Context<'_>>,
     ) -> usize {
-        let mut total = 0;
+        let (mut total, form) = (0, self.form());
         let Locked { state, stream, .. } = locked;
         let Some(stream) = stream else {
             return 0;
         };
         let error = loop {
-            let Some(bytes) = state.next_write(self.form, scratch) else {
+            let Some(bytes) = state.next_write(form, scratch) else {
                 return total;
             };
             match stream.try_write(cx.as_deref_mut(), bytes) {
                 Ok(count) => {
                     total += count;
-                    state.wrote(count, self.form);
+                    state.wrote(count, form);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break error,
@@ -356,8 +367,14 @@ impl Connection {
         locked.timer = self.lane().sessions().arm(locked.slot, deadline);
     }
 
-    /// The client's WebSocket takes over from polling. `read` was received on it already.
-    pub(super) fn attach(self: &Arc<Self>, stream: Stream, read: Vec<u8>) -> Result<(), Closed> {
+    /// The client's WebSocket takes over from polling. `read` was received on it already, and
+    /// `base64` says whether it takes text only.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        stream: Stream,
+        read: Vec<u8>,
+        base64: bool,
+    ) -> Result<(), Closed> {
         let mut locked = self.lock();
         if locked.state.is_expired() {
             return Err(Closed);
@@ -366,6 +383,7 @@ impl Connection {
             Some(polling) if !polling.said_farewell() => polling.attached(read),
             _ => return Err(Closed),
         }
+        self.base64.store(base64, Ordering::Relaxed);
         locked.stream = Some(stream);
         locked.state.attach();
         locked.wake_driver();
@@ -405,7 +423,7 @@ impl Connection {
     ) -> (usize, Option<CloseReason>) {
         let mut guard = self.lock();
         let locked = &mut *guard;
-        locked.state.end_turn(replies, self.form);
+        locked.state.end_turn(replies, self.form());
         self.publish_direct(locked);
         let mut sent = 0;
         if let (false, Some(stream)) = (replies.is_empty(), &mut locked.stream) {

@@ -152,6 +152,7 @@ impl Routes {
                 .engine
                 .find(sid)
                 .ok_or(HandshakeError::SessionUnknown)?;
+            let upgrade = upgrade.then_some(query.b64);
             return self.existing(request, transport, upgrade, connection).await;
         }
         if request.method() != Method::GET {
@@ -237,14 +238,15 @@ impl Routes {
         Ok(response)
     }
 
+    /// A request of a session. For an upgrade, `upgrade` says whether the client takes text only.
     async fn existing(
         &self,
         mut request: Request<Body>,
         transport: TransportName,
-        upgrade: bool,
+        upgrade: Option<bool>,
         connection: Arc<Connection>,
     ) -> Result<Response<Body>, Refused> {
-        if upgrade {
+        if let Some(base64) = upgrade {
             if transport != TransportName::WebSocket || !self.engine.config.allow_upgrades {
                 return Err(HandshakeError::BadRequest.into());
             }
@@ -255,7 +257,9 @@ impl Routes {
             };
             let upgrade = hyper::upgrade::on(&mut request);
             // Ends by the upgrade timeout at the latest.
-            drop(tokio::spawn(upgrade::probe(probing, upgrade, connection)));
+            drop(tokio::spawn(upgrade::probe(
+                probing, upgrade, connection, base64,
+            )));
             return Ok(response);
         }
         if transport != TransportName::Polling {

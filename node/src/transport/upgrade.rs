@@ -81,8 +81,14 @@ impl Drop for Probing {
     }
 }
 
-/// Carries a WebSocket that a polling client probes, until it is attached or closed.
-pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<Connection>) {
+/// Carries a WebSocket that a polling client probes, until it is attached or closed. `base64` says
+/// whether it takes text only.
+pub(super) async fn probe(
+    probing: Probing,
+    upgrade: OnUpgrade,
+    connection: Arc<Connection>,
+    base64: bool,
+) {
     let limit = probing.0.config.upgrade_timeout;
     let Ok(upgraded) = upgrade.await else {
         return;
@@ -95,7 +101,7 @@ pub(super) async fn probe(probing: Probing, upgrade: OnUpgrade, connection: Arc<
     }
     match timeout(limit, carry_probe(&mut stream, &connection, read)).await {
         // A session that has ended meanwhile drops the stream.
-        Ok(Ok(rest)) => drop(connection.attach(stream, rest)),
+        Ok(Ok(rest)) => drop(connection.attach(stream, rest, base64)),
         Ok(Err(Failed(close_frame))) => {
             connection.abandon_probe();
             close(&mut stream, &close_frame).await;

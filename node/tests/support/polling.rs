@@ -18,7 +18,10 @@ pub(crate) struct Polling {
 impl Polling {
     /// Opens a session.
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        let target = "/socket.io/?EIO=4&transport=polling";
+        Self::open_at(address, "/socket.io/?EIO=4&transport=polling").await
+    }
+
+    pub(crate) async fn open_at(address: SocketAddr, target: &str) -> Self {
         let response = http::request(address, "GET", target, "").await;
         assert_eq!(response.status, 200, "{response:?}");
         let open = response.body.strip_prefix(r#"0{"sid":""#).unwrap();
