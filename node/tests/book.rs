@@ -70,6 +70,7 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
         .map(|name| name.split(' ').next().unwrap().to_owned())
         .collect();
     names.extend(metrics_of_the_bus());
+    names.extend(metrics_of_the_hooks());
     let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
 
@@ -175,8 +176,18 @@ fn roomcast() -> Command {
 /// The program has none of them without Redis.
 fn metrics_of_the_bus() -> impl Iterator<Item = String> {
     let source = include_str!("../../adapter/src/redis_bus/metrics.rs");
+    names_in(source, "roomcast_bus_")
+}
+
+/// The program has none of them without hooks.
+fn metrics_of_the_hooks() -> impl Iterator<Item = String> {
+    let source = include_str!("../src/gateway/hooks/metrics.rs");
+    names_in(source, "roomcast_hook_")
+}
+
+fn names_in(source: &str, prefix: &str) -> impl Iterator<Item = String> {
     let literals = source.split('"').skip(1).step_by(2);
-    let names = literals.filter(|literal| literal.starts_with("roomcast_bus_"));
+    let names = literals.filter(move |literal| literal.starts_with(prefix));
     names.map(str::to_owned)
 }
 

@@ -15,7 +15,7 @@ use std::{
 use axum::Extension;
 use roomcast::{
     Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, MemoryBus, Namespace,
-    Refused, Server, Socket, State, Value,
+    Refused, Server, Socket, SocketId, State, Value,
 };
 use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
 use tokio::{net::TcpListener, sync::mpsc, task::yield_now};
@@ -202,6 +202,20 @@ async fn authorizers_run_in_order_and_the_first_error_refuses() {
     assert_eq!(decided.load(Ordering::SeqCst), 1);
     client.send(r#"421["who"]"#).await;
     assert_eq!(client.text().await, r#"431["ada"]"#);
+}
+
+#[tokio::test]
+async fn an_authorizer_knows_the_id_that_the_socket_will_have() {
+    let namespace = Namespace::new("/")
+        .authorize(async |id: SocketId| Ok::<_, Refused>(id.to_string()))
+        .on("both", async |socket: Socket| {
+            let noted = socket.data::<String>().map(|id| id.to_string());
+            (socket.id().to_string(), noted)
+        });
+    let (_server, answers) = answers(namespace, &[r#"421["both"]"#]).await;
+    let json = answers[0].strip_prefix("431").expect("an answer");
+    let (id, noted): (String, Option<String>) = serde_json::from_str(json).expect("two ids");
+    assert_eq!(noted, Some(id));
 }
 
 #[tokio::test]

@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use prometheus::proto::Metric;
-use roomcast::{Handshake, Namespace, Refused, Server};
+use roomcast::{HandlerError, Handshake, Namespace, Refused, Server, SocketId};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::auth::Auth;
+use super::{auth::Auth, hooks::Hooks, session::SocketData};
 
 /// Time between two looks for foreign servers. They come and go with deployments.
 const LOOK: Duration = Duration::from_secs(10);
@@ -27,6 +27,24 @@ pub(crate) enum Access {
     Open,
     /// Clients that show a valid token
     Jwt,
+    /// Whom the application lets in, by a hook
+    Hook,
+    /// Whom the application lets in, of clients that show a valid token
+    #[value(name = "jwt+hook")]
+    #[serde(rename = "jwt+hook")]
+    JwtHook,
+}
+
+impl Access {
+    /// Whether clients have to show a token.
+    pub(crate) fn asks_for_token(self) -> bool {
+        matches!(self, Self::Jwt | Self::JwtHook)
+    }
+
+    /// Whether a hook decides.
+    pub(crate) fn asks_hook(self) -> bool {
+        matches!(self, Self::Hook | Self::JwtHook)
+    }
 }
 
 /// The access of each namespace that is served.
@@ -38,17 +56,25 @@ pub(crate) fn guard(
     name: &str,
     access: Access,
     auth: Option<&Arc<Auth>>,
+    hooks: &Hooks,
 ) -> Namespace {
     match access {
         Access::Open => namespace,
-        Access::Jwt => {
-            let auth = auth.cloned();
-            namespace.authorize(move |handshake: Handshake| {
-                let auth = auth.clone();
+        Access::Jwt | Access::Hook | Access::JwtHook => {
+            let (name, auth, hooks) = (name.to_owned(), auth.cloned(), hooks.clone());
+            namespace.authorize(move |handshake: Handshake, id: SocketId| {
+                let (name, auth, hooks) = (name.clone(), auth.clone(), hooks.clone());
                 async move {
-                    match auth {
-                        Some(auth) => auth.admit(&handshake).await,
-                        None => Err(Refused::new("tokens cannot be verified")),
+                    let data = match (auth, access.asks_for_token()) {
+                        (_, false) => SocketData::default(),
+                        (Some(auth), true) => auth.admit(&handshake).await?,
+                        (None, true) => {
+                            return Err(Refused::new("tokens cannot be verified").into());
+                        }
+                    };
+                    match access.asks_hook() {
+                        true => hooks.connect(&name, &handshake, &id, data).await,
+                        false => Ok::<_, HandlerError>(data),
                     }
                 }
             })
@@ -78,6 +104,7 @@ pub(crate) fn announce(table: &AccessTable) {
             Access::Closed => warn!(namespace, "{}", refusal(namespace)),
             Access::Open => info!(namespace, "everybody may connect"),
             Access::Jwt => info!(namespace, "clients with a valid token may connect"),
+            Access::Hook | Access::JwtHook => info!(namespace, "a hook decides who may connect"),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     auth::{Auth, KeyError},
     cluster,
     config::{Browser, Config, PacketParser, Protocol, Transport},
+    hooks::Hooks,
     namespaces::{self, Parts},
     origins::Origins,
     policy::RoomPolicy,
@@ -35,7 +36,7 @@ impl Unbuilt {
 }
 
 /// Builds the server that the configuration describes.
-pub(crate) async fn server(config: &Config) -> Result<Server, Unbuilt> {
+pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Server, Unbuilt> {
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -82,7 +83,7 @@ pub(crate) async fn server(config: &Config) -> Result<Server, Unbuilt> {
     });
     let auth = auth(config).await?;
     for (name, access) in config.access() {
-        let parts = parts(config, &name, access, auth.as_ref());
+        let parts = parts(config, &name, access, auth.as_ref(), hooks);
         builder = builder.namespace(namespaces::define(&name, parts));
     }
     let server = builder.build().await?;
@@ -95,7 +96,7 @@ pub(crate) async fn server(config: &Config) -> Result<Server, Unbuilt> {
 /// Reads the keys if any namespace asks for tokens.
 async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
     let asks = config.access().into_iter();
-    let asks = asks.filter(|(_, access)| *access == Access::Jwt);
+    let asks = asks.filter(|(_, access)| access.asks_for_token());
     let namespaces: Vec<_> = asks.map(|(name, _)| name).collect();
     if namespaces.is_empty() {
         return Ok(None);
@@ -105,7 +106,13 @@ async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
 }
 
 /// What a namespace is made of: its section of the file, and the options for all namespaces.
-fn parts(config: &Config, name: &str, access: Access, auth: Option<&Arc<Auth>>) -> Parts {
+fn parts(
+    config: &Config,
+    name: &str,
+    access: Access,
+    auth: Option<&Arc<Auth>>,
+    hooks: &Hooks,
+) -> Parts {
     let section = config
         .settings
         .namespaces
@@ -114,12 +121,13 @@ fn parts(config: &Config, name: &str, access: Access, auth: Option<&Arc<Auth>>) 
     let policy = section.and_then(|section| section.rooms.clone());
     let policy = policy.unwrap_or_else(|| match access {
         Access::Open => RoomPolicy::open(),
-        Access::Closed | Access::Jwt => RoomPolicy::default(),
+        _ => RoomPolicy::default(),
     });
     let has_rooms = has_rooms.unwrap_or(config.protocol.client_rooms.0);
     Parts {
         access,
         auth: auth.cloned(),
+        hooks: hooks.clone(),
         rooms: has_rooms.then(|| Arc::new(Rooms::new(policy))),
     }
 }

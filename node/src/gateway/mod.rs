@@ -12,6 +12,7 @@ mod config;
 mod demo;
 mod emit;
 mod file_limit;
+mod hooks;
 mod limits;
 mod logging;
 mod namespaces;

@@ -1,13 +1,14 @@
 //! Puts the handlers of the gateway's parts together to namespaces. The library runs one handler per
 //! place, so that their order is written down here.
 
-use std::{future::ready, sync::Arc};
+use std::sync::Arc;
 
-use roomcast::{Namespace, Socket};
+use roomcast::{DisconnectReason, Namespace, Socket};
 
 use super::{
     access::{self, Access},
     auth::{Auth, with_sessions},
+    hooks::Hooks,
     rooms::{self, Rooms},
 };
 
@@ -16,6 +17,7 @@ pub(crate) struct Parts {
     pub(crate) access: Access,
     /// What verifies tokens. Set if any namespace asks for them.
     pub(crate) auth: Option<Arc<Auth>>,
+    pub(crate) hooks: Hooks,
     /// The rooms that clients may use by themselves, if any.
     pub(crate) rooms: Option<Arc<Rooms>>,
 }
@@ -25,32 +27,53 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     let Parts {
         access,
         auth,
+        hooks,
         rooms,
     } = parts;
-    let mut namespace = access::guard(Namespace::new(name), name, access, auth.as_ref());
-    let auth = auth.filter(|_| access == Access::Jwt);
+    let mut namespace = access::guard(Namespace::new(name), name, access, auth.as_ref(), &hooks);
+    let auth = auth.filter(|_| access.asks_for_token());
     if let Some(auth) = &auth {
-        let connecting = Arc::clone(auth);
-        namespace = with_sessions(namespace, auth).on_connect(move |socket: Socket| {
-            connecting.connected(&socket);
-            ready(())
-        });
+        namespace = with_sessions(namespace, auth);
     }
     if let Some(rooms) = &rooms {
         namespace = rooms::with_rooms(namespace, rooms);
     }
-    if auth.is_none() && rooms.is_none() {
-        return namespace;
+    namespace = hooks.with_events(namespace, name);
+    if auth.is_some() || access.asks_hook() {
+        namespace = on_connect(namespace, auth.clone(), hooks.clone());
     }
-    let has_rooms = rooms.is_some();
-    namespace.on_disconnect(move |socket: Socket| {
+    if auth.is_some() || rooms.is_some() || hooks.hears_disconnects(name) {
+        namespace = on_disconnect(namespace, auth, rooms.is_some(), hooks);
+    }
+    namespace
+}
+
+fn on_connect(namespace: Namespace, auth: Option<Arc<Auth>>, hooks: Hooks) -> Namespace {
+    namespace.on_connect(move |socket: Socket| {
+        if let Some(auth) = &auth {
+            auth.connected(&socket);
+        }
+        let hooks = hooks.clone();
+        async move { hooks.connected(&socket).await }
+    })
+}
+
+fn on_disconnect(
+    namespace: Namespace,
+    auth: Option<Arc<Auth>>,
+    has_rooms: bool,
+    hooks: Hooks,
+) -> Namespace {
+    namespace.on_disconnect(move |socket: Socket, reason: DisconnectReason| {
         if let Some(auth) = &auth {
             auth.disconnected(&socket);
         }
+        let hooks = hooks.clone();
         async move {
             if has_rooms {
                 rooms::notify_leaving(&socket).await;
             }
+            hooks.disconnected(&socket, reason).await;
         }
     })
 }

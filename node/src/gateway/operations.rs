@@ -16,7 +16,7 @@
 pub(crate) mod binary;
 mod carry_out;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use roomcast::{Args, Limits, is_reserved};
 use serde::Deserialize;
@@ -28,7 +28,7 @@ use serde_json::{Map, Value, value::RawValue};
 )]
 pub(crate) use carry_out::{Effect, Report};
 
-use super::session::user_room;
+use super::session::{SocketData, user_room};
 
 /// The most operations of one list.
 pub(crate) const MAX_OPERATIONS: usize = 1000;
@@ -57,6 +57,8 @@ pub(crate) enum Operation {
     },
     /// Replaces the data of the socket that asks.
     SetData { data: Map<String, Value> },
+    /// Names the user of the client that asks to connect.
+    SetUser { user: String },
     /// Disconnects sockets from the namespace; with `close`, closes their connections.
     Disconnect { close: bool, whom: Whom },
 }
@@ -93,7 +95,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    fn new(at: impl Into<String>, what: impl Into<String>) -> Self {
+    pub(crate) fn new(at: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             at: at.into(),
             what: what.into(),
@@ -119,12 +121,20 @@ pub(crate) enum Asks {
 pub(crate) struct Checked(Vec<Operation>);
 
 impl Checked {
-    /// The refusal, which then is the only operation or, in the response to an event, one of them.
-    pub(crate) fn refusal(&self) -> Option<roomcast::Refused> {
-        self.0.iter().find_map(|operation| match operation {
-            Operation::Refuse { message, data } => Some(refused(message, data.as_ref())),
-            _ => None,
-        })
+    /// What the list makes of a client that asks to connect: its data, or the refusal, which then is
+    /// the only operation. The other operations are carried out when it has connected.
+    pub(crate) fn admit(&self, mut data: SocketData) -> Result<SocketData, roomcast::Refused> {
+        for operation in &self.0 {
+            match operation {
+                Operation::Refuse { message, data } => {
+                    return Err(refused(message, data.as_ref()));
+                }
+                Operation::SetData { data: set } => data.data = Arc::new(set.clone()),
+                Operation::SetUser { user } => data.user = Some(user.clone()),
+                _ => {}
+            }
+        }
+        Ok(data)
     }
 }
 
@@ -178,6 +188,10 @@ pub(crate) fn read_one(json: &RawValue) -> Result<Operation, Problem> {
             let SetDataForm { data, .. } = form(json)?;
             Operation::SetData { data }
         }
+        "set_user" => {
+            let SetUserForm { user, .. } = form(json)?;
+            Operation::SetUser { user }
+        }
         "disconnect" => {
             let form: DisconnectForm = form(json)?;
             let whom = whom(form.rooms, form.sockets, form.users, form.all);
@@ -202,13 +216,14 @@ fn unknown_operation(name: &str) -> String {
     }
 }
 
-const OPERATIONS: [&str; 7] = [
+const OPERATIONS: [&str; 8] = [
     "ack",
     "refuse",
     "join",
     "leave",
     "emit",
     "set_data",
+    "set_user",
     "disconnect",
 ];
 
@@ -319,6 +334,14 @@ struct SetDataForm {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct SetUserForm {
+    #[serde(rename = "op")]
+    _op: Op,
+    user: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct DisconnectForm {
     #[serde(rename = "op")]
     _op: Op,
@@ -418,6 +441,12 @@ impl Check<'_> {
                 self.whom(whom)
             }
             Operation::SetData { .. } => self.asker(),
+            Operation::SetUser { user } => match self.asks {
+                Asks::Connect => self
+                    .room(&user_room(user))
+                    .map_err(|what| Problem::new(".user", what)),
+                _ => Err(Problem::new(".op", "only a connect can name the user")),
+            },
             Operation::Disconnect { whom, .. } => self.whom(whom),
         }
     }
@@ -536,6 +565,7 @@ mod tests {
             {"op": "emit", "event": "x", "args": ["y"], "rooms": ["b"], "except": ["c"],
              "flags": {"volatile": true, "local": false}},
             {"op": "set_data", "data": {"name": "Ada"}},
+            {"op": "set_user", "user": "7"},
             {"op": "disconnect", "close": true, "all": true},
             {"op": "refuse", "message": "no", "data": [1]}
         ]"#;
@@ -566,6 +596,9 @@ mod tests {
                 },
             },
             Operation::SetData { data },
+            Operation::SetUser {
+                user: "7".to_owned(),
+            },
             Operation::Disconnect {
                 close: true,
                 whom: Whom::Everybody,
@@ -653,6 +686,7 @@ mod tests {
         let of_others = r#"[{"op":"join","rooms":["a"],"users":["7"]}]"#;
         let ack = r#"[{"op":"ack"}]"#;
         let refuse = r#"[{"op":"refuse","message":"no"}]"#;
+        let user = r#"[{"op":"set_user","user":"7"}]"#;
         for (json, allowed) in [
             (own, &[Asks::Connect, Asks::Event][..]),
             (
@@ -661,6 +695,7 @@ mod tests {
             ),
             (ack, &[Asks::Event]),
             (refuse, &[Asks::Connect, Asks::Event]),
+            (user, &[Asks::Connect]),
         ] {
             for asks in [Asks::Nobody, Asks::Connect, Asks::Event, Asks::Disconnect] {
                 let is_allowed = checked(json, asks).is_ok();
@@ -674,13 +709,24 @@ mod tests {
         let refuse = r#"{"op":"refuse","message":"no","data":{"code":7}}"#;
         let alone = checked(&format!("[{refuse}]"), Asks::Connect).unwrap();
         let wanted = roomcast::Refused::new("no").data(&serde_json::json!({"code": 7}));
-        assert_eq!(alone.refusal(), Some(wanted));
+        let admitted = alone.admit(SocketData::default());
+        assert_eq!(admitted.unwrap_err(), wanted);
         let text = problem(
             &format!(r#"[{refuse},{{"op":"join","rooms":["a"]}}]"#),
             Asks::Connect,
         );
         assert!(text.contains("no other operations"), "{text}");
-        assert_eq!(checked("[]", Asks::Connect).unwrap().refusal(), None);
+    }
+
+    #[test]
+    fn a_connect_gets_its_user_and_data() {
+        let list = r#"[{"op":"set_user","user":"7"},{"op":"set_data","data":{"name":"Ada"}}]"#;
+        let checked = checked(list, Asks::Connect).unwrap();
+        let data = checked.admit(SocketData::default()).unwrap();
+        assert_eq!(data.user.as_deref(), Some("7"));
+        assert_eq!(data.data["name"], "Ada");
+        let unchanged = Checked::default().admit(data.clone()).unwrap();
+        assert_eq!(unchanged.user, data.user);
     }
 
     #[tokio::test]
@@ -696,7 +742,10 @@ mod tests {
             {"op": "disconnect", "rooms": ["a"]}
         ]"#;
         let list = checked(list, Asks::Nobody).unwrap();
-        let report = list.clone().carry_out(&server.of("/"), None, None).await;
+        let report = list
+            .clone()
+            .carry_out(&server.of("/"), None, &mut None)
+            .await;
         assert!(report.failure().is_none());
         assert!(report.missed_nodes().is_none());
         let [
@@ -709,7 +758,9 @@ mod tests {
         };
         assert_eq!((delivery.local_sockets, delivery.nodes), (0, 0));
 
-        let report = list.carry_out(&server.of("/unknown"), None, None).await;
+        let report = list
+            .carry_out(&server.of("/unknown"), None, &mut None)
+            .await;
         assert_eq!(report.results.len(), 1);
         let (index, error) = report.failure().expect("a failure");
         assert_eq!(index, 0);

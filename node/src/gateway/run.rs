@@ -36,6 +36,7 @@ use super::{
     build::{self, Unbuilt},
     config::Config,
     demo,
+    hooks::Hooks,
     logging::Log,
     notify::Notify,
     reload::{MaxConnections, Reload, Reloadable},
@@ -69,6 +70,8 @@ pub(crate) enum RunError {
     },
     #[error("these options cannot be combined: {0}")]
     Build(BuildError),
+    #[error("{0}")]
+    Hooks(String),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
     #[error("tokens cannot be verified: {0}")]
@@ -111,14 +114,18 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let public = bind(config.listen.listen, LISTEN)?;
     let health = Arc::new(Health::default());
     let admin = Admin::start(internal, Arc::clone(&health))?;
+    let limits = (&config.limits).into();
+    let hooks = Hooks::new(&config.settings.hooks, limits, &config.access());
+    let hooks = hooks.map_err(RunError::Hooks)?;
     let built = tokio::select! {
-        built = build_when_possible(&config, &health) => built,
+        built = build_when_possible(&config, &hooks, &health) => built,
         signal = signals.next(|| warn!("SIGHUP is ignored until the server is built")) => {
             info!(signal, "stopped before the server was built");
             return Ok(());
         }
     };
     let server = built?;
+    hooks.started(&server).map_err(io::Error::other)?;
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
     health.serving(vitals);
     let router = if is_demo {
@@ -151,6 +158,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         notify.stopping();
         drop(stop);
         server.close().await;
+        hooks.flush().await;
     };
     let drain_timeout = config.operation.drain_timeout.0;
     let parts: Vec<Box<dyn Reloadable>> = vec![
@@ -170,10 +178,14 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
 }
 
 /// Builds the server, if need be again and again until Redis is available.
-async fn build_when_possible(config: &Config, health: &Health) -> Result<Server, Unbuilt> {
+async fn build_when_possible(
+    config: &Config,
+    hooks: &Hooks,
+    health: &Health,
+) -> Result<Server, Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
-        match build::server(config).await {
+        match build::server(config, hooks).await {
             Err(error) if error.is_temporary() => {
                 health.waiting(error.to_string());
                 warn!(%error, "waiting for Redis");

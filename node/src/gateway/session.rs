@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use roomcast::Socket;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
     auth::{Session, User},
+    operations::Checked,
     policy::USER_ROOMS,
 };
 
@@ -26,6 +28,9 @@ pub(crate) struct SocketData {
     /// What its token has shown, in namespaces that ask for one.
     #[serde(skip)]
     pub(crate) session: Option<Arc<Session>>,
+    /// What a hook wants done when the client has connected.
+    #[serde(skip)]
+    on_connect: Arc<Mutex<Option<Checked>>>,
 }
 
 impl SocketData {
@@ -36,6 +41,16 @@ impl SocketData {
             session: Some(session),
             ..Self::default()
         }
+    }
+
+    /// Keeps operations until the client has connected.
+    pub(crate) fn keep(&mut self, operations: Checked) {
+        self.on_connect = Arc::new(Mutex::new(Some(operations)));
+    }
+
+    /// Takes the operations.
+    pub(crate) fn take(&self) -> Option<Checked> {
+        self.on_connect.lock().take()
     }
 }
 
@@ -90,7 +105,7 @@ mod tests {
         let data = SocketData {
             user: Some("7".to_owned()),
             data: Arc::new(data),
-            session: None,
+            ..SocketData::default()
         };
         let shown = serde_json::to_string(&data).unwrap();
         assert_eq!(shown, r#"{"user":"7","name":"Ada"}"#);

@@ -597,6 +597,7 @@ async fn authorize(
     for authorizer in &namespace.handlers.authorizers {
         let deciding = authorizer(&mut Call {
             handshake: Some(&handshake),
+            socket_id: Some(&socket),
             ..Call::new(&namespace.handlers.states)
         });
         data = deciding.await?.or(data);

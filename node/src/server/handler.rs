@@ -22,7 +22,7 @@ use std::{
     sync::Arc,
 };
 
-use roomcast_adapter::JoinError;
+use roomcast_adapter::{JoinError, SocketId};
 use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
 
 use super::{
@@ -85,6 +85,7 @@ pub struct Call<'a> {
     pub(crate) socket: Option<&'a Socket>,
     pub(crate) namespace: Option<&'a BroadcastOperator>,
     pub(crate) handshake: Option<&'a Handshake>,
+    pub(crate) socket_id: Option<&'a SocketId>,
     pub(crate) reason: Option<DisconnectReason>,
     pub(crate) event: &'a str,
     pub(crate) payload: Option<&'a Payload<'a>>,
@@ -103,6 +104,7 @@ impl<'a> Call<'a> {
             socket: None,
             namespace: None,
             handshake: None,
+            socket_id: None,
             reason: None,
             event: "",
             payload: None,
@@ -178,6 +180,7 @@ pub trait Arguments<Place>: Sized + 'static {
 /// | [`Ack`] | events | the acknowledgement, which the handler then sends itself |
 /// | [`DisconnectReason`] | disconnect | why the socket has disconnected |
 /// | [`Handshake`] | authorize | the client's first request |
+/// | [`SocketId`] | authorize | the id that the socket will have |
 /// | [`BroadcastOperator`] | events of servers | the namespace |
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an argument of a handler here",
@@ -267,6 +270,8 @@ arguments! {
         |call| call.namespace.expect("it is about a namespace").clone();
     Handshake: OnAuthorize =>
         |call| call.handshake.expect("it is about a client").clone();
+    SocketId: OnAuthorize =>
+        |call| call.socket_id.expect("it is about a client").clone();
     DisconnectReason: OnDisconnect =>
         |call| call.reason.expect("it is about a disconnect");
     Event: OnEventPlace =>

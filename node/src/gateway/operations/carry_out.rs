@@ -49,25 +49,25 @@ fn is_partial(error: &EmitError) -> bool {
 impl Checked {
     /// Carries out the operations in their order.
     ///
-    /// `ack` is sent where the list acknowledges or refuses, or at the end if it does neither.
+    /// `ack` is taken and sent where the list acknowledges or refuses, or at the end if it does
+    /// neither. After a failure it may still be there, for an error.
     /// `asker` must be there unless the list was checked for [`Asks::Nobody`](super::Asks::Nobody).
     pub(crate) async fn carry_out(
         self,
         namespace: &BroadcastOperator,
         asker: Option<&Socket>,
-        mut ack: Option<Ack>,
+        ack: &mut Option<Ack>,
     ) -> Report {
         let mut report = Report::default();
         for operation in self.0 {
-            let result = one(operation, namespace, asker, &mut ack).await;
+            let result = one(operation, namespace, asker, ack).await;
             let ends = matches!(&result, Err(error) if !is_partial(error));
             report.results.push(result);
             if ends {
-                // The acknowledgement stays with the caller's error.
                 return report;
             }
         }
-        if let Some(ack) = ack {
+        if let Some(ack) = ack.take() {
             // Fails only if the client has gone, which then expects nothing.
             drop(ack.send(()));
         }
@@ -118,6 +118,11 @@ async fn one(
                 emitted.map(Effect::Emitted)
             }
             Selection::Nobody => Ok(Effect::Nobody),
+        },
+        // It took effect when the client was let in.
+        Operation::SetUser { user } => match asker {
+            Some(socket) => join(socket, &[session::user_room(&user)]).await,
+            None => Ok(Effect::Nobody),
         },
         Operation::SetData { data } => {
             let Some(socket) = asker else {

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""A chat as an application behind Roomcast, with Python's standard library only.
+
+    ROOMCAST_SECRET=… ./app.py [PORT]
+
+Roomcast posts what its clients do and carries out the operations that are returned.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SECRET = os.environ["ROOMCAST_SECRET"].encode()
+# Who may connect, by token. A real application asks its sessions or its database.
+USERS = {"token-of-ada": "ada", "token-of-bob": "bob"}
+
+
+def connect(request):
+    user = USERS.get(request["auth"].get("token"))
+    if user is None:
+        return [{"op": "refuse", "message": "unknown token", "data": {"code": 401}}]
+    return [
+        {"op": "set_user", "user": user},
+        {"op": "set_data", "data": {"name": user}},
+        {"op": "join", "rooms": ["lobby"]},
+        {"op": "emit", "event": "welcome", "args": [user]},
+        {"op": "emit", "event": "joined", "args": [user], "rooms": ["lobby"], "except": [request["socket"]["id"]]},
+    ]
+
+
+def message(request, text):
+    if not isinstance(text, str) or not text.strip():
+        return [{"op": "refuse", "message": "say something"}]
+    sender = request["socket"]["data"]["name"]
+    return [
+        {"op": "emit", "event": "message", "args": [sender, text], "rooms": ["lobby"]},
+        {"op": "ack", "args": ["delivered"]},
+    ]
+
+
+def whisper(request, user, text):
+    sender = request["socket"]["user"]
+    return [
+        {"op": "emit", "event": "whisper", "args": [sender, text], "users": [user]},
+        {"op": "ack", "args": ["delivered"]},
+    ]
+
+
+def disconnect(request):
+    return [{"op": "emit", "event": "left", "args": [request["socket"]["user"]], "rooms": ["lobby"]}]
+
+
+EVENTS = {"message": message, "whisper": whisper}
+
+
+def respond(request):
+    match request["type"]:
+        case "connect":
+            return connect(request)
+        case "disconnect":
+            return disconnect(request)
+        case "event" if request["event"] in EVENTS:
+            return EVENTS[request["event"]](request, *request["args"])
+    return [{"op": "refuse", "message": "unknown event"}]
+
+
+def is_genuine(header, body):
+    parts = dict(part.split("=", 1) for part in header.split(",") if "=" in part)
+    sent = parts.get("t", "0")
+    wanted = hmac.new(SECRET, sent.encode() + b"." + body, hashlib.sha256).hexdigest()
+    is_recent = sent.isdigit() and abs(time.time() - int(sent)) < 300
+    return is_recent and hmac.compare_digest(wanted, parts.get("v1", ""))
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # Keeps connections open.
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not is_genuine(self.headers.get("Roomcast-Signature", ""), body):
+            self.send_error(403)
+            return
+        response = json.dumps(respond(json.loads(body))).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(response)))
+        self.end_headers()
+        self.wfile.write(response)
+
+
+if __name__ == "__main__":
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

@@ -1,0 +1,376 @@
+//! One hook's way to its backend: limits, the circuit breaker, the request and its response.
+//!
+//! ```text
+//! call ─► circuit open? ─► free request? ─► POST ─► status, body ─► list of operations
+//!            │                │  queue full?   │        │                │
+//!            ▼                ▼                ▼        ▼                ▼
+//!        Unavailable      Overloaded       Unreachable, Timeout      Invalid
+//! ```
+//!
+//! Whatever fails costs the caller an error. The caller's connection is never involved: it polls a
+//! future like that of any handler.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use prometheus::{Histogram, IntCounter, IntGauge};
+use roomcast::Refused;
+use serde_json::value::RawValue;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{sleep, timeout},
+};
+
+use super::{
+    breaker::{Breaker, Change, Passed},
+    metrics::{LineLimit, Metrics},
+    request::Selection,
+    settings::Settings,
+    signature::{self, Secret},
+};
+use crate::gateway::operations::{self, Operation, Problem};
+
+/// The largest response, in bytes.
+const MAX_RESPONSE: usize = 4 << 20;
+
+/// How long to wait for a connection to the backend, which the hook's own timeout may shorten.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a request has no usable response.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("no response in time")]
+    Timeout,
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("the backend responded with status {0}")]
+    Status(StatusCode),
+    #[error("too many requests wait already")]
+    Overloaded,
+    #[error("the circuit is open because requests have failed")]
+    CircuitOpen,
+    #[error("the response is not a list of operations: {0}")]
+    Invalid(#[from] Problem),
+    #[error("the request cannot be written: {0}")]
+    Request(Box<dyn std::error::Error + Send + Sync>),
+    #[error("operation {index} of the response failed: {error}")]
+    Operation { index: usize, error: String },
+}
+
+impl Failure {
+    /// The word for it in metrics.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Unreachable(_) => "unreachable",
+            Self::Status(_) => "status",
+            Self::Overloaded => "overloaded",
+            Self::CircuitOpen => "circuit_open",
+            Self::Invalid(_) => "invalid",
+            Self::Request(_) => "request",
+            Self::Operation { .. } => "operation",
+        }
+    }
+
+    /// What the client may know.
+    pub(super) fn refused(&self) -> Refused {
+        let (message, code) = match self {
+            Self::Timeout => ("the application did not respond in time", "timeout"),
+            Self::Overloaded => ("the application is overloaded", "overloaded"),
+            Self::Unreachable(_) | Self::Status(_) | Self::CircuitOpen => {
+                ("the application is unavailable", "unavailable")
+            }
+            Self::Invalid(_) | Self::Request(_) | Self::Operation { .. } => {
+                ("internal error", "internal")
+            }
+        };
+        Refused::new(message).data(&serde_json::json!({ "code": code }))
+    }
+
+    /// Whether it shows that the backend cannot serve.
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Unreachable(_) => true,
+            Self::Status(status) => status.is_server_error(),
+            _ => false,
+        }
+    }
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// A hook and its backend.
+pub(super) struct Backend {
+    pub(super) name: Arc<str>,
+    pub(super) selection: Selection,
+    url: Uri,
+    client: HttpClient,
+    secret: Option<Secret>,
+    timeout: Duration,
+    slots: Slots,
+    breaker: Arc<Breaker>,
+    metrics: Metrics,
+    /// The series of what happens with every request.
+    succeeded: IntCounter,
+    duration: Histogram,
+    in_flight: IntGauge,
+    lines: LineLimit,
+}
+
+impl Backend {
+    pub(super) fn new(name: &str, settings: &Settings, metrics: &Metrics) -> Result<Self, String> {
+        settings.check()?;
+        let secret = settings.secret()?;
+        Ok(Self {
+            name: name.into(),
+            selection: Selection {
+                headers: settings.headers.clone(),
+                cookies: settings.cookies.clone(),
+            },
+            url: settings.url.0.clone(),
+            client: client(settings)?,
+            secret: secret.map(|secret| Secret::new(&secret)),
+            timeout: settings.timeout,
+            slots: Slots {
+                free: Semaphore::new(settings.concurrency),
+                waiting: AtomicUsize::new(0),
+                queue: settings.queue,
+                queued: metrics.queued.with_label_values(&[name]),
+            },
+            breaker: Arc::new(Breaker::new(
+                settings.circuit_failures,
+                settings.circuit_pause,
+            )),
+            succeeded: metrics.requests.with_label_values(&[name, "ok"]),
+            duration: metrics.duration.with_label_values(&[name]),
+            in_flight: metrics.in_flight.with_label_values(&[name]),
+            metrics: metrics.clone(),
+            lines: LineLimit::default(),
+        })
+    }
+
+    /// Posts a body and returns the operations of the response.
+    pub(super) async fn call(
+        &self,
+        body: Bytes,
+        forwarded: HeaderMap,
+    ) -> Result<Vec<Operation>, Failure> {
+        // Outside of the future, so that the circuit breaker learns of a timeout, too.
+        let mut passed = None;
+        let attempt = self.attempt(&mut passed, body, forwarded);
+        let result = timeout(self.timeout, attempt).await;
+        let result = result.unwrap_or(Err(Failure::Timeout));
+        if let Some(passed) = passed {
+            let is_outage = result.as_ref().is_err_and(Failure::is_outage);
+            self.changed(passed.report(!is_outage));
+        }
+        match &result {
+            Ok(_) => self.succeeded.inc(),
+            Err(failure) => self.note(failure),
+        }
+        result
+    }
+
+    /// Counts and logs a failure.
+    pub(super) fn note(&self, failure: &Failure) {
+        let labels = [&*self.name, failure.label()];
+        self.metrics.requests.with_label_values(&labels).inc();
+        if let Some(left_out) = self.lines.pass() {
+            let hook = &*self.name;
+            tracing::warn!(hook, error = %failure, left_out, "a hook failed");
+        }
+    }
+
+    async fn attempt<'a>(
+        &'a self,
+        passed: &mut Option<Passed<'a>>,
+        body: Bytes,
+        forwarded: HeaderMap,
+    ) -> Result<Vec<Operation>, Failure> {
+        // Asked twice, because the circuit may open while the request waits.
+        if self.breaker.is_open() {
+            return Err(Failure::CircuitOpen);
+        }
+        let _slot = self.slots.enter().await?;
+        *passed = Some(self.breaker.pass().ok_or(Failure::CircuitOpen)?);
+        let _running = Running::new(&self.in_flight);
+        let timer = self.duration.start_timer();
+        let response = self.post(body, forwarded).await?;
+        timer.observe_duration();
+        if response.is_empty() {
+            return Ok(Vec::new());
+        }
+        let json = serde_json::from_slice::<&RawValue>(&response);
+        let json = json.map_err(|error| Problem::new("", error.to_string()))?;
+        Ok(operations::read(json)?)
+    }
+
+    fn changed(&self, change: Change) {
+        match change {
+            Change::Nothing => {}
+            Change::Opened(pause) => self.opened(pause),
+            Change::Closed => {
+                self.circuit().set(0);
+                tracing::info!(hook = &*self.name, "the backend of a hook responds again");
+            }
+        }
+    }
+
+    fn circuit(&self) -> IntGauge {
+        self.metrics.circuit_open.with_label_values(&[&*self.name])
+    }
+
+    fn opened(&self, pause: Duration) {
+        self.circuit().set(1);
+        let millis = pause.as_millis();
+        tracing::error!(
+            hook = &*self.name,
+            pause_ms = millis,
+            "the backend of a hook fails: its requests fail at once until it is tried again"
+        );
+        let breaker = Arc::clone(&self.breaker);
+        tokio::spawn(async move {
+            sleep(pause).await;
+            breaker.pause_over();
+        });
+    }
+
+    async fn post(&self, body: Bytes, forwarded: HeaderMap) -> Result<Bytes, Failure> {
+        let request = self.request(body, forwarded);
+        let response = self.client.request(request).await;
+        let response = response.map_err(|error| unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(Failure::Status(response.status()));
+        }
+        let body = Limited::new(response.into_body(), MAX_RESPONSE);
+        let body = body.collect().await.map_err(|error| {
+            Failure::Unreachable(format!("the response cannot be read: {error}"))
+        })?;
+        Ok(body.to_bytes())
+    }
+
+    fn request(&self, body: Bytes, forwarded: HeaderMap) -> Request<Full<Bytes>> {
+        let signature = self
+            .secret
+            .as_ref()
+            .map(|secret| secret.sign(signature::now(), &body));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.url.clone();
+        *request.headers_mut() = forwarded;
+        let headers = request.headers_mut();
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
+        if let Some(Ok(signature)) = signature.map(HeaderValue::try_from) {
+            headers.insert(signature::HEADER, signature);
+        }
+        request
+    }
+}
+
+fn client(settings: &Settings) -> Result<HttpClient, String> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.enforce_http(false);
+    let tls = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+        .map_err(|error| format!("the certificates of this host cannot be read: {error}"))?
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(connector);
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(settings.keep_alive)
+        .http2_only(settings.http2)
+        .build(tls))
+}
+
+/// The whole chain of causes. The client's own text says only that it cannot connect.
+fn unreachable(error: &hyper_util::client::legacy::Error) -> Failure {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    Failure::Unreachable(text)
+}
+
+/// Requests at the same time, and those that wait.
+struct Slots {
+    free: Semaphore,
+    waiting: AtomicUsize,
+    queue: usize,
+    queued: IntGauge,
+}
+
+impl Slots {
+    async fn enter(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        if let Ok(slot) = self.free.try_acquire() {
+            return Ok(slot);
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.queue {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Failure::Overloaded);
+        }
+        let _waiting = Waiting::new(self);
+        // It is never closed.
+        self.free.acquire().await.map_err(|_| Failure::Overloaded)
+    }
+}
+
+/// A request that waits, until it is dropped.
+struct Waiting<'a>(&'a Slots);
+
+impl<'a> Waiting<'a> {
+    fn new(slots: &'a Slots) -> Self {
+        slots.queued.inc();
+        Self(slots)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.queued.dec();
+    }
+}
+
+/// A request under way, until it is dropped.
+struct Running<'a>(&'a IntGauge);
+
+impl<'a> Running<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}

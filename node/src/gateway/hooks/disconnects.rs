@@ -1,0 +1,186 @@
+//! Disconnects on their way to a backend: repeated until the backend has confirmed them.
+//!
+//! ```text
+//! push ──► pending ──► call ─── ok ──► gone
+//!            ▲            └─ failure ──► pause, each time longer ──┐
+//!            └────────────────────── not yet for too long ─────────┤
+//!                                              given up, counted ◄─┘
+//! ```
+//!
+//! A backend sees a disconnect at least once. A repeated one has the same id.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use prometheus::{IntCounter, IntGauge};
+use roomcast::Server;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::sleep,
+};
+
+use super::{backend::Backend, metrics::Metrics};
+use crate::gateway::operations::{self, Asks};
+
+/// Disconnects of one hook that wait for their confirmation. Beyond it they are lost.
+const MAX_PENDING: usize = 10_000;
+
+/// Disconnects of one hook that are sent at the same time, so that events have most of the requests.
+const AT_ONCE: usize = 8;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// After pauses of this length in all, a disconnect is given up.
+const GIVE_UP: Duration = Duration::from_secs(3600);
+
+/// The disconnects of one hook.
+pub(super) struct Disconnects {
+    backend: Arc<Backend>,
+    at_once: Semaphore,
+    pending: AtomicUsize,
+    is_done: Notify,
+    pending_gauge: IntGauge,
+    lost: IntCounter,
+}
+
+/// A disconnect with what carrying out the response needs.
+pub(super) struct Disconnect {
+    pub(super) id: String,
+    pub(super) namespace: String,
+    pub(super) body: Bytes,
+    pub(super) forwarded: HeaderMap,
+    pub(super) server: Option<Server>,
+    pub(super) limits: roomcast::Limits,
+}
+
+impl Disconnects {
+    pub(super) fn new(backend: Arc<Backend>, metrics: &Metrics) -> Self {
+        let name = [&*backend.name];
+        Self {
+            at_once: Semaphore::new(AT_ONCE),
+            pending: AtomicUsize::new(0),
+            is_done: Notify::new(),
+            pending_gauge: metrics.disconnects_pending.with_label_values(&name),
+            lost: metrics.disconnects_lost.with_label_values(&name),
+            backend,
+        }
+    }
+
+    /// Takes over a disconnect. It is lost at once if too many wait already.
+    pub(super) fn push(self: &Arc<Self>, disconnect: Disconnect) {
+        if self.pending.fetch_add(1, Ordering::Relaxed) >= MAX_PENDING {
+            self.lost(&disconnect, "too many disconnects wait already");
+            self.finished();
+            return;
+        }
+        self.pending_gauge.inc();
+        let disconnects = Arc::clone(self);
+        tokio::spawn(async move {
+            disconnects.deliver(disconnect).await;
+            disconnects.pending_gauge.dec();
+            disconnects.finished();
+        });
+    }
+
+    /// Resolves when none is pending.
+    pub(super) async fn flush(&self) {
+        loop {
+            let done = self.is_done.notified();
+            if self.pending.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// Reports those that are pending, because the process ends.
+    pub(super) fn abandon(&self) {
+        let pending = self.pending.load(Ordering::Acquire);
+        if pending > 0 {
+            let hook = &*self.backend.name;
+            tracing::error!(
+                hook,
+                pending,
+                "disconnects were not delivered before the end"
+            );
+        }
+    }
+
+    fn finished(&self) {
+        if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.is_done.notify_waiters();
+        }
+    }
+
+    async fn deliver(&self, disconnect: Disconnect) {
+        let mut pause = FIRST_PAUSE;
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.attempt(&disconnect).await {
+                Ok(operations) => {
+                    self.carry_out(&disconnect, operations).await;
+                    return;
+                }
+                Err(()) if waited >= GIVE_UP => {
+                    self.lost(&disconnect, "the backend has not confirmed it for an hour");
+                    return;
+                }
+                Err(()) => {}
+            }
+            // Spread, so that those that failed together do not come back together.
+            let spread = pause.mul_f64(0.75 + 0.5 * roomcast::emitter::entropy::fraction());
+            sleep(spread).await;
+            waited += pause;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// The backend has counted and logged a failure.
+    async fn attempt(&self, disconnect: &Disconnect) -> Result<Vec<operations::Operation>, ()> {
+        let _one = self.at_once.acquire().await.map_err(drop)?;
+        let (body, forwarded) = (disconnect.body.clone(), disconnect.forwarded.clone());
+        let called = self.backend.call(body, forwarded).await;
+        called.map_err(drop)
+    }
+
+    async fn carry_out(&self, disconnect: &Disconnect, list: Vec<operations::Operation>) {
+        let Some(server) = &disconnect.server else {
+            return;
+        };
+        match operations::check(list, Asks::Disconnect, &disconnect.limits) {
+            Ok(checked) => {
+                let namespace = server.of(&disconnect.namespace);
+                let report = checked.carry_out(&namespace, None, &mut None).await;
+                if let Some((index, error)) = report.failure() {
+                    let error = error.to_string();
+                    tracing::warn!(
+                        hook = &*self.backend.name,
+                        index,
+                        error,
+                        "an operation failed"
+                    );
+                }
+            }
+            Err(problem) => self.backend.note(&problem.into()),
+        }
+    }
+
+    fn lost(&self, disconnect: &Disconnect, reason: &str) {
+        self.lost.inc();
+        tracing::error!(
+            hook = &*self.backend.name,
+            id = disconnect.id,
+            reason,
+            "a disconnect was not delivered"
+        );
+    }
+}

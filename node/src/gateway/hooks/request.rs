@@ -1,0 +1,213 @@
+//! The bodies of requests, and what of a client's own request is passed on.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use roomcast::{Event, Handshake, Socket};
+use serde::Serialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use super::settings::Forwarded;
+use crate::gateway::{
+    operations::binary,
+    session::{self, SocketData},
+};
+
+/// What all requests of a node have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Origin<'a> {
+    pub(super) hook: &'a str,
+    /// Unique. A request that is repeated has the same.
+    pub(super) id: &'a str,
+    pub(super) node: &'a str,
+    pub(super) namespace: &'a str,
+}
+
+/// The body of a request.
+#[derive(Serialize)]
+pub(super) struct Body<'a> {
+    id: &'a str,
+    hook: &'a str,
+    node: &'a str,
+    namespace: &'a str,
+    #[serde(flatten)]
+    occasion: Occasion<'a>,
+    socket: SocketPart<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Occasion<'a> {
+    Connect {
+        auth: Value,
+        query: Map<String, Value>,
+    },
+    Event {
+        event: &'a str,
+        args: &'a RawValue,
+        /// Whether the client waits for an acknowledgement.
+        ack: bool,
+    },
+    Disconnect {
+        reason: String,
+    },
+}
+
+#[derive(Serialize)]
+struct SocketPart<'a> {
+    id: &'a str,
+    user: Option<String>,
+    /// Without the private room.
+    rooms: Vec<String>,
+    data: Value,
+    address: Option<String>,
+    headers: BTreeMap<&'a str, String>,
+    cookies: BTreeMap<&'a str, String>,
+}
+
+/// What of the client's own request a hook passes on: in the body, which is signed, and as headers,
+/// where the session middleware of web frameworks looks for it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selection {
+    pub(super) headers: Vec<Forwarded>,
+    pub(super) cookies: Vec<String>,
+}
+
+impl Selection {
+    fn headers(&self, handshake: &Handshake) -> BTreeMap<&str, String> {
+        let value = |Forwarded(name): &'_ Forwarded| handshake.header(name.as_str());
+        self.headers
+            .iter()
+            .filter_map(|name| Some((name.0.as_str(), value(name)?.into_owned())))
+            .collect()
+    }
+
+    fn cookies(&self, handshake: &Handshake) -> BTreeMap<&str, String> {
+        if self.cookies.is_empty() {
+            return BTreeMap::new();
+        }
+        let all = handshake.header("cookie").unwrap_or_default();
+        let pairs = all
+            .split(';')
+            .filter_map(|pair| pair.trim().split_once('='));
+        let mut found = BTreeMap::new();
+        for (name, value) in pairs {
+            if let Some(name) = self.cookies.iter().find(|wanted| *wanted == name) {
+                // Of several cookies with one name, the first has the most specific path.
+                found
+                    .entry(name.as_str())
+                    .or_insert_with(|| value.to_owned());
+            }
+        }
+        found
+    }
+
+    /// The same as headers of the request.
+    pub(super) fn forward(&self, handshake: &Handshake) -> HeaderMap {
+        let mut forwarded = HeaderMap::new();
+        for Forwarded(name) in &self.headers {
+            let value = handshake.header(name.as_str());
+            if let Some(Ok(value)) = value.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
+                forwarded.insert(name.clone(), value);
+            }
+        }
+        let cookies = self.cookies(handshake);
+        let pairs: Vec<_> = cookies.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        if !pairs.is_empty()
+            && let Ok(value) = HeaderValue::from_bytes(pairs.join("; ").as_bytes())
+        {
+            forwarded.insert(header::COOKIE, value);
+        }
+        forwarded
+    }
+
+    fn part<'a>(&'a self, id: &'a str, handshake: &Handshake) -> SocketPart<'a> {
+        SocketPart {
+            id,
+            user: None,
+            rooms: Vec::new(),
+            data: Value::Object(Map::new()),
+            address: handshake.address().map(|address| address.ip().to_string()),
+            headers: self.headers(handshake),
+            cookies: self.cookies(handshake),
+        }
+    }
+
+    fn socket<'a>(&'a self, socket: &'a Socket) -> SocketPart<'a> {
+        let id = socket.id().as_str();
+        let mut rooms = socket.rooms();
+        rooms.retain(|room| room != id);
+        let data = socket.data::<SocketData>();
+        let data = data.map(|known| Value::Object((*known.data).clone()));
+        let part = self.part(id, socket.handshake());
+        SocketPart {
+            user: session::user(socket),
+            rooms,
+            data: data.unwrap_or(part.data),
+            ..part
+        }
+    }
+}
+
+/// The body for a client that wants to connect.
+pub(super) fn connect(
+    origin: Origin<'_>,
+    selection: &Selection,
+    id: &str,
+    handshake: &Handshake,
+    data: &SocketData,
+) -> Result<Bytes, serde_json::Error> {
+    let query = handshake.queries();
+    let occasion = Occasion::Connect {
+        auth: handshake.auth::<Value>()?,
+        query: query.into_iter().map(|(k, v)| (k, v.into())).collect(),
+    };
+    let mut socket = selection.part(id, handshake);
+    socket.user = data.user.clone();
+    write(origin, occasion, socket)
+}
+
+/// The body for an event. The error is about the arguments of the client.
+pub(super) fn event(
+    origin: Origin<'_>,
+    selection: &Selection,
+    socket: &Socket,
+    event: &Event,
+    ack: bool,
+) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let args = binary::to_json(event.args())?;
+    let occasion = Occasion::Event {
+        event: event.name(),
+        args: serde_json::from_str(&args)?,
+        ack,
+    };
+    Ok(write(origin, occasion, selection.socket(socket))?)
+}
+
+/// The body for a socket that has disconnected.
+pub(super) fn disconnect(
+    origin: Origin<'_>,
+    selection: &Selection,
+    socket: &Socket,
+    reason: String,
+) -> Result<Bytes, serde_json::Error> {
+    let occasion = Occasion::Disconnect { reason };
+    write(origin, occasion, selection.socket(socket))
+}
+
+fn write(
+    origin: Origin<'_>,
+    occasion: Occasion<'_>,
+    socket: SocketPart<'_>,
+) -> Result<Bytes, serde_json::Error> {
+    let body = Body {
+        id: origin.id,
+        hook: origin.hook,
+        node: origin.node,
+        namespace: origin.namespace,
+        occasion,
+        socket,
+    };
+    serde_json::to_vec(&body).map(Bytes::from)
+}

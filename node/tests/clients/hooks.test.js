@@ -1,0 +1,402 @@
+// Hooks: an application that answers by HTTP, behind the program, with the official client in front.
+// ROOMCAST is the program.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { spawn } = require("node:child_process");
+const { createHmac } = require("node:crypto");
+const { createServer } = require("node:http");
+const { createServer: createTcpServer } = require("node:net");
+const { join } = require("node:path");
+const { after, afterEach, before, describe, test } = require("node:test");
+const { io } = require("socket.io-client");
+
+const { startGateway } = require("./support/gateway");
+const { ask, askAll, next, until } = require("./support/wait");
+
+const SECRET = "a secret of the tests 0123456789";
+const ENVIRONMENT = { HOOK_SECRET: SECRET };
+const EXAMPLES = join(__dirname, "../../../deploy/examples/hooks");
+
+/** An application whose `respond` returns operations for a request, or throws a status. */
+class Backend {
+  requests = [];
+  respond = () => [];
+
+  async start(port = 0) {
+    this.server = createServer(async (request, response) => {
+      let body = "";
+      for await (const part of request.setEncoding("utf8")) body += part;
+      const seen = { ...JSON.parse(body), http: request.headers, body };
+      this.requests.push(seen);
+      try {
+        const list = await this.respond(seen);
+        response.setHeader("content-type", "application/json");
+        response.end(typeof list === "string" ? list : JSON.stringify(list));
+      } catch (status) {
+        response.statusCode = typeof status === "number" ? status : 500;
+        response.end();
+      }
+    });
+    await new Promise((resolve) => this.server.listen(port, "127.0.0.1", resolve));
+    this.port = this.server.address().port;
+    this.url = `http://127.0.0.1:${this.port}/hook`;
+    return this;
+  }
+
+  of(type) {
+    return this.requests.filter((request) => request.type === type);
+  }
+
+  async stop() {
+    this.server.closeAllConnections();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+describe("an application", () => {
+  let backend;
+  let gateway;
+  const clients = [];
+
+  function connect(options = {}) {
+    const client = io(gateway.url, { forceNew: true, reconnection: false, transports: ["websocket"], ...options });
+    clients.push(client);
+    return client;
+  }
+
+  async function connected(options) {
+    const client = connect(options);
+    await next(client, "connect");
+    return client;
+  }
+
+  const failures = (outcome) => gateway.metric(`roomcast_hook_requests_total{hook="app",outcome="${outcome}"}`);
+
+  before(async () => {
+    backend = await new Backend().start();
+    gateway = await startGateway(
+      `
+      access = "hook"
+
+      [hooks.app]
+      url = "${backend.url}"
+      events = ["*"]
+      timeout = "500ms"
+      concurrency = 8
+      queue = 4
+      circuit_failures = 3
+      circuit_pause = "200ms"
+      headers = ["x-tenant"]
+      cookies = ["session"]
+      secret_env = "HOOK_SECRET"
+
+      [hooks.other]
+      url = "${backend.url}/other"
+      on = ["event"]
+      events = ["other:*"]
+      `,
+      { environment: ENVIRONMENT },
+    );
+  });
+  afterEach(async () => {
+    backend.respond = () => [];
+    for (const client of clients.splice(0)) client.close();
+    await until("all disconnects", async () => (await gateway.metric('roomcast_hook_disconnects_pending{hook="app"}')) === 0);
+    // The circuit is closed for the next test.
+    await until("a closed circuit", async () => {
+      const isOpen = await gateway.metric('roomcast_hook_circuit_open{hook="app"}');
+      if (isOpen) await connected().then((client) => client.close()).catch(() => {});
+      return !isOpen;
+    });
+    backend.requests.length = 0;
+  });
+  after(async () => {
+    await gateway?.stop();
+    await backend?.stop();
+  });
+
+  test("sees who connects, signed, with the headers and cookies that it wants", async () => {
+    const client = await connected({
+      auth: { token: "t" },
+      query: { room: "a b" },
+      extraHeaders: { "x-tenant": "acme", "x-other": "no", cookie: "a=1; session=s=7; b=2" },
+    });
+    const [request] = backend.of("connect");
+    const { id, hook, node, namespace, auth, query, socket, http, body } = request;
+    assert.equal(socket.id, client.id);
+    assert.deepEqual({ hook, namespace, auth, room: query.room }, { hook: "app", namespace: "/", auth: { token: "t" }, room: "a b" });
+    assert.ok(id && node);
+    assert.deepEqual(socket.headers, { "x-tenant": "acme" });
+    assert.deepEqual(socket.cookies, { session: "s=7" });
+    assert.equal(socket.address, "127.0.0.1");
+    assert.deepEqual([http["x-tenant"], http["x-other"], http.cookie], ["acme", undefined, "session=s=7"]);
+    const [, time, signature] = /^t=(\d+),v1=([0-9a-f]{64})$/.exec(http["roomcast-signature"]);
+    assert.equal(signature, createHmac("sha256", SECRET).update(`${time}.${body}`).digest("hex"));
+    assert.ok(Math.abs(Date.now() / 1000 - time) < 60);
+  });
+
+  test("refuses a client with its message and data", async () => {
+    backend.respond = () => [{ op: "refuse", message: "not you", data: { code: 7 } }];
+    const [error] = await next(connect(), "connect_error");
+    assert.deepEqual([error.message, error.data], ["not you", { code: 7 }]);
+  });
+
+  test("lets a client in with a user, data and rooms, which later requests show", async () => {
+    backend.respond = ({ type }) =>
+      type === "connect"
+        ? [
+            { op: "set_user", user: "7" },
+            { op: "set_data", data: { name: "Ada" } },
+            { op: "join", rooms: ["lobby"] },
+            { op: "emit", event: "welcome", args: [1] },
+          ]
+        : [{ op: "emit", event: "note", args: ["for the user"], users: ["7"] }];
+    const client = connect();
+    assert.deepEqual(await next(client, "welcome"), [1]);
+    const noted = next(client, "note");
+    client.emit("any", 1);
+    assert.deepEqual(await noted, ["for the user"]);
+    const [{ socket }] = backend.of("event");
+    const { user, data, rooms } = socket;
+    assert.deepEqual({ user, data, rooms: rooms.sort() }, { user: "7", data: { name: "Ada" }, rooms: ["lobby", "user:7"] });
+  });
+
+  test("answers an event, and its operations are carried out in their order", async () => {
+    const other = await connected();
+    const client = await connected();
+    backend.respond = ({ args: [room] }) => [
+      { op: "join", rooms: [room] },
+      { op: "emit", event: "news", args: [room, 1], rooms: [room, "elsewhere"] },
+      { op: "emit", event: "all", args: ["x"], all: true, except: [other.id] },
+      { op: "emit", event: "one", sockets: [other.id] },
+      { op: "ack", args: ["done", { n: 1 }] },
+    ];
+    const seen = [];
+    client.onAny((event, ...args) => seen.push([event, ...args]));
+    const one = next(other, "one");
+    const acked = await askAll(client, "enter", "a room");
+    assert.deepEqual(acked, ["done", { n: 1 }]);
+    assert.deepEqual(seen, [["news", "a room", 1], ["all", "x"]]);
+    assert.deepEqual(await one, []);
+    const [{ event, args, ack }] = backend.of("event");
+    assert.deepEqual({ event, args, ack }, { event: "enter", args: ["a room"], ack: true });
+  });
+
+  test("an empty response acknowledges, and a refusal is the acknowledgement's error", async () => {
+    const client = await connected();
+    backend.respond = () => "";
+    assert.deepEqual(await askAll(client, "x"), []);
+    backend.respond = () => [{ op: "refuse", message: "no", data: [1] }];
+    assert.deepEqual(await ask(client, "x"), { error: "no", data: [1] });
+  });
+
+  test("binary keeps its place in both directions", async () => {
+    const client = await connected();
+    backend.respond = ({ args }) => [{ op: "ack", args: [args[1], { deep: [args[0].file] }] }];
+    const file = Buffer.from([0, 1, 254, 255]);
+    const [text, back] = await askAll(client, "upload", { file, name: "n" }, "t");
+    assert.deepEqual(backend.of("event")[0].args, [{ file: { $binary: "AAH+/w==" }, name: "n" }, "t"]);
+    assert.equal(text, "t");
+    assert.deepEqual(Buffer.from(back.deep[0]), file);
+  });
+
+  test("the events of a socket keep their order while other sockets do not wait", async () => {
+    const [slow, quick] = [await connected(), await connected()];
+    const order = [];
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    backend.respond = async ({ event, args }) => {
+      order.push([event, ...args]);
+      if (args[0] === 0) await released;
+      return [{ op: "ack", args }];
+    };
+    const acks = [0, 1, 2].map((n) => ask(slow, "slow", n));
+    await until("the first event", () => order.length === 1);
+    assert.equal(await ask(quick, "quick", 7), 7);
+    release();
+    assert.deepEqual(await Promise.all(acks), [0, 1, 2]);
+    assert.deepEqual(order, [["slow", 0], ["quick", 7], ["slow", 1], ["slow", 2]]);
+  });
+
+  test("an event goes to the hook whose pattern fits best", async () => {
+    const client = await connected();
+    await askAll(client, "other:x");
+    await askAll(client, "othe");
+    assert.deepEqual(backend.of("event").map(({ hook }) => hook), ["other", "app"]);
+  });
+
+  test("a wrong response is carried out in no part and named in the log", async () => {
+    const client = await connected();
+    const seen = [];
+    client.onAny((event) => seen.push(event));
+    const before = (await failures("invalid")) ?? 0;
+    backend.respond = () => [{ op: "emit", event: "first" }, { op: "join", room: "a" }];
+    assert.deepEqual(await ask(client, "x"), { error: "internal error", data: { code: "internal" } });
+    backend.respond = () => "no JSON";
+    assert.deepEqual(await ask(client, "x"), { error: "internal error", data: { code: "internal" } });
+    backend.respond = () => [];
+    await askAll(client, "x");
+    assert.deepEqual(seen, []);
+    assert.equal(await failures("invalid"), before + 2);
+    const line = gateway.lines.find(({ error }) => /unknown field `room`/.test(error));
+    assert.equal(line.hook, "app");
+    assert.match(line.error, /\[1\]\.room/);
+  });
+
+  test("a slow backend costs its own events an error and nothing else", async () => {
+    const client = await connected();
+    const other = await connected();
+    backend.respond = ({ event }) => (event === "slow" ? new Promise(() => {}) : [{ op: "ack", args: ["quick"] }]);
+    const slow = ask(client, "slow");
+    assert.equal(await ask(other, "quick"), "quick");
+    assert.deepEqual(await slow, { error: "the application did not respond in time", data: { code: "timeout" } });
+    assert.equal(await ask(client, "quick"), "quick");
+  });
+
+  test("beyond the requests at a time and the queue, events fail at once", async () => {
+    const many = [];
+    while (many.length < 14) many.push(await connected());
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    backend.respond = async () => {
+      await released;
+      return [{ op: "ack", args: ["ok"] }];
+    };
+    const acks = many.map((client) => ask(client, "x"));
+    const overloaded = await Promise.any(
+      acks.map(async (ack) => {
+        const answer = await ack;
+        return answer === "ok" ? Promise.reject(answer) : answer;
+      }),
+    );
+    assert.deepEqual(overloaded, { error: "the application is overloaded", data: { code: "overloaded" } });
+    release();
+    const answers = await Promise.all(acks);
+    assert.equal(answers.filter((answer) => answer === "ok").length, 12);
+  });
+
+  test("a dead backend opens the circuit, which closes when it responds again", async () => {
+    const client = await connected();
+    backend.respond = () => Promise.reject(503);
+    const unavailable = { error: "the application is unavailable", data: { code: "unavailable" } };
+    await until("an open circuit", async () => {
+      assert.deepEqual(await ask(client, "x"), unavailable);
+      return (await failures("circuit_open")) > 0;
+    });
+    assert.equal(await gateway.metric('roomcast_hook_circuit_open{hook="app"}'), 1);
+    const [error] = await next(connect(), "connect_error");
+    assert.equal(error.message, "the application is unavailable");
+    backend.respond = () => [{ op: "ack", args: ["back"] }];
+    await until("a closed circuit", async () => (await ask(client, "x")) === "back");
+    assert.equal(await gateway.metric('roomcast_hook_circuit_open{hook="app"}'), 0);
+    assert.ok(gateway.lines.some(({ message }) => /responds again/.test(message)));
+  });
+
+  test("hears of a disconnect until it has confirmed it, each time with the same id", async () => {
+    backend.respond = ({ type }) => (type === "connect" ? [{ op: "join", rooms: ["a"] }, { op: "set_user", user: "9" }] : []);
+    const [client, other] = [await connected(), await connected()];
+    let failing = 1;
+    backend.respond = ({ type }) => {
+      if (type !== "disconnect") return [];
+      if (failing > 0) {
+        failing -= 1;
+        return Promise.reject(500);
+      }
+      return [{ op: "emit", event: "left", args: ["9"], rooms: ["a"] }];
+    };
+    const left = next(other, "left");
+    const { id } = client;
+    client.disconnect();
+    assert.deepEqual(await left, ["9"]);
+    const [first, second, ...more] = backend.of("disconnect");
+    assert.deepEqual(more, []);
+    assert.equal(first.id, second.id);
+    assert.deepEqual(
+      [second.socket.id, second.socket.user, second.socket.rooms.sort(), second.reason],
+      [id, "9", ["a", "user:9"], "client namespace disconnect"],
+    );
+  });
+
+  test("hears of the disconnects of a node that stops", async () => {
+    const own = await startGateway(`access = "hook"\n[hooks.app]\nurl = "${backend.url}"`);
+    const client = io(own.url, { forceNew: true, reconnection: false });
+    await next(client, "connect");
+    backend.requests.length = 0;
+    assert.deepEqual(await own.stop(), { code: 0, signal: null });
+    client.close();
+    assert.equal(backend.of("disconnect").length, 1);
+  });
+});
+
+for (const [name, command, args] of [
+  ["Python", "python3", (port) => [join(EXAMPLES, "app.py"), port]],
+  ["JavaScript", process.execPath, (port) => [join(EXAMPLES, "app.js"), port]],
+  ["PHP", "php", (port) => ["-S", `127.0.0.1:${port}`, join(EXAMPLES, "app.php")]],
+]) {
+  describe(`the example in ${name}`, () => {
+    let application;
+    let gateway;
+
+    before(async () => {
+      const port = String(await sparePort());
+      const environment = { ...process.env, ROOMCAST_SECRET: SECRET, PHP_CLI_SERVER_WORKERS: "8" };
+      application = spawn(command, args(port), { env: environment, stdio: "ignore" });
+      const failed = new Promise((_, reject) => {
+        application.once("error", reject);
+        application.once("exit", (code) => reject(new Error(`${command} ended with ${code}`)));
+      });
+      const url = `http://127.0.0.1:${port}/`;
+      const isUp = until("the application", () => fetch(url, { method: "POST" }).then(() => true, () => false));
+      await Promise.race([isUp, failed]);
+      gateway = await startGateway(`access = "hook"\n[hooks.chat]\nurl = "${url}"\nsecret_env = "HOOK_SECRET"`, { environment: ENVIRONMENT });
+    });
+    after(async () => {
+      await gateway?.stop();
+      application?.removeAllListeners("exit").kill();
+    });
+
+    test("is a chat with logins, messages, whispers and notices", async () => {
+      const open = (token) => io(gateway.url, { forceNew: true, reconnection: false, auth: { token } });
+      const [error] = await next(open("wrong"), "connect_error");
+      assert.deepEqual([error.message, error.data], ["unknown token", { code: 401 }]);
+      const ada = open("token-of-ada");
+      assert.deepEqual(await next(ada, "welcome"), ["ada"]);
+      const joined = next(ada, "joined");
+      const bob = open("token-of-bob");
+      assert.deepEqual(await joined, ["bob"]);
+      const messages = [next(ada, "message"), next(bob, "message")];
+      assert.equal(await ask(bob, "message", "hello ä"), "delivered");
+      assert.deepEqual(await Promise.all(messages), [["bob", "hello ä"], ["bob", "hello ä"]]);
+      const whisper = next(ada, "whisper");
+      assert.equal(await ask(bob, "whisper", "ada", "psst"), "delivered");
+      assert.deepEqual(await whisper, ["bob", "psst"]);
+      assert.deepEqual(await ask(bob, "message", " "), { error: "say something" });
+      assert.deepEqual(await ask(bob, "no such event"), { error: "unknown event" });
+      const left = next(ada, "left");
+      bob.close();
+      assert.deepEqual(await left, ["bob"]);
+      ada.close();
+    });
+
+    test("refuses requests without a valid signature", async () => {
+      const port = application.spawnargs.join(" ").match(/\b\d{4,5}\b/)[0];
+      const post = (headers) => fetch(`http://127.0.0.1:${port}/`, { method: "POST", body: "{}", headers: { "content-type": "application/json", ...headers } });
+      const now = Math.floor(Date.now() / 1000);
+      assert.equal((await post({})).status, 403);
+      assert.equal((await post({ "roomcast-signature": `t=${now},v1=${"0".repeat(64)}` })).status, 403);
+      const old = createHmac("sha256", SECRET).update(`${now - 900}.{}`).digest("hex");
+      assert.equal((await post({ "roomcast-signature": `t=${now - 900},v1=${old}` })).status, 403);
+    });
+  });
+}
+
+function sparePort() {
+  return new Promise((resolve) => {
+    const server = createTcpServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+}
