@@ -58,6 +58,30 @@ fn it_is_alive_but_not_ready_while_it_drains_and_a_second_signal_ends_that() {
 }
 
 #[test]
+fn drain_ends_a_node_gracefully_and_the_signal_that_follows_does_not_cut_it_short() {
+    let (mut program, address, internal) = serve(&["--drain-timeout=1h", "--body-timeout=1h"]);
+    // Such as a page in a browser of this machine.
+    assert_eq!(http(&internal, "POST /drain", "").0, 403);
+    assert_eq!(http(&internal, "GET /readyz", "").0, 200);
+    let client = Client::connect(&address);
+    let held = unfinished_request(&address);
+    let line = ["drain", "--internal-listen", &internal];
+    for _ in 0..2 {
+        let (status, said) = Program::start(roomcast().args(line)).end();
+        assert_eq!(status, Some(0), "{said}");
+    }
+    program.line_with("draining");
+    assert_eq!(client.rest(), [""; 0]);
+    program.signal(Signal::TERM);
+    program.line_with("draining already");
+    drop(held);
+    let (status, said) = program.end();
+    assert_eq!(status, Some(0), "{said}");
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert!(status == Some(1) && said.contains(&internal), "{said}");
+}
+
+#[test]
 fn a_polling_client_that_does_not_poll_does_not_spoil_the_stop() {
     let (program, address, _) = serve(&[]);
     polling_session(&address);

@@ -2,7 +2,7 @@
 //!
 //! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
-//! (`Figures`) and changes nothing.
+//! (`Figures`), and changes one: a process of this machine may have it drain.
 
 use std::{
     borrow::Cow,
@@ -17,18 +17,18 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 use tower::ServiceExt as _;
@@ -56,6 +56,8 @@ pub(crate) trait Figures: Send + Sync + 'static {
 #[derive(Default)]
 pub(crate) struct Health {
     is_draining: AtomicBool,
+    was_asked_to_drain: AtomicBool,
+    drain_request: Notify,
     /// Why the server is not built yet.
     waiting: Mutex<Option<String>>,
     figures: OnceLock<Box<dyn Figures>>,
@@ -76,6 +78,18 @@ impl Health {
     /// The server accepts no new clients from now on.
     pub(crate) fn draining(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the process drain. Only the first request counts.
+    fn request_drain(&self) {
+        if !self.was_asked_to_drain.swap(true, Ordering::Relaxed) {
+            self.drain_request.notify_one();
+        }
+    }
+
+    /// Resolves once, when somebody has asked the process to drain.
+    pub(crate) async fn drain_requested(&self) {
+        self.drain_request.notified().await;
     }
 
     /// The reason why a balancer should send no clients here: one word, or the server's own reason.
@@ -159,12 +173,13 @@ async fn serve(
             accepted = listener.accept() => accepted,
             _ = &mut stopped => return Ok(()),
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
         let router = router.clone();
-        let service = service_fn(move |request: http::Request<Incoming>| {
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
             router.clone().oneshot(request.map(Body::new))
         });
         let connection = http1::Builder::new()
@@ -180,6 +195,7 @@ fn router(health: Arc<Health>) -> Router {
         .route("/livez", get(async || plain(StatusCode::OK, "alive")))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/drain", post(drain))
         .fallback(async || plain(StatusCode::NOT_FOUND, PATHS))
         .with_state(health)
 }
@@ -189,6 +205,30 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
         None => plain(StatusCode::OK, "ready"),
         Some(obstacle) => plain(StatusCode::SERVICE_UNAVAILABLE, &obstacle),
     }
+}
+
+/// The address of the client of the internal port.
+#[derive(Clone, Copy)]
+struct Peer(SocketAddr);
+
+/// Begins to drain. Whoever may send this can stop the node, so it must come from the same machine. A
+/// page in a browser on this machine cannot set the header without permission, which nothing here gives.
+async fn drain(
+    State(health): State<Arc<Health>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        return plain(
+            StatusCode::FORBIDDEN,
+            "only this machine may drain the node",
+        );
+    }
+    if !headers.contains_key(DRAIN_HEADER) {
+        return plain(StatusCode::FORBIDDEN, "use `roomcast drain`");
+    }
+    health.request_drain();
+    plain(StatusCode::ACCEPTED, "draining")
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {
@@ -204,6 +244,9 @@ async fn metrics(State(health): State<Arc<Health>>) -> Response {
 fn plain(status: StatusCode, text: &str) -> Response {
     (status, format!("{text}\n")).into_response()
 }
+
+/// The header of a request to drain.
+pub(super) const DRAIN_HEADER: &str = "roomcast-drain";
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 

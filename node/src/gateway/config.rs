@@ -15,6 +15,7 @@ use std::{
 use super::{
     access::{Access, AccessTable},
     cluster::{self, ClusterOptions},
+    drain::DrainOptions,
     emit::EmitOptions,
     limits::LimitOptions,
     logging::LogFormat,
@@ -64,6 +65,10 @@ pub(crate) enum Job {
     /// Publishes through Redis to the clients of all nodes, Roomcast's and Node.js servers. Only Redis
     /// must be reachable.
     Emit(Box<EmitOptions>),
+    /// Have a node on this machine disconnect its clients and end, as SIGTERM does
+    ///
+    /// Returns once the node has begun to drain. It then ends after at most its --drain-timeout.
+    Drain(DrainOptions),
     /// Write, check or show settings
     #[command(subcommand)]
     Config(ConfigJob),
@@ -468,7 +473,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
         Job::Config(ConfigJob::Default) | Job::Options | Job::Completions { .. } | Job::Version => {
             None
         }
-        Job::Demo(_) | Job::Emit(_) => unknown,
+        Job::Demo(_) | Job::Emit(_) | Job::Drain(_) => unknown,
     };
     match problem {
         Some(problem) => Err(command.error(ErrorKind::ValueValidation, problem)),

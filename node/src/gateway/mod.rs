@@ -10,6 +10,7 @@ mod build;
 mod cluster;
 mod config;
 mod demo;
+mod drain;
 mod emit;
 mod file_limit;
 mod hooks;
@@ -37,6 +38,7 @@ mod values;
 mod vitals;
 
 pub(crate) use config::{Config, ConfigJob, Job, command, parse};
+pub(crate) use drain::drain;
 pub(crate) use emit::emit;
 pub(crate) use file_limit::raise as raise_file_limit;
 pub(crate) use logging::Log;

@@ -166,10 +166,11 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         Box::new(MaxConnections(server.clone())),
     ];
     let mut reload = Reload::new(config, &server, parts).map_err(io::Error::other)?;
+    let mut was_asked = false;
     supervise(
         async { serving.await },
         drain,
-        async || signals.next(|| reload.run()).await,
+        async || next_stop(&mut signals, &health, &mut reload, &mut was_asked).await,
         drain_timeout,
     )
     .await?;
@@ -194,6 +195,30 @@ async fn build_when_possible(
         }
         sleep(pause).await;
         pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// The next reason to stop. A drain by request is usually followed by the SIGTERM of whoever manages the
+/// process, which must not cut it short, so that signal counts as the same stop.
+async fn next_stop(
+    signals: &mut Signals,
+    health: &Health,
+    reload: &mut Reload,
+    was_asked: &mut bool,
+) -> &'static str {
+    loop {
+        tokio::select! {
+            signal = signals.next(|| reload.run()) => {
+                if !std::mem::take(was_asked) {
+                    return signal;
+                }
+                info!(signal, "draining already: a further signal ends at once");
+            }
+            () = health.drain_requested() => {
+                *was_asked = true;
+                return "a request to drain";
+            }
+        }
     }
 }
 
