@@ -493,7 +493,10 @@ pub(super) mod tests {
             audience: vec!["chat".into()],
             ..rules()
         };
-        assert_eq!(refusal(&claims(), &strict), TokenError::Issuer);
+        let without_issuer = json!({ "exp": NOW + 60, "aud": "chat" });
+        assert_eq!(refusal(&without_issuer, &strict), TokenError::Issuer);
+        let without_audience = json!({ "exp": NOW + 60, "iss": "https://issuer", "aud": null });
+        assert_eq!(refusal(&without_audience, &strict), TokenError::Audience);
         let wrong = json!({ "exp": NOW + 60, "iss": "https://issuer", "aud": ["mail"] });
         assert_eq!(refusal(&wrong, &strict), TokenError::Audience);
         assert_eq!(
