@@ -1,8 +1,9 @@
-//! The internal port: liveness, readiness and metrics.
+//! The internal port: liveness, readiness, metrics, and the HTTP API unless it has its own listener.
 //!
 //! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
-//! (`Figures`), and changes one: a process of this machine may have it drain.
+//! (`Figures`), and changes one: a process of this machine may have it drain. Calls of the API are
+//! carried out on the workers.
 
 use std::{
     borrow::Cow,
@@ -19,7 +20,7 @@ use std::{
 use axum::{
     Extension, Router,
     body::Body,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -32,6 +33,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::ServiceExt as _;
+
+use super::api;
 
 /// Time that a client of the internal port may take to send a request, also after another one. It
 /// is longer than the usual intervals of scrapers, which keep their connections.
@@ -61,6 +64,8 @@ pub(crate) struct Health {
     /// Why the server is not built yet.
     waiting: Mutex<Option<String>>,
     figures: OnceLock<Box<dyn Figures>>,
+    /// The paths below `/api`, once the server is built.
+    api: OnceLock<Router>,
 }
 
 impl Health {
@@ -72,6 +77,12 @@ impl Health {
     /// The server is built and about to accept clients.
     pub(crate) fn serving(&self, figures: impl Figures) {
         let is_first = self.figures.set(Box::new(figures)).is_ok();
+        debug_assert!(is_first, "a process serves once");
+    }
+
+    /// The internal port serves these paths below `/api` from now on.
+    pub(crate) fn serving_api(&self, router: Router) {
+        let is_first = self.api.set(router).is_ok();
         debug_assert!(is_first, "a process serves once");
     }
 
@@ -115,12 +126,17 @@ pub(crate) struct Admin {
 impl Admin {
     /// Serves an already bound listener on a new thread.
     pub(crate) fn start(listener: TcpListener, health: Arc<Health>) -> io::Result<Self> {
-        Self::start_with(listener, health, IDLE_TIMEOUT)
+        Self::start_with(listener, router(health), IDLE_TIMEOUT)
+    }
+
+    /// Serves these paths on an already bound listener and a new thread.
+    pub(crate) fn serve(listener: TcpListener, router: Router) -> io::Result<Self> {
+        Self::start_with(listener, router, IDLE_TIMEOUT)
     }
 
     fn start_with(
         listener: TcpListener,
-        health: Arc<Health>,
+        router: Router,
         idle_timeout: Duration,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
@@ -132,7 +148,7 @@ impl Admin {
         let thread = thread::Builder::new()
             .name("internal".to_owned())
             .spawn(move || {
-                if let Err(error) = runtime.block_on(serve(listener, health, idle_timeout, stopped))
+                if let Err(error) = runtime.block_on(serve(listener, router, idle_timeout, stopped))
                 {
                     tracing::error!(%error, "the internal port failed");
                 }
@@ -161,12 +177,11 @@ impl Drop for Admin {
 
 async fn serve(
     listener: TcpListener,
-    health: Arc<Health>,
+    router: Router,
     idle_timeout: Duration,
     mut stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let router = router(health);
     loop {
         // Not graceful, because a scraper that keeps its connection open must not delay the exit.
         let accepted = tokio::select! {
@@ -196,8 +211,20 @@ fn router(health: Arc<Health>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/drain", post(drain))
-        .fallback(async || plain(StatusCode::NOT_FOUND, PATHS))
+        .fallback(other)
         .with_state(health)
+}
+
+/// The API, which has its own errors, and everything else.
+async fn other(State(health): State<Arc<Health>>, request: Request) -> Response {
+    if !request.uri().path().starts_with("/api/") {
+        return plain(StatusCode::NOT_FOUND, PATHS);
+    }
+    match health.api.get() {
+        Some(router) => router.clone().oneshot(request).await.into_response(),
+        None if health.figures.get().is_some() => plain(StatusCode::NOT_FOUND, PATHS),
+        None => api::starting(),
+    }
 }
 
 async fn ready(State(health): State<Arc<Health>>) -> Response {
@@ -250,7 +277,8 @@ pub(super) const DRAIN_HEADER: &str = "roomcast-drain";
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const PATHS: &str = "not found; available are /livez, /readyz and /metrics";
+const PATHS: &str =
+    "not found; available are /livez, /readyz, /metrics and, unless it has its own listener, /api/";
 
 #[cfg(test)]
 mod tests {
@@ -286,7 +314,7 @@ mod tests {
         let health = Arc::new(Health::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let idle_timeout = Duration::from_millis(50);
-        let admin = Admin::start_with(listener, health, idle_timeout).unwrap();
+        let admin = Admin::start_with(listener, router(health), idle_timeout).unwrap();
         for request in ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"] {
             let mut stream = TcpStream::connect(admin.address()).unwrap();
             stream.write_all(request.as_bytes()).unwrap();

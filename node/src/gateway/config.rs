@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     access::{Access, AccessTable},
+    api,
     cluster::{self, ClusterOptions},
     drain::DrainOptions,
     emit::EmitOptions,
@@ -57,8 +58,9 @@ pub(crate) enum Job {
     Serve(Box<Config>),
     /// Serve a chat page to try it out, open to everybody
     ///
-    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, and a page at / where you can try
-    /// rooms. It has no authentication and keeps everything in memory, so do not expose it to the internet.
+    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, a page at / where you can try
+    /// rooms, and an HTTP API that takes the key `demo-key`. It has no authentication and keeps everything
+    /// in memory, so do not expose it to the internet.
     Demo(Box<Demo>),
     /// Emit an event to the clients of a cluster, without being a node
     ///
@@ -397,7 +399,10 @@ impl Config {
         let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
         match names.iter().enumerate().find(is_twice) {
             Some((_, name)) => Err(format!("--namespace names {name} twice")),
-            None => cluster::check(&self.cluster),
+            None => {
+                self.settings.api.check()?;
+                cluster::check(&self.cluster)
+            }
         }
     }
 }
@@ -414,6 +419,7 @@ impl From<Demo> for Config {
         config.protocol.access = Access::Open;
         config.protocol.client_rooms = Switch(true);
         config.browser.cors_origin = vec![Origin::Any];
+        config.settings.api.keys = vec![api::KeySettings::of_demo()];
         config
     }
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod admin;
+mod api;
 mod auth;
 mod build;
 mod cluster;

@@ -83,6 +83,8 @@ pub(crate) struct Flags {
     pub(crate) volatile: bool,
     /// Only the sockets of this node receive the event.
     pub(crate) local: bool,
+    /// All nodes are asked how many sockets the event reached.
+    pub(crate) confirmed: bool,
 }
 
 /// What is wrong with a list of operations. Nothing of it has been carried out.
@@ -593,6 +595,7 @@ mod tests {
                 flags: Flags {
                     volatile: true,
                     local: false,
+                    confirmed: false,
                 },
             },
             Operation::SetData { data },

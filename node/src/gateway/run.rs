@@ -32,8 +32,10 @@ use tracing::{info, warn};
 use super::{
     access,
     admin::{Admin, Health},
+    api::{self, Api},
     auth::KeyError,
     build::{self, Unbuilt},
+    cluster,
     config::Config,
     demo,
     hooks::Hooks,
@@ -117,6 +119,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let limits = (&config.limits).into();
     let hooks = Hooks::new(&config.settings.hooks, limits, &config.access());
     let hooks = hooks.map_err(RunError::Hooks)?;
+    let settings = &config.settings.api;
+    let own = settings.listen.map(|address| bind(address, API_LISTEN));
+    let own = own.transpose()?;
     let built = tokio::select! {
         built = build_when_possible(&config, &hooks, &health) => built,
         signal = signals.next(|| warn!("SIGHUP is ignored until the server is built")) => {
@@ -127,6 +132,14 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let server = built?;
     hooks.started(&server).map_err(io::Error::other)?;
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
+    let api = api(&config, &server)?;
+    let own = match own {
+        Some(listener) => Some(Admin::serve(listener, api.router())?),
+        None => {
+            health.serving_api(api.router());
+            None
+        }
+    };
     health.serving(vitals);
     let router = if is_demo {
         server.router().merge(demo::router())
@@ -136,6 +149,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
     info!(%address, %internal, path = config.protocol.path, %node, "listening");
+    if let Some(api) = own.as_ref().map(Admin::address) {
+        info!(address = %api, "the API has its own listener");
+    }
     if is_demo {
         demo::announce(address)?;
     } else {
@@ -164,6 +180,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let parts: Vec<Box<dyn Reloadable>> = vec![
         Box::new(log.level()),
         Box::new(MaxConnections(server.clone())),
+        Box::new(api),
     ];
     let mut reload = Reload::new(config, &server, parts).map_err(io::Error::other)?;
     let mut was_asked = false;
@@ -176,6 +193,13 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     .await?;
     info!("stopped");
     Ok(())
+}
+
+fn api(config: &Config, server: &Server) -> Result<Arc<Api>, RunError> {
+    let store = api::Store::new(cluster::redis(&config.redis, &config.cluster).as_ref());
+    let limits = (&config.limits).into();
+    let api = Api::new(server.clone(), config.settings.api.clone(), limits, store);
+    Ok(api.map_err(io::Error::other)?)
 }
 
 /// Builds the server, if need be again and again until Redis is available.
@@ -286,6 +310,8 @@ type Setting = (&'static str, &'static str);
 const LISTEN: Setting = ("--listen", "ROOMCAST_LISTEN");
 
 const INTERNAL_LISTEN: Setting = ("--internal-listen", "ROOMCAST_INTERNAL_LISTEN");
+
+const API_LISTEN: Setting = ("listen in the section [api]", "the file of --config");
 
 fn bind(address: SocketAddr, (flag, variable): Setting) -> Result<TcpListener, RunError> {
     let listener = TcpListener::bind(address).map_err(|source| match source.kind() {

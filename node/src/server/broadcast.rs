@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
 use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Question, SocketId};
+use roomcast_emitter::Confirmed;
 use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs},
     message::Message,
@@ -180,6 +181,43 @@ impl BroadcastOperator {
         check_event(event)?;
         let args = args.into_args()?;
         namespace.broadcast(self.target.clone(), event, args).await
+    }
+
+    /// Emits an event and asks all nodes how many sockets it reached.
+    ///
+    /// A node counts the selected sockets that it has right after it took the event, so a socket that
+    /// connects or leaves at this moment may be counted or not. A node that does not respond within the
+    /// [timeout](Self::timeout) is listed as silent; whether its sockets got the event is not known.
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError::Bus`] if other nodes may not have been reached or cannot be asked; the sockets of
+    /// this node get the packet all the same.
+    pub async fn emit_confirmed(
+        self,
+        event: &str,
+        args: impl IntoArgs,
+    ) -> Result<Confirmed, EmitError> {
+        let namespace = self.live()?;
+        check_event(event)?;
+        let args = args.into_args()?;
+        self.await_subscription().await;
+        let delivery = namespace
+            .broadcast(self.target.clone(), event, args)
+            .await?;
+        let question = Question::SocketIds(self.target.clone());
+        let asked = answered(namespace.ask(&self.target, question, self.answer_timeout())).await?;
+        let reached = |answer: &Answer| match answer {
+            Answer::SocketIds(ids) => ids.len(),
+            Answer::Sockets(sockets) => sockets.len(),
+            _ => 0,
+        };
+        let mut confirmed = Confirmed::default();
+        confirmed.sockets =
+            delivery.local_sockets + asked.answers.iter().map(reached).sum::<usize>();
+        confirmed.nodes = asked.answers.len() + 1;
+        confirmed.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
+        Ok(confirmed)
     }
 
     /// Emits an event and collects acknowledgements until all have arrived or the

@@ -1,17 +1,21 @@
 //! Carries out checked operations, one after the other, with the library's public API.
 
-use roomcast::{Ack, BroadcastOperator, Delivery, EmitError, Health, JoinError, Socket};
+use roomcast::{
+    Ack, BroadcastOperator, Delivery, EmitError, Health, JoinError, Socket, emitter::Confirmed,
+};
 
 use super::{Checked, Flags, Operation, Whom, refused};
 use crate::gateway::session;
 
 /// What an operation has done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// It is done, on this node at once and on others when they have received it.
     Done,
     /// The event is in the outbox of these sockets and was published to these nodes.
     Emitted(Delivery),
+    /// The event has reached these sockets.
+    Confirmed(Confirmed),
     /// There was nobody to act on: the asking socket has disconnected, or the selection is empty.
     Nobody,
 }
@@ -114,7 +118,12 @@ async fn one(
                 if flags.local {
                     sockets = sockets.local();
                 }
-                let emitted = sockets.except(except).emit(&event, args).await;
+                let sockets = sockets.except(except);
+                if flags.confirmed {
+                    let confirmed = sockets.emit_confirmed(&event, args).await;
+                    return confirmed.map(Effect::Confirmed);
+                }
+                let emitted = sockets.emit(&event, args).await;
                 emitted.map(Effect::Emitted)
             }
             Selection::Nobody => Ok(Effect::Nobody),

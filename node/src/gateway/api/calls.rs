@@ -1,0 +1,421 @@
+//! The calls of the API: what each reads, checks and does.
+//!
+//! A call is prepared completely before it is carried out, so a wrong request changes nothing and
+//! does not use up its idempotency key.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use roomcast::{Args, EmitError, Fetched, Limits, Server};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{
+    keys::{Key, Verb},
+    problem::{Kind, Problem},
+    queries::Query,
+};
+use crate::gateway::operations::{self, Asks, Checked, Effect, Operation, Report, binary};
+
+/// The routes of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Emit,
+    Batch,
+    Join,
+    Leave,
+    Disconnect,
+    ServerSideEmit,
+    Sockets,
+    Rooms,
+    Users,
+    Presence,
+    Node,
+}
+
+impl Endpoint {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Emit,
+        Self::Batch,
+        Self::Join,
+        Self::Leave,
+        Self::Disconnect,
+        Self::ServerSideEmit,
+        Self::Sockets,
+        Self::Rooms,
+        Self::Users,
+        Self::Presence,
+        Self::Node,
+    ];
+
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Emit => "/api/emit",
+            Self::Batch => "/api/batch",
+            Self::Join => "/api/join",
+            Self::Leave => "/api/leave",
+            Self::Disconnect => "/api/disconnect",
+            Self::ServerSideEmit => "/api/server-side-emit",
+            Self::Sockets => "/api/sockets",
+            Self::Rooms => "/api/rooms",
+            Self::Users => "/api/users",
+            Self::Presence => "/api/presence",
+            Self::Node => "/api/node",
+        }
+    }
+
+    /// The path without its first part, for metrics and logs.
+    pub(crate) fn name(self) -> &'static str {
+        self.path().trim_start_matches("/api/")
+    }
+
+    /// Whether it only reads. Then it is a GET with a query instead of a POST with a body.
+    pub(crate) fn is_query(self) -> bool {
+        self.verb().is_some_and(|verb| {
+            matches!(
+                verb,
+                Verb::Sockets | Verb::Rooms | Verb::Users | Verb::Presence | Verb::Node
+            )
+        })
+    }
+
+    /// The verb that the key needs. In a batch, each operation has its own.
+    pub(crate) fn verb(self) -> Option<Verb> {
+        Some(match self {
+            Self::Batch => return None,
+            Self::Emit => Verb::Emit,
+            Self::Join => Verb::Join,
+            Self::Leave => Verb::Leave,
+            Self::Disconnect => Verb::Disconnect,
+            Self::ServerSideEmit => Verb::ServerSideEmit,
+            Self::Sockets => Verb::Sockets,
+            Self::Rooms => Verb::Rooms,
+            Self::Users => Verb::Users,
+            Self::Presence => Verb::Presence,
+            Self::Node => Verb::Node,
+        })
+    }
+}
+
+/// A call that has been checked completely.
+#[derive(Debug)]
+pub(crate) enum Call {
+    /// One operation, or a batch.
+    Operations {
+        namespace: String,
+        checked: Checked,
+        is_batch: bool,
+    },
+    ServerSideEmit {
+        namespace: String,
+        event: String,
+        args: Args,
+        is_acknowledged: bool,
+    },
+    Query {
+        namespace: String,
+        query: Query,
+    },
+    Node,
+}
+
+/// The fields of a body, without the namespace.
+type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+
+impl Call {
+    /// Reads and checks a request. `query` is the part of the URL after the question mark.
+    pub(crate) fn read(
+        endpoint: Endpoint,
+        key: &Key,
+        query: &str,
+        body: &[u8],
+        limits: &Limits,
+    ) -> Result<Self, Problem> {
+        if endpoint == Endpoint::Node {
+            return Query::none(query).map(|()| Self::Node);
+        }
+        if let Some(verb) = endpoint.verb().filter(|_| endpoint.is_query()) {
+            let (namespace, query) = Query::read(verb, query)?;
+            permit(key, &namespace)?;
+            return Ok(Self::Query { namespace, query });
+        }
+        let (namespace, fields) = fields(body)?;
+        permit(key, &namespace)?;
+        match endpoint {
+            Endpoint::ServerSideEmit => server_side_emit(namespace, fields, limits),
+            Endpoint::Batch => {
+                let operations = batch(fields, key)?;
+                let checked = operations::check(operations, Asks::Nobody, limits)
+                    .map_err(|problem| Problem::of_operations(problem, "operations"))?;
+                Ok(Self::Operations {
+                    namespace,
+                    checked,
+                    is_batch: true,
+                })
+            }
+            _ => {
+                let operation = single(endpoint, fields)?;
+                let checked = operations::check(vec![operation], Asks::Nobody, limits).map_err(
+                    |mut problem| {
+                        problem.at = problem.at.trim_start_matches("[0]").to_owned();
+                        Problem::of_operations(problem, "")
+                    },
+                )?;
+                Ok(Self::Operations {
+                    namespace,
+                    checked,
+                    is_batch: false,
+                })
+            }
+        }
+    }
+
+    pub(crate) async fn carry_out(self, server: &Server) -> Result<Value, Problem> {
+        match self {
+            Self::Operations {
+                namespace,
+                checked,
+                is_batch,
+            } => {
+                let report = checked
+                    .carry_out(&server.of(&namespace), None, &mut None)
+                    .await;
+                if is_batch {
+                    results_of_batch(&report)
+                } else {
+                    result_of_one(report)
+                }
+            }
+            Self::ServerSideEmit {
+                namespace,
+                event,
+                args,
+                is_acknowledged,
+            } => {
+                let operator = server.of(&namespace);
+                let emitted = if is_acknowledged {
+                    let asked = operator.server_side_emit_with_ack::<Args>(&event, args);
+                    asked.await.map(|answers| {
+                        json!({
+                            "answers": answers.answers.iter().map(readable).collect::<Vec<_>>(),
+                            "without_handler": answers.without_handler,
+                            "silent_nodes": answers.silent_nodes,
+                        })
+                    })
+                } else {
+                    let nodes = operator.server_side_emit(&event, args).await;
+                    nodes.map(|nodes| json!({ "nodes": nodes }))
+                };
+                emitted.map_err(|error| Problem::of_emit(&error))
+            }
+            Self::Query { namespace, query } => {
+                let fetched = fetch(server, &namespace, &query).await;
+                let fetched = fetched.map_err(|error| Problem::of_emit(&error))?;
+                Ok(query.answer(&fetched))
+            }
+            Self::Node => Ok(node(server)),
+        }
+    }
+}
+
+async fn fetch(server: &Server, namespace: &str, query: &Query) -> Result<Fetched, EmitError> {
+    let operator = server.of(namespace).timeout(query.timeout);
+    match &query.selected {
+        Some(rooms) => operator.in_(rooms).fetch_sockets().await,
+        None => operator.fetch_sockets().await,
+    }
+}
+
+/// What this node knows of itself and of the others.
+fn node(server: &Server) -> Value {
+    let (health, reason) = match server.health() {
+        roomcast::Health::Flowing => ("flowing", None),
+        roomcast::Health::Interrupted(reason) => ("interrupted", Some(reason)),
+    };
+    let nodes = server.nodes();
+    json!({
+        "node": server.node().to_string(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "health": health,
+        "reason": reason.map(|reason| reason.to_string()),
+        "connections": server.connections(),
+        "namespaces": server.namespaces(),
+        "nodes": nodes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+fn permit(key: &Key, namespace: &str) -> Result<(), Problem> {
+    if !namespace.starts_with('/') {
+        return Err(Problem::invalid(
+            "namespace",
+            "a namespace begins with /, such as / or /chat",
+        ));
+    }
+    if key.may_in(namespace) {
+        return Ok(());
+    }
+    let detail = format!("the key {} is not for the namespace {namespace}", key.name);
+    Err(Problem::new(Kind::Forbidden, detail).at("namespace"))
+}
+
+/// Reads a body and takes its namespace out.
+fn fields(body: &[u8]) -> Result<(String, Fields<'_>), Problem> {
+    let wrong = |error: &serde_json::Error| {
+        Problem::invalid("", format!("the body is no JSON object: {error}"))
+    };
+    let mut fields: Fields<'_> = serde_json::from_slice(body).map_err(|error| wrong(&error))?;
+    let namespace = match fields.remove("namespace") {
+        Some(name) => field("namespace", name)?,
+        None => "/".to_owned(),
+    };
+    Ok((namespace, fields))
+}
+
+fn field<'a, T: serde::Deserialize<'a>>(name: &str, value: &'a RawValue) -> Result<T, Problem> {
+    serde_json::from_str(value.get()).map_err(|error| {
+        let text = error.to_string();
+        let text = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(text, _)| text);
+        Problem::invalid(name, text)
+    })
+}
+
+fn unknown(field: &str, known: &str) -> Problem {
+    Problem::invalid(field, format!("unknown field `{field}`, expected {known}"))
+}
+
+/// Reads the one operation of a call, whose name is that of the path.
+fn single(endpoint: Endpoint, fields: Fields<'_>) -> Result<Operation, Problem> {
+    if fields.contains_key("op") {
+        return Err(Problem::invalid("op", "the path names the operation"));
+    }
+    let name = format!("\"{}\"", endpoint.name());
+    let name = RawValue::from_string(name).map_err(|_| internal())?;
+    let mut fields = fields;
+    fields.insert("op".into(), &name);
+    let operation = serde_json::value::to_raw_value(&fields).map_err(|_| internal())?;
+    operations::read_one(&operation).map_err(|problem| Problem::of_operations(problem, ""))
+}
+
+fn internal() -> Problem {
+    Problem::new(Kind::Internal, "the operation cannot be read")
+}
+
+fn batch(mut fields: Fields<'_>, key: &Key) -> Result<Vec<Operation>, Problem> {
+    let operations = fields.remove("operations");
+    if let Some(field) = fields.keys().next() {
+        return Err(unknown(field, "`namespace` or `operations`"));
+    }
+    let list = operations
+        .ok_or_else(|| Problem::invalid("operations", "the list of operations is missing"))?;
+    let operations =
+        operations::read(list).map_err(|problem| Problem::of_operations(problem, "operations"))?;
+    for (index, operation) in operations.iter().enumerate() {
+        let verb = match operation {
+            Operation::Emit { .. } => Verb::Emit,
+            Operation::Join { .. } => Verb::Join,
+            Operation::Leave { .. } => Verb::Leave,
+            Operation::Disconnect { .. } => Verb::Disconnect,
+            // They need a socket that asks, so the check refuses them.
+            _ => continue,
+        };
+        if !key.may(verb) {
+            return Err(forbidden(key, verb).at(format!("operations[{index}].op")));
+        }
+    }
+    Ok(operations)
+}
+
+pub(crate) fn forbidden(key: &Key, verb: Verb) -> Problem {
+    let detail = format!("the key {} is not for the verb {}", key.name, verb.name());
+    Problem::new(Kind::Forbidden, detail)
+}
+
+fn server_side_emit(
+    namespace: String,
+    mut fields: Fields<'_>,
+    limits: &Limits,
+) -> Result<Call, Problem> {
+    let event = fields
+        .remove("event")
+        .ok_or_else(|| Problem::invalid("event", "the name of the event is missing"))?;
+    let event: String = field("event", event)?;
+    let args = match fields.remove("args") {
+        Some(args) => binary::from_json(args).map_err(|what| Problem::invalid("args", what))?,
+        None => Args::default(),
+    };
+    let is_acknowledged = match fields.remove("acknowledged") {
+        Some(flag) => field("acknowledged", flag)?,
+        None => false,
+    };
+    if let Some(field) = fields.keys().next() {
+        let known = "`namespace`, `event`, `args` or `acknowledged`";
+        return Err(unknown(field, known));
+    }
+    if event.is_empty() || event.len() > limits.event_name_bytes {
+        let limit = limits.event_name_bytes;
+        let detail = format!("the name of an event has 1 to {limit} bytes");
+        return Err(Problem::invalid("event", detail));
+    }
+    if roomcast::is_reserved(&event) {
+        let detail = format!("`{event}` is reserved by Socket.IO");
+        return Err(Problem::invalid("event", detail));
+    }
+    Ok(Call::ServerSideEmit {
+        namespace,
+        event,
+        args,
+        is_acknowledged,
+    })
+}
+
+/// Arguments as JSON, with binary marked.
+fn readable(args: &Args) -> Value {
+    let json = binary::to_json(args).ok();
+    json.and_then(|json| serde_json::from_str(&json).ok())
+        .unwrap_or(Value::Null)
+}
+
+fn result_of_one(mut report: Report) -> Result<Value, Problem> {
+    match report.results.pop() {
+        Some(Ok(effect)) => Ok(shown(&effect)),
+        Some(Err(error)) => Err(Problem::of_emit(&error)),
+        None => Err(internal()),
+    }
+}
+
+/// The results of a batch. If an operation failed, the problem has the results before it.
+fn results_of_batch(report: &Report) -> Result<Value, Problem> {
+    let shown_all = || {
+        let results = report.results.iter().map(|result| match result {
+            Ok(effect) => shown(effect),
+            Err(error) => json!({ "effect": "failed", "detail": error.to_string() }),
+        });
+        results.collect::<Vec<_>>()
+    };
+    if let Some((index, error)) = report.failure() {
+        let at = format!("operations[{index}]");
+        return Err(Problem::of_emit(error).at(at).after(shown_all()));
+    }
+    match report.missed_nodes() {
+        Some(error) => Err(Problem::of_emit(error).at("operations").after(shown_all())),
+        None => Ok(json!({ "results": shown_all() })),
+    }
+}
+
+fn shown(effect: &Effect) -> Value {
+    match effect {
+        Effect::Done => json!({ "effect": "done" }),
+        Effect::Nobody => json!({ "effect": "nobody" }),
+        Effect::Emitted(delivery) => json!({
+            "effect": "emitted",
+            "local_sockets": delivery.local_sockets,
+            "nodes": delivery.nodes,
+        }),
+        Effect::Confirmed(confirmed) => json!({
+            "effect": "confirmed",
+            "sockets": confirmed.sockets,
+            "nodes": confirmed.nodes,
+            "silent_nodes": confirmed.silent_nodes,
+        }),
+    }
+}

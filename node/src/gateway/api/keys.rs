@@ -1,0 +1,182 @@
+//! Keys of the API: hashed, named, and limited to namespaces and verbs.
+//!
+//! A key has to be random and long, so a plain SHA-256 protects it: nobody can try out all keys. For
+//! the same reason, the table may be searched by hash without hiding how long that takes.
+
+use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
+
+use ring::digest;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::settings::KeySettings;
+
+/// The SHA-256 of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Hash([u8; 32]);
+
+impl Hash {
+    pub(crate) fn of(key: &[u8]) -> Self {
+        let digest = digest::digest(&digest::SHA256, key);
+        Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:…")
+    }
+}
+
+impl FromStr for Hash {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let problem = || {
+            "expected sha256: and 64 hexadecimal digits, the SHA-256 of the key: \
+             printf %s \"$KEY\" | sha256sum"
+                .to_owned()
+        };
+        let digits = text.strip_prefix("sha256:").ok_or_else(problem)?;
+        if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(problem());
+        }
+        let mut hash = [0; 32];
+        for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| problem())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| problem())?;
+        }
+        Ok(Self(hash))
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A namespace, or all that begin with the text before a final `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamespacePattern(String);
+
+impl NamespacePattern {
+    pub(crate) fn all() -> Self {
+        Self("*".to_owned())
+    }
+
+    fn matches(&self, namespace: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(start) => namespace.starts_with(start),
+            None => namespace == self.0,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for NamespacePattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let start = text.strip_suffix('*').unwrap_or(&text);
+        let is_valid = (start.is_empty() && text == "*") || start.starts_with('/');
+        if !is_valid || start.contains('*') {
+            return Err(D::Error::custom(format!(
+                "`{text}` is no namespace: expected a name that begins with /, with * at its end or not"
+            )));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verb {
+    Emit,
+    Join,
+    Leave,
+    Disconnect,
+    ServerSideEmit,
+    Sockets,
+    Rooms,
+    Users,
+    Presence,
+    Node,
+}
+
+impl Verb {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Emit => "emit",
+            Self::Join => "join",
+            Self::Leave => "leave",
+            Self::Disconnect => "disconnect",
+            Self::ServerSideEmit => "server-side-emit",
+            Self::Sockets => "sockets",
+            Self::Rooms => "rooms",
+            Self::Users => "users",
+            Self::Presence => "presence",
+            Self::Node => "node",
+        }
+    }
+}
+
+/// One verb, or all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) enum Scope {
+    #[serde(rename = "*")]
+    All,
+    #[serde(untagged)]
+    Verb(Verb),
+}
+
+/// A key that was recognized.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    namespaces: Vec<NamespacePattern>,
+    verbs: Vec<Scope>,
+}
+
+impl Key {
+    pub(crate) fn may(&self, verb: Verb) -> bool {
+        let allows = |scope: &Scope| *scope == Scope::All || *scope == Scope::Verb(verb);
+        self.verbs.iter().any(allows)
+    }
+
+    pub(crate) fn may_in(&self, namespace: &str) -> bool {
+        let mut patterns = self.namespaces.iter();
+        patterns.any(|pattern| pattern.matches(namespace))
+    }
+}
+
+/// All keys. A reload replaces them as a whole.
+#[derive(Debug, Default)]
+pub(crate) struct Keys(HashMap<Hash, Arc<Key>>);
+
+impl Keys {
+    pub(crate) fn new(settings: &[KeySettings]) -> Self {
+        let keys = settings.iter().map(|key| {
+            let known = Key {
+                name: key.name.clone(),
+                namespaces: key.namespaces.clone(),
+                verbs: key.verbs.clone(),
+            };
+            (key.hash, Arc::new(known))
+        });
+        Self(keys.collect())
+    }
+
+    pub(crate) fn find(&self, key: &[u8]) -> Option<Arc<Key>> {
+        self.0.get(&Hash::of(key)).cloned()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

@@ -1,0 +1,356 @@
+//! The HTTP API: an application emits, asks and disconnects without a client of its own.
+//!
+//! ```text
+//!  request ─► key ─► verb ─► place among `concurrency` ─► body ─► read and checked ─► carried out
+//!            401     403      503                         413      400, 403            on a worker
+//! ```
+//!
+//! HTTP is served on the thread of the internal port, or of a listener of its own. Calls are carried
+//! out on the workers, because the server's own tasks run there, and a long one must not keep
+//! `/livez` waiting. A call that takes too long is still carried out to its end: its place is free,
+//! and its response under an idempotency key known, only then.
+
+mod calls;
+mod idempotency;
+mod keys;
+mod metrics;
+mod problem;
+mod queries;
+mod settings;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use parking_lot::Mutex;
+use roomcast::{Limits, Server};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tracing::{debug, info, warn};
+
+use self::{
+    calls::{Call, Endpoint, forbidden},
+    idempotency::{Answer, Claim, Idempotency},
+    keys::{Hash, Key, Keys},
+    metrics::Metrics,
+    problem::{Kind, Problem},
+};
+pub(crate) use self::{
+    idempotency::Store,
+    settings::{KeySettings, Settings, TEMPLATE},
+};
+use super::{
+    config::Config,
+    reload::{Reloadable, Swap},
+};
+
+/// The key of the demo. It is in the documentation, so it protects nothing.
+pub(crate) const DEMO_KEY: &str = "demo-key";
+
+/// What a reload replaces.
+struct Current {
+    settings: Settings,
+    keys: Keys,
+    places: Arc<Semaphore>,
+}
+
+impl Current {
+    fn new(settings: Settings) -> Self {
+        Self {
+            keys: Keys::new(&settings.keys),
+            places: Arc::new(Semaphore::new(settings.concurrency)),
+            settings,
+        }
+    }
+}
+
+/// The API of a server.
+pub(crate) struct Api {
+    server: Server,
+    /// Replaced as a whole by a reload.
+    current: Mutex<Arc<Current>>,
+    /// The limits of names and rooms.
+    limits: Limits,
+    idempotency: Idempotency,
+    metrics: Metrics,
+    workers: Handle,
+}
+
+impl Api {
+    /// Must be called in the runtime of the workers.
+    pub(crate) fn new(
+        server: Server,
+        settings: Settings,
+        limits: Limits,
+        store: Store,
+    ) -> Result<Arc<Self>, prometheus::Error> {
+        let metrics = Metrics::new(server.registry())?;
+        Ok(Arc::new(Self {
+            current: Mutex::new(Arc::new(Current::new(settings))),
+            idempotency: Idempotency::new(store),
+            limits,
+            metrics,
+            server,
+            workers: Handle::current(),
+        }))
+    }
+
+    /// Serves the calls. Paths that are not of the API get a problem, too.
+    pub(crate) fn router(self: &Arc<Self>) -> Router {
+        let mut router = Router::new().route("/api/openapi.json", get(description));
+        for endpoint in Endpoint::ALL {
+            let api = Arc::clone(self);
+            let call = async move |request: Request| api.respond(endpoint, request).await;
+            let method: MethodRouter = if endpoint.is_query() {
+                get(call)
+            } else {
+                post(call)
+            };
+            router = router.route(endpoint.path(), method);
+        }
+        router
+            .method_not_allowed_fallback(async || {
+                let detail = "calls that read are GET, the others are POST";
+                Problem::new(Kind::MethodNotAllowed, detail)
+            })
+            .fallback(async || Problem::new(Kind::NotFound, "see /api/openapi.json for the paths"))
+    }
+
+    async fn respond(self: Arc<Self>, endpoint: Endpoint, request: Request) -> Response {
+        let timing = self.metrics.start(endpoint);
+        let response = match self.call(endpoint, request).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        };
+        timing.end(response.status());
+        response
+    }
+
+    async fn call(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        request: Request,
+    ) -> Result<Response, Problem> {
+        let (parts, body) = request.into_parts();
+        let current = Arc::clone(&self.current.lock());
+        let settings = &current.settings;
+        let key = current.key(&parts.headers)?;
+        if let Some(verb) = endpoint.verb().filter(|verb| !key.may(*verb)) {
+            return Err(forbidden(&key, verb));
+        }
+        let place = Arc::clone(&current.places).try_acquire_owned();
+        let place = place.map_err(|_| {
+            let limit = settings.concurrency;
+            Problem::new(Kind::Busy, format!("{limit} calls are in progress"))
+        })?;
+        let token = idempotency::token(&parts.headers, endpoint)?;
+        let body = if endpoint.is_query() {
+            Bytes::new()
+        } else {
+            is_json(&parts.headers)?;
+            read_body(body, settings).await?
+        };
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        let (api, time) = (Arc::clone(self), settings.timeout);
+        let work = self.workers.spawn(async move {
+            let call = Call::read(endpoint, &key, &query, &body, &api.limits)?;
+            let work = Work {
+                endpoint,
+                key,
+                token,
+                body,
+                settings: current.settings.clone(),
+                place,
+            };
+            api.work(call, work).await
+        });
+        match timeout(time.0, work).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Problem::new(Kind::Internal, "the call panicked")),
+            Err(_) => {
+                let detail = format!("no result within {time}; the call may still take effect");
+                Err(Problem::new(Kind::Timeout, detail))
+            }
+        }
+    }
+
+    /// Carries a call out, at most once for each idempotency key.
+    async fn work(&self, call: Call, work: Work) -> Result<Response, Problem> {
+        let Work {
+            endpoint,
+            key,
+            settings,
+            ..
+        } = &work;
+        let claim = match &work.token {
+            None => None,
+            Some(token) => {
+                let print = [endpoint.path().as_bytes(), b"\n", &work.body].concat();
+                let claiming = self
+                    .idempotency
+                    .claim(&key.name, token, Hash::of(&print), settings);
+                match claiming.await? {
+                    Claim::Known(answer) => return Ok(answer.into_response(true)),
+                    Claim::New(claim) => Some(claim),
+                }
+            }
+        };
+        let answer = match call.carry_out(&self.server).await {
+            Ok(result) => Answer::ok(&result),
+            Err(problem) => Answer::of(&problem),
+        };
+        report(*endpoint, key, &answer);
+        if let Some(claim) = claim {
+            self.idempotency.store(claim, &answer, settings).await;
+        }
+        drop(work.place);
+        Ok(answer.into_response(false))
+    }
+}
+
+impl Reloadable for Arc<Api> {
+    fn keys(&self) -> &'static [&'static str] {
+        &["api"]
+    }
+
+    fn prepare(&self, config: &Config) -> Result<Swap, String> {
+        let settings = config.settings.api.clone();
+        if settings.listen != self.current.lock().settings.listen {
+            return Err("api.listen needs a restart".to_owned());
+        }
+        let (api, current) = (Self::clone(self), Arc::new(Current::new(settings)));
+        Ok(Box::new(move || *api.current.lock() = current))
+    }
+}
+
+/// A call and what belongs to it.
+struct Work {
+    endpoint: Endpoint,
+    key: Arc<Key>,
+    /// The idempotency key.
+    token: Option<String>,
+    body: Bytes,
+    settings: Settings,
+    place: OwnedSemaphorePermit,
+}
+
+impl Current {
+    /// Recognizes the key of a request.
+    fn key(&self, headers: &HeaderMap) -> Result<Arc<Key>, Problem> {
+        let unauthorized = |detail: &str| Err(Problem::new(Kind::Unauthorized, detail));
+        if self.keys.is_empty() {
+            return unauthorized("no key is configured: add [[api.keys]] to the settings");
+        }
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            return unauthorized("send the header Authorization: Bearer KEY");
+        };
+        let Some((scheme, key)) = split_scheme(value.as_bytes()) else {
+            return unauthorized("the header Authorization is not Bearer KEY");
+        };
+        if !scheme.eq_ignore_ascii_case(b"bearer") {
+            return unauthorized("the header Authorization is not Bearer KEY");
+        }
+        self.keys
+            .find(key)
+            .map_or_else(|| unauthorized("the key is unknown"), Ok)
+    }
+}
+
+async fn read_body(body: Body, settings: &Settings) -> Result<Bytes, Problem> {
+    let (limit, time) = (settings.max_body, settings.timeout);
+    let reading = Limited::new(body, limit.0).collect();
+    match timeout(time.0, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let detail = format!("a body has at most {limit}");
+            Err(Problem::new(Kind::TooLarge, detail))
+        }
+        Ok(Err(error)) => Err(Problem::invalid("", format!("the body is broken: {error}"))),
+        Err(_) => {
+            let detail = format!("no body within {time}");
+            Err(Problem::new(Kind::RequestTimeout, detail))
+        }
+    }
+}
+
+/// Splits `Bearer KEY`.
+fn split_scheme(value: &[u8]) -> Option<(&[u8], &[u8])> {
+    let space = value.iter().position(|byte| *byte == b' ')?;
+    Some((&value[..space], value[space + 1..].trim_ascii()))
+}
+
+fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = value
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default();
+    if essence.trim().eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Kind::MediaType,
+        "send the header Content-Type: application/json",
+    ))
+}
+
+/// Logs a call: failures for everybody, what disconnects clients at info, the rest at debug.
+fn report(endpoint: Endpoint, key: &Key, answer: &Answer) {
+    let (call, key, status) = (endpoint.name(), &*key.name, answer.status().as_u16());
+    if answer.status() >= StatusCode::INTERNAL_SERVER_ERROR {
+        warn!(
+            call,
+            key,
+            status,
+            detail = answer.text(),
+            "an API call failed"
+        );
+    } else if endpoint == Endpoint::Disconnect {
+        info!(call, key, status, "an API call");
+    } else {
+        debug!(call, key, status, "an API call");
+    }
+}
+
+/// The response to every call before the server is built.
+pub(crate) fn starting() -> Response {
+    Problem::new(Kind::Starting, "see /readyz for the reason").into_response()
+}
+
+/// The description of the API. It needs no key, because it holds no secret.
+async fn description() -> Response {
+    let text = OPENAPI.replace("{{version}}", env!("CARGO_PKG_VERSION"));
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_has_the_paths_and_methods_that_are_served() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        assert_eq!(paths.len(), Endpoint::ALL.len());
+        for endpoint in Endpoint::ALL {
+            let method = if endpoint.is_query() { "get" } else { "post" };
+            let methods = paths[endpoint.path()].as_object().unwrap();
+            assert!(methods.keys().eq([method]), "{endpoint:?}");
+        }
+    }
+}

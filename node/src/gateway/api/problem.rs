@@ -1,0 +1,240 @@
+//! Errors of the API, as `application/problem+json` (RFC 9457).
+
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use roomcast::EmitError;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::gateway::operations;
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    pub(crate) kind: Kind,
+    detail: String,
+    /// The field of the body or the parameter of the query, such as `operations[1].rooms[0]`.
+    field: Option<String>,
+    /// The results of the operations of a batch before the one that failed.
+    results: Option<Vec<Value>>,
+}
+
+/// The kinds of problems. Each has a type, a title and a status, and clients may rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Invalid,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    UnknownNamespace,
+    MethodNotAllowed,
+    RequestTimeout,
+    InProgress,
+    TooLarge,
+    MediaType,
+    KeyReused,
+    Internal,
+    Busy,
+    OtherNodes,
+    Redis,
+    Starting,
+    Timeout,
+}
+
+impl Kind {
+    /// The last part of the type, the title and the status.
+    fn parts(self) -> (&'static str, &'static str, StatusCode) {
+        match self {
+            Self::Invalid => ("invalid", "The request is invalid", StatusCode::BAD_REQUEST),
+            Self::Unauthorized => (
+                "unauthorized",
+                "The key is missing or unknown",
+                StatusCode::UNAUTHORIZED,
+            ),
+            Self::Forbidden => (
+                "forbidden",
+                "The key does not permit this",
+                StatusCode::FORBIDDEN,
+            ),
+            Self::NotFound => (
+                "not-found",
+                "There is nothing at this path",
+                StatusCode::NOT_FOUND,
+            ),
+            Self::UnknownNamespace => (
+                "unknown-namespace",
+                "The namespace does not exist",
+                StatusCode::NOT_FOUND,
+            ),
+            Self::MethodNotAllowed => (
+                "method-not-allowed",
+                "The path has another method",
+                StatusCode::METHOD_NOT_ALLOWED,
+            ),
+            Self::RequestTimeout => (
+                "request-timeout",
+                "The request did not arrive in time",
+                StatusCode::REQUEST_TIMEOUT,
+            ),
+            Self::InProgress => (
+                "in-progress",
+                "The same call is in progress",
+                StatusCode::CONFLICT,
+            ),
+            Self::TooLarge => (
+                "too-large",
+                "The body is too large",
+                StatusCode::PAYLOAD_TOO_LARGE,
+            ),
+            Self::MediaType => (
+                "media-type",
+                "The body is not JSON",
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ),
+            Self::KeyReused => (
+                "idempotency-key-reused",
+                "The idempotency key belongs to another call",
+                StatusCode::UNPROCESSABLE_ENTITY,
+            ),
+            Self::Internal => (
+                "internal",
+                "The call failed",
+                StatusCode::INTERNAL_SERVER_ERROR,
+            ),
+            Self::Busy => (
+                "busy",
+                "Too many calls are in progress",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::OtherNodes => (
+                "other-nodes",
+                "Other nodes may not have been reached",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Redis => (
+                "redis",
+                "Redis is not available",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Starting => (
+                "starting",
+                "The server is starting",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Timeout => (
+                "timeout",
+                "The call took too long",
+                StatusCode::GATEWAY_TIMEOUT,
+            ),
+        }
+    }
+}
+
+/// The body of the response.
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results: Option<&'a [Value]>,
+}
+
+impl Problem {
+    pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+            field: None,
+            results: None,
+        }
+    }
+
+    /// Names the field.
+    pub(crate) fn at(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into()).filter(|field| !field.is_empty());
+        self
+    }
+
+    /// The call did part of its work before it failed.
+    pub(crate) fn after(mut self, results: Vec<Value>) -> Self {
+        self.results = Some(results);
+        self
+    }
+
+    pub(crate) fn invalid(field: &str, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, detail).at(field)
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.kind.parts().2
+    }
+
+    /// The body, which is the same on each node.
+    pub(crate) fn body(&self) -> Vec<u8> {
+        let (name, title, status) = self.kind.parts();
+        let body = Body {
+            r#type: format!("urn:roomcast:problem:{name}"),
+            title,
+            status: status.as_u16(),
+            detail: &self.detail,
+            field: self.field.as_deref(),
+            results: self.results.as_deref(),
+        };
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+
+    /// A problem with a list of operations, of which the field may begin below `at`.
+    pub(crate) fn of_operations(problem: operations::Problem, below: &str) -> Self {
+        let field = format!("{below}{}", problem.at);
+        Self::invalid(field.trim_start_matches('.'), problem.what)
+    }
+
+    pub(crate) fn of_emit(error: &EmitError) -> Self {
+        let detail = error.to_string();
+        match error {
+            EmitError::UnknownNamespace(_) => {
+                Self::new(Kind::UnknownNamespace, detail).at("namespace")
+            }
+            EmitError::ReservedEvent(_) => Self::invalid("event", detail),
+            EmitError::Args(_) => Self::invalid("args", detail),
+            EmitError::Bus(error) => Self::new(
+                Kind::OtherNodes,
+                format!("this node has done its part, but {error}"),
+            ),
+            _ => Self::new(Kind::Internal, detail),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (
+            self.status(),
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            self.body(),
+        )
+            .into_response();
+        let headers = response.headers_mut();
+        match self.kind {
+            Kind::Unauthorized => {
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    http::HeaderValue::from_static("Bearer realm=\"roomcast\""),
+                );
+            }
+            Kind::Busy | Kind::InProgress | Kind::Starting => {
+                headers.insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

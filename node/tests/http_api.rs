@@ -1,0 +1,258 @@
+//! The HTTP API of the program: real processes, real clients, requests as any HTTP client sends them.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::Command,
+};
+
+use process::{DEADLINE, Program, client::Client, field};
+use serde_json::{Value, json};
+
+#[test]
+fn an_event_that_is_emitted_with_the_key_of_the_demo_reaches_a_client() {
+    let (_demo, address, api) = demo();
+    let mut client = Client::connect(&address);
+    client.ask(&json!(["join", "tea"]));
+    let event = json!({ "event": "news", "args": ["it rains", 7], "rooms": ["tea"] });
+    let (status, result) = api.post("emit", &event);
+    assert_eq!(
+        (status, result),
+        (
+            200,
+            json!({ "effect": "emitted", "local_sockets": 1, "nodes": 0 })
+        )
+    );
+    assert_eq!(client.event("news"), json!(["it rains", 7]));
+}
+
+#[test]
+fn a_call_without_a_known_key_is_refused_and_changes_nothing() {
+    let (_demo, address, api) = demo();
+    let _client = Client::connect(&address);
+    let all = json!({ "all": true });
+    for header in [
+        "",
+        "Authorization: Bearer wrong\r\n",
+        "Authorization: Basic demo-key\r\n",
+    ] {
+        let keyless = Api {
+            address: api.address.clone(),
+            headers: header.to_owned(),
+        };
+        let (status, problem) = keyless.post("disconnect", &all);
+        assert_eq!(status, 401, "{problem}");
+        assert_eq!(problem["type"], "urn:roomcast:problem:unauthorized");
+    }
+    let (_, sockets) = api.get("sockets");
+    assert_eq!(sockets["total"], 1);
+}
+
+#[test]
+fn a_wrong_field_is_named() {
+    let (_demo, _, api) = demo();
+    let emit = |body: Value| {
+        let (status, problem) = api.post("emit", &body);
+        assert_eq!(status, 400, "{problem}");
+        assert_eq!(problem["status"], 400);
+        problem["field"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(emit(json!({ "event": "", "all": true })), "event");
+    assert_eq!(
+        emit(json!({ "event": "x", "all": true, "args": 7 })),
+        "args"
+    );
+    assert_eq!(emit(json!({ "event": "x", "rooms": ["a", 7] })), "rooms[1]");
+    assert_eq!(
+        emit(json!({ "event": "x", "all": true, "room": "a" })),
+        "room"
+    );
+    assert_eq!(
+        emit(json!({ "event": "x", "all": true, "namespace": "x" })),
+        "namespace"
+    );
+    let operations = json!([{ "op": "join", "rooms": ["a"], "all": true }, { "op": "join", "rooms": [""], "all": true }]);
+    let (status, problem) = api.post("batch", &json!({ "operations": operations }));
+    assert_eq!(
+        (status, &problem["field"]),
+        (400, &json!("operations[1].rooms[0]"))
+    );
+}
+
+#[test]
+fn a_call_that_is_repeated_under_its_idempotency_key_takes_effect_once() {
+    let (_demo, address, api) = demo();
+    let mut client = Client::connect(&address);
+    let event = |name: &str| json!({ "event": name, "all": true });
+    let key = "Idempotency-Key: order-7\r\n";
+    let first = api.post_with("emit", key, &event("paid"));
+    assert_eq!(first.0, 200, "{}", first.1);
+    assert_eq!(api.post_with("emit", key, &event("paid")), first);
+    let (status, problem) = api.post_with("emit", key, &event("unpaid"));
+    assert_eq!(
+        (status, &problem["field"]),
+        (422, &json!("Idempotency-Key"))
+    );
+    let last = json!({ "event": "paid", "args": ["last"], "all": true });
+    assert_eq!(api.post("emit", &last).0, 200);
+    assert_eq!(client.event("paid"), json!([]));
+    assert_eq!(client.event("paid"), json!(["last"]));
+}
+
+#[test]
+fn users_of_rooms_are_listed_page_by_page_and_acted_on() {
+    let (_demo, address, api) = demo();
+    let clients: Vec<_> = (0..3).map(|_| Client::connect(&address)).collect();
+    let ids: Vec<_> = clients.iter().map(Client::id).collect();
+    let join = json!({ "rooms": ["a", "b"], "sockets": ids });
+    assert_eq!(api.post("join", &join), (200, json!({ "effect": "done" })));
+    let (_, rooms) = api.get("rooms?limit=1&after=a");
+    assert_eq!(
+        rooms["rooms"],
+        json!([{ "room": "b", "sockets": 3, "users": 0 }])
+    );
+    assert_eq!(
+        (&rooms["total"], &rooms["is_complete"]),
+        (&json!(2), &json!(true))
+    );
+    let confirmed = json!({ "event": "x", "rooms": ["a"], "flags": { "confirmed": true } });
+    let (_, result) = api.post("emit", &confirmed);
+    assert_eq!(
+        (&result["effect"], &result["sockets"]),
+        (&json!("confirmed"), &json!(3))
+    );
+    let operations = json!([
+        { "op": "leave", "rooms": ["a"], "sockets": [ids[0]] },
+        { "op": "disconnect", "sockets": [ids[1]], "close": true },
+        { "op": "emit", "event": "x", "rooms": [] },
+    ]);
+    let (status, result) = api.post("batch", &json!({ "operations": operations }));
+    assert_eq!(status, 200, "{result}");
+    assert_eq!(result["results"][2], json!({ "effect": "nobody" }));
+    let (_, sockets) = api.get("sockets?room=a");
+    assert_eq!(
+        (&sockets["total"], &sockets["sockets"][0]["id"]),
+        (&json!(1), &json!(ids[2]))
+    );
+    let (_, node) = api.get("node");
+    assert_eq!(node["namespaces"], json!(["/"]));
+    assert_eq!(api.get("users?namespace=%2Fnone").0, 404);
+}
+
+#[test]
+fn a_key_is_for_its_verbs_and_namespaces_until_a_reload_replaces_it() {
+    let file = std::env::temp_dir().join(format!("roomcast-api-{}.toml", std::process::id()));
+    let settings = |key: &str| {
+        let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+        let hash: String = hash
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!(
+            "namespace = [\"/\", \"/chat\"]\n[api]\nmax_body = \"1KiB\"\nlisten = \"127.0.0.1:0\"\n[[api.keys]]\n\
+             name = \"app\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"/chat*\"]\nverbs = [\"emit\"]\n"
+        )
+    };
+    std::fs::write(&file, settings("one")).unwrap();
+    let config = format!("--config={}", file.display());
+    let (mut program, _, internal) = start(&["serve", &config], "one");
+    let own = field(&program.line_with("own listener"), "address=");
+    let api = Api::with_key(own.clone(), "one");
+    let event = |namespace: &str| json!({ "event": "x", "all": true, "namespace": namespace });
+    assert_eq!(api.post("emit", &event("/chat")).0, 200);
+    let (status, problem) = api.post("emit", &event("/"));
+    assert_eq!((status, &problem["field"]), (403, &json!("namespace")));
+    assert_eq!(api.get("sockets?namespace=/chat").0, 403);
+    let operations =
+        json!([{ "op": "emit", "event": "x", "all": true }, { "op": "disconnect", "all": true }]);
+    let batch = json!({ "namespace": "/chat", "operations": operations });
+    let (status, problem) = api.post("batch", &batch);
+    assert_eq!(
+        (status, &problem["field"]),
+        (403, &json!("operations[1].op"))
+    );
+    let large = json!({ "event": "x", "all": true, "args": ["x".repeat(2000)] });
+    assert_eq!(api.post("emit", &large).0, 413);
+    // It has a listener of its own, so the internal port does not serve it.
+    assert_eq!(internal.request("GET /api/openapi.json", "", "").0, 404);
+
+    std::fs::write(&file, settings("two")).unwrap();
+    program.signal(rustix::process::Signal::HUP);
+    program.line_with("reloaded the settings");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(api.post("emit", &event("/chat")).0, 401);
+    assert_eq!(
+        Api::with_key(own, "two").post("emit", &event("/chat")).0,
+        200
+    );
+}
+
+/// The API of a program, with a key.
+struct Api {
+    address: String,
+    headers: String,
+}
+
+impl Api {
+    fn with_key(address: String, key: &str) -> Self {
+        let headers = format!("Authorization: Bearer {key}\r\n");
+        Self { address, headers }
+    }
+
+    fn post(&self, call: &str, body: &Value) -> (u16, Value) {
+        self.post_with(call, "", body)
+    }
+
+    fn post_with(&self, call: &str, headers: &str, body: &Value) -> (u16, Value) {
+        let headers = format!("Content-Type: application/json\r\n{headers}");
+        let (status, _, body) =
+            self.request(&format!("POST /api/{call}"), &headers, &body.to_string());
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    fn get(&self, call: &str) -> (u16, Value) {
+        let (status, _, body) = self.request(&format!("GET /api/{call}"), "", "");
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    /// The status, the head and the body of a response.
+    fn request(&self, line: &str, headers: &str, body: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let (own, length) = (&self.headers, body.len());
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{own}{headers}Content-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        (
+            head[9..12].parse().unwrap(),
+            head.to_lowercase(),
+            body.to_owned(),
+        )
+    }
+}
+
+/// A running demo, its address, and its API.
+fn demo() -> (Program, String, Api) {
+    start(&["demo"], "demo-key")
+}
+
+fn start(options: &[&str], key: &str) -> (Program, String, Api) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    let ports = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
+    command.env_clear().args(options).args(ports);
+    let mut program = Program::start(&mut command);
+    let line = program.line_with("listening");
+    let api = Api::with_key(field(&line, "internal="), key);
+    (program, field(&line, "address="), api)
+}
