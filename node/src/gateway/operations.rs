@@ -378,7 +378,12 @@ pub(crate) fn whom(
     }
     let mut selected = rooms.unwrap_or_default();
     selected.extend(sockets.into_iter().flatten());
-    selected.extend(users.into_iter().flatten().map(|user| user_room(&user)));
+    let rooms_of_users = users.into_iter().flatten().map(|user| match &*user {
+        // Left empty for the check, which refuses it.
+        "" => user,
+        user => user_room(user),
+    });
+    selected.extend(rooms_of_users);
     Whom::Rooms(selected)
 }
 
@@ -556,6 +561,12 @@ mod tests {
             Err(problem) => problem.to_string(),
             Ok(checked) => panic!("{json} is {checked:?}"),
         }
+    }
+
+    #[test]
+    fn a_user_without_a_name_is_refused() {
+        let problem = problem(r#"[{"op": "disconnect", "users": [""]}]"#, Asks::Nobody);
+        assert!(problem.contains("a name is empty"), "{problem}");
     }
 
     #[test]
