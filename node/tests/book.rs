@@ -71,6 +71,7 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
         .collect();
     names.extend(metrics_of_the_bus());
     names.extend(metrics_of_the_hooks());
+    names.extend(metrics_of_the_api());
     let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
 
@@ -183,6 +184,12 @@ fn metrics_of_the_bus() -> impl Iterator<Item = String> {
 fn metrics_of_the_hooks() -> impl Iterator<Item = String> {
     let source = include_str!("../src/gateway/hooks/metrics.rs");
     names_in(source, "roomcast_hook_")
+}
+
+/// The program has none of them without keys of the API.
+fn metrics_of_the_api() -> impl Iterator<Item = String> {
+    let source = include_str!("../src/gateway/api/metrics.rs");
+    names_in(source, "roomcast_api_")
 }
 
 fn names_in(source: &str, prefix: &str) -> impl Iterator<Item = String> {
