@@ -148,15 +148,10 @@ fn users_of_rooms_are_listed_page_by_page_and_acted_on() {
 fn a_key_is_for_its_verbs_and_namespaces_until_a_reload_replaces_it() {
     let file = std::env::temp_dir().join(format!("roomcast-api-{}.toml", std::process::id()));
     let settings = |key: &str| {
-        let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-        let hash: String = hash
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = hash(key);
         format!(
             "namespace = [\"/\", \"/chat\"]\n[api]\nmax_body = \"1KiB\"\nlisten = \"127.0.0.1:0\"\n[[api.keys]]\n\
-             name = \"app\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"/chat*\"]\nverbs = [\"emit\"]\n"
+             name = \"app\"\nhash = \"{hash}\"\nnamespaces = [\"/chat*\"]\nverbs = [\"emit\"]\n"
         )
     };
     std::fs::write(&file, settings("one")).unwrap();
@@ -191,6 +186,86 @@ fn a_key_is_for_its_verbs_and_namespaces_until_a_reload_replaces_it() {
         Api::with_key(own, "two").post("emit", &event("/chat")).0,
         200
     );
+}
+
+#[test]
+fn a_revoked_token_disconnects_its_client_and_lets_nobody_in_again() {
+    let folder = std::env::temp_dir().join(format!("roomcast-revoke-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let [file, secret] = ["roomcast.toml", "secret"].map(|name| folder.join(name));
+    std::fs::write(&secret, "a secret of 32 bytes at the least").unwrap();
+    let secret = secret.display();
+    let keys = [
+        ("all", "*", "*"),
+        ("chat", "/chat", "revoke"),
+        ("mute", "*", "emit"),
+    ];
+    let keys = keys.map(|(key, namespace, verb)| {
+        let hash = hash(key);
+        format!("[[api.keys]]\nname = \"{key}\"\nhash = \"{hash}\"\nnamespaces = [\"{namespace}\"]\nverbs = [\"{verb}\"]\n")
+    });
+    let settings = format!(
+        "access = \"jwt\"\n[[jwt.keys]]\nalgorithm = \"HS256\"\nsecret_file = \"{secret}\"\n{}",
+        keys.concat()
+    );
+    std::fs::write(&file, settings).unwrap();
+    let config = format!("--config={}", file.display());
+    let (_program, address, api) = start(&["serve", &config], "all");
+    let token = |user: &str, id: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        let id = format!("jti={id}");
+        command
+            .env_clear()
+            .args(["token", &config, "--user", user, "--claim", &id]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let auth = |token: &str| json!({ "token": token.trim() });
+    let refusal = |token: &str| {
+        let refused = Client::connect_as(&address, &auth(token)).err();
+        refused.map(|error| error["data"]["code"].clone())
+    };
+    let (one, two, other) = (
+        token("ada", "one"),
+        token("ada", "two"),
+        token("bob", "three"),
+    );
+    let revoked = |token: &str, body: &Value| {
+        let mut client = Client::connect_as(&address, &auth(token)).unwrap();
+        assert_eq!(api.post("revoke", body), (200, json!({ "effect": "done" })));
+        assert_eq!(client.event("token:revoked"), json!([]));
+        assert_eq!(client.packet().as_deref(), Some("41"), "it is disconnected");
+    };
+
+    for (key, field) in [("chat", json!("namespace")), ("mute", Value::Null)] {
+        let api = Api::with_key(api.address.clone(), key);
+        let (status, problem) = api.post("revoke", &json!({ "token": "one" }));
+        assert_eq!((status, &problem["field"]), (403, &field), "{problem}");
+    }
+    let expires = 4_000_000_000_u32;
+    revoked(&one, &json!({ "token": "one", "expires": expires }));
+    assert_eq!(refusal(&one), Some(json!("token_revoked")));
+    assert_eq!(refusal(&two), None, "another token of the user");
+    revoked(&two, &json!({ "user": "ada" }));
+    assert_eq!(refusal(&two), Some(json!("token_revoked")));
+    assert_eq!(refusal(&other), None, "another user");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn without_tokens_there_is_nothing_to_revoke() {
+    let (_demo, _, api) = demo();
+    let (status, problem) = api.post("revoke", &json!({ "user": "ada" }));
+    assert_eq!(status, 404);
+    assert_eq!(problem["type"], "urn:roomcast:problem:no-tokens");
+    let (status, problem) = api.post("revoke", &json!({ "user": "" }));
+    assert_eq!((status, &problem["field"]), (400, &json!("user")));
+}
+
+/// The hash of a key as the settings have it.
+fn hash(key: &str) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    format!("sha256:{}", digits.collect::<String>())
 }
 
 /// The API of a program, with a key.

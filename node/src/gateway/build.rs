@@ -35,8 +35,12 @@ impl Unbuilt {
     }
 }
 
-/// Builds the server that the configuration describes.
-pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Server, Unbuilt> {
+/// Builds the server that the configuration describes, and what verifies its tokens if any namespace asks
+/// for them.
+pub(crate) async fn server(
+    config: &Config,
+    hooks: &Hooks,
+) -> Result<(Server, Option<Arc<Auth>>), Unbuilt> {
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -87,10 +91,10 @@ pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Server, Unb
         builder = builder.namespace(namespaces::define(&name, parts));
     }
     let server = builder.build().await?;
-    if let Some(auth) = auth {
+    if let Some(auth) = &auth {
         auth.start(&server);
     }
-    Ok(server)
+    Ok((server, auth))
 }
 
 /// Reads the keys if any namespace asks for tokens.

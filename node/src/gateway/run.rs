@@ -33,7 +33,7 @@ use super::{
     access,
     admin::{Admin, Health},
     api::{self, Api},
-    auth::KeyError,
+    auth::{Auth, KeyError},
     build::{self, Unbuilt},
     cluster,
     config::Config,
@@ -129,10 +129,10 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
             return Ok(());
         }
     };
-    let server = built?;
+    let (server, auth) = built?;
     hooks.started(&server).map_err(io::Error::other)?;
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
-    let api = api(&config, &server)?;
+    let api = api(&config, &server, auth)?;
     let own = match own {
         Some(listener) => Some(Admin::serve(listener, api.router())?),
         None => {
@@ -195,10 +195,11 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     Ok(())
 }
 
-fn api(config: &Config, server: &Server) -> Result<Arc<Api>, RunError> {
+fn api(config: &Config, server: &Server, auth: Option<Arc<Auth>>) -> Result<Arc<Api>, RunError> {
     let store = api::Store::new(cluster::redis(&config.redis, &config.cluster).as_ref());
     let limits = (&config.limits).into();
-    let api = Api::new(server.clone(), config.settings.api.clone(), limits, store);
+    let settings = config.settings.api.clone();
+    let api = Api::new(server.clone(), auth, settings, limits, store);
     Ok(api.map_err(io::Error::other)?)
 }
 
@@ -207,7 +208,7 @@ async fn build_when_possible(
     config: &Config,
     hooks: &Hooks,
     health: &Health,
-) -> Result<Server, Unbuilt> {
+) -> Result<(Server, Option<Arc<Auth>>), Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
         match build::server(config, hooks).await {

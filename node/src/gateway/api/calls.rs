@@ -12,6 +12,7 @@ use super::{
     keys::{Key, Verb},
     problem::{Kind, Problem},
     queries::Query,
+    revoke::Revoke,
 };
 use crate::gateway::operations::{self, Asks, Checked, Effect, Operation, Report, binary};
 
@@ -23,6 +24,7 @@ pub(crate) enum Endpoint {
     Join,
     Leave,
     Disconnect,
+    Revoke,
     ServerSideEmit,
     Sockets,
     Rooms,
@@ -32,12 +34,13 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Emit,
         Self::Batch,
         Self::Join,
         Self::Leave,
         Self::Disconnect,
+        Self::Revoke,
         Self::ServerSideEmit,
         Self::Sockets,
         Self::Rooms,
@@ -53,6 +56,7 @@ impl Endpoint {
             Self::Join => "/api/join",
             Self::Leave => "/api/leave",
             Self::Disconnect => "/api/disconnect",
+            Self::Revoke => "/api/revoke",
             Self::ServerSideEmit => "/api/server-side-emit",
             Self::Sockets => "/api/sockets",
             Self::Rooms => "/api/rooms",
@@ -85,6 +89,7 @@ impl Endpoint {
             Self::Join => Verb::Join,
             Self::Leave => Verb::Leave,
             Self::Disconnect => Verb::Disconnect,
+            Self::Revoke => Verb::Revoke,
             Self::ServerSideEmit => Verb::ServerSideEmit,
             Self::Sockets => Verb::Sockets,
             Self::Rooms => Verb::Rooms,
@@ -110,6 +115,7 @@ pub(crate) enum Call {
         args: Args,
         is_acknowledged: bool,
     },
+    Revoke(Revoke),
     Query {
         namespace: String,
         query: Query,
@@ -118,7 +124,7 @@ pub(crate) enum Call {
 }
 
 /// The fields of a body, without the namespace.
-type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+pub(super) type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 impl Call {
     /// Reads and checks a request. `query` is the part of the URL after the question mark.
@@ -206,6 +212,7 @@ impl Call {
                 };
                 emitted.map_err(|error| Problem::of_emit(&error))
             }
+            Self::Revoke(revoke) => revoke.carry_out(server).await,
             Self::Query { namespace, query } => {
                 let fetched = fetch(server, &namespace, &query).await;
                 let fetched = fetched.map_err(|error| Problem::of_emit(&error))?;
@@ -242,7 +249,7 @@ fn node(server: &Server) -> Value {
     })
 }
 
-fn permit(key: &Key, namespace: &str) -> Result<(), Problem> {
+pub(super) fn permit(key: &Key, namespace: &str) -> Result<(), Problem> {
     if !namespace.starts_with('/') {
         return Err(Problem::invalid(
             "namespace",
@@ -258,10 +265,7 @@ fn permit(key: &Key, namespace: &str) -> Result<(), Problem> {
 
 /// Reads a body and takes its namespace out.
 fn fields(body: &[u8]) -> Result<(String, Fields<'_>), Problem> {
-    let wrong = |error: &serde_json::Error| {
-        Problem::invalid("", format!("the body is no JSON object: {error}"))
-    };
-    let mut fields: Fields<'_> = serde_json::from_slice(body).map_err(|error| wrong(&error))?;
+    let mut fields = object(body)?;
     let namespace = match fields.remove("namespace") {
         Some(name) => field("namespace", name)?,
         None => "/".to_owned(),
@@ -269,7 +273,16 @@ fn fields(body: &[u8]) -> Result<(String, Fields<'_>), Problem> {
     Ok((namespace, fields))
 }
 
-fn field<'a, T: serde::Deserialize<'a>>(name: &str, value: &'a RawValue) -> Result<T, Problem> {
+/// Reads the object of a body.
+pub(super) fn object(body: &[u8]) -> Result<Fields<'_>, Problem> {
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::invalid("", format!("the body is no JSON object: {error}")))
+}
+
+pub(super) fn field<'a, T: serde::Deserialize<'a>>(
+    name: &str,
+    value: &'a RawValue,
+) -> Result<T, Problem> {
     serde_json::from_str(value.get()).map_err(|error| {
         let text = error.to_string();
         let text = text
@@ -279,7 +292,7 @@ fn field<'a, T: serde::Deserialize<'a>>(name: &str, value: &'a RawValue) -> Resu
     })
 }
 
-fn unknown(field: &str, known: &str) -> Problem {
+pub(super) fn unknown(field: &str, known: &str) -> Problem {
     Problem::invalid(field, format!("unknown field `{field}`, expected {known}"))
 }
 

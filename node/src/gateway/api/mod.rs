@@ -1,4 +1,4 @@
-//! The HTTP API: an application emits, asks and disconnects without a client of its own.
+//! The HTTP API: an application emits, asks, disconnects and revokes without a client of its own.
 //!
 //! ```text
 //!  request ─► key ─► verb ─► place among `concurrency` ─► body ─► read and checked ─► carried out
@@ -16,6 +16,7 @@ mod keys;
 mod metrics;
 mod problem;
 mod queries;
+mod revoke;
 mod settings;
 
 use std::sync::Arc;
@@ -44,12 +45,14 @@ use self::{
     keys::{Hash, Key, Keys},
     metrics::Metrics,
     problem::{Kind, Problem},
+    revoke::Revoke,
 };
 pub(crate) use self::{
     idempotency::Store,
     settings::{KeySettings, Settings, TEMPLATE},
 };
 use super::{
+    auth::Auth,
     config::Config,
     reload::{Reloadable, Swap},
 };
@@ -77,6 +80,8 @@ impl Current {
 /// The API of a server.
 pub(crate) struct Api {
     server: Server,
+    /// Set if any namespace asks for tokens.
+    auth: Option<Arc<Auth>>,
     /// Replaced as a whole by a reload.
     current: Mutex<Arc<Current>>,
     /// The limits of names and rooms.
@@ -90,6 +95,7 @@ impl Api {
     /// Must be called in the runtime of the workers.
     pub(crate) fn new(
         server: Server,
+        auth: Option<Arc<Auth>>,
         settings: Settings,
         limits: Limits,
         store: Store,
@@ -101,6 +107,7 @@ impl Api {
             limits,
             metrics,
             server,
+            auth,
             workers: Handle::current(),
         }))
     }
@@ -163,7 +170,12 @@ impl Api {
         let query = parts.uri.query().unwrap_or_default().to_owned();
         let (api, time) = (Arc::clone(self), settings.timeout);
         let work = self.workers.spawn(async move {
-            let call = Call::read(endpoint, &key, &query, &body, &api.limits)?;
+            let call = match endpoint {
+                Endpoint::Revoke => {
+                    Revoke::read(&key, &body, api.auth.as_ref()).map(Call::Revoke)?
+                }
+                _ => Call::read(endpoint, &key, &query, &body, &api.limits)?,
+            };
             let work = Work {
                 endpoint,
                 key,
@@ -318,7 +330,7 @@ fn report(endpoint: Endpoint, key: &Key, answer: &Answer) {
             detail = answer.text(),
             "an API call failed"
         );
-    } else if endpoint == Endpoint::Disconnect {
+    } else if matches!(endpoint, Endpoint::Disconnect | Endpoint::Revoke) {
         info!(call, key, status, "an API call");
     } else {
         debug!(call, key, status, "an API call");

@@ -6,7 +6,7 @@ use roomcast::EmitError;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::gateway::operations;
+use crate::gateway::{auth::RevokeError, operations};
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub(crate) enum Kind {
     Forbidden,
     NotFound,
     UnknownNamespace,
+    NoTokens,
     MethodNotAllowed,
     RequestTimeout,
     InProgress,
@@ -38,6 +39,7 @@ pub(crate) enum Kind {
     OtherNodes,
     Redis,
     Starting,
+    Full,
     Timeout,
 }
 
@@ -64,6 +66,11 @@ impl Kind {
             Self::UnknownNamespace => (
                 "unknown-namespace",
                 "The namespace does not exist",
+                StatusCode::NOT_FOUND,
+            ),
+            Self::NoTokens => (
+                "no-tokens",
+                "No namespace asks for tokens",
                 StatusCode::NOT_FOUND,
             ),
             Self::MethodNotAllowed => (
@@ -119,6 +126,11 @@ impl Kind {
             Self::Starting => (
                 "starting",
                 "The server is starting",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Full => (
+                "full",
+                "No more revocations can be remembered",
                 StatusCode::SERVICE_UNAVAILABLE,
             ),
             Self::Timeout => (
@@ -195,6 +207,16 @@ impl Problem {
     pub(crate) fn of_operations(problem: operations::Problem, below: &str) -> Self {
         let field = format!("{below}{}", problem.at);
         Self::invalid(field.trim_start_matches('.'), problem.what)
+    }
+
+    pub(crate) fn of_revoke(error: &RevokeError) -> Self {
+        match error {
+            RevokeError::TooMany(error) => Self::new(
+                Kind::Full,
+                format!("connected clients of this node were disconnected, but {error}"),
+            ),
+            RevokeError::Emit(error) => Self::of_emit(error),
+        }
     }
 
     pub(crate) fn of_emit(error: &EmitError) -> Self {

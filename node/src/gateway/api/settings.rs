@@ -103,9 +103,9 @@ concurrency = 64
 # How long the response to an Idempotency-Key is kept.
 idempotency_time = "5m"
 
-# A key may use the verbs emit, join, leave, disconnect, sockets, rooms, users, presence,
-# server-side-emit and node, or all of them with "*", in namespaces ("*" at the end stands for
-# anything). The hash is the SHA-256 of the key:  printf %s "$KEY" | sha256sum
+# A key may use the verbs emit, join, leave, disconnect, revoke, sockets, rooms, users,
+# presence, server-side-emit and node, or all of them with "*", in namespaces ("*" at the end stands
+# for anything). The hash is the SHA-256 of the key:  printf %s "$KEY" | sha256sum
 # Several keys may have one name, so that a new one can be added before the old one is removed.
 [[api.keys]]
 name = "application"

@@ -24,7 +24,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::values::Span;
 
 pub(crate) use keys::{Algorithm, KeyError, sign};
-pub(crate) use sessions::{Auth, Session, with_sessions};
+pub(crate) use sessions::{Auth, RevokeError, Session, with_sessions};
 use source::Source;
 pub(crate) use user::User;
 

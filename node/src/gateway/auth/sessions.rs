@@ -405,8 +405,12 @@ impl Auth {
     }
 }
 
-#[allow(dead_code, reason = "the HTTP API calls it")]
 impl Auth {
+    /// The namespaces that ask for tokens, in all of which revocations hold.
+    pub(crate) fn namespaces(&self) -> &[String] {
+        &self.namespaces
+    }
+
     /// Revokes all tokens of a user that were issued until now, and disconnects the sockets that
     /// connected with one, in the whole cluster.
     pub(crate) async fn revoke_user(&self, server: &Server, user: &str) -> Result<(), RevokeError> {
@@ -454,7 +458,6 @@ impl Auth {
 }
 
 /// Why a revocation may not be in force in the whole cluster.
-#[allow(dead_code, reason = "the HTTP API calls it")]
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RevokeError {
     /// It is in force for connected clients of this node only.

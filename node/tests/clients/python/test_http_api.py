@@ -63,7 +63,7 @@ def test_the_program_behaves_as_the_description_says(api, tmp_path):
         tmp_path,
     )
     tested = re.search(r"Tested: (\d+)", said)
-    assert tested and int(tested[1]) == 11, said
+    assert tested and int(tested[1]) == 12, said
 
 
 def test_a_client_can_be_generated_and_works(api, tmp_path):
