@@ -101,6 +101,21 @@ describe("files", { timeout: 120_000 }, () => {
     for (const image of images.filter((name) => name !== "roomcast")) assert.match(image, /:v?\d+\.\d+/);
   });
 
+  test("the settings in compose.yaml are valid, and name its application and its secret", () => {
+    const compose = read("compose/compose.yaml");
+    const settings = at("compose/roomcast.toml");
+    const env = { ...process.env, ROOMCAST_SECRET: "a secret of sixteen bytes" };
+    const { status, stdout, stderr } = spawnSync(process.env.ROOMCAST, ["config", "check", "--config", settings], { env });
+    assert.equal(status, 0, `${stdout}${stderr}`);
+    const [, host, port] = /^url = "http:\/\/(\w+):(\d+)\/"$/m.exec(read("compose/roomcast.toml"));
+    assert.ok(compose.includes(`\n  ${host}:\n`), host);
+    assert.ok(compose.includes(`/app.py, "${port}", `), port);
+    const [, variable] = /^secret_env = "(\w+)"$/m.exec(read("compose/roomcast.toml"));
+    assert.equal([...compose.matchAll(new RegExp(`^ +${variable}: `, "gm"))].length, 2);
+    const [, mounted] = /roomcast\.toml:(\S+):ro/.exec(compose);
+    assert.ok(compose.includes(`--config=${mounted},`), mounted);
+  });
+
   test("compose.yaml, all balancers and Prometheus name the same nodes", () => {
     const nodes = ["node1", "node2", "node3"];
     const named = (path, pattern) => [...read(path).matchAll(pattern)].map(([, name]) => name);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A chat as an application behind Roomcast, with Python's standard library only.
 
-    ROOMCAST_SECRET=… ./app.py [PORT]
+    ROOMCAST_SECRET=… ./app.py [PORT [ADDRESS]]
 
 Roomcast posts what its clients do and carries out the operations that are returned.
 """
@@ -94,4 +94,5 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    ThreadingHTTPServer((address, port), Handler).serve_forever()
