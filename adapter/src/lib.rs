@@ -24,7 +24,7 @@ pub use bus::{
 };
 pub use member::Member;
 pub use memory_bus::MemoryBus;
-pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, StartError};
+pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, RedisRights, StartError};
 pub use roomcast_protocol::{
     id::{NodeId, SocketId},
     question::{Answer, Answered, Description, Question},

@@ -49,7 +49,7 @@ use tokio::{task::JoinSet, time};
 
 pub use self::{
     config::{PrivateRooms, RedisConfig},
-    start::StartError,
+    start::{RedisRights, StartError},
 };
 use self::{
     gaps::{GapHandler, Gaps},

@@ -62,7 +62,7 @@ pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
 pub use roomcast_adapter::{
     BusError, Gap, Health, JoinError, MemoryBus, NodeId, PrivateRooms, RedisBus, RedisConfig,
-    SocketId, StartError,
+    RedisRights, SocketId, StartError,
 };
 /// Emitting from other processes, and the language of the cluster.
 pub use roomcast_emitter as emitter;

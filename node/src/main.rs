@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         Ok(Job::Demo(demo)) => ((*demo).into(), true),
         Ok(Job::Emit(options)) => return gateway::emit(&options),
         Ok(Job::Token(options)) => return status(gateway::print_token(&options)),
+        Ok(Job::Doctor(options)) => {
+            return gateway::doctor(&options).unwrap_or_else(|error| status(Err(error)));
+        }
         Ok(Job::Drain(options)) => return status(gateway::drain(&options)),
         Ok(job) => return status(print(job)),
         Err(usage) => usage.exit(),
@@ -60,7 +63,12 @@ fn print(job: Job) -> io::Result<()> {
         }
         Job::Version => out.write_all(version().as_bytes()),
         Job::Options => gateway::print_table(),
-        Job::Serve(_) | Job::Demo(_) | Job::Emit(_) | Job::Drain(_) | Job::Token(_) => Ok(()),
+        Job::Serve(_)
+        | Job::Demo(_)
+        | Job::Emit(_)
+        | Job::Doctor(_)
+        | Job::Drain(_)
+        | Job::Token(_) => Ok(()),
     }
 }
 

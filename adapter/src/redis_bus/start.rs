@@ -104,7 +104,26 @@ fn rights(prefix: &str) -> String {
     )
 }
 
+/// Where the Redis of these settings is.
+fn endpoint(config: &RedisConfig) -> Endpoint {
+    let endpoint = Endpoint::new(config.url.clone());
+    match config.dialect {
+        Dialect::Classic => endpoint,
+        Dialect::Sharded(_) => endpoint.needing_sharded(),
+    }
+}
+
 impl RedisBus {
+    /// Checks what [`connect`](Self::connect) checks before it joins the cluster: the server, and the
+    /// rights of the user. Changes nothing, so other nodes do not notice it.
+    ///
+    /// # Errors
+    ///
+    /// Redis is unavailable, or the user lacks a right that every node needs.
+    pub async fn check(config: &RedisConfig, node: &NodeId) -> Result<RedisRights, StartError> {
+        check(&endpoint(config), config, node).await
+    }
+
     /// Connects, checks that the user has the rights that a node needs, takes a lease, and waits
     /// until what the node publishes comes back to it. Must be called on a tokio runtime, on which
     /// the bus keeps working.
@@ -114,10 +133,7 @@ impl RedisBus {
     /// Redis is unavailable, or the user lacks a right. [`StartError::is_temporary`] tells whether a
     /// later call may succeed.
     pub async fn connect(mut config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
-        let mut endpoint = Endpoint::new(config.url.clone());
-        if config.dialect != Dialect::Classic {
-            endpoint = endpoint.needing_sharded();
-        }
+        let endpoint = endpoint(&config);
         let may_wait = |error: &StartError| !config.is_required && error.is_temporary();
         let checked = match check(&endpoint, &config, node).await {
             Err(error) if may_wait(&error) => {
@@ -156,7 +172,12 @@ impl RedisBus {
 
 impl Core {
     /// Starts the links and puts the parts of the bus together.
-    fn start(endpoint: Endpoint, config: &RedisConfig, node: &NodeId, rights: Rights) -> Arc<Self> {
+    fn start(
+        endpoint: Endpoint,
+        config: &RedisConfig,
+        node: &NodeId,
+        rights: RedisRights,
+    ) -> Arc<Self> {
         let channels = Channels::new(&config.prefix, config.dialect);
         let limits = TranscodeLimits {
             depth: config.json_depth,
@@ -313,13 +334,13 @@ fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), Co
 
 /// What Redis allows this node beyond what every node needs. By default nothing.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Rights {
+pub struct RedisRights {
     /// The number of patterns in Redis.
-    patterns: usize,
+    pub patterns: usize,
     /// Whether the user may subscribe the pattern of private rooms.
-    private_patterns: bool,
+    pub private_patterns: bool,
     /// Whether the user may subscribe the patterns of all rooms.
-    pub(super) all_rooms: bool,
+    pub all_rooms: bool,
 }
 
 /// Checks that the server is the right one and the user has all rights that a node needs.
@@ -327,7 +348,7 @@ pub(super) async fn check(
     endpoint: &Endpoint,
     config: &RedisConfig,
     node: &NodeId,
-) -> Result<Rights, StartError> {
+) -> Result<RedisRights, StartError> {
     let channels = Channels::new(&config.prefix, config.dialect);
     let mut connection = endpoint.connect(Purpose::Lookup, None).await?;
     check_topology(&connection, endpoint)?;
@@ -336,7 +357,7 @@ pub(super) async fn check(
     let all_rooms = ["PSUBSCRIBE", &channels.rooms_pattern("/")];
     let all_rooms = config.dialect == Dialect::Classic
         && is_allowed(&mut connection, config, &all_rooms).await?;
-    Ok(Rights {
+    Ok(RedisRights {
         patterns,
         private_patterns,
         all_rooms,

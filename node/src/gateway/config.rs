@@ -16,6 +16,7 @@ use super::{
     access::{Access, AccessTable},
     api,
     cluster::{self, ClusterOptions},
+    doctor::DoctorOptions,
     drain::DrainOptions,
     emit::EmitOptions,
     limits::LimitOptions,
@@ -71,6 +72,11 @@ pub(crate) enum Job {
     ///
     /// Returns once the node has begun to drain. It then ends after at most its --drain-timeout.
     Drain(DrainOptions),
+    /// Check the host and Redis, and name what is wrong
+    ///
+    /// Takes the options of `serve`. Each check is a line with ok, warn or FAIL, and a remedy. Nothing is
+    /// changed, so it may run beside a node.
+    Doctor(Box<DoctorOptions>),
     /// Write, check or show settings
     #[command(subcommand)]
     Config(ConfigJob),
@@ -465,13 +471,15 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
     });
     let file = file.unwrap_or_default();
     let unknown = options::unknown_variable(&command, &file.variables, environment);
+    let completed = |config: &mut Config, file| {
+        config.complete(innermost(&matches), file);
+        config.fits().err()
+    };
     let problem = match &mut job {
         Job::Serve(config) | Job::Config(ConfigJob::Check(config) | ConfigJob::Show(config)) => {
-            unknown.or_else(|| {
-                config.complete(innermost(&matches), file);
-                config.fits().err()
-            })
+            unknown.or_else(|| completed(config, file))
         }
+        Job::Doctor(options) => unknown.or_else(|| completed(&mut options.config, file)),
         Job::Token(options) => {
             options.settings = file.settings.jwt;
             unknown

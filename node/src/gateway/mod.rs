@@ -11,6 +11,7 @@ mod build;
 mod cluster;
 mod config;
 mod demo;
+mod doctor;
 mod drain;
 mod emit;
 mod file_limit;
@@ -39,6 +40,7 @@ mod values;
 mod vitals;
 
 pub(crate) use config::{Config, ConfigJob, Job, command, parse};
+pub(crate) use doctor::doctor;
 pub(crate) use drain::drain;
 pub(crate) use emit::emit;
 pub(crate) use file_limit::raise as raise_file_limit;

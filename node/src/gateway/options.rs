@@ -21,18 +21,20 @@ const PREFIX: &str = "ROOMCAST_";
 /// for a switch the right to stand without a value.
 ///
 /// Of `emit`, only the options about Redis have a variable, because the others belong to one message; of
-/// `token`, only the file has one.
+/// `token`, only the file has one; of `doctor`, those of `serve`, which have headings.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
         let command = complete(command);
         // The options of these commands that concern more than one call.
-        let shared = match command.get_name() {
-            "emit" => Some("Redis"),
-            "token" => Some("Settings"),
-            _ => None,
+        let name = command.get_name().to_owned();
+        let is_shared = |heading: Option<&str>| match name.as_str() {
+            "emit" => heading == Some("Redis"),
+            "token" => heading == Some("Settings"),
+            "doctor" => heading.is_some(),
+            _ => true,
         };
         command.mut_args(|option| match option.get_long().map(variable) {
-            Some(variable) if shared.is_none() || option.get_help_heading() == shared => {
+            Some(variable) if is_shared(option.get_help_heading()) => {
                 complete_option(option).env(variable)
             }
             _ => option,

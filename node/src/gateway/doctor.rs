@@ -1,0 +1,78 @@
+//! `roomcast doctor`: checks the host and Redis before clients come.
+//!
+//! Each check is a function that returns a [`Finding`], so one that fails never hides the others. All
+//! of them take the settings that `serve` would have, and none changes anything.
+//!
+//! ```text
+//!   host  ──► limits of the kernel, from /proc
+//!   redis ──► connection ──► rights, clock, memory, buffers, patterns
+//!                 └── fails: the rest is left out
+//! ```
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the clocks of the host are what is checked and measured by"
+)]
+
+mod host;
+mod redis;
+mod report;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::Args;
+use tokio::runtime::Builder;
+
+use self::report::{Finding, Report, Status};
+use super::{cluster, config::Config};
+
+const EXIT_STATUS: &str = "\
+Exit status:
+   0  no check failed; there may be warnings
+   1  a check failed
+   2  wrong options";
+
+/// The options of `roomcast doctor`, beside those of `serve`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = EXIT_STATUS)]
+pub(crate) struct DoctorOptions {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    pub(crate) config: Config,
+}
+
+/// Runs all checks and prints them. The exit status reports whether one failed.
+pub(crate) fn doctor(options: &DoctorOptions) -> io::Result<ExitCode> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let report = Report(runtime.block_on(examine(options)));
+    let text = match options.json {
+        true => format!("{}\n", report.to_json()),
+        false => report.to_string(),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(match report.has_failed() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+async fn examine(options: &DoctorOptions) -> Vec<Finding> {
+    let config = &options.config;
+    let mut findings = host::findings(config);
+    match cluster::redis(&config.redis, &config.cluster) {
+        Some(settings) => findings.extend(redis::findings(&settings).await),
+        None => findings.push(Finding::new(
+            "redis",
+            "connection",
+            Status::Ok,
+            "not used (--redis off): this node is no part of a cluster",
+        )),
+    }
+    findings
+}
