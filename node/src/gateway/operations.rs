@@ -19,7 +19,7 @@ mod carry_out;
 use std::{borrow::Cow, sync::Arc};
 
 use roomcast::{Args, Limits, is_reserved};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, value::RawValue};
 
 #[allow(
@@ -281,9 +281,11 @@ struct RoomsForm {
     #[serde(rename = "op")]
     _op: Op,
     rooms: Vec<String>,
-    #[serde(rename = "in")]
+    #[serde(rename = "in", default, deserialize_with = "list")]
     inside: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list")]
     sockets: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list")]
     users: Option<Vec<String>>,
     #[serde(default)]
     all: bool,
@@ -303,8 +305,11 @@ struct EmitForm {
     _op: Op,
     event: String,
     args: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "list")]
     rooms: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list")]
     sockets: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list")]
     users: Option<Vec<String>>,
     #[serde(default)]
     all: bool,
@@ -349,11 +354,19 @@ struct DisconnectForm {
     _op: Op,
     #[serde(default)]
     close: bool,
+    #[serde(default, deserialize_with = "list")]
     rooms: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list")]
     sockets: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list")]
     users: Option<Vec<String>>,
     #[serde(default)]
     all: bool,
+}
+
+/// Reads a list that is present. `null` is refused, because the API's description permits none.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    Vec::deserialize(deserializer).map(Some)
 }
 
 fn arguments(json: Option<&RawValue>) -> Result<Args, Problem> {
@@ -652,6 +665,10 @@ mod tests {
             (
                 r#"[{"op":"join","rooms":["a",1]}]"#,
                 "[0].rooms[1]: invalid type: integer `1`, expected a string",
+            ),
+            (
+                r#"[{"op":"disconnect","rooms":[],"users":null}]"#,
+                "[0].users: invalid type: null",
             ),
             (
                 r#"[{"op":"emit","event":"x","args":{}}]"#,

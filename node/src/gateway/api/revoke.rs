@@ -2,10 +2,10 @@
 //!
 //! A revocation holds in every namespace that asks for tokens, so the key must be for all of them.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use roomcast::Server;
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json, value::RawValue};
 
 use super::{
     calls::{field, object, permit, unknown},
@@ -92,11 +92,7 @@ impl What {
             (Some(user), None) => Self::User(user),
             (None, Some(id)) => {
                 let expires = fields.remove("expires");
-                let expires = expires.map(|value| field("expires", value)).transpose()?;
-                if expires.is_some_and(|expires| expires > MAX_EXPIRES) {
-                    let detail = "expected seconds since 1970, up to the year 9999";
-                    return Err(Problem::invalid("expires", detail));
-                }
+                let expires = expires.map(time).transpose()?;
                 Self::Token { id, expires }
             }
             _ => return Err(Problem::invalid("", "expected either `user` or `token`")),
@@ -109,6 +105,22 @@ impl What {
             }
         }
     }
+}
+
+/// Reads a time in whole seconds. JSON does not tell 7 from 7.0.
+fn time(value: &RawValue) -> Result<u64, Problem> {
+    let number: Number = field("expires", value)?;
+    let whole = |seconds: f64| {
+        let time = Duration::try_from_secs_f64(seconds).ok()?;
+        (seconds.fract() == 0.0).then_some(time.as_secs())
+    };
+    let seconds = number.as_u64().or_else(|| number.as_f64().and_then(whole));
+    seconds
+        .filter(|seconds| *seconds <= MAX_EXPIRES)
+        .ok_or_else(|| {
+            let detail = "expected whole seconds since 1970, up to the year 9999";
+            Problem::invalid("expires", detail)
+        })
 }
 
 #[cfg(test)]
@@ -128,6 +140,10 @@ mod tests {
             read(r#"{"token": "t", "expires": 2000000000}"#),
             token(Some(2_000_000_000))
         );
+        assert_eq!(
+            read(r#"{"token": "t", "expires": 220.0}"#),
+            token(Some(220))
+        );
     }
 
     #[test]
@@ -139,6 +155,8 @@ mod tests {
             (r#"{"token": 7}"#, r#""field":"token""#),
             (r#"{"user": "7", "expires": 1}"#, r#""field":"expires""#),
             (r#"{"token": "t", "expires": -1}"#, r#""field":"expires""#),
+            (r#"{"token": "t", "expires": 1.5}"#, r#""field":"expires""#),
+            (r#"{"token": "t", "expires": null}"#, r#""field":"expires""#),
             (
                 r#"{"token": "t", "expires": 253402300800}"#,
                 r#""field":"expires""#,
