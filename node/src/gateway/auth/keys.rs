@@ -327,7 +327,11 @@ fn check_times(claims: Claims, rules: &Rules, now: u64) -> Result<Verified, Toke
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{path::PathBuf, process::Command};
+    use std::{
+        path::PathBuf,
+        process::Command,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     use serde_json::json;
@@ -537,8 +541,10 @@ pub(super) mod tests {
     }
 
     fn pair(options: &[&str]) -> (Vec<u8>, Vec<u8>) {
-        let folder = scratch();
-        let file = folder.join(format!("{}.pem", options.join("_").replace(':', "_")));
+        // Tests run at the same time, and each makes its own.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let file = scratch().join(format!("{count}.pem"));
         let run = |command: &mut Command| {
             let output = command.output().unwrap();
             assert!(output.status.success(), "{output:?}");
