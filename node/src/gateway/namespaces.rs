@@ -39,7 +39,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         namespace = rooms::with_rooms(namespace, rooms);
     }
     namespace = hooks.with_events(namespace, name);
-    if auth.is_some() || access.asks_hook() {
+    if auth.is_some() || access.asks_hook() || hooks.stores_disconnects(name) {
         namespace = on_connect(namespace, auth.clone(), hooks.clone());
     }
     if auth.is_some() || rooms.is_some() || hooks.hears_disconnects(name) {

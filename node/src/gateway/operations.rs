@@ -138,6 +138,16 @@ impl Checked {
         }
         Ok(data)
     }
+
+    /// Whether it may change the rooms or the data of the socket that asks.
+    pub(crate) fn changes_asker(&self) -> bool {
+        self.0.iter().any(|operation| {
+            matches!(
+                operation,
+                Operation::Join { .. } | Operation::Leave { .. } | Operation::SetData { .. }
+            )
+        })
+    }
 }
 
 fn refused(message: &str, data: Option<&Value>) -> roomcast::Refused {

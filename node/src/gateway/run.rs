@@ -117,7 +117,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let health = Arc::new(Health::default());
     let admin = Admin::start(internal, Arc::clone(&health))?;
     let limits = (&config.limits).into();
-    let hooks = Hooks::new(&config.settings.hooks, limits, &config.access());
+    let redis = cluster::redis(&config.redis, &config.cluster);
+    let hooks = Hooks::new(&config.settings.hooks, limits, &config.access(), redis);
     let hooks = hooks.map_err(RunError::Hooks)?;
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));

@@ -12,6 +12,7 @@ const { join } = require("node:path");
 const { after, afterEach, before, describe, test } = require("node:test");
 const { io } = require("socket.io-client");
 
+const { startRedis, startRedisCluster } = require("./cluster/redis");
 const { startGateway } = require("./support/gateway");
 const { ask, askAll, next, until } = require("./support/wait");
 
@@ -329,6 +330,139 @@ describe("an application", () => {
     assert.equal(backend.of("disconnect").length, 1);
   });
 });
+
+// A lease lasts 10 s, and a node claims after as many seconds of its own.
+const LEASE = 45_000;
+
+for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRedisCluster]]) {
+  describe(`disconnects in ${kind}`, () => {
+    let backend;
+    let redis;
+    const gateways = [];
+    const clients = [];
+
+    async function node() {
+      const gateway = await startGateway(
+        `access = "hook"\n[hooks.app]\nurl = "${backend.url}"\ncookies = ["session"]\ncircuit_failures = 1000`,
+        { args: ["--redis", redis.url] },
+      );
+      gateways.push(gateway);
+      return gateway;
+    }
+
+    async function connected(gateway, options) {
+      const client = io(gateway.url, { forceNew: true, reconnection: false, transports: ["websocket"], ...options });
+      clients.push(client);
+      await next(client, "connect");
+      return client;
+    }
+
+    /** The records in Redis, by id. */
+    async function records() {
+      const found = {};
+      for (const server of redis.primaries ?? [redis]) {
+        for (const key of await server.command("KEYS", "socket.io-{hooks}#node:*")) {
+          const pairs = await server.command("HGETALL", key);
+          for (let i = 0; i < pairs.length; i += 2) found[pairs[i]] = JSON.parse(pairs[i + 1]);
+        }
+      }
+      return found;
+    }
+
+    const holds = (ids, what = "Redis to hold these sockets", patience = undefined) =>
+      until(what, async () => Object.keys(await records()).sort().join() === ids.sort().join(), patience);
+    const idOf = (socket) => `${socket}-app`;
+
+    before(async () => {
+      redis = await start();
+      backend = await new Backend().start();
+    });
+    afterEach(async () => {
+      backend.respond = () => [];
+      for (const client of clients.splice(0)) client.close();
+      await Promise.all(gateways.splice(0).map((gateway) => gateway.stop()));
+      backend.requests.length = 0;
+    });
+    after(async () => {
+      await backend?.stop();
+      await redis?.stop();
+    });
+
+    test("of a killed node are sent by another, each with one id, as the sockets were", async () => {
+      let isDown = true;
+      const confirmed = [];
+      backend.respond = ({ type, id, socket, event }) => {
+        if (type === "connect") return [{ op: "join", rooms: ["lobby"] }, { op: "set_user", user: "7" }];
+        if (event === "rename") return [{ op: "set_data", data: { name: "Ada" } }, { op: "ack" }];
+        if (type !== "disconnect") return [];
+        if (isDown) return Promise.reject(400);
+        confirmed.push(id);
+        return [{ op: "emit", event: "left", args: [socket.id], rooms: ["lobby"] }];
+      };
+      const [mortal, survivor] = [await node(), await node()];
+      const staying = await connected(survivor);
+      const lost = await connected(mortal, { extraHeaders: { cookie: "session=s" } });
+      const leaving = await connected(mortal);
+      await askAll(lost, "rename");
+      const [lostId, leavingId, stayingId] = [lost.id, leaving.id, staying.id];
+      leaving.disconnect();
+      await until("an attempt of the node", () => backend.of("disconnect").length > 0);
+      const ids = [lostId, leavingId, stayingId].map(idOf);
+      await holds(ids);
+      await until("the changed data in Redis", async () => /Ada/.test((await records())[idOf(lostId)].body));
+      await until("the reason in Redis", async () => /client namespace/.test((await records())[idOf(leavingId)].body));
+      await mortal.kill();
+      const left = [];
+      staying.on("left", (id) => left.push(id));
+      const attempts = () => new Set(backend.of("disconnect").map(({ id }) => id));
+      await until("attempts of the other node", () => attempts().size === 2, LEASE);
+      isDown = false;
+      await holds([idOf(stayingId)], "both to be confirmed", LEASE);
+      assert.deepEqual(confirmed.sort(), [lostId, leavingId].map(idOf).sort());
+      await until("both operations", () => left.length === 2);
+      assert.deepEqual(left.sort(), [lostId, leavingId].sort());
+      const last = (id) => backend.of("disconnect").findLast(({ socket }) => socket.id === id);
+      assert.equal(last(leavingId).reason, "client namespace disconnect");
+      const { reason, socket, http } = last(lostId);
+      assert.deepEqual(
+        [reason, socket.user, socket.rooms.sort(), socket.data, socket.cookies, http.cookie],
+        ["node lost", "7", ["lobby", "user:7"], { name: "Ada" }, { session: "s" }, "session=s"],
+      );
+      assert.equal(await survivor.metric('roomcast_hook_disconnects_adopted_total{hook="app"}'), 2);
+      assert.equal(await survivor.metric("roomcast_hook_disconnects_stored"), 1);
+      assert.equal(staying.connected, true);
+    });
+
+    test("that a stopping node cannot deliver are sent by another", async () => {
+      backend.respond = ({ type }) => (type === "disconnect" ? Promise.reject(400) : []);
+      const [stopping, survivor] = [await node(), await node()];
+      const client = await connected(stopping);
+      const id = idOf(client.id);
+      assert.deepEqual(await stopping.stop(), { code: 0, signal: null });
+      gateways.splice(gateways.indexOf(stopping), 1);
+      await holds([id], "the record to stay");
+      backend.requests.length = 0;
+      backend.respond = () => [];
+      await until("the other node", () => backend.of("disconnect").length > 0, LEASE);
+      await holds([], "Redis to forget it");
+      assert.deepEqual(backend.of("disconnect").map((request) => request.id), [id]);
+      assert.equal(await survivor.metric("roomcast_hook_disconnects_stored"), 0);
+    });
+
+    test("are forgotten when confirmed, and sockets are stored again when Redis was emptied", async () => {
+      const gateway = await node();
+      const [client, other] = [await connected(gateway), await connected(gateway)];
+      const [id, otherId] = [client.id, other.id].map(idOf);
+      await holds([id, otherId]);
+      other.disconnect();
+      await holds([id], "one to be forgotten");
+      assert.equal(backend.of("disconnect").length, 1);
+      for (const server of redis.primaries ?? [redis]) await server.command("FLUSHALL");
+      await holds([id], "the socket to be stored again");
+      assert.equal(await gateway.metric("roomcast_hook_store_failures_total"), 0);
+    });
+  });
+}
 
 for (const [name, command, args] of [
   ["Python", "python3", (port) => [join(EXAMPLES, "app.py"), port]],

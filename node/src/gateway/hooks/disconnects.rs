@@ -7,7 +7,8 @@
 //!                                              given up, counted ◄─┘
 //! ```
 //!
-//! A backend sees a disconnect at least once. A repeated one has the same id.
+//! A backend sees a disconnect at least once. A repeated one has the same id. Where there is Redis, the
+//! store keeps it meanwhile, so that another node goes on if this one ends.
 
 use std::{
     sync::{
@@ -26,7 +27,11 @@ use tokio::{
     time::sleep,
 };
 
-use super::{backend::Backend, metrics::Metrics};
+use super::{
+    backend::Backend,
+    metrics::Metrics,
+    store::{Record, Store},
+};
 use crate::gateway::operations::{self, Asks};
 
 /// Disconnects of one hook that wait for their confirmation. Beyond it they are lost.
@@ -50,6 +55,7 @@ pub(super) struct Disconnects {
     is_done: Notify,
     pending_gauge: IntGauge,
     lost: IntCounter,
+    store: Option<Arc<Store>>,
 }
 
 /// A disconnect with what carrying out the response needs.
@@ -62,8 +68,16 @@ pub(super) struct Disconnect {
     pub(super) limits: roomcast::Limits,
 }
 
+impl Disconnect {
+    /// The form in which it is stored.
+    pub(super) fn record(&self, hook: &str) -> Record {
+        let id = self.id.clone();
+        Record::new(id, hook, &self.namespace, &self.body, &self.forwarded)
+    }
+}
+
 impl Disconnects {
-    pub(super) fn new(backend: Arc<Backend>, metrics: &Metrics) -> Self {
+    pub(super) fn new(backend: Arc<Backend>, metrics: &Metrics, store: Option<Arc<Store>>) -> Self {
         let name = [&*backend.name];
         Self {
             at_once: Semaphore::new(AT_ONCE),
@@ -72,22 +86,28 @@ impl Disconnects {
             pending_gauge: metrics.disconnects_pending.with_label_values(&name),
             lost: metrics.disconnects_lost.with_label_values(&name),
             backend,
+            store,
         }
+    }
+
+    /// The number of those that wait for their confirmation.
+    pub(super) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
     }
 
     /// Takes over a disconnect. It is lost at once if too many wait already.
     pub(super) fn push(self: &Arc<Self>, disconnect: Disconnect) {
         if self.pending.fetch_add(1, Ordering::Relaxed) >= MAX_PENDING {
             self.lost(&disconnect, "too many disconnects wait already");
-            self.finished();
+            self.finished(&disconnect.id);
             return;
         }
         self.pending_gauge.inc();
         let disconnects = Arc::clone(self);
         tokio::spawn(async move {
-            disconnects.deliver(disconnect).await;
+            disconnects.deliver(&disconnect).await;
             disconnects.pending_gauge.dec();
-            disconnects.finished();
+            disconnects.finished(&disconnect.id);
         });
     }
 
@@ -107,31 +127,40 @@ impl Disconnects {
         let pending = self.pending.load(Ordering::Acquire);
         if pending > 0 {
             let hook = &*self.backend.name;
-            tracing::error!(
-                hook,
-                pending,
-                "disconnects were not delivered before the end"
-            );
+            if self.store.is_some() {
+                let text =
+                    "disconnects were not delivered before the end: another node delivers them";
+                tracing::warn!(hook, pending, "{text}");
+            } else {
+                tracing::error!(
+                    hook,
+                    pending,
+                    "disconnects were not delivered before the end"
+                );
+            }
         }
     }
 
-    fn finished(&self) {
+    fn finished(&self, id: &str) {
+        if let Some(store) = &self.store {
+            store.remove(id);
+        }
         if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.is_done.notify_waiters();
         }
     }
 
-    async fn deliver(&self, disconnect: Disconnect) {
+    async fn deliver(&self, disconnect: &Disconnect) {
         let mut pause = FIRST_PAUSE;
         let mut waited = Duration::ZERO;
         loop {
-            match self.attempt(&disconnect).await {
+            match self.attempt(disconnect).await {
                 Ok(operations) => {
-                    self.carry_out(&disconnect, operations).await;
+                    self.carry_out(disconnect, operations).await;
                     return;
                 }
                 Err(()) if waited >= GIVE_UP => {
-                    self.lost(&disconnect, "the backend has not confirmed it for an hour");
+                    self.lost(disconnect, "the backend has not confirmed it for an hour");
                     return;
                 }
                 Err(()) => {}

@@ -9,7 +9,8 @@ use std::{
 };
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
 };
 use tokio::time::sleep;
 
@@ -28,6 +29,10 @@ pub(super) struct Metrics {
     pub(super) circuit_open: IntGaugeVec,
     pub(super) disconnects_pending: IntGaugeVec,
     pub(super) disconnects_lost: IntCounterVec,
+    pub(super) stored: IntGauge,
+    pub(super) unstored: IntCounterVec,
+    pub(super) adopted: IntCounterVec,
+    pub(super) store_failures: IntCounter,
 }
 
 impl Metrics {
@@ -68,11 +73,29 @@ impl Metrics {
                 "disconnects that were given up",
                 &["hook"],
             )?,
+            stored: IntGauge::new(
+                "roomcast_hook_disconnects_stored",
+                "sockets and disconnects that Redis keeps for this node",
+            )?,
+            unstored: counter(
+                "roomcast_hook_disconnects_unstored_total",
+                "disconnects that are not kept in Redis, by reason",
+                &["reason"],
+            )?,
+            adopted: counter(
+                "roomcast_hook_disconnects_adopted_total",
+                "disconnects of dead nodes that this node delivers",
+                &["hook"],
+            )?,
+            store_failures: IntCounter::new(
+                "roomcast_hook_store_failures_total",
+                "attempts to keep disconnects in Redis that failed",
+            )?,
         })
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 7] = [
+        let all: [Box<dyn Collector>; 11] = [
             Box::new(self.requests.clone()),
             Box::new(self.duration.clone()),
             Box::new(self.in_flight.clone()),
@@ -80,6 +103,10 @@ impl Metrics {
             Box::new(self.circuit_open.clone()),
             Box::new(self.disconnects_pending.clone()),
             Box::new(self.disconnects_lost.clone()),
+            Box::new(self.stored.clone()),
+            Box::new(self.unstored.clone()),
+            Box::new(self.adopted.clone()),
+            Box::new(self.store_failures.clone()),
         ];
         all.into_iter().try_for_each(|one| registry.register(one))
     }

@@ -19,6 +19,7 @@ mod metrics;
 mod request;
 mod settings;
 mod signature;
+mod store;
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,7 @@ use std::{
 
 use roomcast::{
     Ack, DisconnectReason, Event, HandlerError, HandlerResult, Handshake, Limits, Namespace,
-    Refused, Server, Socket, SocketId, emitter::entropy,
+    RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
 };
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
@@ -46,6 +47,7 @@ use self::{
     metrics::Metrics,
     request::Origin,
     settings::{Occasion, Pattern},
+    store::{Record, Store},
 };
 use super::{
     access::AccessTable,
@@ -55,6 +57,12 @@ use super::{
 
 /// How long a node that stops waits until backends have confirmed the disconnects.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The reason of a disconnect that the death of the socket's node has caused.
+const NODE_LOST: &str = "node lost";
+
+/// Disconnects of dead nodes are taken over while fewer than this number wait. The others stay in Redis.
+const MAX_ADOPTED: usize = 1000;
 
 /// All hooks of the node. Cheap to clone.
 #[derive(Clone)]
@@ -68,6 +76,8 @@ struct Inner {
     next: AtomicU64,
     node: OnceLock<String>,
     metrics: Metrics,
+    /// Where disconnects outlive the node.
+    store: Option<Arc<Store>>,
 }
 
 struct Hook {
@@ -95,15 +105,23 @@ impl Hooks {
         settings: &BTreeMap<String, Settings>,
         limits: Limits,
         access: &AccessTable,
+        redis: Option<RedisConfig>,
     ) -> Result<Self, String> {
         let metrics = Metrics::new().map_err(|error| error.to_string())?;
+        let hear = |settings: &Settings| settings.on.contains(&Occasion::Disconnect);
+        let redis = redis.filter(|_| settings.values().any(hear));
+        let store = redis.map(|redis| Arc::new(Store::new(redis, &metrics)));
         let mut hooks = Vec::new();
         for (name, settings) in settings {
             let backend = Backend::new(name, settings, &metrics)
                 .map_err(|problem| format!("hooks.{name}: {problem}"))?;
             let backend = Arc::new(backend);
             hooks.push(Hook {
-                disconnects: Arc::new(Disconnects::new(Arc::clone(&backend), &metrics)),
+                disconnects: Arc::new(Disconnects::new(
+                    Arc::clone(&backend),
+                    &metrics,
+                    store.clone(),
+                )),
                 backend,
                 namespaces: settings.namespaces.clone(),
                 on: settings.on.clone(),
@@ -119,12 +137,24 @@ impl Hooks {
             next: AtomicU64::new(0),
             node: OnceLock::new(),
             metrics,
+            store,
         })))
     }
 
     /// Must be called when the server is built, before it accepts clients.
     pub(crate) fn started(&self, server: &Server) -> Result<(), prometheus::Error> {
-        drop(self.0.node.set(server.node().to_string()));
+        let node = server.node().to_string();
+        if let Some(store) = &self.0.store {
+            let (room, adopting, server) = (self.clone(), self.clone(), server.clone());
+            let may_claim = move || {
+                let mut hooks = room.0.hooks.iter();
+                hooks.all(|hook| hook.disconnects.pending() < MAX_ADOPTED)
+            };
+            store.start(node.clone(), may_claim, move |record| {
+                adopting.adopt(record, &server);
+            });
+        }
+        drop(self.0.node.set(node));
         self.0.metrics.register(server.registry())
     }
 
@@ -143,6 +173,12 @@ impl Hooks {
     /// Whether [`disconnected`](Self::disconnected) must be called for the sockets of the namespace.
     pub(crate) fn hears_disconnects(&self, namespace: &str) -> bool {
         self.one(namespace, Occasion::Disconnect).is_some()
+    }
+
+    /// Whether [`connected`](Self::connected) must be called for the sockets of the namespace, because
+    /// Redis knows them before they disconnect.
+    pub(crate) fn stores_disconnects(&self, namespace: &str) -> bool {
+        self.0.store.is_some() && self.hears_disconnects(namespace)
     }
 
     /// Asks the application whether a client may connect. Its operations, except for the user and the
@@ -174,19 +210,35 @@ impl Hooks {
         Ok(data)
     }
 
-    /// Carries out the operations with which the application has let the client in.
+    /// Carries out the operations with which the application has let the client in, and stores what
+    /// another node has to send if this one dies.
     pub(crate) async fn connected(&self, socket: &Socket) {
-        let Some(checked) = socket.data::<SocketData>().and_then(|data| data.take()) else {
+        let namespace = socket.namespace_name();
+        let checked = socket.data::<SocketData>().and_then(|data| data.take());
+        if checked.is_none() && !self.stores_disconnects(namespace) {
             return;
-        };
-        let Some(hook) = self.one(socket.namespace_name(), Occasion::Connect) else {
-            return;
-        };
+        }
         let _turn = turn(socket).await;
-        let report = checked
-            .carry_out(&socket.namespace(), Some(socket), &mut None)
-            .await;
-        note(&hook.backend, &report);
+        let hook = self.one(namespace, Occasion::Connect);
+        if let (Some(checked), Some(hook)) = (checked, hook) {
+            let report = checked
+                .carry_out(&socket.namespace(), Some(socket), &mut None)
+                .await;
+            note(&hook.backend, &report);
+        }
+        self.keep(socket);
+    }
+
+    /// Stores the disconnects that the death of this node would cause, as the socket is now.
+    fn keep(&self, socket: &Socket) {
+        let Some(store) = &self.0.store else {
+            return;
+        };
+        for hook in self.all(socket.namespace_name(), Occasion::Disconnect) {
+            if let Some(disconnect) = self.disconnect(hook, socket, NODE_LOST) {
+                store.put(&disconnect.record(&hook.backend.name));
+            }
+        }
     }
 
     async fn event(&self, socket: &Socket, event: &Event, ack: Ack) -> HandlerResult {
@@ -208,9 +260,13 @@ impl Hooks {
         let checked = operations::check(list, Asks::Event, &self.0.limits)
             .map_err(|problem| noted(backend, problem.into()).refused())?;
         let mut ack = Some(ack);
+        let is_other = checked.changes_asker();
         let report = checked
             .carry_out(&socket.namespace(), Some(socket), &mut ack)
             .await;
+        if is_other && self.stores_disconnects(socket.namespace_name()) {
+            self.keep(socket);
+        }
         match note(backend, &report) {
             // The client has its acknowledgement if the list had sent it before.
             Some(failure) if ack.is_some() => Err(failure.refused().into()),
@@ -221,21 +277,63 @@ impl Hooks {
     /// Sends the disconnect to the hooks that name it.
     pub(crate) async fn disconnected(&self, socket: &Socket, reason: DisconnectReason) {
         let _turn = turn(socket).await;
-        let namespace = socket.namespace_name();
-        for hook in self.all(namespace, Occasion::Disconnect) {
-            let (backend, id) = (&hook.backend, self.next_id());
-            let origin = self.origin(backend, &id, namespace);
-            let reason = reason.to_string();
-            match request::disconnect(origin, &backend.selection, socket, reason) {
-                Ok(body) => hook.disconnects.push(Disconnect {
-                    namespace: namespace.to_owned(),
-                    body,
-                    forwarded: backend.selection.forward(socket.handshake()),
-                    server: socket.server(),
-                    limits: self.0.limits,
+        for hook in self.all(socket.namespace_name(), Occasion::Disconnect) {
+            let Some(disconnect) = self.disconnect(hook, socket, &reason.to_string()) else {
+                continue;
+            };
+            if let Some(store) = &self.0.store {
+                store.put(&disconnect.record(&hook.backend.name));
+            }
+            hook.disconnects.push(disconnect);
+        }
+    }
+
+    fn disconnect(&self, hook: &Hook, socket: &Socket, reason: &str) -> Option<Disconnect> {
+        let (backend, namespace) = (&hook.backend, socket.namespace_name());
+        // The same on every node that sends it.
+        let id = format!("{}-{}", socket.id(), backend.name);
+        let origin = self.origin(backend, &id, namespace);
+        match request::disconnect(origin, &backend.selection, socket, reason.to_owned()) {
+            Ok(body) => Some(Disconnect {
+                namespace: namespace.to_owned(),
+                body,
+                forwarded: backend.selection.forward(socket.handshake()),
+                server: socket.server(),
+                limits: self.0.limits,
+                id,
+            }),
+            Err(error) => {
+                noted(backend, Failure::Request(error.into()));
+                None
+            }
+        }
+    }
+
+    /// Delivers a disconnect of a node that has died.
+    fn adopt(&self, record: Record, server: &Server) {
+        let mut hooks = self.0.hooks.iter();
+        match hooks.find(|hook| *hook.backend.name == *record.hook) {
+            Some(hook) => hook.disconnects.push(Disconnect {
+                forwarded: record.forwarded(),
+                namespace: record.namespace.clone(),
+                id: record.id.clone(),
+                body: record.into_body(),
+                server: Some(server.clone()),
+                limits: self.0.limits,
+            }),
+            None => {
+                let (hook, id) = (&record.hook, &record.id);
+                let labels = [hook.as_str()];
+                let lost = &self.0.metrics.disconnects_lost;
+                lost.with_label_values(&labels).inc();
+                tracing::error!(
+                    hook,
                     id,
-                }),
-                Err(error) => drop(noted(backend, Failure::Request(error.into()))),
+                    "a disconnect was not delivered: this node has no hook of its name"
+                );
+                if let Some(store) = &self.0.store {
+                    store.remove(id);
+                }
             }
         }
     }
@@ -252,6 +350,9 @@ impl Hooks {
             for hook in &self.0.hooks {
                 hook.disconnects.abandon();
             }
+        }
+        if let Some(store) = &self.0.store {
+            store.finish().await;
         }
     }
 

@@ -50,6 +50,11 @@ async function startGateway(toml, { environment = {}, args = [] } = {}) {
       const line = text.split("\n").find((candidate) => candidate.startsWith(`${series} `));
       return line === undefined ? undefined : Number(line.slice(series.length + 1));
     },
+    /** Ends it without a farewell. */
+    async kill() {
+      child.kill("SIGKILL");
+      return deadline(exited, 10_000, "the program to end");
+    },
     async stop() {
       child.kill("SIGTERM");
       return deadline(exited, 20_000, "the program to stop").catch((error) => {
