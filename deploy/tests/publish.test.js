@@ -106,7 +106,7 @@ describe("the page about publishing", { timeout: 120_000 }, () => {
   test("has commands of a shell that reach a client and disconnect it", async () => {
     const [publish, disconnect] = blocks("sh").map((code) => code.replace("redis-cli", `redis-cli -p ${redis}`));
     const socket = await member("json", "news");
-    const other = await member("json", "user:7");
+    const other = await member("json", "team:7");
     const headline = next(socket, "headline");
     assert.equal(run("sh", "-c", publish).trim(), "1");
     assert.deepEqual(await headline, [{ text: "It rains" }]);
