@@ -86,7 +86,8 @@ for (const [kind, start] of Object.entries(BALANCERS)) {
       const wanted = expected.map(({ name }) => name).sort().join();
       await until(`sessions on ${wanted}`, async () => {
         const names = new Set();
-        for (let round = 0; round < 12; round += 1) names.add((await ask(POLL)).name);
+        // Some balancers choose at random: so many requests miss no node.
+        for (let round = 0; round < 48; round += 1) names.add((await ask(POLL)).name);
         return [...names].sort().join() === wanted;
       });
     }
