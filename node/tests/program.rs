@@ -549,6 +549,62 @@ fn a_hangup_reads_the_settings_again_and_a_broken_file_changes_nothing() {
 }
 
 #[test]
+fn a_hangup_replaces_keys_and_room_policies_together_or_neither() {
+    let (old, new) = (
+        Temporary::new(&"old".repeat(11)),
+        Temporary::new(&"new".repeat(11)),
+    );
+    let settings = |access: &str, secret: &str, room: &str| {
+        format!(
+            "client_rooms = true\n[[jwt.keys]]\nalgorithm = \"HS256\"\nsecret_file = \"{secret}\"\n\
+             [namespaces.\"/\"]\naccess = \"{access}\"\nrooms.join = [\"{room}\"]\n\
+             rooms.presence = [\"*\"]\n"
+        )
+    };
+    let file = Temporary::new(&settings("jwt", old.path(), "tea"));
+    let token = || {
+        let mut command = roomcast();
+        command.args(["token", "--user", "ada", "--config", file.path()]);
+        let token = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        json!({ "token": token.trim() })
+    };
+    let mut command = roomcast();
+    command.args(["serve", "--config", file.path()]);
+    let mut program = Program::start(command.args(ANY_PORT));
+    let address = field(&program.line_with("listening"), "address=");
+    let is_let_in = |auth: &Value| Client::connect_as(&address, auth).is_ok();
+    let first = token();
+    let mut client = Client::connect_as(&address, &first).unwrap();
+    let mut joins = |room: &str| client.ask(&json!(["join", room]))[0].get("error").is_none();
+    assert!(joins("tea") && !joins("milk"));
+
+    file.write(&settings("jwt", "/nowhere", "milk"));
+    program.signal(Signal::HUP);
+    let line = program.line_with("nothing has changed");
+    assert!(line.contains("/nowhere cannot be read"), "{line}");
+    assert!(!joins("milk") && is_let_in(&first));
+
+    file.write(&settings("open", new.path(), "milk"));
+    program.signal(Signal::HUP);
+    let line = program.line_with("reloaded the settings");
+    assert!(line.contains("[\"jwt\", \"namespaces./.rooms\"]"), "{line}");
+    let line = program.line_with("need a restart");
+    assert!(line.contains("[\"namespaces./.access\"]"), "{line}");
+    assert!(
+        joins("milk") && !joins("cocoa"),
+        "the client stays connected"
+    );
+    let second = token();
+    assert!(!is_let_in(&first) && is_let_in(&second));
+
+    // The file's name is the same, so that only its content shows the change.
+    new.write(&"third".repeat(7));
+    program.signal(Signal::HUP);
+    program.line_with("reloaded the settings");
+    assert!(!is_let_in(&second) && is_let_in(&token()));
+}
+
+#[test]
 fn clients_use_rooms_by_themselves_where_that_is_allowed() {
     let (_program, address, _) = serve(&["--client-rooms"]);
     let (mut ada, mut ben) = (Client::connect(&address), Client::connect(&address));

@@ -1,7 +1,7 @@
 //! Builds the server from the configuration: the one place that turns options into calls of the
 //! library. It starts nothing.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use roomcast::{BuildError, Cookie, Cors, Handshake, Parser, Refused, Server};
 
@@ -14,6 +14,7 @@ use super::{
     namespaces::{self, Parts},
     origins::Origins,
     policy::RoomPolicy,
+    reload::{Preparing, Reloadable, Swap},
     rooms::Rooms,
     settings::NamespaceName,
     values::{CookieName, Origin},
@@ -35,12 +36,16 @@ impl Unbuilt {
     }
 }
 
-/// Builds the server that the configuration describes, and what verifies its tokens if any namespace asks
-/// for them.
-pub(crate) async fn server(
-    config: &Config,
-    hooks: &Hooks,
-) -> Result<(Server, Option<Arc<Auth>>), Unbuilt> {
+/// A server, and the parts of it that are needed later.
+pub(crate) struct Built {
+    pub(crate) server: Server,
+    /// What verifies tokens, if any namespace asks for them.
+    pub(crate) auth: Option<Arc<Auth>>,
+    pub(crate) policies: Policies,
+}
+
+/// Builds the server that the configuration describes.
+pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Built, Unbuilt> {
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -86,15 +91,23 @@ pub(crate) async fn server(
         })
     });
     let auth = auth(config).await?;
+    let mut policies = Policies::default();
     for (name, access) in config.access() {
         let parts = parts(config, &name, access, auth.as_ref(), hooks);
+        if let Some(rooms) = &parts.rooms {
+            policies.0.push((name.clone(), access, Arc::clone(rooms)));
+        }
         builder = builder.namespace(namespaces::define(&name, parts));
     }
     let server = builder.build().await?;
     if let Some(auth) = &auth {
         auth.start(&server);
     }
-    Ok((server, auth))
+    Ok(Built {
+        server,
+        auth,
+        policies,
+    })
 }
 
 /// Reads the keys if any namespace asks for tokens.
@@ -122,17 +135,48 @@ fn parts(
         .namespaces
         .get(&NamespaceName(name.to_owned()));
     let has_rooms = section.and_then(|section| section.client_rooms);
-    let policy = section.and_then(|section| section.rooms.clone());
-    let policy = policy.unwrap_or_else(|| match access {
-        Access::Open => RoomPolicy::open(),
-        _ => RoomPolicy::default(),
-    });
     let has_rooms = has_rooms.unwrap_or(config.protocol.client_rooms.0);
     Parts {
         access,
         auth: auth.cloned(),
         hooks: hooks.clone(),
-        rooms: has_rooms.then(|| Arc::new(Rooms::new(policy))),
+        rooms: has_rooms.then(|| Arc::new(Rooms::new(policy(config, name, access)))),
+    }
+}
+
+/// What clients may do with the rooms of a namespace.
+fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
+    let namespaces = &config.settings.namespaces;
+    let section = namespaces.get(&NamespaceName(name.to_owned()));
+    let policy = section.and_then(|section| section.rooms.clone());
+    policy.unwrap_or_else(|| match access {
+        Access::Open => RoomPolicy::open(),
+        _ => RoomPolicy::default(),
+    })
+}
+
+/// The rooms of each namespace in which clients use rooms. The access is the one in force, because a
+/// reload does not replace it.
+#[derive(Default)]
+pub(crate) struct Policies(Vec<(String, Access, Arc<Rooms>)>);
+
+impl Reloadable for Policies {
+    fn keys(&self) -> &'static [&'static str] {
+        &["namespaces.*.rooms"]
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        let policies = self.0.iter().map(|(name, access, rooms)| {
+            let policy = policy(config, name, *access);
+            (Arc::clone(rooms), policy)
+        });
+        let policies: Vec<_> = policies.collect();
+        let swap: Swap = Box::new(move || {
+            for (rooms, policy) in policies {
+                rooms.set_policy(policy);
+            }
+        });
+        Box::pin(ready(Ok(swap)))
     }
 }
 

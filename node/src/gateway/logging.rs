@@ -10,6 +10,7 @@
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
+    future::ready,
     io::{self, IsTerminal, Write as _},
     panic::{self, PanicHookInfo},
     sync::Arc,
@@ -21,7 +22,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use super::{
     config::Config,
-    reload::{Reloadable, Swap},
+    reload::{Preparing, Reloadable, Swap},
     values::LogFilter,
 };
 
@@ -54,12 +55,13 @@ impl Reloadable for LogLevel {
         &["log_level"]
     }
 
-    fn prepare(&self, config: &Config) -> Result<Swap, String> {
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let (set_filter, filter) = (
             Arc::clone(&self.0),
             config.operation.log_level.to_env_filter(),
         );
-        Ok(Box::new(move || set_filter(filter)))
+        let swap: Swap = Box::new(move || set_filter(filter));
+        Box::pin(ready(Ok(swap)))
     }
 }
 

@@ -5,9 +5,10 @@
 //!        └── an error in any of it ──────────┴──► nothing has changed; logged and counted
 //! ```
 //!
-//! All that can fail happens before the first swap, so a broken file changes nothing.
+//! All that can fail happens before the first swap, so a broken file changes nothing. Preparing may
+//! wait for others, such as the issuer of a set of keys, and a signal to stop ends it.
 
-use std::env;
+use std::{collections::BTreeMap, env, future::ready, pin::Pin};
 
 use prometheus::{IntCounterVec, Opts};
 use roomcast::Server;
@@ -18,25 +19,29 @@ use super::config::{Config, Job, parse};
 /// Puts a prepared value in force. It cannot fail.
 pub(crate) type Swap = Box<dyn FnOnce() + Send>;
 
+/// A value that is being prepared.
+pub(crate) type Preparing<'a> = Pin<Box<dyn Future<Output = Result<Swap, String>> + 'a>>;
+
 /// A part of the program whose settings a reload can replace.
 pub(crate) trait Reloadable: Send + Sync {
-    /// The keys of the file that this part replaces: of options, or of sections.
+    /// The keys of the file that this part replaces: of options, or of sections. A `*` stands for any text.
     fn keys(&self) -> &'static [&'static str];
 
     /// Builds the new value completely, without effect. The error names the key.
-    fn prepare(&self, config: &Config) -> Result<Swap, String>;
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a>;
 }
 
 /// What a reload compares and replaces.
 pub(crate) struct Reload {
     parts: Vec<Box<dyn Reloadable>>,
-    current: Config,
+    /// What is in force, as [`keys`] returns it.
+    current: BTreeMap<String, String>,
     reloads: IntCounterVec,
 }
 
 impl Reload {
     pub(crate) fn new(
-        config: Config,
+        config: &Config,
         server: &Server,
         parts: Vec<Box<dyn Reloadable>>,
     ) -> Result<Self, prometheus::Error> {
@@ -53,14 +58,18 @@ impl Reload {
         server.registry().register(Box::new(reloads.clone()))?;
         Ok(Self {
             parts,
-            current: config,
+            current: keys(config),
             reloads,
         })
     }
 
     /// Reads the settings again and puts them in force, or reports why not.
-    pub(crate) fn run(&mut self) {
-        let outcome = match read().and_then(|config| self.apply(config)) {
+    pub(crate) async fn run(&mut self) {
+        let applied = match read() {
+            Ok(config) => self.apply(&config).await,
+            Err(error) => Err(error),
+        };
+        let outcome = match applied {
             Ok(()) => APPLIED,
             Err(error) => {
                 error!(%error, "the settings were not reloaded, and nothing has changed");
@@ -70,28 +79,37 @@ impl Reload {
         self.reloads.with_label_values(&[outcome]).inc();
     }
 
-    fn apply(&mut self, config: Config) -> Result<(), String> {
-        let swaps = self.parts.iter().map(|part| part.prepare(&config));
-        let swaps = swaps.collect::<Result<Vec<_>, _>>()?;
+    async fn apply(&mut self, config: &Config) -> Result<(), String> {
+        let mut swaps = Vec::new();
+        for part in &self.parts {
+            swaps.push(part.prepare(config).await?);
+        }
         swaps.into_iter().for_each(|swap| swap());
-        let changed = changed_keys(&self.current, &config);
-        let is_live = |key: &&String| {
-            self.parts
-                .iter()
-                .any(|part| part.keys().contains(&key.as_str()))
-        };
-        let (live, rest): (Vec<_>, Vec<_>) = changed.iter().partition(is_live);
+        let later = keys(config);
+        let changed = changed_keys(&self.current, &later);
+        let (live, rest): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| self.is_live(key));
         info!(changed = ?live, "reloaded the settings");
         if !rest.is_empty() {
             warn!(settings = ?rest, "these settings have changed and need a restart");
         }
-        self.current = Config {
-            // What needs a restart stays listed until there is one.
-            values: merged(self.current.values.clone(), &config.values, &live),
-            sections: merged(self.current.sections.clone(), &config.sections, &live),
-            ..config
-        };
+        // What needs a restart stays listed until there is one.
+        for key in live {
+            match later.get(&key) {
+                Some(value) => drop(self.current.insert(key, value.clone())),
+                None => drop(self.current.remove(&key)),
+            }
+        }
         Ok(())
+    }
+
+    fn is_live(&self, key: &str) -> bool {
+        let mut patterns = self.parts.iter().flat_map(|part| part.keys());
+        patterns.any(|pattern| match pattern.split_once('*') {
+            Some((start, end)) => key
+                .strip_prefix(start)
+                .is_some_and(|rest| rest.ends_with(end)),
+            None => *pattern == key,
+        })
     }
 }
 
@@ -109,37 +127,44 @@ fn read() -> Result<Config, String> {
     }
 }
 
-/// The keys whose values differ, of options and of sections.
-fn changed_keys(before: &Config, after: &Config) -> Vec<String> {
-    let flags = after.values.iter().filter(|(flag, value)| {
-        let earlier = before.values.get(*flag);
-        earlier.is_none_or(|earlier| earlier.text != value.text)
-    });
-    let options = flags.map(|(flag, _)| flag.replace('-', "_"));
-    let names = before.sections.keys().chain(after.sections.keys());
-    let mut sections: Vec<_> = names
-        .filter(|name| before.sections.get(*name) != after.sections.get(*name))
-        .cloned()
-        .collect();
-    sections.sort();
-    sections.dedup();
-    options.chain(sections).collect()
+/// The values by key, of options and of sections. The keys of each namespace are separate, because
+/// not all of them can be reloaded.
+fn keys(config: &Config) -> BTreeMap<String, String> {
+    let options = config.values.iter();
+    let options = options.map(|(flag, value)| (flag.replace('-', "_"), value.text.clone()));
+    let mut keys: BTreeMap<_, _> = options.collect();
+    for (section, value) in &config.sections {
+        if section == NAMESPACES
+            && let Some(namespaces) = value.as_table()
+        {
+            for (name, namespace) in namespaces {
+                let namespace = namespace.as_table().into_iter().flatten();
+                let of_name = namespace.map(|(key, value)| {
+                    let key = format!("{NAMESPACES}.{name}.{key}");
+                    (key, value.to_string())
+                });
+                keys.extend(of_name);
+            }
+        } else {
+            keys.insert(section.clone(), value.to_string());
+        }
+    }
+    let served = config.namespaces().into_iter();
+    keys.extend(served.map(|name| (format!("{NAMESPACES}.{name}"), String::new())));
+    keys
 }
 
-/// The earlier entries, with the later values of those that are in force.
-fn merged<M, V>(mut earlier: M, later: &M, live: &[&String]) -> M
-where
-    M: Extend<(String, V)>,
-    for<'a> &'a M: IntoIterator<Item = (&'a String, &'a V)>,
-    V: Clone,
-{
-    let is_live = |key: &String| live.contains(&&key.replace('-', "_"));
-    let entries = later.into_iter().filter(|(key, _)| is_live(key));
-    let entries: Vec<_> = entries
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    earlier.extend(entries);
-    earlier
+/// The keys whose values differ.
+fn changed_keys(
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let names = before.keys().chain(after.keys());
+    let changed = names.filter(|name| before.get(*name) != after.get(*name));
+    let mut changed: Vec<_> = changed.cloned().collect();
+    changed.sort();
+    changed.dedup();
+    changed
 }
 
 /// The limit of connections.
@@ -150,11 +175,15 @@ impl Reloadable for MaxConnections {
         &["max_connections"]
     }
 
-    fn prepare(&self, config: &Config) -> Result<Swap, String> {
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let (server, limit) = (self.0.clone(), config.limits.max_connections);
-        Ok(Box::new(move || server.set_max_connections(limit)))
+        let swap: Swap = Box::new(move || server.set_max_connections(limit));
+        Box::pin(ready(Ok(swap)))
     }
 }
+
+/// The section whose keys are compared one by one.
+const NAMESPACES: &str = "namespaces";
 
 const APPLIED: &str = "applied";
 

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use roomcast::{Args, EmitError, Health, JoinError, Namespace, Socket};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
@@ -20,16 +20,22 @@ use super::{
 /// The rooms of a namespace that its clients may use.
 #[derive(Debug, Default)]
 pub(crate) struct Rooms {
-    policy: RoomPolicy,
+    /// A reload replaces it.
+    policy: RwLock<Arc<RoomPolicy>>,
     private: PrivateNames,
 }
 
 impl Rooms {
     pub(crate) fn new(policy: RoomPolicy) -> Self {
         Self {
-            policy,
+            policy: RwLock::new(Arc::new(policy)),
             private: PrivateNames::default(),
         }
+    }
+
+    /// Replaces the policy. Clients stay in the rooms that they have joined.
+    pub(crate) fn set_policy(&self, policy: RoomPolicy) {
+        *self.policy.write() = Arc::new(policy);
     }
 
     /// Refuses what the policy and the token do not allow, and the private rooms of sockets in any case.
@@ -37,9 +43,10 @@ impl Rooms {
         if room.is_empty() {
             return Err(RequestError("a room needs a name".to_owned()));
         }
+        let policy = Arc::clone(&self.policy.read());
         let is_allowed = match session::token_user(socket) {
-            Some(user) => user.may(&self.policy, action, room),
-            None => self.policy.may(action, room, &Claims::new()),
+            Some(user) => user.may(&policy, action, room),
+            None => policy.may(action, room, &Claims::new()),
         };
         if !is_allowed {
             let verb = match action {

@@ -34,7 +34,7 @@ use super::{
     admin::{Admin, Health},
     api::{self, Api},
     auth::{Auth, KeyError},
-    build::{self, Unbuilt},
+    build::{self, Built, Unbuilt},
     cluster,
     config::Config,
     demo,
@@ -125,15 +125,19 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let own = own.transpose()?;
     let built = tokio::select! {
         built = build_when_possible(&config, &hooks, &health) => built,
-        signal = signals.next(|| warn!("SIGHUP is ignored until the server is built")) => {
+        signal = signals.next(async || warn!("SIGHUP is ignored until the server is built")) => {
             info!(signal, "stopped before the server was built");
             return Ok(());
         }
     };
-    let (server, auth) = built?;
+    let Built {
+        server,
+        auth,
+        policies,
+    } = built?;
     hooks.started(&server).map_err(io::Error::other)?;
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
-    let api = api(&config, &server, auth)?;
+    let api = api(&config, &server, auth.clone())?;
     let own = match own {
         Some(listener) => Some(Admin::serve(listener, api.router())?),
         None => {
@@ -178,12 +182,14 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         hooks.flush().await;
     };
     let drain_timeout = config.operation.drain_timeout.0;
-    let parts: Vec<Box<dyn Reloadable>> = vec![
+    let mut parts: Vec<Box<dyn Reloadable>> = vec![
         Box::new(log.level()),
         Box::new(MaxConnections(server.clone())),
         Box::new(api),
+        Box::new(policies),
     ];
-    let mut reload = Reload::new(config, &server, parts).map_err(io::Error::other)?;
+    parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
+    let mut reload = Reload::new(&config, &server, parts).map_err(io::Error::other)?;
     let mut was_asked = false;
     supervise(
         async { serving.await },
@@ -209,7 +215,7 @@ async fn build_when_possible(
     config: &Config,
     hooks: &Hooks,
     health: &Health,
-) -> Result<(Server, Option<Arc<Auth>>), Unbuilt> {
+) -> Result<Built, Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
         match build::server(config, hooks).await {
@@ -234,7 +240,7 @@ async fn next_stop(
 ) -> &'static str {
     loop {
         tokio::select! {
-            signal = signals.next(|| reload.run()) => {
+            signal = signals.next(async || reload.run().await) => {
                 if !std::mem::take(was_asked) {
                     return signal;
                 }
@@ -290,7 +296,7 @@ impl Signals {
 
     /// The name of the next signal that stops the process. A hangup without a terminal calls
     /// `on_hangup` instead.
-    async fn next(&mut self, mut on_hangup: impl FnMut()) -> &'static str {
+    async fn next(&mut self, mut on_hangup: impl AsyncFnMut()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
@@ -299,7 +305,11 @@ impl Signals {
                     if self.has_terminal {
                         return "SIGHUP";
                     }
-                    on_hangup();
+                    tokio::select! {
+                        () = on_hangup() => {}
+                        _ = self.terminate.recv() => return "SIGTERM",
+                        _ = self.interrupt.recv() => return "SIGINT",
+                    }
                 }
             }
         }

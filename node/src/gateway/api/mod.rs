@@ -19,7 +19,7 @@ mod queries;
 mod revoke;
 mod settings;
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use axum::{
     Router,
@@ -54,7 +54,7 @@ pub(crate) use self::{
 use super::{
     auth::Auth,
     config::Config,
-    reload::{Reloadable, Swap},
+    reload::{Preparing, Reloadable, Swap},
 };
 
 /// The key of the demo. It is in the documentation, so it protects nothing.
@@ -235,13 +235,14 @@ impl Reloadable for Arc<Api> {
         &["api"]
     }
 
-    fn prepare(&self, config: &Config) -> Result<Swap, String> {
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let settings = config.settings.api.clone();
         if settings.listen != self.current.lock().settings.listen {
-            return Err("api.listen needs a restart".to_owned());
+            return Box::pin(ready(Err("api.listen needs a restart".to_owned())));
         }
         let (api, current) = (Self::clone(self), Arc::new(Current::new(settings)));
-        Ok(Box::new(move || *api.current.lock() = current))
+        let swap: Swap = Box::new(move || *api.current.lock() = current);
+        Box::pin(ready(Ok(swap)))
     }
 }
 

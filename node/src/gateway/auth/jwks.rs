@@ -21,7 +21,7 @@ use hyper_util::{
 };
 use jsonwebtoken::get_current_timestamp;
 use parking_lot::RwLock;
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, Opts};
 use tokio::{
     sync::Mutex,
     time::{MissedTickBehavior, interval, timeout},
@@ -65,21 +65,50 @@ struct Inner {
 }
 
 impl Jwks {
-    /// Reads the set.
-    pub(super) async fn start(settings: JwksSettings) -> Result<Self, KeyError> {
+    /// The counter of attempts, which outlives a set.
+    pub(super) fn loads() -> IntCounterVec {
         let loads = Opts::new(
             "roomcast_jwks_loads_total",
             "Attempts to read the set of keys, by result.",
         );
-        let loads = IntCounterVec::new(loads, &["result"]).expect("the name of a metric is valid");
-        let place = Place::new(&settings)?;
-        let jwks = Self(Arc::new(Inner {
+        IntCounterVec::new(loads, &["result"]).expect("the name of a metric is valid")
+    }
+
+    fn new(settings: JwksSettings, loads: IntCounterVec) -> Result<Self, KeyError> {
+        Ok(Self(Arc::new(Inner {
+            place: Place::new(&settings)?,
             settings,
-            place,
             keys: RwLock::default(),
             last: Mutex::new(get_current_timestamp()),
             loads,
-        }));
+        })))
+    }
+
+    /// Reads the set in place of another. One that cannot be read must not replace keys that work.
+    pub(super) async fn read(
+        settings: JwksSettings,
+        loads: IntCounterVec,
+    ) -> Result<Self, KeyError> {
+        let jwks = Self::new(settings, loads)?;
+        jwks.load().await?;
+        Ok(jwks)
+    }
+
+    /// Whether both are the same set, not only equal ones.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(super) fn settings(&self) -> &JwksSettings {
+        &self.0.settings
+    }
+
+    /// Reads the set when the server starts.
+    pub(super) async fn start(
+        settings: JwksSettings,
+        loads: IntCounterVec,
+    ) -> Result<Self, KeyError> {
+        let jwks = Self::new(settings, loads)?;
         match (jwks.load().await, &jwks.0.place) {
             // A wrong file is a mistake of the settings. An issuer may start later than this server.
             (Err(error), Place::File(_)) => Err(error),
@@ -87,20 +116,19 @@ impl Jwks {
         }
     }
 
-    /// Adds the metric to the server's, and starts to read the set at intervals.
-    pub(super) fn watch(&self, registry: &Registry) {
-        let loads = Box::new(self.0.loads.clone());
-        registry
-            .register(loads)
-            .expect("the metric is registered once");
-        let jwks = self.clone();
+    /// Starts to read the set at intervals, until a reload replaces it.
+    pub(super) fn watch(&self) {
+        let (refresh, jwks) = (self.0.settings.refresh, Arc::downgrade(&self.0));
         tokio::spawn(async move {
-            let mut ticks = interval(jwks.0.settings.refresh.max(Duration::from_secs(1)));
+            let mut ticks = interval(refresh.max(Duration::from_secs(1)));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // The first tick is at once, and the set has just been read.
             ticks.tick().await;
             loop {
                 ticks.tick().await;
+                let Some(jwks) = jwks.upgrade().map(Jwks) else {
+                    return;
+                };
                 let mut last = jwks.0.last.lock().await;
                 *last = get_current_timestamp();
                 drop(jwks.load().await);
@@ -246,7 +274,7 @@ mod tests {
         let app = Router::new().route("/keys", get(respond));
         tokio::spawn(async move { axum::serve(listener, app).await });
 
-        let jwks = Jwks::start(settings(format!("http://{address}/keys")))
+        let jwks = Jwks::start(settings(format!("http://{address}/keys")), Jwks::loads())
             .await
             .unwrap();
         assert_eq!(jwks.keys().len(), 1);
@@ -269,10 +297,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let jwks = Jwks::start(settings(format!("http://{address}/keys")))
+        let jwks = Jwks::start(settings(format!("http://{address}/keys")), Jwks::loads())
             .await
             .unwrap();
         assert!(jwks.keys().is_empty());
+        let replaced = Jwks::read(settings(format!("http://{address}/keys")), Jwks::loads());
+        assert!(replaced.await.is_err(), "it replaces nothing");
         let known: Arc<[Key]> = read_set(SET.as_bytes(), &[Algorithm::EdDSA])
             .unwrap()
             .into();
@@ -285,7 +315,7 @@ mod tests {
     #[tokio::test]
     async fn a_wrong_place_is_an_error() {
         for url in ["ftp://a/keys", "keys", ""] {
-            let Err(error) = Jwks::start(settings(url.to_owned())).await else {
+            let Err(error) = Jwks::start(settings(url.to_owned()), Jwks::loads()).await else {
                 panic!("{url} is accepted")
             };
             assert!(error.to_string().contains("http"), "{error}");
@@ -294,6 +324,6 @@ mod tests {
             file: Some("keys".into()),
             ..settings("http://a".to_owned())
         };
-        assert!(Jwks::start(both).await.is_err());
+        assert!(Jwks::start(both, Jwks::loads()).await.is_err());
     }
 }

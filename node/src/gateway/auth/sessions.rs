@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use roomcast::{EmitError, Handshake, Namespace, Refused, Server, Socket};
 use serde_json::{Value, json};
@@ -28,11 +28,15 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     Settings, Source,
     jwks::Jwks,
-    keys::{Failure, Key, KeyError, Rules, verify},
+    keys::{Failure, Key, KeyError, Rules, Verified, verify},
     revocations::{Revocation, Revocations, TooMany},
     user::{TokenError, User},
 };
-use crate::gateway::session::{self, SocketData, user_room};
+use crate::gateway::{
+    config::Config,
+    reload::{Preparing, Reloadable, Swap},
+    session::{self, SocketData, user_room},
+};
 
 /// The event between nodes that carries revocations.
 const REVOKE: &str = "roomcast:revoke";
@@ -67,12 +71,42 @@ impl Session {
     }
 }
 
-/// Verifies tokens and watches over the sessions that began with one.
-pub(crate) struct Auth {
+/// What the section `jwt` of the file says.
+struct Parts {
     settings: Settings,
     keys: Vec<Key>,
     jwks: Option<Jwks>,
     rules: Rules,
+}
+
+impl Parts {
+    /// Reads the keys of the file. The set is read before.
+    fn new(settings: Settings, jwks: Option<Jwks>) -> Result<Self, KeyError> {
+        let keys = settings.keys.iter();
+        let keys = keys.map(|key| Key::read(key, |name| env::var(name).ok()));
+        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+        if keys.is_empty() && jwks.is_none() {
+            return Err(KeyError::None);
+        }
+        Ok(Self {
+            rules: Rules::from(&settings),
+            settings,
+            keys,
+            jwks,
+        })
+    }
+
+    fn verify(&self, token: &str, now: u64) -> Result<Verified, Failure> {
+        let set = self.jwks.as_ref().map(Jwks::keys).unwrap_or_default();
+        let keys = self.keys.iter().chain(set.iter());
+        verify(token, keys, &self.rules, now)
+    }
+}
+
+/// Verifies tokens and watches over the sessions that began with one.
+pub(crate) struct Auth {
+    /// Replaced as a whole by a reload.
+    parts: RwLock<Arc<Parts>>,
     /// Seconds since 1970.
     now: fn() -> u64,
     next_key: AtomicU64,
@@ -86,6 +120,7 @@ pub(crate) struct Auth {
 }
 
 struct Metrics {
+    loads: IntCounterVec,
     refused: IntCounterVec,
     expired: IntCounter,
     revocations: IntGauge,
@@ -99,6 +134,7 @@ impl Metrics {
             "Tokens that were not accepted, by reason.",
         );
         Self {
+            loads: Jwks::loads(),
             refused: IntCounterVec::new(refused, &["reason"]).expect(created),
             expired: IntCounter::new(
                 "roomcast_tokens_expired_total",
@@ -120,39 +156,33 @@ impl Auth {
         settings: Settings,
         namespaces: Vec<String>,
     ) -> Result<Arc<Self>, KeyError> {
-        let keys = settings.keys.iter();
-        let keys = keys.map(|key| Key::read(key, |name| env::var(name).ok()));
-        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+        let metrics = Metrics::new();
         let jwks = match &settings.jwks {
-            Some(jwks) => Some(Jwks::start(jwks.clone()).await?),
+            Some(jwks) => Some(Jwks::start(jwks.clone(), metrics.loads.clone()).await?),
             None => None,
         };
-        if keys.is_empty() && jwks.is_none() {
-            return Err(KeyError::None);
-        }
         Ok(Arc::new(Self {
-            rules: Rules::from(&settings),
-            settings,
-            keys,
-            jwks,
+            parts: RwLock::new(Arc::new(Parts::new(settings, jwks)?)),
             now: jsonwebtoken::get_current_timestamp,
             next_key: AtomicU64::new(0),
             due: Mutex::default(),
             revocations: Mutex::default(),
             namespaces,
-            metrics: Metrics::new(),
+            metrics,
         }))
     }
 
     /// Adds the metrics to those of the server, and starts the tasks. They end with the runtime.
     pub(crate) fn start(self: &Arc<Self>, server: &Server) {
         let Metrics {
+            loads,
             refused,
             expired,
             revocations,
         } = &self.metrics;
         let registry: &Registry = server.registry();
-        let collectors: [Box<dyn prometheus::core::Collector>; 3] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 4] = [
+            Box::new(loads.clone()),
             Box::new(refused.clone()),
             Box::new(expired.clone()),
             Box::new(revocations.clone()),
@@ -162,8 +192,8 @@ impl Auth {
                 .register(collector)
                 .expect("each metric is registered once");
         }
-        if let Some(jwks) = &self.jwks {
-            jwks.watch(registry);
+        if let Some(jwks) = &self.parts().jwks {
+            jwks.watch();
         }
         let auth = Arc::clone(self);
         tokio::spawn(async move { auth.watch_sessions().await });
@@ -171,9 +201,14 @@ impl Auth {
         tokio::spawn(async move { auth.learn_revocations(&server).await });
     }
 
+    fn parts(&self) -> Arc<Parts> {
+        Arc::clone(&self.parts.read())
+    }
+
     /// Finds and verifies the token of a client that connects.
     pub(crate) async fn admit(&self, handshake: &Handshake) -> Result<SocketData, Refused> {
-        let places = self.settings.token_from.iter();
+        let parts = self.parts();
+        let places = parts.settings.token_from.iter();
         let token = { places }.find_map(|place: &Source| place.token(handshake));
         let user = match token {
             Some(token) => self.verify(&token).await,
@@ -192,9 +227,10 @@ impl Auth {
 
     /// Verifies a token and that it is not revoked.
     pub(crate) async fn verify(&self, token: &str) -> Result<User, TokenError> {
-        let verified = match self.verify_with_known_keys(token) {
-            Err(Failure::UnknownKey) => match &self.jwks {
-                Some(jwks) if jwks.renew().await => self.verify_with_known_keys(token),
+        let parts = self.parts();
+        let verified = match parts.verify(token, (self.now)()) {
+            Err(Failure::UnknownKey) => match &parts.jwks {
+                Some(jwks) if jwks.renew().await => parts.verify(token, (self.now)()),
                 _ => Err(Failure::UnknownKey),
             },
             verified => verified,
@@ -203,17 +239,11 @@ impl Auth {
             Failure::UnknownKey => TokenError::Invalid,
             Failure::Token(error) => error,
         })?;
-        let user = User::new(verified, &self.settings.claims)?;
+        let user = User::new(verified, &parts.settings.claims)?;
         if self.revocations.lock().is_revoked(&user) {
             return Err(TokenError::Revoked);
         }
         Ok(user)
-    }
-
-    fn verify_with_known_keys(&self, token: &str) -> Result<super::keys::Verified, Failure> {
-        let set = self.jwks.as_ref().map(Jwks::keys).unwrap_or_default();
-        let keys = self.keys.iter().chain(set.iter());
-        verify(token, keys, &self.rules, (self.now)())
     }
 
     fn refuse(&self, error: &TokenError) -> Refused {
@@ -260,9 +290,9 @@ impl Auth {
         }
         let expires = state.user.expires;
         let at = if is_notified {
-            expires.saturating_add(self.settings.leeway.as_secs())
+            expires.saturating_add(self.parts().settings.leeway.as_secs())
         } else {
-            expires.saturating_sub(self.settings.expiry_notice.as_secs())
+            expires.saturating_sub(self.parts().settings.expiry_notice.as_secs())
         };
         state.due = Some(at);
         due.insert((at, session.key), socket.clone());
@@ -328,7 +358,7 @@ impl Auth {
             }
             state.user.expires
         };
-        if expires.saturating_add(self.settings.leeway.as_secs()) <= now {
+        if expires.saturating_add(self.parts().settings.leeway.as_secs()) <= now {
             self.metrics.expired.inc();
             self.end(socket, "token:expired");
         } else {
@@ -415,7 +445,9 @@ impl Auth {
     /// connected with one, in the whole cluster.
     pub(crate) async fn revoke_user(&self, server: &Server, user: &str) -> Result<(), RevokeError> {
         let now = (self.now)();
-        let lifetime = self.settings.max_lifetime.as_secs() + 2 * self.settings.leeway.as_secs();
+        let parts = self.parts();
+        let settings = &parts.settings;
+        let lifetime = settings.max_lifetime.as_secs() + 2 * settings.leeway.as_secs();
         let revocation = Revocation::User {
             user: user.to_owned(),
             issued_until: now,
@@ -432,8 +464,9 @@ impl Auth {
         id: &str,
         expires: Option<u64>,
     ) -> Result<(), RevokeError> {
-        let leeway = self.settings.leeway.as_secs();
-        let latest = (self.now)().saturating_add(self.settings.max_lifetime.as_secs() + leeway);
+        let parts = self.parts();
+        let leeway = parts.settings.leeway.as_secs();
+        let latest = (self.now)().saturating_add(parts.settings.max_lifetime.as_secs() + leeway);
         let expires = expires.map_or(latest, |expires| expires.min(latest));
         let revocation = Revocation::Token {
             id: id.to_owned(),
@@ -454,6 +487,52 @@ impl Auth {
             }
         }
         Ok(sent?)
+    }
+}
+
+impl Reloadable for Arc<Auth> {
+    fn keys(&self) -> &'static [&'static str] {
+        &["jwt"]
+    }
+
+    /// Files of keys are read again even if the section is the same. Connected clients stay until their
+    /// tokens expire, at the times that were in force when they presented them.
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        Box::pin(async move {
+            let parts = self.prepared(&config.settings.jwt).await;
+            let parts = parts.map_err(|error| error.to_string())?;
+            let auth = Self::clone(self);
+            let swap: Swap = Box::new(move || {
+                let earlier = std::mem::replace(&mut *auth.parts.write(), Arc::clone(&parts));
+                if let Some(jwks) = &parts.jwks
+                    && !earlier
+                        .jwks
+                        .as_ref()
+                        .is_some_and(|earlier| jwks.is(earlier))
+                {
+                    jwks.watch();
+                }
+            });
+            Ok(swap)
+        })
+    }
+}
+
+impl Auth {
+    /// Reads everything that a section names. A set at the same URL is kept: it is read again by itself, and
+    /// an issuer that is away must not stop the reload of other keys.
+    async fn prepared(&self, settings: &Settings) -> Result<Arc<Parts>, KeyError> {
+        let earlier = self.parts();
+        let jwks = match (&settings.jwks, &earlier.jwks) {
+            (None, _) => None,
+            (Some(same), Some(jwks)) if same.url.is_some() && jwks.settings() == same => {
+                Some(jwks.clone())
+            }
+            (Some(changed), _) => {
+                Some(Jwks::read(changed.clone(), self.metrics.loads.clone()).await?)
+            }
+        };
+        Ok(Arc::new(Parts::new(settings.clone(), jwks)?))
     }
 }
 
