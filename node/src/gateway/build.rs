@@ -85,7 +85,7 @@ pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Built, Unbu
     builder = builder.allow_request(move |handshake: Handshake| {
         let (origin, host) = (handshake.header("origin"), handshake.header("host"));
         let is_allowed = origins.allow(origin.as_deref(), host.as_deref());
-        std::future::ready(match is_allowed {
+        ready(match is_allowed {
             true => Ok(()),
             false => Err(Refused::new("the origin is not allowed; see --cors-origin")),
         })

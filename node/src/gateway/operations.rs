@@ -291,11 +291,11 @@ struct RoomsForm {
     #[serde(rename = "op")]
     _op: Op,
     rooms: Vec<String>,
-    #[serde(rename = "in", default, deserialize_with = "list")]
+    #[serde(rename = "in", default, deserialize_with = "present")]
     inside: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     sockets: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     users: Option<Vec<String>>,
     #[serde(default)]
     all: bool,
@@ -314,12 +314,13 @@ struct EmitForm {
     #[serde(rename = "op")]
     _op: Op,
     event: String,
+    #[serde(default, deserialize_with = "present")]
     args: Option<Box<RawValue>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     rooms: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     sockets: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     users: Option<Vec<String>>,
     #[serde(default)]
     all: bool,
@@ -364,19 +365,23 @@ struct DisconnectForm {
     _op: Op,
     #[serde(default)]
     close: bool,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     rooms: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     sockets: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "present")]
     users: Option<Vec<String>>,
     #[serde(default)]
     all: bool,
 }
 
-/// Reads a list that is present. `null` is refused, because the API's description permits none.
-fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    Vec::deserialize(deserializer).map(Some)
+/// Reads a value that is present. `null` is refused, because the API's description permits none.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 fn arguments(json: Option<&RawValue>) -> Result<Args, Problem> {
@@ -679,6 +684,10 @@ mod tests {
             (
                 r#"[{"op":"disconnect","rooms":[],"users":null}]"#,
                 "[0].users: invalid type: null",
+            ),
+            (
+                r#"[{"op":"emit","event":"x","args":null}]"#,
+                "[0].args: arguments are not an array",
             ),
             (
                 r#"[{"op":"emit","event":"x","args":{}}]"#,
