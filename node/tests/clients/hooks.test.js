@@ -292,7 +292,7 @@ describe("an application", () => {
     backend.respond = () => [{ op: "ack", args: ["back"] }];
     await until("a closed circuit", async () => (await ask(client, "x")) === "back");
     assert.equal(await gateway.metric('roomcast_hook_circuit_open{hook="app"}'), 0);
-    assert.ok(gateway.lines.some(({ message }) => /responds again/.test(message)));
+    await until("the line of the log", () => gateway.lines.some(({ message }) => /responds again/.test(message)));
   });
 
   test("hears of a disconnect until it has confirmed it, each time with the same id", async () => {
