@@ -139,6 +139,19 @@ impl Checked {
         Ok(data)
     }
 
+    /// Checks that no operation names another user than the one that the client's token has shown:
+    /// the user's rooms and revocations follow the token.
+    pub(crate) fn keeps_user(&self, shown: &str) -> Result<(), Problem> {
+        let is_other = |operation: &Operation| matches!(operation, Operation::SetUser { user } if user != shown);
+        match self.0.iter().position(is_other) {
+            Some(index) => Err(Problem::new(
+                format!("[{index}].user"),
+                "the token of the client has shown another user",
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Whether it may change the rooms or the data of the socket that asks.
     pub(crate) fn changes_asker(&self) -> bool {
         self.0.iter().any(|operation| {

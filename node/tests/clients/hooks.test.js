@@ -331,6 +331,79 @@ describe("an application", () => {
   });
 });
 
+describe("an application behind tokens", () => {
+  let backend;
+  let gateway;
+
+  const encoded = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+
+  function token(user, secret = SECRET) {
+    const exp = Math.floor(Date.now() / 1000) + 60;
+    const text = `${encoded({ alg: "HS256", kid: "k" })}.${encoded({ sub: user, exp })}`;
+    return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
+  }
+
+  const open = (auth) => io(gateway.url, { forceNew: true, reconnection: false, transports: ["websocket"], auth });
+
+  before(async () => {
+    backend = await new Backend().start();
+    gateway = await startGateway(
+      `
+      access = "jwt+hook"
+
+      [[jwt.keys]]
+      id = "k"
+      algorithm = "HS256"
+      secret_env = "HOOK_SECRET"
+
+      [hooks.app]
+      url = "${backend.url}"
+      `,
+      { environment: ENVIRONMENT },
+    );
+  });
+  afterEach(() => {
+    backend.respond = () => [];
+    backend.requests.length = 0;
+  });
+  after(async () => {
+    await gateway?.stop();
+    await backend?.stop();
+  });
+
+  test("is asked only about clients with a valid token, whose user it sees", async () => {
+    const [error] = await next(open({ token: token("ada", "another secret of the tests 01234") }), "connect_error");
+    assert.equal(error.data.code, "token_invalid");
+    assert.deepEqual(backend.requests, []);
+    backend.respond = ({ type }) => (type === "event" ? [{ op: "emit", event: "note", users: ["ada"] }] : []);
+    const client = open({ token: token("ada") });
+    await next(client, "connect");
+    const [{ socket }] = backend.of("connect");
+    assert.deepEqual([socket.id, socket.user], [client.id, "ada"]);
+    const noted = next(client, "note");
+    client.emit("any");
+    await noted;
+    client.close();
+  });
+
+  test("may refuse a client in spite of its token", async () => {
+    backend.respond = () => [{ op: "refuse", message: "banned", data: { code: 403 } }];
+    const [error] = await next(open({ token: token("ada") }), "connect_error");
+    assert.deepEqual([error.message, error.data], ["banned", { code: 403 }]);
+  });
+
+  test("must not name another user than the token", async () => {
+    backend.respond = ({ type }) => (type === "connect" ? [{ op: "set_data", data: {} }, { op: "set_user", user: "eve" }] : []);
+    const [error] = await next(open({ token: token("ada") }), "connect_error");
+    assert.deepEqual([error.message, error.data], ["internal error", { code: "internal" }]);
+    await until("the line in the log", () => gateway.lines.some(({ error }) => /\[1\]\.user: the token/.test(error)));
+    backend.respond = ({ type }) => (type === "connect" ? [{ op: "set_user", user: "ada" }] : []);
+    const client = open({ token: token("ada") });
+    await next(client, "connect");
+    client.close();
+  });
+});
+
 // A lease lasts 10 s, and a node claims after as many seconds of its own.
 const LEASE = 45_000;
 

@@ -203,7 +203,12 @@ impl Hooks {
         let forwarded = backend.selection.forward(handshake);
         let called = backend.call(body, forwarded).await;
         let list = called.map_err(|failure| fail(&failure))?;
+        let shown = data.session.as_ref().and(data.user.as_deref());
         let checked = operations::check(list, Asks::Connect, &self.0.limits)
+            .and_then(|checked| {
+                shown.map_or(Ok(()), |user| checked.keeps_user(user))?;
+                Ok(checked)
+            })
             .map_err(|problem| fail(&noted(backend, problem.into())))?;
         let mut data = checked.admit(data)?;
         data.keep(checked);
