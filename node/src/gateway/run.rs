@@ -187,6 +187,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         Box::new(MaxConnections(server.clone())),
         Box::new(api),
         Box::new(policies),
+        Box::new(hooks.clone()),
     ];
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
     let mut reload = Reload::new(&config, &server, parts).map_err(io::Error::other)?;

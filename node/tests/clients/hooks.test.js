@@ -320,6 +320,36 @@ describe("an application", () => {
     );
   });
 
+  test("is replaced by a reload, and a wrong section replaces nothing", async () => {
+    const other = await new Backend().start();
+    const settings = (url, more = "") => `access = "hook"\n[hooks.app]\nurl = "${url}"\n${more}`;
+    const own = await startGateway(settings(backend.url));
+    try {
+      const client = io(own.url, { forceNew: true, reconnection: false });
+      clients.push(client);
+      await next(client, "connect");
+      const named = (name) => ({ type }) => type === "event" ? [{ op: "ack", args: [name] }] : [];
+      backend.respond = named("first");
+      other.respond = named("second");
+      for (const [more, problem] of [
+        [`secret_file = "/nowhere"`, /hooks\.app: cannot read `secret_file` \/nowhere/],
+        [`on = ["event"]`, /a hook decides who may connect to \//],
+      ]) {
+        const line = await own.reload(settings(other.url, more));
+        assert.match(JSON.stringify(line), problem);
+        assert.equal(await client.emitWithAck("who"), "first");
+      }
+      await own.reload(settings(other.url));
+      assert.equal(await client.emitWithAck("who"), "second");
+      client.disconnect();
+      await until("the disconnect", () => other.of("disconnect").length === 1);
+      assert.equal(backend.of("disconnect").length, 0);
+    } finally {
+      await own.stop();
+      await other.stop();
+    }
+  });
+
   test("hears of the disconnects of a node that stops", async () => {
     const own = await startGateway(`access = "hook"\n[hooks.app]\nurl = "${backend.url}"`);
     const client = io(own.url, { forceNew: true, reconnection: false });

@@ -132,9 +132,13 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(name: &str, settings: &Settings, metrics: &Metrics) -> Result<Self, String> {
+    pub(super) fn new(
+        name: &str,
+        settings: &Settings,
+        secret: Option<&[u8]>,
+        metrics: &Metrics,
+    ) -> Result<Self, String> {
         settings.check()?;
-        let secret = settings.secret()?;
         Ok(Self {
             name: name.into(),
             selection: Selection {
@@ -143,7 +147,7 @@ impl Backend {
             },
             url: settings.url.0.clone(),
             client: client(settings)?,
-            secret: secret.map(|secret| Secret::new(&secret)),
+            secret: secret.map(Secret::new),
             timeout: settings.timeout,
             slots: Slots {
                 free: Semaphore::new(settings.concurrency),
@@ -161,6 +165,11 @@ impl Backend {
             metrics: metrics.clone(),
             lines: LineLimit::default(),
         })
+    }
+
+    /// Another hook of the same name may take its place, whose circuit is closed.
+    pub(super) fn retire(&self) {
+        self.circuit().set(0);
     }
 
     /// Posts a body and returns the operations of the response.

@@ -23,6 +23,7 @@ mod store;
 
 use std::{
     collections::BTreeMap,
+    future::ready,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -30,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::RwLock;
 use roomcast::{
     Ack, DisconnectReason, Event, HandlerError, HandlerResult, Handshake, Limits, Namespace,
     RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
@@ -46,12 +48,14 @@ use self::{
     disconnects::{Disconnect, Disconnects},
     metrics::Metrics,
     request::Origin,
-    settings::{Occasion, Pattern},
+    settings::Occasion,
     store::{Record, Store},
 };
 use super::{
     access::AccessTable,
+    config::Config,
     operations::{self, Asks},
+    reload::{Preparing, Reloadable, Swap},
     session::SocketData,
 };
 
@@ -69,7 +73,13 @@ const MAX_ADOPTED: usize = 1000;
 pub(crate) struct Hooks(Arc<Inner>);
 
 struct Inner {
-    hooks: Vec<Hook>,
+    /// Replaced as a whole by a reload.
+    table: RwLock<Arc<Table>>,
+    /// What the handlers of the namespaces were made for, which a reload cannot add to.
+    at_start: Arc<Table>,
+    access: AccessTable,
+    /// Replaced hooks may have disconnects that their backends have not confirmed.
+    replaced: parking_lot::Mutex<Vec<Arc<Hook>>>,
     limits: Limits,
     /// The beginning of all ids of requests, and the number of the next.
     prefix: String,
@@ -81,21 +91,80 @@ struct Inner {
 }
 
 struct Hook {
+    settings: Settings,
+    secret: Option<Vec<u8>>,
     backend: Arc<Backend>,
     disconnects: Arc<Disconnects>,
-    namespaces: Vec<String>,
-    on: Vec<Occasion>,
-    events: Vec<Pattern>,
 }
 
 impl Hook {
     fn is_for(&self, namespace: &str, occasion: Occasion) -> bool {
-        self.on.contains(&occasion) && self.namespaces.iter().any(|name| name == namespace)
+        let Settings { on, namespaces, .. } = &self.settings;
+        on.contains(&occasion) && namespaces.iter().any(|name| name == namespace)
+    }
+
+    fn new(
+        name: &str,
+        settings: &Settings,
+        metrics: &Metrics,
+        store: Option<&Arc<Store>>,
+        earlier: &[Arc<Self>],
+    ) -> Result<Arc<Self>, String> {
+        let secret = settings.secret()?;
+        let is_same = |hook: &&Arc<Self>| {
+            *hook.backend.name == *name && hook.settings == *settings && hook.secret == secret
+        };
+        if let Some(same) = earlier.iter().find(is_same) {
+            return Ok(Arc::clone(same));
+        }
+        let backend = Arc::new(Backend::new(name, settings, secret.as_deref(), metrics)?);
+        Ok(Arc::new(Self {
+            disconnects: Arc::new(Disconnects::new(
+                Arc::clone(&backend),
+                metrics,
+                store.cloned(),
+            )),
+            backend,
+            settings: settings.clone(),
+            secret,
+        }))
     }
 
     /// How well it fits the event.
     fn fit(&self, event: &str) -> Option<usize> {
-        self.events.iter().filter_map(|p| p.fit(event)).max()
+        let events = self.settings.events.iter();
+        events.filter_map(|pattern| pattern.fit(event)).max()
+    }
+}
+
+/// The hooks of the file.
+struct Table(Vec<Arc<Hook>>);
+
+impl Table {
+    /// Builds the hooks of the file, except for those of `earlier` that have not changed: their
+    /// connections, queues and circuit breakers stay.
+    fn new(
+        settings: &BTreeMap<String, Settings>,
+        metrics: &Metrics,
+        store: Option<&Arc<Store>>,
+        earlier: &[Arc<Hook>],
+    ) -> Result<Self, String> {
+        let hooks = settings.iter().map(|(name, settings)| {
+            Hook::new(name, settings, metrics, store, earlier)
+                .map_err(|problem| format!("hooks.{name}: {problem}"))
+        });
+        let hooks: Vec<_> = hooks.collect::<Result<_, _>>()?;
+        check_unique(&hooks)?;
+        Ok(Self(hooks))
+    }
+
+    fn all(&self, namespace: &str, occasion: Occasion) -> impl Iterator<Item = &Hook> {
+        let hooks = self.0.iter().map(|hook| &**hook);
+        hooks.filter(move |hook| hook.is_for(namespace, occasion))
+    }
+
+    fn one(&self, namespace: &str, occasion: Occasion) -> Option<&Hook> {
+        self.all(namespace, occasion).next()
     }
 }
 
@@ -111,27 +180,14 @@ impl Hooks {
         let hear = |settings: &Settings| settings.on.contains(&Occasion::Disconnect);
         let redis = redis.filter(|_| settings.values().any(hear));
         let store = redis.map(|redis| Arc::new(Store::new(redis, &metrics)));
-        let mut hooks = Vec::new();
-        for (name, settings) in settings {
-            let backend = Backend::new(name, settings, &metrics)
-                .map_err(|problem| format!("hooks.{name}: {problem}"))?;
-            let backend = Arc::new(backend);
-            hooks.push(Hook {
-                disconnects: Arc::new(Disconnects::new(
-                    Arc::clone(&backend),
-                    &metrics,
-                    store.clone(),
-                )),
-                backend,
-                namespaces: settings.namespaces.clone(),
-                on: settings.on.clone(),
-                events: settings.events.clone(),
-            });
-        }
-        check_unique(&hooks)?;
-        check_access(&hooks, access)?;
+        let table = Table::new(settings, &metrics, store.as_ref(), &[])?;
+        let table = Arc::new(table);
+        check_access(&table, access)?;
         Ok(Self(Arc::new(Inner {
-            hooks,
+            table: RwLock::new(Arc::clone(&table)),
+            at_start: table,
+            access: access.clone(),
+            replaced: parking_lot::Mutex::default(),
             limits,
             prefix: entropy::name::<12>(),
             next: AtomicU64::new(0),
@@ -147,7 +203,8 @@ impl Hooks {
         if let Some(store) = &self.0.store {
             let (room, adopting, server) = (self.clone(), self.clone(), server.clone());
             let may_claim = move || {
-                let mut hooks = room.0.hooks.iter();
+                let table = room.table();
+                let mut hooks = table.0.iter();
                 hooks.all(|hook| hook.disconnects.pending() < MAX_ADOPTED)
             };
             store.start(node.clone(), may_claim, move |record| {
@@ -160,7 +217,7 @@ impl Hooks {
 
     /// Sends the events of a namespace that have no handler of their own to its hooks, if there are any.
     pub(crate) fn with_events(&self, namespace: Namespace, name: &str) -> Namespace {
-        if self.one(name, Occasion::Event).is_none() {
+        if self.0.at_start.one(name, Occasion::Event).is_none() {
             return namespace;
         }
         let hooks = self.clone();
@@ -172,7 +229,10 @@ impl Hooks {
 
     /// Whether [`disconnected`](Self::disconnected) must be called for the sockets of the namespace.
     pub(crate) fn hears_disconnects(&self, namespace: &str) -> bool {
-        self.one(namespace, Occasion::Disconnect).is_some()
+        self.0
+            .at_start
+            .one(namespace, Occasion::Disconnect)
+            .is_some()
     }
 
     /// Whether [`connected`](Self::connected) must be called for the sockets of the namespace, because
@@ -190,7 +250,8 @@ impl Hooks {
         id: &SocketId,
         data: SocketData,
     ) -> Result<SocketData, HandlerError> {
-        let Some(hook) = self.one(namespace, Occasion::Connect) else {
+        let table = self.table();
+        let Some(hook) = table.one(namespace, Occasion::Connect) else {
             return Ok(data);
         };
         let backend = &hook.backend;
@@ -224,7 +285,8 @@ impl Hooks {
             return;
         }
         let _turn = turn(socket).await;
-        let hook = self.one(namespace, Occasion::Connect);
+        let table = self.table();
+        let hook = table.one(namespace, Occasion::Connect);
         if let (Some(checked), Some(hook)) = (checked, hook) {
             let report = checked
                 .carry_out(&socket.namespace(), Some(socket), &mut None)
@@ -239,7 +301,8 @@ impl Hooks {
         let Some(store) = &self.0.store else {
             return;
         };
-        for hook in self.all(socket.namespace_name(), Occasion::Disconnect) {
+        let table = self.table();
+        for hook in table.all(socket.namespace_name(), Occasion::Disconnect) {
             if let Some(disconnect) = self.disconnect(hook, socket, NODE_LOST) {
                 store.put(&disconnect.record(&hook.backend.name));
             }
@@ -247,7 +310,8 @@ impl Hooks {
     }
 
     async fn event(&self, socket: &Socket, event: &Event, ack: Ack) -> HandlerResult {
-        let hooks = self.all(socket.namespace_name(), Occasion::Event);
+        let table = self.table();
+        let hooks = table.all(socket.namespace_name(), Occasion::Event);
         let fitting = hooks.filter_map(|hook| Some((hook.fit(event.name())?, hook)));
         let Some((_, hook)) = fitting.max_by_key(|(fit, _)| *fit) else {
             return Err(Refused::new("no hook handles this event").into());
@@ -282,7 +346,8 @@ impl Hooks {
     /// Sends the disconnect to the hooks that name it.
     pub(crate) async fn disconnected(&self, socket: &Socket, reason: DisconnectReason) {
         let _turn = turn(socket).await;
-        for hook in self.all(socket.namespace_name(), Occasion::Disconnect) {
+        let table = self.table();
+        for hook in table.all(socket.namespace_name(), Occasion::Disconnect) {
             let Some(disconnect) = self.disconnect(hook, socket, &reason.to_string()) else {
                 continue;
             };
@@ -316,7 +381,8 @@ impl Hooks {
 
     /// Delivers a disconnect of a node that has died.
     fn adopt(&self, record: Record, server: &Server) {
-        let mut hooks = self.0.hooks.iter();
+        let table = self.table();
+        let mut hooks = table.0.iter();
         match hooks.find(|hook| *hook.backend.name == *record.hook) {
             Some(hook) => hook.disconnects.push(Disconnect {
                 forwarded: record.forwarded(),
@@ -346,13 +412,15 @@ impl Hooks {
     /// Waits for the backends to confirm disconnects before the process ends, but not for long: one
     /// that fails must not turn a graceful stop into another.
     pub(crate) async fn flush(&self) {
+        let mut hooks = self.0.replaced.lock().clone();
+        hooks.extend(self.table().0.iter().cloned());
         let all = async {
-            for hook in &self.0.hooks {
+            for hook in &hooks {
                 hook.disconnects.flush().await;
             }
         };
         if timeout(FLUSH_TIMEOUT, all).await.is_err() {
-            for hook in &self.0.hooks {
+            for hook in &hooks {
                 hook.disconnects.abandon();
             }
         }
@@ -361,13 +429,47 @@ impl Hooks {
         }
     }
 
-    fn all(&self, namespace: &str, occasion: Occasion) -> impl Iterator<Item = &Hook> {
-        let hooks = self.0.hooks.iter();
-        hooks.filter(move |hook| hook.is_for(namespace, occasion))
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.0.table.read())
     }
 
-    fn one(&self, namespace: &str, occasion: Occasion) -> Option<&Hook> {
-        self.all(namespace, occasion).next()
+    /// Builds the table that replaces the one in force.
+    fn replacement(&self, settings: &BTreeMap<String, Settings>) -> Result<Arc<Table>, String> {
+        let table = Table::new(
+            settings,
+            &self.0.metrics,
+            self.0.store.as_ref(),
+            &self.table().0,
+        )?;
+        check_access(&table, &self.0.access)?;
+        for hook in &table.0 {
+            for namespace in self.0.access.keys() {
+                let is_new = |occasion| {
+                    hook.is_for(namespace, occasion)
+                        && self.0.at_start.one(namespace, occasion).is_none()
+                };
+                if is_new(Occasion::Event) || is_new(Occasion::Disconnect) {
+                    return Err(format!(
+                        "hooks.{}: {namespace} had no hook for events or disconnects at the start, so \
+                         adding one needs a restart",
+                        hook.backend.name
+                    ));
+                }
+            }
+        }
+        Ok(Arc::new(table))
+    }
+
+    fn replace(&self, table: &Arc<Table>) {
+        let earlier = std::mem::replace(&mut *self.0.table.write(), Arc::clone(table));
+        let mut replaced = self.0.replaced.lock();
+        replaced.retain(|hook| hook.disconnects.pending() > 0);
+        for hook in &earlier.0 {
+            if !table.0.iter().any(|kept| Arc::ptr_eq(kept, hook)) {
+                hook.backend.retire();
+                replaced.push(Arc::clone(hook));
+            }
+        }
     }
 
     fn next_id(&self) -> String {
@@ -382,6 +484,20 @@ impl Hooks {
             node: self.0.node.get().map_or("", String::as_str),
             namespace,
         }
+    }
+}
+
+impl Reloadable for Hooks {
+    fn keys(&self) -> &'static [&'static str] {
+        &["hooks"]
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        let prepared = self.replacement(&config.settings.hooks).map(|table| {
+            let hooks = self.clone();
+            Box::new(move || hooks.replace(&table)) as Swap
+        });
+        Box::pin(ready(prepared))
     }
 }
 
@@ -402,12 +518,9 @@ fn note(backend: &Backend, report: &operations::Report) -> Option<Failure> {
 }
 
 /// Each namespace whose access is a hook has one that decides.
-fn check_access(hooks: &[Hook], access: &AccessTable) -> Result<(), String> {
+fn check_access(table: &Table, access: &AccessTable) -> Result<(), String> {
     for namespace in access.keys().filter(|name| access[*name].asks_hook()) {
-        if !hooks
-            .iter()
-            .any(|hook| hook.is_for(namespace, Occasion::Connect))
-        {
+        if table.one(namespace, Occasion::Connect).is_none() {
             return Err(format!(
                 "a hook decides who may connect to {namespace}, but no section [hooks.NAME] has {namespace} \
                  in `namespaces` and \"connect\" in `on`"
@@ -418,14 +531,16 @@ fn check_access(hooks: &[Hook], access: &AccessTable) -> Result<(), String> {
 }
 
 /// Two hooks of one namespace must not claim the same.
-fn check_unique(hooks: &[Hook]) -> Result<(), String> {
+fn check_unique(hooks: &[Arc<Hook>]) -> Result<(), String> {
     for (index, one) in hooks.iter().enumerate() {
         for other in &hooks[..index] {
-            let is_shared = |namespace: &&String| other.namespaces.contains(*namespace);
-            let Some(namespace) = one.namespaces.iter().find(is_shared) else {
+            let is_shared = |namespace: &&String| other.settings.namespaces.contains(*namespace);
+            let Some(namespace) = one.settings.namespaces.iter().find(is_shared) else {
                 continue;
             };
-            let both = |occasion| one.on.contains(&occasion) && other.on.contains(&occasion);
+            let both = |occasion| {
+                one.settings.on.contains(&occasion) && other.settings.on.contains(&occasion)
+            };
             let (a, b) = (&other.backend.name, &one.backend.name);
             if both(Occasion::Connect) {
                 return Err(format!(
@@ -433,9 +548,10 @@ fn check_unique(hooks: &[Hook]) -> Result<(), String> {
                 ));
             }
             let is_same = one
+                .settings
                 .events
                 .iter()
-                .any(|pattern| other.events.contains(pattern));
+                .any(|pattern| other.settings.events.contains(pattern));
             if both(Occasion::Event) && is_same {
                 return Err(format!(
                     "hooks.{a} and hooks.{b} name the same `events` of {namespace}"

@@ -8,7 +8,7 @@ const { tmpdir } = require("node:os");
 const { join } = require("node:path");
 const { createInterface } = require("node:readline");
 
-const { deadline } = require("./wait");
+const { deadline, until } = require("./wait");
 
 /** Serves with this text as the file of settings. `lines` collects the lines of the log. */
 async function startGateway(toml, { environment = {}, args = [] } = {}) {
@@ -54,6 +54,14 @@ async function startGateway(toml, { environment = {}, args = [] } = {}) {
     async kill() {
       child.kill("SIGKILL");
       return deadline(exited, 10_000, "the program to end");
+    },
+    /** Has it read this text as its settings, and returns the line of the log that tells the outcome. */
+    async reload(text) {
+      writeFileSync(file, text);
+      const before = lines.length;
+      child.kill("SIGHUP");
+      const outcome = () => lines.slice(before).find(({ message }) => /^(reloaded the settings|the settings were not)/.test(message));
+      return until("the reload", outcome);
     },
     async stop() {
       child.kill("SIGTERM");
