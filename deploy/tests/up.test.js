@@ -48,7 +48,7 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
   });
 
   test("wrong options are refused with status 2", async () => {
-    for (const wrong of [["--nodes", "0"], ["--nodes"], ["--ports", "80"], ["--bogus"]]) {
+    for (const wrong of [["--nodes", "0"], ["--nodes"], ["--ports", "80"], ["--app", "/no/such"], ["--bogus"]]) {
       const cluster = await launch(wrong);
       assert.equal(await cluster.exited, 2, wrong.join(" "));
     }
