@@ -1,13 +1,23 @@
-//! `roomcast doctor` end to end: a real process, a real Redis, and what is wrong with it.
+//! `roomcast doctor` end to end: a real process, a real Redis, real nodes behind a balancer, and what is
+//! wrong with them.
 
 #![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
 #[path = "../../emitter/tests/support/mod.rs"]
 mod redis;
 
-use std::process::Command;
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpListener, TcpStream},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
+use process::{Program, field};
 use redis::Redis;
 use serde_json::{Value, from_slice};
 
@@ -131,8 +141,8 @@ fn missing_rights_are_named_and_rights_for_the_checks_alone_are_not_needed() {
 #[test]
 fn patterns_without_a_node_are_reported() {
     let redis = Redis::start();
-    let mut gone = std::net::TcpStream::connect(redis.address()).unwrap();
-    std::io::Write::write_all(&mut gone, b"PSUBSCRIBE socket.io#/#*\r\n").unwrap();
+    let mut gone = TcpStream::connect(redis.address()).unwrap();
+    gone.write_all(b"PSUBSCRIBE socket.io#/#*\r\n").unwrap();
     redis::until("a pattern", || {
         let patterns = redis.command(&["PUBSUB", "NUMPAT"]);
         patterns.starts_with(":1").then_some(())
@@ -151,4 +161,169 @@ fn patterns_without_a_node_are_reported() {
 fn wrong_options_end_with_status_2() {
     let output = roomcast(&["--ping-interval", "often"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
+}
+
+// --- Through a balancer ---------------------------------------------------------------------------
+
+/// A node that is open to everybody, and its address.
+fn node(more: &[&str]) -> (Program, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command.env_clear().args([
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--internal-listen=127.0.0.1:0",
+    ]);
+    let mut program = Program::start(command.args(more));
+    let address = field(&program.line_with("listening"), "address");
+    (program, address)
+}
+
+/// What the balancer of a test does wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// Nothing.
+    None,
+    /// Removes the headers of an upgrade, as a proxy does that speaks HTTP/1.0 to its servers.
+    DropsUpgrade,
+    /// Passes a request on only when it is complete.
+    Buffers,
+    /// Closes a connection that was silent for this long.
+    Silence(Duration),
+}
+
+/// A balancer that gives each connection to the next node.
+fn balancer(nodes: &[&str], fault: Fault) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let nodes: Vec<_> = nodes.iter().map(|&node| node.to_owned()).collect();
+    thread::spawn(move || {
+        for (number, client) in listener.incoming().flatten().enumerate() {
+            let server = TcpStream::connect(&nodes[number % nodes.len()]).unwrap();
+            if let Fault::Silence(limit) = fault {
+                client.set_read_timeout(Some(limit)).unwrap();
+                server.set_read_timeout(Some(limit)).unwrap();
+            }
+            let (to_server, to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || pass_request(client, to_server, fault));
+            thread::spawn(move || pass(server, to_client));
+        }
+    });
+    address
+}
+
+/// Passes the one request of a connection on, and what follows it.
+fn pass_request(mut from: TcpStream, mut to: TcpStream, fault: Fault) {
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    while !bytes.ends_with(b"\r\n\r\n") && from.read(&mut byte).is_ok_and(|read| read == 1) {
+        bytes.push(byte[0]);
+    }
+    let mut head = String::from_utf8(bytes).unwrap();
+    if fault == Fault::DropsUpgrade {
+        let is_kept = |line: &&str| {
+            let name = line.to_lowercase();
+            !name.starts_with("upgrade:") && !name.starts_with("connection:")
+        };
+        head = head.split_inclusive("\r\n").filter(is_kept).collect();
+    }
+    if fault == Fault::Buffers {
+        let lower = head.to_lowercase();
+        let length = lower
+            .split_once("content-length:")
+            .map_or("0", |(_, rest)| rest.lines().next().unwrap().trim());
+        let mut body = vec![0; length.parse().unwrap()];
+        // Nothing is passed on if the client gives up before.
+        if from.read_exact(&mut body).is_err() {
+            return;
+        }
+        head.push_str(std::str::from_utf8(&body).unwrap());
+    }
+    if to.write_all(head.as_bytes()).is_ok() {
+        pass(from, to);
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream) {
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+fn through(balancer: &str, more: &[&str]) -> Report {
+    let url = format!("http://{balancer}");
+    doctor(&[&["--url", &url], more].concat())
+}
+
+#[test]
+fn a_good_balancer_passes_all_round_trips_to_open_and_to_closed_nodes() {
+    for access in ["--access=open", "--access=closed"] {
+        let (_node, address) = node(&[access, "--ping-interval=1s"]);
+        let report = through(&balancer(&[&address], Fault::None), &["--wait"]);
+        let checks = ["polling", "sessions", "upgrade", "bodies", "websocket"];
+        for check in checks.into_iter().chain(["websocket ping", "polling ping"]) {
+            assert_eq!(
+                report.check("url", check)["status"],
+                "ok",
+                "{}",
+                report.json
+            );
+        }
+        assert_eq!(report.status, Some(0), "{}", report.json);
+    }
+}
+
+#[test]
+fn dropped_headers_of_an_upgrade_are_named_and_polling_is_fine() {
+    let (_node, address) = node(&["--access=open"]);
+    let report = through(&balancer(&[&address], Fault::DropsUpgrade), &[]);
+    report.assert("url", "polling", "ok", "round trip");
+    for check in ["websocket", "upgrade"] {
+        report.assert("url", check, "fail", "proxy_set_header Upgrade");
+    }
+    assert_eq!(report.status, Some(1));
+}
+
+#[test]
+fn sessions_that_are_spread_over_nodes_are_named_and_websockets_are_fine() {
+    let nodes = [node(&["--access=open"]), node(&["--access=open"])];
+    let addresses = [&*nodes[0].1, &*nodes[1].1];
+    let report = through(&balancer(&addresses, Fault::None), &[]);
+    report.assert("url", "sessions", "fail", "4 of 8 requests");
+    report.assert("url", "sessions", "fail", "sticky");
+    report.assert("url", "websocket", "ok", "round trip");
+    assert_eq!(report.status, Some(1));
+}
+
+#[test]
+fn buffered_bodies_are_a_warning() {
+    let (_node, address) = node(&["--access=open"]);
+    let report = through(&balancer(&[&address], Fault::Buffers), &[]);
+    report.assert("url", "bodies", "warn", "proxy_request_buffering off");
+    assert_eq!(report.status, Some(0), "{}", report.json);
+}
+
+#[test]
+fn a_timeout_shorter_than_the_ping_is_named() {
+    let (_node, address) = node(&["--access=open", "--ping-interval=20s"]);
+    let fault = Fault::Silence(Duration::from_secs(2));
+    let report = through(&balancer(&[&address], fault), &["--wait"]);
+    report.assert("url", "websocket", "ok", "round trip");
+    for check in ["websocket ping", "polling ping"] {
+        report.assert("url", check, "fail", "above 40 s");
+    }
+    assert_eq!(report.status, Some(1));
+}
+
+#[test]
+fn a_url_that_leads_elsewhere_is_named() {
+    let (_node, address) = node(&["--access=open", "--path=/chat/"]);
+    let report = through(&address, &[]);
+    report.assert("url", "polling", "fail", "--path");
+    assert_eq!(report.status, Some(1));
+    assert_eq!(through(&address, &["--path=/chat/"]).status, Some(0));
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let report = through(&closed.to_string(), &[]);
+    report.assert("url", "polling", "fail", "refused");
 }

@@ -72,7 +72,7 @@ pub(crate) enum Job {
     ///
     /// Returns once the node has begun to drain. It then ends after at most its --drain-timeout.
     Drain(DrainOptions),
-    /// Check the host and Redis, and name what is wrong
+    /// Check the host, Redis and a balancer, and name what is wrong
     ///
     /// Takes the options of `serve`. Each check is a line with ok, warn or FAIL, and a remedy. Nothing is
     /// changed, so it may run beside a node.

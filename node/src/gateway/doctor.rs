@@ -1,4 +1,4 @@
-//! `roomcast doctor`: checks the host and Redis before clients come.
+//! `roomcast doctor`: checks the host, Redis, and the way of clients through a balancer.
 //!
 //! Each check is a function that returns a [`Finding`], so one that fails never hides the others. All
 //! of them take the settings that `serve` would have, and none changes anything.
@@ -7,6 +7,7 @@
 //!   host  ──► limits of the kernel, from /proc
 //!   redis ──► connection ──► rights, clock, memory, buffers, patterns
 //!                 └── fails: the rest is left out
+//!   url   ──► round trips, see `url`
 //! ```
 
 #![expect(
@@ -14,9 +15,11 @@
     reason = "the clocks of the host are what is checked and measured by"
 )]
 
+mod client;
 mod host;
 mod redis;
 mod report;
+mod url;
 
 use std::{
     io::{self, Write as _},
@@ -26,7 +29,10 @@ use std::{
 use clap::Args;
 use tokio::runtime::Builder;
 
-use self::report::{Finding, Report, Status};
+use self::{
+    report::{Finding, Report, Status},
+    url::PublicUrl,
+};
 use super::{cluster, config::Config};
 
 const EXIT_STATUS: &str = "\
@@ -39,6 +45,18 @@ Exit status:
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = EXIT_STATUS)]
 pub(crate) struct DoctorOptions {
+    /// Public URL of the server, to make round trips through the balancer
+    ///
+    /// Makes some ten connections to it. Unless the URL has a path, that of --path is taken.
+    #[arg(long, value_name = "URL")]
+    url: Option<PublicUrl>,
+
+    /// With --url, also wait for a ping of the server, which shows short timeouts of the balancer
+    ///
+    /// Takes the ping interval, 25 s by default.
+    #[arg(long, requires = "url")]
+    wait: bool,
+
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -73,6 +91,10 @@ async fn examine(options: &DoctorOptions) -> Vec<Finding> {
             Status::Ok,
             "not used (--redis off): this node is no part of a cluster",
         )),
+    }
+    if let Some(url) = &options.url {
+        let endpoint = url.endpoint(&config.protocol.path);
+        findings.extend(url::findings(endpoint, options.wait).await);
     }
     findings
 }

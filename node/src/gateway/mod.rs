@@ -24,6 +24,7 @@ mod notify;
 mod operations;
 mod options;
 mod origins;
+mod outbound;
 mod policy;
 mod private_names;
 #[cfg(target_os = "linux")]

@@ -42,7 +42,10 @@ use super::{
     settings::Settings,
     signature::{self, Secret},
 };
-use crate::gateway::operations::{self, Operation, Problem};
+use crate::gateway::{
+    operations::{self, Operation, Problem},
+    outbound::{self, Versions},
+};
 
 /// The largest response, in bytes.
 const MAX_RESPONSE: usize = 4 << 20;
@@ -261,7 +264,7 @@ impl Backend {
     async fn post(&self, body: Bytes, forwarded: HeaderMap) -> Result<Bytes, Failure> {
         let request = self.request(body, forwarded);
         let response = self.client.request(request).await;
-        let response = response.map_err(|error| unreachable(&error))?;
+        let response = response.map_err(|error| Failure::Unreachable(outbound::causes(&error)))?;
         if !response.status().is_success() {
             return Err(Failure::Status(response.status()));
         }
@@ -292,32 +295,12 @@ impl Backend {
 }
 
 fn client(settings: &Settings) -> Result<HttpClient, String> {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.enforce_http(false);
-    let tls = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-        .map_err(|error| format!("the certificates of this host cannot be read: {error}"))?
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(connector);
+    let connector = outbound::connector(CONNECT_TIMEOUT, Versions::All)?;
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(settings.keep_alive)
         .http2_only(settings.http2)
-        .build(tls))
-}
-
-/// The whole chain of causes. The client's own text says only that it cannot connect.
-fn unreachable(error: &hyper_util::client::legacy::Error) -> Failure {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    Failure::Unreachable(text)
+        .build(connector))
 }
 
 /// Requests at the same time, and those that wait.
