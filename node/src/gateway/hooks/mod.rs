@@ -579,3 +579,43 @@ async fn turn(socket: &Socket) -> OwnedMutexGuard<()> {
     };
     Arc::clone(&turns.0).lock_owned().await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::access::Access;
+
+    fn sections(toml: &str) -> BTreeMap<String, Settings> {
+        toml::from_str(toml).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_hooks_that_have_not_changed_and_adds_no_handlers() {
+        let secret = std::env::temp_dir().join(format!("roomcast-hook-{}", std::process::id()));
+        std::fs::write(&secret, "a secret of 16 bytes").unwrap();
+        let app = format!("[app]\nurl = \"http://a/\"\nsecret_file = {secret:?}\n");
+        let more = "[more]\nurl = \"http://b/\"\non = [\"event\"]\nevents = [\"more\"]\n";
+        let access = ["/", "/quiet"].map(|name| (name.to_owned(), Access::Open));
+        let settings = sections(&format!("{app}{more}"));
+        let hooks = Hooks::new(&settings, Limits::default(), &access.into(), None).unwrap();
+        let before = hooks.table();
+        let changed = sections(&format!("{app}{more}timeout = \"1s\"\n"));
+        let after = hooks.replacement(&changed).unwrap();
+        let is_kept = |after: &Table| {
+            let pairs = before.0.iter().zip(&after.0);
+            pairs.map(|(one, other)| Arc::ptr_eq(one, other)).collect()
+        };
+        let kept: Vec<bool> = is_kept(&after);
+        assert_eq!(kept, [true, false]);
+        std::fs::write(&secret, "another secret of 16 bytes").unwrap();
+        let kept: Vec<bool> = is_kept(&hooks.replacement(&settings).unwrap());
+        assert_eq!(kept, [false, true], "the secret is another");
+        std::fs::remove_file(&secret).unwrap();
+        let added = sections(&format!("{more}namespaces = [\"/\", \"/quiet\"]\n"));
+        let error = hooks.replacement(&added).err().unwrap();
+        assert!(
+            error.starts_with("hooks.more: /quiet had no hook"),
+            "{error}"
+        );
+    }
+}
