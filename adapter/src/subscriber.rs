@@ -105,7 +105,7 @@ pub enum DownReason {
     /// slow; only its log tells.
     #[error("connection to Redis lost")]
     Lost,
-    /// The server became a replica in a failover. Its address is looked up again.
+    /// The server became a replica in a failover. The subscriber resolves the name again.
     #[error("the server is not the primary any more")]
     Demoted,
     /// A probe was published and did not come back.

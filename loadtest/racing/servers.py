@@ -154,7 +154,7 @@ def has_access(program):
     try:
         helped = subprocess.run([program, "serve", "--help"], capture_output=True, text=True, check=False)
     except OSError:
-        # Whoever starts the program reports it.
+        # The caller reports it.
         return False
     return "--access" in helped.stdout
 

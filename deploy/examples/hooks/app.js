@@ -11,7 +11,7 @@ const { createHmac, timingSafeEqual } = require("node:crypto");
 const express = require("express");
 
 const SECRET = process.env.ROOMCAST_SECRET;
-// Who may connect, by token. A real application asks its sessions or its database.
+// Users by their tokens. A real application asks its sessions or its database.
 const USERS = { "token-of-ada": "ada", "token-of-bob": "bob" };
 
 function connect({ auth, socket }) {

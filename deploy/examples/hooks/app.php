@@ -7,7 +7,7 @@
 
 declare(strict_types=1);
 
-// Who may connect, by token. A real application asks its sessions or its database.
+// Users by their tokens. A real application asks its sessions or its database.
 const USERS = ['token-of-ada' => 'ada', 'token-of-bob' => 'bob'];
 
 function connect(array $request): array

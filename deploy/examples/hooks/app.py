@@ -15,7 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SECRET = os.environ["ROOMCAST_SECRET"].encode()
-# Who may connect, by token. A real application asks its sessions or its database.
+# Users by their tokens. A real application asks its sessions or its database.
 USERS = {"token-of-ada": "ada", "token-of-bob": "bob"}
 
 

@@ -47,7 +47,7 @@ pub(crate) struct Settings {
     /// How long before its token expires a client is notified.
     #[serde(deserialize_with = "span")]
     pub(crate) expiry_notice: Duration,
-    /// Where tokens are looked for, in this order.
+    /// The places that may hold the token, in this order.
     pub(crate) token_from: Vec<Source>,
     pub(crate) keys: Vec<KeySettings>,
     pub(crate) jwks: Option<JwksSettings>,
