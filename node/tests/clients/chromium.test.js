@@ -10,20 +10,15 @@
 
 const assert = require("node:assert/strict");
 const { execFile, spawn } = require("node:child_process");
-const { mkdtempSync, rmSync } = require("node:fs");
-const { tmpdir } = require("node:os");
 const { join } = require("node:path");
 const { createInterface } = require("node:readline");
 const { after, afterEach, before, beforeEach, test } = require("node:test");
 const { promisify } = require("node:util");
-const { chromium } = require("playwright-core");
 
 const { startRedis } = require("./cluster/redis");
+const { PATIENCE, startBrowser } = require("./support/browser");
 const { deadline } = require("./support/wait");
 
-const PATIENCE = 15_000;
-
-const profile = mkdtempSync(join(tmpdir(), "roomcast-browser-"));
 let browser;
 // What a test starts, and what its pages complain of and ask for.
 let started;
@@ -31,27 +26,11 @@ let complaints;
 let hosts;
 
 before(async () => {
-  browser = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.TEST_CHROMIUM ?? "/usr/bin/chromium",
-    headless: true,
-    args: [
-      "--no-sandbox",
-      "--disable-gpu",
-      "--disable-quic",
-      "--no-first-run",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-    ],
-  });
-  browser.setDefaultTimeout(PATIENCE);
-  browser.on("request", (request) => hosts.add(new URL(request.url()).host));
+  browser = await startBrowser();
+  browser.context.on("request", (request) => hosts.add(new URL(request.url()).host));
 });
 
-after(async () => {
-  await browser?.close();
-  rmSync(profile, { recursive: true, force: true });
-});
+after(() => browser?.stop());
 
 beforeEach(() => {
   started = [];
@@ -108,7 +87,7 @@ test("a page written for Node.js loads the official client from the server, with
   const options = ["--access=open", "--client-rooms", "--client-files", bundles];
   options.push("--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0");
   const address = await startProgram(`${process.env.ROOMCAST} serve`, options, "stderr", /(?<=address=)\S+/);
-  const page = await browser.newPage();
+  const page = await browser.context.newPage();
   // The application's own page, on the same host.
   let name;
   await page.route(`http://${address}/`, (route) => {
@@ -171,7 +150,7 @@ test("tabs on two nodes see each other, and what a program emits", async () => {
 });
 
 async function openTab(url) {
-  const page = await browser.newPage();
+  const page = await browser.context.newPage();
   started.push({ stop: () => page.close() });
   const received = [];
   page.on("console", (message) => {

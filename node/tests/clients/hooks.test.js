@@ -4,11 +4,8 @@
 "use strict";
 
 const assert = require("node:assert/strict");
-const { spawn } = require("node:child_process");
 const { createHmac } = require("node:crypto");
 const { createServer } = require("node:http");
-const { createServer: createTcpServer } = require("node:net");
-const { join } = require("node:path");
 const { after, afterEach, before, describe, test } = require("node:test");
 const { io } = require("socket.io-client");
 
@@ -18,7 +15,6 @@ const { ask, askAll, next, until } = require("./support/wait");
 
 const SECRET = "a secret of the tests 0123456789";
 const ENVIRONMENT = { HOOK_SECRET: SECRET };
-const EXAMPLES = join(__dirname, "../../../deploy/examples/hooks");
 
 /** An application whose `respond` returns operations for a request, or throws a status. */
 class Backend {
@@ -568,77 +564,6 @@ for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRed
       for (const server of redis.primaries ?? [redis]) await server.command("FLUSHALL");
       await holds([id], "the socket to be stored again");
       assert.equal(await gateway.metric("roomcast_hook_store_failures_total"), 0);
-    });
-  });
-}
-
-for (const [name, command, args] of [
-  ["Python", "python3", (port) => [join(EXAMPLES, "app.py"), port]],
-  ["JavaScript", process.execPath, (port) => [join(EXAMPLES, "app.js"), port]],
-  ["PHP", "php", (port) => ["-S", `127.0.0.1:${port}`, join(EXAMPLES, "app.php")]],
-]) {
-  describe(`the example in ${name}`, () => {
-    let application;
-    let gateway;
-
-    before(async () => {
-      const port = String(await sparePort());
-      const environment = { ...process.env, ROOMCAST_SECRET: SECRET, PHP_CLI_SERVER_WORKERS: "8" };
-      application = spawn(command, args(port), { env: environment, stdio: "ignore" });
-      const failed = new Promise((_, reject) => {
-        application.once("error", reject);
-        application.once("exit", (code) => reject(new Error(`${command} ended with ${code}`)));
-      });
-      const url = `http://127.0.0.1:${port}/`;
-      const isUp = until("the application", () => fetch(url, { method: "POST" }).then(() => true, () => false));
-      await Promise.race([isUp, failed]);
-      gateway = await startGateway(`access = "hook"\n[hooks.chat]\nurl = "${url}"\nsecret_env = "HOOK_SECRET"`, { environment: ENVIRONMENT });
-    });
-    after(async () => {
-      await gateway?.stop();
-      application?.removeAllListeners("exit").kill();
-    });
-
-    test("is a chat with logins, messages, whispers and notices", async () => {
-      const open = (token) => io(gateway.url, { forceNew: true, reconnection: false, auth: { token } });
-      const [error] = await next(open("wrong"), "connect_error");
-      assert.deepEqual([error.message, error.data], ["unknown token", { code: 401 }]);
-      const ada = open("token-of-ada");
-      assert.deepEqual(await next(ada, "welcome"), ["ada"]);
-      const joined = next(ada, "joined");
-      const bob = open("token-of-bob");
-      assert.deepEqual(await joined, ["bob"]);
-      const messages = [next(ada, "message"), next(bob, "message")];
-      assert.equal(await ask(bob, "message", "hello ä"), "delivered");
-      assert.deepEqual(await Promise.all(messages), [["bob", "hello ä"], ["bob", "hello ä"]]);
-      const whisper = next(ada, "whisper");
-      assert.equal(await ask(bob, "whisper", "ada", "psst"), "delivered");
-      assert.deepEqual(await whisper, ["bob", "psst"]);
-      assert.deepEqual(await ask(bob, "message", " "), { error: "say something" });
-      assert.deepEqual(await ask(bob, "no such event"), { error: "unknown event" });
-      const left = next(ada, "left");
-      bob.close();
-      assert.deepEqual(await left, ["bob"]);
-      ada.close();
-    });
-
-    test("refuses requests without a valid signature", async () => {
-      const port = application.spawnargs.join(" ").match(/\b\d{4,5}\b/)[0];
-      const post = (headers) => fetch(`http://127.0.0.1:${port}/`, { method: "POST", body: "{}", headers: { "content-type": "application/json", ...headers } });
-      const now = Math.floor(Date.now() / 1000);
-      assert.equal((await post({})).status, 403);
-      assert.equal((await post({ "roomcast-signature": `t=${now},v1=${"0".repeat(64)}` })).status, 403);
-      const old = createHmac("sha256", SECRET).update(`${now - 900}.{}`).digest("hex");
-      assert.equal((await post({ "roomcast-signature": `t=${now - 900},v1=${old}` })).status, 403);
-    });
-  });
-}
-
-function sparePort() {
-  return new Promise((resolve) => {
-    const server = createTcpServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
     });
   });
 }
