@@ -6,12 +6,12 @@
 const assert = require("node:assert/strict");
 const { spawn } = require("node:child_process");
 const { createHmac } = require("node:crypto");
-const { createServer } = require("node:net");
 const { join } = require("node:path");
 const { after, afterEach, before, describe, test } = require("node:test");
 
 const { startBrowser } = require("./support/browser");
 const { startGateway } = require("./support/gateway");
+const { sparePort } = require("./support/ports");
 const { until } = require("./support/wait");
 
 const SECRET = "a secret of the tests 0123456789";
@@ -34,7 +34,7 @@ for (const [name, command, args] of [
     const tabs = [];
 
     before(async () => {
-      const port = await sparePort();
+      const port = String(await sparePort());
       url = `http://127.0.0.1:${port}/`;
       const environment = { ...process.env, ROOMCAST_SECRET: SECRET, PHP_CLI_SERVER_WORKERS: "8" };
       application = spawn(command, args(port), { env: environment, stdio: "ignore" });
@@ -133,13 +133,4 @@ class Tab {
   ask(...event) {
     return this.page.evaluate((args) => window.socket.timeout(30_000).emitWithAck(...args), event);
   }
-}
-
-function sparePort() {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address();
-      server.close(() => resolve(String(port)));
-    });
-  });
 }
