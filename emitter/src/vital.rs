@@ -5,7 +5,7 @@
 //! repair the state that the task left behind, so its panic ends the process: the supervisor starts a
 //! new one, and the clients reconnect to another node meanwhile.
 
-use std::{panic::AssertUnwindSafe, process, thread, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, process, thread, time::Duration};
 
 use futures_util::FutureExt;
 
@@ -18,17 +18,26 @@ const LOG_TIME: Duration = Duration::from_millis(300);
 /// panics drops its tasks too, and that panic belongs to the thread's owner.
 pub async fn vital<T>(name: &'static str, task: impl Future<Output = T>) -> T {
     // The process ends, so nobody sees the state that the panic left behind.
-    match AssertUnwindSafe(task).catch_unwind().await {
-        Ok(output) => output,
-        Err(_) => {
-            tracing::error!(
-                task = name,
-                "an internal task panicked, so the process ends"
-            );
-            thread::sleep(LOG_TIME);
-            process::exit(1);
-        }
-    }
+    let reason = match AssertUnwindSafe(task).catch_unwind().await {
+        Ok(output) => return output,
+        Err(reason) => reason,
+    };
+    tracing::error!(
+        task = name,
+        reason = text_of(&*reason),
+        "an internal task panicked, so the process ends"
+    );
+    thread::sleep(LOG_TIME);
+    process::exit(1);
+}
+
+/// The message of a panic. `panic!` makes a `&str` of a literal and a `String` of anything else.
+fn text_of(reason: &(dyn Any + Send)) -> &str {
+    reason
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| reason.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message")
 }
 
 #[cfg(test)]

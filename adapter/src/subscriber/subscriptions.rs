@@ -223,6 +223,9 @@ impl Subscriptions {
     /// A connection without subscriptions has been made: queues every name for it.
     pub(super) fn connected(&mut self) {
         debug_assert!(!self.is_connected && self.in_flight == 0);
+        if self.is_closed {
+            return;
+        }
         self.is_connected = true;
         for (key, entry) in &mut self.entries {
             entry.is_queued = true;
@@ -268,7 +271,9 @@ impl Subscriptions {
 
     /// Redis has confirmed the whole batch.
     pub(super) fn confirm(&mut self, batch: Batch) {
-        self.in_flight -= 1;
+        if !self.note_reply() {
+            return;
+        }
         let wire = if batch.subscribes {
             Wire::On
         } else {
@@ -287,7 +292,9 @@ impl Subscriptions {
             self.confirm(batch);
             return Outcome::Noted;
         }
-        self.in_flight -= 1;
+        if !self.note_reply() {
+            return Outcome::Noted;
+        }
         if batch.names.len() > 1 {
             // One name that is not allowed takes the whole command with it.
             let names = batch.names.split_off(batch.names.len() / 2);
@@ -306,9 +313,11 @@ impl Subscriptions {
         batch: Batch,
         replies: impl IntoIterator<Item = Option<Box<str>>>,
     ) -> Vec<Outcome> {
-        self.in_flight -= 1;
-        let mut replies = replies.into_iter();
         let mut outcomes = Vec::new();
+        if !self.note_reply() {
+            return outcomes;
+        }
+        let mut replies = replies.into_iter();
         for name in batch.names {
             let kind = batch.kind;
             let key = Key { kind, name };
@@ -324,6 +333,15 @@ impl Subscriptions {
             }
         }
         outcomes
+    }
+
+    /// Counts the reply to a batch. Returns whether it still matters: the owner may close the
+    /// subscriber while its task handles a reply on another thread.
+    fn note_reply(&mut self) -> bool {
+        if !self.is_closed {
+            self.in_flight -= 1;
+        }
+        !self.is_closed
     }
 
     fn refuse_name(&mut self, key: Key, error: &str) -> Outcome {

@@ -293,6 +293,29 @@ fn a_refused_name_is_an_error_until_redis_allows_it() {
     );
 }
 
+#[test]
+fn a_closed_subscriber_ignores_replies_and_connections() {
+    let replies: [fn(&mut Subscriptions, Batch); 3] = [
+        |subscriptions, batch| subscriptions.confirm(batch),
+        |subscriptions, batch| {
+            subscriptions.refuse(batch, "NOPERM no");
+        },
+        |subscriptions, batch| {
+            subscriptions.settle_each(batch, [None]);
+        },
+    ];
+    for reply in replies {
+        let mut subscriptions = connected();
+        subscribe(&mut subscriptions, [1]);
+        let batch = only(&mut subscriptions, &["SUBSCRIBE", "1"]);
+        subscriptions.close();
+        reply(&mut subscriptions, batch);
+        subscriptions.connected();
+        assert_eq!(sent(&mut subscriptions), []);
+        assert_eq!(subscriptions.counts().confirmed, 0);
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Subscribe(u8),
