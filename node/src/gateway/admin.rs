@@ -1,9 +1,15 @@
-//! The internal port: liveness, readiness, metrics, and the HTTP API unless it has its own listener.
+//! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API unless it has its
+//! own listener.
 //!
 //! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
 //! (`Figures`), and changes one: a process of this machine may have it drain. Calls of the API are
 //! carried out on the workers.
+
+mod attempts;
+mod page;
+mod status;
+mod view;
 
 use std::{
     borrow::Cow,
@@ -28,12 +34,15 @@ use axum::{
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use roomcast::Server;
+use tokio::runtime::Handle;
 use tokio::{
     sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 use tower::ServiceExt as _;
 
+pub(crate) use self::{page::Pages, view::View};
 use super::api;
 
 /// Time that a client of the internal port may take to send a request, also after another one. It
@@ -66,6 +75,8 @@ pub(crate) struct Health {
     figures: OnceLock<Box<dyn Figures>>,
     /// The paths below `/api`, once the server is built.
     api: OnceLock<Router>,
+    /// The paths below `/admin`, once the server is built.
+    pages: OnceLock<Router>,
 }
 
 impl Health {
@@ -83,6 +94,12 @@ impl Health {
     /// The internal port serves these paths below `/api` from now on.
     pub(crate) fn serving_api(&self, router: Router) {
         let is_first = self.api.set(router).is_ok();
+        debug_assert!(is_first, "a process serves once");
+    }
+
+    /// The internal port serves the admin page from now on.
+    pub(crate) fn serving_pages(&self, pages: &Arc<Pages>) {
+        let is_first = self.pages.set(pages.router()).is_ok();
         debug_assert!(is_first, "a process serves once");
     }
 
@@ -121,6 +138,7 @@ pub(crate) struct Admin {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    runtime: Handle,
 }
 
 impl Admin {
@@ -145,6 +163,7 @@ impl Admin {
             .enable_all()
             .build()?;
         let (stop, stopped) = oneshot::channel();
+        let handle = runtime.handle().clone();
         let thread = thread::Builder::new()
             .name("internal".to_owned())
             .spawn(move || {
@@ -157,7 +176,16 @@ impl Admin {
             address,
             stop: Some(stop),
             thread: Some(thread),
+            runtime: handle,
         })
+    }
+
+    /// Has this thread read the figures of the node for admin pages, because that may take a while.
+    /// Must be called in the runtime of the workers, which emit them.
+    pub(crate) fn show(&self, view: &Arc<View>, server: &Server, health: &Arc<Health>) {
+        let (view, server, health) = (Arc::clone(view), server.clone(), Arc::clone(health));
+        self.runtime
+            .spawn(view.run(server, health, Handle::current()));
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -215,12 +243,16 @@ fn router(health: Arc<Health>) -> Router {
         .with_state(health)
 }
 
-/// The API, which has its own errors, and everything else.
+/// The API and the admin page, which have their own errors, and everything else.
 async fn other(State(health): State<Arc<Health>>, request: Request) -> Response {
-    if !request.uri().path().starts_with("/api/") {
-        return plain(StatusCode::NOT_FOUND, PATHS);
-    }
-    match health.api.get() {
+    let path = request.uri().path();
+    let router = match path {
+        "/admin" => &health.pages,
+        _ if path.starts_with("/admin/") => &health.pages,
+        _ if path.starts_with("/api/") => &health.api,
+        _ => return plain(StatusCode::NOT_FOUND, PATHS),
+    };
+    match router.get() {
         Some(router) => router.clone().oneshot(request).await.into_response(),
         None if health.figures.get().is_some() => plain(StatusCode::NOT_FOUND, PATHS),
         None => api::starting(),
@@ -277,8 +309,7 @@ pub(super) const DRAIN_HEADER: &str = "roomcast-drain";
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const PATHS: &str =
-    "not found; available are /livez, /readyz, /metrics and, unless it has its own listener, /api/";
+const PATHS: &str = "not found; available are /livez, /readyz, /metrics, /admin/ and, unless it has its own listener, /api/";
 
 #[cfg(test)]
 mod tests {

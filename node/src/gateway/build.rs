@@ -7,6 +7,7 @@ use roomcast::{BuildError, Cookie, Cors, Handshake, Parser, Refused, Server};
 
 use super::{
     access::Access,
+    admin::View,
     auth::{Auth, KeyError},
     cluster,
     config::{Browser, Config, PacketParser, Protocol, Transport},
@@ -45,7 +46,11 @@ pub(crate) struct Built {
 }
 
 /// Builds the server that the configuration describes.
-pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Built, Unbuilt> {
+pub(crate) async fn server(
+    config: &Config,
+    hooks: &Hooks,
+    view: &Arc<View>,
+) -> Result<Built, Unbuilt> {
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -97,7 +102,8 @@ pub(crate) async fn server(config: &Config, hooks: &Hooks) -> Result<Built, Unbu
         if let Some(rooms) = &parts.rooms {
             policies.0.push((name.clone(), access, Arc::clone(rooms)));
         }
-        builder = builder.namespace(namespaces::define(&name, parts));
+        let namespace = namespaces::define(&name, parts);
+        builder = builder.namespace(view.with_statuses(namespace));
     }
     let server = builder.build().await?;
     if let Some(auth) = &auth {

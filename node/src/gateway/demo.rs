@@ -21,10 +21,11 @@ pub(crate) fn router() -> Router {
     Router::new().route("/", get(page))
 }
 
-/// Prints the page's URL and a warning that it is open to everybody to standard output.
-pub(crate) fn announce(address: SocketAddr) -> io::Result<()> {
+/// Prints the URLs of the page and of the admin page, and a warning that everybody may use them, to
+/// standard output.
+pub(crate) fn announce(address: SocketAddr, internal: SocketAddr) -> io::Result<()> {
     let mut out = io::stdout();
-    let notice = notice(address, colour_wanted(&out));
+    let notice = notice(address, internal, colour_wanted(&out));
     out.write_all(notice.as_bytes())?;
     out.flush()
 }
@@ -40,7 +41,7 @@ async fn page() -> impl IntoResponse {
     )
 }
 
-fn notice(address: SocketAddr, colour: bool) -> String {
+fn notice(address: SocketAddr, internal: SocketAddr, colour: bool) -> String {
     let (red, plain) = if colour {
         ("\x1b[1;31m", "\x1b[0m")
     } else {
@@ -48,8 +49,10 @@ fn notice(address: SocketAddr, colour: bool) -> String {
     };
     format!(
         "{red}This is a demo: everybody who can reach {address} may join and read every room.{plain}\n\
-         Open http://{} in two windows.\n",
-        reachable(address)
+         Open http://{} in two windows.\n\
+         The admin page is at http://{}/admin/\n",
+        reachable(address),
+        reachable(internal)
     )
 }
 
@@ -74,10 +77,12 @@ mod tests {
 
     #[test]
     fn the_notice_is_red_on_a_terminal_and_plain_elsewhere() {
-        let address = SocketAddr::from(([127, 0, 0, 1], 3000));
-        assert!(notice(address, true).starts_with("\x1b[1;31mThis is a demo"));
-        assert!(!notice(address, false).contains('\x1b'));
-        assert!(notice(address, false).contains("http://127.0.0.1:3000 "));
+        let [address, internal] = [3000, 3001].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        assert!(notice(address, internal, true).starts_with("\x1b[1;31mThis is a demo"));
+        let plain = notice(address, internal, false);
+        assert!(!plain.contains('\x1b'));
+        assert!(plain.contains("http://127.0.0.1:3000 "));
+        assert!(plain.contains("http://127.0.0.1:3001/admin/\n"));
     }
 
     #[test]

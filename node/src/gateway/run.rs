@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum as _;
 use roomcast::{BuildError, Server};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -31,7 +32,7 @@ use tracing::{info, warn};
 
 use super::{
     access,
-    admin::{Admin, Health},
+    admin::{Admin, Health, Pages, View},
     api::{self, Api},
     auth::{Auth, KeyError},
     build::{self, Built, Unbuilt},
@@ -120,11 +121,12 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let redis = cluster::redis(&config.redis, &config.cluster);
     let hooks = Hooks::new(&config.settings.hooks, limits, &config.access(), redis);
     let hooks = hooks.map_err(RunError::Hooks)?;
+    let view = View::new(dialect(&config));
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
     let own = own.transpose()?;
     let built = tokio::select! {
-        built = build_when_possible(&config, &hooks, &health) => built,
+        built = build_when_possible(&config, &hooks, &view, &health) => built,
         signal = signals.next(async || warn!("SIGHUP is ignored until the server is built")) => {
             info!(signal, "stopped before the server was built");
             return Ok(());
@@ -146,6 +148,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         }
     };
     health.serving(vitals);
+    admin.show(&view, &server, &health);
+    health.serving_pages(&Pages::new(view, Arc::clone(&api), is_demo));
     let router = if is_demo {
         server.router().merge(demo::router())
     } else {
@@ -158,7 +162,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         info!(address = %api, "the API has its own listener");
     }
     if is_demo {
-        demo::announce(address)?;
+        demo::announce(address, internal)?;
     } else {
         let table = config.access();
         access::announce(&table);
@@ -211,15 +215,27 @@ fn api(config: &Config, server: &Server, auth: Option<Arc<Auth>>) -> Result<Arc<
     Ok(api.map_err(io::Error::other)?)
 }
 
+/// How the node speaks to the others of its cluster, in the words of the options.
+fn dialect(config: &Config) -> Option<String> {
+    let name = |value: Option<clap::builder::PossibleValue>| {
+        value.map(|value| value.get_name().to_owned())
+    };
+    cluster::redis(&config.redis, &config.cluster)?;
+    let dialect = name(config.redis.redis_dialect.to_possible_value())?;
+    let parser = name(config.redis.redis_parser.to_possible_value())?;
+    Some(format!("{dialect}, {parser}"))
+}
+
 /// Builds the server, if need be again and again until Redis is available.
 async fn build_when_possible(
     config: &Config,
     hooks: &Hooks,
+    view: &Arc<View>,
     health: &Health,
 ) -> Result<Built, Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
-        match build::server(config, hooks).await {
+        match build::server(config, hooks, view).await {
             Err(error) if error.is_temporary() => {
                 health.waiting(error.to_string());
                 warn!(%error, "waiting for Redis");

@@ -25,7 +25,7 @@ const BEAT: Duration = Duration::from_secs(1);
 const STALLED: Duration = Duration::from_secs(5);
 
 /// The commit that the program was built from, if the build knew it.
-const REVISION: &str = match option_env!("ROOMCAST_REVISION") {
+pub(super) const REVISION: &str = match option_env!("ROOMCAST_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };

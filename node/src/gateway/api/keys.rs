@@ -108,6 +108,8 @@ pub(crate) enum Verb {
     Users,
     Presence,
     Node,
+    /// The admin page: seeing everything, and acting with the other verbs.
+    Admin,
 }
 
 impl Verb {
@@ -124,6 +126,7 @@ impl Verb {
             Self::Users => "users",
             Self::Presence => "presence",
             Self::Node => "node",
+            Self::Admin => "admin",
         }
     }
 }

@@ -42,13 +42,14 @@ use tracing::{debug, info, warn};
 use self::{
     calls::{Call, Endpoint, forbidden},
     idempotency::{Answer, Claim, Idempotency},
-    keys::{Hash, Key, Keys},
+    keys::{Hash, Keys},
     metrics::Metrics,
-    problem::{Kind, Problem},
     revoke::Revoke,
 };
 pub(crate) use self::{
     idempotency::Store,
+    keys::{Key, Verb},
+    problem::{Kind, Problem},
     settings::{KeySettings, Settings, TEMPLATE},
 };
 use super::{
@@ -59,6 +60,26 @@ use super::{
 
 /// The key of the demo. It is in the documentation, so it protects nothing.
 pub(crate) const DEMO_KEY: &str = "demo-key";
+
+/// Where a call comes in.
+#[derive(Clone, Copy)]
+enum Door {
+    Api,
+    /// The admin page. Whoever may open it may see everything that it shows.
+    Page,
+}
+
+impl Door {
+    /// The verbs that a key needs for a call.
+    fn verbs(self, endpoint: Endpoint) -> impl Iterator<Item = Verb> {
+        let own = match self {
+            Self::Page if endpoint.is_query() => None,
+            _ => endpoint.verb(),
+        };
+        let page = matches!(self, Self::Page).then_some(Verb::Admin);
+        page.into_iter().chain(own)
+    }
+}
 
 /// What a reload replaces.
 struct Current {
@@ -116,14 +137,7 @@ impl Api {
     pub(crate) fn router(self: &Arc<Self>) -> Router {
         let mut router = Router::new().route("/api/openapi.json", get(description));
         for endpoint in Endpoint::ALL {
-            let api = Arc::clone(self);
-            let call = async move |request: Request| api.respond(endpoint, request).await;
-            let method: MethodRouter = if endpoint.is_query() {
-                get(call)
-            } else {
-                post(call)
-            };
-            router = router.route(endpoint.path(), method);
+            router = router.route(endpoint.path(), self.method(endpoint, Door::Api));
         }
         router
             .method_not_allowed_fallback(async || {
@@ -133,9 +147,51 @@ impl Api {
             .fallback(async || Problem::new(Kind::NotFound, "see /api/openapi.json for the paths"))
     }
 
-    async fn respond(self: Arc<Self>, endpoint: Endpoint, request: Request) -> Response {
+    /// Serves the calls of the admin page. All of them need the verb `admin`.
+    pub(crate) fn page_router(self: &Arc<Self>) -> Router {
+        let endpoints = [
+            Endpoint::Emit,
+            Endpoint::Disconnect,
+            Endpoint::Sockets,
+            Endpoint::Rooms,
+            Endpoint::Users,
+        ];
+        endpoints
+            .into_iter()
+            .fold(Router::new(), |router, endpoint| {
+                let path = format!("/admin{}", endpoint.path());
+                router.route(&path, self.method(endpoint, Door::Page))
+            })
+    }
+
+    /// Recognizes the key of a request, which has to have the verb.
+    pub(crate) fn key(&self, headers: &HeaderMap, verb: Verb) -> Result<Arc<Key>, Problem> {
+        let current = Arc::clone(&self.current.lock());
+        let key = current.key(headers)?;
+        if key.may(verb) {
+            return Ok(key);
+        }
+        Err(forbidden(&key, verb))
+    }
+
+    fn method(self: &Arc<Self>, endpoint: Endpoint, door: Door) -> MethodRouter {
+        let api = Arc::clone(self);
+        let call = async move |request: Request| api.respond(endpoint, door, request).await;
+        if endpoint.is_query() {
+            get(call)
+        } else {
+            post(call)
+        }
+    }
+
+    async fn respond(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        door: Door,
+        request: Request,
+    ) -> Response {
         let timing = self.metrics.start(endpoint);
-        let response = match self.call(endpoint, request).await {
+        let response = match self.call(endpoint, door, request).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };
@@ -146,13 +202,14 @@ impl Api {
     async fn call(
         self: &Arc<Self>,
         endpoint: Endpoint,
+        door: Door,
         request: Request,
     ) -> Result<Response, Problem> {
         let (parts, body) = request.into_parts();
         let current = Arc::clone(&self.current.lock());
         let settings = &current.settings;
         let key = current.key(&parts.headers)?;
-        if let Some(verb) = endpoint.verb().filter(|verb| !key.may(*verb)) {
+        if let Some(verb) = door.verbs(endpoint).find(|verb| !key.may(*verb)) {
             return Err(forbidden(&key, verb));
         }
         let place = Arc::clone(&current.places).try_acquire_owned();

@@ -34,6 +34,7 @@ pub(crate) enum Kind {
     TooLarge,
     MediaType,
     KeyReused,
+    TooManyAttempts,
     Internal,
     Busy,
     OtherNodes,
@@ -102,6 +103,11 @@ impl Kind {
                 "idempotency-key-reused",
                 "The idempotency key belongs to another call",
                 StatusCode::UNPROCESSABLE_ENTITY,
+            ),
+            Self::TooManyAttempts => (
+                "too-many-attempts",
+                "Too many wrong keys",
+                StatusCode::TOO_MANY_REQUESTS,
             ),
             Self::Internal => (
                 "internal",

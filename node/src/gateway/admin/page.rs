@@ -1,0 +1,282 @@
+//! The admin page: its files, and the stream and the calls that feed it.
+//!
+//! The page keeps its key in memory and sends it as a bearer, so there is no cookie that another site
+//! could use. A key needs the verb `admin` to see anything, and `emit` or `disconnect` as well to act.
+//! What is done is a call of the API, with its checks, limits and logs.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Redirect, Response},
+    routing::get,
+};
+use futures_util::stream;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Peer,
+    attempts::Attempts,
+    view::{MAX_PAGES, Page, Seen, View},
+};
+use crate::gateway::api::{Api, DEMO_KEY, Kind, Problem, Verb};
+
+/// The longest silence of a stream. The page takes a longer one for the end of the node.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Statuses that arrive within this time leave together.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// What the routes share.
+pub(crate) struct Pages {
+    view: Arc<View>,
+    api: Arc<Api>,
+    attempts: Attempts,
+    /// The key is in the documentation, so the page uses it by itself.
+    is_demo: bool,
+}
+
+impl Pages {
+    pub(crate) fn new(view: Arc<View>, api: Arc<Api>, is_demo: bool) -> Arc<Self> {
+        Arc::new(Self {
+            view,
+            api,
+            attempts: Attempts::default(),
+            is_demo,
+        })
+    }
+
+    /// The paths below `/admin`.
+    pub(crate) fn router(self: &Arc<Self>) -> Router {
+        let guarded = Router::new()
+            .route("/admin/stream", get(stream))
+            .with_state(Arc::clone(self))
+            .merge(self.api.page_router())
+            .layer(middleware::from_fn_with_state(Arc::clone(self), guard));
+        let mut router = Router::new()
+            // Relative, so that a proxy may serve the page below another path.
+            .route("/admin", get(async || Redirect::permanent("admin/")))
+            .route("/admin/config", get(config));
+        for file in FILES {
+            router = router.route(file.path, get(async move || file.response()));
+        }
+        router
+            .with_state(Arc::clone(self))
+            .merge(guarded)
+            .fallback(async || Problem::new(Kind::NotFound, "the admin page is at /admin/"))
+            .layer(middleware::map_response(secure))
+    }
+}
+
+/// A file of the page.
+#[derive(Clone, Copy)]
+struct File {
+    path: &'static str,
+    kind: &'static str,
+    text: &'static str,
+}
+
+const FILES: [File; 7] = [
+    File {
+        path: "/admin/",
+        kind: "text/html; charset=utf-8",
+        text: include_str!("page.html"),
+    },
+    File {
+        path: "/admin/page.css",
+        kind: "text/css; charset=utf-8",
+        text: include_str!("page.css"),
+    },
+    script("/admin/page.js", include_str!("page.js")),
+    script("/admin/cluster.js", include_str!("cluster.js")),
+    script("/admin/elements.js", include_str!("elements.js")),
+    script("/admin/nodes.js", include_str!("nodes.js")),
+    script("/admin/search.js", include_str!("search.js")),
+];
+
+const fn script(path: &'static str, text: &'static str) -> File {
+    let kind = "text/javascript; charset=utf-8";
+    File { path, kind, text }
+}
+
+impl File {
+    fn response(self) -> Response {
+        ([(header::CONTENT_TYPE, self.kind)], self.text).into_response()
+    }
+}
+
+/// The page loads nothing but its files, runs nothing else, and is shown in no frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+async fn secure(mut response: Response) -> Response {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    for (name, value) in headers {
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// What the page has to know before it has a key. Other sites cannot read it.
+async fn config(State(pages): State<Arc<Pages>>) -> Response {
+    let key = pages.is_demo.then_some(DEMO_KEY);
+    let config = json!({ "key": key }).to_string();
+    ([(header::CONTENT_TYPE, "application/json")], config).into_response()
+}
+
+/// Counts wrong keys, and refuses addresses that have sent too many.
+async fn guard(
+    State(pages): State<Arc<Pages>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let now = pages.view.now();
+    if let Some(pause) = pages.attempts.pause(peer.ip(), now) {
+        let seconds = pause.as_secs() + 1;
+        let problem = Problem::new(
+            Kind::TooManyAttempts,
+            format!("this address has sent too many wrong keys; wait {seconds} s"),
+        );
+        let mut response = problem.into_response();
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, seconds.into());
+        return response;
+    }
+    let has_key = request.headers().contains_key(header::AUTHORIZATION);
+    let response = next.run(request).await;
+    if has_key && response.status() == StatusCode::UNAUTHORIZED {
+        tracing::warn!(address = %peer.ip(), "a wrong key for the admin page");
+        pages.attempts.wrong(peer.ip(), now);
+    }
+    response
+}
+
+/// Opens a stream of JSON lines, which feeds one page until its client goes.
+async fn stream(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let key = pages.api.key(&headers, Verb::Admin)?;
+    let page = pages.view.open().ok_or_else(|| {
+        Problem::new(
+            Kind::Busy,
+            format!("{MAX_PAGES} admin pages are open on this node"),
+        )
+    })?;
+    let acts = [Verb::Emit, Verb::Disconnect].into_iter();
+    let acts: Vec<_> = acts.filter(|verb| key.may(*verb)).map(Verb::name).collect();
+    let first = json!({
+        "type": "hello",
+        "node": page.view().node(),
+        "key": key.name,
+        "verbs": acts,
+        "namespaces": page.view().namespaces(&key),
+    });
+    let feed = Feed {
+        news: page.view().news(),
+        page,
+        api: Arc::clone(&pages.api),
+        headers,
+        first: Some(first),
+        sent: HashMap::new(),
+    };
+    let lines = stream::unfold(feed, async |mut feed| {
+        let lines = feed.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(lines), feed))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-ndjson"),
+        // A proxy must pass each line on at once.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// The stream of one page. It is asked for the next lines only when the client has taken the last
+/// ones, and then sends the newest statuses, so nothing is queued for a slow client.
+struct Feed {
+    page: Page,
+    news: watch::Receiver<u64>,
+    api: Arc<Api>,
+    /// Of the request, because a reload may remove the key.
+    headers: HeaderMap,
+    first: Option<serde_json::Value>,
+    /// The number of the last status of each node.
+    sent: HashMap<String, u64>,
+}
+
+/// One line of a stream.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Line<'a> {
+    /// The nodes that the bus knows. Some may publish no status.
+    Nodes { nodes: &'a [String] },
+    Status {
+        node: &'a str,
+        age_ms: u64,
+        status: &'a RawValue,
+    },
+}
+
+impl Feed {
+    /// The next lines, or `None` if the key is no longer valid.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(first) = self.first.take() {
+            return Some(format!("{first}\n").into());
+        }
+        if !self.sent.is_empty() {
+            drop(timeout(KEEP_ALIVE, self.news.changed()).await);
+            sleep(GATHER).await;
+        }
+        self.api.key(&self.headers, Verb::Admin).ok()?;
+        self.news.mark_unchanged();
+        let (seen, known) = self.page.view().nodes();
+        let mut lines = Vec::new();
+        add(&mut lines, &Line::Nodes { nodes: &known });
+        self.sent.retain(|node, _| seen.contains_key(node));
+        for (
+            node,
+            Seen {
+                status,
+                age,
+                number,
+            },
+        ) in &seen
+        {
+            if self.sent.insert(node.clone(), *number) != Some(*number) {
+                let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                add(
+                    &mut lines,
+                    &Line::Status {
+                        node,
+                        age_ms,
+                        status,
+                    },
+                );
+            }
+        }
+        Some(lines.into())
+    }
+}
+
+fn add(lines: &mut Vec<u8>, line: &Line<'_>) {
+    // A line holds strings and what was read as JSON, so that it can be written.
+    if serde_json::to_writer(&mut *lines, line).is_ok() {
+        lines.push(b'\n');
+    }
+}

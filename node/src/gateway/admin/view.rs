@@ -1,0 +1,374 @@
+//! What an admin page sees of the cluster: the statuses of its nodes.
+//!
+//! ```text
+//!  page ── stream ── node A ── "I watch", its status ──► bus ──► B, C: publish for 6 s
+//!                       ▲                                          │ every 2 s
+//!                       └────────── status of B, status of C ◄─────┘
+//! ```
+//!
+//! While a page is open on any node, every node publishes its status every two seconds, as an event
+//! between servers. Nobody is asked, so a page costs the same whatever its reader does, and while no
+//! page is open nothing is published at all. Two pages on one node, or on several, cost no more.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use roomcast::{Namespace, Server};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use super::{Health, status::Status};
+use crate::gateway::api::Key;
+
+/// The event between nodes.
+const EVENT: &str = "roomcast:admin";
+
+/// Time between two statuses of a node.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// A node publishes for this long after it has heard of a page on another node.
+const WANTED: Duration = Duration::from_secs(6);
+
+/// A node of which nothing is heard for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// Pages that may be open on this node at a time.
+pub(super) const MAX_PAGES: usize = 32;
+
+/// Nodes that are kept, and the bytes of a status. Anybody with access to Redis can publish one.
+const MAX_NODES: usize = 1000;
+
+const MAX_STATUS: usize = 64 * 1024;
+
+/// What nodes tell each other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Message {
+    from: String,
+    /// Whether a page is open on the node.
+    watches: bool,
+    /// A [`Status`] as JSON. It is passed on to the pages as it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status: Option<String>,
+}
+
+/// The last status of a node.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub(super) status: Arc<RawValue>,
+    pub(super) age: Duration,
+    /// Differs between any two statuses.
+    pub(super) number: u64,
+}
+
+/// The cluster as this node sees it, and the pages that are open on it.
+pub(crate) struct View {
+    start: Instant,
+    dialect: Option<String>,
+    server: OnceLock<Server>,
+    /// By the name of the node: when the status arrived, and the status.
+    nodes: Mutex<BTreeMap<String, (Duration, Seen)>>,
+    /// Milliseconds from the start until when another node wants to see this one.
+    wanted: AtomicU64,
+    pages: AtomicUsize,
+    /// There is somebody to publish for.
+    wake: Notify,
+    /// The number of the last status.
+    news: watch::Sender<u64>,
+}
+
+impl View {
+    /// `dialect` is how the node speaks to the others.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "statuses of other nodes age by this node's clock"
+    )]
+    pub(crate) fn new(dialect: Option<String>) -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            dialect,
+            server: OnceLock::new(),
+            nodes: Mutex::default(),
+            wanted: AtomicU64::new(0),
+            pages: AtomicUsize::new(0),
+            wake: Notify::new(),
+            news: watch::Sender::new(0),
+        })
+    }
+
+    /// Has a namespace carry the statuses of the other nodes.
+    pub(crate) fn with_statuses(self: &Arc<Self>, namespace: Namespace) -> Namespace {
+        let view = Arc::clone(self);
+        namespace.on_server_side(EVENT, move |message: Message| {
+            let view = Arc::clone(&view);
+            async move { view.receive(message) }
+        })
+    }
+
+    /// The time since the start.
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Opens a page, unless too many are.
+    pub(super) fn open(self: &Arc<Self>) -> Option<Page> {
+        let more = |open| (open < MAX_PAGES).then_some(open + 1);
+        let opened = self
+            .pages
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        opened.ok()?;
+        self.wake.notify_one();
+        Some(Page(Arc::clone(self)))
+    }
+
+    /// The statuses of the nodes, and all nodes that the bus knows.
+    pub(super) fn nodes(&self) -> (BTreeMap<String, Seen>, Vec<String>) {
+        let now = self.now();
+        let mut nodes = self.nodes.lock();
+        nodes.retain(|_, (at, _)| now.saturating_sub(*at) < FORGOTTEN);
+        let seen = nodes.iter().map(|(name, (at, seen))| {
+            let age = now.saturating_sub(*at);
+            (
+                name.clone(),
+                Seen {
+                    age,
+                    ..seen.clone()
+                },
+            )
+        });
+        let seen = seen.collect();
+        let known = self.server.get().map(Server::nodes).unwrap_or_default();
+        (seen, known.iter().map(ToString::to_string).collect())
+    }
+
+    pub(super) fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
+    /// The name of this node.
+    pub(super) fn node(&self) -> String {
+        let node = self.server.get().map(|server| server.node().to_string());
+        node.unwrap_or_default()
+    }
+
+    /// The namespaces of this node that the key is for.
+    pub(super) fn namespaces(&self, key: &Key) -> Vec<String> {
+        let mut names = self
+            .server
+            .get()
+            .map(Server::namespaces)
+            .unwrap_or_default();
+        names.retain(|name| key.may_in(name));
+        names
+    }
+
+    fn receive(&self, message: Message) {
+        if message.watches {
+            let until = millis(self.now() + WANTED);
+            let before = self.wanted.swap(until, Ordering::Relaxed);
+            if before <= millis(self.now()) {
+                self.wake.notify_one();
+            }
+        }
+        // Without a page, nobody would look at it.
+        if self.pages.load(Ordering::Relaxed) > 0
+            && let Some(status) = message.status
+        {
+            self.note(message.from, status);
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > millis(self.now())
+    }
+
+    /// Keeps a status. One that is too large, or no line of JSON, is dropped.
+    fn note(&self, node: String, status: String) {
+        if status.len() > MAX_STATUS || status.contains('\n') {
+            return;
+        }
+        let Ok(status) = RawValue::from_string(status) else {
+            return;
+        };
+        let mut nodes = self.nodes.lock();
+        if nodes.len() >= MAX_NODES && !nodes.contains_key(&node) {
+            return;
+        }
+        self.news.send_modify(|number| *number += 1);
+        let seen = Seen {
+            status: status.into(),
+            age: Duration::ZERO,
+            number: *self.news.borrow(),
+        };
+        nodes.insert(node, (self.now(), seen));
+    }
+
+    /// Publishes while there is somebody to publish for. Statuses are read where this runs, and
+    /// emitted by the workers.
+    pub(super) async fn run(self: Arc<Self>, server: Server, health: Arc<Health>, workers: Handle) {
+        // The one server of the process.
+        let server = self.server.get_or_init(|| server).clone();
+        loop {
+            let watches = self.pages.load(Ordering::Relaxed) > 0;
+            let is_wanted = self.is_wanted();
+            if !watches && !is_wanted {
+                self.wake.notified().await;
+                continue;
+            }
+            let status = self.status(&server, &health);
+            let message = Message {
+                from: server.node().to_string(),
+                watches,
+                status: is_wanted.then(|| status.clone()),
+            };
+            if watches {
+                self.note(message.from.clone(), status);
+            }
+            workers.spawn(publish(server.clone(), message));
+            // A page that opens, here or elsewhere, sees something at once.
+            drop(timeout(PERIOD, self.wake.notified()).await);
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "nodes tell each other when they looked"
+    )]
+    fn status(&self, server: &Server, health: &Health) -> String {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH);
+        let mut status = Status::read(server.registry());
+        status.dialect.clone_from(&self.dialect);
+        status.time = millis(time.unwrap_or_default());
+        status.obstacle = health.obstacle().map(String::from);
+        serde_json::to_string(&status).unwrap_or_default()
+    }
+}
+
+/// Tells the other nodes. Any namespace of this node will do, because nodes of a cluster have the same.
+async fn publish(server: Server, message: Message) {
+    let Some(namespace) = server.namespaces().into_iter().next() else {
+        return;
+    };
+    let emitted = server.of(&namespace).server_side_emit(EVENT, message).await;
+    if let Err(error) = emitted {
+        debug!(%error, "other nodes may not have received the status of this one");
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An open page. Dropping it closes it.
+pub(super) struct Page(Arc<View>);
+
+impl Page {
+    pub(super) fn view(&self) -> &Arc<View> {
+        &self.0
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.0.pages.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roomcast::MemoryBus;
+
+    use super::*;
+
+    async fn node(bus: &MemoryBus) -> (Arc<View>, Server) {
+        let view = View::new(None);
+        let namespace = view.with_statuses(Namespace::new("/"));
+        let server = Server::builder().namespace(namespace).bus(bus.clone());
+        let server = server.build().await.unwrap();
+        let running = Arc::clone(&view).run(server.clone(), Arc::default(), Handle::current());
+        tokio::spawn(running);
+        (view, server)
+    }
+
+    #[tokio::test]
+    async fn a_page_on_one_node_sees_all_nodes() {
+        let bus = MemoryBus::new();
+        let [(one, server), (_two, other)] = [node(&bus).await, node(&bus).await];
+        assert!(one.nodes().0.is_empty());
+        let page = one.open().unwrap();
+        let mut news = page.view().news();
+        while one.nodes().0.len() < 2 {
+            let next = timeout(Duration::from_secs(30), news.changed());
+            next.await.unwrap().unwrap();
+        }
+        let (seen, known) = one.nodes();
+        for server in [server, other] {
+            let name = server.node().to_string();
+            let status: serde_json::Value = serde_json::from_str(seen[&name].status.get()).unwrap();
+            assert_eq!(status["obstacle"], "starting");
+            assert!(known.contains(&name));
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_while_no_page_is_open() {
+        let bus = MemoryBus::new();
+        let (view, _server) = node(&bus).await;
+        view.receive(status("other", "{}"));
+        assert!(view.nodes().0.is_empty());
+        let page = view.open().unwrap();
+        view.receive(status("other", "{}"));
+        assert!(view.nodes().0.contains_key("other"));
+        drop(page);
+        assert_eq!(view.pages.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_anybody_publishes_cannot_fill_a_node_or_break_a_stream() {
+        let view = View::new(None);
+        let _page = view.open().unwrap();
+        for wrong in [
+            "",
+            "{",
+            "{}\n{}",
+            &format!("\"{}\"", "x".repeat(MAX_STATUS)),
+        ] {
+            view.receive(status("other", wrong));
+        }
+        assert!(view.nodes().0.is_empty());
+        for number in 0..2 * MAX_NODES {
+            view.receive(status(&number.to_string(), "{}"));
+        }
+        assert_eq!(view.nodes().0.len(), MAX_NODES);
+    }
+
+    #[tokio::test]
+    async fn pages_are_limited() {
+        let view = View::new(None);
+        let mut pages: Vec<_> = std::iter::from_fn(|| view.open()).collect();
+        assert_eq!(pages.len(), MAX_PAGES);
+        pages.pop();
+        assert!(view.open().is_some());
+    }
+
+    fn status(node: &str, status: &str) -> Message {
+        Message {
+            from: node.to_owned(),
+            watches: false,
+            status: Some(status.to_owned()),
+        }
+    }
+}
