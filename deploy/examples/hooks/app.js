@@ -49,6 +49,7 @@ function disconnect({ socket }) {
 function respond(request) {
   if (request.type === "connect") return connect(request);
   if (request.type === "disconnect") return disconnect(request);
+  if (request.type === "batch") return request.events.map(respond);
   if (Object.hasOwn(events, request.event)) return events[request.event](request, ...request.args);
   return [{ op: "refuse", message: "unknown event" }];
 }

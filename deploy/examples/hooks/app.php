@@ -57,6 +57,7 @@ function respond(array $request): array
     return match ([$request['type'], $request['event'] ?? '']) {
         ['connect', ''] => connect($request),
         ['disconnect', ''] => disconnect($request),
+        ['batch', ''] => array_map(respond(...), $request['events']),
         ['event', 'message'] => message($request, ...$request['args']),
         ['event', 'whisper'] => whisper($request, ...$request['args']),
         default => [['op' => 'refuse', 'message' => 'unknown event']],

@@ -43,9 +43,8 @@ def message(request, text):
 
 
 def whisper(request, user, text):
-    sender = request["socket"]["user"]
     return [
-        {"op": "emit", "event": "whisper", "args": [sender, text], "users": [user]},
+        {"op": "emit", "event": "whisper", "args": [request["socket"]["user"], text], "users": [user]},
         {"op": "ack", "args": ["delivered"]},
     ]
 
@@ -63,6 +62,8 @@ def respond(request):
             return connect(request)
         case "disconnect":
             return disconnect(request)
+        case "batch":
+            return [respond(event) for event in request["events"]]
         case "event" if request["event"] in EVENTS:
             return EVENTS[request["event"]](request, *request["args"])
     return [{"op": "refuse", "message": "unknown event"}]

@@ -182,6 +182,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         health.draining();
         notify.stopping();
         drop(stop);
+        hooks.stopping();
         server.close().await;
         hooks.flush().await;
     };

@@ -44,7 +44,7 @@ for (const [name, command, args] of [
       });
       const isUp = () => fetch(url, { method: "POST" }).then(() => true, () => false);
       await Promise.race([until("the application", isUp, 30_000), failed]);
-      const hook = `[hooks.chat]\nurl = "${url}"\nsecret_env = "HOOK_SECRET"\ntimeout = "20s"`;
+      const hook = `[hooks.chat]\nurl = "${url}"\nsecret_env = "HOOK_SECRET"\ntimeout = "20s"\nbatch = {}`;
       const settings = `access = "hook"\nclient_files = "${BUNDLES}"\n${hook}`;
       gateway = await startGateway(settings, { environment: { HOOK_SECRET: SECRET } });
     });
@@ -82,6 +82,9 @@ for (const [name, command, args] of [
       await ada.receives(["whisper", "bob", "psst"]);
       assert.deepEqual(await bob.ask("message", " "), { error: "say something" });
       assert.deepEqual(await bob.ask("no such event"), { error: "unknown event" });
+      // Without acknowledgements, which go in batches.
+      await bob.page.evaluate(() => ["one", "two"].forEach((text) => window.socket.emit("message", text)));
+      for (const text of ["one", "two"]) await ada.receives(["message", "bob", text]);
       assert.deepEqual((await bob.received()).filter(([event]) => event === "whisper"), []);
       // Without a word from its page, as when somebody closes a tab.
       await bob.page.close();

@@ -11,7 +11,7 @@ const { io } = require("socket.io-client");
 
 const { startRedis, startRedisCluster } = require("./cluster/redis");
 const { startGateway } = require("./support/gateway");
-const { ask, askAll, next, until } = require("./support/wait");
+const { ask, askAll, collect, next, until } = require("./support/wait");
 
 const SECRET = "a secret of the tests 0123456789";
 const ENVIRONMENT = { HOOK_SECRET: SECRET };
@@ -356,6 +356,119 @@ describe("an application", () => {
     assert.deepEqual(await own.stop(), { code: 0, signal: null });
     client.close();
     assert.equal(backend.of("disconnect").length, 1);
+  });
+});
+
+describe("an application that takes batches", () => {
+  let backend;
+  const clients = [];
+  const gateways = [];
+
+  /** Resolves to the order in which requests have shown events. */
+  const seen = () =>
+    backend.requests.flatMap(({ type, events, event, args }) =>
+      type === "batch" ? [events.map(({ args }) => args[0])] : type === "event" ? [args[0] ?? event] : [type],
+    );
+
+  async function node(batch, more = "") {
+    const hook = `url = "${backend.url}"\non = ["event", "disconnect"]\nbatch = ${batch}\n${more}`;
+    const gateway = await startGateway(`access = "open"\n[hooks.app]\n${hook}`);
+    gateways.push(gateway);
+    return gateway;
+  }
+
+  async function connected(gateway) {
+    const client = io(gateway.url, { forceNew: true, reconnection: false, transports: ["websocket"] });
+    clients.push(client);
+    await next(client, "connect");
+    return client;
+  }
+
+  before(async () => {
+    backend = await new Backend().start();
+  });
+  afterEach(async () => {
+    backend.respond = () => [];
+    for (const client of clients.splice(0)) client.close();
+    await Promise.all(gateways.splice(0).map((gateway) => gateway.stop()));
+    backend.requests.length = 0;
+  });
+  after(() => backend?.stop());
+
+  test("gets events without an acknowledgement together, and each has its operations", async () => {
+    const gateway = await node('{ size = 3, delay = "1h" }');
+    const [ada, bob] = [await connected(gateway), await connected(gateway)];
+    backend.respond = ({ events }) => events.map(({ args: [n] }) => [{ op: "emit", event: "mine", args: [n] }, { op: "ack" }]);
+    const [ofAda, ofBob] = [collect(ada, "mine", 2), collect(bob, "mine", 1)];
+    ada.emit("move", "a1", Buffer.from([1]));
+    ada.emit("move", "a2");
+    await until("both to wait", async () => (await gateway.metric('roomcast_hook_batch_events_waiting{hook="app"}')) === 2);
+    assert.deepEqual(backend.requests, []);
+    bob.emit("move", "b1");
+    assert.deepEqual(await Promise.all([ofAda, ofBob]), [["a1", "a2"], ["b1"]]);
+    const [{ id, hook, node: name, events, namespace }, ...others] = backend.requests;
+    assert.deepEqual([others, hook, namespace], [[], "app", undefined]);
+    assert.equal(new Set([id, ...events.map((event) => event.id)]).size, 4);
+    const shown = events.map((event) => [event.type, event.hook, event.node, event.namespace, event.ack, event.socket.id, event.args]);
+    const wanted = (client, args) => ["event", "app", name, "/", false, client.id, args];
+    assert.deepEqual(shown, [wanted(ada, ["a1", { $binary: "AQ==" }]), wanted(ada, ["a2"]), wanted(bob, ["b1"])]);
+    assert.equal(await gateway.metric('roomcast_hook_batch_events_total{hook="app"}'), 3);
+    assert.equal(await gateway.metric('roomcast_hook_batch_events_waiting{hook="app"}'), 0);
+  });
+
+  test("sees what a socket does in its order, with and without acknowledgements", async () => {
+    const gateway = await node("{}");
+    const client = await connected(gateway);
+    backend.respond = ({ type }) => (type === "event" ? [{ op: "ack" }] : []);
+    for (const n of [1, 2]) client.emit("n", n);
+    const asked = askAll(client, "n", 3);
+    for (const n of [4, 5]) client.emit("n", n);
+    await asked;
+    await until("the last event", () => seen().flat().includes(5));
+    client.disconnect();
+    await until("the disconnect", () => seen().at(-1) === "disconnect");
+    assert.deepEqual(seen().flat(), [1, 2, 3, 4, 5, "disconnect"]);
+    assert.deepEqual(seen().filter((n) => !Array.isArray(n)), [3, "disconnect"]);
+  });
+
+  test("gets the next events of a socket when the batch before is done, and others meanwhile", async () => {
+    const gateway = await node('{ size = 1, delay = "1h" }');
+    const [slow, quick] = [await connected(gateway), await connected(gateway)];
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    backend.respond = ({ events }) => (events?.[0].args[0] === "s1" ? released.then(() => []) : []);
+    for (const n of ["s1", "s2", "s3"]) slow.emit("n", n);
+    await until("the first", () => seen().length === 1);
+    quick.emit("n", "q1");
+    await until("the other socket", () => seen().length === 2);
+    release();
+    await until("all", () => seen().length === 4);
+    assert.deepEqual(seen(), [["s1"], ["q1"], ["s2"], ["s3"]]);
+  });
+
+  test("may err in the list of one event, and too many events fail at once", async () => {
+    const gateway = await node('{ size = 2, delay = "1h" }', "queue = 3\nconcurrency = 1");
+    const client = await connected(gateway);
+    backend.respond = () => [[{ op: "join", room: "a" }], [{ op: "emit", event: "fine" }]];
+    const fine = next(client, "fine");
+    for (const n of [1, 2]) client.emit("n", n);
+    await fine;
+    const failed = (outcome) => gateway.metric(`roomcast_hook_requests_total{hook="app",outcome="${outcome}"}`);
+    assert.equal(await failed("invalid"), 1);
+    const isNamed = ({ hook, error }) => hook === "app" && /\[0\]\[0\]\.room/.test(error);
+    await until("the line of the log", () => gateway.lines.some(isNamed));
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    backend.respond = () => released.then(() => []);
+    for (const n of [3, 4]) client.emit("n", n);
+    await until("a batch under way", () => seen().length === 2);
+    for (const n of [5, 6, 7, 8]) client.emit("n", n);
+    await until("one too many", async () => (await failed("overloaded")) === 1);
+    release();
+    await until("the others", () => seen().length === 3);
+    assert.deepEqual(seen(), [[1, 2], [3, 4], [5, 6]]);
+    await gateways.pop().stop();
+    assert.deepEqual(seen(), [[1, 2], [3, 4], [5, 6], [7], "disconnect"]);
   });
 });
 

@@ -114,6 +114,40 @@ impl Failure {
     }
 }
 
+/// Reads the operations of a response, which may be empty.
+pub(super) fn read_list(response: &[u8]) -> Result<Vec<Operation>, Problem> {
+    if response.is_empty() {
+        return Ok(Vec::new());
+    }
+    let json = serde_json::from_slice::<&RawValue>(response);
+    operations::read(json.map_err(|error| Problem::new("", error.to_string()))?)
+}
+
+/// Reads a list of operations for each of `count` events. The response may be empty. A mistake in one
+/// list concerns its event only.
+pub(super) fn read_lists(
+    response: &[u8],
+    count: usize,
+) -> Result<Vec<Result<Vec<Operation>, Problem>>, Problem> {
+    if response.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lists = serde_json::from_slice::<Vec<&RawValue>>(response);
+    let lists = lists.map_err(|error| Problem::new("", error.to_string()))?;
+    if !lists.is_empty() && lists.len() != count {
+        let found = lists.len();
+        let what = format!("{found} lists of operations for {count} events");
+        return Err(Problem::new("", what));
+    }
+    let lists = lists.into_iter().enumerate().map(|(index, list)| {
+        operations::read(list).map_err(|Problem { at, what }| {
+            let at = format!("[{index}]{at}");
+            Problem { at, what }
+        })
+    });
+    Ok(lists.collect())
+}
+
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A hook and its backend.
@@ -175,15 +209,16 @@ impl Backend {
         self.circuit().set(0);
     }
 
-    /// Posts a body and returns the operations of the response.
-    pub(super) async fn call(
+    /// Posts a body and returns what `read` makes of the response.
+    pub(super) async fn call<T>(
         &self,
         body: Bytes,
         forwarded: HeaderMap,
-    ) -> Result<Vec<Operation>, Failure> {
+        read: impl FnOnce(&[u8]) -> Result<T, Problem>,
+    ) -> Result<T, Failure> {
         // Outside of the future, so that the circuit breaker learns of a timeout, too.
         let mut passed = None;
-        let attempt = self.attempt(&mut passed, body, forwarded);
+        let attempt = self.attempt(&mut passed, body, forwarded, read);
         let result = timeout(self.timeout, attempt).await;
         let result = result.unwrap_or(Err(Failure::Timeout));
         if let Some(passed) = passed {
@@ -207,12 +242,13 @@ impl Backend {
         }
     }
 
-    async fn attempt<'a>(
+    async fn attempt<'a, T>(
         &'a self,
         passed: &mut Option<Passed<'a>>,
         body: Bytes,
         forwarded: HeaderMap,
-    ) -> Result<Vec<Operation>, Failure> {
+        read: impl FnOnce(&[u8]) -> Result<T, Problem>,
+    ) -> Result<T, Failure> {
         // Asked twice, because the circuit may open while the request waits.
         if self.breaker.is_open() {
             return Err(Failure::CircuitOpen);
@@ -223,12 +259,7 @@ impl Backend {
         let timer = self.duration.start_timer();
         let response = self.post(body, forwarded).await?;
         timer.observe_duration();
-        if response.is_empty() {
-            return Ok(Vec::new());
-        }
-        let json = serde_json::from_slice::<&RawValue>(&response);
-        let json = json.map_err(|error| Problem::new("", error.to_string()))?;
-        Ok(operations::read(json)?)
+        Ok(read(&response)?)
     }
 
     fn changed(&self, change: Change) {
@@ -364,5 +395,27 @@ impl fmt::Debug for Backend {
         f.debug_struct("Backend")
             .field("name", &self.name)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_to_a_batch_has_a_list_for_each_event_or_none_at_all() {
+        let lists = |json: &str| read_lists(json.as_bytes(), 2);
+        assert_eq!(lists("").unwrap().len(), 0);
+        assert_eq!(lists("[]").unwrap().len(), 0);
+        let one_is_wrong = lists(r#"[[{"op":"join","room":"a"}],[{"op":"disconnect"}]]"#).unwrap();
+        let [Err(problem), Ok(list)] = &one_is_wrong[..] else {
+            panic!("{one_is_wrong:?}")
+        };
+        assert_eq!((problem.at.as_str(), list.len()), ("[0][0].room", 1));
+        let text = |json: &str| lists(json).unwrap_err().to_string();
+        assert_eq!(text("[[]]"), "1 lists of operations for 2 events");
+        assert!(text("{}").contains("invalid type: map"), "{}", text("{}"));
+        let flat = lists(r#"[{"op":"disconnect"},{"op":"disconnect"}]"#).unwrap();
+        assert!(flat.iter().all(Result::is_err), "{flat:?}");
     }
 }

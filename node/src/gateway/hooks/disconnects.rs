@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    backend::Backend,
+    backend::{Backend, read_list},
     metrics::Metrics,
     store::{Record, Store},
 };
@@ -177,7 +177,7 @@ impl Disconnects {
     async fn attempt(&self, disconnect: &Disconnect) -> Result<Vec<operations::Operation>, ()> {
         let _one = self.at_once.acquire().await.map_err(drop)?;
         let (body, forwarded) = (disconnect.body.clone(), disconnect.forwarded.clone());
-        let called = self.backend.call(body, forwarded).await;
+        let called = self.backend.call(body, forwarded, read_list).await;
         called.map_err(drop)
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Metrics {
     pub(super) duration: HistogramVec,
     pub(super) in_flight: IntGaugeVec,
     pub(super) queued: IntGaugeVec,
+    pub(super) batch_waiting: IntGaugeVec,
+    pub(super) batch_events: IntCounterVec,
     pub(super) circuit_open: IntGaugeVec,
     pub(super) disconnects_pending: IntGaugeVec,
     pub(super) disconnects_lost: IntCounterVec,
@@ -60,9 +62,18 @@ impl Metrics {
                 "roomcast_hook_requests_queued",
                 "requests that wait until another is done",
             )?,
+            batch_waiting: gauge(
+                "roomcast_hook_batch_events_waiting",
+                "events that wait for a batch",
+            )?,
+            batch_events: counter(
+                "roomcast_hook_batch_events_total",
+                "events that were sent in batches",
+                &["hook"],
+            )?,
             circuit_open: gauge(
                 "roomcast_hook_circuit_open",
-                "1 while requests fail at once because many have failed",
+                "1 from many failures in a row until a request succeeds",
             )?,
             disconnects_pending: gauge(
                 "roomcast_hook_disconnects_pending",
@@ -95,11 +106,13 @@ impl Metrics {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 11] = [
+        let all: [Box<dyn Collector>; 13] = [
             Box::new(self.requests.clone()),
             Box::new(self.duration.clone()),
             Box::new(self.in_flight.clone()),
             Box::new(self.queued.clone()),
+            Box::new(self.batch_waiting.clone()),
+            Box::new(self.batch_events.clone()),
             Box::new(self.circuit_open.clone()),
             Box::new(self.disconnects_pending.clone()),
             Box::new(self.disconnects_lost.clone()),

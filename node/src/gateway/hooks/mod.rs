@@ -13,6 +13,7 @@
 //! reading, writing and answering pings.
 
 mod backend;
+mod batch;
 mod breaker;
 mod disconnects;
 mod metrics;
@@ -20,6 +21,8 @@ mod request;
 mod settings;
 mod signature;
 mod store;
+mod table;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -36,25 +39,24 @@ use roomcast::{
     Ack, DisconnectReason, Event, HandlerError, HandlerResult, Handshake, Limits, Namespace,
     RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
 };
-use tokio::{
-    sync::{Mutex, OwnedMutexGuard},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 pub(crate) use settings::{Settings, TEMPLATE};
 
 use self::{
-    backend::{Backend, Failure},
-    disconnects::{Disconnect, Disconnects},
+    backend::{Backend, Failure, read_list},
+    disconnects::Disconnect,
     metrics::Metrics,
     request::Origin,
     settings::Occasion,
     store::{Record, Store},
+    table::{Hook, Table, check_access},
+    turns::turn,
 };
 use super::{
     access::AccessTable,
     config::Config,
-    operations::{self, Asks},
+    operations::{self, Asks, Operation},
     reload::{Preparing, Reloadable, Swap},
     session::SocketData,
 };
@@ -88,84 +90,6 @@ struct Inner {
     metrics: Metrics,
     /// Where disconnects outlive the node.
     store: Option<Arc<Store>>,
-}
-
-struct Hook {
-    settings: Settings,
-    secret: Option<Vec<u8>>,
-    backend: Arc<Backend>,
-    disconnects: Arc<Disconnects>,
-}
-
-impl Hook {
-    fn is_for(&self, namespace: &str, occasion: Occasion) -> bool {
-        let Settings { on, namespaces, .. } = &self.settings;
-        on.contains(&occasion) && namespaces.iter().any(|name| name == namespace)
-    }
-
-    fn new(
-        name: &str,
-        settings: &Settings,
-        metrics: &Metrics,
-        store: Option<&Arc<Store>>,
-        earlier: &[Arc<Self>],
-    ) -> Result<Arc<Self>, String> {
-        let secret = settings.secret()?;
-        let is_same = |hook: &&Arc<Self>| {
-            *hook.backend.name == *name && hook.settings == *settings && hook.secret == secret
-        };
-        if let Some(same) = earlier.iter().find(is_same) {
-            return Ok(Arc::clone(same));
-        }
-        let backend = Arc::new(Backend::new(name, settings, secret.as_deref(), metrics)?);
-        Ok(Arc::new(Self {
-            disconnects: Arc::new(Disconnects::new(
-                Arc::clone(&backend),
-                metrics,
-                store.cloned(),
-            )),
-            backend,
-            settings: settings.clone(),
-            secret,
-        }))
-    }
-
-    /// How well it fits the event.
-    fn fit(&self, event: &str) -> Option<usize> {
-        let events = self.settings.events.iter();
-        events.filter_map(|pattern| pattern.fit(event)).max()
-    }
-}
-
-/// The hooks of the file.
-struct Table(Vec<Arc<Hook>>);
-
-impl Table {
-    /// Builds the hooks of the file, except for those of `earlier` that have not changed: their
-    /// connections, queues and circuit breakers stay.
-    fn new(
-        settings: &BTreeMap<String, Settings>,
-        metrics: &Metrics,
-        store: Option<&Arc<Store>>,
-        earlier: &[Arc<Hook>],
-    ) -> Result<Self, String> {
-        let hooks = settings.iter().map(|(name, settings)| {
-            Hook::new(name, settings, metrics, store, earlier)
-                .map_err(|problem| format!("hooks.{name}: {problem}"))
-        });
-        let hooks: Vec<_> = hooks.collect::<Result<_, _>>()?;
-        check_unique(&hooks)?;
-        Ok(Self(hooks))
-    }
-
-    fn all(&self, namespace: &str, occasion: Occasion) -> impl Iterator<Item = &Hook> {
-        let hooks = self.0.iter().map(|hook| &**hook);
-        hooks.filter(move |hook| hook.is_for(namespace, occasion))
-    }
-
-    fn one(&self, namespace: &str, occasion: Occasion) -> Option<&Hook> {
-        self.all(namespace, occasion).next()
-    }
 }
 
 impl Hooks {
@@ -262,7 +186,7 @@ impl Hooks {
             .map_err(|error| noted(backend, Failure::Request(error.into())))
             .map_err(|failure| fail(&failure))?;
         let forwarded = backend.selection.forward(handshake);
-        let called = backend.call(body, forwarded).await;
+        let called = backend.call(body, forwarded, read_list).await;
         let list = called.map_err(|failure| fail(&failure))?;
         let shown = data.session.as_ref().and(data.user.as_deref());
         let checked = operations::check(list, Asks::Connect, &self.0.limits)
@@ -317,6 +241,11 @@ impl Hooks {
             return Err(Refused::new("no hook handles this event").into());
         };
         let backend = &hook.backend;
+        if let Some(batches) = &hook.batches
+            && !ack.is_wanted()
+        {
+            return Ok(batches.event(self, socket, event).await?);
+        }
         let _turn = turn(socket).await;
         let request = self.next_id();
         let origin = self.origin(backend, &request, socket.namespace_name());
@@ -324,23 +253,34 @@ impl Hooks {
         let body = request::event(origin, &backend.selection, socket, event, wants_ack)
             .map_err(|error| noted(backend, Failure::Request(error)).refused())?;
         let forwarded = backend.selection.forward(socket.handshake());
-        let called = backend.call(body, forwarded).await;
+        let called = backend.call(body, forwarded, read_list).await;
         let list = called.map_err(|failure| failure.refused())?;
+        let mut ack = Some(ack);
+        match self.carry_out(backend, socket, list, &mut ack).await {
+            // The client has its acknowledgement if the list had sent it before.
+            Err(refused) if ack.is_some() => Err(refused.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Carries out the response to an event.
+    async fn carry_out(
+        &self,
+        backend: &Backend,
+        socket: &Socket,
+        list: Vec<Operation>,
+        ack: &mut Option<Ack>,
+    ) -> Result<(), Refused> {
         let checked = operations::check(list, Asks::Event, &self.0.limits)
             .map_err(|problem| noted(backend, problem.into()).refused())?;
-        let mut ack = Some(ack);
         let is_other = checked.changes_asker();
         let report = checked
-            .carry_out(&socket.namespace(), Some(socket), &mut ack)
+            .carry_out(&socket.namespace(), Some(socket), ack)
             .await;
         if is_other && self.stores_disconnects(socket.namespace_name()) {
             self.keep(socket);
         }
-        match note(backend, &report) {
-            // The client has its acknowledgement if the list had sent it before.
-            Some(failure) if ack.is_some() => Err(failure.refused().into()),
-            _ => Ok(()),
-        }
+        note(backend, &report).map_or(Ok(()), |failure| Err(failure.refused()))
     }
 
     /// Sends the disconnect to the hooks that name it.
@@ -409,6 +349,13 @@ impl Hooks {
         }
     }
 
+    /// Must be called before the connections are closed: they wait for their events.
+    pub(crate) fn stopping(&self) {
+        for hook in &self.table().0 {
+            hook.hurry(self);
+        }
+    }
+
     /// Waits for the backends to confirm disconnects before the process ends, but not for long: one
     /// that fails must not turn a graceful stop into another.
     pub(crate) async fn flush(&self) {
@@ -467,6 +414,7 @@ impl Hooks {
         for hook in &earlier.0 {
             if !table.0.iter().any(|kept| Arc::ptr_eq(kept, hook)) {
                 hook.backend.retire();
+                hook.hurry(self);
                 replaced.push(Arc::clone(hook));
             }
         }
@@ -515,69 +463,6 @@ fn note(backend: &Backend, report: &operations::Report) -> Option<Failure> {
     let (index, error) = report.failure()?;
     let error = error.to_string();
     Some(noted(backend, Failure::Operation { index, error }))
-}
-
-/// Each namespace whose access is a hook has one that decides.
-fn check_access(table: &Table, access: &AccessTable) -> Result<(), String> {
-    for namespace in access.keys().filter(|name| access[*name].asks_hook()) {
-        if table.one(namespace, Occasion::Connect).is_none() {
-            return Err(format!(
-                "a hook decides who may connect to {namespace}, but no section [hooks.NAME] has {namespace} \
-                 in `namespaces` and \"connect\" in `on`"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Two hooks of one namespace must not claim the same.
-fn check_unique(hooks: &[Arc<Hook>]) -> Result<(), String> {
-    for (index, one) in hooks.iter().enumerate() {
-        for other in &hooks[..index] {
-            let is_shared = |namespace: &&String| other.settings.namespaces.contains(*namespace);
-            let Some(namespace) = one.settings.namespaces.iter().find(is_shared) else {
-                continue;
-            };
-            let both = |occasion| {
-                one.settings.on.contains(&occasion) && other.settings.on.contains(&occasion)
-            };
-            let (a, b) = (&other.backend.name, &one.backend.name);
-            if both(Occasion::Connect) {
-                return Err(format!(
-                    "hooks.{a} and hooks.{b} both decide about connects to {namespace}"
-                ));
-            }
-            let is_same = one
-                .settings
-                .events
-                .iter()
-                .any(|pattern| other.settings.events.contains(pattern));
-            if both(Occasion::Event) && is_same {
-                return Err(format!(
-                    "hooks.{a} and hooks.{b} name the same `events` of {namespace}"
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The turns of one socket.
-#[derive(Default)]
-struct Turns(Arc<Mutex<()>>);
-
-/// Waits until everything that the socket did before is done. The order is that of the first polls,
-/// which is the order of the packets.
-async fn turn(socket: &Socket) -> OwnedMutexGuard<()> {
-    let turns = match socket.attached::<Turns>() {
-        Some(turns) => turns,
-        None => {
-            // Only the connection's own task polls its handlers, so nothing comes in between.
-            socket.attach(Turns::default());
-            socket.attached().unwrap_or_default()
-        }
-    };
-    Arc::clone(&turns.0).lock_owned().await
 }
 
 #[cfg(test)]

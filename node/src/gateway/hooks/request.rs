@@ -185,6 +185,43 @@ pub(super) fn event(
     Ok(write(origin, occasion, selection.socket(socket))?)
 }
 
+/// The body for several events.
+pub(super) struct BatchBody {
+    json: Vec<u8>,
+    count: usize,
+}
+
+impl BatchBody {
+    /// The namespaces are those of the events.
+    pub(super) fn new(origin: Origin<'_>) -> Self {
+        let Origin { hook, id, node, .. } = origin;
+        let head = serde_json::json!({ "id": id, "hook": hook, "node": node, "type": "batch" });
+        let mut json = head.to_string().into_bytes();
+        // The closing brace follows the events.
+        json.pop();
+        json.extend(b",\"events\":[");
+        Self { json, count: 0 }
+    }
+
+    /// Adds the body that the event would have alone.
+    pub(super) fn push(&mut self, event: &[u8]) {
+        if self.count > 0 {
+            self.json.push(b',');
+        }
+        self.json.extend(event);
+        self.count += 1;
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn finish(mut self) -> Bytes {
+        self.json.extend(b"]}");
+        self.json.into()
+    }
+}
+
 /// The body for a socket that has disconnected.
 pub(super) fn disconnect(
     origin: Origin<'_>,
@@ -210,4 +247,29 @@ fn write(
         socket,
     };
     serde_json::to_vec(&body).map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_has_the_bodies_of_its_events() {
+        let origin = Origin {
+            hook: "app",
+            id: "1",
+            node: "n",
+            namespace: "",
+        };
+        let mut body = BatchBody::new(origin);
+        for event in [r#"{"a":1}"#, r#"{"b":[]}"#] {
+            body.push(event.as_bytes());
+        }
+        assert_eq!(body.count(), 2);
+        let json: Value = serde_json::from_slice(&body.finish()).unwrap();
+        let wanted = serde_json::json!({
+            "id": "1", "hook": "app", "node": "n", "type": "batch", "events": [{"a": 1}, {"b": []}],
+        });
+        assert_eq!(json, wanted);
+    }
 }

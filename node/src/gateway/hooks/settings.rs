@@ -23,6 +23,9 @@ timeout = "5s"
 # Requests at the same time, and requests that wait. Beyond both they fail at once.
 concurrency = 64
 queue = 1024
+# Events without an acknowledgement go in batches: at most so many, gathered for at most so long.
+# Without this, each event is a request.
+batch = { size = 100, delay = "20ms" }
 # Failures in a row after which requests fail at once, and for how long at first.
 circuit_failures = 10
 circuit_pause = "1s"
@@ -69,6 +72,8 @@ pub(crate) struct Settings {
     /// Requests that wait until another is done. Beyond it they fail at once.
     #[serde(default = "queue")]
     pub(crate) queue: usize,
+    /// How events without an acknowledgement are gathered, if they are.
+    pub(crate) batch: Option<Batch>,
     /// Failures in a row after which requests fail at once for a while.
     #[serde(default = "circuit_failures")]
     pub(crate) circuit_failures: u32,
@@ -91,6 +96,29 @@ pub(crate) struct Settings {
     pub(crate) secret_file: Option<PathBuf>,
     /// The environment variable with it.
     pub(crate) secret_env: Option<String>,
+}
+
+/// How events without an acknowledgement are gathered to requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Batch {
+    /// The most events of a request.
+    #[serde(default = "batch_size")]
+    pub(crate) size: usize,
+    /// How long the first of them waits for others.
+    #[serde(default = "batch_delay", deserialize_with = "span")]
+    pub(crate) delay: Duration,
+}
+
+/// The most events of a request. The response has a list of operations for each.
+const MAX_BATCH: usize = 1000;
+
+fn batch_size() -> usize {
+    100
+}
+
+fn batch_delay() -> Duration {
+    Duration::from_millis(20)
 }
 
 fn main_namespace() -> Vec<String> {
@@ -254,6 +282,11 @@ impl Settings {
                 "`{key}` is zero or empty, so it would never be called"
             ));
         }
+        if let Some(Batch { size, .. }) = self.batch
+            && !(1..=MAX_BATCH).contains(&size)
+        {
+            return Err(format!("`batch.size` is not from 1 to {MAX_BATCH}"));
+        }
         if self.secret_file.is_some() && self.secret_env.is_some() {
             return Err("`secret_file` and `secret_env` exclude each other".to_owned());
         }
@@ -320,6 +353,14 @@ mod tests {
             (
                 json!({"url": url, "concurrency": 0}),
                 "`concurrency` is zero",
+            ),
+            (
+                json!({"url": url, "batch": {"size": 0}}),
+                "`batch.size` is not from 1 to 1000",
+            ),
+            (
+                json!({"url": url, "batch": {"delay": "0s"}}),
+                "more than zero",
             ),
             (json!({"url": url, "on": []}), "`on` is zero or empty"),
             (
