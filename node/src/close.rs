@@ -150,6 +150,10 @@ limits! {
     OutboxTotal = "outbox_total",
     /// Bytes that a polling client has posted and that are not handled yet.
     Inbox = "inbox",
+    /// Time for what comes before HTTP: a PROXY header, a TLS handshake.
+    HandshakeTimeout = "handshake_timeout",
+    /// Connections on which that is not complete.
+    Handshakes = "handshakes",
     /// Time for the head of an HTTP request.
     HeaderTimeout = "header_timeout",
     /// Time for the body of an HTTP request.

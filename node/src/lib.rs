@@ -79,6 +79,7 @@ pub use server::{
     ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };
 pub use transport::{
+    client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},
     client_files::ClientFiles,
     config::{Cookie, Limits},
     cors::Cors,

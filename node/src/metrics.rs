@@ -29,6 +29,10 @@ const FAN_OUT_BUCKETS: [f64; 11] = [
     1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1e-3, 4e-3, 16e-3, 64e-3, 256e-3, 1.0,
 ];
 
+/// What may be wrong with a PROXY header. The series exist from the start, so that an alert sees the
+/// first one.
+const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "closed"];
+
 /// The series of one transport.
 pub(crate) struct OfTransport {
     pub(crate) connections: IntGauge,
@@ -57,7 +61,7 @@ macro_rules! metrics {
             pub(crate) fn new() -> Self {
                 let to = Registrar(Registry::new());
                 let [polling, websocket] = to.transports();
-                Self {
+                let metrics = Self {
                     polling,
                     websocket,
                     limits: to.limits(),
@@ -66,7 +70,11 @@ macro_rules! metrics {
                     handler_errors: to.handler_errors(),
                     $($field: to.add($name, $help, &[$($label)?]),)+
                     registry: to.0,
+                };
+                for reason in PROXY_HEADER_ERRORS {
+                    metrics.proxy_header_errors.with_label_values(&[reason]).reset();
                 }
+                metrics
             }
         }
     };
@@ -105,6 +113,10 @@ metrics! {
         "Volatile packets dropped because the transport could not be written.";
     pub(crate) connect_refused: IntCounterVec["reason"] = "roomcast_connect_refused_total",
         "Connects to a namespace that were refused, by reason.";
+    proxy_header_errors: IntCounterVec["reason"] = "roomcast_proxy_header_errors_total",
+        "Connections closed because their PROXY header is missing or wrong, by reason.";
+    pub(crate) forwarded_ignored: IntCounter[] = "roomcast_forwarded_ignored_total",
+        "First requests with a client's address in a header whose sender is no trusted proxy.";
     pub(crate) http_connections: IntGauge[] = "roomcast_http_connections",
         "HTTP connections that are open, without those that have become WebSockets.";
     pub(crate) connection_limit: IntGauge[] = "roomcast_connection_limit",
@@ -282,6 +294,11 @@ impl Metrics {
     /// Counts an HTTP request that was refused.
     pub(crate) fn refused(&self, reason: &str) {
         self.refused_handshakes.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a connection without a valid PROXY header.
+    pub(crate) fn proxy_header_error(&self, reason: &str) {
+        self.proxy_header_errors.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn limit_reached(&self, limit: Limit) {

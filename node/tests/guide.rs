@@ -15,7 +15,7 @@ use std::{
 use process::client::Client;
 use roomcast::{
     Ack, AckError, Args, BroadcastOperator, Builder, EmitError, HandlerResult, Handshake,
-    MemoryBus, Namespace, Refused, Server, Socket, State,
+    InvalidNetwork, MemoryBus, Namespace, Refused, Server, Socket, State, TrustedProxies,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -376,4 +376,24 @@ async fn two_servers_on_one_bus_are_a_cluster() {
         assert_eq!(ben.event("reloaded"), json!([7]));
     });
     heard.await.unwrap();
+}
+
+fn behind_balancers() -> Result<Builder, InvalidNetwork> {
+    let proxies = TrustedProxies::new(["10.0.0.0/8", "::1"])?;
+    Ok(Server::builder().trusted_proxies(proxies))
+}
+
+#[tokio::test]
+async fn a_balancer_that_is_not_on_this_machine_names_no_client() {
+    let (asked, answer) = std::sync::mpsc::channel();
+    let main = Namespace::new("/").on_connect(move |socket: Socket| {
+        let address = socket.handshake().address();
+        let _ = asked.send(address);
+        async {}
+    });
+    let (_io, address) = start_with(behind_balancers().unwrap().namespace(main)).await;
+    let connected = spawn_blocking(move || Client::connect(&address));
+    let _client = connected.await.unwrap();
+    let address = answer.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert!(address.unwrap().ip().is_loopback());
 }

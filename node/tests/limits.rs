@@ -18,7 +18,8 @@ use std::{
 
 use futures_util::future::{self, FutureExt as _};
 use roomcast::{
-    AckError, BroadcastOperator, Builder, Limits, MemoryBus, Namespace, Server, Socket,
+    AckError, BroadcastOperator, Builder, Limits, MemoryBus, Namespace, Serve, Server, Socket,
+    TrustedProxies,
 };
 use support::{
     Gate, Polling, TestServer, WebSocket, eventually, http,
@@ -74,6 +75,8 @@ tests! {
         a_client_that_takes_nothing_for_too_long_is_closed;
     "outbox_total": the_clients_for_which_most_waits_are_closed_when_too_much_waits;
     "inbox": a_client_that_posts_faster_than_it_is_served_is_closed;
+    "handshake_timeout": a_proxy_header_that_does_not_come_in_time_closes_the_connection;
+    "handshakes": one_unfinished_proxy_header_too_many_closes_its_connection;
     "header_timeout":
         half_a_request_head_is_not_waited_for,
         a_connection_without_a_next_request_is_not_kept;
@@ -820,6 +823,68 @@ mod reach {
         polling.assert_closed().await;
         assert_counted(&server, limit).await;
         gate.open();
+    }
+
+    /// A server behind a proxy on this machine, with the PROXY protocol.
+    async fn behind_proxy(limits: Limits) -> TestServer {
+        let proxies = TrustedProxies::new(["127.0.0.1"]).unwrap();
+        let io = Server::builder().trusted_proxies(proxies).limits(limits);
+        TestServer::start_with(io.namespace(main_namespace()), Serve::with_proxy_protocol).await
+    }
+
+    const PROXY_HEADER: &[u8] = b"PROXY TCP4 203.0.113.9 192.0.2.1 1 2\r\n";
+
+    async fn bystander_behind_proxy(server: &TestServer) -> WebSocket {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(PROXY_HEADER).await.unwrap();
+        let mut bystander = WebSocket::over(stream, websocket::NEW).await;
+        assert!(bystander.text().await.starts_with("0{"));
+        bystander.join("/").await;
+        bystander
+    }
+
+    pub(super) async fn a_proxy_header_that_does_not_come_in_time_closes_the_connection(
+        limit: &str,
+    ) {
+        let server = behind_proxy(Limits {
+            handshake_timeout: Duration::from_secs(1),
+            ..Limits::default()
+        })
+        .await;
+        let mut bystander = bystander_behind_proxy(&server).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&PROXY_HEADER[..9]).await.unwrap();
+        let ended = within("the connection ends", stream.read_u8()).await;
+        assert!(ended.is_err());
+        eventually("it is counted", || server.reached(limit) == 1).await;
+        bystander.assert_served().await;
+    }
+
+    pub(super) async fn one_unfinished_proxy_header_too_many_closes_its_connection(limit: &str) {
+        let server = behind_proxy(Limits {
+            handshake_timeout: Duration::from_secs(3600),
+            handshakes: 1,
+            ..Limits::default()
+        })
+        .await;
+        let mut bystander = bystander_behind_proxy(&server).await;
+        let mut one = TcpStream::connect(server.address).await.unwrap();
+        one.write_all(&PROXY_HEADER[..9]).await.unwrap();
+        let mut other = TcpStream::connect(server.address).await.unwrap();
+        other.write_all(&PROXY_HEADER[..9]).await.unwrap();
+        // The server may come to either first.
+        let mut left = within("one of them ends", async {
+            tokio::select! {
+                ended = one.read_u8() => ended.map_or(other, |_| panic!("a response")),
+                ended = other.read_u8() => ended.map_or(one, |_| panic!("a response")),
+            }
+        })
+        .await;
+        assert_eq!(server.reached(limit), 1);
+        bystander.assert_served().await;
+        left.write_all(&PROXY_HEADER[9..]).await.unwrap();
+        drop(WebSocket::over(left, websocket::NEW).await);
+        drop(bystander_behind_proxy(&server).await);
     }
 
     pub(super) async fn half_a_request_head_is_not_waited_for(limit: &str) {

@@ -4,7 +4,8 @@
 //!
 //! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`] frames or HTTP
 //! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
-//! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis.
+//! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis. Balancers put a [`proxy`]
+//! header before a client's first byte.
 //!
 //! ```text
 //! client ── websocket ── engine_io ── socket_io ──┐
@@ -24,6 +25,7 @@ pub mod event;
 pub mod id;
 pub mod message;
 pub mod msgpack;
+pub mod proxy;
 pub mod question;
 mod raw;
 pub mod socket_io;

@@ -3,14 +3,17 @@
 
 use std::{future::ready, sync::Arc};
 
-use roomcast::{BuildError, Cookie, Cors, Handshake, Parser, Refused, Server};
+use roomcast::{
+    BuildError, Cookie, Cors, ForwardedHeader, Handshake, InvalidNetwork, Parser, Refused, Server,
+    TrustedProxies,
+};
 
 use super::{
     access::Access,
     admin::View,
     auth::{Auth, KeyError},
     cluster,
-    config::{Browser, Config, PacketParser, Protocol, Transport},
+    config::{Browser, Config, HeaderOfProxies, PacketParser, Protocol, Transport},
     hooks::Hooks,
     namespaces::{self, Parts},
     origins::Origins,
@@ -28,6 +31,8 @@ pub(crate) enum Unbuilt {
     Build(#[from] BuildError),
     #[error(transparent)]
     Keys(#[from] KeyError),
+    #[error(transparent)]
+    Proxies(#[from] InvalidNetwork),
 }
 
 impl Unbuilt {
@@ -67,6 +72,7 @@ pub(crate) async fn server(
         )
         .allow_eio3(config.protocol.allow_eio3.0)
         .http_compression(config.protocol.http_compression.0)
+        .trusted_proxies(trusted_proxies(config)?)
         .limits((&config.limits).into());
     if config.protocol.parser == PacketParser::Msgpack {
         builder = builder.parser(Parser::Msgpack);
@@ -114,6 +120,14 @@ pub(crate) async fn server(
         auth,
         policies,
     })
+}
+
+fn trusted_proxies(config: &Config) -> Result<TrustedProxies, InvalidNetwork> {
+    let proxies = TrustedProxies::new(config.trusted_proxies())?;
+    Ok(proxies.header(match config.listen.forwarded_header {
+        HeaderOfProxies::XForwardedFor => ForwardedHeader::XForwardedFor,
+        HeaderOfProxies::Forwarded => ForwardedHeader::Forwarded,
+    }))
 }
 
 /// Reads the keys if any namespace asks for tokens.

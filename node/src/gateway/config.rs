@@ -26,8 +26,8 @@ use super::{
     settings::{File, FileError, NamespaceName, Settings},
     token::TokenOptions,
     values::{
-        self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, SettingsFile, Span, Switch,
-        Workers,
+        self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, ProxyNetwork, SettingsFile,
+        Span, Switch, Workers,
     },
 };
 use clap::{
@@ -198,6 +198,39 @@ pub(crate) struct Listen {
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
     pub(crate) internal_listen: SocketAddr,
+
+    /// Proxies that may name the address of a client: `off`, or addresses and networks separated by commas
+    ///
+    /// Without it, clients behind a balancer all have its address. With it, the right-most address in
+    /// X-Forwarded-For that is no proxy is the client's. Never name addresses from which clients come
+    /// directly, because they could then claim any address.
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    #[arg(default_value = "off")]
+    pub(crate) trusted_proxies: Vec<ProxyNetwork>,
+
+    /// Header in which those proxies name the client: what they write, because they pass on the other one
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_enum,
+        default_value = "x-forwarded-for"
+    )]
+    pub(crate) forwarded_header: HeaderOfProxies,
+
+    /// Expect a PROXY header, version 1 or 2, at the beginning of each connection of clients
+    ///
+    /// Connections without one, and those that do not come from --trusted-proxies, are closed.
+    #[arg(long, value_name = "BOOL", default_value = "false")]
+    pub(crate) proxy_protocol: Switch,
+}
+
+/// A header with the addresses of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeaderOfProxies {
+    /// X-Forwarded-For and X-Forwarded-Proto
+    XForwardedFor,
+    /// Forwarded, of RFC 7239
+    Forwarded,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -392,6 +425,17 @@ impl Config {
         names
     }
 
+    /// The proxies that may name the address of a client.
+    pub(crate) fn trusted_proxies(&self) -> Vec<String> {
+        let networks = self.listen.trusted_proxies.iter();
+        networks
+            .filter_map(|network| match network {
+                ProxyNetwork::Off => None,
+                ProxyNetwork::Network(text) => Some(text.clone()),
+            })
+            .collect()
+    }
+
     /// Checks options that are valid one by one but not together.
     fn fits(&self) -> Result<(), String> {
         let (inbox, payload) = (self.limits.max_inbox, self.protocol.max_payload);
@@ -400,6 +444,13 @@ impl Config {
                 "--max-inbox is {inbox}, below --max-payload with {payload}: the largest message \
                  would never fit; raise the one or lower the other"
             ));
+        }
+        if self.listen.proxy_protocol.0 && self.trusted_proxies().is_empty() {
+            return Err(
+                "--proxy-protocol needs --trusted-proxies, the addresses of the balancers that \
+                 send the header"
+                    .to_owned(),
+            );
         }
         let names = &self.protocol.namespace;
         let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
@@ -580,6 +631,8 @@ mod tests {
         let config = Config::default();
         assert_eq!(config.listen.listen.to_string(), "127.0.0.1:3000");
         assert_eq!(config.listen.internal_listen.to_string(), "127.0.0.1:3001");
+        assert_eq!(config.listen.trusted_proxies, [ProxyNetwork::Off]);
+        assert_eq!(config.listen.proxy_protocol, Switch(false));
         assert_eq!(config.protocol.path, "/socket.io/");
         assert_eq!(config.protocol.namespace, ["/"]);
         assert_eq!(config.protocol.ping_interval.to_string(), "25s");

@@ -102,6 +102,16 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().server_side_events, value_parser = values::count)]
     pub(crate) max_server_side_events: usize,
 
+    /// Time for what comes before HTTP: a PROXY header, a TLS handshake
+    #[arg(long, value_name = "DURATION")]
+    #[arg(default_value_t = Span(Limits::default().handshake_timeout))]
+    pub(crate) handshake_timeout: Span,
+
+    /// Connections that may be at that point; more are closed
+    #[arg(long, value_name = "COUNT")]
+    #[arg(default_value_t = Limits::default().handshakes, value_parser = values::count)]
+    pub(crate) max_handshakes: usize,
+
     /// Time that a client has to send a request's head, counted from the previous request
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().header_timeout))]
@@ -139,6 +149,8 @@ impl From<&LimitOptions> for Limits {
             fragments: options.max_fragments,
             unfinished_upgrades: options.max_unfinished_upgrades,
             server_side_events: options.max_server_side_events,
+            handshake_timeout: options.handshake_timeout.0,
+            handshakes: options.max_handshakes,
             header_timeout: options.header_timeout.0,
             body_timeout: options.body_timeout.0,
             response_timeout: options.response_timeout.0,

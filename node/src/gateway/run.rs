@@ -21,7 +21,7 @@ use std::{
 };
 
 use clap::ValueEnum as _;
-use roomcast::{BuildError, Server};
+use roomcast::{BuildError, InvalidNetwork, Server};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -77,6 +77,8 @@ pub(crate) enum RunError {
     Hooks(String),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
+    #[error("{0} (set with --trusted-proxies or ROOMCAST_TRUSTED_PROXIES)")]
+    Proxies(InvalidNetwork),
     #[error("tokens cannot be verified: {0}")]
     Keys(KeyError),
     #[error("{0}")]
@@ -96,6 +98,7 @@ impl From<Unbuilt> for RunError {
             Unbuilt::Build(error @ BuildError::Bus(_)) => Self::Cluster(error),
             Unbuilt::Build(error) => Self::Build(error),
             Unbuilt::Keys(error) => Self::Keys(error),
+            Unbuilt::Proxies(error) => Self::Proxies(error),
         }
     }
 }
@@ -173,11 +176,14 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     notify.ready();
     let (stop, stopped) = oneshot::channel::<()>();
     let listener = tokio::net::TcpListener::from_std(public)?;
-    let serving = server
+    let mut serving = server
         .serve(listener, router)
         .with_graceful_shutdown(async move {
             let _ = stopped.await;
         });
+    if config.listen.proxy_protocol.0 {
+        serving = serving.with_proxy_protocol();
+    }
     let drain = async || {
         health.draining();
         notify.stopping();

@@ -5,7 +5,7 @@
 
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use roomcast::ClientFiles;
+use roomcast::{ClientFiles, TrustedProxies};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -303,6 +303,35 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     numeric
         .parse()
         .map_err(|_| "expected ADDRESS:PORT, such as 0.0.0.0:3000 or [::]:3000".into())
+}
+
+/// A proxy that may name the addresses of clients: `off`, an address or a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyNetwork {
+    Off,
+    /// As the library reads it.
+    Network(String),
+}
+
+impl FromStr for ProxyNetwork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        let network = TrustedProxies::new([text]).map(|_| Self::Network(text.to_owned()));
+        network.map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Display for ProxyNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Network(text) => text,
+        })
+    }
 }
 
 /// Parses a count of at least 1.

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     transport::{
+        client_address::TrustedProxies,
         client_files::ClientFiles,
         config::{AllowRequest, Config, Cookie, Limits},
         cors::Cors,
@@ -126,6 +127,12 @@ impl Builder {
     /// Path of the server. Default `/socket.io`.
     pub fn path(mut self, path: &str) -> Self {
         self.config.path = path.trim_end_matches('/').to_owned();
+        self
+    }
+
+    /// Proxies whose headers about the addresses of clients are believed. Default: none.
+    pub fn trusted_proxies(mut self, proxies: TrustedProxies) -> Self {
+        self.config.trusted_proxies = Arc::new(proxies);
         self
     }
 

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::server::Server;
-use crate::transport;
+use crate::transport::{self, preamble::Preamble};
 
 /// An application that is about to be served. Await it to serve; see [`Server::serve`].
 #[must_use = "nothing is served until this is awaited"]
@@ -23,6 +23,7 @@ pub struct Serve {
     server: Server,
     listener: TcpListener,
     app: Router,
+    preamble: Preamble,
     signal: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -32,8 +33,17 @@ impl Serve {
             server,
             listener,
             app,
+            preamble: Preamble::default(),
             signal: Box::pin(pending()),
         }
+    }
+
+    /// Expects a header of the PROXY protocol, version 1 or 2, at the beginning of each connection. It
+    /// names the client's address. A connection is closed if it has none or does not come from a
+    /// [trusted proxy](crate::Builder::trusted_proxies).
+    pub fn with_proxy_protocol(mut self) -> Self {
+        self.preamble.proxy_header = true;
+        self
     }
 
     /// Stops when the signal comes: no more connections are accepted, the server is
@@ -56,6 +66,7 @@ impl IntoFuture for Serve {
             server,
             listener,
             app,
+            preamble,
             signal,
         } = self;
         Box::pin(async move {
@@ -65,7 +76,7 @@ impl IntoFuture for Serve {
             let engine = Arc::clone(server.engine());
             serving.spawn(async move {
                 let close = server.close();
-                transport::serve::serve(engine, listener, app, signal, close).await;
+                transport::serve::serve(engine, listener, preamble, app, signal, close).await;
             });
             match serving.join_next().await {
                 Some(Err(error)) => Err(io::Error::other(error)),

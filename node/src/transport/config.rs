@@ -6,6 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 
 use super::{
+    client_address::TrustedProxies,
     client_files::ClientFiles,
     cors::Cors,
     handshake::{Handshake, Keep},
@@ -63,6 +64,12 @@ pub struct Limits {
     pub inbox_bytes: usize,
     /// Frames of one WebSocket message. Default 1,024. Beyond: the connection is closed.
     pub fragments: usize,
+    /// Time for what comes before HTTP: a PROXY header, a TLS handshake. Default 10 s. Beyond: the
+    /// connection is closed. Applies to [`Server::serve`](crate::Server::serve).
+    pub handshake_timeout: Duration,
+    /// Connections on which that is not complete. Default 10,000. Beyond: a further one is closed.
+    /// Applies to [`Server::serve`](crate::Server::serve).
+    pub handshakes: usize,
     /// Time for the head of a request to arrive, also between two requests of a kept-alive
     /// connection. Default 30 s. Applies to [`Server::serve`](crate::Server::serve); an application
     /// that serves the router itself sets its own.
@@ -105,6 +112,8 @@ impl Default for Limits {
             outbox_total_bytes: 512 << 20,
             inbox_bytes: 2 << 20,
             fragments: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            handshakes: 10_000,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(20),
             response_timeout: Duration::from_secs(30),
@@ -172,6 +181,7 @@ pub(crate) struct Config {
     pub(crate) allow_request: Option<AllowRequest>,
     pub(crate) keep: Vec<Keep>,
     pub(crate) client_files: Option<ClientFiles>,
+    pub(crate) trusted_proxies: Arc<TrustedProxies>,
     pub(crate) limits: Limits,
 }
 
@@ -196,6 +206,7 @@ impl Default for Config {
             allow_request: None,
             keep: Vec::new(),
             client_files: None,
+            trusted_proxies: Arc::default(),
             limits: Limits::default(),
         }
     }

@@ -4,13 +4,16 @@
 use std::{
     cmp::Reverse,
     hash::{BuildHasher, RandomState},
+    net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use axum::extract::ConnectInfo;
+use http::{Extensions, HeaderMap};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -19,8 +22,8 @@ use tokio::{
 };
 
 use super::{
-    config::Config, connection::Connection, connection_state::SHUTDOWN_LINGER, frame::Frame,
-    handshake::Handshake, lane::Lane,
+    client_address::ClientAddress, config::Config, connection::Connection,
+    connection_state::SHUTDOWN_LINGER, frame::Frame, handshake::Handshake, lane::Lane,
 };
 use crate::{
     clock::Clock,
@@ -54,8 +57,12 @@ pub(crate) struct Engine {
     max_connections: AtomicUsize,
     /// WebSockets of upgrades that are not finished.
     pub(super) probing: AtomicUsize,
+    /// Connections whose preamble is not complete.
+    pub(super) preambles: AtomicUsize,
     /// When the budget of waiting bytes was last enforced, in milliseconds of the clock.
     enforced: AtomicU64,
+    /// The log has named a proxy that is not trusted.
+    has_named_proxy: AtomicBool,
     draining: watch::Sender<bool>,
     empty: Notify,
 }
@@ -84,10 +91,40 @@ impl Engine {
             open: AtomicUsize::new(0),
             max_connections: AtomicUsize::new(max_connections),
             probing: AtomicUsize::new(0),
+            preambles: AtomicUsize::new(0),
             enforced: AtomicU64::new(0),
+            has_named_proxy: AtomicBool::new(false),
             draining: watch::Sender::new(false),
             empty: Notify::new(),
         }
+    }
+
+    /// Where the client of a first request is. Counts an address in a header that is not believed,
+    /// because either a balancer is missing among the trusted proxies or a client pretends to be one.
+    pub(super) fn client(
+        &self,
+        extensions: &Extensions,
+        headers: &HeaderMap,
+    ) -> Option<ClientAddress> {
+        let proxies = &self.config.trusted_proxies;
+        let connection = extensions.get::<ConnectInfo<SocketAddr>>();
+        if let Some(&ConnectInfo(peer)) = connection
+            && proxies.ignores(peer, headers)
+        {
+            self.metrics.forwarded_ignored.inc();
+            if !self.has_named_proxy.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    %peer,
+                    "a client's address in a header is ignored because the sender is no trusted \
+                     proxy; if it is a balancer, name it as one, or all clients have its address"
+                );
+            }
+        }
+        if let Some(client) = extensions.get::<ClientAddress>() {
+            return Some(*client);
+        }
+        let peer = ClientAddress::direct(connection?.0, false);
+        Some(proxies.client(peer, headers))
     }
 
     /// Starts the tasks of the lanes on the current runtime; [`stop`](Self::stop) ends them.

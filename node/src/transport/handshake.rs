@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use super::client_address::ClientAddress;
 use crate::clock::unix_millis;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
 use serde::de::DeserializeOwned;
@@ -45,8 +46,9 @@ pub(crate) struct Request {
     /// zero byte, which none of them can contain.
     packed: Box<[u8]>,
     address: Option<SocketAddr>,
-    /// Milliseconds since 1970.
-    issued: u64,
+    /// Milliseconds since 1970, twice, plus one if the client uses TLS: a field of its own would cost
+    /// every connection 16 bytes.
+    issued_and_secure: u64,
     /// Boxed, because few applications keep any.
     extensions: Option<Box<Extensions>>,
 }
@@ -67,7 +69,7 @@ impl Handshake {
     pub(crate) fn new(
         uri: &http::Uri,
         headers: &HeaderMap,
-        address: Option<SocketAddr>,
+        client: Option<ClientAddress>,
         extensions: Option<Box<Extensions>>,
     ) -> Self {
         let mut packed = Vec::with_capacity(512);
@@ -91,8 +93,9 @@ impl Handshake {
         }
         let request = Request {
             packed: packed.into(),
-            address,
-            issued: unix_millis(),
+            address: client.map(|client| client.address()),
+            issued_and_secure: unix_millis() << 1
+                | u64::from(client.is_some_and(|client| client.is_secure())),
             extensions,
         };
         Self {
@@ -164,20 +167,28 @@ impl Handshake {
             .unwrap_or_default()
     }
 
-    /// The client's address: the other end of the TCP connection, which may be a proxy. None if
-    /// the embedding application does not provide it (see `axum::extract::ConnectInfo`).
+    /// The client's address: the other end of the TCP connection, or what a
+    /// [trusted proxy](crate::Builder::trusted_proxies) says it is. The port is 0 if the proxy does
+    /// not name it. None if the embedding application does not provide the address (see
+    /// `axum::extract::ConnectInfo`).
     pub fn address(&self) -> Option<SocketAddr> {
         self.request.address
     }
 
+    /// Whether the client uses TLS, as far as the server knows: its own listener, or a trusted proxy
+    /// that says so.
+    pub fn is_secure(&self) -> bool {
+        self.request.issued_and_secure & 1 == 1
+    }
+
     /// When the request was received.
     pub fn time(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.request.issued)
+        UNIX_EPOCH + Duration::from_millis(self.issued_millis())
     }
 
     /// [`time`](Self::time) in milliseconds since 1970, as JavaScript counts.
     pub fn issued_millis(&self) -> u64 {
-        self.request.issued
+        self.request.issued_and_secure >> 1
     }
 
     /// Returns the handshake in the form of Node.js servers: `headers`, `query`, `auth`, `address`,
@@ -198,7 +209,7 @@ impl Handshake {
             "headers": headers,
             "time": httpdate::fmt_http_date(self.time()),
             "address": address,
-            "secure": false,
+            "secure": self.is_secure(),
             "issued": self.issued_millis(),
             "url": self.url(),
             "query": query,

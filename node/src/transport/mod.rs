@@ -4,7 +4,8 @@
 //! [`Acceptor`](engine::Acceptor). Nothing here knows of namespaces, events or rooms.
 //!
 //! ```text
-//! serve ─ http_stream        carries HTTP until it ends or becomes a WebSocket
+//! serve ─ preamble           accepts connections, and what comes before HTTP
+//!   └─ http_stream           carries HTTP until it ends or becomes a WebSocket
 //!   └─ routes ─ cors         which request opens, polls, posts or upgrades
 //!        ├─ polling          a poll, a posted body
 //!        └─ upgrade ─ stream a new WebSocket, or a probe of one
@@ -12,9 +13,11 @@
 //!   └─ connection            one lock around connection_state (pure), stream and polling
 //! lane ─ sessions (pure)     the task of a worker: flush dirty connections, due timers
 //! engine                     what they share
+//!   └─ client_address         where a client is, if a proxy says so
 //! ```
 
 mod backlog;
+pub(crate) mod client_address;
 pub(crate) mod client_files;
 pub(crate) mod config;
 pub(crate) mod connection;
@@ -28,6 +31,7 @@ mod http_stream;
 mod lane;
 mod outbox;
 mod polling;
+pub(crate) mod preamble;
 pub(crate) mod routes;
 pub(crate) mod serve;
 mod sessions;

@@ -12,9 +12,9 @@
 //!                        └─ upgrade ───▶ 101, then a probe
 //! ```
 
-use std::{borrow::Cow, io::Write as _, net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, io::Write as _, sync::Arc};
 
-use axum::{Router, body::Body, extract::ConnectInfo, routing::any};
+use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{
@@ -24,6 +24,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::{
+    client_address::ClientAddress,
     client_files,
     connection::Connection,
     cors::Cors,
@@ -180,11 +181,11 @@ impl Routes {
         if engine.is_draining() {
             return Err(DRAINING);
         }
-        let address = address_of(&request);
+        let client = engine.client(request.extensions(), request.headers());
         let keep = |extensions: &Extensions| kept(&engine.config.keep, extensions);
         if let Some(allow) = &engine.config.allow_request {
             let extensions = keep(request.extensions());
-            let handshake = Handshake::new(request.uri(), request.headers(), address, extensions);
+            let handshake = Handshake::new(request.uri(), request.headers(), client, extensions);
             if let Err(message) = allow(handshake).await {
                 return Err(HandshakeError::Forbidden(Some(message.into())).into());
             }
@@ -202,10 +203,15 @@ impl Routes {
             let extensions = keep(request.extensions());
             let (engine, acceptor) = (Arc::clone(engine), Arc::clone(&self.acceptor));
             let handoff = request.extensions_mut().remove::<Handoff>();
+            let proxies = Arc::clone(&engine.config.trusted_proxies);
             let (parts, _) = request.into_parts();
             let handshake = move |stream: &Stream| {
-                let address = address.or_else(|| stream.peer());
-                Handshake::new(&parts.uri, &parts.headers, address, extensions)
+                let of_stream = || {
+                    let peer = ClientAddress::direct(stream.peer()?, false);
+                    Some(proxies.client(peer, &parts.headers))
+                };
+                let client = client.or_else(of_stream);
+                Handshake::new(&parts.uri, &parts.headers, client, extensions)
             };
             let opening = upgrade::open(engine, acceptor, permit, upgrade, form, handshake);
             match handoff {
@@ -222,7 +228,7 @@ impl Routes {
         let upgrades = engine.config.websocket && engine.config.allow_upgrades;
         connection.send_open(Vec::new(), if upgrades { &websocket } else { &[] });
         let extensions = keep(request.extensions());
-        let handshake = Handshake::new(request.uri(), request.headers(), address, extensions);
+        let handshake = Handshake::new(request.uri(), request.headers(), client, extensions);
         self.acceptor.accept(&connection, handshake, permit);
         if form.revision == Revision::V3 {
             // The driver connects a client of revision 3 to the main namespace by itself, and its
@@ -448,13 +454,6 @@ fn header_str(headers: &HeaderMap, name: HeaderName) -> &str {
         .get(name)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
-}
-
-fn address_of(request: &Request<Body>) -> Option<SocketAddr> {
-    request
-        .extensions()
-        .get::<ConnectInfo<SocketAddr>>()
-        .map(|info| info.0)
 }
 
 /// All values of a header that is a list, joined by commas, because proxies may send several lines.

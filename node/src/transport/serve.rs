@@ -3,6 +3,7 @@
 //! A WebSocket is opened with one write, by the task that carried HTTP. This saves a segment and a
 //! wake-up, 0.4 of what a connect costs. The sequence:
 //!
+//! 0. If the listener expects a [`Preamble`], it is received.
 //! 1. [`carry`] gives each request a [`Handoff`] and hyper the socket as an [`HttpStream`].
 //! 2. The route accepts the upgrade, leaves the opening in the `Handoff` and responds with 101.
 //! 3. hyper writes the head of the response. `HttpStream` recognises `HTTP/1.1 101 ` and keeps it.
@@ -36,8 +37,10 @@ use tokio::{
 use tower::ServiceExt as _;
 
 use super::{
+    client_address::ClientAddress,
     engine::Engine,
     http_stream::{Handoff, HttpStream},
+    preamble::Preamble,
     routes,
 };
 use crate::close::Limit;
@@ -64,12 +67,14 @@ const RESERVED: std::ops::RangeInclusive<usize> = 24..=256;
 pub(crate) async fn serve(
     engine: Arc<Engine>,
     listener: TcpListener,
+    preamble: Preamble,
     app: Router,
     mut signal: Pin<Box<dyn Future<Output = ()> + Send>>,
     close: impl Future<Output = ()>,
 ) {
     let limit = socket_limit(&engine);
     let refusal = routes::refusal(&engine);
+    let preamble = Arc::new(preamble);
     let mut refusals = Refusals::default();
     let mut silent_until = engine.clock.now();
     // The receivers are counted: when all are gone, the last HTTP connection is.
@@ -84,7 +89,7 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, address)) => {
                 let sockets = engine.sockets().saturating_sub(refusals.0.len());
-                let http = HttpConnection::new(&engine, stream, address);
+                let http = HttpConnection::new(&engine, &preamble, stream, address);
                 if sockets < limit {
                     drop(tokio::spawn(carry(http, app.clone(), stopped.clone())));
                     continue;
@@ -166,15 +171,22 @@ fn socket_limit(engine: &Engine) -> usize {
 /// An HTTP connection, counted until it ends or has become a WebSocket.
 struct HttpConnection {
     engine: Arc<Engine>,
+    preamble: Arc<Preamble>,
     stream: Option<TcpStream>,
     address: SocketAddr,
 }
 
 impl HttpConnection {
-    fn new(engine: &Arc<Engine>, stream: TcpStream, address: SocketAddr) -> Self {
+    fn new(
+        engine: &Arc<Engine>,
+        preamble: &Arc<Preamble>,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Self {
         engine.metrics.http_connections.inc();
         Self {
             engine: Arc::clone(engine),
+            preamble: Arc::clone(preamble),
             stream: Some(stream),
             address,
         }
@@ -195,11 +207,32 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
     };
     // Small packets go out at once. A socket that is dead already ends with the first read.
     let _ = stream.set_nodelay(true);
+    let (stream, client) = if http.preamble.is_empty() {
+        (stream, ClientAddress::direct(address, false))
+    } else {
+        let stopping = async { drop(stopped.wait_for(|stopped| *stopped).await) };
+        let preamble = Arc::clone(&http.preamble);
+        // Boxed, because most listeners expect nothing and every connection would carry its size.
+        let received = Box::pin(preamble.receive(&engine, stream, address, stopping)).await;
+        let Some(received) = received else {
+            return;
+        };
+        received
+    };
+    // What follows from the address of the connection needs no entry of its own.
+    let is_direct = engine.config.trusted_proxies.is_empty() && !client.is_secure();
+    let proxies = Arc::clone(&engine.config.trusted_proxies);
     let handoff = Handoff::default();
     let stream = HttpStream::new(stream, Arc::clone(&engine), handoff.clone());
     let shared = handoff.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(address));
+        request
+            .extensions_mut()
+            .insert(ConnectInfo(client.address()));
+        if !is_direct {
+            let client = proxies.client(client, request.headers());
+            request.extensions_mut().insert(client);
+        }
         shared.begin_request();
         request.extensions_mut().insert(shared.clone());
         let (handoff, response) = (shared.clone(), app.clone().oneshot(request.map(Body::new)));

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use roomcast::{Builder, Namespace, Server, Socket};
+use roomcast::{Builder, Namespace, Serve, Server, Socket};
 use tokio::{
     net::TcpListener,
     sync::mpsc::{self, UnboundedReceiver},
@@ -20,10 +20,19 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub(crate) async fn start(builder: Builder) -> Self {
+        Self::start_with(builder, |serve| serve).await
+    }
+
+    /// A server whose listener has settings of its own.
+    pub(crate) async fn start_with(
+        builder: Builder,
+        listening: impl FnOnce(Serve) -> Serve,
+    ) -> Self {
         let io = builder.build().await.unwrap();
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(io.serve(listener, io.router()).into_future());
+        let serving = listening(io.serve(listener, io.router()));
+        let serving = tokio::spawn(serving.into_future());
         Self {
             io,
             address,

@@ -13,6 +13,7 @@ use roomcast_protocol::engine_io::packet::{
     Message, Packet, decode_binary_v3, decode_text, decode_text_v3, write_binary_message,
 };
 use roomcast_protocol::engine_io::{payload, payload_v3};
+use roomcast_protocol::proxy::{self, Progress};
 use roomcast_protocol::socket_io::connect::split_query;
 use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
 use roomcast_protocol::socket_io::packet::{Packet as SocketPacket, PacketKind};
@@ -32,6 +33,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("socket_msgpack", socket_msgpack),
     ("websocket", websocket),
     ("websocket_upgrade", websocket_upgrade),
+    ("proxy_header", proxy_header),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
     ("wire_classic", wire::classic),
@@ -385,5 +387,20 @@ fn emitter_args(data: &[u8]) {
             MAX_DEPTH,
         )
         .expect("it was just encoded");
+    }
+}
+
+/// The result depends neither on what follows the header nor on how much of it has come before.
+fn proxy_header(data: &[u8]) {
+    let whole = proxy::read(data);
+    for end in 0..data.len() {
+        match proxy::read(&data[..end]) {
+            Ok(Progress::Incomplete) => {}
+            early => assert_eq!(early, whole),
+        }
+    }
+    if let Ok(Progress::Complete(header)) = whole {
+        assert!(header.length <= data.len().min(proxy::MAX_HEADER));
+        assert_eq!(proxy::read(&data[..header.length]), whole);
     }
 }

@@ -1,0 +1,142 @@
+//! What comes before HTTP on a connection, if the listener expects it: the PROXY header of a balancer.
+//!
+//! Whether there is a header is a setting and never a guess, because any client could send one. It is
+//! read without a byte of what follows, so that HTTP begins on a socket in its first state.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
+
+use roomcast_protocol::proxy::{self, HeaderError, Progress};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
+
+use super::{client_address::ClientAddress, engine::Engine};
+use crate::close::Limit;
+
+/// What a listener expects of its connections before HTTP.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Preamble {
+    /// A header of the PROXY protocol, from a trusted proxy.
+    pub(crate) proxy_header: bool,
+}
+
+/// Bytes that are looked at once. Headers are shorter, unless they have large extensions.
+const PEEK_BYTES: usize = 512;
+
+/// A connection that is closed before HTTP.
+enum Failed {
+    /// Opened and closed without a byte, as a health check does.
+    Unused,
+    /// The header is missing or wrong, for this reason.
+    Header(&'static str),
+}
+
+impl From<HeaderError> for Failed {
+    fn from(error: HeaderError) -> Self {
+        Self::Header(match error {
+            HeaderError::Malformed => "malformed",
+            HeaderError::TooLarge => "too_large",
+        })
+    }
+}
+
+/// The reason for a connection that ends within the header.
+const CLOSED: Failed = Failed::Header("closed");
+
+impl From<io::Error> for Failed {
+    fn from(_: io::Error) -> Self {
+        CLOSED
+    }
+}
+
+impl Preamble {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.proxy_header
+    }
+
+    /// Receives it, within the limits of time and number. Returns none if the connection is to be
+    /// closed, which has been counted then.
+    pub(super) async fn receive(
+        &self,
+        engine: &Arc<Engine>,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        stopped: impl Future<Output = ()>,
+    ) -> Option<(TcpStream, ClientAddress)> {
+        let Some(_receiving) = Receiving::begin(engine) else {
+            engine.metrics.limit_reached(Limit::Handshakes);
+            return None;
+        };
+        let limit = engine.config.limits.handshake_timeout;
+        let received = tokio::select! {
+            received = timeout(limit, self.receive_all(engine, tcp, peer)) => received,
+            () = stopped => return None,
+        };
+        match received {
+            Ok(Ok(received)) => return Some(received),
+            Ok(Err(Failed::Unused)) => {}
+            Ok(Err(Failed::Header(reason))) => {
+                engine.metrics.proxy_header_error(reason);
+                tracing::debug!(%peer, reason, "a connection without a valid PROXY header is closed");
+            }
+            Err(_) => engine.metrics.limit_reached(Limit::HandshakeTimeout),
+        }
+        None
+    }
+
+    async fn receive_all(
+        &self,
+        engine: &Engine,
+        mut tcp: TcpStream,
+        peer: SocketAddr,
+    ) -> Result<(TcpStream, ClientAddress), Failed> {
+        if !engine.config.trusted_proxies.trusts(peer.ip()) {
+            return Err(Failed::Header("untrusted"));
+        }
+        let client = read_header(&mut tcp).await?.unwrap_or(peer);
+        Ok((tcp, ClientAddress::direct(client, false)))
+    }
+}
+
+/// Reads a header and not a byte more. Returns the client that it names.
+async fn read_header(tcp: &mut TcpStream) -> Result<Option<SocketAddr>, Failed> {
+    let mut header = Vec::new();
+    let mut buffer = [0; PEEK_BYTES];
+    loop {
+        let count = tcp.peek(&mut buffer).await?;
+        if count == 0 {
+            return Err(match header.is_empty() {
+                true => Failed::Unused,
+                false => CLOSED,
+            });
+        }
+        let before = header.len();
+        header.extend_from_slice(&buffer[..count]);
+        match proxy::read(&header)? {
+            // All of it belongs to the header. If it stayed in the socket, the next look would return
+            // at once with nothing new.
+            Progress::Incomplete => drop(tcp.read_exact(&mut buffer[..count]).await?),
+            Progress::Complete(complete) => {
+                let rest = complete.length - before;
+                tcp.read_exact(&mut buffer[..rest]).await?;
+                return Ok(complete.client);
+            }
+        }
+    }
+}
+
+/// Counts a connection as one whose preamble is not complete until it is dropped.
+struct Receiving(Arc<Engine>);
+
+impl Receiving {
+    /// Returns none if there are too many.
+    fn begin(engine: &Arc<Engine>) -> Option<Self> {
+        let before = engine.preambles.fetch_add(1, Ordering::Relaxed);
+        let receiving = Self(Arc::clone(engine));
+        (before < engine.config.limits.handshakes).then_some(receiving)
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.preambles.fetch_sub(1, Ordering::Relaxed);
+    }
+}
