@@ -380,8 +380,8 @@ async fn a_disconnect_by_ping_timeout_is_told_once() {
     let (namespace, mut sockets, mut ends) = recording();
     let builder = Server::builder()
         .namespace(namespace)
-        .ping_interval(Duration::from_millis(50))
-        .ping_timeout(Duration::from_millis(50));
+        .ping_interval(Duration::from_millis(500))
+        .ping_timeout(Duration::from_millis(500));
     let server = TestServer::start(builder).await;
     let client = WebSocket::connect(server.address).await;
     let socket = join_next(&mut sockets).await;
@@ -526,7 +526,7 @@ async fn a_broadcast_collects_answers_and_says_who_is_missing() {
         ids.push(sockets.next().await.id().clone());
     }
     let asked = server.io.of("/").except(&ids[3]);
-    let asked = asked.timeout(Duration::from_millis(500));
+    let asked = asked.timeout(Duration::from_secs(2));
     let vote = tokio::spawn(asked.emit_with_ack::<u32>("vote", ()));
     for client in &mut clients[..3] {
         assert_eq!(client.text().await, r#"420["vote"]"#);

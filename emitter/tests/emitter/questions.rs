@@ -113,7 +113,7 @@ async fn a_node_that_does_not_answer_is_named_and_a_foreign_one_counted() {
         let _theirs = Member::join(&url, dialect, Kin::Node, |_| Vec::new()).await;
         let _speaks = Member::join(&url, dialect, Kin::Own("speaks"), reached(1)).await;
         let emitter = emitter(&redis, dialect).await;
-        let to = emitter.of("/").timeout(Duration::from_millis(300));
+        let to = emitter.of("/").timeout(Duration::from_secs(2));
         let confirmed = to.emit_confirmed("hello", ()).await.unwrap();
         assert_eq!((confirmed.sockets, confirmed.nodes), (1, 1));
         assert_eq!(confirmed.silent_nodes, ["mute", "foreign"]);
@@ -187,7 +187,7 @@ async fn a_node_that_leaves_hides_no_other_member() {
     let leaving = Member::join(&url, dialect, Kin::Own("leaving"), reached(1)).await;
     let _theirs = Member::join(&url, dialect, Kin::Node, |_| Vec::new()).await;
     let emitter = emitter(&redis, dialect).await;
-    let to = || emitter.of("/").timeout(Duration::from_millis(300));
+    let to = || emitter.of("/").timeout(Duration::from_secs(2));
     // From now on the emitter knows its lease.
     let confirmed = to().emit_confirmed("hello", ()).await.unwrap();
     assert_eq!((confirmed.sockets, confirmed.nodes), (1, 1));
@@ -255,7 +255,7 @@ async fn sockets_that_others_asked_in_vain_are_missing_without_a_name() {
     let asked = |_: &Question| vec![Reply::Asked(3), Reply::Acknowledged(args("[1]"))];
     let _theirs = Member::join(&redis.url(), Dialect::Classic, Kin::Node, asked).await;
     let emitter = emitter(&redis, Dialect::Classic).await;
-    let to = emitter.of("/").timeout(Duration::from_millis(200));
+    let to = emitter.of("/").timeout(Duration::from_secs(2));
     let answers = to.emit_with_ack::<u64>("vote?", ()).await.unwrap();
     assert_eq!((answers.answers, answers.missing_unnamed), (vec![1], 2));
 }
