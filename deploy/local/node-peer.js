@@ -1,6 +1,6 @@
 // A Node.js Socket.IO server in the same cluster as Roomcast nodes, through the official Redis adapter. It
-// shows how an existing server takes part. It handles the events of `roomcast serve --client-rooms` and
-// serves the page of `roomcast demo`.
+// shows how an existing server takes part. It handles the events of `roomcast serve --client-rooms` and of
+// `roomcast demo`, and serves the page of the latter.
 //
 //   node node-peer.js --redis URL --port PORT --internal-port PORT
 
@@ -23,7 +23,8 @@ const { values } = parseArgs({
 });
 
 const HOST = "127.0.0.1";
-const PAGE = join(__dirname, "../../node/src/gateway/demo.html");
+const DEMO = join(__dirname, "../../node/src/gateway/demo");
+const FILES = { "/": ["page.html", "html"], "/demo/page.css": ["page.css", "css"], "/demo/page.js": ["page.js", "javascript"] };
 
 main().catch((error) => {
   console.error(error);
@@ -45,7 +46,11 @@ async function main() {
     adapter: createAdapter(publisher, subscriber),
     cors: { origin: "*" },
   });
-  io.on("connection", (socket) => attachRooms(io, socket));
+  const demo = new Demo(io, { name: "node-js", address: `${HOST}:${values.port}` });
+  io.on("connection", (socket) => {
+    attachRooms(io, socket, demo);
+    demo.attach(socket);
+  });
   http.listen(Number(values.port), HOST);
 
   let isReady = true;
@@ -59,6 +64,7 @@ async function main() {
   for (const signal of ["SIGTERM", "SIGINT"]) {
     process.once(signal, async () => {
       isReady = false;
+      demo.stop();
       // Connections end without a disconnect packet, so clients treat it as an accident and reconnect.
       io.engine.close();
       http.close();
@@ -70,11 +76,90 @@ async function main() {
 }
 
 function servePage(request, response) {
-  if (request.url !== "/") return response.writeHead(404).end();
-  response.writeHead(200, { "Content-Type": "text/html; charset=utf-8" }).end(readFileSync(PAGE));
+  // The server has the official client, as Node.js servers do.
+  if (request.url === "/demo/client.js") return response.writeHead(307, { Location: "/socket.io/socket.io.js" }).end();
+  const [name, kind] = FILES[request.url] ?? [];
+  if (!name) return response.writeHead(404).end();
+  return response.writeHead(200, { "Content-Type": `text/${kind}; charset=utf-8` }).end(readFileSync(join(DEMO, name)));
 }
 
-function attachRooms(io, socket) {
+/** Acknowledges with what `work` returns or resolves to, or with its error. */
+const answering = (work) => (...args) => {
+  const answer = args.pop();
+  if (typeof answer !== "function") return;
+  Promise.resolve()
+    .then(() => work(...args))
+    .then(answer, (error) => answer({ error: error.message }));
+};
+
+/** What the page uses beside rooms: names, typing, the latest messages of rooms, and the nodes of the cluster. */
+class Demo {
+  #io;
+  #own;
+  #others = new Map();
+  #history = new Map();
+  #announcing;
+  /** The names of the others at the last announcement. */
+  #known = "";
+
+  constructor(io, own) {
+    this.#io = io;
+    this.#own = own;
+    io.on("demo:message", (said) => this.#keep(said));
+    io.on("demo:node", (node) => this.#others.set(node.name, { node, missed: 0 }));
+    this.#announcing = setInterval(() => this.#announce(), 1000);
+  }
+
+  stop() {
+    clearInterval(this.#announcing);
+  }
+
+  attach(socket) {
+    socket.on("demo:hello", answering(({ name, colour }) => {
+      socket.data = { name: String(name).slice(0, 24), colour };
+      const shared = [...socket.rooms].filter((room) => room !== socket.id);
+      if (shared.length > 0) socket.to(shared).emit("demo:profile", { id: socket.id, ...socket.data });
+      return { node: this.#own, nodes: this.#nodes() };
+    }));
+    socket.on("demo:room", answering(async (room, withHistory) => {
+      if (!socket.rooms.has(room)) throw new Error(`join ${room} first`);
+      const people = (await this.#io.in(room).fetchSockets()).map(({ id, data }) => ({ ...data, id }));
+      return { people, history: withHistory ? this.#history.get(room) ?? [] : null };
+    }));
+    socket.on("demo:typing", (room) => {
+      if (socket.rooms.has(room)) socket.volatile.to(room).emit("demo:typing", { room, id: socket.id });
+    });
+  }
+
+  /** A message of a client of this server. */
+  said(socket, room, data) {
+    const message = { room, from: socket.id, ...socket.data, data, at: Math.floor(Date.now() / 1000) };
+    this.#keep(message);
+    this.#io.serverSideEmit("demo:message", message);
+  }
+
+  #keep(message) {
+    const kept = this.#history.get(message.room) ?? [];
+    // Set again, so that the first room of the map is the one that was quiet for the longest time.
+    this.#history.delete(message.room);
+    this.#history.set(message.room, [...kept, message].slice(-50));
+    if (this.#history.size > 200) this.#history.delete(this.#history.keys().next().value);
+  }
+
+  #announce() {
+    this.#io.serverSideEmit("demo:node", this.#own);
+    for (const [name, other] of this.#others) if (++other.missed > 5) this.#others.delete(name);
+    const names = [...this.#others.keys()].sort().join();
+    if (names !== this.#known) this.#io.local.emit("demo:nodes", this.#nodes());
+    this.#known = names;
+  }
+
+  #nodes() {
+    return [...this.#others.values()].map(({ node }) => node);
+  }
+}
+
+function attachRooms(io, socket, demo) {
   // Rooms that were notified of the client, and will be notified when it leaves.
   const announced = new Set();
   const tell = (room, event) => socket.to(room).emit(event, { room, id: socket.id });
@@ -82,13 +167,6 @@ function attachRooms(io, socket) {
   const members = async (room) => {
     const sockets = await io.in(room).fetchSockets();
     return sockets.map(({ id }) => id).sort();
-  };
-  const answering = (work) => (...args) => {
-    const answer = args.pop();
-    if (typeof answer !== "function") return;
-    Promise.resolve()
-      .then(() => work(...args))
-      .then(answer, (error) => answer({ error: error.message }));
   };
 
   socket.on("join", answering(async (room, { quiet } = {}) => {
@@ -115,6 +193,7 @@ function attachRooms(io, socket) {
   socket.on("message", answering((room, data) => {
     if (!socket.rooms.has(room)) throw new Error(`join ${room} before you send to it`);
     io.to(room).emit("message", { room, from: socket.id, data });
+    demo.said(socket, room, data);
     return io.of("/").adapter.rooms.get(room)?.size ?? 0;
   }));
   socket.on("echo", (...args) => {

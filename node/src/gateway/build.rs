@@ -14,6 +14,7 @@ use super::{
     auth::{Auth, KeyError},
     cluster,
     config::{Browser, Config, HeaderOfProxies, PacketParser, Protocol, Transport},
+    demo::Demo,
     hooks::Hooks,
     namespaces::{self, Parts},
     origins::Origins,
@@ -50,11 +51,12 @@ pub(crate) struct Built {
     pub(crate) policies: Policies,
 }
 
-/// Builds the server that the configuration describes.
+/// Builds the server that the configuration describes, with the events of the demo's page if there is one.
 pub(crate) async fn server(
     config: &Config,
     hooks: &Hooks,
     view: &Arc<View>,
+    demo: Option<&Arc<Demo>>,
 ) -> Result<Built, Unbuilt> {
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
@@ -80,7 +82,7 @@ pub(crate) async fn server(
     if let Some(redis) = cluster::redis(&config.redis, &config.cluster) {
         builder = builder.redis_with(redis);
     }
-    if let Some(files) = &config.protocol.client_files.0 {
+    if let Some(files) = &config.protocol.bundles.client_files.0 {
         builder = builder.client_files(files.clone());
     }
     if let Some(cors) = cors(&config.browser) {
@@ -104,7 +106,10 @@ pub(crate) async fn server(
     let auth = auth(config).await?;
     let mut policies = Policies::default();
     for (name, access) in config.access() {
-        let parts = parts(config, &name, access, auth.as_ref(), hooks);
+        let parts = Parts {
+            demo: demo.cloned(),
+            ..parts(config, &name, access, auth.as_ref(), hooks)
+        };
         if let Some(rooms) = &parts.rooms {
             policies.0.push((name.clone(), access, Arc::clone(rooms)));
         }
@@ -161,6 +166,7 @@ fn parts(
         auth: auth.cloned(),
         hooks: hooks.clone(),
         rooms: has_rooms.then(|| Arc::new(Rooms::new(policy(config, name, access)))),
+        demo: None,
     }
 }
 

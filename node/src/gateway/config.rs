@@ -59,8 +59,8 @@ pub(crate) enum Job {
     Serve(Box<Config>),
     /// Serve a chat page to try it out, open to everybody
     ///
-    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, a page at / where you can try
-    /// rooms, and an HTTP API that takes the key `demo-key`. It has no authentication and keeps everything
+    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, a chat page at /, and an HTTP
+    /// API that takes the key `demo-key`. It has no authentication and keeps everything
     /// in memory, so do not expose it to the internet.
     Demo(Box<Demo>),
     /// Emit an event to the clients of a cluster, without being a node
@@ -175,6 +175,8 @@ pub(crate) struct Source {
 pub(crate) struct Demo {
     #[command(flatten)]
     listen: Listen,
+    #[command(flatten)]
+    bundles: Bundles,
     #[command(flatten)]
     redis: RedisOptions,
     #[command(flatten)]
@@ -298,6 +300,18 @@ pub(crate) struct Protocol {
     #[arg(long, value_name = "NAME", value_enum, default_value = "json")]
     pub(crate) parser: PacketParser,
 
+    #[command(flatten)]
+    pub(crate) bundles: Bundles,
+
+    /// Compress large responses to polling clients with gzip
+    #[arg(long, value_name = "BOOL", default_value = "true")]
+    pub(crate) http_compression: Switch,
+}
+
+/// What the demo has of [`Protocol`].
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Protocol")]
+pub(crate) struct Bundles {
     /// Folder of the client's bundles, which are served below the path: `off` or FOLDER
     ///
     /// Pages written for Node.js load /socket.io/socket.io.js from the server. The folder is `dist` of
@@ -305,10 +319,6 @@ pub(crate) struct Protocol {
     #[arg(long, value_name = "FOLDER", default_value = "off")]
     #[arg(value_parser = values::client_files)]
     pub(crate) client_files: ClientFolder,
-
-    /// Compress large responses to polling clients with gzip
-    #[arg(long, value_name = "BOOL", default_value = "true")]
-    pub(crate) http_compression: Switch,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -474,6 +484,7 @@ impl From<Demo> for Config {
             ..Self::default()
         };
         config.protocol.access = Access::Open;
+        config.protocol.bundles = demo.bundles;
         config.protocol.client_rooms = Switch(true);
         config.browser.cors_origin = vec![Origin::Any];
         config.settings.api.keys = vec![api::KeySettings::of_demo()];

@@ -1,24 +1,77 @@
-//! The demo's page and its notice. The page is one file and loads nothing from other hosts.
+//! `roomcast demo`: a chat page, its notice, and what the page uses beside the rooms of clients.
 //!
-//! It is a client like any other and uses the events of `rooms`.
+//! The page is a client like any other and uses the events of `rooms`. Names, typing, history and the
+//! links to other nodes are handlers of this module, written as an application would write them:
+//! nothing of it is in `serve`.
+
+mod history;
+mod nodes;
+mod talk;
 
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use axum::{
     Router,
     http::header,
-    response::{Html, IntoResponse},
+    response::{Html, IntoResponse, Redirect},
     routing::get,
 };
+use parking_lot::Mutex;
+use roomcast::{Namespace, Server};
 
+use self::{history::History, nodes::Nodes};
 use super::logging::colour_wanted;
 
-/// Serves the page at `/`.
-pub(crate) fn router() -> Router {
-    Router::new().route("/", get(page))
+/// What a demo keeps, all of it in memory and bounded.
+#[derive(Default)]
+pub(crate) struct Demo {
+    history: Mutex<History>,
+    nodes: Nodes,
+}
+
+impl Demo {
+    /// Adds the events of the page to a namespace that has the rooms of clients.
+    pub(crate) fn with_events(self: &Arc<Self>, namespace: Namespace) -> Namespace {
+        talk::with_events(namespace, self)
+    }
+
+    /// Tells the page where this node listens. In a cluster, `is_clustered`, the demos of its nodes tell
+    /// each other.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        server: &Server,
+        address: SocketAddr,
+        is_clustered: bool,
+    ) {
+        self.nodes.started(server, address);
+        if is_clustered {
+            tokio::spawn(nodes::announce(Arc::clone(self), server.clone()));
+        }
+    }
+}
+
+/// Serves the page at `/`. It uses the official client if the server has its bundles.
+pub(crate) fn router(has_bundles: bool) -> Router {
+    let client = if has_bundles {
+        get(async || Redirect::temporary("/socket.io/socket.io.js"))
+    } else {
+        get(async || file("text/javascript; charset=utf-8", CLIENT))
+    };
+    Router::new()
+        .route("/", get(page))
+        .route("/demo/client.js", client)
+        .route(
+            "/demo/page.js",
+            get(async || file("text/javascript; charset=utf-8", SCRIPT)),
+        )
+        .route(
+            "/demo/page.css",
+            get(async || file("text/css; charset=utf-8", STYLE)),
+        )
 }
 
 /// Prints the URLs of the page and of the admin page, and a warning that everybody may use them, to
@@ -31,14 +84,23 @@ pub(crate) fn announce(address: SocketAddr, internal: SocketAddr) -> io::Result<
 }
 
 async fn page() -> impl IntoResponse {
-    // The file contains everything, so the policy allows nothing else.
     (
         [
             (header::CONTENT_SECURITY_POLICY, POLICY),
             (header::CACHE_CONTROL, "no-cache"),
+            (header::REFERRER_POLICY, "no-referrer"),
         ],
         Html(PAGE),
     )
+}
+
+fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, text)
 }
 
 fn notice(address: SocketAddr, internal: SocketAddr, colour: bool) -> String {
@@ -65,11 +127,14 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-const PAGE: &str = include_str!("demo.html");
+const PAGE: &str = include_str!("demo/page.html");
+const STYLE: &str = include_str!("demo/page.css");
+const SCRIPT: &str = include_str!("demo/page.js");
+const CLIENT: &str = include_str!("demo/client.js");
 
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
-                      connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; \
-                      form-action 'none'; frame-ancestors 'none'";
+/// Everything is from the node itself, and nothing is inline.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 #[cfg(test)]
 mod tests {
@@ -93,21 +158,24 @@ mod tests {
 
     #[test]
     fn the_page_works_offline() {
-        assert!(
-            !PAGE.contains("https://") && !PAGE.contains("http://"),
-            "a foreign address"
-        );
-        assert!(
-            !PAGE.contains("src=") && !PAGE.contains("@import"),
-            "a file from elsewhere"
-        );
+        for text in [PAGE, STYLE, SCRIPT, CLIENT] {
+            assert!(
+                !text.contains("https://") && !text.contains("http://"),
+                "a foreign address"
+            );
+            assert!(!text.contains("@import") && !text.contains("url("));
+        }
+        for attribute in ["src=\"", "href=\""] {
+            for link in PAGE.split(attribute).skip(1) {
+                assert!(link.starts_with("/demo/") || link.starts_with("data:"));
+            }
+        }
     }
 
     #[test]
-    fn the_page_has_what_tests_and_people_look_for() {
-        for id in [
-            "status", "connect", "room", "join", "leave", "rooms", "who", "text", "send", "log",
-        ] {
+    fn the_page_has_what_its_script_looks_for() {
+        for place in SCRIPT.split("$(\"").skip(1) {
+            let id = place.split('"').next().unwrap_or_default();
             assert!(PAGE.contains(&format!("id=\"{id}\"")), "#{id}");
         }
     }

@@ -8,6 +8,7 @@ use roomcast::{DisconnectReason, Namespace, Socket};
 use super::{
     access::{self, Access},
     auth::{Auth, with_sessions},
+    demo::Demo,
     hooks::Hooks,
     rooms::{self, Rooms},
 };
@@ -20,6 +21,8 @@ pub(crate) struct Parts {
     pub(crate) hooks: Hooks,
     /// The rooms that clients may use by themselves, if any.
     pub(crate) rooms: Option<Arc<Rooms>>,
+    /// What the page of the demo uses beside them.
+    pub(crate) demo: Option<Arc<Demo>>,
 }
 
 /// Defines a namespace.
@@ -29,6 +32,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         auth,
         hooks,
         rooms,
+        demo,
     } = parts;
     let mut namespace = access::guard(Namespace::new(name), name, access, auth.as_ref(), &hooks);
     let auth = auth.filter(|_| access.asks_for_token());
@@ -37,6 +41,9 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     }
     if let Some(rooms) = &rooms {
         namespace = rooms::with_rooms(namespace, rooms);
+    }
+    if let Some(demo) = &demo {
+        namespace = demo.with_events(namespace);
     }
     namespace = hooks.with_events(namespace, name);
     if auth.is_some() || access.asks_hook() || hooks.stores_disconnects(name) {

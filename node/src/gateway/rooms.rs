@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
-use roomcast::{Args, EmitError, Health, JoinError, Namespace, Socket};
+use roomcast::{Args, EmitError, Health, JoinError, Namespace, RemoteSocket, Socket};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
@@ -223,22 +223,27 @@ fn ignore_unreachable_nodes<T>(done: Result<T, EmitError>) -> Result<(), Request
 }
 
 async fn members(socket: &Socket, room: &str) -> Result<Vec<String>, RequestError> {
+    let found = fetch_members(socket, room).await?;
+    let mut ids: Vec<_> = found.iter().map(|member| member.id().to_string()).collect();
+    ids.sort();
+    Ok(ids)
+}
+
+/// The members of a room in the cluster, or those of this node if other nodes cannot be reached.
+pub(super) async fn fetch_members(
+    socket: &Socket,
+    room: &str,
+) -> Result<Vec<RemoteSocket>, RequestError> {
     let everybody = socket.namespace().in_(room);
     let found = match everybody.clone().fetch_sockets().await {
         Err(EmitError::Bus(_)) => everybody.local().fetch_sockets().await?,
         found => found?,
     };
-    let mut ids: Vec<_> = found
-        .sockets
-        .iter()
-        .map(|member| member.id().to_string())
-        .collect();
-    ids.sort();
-    Ok(ids)
+    Ok(found.sockets)
 }
 
 /// The rooms of a client without its private room.
-fn shared_rooms(socket: &Socket) -> Vec<String> {
+pub(super) fn shared_rooms(socket: &Socket) -> Vec<String> {
     let own = socket.id().to_string();
     let mut rooms = socket.rooms();
     rooms.retain(|room| *room != own);
@@ -246,17 +251,23 @@ fn shared_rooms(socket: &Socket) -> Vec<String> {
     rooms
 }
 
-fn is_member(socket: &Socket, room: &str) -> bool {
+pub(super) fn is_member(socket: &Socket, room: &str) -> bool {
     socket.rooms().iter().any(|joined| joined == room)
 }
 
 /// Turns an error into an acknowledgement, so that a client needs one kind of callback.
-fn acknowledge(result: Result<Value, RequestError>) -> Value {
+pub(super) fn acknowledge(result: Result<Value, RequestError>) -> Value {
     result.unwrap_or_else(|RequestError(reason)| json!({ "error": reason }))
 }
 
 /// The reason why a request failed, written for the client's user.
-struct RequestError(String);
+pub(super) struct RequestError(String);
+
+impl RequestError {
+    pub(super) fn new(reason: String) -> Self {
+        Self(reason)
+    }
+}
 
 impl From<JoinError> for RequestError {
     fn from(error: JoinError) -> Self {

@@ -38,7 +38,7 @@ use super::{
     build::{self, Built, Unbuilt},
     cluster,
     config::Config,
-    demo,
+    demo::{self, Demo},
     hooks::Hooks,
     logging::Log,
     notify::Notify,
@@ -128,8 +128,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
     let own = own.transpose()?;
+    let demo = is_demo.then(|| Arc::new(Demo::default()));
     let built = tokio::select! {
-        built = build_when_possible(&config, &hooks, &view, &health) => built,
+        built = build_when_possible(&config, &hooks, &view, demo.as_ref(), &health) => built,
         signal = signals.next(async || warn!("SIGHUP is ignored until the server is built")) => {
             info!(signal, "stopped before the server was built");
             return Ok(());
@@ -153,18 +154,19 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     health.serving(vitals);
     admin.show(&view, &server, &health);
     health.serving_pages(&Pages::new(view, Arc::clone(&api), is_demo));
-    let router = if is_demo {
-        server.router().merge(demo::router())
-    } else {
-        server.router()
-    };
+    let mut router = server.router();
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
     info!(%address, %internal, path = config.protocol.path, %node, "listening");
     if let Some(api) = own.as_ref().map(Admin::address) {
         info!(address = %api, "the API has its own listener");
     }
-    if is_demo {
+    if let Some(demo) = &demo {
+        router = router.merge(demo::router(
+            config.protocol.bundles.client_files.0.is_some(),
+        ));
+        let is_clustered = cluster::redis(&config.redis, &config.cluster).is_some();
+        demo.start(&server, address, is_clustered);
         demo::announce(address, internal)?;
     } else {
         let table = config.access();
@@ -238,11 +240,12 @@ async fn build_when_possible(
     config: &Config,
     hooks: &Hooks,
     view: &Arc<View>,
+    demo: Option<&Arc<Demo>>,
     health: &Health,
 ) -> Result<Built, Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
-        match build::server(config, hooks, view).await {
+        match build::server(config, hooks, view, demo).await {
             Err(error) if error.is_temporary() => {
                 health.waiting(error.to_string());
                 warn!(%error, "waiting for Redis");
