@@ -8,7 +8,7 @@ mod process;
 #[path = "../../emitter/tests/support/mod.rs"]
 mod server;
 
-use std::process::Command;
+use std::{net::TcpStream, process::Command};
 
 use process::{Program, client::Client, field, http};
 use rustix::process::Signal;
@@ -31,6 +31,42 @@ fn wait_until_ready(internal: &str) {
     until("the node is ready", || {
         (http(internal, "GET /readyz", "").0 == 200).then_some(())
     });
+}
+
+/// As [`start`], with a limit of open files. Returns the address for clients and the internal one.
+fn start_within(descriptors: usize, redis: &Redis) -> (Program, String, String) {
+    let mut command = Command::new("sh");
+    let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+    command
+        .args(["-c", &limited, env!("CARGO_BIN_EXE_roomcast")])
+        .env_clear()
+        .args(["serve", "--access=open", "--listen", "127.0.0.1:0"])
+        .args(["--internal-listen", "127.0.0.1:0", "--redis", &redis.url()]);
+    let mut program = Program::start(&mut command);
+    let line = program.line_with("listening address=");
+    (program, field(&line, "address="), field(&line, "internal="))
+}
+
+#[test]
+fn a_link_to_redis_comes_back_while_clients_hold_every_connection_that_they_may() {
+    let mut redis = Redis::start();
+    let descriptors = 200;
+    let (_node, address, internal) = start_within(descriptors, &redis);
+    wait_until_ready(&internal);
+    let held: Vec<_> = (0..descriptors + 30)
+        .map(|_| TcpStream::connect(&address).unwrap())
+        .collect();
+    until("clients are refused", || {
+        let refused = http(&address, "GET /socket.io/?EIO=4&transport=polling", "");
+        (refused.0 == 503).then_some(())
+    });
+    redis.kill();
+    until("the node is not ready", || {
+        (http(&internal, "GET /readyz", "").0 == 503).then_some(())
+    });
+    redis.restart();
+    wait_until_ready(&internal);
+    drop(held);
 }
 
 #[test]
