@@ -75,8 +75,8 @@ pub use roomcast_protocol::{
 pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
     Data, Delivery, DisconnectReason, EmitError, Event, Fetched, Handler, HandlerError,
-    HandlerResult, Namespace, Outcome, Parser, Refused, RemoteSocket, Reply, Serve, Server,
-    ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
+    HandlerResult, Namespace, Observation, Observer, Outcome, Parser, Refused, RemoteSocket, Reply,
+    Serve, Server, ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };
 pub use transport::{
     client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},

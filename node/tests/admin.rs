@@ -109,6 +109,63 @@ fn a_key_sees_with_one_verb_and_acts_with_others() {
 }
 
 #[test]
+fn a_room_and_a_socket_are_followed_live() {
+    let node = Node::serve(&[("looks", &["admin"])]);
+    let mut one = Client::connect(&node.address);
+    let mut lines = node.follow("looks", "room=tea");
+    // Lines begin once the stream has.
+    assert_eq!(lines.next().unwrap()["type"], "hello");
+    let mut lines = lines.filter(|line| line["type"] == "line");
+    let mut next = move || lines.next().unwrap()["line"].clone();
+    one.ask(&json!(["join", "milk"]));
+    one.ask(&json!(["join", "tea", { "quiet": true }]));
+    let joined = next();
+    assert_eq!(
+        (&joined["what"], &joined["rooms"]),
+        (&json!("joined"), &json!(["tea"]))
+    );
+    assert_eq!(joined["socket"], one.id());
+    one.ask(&json!(["message", "milk", "unseen"]));
+    one.ask(&json!(["message", "tea", "ready"]));
+    let sent = next();
+    assert_eq!(
+        (&sent["what"], &sent["sockets"]),
+        (&json!("broadcast"), &json!(1))
+    );
+    assert!(sent["args"].as_str().unwrap().contains("ready"), "{sent}");
+
+    let mut two = Client::connect(&node.address);
+    let mut lines = node.follow("looks", &format!("socket={}", two.id()));
+    assert_eq!(lines.next().unwrap()["type"], "hello");
+    let mut lines = lines.filter(|line| line["type"] == "line");
+    two.ask(&json!(["echo", "milk"]));
+    let received = lines.next().unwrap()["line"].clone();
+    assert_eq!(
+        (&received["what"], &received["event"]),
+        (&json!("received"), &json!("echo"))
+    );
+    let id = two.id().to_owned();
+    drop(two);
+    let gone = lines.next().unwrap()["line"].clone();
+    assert_eq!(
+        (&gone["what"], &gone["socket"]),
+        (&json!("disconnected"), &json!(id))
+    );
+    one.ask(&json!(["leave", "tea", { "quiet": true }]));
+    assert_eq!(next()["what"], "left");
+}
+
+#[test]
+fn what_may_be_followed_is_checked() {
+    let node = Node::demo();
+    for (query, field) in [("room=", "room"), ("user=ada", "user")] {
+        let path = format!("/admin/stream?{query}");
+        let (status, problem) = node.get(&path, &bearer("demo-key"));
+        assert_eq!((status, &problem["field"]), (400, &json!(field)));
+    }
+}
+
+#[test]
 fn an_address_that_tries_many_keys_has_to_wait() {
     let node = Node::demo();
     for _ in 0..10 {
@@ -179,7 +236,7 @@ impl Node {
         let file = std::env::temp_dir().join(name);
         write(&file, keys);
         let config = format!("--config={}", file.display());
-        let mut node = Self::start(&["serve", &config, "--access=open"]);
+        let mut node = Self::start(&["serve", &config, "--access=open", "--client-rooms"]);
         node.file = Some(file);
         node
     }
@@ -229,7 +286,11 @@ impl Node {
 
     /// The lines of a stream. Dropping them closes it.
     fn stream(&self, key: &str) -> impl Iterator<Item = Value> + use<> {
-        let (head, lines) = self.open("/admin/stream", &bearer(key));
+        self.follow(key, "")
+    }
+
+    fn follow(&self, key: &str, query: &str) -> impl Iterator<Item = Value> + use<> {
+        let (head, lines) = self.open(&format!("/admin/stream?{query}"), &bearer(key));
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         // The others are the sizes of the chunks.
         let lines = lines.filter(|line| line.starts_with('{'));

@@ -15,7 +15,7 @@ use std::{
 use axum::Extension;
 use roomcast::{
     Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, MemoryBus, Namespace,
-    Refused, Server, Socket, SocketId, State, Value,
+    Observation, Refused, Server, Socket, SocketId, State, Value,
 };
 use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
 use tokio::{net::TcpListener, sync::mpsc, task::yield_now};
@@ -481,4 +481,81 @@ async fn a_server_knows_the_nodes_of_its_cluster() {
     assert_eq!(first.nodes(), [first.node().clone()]);
     let alone = Server::builder().build().await.unwrap();
     assert_eq!(alone.nodes(), [alone.node().clone()]);
+}
+
+#[tokio::test]
+async fn an_observer_sees_what_a_socket_does_until_it_is_dropped() {
+    let bus = MemoryBus::new();
+    let (namespace, mut sockets) = Sockets::of(Namespace::new("/").on("x", async || ()));
+    let builder = Server::builder().namespace(namespace).bus(bus.clone());
+    let server = TestServer::start(builder).await;
+    let other = Server::builder().namespace(Namespace::new("/")).bus(bus);
+    let other = other.build().await.unwrap();
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let observer = server.io.observe(move |observation| {
+        sender.send(told(observation)).unwrap();
+    });
+    let mut client = WebSocket::connect(server.address).await;
+    let socket = sockets.next().await;
+    socket.join(["a", "b"]).unwrap();
+    socket.leave("b");
+    client.send(r#"421["x",{"n":1}]"#).await;
+    assert_eq!(client.text().await, "431[]");
+    socket.emit("one", 2).unwrap();
+    server.io.to("a").except("c").emit("all", 3).await.unwrap();
+    other.to("a").emit("from another node", ()).await.unwrap();
+    let expected = [
+        "connected",
+        r#"joined ["a", "b"]"#,
+        r#"left ["b"]"#,
+        r#"received x [{"n":1}]"#,
+        "emitted one [2]",
+        r#"broadcast all [3] to 1 of ["a"] except ["c"]"#,
+        r#"broadcast from another node [] to 1 of ["a"] except []"#,
+    ];
+    for expected in expected {
+        let told = within("an observation", seen.recv()).await.unwrap();
+        assert_eq!(told, expected);
+    }
+    drop(observer);
+    assert!(seen.recv().await.is_none(), "the function is dropped");
+    socket.emit("unseen", ()).unwrap();
+    let observed_again = mpsc::unbounded_channel();
+    let (sender, mut seen) = observed_again;
+    let _observer = server.io.observe(move |observation| {
+        sender.send(told(observation)).unwrap();
+    });
+    client.send("41").await;
+    let told = within("the disconnect", seen.recv()).await.unwrap();
+    assert_eq!(
+        told,
+        r#"disconnected client namespace disconnect from ["a"]"#
+    );
+}
+
+fn told(observation: Observation<'_>) -> String {
+    match observation {
+        Observation::Connected { .. } => "connected".to_owned(),
+        Observation::Disconnected { socket, reason } => {
+            let mut rooms = socket.rooms();
+            rooms.retain(|room| room != socket.id().as_str());
+            format!("disconnected {reason} from {rooms:?}")
+        }
+        Observation::Joined { rooms, .. } => format!("joined {rooms:?}"),
+        Observation::Left { rooms, .. } => format!("left {rooms:?}"),
+        Observation::Received { event, args, .. } => format!("received {event} {}", args.json()),
+        Observation::Emitted { event, args, .. } => format!("emitted {event} {}", args.json()),
+        Observation::Broadcast {
+            rooms,
+            except,
+            event,
+            args,
+            sockets,
+            ..
+        } => {
+            let args = args.json();
+            format!("broadcast {event} {args} to {sockets} of {rooms:?} except {except:?}")
+        }
+        other => format!("{other:?}"),
+    }
 }

@@ -7,6 +7,7 @@
 //! carried out on the workers.
 
 mod attempts;
+mod follow;
 mod page;
 mod status;
 mod view;

@@ -333,6 +333,7 @@ impl Builder {
             live: RwLock::default(),
             patterns: definitions.patterns,
             tasks,
+            observers: Arc::default(),
             _gaps: gaps,
             closed: OnceCell::new(),
         });

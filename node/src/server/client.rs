@@ -26,6 +26,7 @@ use super::{
     handler::{Admission, BoxFuture, Call},
     in_flight::{Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
+    observe::Observation,
     packets,
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
@@ -258,6 +259,9 @@ impl Client {
             "a socket connected"
         );
         socket.insert();
+        if namespace.observers.is_any() {
+            socket.observed(Observation::Connected { socket: &socket });
+        }
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
             self.run(
@@ -439,6 +443,9 @@ impl Client {
             ?reason,
             "a socket disconnected"
         );
+        if namespace.observers.is_any() {
+            socket.observed(Observation::Disconnected { socket, reason });
+        }
         if let Some(on_disconnect) = &namespace.handlers.disconnect {
             socket.keep_last_rooms();
             let call = Call {

@@ -20,6 +20,7 @@ use super::{
     broadcast::Delivery,
     error::EmitError,
     live_namespace::LiveNamespace,
+    observe::Observation,
     socket::{LocalSocket, Socket},
 };
 use crate::{clock::Stopwatch, transport::frame::Frame};
@@ -42,12 +43,16 @@ impl LiveNamespace {
     ) -> Result<Delivery, EmitError> {
         let frame = self.parser.event(&self.name, None, event, &args)?;
         self.notify_outgoing(&target, event, &args);
+        let observed = self.observers.is_any().then(|| args.clone());
         let published = self.publish(&target, || Message::Broadcast {
             target: target.clone(),
             event: event.into(),
             args,
         });
         let local_sockets = self.fan_out(&target, &frame, |_| {});
+        if let Some(args) = observed {
+            self.observed(&target, event, &args, local_sockets);
+        }
         Ok(Delivery {
             local_sockets,
             nodes: resolve(published).await?,
@@ -134,6 +139,9 @@ impl LiveNamespace {
                 let frame = self.parser.event(&self.name, None, event, args)?;
                 self.notify_outgoing(target, event, args);
                 count = self.fan_out(target, &frame, |_| {});
+                if self.observers.is_any() {
+                    self.observed(target, event, args, count);
+                }
             }
             Message::SocketsJoin { target, rooms } => {
                 let mut refused = None;
@@ -195,6 +203,9 @@ impl LiveNamespace {
         self.notify_outgoing(target, event, args);
         let expect = |socket: &_| gathering.expect(socket);
         let asked = self.fan_out(target, &frame, expect);
+        if self.observers.is_any() {
+            self.observed(target, event, args, asked);
+        }
         gathering.seal(asked);
         // After a timeout, the answers so far count.
         let _ = tokio::time::timeout(timeout, gathering.complete()).await;
@@ -215,6 +226,18 @@ impl LiveNamespace {
                 listener(&socket, event, args);
             }
         }
+    }
+
+    /// Notifies the observers of a broadcast that was queued.
+    fn observed(&self, target: &Target, event: &str, args: &Args, sockets: usize) {
+        self.observers.notify(Observation::Broadcast {
+            namespace: &self.name,
+            rooms: &target.rooms,
+            except: &target.except,
+            event,
+            args,
+            sockets,
+        });
     }
 
     /// Queues a packet to the selected sockets of this node, and measures it.

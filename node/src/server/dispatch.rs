@@ -26,6 +26,7 @@ use super::{
     handler::{Answer, Call, OnHook},
     in_flight::{Done, Task},
     namespace::{Handlers, Listener},
+    observe::Observation,
     socket::Socket,
 };
 use crate::transport::driver::Turn;
@@ -39,6 +40,15 @@ impl Client {
             return;
         };
         let id = packet.id;
+        if socket.live().observers.is_any()
+            && let Ok(args) = packet.payload().to_args()
+        {
+            socket.observed(Observation::Received {
+                socket: &socket,
+                event: name,
+                args: &args,
+            });
+        }
         if !handlers.middleware.is_empty() {
             let future = Box::pin(handle_filtered(socket.clone(), packet.clone().into_owned()));
             let name = name.into();

@@ -16,6 +16,7 @@ use super::{
     ack::Acks,
     error::Place,
     namespace::Handlers,
+    observe::Observers,
     packets::Parser,
     server::Inner,
     socket::{LocalSocket, Socket},
@@ -31,6 +32,8 @@ pub(crate) struct LiveNamespace {
     pub(crate) acks: Acks,
     pub(crate) parser: Parser,
     pub(crate) engine: Arc<Engine>,
+    /// Those of the server.
+    pub(super) observers: Arc<Observers>,
     /// The namespace on the bus, if the server has one. Dropping it detaches the namespace.
     pub(super) bus: Option<Arc<dyn BusHandle>>,
     /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
@@ -88,6 +91,7 @@ impl LiveNamespace {
                 sockets: engine.metrics.sockets_of(&label),
                 label,
                 engine: Arc::clone(engine),
+                observers: Arc::clone(&server.observers),
                 bus,
                 me: Weak::clone(me),
                 server: Arc::downgrade(server),

@@ -30,6 +30,7 @@ use super::{
     handler::{States, state_of},
     live_namespace::LiveNamespace,
     namespace::{Handlers, Pattern},
+    observe::Observers,
     packets::Parser,
     remote_socket::Fetched,
     serve::Serve,
@@ -78,6 +79,7 @@ pub(crate) struct Inner {
     pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
     pub(super) patterns: Vec<(Pattern, Arc<Handlers>)>,
     pub(super) tasks: Tasks,
+    pub(super) observers: Arc<Observers>,
     /// Set while the server is a node of a cluster.
     pub(super) _gaps: Option<Gaps>,
     pub(super) closed: OnceCell<()>,
@@ -270,6 +272,10 @@ impl Server {
     /// The registry of the metrics, to be gathered together with the application's own.
     pub fn registry(&self) -> &prometheus::Registry {
         self.0.engine.metrics.registry()
+    }
+
+    pub(super) fn observers(&self) -> &Arc<Observers> {
+        &self.0.observers
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {

@@ -28,6 +28,7 @@ use super::{
     error::{AckError, EmitError},
     handler::state_of,
     live_namespace::LiveNamespace,
+    observe::Observation,
     packets,
     server::Server,
 };
@@ -207,7 +208,16 @@ impl Socket {
         if !self.is_connected() {
             return Err(JoinError::Disconnected);
         }
+        let before = self.rooms_if_observed();
         let joined = self.0.namespace.adapter.join(&self.0, &rooms);
+        if let (Ok(()), Some(before)) = (&joined, before) {
+            let mut rooms = names(&rooms);
+            rooms.retain(|room| !before.iter().any(|known| **known == **room));
+            if !rooms.is_empty() {
+                let (socket, rooms) = (self, &*rooms);
+                self.observed(Observation::Joined { socket, rooms });
+            }
+        }
         let limit = match joined {
             Err(JoinError::TooManyRooms { .. }) => Limit::Rooms,
             Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
@@ -231,7 +241,23 @@ impl Socket {
     /// Leaves rooms. A socket cannot leave its private room.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
+        let before = self.rooms_if_observed();
         self.0.namespace.adapter.leave(&self.0, &rooms);
+        if let Some(before) = before {
+            let mut rooms = names(&rooms);
+            let own = self.id().as_str();
+            rooms.retain(|room| **room != *own && before.iter().any(|known| **known == **room));
+            if !rooms.is_empty() {
+                let (socket, rooms) = (self, &*rooms);
+                self.observed(Observation::Left { socket, rooms });
+            }
+        }
+    }
+
+    /// The rooms, for an observer that sees which of them are new.
+    fn rooms_if_observed(&self) -> Option<Vec<String>> {
+        let is_observed = self.0.namespace.observers.is_any();
+        is_observed.then(|| self.rooms())
     }
 
     /// Leaves all rooms except for the private room.
@@ -375,6 +401,14 @@ impl Socket {
         if let Some(listener) = &namespace.handlers.any_outgoing {
             listener(self, event, &args);
         }
+        if namespace.observers.is_any() {
+            let (socket, args) = (self, &args);
+            self.observed(Observation::Emitted {
+                socket,
+                event,
+                args,
+            });
+        }
         namespace.parser.event(&namespace.name, id, event, &args)
     }
 
@@ -387,6 +421,10 @@ impl Socket {
             .connection
             .send(frame, volatile)
             .map_err(|_| EmitError::Disconnected)
+    }
+
+    pub(super) fn observed(&self, observation: Observation<'_>) {
+        self.0.namespace.observers.notify(observation);
     }
 
     pub(super) fn live(&self) -> &Arc<LiveNamespace> {

@@ -2,6 +2,7 @@
 
 import { Cluster } from "./cluster.js";
 import { $ } from "./elements.js";
+import { prepareFollow } from "./follow.js";
 import { showNodes, showPlots, showTroubles } from "./nodes.js";
 import { prepareSearch } from "./search.js";
 
@@ -39,7 +40,7 @@ async function open() {
   };
   try {
     expect();
-    const response = await fetch("stream", { headers: { authorization: `Bearer ${key}` }, signal: own.signal });
+    const response = await fetch(`stream${follow.query()}`, { headers: { authorization: `Bearer ${key}` }, signal: own.signal });
     if (!response.ok) {
       const { status, detail } = await response.json();
       if ([401, 403, 429].includes(status)) return signIn(detail);
@@ -84,6 +85,12 @@ function receive(line) {
     case "status":
       cluster.add(line.node, line.age_ms, line.status);
       break;
+    case "line":
+      follow.add(line.line);
+      break;
+    case "dropped":
+      follow.note(`${line.lines} more were left out, because there were too many.`);
+      break;
   }
 }
 
@@ -102,6 +109,7 @@ function setStatus(state, text) {
 function signIn(reason = "") {
   stream?.abort();
   stream = key = null;
+  follow.stop();
   clearTimeout(retry);
   for (const id of ["content", "nav", "sign-out"]) $(id).hidden = true;
   $("sign-in").hidden = false;
@@ -129,7 +137,9 @@ document.onkeydown = (event) => {
   $("name").focus();
 };
 
-const search = prepareSearch(call);
+// One stream brings everything, because browsers open few connections to a host.
+const follow = prepareFollow(() => key && open());
+const search = prepareSearch(call, follow.start);
 
 const config = await (await fetch("config")).json();
 if (config.key) {

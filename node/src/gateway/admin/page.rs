@@ -4,13 +4,13 @@
 //! could use. A key needs the verb `admin` to see anything, and `emit` or `disconnect` as well to act.
 //! What is done is a call of the API, with its checks, limits and logs.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
     body::{Body, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Redirect, Response},
     routing::get,
@@ -18,17 +18,15 @@ use axum::{
 use futures_util::stream;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::sleep};
 
 use super::{
     Peer,
     attempts::Attempts,
-    view::{MAX_PAGES, Page, Seen, View},
+    follow::{Follow, What},
+    view::{MAX_PAGES, Page, Seen, View, millis},
 };
-use crate::gateway::api::{Api, DEMO_KEY, Kind, Problem, Verb};
+use crate::gateway::api::{Api, DEMO_KEY, Key, Kind, Problem, Verb};
 
 /// The longest silence of a stream. The page takes a longer one for the end of the node.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -85,7 +83,7 @@ struct File {
     text: &'static str,
 }
 
-const FILES: [File; 7] = [
+const FILES: [File; 8] = [
     File {
         path: "/admin/",
         kind: "text/html; charset=utf-8",
@@ -99,6 +97,7 @@ const FILES: [File; 7] = [
     script("/admin/page.js", include_str!("page.js")),
     script("/admin/cluster.js", include_str!("cluster.js")),
     script("/admin/elements.js", include_str!("elements.js")),
+    script("/admin/follow.js", include_str!("follow.js")),
     script("/admin/nodes.js", include_str!("nodes.js")),
     script("/admin/search.js", include_str!("search.js")),
 ];
@@ -170,9 +169,17 @@ async fn guard(
 }
 
 /// Opens a stream of JSON lines, which feeds one page until its client goes.
-async fn stream(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Result<Response, Problem> {
+async fn stream(
+    State(pages): State<Arc<Pages>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let key = pages.api.key(&headers, Verb::Admin)?;
-    let page = pages.view.open().ok_or_else(|| {
+    let follow = read_follow(uri.query().unwrap_or_default(), &key)?;
+    if let Some(Follow { namespace, what }) = &follow {
+        tracing::info!(key = key.name, namespace, ?what, "an admin page follows");
+    }
+    let page = pages.view.open(follow).ok_or_else(|| {
         Problem::new(
             Kind::Busy,
             format!("{MAX_PAGES} admin pages are open on this node"),
@@ -193,6 +200,7 @@ async fn stream(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Result<R
         api: Arc::clone(&pages.api),
         headers,
         first: Some(first),
+        has_begun: false,
         sent: HashMap::new(),
     };
     let lines = stream::unfold(feed, async |mut feed| {
@@ -207,8 +215,34 @@ async fn stream(State(pages): State<Arc<Pages>>, headers: HeaderMap) -> Result<R
     Ok((headers, Body::from_stream(lines)).into_response())
 }
 
+/// Reads what the page follows.
+fn read_follow(query: &str, key: &Key) -> Result<Option<Follow>, Problem> {
+    let (mut namespace, mut what) = ("/".to_owned(), None);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if value.is_empty() || value.len() > MAX_NAME {
+            let detail = format!("a name has 1 to {MAX_NAME} bytes");
+            return Err(Problem::invalid(&name, detail));
+        }
+        match &*name {
+            "namespace" => namespace = value.into_owned(),
+            "room" => what = Some(What::Room(value.into_owned())),
+            "socket" => what = Some(What::Socket(value.into_owned())),
+            other => return Err(Problem::invalid(other, "is unknown")),
+        }
+    }
+    if what.is_some() && !key.may_in(&namespace) {
+        let detail = format!("the key {} is not for the namespace {namespace}", key.name);
+        return Err(Problem::new(Kind::Forbidden, detail).at("namespace"));
+    }
+    Ok(what.map(|what| Follow { namespace, what }))
+}
+
+/// Bytes of a name to follow.
+const MAX_NAME: usize = 1000;
+
 /// The stream of one page. It is asked for the next lines only when the client has taken the last
-/// ones, and then sends the newest statuses, so nothing is queued for a slow client.
+/// ones, and then sends the newest statuses. Only the lines of what it follows wait for a slow client, up
+/// to a limit.
 struct Feed {
     page: Page,
     news: watch::Receiver<u64>,
@@ -216,6 +250,7 @@ struct Feed {
     /// Of the request, because a reload may remove the key.
     headers: HeaderMap,
     first: Option<serde_json::Value>,
+    has_begun: bool,
     /// The number of the last status of each node.
     sent: HashMap<String, u64>,
 }
@@ -231,6 +266,8 @@ enum Line<'a> {
         age_ms: u64,
         status: &'a RawValue,
     },
+    /// So many lines of what is followed were dropped, because there were too many.
+    Dropped { lines: u64 },
 }
 
 impl Feed {
@@ -239,15 +276,49 @@ impl Feed {
         if let Some(first) = self.first.take() {
             return Some(format!("{first}\n").into());
         }
-        if !self.sent.is_empty() {
-            drop(timeout(KEEP_ALIVE, self.news.changed()).await);
-            sleep(GATHER).await;
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        if !is_first {
+            self.wait().await;
         }
         self.api.key(&self.headers, Verb::Admin).ok()?;
-        self.news.mark_unchanged();
-        let (seen, known) = self.page.view().nodes();
         let mut lines = Vec::new();
-        add(&mut lines, &Line::Nodes { nodes: &known });
+        if let Some(following) = self.page.following() {
+            let (traced, dropped) = following.take();
+            for line in traced {
+                lines.extend_from_slice(b"{\"type\":\"line\",\"line\":");
+                lines.extend_from_slice(line.as_bytes());
+                lines.extend_from_slice(b"}\n");
+            }
+            if dropped > 0 {
+                add(&mut lines, &Line::Dropped { lines: dropped });
+            }
+        }
+        // Without anything else to send, the list of nodes is the sign of life.
+        if is_first || self.news.has_changed().unwrap_or(false) || lines.is_empty() {
+            self.news.mark_unchanged();
+            self.add_nodes(&mut lines);
+        }
+        Some(lines.into())
+    }
+
+    async fn wait(&mut self) {
+        let traced = async {
+            match self.page.following() {
+                Some(following) => following.news.notified().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.news.changed() => self.news.mark_changed(),
+            () = traced => {}
+            () = sleep(KEEP_ALIVE) => {}
+        }
+        sleep(GATHER).await;
+    }
+
+    fn add_nodes(&mut self, lines: &mut Vec<u8>) {
+        let (seen, known) = self.page.view().nodes();
+        add(lines, &Line::Nodes { nodes: &known });
         self.sent.retain(|node, _| seen.contains_key(node));
         for (
             node,
@@ -259,9 +330,9 @@ impl Feed {
         ) in &seen
         {
             if self.sent.insert(node.clone(), *number) != Some(*number) {
-                let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                let age_ms = millis(*age);
                 add(
-                    &mut lines,
+                    lines,
                     &Line::Status {
                         node,
                         age_ms,
@@ -270,7 +341,6 @@ impl Feed {
                 );
             }
         }
-        Some(lines.into())
     }
 }
 

@@ -7,8 +7,8 @@ const LIMIT = 200;
 /** The words for what an operation acts on, by the field of the call. */
 const WHOM = { sockets: "the socket", rooms: "everybody in the room", users: "the user" };
 
-/** `call` sends a request of the API. */
-export function prepareSearch(call) {
+/** `call` sends a request of the API, and `follow` follows a room or a socket live. */
+export function prepareSearch(call, follow) {
   let verbs = [];
   // What the dialogs act on.
   let chosen = null;
@@ -49,6 +49,8 @@ export function prepareSearch(call) {
 
   function actions(field, name, namespace) {
     const made = [];
+    const followed = { rooms: "room", sockets: "socket" }[field];
+    if (followed) made.push(button("Follow", () => follow({ namespace, [followed]: name })));
     if (verbs.includes("emit")) made.push(button("Emit…", () => ask("emit", field, name, namespace)));
     if (verbs.includes("disconnect")) made.push(button("Disconnect…", () => ask("disconnect", field, name, namespace)));
     return made;

@@ -30,7 +30,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Health, status::Status};
+use super::{
+    Health,
+    follow::{Follow, Followed, Following, Follows, Lines},
+    status::Status,
+};
 use crate::gateway::api::Key;
 
 /// The event between nodes.
@@ -62,6 +66,12 @@ struct Message {
     /// A [`Status`] as JSON. It is passed on to the pages as it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<String>,
+    /// What its pages follow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    follows: Vec<Followed>,
+    /// What has happened to what pages of other nodes follow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lines: Vec<Lines>,
 }
 
 /// The last status of a node.
@@ -83,6 +93,7 @@ pub(crate) struct View {
     /// Milliseconds from the start until when another node wants to see this one.
     wanted: AtomicU64,
     pages: AtomicUsize,
+    follows: Arc<Follows>,
     /// There is somebody to publish for.
     wake: Notify,
     /// The number of the last status.
@@ -103,6 +114,7 @@ impl View {
             nodes: Mutex::default(),
             wanted: AtomicU64::new(0),
             pages: AtomicUsize::new(0),
+            follows: Arc::default(),
             wake: Notify::new(),
             news: watch::Sender::new(0),
         })
@@ -122,15 +134,20 @@ impl View {
         self.start.elapsed()
     }
 
-    /// Opens a page, unless too many are.
-    pub(super) fn open(self: &Arc<Self>) -> Option<Page> {
+    /// Opens a page, unless too many are. It may follow something.
+    pub(super) fn open(self: &Arc<Self>, follow: Option<Follow>) -> Option<Page> {
         let more = |open| (open < MAX_PAGES).then_some(open + 1);
         let opened = self
             .pages
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         opened.ok()?;
+        let start = |follow| Some(self.follows.start(follow, self.server.get()?));
+        let page = Page {
+            view: Arc::clone(self),
+            following: follow.and_then(start),
+        };
         self.wake.notify_one();
-        Some(Page(Arc::clone(self)))
+        Some(page)
     }
 
     /// The statuses of the nodes, and all nodes that the bus knows.
@@ -176,11 +193,18 @@ impl View {
 
     fn receive(&self, message: Message) {
         if message.watches {
-            let until = millis(self.now() + WANTED);
-            let before = self.wanted.swap(until, Ordering::Relaxed);
+            let until = self.now() + WANTED;
+            if let Some(server) = self.server.get() {
+                let follows = message.follows;
+                self.follows.replace(&message.from, follows, until, server);
+            }
+            let before = self.wanted.swap(millis(until), Ordering::Relaxed);
             if before <= millis(self.now()) {
                 self.wake.notify_one();
             }
+        }
+        if !message.lines.is_empty() {
+            self.follows.receive(&self.node(), message.lines);
         }
         // Without a page, nobody would look at it.
         if self.pages.load(Ordering::Relaxed) > 0
@@ -220,18 +244,43 @@ impl View {
     pub(super) async fn run(self: Arc<Self>, server: Server, health: Arc<Health>, workers: Handle) {
         // The one server of the process.
         let server = self.server.get_or_init(|| server).clone();
+        let forwarding = self.forward(&server, &workers);
+        tokio::join!(self.publish(&server, &health, &workers), forwarding);
+    }
+
+    /// Publishes what has happened to what pages of other nodes follow.
+    async fn forward(&self, server: &Server, workers: &Handle) {
         loop {
+            let lines = self.follows.for_others().await;
+            let message = Message {
+                from: server.node().to_string(),
+                watches: false,
+                status: None,
+                follows: Vec::new(),
+                lines,
+            };
+            if !message.lines.is_empty() {
+                workers.spawn(publish(server.clone(), message));
+            }
+        }
+    }
+
+    async fn publish(&self, server: &Server, health: &Health, workers: &Handle) {
+        loop {
+            self.follows.expire(self.now(), server);
             let watches = self.pages.load(Ordering::Relaxed) > 0;
             let is_wanted = self.is_wanted();
             if !watches && !is_wanted {
                 self.wake.notified().await;
                 continue;
             }
-            let status = self.status(&server, &health);
+            let status = self.status(server, health);
             let message = Message {
                 from: server.node().to_string(),
                 watches,
                 status: is_wanted.then(|| status.clone()),
+                follows: self.follows.own(),
+                lines: Vec::new(),
             };
             if watches {
                 self.note(message.from.clone(), status);
@@ -243,15 +292,10 @@ impl View {
         }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "nodes tell each other when they looked"
-    )]
     fn status(&self, server: &Server, health: &Health) -> String {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH);
         let mut status = Status::read(server.registry());
         status.dialect.clone_from(&self.dialect);
-        status.time = millis(time.unwrap_or_default());
+        status.time = time();
         status.obstacle = health.obstacle().map(String::from);
         serde_json::to_string(&status).unwrap_or_default()
     }
@@ -268,22 +312,43 @@ async fn publish(server: Server, message: Message) {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+/// Milliseconds since 1970.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nodes tell each other when something was"
+)]
+pub(super) fn time() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    millis(time.unwrap_or_default())
+}
+
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An open page. Dropping it closes it.
-pub(super) struct Page(Arc<View>);
+pub(super) struct Page {
+    view: Arc<View>,
+    following: Option<Arc<Following>>,
+}
 
 impl Page {
     pub(super) fn view(&self) -> &Arc<View> {
-        &self.0
+        &self.view
+    }
+
+    /// What the page follows.
+    pub(super) fn following(&self) -> Option<&Arc<Following>> {
+        self.following.as_ref()
     }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.0.pages.fetch_sub(1, Ordering::Relaxed);
+        if let (Some(following), Some(server)) = (&self.following, self.view.server.get()) {
+            self.view.follows.stop(following, server);
+        }
+        self.view.pages.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -308,7 +373,7 @@ mod tests {
         let bus = MemoryBus::new();
         let [(one, server), (_two, other)] = [node(&bus).await, node(&bus).await];
         assert!(one.nodes().0.is_empty());
-        let page = one.open().unwrap();
+        let page = one.open(None).unwrap();
         let mut news = page.view().news();
         while one.nodes().0.len() < 2 {
             let next = timeout(Duration::from_secs(30), news.changed());
@@ -329,7 +394,7 @@ mod tests {
         let (view, _server) = node(&bus).await;
         view.receive(status("other", "{}"));
         assert!(view.nodes().0.is_empty());
-        let page = view.open().unwrap();
+        let page = view.open(None).unwrap();
         view.receive(status("other", "{}"));
         assert!(view.nodes().0.contains_key("other"));
         drop(page);
@@ -339,7 +404,7 @@ mod tests {
     #[tokio::test]
     async fn what_anybody_publishes_cannot_fill_a_node_or_break_a_stream() {
         let view = View::new(None);
-        let _page = view.open().unwrap();
+        let _page = view.open(None).unwrap();
         for wrong in [
             "",
             "{",
@@ -358,10 +423,10 @@ mod tests {
     #[tokio::test]
     async fn pages_are_limited() {
         let view = View::new(None);
-        let mut pages: Vec<_> = std::iter::from_fn(|| view.open()).collect();
+        let mut pages: Vec<_> = std::iter::from_fn(|| view.open(None)).collect();
         assert_eq!(pages.len(), MAX_PAGES);
         pages.pop();
-        assert!(view.open().is_some());
+        assert!(view.open(None).is_some());
     }
 
     fn status(node: &str, status: &str) -> Message {
@@ -369,6 +434,8 @@ mod tests {
             from: node.to_owned(),
             watches: false,
             status: Some(status.to_owned()),
+            follows: Vec::new(),
+            lines: Vec::new(),
         }
     }
 }

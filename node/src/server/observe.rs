@@ -1,0 +1,165 @@
+//! Observers of a server: what an operator's tool has to see of events and rooms, without handlers.
+//!
+//! While nobody observes, each place that could report reads one flag and builds nothing. So a server
+//! that is never observed does not pay for it, unlike with
+//! [`on_any_outgoing`](super::Namespace::on_any_outgoing), which looks up the recipients of each broadcast.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, Ordering},
+};
+
+use parking_lot::RwLock;
+use roomcast_protocol::args::Args;
+
+use super::{
+    server::Server,
+    socket::{DisconnectReason, Socket},
+};
+
+/// Something that has happened on this node.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Observation<'a> {
+    /// A socket has connected. Handlers of the connect have not run yet.
+    Connected {
+        /// The socket.
+        socket: &'a Socket,
+    },
+    /// A socket has disconnected. Its rooms are still known.
+    Disconnected {
+        /// The socket.
+        socket: &'a Socket,
+        /// Why.
+        reason: DisconnectReason,
+    },
+    /// A socket has joined rooms in which it was not before.
+    Joined {
+        /// The socket.
+        socket: &'a Socket,
+        /// The rooms.
+        rooms: &'a [Box<str>],
+    },
+    /// A socket has left rooms.
+    Left {
+        /// The socket.
+        socket: &'a Socket,
+        /// The rooms.
+        rooms: &'a [Box<str>],
+    },
+    /// An event has arrived from a client. Middleware and handlers have not run yet.
+    Received {
+        /// The socket.
+        socket: &'a Socket,
+        /// The name of the event.
+        event: &'a str,
+        /// Its arguments.
+        args: &'a Args,
+    },
+    /// An event is being emitted to one socket.
+    Emitted {
+        /// The socket.
+        socket: &'a Socket,
+        /// The name of the event.
+        event: &'a str,
+        /// Its arguments.
+        args: &'a Args,
+    },
+    /// An event was emitted to all selected sockets, by this node or by another one.
+    Broadcast {
+        /// The name of the namespace.
+        namespace: &'a str,
+        /// The selected rooms; none for the whole namespace.
+        rooms: &'a [Box<str>],
+        /// The rooms whose members are left out.
+        except: &'a [Box<str>],
+        /// The name of the event.
+        event: &'a str,
+        /// Its arguments.
+        args: &'a Args,
+        /// The number of sockets of this node that it was queued to.
+        sockets: usize,
+    },
+}
+
+type Observe = dyn Fn(Observation<'_>) + Send + Sync;
+
+/// The observers of a server.
+#[derive(Default)]
+pub(crate) struct Observers {
+    is_any: AtomicBool,
+    list: RwLock<Vec<Arc<Observe>>>,
+}
+
+impl Observers {
+    /// Whether anybody observes. What happens around the moment in which this changes may be missed.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_any.load(Ordering::Relaxed)
+    }
+
+    /// Calls the observers, without a lock.
+    #[cold]
+    pub(super) fn notify(&self, observation: Observation<'_>) {
+        let observers = self.list.read().clone();
+        for observe in observers {
+            observe(observation);
+        }
+    }
+}
+
+/// An observer of a server. Dropping it ends the calls; one that is under way is not waited for.
+#[must_use = "the observer is removed when this is dropped"]
+pub struct Observer {
+    observers: Weak<Observers>,
+    own: Arc<Observe>,
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let Some(observers) = self.observers.upgrade() else {
+            return;
+        };
+        let mut list = observers.list.write();
+        list.retain(|other| !Arc::ptr_eq(other, &self.own));
+        observers.is_any.store(!list.is_empty(), Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Calls a function for what happens to the sockets of this node, until the result is dropped. It is
+    /// for tools that show an operator what one client or room does.
+    ///
+    /// The function runs inline, on the task that receives or emits and for all namespaces, so it must be
+    /// short and must not emit, join or leave. While there is an observer, each event that is received
+    /// is copied.
+    ///
+    /// ```
+    /// # use roomcast::{Observation, Server};
+    /// # fn run(io: &Server) {
+    /// let observer = io.observe(|observation| {
+    ///     if let Observation::Received { socket, event, .. } = observation {
+    ///         println!("{} sends {event}", socket.id());
+    ///     }
+    /// });
+    /// # drop(observer);
+    /// # }
+    /// ```
+    pub fn observe(&self, observe: impl Fn(Observation<'_>) + Send + Sync + 'static) -> Observer {
+        let observers = self.observers();
+        let own: Arc<Observe> = Arc::new(observe);
+        let mut list = observers.list.write();
+        list.push(Arc::clone(&own));
+        observers.is_any.store(true, Ordering::Relaxed);
+        drop(list);
+        Observer {
+            observers: Arc::downgrade(observers),
+            own,
+        }
+    }
+}
