@@ -168,6 +168,14 @@ limits! {
     Sockets = "sockets",
     /// Connections to the server.
     Connections = "connections",
+    /// Connections from one address.
+    ConnectionsPerAddress = "connections_per_address",
+    /// New connections per second.
+    ConnectRate = "connect_rate",
+    /// Events per second of one connection.
+    EventRate = "event_rate",
+    /// Bytes per second of one connection.
+    ByteRate = "byte_rate",
     /// Events of other servers whose handlers are still running.
     ServerSideEvents = "server_side_events",
 }

@@ -1,5 +1,7 @@
 //! The ids that a server gives out, and the entropy that they are made of.
 
+use std::ops::RangeInclusive;
+
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use roomcast_protocol::id::{EngineId, SocketId, name_from};
@@ -31,6 +33,11 @@ impl Ids {
 
     pub(crate) fn engine_id(&self) -> EngineId {
         EngineId::new(self.tag, name_from(self.rng.lock().random()))
+    }
+
+    /// A number of this range, for clients that shall not all do something at the same time.
+    pub(crate) fn pick(&self, range: RangeInclusive<u64>) -> u64 {
+        self.rng.lock().random_range(range)
     }
 
     pub(crate) fn socket_id(&self) -> SocketId {

@@ -55,11 +55,13 @@ mod close;
 mod ids;
 mod line_limit;
 mod metrics;
+mod rate;
 mod server;
 mod transport;
 
 pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
+pub use rate::Rate;
 pub use roomcast_adapter::{
     BusError, Gap, Health, JoinError, MemoryBus, NodeId, PrivateRooms, RedisBus, RedisConfig,
     RedisRights, SocketId, StartError,
@@ -81,7 +83,7 @@ pub use server::{
 pub use transport::{
     client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},
     client_files::ClientFiles,
-    config::{Cookie, Limits},
+    config::{Cookie, Limits, RatePolicy},
     cors::Cors,
     handshake::Handshake,
 };

@@ -18,7 +18,11 @@ const SERVER: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("line_limit", &["clock"]),
     ("metrics", &["close"]),
-    ("transport", &["clock", "close", "ids", "metrics"]),
+    ("rate", &["clock"]),
+    (
+        "transport",
+        &["clock", "close", "ids", "line_limit", "metrics", "rate"],
+    ),
     (
         "server",
         &[
@@ -27,6 +31,7 @@ const SERVER: &[(&str, &[&str])] = &[
             "ids",
             "line_limit",
             "metrics",
+            "rate",
             "transport",
         ],
     ),

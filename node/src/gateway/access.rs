@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::{auth::Auth, hooks::Hooks, session::SocketData};
+use super::{auth::Auth, hooks::Hooks, session::SocketData, user_limit::UserLimit};
 
 /// Time between two looks for foreign servers. They come and go with deployments.
 const LOOK: Duration = Duration::from_secs(10);
@@ -57,13 +57,16 @@ pub(crate) fn guard(
     access: Access,
     auth: Option<&Arc<Auth>>,
     hooks: &Hooks,
+    users: &UserLimit,
 ) -> Namespace {
     match access {
         Access::Open => namespace,
         Access::Jwt | Access::Hook | Access::JwtHook => {
-            let (name, auth, hooks) = (name.to_owned(), auth.cloned(), hooks.clone());
+            let (name, auth) = (name.to_owned(), auth.cloned());
+            let (hooks, users) = (hooks.clone(), users.clone());
             namespace.authorize(move |handshake: Handshake, id: SocketId| {
-                let (name, auth, hooks) = (name.clone(), auth.clone(), hooks.clone());
+                let (name, auth) = (name.clone(), auth.clone());
+                let (hooks, users) = (hooks.clone(), users.clone());
                 async move {
                     let data = match (auth, access.asks_for_token()) {
                         (_, false) => SocketData::default(),
@@ -72,10 +75,13 @@ pub(crate) fn guard(
                             return Err(Refused::new("tokens cannot be verified").into());
                         }
                     };
-                    match access.asks_hook() {
-                        true => hooks.connect(&name, &handshake, &id, data).await,
-                        false => Ok::<_, HandlerError>(data),
+                    data.take_place(&name, &users)?;
+                    if !access.asks_hook() {
+                        return Ok::<_, HandlerError>(data);
                     }
+                    let data = hooks.connect(&name, &handshake, &id, data).await?;
+                    data.take_place(&name, &users)?;
+                    Ok(data)
                 }
             })
         }

@@ -22,6 +22,7 @@ use super::{
     reload::{Preparing, Reloadable, Swap},
     rooms::Rooms,
     settings::NamespaceName,
+    user_limit::UserLimit,
     values::{CookieName, Origin},
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct Built {
     /// What verifies tokens, if any namespace asks for them.
     pub(crate) auth: Option<Arc<Auth>>,
     pub(crate) policies: Policies,
+    pub(crate) users: UserLimit,
 }
 
 /// Builds the server that the configuration describes, with the events of the demo's page if there is one.
@@ -105,10 +107,15 @@ pub(crate) async fn server(
     });
     let auth = auth(config).await?;
     let mut policies = Policies::default();
+    let users = UserLimit::new(config.limits.max_sockets_per_user.0);
     for (name, access) in config.access() {
         let parts = Parts {
+            access,
+            auth: auth.clone(),
+            hooks: hooks.clone(),
+            users: users.clone(),
+            rooms: rooms(config, &name, access),
             demo: demo.cloned(),
-            ..parts(config, &name, access, auth.as_ref(), hooks)
         };
         if let Some(rooms) = &parts.rooms {
             policies.0.push((name.clone(), access, Arc::clone(rooms)));
@@ -124,6 +131,7 @@ pub(crate) async fn server(
         server,
         auth,
         policies,
+        users,
     })
 }
 
@@ -147,27 +155,16 @@ async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
     Ok(Some(auth))
 }
 
-/// What a namespace is made of: its section of the file, and the options for all namespaces.
-fn parts(
-    config: &Config,
-    name: &str,
-    access: Access,
-    auth: Option<&Arc<Auth>>,
-    hooks: &Hooks,
-) -> Parts {
+/// The rooms that clients of a namespace may use by themselves, from its section of the file and the
+/// options for all namespaces.
+fn rooms(config: &Config, name: &str, access: Access) -> Option<Arc<Rooms>> {
     let section = config
         .settings
         .namespaces
         .get(&NamespaceName(name.to_owned()));
     let has_rooms = section.and_then(|section| section.client_rooms);
     let has_rooms = has_rooms.unwrap_or(config.protocol.client_rooms.0);
-    Parts {
-        access,
-        auth: auth.cloned(),
-        hooks: hooks.clone(),
-        rooms: has_rooms.then(|| Arc::new(Rooms::new(policy(config, name, access)))),
-        demo: None,
-    }
+    has_rooms.then(|| Arc::new(Rooms::new(policy(config, name, access))))
 }
 
 /// What clients may do with the rooms of a namespace.

@@ -3,10 +3,17 @@
 //! The defaults come from the library, so the help cannot differ from it. The library enforces the
 //! limits; this module only reads them.
 
-use clap::Args;
-use roomcast::Limits;
+use std::{fmt, future::ready, str::FromStr};
 
-use super::values::{self, ByteSize, Span};
+use clap::{Args, ValueEnum};
+use roomcast::{Limits, Rate, RatePolicy, Server};
+
+use super::{
+    config::Config,
+    reload::{Preparing, Reloadable, Swap},
+    user_limit::UserLimit,
+    values::{self, ByteSize, Span},
+};
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
@@ -15,6 +22,39 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().connections, value_parser = values::count)]
     pub(crate) max_connections: usize,
+
+    /// Maximum of open connections from one address; more are refused: `off` or COUNT
+    #[arg(long, value_name = "COUNT", default_value = "off")]
+    pub(crate) max_connections_per_address: OrOff<usize>,
+
+    /// Bits of an IPv6 address that count as one address, because clients have whole networks
+    #[arg(long, value_name = "BITS")]
+    #[arg(default_value_t = Limits::default().ipv6_prefix)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=128))]
+    pub(crate) ipv6_prefix: u8,
+
+    /// New connections per second of this node; more are refused for some seconds: `off` or RATE
+    ///
+    /// A rate is the amount per second, and after a colon the amount that may come at once: 100 or 100:500.
+    /// Without one, it is what may come in a second.
+    #[arg(long, value_name = "RATE", default_value = "off")]
+    pub(crate) max_connect_rate: OrOff<CountRate>,
+
+    /// Sockets of one user in a namespace of this node; more are refused: `off` or COUNT
+    #[arg(long, value_name = "COUNT", default_value = "off")]
+    pub(crate) max_sockets_per_user: OrOff<usize>,
+
+    /// Events per second of one client: `off` or RATE, such as 20 or 20:100
+    #[arg(long, value_name = "RATE", default_value = "off")]
+    pub(crate) max_event_rate: OrOff<CountRate>,
+
+    /// Bytes per second of one client's packets: `off` or RATE, such as 100kB or 100kB:1MB
+    #[arg(long, value_name = "RATE", default_value = "off")]
+    pub(crate) max_byte_rate: OrOff<SizeRate>,
+
+    /// What happens to events of a client that sends faster: they are logged, dropped, or end its connection
+    #[arg(long, value_name = "NAME", value_enum, default_value = "drop")]
+    pub(crate) rate_policy: Policy,
 
     /// Maximum of open sockets, HTTP and WebSocket; lower if the limit of open files is lower
     #[arg(long, value_name = "COUNT")]
@@ -128,10 +168,137 @@ pub(crate) struct LimitOptions {
     pub(crate) response_timeout: Span,
 }
 
+/// What happens to a client that sends too fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Policy {
+    /// Log and count it
+    Warn,
+    /// Do not handle the event; its acknowledgement is an error
+    Drop,
+    /// Close the connection
+    Close,
+}
+
+impl From<Policy> for RatePolicy {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Warn => Self::Warn,
+            Policy::Drop => Self::Drop,
+            Policy::Close => Self::Close,
+        }
+    }
+}
+
+/// A limit that need not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OrOff<T>(pub(crate) Option<T>);
+
+impl<T: Amount> FromStr for OrOff<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => T::parse(text)
+                .map(|amount| Self(Some(amount)))
+                .map_err(|error| format!("{error}, or `off`")),
+        }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for OrOff<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(amount) => amount.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// The value of a limit that can be off.
+pub(crate) trait Amount: Sized {
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+impl Amount for usize {
+    fn parse(text: &str) -> Result<Self, String> {
+        values::count(text)
+    }
+}
+
+/// A rate of things that are counted: `20`, or `20:100` with a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CountRate(pub(crate) Rate);
+
+impl Amount for CountRate {
+    fn parse(text: &str) -> Result<Self, String> {
+        let count = |text: &str| text.parse().ok().filter(|number| *number > 0);
+        let rate = rate(text, count).ok_or("expected a rate such as 20 or 20:100")?;
+        Ok(Self(rate))
+    }
+}
+
+/// A rate of bytes: `100kB`, or `100kB:1MB` with a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SizeRate(pub(crate) Rate);
+
+impl Amount for SizeRate {
+    fn parse(text: &str) -> Result<Self, String> {
+        let size = |text: &str| {
+            let size: ByteSize = text.parse().ok()?;
+            u32::try_from(size.0).ok()
+        };
+        let rate =
+            rate(text, size).ok_or("expected a rate below 4GiB such as 100kB or 100kB:1MB")?;
+        Ok(Self(rate))
+    }
+}
+
+fn rate(text: &str, amount: impl Fn(&str) -> Option<u32>) -> Option<Rate> {
+    let Some((per_second, burst)) = text.split_once(':') else {
+        return amount(text).map(Rate::per_second);
+    };
+    Some(Rate::per_second(amount(per_second)?).burst(amount(burst)?))
+}
+
+/// The limits that a reload replaces.
+pub(crate) struct LiveLimits(pub(crate) Server, pub(crate) UserLimit);
+
+impl Reloadable for LiveLimits {
+    fn keys(&self) -> &'static [&'static str] {
+        &[
+            "max_connections",
+            "max_connections_per_address",
+            "ipv6_prefix",
+            "max_connect_rate",
+            "max_event_rate",
+            "max_byte_rate",
+            "rate_policy",
+            "max_sockets_per_user",
+        ]
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        let (server, limits) = (self.0.clone(), Limits::from(&config.limits));
+        let (users, per_user) = (self.1.clone(), config.limits.max_sockets_per_user.0);
+        let swap: Swap = Box::new(move || {
+            server.set_limits(&limits);
+            users.set(per_user);
+        });
+        Box::pin(ready(Ok(swap)))
+    }
+}
+
 impl From<&LimitOptions> for Limits {
     fn from(options: &LimitOptions) -> Self {
         Self {
             connections: options.max_connections,
+            connections_per_address: options.max_connections_per_address.0,
+            ipv6_prefix: options.ipv6_prefix,
+            connect_rate: options.max_connect_rate.0.map(|rate| rate.0),
+            event_rate: options.max_event_rate.0.map(|rate| rate.0),
+            byte_rate: options.max_byte_rate.0.map(|rate| rate.0),
+            rate_policy: options.rate_policy.into(),
             sockets: options.max_sockets,
             outbox_bytes: options.max_outbox.0,
             stall_timeout: options.stall_timeout.0,
@@ -185,5 +352,43 @@ mod tests {
         assert_eq!(limits.inbox_bytes, defaults.inbox_bytes);
         assert_eq!(limits.header_timeout, defaults.header_timeout);
         assert_eq!(limits.room_name_bytes, defaults.room_name_bytes);
+        assert_eq!(limits.event_rate, None);
+    }
+
+    #[test]
+    fn a_rate_may_have_a_burst_or_be_off() {
+        let count = |text: &str| {
+            text.parse()
+                .map(|OrOff::<CountRate>(rate)| rate.map(|rate| rate.0))
+        };
+        assert_eq!(count("off"), Ok(None));
+        assert_eq!(count("20"), Ok(Some(Rate::per_second(20))));
+        assert_eq!(count("20:100"), Ok(Some(Rate::per_second(20).burst(100))));
+        let size = |text: &str| {
+            text.parse()
+                .map(|OrOff::<SizeRate>(rate)| rate.map(|rate| rate.0))
+        };
+        assert_eq!(
+            size("1kB:2MB"),
+            Ok(Some(Rate::per_second(1_000).burst(2_000_000)))
+        );
+        for wrong in [
+            "",
+            "0",
+            "20:0",
+            "20:",
+            ":20",
+            "-1",
+            "1.5",
+            "5000000000",
+            "of",
+        ] {
+            let error = count(wrong).unwrap_err();
+            assert_eq!(
+                error, "expected a rate such as 20 or 20:100, or `off`",
+                "{wrong}"
+            );
+            assert!(size(wrong).is_err() || wrong == "1.5", "{wrong}");
+        }
     }
 }

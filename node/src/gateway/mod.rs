@@ -37,6 +37,7 @@ mod run;
 mod session;
 mod settings;
 mod token;
+mod user_limit;
 mod values;
 mod vitals;
 

@@ -11,6 +11,8 @@ use super::{
     demo::Demo,
     hooks::Hooks,
     rooms::{self, Rooms},
+    session,
+    user_limit::UserLimit,
 };
 
 /// What a namespace of the gateway is made of.
@@ -19,6 +21,7 @@ pub(crate) struct Parts {
     /// What verifies tokens. Set if any namespace asks for them.
     pub(crate) auth: Option<Arc<Auth>>,
     pub(crate) hooks: Hooks,
+    pub(crate) users: UserLimit,
     /// The rooms that clients may use by themselves, if any.
     pub(crate) rooms: Option<Arc<Rooms>>,
     /// What the page of the demo uses beside them.
@@ -31,10 +34,12 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         access,
         auth,
         hooks,
+        users,
         rooms,
         demo,
     } = parts;
-    let mut namespace = access::guard(Namespace::new(name), name, access, auth.as_ref(), &hooks);
+    let namespace = Namespace::new(name);
+    let mut namespace = access::guard(namespace, name, access, auth.as_ref(), &hooks, &users);
     let auth = auth.filter(|_| access.asks_for_token());
     if let Some(auth) = &auth {
         namespace = with_sessions(namespace, auth);
@@ -49,7 +54,8 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     if auth.is_some() || access.asks_hook() || hooks.stores_disconnects(name) {
         namespace = on_connect(namespace, auth.clone(), hooks.clone());
     }
-    if auth.is_some() || rooms.is_some() || hooks.hears_disconnects(name) {
+    let has_users = auth.is_some() || access.asks_hook();
+    if has_users || rooms.is_some() || hooks.hears_disconnects(name) {
         namespace = on_disconnect(namespace, auth, rooms.is_some(), hooks);
     }
     namespace
@@ -75,6 +81,7 @@ fn on_disconnect(
         if let Some(auth) = &auth {
             auth.disconnected(&socket);
         }
+        session::leave(&socket);
         let hooks = hooks.clone();
         async move {
             if has_rooms {

@@ -8,7 +8,7 @@
 //! All that can fail happens before the first swap, so a broken file changes nothing. Preparing may
 //! wait for others, such as the issuer of a set of keys, and a signal to stop ends it.
 
-use std::{collections::BTreeMap, env, future::ready, pin::Pin};
+use std::{collections::BTreeMap, env, pin::Pin};
 
 use prometheus::{IntCounterVec, Opts};
 use roomcast::Server;
@@ -165,21 +165,6 @@ fn changed_keys(
     changed.sort();
     changed.dedup();
     changed
-}
-
-/// The limit of connections.
-pub(crate) struct MaxConnections(pub(crate) Server);
-
-impl Reloadable for MaxConnections {
-    fn keys(&self) -> &'static [&'static str] {
-        &["max_connections"]
-    }
-
-    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
-        let (server, limit) = (self.0.clone(), config.limits.max_connections);
-        let swap: Swap = Box::new(move || server.set_max_connections(limit));
-        Box::pin(ready(Ok(swap)))
-    }
 }
 
 /// The section whose keys are compared one by one.

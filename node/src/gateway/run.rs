@@ -40,9 +40,10 @@ use super::{
     config::Config,
     demo::{self, Demo},
     hooks::Hooks,
+    limits::LiveLimits,
     logging::Log,
     notify::Notify,
-    reload::{MaxConnections, Reload, Reloadable},
+    reload::{Reload, Reloadable},
     values::Workers,
     vitals::Vitals,
 };
@@ -140,6 +141,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         server,
         auth,
         policies,
+        users,
     } = built?;
     hooks.started(&server).map_err(io::Error::other)?;
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
@@ -197,7 +199,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let drain_timeout = config.operation.drain_timeout.0;
     let mut parts: Vec<Box<dyn Reloadable>> = vec![
         Box::new(log.level()),
-        Box::new(MaxConnections(server.clone())),
+        Box::new(LiveLimits(server.clone(), users)),
         Box::new(api),
         Box::new(policies),
         Box::new(hooks.clone()),

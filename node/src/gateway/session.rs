@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use roomcast::Socket;
+use roomcast::{Refused, Socket};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -14,6 +14,7 @@ use super::{
     auth::{Session, User},
     operations::Checked,
     policy::USER_ROOMS,
+    user_limit::{UserLimit, UserPlace},
 };
 
 /// The data of a socket of the gateway. It is replaced as a whole, never changed in place.
@@ -31,6 +32,9 @@ pub(crate) struct SocketData {
     /// What a hook wants done when the client has connected.
     #[serde(skip)]
     on_connect: Arc<Mutex<Option<Checked>>>,
+    /// Its place among the sockets of its user, while they are limited.
+    #[serde(skip)]
+    place: Arc<Mutex<Option<UserPlace>>>,
 }
 
 impl SocketData {
@@ -41,6 +45,15 @@ impl SocketData {
             session: Some(session),
             ..Self::default()
         }
+    }
+
+    /// Takes a place among the sockets of the user, if it has shown who it is and has none.
+    pub(crate) fn take_place(&self, namespace: &str, users: &UserLimit) -> Result<(), Refused> {
+        let mut place = self.place.lock();
+        if let (Some(user), None) = (&self.user, &*place) {
+            *place = users.admit(namespace, user)?;
+        }
+        Ok(())
     }
 
     /// Keeps operations until the client has connected.
@@ -60,6 +73,14 @@ fn without_user<S: serde::Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_map(data.iter().filter(|(key, _)| *key != "user"))
+}
+
+/// Makes room for another socket of the user. The data itself may be in use for longer.
+pub(crate) fn leave(socket: &Socket) {
+    let place = socket
+        .data::<SocketData>()
+        .map(|data| data.place.lock().take());
+    drop(place);
 }
 
 /// The id of the socket's user.

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
+    rate::Rate,
     transport::{
         client_address::TrustedProxies,
         client_files::ClientFiles,
@@ -462,6 +463,7 @@ fn check(config: &Config) -> Result<(), BuildError> {
         return Err(BuildError::NoTransport);
     }
     let limits = &config.limits;
+    let is_zero = |rate: Option<Rate>| rate.is_some_and(|r| r.per_second == 0 || r.burst == 0);
     let zeros = [
         ("ping_interval", config.heartbeat.interval.is_zero()),
         ("ping_timeout", config.heartbeat.timeout.is_zero()),
@@ -482,6 +484,13 @@ fn check(config: &Config) -> Result<(), BuildError> {
         ("limits.fragments", limits.fragments == 0),
         ("limits.connections", limits.connections == 0),
         ("limits.sockets", limits.sockets == 0),
+        (
+            "limits.connections_per_address",
+            limits.connections_per_address == Some(0),
+        ),
+        ("limits.connect_rate", is_zero(limits.connect_rate)),
+        ("limits.event_rate", is_zero(limits.event_rate)),
+        ("limits.byte_rate", is_zero(limits.byte_rate)),
     ];
     let zeros = zeros.map(|(setting, is_wrong)| (setting, is_wrong, "zero"));
     let others = [
@@ -494,6 +503,11 @@ fn check(config: &Config) -> Result<(), BuildError> {
             "limits.inbox_bytes",
             limits.inbox_bytes < config.max_payload,
             "below `max_payload`: a client's largest body would never fit",
+        ),
+        (
+            "limits.ipv6_prefix",
+            !(1..=128).contains(&limits.ipv6_prefix),
+            "not between 1 and 128",
         ),
     ];
     for (setting, is_wrong, problem) in zeros.into_iter().chain(others) {

@@ -22,12 +22,13 @@ use roomcast_adapter::SocketId;
 use smallvec::SmallVec;
 
 use super::{
-    error::Refused,
+    error::{Failed, Refused},
     handler::{Admission, BoxFuture, Call},
     in_flight::{Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
     observe::Observation,
     packets,
+    rates::Rates,
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
 };
@@ -61,6 +62,8 @@ pub(crate) struct Client {
     sockets: SmallVec<[Socket; 1]>,
     /// Exists while something waits.
     in_flight: Option<Box<InFlight>>,
+    /// Exists since the client sent something while rates were limited.
+    pub(super) rates: Option<Box<Rates>>,
 }
 
 impl Client {
@@ -73,6 +76,7 @@ impl Client {
             decoder: Decoder::default(),
             sockets: SmallVec::new(),
             in_flight: None,
+            rates: None,
         }
     }
 
@@ -93,7 +97,16 @@ impl Client {
     }
 
     fn handle(&mut self, turn: &mut Turn<'_, '_>, packet: &Packet<'_>) -> Result<(), CloseReason> {
+        let over = self.over_rate(packet);
         if packet.kind == PacketKind::Connect {
+            if let Some(over) = over
+                && self.exceed(turn, None, packet, over)?
+            {
+                let (nsp, _) = split_query(&packet.nsp);
+                self.count_refused(nsp, over.limit.label());
+                packets::connect_error(turn, self.dialect, nsp, &over.refused());
+                return Ok(());
+            }
             self.connect(turn, packet);
             return Ok(());
         }
@@ -111,8 +124,16 @@ impl Client {
         };
         match packet.kind {
             PacketKind::Event => {
+                self.server.engine.metrics.events_received.inc();
+                if let Some(over) = over
+                    && self.exceed(turn, Some(&socket), packet, over)?
+                {
+                    let name = packet.event.as_ref().map_or("", |event| &*event.name);
+                    let refused = Err(Failed::Handler(over.refused().into()));
+                    self.answer(turn, &socket, name, packet.id, refused);
+                    return Ok(());
+                }
                 let engine = &self.server.engine;
-                engine.metrics.events_received.inc();
                 let limit = engine.config.limits.events_in_flight;
                 match self.in_flight.as_mut().filter(|i| i.is_full(limit)) {
                     None => self.event(turn, socket, packet),
@@ -123,6 +144,10 @@ impl Client {
                 }
             }
             PacketKind::Ack => {
+                if let Some(over) = over {
+                    // The server has asked for it, so it is never dropped.
+                    self.exceed(turn, Some(&socket), packet, over)?;
+                }
                 if let Some(id) = packet.id {
                     socket.live().acks.answer(&socket, id, packet.to_args());
                 }
@@ -319,7 +344,8 @@ impl Client {
                 admission: Err(error),
                 ..
             } => {
-                let label = error.refused().map_or("error", |_| "unauthorized");
+                let reason = |refused: &Refused| refused.reason.unwrap_or("unauthorized");
+                let label = error.refused().map_or("error", reason);
                 let refused = error.report(&namespace.place(None, "authorize"));
                 self.refuse(turn, &namespace, &refused, label);
             }
@@ -372,7 +398,7 @@ impl Client {
     }
 
     /// The client's address, for the log.
-    fn address(&self) -> Option<tracing::field::DisplayValue<std::net::SocketAddr>> {
+    pub(super) fn address(&self) -> Option<tracing::field::DisplayValue<std::net::SocketAddr>> {
         Handshake::of(&self.request, None)
             .address()
             .map(tracing::field::display)

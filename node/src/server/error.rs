@@ -149,6 +149,7 @@ pub enum BuildError {
 pub struct Refused {
     pub(crate) message: Cow<'static, str>,
     pub(crate) data: Option<String>,
+    pub(crate) reason: Option<&'static str>,
 }
 
 impl Refused {
@@ -157,6 +158,7 @@ impl Refused {
         Self {
             message: message.into(),
             data: None,
+            reason: None,
         }
     }
 
@@ -164,6 +166,14 @@ impl Refused {
     #[must_use]
     pub fn data<T: Serialize + ?Sized>(mut self, data: &T) -> Self {
         self.data = serde_json::to_string(data).ok();
+        self
+    }
+
+    /// Sets the label `reason` under which `roomcast_connect_refused_total` counts a connect that is
+    /// refused, and the log line about it. Clients do not see it. Default `unauthorized`.
+    #[must_use]
+    pub fn reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
         self
     }
 

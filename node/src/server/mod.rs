@@ -26,6 +26,7 @@ mod live_namespace;
 mod namespace;
 mod observe;
 mod packets;
+mod rates;
 mod remote_socket;
 mod serve;
 #[expect(clippy::module_inception, reason = "the field's word for it")]

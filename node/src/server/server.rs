@@ -40,6 +40,7 @@ use super::{
 use crate::{
     close::CloseReason,
     transport::{
+        config::Limits,
         connection::Connection,
         driver,
         engine::{Acceptor, ConnectionPermit, Engine},
@@ -262,6 +263,14 @@ impl Server {
     /// if they are more.
     pub fn set_max_connections(&self, limit: usize) {
         self.0.engine.set_max_connections(limit);
+    }
+
+    /// Replaces the limits that can change while the server runs: `connections`,
+    /// `connections_per_address`, `ipv6_prefix`, `connect_rate`, `event_rate`, `byte_rate` and
+    /// `rate_policy`. The others are ignored. Connections that are open stay, even if they are more;
+    /// those opened while addresses were not limited count for no address.
+    pub fn set_limits(&self, limits: &Limits) {
+        self.0.engine.set_limits(limits);
     }
 
     /// The metrics in Prometheus's text format.

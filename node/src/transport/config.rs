@@ -11,6 +11,7 @@ use super::{
     cors::Cors,
     handshake::{Handshake, Keep},
 };
+use crate::rate::Rate;
 use roomcast_protocol::{args::json::DEFAULT_DEPTH, engine_io::session::Heartbeat};
 
 /// The bounds of everything that clients or the application can make the server hold. Beyond a
@@ -89,6 +90,25 @@ pub struct Limits {
     pub sockets: usize,
     /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
     pub connections: usize,
+    /// Connections from one address. Default: no limit. Beyond: status 429. Needs the address of the
+    /// client, see [`Handshake::address`](crate::Handshake::address): behind a proxy all clients have that
+    /// of the proxy.
+    pub connections_per_address: Option<usize>,
+    /// The bits of an IPv6 address that count as one address, because clients have whole networks.
+    /// Default 64.
+    pub ipv6_prefix: u8,
+    /// New connections of the whole server, per second. Default: no limit. Beyond: status 503, with a
+    /// time in `Retry-After` that differs between clients.
+    pub connect_rate: Option<Rate>,
+    /// Events of one connection, per second; its connects to namespaces count, too. Default: no limit.
+    /// Beyond: see [`rate_policy`](Self::rate_policy).
+    pub event_rate: Option<Rate>,
+    /// Bytes of the packets of one connection, per second, with their attachments. Default: no limit.
+    /// Beyond: see [`rate_policy`](Self::rate_policy).
+    pub byte_rate: Option<Rate>,
+    /// What happens beyond [`event_rate`](Self::event_rate) and [`byte_rate`](Self::byte_rate).
+    /// Default [`RatePolicy::Drop`].
+    pub rate_policy: RatePolicy,
     /// Events of other servers ([`on_server_side`](crate::Namespace::on_server_side)) whose
     /// handlers still run. Default 1,024. Beyond: the handler does not run, and a caller that waits
     /// for its reply gets an error.
@@ -120,9 +140,31 @@ impl Default for Limits {
             unfinished_upgrades: 10_000,
             sockets: 1_000_000,
             connections: 1_000_000,
+            connections_per_address: None,
+            ipv6_prefix: 64,
+            connect_rate: None,
+            event_rate: None,
+            byte_rate: None,
+            rate_policy: RatePolicy::default(),
             server_side_events: 1024,
         }
     }
+}
+
+/// What happens to a client that sends faster than its rates allow. Each time is counted and logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RatePolicy {
+    /// Nothing else: the event is handled.
+    Warn,
+    /// The event is not handled. If the client waits for an acknowledgement, it gets
+    /// `{"error": "too many events", "data": {"limit": "event_rate"}}`, or `too many bytes` with
+    /// `byte_rate`. A connect to a namespace is refused with the same message. Acknowledgements are
+    /// always handled.
+    #[default]
+    Drop,
+    /// The connection is closed. Official clients connect again.
+    Close,
 }
 
 /// The cookie that some load balancers use to send a client to the same node again.

@@ -25,7 +25,7 @@ use prometheus::IntGauge;
 
 use super::{
     connection::Connection,
-    engine::ConnectionPermit,
+    engine::{ConnectionPermit, Place},
     frame::Frame,
     polling::Posted,
     stream::Read,
@@ -125,7 +125,8 @@ pub(crate) fn spawn<P: Protocol>(
         unread: None,
         stage: Stage::New,
         on_websocket: connection.transport() == TransportName::WebSocket,
-        permit: Some(permit),
+        place: permit.take(),
+        has_place: true,
     };
     // The task ends by itself. A draining server waits for the count of permits to reach zero.
     drop(tokio::spawn(Driver {
@@ -151,7 +152,9 @@ struct Core<P> {
     stage: Stage,
     /// Which transport the gauge of connections counts this one under.
     on_websocket: bool,
-    permit: Option<ConnectionPermit>,
+    /// An option of it would cost each connection eight bytes.
+    place: Place,
+    has_place: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -194,6 +197,22 @@ impl<P: Protocol> Future for Driver<P> {
         }
         SCRATCH.set(Some(scratch));
         done
+    }
+}
+
+impl<P> Drop for Driver<P> {
+    /// A driver may be dropped with its runtime.
+    fn drop(&mut self) {
+        self.core.give_back(&self.connection);
+    }
+}
+
+impl<P> Core<P> {
+    fn give_back(&mut self, connection: &Connection) {
+        if std::mem::take(&mut self.has_place) {
+            let place = std::mem::take(&mut self.place);
+            connection.engine().give_back(place);
+        }
     }
 }
 
@@ -254,7 +273,7 @@ impl<P: Protocol> Core<P> {
         let done = self.protocol.poll_done(&mut turn);
         turn.replies.clear();
         if self.stage == Stage::Released && done.is_ready() {
-            self.permit = None;
+            self.give_back(connection);
             return Poll::Ready(());
         }
         Poll::Pending

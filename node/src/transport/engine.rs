@@ -4,7 +4,7 @@
 use std::{
     cmp::Reverse,
     hash::{BuildHasher, RandomState},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -22,8 +22,14 @@ use tokio::{
 };
 
 use super::{
-    client_address::ClientAddress, config::Config, connection::Connection,
-    connection_state::SHUTDOWN_LINGER, frame::Frame, handshake::Handshake, lane::Lane,
+    admission::Admission,
+    client_address::ClientAddress,
+    config::{Config, Limits},
+    connection::Connection,
+    connection_state::SHUTDOWN_LINGER,
+    frame::Frame,
+    handshake::Handshake,
+    lane::Lane,
 };
 use crate::{
     clock::Clock,
@@ -53,8 +59,7 @@ pub(crate) struct Engine {
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
     open: AtomicUsize,
-    /// Starts as the limit of the configuration.
-    max_connections: AtomicUsize,
+    pub(crate) admission: Admission,
     /// WebSockets of upgrades that are not finished.
     pub(super) probing: AtomicUsize,
     /// Connections whose preamble is not complete.
@@ -67,8 +72,27 @@ pub(crate) struct Engine {
     empty: Notify,
 }
 
-/// One connection in the count. Dropping it gives the place back.
-pub(crate) struct ConnectionPermit(Arc<Engine>);
+/// The place of a connection that is being opened. Dropping it gives the place back.
+pub(crate) struct ConnectionPermit {
+    engine: Arc<Engine>,
+    /// Taken when the connection takes over its place.
+    place: Option<Place>,
+}
+
+/// The place of a connection in the counts, without the engine, because each connection has both. It
+/// must be [given back](Engine::give_back).
+#[derive(Default)]
+pub(super) struct Place {
+    /// Under which its address is counted. Boxed, because most servers count none.
+    address: Option<Box<IpAddr>>,
+}
+
+impl ConnectionPermit {
+    /// Hands over the place.
+    pub(super) fn take(mut self) -> Place {
+        self.place.take().unwrap_or_default()
+    }
+}
 
 impl Engine {
     pub(crate) fn new(config: Config, metrics: Arc<Metrics>, lanes: usize) -> Self {
@@ -78,7 +102,7 @@ impl Engine {
             .min(config.heartbeat.timeout)
             .min(config.connect_timeout);
         let tick = (shortest / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
-        let max_connections = config.limits.connections;
+        let admission = Admission::new(&config.limits);
         Self {
             config,
             clock: Clock::start(),
@@ -89,7 +113,7 @@ impl Engine {
             hasher: RandomState::new(),
             tasks: Mutex::default(),
             open: AtomicUsize::new(0),
-            max_connections: AtomicUsize::new(max_connections),
+            admission,
             probing: AtomicUsize::new(0),
             preambles: AtomicUsize::new(0),
             enforced: AtomicU64::new(0),
@@ -164,20 +188,50 @@ impl Engine {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Takes a place for a connection that is about to be opened. Returns none if all are taken.
+    /// Takes a place for a connection that is about to be opened. Returns the limit if all are taken.
     /// The caller checks for a drain afterwards, and a drain waits for permits after it has begun,
     /// so that no connection slips in between.
-    pub(super) fn acquire_permit(self: &Arc<Self>) -> Option<ConnectionPermit> {
+    pub(super) fn acquire_permit(
+        self: &Arc<Self>,
+        address: Option<IpAddr>,
+    ) -> Result<ConnectionPermit, Limit> {
         let before = self.open.fetch_add(1, Ordering::SeqCst);
-        let permit = ConnectionPermit(Arc::clone(self));
-        (before < self.max_connections.load(Ordering::Relaxed)).then_some(permit)
+        let mut permit = ConnectionPermit {
+            engine: Arc::clone(self),
+            place: Some(Place::default()),
+        };
+        if before >= self.admission.connections() {
+            return Err(Limit::Connections);
+        }
+        if let Some(address) = address {
+            let entered = self.admission.addresses().enter(address);
+            let address = entered.map_err(|()| Limit::ConnectionsPerAddress)?;
+            permit.place = Some(Place { address });
+        }
+        Ok(permit)
+    }
+
+    /// Ends a connection in the counts.
+    pub(super) fn give_back(&self, place: Place) {
+        if let Some(address) = place.address {
+            self.admission.addresses().leave(*address);
+        }
+        if self.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.empty.notify_waiters();
+        }
     }
 
     /// Replaces the limit of connections for those that are opened from now on.
     pub(crate) fn set_max_connections(&self, limit: usize) {
-        self.max_connections.store(limit, Ordering::Relaxed);
+        self.admission.set_connections(limit);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.metrics.connection_limit.set(limit);
+    }
+
+    /// Puts those limits in force that can be replaced.
+    pub(crate) fn set_limits(&self, limits: &Limits) {
+        self.admission.set(limits);
+        self.set_max_connections(limits.connections);
     }
 
     pub(super) fn opened(&self, transport: TransportName, revision: Revision) {
@@ -279,8 +333,8 @@ impl Engine {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.empty.notify_waiters();
+        if let Some(place) = self.place.take() {
+            self.engine.give_back(place);
         }
     }
 }

@@ -13,9 +13,11 @@
 //!   └─ connection            one lock around connection_state (pure), stream and polling
 //! lane ─ sessions (pure)     the task of a worker: flush dirty connections, due timers
 //! engine                     what they share
-//!   └─ client_address         where a client is, if a proxy says so
+//!   ├─ admission             limits that can be replaced
+//!   └─ client_address        where a client is, if a proxy says so
 //! ```
 
+pub(crate) mod admission;
 mod backlog;
 pub(crate) mod client_address;
 pub(crate) mod client_files;

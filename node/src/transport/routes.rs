@@ -12,7 +12,7 @@
 //!                        └─ upgrade ───▶ 101, then a probe
 //! ```
 
-use std::{borrow::Cow, io::Write as _, sync::Arc};
+use std::{borrow::Cow, io::Write as _, ops::RangeInclusive, sync::Arc};
 
 use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::{
+    admission::retry_range,
     client_address::ClientAddress,
     client_files,
     connection::Connection,
@@ -37,7 +38,10 @@ use super::{
     upgrade::{self, Probing},
     websocket::{self, Opcode},
 };
-use crate::close::{CloseReason, Limit};
+use crate::{
+    close::{CloseReason, Limit},
+    line_limit::LineLimit,
+};
 use roomcast_protocol::engine_io::{
     open::{self, HandshakeError, Query, Revision, TransportName},
     payload_v3::Form,
@@ -56,6 +60,20 @@ enum Refused {
     Handshake(HandshakeError),
     /// A bare status, and the label under which metrics count it.
     Status(StatusCode, &'static str),
+    /// There are too many. The client may come back after some seconds.
+    TooMany(TooMany),
+}
+
+/// What there is too much of.
+struct TooMany {
+    /// The label in metrics.
+    label: &'static str,
+    status: StatusCode,
+    message: &'static str,
+    /// From which the seconds are drawn after which the client may come back.
+    retry_after: RangeInclusive<u64>,
+    /// For the log.
+    client: Option<ClientAddress>,
 }
 
 impl From<HandshakeError> for Refused {
@@ -173,15 +191,14 @@ impl Routes {
     ) -> Result<Response<Body>, Refused> {
         const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
         let engine = &self.engine;
-        let Some(permit) = engine.acquire_permit() else {
-            engine.metrics.limit_reached(Limit::Connections);
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            return Err(Refused::Status(status, "connections"));
-        };
+        let client = engine.client(request.extensions(), request.headers());
+        let permit = engine.acquire_permit(client.map(|client| client.ip()));
+        let permit = permit.map_err(|limit| too_many(engine, limit, 0, client))?;
         if engine.is_draining() {
             return Err(DRAINING);
         }
-        let client = engine.client(request.extensions(), request.headers());
+        let admitted = engine.admission.connect(engine.clock.now());
+        admitted.map_err(|seconds| too_many(engine, Limit::ConnectRate, seconds, client))?;
         let keep = |extensions: &Extensions| kept(&engine.config.keep, extensions);
         if let Some(allow) = &engine.config.allow_request {
             let extensions = keep(request.extensions());
@@ -258,8 +275,9 @@ impl Routes {
             }
             let response = switching_protocols(request.headers())?;
             let Some(probing) = Probing::begin(&self.engine) else {
-                self.engine.metrics.limit_reached(Limit::UnfinishedUpgrades);
-                return Err(Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "upgrades"));
+                let client = ClientAddress::of(request.extensions());
+                let limit = Limit::UnfinishedUpgrades;
+                return Err(too_many(&self.engine, limit, 0, client));
             };
             let upgrade = hyper::upgrade::on(&mut request);
             // Ends by the upgrade timeout at the latest.
@@ -382,9 +400,11 @@ impl Routes {
 /// Refuses all requests, because the server has as many sockets as it may have.
 pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
     let engine = Arc::clone(engine);
-    Router::new().fallback(move |headers: HeaderMap| async move {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        let mut response = refuse(&engine, &Refused::Status(status, "sockets"));
+    Router::new().fallback(move |request: Request<Body>| async move {
+        let headers = request.headers();
+        let client = ClientAddress::of(request.extensions());
+        let refused = Refused::TooMany(TooMany::new(Limit::Sockets, 0, client));
+        let mut response = refuse(&engine, &refused);
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
         if let Some(cors) = &engine.config.cors {
@@ -394,8 +414,81 @@ pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
     })
 }
 
+impl TooMany {
+    fn new(limit: Limit, seconds: u64, client: Option<ClientAddress>) -> Self {
+        let (status, label, message) = match limit {
+            Limit::ConnectionsPerAddress => (
+                StatusCode::TOO_MANY_REQUESTS,
+                limit.label(),
+                "too many connections from this address",
+            ),
+            Limit::ConnectRate => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                limit.label(),
+                "too many new connections per second",
+            ),
+            Limit::UnfinishedUpgrades => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upgrades",
+                "too many unfinished upgrades",
+            ),
+            Limit::Sockets => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                limit.label(),
+                "too many open sockets",
+            ),
+            _ => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                limit.label(),
+                "too many connections",
+            ),
+        };
+        Self {
+            label,
+            status,
+            message,
+            retry_after: retry_range(seconds),
+            client,
+        }
+    }
+
+    fn log(&self) {
+        static LINES: LineLimit = LineLimit::new();
+        if let Some(left_out) = LINES.pass() {
+            tracing::info!(
+                limit = self.label,
+                address = self
+                    .client
+                    .map(|client| tracing::field::display(client.address())),
+                left_out,
+                "a client was refused: {}",
+                self.message
+            );
+        }
+    }
+
+    /// The body of the response: `{"message":…,"limit":…}`.
+    fn body(&self) -> String {
+        serde_json::json!({ "message": self.message, "limit": self.label }).to_string()
+    }
+}
+
+/// Counts that a new connection or an upgrade has found no room.
+fn too_many(engine: &Engine, limit: Limit, seconds: u64, client: Option<ClientAddress>) -> Refused {
+    engine.metrics.limit_reached(limit);
+    Refused::TooMany(TooMany::new(limit, seconds, client))
+}
+
 fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
     let (status, label, mut response) = match refused {
+        Refused::TooMany(too_many) => {
+            too_many.log();
+            let mut response = respond(too_many.body(), "application/json");
+            let seconds = engine.ids.pick(too_many.retry_after.clone());
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, seconds.into());
+            (too_many.status, too_many.label, response)
+        }
         Refused::Handshake(error) => {
             let status = StatusCode::from_u16(error.status());
             let response = respond(error.body(), "application/json");
@@ -410,10 +503,9 @@ fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
     engine.metrics.refused(label);
     *response.status_mut() = status;
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        let retry_after = HeaderValue::from_static("1");
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, retry_after);
+        // A node that drains does not come back, and the balancer has others.
+        let retry_after = response.headers_mut().entry(header::RETRY_AFTER);
+        retry_after.or_insert(HeaderValue::from_static("1"));
     }
     response
 }

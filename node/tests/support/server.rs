@@ -4,12 +4,12 @@ use std::{io, net::SocketAddr};
 
 use roomcast::{Builder, Namespace, Serve, Server, Socket};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::mpsc::{self, UnboundedReceiver},
     task::JoinHandle,
 };
 
-use super::{WebSocket, eventually, within};
+use super::{WebSocket, eventually, websocket, within};
 
 /// A server that serves until it is dropped.
 pub(crate) struct TestServer {
@@ -43,6 +43,18 @@ impl TestServer {
     /// A client that does nothing wrong, to see that it goes on being served.
     pub(crate) async fn bystander(&self) -> WebSocket {
         WebSocket::connect(self.address).await
+    }
+
+    /// The same from another address of the loopback network.
+    pub(crate) async fn bystander_from(&self, address: [u8; 4]) -> WebSocket {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        let stream = socket.connect(self.address).await.unwrap();
+        let mut websocket = WebSocket::over(stream, websocket::NEW).await;
+        let open = websocket.text().await;
+        assert!(open.starts_with("0{"), "{open}");
+        websocket.join("/").await;
+        websocket
     }
 
     /// The value of one time series, `name{label="value"}`; zero if there is none yet.
