@@ -103,6 +103,7 @@ describe("the chart", { timeout: 120_000 }, () => {
     const text = rendered(...REDIS, "--set", "drain.timeoutSeconds=60", "--set", "drain.preStopSeconds=7");
     assert.match(text, /terminationGracePeriodSeconds: 72$/m);
     assert.match(text, /ROOMCAST_DRAIN_TIMEOUT, value: "60s"/);
+    assert.match(text, /ROOMCAST_DRAIN_OVER, value: "10s"/);
     assert.match(text, /sleep: \{seconds: 7\}/);
   });
 

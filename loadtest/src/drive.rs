@@ -12,6 +12,7 @@ mod disruption;
 mod emitter;
 mod idle;
 mod pace;
+mod rolling;
 
 use std::{cmp::Reverse, collections::BinaryHeap, process::Child, time::Duration};
 
@@ -29,6 +30,8 @@ use crate::{
     swarm::End,
 };
 use pace::Beat;
+use rolling::Rolled;
+pub(crate) use rolling::{Movements, Rolling};
 
 /// The parameters of a scenario.
 pub(crate) struct Plan {
@@ -80,6 +83,8 @@ pub(crate) struct Disruption {
     pub(crate) returns: bool,
     /// A shell command, and the time after the begin of the window at which it runs.
     pub(crate) command: Option<(String, Duration)>,
+    /// Servers that are restarted one after the other. The window ends with the last.
+    pub(crate) rolling: Option<Rolling>,
 }
 
 impl Disruption {
@@ -104,6 +109,7 @@ pub(crate) struct Drive<'a> {
     next_tear: Nanos,
     next_expiry: Nanos,
     child: Option<Child>,
+    rolled: Rolled,
     marks: Marks,
 }
 
@@ -157,6 +163,7 @@ impl<'a> Drive<'a> {
             next_tear: Nanos::MAX,
             next_expiry: 0,
             child: None,
+            rolled: Rolled::default(),
             marks: Marks::default(),
             run,
         })
@@ -321,7 +328,7 @@ impl<'a> Drive<'a> {
                 .min(end);
             first = false;
             self.turn(next.saturating_sub(clock::now()).min(TURN))?;
-            if self.is_flood_over() {
+            if self.is_flood_over() || self.roll(clock::now())? {
                 break;
             }
         }
@@ -421,6 +428,7 @@ impl<'a> Drive<'a> {
 
     fn close(mut self) -> anyhow::Result<Outcome> {
         self.end_command();
+        self.run.outcome.waves = self.waves();
         if self.is_returning() {
             let away = self.returns.len();
             let said = format!("{away} clients had not reconnected at the end");

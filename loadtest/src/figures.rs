@@ -76,6 +76,26 @@ pub(crate) fn figures(outcome: &Outcome) -> Vec<Figure> {
         add(&format!("{name} max"), "ms", histogram.max_ms());
         add(&format!("{name} mean"), "ms", histogram.mean_ms());
     }
+    for (index, wave) in outcome.waves.iter().enumerate() {
+        let restart = format!("restart {}", index + 1);
+        let (peak, rate) = (wave.peak as f64, wave.closed as f64 / wave.over_seconds);
+        add(
+            &format!("{restart}, connections closed"),
+            "",
+            wave.closed as f64,
+        );
+        add(
+            &format!("{restart}, connects in the busiest second"),
+            "1/s",
+            peak,
+        );
+        add(&format!("{restart}, paced rate"), "1/s", rate);
+        add(
+            &format!("{restart}, busiest second / paced rate"),
+            "",
+            peak / rate,
+        );
+    }
     memory(outcome, &mut add);
     figures
 }
@@ -202,7 +222,10 @@ pub(crate) const PERCENTILES: [(f64, &str); 4] =
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{outcome::Server, system::Usage};
+    use crate::{
+        outcome::{Server, Wave},
+        system::Usage,
+    };
 
     fn value(figures: &[Figure], name: &str) -> f64 {
         let found = figures.iter().find(|figure| figure.name == name);
@@ -292,6 +315,22 @@ mod tests {
             value(&figures(&outcome), "idle connection, resident"),
             1000.0
         ));
+    }
+
+    #[test]
+    fn a_restart_is_judged_by_its_busiest_second() {
+        let mut outcome = Outcome::new("deploy");
+        outcome.seconds = 30.0;
+        outcome.waves.push(Wave {
+            closed: 1000,
+            returned: 1000,
+            over_seconds: 10.0,
+            peak: 125,
+        });
+        let figures = figures(&outcome);
+        assert!(close(value(&figures, "restart 1, paced rate"), 100.0));
+        let ratio = "restart 1, busiest second / paced rate";
+        assert!(close(value(&figures, ratio), 1.25));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Jitter(Jitter),
     /// Broadcasts while servers are restarted one after the other
     Drain(Drain),
+    /// Restart servers one after the other: every client must return, and not all at once
+    Deploy(Deploy),
     /// All disruptions for hours: memory slope, leaked descriptors
     Soak(Soak),
     /// Add results of several loaders of one run
@@ -328,6 +330,22 @@ pub(crate) struct Drain {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("duration", |arg| arg.default_value("10m").help(LONGEST_DEPLOYMENT)))]
+pub(crate) struct Deploy {
+    #[command(flatten)]
+    pub(crate) paced: Paced,
+    /// Shell command that restarts one server and returns when it is ready again; repeat for each
+    #[arg(long, required = true, value_name = "COMMAND")]
+    pub(crate) restart: Vec<String>,
+    /// Time over which a server closes its connections, to compare the connects per second with
+    #[arg(long, value_parser = duration, default_value = "10s", value_name = "TIME")]
+    pub(crate) over: Duration,
+    /// Time before the first restart, between two, and after the last
+    #[arg(long, value_parser = duration, default_value = "5s", value_name = "TIME")]
+    pub(crate) pause: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
 #[command(mut_arg("duration", |arg| arg.default_value("60s")))]
 #[command(mut_arg("rate", |arg| arg.default_value("20")))]
 pub(crate) struct Soak {
@@ -377,6 +395,9 @@ pub(crate) struct Report {
     pub(crate) html: String,
 }
 
+const LONGEST_DEPLOYMENT: &str =
+    "Longest time for all restarts; the measured window ends with the last";
+
 impl Command {
     /// The common options of a scenario; `None` for other commands.
     pub(crate) fn common(&self) -> Option<&Common> {
@@ -391,6 +412,7 @@ impl Command {
             Self::Churn(options) => &options.paced.common,
             Self::Jitter(options) => &options.paced.common,
             Self::Drain(options) => &options.paced.common,
+            Self::Deploy(options) => &options.paced.common,
             Self::Soak(options) => &options.paced.common,
             Self::Merge(_) | Self::Compare(_) | Self::Report(_) => return None,
         })

@@ -44,6 +44,9 @@ pub(crate) struct Outcome {
     /// CPU time of the loaders' client threads in the measured window, in nanoseconds.
     pub(crate) own_cpu_nanos: u64,
     pub(crate) series: Vec<Point>,
+    /// What each restart of a server did to the clients.
+    #[serde(default)]
+    pub(crate) waves: Vec<Wave>,
     /// Reasons why the tool, its machine or its settings determine the figures instead of the
     /// server.
     pub(crate) limited_by: Vec<String>,
@@ -84,6 +87,19 @@ pub(crate) struct Point {
     pub(crate) server_cpu_nanos: u64,
 }
 
+/// The clients of one server that was restarted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Wave {
+    /// Connections that ended.
+    pub(crate) closed: u64,
+    /// Clients that connected again.
+    pub(crate) returned: u64,
+    /// Time over which the server was to close them.
+    pub(crate) over_seconds: f64,
+    /// The most clients that connected again within one second.
+    pub(crate) peak: u64,
+}
+
 impl Outcome {
     pub(crate) fn new(scenario: &str) -> Self {
         Self {
@@ -105,6 +121,7 @@ impl Outcome {
             gauges: Vec::new(),
             own_cpu_nanos: 0,
             series: Vec::new(),
+            waves: Vec::new(),
             limited_by: Vec::new(),
             notes: Vec::new(),
         }

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{
     clock::Nanos,
     codec::packet::{self, Kind, Packet},
+    drive::Movements,
     finder::Finder,
     histogram::Histogram,
     label::Label,
@@ -92,6 +93,7 @@ pub(crate) struct Population {
     pub(crate) last_refusal: Option<String>,
     /// Clients that have been disconnected since the driver last looked.
     pub(crate) gone: Vec<(usize, End)>,
+    pub(crate) movements: Movements,
     /// Senders with a message that has reached all members since the driver last looked.
     pub(crate) finished: Vec<usize>,
 }
@@ -154,6 +156,7 @@ impl Population {
             last_end: None,
             last_refusal: None,
             gone: Vec::new(),
+            movements: Movements::default(),
             finished: Vec::new(),
             behaviour,
         }
@@ -460,6 +463,8 @@ impl Sink for Population {
         if self.since[client] & RETURNING == 0 {
             let since = self.since[client];
             self.times.connect.record(now.saturating_sub(since));
+        } else {
+            self.movements.returns.push(now);
         }
         replies.packet(|out| self.write_move(client, true, out));
     }
@@ -488,6 +493,7 @@ impl Sink for Population {
         self.leave_at_once(client);
         if was_in {
             self.since[client] = now | RETURNING;
+            self.movements.losses.push(now);
         }
         self.states[client] = State::Away;
         self.last_end = Some(end.clone());

@@ -15,7 +15,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use roomcast::{Namespace, Server, Socket, shutdown_signal};
+use roomcast::{Drain, Namespace, Server, Socket, shutdown_signal};
 use tokio::{net::TcpListener, time::interval};
 
 /// What the application's own handlers share; a handle of the server is cheap to clone.
@@ -57,6 +57,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let stop = async move {
         shutdown_signal().await;
+        // Clients move to other servers one after the other, while their polls are still served.
+        io.drain(Drain::default()).await;
         ticking.abort();
         io.close().await;
     };

@@ -76,7 +76,7 @@ pub use roomcast_protocol::{
 };
 pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
-    Data, Delivery, DisconnectReason, EmitError, Event, Fetched, Handler, HandlerError,
+    Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, Handler, HandlerError,
     HandlerResult, Namespace, Observation, Observer, Outcome, Parser, Refused, RemoteSocket, Reply,
     Serve, Server, ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };

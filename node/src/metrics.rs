@@ -123,6 +123,10 @@ metrics! {
         "Connections that may be open.";
     pub(crate) socket_limit: IntGauge[] = "roomcast_socket_limit",
         "Sockets that may be open: HTTP connections and WebSockets.";
+    pub(crate) draining: IntGauge[] = "roomcast_draining_connections",
+        "Connections that a drain has still to close.";
+    pub(crate) drained: IntCounter[] = "roomcast_drained_connections_total",
+        "Connections closed to have their clients reconnect to another node.";
     pub(crate) namespaces: IntGauge[] = "roomcast_namespaces",
         "Namespaces that exist now.";
 }

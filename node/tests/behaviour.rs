@@ -24,7 +24,8 @@ use futures_util::future::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use roomcast::{
-    AckError, CloseReason, DisconnectReason, Handshake, Limits, Namespace, Refused, Server, Socket,
+    AckError, CloseReason, DisconnectReason, Drain, Handshake, Limits, Namespace, Refused, Server,
+    Socket,
 };
 use support::{
     DEADLINE, Gate, Polling, TestServer, WebSocket, eventually, http,
@@ -916,6 +917,49 @@ async fn a_graceful_shutdown_closes_transports_and_no_namespaces() {
     assert_eq!(io.connections(), 0);
     let closed = "roomcast_connections_closed_total{reason=\"server_shutdown\"}";
     assert_eq!(metric(&io, closed), 2);
+}
+
+#[tokio::test]
+async fn a_drain_closes_transports_and_no_namespaces_and_refuses_newcomers() {
+    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let mut websocket = WebSocket::connect(server.address).await;
+    let polling = Polling::connect(server.address).await;
+    let grace = Duration::ZERO;
+    let over = Duration::from_secs(3600);
+    within("the drain", server.io.drain(Drain { grace, over })).await;
+    assert_eq!(websocket.next().await, Message::Close(None));
+    polling.assert_closed().await;
+    server.closes("server_shutdown", 2).await;
+    assert_eq!(server.metric("roomcast_drained_connections_total"), 2);
+    assert_eq!(server.metric("roomcast_draining_connections"), 0);
+    // The listener goes on as long as the server is not closed.
+    let opening = "/socket.io/?EIO=4&transport=polling";
+    let refused = http::request(server.address, "GET", opening, "").await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    within("the server closes", server.io.close()).await;
+}
+
+#[tokio::test]
+async fn a_draining_server_accepts_clients_while_balancers_have_not_noticed() {
+    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let mut early = WebSocket::connect(server.address).await;
+    assert!(server.io.is_ready());
+    let io = server.io.clone();
+    let drain = Drain {
+        grace: Duration::from_secs(3600),
+        ..Drain::default()
+    };
+    let draining = tokio::spawn(async move { io.drain(drain).await });
+    eventually("it is not ready", || !server.io.is_ready()).await;
+    let mut late = WebSocket::connect(server.address).await;
+    assert_eq!(server.metric("roomcast_drained_connections_total"), 0);
+    // What is left of the drain is skipped.
+    draining.abort();
+    within("the server closes", server.io.close()).await;
+    assert_eq!(early.next().await, Message::Close(None));
+    assert_eq!(late.next().await, Message::Close(None));
+    assert_eq!(server.metric("roomcast_drained_connections_total"), 2);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod process;
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
     process::Command,
 };
 
@@ -266,6 +267,60 @@ fn hash(key: &str) -> String {
     let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
     let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
     format!("sha256:{}", digits.collect::<String>())
+}
+
+#[test]
+fn created_keys_are_private_and_work_with_the_settings_that_were_printed() {
+    let folder = std::env::temp_dir().join(format!("roomcast-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        let output = command
+            .env_clear()
+            .args(arguments)
+            .current_dir(&folder)
+            .output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (
+            output.status.code(),
+            said,
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let create = |kind: &str| run(&["token", "key", kind, "--name", "app"]);
+    let mut settings = "access = \"jwt\"\n".to_owned();
+    for kind in ["jwt", "ed25519", "api", "hook"] {
+        let (status, said, error) = create(kind);
+        assert_eq!(status, Some(0), "{error}");
+        settings += &said;
+        let (status, _, error) = create(kind);
+        assert!(
+            status == Some(1) && error.contains("is not replaced"),
+            "{error}"
+        );
+    }
+    for name in [
+        "app.jwt-secret",
+        "app.jwt-private.pem",
+        "app.api-key",
+        "app.hook-secret",
+    ] {
+        let metadata = std::fs::metadata(folder.join(name)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+    // Two keys of one id would leave open which one signs.
+    let settings = settings.replacen("id = \"app\"", "id = \"shared\"", 1);
+    std::fs::write(folder.join("roomcast.toml"), settings).unwrap();
+    let config = format!("--config={}", folder.join("roomcast.toml").display());
+    let key = std::fs::read_to_string(folder.join("app.api-key")).unwrap();
+    let (_program, address, api) = start(&["serve", &config], key.trim_end());
+    let event = json!({ "event": "news", "all": true });
+    assert_eq!(api.post("emit", &event).0, 200);
+    let (_, token, _) = run(&["token", &config, "--user", "ada"]);
+    let auth = json!({ "token": token.trim_end() });
+    assert!(Client::connect_as(&address, &auth).is_ok());
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// The API of a program, with a key.

@@ -52,7 +52,7 @@ fn it_is_alive_but_not_ready_while_it_drains_and_a_second_signal_ends_that() {
     let (status, said) = program.end();
     assert_eq!(status, Some(1), "{said}");
     assert!(
-        said.contains("a second signal cut the stop short"),
+        said.contains("a further signal cut the stop short"),
         "{said}"
     );
 }
@@ -79,6 +79,58 @@ fn drain_ends_a_node_gracefully_and_the_signal_that_follows_does_not_cut_it_shor
     assert_eq!(status, Some(0), "{said}");
     let (status, said) = Program::start(roomcast().args(line)).end();
     assert!(status == Some(1) && said.contains(&internal), "{said}");
+}
+
+#[test]
+fn a_drain_ends_readiness_first_and_then_closes_the_connections_evenly() {
+    let slow = [
+        "--drain-grace=1ms",
+        "--drain-over=12h",
+        "--drain-timeout=24h",
+    ];
+    let (mut program, address, _) = serve(&slow);
+    let clients = [Client::connect(&address), Client::connect(&address)];
+    program.signal(Signal::TERM);
+    let line = program.line_with("closing all connections evenly");
+    assert_eq!(field(&line, "connections="), "2");
+    for client in clients {
+        assert_eq!(client.rest(), [""; 0]);
+    }
+    let (status, said) = program.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
+fn a_second_signal_closes_what_a_drain_has_left_at_once() {
+    let slow = ["--drain-grace=12h", "--drain-timeout=24h"];
+    let (mut program, address, internal) = serve(&slow);
+    let client = Client::connect(&address);
+    program.signal(Signal::TERM);
+    program.line_with("draining");
+    wait_until(|| http(&internal, "GET /readyz", "") == (503, "draining\n".into()));
+    // A balancer that has not noticed yet sends clients to a node that serves them.
+    let late = Client::connect(&address);
+    program.signal(Signal::TERM);
+    program.line_with("closing what is left at once");
+    for client in [client, late] {
+        assert_eq!(client.rest(), [""; 0]);
+    }
+    let (status, said) = program.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
+fn a_drain_that_would_not_end_in_time_is_a_wrong_option() {
+    let line = ["serve", "--drain-grace=5s", "--drain-over=25s"];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(2), "{said}");
+    for part in [
+        "--drain-timeout is 30s",
+        "--drain-grace with 5s",
+        "--drain-over with 25s",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[test]
@@ -747,12 +799,19 @@ fn roomcast() -> Command {
     command
 }
 
+/// A stop that needs no time for balancers and other nodes.
+const AT_ONCE: [(&str, &str); 2] = [
+    ("ROOMCAST_DRAIN_GRACE", "0s"),
+    ("ROOMCAST_DRAIN_OVER", "0s"),
+];
+
 /// The running server, its address and that of its internal port.
 fn serve(options: &[&str]) -> (Program, String, String) {
     let mut program = Program::start(
         roomcast()
             .args(["serve", "--access=open"])
             .args(ANY_PORT)
+            .envs(AT_ONCE)
             .args(options),
     );
     let line = program.line_with("listening");

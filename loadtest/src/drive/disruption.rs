@@ -41,7 +41,7 @@ impl Drive<'_> {
         self.next_move.min(self.next_tear).min(next_return)
     }
 
-    fn start(&mut self, command: &str) {
+    pub(super) fn start(&mut self, command: &str) {
         match Command::new("sh").arg("-c").arg(command).spawn() {
             Ok(child) => self.child = Some(child),
             Err(error) => {

@@ -18,6 +18,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Churn(options) => rooms::churn(options),
         Command::Jitter(options) => rooms::jitter(options),
         Command::Drain(options) => rooms::drain(options),
+        Command::Deploy(options) => rooms::deploy(options),
         Command::Soak(options) => rooms::soak(options),
         Command::Echo(options) => echo::run(options),
         Command::Joins(options) => joins::run(options),

@@ -1,11 +1,13 @@
 //! The scenarios with rooms, as plans for the driver.
 
 use crate::{
-    drive::{Disruption, Drive, Pace, Place, Plan},
+    drive::{Disruption, Drive, Pace, Place, Plan, Rolling},
     external::External,
     failure::Failure,
     ledger::Shape,
-    options::{Churn, Common, Drain, Emitter, FanOut, Idle, Jitter, Paced, Rooms, Slow, Soak},
+    options::{
+        Churn, Common, Deploy, Drain, Emitter, FanOut, Idle, Jitter, Paced, Rooms, Slow, Soak,
+    },
     outcome::Outcome,
     program::Program,
     redis::{Format, Publisher},
@@ -126,6 +128,23 @@ pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
     disturbed("drain", &options.paced, disruption)
 }
 
+pub(super) fn deploy(options: &Deploy) -> anyhow::Result<Outcome> {
+    if options.paced.common.processes > 1 || options.paced.common.part.is_some() {
+        let said = "deploy takes one process: the busiest second is that of all clients";
+        return Err(Failure::Arguments(said.to_owned()).into());
+    }
+    let disruption = Disruption {
+        returns: true,
+        rolling: Some(Rolling {
+            commands: options.restart.clone(),
+            pause: options.pause,
+            over: options.over,
+        }),
+        ..Disruption::default()
+    };
+    disturbed("deploy", &options.paced, disruption)
+}
+
 pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
     let common = &options.paced.common;
     let disruption = Disruption {
@@ -133,7 +152,7 @@ pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
         tears: part_of_rate(options.tears, common),
         away: options.away,
         returns: true,
-        command: None,
+        ..Disruption::default()
     };
     disturbed("soak", &options.paced, disruption)
 }

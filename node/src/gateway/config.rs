@@ -35,6 +35,7 @@ use clap::{
     error::ErrorKind, parser::ValueSource,
 };
 use clap_complete::Shell;
+use roomcast::Drain;
 
 /// A Socket.IO server.
 ///
@@ -54,7 +55,8 @@ pub(crate) enum Job {
     /// Serve Socket.IO clients
     ///
     /// Listens on two ports: one for clients, one for operators (/livez, /readyz, /metrics).
-    /// Stops gracefully on SIGTERM and Ctrl-C; a second signal ends the program at once.
+    /// Stops gracefully on SIGTERM and Ctrl-C: clients are moved to other nodes at an even rate. A second
+    /// signal closes what is left at once, and a further one ends the program.
     /// Exit status: 0 after a graceful stop, 2 for a wrong option, 1 otherwise.
     Serve(Box<Config>),
     /// Serve a chat page to try it out, open to everybody
@@ -172,6 +174,8 @@ pub(crate) struct Source {
 
 /// The options of `roomcast demo`; the others have the defaults of `serve`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("drain_grace", |arg| arg.default_value("0s")))]
+#[command(mut_arg("drain_over", |arg| arg.default_value("0s")))]
 pub(crate) struct Demo {
     #[command(flatten)]
     listen: Listen,
@@ -353,7 +357,22 @@ pub(crate) struct Operation {
     #[arg(long, value_name = "COUNT", default_value = "cores")]
     pub(crate) workers: Workers,
 
-    /// Time to disconnect clients after SIGTERM or Ctrl-C before the rest is cut off
+    /// Time between the end of readiness and the first disconnect, in which balancers notice
+    ///
+    /// From SIGTERM or Ctrl-C on, /readyz returns 503. Clients that come within this time are still
+    /// accepted. A node without clients does not wait.
+    #[arg(long, value_name = "DURATION")]
+    #[arg(default_value_t = Span(Drain::default().grace), value_parser = values::pause)]
+    pub(crate) drain_grace: Span,
+
+    /// Time over which clients are then disconnected, evenly, so that they do not reconnect all at once
+    ///
+    /// At least 20 clients are disconnected per second. 0s disconnects all at once.
+    #[arg(long, value_name = "DURATION")]
+    #[arg(default_value_t = Span(Drain::default().over), value_parser = values::pause)]
+    pub(crate) drain_over: Span,
+
+    /// Time for all of a stop: beyond, what is left is cut off
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) drain_timeout: Span,
 
@@ -365,6 +384,19 @@ pub(crate) struct Operation {
     /// Log level: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, separated by commas
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: LogFilter,
+}
+
+impl Operation {
+    fn fits(&self) -> Result<(), String> {
+        let (grace, over, timeout) = (self.drain_grace, self.drain_over, self.drain_timeout);
+        if grace.0.saturating_add(over.0) < timeout.0 {
+            return Ok(());
+        }
+        Err(format!(
+            "--drain-timeout is {timeout}, not more than --drain-grace with {grace} and --drain-over \
+             with {over} together: clients would be cut off; raise the one or lower the others"
+        ))
+    }
 }
 
 /// A transport of Engine.IO.
@@ -462,6 +494,7 @@ impl Config {
                     .to_owned(),
             );
         }
+        self.operation.fits()?;
         let names = &self.protocol.namespace;
         let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
         match names.iter().enumerate().find(is_twice) {
@@ -664,7 +697,10 @@ mod tests {
         assert_eq!(config.browser.cookie, CookieName::Off);
         assert_eq!(config.limits.max_outbox, ByteSize(64 << 20));
         assert_eq!(config.operation.workers, Workers::Cores);
-        assert_eq!(config.operation.drain_timeout.to_string(), "30s");
+        let operation = &config.operation;
+        assert_eq!(operation.drain_grace.to_string(), "3s");
+        assert_eq!(operation.drain_over.to_string(), "10s");
+        assert_eq!(operation.drain_timeout.to_string(), "30s");
     }
 
     #[test]
@@ -696,6 +732,8 @@ mod tests {
             panic!("{job:?}")
         };
         let config = Config::from(*demo);
+        assert!(config.operation.drain_grace.0.is_zero());
+        assert!(config.operation.drain_over.0.is_zero());
         assert_eq!(config.listen.listen.to_string(), "127.0.0.1:0");
         assert_eq!(config.listen.internal_listen.to_string(), "[::1]:0");
         assert_eq!(config.protocol.client_rooms, Switch(true));

@@ -21,7 +21,7 @@ const PREFIX: &str = "ROOMCAST_";
 /// for a switch the right to stand without a value.
 ///
 /// Of `emit`, only the options about Redis have a variable, because the others belong to one message; of
-/// `token`, only the file has one; of `doctor`, those of `serve`, which have headings.
+/// `token`, only the file has one, and none of `token key`; of `doctor`, those of `serve`, which have headings.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
         let command = complete(command);
@@ -30,6 +30,7 @@ pub(super) fn complete(command: Command) -> Command {
         let is_shared = |heading: Option<&str>| match name.as_str() {
             "emit" => heading == Some("Redis"),
             "token" => heading == Some("Settings"),
+            "key" => false,
             "doctor" => heading.is_some(),
             _ => true,
         };

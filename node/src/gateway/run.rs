@@ -1,11 +1,15 @@
 //! The life of the process: bind, build, serve, drain.
 //!
 //! ```text
-//!  bind internal port   bind port   build server     first signal          clients are gone
-//! ──────────┬───────────────┬───────────┬────────────────┬──────────────────────┬──────────▶ exit 0
-//! readyz:   │   starting    │           │     ready      │       draining       │
-//!                                                        └─ --drain-timeout, second signal ─▶ exit 1
+//!  bind ports, build server     first signal    grace is over   all are closed   clients are gone
+//! ──────────────┬────────────────────┬───────────────┬──────────────────┬───────────────┬──▶ exit 0
+//! readyz:       │       ready        │ draining      │                  │               │
+//! new clients:  │      accepted      │ accepted      │ 503              │ refused       │
+//! open ones:    │       served       │ served        │ closed evenly    │ handlers end  │
+//!                                    └── second signal: the rest at once ┴▶ further signal: exit 1
 //! ```
+//!
+//! The end comes after `--drain-timeout` at the latest, with status 1.
 //!
 //! While Redis is unavailable, building is repeated with a back-off. Readiness gives the reason, and
 //! the first signal ends the process.
@@ -21,7 +25,7 @@ use std::{
 };
 
 use clap::ValueEnum as _;
-use roomcast::{BuildError, InvalidNetwork, Server};
+use roomcast::{BuildError, Drain, InvalidNetwork, Server};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -89,7 +93,7 @@ pub(crate) enum RunError {
          --drain-timeout or ROOMCAST_DRAIN_TIMEOUT", .0.as_secs_f32()
     )]
     DrainTimeout(Duration),
-    #[error("a second signal cut the stop short")]
+    #[error("a further signal cut the stop short")]
     Interrupted,
 }
 
@@ -188,15 +192,19 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     if config.listen.proxy_protocol.0 {
         serving = serving.with_proxy_protocol();
     }
+    let operation = &config.operation;
     let drain = async || {
         health.draining();
         notify.stopping();
+        let (grace, over) = (operation.drain_grace.0, operation.drain_over.0);
+        server.drain(Drain { grace, over }).await;
+    };
+    let close = async || {
         drop(stop);
         hooks.stopping();
         server.close().await;
         hooks.flush().await;
     };
-    let drain_timeout = config.operation.drain_timeout.0;
     let mut parts: Vec<Box<dyn Reloadable>> = vec![
         Box::new(log.level()),
         Box::new(LiveLimits(server.clone(), users)),
@@ -209,9 +217,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let mut was_asked = false;
     supervise(
         async { serving.await },
-        drain,
+        Stop { drain, close },
         async || next_stop(&mut signals, &health, &mut reload, &mut was_asked).await,
-        drain_timeout,
+        operation.drain_timeout.0,
     )
     .await?;
     info!("stopped");
@@ -273,7 +281,7 @@ async fn next_stop(
                 if !std::mem::take(was_asked) {
                     return signal;
                 }
-                info!(signal, "draining already: a further signal ends at once");
+                info!(signal, "draining already: a further signal closes what is left at once");
             }
             () = health.drain_requested() => {
                 *was_asked = true;
@@ -283,22 +291,44 @@ async fn next_stop(
     }
 }
 
-/// Serves until the first signal, then drains until all clients are gone, the time is up, or a second
-/// signal arrives.
+/// The two parts of a graceful stop.
+struct Stop<D, C> {
+    /// Moves the clients to other nodes. May be dropped, and then closing takes them all at once.
+    drain: D,
+    /// Closes what is left, and waits for it.
+    close: C,
+}
+
+/// Serves until the first signal, then drains and closes. A further signal skips the rest of the drain,
+/// or ends the stop if there is none. So does the end of the time.
 async fn supervise(
     serving: impl Future<Output = io::Result<()>>,
-    drain: impl AsyncFnOnce(),
+    stop: Stop<impl AsyncFnOnce(), impl AsyncFnOnce()>,
     mut signal: impl AsyncFnMut() -> &'static str,
     drain_timeout: Duration,
 ) -> Result<(), RunError> {
     let mut serving = pin!(serving);
     tokio::select! {
         served = &mut serving => return Ok(served?),
-        name = signal() => info!(signal = name, "draining: a second signal ends at once"),
+        name = signal() => {
+            info!(signal = name, "draining: a further signal closes what is left at once");
+        }
+    }
+    let mut deadline = pin!(sleep(drain_timeout));
+    tokio::select! {
+        // A signal that arrives with the end of the drain is one that follows it.
+        biased;
+        served = &mut serving => return Ok(served?),
+        () = (stop.drain)() => {}
+        () = &mut deadline => return Err(RunError::DrainTimeout(drain_timeout)),
+        name = signal() => {
+            info!(signal = name, "closing what is left at once: a further signal ends the program");
+        }
     }
     tokio::select! {
-        (served, ()) = async { tokio::join!(serving, drain()) } => Ok(served?),
-        () = sleep(drain_timeout) => Err(RunError::DrainTimeout(drain_timeout)),
+        biased;
+        (served, ()) = async { tokio::join!(serving, (stop.close)()) } => Ok(served?),
+        () = &mut deadline => Err(RunError::DrainTimeout(drain_timeout)),
         _ = signal() => Err(RunError::Interrupted),
     }
 }
@@ -384,11 +414,14 @@ mod tests {
 
     use super::*;
 
+    const LONG: Duration = Duration::MAX;
+    const SHORT: Duration = Duration::from_millis(1);
+
     /// Runs to the end with this many signals.
     fn supervised(
         signals: usize,
         serving: impl Future<Output = io::Result<()>>,
-        drain: impl AsyncFnOnce(),
+        stop: Stop<impl AsyncFnOnce(), impl AsyncFnOnce()>,
         drain_timeout: Duration,
     ) -> Result<(), RunError> {
         let mut left = signals;
@@ -400,7 +433,7 @@ mod tests {
             None => pending().await,
         };
         let runtime = Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(supervise(serving, drain, signal, drain_timeout))
+        runtime.block_on(supervise(serving, stop, signal, drain_timeout))
     }
 
     #[test]
@@ -410,19 +443,52 @@ mod tests {
             let _ = stopped.await;
             Ok(())
         };
-        let outcome = supervised(1, serving, async || drop(stop), Duration::MAX);
+        let (drain, close) = (async || (), async || drop(stop));
+        let outcome = supervised(1, serving, Stop { drain, close }, LONG);
         assert!(outcome.is_ok(), "{outcome:?}");
     }
 
     #[test]
-    fn a_second_signal_ends_a_drain_at_once() {
-        let outcome = supervised(2, pending(), async || pending().await, Duration::MAX);
+    fn a_second_signal_skips_the_drain_and_a_third_ends_the_stop() {
+        for (signals, is_cut) in [(2, false), (3, true)] {
+            let mut has_closed = false;
+            let (stop, stopped) = oneshot::channel::<()>();
+            let serving = async move {
+                let _ = stopped.await;
+                if is_cut {
+                    pending::<()>().await;
+                }
+                Ok(())
+            };
+            let drain = async || pending().await;
+            let close = async || {
+                has_closed = true;
+                drop(stop);
+            };
+            let outcome = supervised(signals, serving, Stop { drain, close }, LONG);
+            match outcome {
+                Err(RunError::Interrupted) if is_cut => {}
+                Ok(()) if !is_cut => {}
+                outcome => panic!("{outcome:?}"),
+            }
+            assert!(has_closed);
+        }
+    }
+
+    #[test]
+    fn a_second_signal_ends_a_stop_whose_drain_is_over() {
+        let (drain, close) = (async || (), async || pending().await);
+        let outcome = supervised(2, pending(), Stop { drain, close }, LONG);
         assert!(matches!(outcome, Err(RunError::Interrupted)), "{outcome:?}");
     }
 
     #[test]
     fn a_drain_ends_when_its_time_is_up() {
-        let outcome = supervised(1, pending(), async || (), Duration::from_millis(1));
+        let (drain, close) = (async || pending().await, async || ());
+        let outcome = supervised(1, pending(), Stop { drain, close }, SHORT);
+        assert!(matches!(outcome, Err(RunError::DrainTimeout(SHORT))));
+        let (drain, close) = (async || (), async || ());
+        let outcome = supervised(1, pending(), Stop { drain, close }, SHORT);
         let text = outcome.unwrap_err().to_string();
         assert!(
             text.contains("--drain-timeout or ROOMCAST_DRAIN_TIMEOUT"),
@@ -433,7 +499,8 @@ mod tests {
     #[test]
     fn a_server_that_stops_by_itself_is_an_error_if_it_says_so() {
         let broken = ready(Err(io::Error::other("broken")));
-        let outcome = supervised(0, broken, async || (), Duration::MAX);
+        let (drain, close) = (async || (), async || ());
+        let outcome = supervised(0, broken, Stop { drain, close }, LONG);
         assert_eq!(outcome.unwrap_err().to_string(), "broken");
     }
 

@@ -1,12 +1,14 @@
 //! `roomcast token`: signs a token with a key of the file, to try out a server before the application
-//! issues tokens.
+//! issues tokens. `roomcast token key` creates keys.
+
+mod key;
 
 use std::{
     env, fmt,
     io::{self, Write as _},
 };
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use jsonwebtoken::get_current_timestamp;
 use serde_json::{Map, Value, json};
 
@@ -15,16 +17,21 @@ use super::{
     config::Source,
     values::Span,
 };
+use key::{KeyOptions, create_key};
 
 /// The options of `roomcast token`.
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct TokenOptions {
+    #[command(subcommand)]
+    job: Option<TokenJob>,
+
     #[command(flatten)]
     source: Source,
 
     /// Id of the user
-    #[arg(long, value_name = "ID")]
-    user: String,
+    #[arg(long, value_name = "ID", required = true)]
+    user: Option<String>,
 
     /// How long the token is valid
     #[arg(long, value_name = "DURATION", default_value = "1h")]
@@ -55,6 +62,14 @@ pub(crate) struct TokenOptions {
     pub(crate) settings: auth::Settings,
 }
 
+#[derive(Clone, Debug, Subcommand)]
+enum TokenJob {
+    /// Create a key or a secret as files, and print the settings for it
+    ///
+    /// Only the owner of the private files can read them. Existing files are not replaced.
+    Key(KeyOptions),
+}
+
 #[derive(Clone, Debug, PartialEq)]
 struct Claim(String, Value);
 
@@ -70,8 +85,11 @@ fn claim(text: &str) -> Result<Claim, String> {
     Ok(Claim(name.to_owned(), value))
 }
 
-/// Writes the token that the options describe to standard output.
+/// Writes the token that the options describe to standard output, or creates a key.
 pub(crate) fn print_token(options: &TokenOptions) -> Result<(), Box<dyn std::error::Error>> {
+    if let Some(TokenJob::Key(options)) = &options.job {
+        return create_key(options);
+    }
     let claims = claims(options, get_current_timestamp());
     let key = options.key.as_deref();
     let token = sign(&options.settings, key, &claims, |name| env::var(name).ok())?;
@@ -82,7 +100,7 @@ fn claims(options: &TokenOptions, now: u64) -> Map<String, Value> {
     let names = &options.settings.claims;
     let mut claims = Map::new();
     let mut set = |name: &str, value: Value| drop(claims.insert(name.to_owned(), value));
-    set(&names.user, options.user.as_str().into());
+    set(&names.user, options.user.as_deref().into());
     set("iat", now.into());
     set(
         "exp",

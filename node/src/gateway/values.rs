@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never zero, because
-/// every option that takes one is a limit or an interval.
+/// nearly every option that takes one is a limit or an interval; [`pause`] reads the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -39,6 +39,14 @@ impl FromStr for Span {
             Some(millis) if millis <= LONGEST_MILLIS => Ok(Self(Duration::from_millis(millis))),
             _ => Err("must be at most 24h".to_owned()),
         }
+    }
+}
+
+/// A duration that may be zero: an option that does nothing then.
+pub(crate) fn pause(text: &str) -> Result<Span, String> {
+    match split_unit(text) {
+        ("0", "ms" | "s" | "m" | "h") => Ok(Span(Duration::ZERO)),
+        _ => text.parse(),
     }
 }
 
@@ -419,6 +427,9 @@ mod tests {
         assert_eq!(refusal("25"), "the unit is missing: write 25s or 25ms");
         assert_eq!(refusal("5d"), "unknown unit `d`: use ms, s, m or h");
         assert_eq!(refusal("0s"), "must be more than zero");
+        assert_eq!(pause("0s"), Ok(Span(Duration::ZERO)));
+        assert_eq!(pause("2s"), Ok(Span(Duration::from_secs(2))));
+        assert_eq!(pause("0"), Err(refusal("0")));
         assert_eq!(refusal("25h"), "must be at most 24h");
         for text in ["", "s", "-1s", "1.5s", "99999999999999999999s"] {
             assert_eq!(

@@ -37,16 +37,13 @@ use super::{
     socket::Socket,
     tasks::Tasks,
 };
-use crate::{
-    close::CloseReason,
-    transport::{
-        config::Limits,
-        connection::Connection,
-        driver,
-        engine::{Acceptor, ConnectionPermit, Engine},
-        handshake::Handshake,
-        routes::Routes,
-    },
+use crate::transport::{
+    config::Limits,
+    connection::Connection,
+    driver,
+    engine::{Acceptor, ConnectionPermit, Engine, Phase},
+    handshake::Handshake,
+    routes::Routes,
 };
 
 /// Time for other nodes to learn that this one no longer answers questions.
@@ -210,7 +207,8 @@ impl Server {
     /// Shuts the server down. New connections get status 503. Open ones are closed in a way that
     /// makes clients reconnect elsewhere. Then it waits for running handlers, including those of
     /// server-side events, up to the [drain timeout](Builder::drain_timeout). In a cluster, other nodes first stop waiting for answers of this one, and
-    /// the bus is closed last.
+    /// the bus is closed last. All clients reconnect at the same time, unless a
+    /// [drain](Self::drain) went before.
     ///
     /// Further calls wait for the same end. A handler must not await this, because it waits for the
     /// handler.
@@ -222,7 +220,7 @@ impl Server {
     /// Returns `true` if a load balancer should send clients here: the server accepts connections,
     /// and messages of other nodes [reach](Self::health) it.
     pub fn is_ready(&self) -> bool {
-        !self.0.engine.is_draining() && self.health() == Health::Flowing
+        self.0.engine.phase() == Phase::Accepting && self.health() == Health::Flowing
     }
 
     /// Returns whether messages flow between this node and the others. Without a bus they do.
@@ -303,13 +301,13 @@ impl std::fmt::Debug for Server {
 impl Inner {
     async fn close(&self) {
         let ClusterNode { node, bus } = &self.cluster;
-        self.engine.begin_drain();
+        self.engine.enter(Phase::Closing);
         if let Some(bus) = bus
             && timeout(RETIRE_TIMEOUT, bus.retire(node)).await.is_err()
         {
             tracing::warn!("other nodes may wait for answers of this one until their timeout");
         }
-        self.engine.close_all(CloseReason::ServerShutdown);
+        super::drain::close_all(&self.engine);
         let handlers = async {
             self.engine.wait_until_empty().await;
             self.tasks.finish().await;

@@ -102,7 +102,7 @@ impl Connection {
         let mut locked = connection.lock();
         locked.slot = slot;
         connection.arm(&mut locked);
-        if engine.is_draining() {
+        if engine.refuses() {
             // The drain has begun while the connection was being opened, and may not have seen it.
             connection.begin_close(&mut locked, CloseReason::ServerShutdown);
         }
@@ -544,7 +544,7 @@ mod tests {
     use super::*;
     use crate::{
         metrics::Metrics,
-        transport::{config::Config, websocket},
+        transport::{config::Config, engine::Phase, websocket},
     };
 
     #[tokio::test]
@@ -554,7 +554,7 @@ mod tests {
         let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
         let (mut client, _) = listener.accept().unwrap();
         let engine = Arc::new(Engine::new(Config::default(), Arc::new(Metrics::new()), 1));
-        engine.begin_drain();
+        engine.enter(Phase::Closing);
         let stream = Some(Stream::Tcp(tcp));
         let form = WireForm {
             revision: Revision::V4,

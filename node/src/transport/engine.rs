@@ -1,5 +1,11 @@
-//! The state that all connections of a server share: settings, clock, metrics, ids, the lanes, and the
-//! count of connections that a drain waits for.
+//! The state that all connections of a server share: settings, clock, metrics, ids, the lanes, the
+//! phase of the server's life, and the count of connections that its end waits for.
+//!
+//! ```text
+//!              drain             grace is over              close
+//! Accepting ──────────▶ Leaving ───────────────▶ Refusing ────────▶ Closing
+//!     └───────────────────────────── close ────────────────────────────┘
+//! ```
 
 use std::{
     cmp::Reverse,
@@ -31,12 +37,7 @@ use super::{
     handshake::Handshake,
     lane::Lane,
 };
-use crate::{
-    clock::Clock,
-    close::{CloseReason, Limit},
-    ids::Ids,
-    metrics::Metrics,
-};
+use crate::{clock::Clock, close::Limit, ids::Ids, metrics::Metrics};
 use roomcast_emitter::vital::vital;
 use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
@@ -68,8 +69,20 @@ pub(crate) struct Engine {
     enforced: AtomicU64,
     /// The log has named a proxy that is not trusted.
     has_named_proxy: AtomicBool,
-    draining: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     empty: Notify,
+}
+
+/// The phases of a server's life, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Accepting,
+    /// Balancers should send no more clients. Those that come are served, because a balancer notices late.
+    Leaving,
+    /// Handshakes get status 503; sessions go on.
+    Refusing,
+    /// No session goes on.
+    Closing,
 }
 
 /// The place of a connection that is being opened. Dropping it gives the place back.
@@ -118,7 +131,7 @@ impl Engine {
             preambles: AtomicUsize::new(0),
             enforced: AtomicU64::new(0),
             has_named_proxy: AtomicBool::new(false),
-            draining: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Accepting),
             empty: Notify::new(),
         }
     }
@@ -189,7 +202,7 @@ impl Engine {
     }
 
     /// Takes a place for a connection that is about to be opened. Returns the limit if all are taken.
-    /// The caller checks for a drain afterwards, and a drain waits for permits after it has begun,
+    /// The caller checks the phase afterwards, and the end waits for permits after it has begun,
     /// so that no connection slips in between.
     pub(super) fn acquire_permit(
         self: &Arc<Self>,
@@ -264,8 +277,8 @@ impl Engine {
         if now < next || !self.enforced_by_this(last, now) {
             return;
         }
-        let all = self.lanes.iter().flat_map(|lane| lane.sessions().all());
-        let stuck = all.filter_map(|open| Some((open.stuck_bytes()?, open)));
+        let stuck = self.all().into_iter();
+        let stuck = stuck.filter_map(|open| Some((open.stuck_bytes()?, open)));
         let mut stuck: Vec<_> = stuck.collect();
         stuck.sort_unstable_by_key(|(bytes, _)| Reverse(*bytes));
         for (_, connection) in stuck {
@@ -292,31 +305,37 @@ impl Engine {
         http + probing + self.open().saturating_sub(polling)
     }
 
-    /// Refuses new connections from now on.
-    pub(crate) fn begin_drain(&self) {
-        self.draining.send_replace(true);
+    /// Enters a phase. A server never returns to an earlier one.
+    pub(crate) fn enter(&self, next: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let is_later = next > *phase;
+            *phase = next.max(*phase);
+            is_later
+        });
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
     }
 
-    /// Resolves some time after a drain has begun: a client that has not sent the rest of its
-    /// request by then does not delay it.
-    pub(super) async fn drain_lingered(&self) {
-        let mut draining = self.draining.subscribe();
+    /// Whether new connections are refused.
+    pub(super) fn refuses(&self) -> bool {
+        self.phase() >= Phase::Refusing
+    }
+
+    /// Resolves some time after the server has begun to close: a client that has not sent the rest of
+    /// its request by then does not delay it.
+    pub(super) async fn close_lingered(&self) {
+        let mut phase = self.phase.subscribe();
         // The sender lives as long as this.
-        drop(draining.wait_for(|draining| *draining).await);
+        drop(phase.wait_for(|phase| *phase == Phase::Closing).await);
         sleep(SHUTDOWN_LINGER).await;
     }
 
-    /// Closes every connection.
-    pub(crate) fn close_all(&self, reason: CloseReason) {
-        for lane in &self.lanes {
-            // Closing takes the lock of the sessions again.
-            let connections = lane.sessions().all();
-            connections.iter().for_each(|open| open.close(reason));
-        }
+    /// Every connection, also those that are being closed.
+    pub(crate) fn all(&self) -> Vec<Arc<Connection>> {
+        let lanes = self.lanes.iter();
+        lanes.flat_map(|lane| lane.sessions().all()).collect()
     }
 
     /// Waits until no connection is left and their handlers have ended.

@@ -194,7 +194,7 @@ impl Routes {
         let client = engine.client(request.extensions(), request.headers());
         let permit = engine.acquire_permit(client.map(|client| client.ip()));
         let permit = permit.map_err(|limit| too_many(engine, limit, 0, client))?;
-        if engine.is_draining() {
+        if engine.refuses() {
             return Err(DRAINING);
         }
         let admitted = engine.admission.connect(engine.clock.now());
@@ -206,7 +206,7 @@ impl Routes {
             if let Err(message) = allow(handshake).await {
                 return Err(HandshakeError::Forbidden(Some(message.into())).into());
             }
-            if engine.is_draining() {
+            if engine.refuses() {
                 return Err(DRAINING);
             }
         }
@@ -370,7 +370,7 @@ impl Routes {
         let receive = Limited::new(request.into_body(), limit).collect();
         let received = tokio::select! {
             received = timeout(self.engine.config.limits.body_timeout, receive) => received.ok(),
-            () = self.engine.drain_lingered() => None,
+            () = self.engine.close_lingered() => None,
         };
         match received {
             Some(Ok(body)) => Ok(body.to_bytes()),

@@ -38,7 +38,7 @@ use tower::ServiceExt as _;
 
 use super::{
     client_address::ClientAddress,
-    engine::Engine,
+    engine::{Engine, Phase},
     http_stream::{Handoff, HttpStream},
     preamble::Preamble,
     routes,
@@ -109,7 +109,7 @@ pub(crate) async fn serve(
         }
     }
     drop((listener, refusals, stopped));
-    engine.begin_drain();
+    engine.enter(Phase::Closing);
     let _ = stop.send(true);
     close.await;
     stop.closed().await;

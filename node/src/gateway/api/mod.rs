@@ -42,13 +42,13 @@ use tracing::{debug, info, warn};
 use self::{
     calls::{Call, Endpoint, forbidden},
     idempotency::{Answer, Claim, Idempotency},
-    keys::{Hash, Keys},
+    keys::Keys,
     metrics::Metrics,
     revoke::Revoke,
 };
 pub(crate) use self::{
     idempotency::Store,
-    keys::{Key, Verb},
+    keys::{Hash, Key, Verb},
     problem::{Kind, Problem},
     settings::{KeySettings, Settings, TEMPLATE},
 };

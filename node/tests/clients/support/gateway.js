@@ -18,7 +18,8 @@ async function startGateway(toml, { environment = {}, args = [] } = {}) {
   const ports = ["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0", "--log-format", "json"];
   const child = spawn("/bin/sh", ["-c", `exec ${process.env.ROOMCAST} "$@"`, "sh", "serve", "--config", file, ...ports, ...args], {
     cwd: process.env.TEST_FOLDER,
-    env: { ...process.env, ...environment },
+    // A stop need not spare balancers and other nodes.
+    env: { ROOMCAST_DRAIN_GRACE: "0s", ROOMCAST_DRAIN_OVER: "0s", ...process.env, ...environment },
     stdio: ["ignore", "inherit", "pipe"],
   });
   const orphanGuard = () => child.kill("SIGKILL");
