@@ -1,5 +1,6 @@
 // The code for clients in README.md and in the book, run against the servers that it is written for.
-// TEST_DEMO is the command that serves the demo and prints its URL; TEST_CHAT is the example `chat`.
+// TEST_DEMO is the command that serves the demo and prints its URL; TEST_EXAMPLES is the folder with
+// the built examples.
 
 "use strict";
 
@@ -32,7 +33,7 @@ test("the client of README.md joins the lobby of the demo and hears itself", asy
 });
 
 test("the client of the first page of the book talks to others in the example", async () => {
-  const server = start(`PORT=0 exec ${process.env.TEST_CHAT}`);
+  const server = start(`PORT=0 exec ${process.env.TEST_EXAMPLES}/chat`);
   const [, address] = await server.line(/listening on (.*)/);
   const url = `http://${address}`;
   const ben = io(url, { auth: { name: "Ben" } });
