@@ -86,6 +86,7 @@ pub use transport::{
     config::{Cookie, Limits, RatePolicy},
     cors::Cors,
     handshake::Handshake,
+    tls::{Certificate, CertificateError, Tls, TlsVersion},
 };
 
 /// What a server and its bus exchange, for authors of buses. Applications use [`MemoryBus`],

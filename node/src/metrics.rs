@@ -33,6 +33,9 @@ const FAN_OUT_BUCKETS: [f64; 11] = [
 /// first one.
 const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "closed"];
 
+/// Why a TLS handshake fails.
+const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", "closed", "other"];
+
 /// The series of one transport.
 pub(crate) struct OfTransport {
     pub(crate) connections: IntGauge,
@@ -73,6 +76,9 @@ macro_rules! metrics {
                 };
                 for reason in PROXY_HEADER_ERRORS {
                     metrics.proxy_header_errors.with_label_values(&[reason]).reset();
+                }
+                for reason in TLS_HANDSHAKE_ERRORS {
+                    metrics.tls_handshake_errors.with_label_values(&[reason]).reset();
                 }
                 metrics
             }
@@ -115,6 +121,8 @@ metrics! {
         "Connects to a namespace that were refused, by reason.";
     proxy_header_errors: IntCounterVec["reason"] = "roomcast_proxy_header_errors_total",
         "Connections closed because their PROXY header is missing or wrong, by reason.";
+    tls_handshake_errors: IntCounterVec["reason"] = "roomcast_tls_handshake_errors_total",
+        "TLS handshakes that failed, by reason.";
     pub(crate) forwarded_ignored: IntCounter[] = "roomcast_forwarded_ignored_total",
         "First requests with a client's address in a header whose sender is no trusted proxy.";
     pub(crate) http_connections: IntGauge[] = "roomcast_http_connections",
@@ -303,6 +311,11 @@ impl Metrics {
     /// Counts a connection without a valid PROXY header.
     pub(crate) fn proxy_header_error(&self, reason: &str) {
         self.proxy_header_errors.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a TLS handshake that failed.
+    pub(crate) fn tls_handshake_error(&self, reason: &str) {
+        self.tls_handshake_errors.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn limit_reached(&self, limit: Limit) {

@@ -12,10 +12,12 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use process::client::Client;
 use roomcast::{
-    Ack, AckError, Args, BroadcastOperator, Builder, EmitError, HandlerResult, Handshake,
-    InvalidNetwork, MemoryBus, Namespace, Refused, Server, Socket, State, TrustedProxies,
+    Ack, AckError, Args, BroadcastOperator, Builder, Certificate, EmitError, HandlerResult,
+    Handshake, InvalidNetwork, MemoryBus, Namespace, Refused, Server, Socket, State, Tls,
+    TrustedProxies,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -396,4 +398,26 @@ async fn a_balancer_that_is_not_on_this_machine_names_no_client() {
     let _client = connected.await.unwrap();
     let address = answer.recv_timeout(Duration::from_secs(30)).unwrap();
     assert!(address.unwrap().ip().is_loopback());
+}
+
+async fn serve_tls(
+    io: Server,
+    listener: TcpListener,
+    app: Router,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let tls = Tls::new([Certificate::from_files("site.pem", "site.key")?])?;
+    io.serve(listener, app).with_tls(tls).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_certificate_is_named() {
+    let io = Server::builder().build().await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = io.router();
+    let error = serve_tls(io, listener, app).await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("site.pem cannot be read"),
+        "{error}"
+    );
 }

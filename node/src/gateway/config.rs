@@ -24,6 +24,7 @@ use super::{
     options,
     redis::RedisOptions,
     settings::{File, FileError, NamespaceName, Settings},
+    tls::TlsOptions,
     token::TokenOptions,
     values::{
         self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, ProxyNetwork, SettingsFile,
@@ -121,6 +122,8 @@ pub(crate) struct Config {
     pub(crate) source: Source,
     #[command(flatten)]
     pub(crate) listen: Listen,
+    #[command(flatten)]
+    pub(crate) tls: TlsOptions,
     #[command(flatten)]
     pub(crate) protocol: Protocol,
     #[command(flatten)]
@@ -487,6 +490,7 @@ impl Config {
                  would never fit; raise the one or lower the other"
             ));
         }
+        self.tls.pairs()?;
         if self.listen.proxy_protocol.0 && self.trusted_proxies().is_empty() {
             return Err(
                 "--proxy-protocol needs --trusted-proxies, the addresses of the balancers that \

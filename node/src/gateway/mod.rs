@@ -36,6 +36,7 @@ mod run;
 #[allow(dead_code, reason = "who connects decides which parts are used")]
 mod session;
 mod settings;
+mod tls;
 mod token;
 mod user_limit;
 mod values;
@@ -50,4 +51,5 @@ pub(crate) use logging::Log;
 pub(crate) use options::print_table;
 pub(crate) use run::{RunError, run, runtime};
 pub(crate) use settings::{default_file, show};
+pub(crate) use tls::read as read_certificates;
 pub(crate) use token::print_token;

@@ -48,6 +48,7 @@ use super::{
     logging::Log,
     notify::Notify,
     reload::{Reload, Reloadable},
+    tls::PublicTls,
     values::Workers,
     vitals::Vitals,
 };
@@ -78,6 +79,8 @@ pub(crate) enum RunError {
     },
     #[error("these options cannot be combined: {0}")]
     Build(BuildError),
+    #[error("{0} (set with --tls-cert and --tls-key)")]
+    Tls(String),
     #[error("{0}")]
     Hooks(String),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
@@ -121,6 +124,7 @@ pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
 /// reads the settings again.
 pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
+    let tls = PublicTls::start(&config.tls).map_err(RunError::Tls)?;
     let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
     let public = bind(config.listen.listen, LISTEN)?;
     let health = Arc::new(Health::default());
@@ -192,6 +196,10 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     if config.listen.proxy_protocol.0 {
         serving = serving.with_proxy_protocol();
     }
+    if let Some(public) = &tls {
+        public.register(&server).map_err(io::Error::other)?;
+        serving = serving.with_tls(public.tls.clone());
+    }
     let operation = &config.operation;
     let drain = async || {
         health.draining();
@@ -212,6 +220,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         Box::new(policies),
         Box::new(hooks.clone()),
     ];
+    parts.extend(tls.map(|tls| Box::new(tls) as Box<dyn Reloadable>));
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
     let mut reload = Reload::new(&config, &server, parts).map_err(io::Error::other)?;
     let mut was_asked = false;

@@ -342,6 +342,24 @@ impl fmt::Display for ProxyNetwork {
     }
 }
 
+/// A file in PEM: `off` or FILE. It is read where it is used, because a reload reads it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PemFile(pub(crate) Option<PathBuf>);
+
+impl FromStr for PemFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            file if file.is_empty() || file.contains(char::is_control) => {
+                Err("expected `off` or the name of a file".to_owned())
+            }
+            file => Ok(Self(Some(file.into()))),
+        }
+    }
+}
+
 /// Parses a count of at least 1.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {

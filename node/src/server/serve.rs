@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::server::Server;
-use crate::transport::{self, preamble::Preamble};
+use crate::transport::{self, preamble::Preamble, tls::Tls};
 
 /// An application that is about to be served. Await it to serve; see [`Server::serve`].
 #[must_use = "nothing is served until this is awaited"]
@@ -43,6 +43,12 @@ impl Serve {
     /// [trusted proxy](crate::Builder::trusted_proxies).
     pub fn with_proxy_protocol(mut self) -> Self {
         self.preamble.proxy_header = true;
+        self
+    }
+
+    /// Serves over TLS, with HTTP/1.1 only. See [`Tls`].
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.preamble.tls = Some(tls);
         self
     }
 

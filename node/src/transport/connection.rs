@@ -313,6 +313,9 @@ impl Connection {
         };
         let error = loop {
             let Some(bytes) = state.next_write(form, scratch) else {
+                if cx.is_none() && stream.holds_bytes() {
+                    locked.wake_driver();
+                }
                 return total;
             };
             match stream.try_write(cx.as_deref_mut(), bytes) {
@@ -441,8 +444,14 @@ impl Connection {
                 break;
             }
         }
-        if locked.stream.is_none() && locked.state.has_frames() {
-            locked.wake_poll();
+        match &mut locked.stream {
+            None if locked.state.has_frames() => locked.wake_poll(),
+            None => {}
+            Some(stream) => {
+                if let Poll::Ready(Err(_)) = stream.poll_flush(cx) {
+                    self.abort(locked, CloseReason::TransportError);
+                }
+            }
         }
         (sent, locked.state.closing())
     }

@@ -23,16 +23,15 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Sleep, sleep},
 };
 
-use super::{connection_state::SHUTDOWN_LINGER, engine::Engine};
+use super::{connection_state::SHUTDOWN_LINGER, engine::Engine, stream::Socket};
 use crate::close::Limit;
 
-/// A TCP socket under HTTP. The requests on it carry the [`Handoff`].
+/// A socket under HTTP, with or without TLS. The requests on it carry the [`Handoff`].
 pub(super) struct HttpStream {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<Socket>,
     engine: Arc<Engine>,
     handoff: Handoff,
     /// The head of the response that switches protocols.
@@ -80,9 +79,9 @@ const REFUSALS: [(&[u8], &str); 3] = [
 ];
 
 impl HttpStream {
-    pub(super) fn new(tcp: TcpStream, engine: Arc<Engine>, handoff: Handoff) -> Self {
+    pub(super) fn new(socket: Socket, engine: Arc<Engine>, handoff: Handoff) -> Self {
         Self {
-            io: TokioIo::new(tcp),
+            io: TokioIo::new(socket),
             engine,
             handoff,
             kept: Vec::new(),
@@ -93,7 +92,7 @@ impl HttpStream {
     }
 
     /// The socket, and what has to be written to it before anything else.
-    pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+    pub(super) fn into_parts(self) -> (Socket, Vec<u8>) {
         (self.io.into_inner(), self.kept)
     }
 
@@ -296,8 +295,11 @@ impl Write for HttpStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A TCP socket has nothing to flush.
-        self.get_mut().poll_refusal(cx)
+        let this = self.get_mut();
+        ready!(this.poll_refusal(cx))?;
+        // TCP has nothing to flush, and TLS may have records.
+        let flushed = Pin::new(this.io.inner_mut()).poll_flush(cx);
+        this.progress(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,7 +8,7 @@
 //!   └─ http_stream           carries HTTP until it ends or becomes a WebSocket
 //!   └─ routes ─ cors         which request opens, polls, posts or upgrades
 //!        ├─ polling          a poll, a posted body
-//!        └─ upgrade ─ stream a new WebSocket, or a probe of one
+//!        └─ upgrade ─ stream a new WebSocket, or a probe of one; tls_stream if it is over TLS
 //! driver                     the task of a connection: read, handle, write
 //!   └─ connection            one lock around connection_state (pure), stream and polling
 //! lane ─ sessions (pure)     the task of a worker: flush dirty connections, due timers
@@ -38,6 +38,8 @@ pub(crate) mod routes;
 pub(crate) mod serve;
 mod sessions;
 mod stream;
+pub(crate) mod tls;
+mod tls_stream;
 mod upgrade;
 
 use roomcast_protocol::websocket;

@@ -1,14 +1,15 @@
-//! What comes before HTTP on a connection, if the listener expects it: the PROXY header of a balancer.
+//! What comes before HTTP on a connection, if the listener expects it: the PROXY header of a balancer,
+//! then a TLS handshake.
 //!
 //! Whether there is a header is a setting and never a guess, because any client could send one. It is
-//! read without a byte of what follows, so that HTTP begins on a socket in its first state.
+//! read without a byte of what follows, so that TLS or HTTP begins on a socket in its first state.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
 
 use roomcast_protocol::proxy::{self, HeaderError, Progress};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{client_address::ClientAddress, engine::Engine};
+use super::{client_address::ClientAddress, engine::Engine, stream::Socket, tls::Tls};
 use crate::close::Limit;
 
 /// What a listener expects of its connections before HTTP.
@@ -16,6 +17,7 @@ use crate::close::Limit;
 pub(crate) struct Preamble {
     /// A header of the PROXY protocol, from a trusted proxy.
     pub(crate) proxy_header: bool,
+    pub(crate) tls: Option<Tls>,
 }
 
 /// Bytes that are looked at once. Headers are shorter, unless they have large extensions.
@@ -27,6 +29,8 @@ enum Failed {
     Unused,
     /// The header is missing or wrong, for this reason.
     Header(&'static str),
+    /// The handshake of TLS has failed.
+    Tls(&'static str, io::Error),
 }
 
 impl From<HeaderError> for Failed {
@@ -49,7 +53,7 @@ impl From<io::Error> for Failed {
 
 impl Preamble {
     pub(super) fn is_empty(&self) -> bool {
-        !self.proxy_header
+        !self.proxy_header && self.tls.is_none()
     }
 
     /// Receives it, within the limits of time and number. Returns none if the connection is to be
@@ -60,7 +64,7 @@ impl Preamble {
         tcp: TcpStream,
         peer: SocketAddr,
         stopped: impl Future<Output = ()>,
-    ) -> Option<(TcpStream, ClientAddress)> {
+    ) -> Option<(Socket, ClientAddress)> {
         let Some(_receiving) = Receiving::begin(engine) else {
             engine.metrics.limit_reached(Limit::Handshakes);
             return None;
@@ -77,6 +81,10 @@ impl Preamble {
                 engine.metrics.proxy_header_error(reason);
                 tracing::debug!(%peer, reason, "a connection without a valid PROXY header is closed");
             }
+            Ok(Err(Failed::Tls(reason, error))) => {
+                engine.metrics.tls_handshake_error(reason);
+                tracing::debug!(%peer, reason, %error, "a TLS handshake failed");
+            }
             Err(_) => engine.metrics.limit_reached(Limit::HandshakeTimeout),
         }
         None
@@ -87,12 +95,42 @@ impl Preamble {
         engine: &Engine,
         mut tcp: TcpStream,
         peer: SocketAddr,
-    ) -> Result<(TcpStream, ClientAddress), Failed> {
-        if !engine.config.trusted_proxies.trusts(peer.ip()) {
-            return Err(Failed::Header("untrusted"));
+    ) -> Result<(Socket, ClientAddress), Failed> {
+        let client = match self.proxy_header {
+            false => peer,
+            true if engine.config.trusted_proxies.trusts(peer.ip()) => {
+                read_header(&mut tcp).await?.unwrap_or(peer)
+            }
+            true => return Err(Failed::Header("untrusted")),
+        };
+        let socket = match &self.tls {
+            None => Socket::Tcp(tcp),
+            Some(tls) => shake_hands(tls, tcp).await?,
+        };
+        Ok((socket, ClientAddress::direct(client, self.tls.is_some())))
+    }
+}
+
+async fn shake_hands(tls: &Tls, tcp: TcpStream) -> Result<Socket, Failed> {
+    // A check of the port closes without a byte, and is no handshake.
+    if tcp.peek(&mut [0]).await.ok() == Some(0) {
+        return Err(Failed::Unused);
+    }
+    match tls.acceptor().accept(tcp).await {
+        Ok(stream) => Ok(Socket::Tls(Box::new(stream))),
+        Err(error) => {
+            let cause = error.get_ref().and_then(|error| error.downcast_ref());
+            let reason = match cause {
+                Some(rustls::Error::InvalidMessage(_)) => "not_tls",
+                Some(rustls::Error::AlertReceived(_)) => "rejected",
+                Some(rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol) => {
+                    "incompatible"
+                }
+                Some(_) => "other",
+                None => "closed",
+            };
+            Err(Failed::Tls(reason, error))
         }
-        let client = read_header(&mut tcp).await?.unwrap_or(peer);
-        Ok((tcp, ClientAddress::direct(client, false)))
     }
 }
 

@@ -1,11 +1,12 @@
-//! The byte stream under a WebSocket: a TCP socket that can be read and written in place, or any
-//! other stream that HTTP was upgraded on (TLS of an embedding application, for example).
+//! The byte stream under a WebSocket: a TCP socket that can be read and written in place, TLS of our
+//! own listener over one, or any other stream that HTTP was upgraded on (TLS of an embedding
+//! application, for example).
 //!
 //! A TCP socket is read and written by plain system calls. Those of the C library are cancellation
 //! points, which cost extra on every call in a program with several threads.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -17,8 +18,9 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
+use tokio_rustls::server::TlsStream;
 
-use super::http_stream::HttpStream;
+use super::{http_stream::HttpStream, tls_stream};
 
 /// The result of a read.
 pub(crate) struct Read {
@@ -31,6 +33,8 @@ pub(crate) struct Read {
 /// A stream. It is used under the lock of its connection.
 pub(crate) enum Stream {
     Tcp(TcpStream),
+    /// Boxed, because a TCP socket alone is much smaller.
+    Tls(Box<TlsStream<TcpStream>>),
     /// Only the driver reads and writes it, because such a stream keeps only one waker.
     Other(Box<TokioIo<Upgraded>>),
 }
@@ -49,9 +53,12 @@ impl Unwrapped {
     pub(crate) fn new(upgraded: Upgraded) -> Self {
         let upgraded = match upgraded.downcast::<HttpStream>() {
             Ok(parts) => {
-                let (tcp, head) = parts.io.into_parts();
+                let (socket, head) = parts.io.into_parts();
                 return Self {
-                    stream: Stream::Tcp(tcp),
+                    stream: match socket {
+                        Socket::Tcp(tcp) => Stream::Tcp(tcp),
+                        Socket::Tls(tls) => Stream::Tls(tls),
+                    },
                     read: parts.read_buf.to_vec(),
                     head,
                 };
@@ -97,6 +104,7 @@ impl Stream {
     ) -> Poll<io::Result<Read>> {
         match self {
             Self::Tcp(tcp) => poll_read_tcp(tcp, cx, buffer),
+            Self::Tls(tls) => tls_stream::poll_read(tls, cx, buffer),
             Self::Other(stream) => {
                 let mut read = ReadBuf::new(buffer);
                 ready!(Pin::new(stream).poll_read(cx, &mut read))?;
@@ -108,8 +116,8 @@ impl Stream {
         }
     }
 
-    /// Writes what the kernel takes now. A stream that is not TCP needs a context, which only the
-    /// driver has; without one it "would block".
+    /// Writes what the kernel takes now, or TLS until its buffer is full. A stream that is neither
+    /// needs a context, which only the driver has; without one it "would block".
     pub(crate) fn try_write(
         &mut self,
         cx: Option<&mut Context<'_>>,
@@ -119,6 +127,7 @@ impl Stream {
             (Self::Tcp(tcp), _) => tcp.try_io(Interest::WRITABLE, || {
                 Ok(rustix::net::send(&*tcp, bytes, SendFlags::NOSIGNAL)?)
             }),
+            (Self::Tls(tls), _) => tls_stream::try_write(tls, bytes),
             (Self::Other(stream), Some(cx)) => {
                 let mut stream = Pin::new(stream);
                 let Poll::Ready(written) = stream.as_mut().poll_write(cx, bytes) else {
@@ -136,8 +145,26 @@ impl Stream {
     pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Tcp(tcp) => tcp.poll_write_ready(cx).map(|_| ()),
+            // An error shows with the next write.
+            Self::Tls(tls) => tls_stream::poll_flush(tls, cx).map(|_| ()),
             // The write that would have blocked has left its waker.
             Self::Other(_) => Poll::Pending,
+        }
+    }
+
+    /// Whether bytes that were written wait here for the socket.
+    pub(crate) fn holds_bytes(&self) -> bool {
+        match self {
+            Self::Tls(tls) => tls_stream::has_records(tls),
+            Self::Tcp(_) | Self::Other(_) => false,
+        }
+    }
+
+    /// Ready when no bytes wait here any more. Only for the driver.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tls(tls) => tls_stream::poll_flush(tls, cx),
+            Self::Tcp(_) | Self::Other(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -146,6 +173,7 @@ impl Stream {
         match self {
             // An error means that the peer is gone, which is what is wanted.
             Self::Tcp(tcp) => drop(rustix::net::shutdown(&*tcp, Shutdown::Write)),
+            Self::Tls(tls) => tls_stream::shut_down(tls, cx),
             Self::Other(stream) => drop(Pin::new(stream).poll_shutdown(cx)),
         }
     }
@@ -154,7 +182,69 @@ impl Stream {
     pub(crate) fn peer(&self) -> Option<std::net::SocketAddr> {
         match self {
             Self::Tcp(tcp) => tcp.peer_addr().ok(),
+            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
             Self::Other(_) => None,
+        }
+    }
+}
+
+/// What HTTP is carried on by our own listeners.
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub(crate) mod bus;
+pub(crate) mod certificates;
 pub(crate) mod http;
 pub(crate) mod polling;
 pub(crate) mod server;
