@@ -38,7 +38,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::redis::PublishError;
+use roomcast_emitter::{membership::TRACE, redis::PublishError};
 use roomcast_protocol::{
     channel::Dialect,
     id::{NodeId, SocketId},
@@ -113,7 +113,12 @@ impl Bus for RedisBus {
 
     /// As of the last renewal of this node's lease.
     fn nodes(&self) -> Vec<NodeId> {
-        self.core.membership.leases().nodes().cloned().collect()
+        let leases = self.core.membership.leases();
+        let nodes = leases.nodes().cloned();
+        // Traces of nodes that have left are no nodes.
+        nodes
+            .filter(|node| !node.as_str().starts_with(TRACE))
+            .collect()
     }
 
     fn on_gap(&self, f: GapHandler) {

@@ -25,7 +25,7 @@ export class Cluster {
     this.known = names;
     const limit = Date.now() - SPAN;
     for (const [name, { at }] of this.nodes) {
-      if (at < limit && !names.includes(name)) this.nodes.delete(name);
+      if (at < limit) this.nodes.delete(name);
     }
   }
 
@@ -48,13 +48,17 @@ export class Cluster {
     this.nodes.set(name, node);
   }
 
-  /** All nodes by name, with those that publish no status. */
+  /** The nodes that have published a status, by name. */
   all() {
-    const names = new Set([...this.nodes.keys(), ...this.known]);
-    return [...names].sort().map((name) => this.nodes.get(name) ?? { name, samples: [] });
+    return [...this.nodes.values()].sort((one, other) => (one.name < other.name ? -1 : 1));
   }
 
-  isSilent = ({ at }) => at === undefined || Date.now() - at > SILENT;
+  /** The names of those that have not. */
+  withoutStatus() {
+    return this.known.filter((name) => !this.nodes.has(name));
+  }
+
+  isSilent = ({ at }) => Date.now() - at > SILENT;
 
   /** A figure now, of all nodes that are heard of. */
   total(key) {

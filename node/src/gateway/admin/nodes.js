@@ -40,11 +40,11 @@ export function showNodes(cluster, here) {
     const { status, last } = node;
     row.classList.toggle("silent", cluster.isSilent(node));
     cells(row, names, [
-      node.name === here ? `${node.name} (this)` : node.name, health(cluster, node), version(status), status?.dialect ?? "–",
-      number(count(last?.connections)), number(count(last?.sockets)), number(count(last?.rooms)),
-      number(count(last?.in)), number(count(last?.out)),
-      number(last?.cpu === undefined ? "–" : `${Math.round(last.cpu * 100)} %`), number(bytes(status?.figures.memory)),
-      number(duration(status?.figures.started && status.time / 1000 - status.figures.started)),
+      node.name === here ? `${node.name} (this)` : node.name, health(cluster, node), version(status), status.dialect ?? "–",
+      number(count(last.connections)), number(count(last.sockets)), number(count(last.rooms)),
+      number(count(last.in)), number(count(last.out)),
+      number(last.cpu === undefined ? "–" : `${Math.round(last.cpu * 100)} %`), number(bytes(status.figures.memory)),
+      number(duration(status.figures.started && status.time / 1000 - status.figures.started)),
     ]);
   });
   showNote(cluster, rows);
@@ -57,8 +57,7 @@ function tile(value, text) {
 
 function health(cluster, node) {
   let [state, text] = ["ready", "ready"];
-  if (!node.status) [state, text] = ["wait", "no status"];
-  else if (cluster.isSilent(node)) [state, text] = ["bad", `silent for ${duration((Date.now() - node.at) / 1000)}`];
+  if (cluster.isSilent(node)) [state, text] = ["bad", `silent for ${duration((Date.now() - node.at) / 1000)}`];
   else if (node.status.obstacle) [state, text] = ["wait", node.status.obstacle];
   const made = element("span", "health", text);
   made.dataset.state = state;
@@ -66,7 +65,6 @@ function health(cluster, node) {
 }
 
 function version(status) {
-  if (!status) return "–";
   return status.revision === "unknown" ? status.version : `${status.version} (${status.revision.slice(0, 8)})`;
 }
 
@@ -74,13 +72,14 @@ function showNote(cluster, rows) {
   const notes = [];
   const foreign = Math.max(0, ...rows.map(({ status }) => parts(status, "cluster").foreign ?? 0));
   if (foreign) notes.push(`${foreign} Node.js ${foreign === 1 ? "server is" : "servers are"} part of the cluster.`);
-  if (rows.some(({ status }) => status?.figures.disagreeing)) {
+  if (rows.some(({ status }) => status.figures.disagreeing)) {
     notes.push("There are nodes with another dialect or parser, with which no message is exchanged.");
   }
-  const versions = new Set(rows.filter(({ status }) => status).map(({ status }) => version(status)));
+  const versions = new Set(rows.map(({ status }) => version(status)));
   if (versions.size > 1) notes.push("The nodes have different versions.");
-  if (rows.some(({ status }) => !status)) {
-    notes.push("A node without a status has just started or ended, is of an older version, or shares no namespace with this one.");
+  const others = cluster.withoutStatus();
+  if (others.length) {
+    notes.push(`No status from ${others.join(", ")}, because they have just started, have ended without a goodbye within the last hour, are of an older version, or share no namespace with this node.`);
   }
   const text = notes.join(" ");
   if ($("nodes-note").textContent !== text) $("nodes-note").textContent = text;
@@ -88,7 +87,7 @@ function showNote(cluster, rows) {
 
 /** The nodes that can be plotted. */
 function showChoice(rows) {
-  const names = rows.filter(({ status }) => status).map(({ name }) => name);
+  const names = rows.map(({ name }) => name);
   const options = [...$("plotted").options].slice(1);
   for (const option of options) if (!names.includes(option.value)) option.remove();
   for (const name of names) {
@@ -147,7 +146,6 @@ const lastChanges = new Map();
 export function showTroubles(cluster) {
   const rows = [];
   for (const { name, status, first } of cluster.all()) {
-    if (!status) continue;
     for (const [part, words] of TROUBLES) {
       for (const [label, value] of Object.entries(parts(status, part))) {
         if (part === "hooks" && label.endsWith(" ok")) continue;
