@@ -30,6 +30,7 @@ use crate::{
     BusHandle, Member, SocketId, Tracking,
     directory::{Directory, ShardSet},
     rooms::{Change, Hash, Rooms},
+    watch::RoomWatch,
 };
 
 /// Maximum number of shards of a node: one bit each in the directory.
@@ -245,6 +246,12 @@ impl<M: Member> Adapter<M> {
         self.directory.take_changes(f);
     }
 
+    /// Begins to watch which rooms have members on this node. Rooms that have some are the first
+    /// changes. Private rooms are not watched. Dropping the result ends it.
+    pub fn watch_rooms(&self) -> Arc<RoomWatch> {
+        self.directory.watch()
+    }
+
     /// Returns whether a socket of this node is in the room. Private rooms count.
     pub fn has_room(&self, name: &str) -> bool {
         let hash = self.hash(name);
@@ -274,7 +281,7 @@ impl<M: Member> Adapter<M> {
         all.into_iter().collect()
     }
 
-    /// Notifies the bus of changes. Called without a lock after each change of membership; when
+    /// Notifies the bus and the watches of changes. Called without a lock after each change of membership; when
     /// several threads have changes, one of them notifies.
     fn notify(&self) {
         if let Some(bus) = &self.bus
@@ -282,6 +289,7 @@ impl<M: Member> Adapter<M> {
         {
             bus.changed();
         }
+        self.directory.notify_watches();
     }
 
     /// Calls `f` with each socket that the target selects, each once, under the lock of its shard.

@@ -6,7 +6,7 @@
 use std::{
     hash::BuildHasher,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,7 +14,7 @@ use std::{
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 
-use crate::rooms::Hash;
+use crate::{rooms::Hash, watch::RoomWatch};
 
 /// A set of shards, one bit each.
 pub(crate) type ShardSet = u64;
@@ -27,6 +27,8 @@ pub(crate) struct Directory<S> {
     state: Mutex<State>,
     /// There may be changes that the bus was not notified of.
     is_changed: AtomicBool,
+    /// There may be changes that the watches were not notified of.
+    is_watched_changed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -34,6 +36,8 @@ struct State {
     rooms: HashTable<(Arc<str>, ShardSet)>,
     /// Present if the bus tracks changes.
     interest: Option<Box<Interest>>,
+    /// Whoever watches the rooms.
+    watches: Vec<Weak<RoomWatch>>,
 }
 
 /// The changes that the bus has to learn.
@@ -61,12 +65,17 @@ impl<S: BuildHasher> Directory<S> {
             hasher,
             state: Mutex::new(state),
             is_changed: AtomicBool::new(false),
+            is_watched_changed: AtomicBool::new(false),
         }
     }
 
     /// A shard got its first member of a room.
     pub(crate) fn occupied(&self, hash: Hash, name: &Arc<str>, shard: usize) {
-        let State { rooms, interest } = &mut *self.state.lock();
+        let State {
+            rooms,
+            interest,
+            watches,
+        } = &mut *self.state.lock();
         if let Some((_, shards)) = rooms.find_mut(hash, |(known, _)| known == name) {
             *shards |= 1 << shard;
             return;
@@ -78,11 +87,16 @@ impl<S: BuildHasher> Directory<S> {
         {
             self.note(interest, hash, name, true);
         }
+        self.note_watches(watches, name, true);
     }
 
     /// A shard lost its last member of a room.
     pub(crate) fn vacated(&self, hash: Hash, name: &str, shard: usize) {
-        let State { rooms, interest } = &mut *self.state.lock();
+        let State {
+            rooms,
+            interest,
+            watches,
+        } = &mut *self.state.lock();
         if let Ok(mut found) = rooms.find_entry(hash, |(known, _)| **known == *name) {
             found.get_mut().1 &= !(1 << shard);
             if found.get().1 == 0 {
@@ -92,6 +106,7 @@ impl<S: BuildHasher> Directory<S> {
                 {
                     self.note(interest, hash, &name, false);
                 }
+                self.note_watches(watches, &name, false);
             }
         }
         // Memory is given back as in a shard: when nothing is left.
@@ -102,7 +117,9 @@ impl<S: BuildHasher> Directory<S> {
 
     /// A socket has come whose private room is tracked.
     pub(crate) fn came(&self, hash: Hash, id: &str) {
-        let State { rooms, interest } = &mut *self.state.lock();
+        let State {
+            rooms, interest, ..
+        } = &mut *self.state.lock();
         let Some(interest) = interest else { return };
         let name: Arc<str> = id.into();
         interest
@@ -117,7 +134,9 @@ impl<S: BuildHasher> Directory<S> {
 
     /// A socket has gone whose private room is tracked.
     pub(crate) fn went(&self, hash: Hash, id: &str) {
-        let State { rooms, interest } = &mut *self.state.lock();
+        let State {
+            rooms, interest, ..
+        } = &mut *self.state.lock();
         let Some(interest) = interest else { return };
         let Ok(found) = interest.private.find_entry(hash, |known| **known == *id) else {
             return;
@@ -142,6 +161,34 @@ impl<S: BuildHasher> Directory<S> {
         let change = (Arc::clone(name), is_occupied);
         changes.insert_unique(hash, change, |(name, _)| self.hasher.hash_one(&**name));
         self.is_changed.store(true, Ordering::Relaxed);
+    }
+
+    fn note_watches(&self, watches: &[Weak<RoomWatch>], name: &Arc<str>, is_occupied: bool) {
+        for watch in watches.iter().filter_map(Weak::upgrade) {
+            watch.note(name, is_occupied);
+            self.is_watched_changed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins to watch the rooms. Those that have members are the first changes.
+    pub(crate) fn watch(&self) -> Arc<RoomWatch> {
+        let mut state = self.state.lock();
+        let rooms = state.rooms.iter().map(|(name, _)| Arc::clone(name));
+        let watch = Arc::new(RoomWatch::new(rooms));
+        state.watches.retain(|watch| watch.strong_count() > 0);
+        state.watches.push(Arc::downgrade(&watch));
+        watch
+    }
+
+    /// Wakes whoever watches rooms that have changed. Called without a lock.
+    pub(crate) fn notify_watches(&self) {
+        let flag = &self.is_watched_changed;
+        if flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel) {
+            let watches = self.state.lock().watches.clone();
+            for watch in watches.iter().filter_map(Weak::upgrade) {
+                watch.notify();
+            }
+        }
     }
 
     /// Returns whether there may be changes since the last call. A thread that has made a change

@@ -16,6 +16,7 @@ mod memory_bus;
 mod redis_bus;
 mod rooms;
 pub mod subscriber;
+mod watch;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{
@@ -29,3 +30,4 @@ pub use roomcast_protocol::{
     id::{NodeId, SocketId},
     question::{Answer, Answered, Description, Question},
 };
+pub use watch::RoomWatch;

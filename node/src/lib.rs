@@ -78,7 +78,8 @@ pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
     Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, Handler, HandlerError,
     HandlerResult, Namespace, Observation, Observer, Outcome, Parser, Refused, RemoteSocket, Reply,
-    Serve, Server, ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
+    RoomChange, RoomChanges, Serve, Server, ServerAnswers, Socket, SocketOperator, State, place,
+    shutdown_signal, way,
 };
 pub use transport::{
     client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},

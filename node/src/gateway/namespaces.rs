@@ -50,12 +50,12 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     if let Some(demo) = &demo {
         namespace = demo.with_events(namespace);
     }
-    namespace = hooks.with_events(namespace, name);
-    if auth.is_some() || access.asks_hook() || hooks.stores_disconnects(name) {
+    namespace = hooks.with_events(namespace);
+    if auth.is_some() || hooks.has_handlers() {
         namespace = on_connect(namespace, auth.clone(), hooks.clone());
     }
     let has_users = auth.is_some() || access.asks_hook();
-    if has_users || rooms.is_some() || hooks.hears_disconnects(name) {
+    if has_users || rooms.is_some() || hooks.has_handlers() {
         namespace = on_disconnect(namespace, auth, rooms.is_some(), hooks);
     }
     namespace

@@ -90,6 +90,11 @@ fn form_of_id(room: &str) -> Option<&str> {
     (id.len() == ID && id.bytes().all(is_id_byte)).then_some(id)
 }
 
+/// Whether the name has the form of an id that this node has made.
+pub(crate) fn is_id_of(room: &str, node: &str) -> bool {
+    form_of_id(room).is_some_and(|id| is_of_node(id, node))
+}
+
 fn is_of_node(id: &str, node: &str) -> bool {
     node.get(..TAG) == id.get(..TAG)
 }

@@ -372,7 +372,7 @@ impl BroadcastOperator {
         self.target.flags.timeout.unwrap_or(TIMEOUT)
     }
 
-    fn live(&self) -> Result<&Arc<LiveNamespace>, EmitError> {
+    pub(super) fn live(&self) -> Result<&Arc<LiveNamespace>, EmitError> {
         self.namespace
             .as_ref()
             .map_err(|name| EmitError::UnknownNamespace(name.clone()))

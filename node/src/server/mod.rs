@@ -29,6 +29,7 @@ mod observe;
 mod packets;
 mod rates;
 mod remote_socket;
+mod room_changes;
 mod serve;
 #[expect(clippy::module_inception, reason = "the field's word for it")]
 mod server;
@@ -47,6 +48,7 @@ pub use namespace::Namespace;
 pub use observe::{Observation, Observer};
 pub use packets::Parser;
 pub use remote_socket::{Fetched, RemoteSocket};
+pub use room_changes::{RoomChange, RoomChanges};
 pub use serve::{Serve, shutdown_signal};
 pub use server::Server;
 pub use server_side::ServerAnswers;

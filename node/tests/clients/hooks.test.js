@@ -348,6 +348,32 @@ describe("an application", () => {
     }
   });
 
+  test("gets a namespace by a reload that had no hooks, and its sockets", async () => {
+    const settings = (namespaces) => `
+      access = "open"
+      namespace = ["/", "/late"]
+      [hooks.app]
+      url = "${backend.url}"
+      namespaces = ${JSON.stringify(namespaces)}
+      on = ["event", "disconnect"]
+    `;
+    const own = await startGateway(settings(["/"]));
+    try {
+      const client = io(`${own.url}/late`, { forceNew: true, reconnection: false });
+      clients.push(client);
+      await next(client, "connect");
+      const { id } = client;
+      assert.deepEqual(await ask(client, "x"), { error: "no hook handles this event" });
+      await own.reload(settings(["/", "/late"]));
+      backend.respond = ({ type, namespace }) => (type === "event" ? [{ op: "ack", args: [namespace] }] : []);
+      assert.equal(await ask(client, "x"), "/late");
+      client.disconnect();
+      await until("the disconnect", () => backend.of("disconnect").some(({ socket }) => socket.id === id));
+    } finally {
+      await own.stop();
+    }
+  });
+
   test("hears of the disconnects of a node that stops", async () => {
     const own = await startGateway(`access = "hook"\n[hooks.app]\nurl = "${backend.url}"`);
     const client = io(own.url, { forceNew: true, reconnection: false });
@@ -551,6 +577,92 @@ describe("an application behind tokens", () => {
 // A lease lasts 10 s, and a node claims after as many seconds of its own.
 const LEASE = 45_000;
 
+/** The last request about each room, in the order of their numbers, as an application keeps it. */
+function roomsOf(backend) {
+  const latest = new Map();
+  for (const { room, occupied, seq, namespace } of backend.of("rooms")) {
+    const known = latest.get(namespace + room);
+    if (!known || known.seq < seq) latest.set(namespace + room, { room: namespace + room, occupied, seq });
+  }
+  return [...latest.values()].filter(({ occupied }) => occupied).map(({ room }) => room).sort();
+}
+
+const JOINS = ({ type, event, args }) => (type === "event" ? [{ op: event, rooms: args }, { op: "ack" }] : []);
+
+describe("an application that is told of rooms", () => {
+  let backend;
+  let gateway;
+  const clients = [];
+
+  async function connected(path = "/") {
+    const client = io(gateway.url + path, { forceNew: true, reconnection: false, transports: ["websocket"] });
+    clients.push(client);
+    await next(client, "connect");
+    return client;
+  }
+
+  before(async () => {
+    backend = await new Backend().start();
+  });
+  afterEach(async () => {
+    for (const client of clients.splice(0)) client.close();
+    await gateway?.stop();
+    backend.requests.length = 0;
+  });
+  after(() => backend?.stop());
+
+  test("hears of the first and the last member of rooms that it wants, until it has confirmed", async () => {
+    gateway = await startGateway(`
+      access = "open"
+      namespace = ["/", "/chat"]
+      [hooks.app]
+      url = "${backend.url}"
+      namespaces = ["/", "/chat"]
+      on = ["event", "rooms"]
+      rooms = ["room:*", "hall"]
+    `);
+    backend.respond = JOINS;
+    const [ada, bob, other] = [await connected(), await connected(), await connected("/chat")];
+    await askAll(ada, "join", "room:1", "hall", "quiet", bob.id);
+    await askAll(bob, "join", "room:1");
+    await askAll(other, "join", "room:1");
+    await until("the rooms", () => roomsOf(backend).length === 3);
+    assert.deepEqual(roomsOf(backend), ["/chatroom:1", "/hall", "/room:1"]);
+    assert.equal(backend.of("rooms").length, 3);
+    await askAll(ada, "leave", "room:1", "hall");
+    await until("the empty room", () => roomsOf(backend).length === 2);
+    assert.deepEqual(roomsOf(backend), ["/chatroom:1", "/room:1"]);
+    let failing = 1;
+    backend.respond = ({ type }) => (type === "rooms" && failing-- > 0 ? Promise.reject(500) : []);
+    bob.disconnect();
+    await until("another attempt", () => backend.of("rooms").filter(({ room, occupied }) => room === "room:1" && !occupied).length === 2);
+    const [first, second] = backend.of("rooms").slice(-2);
+    assert.deepEqual([first.id, first.seq, first.hook, first.socket], [second.id, second.seq, "app", undefined]);
+    assert.deepEqual(roomsOf(backend), ["/chatroom:1"]);
+    assert.deepEqual(await gateway.stop(), { code: 0, signal: null });
+    assert.deepEqual(roomsOf(backend), [], "a node that stops leaves its rooms");
+    gateway = undefined;
+  });
+
+  test("is told by a reload, of rooms that exist already, and may respond with operations", async () => {
+    const settings = (on) => `access = "open"\n[hooks.app]\nurl = "${backend.url}"\non = [${on}]`;
+    gateway = await startGateway(settings('"event"'));
+    backend.respond = JOINS;
+    const [client, other] = [await connected(), await connected()];
+    await askAll(client, "join", "a", other.id);
+    backend.respond = (request) =>
+      request.type === "rooms" ? [{ op: "emit", event: "opened", args: [request.room], rooms: [request.room] }] : JOINS(request);
+    const opened = next(client, "opened");
+    await gateway.reload(settings('"event", "rooms"'));
+    assert.deepEqual(await opened, ["a"]);
+    await gateway.reload(settings('"event"'));
+    await askAll(client, "join", "b");
+    await gateway.reload(settings('"event", "rooms"'));
+    await until("the other room", () => roomsOf(backend).includes("/b"));
+    assert.ok(!backend.of("rooms").some(({ room }) => room === other.id), "the private room of a socket");
+  });
+});
+
 for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRedisCluster]]) {
   describe(`disconnects in ${kind}`, () => {
     let backend;
@@ -558,9 +670,9 @@ for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRed
     const gateways = [];
     const clients = [];
 
-    async function node() {
+    async function node(more = "") {
       const gateway = await startGateway(
-        `access = "hook"\n[hooks.app]\nurl = "${backend.url}"\ncookies = ["session"]\ncircuit_failures = 1000`,
+        `access = "hook"\n[hooks.app]\nurl = "${backend.url}"\ncookies = ["session"]\ncircuit_failures = 1000\n${more}`,
         { args: ["--redis", redis.url] },
       );
       gateways.push(gateway);
@@ -664,6 +776,31 @@ for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRed
       await holds([], "Redis to forget it");
       assert.deepEqual(backend.of("disconnect").map((request) => request.id), [id]);
       assert.equal(await survivor.metric("roomcast_hook_disconnects_stored"), 0);
+    });
+
+    test("and rooms are those of the cluster, and those of a dead node are taken out", async () => {
+      backend.respond = JOINS;
+      const on = 'on = ["connect", "event", "rooms"]';
+      const [mortal, survivor] = [await node(on), await node(on)];
+      const [lost, staying] = [await connected(mortal), await connected(survivor)];
+      await askAll(lost, "join", "both", "lost");
+      await until("the first rooms", () => roomsOf(backend).length === 2);
+      await askAll(staying, "join", "both", "staying");
+      await until("the other room", () => roomsOf(backend).length === 3);
+      assert.equal(backend.of("rooms").length, 3, "a room is told of once, whatever the number of nodes");
+      await askAll(lost, "leave", "both");
+      await askAll(lost, "join", "marker");
+      await until("the marker", () => roomsOf(backend).includes("/marker"));
+      assert.deepEqual(roomsOf(backend), ["/both", "/lost", "/marker", "/staying"]);
+      await mortal.kill();
+      await until("the rooms of the dead node to be taken out", () => roomsOf(backend).length === 2, LEASE);
+      assert.deepEqual(roomsOf(backend), ["/both", "/staying"]);
+      for (const server of redis.primaries ?? [redis]) await server.command("FLUSHALL");
+      const told = () => backend.of("rooms").filter(({ room, occupied }) => room === "both" && occupied).length;
+      await until("the rooms to be told of again", () => told() === 2);
+      await askAll(staying, "leave", "both");
+      await until("the empty room", () => roomsOf(backend).length === 1);
+      assert.deepEqual(roomsOf(backend), ["/staying"]);
     });
 
     test("are forgotten when confirmed, and sockets are stored again when Redis was emptied", async () => {

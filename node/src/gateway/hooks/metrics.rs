@@ -77,16 +77,16 @@ impl Metrics {
             )?,
             disconnects_pending: gauge(
                 "roomcast_hook_disconnects_pending",
-                "disconnects that the backend has not confirmed",
+                "disconnects and changes of rooms that the backend has not confirmed",
             )?,
             disconnects_lost: counter(
                 "roomcast_hook_disconnects_lost_total",
-                "disconnects that were given up",
+                "disconnects and changes of rooms that were given up",
                 &["hook"],
             )?,
             stored: IntGauge::new(
                 "roomcast_hook_disconnects_stored",
-                "sockets and disconnects that Redis keeps for this node",
+                "sockets, disconnects and changes of rooms that Redis keeps for this node",
             )?,
             unstored: counter(
                 "roomcast_hook_disconnects_unstored_total",

@@ -15,9 +15,10 @@
 mod backend;
 mod batch;
 mod breaker;
-mod disconnects;
 mod metrics;
+mod notices;
 mod request;
+mod rooms;
 mod settings;
 mod signature;
 mod store;
@@ -45,11 +46,12 @@ pub(crate) use settings::{Settings, TEMPLATE};
 
 use self::{
     backend::{Backend, Failure, read_list},
-    disconnects::Disconnect,
     metrics::Metrics,
+    notices::Notice,
     request::Origin,
+    rooms::Rooms,
     settings::Occasion,
-    store::{Record, Store},
+    store::{Heir, Kind, Record, Store, Update},
     table::{Hook, Table, check_access},
     turns::turn,
 };
@@ -67,7 +69,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The reason of a disconnect that the death of the socket's node has caused.
 const NODE_LOST: &str = "node lost";
 
-/// Disconnects of dead nodes are taken over while fewer than this number wait. The others stay in Redis.
+/// Notices of dead nodes are taken over while fewer than this number wait. The others stay in Redis.
 const MAX_ADOPTED: usize = 1000;
 
 /// All hooks of the node. Cheap to clone.
@@ -77,8 +79,8 @@ pub(crate) struct Hooks(Arc<Inner>);
 struct Inner {
     /// Replaced as a whole by a reload.
     table: RwLock<Arc<Table>>,
-    /// What the handlers of the namespaces were made for, which a reload cannot add to.
-    at_start: Arc<Table>,
+    /// Whether there were any at the start. Without one, namespaces have no handlers for them.
+    has_handlers: bool,
     access: AccessTable,
     /// Replaced hooks may have disconnects that their backends have not confirmed.
     replaced: parking_lot::Mutex<Vec<Arc<Hook>>>,
@@ -87,6 +89,8 @@ struct Inner {
     prefix: String,
     next: AtomicU64,
     node: OnceLock<String>,
+    server: OnceLock<Server>,
+    rooms: Rooms,
     metrics: Metrics,
     /// Where disconnects outlive the node.
     store: Option<Arc<Store>>,
@@ -101,21 +105,21 @@ impl Hooks {
         redis: Option<RedisConfig>,
     ) -> Result<Self, String> {
         let metrics = Metrics::new().map_err(|error| error.to_string())?;
-        let hear = |settings: &Settings| settings.on.contains(&Occasion::Disconnect);
-        let redis = redis.filter(|_| settings.values().any(hear));
         let store = redis.map(|redis| Arc::new(Store::new(redis, &metrics)));
         let table = Table::new(settings, &metrics, store.as_ref(), &[])?;
         let table = Arc::new(table);
         check_access(&table, access)?;
         Ok(Self(Arc::new(Inner {
-            table: RwLock::new(Arc::clone(&table)),
-            at_start: table,
+            has_handlers: !table.0.is_empty(),
+            table: RwLock::new(table),
             access: access.clone(),
             replaced: parking_lot::Mutex::default(),
             limits,
             prefix: entropy::name::<12>(),
             next: AtomicU64::new(0),
             node: OnceLock::new(),
+            server: OnceLock::new(),
+            rooms: Rooms::default(),
             metrics,
             store,
         })))
@@ -123,25 +127,34 @@ impl Hooks {
 
     /// Must be called when the server is built, before it accepts clients.
     pub(crate) fn started(&self, server: &Server) -> Result<(), prometheus::Error> {
-        let node = server.node().to_string();
-        if let Some(store) = &self.0.store {
-            let (room, adopting, server) = (self.clone(), self.clone(), server.clone());
-            let may_claim = move || {
-                let table = room.table();
-                let mut hooks = table.0.iter();
-                hooks.all(|hook| hook.disconnects.pending() < MAX_ADOPTED)
-            };
-            store.start(node.clone(), may_claim, move |record| {
-                adopting.adopt(record, &server);
-            });
-        }
-        drop(self.0.node.set(node));
+        drop(self.0.node.set(server.node().to_string()));
+        drop(self.0.server.set(server.clone()));
+        self.start_parts(&self.table());
         self.0.metrics.register(server.registry())
     }
 
-    /// Sends the events of a namespace that have no handler of their own to its hooks, if there are any.
-    pub(crate) fn with_events(&self, namespace: Namespace, name: &str) -> Namespace {
-        if self.0.at_start.one(name, Occasion::Event).is_none() {
+    /// Starts what the hooks need beside requests. Without such hooks, nothing costs anything.
+    fn start_parts(&self, table: &Table) {
+        let Some(server) = self.0.server.get() else {
+            return;
+        };
+        let has = |occasion| table.0.iter().any(|hook| hook.is_on(occasion));
+        if let Some(store) = &self.0.store
+            && (has(Occasion::Disconnect) || has(Occasion::Rooms))
+        {
+            let adopter = Adopter {
+                hooks: self.clone(),
+                server: server.clone(),
+            };
+            store.start(server.node().to_string(), adopter);
+        }
+        self.watch_rooms(server, table);
+    }
+
+    /// Sends the events of a namespace that have no handler of their own to its hooks. A namespace
+    /// without hooks may get some by a reload.
+    pub(crate) fn with_events(&self, namespace: Namespace) -> Namespace {
+        if !self.0.has_handlers {
             return namespace;
         }
         let hooks = self.clone();
@@ -151,18 +164,14 @@ impl Hooks {
         })
     }
 
-    /// Whether [`disconnected`](Self::disconnected) must be called for the sockets of the namespace.
-    pub(crate) fn hears_disconnects(&self, namespace: &str) -> bool {
-        self.0
-            .at_start
-            .one(namespace, Occasion::Disconnect)
-            .is_some()
+    /// Whether [`connected`](Self::connected) and [`disconnected`](Self::disconnected) must be called.
+    pub(crate) fn has_handlers(&self) -> bool {
+        self.0.has_handlers
     }
 
-    /// Whether [`connected`](Self::connected) must be called for the sockets of the namespace, because
-    /// Redis knows them before they disconnect.
-    pub(crate) fn stores_disconnects(&self, namespace: &str) -> bool {
-        self.0.store.is_some() && self.hears_disconnects(namespace)
+    /// Whether Redis knows the sockets of the namespace before they disconnect.
+    fn stores_disconnects(&self, namespace: &str) -> bool {
+        self.0.store.is_some() && self.table().one(namespace, Occasion::Disconnect).is_some()
     }
 
     /// Asks the application whether a client may connect. Its operations, except for the user and the
@@ -294,22 +303,23 @@ impl Hooks {
             if let Some(store) = &self.0.store {
                 store.put(&disconnect.record(&hook.backend.name));
             }
-            hook.disconnects.push(disconnect);
+            hook.notices.push(disconnect);
         }
     }
 
-    fn disconnect(&self, hook: &Hook, socket: &Socket, reason: &str) -> Option<Disconnect> {
+    fn disconnect(&self, hook: &Hook, socket: &Socket, reason: &str) -> Option<Notice> {
         let (backend, namespace) = (&hook.backend, socket.namespace_name());
         // The same on every node that sends it.
         let id = format!("{}-{}", socket.id(), backend.name);
         let origin = self.origin(backend, &id, namespace);
         match request::disconnect(origin, &backend.selection, socket, reason.to_owned()) {
-            Ok(body) => Some(Disconnect {
+            Ok(body) => Some(Notice {
                 namespace: namespace.to_owned(),
                 body,
                 forwarded: backend.selection.forward(socket.handshake()),
                 server: socket.server(),
                 limits: self.0.limits,
+                asks: Asks::Disconnect,
                 id,
             }),
             Err(error) => {
@@ -319,15 +329,19 @@ impl Hooks {
         }
     }
 
-    /// Delivers a disconnect of a node that has died.
+    /// Delivers a disconnect of a node that has died, or a change of a room.
     fn adopt(&self, record: Record, server: &Server) {
         let table = self.table();
         let mut hooks = table.0.iter();
         match hooks.find(|hook| *hook.backend.name == *record.hook) {
-            Some(hook) => hook.disconnects.push(Disconnect {
+            Some(hook) => hook.notices.push(Notice {
                 forwarded: record.forwarded(),
                 namespace: record.namespace.clone(),
                 id: record.id.clone(),
+                asks: match record.is_room {
+                    true => Asks::Nobody,
+                    false => Asks::Disconnect,
+                },
                 body: record.into_body(),
                 server: Some(server.clone()),
                 limits: self.0.limits,
@@ -340,7 +354,7 @@ impl Hooks {
                 tracing::error!(
                     hook,
                     id,
-                    "a disconnect was not delivered: this node has no hook of its name"
+                    "a disconnect or a change of a room was not delivered: this node has no hook of its name"
                 );
                 if let Some(store) = &self.0.store {
                     store.remove(id);
@@ -359,16 +373,17 @@ impl Hooks {
     /// Waits for the backends to confirm disconnects before the process ends, but not for long: one
     /// that fails must not turn a graceful stop into another.
     pub(crate) async fn flush(&self) {
+        self.leave_rooms().await;
         let mut hooks = self.0.replaced.lock().clone();
         hooks.extend(self.table().0.iter().cloned());
         let all = async {
             for hook in &hooks {
-                hook.disconnects.flush().await;
+                hook.notices.flush().await;
             }
         };
         if timeout(FLUSH_TIMEOUT, all).await.is_err() {
             for hook in &hooks {
-                hook.disconnects.abandon();
+                hook.notices.abandon();
             }
         }
         if let Some(store) = &self.0.store {
@@ -389,28 +404,14 @@ impl Hooks {
             &self.table().0,
         )?;
         check_access(&table, &self.0.access)?;
-        for hook in &table.0 {
-            for namespace in self.0.access.keys() {
-                let is_new = |occasion| {
-                    hook.is_for(namespace, occasion)
-                        && self.0.at_start.one(namespace, occasion).is_none()
-                };
-                if is_new(Occasion::Event) || is_new(Occasion::Disconnect) {
-                    return Err(format!(
-                        "hooks.{}: {namespace} had no hook for events or disconnects at the start, so \
-                         adding one needs a restart",
-                        hook.backend.name
-                    ));
-                }
-            }
-        }
         Ok(Arc::new(table))
     }
 
     fn replace(&self, table: &Arc<Table>) {
         let earlier = std::mem::replace(&mut *self.0.table.write(), Arc::clone(table));
+        self.start_parts(table);
         let mut replaced = self.0.replaced.lock();
-        replaced.retain(|hook| hook.disconnects.pending() > 0);
+        replaced.retain(|hook| hook.notices.pending() > 0);
         for hook in &earlier.0 {
             if !table.0.iter().any(|kept| Arc::ptr_eq(kept, hook)) {
                 hook.backend.retire();
@@ -435,12 +436,46 @@ impl Hooks {
     }
 }
 
+/// Goes on with what dead nodes have left.
+struct Adopter {
+    hooks: Hooks,
+    server: Server,
+}
+
+impl Heir for Adopter {
+    fn may_claim(&self) -> bool {
+        let table = self.hooks.table();
+        let mut hooks = table.0.iter();
+        hooks.all(|hook| hook.notices.pending() < MAX_ADOPTED)
+    }
+
+    fn adopt(&self, record: Record) {
+        self.hooks.adopt(record, &self.server);
+    }
+
+    fn vacated(&self, room: &str) -> Option<Update> {
+        let id = self.hooks.next_id();
+        self.hooks.room_update(room, Kind::PerhapsVacated, id)
+    }
+
+    fn rooms_again(&self) {
+        self.hooks.rooms_again();
+    }
+}
+
 impl Reloadable for Hooks {
+    /// The first hooks need a restart.
     fn keys(&self) -> &'static [&'static str] {
-        &["hooks"]
+        match self.0.has_handlers {
+            true => &["hooks"],
+            false => &[],
+        }
     }
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        if !self.0.has_handlers {
+            return Box::pin(ready(Ok(Box::new(|| {}) as Swap)));
+        }
         let prepared = self.replacement(&config.settings.hooks).map(|table| {
             let hooks = self.clone();
             Box::new(move || hooks.replace(&table)) as Swap
@@ -475,7 +510,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reload_keeps_hooks_that_have_not_changed_and_adds_no_handlers() {
+    async fn a_reload_keeps_hooks_that_have_not_changed_and_adds_others() {
         let secret = std::env::temp_dir().join(format!("roomcast-hook-{}", std::process::id()));
         std::fs::write(&secret, "a secret of 16 bytes").unwrap();
         let app = format!("[app]\nurl = \"http://a/\"\nsecret_file = {secret:?}\n");
@@ -497,10 +532,7 @@ mod tests {
         assert_eq!(kept, [false, true], "the secret is another");
         std::fs::remove_file(&secret).unwrap();
         let added = sections(&format!("{more}namespaces = [\"/\", \"/quiet\"]\n"));
-        let error = hooks.replacement(&added).err().unwrap();
-        assert!(
-            error.starts_with("hooks.more: /quiet had no hook"),
-            "{error}"
-        );
+        let added = hooks.replacement(&added).unwrap();
+        assert!(added.one("/quiet", Occasion::Event).is_some());
     }
 }

@@ -14,10 +14,13 @@ pub(crate) const TEMPLATE: &str = r#"
 url = "http://127.0.0.1:8000/roomcast"
 # Namespaces that it concerns.
 namespaces = ["/"]
-# What it is called for. With "connect" it decides who may connect.
+# What it is called for. With "connect" it decides who may connect. With "rooms" it is told of rooms that
+# get their first member in the cluster, or lose their last one.
 on = ["connect", "event", "disconnect"]
 # Events, as names or as beginnings followed by *. The one that fits best is called.
 events = ["*"]
+# Rooms that it is told of, as names or as beginnings followed by *.
+rooms = ["*"]
 # Time for a response, the wait for a free request included.
 timeout = "5s"
 # Requests at the same time, and requests that wait. Beyond both they fail at once.
@@ -47,6 +50,7 @@ pub(crate) enum Occasion {
     Connect,
     Event,
     Disconnect,
+    Rooms,
 }
 
 /// One hook: a backend, and what it is called for.
@@ -61,8 +65,11 @@ pub(crate) struct Settings {
     #[serde(default = "all_occasions")]
     pub(crate) on: Vec<Occasion>,
     /// The events, as names or as beginnings followed by `*`.
-    #[serde(default = "any_event")]
+    #[serde(default = "any_name")]
     pub(crate) events: Vec<Pattern>,
+    /// The rooms that it is told of, as names or as beginnings followed by `*`.
+    #[serde(default = "any_name")]
+    pub(crate) rooms: Vec<Pattern>,
     /// Time for a response, the wait for a free request included.
     #[serde(default = "timeout", deserialize_with = "span")]
     pub(crate) timeout: Duration,
@@ -129,7 +136,7 @@ fn all_occasions() -> Vec<Occasion> {
     vec![Occasion::Connect, Occasion::Event, Occasion::Disconnect]
 }
 
-fn any_event() -> Vec<Pattern> {
+fn any_name() -> Vec<Pattern> {
     vec![Pattern {
         text: String::new(),
         is_prefix: true,
@@ -197,7 +204,7 @@ impl fmt::Debug for Target {
     }
 }
 
-/// The name of an event, or the beginning of names.
+/// The name of an event or a room, or the beginning of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     text: String,
@@ -225,7 +232,7 @@ impl<'de> Deserialize<'de> for Pattern {
         };
         if literal.contains('*') || text.is_empty() {
             return Err(D::Error::custom(
-                "an event is a name, or a beginning followed by `*`",
+                "expected a name, or a beginning followed by `*`",
             ));
         }
         Ok(Self {
@@ -276,6 +283,7 @@ impl Settings {
             ("namespaces", self.namespaces.len()),
             ("on", self.on.len()),
             ("events", self.events.len()),
+            ("rooms", self.rooms.len()),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!(

@@ -16,6 +16,8 @@
 //! merely hangs must not have the application hear of disconnects that are none. All keys have one hash
 //! tag, so that scripts may use them together in a cluster.
 
+mod rooms;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
@@ -38,6 +40,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+pub(super) use self::rooms::{Kind, Update};
 use super::metrics::{LineLimit, Metrics};
 
 /// The most records of a node. The next ones are not stored.
@@ -87,7 +90,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local till = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
 local over = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1)
 local state = 0
 if till then state = tonumber(till) > now and 2 or 1 end
@@ -123,6 +126,9 @@ pub(super) struct Record {
     pub(super) namespace: String,
     body: String,
     forwarded: Vec<(String, String)>,
+    /// Whether it is about a room, not about a socket.
+    #[serde(default)]
+    pub(super) is_room: bool,
 }
 
 impl Record {
@@ -143,6 +149,14 @@ impl Record {
             forwarded: forwarded
                 .map(|(name, value)| (name.to_string(), text(value.as_bytes())))
                 .collect(),
+            is_room: false,
+        }
+    }
+
+    pub(super) fn of_room(id: String, hook: &str, namespace: &str, body: &[u8]) -> Self {
+        Self {
+            is_room: true,
+            ..Self::new(id, hook, namespace, body, &HeaderMap::new())
         }
     }
 
@@ -213,6 +227,18 @@ impl Records {
     }
 }
 
+/// What the store needs of the node to go on with what others have left.
+pub(super) trait Heir: Send + Sync + 'static {
+    /// Whether there is room for more.
+    fn may_claim(&self) -> bool;
+    /// Delivers a record.
+    fn adopt(&self, record: Record);
+    /// Describes a room that a dead node had members in.
+    fn vacated(&self, room: &str) -> Option<Update>;
+    /// Redis may have lost the rooms of this node.
+    fn rooms_again(&self);
+}
+
 /// The disconnects of a node in Redis.
 pub(super) struct Store {
     config: RedisConfig,
@@ -228,6 +254,8 @@ pub(super) struct Store {
 struct Link {
     publisher: Publisher,
     node: String,
+    /// The beginning of all keys.
+    prefix: String,
     leases: String,
     own: String,
     keeper: OnceLock<AbortHandle>,
@@ -246,14 +274,11 @@ impl Store {
         }
     }
 
-    /// Begins to write, and to look for records of dead nodes. `may_claim` says whether there is room
-    /// for more; `adopt` delivers one.
-    pub(super) fn start(
-        self: &Arc<Self>,
-        node: String,
-        may_claim: impl Fn() -> bool + Send + Sync + 'static,
-        adopt: impl Fn(Record) + Send + Sync + 'static,
-    ) {
+    /// Begins to write, and to look for records of dead nodes, unless it has begun.
+    pub(super) fn start(self: &Arc<Self>, node: String, heir: impl Heir) {
+        if self.link.get().is_some() {
+            return;
+        }
         let config = PublisherConfig {
             reply_timeout: self.config.publish_timeout,
             ..PublisherConfig::default()
@@ -261,6 +286,7 @@ impl Store {
         let endpoint = Endpoint::new(self.config.url.clone());
         let link = self.link.get_or_init(|| Link {
             publisher: Publisher::start(endpoint, config),
+            prefix: format!("{}-{{hooks}}#", self.config.prefix),
             leases: format!("{}-{{hooks}}#leases", self.config.prefix),
             own: self.key(&node),
             keeper: OnceLock::new(),
@@ -269,7 +295,7 @@ impl Store {
         let store = Arc::clone(self);
         tokio::spawn(async move { store.write_always().await });
         let store = Arc::clone(self);
-        let keeper = tokio::spawn(async move { store.keep_always(&may_claim, &adopt).await });
+        let keeper = tokio::spawn(async move { store.keep_always(&heir).await });
         drop(link.keeper.set(keeper.abort_handle()));
     }
 
@@ -380,14 +406,14 @@ impl Store {
         written.map(|()| true)
     }
 
-    async fn keep_always(&self, may_claim: &impl Fn() -> bool, adopt: &impl Fn(Record)) {
+    async fn keep_always(&self, heir: &impl Heir) {
         let Some(link) = self.link.get() else {
             return;
         };
         let mut renewals = 0;
         loop {
             link.is_up().await;
-            if let Err(error) = self.keep(link, &mut renewals, may_claim, adopt).await {
+            if let Err(error) = self.keep(link, &mut renewals, heir).await {
                 self.failed(&error.to_string());
             }
             sleep(RENEWAL).await;
@@ -399,20 +425,26 @@ impl Store {
         &self,
         link: &Link,
         renewals: &mut u32,
-        may_claim: &impl Fn() -> bool,
-        adopt: &impl Fn(Record),
+        heir: &impl Heir,
     ) -> Result<(), PublishError> {
         let Link {
             leases, own, node, ..
         } = link;
-        let renew = ["EVAL", RENEW, "2", leases, own, node, LEASE, KEPT];
+        let [rooms, counts] = &link.kept();
+        let renew = [
+            "EVAL", RENEW, "4", leases, own, rooms, counts, node, LEASE, KEPT,
+        ];
         let reply = link.command(&renew).await?;
         let parts = reply.as_ref().and_then(Reply::list).unwrap_or_default();
         let state = parts.first().and_then(Reply::integer);
         let dead = parts.get(1).and_then(Reply::text).unwrap_or_default();
         match state {
             Some(2) => *renewals = renewals.saturating_add(1),
-            Some(1) => *renewals = 0,
+            Some(1) => {
+                // Another node may have taken out some rooms.
+                *renewals = 0;
+                heir.rooms_again();
+            }
             _ => {
                 // Redis was emptied, or another node has claimed everything.
                 *renewals = 0;
@@ -421,19 +453,24 @@ impl Store {
                 records.write_all();
                 records.dirty.extend(forgotten);
                 self.has_changes.notify_one();
+                drop(records);
+                heir.rooms_again();
             }
         }
         if *renewals < RENEWALS_BEFORE_CLAIM || dead.is_empty() {
             return Ok(());
         }
+        let update = |room: &str| heir.vacated(room);
+        self.sweep_rooms(link, dead, update, |record| heir.adopt(record))
+            .await?;
         let (theirs, count) = (self.key(dead), BATCH.to_string());
         let claim = ["EVAL", CLAIM, "3", leases, own, &theirs, dead, &count];
         let mut total = 0;
-        while may_claim() {
+        while heir.may_claim() {
             let reply = link.command(&claim).await?;
             let claimed = reply.as_ref().and_then(Reply::list).unwrap_or_default();
             for record in claimed {
-                self.adopt(record.text().unwrap_or_default(), adopt);
+                self.adopt(record.text().unwrap_or_default(), heir);
             }
             total += claimed.len();
             if claimed.is_empty() {
@@ -450,14 +487,14 @@ impl Store {
         Ok(())
     }
 
-    fn adopt(&self, json: &str, adopt: &impl Fn(Record)) {
+    fn adopt(&self, json: &str, heir: &impl Heir) {
         match serde_json::from_str::<Record>(json) {
             Ok(record) => {
                 let labels = [record.hook.as_str()];
                 self.metrics.adopted.with_label_values(&labels).inc();
                 // It is in Redis already; it is known here in case Redis loses it.
                 self.put(&record);
-                adopt(record);
+                heir.adopt(record);
             }
             Err(error) => self.failed(&format!("a stored disconnect cannot be read: {error}")),
         }

@@ -6,8 +6,8 @@ use super::{
     Hooks,
     backend::Backend,
     batch::Batches,
-    disconnects::Disconnects,
     metrics::Metrics,
+    notices::Notices,
     settings::{Occasion, Settings},
     store::Store,
 };
@@ -18,7 +18,7 @@ pub(super) struct Hook {
     settings: Settings,
     secret: Option<Vec<u8>>,
     pub(super) backend: Arc<Backend>,
-    pub(super) disconnects: Arc<Disconnects>,
+    pub(super) notices: Arc<Notices>,
     /// What events without an acknowledgement go with, if they are gathered.
     pub(super) batches: Option<Arc<Batches>>,
 }
@@ -45,11 +45,7 @@ impl Hook {
         }
         let backend = Arc::new(Backend::new(name, settings, secret.as_deref(), metrics)?);
         Ok(Arc::new(Self {
-            disconnects: Arc::new(Disconnects::new(
-                Arc::clone(&backend),
-                metrics,
-                store.cloned(),
-            )),
+            notices: Arc::new(Notices::new(Arc::clone(&backend), metrics, store.cloned())),
             batches: settings
                 .batch
                 .map(|batch| Batches::new(&backend, settings, batch, metrics)),
@@ -64,6 +60,22 @@ impl Hook {
         if let Some(batches) = &self.batches {
             batches.hurry(hooks);
         }
+    }
+
+    pub(super) fn is_on(&self, occasion: Occasion) -> bool {
+        self.settings.on.contains(&occasion)
+    }
+
+    /// The namespaces in which it is called for this.
+    pub(super) fn namespaces(&self, occasion: Occasion) -> impl Iterator<Item = &String> {
+        let namespaces = self.settings.namespaces.iter();
+        namespaces.filter(move |_| self.is_on(occasion))
+    }
+
+    /// Whether it is told of the room.
+    pub(super) fn hears_room(&self, room: &str) -> bool {
+        let mut rooms = self.settings.rooms.iter();
+        rooms.any(|pattern| pattern.fit(room).is_some())
     }
 
     /// How well it fits the event.

@@ -1,4 +1,4 @@
-//! Disconnects on their way to a backend: repeated until the backend has confirmed them.
+//! Notices on their way to a backend: repeated until the backend has confirmed them.
 //!
 //! ```text
 //! push ──► pending ──► call ─── ok ──► gone
@@ -7,7 +7,7 @@
 //!                                              given up, counted ◄─┘
 //! ```
 //!
-//! A backend sees a disconnect at least once. A repeated one has the same id. Where there is Redis, the
+//! A backend sees each at least once. A repeated one has the same id. Where there is Redis, the
 //! store keeps it meanwhile, so that another node goes on if this one ends.
 
 use std::{
@@ -34,21 +34,21 @@ use super::{
 };
 use crate::gateway::operations::{self, Asks};
 
-/// Disconnects of one hook that wait for their confirmation. Beyond it they are lost.
+/// Notices of one hook that wait for their confirmation. Beyond it they are lost.
 const MAX_PENDING: usize = 10_000;
 
-/// Disconnects of one hook that are sent at the same time, so that events have most of the requests.
+/// Notices of one hook that are sent at the same time, so that events have most of the requests.
 const AT_ONCE: usize = 8;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// After pauses of this length in all, a disconnect is given up.
+/// After pauses of this length in all, a notice is given up.
 const GIVE_UP: Duration = Duration::from_secs(3600);
 
-/// The disconnects of one hook.
-pub(super) struct Disconnects {
+/// The notices of one hook.
+pub(super) struct Notices {
     backend: Arc<Backend>,
     at_once: Semaphore,
     pending: AtomicUsize,
@@ -58,17 +58,18 @@ pub(super) struct Disconnects {
     store: Option<Arc<Store>>,
 }
 
-/// A disconnect with what carrying out the response needs.
-pub(super) struct Disconnect {
+/// A disconnect or a change of a room, with what carrying out the response needs.
+pub(super) struct Notice {
     pub(super) id: String,
     pub(super) namespace: String,
     pub(super) body: Bytes,
     pub(super) forwarded: HeaderMap,
     pub(super) server: Option<Server>,
     pub(super) limits: roomcast::Limits,
+    pub(super) asks: Asks,
 }
 
-impl Disconnect {
+impl Notice {
     /// The form in which it is stored.
     pub(super) fn record(&self, hook: &str) -> Record {
         let id = self.id.clone();
@@ -76,7 +77,7 @@ impl Disconnect {
     }
 }
 
-impl Disconnects {
+impl Notices {
     pub(super) fn new(backend: Arc<Backend>, metrics: &Metrics, store: Option<Arc<Store>>) -> Self {
         let name = [&*backend.name];
         Self {
@@ -95,19 +96,19 @@ impl Disconnects {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Takes over a disconnect. It is lost at once if too many wait already.
-    pub(super) fn push(self: &Arc<Self>, disconnect: Disconnect) {
+    /// Takes over a notice. It is lost at once if too many wait already.
+    pub(super) fn push(self: &Arc<Self>, notice: Notice) {
         if self.pending.fetch_add(1, Ordering::Relaxed) >= MAX_PENDING {
-            self.lost(&disconnect, "too many disconnects wait already");
-            self.finished(&disconnect.id);
+            self.lost(&notice, "too many wait already");
+            self.finished(&notice.id);
             return;
         }
         self.pending_gauge.inc();
-        let disconnects = Arc::clone(self);
+        let notices = Arc::clone(self);
         tokio::spawn(async move {
-            disconnects.deliver(&disconnect).await;
-            disconnects.pending_gauge.dec();
-            disconnects.finished(&disconnect.id);
+            notices.deliver(&notice).await;
+            notices.pending_gauge.dec();
+            notices.finished(&notice.id);
         });
     }
 
@@ -128,14 +129,13 @@ impl Disconnects {
         if pending > 0 {
             let hook = &*self.backend.name;
             if self.store.is_some() {
-                let text =
-                    "disconnects were not delivered before the end: another node delivers them";
+                let text = "disconnects or changes of rooms were not delivered before the end: another node delivers them";
                 tracing::warn!(hook, pending, "{text}");
             } else {
                 tracing::error!(
                     hook,
                     pending,
-                    "disconnects were not delivered before the end"
+                    "disconnects or changes of rooms were not delivered before the end"
                 );
             }
         }
@@ -150,17 +150,17 @@ impl Disconnects {
         }
     }
 
-    async fn deliver(&self, disconnect: &Disconnect) {
+    async fn deliver(&self, notice: &Notice) {
         let mut pause = FIRST_PAUSE;
         let mut waited = Duration::ZERO;
         loop {
-            match self.attempt(disconnect).await {
+            match self.attempt(notice).await {
                 Ok(operations) => {
-                    self.carry_out(disconnect, operations).await;
+                    self.carry_out(notice, operations).await;
                     return;
                 }
                 Err(()) if waited >= GIVE_UP => {
-                    self.lost(disconnect, "the backend has not confirmed it for an hour");
+                    self.lost(notice, "the backend has not confirmed it for an hour");
                     return;
                 }
                 Err(()) => {}
@@ -174,20 +174,20 @@ impl Disconnects {
     }
 
     /// The backend has counted and logged a failure.
-    async fn attempt(&self, disconnect: &Disconnect) -> Result<Vec<operations::Operation>, ()> {
+    async fn attempt(&self, notice: &Notice) -> Result<Vec<operations::Operation>, ()> {
         let _one = self.at_once.acquire().await.map_err(drop)?;
-        let (body, forwarded) = (disconnect.body.clone(), disconnect.forwarded.clone());
+        let (body, forwarded) = (notice.body.clone(), notice.forwarded.clone());
         let called = self.backend.call(body, forwarded, read_list).await;
         called.map_err(drop)
     }
 
-    async fn carry_out(&self, disconnect: &Disconnect, list: Vec<operations::Operation>) {
-        let Some(server) = &disconnect.server else {
+    async fn carry_out(&self, notice: &Notice, list: Vec<operations::Operation>) {
+        let Some(server) = &notice.server else {
             return;
         };
-        match operations::check(list, Asks::Disconnect, &disconnect.limits) {
+        match operations::check(list, notice.asks, &notice.limits) {
             Ok(checked) => {
-                let namespace = server.of(&disconnect.namespace);
+                let namespace = server.of(&notice.namespace);
                 let report = checked.carry_out(&namespace, None, &mut None).await;
                 if let Some((index, error)) = report.failure() {
                     let error = error.to_string();
@@ -203,13 +203,13 @@ impl Disconnects {
         }
     }
 
-    fn lost(&self, disconnect: &Disconnect, reason: &str) {
+    fn lost(&self, notice: &Notice, reason: &str) {
         self.lost.inc();
         tracing::error!(
             hook = &*self.backend.name,
-            id = disconnect.id,
+            id = notice.id,
             reason,
-            "a disconnect was not delivered"
+            "a disconnect or a change of a room was not delivered"
         );
     }
 }
