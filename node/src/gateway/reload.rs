@@ -127,8 +127,8 @@ fn read() -> Result<Config, String> {
     }
 }
 
-/// The values by key, of options and of sections. The keys of each namespace are separate, because
-/// not all of them can be reloaded.
+/// The values by key, of options and of sections. The keys of each namespace and of the API are
+/// separate, because not all of them can be reloaded.
 fn keys(config: &Config) -> BTreeMap<String, String> {
     let options = config.values.iter();
     let options = options.map(|(flag, value)| (flag.replace('-', "_"), value.text.clone()));
@@ -145,6 +145,13 @@ fn keys(config: &Config) -> BTreeMap<String, String> {
                 });
                 keys.extend(of_name);
             }
+        } else if section == API
+            && let Some(api) = value.as_table()
+        {
+            keys.extend(
+                api.iter()
+                    .map(|(key, value)| (format!("{API}.{key}"), value.to_string())),
+            );
         } else {
             keys.insert(section.clone(), value.to_string());
         }
@@ -167,8 +174,11 @@ fn changed_keys(
     changed
 }
 
-/// The section whose keys are compared one by one.
+/// A section whose keys are compared one by one.
 const NAMESPACES: &str = "namespaces";
+
+/// Another one.
+const API: &str = "api";
 
 const APPLIED: &str = "applied";
 

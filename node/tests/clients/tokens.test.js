@@ -4,14 +4,17 @@
 
 const assert = require("node:assert/strict");
 const { execFileSync, spawn } = require("node:child_process");
+const { generateKeyPairSync, sign } = require("node:crypto");
 const { mkdtempSync, rmSync, writeFileSync } = require("node:fs");
+const { createServer } = require("node:http");
 const { tmpdir } = require("node:os");
 const { join } = require("node:path");
 const { createInterface } = require("node:readline");
 const { after, afterEach, before, describe, test } = require("node:test");
 const { io } = require("socket.io-client");
 
-const { next } = require("./support/wait");
+const { startGateway } = require("./support/gateway");
+const { next, until } = require("./support/wait");
 
 const ROOMCAST = process.env.ROOMCAST;
 
@@ -169,6 +172,80 @@ describe("tokens", { timeout: 120_000 }, () => {
       const socket = open({}, { ...options, extraHeaders: { Origin: "https://evil.example" } });
       await next(socket, "connect_error");
       assert.equal(socket.connected, false);
+    }
+  });
+});
+
+/** An issuer of tokens with a key of its own, whose public part it serves. */
+class Issuer {
+  async start() {
+    const { publicKey, privateKey } = generateKeyPairSync("ed25519");
+    const keys = [{ ...publicKey.export({ format: "jwk" }), kid: "only", alg: "EdDSA", use: "sig" }];
+    this.privateKey = privateKey;
+    this.server = createServer((_, response) => response.end(JSON.stringify({ keys })));
+    await new Promise((resolve) => this.server.listen(0, "127.0.0.1", resolve));
+    this.url = `http://127.0.0.1:${this.server.address().port}/keys`;
+    return this;
+  }
+
+  token(user) {
+    const encoded = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+    const exp = Math.floor(Date.now() / 1000) + 600;
+    const text = `${encoded({ alg: "EdDSA", kid: "only" })}.${encoded({ sub: user, exp })}`;
+    return `${text}.${sign(null, Buffer.from(text), this.privateKey).toString("base64url")}`;
+  }
+
+  async stop() {
+    this.server.closeAllConnections();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+describe("a set of keys", { timeout: 120_000 }, () => {
+  test("of another issuer takes the place of the first by a reload, unless it cannot be fetched", async () => {
+    const [first, second] = [await new Issuer().start(), await new Issuer().start()];
+    const settings = (url) => `access = "jwt"\n[jwt.jwks]\nurl = "${url}"\nalgorithms = ["EdDSA"]\n`;
+    const gateway = await startGateway(settings(first.url));
+    /** Whether a client with a token of this issuer gets in. */
+    async function trusts(issuer) {
+      const client = io(gateway.url, { forceNew: true, reconnection: false, auth: { token: issuer.token("ada") } });
+      const refused = next(client, "connect_error").then(([error]) => error.data.code);
+      const outcome = await Promise.race([next(client, "connect").then(() => "connected"), refused]);
+      client.close();
+      return outcome;
+    }
+    try {
+      assert.deepEqual([await trusts(first), await trusts(second)], ["connected", "token_invalid"]);
+      const refused = await gateway.reload(settings("http://127.0.0.1:1/keys"));
+      assert.match(refused.message, /nothing has changed/);
+      assert.deepEqual([await trusts(first), await trusts(second)], ["connected", "token_invalid"]);
+      const staying = io(gateway.url, { forceNew: true, reconnection: false, auth: { token: first.token("bob") } });
+      await next(staying, "connect");
+      const reloaded = await gateway.reload(settings(second.url));
+      assert.match(reloaded.message, /^reloaded the settings/);
+      assert.deepEqual([await trusts(first), await trusts(second)], ["token_invalid", "connected"]);
+      assert.equal(staying.connected, true);
+      staying.close();
+    } finally {
+      await gateway.stop();
+      await Promise.all([first.stop(), second.stop()]);
+    }
+  });
+});
+
+describe("a reload", { timeout: 120_000 }, () => {
+  test("applies what it can, and names what needs a restart", async () => {
+    const gateway = await startGateway('access = "open"\nlog_level = "info"\n[api]\nlisten = "127.0.0.1:0"\n');
+    try {
+      const line = await gateway.reload(
+        'access = "open"\nlog_level = "debug"\n[api]\nlisten = "127.0.0.2:0"\nconcurrency = 7\n' +
+          '[hooks.first]\nurl = "http://127.0.0.1:1/"\non = ["event"]\n',
+      );
+      assert.equal(line.changed, '["api.concurrency", "log_level"]');
+      const named = () => gateway.lines.find(({ message }) => /need a restart/.test(message));
+      assert.equal((await until("the line of the log", named)).settings, '["api.listen", "hooks"]');
+    } finally {
+      await gateway.stop();
     }
   });
 });

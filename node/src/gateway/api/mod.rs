@@ -289,14 +289,18 @@ impl Api {
 
 impl Reloadable for Arc<Api> {
     fn keys(&self) -> &'static [&'static str] {
-        &["api"]
+        &[
+            "api.keys",
+            "api.max_body",
+            "api.timeout",
+            "api.concurrency",
+            "api.idempotency_time",
+        ]
     }
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
-        let settings = config.settings.api.clone();
-        if settings.listen != self.current.lock().settings.listen {
-            return Box::pin(ready(Err("api.listen needs a restart".to_owned())));
-        }
+        let mut settings = config.settings.api.clone();
+        settings.listen = self.current.lock().settings.listen;
         let (api, current) = (Self::clone(self), Arc::new(Current::new(settings)));
         let swap: Swap = Box::new(move || *api.current.lock() = current);
         Box::pin(ready(Ok(swap)))
