@@ -16,9 +16,9 @@ const ROOT = resolve(__dirname, "../..");
 const SECTION = /^## A cluster with an application in Python\n(.*?)^## /ms.exec(
   readFileSync(join(ROOT, "README.md"), "utf8"),
 )[1];
-const blocks = (language) => {
+const blocks = (language, text = SECTION) => {
   const pattern = new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\``, "gms");
-  return [...SECTION.matchAll(pattern)].map(([, code]) => code);
+  return [...text.matchAll(pattern)].map(([, code]) => code);
 };
 
 /** A command that runs until it is stopped, and what it has printed. */
@@ -80,6 +80,15 @@ describe("the cluster of the README", { timeout: 180_000 }, () => {
     assert.match(install, /^npm install /);
     for (const command of [ada, bob, nobody]) assert.match(command, /^node chat\.mjs token-of-/);
     assert.match(emit, /^target\/release\/roomcast emit /);
+    assert.deepEqual(others, []);
+  });
+
+  test("is that of the quick start in the book, whose code of the application is the application's", () => {
+    const page = readFileSync(join(ROOT, "docs/src/quick-start-python.md"), "utf8");
+    for (const language of ["sh", "js"]) assert.deepEqual(blocks(language, page), blocks(language));
+    const application = readFileSync(join(ROOT, "deploy/examples/hooks/app.py"), "utf8");
+    const [code, ...others] = blocks("python", page);
+    assert.ok(application.includes(code));
     assert.deepEqual(others, []);
   });
 

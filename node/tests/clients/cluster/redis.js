@@ -6,11 +6,11 @@
 
 const { spawn } = require("node:child_process");
 const { mkdtempSync, rmSync, writeFileSync } = require("node:fs");
-const { createServer } = require("node:net");
 const { tmpdir } = require("node:os");
 const { join } = require("node:path");
 const { createClient } = require("redis");
 
+const { sparePort } = require("../support/ports");
 const { deadline, until } = require("../support/wait");
 
 const HOST = "127.0.0.1";
@@ -19,7 +19,7 @@ const PRIMARY_NAME = "main";
 
 /** One Redis: `url` for servers, `command` to ask it something, `kill` and `start` to lose it empty. */
 async function startRedis({ port, options = [] } = {}) {
-  const redis = new Redis("redis-server", port ?? (await freePort()), options);
+  const redis = new Redis("redis-server", port ?? (await sparePort()), options);
   await redis.start();
   return redis;
 }
@@ -29,7 +29,7 @@ async function startRedisCluster({ hasReplicas = false } = {}) {
   const count = hasReplicas ? 6 : 3;
   const servers = await Promise.all(
     Array.from({ length: count }, async () => {
-      const bus = await freePort();
+      const bus = await sparePort();
       const options = ["--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", 2000];
       const redis = await startRedis({ options });
       return Object.assign(redis, { bus });
@@ -71,7 +71,7 @@ async function startSentinels() {
     return (await replica.command("INFO", "replication")).includes("master_link_status:up");
   });
   const sentinels = await Promise.all([0, 1, 2].map(async () => {
-    const sentinel = new Redis("redis-sentinel", await freePort(), [], [
+    const sentinel = new Redis("redis-sentinel", await sparePort(), [], [
       `sentinel monitor ${PRIMARY_NAME} ${HOST} ${primary.port} 2`,
       `sentinel down-after-milliseconds ${PRIMARY_NAME} 1000`,
       `sentinel failover-timeout ${PRIMARY_NAME} 5000`,
@@ -178,17 +178,6 @@ class Redis {
     if (this.#client?.isOpen) this.#client.destroy();
     this.#client = undefined;
   }
-}
-
-/** A port that was free a moment ago. */
-async function freePort() {
-  const listener = createServer();
-  await new Promise((resolve, reject) => {
-    listener.once("error", reject).listen(0, HOST, resolve);
-  });
-  const { port } = listener.address();
-  await new Promise((resolve) => listener.close(resolve));
-  return port;
 }
 
 module.exports = { startRedis, startRedisCluster, startSentinels };
