@@ -36,6 +36,7 @@ function inTemporaryFolder(work) {
 describe("files", { timeout: 120_000 }, () => {
   test("haproxy.cfg is valid, and HAProxy rejects another file", () => {
     check("haproxy", "-c", "-f", at("haproxy/haproxy.cfg"));
+    check("haproxy", "-c", "-f", at("haproxy/tcp.cfg"));
     const wrong = spawnSync("haproxy", ["-c", "-f", at("nginx/nginx.conf")]);
     assert.notEqual(wrong.status, 0);
   });

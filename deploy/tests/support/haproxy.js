@@ -1,4 +1,4 @@
-// deploy/haproxy/haproxy.cfg with other addresses, and HAProxy running with it.
+// The files of deploy/haproxy with other addresses, and HAProxy running with them.
 
 "use strict";
 
@@ -9,29 +9,20 @@ const { join } = require("node:path");
 
 const { deadline } = require("../../../node/tests/clients/support/wait");
 
-const FILE = join(__dirname, "../../haproxy/haproxy.cfg");
-
-/** Clients at `port`, operators at the next one; nodes whose clients' port answers /readyz, too. */
-class Haproxy {
-  constructor(port, nodes) {
+/** A file of deploy/haproxy, running. */
+class Balancer {
+  constructor(file, replacements, server, nodes) {
     this.folder = mkdtempSync(join(tmpdir(), "roomcast-haproxy-"));
-    this.url = `http://127.0.0.1:${port}`;
-    const file = join(this.folder, "haproxy.cfg");
-    let lines = readFileSync(FILE, "utf8")
-      .replace("bind :3000", `bind 127.0.0.1:${port}`)
-      .replace("bind :8404", `bind 127.0.0.1:${port + 1}`)
-      // HAProxy must notice within a test that a node has returned.
-      .replace("slowstart 30s", "slowstart 1s")
-      .split("\n");
+    let text = readFileSync(join(__dirname, "../../haproxy", file), "utf8");
+    for (const [from, to] of replacements) text = text.replace(from, to);
+    let lines = text.split("\n");
     const isServer = (line) => line.startsWith("  server ");
     const first = lines.findIndex(isServer);
     lines = lines.filter((line) => !isServer(line));
-    const servers = nodes.map(({ name, port: at }) => {
-      return `  server ${name} 127.0.0.1:${at} cookie ${name} check port ${at}`;
-    });
-    lines.splice(first, 0, ...servers);
-    writeFileSync(file, lines.join("\n"));
-    this.child = spawn("haproxy", ["-db", "-f", file], { stdio: ["ignore", "ignore", "ignore"] });
+    lines.splice(first, 0, ...nodes.map(server));
+    const written = join(this.folder, file);
+    writeFileSync(written, lines.join("\n"));
+    this.child = spawn("haproxy", ["-db", "-f", written], { stdio: ["ignore", "ignore", "ignore"] });
     this.exited = new Promise((resolve) => this.child.once("exit", resolve));
     process.once("exit", () => this.child.kill("SIGTERM"));
   }
@@ -43,4 +34,30 @@ class Haproxy {
   }
 }
 
-module.exports = { Haproxy };
+/** haproxy.cfg: clients at `port`, operators at the next one. /readyz is at a node's `internal` port or at its `port`. */
+class Haproxy extends Balancer {
+  constructor(port, nodes) {
+    const replacements = [
+      ["bind :3000", `bind 127.0.0.1:${port}`],
+      ["bind :8404", `bind 127.0.0.1:${port + 1}`],
+      // HAProxy must notice within a test that a node has returned.
+      ["slowstart 30s", "slowstart 1s"],
+    ];
+    const server = ({ name, port: at, internal = at }) => {
+      return `  server ${name} 127.0.0.1:${at} cookie ${name} check port ${internal}`;
+    };
+    super("haproxy.cfg", replacements, server, nodes);
+    this.url = `http://127.0.0.1:${port}`;
+  }
+}
+
+/** tcp.cfg, in front of nodes that end TLS. */
+class TcpHaproxy extends Balancer {
+  constructor(port, nodes) {
+    const server = ({ name, port: at, internal }) => `  server ${name} 127.0.0.1:${at} send-proxy-v2 check port ${internal}`;
+    super("tcp.cfg", [["bind :443", `bind 127.0.0.1:${port}`]], server, nodes);
+    this.url = `https://127.0.0.1:${port}`;
+  }
+}
+
+module.exports = { Haproxy, TcpHaproxy };

@@ -15,6 +15,7 @@
     reason = "the clocks of the host are what is checked and measured by"
 )]
 
+mod addresses;
 mod client;
 mod host;
 mod redis;
@@ -95,6 +96,7 @@ async fn examine(options: &DoctorOptions) -> Vec<Finding> {
     if let Some(url) = &options.url {
         let endpoint = url.endpoint(&config.protocol.path);
         findings.extend(url::findings(endpoint, options.wait).await);
+        findings.extend(addresses::finding(config.listen.internal_listen));
     }
     findings
 }

@@ -29,7 +29,8 @@ pub(crate) struct DrainOptions {
 pub(crate) fn drain(options: &DrainOptions) -> io::Result<()> {
     let address = reachable(options.internal_listen);
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-    let response = request(address).map_err(named)?;
+    let header = format!("{DRAIN_HEADER}: 1\r\n");
+    let response = exchange(address, "POST /drain", &header).map_err(named)?;
     let status = response.split(' ').nth(1).unwrap_or_default();
     if status == "202" {
         return Ok(());
@@ -39,12 +40,15 @@ pub(crate) fn drain(options: &DrainOptions) -> io::Result<()> {
     Err(io::Error::other(text))
 }
 
-fn request(address: SocketAddr) -> io::Result<String> {
+/// Sends a request without a body to an internal port, such as `GET /metrics`, and returns the response.
+/// Each header ends with a line break.
+pub(super) fn exchange(address: SocketAddr, request: &str, headers: &str) -> io::Result<String> {
+    let address = reachable(address);
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     write!(
         stream,
-        "POST /drain HTTP/1.1\r\nHost: {address}\r\n{DRAIN_HEADER}: 1\r\nConnection: close\r\n\
+        "{request} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\n\
          Content-Length: 0\r\n\r\n"
     )?;
     let mut response = String::new();

@@ -281,3 +281,14 @@ fn poll_read_tcp(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_kinds_of_streams_cost_a_tcp_connection_no_memory() {
+        assert_eq!(size_of::<Option<Stream>>(), size_of::<TcpStream>());
+        assert_eq!(size_of::<Socket>(), size_of::<TcpStream>());
+    }
+}
