@@ -164,6 +164,8 @@ async fn a_disconnected_client_gets_the_goodbyes_of_websocket_and_of_tls() {
     let mut rest = Vec::new();
     let read = within("the end", socket.stream.read_to_end(&mut rest)).await;
     assert_eq!(read.unwrap(), 0);
+    // Otherwise the server waits for this end for some seconds.
+    drop(socket);
     server.assert_empty().await;
 }
 
