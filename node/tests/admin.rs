@@ -173,6 +173,10 @@ fn an_address_that_tries_many_keys_has_to_wait() {
     }
     let (status, problem) = node.get("/admin/stream", &bearer("demo-key"));
     assert_eq!(status, 429, "the right key has to wait, too: {problem}");
+    assert_eq!(
+        node.metric("roomcast_admin_refused_total{reason=\"wrong_key\"}"),
+        10
+    );
     assert_eq!(problem["type"], "urn:roomcast:problem:too-many-attempts");
     assert_eq!(node.get("/api/sockets", &bearer("demo-key")).0, 200);
 }
@@ -189,6 +193,7 @@ fn streams_are_limited_and_end_with_their_clients() {
         (status, &problem["type"]),
         (503, &json!("urn:roomcast:problem:busy"))
     );
+    assert_eq!(node.metric("roomcast_admin_streams"), 32);
     drop(open.pop());
     let start = Instant::now();
     // The node notices that a client has gone when it sends the next line.
@@ -306,6 +311,12 @@ impl Node {
             head[9..12].parse().unwrap(),
             body.map_or(Value::Null, |body| from_str(&body).unwrap()),
         )
+    }
+
+    fn metric(&self, series: &str) -> u64 {
+        let (_, text) = http(&self.internal, "GET /metrics", "");
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap().trim().parse().unwrap()
     }
 
     fn post(&self, path: &str, key: &str, body: &Value) -> (u16, Value) {

@@ -72,6 +72,7 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
     names.extend(metrics_of_the_bus());
     names.extend(metrics_of_the_hooks());
     names.extend(metrics_of_the_api());
+    names.extend(metrics_of_the_admin_page());
     names.extend(metrics_of_tls());
     let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
@@ -196,6 +197,12 @@ fn metrics_of_the_api() -> impl Iterator<Item = String> {
 /// The program has none of them without certificates.
 fn metrics_of_tls() -> impl Iterator<Item = String> {
     names_in(include_str!("../src/gateway/tls.rs"), "roomcast_tls_")
+}
+
+/// Some appear with the first request that is refused.
+fn metrics_of_the_admin_page() -> impl Iterator<Item = String> {
+    let source = include_str!("../src/gateway/admin/metrics.rs");
+    names_in(source, "roomcast_admin_")
 }
 
 fn names_in(source: &str, prefix: &str) -> impl Iterator<Item = String> {

@@ -8,6 +8,7 @@
 
 mod attempts;
 mod follow;
+mod metrics;
 mod page;
 mod status;
 mod view;

@@ -163,7 +163,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     };
     health.serving(vitals);
     admin.show(&view, &server, &health);
-    health.serving_pages(&Pages::new(view, Arc::clone(&api), is_demo));
+    let pages = Pages::new(view, Arc::clone(&api), server.registry(), is_demo);
+    health.serving_pages(&pages.map_err(io::Error::other)?);
     let mut router = server.router();
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());

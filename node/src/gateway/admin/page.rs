@@ -16,6 +16,7 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
+use roomcast::Registry;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use tokio::{sync::watch, time::sleep};
@@ -24,6 +25,7 @@ use super::{
     Peer,
     attempts::Attempts,
     follow::{Follow, What},
+    metrics::{Metrics, Opened, Refusal},
     view::{MAX_PAGES, Page, Seen, View, millis},
 };
 use crate::gateway::api::{Api, DEMO_KEY, Key, Kind, Problem, Verb};
@@ -39,18 +41,25 @@ pub(crate) struct Pages {
     view: Arc<View>,
     api: Arc<Api>,
     attempts: Attempts,
+    metrics: Metrics,
     /// The key is in the documentation, so the page uses it by itself.
     is_demo: bool,
 }
 
 impl Pages {
-    pub(crate) fn new(view: Arc<View>, api: Arc<Api>, is_demo: bool) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(
+        view: Arc<View>,
+        api: Arc<Api>,
+        registry: &Registry,
+        is_demo: bool,
+    ) -> Result<Arc<Self>, prometheus::Error> {
+        Ok(Arc::new(Self {
             view,
             api,
             attempts: Attempts::default(),
+            metrics: Metrics::new(registry)?,
             is_demo,
-        })
+        }))
     }
 
     /// The paths below `/admin`.
@@ -148,6 +157,7 @@ async fn guard(
 ) -> Response {
     let now = pages.view.now();
     if let Some(pause) = pages.attempts.pause(peer.ip(), now) {
+        pages.metrics.refused(Refusal::Attempts);
         let seconds = pause.as_secs() + 1;
         let problem = Problem::new(
             Kind::TooManyAttempts,
@@ -163,6 +173,7 @@ async fn guard(
     let response = next.run(request).await;
     if has_key && response.status() == StatusCode::UNAUTHORIZED {
         tracing::warn!(address = %peer.ip(), "a wrong key for the admin page");
+        pages.metrics.refused(Refusal::Key);
         pages.attempts.wrong(peer.ip(), now);
     }
     response
@@ -180,6 +191,7 @@ async fn stream(
         tracing::info!(key = key.name, namespace, ?what, "an admin page follows");
     }
     let page = pages.view.open(follow).ok_or_else(|| {
+        pages.metrics.refused(Refusal::Streams);
         Problem::new(
             Kind::Busy,
             format!("{MAX_PAGES} admin pages are open on this node"),
@@ -201,6 +213,7 @@ async fn stream(
         headers,
         first: Some(first),
         has_begun: false,
+        _opened: pages.metrics.opened(),
         sent: HashMap::new(),
     };
     let lines = stream::unfold(feed, async |mut feed| {
@@ -251,6 +264,7 @@ struct Feed {
     headers: HeaderMap,
     first: Option<serde_json::Value>,
     has_begun: bool,
+    _opened: Opened,
     /// The number of the last status of each node.
     sent: HashMap<String, u64>,
 }
