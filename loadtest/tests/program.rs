@@ -309,7 +309,7 @@ fn a_soak_finds_everything_given_back() {
 
 #[test]
 fn clients_survive_a_restart_of_their_server() {
-    let server = Program::start(&[]);
+    let server = Program::start(&["--drain-grace=0s", "--drain-over=0s"]);
     let pid = server.child.id();
     let started = temporary("restarted");
     // The next server is one that nobody ends but this command.

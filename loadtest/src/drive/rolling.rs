@@ -114,8 +114,8 @@ mod tests {
     #[test]
     fn the_peak_is_that_of_any_second() {
         assert_eq!(peak(&[]), 0);
-        let times = [0, 9, 10, 12, 19, 20, 40].map(|tenths| tenths * SECOND / 10);
-        // From 1.0 s to 1.9 s, and from 1.2 s to 2.0 s with one less.
+        let times = [0, 9, 10, 12, 18, 20, 40].map(|tenths| tenths * SECOND / 10);
+        // From 0.9 s to 1.8 s. A second that begins at 1.0 s ends before 2.0 s.
         assert_eq!(peak(&times), 4);
     }
 }
