@@ -35,15 +35,21 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
 
   test("counts clients and deliveries, node by node", async () => {
     const [first, second] = sockets;
-    const people = [await first.connected("/"), await first.connected("/"), await second.connected("/")];
+    // Demos tell their clients of other nodes when they have found them, before or after this.
+    const notices = { first: 0, second: 0 };
+    const person = async (name, node) => {
+      const socket = await node.connected("/");
+      return socket.on("demo:nodes", () => (notices[name] += 1));
+    };
+    const people = [await person("first", first), await person("first", first), await person("second", second)];
     for (const person of people) await ask(person, "join", "tea");
     const heard = people.map((person) => collect(person, "message", 5));
     for (let round = 0; round < 5; round += 1) await ask(people[0], "message", "tea", round);
     await Promise.all(heard);
 
     const of = (node) => `instance="${new URL(cluster.urls[`node-${node} internal`]).host}"`;
-    const reads = (query, value) => {
-      return until(`${query} = ${value}`, async () => (await prometheus.number(query)) === value);
+    const reads = (query, value, more = () => 0) => {
+      return until(`${query} = ${value}`, async () => (await prometheus.number(query)) === value + more());
     };
     await reads('sum(up{job="roomcast"})', 2);
     await reads('sum(up{job="haproxy"})', 1);
@@ -51,8 +57,8 @@ describe("a cluster that Prometheus watches", { timeout: 120_000 }, () => {
     await reads(`roomcast:connections{${of(2)}}`, 1);
     await reads(`roomcast_events_received_total{${of(1)}}`, 2 + 5);
     // Two members there received five messages, and the first of them two notices of joins.
-    await reads(`roomcast_deliveries_total{${of(1)}}`, 2 * 5 + 3);
-    await reads(`roomcast_deliveries_total{${of(2)}}`, 5);
+    await reads(`roomcast_deliveries_total{${of(1)}}`, 2 * 5 + 3, () => notices.first);
+    await reads(`roomcast_deliveries_total{${of(2)}}`, 5, () => notices.second);
     await reads("sum(roomcast_ready)", 2);
     await reads(`count(process_open_fds{${of(1)}} > 5 < process_max_fds{${of(1)}})`, 1);
     await reads('sum(haproxy_server_status{proxy="roomcast", state="UP"})', 2);
