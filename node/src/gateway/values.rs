@@ -342,7 +342,7 @@ impl fmt::Display for ProxyNetwork {
     }
 }
 
-/// A file in PEM: `off` or FILE. It is read where it is used, because a reload reads it again.
+/// A file in PEM: `off` or FILE, which exists. It is read where it is used, because a reload reads it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PemFile(pub(crate) Option<PathBuf>);
 
@@ -355,7 +355,11 @@ impl FromStr for PemFile {
             file if file.is_empty() || file.contains(char::is_control) => {
                 Err("expected `off` or the name of a file".to_owned())
             }
-            file => Ok(Self(Some(file.into()))),
+            file => {
+                // An error here names the flag or variable that it is from.
+                fs::File::open(file).map_err(|error| error.to_string())?;
+                Ok(Self(Some(file.into())))
+            }
         }
     }
 }
