@@ -106,10 +106,13 @@ async function launch(options, folder, ports) {
   return cluster;
 }
 
-/** The first of 40 free ports, below those that the system gives to outgoing connections. */
+/**
+ * The first of 40 free ports, below those that the system gives to outgoing connections and above 10080, the last one
+ * that `fetch` refuses to use.
+ */
 async function freePorts() {
   for (let attempt = 0; attempt < 50; attempt += 1) {
-    const base = 10_000 + 40 * Math.floor(Math.random() * 500);
+    const base = 10_200 + 40 * Math.floor(Math.random() * 490);
     const offsets = Array.from({ length: 40 }, (_, offset) => offset);
     const free = await Promise.all(offsets.map((offset) => isFree(base + offset)));
     if (free.every(Boolean)) return base;
@@ -136,7 +139,7 @@ async function until(what, condition, { patience = 30_000, ended } = {}) {
       last = await condition();
       if (last) return last;
     } catch (error) {
-      last = error.message;
+      last = error.cause?.message ?? error.message;
     }
     if (isOver) throw new Error(`it ended before there was ${what}`);
     if (Date.now() > end) throw new Error(`waited ${patience} ms for ${what}; last: ${String(last)}`);
