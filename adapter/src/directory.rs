@@ -36,7 +36,7 @@ struct State {
     rooms: HashTable<(Arc<str>, ShardSet)>,
     /// Present if the bus tracks changes.
     interest: Option<Box<Interest>>,
-    /// Whoever watches the rooms.
+    /// The watchers of the rooms.
     watches: Vec<Weak<RoomWatch>>,
 }
 
@@ -180,7 +180,7 @@ impl<S: BuildHasher> Directory<S> {
         watch
     }
 
-    /// Wakes whoever watches rooms that have changed. Called without a lock.
+    /// Wakes the watchers of rooms that have changed. Called without a lock.
     pub(crate) fn notify_watches(&self) {
         let flag = &self.is_watched_changed;
         if flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel) {

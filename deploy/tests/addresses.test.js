@@ -19,7 +19,7 @@ const { Nginx } = require("./support/nginx");
 
 const CLIENT = "127.0.0.2";
 const POLL = "/socket.io/?EIO=4&transport=polling";
-// What a client may not claim.
+// An address that a client may not claim.
 const FORGED = { "X-Forwarded-For": "203.0.113.9", Forwarded: "for=203.0.113.9", "X-Forwarded-Proto": "https" };
 
 /** The application: lets everybody in and notes the addresses that the hook `connect` names. */

@@ -44,7 +44,7 @@ pub(crate) struct Outcome {
     /// CPU time of the loaders' client threads in the measured window, in nanoseconds.
     pub(crate) own_cpu_nanos: u64,
     pub(crate) series: Vec<Point>,
-    /// What each restart of a server did to the clients.
+    /// The effect of each restart of a server on the clients.
     #[serde(default)]
     pub(crate) waves: Vec<Wave>,
     /// Reasons why the tool, its machine or its settings determine the figures instead of the

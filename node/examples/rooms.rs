@@ -1,4 +1,4 @@
-//! What guides to Socket.IO 1 and 2 do with rooms, for their clients and for new ones.
+//! The use of rooms in guides to Socket.IO 1 and 2, for clients of that time and for new ones.
 //!
 //! ```sh
 //! PORT=3000 cargo run -p roomcast --example rooms

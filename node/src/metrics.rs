@@ -29,7 +29,7 @@ const FAN_OUT_BUCKETS: [f64; 11] = [
     1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1e-3, 4e-3, 16e-3, 64e-3, 256e-3, 1.0,
 ];
 
-/// What may be wrong with a PROXY header. The series exist from the start, so that an alert sees the
+/// The faults of a PROXY header. The series exist from the start, so that an alert sees the
 /// first one.
 const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "closed"];
 

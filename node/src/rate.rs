@@ -20,7 +20,7 @@ use crate::clock::Time;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
-/// How much may come per second, and how much at once. Both are at least 1.
+/// The allowed amount per second, and the allowed burst. Both are at least 1.
 ///
 /// ```
 /// # use roomcast::{Limits, Rate, Server};
@@ -57,9 +57,9 @@ impl Rate {
         amount.saturating_mul(NANOS_PER_SECOND) / u64::from(self.per_second.max(1))
     }
 
-    /// Where the bucket stands after `amount` has come. Returns `None` if less than 1 is left. What comes
-    /// while 1 is left passes, even if it is more, so that the burst need not be as large as the largest
-    /// message.
+    /// Returns the level of the bucket after `amount` has been taken, or `None` if less than 1 is left. An
+    /// amount that arrives while 1 is left passes, even if it is larger, so that the burst need not be as
+    /// large as the largest message.
     fn after(self, used_until: u64, now: u64, amount: u64) -> Option<u64> {
         let used_until = used_until.max(now);
         let has_left =

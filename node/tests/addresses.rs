@@ -1,4 +1,4 @@
-//! Where clients are: behind proxies that are trusted and others, with headers of HTTP and with the
+//! Addresses of clients behind proxies that are trusted and others, with headers of HTTP and with the
 //! PROXY protocol.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]

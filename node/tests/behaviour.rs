@@ -954,7 +954,7 @@ async fn a_draining_server_accepts_clients_while_balancers_have_not_noticed() {
     eventually("it is not ready", || !server.io.is_ready()).await;
     let mut late = WebSocket::connect(server.address).await;
     assert_eq!(server.metric("roomcast_drained_connections_total"), 0);
-    // What is left of the drain is skipped.
+    // The rest of the drain is skipped.
     draining.abort();
     within("the server closes", server.io.close()).await;
     assert_eq!(early.next().await, Message::Close(None));

@@ -27,7 +27,7 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Bytes of version 2 before the addresses.
 const FIXED: usize = 16;
 
-/// What is known of a header after some of its bytes.
+/// The state of a header after some of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// All bytes so far belong to the header, and more are missing.
@@ -39,7 +39,7 @@ pub enum Progress {
 /// A header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Its length in bytes. What follows belongs to the connection.
+    /// Its length in bytes. The bytes after it belong to the connection.
     pub length: usize,
     /// The client's address. None if the proxy connects on its own behalf, as for a health check, or
     /// does not know the address.
@@ -133,7 +133,7 @@ fn client_of_text(text: &str) -> Result<Option<SocketAddr>, HeaderError> {
     match family {
         "TCP4" => of_family::<Ipv4Addr>(rest).map(Some),
         "TCP6" => of_family::<Ipv6Addr>(rest).map(Some),
-        // Whatever follows must be ignored.
+        // Bytes after the header must be ignored.
         "UNKNOWN" => Ok(None),
         _ => Err(HeaderError::Malformed),
     }

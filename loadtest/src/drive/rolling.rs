@@ -69,7 +69,7 @@ impl Drive<'_> {
         Ok(false)
     }
 
-    /// What each restart did to the clients.
+    /// The effect of each restart on the clients.
     pub(super) fn waves(&self) -> Vec<Wave> {
         let Some(rolling) = &self.plan.disruption.rolling else {
             return Vec::new();

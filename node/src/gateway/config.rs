@@ -315,7 +315,7 @@ pub(crate) struct Protocol {
     pub(crate) http_compression: Switch,
 }
 
-/// What the demo has of [`Protocol`].
+/// The options of [`Protocol`] that the demo has.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Protocol")]
 pub(crate) struct Bundles {

@@ -26,7 +26,7 @@ use roomcast::{Namespace, Server};
 use self::{history::History, nodes::Nodes};
 use super::logging::colour_wanted;
 
-/// What a demo keeps, all of it in memory and bounded.
+/// The state of a demo: in memory, and bounded.
 #[derive(Default)]
 pub(crate) struct Demo {
     history: Mutex<History>,

@@ -52,7 +52,7 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "RATE", default_value = "off")]
     pub(crate) max_byte_rate: OrOff<SizeRate>,
 
-    /// What happens to events of a client that sends faster: they are logged, dropped, or end its connection
+    /// The treatment of events of a client that sends faster: they are logged, dropped, or end its connection
     #[arg(long, value_name = "NAME", value_enum, default_value = "drop")]
     pub(crate) rate_policy: Policy,
 
@@ -168,7 +168,7 @@ pub(crate) struct LimitOptions {
     pub(crate) response_timeout: Span,
 }
 
-/// What happens to a client that sends too fast.
+/// The treatment of a client that sends too fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Policy {
     /// Log and count it

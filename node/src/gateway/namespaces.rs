@@ -24,7 +24,7 @@ pub(crate) struct Parts {
     pub(crate) users: UserLimit,
     /// The rooms that clients may use by themselves, if any.
     pub(crate) rooms: Option<Arc<Rooms>>,
-    /// What the page of the demo uses beside them.
+    /// The further events of the demo's page.
     pub(crate) demo: Option<Arc<Demo>>,
 }
 

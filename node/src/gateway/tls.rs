@@ -20,7 +20,7 @@ use super::{
     values::PemFile,
 };
 
-/// How long before its expiry the log warns of a certificate. Renewal is usual a month before.
+/// The time before a certificate's expiry at which the log warns of it. Renewal is usual a month before.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
 #[derive(Args, Clone, Debug)]

@@ -30,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two log lines about the progress.
 const REPORT_MILLIS: u64 = 5_000;
 
-/// How a server is drained; see [`Server::drain`].
+/// The times of a drain; see [`Server::drain`].
 ///
 /// ```
 /// # use std::time::Duration;

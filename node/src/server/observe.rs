@@ -92,7 +92,7 @@ pub(crate) struct Observers {
 }
 
 impl Observers {
-    /// Whether anybody observes. What happens around the moment in which this changes may be missed.
+    /// Whether anybody observes. Events around the moment of a change may be missed.
     pub(super) fn is_any(&self) -> bool {
         self.is_any.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! The rates of what a client sends: events and bytes per second.
+//! The rates at which a client may send: events and bytes per second.
 //!
 //! A packet is measured when it is complete, with its attachments, before anything is done with it.
-//! What is dropped takes nothing from its rate, so a client that always sends too much still gets as
+//! A dropped packet takes nothing from its rate, so a client that always sends too much still gets as
 //! much through as it may send. A client that has sent nothing owns no bucket, and while no rate is
 //! configured, a packet costs two relaxed loads.
 
@@ -19,7 +19,7 @@ use crate::{
     transport::{admission::ClientRates, config::RatePolicy, driver::Turn},
 };
 
-/// What a client has used of its rates.
+/// The used parts of a client's rates.
 #[derive(Default)]
 pub(super) struct Rates {
     events: Bucket,
@@ -34,7 +34,7 @@ pub(super) struct Over {
 }
 
 impl Over {
-    /// What the client may know.
+    /// The error that the client receives.
     pub(super) fn refused(self) -> Refused {
         let message = match self.limit {
             Limit::ByteRate => "too many bytes",

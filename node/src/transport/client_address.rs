@@ -1,4 +1,4 @@
-//! Where a client is: the other end of the TCP connection, unless a proxy that is trusted names
+//! The address of a client: the other end of the TCP connection, unless a proxy that is trusted names
 //! somebody else.
 //!
 //! ```text
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Each proxy appends the address that it was called from, so a header is read from its right end: as
-//! long as an address is trusted, what stands left of it is believed. What the client itself wrote
-//! stands further left and is never reached.
+//! long as an address is trusted, the entry left of it is believed. The entries of the client itself
+//! stand further left and are never reached.
 
 use std::{
     convert::Infallible,
@@ -19,7 +19,7 @@ use axum::extract::{ConnectInfo, OptionalFromRequestParts};
 use http::{Extensions, HeaderMap, HeaderName, header, request::Parts};
 use ipnet::IpNet;
 
-/// Where a client is and whether it uses TLS, as far as the server knows.
+/// The address of a client, and whether it uses TLS, as far as the server knows.
 ///
 /// [`Handshake::address`](crate::Handshake::address) is of it. A route of the application takes it as
 /// an argument, `Option<ClientAddress>`. It is none if the application serves itself and provides no
@@ -41,7 +41,7 @@ impl ClientAddress {
     }
 
     /// The address without the port; an IPv4 address that is written as one of IPv6 is one of IPv4
-    /// here, so that a client has one address whatever the listener.
+    /// here, so that a client has the same address on every listener.
     pub fn ip(&self) -> IpAddr {
         self.address.ip().to_canonical()
     }
@@ -195,7 +195,7 @@ impl TrustedProxies {
     }
 }
 
-/// What one proxy tells of its client.
+/// The entry of one proxy about its client.
 struct Hop {
     address: Option<SocketAddr>,
     is_secure: Option<bool>,

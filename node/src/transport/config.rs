@@ -106,7 +106,7 @@ pub struct Limits {
     /// Bytes of the packets of one connection, per second, with their attachments. Default: no limit.
     /// Beyond: see [`rate_policy`](Self::rate_policy).
     pub byte_rate: Option<Rate>,
-    /// What happens beyond [`event_rate`](Self::event_rate) and [`byte_rate`](Self::byte_rate).
+    /// The treatment of packets beyond [`event_rate`](Self::event_rate) and [`byte_rate`](Self::byte_rate).
     /// Default [`RatePolicy::Drop`].
     pub rate_policy: RatePolicy,
     /// Events of other servers ([`on_server_side`](crate::Namespace::on_server_side)) whose
@@ -151,7 +151,7 @@ impl Default for Limits {
     }
 }
 
-/// What happens to a client that sends faster than its rates allow. Each time is counted and logged.
+/// The treatment of a client that sends faster than its rates allow. Each time is counted and logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RatePolicy {

@@ -136,7 +136,7 @@ impl Engine {
         }
     }
 
-    /// Where the client of a first request is. Counts an address in a header that is not believed,
+    /// Returns the address of the client of a first request. Counts an address in a header that is not believed,
     /// because either a balancer is missing among the trusted proxies or a client pretends to be one.
     pub(super) fn client(
         &self,

@@ -1,4 +1,4 @@
-//! What comes before HTTP on a connection, if the listener expects it: the PROXY header of a balancer,
+//! The bytes before HTTP on a connection, if the listener expects some: the PROXY header of a balancer,
 //! then a TLS handshake.
 //!
 //! Whether there is a header is a setting and never a guess, because any client could send one. It is
@@ -12,7 +12,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use super::{client_address::ClientAddress, engine::Engine, stream::Socket, tls::Tls};
 use crate::close::Limit;
 
-/// What a listener expects of its connections before HTTP.
+/// The bytes that a listener expects before HTTP.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Preamble {
     /// A header of the PROXY protocol, from a trusted proxy.

@@ -64,7 +64,7 @@ enum Refused {
     TooMany(TooMany),
 }
 
-/// What there is too much of.
+/// The limit that is reached.
 struct TooMany {
     /// The label in metrics.
     label: &'static str,

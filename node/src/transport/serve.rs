@@ -220,7 +220,7 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
         };
         received
     };
-    // What follows from the address of the connection needs no entry of its own.
+    // Facts that follow from the address of the connection need no entry of their own.
     let is_direct = engine.config.trusted_proxies.is_empty() && !client.is_secure();
     let proxies = Arc::clone(&engine.config.trusted_proxies);
     let handoff = Handoff::default();

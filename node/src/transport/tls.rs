@@ -148,7 +148,7 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// What a listener needs to serve over TLS. Cheap to clone; clones share their certificates.
+/// The settings of a listener that serves over TLS. Cheap to clone; clones share their certificates.
 ///
 /// ```no_run
 /// # async fn run(io: roomcast::Server, listener: tokio::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {

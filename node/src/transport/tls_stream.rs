@@ -2,7 +2,7 @@
 //!
 //! The session of rustls stands between: what is written becomes records, which the socket may not
 //! take all at once. At most [`rustls`]'s buffer of 64 KiB waits there, in addition to the outbox.
-//! What waits is written before anything else, by whoever writes next, and by the driver when the
+//! Waiting records are written before anything else, by the next writer, and by the driver when the
 //! socket is writable again; so a lane writes without a task's context, as it does to TCP.
 //!
 //! ```text

@@ -20,7 +20,7 @@ let redis;
 let nodes;
 const clients = [];
 const pages = [];
-// What the pages complain of, and which hosts they ask.
+// Errors of the pages, and the hosts of their requests.
 let complaints;
 let hosts;
 

@@ -1,5 +1,5 @@
-// What guides to Socket.IO 1 and 2 do, with the client of their time, the old emitter and today's client. TEST_EXAMPLES
-// is the folder with the built examples.
+// The examples for guides to Socket.IO 1 and 2, with the client of that time, the old emitter and today's client.
+// TEST_EXAMPLES is the folder with the built examples.
 
 "use strict";
 

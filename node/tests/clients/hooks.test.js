@@ -589,7 +589,7 @@ function roomsOf(backend) {
 
 const JOINS = ({ type, event, args }) => (type === "event" ? [{ op: event, rooms: args }, { op: "ack" }] : []);
 
-describe("an application that is told of rooms", () => {
+describe("an application with a hook for rooms", () => {
   let backend;
   let gateway;
   const clients = [];
@@ -644,7 +644,7 @@ describe("an application that is told of rooms", () => {
     gateway = undefined;
   });
 
-  test("is told by a reload, of rooms that exist already, and may respond with operations", async () => {
+  test("learns of existing rooms after a reload, and may respond with operations", async () => {
     const settings = (on) => `access = "open"\n[hooks.app]\nurl = "${backend.url}"\non = [${on}]`;
     gateway = await startGateway(settings('"event"'));
     backend.respond = JOINS;
@@ -787,7 +787,7 @@ for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRed
       await until("the first rooms", () => roomsOf(backend).length === 2);
       await askAll(staying, "join", "both", "staying");
       await until("the other room", () => roomsOf(backend).length === 3);
-      assert.equal(backend.of("rooms").length, 3, "a room is told of once, whatever the number of nodes");
+      assert.equal(backend.of("rooms").length, 3, "each room is reported once, on any number of nodes");
       await askAll(lost, "leave", "both");
       await askAll(lost, "join", "marker");
       await until("the marker", () => roomsOf(backend).includes("/marker"));
@@ -797,7 +797,7 @@ for (const [kind, start] of [["Redis", startRedis], ["a Redis Cluster", startRed
       assert.deepEqual(roomsOf(backend), ["/both", "/staying"]);
       for (const server of redis.primaries ?? [redis]) await server.command("FLUSHALL");
       const told = () => backend.of("rooms").filter(({ room, occupied }) => room === "both" && occupied).length;
-      await until("the rooms to be told of again", () => told() === 2);
+      await until("the rooms to be reported again", () => told() === 2);
       await askAll(staying, "leave", "both");
       await until("the empty room", () => roomsOf(backend).length === 1);
       assert.deepEqual(roomsOf(backend), ["/staying"]);

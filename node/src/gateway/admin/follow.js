@@ -1,4 +1,4 @@
-// What is followed live, line by line.
+// Shows the events of the followed room or socket, line by line.
 
 import { $, clock, element } from "./elements.js";
 

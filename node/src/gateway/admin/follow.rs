@@ -37,10 +37,10 @@ const MAX_ROOMS: usize = 20;
 /// Bytes of a line that another node sends.
 const MAX_LINE: usize = 16 * 1024;
 
-/// What is followed on a node for pages of other nodes.
+/// The rooms and sockets that a node follows for pages of other nodes.
 const MAX_FOLLOWED: usize = 100;
 
-/// What a page follows.
+/// A room or a socket that a page follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Follow {
     pub(super) namespace: String,
@@ -55,7 +55,7 @@ pub(super) enum What {
     Socket(String),
 }
 
-/// What a page of the sending node follows.
+/// A request to follow a room or a socket, for a page of the sending node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Followed {
     id: u64,
@@ -138,7 +138,7 @@ impl Follows {
         self.observe(server);
     }
 
-    /// What the pages of this node follow.
+    /// The rooms and sockets that the pages of this node follow.
     pub(super) fn own(&self) -> Vec<Followed> {
         let active = self.active.read();
         let own = active.iter().filter(|following| following.remote.is_none());

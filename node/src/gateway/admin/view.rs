@@ -66,10 +66,10 @@ struct Message {
     /// A [`Status`] as JSON. It is passed on to the pages as it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<String>,
-    /// What its pages follow.
+    /// The rooms and sockets that its pages follow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     follows: Vec<Followed>,
-    /// What has happened to what pages of other nodes follow.
+    /// Events of rooms and sockets that pages of other nodes follow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lines: Vec<Lines>,
 }
@@ -337,7 +337,7 @@ impl Page {
         &self.view
     }
 
-    /// What the page follows.
+    /// The room or socket that the page follows.
     pub(super) fn following(&self) -> Option<&Arc<Following>> {
         self.following.as_ref()
     }

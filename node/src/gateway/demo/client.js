@@ -1,5 +1,5 @@
 // A minimal Socket.IO client for a demo that has no official bundle: WebSocket only, the main namespace, JSON events,
-// acknowledgements, reconnects. What the page uses of the official client's interface is the same.
+// acknowledgements, reconnects. The page uses it in the same way as the official client.
 
 "use strict";
 

@@ -186,7 +186,7 @@ async function learn(room, withHistory = false) {
       return { kind: "said", from, name, colour, text: textOf(data), at: new Date(at * 1000) };
     });
     const missed = said.filter(({ from, text }) => !known.has(`${from} ${text}`));
-    // What has arrived since the join is in the log already, and is newer.
+    // Messages that arrived since the join are in the log already, and are newer.
     room.log = [...room.log, ...missed].sort((one, other) => (one.at ?? 0) - (other.at ?? 0)).slice(-HISTORY);
   }
   render(withHistory);

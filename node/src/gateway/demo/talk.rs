@@ -109,7 +109,7 @@ impl Demo {
         })
     }
 
-    /// Who is in a room, and if asked for, what was said in it.
+    /// Returns the members of a room and, on request, its history.
     async fn room(
         &self,
         socket: &Socket,

@@ -1,4 +1,4 @@
-//! Whether the node on this machine learns the addresses of clients, by what it has counted. The round trips
+//! Checks in a node's metrics whether the node on this machine learns the addresses of clients. The round trips
 //! through the balancer, which come before, are among the requests that it has seen.
 
 use std::net::SocketAddr;

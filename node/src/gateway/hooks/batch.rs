@@ -1,4 +1,4 @@
-//! Events without an acknowledgement, gathered to requests of many events.
+//! Batches of events without an acknowledgement: one request for many events.
 //!
 //! ```text
 //!  event ─► run of the socket ── has its turn ──► ready ── size or delay ──► request ─► operations

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::gateway::private_names::is_id_of;
 
-/// How long changes are gathered.
+/// The time for which changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// The pause after a failure of Redis.
@@ -45,13 +45,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The most changes of one command.
 const BATCH: usize = 100;
 
-/// How long a node that stops waits until its rooms are reported.
+/// The time that a stopping node allows for the report of its rooms.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What separates hook, namespace and room. The first two never contain it.
+/// The separator of hook, namespace and room. The first two never contain it.
 const SEPARATOR: char = '\0';
 
-/// The rooms of this node that hooks are told about.
+/// The rooms of this node that are reported to hooks.
 #[derive(Default)]
 pub(super) struct Rooms {
     state: Mutex<State>,
@@ -367,7 +367,7 @@ mod tests {
         state.change(room, is_occupied, id)
     }
 
-    /// What is taken: the rooms, whether they are occupied, and whether they were known.
+    /// Takes the changes, sorted: room, whether it is occupied, whether Redis knew it.
     fn taken(state: &mut State) -> Vec<(String, bool, bool)> {
         let taken = state.take().into_iter();
         let mut taken: Vec<_> = taken

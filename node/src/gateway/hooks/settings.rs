@@ -14,12 +14,12 @@ pub(crate) const TEMPLATE: &str = r#"
 url = "http://127.0.0.1:8000/roomcast"
 # Namespaces that it concerns.
 namespaces = ["/"]
-# What it is called for. With "connect" it decides who may connect. With "rooms" it is told of rooms that
+# When it is called. With "connect" it decides who may connect. With "rooms" it learns of rooms that
 # get their first member in the cluster, or lose their last one.
 on = ["connect", "event", "disconnect"]
 # Events, as names or as beginnings followed by *. The one that fits best is called.
 events = ["*"]
-# Rooms that it is told of, as names or as beginnings followed by *.
+# Rooms that it learns of, as names or as beginnings followed by *.
 rooms = ["*"]
 # Time for a response, the wait for a free request included.
 timeout = "5s"
@@ -67,7 +67,7 @@ pub(crate) struct Settings {
     /// The events, as names or as beginnings followed by `*`.
     #[serde(default = "any_name")]
     pub(crate) events: Vec<Pattern>,
-    /// The rooms that it is told of, as names or as beginnings followed by `*`.
+    /// The rooms that it learns of, as names or as beginnings followed by `*`.
     #[serde(default = "any_name")]
     pub(crate) rooms: Vec<Pattern>,
     /// Time for a response, the wait for a free request included.
@@ -79,7 +79,7 @@ pub(crate) struct Settings {
     /// Requests that wait until another is done. Beyond it they fail at once.
     #[serde(default = "queue")]
     pub(crate) queue: usize,
-    /// How events without an acknowledgement are gathered, if they are.
+    /// The sizes of batches, if events without an acknowledgement are batched.
     pub(crate) batch: Option<Batch>,
     /// Failures in a row after which requests fail at once for a while.
     #[serde(default = "circuit_failures")]
@@ -105,14 +105,14 @@ pub(crate) struct Settings {
     pub(crate) secret_env: Option<String>,
 }
 
-/// How events without an acknowledgement are gathered to requests.
+/// The sizes of batches of events without an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch {
     /// The most events of a request.
     #[serde(default = "batch_size")]
     pub(crate) size: usize,
-    /// How long the first of them waits for others.
+    /// The longest time that the first event waits for others.
     #[serde(default = "batch_delay", deserialize_with = "span")]
     pub(crate) delay: Duration,
 }

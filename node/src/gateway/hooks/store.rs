@@ -58,7 +58,7 @@ const MAX_RECORD: usize = 64 << 10;
 /// The most records of one command, which so has at most 6.4 MB.
 const BATCH: usize = 100;
 
-/// How long changes are gathered.
+/// The time for which changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// How long a lease lasts, in milliseconds.
@@ -227,7 +227,7 @@ impl Records {
     }
 }
 
-/// What the store needs of the node to go on with what others have left.
+/// The parts of the node that the store needs to take over notices that other nodes left.
 pub(super) trait Heir: Send + Sync + 'static {
     /// Whether there is room for more.
     fn may_claim(&self) -> bool;

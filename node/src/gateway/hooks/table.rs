@@ -19,7 +19,7 @@ pub(super) struct Hook {
     secret: Option<Vec<u8>>,
     pub(super) backend: Arc<Backend>,
     pub(super) notices: Arc<Notices>,
-    /// What events without an acknowledgement go with, if they are gathered.
+    /// The batches of events without an acknowledgement, if they are batched.
     pub(super) batches: Option<Arc<Batches>>,
 }
 
@@ -72,13 +72,13 @@ impl Hook {
         namespaces.filter(move |_| self.is_on(occasion))
     }
 
-    /// Whether it is told of the room.
+    /// Whether it learns of the room.
     pub(super) fn hears_room(&self, room: &str) -> bool {
         let mut rooms = self.settings.rooms.iter();
         rooms.any(|pattern| pattern.fit(room).is_some())
     }
 
-    /// How well it fits the event.
+    /// Returns how well it fits the event, or `None`: the longer the pattern, the better.
     pub(super) fn fit(&self, event: &str) -> Option<usize> {
         let events = self.settings.events.iter();
         events.filter_map(|pattern| pattern.fit(event)).max()

@@ -1,6 +1,6 @@
 //! The order of what one socket does.
 //!
-//! Whatever takes a turn waits for everything that the socket did before. Events that go with batches
+//! A call takes a turn and waits for all earlier calls of its socket. Events that are sent in batches
 //! share a turn: those that arrive one after the other are a [`Run`], which has the turn until its last
 //! event is done. Anything else that arrives ends the run, so that nothing overtakes it.
 
@@ -15,7 +15,7 @@ use super::batch::Run;
 #[derive(Default)]
 pub(super) struct Turns {
     order: Arc<Mutex<()>>,
-    /// What a further event of a batch may be added to.
+    /// The run that the next event of a batch joins.
     run: parking_lot::Mutex<Option<Arc<Run>>>,
 }
 

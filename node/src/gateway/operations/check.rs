@@ -1,4 +1,4 @@
-//! What a list of operations must fulfil before its first operation is carried out.
+//! The checks of a list of operations, which run before its first operation is carried out.
 
 use roomcast::{Limits, is_reserved};
 

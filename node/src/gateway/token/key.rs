@@ -20,7 +20,7 @@ use crate::gateway::api::Hash;
 /// Bytes of entropy in a key: 256 bits, as SHA-256 and Ed25519 have.
 const KEY_BYTES: usize = 32;
 
-/// What comes before the 32 bytes of an Ed25519 key in DER (RFC 8410): a private key in the first
+/// The bytes before the 32 of an Ed25519 key in DER (RFC 8410): a private key in the first
 /// version of PKCS #8, because many libraries refuse the second, and a public key.
 const PRIVATE_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -32,7 +32,7 @@ const PUBLIC_PREFIX: [u8; 12] = [
 /// The options of `roomcast token key`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct KeyOptions {
-    /// What the key is for
+    /// Use of the key
     #[arg(value_enum, value_name = "KIND")]
     kind: Kind,
 
