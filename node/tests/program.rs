@@ -48,6 +48,8 @@ fn it_is_alive_but_not_ready_while_it_drains_and_a_second_signal_ends_that() {
     wait_until(|| http(&internal, "GET /readyz", "") == (503, "draining\n".into()));
     assert_eq!(http(&internal, "GET /livez", ""), (200, "alive\n".into()));
     assert_eq!(http(&internal, "GET /metrics", "").0, 200);
+    // Before that, the signal would cut the drain short, and not the close that follows it.
+    program.line_with("closing all connections evenly");
     program.signal(Signal::TERM);
     let (status, said) = program.end();
     assert_eq!(status, Some(1), "{said}");
