@@ -5,7 +5,7 @@
 //! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`] frames or HTTP
 //! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
 //! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis. Balancers put a [`proxy`]
-//! header before a client's first byte.
+//! header before a client's first byte. Clients of [`pakyow`] speak JSON over a plain WebSocket.
 //!
 //! ```text
 //! client ── websocket ── engine_io ── socket_io ──┐
@@ -25,6 +25,7 @@ pub mod event;
 pub mod id;
 pub mod message;
 pub mod msgpack;
+pub mod pakyow;
 pub mod proxy;
 pub mod question;
 mod raw;

@@ -13,6 +13,7 @@ use roomcast_protocol::engine_io::packet::{
     Message, Packet, decode_binary_v3, decode_text, decode_text_v3, write_binary_message,
 };
 use roomcast_protocol::engine_io::{payload, payload_v3};
+use roomcast_protocol::pakyow;
 use roomcast_protocol::proxy::{self, Progress};
 use roomcast_protocol::socket_io::connect::split_query;
 use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
@@ -34,6 +35,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("websocket", websocket),
     ("websocket_upgrade", websocket_upgrade),
     ("proxy_header", proxy_header),
+    ("pakyow_frame", pakyow_frame),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
     ("wire_classic", wire::classic),
@@ -319,6 +321,27 @@ fn assert_same_head(one: &SocketPacket<'_>, other: &SocketPacket<'_>) {
         (other.kind, &other.nsp, other.id)
     );
     assert_eq!(name(one), name(other));
+}
+
+fn pakyow_frame(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    if let Some(pattern) = pakyow::Pattern::new(text) {
+        assert!(pattern.matches(text), "a name stands for itself");
+    }
+    let Some(message) = pakyow::read(text) else {
+        return;
+    };
+    let frame = pakyow::Reply::pong().frame(&message.id);
+    let reply: serde_json::Value = serde_json::from_str(&frame).expect("a reply is JSON");
+    let id: serde_json::Value = serde_json::from_str(&message.id).expect("an id is JSON");
+    assert_eq!(reply["id"], id);
+    if let pakyow::Action::CallRoute(call) = message.action {
+        let target = pakyow::with_query(pakyow::target(&call.uri), &call.input);
+        assert!(target.starts_with('/') && !target.starts_with("//"));
+        assert!(target.bytes().all(|byte| byte.is_ascii_graphic()));
+    }
 }
 
 fn emitter_msgpack(data: &[u8]) {
