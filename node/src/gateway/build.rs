@@ -180,7 +180,7 @@ fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
 
 /// The rooms of each namespace in which clients use rooms. The access is the one in force, because a
 /// reload does not replace it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Policies(Vec<(String, Access, Arc<Rooms>)>);
 
 impl Reloadable for Policies {
@@ -204,7 +204,7 @@ impl Reloadable for Policies {
 }
 
 /// Returns `None` if the list contains `off`, and allows any origin if it contains `*`.
-fn cors(browser: &Browser) -> Option<Cors> {
+pub(crate) fn cors(browser: &Browser) -> Option<Cors> {
     if browser.cors_origin.contains(&Origin::Off) {
         return None;
     }

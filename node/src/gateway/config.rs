@@ -505,6 +505,7 @@ impl Config {
             Some((_, name)) => Err(format!("--namespace names {name} twice")),
             None => {
                 self.settings.api.check()?;
+                self.settings.doors.check()?;
                 cluster::check(&self.cluster)
             }
         }

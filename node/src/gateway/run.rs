@@ -43,6 +43,7 @@ use super::{
     cluster,
     config::Config,
     demo::{self, Demo},
+    doors::Doors,
     hooks::Hooks,
     limits::LiveLimits,
     logging::Log,
@@ -165,7 +166,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     admin.show(&view, &server, &health);
     let pages = Pages::new(view, Arc::clone(&api), server.registry(), is_demo);
     health.serving_pages(&pages.map_err(io::Error::other)?);
-    let mut router = server.router();
+    let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
+    let doors = doors.map_err(io::Error::other)?;
+    let mut router = server.router().merge(doors.router());
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
     info!(%address, %internal, path = config.protocol.path, %node, "listening");

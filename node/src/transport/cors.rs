@@ -3,6 +3,15 @@
 //! CORS does not cover WebSockets; a server that refuses origins there checks the handshake. An
 //! origin that is not allowed gets no matching header, but the request is served, as by Node.
 
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{self, Next},
+    response::Response,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 /// The origins that may use the server from a browser. Without it, no CORS header is sent.
@@ -68,6 +77,36 @@ impl Cors {
     pub fn credentials(mut self, allowed: bool) -> Self {
         self.credentials = allowed;
         self
+    }
+
+    /// Answers the preflight requests to an application's own routes, and adds the headers to all
+    /// their responses. [`Builder::cors`](crate::Builder::cors) covers the server's routes only.
+    ///
+    /// ```
+    /// # use axum::{Router, routing::get};
+    /// # use roomcast::Cors;
+    /// let app: Router = Cors::any().cover(Router::new().route("/status", get(async || "ok")));
+    /// # drop(app);
+    /// ```
+    pub fn cover(self, app: Router) -> Router {
+        let cors = Arc::new(self);
+        app.layer(middleware::from_fn(move |request: Request, next: Next| {
+            let cors = Arc::clone(&cors);
+            async move { cors.run(request, next).await }
+        }))
+    }
+
+    async fn run(&self, request: Request, next: Next) -> Response {
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let mut response = if Self::is_preflight(request.method()) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = self.preflight(request.headers(), response.headers_mut());
+            response
+        } else {
+            next.run(request).await
+        };
+        self.apply(origin.as_ref(), response.headers_mut());
+        response
     }
 
     fn new(origins: Origins) -> Self {
@@ -178,5 +217,28 @@ mod tests {
             Some("http://a"),
             "sent verbatim"
         );
+    }
+
+    #[tokio::test]
+    async fn the_routes_of_an_application_are_covered_with_their_errors() {
+        use axum::routing::get;
+        use tower::ServiceExt as _;
+
+        let routes = Router::new().route("/status", get(async || "ok"));
+        let app = Cors::origins(["http://a", "http://b"]).cover(routes);
+        let statuses = [
+            (Method::OPTIONS, StatusCode::NO_CONTENT),
+            (Method::GET, StatusCode::OK),
+            (Method::POST, StatusCode::METHOD_NOT_ALLOWED),
+        ];
+        for (method, status) in statuses {
+            let request = Request::builder().uri("/status").method(method);
+            let request = request.header(header::ORIGIN, "http://b");
+            let request = request.body(Body::empty()).expect("a request");
+            let response = app.clone().oneshot(request).await.expect("infallible");
+            assert_eq!(response.status(), status);
+            let allowed = &response.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN];
+            assert_eq!(allowed, "http://b");
+        }
     }
 }

@@ -1,0 +1,139 @@
+//! The other front doors: clients that speak no Socket.IO, as members of the same rooms.
+//!
+//! ```text
+//!  public router ─► CORS ─► counted by outcome ─► routes of a door ─► parked, or answered at once
+//! ```
+//!
+//! Each door is a module with its routes, its settings below `[doors]`, and errors in the form that
+//! its clients know. What all doors need is here: who is parked, what is counted, which origins may
+//! use them. A door whose settings are missing has no routes.
+
+mod metrics;
+mod parked;
+mod settings;
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{self, Next},
+};
+use http::{Extensions, HeaderMap, header};
+use roomcast::{ClientAddress, Cors, Server};
+
+use self::{metrics::Metrics, parked::Parked};
+pub(crate) use self::{
+    metrics::{Door, DoorLimit},
+    parked::Place,
+    settings::{Settings, TEMPLATE},
+};
+use super::{
+    access::AccessTable,
+    api::Api,
+    auth::Auth,
+    build::{Policies, cors},
+    config::Config,
+    origins::Origins,
+};
+
+/// What the doors of a server share.
+pub(crate) struct Doors {
+    pub(crate) server: Server,
+    /// Knows the keys of the API, which a reload may replace.
+    pub(crate) api: Arc<Api>,
+    /// Set if any namespace asks for tokens.
+    pub(crate) auth: Option<Arc<Auth>>,
+    /// Who may connect to which namespace.
+    pub(crate) access: AccessTable,
+    /// What clients may do with the rooms of each namespace.
+    pub(crate) policies: Policies,
+    pub(crate) settings: Settings,
+    cors: Option<Cors>,
+    origins: Origins,
+    metrics: Metrics,
+    parked: Arc<Parked>,
+}
+
+impl Doors {
+    pub(crate) fn new(
+        config: &Config,
+        server: &Server,
+        api: &Arc<Api>,
+        auth: Option<Arc<Auth>>,
+        policies: Policies,
+    ) -> Result<Arc<Self>, prometheus::Error> {
+        let settings = config.settings.doors.clone();
+        let metrics = Metrics::new(server.registry())?;
+        let parked = Parked::new(&settings, config.limits.ipv6_prefix, metrics.parked.clone());
+        Ok(Arc::new(Self {
+            server: server.clone(),
+            api: Arc::clone(api),
+            auth,
+            access: config.access(),
+            policies,
+            cors: cors(&config.browser),
+            origins: Origins::new(&config.browser.cors_origin),
+            metrics,
+            parked: Arc::new(parked),
+            settings,
+        }))
+    }
+
+    /// The routes of all doors that are open.
+    pub(crate) fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+    }
+
+    /// Counts the requests to a door by their outcome, and adds the CORS headers of the server
+    /// unless the door has others.
+    pub(crate) fn cover(
+        self: &Arc<Self>,
+        door: Door,
+        routes: Router,
+        cors: Option<Cors>,
+    ) -> Router {
+        let doors = Arc::clone(self);
+        let routes = routes.layer(middleware::from_fn(move |request: Request, next: Next| {
+            let doors = Arc::clone(&doors);
+            async move {
+                let response = next.run(request).await;
+                doors.metrics.count(door, response.status());
+                response
+            }
+        }));
+        match cors.or_else(|| self.cors.clone()) {
+            Some(cors) => cors.cover(routes),
+            None => routes,
+        }
+    }
+
+    /// Whether a page of the request's origin may use the doors: browsers ask before they read a
+    /// response, but not before they open a WebSocket or send a form.
+    pub(crate) fn allows_origin(&self, headers: &HeaderMap) -> bool {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        self.origins.allow(text(header::ORIGIN), text(header::HOST))
+    }
+
+    /// Takes a place for a request that stays open: a parked poll, a stream, a WebSocket. `key` names
+    /// what the client has shown, if it has. Dropping the place makes room for another.
+    pub(crate) fn park(
+        &self,
+        door: Door,
+        extensions: &Extensions,
+        key: Option<&str>,
+    ) -> Result<Place, DoorLimit> {
+        let place = self.parked.take(door, address(extensions), key);
+        place.inspect_err(|limit| self.reached(door, *limit))
+    }
+
+    /// Counts a request that was refused because of a limit.
+    pub(crate) fn reached(&self, door: Door, limit: DoorLimit) {
+        self.metrics.reached(door, limit);
+    }
+}
+
+/// The address of the client, which a trusted proxy may have named.
+fn address(extensions: &Extensions) -> Option<IpAddr> {
+    ClientAddress::of(extensions).map(|address| address.ip())
+}

@@ -1,0 +1,42 @@
+//! The section `[doors]` of the settings.
+
+use serde::Deserialize;
+
+use crate::gateway::values::ByteSize;
+
+/// The other front doors. Each door has a table of its own below this one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// The largest body of a request.
+    pub(crate) max_body: ByteSize,
+    /// The open polls, streams and WebSockets of one address.
+    pub(crate) max_parked_per_address: usize,
+    /// The same of one key or user.
+    pub(crate) max_parked_per_key: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_body: ByteSize(64 << 10),
+            max_parked_per_address: 1000,
+            max_parked_per_key: 1000,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks what serde cannot.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.max_parked_per_address == 0 || self.max_parked_per_key == 0 {
+            return Err(
+                "[doors]: max_parked_per_address and max_parked_per_key are at least 1".to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The section in the commented default file. It has the tables of all doors.
+pub(crate) const TEMPLATE: &str = include_str!("template.toml");
