@@ -5,7 +5,8 @@
 //! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`] frames or HTTP
 //! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
 //! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis. Balancers put a [`proxy`]
-//! header before a client's first byte. Clients of [`pakyow`] speak JSON over a plain WebSocket.
+//! header before a client's first byte. Clients of [`pakyow`] and [`channels`] speak JSON over a plain
+//! WebSocket, those of the latter over HTTP, too.
 //!
 //! ```text
 //! client ── websocket ── engine_io ── socket_io ──┐
@@ -20,6 +21,7 @@
 
 pub mod args;
 pub mod channel;
+pub mod channels;
 pub mod engine_io;
 pub mod event;
 pub mod id;

@@ -8,19 +8,19 @@ use roomcast_protocol::msgpack::{
     Reader as MsgpackReader, TranscodeLimits, json_to_msgpack, msgpack_to_json, read_event,
 };
 
+use crate::wire;
 use roomcast_protocol::engine_io::open::{MAX_QUERY_KEYS, Query};
 use roomcast_protocol::engine_io::packet::{
     Message, Packet, decode_binary_v3, decode_text, decode_text_v3, write_binary_message,
 };
 use roomcast_protocol::engine_io::{payload, payload_v3};
-use roomcast_protocol::pakyow;
 use roomcast_protocol::proxy::{self, Progress};
 use roomcast_protocol::socket_io::connect::split_query;
 use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
 use roomcast_protocol::socket_io::packet::{Packet as SocketPacket, PacketKind};
 use roomcast_protocol::socket_io::{encode, msgpack};
 use roomcast_protocol::websocket::{Event, Limits, Reader, Refusal, Upgrade};
-use crate::wire;
+use roomcast_protocol::{channels, pakyow};
 
 pub(crate) type Target = fn(&[u8]);
 
@@ -36,6 +36,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("websocket_upgrade", websocket_upgrade),
     ("proxy_header", proxy_header),
     ("pakyow_frame", pakyow_frame),
+    ("channels_frame", channels_frame),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
     ("wire_classic", wire::classic),
@@ -425,5 +426,38 @@ fn proxy_header(data: &[u8]) {
     if let Ok(Progress::Complete(header)) = whole {
         assert!(header.length <= data.len().min(proxy::MAX_HEADER));
         assert_eq!(proxy::read(&data[..header.length]), whole);
+    }
+}
+
+/// What a frame publishes is valid JSON, and its event is one line of a stream with the same value.
+fn channels_frame(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let _ = channels::id(text);
+    let _ = channels::Publish::read(text);
+    let Ok(frame) = channels::Frame::read(text) else {
+        return;
+    };
+    if let channels::Request::Publish { room, publish } = frame.request {
+        let event = channels::Event {
+            id: Some(1),
+            room: Some(&room),
+            name: &publish.event,
+            args: &publish.args,
+            time: None,
+        };
+        let mut stream = Vec::new();
+        event.write_stream(&mut stream);
+        let stream = str::from_utf8(&stream).expect("text");
+        let line = stream
+            .strip_prefix("id: 1\ndata: ")
+            .and_then(|rest| rest.strip_suffix("\n\n"));
+        let line = line.expect("an event of a stream");
+        assert!(!line.contains(['\n', '\r']));
+        let mut json = Vec::new();
+        event.write(&mut json);
+        let is_json = |text: &str| channels::Publish::read(&format!("{{\"data\":{text}}}")).is_ok();
+        assert!(is_json(line) && str::from_utf8(&json).is_ok_and(is_json));
     }
 }

@@ -1,0 +1,550 @@
+//! What clients of channels send and receive: JSON over HTTP and over a plain WebSocket.
+//!
+//! A room's event has one shape everywhere: in an event stream, in the response to a poll, in a
+//! room's history, and, with `"type":"event"`, in a WebSocket.
+//!
+//! ```text
+//! {"id":"17","room":"news","event":"message","data":{"text":"hi"},"time":1700000000000}
+//!  └ in the room's log      └ name           └ or "args":[…], unless there is exactly one
+//! ```
+//!
+//! Ids are texts, because JavaScript's numbers are exact up to 2⁵³ only.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::value::RawValue;
+
+/// An event of a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// The id in the log, if it was stored there.
+    pub id: Option<u64>,
+    /// The room, if the event was emitted to exactly one.
+    pub room: Option<&'a str>,
+    /// The name.
+    pub name: &'a str,
+    /// The arguments as a JSON array.
+    pub args: &'a str,
+    /// When it was stored, in milliseconds since 1970.
+    pub time: Option<u64>,
+}
+
+impl Event<'_> {
+    /// Appends the event as a JSON object.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_after(b"{", out);
+    }
+
+    /// Appends the event as a frame of a WebSocket.
+    pub fn write_frame(&self, out: &mut Vec<u8>) {
+        self.write_after(b"{\"type\":\"event\",", out);
+    }
+
+    /// Appends the event as one of an event stream. Its JSON may have line breaks between values, which
+    /// would end a line of the stream.
+    pub fn write_stream(&self, out: &mut Vec<u8>) {
+        if let Some(id) = self.id {
+            out.extend_from_slice(format!("id: {id}\n").as_bytes());
+        }
+        out.extend_from_slice(b"data: ");
+        let start = out.len();
+        self.write(out);
+        let breaks = out[start..].iter_mut();
+        breaks
+            .filter(|byte| matches!(byte, b'\n' | b'\r'))
+            .for_each(|byte| *byte = b' ');
+        out.extend_from_slice(b"\n\n");
+    }
+
+    fn write_after(&self, start: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(start);
+        if let Some(id) = self.id {
+            out.extend_from_slice(format!("\"id\":\"{id}\",").as_bytes());
+        }
+        if let Some(room) = self.room {
+            out.extend_from_slice(b"\"room\":");
+            text(room, out);
+            out.push(b',');
+        }
+        out.extend_from_slice(b"\"event\":");
+        text(self.name, out);
+        let (key, value) = match only(self.args) {
+            Some(data) => ("data", data),
+            None => ("args", self.args),
+        };
+        out.extend_from_slice(format!(",\"{key}\":").as_bytes());
+        out.extend_from_slice(value.as_bytes());
+        if let Some(time) = self.time {
+            out.extend_from_slice(format!(",\"time\":{time}").as_bytes());
+        }
+        out.push(b'}');
+    }
+}
+
+fn text(text: &str, out: &mut Vec<u8>) {
+    // Fails only if writing fails, which a vector never does.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// The element of a JSON array that has exactly one.
+fn only(array: &str) -> Option<&str> {
+    match *serde_json::from_str::<Vec<&RawValue>>(array).ok()? {
+        [data] => Some(data.get()),
+        _ => None,
+    }
+}
+
+/// What a client publishes: an event and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// The name. Default `message`.
+    pub event: String,
+    /// The arguments as a JSON array: of `data` alone, or `args`.
+    pub args: String,
+}
+
+/// What a client sends over a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// A JSON value of the client's, which the reply has as `ref`.
+    pub reference: Option<String>,
+    /// What the client wants.
+    pub request: Request,
+}
+
+/// What a client wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// To receive what is emitted to these rooms.
+    Subscribe {
+        /// At least one.
+        rooms: Vec<String>,
+        /// The last event that it has seen; the ones after it are sent first.
+        last_id: Option<u64>,
+    },
+    /// To receive nothing more of these rooms.
+    Unsubscribe {
+        /// At least one.
+        rooms: Vec<String>,
+    },
+    /// To publish an event in a room.
+    Publish {
+        /// The room.
+        room: String,
+        /// The event.
+        publish: Publish,
+    },
+    /// To be known by a fresh token of the same user.
+    Token {
+        /// The token.
+        token: String,
+    },
+    /// A reply.
+    Ping,
+}
+
+/// Why a text cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// It is no JSON, or a member has another type or is unknown.
+    #[error("{0}")]
+    Json(String),
+    /// The type of a frame is unknown.
+    #[error("`{0}` is no type of frame: use subscribe, unsubscribe, publish, token or ping")]
+    Type(String),
+    /// A member is missing.
+    #[error("`{0}` is missing")]
+    Missing(&'static str),
+    /// A member has no place in a frame of this type, or beside another.
+    #[error("`{0}` has no place here")]
+    Unexpected(&'static str),
+    /// The reference is too long.
+    #[error("`ref` is longer than {MAX_REFERENCE} bytes")]
+    Reference,
+}
+
+/// The longest reference in bytes.
+pub const MAX_REFERENCE: usize = 256;
+
+/// The name of an event that has none.
+const DEFAULT_EVENT: &str = "message";
+
+impl Publish {
+    /// Reads the body of a request.
+    pub fn read(text: &str) -> Result<Self, ReadError> {
+        let Members {
+            event, data, args, ..
+        } = members(text, &["event", "data", "args"])?;
+        Self::new(event, data, args)
+    }
+
+    fn new(
+        event: Option<String>,
+        data: Option<&RawValue>,
+        args: Option<&RawValue>,
+    ) -> Result<Self, ReadError> {
+        let args = match (data, args) {
+            (Some(data), None) => format!("[{}]", data.get()),
+            (None, Some(args)) if args.get().starts_with('[') => args.get().to_owned(),
+            (None, Some(_)) => return Err(ReadError::Json("`args` is no array".to_owned())),
+            (None, None) => return Err(ReadError::Missing("data")),
+            (Some(_), Some(_)) => return Err(ReadError::Unexpected("args")),
+        };
+        Ok(Self {
+            event: event.unwrap_or_else(|| DEFAULT_EVENT.to_owned()),
+            args,
+        })
+    }
+}
+
+impl Frame {
+    /// Reads a frame. The reference is returned with an error, too, if it could be read.
+    pub fn read(text: &str) -> Result<Self, (ReadError, Option<String>)> {
+        let all = members(text, ALL).map_err(|error| (error, None))?;
+        let reference = all.reference.map(|reference| reference.get().to_owned());
+        if reference
+            .as_ref()
+            .is_some_and(|text| text.len() > MAX_REFERENCE)
+        {
+            return Err((ReadError::Reference, None));
+        }
+        match request(all) {
+            Ok(request) => Ok(Self { reference, request }),
+            Err(error) => Err((error, reference)),
+        }
+    }
+}
+
+fn request(all: Members<'_>) -> Result<Request, ReadError> {
+    let kind = all.kind.as_deref().ok_or(ReadError::Missing("type"))?;
+    let allowed: &[_] = match kind {
+        "subscribe" => &["room", "rooms", "last_id"],
+        "unsubscribe" => &["room", "rooms"],
+        "publish" => &["room", "event", "data", "args"],
+        "token" => &["token"],
+        "ping" => &[],
+        other => return Err(ReadError::Type(other.to_owned())),
+    };
+    all.only(&[&["type", "ref"], allowed].concat())?;
+    Ok(match kind {
+        "subscribe" => Request::Subscribe {
+            last_id: all.last_id,
+            rooms: rooms(all.room, all.rooms)?,
+        },
+        "unsubscribe" => Request::Unsubscribe {
+            rooms: rooms(all.room, all.rooms)?,
+        },
+        "publish" => Request::Publish {
+            room: all.room.ok_or(ReadError::Missing("room"))?,
+            publish: Publish::new(all.event, all.data, all.args)?,
+        },
+        "token" => Request::Token {
+            token: all.token.ok_or(ReadError::Missing("token"))?,
+        },
+        _ => Request::Ping,
+    })
+}
+
+fn rooms(room: Option<String>, rooms: Option<Vec<String>>) -> Result<Vec<String>, ReadError> {
+    match (room, rooms) {
+        (Some(room), None) => Ok(vec![room]),
+        (None, Some(rooms)) if !rooms.is_empty() => Ok(rooms),
+        (None, _) => Err(ReadError::Missing("room")),
+        (Some(_), Some(_)) => Err(ReadError::Unexpected("rooms")),
+    }
+}
+
+/// Reads an id, which is a text or a number.
+pub fn id(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok()).flatten()
+}
+
+/// All members that a body or a frame can have.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members<'a> {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(borrow, default, rename = "ref", deserialize_with = "raw")]
+    reference: Option<&'a RawValue>,
+    room: Option<String>,
+    rooms: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "last_id")]
+    last_id: Option<u64>,
+    event: Option<String>,
+    #[serde(borrow, default, deserialize_with = "raw")]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "raw")]
+    args: Option<&'a RawValue>,
+    token: Option<String>,
+}
+
+/// The names of all members.
+const ALL: &[&str] = &[
+    "type", "ref", "room", "rooms", "last_id", "event", "data", "args", "token",
+];
+
+impl Members<'_> {
+    /// Refuses a member that is there and not in the list.
+    fn only(&self, allowed: &[&str]) -> Result<(), ReadError> {
+        let there = [
+            self.kind.is_some(),
+            self.reference.is_some(),
+            self.room.is_some(),
+            self.rooms.is_some(),
+            self.last_id.is_some(),
+            self.event.is_some(),
+            self.data.is_some(),
+            self.args.is_some(),
+            self.token.is_some(),
+        ];
+        let mut wrong = ALL.iter().zip(there);
+        match wrong.find(|(name, is_there)| *is_there && !allowed.contains(*name)) {
+            Some((name, _)) => Err(ReadError::Unexpected(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn members<'a>(text: &'a str, allowed: &[&str]) -> Result<Members<'a>, ReadError> {
+    let read = serde_json::from_str::<Members<'_>>(text);
+    let members = read.map_err(|error| ReadError::Json(error.to_string()))?;
+    members.only(allowed)?;
+    Ok(members)
+}
+
+/// A value as it stands; `null` is one.
+fn raw<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+fn last_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Id<'a> {
+        Number(u64),
+        Text(#[serde(borrow)] Cow<'a, str>),
+    }
+    match Option::<Id<'_>>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Id::Number(id)) => Ok(Some(id)),
+        Some(Id::Text(text)) => id(&text)
+            .map(Some)
+            .ok_or_else(|| D::Error::custom("`last_id` is no id of an event")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: Event<'static> = Event {
+        id: Some(17),
+        room: Some("news"),
+        name: "message",
+        args: r#"[{"text":"hi"}]"#,
+        time: Some(1_700_000_000_000),
+    };
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn an_event_has_one_shape_everywhere() {
+        let json = r#"{"id":"17","room":"news","event":"message","data":{"text":"hi"},"time":1700000000000}"#;
+        assert_eq!(written(|out| EVENT.write(out)), json);
+        assert_eq!(
+            written(|out| EVENT.write_frame(out)),
+            json.replacen('{', "{\"type\":\"event\",", 1)
+        );
+        assert_eq!(
+            written(|out| EVENT.write_stream(out)),
+            format!("id: 17\ndata: {json}\n\n")
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out_and_several_arguments_stay_a_list() {
+        let event = Event {
+            id: None,
+            room: None,
+            name: "a \"b\"",
+            args: "[1, 2]",
+            time: None,
+        };
+        let json = r#"{"event":"a \"b\"","args":[1, 2]}"#;
+        assert_eq!(written(|out| event.write(out)), json);
+        let none = Event {
+            args: "[]",
+            ..event
+        };
+        assert_eq!(
+            written(|out| none.write(out)),
+            r#"{"event":"a \"b\"","args":[]}"#
+        );
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_a_stream() {
+        let event = Event {
+            args: "[\n{\r\n\"text\":\n\"a\\nb\"}]",
+            ..EVENT
+        };
+        let stream = written(|out| event.write_stream(out));
+        let (head, end) = stream.split_at(stream.len() - 2);
+        assert_eq!(end, "\n\n");
+        assert_eq!(head.lines().count(), 2, "{head}");
+        assert!(!stream.contains('\r'));
+        assert!(stream.contains(r"a\nb"));
+    }
+
+    #[test]
+    fn a_body_has_data_or_a_list_of_arguments() {
+        let read = |text: &str| Publish::read(text).map(|publish| (publish.event, publish.args));
+        let some = |event: &str, args: &str| Ok((event.to_owned(), args.to_owned()));
+        assert_eq!(read(r#"{"data":null}"#), some("message", "[null]"));
+        assert_eq!(
+            read(r#"{"event":"news","data":{"a": [1]}}"#),
+            some("news", r#"[{"a": [1]}]"#)
+        );
+        assert_eq!(
+            read(r#"{"args":[1,"\ud800"]}"#),
+            some("message", r#"[1,"\ud800"]"#)
+        );
+        assert_eq!(read("{}"), Err(ReadError::Missing("data")));
+        assert_eq!(
+            read(r#"{"data":1,"args":[]}"#),
+            Err(ReadError::Unexpected("args"))
+        );
+        assert_eq!(
+            read(r#"{"data":1,"room":"x"}"#),
+            Err(ReadError::Unexpected("room"))
+        );
+        for wrong in [
+            "",
+            "[]",
+            "7",
+            r#"{"args":7}"#,
+            r#"{"data":1,"more":2}"#,
+            r#"{"event":7,"data":1}"#,
+        ] {
+            assert!(matches!(read(wrong), Err(ReadError::Json(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn frames_are_read_with_their_reference() {
+        let read = |text: &str| {
+            let frame = Frame::read(text).expect("a frame");
+            (frame.request, frame.reference)
+        };
+        let rooms = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let subscribe = |names: &[&str], last_id| Request::Subscribe {
+            rooms: rooms(names),
+            last_id,
+        };
+        assert_eq!(
+            read(r#"{"type":"subscribe","room":"a","ref":{"n":1}}"#),
+            (subscribe(&["a"], None), Some(r#"{"n":1}"#.to_owned()))
+        );
+        for last_id in ["17", "\"17\""] {
+            let text = format!(r#"{{"type":"subscribe","rooms":["a","b"],"last_id":{last_id}}}"#);
+            assert_eq!(read(&text).0, subscribe(&["a", "b"], Some(17)));
+        }
+        assert_eq!(
+            read(r#"{"type":"unsubscribe","room":"a"}"#).0,
+            Request::Unsubscribe {
+                rooms: rooms(&["a"])
+            }
+        );
+        let publish = Publish {
+            event: "message".to_owned(),
+            args: "[7]".to_owned(),
+        };
+        assert_eq!(
+            read(r#"{"type":"publish","room":"a","data":7}"#).0,
+            Request::Publish {
+                room: "a".to_owned(),
+                publish
+            }
+        );
+        assert_eq!(
+            read(r#"{"type":"token","token":"a.b.c"}"#).0,
+            Request::Token {
+                token: "a.b.c".to_owned()
+            }
+        );
+        assert_eq!(
+            read(r#"{"type":"ping","ref":null}"#),
+            (Request::Ping, Some("null".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_wrong_frame_is_refused_with_its_reference_if_it_has_one() {
+        let error = |text: &str| Frame::read(text).expect_err("no frame");
+        let cases = [
+            (r#"{"room":"a"}"#, ReadError::Missing("type")),
+            (r#"{"type":"pong"}"#, ReadError::Type("pong".to_owned())),
+            (r#"{"type":"subscribe"}"#, ReadError::Missing("room")),
+            (
+                r#"{"type":"subscribe","rooms":[]}"#,
+                ReadError::Missing("room"),
+            ),
+            (
+                r#"{"type":"subscribe","room":"a","rooms":["b"]}"#,
+                ReadError::Unexpected("rooms"),
+            ),
+            (
+                r#"{"type":"unsubscribe","room":"a","last_id":1}"#,
+                ReadError::Unexpected("last_id"),
+            ),
+            (r#"{"type":"publish","data":1}"#, ReadError::Missing("room")),
+            (
+                r#"{"type":"publish","room":"a"}"#,
+                ReadError::Missing("data"),
+            ),
+            (r#"{"type":"token"}"#, ReadError::Missing("token")),
+            (
+                r#"{"type":"ping","room":"a"}"#,
+                ReadError::Unexpected("room"),
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(error(text), (expected, None), "{text}");
+        }
+        assert_eq!(
+            error(r#"{"type":"publish","room":"a","ref":7}"#),
+            (ReadError::Missing("data"), Some("7".to_owned()))
+        );
+        let long = format!(r#"{{"type":"ping","ref":"{}"}}"#, "a".repeat(MAX_REFERENCE));
+        assert_eq!(error(&long), (ReadError::Reference, None));
+        for wrong in [
+            "",
+            "ping",
+            "[]",
+            r#"{"type":"subscribe","room":"a","last_id":"x"}"#,
+        ] {
+            assert!(
+                matches!(error(wrong), (ReadError::Json(_), None)),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn ids_are_digits_only() {
+        assert_eq!(id("17"), Some(17));
+        assert_eq!(id("18446744073709551615"), Some(u64::MAX));
+        for wrong in ["", "+1", "-1", "1.0", "18446744073709551616", "a"] {
+            assert_eq!(id(wrong), None, "{wrong}");
+        }
+    }
+}
