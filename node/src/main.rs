@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(job) => return status(print(job)),
         Err(usage) => usage.exit(),
     };
-    let log = gateway::Log::start(config.operation.log_format, &config.operation.log_level);
+    let log = gateway::Log::start(&config.operation);
     gateway::raise_file_limit();
     match serve(config, is_demo, &log) {
         Ok(()) => ExitCode::SUCCESS,

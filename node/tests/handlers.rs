@@ -509,6 +509,7 @@ async fn an_observer_sees_what_a_socket_does_until_it_is_dropped() {
         r#"joined ["a", "b"]"#,
         r#"left ["b"]"#,
         r#"received x [{"n":1}]"#,
+        "acknowledged x []",
         "emitted one [2]",
         r#"broadcast all [3] to 1 of ["a"] except ["c"]"#,
         r#"broadcast from another node [] to 1 of ["a"] except []"#,
@@ -544,6 +545,9 @@ fn told(observation: Observation<'_>) -> String {
         Observation::Joined { rooms, .. } => format!("joined {rooms:?}"),
         Observation::Left { rooms, .. } => format!("left {rooms:?}"),
         Observation::Received { event, args, .. } => format!("received {event} {}", args.json()),
+        Observation::Acknowledged { event, args, .. } => {
+            format!("acknowledged {event} {}", args.json())
+        }
         Observation::Emitted { event, args, .. } => format!("emitted {event} {}", args.json()),
         Observation::Broadcast {
             rooms,

@@ -10,9 +10,11 @@ use prometheus::proto::Metric;
 use roomcast::{HandlerError, Handshake, Namespace, Refused, Server, SocketId};
 use serde::Deserialize;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::{auth::Auth, hooks::Hooks, session::SocketData, user_limit::UserLimit};
+use super::{
+    auth::Auth, hooks::Hooks, log_client::TARGET, session::SocketData, user_limit::UserLimit,
+};
 
 /// Time between two looks for foreign servers. They come and go with deployments.
 const LOOK: Duration = Duration::from_secs(10);
@@ -79,7 +81,14 @@ pub(crate) fn guard(
                     if !access.asks_hook() {
                         return Ok::<_, HandlerError>(data);
                     }
-                    let data = hooks.connect(&name, &handshake, &id, data).await?;
+                    let user = data.user.as_deref();
+                    let is_followed = hooks.followed().is_asking(&handshake, &id, user);
+                    let decided = hooks.connect(&name, &handshake, &id, data).await;
+                    if is_followed {
+                        let error = decided.as_ref().err();
+                        debug!(target: TARGET, namespace = name, socket = %id, ?error, "the hook has decided about the connect");
+                    }
+                    let data = decided?;
                     data.take_place(&name, &users)?;
                     Ok(data)
                 }

@@ -16,6 +16,7 @@ use super::{
     config::{Browser, Config, HeaderOfProxies, PacketParser, Protocol, Transport},
     demo::Demo,
     hooks::Hooks,
+    log_client::FollowedClients,
     namespaces::{self, Parts},
     origins::Origins,
     policy::RoomPolicy,
@@ -51,6 +52,7 @@ pub(crate) struct Built {
     pub(crate) auth: Option<Arc<Auth>>,
     pub(crate) policies: Policies,
     pub(crate) users: UserLimit,
+    pub(crate) followed: FollowedClients,
 }
 
 /// Builds the server that the configuration describes, with the events of the demo's page if there is one.
@@ -107,6 +109,7 @@ pub(crate) async fn server(
     });
     let auth = auth(config).await?;
     let mut policies = Policies::default();
+    let followed = hooks.followed().clone();
     let users = UserLimit::new(config.limits.max_sockets_per_user.0);
     for (name, access) in config.access() {
         let parts = Parts {
@@ -132,6 +135,7 @@ pub(crate) async fn server(
         auth,
         policies,
         users,
+        followed,
     })
 }
 

@@ -20,6 +20,7 @@ use super::{
     drain::DrainOptions,
     emit::EmitOptions,
     limits::LimitOptions,
+    log_client::ClientName,
     logging::LogFormat,
     options,
     redis::RedisOptions,
@@ -387,6 +388,18 @@ pub(crate) struct Operation {
     /// Log level: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, separated by commas
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: LogFilter,
+
+    /// Clients whose every step is logged, whatever the level: `off`, or ids, users and addresses, separated by commas
+    ///
+    /// The id is that of a socket or of a connection. What they send and receive appears with its size; with
+    /// roomcast::client=trace in the log level, also the first 1,024 bytes of its arguments.
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_delimiter = ',',
+        default_value = "off"
+    )]
+    pub(crate) log_client: Vec<ClientName>,
 }
 
 impl Operation {

@@ -21,9 +21,9 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_subscriber::{EnvFilter, fmt};
 
 use super::{
-    config::Config,
+    config::{Config, Operation},
+    log_client,
     reload::{Preparing, Reloadable, Swap},
-    values::LogFilter,
 };
 
 /// Lines that may wait to be written. At 200 bytes each this is 3 MB, some seconds of a busy log.
@@ -56,28 +56,32 @@ impl Reloadable for LogLevel {
     }
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
-        let (set_filter, filter) = (
-            Arc::clone(&self.0),
-            config.operation.log_level.to_env_filter(),
-        );
+        let (set_filter, filter) = (Arc::clone(&self.0), filter(&config.operation));
         let swap: Swap = Box::new(move || set_filter(filter));
         Box::pin(ready(Ok(swap)))
     }
 }
 
+/// The filter of the lines. Those about followed clients pass it, unless it names their target itself.
+fn filter(operation: &Operation) -> EnvFilter {
+    let follows = log_client::is_any(&operation.log_client);
+    let target = follows.then_some(log_client::TARGET);
+    operation.log_level.to_env_filter(target)
+}
+
 impl Log {
     /// Installs the log for the whole process, panics included. It must be called once.
-    pub(crate) fn start(format: LogFormat, filter: &LogFilter) -> Self {
+    pub(crate) fn start(operation: &Operation) -> Self {
         let (writer, writing) = NonBlockingBuilder::default()
             .buffered_lines_limit(MAX_WAITING_LINES)
             .lossy(true)
             .thread_name("log")
             .finish(io::stderr());
         let lines = fmt()
-            .with_env_filter(filter.to_env_filter())
+            .with_env_filter(filter(operation))
             .log_internal_errors(false)
             .with_writer(writer.clone());
-        let set_filter: SetFilter = match format {
+        let set_filter: SetFilter = match operation.log_format {
             LogFormat::Text => {
                 let lines = lines.with_ansi(colour_wanted(&io::stderr()));
                 let lines = lines.with_filter_reloading();

@@ -19,6 +19,7 @@ mod emit;
 mod file_limit;
 mod hooks;
 mod limits;
+mod log_client;
 mod logging;
 mod namespaces;
 mod notify;

@@ -46,6 +46,7 @@ use super::{
     doors::Doors,
     hooks::Hooks,
     limits::LiveLimits,
+    log_client::LogClients,
     logging::Log,
     notify::Notify,
     reload::{Reload, Reloadable},
@@ -151,8 +152,10 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         auth,
         policies,
         users,
+        followed,
     } = built?;
     hooks.started(&server).map_err(io::Error::other)?;
+    followed.set(&server, &config.operation.log_client);
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
     let api = api(&config, &server, auth.clone())?;
     let own = match own {
@@ -219,6 +222,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     };
     let mut parts: Vec<Box<dyn Reloadable>> = vec![
         Box::new(log.level()),
+        Box::new(LogClients(followed, server.clone())),
         Box::new(LiveLimits(server.clone(), users)),
         Box::new(api),
         Box::new(policies),

@@ -254,9 +254,12 @@ pub(crate) fn settings_file(text: &str) -> Result<SettingsFile, String> {
 pub(crate) struct LogFilter(String);
 
 impl LogFilter {
-    pub(crate) fn to_env_filter(&self) -> EnvFilter {
+    /// The filter, which also lets a target through at level debug. What the text names comes later
+    /// and wins.
+    pub(crate) fn to_env_filter(&self, target: Option<&str>) -> EnvFilter {
+        let also = target.map(|target| format!("{target}=debug,"));
         EnvFilter::builder()
-            .parse(&self.0)
+            .parse(also.unwrap_or_default() + &self.0)
             .expect("the text was parsed when this was made")
     }
 }

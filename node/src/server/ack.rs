@@ -29,6 +29,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{
     error::EmitError,
+    observe::Observation,
     socket::{LocalSocket, Socket},
 };
 
@@ -61,9 +62,16 @@ impl Ack {
             return Ok(());
         };
         let namespace = self.socket.live();
-        let frame = namespace
-            .parser
-            .ack(&namespace.name, id, &args.into_args()?)?;
+        let args = args.into_args()?;
+        if namespace.observers.is_any() {
+            let (socket, event, args) = (&self.socket, "", &args);
+            self.socket.observed(Observation::Acknowledged {
+                socket,
+                event,
+                args,
+            });
+        }
+        let frame = namespace.parser.ack(&namespace.name, id, &args)?;
         self.socket.send(&frame, false)
     }
 }

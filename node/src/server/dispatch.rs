@@ -143,6 +143,14 @@ impl Client {
             Err(failed) => failed.report(&namespace.place(Some(socket), name)),
         };
         if let (Some(id), true) = (id, socket.is_connected()) {
+            if namespace.observers.is_any() {
+                let (event, args) = (name, &args);
+                socket.observed(Observation::Acknowledged {
+                    socket,
+                    event,
+                    args,
+                });
+            }
             namespace.parser.reply_ack(turn, &namespace.name, id, &args);
         }
     }

@@ -56,6 +56,15 @@ pub enum Observation<'a> {
         /// Its arguments.
         args: &'a Args,
     },
+    /// An event of a client is being acknowledged.
+    Acknowledged {
+        /// The socket.
+        socket: &'a Socket,
+        /// The name of the event; empty if its handler has taken an [`Ack`](crate::Ack).
+        event: &'a str,
+        /// The arguments of the acknowledgement.
+        args: &'a Args,
+    },
     /// An event is being emitted to one socket.
     Emitted {
         /// The socket.

@@ -148,6 +148,12 @@ impl Socket {
         &self.0.id
     }
 
+    /// The id of the connection, which a client's sockets of all namespaces share. It is the session id
+    /// of Engine.IO.
+    pub fn connection_id(&self) -> &str {
+        self.0.connection.id().as_str()
+    }
+
     /// The name of the namespace.
     pub fn namespace_name(&self) -> &str {
         &self.0.namespace.name

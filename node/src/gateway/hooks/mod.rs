@@ -41,6 +41,7 @@ use roomcast::{
     RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
 };
 use tokio::time::timeout;
+use tracing::debug;
 
 pub(crate) use settings::{Settings, TEMPLATE};
 
@@ -58,6 +59,7 @@ use self::{
 use super::{
     access::AccessTable,
     config::Config,
+    log_client::{Client, FollowedClients, TARGET},
     operations::{self, Asks, Operation},
     reload::{Preparing, Reloadable, Swap},
     session::SocketData,
@@ -92,6 +94,8 @@ struct Inner {
     server: OnceLock<Server>,
     rooms: Rooms,
     metrics: Metrics,
+    /// The clients whose hooks are logged.
+    followed: FollowedClients,
     /// Where disconnects outlive the node.
     store: Option<Arc<Store>>,
 }
@@ -121,6 +125,7 @@ impl Hooks {
             server: OnceLock::new(),
             rooms: Rooms::default(),
             metrics,
+            followed: FollowedClients::default(),
             store,
         })))
     }
@@ -160,8 +165,23 @@ impl Hooks {
         let hooks = self.clone();
         namespace.fallback(move |socket: Socket, event: Event, ack: Ack| {
             let hooks = hooks.clone();
-            async move { hooks.event(&socket, &event, ack).await }
+            async move {
+                if !hooks.0.followed.is_followed(&socket) {
+                    return hooks.event(&socket, &event, ack).await;
+                }
+                let (client, name) = (Client(&socket), event.name());
+                debug!(target: TARGET, ?client, event = name, "calls the hook");
+                let called = hooks.event(&socket, &event, ack).await;
+                let error = called.as_ref().err();
+                debug!(target: TARGET, ?client, event = name, ?error, "the hook is done");
+                called
+            }
         })
+    }
+
+    /// The clients whose hooks are logged.
+    pub(crate) fn followed(&self) -> &FollowedClients {
+        &self.0.followed
     }
 
     /// Whether [`connected`](Self::connected) and [`disconnected`](Self::disconnected) must be called.

@@ -1,0 +1,308 @@
+//! Follows single clients in the log: all that they do, while everybody else is logged as configured.
+//!
+//! A client is named by the id of its connection or of a socket, by its user, or by its address. The
+//! lines come from an [observer](Server::observe), which exists only while somebody is named, so that
+//! following costs nothing otherwise. They have a target of their own, [`TARGET`], which the filter of
+//! the log lets through at level debug; at level trace they show arguments, too.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use roomcast::{Args, Handshake, Observation, Observer, Server, Socket, SocketId};
+use tracing::{Level, debug, enabled, trace};
+
+use super::{
+    config::Config,
+    reload::{Preparing, Reloadable, Swap},
+    session,
+};
+
+/// The target of the lines, as it is written in their texts.
+pub(super) const TARGET: &str = "roomcast::client";
+
+/// Bytes of arguments that a line shows.
+const MAX_ARGS: usize = 1024;
+
+/// Rooms that a line names.
+const MAX_ROOMS: usize = 32;
+
+/// A client to follow, or `off`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ClientName {
+    Off,
+    Named(String),
+}
+
+impl FromStr for ClientName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "off" => Ok(Self::Off),
+            name if !name.is_empty() && !name.contains(char::is_control) => {
+                Ok(Self::Named(name.to_owned()))
+            }
+            _ => Err("expected `off`, an id, a user or an address".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ClientName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Named(name) => name,
+        })
+    }
+}
+
+/// Whether anybody is to be followed.
+pub(crate) fn is_any(names: &[ClientName]) -> bool {
+    names.iter().any(|name| *name != ClientName::Off)
+}
+
+/// The clients that are followed. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct FollowedClients(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    is_any: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    names: Vec<String>,
+    /// By id. Sockets that have been recognised.
+    sockets: HashMap<SocketId, Socket>,
+    observer: Option<Observer>,
+}
+
+impl FollowedClients {
+    /// Replaces the clients that are followed. Those that are connected are looked for at once.
+    pub(crate) fn set(&self, server: &Server, names: &[ClientName]) {
+        let names = names.iter().filter(|name| **name != ClientName::Off);
+        let names: Vec<_> = names.map(ToString::to_string).collect();
+        let is_any = !names.is_empty();
+        let mut state = self.0.state.lock();
+        state.names = names;
+        let others = std::mem::take(&mut state.sockets);
+        let before = state.observer.take();
+        self.0.is_any.store(is_any, Ordering::Relaxed);
+        if is_any {
+            let clients = self.clone();
+            state.observer = Some(server.observe(move |observation| clients.log(observation)));
+            let (clients, server) = (self.clone(), server.clone());
+            tokio::spawn(async move { clients.look_for(&server).await });
+        }
+        drop(state);
+        drop((others, before));
+    }
+
+    /// Recognises the clients that are connected already.
+    async fn look_for(&self, server: &Server) {
+        for name in server.namespaces() {
+            let namespace = server.of(&name);
+            // Only a namespace that has gone meanwhile fails.
+            let ids = namespace
+                .clone()
+                .local()
+                .socket_ids()
+                .await
+                .unwrap_or_default();
+            for socket in ids.iter().filter_map(|id| namespace.socket(id.as_str())) {
+                if self.knows(&socket) {
+                    debug!(target: TARGET, client = ?Client(&socket), rooms = ?rooms(&socket.rooms()), "following a socket");
+                }
+            }
+        }
+    }
+
+    /// Whether a client is followed that asks to connect.
+    pub(crate) fn is_asking(
+        &self,
+        handshake: &Handshake,
+        id: &SocketId,
+        user: Option<&str>,
+    ) -> bool {
+        self.0.is_any.load(Ordering::Relaxed) && {
+            let state = self.0.state.lock();
+            let ids = [Some(id.as_str()), user];
+            is_named(&state.names, &ids, handshake)
+        }
+    }
+
+    /// Whether a socket is followed.
+    pub(crate) fn is_followed(&self, socket: &Socket) -> bool {
+        self.0.is_any.load(Ordering::Relaxed)
+            && self.0.state.lock().sockets.contains_key(socket.id())
+    }
+
+    /// The same, for a socket that may be new.
+    fn knows(&self, socket: &Socket) -> bool {
+        let user = session::user(socket);
+        let mut state = self.0.state.lock();
+        if state.sockets.contains_key(socket.id()) {
+            return true;
+        }
+        let ids = [
+            Some(socket.id().as_str()),
+            Some(socket.connection_id()),
+            user.as_deref(),
+        ];
+        let is_named = is_named(&state.names, &ids, socket.handshake());
+        if is_named && socket.is_connected() {
+            state.sockets.insert(socket.id().clone(), socket.clone());
+        }
+        is_named
+    }
+
+    fn log(&self, observation: Observation<'_>) {
+        match observation {
+            Observation::Connected { socket } if self.knows(socket) => {
+                let (connection, transport) = (socket.connection_id(), socket.transport());
+                let agent = socket.handshake().header("user-agent");
+                let agent = agent.as_deref();
+                debug!(target: TARGET, client = ?Client(socket), connection, transport, agent, "connected");
+            }
+            Observation::Disconnected { socket, reason } if self.knows(socket) => {
+                let rooms = socket.rooms();
+                debug!(target: TARGET, client = ?Client(socket), %reason, rooms = ?self::rooms(&rooms), "disconnected");
+                let gone = self.0.state.lock().sockets.remove(socket.id());
+                drop(gone);
+            }
+            Observation::Joined { socket, rooms } if self.knows(socket) => {
+                debug!(target: TARGET, client = ?Client(socket), rooms = ?self::rooms(rooms), "joined");
+            }
+            Observation::Left { socket, rooms } if self.knows(socket) => {
+                debug!(target: TARGET, client = ?Client(socket), rooms = ?self::rooms(rooms), "left");
+            }
+            Observation::Received {
+                socket,
+                event,
+                args,
+            } if self.knows(socket) => log_event(socket, "received", event, args),
+            Observation::Acknowledged {
+                socket,
+                event,
+                args,
+            } if self.knows(socket) => log_event(socket, "acknowledged", event, args),
+            Observation::Emitted {
+                socket,
+                event,
+                args,
+            } if self.knows(socket) => log_event(socket, "emitted", event, args),
+            Observation::Broadcast {
+                namespace,
+                rooms,
+                except,
+                event,
+                args,
+                ..
+            } => {
+                for socket in self.recipients(namespace, rooms, except) {
+                    log_event(&socket, "broadcast", event, args);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The followed sockets that a broadcast selects.
+    fn recipients(&self, namespace: &str, rooms: &[Box<str>], except: &[Box<str>]) -> Vec<Socket> {
+        let mut sockets: Vec<_> = self.0.state.lock().sockets.values().cloned().collect();
+        sockets.retain(|socket| {
+            let own = socket.rooms();
+            let is_in = |room: &Box<str>| own.iter().any(|known| **known == **room);
+            socket.namespace_name() == namespace
+                && (rooms.is_empty() || rooms.iter().any(is_in))
+                && !except.iter().any(is_in)
+        });
+        sockets
+    }
+}
+
+fn is_named(names: &[String], ids: &[Option<&str>], handshake: &Handshake) -> bool {
+    let address = handshake
+        .address()
+        .map(|address| address.ip().to_canonical());
+    names.iter().any(|name| {
+        let is_id = ids.contains(&Some(&**name));
+        is_id || address.is_some() && name.parse::<IpAddr>().ok() == address
+    })
+}
+
+/// Logs an event between a client and the server. Its arguments are the client's own, so they appear at
+/// level trace only.
+fn log_event(socket: &Socket, what: &'static str, event: &str, args: &Args) {
+    let (json, attachments) = (args.json(), args.attachments().len());
+    let bytes = json.len();
+    if enabled!(target: TARGET, Level::TRACE) {
+        let args = &json[..json.floor_char_boundary(MAX_ARGS)];
+        trace!(target: TARGET, client = ?Client(socket), event, bytes, attachments, args, "{what}");
+    } else {
+        debug!(target: TARGET, client = ?Client(socket), event, bytes, attachments, "{what}");
+    }
+}
+
+fn rooms<T: AsRef<str>>(rooms: &[T]) -> Vec<&str> {
+    rooms.iter().take(MAX_ROOMS).map(AsRef::as_ref).collect()
+}
+
+/// The names of a client in a line.
+pub(crate) struct Client<'a>(pub(crate) &'a Socket);
+
+impl fmt::Debug for Client<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(socket) = self;
+        write!(f, "{}{}", socket.namespace_name(), socket.id())?;
+        if let Some(user) = session::user(socket) {
+            write!(f, " of {user:?}")?;
+        }
+        match socket.handshake().address() {
+            Some(address) => write!(f, " at {address}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The part of the program that a reload replaces.
+pub(crate) struct LogClients(pub(crate) FollowedClients, pub(crate) Server);
+
+impl Reloadable for LogClients {
+    fn keys(&self) -> &'static [&'static str] {
+        &["log_client"]
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        let (clients, server) = (self.0.clone(), self.1.clone());
+        let names = config.operation.log_client.clone();
+        let swap: Swap = Box::new(move || clients.set(&server, &names));
+        Box::pin(std::future::ready(Ok(swap)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_a_name_or_nobody_is_followed() {
+        let parse = |text: &str| text.parse::<ClientName>();
+        assert_eq!(parse("off"), Ok(ClientName::Off));
+        assert_eq!(parse(" ada "), Ok(ClientName::Named("ada".to_owned())));
+        assert!(parse(" ").is_err());
+        assert!(!is_any(&[ClientName::Off]));
+        assert!(is_any(&[ClientName::Off, parse("ada").unwrap()]));
+    }
+}
