@@ -223,10 +223,13 @@ impl FollowedClients {
         let mut sockets: Vec<_> = self.0.state.lock().sockets.values().cloned().collect();
         sockets.retain(|socket| {
             let own = socket.rooms();
-            let is_in = |room: &Box<str>| own.iter().any(|known| **known == **room);
+            let is_in = |rooms: &[Box<str>]| {
+                let mut rooms = rooms.iter();
+                rooms.any(|room| own.iter().any(|known| **known == **room))
+            };
             socket.namespace_name() == namespace
-                && (rooms.is_empty() || rooms.iter().any(is_in))
-                && !except.iter().any(is_in)
+                && (rooms.is_empty() || is_in(rooms))
+                && !is_in(except)
         });
         sockets
     }
