@@ -72,6 +72,7 @@ pub use roomcast_emitter::{Dialect, RedisUrl};
 pub use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs, Value},
     event::is_reserved,
+    id::EngineId,
     pakyow,
     target::Rooms,
 };

@@ -14,8 +14,8 @@ use std::{
 
 use axum::Extension;
 use roomcast::{
-    Ack, Args, BuildError, Event, HandlerError, HandlerResult, Handshake, MemoryBus, Namespace,
-    Observation, Refused, Server, Socket, SocketId, State, Value,
+    Ack, Args, BuildError, EngineId, Event, HandlerError, HandlerResult, Handshake, MemoryBus,
+    Namespace, Observation, Refused, Server, Socket, SocketId, State, Value,
 };
 use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
 use tokio::{net::TcpListener, sync::mpsc, task::yield_now};
@@ -205,17 +205,21 @@ async fn authorizers_run_in_order_and_the_first_error_refuses() {
 }
 
 #[tokio::test]
-async fn an_authorizer_knows_the_id_that_the_socket_will_have() {
+async fn an_authorizer_knows_the_ids_that_the_socket_will_have() {
     let namespace = Namespace::new("/")
-        .authorize(async |id: SocketId| Ok::<_, Refused>(id.to_string()))
+        .authorize(async |id: SocketId, connection: EngineId| {
+            Ok::<_, Refused>((id.to_string(), connection.as_str().to_owned()))
+        })
         .on("both", async |socket: Socket| {
-            let noted = socket.data::<String>().map(|id| id.to_string());
-            (socket.id().to_string(), noted)
+            let noted = socket.data::<(String, String)>().map(|ids| (*ids).clone());
+            let own = (socket.id().to_string(), socket.connection_id().to_owned());
+            (own, noted)
         });
     let (_server, answers) = answers(namespace, &[r#"421["both"]"#]).await;
     let json = answers[0].strip_prefix("431").expect("an answer");
-    let (id, noted): (String, Option<String>) = serde_json::from_str(json).expect("two ids");
-    assert_eq!(noted, Some(id));
+    type Ids = (String, String);
+    let (own, noted): (Ids, Option<Ids>) = serde_json::from_str(json).expect("ids");
+    assert_eq!(noted, Some(own));
 }
 
 #[tokio::test]

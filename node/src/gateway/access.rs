@@ -7,13 +7,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use prometheus::proto::Metric;
-use roomcast::{HandlerError, Handshake, Namespace, Refused, Server, SocketId};
+use roomcast::{EngineId, HandlerError, Handshake, Namespace, Refused, Server, SocketId};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::{
-    auth::Auth, hooks::Hooks, log_client::TARGET, session::SocketData, user_limit::UserLimit,
+    auth::Auth,
+    hooks::Hooks,
+    log_client::{ClientNames, TARGET},
+    session::SocketData,
+    user_limit::UserLimit,
 };
 
 /// Time between two looks for foreign servers. They come and go with deployments.
@@ -66,7 +70,7 @@ pub(crate) fn guard(
         Access::Jwt | Access::Hook | Access::JwtHook => {
             let (name, auth) = (name.to_owned(), auth.cloned());
             let (hooks, users) = (hooks.clone(), users.clone());
-            namespace.authorize(move |handshake: Handshake, id: SocketId| {
+            namespace.authorize(move |handshake: Handshake, id: SocketId, connection: EngineId| {
                 let (name, auth) = (name.clone(), auth.clone());
                 let (hooks, users) = (hooks.clone(), users.clone());
                 async move {
@@ -81,12 +85,17 @@ pub(crate) fn guard(
                     if !access.asks_hook() {
                         return Ok::<_, HandlerError>(data);
                     }
-                    let user = data.user.as_deref();
-                    let is_followed = hooks.followed().is_asking(&handshake, &id, user);
+                    let before = data.user.clone();
                     let decided = hooks.connect(&name, &handshake, &id, data).await;
-                    if is_followed {
+                    // The hook may have named the user only now.
+                    let now = decided.as_ref().ok().and_then(|data| data.user.as_deref());
+                    let user = now.or(before.as_deref());
+                    let ids = [Some(id.as_str()), Some(connection.as_str()), user];
+                    if hooks.followed().is_asking(&handshake, &ids) {
+                        let (namespace, socket, handshake) = (&*name, &id, &handshake);
+                        let client = ClientNames { namespace, socket, user, handshake };
                         let error = decided.as_ref().err();
-                        debug!(target: TARGET, namespace = name, socket = %id, ?error, "the hook has decided about the connect");
+                        debug!(target: TARGET, ?client, ?error, "the hook has decided about the connect");
                     }
                     let data = decided?;
                     data.take_place(&name, &users)?;

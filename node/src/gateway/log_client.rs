@@ -128,18 +128,10 @@ impl FollowedClients {
         }
     }
 
-    /// Whether a client is followed that asks to connect.
-    pub(crate) fn is_asking(
-        &self,
-        handshake: &Handshake,
-        id: &SocketId,
-        user: Option<&str>,
-    ) -> bool {
-        self.0.is_any.load(Ordering::Relaxed) && {
-            let state = self.0.state.lock();
-            let ids = [Some(id.as_str()), user];
-            is_named(&state.names, &ids, handshake)
-        }
+    /// Whether a client is followed that asks to connect, by its names so far.
+    pub(crate) fn is_asking(&self, handshake: &Handshake, ids: &[Option<&str>]) -> bool {
+        self.0.is_any.load(Ordering::Relaxed)
+            && is_named(&self.0.state.lock().names, ids, handshake)
     }
 
     /// Whether a socket is followed.
@@ -268,11 +260,32 @@ pub(crate) struct Client<'a>(pub(crate) &'a Socket);
 impl fmt::Debug for Client<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(socket) = self;
-        write!(f, "{}{}", socket.namespace_name(), socket.id())?;
-        if let Some(user) = session::user(socket) {
+        let user = session::user(socket);
+        let names = ClientNames {
+            namespace: socket.namespace_name(),
+            socket: socket.id(),
+            user: user.as_deref(),
+            handshake: socket.handshake(),
+        };
+        names.fmt(f)
+    }
+}
+
+/// The same of a client that may not have a socket yet.
+pub(crate) struct ClientNames<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) socket: &'a SocketId,
+    pub(crate) user: Option<&'a str>,
+    pub(crate) handshake: &'a Handshake,
+}
+
+impl fmt::Debug for ClientNames<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.namespace, self.socket)?;
+        if let Some(user) = self.user {
             write!(f, " of {user:?}")?;
         }
-        match socket.handshake().address() {
+        match self.handshake.address() {
             Some(address) => write!(f, " at {address}"),
             None => Ok(()),
         }

@@ -43,6 +43,7 @@ use crate::{
 };
 use roomcast_protocol::{
     engine_io::open::Revision,
+    id::EngineId,
     socket_io::{
         connect::{Dialect, split_query},
         decode::{DecodeError, Decoder, Limits},
@@ -218,7 +219,8 @@ impl Client {
             Box::pin(expecting.map(|()| Ok(None)))
         } else {
             let (namespace, handshake) = (Arc::clone(&namespace), handshake.clone());
-            Box::pin(authorize(namespace, handshake, socket.clone()))
+            let connection = *connection.id();
+            Box::pin(authorize(namespace, handshake, socket.clone(), connection))
         };
         let task = Task::Admission {
             namespace,
@@ -625,12 +627,14 @@ async fn authorize(
     namespace: Arc<LiveNamespace>,
     handshake: Handshake,
     socket: SocketId,
+    connection: EngineId,
 ) -> Admission {
     let mut data = None;
     for authorizer in &namespace.handlers.authorizers {
         let deciding = authorizer(&mut Call {
             handshake: Some(&handshake),
             socket_id: Some(&socket),
+            connection: Some(connection),
             ..Call::new(&namespace.handlers.states)
         });
         data = deciding.await?.or(data);

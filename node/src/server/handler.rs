@@ -24,6 +24,7 @@ use std::{
 
 use roomcast_adapter::{JoinError, SocketId};
 use roomcast_protocol::args::{Args, ArgsError, FromArgs, IntoArgs, Payload};
+use roomcast_protocol::id::EngineId;
 
 use super::{
     ack::Ack,
@@ -86,6 +87,7 @@ pub struct Call<'a> {
     pub(crate) namespace: Option<&'a BroadcastOperator>,
     pub(crate) handshake: Option<&'a Handshake>,
     pub(crate) socket_id: Option<&'a SocketId>,
+    pub(crate) connection: Option<EngineId>,
     pub(crate) reason: Option<DisconnectReason>,
     pub(crate) event: &'a str,
     pub(crate) payload: Option<&'a Payload<'a>>,
@@ -105,6 +107,7 @@ impl<'a> Call<'a> {
             namespace: None,
             handshake: None,
             socket_id: None,
+            connection: None,
             reason: None,
             event: "",
             payload: None,
@@ -181,6 +184,7 @@ pub trait Arguments<Place>: Sized + 'static {
 /// | [`DisconnectReason`] | disconnect | why the socket has disconnected |
 /// | [`Handshake`] | authorize | the client's first request |
 /// | [`SocketId`] | authorize | the id that the socket will have |
+/// | [`EngineId`] | authorize | the id of the client's connection |
 /// | [`BroadcastOperator`] | events of servers | the namespace |
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an argument of a handler here",
@@ -272,6 +276,8 @@ arguments! {
         |call| call.handshake.expect("it is about a client").clone();
     SocketId: OnAuthorize =>
         |call| call.socket_id.expect("it is about a client").clone();
+    EngineId: OnAuthorize =>
+        |call| call.connection.expect("it is about a client");
     DisconnectReason: OnDisconnect =>
         |call| call.reason.expect("it is about a disconnect");
     Event: OnEventPlace =>

@@ -66,7 +66,7 @@ describe("following a client", { timeout: 120_000 }, () => {
     const gone = await has("disconnected");
     assert.equal(gone.reason, "client namespace disconnect");
     const lines = followed();
-    for (const message of ["connected", "joined", "received", "calls the hook", "emitted", "broadcast", "left", "acknowledged", "the hook is done"]) {
+    for (const message of ["connected", "joined", "received", "the hook has decided about the connect", "calls the hook", "emitted", "broadcast", "left", "acknowledged", "the hook is done"]) {
       assert.ok(lines.some((line) => line.message === message), `${message}: ${JSON.stringify(lines)}`);
     }
     assert.ok(lines.every(({ client }) => client.startsWith(`/${id} of "ada" at 127.0.0.1:`)), JSON.stringify(lines));
