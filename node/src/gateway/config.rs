@@ -137,6 +137,9 @@ pub(crate) struct Config {
     pub(crate) cluster: ClusterOptions,
     #[command(flatten)]
     pub(crate) operation: Operation,
+    #[cfg(feature = "otlp")]
+    #[command(flatten)]
+    pub(crate) traces: super::traces::TraceOptions,
     /// The sections of the file.
     #[arg(skip)]
     pub(crate) settings: Settings,

@@ -41,6 +41,7 @@ mod session;
 mod settings;
 mod tls;
 mod token;
+mod traces;
 mod user_limit;
 mod values;
 mod vitals;

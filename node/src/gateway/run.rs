@@ -34,6 +34,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+#[cfg(feature = "otlp")]
+use super::traces::Traces;
 use super::{
     access,
     admin::{Admin, Health, Pages, View},
@@ -156,6 +158,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     } = built?;
     hooks.started(&server).map_err(io::Error::other)?;
     followed.set(&server, &config.operation.log_client);
+    #[cfg(feature = "otlp")]
+    let traces = Traces::start(&config.traces, server.node().as_str()).map_err(io::Error::other)?;
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
     let api = api(&config, &server, auth.clone())?;
     let own = match own {
@@ -239,6 +243,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         operation.drain_timeout.0,
     )
     .await?;
+    #[cfg(feature = "otlp")]
+    traces.end().await;
     info!("stopped");
     Ok(())
 }

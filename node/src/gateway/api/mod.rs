@@ -56,6 +56,7 @@ use super::{
     auth::Auth,
     config::Config,
     reload::{Preparing, Reloadable, Swap},
+    traces::{self, Span},
 };
 
 /// The key of the demo. It is in the documentation, so it protects nothing.
@@ -191,7 +192,11 @@ impl Api {
         request: Request,
     ) -> Response {
         let timing = self.metrics.start(endpoint);
-        let response = match self.call(endpoint, door, request).await {
+        let begun = traces::begin(&Span::Api {
+            path: endpoint.path(),
+            headers: request.headers(),
+        });
+        let response = match begun.during(self.call(endpoint, door, request)).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         };

@@ -45,6 +45,7 @@ use super::{
 use crate::gateway::{
     operations::{self, Operation, Problem},
     outbound::{self, Versions},
+    traces::{self, Span},
 };
 
 /// The largest response, in bytes.
@@ -257,7 +258,10 @@ impl Backend {
         *passed = Some(self.breaker.pass().ok_or(Failure::CircuitOpen)?);
         let _running = Running::new(&self.in_flight);
         let timer = self.duration.start_timer();
-        let response = self.post(body, forwarded).await?;
+        let span = Span::Hook { name: &self.name };
+        let response = traces::begin(&span)
+            .during(self.post(body, forwarded))
+            .await?;
         timer.observe_duration();
         Ok(read(&response)?)
     }
@@ -295,9 +299,14 @@ impl Backend {
     async fn post(&self, body: Bytes, forwarded: HeaderMap) -> Result<Bytes, Failure> {
         let request = self.request(body, forwarded);
         let response = self.client.request(request).await;
-        let response = response.map_err(|error| Failure::Unreachable(outbound::causes(&error)))?;
+        let failed = |failure: Failure| {
+            traces::failed(failure.label());
+            failure
+        };
+        let response =
+            response.map_err(|error| failed(Failure::Unreachable(outbound::causes(&error))))?;
         if !response.status().is_success() {
-            return Err(Failure::Status(response.status()));
+            return Err(failed(Failure::Status(response.status())));
         }
         let body = Limited::new(response.into_body(), MAX_RESPONSE);
         let body = body.collect().await.map_err(|error| {
@@ -318,6 +327,7 @@ impl Backend {
         let headers = request.headers_mut();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
+        traces::inject(headers);
         if let Some(Ok(signature)) = signature.map(HeaderValue::try_from) {
             headers.insert(signature::HEADER, signature);
         }

@@ -63,6 +63,7 @@ use super::{
     operations::{self, Asks, Operation},
     reload::{Preparing, Reloadable, Swap},
     session::SocketData,
+    traces::{self, Span},
 };
 
 /// How long a node that stops waits until backends have confirmed the disconnects.
@@ -166,12 +167,18 @@ impl Hooks {
         namespace.fallback(move |socket: Socket, event: Event, ack: Ack| {
             let hooks = hooks.clone();
             async move {
+                let (namespace, name) = (socket.namespace_name(), event.name());
+                let begun = traces::begin(&Span::Event {
+                    namespace,
+                    event: name,
+                });
+                let called = begun.during(hooks.event(&socket, &event, ack));
                 if !hooks.0.followed.is_followed(&socket) {
-                    return hooks.event(&socket, &event, ack).await;
+                    return called.await;
                 }
-                let (client, name) = (Client(&socket), event.name());
+                let client = Client(&socket);
                 debug!(target: TARGET, ?client, event = name, "calls the hook");
-                let called = hooks.event(&socket, &event, ack).await;
+                let called = called.await;
                 let error = called.as_ref().err();
                 debug!(target: TARGET, ?client, event = name, ?error, "the hook is done");
                 called
@@ -215,7 +222,9 @@ impl Hooks {
             .map_err(|error| noted(backend, Failure::Request(error.into())))
             .map_err(|failure| fail(&failure))?;
         let forwarded = backend.selection.forward(handshake);
-        let called = backend.call(body, forwarded, read_list).await;
+        let span = Span::Connect { namespace };
+        let called = backend.call(body, forwarded, read_list);
+        let called = traces::begin(&span).during(called).await;
         let list = called.map_err(|failure| fail(&failure))?;
         let shown = data.session.as_ref().and(data.user.as_deref());
         let checked = operations::check(list, Asks::Connect, &self.0.limits)
