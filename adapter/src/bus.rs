@@ -13,9 +13,13 @@ use std::{
 use roomcast_protocol::{
     args::Args,
     id::{NodeId, SocketId},
-    message::Message,
+    message::{Message, Position},
     question::{Answer, Answered, Question},
 };
+
+mod log;
+
+pub use log::{HistoryEntry, HistoryLimits, Log, Page};
 
 /// The futures of this module: boxed, because they cross a trait object.
 pub type BusFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -99,6 +103,11 @@ pub trait BusHandle: Send + Sync + 'static {
     /// Publishes a message to all other nodes. It is enqueued when this returns, in call order.
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>>;
 
+    /// Opens the log of the namespace's rooms. `None` if the bus keeps none, which is the default.
+    fn log(&self, _limits: HistoryLimits) -> Option<Arc<dyn Log>> {
+        None
+    }
+
     /// Asks all other nodes and collects their answers, for `timeout` at most. The question is
     /// enqueued when this returns, in order with the messages.
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>>;
@@ -109,18 +118,9 @@ pub trait BusHandle: Send + Sync + 'static {
 pub struct Published {
     /// The number of other nodes that received it.
     pub nodes: usize,
-    /// The position of the message in the journal of the cluster. `None` if the bus keeps no journal,
-    /// as is the case for both buses of this crate.
+    /// The position of the message, if the bus stores what is published. Both buses of this crate
+    /// store only what is published through a [`Log`].
     pub position: Option<Position>,
-}
-
-/// A position in a journal of messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// Identifies the journal. Positions of different epochs cannot be compared.
-    pub epoch: Box<str>,
-    /// The number of messages before it.
-    pub offset: u64,
 }
 
 /// A namespace of a node, as it introduces itself to the bus.
@@ -139,9 +139,9 @@ pub struct Attachment<'a> {
 ///
 /// All methods may be called from any thread. None may block or call back into the bus.
 pub trait Listener: Send + Sync {
-    /// Carries out a message of another node or of an emitter. Returns the number of sockets of
-    /// this node that it was meant for.
-    fn receive(&self, message: &Message) -> usize;
+    /// Carries out a message of another node or of an emitter, or a stored message of any node, which
+    /// has a position. Returns the number of sockets of this node that it was meant for.
+    fn receive(&self, message: &Message, position: Option<Position>) -> usize;
 
     /// Answers a question about the sockets of this node. Acknowledgements are reported to
     /// `progress` as they arrive.

@@ -13,6 +13,7 @@ mod bus;
 mod directory;
 mod member;
 mod memory_bus;
+mod memory_log;
 mod redis_bus;
 mod rooms;
 pub mod subscriber;
@@ -20,14 +21,16 @@ mod watch;
 
 pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{
-    Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Listener, Position, Progress,
-    Published, Tracking,
+    Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, HistoryEntry, HistoryLimits,
+    Listener, Log, Page, Progress, Published, Tracking,
 };
 pub use member::Member;
 pub use memory_bus::MemoryBus;
+pub use memory_log::MemoryLogs;
 pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, RedisRights, StartError};
 pub use roomcast_protocol::{
     id::{NodeId, SocketId},
+    message::Position,
     question::{Answer, Answered, Description, Question},
 };
 pub use watch::RoomWatch;

@@ -17,13 +17,19 @@ use roomcast_protocol::{
 };
 use tokio::sync::RwLock;
 
-use crate::bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Listener, Published};
+use crate::{
+    bus::{
+        Attachment, Bus, BusError, BusFuture, BusHandle, HistoryLimits, Listener, Log, Published,
+    },
+    memory_log::MemoryLogs,
+};
 
 /// Connects all servers that hold a clone of it. Nothing is lost and nothing waits in a queue: the
 /// other servers have carried out a message before `publish` returns.
 #[derive(Clone, Default)]
 pub struct MemoryBus {
     namespaces: Arc<Mutex<Namespaces>>,
+    logs: MemoryLogs,
 }
 
 /// The members of each namespace.
@@ -120,12 +126,17 @@ impl BusHandle for Handle {
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>> {
         let others = self.others();
         for (_, listener) in &others {
-            listener.receive(&message);
+            listener.receive(&message, None);
         }
         Box::pin(ready(Ok(Published {
             nodes: others.len(),
             position: None,
         })))
+    }
+
+    fn log(&self, limits: HistoryLimits) -> Option<Arc<dyn Log>> {
+        let listener = Weak::clone(&self.member.listener);
+        Some(self.bus.logs.open(&self.namespace, limits, listener))
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {

@@ -63,8 +63,8 @@ pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
 pub use rate::Rate;
 pub use roomcast_adapter::{
-    BusError, Gap, Health, JoinError, MemoryBus, NodeId, PrivateRooms, RedisBus, RedisConfig,
-    RedisRights, SocketId, StartError,
+    BusError, Gap, Health, HistoryEntry, HistoryLimits, JoinError, MemoryBus, NodeId, Position,
+    PrivateRooms, RedisBus, RedisConfig, RedisRights, SocketId, StartError,
 };
 /// Emitting from other processes, and the language of the cluster.
 pub use roomcast_emitter as emitter;
@@ -79,9 +79,9 @@ pub use roomcast_protocol::{
 pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
     Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, Handler, HandlerError,
-    HandlerResult, Namespace, Observation, Observer, Outcome, Parser, Refused, RemoteSocket, Reply,
-    RoomChange, RoomChanges, Serve, Server, ServerAnswers, Socket, SocketOperator, State, place,
-    shutdown_signal, way,
+    HandlerResult, History, HistoryError, Namespace, Observation, Observer, Outcome, Parser,
+    PublishError, Refused, RemoteSocket, Reply, RoomChange, RoomChanges, Serve, Server,
+    ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };
 pub use transport::{
     client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},
@@ -96,8 +96,8 @@ pub use transport::{
 /// [`RedisBus`] or [`Builder::redis`].
 pub mod bus {
     pub use roomcast_adapter::{
-        Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Position,
-        Progress, Published, Question, Tracking,
+        Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Log, Page,
+        Position, Progress, Published, Question, Tracking,
     };
     pub use roomcast_protocol::{
         message::Message,

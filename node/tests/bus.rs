@@ -177,7 +177,7 @@ async fn every_question_is_answered_for_the_sockets_of_this_node() {
         event: "x".into(),
         args: Args::default(),
     };
-    assert_eq!(node.bus.listener("/").receive(&broadcast), 2);
+    assert_eq!(node.bus.listener("/").receive(&broadcast, None), 2);
     assert_eq!(client_b.text().await, r#"42["x"]"#);
 }
 
@@ -506,7 +506,7 @@ async fn a_shutdown_waits_for_handlers_of_server_side_events_before_it_closes_th
         args: Args::default(),
     };
     let listener = bus.listener("/");
-    assert_eq!(listener.receive(&event), 0);
+    assert_eq!(listener.receive(&event, None), 0);
     let log = Mutex::new(Vec::new());
     let is_noted = |what: &str| {
         let mut log = log.lock();
@@ -522,7 +522,7 @@ async fn a_shutdown_waits_for_handlers_of_server_side_events_before_it_closes_th
     gate.open();
     within("the end", closing).await.unwrap();
     // Too late to run.
-    listener.receive(&event);
+    listener.receive(&event, None);
     is_noted("");
     assert_eq!(
         *log.lock(),

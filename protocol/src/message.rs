@@ -45,6 +45,17 @@ pub enum Message {
     },
 }
 
+/// The place of a broadcast in the log of its namespace.
+///
+/// All rooms of a namespace share one sequence of ids, so inside a room ids grow and have gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The id, at most 2^53, beyond which JavaScript cannot count.
+    pub id: u64,
+    /// When the broadcast was stored, in milliseconds since 1970.
+    pub time: u64,
+}
+
 impl Message {
     /// The sockets that the message is for; `None` if it is for the servers themselves.
     pub fn target(&self) -> Option<&Target> {

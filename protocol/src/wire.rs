@@ -38,7 +38,7 @@ use crate::{
     args::{Args, ArgsError, json::JsonError},
     channel::{Channels, Dialect, Kind},
     id::NodeId,
-    message::Message,
+    message::{Message, Position},
     msgpack::{MsgpackError, TranscodeLimits},
     question::{Answer, Question},
     raw::{Raw, RawError},
@@ -88,6 +88,8 @@ pub enum Incoming {
         message: Message,
         /// The id of the [`Question::Reached`] that will ask for the number of sockets reached.
         confirm: Option<Box<str>>,
+        /// The place of a broadcast that was stored in a log.
+        position: Option<Position>,
     },
     /// A question to answer with [`Wire::response`].
     Question {

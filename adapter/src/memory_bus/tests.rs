@@ -3,7 +3,7 @@
 use std::future::pending;
 
 use futures_util::FutureExt as _;
-use roomcast_protocol::{question::Answer, target::Target};
+use roomcast_protocol::{message::Position, question::Answer, target::Target};
 
 use super::*;
 use crate::bus::Progress;
@@ -15,7 +15,7 @@ struct Node {
 }
 
 impl Listener for Node {
-    fn receive(&self, message: &Message) -> usize {
+    fn receive(&self, message: &Message, _: Option<Position>) -> usize {
         self.heard.lock().push(message.clone());
         0
     }

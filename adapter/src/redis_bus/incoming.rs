@@ -175,8 +175,12 @@ impl Receiver {
     ) -> Result<(), Dropped> {
         let uid = namespace.uid.as_str();
         match incoming {
-            Incoming::Message { message, confirm } => {
-                let sockets = listener.receive(&message);
+            Incoming::Message {
+                message,
+                confirm,
+                position,
+            } => {
+                let sockets = listener.receive(&message, position);
                 if let Some(id) = confirm {
                     namespace.reached.lock().note(&id, sockets);
                 }

@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{
-    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Listener, NodeId, Progress,
-    Question, SocketId, Tracking,
+    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Listener, NodeId, Position,
+    Progress, Question, SocketId, Tracking,
 };
 use roomcast_protocol::{args::Args, message::Message, target::Target};
 
@@ -164,7 +164,7 @@ impl Side {
 }
 
 impl Listener for Side {
-    fn receive(&self, message: &Message) -> usize {
+    fn receive(&self, message: &Message, _: Option<Position>) -> usize {
         // The bus is not told: it finds out by itself, a moment later.
         if let Message::SocketsJoin { rooms, .. } = message {
             rooms.iter().for_each(|room| self.enter(room, false));

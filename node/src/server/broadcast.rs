@@ -51,7 +51,7 @@ pub struct BroadcastOperator {
 }
 
 /// Keeps a dynamic namespace alive that may have no client on this node.
-struct Visit(Arc<LiveNamespace>);
+pub(super) struct Visit(Arc<LiveNamespace>);
 
 impl Drop for Visit {
     fn drop(&mut self) {
@@ -373,9 +373,18 @@ impl BroadcastOperator {
     }
 
     pub(super) fn live(&self) -> Result<&Arc<LiveNamespace>, EmitError> {
-        self.namespace
-            .as_ref()
-            .map_err(|name| EmitError::UnknownNamespace(name.clone()))
+        self.namespace()
+            .map_err(|name| EmitError::UnknownNamespace(name.into()))
+    }
+
+    /// The namespace, or the name that is unknown.
+    pub(super) fn namespace(&self) -> Result<&Arc<LiveNamespace>, &str> {
+        self.namespace.as_ref().map_err(|name| &**name)
+    }
+
+    /// What keeps the namespace alive.
+    pub(super) fn visit(&self) -> Option<Arc<Visit>> {
+        self.visit.clone()
     }
 }
 

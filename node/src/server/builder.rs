@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
-use roomcast_adapter::{Bus, Gap, Health, NodeId, RedisBus, RedisConfig};
+use roomcast_adapter::{Bus, Gap, Health, MemoryLogs, NodeId, RedisBus, RedisConfig};
 use roomcast_emitter::UrlError;
 use tokio::sync::OnceCell;
 
@@ -330,7 +330,11 @@ impl Builder {
             parser: self.parser,
             states,
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
-            cluster: ClusterNode { node, bus },
+            cluster: ClusterNode {
+                node,
+                bus,
+                logs: MemoryLogs::default(),
+            },
             live: RwLock::default(),
             patterns: definitions.patterns,
             tasks,

@@ -7,12 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
-    Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, NodeId, Progress,
-    Published, Question, SocketId,
+    Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, MemoryLogs,
+    NodeId, Progress, Published, Question, SocketId,
 };
 use roomcast_protocol::{
     args::Args,
-    message::Message,
+    message::{Message, Position},
     target::{Rooms, Target},
 };
 
@@ -30,6 +30,8 @@ use crate::{clock::Stopwatch, transport::frame::Frame};
 pub(crate) struct ClusterNode {
     pub(crate) node: NodeId,
     pub(crate) bus: Option<Arc<dyn Bus>>,
+    /// The logs of rooms without a bus.
+    pub(crate) logs: MemoryLogs,
 }
 
 impl LiveNamespace {
@@ -253,7 +255,7 @@ impl LiveNamespace {
 }
 
 impl Listener for LiveNamespace {
-    fn receive(&self, message: &Message) -> usize {
+    fn receive(&self, message: &Message, _position: Option<Position>) -> usize {
         self.carry_out(message).unwrap_or_else(|error| {
             tracing::debug!(namespace = &*self.name, %error, "a message of another node could not be applied");
             0
@@ -295,7 +297,7 @@ impl Listener for LiveNamespace {
                     Answer::ServerSideEmit(answer)
                 }
                 Question::Reached(target) => Answer::Reached(self.local_sockets(&target).len()),
-                Question::Command(message) => Answer::Command(self.receive(&message) > 0),
+                Question::Command(message) => Answer::Command(self.receive(&message, None) > 0),
             }
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! The texts are for developers. A client sees one only through [`Refused`].
 
-use std::{borrow::Cow, error::Error, time::Duration};
+use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
 use roomcast_adapter::StartError;
 use roomcast_protocol::args::{Args, ArgsError};
@@ -47,6 +47,59 @@ pub enum EmitError {
     /// A socket cannot join a room.
     #[error(transparent)]
     Join(#[from] roomcast_adapter::JoinError),
+}
+
+/// Why an event was not published into the history of a room. Unless it is
+/// [`Unconfirmed`](Self::Unconfirmed), the event was certainly neither stored nor emitted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The event's name or arguments, or the namespace.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// The selection is not exactly one room.
+    #[error("exactly one room must be selected, without exceptions, `volatile` and `local`")]
+    NotOneRoom,
+    /// The namespace has no [history](crate::Namespace::history).
+    #[error("the namespace keeps no history")]
+    NotKept,
+    /// The event is larger than all that is kept of a room.
+    #[error("the event has more than {limit} bytes")]
+    TooLarge {
+        /// The limit, see [`HistoryLimits::bytes`](crate::HistoryLimits::bytes).
+        limit: usize,
+    },
+    /// The history cannot be written at the moment.
+    #[error("the event was not stored: {0}")]
+    Unavailable(Arc<str>),
+    /// The connection to Redis or its reply was lost. The event may have been stored and emitted.
+    #[error("the event may not have been stored: {0}")]
+    Unconfirmed(Arc<str>),
+}
+
+impl From<HistoryError> for PublishError {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::NotKept => Self::NotKept,
+            HistoryError::UnknownNamespace(name) => EmitError::UnknownNamespace(name).into(),
+            HistoryError::Unavailable(reason) => Self::Unavailable(reason),
+        }
+    }
+}
+
+/// Why the history of a room could not be read.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum HistoryError {
+    /// The server has no namespace of this name.
+    #[error("the namespace `{0}` does not exist")]
+    UnknownNamespace(Box<str>),
+    /// The namespace has no [history](crate::Namespace::history).
+    #[error("the namespace keeps no history")]
+    NotKept,
+    /// The history cannot be read at the moment.
+    #[error("the history cannot be read: {0}")]
+    Unavailable(Arc<str>),
 }
 
 /// Why an event has no acknowledgement.

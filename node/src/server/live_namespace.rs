@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use prometheus::IntGauge;
-use roomcast_adapter::{Adapter, Attachment, BusHandle, RoomLimits};
+use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, RoomLimits};
 
 use super::{
     ack::Acks,
@@ -36,6 +36,8 @@ pub(crate) struct LiveNamespace {
     pub(super) observers: Arc<Observers>,
     /// The namespace on the bus, if the server has one. Dropping it detaches the namespace.
     pub(super) bus: Option<Arc<dyn BusHandle>>,
+    /// The log of its rooms, if it keeps a history and the bus has one.
+    pub(super) log: Option<Arc<dyn Log>>,
     /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
     pub(crate) sockets: IntGauge,
     /// The label of its metrics.
@@ -80,9 +82,17 @@ impl LiveNamespace {
                     listener,
                 })
             });
+            let log = handlers.history.and_then(|limits| match &bus {
+                Some(bus) => bus.log(limits),
+                None => {
+                    let listener: Weak<Self> = Weak::clone(me);
+                    Some(cluster.logs.open(name, limits, listener))
+                }
+            });
             Self {
                 name: name.into(),
                 handlers,
+                log,
                 is_dynamic,
                 params: params.unwrap_or_default(),
                 adapter: Adapter::new(engine.lanes(), limits, bus.clone()),

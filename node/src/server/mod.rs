@@ -22,6 +22,7 @@ mod drain;
 mod error;
 mod gaps;
 mod handler;
+mod history;
 mod in_flight;
 mod live_namespace;
 mod namespace;
@@ -42,8 +43,12 @@ pub use broadcast::{AllRooms, BroadcastOperator, Delivery};
 pub use builder::Builder;
 pub use data::Data;
 pub use drain::Drain;
-pub use error::{AckError, BuildError, EmitError, HandlerError, HandlerResult, Refused};
+pub use error::{
+    AckError, BuildError, EmitError, HandlerError, HandlerResult, HistoryError, PublishError,
+    Refused,
+};
 pub use handler::{Argument, Arguments, Event, Handler, Outcome, Reply, State, place, way};
+pub use history::History;
 pub use namespace::Namespace;
 pub use observe::{Observation, Observer};
 pub use packets::Parser;

@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc};
 
 use hashbrown::HashMap;
+use roomcast_adapter::HistoryLimits;
 use roomcast_protocol::args::Args;
 
 use super::{
@@ -46,6 +47,8 @@ pub(crate) struct Handlers {
     /// The names come from the application, so its hash function needs no secret.
     pub(crate) events: HashMap<Box<str>, Listener>,
     pub(crate) fallback: Option<Listener>,
+    /// What is kept of the messages that are published to rooms. `None`: nothing can be published.
+    pub(crate) history: Option<HistoryLimits>,
     pub(crate) server_side: HashMap<Box<str>, OnEvent>,
     /// The values that handlers share, set when the server is built.
     pub(crate) states: Arc<States>,
@@ -223,6 +226,28 @@ impl Namespace {
         H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
     {
         self.handlers.disconnect = Some(self.hook(handler));
+        self
+    }
+
+    /// Keeps the messages that are [published](super::BroadcastOperator::publish) to rooms, within
+    /// these limits: in Redis if the server is a node of a cluster, else in memory. What is only
+    /// emitted is not kept.
+    ///
+    /// The limits should be the same on all nodes, because each node applies its own to the rooms that
+    /// it publishes to.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use roomcast::{HistoryLimits, Namespace};
+    /// Namespace::new("/news").history(HistoryLimits {
+    ///     messages: 100,
+    ///     age: Duration::from_secs(3600),
+    ///     ..HistoryLimits::default()
+    /// });
+    /// ```
+    #[must_use]
+    pub fn history(mut self, limits: HistoryLimits) -> Self {
+        self.handlers.history = Some(limits);
         self
     }
 

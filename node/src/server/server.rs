@@ -243,7 +243,7 @@ impl Server {
     /// that has ended without a goodbye is listed for up to an hour. Node.js servers have no names and
     /// are not listed.
     pub fn nodes(&self) -> Vec<NodeId> {
-        let ClusterNode { node, bus } = &self.0.cluster;
+        let ClusterNode { node, bus, .. } = &self.0.cluster;
         let mut nodes = bus.as_ref().map_or_else(Vec::new, |bus| bus.nodes());
         if !nodes.contains(node) {
             nodes.push(node.clone());
@@ -300,7 +300,7 @@ impl std::fmt::Debug for Server {
 
 impl Inner {
     async fn close(&self) {
-        let ClusterNode { node, bus } = &self.cluster;
+        let ClusterNode { node, bus, .. } = &self.cluster;
         self.engine.enter(Phase::Closing);
         if let Some(bus) = bus
             && timeout(RETIRE_TIMEOUT, bus.retire(node)).await.is_err()

@@ -80,7 +80,9 @@ fn check(dialect: Dialect, parser: Parser, kind: Kind, data: &[u8]) {
 fn again(wire: &Wire, kind: Kind, heard: &Incoming) -> Option<Incoming> {
     let node = NodeId::new("node");
     let written = match heard {
-        Incoming::Message { message, confirm } => {
+        Incoming::Message {
+            message, confirm, ..
+        } => {
             wire.message(NAMESPACE, UID, message, confirm.as_deref())
         }
         Incoming::Question { id, question, .. } => wire.question(NAMESPACE, UID, &node, id, question),

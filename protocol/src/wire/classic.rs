@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Incoming, WireError,
-    parts::{EventPacket, Options, Packet, read_target},
+    parts::{EventPacket, Options, Packet, read_position, read_target},
     payload::{Arguments, Encoding, missing},
 };
 use crate::{args::Args, channel::EMITTER_UID, message::Message, raw::Raw, target::Target};
@@ -58,12 +58,16 @@ pub(super) fn read_broadcast(
     namespace: &str,
     raw: Raw<'_>,
 ) -> Result<Incoming, WireError> {
-    let (mut place, mut packet, mut target, mut confirm) = (0, None, None, None);
+    let (mut place, mut packet, mut target) = (0, None, None);
+    let (mut confirm, mut position) = (None, None);
     raw.each(|element| {
         match place {
             1 => packet = Some(Packet::read(element)?),
             2 => target = Some(read_target(element)?),
-            3 => confirm = read_confirm(element)?,
+            3 => {
+                confirm = read_confirm(element)?;
+                position = read_position(element);
+            }
             _ => {}
         }
         place += 1;
@@ -82,6 +86,7 @@ pub(super) fn read_broadcast(
             args,
         },
         confirm,
+        position,
     })
 }
 

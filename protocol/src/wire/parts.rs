@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     args::Args,
+    message::Position,
     raw::{Look, Raw},
     target::{Flags, Target},
 };
@@ -105,6 +106,29 @@ pub(super) fn read_target(raw: Raw<'_>) -> Result<Target, WireError> {
             .flags
             .map()
             .map_or_else(|| Ok(Flags::default()), read_flags)?,
+    })
+}
+
+/// Reads the position of a broadcast that was stored in a log, `[id, time]`. Anything else belongs to
+/// others and is skipped.
+pub(super) fn read_position(raw: Raw<'_>) -> Option<Position> {
+    let mut numbers = [None; 2];
+    let mut count = 0;
+    raw.list()?
+        .each(|element| {
+            if let Some(number) = numbers.get_mut(count) {
+                *number = element.whole();
+            }
+            count += 1;
+            Ok::<_, WireError>(())
+        })
+        .ok()?;
+    let ([Some(id), Some(time)], 2) = (numbers, count) else {
+        return None;
+    };
+    Some(Position {
+        id: id as u64,
+        time: time as u64,
     })
 }
 

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Asker, DEFAULT_ACK_TIMEOUT, Incoming, Publication, Reply, Wire, WireError,
     answers::{self, Members},
-    parts::{EventPacket, Options, Packet, Rooms, read_target, required},
+    parts::{EventPacket, Options, Packet, Rooms, read_position, read_target, required},
     payload::{Arguments, Encoding, Event, Payload, expected, missing},
 };
 use crate::{
@@ -64,6 +64,7 @@ struct Envelope<'a> {
     nsp: Raw<'a>,
     node: Raw<'a>,
     confirm: Raw<'a>,
+    position: Raw<'a>,
 }
 
 /// The data of an envelope that is not an answer.
@@ -192,7 +193,11 @@ impl Envelope<'_> {
 
     fn message(&self, message: Message) -> Incoming {
         let confirm = self.confirm.boxed_text();
-        Incoming::Message { message, confirm }
+        Incoming::Message {
+            message,
+            confirm,
+            position: read_position(self.position),
+        }
     }
 
     fn question(&self, data: &Data<'_>, question: Question) -> Result<Incoming, WireError> {

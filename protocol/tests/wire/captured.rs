@@ -75,8 +75,12 @@ impl Replay {
         let uid = uid(capture, &view(capture));
         let (wire, node) = (&self.wire, node());
         match heard {
-            Incoming::Message { message, confirm } => {
-                assert_eq!(*confirm, None);
+            Incoming::Message {
+                message,
+                confirm,
+                position,
+            } => {
+                assert_eq!((confirm, position), (&None, &None));
                 wire.message(namespace, &uid, message, None).unwrap()
             }
             Incoming::Question {

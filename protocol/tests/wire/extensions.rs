@@ -98,6 +98,7 @@ fn a_broadcast_that_will_be_asked_about_says_so_behind_what_node_reads() {
         let expected = Incoming::Message {
             message: message.clone(),
             confirm: Some("q".into()),
+            position: None,
         };
         assert_eq!(heard, expected);
     }
@@ -258,6 +259,7 @@ fn data_that_looks_like_a_buffer_stays_data_where_node_has_real_ones() {
         let expected = Incoming::Message {
             message: message.clone(),
             confirm: None,
+            position: None,
         };
         assert_eq!(heard, expected);
     }
@@ -327,7 +329,12 @@ fn data_is_read_as_deep_as_configured_and_no_deeper() {
             let read = wire.read("/", Kind::Broadcast, &written.payload);
             read.map(|incoming| {
                 let confirm = None;
-                assert_eq!(incoming, Incoming::Message { message, confirm });
+                let expected = Incoming::Message {
+                    message,
+                    confirm,
+                    position: None,
+                };
+                assert_eq!(incoming, expected);
             })
         };
         sent(DEPTH, None).unwrap();

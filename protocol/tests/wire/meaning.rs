@@ -48,6 +48,7 @@ fn message(message: Message) -> Incoming {
     Incoming::Message {
         message,
         confirm: None,
+        position: None,
     }
 }
 

@@ -231,7 +231,7 @@ proptest! {
                 Dialect::Classic => without_flags(message.clone()),
                 Dialect::Sharded(_) => message.clone(),
             };
-            let expected = Incoming::Message { message: expected, confirm: confirm.map(Box::from) };
+            let expected = Incoming::Message { message: expected, confirm: confirm.map(Box::from), position: None };
             prop_assert_eq!(heard, expected);
             prop_assert!(wire.echo(&namespace, &uid).is_own(&written.payload));
             let other = wire.read("/other", kind_of(&message), &written.payload).unwrap();

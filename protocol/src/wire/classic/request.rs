@@ -164,7 +164,11 @@ impl Request<'_> {
 
     fn message(&self, message: Message) -> Incoming {
         let confirm = self.confirm.boxed_text();
-        Incoming::Message { message, confirm }
+        Incoming::Message {
+            message,
+            confirm,
+            position: None,
+        }
     }
 
     fn question(&self, question: Question) -> Result<Incoming, WireError> {

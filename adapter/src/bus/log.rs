@@ -1,0 +1,90 @@
+//! The bounded log of a namespace's rooms, as the server sees it.
+
+use std::time::Duration;
+
+use roomcast_protocol::{args::Args, message::Position};
+
+use super::{BusError, BusFuture};
+
+/// Stores the broadcasts of rooms, and publishes what it stores.
+///
+/// Every implementation gives these guarantees; one suite of tests checks all of them:
+/// - What is stored is published in the same step, and nothing is published that is not stored.
+/// - All nodes, the publishing one included, receive the broadcasts of a namespace in the order of
+///   their ids, except for what a [`Gap`](super::Gap) covers. So a reader that has the broadcast of
+///   one id in the log has all earlier ones of the room that are kept.
+/// - Ids of a namespace grow. They begin at the seconds since 1970, so that they grow also if the log
+///   is lost, as long as a namespace gets no more than one broadcast a second on average; otherwise
+///   [`Page::After`] an id that the log has not given returns all that is kept.
+pub trait Log: Send + Sync + 'static {
+    /// Stores an event for one room and publishes it. The future resolves to its position once it is
+    /// stored, which may be before or after the members of the room receive it.
+    ///
+    /// Resolves to [`BusError::Unconfirmed`] if the event may have been stored and published. With any
+    /// other error it was not.
+    fn publish(&self, room: &str, event: &str, args: Args)
+    -> BusFuture<Result<Position, BusError>>;
+
+    /// Reads at most `limit` entries of a room, the oldest first.
+    fn read(
+        &self,
+        room: &str,
+        page: Page,
+        limit: usize,
+    ) -> BusFuture<Result<Vec<HistoryEntry>, BusError>>;
+}
+
+/// What a log keeps of each room. The oldest entries go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// Maximum number of entries of a room. Default 1,000.
+    pub messages: usize,
+    /// Maximum size of a room's entries, in bytes as they are stored. The newest entry is kept
+    /// whatever its size. Default 1 MiB.
+    pub bytes: usize,
+    /// How long an entry is kept, in whole seconds, at least one. Default 24 hours.
+    pub age: Duration,
+    /// Maximum size of all rooms of a namespace, in bytes. The rooms whose latest entry is oldest are
+    /// forgotten. For logs in memory only: in Redis, `maxmemory` is the limit. Default 64 MiB.
+    pub memory_bytes: usize,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            messages: 1000,
+            bytes: 1 << 20,
+            age: Duration::from_secs(24 * 60 * 60),
+            memory_bytes: 64 << 20,
+        }
+    }
+}
+
+/// A stored broadcast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// The id. Inside a room ids grow and have gaps.
+    pub id: u64,
+    /// When it was stored, in milliseconds since 1970.
+    pub time: u64,
+    /// The room.
+    pub room: Box<str>,
+    /// The name of the event.
+    pub event: Box<str>,
+    /// Its arguments.
+    pub args: Args,
+}
+
+/// Which entries of a room are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Page {
+    /// The first ones after this id. After an id that is greater than all the log has given, the
+    /// first ones that are kept: the id is from an earlier log, which was lost.
+    After(u64),
+    /// The last ones before this id.
+    Before(u64),
+    /// The last ones.
+    Latest,
+    /// The one with this id.
+    Only(u64),
+}
