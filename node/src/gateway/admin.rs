@@ -251,7 +251,7 @@ async fn other(State(health): State<Arc<Health>>, request: Request) -> Response 
     let router = match path {
         "/admin" => &health.pages,
         _ if path.starts_with("/admin/") => &health.pages,
-        _ if path.starts_with("/api/") => &health.api,
+        _ if path.starts_with("/api/") || path.starts_with("/pakyow/") => &health.api,
         _ => return plain(StatusCode::NOT_FOUND, PATHS),
     };
     match router.get() {

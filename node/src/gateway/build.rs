@@ -15,6 +15,7 @@ use super::{
     cluster,
     config::{Browser, Config, HeaderOfProxies, PacketParser, Protocol, Transport},
     demo::Demo,
+    doors::pakyow::{Pakyow, Visitor},
     hooks::Hooks,
     log_client::FollowedClients,
     namespaces::{self, Parts},
@@ -55,13 +56,23 @@ pub(crate) struct Built {
     pub(crate) followed: FollowedClients,
 }
 
-/// Builds the server that the configuration describes, with the events of the demo's page if there is one.
-pub(crate) async fn server(
-    config: &Config,
-    hooks: &Hooks,
-    view: &Arc<View>,
-    demo: Option<&Arc<Demo>>,
-) -> Result<Built, Unbuilt> {
+/// The parts that exist before the server does, because its namespaces have their handlers.
+pub(crate) struct Defined<'a> {
+    pub(crate) hooks: &'a Hooks,
+    pub(crate) view: &'a Arc<View>,
+    /// The demo's page, if there is one.
+    pub(crate) demo: Option<&'a Arc<Demo>>,
+    pub(crate) pakyow: Option<&'a Arc<Pakyow>>,
+}
+
+/// Builds the server that the configuration describes.
+pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built, Unbuilt> {
+    let &Defined {
+        hooks,
+        view,
+        demo,
+        pakyow,
+    } = parts;
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -80,6 +91,9 @@ pub(crate) async fn server(
         .http_compression(config.protocol.http_compression.0)
         .trusted_proxies(trusted_proxies(config)?)
         .limits((&config.limits).into());
+    if pakyow.is_some() {
+        builder = builder.keep_extension::<Arc<Visitor>>();
+    }
     if config.protocol.parser == PacketParser::Msgpack {
         builder = builder.parser(Parser::Msgpack);
     }
@@ -119,6 +133,7 @@ pub(crate) async fn server(
             users: users.clone(),
             rooms: rooms(config, &name, access),
             demo: demo.cloned(),
+            pakyow: pakyow.filter(|door| door.namespace() == name).cloned(),
         };
         if let Some(rooms) = &parts.rooms {
             policies.0.push((name.clone(), access, Arc::clone(rooms)));

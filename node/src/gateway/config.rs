@@ -483,6 +483,8 @@ impl Config {
         if !is_default || names.is_empty() {
             names.extend(self.protocol.namespace.iter().cloned());
         }
+        let of_doors = self.settings.doors.pakyow.iter();
+        names.extend(of_doors.map(|pakyow| pakyow.namespace.clone()));
         names
     }
 

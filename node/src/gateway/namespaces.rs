@@ -9,6 +9,7 @@ use super::{
     access::{self, Access},
     auth::{Auth, with_sessions},
     demo::Demo,
+    doors::pakyow::Pakyow,
     hooks::Hooks,
     rooms::{self, Rooms},
     session,
@@ -26,6 +27,8 @@ pub(crate) struct Parts {
     pub(crate) rooms: Option<Arc<Rooms>>,
     /// The further events of the demo's page.
     pub(crate) demo: Option<Arc<Demo>>,
+    /// The door whose clients are sockets of this namespace.
+    pub(crate) pakyow: Option<Arc<Pakyow>>,
 }
 
 /// Defines a namespace.
@@ -37,6 +40,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         users,
         rooms,
         demo,
+        pakyow,
     } = parts;
     let namespace = Namespace::new(name);
     let mut namespace = access::guard(namespace, name, access, auth.as_ref(), &hooks, &users);
@@ -50,44 +54,72 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     if let Some(demo) = &demo {
         namespace = demo.with_events(namespace);
     }
-    namespace = hooks.with_events(namespace);
-    if auth.is_some() || hooks.has_handlers() {
-        namespace = on_connect(namespace, auth.clone(), hooks.clone());
+    if let Some(pakyow) = &pakyow {
+        namespace = pakyow.with_events(namespace);
     }
+    namespace = hooks.with_events(namespace);
     let has_users = auth.is_some() || access.asks_hook();
-    if has_users || rooms.is_some() || hooks.has_handlers() {
-        namespace = on_disconnect(namespace, auth, rooms.is_some(), hooks);
+    let connected = Connected {
+        auth,
+        has_rooms: rooms.is_some(),
+        pakyow,
+        hooks,
+    };
+    if connected.auth.is_some() || connected.is_watched() {
+        namespace = on_connect(namespace, connected.clone());
+    }
+    if has_users || connected.has_rooms || connected.is_watched() {
+        namespace = on_disconnect(namespace, connected);
     }
     namespace
 }
 
-fn on_connect(namespace: Namespace, auth: Option<Arc<Auth>>, hooks: Hooks) -> Namespace {
+/// What learns of sockets that connect and disconnect.
+#[derive(Clone)]
+struct Connected {
+    auth: Option<Arc<Auth>>,
+    has_rooms: bool,
+    pakyow: Option<Arc<Pakyow>>,
+    hooks: Hooks,
+}
+
+impl Connected {
+    /// Whether there is anything for which both matter.
+    fn is_watched(&self) -> bool {
+        self.hooks.has_handlers() || self.pakyow.is_some()
+    }
+}
+
+fn on_connect(namespace: Namespace, parts: Connected) -> Namespace {
     namespace.on_connect(move |socket: Socket| {
-        if let Some(auth) = &auth {
+        if let Some(auth) = &parts.auth {
             auth.connected(&socket);
         }
-        let hooks = hooks.clone();
-        async move { hooks.connected(&socket).await }
+        let (pakyow, hooks) = (parts.pakyow.clone(), parts.hooks.clone());
+        async move {
+            if let Some(pakyow) = pakyow {
+                pakyow.connected(&socket).await;
+            }
+            hooks.connected(&socket).await;
+        }
     })
 }
 
-fn on_disconnect(
-    namespace: Namespace,
-    auth: Option<Arc<Auth>>,
-    has_rooms: bool,
-    hooks: Hooks,
-) -> Namespace {
+fn on_disconnect(namespace: Namespace, parts: Connected) -> Namespace {
     namespace.on_disconnect(move |socket: Socket, reason: DisconnectReason| {
-        if let Some(auth) = &auth {
+        if let Some(auth) = &parts.auth {
             auth.disconnected(&socket);
         }
         session::leave(&socket);
-        let hooks = hooks.clone();
+        let parts = parts.clone();
         async move {
-            if has_rooms {
+            if parts.has_rooms {
                 rooms::notify_leaving(&socket).await;
             }
-            hooks.disconnected(&socket, reason).await;
+            if let Some(pakyow) = parts.pakyow {
+                pakyow.disconnected(&socket).await;
+            }
+            parts.hooks.disconnected(&socket, reason).await;
         }
     })
 }

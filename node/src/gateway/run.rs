@@ -41,11 +41,11 @@ use super::{
     admin::{Admin, Health, Pages, View},
     api::{self, Api},
     auth::{Auth, KeyError},
-    build::{self, Built, Unbuilt},
+    build::{self, Built, Defined, Unbuilt},
     cluster,
     config::Config,
     demo::{self, Demo},
-    doors::Doors,
+    doors::{Doors, pakyow::Pakyow},
     hooks::Hooks,
     limits::LiveLimits,
     log_client::LogClients,
@@ -142,8 +142,15 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
     let own = own.transpose()?;
     let demo = is_demo.then(|| Arc::new(Demo::default()));
+    let pakyow = pakyow(&config, &hooks).map_err(RunError::Hooks)?;
+    let parts = Defined {
+        hooks: &hooks,
+        view: &view,
+        demo: demo.as_ref(),
+        pakyow: pakyow.as_ref(),
+    };
     let built = tokio::select! {
-        built = build_when_possible(&config, &hooks, &view, demo.as_ref(), &health) => built,
+        built = build_when_possible(&config, &parts, &health) => built,
         signal = signals.next(async || warn!("SIGHUP is ignored until the server is built")) => {
             info!(signal, "stopped before the server was built");
             return Ok(());
@@ -160,12 +167,16 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     followed.set(&server, &config.operation.log_client);
     #[cfg(feature = "otlp")]
     let traces = Traces::start(&config.traces, server.node().as_str()).map_err(io::Error::other)?;
+    if let Some(pakyow) = &pakyow {
+        pakyow.started(&server).map_err(io::Error::other)?;
+    }
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
     let api = api(&config, &server, auth.clone())?;
+    let calls = calls(&config, &api, pakyow.as_ref());
     let own = match own {
-        Some(listener) => Some(Admin::serve(listener, api.router())?),
+        Some(listener) => Some(Admin::serve(listener, calls)?),
         None => {
-            health.serving_api(api.router());
+            health.serving_api(calls);
             None
         }
     };
@@ -249,6 +260,27 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     Ok(())
 }
 
+/// The door for Pakyow's clients, if it is open.
+fn pakyow(config: &Config, hooks: &Hooks) -> Result<Option<Arc<Pakyow>>, String> {
+    let redis = cluster::redis(&config.redis, &config.cluster);
+    let settings = config.settings.doors.pakyow.as_ref();
+    let door =
+        settings.map(|settings| Pakyow::new(settings, (&config.limits).into(), hooks, redis));
+    door.transpose()
+}
+
+/// The calls of the API, and those of doors.
+fn calls(config: &Config, api: &Arc<Api>, pakyow: Option<&Arc<Pakyow>>) -> axum::Router {
+    let settings = &config.settings.api;
+    match pakyow {
+        Some(pakyow) => {
+            let control = pakyow.control(api, settings.max_body, settings.timeout);
+            api.router().route_service("/pakyow/{*call}", control)
+        }
+        None => api.router(),
+    }
+}
+
 fn api(config: &Config, server: &Server, auth: Option<Arc<Auth>>) -> Result<Arc<Api>, RunError> {
     let store = api::Store::new(cluster::redis(&config.redis, &config.cluster).as_ref());
     let limits = (&config.limits).into();
@@ -271,14 +303,12 @@ fn dialect(config: &Config) -> Option<String> {
 /// Builds the server, if need be again and again until Redis is available.
 async fn build_when_possible(
     config: &Config,
-    hooks: &Hooks,
-    view: &Arc<View>,
-    demo: Option<&Arc<Demo>>,
+    parts: &Defined<'_>,
     health: &Health,
 ) -> Result<Built, Unbuilt> {
     let mut pause = MIN_PAUSE;
     loop {
-        match build::server(config, hooks, view, demo).await {
+        match build::server(config, parts).await {
             Err(error) if error.is_temporary() => {
                 health.waiting(error.to_string());
                 warn!(%error, "waiting for Redis");

@@ -9,6 +9,8 @@
 //! use them. A door whose settings are missing has no routes.
 
 mod metrics;
+#[allow(dead_code, reason = "its WebSockets follow")]
+pub(crate) mod pakyow;
 mod parked;
 mod settings;
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::pakyow;
 use crate::gateway::values::ByteSize;
 
 /// The other front doors. Each door has a table of its own below this one.
@@ -14,6 +15,8 @@ pub(crate) struct Settings {
     pub(crate) max_parked_per_address: usize,
     /// The same of one key or user.
     pub(crate) max_parked_per_key: usize,
+    /// Open if it is there.
+    pub(crate) pakyow: Option<pakyow::Settings>,
 }
 
 impl Default for Settings {
@@ -22,6 +25,7 @@ impl Default for Settings {
             max_body: ByteSize(64 << 10),
             max_parked_per_address: 1000,
             max_parked_per_key: 1000,
+            pakyow: None,
         }
     }
 }
@@ -33,6 +37,9 @@ impl Settings {
             return Err(
                 "[doors]: max_parked_per_address and max_parked_per_key are at least 1".to_owned(),
             );
+        }
+        if let Some(pakyow) = &self.pakyow {
+            pakyow.check()?;
         }
         Ok(())
     }

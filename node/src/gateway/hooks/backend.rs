@@ -20,8 +20,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -56,7 +57,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a request has no usable response.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     #[error("no response in time")]
     Timeout,
     #[error("{0}")]
@@ -152,7 +153,7 @@ pub(super) fn read_lists(
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A hook and its backend.
-pub(super) struct Backend {
+pub(crate) struct Backend {
     pub(super) name: Arc<str>,
     pub(super) selection: Selection,
     url: Uri,
@@ -211,15 +212,35 @@ impl Backend {
     }
 
     /// Posts a body and returns what `read` makes of the response.
-    pub(super) async fn call<T>(
+    pub(crate) async fn call<T>(
         &self,
         body: Bytes,
         forwarded: HeaderMap,
         read: impl FnOnce(&[u8]) -> Result<T, Problem>,
     ) -> Result<T, Failure> {
+        self.run(async { Ok(read(&self.post(body, forwarded).await?)?) })
+            .await
+    }
+
+    /// Sends a request of another form to the host of the URL, and returns its response with any
+    /// status. Only the path and the query of the request's URI count. Redirects are not followed.
+    pub(crate) async fn fetch(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        max_response: usize,
+    ) -> Result<Response<Bytes>, Failure> {
+        let mut uri = self.url.clone().into_parts();
+        uri.path_and_query = request.uri().path_and_query().cloned();
+        *request.uri_mut() =
+            Uri::from_parts(uri).map_err(|error| Failure::Request(error.into()))?;
+        self.run(self.exchange(request, max_response)).await
+    }
+
+    /// Runs a request within the limits, and counts it.
+    async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         // Outside of the future, so that the circuit breaker learns of a timeout, too.
         let mut passed = None;
-        let attempt = self.attempt(&mut passed, body, forwarded, read);
+        let attempt = self.attempt(&mut passed, work);
         let result = timeout(self.timeout, attempt).await;
         let result = result.unwrap_or(Err(Failure::Timeout));
         if let Some(passed) = passed {
@@ -246,9 +267,7 @@ impl Backend {
     async fn attempt<'a, T>(
         &'a self,
         passed: &mut Option<Passed<'a>>,
-        body: Bytes,
-        forwarded: HeaderMap,
-        read: impl FnOnce(&[u8]) -> Result<T, Problem>,
+        work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         // Asked twice, because the circuit may open while the request waits.
         if self.breaker.is_open() {
@@ -259,11 +278,9 @@ impl Backend {
         let _running = Running::new(&self.in_flight);
         let timer = self.duration.start_timer();
         let span = Span::Hook { name: &self.name };
-        let response = traces::begin(&span)
-            .during(self.post(body, forwarded))
-            .await?;
+        let result = traces::begin(&span).during(noted(work)).await?;
         timer.observe_duration();
-        Ok(read(&response)?)
+        Ok(result)
     }
 
     fn changed(&self, change: Change) {
@@ -298,21 +315,25 @@ impl Backend {
 
     async fn post(&self, body: Bytes, forwarded: HeaderMap) -> Result<Bytes, Failure> {
         let request = self.request(body, forwarded);
-        let response = self.client.request(request).await;
-        let failed = |failure: Failure| {
-            traces::failed(failure.label());
-            failure
-        };
-        let response =
-            response.map_err(|error| failed(Failure::Unreachable(outbound::causes(&error))))?;
+        let response = self.send(request).await?;
         if !response.status().is_success() {
-            return Err(failed(Failure::Status(response.status())));
+            return Err(Failure::Status(response.status()));
         }
-        let body = Limited::new(response.into_body(), MAX_RESPONSE);
-        let body = body.collect().await.map_err(|error| {
-            Failure::Unreachable(format!("the response cannot be read: {error}"))
-        })?;
-        Ok(body.to_bytes())
+        let response = read_body(response, MAX_RESPONSE).await?;
+        Ok(response.into_body())
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        max_response: usize,
+    ) -> Result<Response<Bytes>, Failure> {
+        read_body(self.send(request).await?, max_response).await
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        let response = self.client.request(request).await;
+        response.map_err(|error| Failure::Unreachable(outbound::causes(&error)))
     }
 
     fn request(&self, body: Bytes, forwarded: HeaderMap) -> Request<Full<Bytes>> {
@@ -333,6 +354,23 @@ impl Backend {
         }
         request
     }
+}
+
+/// The span of the request shows why it failed.
+async fn noted<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    work.await
+        .inspect_err(|failure| traces::failed(failure.label()))
+}
+
+async fn read_body(
+    response: Response<Incoming>,
+    max_response: usize,
+) -> Result<Response<Bytes>, Failure> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, max_response).collect().await;
+    let body = body
+        .map_err(|error| Failure::Unreachable(format!("the response cannot be read: {error}")))?;
+    Ok(Response::from_parts(parts, body.to_bytes()))
 }
 
 fn client(settings: &Settings) -> Result<HttpClient, String> {

@@ -43,10 +43,13 @@ use roomcast::{
 use tokio::time::timeout;
 use tracing::debug;
 
-pub(crate) use settings::{Settings, TEMPLATE};
+pub(crate) use self::{
+    backend::{Backend, Failure},
+    settings::{Settings, TEMPLATE, Target},
+};
 
 use self::{
-    backend::{Backend, Failure, read_list},
+    backend::read_list,
     metrics::Metrics,
     notices::Notice,
     request::Origin,
@@ -129,6 +132,12 @@ impl Hooks {
             followed: FollowedClients::default(),
             store,
         })))
+    }
+
+    /// Builds a backend that another part of the gateway calls, with the limits and the metrics of a hook.
+    pub(crate) fn backend(&self, name: &str, settings: &Settings) -> Result<Backend, String> {
+        let secret = settings.secret()?;
+        Backend::new(name, settings, secret.as_deref(), &self.0.metrics)
     }
 
     /// Must be called when the server is built, before it accepts clients.

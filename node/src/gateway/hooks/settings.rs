@@ -275,6 +275,29 @@ impl<'de> Deserialize<'de> for Forwarded {
 }
 
 impl Settings {
+    /// The defaults for a URL.
+    pub(crate) fn of(url: Target) -> Self {
+        Self {
+            url,
+            namespaces: main_namespace(),
+            on: all_occasions(),
+            events: any_name(),
+            rooms: any_name(),
+            timeout: timeout(),
+            concurrency: concurrency(),
+            queue: queue(),
+            batch: None,
+            circuit_failures: circuit_failures(),
+            circuit_pause: circuit_pause(),
+            keep_alive: keep_alive(),
+            http2: false,
+            headers: Vec::new(),
+            cookies: Vec::new(),
+            secret_file: None,
+            secret_env: None,
+        }
+    }
+
     /// Checks what a single field does not show.
     pub(super) fn check(&self) -> Result<(), String> {
         let positive = [

@@ -1,0 +1,341 @@
+//! The calls by which the application subscribes visitors and pushes to them.
+//!
+//! They are served where the HTTP API is, and take its keys: `join` allows subscribing, `leave`
+//! unsubscribing, and `emit` pushing, in the namespace of the door.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::Request,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http::{HeaderMap, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use roomcast::pakyow::{digest, is_digest};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{json, value::RawValue};
+use tokio::{runtime::Handle, time::timeout};
+
+use super::{
+    Failed, Pakyow,
+    registry::RegistryError,
+    subscriptions::{Change, RESERVED},
+};
+use crate::gateway::{
+    api::{Api, Kind, Problem, Verb},
+    values::{ByteSize, Span},
+};
+
+/// The most channels of a call.
+const MAX_CHANNELS: usize = 1000;
+
+/// The longest connection id and socket key, in bytes.
+pub(super) const MAX_IDENTITY: usize = 256;
+
+/// A call.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Subscribe,
+    Unsubscribe,
+    Push,
+    PushTo,
+}
+
+impl Call {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Subscribe, "/pakyow/subscribe"),
+        (Self::Unsubscribe, "/pakyow/unsubscribe"),
+        (Self::Push, "/pakyow/push"),
+        (Self::PushTo, "/pakyow/push_to"),
+    ];
+
+    fn verb(self) -> Verb {
+        match self {
+            Self::Subscribe => Verb::Join,
+            Self::Unsubscribe => Verb::Leave,
+            Self::Push | Self::PushTo => Verb::Emit,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subscription {
+    channels: Vec<String>,
+    digest: Option<String>,
+    connection_id: Option<String>,
+    socket_key: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Push {
+    message: Box<RawValue>,
+    channels: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PushTo {
+    digest: String,
+    channel: String,
+    message: Box<RawValue>,
+}
+
+/// What the routes share.
+struct Control {
+    pakyow: Arc<Pakyow>,
+    api: Arc<Api>,
+    max_body: ByteSize,
+    timeout: Span,
+    /// The calls are carried out here, because the internal port must respond while they run.
+    workers: Handle,
+}
+
+impl Pakyow {
+    /// The routes of the calls. Must be called in the runtime of the workers.
+    pub(crate) fn control(
+        self: &Arc<Self>,
+        api: &Arc<Api>,
+        max_body: ByteSize,
+        timeout: Span,
+    ) -> Router {
+        let control = Arc::new(Control {
+            pakyow: Arc::clone(self),
+            api: Arc::clone(api),
+            max_body,
+            timeout,
+            workers: Handle::current(),
+        });
+        let routes = Call::ALL
+            .into_iter()
+            .fold(Router::new(), |router, (call, path)| {
+                let control = Arc::clone(&control);
+                let respond = async move |request: Request| control.respond(call, request).await;
+                router.route(path, post(respond))
+            });
+        routes
+            .method_not_allowed_fallback(async || {
+                Problem::new(Kind::MethodNotAllowed, "the calls are POST")
+            })
+            .fallback(async || {
+                let paths = Call::ALL.map(|(_, path)| path).join(", ");
+                Problem::new(Kind::NotFound, format!("the calls are {paths}"))
+            })
+    }
+}
+
+impl Control {
+    async fn respond(&self, call: Call, request: Request) -> Response {
+        match self.call(call, request).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        }
+    }
+
+    async fn call(&self, call: Call, request: Request) -> Result<Response, Problem> {
+        let (parts, body) = request.into_parts();
+        self.check_key(&parts.headers, call.verb())?;
+        let reading = Limited::new(body, self.max_body.0).collect();
+        let body = match timeout(self.timeout.0, reading).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let detail = format!("a body has at most {}", self.max_body);
+                return Err(Problem::new(Kind::TooLarge, detail));
+            }
+            Ok(Err(error)) => {
+                return Err(Problem::invalid("", format!("the body is broken: {error}")));
+            }
+            Err(_) => {
+                let detail = format!("no body within {}", self.timeout);
+                return Err(Problem::new(Kind::RequestTimeout, detail));
+            }
+        };
+        let pakyow = Arc::clone(&self.pakyow);
+        let work = self
+            .workers
+            .spawn(async move { pakyow.carry_out(call, &body).await });
+        match timeout(self.timeout.0, work).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Problem::new(Kind::Internal, "the call panicked")),
+            Err(_) => {
+                let time = self.timeout;
+                let detail = format!("no result within {time}; the call may still take effect");
+                Err(Problem::new(Kind::Timeout, detail))
+            }
+        }
+    }
+
+    fn check_key(&self, headers: &HeaderMap, verb: Verb) -> Result<(), Problem> {
+        let key = self.api.key(headers, verb)?;
+        let namespace = self.pakyow.namespace();
+        if key.may_in(namespace) {
+            return Ok(());
+        }
+        let detail = format!("the key {} is not for {namespace}", key.name);
+        Err(Problem::new(Kind::Forbidden, detail))
+    }
+}
+
+impl Pakyow {
+    async fn carry_out(&self, call: Call, body: &Bytes) -> Result<Response, Problem> {
+        let done = match call {
+            Call::Subscribe | Call::Unsubscribe => {
+                let change = read::<Subscription>(body)?.change()?;
+                self.check_channels(&change.channels)?;
+                let changed = match call {
+                    Call::Subscribe => self.subscribe(&change).await,
+                    _ => self.unsubscribe(&change).await,
+                };
+                changed.map(|()| json!({ "digest": change.digest }))
+            }
+            Call::Push => {
+                let push: Push = read(body)?;
+                self.check_channels(&push.channels)?;
+                let pushed = self.push(&push.message, &push.channels).await;
+                pushed.map(|()| json!({}))
+            }
+            Call::PushTo => {
+                let push: PushTo = read(body)?;
+                check_digest(&push.digest)?;
+                self.check_channel("channel", &push.channel)?;
+                let pushed = self
+                    .push_to(&push.digest, &push.channel, &push.message)
+                    .await;
+                pushed.map(|()| json!({}))
+            }
+        };
+        let result = done.map_err(|failed| problem(&failed))?.to_string();
+        Ok(([(header::CONTENT_TYPE, "application/json")], result).into_response())
+    }
+
+    fn check_channels(&self, channels: &[String]) -> Result<(), Problem> {
+        if channels.is_empty() || channels.len() > MAX_CHANNELS {
+            let detail = format!("a call names 1 to {MAX_CHANNELS} channels");
+            return Err(Problem::invalid("channels", detail));
+        }
+        let mut channels = channels.iter().enumerate();
+        channels.try_for_each(|(index, channel)| {
+            self.check_channel(&format!("channels[{index}]"), channel)
+        })
+    }
+
+    fn check_channel(&self, field: &str, channel: &str) -> Result<(), Problem> {
+        let most = self.limits.room_name_bytes;
+        if channel.is_empty() || channel.len() > most {
+            let detail = format!("the name of a channel has 1 to {most} bytes");
+            return Err(Problem::invalid(field, detail));
+        }
+        if channel.starts_with(RESERVED) {
+            let detail = format!("names that begin with {RESERVED} are not for channels");
+            return Err(Problem::invalid(field, detail));
+        }
+        Ok(())
+    }
+}
+
+impl Subscription {
+    fn change(self) -> Result<Change, Problem> {
+        let digest = match (self.digest, self.connection_id, self.socket_key) {
+            (Some(digest), None, None) => {
+                check_digest(&digest)?;
+                digest
+            }
+            (None, Some(id), Some(key)) => {
+                for (field, value) in [("connection_id", &id), ("socket_key", &key)] {
+                    if !(1..=MAX_IDENTITY).contains(&value.len()) {
+                        let detail = format!("it has 1 to {MAX_IDENTITY} bytes");
+                        return Err(Problem::invalid(field, detail));
+                    }
+                }
+                digest(&key, &id)
+            }
+            _ => {
+                let detail = "name digest, or connection_id and socket_key";
+                return Err(Problem::invalid("digest", detail));
+            }
+        };
+        Ok(Change {
+            digest,
+            channels: self.channels,
+        })
+    }
+}
+
+fn check_digest(digest: &str) -> Result<(), Problem> {
+    if is_digest(digest) {
+        return Ok(());
+    }
+    let detail = "a digest has 40 lower-case hexadecimal digits";
+    Err(Problem::invalid("digest", detail))
+}
+
+fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::invalid("", error.to_string()))
+}
+
+fn problem(failed: &Failed) -> Problem {
+    let detail = failed.to_string();
+    match failed {
+        Failed::Emit(error) => Problem::of_emit(error),
+        Failed::Registry(RegistryError::TooManyChannels(_)) => Problem::invalid("channels", detail),
+        Failed::Registry(RegistryError::Full) => Problem::new(Kind::Busy, detail),
+        Failed::Registry(_) => Problem::new(Kind::Redis, detail),
+        Failed::Silent(_) => Problem::new(Kind::OtherNodes, detail),
+        Failed::Message(_) => Problem::invalid("message", detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn change(subscription: &Value) -> Result<Change, String> {
+        let body = Bytes::from(subscription.to_string());
+        let read = read::<Subscription>(&body);
+        let change = read.and_then(Subscription::change);
+        change.map_err(|problem| problem.detail().to_owned())
+    }
+
+    #[test]
+    fn a_subscription_names_a_digest_or_the_pair_of_it() {
+        let known = "7a1c653e3a0aec95b6f395b05a46eace0ce22a50";
+        for subscription in [
+            json!({ "channels": ["a"], "digest": known }),
+            json!({ "channels": ["a"], "connection_id": "abc", "socket_key": "k1" }),
+        ] {
+            let change = change(&subscription).unwrap();
+            assert_eq!(
+                (change.digest.as_str(), change.channels),
+                (known, vec!["a".to_owned()])
+            );
+        }
+        for (subscription, reason) in [
+            (json!({ "channels": ["a"] }), "name digest, or"),
+            (
+                json!({ "channels": ["a"], "connection_id": "abc" }),
+                "name digest, or",
+            ),
+            (
+                json!({ "channels": ["a"], "digest": known, "socket_key": "k" }),
+                "name digest, or",
+            ),
+            (json!({ "channels": ["a"], "digest": "x" }), "40 lower-case"),
+            (
+                json!({ "channels": ["a"], "connection_id": "", "socket_key": "k" }),
+                "1 to 256",
+            ),
+            (json!({ "channels": "a", "digest": known }), "invalid type"),
+            (json!({ "digest": known }), "missing field"),
+            (json!({ "chanels": [], "digest": known }), "unknown field"),
+        ] {
+            let error = change(&subscription).unwrap_err();
+            assert!(error.contains(reason), "{subscription}: {error}");
+        }
+    }
+}
