@@ -45,7 +45,7 @@ use super::{
     cluster,
     config::Config,
     demo::{self, Demo},
-    doors::{Doors, pakyow::Pakyow},
+    doors::{Doors, Syncano, pakyow::Pakyow},
     hooks::Hooks,
     limits::LiveLimits,
     log_client::LogClients,
@@ -87,6 +87,8 @@ pub(crate) enum RunError {
     Tls(String),
     #[error("{0}")]
     Hooks(String),
+    #[error("{0}")]
+    Doors(String),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
     #[error("{0} (set with --trusted-proxies or ROOMCAST_TRUSTED_PROXIES)")]
@@ -135,8 +137,15 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let admin = Admin::start(internal, Arc::clone(&health))?;
     let limits = (&config.limits).into();
     let redis = cluster::redis(&config.redis, &config.cluster);
-    let hooks = Hooks::new(&config.settings.hooks, limits, &config.access(), redis);
+    let hooks = Hooks::new(
+        &config.settings.hooks,
+        limits,
+        &config.access(),
+        redis.clone(),
+    );
     let hooks = hooks.map_err(RunError::Hooks)?;
+    let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref());
+    let syncano = syncano.map_err(RunError::Doors)?;
     let view = View::new(dialect(&config));
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
@@ -186,7 +195,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     health.serving_pages(&pages.map_err(io::Error::other)?);
     let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
     let doors = doors.map_err(io::Error::other)?;
-    let mut router = server.router().merge(doors.router());
+    let mut router = server.router().merge(doors.router(syncano));
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
     info!(%address, %internal, path = config.protocol.path, %node, "listening");

@@ -13,6 +13,7 @@ mod metrics;
 pub(crate) mod pakyow;
 mod parked;
 mod settings;
+mod syncano;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -29,6 +30,7 @@ pub(crate) use self::{
     metrics::{Door, DoorLimit},
     parked::Place,
     settings::{Settings, TEMPLATE},
+    syncano::Syncano,
 };
 use super::{
     access::AccessTable,
@@ -83,8 +85,12 @@ impl Doors {
     }
 
     /// The routes of all doors that are open.
-    pub(crate) fn router(self: &Arc<Self>) -> Router {
-        Router::new()
+    pub(crate) fn router(self: &Arc<Self>, syncano: Option<Syncano>) -> Router {
+        let mut routes = Router::new();
+        if let Some(syncano) = syncano {
+            routes = routes.merge(syncano::router(self, syncano));
+        }
+        routes
     }
 
     /// Counts the requests to a door by their outcome, and adds the CORS headers of the server

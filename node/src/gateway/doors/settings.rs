@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::pakyow;
+use super::{pakyow, syncano};
 use crate::gateway::values::ByteSize;
 
 /// The other front doors. Each door has a table of its own below this one.
@@ -17,6 +17,7 @@ pub(crate) struct Settings {
     pub(crate) max_parked_per_key: usize,
     /// Open if it is there.
     pub(crate) pakyow: Option<pakyow::Settings>,
+    pub(crate) syncano: syncano::Settings,
 }
 
 impl Default for Settings {
@@ -26,6 +27,7 @@ impl Default for Settings {
             max_parked_per_address: 1000,
             max_parked_per_key: 1000,
             pakyow: None,
+            syncano: syncano::Settings::default(),
         }
     }
 }
@@ -41,7 +43,7 @@ impl Settings {
         if let Some(pakyow) = &self.pakyow {
             pakyow.check()?;
         }
-        Ok(())
+        self.syncano.check()
     }
 }
 

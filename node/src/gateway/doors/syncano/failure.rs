@@ -1,0 +1,189 @@
+//! Refusals, as the original writes them: `{"detail": text}`, or fields with one text or several.
+//! Both SDKs print whatever is there, and decide by the status.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) body: Value,
+    /// The methods of the path, if the request has another one.
+    allow: Option<&'static str>,
+    /// Whole seconds. The JavaScript SDK computes its pause from it.
+    retry_after: Option<u32>,
+}
+
+impl Failure {
+    pub(super) fn detail(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            body: json!({ "detail": text.into() }),
+            allow: None,
+            retry_after: None,
+        }
+    }
+
+    /// A field with the texts of its mistakes.
+    pub(super) fn field(name: &str, text: impl Into<String>) -> Self {
+        let mut fields = Map::new();
+        fields.insert(name.to_owned(), json!([text.into()]));
+        Self::fields(fields)
+    }
+
+    pub(super) fn fields(fields: Map<String, Value>) -> Self {
+        Self {
+            body: Value::Object(fields),
+            ..Self::detail(StatusCode::BAD_REQUEST, "")
+        }
+    }
+
+    /// The original sends a text here, not a list.
+    pub(super) fn no_room() -> Self {
+        let mut fields = Map::new();
+        let text = "This field is required for channels with separate rooms.";
+        fields.insert("room".to_owned(), text.into());
+        Self::fields(fields)
+    }
+
+    /// The status is 403 and not 401, because the original names no scheme of authentication.
+    pub(super) fn unknown_key() -> Self {
+        Self::detail(StatusCode::FORBIDDEN, "No such API Key.")
+    }
+
+    pub(super) fn forbidden() -> Self {
+        let text = "You do not have permission to perform this action.";
+        Self::detail(StatusCode::FORBIDDEN, text)
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::detail(StatusCode::NOT_FOUND, "Not found.")
+    }
+
+    pub(super) fn no_integer(field: &str) -> Self {
+        Self::field(field, "A valid integer is required.")
+    }
+
+    pub(super) fn bad_page() -> Self {
+        let text = "Incorrect page parameter provided.";
+        Self::detail(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn too_large(limit: usize) -> Self {
+        let text = format!("Request size limit exceeded ({limit}).");
+        Self::detail(StatusCode::PAYLOAD_TOO_LARGE, text)
+    }
+
+    pub(super) fn not_json(error: &serde_json::Error) -> Self {
+        let text = format!("JSON parse error - {error}");
+        Self::detail(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn method(method: &http::Method, allow: &'static str) -> Self {
+        let text = format!("Method \"{method}\" not allowed.");
+        Self {
+            allow: Some(allow),
+            ..Self::detail(StatusCode::METHOD_NOT_ALLOWED, text)
+        }
+    }
+
+    pub(super) fn throttled() -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::detail(StatusCode::TOO_MANY_REQUESTS, "Request was throttled.")
+        }
+    }
+
+    /// Redis, or the application behind a class, is not available.
+    pub(super) fn unavailable(text: impl Into<String>) -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::detail(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = json_response(self.status, &self.body);
+        let headers = response.headers_mut();
+        if let Some(allow) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A response whose body is JSON.
+pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (status, headers, body.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_the_body_and_the_status_of_the_original() {
+        let of = |failure: Failure| (failure.status.as_u16(), failure.body.to_string());
+        let rows = [
+            (
+                Failure::unknown_key(),
+                403,
+                r#"{"detail":"No such API Key."}"#,
+            ),
+            (
+                Failure::forbidden(),
+                403,
+                r#"{"detail":"You do not have permission to perform this action."}"#,
+            ),
+            (
+                Failure::no_room(),
+                400,
+                r#"{"room":"This field is required for channels with separate rooms."}"#,
+            ),
+            (
+                Failure::no_integer("last_id"),
+                400,
+                r#"{"last_id":["A valid integer is required."]}"#,
+            ),
+            (
+                Failure::too_large(65_536),
+                413,
+                r#"{"detail":"Request size limit exceeded (65536)."}"#,
+            ),
+            (
+                Failure::bad_page(),
+                400,
+                r#"{"detail":"Incorrect page parameter provided."}"#,
+            ),
+            (Failure::not_found(), 404, r#"{"detail":"Not found."}"#),
+        ];
+        for (failure, status, body) in rows {
+            assert_eq!(of(failure), (status, body.to_owned()));
+        }
+    }
+
+    #[test]
+    fn too_many_requests_are_to_pause_for_whole_seconds() {
+        for failure in [Failure::throttled(), Failure::unavailable("Redis")] {
+            let response = failure.into_response();
+            assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+        }
+    }
+
+    #[test]
+    fn another_method_is_told_those_of_the_path() {
+        let failure = Failure::method(&http::Method::PUT, "GET, POST");
+        assert_eq!(failure.body["detail"], "Method \"PUT\" not allowed.");
+        let response = failure.into_response();
+        assert_eq!(response.status(), 405);
+        assert_eq!(response.headers()[header::ALLOW], "GET, POST");
+    }
+}

@@ -1,0 +1,249 @@
+//! An instance: its keys, and its channels from the settings and from the API.
+
+use std::collections::BTreeMap;
+
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::{
+    channel::{Channel, MAX_CHANNELS, Permission},
+    failure::Failure,
+    keys::{Caller, Keys},
+    settings::{ClassSettings, InstanceSettings},
+    store::{Inserted, Store},
+};
+
+/// An instance. What its settings do not name is in the store.
+pub(super) struct Instance {
+    pub(super) name: String,
+    pub(super) keys: Keys,
+    /// The channels of the settings, and the two that every instance has.
+    fixed: BTreeMap<String, Channel>,
+    pub(super) classes: BTreeMap<String, ClassSettings>,
+    /// The table of the other channels.
+    table: String,
+}
+
+impl Instance {
+    pub(super) fn new(
+        name: &str,
+        settings: &InstanceSettings,
+        store: &Store,
+        now: u64,
+    ) -> Result<Self, String> {
+        let built_in = Channel::built_in(now).into_iter();
+        let configured = settings.channels.iter();
+        let configured =
+            configured.map(|(name, settings)| Channel::configured(name, settings, now));
+        let fixed = built_in.chain(configured);
+        let keys = Keys::new(settings);
+        Ok(Self {
+            name: name.to_owned(),
+            keys: keys.map_err(|problem| format!("doors.syncano.instances.{name}: {problem}"))?,
+            fixed: fixed
+                .map(|channel| (channel.name.clone(), channel))
+                .collect(),
+            classes: settings.classes.clone(),
+            table: store.table(name, "channels"),
+        })
+    }
+
+    /// Finds a channel.
+    pub(super) async fn channel(&self, store: &Store, name: &str) -> Result<Channel, Failure> {
+        if let Some(channel) = self.fixed.get(name) {
+            return Ok(channel.clone());
+        }
+        let stored = store.get(&self.table, name).await?;
+        let channel = stored.and_then(|text| serde_json::from_str(&text).ok());
+        channel.ok_or_else(Failure::not_found)
+    }
+
+    /// The channels that a caller may subscribe to, by name.
+    pub(super) async fn channels(
+        &self,
+        store: &Store,
+        caller: &Caller,
+    ) -> Result<Vec<Channel>, Failure> {
+        let stored = store.all(&self.table).await?;
+        let stored = stored
+            .iter()
+            .filter_map(|text| serde_json::from_str(text).ok());
+        let stored = stored.map(|channel: Channel| (channel.name.clone(), channel));
+        // Those of the settings win.
+        let mut all: BTreeMap<_, _> = stored.collect();
+        all.extend(self.fixed.clone());
+        let mut all: Vec<_> = all.into_values().collect();
+        all.retain(|channel| channel.permission(caller) >= Permission::Subscribe);
+        Ok(all)
+    }
+
+    pub(super) async fn create(
+        &self,
+        store: &Store,
+        fields: &Map<String, Value>,
+        now: u64,
+    ) -> Result<Channel, Failure> {
+        let channel = Channel::create(fields, now)?;
+        let exists = || Failure::field("name", "This field must be unique.");
+        if self.fixed.contains_key(&channel.name) {
+            return Err(exists());
+        }
+        let text = json!(channel).to_string();
+        let inserting = store.insert(&self.table, &channel.name, &text, MAX_CHANNELS);
+        match inserting.await? {
+            Inserted::Yes => Ok(channel),
+            Inserted::Exists => Err(exists()),
+            Inserted::Full => {
+                let text = format!("An instance has at most {MAX_CHANNELS} channels.");
+                Err(Failure::detail(StatusCode::FORBIDDEN, text))
+            }
+        }
+    }
+
+    pub(super) async fn update(
+        &self,
+        store: &Store,
+        name: &str,
+        fields: &Map<String, Value>,
+        now: u64,
+    ) -> Result<Channel, Failure> {
+        self.is_stored(name)?;
+        // Another change in between is a reason to apply this one again.
+        for _ in 0..MAX_ATTEMPTS {
+            let old = store.get(&self.table, name).await?;
+            let old = old.ok_or_else(Failure::not_found)?;
+            let mut channel: Channel =
+                serde_json::from_str(&old).map_err(|_| Failure::not_found())?;
+            channel.update(fields, now)?;
+            let new = json!(channel).to_string();
+            if store.replace(&self.table, name, &old, &new).await? {
+                return Ok(channel);
+            }
+        }
+        Err(Failure::unavailable(
+            "The channel is being changed by others.",
+        ))
+    }
+
+    pub(super) async fn delete(&self, store: &Store, name: &str) -> Result<(), Failure> {
+        self.is_stored(name)?;
+        match store.remove(&self.table, name).await? {
+            true => Ok(()),
+            false => Err(Failure::not_found()),
+        }
+    }
+
+    /// A channel that the settings name, or that every instance has, cannot be changed over the API.
+    fn is_stored(&self, name: &str) -> Result<(), Failure> {
+        if !self.fixed.contains_key(name) {
+            return Ok(());
+        }
+        let text = "This channel is part of the configuration and cannot be changed here.";
+        Err(Failure::detail(StatusCode::FORBIDDEN, text))
+    }
+}
+
+/// How often a change is applied to a value that others change, too.
+pub(super) const MAX_ATTEMPTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(store: &Store) -> Instance {
+        let toml = "channels.news = { other_permissions = 'subscribe' }";
+        Instance::new("shop", &toml::from_str(toml).unwrap(), store, 0).unwrap()
+    }
+
+    fn fields(json: &Value) -> &Map<String, Value> {
+        json.as_object().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_channel_is_created_changed_and_deleted() {
+        let store = Store::new(None);
+        let instance = instance(&store);
+        let made = instance
+            .create(&store, fields(&json!({ "name": "chat" })), 1)
+            .await;
+        assert_eq!(made.unwrap().created_at, 1);
+        let twice = instance
+            .create(&store, fields(&json!({ "name": "CHAT" })), 1)
+            .await;
+        assert_eq!(
+            twice.unwrap_err().body["name"][0],
+            "This field must be unique."
+        );
+        let change = json!({ "description": "d" });
+        let changed = instance
+            .update(&store, "chat", fields(&change), 2)
+            .await
+            .unwrap();
+        assert_eq!(instance.channel(&store, "chat").await.unwrap(), changed);
+        instance.delete(&store, "chat").await.unwrap();
+        for gone in [
+            instance.channel(&store, "chat").await.map(drop),
+            instance
+                .update(&store, "chat", fields(&change), 2)
+                .await
+                .map(drop),
+            instance.delete(&store, "chat").await,
+        ] {
+            assert_eq!(gone, Err(Failure::not_found()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_channel_of_the_settings_wins_and_stays() {
+        let store = Store::new(None);
+        let instance = instance(&store);
+        for name in ["news", "default", "eventlog"] {
+            let body = json!({ "name": name });
+            let made = instance.create(&store, fields(&body), 1).await.unwrap_err();
+            assert_eq!(made.status, 400);
+            let changed = instance
+                .update(&store, name, fields(&body), 1)
+                .await
+                .unwrap_err();
+            let deleted = instance.delete(&store, name).await.unwrap_err();
+            assert_eq!(
+                (changed.status, deleted.status),
+                (StatusCode::FORBIDDEN, StatusCode::FORBIDDEN)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn others_see_the_channels_that_they_may_subscribe_to() {
+        let store = Store::new(None);
+        let instance = instance(&store);
+        instance
+            .create(&store, fields(&json!({ "name": "secret" })), 1)
+            .await
+            .unwrap();
+        let names = async |caller: &Caller| {
+            let channels = instance.channels(&store, caller).await.unwrap();
+            let names = channels.into_iter().map(|channel| channel.name);
+            names.collect::<Vec<_>>()
+        };
+        let admin = Caller::Account { id: 1 };
+        assert_eq!(
+            names(&admin).await,
+            ["default", "eventlog", "news", "secret"]
+        );
+        let anonymous = Caller::Api {
+            id: 2,
+            ignore_acl: false,
+            allow_anonymous_read: true,
+            user: None,
+        };
+        assert_eq!(names(&anonymous).await, ["default", "eventlog", "news"]);
+        let plain = Caller::Api {
+            id: 2,
+            ignore_acl: false,
+            allow_anonymous_read: false,
+            user: None,
+        };
+        assert!(names(&plain).await.is_empty());
+    }
+}

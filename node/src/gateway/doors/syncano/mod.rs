@@ -1,0 +1,264 @@
+//! Syncano's real-time channels over HTTP, as its SDKs for Python, JavaScript and Android use them.
+//!
+//! ```text
+//!  request ─► size ─► instance ─► key ─► channel ─► permission ─► fields ─► store, log
+//!             413       404       403      404         403         400
+//! ```
+//!
+//! The order of the checks is the original's, and so are the texts, because programs compare them. An
+//! instance is a namespace, and a room of a channel is a room of it: whoever is a member there, by any
+//! door, gets the same messages.
+
+mod body;
+mod channel;
+mod failure;
+mod instance;
+mod keys;
+mod path;
+mod query;
+mod settings;
+mod store;
+mod throttle;
+mod time;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    response::{IntoResponse as _, Response},
+    routing::any,
+};
+use http::{Method, StatusCode, request::Parts};
+use roomcast::{Cors, RedisConfig};
+use serde_json::{Map, Value, json};
+
+pub(crate) use self::settings::Settings;
+use self::{
+    body::Fields,
+    channel::Channel,
+    failure::{Failure, json_response},
+    instance::Instance,
+    keys::{Caller, Credentials},
+    path::{Path, Resource, VERSIONS},
+    query::Query,
+    store::Store,
+    throttle::Throttle,
+};
+use super::{Door, DoorLimit, Doors};
+
+/// The largest body that the SDKs know the refusal of.
+const MAX_PUBLISH: usize = 65_536;
+
+/// The door of all instances.
+pub(crate) struct Syncano {
+    instances: BTreeMap<String, Instance>,
+    store: Store,
+    polls: Throttle,
+    requests: Throttle,
+}
+
+impl Syncano {
+    /// Reads the keys of the instances. Returns `None` if the settings have no instance.
+    pub(crate) fn new(
+        settings: &Settings,
+        redis: Option<&RedisConfig>,
+    ) -> Result<Option<Self>, String> {
+        if settings.instances.is_empty() {
+            return Ok(None);
+        }
+        let (store, now) = (Store::new(redis), time::now());
+        let mut instances = BTreeMap::new();
+        for (name, instance) in &settings.instances {
+            let instance = Instance::new(name, instance, &store, now)?;
+            instances.insert(name.clone(), instance);
+        }
+        Ok(Some(Self {
+            instances,
+            store,
+            polls: Throttle::new(settings.polls_per_second),
+            requests: Throttle::new(settings.requests_per_second),
+        }))
+    }
+}
+
+/// The routes. Any page may use them, because what protects an instance is its keys.
+pub(super) fn router(doors: &Arc<Doors>, syncano: Syncano) -> Router {
+    let service = Arc::new(Service {
+        doors: Arc::clone(doors),
+        syncano,
+    });
+    let mut routes = Router::new();
+    for version in VERSIONS {
+        let service = Arc::clone(&service);
+        let handler = async move |request: Request| service.respond(request).await;
+        routes = routes.route(&format!("{version}/instances/{{*path}}"), any(handler));
+    }
+    doors.cover(Door::Syncano, routes, Some(Cors::any()))
+}
+
+struct Service {
+    doors: Arc<Doors>,
+    syncano: Syncano,
+}
+
+/// A request whose caller is known.
+struct Call<'a> {
+    instance: &'a Instance,
+    caller: Caller,
+    /// What the links in the response begin with.
+    base: &'a str,
+    fields: Fields,
+}
+
+impl Service {
+    async fn respond(&self, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        match self.call(parts, body).await {
+            Ok(response) => response,
+            Err(failure) => failure.into_response(),
+        }
+    }
+
+    async fn call(&self, parts: Parts, body: Body) -> Result<Response, Failure> {
+        let path = Path::parse(parts.uri.path()).ok_or_else(Failure::not_found)?;
+        let limit = match path.resource {
+            Resource::Publish(_) => MAX_PUBLISH,
+            _ => self.doors.settings.max_body.0.max(MAX_PUBLISH),
+        };
+        let reading = body::read(&parts.headers, body, limit);
+        let fields = reading.await.inspect_err(|failure| {
+            if failure.status == StatusCode::PAYLOAD_TOO_LARGE {
+                self.doors.reached(Door::Syncano, DoorLimit::Body);
+            }
+        })?;
+        let instance = self.syncano.instances.get(&path.instance);
+        let instance = instance
+            .ok_or_else(|| Failure::detail(StatusCode::NOT_FOUND, "Instance was not found."))?;
+        let throttle = match path.resource {
+            Resource::Poll(_) => &self.syncano.polls,
+            _ => &self.syncano.requests,
+        };
+        if !throttle.allows(&instance.name) {
+            return Err(Failure::throttled());
+        }
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let none = Map::new();
+        let credentials = Credentials::of(&parts.headers, &query, fields.as_ref().unwrap_or(&none));
+        let call = Call {
+            instance,
+            caller: instance.keys.recognize(&credentials)?,
+            base: &path.base,
+            fields,
+        };
+        match &path.resource {
+            Resource::Channels => self.channels(&parts.method, call).await,
+            Resource::Channel(name) => self.channel(&parts.method, call, name).await,
+            Resource::Class(name) => class(&parts.method, &call, name),
+            Resource::UserAuth => log_in(&parts.method, call),
+            _ => Err(Failure::not_found()),
+        }
+    }
+
+    async fn channels(&self, method: &Method, call: Call<'_>) -> Result<Response, Failure> {
+        let store = &self.syncano.store;
+        match *method {
+            Method::GET => {
+                let channels = call.instance.channels(store, &call.caller).await?;
+                let objects = channels.iter().map(|channel| channel.to_json(call.base));
+                let objects: Vec<_> = objects.collect();
+                let page = json!({ "next": null, "prev": null, "objects": objects });
+                Ok(json_response(StatusCode::OK, &page))
+            }
+            Method::POST => {
+                for_accounts(&call.caller)?;
+                let channel = call
+                    .instance
+                    .create(store, &call.fields?, time::now())
+                    .await?;
+                let body = channel.to_json(call.base);
+                Ok(json_response(StatusCode::CREATED, &body))
+            }
+            _ => Err(Failure::method(method, "GET, POST")),
+        }
+    }
+
+    async fn channel(
+        &self,
+        method: &Method,
+        call: Call<'_>,
+        name: &str,
+    ) -> Result<Response, Failure> {
+        let (instance, store) = (call.instance, &self.syncano.store);
+        let shown = |channel: &Channel| json_response(StatusCode::OK, &channel.to_json(call.base));
+        match *method {
+            Method::GET => {
+                let channel = instance.channel(store, name).await?;
+                channel.check_subscribe(&call.caller)?;
+                Ok(shown(&channel))
+            }
+            Method::PATCH | Method::PUT => {
+                instance.channel(store, name).await?;
+                for_accounts(&call.caller)?;
+                let fields = call.fields?;
+                let changing = instance.update(store, name, &fields, time::now());
+                Ok(shown(&changing.await?))
+            }
+            Method::DELETE => {
+                instance.channel(store, name).await?;
+                for_accounts(&call.caller)?;
+                instance.delete(store, name).await?;
+                Ok(StatusCode::NO_CONTENT.into_response())
+            }
+            _ => Err(Failure::method(method, "GET, PUT, PATCH, DELETE")),
+        }
+    }
+}
+
+fn for_accounts(caller: &Caller) -> Result<(), Failure> {
+    match caller.is_account() {
+        true => Ok(()),
+        false => Err(Failure::forbidden()),
+    }
+}
+
+/// Shows a class, which the Python SDK asks for before it creates an object.
+fn class(method: &Method, call: &Call<'_>, name: &str) -> Result<Response, Failure> {
+    if method != Method::GET {
+        return Err(Failure::method(method, "GET"));
+    }
+    let class = call
+        .instance
+        .classes
+        .get(name)
+        .ok_or_else(Failure::not_found)?;
+    let own = format!("{}/classes/{name}/", call.base);
+    let body = json!({
+        "name": name,
+        "description": class.description,
+        "schema": class.schema,
+        "status": "ready",
+        "group": class.group,
+        "group_permissions": class.group_permissions,
+        "other_permissions": class.other_permissions,
+        "links": { "self": own, "objects": format!("{own}objects/") },
+    });
+    Ok(json_response(StatusCode::OK, &body))
+}
+
+/// Returns the key of a user for its password.
+fn log_in(method: &Method, call: Call<'_>) -> Result<Response, Failure> {
+    if method != Method::POST {
+        return Err(Failure::method(method, "POST"));
+    }
+    let (fields, base) = (call.fields?, call.base);
+    let (id, key) = call.instance.keys.log_in(&fields)?;
+    let body = json!({
+        "id": id,
+        "username": fields.get("username").and_then(Value::as_str),
+        "user_key": key,
+        "links": { "self": format!("{base}/users/{id}/") },
+    });
+    Ok(json_response(StatusCode::OK, &body))
+}

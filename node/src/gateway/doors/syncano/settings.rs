@@ -1,0 +1,344 @@
+//! The table `[doors.syncano]` of the settings.
+
+use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::channel::{self, Kind, Permission};
+use crate::gateway::{
+    api::Hash,
+    values::{self, Span},
+};
+
+/// The door is open if it has an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// The namespace of an instance is this, a slash, and its name.
+    #[serde(deserialize_with = "namespace")]
+    pub(crate) namespace: String,
+    /// How long a poll waits. The SDKs must give up first, which they do after 300 s.
+    pub(crate) poll_timeout: Span,
+    /// The refused polls per second of one key or address. Further ones get the status 429, because
+    /// the JavaScript SDK repeats a refused poll at once and for ever.
+    pub(crate) refused_polls: u32,
+    /// The polls, and the other requests, per second and instance; 0 is no limit.
+    pub(crate) polls_per_second: u32,
+    pub(crate) requests_per_second: u32,
+    /// How much of each room is kept.
+    pub(crate) history: History,
+    pub(crate) instances: BTreeMap<String, InstanceSettings>,
+}
+
+/// What is kept of each room.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct History {
+    pub(crate) messages: usize,
+    pub(crate) bytes: values::ByteSize,
+    pub(crate) age: Span,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct InstanceSettings {
+    pub(crate) keys: Vec<KeySettings>,
+    pub(crate) users: Vec<UserSettings>,
+    pub(crate) channels: BTreeMap<String, ChannelSettings>,
+    pub(crate) classes: BTreeMap<String, ClassSettings>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KeyKind {
+    /// May do everything in the instance.
+    Account,
+    Api,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeySettings {
+    /// Notifications name their author by it.
+    pub(crate) id: u64,
+    pub(crate) kind: KeyKind,
+    pub(crate) hash: Hash,
+    /// May do everything with channels and objects, without a user.
+    #[serde(default)]
+    pub(crate) ignore_acl: bool,
+    /// May poll and read what is open to everybody, without a user.
+    #[serde(default)]
+    pub(crate) allow_anonymous_read: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UserSettings {
+    pub(crate) id: u64,
+    /// The key, or its hash. Only a key that is known can be the response to a password.
+    #[serde(default)]
+    pub(crate) hash: Option<Hash>,
+    #[serde(default)]
+    pub(crate) key_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) key_env: Option<String>,
+    /// The ids of groups.
+    #[serde(default)]
+    pub(crate) groups: Vec<u64>,
+    /// With a password, the user can ask for the key.
+    #[serde(default)]
+    pub(crate) username: Option<String>,
+    #[serde(default)]
+    pub(crate) password_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) password_env: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ChannelSettings {
+    pub(crate) description: String,
+    pub(crate) r#type: Kind,
+    pub(crate) group: Option<u64>,
+    pub(crate) group_permissions: Permission,
+    pub(crate) other_permissions: Permission,
+    pub(crate) custom_publish: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ClassSettings {
+    pub(crate) description: String,
+    pub(crate) schema: Vec<Field>,
+    /// What users may do who are not in the class's group.
+    pub(crate) other_permissions: ClassPermission,
+    pub(crate) group: Option<u64>,
+    pub(crate) group_permissions: ClassPermission,
+    /// Where objects are created, changed and deleted. Without it, the gateway stores them.
+    #[serde(deserialize_with = "hook")]
+    pub(crate) hook: Option<http::Uri>,
+    /// The most objects that are stored.
+    pub(crate) max_objects: Option<usize>,
+}
+
+/// A field of a class. Only its name and type are looked at; the SDKs get the rest as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Field {
+    pub(crate) name: String,
+    pub(crate) r#type: String,
+}
+
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ClassPermission {
+    None,
+    Read,
+    #[default]
+    CreateObjects,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            namespace: "/syncano".to_owned(),
+            poll_timeout: Span(Duration::from_secs(310)),
+            refused_polls: 2,
+            polls_per_second: 0,
+            requests_per_second: 0,
+            history: History::default(),
+            instances: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            messages: 1000,
+            bytes: values::ByteSize(1 << 20),
+            age: Span(Duration::from_secs(24 * 60 * 60)),
+        }
+    }
+}
+
+impl Settings {
+    /// The namespaces of the instances.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = String> {
+        let names = self.instances.keys();
+        names.map(|name| self.namespace_of(name))
+    }
+
+    pub(super) fn namespace_of(&self, instance: &str) -> String {
+        format!("{}/{instance}", self.namespace)
+    }
+
+    /// Checks what serde cannot.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.refused_polls == 0 {
+            return Err("[doors.syncano]: refused_polls is at least 1".to_owned());
+        }
+        for (name, instance) in &self.instances {
+            let problem = |what: String| format!("doors.syncano.instances.{name}: {what}");
+            if !channel::is_name(name) {
+                return Err(problem(format!("an instance has {}", channel::NAME_RULE)));
+            }
+            instance.check().map_err(problem)?;
+        }
+        Ok(())
+    }
+}
+
+impl InstanceSettings {
+    fn check(&self) -> Result<(), String> {
+        for name in self.channels.keys() {
+            if !channel::is_name(name) {
+                return Err(format!(
+                    "channels.{name}: a channel has {}",
+                    channel::NAME_RULE
+                ));
+            }
+        }
+        for name in self.classes.keys() {
+            if !channel::is_name(name) {
+                return Err(format!(
+                    "classes.{name}: a class has {}",
+                    channel::NAME_RULE
+                ));
+            }
+        }
+        for (index, key) in self.keys.iter().enumerate() {
+            if key.kind == KeyKind::Account && (key.ignore_acl || key.allow_anonymous_read) {
+                return Err(format!(
+                    "keys[{index}]: an account key has no flags, because it may do everything"
+                ));
+            }
+            let mut others = self.keys[..index].iter();
+            if others.any(|other| other.hash == key.hash) {
+                return Err(format!("keys[{index}]: another key has the same hash"));
+            }
+        }
+        for (index, user) in self.users.iter().enumerate() {
+            let problem = |what: &str| Err(format!("users[{index}]: {what}"));
+            let keys = [
+                user.hash.is_some(),
+                user.key_file.is_some(),
+                user.key_env.is_some(),
+            ];
+            if keys.into_iter().filter(|is_set| *is_set).count() != 1 {
+                return problem("set one of hash, key_file and key_env");
+            }
+            if user.password_file.is_some() && user.password_env.is_some() {
+                return problem("set one of password_file and password_env");
+            }
+            let has_password = user.password_file.is_some() || user.password_env.is_some();
+            if has_password && (user.username.is_none() || user.hash.is_some()) {
+                return problem(
+                    "a user with a password needs username, and key_file or key_env, because the \
+                     response to a password is the key",
+                );
+            }
+            if self.users[..index].iter().any(|other| other.id == user.id) {
+                return problem("another user has the same id");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a secret from a file or from a variable of the environment.
+pub(super) fn secret(
+    file: Option<&PathBuf>,
+    variable: Option<&String>,
+) -> Result<Option<String>, String> {
+    let text = match (file, variable) {
+        (Some(path), _) => {
+            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+        (None, Some(name)) => {
+            env::var(name).map_err(|_| format!("the variable {name} is not set"))?
+        }
+        (None, None) => return Ok(None),
+    };
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err("a key or password is empty".to_owned());
+    }
+    Ok(Some(text.to_owned()))
+}
+
+fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    values::namespace(text.trim_end_matches('/')).map_err(D::Error::custom)
+}
+
+fn hook<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<http::Uri>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let url: http::Uri = text.parse().map_err(D::Error::custom)?;
+    match url.scheme_str() {
+        Some("http" | "https") if url.host().is_some() => Ok(Some(url)),
+        _ => Err(D::Error::custom(format!("`{text}` is no URL of HTTP"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(toml: &str) -> Result<(), String> {
+        let settings: Settings = toml::from_str(toml).map_err(|error| error.to_string())?;
+        settings.check()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let hash = format!("sha256:{}", "0".repeat(64));
+        let rows = [
+            (
+                "[instances.Shop]".to_owned(),
+                "instances.Shop: an instance has",
+            ),
+            (
+                "[instances.shop.channels.\"a b\"]".to_owned(),
+                "channels.a b",
+            ),
+            ("[instances.shop.classes.-]".to_owned(), "classes.-"),
+            (
+                format!(
+                    "[[instances.shop.keys]]\nid = 1\nkind = \"account\"\nhash = \"{hash}\"\nignore_acl = true"
+                ),
+                "keys[0]: an account key has no flags",
+            ),
+            (
+                "[[instances.shop.users]]\nid = 1".to_owned(),
+                "users[0]: set one of",
+            ),
+            (
+                format!(
+                    "[[instances.shop.users]]\nid = 1\nhash = \"{hash}\"\nusername = \"a\"\npassword_env = \"A\""
+                ),
+                "users[0]: a user with a password",
+            ),
+            ("refused_polls = 0".to_owned(), "refused_polls"),
+        ];
+        for (toml, problem) in rows {
+            let error = check(&toml).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_the_table_is_known_by_its_name_only() {
+        for toml in [
+            "[instances.shop.classes.book]\nhook = \"ftp://x\"",
+            "namespace = \"x\"",
+            "x = 1",
+        ] {
+            assert!(check(toml).is_err(), "{toml}");
+        }
+        check("namespace = \"/door/\"\n[instances.shop.classes.book]\nhook = \"http://a/b\"")
+            .unwrap();
+    }
+}
