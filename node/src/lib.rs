@@ -92,6 +92,21 @@ pub use transport::{
     tls::{Certificate, CertificateError, Tls, TlsVersion},
 };
 
+/// Sockets of clients that speak no Socket.IO: an event stream, a parked request, a plain WebSocket.
+///
+/// Such a client is a [`Socket`] of a namespace like any other: it is let in by the namespace's
+/// authorizers, joins rooms, receives what is emitted to them from any node, and is counted, limited,
+/// listed and disconnected as others are. Only its bytes differ: a [`Form`](plain::Form) writes each event for it.
+/// [`Server::open_stream`] opens one.
+///
+/// It has no acknowledgements: a broadcast with acknowledgement reaches it but does not wait for it.
+pub mod plain {
+    pub use crate::{
+        server::{Open, OpenError, Stream},
+        transport::plain::{Chunk, Event, Form, Heartbeat},
+    };
+}
+
 /// What a server and its bus exchange, for authors of buses. Applications use [`MemoryBus`],
 /// [`RedisBus`] or [`Builder::redis`].
 pub mod bus {

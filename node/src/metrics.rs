@@ -43,6 +43,14 @@ pub(crate) struct OfTransport {
     pub(crate) opened_v4: IntCounter,
 }
 
+struct Transports {
+    polling: OfTransport,
+    websocket: OfTransport,
+    streams: IntGauge,
+    opened_streams: IntCounter,
+    opened_plain: IntCounter,
+}
+
 /// Declares the series once: the field, its type and labels, its name and its help text.
 macro_rules! metrics {
     ($($vis:vis $field:ident: $series:ty [$($label:literal)?] = $name:literal, $help:literal;)+) => {
@@ -52,6 +60,10 @@ macro_rules! metrics {
             /// up once.
             pub(crate) polling: OfTransport,
             pub(crate) websocket: OfTransport,
+            /// Plain connections, by what carries them.
+            pub(crate) streams: IntGauge,
+            pub(crate) opened_streams: IntCounter,
+            pub(crate) opened_plain: IntCounter,
             /// By `Limit as usize`.
             limits: [IntCounter; Limit::ALL.len()],
             pub(crate) fan_out: Histogram,
@@ -63,10 +75,19 @@ macro_rules! metrics {
         impl Metrics {
             pub(crate) fn new() -> Self {
                 let to = Registrar(Registry::new());
-                let [polling, websocket] = to.transports();
+                let Transports {
+                    polling,
+                    websocket,
+                    streams,
+                    opened_streams,
+                    opened_plain,
+                } = to.transports();
                 let metrics = Self {
                     polling,
                     websocket,
+                    streams,
+                    opened_streams,
+                    opened_plain,
                     limits: to.limits(),
                     fan_out: to.fan_out(),
                     by_namespace: to.by_namespace(),
@@ -211,7 +232,7 @@ impl Registrar {
         self.register(Self::create(name, help, labels))
     }
 
-    fn transports(&self) -> [OfTransport; 2] {
+    fn transports(&self) -> Transports {
         let connections: IntGaugeVec = self.add(
             "roomcast_connections",
             "Open connections, by current transport.",
@@ -222,11 +243,18 @@ impl Registrar {
             "Connections opened, by first transport and Engine.IO revision.",
             &["transport", "revision"],
         );
-        ["polling", "websocket"].map(|transport| OfTransport {
+        let of = |transport: &str| OfTransport {
             connections: connections.with_label_values(&[transport]),
             opened_v3: opened.with_label_values(&[transport, "3"]),
             opened_v4: opened.with_label_values(&[transport, "4"]),
-        })
+        };
+        Transports {
+            polling: of("polling"),
+            websocket: of("websocket"),
+            streams: connections.with_label_values(&["stream"]),
+            opened_streams: opened.with_label_values(&["stream", "plain"]),
+            opened_plain: opened.with_label_values(&["websocket", "plain"]),
+        }
     }
 
     fn limits(&self) -> [IntCounter; Limit::ALL.len()] {

@@ -13,6 +13,7 @@ mod decode;
 mod encode;
 pub mod json;
 mod number;
+mod plain;
 mod scan;
 mod survey;
 
@@ -182,6 +183,21 @@ impl Args {
     /// The JSON array with placeholders, without the name of the event.
     pub fn json(&self) -> &str {
         &self.json
+    }
+
+    /// The JSON array with each binary value in its place, as `{"$binary":"<base64>"}`. Text without
+    /// binary is not decoded.
+    pub fn to_plain_json(&self) -> Result<Cow<'_, str>, ArgsError> {
+        if self.attachments.is_empty() {
+            return Ok(self.json().into());
+        }
+        let mut values = Vec::new();
+        for arg in self.split()? {
+            values.push(arg.decode::<Value>()?);
+        }
+        plain::to_json(&values)
+            .map(Cow::Owned)
+            .map_err(ArgsError::Encode)
     }
 
     /// The binary values in the order of their placeholders.

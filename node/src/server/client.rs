@@ -15,7 +15,7 @@
 //! turn in which its packet was read. If it has to wait, it becomes a [`Task`] of [`InFlight`]. After
 //! the end of the connection, the client lives on until its last task is done.
 
-use std::{future::Future, pin::Pin, sync::Arc, task::Poll};
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 
 use futures_util::FutureExt as _;
 use roomcast_adapter::SocketId;
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     close::{CloseReason, Limit},
     line_limit::LineLimit,
+    metrics::Metrics,
     transport::{
         connection::Connection,
         driver::{Protocol, Turn},
@@ -266,8 +267,6 @@ impl Client {
         id: SocketId,
         data: Option<Arc<dyn super::Data>>,
     ) {
-        let connection = turn.connection;
-        connection.claim();
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.forget_left(&namespace.name);
         }
@@ -275,10 +274,17 @@ impl Client {
         let socket = Socket::new(
             id,
             Arc::clone(namespace),
-            Arc::clone(connection),
+            Arc::clone(turn.connection),
             handshake,
             data,
         );
+        self.enter(turn, &socket);
+    }
+
+    /// A socket begins to be one: it receives broadcasts, and the connect handler starts.
+    pub(super) fn enter(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket) {
+        turn.connection.claim();
+        let namespace = Arc::clone(socket.live());
         tracing::debug!(
             namespace = &*namespace.name,
             socket = %socket.id(),
@@ -287,17 +293,11 @@ impl Client {
         );
         socket.insert();
         if namespace.observers.is_any() {
-            socket.observed(Observation::Connected { socket: &socket });
+            socket.observed(Observation::Connected { socket });
         }
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
-            self.run(
-                turn,
-                &socket,
-                "connect",
-                on_connect,
-                Call::of_socket(&socket),
-            );
+            self.run(turn, socket, "connect", on_connect, Call::of_socket(socket));
         }
     }
 
@@ -346,8 +346,7 @@ impl Client {
                 admission: Err(error),
                 ..
             } => {
-                let reason = |refused: &Refused| refused.reason.unwrap_or("unauthorized");
-                let label = error.refused().map_or("error", reason);
+                let label = error.label();
                 let refused = error.report(&namespace.place(None, "authorize"));
                 self.refuse(turn, &namespace, &refused, label);
             }
@@ -385,22 +384,12 @@ impl Client {
 
     /// Counts and logs a CONNECT that is refused for the reason `label`.
     fn count_refused(&self, namespace: &str, label: &'static str) {
-        static LINES: LineLimit = LineLimit::new();
-        let refused = &self.server.engine.metrics.connect_refused;
-        refused.with_label_values(&[label]).inc();
-        if let Some(left_out) = LINES.pass() {
-            tracing::info!(
-                namespace,
-                reason = label,
-                address = self.address(),
-                left_out,
-                "a connect to a namespace was refused"
-            );
-        }
+        let address = Handshake::of(&self.request, None).address();
+        count_refused(&self.server.engine.metrics, namespace, label, address);
     }
 
     /// The client's address, for the log.
-    pub(super) fn address(&self) -> Option<tracing::field::DisplayValue<std::net::SocketAddr>> {
+    pub(super) fn address(&self) -> Option<tracing::field::DisplayValue<SocketAddr>> {
         Handshake::of(&self.request, None)
             .address()
             .map(tracing::field::display)
@@ -483,6 +472,11 @@ impl Client {
             self.run(turn, socket, "disconnect", on_disconnect, call);
         }
         socket.remove();
+    }
+
+    /// Whether no socket is connected.
+    pub(super) fn is_vacant(&self) -> bool {
+        self.sockets.is_empty()
     }
 
     /// Disconnects the sockets for which the application has called `disconnect`.
@@ -621,9 +615,29 @@ impl Drop for Client {
     }
 }
 
+/// Counts and logs a connect that is refused for the reason `label`.
+pub(super) fn count_refused(
+    metrics: &Metrics,
+    namespace: &str,
+    label: &'static str,
+    address: Option<SocketAddr>,
+) {
+    static LINES: LineLimit = LineLimit::new();
+    metrics.connect_refused.with_label_values(&[label]).inc();
+    if let Some(left_out) = LINES.pass() {
+        tracing::info!(
+            namespace,
+            reason = label,
+            address = address.map(tracing::field::display),
+            left_out,
+            "a connect to a namespace was refused"
+        );
+    }
+}
+
 /// Runs the authorizers of a namespace until one refuses. The last data that one returns counts.
 /// A socket that is let in is known, so messages to it must arrive from then on.
-async fn authorize(
+pub(super) async fn authorize(
     namespace: Arc<LiveNamespace>,
     handshake: Handshake,
     socket: SocketId,

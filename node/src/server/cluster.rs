@@ -4,7 +4,10 @@
 //! is awaited. So local delivery never waits for Redis, and an error of the bus is still reported.
 //! Incoming: the bus calls [`Listener`] inline and in order, so nothing here may block.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use roomcast_adapter::{
     Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, MemoryLogs,
@@ -23,7 +26,10 @@ use super::{
     observe::Observation,
     socket::{LocalSocket, Socket},
 };
-use crate::{clock::Stopwatch, transport::frame::Frame};
+use crate::{
+    clock::Stopwatch,
+    transport::{frame::Frame, plain::Source},
+};
 
 /// The server as a node of a cluster. Without a bus, it has no other nodes.
 #[derive(Clone)]
@@ -43,7 +49,7 @@ impl LiveNamespace {
         event: &str,
         args: Args,
     ) -> Result<Delivery, EmitError> {
-        let frame = self.parser.event(&self.name, None, event, &args)?;
+        let frame = self.frame(&target, None, event, &args)?;
         self.notify_outgoing(&target, event, &args);
         let observed = self.observers.is_any().then(|| args.clone());
         let published = self.publish(&target, || Message::Broadcast {
@@ -138,7 +144,7 @@ impl LiveNamespace {
                 event,
                 args,
             } => {
-                let frame = self.parser.event(&self.name, None, event, args)?;
+                let frame = self.frame(target, None, event, args)?;
                 self.notify_outgoing(target, event, args);
                 count = self.fan_out(target, &frame, |_| {});
                 if self.observers.is_any() {
@@ -199,12 +205,18 @@ impl LiveNamespace {
         progress: Option<Arc<dyn Progress>>,
     ) -> Result<Answer, EmitError> {
         let (awaited, gathering) = self.acks.many(progress);
-        let frame = self
-            .parser
-            .event(&self.name, Some(awaited.id), event, args)?;
+        let frame = self.frame(target, Some(awaited.id), event, args)?;
         self.notify_outgoing(target, event, args);
-        let expect = |socket: &_| gathering.expect(socket);
-        let asked = self.fan_out(target, &frame, expect);
+        // Clients of plain connections cannot acknowledge, so nobody waits for them.
+        let mut plain = 0;
+        let reached = self.fan_out(target, &frame, |socket| {
+            if socket.is_plain() {
+                plain += 1;
+            } else {
+                gathering.expect(socket);
+            }
+        });
+        let asked = reached - plain;
         if self.observers.is_any() {
             self.observed(target, event, args, asked);
         }
@@ -219,6 +231,30 @@ impl LiveNamespace {
             missing,
             missing_unnamed: 0,
         })
+    }
+
+    /// Encodes an event. The frame keeps what plain connections need only if there are some.
+    fn frame(
+        &self,
+        target: &Target,
+        id: Option<u64>,
+        event: &str,
+        args: &Args,
+    ) -> Result<Frame, EmitError> {
+        let frame = self.parser.event(&self.name, id, event, args)?;
+        if self.plain_sockets.load(Ordering::Relaxed) == 0 {
+            return Ok(frame);
+        }
+        let room = match &*target.rooms {
+            [room] => Some(room.clone()),
+            _ => None,
+        };
+        Ok(frame.of_event(Source {
+            name: event.into(),
+            args: args.clone(),
+            room,
+            position: None,
+        }))
     }
 
     /// Calls the listener for outgoing events, once per recipient on this node.

@@ -44,6 +44,9 @@ pub enum EmitError {
     /// Rooms or exceptions were named for an operation on servers.
     #[error("servers are not in rooms: this operation takes neither rooms nor exceptions")]
     RoomsOfServers,
+    /// The client speaks Socket.IO, which has no messages without a packet around them.
+    #[error("only clients of plain connections can be sent text without an event")]
+    NotPlain,
     /// A socket cannot join a room.
     #[error(transparent)]
     Join(#[from] roomcast_adapter::JoinError),
@@ -115,6 +118,9 @@ pub enum AckError {
     /// The socket disconnected before it acknowledged.
     #[error("the socket disconnected before it acknowledged")]
     Disconnected,
+    /// The client has a [plain connection](crate::plain), which has no acknowledgements.
+    #[error("clients of plain connections cannot acknowledge")]
+    Plain,
     /// The socket owes too many acknowledgements.
     #[error("the socket already owes {limit} acknowledgements")]
     TooManyPending {
@@ -279,6 +285,12 @@ impl HandlerError {
             Cause::Refused(refused) => Some(refused),
             Cause::Other(_) => None,
         }
+    }
+
+    /// The label under which a connect that this refuses is counted.
+    pub(super) fn label(&self) -> &'static str {
+        let reason = |refused: &Refused| refused.reason.unwrap_or("unauthorized");
+        self.refused().map_or("error", reason)
     }
 
     /// Logs and counts an error that clients don't see. Returns what the client may know.

@@ -40,6 +40,8 @@ pub(crate) struct LiveNamespace {
     pub(super) log: Option<Arc<dyn Log>>,
     /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
     pub(crate) sockets: IntGauge,
+    /// The number of those whose connection is plain. While there is none, frames keep no event.
+    pub(super) plain_sockets: AtomicUsize,
     /// The label of its metrics.
     label: Box<str>,
     /// Refers to itself, for handlers that it starts.
@@ -106,6 +108,7 @@ impl LiveNamespace {
                 me: Weak::clone(me),
                 server: Arc::downgrade(server),
                 users: AtomicUsize::new(0),
+                plain_sockets: AtomicUsize::new(0),
             }
         })
     }

@@ -285,6 +285,10 @@ impl Server {
         &self.0.observers
     }
 
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+
     pub(super) fn engine(&self) -> &Arc<Engine> {
         &self.0.engine
     }

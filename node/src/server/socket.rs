@@ -38,6 +38,7 @@ use crate::{
         connection::{Batch, Connection},
         frame::Frame,
         handshake::Handshake,
+        plain::Source,
     },
 };
 
@@ -132,6 +133,9 @@ impl Socket {
         handshake: Handshake,
         data: Option<Arc<dyn Data>>,
     ) -> Self {
+        if connection.is_plain() {
+            namespace.plain_sockets.fetch_add(1, Ordering::Relaxed);
+        }
         Self(LocalSocket(Arc::new(Inner {
             id,
             namespace,
@@ -173,7 +177,7 @@ impl Socket {
         &self.0.handshake
     }
 
-    /// The current transport: `polling` or `websocket`.
+    /// The current transport: `polling`, `websocket`, or `stream` for a [plain](crate::plain) one.
     pub fn transport(&self) -> &'static str {
         self.0.connection.transport().as_str()
     }
@@ -378,6 +382,9 @@ impl Socket {
     ) -> Result<T, AckError> {
         // Checked first, so that nothing is encoded or registered for a reserved name.
         check_event(event)?;
+        if self.0.is_plain() {
+            return Err(AckError::Plain);
+        }
         let args = args.into_args().map_err(EmitError::Args)?;
         if !self.0.begin_ack() {
             let limit = self.0.namespace.engine.config.limits.pending_acks;
@@ -415,7 +422,30 @@ impl Socket {
                 args,
             });
         }
-        namespace.parser.event(&namespace.name, id, event, &args)
+        let frame = namespace.parser.event(&namespace.name, id, event, &args)?;
+        Ok(if self.0.is_plain() {
+            frame.of_event(Source {
+                name: event.into(),
+                args,
+                room: None,
+                position: None,
+            })
+        } else {
+            frame
+        })
+    }
+
+    /// Sends text as it is to the client of a [plain connection](crate::plain): a WebSocket receives a
+    /// message of its own, and a stream yields it. It keeps its place between events.
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError::NotPlain`] if the client speaks Socket.IO, and [`EmitError::Disconnected`].
+    pub fn send_text(&self, text: &str) -> Result<(), EmitError> {
+        if !self.0.is_plain() {
+            return Err(EmitError::NotPlain);
+        }
+        self.send(&Frame::text(text.as_bytes()), false)
     }
 
     /// Queues a frame. Fails once the socket has left its namespace, even if the connection stays.
@@ -479,6 +509,9 @@ impl Socket {
         if namespace.adapter.remove(&self.0) {
             namespace.sockets.dec();
         }
+        if self.0.is_plain() {
+            namespace.plain_sockets.fetch_sub(1, Ordering::Relaxed);
+        }
         namespace.acks.disconnected(self);
         namespace.leave();
     }
@@ -521,6 +554,11 @@ pub(super) fn check_event(event: &str) -> Result<(), EmitError> {
 impl Inner {
     fn is_connected(&self) -> bool {
         self.state.load(Ordering::Relaxed) == CONNECTED
+    }
+
+    /// Whether the client speaks no Socket.IO.
+    pub(super) fn is_plain(&self) -> bool {
+        self.connection.is_plain()
     }
 
     /// Counts one more acknowledgement that the client owes. Returns `false` at the limit.

@@ -33,7 +33,7 @@ pub(super) fn describe<'a>(frames: impl Iterator<Item = &'a Frame>) -> Box<str> 
 
 /// The name of the event that a packet carries, or the kind of packet.
 fn kind(frame: &Frame) -> &str {
-    let text = std::str::from_utf8(frame.text()).unwrap_or_default();
+    let text = std::str::from_utf8(frame.packet_text()).unwrap_or_default();
     // `4` for a message of Engine.IO, `2` or `5` for an event of Socket.IO.
     match text.as_bytes() {
         [b'4', b'2' | b'5', ..] => {

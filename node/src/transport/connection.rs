@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -20,8 +21,9 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     connection_state::{ConnectionState, Due, Push, Reach, Todo},
     engine::Engine,
-    frame::{Frame, WireForm},
+    frame::{Frame, Wire, WireForm},
     lane::Lane,
+    plain::{self, Plain},
     polling::Polling,
     sessions::{Slot, Tick},
     stream::{Read, Stream},
@@ -31,9 +33,9 @@ use crate::{
     close::{CloseReason, Limit},
 };
 use roomcast_protocol::engine_io::{
-    open::{Revision, TransportName},
+    open::Revision,
     packet::Packet,
-    session::{Received, UnexpectedPacket},
+    session::{Heartbeat, Received, UnexpectedPacket},
 };
 use roomcast_protocol::id::EngineId;
 
@@ -48,19 +50,45 @@ pub(crate) struct Connection {
     /// A copy of [`ConnectionState::may_reply_directly`], which the driver reads without the lock:
     /// whatever its handlers have seen has happened before.
     direct: AtomicBool,
+    is_plain: bool,
 }
 
 pub(super) struct Locked {
     pub(super) state: ConnectionState,
-    /// None while the client polls, and after the end.
+    /// None while the client polls or takes a stream, and after the end.
     pub(super) stream: Option<Stream>,
     /// Wakes the driver.
     driver: Option<Waker>,
-    /// While the client polls, and until what it left behind is handled.
-    pub(super) polling: Option<Box<Polling>>,
+    pub(super) aside: Option<Box<Aside>>,
     slot: Slot,
     /// The tick for which the lane's wheel holds the valid timer.
     timer: Tick,
+}
+
+/// What a connection keeps that has more than a WebSocket of Engine.IO.
+pub(crate) enum Aside {
+    /// While the client polls, and until what it left behind is handled.
+    Polling(Polling),
+    Plain(Plain),
+}
+
+/// What carries a connection now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    Polling,
+    WebSocket,
+    /// A consumer of this process, which carries the events on.
+    Stream,
+}
+
+impl Carrier {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Polling => "polling",
+            Self::WebSocket => "websocket",
+            Self::Stream => "stream",
+        }
+    }
 }
 
 /// The connection is closed, or was closed by this very packet.
@@ -77,15 +105,36 @@ impl Connection {
         engine: &Arc<Engine>,
         form: WireForm,
         stream: Option<Stream>,
-        polling: Option<Box<Polling>>,
+        aside: Option<Aside>,
     ) -> Arc<Self> {
-        let id = engine.ids.engine_id();
+        Self::named(engine, engine.ids.engine_id(), form, stream, aside)
+    }
+
+    /// The same with an id that the authorizers of a plain connection know already.
+    pub(super) fn named(
+        engine: &Arc<Engine>,
+        id: EngineId,
+        form: WireForm,
+        stream: Option<Stream>,
+        aside: Option<Aside>,
+    ) -> Arc<Self> {
+        let is_plain = matches!(aside, Some(Aside::Plain(_)));
         let lane = engine.lane_index(id.as_str());
+        let beats = match &aside {
+            Some(Aside::Plain(plain)) => plain.form.heartbeat() != plain::Heartbeat::None,
+            _ => true,
+        };
+        let never = Heartbeat {
+            interval: Duration::MAX,
+            timeout: Duration::MAX,
+        };
+        let config = &engine.config;
+        let heartbeat = if beats { config.heartbeat } else { never };
         let locked = Locked {
-            state: ConnectionState::new(form.revision, &engine.config, engine.clock.now()),
+            state: ConnectionState::new(form.revision, heartbeat, config, engine.clock.now()),
             stream,
             driver: None,
-            polling,
+            aside: aside.map(Box::new),
             slot: 0,
             timer: 0,
         };
@@ -97,6 +146,7 @@ impl Connection {
             revision: form.revision,
             base64: AtomicBool::new(form.base64),
             direct: AtomicBool::new(false),
+            is_plain,
         });
         let slot = connection.lane().sessions().insert(Arc::clone(&connection));
         let mut locked = connection.lock();
@@ -130,11 +180,19 @@ impl Connection {
         self.base64.load(Ordering::Relaxed)
     }
 
-    /// The form in which the WebSocket carries packets. It is read under the lock, as it changes.
-    fn form(&self) -> WireForm {
-        WireForm {
-            revision: self.revision,
-            base64: self.takes_base64_only(),
+    /// Whether the client speaks neither Engine.IO nor Socket.IO.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// How the WebSocket is written. It is read under the lock, as it changes.
+    fn wire<'a>(&self, aside: Option<&'a Aside>) -> Wire<'a> {
+        match aside {
+            Some(Aside::Plain(plain)) => Wire::Plain(&plain.form),
+            _ => Wire::EngineIo(WireForm {
+                revision: self.revision,
+                base64: self.takes_base64_only(),
+            }),
         }
     }
 
@@ -143,17 +201,22 @@ impl Connection {
     }
 
     /// The transport that the client uses now.
-    pub(crate) fn transport(&self) -> TransportName {
+    pub(crate) fn transport(&self) -> Carrier {
         let locked = self.lock();
-        if locked.stream.is_none() && locked.polling.is_some() {
-            TransportName::Polling
-        } else {
-            TransportName::WebSocket
+        match locked.aside.as_deref() {
+            Some(Aside::Polling(_)) if locked.stream.is_none() => Carrier::Polling,
+            Some(Aside::Plain(plain)) if plain.is_stream() => Carrier::Stream,
+            _ => Carrier::WebSocket,
         }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().state.closing().is_some()
+        self.closing().is_some()
+    }
+
+    /// Why the connection is closed, if it is.
+    pub(crate) fn closing(&self) -> Option<CloseReason> {
+        self.lock().state.closing()
     }
 
     /// The connection is in use: the connect timeout does not apply any more.
@@ -193,6 +256,9 @@ impl Connection {
         volatile: bool,
         by_lane: bool,
     ) -> Result<bool, Closed> {
+        if self.is_plain && frame.is_packet() {
+            return Ok(false);
+        }
         let (reach, now) = (locked.reach(), || self.engine.clock.now());
         let config = &self.engine.config;
         let push = locked
@@ -306,13 +372,19 @@ impl Connection {
         scratch: &mut Vec<u8>,
         mut cx: Option<&mut Context<'_>>,
     ) -> usize {
-        let (mut total, form) = (0, self.form());
-        let Locked { state, stream, .. } = locked;
+        let mut total = 0;
+        let Locked {
+            state,
+            stream,
+            aside,
+            ..
+        } = locked;
+        let wire = self.wire(aside.as_deref());
         let Some(stream) = stream else {
             return 0;
         };
         let error = loop {
-            let Some(bytes) = state.next_write(form, scratch) else {
+            let Some(bytes) = state.next_write(wire, scratch) else {
                 if cx.is_none() && stream.holds_bytes() {
                     locked.wake_driver();
                 }
@@ -321,7 +393,7 @@ impl Connection {
             match stream.try_write(cx.as_deref_mut(), bytes) {
                 Ok(count) => {
                     total += count;
-                    state.wrote(count, form);
+                    state.wrote(count, wire);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break error,
@@ -354,7 +426,7 @@ impl Connection {
             Due::Nothing => {}
             Due::Closed(todo) => self.carry_out(&mut locked, todo),
             Due::Ping => {
-                let pushed = self.push(&mut locked, &self.engine.ping, false, true);
+                let pushed = self.push_ping(&mut locked, now);
                 if pushed == Ok(true) {
                     self.lane().flush_later([Arc::clone(self)]);
                 }
@@ -363,6 +435,22 @@ impl Connection {
         if !locked.state.is_expired() {
             self.arm(&mut locked);
         }
+    }
+
+    fn push_ping(&self, locked: &mut Locked, now: Time) -> Result<bool, Closed> {
+        if !self.is_plain {
+            return self.push(locked, &self.engine.ping, false, true);
+        }
+        let Some((frame, is_unanswered)) = self.plain_heartbeat(locked) else {
+            return Ok(false);
+        };
+        if is_unanswered {
+            let config = &self.engine.config;
+            let (received, todo) = locked.state.receive(Packet::Pong(""), config, now);
+            debug_assert!(received.is_ok(), "a ping is due");
+            self.carry_out(locked, todo);
+        }
+        self.push(locked, &frame, false, true)
     }
 
     fn arm(&self, locked: &mut Locked) {
@@ -382,7 +470,7 @@ impl Connection {
         if locked.state.is_expired() {
             return Err(Closed);
         }
-        match &mut locked.polling {
+        match locked.polling() {
             Some(polling) if !polling.said_farewell() => polling.attached(read),
             _ => return Err(Closed),
         }
@@ -426,7 +514,8 @@ impl Connection {
     ) -> (usize, Option<CloseReason>) {
         let mut guard = self.lock();
         let locked = &mut *guard;
-        locked.state.end_turn(replies, self.form());
+        let wire = self.wire(locked.aside.as_deref());
+        locked.state.end_turn(replies, wire);
         self.publish_direct(locked);
         let mut sent = 0;
         if let (false, Some(stream)) = (replies.is_empty(), &mut locked.stream) {
@@ -463,6 +552,9 @@ impl Connection {
 
     /// The turn begins to handle what was read.
     pub(super) fn begin_replies(&self, locked: &mut Locked) {
+        if self.is_plain {
+            return;
+        }
         let reach = locked.reach();
         locked.state.begin_replies(reach);
         self.publish_direct(locked);
@@ -472,8 +564,12 @@ impl Connection {
     /// has closed too, or its time is over.
     pub(super) fn poll_finished(&self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
         let mut locked = self.lock();
-        let polling = locked.polling.as_ref();
-        if locked.state.is_over() || polling.is_some_and(|polling| polling.said_farewell()) {
+        let said_farewell = match locked.aside.as_deref() {
+            Some(Aside::Polling(polling)) => polling.said_farewell(),
+            Some(Aside::Plain(plain)) => plain.said_farewell(),
+            None => false,
+        };
+        if locked.state.is_over() || said_farewell {
             return Poll::Ready(());
         }
         let has_frames = locked.state.has_frames();
@@ -520,16 +616,25 @@ impl Batch {
 
 impl Locked {
     fn reach(&self) -> Reach {
-        match &self.polling {
-            Some(polling) if self.stream.is_none() => {
-                if polling.is_waiting() {
-                    Reach::WaitingPoll
-                } else {
-                    Reach::BetweenPolls
-                }
-            }
-            _ if self.stream.is_some() => Reach::WebSocket,
-            _ => Reach::BetweenPolls,
+        if self.stream.is_some() {
+            return Reach::WebSocket;
+        }
+        let is_waiting = match self.aside.as_deref() {
+            Some(Aside::Polling(polling)) => polling.is_waiting(),
+            Some(Aside::Plain(plain)) => plain.is_waiting(),
+            None => false,
+        };
+        if is_waiting {
+            Reach::WaitingPoll
+        } else {
+            Reach::BetweenPolls
+        }
+    }
+
+    pub(super) fn polling(&mut self) -> Option<&mut Polling> {
+        match self.aside.as_deref_mut() {
+            Some(Aside::Polling(polling)) => Some(polling),
+            _ => None,
         }
     }
 
@@ -540,8 +645,10 @@ impl Locked {
     }
 
     fn wake_poll(&mut self) {
-        if let Some(polling) = &mut self.polling {
-            polling.wake_poll();
+        match self.aside.as_deref_mut() {
+            Some(Aside::Polling(polling)) => polling.wake_poll(),
+            Some(Aside::Plain(plain)) => plain.wake(),
+            None => {}
         }
     }
 }

@@ -34,7 +34,7 @@ use std::time::Duration;
 use super::{
     backlog,
     config::{Config, Limits},
-    frame::{Frame, WireForm},
+    frame::{Frame, Wire},
     outbox::Outbox,
     websocket,
 };
@@ -45,7 +45,7 @@ use crate::{
 use roomcast_protocol::engine_io::{
     open::Revision,
     packet::Packet,
-    session::{Received, Session, Tick, UnexpectedPacket},
+    session::{Heartbeat, Received, Session, Tick, UnexpectedPacket},
 };
 
 /// Frames that together are not larger than this are copied into one buffer and written with one
@@ -139,9 +139,15 @@ pub(super) enum Due {
 }
 
 impl ConnectionState {
-    pub(super) fn new(revision: Revision, config: &Config, now: Time) -> Self {
+    /// `heartbeat` is that of the settings, or never comes if a plain connection has none.
+    pub(super) fn new(
+        revision: Revision,
+        heartbeat: Heartbeat,
+        config: &Config,
+        now: Time,
+    ) -> Self {
         Self {
-            session: Session::new(revision, config.heartbeat, now),
+            session: Session::new(revision, heartbeat, now),
             outbox: Outbox::default(),
             closing: None,
             progress: now,
@@ -420,13 +426,13 @@ impl ConnectionState {
 
     /// The turn ends. What fits is added to its replies, to leave in the same write. Replies come
     /// first, because they are only written directly while the outbox was empty.
-    pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, form: WireForm) {
+    pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, wire: Wire<'_>) {
         self.in_turn = false;
         self.direct = false;
         let queued = self.outbox.bytes();
         if !replies.is_empty() && queued > 0 && replies.len() + queued <= COALESCE_BYTES {
             for frame in self.outbox.iter() {
-                replies.extend_from_slice(frame.websocket(form));
+                replies.extend_from_slice(frame.wire(wire));
             }
             self.outbox.clear();
         }
@@ -450,25 +456,33 @@ impl ConnectionState {
     /// What to write next to the WebSocket; none when all is written.
     pub(super) fn next_write<'a>(
         &'a mut self,
-        form: WireForm,
+        wire: Wire<'_>,
         scratch: &'a mut Vec<u8>,
     ) -> Option<&'a [u8]> {
+        // A form may have nothing to write for an event.
+        while self
+            .outbox
+            .first()
+            .is_some_and(|first| first.wire(wire).is_empty())
+        {
+            self.outbox.pop();
+        }
         let mut frames = self.outbox.iter();
         let Some(first) = frames.next() else {
             self.blocked = false;
             return None;
         };
-        let first = &first.websocket(form)[self.outbox.written()..];
+        let first = &first.wire(wire)[self.outbox.written()..];
         let gathers = frames
             .next()
-            .is_some_and(|second| first.len() + second.websocket(form).len() <= COALESCE_BYTES);
+            .is_some_and(|second| first.len() + second.wire(wire).len() <= COALESCE_BYTES);
         if !gathers {
             return Some(first);
         }
         scratch.clear();
         let mut skip = self.outbox.written();
         for frame in self.outbox.iter() {
-            let bytes = &frame.websocket(form)[skip..];
+            let bytes = &frame.wire(wire)[skip..];
             skip = 0;
             if scratch.len() + bytes.len() > COALESCE_BYTES {
                 break;
@@ -479,9 +493,8 @@ impl ConnectionState {
     }
 
     /// `count` bytes of what was to be written are on the wire.
-    pub(super) fn wrote(&mut self, count: usize, form: WireForm) {
-        self.outbox
-            .advance(count, |frame| frame.websocket(form).len());
+    pub(super) fn wrote(&mut self, count: usize, wire: Wire<'_>) {
+        self.outbox.advance(count, |frame| frame.wire(wire).len());
     }
 
     /// The system takes no more now. `progressed`: it has taken something since the last time.
@@ -518,6 +531,11 @@ impl ConnectionState {
             frames.extend(self.outbox.pop());
         }
         frames
+    }
+
+    /// Takes the first frame that waits.
+    pub(super) fn take_frame(&mut self) -> Option<Frame> {
+        self.outbox.pop()
     }
 
     /// The connection is over; nothing is written any more.

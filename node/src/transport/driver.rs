@@ -24,7 +24,7 @@ use bytes::Bytes;
 use prometheus::IntGauge;
 
 use super::{
-    connection::Connection,
+    connection::{Carrier, Connection},
     engine::{ConnectionPermit, Place},
     frame::Frame,
     polling::Posted,
@@ -33,7 +33,7 @@ use super::{
 };
 use crate::close::{CloseReason, Limit};
 use roomcast_protocol::engine_io::{
-    open::{Revision, TransportName},
+    open::Revision,
     packet::{self, Message, Packet, PacketError},
     payload, payload_v3,
     session::Received,
@@ -124,7 +124,7 @@ pub(crate) fn spawn<P: Protocol>(
         reader: websocket::Reader::default(),
         unread: None,
         stage: Stage::New,
-        on_websocket: connection.transport() == TransportName::WebSocket,
+        carrier: connection.transport(),
         place: permit.take(),
         has_place: true,
     };
@@ -150,8 +150,8 @@ struct Core<P> {
     )]
     unread: Option<Box<Vec<u8>>>,
     stage: Stage,
-    /// Which transport the gauge of connections counts this one under.
-    on_websocket: bool,
+    /// Under which the gauge of connections counts this one.
+    carrier: Carrier,
     /// An option of it would cost each connection eight bytes.
     place: Place,
     has_place: bool,
@@ -254,7 +254,7 @@ impl<P: Protocol> Core<P> {
             if let Some(backlog) = connection.take_backlog() {
                 tracing::warn!(
                     reason = reason.label(),
-                    on_websocket = self.on_websocket,
+                    transport = self.carrier.as_str(),
                     %backlog,
                     "a slow client is disconnected"
                 );
@@ -322,7 +322,7 @@ impl<P: Protocol> Core<P> {
         if let Some(unread) = self.unread.take() {
             return Input::Kept(*unread);
         }
-        if let Some(polling) = &mut locked.polling {
+        if let Some(polling) = locked.polling() {
             if let Some(posted) = polling.take_posted() {
                 return Input::Posted(posted);
             }
@@ -330,7 +330,7 @@ impl<P: Protocol> Core<P> {
                 return Input::Nothing;
             }
             let read = polling.take_read();
-            locked.polling = None;
+            locked.aside = None;
             self.moved_to_websocket(connection);
             return Input::Kept(read);
         }
@@ -352,9 +352,9 @@ impl<P: Protocol> Core<P> {
     }
 
     fn moved_to_websocket(&mut self, connection: &Connection) {
-        if !self.on_websocket {
+        if self.carrier != Carrier::WebSocket {
             self.counted(connection).dec();
-            self.on_websocket = true;
+            self.carrier = Carrier::WebSocket;
             self.counted(connection).inc();
             connection.engine().metrics.upgrades.inc();
         }
@@ -363,10 +363,10 @@ impl<P: Protocol> Core<P> {
     /// The gauge that counts this connection now.
     fn counted<'c>(&self, connection: &'c Connection) -> &'c IntGauge {
         let metrics = &connection.engine().metrics;
-        if self.on_websocket {
-            &metrics.websocket.connections
-        } else {
-            &metrics.polling.connections
+        match self.carrier {
+            Carrier::Polling => &metrics.polling.connections,
+            Carrier::WebSocket => &metrics.websocket.connections,
+            Carrier::Stream => &metrics.streams,
         }
     }
 
@@ -388,7 +388,7 @@ impl<P: Protocol> Core<P> {
                 packets.rest()
             }
         };
-        if let (Some(rest), Some(polling)) = (rest, &mut connection.lock().polling) {
+        if let (Some(rest), Some(polling)) = (rest, connection.lock().polling()) {
             polling.put_back(Posted {
                 form: posted.form,
                 body: posted.body.slice_ref(rest),
@@ -438,7 +438,11 @@ impl<P: Protocol> Core<P> {
         event: &Event<'_>,
     ) -> Result<(), CloseReason> {
         let v3 = turn.connection.revision() == Revision::V3;
+        let is_plain = turn.connection.is_plain();
         let packet = match event {
+            Event::Text(text) if is_plain => return self.protocol.text(turn, text),
+            Event::Binary(bytes) if is_plain => return self.protocol.binary(turn, bytes),
+            Event::Pong(_) if is_plain => Packet::Pong(""),
             Event::Text(text) if v3 => packet::decode_text_v3(text).map_err(undecodable)?,
             Event::Text(text) => packet::decode_text(text).map_err(undecodable)?,
             Event::Binary(bytes) if v3 => packet::decode_binary_v3(bytes).map_err(undecodable)?,

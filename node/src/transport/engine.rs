@@ -31,11 +31,12 @@ use super::{
     admission::Admission,
     client_address::ClientAddress,
     config::{Config, Limits},
-    connection::Connection,
+    connection::{Carrier, Connection},
     connection_state::SHUTDOWN_LINGER,
     frame::Frame,
     handshake::Handshake,
     lane::Lane,
+    websocket::{self, Opcode},
 };
 use crate::{clock::Clock, close::Limit, ids::Ids, metrics::Metrics};
 use roomcast_emitter::vital::vital;
@@ -56,6 +57,8 @@ pub(crate) struct Engine {
     pub(crate) ids: Ids,
     /// The ping of the heartbeat, which all connections share.
     pub(super) ping: Frame,
+    /// The same for plain WebSockets.
+    pub(super) websocket_ping: Frame,
     lanes: Box<[Lane]>,
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -122,6 +125,7 @@ impl Engine {
             metrics,
             ids: Ids::new(),
             ping: Frame::packet("2").uncounted(),
+            websocket_ping: websocket_ping().uncounted(),
             lanes: (0..lanes.max(1)).map(|_| Lane::new(tick)).collect(),
             hasher: RandomState::new(),
             tasks: Mutex::default(),
@@ -259,6 +263,17 @@ impl Engine {
         metrics.connections.inc();
     }
 
+    pub(crate) fn opened_plain(&self, carrier: Carrier) {
+        let metrics = &self.metrics;
+        if carrier == Carrier::Stream {
+            metrics.streams.inc();
+            metrics.opened_streams.inc();
+        } else {
+            metrics.websocket.connections.inc();
+            metrics.opened_plain.inc();
+        }
+    }
+
     /// Whether more waits for clients that do not read than the whole server may hold.
     pub(super) fn is_over_budget(&self) -> bool {
         let waiting = usize::try_from(self.metrics.outbox_bytes.get()).unwrap_or(0);
@@ -296,13 +311,14 @@ impl Engine {
         exchanged.is_ok()
     }
 
-    /// The number of sockets that are open: HTTP connections, and sessions that do not poll.
+    /// The number of sockets that are open: HTTP connections, and sessions whose transport is a WebSocket.
     pub(super) fn sockets(&self) -> usize {
         let gauge = |value: i64| usize::try_from(value).unwrap_or(0);
         let polling = gauge(self.metrics.polling.connections.get());
+        let streams = gauge(self.metrics.streams.get());
         let http = gauge(self.metrics.http_connections.get());
         let probing = self.probing.load(Ordering::Relaxed);
-        http + probing + self.open().saturating_sub(polling)
+        http + probing + self.open().saturating_sub(polling + streams)
     }
 
     /// Enters a phase. A server never returns to an earlier one.
@@ -348,6 +364,13 @@ impl Engine {
             empty.await;
         }
     }
+}
+
+/// The ping frame of WebSocket, without a payload.
+fn websocket_ping() -> Frame {
+    let mut ping = Vec::new();
+    websocket::append_frame(&mut ping, Opcode::Ping, &[]);
+    Frame::raw(&ping)
 }
 
 impl Drop for ConnectionPermit {

@@ -12,7 +12,10 @@ use std::{
 use bytes::Bytes;
 use prometheus::IntGauge;
 
-use super::websocket::{Opcode, append_text, frame_header};
+use super::{
+    plain::{Form, Position, Source},
+    websocket::{Opcode, append_text, frame_header},
+};
 use roomcast_protocol::engine_io::{open::Revision, packet, payload, payload_v3};
 
 /// The form in which a connection's WebSocket carries packets.
@@ -21,6 +24,13 @@ pub(crate) struct WireForm {
     pub(crate) revision: Revision,
     /// Whether the client can receive text only (`b64=1`), so that binary is base64.
     pub(crate) base64: bool,
+}
+
+/// How a connection's WebSocket is written.
+#[derive(Clone, Copy)]
+pub(crate) enum Wire<'a> {
+    EngineIo(WireForm),
+    Plain(&'a Arc<dyn Form>),
 }
 
 /// The longest header of a WebSocket frame from a server, and the packet type `4`.
@@ -36,7 +46,20 @@ struct Inner {
     /// The text packet in `wire`, with its type. Empty if there is none.
     text: Range<usize>,
     binary: Box<[Bytes]>,
+    content: Content,
     other: OnceLock<Box<OtherForms>>,
+}
+
+/// What a plain connection makes of a frame.
+enum Content {
+    /// Nothing: it is Engine.IO's or Socket.IO's.
+    Packet,
+    /// What the form writes.
+    Event(Box<Source>),
+    /// The text as it is.
+    Text,
+    /// The bytes, if the connection has a WebSocket.
+    Raw,
 }
 
 #[derive(Default)]
@@ -45,7 +68,17 @@ struct OtherForms {
     websocket_base64: OnceLock<Box<[u8]>>,
     websocket_base64_v3: OnceLock<Box<[u8]>>,
     base64: OnceLock<Box<[Box<[u8]>]>>,
+    plain: OnceLock<Box<Rendered>>,
     waiting: OnceLock<Waiting>,
+}
+
+/// What one form has written, and the next form's. There are few forms.
+struct Rendered {
+    form: Arc<dyn Form>,
+    /// With the header of a WebSocket frame.
+    is_framed: bool,
+    bytes: Bytes,
+    next: OnceLock<Box<Self>>,
 }
 
 /// What a frame adds to the gauge of waiting bytes, until its last handle is dropped.
@@ -76,7 +109,24 @@ impl Frame {
         let start = text.start - len;
         wire[start..text.start].copy_from_slice(&header[..len]);
         append_binary_v4(&mut wire, binary);
-        Self::new(wire[start..].into(), len..text.end - start, binary)
+        let text = len..text.end - start;
+        Self::new(wire[start..].into(), text, binary, Content::Packet)
+    }
+
+    /// The same frame, of which plain connections see the event. `self` is not shared yet.
+    pub(crate) fn of_event(mut self, source: Source) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.content = Content::Event(Box::new(source));
+        }
+        self
+    }
+
+    /// A text for a plain connection alone.
+    pub(crate) fn text(text: &[u8]) -> Self {
+        let (header, len) = frame_header(Opcode::Text, text.len());
+        let wire = [&header[..len], text].concat();
+        let end = wire.len();
+        Self::new(wire.into(), len..end, &[], Content::Text)
     }
 
     /// A binary message without text, as the msgpack parser makes them.
@@ -84,7 +134,7 @@ impl Frame {
         let mut wire = Vec::with_capacity(bytes.len() + HEAD);
         let binary = [bytes];
         append_binary_v4(&mut wire, &binary);
-        Self::new(wire.into(), 0..0, &binary)
+        Self::new(wire.into(), 0..0, &binary, Content::Packet)
     }
 
     /// An Engine.IO packet by its text, such as `2` or `6`.
@@ -92,25 +142,72 @@ impl Frame {
         let (header, len) = frame_header(Opcode::Text, text.len());
         let wire = [&header[..len], text.as_bytes()].concat();
         let end = wire.len();
-        Self::new(wire.into(), len..end, &[])
+        Self::new(wire.into(), len..end, &[], Content::Packet)
     }
 
     /// Bytes for a WebSocket only: control frames, and replies that were written in part.
     pub(crate) fn raw(bytes: &[u8]) -> Self {
-        Self::new(bytes.into(), 0..0, &[])
+        Self::new(bytes.into(), 0..0, &[], Content::Raw)
     }
 
-    fn new(wire: Box<[u8]>, text: Range<usize>, binary: &[Bytes]) -> Self {
+    fn new(wire: Box<[u8]>, text: Range<usize>, binary: &[Bytes], content: Content) -> Self {
         let inner = Inner {
             wire,
             text,
             binary: binary.into(),
+            content,
             other: OnceLock::new(),
         };
         Self(Arc::new(inner))
     }
 
-    /// The bytes to write to a WebSocket.
+    /// The bytes to write to a WebSocket. A plain one may have none.
+    pub(crate) fn wire(&self, wire: Wire<'_>) -> &[u8] {
+        match wire {
+            Wire::EngineIo(form) => self.websocket(form),
+            Wire::Plain(form) => match &self.0.content {
+                Content::Packet => &[],
+                Content::Event(source) => self.rendered(source, form, true),
+                Content::Text | Content::Raw => &self.0.wire,
+            },
+        }
+    }
+
+    /// What a stream yields for the frame; may be empty.
+    pub(super) fn chunk(&self, form: &Arc<dyn Form>) -> Bytes {
+        match &self.0.content {
+            Content::Packet | Content::Raw => Bytes::new(),
+            Content::Event(source) => self.rendered(source, form, false).clone(),
+            Content::Text => Bytes::copy_from_slice(self.packet_text()),
+        }
+    }
+
+    /// Whether a plain connection makes nothing of the frame.
+    pub(super) fn is_packet(&self) -> bool {
+        matches!(self.0.content, Content::Packet)
+    }
+
+    /// The place of the event in a log.
+    pub(super) fn position(&self) -> Option<Position> {
+        match &self.0.content {
+            Content::Event(source) => source.position,
+            _ => None,
+        }
+    }
+
+    /// What the form has written for the event, by the first recipient that needs it.
+    fn rendered(&self, source: &Source, form: &Arc<dyn Form>, is_framed: bool) -> &Bytes {
+        let mut slot = &self.other().plain;
+        loop {
+            let rendered = slot.get_or_init(|| Rendered::new(source, form, is_framed));
+            if rendered.is_framed == is_framed && Arc::ptr_eq(&rendered.form, form) {
+                return &rendered.bytes;
+            }
+            slot = &rendered.next;
+        }
+    }
+
+    /// The bytes to write to a WebSocket of Engine.IO.
     pub(crate) fn websocket(&self, form: WireForm) -> &[u8] {
         if self.0.binary.is_empty() {
             return &self.0.wire;
@@ -142,7 +239,7 @@ impl Frame {
     /// Appends the packets to a polling body of revision 4.
     pub(crate) fn write_polling_v4(&self, body: &mut payload::BodyWriter) {
         if !self.0.text.is_empty() {
-            body.encoded(self.text());
+            body.encoded(self.packet_text());
         }
         if !self.0.binary.is_empty() {
             let encoded = self.other().base64.get_or_init(|| self.make_base64());
@@ -153,7 +250,7 @@ impl Frame {
     /// Appends the packets to a polling body of revision 3.
     pub(crate) fn write_polling_v3(&self, body: &mut payload_v3::BodyWriter) {
         if !self.0.text.is_empty() {
-            body.encoded(self.text());
+            body.encoded(self.packet_text());
         }
         self.0
             .binary
@@ -186,7 +283,7 @@ impl Frame {
     }
 
     /// The text packet, or nothing for a binary message.
-    pub(super) fn text(&self) -> &[u8] {
+    pub(super) fn packet_text(&self) -> &[u8] {
         &self.0.wire[self.0.text.clone()]
     }
 
@@ -223,6 +320,23 @@ impl Frame {
             packet.into()
         };
         self.0.binary.iter().map(encode).collect()
+    }
+}
+
+impl Rendered {
+    fn new(source: &Source, form: &Arc<dyn Form>, is_framed: bool) -> Box<Self> {
+        let mut bytes = Vec::with_capacity(256);
+        source.write(&**form, &mut bytes);
+        if is_framed && !bytes.is_empty() {
+            let (header, len) = frame_header(Opcode::Text, bytes.len());
+            bytes.splice(..0, header[..len].iter().copied());
+        }
+        Box::new(Self {
+            form: Arc::clone(form),
+            is_framed,
+            bytes: bytes.into(),
+            next: OnceLock::new(),
+        })
     }
 }
 

@@ -9,6 +9,7 @@
 //!   └─ routes ─ cors         which request opens, polls, posts or upgrades
 //!        ├─ polling          a poll, a posted body
 //!        └─ upgrade ─ stream a new WebSocket, or a probe of one; tls_stream if it is over TLS
+//! plain                      connections without Engine.IO: their form, a stream's consumer
 //! driver                     the task of a connection: read, handle, write
 //!   └─ connection            one lock around connection_state (pure), stream and polling
 //! lane ─ sessions (pure)     the task of a worker: flush dirty connections, due timers
@@ -32,6 +33,7 @@ pub(crate) mod handshake;
 mod http_stream;
 mod lane;
 mod outbox;
+pub(crate) mod plain;
 mod polling;
 pub(crate) mod preamble;
 pub(crate) mod routes;

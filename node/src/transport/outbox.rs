@@ -128,13 +128,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::transport::frame::WireForm;
+    use crate::transport::frame::{Wire, WireForm};
     use roomcast_protocol::engine_io::open::Revision;
 
-    const FORM: WireForm = WireForm {
+    const WIRE: Wire<'static> = Wire::EngineIo(WireForm {
         revision: Revision::V4,
         base64: false,
-    };
+    });
 
     fn frame(bytes: &[u8]) -> Frame {
         Frame::raw(bytes)
@@ -143,7 +143,7 @@ mod tests {
     fn wire(outbox: &Outbox) -> Vec<u8> {
         let all: Vec<u8> = outbox
             .iter()
-            .flat_map(|frame| frame.websocket(FORM).to_vec())
+            .flat_map(|frame| frame.wire(WIRE).to_vec())
             .collect();
         all[outbox.written()..].to_vec()
     }

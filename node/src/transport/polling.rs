@@ -137,10 +137,11 @@ impl Connection {
     /// Refuses requests that cannot be for this session: it is closed, or it uses its WebSocket.
     fn check_polling(locked: &mut Locked) -> Result<&mut Polling, HandshakeError> {
         let is_closing = locked.state.closing().is_some();
-        match locked.polling.as_deref_mut() {
+        let has_stream = locked.stream.is_some();
+        match locked.polling() {
             Some(polling) if is_closing && polling.farewell => Err(HandshakeError::SessionUnknown),
             None if is_closing => Err(HandshakeError::SessionUnknown),
-            Some(polling) if locked.stream.is_none() => Ok(polling),
+            Some(polling) if !has_stream => Ok(polling),
             _ => Err(HandshakeError::BadRequest),
         }
     }
@@ -187,7 +188,7 @@ impl Connection {
     pub(super) fn begin_probe(&self) -> bool {
         let mut locked = self.lock();
         let unused = locked.state.closing().is_none() && locked.stream.is_none();
-        match &mut locked.polling {
+        match locked.polling() {
             Some(polling) if unused && !polling.probing => {
                 polling.probing = true;
                 true
@@ -199,7 +200,7 @@ impl Connection {
     /// The server has replied to the probe: a waiting poll gets a noop, so that the client can
     /// finish the upgrade.
     pub(super) fn release_poll(&self) {
-        if let Some(polling) = &mut self.lock().polling {
+        if let Some(polling) = self.lock().polling() {
             polling.upgrading = true;
             polling.wake_poll();
         }
@@ -207,14 +208,15 @@ impl Connection {
 
     /// The upgrade failed; the client stays on polling.
     pub(super) fn abandon_probe(&self) {
-        if let Some(polling) = &mut self.lock().polling {
+        if let Some(polling) = self.lock().polling() {
             polling.probing = false;
             polling.upgrading = false;
         }
     }
 
     fn take_body(&self, locked: &mut Locked) -> Option<Body> {
-        let polling = locked.polling.as_mut()?;
+        let polling = locked.polling()?;
+        let is_upgrading = polling.upgrading;
         if polling.attached {
             return Some(self.body_of("6"));
         }
@@ -226,9 +228,9 @@ impl Connection {
             return Some(self.body_with(&frames));
         }
         let Some(reason) = locked.state.closing() else {
-            return polling.upgrading.then(|| self.body_of("6"));
+            return is_upgrading.then(|| self.body_of("6"));
         };
-        polling.farewell = true;
+        locked.polling()?.farewell = true;
         locked.wake_driver();
         let is_clients = reason == CloseReason::TransportClose;
         Some(self.body_of(if is_clients { "6" } else { "1" }))
@@ -284,7 +286,7 @@ impl Future for Waiting<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Body> {
         let mut locked = self.connection.lock();
         let body = self.connection.take_body(&mut locked);
-        let Some(polling) = &mut locked.polling else {
+        let Some(polling) = locked.polling() else {
             // Only an attached WebSocket takes the polling state away, and not under a poll.
             return Poll::Ready(self.connection.body_of("6"));
         };
@@ -311,7 +313,7 @@ impl Drop for Waiting<'_> {
             return;
         }
         let mut locked = self.connection.lock();
-        if let Some(polling) = &mut locked.polling {
+        if let Some(polling) = locked.polling() {
             polling.poll = None;
         }
         self.connection
@@ -327,7 +329,7 @@ impl Posting {
     pub(super) fn finish(self, form: payload_v3::Form, body: Bytes) -> Result<(), Refused> {
         let mut locked = self.0.lock();
         let limit = self.0.engine().config.limits.inbox_bytes;
-        let Some(polling) = &mut locked.polling else {
+        let Some(polling) = locked.polling() else {
             return Err(Refused::Handshake(HandshakeError::BadRequest));
         };
         if polling.inbox_bytes + body.len() > limit {
@@ -350,7 +352,7 @@ impl Posting {
 impl Drop for Posting {
     fn drop(&mut self) {
         let mut locked = self.0.lock();
-        if let Some(polling) = &mut locked.polling {
+        if let Some(polling) = locked.polling() {
             polling.posting = false;
         }
         locked.wake_driver();

@@ -18,7 +18,8 @@ use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{
-    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header, request::Parts,
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
@@ -27,9 +28,9 @@ use super::{
     admission::retry_range,
     client_address::ClientAddress,
     client_files,
-    connection::Connection,
+    connection::{Aside, Connection},
     cors::Cors,
-    engine::{Acceptor, Engine},
+    engine::{Acceptor, ConnectionPermit, Engine},
     frame::{Frame, WireForm},
     handshake::{Handshake, kept},
     http_stream::Handoff,
@@ -63,6 +64,8 @@ enum Refused {
     /// There are too many. The client may come back after some seconds.
     TooMany(TooMany),
 }
+
+const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
 
 /// The limit that is reached.
 struct TooMany {
@@ -189,27 +192,10 @@ impl Routes {
         query: &Query,
         transport: TransportName,
     ) -> Result<Response<Body>, Refused> {
-        const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
         let engine = &self.engine;
-        let client = engine.client(request.extensions(), request.headers());
-        let permit = engine.acquire_permit(client.map(|client| client.ip()));
-        let permit = permit.map_err(|limit| too_many(engine, limit, 0, client))?;
-        if engine.refuses() {
-            return Err(DRAINING);
-        }
-        let admitted = engine.admission.connect(engine.clock.now());
-        admitted.map_err(|seconds| too_many(engine, Limit::ConnectRate, seconds, client))?;
+        let (uri, headers) = (request.uri(), request.headers());
+        let (permit, client) = admit(engine, uri, headers, request.extensions()).await?;
         let keep = |extensions: &Extensions| kept(&engine.config.keep, extensions);
-        if let Some(allow) = &engine.config.allow_request {
-            let extensions = keep(request.extensions());
-            let handshake = Handshake::new(request.uri(), request.headers(), client, extensions);
-            if let Err(message) = allow(handshake).await {
-                return Err(HandshakeError::Forbidden(Some(message.into())).into());
-            }
-            if engine.refuses() {
-                return Err(DRAINING);
-            }
-        }
         let form = WireForm {
             revision: query.revision(engine.config.allow_eio3)?,
             base64: query.b64,
@@ -238,7 +224,7 @@ impl Routes {
             }
             return Ok(response);
         }
-        let polling = Some(Box::<Polling>::default());
+        let polling = Some(Aside::Polling(Polling::default()));
         let connection = Connection::new(engine, form, None, polling);
         engine.opened(transport, form.revision);
         let websocket = [TransportName::WebSocket];
@@ -394,6 +380,91 @@ impl Routes {
         let same_site = same_site.unwrap_or_default();
         let (name, path) = (&cookie.name, &cookie.path);
         HeaderValue::from_str(&format!("{name}={id}; Path={path}{http_only}{same_site}")).ok()
+    }
+}
+
+/// Lets a new connection in, or refuses it: limits, the phase of the server, and the application.
+async fn admit(
+    engine: &Arc<Engine>,
+    uri: &Uri,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<(ConnectionPermit, Option<ClientAddress>), Refused> {
+    let client = engine.client(extensions, headers);
+    let permit = engine.acquire_permit(client.map(|client| client.ip()));
+    let permit = permit.map_err(|limit| too_many(engine, limit, 0, client))?;
+    if engine.refuses() {
+        return Err(DRAINING);
+    }
+    let admitted = engine.admission.connect(engine.clock.now());
+    admitted.map_err(|seconds| too_many(engine, Limit::ConnectRate, seconds, client))?;
+    if let Some(allow) = &engine.config.allow_request {
+        let extensions = kept(&engine.config.keep, extensions);
+        let handshake = Handshake::new(uri, headers, client, extensions);
+        if let Err(message) = allow(handshake).await {
+            return Err(HandshakeError::Forbidden(Some(message.into())).into());
+        }
+        if engine.refuses() {
+            return Err(DRAINING);
+        }
+    }
+    Ok((permit, client))
+}
+
+/// The same for a plain connection, with the refusal in words.
+pub(crate) async fn admit_plain(
+    engine: &Arc<Engine>,
+    request: &Parts,
+) -> Result<(ConnectionPermit, Handshake), Refusal> {
+    let (uri, headers) = (&request.uri, &request.headers);
+    let admitted = admit(engine, uri, headers, &request.extensions).await;
+    let (permit, client) = admitted.map_err(|refused| refused.describe(engine))?;
+    let extensions = kept(&engine.config.keep, &request.extensions);
+    Ok((permit, Handshake::new(uri, headers, client, extensions)))
+}
+
+/// A refusal in words.
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    /// The label in metrics.
+    pub(crate) label: &'static str,
+    pub(crate) message: Cow<'static, str>,
+    /// After how many seconds the client may come back.
+    pub(crate) retry_after: Option<u64>,
+}
+
+impl Refused {
+    /// Counts and describes the refusal.
+    fn describe(self, engine: &Engine) -> Refusal {
+        let refusal = match self {
+            Self::TooMany(too_many) => {
+                too_many.log();
+                Refusal {
+                    status: too_many.status,
+                    label: too_many.label,
+                    message: too_many.message.into(),
+                    retry_after: Some(engine.ids.pick(too_many.retry_after)),
+                }
+            }
+            Self::Handshake(error) => Refusal {
+                status: StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST),
+                label: error.label(),
+                message: error.message().to_owned().into(),
+                retry_after: None,
+            },
+            Self::Status(status, label) => Refusal {
+                status,
+                label,
+                message: match label {
+                    "draining" => "the server is shutting down".into(),
+                    label => label.into(),
+                },
+                // A node that drains does not come back, and the balancer has others.
+                retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
+            },
+        };
+        engine.metrics.refused(refusal.label);
+        refusal
     }
 }
 

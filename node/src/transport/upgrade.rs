@@ -21,7 +21,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 
 use super::{
-    connection::Connection,
+    connection::{Aside, Connection},
     driver::echo_of,
     engine::{Acceptor, ConnectionPermit, Engine},
     frame::WireForm,
@@ -56,7 +56,7 @@ pub(super) async fn open(
     };
     let Unwrapped { stream, read, head } = Unwrapped::new(upgraded);
     let handshake = handshake(&stream);
-    let kept = (!read.is_empty()).then(|| Box::new(Polling::handed_over(read)));
+    let kept = (!read.is_empty()).then(|| Aside::Polling(Polling::handed_over(read)));
     let connection = Connection::new(&engine, form, Some(stream), kept);
     engine.opened(TransportName::WebSocket, form.revision);
     connection.send_open(head, &[]);

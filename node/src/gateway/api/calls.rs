@@ -383,7 +383,7 @@ fn server_side_emit(
 
 /// Arguments as JSON, with binary marked.
 fn readable(args: &Args) -> Value {
-    let json = binary::to_json(args).ok();
+    let json = args.to_plain_json().ok();
     json.and_then(|json| serde_json::from_str(&json).ok())
         .unwrap_or(Value::Null)
 }

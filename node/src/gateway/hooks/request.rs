@@ -9,10 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::settings::Forwarded;
-use crate::gateway::{
-    operations::binary,
-    session::{self, SocketData},
-};
+use crate::gateway::session::{self, SocketData};
 
 /// What all requests of a node have in common.
 #[derive(Clone, Copy)]
@@ -176,7 +173,7 @@ pub(super) fn event(
     event: &Event,
     ack: bool,
 ) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    let args = binary::to_json(event.args())?;
+    let args = event.args().to_plain_json()?;
     let occasion = Occasion::Event {
         event: event.name(),
         args: serde_json::from_str(&args)?,

@@ -1,16 +1,13 @@
 //! Arguments of events as plain JSON, for applications that speak HTTP.
 //!
-//! A binary value is written as `{"$binary": "<base64>"}` in its place. Arguments without binary are
-//! passed on as text in both directions and never decoded.
-
-use std::borrow::Cow;
+//! A binary value is `{"$binary": "<base64>"}` in its place. [`Args::to_plain_json`] writes it. Arguments
+//! without binary are passed on as text in both directions and never decoded.
 
 use base64::{
     Engine as _,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use roomcast::{Args, ArgsError, Value};
-use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use roomcast::{Args, Value};
 use serde_json::{Value as Json, value::RawValue};
 
 /// The only key of an object that stands for binary.
@@ -21,21 +18,6 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-
-/// Writes arguments as a JSON array.
-pub(crate) fn to_json(args: &Args) -> Result<Cow<'_, str>, ArgsError> {
-    if args.attachments().is_empty() {
-        return Ok(args.json().into());
-    }
-    let mut values = Vec::new();
-    for arg in args.split()? {
-        values.push(arg.decode::<Value>()?);
-    }
-    let marked: Vec<_> = values.iter().map(Marked).collect();
-    serde_json::to_string(&marked)
-        .map(Cow::Owned)
-        .map_err(ArgsError::Encode)
-}
 
 /// Reads arguments from a JSON array.
 pub(crate) fn from_json(json: &RawValue) -> Result<Args, String> {
@@ -50,28 +32,6 @@ pub(crate) fn from_json(json: &RawValue) -> Result<Args, String> {
     let values: Vec<Json> = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let values: Vec<_> = values.into_iter().map(unmark).collect::<Result<_, _>>()?;
     Args::from_values(values).map_err(|error| error.to_string())
-}
-
-/// A value that is written with marks.
-struct Marked<'a>(&'a Value);
-
-impl Serialize for Marked<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Value::Binary(bytes) => {
-                let mut map = serializer.serialize_map(Some(1))?;
-                map.serialize_entry(MARK, &STANDARD.encode(bytes))?;
-                map.end()
-            }
-            Value::Array(items) => serializer.collect_seq(items.iter().map(Marked)),
-            Value::Map(members) => serializer.collect_map(
-                members
-                    .iter()
-                    .map(|(key, value)| (Marked(key), Marked(value))),
-            ),
-            plain => plain.serialize(serializer),
-        }
-    }
 }
 
 /// The value with binary in the place of marks.
@@ -121,7 +81,7 @@ mod tests {
         );
         let placeholders = r#"["before",{"b":1,"a":[{"_placeholder":true,"num":0}]},{"_placeholder":true,"num":1},-1.5,null]"#;
         assert_eq!(args.json(), placeholders);
-        assert_eq!(to_json(&args).unwrap(), json);
+        assert_eq!(args.to_plain_json().unwrap(), json);
     }
 
     #[test]
@@ -130,7 +90,7 @@ mod tests {
         let json = r#"[ 1.5, "\ud800", {"_placeholder":true,"num":0} ]"#;
         let args = read(json).unwrap();
         assert_eq!(args.json(), json);
-        assert_eq!(to_json(&args).unwrap(), json);
+        assert_eq!(args.to_plain_json().unwrap(), json);
     }
 
     #[test]

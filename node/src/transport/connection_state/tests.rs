@@ -6,13 +6,14 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::frame::WireForm;
 use crate::transport::websocket::append_text;
 use roomcast_protocol::engine_io::{packet::decode_text, payload::BodyWriter};
 
-const FORM: WireForm = WireForm {
+const FORM: Wire<'static> = Wire::EngineIo(WireForm {
     revision: Revision::V4,
     base64: false,
-};
+});
 
 /// Times advance by this, as the ticks of a lane do.
 const TICK: Duration = Duration::from_millis(500);
@@ -187,7 +188,7 @@ impl Pair {
         config.limits.stall_timeout = Duration::from_secs(15);
         config.max_payload = 50_000;
         let now = Time::from_millis(0);
-        let mut state = ConnectionState::new(Revision::V4, &config, now);
+        let mut state = ConnectionState::new(Revision::V4, config.heartbeat, &config, now);
         state.claim();
         let armed = state.deadline();
         Self {
@@ -623,7 +624,7 @@ fn the_first_reason_counts_and_a_shutdown_shortens_the_wait() {
 fn a_connection_that_is_never_claimed_is_closed_after_the_connect_timeout() {
     let config = Config::default();
     let now = Time::from_millis(0);
-    let mut state = ConnectionState::new(Revision::V4, &config, now);
+    let mut state = ConnectionState::new(Revision::V4, config.heartbeat, &config, now);
     let due = now.after(config.connect_timeout);
     assert!(state.deadline() <= due);
     let (_, todo) = state.receive(Packet::Noop, &config, now);

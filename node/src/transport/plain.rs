@@ -1,0 +1,257 @@
+//! Connections whose clients speak neither Engine.IO nor Socket.IO: a plain WebSocket, an event stream,
+//! a parked request.
+//!
+//! They share the lock, the outbox, the limits and the driver with all others. Only their bytes differ:
+//! a [`Form`] writes each event, once for all clients of that form. What Engine.IO and Socket.IO say
+//! between events (the open packet, replies to CONNECT, acknowledgements) is left out.
+//!
+//! ```text
+//! stream:     frame ─▶ outbox ─▶ consumer wakes ─▶ poll_chunk renders ─▶ body of an HTTP response
+//!             dropped consumer ─▶ abort: the driver releases all at once
+//! WebSocket:  frame ─▶ outbox ─▶ lane or driver writes what the form has rendered
+//! ```
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use roomcast_protocol::{args::Args, engine_io::open::Revision, id::EngineId};
+
+use super::{
+    connection::{Aside, Connection, Locked},
+    engine::Engine,
+    frame::{Frame, WireForm},
+    stream::Stream,
+};
+use crate::close::CloseReason;
+
+/// How clients of a plain connection see events.
+///
+/// Connections that share one `Arc` of a form share what it has written: it is called once per event
+/// and form, whatever the number of recipients. So keep one for all connections of a kind.
+///
+/// It is called while a connection is locked. It must not use the server, a socket or a lock of its
+/// own that is held for long.
+///
+/// ```
+/// use roomcast::plain::{Event, Form, Heartbeat};
+///
+/// /// Server-sent events.
+/// struct Sse;
+///
+/// impl Form for Sse {
+///     fn event(&self, event: &Event<'_>, out: &mut Vec<u8>) {
+///         if let Some(id) = event.id {
+///             out.extend_from_slice(format!("id: {id}\n").as_bytes());
+///         }
+///         out.extend_from_slice(format!("event: {}\ndata: {}\n\n", event.name, event.args).as_bytes());
+///     }
+///
+///     fn heartbeat(&self) -> Heartbeat {
+///         Heartbeat::Bytes(b":\n\n")
+///     }
+/// }
+/// ```
+pub trait Form: Send + Sync + 'static {
+    /// Appends what a client receives for an event. A client of a WebSocket receives it as one text
+    /// message, so it must be UTF-8. If nothing is appended, the client receives nothing.
+    fn event(&self, event: &Event<'_>, out: &mut Vec<u8>);
+
+    /// How the server keeps an idle connection in use. Default [`Heartbeat::None`].
+    fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::None
+    }
+}
+
+/// What a client receives while there are no events, each
+/// [ping interval](crate::Builder::ping_interval).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Heartbeat {
+    /// Nothing. The end of the connection is noticed only by its stream.
+    #[default]
+    None,
+    /// A ping frame of WebSocket, which the client has to answer within the
+    /// [ping timeout](crate::Builder::ping_timeout). A stream receives nothing.
+    Ping,
+    /// These bytes, such as a comment of an event stream. The client does not answer. A WebSocket
+    /// receives them as a text message.
+    Bytes(&'static [u8]),
+}
+
+/// An event, as a [`Form`] writes it.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Event<'a> {
+    /// The name of the event.
+    pub name: &'a str,
+    /// The arguments as a JSON array. A binary value is `{"$binary":"<base64>"}` in its place.
+    pub args: &'a str,
+    /// The room that the event was emitted to, if it is exactly one.
+    pub room: Option<&'a str>,
+    /// The id of the event in the log of its namespace, if it was stored there. Ids of a room grow and
+    /// have gaps.
+    pub id: Option<u64>,
+    /// When the event was stored, in milliseconds since 1970.
+    pub time: Option<u64>,
+}
+
+/// What a stream yields: an event, a heartbeat, or what was sent to its socket alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Chunk {
+    /// What the form has written.
+    pub bytes: Bytes,
+    /// The [id](Event::id) of the event, if it has one.
+    pub id: Option<u64>,
+}
+
+/// An event as its frame keeps it until a form writes it.
+pub(crate) struct Source {
+    pub(crate) name: Box<str>,
+    pub(crate) args: Args,
+    pub(crate) room: Option<Box<str>>,
+    pub(crate) position: Option<Position>,
+}
+
+/// The place of an event in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) id: u64,
+    /// In milliseconds since 1970.
+    pub(crate) time: u64,
+}
+
+impl Source {
+    pub(super) fn write(&self, form: &dyn Form, out: &mut Vec<u8>) {
+        // Placeholders that name no attachment come from a faulty node; there is nothing to show.
+        let Ok(args) = self.args.to_plain_json() else {
+            return;
+        };
+        let event = Event {
+            name: &self.name,
+            args: &args,
+            room: self.room.as_deref(),
+            id: self.position.map(|position| position.id),
+            time: self.position.map(|position| position.time),
+        };
+        form.event(&event, out);
+    }
+}
+
+/// What a plain connection keeps.
+pub(crate) struct Plain {
+    pub(super) form: Arc<dyn Form>,
+    /// A consumer takes the events; there is no WebSocket.
+    is_stream: bool,
+    /// The consumer of a stream waits.
+    consumer: Option<Waker>,
+    /// The consumer has seen the end.
+    farewell: bool,
+}
+
+impl Plain {
+    pub(super) fn is_stream(&self) -> bool {
+        self.is_stream
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.consumer.is_some()
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(consumer) = &self.consumer {
+            consumer.wake_by_ref();
+        }
+    }
+
+    pub(super) fn said_farewell(&self) -> bool {
+        self.farewell
+    }
+}
+
+impl Connection {
+    /// A plain connection over a WebSocket, or for a consumer of this process.
+    pub(crate) fn plain(
+        engine: &Arc<Engine>,
+        id: EngineId,
+        form: Arc<dyn Form>,
+        stream: Option<Stream>,
+    ) -> Arc<Self> {
+        let plain = Plain {
+            form,
+            is_stream: stream.is_none(),
+            consumer: None,
+            farewell: false,
+        };
+        let wire = WireForm {
+            revision: Revision::V4,
+            base64: false,
+        };
+        Self::named(engine, id, wire, stream, Some(Aside::Plain(plain)))
+    }
+
+    /// Takes the next chunk for the consumer of a stream; none when the connection has ended.
+    pub(crate) fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Option<Chunk>> {
+        loop {
+            let mut guard = self.lock();
+            let locked = &mut *guard;
+            let Some(Aside::Plain(plain)) = locked.aside.as_deref_mut() else {
+                return Poll::Ready(None);
+            };
+            if let Some(frame) = locked.state.take_frame() {
+                plain.consumer = None;
+                locked.state.poll_ended(self.engine().clock.now());
+                let form = Arc::clone(&plain.form);
+                drop(guard);
+                if let Some(chunk) = self.chunk(&frame, &form) {
+                    return Poll::Ready(Some(chunk));
+                }
+                continue;
+            }
+            if locked.state.closing().is_some() {
+                plain.consumer = None;
+                plain.farewell = true;
+                locked.wake_driver();
+                return Poll::Ready(None);
+            }
+            match &mut plain.consumer {
+                Some(waker) if waker.will_wake(cx.waker()) => {}
+                waker => *waker = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn chunk(&self, frame: &Frame, form: &Arc<dyn Form>) -> Option<Chunk> {
+        let bytes = frame.chunk(form);
+        self.engine().metrics.bytes_sent.inc_by(bytes.len() as u64);
+        let id = frame.position().map(|position| position.id);
+        (!bytes.is_empty()).then_some(Chunk { bytes, id })
+    }
+
+    /// The consumer of a stream is gone, and its client with it.
+    pub(crate) fn drop_consumer(&self) {
+        let mut locked = self.lock();
+        if let Some(Aside::Plain(plain)) = locked.aside.as_deref_mut() {
+            plain.consumer = None;
+        }
+        self.abort(&mut locked, CloseReason::TransportClose);
+    }
+
+    /// The heartbeat of a plain connection, and whether nobody answers it.
+    pub(super) fn plain_heartbeat(&self, locked: &Locked) -> Option<(Frame, bool)> {
+        let Some(Aside::Plain(plain)) = locked.aside.as_deref() else {
+            return None;
+        };
+        match plain.form.heartbeat() {
+            Heartbeat::Ping if locked.stream.is_some() => {
+                Some((self.engine().websocket_ping.clone(), false))
+            }
+            Heartbeat::Bytes(bytes) => Some((Frame::text(bytes), true)),
+            Heartbeat::None | Heartbeat::Ping => None,
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! Plain connections: clients that speak no Socket.IO are sockets of a namespace like any other.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{body::Body, response::Response, routing::get};
+use futures_util::StreamExt as _;
+use http::{StatusCode, request::Parts};
+use roomcast::{
+    AckError, Builder, CloseReason, Drain, EmitError, Handshake, JoinError, Limit, Limits,
+    Namespace, Parser, Refused, Server, Socket, Value,
+    plain::{Event, Form, Heartbeat, Open, Stream},
+};
+use support::{
+    TestServer, WebSocket, eventually,
+    http::read_head,
+    server::{listen, main_namespace},
+    within,
+};
+use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream, sync::mpsc};
+
+/// Lines of text, and how often it was asked for one.
+#[derive(Default)]
+struct Lines {
+    written: AtomicUsize,
+    heartbeat: Heartbeat,
+}
+
+impl Form for Lines {
+    fn event(&self, event: &Event<'_>, out: &mut Vec<u8>) {
+        self.written.fetch_add(1, Ordering::Relaxed);
+        let room = event.room.unwrap_or("-");
+        if event.name != "hidden" {
+            out.extend_from_slice(format!("{room} {} {}\n", event.name, event.args).as_bytes());
+        }
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat
+    }
+}
+
+fn lines() -> Arc<Lines> {
+    Arc::default()
+}
+
+fn parts() -> Parts {
+    let request = http::Request::builder()
+        .uri("/events?token=a")
+        .header("x-key", "k");
+    request.body(()).unwrap().into_parts().0
+}
+
+fn open(form: &Arc<Lines>) -> Open {
+    let form: Arc<dyn Form> = Arc::<Lines>::clone(form);
+    Open {
+        namespace: "/".to_owned(),
+        auth: None,
+        form,
+    }
+}
+
+async fn stream(io: &Server, form: &Arc<Lines>) -> Stream {
+    io.open_stream(&parts(), open(form)).await.unwrap()
+}
+
+async fn next(stream: &mut Stream) -> String {
+    let chunk = within("a chunk of a stream", stream.next()).await;
+    String::from_utf8(chunk.unwrap().bytes.into()).unwrap()
+}
+
+/// What is left of a stream that ends.
+async fn rest(stream: &mut Stream) -> Vec<String> {
+    let mut rest = Vec::new();
+    while let Some(chunk) = within("the end of a stream", stream.next()).await {
+        rest.push(String::from_utf8(chunk.bytes.into()).unwrap());
+    }
+    rest
+}
+
+fn builder() -> Builder {
+    Server::builder().namespace(main_namespace())
+}
+
+/// A server whose route `/events` is a stream of the room `news`.
+async fn serve_events(builder: Builder, form: &Arc<Lines>) -> (Server, std::net::SocketAddr) {
+    let io = builder.build().await.unwrap();
+    let (server, form) = (io.clone(), Arc::clone(form));
+    let events = move |request: http::Request<Body>| async move {
+        let stream = server
+            .open_stream(&request.into_parts().0, open(&form))
+            .await
+            .unwrap();
+        stream.socket().join("news").unwrap();
+        let chunks = stream.map(|chunk| Ok::<_, std::io::Error>(chunk.bytes));
+        Response::new(Body::from_stream(chunks))
+    };
+    let app = io.router().route("/events", get(events));
+    let listener = listen().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(io.serve(listener, app).into_future());
+    (io, address)
+}
+
+#[tokio::test]
+async fn a_stream_receives_what_its_rooms_receive_in_order_beside_clients_of_socket_io() {
+    let server = TestServer::start(builder()).await;
+    let form = lines();
+    let mut stream = stream(&server.io, &form).await;
+    let mut client = WebSocket::connect(server.address).await;
+    stream.socket().join("news").unwrap();
+    server.io.to("news").emit("one", (1, "a")).await.unwrap();
+    server.io.emit("two", ()).await.unwrap();
+    server.io.to("other").emit("three", ()).await.unwrap();
+    server
+        .io
+        .to(["news", "other"])
+        .emit("four", ())
+        .await
+        .unwrap();
+    stream.socket().emit("five", [true]).unwrap();
+    stream.socket().send_text("six").unwrap();
+    let mut received = Vec::new();
+    for _ in 0..5 {
+        received.push(next(&mut stream).await);
+    }
+    let expected = [
+        "news one [1,\"a\"]\n",
+        "- two []\n",
+        "- four []\n",
+        "- five [true]\n",
+        "six",
+    ];
+    assert_eq!(received, expected);
+    assert_eq!(client.text().await, r#"42["two"]"#);
+    client.assert_served().await;
+}
+
+#[tokio::test]
+async fn binary_values_are_base64_in_their_place_with_either_parser() {
+    for parser in [Parser::Json, Parser::Msgpack] {
+        let io = builder().parser(parser).build().await.unwrap();
+        let mut stream = stream(&io, &lines()).await;
+        let value = Value::Map(vec![("b".into(), Value::Binary(vec![0, 1, 2]))]);
+        io.emit("binary", (value, "text")).await.unwrap();
+        let expected = "- binary [{\"b\":{\"$binary\":\"AAEC\"}},\"text\"]\n";
+        assert_eq!(next(&mut stream).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_form_writes_an_event_once_for_all_its_streams_and_may_leave_it_out() {
+    let io = builder().build().await.unwrap();
+    let (form, other) = (lines(), lines());
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        streams.push(stream(&io, &form).await);
+    }
+    streams.push(stream(&io, &other).await);
+    io.emit("hidden", ()).await.unwrap();
+    io.emit("shown", ()).await.unwrap();
+    for stream in &mut streams {
+        assert_eq!(next(stream).await, "- shown []\n");
+    }
+    assert_eq!(form.written.load(Ordering::Relaxed), 2);
+    assert_eq!(other.written.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_stream_is_a_socket_with_authorizers_handlers_rooms_data_and_a_listing() {
+    let (left, mut gone) = mpsc::unbounded_channel();
+    let namespace = Namespace::new("/")
+        .authorize(async |handshake: Handshake| {
+            assert_eq!(handshake.query("token").as_deref(), Some("a"));
+            assert_eq!(handshake.header("x-key").as_deref(), Some("k"));
+            assert_eq!(handshake.auth_json(), Some(r#"{"user":"7"}"#));
+            Ok::<_, Refused>(())
+        })
+        .on_connect(async |socket: Socket| socket.join("user:7"))
+        .on_disconnect(move |socket: Socket| {
+            left.send(socket.rooms().len()).unwrap();
+            std::future::ready(())
+        });
+    let io = Server::builder()
+        .namespace(namespace)
+        .build()
+        .await
+        .unwrap();
+    let form = lines();
+    let auth = Some(r#"{"user":"7"}"#.to_owned());
+    let open = Open {
+        auth,
+        ..open(&form)
+    };
+    let mut stream = io.open_stream(&parts(), open).await.unwrap();
+    assert_eq!(stream.socket().transport(), "stream");
+    // The connect handler has started, and this one does not wait.
+    assert!(stream.socket().rooms().contains(&"user:7".to_owned()));
+    let fetched = io.to("user:7").fetch_sockets().await.unwrap();
+    assert_eq!(fetched.sockets[0].id(), stream.socket().id());
+    io.to("user:7").emit("hello", ()).await.unwrap();
+    assert_eq!(next(&mut stream).await, "user:7 hello []\n");
+    let series = "roomcast_connections{transport=\"stream\"}";
+    assert_eq!(support::server::metric(&io, series), 1);
+    io.to("user:7").disconnect_sockets(false).await.unwrap();
+    assert!(rest(&mut stream).await.is_empty());
+    assert_eq!(stream.close_reason(), Some(CloseReason::ServerDisconnect));
+    assert_eq!(within("the disconnect handler", gone.recv()).await, Some(2));
+    eventually("the connection is gone", || io.connections() == 0).await;
+    assert_eq!(support::server::metric(&io, series), 0);
+}
+
+#[tokio::test]
+async fn what_was_emitted_before_a_disconnect_still_arrives() {
+    let io = builder().build().await.unwrap();
+    let mut stream = stream(&io, &lines()).await;
+    stream.socket().emit("last", ()).unwrap();
+    stream.socket().disconnect(true);
+    assert_eq!(rest(&mut stream).await, ["- last []\n"]);
+}
+
+#[tokio::test]
+async fn refusals_come_in_the_words_of_http_and_open_nothing() {
+    let namespace = Namespace::new("/").authorize(async |handshake: Handshake| {
+        match handshake.auth_json() {
+            Some(r#"{"panic":1}"#) => panic!("as the test wants"),
+            Some(r#"{"fail":1}"#) => Err("the database is away".into()),
+            Some(_) => Ok(()),
+            None => Err(Refused::new("who are you?")
+                .data(&[1])
+                .reason("nobody")
+                .into()),
+        }
+        .map_err(|error: roomcast::HandlerError| error)
+    });
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let io = Server::builder()
+        .namespace(namespace)
+        .limits(limits)
+        .build()
+        .await
+        .unwrap();
+    let form = lines();
+    let refused = async |namespace: &str, auth: Option<&str>| {
+        let open = Open {
+            namespace: namespace.to_owned(),
+            auth: auth.map(str::to_owned),
+            ..open(&form)
+        };
+        let refused = io.open_stream(&parts(), open).await.unwrap_err();
+        eventually("its place is free", || io.connections() <= 1).await;
+        refused
+    };
+    let error = refused("/", None).await;
+    assert_eq!(
+        (error.status, error.reason),
+        (StatusCode::FORBIDDEN, "nobody")
+    );
+    assert_eq!(
+        (&*error.message, error.data.as_deref()),
+        ("who are you?", Some("[1]"))
+    );
+    let error = refused("/nowhere", None).await;
+    assert_eq!(
+        (error.status, error.reason),
+        (StatusCode::NOT_FOUND, "unknown")
+    );
+    for auth in [r#"{"panic":1}"#, r#"{"fail":1}"#] {
+        let error = refused("/", Some(auth)).await;
+        assert_eq!(error.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(error.message, "internal error");
+    }
+    assert_eq!(io.connections(), 0);
+    let auth = Some("{}".to_owned());
+    let _open = io
+        .open_stream(
+            &parts(),
+            Open {
+                auth,
+                ..open(&form)
+            },
+        )
+        .await
+        .unwrap();
+    let error = refused("/", Some("{}")).await;
+    assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(error.reason, Limit::Connections.label());
+    assert!(error.retry_after.is_some());
+}
+
+#[tokio::test]
+async fn a_dropped_stream_disconnects_its_socket_at_once() {
+    let server = TestServer::start(builder()).await;
+    let form = lines();
+    let stream = stream(&server.io, &form).await;
+    let socket = stream.socket().clone();
+    socket.join("news").unwrap();
+    drop(stream);
+    server.closes("transport_close", 1).await;
+    server.assert_empty().await;
+    assert!(matches!(
+        socket.emit("late", ()),
+        Err(EmitError::Disconnected)
+    ));
+    assert!(matches!(socket.join("late"), Err(JoinError::Disconnected)));
+}
+
+#[tokio::test]
+async fn the_body_of_a_response_carries_events_until_its_client_goes() {
+    let form = lines();
+    let (io, address) = serve_events(builder(), &form).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client
+        .write_all(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await
+        .unwrap();
+    let mut received = Vec::new();
+    let head = read_head(&mut client, &mut received).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    io.to("news").emit("one", ()).await.unwrap();
+    within("an event", async {
+        while !String::from_utf8_lossy(&received).contains("news one []\n") {
+            client.read_buf(&mut received).await.unwrap();
+        }
+    })
+    .await;
+    drop(client);
+    eventually("the connection is gone", || io.connections() == 0).await;
+    assert!(io.of("/").socket_ids().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_take_its_events_is_cut_off() {
+    let limits = Limits {
+        outbox_bytes: 10_000,
+        ..Limits::default()
+    };
+    let server = TestServer::start(builder().limits(limits)).await;
+    let mut stalled = stream(&server.io, &lines()).await;
+    let mut quick = stream(&server.io, &lines()).await;
+    let text = "x".repeat(1_000);
+    for _ in 0..20 {
+        server.io.emit("much", &text).await.unwrap();
+        next(&mut quick).await;
+    }
+    let reason = CloseReason::LimitReached(Limit::Outbox);
+    assert_eq!(stalled.close_reason(), Some(reason));
+    assert!(rest(&mut stalled).await.is_empty());
+    server.closes("slow_consumer", 1).await;
+    assert_eq!(server.metric("roomcast_outbox_bytes"), 0);
+}
+
+#[tokio::test]
+async fn a_heartbeat_comes_between_events_and_needs_no_answer() {
+    let quick = builder()
+        .ping_interval(Duration::from_millis(20))
+        .ping_timeout(Duration::from_millis(20));
+    let io = quick.build().await.unwrap();
+    let form = Arc::new(Lines {
+        heartbeat: Heartbeat::Bytes(b":\n\n"),
+        ..Lines::default()
+    });
+    let mut stream = stream(&io, &form).await;
+    for _ in 0..5 {
+        assert_eq!(next(&mut stream).await, ":\n\n");
+    }
+    io.emit("one", ()).await.unwrap();
+    within("the event", async {
+        while next(&mut stream).await != "- one []\n" {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_streams_after_what_they_were_sent_and_opens_no_more() {
+    let server = TestServer::start(builder()).await;
+    let form = lines();
+    let mut stream = stream(&server.io, &form).await;
+    stream.socket().emit("last", ()).unwrap();
+    let drain = Drain {
+        grace: Duration::ZERO,
+        over: Duration::ZERO,
+    };
+    within("the drain", server.io.drain(drain)).await;
+    assert_eq!(rest(&mut stream).await, ["- last []\n"]);
+    assert_eq!(stream.close_reason(), Some(CloseReason::ServerShutdown));
+    let error = server
+        .io
+        .open_stream(&parts(), open(&form))
+        .await
+        .unwrap_err();
+    assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE);
+    within("the close", server.io.close()).await;
+    assert_eq!(server.io.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_broadcast_with_acknowledgement_reaches_streams_and_does_not_wait_for_them() {
+    let namespace = Namespace::new("/");
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let mut stream = stream(&server.io, &lines()).await;
+    let asked = server
+        .io
+        .timeout(Duration::from_secs(3600))
+        .emit_with_ack::<Value>("vote", ());
+    let answers = within("the answers", asked).await.unwrap();
+    assert!(answers.answers.is_empty() && answers.missing.is_empty());
+    assert_eq!(next(&mut stream).await, "- vote []\n");
+    let asked = stream.socket().emit_with_ack::<Value>("vote", ());
+    assert!(matches!(asked.await, Err(AckError::Plain)));
+}
