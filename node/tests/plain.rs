@@ -16,8 +16,8 @@ use axum::{body::Body, response::Response, routing::get};
 use futures_util::StreamExt as _;
 use http::{StatusCode, request::Parts};
 use roomcast::{
-    AckError, Builder, CloseReason, Drain, EmitError, Handshake, JoinError, Limit, Limits,
-    Namespace, Parser, Refused, Server, Socket, Value,
+    AckError, Builder, CloseReason, Drain, EmitError, Handshake, HistoryLimits, JoinError, Limit,
+    Limits, Namespace, Parser, Refused, Server, Socket, Value,
     plain::{Event, Form, Heartbeat, Open, Stream},
 };
 use support::{
@@ -420,4 +420,23 @@ async fn a_broadcast_with_acknowledgement_reaches_streams_and_does_not_wait_for_
     assert_eq!(next(&mut stream).await, "- vote []\n");
     let asked = stream.socket().emit_with_ack::<Value>("vote", ());
     assert!(matches!(asked.await, Err(AckError::Plain)));
+}
+
+#[tokio::test]
+async fn an_event_of_a_log_reaches_a_stream_with_its_id_and_time() {
+    let namespace = Namespace::new("/").history(HistoryLimits::default());
+    let io = Server::builder()
+        .namespace(namespace)
+        .build()
+        .await
+        .unwrap();
+    let mut stream = stream(&io, &lines()).await;
+    stream.socket().join_confirmed("news").await.unwrap();
+    let position = io.to("news").publish("one", 1).await.unwrap();
+    let chunk = within("the event", stream.next()).await.unwrap();
+    assert_eq!(chunk.id, Some(position.id));
+    assert_eq!(chunk.bytes, "news one [1]\n");
+    io.to("news").emit("two", 2).await.unwrap();
+    let chunk = within("the event", stream.next()).await.unwrap();
+    assert_eq!(chunk.id, None);
 }

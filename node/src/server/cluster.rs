@@ -49,7 +49,7 @@ impl LiveNamespace {
         event: &str,
         args: Args,
     ) -> Result<Delivery, EmitError> {
-        let frame = self.frame(&target, None, event, &args)?;
+        let frame = self.frame(&target, None, event, &args, None)?;
         self.notify_outgoing(&target, event, &args);
         let observed = self.observers.is_any().then(|| args.clone());
         let published = self.publish(&target, || Message::Broadcast {
@@ -71,7 +71,7 @@ impl LiveNamespace {
     pub(super) async fn command(&self, message: Message) -> Result<(), EmitError> {
         let target = message.target().expect("commands are about sockets");
         let published = self.publish(target, || message.clone());
-        let done = self.carry_out(&message);
+        let done = self.carry_out(&message, None);
         resolve(published).await?;
         done.map(drop)
     }
@@ -136,7 +136,7 @@ impl LiveNamespace {
     }
 
     /// Applies a message to the sockets of this node. Returns the number of sockets.
-    fn carry_out(&self, message: &Message) -> Result<usize, EmitError> {
+    fn carry_out(&self, message: &Message, position: Option<Position>) -> Result<usize, EmitError> {
         let mut count = 0;
         match message {
             Message::Broadcast {
@@ -144,7 +144,7 @@ impl LiveNamespace {
                 event,
                 args,
             } => {
-                let frame = self.frame(target, None, event, args)?;
+                let frame = self.frame(target, None, event, args, position)?;
                 self.notify_outgoing(target, event, args);
                 count = self.fan_out(target, &frame, |_| {});
                 if self.observers.is_any() {
@@ -205,7 +205,7 @@ impl LiveNamespace {
         progress: Option<Arc<dyn Progress>>,
     ) -> Result<Answer, EmitError> {
         let (awaited, gathering) = self.acks.many(progress);
-        let frame = self.frame(target, Some(awaited.id), event, args)?;
+        let frame = self.frame(target, Some(awaited.id), event, args, None)?;
         self.notify_outgoing(target, event, args);
         // Clients of plain connections cannot acknowledge, so nobody waits for them.
         let mut plain = 0;
@@ -240,6 +240,7 @@ impl LiveNamespace {
         id: Option<u64>,
         event: &str,
         args: &Args,
+        position: Option<Position>,
     ) -> Result<Frame, EmitError> {
         let frame = self.parser.event(&self.name, id, event, args)?;
         if self.plain_sockets.load(Ordering::Relaxed) == 0 {
@@ -253,7 +254,7 @@ impl LiveNamespace {
             name: event.into(),
             args: args.clone(),
             room,
-            position: None,
+            position,
         }))
     }
 
@@ -291,8 +292,8 @@ impl LiveNamespace {
 }
 
 impl Listener for LiveNamespace {
-    fn receive(&self, message: &Message, _position: Option<Position>) -> usize {
-        self.carry_out(message).unwrap_or_else(|error| {
+    fn receive(&self, message: &Message, position: Option<Position>) -> usize {
+        self.carry_out(message, position).unwrap_or_else(|error| {
             tracing::debug!(namespace = &*self.name, %error, "a message of another node could not be applied");
             0
         })

@@ -13,10 +13,13 @@ use bytes::Bytes;
 use prometheus::IntGauge;
 
 use super::{
-    plain::{Form, Position, Source},
+    plain::{Form, Source},
     websocket::{Opcode, append_text, frame_header},
 };
-use roomcast_protocol::engine_io::{open::Revision, packet, payload, payload_v3};
+use roomcast_protocol::{
+    engine_io::{open::Revision, packet, payload, payload_v3},
+    message::Position,
+};
 
 /// The form in which a connection's WebSocket carries packets.
 #[derive(Debug, Clone, Copy)]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use roomcast_protocol::{args::Args, engine_io::open::Revision, id::EngineId};
+use roomcast_protocol::{args::Args, engine_io::open::Revision, id::EngineId, message::Position};
 
 use super::{
     connection::{Aside, Connection, Locked},
@@ -114,14 +114,6 @@ pub(crate) struct Source {
     pub(crate) args: Args,
     pub(crate) room: Option<Box<str>>,
     pub(crate) position: Option<Position>,
-}
-
-/// The place of an event in a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) id: u64,
-    /// In milliseconds since 1970.
-    pub(crate) time: u64,
 }
 
 impl Source {
