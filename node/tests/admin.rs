@@ -21,6 +21,9 @@ use process::{DEADLINE, Program, client::Client, field, http};
 use ring::digest;
 use serde_json::{Value, from_str, json};
 
+/// Signs tokens.
+const SECRET: &str = "a secret of 32 bytes at the least";
+
 #[test]
 fn the_page_is_served_with_a_policy_that_allows_nothing_else() {
     let node = Node::demo();
@@ -144,6 +147,7 @@ fn a_room_and_a_socket_are_followed_live() {
         (&received["what"], &received["event"]),
         (&json!("received"), &json!("echo"))
     );
+    assert_eq!(lines.next().unwrap()["line"]["what"], "acknowledged");
     let id = two.id().to_owned();
     drop(two);
     let gone = lines.next().unwrap()["line"].clone();
@@ -156,9 +160,46 @@ fn a_room_and_a_socket_are_followed_live() {
 }
 
 #[test]
+fn a_user_is_followed_on_all_their_sockets() {
+    let node = Node::serve_as(
+        "jwt",
+        "[[jwt.keys]]\nalgorithm = \"HS256\"\nsecret_env = \"SECRET\"\n",
+        &[("looks", &["admin"]), ("acts", &["emit"])],
+    );
+    let [mut phone, laptop, mut other] = ["ada", "ada", "bob"].map(|user| node.connect_as(user));
+    let mut lines = node.follow("looks", "user=ada");
+    assert_eq!(lines.next().unwrap()["type"], "hello");
+    let mut lines = lines.filter(|line| line["type"] == "line");
+    let mut next = move || {
+        let line = lines.next().unwrap()["line"].clone();
+        ["what", "socket", "event", "args"].map(|key| line[key].clone())
+    };
+    other.ask(&json!(["echo", "unseen"]));
+    phone.ask(&json!(["echo", "milk"]));
+    let (id, milk) = (json!(phone.id()), json!(r#"["milk"]"#));
+    let line = |what: &str| [json!(what), id.clone(), json!("echo"), milk.clone()];
+    assert_eq!(next(), line("received"));
+    assert_eq!(next(), line("acknowledged"));
+
+    // One for another user is not shown, and one for both of the user's sockets is one line.
+    for users in [json!(["bob"]), json!(["ada", "bob"])] {
+        let news = json!({ "users": users, "event": "news", "args": users });
+        assert_eq!(node.post("/api/emit", "acts", &news).0, 200);
+    }
+    let args = json!(r#"["ada","bob"]"#);
+    assert_eq!(
+        next(),
+        [json!("broadcast"), Value::Null, json!("news"), args]
+    );
+    let id = json!(laptop.id());
+    drop(laptop);
+    assert_eq!(next()[..2], [json!("disconnected"), id]);
+}
+
+#[test]
 fn what_may_be_followed_is_checked() {
     let node = Node::demo();
-    for (query, field) in [("room=", "room"), ("user=ada", "user")] {
+    for (query, field) in [("room=", "room"), ("user=", "user"), ("group=ada", "group")] {
         let path = format!("/admin/stream?{query}");
         let (status, problem) = node.get(&path, &bearer("demo-key"));
         assert_eq!((status, &problem["field"]), (400, &json!(field)));
@@ -235,20 +276,26 @@ impl Node {
 
     /// Serves with these keys, each with its verbs.
     fn serve(keys: &[(&str, &[&str])]) -> Self {
+        Self::serve_as("open", "", keys)
+    }
+
+    /// The same with an access, and with settings for it.
+    fn serve_as(access: &str, settings: &str, keys: &[(&str, &[&str])]) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("roomcast-admin-{}-{number}.toml", std::process::id());
         let file = std::env::temp_dir().join(name);
-        write(&file, keys);
+        write(&file, settings, keys);
         let config = format!("--config={}", file.display());
-        let mut node = Self::start(&["serve", &config, "--access=open", "--client-rooms"]);
+        let access = format!("--access={access}");
+        let mut node = Self::start(&["serve", &config, &access, "--client-rooms"]);
         node.file = Some(file);
         node
     }
 
     fn start(args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-        command.env_clear().args(args);
+        command.env_clear().env("SECRET", SECRET).args(args);
         command.args(["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"]);
         let mut program = Program::start(&mut command);
         let line = program.line_with("listening");
@@ -261,7 +308,17 @@ impl Node {
     }
 
     fn configure(&self, keys: &[(&str, &[&str])]) {
-        write(self.file.as_ref().unwrap(), keys);
+        write(self.file.as_ref().unwrap(), "", keys);
+    }
+
+    /// Connects a client with a token of this user.
+    fn connect_as(&self, user: &str) -> Client {
+        let config = format!("--config={}", self.file.as_ref().unwrap().display());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        command.env_clear().env("SECRET", SECRET);
+        let signed = command.args(["token", &config, "--user", user]).output();
+        let token = String::from_utf8(signed.unwrap().stdout).unwrap();
+        Client::connect_as(&self.address, &json!({ "token": token.trim() })).unwrap()
     }
 
     /// The head of a response, and the lines of its body as they come.
@@ -342,8 +399,8 @@ fn bearer(key: &str) -> String {
     format!("Authorization: Bearer {key}\r\n")
 }
 
-/// Writes settings with these keys, each with its verbs.
-fn write(file: &Path, keys: &[(&str, &[&str])]) {
+/// Writes these settings and keys, each with its verbs.
+fn write(file: &Path, settings: &str, keys: &[(&str, &[&str])]) {
     let section = |(key, verbs): &(&str, &[&str])| {
         let hash = digest::digest(&digest::SHA256, key.as_bytes());
         let hash: String = hash
@@ -356,5 +413,5 @@ fn write(file: &Path, keys: &[(&str, &[&str])]) {
         )
     };
     let sections: String = keys.iter().map(section).collect();
-    std::fs::write(file, sections).unwrap();
+    std::fs::write(file, format!("{settings}{sections}")).unwrap();
 }

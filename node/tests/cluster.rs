@@ -237,6 +237,24 @@ async fn the_rooms_of_all_nodes_are_listed() {
 }
 
 #[tokio::test]
+async fn the_sockets_of_a_node_are_listed_without_asking_others() {
+    let pair = pair().await;
+    for socket in &pair.sockets {
+        socket.join("both").unwrap();
+    }
+    for (node, socket) in pair.nodes.iter().zip(&pair.sockets) {
+        let ids = |namespace: BroadcastOperator| -> Vec<_> {
+            let sockets = namespace.local_sockets().into_iter();
+            sockets.map(|socket| socket.id().clone()).collect()
+        };
+        assert_eq!(ids(node.io.of("/")), [socket.id().clone()]);
+        assert_eq!(ids(node.io.to("both")), [socket.id().clone()]);
+        assert_eq!(ids(node.io.to("both").except(socket.id())), []);
+        assert_eq!(ids(node.io.of("/unknown")), []);
+    }
+}
+
+#[tokio::test]
 async fn a_confirmed_join_is_reached_from_another_node() {
     let mut pair = pair().await;
     pair.sockets[1].join_confirmed("r").await.unwrap();

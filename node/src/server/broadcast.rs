@@ -325,6 +325,12 @@ impl BroadcastOperator {
             .find(|socket| socket.id().as_str() == id)
     }
 
+    /// Returns the selected sockets of this node, without asking others. Returns none if the namespace does not exist.
+    pub fn local_sockets(&self) -> Vec<Socket> {
+        let namespace = self.live().ok();
+        namespace.map_or_else(Vec::new, |namespace| namespace.local_sockets(&self.target))
+    }
+
     /// Makes the selected sockets join rooms. Fails if a socket of this node cannot; the others have
     /// joined.
     pub async fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {

@@ -52,7 +52,7 @@ afterEach(async () => {
 
 test("an operator sees both nodes, searches, follows a room and disconnects a socket by keyboard", async () => {
   const [ada, bob] = [await connect(nodes[0]), await connect(nodes[1])];
-  for (const client of [ada, bob]) await ask(client, "join", "tea");
+  for (const client of [ada, bob]) for (const room of ["tea", "milk"]) await ask(client, "join", room);
   const page = await openPage(nodes[0]);
   const press = (key) => page.keyboard.press(key);
 
@@ -79,6 +79,9 @@ test("an operator sees both nodes, searches, follows a room and disconnects a so
   await press("Enter");
   for (const client of [ada, bob]) await sees(page, "#found table", client.id);
   await sees(page, "#found", "2 sockets.");
+  const [first, second] = await page.locator("#found .names").first().locator("button").all();
+  const [left, right] = [await first.boundingBox(), await second.boundingBox()];
+  assert.ok(left.x + left.width + 4 <= right.x, "buttons of rooms do not touch");
 
   await tabTo(page, "Follow");
   await press("Enter");
@@ -89,6 +92,8 @@ test("an operator sees both nodes, searches, follows a room and disconnects a so
     const text = await page.locator("#live").textContent();
     return text.includes(there) && text.includes(here.replace(" (this)", "")) && text.includes("is <b>ready</b>");
   }, PATIENCE);
+  const overlapping = await page.locator("#live .node").evaluateAll((all) => all.filter((name) => name.scrollWidth > name.clientWidth).length);
+  assert.equal(overlapping, 0, "names of nodes stay in their column");
   bob.emit("leave", "tea", { quiet: true });
   await sees(page, "#live", `${bob.id} left tea`);
 
@@ -139,6 +144,25 @@ test("a node that dies is shown as silent, and what clients reach as trouble", a
   assert.deepEqual(complaints, []);
 });
 
+test("a page that nobody sees ends its stream, and goes on when it is seen again", async () => {
+  const page = await openPage(nodes[0]);
+  await page.clock.install();
+  await signIn(page, "viewer");
+  const streams = async () => {
+    const metrics = await (await fetch(`${nodes[0].internal}/metrics`)).text();
+    return Number(/^roomcast_admin_streams (\d+)$/m.exec(metrics)[1]);
+  };
+  assert.equal(await streams(), 1);
+  await hide(page, true);
+  await page.clock.fastForward("01:00");
+  await sees(page, "#status", "Paused");
+  await until("the end of the stream", async () => (await streams()) === 0, PATIENCE);
+  await hide(page, false);
+  await page.waitForSelector("#status[data-state=connected]");
+  assert.equal(await streams(), 1);
+  assert.deepEqual(complaints, []);
+});
+
 test("on a phone, nothing is wider than the screen, and a key that only looks has nothing to act with", async () => {
   const client = await connect(nodes[1]);
   await ask(client, "join", "a room with a rather long name that does not fit into a line of a phone at all");
@@ -186,6 +210,14 @@ async function signIn(page, name) {
   await page.fill("#key", `key of ${name}`);
   await page.keyboard.press("Enter");
   await page.waitForSelector("#status[data-state=connected]");
+}
+
+/** As if another tab were in front. */
+function hide(page, isHidden) {
+  return page.evaluate((value) => {
+    Object.defineProperty(document, "hidden", { value, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, isHidden);
 }
 
 function sees(page, selector, text) {

@@ -1,4 +1,4 @@
-// Shows the events of the followed room or socket, line by line.
+// Shows the events of the followed room, user or socket, line by line.
 
 import { $, clock, element } from "./elements.js";
 
@@ -12,7 +12,8 @@ export function prepareFollow(reopen) {
     followed = what;
     $("live").replaceChildren();
     $("live").hidden = false;
-    $("live-note").textContent = `Following ${what.room === undefined ? `the socket ${what.socket}` : `the room ${what.room}`} in ${what.namespace}.`;
+    const kind = ["room", "user", "socket"].find((name) => name in what);
+    $("live-note").textContent = `Following the ${kind} ${what[kind]} in ${what.namespace}.`;
     for (const id of ["live-clear", "live-stop"]) $(id).disabled = false;
     $("live-title").focus();
     reopen();
@@ -40,6 +41,7 @@ export function prepareFollow(reopen) {
   return {
     start,
     stop,
+    isActive: () => followed !== null,
     query: () => (followed ? `?${new URLSearchParams(followed)}` : ""),
     add(line) {
       const text = element("span", "text", element("span", "what", words(line)));
@@ -59,6 +61,7 @@ function words({ what, socket, user, rooms = [], except = [], sockets, reason })
     case "joined": return `${who} joined ${rooms.join(", ")}`;
     case "left": return `${who} left ${rooms.join(", ")}`;
     case "received": return `${who} sent`;
+    case "acknowledged": return `the server acknowledged to ${who}`;
     case "emitted": return `the server sent to ${who}`;
     default: {
       const whom = rooms.length ? rooms.join(", ") : "everybody";

@@ -1,4 +1,4 @@
-//! Following one room or socket live, on all nodes.
+//! Following one room, user or socket live, on all nodes.
 //!
 //! ```text
 //!  page of A follows a room ──► A, B: observe their own sockets ──► lines ── B, every 250 ms ──► A ──► page
@@ -37,10 +37,10 @@ const MAX_ROOMS: usize = 20;
 /// Bytes of a line that another node sends.
 const MAX_LINE: usize = 16 * 1024;
 
-/// The rooms and sockets that a node follows for pages of other nodes.
+/// The rooms, users and sockets that a node follows for pages of other nodes.
 const MAX_FOLLOWED: usize = 100;
 
-/// A room or a socket that a page follows.
+/// A room, a user or a socket that a page follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Follow {
     pub(super) namespace: String,
@@ -52,10 +52,11 @@ pub(super) struct Follow {
 #[serde(rename_all = "snake_case")]
 pub(super) enum What {
     Room(String),
+    User(String),
     Socket(String),
 }
 
-/// A request to follow a room or a socket, for a page of the sending node.
+/// A request to follow a room, a user or a socket, for a page of the sending node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Followed {
     id: u64,
@@ -138,7 +139,7 @@ impl Follows {
         self.observe(server);
     }
 
-    /// The rooms and sockets that the pages of this node follow.
+    /// The rooms, users and sockets that the pages of this node follow.
     pub(super) fn own(&self) -> Vec<Followed> {
         let active = self.active.read();
         let own = active.iter().filter(|following| following.remote.is_none());
@@ -285,48 +286,49 @@ impl Follows {
 
 impl Follow {
     fn concerns(&self, observation: Observation<'_>, server: &Server) -> bool {
-        let is_here = |socket: &Socket| socket.namespace_name() == self.namespace;
+        if let Observation::Broadcast {
+            namespace,
+            rooms,
+            except,
+            ..
+        } = observation
+        {
+            return namespace == self.namespace && self.is_among(rooms, except, server);
+        }
+        let Some(socket) = socket_of(observation) else {
+            return false;
+        };
+        if socket.namespace_name() != self.namespace {
+            return false;
+        }
         match (&self.what, observation) {
-            (What::Socket(id), observation) if socket_of(observation).is_some() => {
-                let socket = socket_of(observation);
-                socket.is_some_and(|socket| is_here(socket) && socket.id().as_str() == id)
-            }
+            (What::Socket(id), _) => socket.id().as_str() == id,
+            (What::User(id), _) => session::user(socket).as_ref() == Some(id),
             (
                 What::Room(room),
-                Observation::Joined { socket, rooms } | Observation::Left { socket, rooms },
-            ) => is_here(socket) && rooms.iter().any(|other| **other == **room),
-            (What::Room(room), Observation::Disconnected { socket, .. }) => {
-                is_here(socket) && socket.rooms().contains(room)
-            }
-            (
-                what,
-                Observation::Broadcast {
-                    namespace,
-                    rooms,
-                    except,
-                    ..
-                },
-            ) => {
-                if namespace != self.namespace {
-                    return false;
-                }
-                let own = match what {
-                    What::Room(room) => vec![room.clone()],
-                    // A socket of another node is followed there.
-                    What::Socket(id) => match server.of(namespace).socket(id) {
-                        Some(socket) => socket.rooms(),
-                        None => return false,
-                    },
-                };
-                let is_in = |rooms: &[Box<str>]| {
-                    rooms
-                        .iter()
-                        .any(|room| own.iter().any(|own| *own == **room))
-                };
-                (rooms.is_empty() || is_in(rooms)) && !is_in(except)
-            }
+                Observation::Joined { rooms, .. } | Observation::Left { rooms, .. },
+            ) => rooms.iter().any(|other| **other == **room),
+            (What::Room(room), Observation::Disconnected { .. }) => socket.rooms().contains(room),
             _ => false,
         }
+    }
+
+    /// Whether a broadcast selects the room, or a socket of this node. Sockets of other nodes are followed there.
+    fn is_among(&self, rooms: &[Box<str>], except: &[Box<str>], server: &Server) -> bool {
+        let selects = |own: &[String]| {
+            let is_in = |rooms: &[Box<str>]| {
+                let mut rooms = rooms.iter();
+                rooms.any(|room| own.iter().any(|own| *own == **room))
+            };
+            (rooms.is_empty() || is_in(rooms)) && !is_in(except)
+        };
+        let namespace = server.of(&self.namespace);
+        let sockets = match &self.what {
+            What::Room(room) => return selects(std::slice::from_ref(room)),
+            What::Socket(id) => namespace.socket(id).into_iter().collect(),
+            What::User(id) => namespace.to(session::user_room(id)).local_sockets(),
+        };
+        sockets.iter().any(|socket| selects(&socket.rooms()))
     }
 }
 
@@ -337,6 +339,7 @@ fn socket_of(observation: Observation<'_>) -> Option<&Socket> {
         | Observation::Joined { socket, .. }
         | Observation::Left { socket, .. }
         | Observation::Received { socket, .. }
+        | Observation::Acknowledged { socket, .. }
         | Observation::Emitted { socket, .. } => Some(socket),
         _ => None,
     }
@@ -387,6 +390,12 @@ fn describe(observation: Observation<'_>, node: &str) -> String {
         Observation::Received { event, args, .. } => {
             line.what = "received";
             (line.event, line.args) = (Some(event), Some(begin(args)));
+        }
+        Observation::Acknowledged { event, args, .. } => {
+            line.what = "acknowledged";
+            // The handler may have taken the acknowledgement, and then the event is unknown.
+            line.event = Some(event).filter(|event| !event.is_empty());
+            line.args = Some(begin(args));
         }
         Observation::Emitted { event, args, .. } => {
             line.what = "emitted";

@@ -21,10 +21,11 @@ const PLOTS = [
 const TROUBLES = [
   ["limits", "Limit reached: "], ["http_refused", "HTTP refused: "], ["connect_refused", "Connect refused: "],
   ["handler_errors", "Handler failed: "], ["hooks", "Hook failed: "], ["hook_disconnects_lost", "Disconnects of hook lost: "],
+  ["hook_disconnects_unstored", "Disconnects not kept in Redis: "],
 ];
 const TROUBLE_FIGURES = [
   ["gaps", "Gap: messages of other nodes may be missing"], ["panics", "Handler panicked"],
-  ["reconnects", "Connection to Redis lost"], ["volatile_dropped", "Volatile packets dropped"],
+  ["hook_store_failures", "Keeping disconnects in Redis failed"], ["reconnects", "Connection to Redis lost"], ["volatile_dropped", "Volatile packets dropped"],
 ];
 
 export function showNodes(cluster, here) {

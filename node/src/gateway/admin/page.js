@@ -9,6 +9,10 @@ import { prepareSearch } from "./search.js";
 /** The node sends at least every five seconds, so a longer silence is its end. */
 const SILENCE = 15_000;
 
+/** A hidden page closes its stream after this time, and later while it follows something. */
+const HIDDEN = 60_000;
+const HIDDEN_FOLLOWING = 600_000;
+
 const cluster = new Cluster();
 // In memory only: a key in storage or a cookie would outlive the tab.
 let key = null;
@@ -16,6 +20,8 @@ let here = "";
 let stream = null;
 let failures = 0;
 let retry;
+let hiding;
+let isPaused = false;
 
 /** Sends a request with the key. Resolves with JSON, or fails with the server's words. */
 async function call(path, body) {
@@ -31,6 +37,7 @@ async function call(path, body) {
 
 async function open() {
   clearTimeout(retry);
+  isPaused = false;
   stream?.abort();
   const own = (stream = new AbortController());
   let watch;
@@ -105,10 +112,27 @@ function setStatus(state, text) {
   if ($("status").textContent !== text) $("status").textContent = text;
 }
 
+/** Ends the stream, so that the nodes need not publish for a page that nobody sees. */
+function pause() {
+  if (!key) return;
+  clearTimeout(retry);
+  stream?.abort();
+  stream = null;
+  isPaused = true;
+  setStatus("connecting", "Paused, because the page is hidden");
+}
+
+function heedVisibility() {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(pause, follow.isActive() ? HIDDEN_FOLLOWING : HIDDEN);
+  else if (isPaused) open();
+}
+
 /** Asks for a key. */
 function signIn(reason = "") {
   stream?.abort();
   stream = key = null;
+  isPaused = false;
   follow.stop();
   clearTimeout(retry);
   for (const id of ["content", "nav", "sign-out"]) $(id).hidden = true;
@@ -140,6 +164,7 @@ document.onkeydown = (event) => {
 // One stream brings everything, because browsers open few connections to a host.
 const follow = prepareFollow(() => key && open());
 const search = prepareSearch(call, follow.start);
+document.onvisibilitychange = heedVisibility;
 
 const config = await (await fetch("config")).json();
 if (config.key) {
@@ -148,5 +173,6 @@ if (config.key) {
 } else {
   signIn();
 }
+heedVisibility();
 // Silent nodes and plots go on while nothing arrives.
 setInterval(() => $("content").hidden || show(), 2000);

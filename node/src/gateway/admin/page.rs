@@ -239,6 +239,7 @@ fn read_follow(query: &str, key: &Key) -> Result<Option<Follow>, Problem> {
         match &*name {
             "namespace" => namespace = value.into_owned(),
             "room" => what = Some(What::Room(value.into_owned())),
+            "user" => what = Some(What::User(value.into_owned())),
             "socket" => what = Some(What::Socket(value.into_owned())),
             other => return Err(Problem::invalid(other, "is unknown")),
         }

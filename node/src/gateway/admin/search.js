@@ -4,10 +4,13 @@ import { $, button, cells, count, element, headings, number } from "./elements.j
 
 const LIMIT = 200;
 
+/** Rows that are shown at once. A button shows the others. */
+const ROWS = 20;
+
 /** The words for what an operation acts on, by the field of the call. */
 const WHOM = { sockets: "the socket", rooms: "everybody in the room", users: "the user" };
 
-/** `call` sends a request of the API, and `follow` follows a room or a socket live. */
+/** `call` sends a request of the API, and `follow` follows a room, a user or a socket live. */
 export function prepareSearch(call, follow) {
   let verbs = [];
   // What the dialogs act on.
@@ -49,8 +52,8 @@ export function prepareSearch(call, follow) {
 
   function actions(field, name, namespace) {
     const made = [];
-    const followed = { rooms: "room", sockets: "socket" }[field];
-    if (followed) made.push(button("Follow", () => follow({ namespace, [followed]: name })));
+    const followed = { rooms: "room", users: "user", sockets: "socket" }[field];
+    made.push(button("Follow", () => follow({ namespace, [followed]: name })));
     if (verbs.includes("emit")) made.push(button("Emit…", () => ask("emit", field, name, namespace)));
     if (verbs.includes("disconnect")) made.push(button("Disconnect…", () => ask("disconnect", field, name, namespace)));
     return made;
@@ -61,7 +64,7 @@ export function prepareSearch(call, follow) {
       table(["Socket", "User", "Rooms", "Data", ""], list, ({ id, user, rooms, data }) => [
         element("span", "id", id),
         user === null ? "–" : link(user, "user", user, namespace),
-        element("span", "", ...rooms.map((room) => link(room, "room", room, namespace))),
+        element("span", "names", ...rooms.map((room) => link(room, "room", room, namespace))),
         element("span", "id", JSON.stringify(data ?? {}).slice(0, 200)),
         actions("sockets", id, namespace),
       ]),
@@ -84,18 +87,28 @@ export function prepareSearch(call, follow) {
       head.append(cell);
     }
     const body = made.createTBody();
-    for (const entry of list) {
-      const values = row(entry);
-      const acts = values.pop();
-      const line = body.insertRow();
-      cells(line, headings(made), values);
-      const last = line.insertCell();
-      last.className = "actions";
-      last.append(element("div", "", ...acts));
-    }
+    const add = (entries) => {
+      for (const entry of entries) {
+        const values = row(entry);
+        const acts = values.pop();
+        const line = body.insertRow();
+        cells(line, headings(made), values);
+        for (const cell of line.cells) cell.classList.toggle("none", ["–", "{}", ""].includes(cell.textContent));
+        const last = line.insertCell();
+        last.className = "actions";
+        last.append(element("div", "", ...acts));
+      }
+    };
+    add(list.slice(0, ROWS));
     const scroll = element("div", "scroll", made);
     scroll.tabIndex = 0;
-    return scroll;
+    if (list.length <= ROWS) return scroll;
+    const more = button(`Show ${list.length - ROWS} more`, () => {
+      add(list.slice(ROWS));
+      more.remove();
+      body.rows[ROWS].querySelector("button").focus();
+    });
+    return element("div", "", scroll, more);
   }
 
   /** A name that can be searched for. */

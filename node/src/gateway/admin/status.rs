@@ -27,6 +27,7 @@ const FIGURES: &[(&str, &str)] = &[
     ("panics", "roomcast_handler_panics_total"),
     ("gaps", "roomcast_bus_gaps_total"),
     ("gap_seconds", "roomcast_bus_gap_seconds_total"),
+    ("hook_store_failures", "roomcast_hook_store_failures_total"),
     ("reconnects", "roomcast_bus_reconnects_total"),
     ("disagreeing", "roomcast_bus_disagreeing_nodes"),
     ("cpu", "process_cpu_seconds_total"),
@@ -50,6 +51,10 @@ const BY_LABEL: &[(&str, &str)] = &[
     (
         "hook_disconnects_lost",
         "roomcast_hook_disconnects_lost_total",
+    ),
+    (
+        "hook_disconnects_unstored",
+        "roomcast_hook_disconnects_unstored_total",
     ),
     ("cluster", "roomcast_bus_nodes"),
 ];
@@ -139,6 +144,14 @@ mod tests {
         assert_eq!(status["figures"], serde_json::json!({ "files": 7.0 }));
         let parts = serde_json::json!({ "limits": { "rooms": 3.0 } });
         assert_eq!(status["parts"], parts, "what never happened is left out");
+    }
+
+    #[test]
+    fn the_metrics_exist() {
+        let documented = include_str!("../../../../docs/src/metrics.md");
+        for (_, metric) in FIGURES.iter().chain(BY_LABEL) {
+            assert!(documented.contains(&format!("| `{metric}` |")), "{metric}");
+        }
     }
 
     #[test]
