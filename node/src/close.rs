@@ -63,6 +63,17 @@ impl CloseReason {
         }
     }
 
+    /// The code for a client without Socket.IO, which knows nothing but the codes of RFC 6455.
+    pub(crate) fn plain_websocket_code(self) -> Option<u16> {
+        match self {
+            Self::ServerDisconnect => Some(1000),
+            Self::ServerShutdown => Some(1001),
+            Self::LimitReached(Limit::MessageSize) => Some(1009),
+            Self::LimitReached(_) => Some(1008),
+            reason => reason.websocket_code(),
+        }
+    }
+
     /// Whether packets that are still queued are written before the connection is closed.
     pub(crate) fn flushes(self) -> bool {
         match self {

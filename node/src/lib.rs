@@ -97,7 +97,7 @@ pub use transport::{
 /// Such a client is a [`Socket`] of a namespace like any other: it is let in by the namespace's
 /// authorizers, joins rooms, receives what is emitted to them from any node, and is counted, limited,
 /// listed and disconnected as others are. Only its bytes differ: a [`Form`](plain::Form) writes each event for it.
-/// [`Server::open_stream`] opens one.
+/// [`Server::open_stream`] and [`Server::open_websocket`] open one.
 ///
 /// It has no acknowledgements: a broadcast with acknowledgement reaches it but does not wait for it.
 pub mod plain {

@@ -17,15 +17,10 @@ use futures_util::StreamExt as _;
 use http::{StatusCode, request::Parts};
 use roomcast::{
     AckError, Builder, CloseReason, Drain, EmitError, Handshake, HistoryLimits, JoinError, Limit,
-    Limits, Namespace, Parser, Refused, Server, Socket, Value,
+    Limits, Namespace, Parser, Rate, RatePolicy, Refused, Server, Socket, Value,
     plain::{Event, Form, Heartbeat, Open, Stream},
 };
-use support::{
-    TestServer, WebSocket, eventually,
-    http::read_head,
-    server::{listen, main_namespace},
-    within,
-};
+use support::{TestServer, WebSocket, eventually, http::read_head, server::main_namespace, within};
 use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream, sync::mpsc};
 
 /// Lines of text, and how often it was asked for one.
@@ -92,23 +87,20 @@ fn builder() -> Builder {
 }
 
 /// A server whose route `/events` is a stream of the room `news`.
-async fn serve_events(builder: Builder, form: &Arc<Lines>) -> (Server, std::net::SocketAddr) {
-    let io = builder.build().await.unwrap();
-    let (server, form) = (io.clone(), Arc::clone(form));
-    let events = move |request: http::Request<Body>| async move {
-        let stream = server
-            .open_stream(&request.into_parts().0, open(&form))
-            .await
-            .unwrap();
-        stream.socket().join("news").unwrap();
-        let chunks = stream.map(|chunk| Ok::<_, std::io::Error>(chunk.bytes));
-        Response::new(Body::from_stream(chunks))
-    };
-    let app = io.router().route("/events", get(events));
-    let listener = listen().await;
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(io.serve(listener, app).into_future());
-    (io, address)
+async fn serve_events(builder: Builder, form: &Arc<Lines>) -> TestServer {
+    let form = Arc::clone(form);
+    TestServer::start_app(builder, move |io| {
+        let server = io.clone();
+        let events = move |request: http::Request<Body>| async move {
+            let parts = request.into_parts().0;
+            let stream = server.open_stream(&parts, open(&form)).await.unwrap();
+            stream.socket().join("news").unwrap();
+            let chunks = stream.map(|chunk| Ok::<_, std::io::Error>(chunk.bytes));
+            Response::new(Body::from_stream(chunks))
+        };
+        io.router().route("/events", get(events))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -320,8 +312,9 @@ async fn a_dropped_stream_disconnects_its_socket_at_once() {
 #[tokio::test]
 async fn the_body_of_a_response_carries_events_until_its_client_goes() {
     let form = lines();
-    let (io, address) = serve_events(builder(), &form).await;
-    let mut client = TcpStream::connect(address).await.unwrap();
+    let server = serve_events(builder(), &form).await;
+    let io = &server.io;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
     client
         .write_all(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
         .await
@@ -439,4 +432,155 @@ async fn an_event_of_a_log_reaches_a_stream_with_its_id_and_time() {
     io.to("news").emit("two", 2).await.unwrap();
     let chunk = within("the event", stream.next()).await.unwrap();
     assert_eq!(chunk.id, None);
+}
+
+/// A server whose route `/ws` is a plain WebSocket. It joins the room `news`, and the server answers
+/// what it sends, except for some words.
+async fn serve_websockets(builder: Builder, form: &Arc<Lines>) -> TestServer {
+    let form = Arc::clone(form);
+    TestServer::start_app(builder, move |io| {
+        let server = io.clone();
+        let handler = move |request: http::Request<Body>| async move {
+            let on_open = async |socket: Socket| {
+                tokio::task::yield_now().await;
+                socket.join("news").unwrap();
+                socket.send_text("welcome").unwrap();
+            };
+            let opened = server
+                .open_websocket(request, open(&form), on_open, answer)
+                .await;
+            opened.unwrap_or_else(|error| {
+                let mut response = Response::new(Body::from(error.message.into_owned()));
+                *response.status_mut() = error.status;
+                response
+            })
+        };
+        io.router().route("/ws", get(handler))
+    })
+    .await
+}
+
+async fn answer(socket: Socket, text: String) {
+    match &*text {
+        "leave" => socket.disconnect(false),
+        "panic" => panic!("as the test wants"),
+        "slow" => tokio::time::sleep(Duration::from_millis(20)).await,
+        _ => {}
+    }
+    drop(socket.send_text(&format!("{text}?")));
+}
+
+#[tokio::test]
+async fn a_plain_websocket_receives_events_as_text_and_its_messages_are_handled_in_order() {
+    let form = lines();
+    let server = serve_websockets(builder(), &form).await;
+    let mut client = WebSocket::upgrade(server.address, "/ws").await;
+    // What comes before the connection is open waits for `on_open`.
+    for text in ["a", "slow", "b"] {
+        client.send(text).await;
+    }
+    assert_eq!(client.text().await, "welcome");
+    for text in ["a?", "slow?", "b?"] {
+        assert_eq!(client.text().await, text);
+    }
+    let mut other = server.bystander().await;
+    server.io.emit("hidden", ()).await.unwrap();
+    server.io.to("news").emit("one", (1, "ä")).await.unwrap();
+    server.io.emit("two", ()).await.unwrap();
+    assert_eq!(client.text().await, "news one [1,\"ä\"]\n");
+    assert_eq!(client.text().await, "- two []\n");
+    other.assert_served().await;
+    let series = "roomcast_connections{transport=\"websocket\"}";
+    assert_eq!(server.metric(series), 2);
+    client.send("leave").await;
+    assert_eq!(client.closed().await, Some(1000));
+    server.closes("server_disconnect", 1).await;
+    drop(other);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_plain_websocket_that_is_refused_gets_a_status_and_no_upgrade() {
+    let namespace = Namespace::new("/").authorize(async || Err::<(), _>(Refused::new("no")));
+    let server = serve_websockets(Server::builder().namespace(namespace), &lines()).await;
+    let response = support::http::request(server.address, "GET", "/ws", "").await;
+    assert_eq!(response.status, 400);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = support::websocket::request("/ws");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let response = support::http::response(&mut stream).await;
+    assert_eq!((response.status, &*response.body), (403, "no"));
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_plain_websocket_ends_with_the_codes_of_its_standard() {
+    let limits = Limits {
+        event_rate: Some(Rate {
+            per_second: 3,
+            burst: 3,
+        }),
+        rate_policy: RatePolicy::Close,
+        ..Limits::default()
+    };
+    let server = serve_websockets(builder().limits(limits), &lines()).await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(WebSocket::upgrade(server.address, "/ws").await);
+    }
+    clients[0].send_frame(true, 2, b"binary").await;
+    clients[1].send("panic").await;
+    for _ in 0..5 {
+        clients[2].send("often").await;
+    }
+    clients[3]
+        .send_frame(true, 8, &1000_u16.to_be_bytes())
+        .await;
+    for (client, code) in clients.iter_mut().zip([1003, 1000, 1008, 1000]) {
+        assert_eq!(client.closed().await, Some(code));
+    }
+    let drain = Drain {
+        grace: Duration::ZERO,
+        over: Duration::ZERO,
+    };
+    within("the drain", server.io.drain(drain)).await;
+    assert_eq!(clients[4].closed().await, Some(1001));
+    assert_eq!(server.metric("roomcast_handler_panics_total"), 1);
+    drop(clients);
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_plain_websocket_that_answers_no_ping_is_closed() {
+    let form = Arc::new(Lines {
+        heartbeat: Heartbeat::Ping,
+        ..Lines::default()
+    });
+    let quick = builder()
+        .ping_interval(Duration::from_millis(20))
+        .ping_timeout(Duration::from_millis(50));
+    let server = serve_websockets(quick, &form).await;
+    let _silent = WebSocket::upgrade(server.address, "/ws").await;
+    server.closes("ping_timeout", 1).await;
+    server.assert_empty().await;
+}
+
+#[tokio::test]
+async fn a_plain_websocket_is_not_read_while_too_many_messages_wait() {
+    let limits = Limits {
+        events_in_flight: 4,
+        ..Limits::default()
+    };
+    let server = serve_websockets(builder().limits(limits), &lines()).await;
+    let mut client = WebSocket::upgrade(server.address, "/ws").await;
+    for _ in 0..8 {
+        client.send("slow").await;
+    }
+    client.send("last").await;
+    assert_eq!(client.text().await, "welcome");
+    for _ in 0..8 {
+        assert_eq!(client.text().await, "slow?");
+    }
+    assert_eq!(client.text().await, "last?");
+    assert!(server.reached("events_in_flight") > 0);
 }

@@ -474,9 +474,9 @@ impl Client {
         socket.remove();
     }
 
-    /// Whether no socket is connected.
-    pub(super) fn is_vacant(&self) -> bool {
-        self.sockets.is_empty()
+    /// The socket of a plain connection, until it has left.
+    pub(super) fn only_socket(&self) -> Option<&Socket> {
+        self.sockets.first()
     }
 
     /// Disconnects the sockets for which the application has called `disconnect`.

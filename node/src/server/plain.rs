@@ -3,6 +3,7 @@
 //! ```text
 //! open_stream ─ limits, phase ─ authorizers ─▶ connection, driver ─ on_connect started ─▶ Stream
 //!      └── any refusal ─▶ OpenError, before anything was opened       dropped Stream ─▶ disconnect
+//! open_websocket: the same, then 101 ─▶ connection, driver ─ on_connect started ─▶ on_open ─▶ on_text …
 //! ```
 //!
 //! The driver runs a [`Client`] with one socket, as for any other connection. The socket's connection
@@ -10,15 +11,17 @@
 
 use std::{
     borrow::Cow,
+    collections::VecDeque,
     fmt,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use axum::body::Body;
 use futures_util::FutureExt as _;
-use http::{StatusCode, request::Parts};
+use http::{Request, Response, StatusCode, request::Parts};
 use roomcast_adapter::SocketId;
 use roomcast_protocol::id::EngineId;
 use tokio::sync::oneshot;
@@ -27,6 +30,8 @@ use super::{
     client::{Client, authorize, count_refused},
     data::Data,
     error::Refused,
+    handler::BoxFuture,
+    in_flight::Done,
     live_namespace::LiveNamespace,
     server::{Inner, Server},
     socket::Socket,
@@ -39,7 +44,9 @@ use crate::{
         engine::ConnectionPermit,
         handshake::Handshake,
         plain::{Chunk, Form},
-        routes::{Refusal, admit_plain},
+        routes::{Refusal, admit_plain, switch_to_plain},
+        stream::Unwrapped,
+        upgrade::take_over,
     },
 };
 
@@ -178,16 +185,82 @@ impl Server {
     /// ```
     pub async fn open_stream(&self, request: &Parts, open: Open) -> Result<Stream, OpenError> {
         let admitted = Admitted::new(self.inner(), request, &open).await?;
-        let connection = Connection::plain(self.engine(), admitted.connection, open.form, None);
-        let (client, socket, opened) = admitted.client(&connection);
-        let stream = Stream {
-            connection: Arc::clone(&connection),
-            socket,
+        let (engine, id) = (self.engine(), admitted.connection);
+        let connection = Connection::plain(engine, id, open.form, None, &[]);
+        let (signal, opened) = oneshot::channel();
+        let on_open = move |_| {
+            // Nobody waits if the request was dropped meanwhile.
+            let _ = signal.send(());
+            None
         };
-        client.start(&connection, Carrier::Stream);
+        let (client, socket, permit) = admitted.client(&connection, on_open, None);
+        let stream = Stream { connection, socket };
+        engine.opened_plain(Carrier::Stream);
+        driver::spawn(&stream.connection, client, permit);
         // A driver that was dropped with its runtime has closed the connection.
         let _ = opened.await;
         Ok(stream)
+    }
+
+    /// Opens a plain WebSocket. Returns the response to its request, with status 101.
+    ///
+    /// The authorizers of the namespace decide before, as for [`open_stream`](Self::open_stream). When
+    /// the WebSocket is open and the connect handlers have started, `on_open` runs, and then `on_text`
+    /// for each text message, one after the other. Messages that wait for a running one are limited by
+    /// [`Limits::events_in_flight`](crate::Limits::events_in_flight) and
+    /// [`Limits::inbox_bytes`](crate::Limits::inbox_bytes): then the WebSocket is not read. Rates limit
+    /// them as they limit events. A binary message ends the connection with code 1003, a
+    /// [disconnect](Socket::disconnect) with 1000, and a shutdown with 1001. If the future panics, the
+    /// socket is disconnected.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open_stream`](Self::open_stream), and 400 or 426 if the request asks for no WebSocket.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use axum::{body::Body, extract::State, response::{IntoResponse, Response}};
+    /// # use roomcast::{Server, Socket, plain::{Form, Open}};
+    /// # type App = State<(Server, Arc<dyn Form>)>;
+    /// async fn chat(State((io, form)): App, request: http::Request<Body>) -> Response {
+    ///     let open = Open { namespace: "/".to_owned(), auth: None, form };
+    ///     let on_open = async |socket: Socket| drop(socket.join("chat"));
+    ///     let on_text = async |socket: Socket, text: String| {
+    ///         drop(socket.to("chat").emit("message", text).await);
+    ///     };
+    ///     match io.open_websocket(request, open, on_open, on_text).await {
+    ///         Ok(response) => response,
+    ///         Err(error) => (error.status, error.message).into_response(),
+    ///     }
+    /// }
+    /// ```
+    pub async fn open_websocket<O, T>(
+        &self,
+        request: Request<Body>,
+        open: Open,
+        on_open: impl FnOnce(Socket) -> O + Send + 'static,
+        on_text: impl Fn(Socket, String) -> T + Send + 'static,
+    ) -> Result<Response<Body>, OpenError>
+    where
+        O: Future<Output = ()> + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let engine = Arc::clone(self.engine());
+        let response = switch_to_plain(&engine, request.headers())?;
+        let (parts, body) = request.into_parts();
+        let admitted = Admitted::new(self.inner(), &parts, &open).await?;
+        let mut request = Request::from_parts(parts, body);
+        take_over(&mut request, move |unwrapped| {
+            let Unwrapped { stream, read, head } = unwrapped;
+            let (id, stream) = (admitted.connection, Some(stream));
+            let connection = Connection::plain(&engine, id, open.form, stream, &head);
+            let on_open = |socket| -> Option<BoxFuture<()>> { Some(Box::pin(on_open(socket))) };
+            let on_text: OnText = Box::new(move |socket, text| Box::pin(on_text(socket, text)));
+            let (client, _, permit) = admitted.client(&connection, on_open, Some(on_text));
+            engine.opened_plain(Carrier::WebSocket);
+            driver::spawn_with(&connection, client, permit, read);
+        });
+        Ok(response)
     }
 }
 
@@ -270,51 +343,127 @@ impl Admitted {
         Err(OpenError::new(status, label, refused))
     }
 
-    /// The protocol of the connection, its socket, and a signal that the connect handlers have started.
+    /// The protocol of the connection, and its socket.
     fn client(
         mut self,
         connection: &Arc<Connection>,
-    ) -> (PlainClient, Socket, oneshot::Receiver<()>) {
+        on_open: impl FnOnce(Socket) -> Option<BoxFuture<()>> + Send + 'static,
+        on_text: Option<OnText>,
+    ) -> (PlainClient, Socket, ConnectionPermit) {
         let namespace = self.namespace.0.take().expect("it was entered");
         let client = Client::new(self.server, connection, self.handshake.clone());
         let connection = Arc::clone(connection);
         let socket = Socket::new(self.id, namespace, connection, self.handshake, self.data);
-        let (signal, opened) = oneshot::channel();
         let client = PlainClient {
             client,
-            entering: Some((socket.clone(), signal)),
-            permit: Some(self.permit),
+            entering: Some(Box::new(Entering {
+                socket: socket.clone(),
+                on_open: Box::new(on_open),
+            })),
+            on_text,
+            inbox: None,
         };
-        (client, socket, opened)
+        (client, socket, self.permit)
     }
 }
+
+type OnText = Box<dyn Fn(Socket, String) -> BoxFuture<()> + Send>;
 
 /// The protocol of a plain connection.
 struct PlainClient {
     client: Client,
     /// Until the driver's first turn.
-    entering: Option<(Socket, oneshot::Sender<()>)>,
-    permit: Option<ConnectionPermit>,
+    entering: Option<Box<Entering>>,
+    /// Handles the messages of a WebSocket.
+    on_text: Option<OnText>,
+    /// Exists while a message is handled.
+    inbox: Option<Box<Inbox>>,
+}
+
+struct Entering {
+    socket: Socket,
+    on_open: Box<dyn FnOnce(Socket) -> Option<BoxFuture<()>> + Send>,
+}
+
+/// Messages of a WebSocket. One after the other is handled.
+#[derive(Default)]
+struct Inbox {
+    running: Option<BoxFuture<()>>,
+    waiting: VecDeque<String>,
+    bytes: usize,
 }
 
 impl PlainClient {
-    fn start(mut self, connection: &Arc<Connection>, carrier: Carrier) {
-        let permit = self.permit.take().expect("it is started once");
-        connection.engine().opened_plain(carrier);
-        driver::spawn(connection, self, permit);
+    /// Goes on with what is running, and with the messages that wait for it.
+    fn advance(&mut self, turn: &mut Turn<'_, '_>) {
+        while let Some(inbox) = &mut self.inbox {
+            let (on_text, socket) = (&self.on_text, self.client.only_socket());
+            let step = catch_unwind(AssertUnwindSafe(|| {
+                if let Some(running) = &mut inbox.running {
+                    if running.as_mut().poll(turn.cx).is_pending() {
+                        return false;
+                    }
+                    inbox.running = None;
+                }
+                if let (Some(on_text), Some(socket), Some(text)) =
+                    (on_text, socket, inbox.waiting.pop_front())
+                {
+                    inbox.bytes -= text.len();
+                    inbox.running = Some(on_text(socket.clone(), text));
+                }
+                true
+            }));
+            match step {
+                Ok(true) if inbox.running.is_none() => self.inbox = None,
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(_) => {
+                    let socket = socket.cloned();
+                    self.inbox = None;
+                    if let Some(socket) = socket {
+                        self.client.finish(turn, Done::HandlerPanicked(socket));
+                    }
+                }
+            }
+        }
     }
 }
 
 impl Protocol for PlainClient {
     fn open(&mut self, turn: &mut Turn<'_, '_>) {
-        if let Some((socket, signal)) = self.entering.take() {
-            self.client.enter(turn, &socket);
-            // Nobody waits if the request was dropped meanwhile.
-            let _ = signal.send(());
+        let Some(entering) = self.entering.take() else {
+            return;
+        };
+        let Entering { socket, on_open } = *entering;
+        self.client.enter(turn, &socket);
+        match catch_unwind(AssertUnwindSafe(|| on_open(socket.clone()))) {
+            Ok(running) if running.is_none() => {}
+            Ok(running) => self.inbox.get_or_insert_default().running = running,
+            Err(_) => self.client.finish(turn, Done::HandlerPanicked(socket)),
         }
     }
 
-    fn text(&mut self, _: &mut Turn<'_, '_>, _: &str) -> Result<(), CloseReason> {
+    fn text(&mut self, turn: &mut Turn<'_, '_>, text: &str) -> Result<(), CloseReason> {
+        let server = Arc::clone(&self.client.server);
+        server.engine.metrics.events_received.inc();
+        let size = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        let over = self.client.over(true, || size);
+        // A socket that has left takes its connection with it.
+        let Some(socket) = self.client.only_socket() else {
+            return Ok(());
+        };
+        let name = socket.namespace_name();
+        if let Some(over) = over
+            && self
+                .client
+                .exceed_with(turn, Some(socket), name, None, over)?
+        {
+            return Ok(());
+        }
+        let inbox = self.inbox.get_or_insert_default();
+        inbox.bytes += text.len();
+        inbox.waiting.push_back(text.to_owned());
+        self.advance(turn);
         Ok(())
     }
 
@@ -327,32 +476,46 @@ impl Protocol for PlainClient {
     }
 
     fn poll(&mut self, turn: &mut Turn<'_, '_>) {
+        self.advance(turn);
         self.client.poll(turn);
-        if self.client.is_vacant() {
+        if self.client.only_socket().is_none() {
             turn.connection.close(CloseReason::ServerDisconnect);
         }
     }
 
+    /// Reading pauses while more waits than a client may leave unhandled.
     fn is_ready(&self) -> bool {
-        self.client.is_ready()
+        let limits = &self.client.server.engine.config.limits;
+        let has_room = |inbox: &Inbox| {
+            inbox.bytes < limits.inbox_bytes && inbox.waiting.len() < limits.events_in_flight
+        };
+        self.inbox.as_deref().is_none_or(has_room) && self.client.is_ready()
     }
 
     fn close(&mut self, turn: &mut Turn<'_, '_>, reason: CloseReason) {
+        if let Some(inbox) = &mut self.inbox {
+            inbox.waiting.clear();
+        }
         self.client.close(turn, reason);
     }
 
     fn poll_done(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
-        self.client.poll_done(turn)
+        self.advance(turn);
+        let done = self.client.poll_done(turn);
+        if self.inbox.is_some() {
+            return Poll::Pending;
+        }
+        done
     }
 }
 
 impl Drop for PlainClient {
     /// A driver may be dropped with its runtime before its first turn.
     fn drop(&mut self) {
-        if let Some((socket, _)) = self.entering.take()
-            && socket.mark_gone()
+        if let Some(entering) = self.entering.take()
+            && entering.socket.mark_gone()
         {
-            socket.remove();
+            entering.socket.remove();
         }
     }
 }

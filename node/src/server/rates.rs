@@ -48,6 +48,12 @@ impl Over {
 impl Client {
     /// Measures a packet. Returns the rate that it is beyond, if it is.
     pub(super) fn over_rate(&mut self, packet: &Packet<'_>) -> Option<Over> {
+        let is_event = matches!(packet.kind, PacketKind::Event | PacketKind::Connect);
+        self.over(is_event, || bytes_of(packet))
+    }
+
+    /// Measures an event, or something else that has bytes.
+    pub(super) fn over(&mut self, is_event: bool, size: impl Fn() -> u64) -> Option<Over> {
         let engine = &self.server.engine;
         let ClientRates {
             events,
@@ -56,11 +62,10 @@ impl Client {
         } = engine.admission.client_rates()?;
         let now = engine.clock.now();
         let used = self.rates.get_or_insert_default();
-        let is_event = matches!(packet.kind, PacketKind::Event | PacketKind::Connect);
         let mut events = events.filter(|_| is_event).into_iter();
         let limit = if events.any(|rate| !used.events.take(rate, now, 1)) {
             Limit::EventRate
-        } else if bytes.is_some_and(|rate| !used.bytes.take(rate, now, bytes_of(packet))) {
+        } else if bytes.is_some_and(|rate| !used.bytes.take(rate, now, size())) {
             Limit::ByteRate
         } else {
             return None;
@@ -75,6 +80,21 @@ impl Client {
         turn: &Turn<'_, '_>,
         socket: Option<&Socket>,
         packet: &Packet<'_>,
+        over: Over,
+    ) -> Result<bool, CloseReason> {
+        // Clients of revision 2 append their credentials.
+        let (namespace, _) = split_query(&packet.nsp);
+        let event = packet.event.as_ref().map(|event| &*event.name);
+        self.exceed_with(turn, socket, namespace, event, over)
+    }
+
+    /// The same for an event of this name, if it has one.
+    pub(super) fn exceed_with(
+        &self,
+        turn: &Turn<'_, '_>,
+        socket: Option<&Socket>,
+        namespace: &str,
+        event: Option<&str>,
         Over { limit, policy }: Over,
     ) -> Result<bool, CloseReason> {
         static LINES: LineLimit = LineLimit::new();
@@ -82,10 +102,9 @@ impl Client {
             tracing::info!(
                 limit = limit.label(),
                 ?policy,
-                // Clients of revision 2 append their credentials.
-                namespace = split_query(&packet.nsp).0,
+                namespace,
                 socket = socket.map(|socket| tracing::field::display(socket.id())),
-                event = packet.event.as_ref().map(|event| &*event.name),
+                event,
                 connection = turn.connection.id().as_str(),
                 address = self.address(),
                 left_out,

@@ -19,7 +19,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    connection_state::{ConnectionState, Due, Push, Reach, Todo},
+    connection_state::{ConnectionState, Due, Push, Reach, Todo, close_frame},
     engine::Engine,
     frame::{Frame, Wire, WireForm},
     lane::Lane,
@@ -318,7 +318,12 @@ impl Connection {
 
     pub(super) fn begin_close(&self, locked: &mut Locked, reason: CloseReason) {
         let (reach, now) = (locked.reach(), self.engine.clock.now());
-        let todo = locked.state.close(reason, reach, now);
+        let todo = if self.is_plain {
+            let frame = close_frame(reason.plain_websocket_code());
+            locked.state.close_with(reason, &frame, reach, now)
+        } else {
+            locked.state.close(reason, reach, now)
+        };
         self.carry_out(locked, todo);
     }
 

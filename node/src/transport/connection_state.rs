@@ -286,7 +286,7 @@ impl ConnectionState {
 
     /// Begins to close the connection. The first reason counts.
     pub(super) fn close(&mut self, reason: CloseReason, reach: Reach, now: Time) -> Todo {
-        self.close_with(reason, &close_frame(reason), reach, now)
+        self.close_with(reason, &close_frame(reason.websocket_code()), reach, now)
     }
 
     /// The same with a close frame of the caller's.
@@ -354,7 +354,7 @@ impl ConnectionState {
     /// it, before the close frame if the connection is closing.
     pub(super) fn attach(&mut self) {
         if let Some(reason) = self.closing() {
-            self.outbox.push(close_frame(reason));
+            self.outbox.push(close_frame(reason.websocket_code()));
         }
     }
 
@@ -553,9 +553,9 @@ fn linger(reach: Reach) -> Duration {
     }
 }
 
-fn close_frame(reason: CloseReason) -> Frame {
+pub(super) fn close_frame(code: Option<u16>) -> Frame {
     let mut close = Vec::new();
-    websocket::append_close(&mut close, reason.websocket_code());
+    websocket::append_close(&mut close, code);
     Frame::raw(&close)
 }
 

@@ -119,10 +119,20 @@ pub(crate) fn spawn<P: Protocol>(
     protocol: P,
     permit: ConnectionPermit,
 ) {
+    spawn_with(connection, protocol, permit, Vec::new());
+}
+
+/// The same for a WebSocket on which this was received already.
+pub(crate) fn spawn_with<P: Protocol>(
+    connection: &Arc<Connection>,
+    protocol: P,
+    permit: ConnectionPermit,
+    read: Vec<u8>,
+) {
     let core = Core {
         protocol,
         reader: websocket::Reader::default(),
-        unread: None,
+        unread: (!read.is_empty()).then(|| Box::new(read)),
         stage: Stage::New,
         carrier: connection.transport(),
         place: permit.take(),

@@ -39,9 +39,9 @@ pub(crate) mod preamble;
 pub(crate) mod routes;
 pub(crate) mod serve;
 mod sessions;
-mod stream;
+pub(crate) mod stream;
 pub(crate) mod tls;
 mod tls_stream;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use roomcast_protocol::websocket;

@@ -165,12 +165,14 @@ impl Plain {
 }
 
 impl Connection {
-    /// A plain connection over a WebSocket, or for a consumer of this process.
+    /// A plain connection over a WebSocket, or for a consumer of this process. `head` is what has to be
+    /// written to the WebSocket before anything else.
     pub(crate) fn plain(
         engine: &Arc<Engine>,
         id: EngineId,
         form: Arc<dyn Form>,
         stream: Option<Stream>,
+        head: &[u8],
     ) -> Arc<Self> {
         let plain = Plain {
             form,
@@ -182,7 +184,11 @@ impl Connection {
             revision: Revision::V4,
             base64: false,
         };
-        Self::named(engine, id, wire, stream, Some(Aside::Plain(plain)))
+        let connection = Self::named(engine, id, wire, stream, Some(Aside::Plain(plain)));
+        if !head.is_empty() {
+            connection.begin(Frame::raw(head), Some(head));
+        }
+        connection
     }
 
     /// Takes the next chunk for the consumer of a stream; none when the connection has ended.

@@ -423,6 +423,19 @@ pub(crate) async fn admit_plain(
     Ok((permit, Handshake::new(uri, headers, client, extensions)))
 }
 
+/// The response that makes a plain WebSocket of a request.
+pub(crate) fn switch_to_plain(
+    engine: &Engine,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Refusal> {
+    let switching = if is_upgrade(headers) {
+        switching_protocols(headers)
+    } else {
+        Err(HandshakeError::BadRequest.into())
+    };
+    switching.map_err(|refused| refused.describe(engine))
+}
+
 /// A refusal in words.
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,

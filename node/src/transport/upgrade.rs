@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body;
+use http::Request;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 
@@ -26,6 +28,7 @@ use super::{
     engine::{Acceptor, ConnectionPermit, Engine},
     frame::WireForm,
     handshake::Handshake,
+    http_stream::Handoff,
     polling::Polling,
     stream::{Stream, Unwrapped},
     websocket::{self, Event, Opcode},
@@ -61,6 +64,27 @@ pub(super) async fn open(
     engine.opened(TransportName::WebSocket, form.revision);
     connection.send_open(head, &[]);
     acceptor.accept(&connection, handshake, permit);
+}
+
+/// Hands over the stream of a plain WebSocket after the response to its request: at once if the
+/// request came over our own listener, which keeps the response back so that it leaves with what the
+/// server sends first.
+pub(crate) fn take_over(
+    request: &mut Request<Body>,
+    open: impl FnOnce(Unwrapped) + Send + 'static,
+) {
+    let upgrade = hyper::upgrade::on(&mut *request);
+    let opening = async {
+        // An error means that the client has gone; nothing was opened.
+        if let Ok(upgraded) = upgrade.await {
+            open(Unwrapped::new(upgraded));
+        }
+    };
+    match request.extensions_mut().remove::<Handoff>() {
+        Some(handoff) => handoff.leave(opening),
+        // Ends with the HTTP connection at the latest, whose upgrade it waits for.
+        None => drop(tokio::spawn(opening)),
+    }
 }
 
 /// Counts an upgrade as unfinished until it is dropped.

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
+use axum::Router;
 use roomcast::{Builder, Namespace, Serve, Server, Socket};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -28,10 +29,23 @@ impl TestServer {
         builder: Builder,
         listening: impl FnOnce(Serve) -> Serve,
     ) -> Self {
+        Self::start_both(builder, listening, Server::router).await
+    }
+
+    /// A server with an application of its own.
+    pub(crate) async fn start_app(builder: Builder, app: impl FnOnce(&Server) -> Router) -> Self {
+        Self::start_both(builder, |serve| serve, app).await
+    }
+
+    async fn start_both(
+        builder: Builder,
+        listening: impl FnOnce(Serve) -> Serve,
+        app: impl FnOnce(&Server) -> Router,
+    ) -> Self {
         let io = builder.build().await.unwrap();
         let listener = listen().await;
         let address = listener.local_addr().unwrap();
-        let serving = listening(io.serve(listener, io.router()));
+        let serving = listening(io.serve(listener, app(&io)));
         let serving = tokio::spawn(serving.into_future());
         Self {
             io,
