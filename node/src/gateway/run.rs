@@ -215,6 +215,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         let watched = server.clone();
         tokio::spawn(async move { access::watch_foreign_servers(watched, &table).await });
     }
+    if let Some(pakyow) = &pakyow {
+        router = pakyow.before(&doors, router);
+    }
     let notify = Notify::from_environment();
     notify.ready();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -284,7 +287,7 @@ fn calls(config: &Config, api: &Arc<Api>, pakyow: Option<&Arc<Pakyow>>) -> axum:
     match pakyow {
         Some(pakyow) => {
             let control = pakyow.control(api, settings.max_body, settings.timeout);
-            api.router().route_service("/pakyow/{*call}", control)
+            api.router().merge(control)
         }
         None => api.router(),
     }

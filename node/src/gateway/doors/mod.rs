@@ -9,11 +9,11 @@
 //! use them. A door whose settings are missing has no routes.
 
 mod metrics;
-#[allow(dead_code, reason = "its WebSockets follow")]
 pub(crate) mod pakyow;
 mod parked;
 mod settings;
 mod syncano;
+mod websocket;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -22,7 +22,7 @@ use axum::{
     extract::Request,
     middleware::{self, Next},
 };
-use http::{Extensions, HeaderMap, header};
+use http::{Extensions, HeaderMap, StatusCode, header};
 use roomcast::{ClientAddress, Cors, Server};
 
 use self::{metrics::Metrics, parked::Parked};
@@ -114,6 +114,11 @@ impl Doors {
             Some(cors) => cors.cover(routes),
             None => routes,
         }
+    }
+
+    /// Counts a request to a door that has no routes of its own.
+    pub(crate) fn counted(&self, door: Door, status: StatusCode) {
+        self.metrics.count(door, status);
     }
 
     /// Whether a page of the request's origin may use the doors: browsers ask before they read a

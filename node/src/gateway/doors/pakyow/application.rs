@@ -262,7 +262,7 @@ fn reply(response: &Response<Bytes>) -> Reply {
 }
 
 /// What a client may know of a failure.
-fn failed(failure: &Failure) -> Reply {
+pub(super) fn failed(failure: &Failure) -> Reply {
     match failure {
         Failure::Timeout => Reply::plain(504, "the application did not respond in time"),
         Failure::Overloaded => Reply::plain(503, "too many requests wait for the application"),

@@ -96,7 +96,7 @@ struct Control {
 }
 
 impl Pakyow {
-    /// The routes of the calls. Must be called in the runtime of the workers.
+    /// The routes of the calls, to be merged into those of the API. Must be called in the runtime of the workers.
     pub(crate) fn control(
         self: &Arc<Self>,
         api: &Arc<Api>,
@@ -110,21 +110,12 @@ impl Pakyow {
             timeout,
             workers: Handle::current(),
         });
-        let routes = Call::ALL
-            .into_iter()
-            .fold(Router::new(), |router, (call, path)| {
-                let control = Arc::clone(&control);
-                let respond = async move |request: Request| control.respond(call, request).await;
-                router.route(path, post(respond))
-            });
-        routes
-            .method_not_allowed_fallback(async || {
-                Problem::new(Kind::MethodNotAllowed, "the calls are POST")
-            })
-            .fallback(async || {
-                let paths = Call::ALL.map(|(_, path)| path).join(", ");
-                Problem::new(Kind::NotFound, format!("the calls are {paths}"))
-            })
+        let calls = Call::ALL.into_iter();
+        calls.fold(Router::new(), |router, (call, path)| {
+            let control = Arc::clone(&control);
+            let respond = async move |request: Request| control.respond(call, request).await;
+            router.route(path, post(respond))
+        })
     }
 }
 

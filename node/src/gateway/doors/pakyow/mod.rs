@@ -16,7 +16,9 @@
 //! registry agree in the end.
 
 mod application;
+mod connect;
 mod control;
+mod form;
 mod registry;
 mod settings;
 mod subscriptions;
@@ -30,16 +32,20 @@ use std::{
 use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts};
-use roomcast::{EmitError, Limits, Namespace, RedisConfig, Server, Socket, pakyow::SOCKET_CHANNEL};
-use tokio::sync::{MutexGuard, Semaphore};
+use roomcast::{
+    EmitError, Limits, Namespace, RedisConfig, Server, Socket, pakyow::SOCKET_CHANNEL, plain::Form,
+};
+use tokio::sync::{MutexGuard, Semaphore, SetOnce};
 
 pub(crate) use self::settings::Settings;
 use self::{
     application::Application,
+    form::Frames,
     registry::{Bounds, Registry, RegistryError},
     settings::Occasion,
     subscriptions::{Change, MatchingPush},
 };
+use super::Place;
 use crate::gateway::hooks::Hooks;
 
 /// The events between nodes.
@@ -62,6 +68,10 @@ pub(crate) struct Visitor {
     calls: AtomicUsize,
     /// Held while the application learns of the connect, which comes before the disconnect.
     notices: Arc<tokio::sync::Mutex<()>>,
+    /// Set when it hears its channels.
+    is_joined: SetOnce<()>,
+    /// Its place among the open requests of its address.
+    place: Mutex<Option<Place>>,
 }
 
 impl Visitor {
@@ -73,6 +83,8 @@ impl Visitor {
             routes: Semaphore::new(settings.routes_per_socket),
             calls: AtomicUsize::new(0),
             notices: Arc::default(),
+            is_joined: SetOnce::new(),
+            place: Mutex::default(),
         }
     }
 }
@@ -102,6 +114,8 @@ pub(crate) struct Pakyow {
     hasher: RandomState,
     server: OnceLock<Server>,
     messages: IntCounterVec,
+    /// How all clients see events.
+    form: Arc<dyn Form>,
 }
 
 impl Pakyow {
@@ -129,6 +143,7 @@ impl Pakyow {
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             server: OnceLock::new(),
+            form: Arc::new(Frames),
             messages: IntCounterVec::new(messages, &["outcome"])
                 .map_err(|error| error.to_string())?,
         }))
@@ -186,6 +201,8 @@ impl Pakyow {
             }
         };
         drop(turn);
+        // It is set once, and nobody else sets it.
+        let _ = visitor.is_joined.set(());
         if let Err(error) = joined {
             tracing::warn!(%error, "a Pakyow client may miss messages of other nodes");
         }
@@ -211,6 +228,7 @@ impl Pakyow {
             tracing::warn!(%error, "the subscriptions of a Pakyow client end later");
         }
         drop(turn);
+        drop(visitor.place.lock().take());
         let _after_the_connect = visitor.notices.lock().await;
         self.application.notify(Occasion::Leave, visitor).await;
     }

@@ -11,14 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 use tokio::time::sleep;
 
-use super::{Failed, JOIN, LEAVE, PUSH_MATCHING, Pakyow, registry::Holders};
+use super::{Failed, JOIN, LEAVE, PUSH_MATCHING, Pakyow, form::PUSH, registry::Holders};
 use crate::gateway::{operations::binary, policy::USER_ROOMS};
 
 /// How long other nodes may take to subscribe a socket.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The event that carries a push between nodes, and to Socket.IO clients in the channel.
-const PUSH: &str = "push";
 
 /// The beginning of names that are no channels of an application.
 pub(super) const RESERVED: &str = "pw:";

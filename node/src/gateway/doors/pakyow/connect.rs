@@ -1,0 +1,238 @@
+//! A client on its way through the door, and what it sends.
+//!
+//! ```text
+//!  request ─► origin ─► place ─► key: query, cookie, hook, or nobody's ─► WebSocket
+//!             403       429      502, 503, 504: the application has not responded
+//! ```
+
+use std::sync::{Arc, atomic::Ordering};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use roomcast::{
+    Socket,
+    emitter::entropy,
+    pakyow::{self, Action, Reply, digest},
+    plain::Open,
+};
+
+use super::{Pakyow, Visitor, control::MAX_IDENTITY};
+use crate::gateway::doors::{Door, DoorLimit, Doors, websocket};
+
+/// For each route of a socket that may run, so many may wait.
+const WAITING: usize = 4;
+
+/// The length of a key that nobody knows.
+const UNKNOWN_KEY: usize = 32;
+
+/// Why a client was not let in: a status, and a line for whoever looks for the reason.
+type Refusal = (StatusCode, String);
+
+impl Pakyow {
+    /// Puts the door before the routes of a server.
+    pub(crate) fn before(self: &Arc<Self>, doors: &Arc<Doors>, router: Router) -> Router {
+        let (pakyow, doors) = (Arc::clone(self), Arc::clone(doors));
+        router.layer(middleware::from_fn(move |request: Request, next: Next| {
+            let (pakyow, doors) = (Arc::clone(&pakyow), Arc::clone(&doors));
+            async move { pakyow.intercept(&doors, request, next).await }
+        }))
+    }
+
+    /// Takes the WebSockets of the door out of the requests to any path. The stock client asks for `/`.
+    async fn intercept(self: &Arc<Self>, doors: &Doors, request: Request, next: Next) -> Response {
+        if !asks_for_websocket(&request) {
+            return next.run(request).await;
+        }
+        let Some(id) = parameter(request.uri().query(), "socket_connection_id") else {
+            return next.run(request).await;
+        };
+        let response = match self.enter(doors, id, request).await {
+            Ok(response) => response,
+            Err((status, reason)) => (status, format!("{reason}\n")).into_response(),
+        };
+        doors.counted(Door::Pakyow, response.status());
+        response
+    }
+
+    async fn enter(
+        self: &Arc<Self>,
+        doors: &Doors,
+        id: String,
+        request: Request,
+    ) -> Result<Response, Refusal> {
+        let (mut parts, body) = request.into_parts();
+        if !doors.allows_origin(&parts.headers) {
+            let reason = "the origin is not allowed; see --cors-origin".to_owned();
+            return Err((StatusCode::FORBIDDEN, reason));
+        }
+        if id.len() > MAX_IDENTITY {
+            doors.reached(Door::Pakyow, DoorLimit::Query);
+            let reason = format!("socket_connection_id has at most {MAX_IDENTITY} bytes");
+            return Err((StatusCode::BAD_REQUEST, reason));
+        }
+        let place = doors.park(Door::Pakyow, &parts.extensions, None);
+        let place = place.map_err(|_| {
+            let reason = "this address has too many open requests".to_owned();
+            (StatusCode::TOO_MANY_REQUESTS, reason)
+        })?;
+        let digest = self.digest_of(&parts, &id).await?;
+        let mut visitor = Visitor::new(digest, id, &self.settings);
+        visitor.cookie = parts.headers.get(header::COOKIE).cloned();
+        visitor.place = Some(place).into();
+        parts.extensions.insert(Arc::new(visitor));
+        let open = Open {
+            namespace: self.settings.namespace.clone(),
+            auth: None,
+            form: Arc::clone(&self.form),
+        };
+        let pakyow = Arc::clone(self);
+        let on_text = move |socket: Socket, text: String| {
+            let pakyow = Arc::clone(&pakyow);
+            async move { pakyow.message(&socket, text).await }
+        };
+        let request = Request::from_parts(parts, body);
+        // A larger message ends the connection, because it is not read to its id.
+        let most = self.settings.max_message.0.saturating_mul(4);
+        Ok(websocket::open(&doors.server, request, open, most, on_text).await)
+    }
+
+    /// Finds out who a client is. Whoever shows nothing gets a digest that nobody knows.
+    async fn digest_of(&self, parts: &Parts, id: &str) -> Result<String, Refusal> {
+        let shown = parameter(parts.uri.query(), "socket_key").or_else(|| {
+            let name = self.settings.key_cookie.as_deref()?;
+            cookie(parts.headers.get(header::COOKIE)?, name)
+        });
+        if let Some(key) = shown {
+            return Ok(digest(&key, id));
+        }
+        let identity = match self.application.identify(parts, id).await {
+            None => return Ok(digest(&entropy::name::<UNKNOWN_KEY>(), id)),
+            Some(Ok(identity)) => identity,
+            Some(Err(failure)) => {
+                let reply = super::application::failed(&failure);
+                let status = StatusCode::from_u16(reply.status);
+                return Err((status.unwrap_or(StatusCode::BAD_GATEWAY), reply.body));
+            }
+        };
+        Ok(identity.digest.unwrap_or_else(|| {
+            let key = identity.socket_key;
+            digest(&key.unwrap_or_else(entropy::name::<UNKNOWN_KEY>), id)
+        }))
+    }
+
+    /// Responds to a message. A route is called beside the next messages, so replies may overtake each
+    /// other.
+    async fn message(self: &Arc<Self>, socket: &Socket, text: String) {
+        let Some(visitor) = socket.handshake().extension::<Arc<Visitor>>() else {
+            return;
+        };
+        // A reply shows the client that it is subscribed.
+        visitor.is_joined.wait().await;
+        let Some(message) = pakyow::read(&text) else {
+            return self.count("ignored");
+        };
+        let reply = |outcome: &str, reply: Reply| {
+            self.count(outcome);
+            drop(socket.send_text(&reply.frame(&message.id)));
+        };
+        if text.len() > self.settings.max_message.0 {
+            let most = self.settings.max_message;
+            return reply(
+                "too_large",
+                Reply::plain(413, &format!("a message has at most {most}")),
+            );
+        }
+        match &message.action {
+            Action::Ping => return reply("ping", Reply::pong()),
+            Action::Other(_) if !self.application.has_actions() => return self.count("ignored"),
+            _ => {}
+        }
+        let most = self.settings.routes_per_socket.saturating_mul(1 + WAITING);
+        if visitor.calls.fetch_add(1, Ordering::Relaxed) >= most {
+            visitor.calls.fetch_sub(1, Ordering::Relaxed);
+            return reply(
+                "busy",
+                Reply::plain(503, "too many routes are being called"),
+            );
+        }
+        let (pakyow, socket, visitor) = (Arc::clone(self), socket.clone(), Arc::clone(visitor));
+        tokio::spawn(async move {
+            // It is never closed.
+            let _running = visitor.routes.acquire().await;
+            let reply = match message.action {
+                Action::CallRoute(call) => pakyow.application.call(&visitor, &call).await,
+                Action::Other(name) => pakyow.application.act(&visitor, &name, text).await,
+                Action::Ping => Reply::pong(),
+            };
+            visitor.calls.fetch_sub(1, Ordering::Relaxed);
+            pakyow.count("replied");
+            drop(socket.send_text(&reply.frame(&message.id)));
+        });
+    }
+
+    fn count(&self, outcome: &str) {
+        self.messages.with_label_values(&[outcome]).inc();
+    }
+}
+
+fn asks_for_websocket(request: &Request<Body>) -> bool {
+    let upgrade = request.headers().get(header::UPGRADE);
+    let upgrade = upgrade.and_then(|upgrade| upgrade.to_str().ok());
+    let mut protocols = upgrade.unwrap_or_default().split(',').map(str::trim);
+    request.method() == Method::GET && protocols.any(|one| one.eq_ignore_ascii_case("websocket"))
+}
+
+/// The first parameter of this name.
+fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(query?.as_bytes());
+    let (_, value) = pairs.find(|(key, _)| key == name)?;
+    Some(value.into_owned())
+}
+
+/// The first cookie of this name, which has the most specific path.
+fn cookie(header: &HeaderValue, name: &str) -> Option<String> {
+    let mut pairs = header.to_str().ok()?.split(';');
+    pairs.find_map(|pair| {
+        let (key, value) = pair.trim().split_once('=')?;
+        (key == name).then(|| value.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, upgrade: &str) -> Request<Body> {
+        let request = Request::builder().method(method).header("upgrade", upgrade);
+        request.body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_in_any_case() {
+        assert!(asks_for_websocket(&request("GET", "WebSocket")));
+        assert!(asks_for_websocket(&request("GET", "h2c, websocket")));
+        assert!(!asks_for_websocket(&request("POST", "websocket")));
+        assert!(!asks_for_websocket(&request("GET", "websockets")));
+    }
+
+    #[test]
+    fn the_pair_is_in_the_query_or_the_key_in_a_cookie() {
+        let query = Some("a=b&socket_connection_id=x%20y&socket_key=k&socket_key=l");
+        assert_eq!(
+            parameter(query, "socket_connection_id").as_deref(),
+            Some("x y")
+        );
+        assert_eq!(parameter(query, "socket_key").as_deref(), Some("k"));
+        assert_eq!(parameter(query, "key"), None);
+        assert_eq!(parameter(None, "socket_key"), None);
+        let header = HeaderValue::from_static("a=b; socket_key=k=1; socket_key=l");
+        assert_eq!(cookie(&header, "socket_key").as_deref(), Some("k=1"));
+        assert_eq!(cookie(&header, "key"), None);
+    }
+}
