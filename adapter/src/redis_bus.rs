@@ -17,6 +17,7 @@
 mod config;
 mod gaps;
 mod incoming;
+mod log;
 mod membership;
 mod metrics;
 mod node_js;
@@ -54,6 +55,7 @@ pub use self::{
 use self::{
     gaps::{GapHandler, Gaps},
     incoming::Receiver,
+    log::RedisLog,
     membership::Membership,
     metrics::{LinkMetrics, Series},
     node_js::NodeJs,
@@ -62,7 +64,10 @@ use self::{
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::{
-    bus::{Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Published, Tracking},
+    bus::{
+        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, HistoryLimits, Log,
+        Published, Tracking,
+    },
     subscriber::{Sink, SubscriberEvent, SubscriberState},
 };
 
@@ -210,6 +215,11 @@ impl BusHandle for Handle {
                 position: None,
             })
         })
+    }
+
+    fn log(&self, limits: HistoryLimits) -> Option<Arc<dyn Log>> {
+        let log = RedisLog::new(&self.core.outgoing, &self.namespace, limits);
+        Some(Arc::new(log))
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {

@@ -22,6 +22,10 @@ use crate::{id::NodeId, message::Message, target::Target};
 /// What emitters send instead of a [`Uid`]. No node has it, so none takes the message for its own.
 pub const EMITTER_UID: &str = "emitter";
 
+/// What stored broadcasts have instead of a [`Uid`], because the node that publishes one receives it,
+/// too.
+pub const LOG_UID: &str = "log";
+
 /// Which of Node's Redis adapters the cluster is compatible with. All nodes must use the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dialect {
@@ -251,6 +255,20 @@ impl Channels {
     /// The key of the sorted set in which nodes renew their leases.
     pub fn leases(&self) -> String {
         format!("{}-nodes", self.prefix)
+    }
+
+    /// The key of the log of a namespace. The keys of its rooms begin with it and `#`. In a Redis
+    /// cluster all of them are in the slot of the namespace's [channel](Self::broadcast), because a
+    /// script may touch the keys and sharded channels of one slot only.
+    pub fn log(&self, namespace: &str) -> String {
+        let channel = self.broadcast(namespace);
+        let name = |tag: &str| format!("{}-log{{{tag}}}#{namespace}", self.prefix);
+        let wanted = slot(&channel);
+        // A brace in the prefix or the namespace changes what Redis takes for the hash tag.
+        let mut names = std::iter::once(name(&channel))
+            .chain((0..PROBE_TRIES).map(|number| name(&number.to_string())));
+        let found = names.find(|name| slot(name) == wanted);
+        found.unwrap_or_else(|| name(&channel))
     }
 
     /// Parses the name of a channel in every possible way, shortest namespace first. Yields nothing
@@ -504,6 +522,28 @@ mod tests {
         }
         let sharded = Channels::new("socket.io", Dialect::Sharded(Mode::Static));
         assert_eq!(places(&sharded, "socket.io-request#/#"), []);
+    }
+
+    #[test]
+    fn the_keys_of_a_log_are_in_the_slot_of_the_channel() {
+        for (prefix, namespace) in [
+            ("socket.io", "/"),
+            ("{app}", "/"),
+            ("a{b", "/"),
+            ("a}b", "/n"),
+            ("p", "/{x}"),
+            ("p", "/a}b"),
+            ("p", "/{"),
+        ] {
+            let channels = Channels::new(prefix, Dialect::Classic);
+            let key = channels.log(namespace);
+            assert!(key.starts_with(&format!("{prefix}-log")), "{key}");
+            let wanted = slot(&channels.broadcast(namespace));
+            assert_eq!(slot(&key), wanted, "{key}");
+            assert_eq!(slot(&(key.clone() + "#a{room}")), wanted, "{key}");
+        }
+        let key = Channels::new("p", Dialect::Classic).log("/n");
+        assert_eq!(key, "p-log{p#/n#}#/n");
     }
 
     #[test]

@@ -26,12 +26,15 @@ mod classic;
 mod parts;
 mod payload;
 mod sharded;
+mod unplaced;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use serde::Serialize;
+
+pub use self::unplaced::placed;
 
 use self::payload::{Arguments, Encoding};
 use crate::{

@@ -96,6 +96,11 @@ impl Outgoing {
         self.publisher.command(args, route)
     }
 
+    /// Counts a message that was published by a command of its own.
+    pub(super) fn count(&self, bytes: u64, started: Instant, outcome: Result<u64, &PublishError>) {
+        self.metrics.published(bytes, started.elapsed(), outcome);
+    }
+
     /// A message, question or answer cannot be written.
     pub(super) fn invalid(&self, error: &WireError) -> BusError {
         self.metrics.invalid.inc();
@@ -136,8 +141,7 @@ pub(super) struct Sending {
 
 impl Sending {
     fn count(&self, outcome: Result<u64, &PublishError>) {
-        let took = self.started.elapsed();
-        self.outgoing.metrics.published(self.bytes, took, outcome);
+        self.outgoing.count(self.bytes, self.started, outcome);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     node::{args, broadcast, within},
 };
 
-type Check = fn(Fresh) -> Pin<Box<dyn Future<Output = ()>>>;
+pub(crate) type Check = fn(Fresh) -> Pin<Box<dyn Future<Output = ()>>>;
 
 /// How long questions wait that nobody is meant to wait for.
 const LONG: Duration = Duration::from_secs(60);
@@ -22,6 +22,7 @@ macro_rules! checks {
         }
     };
 }
+pub(crate) use checks;
 
 checks! {
     others_hear_a_message_and_its_sender_does_not

@@ -10,12 +10,16 @@ use std::{
 
 use roomcast_adapter::{Bus, MemoryBus, NodeId, RedisBus, RedisConfig};
 use roomcast_emitter::entropy;
-use roomcast_protocol::channel::{Dialect, Mode};
+use roomcast_protocol::{
+    channel::{Dialect, Mode},
+    wire::Parser,
+};
 
 use crate::{node::Node, support};
 
 pub(crate) struct Fabric {
     kind: Kind,
+    parser: Parser,
     checks: AtomicU32,
 }
 
@@ -33,7 +37,8 @@ enum Kind {
 }
 
 /// The rights of a node as its documentation has them, for prefixes that begin with `check`.
-const RIGHTS: &str = "~check* &check* +@pubsub +@sortedset +time +ping +select +client|setname";
+const RIGHTS: &str = "~check* &check* +@pubsub +@sortedset +time +ping +select +client|setname \
+                      +eval +evalsha +@stream +get +set +expire";
 const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
 const LOGIN: &str = "node:secret@";
 
@@ -89,8 +94,13 @@ impl Fabric {
     fn new(kind: Kind) -> Self {
         Self {
             kind,
+            parser: Parser::default(),
             checks: AtomicU32::new(0),
         }
+    }
+
+    pub(crate) fn with_parser(self, parser: Parser) -> Self {
+        Self { parser, ..self }
     }
 
     /// Another cluster on the same servers: its prefix keeps it apart.
@@ -108,6 +118,7 @@ impl Fabric {
         let mut config = RedisConfig::new(url.parse().unwrap());
         config.prefix = format!("check{number}");
         config.dialect = dialect;
+        config.parser = self.parser;
         Fresh::Redis {
             config: Box::new(config),
             is_cluster: matches!(self.kind, Kind::Cluster { .. }),

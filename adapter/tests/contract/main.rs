@@ -5,16 +5,20 @@
 
 mod checks;
 mod fabric;
+mod history;
 mod node;
 #[path = "../../../emitter/tests/support/mod.rs"]
 mod support;
 
 use fabric::Fabric;
-use roomcast_protocol::channel::{Dialect, Mode};
+use roomcast_protocol::{
+    channel::{Dialect, Mode},
+    wire::Parser,
+};
 
 /// Runs every check, each in a cluster of its own.
 async fn keeps_its_promises(fabric: &Fabric) {
-    for (name, check) in checks::all() {
+    for (name, check) in checks::all().into_iter().chain(history::all()) {
         // Shown if the check fails.
         eprintln!("{fabric}: {name}");
         check(fabric.fresh()).await;
@@ -43,6 +47,13 @@ async fn redis_with_the_documented_rights() {
     for dialect in [Dialect::Classic, Dialect::Sharded(Mode::DynamicPrivate)] {
         keeps_its_promises(&Fabric::redis_with_rights(dialect)).await;
     }
+}
+
+/// The parser concerns broadcasts only, of which the logs are made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_classic_with_json() {
+    let fabric = Fabric::redis(Dialect::Classic).with_parser(Parser::Json);
+    keeps_its_promises(&fabric).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

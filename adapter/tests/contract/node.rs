@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{
-    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Listener, NodeId, Position,
-    Progress, Question, SocketId, Tracking,
+    Answer, Attachment, Bus, BusFuture, BusHandle, Description, HistoryLimits, Listener, Log,
+    NodeId, Position, Progress, Question, SocketId, Tracking,
 };
 use roomcast_protocol::{args::Args, message::Message, target::Target};
 
@@ -35,6 +35,8 @@ pub(crate) struct Node {
 #[derive(Default)]
 pub(crate) struct Side {
     heard: Mutex<Vec<Message>>,
+    /// The positions of what was stored, in the order in which it came, with the number in it.
+    stored: Mutex<Vec<(Position, u32)>>,
     rooms: Mutex<HashMap<Box<str>, usize>>,
     tracking: Mutex<Tracking>,
     changes: Mutex<Vec<(Box<str>, bool)>>,
@@ -123,6 +125,20 @@ impl Node {
         std::mem::take(&mut *self.side.heard.lock())
     }
 
+    /// Waits until that many stored messages have come, and takes them.
+    pub(crate) async fn stored(&self, count: usize) -> Vec<(Position, u32)> {
+        eventually("the stored messages have come", || {
+            self.side.stored.lock().len() >= count
+        })
+        .await;
+        std::mem::take(&mut *self.side.stored.lock())
+    }
+
+    /// Opens the log of the namespace.
+    pub(crate) fn log(&self, limits: HistoryLimits) -> Arc<dyn Log> {
+        self.handle.log(limits).unwrap()
+    }
+
     /// Waits until the message has come.
     pub(crate) async fn hears(&self, message: &Message) {
         eventually("the message has come", || {
@@ -164,7 +180,11 @@ impl Side {
 }
 
 impl Listener for Side {
-    fn receive(&self, message: &Message, _: Option<Position>) -> usize {
+    fn receive(&self, message: &Message, position: Option<Position>) -> usize {
+        if let (Some(position), Message::Broadcast { args, .. }) = (position, message) {
+            let number = args.decode::<(u32,)>().unwrap().0;
+            self.stored.lock().push((position, number));
+        }
         // The bus is not told: it finds out by itself, a moment later.
         if let Message::SocketsJoin { rooms, .. } = message {
             rooms.iter().for_each(|room| self.enter(room, false));

@@ -7,8 +7,9 @@
 
 use roomcast_protocol::channel::{Channels, Dialect, Kind, Mode};
 use roomcast_protocol::id::NodeId;
+use roomcast_protocol::message::Message;
 use roomcast_protocol::msgpack::TranscodeLimits;
-use roomcast_protocol::wire::{Asker, Incoming, Parser, Wire};
+use roomcast_protocol::wire::{Asker, Incoming, Parser, Publication, Wire, placed};
 
 const NAMESPACE: &str = "/";
 const UID: &str = "u";
@@ -81,10 +82,24 @@ fn again(wire: &Wire, kind: Kind, heard: &Incoming) -> Option<Incoming> {
     let node = NodeId::new("node");
     let written = match heard {
         Incoming::Message {
-            message, confirm, ..
+            message:
+                Message::Broadcast {
+                    target,
+                    event,
+                    args,
+                },
+            position: Some(position),
+            ..
         } => {
-            wire.message(NAMESPACE, UID, message, confirm.as_deref())
+            let head = wire.unplaced(NAMESPACE, (target, event, args));
+            head.map(|head| Publication {
+                payload: placed(&head.payload, *position).into(),
+                ..head
+            })
         }
+        Incoming::Message {
+            message, confirm, ..
+        } => wire.message(NAMESPACE, UID, message, confirm.as_deref()),
         Incoming::Question { id, question, .. } => wire.question(NAMESPACE, UID, &node, id, question),
         Incoming::Response { id, reply, .. } => {
             let to = Asker {

@@ -8,7 +8,8 @@
 //! (see the submodules).
 //!
 //! A fourth element is ours: a map whose `confirm` is the id of the question that will ask how many
-//! sockets were reached. Anything else there belongs to others and is skipped.
+//! sockets were reached, or a list with the position of a stored broadcast. Anything else there belongs
+//! to others and is skipped.
 
 mod request;
 mod response;
@@ -50,6 +51,20 @@ pub(super) fn write_broadcast(
         Some(confirm) => encoding.write(out, &(uid, packet, options, Confirm { confirm })),
     }
     Ok(())
+}
+
+/// Writes a broadcast with nothing in the place of its position.
+pub(super) fn write_unplaced(
+    encoding: Encoding,
+    namespace: &str,
+    uid: &str,
+    (target, event, args): (&Target, &str, &Args),
+) -> Result<Vec<u8>, WireError> {
+    let packet = EventPacket::new(encoding, event, args, Some(namespace))?;
+    let options = Options::new(target, Some(target.flags));
+    let mut out = Vec::with_capacity(256 + args.json().len());
+    encoding.write(&mut out, &(uid, packet, options, ()));
+    Ok(out)
 }
 
 /// Reads a broadcast. The sender's uid may be anything; [`super::Echo`] recognizes one's own.

@@ -2,7 +2,7 @@
 //! in JSON unless it contains binary.
 //!
 //! ```text
-//! { type, data, node?, confirm?, uid, nsp }
+//! { type, data, node?, confirm?, uid, nsp, position? }
 //!
 //! type                          data
 //!  3 BROADCAST                  packet, requestId? (then sockets acknowledge), opts
@@ -19,7 +19,7 @@
 //!
 //! Types below 3 are heartbeats of Node's adapter, which have no meaning here.
 //!
-//! Our additions are `node` and `confirm` in the envelope, and members in the data of questions and
+//! Our additions are `node`, `confirm` and `position` in the envelope, and members in the data of questions and
 //! answers between our own nodes. Node looks at neither.
 
 use std::time::Duration;
@@ -219,7 +219,8 @@ impl Data<'_> {
 }
 
 /// An envelope as it is written. The sender and the namespace come last, as in Node;
-/// [`super::Echo`] looks for them there.
+/// [`super::Echo`] looks for them there. Only the position of a stored broadcast follows: nodes receive
+/// their own, too.
 #[derive(Serialize)]
 struct Written<'a, D> {
     r#type: u8,
@@ -230,6 +231,8 @@ struct Written<'a, D> {
     confirm: Option<&'a str>,
     uid: &'a str,
     nsp: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<()>,
 }
 
 /// What surrounds the data that is written.
@@ -252,6 +255,7 @@ impl Around<'_> {
             confirm: self.confirm,
             uid: self.uid,
             nsp: self.namespace,
+            position: None,
         })
     }
 }
@@ -289,6 +293,30 @@ pub(super) fn write_broadcast(
     let encoding = encoding(args);
     let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
     Ok(around.write(encoding, BROADCAST, data))
+}
+
+/// Writes a broadcast with nothing in the place of its position.
+pub(super) fn write_unplaced(
+    namespace: &str,
+    uid: &str,
+    (target, event, args): (&Target, &str, &Args),
+) -> Result<Vec<u8>, WireError> {
+    let encoding = encoding(args);
+    let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
+    let mut out = Vec::with_capacity(256 + args.json().len());
+    encoding.write(
+        &mut out,
+        &Written {
+            r#type: BROADCAST,
+            data,
+            node: None,
+            confirm: None,
+            uid,
+            nsp: namespace,
+            position: Some(()),
+        },
+    );
+    Ok(out)
 }
 
 /// Writes a message.

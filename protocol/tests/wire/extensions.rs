@@ -7,10 +7,12 @@ use bytes::Bytes;
 use roomcast_protocol::args::Args;
 use roomcast_protocol::channel::{Channels, EMITTER_UID, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
-use roomcast_protocol::message::Message;
+use roomcast_protocol::message::{Message, Position};
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Incoming, Parser, Publication, Reply, Wire, WireError};
+use roomcast_protocol::wire::{
+    Asker, Incoming, Parser, Publication, Reply, Wire, WireError, placed,
+};
 use roomcast_protocol::{
     channel::Dialect,
     msgpack::{Reader, Token, TranscodeLimits},
@@ -396,4 +398,76 @@ fn a_broadcast_of_messagepack_has_three_elements_as_node_reads_them() {
         reader.skip().unwrap();
     }
     reader.finish().unwrap();
+}
+
+/// Whatever else stands in the place of a position belongs to others, and the message counts.
+#[test]
+fn what_is_no_position_is_skipped() {
+    for extra in [
+        "[]",
+        "[1]",
+        "[1,2,3]",
+        "[1,\"2\"]",
+        "[-1,2]",
+        "[1.5,2]",
+        "[1e300,2]",
+        "\"x\"",
+        "7",
+        "null",
+        "{\"id\":1}",
+        "[[1],2]",
+    ] {
+        let packet = r#"{"type":2,"data":["e"],"nsp":"/"}"#;
+        let text = format!(r#"["u",{packet},{{"rooms":[]}},{extra}]"#);
+        let heard = wire_as("p", Dialect::Classic, Parser::Json).read(
+            "/",
+            Kind::Broadcast,
+            text.as_bytes(),
+        );
+        let Ok(Incoming::Message { position: None, .. }) = heard else {
+            panic!("{extra}: {heard:?}");
+        };
+        let data = r#"{"packet":{"type":2,"data":["e"]},"opts":{"rooms":[]}}"#;
+        let text = format!(r#"{{"type":3,"data":{data},"uid":"u","nsp":"/","position":{extra}}}"#);
+        let heard = sharded(Mode::Static).read("/", Kind::Broadcast, text.as_bytes());
+        let Ok(Incoming::Message { position: None, .. }) = heard else {
+            panic!("{extra}: {heard:?}");
+        };
+    }
+}
+
+/// The script completes the same bytes: what they are is part of the wire.
+#[test]
+fn a_stored_broadcast_has_its_position_behind_what_node_reads() {
+    let position = Position { id: 7, time: 258 };
+    let args = Args::encode(&(1,)).unwrap();
+    let target = target(&["r"], &[]);
+    let completed = |wire: &Wire, args: &Args| {
+        let head = wire.unplaced("/", (&target, "e", args)).unwrap();
+        assert_eq!(head.channel, "p#/#");
+        placed(&head.payload, position)
+    };
+    let json = completed(&wire_as("p", Dialect::Classic, Parser::Json), &args);
+    assert_eq!(
+        String::from_utf8(json).unwrap(),
+        concat!(
+            r#"["log",{"type":2,"data":["e",1],"nsp":"/"},"#,
+            r#"{"rooms":["r"],"except":[],"flags":{}},[7,258]]"#
+        )
+    );
+    let sharded = wire_as("p", Dialect::Sharded(Mode::Dynamic), Parser::default());
+    assert_eq!(
+        String::from_utf8(completed(&sharded, &args)).unwrap(),
+        concat!(
+            r#"{"type":3,"data":{"packet":{"type":2,"data":["e",1]},"#,
+            r#""opts":{"rooms":["r"],"except":[],"flags":{}}},"#,
+            r#""uid":"log","nsp":"/","position":[7,258]}"#
+        )
+    );
+    let numbers = b"\x92\xcf\0\0\0\0\0\0\0\x07\xcf\0\0\0\0\0\0\x01\x02";
+    let msgpack = completed(&wire_as("p", Dialect::Classic, Parser::Msgpack), &args);
+    assert!(msgpack.starts_with(b"\x94\xa3log") && msgpack.ends_with(numbers));
+    let msgpack = completed(&sharded, &binary());
+    assert!(msgpack.starts_with(b"\x85\xa4type"), "{msgpack:?}");
+    assert!(msgpack.ends_with(&[&b"\xa8position"[..], numbers].concat()));
 }

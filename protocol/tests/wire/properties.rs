@@ -9,10 +9,10 @@ use proptest::sample::Index;
 use roomcast_protocol::args::{Args, Value as Tree};
 use roomcast_protocol::channel::{Dialect, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
-use roomcast_protocol::message::Message;
+use roomcast_protocol::message::{Message, Position};
 use roomcast_protocol::question::{Answer, Description, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire};
+use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire, placed};
 
 use crate::captures::{classic, node, read, sharded, wire_as};
 
@@ -240,6 +240,52 @@ proptest! {
                 (Dialect::Classic, Kind::Request)
             );
             prop_assert_eq!(names_it, other == Incoming::Ignored);
+        }
+    }
+
+    #[test]
+    fn stored_broadcasts_are_read_with_their_position(
+        target in targets(),
+        (event, args) in events(),
+        namespace in "/[a-z#\"é]{0,4}",
+        id in 0..=1u64 << 53,
+        time in 0..=1u64 << 53,
+    ) {
+        let position = Position { id, time };
+        for wire in wires() {
+            let head = wire.unplaced(&namespace, (&target, &event, &args)).unwrap();
+            let heard = wire.read(&namespace, Kind::Broadcast, &placed(&head.payload, position));
+            let message = Message::Broadcast {
+                target: target.clone(),
+                event: event.clone(),
+                args: args.clone(),
+            };
+            let expected = Incoming::Message { message, confirm: None, position: Some(position) };
+            prop_assert_eq!(heard.unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn no_bytes_in_the_place_of_a_position_change_the_message(
+        (event, args) in events(),
+        extra in vec(any::<u8>(), 0..40),
+    ) {
+        for wire in wires() {
+            let target = Target::default();
+            let head = wire.unplaced("/", (&target, &event, &args)).unwrap();
+            let end: &[u8] = match head.payload[0] {
+                b'[' => b"]",
+                b'{' => b"}",
+                _ => b"",
+            };
+            let payload = [&head.payload[..], &extra, end].concat();
+            if let Ok(heard) = wire.read("/", Kind::Broadcast, &payload) {
+                let Incoming::Message { message: Message::Broadcast { args: read, .. }, .. } = heard
+                else {
+                    panic!("{heard:?}");
+                };
+                prop_assert_eq!(&read, &args);
+            }
         }
     }
 

@@ -1,0 +1,67 @@
+//! Broadcasts that are stored in a log before they are published.
+//!
+//! Whoever stores one assigns its [`Position`], and appends it to bytes that were prepared without it.
+//! What is published is an ordinary broadcast with one more element, which Node's servers ignore:
+//!
+//! ```text
+//! classic  [uid, packet, opts,                     [id, time] ]
+//! sharded  { type, data, uid, nsp,       position: [id, time] }
+//!          └──────── head: stored ───────────────┘└─ appended ─┘
+//! ```
+//!
+//! In MessagePack both numbers have nine bytes, so that a script can write them. In JSON the end is
+//! the bracket that the head begins with. So the first byte of a head tells how it is completed.
+
+use super::{Publication, Wire, WireError, classic, sharded};
+use crate::{
+    args::Args,
+    channel::{Dialect, LOG_UID},
+    message::Position,
+    target::Target,
+};
+
+impl Wire {
+    /// Writes a broadcast without its position. It is published on the channel of the namespace
+    /// whatever its target, so that all nodes receive what a log has stored in one order.
+    ///
+    /// # Errors
+    ///
+    /// The arguments are not JSON or nested too deeply.
+    pub fn unplaced(
+        &self,
+        namespace: &str,
+        broadcast: (&Target, &str, &Args),
+    ) -> Result<Publication, WireError> {
+        let mut head = match self.channels.dialect() {
+            Dialect::Classic => {
+                classic::write_unplaced(self.encoding(), namespace, LOG_UID, broadcast)?
+            }
+            Dialect::Sharded(_) => sharded::write_unplaced(namespace, LOG_UID, broadcast)?,
+        };
+        // The place was held by nothing: `null` and a bracket, or one byte.
+        let is_json = matches!(head[0], b'[' | b'{');
+        head.truncate(head.len() - if is_json { "null]".len() } else { 1 });
+        Ok(Publication {
+            channel: self.channels.broadcast(namespace),
+            payload: head.into(),
+        })
+    }
+}
+
+/// Completes a broadcast from [`Wire::unplaced`], as the script does.
+pub fn placed(head: &[u8], position: Position) -> Vec<u8> {
+    let Position { id, time } = position;
+    let mut payload = head.to_vec();
+    match head.first() {
+        Some(b'[') => payload.extend_from_slice(format!("[{id},{time}]]").as_bytes()),
+        Some(b'{') => payload.extend_from_slice(format!("[{id},{time}]}}").as_bytes()),
+        _ => {
+            payload.push(0x92);
+            for number in [id, time] {
+                payload.push(0xcf);
+                payload.extend_from_slice(&number.to_be_bytes());
+            }
+        }
+    }
+    payload
+}
