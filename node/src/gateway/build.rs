@@ -138,7 +138,10 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         if let Some(rooms) = &parts.rooms {
             policies.0.push((name.clone(), access, Arc::clone(rooms)));
         }
-        let namespace = namespaces::define(&name, parts);
+        let mut namespace = namespaces::define(&name, parts);
+        if let Some(history) = config.settings.doors.syncano.history_of(&name) {
+            namespace = namespace.history(history);
+        }
         builder = builder.namespace(view.with_statuses(namespace));
     }
     let server = builder.build().await?;

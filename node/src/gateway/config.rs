@@ -467,7 +467,12 @@ impl Config {
         let names = self.namespaces().into_iter();
         names
             .map(|name| {
-                let access = of_section(&name).unwrap_or(self.protocol.access);
+                let access = match of_section(&name) {
+                    Some(access) => access,
+                    // Its keys protect it, so Socket.IO clients get in by a setting of its own only.
+                    None if self.settings.doors.syncano.has_namespace(&name) => Access::Closed,
+                    None => self.protocol.access,
+                };
                 (name, access)
             })
             .collect()
@@ -485,6 +490,7 @@ impl Config {
         }
         let of_doors = self.settings.doors.pakyow.iter();
         names.extend(of_doors.map(|pakyow| pakyow.namespace.clone()));
+        names.extend(self.settings.doors.syncano.namespaces());
         names
     }
 

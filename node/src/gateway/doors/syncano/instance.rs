@@ -1,6 +1,6 @@
 //! An instance: its keys, and its channels from the settings and from the API.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -16,6 +16,7 @@ use super::{
 /// An instance. What its settings do not name is in the store.
 pub(super) struct Instance {
     pub(super) name: String,
+    pub(super) namespace: Arc<str>,
     pub(super) keys: Keys,
     /// The channels of the settings, and the two that every instance has.
     fixed: BTreeMap<String, Channel>,
@@ -27,6 +28,7 @@ pub(super) struct Instance {
 impl Instance {
     pub(super) fn new(
         name: &str,
+        namespace: String,
         settings: &InstanceSettings,
         store: &Store,
         now: u64,
@@ -39,6 +41,7 @@ impl Instance {
         let keys = Keys::new(settings);
         Ok(Self {
             name: name.to_owned(),
+            namespace: namespace.into(),
             keys: keys.map_err(|problem| format!("doors.syncano.instances.{name}: {problem}"))?,
             fixed: fixed
                 .map(|channel| (channel.name.clone(), channel))
@@ -152,7 +155,14 @@ mod tests {
 
     fn instance(store: &Store) -> Instance {
         let toml = "channels.news = { other_permissions = 'subscribe' }";
-        Instance::new("shop", &toml::from_str(toml).unwrap(), store, 0).unwrap()
+        Instance::new(
+            "shop",
+            "/syncano/shop".to_owned(),
+            &toml::from_str(toml).unwrap(),
+            store,
+            0,
+        )
+        .unwrap()
     }
 
     fn fields(json: &Value) -> &Map<String, Value> {

@@ -12,12 +12,16 @@
 mod body;
 mod channel;
 mod failure;
+mod history;
 mod instance;
 mod keys;
+mod messages;
+mod notification;
 mod path;
 mod query;
 mod settings;
 mod store;
+mod stream;
 mod throttle;
 mod time;
 
@@ -44,6 +48,7 @@ use self::{
     path::{Path, Resource, VERSIONS},
     query::Query,
     store::Store,
+    stream::Streams,
     throttle::Throttle,
 };
 use super::{Door, DoorLimit, Doors};
@@ -71,7 +76,8 @@ impl Syncano {
         let (store, now) = (Store::new(redis), time::now());
         let mut instances = BTreeMap::new();
         for (name, instance) in &settings.instances {
-            let instance = Instance::new(name, instance, &store, now)?;
+            let namespace = settings.namespace_of(name);
+            let instance = Instance::new(name, namespace, instance, &store, now)?;
             instances.insert(name.clone(), instance);
         }
         Ok(Some(Self {
@@ -157,7 +163,20 @@ impl Service {
             Resource::Channel(name) => self.channel(&parts.method, call, name).await,
             Resource::Class(name) => class(&parts.method, &call, name),
             Resource::UserAuth => log_in(&parts.method, call),
+            Resource::Publish(name) => self.publish(&parts.method, call, name).await,
+            Resource::History(name) => self.history(&parts.method, call, name, &query).await,
+            Resource::Notification(name, id) => {
+                self.notification(&parts.method, call, (name, *id), &query)
+                    .await
+            }
             _ => Err(Failure::not_found()),
+        }
+    }
+
+    fn streams(&self, instance: &Instance) -> Streams {
+        Streams {
+            server: self.doors.server.clone(),
+            namespace: Arc::clone(&instance.namespace),
         }
     }
 

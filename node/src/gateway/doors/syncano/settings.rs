@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
+use roomcast::HistoryLimits;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::channel::{self, Kind, Permission};
@@ -169,6 +170,22 @@ impl Settings {
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = String> {
         let names = self.instances.keys();
         names.map(|name| self.namespace_of(name))
+    }
+
+    pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
+        let instance = namespace.strip_prefix(&*self.namespace);
+        let instance = instance.and_then(|rest| rest.strip_prefix('/'));
+        instance.is_some_and(|name| self.instances.contains_key(name))
+    }
+
+    /// What a namespace keeps if it is that of an instance.
+    pub(crate) fn history_of(&self, namespace: &str) -> Option<HistoryLimits> {
+        self.has_namespace(namespace).then(|| HistoryLimits {
+            messages: self.history.messages,
+            bytes: self.history.bytes.0,
+            age: self.history.age.0,
+            ..HistoryLimits::default()
+        })
     }
 
     pub(super) fn namespace_of(&self, instance: &str) -> String {

@@ -1,0 +1,163 @@
+//! Notifications: how one is published as an event, and how any event looks as one.
+//!
+//! The event `notification` carries what the log does not know: action, author, metadata, payload.
+//! Id and time come from the log. An event of another door becomes a notification whose payload is its
+//! only argument if that is an object, and its name and arguments otherwise.
+
+use serde_json::{Map, Value, json};
+
+use super::time;
+
+/// The event that a notification is.
+pub(super) const EVENT: &str = "notification";
+
+/// What is published, apart from its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action<'a> {
+    Custom,
+    /// Of an object of this class.
+    Create(&'a str),
+    Update(&'a str),
+    Delete(&'a str),
+}
+
+impl Action<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Custom => "custom",
+            Self::Create(_) => "create",
+            Self::Update(_) => "update",
+            Self::Delete(_) => "delete",
+        }
+    }
+
+    fn metadata(self) -> Value {
+        match self {
+            Self::Custom => json!({ "type": "message" }),
+            Self::Create(class) | Self::Update(class) | Self::Delete(class) => {
+                json!({ "type": "object", "class": class })
+            }
+        }
+    }
+}
+
+/// The argument of the event that a notification is.
+pub(super) fn argument(action: Action<'_>, author: Value, payload: Map<String, Value>) -> Value {
+    json!({
+        "action": action.name(),
+        "author": author,
+        "metadata": action.metadata(),
+        "payload": payload,
+    })
+}
+
+/// The notification that an event is. `args` is the JSON text of its arguments.
+pub(super) fn of_event(event: &str, args: &str, id: u64, millis: u64) -> Map<String, Value> {
+    let args: Vec<Value> = serde_json::from_str(args).unwrap_or_default();
+    let own = match &args[..] {
+        [Value::Object(only)] if event == EVENT && only.contains_key("action") => Some(only),
+        _ => None,
+    };
+    let mut all = Map::new();
+    all.insert("id".to_owned(), id.into());
+    all.insert("created_at".to_owned(), time::format(millis).into());
+    for (key, default) in [
+        ("action", json!("custom")),
+        ("author", json!({})),
+        ("metadata", json!({ "type": "message" })),
+        ("payload", Value::Null),
+    ] {
+        let value = own.and_then(|own| own.get(key)).cloned();
+        all.insert(key.to_owned(), value.unwrap_or(default));
+    }
+    if own.is_none() {
+        let payload = match <[Value; 1]>::try_from(args) {
+            Ok([only @ Value::Object(_)]) => only,
+            Ok([only]) => json!({ "event": event, "args": [only] }),
+            Err(args) => json!({ "event": event, "args": args }),
+        };
+        all.insert("payload".to_owned(), payload);
+    }
+    all
+}
+
+/// The notification as history and publish show it: with a link to itself.
+pub(super) fn with_links(mut notification: Map<String, Value>, base: &str, channel: &str) -> Value {
+    let id = notification
+        .get("id")
+        .and_then(Value::as_u64)
+        .unwrap_or_default();
+    let own = format!("{base}/channels/{channel}/history/{id}/");
+    notification.insert("links".to_owned(), json!({ "self": own }));
+    Value::Object(notification)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload() -> Map<String, Value> {
+        let Value::Object(payload) = json!({ "text": "hi" }) else {
+            panic!()
+        };
+        payload
+    }
+
+    fn published(action: Action<'_>) -> Map<String, Value> {
+        let argument = argument(action, json!({ "api_key": 2, "user": 7 }), payload());
+        of_event(EVENT, &json!([argument]).to_string(), 17, 1_700_000_000_120)
+    }
+
+    #[test]
+    fn a_message_has_the_six_keys_of_the_original() {
+        let text = Value::Object(published(Action::Custom)).to_string();
+        assert_eq!(
+            text,
+            r#"{"id":17,"created_at":"2023-11-14T22:13:20.120000Z","action":"custom","author":{"api_key":2,"user":7},"metadata":{"type":"message"},"payload":{"text":"hi"}}"#
+        );
+    }
+
+    #[test]
+    fn the_notification_of_an_object_names_its_class() {
+        let rows = [
+            (Action::Create("book"), "create"),
+            (Action::Update("book"), "update"),
+            (Action::Delete("book"), "delete"),
+        ];
+        for (action, name) in rows {
+            let notification = published(action);
+            assert_eq!(notification["action"], name);
+            assert_eq!(
+                notification["metadata"],
+                json!({ "type": "object", "class": "book" })
+            );
+        }
+    }
+
+    #[test]
+    fn publish_and_history_add_a_link() {
+        let linked = with_links(published(Action::Custom), "/v1/instances/shop", "chat");
+        let wanted = json!({ "self": "/v1/instances/shop/channels/chat/history/17/" });
+        assert_eq!(linked["links"], wanted);
+        assert_eq!(linked.as_object().unwrap().len(), 7);
+    }
+
+    #[test]
+    fn an_event_of_another_door_becomes_a_custom_message() {
+        let payload = |event: &str, args: Value| {
+            let notification = of_event(event, &args.to_string(), 1, 0);
+            assert_eq!(notification.len(), 6);
+            assert_eq!(notification["action"], "custom");
+            assert_eq!(notification["author"], json!({}));
+            notification["payload"].clone()
+        };
+        assert_eq!(payload("message", json!([{ "a": 1 }])), json!({ "a": 1 }));
+        assert_eq!(
+            payload("message", json!(["a"])),
+            json!({ "event": "message", "args": ["a"] })
+        );
+        assert_eq!(payload("x", json!([])), json!({ "event": "x", "args": [] }));
+        // A client that imitates the event has published an object, not a notification.
+        assert_eq!(payload(EVENT, json!([{ "b": 1 }])), json!({ "b": 1 }));
+    }
+}
