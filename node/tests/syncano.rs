@@ -32,8 +32,9 @@ const HASHES: [&str; 4] = [
 
 /// A node with an instance, in whose settings everything is that the tests need.
 struct Node {
-    _program: Program,
+    program: Program,
     address: String,
+    internal: String,
     folder: PathBuf,
 }
 
@@ -46,10 +47,15 @@ impl Drop for Node {
 
 impl Node {
     fn start(name: &str) -> Self {
+        Self::start_with(name, "")
+    }
+
+    /// `more` is further settings of the door.
+    fn start_with(name: &str, more: &str) -> Self {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("syncano-{name}"));
         fs::create_dir_all(&folder).unwrap();
         let file = folder.join("roomcast.toml");
-        fs::write(&file, settings()).unwrap();
+        fs::write(&file, format!("{more}{}", settings())).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
         command
             .env_clear()
@@ -65,7 +71,8 @@ impl Node {
         let line = program.line_with("listening");
         Self {
             address: field(&line, "address="),
-            _program: program,
+            internal: field(&line, "internal="),
+            program,
             folder,
         }
     }
@@ -464,4 +471,231 @@ fn a_class_has_a_schema_which_the_python_sdk_asks_for() {
     let objects = "/v1.1/instances/shop/classes/book/objects/";
     assert_eq!(class.body["links"]["objects"], objects);
     assert_eq!(node.ask(FREE, "GET classes/none/", &NOTHING).status, 404);
+}
+
+/// A request whose response comes later.
+struct Pending(TcpStream);
+
+impl Pending {
+    fn answer(mut self) -> Answer {
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).unwrap();
+        Answer::parse(&text)
+    }
+}
+
+impl Node {
+    /// Starts a poll, and waits until it is parked: the node counts `parked` of them.
+    fn poll(&self, key: &str, path: &str, parked: usize) -> Pending {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let path = format!("/v1.1/instances/shop/channels/{path}");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-KEY: {key}\r\n\r\n"
+        )
+        .unwrap();
+        self.wait_for(parked);
+        Pending(stream)
+    }
+
+    /// Waits until so many sockets are connected, which are the parked polls.
+    fn wait_for(&self, parked: usize) {
+        let line = "roomcast_door_parked{door=\"syncano\"}";
+        let waited = std::iter::repeat_with(|| {
+            let (_, metrics) = process::http(&self.internal, "GET /metrics", "");
+            let found = metrics.lines().find_map(|text| text.strip_prefix(line));
+            let count = found.map_or(0, |count| count.trim().parse().unwrap());
+            if count != parked {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            count
+        });
+        // The deadline, in steps of the pause.
+        let mut waited = waited.take(3000);
+        assert!(
+            waited.any(|count: usize| count == parked),
+            "{parked} parked"
+        );
+    }
+
+    fn publish(&self, channel: &str, body: &Value) -> u64 {
+        let answer = self.ask(FREE, &format!("POST channels/{channel}/publish/"), body);
+        assert_eq!(answer.status, 201, "{}", answer.body);
+        answer.body["id"].as_u64().unwrap()
+    }
+}
+
+#[test]
+fn a_parked_poll_gets_the_first_notification_and_a_later_one_the_oldest_it_has_not_seen() {
+    let node = Node::start("poll");
+    let parked = node.poll(READER, "rooms/poll/?last_id=&room=Tea", 1);
+    let first = node.publish("rooms", &json!({ "room": "tea", "payload": { "n": 1 } }));
+    let answer = parked.answer();
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    assert_eq!(answer.body["id"], first);
+    assert_eq!(answer.body["payload"], json!({ "n": 1 }));
+    assert_eq!(answer.body.as_object().unwrap().len(), 6, "{}", answer.body);
+    for line in [
+        format!("x-last-id: {first}"),
+        "cache-control: no-cache".to_owned(),
+    ] {
+        assert!(answer.head.contains(&line), "{}", answer.head);
+    }
+    let second = node.publish("rooms", &json!({ "room": "tea", "payload": { "n": 2 } }));
+    node.publish("rooms", &json!({ "room": "tea", "payload": { "n": 3 } }));
+    let after = |id: u64| {
+        let request = format!("GET channels/rooms/poll/?room=tea&last_id={id}");
+        node.ask(READER, &request, &NOTHING).body["id"]
+            .as_u64()
+            .unwrap()
+    };
+    assert_eq!(after(first), second);
+    assert_eq!(after(0), first, "the oldest that is kept");
+    // A poll of another room, or with a negative id, waits.
+    let other = node.poll(READER, "rooms/poll/?room=coffee&last_id=0", 1);
+    let negative = node.poll(READER, "rooms/poll/?room=tea&last_id=-1", 2);
+    let last = node.publish("rooms", &json!({ "room": "tea" }));
+    assert_eq!(negative.answer().body["id"], last);
+    let coffee = node.publish("rooms", &json!({ "room": "COFFEE" }));
+    assert_eq!(other.answer().body["id"], coffee);
+    node.wait_for(0);
+}
+
+#[test]
+fn a_poll_whose_time_is_up_has_no_body_and_a_client_that_vanishes_frees_its_place() {
+    let node = Node::start_with("timeout", "[doors.syncano]\npoll_timeout = \"1s\"\n");
+    let answer = node.ask(READER, "GET channels/news/poll/", &NOTHING);
+    assert_eq!((answer.status, answer.body), (204, NOTHING));
+    assert!(
+        answer.head.contains("cache-control: no-cache"),
+        "{}",
+        answer.head
+    );
+    let node = Node::start("vanish");
+    let polls = [1, 2, 3].map(|parked| node.poll(READER, "news/poll/", parked));
+    drop(polls);
+    node.wait_for(0);
+}
+
+#[test]
+fn a_refused_poll_that_is_repeated_at_once_is_made_to_pause() {
+    let node = Node::start("refused-polls");
+    let poll = || node.ask(READER, "GET channels/rooms/poll/", &NOTHING);
+    let answers: Vec<_> = (0..10).map(|_| poll()).collect();
+    assert_eq!(answers[0].status, 400);
+    let room = json!({ "room": "This field is required for channels with separate rooms." });
+    assert_eq!(answers[0].body, room);
+    let throttled = answers.iter().find(|answer| answer.status == 429).unwrap();
+    assert!(
+        throttled.head.contains("retry-after: 1\r\n"),
+        "{}",
+        throttled.head
+    );
+    // A poll that is in order is not held up by them.
+    node.publish("news", &json!({ "payload": {} }));
+    assert_eq!(
+        node.ask(READER, "GET channels/news/poll/?last_id=0", &NOTHING)
+            .status,
+        200
+    );
+}
+
+#[test]
+fn a_drain_makes_parked_polls_come_back_with_their_id() {
+    let node = Node::start("drain");
+    let parked = node.poll(READER, "news/poll/", 1);
+    node.program.signal(rustix::process::Signal::TERM);
+    let answer = parked.answer();
+    assert_eq!(answer.status, 429);
+    assert!(
+        answer.head.contains("retry-after: 1\r\n"),
+        "{}",
+        answer.head
+    );
+}
+
+#[test]
+fn an_object_that_is_created_with_a_channel_and_a_room_is_told_there() {
+    let node = Node::start("objects");
+    let parked = node.poll(READER, "rooms/poll/?room=books", 1);
+    let body = json!({
+        "title": "Emma", "channel": "Rooms", "channel_room": "Books", "className": "book",
+    });
+    let made = node.ask(FREE, "POST classes/book/objects/", &body);
+    assert_eq!(made.status, 201, "{}", made.body);
+    assert_eq!(made.body["channel"], "rooms");
+    assert_eq!(made.body["channel_room"], "Books");
+    assert_eq!(made.body["revision"], 1);
+    assert!(made.body.get("className").is_none());
+    let id = made.body["id"].as_u64().unwrap();
+    let own = format!("/v1.1/instances/shop/classes/book/objects/{id}/");
+    assert_eq!(made.body["links"]["self"], own);
+    let told = parked.answer().body;
+    assert_eq!(told["action"], "create");
+    assert_eq!(
+        told["metadata"],
+        json!({ "type": "object", "class": "book" })
+    );
+    assert_eq!(
+        (&told["payload"]["title"], &told["payload"]["id"]),
+        (&json!("Emma"), &json!(id))
+    );
+    for absent in ["links", "channel", "channel_room"] {
+        assert!(told["payload"].get(absent).is_none(), "{told}");
+    }
+    let mut last = told["id"].as_u64().unwrap();
+    let mut next = || {
+        let request = format!("GET channels/rooms/poll/?room=books&last_id={last}");
+        let told = node.ask(READER, &request, &NOTHING).body;
+        last = told["id"].as_u64().unwrap();
+        (told["action"].clone(), told["payload"].clone())
+    };
+    // The Python SDK changes an object by POST.
+    for (method, title) in [("POST", "A"), ("PATCH", "B"), ("PUT", "C")] {
+        let change = json!({ "title": title, "channel": "news", "channel_room": "x" });
+        let changed = node.ask(FREE, &format!("{method} {own}"), &change);
+        assert_eq!(changed.status, 200, "{}", changed.body);
+        assert_eq!(changed.body["channel"], "rooms", "it cannot change");
+        assert_eq!(
+            next(),
+            (json!("update"), json!({ "title": title, "id": id }))
+        );
+    }
+    assert_eq!(
+        node.ask(FREE, &format!("DELETE {own}"), &NOTHING).status,
+        204
+    );
+    assert_eq!(next(), (json!("delete"), json!({ "id": id })));
+    assert_eq!(
+        node.ask(FREE, &format!("DELETE {own}"), &NOTHING).status,
+        404
+    );
+}
+
+#[test]
+fn an_object_cannot_be_created_in_a_channel_that_does_not_fit() {
+    let node = Node::start("object-refusals");
+    let headers =
+        format!("X-API-KEY: {PLAIN}\r\nX-USER-KEY: {ANNA}\r\nContent-Type: application/json\r\n");
+    let create = |body: Value| {
+        let answer = node.send(&headers, "POST classes/book/objects/", &body.to_string());
+        (answer.status, answer.body)
+    };
+    let unknown = json!({ "channel": ["Object with name=x does not exist."] });
+    assert_eq!(create(json!({ "channel": "x" })), (400, unknown));
+    let text = "Channel room field is required for channels with separate rooms.";
+    let no_room = json!({ "non_field_errors": [text] });
+    assert_eq!(create(json!({ "channel": "rooms" })), (400, no_room));
+    let text = "You do not have permission to publish data to specified channel.";
+    assert_eq!(create(json!({ "channel": "news" })), (403, detail(text)));
+    // `custom_publish` does not count for objects, and a default channel has no rooms.
+    let (status, made) = create(json!({ "channel": "quiet", "channel_room": "x" }));
+    assert_eq!(status, 201, "{made}");
+    assert_eq!(
+        (&made["channel_room"], &made["owner"]),
+        (&NOTHING, &json!(7))
+    );
+    let plain = node.ask(PLAIN, "POST classes/book/objects/", &json!({}));
+    assert_eq!(plain.status, 403);
 }

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     auth::Auth,
+    doors::Granted,
     hooks::Hooks,
     log_client::{ClientNames, TARGET},
     session::SocketData,
@@ -73,7 +74,11 @@ pub(crate) fn guard(
             namespace.authorize(move |handshake: Handshake, id: SocketId, connection: EngineId| {
                 let (name, auth) = (name.clone(), auth.clone());
                 let (hooks, users) = (hooks.clone(), users.clone());
+                let granted = handshake.extension::<Granted>().cloned();
                 async move {
+                    if let Some(granted) = granted {
+                        return Ok(SocketData::of_user(granted.user));
+                    }
                     let data = match (auth, access.asks_for_token()) {
                         (_, false) => SocketData::default(),
                         (Some(auth), true) => auth.admit(&handshake).await?,
@@ -105,9 +110,13 @@ pub(crate) fn guard(
         }
         Access::Closed => {
             let refusal = refusal(name);
-            namespace.authorize(move |_: Handshake| {
-                let refused = Refused::new(refusal.clone());
-                async move { Err::<(), _>(refused) }
+            namespace.authorize(move |handshake: Handshake| {
+                let granted = handshake.extension::<Granted>().cloned();
+                let decided = match granted {
+                    Some(granted) => Ok(SocketData::of_user(granted.user)),
+                    None => Err(Refused::new(refusal.clone())),
+                };
+                async move { decided }
             })
         }
     }

@@ -15,7 +15,10 @@ use super::{
     cluster,
     config::{Browser, Config, HeaderOfProxies, PacketParser, Protocol, Transport},
     demo::Demo,
-    doors::pakyow::{Pakyow, Visitor},
+    doors::{
+        Granted,
+        pakyow::{Pakyow, Visitor},
+    },
     hooks::Hooks,
     log_client::FollowedClients,
     namespaces::{self, Parts},
@@ -91,6 +94,9 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         .http_compression(config.protocol.http_compression.0)
         .trusted_proxies(trusted_proxies(config)?)
         .limits((&config.limits).into());
+    if !config.settings.doors.syncano.instances.is_empty() {
+        builder = builder.keep_extension::<Granted>();
+    }
     if pakyow.is_some() {
         builder = builder.keep_extension::<Arc<Visitor>>();
     }

@@ -37,7 +37,7 @@ use tracing::{info, warn};
 #[cfg(feature = "otlp")]
 use super::traces::Traces;
 use super::{
-    access,
+    access::{self, Access},
     admin::{Admin, Health, Pages, View},
     api::{self, Api},
     auth::{Auth, KeyError},
@@ -210,7 +210,10 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         demo.start(&server, address, is_clustered);
         demo::announce(address, internal)?;
     } else {
-        let table = config.access();
+        let mut table = config.access();
+        let syncano = &config.settings.doors.syncano;
+        // The door lets its own clients in, so being closed to others is no mistake.
+        table.retain(|name, access| *access != Access::Closed || !syncano.has_namespace(name));
         access::announce(&table);
         let watched = server.clone();
         tokio::spawn(async move { access::watch_foreign_servers(watched, &table).await });

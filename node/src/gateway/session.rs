@@ -47,6 +47,14 @@ impl SocketData {
         }
     }
 
+    /// The data of a client whom a door has let in.
+    pub(crate) fn of_user(user: Option<String>) -> Self {
+        Self {
+            user,
+            ..Self::default()
+        }
+    }
+
     /// Takes a place among the sockets of the user, if it has shown who it is and has none.
     pub(crate) fn take_place(&self, namespace: &str, users: &UserLimit) -> Result<(), Refused> {
         let mut place = self.place.lock();

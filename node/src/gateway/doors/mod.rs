@@ -30,7 +30,7 @@ pub(crate) use self::{
     metrics::{Door, DoorLimit},
     parked::Place,
     settings::{Settings, TEMPLATE},
-    syncano::Syncano,
+    syncano::{Granted, Syncano},
 };
 use super::{
     access::AccessTable,

@@ -17,7 +17,9 @@ mod instance;
 mod keys;
 mod messages;
 mod notification;
+mod objects;
 mod path;
+mod poll;
 mod query;
 mod settings;
 mod store;
@@ -34,8 +36,8 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::any,
 };
-use http::{Method, StatusCode, request::Parts};
-use roomcast::{Cors, RedisConfig};
+use http::{Extensions, Method, StatusCode, request::Parts};
+use roomcast::{ClientAddress, Cors, RedisConfig, plain::Form};
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::settings::Settings;
@@ -46,6 +48,7 @@ use self::{
     instance::Instance,
     keys::{Caller, Credentials},
     path::{Path, Resource, VERSIONS},
+    poll::{Notifications, Reply},
     query::Query,
     store::Store,
     stream::Streams,
@@ -92,6 +95,8 @@ impl Syncano {
 /// The routes. Any page may use them, because what protects an instance is its keys.
 pub(super) fn router(doors: &Arc<Doors>, syncano: Syncano) -> Router {
     let service = Arc::new(Service {
+        form: Arc::new(Notifications),
+        refusals: Throttle::new(doors.settings.syncano.refused_polls),
         doors: Arc::clone(doors),
         syncano,
     });
@@ -107,6 +112,24 @@ pub(super) fn router(doors: &Arc<Doors>, syncano: Syncano) -> Router {
 struct Service {
     doors: Arc<Doors>,
     syncano: Syncano,
+    /// How all polls see events, written once for each event.
+    form: Arc<dyn Form>,
+    /// The refused polls of each address.
+    refusals: Throttle,
+}
+
+/// Lets a socket of this door into its namespace, whose authorizers know nothing of the door's keys.
+#[derive(Clone)]
+pub(crate) struct Granted {
+    /// The id of the user.
+    pub(crate) user: Option<String>,
+}
+
+impl Granted {
+    fn to(caller: &Caller) -> Self {
+        let user = caller.user().map(|user| user.id.to_string());
+        Self { user }
+    }
 }
 
 /// A request whose caller is known.
@@ -120,15 +143,40 @@ struct Call<'a> {
 
 impl Service {
     async fn respond(&self, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
-        match self.call(parts, body).await {
-            Ok(response) => response,
+        let reply = {
+            let (mut parts, body) = request.into_parts();
+            let path = Path::parse(parts.uri.path());
+            let reply = match &path {
+                Some(path) => Box::pin(self.call(&mut parts, body, path)).await,
+                None => Err(Failure::not_found()),
+            };
+            let is_poll = path.is_some_and(|path| matches!(path.resource, Resource::Poll(_)));
+            reply.map_err(|failure| match is_poll {
+                true => self.throttle(&parts.extensions, failure),
+                false => failure,
+            })
+        };
+        match reply {
+            Ok(Reply::Now(response)) => response,
+            Ok(Reply::Later(parked)) => parked.wait().await,
             Err(failure) => failure.into_response(),
         }
     }
 
-    async fn call(&self, parts: Parts, body: Body) -> Result<Response, Failure> {
-        let path = Path::parse(parts.uri.path()).ok_or_else(Failure::not_found)?;
+    /// Refuses a poll more firmly if the same address was refused a moment ago.
+    fn throttle(&self, extensions: &Extensions, failure: Failure) -> Failure {
+        let address = ClientAddress::of(extensions).map(|address| address.ip().to_string());
+        if !failure.status.is_client_error()
+            || failure.status == StatusCode::TOO_MANY_REQUESTS
+            || self.refusals.allows(&address.unwrap_or_default())
+        {
+            return failure;
+        }
+        self.doors.reached(Door::Syncano, DoorLimit::Refusals);
+        Failure::throttled()
+    }
+
+    async fn call(&self, parts: &mut Parts, body: Body, path: &Path) -> Result<Reply, Failure> {
         let limit = match path.resource {
             Resource::Publish(_) => MAX_PUBLISH,
             _ => self.doors.settings.max_body.0.max(MAX_PUBLISH),
@@ -158,19 +206,22 @@ impl Service {
             base: &path.base,
             fields,
         };
-        match &path.resource {
-            Resource::Channels => self.channels(&parts.method, call).await,
-            Resource::Channel(name) => self.channel(&parts.method, call, name).await,
-            Resource::Class(name) => class(&parts.method, &call, name),
-            Resource::UserAuth => log_in(&parts.method, call),
-            Resource::Publish(name) => self.publish(&parts.method, call, name).await,
-            Resource::History(name) => self.history(&parts.method, call, name, &query).await,
+        let method = parts.method.clone();
+        let response = match &path.resource {
+            Resource::Poll(name) => return self.poll(parts, call, name, &query).await,
+            Resource::Channels => self.channels(&method, call).await,
+            Resource::Channel(name) => self.channel(&method, call, name).await,
+            Resource::Class(name) => class(&method, &call, name),
+            Resource::UserAuth => log_in(&method, call),
+            Resource::Publish(name) => self.publish(&method, call, name).await,
+            Resource::History(name) => self.history(&method, call, name, &query).await,
             Resource::Notification(name, id) => {
-                self.notification(&parts.method, call, (name, *id), &query)
-                    .await
+                self.notification(&method, call, (name, *id), &query).await
             }
-            _ => Err(Failure::not_found()),
-        }
+            Resource::Objects(class) => self.objects(&method, call, class).await,
+            Resource::Object(class, id) => self.object(&method, call, (class, *id)).await,
+        };
+        response.map(Reply::Now)
     }
 
     fn streams(&self, instance: &Instance) -> Streams {

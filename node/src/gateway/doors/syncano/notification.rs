@@ -43,12 +43,14 @@ impl Action<'_> {
 
 /// The argument of the event that a notification is.
 pub(super) fn argument(action: Action<'_>, author: Value, payload: Map<String, Value>) -> Value {
-    json!({
-        "action": action.name(),
-        "author": author,
-        "metadata": action.metadata(),
-        "payload": payload,
-    })
+    let members = [
+        ("action", action.name().into()),
+        ("author", author),
+        ("metadata", action.metadata()),
+        ("payload", payload.into()),
+    ];
+    let members = members.map(|(key, value)| (key.to_owned(), value));
+    Value::Object(Map::from_iter(members))
 }
 
 /// The notification that an event is. `args` is the JSON text of its arguments.

@@ -115,9 +115,6 @@ pub(crate) struct ClassSettings {
     pub(crate) other_permissions: ClassPermission,
     pub(crate) group: Option<u64>,
     pub(crate) group_permissions: ClassPermission,
-    /// Where objects are created, changed and deleted. Without it, the gateway stores them.
-    #[serde(deserialize_with = "hook")]
-    pub(crate) hook: Option<http::Uri>,
     /// The most objects that are stored.
     pub(crate) max_objects: Option<usize>,
 }
@@ -291,15 +288,6 @@ fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
     values::namespace(text.trim_end_matches('/')).map_err(D::Error::custom)
 }
 
-fn hook<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<http::Uri>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let url: http::Uri = text.parse().map_err(D::Error::custom)?;
-    match url.scheme_str() {
-        Some("http" | "https") if url.host().is_some() => Ok(Some(url)),
-        _ => Err(D::Error::custom(format!("`{text}` is no URL of HTTP"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,14 +336,9 @@ mod tests {
 
     #[test]
     fn a_key_of_the_table_is_known_by_its_name_only() {
-        for toml in [
-            "[instances.shop.classes.book]\nhook = \"ftp://x\"",
-            "namespace = \"x\"",
-            "x = 1",
-        ] {
+        for toml in ["namespace = \"x\"", "x = 1"] {
             assert!(check(toml).is_err(), "{toml}");
         }
-        check("namespace = \"/door/\"\n[instances.shop.classes.book]\nhook = \"http://a/b\"")
-            .unwrap();
+        check("namespace = \"/door/\"").unwrap();
     }
 }

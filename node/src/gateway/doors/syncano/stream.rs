@@ -23,6 +23,9 @@ use super::{
     notification::{self, EVENT},
 };
 
+/// The event that a copy is.
+pub(super) const COPY: &str = "notification:copy";
+
 /// The most entries that are read of the copies of a channel.
 const MAX_COPIES: usize = 1000;
 
@@ -65,7 +68,7 @@ impl Streams {
             && let Some(argument) = args.into_iter().next()
         {
             let copy = Copy { id, time, argument };
-            let publishing = self.all().to(whole(channel)).publish("copy", &copy);
+            let publishing = self.all().to(whole(channel)).publish(COPY, &copy);
             if let Err(error) = publishing.await {
                 let channel = &*channel.name;
                 warn!(%error, channel, id, "a notification is missing in the list of all rooms");
@@ -83,6 +86,13 @@ impl Streams {
         let reading = self.all().history(room);
         let read = reading.after(id, 1).await.map_err(|error| unread(&error))?;
         Ok(read.first().map(of_entry))
+    }
+
+    /// The newest id of a room, or 0.
+    pub(super) async fn newest(&self, room: &str) -> Result<u64, Failure> {
+        let reading = self.all().history(room);
+        let read = reading.latest(1).await.map_err(|error| unread(&error))?;
+        Ok(read.first().map_or(0, |entry| entry.id))
     }
 
     /// A page of a room, or of all rooms of the channel.

@@ -1,0 +1,469 @@
+//! Objects of classes: created, changed and deleted, and told to the channel that one was created with.
+//!
+//! They are kept by the gateway as they were sent: fields that the class has, without further checks.
+//! This is no database, so they are found by their id only.
+
+use axum::response::{IntoResponse as _, Response};
+use http::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Call, Service, body,
+    channel::{Channel, Kind, integer},
+    failure::{Failure, json_response},
+    instance::MAX_ATTEMPTS,
+    keys::Caller,
+    notification::{self, Action},
+    settings::{ClassPermission, ClassSettings},
+    store::Inserted,
+    time,
+};
+
+/// The objects of a class that are stored if its settings do not say more or less.
+const MAX_OBJECTS: usize = 10_000;
+
+/// The most characters of the room of an object.
+const MAX_ROOM: usize = 64;
+
+/// What somebody may do with an object. Each includes the ones before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Permission {
+    #[default]
+    None,
+    Read,
+    Write,
+    Full,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Object {
+    id: u64,
+    /// Milliseconds since 1970.
+    created_at: u64,
+    updated_at: u64,
+    revision: u64,
+    owner: Option<u64>,
+    owner_permissions: Permission,
+    group: Option<u64>,
+    group_permissions: Permission,
+    other_permissions: Permission,
+    channel: Option<String>,
+    channel_room: Option<String>,
+    fields: Map<String, Value>,
+}
+
+impl Object {
+    /// The object without links. With `is_payload` it is what a channel hears of it.
+    fn to_json(&self, is_payload: bool) -> Map<String, Value> {
+        let mut all = Map::new();
+        all.insert("id".to_owned(), self.id.into());
+        all.insert(
+            "created_at".to_owned(),
+            time::format(self.created_at).into(),
+        );
+        all.insert(
+            "updated_at".to_owned(),
+            time::format(self.updated_at).into(),
+        );
+        all.insert("revision".to_owned(), self.revision.into());
+        all.insert("owner".to_owned(), self.owner.into());
+        all.insert(
+            "owner_permissions".to_owned(),
+            json!(self.owner_permissions),
+        );
+        all.insert("group".to_owned(), self.group.into());
+        all.insert(
+            "group_permissions".to_owned(),
+            json!(self.group_permissions),
+        );
+        all.insert(
+            "other_permissions".to_owned(),
+            json!(self.other_permissions),
+        );
+        if !is_payload {
+            all.insert("channel".to_owned(), self.channel.clone().into());
+            all.insert("channel_room".to_owned(), self.channel_room.clone().into());
+        }
+        all.extend(self.fields.clone());
+        all
+    }
+
+    /// The most that a caller may do with the object.
+    fn permission(&self, caller: &Caller) -> Permission {
+        if caller.has_all_rights() {
+            return Permission::Full;
+        }
+        let Some(user) = caller.user() else {
+            return Permission::None;
+        };
+        let is_owner = self.owner == Some(user.id);
+        let is_in_group = self.group.is_some_and(|group| user.groups.contains(&group));
+        let of = |applies: bool, permission: Permission| match applies {
+            true => permission,
+            false => Permission::None,
+        };
+        self.other_permissions
+            .max(of(is_owner, self.owner_permissions))
+            .max(of(is_in_group, self.group_permissions))
+    }
+
+    fn check(&self, caller: &Caller, least: Permission) -> Result<(), Failure> {
+        match self.permission(caller) >= least {
+            true => Ok(()),
+            false => Err(Failure::forbidden()),
+        }
+    }
+}
+
+/// The channel that an object is created with, and its room there.
+fn of_channel(channel: &Channel, room: Option<String>) -> Result<Option<String>, Failure> {
+    let room = room.filter(|room| !room.is_empty());
+    match (channel.r#type, room) {
+        (Kind::Default, _) => Ok(None),
+        (Kind::SeparateRooms, None) => {
+            let text = "Channel room field is required for channels with separate rooms.";
+            Err(Failure::field("non_field_errors", text))
+        }
+        (Kind::SeparateRooms, Some(room)) if room.chars().count() > MAX_ROOM => {
+            let text = format!("Ensure this field has no more than {MAX_ROOM} characters.");
+            Err(Failure::field("channel_room", text))
+        }
+        (Kind::SeparateRooms, room) => Ok(room),
+    }
+}
+
+/// The fields of a request that the class has.
+fn own_fields(class: &ClassSettings, fields: &Map<String, Value>) -> Map<String, Value> {
+    let known = |name: &str| class.schema.iter().any(|field| field.name == name);
+    let own = fields.iter().filter(|(name, _)| known(name));
+    own.map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+fn may_create(class: &ClassSettings, caller: &Caller) -> bool {
+    if caller.has_all_rights() {
+        return true;
+    }
+    let Some(user) = caller.user() else {
+        return false;
+    };
+    let is_in_group = class
+        .group
+        .is_some_and(|group| user.groups.contains(&group));
+    class.other_permissions == ClassPermission::CreateObjects
+        || (is_in_group && class.group_permissions == ClassPermission::CreateObjects)
+}
+
+/// Reads a permission of an object.
+fn permission(
+    fields: &Map<String, Value>,
+    name: &str,
+    default: Permission,
+) -> Result<Permission, Failure> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => Permission::deserialize(value).map_err(|_| {
+            let shown = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            Failure::field(name, format!("\"{shown}\" is not a valid choice."))
+        }),
+    }
+}
+
+fn id(fields: &Map<String, Value>, name: &str) -> Result<Option<u64>, Failure> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match integer(value).and_then(|id| u64::try_from(id).ok()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(Failure::no_integer(name)),
+        },
+    }
+}
+
+impl Service {
+    /// Creates an object.
+    pub(super) async fn objects(
+        &self,
+        method: &Method,
+        call: Call<'_>,
+        class_name: &str,
+    ) -> Result<Response, Failure> {
+        if method != Method::POST {
+            return Err(Failure::method(method, "POST"));
+        }
+        let class = call.instance.classes.get(class_name);
+        let class = class.ok_or_else(Failure::not_found)?;
+        let caller = &call.caller;
+        if !may_create(class, caller) {
+            return Err(Failure::forbidden());
+        }
+        let fields = call.fields?;
+        let store = &self.syncano.store;
+        let channel = match body::room(&fields, "channel")?.filter(|name| !name.is_empty()) {
+            None => None,
+            Some(name) => {
+                let found = call.instance.channel(store, &name.to_lowercase()).await;
+                Some(found.map_err(|failure| match failure.status {
+                    StatusCode::NOT_FOUND => {
+                        let text = format!("Object with name={name} does not exist.");
+                        Failure::field("channel", text)
+                    }
+                    _ => failure,
+                })?)
+            }
+        };
+        let mut room = None;
+        if let Some(channel) = &channel {
+            room = of_channel(channel, body::room(&fields, "channel_room")?)?;
+            channel.check_object(caller)?;
+        }
+        let now = time::now();
+        let mut object = Object {
+            id: 0,
+            created_at: now,
+            updated_at: now,
+            revision: 1,
+            owner: match caller.user() {
+                Some(user) => Some(user.id),
+                None => id(&fields, "owner")?,
+            },
+            owner_permissions: permission(&fields, "owner_permissions", Permission::Full)?,
+            group: id(&fields, "group")?,
+            group_permissions: permission(&fields, "group_permissions", Permission::None)?,
+            other_permissions: permission(&fields, "other_permissions", Permission::None)?,
+            channel: channel.as_ref().map(|channel| channel.name.clone()),
+            channel_room: room,
+            fields: own_fields(class, &fields),
+        };
+        object.id = store
+            .next(&store.table(&call.instance.name, "objects"))
+            .await?;
+        let table = self.table(call.instance, class_name);
+        let field = object.id.to_string();
+        let most = class.max_objects.unwrap_or(MAX_OBJECTS);
+        let text = json!(object).to_string();
+        let inserting = store.insert(&table, &field, &text, most);
+        if inserting.await? != Inserted::Yes {
+            let text = format!("The class has {most} objects, which is its limit.");
+            return Err(Failure::detail(StatusCode::FORBIDDEN, text));
+        }
+        let action = Action::Create(class_name);
+        let told = self.tell(
+            call.instance,
+            caller,
+            &object,
+            (action, object.to_json(true)),
+        );
+        if let Err(failure) = told.await {
+            // Nobody has heard of it, and the caller will repeat the request.
+            store.remove(&table, &field).await?;
+            return Err(failure);
+        }
+        Ok(shown(StatusCode::CREATED, &object, call.base, class_name))
+    }
+
+    /// Shows, changes or deletes an object.
+    pub(super) async fn object(
+        &self,
+        method: &Method,
+        call: Call<'_>,
+        (class_name, id): (&str, u64),
+    ) -> Result<Response, Failure> {
+        let class = call.instance.classes.get(class_name);
+        let class = class.ok_or_else(Failure::not_found)?;
+        let store = &self.syncano.store;
+        let (table, field) = (self.table(call.instance, class_name), id.to_string());
+        let caller = &call.caller;
+        let read = async || -> Result<(String, Object), Failure> {
+            let text = store
+                .get(&table, &field)
+                .await?
+                .ok_or_else(Failure::not_found)?;
+            let object = serde_json::from_str(&text).map_err(|_| Failure::not_found())?;
+            Ok((text, object))
+        };
+        let (mut old, mut object) = read().await?;
+        match *method {
+            Method::GET => object.check(caller, Permission::Read)?,
+            Method::DELETE => {
+                object.check(caller, Permission::Full)?;
+                let mut payload = Map::new();
+                payload.insert("id".to_owned(), id.into());
+                let action = (Action::Delete(class_name), payload);
+                if store.remove(&table, &field).await? {
+                    self.tell(call.instance, caller, &object, action).await?;
+                }
+                return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+            // The Python SDK changes an object by POST.
+            Method::PATCH | Method::PUT | Method::POST => {
+                object.check(caller, Permission::Write)?;
+                let changes = own_fields(class, &call.fields?);
+                for attempt in 1.. {
+                    let changed = changes.iter();
+                    let changed =
+                        changed.filter(|(name, value)| object.fields.get(*name) != Some(*value));
+                    let mut payload: Map<_, _> = changed
+                        .map(|(name, value)| (name.clone(), value.clone()))
+                        .collect();
+                    payload.insert("id".to_owned(), id.into());
+                    object.fields.extend(changes.clone());
+                    object.revision += 1;
+                    object.updated_at = time::now();
+                    let new = json!(object).to_string();
+                    if store.replace(&table, &field, &old, &new).await? {
+                        let action = (Action::Update(class_name), payload);
+                        self.tell(call.instance, caller, &object, action).await?;
+                        break;
+                    }
+                    if attempt == MAX_ATTEMPTS {
+                        return Err(Failure::unavailable(
+                            "The object is being changed by others.",
+                        ));
+                    }
+                    (old, object) = read().await?;
+                }
+            }
+            _ => return Err(Failure::method(method, "GET, POST, PUT, PATCH, DELETE")),
+        }
+        Ok(shown(StatusCode::OK, &object, call.base, class_name))
+    }
+
+    fn table(&self, instance: &super::Instance, class: &str) -> String {
+        let store = &self.syncano.store;
+        store.table(&instance.name, &format!("objects:{class}"))
+    }
+
+    /// Publishes what happened with an object to its channel, if it has one.
+    async fn tell(
+        &self,
+        instance: &super::Instance,
+        caller: &Caller,
+        object: &Object,
+        (action, payload): (Action<'_>, Map<String, Value>),
+    ) -> Result<(), Failure> {
+        let Some(name) = &object.channel else {
+            return Ok(());
+        };
+        let channel = match instance.channel(&self.syncano.store, name).await {
+            Ok(channel) => channel,
+            // It was deleted after the object was created.
+            Err(failure) if failure.status == StatusCode::NOT_FOUND => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        let room = channel.room(object.channel_room.as_deref())?;
+        let argument = notification::argument(action, caller.author(), payload);
+        self.streams(instance)
+            .publish(&channel, &room, argument)
+            .await?;
+        Ok(())
+    }
+}
+
+fn shown(status: StatusCode, object: &Object, base: &str, class: &str) -> Response {
+    let mut body = object.to_json(false);
+    let own = format!("{base}/classes/{class}/objects/{}/", object.id);
+    body.insert("links".to_owned(), json!({ "self": own }));
+    json_response(status, &Value::Object(body))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{super::keys::User, *};
+
+    fn user(id: u64, groups: &[u64]) -> Caller {
+        Caller::Api {
+            id: 1,
+            ignore_acl: false,
+            allow_anonymous_read: false,
+            user: Some(Arc::new(User {
+                id,
+                groups: groups.to_vec(),
+            })),
+        }
+    }
+
+    fn object() -> Object {
+        Object {
+            id: 5,
+            created_at: 0,
+            updated_at: 0,
+            revision: 1,
+            owner: Some(7),
+            owner_permissions: Permission::Full,
+            group: Some(3),
+            group_permissions: Permission::Write,
+            other_permissions: Permission::Read,
+            channel: Some("chat".to_owned()),
+            channel_room: Some("tea".to_owned()),
+            fields: Map::from_iter([("title".to_owned(), json!("Emma"))]),
+        }
+    }
+
+    #[test]
+    fn an_object_has_the_fields_of_the_original_and_a_channel_hears_no_more_than_it_may() {
+        let shown = object().to_json(false);
+        let names: Vec<_> = shown.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "id",
+                "created_at",
+                "updated_at",
+                "revision",
+                "owner",
+                "owner_permissions",
+                "group",
+                "group_permissions",
+                "other_permissions",
+                "channel",
+                "channel_room",
+                "title",
+            ]
+        );
+        let heard = object().to_json(true);
+        assert!(!heard.contains_key("channel") && !heard.contains_key("channel_room"));
+        assert_eq!(heard["title"], "Emma");
+    }
+
+    #[test]
+    fn the_owner_the_group_and_others_have_permissions_of_their_own() {
+        let object = object();
+        let rows = [
+            (user(7, &[]), Permission::Full),
+            (user(8, &[3]), Permission::Write),
+            (user(8, &[4]), Permission::Read),
+            (Caller::Account { id: 1 }, Permission::Full),
+        ];
+        for (caller, wanted) in rows {
+            assert_eq!(object.permission(&caller), wanted, "{caller:?}");
+        }
+        assert_eq!(
+            object.check(&user(8, &[3]), Permission::Full),
+            Err(Failure::forbidden())
+        );
+    }
+
+    #[test]
+    fn a_class_says_who_may_create() {
+        let class = |toml: &str| toml::from_str::<ClassSettings>(toml).unwrap();
+        let open = class("");
+        assert!(may_create(&open, &user(8, &[])));
+        let plain = Caller::Api {
+            id: 1,
+            ignore_acl: false,
+            allow_anonymous_read: true,
+            user: None,
+        };
+        assert!(!may_create(&open, &plain));
+        let of_group = class("other_permissions = 'read'\ngroup = 3");
+        assert!(!may_create(&of_group, &user(8, &[])));
+        assert!(may_create(&of_group, &user(8, &[3])));
+        assert!(may_create(&of_group, &Caller::Account { id: 1 }));
+    }
+}

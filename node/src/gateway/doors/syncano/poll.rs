@@ -1,0 +1,208 @@
+//! Polls: the oldest notification after an id, at once or as soon as there is one.
+//!
+//! ```text
+//!  last_id? ─► oldest after it ─── found ───────────────────────────────► 200
+//!     └─ none ─► socket, room joined ─► the log once more ── found ──────► 200
+//!                     └── parked: the first event of the socket ─────────► 200
+//!                             ├── the time is up ────────────────────────► 204
+//!                             └── the node drains, or is overloaded ─────► 429, Retry-After
+//! ```
+//!
+//! The room is joined before the log is read, so that nothing is published between the two unheard. The
+//! response to a drain is one after which all SDKs come back with the same id: Python and JavaScript
+//! pause and repeat, whereas after 204 JavaScript forgets the id and Python's thread ends.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    response::{IntoResponse as _, Response},
+};
+use futures_util::StreamExt as _;
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use roomcast::plain::{Chunk, Event, Form, Open, OpenError, Stream};
+use tokio::time::timeout;
+
+use super::{
+    Call, Granted, Service, failure::Failure, notification, query::Query, stream::COPY, time,
+};
+use crate::gateway::doors::{Door, Place};
+
+/// How a poll sees events.
+pub(super) struct Notifications;
+
+impl Form for Notifications {
+    /// Writes a notification. One that is not in the log has no id here; see [`with_id`].
+    fn event(&self, event: &Event<'_>, out: &mut Vec<u8>) {
+        if event.name == COPY {
+            return;
+        }
+        let millis = event.time.unwrap_or_else(time::now);
+        let id = event.id.unwrap_or_default();
+        let mut notification = notification::of_event(event.name, event.args, id, millis);
+        if event.id.is_none() {
+            notification.shift_remove("id");
+        }
+        out.extend_from_slice(
+            serde_json::Value::Object(notification)
+                .to_string()
+                .as_bytes(),
+        );
+    }
+}
+
+/// A poll whose response is not known yet. It holds no more than it needs, because there are many.
+pub(super) struct Parked {
+    stream: Stream,
+    /// What the client has seen.
+    after: u64,
+    time: Duration,
+    _place: Place,
+}
+
+/// The response to a request, or what will have one.
+pub(super) enum Reply {
+    Now(Response),
+    Later(Box<Parked>),
+}
+
+impl Service {
+    pub(super) async fn poll(
+        &self,
+        parts: &mut Parts,
+        call: Call<'_>,
+        name: &str,
+        query: &Query,
+    ) -> Result<Reply, Failure> {
+        if parts.method != Method::GET {
+            return Err(Failure::method(&parts.method, "GET"));
+        }
+        let channel = call.instance.channel(&self.syncano.store, name).await?;
+        channel.check_subscribe(&call.caller)?;
+        let room = channel.room(query.get("room"))?;
+        // A negative id is none.
+        let last = query.integer("last_id")?;
+        let last = last.and_then(|id| u64::try_from(id).ok());
+        let streams = self.streams(call.instance);
+        if let Some(last) = last
+            && let Some((id, notification)) = streams.first_after(&room, last).await?
+        {
+            let body = serde_json::Value::Object(notification).to_string();
+            return Ok(Reply::Now(found(id, body.into())));
+        }
+        let after = match last {
+            Some(last) => last,
+            None => streams.newest(&room).await?,
+        };
+        let holder = format!("{}:{}", call.instance.name, call.caller.holder());
+        let place = self
+            .doors
+            .park(Door::Syncano, &parts.extensions, Some(&holder));
+        let place = place.map_err(|_| Failure::throttled())?;
+        let stream = self.open(parts, &call, &room).await?;
+        if let Some((id, notification)) = streams.first_after(&room, after).await? {
+            let body = serde_json::Value::Object(notification).to_string();
+            return Ok(Reply::Now(found(id, body.into())));
+        }
+        Ok(Reply::Later(Box::new(Parked {
+            stream,
+            after,
+            time: self.doors.settings.syncano.poll_timeout.0,
+            _place: place,
+        })))
+    }
+
+    /// Opens the socket of a poll, and joins the room.
+    async fn open(
+        &self,
+        parts: &mut Parts,
+        call: &Call<'_>,
+        room: &str,
+    ) -> Result<Stream, Failure> {
+        parts.extensions.insert(Granted::to(&call.caller));
+        let open = Open {
+            namespace: call.instance.namespace.to_string(),
+            auth: None,
+            form: Arc::clone(&self.form),
+        };
+        let opened = self.doors.server.open_stream(parts, open).await;
+        let stream = opened.map_err(refused)?;
+        let joined = stream.socket().join_confirmed(room).await;
+        joined.map_err(|error| Failure::unavailable(error.to_string()))?;
+        Ok(stream)
+    }
+}
+
+impl Parked {
+    /// Waits for the first notification that the client has not seen.
+    pub(super) async fn wait(mut self) -> Response {
+        let mut response = match timeout(self.time, self.next()).await {
+            Ok(Some((id, body))) => found(id, body),
+            Ok(None) => Failure::throttled().into_response(),
+            Err(_) => StatusCode::NO_CONTENT.into_response(),
+        };
+        let no_cache = HeaderValue::from_static("no-cache");
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, no_cache);
+        response
+    }
+
+    async fn next(&mut self) -> Option<(u64, Bytes)> {
+        loop {
+            let Chunk { bytes, id, .. } = self.stream.next().await?;
+            match id {
+                Some(id) if id <= self.after => {}
+                Some(id) => return Some((id, bytes)),
+                None => return Some((self.after, with_id(self.after, &bytes))),
+            }
+        }
+    }
+}
+
+/// Adds the id to a notification that is not in the log. It is that of the last one that the client has
+/// seen, so that its next poll continues there.
+fn with_id(id: u64, notification: &[u8]) -> Bytes {
+    let mut body = format!("{{\"id\":{id},").into_bytes();
+    body.extend_from_slice(notification.get(1..).unwrap_or_default());
+    body.into()
+}
+
+fn found(id: u64, body: Bytes) -> Response {
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        ),
+        (LAST_ID, HeaderValue::from(id)),
+    ];
+    (headers, body).into_response()
+}
+
+const LAST_ID: header::HeaderName = header::HeaderName::from_static("x-last-id");
+
+/// A node that is full or that drains makes clients pause, whatever its status would be.
+fn refused(error: OpenError) -> Failure {
+    match error.status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::throttled(),
+        status => Failure::detail(status, error.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notification_that_is_not_in_the_log_gets_the_id_that_the_client_has_seen() {
+        let body = with_id(7, br#"{"action":"custom"}"#);
+        assert_eq!(&body[..], br#"{"id":7,"action":"custom"}"#);
+    }
+
+    #[test]
+    fn a_response_carries_the_id_in_a_header() {
+        let response = found(17, Bytes::from_static(b"{}"));
+        assert_eq!(response.headers()["x-last-id"], "17");
+        assert_eq!(response.headers()["content-type"], "application/json");
+    }
+}
