@@ -79,8 +79,8 @@ pub use roomcast_protocol::{
 pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
     Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, Handler, HandlerError,
-    HandlerResult, History, HistoryError, Namespace, Observation, Observer, Outcome, Parser,
-    PublishError, Refused, RemoteSocket, Reply, RoomChange, RoomChanges, Serve, Server,
+    HandlerResult, History, HistoryError, JoinFromError, Namespace, Observation, Observer, Outcome,
+    Parser, PublishError, Refused, RemoteSocket, Reply, RoomChange, RoomChanges, Serve, Server,
     ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };
 pub use transport::{

@@ -16,8 +16,9 @@ use axum::{body::Body, response::Response, routing::get};
 use futures_util::StreamExt as _;
 use http::{StatusCode, request::Parts};
 use roomcast::{
-    AckError, Builder, CloseReason, Drain, EmitError, Handshake, HistoryLimits, JoinError, Limit,
-    Limits, Namespace, Parser, Rate, RatePolicy, Refused, Server, Socket, Value,
+    AckError, Builder, CloseReason, Drain, EmitError, Handshake, HistoryLimits, JoinError,
+    JoinFromError, Limit, Limits, Namespace, Parser, Rate, RatePolicy, Refused, Server, Socket,
+    Value,
     plain::{Event, Form, Heartbeat, Open, Stream},
 };
 use support::{TestServer, WebSocket, eventually, http::read_head, server::main_namespace, within};
@@ -583,4 +584,113 @@ async fn a_plain_websocket_is_not_read_while_too_many_messages_wait() {
     }
     assert_eq!(client.text().await, "last?");
     assert!(server.reached("events_in_flight") > 0);
+}
+
+/// The ids of the next events of a stream.
+async fn ids(stream: &mut Stream, count: usize) -> Vec<u64> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        let chunk = within("an event", stream.next()).await.unwrap();
+        ids.push(chunk.id.unwrap());
+    }
+    ids
+}
+
+async fn with_history() -> Server {
+    let namespace = Namespace::new("/").history(HistoryLimits::default());
+    Server::builder()
+        .namespace(namespace)
+        .build()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_socket_that_joins_from_an_id_receives_what_is_kept_of_all_rooms_in_order_and_then_goes_on()
+ {
+    let io = with_history().await;
+    let mut all = Vec::new();
+    for n in 0..6 {
+        let room = ["a", "b", "c"][n % 3];
+        all.push(io.to(room).publish("n", n).await.unwrap().id);
+    }
+    let mut stream = stream(&io, &lines()).await;
+    let last = stream
+        .socket()
+        .join_from(["a", "b"], Some(all[0]))
+        .await
+        .unwrap();
+    assert_eq!(last, all[4]);
+    let next = io.to("a").publish("n", 6).await.unwrap().id;
+    assert_eq!(ids(&mut stream, 4).await, [all[1], all[3], all[4], next]);
+    // The room `c` comes later, with what is kept of it.
+    let last = stream.socket().join_from("c", Some(0)).await.unwrap();
+    assert_eq!(last, all[5]);
+    assert_eq!(ids(&mut stream, 2).await, [all[2], all[5]]);
+}
+
+#[tokio::test]
+async fn a_socket_that_joins_without_an_id_begins_with_what_comes() {
+    let io = with_history().await;
+    let mut stream = stream(&io, &lines()).await;
+    assert_eq!(stream.socket().join_from("empty", None).await.unwrap(), 0);
+    let kept = io.to("a").publish("n", 0).await.unwrap().id;
+    assert_eq!(stream.socket().join_from("a", None).await.unwrap(), kept);
+    let next = io.to("a").publish("n", 1).await.unwrap().id;
+    assert_eq!(ids(&mut stream, 1).await, [next]);
+    // From a log that was lost: all that is kept.
+    let mut other = self::stream(&io, &lines()).await;
+    let last = other
+        .socket()
+        .join_from("a", Some(next + 1_000_000))
+        .await
+        .unwrap();
+    assert_eq!(last, next);
+    assert_eq!(ids(&mut other, 2).await, [kept, next]);
+    let later = io.to("a").publish("n", 2).await.unwrap().id;
+    assert_eq!(ids(&mut other, 1).await, [later]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_while_others_publish() {
+    let io = with_history().await;
+    let first = io.to("a").publish("n", "first").await.unwrap().id;
+    let publisher = io.clone();
+    let publishing = tokio::spawn(async move {
+        let mut all = Vec::new();
+        for n in 0..600 {
+            all.push(publisher.to("a").publish("n", n).await.unwrap().id);
+            if n % 10 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        all
+    });
+    let mut streams = Vec::new();
+    while !publishing.is_finished() {
+        let stream = stream(&io, &lines()).await;
+        stream.socket().join_from("a", Some(first)).await.unwrap();
+        streams.push(stream);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let all = publishing.await.unwrap();
+    for stream in &mut streams {
+        assert_eq!(ids(stream, all.len()).await, all);
+    }
+}
+
+#[tokio::test]
+async fn only_plain_sockets_of_namespaces_with_a_history_join_from_an_id() {
+    let (namespace, mut sockets) = support::server::Sockets::of(main_namespace());
+    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let _client = server.bystander().await;
+    let refused = sockets.next().await.join_from("a", None).await;
+    assert!(matches!(
+        refused,
+        Err(JoinFromError::Emit(EmitError::NotPlain))
+    ));
+    let stream = stream(&server.io, &lines()).await;
+    let refused = stream.socket().join_from("a", None).await;
+    assert!(matches!(refused, Err(JoinFromError::History(_))));
+    assert!(!stream.socket().rooms().contains(&"a".to_owned()));
 }

@@ -105,6 +105,25 @@ pub enum HistoryError {
     Unavailable(Arc<str>),
 }
 
+/// Why a socket could not join rooms from their history.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinFromError {
+    /// The socket is not of a plain connection, is disconnected or may not be in so many rooms; or
+    /// other nodes may not reach it.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// The namespace keeps no messages.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+}
+
+impl From<roomcast_adapter::BusError> for JoinFromError {
+    fn from(error: roomcast_adapter::BusError) -> Self {
+        Self::History(HistoryError::Unavailable(error.to_string().into()))
+    }
+}
+
 /// Why an event has no acknowledgement.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use roomcast_adapter::{BusError, HistoryEntry, Log, Page, Position};
-use roomcast_protocol::args::IntoArgs;
+use roomcast_protocol::{args::IntoArgs, target::Rooms};
 
 use super::{
     broadcast::{BroadcastOperator, Visit},
-    error::{EmitError, HistoryError, PublishError},
+    cluster::names,
+    error::{EmitError, HistoryError, JoinFromError, PublishError},
     live_namespace::LiveNamespace,
-    socket::check_event,
+    socket::{Socket, check_event},
+};
+use crate::transport::{
+    frame::Frame,
+    plain::{Hold, Source},
 };
 
 /// The messages that are kept of one room. [`BroadcastOperator::history`] makes it.
@@ -134,7 +139,92 @@ impl BroadcastOperator {
     }
 }
 
+impl Socket {
+    /// Makes the socket of a [plain connection](crate::plain) join rooms that keep a
+    /// [history](super::Namespace::history), so that it receives every published event of theirs after
+    /// the id `after`, once and in the order of ids across these rooms: first those that are kept, then
+    /// those that are published. Without `after`, it begins with what is published from now on.
+    ///
+    /// Returns the id after which the next event comes: that of the last event that was sent, or of the
+    /// newest one of the rooms; 0 if nothing is kept. A client that gives it as `after` later, on any
+    /// node, loses nothing that is still kept.
+    ///
+    /// What is kept waits in the outbox, within its [limits](crate::Limits::outbox_bytes). Events that are
+    /// emitted without being published are not kept and not numbered.
+    ///
+    /// # Errors
+    ///
+    /// After any but [`JoinFromError::Emit`] with a refused join, the socket is in the rooms all the
+    /// same, and receives what is published to them from now on.
+    pub async fn join_from(
+        &self,
+        rooms: impl Rooms,
+        after: Option<u64>,
+    ) -> Result<u64, JoinFromError> {
+        if !self.local_socket().is_plain() {
+            return Err(EmitError::NotPlain.into());
+        }
+        let names = names(&rooms);
+        let namespace = self.live();
+        let log = namespace.log()?;
+        let from = match after {
+            Some(after) => after,
+            None => newest(&**log, &names).await?,
+        };
+        let hold = Hold::new(self.connection());
+        self.join_confirmed(names.as_slice()).await?;
+        let limit = namespace
+            .handlers
+            .history
+            .map_or(0, |limits| limits.messages);
+        let (mut entries, mut follow) = (Vec::new(), Vec::new());
+        for room in names {
+            let page = log.read(&room, Page::After(from), limit).await?;
+            // An id that the log has not given is from one that was lost.
+            let is_lost = match page.first() {
+                Some(first) => first.id <= from,
+                None => log.read(&room, Page::Latest, 1).await?.is_empty(),
+            };
+            follow.push((room, if is_lost { 0 } else { from }));
+            entries.extend(page);
+        }
+        entries.sort_unstable_by_key(|entry| entry.id);
+        let begin = follow.iter().map(|(_, last)| *last).max().unwrap_or(0);
+        let last = entries.last().map_or(begin, |entry| entry.id);
+        let frames = entries.into_iter().map(|entry| namespace.frame_of(entry));
+        let frames: Vec<_> = frames.collect::<Result<_, _>>()?;
+        hold.replay(follow, &frames);
+        Ok(last)
+    }
+}
+
+/// The id of the newest entry of all these rooms.
+async fn newest(log: &dyn Log, rooms: &[Box<str>]) -> Result<u64, BusError> {
+    let mut newest = 0;
+    for room in rooms {
+        let page = log.read(room, Page::Latest, 1).await?;
+        newest = page.first().map_or(newest, |entry| newest.max(entry.id));
+    }
+    Ok(newest)
+}
+
 impl LiveNamespace {
+    /// An entry of a log as it was published.
+    fn frame_of(&self, entry: HistoryEntry) -> Result<Frame, EmitError> {
+        let frame = self
+            .parser
+            .event(&self.name, None, &entry.event, &entry.args)?;
+        Ok(frame.of_event(Source {
+            name: entry.event,
+            args: entry.args,
+            room: Some(entry.room),
+            position: Some(Position {
+                id: entry.id,
+                time: entry.time,
+            }),
+        }))
+    }
+
     /// The log of the namespace's rooms.
     fn log(&self) -> Result<&Arc<dyn Log>, HistoryError> {
         self.log.as_ref().ok_or(HistoryError::NotKept)

@@ -45,8 +45,8 @@ pub use builder::Builder;
 pub use data::Data;
 pub use drain::Drain;
 pub use error::{
-    AckError, BuildError, EmitError, HandlerError, HandlerResult, HistoryError, PublishError,
-    Refused,
+    AckError, BuildError, EmitError, HandlerError, HandlerResult, HistoryError, JoinFromError,
+    PublishError, Refused,
 };
 pub use handler::{Argument, Arguments, Event, Handler, Outcome, Reply, State, place, way};
 pub use history::History;

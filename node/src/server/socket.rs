@@ -459,6 +459,10 @@ impl Socket {
             .map_err(|_| EmitError::Disconnected)
     }
 
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.0.connection
+    }
+
     pub(super) fn observed(&self, observation: Observation<'_>) {
         self.0.namespace.observers.notify(observation);
     }

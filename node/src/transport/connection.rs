@@ -23,7 +23,7 @@ use super::{
     engine::Engine,
     frame::{Frame, Wire, WireForm},
     lane::Lane,
-    plain::{self, Plain},
+    plain::{self, Admitted, Plain},
     polling::Polling,
     sessions::{Slot, Tick},
     stream::{Read, Stream},
@@ -256,9 +256,30 @@ impl Connection {
         volatile: bool,
         by_lane: bool,
     ) -> Result<bool, Closed> {
-        if self.is_plain && frame.is_packet() {
-            return Ok(false);
+        if self.is_plain {
+            let max = self.engine.config.limits.outbox_bytes;
+            match locked.admit(frame, max) {
+                Admitted::Now => {}
+                Admitted::Not => return Ok(false),
+                Admitted::Full => {
+                    let (reach, now) = (locked.reach(), self.engine.clock.now());
+                    let todo = locked.state.cut(Limit::Outbox, reach, now);
+                    self.carry_out(locked, todo);
+                    return Err(Closed);
+                }
+            }
         }
+        self.push_now(locked, frame, volatile, by_lane)
+    }
+
+    /// The same, for a frame that is not held back.
+    pub(super) fn push_now(
+        &self,
+        locked: &mut Locked,
+        frame: &Frame,
+        volatile: bool,
+        by_lane: bool,
+    ) -> Result<bool, Closed> {
         let (reach, now) = (locked.reach(), || self.engine.clock.now());
         let config = &self.engine.config;
         let push = locked
@@ -605,7 +626,7 @@ impl Connection {
         self.lane().sessions().remove(self.id.as_str(), slot);
     }
 
-    fn lane(&self) -> &Lane {
+    pub(super) fn lane(&self) -> &Lane {
         self.engine.lane(self.lane_index())
     }
 }

@@ -190,10 +190,10 @@ impl Frame {
         matches!(self.0.content, Content::Packet)
     }
 
-    /// The place of the event in a log.
-    pub(super) fn position(&self) -> Option<Position> {
+    /// The room in whose log the event is, and its place there.
+    pub(super) fn place(&self) -> Option<(&str, Position)> {
         match &self.0.content {
-            Content::Event(source) => source.position,
+            Content::Event(source) => Some((source.room.as_deref()?, source.position?)),
             _ => None,
         }
     }

@@ -142,6 +142,137 @@ pub(crate) struct Plain {
     consumer: Option<Waker>,
     /// The consumer has seen the end.
     farewell: bool,
+    /// Exists since the socket joined a room from its log.
+    follow: Option<Box<Follow>>,
+}
+
+/// How a connection follows the logs of rooms, so that nothing is lost or sent twice between what is
+/// read from a log and what arrives.
+///
+/// ```text
+/// hold ─▶ join ─▶ read the logs ─▶ replay ─▶ release: what arrived meanwhile and is newer
+/// ```
+#[derive(Default)]
+struct Follow {
+    /// While there are some, frames are held back.
+    holds: usize,
+    held: Vec<Frame>,
+    held_bytes: usize,
+    /// The rooms, each with the id of the last event that was sent.
+    rooms: Vec<(Box<str>, u64)>,
+}
+
+/// What becomes of a frame that is pushed to a plain connection.
+pub(super) enum Admitted {
+    Now,
+    /// It is held back, was sent already, or is nothing to a plain connection.
+    Not,
+    /// More is held back than may wait.
+    Full,
+}
+
+impl Follow {
+    /// Notes that a frame is about to be sent. Returns `false` if it was sent before.
+    fn is_new(&mut self, frame: &Frame) -> bool {
+        let Some((room, position)) = frame.place() else {
+            return true;
+        };
+        match self.rooms.iter_mut().find(|(known, _)| **known == *room) {
+            Some((_, last)) if position.id <= *last => false,
+            Some((_, last)) => {
+                *last = position.id;
+                true
+            }
+            None => true,
+        }
+    }
+}
+
+impl Locked {
+    pub(super) fn admit(&mut self, frame: &Frame, max_bytes: usize) -> Admitted {
+        if frame.is_packet() {
+            return Admitted::Not;
+        }
+        let is_open = self.state.closing().is_none();
+        let Some(Aside::Plain(plain)) = self.aside.as_deref_mut() else {
+            return Admitted::Now;
+        };
+        let Some(follow) = &mut plain.follow else {
+            return Admitted::Now;
+        };
+        if is_open && follow.holds > 0 {
+            follow.held_bytes += frame.cost();
+            if follow.held_bytes > max_bytes {
+                return Admitted::Full;
+            }
+            follow.held.push(frame.clone());
+            return Admitted::Not;
+        }
+        if follow.is_new(frame) {
+            Admitted::Now
+        } else {
+            Admitted::Not
+        }
+    }
+
+    fn follow(&mut self) -> Option<&mut Follow> {
+        match self.aside.as_deref_mut() {
+            Some(Aside::Plain(plain)) => Some(plain.follow.get_or_insert_default()),
+            _ => None,
+        }
+    }
+}
+
+/// Holds back what is pushed to a plain connection until it is dropped.
+pub(crate) struct Hold(Arc<Connection>);
+
+impl Hold {
+    pub(crate) fn new(connection: &Arc<Connection>) -> Self {
+        if let Some(follow) = connection.lock().follow() {
+            follow.holds += 1;
+        }
+        Self(Arc::clone(connection))
+    }
+
+    /// Follows rooms, each from the event with this id, and sends what was read from their logs.
+    pub(crate) fn replay(&self, rooms: Vec<(Box<str>, u64)>, frames: &[Frame]) {
+        let mut locked = self.0.lock();
+        if let Some(follow) = locked.follow() {
+            for (room, last) in rooms {
+                follow.rooms.retain(|(known, _)| *known != room);
+                follow.rooms.push((room, last));
+            }
+        }
+        self.push_new(&mut locked, frames);
+    }
+
+    fn push_new(&self, locked: &mut Locked, frames: &[Frame]) {
+        let mut flush = false;
+        for frame in frames {
+            if locked.follow().is_none_or(|follow| follow.is_new(frame)) {
+                // A connection that has closed takes no more.
+                flush |= self.0.push_now(locked, frame, false, true) == Ok(true);
+            }
+        }
+        if flush {
+            self.0.lane().flush_later([Arc::clone(&self.0)]);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut locked = self.0.lock();
+        let Some(follow) = locked.follow() else {
+            return;
+        };
+        follow.holds -= 1;
+        if follow.holds == 0 {
+            follow.held_bytes = 0;
+            let held = std::mem::take(&mut follow.held);
+            self.push_new(&mut locked, &held);
+        }
+    }
 }
 
 impl Plain {
@@ -179,6 +310,7 @@ impl Connection {
             is_stream: stream.is_none(),
             consumer: None,
             farewell: false,
+            follow: None,
         };
         let wire = WireForm {
             revision: Revision::V4,
@@ -226,7 +358,7 @@ impl Connection {
     fn chunk(&self, frame: &Frame, form: &Arc<dyn Form>) -> Option<Chunk> {
         let bytes = frame.chunk(form);
         self.engine().metrics.bytes_sent.inc_by(bytes.len() as u64);
-        let id = frame.position().map(|position| position.id);
+        let id = frame.place().map(|(_, position)| position.id);
         (!bytes.is_empty()).then_some(Chunk { bytes, id })
     }
 
