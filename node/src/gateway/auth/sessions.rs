@@ -9,6 +9,8 @@
 //!
 //! One task looks at all sessions once a second, so a socket needs no timer of its own.
 
+mod revoking;
+
 use std::{
     collections::BTreeMap,
     env,
@@ -21,15 +23,18 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-use roomcast::{EmitError, Handshake, Namespace, Refused, Server, Socket};
+use roomcast::{Handshake, Namespace, Refused, Server, Socket};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
+
+pub(crate) use revoking::RevokeError;
+use revoking::{REVOCATIONS, REVOKE};
 
 use super::{
     Settings, Source,
     jwks::Jwks,
     keys::{Failure, Key, KeyError, Rules, Verified, verify},
-    revocations::{Revocation, Revocations, TooMany},
+    revocations::{Revocation, Revocations},
     user::{TokenError, User},
 };
 use crate::gateway::{
@@ -38,17 +43,8 @@ use crate::gateway::{
     session::{self, SocketData, user_room},
 };
 
-/// The event between nodes that carries revocations.
-const REVOKE: &str = "roomcast:revoke";
-
-/// The question of a node that has just started, or has missed messages.
-const REVOCATIONS: &str = "roomcast:revocations";
-
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Time between two questions for the revocations of other nodes, until all have responded.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// The user of a socket. Replaced when the client presents a fresh token.
 #[derive(Debug)]
@@ -375,119 +371,6 @@ impl Auth {
         drop(socket.emit(event, ()));
         socket.disconnect(false);
     }
-
-    /// Remembers revocations and disconnects the sockets of this node that they concern.
-    fn take(&self, revocations: &[Revocation]) -> Result<(), TooMany> {
-        let now = (self.now)();
-        let mut taken = Ok(());
-        {
-            let mut known = self.revocations.lock();
-            for revocation in revocations {
-                let added = known.add(revocation, now);
-                taken = taken.and(added);
-            }
-        }
-        if let Err(error) = &taken {
-            tracing::error!(%error, "a revocation is not remembered: its token is accepted at the next connect");
-        }
-        let sockets: Vec<_> = self.due.lock().values().cloned().collect();
-        for socket in sockets {
-            let user = session::of(&socket).map(|session| session.user());
-            let is_concerned = |user: &Arc<User>| revocations.iter().any(|one| one.concerns(user));
-            if user.as_ref().is_some_and(is_concerned) {
-                self.end(&socket, "token:revoked");
-            }
-        }
-        taken
-    }
-
-    /// Asks the other nodes what they have revoked, until all have responded: at the start and again after messages were lost.
-    async fn learn_revocations(&self, server: &Server) {
-        let mut was_flowing = false;
-        let mut is_complete = false;
-        loop {
-            let is_flowing = server.health() == roomcast::Health::Flowing;
-            is_complete &= was_flowing;
-            if is_flowing && !is_complete {
-                is_complete = self.ask_for_revocations(server).await;
-            }
-            was_flowing = is_flowing;
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    async fn ask_for_revocations(&self, server: &Server) -> bool {
-        let mut is_complete = true;
-        for namespace in &self.namespaces {
-            let asked = server.of(namespace);
-            let asked = asked.server_side_emit_with_ack::<Vec<Revocation>>(REVOCATIONS, ());
-            let Ok(answers) = asked.await else {
-                is_complete = false;
-                continue;
-            };
-            // Node.js servers do not respond, and know no revocations.
-            is_complete &= answers.silent_nodes.iter().all(|node| node == "foreign");
-            for revocations in &answers.answers {
-                drop(self.take(revocations));
-            }
-        }
-        is_complete
-    }
-}
-
-impl Auth {
-    /// The namespaces that ask for tokens, in all of which revocations hold.
-    pub(crate) fn namespaces(&self) -> &[String] {
-        &self.namespaces
-    }
-
-    /// Revokes all tokens of a user that were issued until now, and disconnects the sockets that
-    /// connected with one, in the whole cluster.
-    pub(crate) async fn revoke_user(&self, server: &Server, user: &str) -> Result<(), RevokeError> {
-        let now = (self.now)();
-        let parts = self.parts();
-        let settings = &parts.settings;
-        let lifetime = settings.max_lifetime.as_secs() + 2 * settings.leeway.as_secs();
-        let revocation = Revocation::User {
-            user: user.to_owned(),
-            issued_until: now,
-            remember_until: now.saturating_add(lifetime),
-        };
-        self.revoke(server, revocation).await
-    }
-
-    /// Revokes one token by its `jti`. `expires` is the end of the token in seconds since 1970; without it, the
-    /// longest lifetime of tokens counts.
-    pub(crate) async fn revoke_token(
-        &self,
-        server: &Server,
-        id: &str,
-        expires: Option<u64>,
-    ) -> Result<(), RevokeError> {
-        let parts = self.parts();
-        let leeway = parts.settings.leeway.as_secs();
-        let latest = (self.now)().saturating_add(parts.settings.max_lifetime.as_secs() + leeway);
-        let expires = expires.map_or(latest, |expires| expires.min(latest));
-        let revocation = Revocation::Token {
-            id: id.to_owned(),
-            remember_until: expires.saturating_add(leeway),
-        };
-        self.revoke(server, revocation).await
-    }
-
-    async fn revoke(&self, server: &Server, revocation: Revocation) -> Result<(), RevokeError> {
-        let list = vec![revocation];
-        self.take(&list)?;
-        // One namespace that other nodes have, too, would do. Nodes may be configured differently.
-        let mut sent = Ok(());
-        for namespace in &self.namespaces {
-            let namespace = server.of(namespace);
-            if let Err(error) = namespace.server_side_emit(REVOKE, (&list,)).await {
-                sent = Err(error);
-            }
-        }
-        Ok(sent?)
-    }
 }
 
 impl Reloadable for Arc<Auth> {
@@ -534,17 +417,6 @@ impl Auth {
         };
         Ok(Arc::new(Parts::new(settings.clone(), jwks)?))
     }
-}
-
-/// Why a revocation may not be in force in the whole cluster.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RevokeError {
-    /// It is in force for connected clients of this node only.
-    #[error(transparent)]
-    TooMany(#[from] TooMany),
-    /// It is in force on this node. Others may not have been reached.
-    #[error(transparent)]
-    Emit(#[from] EmitError),
 }
 
 /// Adds to a namespace what its clients and the other nodes may ask of `auth`.
