@@ -6,6 +6,7 @@
 mod deployment;
 mod drops;
 mod foreign_joins;
+mod history;
 mod hostile;
 mod interest;
 mod members;
