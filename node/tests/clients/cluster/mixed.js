@@ -75,6 +75,33 @@ function broadcasts(context) {
     }
   });
 
+  test("what two servers publish reaches the members on all in one order, that of its ids", async () => {
+    const { cast } = context;
+    const publishers = context.servers.filter(({ kind }) => kind === "roomcast");
+    const members = ["ada", "bob", "eve"];
+    const rounds = publishers.length === 0 ? 0 : 20;
+    const ids = new Map();
+    const news = await cast.received(publishers.length * rounds * members.length, (event) => {
+      return Promise.all(publishers.map(async (server) => {
+        for (let round = 0; round < rounds; round += 1) {
+          const args = [`${server.name} ${round}`, Buffer.from([round])];
+          const { position } = await cast.tell(server, "publish", { to: ["x"], event, args });
+          ids.set(args[0], position);
+        }
+      }));
+    });
+    const expected = [...ids.keys()].sort((a, b) => ids.get(a) - ids.get(b));
+    assert.equal(new Set(ids.values()).size, publishers.length * rounds);
+    for (const member of members) {
+      const heard = news.filter(({ name }) => name === member);
+      assert.deepEqual(heard.map(({ args: [text] }) => text), expected, member);
+      // Node's server with a JSON parser hands out the object that JSON makes of a buffer.
+      const isWhole = ({ args: [text, bytes] }) => (bytes.data ?? bytes)[0] === Number(text.split(" ")[1]);
+      assert.ok(heard.every(isWhole), member);
+    }
+    assert.equal(news.length, publishers.length * rounds * members.length);
+  });
+
   test("a socket's broadcast leaves out the socket", async () => {
     const { cast } = context;
     for (const name of ["ada", "cid", "fay"]) {

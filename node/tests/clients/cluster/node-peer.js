@@ -17,6 +17,7 @@
 // (milliseconds), from: the id of a socket of this server that is left out, as by `socket.broadcast`.
 //
 //   emit {event, args}                -> {}
+//   publish {event, args}             -> {position: id}, by which members receive it; of Roomcast alone
 //   ask {event, args}                 -> {answers: [first argument of each], complete: bool}
 //   fetch                             -> {sockets: [{id, handshake, rooms, data}], complete: bool}
 //   rooms                             -> {rooms: [all rooms, private ones included], complete: bool}

@@ -44,6 +44,7 @@ struct Command {
 #[serde(rename_all = "camelCase")]
 enum Action {
     Emit,
+    Publish,
     Ask,
     Fetch,
     Rooms,
@@ -120,6 +121,10 @@ async fn operate(
         Action::Emit => {
             let delivery = operator.emit(&command.event, args).await?;
             return Ok(json!({ "local_sockets": delivery.local_sockets, "nodes": delivery.nodes }));
+        }
+        Action::Publish => {
+            let position = operator.publish(&command.event, args).await?;
+            return Ok(json!({ "position": position.id }));
         }
         Action::Ask => {
             let votes = operator.emit_with_ack::<Args>(&command.event, args).await?;

@@ -14,8 +14,8 @@ use std::{
 };
 
 use roomcast::{
-    Args, BroadcastOperator, DisconnectReason, Gap, Namespace, PrivateRooms, RedisConfig, Server,
-    Socket,
+    Args, BroadcastOperator, DisconnectReason, Gap, HistoryLimits, Namespace, PrivateRooms,
+    RedisConfig, Server, Socket,
     emitter::{Dialect, Mode, Parser},
 };
 use serde::Deserialize;
@@ -137,6 +137,7 @@ fn everywhere(
     let (coming, going) = (sockets.clone(), sockets.clone());
     let server: Arc<str> = server.into();
     namespace
+        .history(HistoryLimits::default())
         .on_connect(move |socket: Socket| {
             coming.all().insert(key(&socket), socket);
             async {}
