@@ -74,6 +74,7 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
     names.extend(metrics_of_the_api());
     names.extend(metrics_of_the_admin_page());
     names.extend(metrics_of_tls());
+    names.extend(metrics_of_the_pakyow_door());
     let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
 
@@ -192,6 +193,12 @@ fn metrics_of_the_hooks() -> impl Iterator<Item = String> {
 fn metrics_of_the_api() -> impl Iterator<Item = String> {
     let source = include_str!("../src/gateway/api/metrics.rs");
     names_in(source, "roomcast_api_")
+}
+
+/// The program has none of them without the door.
+fn metrics_of_the_pakyow_door() -> impl Iterator<Item = String> {
+    let source = include_str!("../src/gateway/doors/pakyow/mod.rs");
+    names_in(source, "roomcast_pakyow_")
 }
 
 /// The program has none of them without certificates.

@@ -209,8 +209,8 @@ impl Server {
     /// for each text message, one after the other. Messages that wait for a running one are limited by
     /// [`Limits::events_in_flight`](crate::Limits::events_in_flight) and
     /// [`Limits::inbox_bytes`](crate::Limits::inbox_bytes): then the WebSocket is not read. Rates limit
-    /// them as they limit events. A binary message ends the connection with code 1003, a
-    /// [disconnect](Socket::disconnect) with 1000, and a shutdown with 1001. If the future panics, the
+    /// them as they limit events. A binary message ends the connection with code 1003, unless the
+    /// form [skips](Form::skips_binary) them, a [disconnect](Socket::disconnect) with 1000, and a shutdown with 1001. If the future panics, the
     /// socket is disconnected.
     ///
     /// # Errors
@@ -467,7 +467,10 @@ impl Protocol for PlainClient {
         Ok(())
     }
 
-    fn binary(&mut self, _: &mut Turn<'_, '_>, _: &[u8]) -> Result<(), CloseReason> {
+    fn binary(&mut self, turn: &mut Turn<'_, '_>, _: &[u8]) -> Result<(), CloseReason> {
+        if turn.connection.skips_binary() {
+            return Ok(());
+        }
         // The code for data that an endpoint cannot accept (RFC 6455, 7.4.1).
         Err(CloseReason::ParseError {
             kind: "unexpected_binary",

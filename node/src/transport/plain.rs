@@ -63,6 +63,12 @@ pub trait Form: Send + Sync + 'static {
     fn heartbeat(&self) -> Heartbeat {
         Heartbeat::None
     }
+
+    /// Whether binary messages of a WebSocket are skipped. Default: no, and one ends the connection with
+    /// code 1003.
+    fn skips_binary(&self) -> bool {
+        false
+    }
 }
 
 /// What a client receives while there are no events, each
@@ -360,6 +366,15 @@ impl Connection {
         self.engine().metrics.bytes_sent.inc_by(bytes.len() as u64);
         let id = frame.place().map(|(_, position)| position.id);
         (!bytes.is_empty()).then_some(Chunk { bytes, id })
+    }
+
+    /// Whether a binary message of the client is no mistake.
+    pub(crate) fn skips_binary(&self) -> bool {
+        let mut locked = self.lock();
+        match locked.aside.as_deref_mut() {
+            Some(Aside::Plain(plain)) => plain.form.skips_binary(),
+            _ => false,
+        }
     }
 
     /// The consumer of a stream is gone, and its client with it.

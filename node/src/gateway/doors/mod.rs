@@ -13,7 +13,6 @@ pub(crate) mod pakyow;
 mod parked;
 mod settings;
 mod syncano;
-mod websocket;
 
 use std::{net::IpAddr, sync::Arc};
 

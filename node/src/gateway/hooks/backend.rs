@@ -325,9 +325,10 @@ impl Backend {
 
     async fn exchange(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         max_response: usize,
     ) -> Result<Response<Bytes>, Failure> {
+        traces::inject(request.headers_mut());
         read_body(self.send(request).await?, max_response).await
     }
 

@@ -23,7 +23,7 @@ use roomcast::{
 };
 
 use super::{Pakyow, Visitor, control::MAX_IDENTITY};
-use crate::gateway::doors::{Door, DoorLimit, Doors, websocket};
+use crate::gateway::doors::{Door, DoorLimit, Doors};
 
 /// For each route of a socket that may run, so many may wait.
 const WAITING: usize = 4;
@@ -97,9 +97,14 @@ impl Pakyow {
             async move { pakyow.message(&socket, text).await }
         };
         let request = Request::from_parts(parts, body);
-        // A larger message ends the connection, because it is not read to its id.
-        let most = self.settings.max_message.0.saturating_mul(4);
-        Ok(websocket::open(&doors.server, request, open, most, on_text).await)
+        let opened = doors
+            .server
+            .open_websocket(request, open, async |_| {}, on_text);
+        opened.await.map_err(|error| match error.status {
+            // As the original responds to a handshake that is none.
+            StatusCode::UPGRADE_REQUIRED => (StatusCode::BAD_REQUEST, error.message.into_owned()),
+            status => (status, error.message.into_owned()),
+        })
     }
 
     /// Finds out who a client is. Whoever shows nothing gets a digest that nobody knows.

@@ -21,6 +21,10 @@ impl Form for Frames {
     fn heartbeat(&self) -> Heartbeat {
         Heartbeat::Ping
     }
+
+    fn skips_binary(&self) -> bool {
+        true
+    }
 }
 
 /// A push is written as it was asked for. Of any other event of the room, the payload is its only
