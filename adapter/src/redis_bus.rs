@@ -39,7 +39,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use roomcast_emitter::{membership::TRACE, redis::PublishError};
+use roomcast_emitter::redis::PublishError;
 use roomcast_protocol::{
     channel::Dialect,
     id::{NodeId, SocketId},
@@ -116,14 +116,10 @@ impl Bus for RedisBus {
         }
     }
 
-    /// As of the last renewal of this node's lease.
+    /// Those with a valid lease, as of the last renewal of this node's own.
     fn nodes(&self) -> Vec<NodeId> {
         let leases = self.core.membership.leases();
-        let nodes = leases.nodes().cloned();
-        // Traces of nodes that have left are no nodes.
-        nodes
-            .filter(|node| !node.as_str().starts_with(TRACE))
-            .collect()
+        leases.alive_nodes().cloned().collect()
     }
 
     fn on_gap(&self, f: GapHandler) {

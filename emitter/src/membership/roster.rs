@@ -58,6 +58,13 @@ impl Leases {
         Self { nodes }
     }
 
+    /// The nodes with a valid lease. Traces of nodes that have left are no nodes.
+    pub fn alive_nodes(&self) -> impl Iterator<Item = &NodeId> {
+        let alive = self.nodes.iter().filter(|(_, is_alive)| *is_alive);
+        let alive = alive.map(|(node, _)| node);
+        alive.filter(|node| !node.as_str().starts_with(TRACE))
+    }
+
     /// The number of nodes with a valid lease.
     pub fn alive(&self) -> usize {
         self.nodes.iter().filter(|(_, is_alive)| *is_alive).count()
@@ -230,6 +237,8 @@ mod tests {
             ("over", 900),
             ("left:b", 1001),
         ]);
+        let alive: Vec<_> = leases.alive_nodes().cloned().collect();
+        assert_eq!(alive, [id("a"), id("cut"), id("elsewhere")]);
         let mut counted = leases.counted(1, &[1, 0, 0, 0, 0]);
         // It does not have this namespace.
         counted.anywhere[2] = 1;

@@ -240,8 +240,8 @@ impl Server {
     }
 
     /// Returns the nodes of the cluster as they were last seen, this one included. Over Redis, a node
-    /// that has ended without a goodbye is listed for up to an hour. Node.js servers have no names and
-    /// are not listed.
+    /// that has ended without a goodbye is listed until its lease is over, for some 6 s. While Redis is
+    /// away, the nodes are those that were seen last. Node.js servers have no names and are not listed.
     pub fn nodes(&self) -> Vec<NodeId> {
         let ClusterNode { node, bus, .. } = &self.0.cluster;
         let mut nodes = bus.as_ref().map_or_else(Vec::new, |bus| bus.nodes());

@@ -80,7 +80,7 @@ function showNote(cluster, rows) {
   if (versions.size > 1) notes.push("The nodes have different versions.");
   const others = cluster.withoutStatus();
   if (others.length) {
-    notes.push(`No status from ${others.join(", ")}, because they have just started, have ended without a goodbye within the last hour, are of an older version, or share no namespace with this node.`);
+    notes.push(`No status from ${others.join(", ")}, because they have just started, have just ended without a goodbye, are of an older version, or share no namespace with this node.`);
   }
   const text = notes.join(" ");
   if ($("nodes-note").textContent !== text) $("nodes-note").textContent = text;
