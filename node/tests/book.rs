@@ -75,6 +75,7 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
     names.extend(metrics_of_the_admin_page());
     names.extend(metrics_of_tls());
     names.extend(metrics_of_the_pakyow_door());
+    names.extend(metrics_of_presence());
     let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
 
@@ -204,6 +205,12 @@ fn metrics_of_the_pakyow_door() -> impl Iterator<Item = String> {
 /// The program has none of them without certificates.
 fn metrics_of_tls() -> impl Iterator<Item = String> {
     names_in(include_str!("../src/gateway/tls.rs"), "roomcast_tls_")
+}
+
+/// The program has none of them where no namespace has presence.
+fn metrics_of_presence() -> impl Iterator<Item = String> {
+    let source = include_str!("../src/gateway/presence/metrics.rs");
+    names_in(source, "roomcast_presence_")
 }
 
 /// Some appear with the first request that is refused.

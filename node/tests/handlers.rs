@@ -499,6 +499,10 @@ async fn an_observer_sees_what_a_socket_does_until_it_is_dropped() {
     let observer = server.io.observe(move |observation| {
         sender.send(told(observation)).unwrap();
     });
+    let (sender, mut members) = mpsc::unbounded_channel();
+    let of_members = server.io.observe_members(move |observation| {
+        sender.send(told(observation)).unwrap();
+    });
     let mut client = WebSocket::connect(server.address).await;
     let socket = sockets.next().await;
     socket.join(["a", "b"]).unwrap();
@@ -522,6 +526,11 @@ async fn an_observer_sees_what_a_socket_does_until_it_is_dropped() {
         let told = within("an observation", seen.recv()).await.unwrap();
         assert_eq!(told, expected);
     }
+    drop(of_members);
+    for expected in &expected[..3] {
+        assert_eq!(members.recv().await.as_deref(), Some(*expected));
+    }
+    assert_eq!(members.recv().await, None, "events are not for it");
     drop(observer);
     assert!(seen.recv().await.is_none(), "the function is dropped");
     socket.emit("unseen", ()).unwrap();

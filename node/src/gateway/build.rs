@@ -24,6 +24,7 @@ use super::{
     namespaces::{self, Parts},
     origins::Origins,
     policy::RoomPolicy,
+    presence::Presence,
     reload::{Preparing, Reloadable, Swap},
     rooms::Rooms,
     settings::NamespaceName,
@@ -57,6 +58,7 @@ pub(crate) struct Built {
     pub(crate) policies: Policies,
     pub(crate) users: UserLimit,
     pub(crate) followed: FollowedClients,
+    pub(crate) presence: Presence,
 }
 
 /// The parts that exist before the server does, because its namespaces have their handlers.
@@ -130,6 +132,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     let auth = auth(config).await?;
     let mut policies = Policies::default();
     let followed = hooks.followed().clone();
+    let presence = Presence::new(&config.settings.presence);
     let users = UserLimit::new(config.limits.max_sockets_per_user.0);
     for (name, access) in config.access() {
         let parts = Parts {
@@ -138,6 +141,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
             hooks: hooks.clone(),
             users: users.clone(),
             rooms: rooms(config, &name, access),
+            presence: presence.of(&name).cloned(),
             demo: demo.cloned(),
             pakyow: pakyow.filter(|door| door.namespace() == name).cloned(),
         };
@@ -148,7 +152,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         if let Some(history) = config.settings.doors.syncano.history_of(&name) {
             namespace = namespace.history(history);
         }
-        builder = builder.namespace(view.with_statuses(namespace));
+        let namespace = presence.with_messages(&name, view.with_statuses(namespace));
+        builder = builder.namespace(namespace);
     }
     let server = builder.build().await?;
     if let Some(auth) = &auth {
@@ -160,6 +165,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         policies,
         users,
         followed,
+        presence,
     })
 }
 

@@ -530,6 +530,9 @@ impl Config {
             None => {
                 self.settings.api.check()?;
                 self.settings.doors.check()?;
+                let served = self.access();
+                let is_served = |name: &str| served.contains_key(name);
+                self.settings.presence.check(is_served)?;
                 cluster::check(&self.cluster)
             }
         }

@@ -29,6 +29,7 @@ mod options;
 mod origins;
 mod outbound;
 mod policy;
+mod presence;
 mod private_names;
 #[cfg(target_os = "linux")]
 mod process;

@@ -11,6 +11,7 @@ use super::{
     demo::Demo,
     doors::pakyow::Pakyow,
     hooks::Hooks,
+    presence::Kept,
     rooms::{self, Rooms},
     session,
     user_limit::UserLimit,
@@ -25,6 +26,8 @@ pub(crate) struct Parts {
     pub(crate) users: UserLimit,
     /// The rooms that clients may use by themselves, if any.
     pub(crate) rooms: Option<Arc<Rooms>>,
+    /// The users who are online, if they are kept.
+    pub(crate) presence: Option<Arc<Kept>>,
     /// The further events of the demo's page.
     pub(crate) demo: Option<Arc<Demo>>,
     /// The door whose clients are sockets of this namespace.
@@ -39,6 +42,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         hooks,
         users,
         rooms,
+        presence,
         demo,
         pakyow,
     } = parts;
@@ -50,6 +54,9 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     }
     if let Some(rooms) = &rooms {
         namespace = rooms::with_rooms(namespace, rooms);
+        if let Some(presence) = &presence {
+            namespace = rooms::with_presence(namespace, rooms, presence);
+        }
     }
     if let Some(demo) = &demo {
         namespace = demo.with_events(namespace);

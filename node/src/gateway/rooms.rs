@@ -13,9 +13,13 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{
     policy::{Action, Claims, RoomPolicy, USER_ROOMS},
+    presence::{Kept, Look, Selected},
     private_names::{Privacy, PrivateNames},
     session,
 };
+
+/// The most users that the event `presence` lists.
+const MAX_USERS: usize = 1000;
 
 /// The rooms of a namespace that its clients may use.
 #[derive(Debug, Default)]
@@ -98,6 +102,45 @@ pub(crate) fn with_rooms(namespace: Namespace, rooms: &Arc<Rooms>) -> Namespace 
             },
         )
         .on("echo", async |_: Socket, payload: Args| payload)
+}
+
+/// Adds the event with which clients list the users of a room, in namespaces that keep who is online.
+pub(crate) fn with_presence(
+    namespace: Namespace,
+    rooms: &Arc<Rooms>,
+    presence: &Arc<Kept>,
+) -> Namespace {
+    let (rooms, presence) = (Arc::clone(rooms), Arc::clone(presence));
+    namespace.on("presence", move |socket: Socket, room: String| {
+        let (rooms, presence) = (Arc::clone(&rooms), Arc::clone(&presence));
+        async move { acknowledge(online(&rooms, &presence, &socket, &room).await) }
+    })
+}
+
+async fn online(
+    rooms: &Rooms,
+    presence: &Kept,
+    socket: &Socket,
+    room: &str,
+) -> Result<Value, RequestError> {
+    rooms.check(socket, Action::Presence, room).await?;
+    let found = presence.look(&Look {
+        sockets: Some(Selected {
+            rooms: vec![room],
+            users: Vec::new(),
+        }),
+        limit: MAX_USERS,
+        ..Look::default()
+    });
+    let users = found.users.iter();
+    let users =
+        users.map(|online| json!({ "user": &*online.user, "sockets": online.sockets.len() }));
+    Ok(json!({
+        "room": room,
+        "users": users.collect::<Vec<_>>(),
+        "total": found.total,
+        "is_complete": found.silent_nodes.is_empty(),
+    }))
 }
 
 async fn join(

@@ -51,6 +51,7 @@ use super::{
     log_client::LogClients,
     logging::Log,
     notify::Notify,
+    presence::Presence,
     reload::{Reload, Reloadable},
     tls::PublicTls,
     values::Workers,
@@ -171,7 +172,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         policies,
         users,
         followed,
+        presence,
     } = built?;
+    presence.start(&server).map_err(io::Error::other)?;
     hooks.started(&server).map_err(io::Error::other)?;
     followed.set(&server, &config.operation.log_client);
     #[cfg(feature = "otlp")]
@@ -180,7 +183,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         pakyow.started(&server).map_err(io::Error::other)?;
     }
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
-    let api = api(&config, &server, auth.clone())?;
+    let api = api(&config, &server, auth.clone(), presence)?;
     let calls = calls(&config, &api, pakyow.as_ref());
     let own = match own {
         Some(listener) => Some(Admin::serve(listener, calls)?),
@@ -296,11 +299,16 @@ fn calls(config: &Config, api: &Arc<Api>, pakyow: Option<&Arc<Pakyow>>) -> axum:
     }
 }
 
-fn api(config: &Config, server: &Server, auth: Option<Arc<Auth>>) -> Result<Arc<Api>, RunError> {
+fn api(
+    config: &Config,
+    server: &Server,
+    auth: Option<Arc<Auth>>,
+    presence: Presence,
+) -> Result<Arc<Api>, RunError> {
     let store = api::Store::new(cluster::redis(&config.redis, &config.cluster).as_ref());
     let limits = (&config.limits).into();
     let settings = config.settings.api.clone();
-    let api = Api::new(server.clone(), auth, settings, limits, store);
+    let api = Api::new(server.clone(), auth, presence, settings, limits, store);
     Ok(api.map_err(io::Error::other)?)
 }
 

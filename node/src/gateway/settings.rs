@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 pub(crate) use file::{File, FileError};
 pub(crate) use show::{default_file, show};
 
-use super::{access::Access, api, auth, doors, hooks, policy::RoomPolicy, values};
+use super::{access::Access, api, auth, doors, hooks, policy::RoomPolicy, presence, values};
 
 /// The sections of the file. A module adds its section here as a field with its own struct, which
 /// derives `Deserialize` with `deny_unknown_fields`, and as a row of [`SECTIONS`].
@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) hooks: BTreeMap<String, hooks::Settings>,
     pub(crate) api: api::Settings,
     pub(crate) doors: doors::Settings,
+    pub(crate) presence: presence::Settings,
 }
 
 /// The names of the sections, which errors suggest, each with its part of the commented default file.
@@ -41,6 +42,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("hooks", hooks::TEMPLATE),
     ("api", api::TEMPLATE),
     ("doors", doors::TEMPLATE),
+    ("presence", presence::TEMPLATE),
 ];
 
 const NAMESPACES: &str = r#"

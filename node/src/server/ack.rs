@@ -63,7 +63,7 @@ impl Ack {
         };
         let namespace = self.socket.live();
         let args = args.into_args()?;
-        if namespace.observers.is_any() {
+        if namespace.observers.is_any_of_events() {
             let (socket, event, args) = (&self.socket, "", &args);
             self.socket.observed(Observation::Acknowledged {
                 socket,

@@ -51,7 +51,7 @@ impl LiveNamespace {
     ) -> Result<Delivery, EmitError> {
         let frame = self.frame(&target, None, event, &args, None)?;
         self.notify_outgoing(&target, event, &args);
-        let observed = self.observers.is_any().then(|| args.clone());
+        let observed = self.observers.is_any_of_events().then(|| args.clone());
         let published = self.publish(&target, || Message::Broadcast {
             target: target.clone(),
             event: event.into(),
@@ -147,7 +147,7 @@ impl LiveNamespace {
                 let frame = self.frame(target, None, event, args, position)?;
                 self.notify_outgoing(target, event, args);
                 count = self.fan_out(target, &frame, |_| {});
-                if self.observers.is_any() {
+                if self.observers.is_any_of_events() {
                     self.observed(target, event, args, count);
                 }
             }
@@ -217,7 +217,7 @@ impl LiveNamespace {
             }
         });
         let asked = reached - plain;
-        if self.observers.is_any() {
+        if self.observers.is_any_of_events() {
             self.observed(target, event, args, asked);
         }
         gathering.seal(asked);

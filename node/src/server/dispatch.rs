@@ -40,7 +40,7 @@ impl Client {
             return;
         };
         let id = packet.id;
-        if socket.live().observers.is_any()
+        if socket.live().observers.is_any_of_events()
             && let Ok(args) = packet.payload().to_args()
         {
             socket.observed(Observation::Received {
@@ -143,7 +143,7 @@ impl Client {
             Err(failed) => failed.report(&namespace.place(Some(socket), name)),
         };
         if let (Some(id), true) = (id, socket.is_connected()) {
-            if namespace.observers.is_any() {
+            if namespace.observers.is_any_of_events() {
                 let (event, args) = (name, &args);
                 socket.observed(Observation::Acknowledged {
                     socket,

@@ -91,28 +91,76 @@ pub enum Observation<'a> {
     },
 }
 
+impl Observation<'_> {
+    /// Whether it is about sockets and their rooms, not about events.
+    fn is_of_members(&self) -> bool {
+        matches!(
+            self,
+            Self::Connected { .. }
+                | Self::Disconnected { .. }
+                | Self::Joined { .. }
+                | Self::Left { .. }
+        )
+    }
+}
+
 type Observe = dyn Fn(Observation<'_>) + Send + Sync;
 
 /// The observers of a server.
 #[derive(Default)]
 pub(crate) struct Observers {
     is_any: AtomicBool,
-    list: RwLock<Vec<Arc<Observe>>>,
+    is_any_of_events: AtomicBool,
+    list: RwLock<Vec<Listed>>,
+}
+
+#[derive(Clone)]
+struct Listed {
+    observe: Arc<Observe>,
+    /// Whether it is called for events as well.
+    sees_events: bool,
 }
 
 impl Observers {
-    /// Whether anybody observes. Events around the moment of a change may be missed.
+    /// Whether anybody observes sockets and their rooms.
     pub(super) fn is_any(&self) -> bool {
         self.is_any.load(Ordering::Relaxed)
+    }
+
+    /// Whether anybody observes events. Events around the moment of a change may be missed.
+    pub(super) fn is_any_of_events(&self) -> bool {
+        self.is_any_of_events.load(Ordering::Relaxed)
     }
 
     /// Calls the observers, without a lock.
     #[cold]
     pub(super) fn notify(&self, observation: Observation<'_>) {
         let observers = self.list.read().clone();
-        for observe in observers {
-            observe(observation);
+        for observer in observers {
+            if observer.sees_events || observation.is_of_members() {
+                (observer.observe)(observation);
+            }
         }
+    }
+
+    fn add(self: &Arc<Self>, observe: Arc<Observe>, sees_events: bool) -> Observer {
+        let own = Arc::clone(&observe);
+        let mut list = self.list.write();
+        list.push(Listed {
+            observe,
+            sees_events,
+        });
+        self.note(&list);
+        Observer {
+            observers: Arc::downgrade(self),
+            own,
+        }
+    }
+
+    fn note(&self, list: &[Listed]) {
+        self.is_any.store(!list.is_empty(), Ordering::Relaxed);
+        let sees_events = list.iter().any(|observer| observer.sees_events);
+        self.is_any_of_events.store(sees_events, Ordering::Relaxed);
     }
 }
 
@@ -129,8 +177,8 @@ impl Drop for Observer {
             return;
         };
         let mut list = observers.list.write();
-        list.retain(|other| !Arc::ptr_eq(other, &self.own));
-        observers.is_any.store(!list.is_empty(), Ordering::Relaxed);
+        list.retain(|other| !Arc::ptr_eq(&other.observe, &self.own));
+        observers.note(&list);
     }
 }
 
@@ -160,15 +208,17 @@ impl Server {
     /// # }
     /// ```
     pub fn observe(&self, observe: impl Fn(Observation<'_>) + Send + Sync + 'static) -> Observer {
-        let observers = self.observers();
-        let own: Arc<Observe> = Arc::new(observe);
-        let mut list = observers.list.write();
-        list.push(Arc::clone(&own));
-        observers.is_any.store(true, Ordering::Relaxed);
-        drop(list);
-        Observer {
-            observers: Arc::downgrade(observers),
-            own,
-        }
+        self.observers().add(Arc::new(observe), true)
+    }
+
+    /// The same for sockets and their rooms only: [`Connected`](Observation::Connected),
+    /// [`Disconnected`](Observation::Disconnected), [`Joined`](Observation::Joined) and
+    /// [`Left`](Observation::Left). Events cost what they cost without an observer; each join and leave
+    /// lists the rooms of its socket.
+    pub fn observe_members(
+        &self,
+        observe: impl Fn(Observation<'_>) + Send + Sync + 'static,
+    ) -> Observer {
+        self.observers().add(Arc::new(observe), false)
     }
 }

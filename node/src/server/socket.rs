@@ -414,7 +414,7 @@ impl Socket {
         if let Some(listener) = &namespace.handlers.any_outgoing {
             listener(self, event, &args);
         }
-        if namespace.observers.is_any() {
+        if namespace.observers.is_any_of_events() {
             let (socket, args) = (self, &args);
             self.observed(Observation::Emitted {
                 socket,

@@ -14,7 +14,10 @@ use super::{
     queries::Query,
     revoke::Revoke,
 };
-use crate::gateway::operations::{self, Asks, Checked, Effect, Operation, Report, binary};
+use crate::gateway::{
+    operations::{self, Asks, Checked, Effect, Operation, Report, binary},
+    presence::Presence,
+};
 
 /// The routes of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +177,11 @@ impl Call {
         }
     }
 
-    pub(crate) async fn carry_out(self, server: &Server) -> Result<Value, Problem> {
+    pub(crate) async fn carry_out(
+        self,
+        server: &Server,
+        presence: &Presence,
+    ) -> Result<Value, Problem> {
         match self {
             Self::Operations {
                 namespace,
@@ -214,6 +221,10 @@ impl Call {
             }
             Self::Revoke(revoke) => revoke.carry_out(server).await,
             Self::Query { namespace, query } => {
+                let kept = presence.of(&namespace);
+                if let Some(answer) = kept.and_then(|kept| query.answer_from(kept)) {
+                    return Ok(answer);
+                }
                 let fetched = fetch(server, &namespace, &query).await;
                 let fetched = fetched.map_err(|error| Problem::of_emit(&error))?;
                 Ok(query.answer(&fetched))

@@ -55,6 +55,7 @@ pub(crate) use self::{
 use super::{
     auth::Auth,
     config::Config,
+    presence::Presence,
     reload::{Preparing, Reloadable, Swap},
     traces::{self, Span},
 };
@@ -104,6 +105,7 @@ pub(crate) struct Api {
     server: Server,
     /// Set if any namespace asks for tokens.
     auth: Option<Arc<Auth>>,
+    presence: Presence,
     /// Replaced as a whole by a reload.
     current: Mutex<Arc<Current>>,
     /// The limits of names and rooms.
@@ -118,6 +120,7 @@ impl Api {
     pub(crate) fn new(
         server: Server,
         auth: Option<Arc<Auth>>,
+        presence: Presence,
         settings: Settings,
         limits: Limits,
         store: Store,
@@ -130,6 +133,7 @@ impl Api {
             metrics,
             server,
             auth,
+            presence,
             workers: Handle::current(),
         }))
     }
@@ -279,7 +283,7 @@ impl Api {
                 }
             }
         };
-        let answer = match call.carry_out(&self.server).await {
+        let answer = match call.carry_out(&self.server, &self.presence).await {
             Ok(result) => Answer::ok(&result),
             Err(problem) => Answer::of(&problem),
         };

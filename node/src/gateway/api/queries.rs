@@ -13,7 +13,11 @@ use roomcast::{Fetched, RemoteSocket};
 use serde_json::{Value, json};
 
 use super::{keys::Verb, problem::Problem};
-use crate::gateway::session::user_room;
+use crate::gateway::{
+    policy::USER_ROOMS,
+    presence::{Kept, Look, Selected},
+    session::user_room,
+};
 
 /// How many entries a page has unless the query says otherwise, and at most.
 const DEFAULT_LIMIT: usize = 1000;
@@ -107,6 +111,44 @@ impl Query {
             "is_complete": fetched.silent_nodes.is_empty(),
             "silent_nodes": fetched.silent_nodes,
         })
+    }
+
+    /// The answer without a question to the cluster, if it is about users who are kept.
+    pub(crate) fn answer_from(&self, presence: &Kept) -> Option<Value> {
+        if !matches!(self.verb, Verb::Users | Verb::Presence) {
+            return None;
+        }
+        let selected = self.selected.as_ref().map(|names| {
+            let mut selected = Selected::default();
+            for name in names {
+                match name.strip_prefix(USER_ROOMS) {
+                    Some(user) => selected.users.push(user),
+                    None => selected.rooms.push(name),
+                }
+            }
+            selected
+        });
+        let found = presence.look(&Look {
+            sockets: selected,
+            prefix: &self.prefix,
+            after: self.after.as_deref(),
+            limit: self.limit,
+        });
+        let users = found.users.iter().map(|online| {
+            let user = &*online.user;
+            if self.verb == Verb::Users {
+                return json!({ "user": user, "sockets": online.sockets.len() });
+            }
+            let sockets: Vec<_> = online.sockets.iter().map(|socket| &**socket).collect();
+            let rooms: Vec<_> = online.rooms.iter().map(|room| &**room).collect();
+            json!({ "user": user, "sockets": sockets, "rooms": rooms })
+        });
+        Some(json!({
+            "users": users.collect::<Vec<_>>(),
+            "total": found.total,
+            "is_complete": found.silent_nodes.is_empty(),
+            "silent_nodes": found.silent_nodes,
+        }))
     }
 
     /// The number of entries with the prefix, and those of the page.

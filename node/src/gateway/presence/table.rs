@@ -1,0 +1,347 @@
+//! The sockets of users in one namespace of the whole cluster, found by user and by room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::Bound,
+    sync::Arc,
+};
+
+/// The longest name of a user, room or socket that is kept, in bytes. Anybody with access to Redis can
+/// publish one.
+const MAX_NAME: usize = 4096;
+
+/// A socket as it is kept.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) node: Arc<str>,
+    pub(super) user: Arc<str>,
+    /// Without the private room and the one of the user.
+    pub(super) rooms: Box<[Arc<str>]>,
+}
+
+impl Entry {
+    /// The socket, its user and its rooms, as a message has them.
+    pub(super) fn named(&self, socket: &str) -> (String, String, Vec<String>) {
+        let rooms = self.rooms.iter().map(ToString::to_string).collect();
+        (socket.to_owned(), self.user.to_string(), rooms)
+    }
+}
+
+/// What is looked for.
+#[derive(Debug, Default)]
+pub(crate) struct Look<'a> {
+    /// Ids of sockets and names of rooms, which select together. Without them, everybody is selected.
+    pub(crate) sockets: Option<Selected<'a>>,
+    /// Only users that begin with this text.
+    pub(crate) prefix: &'a str,
+    /// Only users after this one.
+    pub(crate) after: Option<&'a str>,
+    pub(crate) limit: usize,
+}
+
+/// What selects sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Selected<'a> {
+    /// Names of rooms, or ids of sockets.
+    pub(crate) rooms: Vec<&'a str>,
+    pub(crate) users: Vec<&'a str>,
+}
+
+/// A user who is online.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Online {
+    pub(crate) user: Arc<str>,
+    /// The selected sockets.
+    pub(crate) sockets: Vec<Arc<str>>,
+    /// The rooms that these are in.
+    pub(crate) rooms: BTreeSet<Arc<str>>,
+}
+
+/// The sockets of each user, in order.
+type Users = BTreeMap<Arc<str>, Vec<Arc<str>>>;
+
+/// All that is kept. Sockets and memberships count towards one limit.
+#[derive(Debug)]
+pub(super) struct Table {
+    max: usize,
+    count: usize,
+    sockets: HashMap<Arc<str>, Entry>,
+    users: Users,
+    rooms: HashMap<Arc<str>, HashSet<Arc<str>>>,
+}
+
+impl Table {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            max,
+            count: 0,
+            sockets: HashMap::new(),
+            users: BTreeMap::new(),
+            rooms: HashMap::new(),
+        }
+    }
+
+    /// The number of sockets.
+    pub(super) fn sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Whether there is place for more than a few.
+    pub(super) fn has_place(&self) -> bool {
+        self.count < self.max - self.max / 4
+    }
+
+    pub(super) fn get(&self, socket: &str) -> Option<&Entry> {
+        self.sockets.get(socket)
+    }
+
+    /// The sockets of a node.
+    pub(super) fn of_node(&self, node: &str) -> impl Iterator<Item = &Arc<str>> {
+        let own = self
+            .sockets
+            .iter()
+            .filter(move |(_, entry)| *entry.node == *node);
+        own.map(|(socket, _)| socket)
+    }
+
+    /// Keeps a socket in place of what was known of it, unless one of its names is too long. Returns
+    /// `false` if there is no place for it.
+    pub(super) fn set<T: AsRef<str>>(
+        &mut self,
+        node: &Arc<str>,
+        socket: &str,
+        user: &str,
+        rooms: &[T],
+    ) -> bool {
+        self.remove(socket);
+        let names = rooms.iter().map(AsRef::as_ref).chain([socket, user]);
+        let is_long = names.into_iter().any(|name: &str| name.len() > MAX_NAME);
+        if is_long {
+            return true;
+        }
+        if self.count + 1 + rooms.len() > self.max {
+            return false;
+        }
+        let socket: Arc<str> = socket.into();
+        let user = match self.users.get_key_value(user) {
+            Some((user, _)) => Arc::clone(user),
+            None => user.into(),
+        };
+        let mut own = Vec::with_capacity(rooms.len());
+        for room in rooms.iter().map(AsRef::as_ref) {
+            let room = interned(&self.rooms, room);
+            let is_new = self
+                .rooms
+                .entry(Arc::clone(&room))
+                .or_default()
+                .insert(Arc::clone(&socket));
+            if is_new {
+                own.push(room);
+            }
+        }
+        self.count += 1 + own.len();
+        let of_user = self.users.entry(Arc::clone(&user)).or_default();
+        if let Err(at) = of_user.binary_search(&socket) {
+            of_user.insert(at, Arc::clone(&socket));
+        }
+        let entry = Entry {
+            node: Arc::clone(node),
+            user,
+            rooms: own.into(),
+        };
+        self.sockets.insert(socket, entry);
+        true
+    }
+
+    /// Forgets a socket. Returns whether it was known.
+    pub(super) fn remove(&mut self, socket: &str) -> bool {
+        let Some(entry) = self.sockets.remove(socket) else {
+            return false;
+        };
+        self.count -= 1 + entry.rooms.len();
+        for room in &entry.rooms {
+            if let Some(members) = self.rooms.get_mut(room) {
+                members.remove(socket);
+                if members.is_empty() {
+                    self.rooms.remove(room);
+                }
+            }
+        }
+        if let Some(sockets) = self.users.get_mut(&entry.user) {
+            sockets.retain(|known| **known != *socket);
+            if sockets.is_empty() {
+                self.users.remove(&entry.user);
+            }
+        }
+        true
+    }
+
+    /// Forgets the sockets of a node.
+    pub(super) fn remove_node(&mut self, node: &str) {
+        let own: Vec<_> = self.of_node(node).cloned().collect();
+        for socket in own {
+            self.remove(&socket);
+        }
+    }
+
+    /// The number of users that were looked for, and those of the page.
+    pub(super) fn look(&self, look: &Look<'_>) -> (usize, Vec<Online>) {
+        let Look {
+            prefix,
+            after,
+            limit,
+            ..
+        } = look;
+        let selected = look
+            .sockets
+            .as_ref()
+            .map(|selected| self.selected(selected));
+        // One of the two is walked: a page must not copy everybody.
+        let users = selected.as_ref().unwrap_or(&self.users);
+        let from = (Bound::Included(*prefix), Bound::Unbounded);
+        let found = users.range::<str, _>(from);
+        let found = found.take_while(|(user, _)| user.starts_with(prefix));
+        let total = found.clone().count();
+        let later = found.filter(|(user, _)| after.is_none_or(|after| &***user > after));
+        let page = later.take(*limit).map(|(user, sockets)| {
+            let entries = sockets.iter().filter_map(|socket| self.get(socket));
+            Online {
+                user: Arc::clone(user),
+                sockets: sockets.clone(),
+                rooms: entries
+                    .flat_map(|entry| entry.rooms.iter().cloned())
+                    .collect(),
+            }
+        });
+        (total, page.collect())
+    }
+
+    fn selected(&self, selected: &Selected<'_>) -> Users {
+        let rooms = selected.rooms.iter();
+        let members = rooms.clone().filter_map(|room| self.rooms.get(*room));
+        let own = rooms.filter_map(|room| self.sockets.get_key_value(*room));
+        let of_users = selected.users.iter();
+        let of_users = of_users.filter_map(|user| self.users.get(*user));
+        let sockets = members.flatten().chain(of_users.flatten());
+        let sockets = sockets.chain(own.map(|(socket, _)| socket));
+        let mut by_user = Users::new();
+        for socket in sockets {
+            if let Some(entry) = self.get(socket) {
+                let of_user = by_user.entry(Arc::clone(&entry.user)).or_default();
+                of_user.push(Arc::clone(socket));
+            }
+        }
+        for sockets in by_user.values_mut() {
+            sockets.sort_unstable();
+            sockets.dedup();
+        }
+        by_user
+    }
+}
+
+/// The name as a table has it already, so that it is in memory once.
+fn interned<V>(known: &HashMap<Arc<str>, V>, name: &str) -> Arc<str> {
+    let known = known.get_key_value(name);
+    known.map_or_else(|| name.into(), |(name, _)| Arc::clone(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(max: usize) -> Table {
+        let mut table = Table::new(max);
+        let [one, two] = ["one", "two"].map(Arc::<str>::from);
+        table.set(&one, "s1", "ada", &["lobby"]);
+        table.set(&two, "s2", "ada", &["lobby", "vip"]);
+        table.set(&two, "s3", "bob", &["lobby"]);
+        table
+    }
+
+    fn users(table: &Table, look: &Look<'_>) -> (usize, Vec<(String, usize)>) {
+        let (total, page) = table.look(look);
+        let page = page
+            .into_iter()
+            .map(|online| (online.user.to_string(), online.sockets.len()));
+        (total, page.collect())
+    }
+
+    const ALL: Look<'_> = Look {
+        sockets: None,
+        prefix: "",
+        after: None,
+        limit: 10,
+    };
+
+    fn of<'a>(rooms: &[&'a str], users: &[&'a str]) -> Look<'a> {
+        let (rooms, users) = (rooms.to_vec(), users.to_vec());
+        let sockets = Some(Selected { rooms, users });
+        Look { sockets, ..ALL }
+    }
+
+    #[test]
+    fn users_are_found_by_room_by_socket_and_by_name() {
+        let table = table(100);
+        let named = |name: &str, sockets| (name.to_owned(), sockets);
+        let both = vec![named("ada", 2), named("bob", 1)];
+        assert_eq!(users(&table, &ALL), (2, both.clone()));
+        assert_eq!(users(&table, &of(&["lobby"], &[])), (2, both));
+        let one = (1, vec![named("ada", 1)]);
+        assert_eq!(users(&table, &of(&["vip"], &[])), one);
+        assert_eq!(users(&table, &of(&["s1"], &[])), one);
+        let of_ada = (1, vec![named("ada", 2)]);
+        assert_eq!(users(&table, &of(&["vip", "s2"], &["ada"])), of_ada);
+        assert_eq!(users(&table, &of(&["nowhere"], &["nobody"])), (0, vec![]));
+        let prefix = Look { prefix: "a", ..ALL };
+        assert_eq!(users(&table, &prefix), of_ada);
+        let after = Some("ada");
+        let page = users(&table, &Look { after, ..ALL });
+        assert_eq!(page, (2, vec![named("bob", 1)]));
+        let limit = 1;
+        let page = users(&table, &Look { limit, ..ALL });
+        assert_eq!(page, (2, vec![named("ada", 2)]));
+        let (_, online) = table.look(&ALL);
+        let rooms: Vec<_> = online[0].rooms.iter().map(|room| &**room).collect();
+        assert_eq!(rooms, ["lobby", "vip"]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_has_gone() {
+        let mut table = table(100);
+        assert!(table.remove("s1") && !table.remove("s1"));
+        assert_eq!(table.look(&of(&["lobby"], &[])).0, 2);
+        let two: Arc<str> = "two".into();
+        assert!(table.set(&two, "s2", "ada", &["vip"]));
+        assert_eq!(table.look(&of(&["lobby"], &[])).0, 1);
+        table.remove_node("two");
+        assert_eq!((table.count, table.sockets()), (0, 0));
+        assert!(table.users.is_empty() && table.rooms.is_empty());
+    }
+
+    #[test]
+    fn sockets_and_rooms_count_towards_the_limit() {
+        let mut table = table(8);
+        let one: Arc<str> = "one".into();
+        assert_eq!(table.count, 7);
+        assert!(!table.set(&one, "s4", "eve", &["lobby"]));
+        assert!(table.set(&one, "s4", "eve", &[""; 0]));
+        assert!(!table.set(&one, "s5", "eve", &[""; 0]));
+        // A socket that is known keeps its place, unless it grows.
+        assert!(table.set(&one, "s1", "ada", &["vip"]));
+        assert!(!table.set(&one, "s1", "ada", &["vip", "lobby"]));
+        assert!(table.get("s1").is_none());
+        let long = "x".repeat(MAX_NAME + 1);
+        assert!(table.set(&one, "s6", &long, &[""; 0]));
+        assert!(table.get("s6").is_none());
+    }
+
+    #[test]
+    fn a_room_that_is_named_twice_counts_once() {
+        let mut table = Table::new(100);
+        let one: Arc<str> = "one".into();
+        assert!(table.set(&one, "s", "ada", &["a", "a"]));
+        assert_eq!(table.count, 2);
+        table.remove("s");
+        assert_eq!(table.count, 0);
+    }
+}
