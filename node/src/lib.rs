@@ -71,6 +71,7 @@ pub use roomcast_emitter as emitter;
 pub use roomcast_emitter::{Dialect, RedisUrl};
 pub use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs, Value},
+    channels,
     event::is_reserved,
     id::EngineId,
     pakyow,

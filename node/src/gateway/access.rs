@@ -57,7 +57,8 @@ impl Access {
 /// The access of each namespace that is served.
 pub(crate) type AccessTable = BTreeMap<String, Access>;
 
-/// Adds the authorizers that the access demands.
+/// Adds the authorizers that the access demands. A door lets in clients that have shown a key of the API,
+/// which it adds to the extensions of their requests.
 pub(crate) fn guard(
     namespace: Namespace,
     name: &str,
@@ -123,7 +124,7 @@ pub(crate) fn guard(
 }
 
 /// The text for clients and the log. A developer who forgot the setting sees it at the first connect.
-fn refusal(name: &str) -> String {
+pub(crate) fn refusal(name: &str) -> String {
     format!(
         "nobody may connect to {name} yet: start the server with --access, or set access in \
          [namespaces.{name:?}] of its settings"

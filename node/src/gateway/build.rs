@@ -96,7 +96,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         .http_compression(config.protocol.http_compression.0)
         .trusted_proxies(trusted_proxies(config)?)
         .limits((&config.limits).into());
-    if !config.settings.doors.syncano.instances.is_empty() {
+    let doors = &config.settings.doors;
+    if !doors.syncano.instances.is_empty() || !doors.channels.namespaces.is_empty() {
         builder = builder.keep_extension::<Granted>();
     }
     if pakyow.is_some() {
@@ -135,19 +136,19 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     let presence = Presence::new(&config.settings.presence);
     let users = UserLimit::new(config.limits.max_sockets_per_user.0);
     for (name, access) in config.access() {
+        let rooms = Arc::new(Rooms::new(policy(config, &name, access)));
         let parts = Parts {
             access,
             auth: auth.clone(),
             hooks: hooks.clone(),
             users: users.clone(),
-            rooms: rooms(config, &name, access),
+            rooms: has_rooms(config, &name).then(|| Arc::clone(&rooms)),
             presence: presence.of(&name).cloned(),
             demo: demo.cloned(),
             pakyow: pakyow.filter(|door| door.namespace() == name).cloned(),
+            history: config.history(&name),
         };
-        if let Some(rooms) = &parts.rooms {
-            policies.0.push((name.clone(), access, Arc::clone(rooms)));
-        }
+        policies.0.push((name.clone(), access, rooms));
         let mut namespace = namespaces::define(&name, parts);
         if let Some(history) = config.settings.doors.syncano.history_of(&name) {
             namespace = namespace.history(history);
@@ -189,16 +190,15 @@ async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
     Ok(Some(auth))
 }
 
-/// The rooms that clients of a namespace may use by themselves, from its section of the file and the
+/// Whether Socket.IO clients of a namespace may use rooms by themselves, by its section of the file or the
 /// options for all namespaces.
-fn rooms(config: &Config, name: &str, access: Access) -> Option<Arc<Rooms>> {
+fn has_rooms(config: &Config, name: &str) -> bool {
     let section = config
         .settings
         .namespaces
         .get(&NamespaceName(name.to_owned()));
     let has_rooms = section.and_then(|section| section.client_rooms);
-    let has_rooms = has_rooms.unwrap_or(config.protocol.client_rooms.0);
-    has_rooms.then(|| Arc::new(Rooms::new(policy(config, name, access))))
+    has_rooms.unwrap_or(config.protocol.client_rooms.0)
 }
 
 /// What clients may do with the rooms of a namespace.
@@ -212,10 +212,19 @@ fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
     })
 }
 
-/// The rooms of each namespace in which clients use rooms. The access is the one in force, because a
+/// The rooms of each namespace. The access is the one in force, because a
 /// reload does not replace it.
 #[derive(Clone, Default)]
 pub(crate) struct Policies(Vec<(String, Access, Arc<Rooms>)>);
+
+impl Policies {
+    /// What clients of a namespace may do with its rooms.
+    pub(crate) fn of(&self, namespace: &str) -> Option<&Arc<Rooms>> {
+        let mut all = self.0.iter();
+        all.find(|(name, ..)| name == namespace)
+            .map(|(.., rooms)| rooms)
+    }
+}
 
 impl Reloadable for Policies {
     fn keys(&self) -> &'static [&'static str] {

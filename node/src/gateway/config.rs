@@ -24,7 +24,7 @@ use super::{
     logging::LogFormat,
     options,
     redis::RedisOptions,
-    settings::{File, FileError, NamespaceName, Settings},
+    settings::{File, FileError, HistorySettings, NamespaceName, Settings},
     tls::TlsOptions,
     token::TokenOptions,
     values::{
@@ -37,7 +37,7 @@ use clap::{
     error::ErrorKind, parser::ValueSource,
 };
 use clap_complete::Shell;
-use roomcast::Drain;
+use roomcast::{Drain, HistoryLimits};
 
 /// A Socket.IO server.
 ///
@@ -494,6 +494,17 @@ impl Config {
         names
     }
 
+    /// What a namespace keeps of its rooms, if it keeps anything.
+    pub(crate) fn history(&self, name: &str) -> Option<HistoryLimits> {
+        let sections = &self.settings.namespaces;
+        let section = sections.get(&NamespaceName(name.to_owned()));
+        let history = section.and_then(|section| section.history.as_ref());
+        let by_default = self.settings.doors.channels.has(name);
+        history
+            .map(HistorySettings::limits)
+            .or_else(|| by_default.then(HistoryLimits::default))
+    }
+
     /// The proxies that may name the address of a client.
     pub(crate) fn trusted_proxies(&self) -> Vec<String> {
         let networks = self.listen.trusted_proxies.iter();
@@ -533,6 +544,7 @@ impl Config {
                 let served = self.access();
                 let is_served = |name: &str| served.contains_key(name);
                 self.settings.presence.check(is_served)?;
+                self.settings.doors.fits(self)?;
                 cluster::check(&self.cluster)
             }
         }
@@ -553,6 +565,7 @@ impl From<Demo> for Config {
         config.protocol.client_rooms = Switch(true);
         config.browser.cors_origin = vec![Origin::Any];
         config.settings.api.keys = vec![api::KeySettings::of_demo()];
+        config.settings.doors.channels.namespaces = vec![NamespaceName("/".to_owned())];
         config
     }
 }

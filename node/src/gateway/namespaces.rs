@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use roomcast::{DisconnectReason, Namespace, Socket};
+use roomcast::{DisconnectReason, HistoryLimits, Namespace, Socket};
 
 use super::{
     access::{self, Access},
@@ -32,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) demo: Option<Arc<Demo>>,
     /// The door whose clients are sockets of this namespace.
     pub(crate) pakyow: Option<Arc<Pakyow>>,
+    /// What is kept of the events that are published into rooms.
+    pub(crate) history: Option<HistoryLimits>,
 }
 
 /// Defines a namespace.
@@ -45,12 +47,16 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         presence,
         demo,
         pakyow,
+        history,
     } = parts;
     let namespace = Namespace::new(name);
     let mut namespace = access::guard(namespace, name, access, auth.as_ref(), &hooks, &users);
     let auth = auth.filter(|_| access.asks_for_token());
     if let Some(auth) = &auth {
         namespace = with_sessions(namespace, auth);
+    }
+    if let Some(limits) = history {
+        namespace = namespace.history(limits);
     }
     if let Some(rooms) = &rooms {
         namespace = rooms::with_rooms(namespace, rooms);

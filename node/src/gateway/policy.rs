@@ -36,10 +36,6 @@ const MAX_WILDCARDS: usize = 2;
 pub(crate) enum Action {
     Join,
     Send,
-    #[expect(
-        dead_code,
-        reason = "rooms have no history yet; its policy is already a setting"
-    )]
     History,
     Presence,
 }

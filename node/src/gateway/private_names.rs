@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 
 use parking_lot::Mutex;
-use roomcast::{EmitError, Socket};
+use roomcast::{EmitError, Server, Socket};
 
 /// Length of a socket's id in characters.
 const ID: usize = 20;
@@ -21,7 +21,7 @@ const TAG: usize = 4;
 const MAX_KNOWN: usize = 10_000;
 
 /// Whether a name can be a private room.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Privacy {
     Ordinary,
     Private,
@@ -38,13 +38,23 @@ pub(crate) struct PrivateNames {
 impl PrivateNames {
     /// Whether the name can be the private room of a socket in the namespace of this socket.
     pub(crate) async fn check(&self, socket: &Socket, room: &str) -> Result<Privacy, EmitError> {
-        let Some(id) = form_of_id(room) else {
-            return Ok(Privacy::Ordinary);
-        };
         if room == socket.id().as_str() {
             return Ok(Privacy::Private);
         }
         let server = socket.server().ok_or(EmitError::Disconnected)?;
+        self.check_in(&server, socket.namespace_name(), room).await
+    }
+
+    /// Whether the name can be the private room of a socket in a namespace.
+    pub(crate) async fn check_in(
+        &self,
+        server: &Server,
+        namespace: &str,
+        room: &str,
+    ) -> Result<Privacy, EmitError> {
+        let Some(id) = form_of_id(room) else {
+            return Ok(Privacy::Ordinary);
+        };
         if server
             .nodes()
             .iter()
@@ -55,7 +65,7 @@ impl PrivateNames {
         if self.ordinary.lock().contains(room) {
             return Ok(Privacy::Ordinary);
         }
-        let found = socket.namespace().in_(room).fetch_sockets().await?;
+        let found = server.of(namespace).in_(room).fetch_sockets().await?;
         if found
             .sockets
             .iter()

@@ -7,11 +7,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
-use roomcast::{Args, EmitError, Health, JoinError, Namespace, RemoteSocket, Socket};
+use roomcast::{Args, EmitError, Health, JoinError, Namespace, RemoteSocket, Server, Socket};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
+    auth::User,
     policy::{Action, Claims, RoomPolicy, USER_ROOMS},
     presence::{Kept, Look, Selected},
     private_names::{Privacy, PrivateNames},
@@ -44,30 +45,59 @@ impl Rooms {
 
     /// Refuses what the policy and the token do not allow, and the private rooms of sockets in any case.
     async fn check(&self, socket: &Socket, action: Action, room: &str) -> Result<(), RequestError> {
+        let user = session::token_user(socket);
+        self.check_policy(user.as_deref(), action, room)?;
+        ordinary(self.private.check(socket, room).await?)
+    }
+
+    /// The same for a client that has no socket.
+    pub(super) async fn check_for(
+        &self,
+        server: &Server,
+        namespace: &str,
+        user: Option<&User>,
+        action: Action,
+        room: &str,
+    ) -> Result<(), RequestError> {
+        self.check_policy(user, action, room)?;
+        ordinary(self.private.check_in(server, namespace, room).await?)
+    }
+
+    fn check_policy(
+        &self,
+        user: Option<&User>,
+        action: Action,
+        room: &str,
+    ) -> Result<(), RequestError> {
         if room.is_empty() {
             return Err(RequestError("a room needs a name".to_owned()));
         }
         let policy = Arc::clone(&self.policy.read());
-        let is_allowed = match session::token_user(socket) {
+        let is_allowed = match user {
             Some(user) => user.may(&policy, action, room),
             None => policy.may(action, room, &Claims::new()),
         };
-        if !is_allowed {
-            let verb = match action {
-                Action::Join => "join",
-                Action::Send => "send to",
-                Action::History => "read the history of",
-                Action::Presence => "list the members of",
-            };
-            return Err(RequestError(format!("you may not {verb} {room}")));
+        if is_allowed {
+            return Ok(());
         }
-        let reason = match self.private.check(socket, room).await? {
-            Privacy::Ordinary => return Ok(()),
-            Privacy::Private => "this name is a socket's id: choose another one",
-            Privacy::Unknown => "this name may be a socket's id: try again later",
+        let verb = match action {
+            Action::Join => "join",
+            Action::Send => "send to",
+            Action::History => "read the history of",
+            Action::Presence => "list the members of",
         };
-        Err(RequestError(reason.to_owned()))
+        Err(RequestError(format!("you may not {verb} {room}")))
     }
+}
+
+/// Refuses the private rooms of sockets.
+fn ordinary(privacy: Privacy) -> Result<(), RequestError> {
+    let reason = match privacy {
+        Privacy::Ordinary => return Ok(()),
+        Privacy::Private => "this name is a socket's id: choose another one",
+        Privacy::Unknown => "this name may be a socket's id: try again later",
+    };
+    Err(RequestError(reason.to_owned()))
 }
 
 /// Adds the events to a namespace, which calls [`notify_leaving`] when a socket has disconnected.
@@ -304,11 +334,16 @@ pub(super) fn acknowledge(result: Result<Value, RequestError>) -> Value {
 }
 
 /// The reason why a request failed, written for the client's user.
+#[derive(Debug)]
 pub(super) struct RequestError(String);
 
 impl RequestError {
     pub(super) fn new(reason: String) -> Self {
         Self(reason)
+    }
+
+    pub(super) fn into_reason(self) -> String {
+        self.0
     }
 }
 

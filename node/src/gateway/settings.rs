@@ -14,12 +14,19 @@ mod show;
 
 use std::collections::BTreeMap;
 
+use roomcast::HistoryLimits;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub(crate) use file::{File, FileError};
 pub(crate) use show::{default_file, show};
 
-use super::{access::Access, api, auth, doors, hooks, policy::RoomPolicy, presence, values};
+use super::{
+    access::Access,
+    api, auth, doors, hooks,
+    policy::RoomPolicy,
+    presence,
+    values::{self, ByteSize, Span},
+};
 
 /// The sections of the file. A module adds its section here as a field with its own struct, which
 /// derives `Deserialize` with `deny_unknown_fields`, and as a row of [`SECTIONS`].
@@ -61,6 +68,15 @@ join = ["room:*", "team:{team}"]
 send = ["room:*", "team:{team}"]
 history = []
 presence = ["room:*"]
+
+# What is kept of the events that are published into each room of the namespace. Without this table,
+# namespaces to which a door leads have it with these values.
+[namespaces."/chat".history]
+messages = 1000
+bytes = "1MiB"
+age = "24h"
+# All rooms of the namespace together, on a node without Redis.
+memory = "64MiB"
 "#;
 
 /// The settings of one namespace.
@@ -71,8 +87,43 @@ pub(crate) struct NamespaceSettings {
     pub(crate) access: Option<Access>,
     /// Takes precedence over `--client-rooms`.
     pub(crate) client_rooms: Option<bool>,
-    /// What clients may do with rooms, if `client_rooms` is on.
+    /// What clients may do with rooms, if `client_rooms` is on or a door leads here.
     pub(crate) rooms: Option<RoomPolicy>,
+    /// What is kept of the events that are published into rooms.
+    pub(crate) history: Option<HistorySettings>,
+}
+
+/// What a namespace keeps of each room.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct HistorySettings {
+    messages: usize,
+    bytes: ByteSize,
+    age: Span,
+    memory: ByteSize,
+}
+
+impl Default for HistorySettings {
+    fn default() -> Self {
+        let limits = HistoryLimits::default();
+        Self {
+            messages: limits.messages,
+            bytes: ByteSize(limits.bytes),
+            age: Span(limits.age),
+            memory: ByteSize(limits.memory_bytes),
+        }
+    }
+}
+
+impl HistorySettings {
+    pub(crate) fn limits(&self) -> HistoryLimits {
+        HistoryLimits {
+            messages: self.messages,
+            bytes: self.bytes.0,
+            age: self.age.0,
+            memory_bytes: self.memory.0,
+        }
+    }
 }
 
 /// The name of a namespace as a key of the file.

@@ -107,6 +107,10 @@ pub(crate) enum Verb {
     Rooms,
     Users,
     Presence,
+    /// Receiving the events of rooms, through a door.
+    Subscribe,
+    /// Reading the events that are kept of a room, through a door.
+    History,
     Node,
     /// The admin page: seeing everything, and acting with the other verbs.
     Admin,
@@ -125,6 +129,8 @@ impl Verb {
             Self::Rooms => "rooms",
             Self::Users => "users",
             Self::Presence => "presence",
+            Self::Subscribe => "subscribe",
+            Self::History => "history",
             Self::Node => "node",
             Self::Admin => "admin",
         }

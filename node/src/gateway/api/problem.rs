@@ -42,6 +42,14 @@ pub(crate) enum Kind {
     Starting,
     Full,
     Timeout,
+    Credentials,
+    Denied,
+    Origin,
+    QueryTooLong,
+    TooManyOpen,
+    NotStored,
+    Unconfirmed,
+    Stopping,
 }
 
 impl Kind {
@@ -143,6 +151,53 @@ impl Kind {
                 "timeout",
                 "The call took too long",
                 StatusCode::GATEWAY_TIMEOUT,
+            ),
+            _ => self.parts_of_doors(),
+        }
+    }
+
+    /// The same of what only clients of doors meet.
+    fn parts_of_doors(self) -> (&'static str, &'static str, StatusCode) {
+        match self {
+            Self::Credentials => (
+                "credentials",
+                "The token or key is missing or not accepted",
+                StatusCode::UNAUTHORIZED,
+            ),
+            Self::Origin => (
+                "origin",
+                "Pages of this origin may not use the server",
+                StatusCode::FORBIDDEN,
+            ),
+            Self::QueryTooLong => (
+                "query-too-long",
+                "The query is too long",
+                StatusCode::URI_TOO_LONG,
+            ),
+            Self::TooManyOpen => (
+                "too-many-open",
+                "Too many requests are open",
+                StatusCode::TOO_MANY_REQUESTS,
+            ),
+            Self::NotStored => (
+                "not-stored",
+                "The event was not stored",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Unconfirmed => (
+                "unconfirmed",
+                "The event may have been stored",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Stopping => (
+                "stopping",
+                "The node accepts no more clients",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            _ => (
+                "denied",
+                "The client may not do this",
+                StatusCode::FORBIDDEN,
             ),
         }
     }
@@ -252,13 +307,18 @@ impl IntoResponse for Problem {
             .into_response();
         let headers = response.headers_mut();
         match self.kind {
-            Kind::Unauthorized => {
+            Kind::Unauthorized | Kind::Credentials => {
                 headers.insert(
                     header::WWW_AUTHENTICATE,
                     http::HeaderValue::from_static("Bearer realm=\"roomcast\""),
                 );
             }
-            Kind::Busy | Kind::InProgress | Kind::Starting => {
+            Kind::Busy
+            | Kind::InProgress
+            | Kind::Starting
+            | Kind::TooManyOpen
+            | Kind::NotStored
+            | Kind::Stopping => {
                 headers.insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
             }
             _ => {}

@@ -104,7 +104,7 @@ concurrency = 64
 idempotency_time = "5m"
 
 # A key may use the verbs emit, join, leave, disconnect, revoke, sockets, rooms, users,
-# presence, server-side-emit, node and admin, or all of them with "*", in namespaces ("*" at the end stands
+# presence, server-side-emit, node, subscribe, history and admin, or all of them with "*", in namespaces ("*" at the end stands
 # for anything). The hash is the SHA-256 of the key:  printf %s "$KEY" | sha256sum
 # Several keys may have one name, so that a new one can be added before the old one is removed.
 [[api.keys]]

@@ -8,6 +8,7 @@
 //! its clients know. What all doors need is here: who is parked, what is counted, which origins may
 //! use them. A door whose settings are missing has no routes.
 
+pub(crate) mod channels;
 mod metrics;
 pub(crate) mod pakyow;
 mod parked;
@@ -22,7 +23,7 @@ use axum::{
     middleware::{self, Next},
 };
 use http::{Extensions, HeaderMap, StatusCode, header};
-use roomcast::{ClientAddress, Cors, Server};
+use roomcast::{ClientAddress, Cors, Limits, Server};
 
 use self::{metrics::Metrics, parked::Parked};
 pub(crate) use self::{
@@ -52,6 +53,8 @@ pub(crate) struct Doors {
     /// What clients may do with the rooms of each namespace.
     pub(crate) policies: Policies,
     pub(crate) settings: Settings,
+    /// The limits of names.
+    pub(crate) limits: Limits,
     cors: Option<Cors>,
     origins: Origins,
     metrics: Metrics,
@@ -74,6 +77,7 @@ impl Doors {
             api: Arc::clone(api),
             auth,
             access: config.access(),
+            limits: (&config.limits).into(),
             policies,
             cors: cors(&config.browser),
             origins: Origins::new(&config.browser.cors_origin),
@@ -85,7 +89,7 @@ impl Doors {
 
     /// The routes of all doors that are open.
     pub(crate) fn router(self: &Arc<Self>, syncano: Option<Syncano>) -> Router {
-        let mut routes = Router::new();
+        let mut routes = channels::router(self);
         if let Some(syncano) = syncano {
             routes = routes.merge(syncano::router(self, syncano));
         }

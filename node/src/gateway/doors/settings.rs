@@ -1,9 +1,14 @@
 //! The section `[doors]` of the settings.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
-use super::{pakyow, syncano};
-use crate::gateway::values::ByteSize;
+use super::{channels, pakyow, syncano};
+use crate::gateway::{
+    config::Config,
+    values::{ByteSize, Span},
+};
 
 /// The other front doors. Each door has a table of its own below this one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -11,6 +16,10 @@ use crate::gateway::values::ByteSize;
 pub(crate) struct Settings {
     /// The largest body of a request.
     pub(crate) max_body: ByteSize,
+    /// The time in which a body has to arrive.
+    pub(crate) body_timeout: Span,
+    /// The longest query of a URL.
+    pub(crate) max_query: ByteSize,
     /// The open polls, streams and WebSockets of one address.
     pub(crate) max_parked_per_address: usize,
     /// The same of one key or user.
@@ -18,16 +27,20 @@ pub(crate) struct Settings {
     /// Open if it is there.
     pub(crate) pakyow: Option<pakyow::Settings>,
     pub(crate) syncano: syncano::Settings,
+    pub(crate) channels: channels::Settings,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             max_body: ByteSize(64 << 10),
+            body_timeout: Span(Duration::from_secs(10)),
+            max_query: ByteSize(8 << 10),
             max_parked_per_address: 1000,
             max_parked_per_key: 1000,
             pakyow: None,
             syncano: syncano::Settings::default(),
+            channels: channels::Settings::default(),
         }
     }
 }
@@ -43,7 +56,13 @@ impl Settings {
         if let Some(pakyow) = &self.pakyow {
             pakyow.check()?;
         }
-        self.syncano.check()
+        self.syncano.check()?;
+        self.channels.check()
+    }
+
+    /// Checks what depends on other settings.
+    pub(crate) fn fits(&self, config: &Config) -> Result<(), String> {
+        self.channels.fits(config)
     }
 }
 

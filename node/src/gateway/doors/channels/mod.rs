@@ -1,0 +1,140 @@
+//! Channels: rooms over plain HTTP and WebSocket, for clients that need no library.
+//!
+//! ```text
+//!  GET  …/rooms/{room}/events    event stream, or a WebSocket, or with Accept: application/json a poll
+//!  GET  …/rooms/{room}/poll      the events after last_id, or the next ones
+//!  POST …/rooms/{room}           publishes
+//!  GET  …/rooms/{room}/history   the events that are kept
+//!  GET  …/rooms/{room}/presence  the members
+//!  GET  …/events, …/poll         the same for the rooms of the query
+//! ```
+//!
+//! `…` is the path of the settings and, but for the main namespace, `/{namespace}`. A stream, a
+//! WebSocket and a poll are sockets of the namespace, so all its policies, hooks and limits apply.
+//! A published event is stored before anybody receives it, so that a client that comes back with the
+//! id of the last event that it has seen misses nothing and gets nothing twice.
+
+mod caller;
+mod reading;
+mod request;
+mod settings;
+mod stream;
+mod websocket;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{Path, Request, rejection::PathRejection},
+    response::{IntoResponse as _, Response},
+    routing::{MethodRouter, get, post},
+};
+use http::{HeaderMap, header};
+
+pub(crate) use self::settings::Settings;
+use self::{
+    request::{Call, Endpoint},
+    stream::Forms,
+};
+use super::{Door, Doors};
+use crate::gateway::api::{Kind, Problem};
+
+/// The door, as far as it is open.
+pub(super) struct Channels {
+    doors: Arc<Doors>,
+    forms: Forms,
+}
+
+/// The routes. There are none without namespaces.
+pub(super) fn router(doors: &Arc<Doors>) -> Router {
+    let settings = &doors.settings.channels;
+    if settings.namespaces.is_empty() {
+        return Router::new();
+    }
+    let channels = Arc::new(Channels {
+        doors: Arc::clone(doors),
+        forms: Forms::default(),
+    });
+    let on = |endpoint| channels.method(endpoint);
+    let mut routes = Router::new();
+    for start in [
+        settings.path.clone(),
+        format!("{}/{{namespace}}", settings.path),
+    ] {
+        let room = format!("{start}/rooms/{{room}}");
+        routes = routes
+            .route(&format!("{start}/events"), on(Endpoint::Events))
+            .route(&format!("{start}/poll"), on(Endpoint::Poll))
+            .route(&room, on(Endpoint::Publish))
+            .route(&format!("{room}/events"), on(Endpoint::Events))
+            .route(&format!("{room}/poll"), on(Endpoint::Poll))
+            .route(&format!("{room}/history"), on(Endpoint::History))
+            .route(&format!("{room}/presence"), on(Endpoint::Presence));
+    }
+    let routes = routes.method_not_allowed_fallback(async || {
+        let detail = "publishing is POST, everything else is GET";
+        Problem::new(Kind::MethodNotAllowed, detail)
+    });
+    doors.cover(Door::Channels, routes, None)
+}
+
+impl Channels {
+    fn settings(&self) -> &Settings {
+        &self.doors.settings.channels
+    }
+
+    fn method(self: &Arc<Self>, endpoint: Endpoint) -> MethodRouter {
+        let channels = Arc::clone(self);
+        let call = async move |path: Result<Path<BTreeMap<String, String>>, PathRejection>,
+                               request: Request| {
+            let path = path.map_err(|rejection| Problem::invalid("", rejection.body_text()));
+            let response = match path {
+                Ok(Path(path)) => channels.respond(endpoint, &path, request).await,
+                Err(problem) => Err(problem),
+            };
+            response.unwrap_or_else(Problem::into_response)
+        };
+        match endpoint {
+            Endpoint::Publish => post(call),
+            _ => get(call),
+        }
+    }
+
+    async fn respond(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        path: &BTreeMap<String, String>,
+        request: Request,
+    ) -> Result<Response, Problem> {
+        if !self.doors.allows_origin(request.headers()) {
+            let detail = "the origin is not allowed; see --cors-origin";
+            return Err(Problem::new(Kind::Origin, detail));
+        }
+        let (mut parts, body) = request.into_parts();
+        let call = Call::read(self, endpoint, path, &parts)?;
+        match endpoint {
+            Endpoint::Events if is_upgrade(&parts.headers) => {
+                self.websocket(call, Request::from_parts(parts, body)).await
+            }
+            Endpoint::Events if !wants_json(&parts.headers) => self.stream(call, parts).await,
+            Endpoint::Events | Endpoint::Poll => self.poll(call, parts).await,
+            Endpoint::Publish => self.publish(&call, &mut parts, body).await,
+            Endpoint::History => self.history(&call, &mut parts).await,
+            Endpoint::Presence => self.presence(&call, &mut parts).await,
+        }
+    }
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE);
+    upgrade.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Whether the client asks for JSON rather than for an event stream.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT);
+    let accept = accept.and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| {
+        accept.contains("application/json") && !accept.contains("text/event-stream")
+    })
+}

@@ -1,0 +1,238 @@
+//! Requests that leave no connection open: publishing, the history, and presence.
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header, request::Parts};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use roomcast::{
+    EmitError, HistoryEntry, HistoryError, Position, PublishError,
+    channels::{Event, Publish},
+};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{Channels, caller::Caller, request::Call};
+use crate::gateway::{
+    api::{Kind, Problem},
+    doors::DoorLimit,
+    operations::binary,
+    policy::Action,
+};
+
+/// The most members that a response names.
+const MAX_MEMBERS: usize = 1000;
+
+impl Channels {
+    pub(super) async fn publish(
+        &self,
+        call: &Call,
+        parts: &mut Parts,
+        body: Body,
+    ) -> Result<Response, Problem> {
+        let visit = self.visit(call, parts).await?;
+        let body = self.body(body).await?;
+        let publish = Publish::read(&body).map_err(|error| invalid(&error.to_string()))?;
+        let room = &call.rooms[0];
+        let position = self
+            .store(&visit.caller, &call.namespace, room, publish)
+            .await?;
+        let stored = json!({ "id": position.id.to_string(), "time": position.time });
+        Ok((StatusCode::CREATED, json_body(&stored)).into_response())
+    }
+
+    /// Stores an event in the history of a room and emits it to the members.
+    pub(super) async fn store(
+        &self,
+        caller: &Caller,
+        namespace: &str,
+        room: &str,
+        publish: Publish,
+    ) -> Result<Position, Problem> {
+        self.check(caller, namespace, Action::Send, room).await?;
+        let longest = self.doors.limits.event_name_bytes;
+        if publish.event.is_empty() || publish.event.len() > longest {
+            self.reached(DoorLimit::Name);
+            let detail = format!("the name of an event has 1 to {longest} bytes");
+            return Err(Problem::invalid("event", detail));
+        }
+        let args = RawValue::from_string(publish.args);
+        let args = args.map_err(|error| error.to_string());
+        let args = args.and_then(|args| binary::from_json(&args));
+        let args = args.map_err(|error| Problem::invalid("data", error))?;
+        let room = self.doors.server.of(namespace).to(room);
+        let published = room.publish(&publish.event, args).await;
+        published.map_err(|error| self.unpublished(&error))
+    }
+
+    pub(super) async fn history(
+        &self,
+        call: &Call,
+        parts: &mut Parts,
+    ) -> Result<Response, Problem> {
+        let visit = self.visit(call, parts).await?;
+        let room = &call.rooms[0];
+        self.check(&visit.caller, &call.namespace, Action::History, room)
+            .await?;
+        let history = self.doors.server.of(&call.namespace).history(room);
+        let entries = match (call.last_id, call.before) {
+            (Some(_), Some(_)) => {
+                let detail = "a page is after last_id or before an id, not both";
+                return Err(Problem::invalid("before", detail));
+            }
+            (Some(id), None) => history.after(id, call.limit).await,
+            (None, Some(id)) => history.before(id, call.limit).await,
+            (None, None) => history.latest(call.limit).await,
+        };
+        let entries = entries.map_err(|error| unread(&error))?;
+        let last = entries.last().map(|entry| entry.id);
+        let last = last.or(call.last_id).unwrap_or_default();
+        let events = entries.iter().filter_map(event);
+        Ok(events_response(events, last))
+    }
+
+    pub(super) async fn presence(
+        &self,
+        call: &Call,
+        parts: &mut Parts,
+    ) -> Result<Response, Problem> {
+        let visit = self.visit(call, parts).await?;
+        let room = &call.rooms[0];
+        self.check(&visit.caller, &call.namespace, Action::Presence, room)
+            .await?;
+        let members = self.doors.server.of(&call.namespace).in_(room);
+        let (found, is_reached) = match members.clone().fetch_sockets().await {
+            // The members of this node are better than none.
+            Err(EmitError::Bus(_)) => (members.local().fetch_sockets().await, false),
+            found => (found, true),
+        };
+        let found = found.map_err(|error| Problem::of_emit(&error))?;
+        let mut shown: Vec<_> = found
+            .sockets
+            .iter()
+            .map(|socket| (socket.id().as_str(), socket.data_json().get("user")))
+            .collect();
+        shown.sort_by_key(|(id, _)| *id);
+        let members: Vec<_> = shown
+            .iter()
+            .take(MAX_MEMBERS)
+            .map(|(id, user)| json!({ "id": id, "user": user }))
+            .collect();
+        let body = json!({
+            "room": room,
+            "members": members,
+            "total": shown.len(),
+            "is_complete": is_reached && found.silent_nodes.is_empty(),
+        });
+        Ok(json_body(&body).into_response())
+    }
+
+    async fn body(&self, body: Body) -> Result<String, Problem> {
+        let (limit, time) = (
+            self.doors.settings.max_body,
+            self.doors.settings.body_timeout,
+        );
+        let reading = Limited::new(body, limit.0).collect();
+        let bytes = match tokio::time::timeout(time.0, reading).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                self.reached(DoorLimit::Body);
+                let detail = format!("a body has at most {limit}");
+                return Err(Problem::new(Kind::TooLarge, detail));
+            }
+            Ok(Err(error)) => return Err(invalid(&format!("the body is broken: {error}"))),
+            Err(_) => {
+                let detail = format!("no body within {time}");
+                return Err(Problem::new(Kind::RequestTimeout, detail));
+            }
+        };
+        String::from_utf8(bytes.into()).map_err(|_| invalid("the body is not UTF-8"))
+    }
+
+    fn unpublished(&self, error: &PublishError) -> Problem {
+        let kind = match error {
+            PublishError::Emit(error) => return Problem::of_emit(error),
+            PublishError::TooLarge { .. } => {
+                self.reached(DoorLimit::Body);
+                Kind::TooLarge
+            }
+            PublishError::Unavailable(error) => {
+                tracing::warn!(%error, "an event was not stored");
+                let detail = "the history cannot be written at the moment; nobody has the event";
+                return Problem::new(Kind::NotStored, detail);
+            }
+            PublishError::Unconfirmed(error) => {
+                tracing::warn!(%error, "an event may have been stored");
+                let detail =
+                    "the connection to the history was lost; look into it before repeating";
+                return Problem::new(Kind::Unconfirmed, detail);
+            }
+            _ => Kind::Internal,
+        };
+        Problem::new(kind, error.to_string())
+    }
+}
+
+/// The response with a list of events, each as JSON text.
+pub(super) fn events_response(events: impl Iterator<Item = Vec<u8>>, last_id: u64) -> Response {
+    let mut body = b"{\"events\":[".to_vec();
+    for (index, event) in events.enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(&event);
+    }
+    body.extend_from_slice(format!("],\"last_id\":\"{last_id}\"}}").as_bytes());
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, body).into_response()
+}
+
+fn event(entry: &HistoryEntry) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    with_event(entry, |event| event.write(&mut out))?;
+    Some(out)
+}
+
+/// Writes a stored event. Arguments whose attachments are missing come from a faulty node, and are left
+/// out.
+pub(super) fn with_event(entry: &HistoryEntry, write: impl FnOnce(&Event<'_>)) -> Option<()> {
+    let args = entry.args.to_plain_json().ok()?;
+    write(&Event {
+        id: Some(entry.id),
+        room: Some(&entry.room),
+        name: &entry.event,
+        args: &args,
+        time: Some(entry.time),
+    });
+    Some(())
+}
+
+/// Why the history of a room could not be read. The full text names servers, which clients must not
+/// learn.
+pub(super) fn unread(error: &HistoryError) -> Problem {
+    match error {
+        HistoryError::UnknownNamespace(_) => {
+            Problem::new(Kind::UnknownNamespace, error.to_string())
+        }
+        HistoryError::NotKept => Problem::new(Kind::Internal, error.to_string()),
+        error => {
+            tracing::warn!(%error, "the history of a room cannot be read");
+            Problem::new(Kind::Redis, "the history cannot be read at the moment")
+        }
+    }
+}
+
+fn json_body(value: &Value) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, value.to_string())
+}
+
+fn invalid(detail: &str) -> Problem {
+    Problem::invalid("", detail)
+}
