@@ -473,6 +473,65 @@ fn a_class_has_a_schema_which_the_python_sdk_asks_for() {
     assert_eq!(node.ask(FREE, "GET classes/none/", &NOTHING).status, 404);
 }
 
+#[test]
+fn a_poll_over_a_websocket_replays_what_was_missed_and_sends_up_to_a_hundred() {
+    let node = Node::start("websocket");
+    let plain = node.ask(
+        READER,
+        "GET channels/news/poll/?transport=websocket",
+        &NOTHING,
+    );
+    assert_eq!(
+        plain.both(),
+        (400, &detail("Expected WebSocket connection."))
+    );
+    let first = node.publish("rooms", &json!({ "room": "tea", "payload": { "n": 1 } }));
+    let path = format!(
+        "rooms/poll/?transport=websocket&room=Tea&last_id={}",
+        first - 1
+    );
+    let url = |key: &str| {
+        let address = &node.address;
+        format!("ws://{address}/v1.1/instances/shop/channels/{path}&api_key={key}")
+    };
+    let open = |key: &str| {
+        let stream = TcpStream::connect(&node.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        tungstenite::client(url(key), stream).ok()
+    };
+    assert!(open(PLAIN).is_none(), "403 before the upgrade");
+    let (mut websocket, response) = open(READER).unwrap();
+    assert_eq!(response.status(), 101);
+    let mut next = || -> Option<Value> {
+        loop {
+            match websocket.read() {
+                Ok(tungstenite::Message::Text(text)) => {
+                    return Some(serde_json::from_str(&text).unwrap());
+                }
+                Ok(tungstenite::Message::Close(frame)) => {
+                    assert_eq!(u16::from(frame.unwrap().code), 1000);
+                    return None;
+                }
+                Ok(_) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let replayed = next().unwrap();
+    assert_eq!(replayed["id"], first);
+    assert_eq!(replayed.as_object().unwrap().len(), 6, "{replayed}");
+    for n in 2..=100 {
+        let id = node.publish("rooms", &json!({ "room": "tea", "payload": { "n": n } }));
+        let heard = next().unwrap();
+        assert_eq!(
+            (&heard["id"], &heard["payload"]["n"]),
+            (&json!(id), &json!(n))
+        );
+    }
+    assert_eq!(next(), None, "it ends after a hundred");
+    node.wait_for(0);
+}
+
 /// A request whose response comes later.
 struct Pending(TcpStream);
 

@@ -48,7 +48,7 @@ use self::{
     instance::Instance,
     keys::{Caller, Credentials},
     path::{Path, Resource, VERSIONS},
-    poll::{Notifications, Reply},
+    poll::{Notifications, Reply, Written},
     query::Query,
     store::Store,
     stream::Streams,
@@ -96,6 +96,7 @@ impl Syncano {
 pub(super) fn router(doors: &Arc<Doors>, syncano: Syncano) -> Router {
     let service = Arc::new(Service {
         form: Arc::new(Notifications),
+        written: Arc::new(Written),
         refusals: Throttle::new(doors.settings.syncano.refused_polls),
         doors: Arc::clone(doors),
         syncano,
@@ -114,6 +115,8 @@ struct Service {
     syncano: Syncano,
     /// How all polls see events, written once for each event.
     form: Arc<dyn Form>,
+    /// That of WebSockets.
+    written: Arc<dyn Form>,
     /// The refused polls of each address.
     refusals: Throttle,
 }

@@ -8,6 +8,9 @@
 //!                             └── the node drains, or is overloaded ─────► 429, Retry-After
 //! ```
 //!
+//! `transport=websocket` sends one notification after another. Its socket is a member of no room, but is
+//! sent what the log has and then what a stream like that of a poll hears, so nothing comes twice.
+//!
 //! The room is joined before the log is read, so that nothing is published between the two unheard. The
 //! response to a drain is one after which all SDKs come back with the same id: Python and JavaScript
 //! pause and repeat, whereas after 204 JavaScript forgets the id and Python's thread ends.
@@ -15,16 +18,24 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Bytes,
+    body::{Body, Bytes},
     response::{IntoResponse as _, Response},
 };
 use futures_util::StreamExt as _;
-use http::{HeaderValue, Method, StatusCode, header, request::Parts};
-use roomcast::plain::{Chunk, Event, Form, Open, OpenError, Stream};
+use http::{HeaderValue, Method, Request, StatusCode, header, request::Parts};
+use roomcast::{
+    Socket,
+    plain::{Chunk, Event, Form, Heartbeat, Open, OpenError, Stream},
+};
 use tokio::time::timeout;
 
 use super::{
-    Call, Granted, Service, failure::Failure, notification, query::Query, stream::COPY, time,
+    Call, Granted, Service,
+    failure::Failure,
+    notification,
+    query::Query,
+    stream::{COPY, Streams},
+    time,
 };
 use crate::gateway::doors::{Door, Place};
 
@@ -50,6 +61,23 @@ impl Form for Notifications {
         );
     }
 }
+
+/// What a WebSocket gets is written for it, and nothing else.
+pub(super) struct Written;
+
+impl Form for Written {
+    fn event(&self, _: &Event<'_>, _: &mut Vec<u8>) {}
+
+    fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::Ping
+    }
+}
+
+/// The notifications after which a WebSocket ends.
+const MAX_NOTIFICATIONS: usize = 100;
+
+/// How long a WebSocket that has gone may keep its stream.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A poll whose response is not known yet. It holds no more than it needs, because there are many.
 pub(super) struct Parked {
@@ -83,8 +111,14 @@ impl Service {
         // A negative id is none.
         let last = query.integer("last_id")?;
         let last = last.and_then(|id| u64::try_from(id).ok());
+        let is_websocket = query.get("transport") == Some("websocket");
+        if is_websocket && !parts.headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+            let text = "Expected WebSocket connection.";
+            return Err(Failure::detail(StatusCode::BAD_REQUEST, text));
+        }
         let streams = self.streams(call.instance);
-        if let Some(last) = last
+        if !is_websocket
+            && let Some(last) = last
             && let Some((id, notification)) = streams.first_after(&room, last).await?
         {
             let body = serde_json::Value::Object(notification).to_string();
@@ -100,16 +134,47 @@ impl Service {
             .park(Door::Syncano, &parts.extensions, Some(&holder));
         let place = place.map_err(|_| Failure::throttled())?;
         let stream = self.open(parts, &call, &room).await?;
-        if let Some((id, notification)) = streams.first_after(&room, after).await? {
-            let body = serde_json::Value::Object(notification).to_string();
-            return Ok(Reply::Now(found(id, body.into())));
-        }
-        Ok(Reply::Later(Box::new(Parked {
+        let parked = Parked {
             stream,
             after,
             time: self.doors.settings.syncano.poll_timeout.0,
             _place: place,
-        })))
+        };
+        if is_websocket {
+            return self.websocket(parts, &call, parked, (streams, room)).await;
+        }
+        if let Some((id, notification)) = streams.first_after(&room, after).await? {
+            let body = serde_json::Value::Object(notification).to_string();
+            return Ok(Reply::Now(found(id, body.into())));
+        }
+        Ok(Reply::Later(Box::new(parked)))
+    }
+
+    /// Opens the WebSocket that is sent what the parked stream hears.
+    async fn websocket(
+        &self,
+        parts: &mut Parts,
+        call: &Call<'_>,
+        parked: Parked,
+        (streams, room): (Streams, String),
+    ) -> Result<Reply, Failure> {
+        let open = Open {
+            namespace: call.instance.namespace.to_string(),
+            auth: None,
+            form: Arc::clone(&self.written),
+        };
+        let parts = std::mem::replace(parts, Request::new(()).into_parts().0);
+        let request = Request::from_parts(parts, Body::empty());
+        let on_open = async move |socket: Socket| {
+            let time = parked.time;
+            // The end of the time and a log that cannot be read have the same end: the client comes back.
+            drop(timeout(time, parked.forward(&socket, &streams, &room)).await);
+            socket.disconnect(true);
+        };
+        let server = &self.doors.server;
+        let opening = server.open_websocket(request, open, on_open, async |_, _| {});
+        let response = opening.await.map_err(refused)?;
+        Ok(Reply::Now(response.into_response()))
     }
 
     /// Opens the socket of a poll, and joins the room.
@@ -146,6 +211,38 @@ impl Parked {
             .headers_mut()
             .insert(header::CACHE_CONTROL, no_cache);
         response
+    }
+
+    /// Sends the WebSocket what the log has, and then what comes, up to the limit.
+    async fn forward(
+        mut self,
+        socket: &Socket,
+        streams: &Streams,
+        room: &str,
+    ) -> Result<(), Failure> {
+        let mut sent = 0;
+        while sent < MAX_NOTIFICATIONS
+            && let Some((id, notification)) = streams.first_after(room, self.after).await?
+        {
+            let text = serde_json::Value::Object(notification).to_string();
+            if socket.send_text(&text).is_err() {
+                return Ok(());
+            }
+            (self.after, sent) = (id, sent + 1);
+        }
+        while sent < MAX_NOTIFICATIONS && socket.is_connected() {
+            let Ok(next) = timeout(LOOK, self.next()).await else {
+                continue;
+            };
+            let Some((id, body)) = next else {
+                return Ok(());
+            };
+            if socket.send_text(&String::from_utf8_lossy(&body)).is_err() {
+                return Ok(());
+            }
+            (self.after, sent) = (id, sent + 1);
+        }
+        Ok(())
     }
 
     async fn next(&mut self) -> Option<(u64, Bytes)> {
