@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!  last_id? ─► oldest after it ─── found ───────────────────────────────► 200
-//!     └─ none ─► socket, room joined ─► the log once more ── found ──────► 200
+//!     └─ none ─► socket, room joined behind what the log has meanwhile
 //!                     └── parked: the first event of the socket ─────────► 200
 //!                             ├── the time is up ────────────────────────► 204
 //!                             └── the node drains, or is overloaded ─────► 429, Retry-After
 //! ```
 //!
 //! `transport=websocket` sends one notification after another. Its socket is a member of no room, but is
-//! sent what the log has and then what a stream like that of a poll hears, so nothing comes twice.
+//! sent what a stream like that of a poll hears, which begins with what the log has.
 //!
-//! The room is joined before the log is read, so that nothing is published between the two unheard. The
+//! The socket is a member before its log is read, so that nothing is published between the two unheard. The
 //! response to a drain is one after which all SDKs come back with the same id: Python and JavaScript
 //! pause and repeat, whereas after 204 JavaScript forgets the id and Python's thread ends.
 
@@ -30,12 +30,7 @@ use roomcast::{
 use tokio::time::timeout;
 
 use super::{
-    Call, Granted, Service,
-    failure::Failure,
-    notification,
-    query::Query,
-    stream::{COPY, Streams},
-    time,
+    Call, Granted, Service, failure::Failure, notification, query::Query, stream::COPY, time,
 };
 use crate::gateway::doors::{Door, Place};
 
@@ -133,7 +128,7 @@ impl Service {
             .doors
             .park(Door::Syncano, &parts.extensions, Some(&holder));
         let place = place.map_err(|_| Failure::throttled())?;
-        let stream = self.open(parts, &call, &room).await?;
+        let stream = self.open(parts, &call, &room, after).await?;
         let parked = Parked {
             stream,
             after,
@@ -141,11 +136,7 @@ impl Service {
             _place: place,
         };
         if is_websocket {
-            return self.websocket(parts, &call, parked, (streams, room)).await;
-        }
-        if let Some((id, notification)) = streams.first_after(&room, after).await? {
-            let body = serde_json::Value::Object(notification).to_string();
-            return Ok(Reply::Now(found(id, body.into())));
+            return self.websocket(parts, &call, parked).await;
         }
         Ok(Reply::Later(Box::new(parked)))
     }
@@ -156,7 +147,6 @@ impl Service {
         parts: &mut Parts,
         call: &Call<'_>,
         parked: Parked,
-        (streams, room): (Streams, String),
     ) -> Result<Reply, Failure> {
         let open = Open {
             namespace: call.instance.namespace.to_string(),
@@ -167,8 +157,8 @@ impl Service {
         let request = Request::from_parts(parts, Body::empty());
         let on_open = async move |socket: Socket| {
             let time = parked.time;
-            // The end of the time and a log that cannot be read have the same end: the client comes back.
-            drop(timeout(time, parked.forward(&socket, &streams, &room)).await);
+            // What follows is the same at the end of the time, so it does not matter which it was.
+            let _ = timeout(time, parked.forward(&socket)).await;
             socket.disconnect(true);
         };
         let server = &self.doors.server;
@@ -177,12 +167,13 @@ impl Service {
         Ok(Reply::Now(response.into_response()))
     }
 
-    /// Opens the socket of a poll, and joins the room.
+    /// Opens the socket of a poll, and joins the room where the client has left off.
     async fn open(
         &self,
         parts: &mut Parts,
         call: &Call<'_>,
         room: &str,
+        after: u64,
     ) -> Result<Stream, Failure> {
         parts.extensions.insert(Granted::to(&call.caller));
         let open = Open {
@@ -192,7 +183,7 @@ impl Service {
         };
         let opened = self.doors.server.open_stream(parts, open).await;
         let stream = opened.map_err(refused)?;
-        let joined = stream.socket().join_confirmed(room).await;
+        let joined = stream.socket().join_from(room, Some(after)).await;
         joined.map_err(|error| Failure::unavailable(error.to_string()))?;
         Ok(stream)
     }
@@ -213,36 +204,19 @@ impl Parked {
         response
     }
 
-    /// Sends the WebSocket what the log has, and then what comes, up to the limit.
-    async fn forward(
-        mut self,
-        socket: &Socket,
-        streams: &Streams,
-        room: &str,
-    ) -> Result<(), Failure> {
+    /// Sends the WebSocket what the stream hears, up to the limit.
+    async fn forward(mut self, socket: &Socket) {
         let mut sent = 0;
-        while sent < MAX_NOTIFICATIONS
-            && let Some((id, notification)) = streams.first_after(room, self.after).await?
-        {
-            let text = serde_json::Value::Object(notification).to_string();
-            if socket.send_text(&text).is_err() {
-                return Ok(());
-            }
-            (self.after, sent) = (id, sent + 1);
-        }
         while sent < MAX_NOTIFICATIONS && socket.is_connected() {
             let Ok(next) = timeout(LOOK, self.next()).await else {
                 continue;
             };
-            let Some((id, body)) = next else {
-                return Ok(());
-            };
+            let Some((id, body)) = next else { return };
             if socket.send_text(&String::from_utf8_lossy(&body)).is_err() {
-                return Ok(());
+                return;
             }
             (self.after, sent) = (id, sent + 1);
         }
-        Ok(())
     }
 
     async fn next(&mut self) -> Option<(u64, Bytes)> {
