@@ -11,8 +11,11 @@ const { join } = require("node:path");
 const { after, before, describe, test } = require("node:test");
 const { promisify } = require("node:util");
 
+const { io } = require("socket.io-client");
+
+const { startRedis } = require("./cluster/redis");
 const { startGateway } = require("./support/gateway");
-const { deadline, until } = require("./support/wait");
+const { deadline, next, until } = require("./support/wait");
 
 const ACCOUNT = "a".repeat(39) + "2";
 const FREE = "b".repeat(39) + "1";
@@ -216,6 +219,124 @@ for (const name of ["syncano", "syncano-1-0-1"]) {
     });
   });
 }
+
+describe("two nodes with Redis", () => {
+  let redis;
+  const nodes = [];
+
+  before(async () => {
+    redis = await startRedis();
+    const settings = `${SETTINGS}
+[namespaces."/syncano/my-instance"]
+access = "open"
+client_rooms = true
+[[api.keys]]
+name = "tests"
+hash = "${hash("api-key")}"
+namespaces = ["*"]
+verbs = ["*"]
+`;
+    nodes.push(...(await Promise.all([1, 2].map(() => startGateway(settings, { args: ["--redis", redis.url] })))));
+  });
+  after(async () => {
+    await Promise.all(nodes.map((node) => node.stop()));
+    await redis.stop();
+  });
+
+  /** A request to one of the nodes. */
+  async function ask(node, method, path, body) {
+    const headers = { "X-API-KEY": FREE, "Content-Type": "application/json" };
+    const url = `${node.url}/v1.1/instances/my-instance/channels/${path}`;
+    const response = await fetch(url, { method, headers, body: body && JSON.stringify(body) });
+    return { status: response.status, body: await response.json() };
+  }
+
+  const parkedAt = (node) =>
+    until("a parked poll", async () => (await node.metric('roomcast_door_parked{door="syncano"}')) === 1);
+
+  test("publishers on both nodes at the same time never make a poller miss an id", async () => {
+    const COUNT = 100;
+    const heard = nodes.map(() => []);
+    const polls = nodes.map(async (node, index) => {
+      let last = 0;
+      while (heard[index].length < 2 * COUNT) {
+        const { status, body } = await ask(node, "GET", `chatroom/poll/?room=race&last_id=${last}`);
+        assert.equal(status, 200);
+        heard[index].push(body.id);
+        last = body.id;
+      }
+    });
+    const published = nodes.map(async (node) => {
+      const ids = [];
+      for (let n = 0; n < COUNT; n++) {
+        const { status, body } = await ask(node, "POST", "chatroom/publish/", { room: "Race", payload: { n } });
+        assert.equal(status, 201);
+        ids.push(body.id);
+      }
+      return ids;
+    });
+    const all = (await Promise.all(published)).flat().sort((a, b) => a - b);
+    assert.equal(new Set(all).size, 2 * COUNT);
+    await deadline(Promise.all(polls), 60_000, "the polls");
+    for (const ids of heard) assert.deepEqual(ids, all);
+  });
+
+  test("a channel and an object that one node has made are known to the other", async () => {
+    const account = { "X-API-KEY": ACCOUNT, "Content-Type": "application/json" };
+    const base = (node) => `${node.url}/v1.1/instances/my-instance`;
+    const body = JSON.stringify({ name: "shared", type: "separate_rooms", custom_publish: true });
+    const made = await fetch(`${base(nodes[0])}/channels/`, { method: "POST", headers: account, body });
+    assert.equal(made.status, 201);
+    const shown = await fetch(`${base(nodes[1])}/channels/shared/`, { headers: account });
+    assert.deepEqual(await shown.json(), await made.json());
+    const book = JSON.stringify({ title: "Emma" });
+    const created = await fetch(`${base(nodes[0])}/classes/book/objects/`, { method: "POST", headers: account, body: book });
+    const { id } = await created.json();
+    const change = JSON.stringify({ title: "A" });
+    const changed = await fetch(`${base(nodes[1])}/classes/book/objects/${id}/`, { method: "PATCH", headers: account, body: change });
+    assert.equal((await changed.json()).revision, 2);
+    const gone = await fetch(`${base(nodes[1])}/channels/shared/`, { method: "DELETE", headers: account });
+    assert.equal(gone.status, 204);
+    assert.equal((await fetch(`${base(nodes[0])}/channels/shared/`, { headers: account })).status, 404);
+  });
+
+  test("a notification reaches a Socket.IO client of the room on the other node", async () => {
+    const client = io(`${nodes[1].url}/syncano/my-instance`, { forceNew: true, transports: ["websocket"] });
+    try {
+      await next(client, "connect");
+      await client.emitWithAck("join", "chatroom#tea");
+      const heard = next(client, "notification");
+      const { body } = await ask(nodes[0], "POST", "chatroom/publish/", { room: "TEA", payload: { hot: true } });
+      const [notification] = await heard;
+      const { action, author, metadata, payload } = body;
+      assert.deepEqual(notification, { action, author, metadata, payload });
+    } finally {
+      client.close();
+    }
+  });
+
+  test("what the HTTP API emits into the room answers a poll that is parked on the other node", async () => {
+    const { body: seen } = await ask(nodes[0], "POST", "chatroom/publish/", { room: "mixed", payload: {} });
+    const poll = ask(nodes[1], "GET", `chatroom/poll/?room=mixed&last_id=${seen.id}`);
+    await parkedAt(nodes[1]);
+    const event = { namespace: "/syncano/my-instance", event: "message", args: [{ from: "api" }], rooms: ["chatroom#mixed"] };
+    const headers = { Authorization: "Bearer api-key", "Content-Type": "application/json" };
+    const emitted = await fetch(`${nodes[0].internal}/api/emit`, { method: "POST", headers, body: JSON.stringify(event) });
+    assert.equal(emitted.status, 200, await emitted.text());
+    const { body } = await poll;
+    // It is not in the log, so the next poll goes on with the same id.
+    assert.equal(body.id, seen.id);
+    assert.equal(body.action, "custom");
+    assert.deepEqual(body.payload, { from: "api" });
+  });
+
+  test("without Redis, publishing is refused and may be repeated", async () => {
+    await redis.kill();
+    const { status, body } = await ask(nodes[0], "POST", "alerts/publish/", { payload: {} });
+    assert.equal(status, 503);
+    assert.equal(typeof body.detail, "string");
+  });
+});
 
 describe("the SDK for Python", { skip: process.env.SYNCANO_PYTHON === undefined && "SYNCANO_PYTHON is not set" }, () => {
   test("makes its calls: channels, objects, publish, poll, history", async () => {
