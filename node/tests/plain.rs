@@ -9,19 +9,23 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{body::Body, response::Response, routing::get};
 use futures_util::StreamExt as _;
 use http::{StatusCode, request::Parts};
 use roomcast::{
-    AckError, Builder, CloseReason, Drain, EmitError, Handshake, HistoryLimits, JoinError,
-    JoinFromError, Limit, Limits, Namespace, Parser, Rate, RatePolicy, Refused, Server, Socket,
-    Value,
+    AckError, Args, Builder, CloseReason, Drain, EmitError, Gap, Handshake, HistoryEntry,
+    HistoryLimits, JoinError, JoinFromError, Limit, Limits, Namespace, Parser, Position, Rate,
+    RatePolicy, Refused, Server, Socket, Value,
+    bus::{Message, Target},
     plain::{Event, Form, Heartbeat, Open, Stream},
 };
-use support::{TestServer, WebSocket, eventually, http::read_head, server::main_namespace, within};
+use support::{
+    TestServer, WebSocket, bus::FakeBus, eventually, http::read_head, server::main_namespace,
+    within,
+};
 use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream, sync::mpsc};
 
 /// Lines of text, and how often it was asked for one.
@@ -693,4 +697,61 @@ async fn only_plain_sockets_of_namespaces_with_a_history_join_from_an_id() {
     let refused = stream.socket().join_from("a", None).await;
     assert!(matches!(refused, Err(JoinFromError::History(_))));
     assert!(!stream.socket().rooms().contains(&"a".to_owned()));
+}
+
+#[tokio::test]
+async fn followers_of_a_history_receive_once_what_a_gap_has_kept_from_them() {
+    let bus = FakeBus::new();
+    let namespace = Namespace::new("/").history(HistoryLimits::default());
+    let io = Server::builder()
+        .namespace(namespace)
+        .bus(bus.clone())
+        .build()
+        .await
+        .unwrap();
+    let entry = |id: u64| HistoryEntry {
+        id,
+        time: id,
+        room: "a".into(),
+        event: "n".into(),
+        args: Args::encode(&id).unwrap(),
+    };
+    let arrives = |id: u64| {
+        let mut target = Target::default();
+        target.add_rooms("a");
+        let HistoryEntry {
+            event, args, time, ..
+        } = entry(id);
+        let message = Message::Broadcast {
+            target,
+            event,
+            args,
+        };
+        bus.listener("/")
+            .receive(&message, Some(Position { id, time }))
+    };
+    (1..=2).for_each(|id| bus.keep(entry(id)));
+    let mut early = stream(&io, &lines()).await;
+    assert_eq!(early.socket().join_from("a", Some(1)).await.unwrap(), 2);
+    bus.keep(entry(3));
+    assert_eq!(arrives(3), 1);
+    let gap = Gap {
+        from: SystemTime::UNIX_EPOCH,
+        to: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+    };
+    // 4 and 5 do not arrive, 6 arrives before the gap is reported.
+    (4..=5).for_each(|id| bus.keep(entry(id)));
+    let mut late = stream(&io, &lines()).await;
+    late.socket().join_from("a", Some(4)).await.unwrap();
+    bus.keep(entry(6));
+    assert_eq!(arrives(6), 2);
+    bus.report(gap);
+    assert_eq!(ids(&mut early, 5).await, [2, 3, 6, 4, 5]);
+    assert_eq!(ids(&mut late, 2).await, [5, 6]);
+    // The same gap again brings nothing again, and what comes later comes once.
+    bus.report(gap);
+    bus.keep(entry(7));
+    assert_eq!(arrives(7), 2);
+    assert_eq!(ids(&mut early, 1).await, [7]);
+    assert_eq!(ids(&mut late, 1).await, [7]);
 }

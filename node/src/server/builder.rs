@@ -7,7 +7,7 @@
 use std::{
     any::{Any, TypeId},
     future::Future,
-    sync::Arc,
+    sync::{Arc, OnceLock, Weak},
     thread::available_parallelism,
     time::Duration,
 };
@@ -19,6 +19,7 @@ use roomcast_emitter::UrlError;
 use tokio::sync::OnceCell;
 
 use super::{
+    catch_up,
     cluster::ClusterNode,
     error::{BuildError, Place},
     gaps::{self, Gaps, OnGap},
@@ -315,11 +316,13 @@ impl Builder {
         let is_flowing = bus
             .as_ref()
             .is_none_or(|bus| bus.health() == Health::Flowing);
+        let known = Arc::<OnceLock<Weak<Inner>>>::default();
         let gaps = match &bus {
             Some(bus) => {
                 register(&engine.metrics, &**bus)?;
                 let metrics = &engine.metrics;
-                Some(Gaps::listen(&**bus, self.on_gap, &runtime, metrics))
+                let on_gap = catch_up::before(self.on_gap, Arc::clone(&known));
+                Some(Gaps::listen(&**bus, on_gap, &runtime, metrics))
             }
             None => None,
         };
@@ -342,6 +345,8 @@ impl Builder {
             _gaps: gaps,
             closed: OnceCell::new(),
         });
+        // It was not set before.
+        let _ = known.set(Arc::downgrade(&inner));
         let named = definitions.named.into_iter();
         let namespaces: Vec<_> = named
             .map(|(name, handlers)| LiveNamespace::new(&inner, &name, handlers, None))

@@ -293,6 +293,9 @@ impl LiveNamespace {
 
 impl Listener for LiveNamespace {
     fn receive(&self, message: &Message, position: Option<Position>) -> usize {
+        if let Some(position) = position {
+            self.arrived.note(position.id);
+        }
         self.carry_out(message, position).unwrap_or_else(|error| {
             tracing::debug!(namespace = &*self.name, %error, "a message of another node could not be applied");
             0

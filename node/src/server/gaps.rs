@@ -40,7 +40,7 @@ where
 pub(crate) struct Gaps {
     /// Kept alive here; the bus has a weak reference.
     _untold: Arc<Untold>,
-    task: Option<AbortHandle>,
+    task: AbortHandle,
 }
 
 /// The gap that the handler has not seen yet.
@@ -53,7 +53,7 @@ struct Untold {
 impl Gaps {
     pub(super) fn listen(
         bus: &dyn Bus,
-        handler: Option<OnGap>,
+        handler: OnGap,
         runtime: &Handle,
         metrics: &Arc<Metrics>,
     ) -> Self {
@@ -65,10 +65,8 @@ impl Gaps {
                 untold.add(gap);
             }
         }));
-        let task = handler.map(|handler| {
-            let telling = tell(Arc::clone(&untold), handler, Arc::clone(metrics));
-            runtime.spawn(telling).abort_handle()
-        });
+        let telling = tell(Arc::clone(&untold), handler, Arc::clone(metrics));
+        let task = runtime.spawn(telling).abort_handle();
         Self {
             _untold: untold,
             task,
@@ -78,9 +76,7 @@ impl Gaps {
 
 impl Drop for Gaps {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::transport::{
     frame::Frame,
-    plain::{Hold, Source},
+    plain::{Followed, Hold, Source},
 };
 
 /// The messages that are kept of one room. [`BroadcastOperator::history`] makes it.
@@ -149,6 +149,9 @@ impl Socket {
     /// newest one of the rooms; 0 if nothing is kept. A client that gives it as `after` later, on any
     /// node, loses nothing that is still kept.
     ///
+    /// After a [gap](crate::Gap), the node reads the histories again and sends what did not arrive. It
+    /// comes after what has arrived meanwhile, so ids are out of order there.
+    ///
     /// What is kept waits in the outbox, within its [limits](crate::Limits::outbox_bytes). Events that are
     /// emitted without being published are not kept and not numbered.
     ///
@@ -185,11 +188,13 @@ impl Socket {
                 Some(first) => first.id <= from,
                 None => log.read(&room, Page::Latest, 1).await?.is_empty(),
             };
-            follow.push((room, if is_lost { 0 } else { from }));
+            let last = if is_lost { 0 } else { from };
+            let begin = page.last().map_or(last, |entry| entry.id);
+            follow.push(Followed { room, begin, last });
             entries.extend(page);
         }
         entries.sort_unstable_by_key(|entry| entry.id);
-        let begin = follow.iter().map(|(_, last)| *last).max().unwrap_or(0);
+        let begin = follow.iter().map(|room| room.last).max().unwrap_or(0);
         let last = entries.last().map_or(begin, |entry| entry.id);
         let frames = entries.into_iter().map(|entry| namespace.frame_of(entry));
         let frames: Vec<_> = frames.collect::<Result<_, _>>()?;
@@ -210,7 +215,7 @@ async fn newest(log: &dyn Log, rooms: &[Box<str>]) -> Result<u64, BusError> {
 
 impl LiveNamespace {
     /// An entry of a log as it was published.
-    fn frame_of(&self, entry: HistoryEntry) -> Result<Frame, EmitError> {
+    pub(super) fn frame_of(&self, entry: HistoryEntry) -> Result<Frame, EmitError> {
         let frame = self
             .parser
             .event(&self.name, None, &entry.event, &entry.args)?;

@@ -14,6 +14,7 @@ use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, RoomLimits};
 
 use super::{
     ack::Acks,
+    catch_up::Arrived,
     error::Place,
     namespace::Handlers,
     observe::Observers,
@@ -38,6 +39,8 @@ pub(crate) struct LiveNamespace {
     pub(super) bus: Option<Arc<dyn BusHandle>>,
     /// The log of its rooms, if it keeps a history and the bus has one.
     pub(super) log: Option<Arc<dyn Log>>,
+    /// What has arrived of it.
+    pub(super) arrived: Arrived,
     /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
     pub(crate) sockets: IntGauge,
     /// The number of those whose connection is plain. While there is none, frames keep no event.
@@ -109,6 +112,7 @@ impl LiveNamespace {
                 server: Arc::downgrade(server),
                 users: AtomicUsize::new(0),
                 plain_sockets: AtomicUsize::new(0),
+                arrived: Arrived::default(),
             }
         })
     }

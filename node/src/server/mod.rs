@@ -14,6 +14,7 @@
 mod ack;
 mod broadcast;
 mod builder;
+mod catch_up;
 mod client;
 mod cluster;
 mod data;

@@ -164,8 +164,16 @@ struct Follow {
     holds: usize,
     held: Vec<Frame>,
     held_bytes: usize,
-    /// The rooms, each with the id of the last event that was sent.
-    rooms: Vec<(Box<str>, u64)>,
+    rooms: Vec<Followed>,
+}
+
+/// A room whose log a connection follows.
+pub(crate) struct Followed {
+    pub(crate) room: Box<str>,
+    /// The id up to which its log was read.
+    pub(crate) begin: u64,
+    /// The id of the last event that was sent.
+    pub(crate) last: u64,
 }
 
 /// What becomes of a frame that is pushed to a plain connection.
@@ -183,14 +191,16 @@ impl Follow {
         let Some((room, position)) = frame.place() else {
             return true;
         };
-        match self.rooms.iter_mut().find(|(known, _)| **known == *room) {
-            Some((_, last)) if position.id <= *last => false,
-            Some((_, last)) => {
-                *last = position.id;
-                true
-            }
-            None => true,
-        }
+        let Some(followed) = self.followed(room) else {
+            return true;
+        };
+        let is_new = position.id > followed.last;
+        followed.last = followed.last.max(position.id);
+        is_new
+    }
+
+    fn followed(&mut self, room: &str) -> Option<&mut Followed> {
+        self.rooms.iter_mut().find(|known| *known.room == *room)
     }
 }
 
@@ -240,13 +250,13 @@ impl Hold {
         Self(Arc::clone(connection))
     }
 
-    /// Follows rooms, each from the event with this id, and sends what was read from their logs.
-    pub(crate) fn replay(&self, rooms: Vec<(Box<str>, u64)>, frames: &[Frame]) {
+    /// Follows rooms, and sends what was read from their logs.
+    pub(crate) fn replay(&self, rooms: Vec<Followed>, frames: &[Frame]) {
         let mut locked = self.0.lock();
         if let Some(follow) = locked.follow() {
-            for (room, last) in rooms {
-                follow.rooms.retain(|(known, _)| *known != room);
-                follow.rooms.push((room, last));
+            for followed in rooms {
+                follow.rooms.retain(|known| known.room != followed.room);
+                follow.rooms.push(followed);
             }
         }
         self.push_new(&mut locked, frames);
@@ -374,6 +384,49 @@ impl Connection {
         match locked.aside.as_deref_mut() {
             Some(Aside::Plain(plain)) => plain.form.skips_binary(),
             _ => false,
+        }
+    }
+
+    /// The rooms whose logs it follows.
+    pub(crate) fn followed(&self) -> Vec<Box<str>> {
+        match self.lock().aside.as_deref() {
+            Some(Aside::Plain(Plain {
+                follow: Some(follow),
+                ..
+            })) => follow
+                .rooms
+                .iter()
+                .map(|known| known.room.clone())
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Sends those of the events of a log that came after the connection began to follow it and have
+    /// not arrived.
+    pub(crate) fn send_missed(
+        self: &Arc<Self>,
+        frames: &[Frame],
+        has_arrived: impl Fn(u64) -> bool,
+    ) {
+        let mut locked = self.lock();
+        let mut flush = false;
+        for frame in frames {
+            let Some((room, Position { id, .. })) = frame.place() else {
+                continue;
+            };
+            let followed = locked.follow().and_then(|follow| follow.followed(room));
+            let Some(followed) = followed.filter(|known| id > known.begin) else {
+                continue;
+            };
+            // What arrives is noted before it is pushed, so under this lock the answer holds.
+            if !has_arrived(id) {
+                followed.last = followed.last.max(id);
+                flush |= self.push_now(&mut locked, frame, false, true) == Ok(true);
+            }
+        }
+        if flush {
+            self.lane().flush_later([Arc::clone(self)]);
         }
     }
 

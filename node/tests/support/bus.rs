@@ -8,10 +8,10 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast::{
-    BusError, Gap, Health, NodeId,
+    Args, BusError, Gap, Health, HistoryEntry, HistoryLimits, NodeId, Position,
     bus::{
-        Answered, Attachment, Bus, BusFuture, BusHandle, Listener, Message, Published, Question,
-        Tracking,
+        Answered, Attachment, Bus, BusFuture, BusHandle, Listener, Log, Message, Page, Published,
+        Question, Tracking,
     },
 };
 
@@ -31,6 +31,8 @@ struct State {
     /// Retiring and closing never come to an end.
     hangs: bool,
     gauges: Vec<prometheus::IntGauge>,
+    /// What is kept of all rooms.
+    entries: Mutex<Vec<HistoryEntry>>,
 }
 
 impl FakeBus {
@@ -63,6 +65,7 @@ impl FakeBus {
             confirms: Mutex::new(Ok(())),
             hangs,
             gauges,
+            entries: Mutex::default(),
         }))
     }
 
@@ -97,6 +100,11 @@ impl FakeBus {
     /// What is answered from now on, whatever is asked.
     pub(crate) fn answers(&self, answered: Answered) {
         *self.0.answered.lock() = answered;
+    }
+
+    /// Adds an entry to the log of its room.
+    pub(crate) fn keep(&self, entry: HistoryEntry) {
+        self.0.entries.lock().push(entry);
     }
 
     pub(crate) fn cannot_confirm(&self) {
@@ -138,6 +146,31 @@ impl Bus for FakeBus {
     }
 }
 
+impl Log for FakeBus {
+    fn publish(&self, _: &str, _: &str, _: Args) -> BusFuture<Result<Position, BusError>> {
+        Box::pin(ready(Err(BusError::Unavailable("cut off".into()))))
+    }
+
+    fn read(
+        &self,
+        room: &str,
+        page: Page,
+        limit: usize,
+    ) -> BusFuture<Result<Vec<HistoryEntry>, BusError>> {
+        let entries = self.0.entries.lock();
+        let mut of_room = entries.iter().filter(|entry| *entry.room == *room);
+        let read: Vec<_> = match page {
+            Page::After(id) => of_room
+                .filter(|entry| entry.id > id)
+                .take(limit)
+                .cloned()
+                .collect(),
+            _ => of_room.next_back().cloned().into_iter().collect(),
+        };
+        Box::pin(ready(Ok(read)))
+    }
+}
+
 /// A namespace on the bus.
 struct Handle {
     bus: FakeBus,
@@ -172,6 +205,10 @@ impl BusHandle for Handle {
             nodes: 1,
             position: None,
         })))
+    }
+
+    fn log(&self, _: HistoryLimits) -> Option<Arc<dyn Log>> {
+        Some(Arc::new(self.bus.clone()))
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
