@@ -5,9 +5,12 @@
 const assert = require("node:assert/strict");
 const { existsSync } = require("node:fs");
 const net = require("node:net");
+const { join } = require("node:path");
 const { describe, test } = require("node:test");
 
 const { freePorts, isFree, launch } = require("./support/cluster");
+
+const DOORS = join(__dirname, "../examples/doors/roomcast.toml");
 
 describe("deploy/local/up", { timeout: 120_000 }, () => {
   test("leaves nothing behind after SIGTERM, and ends with status 0", async () => {
@@ -40,6 +43,25 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
     assert.ok(await isFree(cluster.ports + 3), "the port of Redis");
   });
 
+  test("runs nodes with the settings of all doors, which lead into the same room", async () => {
+    const cluster = await launch(["--nodes", "2", "--settings", DOORS]);
+    await cluster.line("Ctrl-C stops everything");
+    const room = (offset) => `http://127.0.0.1:${cluster.ports + offset}/channels/syncano%2Fshop/rooms/news%23lobby`;
+    const publish = { method: "POST", body: JSON.stringify({ data: { text: "hello" } }) };
+    const published = await fetch(room(0), publish);
+    assert.equal(published.status, 201);
+    const { id } = await published.json();
+    // By another door of either node.
+    for (const offset of [11, 12]) {
+      const url = `http://127.0.0.1:${cluster.ports + offset}/v1.1/instances/shop/channels/news/poll/?room=lobby&last_id=0`;
+      const polled = await fetch(url, { headers: { "X-API-KEY": `${"e".repeat(39)}1` } });
+      assert.equal(polled.status, 200);
+      const { id: seen, payload } = await polled.json();
+      assert.deepEqual([String(seen), payload], [id, { text: "hello" }]);
+    }
+    assert.equal(await cluster.stop(), 0, cluster.output);
+  });
+
   test("names a port that is taken, and the option to choose others", async () => {
     const cluster = await occupied();
     assert.equal(await cluster.exited, 1);
@@ -48,7 +70,7 @@ describe("deploy/local/up", { timeout: 120_000 }, () => {
   });
 
   test("wrong options are refused with status 2", async () => {
-    for (const wrong of [["--nodes", "0"], ["--nodes"], ["--ports", "80"], ["--app", "/no/such"], ["--bogus"]]) {
+    for (const wrong of [["--nodes", "0"], ["--nodes"], ["--ports", "80"], ["--app", "/no/such"], ["--settings", "/no/such"], ["--bogus"]]) {
       const cluster = await launch(wrong);
       assert.equal(await cluster.exited, 2, wrong.join(" "));
     }
