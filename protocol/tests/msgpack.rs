@@ -292,6 +292,20 @@ fn limits_are_exact() {
 }
 
 #[test]
+fn an_extension_counts_as_the_array_that_it_becomes() {
+    let inside = |arrays: usize| [&vec![0x91; arrays][..], &[0xd4, 5, 0]].concat();
+    let (json, attachments) = decode(&inside(LIMITS.depth - 1)).unwrap();
+    // In JSON, its bytes are one more level.
+    let mut again = Vec::new();
+    json_to_msgpack(&mut again, &json, &attachments, LIMITS.depth + 1).unwrap();
+    assert_eq!(decode(&again).unwrap(), (json, attachments));
+    assert!(matches!(
+        decode(&inside(LIMITS.depth)),
+        Err(MsgpackError::TooDeep { limit: 32 })
+    ));
+}
+
+#[test]
 fn endless_nesting_neither_overflows_nor_is_accepted() {
     let bytes = vec![0x91; 1_000_000];
     assert!(decode(&bytes).is_err());

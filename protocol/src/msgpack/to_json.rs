@@ -172,6 +172,8 @@ impl Writer {
             Token::Map(left) => self.open(Open { left, map: true })?,
             Token::Date(milliseconds) => append_date(&mut self.json, milliseconds),
             Token::Ext(kind, bytes) => {
+                // It is an array from here on, also for those who read it next.
+                self.check_depth()?;
                 self.json.push(b'[');
                 self.number(kind);
                 self.json.push(b',');
@@ -182,12 +184,16 @@ impl Writer {
         Ok(())
     }
 
-    fn open(&mut self, container: Open) -> Result<(), MsgpackError> {
-        if self.open.len() >= self.limits.depth {
-            return Err(MsgpackError::TooDeep {
-                limit: self.limits.depth,
-            });
+    fn check_depth(&self) -> Result<(), MsgpackError> {
+        let limit = self.limits.depth;
+        if self.open.len() < limit {
+            return Ok(());
         }
+        Err(MsgpackError::TooDeep { limit })
+    }
+
+    fn open(&mut self, container: Open) -> Result<(), MsgpackError> {
+        self.check_depth()?;
         self.json.push(if container.map { b'{' } else { b'[' });
         self.open.push(container);
         Ok(())
