@@ -23,7 +23,7 @@ use roomcast_protocol::{
 
 use crate::bus::{BusError, BusFuture, HistoryEntry, HistoryLimits, Listener, Log, Page};
 
-/// What an entry takes beside its texts, in bytes.
+/// The bytes of an entry beside its texts.
 const OVERHEAD: usize = 64;
 
 /// The logs of the namespaces of one process. They outlive the namespaces, which may come and go.

@@ -34,7 +34,7 @@ pub trait Log: Send + Sync + 'static {
     ) -> BusFuture<Result<Vec<HistoryEntry>, BusError>>;
 }
 
-/// What a log keeps of each room. The oldest entries go first.
+/// The bounds of what a log keeps of each room. The oldest entries are removed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
     /// Maximum number of entries of a room. Default 1,000.

@@ -1,4 +1,4 @@
-//! What every log promises, one check each.
+//! The guarantees of every log, one check each.
 
 use std::{sync::Arc, time::Duration};
 
@@ -97,7 +97,7 @@ async fn nodes_that_publish_in_parallel_are_heard_in_the_order_of_ids(fabric: Fr
         while seen.len() < 2 * EACH as usize {
             let last = seen.last().map_or(0, |entry| entry.id);
             seen.extend(read(&reading, "a", Page::After(last), 1000).await);
-            // What is read from memory never waits.
+            // Reading from memory never yields to other tasks.
             tokio::task::yield_now().await;
         }
         seen.iter().map(|entry| entry.id).collect::<Vec<_>>()

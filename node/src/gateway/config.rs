@@ -458,7 +458,7 @@ impl Config {
         self.sections = file.sections;
     }
 
-    /// Who may connect to which namespace.
+    /// The access of each namespace.
     pub(crate) fn access(&self) -> AccessTable {
         let of_section = |name: &String| {
             let section = self.settings.namespaces.get(&NamespaceName(name.clone()));

@@ -400,7 +400,7 @@ fn a_broadcast_of_messagepack_has_three_elements_as_node_reads_them() {
     reader.finish().unwrap();
 }
 
-/// Whatever else stands in the place of a position belongs to others, and the message counts.
+/// Any other value in the place of a position is ignored, and the message is still delivered.
 #[test]
 fn what_is_no_position_is_skipped() {
     for extra in [

@@ -1,4 +1,4 @@
-//! What a delivery and an idle connection cost: clients of Socket.IO, plain WebSockets, and tungstenite
+//! The cost of a delivery and of an idle connection: clients of Socket.IO, plain WebSockets, and tungstenite
 //! through axum with a task and a queue for each connection.
 //!
 //! ```text

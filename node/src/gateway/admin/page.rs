@@ -36,7 +36,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Statuses that arrive within this time leave together.
 const GATHER: Duration = Duration::from_millis(100);
 
-/// What the routes share.
+/// The state that all routes share.
 pub(crate) struct Pages {
     view: Arc<View>,
     api: Arc<Api>,

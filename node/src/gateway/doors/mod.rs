@@ -41,14 +41,14 @@ use super::{
     origins::Origins,
 };
 
-/// What the doors of a server share.
+/// The state that all doors of a server share.
 pub(crate) struct Doors {
     pub(crate) server: Server,
     /// Knows the keys of the API, which a reload may replace.
     pub(crate) api: Arc<Api>,
     /// Set if any namespace asks for tokens.
     pub(crate) auth: Option<Arc<Auth>>,
-    /// Who may connect to which namespace.
+    /// The access of each namespace.
     pub(crate) access: AccessTable,
     /// What clients may do with the rooms of each namespace.
     pub(crate) policies: Policies,

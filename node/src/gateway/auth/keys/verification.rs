@@ -14,7 +14,7 @@ use crate::gateway::{
 /// The keys that are tried for one token, because each attempt costs up to 0.2 ms.
 const MAX_ATTEMPTS: usize = 8;
 
-/// What a token is checked for beside its signature.
+/// The checks of a token beside its signature.
 #[derive(Clone, Debug)]
 pub(in crate::gateway::auth) struct Rules {
     pub(super) issuer: Vec<String>,

@@ -1,4 +1,4 @@
-//! Who a client of channels is, and what it may do.
+//! The identity of a client of channels, and its rights.
 //!
 //! ```text
 //!  token ─► a key of the API? ──► its namespaces and verbs decide
@@ -25,7 +25,7 @@ use crate::gateway::{
     session,
 };
 
-/// Who a client is.
+/// The identity of a client.
 #[derive(Clone, Debug)]
 pub(super) enum Caller {
     /// An application, which has shown a key of the API.

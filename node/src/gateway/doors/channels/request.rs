@@ -45,7 +45,7 @@ pub(super) struct Call {
     pub(super) before: Option<u64>,
     pub(super) limit: usize,
     pub(super) timeout: Duration,
-    /// What the client has shown: a key of the API or a token.
+    /// The credential of the client: a key of the API or a token.
     pub(super) token: Option<String>,
 }
 

@@ -277,7 +277,7 @@ impl Channels {
     }
 }
 
-/// What a client receives at once.
+/// The events that a client receives at once.
 struct Piece {
     bytes: Bytes,
     id: Option<u64>,

@@ -27,7 +27,7 @@ use crate::gateway::{
     policy::{Action, USER_ROOMS},
 };
 
-/// What belongs to a WebSocket.
+/// The state of a WebSocket.
 struct Session {
     channels: Arc<Channels>,
     namespace: String,

@@ -85,7 +85,7 @@ struct PushTo {
     message: Box<RawValue>,
 }
 
-/// What the routes share.
+/// The state that all routes share.
 struct Control {
     pakyow: Arc<Pakyow>,
     api: Arc<Api>,

@@ -12,7 +12,7 @@
 //! is a broadcast, so clients of other doors in the room hear it, too. Whoever connects with the wrong
 //! pair is let in, has another digest, and hears nothing.
 //!
-//! What changes the subscriptions of one digest takes turns, so that the rooms of a socket and the
+//! Changes to the subscriptions of one digest take turns, so that the rooms of a socket and the
 //! registry agree in the end.
 
 mod application;

@@ -1,4 +1,4 @@
-//! Who is subscribed to what, also before the socket exists.
+//! The subscriptions of each digest, which may be made before its socket exists.
 //!
 //! ```text
 //!  subscribe ─► add ──► nobody is connected: kept for the lifetime
@@ -365,7 +365,7 @@ impl Memory {
         }
     }
 
-    /// What has lapsed is as good as new.
+    /// An entry that has expired counts as a new one.
     fn entry(&mut self, digest: &str, now: Instant) -> &mut Entry {
         let entry = self.entries.entry(digest.to_owned());
         let entry = entry.or_insert_with(|| Entry {

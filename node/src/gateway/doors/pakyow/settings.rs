@@ -65,7 +65,7 @@ impl Default for Settings {
     }
 }
 
-/// What the hook is called for.
+/// The occasions on which the hook is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Occasion {

@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     SeparateRooms,
 }
 
-/// What somebody may do with a channel. Each includes the ones before.
+/// The rights on a channel. Each includes the ones before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Permission {

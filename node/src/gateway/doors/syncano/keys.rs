@@ -1,4 +1,4 @@
-//! Who calls: credentials of a request, and the keys and users of an instance.
+//! The credentials of a request, and the keys and users of an instance.
 //!
 //! ```text
 //!  X-API-KEY ─ else ?api_key, ?apikey ─ else Authorization: WORD KEY ─ else body _api_key ──► key
