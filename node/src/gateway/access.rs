@@ -24,7 +24,7 @@ use super::{
 /// Time between two looks for foreign servers. They come and go with deployments.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Who may connect to a namespace.
+/// The rule for connecting to a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Access {

@@ -53,7 +53,7 @@ impl Unbuilt {
 /// A server, and the parts of it that are needed later.
 pub(crate) struct Built {
     pub(crate) server: Server,
-    /// What verifies tokens, if any namespace asks for them.
+    /// The verifier of tokens, if any namespace asks for them.
     pub(crate) auth: Option<Arc<Auth>>,
     pub(crate) policies: Policies,
     pub(crate) users: UserLimit,
@@ -201,7 +201,7 @@ fn has_rooms(config: &Config, name: &str) -> bool {
     has_rooms.unwrap_or(config.protocol.client_rooms.0)
 }
 
-/// What clients may do with the rooms of a namespace.
+/// The room policy of a namespace.
 fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
     let namespaces = &config.settings.namespaces;
     let section = namespaces.get(&NamespaceName(name.to_owned()));
@@ -218,7 +218,7 @@ fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
 pub(crate) struct Policies(Vec<(String, Access, Arc<Rooms>)>);
 
 impl Policies {
-    /// What clients of a namespace may do with its rooms.
+    /// The room policy of a namespace, as its clients see it.
     pub(crate) fn of(&self, namespace: &str) -> Option<&Arc<Rooms>> {
         let mut all = self.0.iter();
         all.find(|(name, ..)| name == namespace)

@@ -103,7 +103,7 @@ pub(crate) enum Job {
     Version,
 }
 
-/// What can be done with settings beside serving with them.
+/// Uses of settings beside serving with them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigJob {
     /// Print a commented file with every option at its default
@@ -494,7 +494,7 @@ impl Config {
         names
     }
 
-    /// What a namespace keeps of its rooms, if it keeps anything.
+    /// The limits of the logs of a namespace, if it keeps any.
     pub(crate) fn history(&self, name: &str) -> Option<HistoryLimits> {
         let sections = &self.settings.namespaces;
         let section = sections.get(&NamespaceName(name.to_owned()));

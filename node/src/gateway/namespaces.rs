@@ -17,10 +17,10 @@ use super::{
     user_limit::UserLimit,
 };
 
-/// What a namespace of the gateway is made of.
+/// The parts of a namespace of the gateway.
 pub(crate) struct Parts {
     pub(crate) access: Access,
-    /// What verifies tokens. Set if any namespace asks for them.
+    /// The verifier of tokens. Set if any namespace asks for them.
     pub(crate) auth: Option<Arc<Auth>>,
     pub(crate) hooks: Hooks,
     pub(crate) users: UserLimit,
@@ -32,7 +32,7 @@ pub(crate) struct Parts {
     pub(crate) demo: Option<Arc<Demo>>,
     /// The door whose clients are sockets of this namespace.
     pub(crate) pakyow: Option<Arc<Pakyow>>,
-    /// What is kept of the events that are published into rooms.
+    /// The limits of the log of events that are published into rooms.
     pub(crate) history: Option<HistoryLimits>,
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     namespace
 }
 
-/// What learns of sockets that connect and disconnect.
+/// The observers of sockets that connect and disconnect.
 #[derive(Clone)]
 struct Connected {
     auth: Option<Arc<Auth>>,

@@ -1,4 +1,4 @@
-//! What an application outside can tell the server to do: a list of Socket.IO operations, as JSON.
+//! Operations that an application outside can order: a list of Socket.IO operations, as JSON.
 //!
 //! The response of a hook is such a list, and a call of the HTTP API is the same list without a
 //! socket that asks. There is one type, one check and one interpreter for both.
@@ -91,7 +91,7 @@ pub(crate) struct Flags {
     pub(crate) confirmed: bool,
 }
 
-/// What is wrong with a list of operations. Nothing of it has been carried out.
+/// An error in a list of operations. None of the list has been carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{at}{}{what}", if .at.is_empty() { "" } else { ": " })]
 pub(crate) struct Problem {
@@ -109,7 +109,7 @@ impl Problem {
     }
 }
 
-/// Who gave the list, and for what.
+/// The origin of the list and its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asks {
     /// No socket asks.

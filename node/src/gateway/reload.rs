@@ -31,7 +31,7 @@ pub(crate) trait Reloadable: Send + Sync {
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a>;
 }
 
-/// What a reload compares and replaces.
+/// The parts that a reload compares and replaces.
 pub(crate) struct Reload {
     parts: Vec<Box<dyn Reloadable>>,
     /// What is in force, as [`keys`] returns it.

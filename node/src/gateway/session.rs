@@ -1,4 +1,4 @@
-//! What the gateway keeps of a socket: the user and the data of the application.
+//! The gateway's data of a socket: the user and the data of the application.
 //!
 //! It is the socket's data, so other nodes see it when they fetch sockets. To Node.js servers it
 //! looks like the `socket.data` of their own sockets: the application's object, with `user` added.
@@ -23,13 +23,13 @@ pub(crate) struct SocketData {
     /// The id of the user, if the client has shown who it is. The application's own `user` is hidden by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
-    /// What the application has set.
+    /// The data that the application has set.
     #[serde(flatten, serialize_with = "without_user")]
     pub(crate) data: Arc<Map<String, Value>>,
-    /// What its token has shown, in namespaces that ask for one.
+    /// The facts from its token, in namespaces that ask for one.
     #[serde(skip)]
     pub(crate) session: Option<Arc<Session>>,
-    /// What a hook wants done when the client has connected.
+    /// The operations that a hook wants done when the client has connected.
     #[serde(skip)]
     on_connect: Arc<Mutex<Option<Checked>>>,
     /// Its place among the sockets of its user, while they are limited.
@@ -105,7 +105,7 @@ pub(crate) fn set_data(socket: &Socket, data: Map<String, Value>) {
     });
 }
 
-/// What the socket's token has shown.
+/// The facts from the socket's token.
 pub(crate) fn of(socket: &Socket) -> Option<Arc<Session>> {
     socket.data::<SocketData>()?.session.clone()
 }

@@ -87,13 +87,13 @@ pub(crate) struct NamespaceSettings {
     pub(crate) access: Option<Access>,
     /// Takes precedence over `--client-rooms`.
     pub(crate) client_rooms: Option<bool>,
-    /// What clients may do with rooms, if `client_rooms` is on or a door leads here.
+    /// The room policy, if `client_rooms` is on or a door leads here.
     pub(crate) rooms: Option<RoomPolicy>,
-    /// What is kept of the events that are published into rooms.
+    /// The limits of the log of events that are published into rooms.
     pub(crate) history: Option<HistorySettings>,
 }
 
-/// What a namespace keeps of each room.
+/// The limits of the log of each room of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HistorySettings {

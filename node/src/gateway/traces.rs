@@ -20,7 +20,7 @@ pub(crate) use otlp::{TraceOptions, Traces, begin, failed, inject};
 
 use http::HeaderMap;
 
-/// What a span is about.
+/// The subject of a span.
 #[cfg_attr(
     not(feature = "otlp"),
     expect(dead_code, reason = "only the exporter reads it")

@@ -1,4 +1,4 @@
-//! What the process can tell of itself beside the server: whether its workers make progress, and
+//! Facts about the process beside the server: whether its workers make progress, and
 //! how many log lines it had to drop.
 
 use std::{

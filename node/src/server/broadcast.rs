@@ -388,7 +388,7 @@ impl BroadcastOperator {
         self.namespace.as_ref().map_err(|name| &**name)
     }
 
-    /// What keeps the namespace alive.
+    /// Keeps the namespace alive.
     pub(super) fn visit(&self) -> Option<Arc<Visit>> {
         self.visit.clone()
     }

@@ -24,7 +24,7 @@ impl<T: Serialize + Any + Send + Sync> Data for T {
     }
 }
 
-/// What the application has attached to a socket.
+/// Values that the application has attached to a socket.
 #[derive(Default)]
 pub(super) struct Attached {
     data: Option<Arc<dyn Data>>,

@@ -298,7 +298,7 @@ enum Cause {
 }
 
 impl HandlerError {
-    /// What the client may know.
+    /// The error as the client may see it.
     pub fn refused(&self) -> Option<&Refused> {
         match &self.0 {
             Cause::Refused(refused) => Some(refused),
@@ -343,7 +343,7 @@ const NEUTRAL: &str = "internal error";
 pub enum Failed {
     /// The arguments of the event do not match the handler's.
     Decode(ArgsError),
-    /// What the handler returned cannot be encoded.
+    /// The handler's result cannot be encoded.
     Encode(ArgsError),
     Handler(HandlerError),
 }

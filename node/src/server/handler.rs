@@ -39,7 +39,7 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The answer of a handler to its client.
 pub(crate) enum Answer {
-    /// What the handler returned.
+    /// The handler's result.
     Args(Args),
     /// The handler has taken the [`Ack`] and answers by itself.
     Taken,
@@ -79,7 +79,7 @@ pub(crate) type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
 /// A type of shared state, and its name.
 pub(crate) type Need = (TypeId, &'static str);
 
-/// What a handler is called with. Each [`Argument`] takes its part.
+/// The input of a handler. Each [`Argument`] takes its part.
 #[doc(hidden)]
 pub struct Call<'a> {
     pub(crate) states: &'a States,
@@ -151,7 +151,7 @@ impl<'a> Call<'a> {
     note = "a handler is an async closure or function with at most six arguments, whose types are written out"
 )]
 pub trait Handler<Form>: Send + Sync + 'static {
-    /// What the closure returns: the future of its result.
+    /// The future that the closure returns.
     type Returned;
 
     /// Calls the closure.
@@ -341,7 +341,7 @@ pub(crate) fn state_of<S: Any + Send + Sync>(states: &States) -> Option<Arc<S>> 
     Arc::clone(states.get(&TypeId::of::<S>())?).downcast().ok()
 }
 
-/// What a handler of an event may return: the answer to the client's acknowledgement.
+/// The result types of a handler of an event: the answer to the client's acknowledgement.
 ///
 /// - Anything that implements `Serialize`: a tuple is several arguments, `()` is none. The error of a
 ///   `Result` that implements `Serialize` is shown to the client, as `{"error": error}`.
@@ -407,7 +407,7 @@ tried!(
     Box<dyn std::error::Error + Send + Sync>
 );
 
-/// What a handler may return whose result no client waits for: nothing, or a `Result` with any error.
+/// The result types of a handler whose result no client waits for: nothing, or a `Result` with any error.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the result of this handler",
     note = "no client waits for the result: return `()`, or a `Result` with any error"

@@ -62,7 +62,7 @@ pub(super) enum Task {
     },
 }
 
-/// What became of a [`Task`].
+/// The outcome of a [`Task`].
 pub(super) enum Done {
     Event {
         socket: Socket,
@@ -88,7 +88,7 @@ pub(super) enum Done {
 }
 
 impl Task {
-    /// What a panic of this task, also before its future existed, comes to.
+    /// The outcome of a panic of this task, also of one before its future existed.
     fn panicked(&self) -> Done {
         match self {
             Self::Event { socket, .. } | Self::Hook { socket, .. } => {
@@ -144,7 +144,7 @@ impl Future for Task {
     }
 }
 
-/// What a client has in progress. It exists while it holds something, since an idle connection
+/// The running and held tasks of a client. It exists while it holds something, since an idle connection
 /// shall own no set of tasks.
 #[derive(Default)]
 pub(super) struct InFlight {
@@ -165,7 +165,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// What it takes in memory, roughly.
+    /// Its size in memory, roughly.
     fn bytes(&self) -> usize {
         let attachments: usize = self.packet.attachments.iter().map(Bytes::len).sum();
         size_of::<Self>() + self.packet.data.len() + attachments

@@ -39,7 +39,7 @@ pub(crate) struct LiveNamespace {
     pub(super) bus: Option<Arc<dyn BusHandle>>,
     /// The log of its rooms, if it keeps a history and the bus has one.
     pub(super) log: Option<Arc<dyn Log>>,
-    /// What has arrived of it.
+    /// The ids that have arrived.
     pub(super) arrived: Arrived,
     /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
     pub(crate) sockets: IntGauge,

@@ -47,7 +47,7 @@ pub(crate) struct Handlers {
     /// The names come from the application, so its hash function needs no secret.
     pub(crate) events: HashMap<Box<str>, Listener>,
     pub(crate) fallback: Option<Listener>,
-    /// What is kept of the messages that are published to rooms. `None`: nothing can be published.
+    /// The limits of the log of published messages. `None`: nothing can be published.
     pub(crate) history: Option<HistoryLimits>,
     pub(crate) server_side: HashMap<Box<str>, OnEvent>,
     /// The values that handlers share, set when the server is built.

@@ -50,12 +50,12 @@ use crate::{
     },
 };
 
-/// What a plain connection is opened with.
+/// Parameters of a plain connection.
 #[derive(Clone)]
 pub struct Open {
     /// The name of the namespace.
     pub namespace: String,
-    /// What [`Handshake::auth`](crate::Handshake::auth) is to be, as JSON text: an object.
+    /// The value of [`Handshake::auth`](crate::Handshake::auth), as JSON text: an object.
     pub auth: Option<String>,
     /// How the client sees events. Connections of one kind should share it.
     pub form: Arc<dyn Form>,
@@ -80,7 +80,7 @@ pub struct OpenError {
     pub status: StatusCode,
     /// The label under which metrics count the refusal.
     pub reason: &'static str,
-    /// What the client may know.
+    /// The error as the client may see it.
     pub message: Cow<'static, str>,
     /// The [details](Refused::data) of an authorizer, as JSON text.
     pub data: Option<String>,

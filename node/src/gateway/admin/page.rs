@@ -141,7 +141,7 @@ async fn secure(mut response: Response) -> Response {
     response
 }
 
-/// What the page has to know before it has a key. Other sites cannot read it.
+/// The facts that the page needs before it has a key. Other sites cannot read it.
 async fn config(State(pages): State<Arc<Pages>>) -> Response {
     let key = pages.is_demo.then_some(DEMO_KEY);
     let config = json!({ "key": key }).to_string();

@@ -59,7 +59,7 @@ const BY_LABEL: &[(&str, &str)] = &[
     ("cluster", "roomcast_bus_nodes"),
 ];
 
-/// What a node tells about itself.
+/// The status that a node publishes about itself.
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
     pub(super) version: &'static str,

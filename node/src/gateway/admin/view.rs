@@ -1,4 +1,4 @@
-//! What an admin page sees of the cluster: the statuses of its nodes.
+//! The cluster as an admin page sees it: the statuses of its nodes.
 //!
 //! ```text
 //!  page ── stream ── node A ── "I watch", its status ──► bus ──► B, C: publish for 6 s
@@ -57,7 +57,7 @@ const MAX_NODES: usize = 1000;
 
 const MAX_STATUS: usize = 64 * 1024;
 
-/// What nodes tell each other.
+/// A message between nodes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Message {
     from: String,

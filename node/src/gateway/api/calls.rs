@@ -242,7 +242,7 @@ async fn fetch(server: &Server, namespace: &str, query: &Query) -> Result<Fetche
     }
 }
 
-/// What this node knows of itself and of the others.
+/// This node's knowledge of itself and of the others.
 fn node(server: &Server) -> Value {
     let (health, reason) = match server.health() {
         roomcast::Health::Flowing => ("flowing", None),

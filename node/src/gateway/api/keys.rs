@@ -93,7 +93,7 @@ impl<'de> Deserialize<'de> for NamespacePattern {
     }
 }
 
-/// What a key may do.
+/// The rights of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verb {

@@ -84,7 +84,7 @@ impl Door {
     }
 }
 
-/// What a reload replaces.
+/// The parts that a reload replaces.
 struct Current {
     settings: Settings,
     keys: Keys,

@@ -97,7 +97,7 @@ impl Query {
         }
     }
 
-    /// What the query wants to know of the sockets.
+    /// The fields of the sockets that the query asks for.
     pub(crate) fn answer(&self, fetched: &Fetched) -> Value {
         let sockets = &fetched.sockets;
         let (name, (total, page)) = match self.verb {

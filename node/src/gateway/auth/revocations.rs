@@ -45,7 +45,7 @@ impl Revocation {
     }
 }
 
-/// What a node remembers. Each entry keeps the latest of several revocations.
+/// The revocations that a node remembers. Each entry keeps the latest of several revocations.
 #[derive(Debug, Default)]
 pub(super) struct Revocations {
     users: HashMap<String, (u64, u64)>,

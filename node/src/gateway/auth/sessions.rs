@@ -67,7 +67,7 @@ impl Session {
     }
 }
 
-/// What the section `jwt` of the file says.
+/// The section `jwt` of the file.
 struct Parts {
     settings: Settings,
     keys: Vec<Key>,

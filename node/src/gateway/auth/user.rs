@@ -11,7 +11,7 @@ const MAX_USER: usize = 200;
 /// The rooms that a token may name.
 const MAX_ROOMS: usize = 100;
 
-/// Who a client is and what it may do, until its token expires.
+/// The identity and the rights of a client, until its token expires.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct User {
     pub(crate) id: String,

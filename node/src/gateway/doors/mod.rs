@@ -50,7 +50,7 @@ pub(crate) struct Doors {
     pub(crate) auth: Option<Arc<Auth>>,
     /// The access of each namespace.
     pub(crate) access: AccessTable,
-    /// What clients may do with the rooms of each namespace.
+    /// The room policy of each namespace.
     pub(crate) policies: Policies,
     pub(crate) settings: Settings,
     /// The limits of names.

@@ -7,7 +7,7 @@ use roomcast::{
 use super::{Checked, Flags, Operation, Whom, refused};
 use crate::gateway::session;
 
-/// What an operation has done.
+/// The effect of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// It is done, on this node at once and on others when they have received it.

@@ -1,4 +1,4 @@
-//! What nodes tell each other of their users, and how one node follows the others.
+//! The messages between nodes about their users, and how one node follows the others.
 //!
 //! Each node numbers its messages. One names sockets as they are now or as gone, so it may be applied
 //! twice; a full state is a series of messages, of which the first and the last are marked, with
@@ -64,7 +64,7 @@ const MAX_UNPUBLISHED: usize = 100_000;
 /// In place of a node's name: all nodes.
 const EVERYBODY: &str = "*";
 
-/// What a node publishes.
+/// A message that a node publishes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Message {
     pub(super) from: String,
@@ -121,7 +121,7 @@ enum Phase {
     Whole,
 }
 
-/// What is known of another node.
+/// The state of another node as this one knows it.
 #[derive(Debug)]
 struct Stream {
     phase: Phase,
@@ -308,7 +308,7 @@ impl State {
         let has_place = self.table.has_place();
         let is_late = |stream: &Stream| {
             let is_missing = stream.missing.is_some_and(|since| now >= since + LATE);
-            // What had no place may have one now.
+            // A user that had no place may have one now.
             let is_old = stream.asked.is_none_or(|at| now >= at + PLACE_AGAIN);
             is_missing || has_place && is_old && stream.is_partial
         };
@@ -456,7 +456,7 @@ impl State {
     }
 }
 
-/// What was found.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     /// The number of users, of which `users` are a page.

@@ -27,7 +27,7 @@ impl Entry {
     }
 }
 
-/// What is looked for.
+/// The users that a search looks for.
 #[derive(Debug, Default)]
 pub(crate) struct Look<'a> {
     /// Ids of sockets and names of rooms, which select together. Without them, everybody is selected.
@@ -39,7 +39,7 @@ pub(crate) struct Look<'a> {
     pub(crate) limit: usize,
 }
 
-/// What selects sockets.
+/// A selection of sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Selected<'a> {
     /// Names of rooms, or ids of sockets.

@@ -33,7 +33,7 @@ pub(crate) struct File {
     pub(crate) variables: BTreeSet<String>,
 }
 
-/// What is wrong with a file.
+/// An error in a file.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.lines())]
 pub(crate) struct FileError {

@@ -1,4 +1,4 @@
-//! What is left of traces in a build without them.
+//! The functions of traces in a build without them.
 
 use http::HeaderMap;
 
