@@ -104,7 +104,10 @@ pub use transport::{
 pub mod plain {
     pub use crate::{
         server::{Open, OpenError, Stream},
-        transport::plain::{Chunk, Event, Form, Heartbeat},
+        transport::{
+            parking::Parking,
+            plain::{Chunk, Event, Form, Heartbeat},
+        },
     };
 }
 

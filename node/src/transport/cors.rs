@@ -97,7 +97,9 @@ impl Cors {
     }
 
     async fn run(&self, request: Request, next: Next) -> Response {
-        let origin = request.headers().get(header::ORIGIN).cloned();
+        // Copied, because a clone would keep what the HTTP connection has read while a request waits.
+        let origin = request.headers().get(header::ORIGIN);
+        let origin = origin.and_then(|origin| HeaderValue::from_bytes(origin.as_bytes()).ok());
         let mut response = if Self::is_preflight(request.method()) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = self.preflight(request.headers(), response.headers_mut());

@@ -1,8 +1,9 @@
 //! The socket under HTTP. It keeps back the head of the response that ends HTTP (the sequence is in
-//! [`serve`](super::serve)), completes the refusals that hyper writes by itself, and fails when a
-//! client does not read its response.
+//! [`serve`](super::serve)), completes the refusals that hyper writes by itself, fails when a client
+//! does not read its response, and repeats a request that was [parked](super::parking).
 
 use std::{
+    fmt,
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
@@ -15,6 +16,8 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http::{HeaderValue, Method, Request, Version, header};
 use hyper::{
     body::{Body as HttpBody, Frame, SizeHint},
     rt::{Read, ReadBufCursor, Write},
@@ -26,7 +29,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{connection_state::SHUTDOWN_LINGER, engine::Engine, stream::Socket};
+use super::{connection_state::SHUTDOWN_LINGER, engine::Engine, parking::Waiting, stream::Socket};
 use crate::close::Limit;
 
 /// A socket under HTTP, with or without TLS. The requests on it carry the [`Handoff`].
@@ -36,6 +39,8 @@ pub(super) struct HttpStream {
     handoff: Handoff,
     /// The head of the response that switches protocols.
     kept: Vec<u8>,
+    /// What is to be read before anything else.
+    unread: Vec<u8>,
     /// What is left to be written of a refusal that took the place of hyper's.
     refusal: Vec<u8>,
     /// The origin of the last request, for the refusal of a request that hyper cannot read.
@@ -58,6 +63,23 @@ struct Shared {
     is_active: AtomicBool,
     /// The client takes nothing of a response.
     is_stalled: AtomicBool,
+    /// The request can be parked: a short form of it has the same meaning to HTTP.
+    may_park: AtomicBool,
+    /// The client does not keep the connection.
+    closes: AtomicBool,
+    parked: Mutex<Parked>,
+    /// Wakes the task when a request is parked by another one.
+    task: AtomicWaker,
+}
+
+/// A request that waits without HTTP.
+#[derive(Default)]
+enum Parked {
+    #[default]
+    No,
+    Waiting(Waiting),
+    /// HTTP is about to write the response.
+    Responded(Box<Response<Body>>),
 }
 
 type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -67,6 +89,9 @@ const CAPACITY: usize = 512;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 8 * 1024;
+
+/// Bytes that are read of the next request while one is parked.
+const READ_AHEAD_BYTES: usize = 1024;
 
 /// The beginning of a response that ends HTTP.
 const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
@@ -85,15 +110,45 @@ impl HttpStream {
             engine,
             handoff,
             kept: Vec::new(),
+            unread: Vec::new(),
             refusal: Vec::new(),
             origin: None,
             stalled: None,
         }
     }
 
-    /// The socket, and what has to be written to it before anything else.
-    pub(super) fn into_parts(self) -> (Socket, Vec<u8>) {
-        (self.io.into_inner(), self.kept)
+    /// The socket, what is to be read before anything else, and what has to be written to it.
+    pub(super) fn into_parts(self) -> (Socket, Vec<u8>, Vec<u8>) {
+        (self.io.into_inner(), self.unread, self.kept)
+    }
+
+    /// Keeps what was read and not used.
+    pub(super) fn unread(&mut self, bytes: &[u8]) {
+        self.unread.splice(0..0, bytes.iter().copied());
+    }
+
+    /// Makes a request in short form the next that is read, for a response that was awaited without
+    /// HTTP. It says what matters to HTTP: whether the connection is kept.
+    pub(super) fn repeat_request(&mut self, closes: bool) {
+        let head: &[u8] = match closes {
+            true => b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+            false => b"GET / HTTP/1.1\r\n\r\n",
+        };
+        self.unread(head);
+    }
+
+    /// Ready when the client has gone. When it sends something, that is kept for the next request, and
+    /// its end is not noticed before the response is written; hyper does the same.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.unread.is_empty() {
+            let mut bytes = [0; READ_AHEAD_BYTES];
+            let mut read = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(self.io.inner_mut()).poll_read(cx, &mut read)) {
+                Ok(()) if !read.filled().is_empty() => self.unread.extend_from_slice(read.filled()),
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
     }
 
     /// Whether bytes that HTTP writes are kept. The opening alone does not tell, because the
@@ -154,6 +209,12 @@ impl HttpStream {
     }
 }
 
+impl fmt::Debug for Handoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handoff").finish_non_exhaustive()
+    }
+}
+
 impl Handoff {
     /// Leaves an opening, in the place of one that an earlier request has left.
     pub(super) fn leave(&self, opening: impl Future<Output = ()> + Send + 'static) {
@@ -161,8 +222,19 @@ impl Handoff {
     }
 
     /// A new request begins. Drops the opening of an earlier one.
-    pub(super) fn begin_request(&self) {
+    pub(super) fn begin_request<B: HttpBody>(&self, request: &Request<B>) {
         *self.0.opening.lock() = None;
+        let connection = request.headers().get(header::CONNECTION);
+        let mut options = connection
+            .map_or(&b""[..], HeaderValue::as_bytes)
+            .split(|&byte| byte == b',');
+        let closes = options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        let may_park = request.method() == Method::GET
+            && request.version() == Version::HTTP_11
+            && request.body().is_end_stream()
+            && !request.headers().contains_key(header::UPGRADE);
+        self.0.closes.store(closes, Ordering::Relaxed);
+        self.0.may_park.store(may_park, Ordering::Relaxed);
         self.0.awaits_head.store(true, Ordering::Relaxed);
         self.0.is_active.store(true, Ordering::Relaxed);
     }
@@ -173,6 +245,48 @@ impl Handoff {
             let handoff = self.clone();
             Body::new(Tracked { body, handoff })
         })
+    }
+
+    pub(super) fn may_park(&self) -> bool {
+        self.0.may_park.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client of the last request does not keep the connection.
+    pub(super) fn closes(&self) -> bool {
+        self.0.closes.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the future of a response, which waits without HTTP from now on.
+    pub(super) fn park(&self, response: Waiting) {
+        *self.0.parked.lock() = Parked::Waiting(response);
+        self.0.task.wake();
+    }
+
+    /// Takes the future that the last request has left. Not while bytes of an earlier response wait in
+    /// HTTP.
+    pub(super) fn take_parked(&self, cx: &Context<'_>) -> Option<Waiting> {
+        self.0.task.register(cx.waker());
+        let mut parked = self.0.parked.lock();
+        if !matches!(*parked, Parked::Waiting(_)) || self.0.is_stalled.load(Ordering::Relaxed) {
+            return None;
+        }
+        match std::mem::take(&mut *parked) {
+            Parked::Waiting(response) => Some(response),
+            _ => None,
+        }
+    }
+
+    /// The response to the request that HTTP reads next.
+    pub(super) fn respond(&self, response: Response<Body>) {
+        *self.0.parked.lock() = Parked::Responded(Box::new(response));
+    }
+
+    /// Takes the response that was awaited without HTTP.
+    pub(super) fn take_response(&self) -> Option<Response<Body>> {
+        match std::mem::take(&mut *self.0.parked.lock()) {
+            Parked::Responded(response) => Some(*response),
+            _ => None,
+        }
     }
 
     /// Resolves when nothing but the client is waited for, for some time: it sends no request, or
@@ -235,6 +349,14 @@ impl Read for HttpStream {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.unread.is_empty() {
+            let count = buffer.remaining().min(this.unread.len());
+            buffer.put_slice(&this.unread[..count]);
+            this.unread.drain(..count);
+            // An idle connection owns no buffer.
+            this.unread.shrink_to_fit();
+            return Poll::Ready(Ok(()));
+        }
         if this.engine.config.cors.is_none() {
             return Pin::new(&mut this.io).poll_read(cx, buffer);
         }

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! serve ─ preamble           accepts connections, and what comes before HTTP
-//!   └─ http_stream           carries HTTP until it ends or becomes a WebSocket
+//!   ├─ http_stream           carries HTTP until it ends or becomes a WebSocket
+//!   └─ parking               awaits a response without the memory of HTTP
 //!   └─ routes ─ cors         which request opens, polls, posts or upgrades
 //!        ├─ polling          a poll, a posted body
 //!        └─ upgrade ─ stream a new WebSocket, or a probe of one; tls_stream if it is over TLS
@@ -33,6 +34,7 @@ pub(crate) mod handshake;
 mod http_stream;
 mod lane;
 mod outbox;
+pub(crate) mod parking;
 pub(crate) mod plain;
 mod polling;
 pub(crate) mod preamble;

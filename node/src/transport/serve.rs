@@ -10,23 +10,31 @@
 //! 4. HTTP ends. `carry` runs the opening, which takes the socket and the head from hyper.
 //! 5. The session's first packet is queued behind the head; the driver writes both at once.
 //!
+//! A request that waits for long may leave HTTP for that time; see [`parking`](super::parking).
+//!
 //! An application that serves the router by itself has no `Handoff`: there hyper writes the head
 //! and a task of its own opens the connection.
 
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    future::{Future, poll_fn},
+    future::{Future, poll_fn, ready},
     io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::Poll,
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use axum::{Router, body::Body, extract::ConnectInfo, response::Response};
+use futures_util::future::Either;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::{Service, service_fn},
+};
 use hyper_util::rt::TokioTimer;
 use rustix::process::{Resource, getrlimit};
 use tokio::{
@@ -40,6 +48,7 @@ use super::{
     client_address::ClientAddress,
     engine::{Engine, Phase},
     http_stream::{Handoff, HttpStream},
+    parking::Waiting,
     preamble::Preamble,
     routes,
     stream::Socket,
@@ -220,45 +229,48 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
         };
         received
     };
-    // Facts that follow from the address of the connection need no entry of their own.
-    let is_direct = engine.config.trusted_proxies.is_empty() && !client.is_secure();
-    let proxies = Arc::clone(&engine.config.trusted_proxies);
     let handoff = Handoff::default();
-    let stream = HttpStream::new(stream, Arc::clone(&engine), handoff.clone());
-    let shared = handoff.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request
-            .extensions_mut()
-            .insert(ConnectInfo(client.address()));
-        if !is_direct {
-            let client = proxies.client(client, request.headers());
-            request.extensions_mut().insert(client);
-        }
-        shared.begin_request();
-        request.extensions_mut().insert(shared.clone());
-        let (handoff, response) = (shared.clone(), app.clone().oneshot(request.map(Body::new)));
-        async move { response.await.map(|response| handoff.track(response)) }
-    });
-    let ended = {
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(engine.config.limits.header_timeout)
-            .serve_connection(stream, service)
-            .with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
+    let mut stream = HttpStream::new(stream, Arc::clone(&engine), handoff.clone());
+    let service = service(app, &engine, client, handoff.clone());
+    let ended = loop {
+        // Boxed, so that its space is free while a request is parked.
+        let mut connection = Box::new(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(engine.config.limits.header_timeout)
+                .serve_connection(stream, service.clone())
+                .with_upgrades(),
+        );
+        let step = tokio::select! {
             // The first request has often come already; then nobody waits for the stop.
             biased;
-            ended = connection.as_mut() => ended,
+            step = step(&mut connection, &handoff) => step,
             () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
-                connection.as_mut().graceful_shutdown();
+                Pin::new(&mut *connection).graceful_shutdown();
                 tokio::select! {
-                    ended = connection => ended,
+                    step = step(&mut connection, &handoff) => step,
                     // The client keeps the server waiting, not the application.
-                    () = handoff.abandoned() => Ok(()),
+                    () = handoff.abandoned() => Step::Ended(Ok(())),
                 }
             }
-        }
+        };
+        let waiting = match step {
+            Step::Ended(ended) => break ended,
+            Step::Parked(waiting) => waiting,
+        };
+        // Frees the box, too.
+        let parts = { connection }.into_parts();
+        let Some(Parts { io, read_buf, .. }) = parts else {
+            return;
+        };
+        stream = io;
+        stream.unread(&read_buf);
+        drop(read_buf);
+        let Some(response) = respond(waiting, &mut stream).await else {
+            return;
+        };
+        handoff.respond(response);
+        stream.repeat_request(handoff.closes() || *stopped.borrow());
     };
     if ended.is_err_and(|error| error.is_timeout()) {
         engine.metrics.limit_reached(Limit::HeaderTimeout);
@@ -266,6 +278,73 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
     // HTTP's own part has been dropped by now. An opening that is left over from a request whose
     // upgrade failed would wait for it for ever.
     handoff.finish().await;
+}
+
+/// What hyper hands the requests of a connection to.
+fn service(
+    app: Router,
+    engine: &Engine,
+    client: ClientAddress,
+    handoff: Handoff,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<Body>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + Clone
++ use<> {
+    // Facts that follow from the address of the connection need no entry of their own.
+    let is_direct = engine.config.trusted_proxies.is_empty() && !client.is_secure();
+    let proxies = Arc::clone(&engine.config.trusted_proxies);
+    service_fn(move |mut request: Request<Incoming>| {
+        handoff.begin_request(&request);
+        let response = match handoff.take_response() {
+            Some(response) => Either::Left(ready(Ok(response))),
+            None => {
+                request
+                    .extensions_mut()
+                    .insert(ConnectInfo(client.address()));
+                if !is_direct {
+                    let client = proxies.client(client, request.headers());
+                    request.extensions_mut().insert(client);
+                }
+                request.extensions_mut().insert(handoff.clone());
+                Either::Right(app.clone().oneshot(request.map(Body::new)))
+            }
+        };
+        let handoff = handoff.clone();
+        async move { response.await.map(|response| handoff.track(response)) }
+    })
+}
+
+/// How far HTTP has come.
+enum Step {
+    Ended(hyper::Result<()>),
+    /// The response to the last request is awaited without HTTP.
+    Parked(Waiting),
+}
+
+async fn step(
+    connection: &mut (impl Future<Output = hyper::Result<()>> + Unpin),
+    handoff: &Handoff,
+) -> Step {
+    poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(Step::Ended(ended)),
+        Poll::Pending => match handoff.take_parked(cx) {
+            Some(waiting) => Poll::Ready(Step::Parked(waiting)),
+            None => Poll::Pending,
+        },
+    })
+    .await
+}
+
+/// Waits for the response to a request that is parked, unless the client goes.
+async fn respond(mut waiting: Waiting, stream: &mut HttpStream) -> Option<Response<Body>> {
+    poll_fn(|cx| match waiting.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Some(response)),
+        Poll::Pending => stream.poll_gone(cx).map(|()| None),
+    })
+    .await
 }
 
 fn is_about_one_connection(error: &io::Error) -> bool {

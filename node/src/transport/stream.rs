@@ -53,13 +53,13 @@ impl Unwrapped {
     pub(crate) fn new(upgraded: Upgraded) -> Self {
         let upgraded = match upgraded.downcast::<HttpStream>() {
             Ok(parts) => {
-                let (socket, head) = parts.io.into_parts();
+                let (socket, unread, head) = parts.io.into_parts();
                 return Self {
                     stream: match socket {
                         Socket::Tcp(tcp) => Stream::Tcp(tcp),
                         Socket::Tls(tls) => Stream::Tls(tls),
                     },
-                    read: parts.read_buf.to_vec(),
+                    read: [&parts.read_buf[..], &unread].concat(),
                     head,
                 };
             }
