@@ -180,15 +180,22 @@ impl Socket {
             .handlers
             .history
             .map_or(0, |limits| limits.messages);
+        // The logs are read one after the other. What is published meanwhile may be in a later one and
+        // not in an earlier one, so it is left to arrive, behind everything that was published before.
+        let until = match names.len() {
+            0 | 1 => u64::MAX,
+            _ => newest(&**log, &names).await?,
+        };
         let (mut entries, mut follow) = (Vec::new(), Vec::new());
         for room in names {
-            let page = log.read(&room, Page::After(from), limit).await?;
+            let mut page = log.read(&room, Page::After(from), limit).await?;
             // An id that the log has not given is from one that was lost.
             let is_lost = match page.first() {
                 Some(first) => first.id <= from,
                 None => log.read(&room, Page::Latest, 1).await?.is_empty(),
             };
             let last = if is_lost { 0 } else { from };
+            page.retain(|entry| entry.id <= until);
             let begin = page.last().map_or(last, |entry| entry.id);
             follow.push(Followed { room, begin, last });
             entries.extend(page);

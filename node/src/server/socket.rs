@@ -253,6 +253,9 @@ impl Socket {
     pub fn leave(&self, rooms: impl Rooms) {
         let before = self.rooms_if_observed();
         self.0.namespace.adapter.leave(&self.0, &rooms);
+        if self.0.is_plain() {
+            self.connection().unfollow(&rooms);
+        }
         if let Some(before) = before {
             let mut rooms = names(&rooms);
             let own = self.id().as_str();

@@ -17,7 +17,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use roomcast_protocol::{args::Args, engine_io::open::Revision, id::EngineId, message::Position};
+use roomcast_protocol::{
+    args::Args, engine_io::open::Revision, id::EngineId, message::Position, target::Rooms,
+};
 
 use super::{
     connection::{Aside, Connection, Locked},
@@ -399,6 +401,18 @@ impl Connection {
                 .map(|known| known.room.clone())
                 .collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// Stops following the logs of rooms that the socket leaves.
+    pub(crate) fn unfollow(&self, rooms: &impl Rooms) {
+        let mut locked = self.lock();
+        if let Some(Aside::Plain(Plain {
+            follow: Some(follow),
+            ..
+        })) = locked.aside.as_deref_mut()
+        {
+            rooms.each(&mut |room| follow.rooms.retain(|known| *known.room != *room));
         }
     }
 
