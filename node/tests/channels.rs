@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 
+#[path = "process/channels.rs"]
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod door;
 #[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;
 #[path = "../../emitter/tests/support/mod.rs"]
@@ -10,13 +13,13 @@ mod redis;
 
 use std::{
     collections::BTreeSet,
-    io::{BufReader, Read as _, Write as _},
-    net::TcpStream,
+    io::{BufReader, Read as _},
     process::{Child, Command, Stdio},
     thread,
 };
 
-use process::{DEADLINE, Program, client::Client, field};
+use door::{Channels, hash, line_with, serve, start};
+use process::{DEADLINE, Program, client::Client};
 use redis::Redis;
 use serde_json::{Value, json};
 
@@ -542,13 +545,6 @@ fn a_stop_answers_polls_and_ends_streams() {
     assert_eq!(program.end().0, Some(0));
 }
 
-/// The hash of a key as the settings have it.
-fn hash(key: &str) -> String {
-    let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-    let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
-    format!("sha256:{}", digits.collect::<String>())
-}
-
 /// A running `curl`.
 struct Curl {
     child: Child,
@@ -583,176 +579,6 @@ impl Drop for Curl {
     }
 }
 
-fn line_with(lines: &mut impl std::io::BufRead, start: &str) -> String {
-    let mut line = String::new();
-    loop {
-        line.clear();
-        assert!(
-            lines.read_line(&mut line).unwrap() > 0,
-            "the end, not `{start}`"
-        );
-        if line.starts_with(start) {
-            return line.trim_end().to_owned();
-        }
-    }
-}
-
-/// The door of a program.
-#[derive(Clone)]
-struct Channels {
-    address: String,
-    internal: String,
-}
-
-impl Channels {
-    fn url(&self, path: &str) -> String {
-        format!("http://{}/channels{path}", self.address)
-    }
-
-    fn get(&self, path: &str) -> (u16, Value) {
-        let (status, _, body) = self.request("GET", path, "", "");
-        (status, serde_json::from_str(&body).unwrap_or_default())
-    }
-
-    fn publish(&self, room: &str, body: &Value) -> (u16, Value) {
-        let path = format!("/rooms/{room}");
-        let (status, _, body) = self.request("POST", &path, "", &body.to_string());
-        (status, serde_json::from_str(&body).unwrap())
-    }
-
-    /// The status, the head and the body of a response.
-    fn request(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &str,
-        body: &str,
-    ) -> (u16, String, String) {
-        let headers = format!(
-            "Connection: close\r\n{headers}Content-Length: {}\r\n",
-            body.len()
-        );
-        let mut stream = self.send(method, path, &headers, body);
-        let mut response = String::new();
-        stream.read_to_string(&mut response).unwrap();
-        let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        let status = head[9..12].parse().unwrap();
-        (status, head.to_lowercase(), body.to_owned())
-    }
-
-    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let request =
-            format!("{method} /channels{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n{body}");
-        stream.write_all(request.as_bytes()).unwrap();
-        stream
-    }
-
-    /// An event stream whose head has arrived.
-    fn stream(&self, path: &str, headers: &str) -> EventStream {
-        let stream = self.send("GET", path, headers, "");
-        let mut lines = BufReader::new(stream);
-        line_with(&mut lines, "HTTP/1.1 200");
-        line_with(&mut lines, "content-type: text/event-stream");
-        line_with(&mut lines, "retry: 2000");
-        EventStream { lines }
-    }
-
-    fn websocket(&self, path: &str) -> Frames {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let url = format!("ws://{}/channels{path}", self.address);
-        Frames(tungstenite::client(url, stream).unwrap().0)
-    }
-
-    fn wait_for_members(&self, room: &str, count: usize) {
-        let start = std::time::Instant::now();
-        loop {
-            let (_, presence) = self.get(&format!("/rooms/{room}/presence"));
-            if presence["total"] == count || (presence["total"].is_null() && count == 0) {
-                return;
-            }
-            assert!(start.elapsed() < DEADLINE, "{presence}");
-            thread::yield_now();
-        }
-    }
-
-    fn metrics(&self) -> String {
-        process::http(&self.internal, "GET /metrics", "").1
-    }
-}
-
-/// A plain WebSocket.
-struct Frames(tungstenite::WebSocket<TcpStream>);
-
-impl Frames {
-    fn send(&mut self, frame: &Value) {
-        let message = tungstenite::Message::text(frame.to_string());
-        self.0.send(message).unwrap();
-    }
-
-    fn receive(&mut self) -> Value {
-        loop {
-            if let tungstenite::Message::Text(text) = self.0.read().unwrap() {
-                return serde_json::from_str(&text).unwrap();
-            }
-        }
-    }
-
-    fn ask(&mut self, frame: &Value) -> Value {
-        self.send(frame);
-        self.receive()
-    }
-}
-
-struct EventStream {
-    lines: BufReader<TcpStream>,
-}
-
-impl EventStream {
-    fn line_with(&mut self, start: &str) -> String {
-        line_with(&mut self.lines, start)
-    }
-
-    fn event(&mut self) -> Value {
-        let data = self.line_with("data: ");
-        serde_json::from_str(&data["data: ".len()..]).unwrap()
-    }
-
-    /// Waits for the end of the stream.
-    fn end(&mut self) {
-        let mut rest = String::new();
-        self.lines.read_to_string(&mut rest).unwrap();
-        assert!(!rest.contains("data: "), "{rest}");
-    }
-}
-
 fn demo() -> (Program, Channels) {
     start(&["demo"])
-}
-
-/// A server with settings in a file of its own.
-fn serve(name: &str, settings: &str, options: &[&str]) -> (Program, Channels) {
-    let file = format!("roomcast-channels-{name}-{}.toml", std::process::id());
-    let file = std::env::temp_dir().join(file);
-    std::fs::write(&file, settings).unwrap();
-    let config = format!("--config={}", file.display());
-    let started = start(&[&["serve", &config], options].concat());
-    std::fs::remove_file(file).unwrap();
-    started
-}
-
-fn start(options: &[&str]) -> (Program, Channels) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    let ports = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
-    command.env_clear().args(options).args(ports);
-    let mut program = Program::start(&mut command);
-    // A node also logs that it listens on Redis.
-    let line = program.line_with("listening address=");
-    let door = Channels {
-        address: field(&line, "address="),
-        internal: field(&line, "internal="),
-    };
-    (program, door)
 }

@@ -22,15 +22,18 @@ use axum::{
     extract::Request,
     middleware::{self, Next},
 };
-use http::{Extensions, HeaderMap, StatusCode, header};
-use roomcast::{ClientAddress, Cors, Limits, Server};
+use http::{Extensions, HeaderMap, Method, StatusCode, header};
+use roomcast::{ClientAddress, Cors, Limits, Server, plain::Parking};
 
-use self::{metrics::Metrics, parked::Parked};
+use self::{
+    metrics::Metrics,
+    parked::{Later, Parked},
+};
 pub(crate) use self::{
     metrics::{Door, DoorLimit},
-    parked::Place,
+    parked::{Place, Reply},
     settings::{Settings, TEMPLATE},
-    syncano::{Granted, Syncano},
+    syncano::Syncano,
 };
 use super::{
     access::AccessTable,
@@ -40,6 +43,13 @@ use super::{
     config::Config,
     origins::Origins,
 };
+
+/// Lets a socket of a door into its namespace, whose authorizers know nothing of the door's keys.
+#[derive(Clone)]
+pub(crate) struct Granted {
+    /// The id of the user.
+    pub(crate) user: Option<String>,
+}
 
 /// The state that all doors of a server share.
 pub(crate) struct Doors {
@@ -96,27 +106,47 @@ impl Doors {
         routes
     }
 
-    /// Counts the requests to a door by their outcome, and adds the CORS headers of the server
-    /// unless the door has others.
+    /// Adds the CORS headers of the server, unless the door has others, counts the requests to a door
+    /// by their outcome, and waits for what is parked.
     pub(crate) fn cover(
         self: &Arc<Self>,
         door: Door,
         routes: Router,
         cors: Option<Cors>,
     ) -> Router {
-        let doors = Arc::clone(self);
-        let routes = routes.layer(middleware::from_fn(move |request: Request, next: Next| {
-            let doors = Arc::clone(&doors);
-            async move {
-                let response = next.run(request).await;
-                doors.metrics.count(door, response.status());
-                response
-            }
-        }));
-        match cors.or_else(|| self.cors.clone()) {
+        let cors = cors.or_else(|| self.cors.clone());
+        let has_preflights = cors.is_some();
+        let routes = match cors {
             Some(cors) => cors.cover(routes),
             None => routes,
-        }
+        };
+        let doors = Arc::clone(self);
+        routes.layer(middleware::from_fn(move |request: Request, next: Next| {
+            let doors = Arc::clone(&doors);
+            async move {
+                let parking = Parking::of(request.extensions());
+                let is_preflight = has_preflights && request.method() == Method::OPTIONS;
+                let mut response = next.run(request).await;
+                if is_preflight {
+                    return response;
+                }
+                let Some(waiting) = Later::take(&mut response) else {
+                    doors.metrics.count(door, response.status());
+                    return response;
+                };
+                // Those of CORS. A map would take more space.
+                let mut headers = std::mem::take(response.headers_mut());
+                headers.remove(header::CONTENT_LENGTH);
+                let headers: Box<[_]> = headers.into_iter().collect();
+                let response = async move {
+                    let mut response = waiting.await;
+                    response.headers_mut().extend(headers);
+                    doors.metrics.count(door, response.status());
+                    response
+                };
+                parking.wait(response).await
+            }
+        }))
     }
 
     /// Counts a request to a door that has no routes of its own.

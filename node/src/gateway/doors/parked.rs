@@ -6,9 +6,11 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr},
+    pin::Pin,
     sync::Arc,
 };
 
+use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
 use prometheus::{IntGauge, IntGaugeVec};
 
@@ -39,6 +41,43 @@ pub(crate) struct Place {
     parked: Arc<Parked>,
     holders: [Option<Holder>; 2],
     gauge: IntGauge,
+}
+
+/// The future of a response.
+pub(crate) type Waiting = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+/// The response to a request, or what will have one.
+pub(crate) enum Reply {
+    Now(Response),
+    /// Waits without the request, whose parts would keep what the HTTP connection has read.
+    Later(Waiting),
+}
+
+/// Stands in a response for the one that is awaited. [`Doors::cover`](super::Doors::cover) waits for it,
+/// because it has to see the response.
+#[derive(Clone)]
+pub(super) struct Later(Arc<Mutex<Option<Waiting>>>);
+
+impl Later {
+    /// Takes what a response stands for.
+    pub(super) fn take(response: &mut Response) -> Option<Waiting> {
+        let later = response.extensions_mut().remove::<Self>()?;
+        later.0.lock().take()
+    }
+}
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Now(response) => response,
+            Self::Later(waiting) => {
+                let mut response = Response::default();
+                let later = Later(Arc::new(Mutex::new(Some(waiting))));
+                response.extensions_mut().insert(later);
+                response
+            }
+        }
+    }
 }
 
 impl Parked {

@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Router,
     extract::{Path, Request, rejection::PathRejection},
-    response::{IntoResponse as _, Response},
+    response::IntoResponse as _,
     routing::{MethodRouter, get, post},
 };
 use http::{HeaderMap, header};
@@ -36,7 +36,7 @@ use self::{
     request::{Call, Endpoint},
     stream::Forms,
 };
-use super::{Door, Doors};
+use super::{Door, Doors, Reply};
 use crate::gateway::api::{Kind, Problem};
 
 /// The door, as far as it is open.
@@ -87,12 +87,10 @@ impl Channels {
         let channels = Arc::clone(self);
         let call = async move |path: Result<Path<BTreeMap<String, String>>, PathRejection>,
                                request: Request| {
-            let path = path.map_err(|rejection| Problem::invalid("", rejection.body_text()));
-            let response = match path {
-                Ok(Path(path)) => channels.respond(endpoint, &path, request).await,
-                Err(problem) => Err(problem),
-            };
-            response.unwrap_or_else(Problem::into_response)
+            match channels.respond(endpoint, path, request).await {
+                Ok(reply) => reply.into_response(),
+                Err(problem) => problem.into_response(),
+            }
         };
         match endpoint {
             Endpoint::Publish => post(call),
@@ -103,25 +101,27 @@ impl Channels {
     async fn respond(
         self: &Arc<Self>,
         endpoint: Endpoint,
-        path: &BTreeMap<String, String>,
+        path: Result<Path<BTreeMap<String, String>>, PathRejection>,
         request: Request,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Reply, Problem> {
+        let path = path.map_err(|rejection| Problem::invalid("", rejection.body_text()))?;
         if !self.doors.allows_origin(request.headers()) {
             let detail = "the origin is not allowed; see --cors-origin";
             return Err(Problem::new(Kind::Origin, detail));
         }
         let (mut parts, body) = request.into_parts();
-        let call = Call::read(self, endpoint, path, &parts)?;
-        match endpoint {
+        let call = Call::read(self, endpoint, &path, &parts)?;
+        let response = match endpoint {
             Endpoint::Events if is_upgrade(&parts.headers) => {
                 self.websocket(call, Request::from_parts(parts, body)).await
             }
             Endpoint::Events if !wants_json(&parts.headers) => self.stream(call, parts).await,
-            Endpoint::Events | Endpoint::Poll => self.poll(call, parts).await,
+            Endpoint::Events | Endpoint::Poll => return self.poll(call, parts).await,
             Endpoint::Publish => self.publish(&call, &mut parts, body).await,
             Endpoint::History => self.history(&call, &mut parts).await,
             Endpoint::Presence => self.presence(&call, &mut parts).await,
-        }
+        };
+        response.map(Reply::Now)
     }
 }
 

@@ -174,13 +174,16 @@ impl Channels {
 }
 
 /// The response with a list of events, each as JSON text.
-pub(super) fn events_response(events: impl Iterator<Item = Vec<u8>>, last_id: u64) -> Response {
+pub(super) fn events_response(
+    events: impl Iterator<Item = impl AsRef<[u8]>>,
+    last_id: u64,
+) -> Response {
     let mut body = b"{\"events\":[".to_vec();
     for (index, event) in events.enumerate() {
         if index > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(&event);
+        body.extend_from_slice(event.as_ref());
     }
     body.extend_from_slice(format!("],\"last_id\":\"{last_id}\"}}").as_bytes());
     let headers = [
@@ -190,24 +193,19 @@ pub(super) fn events_response(events: impl Iterator<Item = Vec<u8>>, last_id: u6
     (headers, body).into_response()
 }
 
+/// A stored event. Arguments whose attachments are missing come from a faulty node, and are left out.
 fn event(entry: &HistoryEntry) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    with_event(entry, |event| event.write(&mut out))?;
-    Some(out)
-}
-
-/// Writes a stored event. Arguments whose attachments are missing come from a faulty node, and are left
-/// out.
-pub(super) fn with_event(entry: &HistoryEntry, write: impl FnOnce(&Event<'_>)) -> Option<()> {
     let args = entry.args.to_plain_json().ok()?;
-    write(&Event {
+    let event = Event {
         id: Some(entry.id),
         room: Some(&entry.room),
         name: &entry.event,
         args: &args,
         time: Some(entry.time),
-    });
-    Some(())
+    };
+    let mut out = Vec::new();
+    event.write(&mut out);
+    Some(out)
 }
 
 /// Why the history of a room could not be read. The full text names servers, which clients must not

@@ -6,11 +6,7 @@
 //!  poll    the first event, and what waits behind it ─► 200;  nothing until the timeout ─► 204
 //! ```
 
-use std::{
-    collections::{HashSet, VecDeque},
-    convert::Infallible,
-    sync::Arc,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -20,7 +16,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use http::{HeaderName, StatusCode, header, request::Parts};
 use roomcast::{
-    EmitError, HistoryEntry, Socket,
+    EmitError, JoinFromError, Socket,
     channels::Event,
     plain::{self, Chunk, Form, Heartbeat, Stream},
 };
@@ -29,12 +25,12 @@ use tokio::time::timeout;
 use super::{
     Channels,
     caller::{Caller, refused},
-    reading::{events_response, unread, with_event},
+    reading::{events_response, unread},
     request::Call,
 };
 use crate::gateway::{
     api::{Kind, Problem},
-    doors::{Door, Granted, Place},
+    doors::{Door, Granted, Place, Reply},
     policy::Action,
 };
 
@@ -49,16 +45,6 @@ pub(super) enum ClientForm {
     WebSocket,
 }
 
-impl ClientForm {
-    fn write(self, event: &Event<'_>, out: &mut Vec<u8>) {
-        match self {
-            Self::Stream => event.write_stream(out),
-            Self::Poll => event.write(out),
-            Self::WebSocket => event.write_frame(out),
-        }
-    }
-}
-
 impl Form for ClientForm {
     fn event(&self, event: &plain::Event<'_>, out: &mut Vec<u8>) {
         let event = Event {
@@ -68,7 +54,11 @@ impl Form for ClientForm {
             args: event.args,
             time: event.time,
         };
-        self.write(&event, out);
+        match self {
+            Self::Stream => event.write_stream(out),
+            Self::Poll => event.write(out),
+            Self::WebSocket => event.write_frame(out),
+        }
     }
 
     fn heartbeat(&self) -> Heartbeat {
@@ -107,25 +97,72 @@ impl Forms {
     }
 }
 
-/// A stream that has joined its rooms.
+/// A stream that has joined its rooms. It holds no more than it needs, because there are many.
 struct Joined {
-    events: Ordered,
-    place: Place,
+    stream: Stream,
+    /// The greatest id that the client has.
+    last_id: u64,
+    _place: Place,
+}
+
+impl Joined {
+    async fn next(&mut self) -> Option<Chunk> {
+        let mut chunk = self.stream.next().await?;
+        match chunk.id {
+            // It was missed in a gap and comes late. The client must not go back to its id.
+            Some(id) if id < self.last_id => chunk.bytes = without_id(chunk.bytes),
+            Some(id) => self.last_id = id,
+            None => {}
+        }
+        Some(chunk)
+    }
+
+    /// Waits for the first event, and returns it with those that are there as well.
+    async fn wait(mut self, start: u64, limit: usize, time: Duration) -> Response {
+        let Ok(Some(first)) = timeout(time, self.next()).await else {
+            // The time is up, or the node stops, and the client goes on at another one.
+            let headers = [
+                (LAST_EVENT_ID, start.to_string()),
+                (header::CACHE_CONTROL, "no-store".to_owned()),
+            ];
+            return (StatusCode::NO_CONTENT, headers).into_response();
+        };
+        let mut chunks = vec![first];
+        while chunks.len() < limit {
+            match self.next().now_or_never().flatten() {
+                Some(chunk) => chunks.push(chunk),
+                None => break,
+            }
+        }
+        let last = chunks.iter().filter_map(|chunk| chunk.id).max();
+        events_response(
+            chunks.iter().map(|chunk| &chunk.bytes),
+            last.unwrap_or(start),
+        )
+    }
+}
+
+/// An event of a stream without the line that sets the id of the client.
+fn without_id(event: Bytes) -> Bytes {
+    match event.iter().position(|byte| *byte == b'\n') {
+        Some(end) if event.starts_with(b"id: ") => event.slice(end + 1..),
+        _ => event,
+    }
 }
 
 impl Channels {
     pub(super) async fn stream(&self, mut call: Call, parts: Parts) -> Result<Response, Problem> {
-        let Joined { events, place } = self.join(&mut call, parts, ClientForm::Stream).await?;
+        let joined = self.join(&mut call, parts, ClientForm::Stream).await?;
         let mut head = format!("retry: {}\n", self.settings().retry.0.as_millis());
         // A client that loses the connection before its first event must know where to go on. An event
         // without data sets the id and is not dispatched.
         if call.last_id.is_none() {
-            head.push_str(&format!("id: {}\n", events.last_id));
+            head.push_str(&format!("id: {}\n", joined.last_id));
         }
         head.push('\n');
-        let events = stream::unfold((events, place), async |(mut events, place)| {
-            let chunk = events.next().await?;
-            Some((Ok::<_, Infallible>(chunk.bytes), (events, place)))
+        let events = stream::unfold(joined, async |mut joined| {
+            let chunk = joined.next().await?;
+            Some((Ok::<_, Infallible>(chunk.bytes), joined))
         });
         let body = stream::iter([Ok(Bytes::from(head))]).chain(events);
         let headers = [
@@ -137,27 +174,14 @@ impl Channels {
         Ok((headers, Body::from_stream(body)).into_response())
     }
 
-    pub(super) async fn poll(&self, mut call: Call, parts: Parts) -> Result<Response, Problem> {
-        let mut joined = self.join(&mut call, parts, ClientForm::Poll).await?;
-        let start = call.last_id.unwrap_or(joined.events.last_id);
-        let Ok(Some(first)) = timeout(call.timeout, joined.events.next()).await else {
-            // The time is up, or the node stops, and the client goes on at another one.
-            let headers = [
-                (LAST_EVENT_ID, start.to_string()),
-                (header::CACHE_CONTROL, "no-store".to_owned()),
-            ];
-            return Ok((StatusCode::NO_CONTENT, headers).into_response());
-        };
-        let mut chunks = vec![first];
-        while chunks.len() < call.limit {
-            match joined.events.next().now_or_never().flatten() {
-                Some(chunk) => chunks.push(chunk),
-                None => break,
-            }
-        }
-        let last = chunks.iter().filter_map(|chunk| chunk.id).max();
-        let events = chunks.into_iter().map(|Piece { bytes, .. }| bytes.to_vec());
-        Ok(events_response(events, last.unwrap_or(start)))
+    pub(super) async fn poll(&self, mut call: Call, parts: Parts) -> Result<Reply, Problem> {
+        let joined = self.join(&mut call, parts, ClientForm::Poll).await?;
+        let start = call.last_id.unwrap_or(joined.last_id);
+        Ok(Reply::Later(Box::pin(joined.wait(
+            start,
+            call.limit,
+            call.timeout,
+        ))))
     }
 
     async fn join(
@@ -186,19 +210,17 @@ impl Channels {
         if call.last_id.is_some() {
             self.check_resumption(&caller, call).await?;
         }
-        let (entries, last_id) = self
-            .enter(stream.socket(), &call.namespace, &call.rooms, call.last_id)
-            .await?;
-        let events = Ordered {
-            seen: entries.iter().map(|entry| entry.id).collect(),
-            backlog: entries
-                .iter()
-                .filter_map(|entry| Piece::stored(entry, form))
-                .collect(),
+        let newest = join_from(stream.socket(), &call.rooms, call.last_id).await?;
+        let last_id = match call.last_id {
+            // Of a log that was lost.
+            Some(id) if id > newest => 0,
+            last_id => last_id.unwrap_or(newest),
+        };
+        Ok(Joined {
             stream,
             last_id,
-        };
-        Ok(Joined { events, place })
+            _place: place,
+        })
     }
 
     /// Going on after an id reads the history. A browser sends the id by itself, and would give up if it
@@ -228,122 +250,26 @@ impl Channels {
             Problem::new(Kind::TooManyOpen, detail)
         })
     }
-
-    /// Joins rooms, and reads their events after an id, in the order of their ids over all rooms.
-    async fn enter(
-        &self,
-        socket: &Socket,
-        namespace: &str,
-        rooms: &[String],
-        last_id: Option<u64>,
-    ) -> Result<(Vec<HistoryEntry>, u64), Problem> {
-        // First the membership, then the log, so that every event is in one of them.
-        let joining = socket.join_confirmed(rooms).await;
-        joining.map_err(|error| unjoined(&error))?;
-        let namespace = self.doors.server.of(namespace);
-        let mut entries = Vec::new();
-        for room in rooms {
-            let log = namespace.history(room);
-            let read = match last_id {
-                Some(id) => log.after(id, usize::MAX).await,
-                None => log.latest(1).await,
-            };
-            entries.extend(read.map_err(|error| unread(&error))?);
-        }
-        entries.sort_unstable_by_key(|entry| entry.id);
-        let newest = entries.last().map_or(0, |entry| entry.id);
-        if last_id.is_none() {
-            entries.clear();
-        }
-        Ok((entries, last_id.unwrap_or_default().max(newest)))
-    }
-
-    /// Joins the rooms of a WebSocket, which receives their events after an id. Returns the newest id.
-    pub(super) async fn enter_websocket(
-        &self,
-        socket: &Socket,
-        namespace: &str,
-        rooms: &[String],
-        last_id: Option<u64>,
-    ) -> Result<u64, Problem> {
-        let (entries, newest) = self.enter(socket, namespace, rooms, last_id).await?;
-        for entry in &entries {
-            let mut frame = Vec::new();
-            with_event(entry, |event| event.write_frame(&mut frame));
-            // Fails only if the client has gone.
-            drop(socket.send_text(&String::from_utf8_lossy(&frame)));
-        }
-        Ok(newest)
-    }
 }
 
-/// The events that a client receives at once.
-struct Piece {
-    bytes: Bytes,
-    id: Option<u64>,
-}
-
-impl Piece {
-    /// A stored event. Arguments whose attachments are missing come from a faulty node.
-    fn stored(entry: &HistoryEntry, form: ClientForm) -> Option<Self> {
-        let mut bytes = Vec::new();
-        with_event(entry, |event| form.write(event, &mut bytes))?;
-        Some(Self {
-            bytes: bytes.into(),
-            id: Some(entry.id),
-        })
-    }
-
-    /// The same without the line that sets the id of an event stream.
-    fn without_id(mut self) -> Self {
-        if self.bytes.starts_with(b"id: ")
-            && let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n')
-        {
-            self.bytes = self.bytes.slice(end + 1..);
+/// Joins rooms, whose events after an id the socket receives. Returns the newest id.
+pub(super) async fn join_from(
+    socket: &Socket,
+    rooms: &[String],
+    last_id: Option<u64>,
+) -> Result<u64, Problem> {
+    let joined = socket.join_from(rooms, last_id).await;
+    joined.map_err(|error| match error {
+        JoinFromError::Emit(EmitError::Join(error)) => Problem::invalid("room", error.to_string()),
+        JoinFromError::Emit(EmitError::Disconnected) => {
+            Problem::new(Kind::Stopping, "the connection was closed")
         }
-        Self { id: None, ..self }
-    }
-}
-
-/// The events of a stream: those of the log, then live ones.
-struct Ordered {
-    stream: Stream,
-    backlog: VecDeque<Piece>,
-    /// The ids of the backlog that may come live, too.
-    seen: HashSet<u64>,
-    /// The greatest id that was sent.
-    last_id: u64,
-}
-
-impl Ordered {
-    async fn next(&mut self) -> Option<Piece> {
-        if let Some(chunk) = self.backlog.pop_front() {
-            return Some(chunk);
-        }
-        loop {
-            let Chunk { bytes, id, .. } = self.stream.next().await?;
-            let piece = Piece { bytes, id };
-            match id {
-                Some(id) if self.seen.remove(&id) => {}
-                // The log of another room was read further. The client must not go back to this id.
-                Some(id) if id <= self.last_id => return Some(piece.without_id()),
-                id => {
-                    self.last_id = id.unwrap_or(self.last_id);
-                    return Some(piece);
-                }
-            }
-        }
-    }
-}
-
-fn unjoined(error: &EmitError) -> Problem {
-    match error {
-        EmitError::Join(error) => Problem::invalid("room", error.to_string()),
-        EmitError::Bus(error) => {
-            tracing::warn!(%error, "a stream cannot join its rooms");
+        JoinFromError::Emit(EmitError::Bus(error)) => {
+            tracing::warn!(%error, "a client cannot join its rooms");
             Problem::new(Kind::Redis, "rooms cannot be joined at the moment")
         }
-        EmitError::Disconnected => Problem::new(Kind::Stopping, "the connection was closed"),
-        error => Problem::of_emit(error),
-    }
+        JoinFromError::Emit(error) => Problem::of_emit(&error),
+        JoinFromError::History(error) => unread(&error),
+        error => Problem::new(Kind::Internal, error.to_string()),
+    })
 }

@@ -18,7 +18,7 @@ use super::{
     Channels,
     caller::{Caller, refused},
     request::Call,
-    stream::ClientForm,
+    stream::{ClientForm, join_from},
 };
 use crate::gateway::{
     access::Access,
@@ -150,12 +150,14 @@ impl Session {
         rooms: Vec<String>,
         last_id: Option<u64>,
     ) -> Result<Value, Problem> {
+        let before = socket.rooms();
         // Without those of the socket and its user.
-        let mut joined = socket.rooms();
         let own = socket.id().as_str();
-        joined.retain(|room| room != own && !room.starts_with(USER_ROOMS) && !rooms.contains(room));
+        let others = before
+            .iter()
+            .filter(|room| **room != own && !room.starts_with(USER_ROOMS) && !rooms.contains(room));
         self.channels
-            .check_rooms(joined.len() + rooms.len(), &rooms)?;
+            .check_rooms(others.count() + rooms.len(), &rooms)?;
         let caller = self.caller(socket);
         for room in &rooms {
             let check = |action| self.channels.check(&caller, &self.namespace, action, room);
@@ -164,10 +166,12 @@ impl Session {
                 check(Action::History).await?;
             }
         }
-        let newest = self
-            .channels
-            .enter_websocket(socket, &self.namespace, &rooms, last_id)
-            .await?;
+        let joined = join_from(socket, &rooms, last_id).await;
+        let newest = joined.inspect_err(|_| {
+            // A room that was joined without its history would have gaps that the client cannot see.
+            let new = rooms.iter().filter(|room| !before.contains(room));
+            new.for_each(|room| socket.leave(room.as_str()));
+        })?;
         Ok(json!({ "type": "subscribed", "rooms": rooms, "last_id": newest.to_string() }))
     }
 

@@ -48,13 +48,13 @@ use self::{
     instance::Instance,
     keys::{Caller, Credentials},
     path::{Path, Resource, VERSIONS},
-    poll::{Notifications, Reply, Written},
+    poll::{Notifications, Written},
     query::Query,
     store::Store,
     stream::Streams,
     throttle::Throttle,
 };
-use super::{Door, DoorLimit, Doors};
+use super::{Door, DoorLimit, Doors, Granted, Reply};
 
 /// The largest body that the SDKs know the refusal of.
 const MAX_PUBLISH: usize = 65_536;
@@ -121,20 +121,6 @@ struct Service {
     refusals: Throttle,
 }
 
-/// Lets a socket of this door into its namespace, whose authorizers know nothing of the door's keys.
-#[derive(Clone)]
-pub(crate) struct Granted {
-    /// The id of the user.
-    pub(crate) user: Option<String>,
-}
-
-impl Granted {
-    fn to(caller: &Caller) -> Self {
-        let user = caller.user().map(|user| user.id.to_string());
-        Self { user }
-    }
-}
-
 /// A request whose caller is known.
 struct Call<'a> {
     instance: &'a Instance,
@@ -160,8 +146,7 @@ impl Service {
             })
         };
         match reply {
-            Ok(Reply::Now(response)) => response,
-            Ok(Reply::Later(parked)) => parked.wait().await,
+            Ok(reply) => reply.into_response(),
             Err(failure) => failure.into_response(),
         }
     }

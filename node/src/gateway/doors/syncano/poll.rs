@@ -30,7 +30,7 @@ use roomcast::{
 use tokio::time::timeout;
 
 use super::{
-    Call, Granted, Service, failure::Failure, notification, query::Query, stream::COPY, time,
+    Call, Granted, Reply, Service, failure::Failure, notification, query::Query, stream::COPY, time,
 };
 use crate::gateway::doors::{Door, Place};
 
@@ -83,12 +83,6 @@ pub(super) struct Parked {
     _place: Place,
 }
 
-/// The response to a request, or what will have one.
-pub(super) enum Reply {
-    Now(Response),
-    Later(Box<Parked>),
-}
-
 impl Service {
     pub(super) async fn poll(
         &self,
@@ -138,7 +132,7 @@ impl Service {
         if is_websocket {
             return self.websocket(parts, &call, parked).await;
         }
-        Ok(Reply::Later(Box::new(parked)))
+        Ok(Reply::Later(Box::pin(parked.wait())))
     }
 
     /// Opens the WebSocket that is sent what the parked stream hears.
@@ -175,7 +169,8 @@ impl Service {
         room: &str,
         after: u64,
     ) -> Result<Stream, Failure> {
-        parts.extensions.insert(Granted::to(&call.caller));
+        let user = call.caller.user().map(|user| user.id.to_string());
+        parts.extensions.insert(Granted { user });
         let open = Open {
             namespace: call.instance.namespace.to_string(),
             auth: None,

@@ -1,0 +1,502 @@
+//! Channels while others publish, while Redis is cut off or away, with every kind of access, at their limits,
+//! and with as many parked polls as there are descriptors.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
+
+#[path = "process/channels.rs"]
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod door;
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
+#[path = "../../emitter/tests/support/mod.rs"]
+mod redis;
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use door::{Channels, hash, line_with, serve, start};
+use process::DEADLINE;
+use redis::{Redis, until};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
+fn id(event: &Value) -> u64 {
+    let id = event["id"].as_str();
+    id.unwrap_or_else(|| panic!("{event}")).parse().unwrap()
+}
+
+fn publish(door: &Channels, room: &str) -> u64 {
+    let (status, stored) = door.publish(room, &json!({ "data": 1 }));
+    assert_eq!(status, 201, "{stored}");
+    id(&stored)
+}
+
+#[test]
+fn a_client_that_comes_while_others_publish_receives_each_event_once_and_in_order() {
+    let (_demo, door) = start(&["demo"]);
+    let first = publish(&door, "a");
+    let publishing = ["a", "b"].map(|room| {
+        let door = door.clone();
+        thread::spawn(move || (0..150).map(|_| publish(&door, room)).collect::<Vec<_>>())
+    });
+    let rooms = "/rooms/a/events?room=b";
+    let (mut streams, mut sockets) = (Vec::new(), Vec::new());
+    while publishing.iter().any(|publisher| !publisher.is_finished()) && streams.len() < 50 {
+        streams.push(door.stream(rooms, &format!("Last-Event-ID: {first}\r\n")));
+        sockets.push(door.websocket(&format!("{rooms}&last_id={first}")));
+    }
+    let mut published: Vec<_> = publishing
+        .map(|publisher| publisher.join().unwrap())
+        .concat();
+    published.sort_unstable();
+    for stream in &mut streams {
+        let received: Vec<_> = published.iter().map(|_| id(&stream.event())).collect();
+        assert_eq!(received, published);
+    }
+    for socket in &mut sockets {
+        let mut received = Vec::new();
+        while received.len() < published.len() {
+            let frame = socket.receive();
+            match frame["type"].as_str() {
+                Some("event") => received.push(id(&frame)),
+                _ => assert_eq!(frame["type"], "subscribed", "{frame}"),
+            }
+        }
+        assert_eq!(received, published);
+    }
+}
+
+#[test]
+fn streams_and_websockets_receive_what_is_published_while_their_node_hears_nothing() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let options = ["demo", "--redis", &url];
+    let [(_one, one), (_two, two)] = [start(&options), start(&options)];
+    let mut stream = one.stream("/rooms/a/events", "");
+    let mut socket = one.websocket("/rooms/a/events");
+    assert_eq!(socket.receive()["type"], "subscribed");
+    let mut published = BTreeSet::new();
+    // The nodes cannot subscribe again before these are published.
+    redis.command(&[
+        "ACL",
+        "SETUSER",
+        "default",
+        "-subscribe",
+        "-psubscribe",
+        "-ssubscribe",
+    ]);
+    redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    published.extend((0..5).map(|_| publish(&two, "a")));
+    redis.command(&[
+        "ACL",
+        "SETUSER",
+        "default",
+        "+subscribe",
+        "+psubscribe",
+        "+ssubscribe",
+    ]);
+    published.insert(publish(&two, "a"));
+    let mut streamed: Vec<_> = published.iter().map(|_| id(&stream.event())).collect();
+    let mut framed: Vec<_> = published.iter().map(|_| id(&socket.receive())).collect();
+    streamed.sort_unstable();
+    framed.sort_unstable();
+    let published: Vec<_> = published.into_iter().collect();
+    assert_eq!(streamed, published);
+    assert_eq!(framed, published);
+}
+
+#[test]
+fn nothing_is_stored_or_received_while_redis_is_away() {
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let (_node, door) = start(&["demo", "--redis", &url]);
+    let mut stream = door.stream("/rooms/a/events", "");
+    redis.kill();
+    let problem = |method, path, body| {
+        let (status, _, body) = door.request(method, path, "", body);
+        let problem: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, 503, "{body}");
+        problem["type"].as_str().unwrap().to_owned()
+    };
+    let refused = problem("POST", "/rooms/a", r#"{"data":"nobody has it"}"#);
+    let known = [
+        "urn:roomcast:problem:not-stored",
+        "urn:roomcast:problem:unconfirmed",
+    ];
+    assert!(known.contains(&&*refused), "{refused}");
+    for path in [
+        "/rooms/a/history",
+        "/rooms/a/poll",
+        "/rooms/a/poll?last_id=1",
+        "/rooms/b/events",
+    ] {
+        assert_eq!(
+            problem("GET", path, ""),
+            "urn:roomcast:problem:redis",
+            "{path}"
+        );
+    }
+    redis.restart();
+    let stored = until("a publish that is stored", || {
+        let (status, stored) = door.publish("a", &json!({ "data": "stored" }));
+        assert!(status == 201 || status == 503, "{stored}");
+        (status == 201).then(|| id(&stored))
+    });
+    // The log has what was confirmed, and the stream receives what the log has.
+    let (status, page) = door.get("/rooms/a/history");
+    assert_eq!(status, 200, "{page}");
+    let kept: Vec<_> = page["events"].as_array().unwrap().iter().map(id).collect();
+    assert_eq!(kept.last(), Some(&stored), "{page}");
+    let mut received: Vec<_> = kept.iter().map(|_| id(&stream.event())).collect();
+    received.sort_unstable();
+    assert_eq!(received, kept);
+}
+
+#[test]
+fn a_client_of_a_node_that_stops_goes_on_at_another() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let options = ["demo", "--redis", &url];
+    let [(one, first), (_two, second)] = [start(&options), start(&options)];
+    let last = publish(&first, "a");
+    let poll = format!("/rooms/a/poll?last_id={last}");
+    let polling = {
+        let (door, poll) = (first.clone(), poll.clone());
+        thread::spawn(move || door.request("GET", &poll, "", ""))
+    };
+    let mut stream = first.stream("/rooms/a/events", "");
+    let mut socket = first.websocket("/rooms/a/events");
+    assert_eq!(socket.receive()["last_id"], last.to_string());
+    first.wait_for_members("a", 3);
+    one.signal(Signal::TERM);
+    let (status, head, _) = polling.join().unwrap();
+    assert_eq!(status, 204, "{head}");
+    assert!(head.contains(&format!("last-event-id: {last}")), "{head}");
+    stream.end();
+    assert!(socket.ends(), "the node going away");
+    assert_eq!(one.end().0, Some(0));
+    let missed = publish(&second, "a");
+    assert_eq!(id(&second.get(&poll).1["events"][0]), missed);
+    let header = format!("Last-Event-ID: {last}\r\n");
+    assert_eq!(
+        id(&second.stream("/rooms/a/events", &header).event()),
+        missed
+    );
+    let mut socket = second.websocket(&format!("/rooms/a/events?last_id={last}"));
+    assert_eq!(id(&socket.receive()), missed);
+}
+
+#[test]
+fn a_token_decides_in_a_header_a_query_and_a_frame() {
+    let folder = redis::Directory::new();
+    let [file, secret] = ["roomcast.toml", "secret"].map(|name| folder.file(name));
+    std::fs::write(&secret, "a secret of 32 bytes at the least").unwrap();
+    let settings = format!(
+        "access = \"jwt\"\n[[jwt.keys]]\nalgorithm = \"HS256\"\nsecret_file = \"{secret}\"\n\
+         [namespaces.\"/\".rooms]\njoin = [\"team:{{team}}\"]\nsend = [\"team:{{team}}\"]\n\
+         history = [\"team:{{team}}\"]\n\
+         [doors.channels]\nnamespaces = [\"/\"]\nquery_token = true\n"
+    );
+    std::fs::write(&file, settings).unwrap();
+    let config = format!("--config={file}");
+    let (_program, door) = start(&["serve", &config]);
+    let token = |user: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        command
+            .env_clear()
+            .args(["token", &config, "--user", user, "--claim", "team=red"]);
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        output.trim().to_owned()
+    };
+    let ada = token("ada");
+    let header = format!("Authorization: Bearer {ada}\r\n");
+    let event = r#"{"data":1}"#;
+    let cases = [
+        ("GET", "/rooms/team:red/history", "", 401),
+        ("GET", "/rooms/team:red/events", "", 401),
+        (
+            "GET",
+            "/rooms/team:red/poll",
+            "Authorization: Bearer a.b.c\r\n",
+            401,
+        ),
+        ("POST", "/rooms/team:red", "", 401),
+        ("POST", "/rooms/team:red", &*header, 201),
+        ("POST", "/rooms/team:blue", &header, 403),
+        ("GET", "/rooms/team:red/history", &header, 200),
+        ("GET", "/rooms/team:blue/history", &header, 403),
+        ("GET", "/rooms/team:red/presence", &header, 403),
+        ("GET", "/rooms/team:red/poll?last_id=0", &header, 200),
+        ("GET", "/rooms/team:blue/poll", &header, 403),
+        ("GET", "/rooms/team:blue/events", &header, 403),
+    ];
+    for (method, path, headers, expected) in cases {
+        let body = if method == "POST" { event } else { "" };
+        let (status, head, body) = door.request(method, path, headers, body);
+        assert_eq!(status, expected, "{method} {path}: {body}");
+        assert_eq!(
+            status == 401,
+            head.contains("www-authenticate: bearer"),
+            "{head}"
+        );
+    }
+    let in_query = format!("token={ada}");
+    let mut stream = door.stream(&format!("/rooms/team:red/events?last_id=0&{in_query}"), "");
+    assert_eq!(stream.event()["data"], 1);
+    let mut socket = door.websocket(&format!("/rooms/team:red/events?{in_query}"));
+    assert_eq!(socket.receive()["type"], "subscribed");
+    let reply = socket.ask(&json!({ "type": "token", "token": token("ada") }));
+    assert_eq!(reply["type"], "token", "{reply}");
+    assert!(reply["expires"].is_u64(), "{reply}");
+    for wrong in [token("bob"), "a.b.c".to_owned()] {
+        let reply = socket.ask(&json!({ "type": "token", "token": wrong }));
+        assert_eq!(
+            reply["problem"]["type"], "urn:roomcast:problem:credentials",
+            "{reply}"
+        );
+    }
+    let reply = socket.ask(&json!({ "type": "subscribe", "room": "team:blue" }));
+    assert_eq!(
+        reply["problem"]["type"], "urn:roomcast:problem:denied",
+        "{reply}"
+    );
+}
+
+#[test]
+fn a_hook_decides_once_for_each_request() {
+    let hook = Hook::start();
+    let settings = format!(
+        "access = \"hook\"\n[hooks.app]\nurl = \"{}\"\non = [\"connect\"]\n\
+         [namespaces.\"/\".rooms]\njoin = [\"*\"]\nsend = [\"*\"]\nhistory = [\"*\"]\n\
+         [doors.channels]\nnamespaces = [\"/\"]\n",
+        hook.url
+    );
+    let (_program, door) = serve("hook", &settings, &[]);
+    let guest = "Authorization: Bearer guest\r\n";
+    for (method, path, body) in [
+        ("GET", "/rooms/a/history", ""),
+        ("GET", "/rooms/a/poll", ""),
+        ("GET", "/rooms/a/events", ""),
+        ("POST", "/rooms/a", r#"{"data":1}"#),
+    ] {
+        let (status, _, body) = door.request(method, path, "Authorization: Bearer other\r\n", body);
+        assert_eq!(status, 403, "{method} {path}: {body}");
+        assert!(body.contains("not you"), "{body}");
+    }
+    let (status, _, body) = door.request("POST", "/rooms/a", guest, r#"{"data":1}"#);
+    assert_eq!(status, 201, "{body}");
+    let (status, _, body) = door.request("GET", "/rooms/a/poll?last_id=0", guest, "");
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(
+        door.stream("/rooms/a/events?last_id=0", guest).event()["data"],
+        1
+    );
+    assert_eq!(hook.asked(), 4 + 3);
+}
+
+/// An application that lets guests in.
+struct Hook {
+    url: String,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Hook {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let asked = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut reader = BufReader::new(stream.unwrap());
+                let (mut line, mut length) = (String::new(), 0);
+                while reader.read_line(&mut line).unwrap() > 2 {
+                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                    line.clear();
+                }
+                if length == 0 {
+                    continue;
+                }
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let request: Value = serde_json::from_slice(&body).unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+                let operations = match request["auth"]["token"] == "guest" {
+                    true => json!([]),
+                    false => json!([{ "op": "refuse", "message": "not you" }]),
+                };
+                let response = operations.to_string();
+                write!(
+                    reader.get_mut(),
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\
+                     Content-Length: {}\r\n\r\n{response}",
+                    response.len()
+                )
+                .unwrap();
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_key_has_so_many_open_requests_of_any_kind() {
+    let settings = format!(
+        "[doors]\nmax_parked_per_key = 1\n[doors.channels]\nnamespaces = [\"/\"]\n\
+         [[api.keys]]\nname = \"one\"\nhash = \"{}\"\nnamespaces = [\"/\"]\nverbs = [\"subscribe\"]\n",
+        hash("one")
+    );
+    let (_program, door) = serve("key-places", &settings, &["--access=open"]);
+    let key = "Authorization: Bearer one\r\n";
+    let upgrade = format!(
+        "{key}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    );
+    let _stream = door.stream("/rooms/a/events", key);
+    for (path, headers) in [
+        ("/rooms/a/events", key),
+        ("/rooms/a/poll", key),
+        ("/rooms/a/events", &*upgrade),
+    ] {
+        let mut response = BufReader::new(door.send("GET", path, headers, ""));
+        line_with(&mut response, "HTTP/1.1 429");
+        line_with(&mut response, "content-type: application/problem+json");
+        line_with(&mut response, "retry-after: ");
+    }
+    // Others have their own places.
+    let _other = door.stream("/rooms/a/events", "");
+    assert!(
+        door.metrics()
+            .contains(r#"{door="channels",limit="parked_per_key"} 3"#)
+    );
+}
+
+const KEY: &str = "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee1";
+
+/// Of two doors that lead into one room.
+const POLLS: [&str; 2] = [
+    "/channels/syncano%2Fshop/rooms/news%23lobby/poll",
+    "/v1.1/instances/shop/channels/news/poll/?room=lobby",
+];
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the number depends on the system")]
+fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
+    let count = descriptors().saturating_sub(600).min(10_000);
+    println!("{count} polls");
+    let settings = format!(
+        "[namespaces.\"/syncano/shop\"]\naccess = \"open\"\n\
+         [doors]\nmax_parked_per_address = 20000\nmax_parked_per_key = 20000\n\
+         [doors.channels]\nnamespaces = [\"/syncano/shop\"]\npoll_timeout = \"10m\"\n\
+         [[doors.syncano.instances.shop.keys]]\nid = 2\nkind = \"api\"\nhash = \"{}\"\nignore_acl = true\n\
+         [doors.syncano.instances.shop.channels.news]\ntype = \"separate_rooms\"\n\
+         other_permissions = \"publish\"\ncustom_publish = true\n",
+        hash(KEY)
+    );
+    let (_program, door) = serve("many", &settings, &[]);
+    let send = |stream: &mut TcpStream, method: &str, path: &str, body: &str| {
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-KEY: {KEY}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+    };
+    let mut polls = Vec::with_capacity(count);
+    for number in 0..count {
+        let mut stream = TcpStream::connect(&door.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        send(&mut stream, "GET", POLLS[number % 2], "");
+        polls.push(stream);
+    }
+    until("all polls in the room", || {
+        thread::sleep(Duration::from_millis(100));
+        let (_, body) = process::http(
+            &door.address,
+            "GET /channels/syncano%2Fshop/rooms/news%23lobby/presence",
+            "",
+        );
+        let presence: Value = serde_json::from_str(&body).unwrap();
+        (presence["total"] == count).then_some(())
+    });
+    let mut publisher = TcpStream::connect(&door.address).unwrap();
+    let path = "/v1.1/instances/shop/channels/news/publish/";
+    send(
+        &mut publisher,
+        "POST",
+        path,
+        r#"{"room":"lobby","payload":{"a":1}}"#,
+    );
+    let (head, published) = response(&mut publisher);
+    assert!(head.starts_with("HTTP/1.1 201"), "{head}");
+    let id = published["id"].as_u64().unwrap();
+    for (number, poll) in polls.iter_mut().enumerate() {
+        let (head, body) = response(poll);
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        match number % 2 {
+            0 => {
+                assert_eq!(body["last_id"], id.to_string(), "{body}");
+                assert_eq!(body["events"].as_array().unwrap().len(), 1, "{body}");
+            }
+            _ => assert_eq!(body["id"], id, "{body}"),
+        }
+    }
+    // Nothing else waits for those who come again.
+    for poll in polls.iter_mut().step_by(98) {
+        let again = format!("{}?last_id={id}&timeout=1ms", POLLS[0]);
+        send(poll, "GET", &again, "");
+        let (head, _) = response(poll);
+        assert!(head.starts_with("HTTP/1.1 204"), "{head}");
+    }
+}
+
+/// The descriptors that each of two processes may have.
+fn descriptors() -> usize {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    most.map_or(usize::MAX, |most| usize::try_from(most).unwrap())
+}
+
+/// The head and the body of a response on a connection that is kept.
+fn response(stream: &mut TcpStream) -> (String, Value) {
+    let mut received = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&received);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.split_once("content-length: ").map_or(0, |(_, rest)| {
+                rest.lines().next().unwrap().parse::<usize>().unwrap()
+            });
+            if body.len() >= length {
+                assert_eq!(body.len(), length, "{text}");
+                let body = serde_json::from_str(body).unwrap_or_default();
+                return (head.to_owned(), body);
+            }
+        }
+        let mut bytes = [0; 2048];
+        let count = stream.read(&mut bytes).unwrap();
+        assert_ne!(count, 0, "{}", String::from_utf8_lossy(&received));
+        received.extend_from_slice(&bytes[..count]);
+    }
+}
