@@ -122,7 +122,16 @@ fn nothing_is_stored_or_received_while_redis_is_away() {
     let url = redis.url();
     let (_node, door) = start(&["demo", "--redis", &url]);
     let mut stream = door.stream("/rooms/a/events", "");
+    let mut socket = door.websocket("/events");
     redis.kill();
+    for last_id in [Value::Null, json!("1")] {
+        let subscribe = json!({ "type": "subscribe", "room": "a", "last_id": last_id });
+        let reply = socket.ask(&subscribe);
+        assert_eq!(
+            reply["problem"]["type"], "urn:roomcast:problem:redis",
+            "{reply}"
+        );
+    }
     let problem = |method, path, body| {
         let (status, _, body) = door.request(method, path, "", body);
         let problem: Value = serde_json::from_str(&body).unwrap();
@@ -161,6 +170,11 @@ fn nothing_is_stored_or_received_while_redis_is_away() {
     let mut received: Vec<_> = kept.iter().map(|_| id(&stream.event())).collect();
     received.sort_unstable();
     assert_eq!(received, kept);
+    // A client whose subscription failed is in no room.
+    assert_eq!(
+        socket.ask(&json!({ "type": "ping" })),
+        json!({ "type": "pong" })
+    );
 }
 
 #[test]
@@ -400,7 +414,6 @@ const POLLS: [&str; 2] = [
 #[expect(clippy::print_stdout, reason = "the number depends on the system")]
 fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
     let count = descriptors().saturating_sub(600).min(10_000);
-    println!("{count} polls");
     let settings = format!(
         "[namespaces.\"/syncano/shop\"]\naccess = \"open\"\n\
          [doors]\nmax_parked_per_address = 20000\nmax_parked_per_key = 20000\n\
@@ -420,6 +433,7 @@ fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
         )
         .unwrap();
     };
+    let before = resident_bytes(&door);
     let mut polls = Vec::with_capacity(count);
     for number in 0..count {
         let mut stream = TcpStream::connect(&door.address).unwrap();
@@ -427,6 +441,14 @@ fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
         send(&mut stream, "GET", POLLS[number % 2], "");
         polls.push(stream);
     }
+    until("all polls parked", || {
+        let parked = |name| metric(&door, &format!("roomcast_door_parked{{door=\"{name}\"}}"));
+        (parked("channels") + parked("syncano") == count).then_some(())
+    });
+    let each = resident_bytes(&door).saturating_sub(before) / count;
+    println!("{count} polls, each with {each} bytes");
+    // Fewer would share what the program allocates once.
+    assert!(each <= 8192 || count < 5000, "{each} bytes for a poll");
     until("all polls in the room", || {
         thread::sleep(Duration::from_millis(100));
         let (_, body) = process::http(
@@ -466,6 +488,19 @@ fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
         let (head, _) = response(poll);
         assert!(head.starts_with("HTTP/1.1 204"), "{head}");
     }
+}
+
+/// The resident memory of the program.
+fn resident_bytes(door: &Channels) -> usize {
+    metric(door, "process_resident_memory_bytes")
+}
+
+/// 0 if there is no such series yet.
+fn metric(door: &Channels, series: &str) -> usize {
+    let metrics = door.metrics();
+    let mut lines = metrics.lines();
+    let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse().unwrap())
 }
 
 /// The descriptors that each of two processes may have.

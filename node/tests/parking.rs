@@ -62,13 +62,17 @@ impl Parked {
             let (gate, handlers, responses) = shared.clone();
             async move {
                 let _handler = Counted::new(&handlers);
+                let (parts, body) = request.into_parts();
+                if parts.headers.contains_key("x-read") {
+                    axum::body::to_bytes(body, 100).await.unwrap();
+                }
                 let response = Counted::new(&responses);
                 let response = async move {
                     let _response = response;
                     gate.acquire().await.unwrap().forget();
                     Response::new(Body::from("parked"))
                 };
-                Parking::of(request.extensions()).wait(response).await
+                Parking::of(&parts.extensions).wait(response).await
             }
         };
         let server = TestServer::start_app(Server::builder(), |io| {
@@ -166,6 +170,25 @@ async fn what_a_client_sends_while_it_waits_is_served_afterwards_in_order() {
         expected[0] = "parked";
         expected[count - 1] = "parked";
         assert_eq!(bodies, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_body_was_read_waits_without_its_handler() {
+    let parked = Parked::start().await;
+    let head = PARK.replace("\r\n\r\n", "\r\nX-Read: 1\r\n");
+    let next = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for body in [
+        "Content-Length: 2\r\n\r\n{}",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ] {
+        let mut client = parked.connect(&format!("{head}{body}{next}")).await;
+        parked.waiting(1).await;
+        eventually("the handler is gone", || parked.handlers() == 0).await;
+        parked.gate.add_permits(1);
+        let responses = responses(&mut client, 2).await;
+        let bodies: Vec<_> = responses.iter().map(|(_, body)| &**body).collect();
+        assert_eq!(bodies, ["parked", "at once"]);
     }
 }
 

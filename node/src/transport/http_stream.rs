@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Method, Request, Version, header};
 use hyper::{
-    body::{Body as HttpBody, Frame, SizeHint},
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
     rt::{Read, ReadBufCursor, Write},
 };
 use hyper_util::rt::TokioIo;
@@ -65,6 +65,8 @@ struct Shared {
     is_stalled: AtomicBool,
     /// The request can be parked: a short form of it has the same meaning to HTTP.
     may_park: AtomicBool,
+    /// A part of its body has not been received.
+    has_body: AtomicBool,
     /// The client does not keep the connection.
     closes: AtomicBool,
     parked: Mutex<Parked>,
@@ -231,10 +233,11 @@ impl Handoff {
         let closes = options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
         let may_park = request.method() == Method::GET
             && request.version() == Version::HTTP_11
-            && request.body().is_end_stream()
             && !request.headers().contains_key(header::UPGRADE);
         self.0.closes.store(closes, Ordering::Relaxed);
         self.0.may_park.store(may_park, Ordering::Relaxed);
+        let has_body = !request.body().is_end_stream();
+        self.0.has_body.store(has_body, Ordering::Relaxed);
         self.0.awaits_head.store(true, Ordering::Relaxed);
         self.0.is_active.store(true, Ordering::Relaxed);
     }
@@ -247,8 +250,20 @@ impl Handoff {
         })
     }
 
+    /// Whether the request can be parked: what HTTP reads next must be another one.
     pub(super) fn may_park(&self) -> bool {
-        self.0.may_park.load(Ordering::Relaxed)
+        self.0.may_park.load(Ordering::Relaxed) && !self.0.has_body.load(Ordering::Relaxed)
+    }
+
+    /// The body of the request, whose end is noted.
+    pub(super) fn receive(&self, body: Incoming) -> Body {
+        match self.0.has_body.load(Ordering::Relaxed) {
+            true => Body::new(Received {
+                body,
+                handoff: self.clone(),
+            }),
+            false => Body::new(body),
+        }
     }
 
     /// Whether the client of the last request does not keep the connection.
@@ -307,6 +322,36 @@ impl Handoff {
         if let Some(opening) = opening {
             opening.await;
         }
+    }
+}
+
+/// The body of a request.
+struct Received {
+    body: Incoming,
+    handoff: Handoff,
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.handoff.0.has_body.store(false, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) type Waiting = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 /// Lets a request wait for its response without the memory that its HTTP connection uses otherwise:
 /// parked, it costs little more than the future of the response.
 ///
-/// It works for a GET request without a body on the listeners of [`Server::serve`](crate::Server::serve).
-/// For any other request, the response is awaited in its place.
+/// It works for a GET request of HTTP/1.1 whose body, if it has one, has been received, on the listeners of
+/// [`Server::serve`](crate::Server::serve). For any other request, the response is awaited in its place.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -309,7 +309,8 @@ fn service(
                     request.extensions_mut().insert(client);
                 }
                 request.extensions_mut().insert(handoff.clone());
-                Either::Right(app.clone().oneshot(request.map(Body::new)))
+                let request = request.map(|body| handoff.receive(body));
+                Either::Right(app.clone().oneshot(request))
             }
         };
         let handoff = handoff.clone();
