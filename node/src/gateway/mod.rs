@@ -34,6 +34,7 @@ mod private_names;
 #[cfg(target_os = "linux")]
 mod process;
 mod redis;
+mod redis_commands;
 mod reload;
 mod rooms;
 mod run;

@@ -11,21 +11,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::OnceLock,
     time::Duration,
 };
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
-use roomcast::{
-    RedisConfig,
-    emitter::redis::{
-        Endpoint as RedisEndpoint, Publisher, PublisherConfig, PublisherState, Reply as _, Route,
-    },
-};
+use roomcast::{RedisConfig, emitter::redis::Reply as _};
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{
@@ -34,6 +28,7 @@ use super::{
     problem::{Kind, Problem},
     settings::Settings,
 };
+use crate::gateway::redis_commands::RedisCommands;
 
 /// The longest idempotency key.
 const MAX_TOKEN: usize = 255;
@@ -126,50 +121,30 @@ pub(crate) enum Store {
 impl Store {
     pub(crate) fn new(redis: Option<&RedisConfig>) -> Self {
         match redis {
-            Some(config) => Self::Redis(Box::new(Shared {
-                config: config.clone(),
-                publisher: OnceLock::new(),
-            })),
+            Some(config) => Self::Redis(Box::new(Shared(RedisCommands::new(config.clone())))),
             None => Self::Memory(Mutex::default()),
         }
     }
 }
 
 /// The store of a cluster.
-pub(crate) struct Shared {
-    config: RedisConfig,
-    /// Connected for the first call that needs it.
-    publisher: OnceLock<Publisher>,
-}
+pub(crate) struct Shared(RedisCommands);
 
 impl Shared {
     /// Sends a command about a key. The reply is its text, if it has one.
     async fn command(&self, key: &str, command: &[&str]) -> Result<Option<String>, Problem> {
-        let publisher = self.publisher.get_or_init(|| {
-            let config = PublisherConfig {
-                reply_timeout: self.config.publish_timeout,
-                ..PublisherConfig::default()
-            };
-            Publisher::start(RedisEndpoint::new(self.config.url.clone()), config)
-        });
-        let mut state = publisher.state();
-        let up = state.wait_for(|state| *state == PublisherState::Up);
-        // The command itself reports why it fails.
-        drop(timeout(PATIENCE, up).await);
-        let replies = publisher.command(command, Route::Key(key)).await;
-        let replies = replies.map_err(|error| {
+        let reply = self.0.run(key, command).await;
+        let reply = reply.map_err(|error| {
             let detail = format!("idempotency keys are kept in Redis: {error}");
             Problem::new(Kind::Redis, detail)
         })?;
-        Ok(replies
-            .first()
-            .and_then(|reply| reply.text())
-            .map(str::to_owned))
+        Ok(reply.text().map(str::to_owned))
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}-api#{key}", self.0.prefix())
     }
 }
-
-/// How long a call waits for a connection to Redis that is being opened.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The store of a single node.
 #[derive(Default)]
@@ -293,12 +268,6 @@ impl Idempotency {
                 }
             }
         }
-    }
-}
-
-impl Shared {
-    fn key(&self, key: &str) -> String {
-        format!("{}-api#{key}", self.config.prefix)
     }
 }
 

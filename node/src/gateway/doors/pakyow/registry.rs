@@ -14,31 +14,23 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::OnceLock,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use roomcast::{
     RedisConfig,
-    emitter::redis::{
-        Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Route,
-    },
+    emitter::redis::{PublishError, Reply},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
+
+use crate::gateway::redis_commands::RedisCommands;
 
 /// The most digests that memory holds. Redis has its own limits.
 const MAX_DIGESTS: usize = 200_000;
 
 /// The beginning of a member that names a node. Channels cannot begin like that.
 const NODE: &str = "pw:node:";
-
-/// How long a call waits for a connection to Redis that is being opened.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Attempts to send a command while there is no connection, and the pause between them.
-const ATTEMPTS: u32 = 5;
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Adds channels. Returns the nodes with sockets of the digest, or -1 if there are too many channels.
 const ADD: &str = "
@@ -115,10 +107,7 @@ enum Store {
 impl Registry {
     pub(super) fn new(bounds: Bounds, redis: Option<RedisConfig>) -> Self {
         let store = match redis {
-            Some(config) => Store::Redis(Box::new(Shared {
-                config,
-                publisher: OnceLock::new(),
-            })),
+            Some(config) => Store::Redis(Box::new(Shared(RedisCommands::new(config)))),
             None => Store::Memory(Mutex::default()),
         };
         Self { bounds, store }
@@ -148,10 +137,10 @@ impl Registry {
         let mut args = vec![lifetime.as_str(), most.as_str()];
         args.extend(channels.iter().map(String::as_str));
         let reply = shared.run(ADD, digest, &args).await?;
-        if reply.as_ref().and_then(Reply::integer) == Some(-1) {
+        if reply.integer() == Some(-1) {
             return Err(RegistryError::TooManyChannels(self.bounds.channels));
         }
-        holders(reply.as_ref())
+        holders(&reply)
     }
 
     /// Unsubscribes a digest. Its sockets must leave as well.
@@ -164,7 +153,7 @@ impl Registry {
             Store::Memory(memory) => Ok(memory.lock().remove(digest, channels)),
             Store::Redis(shared) => {
                 let args: Vec<_> = channels.iter().map(String::as_str).collect();
-                holders(shared.run(REMOVE, digest, &args).await?.as_ref())
+                holders(&shared.run(REMOVE, digest, &args).await?)
             }
         }
     }
@@ -181,8 +170,7 @@ impl Registry {
         };
         let (lifetime, node) = (millis(self.bounds.lifetime), format!("{NODE}{node}"));
         let reply = shared.run(OPEN, digest, &[&lifetime, &node]).await?;
-        let members = reply.as_ref().and_then(Reply::list);
-        let members = members.ok_or(RegistryError::Reply)?.iter();
+        let members = reply.list().ok_or(RegistryError::Reply)?.iter();
         let channels = members.filter_map(Reply::text);
         let channels = channels.filter(|channel| !channel.starts_with(NODE));
         Ok(channels.map(str::to_owned).collect())
@@ -206,8 +194,8 @@ impl Registry {
             return Ok(true);
         };
         let (key, lifetime) = (shared.key(digest), millis(self.bounds.lifetime));
-        let reply = shared.command(&key, &["PEXPIRE", &key, &lifetime]).await?;
-        Ok(integer(reply.as_ref())? == 1)
+        let reply = shared.0.run(&key, &["PEXPIRE", &key, &lifetime]).await?;
+        Ok(reply.integer().ok_or(RegistryError::Reply)? == 1)
     }
 }
 
@@ -233,9 +221,8 @@ impl Holders {
     }
 }
 
-fn holders(reply: Option<&impl Reply>) -> Result<Holders, RegistryError> {
-    let members = reply.and_then(Reply::list);
-    let members = members.ok_or(RegistryError::Reply)?.iter();
+fn holders(reply: &impl Reply) -> Result<Holders, RegistryError> {
+    let members = reply.list().ok_or(RegistryError::Reply)?.iter();
     let nodes = members.filter_map(|member| member.text()?.strip_prefix(NODE));
     Ok(Holders::Nodes(nodes.map(str::to_owned).collect()))
 }
@@ -244,21 +231,12 @@ fn millis(span: Duration) -> String {
     span.as_millis().to_string()
 }
 
-fn integer(reply: Option<&impl Reply>) -> Result<i64, RegistryError> {
-    let number = reply.and_then(Reply::integer);
-    number.ok_or(RegistryError::Reply)
-}
-
-/// The subscriptions in Redis.
-struct Shared {
-    config: RedisConfig,
-    /// Connected for the first call that needs it.
-    publisher: OnceLock<Publisher>,
-}
+/// The subscriptions in Redis. All scripts may run twice.
+struct Shared(RedisCommands);
 
 impl Shared {
     fn key(&self, digest: &str) -> String {
-        format!("{}-pk:sub:{digest}", self.config.prefix)
+        format!("{}-pk:sub:{digest}", self.0.prefix())
     }
 
     async fn run(
@@ -266,39 +244,11 @@ impl Shared {
         script: &str,
         digest: &str,
         args: &[&str],
-    ) -> Result<Option<impl Reply + use<>>, PublishError> {
+    ) -> Result<impl Reply + use<>, PublishError> {
         let key = self.key(digest);
         let mut command = vec!["EVAL", script, "1", &key];
         command.extend(args);
-        self.command(&key, &command).await
-    }
-
-    async fn command(
-        &self,
-        key: &str,
-        args: &[&str],
-    ) -> Result<Option<impl Reply + use<>>, PublishError> {
-        let publisher = self.publisher.get_or_init(|| {
-            let config = PublisherConfig {
-                reply_timeout: self.config.publish_timeout,
-                ..PublisherConfig::default()
-            };
-            Publisher::start(Endpoint::new(self.config.url.clone()), config)
-        });
-        let mut state = publisher.state();
-        let up = state.wait_for(|state| *state == PublisherState::Up);
-        // The command itself reports why it fails.
-        drop(timeout(PATIENCE, up).await);
-        // In a cluster, connections are opened by the first command, which then fails. All scripts may
-        // run twice.
-        let mut attempt = 1;
-        loop {
-            match publisher.command(args, Route::Key(key)).await {
-                Err(PublishError::Unavailable(_)) if attempt < ATTEMPTS => attempt += 1,
-                replies => return Ok(replies?.into_iter().next()),
-            }
-            sleep(ATTEMPT_PAUSE).await;
-        }
+        self.0.run(&key, &command).await
     }
 }
 

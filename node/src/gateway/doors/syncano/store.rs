@@ -3,23 +3,13 @@
 //! Tables of texts by field. With Redis the whole cluster shares them, as hashes whose names have the
 //! instance as hash tag; without it, they are in the node's memory.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::OnceLock,
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use parking_lot::Mutex;
-use roomcast::{
-    RedisConfig,
-    emitter::redis::{Endpoint, Publisher, PublisherConfig, PublisherState, Reply, Route},
-};
-use tokio::time::timeout;
+use roomcast::{RedisConfig, emitter::redis::Reply};
 
 use super::failure::Failure;
-
-/// How long a request waits for a connection to Redis that is being opened.
-const PATIENCE: Duration = Duration::from_secs(2);
+use crate::gateway::redis_commands::RedisCommands;
 
 /// Inserts a field that does not exist, if the table is not full. The reply is 1, 0 if the field exists,
 /// or -1 if the table is full.
@@ -47,7 +37,7 @@ pub(super) enum Inserted {
 /// The tables of all instances.
 pub(super) enum Store {
     Memory(Mutex<Memory>),
-    Redis(Box<Shared>),
+    Redis(Box<RedisCommands>),
 }
 
 #[derive(Default)]
@@ -56,20 +46,11 @@ pub(super) struct Memory {
     counters: HashMap<String, u64>,
 }
 
-pub(super) struct Shared {
-    config: RedisConfig,
-    /// Connected for the first request that needs it.
-    publisher: OnceLock<Publisher>,
-}
-
 impl Store {
     pub(super) fn new(redis: Option<&RedisConfig>) -> Self {
         match redis {
             None => Self::Memory(Mutex::default()),
-            Some(config) => Self::Redis(Box::new(Shared {
-                config: config.clone(),
-                publisher: OnceLock::new(),
-            })),
+            Some(config) => Self::Redis(Box::new(RedisCommands::new(config.clone()))),
         }
     }
 
@@ -77,8 +58,8 @@ impl Store {
     pub(super) fn table(&self, instance: &str, name: &str) -> String {
         match self {
             Self::Memory(_) => format!("{instance}:{name}"),
-            Self::Redis(shared) => {
-                let prefix = &shared.config.prefix;
+            Self::Redis(commands) => {
+                let prefix = commands.prefix();
                 format!("{prefix}-syncano#{{{instance}}}:{name}")
             }
         }
@@ -91,8 +72,8 @@ impl Store {
                 let value = memory.tables.get(table).and_then(|table| table.get(field));
                 Ok(value.cloned())
             }
-            Self::Redis(shared) => {
-                let reply = shared.command(table, &["HGET", table, field]).await?;
+            Self::Redis(commands) => {
+                let reply = run(commands, table, &["HGET", table, field]).await?;
                 Ok(reply.text().map(str::to_owned))
             }
         }
@@ -108,8 +89,8 @@ impl Store {
                     .map(|table| table.values().cloned().collect())
                     .unwrap_or_default())
             }
-            Self::Redis(shared) => {
-                let reply = shared.command(table, &["HGETALL", table]).await?;
+            Self::Redis(commands) => {
+                let reply = run(commands, table, &["HGETALL", table]).await?;
                 let pairs = reply.pairs().unwrap_or_default().into_iter();
                 let pairs = pairs.filter_map(|(field, value)| Some((field.text()?, value.text()?)));
                 let sorted: BTreeMap<_, _> = pairs.collect();
@@ -138,10 +119,10 @@ impl Store {
                     Inserted::Yes
                 })
             }
-            Self::Redis(shared) => {
+            Self::Redis(commands) => {
                 let most = most.to_string();
                 let command = ["EVAL", INSERT, "1", table, field, value, &most];
-                let reply = shared.command(table, &command).await?;
+                let reply = run(commands, table, &command).await?;
                 Ok(match reply.integer() {
                     Some(1) => Inserted::Yes,
                     Some(0) => Inserted::Exists,
@@ -167,9 +148,9 @@ impl Store {
                 let value = value.filter(|value| *value == old);
                 Ok(value.map(|value| new.clone_into(value)).is_some())
             }
-            Self::Redis(shared) => {
+            Self::Redis(commands) => {
                 let command = ["EVAL", REPLACE, "1", table, field, old, new];
-                Ok(shared.command(table, &command).await?.integer() == Some(1))
+                Ok(run(commands, table, &command).await?.integer() == Some(1))
             }
         }
     }
@@ -182,8 +163,8 @@ impl Store {
                 let table = memory.tables.get_mut(table);
                 Ok(table.and_then(|table| table.remove(field)).is_some())
             }
-            Self::Redis(shared) => {
-                let reply = shared.command(table, &["HDEL", table, field]).await?;
+            Self::Redis(commands) => {
+                let reply = run(commands, table, &["HDEL", table, field]).await?;
                 Ok(reply.integer() == Some(1))
             }
         }
@@ -198,8 +179,8 @@ impl Store {
                 *count += 1;
                 Ok(*count)
             }
-            Self::Redis(shared) => {
-                let reply = shared.command(counter, &["INCR", counter]).await?;
+            Self::Redis(commands) => {
+                let reply = run(commands, counter, &["INCR", counter]).await?;
                 let id = reply.integer().and_then(|id| u64::try_from(id).ok());
                 id.ok_or_else(|| Failure::unavailable("Redis returned no id."))
             }
@@ -207,25 +188,14 @@ impl Store {
     }
 }
 
-impl Shared {
-    async fn command(&self, key: &str, command: &[&str]) -> Result<impl Reply + use<>, Failure> {
-        let publisher = self.publisher.get_or_init(|| {
-            let config = PublisherConfig {
-                reply_timeout: self.config.publish_timeout,
-                ..PublisherConfig::default()
-            };
-            Publisher::start(Endpoint::new(self.config.url.clone()), config)
-        });
-        let mut state = publisher.state();
-        let up = state.wait_for(|state| *state == PublisherState::Up);
-        // The command itself reports why it fails.
-        drop(timeout(PATIENCE, up).await);
-        let replies = publisher.command(command, Route::Key(key)).await;
-        let replies = replies
-            .map_err(|error| Failure::unavailable(format!("Redis is not available: {error}")))?;
-        let first = replies.into_iter().next();
-        first.ok_or_else(|| Failure::unavailable("Redis sent no reply."))
-    }
+/// Runs a command about a table or a counter.
+async fn run(
+    commands: &RedisCommands,
+    key: &str,
+    command: &[&str],
+) -> Result<impl Reply + use<>, Failure> {
+    let reply = commands.run(key, command).await;
+    reply.map_err(|error| Failure::unavailable(error.to_string()))
 }
 
 #[cfg(test)]
