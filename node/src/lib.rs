@@ -74,7 +74,7 @@ pub use roomcast_protocol::{
     channels,
     event::is_reserved,
     id::EngineId,
-    pakyow,
+    pakyow, syncano,
     target::Rooms,
 };
 pub use server::{

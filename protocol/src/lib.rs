@@ -6,7 +6,7 @@
 //! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
 //! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis. Balancers put a [`proxy`]
 //! header before a client's first byte. Clients of [`pakyow`] and [`channels`] speak JSON over a plain
-//! WebSocket, those of the latter over HTTP, too.
+//! WebSocket, those of the latter and of [`syncano`] over HTTP, too.
 //!
 //! ```text
 //! client ── websocket ── engine_io ── socket_io ──┐
@@ -32,6 +32,7 @@ pub mod proxy;
 pub mod question;
 mod raw;
 pub mod socket_io;
+pub mod syncano;
 pub mod target;
 pub mod time;
 pub mod websocket;

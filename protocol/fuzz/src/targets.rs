@@ -20,7 +20,7 @@ use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
 use roomcast_protocol::socket_io::packet::{Packet as SocketPacket, PacketKind};
 use roomcast_protocol::socket_io::{encode, msgpack};
 use roomcast_protocol::websocket::{Event, Limits, Reader, Refusal, Upgrade};
-use roomcast_protocol::{channels, pakyow};
+use roomcast_protocol::{channels, pakyow, syncano};
 
 pub(crate) type Target = fn(&[u8]);
 
@@ -37,6 +37,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("proxy_header", proxy_header),
     ("pakyow_frame", pakyow_frame),
     ("channels_frame", channels_frame),
+    ("syncano_request", syncano_request),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
     ("wire_classic", wire::classic),
@@ -343,6 +344,41 @@ fn pakyow_frame(data: &[u8]) {
         assert!(target.starts_with('/') && !target.starts_with("//"));
         assert!(target.bytes().all(|byte| byte.is_ascii_graphic()));
     }
+}
+
+/// The first line is the path with the query, the second one the type of the body, which follows.
+fn syncano_request(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let mut lines = text.splitn(3, '\n');
+    let mut next = || lines.next().unwrap_or_default();
+    let (target, kind, body) = (next(), next(), next());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    if let Some(read) = syncano::Path::parse(path) {
+        assert!(read.base.ends_with(&read.instance));
+        if !path.ends_with('/') {
+            let with_slash = syncano::Path::parse(&format!("{path}/"));
+            assert_eq!(with_slash, Some(read), "a final slash means nothing");
+        }
+    }
+    let query = syncano::Query::parse(query);
+    assert_ne!(query.get("room"), Some(""), "an empty value is none");
+    if let Ok(id) = query.integer("last_id") {
+        assert_eq!(id.is_some(), query.get("last_id").is_some());
+    }
+    let Ok(fields) = syncano::fields(kind, body.as_bytes()) else {
+        return;
+    };
+    let json = serde_json::to_vec(&fields).expect("fields are JSON");
+    assert_eq!(syncano::fields("", &json), Ok(fields.clone()));
+    let Ok(message) = syncano::Message::read(&fields) else {
+        return;
+    };
+    let payload = serde_json::to_string(&message.payload).expect("a payload is JSON");
+    let sent = serde_json::json!({ "payload": payload, "room": message.room });
+    let sent = sent.as_object().expect("it is an object");
+    assert_eq!(syncano::Message::read(sent), Ok(message));
 }
 
 fn emitter_msgpack(data: &[u8]) {
