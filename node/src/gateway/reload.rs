@@ -127,8 +127,8 @@ fn read() -> Result<Config, String> {
     }
 }
 
-/// The values by key, of options and of sections. The keys of each namespace and of the API are
-/// separate, because not all of them can be reloaded.
+/// The values by key, of options and of sections. The keys of each namespace, of the API and
+/// of each door are separate, because not all of them can be reloaded.
 fn keys(config: &Config) -> BTreeMap<String, String> {
     let options = config.values.iter();
     let options = options.map(|(flag, value)| (flag.replace('-', "_"), value.text.clone()));
@@ -148,10 +148,17 @@ fn keys(config: &Config) -> BTreeMap<String, String> {
         } else if section == API
             && let Some(api) = value.as_table()
         {
-            keys.extend(
-                api.iter()
-                    .map(|(key, value)| (format!("{API}.{key}"), value.to_string())),
-            );
+            keys.extend(each(API, api));
+        } else if section == DOORS
+            && let Some(doors) = value.as_table()
+        {
+            for (name, value) in doors {
+                let name = format!("{DOORS}.{name}");
+                match value.as_table() {
+                    Some(door) => keys.extend(each(&name, door)),
+                    None => drop(keys.insert(name, value.to_string())),
+                }
+            }
         } else {
             keys.insert(section.clone(), value.to_string());
         }
@@ -159,6 +166,12 @@ fn keys(config: &Config) -> BTreeMap<String, String> {
     let served = config.namespaces().into_iter();
     keys.extend(served.map(|name| (format!("{NAMESPACES}.{name}"), String::new())));
     keys
+}
+
+/// The keys of a table, each with its value.
+fn each<'a>(name: &'a str, table: &'a toml::Table) -> impl Iterator<Item = (String, String)> + 'a {
+    let keys = table.iter();
+    keys.map(move |(key, value)| (format!("{name}.{key}"), value.to_string()))
 }
 
 /// The keys whose values differ.
@@ -177,8 +190,9 @@ fn changed_keys(
 /// A section whose keys are compared one by one.
 const NAMESPACES: &str = "namespaces";
 
-/// Another one.
+/// Others.
 const API: &str = "api";
+const DOORS: &str = "doors";
 
 const APPLIED: &str = "applied";
 

@@ -145,7 +145,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         redis.clone(),
     );
     let hooks = hooks.map_err(RunError::Hooks)?;
-    let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref());
+    let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref(), &hooks);
     let syncano = syncano.map_err(RunError::Doors)?;
     let view = View::new(dialect(&config));
     let settings = &config.settings.api;
@@ -198,7 +198,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     health.serving_pages(&pages.map_err(io::Error::other)?);
     let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
     let doors = doors.map_err(io::Error::other)?;
-    let mut router = server.router().merge(doors.router(syncano));
+    let mut router = server.router().merge(doors.router(syncano.clone()));
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
     info!(%address, %internal, path = config.protocol.path, %node, "listening");
@@ -262,6 +262,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         Box::new(hooks.clone()),
     ];
     parts.extend(tls.map(|tls| Box::new(tls) as Box<dyn Reloadable>));
+    parts.extend(syncano.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
     let mut reload = Reload::new(&config, &server, parts).map_err(io::Error::other)?;
     let mut was_asked = false;

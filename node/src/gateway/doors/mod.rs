@@ -98,7 +98,7 @@ impl Doors {
     }
 
     /// The routes of all doors that are open.
-    pub(crate) fn router(self: &Arc<Self>, syncano: Option<Syncano>) -> Router {
+    pub(crate) fn router(self: &Arc<Self>, syncano: Option<Arc<Syncano>>) -> Router {
         let mut routes = channels::router(self);
         if let Some(syncano) = syncano {
             routes = routes.merge(syncano::router(self, syncano));

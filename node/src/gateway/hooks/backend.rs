@@ -222,6 +222,18 @@ impl Backend {
             .await
     }
 
+    /// Posts a body and returns the response, with any status but those of a backend that fails.
+    pub(crate) async fn ask(&self, body: Bytes) -> Result<Response<Bytes>, Failure> {
+        self.run(async {
+            let response = self.send(self.request(body, HeaderMap::new())).await?;
+            if response.status().is_server_error() {
+                return Err(Failure::Status(response.status()));
+            }
+            read_body(response, MAX_RESPONSE).await
+        })
+        .await
+    }
+
     /// Sends a request of another form to the host of the URL, and returns its response with any
     /// status. Only the path and the query of the request's URI count. Redirects are not followed.
     pub(crate) async fn fetch(

@@ -1,6 +1,7 @@
 //! Channels: what they are, who may do what with them, and the stream that a room of them is.
 
 use http::StatusCode;
+use roomcast::syncano::integer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -249,6 +250,11 @@ impl Channel {
         Ok(())
     }
 
+    /// How many notifications of a room are listed, if there are fewer than the settings say.
+    pub(super) fn listed(&self) -> Option<usize> {
+        (self.name == EVENT_LOG).then_some(MAX_LOGGED)
+    }
+
     /// The room of the namespace that a room of the channel is. A default channel has one; `room` is
     /// ignored there.
     pub(super) fn room(&self, room: Option<&str>) -> Result<String, Failure> {
@@ -266,8 +272,9 @@ impl Channel {
     }
 }
 
-/// The channel that only the instance itself publishes to.
+/// The channel that only the instance itself publishes to, and what is listed of its rooms.
 pub(super) const EVENT_LOG: &str = "eventlog";
+const MAX_LOGGED: usize = 100;
 
 fn done(problems: Map<String, Value>) -> Result<(), Failure> {
     match problems.is_empty() {
@@ -296,15 +303,6 @@ fn choice<T: serde::de::DeserializeOwned>(
         add(problems, field, &text);
     }
     choice
-}
-
-/// A number, also as text: bodies of forms have nothing else.
-pub(super) fn integer(value: &Value) -> Option<i64> {
-    match value {
-        Value::Number(number) => number.as_i64(),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
 }
 
 /// A truth value, also as the text that the original's examples send.

@@ -3,6 +3,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use roomcast::syncano::Mistake;
 use serde_json::{Map, Value, json};
 
 /// Why a request is refused.
@@ -76,11 +77,6 @@ impl Failure {
         Self::detail(StatusCode::PAYLOAD_TOO_LARGE, text)
     }
 
-    pub(super) fn not_json(error: &serde_json::Error) -> Self {
-        let text = format!("JSON parse error - {error}");
-        Self::detail(StatusCode::BAD_REQUEST, text)
-    }
-
     pub(super) fn method(method: &http::Method, allow: &'static str) -> Self {
         let text = format!("Method \"{method}\" not allowed.");
         Self {
@@ -101,6 +97,15 @@ impl Failure {
         Self {
             retry_after: Some(1),
             ..Self::detail(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
+}
+
+impl From<Mistake> for Failure {
+    fn from(Mistake { field, text }: Mistake) -> Self {
+        match field {
+            Some(field) => Self::field(&field, text),
+            None => Self::detail(StatusCode::BAD_REQUEST, text),
         }
     }
 }

@@ -8,7 +8,9 @@
 
 use std::fmt::Write as _;
 
-use super::{failure::Failure, query::Query};
+use roomcast::syncano::Query;
+
+use super::failure::Failure;
 
 /// The most entries of a page.
 pub(super) const MAX_PAGE: usize = 100;

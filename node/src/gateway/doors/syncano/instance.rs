@@ -6,6 +6,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{
+    application::Application,
     channel::{Channel, MAX_CHANNELS, Permission},
     failure::Failure,
     keys::{Caller, Keys},
@@ -21,6 +22,8 @@ pub(super) struct Instance {
     /// The channels of the settings, and the two that every instance has.
     fixed: BTreeMap<String, Channel>,
     pub(super) classes: BTreeMap<String, ClassSettings>,
+    /// Who keeps the objects, if the store does not.
+    pub(super) application: Option<Application>,
     /// The table of the other channels.
     table: String,
 }
@@ -42,13 +45,27 @@ impl Instance {
         Ok(Self {
             name: name.to_owned(),
             namespace: namespace.into(),
-            keys: keys.map_err(|problem| format!("doors.syncano.instances.{name}: {problem}"))?,
+            keys: keys?,
             fixed: fixed
                 .map(|channel| (channel.name.clone(), channel))
                 .collect(),
             classes: settings.classes.clone(),
+            application: None,
             table: store.table(name, "channels"),
         })
+    }
+
+    /// Gives the channels the times that they had before a reload, unless they have changed.
+    pub(super) fn keep_times(&mut self, before: &Self) {
+        for (name, channel) in &mut self.fixed {
+            if let Some(old) = before.fixed.get(name) {
+                channel.created_at = old.created_at;
+                let changed_at = std::mem::replace(&mut channel.updated_at, old.updated_at);
+                if channel != old {
+                    channel.updated_at = changed_at;
+                }
+            }
+        }
     }
 
     /// Finds a channel.
@@ -201,6 +218,26 @@ mod tests {
         ] {
             assert_eq!(gone, Err(Failure::not_found()));
         }
+    }
+
+    #[test]
+    fn a_reload_changes_the_time_of_what_it_changes() {
+        let store = Store::new(None);
+        let at = |now, toml: &str| {
+            let settings = toml::from_str(toml).unwrap();
+            Instance::new("shop", "/syncano/shop".to_owned(), &settings, &store, now).unwrap()
+        };
+        let old = at(1, "channels = { news = {}, chat = {} }");
+        let mut new = at(
+            2,
+            "channels = { news = {}, chat = { description = 'd' }, more = {} }",
+        );
+        new.keep_times(&old);
+        let times = |name: &str| (new.fixed[name].created_at, new.fixed[name].updated_at);
+        assert_eq!(
+            [times("news"), times("chat"), times("more")],
+            [(1, 1), (1, 2), (2, 2)]
+        );
     }
 
     #[tokio::test]

@@ -8,11 +8,12 @@
 use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, StatusCode, header};
+use roomcast::syncano::Query;
 use serde_json::{Map, Value};
 
 use super::{
+    body::required,
     failure::Failure,
-    query::Query,
     settings::{InstanceSettings, KeyKind, KeySettings, UserSettings, secret},
 };
 use crate::gateway::api::Hash;
@@ -122,11 +123,26 @@ impl Credentials {
     }
 }
 
-/// A user who can ask for the key by a password.
-struct Login {
+/// A key for which somebody can ask by a password.
+pub(super) struct Login {
     password: Hash,
-    id: u64,
-    key: String,
+    pub(super) id: u64,
+    pub(super) key: String,
+}
+
+impl Login {
+    pub(super) fn new(id: u64, key: Option<String>, password: Option<String>) -> Option<Self> {
+        let password = Hash::of(password?.as_bytes());
+        Some(Self {
+            password,
+            id,
+            key: key?,
+        })
+    }
+
+    pub(super) fn has_password(&self, password: &str) -> bool {
+        self.password == Hash::of(password.as_bytes())
+    }
 }
 
 /// The keys and users of an instance.
@@ -172,12 +188,9 @@ impl Keys {
             settings.password_file.as_ref(),
             settings.password_env.as_ref(),
         )?;
-        if let (Some(key), Some(name), Some(password)) = (key, &settings.username, password) {
-            let login = Login {
-                password: Hash::of(password.as_bytes()),
-                id: settings.id,
-                key,
-            };
+        if let Some(name) = &settings.username
+            && let Some(login) = Login::new(settings.id, key, password)
+        {
             self.logins.insert(name.clone(), login);
         }
         Ok(())
@@ -206,20 +219,20 @@ impl Keys {
         })
     }
 
+    /// Whether a key is that of an account.
+    pub(super) fn is_account(&self, key: &str) -> bool {
+        let key = self.keys.get(&Hash::of(key.as_bytes()));
+        key.is_some_and(|key| key.kind == KeyKind::Account)
+    }
+
     /// The id and the key of the user with this name and password.
     pub(super) fn log_in(&self, fields: &Map<String, Value>) -> Result<(u64, &str), Failure> {
-        let text = |name: &str| {
-            let text = fields.get(name).and_then(Value::as_str).unwrap_or_default();
-            match text.is_empty() {
-                true => Err(Failure::field(name, "This field is required.")),
-                false => Ok(text),
-            }
-        };
-        let (name, password) = (text("username")?, text("password")?);
+        let name = required(fields, "username")?;
+        let password = required(fields, "password")?;
         let refused = |what| Failure::detail(StatusCode::UNAUTHORIZED, what);
         let login = self.logins.get(name);
         let login = login.ok_or_else(|| refused("Invalid username."))?;
-        if login.password != Hash::of(password.as_bytes()) {
+        if !login.has_password(password) {
             return Err(refused("Invalid password."));
         }
         Ok((login.id, &login.key))

@@ -2,17 +2,16 @@
 
 use axum::response::Response;
 use http::{Method, StatusCode};
+use roomcast::syncano::{Message, Query};
 use serde_json::json;
 
 use super::{
     Call, Service,
-    body::Message,
     channel::{Channel, Kind},
     failure::{Failure, json_response},
     history::Page,
     keys::Caller,
     notification::{self, Action, with_links},
-    query::Query,
 };
 
 impl Service {
@@ -25,7 +24,10 @@ impl Service {
         if method != Method::POST {
             return Err(Failure::method(method, "POST"));
         }
-        let channel = call.instance.channel(&self.syncano.store, name).await?;
+        let channel = call
+            .instance
+            .channel(&self.syncano.fixed.store, name)
+            .await?;
         channel.check_publish(&call.caller)?;
         let message = Message::read(&call.fields?)?;
         let room = channel.room(message.room.as_deref())?;
@@ -84,7 +86,7 @@ impl Service {
         if method != Method::GET {
             return Err(Failure::method(method, "GET"));
         }
-        let channel = call.instance.channel(&self.syncano.store, name).await;
+        let channel = call.instance.channel(&self.syncano.fixed.store, name).await;
         let channel = channel.map_err(|failure| match failure.status {
             StatusCode::NOT_FOUND => {
                 Failure::detail(StatusCode::NOT_FOUND, "Channel was not found.")

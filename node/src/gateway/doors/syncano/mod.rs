@@ -9,25 +9,26 @@
 //! instance is a namespace, and a room of a channel is a room of it: whoever is a member there, by any
 //! door, gets the same messages.
 
+mod application;
 mod body;
 mod channel;
+mod earlier;
 mod failure;
 mod history;
 mod instance;
 mod keys;
+mod live;
 mod messages;
 mod notification;
 mod objects;
-mod path;
 mod poll;
-mod query;
 mod settings;
 mod store;
 mod stream;
 mod throttle;
 mod time;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::ready, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -37,34 +38,55 @@ use axum::{
     routing::any,
 };
 use http::{Extensions, Method, StatusCode, request::Parts};
-use roomcast::{ClientAddress, Cors, RedisConfig, plain::Form};
+use parking_lot::RwLock;
+use roomcast::{
+    ClientAddress, Cors, RedisConfig,
+    plain::Form,
+    syncano::{Path, Query, Resource, VERSIONS},
+};
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::settings::Settings;
 use self::{
     body::Fields,
     channel::Channel,
+    earlier::Earlier,
     failure::{Failure, json_response},
     instance::Instance,
     keys::{Caller, Credentials},
-    path::{Path, Resource, VERSIONS},
+    live::Live,
     poll::{Notifications, Written},
-    query::Query,
     store::Store,
     stream::Streams,
     throttle::Throttle,
 };
 use super::{Door, DoorLimit, Doors, Granted, Reply};
+use crate::gateway::{
+    config::Config,
+    hooks::Hooks,
+    reload::{Preparing, Reloadable, Swap},
+};
 
 /// The largest body that the SDKs know the refusal of.
 const MAX_PUBLISH: usize = 65_536;
 
 /// The door of all instances.
 pub(crate) struct Syncano {
-    instances: BTreeMap<String, Instance>,
+    fixed: Fixed,
+    /// Set in a cluster, where a node may miss what others publish.
+    earlier: Option<Arc<Earlier>>,
+    /// Replaced as a whole by a reload.
+    live: RwLock<Arc<Live>>,
+}
+
+/// What stays as it was at the start.
+struct Fixed {
     store: Store,
-    polls: Throttle,
-    requests: Throttle,
+    hooks: Hooks,
+    /// The namespaces of the instances, which are served.
+    namespaces: BTreeMap<String, Arc<str>>,
+    /// How long a notification is listed.
+    age: Duration,
 }
 
 impl Syncano {
@@ -72,57 +94,89 @@ impl Syncano {
     pub(crate) fn new(
         settings: &Settings,
         redis: Option<&RedisConfig>,
-    ) -> Result<Option<Self>, String> {
+        hooks: &Hooks,
+    ) -> Result<Option<Arc<Self>>, String> {
         if settings.instances.is_empty() {
             return Ok(None);
         }
-        let (store, now) = (Store::new(redis), time::now());
-        let mut instances = BTreeMap::new();
-        for (name, instance) in &settings.instances {
-            let namespace = settings.namespace_of(name);
-            let instance = Instance::new(name, namespace, instance, &store, now)?;
-            instances.insert(name.clone(), instance);
-        }
-        Ok(Some(Self {
-            instances,
-            store,
-            polls: Throttle::new(settings.polls_per_second),
-            requests: Throttle::new(settings.requests_per_second),
-        }))
+        let names = settings.instances.keys();
+        let namespaces = names.map(|name| (name.clone(), settings.namespace_of(name).into()));
+        let fixed = Fixed {
+            store: Store::new(redis),
+            hooks: hooks.clone(),
+            namespaces: namespaces.collect(),
+            age: settings.history.age.0,
+        };
+        let live = Live::new(settings, &fixed, None)?;
+        let live = RwLock::new(Arc::new(live));
+        Ok(Some(Arc::new(Self {
+            fixed,
+            earlier: redis.is_some().then(Arc::default),
+            live,
+        })))
+    }
+
+    fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read())
+    }
+}
+
+impl Reloadable for Arc<Syncano> {
+    fn keys(&self) -> &'static [&'static str] {
+        &[
+            "doors.syncano.instances",
+            "doors.syncano.accounts",
+            "doors.syncano.poll_timeout",
+            "doors.syncano.refused_polls",
+            "doors.syncano.polls_per_second",
+            "doors.syncano.requests_per_second",
+        ]
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        let before = self.live();
+        let live = Live::new(&config.settings.doors.syncano, &self.fixed, Some(&before));
+        let door = Self::clone(self);
+        let swap =
+            live.map(|live| -> Swap { Box::new(move || *door.live.write() = Arc::new(live)) });
+        Box::pin(ready(swap))
     }
 }
 
 /// The routes. Any page may use them, because what protects an instance is its keys.
-pub(super) fn router(doors: &Arc<Doors>, syncano: Syncano) -> Router {
+pub(super) fn router(doors: &Arc<Doors>, syncano: Arc<Syncano>) -> Router {
     let service = Arc::new(Service {
         form: Arc::new(Notifications),
         written: Arc::new(Written),
-        refusals: Throttle::new(doors.settings.syncano.refused_polls),
         doors: Arc::clone(doors),
         syncano,
     });
     let mut routes = Router::new();
     for version in VERSIONS {
-        let service = Arc::clone(&service);
-        let handler = async move |request: Request| service.respond(request).await;
+        let all = Arc::clone(&service);
+        let handler = async move |request: Request| all.respond(request).await;
         routes = routes.route(&format!("{version}/instances/{{*path}}"), any(handler));
+        for path in ["/account/auth", "/account/auth/"] {
+            let service = Arc::clone(&service);
+            let handler = async move |request: Request| service.account(request).await;
+            routes = routes.route(&format!("{version}{path}"), any(handler));
+        }
     }
     doors.cover(Door::Syncano, routes, Some(Cors::any()))
 }
 
 struct Service {
     doors: Arc<Doors>,
-    syncano: Syncano,
+    syncano: Arc<Syncano>,
     /// How all polls see events, written once for each event.
     form: Arc<dyn Form>,
     /// That of WebSockets.
     written: Arc<dyn Form>,
-    /// The refused polls of each address.
-    refusals: Throttle,
 }
 
 /// A request whose caller is known.
 struct Call<'a> {
+    live: &'a Live,
     instance: &'a Instance,
     caller: Caller,
     /// What the links in the response begin with.
@@ -133,15 +187,16 @@ struct Call<'a> {
 impl Service {
     async fn respond(&self, request: Request) -> Response {
         let reply = {
+            let live = self.syncano.live();
             let (mut parts, body) = request.into_parts();
             let path = Path::parse(parts.uri.path());
             let reply = match &path {
-                Some(path) => Box::pin(self.call(&mut parts, body, path)).await,
+                Some(path) => Box::pin(self.call(&live, &mut parts, body, path)).await,
                 None => Err(Failure::not_found()),
             };
             let is_poll = path.is_some_and(|path| matches!(path.resource, Resource::Poll(_)));
             reply.map_err(|failure| match is_poll {
-                true => self.throttle(&parts.extensions, failure),
+                true => self.throttle(&live, &parts.extensions, failure),
                 false => failure,
             })
         };
@@ -152,35 +207,73 @@ impl Service {
     }
 
     /// Refuses a poll more firmly if the same address was refused a moment ago.
-    fn throttle(&self, extensions: &Extensions, failure: Failure) -> Failure {
-        let address = ClientAddress::of(extensions).map(|address| address.ip().to_string());
-        if !failure.status.is_client_error()
-            || failure.status == StatusCode::TOO_MANY_REQUESTS
-            || self.refusals.allows(&address.unwrap_or_default())
-        {
+    fn throttle(&self, live: &Live, extensions: &Extensions, failure: Failure) -> Failure {
+        if !failure.status.is_client_error() || failure.status == StatusCode::TOO_MANY_REQUESTS {
             return failure;
         }
-        self.doors.reached(Door::Syncano, DoorLimit::Refusals);
-        Failure::throttled()
+        match self.allows(&live.refusals, extensions) {
+            true => failure,
+            false => Failure::throttled(),
+        }
     }
 
-    async fn call(&self, parts: &mut Parts, body: Body, path: &Path) -> Result<Reply, Failure> {
+    /// Counts a request of an address. Returns `false` if it is one too many.
+    fn allows(&self, throttle: &Throttle, extensions: &Extensions) -> bool {
+        let address = ClientAddress::of(extensions).map(|address| address.ip().to_string());
+        let is_allowed = throttle.allows(&address.unwrap_or_default());
+        if !is_allowed {
+            self.doors.reached(Door::Syncano, DoorLimit::Refusals);
+        }
+        is_allowed
+    }
+
+    /// Returns the key of an account for its password.
+    async fn account(&self, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let found = async {
+            let fields = self.read(&parts, body, MAX_PUBLISH).await?;
+            if parts.method != Method::POST {
+                return Err(Failure::method(&parts.method, "POST"));
+            }
+            let live = self.syncano.live();
+            if !self.allows(&live.logins, &parts.extensions) {
+                return Err(Failure::throttled());
+            }
+            live.accounts.log_in(&fields?)
+        };
+        match found.await {
+            Ok(account) => json_response(StatusCode::OK, &account),
+            Err(failure) => failure.into_response(),
+        }
+    }
+
+    async fn read(&self, parts: &Parts, body: Body, limit: usize) -> Result<Fields, Failure> {
+        let reading = body::read(&parts.headers, body, limit).await;
+        reading.inspect_err(|failure| {
+            if failure.status == StatusCode::PAYLOAD_TOO_LARGE {
+                self.doors.reached(Door::Syncano, DoorLimit::Body);
+            }
+        })
+    }
+
+    async fn call(
+        &self,
+        live: &Live,
+        parts: &mut Parts,
+        body: Body,
+        path: &Path,
+    ) -> Result<Reply, Failure> {
         let limit = match path.resource {
             Resource::Publish(_) => MAX_PUBLISH,
             _ => self.doors.settings.max_body.0.max(MAX_PUBLISH),
         };
-        let reading = body::read(&parts.headers, body, limit);
-        let fields = reading.await.inspect_err(|failure| {
-            if failure.status == StatusCode::PAYLOAD_TOO_LARGE {
-                self.doors.reached(Door::Syncano, DoorLimit::Body);
-            }
-        })?;
-        let instance = self.syncano.instances.get(&path.instance);
+        let fields = self.read(parts, body, limit).await?;
+        let instance = live.instances.get(&path.instance);
         let instance = instance
             .ok_or_else(|| Failure::detail(StatusCode::NOT_FOUND, "Instance was not found."))?;
         let throttle = match path.resource {
-            Resource::Poll(_) => &self.syncano.polls,
-            _ => &self.syncano.requests,
+            Resource::Poll(_) => &live.polls,
+            _ => &live.requests,
         };
         if !throttle.allows(&instance.name) {
             return Err(Failure::throttled());
@@ -189,6 +282,7 @@ impl Service {
         let none = Map::new();
         let credentials = Credentials::of(&parts.headers, &query, fields.as_ref().unwrap_or(&none));
         let call = Call {
+            live,
             instance,
             caller: instance.keys.recognize(&credentials)?,
             base: &path.base,
@@ -200,7 +294,10 @@ impl Service {
             Resource::Channels => self.channels(&method, call).await,
             Resource::Channel(name) => self.channel(&method, call, name).await,
             Resource::Class(name) => class(&method, &call, name),
-            Resource::UserAuth => log_in(&method, call),
+            Resource::UserAuth => match self.allows(&live.logins, &parts.extensions) {
+                true => log_in(&method, call),
+                false => Err(Failure::throttled()),
+            },
             Resource::Publish(name) => self.publish(&method, call, name).await,
             Resource::History(name) => self.history(&method, call, name, &query).await,
             Resource::Notification(name, id) => {
@@ -216,11 +313,12 @@ impl Service {
         Streams {
             server: self.doors.server.clone(),
             namespace: Arc::clone(&instance.namespace),
+            age: self.syncano.fixed.age,
         }
     }
 
     async fn channels(&self, method: &Method, call: Call<'_>) -> Result<Response, Failure> {
-        let store = &self.syncano.store;
+        let store = &self.syncano.fixed.store;
         match *method {
             Method::GET => {
                 let channels = call.instance.channels(store, &call.caller).await?;
@@ -248,7 +346,7 @@ impl Service {
         call: Call<'_>,
         name: &str,
     ) -> Result<Response, Failure> {
-        let (instance, store) = (call.instance, &self.syncano.store);
+        let (instance, store) = (call.instance, &self.syncano.fixed.store);
         let shown = |channel: &Channel| json_response(StatusCode::OK, &channel.to_json(call.base));
         match *method {
             Method::GET => {

@@ -1,18 +1,20 @@
 //! Objects of classes: created, changed and deleted, and told to the channel that one was created with.
 //!
 //! They are kept by the gateway as they were sent: fields that the class has, without further checks.
-//! This is no database, so they are found by their id only.
+//! This is no database, so they are found by their id only. Or the application keeps them, see
+//! [`application`](super::application).
 
 use axum::response::{IntoResponse as _, Response};
 use http::{Method, StatusCode};
+use roomcast::syncano::{integer, text};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Call, Service, body,
-    channel::{Channel, Kind, integer},
+    Call, Service,
+    channel::{Channel, Kind},
     failure::{Failure, json_response},
-    instance::MAX_ATTEMPTS,
+    instance::{Instance, MAX_ATTEMPTS},
     keys::Caller,
     notification::{self, Action},
     settings::{ClassPermission, ClassSettings},
@@ -38,7 +40,7 @@ enum Permission {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Object {
+pub(super) struct Object {
     id: u64,
     /// Milliseconds since 1970.
     created_at: u64,
@@ -55,8 +57,41 @@ struct Object {
 }
 
 impl Object {
+    /// One of which only the id is known.
+    pub(super) fn unknown(id: u64) -> Self {
+        let now = time::now();
+        Self {
+            id,
+            created_at: now,
+            updated_at: now,
+            revision: 1,
+            owner: None,
+            owner_permissions: Permission::None,
+            group: None,
+            group_permissions: Permission::None,
+            other_permissions: Permission::None,
+            channel: None,
+            channel_room: None,
+            fields: Map::new(),
+        }
+    }
+
+    /// What the application gets of one that is created: all but what it decides itself.
+    pub(super) fn sent(&self) -> Map<String, Value> {
+        let mut sent = self.to_json(false);
+        for name in ["id", "created_at", "updated_at", "revision"] {
+            sent.shift_remove(name);
+        }
+        sent
+    }
+
+    /// Its channel and room.
+    pub(super) fn place(&self) -> (Option<&str>, Option<&str>) {
+        (self.channel.as_deref(), self.channel_room.as_deref())
+    }
+
     /// The object without links. With `is_payload` it is what a channel hears of it.
-    fn to_json(&self, is_payload: bool) -> Map<String, Value> {
+    pub(super) fn to_json(&self, is_payload: bool) -> Map<String, Value> {
         let mut all = Map::new();
         all.insert("id".to_owned(), self.id.into());
         all.insert(
@@ -82,12 +117,13 @@ impl Object {
             "other_permissions".to_owned(),
             json!(self.other_permissions),
         );
-        if !is_payload {
-            all.insert("channel".to_owned(), self.channel.clone().into());
-            all.insert("channel_room".to_owned(), self.channel_room.clone().into());
-        }
+        all.insert("channel".to_owned(), self.channel.clone().into());
+        all.insert("channel_room".to_owned(), self.channel_room.clone().into());
         all.extend(self.fields.clone());
-        all
+        match is_payload {
+            true => heard(all),
+            false => all,
+        }
     }
 
     /// The most that a caller may do with the object.
@@ -135,7 +171,7 @@ fn of_channel(channel: &Channel, room: Option<String>) -> Result<Option<String>,
 }
 
 /// The fields of a request that the class has.
-fn own_fields(class: &ClassSettings, fields: &Map<String, Value>) -> Map<String, Value> {
+pub(super) fn own_fields(class: &ClassSettings, fields: &Map<String, Value>) -> Map<String, Value> {
     let known = |name: &str| class.schema.iter().any(|field| field.name == name);
     let own = fields.iter().filter(|(name, _)| known(name));
     own.map(|(name, value)| (name.clone(), value.clone()))
@@ -201,8 +237,8 @@ impl Service {
             return Err(Failure::forbidden());
         }
         let fields = call.fields?;
-        let store = &self.syncano.store;
-        let channel = match body::room(&fields, "channel")?.filter(|name| !name.is_empty()) {
+        let store = &self.syncano.fixed.store;
+        let channel = match text(&fields, "channel")?.filter(|name| !name.is_empty()) {
             None => None,
             Some(name) => {
                 let found = call.instance.channel(store, &name.to_lowercase()).await;
@@ -217,7 +253,7 @@ impl Service {
         };
         let mut room = None;
         if let Some(channel) = &channel {
-            room = of_channel(channel, body::room(&fields, "channel_room")?)?;
+            room = of_channel(channel, text(&fields, "channel_room")?)?;
             channel.check_object(caller)?;
         }
         let now = time::now();
@@ -238,31 +274,45 @@ impl Service {
             channel_room: room,
             fields: own_fields(class, &fields),
         };
-        object.id = store
-            .next(&store.table(&call.instance.name, "objects"))
-            .await?;
-        let table = self.table(call.instance, class_name);
-        let field = object.id.to_string();
+        let instance = call.instance;
+        if let Some(application) = &instance.application {
+            let made = self.ask_to_create(application, (instance, class_name), caller, &object);
+            return Ok(linked(
+                StatusCode::CREATED,
+                made.await?,
+                call.base,
+                class_name,
+            ));
+        }
         let most = class.max_objects.unwrap_or(MAX_OBJECTS);
+        self.store_new((instance, class_name), caller, &mut object, most)
+            .await?;
+        Ok(shown(StatusCode::CREATED, &object, call.base, class_name))
+    }
+
+    /// Stores an object and publishes it, or neither.
+    async fn store_new(
+        &self,
+        (instance, class): (&Instance, &str),
+        caller: &Caller,
+        object: &mut Object,
+        most: usize,
+    ) -> Result<(), Failure> {
+        let store = &self.syncano.fixed.store;
+        object.id = store.next(&store.table(&instance.name, "objects")).await?;
+        let (table, field) = (self.table(instance, class), object.id.to_string());
         let text = json!(object).to_string();
-        let inserting = store.insert(&table, &field, &text, most);
-        if inserting.await? != Inserted::Yes {
+        if store.insert(&table, &field, &text, most).await? != Inserted::Yes {
             let text = format!("The class has {most} objects, which is its limit.");
             return Err(Failure::detail(StatusCode::FORBIDDEN, text));
         }
-        let action = Action::Create(class_name);
-        let told = self.tell(
-            call.instance,
-            caller,
-            &object,
-            (action, object.to_json(true)),
-        );
-        if let Err(failure) = told.await {
+        let what = (Action::Create(class), object.to_json(true));
+        if let Err(failure) = self.tell(instance, caller, object.place(), what).await {
             // Nobody has heard of it, and the caller will repeat the request.
             store.remove(&table, &field).await?;
             return Err(failure);
         }
-        Ok(shown(StatusCode::CREATED, &object, call.base, class_name))
+        Ok(())
     }
 
     /// Shows, changes or deletes an object.
@@ -272,9 +322,14 @@ impl Service {
         call: Call<'_>,
         (class_name, id): (&str, u64),
     ) -> Result<Response, Failure> {
+        if let Some(application) = &call.instance.application {
+            return self
+                .ask_about(method, call, (class_name, id), application)
+                .await;
+        }
         let class = call.instance.classes.get(class_name);
         let class = class.ok_or_else(Failure::not_found)?;
-        let store = &self.syncano.store;
+        let store = &self.syncano.fixed.store;
         let (table, field) = (self.table(call.instance, class_name), id.to_string());
         let caller = &call.caller;
         let read = async || -> Result<(String, Object), Failure> {
@@ -294,7 +349,8 @@ impl Service {
                 payload.insert("id".to_owned(), id.into());
                 let action = (Action::Delete(class_name), payload);
                 if store.remove(&table, &field).await? {
-                    self.tell(call.instance, caller, &object, action).await?;
+                    self.tell(call.instance, caller, object.place(), action)
+                        .await?;
                 }
                 return Ok(StatusCode::NO_CONTENT.into_response());
             }
@@ -316,7 +372,8 @@ impl Service {
                     let new = json!(object).to_string();
                     if store.replace(&table, &field, &old, &new).await? {
                         let action = (Action::Update(class_name), payload);
-                        self.tell(call.instance, caller, &object, action).await?;
+                        self.tell(call.instance, caller, object.place(), action)
+                            .await?;
                         break;
                     }
                     if attempt == MAX_ATTEMPTS {
@@ -327,34 +384,34 @@ impl Service {
                     (old, object) = read().await?;
                 }
             }
-            _ => return Err(Failure::method(method, "GET, POST, PUT, PATCH, DELETE")),
+            _ => return Err(Failure::method(method, METHODS)),
         }
         Ok(shown(StatusCode::OK, &object, call.base, class_name))
     }
 
-    fn table(&self, instance: &super::Instance, class: &str) -> String {
-        let store = &self.syncano.store;
+    fn table(&self, instance: &Instance, class: &str) -> String {
+        let store = &self.syncano.fixed.store;
         store.table(&instance.name, &format!("objects:{class}"))
     }
 
     /// Publishes what happened with an object to its channel, if it has one.
-    async fn tell(
+    pub(super) async fn tell(
         &self,
-        instance: &super::Instance,
+        instance: &Instance,
         caller: &Caller,
-        object: &Object,
+        (channel, room): (Option<&str>, Option<&str>),
         (action, payload): (Action<'_>, Map<String, Value>),
     ) -> Result<(), Failure> {
-        let Some(name) = &object.channel else {
+        let Some(name) = channel else {
             return Ok(());
         };
-        let channel = match instance.channel(&self.syncano.store, name).await {
+        let channel = match instance.channel(&self.syncano.fixed.store, name).await {
             Ok(channel) => channel,
             // It was deleted after the object was created.
             Err(failure) if failure.status == StatusCode::NOT_FOUND => return Ok(()),
             Err(failure) => return Err(failure),
         };
-        let room = channel.room(object.channel_room.as_deref())?;
+        let room = channel.room(room)?;
         let argument = notification::argument(action, caller.author(), payload);
         self.streams(instance)
             .publish(&channel, &room, argument)
@@ -363,9 +420,30 @@ impl Service {
     }
 }
 
+/// The methods of an object.
+pub(super) const METHODS: &str = "GET, POST, PUT, PATCH, DELETE";
+
+/// What a channel hears of an object.
+pub(super) fn heard(mut object: Map<String, Value>) -> Map<String, Value> {
+    for name in ["links", "channel", "channel_room"] {
+        object.shift_remove(name);
+    }
+    object
+}
+
 fn shown(status: StatusCode, object: &Object, base: &str, class: &str) -> Response {
-    let mut body = object.to_json(false);
-    let own = format!("{base}/classes/{class}/objects/{}/", object.id);
+    linked(status, object.to_json(false), base, class)
+}
+
+/// The response with an object and a link to it.
+pub(super) fn linked(
+    status: StatusCode,
+    mut body: Map<String, Value>,
+    base: &str,
+    class: &str,
+) -> Response {
+    let id = body.get("id").and_then(Value::as_u64).unwrap_or_default();
+    let own = format!("{base}/classes/{class}/objects/{id}/");
     body.insert("links".to_owned(), json!({ "self": own }));
     json_response(status, &Value::Object(body))
 }

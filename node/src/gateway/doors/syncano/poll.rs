@@ -26,11 +26,17 @@ use http::{HeaderValue, Method, Request, StatusCode, header, request::Parts};
 use roomcast::{
     Socket,
     plain::{Chunk, Event, Form, Heartbeat, Open, OpenError, Stream},
+    syncano::Query,
 };
 use tokio::time::timeout;
 
 use super::{
-    Call, Granted, Reply, Service, failure::Failure, notification, query::Query, stream::COPY, time,
+    Call, Granted, Reply, Service,
+    earlier::Earlier,
+    failure::Failure,
+    notification,
+    stream::{COPY, Next, Streams},
+    time,
 };
 use crate::gateway::doors::{Door, Place};
 
@@ -77,8 +83,13 @@ const LOOK: Duration = Duration::from_secs(5);
 /// A poll whose response is not known yet. It holds no more than it needs, because there are many.
 pub(super) struct Parked {
     stream: Stream,
-    /// What the client has seen.
-    after: u64,
+    /// The last id that the client has seen.
+    seen: u64,
+    /// The id after which the stream begins.
+    from: u64,
+    room: Box<str>,
+    streams: Streams,
+    earlier: Option<Arc<Earlier>>,
     time: Duration,
     _place: Place,
 }
@@ -94,7 +105,10 @@ impl Service {
         if parts.method != Method::GET {
             return Err(Failure::method(&parts.method, "GET"));
         }
-        let channel = call.instance.channel(&self.syncano.store, name).await?;
+        let channel = call
+            .instance
+            .channel(&self.syncano.fixed.store, name)
+            .await?;
         channel.check_subscribe(&call.caller)?;
         let room = channel.room(query.get("room"))?;
         // A negative id is none.
@@ -106,27 +120,32 @@ impl Service {
             return Err(Failure::detail(StatusCode::BAD_REQUEST, text));
         }
         let streams = self.streams(call.instance);
-        if !is_websocket
-            && let Some(last) = last
-            && let Some((id, notification)) = streams.first_after(&room, last).await?
-        {
-            let body = serde_json::Value::Object(notification).to_string();
-            return Ok(Reply::Now(found(id, body.into())));
-        }
-        let after = match last {
-            Some(last) => last,
-            None => streams.newest(&room).await?,
+        let next = match last {
+            Some(last) => streams.next(&channel, &room, last).await?,
+            None => Next::After(streams.newest(&room).await?),
+        };
+        let from = match next {
+            Next::Found((id, notification)) if !is_websocket => {
+                let body = serde_json::Value::Object(notification).to_string();
+                return Ok(Reply::Now(found(id, body.into())));
+            }
+            Next::Found((id, _)) => id.saturating_sub(1),
+            Next::After(id) => id,
         };
         let holder = format!("{}:{}", call.instance.name, call.caller.holder());
         let place = self
             .doors
             .park(Door::Syncano, &parts.extensions, Some(&holder));
         let place = place.map_err(|_| Failure::throttled())?;
-        let stream = self.open(parts, &call, &room, after).await?;
+        let stream = self.open(parts, &call, &room, from).await?;
         let parked = Parked {
             stream,
-            after,
-            time: self.doors.settings.syncano.poll_timeout.0,
+            seen: last.unwrap_or(from),
+            from,
+            room: room.into(),
+            streams,
+            earlier: self.syncano.earlier.clone(),
+            time: call.live.poll_timeout,
             _place: place,
         };
         if is_websocket {
@@ -167,7 +186,7 @@ impl Service {
         parts: &mut Parts,
         call: &Call<'_>,
         room: &str,
-        after: u64,
+        from: u64,
     ) -> Result<Stream, Failure> {
         let user = call.caller.user().map(|user| user.id.to_string());
         parts.extensions.insert(Granted { user });
@@ -178,7 +197,7 @@ impl Service {
         };
         let opened = self.doors.server.open_stream(parts, open).await;
         let stream = opened.map_err(refused)?;
-        let joined = stream.socket().join_from(room, Some(after)).await;
+        let joined = stream.socket().join_from(room, Some(from)).await;
         joined.map_err(|error| Failure::unavailable(error.to_string()))?;
         Ok(stream)
     }
@@ -188,7 +207,12 @@ impl Parked {
     /// Waits for the first notification that the client has not seen.
     pub(super) async fn wait(mut self) -> Response {
         let mut response = match timeout(self.time, self.next()).await {
-            Ok(Some((id, body))) => found(id, body),
+            Ok(Some((id, body))) => match self.missed(id).await {
+                Ok(None) => found(id, body),
+                Ok(Some((id, body))) => found(id, body),
+                // The client comes back with the same id.
+                Err(_) => Failure::throttled().into_response(),
+            },
             Ok(None) => Failure::throttled().into_response(),
             Err(_) => StatusCode::NO_CONTENT.into_response(),
         };
@@ -210,19 +234,33 @@ impl Parked {
             if socket.send_text(&String::from_utf8_lossy(&body)).is_err() {
                 return;
             }
-            (self.after, sent) = (id, sent + 1);
+            (self.seen, sent) = (id, sent + 1);
         }
     }
 
-    async fn next(&mut self) -> Option<(u64, Bytes)> {
-        loop {
-            let Chunk { bytes, id, .. } = self.stream.next().await?;
-            match id {
-                Some(id) if id <= self.after => {}
-                Some(id) => return Some((id, bytes)),
-                None => return Some((self.after, with_id(self.after, &bytes))),
-            }
+    /// What was published before the notification with this id and has not arrived.
+    async fn missed(&self, id: u64) -> Result<Option<(u64, Bytes)>, Failure> {
+        let Some(earlier) = self.earlier.as_ref().filter(|_| id > self.from) else {
+            return Ok(None);
+        };
+        if earlier.before(&self.streams, &self.room, id).await? <= self.from {
+            return Ok(None);
         }
+        let first = self.streams.first_after(&self.room, self.from).await?;
+        Ok(first.map(|(id, notification)| {
+            let body = serde_json::Value::Object(notification).to_string();
+            (id, body.into())
+        }))
+    }
+
+    /// The next notification. The socket has joined the room behind what the client has seen, so that
+    /// none comes twice.
+    async fn next(&mut self) -> Option<(u64, Bytes)> {
+        let Chunk { bytes, id, .. } = self.stream.next().await?;
+        Some(match id {
+            Some(id) => (id, bytes),
+            None => (self.seen, with_id(self.seen, &bytes)),
+        })
     }
 }
 

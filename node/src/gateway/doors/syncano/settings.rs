@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::channel::{self, Kind, Permission};
 use crate::gateway::{
     api::Hash,
+    hooks::{self, Target},
     values::{self, Span},
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) requests_per_second: u32,
     /// How much of each room is kept.
     pub(crate) history: History,
+    /// People who get an account key for their password.
+    pub(crate) accounts: Vec<AccountSettings>,
     pub(crate) instances: BTreeMap<String, InstanceSettings>,
 }
 
@@ -37,8 +40,12 @@ pub(crate) struct Settings {
 pub(crate) struct History {
     pub(crate) messages: usize,
     pub(crate) bytes: values::ByteSize,
+    /// How long a notification is listed. By its id, it can be read for an hour more.
     pub(crate) age: Span,
 }
+
+/// How long a notification can be read by its id after it has left the lists.
+const GRACE: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,6 +54,50 @@ pub(crate) struct InstanceSettings {
     pub(crate) users: Vec<UserSettings>,
     pub(crate) channels: BTreeMap<String, ChannelSettings>,
     pub(crate) classes: BTreeMap<String, ClassSettings>,
+    /// The application that keeps the objects. Without one, the door does.
+    pub(crate) hook: Option<HookSettings>,
+}
+
+/// The application that keeps the objects of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HookSettings {
+    pub(crate) url: Target,
+    pub(crate) timeout: Option<Span>,
+    pub(crate) concurrency: Option<usize>,
+    pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) secret_env: Option<String>,
+}
+
+impl HookSettings {
+    pub(super) fn backend(&self) -> hooks::Settings {
+        let default = hooks::Settings::of(self.url.clone());
+        hooks::Settings {
+            timeout: self
+                .timeout
+                .map_or(default.timeout, |Span(timeout)| timeout),
+            concurrency: self.concurrency.unwrap_or(default.concurrency),
+            secret_file: self.secret_file.clone(),
+            secret_env: self.secret_env.clone(),
+            ..default
+        }
+    }
+}
+
+/// A person who gets an account key for a password.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AccountSettings {
+    pub(crate) id: u64,
+    pub(crate) email: String,
+    #[serde(default)]
+    pub(crate) key_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) key_env: Option<String>,
+    #[serde(default)]
+    pub(crate) password_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) password_env: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -147,6 +198,7 @@ impl Default for Settings {
             polls_per_second: 0,
             requests_per_second: 0,
             history: History::default(),
+            accounts: Vec::new(),
             instances: BTreeMap::new(),
         }
     }
@@ -180,7 +232,7 @@ impl Settings {
         self.has_namespace(namespace).then(|| HistoryLimits {
             messages: self.history.messages,
             bytes: self.history.bytes.0,
-            age: self.history.age.0,
+            age: self.history.age.0.saturating_add(GRACE),
             ..HistoryLimits::default()
         })
     }
@@ -193,6 +245,19 @@ impl Settings {
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.refused_polls == 0 {
             return Err("[doors.syncano]: refused_polls is at least 1".to_owned());
+        }
+        for (index, account) in self.accounts.iter().enumerate() {
+            let problem = |what: &str| Err(format!("doors.syncano.accounts[{index}]: {what}"));
+            if account.key_file.is_some() == account.key_env.is_some() {
+                return problem("set one of key_file and key_env");
+            }
+            if account.password_file.is_some() == account.password_env.is_some() {
+                return problem("set one of password_file and password_env");
+            }
+            let mut others = self.accounts[..index].iter();
+            if others.any(|other| other.email.to_lowercase() == account.email.to_lowercase()) {
+                return problem("another account has the same email");
+            }
         }
         for (name, instance) in &self.instances {
             let problem = |what: String| format!("doors.syncano.instances.{name}: {what}");
@@ -327,6 +392,18 @@ mod tests {
                 "users[0]: a user with a password",
             ),
             ("refused_polls = 0".to_owned(), "refused_polls"),
+            (
+                "[[accounts]]\nid = 1\nemail = \"a@b\"\npassword_env = \"A\"".to_owned(),
+                "accounts[0]: set one of key_file",
+            ),
+            (
+                "[[accounts]]\nid = 1\nemail = \"a@b\"\nkey_env = \"A\"".to_owned(),
+                "accounts[0]: set one of password_file",
+            ),
+            (
+                "[instances.shop.hook]\nurl = \"/objects\"".to_owned(),
+                "not an absolute URL",
+            ),
         ];
         for (toml, problem) in rows {
             let error = check(&toml).unwrap_err();

@@ -7,8 +7,16 @@
 //!
 //! The copy is nobody's message, because no client can name its room. It is written after the
 //! notification, so a node that ends in between loses an entry of that list, and no message.
+//!
+//! The log keeps entries longer than they are listed: those that have left the lists and polls can
+//! still be read by their id.
+//!
+//! ```text
+//!  log  ├── by id only ──┼── listed, replayed by polls ────────► newest
+//!       age + GRACE     age, or the newest ones of the event log
+//! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use roomcast::{BroadcastOperator, HistoryEntry, HistoryError, PublishError, Server};
@@ -19,8 +27,9 @@ use tracing::warn;
 use super::{
     channel::{Channel, Kind},
     failure::Failure,
-    history::{Page, Read},
+    history::{MAX_PAGE, Page, Read},
     notification::{self, EVENT},
+    time,
 };
 
 /// The event that a copy is.
@@ -34,6 +43,15 @@ const MAX_COPIES: usize = 1000;
 pub(super) struct Streams {
     pub(super) server: Server,
     pub(super) namespace: Arc<str>,
+    /// How long a notification is listed.
+    pub(super) age: Duration,
+}
+
+/// What a poll finds in the log.
+pub(super) enum Next {
+    Found(Notification),
+    /// Nothing yet. All up to this id counts as seen.
+    After(u64),
 }
 
 /// A notification with its id.
@@ -77,21 +95,91 @@ impl Streams {
         Ok((id, notification))
     }
 
-    /// The oldest notification of a room after an id.
-    pub(super) async fn first_after(
+    /// The oldest notification of a room after an id. An id that the instance has never given is from
+    /// a log that was lost, so that everything comes after it.
+    pub(super) async fn next(
         &self,
+        channel: &Channel,
         room: &str,
         id: u64,
-    ) -> Result<Option<Notification>, Failure> {
-        let reading = self.all().history(room);
-        let read = reading.after(id, 1).await.map_err(|error| unread(&error))?;
-        Ok(read.first().map(of_entry))
+    ) -> Result<Next, Failure> {
+        let oldest = match channel.listed() {
+            Some(count) => self.nth_newest(room, count).await?,
+            None => 0,
+        };
+        let (read, seen) = self.listed(room, id, 1).await?;
+        Ok(match read.first() {
+            Some(first) if first.id >= oldest => Next::Found(of_entry(first)),
+            Some(_) => match self.first_after(room, oldest - 1).await? {
+                Some(first) => Next::Found(first),
+                None => Next::After(oldest - 1),
+            },
+            None => Next::After(seen),
+        })
+    }
+
+    /// The first entries after an id that are young enough, and the id up to which all are too old.
+    async fn listed(
+        &self,
+        room: &str,
+        mut id: u64,
+        limit: usize,
+    ) -> Result<(Vec<HistoryEntry>, u64), Failure> {
+        let (history, begin) = (self.all().history(room), self.begin());
+        let mut count = limit;
+        loop {
+            let mut read = history
+                .after(id, count)
+                .await
+                .map_err(|error| unread(&error))?;
+            let old = read.iter().rposition(|entry| entry.time < begin);
+            let Some(old) = old else {
+                read.truncate(limit);
+                return Ok((read, id));
+            };
+            id = read[old].id;
+            if old + 1 == read.len() && read.len() < count {
+                return Ok((Vec::new(), id));
+            }
+            count = limit.max(MAX_PAGE);
+        }
+    }
+
+    /// The id of the entry before which there are `count - 1` newer ones, or 0.
+    async fn nth_newest(&self, room: &str, count: usize) -> Result<u64, Failure> {
+        let read = self.all().history(room).latest(count).await;
+        let read = read.map_err(|error| unread(&error))?;
+        let first = read.first().filter(|_| read.len() == count);
+        Ok(first.map_or(0, |first| first.id))
+    }
+
+    /// The time of the oldest notifications that are listed, in milliseconds since 1970.
+    fn begin(&self) -> u64 {
+        let age = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX);
+        time::now().saturating_sub(age)
     }
 
     /// The newest id of a room, or 0.
     pub(super) async fn newest(&self, room: &str) -> Result<u64, Failure> {
         let reading = self.all().history(room);
         let read = reading.latest(1).await.map_err(|error| unread(&error))?;
+        Ok(read.first().map_or(0, |entry| entry.id))
+    }
+
+    /// The oldest notification of a room after an id, if there is one.
+    pub(super) async fn first_after(
+        &self,
+        room: &str,
+        id: u64,
+    ) -> Result<Option<Notification>, Failure> {
+        let (read, _) = self.listed(room, id, 1).await?;
+        Ok(read.first().map(of_entry))
+    }
+
+    /// The id of the notification of a room before this one, or 0.
+    pub(super) async fn previous(&self, room: &str, id: u64) -> Result<u64, Failure> {
+        let read = self.all().history(room).before(id, 1).await;
+        let read = read.map_err(|error| unread(&error))?;
         Ok(read.first().map_or(0, |entry| entry.id))
     }
 
@@ -102,19 +190,30 @@ impl Streams {
         room: Option<&str>,
         page: &Page,
     ) -> Result<Vec<Notification>, Failure> {
+        let begin = self.begin();
         let Some(room) = room else {
-            let copies = self.copies(channel).await?;
-            return Ok(page.select(copies, |(id, _)| *id));
+            let copies = self.copies(channel).await?.into_iter();
+            let listed = copies.filter(|(time, _)| *time >= begin);
+            let mut listed: Vec<_> = listed.map(|(_, notification)| notification).collect();
+            if let Some(count) = channel.listed() {
+                listed.drain(..listed.len().saturating_sub(count));
+            }
+            return Ok(page.select(listed, |(id, _)| *id));
         };
         let history = self.all().history(room);
-        let read = match page.read() {
-            Read::Latest => history.latest(page.size).await,
-            Read::After(id) => history.after(id, page.size).await,
-            Read::Before(id) => history.before(id, page.size).await,
+        let read = match (channel.listed(), page.read()) {
+            (Some(count), _) => history.latest(count).await,
+            (None, Read::Latest) => history.latest(page.size).await,
+            (None, Read::Before(id)) => history.before(id, page.size).await,
+            (None, Read::After(id)) => Ok(self.listed(room, id, page.size).await?.0),
         };
         let entries = read.map_err(|error| unread(&error))?;
-        let entries = entries.iter().map(of_entry).collect();
-        Ok(page.arrange(entries, |(id, _)| *id))
+        let listed = entries.iter().filter(|entry| entry.time >= begin);
+        let listed = listed.map(of_entry).collect();
+        Ok(match channel.listed() {
+            Some(_) => page.select(listed, |(id, _)| *id),
+            None => page.arrange(listed, |(id, _)| *id),
+        })
     }
 
     /// One notification of a room, or of any room of the channel.
@@ -133,14 +232,16 @@ impl Streams {
                     .map(of_entry)
             }
             None => {
-                let copies = self.copies(channel).await?;
-                copies.into_iter().find(|(known, _)| *known == id)
+                let copies = self.copies(channel).await?.into_iter();
+                let mut copies = copies.map(|(_, notification)| notification);
+                copies.find(|(known, _)| *known == id)
             }
         };
         found.ok_or_else(Failure::not_found)
     }
 
-    async fn copies(&self, channel: &Channel) -> Result<Vec<Notification>, Failure> {
+    /// The copies of a channel with their times, the oldest first.
+    async fn copies(&self, channel: &Channel) -> Result<Vec<(u64, Notification)>, Failure> {
         let history = self.all().history(&whole(channel));
         let entries = history.latest(MAX_COPIES).await;
         let entries = entries.map_err(|error| unread(&error))?;
@@ -148,7 +249,7 @@ impl Streams {
             let [copy] = serde_json::from_str::<[Copy; 1]>(entry.args.json()).ok()?;
             let args = Value::Array(vec![copy.argument]).to_string();
             let notification = notification::of_event(EVENT, &args, copy.id, copy.time);
-            Some((copy.id, notification))
+            Some((copy.time, (copy.id, notification)))
         });
         Ok(copies.collect())
     }

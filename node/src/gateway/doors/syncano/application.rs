@@ -1,0 +1,248 @@
+//! Objects that the application keeps: it is asked by HTTP, and the channel hears what it has done.
+//!
+//! ```text
+//!  create, read, update, delete ─► channel, room, rights ─► POST to the application
+//!                                        ├── 2xx with the object ─► published ─► 201, 200, 204
+//!                                        ├── 4xx ─► the same status and body
+//!                                        └── else, or none in time ─► 503, Retry-After
+//! ```
+//!
+//! The application decides who may do what with an object, and remembers its channel and room, which
+//! its responses name. It cannot publish to a channel that the creator may not publish to.
+
+use std::sync::Arc;
+
+use axum::response::{IntoResponse as _, Response};
+use http::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Call, Service,
+    failure::Failure,
+    instance::Instance,
+    keys::Caller,
+    notification::Action,
+    objects::{METHODS, Object, heard, linked, own_fields},
+    settings::HookSettings,
+};
+use crate::gateway::hooks::{Backend, Hooks};
+
+/// The application of an instance.
+pub(super) struct Application {
+    settings: HookSettings,
+    backend: Arc<Backend>,
+}
+
+/// What the application is asked to do with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    Create,
+    Read,
+    Update,
+    Delete,
+}
+
+/// A request to the application.
+pub(super) struct Request<'a> {
+    pub(super) task: Task,
+    pub(super) instance: &'a str,
+    pub(super) class: &'a str,
+    /// `None` if it is created.
+    pub(super) id: Option<u64>,
+    pub(super) caller: &'a Caller,
+    /// What the client has sent of it.
+    pub(super) object: Map<String, Value>,
+}
+
+impl Request<'_> {
+    fn body(&self) -> Vec<u8> {
+        let mut body = json!({
+            "type": match self.task {
+                Task::Create => "create",
+                Task::Read => "read",
+                Task::Update => "update",
+                Task::Delete => "delete",
+            },
+            "instance": self.instance,
+            "class": self.class,
+            "caller": self.caller.author(),
+            "groups": self.caller.user().map(|user| &user.groups),
+            "all_rights": self.caller.has_all_rights(),
+            "object": self.object,
+        });
+        if let Some(id) = self.id {
+            body["id"] = id.into();
+        }
+        body.to_string().into_bytes()
+    }
+}
+
+impl Application {
+    /// Connects to the application, or keeps the connections to one whose settings are the same.
+    pub(super) fn new(
+        instance: &str,
+        settings: &HookSettings,
+        hooks: &Hooks,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
+        let known = before.filter(|before| before.settings == *settings);
+        let backend = match known {
+            Some(known) => Arc::clone(&known.backend),
+            None => {
+                let backend = hooks.backend(&format!("syncano-{instance}"), &settings.backend());
+                Arc::new(backend.map_err(|problem| format!("hook: {problem}"))?)
+            }
+        };
+        let settings = settings.clone();
+        Ok(Self { settings, backend })
+    }
+
+    /// Returns the object of the response, which may be empty except after a creation.
+    pub(super) async fn ask(&self, request: &Request<'_>) -> Result<Map<String, Value>, Failure> {
+        let unavailable = |text: &str| {
+            Failure::unavailable(format!("The application that keeps the objects {text}."))
+        };
+        let response = self.backend.ask(request.body().into()).await;
+        // The reason is counted and logged with those of hooks.
+        let response = response.map_err(|_| unavailable("is not available"))?;
+        let (status, body) = (response.status(), response.body());
+        if status.is_client_error() {
+            return Err(refused(status, body));
+        }
+        let object = match serde_json::from_slice(body) {
+            Ok(Value::Object(object)) if status.is_success() => object,
+            _ if status.is_success() && body.is_empty() => Map::new(),
+            _ => return Err(unavailable("has sent no object")),
+        };
+        if request.task == Task::Create && object.get("id").and_then(Value::as_u64).is_none() {
+            return Err(unavailable("has sent an object without an id"));
+        }
+        Ok(object)
+    }
+}
+
+impl Service {
+    /// Has the application create an object, and publishes it.
+    pub(super) async fn ask_to_create(
+        &self,
+        application: &Application,
+        (instance, class): (&Instance, &str),
+        caller: &Caller,
+        draft: &Object,
+    ) -> Result<Map<String, Value>, Failure> {
+        let request = Request {
+            task: Task::Create,
+            instance: &instance.name,
+            class,
+            id: None,
+            caller,
+            object: draft.sent(),
+        };
+        let mut object = draft.to_json(false);
+        object.extend(application.ask(&request).await?);
+        let payload = heard(object.clone());
+        let what = (Action::Create(class), payload);
+        self.tell(instance, caller, draft.place(), what).await?;
+        Ok(object)
+    }
+
+    /// Has the application show, change or delete an object. Its response says in which channel and room
+    /// the object is.
+    pub(super) async fn ask_about(
+        &self,
+        method: &Method,
+        call: Call<'_>,
+        (class_name, id): (&str, u64),
+        application: &Application,
+    ) -> Result<Response, Failure> {
+        let instance = call.instance;
+        let class = instance.classes.get(class_name);
+        let class = class.ok_or_else(Failure::not_found)?;
+        let (task, sent) = match *method {
+            Method::GET => (Task::Read, Map::new()),
+            Method::DELETE => (Task::Delete, Map::new()),
+            Method::PATCH | Method::PUT | Method::POST => {
+                (Task::Update, own_fields(class, &call.fields?))
+            }
+            _ => return Err(Failure::method(method, METHODS)),
+        };
+        let mut request = Request {
+            task,
+            instance: &instance.name,
+            class: class_name,
+            id: Some(id),
+            caller: &call.caller,
+            object: sent,
+        };
+        let mut object = Object::unknown(id).to_json(false);
+        object.extend(application.ask(&request).await?);
+        object.insert("id".to_owned(), id.into());
+        let text = |name: &str| object.get(name).and_then(Value::as_str);
+        let (channel, room) = (text("channel"), text("channel_room"));
+        let mut payload = Map::from_iter([("id".to_owned(), Value::from(id))]);
+        let action = match task {
+            Task::Update => {
+                // The application may have changed what the client has sent.
+                for (name, value) in std::mem::take(&mut request.object) {
+                    let value = object.get(&name).cloned().unwrap_or(value);
+                    payload.insert(name, value);
+                }
+                Action::Update(class_name)
+            }
+            Task::Delete => Action::Delete(class_name),
+            Task::Create | Task::Read => {
+                return Ok(linked(StatusCode::OK, object, call.base, class_name));
+            }
+        };
+        self.tell(instance, &call.caller, (channel, room), (action, payload))
+            .await?;
+        Ok(match task {
+            Task::Delete => StatusCode::NO_CONTENT.into_response(),
+            _ => linked(StatusCode::OK, object, call.base, class_name),
+        })
+    }
+}
+
+/// What the client gets if the application refuses.
+fn refused(status: StatusCode, body: &[u8]) -> Failure {
+    let mut failure = Failure::detail(status, status.canonical_reason().unwrap_or("Refused"));
+    if let Ok(body @ Value::Object(_)) = serde_json::from_slice(body) {
+        failure.body = body;
+    }
+    failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_application_learns_who_wants_what() {
+        let caller = Caller::Account { id: 1 };
+        let request = Request {
+            task: Task::Update,
+            instance: "shop",
+            class: "book",
+            id: Some(7),
+            caller: &caller,
+            object: Map::from_iter([("title".to_owned(), json!("Emma"))]),
+        };
+        let body: Value = serde_json::from_slice(&request.body()).unwrap();
+        let wanted = json!({
+            "type": "update", "instance": "shop", "class": "book", "id": 7, "caller": { "admin": 1 },
+            "groups": null, "all_rights": true, "object": { "title": "Emma" },
+        });
+        assert_eq!(body, wanted);
+    }
+
+    #[test]
+    fn a_refusal_of_the_application_is_that_of_the_door() {
+        let failure = refused(StatusCode::CONFLICT, br#"{"title":["Taken."]}"#);
+        assert_eq!(
+            (failure.status, failure.body),
+            (StatusCode::CONFLICT, json!({ "title": ["Taken."] }))
+        );
+        let failure = refused(StatusCode::NOT_FOUND, b"<html>");
+        assert_eq!(failure.body, json!({ "detail": "Not Found" }));
+    }
+}

@@ -1,0 +1,81 @@
+//! Finds out whether a poll has missed something before the event that wakes it.
+//!
+//! ```text
+//!  poll from 3 ─ parked ─ event 5 ─► the log: what is before 5?
+//!                                     ├── 3 or less ─► 5 is the response
+//!                                     └── 4 ─► it came while the node did not hear Redis: 4 is it
+//! ```
+//!
+//! After an interruption, an event may arrive before the node has read what it missed. Answered with 5,
+//! the client would never ask for 4. All polls that an event wakes share one look into the log.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use super::{failure::Failure, stream::Streams};
+
+/// The events whose predecessors are known. A fan-out takes less time than so many events.
+const MAX_KNOWN: usize = 64;
+
+/// The predecessors of the latest events.
+#[derive(Default)]
+pub(super) struct Earlier(Mutex<VecDeque<Known>>);
+
+struct Known {
+    namespace: Arc<str>,
+    id: u64,
+    previous: Arc<OnceCell<u64>>,
+}
+
+impl Earlier {
+    /// The id of the notification before this one in its room, or 0.
+    pub(super) async fn before(
+        &self,
+        streams: &Streams,
+        room: &str,
+        id: u64,
+    ) -> Result<u64, Failure> {
+        let cell = self.cell(&streams.namespace, id);
+        let previous = cell.get_or_try_init(|| streams.previous(room, id)).await;
+        previous.copied()
+    }
+
+    fn cell(&self, namespace: &Arc<str>, id: u64) -> Arc<OnceCell<u64>> {
+        let mut known = self.0.lock();
+        let mut latest = known.iter().rev();
+        let found = latest.find(|known| known.id == id && known.namespace == *namespace);
+        if let Some(found) = found {
+            return Arc::clone(&found.previous);
+        }
+        if known.len() >= MAX_KNOWN {
+            known.pop_front();
+        }
+        let previous = Arc::<OnceCell<u64>>::default();
+        known.push_back(Known {
+            namespace: Arc::clone(namespace),
+            id,
+            previous: Arc::clone(&previous),
+        });
+        previous
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polls_that_one_event_wakes_look_once() {
+        let earlier = Earlier::default();
+        let [shop, other]: [Arc<str>; 2] = ["/syncano/shop".into(), "/syncano/other".into()];
+        let first = earlier.cell(&shop, 5);
+        assert!(Arc::ptr_eq(&first, &earlier.cell(&shop, 5)));
+        assert!(!Arc::ptr_eq(&first, &earlier.cell(&other, 5)));
+        for id in 6..6 + MAX_KNOWN as u64 {
+            earlier.cell(&shop, id);
+        }
+        assert_eq!(earlier.0.lock().len(), MAX_KNOWN);
+    }
+}
