@@ -24,7 +24,15 @@ const USERS = ["d", "e", "f"].map((letter) => letter.repeat(39) + "1");
 
 const hash = (key) => `sha256:${createHash("sha256").update(key).digest("hex")}`;
 
+/** Secrets of the settings. */
+const environment = { ACCOUNT_KEY: ACCOUNT, ANNA_KEY: "9".repeat(40), PASSWORD: "tea" };
+
 const SETTINGS = `
+[[doors.syncano.accounts]]
+id = 1
+email = "anna@example.org"
+key_env = "ACCOUNT_KEY"
+password_env = "PASSWORD"
 [doors.syncano.instances.my-instance]
 keys = [
   { id = 1, kind = "account", hash = "${hash(ACCOUNT)}" },
@@ -32,6 +40,7 @@ keys = [
   { id = 3, kind = "api", hash = "${hash(PLAIN)}" },
 ]
 users = [
+  { id = 9, key_env = "ANNA_KEY", username = "anna", password_env = "PASSWORD" },
 ${USERS.map((key, index) => `  { id = ${index + 1}, hash = "${hash(key)}", groups = [7] },`).join("\n")}
 ]
 [doors.syncano.instances.my-instance.channels]
@@ -44,7 +53,7 @@ schema = [{ name = "title", type = "string" }, { name = "author", type = "string
 let gateway;
 
 before(async () => {
-  gateway = await startGateway(SETTINGS);
+  gateway = await startGateway(SETTINGS, { environment });
 });
 after(() => gateway.stop());
 
@@ -236,7 +245,7 @@ hash = "${hash("api-key")}"
 namespaces = ["*"]
 verbs = ["*"]
 `;
-    nodes.push(...(await Promise.all([1, 2].map(() => startGateway(settings, { args: ["--redis", redis.url] })))));
+    nodes.push(...(await Promise.all([1, 2].map(() => startGateway(settings, { environment, args: ["--redis", redis.url] })))));
   });
   after(async () => {
     await Promise.all(nodes.map((node) => node.stop()));
@@ -330,11 +339,41 @@ verbs = ["*"]
     assert.deepEqual(body.payload, { from: "api" });
   });
 
-  test("without Redis, publishing is refused and may be repeated", async () => {
+  test("interruptions of Redis's subscriptions never make a poller miss an id", async () => {
+    // The last but one, because clients that follow no history lose what a node does not hear.
+    const COUNT = 60;
+    const heard = [];
+    const poll = async () => {
+      let last = 0;
+      while (heard.length < COUNT) {
+        const { status, body } = await ask(nodes[1], "GET", `chatroom/poll/?room=gaps&last_id=${last}`);
+        // What the node does not hear, it does not park.
+        if (status === 429) continue;
+        assert.equal(status, 200);
+        heard.push(body.id);
+        last = body.id;
+      }
+    };
+    const polling = poll();
+    const ids = [];
+    for (let n = 0; n < COUNT; n++) {
+      if (n % 10 === 5) await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
+      const { status, body } = await ask(nodes[0], "POST", "chatroom/publish/", { room: "gaps", payload: { n } });
+      assert.equal(status, 201);
+      ids.push(body.id);
+    }
+    await deadline(polling, 60_000, "the poll");
+    assert.deepEqual(heard, ids);
+  });
+
+  test("without Redis, publishing and polling are refused and may be repeated", async () => {
     await redis.kill();
     const { status, body } = await ask(nodes[0], "POST", "alerts/publish/", { payload: {} });
     assert.equal(status, 503);
     assert.equal(typeof body.detail, "string");
+    // Every SDK pauses after this status, and comes back with the same id.
+    const poll = await ask(nodes[0], "GET", "alerts/poll/?last_id=1");
+    assert.equal(poll.status, 429);
   });
 });
 
@@ -343,8 +382,8 @@ describe("the SDK for Python", { skip: process.env.SYNCANO_PYTHON === undefined 
     const script = join(__dirname, "python", "syncano_sdk.py");
     // The packages of the other tests are for a newer Python.
     const { PYTHONPATH: _, ...inherited } = process.env;
-    const environment = { ...inherited, SYNCANO_APIROOT: `${gateway.url}/`, ACCOUNT_KEY: ACCOUNT, API_KEY: FREE };
-    const { stdout } = await promisify(execFile)(process.env.SYNCANO_PYTHON, [script], { env: environment, timeout: 60_000 });
+    const env = { ...inherited, ...environment, SYNCANO_APIROOT: `${gateway.url}/`, API_KEY: FREE };
+    const { stdout } = await promisify(execFile)(process.env.SYNCANO_PYTHON, [script], { env, timeout: 60_000 });
     assert.match(stdout, /all done/);
   });
 });

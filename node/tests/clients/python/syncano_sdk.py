@@ -10,6 +10,12 @@ from syncano.models import Channel, Message, Object
 HEARD = threading.Event()
 MESSAGES = []
 
+# People have a password, for which the SDK gets their key.
+account = syncano.connect(email="anna@example.org", password=os.environ["PASSWORD"])
+assert account.connection().authenticate() == os.environ["ACCOUNT_KEY"]
+user = syncano.connect(username="anna", password=os.environ["PASSWORD"], api_key=os.environ["API_KEY"], instance_name="my-instance")
+assert user.connection().authenticate() == os.environ["ANNA_KEY"]
+
 connection = syncano.connect(api_key=os.environ["ACCOUNT_KEY"], instance_name="my-instance")
 
 made = Channel.please.create(name="python-made", type="separate_rooms", custom_publish=True)

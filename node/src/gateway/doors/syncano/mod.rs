@@ -206,8 +206,12 @@ impl Service {
         }
     }
 
-    /// Refuses a poll more firmly if the same address was refused a moment ago.
+    /// Refuses a poll more firmly if the same address was refused a moment ago. While Redis is not
+    /// available, clients are to pause: after another status than 429, the SDK for Python stops polling.
     fn throttle(&self, live: &Live, extensions: &Extensions, failure: Failure) -> Failure {
+        if failure.status == StatusCode::SERVICE_UNAVAILABLE {
+            return Failure::throttled();
+        }
         if !failure.status.is_client_error() || failure.status == StatusCode::TOO_MANY_REQUESTS {
             return failure;
         }
