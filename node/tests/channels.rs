@@ -18,7 +18,7 @@ use std::{
     thread,
 };
 
-use door::{Channels, hash, line_with, serve, start};
+use door::{Channels, cluster, hash, line_with, serve, start};
 use process::{DEADLINE, Program, client::Client};
 use redis::Redis;
 use serde_json::{Value, json};
@@ -339,8 +339,7 @@ fn the_description_has_the_paths_that_are_served() {
 #[test]
 fn two_nodes_share_a_room_and_its_history_in_one_order() {
     let redis = Redis::start();
-    let nodes = [(); 2].map(|()| start(&["demo", "--redis", &redis.url()]));
-    let [one, two] = [0, 1].map(|index| nodes[index].1.clone());
+    let [(_one, one), (_two, two)] = cluster("order", &redis.url());
     let mut stream = two.stream("/rooms/a/events", "");
     let publishers = [&one, &two].map(|door| {
         let door = door.clone();

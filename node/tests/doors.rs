@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use door::{Channels, hash, line_with, serve, start};
+use door::{Channels, cluster, hash, line_with, serve, start};
 use process::DEADLINE;
 use redis::{Redis, until};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -80,9 +80,7 @@ fn a_client_that_comes_while_others_publish_receives_each_event_once_and_in_orde
 #[test]
 fn streams_and_websockets_receive_what_is_published_while_their_node_hears_nothing() {
     let redis = Redis::start();
-    let url = redis.url();
-    let options = ["demo", "--redis", &url];
-    let [(_one, one), (_two, two)] = [start(&options), start(&options)];
+    let [(_one, one), (_two, two)] = cluster("deaf", &redis.url());
     let mut stream = one.stream("/rooms/a/events", "");
     let mut socket = one.websocket("/rooms/a/events");
     assert_eq!(socket.receive()["type"], "subscribed");
@@ -119,8 +117,7 @@ fn streams_and_websockets_receive_what_is_published_while_their_node_hears_nothi
 #[test]
 fn nothing_is_stored_or_received_while_redis_is_away() {
     let mut redis = Redis::start();
-    let url = redis.url();
-    let (_node, door) = start(&["demo", "--redis", &url]);
+    let [(_node, door)] = cluster("away", &redis.url());
     let mut stream = door.stream("/rooms/a/events", "");
     let mut socket = door.websocket("/events");
     redis.kill();
@@ -180,9 +177,7 @@ fn nothing_is_stored_or_received_while_redis_is_away() {
 #[test]
 fn a_client_of_a_node_that_stops_goes_on_at_another() {
     let redis = Redis::start();
-    let url = redis.url();
-    let options = ["demo", "--redis", &url];
-    let [(one, first), (_two, second)] = [start(&options), start(&options)];
+    let [(one, first), (_two, second)] = cluster("stop", &redis.url());
     let last = publish(&first, "a");
     let poll = format!("/rooms/a/poll?last_id={last}");
     let polling = {

@@ -170,6 +170,21 @@ impl EventStream {
     }
 }
 
+/// Nodes of a cluster, whose main namespace everybody may use. Those of the demo would send events of
+/// their own.
+pub(crate) fn cluster<const N: usize>(name: &str, redis: &str) -> [(Program, Channels); N] {
+    let settings = "[doors.channels]\nnamespaces = [\"/\"]\n[namespaces.\"/\".rooms]\n\
+                    join = [\"*\"]\nsend = [\"*\"]\nhistory = [\"*\"]\npresence = [\"*\"]\n";
+    let options = [
+        "--access=open",
+        "--redis",
+        redis,
+        "--drain-grace=0s",
+        "--drain-over=0s",
+    ];
+    std::array::from_fn(|index| serve(&format!("{name}-{index}"), settings, &options))
+}
+
 /// A server with settings in a file of its own.
 pub(crate) fn serve(name: &str, settings: &str, options: &[&str]) -> (Program, Channels) {
     let file = format!("roomcast-channels-{name}-{}.toml", std::process::id());
