@@ -4,50 +4,30 @@
 "use strict";
 
 const assert = require("node:assert/strict");
-const { createHash } = require("node:crypto");
-const { after, afterEach, before, beforeEach, test } = require("node:test");
+const { beforeEach, test } = require("node:test");
 const { io } = require("socket.io-client");
 
-const { startRedis } = require("./cluster/redis");
-const { startBrowser, PATIENCE } = require("./support/browser");
-const { startGateway } = require("./support/gateway");
+const { PATIENCE } = require("./support/browser");
+const { apiKey, useNodes } = require("./support/nodes");
 const { ask, next, until } = require("./support/wait");
 
 const KEYS = { operator: ["admin", "emit", "disconnect"], viewer: ["admin"], application: ["emit"] };
 
-let browser;
-let redis;
-let nodes;
-const clients = [];
-const pages = [];
 // Errors of the pages, and the hosts of their requests.
 let complaints;
 let hosts;
 
-before(async () => {
-  browser = await startBrowser();
-  redis = await startRedis();
+const parts = useNodes({
+  hasBrowser: true,
+  settings(redis) {
+    const keys = Object.entries(KEYS).map(([name, verbs]) => apiKey(name, `key of ${name}`, verbs));
+    return `access = "open"\nclient_rooms = true\nredis = "${redis.url}"\n${keys.join("")}`;
+  },
 });
+const { closing, nodes } = parts;
 
-after(async () => {
-  await browser?.stop();
-  await redis?.stop();
-});
-
-beforeEach(async () => {
+beforeEach(() => {
   [complaints, hosts] = [[], new Set()];
-  const keys = Object.entries(KEYS).map(([name, verbs]) => {
-    const hash = createHash("sha256").update(`key of ${name}`).digest("hex");
-    return `[[api.keys]]\nname = "${name}"\nhash = "sha256:${hash}"\nnamespaces = ["*"]\nverbs = ${JSON.stringify(verbs)}\n`;
-  });
-  const settings = `access = "open"\nclient_rooms = true\nredis = "${redis.url}"\n${keys.join("")}`;
-  nodes = [await startGateway(settings), await startGateway(settings)];
-});
-
-afterEach(async () => {
-  for (const client of clients.splice(0)) client.close();
-  for (const page of pages.splice(0)) await page.close();
-  for (const node of nodes.splice(0)) await node.stop();
 });
 
 test("an operator sees both nodes, searches, follows a room and disconnects a socket by keyboard", async () => {
@@ -184,14 +164,14 @@ test("on a phone, nothing is wider than the screen, and a key that only looks ha
 
 async function connect(node) {
   const client = io(node.url, { forceNew: true, reconnection: false });
-  clients.push(client);
+  closing.push(() => client.close());
   await next(client, "connect", PATIENCE);
   return client;
 }
 
 async function openPage(node, viewport = { width: 1280, height: 800 }) {
-  const page = await browser.context.newPage();
-  pages.push(page);
+  const page = await parts.browser.context.newPage();
+  closing.push(() => page.close());
   await page.setViewportSize(viewport);
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) complaints.push(message.text());

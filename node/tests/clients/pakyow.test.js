@@ -5,57 +5,43 @@
 
 const assert = require("node:assert/strict");
 const { spawn } = require("node:child_process");
-const { createHash } = require("node:crypto");
 const { join } = require("node:path");
-const { after, afterEach, before, beforeEach, test } = require("node:test");
-const WebSocket = require("ws");
+const { afterEach, beforeEach, test } = require("node:test");
 
-const { startRedis } = require("./cluster/redis");
-const { startBrowser, PATIENCE } = require("./support/browser");
-const { startGateway } = require("./support/gateway");
+const { PATIENCE } = require("./support/browser");
+const { useNodes } = require("./support/nodes");
+const { KEY, APPLICATION_KEY, PAIR, call, connect, push, subscribe, unsubscribe } = require("./support/pakyow");
 const { sparePort } = require("./support/ports");
 const { deadline, until } = require("./support/wait");
 
 const APPLICATION = join(__dirname, "../../../deploy/examples/pakyow/app.py");
-const KEY = "key of the application";
 
-let browser;
-let redis;
-let nodes;
+let ports;
 let applications;
-const closing = [];
 
-before(async () => {
-  browser = await startBrowser();
-  redis = await startRedis();
+const parts = useNodes({
+  hasBrowser: true,
+  async settings(redis) {
+    ports = [await sparePort(), await sparePort()];
+    return `
+      redis = "${redis.url}"
+      cors_origin = ["http://127.0.0.1:${ports[0]}"]
+      [namespaces."/pakyow"]
+      access = "open"
+      [doors.pakyow]
+      application = "http://127.0.0.1:${ports[0]}"
+      actions = "/actions"
+      [doors.pakyow.hook]
+      url = "http://127.0.0.1:${ports[0]}/pakyow/hook"
+      timeout = "20s"
+      ${APPLICATION_KEY}
+    `;
+  },
 });
-
-after(async () => {
-  await browser?.stop();
-  await redis?.stop();
-});
+const { closing } = parts;
 
 beforeEach(async () => {
-  const ports = [await sparePort(), await sparePort()];
-  const hash = createHash("sha256").update(KEY).digest("hex");
-  const settings = `
-    redis = "${redis.url}"
-    cors_origin = ["http://127.0.0.1:${ports[0]}"]
-    [namespaces."/pakyow"]
-    access = "open"
-    [doors.pakyow]
-    application = "http://127.0.0.1:${ports[0]}"
-    actions = "/actions"
-    [doors.pakyow.hook]
-    url = "http://127.0.0.1:${ports[0]}/pakyow/hook"
-    timeout = "20s"
-    [[api.keys]]
-    name = "application"
-    hash = "sha256:${hash}"
-    namespaces = ["/pakyow"]
-    verbs = ["join", "leave", "emit"]
-  `;
-  nodes = [await startGateway(settings), await startGateway(settings)];
+  const { nodes } = parts;
   // The page is of the first one, whose calls go to the first node. Its socket is at the second node.
   applications = [
     await startApplication(ports[0], nodes[0], nodes[1].url.replace("http", "ws")),
@@ -63,17 +49,16 @@ beforeEach(async () => {
   ];
 });
 
-afterEach(async () => {
-  for (const close of closing.splice(0)) await close();
+afterEach(() => {
   for (const application of applications?.splice(0) ?? []) application.stop();
-  for (const node of nodes?.splice(0) ?? []) await node.stop();
 });
 
 test("a page hears pushes of other requests and nodes, and calls routes over its socket", { timeout: 240_000 }, async () => {
+  const { browser, nodes } = parts;
   const page = await browser.context.newPage();
   closing.push(() => page.close());
   await page.goto(applications[0].url);
-  const call = (method, uri, input) => page.evaluate((args) => socket.call(...args), [method, uri, input]);
+  const callRoute = (method, uri, input) => page.evaluate((args) => socket.call(...args), [method, uri, input]);
   await page.waitForFunction(() => socket.ws.readyState === WebSocket.OPEN);
   const pong = await page.evaluate(() => socket.send({ action: "ping" }));
   assert.deepEqual([pong.status, pong.body], [200, "pong"]);
@@ -84,79 +69,49 @@ test("a page hears pushes of other requests and nodes, and calls routes over its
   }
 
   // The route subscribes this very socket, at another node, before it responds.
-  const { status, body } = await call("GET", "/more", { a: "b" });
+  const { status, body } = await callRoute("GET", "/more", { a: "b" });
   assert.equal(status, 200);
   assert.match(body, /^subscribed with a=b&socket_connection_id=[0-9a-f]{64}$/);
-  await push(nodes[0], { message: { sky: "blue" }, channels: ["weather"] });
+  await push(nodes[0], { sky: "blue" }, "weather");
   await page.waitForSelector('li[data-channel=weather]:has-text("blue")');
-  await push(nodes[0], { message: "for all", channels: ["w*", "n*s"] });
+  await push(nodes[0], "for all", "w*", "n*s");
   for (const channel of ["weather", "news"]) {
     await page.waitForSelector(`li[data-channel=${channel}]:has-text("for all")`);
   }
-  assert.equal((await call("GET", "/nowhere")).status, 404);
+  assert.equal((await callRoute("GET", "/nowhere")).status, 404);
   const view = await page.evaluate(() => socket.send({ action: "fetch-view", lookup: { channel: "news" } }));
   assert.match(view.body, /^fetch-view: \['action', 'id', 'input', 'lookup'\]$/);
   // Another visitor's page cannot take its place: the key is in the session.
   const id = await page.evaluate(() => socket.id);
-  const stranger = new WebSocket(`${nodes[1].url.replace("http", "ws")}/?socket_connection_id=${id}`);
-  closing.push(() => stranger.terminate());
-  const heard = [];
-  stranger.on("message", (data) => heard.push(JSON.parse(data)));
-  await deadline(new Promise((resolve) => stranger.once("open", resolve)), PATIENCE, "the stranger's socket");
-  await push(nodes[1], { message: 1, channels: ["news"] });
-  stranger.send(JSON.stringify({ id: 1, action: "ping" }));
-  await until("the reply", () => heard.length > 0, PATIENCE);
-  assert.equal(heard[0].id, 1);
+  const stranger = await connect(nodes[1], `socket_connection_id=${id}`);
+  closing.push(() => stranger.close());
+  await push(nodes[1], 1, "news");
+  await stranger.ping();
+  assert.deepEqual(stranger.payloads(), []);
 });
 
 test("the stock client's reconnect hears nothing until the page subscribes again, at any node", { timeout: 240_000 }, async () => {
-  const pair = { connection_id: "abc", socket_key: "k1" };
-  await call(nodes[0], "subscribe", { channels: ["a"], ...pair });
+  const { nodes, redis } = parts;
+  await subscribe(nodes[0], "a");
   const first = await connect(nodes[1]);
-  await push(nodes[0], { message: 1, channels: ["a"] });
-  await until("the push", () => first.heard.some(({ payload }) => payload === 1), PATIENCE);
-  first.socket.terminate();
+  await push(nodes[0], 1, "a");
+  await first.hears(1);
+  first.close();
   await until("the end of its subscriptions", async () => (await redis.command("KEYS", "*pk:sub:*")).length === 0, PATIENCE);
   const second = await connect(nodes[0]);
-  await push(nodes[1], { message: 2, channels: ["a"] });
-  await call(nodes[1], "subscribe", { channels: ["a"], ...pair });
-  await push(nodes[1], { message: 3, channels: ["a"] });
-  await until("the push", () => second.heard.some(({ payload }) => payload === 3), PATIENCE);
-  assert.deepEqual(second.heard.filter((frame) => "payload" in frame).map(({ payload }) => payload), [3]);
-  await call(nodes[1], "unsubscribe", { channels: ["a"], ...pair });
-  await push(nodes[0], { message: 4, channels: ["a"] });
-  const { digest } = await call(nodes[1], "subscribe", { channels: ["b"], ...pair });
+  closing.push(() => second.close());
+  await push(nodes[1], 2, "a");
+  await subscribe(nodes[1], "a");
+  await push(nodes[1], 3, "a");
+  await second.hears(3);
+  assert.deepEqual(second.payloads(), [3]);
+  await unsubscribe(nodes[1], "a");
+  await push(nodes[0], 4, "a");
+  const { digest } = await call(nodes[1], "subscribe", { channels: ["b"], ...PAIR });
   await call(nodes[1], "push_to", { digest, channel: "own", message: 5 });
-  await until("the message", () => second.heard.some(({ channel }) => channel === "own"), PATIENCE);
-  assert.ok(!second.heard.some(({ payload }) => payload === 4));
+  await second.hears(5);
+  assert.deepEqual(second.payloads(), [3, 5]);
 });
-
-/** A client whose subscriptions are in force. */
-async function connect(node) {
-  const socket = new WebSocket(`${node.url.replace("http", "ws")}/?socket_connection_id=abc&socket_key=k1`);
-  closing.push(() => socket.terminate());
-  const heard = [];
-  socket.on("message", (data) => heard.push(JSON.parse(data)));
-  await deadline(new Promise((resolve) => socket.once("open", resolve)), PATIENCE, "the socket");
-  socket.send(JSON.stringify({ id: "p", action: "ping" }));
-  await until("the reply", () => heard.some(({ id }) => id === "p"), PATIENCE);
-  return { socket, heard };
-}
-
-function push(node, body) {
-  return call(node, "push", body);
-}
-
-async function call(node, name, body) {
-  const response = await fetch(`${node.internal}/pakyow/${name}`, {
-    method: "POST",
-    headers: { "content-type": "application/json", authorization: `Bearer ${KEY}` },
-    body: JSON.stringify(body),
-  });
-  const result = await response.json();
-  assert.equal(response.status, 200, JSON.stringify(result));
-  return result;
-}
 
 async function startApplication(port, node, socket) {
   const env = { ...process.env, ROOMCAST_KEY: KEY, ROOMCAST_CALLS: node.internal, ROOMCAST_SOCKET: socket };
