@@ -41,7 +41,7 @@ pub use self::{
     outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats},
     publisher::{Commanding, Publisher, Publishing},
     redirect::Redirect,
-    reply::Reply,
+    reply::{Reply, Value},
     routing::Route,
     slots::{ClusterMap, SlotRange},
     url::{Address, RedisUrl, UrlError},

@@ -114,6 +114,8 @@ pub mod plain {
 /// What a server and its bus exchange, for authors of buses. Applications use [`MemoryBus`],
 /// [`RedisBus`] or [`Builder::redis`].
 pub mod bus {
+    #[doc(hidden)]
+    pub use roomcast_adapter::subscriber;
     pub use roomcast_adapter::{
         Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Log, Page,
         Position, Progress, Published, Question, Tracking,

@@ -162,7 +162,8 @@ fn subscriptions_end_with_the_connection_however_it_ends() {
         let mut socket = door.connect();
         if is_clean {
             socket.0.close(None).unwrap();
-            while socket.0.read().is_ok() {}
+            let end = std::iter::repeat_with(|| socket.0.read()).find_map(Result::err);
+            assert!(matches!(end, Some(Error::ConnectionClosed)), "{end:?}");
         }
         drop(socket);
         door.wait_for("roomcast_door_parked{door=\"pakyow\"}", 0);
@@ -372,6 +373,7 @@ fn a_slow_route_delays_no_other_message_and_too_many_are_refused() {
         (&refused["id"], &refused["status"]),
         (&json!(5), &json!(503))
     );
+    door.wait_for("roomcast_pakyow_messages_total{outcome=\"busy\"}", 1);
     let mut other = door.connect();
     assert_eq!(other.call("/fast")["body"], "/fast");
     for _ in 0..5 {
@@ -527,6 +529,77 @@ fn an_address_has_a_limited_number_of_sockets() {
     drop(two);
     door.wait_for("roomcast_door_parked{door=\"pakyow\"}", 1);
     door.connect();
+}
+
+#[test]
+fn each_limit_has_an_error_and_is_counted_under_its_name() {
+    let head =
+        "max_payload = \"4KiB\"\n[api]\nmax_body = \"8KiB\"\n[doors]\nmax_parked_per_address = 1\n";
+    let door = Door::open_with(head, "max_message = \"1KiB\"");
+    let long = "x".repeat(300);
+    for query in [
+        format!("socket_connection_id={long}"),
+        format!("socket_connection_id={ID}&socket_key={long}"),
+    ] {
+        assert_eq!(door.connect_as("/", &query, &[]).err(), Some(400));
+    }
+    let all = "Authorization: Bearer all\r\n";
+    let many: Vec<_> = (0..=1000).map(|number| number.to_string()).collect();
+    for (body, wanted, reason) in [
+        (
+            json!({ "channels": [long], "message": 1 }),
+            400,
+            "1 to 256 bytes",
+        ),
+        (
+            json!({ "channels": many, "message": 1 }),
+            400,
+            "1 to 1000 channels",
+        ),
+        (
+            json!({ "channels": ["a"], "message": "x".repeat(9000) }),
+            413,
+            "at most 8KiB",
+        ),
+    ] {
+        let (status, problem) = door.try_call("push", &body, all);
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == wanted && detail.contains(reason), "{problem}");
+    }
+    let more = json!({ "channels": many[..21], "digest": DIGEST });
+    assert_eq!(door.try_call("subscribe", &more, all).0, 400);
+    let identity = json!({ "channels": ["a"], "connection_id": long, "socket_key": KEY });
+    assert_eq!(door.try_call("subscribe", &identity, all).0, 400);
+
+    let mut socket = door.connect();
+    let other = door.connect_as("/", "socket_connection_id=x", &[]);
+    assert_eq!(other.err(), Some(429));
+    let ping = |length| json!({ "id": 1, "action": "ping", "x": "x".repeat(length) }).to_string();
+    socket.send(&ping(2000));
+    assert_eq!(socket.next()["status"], 413);
+    socket.send(&ping(5000));
+    let end = std::iter::from_fn(|| Some(socket.0.read()));
+    let mut ends = end.filter_map(|read| match read {
+        Ok(Message::Close(Some(frame))) => Some(u16::from(frame.code)),
+        Ok(_) => None,
+        Err(error) => panic!("no close frame: {error}"),
+    });
+    assert_eq!(ends.next(), Some(1009));
+    for (limit, count) in [
+        ("query", 2),
+        ("name", 2),
+        ("rooms", 2),
+        ("body", 1),
+        ("parked_per_address", 1),
+    ] {
+        door.wait_for(
+            &format!("roomcast_door_limits_total{{door=\"pakyow\",limit=\"{limit}\"}}"),
+            count,
+        );
+    }
+    door.wait_for("roomcast_pakyow_messages_total{outcome=\"too_large\"}", 1);
+    door.wait_for("roomcast_limit_reached_total{limit=\"message_size\"}", 1);
+    door.wait_for("roomcast_door_parked{door=\"pakyow\"}", 0);
 }
 
 #[test]

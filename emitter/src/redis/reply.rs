@@ -3,7 +3,8 @@
 //! Connections of this crate use RESP3; those of an application's pool mostly use RESP2. The two
 //! differ in form only: numbers as doubles or text, pairs nested or flat, long texts marked as such.
 
-use redis::Value;
+/// A reply. [`Reply`] reads its parts.
+pub use redis::Value;
 
 /// Reads parts of a reply. Every method returns `None` if the reply has another form.
 pub trait Reply {

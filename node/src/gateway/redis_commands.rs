@@ -2,12 +2,15 @@
 //! and what doors remember. The connection is opened for the first command, because most nodes need
 //! none.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use roomcast::{
     RedisConfig,
     emitter::redis::{
-        Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Route,
+        Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Route, Value,
     },
 };
 use tokio::time::{sleep, timeout};
@@ -22,7 +25,7 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 /// The commands of one part.
 pub(crate) struct RedisCommands {
     config: RedisConfig,
-    publisher: OnceLock<Publisher>,
+    publisher: OnceLock<Arc<Publisher>>,
 }
 
 impl RedisCommands {
@@ -36,19 +39,23 @@ impl RedisCommands {
         &self.config.prefix
     }
 
-    /// Sends a command to the server that owns `key`, and returns its reply.
-    pub(crate) async fn run(
-        &self,
-        key: &str,
-        command: &[&str],
-    ) -> Result<impl Reply + use<>, PublishError> {
-        let publisher = self.publisher.get_or_init(|| {
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint::new(self.config.url.clone())
+    }
+
+    pub(crate) fn publisher(&self) -> &Arc<Publisher> {
+        self.publisher.get_or_init(|| {
             let config = PublisherConfig {
                 reply_timeout: self.config.publish_timeout,
                 ..PublisherConfig::default()
             };
-            Publisher::start(Endpoint::new(self.config.url.clone()), config)
-        });
+            Arc::new(Publisher::start(self.endpoint(), config))
+        })
+    }
+
+    /// Sends a command to the server that owns `key`, and returns its reply.
+    pub(crate) async fn run(&self, key: &str, command: &[&str]) -> Result<Value, PublishError> {
+        let publisher = self.publisher();
         let mut state = publisher.state();
         let up = state.wait_for(|state| *state == PublisherState::Up);
         // The command itself reports why it fails.

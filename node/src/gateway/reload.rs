@@ -154,10 +154,10 @@ fn keys(config: &Config) -> BTreeMap<String, String> {
         {
             for (name, value) in doors {
                 let name = format!("{DOORS}.{name}");
-                match value.as_table() {
-                    Some(door) => keys.extend(each(&name, door)),
-                    None => drop(keys.insert(name, value.to_string())),
-                }
+                let is_door = value.as_table().map(|door| keys.extend(each(&name, door)));
+                // Its table opens a door, which needs a restart.
+                let value = is_door.map_or_else(|| value.to_string(), |()| String::new());
+                keys.insert(name, value);
             }
         } else {
             keys.insert(section.clone(), value.to_string());

@@ -184,7 +184,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     }
     let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
     let api = api(&config, &server, auth.clone(), presence)?;
-    let calls = calls(&config, &api, pakyow.as_ref());
+    let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
+    let doors = doors.map_err(io::Error::other)?;
+    let calls = calls(&config, &api, pakyow.as_ref(), &doors);
     let own = match own {
         Some(listener) => Some(Admin::serve(listener, calls)?),
         None => {
@@ -196,8 +198,6 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     admin.show(&view, &server, &health);
     let pages = Pages::new(view, Arc::clone(&api), server.registry(), is_demo);
     health.serving_pages(&pages.map_err(io::Error::other)?);
-    let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
-    let doors = doors.map_err(io::Error::other)?;
     let mut router = server.router().merge(doors.router(syncano.clone()));
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
@@ -263,6 +263,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     ];
     parts.extend(tls.map(|tls| Box::new(tls) as Box<dyn Reloadable>));
     parts.extend(syncano.map(|door| Box::new(door) as Box<dyn Reloadable>));
+    parts.extend(pakyow.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
     let mut reload = Reload::new(&config, &server, parts).map_err(io::Error::other)?;
     let mut was_asked = false;
@@ -289,11 +290,16 @@ fn pakyow(config: &Config, hooks: &Hooks) -> Result<Option<Arc<Pakyow>>, String>
 }
 
 /// The calls of the API, and those of doors.
-fn calls(config: &Config, api: &Arc<Api>, pakyow: Option<&Arc<Pakyow>>) -> axum::Router {
+fn calls(
+    config: &Config,
+    api: &Arc<Api>,
+    pakyow: Option<&Arc<Pakyow>>,
+    doors: &Arc<Doors>,
+) -> axum::Router {
     let settings = &config.settings.api;
     match pakyow {
         Some(pakyow) => {
-            let control = pakyow.control(api, settings.max_body, settings.timeout);
+            let control = pakyow.control(doors, settings.max_body, settings.timeout);
             api.router().merge(control)
         }
         None => api.router(),

@@ -308,6 +308,41 @@ macro_rules! deserialize_from_text {
 
 deserialize_from_text!(Span, ByteSize);
 
+/// Reads texts of the file with the parsers of the options, for `deserialize_with`.
+pub(crate) mod read {
+    use std::{fmt::Display, time::Duration};
+
+    use roomcast::RedisUrl;
+    use serde::{Deserialize as _, Deserializer, de::Error as _};
+
+    use super::Span;
+
+    fn by<'de, D: Deserializer<'de>, T, E: Display>(
+        parse: impl FnOnce(&str) -> Result<T, E>,
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).map_err(D::Error::custom)
+    }
+
+    pub(crate) fn namespace<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+        by(super::namespace, d)
+    }
+
+    /// A duration that may be zero.
+    pub(crate) fn pause<'de, D: Deserializer<'de>>(d: D) -> Result<Span, D::Error> {
+        by(super::pause, d)
+    }
+
+    pub(crate) fn span<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+        by(|text| text.parse().map(|Span(span)| span), d)
+    }
+
+    pub(crate) fn redis<'de, D: Deserializer<'de>>(d: D) -> Result<Option<RedisUrl>, D::Error> {
+        by(|text| text.parse().map(Some), d)
+    }
+}
+
 /// Parses an address to listen on. Host names are refused, except `localhost`.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let numeric = text.replacen("localhost:", "127.0.0.1:", 1);

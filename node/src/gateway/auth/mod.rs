@@ -21,7 +21,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::values::Span;
+use super::values::{Span, read};
 
 pub(crate) use keys::{Algorithm, KeyError, sign};
 pub(crate) use sessions::{Auth, RevokeError, Session, with_sessions};
@@ -39,13 +39,13 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "one_or_more")]
     pub(crate) audience: Vec<String>,
     /// How far clocks may differ.
-    #[serde(deserialize_with = "span")]
+    #[serde(deserialize_with = "read::span")]
     pub(crate) leeway: Duration,
     /// How long a token may still be valid. A revoked user is remembered for as long.
     #[serde(deserialize_with = "days")]
     pub(crate) max_lifetime: Duration,
     /// How long before its token expires a client is notified.
-    #[serde(deserialize_with = "span")]
+    #[serde(deserialize_with = "read::span")]
     pub(crate) expiry_notice: Duration,
     /// The places that may hold the token, in this order.
     pub(crate) token_from: Vec<Source>,
@@ -97,7 +97,7 @@ pub(crate) struct JwksSettings {
     /// The algorithms that its keys may be used with.
     pub(crate) algorithms: Vec<Algorithm>,
     /// How often it is read again.
-    #[serde(default = "ten_minutes", deserialize_with = "span")]
+    #[serde(default = "ten_minutes", deserialize_with = "read::span")]
     pub(crate) refresh: Duration,
 }
 
@@ -181,13 +181,6 @@ fn days<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error
 
 fn ten_minutes() -> Duration {
     Duration::from_secs(600)
-}
-
-fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse()
-        .map(|Span(duration)| duration)
-        .map_err(D::Error::custom)
 }
 
 fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {

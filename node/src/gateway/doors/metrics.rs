@@ -36,6 +36,8 @@ pub(crate) enum DoorLimit {
     Rooms,
     ParkedPerAddress,
     ParkedPerKey,
+    /// Subscriptions that wait for their sockets.
+    Waiting,
     /// Refused requests of a client that repeats them too fast.
     Refusals,
 }
@@ -52,6 +54,7 @@ impl DoorLimit {
             Self::Rooms => "rooms",
             Self::ParkedPerAddress => "parked_per_address",
             Self::ParkedPerKey => "parked_per_key",
+            Self::Waiting => "waiting",
             Self::Refusals => "refusals",
         }
     }

@@ -207,7 +207,7 @@ impl Backend {
     }
 
     /// Another hook of the same name may take its place, whose circuit is closed.
-    pub(super) fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.circuit().set(0);
     }
 

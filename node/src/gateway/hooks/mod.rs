@@ -45,7 +45,7 @@ use tracing::debug;
 
 pub(crate) use self::{
     backend::{Backend, Failure},
-    settings::{Settings, TEMPLATE, Target},
+    settings::{Settings, TEMPLATE, Target, default_concurrency, default_timeout},
 };
 
 use self::{

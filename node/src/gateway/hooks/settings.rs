@@ -5,7 +5,7 @@ use std::{env, fmt, fs, path::PathBuf, time::Duration};
 use http::{HeaderName, Uri};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::super::values::Span;
+use super::super::values::read;
 
 /// Its part of the commented default file.
 pub(crate) const TEMPLATE: &str = r#"
@@ -71,10 +71,10 @@ pub(crate) struct Settings {
     #[serde(default = "any_name")]
     pub(crate) rooms: Vec<Pattern>,
     /// Time for a response, the wait for a free request included.
-    #[serde(default = "timeout", deserialize_with = "span")]
+    #[serde(default = "default_timeout", deserialize_with = "read::span")]
     pub(crate) timeout: Duration,
     /// Requests at the same time.
-    #[serde(default = "concurrency")]
+    #[serde(default = "default_concurrency")]
     pub(crate) concurrency: usize,
     /// Requests that wait until another is done. Beyond it they fail at once.
     #[serde(default = "queue")]
@@ -85,10 +85,10 @@ pub(crate) struct Settings {
     #[serde(default = "circuit_failures")]
     pub(crate) circuit_failures: u32,
     /// How long they fail at first. Each further failure doubles it, up to 30 s.
-    #[serde(default = "circuit_pause", deserialize_with = "span")]
+    #[serde(default = "circuit_pause", deserialize_with = "read::span")]
     pub(crate) circuit_pause: Duration,
     /// How long an idle connection is kept. It must be shorter than the backend keeps it.
-    #[serde(default = "keep_alive", deserialize_with = "span")]
+    #[serde(default = "keep_alive", deserialize_with = "read::span")]
     pub(crate) keep_alive: Duration,
     /// Speak HTTP/2 without TLS. With `https`, it is negotiated.
     #[serde(default)]
@@ -113,7 +113,7 @@ pub(crate) struct Batch {
     #[serde(default = "batch_size")]
     pub(crate) size: usize,
     /// The longest time that the first event waits for others.
-    #[serde(default = "batch_delay", deserialize_with = "span")]
+    #[serde(default = "batch_delay", deserialize_with = "read::span")]
     pub(crate) delay: Duration,
 }
 
@@ -143,11 +143,11 @@ fn any_name() -> Vec<Pattern> {
     }]
 }
 
-fn timeout() -> Duration {
+pub(crate) fn default_timeout() -> Duration {
     Duration::from_secs(5)
 }
 
-fn concurrency() -> usize {
+pub(crate) fn default_concurrency() -> usize {
     64
 }
 
@@ -165,14 +165,6 @@ fn circuit_pause() -> Duration {
 
 fn keep_alive() -> Duration {
     Duration::from_secs(4)
-}
-
-/// Reads a duration with its unit.
-fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse()
-        .map(|Span(span)| span)
-        .map_err(D::Error::custom)
 }
 
 /// An absolute URL of HTTP.
@@ -283,8 +275,8 @@ impl Settings {
             on: all_occasions(),
             events: any_name(),
             rooms: any_name(),
-            timeout: timeout(),
-            concurrency: concurrency(),
+            timeout: default_timeout(),
+            concurrency: default_concurrency(),
             queue: queue(),
             batch: None,
             circuit_failures: circuit_failures(),

@@ -85,6 +85,13 @@ impl Application {
         })
     }
 
+    /// Another one takes its place.
+    pub(super) fn retire(&self) {
+        if let Some(hook) = &self.hook {
+            hook.backend.retire();
+        }
+    }
+
     /// Whether anybody responds to actions that the door does not know.
     pub(super) fn has_actions(&self) -> bool {
         self.actions.is_some()

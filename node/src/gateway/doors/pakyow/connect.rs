@@ -25,9 +25,6 @@ use roomcast::{
 use super::{Pakyow, Visitor, control::MAX_IDENTITY};
 use crate::gateway::doors::{Door, DoorLimit, Doors};
 
-/// For each route of a socket that may run, so many may wait.
-const WAITING: usize = 4;
-
 /// The length of a key that nobody knows.
 const UNKNOWN_KEY: usize = 32;
 
@@ -71,23 +68,19 @@ impl Pakyow {
             let reason = "the origin is not allowed; see --cors-origin".to_owned();
             return Err((StatusCode::FORBIDDEN, reason));
         }
-        if id.len() > MAX_IDENTITY {
-            doors.reached(Door::Pakyow, DoorLimit::Query);
-            let reason = format!("socket_connection_id has at most {MAX_IDENTITY} bytes");
-            return Err((StatusCode::BAD_REQUEST, reason));
-        }
+        check_identity(doors, "socket_connection_id", &id)?;
         let place = doors.park(Door::Pakyow, &parts.extensions, None);
         let place = place.map_err(|_| {
             let reason = "this address has too many open requests".to_owned();
             (StatusCode::TOO_MANY_REQUESTS, reason)
         })?;
-        let digest = self.digest_of(&parts, &id).await?;
-        let mut visitor = Visitor::new(digest, id, &self.settings);
+        let digest = self.digest_of(doors, &parts, &id).await?;
+        let mut visitor = Visitor::new(digest, id, &self.settings());
         visitor.cookie = parts.headers.get(header::COOKIE).cloned();
         visitor.place = Some(place).into();
         parts.extensions.insert(Arc::new(visitor));
         let open = Open {
-            namespace: self.settings.namespace.clone(),
+            namespace: self.namespace.clone(),
             auth: None,
             form: Arc::clone(&self.form),
         };
@@ -108,15 +101,17 @@ impl Pakyow {
     }
 
     /// Finds out who a client is. Whoever shows nothing gets a digest that nobody knows.
-    async fn digest_of(&self, parts: &Parts, id: &str) -> Result<String, Refusal> {
+    async fn digest_of(&self, doors: &Doors, parts: &Parts, id: &str) -> Result<String, Refusal> {
         let shown = parameter(parts.uri.query(), "socket_key").or_else(|| {
-            let name = self.settings.key_cookie.as_deref()?;
+            let settings = self.settings();
+            let name = settings.key_cookie.as_deref()?;
             cookie(parts.headers.get(header::COOKIE)?, name)
         });
         if let Some(key) = shown {
+            check_identity(doors, "socket_key", &key)?;
             return Ok(digest(&key, id));
         }
-        let identity = match self.application.identify(parts, id).await {
+        let identity = match self.application().identify(parts, id).await {
             None => return Ok(digest(&entropy::name::<UNKNOWN_KEY>(), id)),
             Some(Ok(identity)) => identity,
             Some(Err(failure)) => {
@@ -146,20 +141,20 @@ impl Pakyow {
             self.count(outcome);
             drop(socket.send_text(&reply.frame(&message.id)));
         };
-        if text.len() > self.settings.max_message.0 {
-            let most = self.settings.max_message;
+        let most = self.settings().max_message;
+        if text.len() > most.0 {
             return reply(
                 "too_large",
                 Reply::plain(413, &format!("a message has at most {most}")),
             );
         }
+        let application = self.application();
         match &message.action {
             Action::Ping => return reply("ping", Reply::pong()),
-            Action::Other(_) if !self.application.has_actions() => return self.count("ignored"),
+            Action::Other(_) if !application.has_actions() => return self.count("ignored"),
             _ => {}
         }
-        let most = self.settings.routes_per_socket.saturating_mul(1 + WAITING);
-        if visitor.calls.fetch_add(1, Ordering::Relaxed) >= most {
+        if visitor.calls.fetch_add(1, Ordering::Relaxed) >= visitor.max_calls {
             visitor.calls.fetch_sub(1, Ordering::Relaxed);
             return reply(
                 "busy",
@@ -171,10 +166,16 @@ impl Pakyow {
             // It is never closed.
             let _running = visitor.routes.acquire().await;
             let reply = match message.action {
-                Action::CallRoute(call) => pakyow.application.call(&visitor, &call).await,
-                Action::Other(name) => pakyow.application.act(&visitor, &name, text).await,
+                Action::CallRoute(call) => application.call(&visitor, &call).await,
+                Action::Other(name) => application.act(&visitor, &name, text).await,
                 Action::Ping => Reply::pong(),
             };
+            // A process of Pakyow may have subscribed the socket, and its reply shows the client that it is.
+            if pakyow.ruby.is_some()
+                && let Err(error) = pakyow.follow(&visitor.digest).await
+            {
+                tracing::warn!(%error, "what a route has subscribed is in force later");
+            }
             visitor.calls.fetch_sub(1, Ordering::Relaxed);
             pakyow.count("replied");
             drop(socket.send_text(&reply.frame(&message.id)));
@@ -184,6 +185,16 @@ impl Pakyow {
     fn count(&self, outcome: &str) {
         self.messages.with_label_values(&[outcome]).inc();
     }
+}
+
+/// Refuses a part of a pair that is too long to be kept with its socket.
+fn check_identity(doors: &Doors, name: &str, value: &str) -> Result<(), Refusal> {
+    if value.len() <= MAX_IDENTITY {
+        return Ok(());
+    }
+    doors.reached(Door::Pakyow, DoorLimit::Query);
+    let reason = format!("{name} has at most {MAX_IDENTITY} bytes");
+    Err((StatusCode::BAD_REQUEST, reason))
 }
 
 fn asks_for_websocket(request: &Request<Body>) -> bool {

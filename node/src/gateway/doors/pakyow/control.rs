@@ -25,7 +25,8 @@ use super::{
     subscriptions::{Change, RESERVED},
 };
 use crate::gateway::{
-    api::{Api, Kind, Problem, Verb},
+    api::{Kind, Problem, Verb},
+    doors::{Door, DoorLimit, Doors},
     values::{ByteSize, Span},
 };
 
@@ -85,10 +86,32 @@ struct PushTo {
     message: Box<RawValue>,
 }
 
+/// Why a call is refused, and the limit that it has reached.
+struct Refusal {
+    limit: Option<DoorLimit>,
+    problem: Problem,
+}
+
+impl Refusal {
+    fn of_limit(limit: DoorLimit, problem: Problem) -> Self {
+        let limit = Some(limit);
+        Self { limit, problem }
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self {
+            limit: None,
+            problem,
+        }
+    }
+}
+
 /// The state that all routes share.
 struct Control {
     pakyow: Arc<Pakyow>,
-    api: Arc<Api>,
+    doors: Arc<Doors>,
     max_body: ByteSize,
     timeout: Span,
     /// The calls are carried out here, because the internal port must respond while they run.
@@ -99,13 +122,13 @@ impl Pakyow {
     /// The routes of the calls, to be merged into those of the API. Must be called in the runtime of the workers.
     pub(crate) fn control(
         self: &Arc<Self>,
-        api: &Arc<Api>,
+        doors: &Arc<Doors>,
         max_body: ByteSize,
         timeout: Span,
     ) -> Router {
         let control = Arc::new(Control {
             pakyow: Arc::clone(self),
-            api: Arc::clone(api),
+            doors: Arc::clone(doors),
             max_body,
             timeout,
             workers: Handle::current(),
@@ -123,11 +146,16 @@ impl Control {
     async fn respond(&self, call: Call, request: Request) -> Response {
         match self.call(call, request).await {
             Ok(response) => response,
-            Err(problem) => problem.into_response(),
+            Err(refusal) => {
+                if let Some(limit) = refusal.limit {
+                    self.doors.reached(Door::Pakyow, limit);
+                }
+                refusal.problem.into_response()
+            }
         }
     }
 
-    async fn call(&self, call: Call, request: Request) -> Result<Response, Problem> {
+    async fn call(&self, call: Call, request: Request) -> Result<Response, Refusal> {
         let (parts, body) = request.into_parts();
         self.check_key(&parts.headers, call.verb())?;
         let reading = Limited::new(body, self.max_body.0).collect();
@@ -135,14 +163,15 @@ impl Control {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 let detail = format!("a body has at most {}", self.max_body);
-                return Err(Problem::new(Kind::TooLarge, detail));
+                let problem = Problem::new(Kind::TooLarge, detail);
+                return Err(Refusal::of_limit(DoorLimit::Body, problem));
             }
             Ok(Err(error)) => {
-                return Err(Problem::invalid("", format!("the body is broken: {error}")));
+                return Err(Problem::invalid("", format!("the body is broken: {error}")).into());
             }
             Err(_) => {
                 let detail = format!("no body within {}", self.timeout);
-                return Err(Problem::new(Kind::RequestTimeout, detail));
+                return Err(Problem::new(Kind::RequestTimeout, detail).into());
             }
         };
         let pakyow = Arc::clone(&self.pakyow);
@@ -151,17 +180,17 @@ impl Control {
             .spawn(async move { pakyow.carry_out(call, &body).await });
         match timeout(self.timeout.0, work).await {
             Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(Problem::new(Kind::Internal, "the call panicked")),
+            Ok(Err(_)) => Err(Problem::new(Kind::Internal, "the call panicked").into()),
             Err(_) => {
                 let time = self.timeout;
                 let detail = format!("no result within {time}; the call may still take effect");
-                Err(Problem::new(Kind::Timeout, detail))
+                Err(Problem::new(Kind::Timeout, detail).into())
             }
         }
     }
 
     fn check_key(&self, headers: &HeaderMap, verb: Verb) -> Result<(), Problem> {
-        let key = self.api.key(headers, verb)?;
+        let key = self.doors.api.key(headers, verb)?;
         let namespace = self.pakyow.namespace();
         if key.may_in(namespace) {
             return Ok(());
@@ -172,7 +201,7 @@ impl Control {
 }
 
 impl Pakyow {
-    async fn carry_out(&self, call: Call, body: &Bytes) -> Result<Response, Problem> {
+    async fn carry_out(&self, call: Call, body: &Bytes) -> Result<Response, Refusal> {
         let done = match call {
             Call::Subscribe | Call::Unsubscribe => {
                 let change = read::<Subscription>(body)?.change()?;
@@ -199,14 +228,16 @@ impl Pakyow {
                 pushed.map(|()| json!({}))
             }
         };
-        let result = done.map_err(|failed| problem(&failed))?.to_string();
+        let result = done.map_err(|failed| refusal(&failed))?.to_string();
         Ok(([(header::CONTENT_TYPE, "application/json")], result).into_response())
     }
 
-    fn check_channels(&self, channels: &[String]) -> Result<(), Problem> {
+    fn check_channels(&self, channels: &[String]) -> Result<(), Refusal> {
         if channels.is_empty() || channels.len() > MAX_CHANNELS {
             let detail = format!("a call names 1 to {MAX_CHANNELS} channels");
-            return Err(Problem::invalid("channels", detail));
+            let limit = (!channels.is_empty()).then_some(DoorLimit::Rooms);
+            let problem = Problem::invalid("channels", detail);
+            return Err(Refusal { limit, problem });
         }
         let mut channels = channels.iter().enumerate();
         channels.try_for_each(|(index, channel)| {
@@ -214,22 +245,32 @@ impl Pakyow {
         })
     }
 
-    fn check_channel(&self, field: &str, channel: &str) -> Result<(), Problem> {
+    fn check_channel(&self, field: &str, channel: &str) -> Result<(), Refusal> {
         let most = self.limits.room_name_bytes;
         if channel.is_empty() || channel.len() > most {
             let detail = format!("the name of a channel has 1 to {most} bytes");
-            return Err(Problem::invalid(field, detail));
+            let limit = (!channel.is_empty()).then_some(DoorLimit::Name);
+            let problem = Problem::invalid(field, detail);
+            return Err(Refusal { limit, problem });
         }
         if channel.starts_with(RESERVED) {
             let detail = format!("names that begin with {RESERVED} are not for channels");
-            return Err(Problem::invalid(field, detail));
+            return Err(Problem::invalid(field, detail).into());
+        }
+        if self
+            .ruby
+            .as_ref()
+            .is_some_and(|ruby| !ruby.is_bare(channel))
+        {
+            let detail = "beside processes of Pakyow, the name is that of another channel of Redis";
+            return Err(Problem::invalid(field, detail).into());
         }
         Ok(())
     }
 }
 
 impl Subscription {
-    fn change(self) -> Result<Change, Problem> {
+    fn change(self) -> Result<Change, Refusal> {
         let digest = match (self.digest, self.connection_id, self.socket_key) {
             (Some(digest), None, None) => {
                 check_digest(&digest)?;
@@ -239,14 +280,16 @@ impl Subscription {
                 for (field, value) in [("connection_id", &id), ("socket_key", &key)] {
                     if !(1..=MAX_IDENTITY).contains(&value.len()) {
                         let detail = format!("it has 1 to {MAX_IDENTITY} bytes");
-                        return Err(Problem::invalid(field, detail));
+                        let limit = (!value.is_empty()).then_some(DoorLimit::Name);
+                        let problem = Problem::invalid(field, detail);
+                        return Err(Refusal { limit, problem });
                     }
                 }
                 digest(&key, &id)
             }
             _ => {
                 let detail = "name digest, or connection_id and socket_key";
-                return Err(Problem::invalid("digest", detail));
+                return Err(Problem::invalid("digest", detail).into());
             }
         };
         Ok(Change {
@@ -268,13 +311,23 @@ fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| Problem::invalid("", error.to_string()))
 }
 
+fn refusal(failed: &Failed) -> Refusal {
+    let limit = match failed {
+        Failed::Registry(RegistryError::TooManyChannels(_)) => Some(DoorLimit::Rooms),
+        Failed::Registry(RegistryError::Full) => Some(DoorLimit::Waiting),
+        _ => None,
+    };
+    let problem = problem(failed);
+    Refusal { limit, problem }
+}
+
 fn problem(failed: &Failed) -> Problem {
     let detail = failed.to_string();
     match failed {
         Failed::Emit(error) => Problem::of_emit(error),
         Failed::Registry(RegistryError::TooManyChannels(_)) => Problem::invalid("channels", detail),
         Failed::Registry(RegistryError::Full) => Problem::new(Kind::Busy, detail),
-        Failed::Registry(_) => Problem::new(Kind::Redis, detail),
+        Failed::Registry(_) | Failed::Unheard(_) => Problem::new(Kind::Redis, detail),
         Failed::Silent(_) => Problem::new(Kind::OtherNodes, detail),
         Failed::Message(_) => Problem::invalid("message", detail),
     }
@@ -288,9 +341,9 @@ mod tests {
 
     fn change(subscription: &Value) -> Result<Change, String> {
         let body = Bytes::from(subscription.to_string());
-        let read = read::<Subscription>(&body);
+        let read = read::<Subscription>(&body).map_err(Refusal::from);
         let change = read.and_then(Subscription::change);
-        change.map_err(|problem| problem.detail().to_owned())
+        change.map_err(|refusal| refusal.problem.detail().to_owned())
     }
 
     #[test]

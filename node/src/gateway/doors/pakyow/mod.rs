@@ -12,6 +12,8 @@
 //! is a broadcast, so clients of other doors in the room hear it, too. Whoever connects with the wrong
 //! pair is let in, has another digest, and hears nothing.
 //!
+//! Beside processes of Pakyow, subscriptions and pushes are in their Redis; see `ruby`.
+//!
 //! Changes to the subscriptions of one digest take turns, so that the rooms of a socket and the
 //! registry agree in the end.
 
@@ -20,20 +22,23 @@ mod connect;
 mod control;
 mod form;
 mod registry;
+mod reload;
+mod ruby;
 mod settings;
 mod subscriptions;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, OnceLock, atomic::AtomicUsize},
 };
 
 use http::HeaderValue;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prometheus::{IntCounterVec, Opts};
 use roomcast::{
-    EmitError, Limits, Namespace, RedisConfig, Server, Socket, pakyow::SOCKET_CHANNEL, plain::Form,
+    EmitError, HandlerError, Limits, Namespace, RedisConfig, Server, Socket,
+    bus::subscriber::ConfirmError, pakyow::SOCKET_CHANNEL, plain::Form,
 };
 use tokio::sync::{MutexGuard, Semaphore, SetOnce};
 
@@ -41,7 +46,8 @@ pub(crate) use self::settings::Settings;
 use self::{
     application::Application,
     form::Frames,
-    registry::{Bounds, Registry, RegistryError},
+    registry::{Registry, RegistryError},
+    ruby::Ruby,
     settings::Occasion,
     subscriptions::{Change, MatchingPush},
 };
@@ -56,6 +62,9 @@ const PUSH_MATCHING: &str = "pakyow:push";
 /// Digests share this number of turns.
 const TURNS: usize = 256;
 
+/// For each route of a socket that may run, so many may wait.
+const WAITING: usize = 4;
+
 /// A client of the door.
 pub(crate) struct Visitor {
     digest: String,
@@ -64,8 +73,9 @@ pub(crate) struct Visitor {
     cookie: Option<HeaderValue>,
     /// The routes that it may call at the same time.
     routes: Semaphore,
-    /// Those that run or wait.
+    /// Those that run or wait, and the most of them.
     calls: AtomicUsize,
+    max_calls: usize,
     /// Held while the application learns of the connect, which comes before the disconnect.
     notices: Arc<tokio::sync::Mutex<()>>,
     /// Set when it hears its channels.
@@ -82,6 +92,7 @@ impl Visitor {
             cookie: None,
             routes: Semaphore::new(settings.routes_per_socket),
             calls: AtomicUsize::new(0),
+            max_calls: settings.routes_per_socket.saturating_mul(1 + WAITING),
             notices: Arc::default(),
             is_joined: SetOnce::new(),
             place: Mutex::default(),
@@ -96,24 +107,41 @@ enum Failed {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Emit(#[from] EmitError),
+    #[error("pushes of Pakyow's processes: {0}")]
+    Unheard(#[from] ConfirmError),
     #[error("nodes with sockets of the digest did not confirm: {0}")]
     Silent(String),
     #[error("the message is invalid: {0}")]
     Message(String),
 }
 
+/// The sockets of a digest on this node.
+#[derive(Clone, Default)]
+struct Held {
+    sockets: Vec<Socket>,
+    /// The channels that they are subscribed to.
+    channels: BTreeSet<String>,
+}
+
 /// The door. Cheap to share.
 pub(crate) struct Pakyow {
-    settings: Settings,
+    namespace: String,
+    /// A reload may replace them, and the application.
+    settings: RwLock<Arc<Settings>>,
+    application: RwLock<Arc<Application>>,
     limits: Limits,
     registry: Registry,
-    application: Application,
-    /// The sockets of this node by digest.
-    sockets: Mutex<HashMap<String, Vec<Socket>>>,
+    /// The Redis of Pakyow's own processes, if there are any.
+    ruby: Option<Ruby>,
+    /// By digest.
+    sockets: Mutex<HashMap<String, Held>>,
     turns: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
     server: OnceLock<Server>,
     messages: IntCounterVec,
+    /// What was published in the Redis of Pakyow's processes.
+    published: IntCounterVec,
+    hooks: Hooks,
     /// How all clients see events.
     form: Arc<dyn Form>,
 }
@@ -125,27 +153,41 @@ impl Pakyow {
         hooks: &Hooks,
         redis: Option<RedisConfig>,
     ) -> Result<Arc<Self>, String> {
-        let bounds = Bounds {
-            lifetime: settings.lifetime.0,
-            grace: settings.grace.0,
-            channels: settings.max_channels,
+        let counter = |name, help| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["outcome"]);
+            counter.map_err(|error| error.to_string())
         };
-        let messages = Opts::new(
+        let messages = counter(
             "roomcast_pakyow_messages_total",
             "messages of Pakyow clients, by outcome",
-        );
+        )?;
+        let published = counter(
+            "roomcast_pakyow_registry_messages_total",
+            "messages from the Redis of Pakyow's processes, by outcome",
+        )?;
+        let registry = settings.registry.as_ref();
+        let ruby = registry.map(|settings| Ruby::new(settings, redis.as_ref(), published.clone()));
+        let ruby = ruby.transpose()?;
+        let registry = match &ruby {
+            Some(ruby) => ruby.registry(settings.bounds()),
+            None => Registry::new(settings.bounds(), redis),
+        };
+        let application = Application::new(settings, hooks)?;
         Ok(Arc::new(Self {
-            application: Application::new(settings, hooks)?,
-            registry: Registry::new(bounds, redis),
-            settings: settings.clone(),
+            namespace: settings.namespace.clone(),
+            settings: RwLock::new(Arc::new(settings.clone())),
+            application: RwLock::new(Arc::new(application)),
             limits,
+            registry,
+            ruby,
             sockets: Mutex::default(),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             server: OnceLock::new(),
+            messages,
+            published,
+            hooks: hooks.clone(),
             form: Arc::new(Frames),
-            messages: IntCounterVec::new(messages, &["outcome"])
-                .map_err(|error| error.to_string())?,
         }))
     }
 
@@ -156,12 +198,26 @@ impl Pakyow {
             let pakyow = Arc::clone(self);
             drop(tokio::spawn(async move { pakyow.renew_always().await }));
         }
+        if let Some(ruby) = &self.ruby {
+            ruby.start(self, server);
+            server
+                .registry()
+                .register(Box::new(self.published.clone()))?;
+        }
         server.registry().register(Box::new(self.messages.clone()))
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read())
+    }
+
+    fn application(&self) -> Arc<Application> {
+        Arc::clone(&self.application.read())
     }
 
     /// The namespace whose sockets the clients are.
     pub(crate) fn namespace(&self) -> &str {
-        &self.settings.namespace
+        &self.namespace
     }
 
     /// Adds what other nodes ask of this one.
@@ -170,7 +226,7 @@ impl Pakyow {
         namespace
             .on_server_side(JOIN, move |change: Change| {
                 let pakyow = Arc::clone(&joins);
-                async move { pakyow.join_here(&change).await }
+                async move { Ok::<_, HandlerError>(pakyow.join_here(&change).await?) }
             })
             .on_server_side(LEAVE, move |change: Change| {
                 let pakyow = Arc::clone(&leaves);
@@ -191,9 +247,11 @@ impl Pakyow {
         let turn = self.turn(digest).await;
         self.add(digest, socket);
         let joined = match self.registry.open(digest, &self.node()).await {
-            Ok(mut channels) => {
+            Ok(channels) => {
+                let mut channels = self.usable(channels);
+                self.note(digest, |known| known.extend(channels.iter().cloned()));
                 channels.push(format!("{SOCKET_CHANNEL}{digest}"));
-                socket.join_confirmed(channels.as_slice()).await
+                self.join(std::slice::from_ref(socket), &channels).await
             }
             Err(error) => {
                 tracing::warn!(%error, "a Pakyow client is sent away: its subscriptions are unknown");
@@ -211,7 +269,8 @@ impl Pakyow {
         let pakyow = Arc::clone(self);
         tokio::spawn(async move {
             let _until_it_is_told = notices;
-            pakyow.application.notify(Occasion::Join, &visitor).await;
+            let application = pakyow.application();
+            application.notify(Occasion::Join, &visitor).await;
         });
     }
 
@@ -230,26 +289,48 @@ impl Pakyow {
         drop(turn);
         drop(visitor.place.lock().take());
         let _after_the_connect = visitor.notices.lock().await;
-        self.application.notify(Occasion::Leave, visitor).await;
+        self.application().notify(Occasion::Leave, visitor).await;
     }
 
     fn add(&self, digest: &str, socket: &Socket) {
         let mut sockets = self.sockets.lock();
-        let known = sockets.entry(digest.to_owned()).or_default();
-        known.push(socket.clone());
+        let held = sockets.entry(digest.to_owned()).or_default();
+        held.sockets.push(socket.clone());
     }
 
     /// Returns whether it was the last one of the digest.
     fn remove(&self, digest: &str, socket: &Socket) -> bool {
         let mut sockets = self.sockets.lock();
-        let is_last = sockets.get_mut(digest).is_some_and(|known| {
-            known.retain(|known| known.id() != socket.id());
-            known.is_empty()
+        let is_last = sockets.get_mut(digest).is_some_and(|held| {
+            held.sockets.retain(|known| known.id() != socket.id());
+            held.sockets.is_empty()
         });
         if is_last {
             sockets.remove(digest);
         }
         is_last
+    }
+
+    /// The sockets of a digest on this node, and their channels.
+    fn held(&self, digest: &str) -> Held {
+        let sockets = self.sockets.lock();
+        sockets.get(digest).cloned().unwrap_or_default()
+    }
+
+    fn has_sockets_of(&self, digest: &str) -> bool {
+        self.sockets.lock().contains_key(digest)
+    }
+
+    /// The digests with sockets on this node.
+    fn digests(&self) -> Vec<String> {
+        self.sockets.lock().keys().cloned().collect()
+    }
+
+    /// Changes what is known of the channels of a digest, if it has sockets.
+    fn note(&self, digest: &str, change: impl FnOnce(&mut BTreeSet<String>)) {
+        if let Some(held) = self.sockets.lock().get_mut(digest) {
+            change(&mut held.channels);
+        }
     }
 
     /// Waits for the turn of a digest.

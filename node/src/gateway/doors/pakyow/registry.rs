@@ -11,23 +11,23 @@
 //! step is one script, so a subscription that is made while its socket connects is either among the
 //! channels that `open` returns, or `add` reports that the digest is connected. Sets of connected
 //! sockets are renewed, so those of a node that dies lapse. On a single node, memory holds the same.
+//! Beside processes of Pakyow, the subscriptions are in their hash.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::Duration,
-};
+mod hash;
+mod memory;
 
-use parking_lot::Mutex;
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, RwLock};
 use roomcast::{
     RedisConfig,
-    emitter::redis::{PublishError, Reply},
+    emitter::redis::{PublishError, Reply, Value},
 };
-use tokio::time::Instant;
 
+use self::memory::Memory;
+pub(super) use self::{hash::BATCH, memory::now};
+use super::subscriptions::RESERVED;
 use crate::gateway::redis_commands::RedisCommands;
-
-/// The most digests that memory holds. Redis has its own limits.
-const MAX_DIGESTS: usize = 200_000;
 
 /// The beginning of a member that names a node. Channels cannot begin like that.
 const NODE: &str = "pw:node:";
@@ -95,27 +95,48 @@ pub(super) struct Bounds {
 
 /// The subscriptions of all digests.
 pub(super) struct Registry {
-    bounds: Bounds,
+    /// A reload may replace them.
+    bounds: RwLock<Bounds>,
     store: Store,
 }
 
 enum Store {
     Memory(Mutex<Memory>),
-    Redis(Box<Shared>),
+    /// A set for each digest.
+    Sets(Box<RedisCommands>),
+    /// The hash of Pakyow's own processes, and its name.
+    Hash(Arc<RedisCommands>, String),
 }
 
 impl Registry {
+    /// In memory, or in Redis if there is a cluster.
     pub(super) fn new(bounds: Bounds, redis: Option<RedisConfig>) -> Self {
         let store = match redis {
-            Some(config) => Store::Redis(Box::new(Shared(RedisCommands::new(config)))),
+            Some(config) => Store::Sets(Box::new(RedisCommands::new(config))),
             None => Store::Memory(Mutex::default()),
         };
+        let bounds = RwLock::new(bounds);
         Self { bounds, store }
+    }
+
+    /// In the hash of this name, which Pakyow's own processes use, too.
+    pub(super) fn of_hash(bounds: Bounds, redis: Arc<RedisCommands>, name: String) -> Self {
+        let (bounds, store) = (RwLock::new(bounds), Store::Hash(redis, name));
+        Self { bounds, store }
+    }
+
+    /// Replaces the bounds. They count from the next change of each digest.
+    pub(super) fn set_bounds(&self, bounds: Bounds) {
+        *self.bounds.write() = bounds;
+    }
+
+    fn bounds(&self) -> Bounds {
+        *self.bounds.read()
     }
 
     /// Whether connected digests must be [renewed](Self::renew).
     pub(super) fn lapses(&self) -> bool {
-        matches!(self.store, Store::Redis(_))
+        !matches!(self.store, Store::Memory(_))
     }
 
     /// Subscribes a digest. Its sockets must join as well.
@@ -124,21 +145,19 @@ impl Registry {
         digest: &str,
         channels: &[String],
     ) -> Result<Holders, RegistryError> {
-        let shared = match &self.store {
-            Store::Memory(memory) => {
-                return memory.lock().add(digest, channels, self.bounds, now());
-            }
-            Store::Redis(shared) => shared,
-        };
-        let (lifetime, most) = (
-            millis(self.bounds.lifetime),
-            self.bounds.channels.to_string(),
-        );
-        let mut args = vec![lifetime.as_str(), most.as_str()];
+        let bounds = self.bounds();
+        let (lifetime, most) = (millis(bounds.lifetime), bounds.channels.to_string());
+        let mut args = vec![&*lifetime, &*most];
         args.extend(channels.iter().map(String::as_str));
-        let reply = shared.run(ADD, digest, &args).await?;
+        let reply = match &self.store {
+            Store::Memory(memory) => {
+                return memory.lock().add(digest, channels, bounds, now());
+            }
+            Store::Sets(redis) => of_set(redis, ADD, digest, &args).await?,
+            Store::Hash(redis, name) => hash::run(redis, name, hash::ADD, digest, &args).await?,
+        };
         if reply.integer() == Some(-1) {
-            return Err(RegistryError::TooManyChannels(self.bounds.channels));
+            return Err(RegistryError::TooManyChannels(bounds.channels));
         }
         holders(&reply)
     }
@@ -149,13 +168,15 @@ impl Registry {
         digest: &str,
         channels: &[String],
     ) -> Result<Holders, RegistryError> {
-        match &self.store {
-            Store::Memory(memory) => Ok(memory.lock().remove(digest, channels)),
-            Store::Redis(shared) => {
-                let args: Vec<_> = channels.iter().map(String::as_str).collect();
-                holders(&shared.run(REMOVE, digest, &args).await?)
+        let names: Vec<_> = channels.iter().map(String::as_str).collect();
+        let reply = match &self.store {
+            Store::Memory(memory) => return Ok(memory.lock().remove(digest, channels)),
+            Store::Sets(redis) => of_set(redis, REMOVE, digest, &names).await?,
+            Store::Hash(redis, name) => {
+                hash::run(redis, name, hash::REMOVE, digest, &names).await?
             }
-        }
+        };
+        holders(&reply)
     }
 
     /// A socket of a node has connected. Returns its channels.
@@ -164,38 +185,72 @@ impl Registry {
         digest: &str,
         node: &str,
     ) -> Result<Vec<String>, RegistryError> {
-        let shared = match &self.store {
-            Store::Memory(memory) => return Ok(memory.lock().open(digest, self.bounds, now())),
-            Store::Redis(shared) => shared,
+        let bounds = self.bounds();
+        let (lifetime, node) = (millis(bounds.lifetime), format!("{NODE}{node}"));
+        let args = [&*lifetime, &*node];
+        let reply = match &self.store {
+            Store::Memory(memory) => return Ok(memory.lock().open(digest, bounds, now())),
+            Store::Sets(redis) => of_set(redis, OPEN, digest, &args).await?,
+            Store::Hash(redis, name) => hash::run(redis, name, hash::OPEN, digest, &args).await?,
         };
-        let (lifetime, node) = (millis(self.bounds.lifetime), format!("{NODE}{node}"));
-        let reply = shared.run(OPEN, digest, &[&lifetime, &node]).await?;
         let members = reply.list().ok_or(RegistryError::Reply)?.iter();
         let channels = members.filter_map(Reply::text);
-        let channels = channels.filter(|channel| !channel.starts_with(NODE));
+        let channels = channels.filter(|channel| !channel.starts_with(RESERVED));
         Ok(channels.map(str::to_owned).collect())
     }
 
     /// The last socket of a node has disconnected.
     pub(super) async fn close(&self, digest: &str, node: &str) -> Result<(), RegistryError> {
+        let bounds = self.bounds();
+        let (grace, node) = (millis(bounds.grace), format!("{NODE}{node}"));
+        let args = [&*grace, &*node];
         match &self.store {
-            Store::Memory(memory) => memory.lock().close(digest, self.bounds, now()),
-            Store::Redis(shared) => {
-                let (grace, node) = (millis(self.bounds.grace), format!("{NODE}{node}"));
-                shared.run(CLOSE, digest, &[&grace, &node]).await?;
+            Store::Memory(memory) => memory.lock().close(digest, bounds, now()),
+            Store::Sets(redis) => drop(of_set(redis, CLOSE, digest, &args).await?),
+            Store::Hash(redis, name) => {
+                drop(hash::run(redis, name, hash::CLOSE, digest, &args).await?);
             }
         }
         Ok(())
     }
 
     /// Keeps a connected digest for another lifetime. Returns `false` if Redis has lost it.
-    pub(super) async fn renew(&self, digest: &str) -> Result<bool, RegistryError> {
-        let Store::Redis(shared) = &self.store else {
-            return Ok(true);
+    pub(super) async fn renew(&self, digest: &str, node: &str) -> Result<bool, RegistryError> {
+        let lifetime = millis(self.bounds().lifetime);
+        let reply = match &self.store {
+            Store::Memory(_) => return Ok(true),
+            Store::Sets(redis) => {
+                let key = key(redis, digest);
+                redis.run(&key, &["PEXPIRE", &key, &lifetime]).await?
+            }
+            Store::Hash(redis, name) => {
+                let node = format!("{NODE}{node}");
+                let args = [&*lifetime, &*node];
+                hash::run(redis, name, hash::RENEW, digest, &args).await?
+            }
         };
-        let (key, lifetime) = (shared.key(digest), millis(self.bounds.lifetime));
-        let reply = shared.0.run(&key, &["PEXPIRE", &key, &lifetime]).await?;
         Ok(reply.integer().ok_or(RegistryError::Reply)? == 1)
+    }
+
+    /// Removes what nobody renews from a store where nothing lapses by itself.
+    pub(super) async fn sweep(&self) -> Result<(), RegistryError> {
+        match &self.store {
+            Store::Hash(redis, name) => {
+                hash::sweep(redis, name, &millis(self.bounds().lifetime)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The channels of digests as others may have changed them, `None` where that cannot be.
+    pub(super) async fn read(
+        &self,
+        digests: &[String],
+    ) -> Result<Option<Vec<Vec<String>>>, RegistryError> {
+        match &self.store {
+            Store::Hash(redis, name) => Ok(Some(hash::read(redis, name, digests).await?)),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -221,7 +276,7 @@ impl Holders {
     }
 }
 
-fn holders(reply: &impl Reply) -> Result<Holders, RegistryError> {
+fn holders(reply: &Value) -> Result<Holders, RegistryError> {
     let members = reply.list().ok_or(RegistryError::Reply)?.iter();
     let nodes = members.filter_map(|member| member.text()?.strip_prefix(NODE));
     Ok(Holders::Nodes(nodes.map(str::to_owned).collect()))
@@ -231,121 +286,33 @@ fn millis(span: Duration) -> String {
     span.as_millis().to_string()
 }
 
-/// The subscriptions in Redis. All scripts may run twice.
-struct Shared(RedisCommands);
-
-impl Shared {
-    fn key(&self, digest: &str) -> String {
-        format!("{}-pk:sub:{digest}", self.0.prefix())
-    }
-
-    async fn run(
-        &self,
-        script: &str,
-        digest: &str,
-        args: &[&str],
-    ) -> Result<impl Reply + use<>, PublishError> {
-        let key = self.key(digest);
-        let mut command = vec!["EVAL", script, "1", &key];
-        command.extend(args);
-        self.0.run(&key, &command).await
-    }
+/// The set of a digest.
+fn key(redis: &RedisCommands, digest: &str) -> String {
+    format!("{}-pk:sub:{digest}", redis.prefix())
 }
 
-/// The subscriptions of a single node.
-#[derive(Default)]
-struct Memory {
-    entries: HashMap<String, Entry>,
-    /// When lapsed entries are removed again.
-    sweep: Option<Instant>,
+/// Runs a script on the set of a digest. All scripts may run twice.
+async fn of_set(
+    redis: &RedisCommands,
+    script: &str,
+    digest: &str,
+    args: &[&str],
+) -> Result<Value, PublishError> {
+    eval(redis, script, &[&key(redis, digest)], args).await
 }
 
-struct Entry {
-    channels: BTreeSet<String>,
-    is_open: bool,
-    /// When it lapses unless it is open.
-    until: Instant,
-}
-
-impl Memory {
-    fn add(
-        &mut self,
-        digest: &str,
-        channels: &[String],
-        bounds: Bounds,
-        now: Instant,
-    ) -> Result<Holders, RegistryError> {
-        self.forget(bounds, now);
-        if self.entries.len() >= MAX_DIGESTS && !self.entries.contains_key(digest) {
-            return Err(RegistryError::Full);
-        }
-        let known = self.entry(digest, now);
-        let new = channels
-            .iter()
-            .filter(|channel| !known.channels.contains(*channel));
-        if known.channels.len() + new.count() > bounds.channels {
-            return Err(RegistryError::TooManyChannels(bounds.channels));
-        }
-        known.channels.extend(channels.iter().cloned());
-        known.until = now + bounds.lifetime;
-        Ok(Holders::Here(known.is_open))
-    }
-
-    fn remove(&mut self, digest: &str, channels: &[String]) -> Holders {
-        let Some(known) = self.entries.get_mut(digest) else {
-            return Holders::Here(false);
-        };
-        known.channels.retain(|channel| !channels.contains(channel));
-        Holders::Here(known.is_open)
-    }
-
-    fn open(&mut self, digest: &str, bounds: Bounds, now: Instant) -> Vec<String> {
-        self.forget(bounds, now);
-        let known = self.entry(digest, now);
-        known.is_open = true;
-        known.channels.iter().cloned().collect()
-    }
-
-    fn close(&mut self, digest: &str, bounds: Bounds, now: Instant) {
-        if bounds.grace.is_zero() {
-            self.entries.remove(digest);
-        } else if let Some(known) = self.entries.get_mut(digest) {
-            known.is_open = false;
-            known.until = now + bounds.grace;
-        }
-    }
-
-    /// An entry that has expired counts as a new one.
-    fn entry(&mut self, digest: &str, now: Instant) -> &mut Entry {
-        let entry = self.entries.entry(digest.to_owned());
-        let entry = entry.or_insert_with(|| Entry {
-            channels: BTreeSet::new(),
-            is_open: false,
-            until: now,
-        });
-        if !entry.is_open && entry.until <= now {
-            entry.channels.clear();
-        }
-        entry
-    }
-
-    /// Removes what has lapsed, at most once in a lifetime unless the memory is full.
-    fn forget(&mut self, bounds: Bounds, now: Instant) {
-        let is_due = self.sweep.is_none_or(|sweep| sweep <= now);
-        if is_due || self.entries.len() >= MAX_DIGESTS {
-            self.entries
-                .retain(|_, entry| entry.is_open || entry.until > now);
-            self.sweep = Some(now + bounds.lifetime);
-        }
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "what is kept lapses by the clock of the runtime"
-)]
-fn now() -> Instant {
-    Instant::now()
+async fn eval(
+    redis: &RedisCommands,
+    script: &str,
+    keys: &[&str],
+    args: &[&str],
+) -> Result<Value, PublishError> {
+    let count = keys.len().to_string();
+    let mut command = vec!["EVAL", script, &count];
+    command.extend(keys);
+    command.extend(args);
+    let first = keys.first().copied().unwrap_or_default();
+    redis.run(first, &command).await
 }
 
 #[cfg(test)]
@@ -397,36 +364,6 @@ mod tests {
         assert_eq!(Holders::Here(true).at("a"), (true, false));
     }
 
-    #[test]
-    fn a_pair_that_never_connects_is_forgotten() {
-        let (mut memory, start) = (Memory::default(), now());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        memory.add("d", &names(&["a"]), BOUNDS, start).unwrap();
-        memory.add("open", &names(&["a"]), BOUNDS, start).unwrap();
-        memory.open("open", BOUNDS, start);
-        memory.add("d", &names(&["b"]), BOUNDS, after(599)).unwrap();
-        assert_eq!(memory.open("d", BOUNDS, after(1198)), ["a", "b"]);
-        memory
-            .add("late", &names(&["a"]), BOUNDS, after(1198))
-            .unwrap();
-        assert_eq!(memory.open("late", BOUNDS, after(1798)), names(&[]));
-        assert_eq!(memory.open("open", BOUNDS, after(9999)), ["a"]);
-    }
-
-    #[test]
-    fn a_grace_keeps_the_subscriptions_of_a_socket_that_comes_back() {
-        let (mut memory, start) = (Memory::default(), now());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let grace = Duration::from_secs(5);
-        let bounds = Bounds { grace, ..BOUNDS };
-        memory.add("d", &names(&["a"]), bounds, start).unwrap();
-        memory.open("d", bounds, start);
-        memory.close("d", bounds, start);
-        assert_eq!(memory.open("d", bounds, after(4)), ["a"]);
-        memory.close("d", bounds, after(4));
-        assert_eq!(memory.open("d", bounds, after(9)), names(&[]));
-    }
-
     #[tokio::test]
     async fn the_channels_of_a_socket_are_limited() {
         let registry = Registry::new(BOUNDS, None);
@@ -435,21 +372,5 @@ mod tests {
         assert!(error.to_string().contains("3 channels"), "{error}");
         registry.add("d", &names(&["a", "b", "c"])).await.unwrap();
         assert_eq!(registry.open("d", "n").await.unwrap(), ["a", "b", "c"]);
-    }
-
-    #[test]
-    fn the_digests_in_memory_are_limited_to_those_that_have_not_lapsed() {
-        let (mut memory, now) = (Memory::default(), now());
-        let one = names(&["a"]);
-        for number in 0..MAX_DIGESTS {
-            memory.add(&number.to_string(), &one, BOUNDS, now).unwrap();
-        }
-        let full = memory.add("more", &one, BOUNDS, now);
-        assert!(matches!(full, Err(RegistryError::Full)), "{full:?}");
-        assert!(memory.add("0", &one, BOUNDS, now).is_ok());
-        memory
-            .add("more", &one, BOUNDS, now + BOUNDS.lifetime)
-            .unwrap();
-        assert_eq!(memory.entries.len(), 1);
     }
 }

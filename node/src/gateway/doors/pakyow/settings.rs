@@ -1,12 +1,17 @@
 //! The table `[doors.pakyow]` of the settings.
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf, time::Duration};
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use roomcast::{
+    RedisUrl,
+    emitter::redis::{Endpoint, Topology},
+};
+use serde::Deserialize;
 
+use super::registry::Bounds;
 use crate::gateway::{
     hooks::{self, Target},
-    values::{self, ByteSize, Span},
+    values::{ByteSize, Span, read},
 };
 
 /// The door for clients of Pakyow's realtime channels. Without this table, it is closed.
@@ -14,7 +19,7 @@ use crate::gateway::{
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
     /// The namespace whose sockets the clients are.
-    #[serde(deserialize_with = "namespace")]
+    #[serde(deserialize_with = "read::namespace")]
     pub(crate) namespace: String,
     /// The application whose routes clients call. Without one, such calls get status 502.
     pub(crate) application: Option<Target>,
@@ -37,11 +42,13 @@ pub(crate) struct Settings {
     /// How long subscriptions wait for their socket.
     pub(crate) lifetime: Span,
     /// How long they wait for it to come back.
-    #[serde(deserialize_with = "pause")]
+    #[serde(deserialize_with = "read::pause")]
     pub(crate) grace: Span,
     /// A cookie with the socket key, if the application sets one.
     pub(crate) key_cookie: Option<String>,
     pub(crate) hook: Option<HookSettings>,
+    /// The Redis of Pakyow's own processes, if there are any.
+    pub(crate) registry: Option<RegistrySettings>,
 }
 
 impl Default for Settings {
@@ -50,17 +57,18 @@ impl Default for Settings {
             namespace: "/pakyow".to_owned(),
             application: None,
             actions: None,
-            timeout: Span(std::time::Duration::from_secs(30)),
+            timeout: Span(Duration::from_secs(30)),
             concurrency: 64,
             queue: 1024,
             routes_per_socket: 16,
             max_response: ByteSize(1 << 20),
             max_message: ByteSize(64 << 10),
             max_channels: 1000,
-            lifetime: Span(std::time::Duration::from_secs(600)),
-            grace: Span(std::time::Duration::ZERO),
+            lifetime: Span(Duration::from_secs(600)),
+            grace: Span(Duration::ZERO),
             key_cookie: None,
             hook: None,
+            registry: None,
         }
     }
 }
@@ -84,9 +92,9 @@ pub(crate) struct HookSettings {
     pub(crate) url: Target,
     #[serde(default = "all_occasions")]
     pub(crate) on: Vec<Occasion>,
-    #[serde(default = "timeout")]
-    pub(crate) timeout: Span,
-    #[serde(default = "concurrency")]
+    #[serde(default = "hooks::default_timeout", deserialize_with = "read::span")]
+    pub(crate) timeout: Duration,
+    #[serde(default = "hooks::default_concurrency")]
     pub(crate) concurrency: usize,
     pub(crate) secret_file: Option<PathBuf>,
     pub(crate) secret_env: Option<String>,
@@ -96,12 +104,33 @@ fn all_occasions() -> Vec<Occasion> {
     vec![Occasion::Connect, Occasion::Join, Occasion::Leave]
 }
 
-fn timeout() -> Span {
-    Span(std::time::Duration::from_secs(5))
+/// The registry that nodes share with processes of Pakyow.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RegistrySettings {
+    /// The address of their Redis.
+    #[serde(deserialize_with = "read::redis")]
+    pub(crate) url: Option<RedisUrl>,
+    /// The environment variable with it.
+    pub(crate) url_env: Option<String>,
+    /// The hash with the subscriptions.
+    pub(crate) key: String,
+    /// How long a change may remain unknown that a process makes without telling anybody.
+    pub(crate) refresh: Span,
+    /// The largest message of a push.
+    pub(crate) max_push: ByteSize,
 }
 
-fn concurrency() -> usize {
-    64
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            url_env: None,
+            key: "pw:channels".to_owned(),
+            refresh: Span(Duration::from_secs(5)),
+            max_push: ByteSize(1 << 20),
+        }
+    }
 }
 
 impl Settings {
@@ -135,7 +164,20 @@ impl Settings {
         {
             return problem("hook.on is empty, so the hook would never be called");
         }
-        Ok(())
+        match &self.registry {
+            Some(registry) => registry
+                .check()
+                .map_err(|what| format!("[doors.pakyow.registry]: {what}")),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            lifetime: self.lifetime.0,
+            grace: self.grace.0,
+            channels: self.max_channels,
+        }
     }
 
     /// The client of the application's routes. Its circuit never opens, because a client chooses the
@@ -155,7 +197,7 @@ impl Settings {
 impl HookSettings {
     pub(super) fn backend(&self) -> hooks::Settings {
         hooks::Settings {
-            timeout: self.timeout.0,
+            timeout: self.timeout,
             concurrency: self.concurrency,
             secret_file: self.secret_file.clone(),
             secret_env: self.secret_env.clone(),
@@ -164,14 +206,39 @@ impl HookSettings {
     }
 }
 
-fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    values::namespace(&text).map_err(D::Error::custom)
+impl RegistrySettings {
+    fn check(&self) -> Result<(), String> {
+        if self.key.is_empty() {
+            return Err("key is the name of a hash".to_owned());
+        }
+        match (&self.url, &self.url_env) {
+            (Some(url), None) => check_server(url),
+            (None, Some(_)) => Ok(()),
+            _ => Err("either url or url_env names the Redis of Pakyow's processes".to_owned()),
+        }
+    }
+
+    /// The address. The error names the variable that lacks it.
+    pub(super) fn address(&self) -> Result<RedisUrl, String> {
+        let Some(name) = &self.url_env else {
+            let url = self.url.clone();
+            return url.ok_or_else(|| "url is missing".to_owned());
+        };
+        let text = env::var(name)
+            .map_err(|_| format!("the environment variable {name} of url_env is not set"))?;
+        let url = text.parse::<RedisUrl>();
+        let url = url.map_err(|error| format!("the variable {name} of url_env: {error}"))?;
+        check_server(&url).map(|()| url)
+    }
 }
 
-fn pause<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    values::pause(&text).map_err(D::Error::custom)
+/// Refuses a Redis Cluster, which Pakyow's processes cannot use, and whose servers count subscribers
+/// each for itself.
+fn check_server(url: &RedisUrl) -> Result<(), String> {
+    match Endpoint::new(url.clone()).topology() {
+        Topology::Cluster => Err("the registry cannot be in a Redis Cluster".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -216,10 +283,39 @@ mod tests {
                 "unknown variant",
             ),
             (json!({ "hok": {} }), "unknown field"),
+            (json!({ "registry": {} }), "either url or url_env"),
+            (
+                json!({ "registry": { "url": "redis://a", "url_env": "A" } }),
+                "either url or url_env",
+            ),
+            (
+                json!({ "registry": { "url": "http://a" } }),
+                "the URL of Redis must begin",
+            ),
+            (
+                json!({ "registry": { "url": "redis+cluster://a:1" } }),
+                "cannot be in a Redis Cluster",
+            ),
+            (
+                json!({ "registry": { "url": "redis://a", "key": "" } }),
+                "name of a hash",
+            ),
         ] {
             let error = read(settings.clone()).unwrap_err();
             assert!(error.contains(reason), "{settings}: {error}");
         }
         assert_eq!(read(json!({ "grace": "0s" })).unwrap().grace.0.as_secs(), 0);
+    }
+
+    #[test]
+    fn the_address_of_the_registry_is_in_the_file_or_in_a_variable() {
+        let address = |registry: Value| {
+            let settings = read(json!({ "registry": registry })).unwrap();
+            settings.registry.unwrap().address()
+        };
+        let url = address(json!({ "url": "redis://localhost:7000/3" })).unwrap();
+        assert_eq!(url.to_string(), "redis://localhost:7000/3");
+        let error = address(json!({ "url_env": "ROOMCAST_TEST_NO_SUCH_VARIABLE" })).unwrap_err();
+        assert!(error.contains("is not set"), "{error}");
     }
 }

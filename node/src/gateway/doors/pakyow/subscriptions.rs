@@ -4,14 +4,18 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use roomcast::{
-    Args, BroadcastOperator, EmitError, JoinError,
+    Args, BroadcastOperator, EmitError, JoinError, Socket,
     pakyow::{Pattern, SOCKET_CHANNEL},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 use tokio::time::sleep;
 
-use super::{Failed, JOIN, LEAVE, PUSH_MATCHING, Pakyow, form::PUSH, registry::Holders};
+use super::{
+    Failed, JOIN, LEAVE, PUSH_MATCHING, Pakyow,
+    form::PUSH,
+    registry::{BATCH, Holders, RegistryError},
+};
 use crate::gateway::{operations::binary, policy::USER_ROOMS};
 
 /// How long other nodes may take to subscribe a socket.
@@ -58,6 +62,9 @@ impl Pakyow {
         if has_others {
             self.ask_others(JOIN, change).await?;
         }
+        if let Some(ruby) = &self.ruby {
+            ruby.changed(&change.digest).await;
+        }
         Ok(())
     }
 
@@ -73,6 +80,9 @@ impl Pakyow {
         }
         if has_others {
             self.ask_others(LEAVE, change).await?;
+        }
+        if let Some(ruby) = &self.ruby {
+            ruby.changed(&change.digest).await;
         }
         Ok(())
     }
@@ -95,28 +105,53 @@ impl Pakyow {
     }
 
     /// Returns whether this node has sockets of the digest.
-    pub(super) async fn join_here(&self, change: &Change) -> Result<bool, EmitError> {
+    pub(super) async fn join_here(&self, change: &Change) -> Result<bool, Failed> {
         let _turn = self.turn(&change.digest).await;
-        let sockets = self.sockets.lock().get(&change.digest).cloned();
-        let sockets = sockets.unwrap_or_default();
-        for socket in &sockets {
-            match socket.join_confirmed(change.channels.as_slice()).await {
-                Ok(()) | Err(EmitError::Join(JoinError::Disconnected)) => {}
-                Err(error) => return Err(error),
-            }
+        let sockets = self.held(&change.digest).sockets;
+        if sockets.is_empty() {
+            return Ok(false);
         }
-        Ok(!sockets.is_empty())
+        self.note(&change.digest, |known| {
+            known.extend(change.channels.iter().cloned());
+        });
+        self.join(&sockets, &change.channels).await?;
+        Ok(true)
     }
 
     /// Returns whether this node has sockets of the digest.
     pub(super) async fn leave_here(&self, change: &Change) -> bool {
         let _turn = self.turn(&change.digest).await;
-        let sockets = self.sockets.lock().get(&change.digest).cloned();
-        let sockets = sockets.unwrap_or_default();
+        let sockets = self.held(&change.digest).sockets;
         for socket in &sockets {
             socket.leave(change.channels.as_slice());
         }
+        self.note(&change.digest, |known| {
+            known.retain(|channel| !change.channels.contains(channel));
+        });
         !sockets.is_empty()
+    }
+
+    /// Has sockets join channels. When this returns, they hear the pushes of all nodes, and of Pakyow's
+    /// processes.
+    pub(super) async fn join(&self, sockets: &[Socket], channels: &[String]) -> Result<(), Failed> {
+        for socket in sockets {
+            match socket.join_confirmed(channels).await {
+                Ok(()) | Err(EmitError::Join(JoinError::Disconnected)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(ruby) = &self.ruby {
+            ruby.listen(channels).await?;
+        }
+        Ok(())
+    }
+
+    /// Those of the channels that a socket can join: others may have written anything into the registry.
+    pub(super) fn usable(&self, channels: Vec<String>) -> Vec<String> {
+        let most = self.limits.room_name_bytes;
+        let channels = channels.into_iter();
+        let usable = channels.filter(|channel| (1..=most).contains(&channel.len()));
+        usable.take(self.settings().max_channels).collect()
     }
 
     /// Pushes a message to channels. A socket gets it once for each channel that it is in, whichever
@@ -126,15 +161,7 @@ impl Pakyow {
         let (patterns, except): (Vec<_>, Vec<_>) = names
             .into_iter()
             .partition(|name| Pattern::new(name).is_some());
-        let mut emits = Vec::new();
-        for channel in &except {
-            let args = push_args(message.get(), channel)?;
-            emits.push(self.sockets_of_all()?.to(channel).emit(PUSH, args));
-        }
-        // All are enqueued before the first is awaited.
-        for emitted in join_all(emits).await {
-            emitted?;
-        }
+        self.push_exactly(message, &except).await?;
         if patterns.is_empty() {
             return Ok(());
         }
@@ -150,6 +177,27 @@ impl Pakyow {
         );
         here?;
         there?;
+        Ok(())
+    }
+
+    async fn push_exactly(&self, message: &RawValue, channels: &[String]) -> Result<(), Failed> {
+        if let Some(ruby) = &self.ruby {
+            let pushes = channels.iter();
+            let pushes = pushes.map(|channel| ruby.push(channel, message.get()));
+            for pushed in join_all(pushes).await {
+                pushed.map_err(RegistryError::from)?;
+            }
+            return Ok(());
+        }
+        let mut emits = Vec::new();
+        for channel in channels {
+            let args = push_args(message.get(), channel)?;
+            emits.push(self.sockets_of_all()?.to(channel).emit(PUSH, args));
+        }
+        // All are enqueued before the first is awaited.
+        for emitted in join_all(emits).await {
+            emitted?;
+        }
         Ok(())
     }
 
@@ -175,13 +223,17 @@ impl Pakyow {
         channel: &str,
         message: &RawValue,
     ) -> Result<(), Failed> {
+        if let Some(ruby) = &self.ruby {
+            let pushed = ruby.push_to(digest, channel, message).await;
+            return Ok(pushed.map_err(RegistryError::from)?);
+        }
         let args = push_args(message.get(), channel)?;
         let room = format!("{SOCKET_CHANNEL}{digest}");
         self.sockets_of_all()?.to(&room).emit(PUSH, args).await?;
         Ok(())
     }
 
-    fn sockets_of_all(&self) -> Result<BroadcastOperator, EmitError> {
+    pub(super) fn sockets_of_all(&self) -> Result<BroadcastOperator, EmitError> {
         let namespace = self.namespace();
         let server = self.server().map(|server| server.of(namespace));
         server.ok_or_else(|| EmitError::UnknownNamespace(namespace.into()))
@@ -190,43 +242,88 @@ impl Pakyow {
     /// Keeps the digests of this node in Redis, and puts those back that it has lost.
     pub(super) async fn renew_always(self: Arc<Self>) {
         loop {
-            sleep(self.settings.lifetime.0 / 3).await;
-            let digests: Vec<_> = self.sockets.lock().keys().cloned().collect();
-            for digest in digests {
+            sleep(self.settings().lifetime.0 / 3).await;
+            for digest in self.digests() {
                 if let Err(error) = self.renew(&digest).await {
                     tracing::warn!(%error, "subscriptions of Pakyow clients cannot be renewed");
                     break;
                 }
             }
+            if let Err(error) = self.registry.sweep().await {
+                tracing::warn!(%error, "subscriptions of Pakyow clients that are over stay for now");
+            }
         }
     }
 
-    async fn renew(&self, digest: &str) -> Result<(), super::RegistryError> {
-        if self.registry.renew(digest).await? {
+    async fn renew(&self, digest: &str) -> Result<(), RegistryError> {
+        if self.registry.renew(digest, &self.node()).await? {
             return Ok(());
         }
         let _turn = self.turn(digest).await;
-        let sockets = self.sockets.lock().get(digest).cloned();
-        let Some(sockets) = sockets else {
+        self.restore(digest).await
+    }
+
+    /// Writes the subscriptions that Redis has lost, if there are sockets that need them.
+    async fn restore(&self, digest: &str) -> Result<(), RegistryError> {
+        let held = self.held(digest);
+        if held.sockets.is_empty() {
             return Ok(());
-        };
-        let rooms = sockets.iter().flat_map(|socket| {
-            let own = socket.id().as_str();
-            let rooms = socket.rooms().into_iter();
-            rooms.filter(move |room| room != own && !room.starts_with(RESERVED))
-        });
-        let rooms: BTreeSet<_> = rooms.collect();
-        let rooms: Vec<_> = rooms.into_iter().collect();
+        }
         self.registry.open(digest, &self.node()).await?;
-        if !rooms.is_empty() {
-            self.registry.add(digest, &rooms).await?;
+        let channels: Vec<_> = held.channels.into_iter().collect();
+        if !channels.is_empty() {
+            self.registry.add(digest, &channels).await?;
         }
         Ok(())
+    }
+
+    /// Follows the changes that others have made to the subscriptions of digests.
+    pub(super) async fn read_again(&self, digests: &[String]) -> Result<(), Failed> {
+        for digests in digests.chunks(BATCH) {
+            let Some(lists) = self.registry.read(digests).await? else {
+                return Ok(());
+            };
+            for (digest, channels) in digests.iter().zip(lists) {
+                let channels: BTreeSet<_> = self.usable(channels).into_iter().collect();
+                if channels != self.held(digest).channels {
+                    self.follow(digest).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows the changes to the subscriptions of a digest. When this returns, they are in force here.
+    pub(super) async fn follow(&self, digest: &str) -> Result<(), Failed> {
+        let _turn = self.turn(digest).await;
+        let held = self.held(digest);
+        if held.sockets.is_empty() {
+            return Ok(());
+        }
+        // What Redis has lost was not changed by anybody.
+        if !self.registry.renew(digest, &self.node()).await? {
+            return Ok(self.restore(digest).await?);
+        }
+        let read = self.registry.read(&[digest.to_owned()]).await?;
+        let Some(channels) = read.and_then(|mut lists| lists.pop()) else {
+            return Ok(());
+        };
+        let channels: BTreeSet<_> = self.usable(channels).into_iter().collect();
+        let left: Vec<_> = held.channels.difference(&channels).cloned().collect();
+        for socket in held.sockets.iter().filter(|_| !left.is_empty()) {
+            socket.leave(left.as_slice());
+        }
+        let joined: Vec<_> = channels.difference(&held.channels).cloned().collect();
+        self.note(digest, |known| *known = channels);
+        match joined.is_empty() {
+            true => Ok(()),
+            false => self.join(&held.sockets, &joined).await,
+        }
     }
 }
 
 /// The arguments of the event that carries a push. Binary may stand in it as the HTTP API has it.
-fn push_args(message: &str, channel: &str) -> Result<Args, Failed> {
+pub(super) fn push_args(message: &str, channel: &str) -> Result<Args, Failed> {
     let channel = Value::from(channel);
     let json = format!(r#"[{{"payload":{message},"channel":{channel}}}]"#);
     let json: &RawValue =

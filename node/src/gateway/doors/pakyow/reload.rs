@@ -1,0 +1,51 @@
+//! What a reload replaces of the door's settings.
+//!
+//! Sockets keep the number of routes that they may call, and requests that run keep their application. All
+//! else counts from the next message or call on.
+
+use std::{future::ready, sync::Arc};
+
+use super::{Application, Pakyow};
+use crate::gateway::{
+    config::Config,
+    reload::{Preparing, Reloadable, Swap},
+};
+
+impl Reloadable for Arc<Pakyow> {
+    /// All but `namespace` and `registry`, which name what the door is connected to.
+    fn keys(&self) -> &'static [&'static str] {
+        &[
+            "doors.pakyow.application",
+            "doors.pakyow.actions",
+            "doors.pakyow.timeout",
+            "doors.pakyow.concurrency",
+            "doors.pakyow.queue",
+            "doors.pakyow.routes_per_socket",
+            "doors.pakyow.max_response",
+            "doors.pakyow.max_message",
+            "doors.pakyow.max_channels",
+            "doors.pakyow.lifetime",
+            "doors.pakyow.grace",
+            "doors.pakyow.key_cookie",
+            "doors.pakyow.hook",
+        ]
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
+        // A door is neither opened nor closed by a reload.
+        let Some(settings) = config.settings.doors.pakyow.clone() else {
+            return Box::pin(ready(Ok(Box::new(|| {}) as Swap)));
+        };
+        let application = Application::new(&settings, &self.hooks);
+        let swap = application.map(|application| {
+            let pakyow = Self::clone(self);
+            Box::new(move || {
+                pakyow.registry.set_bounds(settings.bounds());
+                pakyow.application().retire();
+                *pakyow.application.write() = Arc::new(application);
+                *pakyow.settings.write() = Arc::new(settings);
+            }) as Swap
+        });
+        Box::pin(ready(swap))
+    }
+}
