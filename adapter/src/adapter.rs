@@ -331,7 +331,10 @@ impl<M: Member> Adapter<M> {
     fn is_tracked(&self, id: &SocketId) -> bool {
         match self.tracking {
             Tracking::Nothing => false,
-            Tracking::Rooms => id.as_str().len() != SocketId::LEN,
+            Tracking::Rooms => {
+                let is_own = || self.bus.as_ref().is_none_or(|bus| bus.is_own(id));
+                id.as_str().len() != SocketId::LEN || !is_own()
+            }
             Tracking::RoomsAndSockets => true,
         }
     }

@@ -18,8 +18,12 @@ use roomcast_protocol::{
 };
 
 mod log;
+mod sessions;
 
-pub use log::{HistoryEntry, HistoryLimits, Log, Page};
+pub use log::{
+    HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page,
+};
+pub use sessions::{Session, Sessions};
 
 /// The futures of this module: boxed, because they cross a trait object.
 pub type BusFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -103,9 +107,22 @@ pub trait BusHandle: Send + Sync + 'static {
     /// Publishes a message to all other nodes. It is enqueued when this returns, in call order.
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>>;
 
-    /// Opens the log of the namespace's rooms. `None` if the bus keeps none, which is the default.
-    fn log(&self, _limits: HistoryLimits) -> Option<Arc<dyn Log>> {
+    /// Opens the logs of the namespace. `None` if the bus keeps none, which is the default.
+    fn log(&self, _limits: LogLimits) -> Option<Arc<dyn Log>> {
         None
+    }
+
+    /// Returns where the sessions of the namespace's clients are kept. `None` if the bus keeps none,
+    /// which is the default.
+    fn sessions(&self) -> Option<Arc<dyn Sessions>> {
+        None
+    }
+
+    /// Returns whether this node made the id, so that messages to the private room of its socket arrive
+    /// without being [tracked](Tracking::Rooms). A client that comes back from another node keeps the id
+    /// that it got there. Default: always.
+    fn is_own(&self, _socket: &SocketId) -> bool {
+        true
     }
 
     /// Asks all other nodes and collects their answers, for `timeout` at most. The question is
@@ -177,7 +194,7 @@ pub enum Tracking {
     #[default]
     Nothing,
     /// Public rooms, and the private rooms of sockets whose id does not have the ordinary length
-    /// ([`SocketId::LEN`]).
+    /// ([`SocketId::LEN`]) or was not [made](BusHandle::is_own) by this node.
     Rooms,
     /// All rooms, private ones included.
     RoomsAndSockets,

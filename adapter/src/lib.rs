@@ -14,6 +14,7 @@ mod directory;
 mod member;
 mod memory_bus;
 mod memory_log;
+mod memory_sessions;
 mod redis_bus;
 mod rooms;
 pub mod subscriber;
@@ -22,11 +23,13 @@ mod watch;
 pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{
     Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, HistoryEntry, HistoryLimits,
-    Listener, Log, Page, Progress, Published, Tracking,
+    JournalEntry, JournalLimits, JournalPage, Listener, Log, LogLimits, Page, Progress, Published,
+    Session, Sessions, Tracking,
 };
 pub use member::Member;
 pub use memory_bus::MemoryBus;
 pub use memory_log::MemoryLogs;
+pub use memory_sessions::MemorySessions;
 pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, RedisRights, StartError};
 pub use roomcast_protocol::{
     id::{NodeId, SocketId},

@@ -19,9 +19,11 @@ use tokio::sync::RwLock;
 
 use crate::{
     bus::{
-        Attachment, Bus, BusError, BusFuture, BusHandle, HistoryLimits, Listener, Log, Published,
+        Attachment, Bus, BusError, BusFuture, BusHandle, Listener, Log, LogLimits, Published,
+        Sessions,
     },
     memory_log::MemoryLogs,
+    memory_sessions::MemorySessions,
 };
 
 /// Connects all servers that hold a clone of it. Nothing is lost and nothing waits in a queue: the
@@ -30,6 +32,7 @@ use crate::{
 pub struct MemoryBus {
     namespaces: Arc<Mutex<Namespaces>>,
     logs: MemoryLogs,
+    sessions: MemorySessions,
 }
 
 /// The members of each namespace.
@@ -134,9 +137,13 @@ impl BusHandle for Handle {
         })))
     }
 
-    fn log(&self, limits: HistoryLimits) -> Option<Arc<dyn Log>> {
+    fn log(&self, limits: LogLimits) -> Option<Arc<dyn Log>> {
         let listener = Weak::clone(&self.member.listener);
         Some(self.bus.logs.open(&self.namespace, limits, listener))
+    }
+
+    fn sessions(&self) -> Option<Arc<dyn Sessions>> {
+        Some(self.bus.sessions.of(&self.namespace))
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {

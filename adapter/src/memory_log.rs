@@ -1,4 +1,4 @@
-//! Logs of rooms in the memory of one process: for servers without Redis, and for tests.
+//! Logs of rooms, and journals, in the memory of one process: for servers without Redis, and for tests.
 //!
 //! Entries are evicted oldest first, by four limits. Those of one room are in [`Room`]; the limit of
 //! the whole namespace takes the rooms in the order of their latest entries:
@@ -7,6 +7,8 @@
 //! by_latest: id of the latest entry ─► room ─► entries, oldest first
 //!            ▲ first: the room that has been silent for the longest time
 //! ```
+//!
+//! A journal is one more list, with the same ids.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -21,7 +23,10 @@ use roomcast_protocol::{
     target::Target,
 };
 
-use crate::bus::{BusError, BusFuture, HistoryEntry, HistoryLimits, Listener, Log, Page};
+use crate::bus::{
+    BusError, BusFuture, HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage,
+    Listener, Log, LogLimits, Page, Published,
+};
 
 /// The bytes of an entry beside its texts.
 const OVERHEAD: usize = 64;
@@ -31,12 +36,12 @@ const OVERHEAD: usize = 64;
 pub struct MemoryLogs(Arc<Mutex<HashMap<Box<str>, Arc<MemoryLog>>>>);
 
 impl MemoryLogs {
-    /// Opens the log of a namespace, and creates it if it does not exist. The listener receives what is
-    /// published from now on. The limits of the first call apply.
+    /// Opens the logs of a namespace, and creates them if they do not exist. The listener receives what
+    /// is published from now on. The limits of the first call apply.
     pub fn open(
         &self,
         namespace: &str,
-        limits: HistoryLimits,
+        limits: impl Into<LogLimits>,
         listener: Weak<dyn Listener>,
     ) -> Arc<dyn Log> {
         let mut logs = self.0.lock();
@@ -46,7 +51,7 @@ impl MemoryLogs {
                 // Names of namespaces come from clients, so those without use and content must go.
                 let now = now();
                 logs.retain(|_, log| log.is_used() || log.has_entries(now));
-                let log = Arc::new(MemoryLog::new(limits));
+                let log = Arc::new(MemoryLog::new(limits.into()));
                 logs.insert(namespace.into(), Arc::clone(&log));
                 log
             }
@@ -75,7 +80,7 @@ struct MemoryLog {
 }
 
 impl MemoryLog {
-    fn new(limits: HistoryLimits) -> Self {
+    fn new(limits: LogLimits) -> Self {
         Self {
             turn: tokio::sync::Mutex::default(),
             entries: Mutex::new(Entries::new(limits)),
@@ -91,7 +96,54 @@ impl MemoryLog {
     fn has_entries(&self, now: Duration) -> bool {
         let mut entries = self.entries.lock();
         entries.expire(now);
-        !entries.rooms.is_empty()
+        let journal = entries.journal.as_ref();
+        !entries.rooms.is_empty() || journal.is_some_and(|journal| !journal.entries.is_empty())
+    }
+
+    /// Stores a broadcast in the journal, if there is one, and in the log of the room, if it is named,
+    /// and passes it to all listeners.
+    async fn store(
+        &self,
+        target: Target,
+        event: Box<str>,
+        args: Args,
+        room: Option<&str>,
+    ) -> Position {
+        let turn = self.turn.lock().await;
+        let position = {
+            let mut entries = self.entries.lock();
+            let now = now();
+            let position = entries.next(now);
+            if let Some(room) = room {
+                entries.append(position, room, &event, &args, now);
+            }
+            if let Some(journal) = &mut entries.journal {
+                journal.append(
+                    JournalEntry {
+                        position,
+                        target: target.clone(),
+                        event: event.clone(),
+                        args: args.clone(),
+                    },
+                    now,
+                );
+            }
+            position
+        };
+        let message = Message::Broadcast {
+            target,
+            event,
+            args,
+        };
+        let listeners: Vec<_> = {
+            let listeners = self.listeners.lock();
+            listeners.iter().filter_map(Weak::upgrade).collect()
+        };
+        for listener in listeners {
+            listener.receive(&message, Some(position));
+        }
+        drop(turn);
+        position
     }
 }
 
@@ -109,25 +161,8 @@ impl Log for Handle {
         let mut target = Target::default();
         target.add_rooms(room);
         let event: Box<str> = event.into();
-        Box::pin(async move {
-            let turn = log.turn.lock().await;
-            let (room, now) = (&*target.rooms[0], now());
-            let position = log.entries.lock().append(room, &event, &args, now);
-            let message = Message::Broadcast {
-                target,
-                event,
-                args,
-            };
-            let listeners: Vec<_> = {
-                let listeners = log.listeners.lock();
-                listeners.iter().filter_map(Weak::upgrade).collect()
-            };
-            for listener in listeners {
-                listener.receive(&message, Some(position));
-            }
-            drop(turn);
-            Ok(position)
-        })
+        let room = Box::<str>::from(room);
+        Box::pin(async move { Ok(log.store(target, event, args, Some(&room)).await) })
     }
 
     fn read(
@@ -137,6 +172,35 @@ impl Log for Handle {
         limit: usize,
     ) -> BusFuture<Result<Vec<HistoryEntry>, BusError>> {
         let read = self.0.entries.lock().read(room, page, limit, now());
+        Box::pin(std::future::ready(Ok(read)))
+    }
+
+    fn broadcast(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let log = Arc::clone(&self.0);
+        let event = event.into();
+        Box::pin(async move {
+            let position = log.store(target, event, args, None).await;
+            let listeners = log.listeners.lock();
+            let nodes = listeners.iter().filter(|l| l.strong_count() > 0).count();
+            Ok(Published {
+                nodes: nodes.saturating_sub(1),
+                position: Some(position),
+            })
+        })
+    }
+
+    fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {
+        let entries = self.0.entries.lock();
+        let journal = entries.journal.as_ref();
+        let mut read = journal.map_or_else(JournalPage::default, |journal| {
+            journal.read(page, limit, entries.last)
+        });
+        read.newest = entries.last;
         Box::pin(std::future::ready(Ok(read)))
     }
 }
@@ -155,6 +219,49 @@ struct Entries {
     bytes: usize,
     rooms: HashMap<Arc<str>, Room>,
     by_latest: BTreeMap<u64, Arc<str>>,
+    journal: Option<Journal>,
+}
+
+/// All broadcasts of a namespace.
+struct Journal {
+    limits: JournalLimits,
+    entries: VecDeque<JournalEntry>,
+    bytes: usize,
+}
+
+impl Journal {
+    fn append(&mut self, entry: JournalEntry, now: Duration) {
+        self.bytes += entry.bytes();
+        self.entries.push_back(entry);
+        let oldest = oldest(self.limits.age, now);
+        while let Some(first) = self.entries.front()
+            && self.entries.len() > 1
+            && (self.entries.len() > self.limits.messages
+                || self.bytes > self.limits.bytes
+                || first.position.time < oldest)
+        {
+            self.bytes -= first.bytes();
+            self.entries.pop_front();
+        }
+    }
+
+    fn read(&self, page: Page, limit: usize, last: u64) -> JournalPage {
+        let end = self.entries.len();
+        let at = |id| self.entries.partition_point(|e| e.position.id < id);
+        let up_to = |first: usize, end: usize| first..end.min(first.saturating_add(limit));
+        let range = match page {
+            Page::After(id) if id > last => up_to(0, end),
+            Page::After(id) => up_to(at(id.saturating_add(1)), end),
+            Page::Before(id) => at(id).saturating_sub(limit)..at(id),
+            Page::Latest => end.saturating_sub(limit)..end,
+            Page::Only(id) => up_to(at(id), at(id.saturating_add(1))),
+        };
+        JournalPage {
+            is_full: range.len() == limit,
+            entries: self.entries.range(range).cloned().collect(),
+            newest: last,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -178,9 +285,15 @@ impl Stored {
 }
 
 impl Entries {
-    fn new(limits: HistoryLimits) -> Self {
-        Self {
+    fn new(limits: LogLimits) -> Self {
+        let journal = |limits| Journal {
             limits,
+            entries: VecDeque::new(),
+            bytes: 0,
+        };
+        Self {
+            limits: limits.history.unwrap_or_default(),
+            journal: limits.journal.map(journal),
             last: 0,
             bytes: 0,
             rooms: HashMap::new(),
@@ -188,12 +301,18 @@ impl Entries {
         }
     }
 
-    fn append(&mut self, name: &str, event: &str, args: &Args, now: Duration) -> Position {
+    /// The next position.
+    fn next(&mut self, now: Duration) -> Position {
+        let after = self.journal.as_ref().map(|_| self.last);
         self.last = (self.last + 1).max(now.as_secs());
-        let position = Position {
+        Position {
             id: self.last,
             time: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-        };
+            after,
+        }
+    }
+
+    fn append(&mut self, position: Position, name: &str, event: &str, args: &Args, now: Duration) {
         let stored = Stored {
             position,
             event: event.into(),
@@ -212,7 +331,7 @@ impl Entries {
         room.bytes += stored.bytes();
         self.bytes += stored.bytes();
         room.entries.push_back(stored);
-        let (limits, oldest) = (self.limits, oldest(&self.limits, now));
+        let (limits, oldest) = (self.limits, oldest(self.limits.age, now));
         self.bytes -= room.evict(|room, first| {
             room.entries.len() > limits.messages.max(1)
                 || room.bytes > limits.bytes && room.entries.len() > 1
@@ -222,12 +341,18 @@ impl Entries {
         while self.bytes > self.limits.memory_bytes && self.rooms.len() > 1 {
             self.forget_first();
         }
-        position
     }
 
-    /// Forgets the rooms without an entry that is young enough.
+    /// Forgets the rooms without an entry that is young enough, and the journal if it has none.
     fn expire(&mut self, now: Duration) {
-        let oldest = oldest(&self.limits, now);
+        if let Some(journal) = &mut self.journal
+            && let Some(latest) = journal.entries.back()
+            && latest.position.time < oldest(journal.limits.age, now)
+        {
+            journal.entries.clear();
+            journal.bytes = 0;
+        }
+        let oldest = oldest(self.limits.age, now);
         while let Some(name) = self.by_latest.values().next() {
             let room = self.rooms.get(name).expect("a room is in both tables");
             let latest = room.entries.back().expect("a room has an entry");
@@ -250,7 +375,7 @@ impl Entries {
         let Some((name, room)) = self.rooms.get_key_value(name) else {
             return Vec::new();
         };
-        let oldest = oldest(&self.limits, now);
+        let oldest = oldest(self.limits.age, now);
         let expired = |stored: &Stored| stored.position.time < oldest;
         let kept = room.entries.partition_point(expired);
         let end = room.entries.len();
@@ -293,8 +418,8 @@ impl Room {
 }
 
 /// The time of the oldest entries that are kept, in milliseconds since 1970.
-fn oldest(limits: &HistoryLimits, now: Duration) -> u64 {
-    let seconds = limits.age.as_secs().max(1);
+fn oldest(age: Duration, now: Duration) -> u64 {
+    let seconds = age.as_secs().max(1);
     let oldest = now.saturating_sub(Duration::from_secs(seconds));
     u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX)
 }

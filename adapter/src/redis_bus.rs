@@ -24,6 +24,8 @@ mod node_js;
 mod outgoing;
 mod questions;
 mod reply;
+mod script;
+mod sessions;
 mod start;
 mod subscriptions;
 mod upkeep;
@@ -61,12 +63,13 @@ use self::{
     node_js::NodeJs,
     outgoing::Outgoing,
     questions::Questions,
+    sessions::RedisSessions,
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::{
     bus::{
-        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, HistoryLimits, Log,
-        Published, Tracking,
+        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Log, LogLimits, Published,
+        Sessions, Tracking,
     },
     subscriber::{Sink, SubscriberEvent, SubscriberState},
 };
@@ -213,9 +216,23 @@ impl BusHandle for Handle {
         })
     }
 
-    fn log(&self, limits: HistoryLimits) -> Option<Arc<dyn Log>> {
-        let log = RedisLog::new(&self.core.outgoing, &self.namespace, limits);
+    fn log(&self, limits: LogLimits) -> Option<Arc<dyn Log>> {
+        let Core {
+            outgoing,
+            subscriptions,
+            ..
+        } = &*self.core;
+        let log = RedisLog::new(outgoing, subscriptions, &self.namespace, limits);
         Some(Arc::new(log))
+    }
+
+    fn sessions(&self) -> Option<Arc<dyn Sessions>> {
+        let sessions = RedisSessions::new(&self.core.outgoing, &self.namespace.name);
+        Some(Arc::new(sessions))
+    }
+
+    fn is_own(&self, socket: &SocketId) -> bool {
+        self.namespace.is_own(socket.as_str())
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {

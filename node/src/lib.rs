@@ -63,8 +63,8 @@ pub use close::{CloseReason, Limit};
 pub use prometheus::Registry;
 pub use rate::Rate;
 pub use roomcast_adapter::{
-    BusError, Gap, Health, HistoryEntry, HistoryLimits, JoinError, MemoryBus, NodeId, Position,
-    PrivateRooms, RedisBus, RedisConfig, RedisRights, SocketId, StartError,
+    BusError, Gap, Health, HistoryEntry, HistoryLimits, JoinError, JournalLimits, MemoryBus,
+    NodeId, Position, PrivateRooms, RedisBus, RedisConfig, RedisRights, SocketId, StartError,
 };
 /// Emitting from other processes, and the language of the cluster.
 pub use roomcast_emitter as emitter;
@@ -81,8 +81,8 @@ pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
     Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, Handler, HandlerError,
     HandlerResult, History, HistoryError, JoinFromError, Namespace, Observation, Observer, Outcome,
-    Parser, PublishError, Refused, RemoteSocket, Reply, RoomChange, RoomChanges, Serve, Server,
-    ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
+    Parser, PublishError, Recovery, Refused, RemoteSocket, Reply, RoomChange, RoomChanges, Serve,
+    Server, ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
 };
 pub use transport::{
     client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},
@@ -117,8 +117,9 @@ pub mod bus {
     #[doc(hidden)]
     pub use roomcast_adapter::subscriber;
     pub use roomcast_adapter::{
-        Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Log, Page,
-        Position, Progress, Published, Question, Tracking,
+        Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, JournalEntry,
+        JournalPage, Listener, Log, LogLimits, Page, Position, Progress, Published, Question,
+        Session, Sessions, Tracking,
     };
     pub use roomcast_protocol::{
         message::Message,

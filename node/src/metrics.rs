@@ -36,6 +36,14 @@ const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "
 /// Why a TLS handshake fails.
 const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", "closed", "other"];
 
+/// What became of what a gap has kept from a node.
+const JOURNAL_GAPS: [&str; 2] = ["repaired", "lost"];
+
+/// What became of clients that wanted to come back.
+const RECOVERIES: [&str; 4] = ["recovered", "unknown", "incomplete", "unavailable"];
+
+const SESSION_WRITES: [&str; 2] = ["written", "failed"];
+
 /// The series of one transport.
 pub(crate) struct OfTransport {
     pub(crate) connections: IntGauge,
@@ -98,6 +106,15 @@ macro_rules! metrics {
                 for reason in PROXY_HEADER_ERRORS {
                     metrics.proxy_header_errors.with_label_values(&[reason]).reset();
                 }
+                for outcome in JOURNAL_GAPS {
+                    metrics.journal_gaps.with_label_values(&[outcome]).reset();
+                }
+                for outcome in RECOVERIES {
+                    metrics.recoveries.with_label_values(&[outcome]).reset();
+                }
+                for outcome in SESSION_WRITES {
+                    metrics.session_writes.with_label_values(&[outcome]).reset();
+                }
                 for reason in TLS_HANDSHAKE_ERRORS {
                     metrics.tls_handshake_errors.with_label_values(&[reason]).reset();
                 }
@@ -156,6 +173,12 @@ metrics! {
         "Connections that a drain has still to close.";
     pub(crate) drained: IntCounter[] = "roomcast_drained_connections_total",
         "Connections closed to have their clients reconnect to another node.";
+    pub(crate) journal_gaps: IntCounterVec["outcome"] = "roomcast_journal_gaps_total",
+        "Gaps in what arrived of the journals of namespaces, by outcome.";
+    pub(crate) recoveries: IntCounterVec["outcome"] = "roomcast_recoveries_total",
+        "Clients that wanted to come back to their session, by outcome.";
+    pub(crate) session_writes: IntCounterVec["outcome"] = "roomcast_session_writes_total",
+        "Sessions that were stored or removed, by outcome.";
     pub(crate) namespaces: IntGauge[] = "roomcast_namespaces",
         "Namespaces that exist now.";
 }

@@ -727,8 +727,14 @@ async fn followers_of_a_history_receive_once_what_a_gap_has_kept_from_them() {
             event,
             args,
         };
-        bus.listener("/")
-            .receive(&message, Some(Position { id, time }))
+        bus.listener("/").receive(
+            &message,
+            Some(Position {
+                id,
+                time,
+                after: None,
+            }),
+        )
     };
     (1..=2).for_each(|id| bus.keep(entry(id)));
     let mut early = stream(&io, &lines()).await;

@@ -219,6 +219,18 @@ impl Args {
         self.texts()?.into_iter().map(one).collect()
     }
 
+    /// The same arguments and one more, a text of characters that JSON does not escape.
+    #[must_use]
+    pub fn with_last(&self, text: &str) -> Self {
+        let is_first = self.is_empty();
+        let json = &self.json[..self.json.len() - 1];
+        let comma = if is_first { "" } else { "," };
+        Self {
+            json: [json, comma, "\"", text, "\"]"].concat().into(),
+            attachments: self.attachments.clone(),
+        }
+    }
+
     /// Decodes one argument after the other, all as the same type.
     ///
     /// ```

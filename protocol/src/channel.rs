@@ -271,6 +271,16 @@ impl Channels {
         found.unwrap_or_else(|| name(&channel))
     }
 
+    /// The key of the journal of a namespace, in the slot of its [log](Self::log).
+    pub fn journal(&self, namespace: &str) -> String {
+        self.log(namespace) + "!"
+    }
+
+    /// The key of the session of a client that may come back to a namespace.
+    pub fn session(&self, namespace: &str, pid: &str) -> String {
+        format!("{}-session#{namespace}#{pid}", self.prefix)
+    }
+
     /// Parses the name of a channel in every possible way, shortest namespace first. Yields nothing
     /// if it is not a channel of the deployment. There are as many ways as the name has `#`, so a
     /// caller has to limit how many it looks at.

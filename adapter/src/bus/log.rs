@@ -1,12 +1,15 @@
-//! The bounded log of a namespace's rooms, as the server sees it.
+//! The bounded logs of a namespace, as the server sees them: of each room, and of all broadcasts.
 
 use std::time::Duration;
 
-use roomcast_protocol::{args::Args, message::Position};
+use roomcast_protocol::{args::Args, message::Position, target::Target};
 
-use super::{BusError, BusFuture};
+use super::{BusError, BusFuture, Published};
 
 /// Stores the broadcasts of rooms, and publishes what it stores.
+///
+/// A namespace can have a *history* of each room and a *journal* of all its broadcasts, which share
+/// their ids. What is published to a room is in both; any other broadcast is in the journal only.
 ///
 /// Every implementation gives these guarantees; one suite of tests checks all of them:
 /// - What is stored is published in the same step, and nothing is published that is not stored.
@@ -16,6 +19,8 @@ use super::{BusError, BusFuture};
 /// - Ids of a namespace grow. They begin at the seconds since 1970, so that they grow also if the log
 ///   is lost, as long as a namespace gets no more than one broadcast a second on average; otherwise
 ///   [`Page::After`] an id that the log has not given returns all that is kept.
+/// - With a journal, each position names the one [before](Position::after) it, so a receiver notices
+///   what it has missed.
 pub trait Log: Send + Sync + 'static {
     /// Stores an event for one room and publishes it. The future resolves to its position once it is
     /// stored, which may be before or after the members of the room receive it.
@@ -32,6 +37,93 @@ pub trait Log: Send + Sync + 'static {
         page: Page,
         limit: usize,
     ) -> BusFuture<Result<Vec<HistoryEntry>, BusError>>;
+
+    /// Stores a broadcast in the journal and publishes it, with the errors of
+    /// [`publish`](Self::publish). The result always has a position.
+    fn broadcast(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+    ) -> BusFuture<Result<Published, BusError>>;
+
+    /// Reads at most `limit` entries of the journal, the oldest first.
+    fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;
+}
+
+/// What a namespace keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Of each room.
+    pub history: Option<HistoryLimits>,
+    /// Of all broadcasts.
+    pub journal: Option<JournalLimits>,
+}
+
+impl From<HistoryLimits> for LogLimits {
+    fn from(history: HistoryLimits) -> Self {
+        Self {
+            history: Some(history),
+            journal: None,
+        }
+    }
+}
+
+/// The bounds of a journal. The oldest entries are removed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalLimits {
+    /// Maximum number of broadcasts. Default 10,000.
+    pub messages: usize,
+    /// Maximum size of the broadcasts, in bytes as they are stored. The newest one is kept whatever
+    /// its size. Default 16 MiB.
+    pub bytes: usize,
+    /// How long a broadcast is kept, in whole seconds, at least one. Default 10 minutes.
+    pub age: Duration,
+}
+
+impl Default for JournalLimits {
+    fn default() -> Self {
+        Self {
+            messages: 10_000,
+            bytes: 16 << 20,
+            age: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A broadcast of a journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalEntry {
+    /// Its place. [`Position::after`] is set.
+    pub position: Position,
+    /// The receivers.
+    pub target: Target,
+    /// The name of the event.
+    pub event: Box<str>,
+    /// Its arguments.
+    pub args: Args,
+}
+
+impl JournalEntry {
+    /// Its size in memory, roughly.
+    pub fn bytes(&self) -> usize {
+        let names = self.target.rooms.iter().chain(&self.target.except);
+        let names: usize = names.map(|name| name.len() + size_of::<Box<str>>()).sum();
+        let attached: usize = self.args.attachments().iter().map(bytes::Bytes::len).sum();
+        size_of::<Self>() + names + self.event.len() + self.args.json().len() + attached
+    }
+}
+
+/// What was read of a journal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JournalPage {
+    /// The entries, the oldest first.
+    pub entries: Vec<JournalEntry>,
+    /// Whether there may be more entries in the direction of reading.
+    pub is_full: bool,
+    /// The last id that the namespace has given, whether or not its broadcast is kept. 0 if it has
+    /// given none, or the log was lost.
+    pub newest: u64,
 }
 
 /// The bounds of what a log keeps of each room. The oldest entries are removed first.

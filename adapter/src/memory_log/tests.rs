@@ -7,12 +7,14 @@ const START: Duration = Duration::from_secs(1_000_000);
 fn entries(change: impl FnOnce(&mut HistoryLimits)) -> Entries {
     let mut limits = HistoryLimits::default();
     change(&mut limits);
-    Entries::new(limits)
+    Entries::new(limits.into())
 }
 
 fn append(entries: &mut Entries, room: &str, text: &str, now: Duration) -> Position {
     let args = Args::encode(&(text,)).unwrap();
-    entries.append(room, "e", &args, now)
+    let position = entries.next(now);
+    entries.append(position, room, "e", &args, now);
+    position
 }
 
 fn texts(entries: &Entries, room: &str, page: Page, now: Duration) -> Vec<String> {

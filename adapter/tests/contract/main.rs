@@ -6,7 +6,9 @@
 mod checks;
 mod fabric;
 mod history;
+mod journal;
 mod node;
+mod sessions;
 #[path = "../../../emitter/tests/support/mod.rs"]
 mod support;
 
@@ -18,7 +20,9 @@ use roomcast_protocol::{
 
 /// Runs every check, each in a cluster of its own.
 async fn keeps_its_promises(fabric: &Fabric) {
-    for (name, check) in checks::all().into_iter().chain(history::all()) {
+    let logs = history::all().into_iter().chain(journal::all());
+    let kept = logs.chain(sessions::all());
+    for (name, check) in checks::all().into_iter().chain(kept) {
         // Shown if the check fails.
         eprintln!("{fabric}: {name}");
         check(fabric.fresh()).await;

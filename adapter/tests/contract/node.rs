@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{
-    Answer, Attachment, Bus, BusFuture, BusHandle, Description, HistoryLimits, Listener, Log,
-    NodeId, Position, Progress, Question, SocketId, Tracking,
+    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Log, LogLimits, NodeId,
+    Position, Progress, Question, SocketId, Tracking,
 };
 use roomcast_protocol::{args::Args, message::Message, target::Target};
 
@@ -135,8 +135,8 @@ impl Node {
     }
 
     /// Opens the log of the namespace.
-    pub(crate) fn log(&self, limits: HistoryLimits) -> Arc<dyn Log> {
-        self.handle.log(limits).unwrap()
+    pub(crate) fn log(&self, limits: impl Into<LogLimits>) -> Arc<dyn Log> {
+        self.handle.log(limits.into()).unwrap()
     }
 
     /// Waits until the message has come.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
-use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Question, SocketId};
+use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Position, Question, SocketId};
 use roomcast_emitter::Confirmed;
 use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs},
@@ -66,11 +66,14 @@ impl Drop for Visit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// The number of sockets of this node whose outbox took the packet.
+    /// The number of sockets of this node whose outbox took the packet. 0 in a namespace with a
+    /// [journal](super::Namespace::journal), whose sockets of all nodes receive it from there.
     pub local_sockets: usize,
     /// The number of other nodes that received the message. How many sockets they have is not
     /// known; [`emit_with_ack`](BroadcastOperator::emit_with_ack) asks each client.
     pub nodes: usize,
+    /// Its place in the journal of the namespace, if it was stored there.
+    pub position: Option<Position>,
 }
 
 impl IntoArgs for Delivery {
@@ -172,10 +175,15 @@ impl BroadcastOperator {
     /// When it resolves, the packet is in the outbox of every selected socket of this node. Two
     /// emits that are awaited one after the other arrive in that order everywhere.
     ///
+    /// In a namespace with a [journal](super::Namespace::journal), it resolves when the event is stored,
+    /// and the sockets of all nodes, this one included, receive it in the order of the journal. Events that
+    /// are [`volatile`](Self::volatile) or [`local`](Self::local) are not stored.
+    ///
     /// # Errors
     ///
     /// [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this node get the
-    /// packet all the same.
+    /// packet all the same. With a journal, no socket receives it, except that with
+    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
@@ -213,8 +221,11 @@ impl BroadcastOperator {
             _ => 0,
         };
         let mut confirmed = Confirmed::default();
-        confirmed.sockets =
-            delivery.local_sockets + asked.answers.iter().map(reached).sum::<usize>();
+        let local = match delivery.position {
+            None => delivery.local_sockets,
+            Some(_) => namespace.local_sockets(&self.target).len(),
+        };
+        confirmed.sockets = local + asked.answers.iter().map(reached).sum::<usize>();
         confirmed.nodes = asked.answers.len() + 1;
         confirmed.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
         Ok(confirmed)

@@ -14,7 +14,9 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
-use roomcast_adapter::{Bus, Gap, Health, MemoryLogs, NodeId, RedisBus, RedisConfig};
+use roomcast_adapter::{
+    Bus, Gap, Health, MemoryLogs, MemorySessions, NodeId, RedisBus, RedisConfig,
+};
 use roomcast_emitter::UrlError;
 use tokio::sync::OnceCell;
 
@@ -337,6 +339,7 @@ impl Builder {
                 node,
                 bus,
                 logs: MemoryLogs::default(),
+                sessions: MemorySessions::default(),
             },
             live: RwLock::default(),
             patterns: definitions.patterns,
@@ -359,6 +362,9 @@ impl Builder {
         // interrupted, which it reports itself.
         for namespace in namespaces.iter().filter(|_| is_flowing) {
             namespace.listening().await;
+        }
+        for journal in namespaces.iter().filter_map(|n| n.journal.as_ref()) {
+            journal.begun().await;
         }
         Ok(Server::from_inner(inner))
     }

@@ -77,7 +77,10 @@ impl Inner {
         let from = u64::try_from(from.as_millis()).unwrap_or(u64::MAX);
         let live: Vec<_> = self.live.read().values().cloned().collect();
         for namespace in live {
-            if namespace.plain_sockets.load(Ordering::Relaxed) > 0 {
+            if namespace.journal.is_some() {
+                // What it delivers reaches followers of rooms, too.
+                namespace.repair_journal().await;
+            } else if namespace.plain_sockets.load(Ordering::Relaxed) > 0 {
                 namespace.catch_up(from).await;
             }
         }

@@ -22,13 +22,14 @@ use roomcast_adapter::SocketId;
 use smallvec::SmallVec;
 
 use super::{
-    error::{Failed, Refused},
+    error::{Failed, HandlerError, Refused},
     handler::{Admission, BoxFuture, Call},
-    in_flight::{Done, Held, InFlight, Task},
+    in_flight::{Admitted, Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
     observe::Observation,
     packets,
     rates::Rates,
+    recovery::Restored,
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
 };
@@ -212,17 +213,20 @@ impl Client {
             (Revision::V3, "/") => SocketId::new(connection.id().as_str()),
             (Revision::V3, nsp) => SocketId::new(&format!("{nsp}#{}", connection.id().as_str())),
         };
-        let future: BoxFuture<Admission> = if namespace.handlers.authorizers.is_empty() {
-            let Some(expecting) = namespace.expect(&socket) else {
-                self.admit(turn, &namespace, handshake, socket, None);
-                return;
+        let may_return = connection.revision() == Revision::V4;
+        let waits = may_return && namespace.has_to_wait(handshake.auth_json());
+        let future: BoxFuture<Result<Admitted, HandlerError>> =
+            if waits || !namespace.handlers.authorizers.is_empty() {
+                let (namespace, handshake) = (Arc::clone(&namespace), handshake.clone());
+                let (socket, connection) = (socket.clone(), *connection.id());
+                Box::pin(admission(namespace, handshake, socket, connection, waits))
+            } else {
+                let Some(expecting) = namespace.expect(&socket) else {
+                    self.admit(turn, &namespace, handshake, socket, Admitted::default());
+                    return;
+                };
+                Box::pin(expecting.map(|()| Ok(Admitted::default())))
             };
-            Box::pin(expecting.map(|()| Ok(None)))
-        } else {
-            let (namespace, handshake) = (Arc::clone(&namespace), handshake.clone());
-            let connection = *connection.id();
-            Box::pin(authorize(namespace, handshake, socket.clone(), connection))
-        };
         let task = Task::Admission {
             namespace,
             handshake,
@@ -261,40 +265,101 @@ impl Client {
     fn admit(
         &mut self,
         turn: &mut Turn<'_, '_>,
-
         namespace: &Arc<LiveNamespace>,
         handshake: Handshake,
         id: SocketId,
-        data: Option<Arc<dyn super::Data>>,
+        admitted: Admitted,
     ) {
+        let Admitted { data, restored } = admitted;
+        if let Some(restored) = restored {
+            self.readmit(turn, namespace, handshake, id, (data, *restored));
+            return;
+        }
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.forget_left(&namespace.name);
         }
-        packets::connect_reply(turn, self.dialect, &namespace.name, id.as_str());
+        let recoverable = namespace.recoverable(turn.connection.revision());
         let socket = Socket::new(
             id,
             Arc::clone(namespace),
             Arc::clone(turn.connection),
             handshake,
             data,
+            recoverable,
         );
+        let (sid, pid) = (socket.id().as_str(), socket.pid());
+        packets::connect_reply(turn, self.dialect, &namespace.name, sid, pid);
         self.enter(turn, &socket);
+    }
+
+    /// Lets a client go on with its session. The reply comes behind what it has missed, as in Node's
+    /// server. If not everything is there, the client is a new one, and the authorizers decide about it.
+    fn readmit(
+        &mut self,
+        turn: &mut Turn<'_, '_>,
+        namespace: &Arc<LiveNamespace>,
+        handshake: Handshake,
+        id: SocketId,
+        (data, restored): (Option<Arc<dyn super::Data>>, Restored),
+    ) {
+        let connection = Arc::clone(turn.connection);
+        let make = |id, recoverable| {
+            let namespace = Arc::clone(namespace);
+            let handshake = handshake.clone();
+            Socket::new(
+                id,
+                namespace,
+                Arc::clone(&connection),
+                handshake,
+                data,
+                Some(recoverable),
+            )
+        };
+        match namespace.readmit(turn, restored, make) {
+            Some(socket) => {
+                if let Some(in_flight) = &mut self.in_flight {
+                    in_flight.forget_left(&namespace.name);
+                }
+                let (sid, pid) = (socket.id().as_str(), socket.pid());
+                packets::connect_reply(turn, self.dialect, &namespace.name, sid, pid);
+                self.entered(turn, &socket);
+            }
+            None => {
+                let (deciding, socket) = (Arc::clone(namespace), id.clone());
+                let connection = *connection.id();
+                let future = admission(deciding, handshake.clone(), socket, connection, false);
+                let task = Task::Admission {
+                    namespace: Arc::clone(namespace),
+                    handshake,
+                    socket: id,
+                    future: Box::pin(future),
+                };
+                self.start(turn, task);
+            }
+        }
     }
 
     /// A socket begins to be one: it receives broadcasts, and the connect handler starts.
     pub(super) fn enter(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket) {
+        socket.insert();
+        if socket.live().observers.is_any() {
+            socket.observed(Observation::Connected { socket });
+        }
+        self.entered(turn, socket);
+    }
+
+    /// A socket has been inserted: the connect handler starts.
+    fn entered(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket) {
         turn.connection.claim();
         let namespace = Arc::clone(socket.live());
         tracing::debug!(
             namespace = &*namespace.name,
             socket = %socket.id(),
             address = self.address(),
+            recovered = socket.recovered(),
             "a socket connected"
         );
-        socket.insert();
-        if namespace.observers.is_any() {
-            socket.observed(Observation::Connected { socket });
-        }
+        socket.session_changed();
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
             self.run(turn, socket, "connect", on_connect, Call::of_socket(socket));
@@ -332,13 +397,13 @@ impl Client {
                 namespace,
                 handshake,
                 socket,
-                admission: Ok(data),
+                admission: Ok(admitted),
             } => {
                 self.decided(&namespace);
                 if turn.connection.is_closed() {
                     namespace.leave();
                 } else {
-                    self.admit(turn, &namespace, handshake, socket, data);
+                    self.admit(turn, &namespace, handshake, socket, admitted);
                 }
             }
             Done::Admission {
@@ -460,6 +525,7 @@ impl Client {
             ?reason,
             "a socket disconnected"
         );
+        socket.session_ends(reason);
         if namespace.observers.is_any() {
             socket.observed(Observation::Disconnected { socket, reason });
         }
@@ -633,6 +699,37 @@ pub(super) fn count_refused(
             "a connect to a namespace was refused"
         );
     }
+}
+
+/// Decides about a client of Socket.IO. With `may_return`, it may come back to its session, and then the
+/// authorizers run only if they shall.
+async fn admission(
+    namespace: Arc<LiveNamespace>,
+    handshake: Handshake,
+    mut socket: SocketId,
+    connection: EngineId,
+    may_return: bool,
+) -> Result<Admitted, HandlerError> {
+    let mut restored = None;
+    if may_return {
+        restored = namespace.restore(handshake.auth_json()).await;
+    }
+    let mut is_trusted = false;
+    if let (Some(restored), Some(recovery)) = (&restored, &namespace.recovery) {
+        socket = restored.id();
+        is_trusted = !recovery.options.authorizes_again;
+    }
+    let mut data = None;
+    if !is_trusted {
+        let (namespace, socket) = (Arc::clone(&namespace), socket.clone());
+        data = authorize(namespace, handshake, socket, connection).await?;
+    } else if let Some(expecting) = namespace.expect(&socket) {
+        expecting.await;
+    }
+    if let (None, Some(restored)) = (&data, &mut restored) {
+        data = restored.data(&namespace);
+    }
+    Ok(Admitted { data, restored })
 }
 
 /// Runs the authorizers of a namespace until one refuses. The last data that one returns counts.

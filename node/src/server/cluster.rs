@@ -11,7 +11,7 @@ use std::{
 
 use roomcast_adapter::{
     Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, MemoryLogs,
-    NodeId, Progress, Published, Question, SocketId,
+    MemorySessions, NodeId, Progress, Published, Question, SocketId,
 };
 use roomcast_protocol::{
     args::Args,
@@ -22,6 +22,7 @@ use roomcast_protocol::{
 use super::{
     broadcast::Delivery,
     error::EmitError,
+    journal::Offset,
     live_namespace::LiveNamespace,
     observe::Observation,
     socket::{LocalSocket, Socket},
@@ -36,8 +37,10 @@ use crate::{
 pub(crate) struct ClusterNode {
     pub(crate) node: NodeId,
     pub(crate) bus: Option<Arc<dyn Bus>>,
-    /// The logs of rooms without a bus.
+    /// The logs of namespaces without a bus.
     pub(crate) logs: MemoryLogs,
+    /// The sessions of their clients.
+    pub(crate) sessions: MemorySessions,
 }
 
 impl LiveNamespace {
@@ -49,6 +52,12 @@ impl LiveNamespace {
         event: &str,
         args: Args,
     ) -> Result<Delivery, EmitError> {
+        if let Some(journal) = &self.journal
+            && !target.flags.volatile
+            && !target.flags.local
+        {
+            return self.broadcast_journaled(journal, target, event, args).await;
+        }
         let frame = self.frame(&target, None, event, &args, None)?;
         self.notify_outgoing(&target, event, &args);
         let observed = self.observers.is_any_of_events().then(|| args.clone());
@@ -64,6 +73,7 @@ impl LiveNamespace {
         Ok(Delivery {
             local_sockets,
             nodes: resolve(published).await?,
+            position: None,
         })
     }
 
@@ -144,12 +154,7 @@ impl LiveNamespace {
                 event,
                 args,
             } => {
-                let frame = self.frame(target, None, event, args, position)?;
-                self.notify_outgoing(target, event, args);
-                count = self.fan_out(target, &frame, |_| {});
-                if self.observers.is_any_of_events() {
-                    self.observed(target, event, args, count);
-                }
+                (_, count) = self.deliver(target, event, args, position)?;
             }
             Message::SocketsJoin { target, rooms } => {
                 let mut refused = None;
@@ -174,9 +179,30 @@ impl LiveNamespace {
                     socket.disconnect(*close);
                 }
             }
-            Message::ServerSideEmit { event, args } => drop(self.start_server_side(event, args)),
+            Message::ServerSideEmit { event, args } => {
+                if !self.is_return(event, args) {
+                    drop(self.start_server_side(event, args));
+                }
+            }
         }
         Ok(count)
+    }
+
+    /// Emits an event to the selected sockets of this node. Returns its frame and their number.
+    pub(super) fn deliver(
+        &self,
+        target: &Target,
+        event: &str,
+        args: &Args,
+        position: Option<Position>,
+    ) -> Result<(Frame, usize), EmitError> {
+        let frame = self.frame(target, None, event, args, position)?;
+        self.notify_outgoing(target, event, args);
+        let count = self.fan_out(target, &frame, |_| {});
+        if self.observers.is_any_of_events() {
+            self.observed(target, event, args, count);
+        }
+        Ok((frame, count))
     }
 
     /// The selected sockets of this node.
@@ -233,8 +259,9 @@ impl LiveNamespace {
         })
     }
 
-    /// Encodes an event. The frame keeps what plain connections need only if there are some.
-    fn frame(
+    /// Encodes an event. The frame keeps what plain connections need only if there are some. In a
+    /// namespace with recovery, the place in the journal is one more argument for Socket.IO's clients.
+    pub(super) fn frame(
         &self,
         target: &Target,
         id: Option<u64>,
@@ -242,7 +269,14 @@ impl LiveNamespace {
         args: &Args,
         position: Option<Position>,
     ) -> Result<Frame, EmitError> {
-        let frame = self.parser.event(&self.name, id, event, args)?;
+        let offset = position.filter(|place| self.recovery.is_some() && place.after.is_some());
+        let frame = match offset {
+            Some(place) => {
+                let args = args.with_last(&Offset::from(place).to_string());
+                self.parser.event(&self.name, id, event, &args)?
+            }
+            None => self.parser.event(&self.name, id, event, args)?,
+        };
         if self.plain_sockets.load(Ordering::Relaxed) == 0 {
             return Ok(frame);
         }
@@ -294,7 +328,12 @@ impl LiveNamespace {
 impl Listener for LiveNamespace {
     fn receive(&self, message: &Message, position: Option<Position>) -> usize {
         if let Some(position) = position {
-            self.arrived.note(position.id);
+            match &self.journal {
+                Some(journal) if position.after.is_some() => {
+                    return self.receive_journaled(journal, message, position);
+                }
+                _ => self.arrived.note(position.id),
+            }
         }
         self.carry_out(message, position).unwrap_or_else(|error| {
             tracing::debug!(namespace = &*self.name, %error, "a message of another node could not be applied");

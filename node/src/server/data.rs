@@ -60,6 +60,7 @@ impl Socket {
     pub fn set_data(&self, data: impl Data) {
         let earlier = self.0.attached.lock().data.replace(Arc::new(data));
         drop(earlier);
+        self.session_changed();
     }
 
     /// Attaches a value to the socket, one of each type. Other nodes do not see it. A second value of

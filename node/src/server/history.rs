@@ -233,13 +233,16 @@ impl LiveNamespace {
             position: Some(Position {
                 id: entry.id,
                 time: entry.time,
+                after: None,
             }),
         }))
     }
 
     /// The log of the namespace's rooms.
     fn log(&self) -> Result<&Arc<dyn Log>, HistoryError> {
-        self.log.as_ref().ok_or(HistoryError::NotKept)
+        let log = self.log.as_ref();
+        log.filter(|_| self.handlers.history.is_some())
+            .ok_or(HistoryError::NotKept)
     }
 }
 

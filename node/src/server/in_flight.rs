@@ -30,9 +30,11 @@ use roomcast_adapter::SocketId;
 use roomcast_protocol::socket_io::packet::Packet;
 
 use super::{
-    error::Failed,
-    handler::{Admission, Answer, BoxFuture, HookResult},
+    data::Data,
+    error::{Failed, HandlerError},
+    handler::{Answer, BoxFuture, HookResult},
     live_namespace::LiveNamespace,
+    recovery::Restored,
     socket::Socket,
 };
 use crate::transport::handshake::Handshake;
@@ -58,8 +60,17 @@ pub(super) enum Task {
         handshake: Handshake,
         /// The id that the socket will have.
         socket: SocketId,
-        future: BoxFuture<Admission>,
+        future: BoxFuture<Result<Admitted, HandlerError>>,
     },
+}
+
+/// What was decided about a client that may connect.
+#[derive(Default)]
+pub(super) struct Admitted {
+    /// What becomes the socket's data.
+    pub(super) data: Option<Arc<dyn Data>>,
+    /// The session that the client goes on with.
+    pub(super) restored: Option<Box<Restored>>,
 }
 
 /// The outcome of a [`Task`].
@@ -79,7 +90,7 @@ pub(super) enum Done {
         namespace: Arc<LiveNamespace>,
         handshake: Handshake,
         socket: SocketId,
-        admission: Admission,
+        admission: Result<Admitted, HandlerError>,
     },
     /// A handler of this socket panicked.
     HandlerPanicked(Socket),

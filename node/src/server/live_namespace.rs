@@ -10,15 +10,17 @@ use std::sync::{
 };
 
 use prometheus::IntGauge;
-use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, RoomLimits};
+use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, LogLimits, RoomLimits};
 
 use super::{
     ack::Acks,
     catch_up::Arrived,
     error::Place,
+    journal::Journal,
     namespace::Handlers,
     observe::Observers,
     packets::Parser,
+    recovery::LiveRecovery,
     server::Inner,
     socket::{LocalSocket, Socket},
 };
@@ -41,6 +43,10 @@ pub(crate) struct LiveNamespace {
     pub(super) log: Option<Arc<dyn Log>>,
     /// The ids that have arrived.
     pub(super) arrived: Arrived,
+    /// The journal of its broadcasts, if it keeps one.
+    pub(super) journal: Option<Arc<Journal>>,
+    /// The sessions of its clients, if they can be recovered.
+    pub(super) recovery: Option<LiveRecovery>,
     /// The number of its sockets. Kept here, since looking up a labelled series takes a lock.
     pub(crate) sockets: IntGauge,
     /// The number of those whose connection is plain. While there is none, frames keep no event.
@@ -70,7 +76,7 @@ impl LiveNamespace {
     ) -> Arc<Self> {
         let (engine, cluster) = (&server.engine, &server.cluster);
         let limits = &engine.config.limits;
-        let limits = RoomLimits {
+        let room_limits = RoomLimits {
             rooms_per_socket: limits.rooms_per_socket,
             name_bytes: limits.room_name_bytes,
         };
@@ -87,12 +93,33 @@ impl LiveNamespace {
                     listener,
                 })
             });
-            let log = handlers.history.and_then(|limits| match &bus {
+            let limits = LogLimits {
+                history: handlers.history,
+                journal: handlers.journal,
+            };
+            let is_logged = limits != LogLimits::default();
+            let log = is_logged.then(|| match &bus {
                 Some(bus) => bus.log(limits),
                 None => {
                     let listener: Weak<Self> = Weak::clone(me);
                     Some(cluster.logs.open(name, limits, listener))
                 }
+            });
+            let log = log.flatten();
+            let journal = log.clone().filter(|_| limits.journal.is_some());
+            let journal = journal.map(|log| {
+                let journal = Arc::new(Journal::new(log, handlers.recovery.is_some()));
+                let begin = Arc::clone(&journal).begin();
+                drop(server.tasks.runtime().spawn(begin));
+                journal
+            });
+            let recovery = handlers.recovery.filter(|_| journal.is_some());
+            let recovery = recovery.and_then(|options| {
+                let sessions = match &bus {
+                    Some(bus) => bus.sessions()?,
+                    None => cluster.sessions.of(name),
+                };
+                Some(LiveRecovery::start(options, sessions, me.clone(), server))
             });
             Self {
                 name: name.into(),
@@ -100,7 +127,7 @@ impl LiveNamespace {
                 log,
                 is_dynamic,
                 params: params.unwrap_or_default(),
-                adapter: Adapter::new(engine.lanes(), limits, bus.clone()),
+                adapter: Adapter::new(engine.lanes(), room_limits, bus.clone()),
                 acks: Acks::default(),
                 parser: server.parser,
                 sockets: engine.metrics.sockets_of(&label),
@@ -113,6 +140,8 @@ impl LiveNamespace {
                 users: AtomicUsize::new(0),
                 plain_sockets: AtomicUsize::new(0),
                 arrived: Arrived::default(),
+                journal,
+                recovery,
             }
         })
     }

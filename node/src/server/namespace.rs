@@ -3,8 +3,9 @@
 use std::{future::Future, sync::Arc};
 
 use hashbrown::HashMap;
-use roomcast_adapter::HistoryLimits;
+use roomcast_adapter::{HistoryLimits, JournalLimits};
 use roomcast_protocol::args::Args;
+use serde::de::DeserializeOwned;
 
 use super::{
     data::Data,
@@ -13,6 +14,7 @@ use super::{
         self, Arguments, Authorizer, Handler, Need, OnEvent, OnHook, Outcome, Reply, States,
         place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide},
     },
+    recovery::{Recovery, RestoreData},
     socket::Socket,
 };
 
@@ -49,6 +51,12 @@ pub(crate) struct Handlers {
     pub(crate) fallback: Option<Listener>,
     /// The limits of the log of published messages. `None`: nothing can be published.
     pub(crate) history: Option<HistoryLimits>,
+    /// What is kept of all broadcasts.
+    pub(crate) journal: Option<JournalLimits>,
+    /// Whether clients can come back.
+    pub(crate) recovery: Option<Recovery>,
+    /// Makes the data of a client that comes back.
+    pub(crate) restore_data: Option<RestoreData>,
     pub(crate) server_side: HashMap<Box<str>, OnEvent>,
     /// The values that handlers share, set when the server is built.
     pub(crate) states: Arc<States>,
@@ -248,6 +256,69 @@ impl Namespace {
     #[must_use]
     pub fn history(mut self, limits: HistoryLimits) -> Self {
         self.handlers.history = Some(limits);
+        self
+    }
+
+    /// Keeps all broadcasts of the namespace, within these limits: in Redis if the server is a node of a
+    /// cluster, else in memory. The sockets of all nodes receive them in one order. A node from which a
+    /// fault has kept some reads them and delivers them late, each once; if they are not kept any more, it
+    /// logs and counts that.
+    ///
+    /// A broadcast is everything that is [emitted](super::BroadcastOperator::emit) to rooms or to the
+    /// namespace, or [published](super::BroadcastOperator::publish), except for what is volatile, local, or
+    /// asks for acknowledgements. Events that are emitted to a single [`Socket`], and what other programs
+    /// publish in Redis, are not kept.
+    ///
+    /// The limits should be the same on all nodes.
+    ///
+    /// ```
+    /// # use roomcast::{JournalLimits, Namespace};
+    /// Namespace::new("/orders").journal(JournalLimits::default());
+    /// ```
+    #[must_use]
+    pub fn journal(mut self, limits: JournalLimits) -> Self {
+        self.handlers.journal = Some(limits);
+        self
+    }
+
+    /// Lets clients of Socket.IO come back after their connection was lost, to this node or another: they
+    /// have the same id, rooms and data again, and receive the broadcasts that they have missed. This is
+    /// the connection state recovery of Node.js servers, for unmodified clients.
+    ///
+    /// It is complete or does not happen: if anything that the client has missed is not kept any more, the
+    /// client gets a new socket. [`Socket::recovered`] tells the connect handler, which runs in both cases.
+    /// A client that disconnects, or is disconnected by the server, cannot come back.
+    ///
+    /// The namespace needs a [journal](Self::journal), and has one with the default limits if none are set.
+    /// Each event that is kept has one more argument for the client, its place in the journal.
+    ///
+    /// ```
+    /// # use roomcast::{Namespace, Recovery, Socket};
+    /// Namespace::new("/chat")
+    ///     .recovery(Recovery::default())
+    ///     .on_connect(async |socket: Socket| {
+    ///         if !socket.recovered() {
+    ///             socket.join("lobby")?;
+    ///         }
+    ///         Ok::<_, roomcast::JoinError>(())
+    ///     });
+    /// ```
+    #[must_use]
+    pub fn recovery(mut self, recovery: Recovery) -> Self {
+        self.handlers.recovery = Some(recovery);
+        self.handlers.journal.get_or_insert_default();
+        self
+    }
+
+    /// The type of the sockets' [data](Socket::data). The data of a client that [comes
+    /// back](Self::recovery) are made from their JSON as this type. Without it they are a
+    /// `serde_json::Value`.
+    #[must_use]
+    pub fn recovered_data<T: Data + DeserializeOwned>(mut self) -> Self {
+        self.handlers.restore_data = Some(Arc::new(|json| {
+            let data: T = serde_json::from_value(json).ok()?;
+            Some(Arc::new(data))
+        }));
         self
     }
 

@@ -92,9 +92,16 @@ fn msgpack_frame<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result
     Ok(Frame::binary(out.into()))
 }
 
-pub(crate) fn connect_reply(turn: &mut Turn<'_, '_>, dialect: Dialect, nsp: &str, sid: &str) {
+/// Admits a client. `pid` is the name under which it can come back.
+pub(crate) fn connect_reply(
+    turn: &mut Turn<'_, '_>,
+    dialect: Dialect,
+    nsp: &str,
+    sid: &str,
+    pid: Option<&str>,
+) {
     send(turn, dialect, |out| {
-        connect::connect_reply(out, dialect, nsp, sid)
+        connect::connect_reply(out, dialect, nsp, sid, pid);
     });
 }
 

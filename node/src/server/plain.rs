@@ -353,7 +353,14 @@ impl Admitted {
         let namespace = self.namespace.0.take().expect("it was entered");
         let client = Client::new(self.server, connection, self.handshake.clone());
         let connection = Arc::clone(connection);
-        let socket = Socket::new(self.id, namespace, connection, self.handshake, self.data);
+        let socket = Socket::new(
+            self.id,
+            namespace,
+            connection,
+            self.handshake,
+            self.data,
+            None,
+        );
         let client = PlainClient {
             client,
             entering: Some(Box::new(Entering {

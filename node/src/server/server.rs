@@ -320,6 +320,13 @@ impl Inner {
             let seconds = self.drain_timeout.as_secs_f64();
             tracing::warn!(seconds, "handlers still run after the drain timeout");
         }
+        let live: Vec<_> = self.live.read().values().cloned().collect();
+        for recovery in live
+            .iter()
+            .filter_map(|namespace| namespace.recovery.as_ref())
+        {
+            recovery.flush().await;
+        }
         if let Some(bus) = bus
             && timeout(BUS_CLOSE_TIMEOUT, bus.close(node)).await.is_err()
         {

@@ -30,6 +30,7 @@ use super::{
     live_namespace::LiveNamespace,
     observe::Observation,
     packets,
+    recovery::Recoverable,
     server::Server,
 };
 use crate::{
@@ -69,6 +70,8 @@ pub(crate) struct Inner {
     connection: Arc<Connection>,
     handshake: Handshake,
     pub(super) attached: Mutex<Attached>,
+    /// In namespaces whose clients can come back.
+    recoverable: Option<Box<Recoverable>>,
     /// The number of acknowledgements that the client owes.
     pending_acks: AtomicU32,
     state: AtomicU8,
@@ -132,6 +135,7 @@ impl Socket {
         connection: Arc<Connection>,
         handshake: Handshake,
         data: Option<Arc<dyn Data>>,
+        recoverable: Option<Box<Recoverable>>,
     ) -> Self {
         if connection.is_plain() {
             namespace.plain_sockets.fetch_add(1, Ordering::Relaxed);
@@ -142,6 +146,7 @@ impl Socket {
             connection,
             handshake,
             attached: Mutex::new(data.into()),
+            recoverable,
             pending_acks: AtomicU32::new(0),
             state: AtomicU8::new(CONNECTED),
         })))
@@ -231,7 +236,10 @@ impl Socket {
         let limit = match joined {
             Err(JoinError::TooManyRooms { .. }) => Limit::Rooms,
             Err(JoinError::NameTooLong { .. }) => Limit::RoomName,
-            _ => return joined,
+            _ => {
+                self.session_changed();
+                return joined;
+            }
         };
         self.0.namespace.engine.metrics.limit_reached(limit);
         joined
@@ -256,6 +264,7 @@ impl Socket {
         if self.0.is_plain() {
             self.connection().unfollow(&rooms);
         }
+        self.session_changed();
         if let Some(before) = before {
             let mut rooms = names(&rooms);
             let own = self.id().as_str();
@@ -470,6 +479,10 @@ impl Socket {
         self.0.namespace.observers.notify(observation);
     }
 
+    pub(super) fn recoverable(&self) -> Option<&Recoverable> {
+        self.0.recoverable.as_deref()
+    }
+
     pub(super) fn live(&self) -> &Arc<LiveNamespace> {
         &self.0.namespace
     }
@@ -520,6 +533,7 @@ impl Socket {
             namespace.plain_sockets.fetch_sub(1, Ordering::Relaxed);
         }
         namespace.acks.disconnected(self);
+        self.session_left();
         namespace.leave();
     }
 

@@ -38,6 +38,11 @@ impl Tasks {
         }
     }
 
+    /// The runtime of the server.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Starts a task, unless there are too many or the server is closing.
     pub(crate) fn spawn(
         &self,

@@ -8,10 +8,10 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast::{
-    Args, BusError, Gap, Health, HistoryEntry, HistoryLimits, NodeId, Position,
+    Args, BusError, Gap, Health, HistoryEntry, NodeId, Position,
     bus::{
-        Answered, Attachment, Bus, BusFuture, BusHandle, Listener, Log, Message, Page, Published,
-        Question, Tracking,
+        Answered, Attachment, Bus, BusFuture, BusHandle, JournalEntry, JournalPage, Listener, Log,
+        LogLimits, Message, Page, Published, Question, Target, Tracking,
     },
 };
 
@@ -33,6 +33,8 @@ struct State {
     gauges: Vec<prometheus::IntGauge>,
     /// What is kept of all rooms.
     entries: Mutex<Vec<HistoryEntry>>,
+    /// What is kept of all broadcasts.
+    journal: Mutex<Vec<JournalEntry>>,
 }
 
 impl FakeBus {
@@ -66,6 +68,7 @@ impl FakeBus {
             hangs,
             gauges,
             entries: Mutex::default(),
+            journal: Mutex::default(),
         }))
     }
 
@@ -105,6 +108,11 @@ impl FakeBus {
     /// Adds an entry to the log of its room.
     pub(crate) fn keep(&self, entry: HistoryEntry) {
         self.0.entries.lock().push(entry);
+    }
+
+    /// Replaces what the journal keeps.
+    pub(crate) fn set_journal(&self, entries: Vec<JournalEntry>) {
+        *self.0.journal.lock() = entries;
     }
 
     pub(crate) fn cannot_confirm(&self) {
@@ -169,6 +177,32 @@ impl Log for FakeBus {
         };
         Box::pin(ready(Ok(read)))
     }
+
+    fn broadcast(&self, _: Target, _: &str, _: Args) -> BusFuture<Result<Published, BusError>> {
+        Box::pin(ready(Err(BusError::Unconfirmed("cut off".into()))))
+    }
+
+    fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {
+        let journal = self.0.journal.lock();
+        let kept = journal.iter();
+        let entries: Vec<_> = match page {
+            Page::After(id) => kept
+                .filter(|entry| entry.position.id > id)
+                .take(limit)
+                .cloned()
+                .collect(),
+            Page::Only(id) => kept
+                .filter(|entry| entry.position.id == id)
+                .cloned()
+                .collect(),
+            _ => kept.last().cloned().into_iter().collect(),
+        };
+        Box::pin(ready(Ok(JournalPage {
+            is_full: entries.len() == limit,
+            entries,
+            newest: journal.last().map_or(0, |entry| entry.position.id),
+        })))
+    }
 }
 
 /// A namespace on the bus.
@@ -207,7 +241,7 @@ impl BusHandle for Handle {
         })))
     }
 
-    fn log(&self, _: HistoryLimits) -> Option<Arc<dyn Log>> {
+    fn log(&self, _: LogLimits) -> Option<Arc<dyn Log>> {
         Some(Arc::new(self.bus.clone()))
     }
 

@@ -21,19 +21,24 @@ pub enum Dialect {
     Msgpack,
 }
 
-/// Appends the reply that admits a client to a namespace.
-pub fn connect_reply(out: &mut Vec<u8>, dialect: Dialect, nsp: &str, sid: &str) {
+/// Appends the reply that admits a client to a namespace. `pid` is the name under which it can come
+/// back, if its session can be recovered.
+pub fn connect_reply(out: &mut Vec<u8>, dialect: Dialect, nsp: &str, sid: &str, pid: Option<&str>) {
     match dialect {
         Dialect::V5 => {
             let mut data = Vec::with_capacity(ADMISSION);
             data.extend_from_slice(br#"{"sid":"#);
             encode::push_string(&mut data, sid);
+            if let Some(pid) = pid {
+                data.extend_from_slice(br#","pid":"#);
+                encode::push_string(&mut data, pid);
+            }
             data.push(b'}');
             let data = String::from_utf8(data).expect("JSON is written as UTF-8");
             encode::connect(out, nsp, Some(&data));
         }
         Dialect::V2 => encode::connect(out, nsp, None),
-        Dialect::Msgpack => msgpack::connect(out, nsp, sid),
+        Dialect::Msgpack => msgpack::connect(out, nsp, sid, pid),
     }
 }
 
@@ -139,11 +144,14 @@ mod tests {
 
     #[test]
     fn admissions_carry_the_id_only_in_revision_5() {
-        let reply = |dialect, nsp| text(|out| connect_reply(out, dialect, nsp, "abc"));
+        let reply = |dialect, nsp| text(|out| connect_reply(out, dialect, nsp, "abc", None));
         assert_eq!(reply(Dialect::V5, "/"), r#"0{"sid":"abc"}"#);
         assert_eq!(reply(Dialect::V5, "/chat"), r#"0/chat,{"sid":"abc"}"#);
         assert_eq!(reply(Dialect::V2, "/"), "0");
         assert_eq!(reply(Dialect::V2, "/chat"), "0/chat,");
+        let reply = |dialect| text(|out| connect_reply(out, dialect, "/", "abc", Some("p")));
+        assert_eq!(reply(Dialect::V5), r#"0{"sid":"abc","pid":"p"}"#);
+        assert_eq!(reply(Dialect::V2), "0");
     }
 
     #[test]

@@ -92,20 +92,28 @@ pub fn ack(out: &mut Vec<u8>, nsp: &str, id: u64, args: &Args) -> Result<(), Msg
     Ok(())
 }
 
-/// Appends the reply to a CONNECT. Like Node's server it has the key `pid` with the value `undefined`,
-/// which means that connection state recovery is off.
-pub fn connect(out: &mut Vec<u8>, nsp: &str, sid: &str) {
+/// Appends the reply to a CONNECT. Without connection state recovery it has the key `pid` with the
+/// value `undefined`, like that of Node's server.
+pub fn connect(out: &mut Vec<u8>, nsp: &str, sid: &str, pid: Option<&str>) {
     #[derive(Serialize)]
-    struct Data<'a> {
+    struct Data<'a, P> {
         sid: &'a str,
-        pid: Undefined,
+        pid: P,
     }
 
-    let pid = Undefined((0, Zero));
-    write(
-        out,
-        &Written::new(PacketKind::Connect, nsp, Data { sid, pid }),
-    );
+    match pid {
+        Some(pid) => write(
+            out,
+            &Written::new(PacketKind::Connect, nsp, Data { sid, pid }),
+        ),
+        None => {
+            let pid = Undefined((0, Zero));
+            write(
+                out,
+                &Written::new(PacketKind::Connect, nsp, Data { sid, pid }),
+            );
+        }
+    }
 }
 
 /// Appends the refusal of a CONNECT with a payload. Fails if the payload is not JSON.

@@ -109,10 +109,10 @@ pub(super) fn read_target(raw: Raw<'_>) -> Result<Target, WireError> {
     })
 }
 
-/// Reads the position of a broadcast that was stored in a log, `[id, time]`. Anything else belongs to
-/// others and is skipped.
+/// Reads the position of a broadcast that was stored in a log, `[id, time]`, or in a journal,
+/// `[id, time, after]`. Anything else belongs to others and is skipped.
 pub(super) fn read_position(raw: Raw<'_>) -> Option<Position> {
-    let mut numbers = [None; 2];
+    let mut numbers = [None; 3];
     let mut count = 0;
     raw.list()?
         .each(|element| {
@@ -123,12 +123,15 @@ pub(super) fn read_position(raw: Raw<'_>) -> Option<Position> {
             Ok::<_, WireError>(())
         })
         .ok()?;
-    let ([Some(id), Some(time)], 2) = (numbers, count) else {
-        return None;
+    let (id, time, after) = match (numbers, count) {
+        ([Some(id), Some(time), None], 2) => (id, time, None),
+        ([Some(id), Some(time), Some(after)], 3) => (id, time, Some(after as u64)),
+        _ => return None,
     };
     Some(Position {
         id: id as u64,
         time: time as u64,
+        after,
     })
 }
 

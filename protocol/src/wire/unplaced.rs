@@ -9,7 +9,9 @@
 //!          └──────── head: stored ───────────────┘└─ appended ─┘
 //! ```
 //!
-//! In MessagePack both numbers have nine bytes, so that a script can write them. In JSON the end is
+//! In a journal, the id of the broadcast before it follows: `[id, time, after]`.
+//!
+//! In MessagePack all numbers have nine bytes, so that a script can write them. In JSON the end is
 //! the bracket that the head begins with. So the first byte of a head tells how it is completed.
 
 use super::{Publication, Wire, WireError, classic, sharded};
@@ -50,18 +52,23 @@ impl Wire {
 
 /// Completes a broadcast from [`Wire::unplaced`], as the script does.
 pub fn placed(head: &[u8], position: Position) -> Vec<u8> {
-    let Position { id, time } = position;
+    let Position { id, time, after } = position;
+    let numbers = [Some(id), Some(time), after].into_iter().flatten();
     let mut payload = head.to_vec();
-    match head.first() {
-        Some(b'[') => payload.extend_from_slice(format!("[{id},{time}]]").as_bytes()),
-        Some(b'{') => payload.extend_from_slice(format!("[{id},{time}]}}").as_bytes()),
+    let end = match head.first() {
+        Some(b'[') => b']',
+        Some(b'{') => b'}',
         _ => {
-            payload.push(0x92);
-            for number in [id, time] {
+            payload.push(if after.is_some() { 0x93 } else { 0x92 });
+            for number in numbers {
                 payload.push(0xcf);
                 payload.extend_from_slice(&number.to_be_bytes());
             }
+            return payload;
         }
-    }
+    };
+    let texts: Vec<_> = numbers.map(|number| number.to_string()).collect();
+    payload.extend_from_slice(format!("[{}]", texts.join(",")).as_bytes());
+    payload.push(end);
     payload
 }

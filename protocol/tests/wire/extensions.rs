@@ -406,7 +406,8 @@ fn what_is_no_position_is_skipped() {
     for extra in [
         "[]",
         "[1]",
-        "[1,2,3]",
+        "[1,2,\"3\"]",
+        "[1,2,3,4]",
         "[1,\"2\"]",
         "[-1,2]",
         "[1.5,2]",
@@ -439,7 +440,11 @@ fn what_is_no_position_is_skipped() {
 /// The script completes the same bytes: what they are is part of the wire.
 #[test]
 fn a_stored_broadcast_has_its_position_behind_what_node_reads() {
-    let position = Position { id: 7, time: 258 };
+    let position = Position {
+        id: 7,
+        time: 258,
+        after: None,
+    };
     let args = Args::encode(&(1,)).unwrap();
     let target = target(&["r"], &[]);
     let completed = |wire: &Wire, args: &Args| {

@@ -250,8 +250,9 @@ proptest! {
         namespace in "/[a-z#\"é]{0,4}",
         id in 0..=1u64 << 53,
         time in 0..=1u64 << 53,
+        after in proptest::option::of(0..=1u64 << 53),
     ) {
-        let position = Position { id, time };
+        let position = Position { id, time, after };
         for wire in wires() {
             let head = wire.unplaced(&namespace, (&target, &event, &args)).unwrap();
             let heard = wire.read(&namespace, Kind::Broadcast, &placed(&head.payload, position));

@@ -1,54 +1,126 @@
--- Stores a broadcast in the log of a room and publishes it, in one step.
+-- Stores a broadcast in the journal of the namespace, in the log of a room, or in both, and publishes
+-- it, in one step.
 --
--- KEYS  counter of the namespace, stream of the room
--- ARGV  channel, head of the payload, maximum entries, maximum bytes, maximum age in s,
---       lifetime of the counter in s, PUBLISH or SPUBLISH
--- Returns id, time in ms, number of receivers.
+-- KEYS  counter of the namespace, then the journal and the stream of the room, as far as there are
+-- ARGV  channel, head of the payload, PUBLISH or SPUBLISH, lifetime of the counter in s,
+--       1 if the first stream is a journal, then for each stream: maximum entries, maximum bytes,
+--       maximum age in s
+-- Returns id, time in ms, number of receivers, and with a journal the id before.
 --
 -- An entry has three fields: its time, the bytes of all entries of the stream so far (so that two
--- entries tell the size of what is between them), and the head.
+-- entries tell the size of what is between them), and the head. In a journal a fourth is the id before.
+--
+-- The counter is the last id. With a journal, `id:bytes:touched`: the bytes so far spare a look at the
+-- last entry, and the time of the last trim spares a trim for every broadcast.
 local channel, head = ARGV[1], ARGV[2]
-local max_bytes, age = tonumber(ARGV[4]), tonumber(ARGV[5])
+local has_journal = ARGV[5] == '1'
 local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local id = math.max((tonumber(redis.call('GET', KEYS[1])) or 0) + 1, tonumber(clock[1]))
-local bytes = #head
-local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-if last then
-  bytes = bytes + last[2][4]
-  -- The counter may have been evicted.
-  id = math.max(id, string.match(last[1], '^%d+') + 1)
+local seconds = tonumber(clock[1])
+local now = seconds * 1000 + math.floor(clock[2] / 1000)
+local counter = redis.call('GET', KEYS[1]) or ''
+local id = math.max((tonumber(string.match(counter, '^%d+')) or 0) + 1, seconds)
+
+local function whole(number)
+  return string.format('%.0f', number)
 end
 
--- The first write. If Redis may not write, nothing has happened.
-local name = string.format('%.0f-0', id)
-redis.call('XADD', KEYS[2], name, 't', now, 's', bytes, 'b', head)
-redis.call('SET', KEYS[1], string.format('%.0f', id), 'EX', ARGV[6])
+-- The last entry of a stream: its id and the bytes so far. The counter may have been evicted.
+local function last_of(stream)
+  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  if not last then
+    return 0, 0
+  end
+  return tonumber(string.match(last[1], '^%d+')), tonumber(last[2][4])
+end
+
+-- Removes the oldest entries while they are too old or the stream is too large.
+local function trim(stream, name, bytes, max_bytes, age)
+  while true do
+    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+    if not first or first[1] == name then
+      return
+    end
+    local time, so_far, size = tonumber(first[2][2]), tonumber(first[2][4]), #first[2][6]
+    if time >= now - age * 1000 and bytes - so_far + size <= max_bytes then
+      return
+    end
+    redis.call('XDEL', stream, first[1])
+  end
+end
+
+local previous, total, touched
+if has_journal then
+  previous, total, touched = string.match(counter, '^(%d+):(%d+):(%d+)$')
+  previous, total, touched = tonumber(previous), tonumber(total), tonumber(touched)
+  if not previous then
+    previous, total = last_of(KEYS[2])
+    touched = 0
+  end
+  id = math.max(id, previous + 1)
+end
+local bytes = {}
+for at = 2, #KEYS do
+  if at == 2 and has_journal then
+    bytes[at] = total + #head
+  else
+    local last, so_far = last_of(KEYS[at])
+    id = math.max(id, last + 1)
+    bytes[at] = so_far + #head
+  end
+end
+
+-- The first writes. If Redis may not write, nothing has happened.
+local name = whole(id) .. '-0'
+for at = 2, #KEYS do
+  local max = ARGV[3 * at]
+  if at == 2 and has_journal then
+    redis.call('XADD', KEYS[at], 'MAXLEN', max, name,
+      't', now, 's', whole(bytes[at]), 'b', head, 'p', whole(previous))
+  else
+    redis.call('XADD', KEYS[at], 'MAXLEN', max, name, 't', now, 's', whole(bytes[at]), 'b', head)
+  end
+end
 
 local place
 local kind = string.byte(head)
 if kind == 91 or kind == 123 then
-  place = string.format('[%.0f,%.0f]', id, now) .. (kind == 91 and ']' or '}')
+  local numbers = whole(id) .. ',' .. whole(now)
+  if has_journal then
+    numbers = numbers .. ',' .. whole(previous)
+  end
+  place = '[' .. numbers .. (kind == 91 and ']]' or ']}')
+elseif has_journal then
+  place = struct.pack('>BBI8BI8BI8', 0x93, 0xcf, id, 0xcf, now, 0xcf, previous)
 else
   place = struct.pack('>BBI8BI8', 0x92, 0xcf, id, 0xcf, now)
 end
-local receivers = redis.pcall(ARGV[7], channel, head .. place)
+local receivers = redis.pcall(ARGV[3], channel, head .. place)
 if type(receivers) == 'table' then
-  redis.call('XDEL', KEYS[2], name)
+  for at = 2, #KEYS do
+    redis.call('XDEL', KEYS[at], name)
+  end
   return receivers
 end
 
-redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[3])
-while true do
-  local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
-  if first[1] == name then
-    break
+for at = 2, #KEYS do
+  local max_bytes, age = tonumber(ARGV[3 * at + 1]), tonumber(ARGV[3 * at + 2])
+  if at == 2 and has_journal then
+    local is_due = seconds - touched > age / 16
+    if is_due or id % 16 == 0 then
+      trim(KEYS[at], name, bytes[at], max_bytes, age)
+    end
+    if is_due then
+      redis.call('EXPIRE', KEYS[at], age + math.ceil(age / 16))
+      touched = seconds
+    end
+  else
+    trim(KEYS[at], name, bytes[at], max_bytes, age)
+    redis.call('EXPIRE', KEYS[at], age)
   end
-  local time, so_far, size = tonumber(first[2][2]), tonumber(first[2][4]), #first[2][6]
-  if time >= now - age * 1000 and bytes - so_far + size <= max_bytes then
-    break
-  end
-  redis.call('XDEL', KEYS[2], first[1])
 end
-redis.call('EXPIRE', KEYS[2], age)
-return { id, now, receivers }
+counter = whole(id)
+if has_journal then
+  counter = counter .. ':' .. whole(bytes[2]) .. ':' .. whole(touched)
+end
+redis.call('SET', KEYS[1], counter, 'EX', ARGV[4])
+return { id, now, receivers, previous }

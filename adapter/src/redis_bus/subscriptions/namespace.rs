@@ -129,6 +129,15 @@ impl AttachedNamespace {
         }
     }
 
+    /// Returns whether messages to this private room arrive without a channel of its own. In a sharded
+    /// dialect that publishes them to everybody, all do.
+    pub(crate) fn is_own(&self, room: &str) -> bool {
+        match &self.private_rooms {
+            Private::Pattern { .. } => self.matches_pattern(room),
+            Private::Elsewhere | Private::Channels => true,
+        }
+    }
+
     /// Returns what the namespace's listener has to report.
     pub(crate) fn tracking(&self, dialect: Dialect) -> Tracking {
         match (dialect, &self.private_rooms) {

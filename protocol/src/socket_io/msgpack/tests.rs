@@ -65,7 +65,7 @@ fn packets_of_a_captured_client_are_read() {
 #[test]
 fn packets_are_written_as_a_captured_server_does() {
     assert_eq!(
-        hex(|out| connect_reply(out, Dialect::Msgpack, "/", "D_UNgXG5NSvpNEnKAAA1")),
+        hex(|out| connect_reply(out, Dialect::Msgpack, "/", "D_UNgXG5NSvpNEnKAAA1", None)),
         concat!(
             "83a47479706500a46461746182a3736964b4445f554e675847354e5376704e456e4b41414131",
             "a3706964d40000a36e7370a12f"
@@ -92,7 +92,7 @@ fn packets_are_written_as_a_captured_server_does() {
 #[test]
 fn what_is_written_is_read_back() {
     let reply = unhex(&hex(|out| {
-        connect_reply(out, Dialect::Msgpack, "/n", "abc")
+        connect_reply(out, Dialect::Msgpack, "/n", "abc", None)
     }));
     let reply = decode(&reply, &LIMITS).unwrap();
     assert_eq!(

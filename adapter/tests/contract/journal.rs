@@ -1,0 +1,217 @@
+//! The guarantees of every journal, one check each.
+
+use std::{sync::Arc, time::Duration};
+
+use roomcast_adapter::{
+    HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page, Position,
+};
+use roomcast_protocol::{args::Args, target::Target};
+
+use crate::{
+    checks::{Check, checks},
+    fabric::Fresh,
+    node::{DEADLINE, args, within},
+};
+
+checks! {
+    a_broadcast_is_heard_by_all_nodes_and_read_by_all
+    positions_are_a_chain_whoever_publishes
+    what_is_published_to_a_room_is_in_its_history_and_in_the_journal
+    a_journal_is_read_in_pages
+    a_journal_keeps_as_many_broadcasts_as_allowed
+    a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest
+    a_journal_forgets_what_is_too_old
+    an_empty_journal_has_no_newest_id
+}
+
+fn limits(change: impl FnOnce(&mut JournalLimits)) -> LogLimits {
+    let mut journal = JournalLimits::default();
+    change(&mut journal);
+    LogLimits {
+        history: None,
+        journal: Some(journal),
+    }
+}
+
+fn target(rooms: &[&str], except: &[&str]) -> Target {
+    let mut target = Target::default();
+    target.add_rooms(rooms);
+    target.add_except(except);
+    target
+}
+
+async fn emit(log: &Arc<dyn Log>, number: u32) -> Position {
+    let emitted = log.broadcast(target(&["a", "b"], &["c"]), "e", args(number));
+    within(emitted).await.unwrap().position.unwrap()
+}
+
+async fn read(log: &Arc<dyn Log>, page: Page, limit: usize) -> JournalPage {
+    within(log.read_journal(page, limit)).await.unwrap()
+}
+
+fn numbers(page: &JournalPage) -> Vec<u32> {
+    let number = |entry: &JournalEntry| entry.args.decode::<(u32,)>().unwrap().0;
+    page.entries.iter().map(number).collect()
+}
+
+/// Whether each position names the one before it.
+fn is_chain(positions: &[Position]) -> bool {
+    let mut pairs = positions.windows(2);
+    pairs.all(|pair| pair[1].after == Some(pair[0].id) && pair[0].id < pair[1].id)
+}
+
+async fn a_broadcast_is_heard_by_all_nodes_and_read_by_all(fabric: Fresh) {
+    let nodes = [fabric.node("/").await, fabric.node("/").await];
+    let logs = nodes.each_ref().map(|node| node.log(limits(|_| ())));
+    let mut sent = Vec::new();
+    for number in 0..4 {
+        sent.push((emit(&logs[number as usize % 2], number).await, number));
+    }
+    assert_eq!(sent[0].0.after, Some(0));
+    for (node, log) in nodes.iter().zip(&logs) {
+        assert_eq!(node.stored(4).await, sent);
+        let page = read(log, Page::After(0), 9).await;
+        assert_eq!((numbers(&page), page.is_full), (vec![0, 1, 2, 3], false));
+        assert_eq!(page.newest, sent[3].0.id);
+        for (entry, (position, _)) in page.entries.iter().zip(&sent) {
+            assert_eq!(entry.position, *position);
+            assert_eq!(entry.target, target(&["a", "b"], &["c"]));
+            assert_eq!(&*entry.event, "e");
+        }
+    }
+}
+
+async fn positions_are_a_chain_whoever_publishes(fabric: Fresh) {
+    const EACH: u32 = 100;
+    let nodes = [fabric.node("/").await, fabric.node("/").await];
+    let logs = nodes.each_ref().map(|node| node.log(limits(|_| ())));
+    let publishing = [0, 1, 0, 1].into_iter().enumerate().map(|(index, node)| {
+        let log = Arc::clone(&logs[node]);
+        let first = index as u32 * EACH;
+        tokio::spawn(async move {
+            for number in first..first + EACH {
+                emit(&log, number).await;
+            }
+        })
+    });
+    for publishing in publishing.collect::<Vec<_>>() {
+        within(publishing).await.unwrap();
+    }
+    let page = read(&logs[0], Page::After(0), 1000).await;
+    let kept: Vec<_> = page.entries.iter().map(|entry| entry.position).collect();
+    assert_eq!((kept.len(), is_chain(&kept)), (4 * EACH as usize, true));
+    for node in &nodes {
+        let heard = node.stored(kept.len()).await.into_iter();
+        assert_eq!(
+            heard.map(|(position, _)| position).collect::<Vec<_>>(),
+            kept
+        );
+    }
+}
+
+async fn what_is_published_to_a_room_is_in_its_history_and_in_the_journal(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let log = node.log(LogLimits {
+        history: Some(HistoryLimits::default()),
+        journal: Some(JournalLimits::default()),
+    });
+    let first = emit(&log, 1).await;
+    let second = within(log.publish("a", "e", args(2))).await.unwrap();
+    let third = emit(&log, 3).await;
+    assert!(is_chain(&[first, second, third]));
+    let heard = node.stored(3).await.into_iter();
+    let heard: Vec<_> = heard.map(|(position, _)| position).collect();
+    assert_eq!(heard, [first, second, third]);
+    assert_eq!(numbers(&read(&log, Page::After(0), 9).await), [1, 2, 3]);
+    let history = within(log.read("a", Page::After(0), 9)).await.unwrap();
+    let ids: Vec<_> = history.iter().map(|entry| entry.id).collect();
+    assert_eq!(ids, [second.id]);
+}
+
+async fn a_journal_is_read_in_pages(fabric: Fresh) {
+    // More than is read at once.
+    const COUNT: u32 = 230;
+    let node = fabric.node("/").await;
+    let log = node.log(limits(|_| ()));
+    let mut ids = Vec::new();
+    for number in 0..COUNT {
+        ids.push(emit(&log, number).await.id);
+    }
+    let all: Vec<_> = (0..COUNT).collect();
+    let page = read(&log, Page::After(ids[9]), 100).await;
+    assert_eq!(
+        (numbers(&page), page.is_full),
+        (all[10..110].to_vec(), true)
+    );
+    let page = read(&log, Page::After(0), 1000).await;
+    assert_eq!((numbers(&page), page.is_full), (all.clone(), false));
+    assert_eq!(numbers(&read(&log, Page::Latest, 1).await), [COUNT - 1]);
+    assert_eq!(numbers(&read(&log, Page::Only(ids[7]), 9).await), [7]);
+    let page = read(&log, Page::After(ids[229]), 9).await;
+    assert_eq!((page.entries.len(), page.newest), (0, ids[229]));
+}
+
+async fn a_journal_keeps_as_many_broadcasts_as_allowed(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let log = node.log(limits(|limits| limits.messages = 3));
+    for number in 0..40 {
+        emit(&log, number).await;
+    }
+    let page = read(&log, Page::After(0), 99).await;
+    assert_eq!(numbers(&page), [37, 38, 39]);
+    let kept: Vec<_> = page.entries.iter().map(|entry| entry.position).collect();
+    assert!(is_chain(&kept));
+}
+
+async fn a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let log = node.log(limits(|limits| limits.bytes = 20_000));
+    let emit = async |number: u32, length: usize| {
+        let args = Args::encode(&(number, "x".repeat(length))).unwrap();
+        let emitted = log.broadcast(Target::default(), "e", args);
+        within(emitted).await.unwrap();
+    };
+    for number in 0..100 {
+        emit(number, 1000).await;
+    }
+    let kept = numbers(&read(&log, Page::After(0), 999).await);
+    assert_eq!(kept.last(), Some(&99));
+    // What is too much may be removed a few broadcasts later.
+    assert!((15..=20 + 16).contains(&kept.len()), "{kept:?}");
+    for number in 100..120 {
+        emit(number, 30_000).await;
+    }
+    let kept = numbers(&read(&log, Page::After(0), 999).await);
+    assert_eq!(kept.last(), Some(&119));
+    assert!(kept.len() <= 16, "{kept:?}");
+}
+
+async fn a_journal_forgets_what_is_too_old(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let log = node.log(limits(|limits| limits.age = Duration::from_secs(1)));
+    let end = std::time::Instant::now() + DEADLINE;
+    let mut number = 0;
+    loop {
+        emit(&log, number).await;
+        let page = read(&log, Page::After(0), 1000).await;
+        let kept = numbers(&page);
+        assert_eq!(kept.last(), Some(&number));
+        if kept[0] > 0 {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "it is kept for ever");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        number += 1;
+    }
+}
+
+async fn an_empty_journal_has_no_newest_id(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let log = node.log(limits(|_| ()));
+    let empty = read(&log, Page::Latest, 1).await;
+    assert_eq!((empty.entries.len(), empty.newest), (0, 0));
+    let other = fabric.node("/chat").await;
+    let other = other.log(limits(|_| ()));
+    emit(&other, 1).await;
+    assert_eq!(read(&log, Page::Latest, 1).await.entries, []);
+}

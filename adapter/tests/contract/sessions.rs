@@ -1,0 +1,129 @@
+//! The guarantees of every store of sessions, one check each.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use roomcast_adapter::{Session, Sessions};
+
+use crate::{
+    checks::{Check, checks},
+    fabric::Fresh,
+    node::{DEADLINE, Node, within},
+};
+
+checks! {
+    a_session_is_taken_once_by_any_node
+    an_owner_replaces_its_session
+    a_former_owner_changes_nothing
+    a_session_that_is_removed_has_gone
+    a_session_ends_when_its_time_is_over
+    a_session_that_is_refreshed_is_kept
+    namespaces_have_sessions_of_their_own
+}
+
+const LONG: Duration = Duration::from_secs(600);
+const OWNER: &str = "owner-of-the-session";
+const OTHER: &str = "another-owner-of-it-";
+
+fn sessions(node: &Node) -> Arc<dyn Sessions> {
+    node.handle.sessions().unwrap()
+}
+
+fn session(owner: &str, value: &'static str, life: Duration) -> Session {
+    Session {
+        pid: "p".into(),
+        owner: owner.into(),
+        value: Bytes::from_static(value.as_bytes()),
+        life,
+    }
+}
+
+async fn create(sessions: &Arc<dyn Sessions>, owner: &str, value: &'static str, life: Duration) {
+    within(sessions.create(session(owner, value, life)))
+        .await
+        .unwrap();
+}
+
+async fn update(sessions: &Arc<dyn Sessions>, owner: &str, value: &'static str) -> bool {
+    within(sessions.update(session(owner, value, LONG)))
+        .await
+        .unwrap()
+}
+
+async fn take(sessions: &Arc<dyn Sessions>) -> Option<Bytes> {
+    within(sessions.take("p")).await.unwrap()
+}
+
+async fn a_session_is_taken_once_by_any_node(fabric: Fresh) {
+    let (a, b) = (fabric.node("/").await, fabric.node("/").await);
+    let (a, b) = (sessions(&a), sessions(&b));
+    create(&a, OWNER, "\u{0}ä", LONG).await;
+    let (first, second) = tokio::join!(take(&a), take(&b));
+    let found: Vec<_> = first.into_iter().chain(second).collect();
+    assert_eq!(found, ["\u{0}ä"]);
+    assert_eq!(take(&a).await, None);
+}
+
+async fn an_owner_replaces_its_session(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let sessions = sessions(&node);
+    create(&sessions, OWNER, "1", LONG).await;
+    assert!(update(&sessions, OWNER, "2").await);
+    assert_eq!(take(&sessions).await.unwrap(), "2");
+}
+
+async fn a_former_owner_changes_nothing(fabric: Fresh) {
+    let (a, b) = (fabric.node("/").await, fabric.node("/").await);
+    let (a, b) = (sessions(&a), sessions(&b));
+    create(&a, OWNER, "1", LONG).await;
+    assert_eq!(take(&b).await.unwrap(), "1");
+    assert!(!update(&a, OWNER, "taken").await);
+    create(&b, OTHER, "2", LONG).await;
+    assert!(!update(&a, OWNER, "replaced").await);
+    within(a.remove("p", OWNER)).await.unwrap();
+    assert_eq!(take(&a).await.unwrap(), "2");
+}
+
+async fn a_session_that_is_removed_has_gone(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let sessions = sessions(&node);
+    create(&sessions, OWNER, "1", LONG).await;
+    within(sessions.remove("p", OWNER)).await.unwrap();
+    assert_eq!(take(&sessions).await, None);
+}
+
+async fn a_session_ends_when_its_time_is_over(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let sessions = sessions(&node);
+    create(&sessions, OWNER, "1", Duration::from_millis(50)).await;
+    let end = std::time::Instant::now() + DEADLINE;
+    while update(&sessions, OWNER, "1").await {
+        assert!(std::time::Instant::now() < end, "it is kept for ever");
+        create(&sessions, OWNER, "1", Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(take(&sessions).await, None);
+}
+
+async fn a_session_that_is_refreshed_is_kept(fabric: Fresh) {
+    let node = fabric.node("/").await;
+    let sessions = sessions(&node);
+    create(&sessions, OWNER, "1", Duration::from_secs(20)).await;
+    let pids = ["p".into(), "unknown".into()];
+    within(sessions.refresh(&pids, Duration::from_millis(1)))
+        .await
+        .unwrap();
+    // It is shorter now, which shows that the time is the new one.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(take(&sessions).await, None);
+    create(&sessions, OWNER, "1", LONG).await;
+    within(sessions.refresh(&pids, LONG)).await.unwrap();
+    assert_eq!(take(&sessions).await.unwrap(), "1");
+}
+
+async fn namespaces_have_sessions_of_their_own(fabric: Fresh) {
+    let (main, chat) = (fabric.node("/").await, fabric.node("/chat").await);
+    create(&sessions(&main), OWNER, "1", LONG).await;
+    assert_eq!(take(&sessions(&chat)).await, None);
+    assert_eq!(take(&sessions(&main)).await.unwrap(), "1");
+}

@@ -1,0 +1,717 @@
+//! The journal of a namespace, as one node follows it.
+//!
+//! Each position names the one before it, so what this node has delivered is a chain. A broadcast that
+//! does not continue it shows that something is missing. It waits in the journal until the node has read
+//! and delivered what comes before, so every socket receives broadcasts in one order, each once:
+//!
+//! ```text
+//!            continues the chain: deliver                    read a page, deliver
+//!            ┌───────┐                                       ┌───────┐
+//!            │       ▼     missing, or a gap is reported     │       ▼
+//!          FOLLOWING ─────────────────────────────────────▶ REPAIRING
+//!                  ◀───────────────────────────────────────
+//!                     the newest is delivered: repaired, or not if a link of the chain is gone
+//! ```
+//!
+//! Delivering, repairing and admitting sockets take one lock, so for each socket the chain has one place
+//! at which it began to receive. For recovery, the latest frames are kept: the tail.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use roomcast_adapter::{BusError, JournalEntry, JournalPage, Log, Page, Position};
+use roomcast_protocol::{args::Args, message::Message, target::Target};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify},
+    time::{sleep, timeout},
+};
+
+use super::{broadcast::Delivery, error::EmitError, live_namespace::LiveNamespace};
+use crate::{clock::unix_millis, transport::frame::Frame};
+
+/// Entries that are read with one command.
+const PAGE: usize = 100;
+
+/// The limits of the tail, in frames and in bytes. Frames wait in outboxes as well, so their bytes
+/// seldom cost memory twice.
+const TAIL_FRAMES: usize = 4096;
+const TAIL_BYTES: usize = 4 << 20;
+
+/// How often reading is tried until a gap is reported as not repaired.
+const TRIES: u32 = 30;
+
+/// The time between two tries.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How long a connecting client waits for the node to know where the journal ends, or for what the client
+/// has received elsewhere already.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// How long entries that were read for one returning client serve others, in milliseconds.
+const SHARED: u64 = 10_000;
+
+pub(super) struct Journal {
+    pub(super) log: Arc<dyn Log>,
+    state: Mutex<State>,
+    /// Notified when the chain has grown, or has got its beginning.
+    grown: Notify,
+    /// What lies before the tail, as it was read last.
+    earlier: AsyncMutex<Option<Earlier>>,
+    has_tail: bool,
+}
+
+/// The chain as far as it was delivered.
+#[derive(Default)]
+pub(super) struct State {
+    /// The last link; `None` until the node knows where the journal ends.
+    last: Option<Position>,
+    /// The greatest id that was seen.
+    newest: u64,
+    is_repairing: bool,
+    tail: VecDeque<Arc<Kept>>,
+    tail_bytes: usize,
+}
+
+/// A broadcast that was delivered, or that a returning client has missed.
+pub(super) struct Kept {
+    pub(super) position: Position,
+    pub(super) target: Target,
+    pub(super) frame: Frame,
+}
+
+/// The place in the chain up to which a client has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offset {
+    pub(super) id: u64,
+    /// 0 if it is not known.
+    pub(super) time: u64,
+}
+
+struct Earlier {
+    from: Offset,
+    kept: VecDeque<Arc<Kept>>,
+    /// When it is forgotten, in milliseconds since 1970.
+    until: u64,
+}
+
+/// What a broadcast is to the chain.
+#[derive(Debug, PartialEq, Eq)]
+enum Link {
+    Next,
+    /// It was delivered already.
+    Known,
+    /// Something before it is missing.
+    Missing,
+}
+
+/// How far a repair has come.
+enum Step {
+    More,
+    Done,
+    /// What comes next is not kept any more.
+    Broken,
+}
+
+impl Offset {
+    fn is(&self, position: &Position) -> bool {
+        let is_time = self.time == 0 || position.time == 0 || self.time == position.time;
+        self.id == position.id && is_time
+    }
+
+    /// Whether a link comes directly after this place.
+    fn precedes(&self, position: &Position) -> bool {
+        position.after == Some(self.id) && position.id > self.id
+    }
+}
+
+/// What clients keep and send back.
+impl std::fmt::Display for Offset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.id, self.time)
+    }
+}
+
+impl std::str::FromStr for Offset {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (id, time) = text.split_once('-').ok_or(())?;
+        let number = |text: &str| text.parse::<u64>().map_err(|_| ());
+        Ok(Self {
+            id: number(id)?,
+            time: number(time)?,
+        })
+    }
+}
+
+impl From<Position> for Offset {
+    fn from(position: Position) -> Self {
+        Self {
+            id: position.id,
+            time: position.time,
+        }
+    }
+}
+
+impl State {
+    fn link(&self, position: &Position) -> Link {
+        let Some(last) = self.last else {
+            return Link::Next;
+        };
+        if Offset::from(last).precedes(position) {
+            Link::Next
+        } else if position.id <= last.id && position.time <= last.time {
+            Link::Known
+        } else {
+            // Also a smaller id with a later time: the journal was lost and begins again.
+            Link::Missing
+        }
+    }
+
+    fn keep(&mut self, kept: Kept) {
+        self.tail_bytes += kept.frame.cost();
+        self.tail.push_back(Arc::new(kept));
+        while self.tail.len() > TAIL_FRAMES || self.tail_bytes > TAIL_BYTES {
+            let Some(first) = self.tail.pop_front() else {
+                return;
+            };
+            self.tail_bytes -= first.frame.cost();
+        }
+    }
+
+    fn forget_tail(&mut self) {
+        self.tail.clear();
+        self.tail_bytes = 0;
+    }
+
+    /// Whether everything after this place is in the tail.
+    fn covers(&self, from: Offset) -> bool {
+        if self.last.is_some_and(|last| from.is(&last)) {
+            return true;
+        }
+        let Some(first) = self.tail.front() else {
+            return false;
+        };
+        from.precedes(&first.position) || {
+            let at = self.tail.partition_point(|kept| kept.position.id < from.id);
+            let found = self.tail.get(at);
+            found.is_some_and(|kept| from.is(&kept.position))
+        }
+    }
+
+    /// What was delivered after this place, of `earlier` and of the tail. `None` if a link is missing
+    /// between them.
+    pub(super) fn after(&self, from: Offset, earlier: &[Arc<Kept>]) -> Option<Vec<Arc<Kept>>> {
+        let last = self.last?;
+        let earlier = earlier.iter().filter(|kept| {
+            // This node delivers what comes later by itself.
+            kept.position.id > from.id && kept.position.id <= last.id
+        });
+        let mut found: Vec<_> = earlier.cloned().collect();
+        let reached = found.last().map_or(from, |kept| kept.position.into());
+        let at = self
+            .tail
+            .partition_point(|kept| kept.position.id <= reached.id);
+        let is_whole = match self.tail.get(at) {
+            Some(next) => reached.precedes(&next.position),
+            None => reached.is(&last),
+        };
+        found.extend(self.tail.range(at..).cloned());
+        is_whole.then_some(found)
+    }
+}
+
+impl Journal {
+    /// `has_tail`: whether the latest frames are kept.
+    pub(super) fn new(log: Arc<dyn Log>, has_tail: bool) -> Self {
+        Self {
+            log,
+            state: Mutex::default(),
+            grown: Notify::new(),
+            earlier: AsyncMutex::default(),
+            has_tail,
+        }
+    }
+
+    /// Sockets that are admitted under this lock receive what is delivered after it is released.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// The last broadcast that was delivered.
+    pub(super) fn last(&self) -> Option<Position> {
+        self.state.lock().last
+    }
+
+    /// Finds out where the journal ends. The namespace is subscribed already, so that what is published
+    /// later arrives.
+    pub(super) async fn begin(self: Arc<Self>) {
+        loop {
+            match self.log.read_journal(Page::Latest, 1).await {
+                Ok(page) => {
+                    let mut state = self.state.lock();
+                    state.last.get_or_insert_with(|| end_of(&page));
+                    drop(state);
+                    self.grown.notify_waiters();
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "the end of a journal is not known yet"),
+            }
+            if self.last().is_some() || Arc::strong_count(&self) == 1 {
+                return;
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Resolves once the node knows where the journal ends, or after a while.
+    pub(super) async fn begun(&self) {
+        let begun = async {
+            loop {
+                let grown = self.grown.notified();
+                if self.last().is_some() {
+                    return;
+                }
+                grown.await;
+            }
+        };
+        let _ = timeout(CATCH_UP, begun).await;
+    }
+
+    /// Reads what comes after this place and is not in the tail. `None` if something of it is not kept
+    /// any more, or cannot be read.
+    pub(super) async fn read_after(
+        &self,
+        namespace: &LiveNamespace,
+        from: Offset,
+    ) -> Option<Vec<Arc<Kept>>> {
+        let is_covered = timeout(CATCH_UP, self.reach(from)).await.ok()??;
+        if is_covered {
+            return Some(Vec::new());
+        }
+        self.read_earlier(namespace, from).await
+    }
+
+    /// Waits until this node has delivered what a client has received, because other nodes may have
+    /// delivered it before. Returns whether the tail has everything after it; `None` if it is not in the
+    /// journal.
+    async fn reach(&self, from: Offset) -> Option<bool> {
+        loop {
+            let grown = self.grown.notified();
+            {
+                let state = self.state.lock();
+                if state.covers(from) {
+                    return Some(true);
+                }
+                if state.last.is_some_and(|last| last.id > from.id) {
+                    return Some(false);
+                }
+            }
+            let page = self.log.read_journal(Page::Only(from.id), 1).await.ok()?;
+            page.entries
+                .first()
+                .filter(|entry| from.is(&entry.position))?;
+            let _ = timeout(RETRY, grown).await;
+        }
+    }
+
+    /// Reads from this place to the tail. Clients that return at the same time share what is read.
+    async fn read_earlier(
+        &self,
+        namespace: &LiveNamespace,
+        from: Offset,
+    ) -> Option<Vec<Arc<Kept>>> {
+        let mut shared = self.earlier.lock().await;
+        let end = {
+            let state = self.state.lock();
+            let first = state.tail.front();
+            first.map_or_else(|| state.last, |first| Some(first.position))?
+        };
+        let mut known = shared
+            .take()
+            .filter(|earlier| {
+                let last = earlier.kept.back();
+                let reaches = last.is_some_and(|last| {
+                    last.position.id >= end.id || end.after == Some(last.position.id)
+                });
+                reaches && unix_millis() < earlier.until
+            })
+            .unwrap_or_else(|| Earlier {
+                from: end.into(),
+                kept: VecDeque::new(),
+                until: unix_millis() + SHARED,
+            });
+        let at = known
+            .kept
+            .partition_point(|kept| kept.position.id <= from.id);
+        let is_known = known.from.is(&Position {
+            id: from.id,
+            time: from.time,
+            after: None,
+        }) || at > 0 && from.is(&known.kept[at - 1].position);
+        if !is_known {
+            let mut read = self.read_range(namespace, from, known.from.id).await?;
+            read.append(&mut known.kept);
+            known = Earlier {
+                from,
+                kept: read,
+                until: unix_millis() + SHARED,
+            };
+        }
+        let after = known.kept.iter();
+        let after = after.filter(|kept| kept.position.id > from.id);
+        let found = after.cloned().collect();
+        *shared = Some(known);
+        Some(found)
+    }
+
+    /// Reads what comes after `from`, up to `end` and with it. `None` if the chain does not begin there.
+    async fn read_range(
+        &self,
+        namespace: &LiveNamespace,
+        from: Offset,
+        end: u64,
+    ) -> Option<VecDeque<Arc<Kept>>> {
+        let mut read = VecDeque::new();
+        let mut reached = from;
+        loop {
+            let page = Page::After(reached.id.saturating_sub(1));
+            let page = self.log.read_journal(page, PAGE).await.ok()?;
+            let mut entries = page.entries.into_iter().peekable();
+            if entries
+                .next_if(|entry| reached.is(&entry.position))
+                .is_none()
+                && !entries
+                    .peek()
+                    .is_some_and(|entry| reached.precedes(&entry.position))
+            {
+                return None;
+            }
+            for entry in entries {
+                if !reached.precedes(&entry.position) {
+                    return None;
+                }
+                reached = entry.position.into();
+                read.push_back(Arc::new(namespace.kept(entry)?));
+                if reached.id >= end {
+                    return Some(read);
+                }
+            }
+            if !page.is_full {
+                // The end itself was read, or it was removed with all before it.
+                return (reached.id >= end).then_some(read);
+            }
+        }
+    }
+
+    /// Notes that something may be missing. Returns `false` if a repair is under way already.
+    fn begin_repair(&self) -> bool {
+        let mut state = self.state.lock();
+        !std::mem::replace(&mut state.is_repairing, true)
+    }
+
+    /// Delivers a page of the journal that was read from `last` on.
+    fn take_page(&self, namespace: &LiveNamespace, last: Position, page: JournalPage) -> Step {
+        let mut state = self.state.lock();
+        let from = Offset::from(last);
+        let is_whole = match page.entries.first() {
+            Some(first) => from.is(&first.position) || from.precedes(&first.position),
+            None => page.newest == last.id,
+        };
+        if !is_whole {
+            return Step::Broken;
+        }
+        for entry in page.entries {
+            match state.link(&entry.position) {
+                Link::Next => {
+                    namespace.deliver_link(self, &mut state, &entry.into());
+                }
+                Link::Known => {}
+                Link::Missing => return Step::Broken,
+            }
+        }
+        let is_behind = state.last.is_some_and(|last| last.id < state.newest);
+        if page.is_full || is_behind {
+            return Step::More;
+        }
+        state.is_repairing = false;
+        Step::Done
+    }
+
+    /// Goes on behind a break of the chain, with everything that is kept and was stored later than what
+    /// was delivered.
+    async fn skip(&self, namespace: &LiveNamespace) -> Result<(), BusError> {
+        let last_time = self.last().map_or(0, |last| last.time);
+        self.state.lock().forget_tail();
+        let mut reached = 0;
+        loop {
+            let page = self.log.read_journal(Page::After(reached), PAGE).await?;
+            let mut state = self.state.lock();
+            for entry in page.entries {
+                reached = entry.position.id;
+                let is_later = entry.position.time > last_time
+                    || state.last.is_some_and(|last| {
+                        entry.position.time == last_time && entry.position.id > last.id
+                    });
+                if is_later && state.link(&entry.position) != Link::Known {
+                    // Whatever comes next continues this one.
+                    state.last = None;
+                    namespace.deliver_link(self, &mut state, &entry.into());
+                }
+            }
+            if !page.is_full {
+                if state.last.is_none_or(|last| last.time <= last_time) {
+                    state.last = Some(Position {
+                        id: page.newest,
+                        time: last_time,
+                        after: None,
+                    });
+                }
+                state.newest = state.last.map_or(0, |last| last.id);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes whatever arrives next, because the journal cannot be read.
+    fn give_up(&self) {
+        let mut state = self.state.lock();
+        state.forget_tail();
+        state.last = None;
+        state.is_repairing = false;
+    }
+}
+
+/// Where a journal ends whose newest entry was read.
+fn end_of(page: &JournalPage) -> Position {
+    page.entries.last().map_or(
+        Position {
+            id: page.newest,
+            time: 0,
+            after: None,
+        },
+        |entry| entry.position,
+    )
+}
+
+/// What is delivered.
+pub(super) struct Broadcast {
+    position: Position,
+    target: Target,
+    event: Box<str>,
+    args: Args,
+}
+
+impl From<JournalEntry> for Broadcast {
+    fn from(entry: JournalEntry) -> Self {
+        let JournalEntry {
+            position,
+            target,
+            event,
+            args,
+        } = entry;
+        Self {
+            position,
+            target,
+            event,
+            args,
+        }
+    }
+}
+
+impl LiveNamespace {
+    /// Emits an event by way of the journal: the sockets of this node receive it like those of all others,
+    /// in the order of the journal.
+    pub(super) async fn broadcast_journaled(
+        &self,
+        journal: &Journal,
+        target: Target,
+        event: &str,
+        args: Args,
+    ) -> Result<Delivery, EmitError> {
+        let published = journal.log.broadcast(target, event, args).await?;
+        Ok(Delivery {
+            local_sockets: 0,
+            nodes: published.nodes,
+            position: published.position,
+        })
+    }
+
+    /// A broadcast of the journal has arrived. Returns the number of sockets that it was meant for.
+    pub(super) fn receive_journaled(
+        &self,
+        journal: &Arc<Journal>,
+        message: &Message,
+        position: Position,
+    ) -> usize {
+        let Message::Broadcast {
+            target,
+            event,
+            args,
+        } = message
+        else {
+            return 0;
+        };
+        let mut state = journal.state.lock();
+        state.newest = state.newest.max(position.id);
+        match state.link(&position) {
+            Link::Next => {
+                let broadcast = Broadcast {
+                    position,
+                    target: target.clone(),
+                    event: event.clone(),
+                    args: args.clone(),
+                };
+                let sockets = self.deliver_link(journal, &mut state, &broadcast);
+                drop(state);
+                journal.grown.notify_waiters();
+                sockets
+            }
+            Link::Known => 0,
+            Link::Missing => {
+                if position.id < state.newest && state.last.is_some_and(|l| position.id <= l.id) {
+                    // A journal that begins again.
+                    state.newest = position.id;
+                }
+                drop(state);
+                self.repair_later(journal);
+                0
+            }
+        }
+    }
+
+    /// Delivers the next link of the chain.
+    fn deliver_link(&self, journal: &Journal, state: &mut State, next: &Broadcast) -> usize {
+        state.last = Some(next.position);
+        state.newest = state.newest.max(next.position.id);
+        let delivered = self.deliver(&next.target, &next.event, &next.args, Some(next.position));
+        match delivered {
+            Ok((frame, sockets)) => {
+                if journal.has_tail {
+                    state.keep(Kept {
+                        position: next.position,
+                        target: next.target.clone(),
+                        frame,
+                    });
+                }
+                sockets
+            }
+            Err(error) => {
+                // No client could read it, here or elsewhere.
+                tracing::debug!(namespace = &*self.name, %error, "a broadcast of the journal cannot be delivered");
+                state.forget_tail();
+                0
+            }
+        }
+    }
+
+    /// An entry of the journal as a returning client receives it.
+    fn kept(&self, entry: JournalEntry) -> Option<Kept> {
+        let position = Some(entry.position);
+        let frame = self.frame(&entry.target, None, &entry.event, &entry.args, position);
+        Some(Kept {
+            position: entry.position,
+            target: entry.target,
+            frame: frame.ok()?,
+        })
+    }
+
+    fn repair_later(&self, journal: &Arc<Journal>) {
+        if !journal.begin_repair() {
+            return;
+        }
+        let (journal, me) = (Arc::clone(journal), Weak::clone(&self.me));
+        if let Some(server) = self.server.upgrade() {
+            drop(server.tasks.runtime().spawn(repair(journal, me)));
+        }
+    }
+
+    /// Reads what a gap may have kept from this node, and delivers it.
+    pub(super) async fn repair_journal(&self) {
+        if let Some(journal) = &self.journal
+            && journal.last().is_some()
+            && journal.begin_repair()
+        {
+            repair(Arc::clone(journal), Weak::clone(&self.me)).await;
+        }
+    }
+}
+
+/// Delivers what is missing, and reports whether that was everything.
+async fn repair(journal: Arc<Journal>, namespace: Weak<LiveNamespace>) {
+    let mut failures = 0;
+    let mut is_whole = true;
+    let before = journal.last();
+    loop {
+        let Some(namespace) = namespace.upgrade() else {
+            return;
+        };
+        let Some(last) = journal.last() else {
+            journal.give_up();
+            return;
+        };
+        // With the last link itself, because it shows that the journal is still the same.
+        let page = Page::After(last.id.saturating_sub(1));
+        let step = match journal.log.read_journal(page, PAGE).await {
+            Ok(page) => match journal.take_page(&namespace, last, page) {
+                Step::Broken => {
+                    is_whole = false;
+                    journal.skip(&namespace).await.map(|()| Step::More)
+                }
+                step => Ok(step),
+            },
+            Err(error) => Err(error),
+        };
+        journal.grown.notify_waiters();
+        match step {
+            Ok(Step::Done) => {
+                if journal.last() != before || !is_whole {
+                    namespace.report_repair(is_whole);
+                }
+                return;
+            }
+            Ok(_) => failures = 0,
+            Err(error) if failures == TRIES => {
+                tracing::warn!(namespace = &*namespace.name, %error, "the journal cannot be read");
+                journal.give_up();
+                namespace.report_repair(false);
+                return;
+            }
+            Err(_) => {
+                failures += 1;
+                drop(namespace);
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+impl LiveNamespace {
+    fn report_repair(&self, is_whole: bool) {
+        let namespace = &*self.name;
+        let outcome = if is_whole { "repaired" } else { "lost" };
+        let metrics = &self.engine.metrics;
+        metrics.journal_gaps.with_label_values(&[outcome]).inc();
+        if is_whole {
+            tracing::info!(
+                namespace,
+                "a gap of the journal is repaired: what was missing is delivered"
+            );
+        } else {
+            tracing::warn!(
+                namespace,
+                "a gap of the journal is not repaired: what was missing is not kept any more"
+            );
+        }
+    }
+}
+
+/// Whether a target selects a socket that is in these rooms.
+pub(super) fn is_meant(target: &Target, rooms: &HashSet<&str>) -> bool {
+    let is_in = |names: &[Box<str>]| names.iter().any(|name| rooms.contains(&**name));
+    (target.rooms.is_empty() || is_in(&target.rooms)) && !is_in(&target.except)
+}

@@ -1,0 +1,679 @@
+//! Clients that come back after their connection was lost, to this node or another.
+//!
+//! ```text
+//! connect ──▶ session: id, rooms, data, place in the journal ──▶ stored within moments
+//! join, leave, set_data ──▶ stored again          every half of its life ──▶ its life is extended
+//!
+//! CONNECT with `pid` and `offset` ─▶ take the session ─▶ end the socket that had it
+//!        ─▶ read what the tail of the journal has not ─▶ under the journal's lock: enter the rooms,
+//!           send what was missed ─▶ reply: recovered        any step fails ─▶ an ordinary connect
+//! ```
+//!
+//! The session is written while the client is connected, because a node that is killed writes nothing.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use roomcast_adapter::{BusError, Session, Sessions, SocketId};
+use roomcast_protocol::{args::Args, engine_io::open::Revision, message::Message, target::Target};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    data::Data,
+    journal::{Kept, Offset, is_meant},
+    live_namespace::LiveNamespace,
+    observe::Observation,
+    server::Inner,
+    socket::{DisconnectReason, Socket},
+};
+use crate::{close::CloseReason, line_limit::LineLimit, metrics::Metrics, transport::driver::Turn};
+
+/// How long changes of sessions gather, so that several of one socket are written once.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How long to wait before sessions are written again that could not be.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a returning client waits for the end of its former socket on this node.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a server that shuts down waits for the sessions to be written.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// The event by which a node tells the others that a client has come back to it. Node.js servers have
+/// no handler of it.
+const RETURNED: &str = "roomcast:returned";
+
+/// How clients can come back to a namespace after their connection was lost, see
+/// [`Namespace::recovery`](super::Namespace::recovery).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovery {
+    /// How long a session is kept after the connection was lost, at least. Default 2 minutes, as in
+    /// Node.js servers.
+    pub max_disconnection: Duration,
+    /// Whether the authorizers run for clients that come back, too. Default: no, as in Node.js servers.
+    pub authorizes_again: bool,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            max_disconnection: Duration::from_secs(120),
+            authorizes_again: false,
+        }
+    }
+}
+
+/// Makes the data of a socket from its JSON.
+pub(crate) type RestoreData = Arc<dyn Fn(serde_json::Value) -> Option<Arc<dyn Data>> + Send + Sync>;
+
+/// The sessions of a namespace at work.
+pub(super) struct LiveRecovery {
+    pub(super) options: Recovery,
+    sessions: Arc<dyn Sessions>,
+    queue: Arc<Queue>,
+}
+
+/// Sessions that have to be written.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// Notified when there is something to write.
+    news: Notify,
+    /// Notified when everything is written.
+    idle: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    changed: Vec<Socket>,
+    ended: Vec<Ended>,
+    is_writing: bool,
+    is_closed: bool,
+}
+
+/// The session of a socket that has disconnected.
+enum Ended {
+    /// The client may come back.
+    Keep(Socket, Session),
+    Remove {
+        pid: Box<str>,
+        owner: Box<str>,
+    },
+}
+
+/// What a socket has in a namespace with recovery.
+pub(crate) struct Recoverable {
+    /// The secret name of the session.
+    pid: Box<str>,
+    /// The token of this socket among those that have had the session.
+    owner: Box<str>,
+    /// The place in the journal from which on the socket received. `None` if it was not known.
+    since: Option<u64>,
+    is_recovered: bool,
+    is_queued: AtomicBool,
+    /// Whether the session was stored for this owner.
+    is_stored: AtomicBool,
+    /// Notified once the socket has left its rooms.
+    gone: Notify,
+}
+
+/// A session as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    sid: String,
+    owner: Box<str>,
+    /// Without the private room.
+    rooms: Vec<Box<str>>,
+    data: serde_json::Value,
+    since: Option<u64>,
+}
+
+/// What a client sends to come back.
+#[derive(Deserialize)]
+struct Return {
+    pid: Box<str>,
+    offset: Option<String>,
+}
+
+/// A session that was taken, with everything that is needed to go on with it.
+pub(super) struct Restored {
+    record: Record,
+    pid: Box<str>,
+    from: Offset,
+    /// What the tail of the journal did not have.
+    earlier: Vec<Arc<Kept>>,
+}
+
+impl Restored {
+    /// The id that the socket had.
+    pub(super) fn id(&self) -> SocketId {
+        SocketId::new(&self.record.sid)
+    }
+
+    /// The data that the socket had.
+    pub(super) fn data(&mut self, namespace: &LiveNamespace) -> Option<Arc<dyn Data>> {
+        let data = std::mem::take(&mut self.record.data);
+        if data.is_null() {
+            return None;
+        }
+        match &namespace.handlers.restore_data {
+            Some(restore) => restore(data),
+            None => Some(Arc::new(data)),
+        }
+    }
+}
+
+impl LiveRecovery {
+    /// Starts the task that writes sessions. It ends when the namespace has gone and everything is
+    /// written.
+    pub(super) fn start(
+        options: Recovery,
+        sessions: Arc<dyn Sessions>,
+        namespace: Weak<LiveNamespace>,
+        server: &Arc<Inner>,
+    ) -> Self {
+        let queue = Arc::<Queue>::default();
+        let writer = Writer {
+            options,
+            sessions: Arc::clone(&sessions),
+            queue: Arc::clone(&queue),
+            namespace,
+            metrics: Arc::clone(&server.engine.metrics),
+        };
+        drop(server.tasks.runtime().spawn(writer.run()));
+        Self {
+            options,
+            sessions,
+            queue,
+        }
+    }
+
+    /// Resolves once everything is written, or after a while.
+    pub(super) async fn flush(&self) {
+        let written = async {
+            loop {
+                let idle = self.queue.idle.notified();
+                if self.queue.waiting.lock().is_done() {
+                    return;
+                }
+                self.queue.news.notify_one();
+                idle.await;
+            }
+        };
+        let _ = timeout(FLUSH, written).await;
+    }
+
+    fn changed(&self, socket: &Socket, recoverable: &Recoverable) {
+        if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
+            self.queue.waiting.lock().changed.push(socket.clone());
+            self.queue.news.notify_one();
+        }
+    }
+}
+
+impl Drop for LiveRecovery {
+    fn drop(&mut self) {
+        self.queue.waiting.lock().is_closed = true;
+        self.queue.news.notify_one();
+    }
+}
+
+impl Waiting {
+    fn is_done(&self) -> bool {
+        self.changed.is_empty() && self.ended.is_empty() && !self.is_writing
+    }
+}
+
+/// Writes the sessions of a namespace.
+struct Writer {
+    options: Recovery,
+    sessions: Arc<dyn Sessions>,
+    queue: Arc<Queue>,
+    namespace: Weak<LiveNamespace>,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    async fn run(self) {
+        // Sessions end by themselves if this node is killed, so their lives are extended in time.
+        let period = (self.options.max_disconnection / 2).max(Duration::from_millis(100));
+        let mut due = interval(period);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        due.tick().await;
+        loop {
+            let is_due = tokio::select! {
+                () = self.queue.news.notified() => false,
+                _ = due.tick() => true,
+            };
+            if is_due {
+                self.refresh().await;
+                continue;
+            }
+            sleep(GATHER).await;
+            if !self.write().await {
+                sleep(RETRY).await;
+                self.queue.news.notify_one();
+            }
+            let waiting = self.queue.waiting.lock();
+            if waiting.is_done() {
+                self.queue.idle.notify_waiters();
+                if waiting.is_closed {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How long a session is kept that is not extended any more.
+    fn life(&self) -> Duration {
+        self.options.max_disconnection * 2
+    }
+
+    /// Writes what has gathered. Returns `false` if some of it has to be written again.
+    async fn write(&self) -> bool {
+        let (changed, ended) = {
+            let mut waiting = self.queue.waiting.lock();
+            waiting.is_writing = true;
+            (
+                std::mem::take(&mut waiting.changed),
+                std::mem::take(&mut waiting.ended),
+            )
+        };
+        let changes = changed.iter().filter_map(|socket| {
+            let recoverable = socket.recoverable()?;
+            // From here on, a change is a new one.
+            recoverable.is_queued.store(false, Ordering::Release);
+            if !socket.is_connected() {
+                // Its end is queued as well.
+                return None;
+            }
+            let session = socket.session(recoverable, self.life());
+            let storing = self.store(recoverable, session);
+            Some(async move { (socket, storing.await) })
+        });
+        let written = join_all(changes.collect::<Vec<_>>()).await;
+        // After them, so that the end of a socket is what remains.
+        let ends = ended
+            .iter()
+            .filter_map(|ended| -> Option<BoxFuture<'_, _>> {
+                Some(match ended {
+                    Ended::Keep(socket, session) => {
+                        let recoverable = socket.recoverable()?;
+                        Box::pin(self.store(recoverable, session.clone()))
+                    }
+                    Ended::Remove { pid, owner } => self.sessions.remove(pid, owner),
+                })
+            });
+        let ends = join_all(ends.collect::<Vec<_>>()).await;
+        let mut is_done = true;
+        for written in ends {
+            self.count(&written);
+        }
+        for (socket, written) in written {
+            self.count(&written);
+            if let (Err(_), Some(recoverable)) = (written, socket.recoverable()) {
+                if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
+                    self.queue.waiting.lock().changed.push(socket.clone());
+                }
+                is_done = false;
+            }
+        }
+        self.queue.waiting.lock().is_writing = false;
+        is_done
+    }
+
+    /// Stores a session: for the first time whatever is there, then only while it is still its owner's.
+    fn store<'a>(
+        &self,
+        recoverable: &'a Recoverable,
+        session: Session,
+    ) -> impl Future<Output = Result<(), BusError>> + Send + use<'a> {
+        let storing = if recoverable.is_stored.load(Ordering::Relaxed) {
+            let update = self.sessions.update(session);
+            Box::pin(async move { update.await.map(drop) })
+        } else {
+            self.sessions.create(session)
+        };
+        async move {
+            let written = storing.await;
+            if written.is_ok() {
+                recoverable.is_stored.store(true, Ordering::Relaxed);
+            }
+            written
+        }
+    }
+
+    async fn refresh(&self) {
+        let Some(namespace) = self.namespace.upgrade() else {
+            return;
+        };
+        let sockets = namespace.local_sockets(&Target::default());
+        drop(namespace);
+        let pids = sockets.iter().filter_map(Socket::recoverable);
+        let pids: Vec<_> = pids.map(|recoverable| recoverable.pid.clone()).collect();
+        drop(sockets);
+        for pids in pids.chunks(1024) {
+            let refreshed = self.sessions.refresh(pids, self.life()).await;
+            if refreshed.is_err() {
+                self.count(&refreshed);
+                return;
+            }
+        }
+    }
+
+    fn count(&self, written: &Result<(), BusError>) {
+        static LINES: LineLimit = LineLimit::new();
+        let outcome = match written {
+            Ok(()) => "written",
+            Err(_) => "failed",
+        };
+        self.metrics
+            .session_writes
+            .with_label_values(&[outcome])
+            .inc();
+        if let Err(error) = written
+            && let Some(left_out) = LINES.pass()
+        {
+            tracing::warn!(%error, left_out, "sessions of clients cannot be written: they may not come back");
+        }
+    }
+}
+
+impl Socket {
+    /// Whether the client has come back to the session that it had before its connection was lost: the
+    /// socket has the same id, rooms and data, and has received what it missed. Always `false` in a
+    /// namespace without [recovery](super::Namespace::recovery).
+    pub fn recovered(&self) -> bool {
+        self.recoverable().is_some_and(|r| r.is_recovered)
+    }
+
+    /// Has the session stored again, because something of it has changed.
+    pub(super) fn session_changed(&self) {
+        if let Some(recoverable) = self.recoverable()
+            && let Some(recovery) = &self.live().recovery
+        {
+            recovery.changed(self, recoverable);
+        }
+    }
+
+    /// The socket is about to leave its rooms.
+    pub(super) fn session_ends(&self, reason: DisconnectReason) {
+        let Some(recoverable) = self.recoverable() else {
+            return;
+        };
+        let Some(recovery) = &self.live().recovery else {
+            return;
+        };
+        let ended = if comes_back(reason) {
+            let life = recovery.options.max_disconnection;
+            Ended::Keep(self.clone(), self.session(recoverable, life))
+        } else {
+            Ended::Remove {
+                pid: recoverable.pid.clone(),
+                owner: recoverable.owner.clone(),
+            }
+        };
+        recovery.queue.waiting.lock().ended.push(ended);
+        recovery.queue.news.notify_one();
+    }
+
+    /// The socket has left its rooms.
+    pub(super) fn session_left(&self) {
+        if let Some(recoverable) = self.recoverable() {
+            recoverable.gone.notify_one();
+        }
+    }
+
+    /// The name under which the client can come back.
+    pub(super) fn pid(&self) -> Option<&str> {
+        self.recoverable().map(|recoverable| &*recoverable.pid)
+    }
+
+    fn session(&self, recoverable: &Recoverable, life: Duration) -> Session {
+        let own = self.id().as_str();
+        let rooms = self.rooms().into_iter().filter(|room| room != own);
+        let record = Record {
+            sid: own.to_owned(),
+            owner: recoverable.owner.clone(),
+            rooms: rooms.map(String::into_boxed_str).collect(),
+            data: self.data_json(),
+            since: recoverable.since,
+        };
+        let value = serde_json::to_vec(&record).unwrap_or_default();
+        Session {
+            pid: recoverable.pid.clone(),
+            owner: recoverable.owner.clone(),
+            value: Bytes::from(value),
+            life,
+        }
+    }
+}
+
+/// Whether the client may come back after this end, as in Node.js servers.
+fn comes_back(reason: DisconnectReason) -> bool {
+    match reason {
+        DisconnectReason::Connection(reason) => !matches!(
+            reason,
+            CloseReason::ServerDisconnect | CloseReason::ParseError { .. }
+        ),
+        DisconnectReason::ClientDisconnect
+        | DisconnectReason::ServerDisconnect
+        | DisconnectReason::HandlerPanic => false,
+    }
+}
+
+impl LiveNamespace {
+    /// What a new socket has, if clients of this revision can come back.
+    pub(super) fn recoverable(&self, revision: Revision) -> Option<Box<Recoverable>> {
+        self.recovery.as_ref()?;
+        if revision != Revision::V4 {
+            return None;
+        }
+        let journal = self.journal.as_ref()?;
+        let pid = self.engine.ids.engine_id();
+        let since = journal.last().map(|last| last.id);
+        Some(self.recoverable_as(pid.as_str(), since, false))
+    }
+
+    fn recoverable_as(
+        &self,
+        pid: &str,
+        since: Option<u64>,
+        is_recovered: bool,
+    ) -> Box<Recoverable> {
+        Box::new(Recoverable {
+            pid: pid.into(),
+            owner: self.engine.ids.socket_id().as_str().into(),
+            since,
+            is_recovered,
+            is_queued: AtomicBool::new(false),
+            is_stored: AtomicBool::new(false),
+            gone: Notify::new(),
+        })
+    }
+
+    /// Whether a CONNECT with these credentials has to wait: for a session that is taken, or until the
+    /// node knows where the journal ends.
+    pub(super) fn has_to_wait(&self, auth: Option<&str>) -> bool {
+        let is_return =
+            self.recovery.is_some() && auth.is_some_and(|auth| auth.contains("\"pid\""));
+        is_return || self.journal.as_ref().is_some_and(|j| j.last().is_none())
+    }
+
+    /// Takes the session that the credentials name, and prepares to go on with it. `None` if the client
+    /// does not come back, or cannot.
+    pub(super) async fn restore(&self, auth: Option<&str>) -> Option<Box<Restored>> {
+        if let Some(journal) = &self.journal {
+            journal.begun().await;
+        }
+        let recovery = self.recovery.as_ref()?;
+        let Return { pid, offset } = serde_json::from_str(auth?).ok()?;
+        let outcome = self.take(recovery, &pid, offset.as_deref()).await;
+        if let Err(outcome) = &outcome {
+            self.count_recovery(outcome);
+        }
+        outcome.ok()
+    }
+
+    fn count_recovery(&self, outcome: &'static str) {
+        let metrics = &self.engine.metrics;
+        metrics.recoveries.with_label_values(&[outcome]).inc();
+    }
+
+    async fn take(
+        &self,
+        recovery: &LiveRecovery,
+        pid: &str,
+        offset: Option<&str>,
+    ) -> Result<Box<Restored>, &'static str> {
+        // The end of the former socket may not be written yet.
+        recovery.flush().await;
+        let taken = recovery.sessions.take(pid).await.map_err(|error| {
+            tracing::debug!(namespace = &*self.name, %error, "a session cannot be taken");
+            "unavailable"
+        })?;
+        let record: Record =
+            serde_json::from_slice(&taken.ok_or("unknown")?).map_err(|_| "unknown")?;
+        let limits = &self.engine.config.limits;
+        let fits = record.rooms.len() <= limits.rooms_per_socket
+            && record
+                .rooms
+                .iter()
+                .all(|room| room.len() <= limits.room_name_bytes);
+        let since = record.since.map(|id| Offset { id, time: 0 });
+        let from = match offset {
+            Some(offset) => {
+                let offset: Offset = offset.parse().map_err(|()| "incomplete")?;
+                // A client keeps the offset of an earlier session until it receives something.
+                since.filter(|since| since.id > offset.id).unwrap_or(offset)
+            }
+            None => since.ok_or("incomplete")?,
+        };
+        let journal = self.journal.as_ref().filter(|_| fits).ok_or("incomplete")?;
+        self.end_former(&record).await;
+        let earlier = journal.read_after(self, from).await.ok_or("incomplete")?;
+        Ok(Box::new(Restored {
+            record,
+            pid: pid.into(),
+            from,
+            earlier,
+        }))
+    }
+
+    /// Ends the socket that has had the session, wherever it is, if its node has not noticed that the
+    /// client has gone.
+    async fn end_former(&self, record: &Record) {
+        let args = (&record.sid, &record.owner);
+        if let Ok(args) = Args::encode(&args) {
+            let returned = Message::ServerSideEmit {
+                event: RETURNED.into(),
+                args,
+            };
+            // Another node that does not hear it ends the socket after the ping timeout.
+            drop(self.publish(&Target::default(), || returned));
+        }
+        if let Some(former) = self.former(&record.sid, &record.owner) {
+            former.connection().close(CloseReason::TransportClose);
+            if let Some(recoverable) = former.recoverable() {
+                let _ = timeout(FAREWELL, recoverable.gone.notified()).await;
+            }
+        }
+    }
+
+    /// The socket of this node that has this id and is this owner of its session.
+    fn former(&self, sid: &str, owner: &str) -> Option<Socket> {
+        let mut target = Target::default();
+        target.add_rooms(sid);
+        let is_former = |socket: &Socket| {
+            let recoverable = socket.recoverable();
+            recoverable.is_some_and(|recoverable| *recoverable.owner == *owner)
+        };
+        self.local_sockets(&target).into_iter().find(is_former)
+    }
+
+    /// Whether an event between servers says that a client has come back to another node. Its former
+    /// socket is ended then.
+    pub(super) fn is_return(&self, event: &str, args: &Args) -> bool {
+        if event != RETURNED {
+            return false;
+        }
+        if self.recovery.is_some()
+            && let Ok((sid, owner)) = args.decode::<(String, String)>()
+            && let Some(former) = self.former(&sid, &owner)
+        {
+            former.connection().close(CloseReason::TransportClose);
+        }
+        true
+    }
+
+    /// Lets a client go on with its session: the socket is in its rooms again, and what it has missed is
+    /// in its outbox. `None` if that cannot be complete.
+    pub(super) fn readmit(
+        self: &Arc<Self>,
+        turn: &mut Turn<'_, '_>,
+        restored: Restored,
+        socket: impl FnOnce(SocketId, Box<Recoverable>) -> Socket,
+    ) -> Option<Socket> {
+        let readmitted = self.readmit_whole(turn, restored, socket);
+        self.count_recovery(match readmitted {
+            Some(_) => "recovered",
+            None => "incomplete",
+        });
+        readmitted
+    }
+
+    fn readmit_whole(
+        self: &Arc<Self>,
+        turn: &mut Turn<'_, '_>,
+        restored: Restored,
+        socket: impl FnOnce(SocketId, Box<Recoverable>) -> Socket,
+    ) -> Option<Socket> {
+        let Restored {
+            record,
+            pid,
+            from,
+            earlier,
+        } = restored;
+        let mut rooms: HashSet<&str> = record.rooms.iter().map(|room| &**room).collect();
+        rooms.insert(&record.sid);
+        let state = self.journal.as_ref()?.lock();
+        let mut missed = state.after(from, &earlier)?;
+        missed.retain(|kept| is_meant(&kept.target, &rooms));
+        let bytes: usize = missed.iter().map(|kept| kept.frame.cost()).sum();
+        if bytes > self.engine.config.limits.outbox_bytes / 2 {
+            // It would be cut off as a slow consumer.
+            return None;
+        }
+        let recoverable = self.recoverable_as(&pid, record.since, true);
+        let socket = socket(SocketId::new(&record.sid), recoverable);
+        for kept in missed {
+            turn.send(&kept.frame);
+        }
+        socket.insert();
+        // The limits were checked.
+        let _ = self.adapter.join(socket.local_socket(), &record.rooms);
+        drop(state);
+        if self.observers.is_any() {
+            socket.observed(Observation::Connected { socket: &socket });
+            let (socket, rooms) = (&socket, &*record.rooms);
+            if !rooms.is_empty() {
+                socket.observed(Observation::Joined { socket, rooms });
+            }
+        }
+        Some(socket)
+    }
+}

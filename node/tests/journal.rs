@@ -1,0 +1,200 @@
+//! A node that has missed broadcasts of a journal reads them, and delivers each once and in order.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use std::time::{Duration, SystemTime};
+
+use roomcast::{
+    Args, BusError, EmitError, Gap, JournalLimits, MemoryBus, Position, Server,
+    bus::{JournalEntry, Message, Target},
+};
+use support::{
+    TestServer, WebSocket,
+    bus::FakeBus,
+    eventually,
+    server::{Sockets, main_namespace},
+};
+
+/// A node whose journal already has the broadcast 10, with a client.
+struct Node {
+    bus: FakeBus,
+    server: TestServer,
+    client: WebSocket,
+    _sockets: Sockets,
+}
+
+fn entry(id: u64, after: u64) -> JournalEntry {
+    JournalEntry {
+        position: Position {
+            id,
+            time: id * 1000,
+            after: Some(after),
+        },
+        target: Target::default(),
+        event: "n".into(),
+        args: Args::encode(&(id,)).unwrap(),
+    }
+}
+
+/// Entries whose ids are these, each after the one before.
+fn chain(ids: &[u64]) -> Vec<JournalEntry> {
+    let pairs = ids.windows(2).map(|pair| entry(pair[1], pair[0]));
+    pairs.collect()
+}
+
+impl Node {
+    async fn start() -> Self {
+        let bus = FakeBus::new();
+        bus.set_journal(chain(&[0, 10]));
+        let namespace = main_namespace().journal(JournalLimits::default());
+        let (namespace, sockets) = Sockets::of(namespace);
+        let builder = Server::builder().namespace(namespace).bus(bus.clone());
+        let server = TestServer::start(builder).await;
+        let client = WebSocket::connect(server.address).await;
+        Self {
+            bus,
+            server,
+            client,
+            _sockets: sockets,
+        }
+    }
+
+    /// A broadcast arrives.
+    fn hear(&self, entry: JournalEntry) {
+        let JournalEntry {
+            position,
+            target,
+            event,
+            args,
+        } = entry;
+        let message = Message::Broadcast {
+            target,
+            event,
+            args,
+        };
+        self.bus.listener("/").receive(&message, Some(position));
+    }
+
+    async fn receives(&mut self, ids: &[u64]) {
+        for id in ids {
+            assert_eq!(self.client.text().await, format!("42[\"n\",{id}]"));
+        }
+    }
+
+    async fn gaps(&self, outcome: &str, count: u64) {
+        let series = format!("roomcast_journal_gaps_total{{outcome=\"{outcome}\"}}");
+        eventually(&series, || self.server.metric(&series) == count).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_before_a_broadcast_is_read_and_delivered_first() {
+    let mut node = Node::start().await;
+    node.hear(entry(11, 10));
+    node.receives(&[11]).await;
+    node.bus.set_journal(chain(&[0, 10, 11, 12, 13, 14]));
+    node.hear(entry(14, 13));
+    node.receives(&[12, 13, 14]).await;
+    node.gaps("repaired", 1).await;
+    // They arrive late, and are known.
+    node.hear(entry(12, 11));
+    node.hear(entry(13, 12));
+    node.hear(entry(14, 13));
+    node.hear(entry(15, 14));
+    node.receives(&[15]).await;
+    node.gaps("lost", 0).await;
+}
+
+#[tokio::test]
+async fn a_gap_at_the_end_is_repaired_when_it_is_reported() {
+    let mut node = Node::start().await;
+    let ids: Vec<_> = std::iter::once(0).chain(10..=350).collect();
+    node.bus.set_journal(chain(&ids));
+    let to = SystemTime::UNIX_EPOCH + Duration::from_secs(20);
+    let from = to - Duration::from_secs(5);
+    node.bus.report(Gap { from, to });
+    node.receives(&ids[2..]).await;
+    node.gaps("repaired", 1).await;
+    node.hear(entry(351, 350));
+    node.receives(&[351]).await;
+}
+
+#[tokio::test]
+async fn what_is_not_kept_any_more_is_reported_and_the_rest_delivered() {
+    let mut node = Node::start().await;
+    node.bus
+        .set_journal(chain(&[10, 11, 12, 13, 14])[2..].to_vec());
+    node.hear(entry(14, 13));
+    node.receives(&[13, 14]).await;
+    node.gaps("lost", 1).await;
+    node.hear(entry(15, 14));
+    node.receives(&[15]).await;
+}
+
+#[tokio::test]
+async fn a_journal_that_was_lost_begins_again_with_smaller_ids() {
+    let mut node = Node::start().await;
+    let again = |id, after| JournalEntry {
+        position: Position {
+            id,
+            time: 900_000 + id,
+            after: Some(after),
+        },
+        ..entry(id, after)
+    };
+    node.bus.set_journal(vec![again(5, 0), again(6, 5)]);
+    node.hear(again(6, 5));
+    node.receives(&[5, 6]).await;
+    node.gaps("lost", 1).await;
+    node.hear(again(7, 6));
+    node.receives(&[7]).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_that_may_not_be_stored_is_not_delivered() {
+    let mut node = Node::start().await;
+    let refused = node.server.io.emit("n", 1).await.unwrap_err();
+    assert!(
+        matches!(refused, EmitError::Bus(BusError::Unconfirmed(_))),
+        "{refused:?}"
+    );
+    node.hear(entry(11, 10));
+    node.receives(&[11]).await;
+}
+
+#[tokio::test]
+async fn clients_of_all_nodes_receive_broadcasts_in_one_order() {
+    const EACH: usize = 100;
+    let bus = MemoryBus::new();
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        let namespace = main_namespace().journal(JournalLimits::default());
+        let builder = Server::builder().namespace(namespace).bus(bus.clone());
+        let server = TestServer::start(builder).await;
+        let client = WebSocket::connect(server.address).await;
+        nodes.push((server, client));
+    }
+    let emitting = nodes.iter().enumerate().map(|(index, (server, _))| {
+        let io = server.io.clone();
+        tokio::spawn(async move {
+            for number in 0..EACH {
+                let delivery = io.emit("n", index * EACH + number).await.unwrap();
+                assert!(delivery.position.is_some());
+            }
+        })
+    });
+    for emitting in emitting.collect::<Vec<_>>() {
+        emitting.await.unwrap();
+    }
+    let mut orders = Vec::new();
+    for (_, client) in &mut nodes {
+        let mut order = Vec::new();
+        for _ in 0..2 * EACH {
+            order.push(client.text().await);
+        }
+        orders.push(order);
+    }
+    assert_eq!(orders[0], orders[1]);
+}

@@ -1,0 +1,412 @@
+//! Clients come back to their session, on the same node and on another: completely or not at all.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod support;
+
+use roomcast::{
+    DisconnectReason, JournalLimits, MemoryBus, Namespace, Recovery, Refused, Server, Socket,
+};
+use serde::Deserialize;
+use support::{
+    TestServer, WebSocket, eventually,
+    server::{Sockets, main_namespace},
+    within,
+};
+use tokio::sync::mpsc;
+
+/// What the reply to a CONNECT has.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Reply {
+    sid: String,
+    pid: String,
+}
+
+fn reply(text: &str) -> Reply {
+    let json = text.strip_prefix("40").unwrap_or_else(|| panic!("{text}"));
+    serde_json::from_str(json).unwrap()
+}
+
+/// A client as the official one: it keeps the last offset.
+struct Client {
+    /// `None` while the connection is lost.
+    stream: Option<WebSocket>,
+    reply: Reply,
+    offset: Option<String>,
+}
+
+impl Client {
+    async fn connect(server: &TestServer) -> Self {
+        let mut stream = WebSocket::open(server.address).await;
+        stream.send("40").await;
+        let reply = reply(&stream.text().await);
+        Self {
+            stream: Some(stream),
+            reply,
+            offset: None,
+        }
+    }
+
+    fn stream(&mut self) -> &mut WebSocket {
+        self.stream.as_mut().unwrap()
+    }
+
+    /// Loses the connection, as by a crash.
+    fn reset(&mut self) {
+        self.stream.take().unwrap().reset();
+    }
+
+    /// The next event, without its offset.
+    async fn event(&mut self) -> Vec<serde_json::Value> {
+        let text = self.stream().text().await;
+        let json = text.strip_prefix("42").unwrap_or_else(|| panic!("{text}"));
+        let mut event: Vec<serde_json::Value> = serde_json::from_str(json).unwrap();
+        if let Some(serde_json::Value::String(offset)) = event.pop_if(|last| last.is_string()) {
+            self.offset = Some(offset);
+        }
+        event
+    }
+
+    async fn numbers(&mut self, count: usize) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        for _ in 0..count {
+            numbers.push(self.event().await[1].as_u64().unwrap());
+        }
+        numbers
+    }
+
+    fn auth(&self) -> String {
+        let pid = &self.reply.pid;
+        match &self.offset {
+            Some(offset) => format!(r#"{{"pid":"{pid}","offset":"{offset}"}}"#),
+            None => format!(r#"{{"pid":"{pid}"}}"#),
+        }
+    }
+
+    /// Connects again, and leaves what is sent then to be read.
+    async fn come_back(&mut self, server: &TestServer) {
+        let mut stream = WebSocket::open(server.address).await;
+        stream.send(&format!("40{}", self.auth())).await;
+        self.stream = Some(stream);
+    }
+
+    async fn reply(&mut self) -> Reply {
+        reply(&self.stream().text().await)
+    }
+}
+
+fn recovering() -> Namespace {
+    main_namespace().recovery(Recovery::default())
+}
+
+/// A server whose main namespace lets clients come back, with all sockets that connect.
+async fn node_of(namespace: Namespace, bus: Option<&MemoryBus>) -> (TestServer, Sockets) {
+    let (namespace, sockets) = Sockets::of(namespace);
+    let mut builder = Server::builder().namespace(namespace);
+    if let Some(bus) = bus {
+        builder = builder.bus(bus.clone());
+    }
+    (TestServer::start(builder).await, sockets)
+}
+
+/// Waits until the socket of a client has ended.
+async fn is_gone(socket: &Socket) {
+    eventually("the socket has gone", || !socket.is_connected()).await;
+}
+
+const WRITTEN: &str = "roomcast_session_writes_total{outcome=\"written\"}";
+
+/// Waits until sessions were stored more often than `before`, because they are written behind.
+async fn is_stored(server: &TestServer, before: u64) {
+    eventually("the session is stored", || server.metric(WRITTEN) > before).await;
+}
+
+/// Waits until so many clients have come back, or have failed to.
+async fn counts(server: &TestServer, outcome: &str, count: u64) {
+    let series = format!("roomcast_recoveries_total{{outcome=\"{outcome}\"}}");
+    eventually(&series, || server.metric(&series) == count).await;
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_is_the_same_socket_and_receives_what_it_missed() {
+    let (server, mut sockets) = node_of(recovering(), None).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    assert!(!socket.recovered());
+    socket.join(["news", "sport"]).unwrap();
+    server.io.to("news").emit("n", 1).await.unwrap();
+    assert_eq!(client.numbers(1).await, [1]);
+    let id = client.reply.sid.clone();
+    client.reset();
+    is_gone(&socket).await;
+    server.io.to("news").emit("n", 2).await.unwrap();
+    server.io.to("other").emit("n", 3).await.unwrap();
+    server
+        .io
+        .to("news")
+        .except("sport")
+        .emit("n", 4)
+        .await
+        .unwrap();
+    server.io.to(id.as_str()).emit("n", 5).await.unwrap();
+    server.io.emit("n", 6).await.unwrap();
+    server.io.to("news").volatile().emit("n", 7).await.unwrap();
+    client.come_back(&server).await;
+    assert_eq!(client.numbers(3).await, [2, 5, 6]);
+    assert_eq!(client.reply().await, client.reply);
+    let socket = sockets.next().await;
+    assert!(socket.recovered());
+    assert_eq!(socket.id().as_str(), id);
+    let mut rooms = socket.rooms();
+    rooms.sort_unstable();
+    let mut expected = vec![id, "news".to_owned(), "sport".to_owned()];
+    expected.sort_unstable();
+    assert_eq!(rooms, expected);
+    server.io.to("news").emit("n", 8).await.unwrap();
+    assert_eq!(client.numbers(1).await, [8]);
+    counts(&server, "recovered", 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_received_nothing_comes_back_too() {
+    let (server, mut sockets) = node_of(recovering(), None).await;
+    server.io.emit("n", 1).await.unwrap();
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    let first = client.reply.sid.clone();
+    // Nobody reads any more.
+    client.reset();
+    is_gone(&socket).await;
+    server.io.emit("n", 2).await.unwrap();
+    client.come_back(&server).await;
+    assert_eq!(client.numbers(1).await, [2]);
+    assert_eq!(client.reply().await.sid, first);
+}
+
+#[tokio::test]
+async fn a_client_comes_back_to_another_node_while_the_first_has_not_noticed() {
+    let bus = MemoryBus::new();
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let namespace = recovering().on_disconnect(move |socket: Socket, reason: DisconnectReason| {
+        ended
+            .send((socket.id().clone(), reason.to_string()))
+            .unwrap();
+        async {}
+    });
+    let (first, mut sockets) = node_of(namespace, Some(&bus)).await;
+    let (second, mut others) = node_of(recovering(), Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    socket.join("news").unwrap();
+    second.io.to("news").emit("n", 1).await.unwrap();
+    assert_eq!(client.numbers(1).await, [1]);
+    is_stored(&first, 0).await;
+    let before = first.metric(WRITTEN);
+    first.io.of("/").sockets_join("late").await.unwrap();
+    is_stored(&first, before).await;
+    let id = client.reply.sid.clone();
+    let mut old = client.stream.take().unwrap();
+    client.come_back(&second).await;
+    assert_eq!(client.reply().await.sid, id);
+    let socket = others.next().await;
+    assert!(socket.recovered());
+    assert!(socket.rooms().contains(&"late".to_owned()));
+    let (ended, reason) = within("the former socket ends", ends.recv()).await.unwrap();
+    assert_eq!((ended.as_str(), &*reason), (&*id, "transport close"));
+    assert!(old.rest().await.is_empty());
+    first.io.to("news").emit("n", 2).await.unwrap();
+    assert_eq!(client.numbers(1).await, [2]);
+    eventually("one socket has this id", || {
+        first.io.of("/").local_sockets().is_empty()
+    })
+    .await;
+    // It can come back again: the end of the former socket has not touched the session.
+    client.reset();
+    is_gone(&socket).await;
+    client.come_back(&first).await;
+    assert_eq!(client.reply().await.sid, id);
+}
+
+#[tokio::test]
+async fn of_clients_that_come_back_to_one_session_one_has_it() {
+    let (server, mut sockets) = node_of(recovering(), None).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    server.io.emit("n", 1).await.unwrap();
+    client.numbers(1).await;
+    let auth = client.auth();
+    client.reset();
+    is_gone(&socket).await;
+    let connect = async || {
+        let mut stream = WebSocket::open(server.address).await;
+        stream.send(&format!("40{auth}")).await;
+        let reply = reply(&stream.text().await);
+        (stream, reply)
+    };
+    let connecting = futures_util::future::join_all((0..4).map(|_| connect()));
+    let connected = connecting.await;
+    let recovered = connected.iter().filter(|(_, reply)| *reply == client.reply);
+    let recovered = recovered.count();
+    assert!(recovered >= 1);
+    // One that came later has taken the session from one that had it.
+    let mut target = server.io.of("/").in_(client.reply.sid.as_str());
+    target = target.local();
+    eventually("one socket has the id", || {
+        target.local_sockets().len() == 1
+    })
+    .await;
+    let fresh = 4 - recovered;
+    eventually("the others have others", || {
+        server.io.local().local_sockets().len() == 1 + fresh
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_whose_missed_events_are_not_all_kept_is_a_new_one() {
+    let namespace = recovering().journal(JournalLimits {
+        messages: 3,
+        ..JournalLimits::default()
+    });
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(namespace, Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    first.io.emit("n", 0).await.unwrap();
+    client.numbers(1).await;
+    let auth = client.auth();
+    client.reset();
+    is_gone(&socket).await;
+    is_stored(&first, 0).await;
+    for number in 1..6 {
+        first.io.emit("n", number).await.unwrap();
+    }
+    // A node that was started later has no tail of its own.
+    let (second, mut others) = node_of(recovering(), Some(&bus)).await;
+    let mut stream = WebSocket::open(second.address).await;
+    stream.send(&format!("40{auth}")).await;
+    let fresh = reply(&stream.text().await);
+    assert_ne!(fresh.sid, client.reply.sid);
+    assert_ne!(fresh.pid, client.reply.pid);
+    assert!(!others.next().await.recovered());
+    counts(&second, "incomplete", 1).await;
+}
+
+#[tokio::test]
+async fn what_a_node_has_not_heard_is_read_from_the_journal() {
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    first.io.emit("n", 0).await.unwrap();
+    client.numbers(1).await;
+    client.reset();
+    is_gone(&socket).await;
+    is_stored(&first, 0).await;
+    for number in 1..250 {
+        first.io.emit("n", number).await.unwrap();
+    }
+    let (second, _others) = node_of(recovering(), Some(&bus)).await;
+    for number in 250..260 {
+        first.io.emit("n", number).await.unwrap();
+    }
+    client.come_back(&second).await;
+    assert_eq!(client.numbers(259).await, (1..260).collect::<Vec<_>>());
+    assert_eq!(client.reply().await, client.reply);
+}
+
+#[tokio::test]
+async fn a_client_that_has_left_or_was_disconnected_cannot_come_back() {
+    let (server, mut sockets) = node_of(recovering(), None).await;
+    for by_server in [false, true] {
+        let mut client = Client::connect(&server).await;
+        let socket = sockets.next().await;
+        server.io.emit("n", 1).await.unwrap();
+        client.numbers(1).await;
+        if by_server {
+            socket.disconnect(true);
+        } else {
+            client.stream().send("41").await;
+        }
+        is_gone(&socket).await;
+        client.come_back(&server).await;
+        assert_ne!(client.reply().await.sid, client.reply.sid);
+        assert!(!sockets.next().await.recovered());
+        counts(&server, "unknown", if by_server { 2 } else { 1 }).await;
+    }
+}
+
+#[derive(Debug, PartialEq, serde::Serialize, Deserialize)]
+struct User {
+    name: String,
+}
+
+#[tokio::test]
+async fn data_are_kept_and_authorizers_run_again_only_if_they_shall() {
+    for authorizes_again in [false, true] {
+        let (asked, mut asks) = mpsc::unbounded_channel();
+        let namespace = main_namespace()
+            .recovery(Recovery {
+                authorizes_again,
+                ..Recovery::default()
+            })
+            .recovered_data::<User>()
+            .authorize(move || {
+                asked.send(()).unwrap();
+                async { Ok::<_, Refused>(()) }
+            });
+        let (server, mut sockets) = node_of(namespace, None).await;
+        let mut client = Client::connect(&server).await;
+        let socket = sockets.next().await;
+        asks.recv().await.unwrap();
+        socket.set_data(User { name: "Ada".into() });
+        client.reset();
+        is_gone(&socket).await;
+        client.come_back(&server).await;
+        let socket = sockets.next().await;
+        assert!(socket.recovered());
+        assert_eq!(socket.data::<User>().unwrap().name, "Ada");
+        assert_eq!(asks.try_recv().is_ok(), authorizes_again);
+    }
+}
+
+#[tokio::test]
+async fn names_and_offsets_that_make_no_sense_are_those_of_new_clients() {
+    let (server, mut sockets) = node_of(recovering(), None).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    let pid = client.reply.pid.clone();
+    for auth in [
+        r#"{"pid":7}"#.to_owned(),
+        r#"{"pid":"x","offset":"1-1"}"#.to_owned(),
+        r#"{"pid":null,"offset":[]}"#.to_owned(),
+    ] {
+        let mut stream = WebSocket::open(server.address).await;
+        stream.send(&format!("40{auth}")).await;
+        let fresh = reply(&stream.text().await);
+        assert_ne!(fresh.sid, client.reply.sid);
+        assert!(!sockets.next().await.recovered());
+    }
+    assert!(socket.is_connected());
+    // The name is right, the place is not.
+    let offset = "99999999999-1";
+    client.reset();
+    is_gone(&socket).await;
+    let mut stream = WebSocket::open(server.address).await;
+    let auth = format!(r#"{{"pid":"{pid}","offset":"{offset}"}}"#);
+    stream.send(&format!("40{auth}")).await;
+    assert_ne!(reply(&stream.text().await).sid, client.reply.sid);
+}
+
+#[tokio::test]
+async fn a_namespace_without_recovery_sends_no_offsets() {
+    let namespace = main_namespace().journal(JournalLimits::default());
+    let (server, _sockets) = node_of(namespace, None).await;
+    let mut client = WebSocket::connect(server.address).await;
+    let delivery = server.io.emit("n", 1).await.unwrap();
+    assert!(delivery.position.is_some());
+    assert_eq!(client.text().await, r#"42["n",1]"#);
+    // Volatile events are not stored.
+    let delivery = server.io.of("/").volatile().emit("n", 2).await.unwrap();
+    assert_eq!((delivery.position, delivery.local_sockets), (None, 1));
+}
