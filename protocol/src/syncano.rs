@@ -5,9 +5,9 @@
 //! {"room": "tea", "payload": "{\"text\":\"hello\"}"}             fields() ──► Message
 //! ```
 //!
-//! The SDKs differ in what they send for the same thing: a payload is an object or a text that holds one,
-//! an absent parameter is an empty one, a number is a text in a form. Both are read alike here. What cannot
-//! be read is a [`Mistake`] in the words of the original server, because programs compare them.
+//! The SDKs send the same thing in different forms: a payload is an object or a text that holds one,
+//! an absent parameter is an empty one, a number is a text in a form. Both are read alike here. A value
+//! that cannot be read is a [`Mistake`] in the words of the original server, because programs compare them.
 
 use serde_json::{Map, Value};
 
@@ -33,7 +33,7 @@ impl Mistake {
 /// The prefixes under which the original serves all paths.
 pub const VERSIONS: [&str; 2] = ["/v1", "/v1.1"];
 
-/// What a request is about. Names are those of channels and classes.
+/// The subject of a request. Names are those of channels and classes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// All channels.
@@ -61,7 +61,7 @@ pub enum Resource {
 /// A path below an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// What links in the response begin with, such as `/v1.1/instances/shop`.
+    /// The beginning of links in the response, such as `/v1.1/instances/shop`.
     pub base: String,
     /// The name of the instance.
     pub instance: String,
@@ -109,7 +109,7 @@ impl Path {
     }
 }
 
-/// Decodes `%XX`. What is not UTF-8 then names nothing that exists.
+/// Decodes `%XX`. A segment that is not UTF-8 then names nothing that exists.
 fn decode(segment: &str) -> String {
     percent_encoding::percent_decode_str(segment)
         .decode_utf8_lossy()
@@ -207,7 +207,7 @@ pub fn fields(kind: &str, body: &[u8]) -> Result<Map<String, Value>, Mistake> {
 /// A message that is published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// What it says. Empty if the client sends none.
+    /// The content. Empty if the client sends none.
     pub payload: Map<String, Value>,
     /// The room of a channel with separate rooms.
     pub room: Option<String>,

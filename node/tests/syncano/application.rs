@@ -101,7 +101,7 @@ fn library(request: &Value) -> (u16, Value) {
 }
 
 #[test]
-fn an_application_keeps_the_objects_and_their_channel_hears_of_them() {
+fn an_application_keeps_the_objects_and_its_changes_are_published() {
     let application = Application::start(library);
     let node = Node::start_with("hook", &application.settings());
     let parked = node.poll(READER, "rooms/poll/?room=books", 1);
@@ -176,7 +176,7 @@ fn an_application_keeps_the_objects_and_their_channel_hears_of_them() {
 }
 
 #[test]
-fn what_the_application_refuses_or_cannot_do_is_told_to_the_client_and_to_nobody_else() {
+fn a_refusal_or_a_failure_of_the_application_is_returned_and_not_published() {
     let application = Application::start(library);
     let node = Node::start_with("hook-refusals", &application.settings());
     let create = |title: &str| {
@@ -199,7 +199,7 @@ fn what_the_application_refuses_or_cannot_do_is_told_to_the_client_and_to_nobody
         &json!({ "title": "Broken" }),
     );
     assert_eq!(broken.status, 503);
-    // The door itself refuses what concerns the channel, before the application learns of it.
+    // The door checks the channel itself, before it calls the application.
     let body = json!({ "title": "A", "channel": "rooms" });
     assert_eq!(ask("POST classes/book/objects/", &body).status, 400);
     let asked: Vec<_> = application

@@ -1,4 +1,4 @@
-//! What is kept of a room, and how many requests an instance may get.
+//! The limits of a history, and the rates of an instance.
 
 use std::{
     io::{Read as _, Write as _},

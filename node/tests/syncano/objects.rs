@@ -1,11 +1,11 @@
-//! Objects of classes, and who hears of them.
+//! Objects of classes, and their notifications.
 
 use serde_json::{Value, json};
 
 use crate::node::{ANNA, FREE, NOTHING, Node, PLAIN, READER, detail};
 
 #[test]
-fn an_object_that_is_created_with_a_channel_and_a_room_is_told_there() {
+fn an_object_that_is_created_with_a_channel_and_a_room_is_published_there() {
     let node = Node::start("objects");
     let parked = node.poll(READER, "rooms/poll/?room=books", 1);
     let body = json!({

@@ -189,7 +189,7 @@ fn a_poll_over_a_websocket_replays_what_was_missed_and_sends_up_to_a_hundred() {
         "403 before the upgrade"
     );
     let mut websocket = open(&node, READER, &path).unwrap();
-    // What a client sends is ignored.
+    // Frames of a client are ignored.
     websocket.send("{\"room\":\"coffee\"}".into()).unwrap();
     let mut next = || -> Option<Value> { read(&mut websocket) };
     let replayed = next().unwrap();

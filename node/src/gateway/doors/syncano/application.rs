@@ -1,4 +1,4 @@
-//! Objects that the application keeps: it is asked by HTTP, and the channel hears what it has done.
+//! Objects that the application keeps: it is called by HTTP, and its changes are published.
 //!
 //! ```text
 //!  create, read, update, delete ─► channel, room, rights ─► POST to the application
@@ -7,8 +7,8 @@
 //!                                        └── else, or none in time ─► 503, Retry-After
 //! ```
 //!
-//! The application decides who may do what with an object, and remembers its channel and room, which
-//! its responses name. It cannot publish to a channel that the creator may not publish to.
+//! The application decides about rights on objects, and remembers the channel and the room of each, which
+//! its responses name. The rights of the creator on the channel are checked before the application is called.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::{
     instance::Instance,
     keys::Caller,
     notification::Action,
-    objects::{METHODS, Object, heard, linked, own_fields},
+    objects::{METHODS, Object, linked, own_fields, payload},
     settings::HookSettings,
 };
 use crate::gateway::hooks::{Backend, Hooks};
@@ -33,7 +33,7 @@ pub(super) struct Application {
     backend: Arc<Backend>,
 }
 
-/// What the application is asked to do with an object.
+/// The operation on an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Create,
@@ -50,7 +50,7 @@ pub(super) struct Request<'a> {
     /// `None` if it is created.
     pub(super) id: Option<u64>,
     pub(super) caller: &'a Caller,
-    /// What the client has sent of it.
+    /// The fields that the client has sent.
     pub(super) object: Map<String, Value>,
 }
 
@@ -140,9 +140,10 @@ impl Service {
         };
         let mut object = draft.to_json(false);
         object.extend(application.ask(&request).await?);
-        let payload = heard(object.clone());
-        let what = (Action::Create(class), payload);
-        self.tell(instance, caller, draft.place(), what).await?;
+        let payload = payload(object.clone());
+        let change = (Action::Create(class), payload);
+        self.publish_change(instance, caller, draft.place(), change)
+            .await?;
         Ok(object)
     }
 
@@ -182,7 +183,7 @@ impl Service {
         let mut payload = Map::from_iter([("id".to_owned(), Value::from(id))]);
         let action = match task {
             Task::Update => {
-                // The application may have changed what the client has sent.
+                // The application may have changed the values that the client has sent.
                 for (name, value) in std::mem::take(&mut request.object) {
                     let value = object.get(&name).cloned().unwrap_or(value);
                     payload.insert(name, value);
@@ -194,7 +195,7 @@ impl Service {
                 return Ok(linked(StatusCode::OK, object, call.base, class_name));
             }
         };
-        self.tell(instance, &call.caller, (channel, room), (action, payload))
+        self.publish_change(instance, &call.caller, (channel, room), (action, payload))
             .await?;
         Ok(match task {
             Task::Delete => StatusCode::NO_CONTENT.into_response(),
@@ -203,7 +204,7 @@ impl Service {
     }
 }
 
-/// What the client gets if the application refuses.
+/// The response to the client if the application refuses.
 fn refused(status: StatusCode, body: &[u8]) -> Failure {
     let mut failure = Failure::detail(status, status.canonical_reason().unwrap_or("Refused"));
     if let Ok(body @ Value::Object(_)) = serde_json::from_slice(body) {
@@ -217,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_application_learns_who_wants_what() {
+    fn a_request_names_the_task_the_caller_and_the_fields() {
         let caller = Caller::Account { id: 1 };
         let request = Request {
             task: Task::Update,

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use super::failure::Failure;
 
-/// The fields of a body. What is wrong with it is reported only after key and permission were
-/// checked, as by the original.
+/// The fields of a body. An error is reported only after key and permission were checked, as by the
+/// original.
 pub(super) type Fields = Result<Map<String, Value>, Failure>;
 
 /// Reads a body. The length that the request declares decides before anything is read.

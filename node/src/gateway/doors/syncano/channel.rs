@@ -1,4 +1,4 @@
-//! Channels: what they are, who may do what with them, and the stream that a room of them is.
+//! Channels: their fields, the rights on them, and the rooms of the namespace that their rooms are.
 
 use http::StatusCode;
 use roomcast::syncano::integer;
@@ -34,7 +34,7 @@ const MAX_NAME: usize = 64;
 /// The most characters of a room.
 pub(super) const MAX_ROOM: usize = 128;
 
-/// What a name looks like, for messages.
+/// The form of a name, for messages.
 pub(super) const NAME_RULE: &str = "a name of at most 64 characters a-z, 0-9, _ and -, which begins with a letter and ends with a \
      letter or digit";
 
@@ -134,7 +134,7 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Changes what can be changed. Name and type are ignored.
+    /// Changes all fields but name and type, which are ignored.
     pub(super) fn update(&mut self, fields: &Map<String, Value>, now: u64) -> Result<(), Failure> {
         let mut problems = Map::new();
         self.change(fields, &mut problems);
@@ -272,7 +272,7 @@ impl Channel {
     }
 }
 
-/// The channel that only the instance itself publishes to, and what is listed of its rooms.
+/// The channel that only the instance itself publishes to, and the notifications that are listed of its rooms.
 pub(super) const EVENT_LOG: &str = "eventlog";
 const MAX_LOGGED: usize = 100;
 

@@ -1,13 +1,13 @@
-//! Finds out whether a poll has missed something before the event that wakes it.
+//! Checks whether a poll has missed a notification before the event that wakes it.
 //!
 //! ```text
-//!  poll from 3 ─ parked ─ event 5 ─► the log: what is before 5?
+//!  poll from 3 ─ parked ─ event 5 ─► the log: the last entry before 5
 //!                                     ├── 3 or less ─► 5 is the response
-//!                                     └── 4 ─► it came while the node did not hear Redis: 4 is it
+//!                                     └── 4 ─► published while the subscription was down: respond with 4
 //! ```
 //!
-//! After an interruption, an event may arrive before the node has read what it missed. Answered with 5,
-//! the client would never ask for 4. All polls that an event wakes share one look into the log.
+//! After an interruption, an event may arrive before the node has read the missed ones from the log. A client
+//! that received 5 would never ask for 4. All polls that an event wakes share one look into the log.
 
 use std::{collections::VecDeque, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Pages of a history: what the query asks for, where it is in the log, and the links to its neighbours.
+//! Pages of a history: the parameters of the query, the part of the log, and the links to neighbours.
 //!
 //! ```text
 //!  ids of a room, newest first     9 8 7 │ 6 5 4 │ 3 2 1
@@ -88,7 +88,7 @@ impl Page {
         })
     }
 
-    /// What has to be read: `size` entries.
+    /// The part of the log that has to be read: `size` entries.
     pub(super) fn read(&self) -> Read {
         let least = self.last_id.unwrap_or(0);
         match (self.cursor, self.is_ascending) {
@@ -102,7 +102,7 @@ impl Page {
         }
     }
 
-    /// Sorts what was read, and leaves out what the request has already.
+    /// Sorts the entries, and removes those that the client has already.
     pub(super) fn arrange<T>(&self, mut entries: Vec<T>, id: impl Fn(&T) -> u64) -> Vec<T> {
         entries.retain(|entry| self.last_id.is_none_or(|last| id(entry) > last));
         entries.sort_by_key(&id);

@@ -14,7 +14,7 @@ use super::{
     store::{Inserted, Store},
 };
 
-/// An instance. What its settings do not name is in the store.
+/// An instance. Channels that its settings do not name are in the store.
 pub(super) struct Instance {
     pub(super) name: String,
     pub(super) namespace: Arc<str>,
@@ -22,7 +22,7 @@ pub(super) struct Instance {
     /// The channels of the settings, and the two that every instance has.
     fixed: BTreeMap<String, Channel>,
     pub(super) classes: BTreeMap<String, ClassSettings>,
-    /// Who keeps the objects, if the store does not.
+    /// The application that keeps the objects. Without one, they are in the store.
     pub(super) application: Option<Application>,
     /// The table of the other channels.
     table: String,

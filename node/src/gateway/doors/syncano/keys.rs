@@ -18,7 +18,7 @@ use super::{
 };
 use crate::gateway::api::Hash;
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
     /// Administrates the instance.
@@ -86,7 +86,7 @@ impl Caller {
     }
 }
 
-/// What a request has shown.
+/// The credentials of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Credentials {
     key: Option<String>,
@@ -123,7 +123,7 @@ impl Credentials {
     }
 }
 
-/// A key for which somebody can ask by a password.
+/// A key that is returned for a password.
 pub(super) struct Login {
     password: Hash,
     pub(super) id: u64,
@@ -196,7 +196,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Finds out who calls. A request without a key may do nothing.
+    /// Identifies the caller. A request without a key is refused.
     pub(super) fn recognize(&self, credentials: &Credentials) -> Result<Caller, Failure> {
         let key = credentials.key.as_ref().ok_or_else(Failure::forbidden)?;
         let key = self.keys.get(&Hash::of(key.as_bytes()));

@@ -1,4 +1,4 @@
-//! What the settings decide and a reload replaces: instances with their keys, accounts, and rates.
+//! The settings that a reload replaces: instances with their keys, accounts, and rates.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,8 +36,8 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Reads the keys and passwords that are elsewhere. Instances whose namespace is not served wait for
-    /// a restart. `before` is what this replaces.
+    /// Reads the keys and passwords from their files and variables. An instance whose namespace is not
+    /// served is left out until a restart. `before` are the settings that these replace.
     pub(super) fn new(
         settings: &Settings,
         fixed: &Fixed,
@@ -111,7 +111,7 @@ impl Accounts {
         let (email, password) = (required(fields, "email")?, required(fields, "password")?);
         let login = self.0.get(&email.to_lowercase());
         let login = login.filter(|login| login.has_password(password));
-        // The same words for both, so that nobody can find out who has an account.
+        // The same text for both, so that nobody can find out which emails have an account.
         let wrong = "Invalid email or password.";
         let login = login.ok_or_else(|| Failure::detail(StatusCode::UNAUTHORIZED, wrong))?;
         Ok(json!({ "id": login.id, "email": email, "account_key": login.key }))

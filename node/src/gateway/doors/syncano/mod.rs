@@ -73,13 +73,13 @@ const MAX_PUBLISH: usize = 65_536;
 /// The door of all instances.
 pub(crate) struct Syncano {
     fixed: Fixed,
-    /// Set in a cluster, where a node may miss what others publish.
+    /// Set in a cluster, where a node may miss notifications of other nodes.
     earlier: Option<Arc<Earlier>>,
     /// Replaced as a whole by a reload.
     live: RwLock<Arc<Live>>,
 }
 
-/// What stays as it was at the start.
+/// The parts that a reload does not replace.
 struct Fixed {
     store: Store,
     hooks: Hooks,
@@ -143,7 +143,7 @@ impl Reloadable for Arc<Syncano> {
     }
 }
 
-/// The routes. Any page may use them, because what protects an instance is its keys.
+/// The routes. Any page may use them, because its keys protect an instance.
 pub(super) fn router(doors: &Arc<Doors>, syncano: Arc<Syncano>) -> Router {
     let service = Arc::new(Service {
         form: Arc::new(Notifications),
@@ -179,7 +179,7 @@ struct Call<'a> {
     live: &'a Live,
     instance: &'a Instance,
     caller: Caller,
-    /// What the links in the response begin with.
+    /// The beginning of the links in the response.
     base: &'a str,
     fields: Fields,
 }

@@ -1,6 +1,6 @@
 //! Notifications: how one is published as an event, and how any event looks as one.
 //!
-//! The event `notification` carries what the log does not know: action, author, metadata, payload.
+//! The event `notification` carries the parts that are not in the log: action, author, metadata, payload.
 //! Id and time come from the log. An event of another door becomes a notification whose payload is its
 //! only argument if that is an object, and its name and arguments otherwise.
 
@@ -11,7 +11,7 @@ use super::time;
 /// The event that a notification is.
 pub(super) const EVENT: &str = "notification";
 
-/// What is published, apart from its payload.
+/// The cause of a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action<'a> {
     Custom,

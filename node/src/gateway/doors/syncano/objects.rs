@@ -1,4 +1,5 @@
-//! Objects of classes: created, changed and deleted, and told to the channel that one was created with.
+//! Objects of classes: created, changed and deleted, and published to the channel that they were created
+//! with.
 //!
 //! They are kept by the gateway as they were sent: fields that the class has, without further checks.
 //! This is no database, so they are found by their id only. Or the application keeps them, see
@@ -28,7 +29,7 @@ const MAX_OBJECTS: usize = 10_000;
 /// The most characters of the room of an object.
 const MAX_ROOM: usize = 64;
 
-/// What somebody may do with an object. Each includes the ones before.
+/// The rights on an object. Each includes the ones before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Permission {
@@ -76,7 +77,7 @@ impl Object {
         }
     }
 
-    /// What the application gets of one that is created: all but what it decides itself.
+    /// The part of a new object that the application receives: all but the fields that it sets itself.
     pub(super) fn sent(&self) -> Map<String, Value> {
         let mut sent = self.to_json(false);
         for name in ["id", "created_at", "updated_at", "revision"] {
@@ -90,7 +91,7 @@ impl Object {
         (self.channel.as_deref(), self.channel_room.as_deref())
     }
 
-    /// The object without links. With `is_payload` it is what a channel hears of it.
+    /// The object without links. With `is_payload`, it is the payload of its notification.
     pub(super) fn to_json(&self, is_payload: bool) -> Map<String, Value> {
         let mut all = Map::new();
         all.insert("id".to_owned(), self.id.into());
@@ -121,7 +122,7 @@ impl Object {
         all.insert("channel_room".to_owned(), self.channel_room.clone().into());
         all.extend(self.fields.clone());
         match is_payload {
-            true => heard(all),
+            true => payload(all),
             false => all,
         }
     }
@@ -236,44 +237,9 @@ impl Service {
         if !may_create(class, caller) {
             return Err(Failure::forbidden());
         }
-        let fields = call.fields?;
-        let store = &self.syncano.fixed.store;
-        let channel = match text(&fields, "channel")?.filter(|name| !name.is_empty()) {
-            None => None,
-            Some(name) => {
-                let found = call.instance.channel(store, &name.to_lowercase()).await;
-                Some(found.map_err(|failure| match failure.status {
-                    StatusCode::NOT_FOUND => {
-                        let text = format!("Object with name={name} does not exist.");
-                        Failure::field("channel", text)
-                    }
-                    _ => failure,
-                })?)
-            }
-        };
-        let mut room = None;
-        if let Some(channel) = &channel {
-            room = of_channel(channel, text(&fields, "channel_room")?)?;
-            channel.check_object(caller)?;
-        }
-        let now = time::now();
-        let mut object = Object {
-            id: 0,
-            created_at: now,
-            updated_at: now,
-            revision: 1,
-            owner: match caller.user() {
-                Some(user) => Some(user.id),
-                None => id(&fields, "owner")?,
-            },
-            owner_permissions: permission(&fields, "owner_permissions", Permission::Full)?,
-            group: id(&fields, "group")?,
-            group_permissions: permission(&fields, "group_permissions", Permission::None)?,
-            other_permissions: permission(&fields, "other_permissions", Permission::None)?,
-            channel: channel.as_ref().map(|channel| channel.name.clone()),
-            channel_room: room,
-            fields: own_fields(class, &fields),
-        };
+        let mut object = self
+            .draft(call.instance, class, caller, &call.fields?)
+            .await?;
         let instance = call.instance;
         if let Some(application) = &instance.application {
             let made = self.ask_to_create(application, (instance, class_name), caller, &object);
@@ -288,6 +254,53 @@ impl Service {
         self.store_new((instance, class_name), caller, &mut object, most)
             .await?;
         Ok(shown(StatusCode::CREATED, &object, call.base, class_name))
+    }
+
+    /// Reads a new object, and checks its channel and room. It has no id yet.
+    async fn draft(
+        &self,
+        instance: &Instance,
+        class: &ClassSettings,
+        caller: &Caller,
+        fields: &Map<String, Value>,
+    ) -> Result<Object, Failure> {
+        let store = &self.syncano.fixed.store;
+        let channel = match text(fields, "channel")?.filter(|name| !name.is_empty()) {
+            None => None,
+            Some(name) => {
+                let found = instance.channel(store, &name.to_lowercase()).await;
+                Some(found.map_err(|failure| match failure.status {
+                    StatusCode::NOT_FOUND => {
+                        let text = format!("Object with name={name} does not exist.");
+                        Failure::field("channel", text)
+                    }
+                    _ => failure,
+                })?)
+            }
+        };
+        let mut room = None;
+        if let Some(channel) = &channel {
+            room = of_channel(channel, text(fields, "channel_room")?)?;
+            channel.check_object(caller)?;
+        }
+        let now = time::now();
+        Ok(Object {
+            id: 0,
+            created_at: now,
+            updated_at: now,
+            revision: 1,
+            owner: match caller.user() {
+                Some(user) => Some(user.id),
+                None => id(fields, "owner")?,
+            },
+            owner_permissions: permission(fields, "owner_permissions", Permission::Full)?,
+            group: id(fields, "group")?,
+            group_permissions: permission(fields, "group_permissions", Permission::None)?,
+            other_permissions: permission(fields, "other_permissions", Permission::None)?,
+            channel: channel.as_ref().map(|channel| channel.name.clone()),
+            channel_room: room,
+            fields: own_fields(class, fields),
+        })
     }
 
     /// Stores an object and publishes it, or neither.
@@ -306,9 +319,12 @@ impl Service {
             let text = format!("The class has {most} objects, which is its limit.");
             return Err(Failure::detail(StatusCode::FORBIDDEN, text));
         }
-        let what = (Action::Create(class), object.to_json(true));
-        if let Err(failure) = self.tell(instance, caller, object.place(), what).await {
-            // Nobody has heard of it, and the caller will repeat the request.
+        let change = (Action::Create(class), object.to_json(true));
+        if let Err(failure) = self
+            .publish_change(instance, caller, object.place(), change)
+            .await
+        {
+            // Nobody has received it, and the caller will repeat the request.
             store.remove(&table, &field).await?;
             return Err(failure);
         }
@@ -332,15 +348,7 @@ impl Service {
         let store = &self.syncano.fixed.store;
         let (table, field) = (self.table(call.instance, class_name), id.to_string());
         let caller = &call.caller;
-        let read = async || -> Result<(String, Object), Failure> {
-            let text = store
-                .get(&table, &field)
-                .await?
-                .ok_or_else(Failure::not_found)?;
-            let object = serde_json::from_str(&text).map_err(|_| Failure::not_found())?;
-            Ok((text, object))
-        };
-        let (mut old, mut object) = read().await?;
+        let (_, mut object) = self.stored(&table, &field).await?;
         match *method {
             Method::GET => object.check(caller, Permission::Read)?,
             Method::DELETE => {
@@ -349,44 +357,64 @@ impl Service {
                 payload.insert("id".to_owned(), id.into());
                 let action = (Action::Delete(class_name), payload);
                 if store.remove(&table, &field).await? {
-                    self.tell(call.instance, caller, object.place(), action)
+                    self.publish_change(call.instance, caller, object.place(), action)
                         .await?;
                 }
                 return Ok(StatusCode::NO_CONTENT.into_response());
             }
             // The Python SDK changes an object by POST.
             Method::PATCH | Method::PUT | Method::POST => {
+                // Before the fields are looked at, as the original does.
                 object.check(caller, Permission::Write)?;
                 let changes = own_fields(class, &call.fields?);
-                for attempt in 1.. {
-                    let changed = changes.iter();
-                    let changed =
-                        changed.filter(|(name, value)| object.fields.get(*name) != Some(*value));
-                    let mut payload: Map<_, _> = changed
-                        .map(|(name, value)| (name.clone(), value.clone()))
-                        .collect();
-                    payload.insert("id".to_owned(), id.into());
-                    object.fields.extend(changes.clone());
-                    object.revision += 1;
-                    object.updated_at = time::now();
-                    let new = json!(object).to_string();
-                    if store.replace(&table, &field, &old, &new).await? {
-                        let action = (Action::Update(class_name), payload);
-                        self.tell(call.instance, caller, object.place(), action)
-                            .await?;
-                        break;
-                    }
-                    if attempt == MAX_ATTEMPTS {
-                        return Err(Failure::unavailable(
-                            "The object is being changed by others.",
-                        ));
-                    }
-                    (old, object) = read().await?;
-                }
+                let place = (class_name, id);
+                object = self.change(call.instance, place, &changes, caller).await?;
             }
             _ => return Err(Failure::method(method, METHODS)),
         }
         Ok(shown(StatusCode::OK, &object, call.base, class_name))
+    }
+
+    /// The text of an object in the store, and the object.
+    async fn stored(&self, table: &str, field: &str) -> Result<(String, Object), Failure> {
+        let text = self.syncano.fixed.store.get(table, field).await?;
+        let text = text.ok_or_else(Failure::not_found)?;
+        let object = serde_json::from_str(&text).map_err(|_| Failure::not_found())?;
+        Ok((text, object))
+    }
+
+    /// Changes fields of an object, and publishes those whose values are other ones.
+    async fn change(
+        &self,
+        instance: &Instance,
+        (class, id): (&str, u64),
+        changes: &Map<String, Value>,
+        caller: &Caller,
+    ) -> Result<Object, Failure> {
+        let (table, field) = (self.table(instance, class), id.to_string());
+        // Another change in between is a reason to apply this one again.
+        for _ in 0..MAX_ATTEMPTS {
+            let (old, mut object) = self.stored(&table, &field).await?;
+            object.check(caller, Permission::Write)?;
+            let is_new = |name: &String, value: &Value| object.fields.get(name) != Some(value);
+            let changed = changes.iter().filter(|(name, value)| is_new(name, value));
+            let changed = changed.map(|(name, value)| (name.clone(), value.clone()));
+            let mut payload: Map<_, _> = changed.collect();
+            payload.insert("id".to_owned(), id.into());
+            object.fields.extend(changes.clone());
+            object.revision += 1;
+            object.updated_at = time::now();
+            let new = json!(object).to_string();
+            let replacing = self.syncano.fixed.store.replace(&table, &field, &old, &new);
+            if replacing.await? {
+                let change = (Action::Update(class), payload);
+                self.publish_change(instance, caller, object.place(), change)
+                    .await?;
+                return Ok(object);
+            }
+        }
+        let text = "The object is being changed by others.";
+        Err(Failure::unavailable(text))
     }
 
     fn table(&self, instance: &Instance, class: &str) -> String {
@@ -394,8 +422,8 @@ impl Service {
         store.table(&instance.name, &format!("objects:{class}"))
     }
 
-    /// Publishes what happened with an object to its channel, if it has one.
-    pub(super) async fn tell(
+    /// Publishes the change of an object to its channel, if it has one.
+    pub(super) async fn publish_change(
         &self,
         instance: &Instance,
         caller: &Caller,
@@ -420,11 +448,11 @@ impl Service {
     }
 }
 
-/// The methods of an object.
+/// The methods that the path of an object has.
 pub(super) const METHODS: &str = "GET, POST, PUT, PATCH, DELETE";
 
-/// What a channel hears of an object.
-pub(super) fn heard(mut object: Map<String, Value>) -> Map<String, Value> {
+/// The payload of the notification of an object.
+pub(super) fn payload(mut object: Map<String, Value>) -> Map<String, Value> {
     for name in ["links", "channel", "channel_room"] {
         object.shift_remove(name);
     }

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!  last_id? ─► oldest after it ─── found ───────────────────────────────► 200
-//!     └─ none ─► socket, room joined behind what the log has meanwhile
+//!     └─ none ─► socket, which joins the room behind the entries of the log
 //!                     └── parked: the first event of the socket ─────────► 200
 //!                             ├── the time is up ────────────────────────► 204
 //!                             └── the node drains, or is overloaded ─────► 429, Retry-After
 //! ```
 //!
-//! `transport=websocket` sends one notification after another. Its socket is a member of no room, but is
-//! sent what a stream like that of a poll hears, which begins with what the log has.
+//! `transport=websocket` sends one notification after another. Its socket is a member of no room. It is
+//! sent the notifications of a stream like that of a poll, which begins with the entries of the log.
 //!
 //! The socket is a member before its log is read, so that nothing is published between the two unheard. The
 //! response to a drain is one after which all SDKs come back with the same id: Python and JavaScript
@@ -63,7 +63,7 @@ impl Form for Notifications {
     }
 }
 
-/// What a WebSocket gets is written for it, and nothing else.
+/// A WebSocket receives only the texts that are written for it, no events.
 pub(super) struct Written;
 
 impl Form for Written {
@@ -77,10 +77,10 @@ impl Form for Written {
 /// The notifications after which a WebSocket ends.
 const MAX_NOTIFICATIONS: usize = 100;
 
-/// How long a WebSocket that has gone may keep its stream.
+/// Interval in which a stream checks that its WebSocket is still connected.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// A poll whose response is not known yet. It holds no more than it needs, because there are many.
+/// A poll whose response is not known yet. There are many, so it holds no more than it needs.
 pub(super) struct Parked {
     stream: Stream,
     /// The last id that the client has seen.
@@ -154,7 +154,7 @@ impl Service {
         Ok(Reply::Later(Box::pin(parked.wait())))
     }
 
-    /// Opens the WebSocket that is sent what the parked stream hears.
+    /// Opens the WebSocket that is sent the notifications of the parked stream.
     async fn websocket(
         &self,
         parts: &mut Parts,
@@ -170,7 +170,7 @@ impl Service {
         let request = Request::from_parts(parts, Body::empty());
         let on_open = async move |socket: Socket| {
             let time = parked.time;
-            // What follows is the same at the end of the time, so it does not matter which it was.
+            // The WebSocket is closed in the same way whether its time or its notifications are over.
             let _ = timeout(time, parked.forward(&socket)).await;
             socket.disconnect(true);
         };
@@ -223,7 +223,7 @@ impl Parked {
         response
     }
 
-    /// Sends the WebSocket what the stream hears, up to the limit.
+    /// Sends the WebSocket the notifications of the stream, up to the limit.
     async fn forward(mut self, socket: &Socket) {
         let mut sent = 0;
         while sent < MAX_NOTIFICATIONS && socket.is_connected() {
@@ -238,7 +238,7 @@ impl Parked {
         }
     }
 
-    /// What was published before the notification with this id and has not arrived.
+    /// The oldest notification that was published before this one and has not arrived.
     async fn missed(&self, id: u64) -> Result<Option<(u64, Bytes)>, Failure> {
         let Some(earlier) = self.earlier.as_ref().filter(|_| id > self.from) else {
             return Ok(None);
@@ -253,7 +253,7 @@ impl Parked {
         }))
     }
 
-    /// The next notification. The socket has joined the room behind what the client has seen, so that
+    /// The next notification. The socket has joined the room behind the last id of the client, so that
     /// none comes twice.
     async fn next(&mut self) -> Option<(u64, Bytes)> {
         let Chunk { bytes, id, .. } = self.stream.next().await?;

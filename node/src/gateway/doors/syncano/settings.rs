@@ -27,14 +27,14 @@ pub(crate) struct Settings {
     /// The polls, and the other requests, per second and instance; 0 is no limit.
     pub(crate) polls_per_second: u32,
     pub(crate) requests_per_second: u32,
-    /// How much of each room is kept.
+    /// The limits of the history of each room.
     pub(crate) history: History,
     /// People who get an account key for their password.
     pub(crate) accounts: Vec<AccountSettings>,
     pub(crate) instances: BTreeMap<String, InstanceSettings>,
 }
 
-/// What is kept of each room.
+/// The limits of the history of each room.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct History {
@@ -162,7 +162,7 @@ pub(crate) struct ChannelSettings {
 pub(crate) struct ClassSettings {
     pub(crate) description: String,
     pub(crate) schema: Vec<Field>,
-    /// What users may do who are not in the class's group.
+    /// The rights of users outside of the class's group.
     pub(crate) other_permissions: ClassPermission,
     pub(crate) group: Option<u64>,
     pub(crate) group_permissions: ClassPermission,
@@ -227,7 +227,7 @@ impl Settings {
         instance.is_some_and(|name| self.instances.contains_key(name))
     }
 
-    /// What a namespace keeps if it is that of an instance.
+    /// The limits of the logs of a namespace, if it is that of an instance.
     pub(crate) fn history_of(&self, namespace: &str) -> Option<HistoryLimits> {
         self.has_namespace(namespace).then(|| HistoryLimits {
             messages: self.history.messages,
@@ -241,7 +241,7 @@ impl Settings {
         format!("{}/{instance}", self.namespace)
     }
 
-    /// Checks what serde cannot.
+    /// Checks the rules that serde does not know.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.refused_polls == 0 {
             return Err("[doors.syncano]: refused_polls is at least 1".to_owned());
@@ -409,6 +409,18 @@ mod tests {
             let error = check(&toml).unwrap_err();
             assert!(error.contains(problem), "{error}");
         }
+    }
+
+    #[test]
+    fn the_defaults_keep_as_much_as_the_original_and_hold_polls_longer_than_its_clients() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.poll_timeout.0, Duration::from_secs(310));
+        let instance = InstanceSettings::default();
+        settings.instances.insert("shop".to_owned(), instance);
+        let kept = settings.history_of("/syncano/shop").unwrap();
+        assert_eq!((kept.messages, settings.history.age.0), (1000, 24 * GRACE));
+        assert_eq!(kept.age, 25 * GRACE, "an hour more by id than in lists");
+        assert_eq!(settings.history_of("/syncano/other"), None);
     }
 
     #[test]

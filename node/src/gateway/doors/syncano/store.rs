@@ -1,4 +1,4 @@
-//! What an instance keeps beside its streams: channels made over the API, and objects.
+//! The tables of an instance: channels that were made over the API, and objects.
 //!
 //! Tables of texts by field. With Redis the whole cluster shares them, as hashes whose names have the
 //! instance as hash tag; without it, they are in the node's memory.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  room chat#tea ◄── publish ──┬── notification, stored and heard in one step; its id is the log's
-//!  room chat#    ◄─────────────┘── a copy with room and id, for those who read all rooms of a channel
+//!  room chat#    ◄─────────────┘── a copy with room and id, for the list of all rooms of a channel
 //! ```
 //!
 //! The copy is nobody's message, because no client can name its room. It is written after the
@@ -47,7 +47,7 @@ pub(super) struct Streams {
     pub(super) age: Duration,
 }
 
-/// What a poll finds in the log.
+/// The result of a poll's look into the log.
 pub(super) enum Next {
     Found(Notification),
     /// Nothing yet. All up to this id counts as seen.

@@ -1,4 +1,4 @@
-//! Counts requests per second by who sends them.
+//! Counts requests per second and caller.
 //!
 //! A poll that is refused counts against the caller, because the JavaScript SDK repeats it at once and
 //! for ever; the status 429 with `Retry-After` makes it pause.
@@ -20,7 +20,7 @@ pub(super) struct Throttle {
     current: Mutex<Current>,
 }
 
-/// What was counted in the current second. The next one begins with an empty table, so that it does
+/// The counts of the current second. The next one begins with an empty table, so that it does
 /// not grow.
 struct Current {
     since: Instant,
