@@ -760,4 +760,11 @@ async fn followers_of_a_history_receive_once_what_a_gap_has_kept_from_them() {
     assert_eq!(arrives(7), 2);
     assert_eq!(ids(&mut early, 1).await, [7]);
     assert_eq!(ids(&mut late, 1).await, [7]);
+    // Who has left the room does not receive what was missed there.
+    early.socket().leave("a");
+    bus.keep(entry(8));
+    bus.report(gap);
+    assert_eq!(ids(&mut late, 1).await, [8]);
+    early.socket().emit("own", ()).unwrap();
+    assert_eq!(next(&mut early).await, "- own []\n");
 }

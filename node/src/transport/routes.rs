@@ -121,7 +121,7 @@ impl Routes {
 
     async fn serve(&self, request: Request<Body>) -> Response<Body> {
         let cors = self.engine.config.cors.as_ref();
-        let origin = request.headers().get(header::ORIGIN).cloned();
+        let origin = Cors::origin(request.headers());
         let mut response = match cors {
             Some(cors) if Cors::is_preflight(request.method()) => {
                 let mut response = Response::new(Body::empty());
