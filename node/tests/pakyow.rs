@@ -339,6 +339,18 @@ fn an_application_that_does_not_respond_has_the_status_of_a_gateway() {
     let mut socket = door.connect();
     assert_eq!(socket.call("/large")["status"], 502);
     assert_eq!(socket.call("/slow")["status"], 504);
+    let outcome = |outcome| {
+        format!("roomcast_hook_requests_total{{hook=\"pakyow-routes\",outcome=\"{outcome}\"}}")
+    };
+    door.wait_for(&outcome("timeout"), 1);
+    let narrow = format!("application = {:?}\nconcurrency = 1\nqueue = 0", app.url);
+    let door = Door::open(&narrow);
+    let [mut first, mut second] = [door.connect(), door.connect()];
+    let call = json!({ "id": 1, "action": "call-route", "method": "GET", "uri": "/slow" });
+    first.send(&call.to_string());
+    while app.request().path() != "/slow" {}
+    assert_eq!(second.call("/")["status"], 503);
+    door.wait_for(&outcome("overloaded"), 1);
     let nobody = Door::open("application = \"http://127.0.0.1:1\"");
     assert_eq!(nobody.connect().call("/")["status"], 502);
     assert_eq!(Door::open("").connect().call("/")["status"], 502);

@@ -9,7 +9,7 @@
 //! client ◄── {"payload", "channel"}               write_push()
 //! ```
 //!
-//! What a client sends is hostile: [`read`] bounds the depth of its JSON, [`target`] never lets it name
+//! Messages of clients are hostile: [`read`] bounds the depth of its JSON, [`target`] never lets it name
 //! a host, and [`Pattern`] needs time in proportion to the lengths of pattern and name at most.
 
 use std::collections::BTreeMap;
@@ -44,11 +44,11 @@ pub fn is_digest(text: &str) -> bool {
 pub struct Message {
     /// The JSON of the id, as the client wrote it. The reply repeats it.
     pub id: String,
-    /// What the client asks for.
+    /// The request of the client.
     pub action: Action,
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// A sign of life.
@@ -74,7 +74,7 @@ pub struct Call {
     pub partial: Option<String>,
 }
 
-/// Reads a text frame of a client. Returns `None` for what nobody responds to: broken JSON, JSON that
+/// Reads a text frame of a client. Returns `None` for texts without a reply: broken JSON, JSON that
 /// is not an object or nested deeper than 127 levels, and a message without an id or an action.
 #[must_use]
 pub fn read(text: &str) -> Option<Message> {

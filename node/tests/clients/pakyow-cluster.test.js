@@ -7,12 +7,13 @@ const assert = require("node:assert/strict");
 const { createServer } = require("node:http");
 const { test } = require("node:test");
 const { io } = require("socket.io-client");
+const WebSocket = require("ws");
 
 const { PATIENCE } = require("./support/browser");
 const { useNodes } = require("./support/nodes");
 const { APPLICATION_KEY, PAIR, call, connect, push, subscribe, tryCall, unsubscribe } = require("./support/pakyow");
 const { digestOf, startProcess } = require("./support/pakyow-process");
-const { ask, next, until } = require("./support/wait");
+const { ask, deadline, next, until } = require("./support/wait");
 
 const DIGEST = digestOf(PAIR.connection_id, PAIR.socket_key);
 const TIME = { timeout: 240_000 };
@@ -32,14 +33,25 @@ const registry = (redis) => `
   [doors.pakyow.registry]
   url = "${redis.url}"
   refresh = "200ms"
+  max_push = "1KiB"
 `;
+
+// The rights that the book names.
+const OF_NODES = "&socket.io* ~socket.io* +@pubsub +@sortedset +time +ping +select +client|setname +eval +@set +pexpire +del";
+const OF_REGISTRY = "&* ~pw:channels* +@pubsub +@hash +@set +@sortedset +time +ping +select +client|setname +eval +exists +pexpire";
+
+/** The URL of a Redis for a user who has these rights and no others. */
+async function login(redis, name, rights) {
+  await redis.command("ACL", "SETUSER", name, "reset", "on", ">secret", "resetchannels", ...rights.split(" "));
+  return { url: redis.url.replace("//", `//${name}:secret@`) };
+}
 
 const parts = useNodes({});
 const { closing, start } = parts;
 
 test("subscriptions in Redis are renewed as long as the connection lives", TIME, async () => {
   const { redis } = parts;
-  const [node, other] = await startTwo(settings(redis));
+  const [node, other] = await startTwo(settings(await login(redis, "node", OF_NODES)));
   await subscribe(node, "news");
   const client = await connected(other);
   const key = `socket.io-pk:sub:${DIGEST}`;
@@ -55,11 +67,12 @@ test("subscriptions in Redis are renewed as long as the connection lives", TIME,
   await Promise.all([client.hears(1), twin.hears(1)]);
 });
 
-test("the subscriptions of a node that dies end with their time", TIME, async () => {
+test("the subscriptions of a node that dies, and of a pair that never connects, end with their time", TIME, async () => {
   const { redis } = parts;
   const [node, other] = await startTwo(settings(redis));
   await subscribe(node, "news");
   await connected(other);
+  await call(node, "subscribe", { channels: ["news"], digest: digestOf("nobody", "k") });
   await other.kill();
   assert.deepEqual(await push(node, 1, "news"), {}, "nobody is said to have heard it");
   await until("the end of the subscriptions", async () => (await subscriptions(redis)).length === 0, PATIENCE);
@@ -86,6 +99,10 @@ test("without Redis, calls get the status 503, and sockets stay; what Redis has 
   }
   assert.equal((await tryCall(node, "push", { message: 1, channels: ["news"] })).status, 503);
   assert.equal((await tryCall(node, "push_to", { message: 1, channel: "own", digest: DIGEST })).status, 503);
+  // Without its subscriptions, a client would wait in vain, so it is sent away and tries again.
+  const early = new WebSocket(`${node.url.replace("http", "ws")}/?socket_connection_id=x`);
+  const code = new Promise((resolve) => early.once("close", resolve));
+  assert.equal(await deadline(code, PATIENCE, "the end of the socket"), 1000);
   await redis.start();
   await until("the subscriptions", async () => (await subscriptions(redis)).length === 1, PATIENCE);
   await until("a push", async () => (await tryCall(node, "push", { message: 2, channels: ["news"] })).status === 200, PATIENCE);
@@ -158,6 +175,9 @@ test("nodes honour what processes of Pakyow write into their registry and publis
   }
   const ignored = await until("the count", () => node.metric('roomcast_pakyow_registry_messages_total{outcome="ignored"}'));
   assert.equal(ignored, 6);
+  await process.push("x".repeat(2000), "news");
+  const large = 'roomcast_pakyow_registry_messages_total{outcome="too_large"}';
+  await until("the count", async () => (await node.metric(large)) === 1, PATIENCE);
 
   // A process tells nobody of a change, so nodes look for it.
   await process.unsubscribe(DIGEST, "chat");
@@ -310,6 +330,7 @@ test("while the registry is away, calls get the status 503, and a push is heard 
     assert.match(result.body.type, /redis$/);
   }
   await redis.start();
+  await login(redis, "registry", OF_REGISTRY);
   await until("the push", async () => {
     await tryCall(node, "push", { message: 2, channels: ["news"] });
     return client.payloads().includes(2);
@@ -320,7 +341,7 @@ test("while the registry is away, calls get the status 503, and a push is heard 
 /** Two nodes with a registry, beside a process of Pakyow. */
 async function withRegistry() {
   const { redis } = parts;
-  const [node, other] = await startTwo(settings(redis, "", registry(redis)));
+  const [node, other] = await startTwo(settings(redis, "", registry(await login(redis, "registry", OF_REGISTRY))));
   const process = await startProcess(redis.url);
   closing.push(() => process.stop());
   return { node, other, process, redis };

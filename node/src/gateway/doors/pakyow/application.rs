@@ -1,7 +1,7 @@
 //! The application behind the door: its routes, which clients call over the socket, and its hook.
 //!
 //! A client chooses the path and the parameters of a request, nothing else of it. Its session is the
-//! cookie of its handshake. What is no response of the application gets a status of a gateway: 502 if
+//! cookie of its handshake. Without a response of the application, the reply has a status of a gateway: 502 if
 //! it cannot be reached, 503 if too many requests wait, 504 if it takes too long.
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ const LEFT_OUT: [HeaderName; 4] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// The application of the settings, or what there is of it.
+/// The routes and the hook that the settings name.
 pub(super) struct Application {
     routes: Option<Backend>,
     actions: Option<String>,
@@ -47,7 +47,7 @@ struct Hook {
     on: Vec<Occasion>,
 }
 
-/// What a client has shown of itself that is no event, in a request of the hook.
+/// The body of a request of the hook.
 #[derive(Serialize)]
 struct Notice<'a> {
     r#type: &'static str,
@@ -92,7 +92,7 @@ impl Application {
         }
     }
 
-    /// Whether anybody responds to actions that the door does not know.
+    /// Whether actions that the door does not know are sent to the application.
     pub(super) fn has_actions(&self) -> bool {
         self.actions.is_some()
     }
@@ -268,7 +268,7 @@ fn reply(response: &Response<Bytes>) -> Reply {
     }
 }
 
-/// What a client may know of a failure.
+/// The reply to a client after a failure, without the reason in detail.
 pub(super) fn failed(failure: &Failure) -> Reply {
     match failure {
         Failure::Timeout => Reply::plain(504, "the application did not respond in time"),

@@ -28,7 +28,7 @@ use crate::gateway::doors::{Door, DoorLimit, Doors};
 /// The length of a key that nobody knows.
 const UNKNOWN_KEY: usize = 32;
 
-/// Why a client was not let in: a status, and a line for whoever looks for the reason.
+/// The reason why a client is refused: a status, and a line of text.
 type Refusal = (StatusCode, String);
 
 impl Pakyow {
@@ -100,7 +100,7 @@ impl Pakyow {
         })
     }
 
-    /// Finds out who a client is. Whoever shows nothing gets a digest that nobody knows.
+    /// Returns the digest of a client. Without a key it is random, so no subscription belongs to it.
     async fn digest_of(&self, doors: &Doors, parts: &Parts, id: &str) -> Result<String, Refusal> {
         let shown = parameter(parts.uri.query(), "socket_key").or_else(|| {
             let settings = self.settings();
@@ -132,7 +132,7 @@ impl Pakyow {
         let Some(visitor) = socket.handshake().extension::<Arc<Visitor>>() else {
             return;
         };
-        // A reply shows the client that it is subscribed.
+        // To the client, a reply means that it is subscribed.
         visitor.is_joined.wait().await;
         let Some(message) = pakyow::read(&text) else {
             return self.count("ignored");
@@ -170,7 +170,7 @@ impl Pakyow {
                 Action::Other(name) => application.act(&visitor, &name, text).await,
                 Action::Ping => Reply::pong(),
             };
-            // A process of Pakyow may have subscribed the socket, and its reply shows the client that it is.
+            // A process of Pakyow may have subscribed the socket, which must be in force before the reply.
             if pakyow.ruby.is_some()
                 && let Err(error) = pakyow.follow(&visitor.digest).await
             {

@@ -86,7 +86,7 @@ struct PushTo {
     message: Box<RawValue>,
 }
 
-/// Why a call is refused, and the limit that it has reached.
+/// The reason why a call is refused, and the limit that it has reached.
 struct Refusal {
     limit: Option<DoorLimit>,
     problem: Problem,
@@ -381,5 +381,19 @@ mod tests {
             let error = change(&subscription).unwrap_err();
             assert!(error.contains(reason), "{subscription}: {error}");
         }
+    }
+
+    #[test]
+    fn limits_of_the_registry_are_named_in_the_response_and_in_the_metric() {
+        for (error, status, limit) in [
+            (RegistryError::TooManyChannels(3), 400, DoorLimit::Rooms),
+            (RegistryError::Full, 503, DoorLimit::Waiting),
+        ] {
+            let refusal = refusal(&Failed::Registry(error));
+            assert_eq!(refusal.problem.status(), status);
+            assert_eq!(refusal.limit, Some(limit));
+        }
+        let error = RegistryError::Reply;
+        assert_eq!(refusal(&Failed::Registry(error)).limit, None);
     }
 }

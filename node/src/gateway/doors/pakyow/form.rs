@@ -17,7 +17,7 @@ impl Form for Frames {
         write(event.name, event.args, event.room, out);
     }
 
-    /// A client whose network is gone does not say so, and its subscriptions must end.
+    /// Finds clients whose network is gone, because their subscriptions must end.
     fn heartbeat(&self) -> Heartbeat {
         Heartbeat::Ping
     }

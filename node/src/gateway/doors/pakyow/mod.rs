@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A client of the door is a socket of one namespace, a channel is a room of the same name, and a push
-//! is a broadcast, so clients of other doors in the room hear it, too. Whoever connects with the wrong
-//! pair is let in, has another digest, and hears nothing.
+//! is a broadcast, so clients of other doors in the room receive it, too. A client with the wrong pair is
+//! let in, has another digest, and receives nothing.
 //!
 //! Beside processes of Pakyow, subscriptions and pushes are in their Redis; see `ruby`.
 //!
@@ -76,9 +76,9 @@ pub(crate) struct Visitor {
     /// Those that run or wait, and the most of them.
     calls: AtomicUsize,
     max_calls: usize,
-    /// Held while the application learns of the connect, which comes before the disconnect.
+    /// Held while the application is notified of the connect, which comes before the disconnect.
     notices: Arc<tokio::sync::Mutex<()>>,
-    /// Set when it hears its channels.
+    /// Set when it has joined its channels.
     is_joined: SetOnce<()>,
     /// Its place among the open requests of its address.
     place: Mutex<Option<Place>>,
@@ -100,7 +100,7 @@ impl Visitor {
     }
 }
 
-/// Why a call was not carried out, or not completely.
+/// The reason why a call was not carried out, or not completely.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error(transparent)]
@@ -139,7 +139,7 @@ pub(crate) struct Pakyow {
     hasher: RandomState,
     server: OnceLock<Server>,
     messages: IntCounterVec,
-    /// What was published in the Redis of Pakyow's processes.
+    /// Counts messages from the Redis of Pakyow's processes.
     published: IntCounterVec,
     hooks: Hooks,
     /// How all clients see events.
@@ -220,7 +220,7 @@ impl Pakyow {
         &self.namespace
     }
 
-    /// Adds what other nodes ask of this one.
+    /// Adds the events between nodes.
     pub(crate) fn with_events(self: &Arc<Self>, namespace: Namespace) -> Namespace {
         let (joins, leaves, pushes) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
         namespace
@@ -268,7 +268,7 @@ impl Pakyow {
         let visitor = Arc::clone(visitor);
         let pakyow = Arc::clone(self);
         tokio::spawn(async move {
-            let _until_it_is_told = notices;
+            let _until_it_is_notified = notices;
             let application = pakyow.application();
             application.notify(Occasion::Join, &visitor).await;
         });

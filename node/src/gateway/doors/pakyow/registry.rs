@@ -72,7 +72,7 @@ if ARGV[1] == '0' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEY
 return 1
 ";
 
-/// Why the registry could not do its work.
+/// The reason why the registry has failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryError {
     #[error("a socket may be subscribed to {0} channels")]
@@ -85,7 +85,7 @@ pub(super) enum RegistryError {
     Reply,
 }
 
-/// How long what is kept, and how much of it.
+/// The times for which subscriptions are kept, and their number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) lifetime: Duration,
@@ -232,7 +232,7 @@ impl Registry {
         Ok(reply.integer().ok_or(RegistryError::Reply)? == 1)
     }
 
-    /// Removes what nobody renews from a store where nothing lapses by itself.
+    /// Removes digests that nobody has renewed, where they do not lapse by themselves.
     pub(super) async fn sweep(&self) -> Result<(), RegistryError> {
         match &self.store {
             Store::Hash(redis, name) => {
@@ -242,7 +242,7 @@ impl Registry {
         }
     }
 
-    /// The channels of digests as others may have changed them, `None` where that cannot be.
+    /// Reads the channels of digests. Returns `None` for a store that only nodes of this cluster change.
     pub(super) async fn read(
         &self,
         digests: &[String],

@@ -1,7 +1,7 @@
-//! What a reload replaces of the door's settings.
+//! The settings of the door that a reload replaces.
 //!
-//! Sockets keep the number of routes that they may call, and requests that run keep their application. All
-//! else counts from the next message or call on.
+//! Connected sockets keep their limit of routes, and running requests their application. Everything else is in
+//! force from the next message or call.
 
 use std::{future::ready, sync::Arc};
 

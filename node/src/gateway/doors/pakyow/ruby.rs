@@ -7,15 +7,15 @@
 //! ```
 //!
 //! In the registry, a channel of Redis has the bare name of a channel of the door, without prefix and envelope. So
-//! a push takes one way for all, in one order: what a node publishes reaches its own sockets by the echo.
+//! a push takes one way for all, in one order: a node receives its own pushes by the echo.
 //! A node listens to the channels of all rooms of the namespace that have members, so clients of other
-//! doors hear the pushes, too. A channel is given up a moment after its last member left, because
+//! doors receive the pushes, too. A channel is given up a moment after its last member left, because
 //! subscribing again could lose a push.
 //!
-//! Processes never tell of a change in the subscriptions. A node reads them when a socket connects,
-//! after each route that it has called, when another node tells of a change, and every few seconds.
+//! Processes publish nothing when they change subscriptions. A node reads them when a socket connects,
+//! after each route that it has called, when another node publishes a change, and every few seconds.
 //!
-//! Anybody who reaches that Redis can publish anything. What is not JSON, or too large, is ignored and counted.
+//! Any user of that Redis can publish anything. Messages that are not JSON, or too large, are ignored and counted.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -50,7 +50,7 @@ use super::{
 };
 use crate::gateway::redis_commands::RedisCommands;
 
-/// The channel on which nodes tell of changes in the subscriptions of a digest.
+/// The channel on which nodes publish the digests whose subscriptions they have changed.
 const CHANGED: &str = "pw:changed";
 
 /// How long Redis may take to confirm that it listens.
@@ -146,7 +146,7 @@ impl Ruby {
                     }
                 }));
             }
-            Err(error) => tracing::error!(%error, "pushes of Pakyow's processes are not heard"),
+            Err(error) => tracing::error!(%error, "cannot listen to pushes of Pakyow's processes"),
         }
         let pakyow = Arc::clone(pakyow);
         drop(tokio::spawn(
@@ -169,7 +169,7 @@ impl Ruby {
         }
     }
 
-    /// Resolves when pushes to these channels, which have members here, are heard.
+    /// Resolves when Redis has confirmed that this node listens to the channels, which have members here.
     pub(super) async fn listen(&self, channels: &[String]) -> Result<(), ConfirmError> {
         let names = channels.iter().filter(|name| self.is_bare(name));
         let names: Vec<Arc<str>> = names.map(|name| Arc::from(name.as_str())).collect();
@@ -240,7 +240,7 @@ impl Ruby {
             .await
     }
 
-    /// Tells other nodes, which may be of another cluster, that subscriptions have changed.
+    /// Notifies other nodes, which may be of another cluster, that subscriptions have changed.
     pub(super) async fn changed(&self, digest: &str) {
         if let Err(error) = self.push(CHANGED, digest).await {
             tracing::warn!(%error, "other nodes read the subscriptions of a Pakyow client later");
@@ -255,7 +255,7 @@ impl Ruby {
 }
 
 impl Pakyow {
-    /// Carries out what was published. Returns the outcome for the metrics.
+    /// Carries out a message of Redis. Returns the outcome for the metrics.
     fn received(&self, channel: &[u8], payload: &[u8]) -> &'static str {
         let texts = (std::str::from_utf8(channel), std::str::from_utf8(payload));
         let (Some(ruby), (Ok(channel), Ok(payload))) = (&self.ruby, texts) else {
@@ -297,7 +297,7 @@ impl Pakyow {
         }
     }
 
-    /// Reads the subscriptions of this node's sockets again, at once where a change was told.
+    /// Reads the subscriptions of this node's sockets again, at once after a notice of a change.
     async fn read_again_always(self: Arc<Self>) {
         let Some(ruby) = &self.ruby else {
             return;
@@ -316,7 +316,7 @@ impl Pakyow {
     }
 }
 
-/// Takes what arrives. The door outlives its subscriber only while the program ends.
+/// Receives the messages of the subscriber.
 struct Incoming(Weak<Pakyow>);
 
 impl Sink for Incoming {
@@ -335,11 +335,11 @@ impl Sink for Incoming {
             SubscriberEvent::Up { resubscribed, .. } => {
                 tracing::info!(
                     channels = resubscribed,
-                    "pushes of Pakyow's processes are heard"
+                    "listening to pushes of Pakyow's processes"
                 );
             }
             SubscriberEvent::Down { reason } => {
-                tracing::warn!(%reason, "pushes of Pakyow's processes are not heard");
+                tracing::warn!(%reason, "not listening to pushes of Pakyow's processes");
             }
             SubscriberEvent::Gap { .. } => {
                 tracing::warn!("pushes of Pakyow's processes may have been lost");

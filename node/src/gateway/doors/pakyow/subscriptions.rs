@@ -92,7 +92,7 @@ impl Pakyow {
         let asked = servers
             .server_side_emit_with_ack::<bool>(event, change)
             .await?;
-        // Without an answer of the node that has the socket, nobody knows.
+        // Only the node with the socket can confirm.
         if asked.answers.contains(&true) || asked.silent_nodes.is_empty() && asked.undecodable == 0
         {
             return Ok(());
@@ -131,7 +131,7 @@ impl Pakyow {
         !sockets.is_empty()
     }
 
-    /// Has sockets join channels. When this returns, they hear the pushes of all nodes, and of Pakyow's
+    /// Joins channels. When this returns, the sockets receive the pushes of all nodes, and of Pakyow's
     /// processes.
     pub(super) async fn join(&self, sockets: &[Socket], channels: &[String]) -> Result<(), Failed> {
         for socket in sockets {
@@ -146,7 +146,7 @@ impl Pakyow {
         Ok(())
     }
 
-    /// Those of the channels that a socket can join: others may have written anything into the registry.
+    /// Returns the channels that a socket can join, because the registry may contain anything.
     pub(super) fn usable(&self, channels: Vec<String>) -> Vec<String> {
         let most = self.limits.room_name_bytes;
         let channels = channels.into_iter();
@@ -239,7 +239,7 @@ impl Pakyow {
         server.ok_or_else(|| EmitError::UnknownNamespace(namespace.into()))
     }
 
-    /// Keeps the digests of this node in Redis, and puts those back that it has lost.
+    /// Renews the digests of this node in Redis, and writes those again that it has lost.
     pub(super) async fn renew_always(self: Arc<Self>) {
         loop {
             sleep(self.settings().lifetime.0 / 3).await;
@@ -263,7 +263,7 @@ impl Pakyow {
         self.restore(digest).await
     }
 
-    /// Writes the subscriptions that Redis has lost, if there are sockets that need them.
+    /// Writes the subscriptions of a digest again, if it has sockets.
     async fn restore(&self, digest: &str) -> Result<(), RegistryError> {
         let held = self.held(digest);
         if held.sockets.is_empty() {
@@ -277,7 +277,7 @@ impl Pakyow {
         Ok(())
     }
 
-    /// Follows the changes that others have made to the subscriptions of digests.
+    /// Carries out the changes that processes and other nodes have made to the subscriptions.
     pub(super) async fn read_again(&self, digests: &[String]) -> Result<(), Failed> {
         for digests in digests.chunks(BATCH) {
             let Some(lists) = self.registry.read(digests).await? else {
@@ -293,14 +293,14 @@ impl Pakyow {
         Ok(())
     }
 
-    /// Follows the changes to the subscriptions of a digest. When this returns, they are in force here.
+    /// Carries out the changes to the subscriptions of a digest. When this returns, they are in force here.
     pub(super) async fn follow(&self, digest: &str) -> Result<(), Failed> {
         let _turn = self.turn(digest).await;
         let held = self.held(digest);
         if held.sockets.is_empty() {
             return Ok(());
         }
-        // What Redis has lost was not changed by anybody.
+        // If Redis has lost its data, nobody has changed the subscriptions.
         if !self.registry.renew(digest, &self.node()).await? {
             return Ok(self.restore(digest).await?);
         }

@@ -8,10 +8,10 @@
 //!
 //! The fields of a hash do not lapse, and Pakyow's processes never look at the other two. So each digest that
 //! a node has written gets a time, which the node with the socket renews, and `sweep` removes
-//! what is over. A digest whose private channel somebody hears is connected, perhaps to a process of
-//! Pakyow, and stays. What such a process has written by itself is only removed by it.
+//! it afterwards. A digest whose private channel has a subscriber is connected, perhaps to a process of
+//! Pakyow, and stays. Fields that only processes have written are left to them.
 //!
-//! The process may write anything into the field: what is not a list of names counts as an empty list.
+//! Processes may write anything into a field. Anything but a list of names counts as an empty list.
 
 use roomcast::emitter::redis::{PublishError, Reply, Value};
 use serde_json::Value as Json;
@@ -22,7 +22,7 @@ use crate::gateway::redis_commands::RedisCommands;
 /// The most digests of one command.
 pub(in super::super) const BATCH: usize = 200;
 
-/// What all scripts begin with. The first argument is the digest.
+/// The beginning of all scripts. Their first argument is the digest.
 const COMMON: &str = "
 local digest = ARGV[1]
 local private = 'pw:socket:' .. digest
@@ -139,7 +139,7 @@ pub(super) async fn run(
     eval(redis, &script, &[name, &nodes, &lapse], &all).await
 }
 
-/// Removes what nobody needs any more.
+/// Removes the digests whose time is over.
 pub(super) async fn sweep(
     redis: &RedisCommands,
     name: &str,
@@ -149,7 +149,7 @@ pub(super) async fn sweep(
     loop {
         let reply = eval(redis, SWEEP, &[name, &lapse], &[lifetime]).await?;
         let looked_at = reply.integer().ok_or(RegistryError::Reply)?;
-        // The rest, or what is still heard, is for the next time.
+        // A batch that is not full was the last one.
         if usize::try_from(looked_at).unwrap_or_default() < BATCH {
             return Ok(());
         }
