@@ -346,9 +346,9 @@ fn an_application_that_does_not_respond_has_the_status_of_a_gateway() {
     let narrow = format!("application = {:?}\nconcurrency = 1\nqueue = 0", app.url);
     let door = Door::open(&narrow);
     let [mut first, mut second] = [door.connect(), door.connect()];
-    let call = json!({ "id": 1, "action": "call-route", "method": "GET", "uri": "/slow" });
+    let call = json!({ "id": 1, "action": "call-route", "method": "GET", "uri": "/busy" });
     first.send(&call.to_string());
-    while app.request().path() != "/slow" {}
+    while app.request().path() != "/busy" {}
     assert_eq!(second.call("/")["status"], 503);
     door.wait_for(&outcome("overloaded"), 1);
     let nobody = Door::open("application = \"http://127.0.0.1:1\"");

@@ -40,7 +40,7 @@ use roomcast::{
     EmitError, HandlerError, Limits, Namespace, RedisConfig, Server, Socket,
     bus::subscriber::ConfirmError, pakyow::SOCKET_CHANNEL, plain::Form,
 };
-use tokio::sync::{MutexGuard, Semaphore, SetOnce};
+use tokio::sync::{MutexGuard, Notify, Semaphore, SetOnce};
 
 pub(crate) use self::settings::Settings;
 use self::{
@@ -142,6 +142,8 @@ pub(crate) struct Pakyow {
     /// Counts messages from the Redis of Pakyow's processes.
     published: IntCounterVec,
     hooks: Hooks,
+    /// The settings were replaced.
+    is_reloaded: Notify,
     /// How all clients see events.
     form: Arc<dyn Form>,
 }
@@ -187,6 +189,7 @@ impl Pakyow {
             messages,
             published,
             hooks: hooks.clone(),
+            is_reloaded: Notify::new(),
             form: Arc::new(Frames),
         }))
     }

@@ -44,6 +44,7 @@ impl Reloadable for Arc<Pakyow> {
                 pakyow.application().retire();
                 *pakyow.application.write() = Arc::new(application);
                 *pakyow.settings.write() = Arc::new(settings);
+                pakyow.is_reloaded.notify_one();
             }) as Swap
         });
         Box::pin(ready(swap))

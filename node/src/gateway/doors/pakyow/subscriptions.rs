@@ -9,7 +9,7 @@ use roomcast::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::{
     Failed, JOIN, LEAVE, PUSH_MATCHING, Pakyow,
@@ -242,7 +242,9 @@ impl Pakyow {
     /// Renews the digests of this node in Redis, and writes those again that it has lost.
     pub(super) async fn renew_always(self: Arc<Self>) {
         loop {
-            sleep(self.settings().lifetime.0 / 3).await;
+            let pause = self.settings().lifetime.0 / 3;
+            // After a reload, the time that is left may be longer than the new lifetime.
+            drop(timeout(pause, self.is_reloaded.notified()).await);
             for digest in self.digests() {
                 if let Err(error) = self.renew(&digest).await {
                     tracing::warn!(%error, "subscriptions of Pakyow clients cannot be renewed");
@@ -255,7 +257,7 @@ impl Pakyow {
         }
     }
 
-    async fn renew(&self, digest: &str) -> Result<(), RegistryError> {
+    async fn renew(&self, digest: &str) -> Result<(), Failed> {
         if self.registry.renew(digest, &self.node()).await? {
             return Ok(());
         }
@@ -263,18 +265,25 @@ impl Pakyow {
         self.restore(digest).await
     }
 
-    /// Writes the subscriptions of a digest again, if it has sockets.
-    async fn restore(&self, digest: &str) -> Result<(), RegistryError> {
+    /// Writes the subscriptions of a digest again, if it has sockets. They join what was subscribed since
+    /// Redis has lost that they are connected.
+    async fn restore(&self, digest: &str) -> Result<(), Failed> {
         let held = self.held(digest);
         if held.sockets.is_empty() {
             return Ok(());
         }
-        self.registry.open(digest, &self.node()).await?;
+        let since = self.registry.open(digest, &self.node()).await?;
+        let mut since = self.usable(since);
+        since.retain(|channel| !held.channels.contains(channel));
         let channels: Vec<_> = held.channels.into_iter().collect();
         if !channels.is_empty() {
             self.registry.add(digest, &channels).await?;
         }
-        Ok(())
+        if since.is_empty() {
+            return Ok(());
+        }
+        self.note(digest, |known| known.extend(since.iter().cloned()));
+        self.join(&held.sockets, &since).await
     }
 
     /// Carries out the changes that processes and other nodes have made to the subscriptions.
@@ -302,7 +311,7 @@ impl Pakyow {
         }
         // If Redis has lost its data, nobody has changed the subscriptions.
         if !self.registry.renew(digest, &self.node()).await? {
-            return Ok(self.restore(digest).await?);
+            return self.restore(digest).await;
         }
         let read = self.registry.read(&[digest.to_owned()]).await?;
         let Some(channels) = read.and_then(|mut lists| lists.pop()) else {
