@@ -62,6 +62,12 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return redis.call('SMEMBERS', KEYS[1])
 ";
 
+/// Keeps a set. Returns 0 if the node is not in it, because it was written since Redis has lost its data.
+const RENEW: &str = "
+if redis.call('SISMEMBER', KEYS[1], ARGV[2]) == 0 then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[1])
+";
+
 /// Takes a node out, and the rest if it was the last one.
 const CLOSE: &str = "
 redis.call('SREM', KEYS[1], ARGV[2])
@@ -216,18 +222,12 @@ impl Registry {
 
     /// Keeps a connected digest for another lifetime. Returns `false` if Redis has lost it.
     pub(super) async fn renew(&self, digest: &str, node: &str) -> Result<bool, RegistryError> {
-        let lifetime = millis(self.bounds().lifetime);
+        let (lifetime, node) = (millis(self.bounds().lifetime), format!("{NODE}{node}"));
+        let args = [&*lifetime, &*node];
         let reply = match &self.store {
             Store::Memory(_) => return Ok(true),
-            Store::Sets(redis) => {
-                let key = key(redis, digest);
-                redis.run(&key, &["PEXPIRE", &key, &lifetime]).await?
-            }
-            Store::Hash(redis, name) => {
-                let node = format!("{NODE}{node}");
-                let args = [&*lifetime, &*node];
-                hash::run(redis, name, hash::RENEW, digest, &args).await?
-            }
+            Store::Sets(redis) => of_set(redis, RENEW, digest, &args).await?,
+            Store::Hash(redis, name) => hash::run(redis, name, hash::RENEW, digest, &args).await?,
         };
         Ok(reply.integer().ok_or(RegistryError::Reply)? == 1)
     }
