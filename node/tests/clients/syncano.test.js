@@ -341,7 +341,7 @@ verbs = ["*"]
 
   test("interruptions of Redis's subscriptions never make a poller miss an id", async () => {
     // The last but one, because clients that follow no history lose what a node does not hear.
-    const COUNT = 60;
+    const COUNT = 120;
     const heard = [];
     const poll = async () => {
       let last = 0;
@@ -357,7 +357,7 @@ verbs = ["*"]
     const polling = poll();
     const ids = [];
     for (let n = 0; n < COUNT; n++) {
-      if (n % 10 === 5) await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
+      if (n % 4 === 1) await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
       const { status, body } = await ask(nodes[0], "POST", "chatroom/publish/", { room: "gaps", payload: { n } });
       assert.equal(status, 201);
       ids.push(body.id);

@@ -1,17 +1,8 @@
 //! The limits of a history, and the rates of an instance.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    thread,
-};
-
 use serde_json::{Value, json};
 
-use crate::{
-    node::{Answer, FREE, NOTHING, Node, READER, detail, until},
-    process::DEADLINE,
-};
+use crate::node::{Answer, FREE, NOTHING, Node, READER, detail, until};
 
 /// Opens the door for channels, too, because nobody may publish to the event log through Syncano's.
 const OTHER_DOOR: &str = "\
@@ -31,14 +22,7 @@ fn post_all(node: &Node, path: &str, bodies: impl Iterator<Item = Value>) {
         ));
         count += 1;
     }
-    requests.push_str("GET /none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    let mut stream = TcpStream::connect(&node.address).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let mut writer = stream.try_clone().unwrap();
-    let writing = thread::spawn(move || writer.write_all(requests.as_bytes()).unwrap());
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    writing.join().unwrap();
+    let text = node.pipeline(requests);
     assert_eq!(text.matches("HTTP/1.1 201 ").count(), count, "{path}");
 }
 

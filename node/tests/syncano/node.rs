@@ -77,6 +77,22 @@ impl Node {
         }
     }
 
+    /// Sends requests one behind the other on one connection, and returns their responses.
+    pub(crate) fn pipeline(&self, requests: String) -> String {
+        let last = "GET /none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let writing = thread::spawn(move || {
+            let requests = requests + last;
+            writer.write_all(requests.as_bytes()).unwrap();
+        });
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        writing.join().unwrap();
+        text
+    }
+
     /// Replaces the settings, and waits for a line of the log.
     pub(crate) fn reload(&mut self, text: &str, line: &str) {
         fs::write(self.folder.join("roomcast.toml"), text).unwrap();
