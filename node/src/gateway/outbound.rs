@@ -1,9 +1,14 @@
 //! Connections that the program opens to web servers: backends of hooks, and a balancer that is checked.
 
+mod http1;
+mod response;
+
 use std::{error::Error, time::Duration};
 
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+
+pub(crate) use self::http1::Http1Client;
 
 /// HTTP versions that a connection may negotiate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +24,7 @@ pub(crate) fn connector(
     connect_timeout: Duration,
     versions: Versions,
 ) -> Result<HttpsConnector<HttpConnector>, String> {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(connect_timeout));
-    connector.enforce_http(false);
+    let connector = tcp_connector(connect_timeout);
     let builder = HttpsConnectorBuilder::new()
         .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
         .map_err(|error| format!("the certificates of this host cannot be read: {error}"))?
@@ -31,6 +33,15 @@ pub(crate) fn connector(
         Versions::Http1 => builder.enable_http1().wrap_connector(connector),
         Versions::All => builder.enable_all_versions().wrap_connector(connector),
     })
+}
+
+/// Opens connections without TLS.
+pub(crate) fn tcp_connector(connect_timeout: Duration) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(connect_timeout));
+    connector.enforce_http(false);
+    connector
 }
 
 /// The whole chain of causes. The outermost error of a client says only that it cannot connect.

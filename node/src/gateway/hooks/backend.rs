@@ -12,6 +12,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -40,12 +41,12 @@ use super::{
     breaker::{Breaker, Change, Passed},
     metrics::{LineLimit, Metrics},
     request::Selection,
-    settings::Settings,
+    settings::{Settings, Target},
     signature::{self, Secret},
 };
 use crate::gateway::{
     operations::{self, Operation, Problem},
-    outbound::{self, Versions},
+    outbound::{self, Http1Client, Versions},
     traces::{self, Span},
 };
 
@@ -158,6 +159,8 @@ pub(crate) struct Backend {
     pub(super) selection: Selection,
     url: Uri,
     client: HttpClient,
+    /// Posts without TLS or HTTP/2, which cost less this way.
+    http1: Option<Http1Client>,
     secret: Option<Secret>,
     timeout: Duration,
     slots: Slots,
@@ -186,6 +189,7 @@ impl Backend {
             },
             url: settings.url.0.clone(),
             client: client(settings)?,
+            http1: http1(settings),
             secret: secret.map(Secret::new),
             timeout: settings.timeout,
             slots: Slots {
@@ -218,14 +222,14 @@ impl Backend {
         forwarded: HeaderMap,
         read: impl FnOnce(&[u8]) -> Result<T, Problem>,
     ) -> Result<T, Failure> {
-        self.run(async { Ok(read(&self.post(body, forwarded).await?)?) })
-            .await
+        self.run(self.post(body, forwarded, read)).await
     }
 
     /// Posts a body and returns the response, with any status but those of a backend that fails.
     pub(crate) async fn ask(&self, body: Bytes) -> Result<Response<Bytes>, Failure> {
         self.run(async {
-            let response = self.send(self.request(body, HeaderMap::new())).await?;
+            let headers = self.headers(&body, HeaderMap::new());
+            let response = self.send(self.request(body, headers)).await?;
             if response.status().is_server_error() {
                 return Err(Failure::Status(response.status()));
             }
@@ -252,6 +256,8 @@ impl Backend {
     async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         // Outside of the future, so that the circuit breaker learns of a timeout, too.
         let mut passed = None;
+        // Futures are moved as a whole, so the layers around a large one get a pointer.
+        let work = pin!(work);
         let attempt = self.attempt(&mut passed, work);
         let result = timeout(self.timeout, attempt).await;
         let result = result.unwrap_or(Err(Failure::Timeout));
@@ -325,14 +331,31 @@ impl Backend {
         });
     }
 
-    async fn post(&self, body: Bytes, forwarded: HeaderMap) -> Result<Bytes, Failure> {
-        let request = self.request(body, forwarded);
-        let response = self.send(request).await?;
-        if !response.status().is_success() {
-            return Err(Failure::Status(response.status()));
+    async fn post<T>(
+        &self,
+        body: Bytes,
+        forwarded: HeaderMap,
+        read: impl FnOnce(&[u8]) -> Result<T, Problem>,
+    ) -> Result<T, Failure> {
+        let headers = self.headers(&body, forwarded);
+        if let Some(client) = &self.http1 {
+            let read = |status: StatusCode, body: &[u8]| match status.is_success() {
+                true => read(body).map_err(Failure::Invalid),
+                false => Err(Failure::Status(status)),
+            };
+            let posted = client.post(&headers, &body, MAX_RESPONSE, read).await;
+            return posted.map_err(|error| Failure::Unreachable(error.to_string()))?;
         }
-        let response = read_body(response, MAX_RESPONSE).await?;
-        Ok(response.into_body())
+        let request = self.request(body, headers);
+        // Its future is several times as large as that of the way above.
+        let response = Box::pin(async {
+            let response = self.send(request).await?;
+            if !response.status().is_success() {
+                return Err(Failure::Status(response.status()));
+            }
+            read_body(response, MAX_RESPONSE).await
+        });
+        Ok(read(response.await?.body())?)
     }
 
     async fn exchange(
@@ -349,23 +372,26 @@ impl Backend {
         response.map_err(|error| Failure::Unreachable(outbound::causes(&error)))
     }
 
-    fn request(&self, body: Bytes, forwarded: HeaderMap) -> Request<Full<Bytes>> {
-        let signature = self
-            .secret
-            .as_ref()
-            .map(|secret| secret.sign(signature::now(), &body));
+    fn request(&self, body: Bytes, headers: HeaderMap) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.clone();
-        *request.headers_mut() = forwarded;
-        let headers = request.headers_mut();
+        *request.headers_mut() = headers;
+        request
+    }
+
+    /// The headers of a request: those that are passed on, and the signature of the body.
+    fn headers(&self, body: &[u8], mut headers: HeaderMap) -> HeaderMap {
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
-        traces::inject(headers);
-        if let Some(Ok(signature)) = signature.map(HeaderValue::try_from) {
-            headers.insert(signature::HEADER, signature);
+        traces::inject(&mut headers);
+        if let Some(secret) = &self.secret {
+            let signature = secret.sign(signature::now(), body);
+            if let Ok(signature) = HeaderValue::try_from(signature) {
+                headers.insert(signature::HEADER, signature);
+            }
         }
-        request
+        headers
     }
 }
 
@@ -393,6 +419,16 @@ fn client(settings: &Settings) -> Result<HttpClient, String> {
         .pool_idle_timeout(settings.keep_alive)
         .http2_only(settings.http2)
         .build(connector))
+}
+
+/// The way for URLs without TLS, unless they are to be called by HTTP/2.
+fn http1(settings: &Settings) -> Option<Http1Client> {
+    let Target(url) = &settings.url;
+    let is_plain = url.scheme_str() == Some("http") && !settings.http2;
+    is_plain.then(|| {
+        let connector = outbound::tcp_connector(CONNECT_TIMEOUT);
+        Http1Client::new(connector, url.clone(), settings.keep_alive)
+    })
 }
 
 /// Requests at the same time, and those that wait.

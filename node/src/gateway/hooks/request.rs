@@ -1,6 +1,6 @@
 //! The bodies of requests, and what of a client's own request is passed on.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
@@ -9,7 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::settings::Forwarded;
-use crate::gateway::session::{self, SocketData};
+use crate::gateway::session::SocketData;
+
+/// Room for a body. Most fit.
+const BODY_BYTES: usize = 1024;
 
 /// What all requests of a node have in common.
 #[derive(Clone, Copy)]
@@ -54,12 +57,12 @@ enum Occasion<'a> {
 #[derive(Serialize)]
 struct SocketPart<'a> {
     id: &'a str,
-    user: Option<String>,
+    user: Option<&'a str>,
     /// Without the private room.
     rooms: Vec<String>,
-    data: Value,
-    address: Option<String>,
-    headers: BTreeMap<&'a str, String>,
+    data: &'a Map<String, Value>,
+    address: Option<IpAddr>,
+    headers: BTreeMap<&'a str, Cow<'a, str>>,
     cookies: BTreeMap<&'a str, String>,
 }
 
@@ -72,11 +75,11 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    fn headers(&self, handshake: &Handshake) -> BTreeMap<&str, String> {
+    fn headers<'a>(&'a self, handshake: &'a Handshake) -> BTreeMap<&'a str, Cow<'a, str>> {
         let value = |Forwarded(name): &'_ Forwarded| handshake.header(name.as_str());
         self.headers
             .iter()
-            .filter_map(|name| Some((name.0.as_str(), value(name)?.into_owned())))
+            .filter_map(|name| Some((name.0.as_str(), value(name)?)))
             .collect()
     }
 
@@ -119,32 +122,37 @@ impl Selection {
         forwarded
     }
 
-    fn part<'a>(&'a self, id: &'a str, handshake: &Handshake) -> SocketPart<'a> {
+    fn part<'a>(
+        &'a self,
+        id: &'a str,
+        handshake: &'a Handshake,
+        data: &'a SocketData,
+    ) -> SocketPart<'a> {
         SocketPart {
             id,
-            user: None,
+            user: data.user.as_deref(),
             rooms: Vec::new(),
-            data: Value::Object(Map::new()),
-            address: handshake.address().map(|address| address.ip().to_string()),
+            data: &data.data,
+            address: handshake.address().map(|address| address.ip()),
             headers: self.headers(handshake),
             cookies: self.cookies(handshake),
         }
     }
 
-    fn socket<'a>(&'a self, socket: &'a Socket) -> SocketPart<'a> {
+    fn socket<'a>(&'a self, socket: &'a Socket, data: &'a SocketData) -> SocketPart<'a> {
         let id = socket.id().as_str();
         let mut rooms = socket.rooms();
         rooms.retain(|room| room != id);
-        let data = socket.data::<SocketData>();
-        let data = data.map(|known| Value::Object((*known.data).clone()));
-        let part = self.part(id, socket.handshake());
         SocketPart {
-            user: session::user(socket),
             rooms,
-            data: data.unwrap_or(part.data),
-            ..part
+            ..self.part(id, socket.handshake(), data)
         }
     }
+}
+
+/// What the gateway keeps of a socket. A namespace without tokens or hooks that decide keeps nothing.
+fn data(socket: &Socket) -> Arc<SocketData> {
+    socket.data().unwrap_or_default()
 }
 
 /// The body for a client that wants to connect.
@@ -160,9 +168,7 @@ pub(super) fn connect(
         auth: handshake.auth::<Value>()?,
         query: query.into_iter().map(|(k, v)| (k, v.into())).collect(),
     };
-    let mut socket = selection.part(id, handshake);
-    socket.user = data.user.clone();
-    write(origin, occasion, socket)
+    write(origin, occasion, selection.part(id, handshake, data))
 }
 
 /// The body for an event. The error is about the arguments of the client.
@@ -179,7 +185,8 @@ pub(super) fn event(
         args: serde_json::from_str(&args)?,
         ack,
     };
-    Ok(write(origin, occasion, selection.socket(socket))?)
+    let data = data(socket);
+    Ok(write(origin, occasion, selection.socket(socket, &data))?)
 }
 
 /// The body for several events.
@@ -227,7 +234,8 @@ pub(super) fn disconnect(
     reason: String,
 ) -> Result<Bytes, serde_json::Error> {
     let occasion = Occasion::Disconnect { reason };
-    write(origin, occasion, selection.socket(socket))
+    let data = data(socket);
+    write(origin, occasion, selection.socket(socket, &data))
 }
 
 fn write(
@@ -243,7 +251,9 @@ fn write(
         occasion,
         socket,
     };
-    serde_json::to_vec(&body).map(Bytes::from)
+    let mut json = Vec::with_capacity(BODY_BYTES);
+    serde_json::to_writer(&mut json, &body)?;
+    Ok(json.into())
 }
 
 #[cfg(test)]

@@ -64,7 +64,11 @@ impl Checked {
     ) -> Report {
         let mut report = Report::default();
         for operation in self.0 {
-            let result = one(operation, namespace, asker, ack).await;
+            let result = match operation {
+                Operation::Ack { args } => acknowledge(ack.take(), args),
+                // Larger than the futures of most events, which are moved as a whole.
+                other => Box::pin(one(other, namespace, asker, ack)).await,
+            };
             let ends = matches!(&result, Err(error) if !is_partial(error));
             report.results.push(result);
             if ends {
