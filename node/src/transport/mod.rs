@@ -38,6 +38,7 @@ pub(crate) mod parking;
 pub(crate) mod plain;
 mod polling;
 pub(crate) mod preamble;
+pub(crate) mod refusals;
 pub(crate) mod routes;
 pub(crate) mod serve;
 mod sessions;

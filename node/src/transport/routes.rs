@@ -1,4 +1,4 @@
-//! The HTTP side: which request opens a session, polls, posts or upgrades, and how it is refused.
+//! The HTTP side: which request opens a session, polls, posts or upgrades.
 //!
 //! The order of checks and the texts of refusals are those of Node's server, because clients and
 //! monitoring depend on them. Where Node refuses an upgrade with broken HTTP, we send status 400.
@@ -12,7 +12,7 @@
 //!                        └─ upgrade ───▶ 101, then a probe
 //! ```
 
-use std::{borrow::Cow, io::Write as _, ops::RangeInclusive, sync::Arc};
+use std::{borrow::Cow, io::Write as _, sync::Arc};
 
 use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
@@ -25,7 +25,6 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::{
-    admission::retry_range,
     client_address::ClientAddress,
     client_files,
     connection::{Aside, Connection},
@@ -34,15 +33,13 @@ use super::{
     frame::{Frame, WireForm},
     handshake::{Handshake, kept},
     http_stream::Handoff,
-    polling::{self, Polling},
+    polling::Polling,
+    refusals::{DRAINING, Refusal, Refused, refuse, respond, too_many},
     stream::Stream,
     upgrade::{self, Probing},
     websocket::{self, Opcode},
 };
-use crate::{
-    close::{CloseReason, Limit},
-    line_limit::LineLimit,
-};
+use crate::close::{CloseReason, Limit};
 use roomcast_protocol::engine_io::{
     open::{self, HandshakeError, Query, Revision, TransportName},
     payload_v3::Form,
@@ -53,46 +50,6 @@ use roomcast_protocol::engine_io::{
 pub(crate) struct Routes {
     engine: Arc<Engine>,
     acceptor: Arc<dyn Acceptor>,
-}
-
-/// Why a request is refused.
-enum Refused {
-    /// A status with a JSON body, as Node's server sends it.
-    Handshake(HandshakeError),
-    /// A bare status, and the label under which metrics count it.
-    Status(StatusCode, &'static str),
-    /// There are too many. The client may come back after some seconds.
-    TooMany(TooMany),
-}
-
-const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
-
-/// The limit that is reached.
-struct TooMany {
-    /// The label in metrics.
-    label: &'static str,
-    status: StatusCode,
-    message: &'static str,
-    /// From which the seconds are drawn after which the client may come back.
-    retry_after: RangeInclusive<u64>,
-    /// For the log.
-    client: Option<ClientAddress>,
-}
-
-impl From<HandshakeError> for Refused {
-    fn from(error: HandshakeError) -> Self {
-        Self::Handshake(error)
-    }
-}
-
-impl From<polling::Refused> for Refused {
-    fn from(refused: polling::Refused) -> Self {
-        match refused {
-            polling::Refused::Handshake(error) => Self::Handshake(error),
-            polling::Refused::Overlap => Self::Status(StatusCode::BAD_REQUEST, "overlap"),
-            polling::Refused::Full => Self::Status(StatusCode::PAYLOAD_TOO_LARGE, "inbox"),
-        }
-    }
 }
 
 impl Routes {
@@ -436,164 +393,6 @@ pub(crate) fn switch_to_plain(
     switching.map_err(|refused| refused.describe(engine))
 }
 
-/// A refusal in words.
-pub(crate) struct Refusal {
-    pub(crate) status: StatusCode,
-    /// The label in metrics.
-    pub(crate) label: &'static str,
-    pub(crate) message: Cow<'static, str>,
-    /// After how many seconds the client may come back.
-    pub(crate) retry_after: Option<u64>,
-}
-
-impl Refused {
-    /// Counts and describes the refusal.
-    fn describe(self, engine: &Engine) -> Refusal {
-        let refusal = match self {
-            Self::TooMany(too_many) => {
-                too_many.log();
-                Refusal {
-                    status: too_many.status,
-                    label: too_many.label,
-                    message: too_many.message.into(),
-                    retry_after: Some(engine.ids.pick(too_many.retry_after)),
-                }
-            }
-            Self::Handshake(error) => Refusal {
-                status: StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST),
-                label: error.label(),
-                message: error.message().to_owned().into(),
-                retry_after: None,
-            },
-            Self::Status(status, label) => Refusal {
-                status,
-                label,
-                message: match label {
-                    "draining" => "the server is shutting down".into(),
-                    label => label.into(),
-                },
-                // A node that drains does not come back, and the balancer has others.
-                retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
-            },
-        };
-        engine.metrics.refused(refusal.label);
-        refusal
-    }
-}
-
-/// Refuses all requests, because the server has as many sockets as it may have.
-pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
-    let engine = Arc::clone(engine);
-    Router::new().fallback(move |request: Request<Body>| async move {
-        let headers = request.headers();
-        let client = ClientAddress::of(request.extensions());
-        let refused = Refused::TooMany(TooMany::new(Limit::Sockets, 0, client));
-        let mut response = refuse(&engine, &refused);
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-        if let Some(cors) = &engine.config.cors {
-            cors.apply(headers.get(header::ORIGIN), response.headers_mut());
-        }
-        response
-    })
-}
-
-impl TooMany {
-    fn new(limit: Limit, seconds: u64, client: Option<ClientAddress>) -> Self {
-        let (status, label, message) = match limit {
-            Limit::ConnectionsPerAddress => (
-                StatusCode::TOO_MANY_REQUESTS,
-                limit.label(),
-                "too many connections from this address",
-            ),
-            Limit::ConnectRate => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                limit.label(),
-                "too many new connections per second",
-            ),
-            Limit::UnfinishedUpgrades => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upgrades",
-                "too many unfinished upgrades",
-            ),
-            Limit::Sockets => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                limit.label(),
-                "too many open sockets",
-            ),
-            _ => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                limit.label(),
-                "too many connections",
-            ),
-        };
-        Self {
-            label,
-            status,
-            message,
-            retry_after: retry_range(seconds),
-            client,
-        }
-    }
-
-    fn log(&self) {
-        static LINES: LineLimit = LineLimit::new();
-        if let Some(left_out) = LINES.pass() {
-            tracing::info!(
-                limit = self.label,
-                address = self
-                    .client
-                    .map(|client| tracing::field::display(client.address())),
-                left_out,
-                "a client was refused: {}",
-                self.message
-            );
-        }
-    }
-
-    /// The body of the response: `{"message":…,"limit":…}`.
-    fn body(&self) -> String {
-        serde_json::json!({ "message": self.message, "limit": self.label }).to_string()
-    }
-}
-
-/// Counts that a new connection or an upgrade has found no room.
-fn too_many(engine: &Engine, limit: Limit, seconds: u64, client: Option<ClientAddress>) -> Refused {
-    engine.metrics.limit_reached(limit);
-    Refused::TooMany(TooMany::new(limit, seconds, client))
-}
-
-fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
-    let (status, label, mut response) = match refused {
-        Refused::TooMany(too_many) => {
-            too_many.log();
-            let mut response = respond(too_many.body(), "application/json");
-            let seconds = engine.ids.pick(too_many.retry_after.clone());
-            let headers = response.headers_mut();
-            headers.insert(header::RETRY_AFTER, seconds.into());
-            (too_many.status, too_many.label, response)
-        }
-        Refused::Handshake(error) => {
-            let status = StatusCode::from_u16(error.status());
-            let response = respond(error.body(), "application/json");
-            (
-                status.unwrap_or(StatusCode::BAD_REQUEST),
-                error.label(),
-                response,
-            )
-        }
-        Refused::Status(status, label) => (*status, *label, Response::new(Body::empty())),
-    };
-    engine.metrics.refused(label);
-    *response.status_mut() = status;
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        // A node that drains does not come back, and the balancer has others.
-        let retry_after = response.headers_mut().entry(header::RETRY_AFTER);
-        retry_after.or_insert(HeaderValue::from_static("1"));
-    }
-    response
-}
-
 impl Connection {
     /// Queues the packet that opens the session on the client's side, behind the head of the
     /// response to a WebSocket's request if that has not been written yet.
@@ -614,15 +413,6 @@ impl Connection {
         websocket::append_frame(&mut head, Opcode::Text, packet.as_bytes());
         self.begin(Frame::raw(&head), Some(&head[..head_bytes]));
     }
-}
-
-fn respond(body: impl Into<Body>, content_type: &'static str) -> Response<Body> {
-    let mut response = Response::new(body.into());
-    let content_type = HeaderValue::from_static(content_type);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, content_type);
-    response
 }
 
 fn header_str(headers: &HeaderMap, name: HeaderName) -> &str {

@@ -50,7 +50,7 @@ use super::{
     http_stream::{Handoff, HttpStream},
     parking::Waiting,
     preamble::Preamble,
-    routes,
+    refusals,
     stream::Socket,
 };
 use crate::close::Limit;
@@ -83,7 +83,7 @@ pub(crate) async fn serve(
     close: impl Future<Output = ()>,
 ) {
     let limit = socket_limit(&engine);
-    let refusal = routes::refusal(&engine);
+    let refusal = refusals::refusal(&engine);
     let preamble = Arc::new(preamble);
     let mut refusals = Refusals::default();
     let mut silent_until = engine.clock.now();

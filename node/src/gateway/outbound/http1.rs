@@ -207,7 +207,11 @@ impl Idle {
         let now = kept.now;
         // The part in which it became idle has not gone by as a whole.
         let is_old = |(_, since): &(Connection, u64)| now - since >= u64::from(PARTS);
-        let old = kept.connections.iter().take_while(|one| is_old(one)).count();
+        let old = kept
+            .connections
+            .iter()
+            .take_while(|one| is_old(one))
+            .count();
         let old: Vec<_> = kept.connections.drain(..old).collect();
         kept.is_swept = !kept.connections.is_empty();
         let is_any = kept.is_swept;
@@ -271,7 +275,9 @@ impl Connection {
                     return Ok(whole);
                 }
                 (_, Some(failure)) if sending.sent == 0 => return Err(Failed::Unsent(failure)),
-                (_, Some(failure)) if is_end => return Err(Failed::Other(PostError::Write(failure))),
+                (_, Some(failure)) if is_end => {
+                    return Err(Failed::Other(PostError::Write(failure)));
+                }
                 (Err(error), _) => return Err(Failed::Other(error)),
                 (Ok(None), failure) => sending.failure = failure,
             }
@@ -394,8 +400,10 @@ mod tests {
 
         async fn respond(&mut self, body: &str) {
             let length = body.len();
-            self.send(&format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}"))
-                .await;
+            self.send(&format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}"
+            ))
+            .await;
         }
 
         async fn is_closed(&mut self) -> bool {
@@ -438,13 +446,17 @@ mod tests {
             "x-a: b",
             "content-length: 3",
         ];
-        assert_eq!((lines, body.as_str()), (wanted.map(str::to_owned).to_vec(), "one"));
+        assert_eq!(
+            (lines, body.as_str()),
+            (wanted.map(str::to_owned).to_vec(), "one")
+        );
         peer.respond("1").await;
         assert_eq!(first.await.unwrap().unwrap(), ok("1"));
         let second = post(&client, "");
         assert_eq!(peer.request().await.1, "");
         // In pieces, with what is not for the eyes of the caller.
-        peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chu").await;
+        peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chu")
+            .await;
         peer.send("nked\r\n\r\n3\r\na").await;
         peer.send("bc\r\n0\r\n\r\n").await;
         assert_eq!(second.await.unwrap().unwrap(), ok("abc"));
@@ -479,8 +491,10 @@ mod tests {
             let first = post(&client, "one");
             let mut peer = backend.accept().await;
             peer.request().await;
-            peer.send(&format!("HTTP/1.1 200 OK\r\n{close}content-length: 1\r\n\r\n1"))
-                .await;
+            peer.send(&format!(
+                "HTTP/1.1 200 OK\r\n{close}content-length: 1\r\n\r\n1"
+            ))
+            .await;
             assert_eq!(first.await.unwrap().unwrap(), ok("1"));
             if !close.is_empty() {
                 assert!(peer.is_closed().await);
@@ -530,7 +544,8 @@ mod tests {
         // More than the buffers of both sides take.
         let first = post(&client, &"x".repeat(64 << 20));
         let mut peer = backend.accept().await;
-        peer.send("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno").await;
+        peer.send("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
+            .await;
         assert_eq!(first.await.unwrap().unwrap(), (413, "no".to_owned()));
         let second = post(&client, "two");
         let mut peer = backend.accept().await;

@@ -366,7 +366,9 @@ mod tests {
     fn a_connection_is_kept_unless_one_side_closes_it_or_sends_more() {
         let is_kept = |version: &str, header: &str, more: &str| {
             let text = format!("HTTP/{version} 200 OK\r\n{header}content-length: 1\r\n\r\na{more}");
-            let (_, _, is_kept) = read_at_once(&text, false).unwrap().expect("a whole response");
+            let (_, _, is_kept) = read_at_once(&text, false)
+                .unwrap()
+                .expect("a whole response");
             is_kept
         };
         assert!(is_kept("1.1", "", ""));
@@ -374,7 +376,8 @@ mod tests {
         assert!(!is_kept("1.0", "", ""));
         assert!(is_kept("1.0", "connection: keep-alive\r\n", ""));
         assert!(!is_kept("1.1", "", "H"));
-        let both = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 9\r\n\r\n0\r\n\r\n";
+        let both =
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 9\r\n\r\n0\r\n\r\n";
         assert_eq!(whole(both, false), (200, String::new(), false));
     }
 

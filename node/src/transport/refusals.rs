@@ -1,0 +1,228 @@
+//! How a request is refused: by a status and a JSON body, as Node's server sends them, and as words for a
+//! plain connection. Each refusal is counted.
+//!
+//! A refusal for which a limit is the reason names the seconds after which the client may come back. They
+//! differ from client to client, so that those that were refused together do not come back together.
+
+use std::{borrow::Cow, ops::RangeInclusive, sync::Arc};
+
+use axum::{Router, body::Body};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use roomcast_protocol::engine_io::open::HandshakeError;
+
+use super::{admission::retry_range, client_address::ClientAddress, engine::Engine, polling};
+use crate::{close::Limit, line_limit::LineLimit};
+
+/// Why a request is refused.
+pub(super) enum Refused {
+    /// A status with a JSON body, as Node's server sends it.
+    Handshake(HandshakeError),
+    /// A bare status, and the label under which metrics count it.
+    Status(StatusCode, &'static str),
+    /// There are too many. The client may come back after some seconds.
+    TooMany(TooMany),
+}
+
+pub(super) const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
+
+/// The limit that is reached.
+pub(super) struct TooMany {
+    /// The label in metrics.
+    label: &'static str,
+    status: StatusCode,
+    message: &'static str,
+    /// From which the seconds are drawn after which the client may come back.
+    retry_after: RangeInclusive<u64>,
+    /// For the log.
+    client: Option<ClientAddress>,
+}
+
+impl From<HandshakeError> for Refused {
+    fn from(error: HandshakeError) -> Self {
+        Self::Handshake(error)
+    }
+}
+
+impl From<polling::Refused> for Refused {
+    fn from(refused: polling::Refused) -> Self {
+        match refused {
+            polling::Refused::Handshake(error) => Self::Handshake(error),
+            polling::Refused::Overlap => Self::Status(StatusCode::BAD_REQUEST, "overlap"),
+            polling::Refused::Full => Self::Status(StatusCode::PAYLOAD_TOO_LARGE, "inbox"),
+        }
+    }
+}
+
+/// A refusal in words.
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    /// The label in metrics.
+    pub(crate) label: &'static str,
+    pub(crate) message: Cow<'static, str>,
+    /// After how many seconds the client may come back.
+    pub(crate) retry_after: Option<u64>,
+}
+
+impl Refused {
+    /// Counts and describes the refusal.
+    pub(super) fn describe(self, engine: &Engine) -> Refusal {
+        let refusal = match self {
+            Self::TooMany(too_many) => {
+                too_many.log();
+                Refusal {
+                    status: too_many.status,
+                    label: too_many.label,
+                    message: too_many.message.into(),
+                    retry_after: Some(engine.ids.pick(too_many.retry_after)),
+                }
+            }
+            Self::Handshake(error) => Refusal {
+                status: StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST),
+                label: error.label(),
+                message: error.message().to_owned().into(),
+                retry_after: None,
+            },
+            Self::Status(status, label) => Refusal {
+                status,
+                label,
+                message: match label {
+                    "draining" => "the server is shutting down".into(),
+                    label => label.into(),
+                },
+                // A node that drains does not come back, and the balancer has others.
+                retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
+            },
+        };
+        engine.metrics.refused(refusal.label);
+        refusal
+    }
+}
+
+/// Refuses all requests, because the server has as many sockets as it may have.
+pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
+    let engine = Arc::clone(engine);
+    Router::new().fallback(move |request: Request<Body>| async move {
+        let headers = request.headers();
+        let client = ClientAddress::of(request.extensions());
+        let refused = Refused::TooMany(TooMany::new(Limit::Sockets, 0, client));
+        let mut response = refuse(&engine, &refused);
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        if let Some(cors) = &engine.config.cors {
+            cors.apply(headers.get(header::ORIGIN), response.headers_mut());
+        }
+        response
+    })
+}
+
+impl TooMany {
+    fn new(limit: Limit, seconds: u64, client: Option<ClientAddress>) -> Self {
+        let (status, label, message) = match limit {
+            Limit::ConnectionsPerAddress => (
+                StatusCode::TOO_MANY_REQUESTS,
+                limit.label(),
+                "too many connections from this address",
+            ),
+            Limit::ConnectRate => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                limit.label(),
+                "too many new connections per second",
+            ),
+            Limit::UnfinishedUpgrades => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "upgrades",
+                "too many unfinished upgrades",
+            ),
+            Limit::Sockets => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                limit.label(),
+                "too many open sockets",
+            ),
+            _ => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                limit.label(),
+                "too many connections",
+            ),
+        };
+        Self {
+            label,
+            status,
+            message,
+            retry_after: retry_range(seconds),
+            client,
+        }
+    }
+
+    fn log(&self) {
+        static LINES: LineLimit = LineLimit::new();
+        if let Some(left_out) = LINES.pass() {
+            tracing::info!(
+                limit = self.label,
+                address = self
+                    .client
+                    .map(|client| tracing::field::display(client.address())),
+                left_out,
+                "a client was refused: {}",
+                self.message
+            );
+        }
+    }
+
+    /// The body of the response: `{"message":…,"limit":…}`.
+    fn body(&self) -> String {
+        serde_json::json!({ "message": self.message, "limit": self.label }).to_string()
+    }
+}
+
+/// Counts that a new connection or an upgrade has found no room.
+pub(super) fn too_many(
+    engine: &Engine,
+    limit: Limit,
+    seconds: u64,
+    client: Option<ClientAddress>,
+) -> Refused {
+    engine.metrics.limit_reached(limit);
+    Refused::TooMany(TooMany::new(limit, seconds, client))
+}
+
+/// The response to a request that is refused.
+pub(super) fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
+    let (status, label, mut response) = match refused {
+        Refused::TooMany(too_many) => {
+            too_many.log();
+            let mut response = respond(too_many.body(), "application/json");
+            let seconds = engine.ids.pick(too_many.retry_after.clone());
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, seconds.into());
+            (too_many.status, too_many.label, response)
+        }
+        Refused::Handshake(error) => {
+            let status = StatusCode::from_u16(error.status());
+            let response = respond(error.body(), "application/json");
+            (
+                status.unwrap_or(StatusCode::BAD_REQUEST),
+                error.label(),
+                response,
+            )
+        }
+        Refused::Status(status, label) => (*status, *label, Response::new(Body::empty())),
+    };
+    engine.metrics.refused(label);
+    *response.status_mut() = status;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        // A node that drains does not come back, and the balancer has others.
+        let retry_after = response.headers_mut().entry(header::RETRY_AFTER);
+        retry_after.or_insert(HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// A response with status 200.
+pub(super) fn respond(body: impl Into<Body>, content_type: &'static str) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}
