@@ -15,10 +15,16 @@ use axum::{
     routing::{any, get},
 };
 use http::Request;
-use roomcast::{Server, plain::Parking};
-use support::{TestServer, eventually, http::read_head, within};
+use roomcast::{Certificate, Serve, Server, Tls, plain::Parking};
+use support::{
+    TestServer,
+    certificates::{Authority, handshake},
+    eventually,
+    http::read_head,
+    within,
+};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::Semaphore,
 };
@@ -51,6 +57,11 @@ impl Drop for Counted {
 
 impl Parked {
     async fn start() -> Self {
+        Self::start_with(|serve| serve).await
+    }
+
+    /// A server whose listener has settings of its own.
+    async fn start_with(listening: impl FnOnce(Serve) -> Serve) -> Self {
         let gate = Arc::new(Semaphore::new(0));
         let (handlers, responses) = (Arc::default(), Arc::default());
         let shared = (
@@ -75,11 +86,12 @@ impl Parked {
                 Parking::of(&parts.extensions).wait(response).await
             }
         };
-        let server = TestServer::start_app(Server::builder(), |io| {
+        let app = |io: &Server| {
             let router = io.router().route("/park", any(park));
+            let router = router.route("/large", get(async || "x".repeat(LARGE)));
             router.route("/", get(async || "at once"))
-        })
-        .await;
+        };
+        let server = TestServer::start_both(Server::builder(), listening, app).await;
         Self {
             server,
             gate,
@@ -104,10 +116,13 @@ impl Parked {
     }
 }
 
+/// More than the system takes of a response that nobody reads.
+const LARGE: usize = 32 << 20;
+
 const PARK: &str = "GET /park HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// The heads and the bodies of responses, each body as long as its head says.
-async fn responses(client: &mut TcpStream, count: usize) -> Vec<(String, String)> {
+async fn responses(client: &mut (impl AsyncRead + Unpin), count: usize) -> Vec<(String, String)> {
     let (mut responses, mut received) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let head = read_head(client, &mut received).await;
@@ -174,6 +189,17 @@ async fn what_a_client_sends_while_it_waits_is_served_afterwards_in_order() {
 }
 
 #[tokio::test]
+async fn a_response_that_is_read_late_comes_whole_before_that_of_a_parked_request() {
+    let parked = Parked::start().await;
+    let large = PARK.replace("/park", "/large");
+    let mut client = parked.connect(&format!("{large}{PARK}")).await;
+    parked.gate.add_permits(1);
+    let responses = responses(&mut client, 2).await;
+    assert_eq!(responses[0].1.len(), LARGE);
+    assert_eq!(responses[1].1, "parked");
+}
+
+#[tokio::test]
 async fn a_request_whose_body_was_read_waits_without_its_handler() {
     let parked = Parked::start().await;
     let head = PARK.replace("\r\n\r\n", "\r\nX-Read: 1\r\n");
@@ -190,6 +216,38 @@ async fn a_request_whose_body_was_read_waits_without_its_handler() {
         let bodies: Vec<_> = responses.iter().map(|(_, body)| &**body).collect();
         assert_eq!(bodies, ["parked", "at once"]);
     }
+}
+
+#[tokio::test]
+async fn a_request_over_tls_waits_in_the_same_way() {
+    let authority = Authority::new();
+    authority.sign("site", "DNS:localhost", 2);
+    let [certificate, key] = ["site.pem", "site.key"].map(|name| authority.path(name));
+    let certificate = Certificate::from_files(certificate, key).unwrap();
+    let tls = Tls::new([certificate]).unwrap();
+    let parked = Parked::start_with(|serve| serve.with_tls(tls)).await;
+    let connect = async || {
+        let tcp = TcpStream::connect(parked.server.address).await.unwrap();
+        let client = handshake(authority.client(&[]), "localhost", tcp).await;
+        let mut client = client.unwrap();
+        client.write_all(PARK.as_bytes()).await.unwrap();
+        client
+    };
+    let mut client = connect().await;
+    parked.waiting(1).await;
+    eventually("the handler is gone", || parked.handlers() == 0).await;
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    parked.gate.add_permits(1);
+    let responses = responses(&mut client, 2).await;
+    let bodies: Vec<_> = responses.iter().map(|(_, body)| &**body).collect();
+    assert_eq!(bodies, ["parked", "at once"]);
+    let gone = connect().await;
+    parked.waiting(1).await;
+    drop(gone);
+    parked.waiting(0).await;
 }
 
 #[tokio::test]

@@ -37,7 +37,8 @@ impl TestServer {
         Self::start_both(builder, |serve| serve, app).await
     }
 
-    async fn start_both(
+    /// The same with settings of the listener.
+    pub(crate) async fn start_both(
         builder: Builder,
         listening: impl FnOnce(Serve) -> Serve,
         app: impl FnOnce(&Server) -> Router,
