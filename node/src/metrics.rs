@@ -40,7 +40,13 @@ const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", 
 const JOURNAL_GAPS: [&str; 2] = ["repaired", "lost"];
 
 /// What became of clients that wanted to come back.
-const RECOVERIES: [&str; 4] = ["recovered", "unknown", "incomplete", "unavailable"];
+const RECOVERIES: [&str; 5] = [
+    "recovered",
+    "unknown",
+    "incomplete",
+    "refused",
+    "unavailable",
+];
 
 const SESSION_WRITES: [&str; 2] = ["written", "failed"];
 

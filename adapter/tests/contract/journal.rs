@@ -18,7 +18,7 @@ checks! {
     positions_are_a_chain_whoever_publishes
     what_is_published_to_a_room_is_in_its_history_and_in_the_journal
     a_journal_is_read_in_pages
-    a_journal_keeps_as_many_broadcasts_as_allowed
+    a_journal_keeps_about_as_many_broadcasts_as_allowed
     a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest
     a_journal_forgets_what_is_too_old
     an_empty_journal_has_no_newest_id
@@ -151,16 +151,19 @@ async fn a_journal_is_read_in_pages(fabric: Fresh) {
     assert_eq!((page.entries.len(), page.newest), (0, ids[229]));
 }
 
-async fn a_journal_keeps_as_many_broadcasts_as_allowed(fabric: Fresh) {
+async fn a_journal_keeps_about_as_many_broadcasts_as_allowed(fabric: Fresh) {
     let node = fabric.node("/").await;
-    let log = node.log(limits(|limits| limits.messages = 3));
-    for number in 0..40 {
+    let log = node.log(limits(|limits| limits.messages = 50));
+    for number in 0..400 {
         emit(&log, number).await;
     }
-    let page = read(&log, Page::After(0), 99).await;
-    assert_eq!(numbers(&page), [37, 38, 39]);
-    let kept: Vec<_> = page.entries.iter().map(|entry| entry.position).collect();
-    assert!(is_chain(&kept));
+    let page = read(&log, Page::After(0), 999).await;
+    let kept = numbers(&page);
+    assert_eq!(kept.last(), Some(&399));
+    // Redis trims a stream in nodes of a hundred entries.
+    assert!((50..=150).contains(&kept.len()), "{}", kept.len());
+    let positions: Vec<_> = page.entries.iter().map(|entry| entry.position).collect();
+    assert!(is_chain(&positions));
 }
 
 async fn a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest(fabric: Fresh) {

@@ -147,6 +147,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
             demo: demo.cloned(),
             pakyow: pakyow.filter(|door| door.namespace() == name).cloned(),
             history: config.history(&name),
+            journal: config.journal(&name),
+            recovery: config.recovery(&name),
         };
         policies.0.push((name.clone(), access, rooms));
         let mut namespace = namespaces::define(&name, parts);

@@ -24,7 +24,10 @@ use super::{
     logging::LogFormat,
     options,
     redis::RedisOptions,
-    settings::{File, FileError, HistorySettings, NamespaceName, Settings},
+    settings::{
+        File, FileError, HistorySettings, JournalSettings, NamespaceName, RecoverySettings,
+        Settings,
+    },
     tls::TlsOptions,
     token::TokenOptions,
     values::{
@@ -37,7 +40,7 @@ use clap::{
     error::ErrorKind, parser::ValueSource,
 };
 use clap_complete::Shell;
-use roomcast::{Drain, HistoryLimits};
+use roomcast::{Drain, HistoryLimits, JournalLimits, Recovery};
 
 /// A Socket.IO server.
 ///
@@ -503,6 +506,20 @@ impl Config {
         history
             .map(HistorySettings::limits)
             .or_else(|| by_default.then(HistoryLimits::default))
+    }
+
+    /// What a namespace keeps of all its broadcasts, if it keeps anything.
+    pub(crate) fn journal(&self, name: &str) -> Option<JournalLimits> {
+        let sections = &self.settings.namespaces;
+        let section = sections.get(&NamespaceName(name.to_owned()))?;
+        section.journal.as_ref().map(JournalSettings::limits)
+    }
+
+    /// Whether and how clients of a namespace can come back.
+    pub(crate) fn recovery(&self, name: &str) -> Option<Recovery> {
+        let sections = &self.settings.namespaces;
+        let section = sections.get(&NamespaceName(name.to_owned()))?;
+        section.recovery.as_ref().map(RecoverySettings::recovery)
     }
 
     /// The proxies that may name the address of a client.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use roomcast::{DisconnectReason, HistoryLimits, Namespace, Socket};
+use roomcast::{DisconnectReason, HistoryLimits, JournalLimits, Namespace, Recovery, Socket};
 
 use super::{
     access::{self, Access},
@@ -13,7 +13,7 @@ use super::{
     hooks::Hooks,
     presence::Kept,
     rooms::{self, Rooms},
-    session,
+    session::{self, SocketData},
     user_limit::UserLimit,
 };
 
@@ -34,6 +34,10 @@ pub(crate) struct Parts {
     pub(crate) pakyow: Option<Arc<Pakyow>>,
     /// The limits of the log of events that are published into rooms.
     pub(crate) history: Option<HistoryLimits>,
+    /// What is kept of all broadcasts.
+    pub(crate) journal: Option<JournalLimits>,
+    /// Whether clients can come back to their session.
+    pub(crate) recovery: Option<Recovery>,
 }
 
 /// Defines a namespace.
@@ -48,6 +52,8 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         demo,
         pakyow,
         history,
+        journal,
+        recovery,
     } = parts;
     let namespace = Namespace::new(name);
     let mut namespace = access::guard(namespace, name, access, auth.as_ref(), &hooks, &users);
@@ -57,6 +63,14 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     }
     if let Some(limits) = history {
         namespace = namespace.history(limits);
+    }
+    if let Some(limits) = journal {
+        namespace = namespace.journal(limits);
+    }
+    if let Some(recovery) = recovery {
+        namespace = namespace
+            .recovery(recovery)
+            .recovered_data_with(SocketData::recovered);
     }
     if let Some(rooms) = &rooms {
         namespace = rooms::with_rooms(namespace, rooms);

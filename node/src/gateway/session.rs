@@ -55,6 +55,26 @@ impl SocketData {
         }
     }
 
+    /// The data of a client that comes back: what the application had set, and what the authorizers show
+    /// now. `None` if it is another user.
+    pub(crate) fn recovered(former: Value, now: Option<Arc<Self>>) -> Option<Self> {
+        let now = now.as_deref().cloned().unwrap_or_default();
+        let Value::Object(mut former) = former else {
+            return now.user.is_none().then_some(now);
+        };
+        let user = former.remove("user");
+        if user.as_ref().and_then(Value::as_str) != now.user.as_deref() {
+            return None;
+        }
+        for (key, value) in &*now.data {
+            former.insert(key.clone(), value.clone());
+        }
+        Some(Self {
+            data: Arc::new(former),
+            ..now
+        })
+    }
+
     /// Takes a place among the sockets of the user, if it has shown who it is and has none.
     pub(crate) fn take_place(&self, namespace: &str, users: &UserLimit) -> Result<(), Refused> {
         let mut place = self.place.lock();
@@ -140,5 +160,26 @@ mod tests {
         assert_eq!(shown, r#"{"user":"7","name":"Ada"}"#);
         let nobody = serde_json::to_value(SocketData::default()).unwrap();
         assert_eq!(nobody, json!({}));
+    }
+
+    #[test]
+    fn a_client_that_comes_back_has_its_data_if_it_is_the_same_user() {
+        let now = |user: Option<&str>| {
+            let user = user.map(str::to_owned);
+            Some(Arc::new(SocketData::of_user(user)))
+        };
+        let former = json!({ "user": "7", "name": "Ada" });
+        let data = SocketData::recovered(former.clone(), now(Some("7"))).unwrap();
+        assert_eq!(serde_json::to_value(data).unwrap(), former);
+        assert!(SocketData::recovered(former.clone(), now(Some("8"))).is_none());
+        assert!(SocketData::recovered(former, None).is_none());
+        let nobody = SocketData::recovered(json!({ "name": "Ada" }), None).unwrap();
+        assert_eq!(
+            serde_json::to_value(nobody).unwrap(),
+            json!({ "name": "Ada" })
+        );
+        assert!(SocketData::recovered(json!({}), now(Some("7"))).is_none());
+        assert!(SocketData::recovered(Value::Null, now(Some("7"))).is_none());
+        assert!(SocketData::recovered(Value::Null, None).is_some());
     }
 }

@@ -14,7 +14,7 @@ mod show;
 
 use std::collections::BTreeMap;
 
-use roomcast::HistoryLimits;
+use roomcast::{HistoryLimits, JournalLimits, Recovery};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub(crate) use file::{File, FileError};
@@ -77,6 +77,18 @@ bytes = "1MiB"
 age = "24h"
 # All rooms of the namespace together, on a node without Redis.
 memory = "64MiB"
+
+# Keep all broadcasts of the namespace, so that a node that misses some reads them again. Without this
+# table it has a journal with these values only if it has a table recovery.
+[namespaces."/chat".journal]
+messages = 10000
+bytes = "16MiB"
+age = "10m"
+
+# Let clients of Socket.IO come back to their session after their connection was lost. Without this
+# table they get a new one.
+[namespaces."/chat".recovery]
+max_disconnection = "2m"
 "#;
 
 /// The settings of one namespace.
@@ -91,6 +103,65 @@ pub(crate) struct NamespaceSettings {
     pub(crate) rooms: Option<RoomPolicy>,
     /// The limits of the log of events that are published into rooms.
     pub(crate) history: Option<HistorySettings>,
+    /// The limits of the journal of all broadcasts.
+    pub(crate) journal: Option<JournalSettings>,
+    /// How clients can come back to their session.
+    pub(crate) recovery: Option<RecoverySettings>,
+}
+
+/// The limits of the journal of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct JournalSettings {
+    messages: usize,
+    bytes: ByteSize,
+    age: Span,
+}
+
+impl Default for JournalSettings {
+    fn default() -> Self {
+        let limits = JournalLimits::default();
+        Self {
+            messages: limits.messages,
+            bytes: ByteSize(limits.bytes),
+            age: Span(limits.age),
+        }
+    }
+}
+
+impl JournalSettings {
+    pub(crate) fn limits(&self) -> JournalLimits {
+        JournalLimits {
+            messages: self.messages,
+            bytes: self.bytes.0,
+            age: self.age.0,
+        }
+    }
+}
+
+/// How clients of a namespace can come back.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RecoverySettings {
+    max_disconnection: Span,
+}
+
+impl Default for RecoverySettings {
+    fn default() -> Self {
+        Self {
+            max_disconnection: Span(Recovery::default().max_disconnection),
+        }
+    }
+}
+
+impl RecoverySettings {
+    /// Tokens may be revoked and users be locked out meanwhile, so the access is checked again.
+    pub(crate) fn recovery(&self) -> Recovery {
+        Recovery {
+            max_disconnection: self.max_disconnection.0,
+            authorizes_again: true,
+        }
+    }
 }
 
 /// The limits of the log of each room of a namespace.

@@ -396,6 +396,14 @@ impl Definitions {
             if !name.starts_with('/') {
                 return Err(BuildError::NamespaceWithoutSlash(name));
             }
+            if let (Some(journal), Some(recovery)) = (&handlers.journal, &handlers.recovery)
+                && journal.age < recovery.max_disconnection
+            {
+                return Err(BuildError::Setting {
+                    setting: "journal.age",
+                    problem: "below `recovery.max_disconnection`: clients could not come back so late",
+                });
+            }
             needs.append(&mut handlers.needs);
             handlers.states = Arc::clone(states);
             let handlers = Arc::new(handlers);

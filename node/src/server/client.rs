@@ -726,8 +726,14 @@ async fn admission(
     } else if let Some(expecting) = namespace.expect(&socket) {
         expecting.await;
     }
-    if let (None, Some(restored)) = (&data, &mut restored) {
-        data = restored.data(&namespace);
+    if let Some(mut session) = restored.take() {
+        match session.data(&namespace, data.clone()) {
+            Ok(merged) => {
+                data = merged;
+                restored = Some(session);
+            }
+            Err(_) => namespace.count_recovery("refused"),
+        }
     }
     Ok(Admitted { data, restored })
 }

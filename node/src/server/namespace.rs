@@ -1,6 +1,6 @@
 //! The definition of a namespace: its name and its handlers, built once and then immutable.
 
-use std::{future::Future, sync::Arc};
+use std::{any::Any, future::Future, sync::Arc};
 
 use hashbrown::HashMap;
 use roomcast_adapter::{HistoryLimits, JournalLimits};
@@ -14,7 +14,7 @@ use super::{
         self, Arguments, Authorizer, Handler, Need, OnEvent, OnHook, Outcome, Reply, States,
         place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide},
     },
-    recovery::{Recovery, RestoreData},
+    recovery::{Other, Recovery, RestoreData},
     socket::Socket,
 };
 
@@ -315,9 +315,27 @@ impl Namespace {
     /// `serde_json::Value`.
     #[must_use]
     pub fn recovered_data<T: Data + DeserializeOwned>(mut self) -> Self {
-        self.handlers.restore_data = Some(Arc::new(|json| {
-            let data: T = serde_json::from_value(json).ok()?;
-            Some(Arc::new(data))
+        self.handlers.restore_data = Some(Arc::new(|json, authorized| {
+            let restored = || Some(Arc::new(serde_json::from_value::<T>(json).ok()?) as _);
+            Ok(authorized.or_else(restored))
+        }));
+        self
+    }
+
+    /// Decides about the data of a client that [comes back](Self::recovery), from their JSON at the end
+    /// of the connection, `null` if there were none, and from what the authorizers have returned, if they
+    /// [run again](Recovery::authorizes_again). If it returns `None`, the client is another one, such as
+    /// another user in the same browser, and gets a new socket.
+    #[must_use]
+    pub fn recovered_data_with<T: Data>(
+        mut self,
+        merge: impl Fn(serde_json::Value, Option<Arc<T>>) -> Option<T> + Send + Sync + 'static,
+    ) -> Self {
+        self.handlers.restore_data = Some(Arc::new(move |json, authorized| {
+            let any: Option<Arc<dyn Any + Send + Sync>> = authorized.map(|data| data as _);
+            let authorized = any.and_then(|any| any.downcast().ok());
+            let merged = merge(json, authorized).ok_or(Other)?;
+            Ok(Some(Arc::new(merged)))
         }));
         self
     }

@@ -77,8 +77,16 @@ impl Default for Recovery {
     }
 }
 
-/// Makes the data of a socket from its JSON.
-pub(crate) type RestoreData = Arc<dyn Fn(serde_json::Value) -> Option<Arc<dyn Data>> + Send + Sync>;
+/// Makes the data of a socket from the JSON of what it was and from what the authorizers have returned.
+/// `Err`: the client is another one.
+pub(crate) type RestoreData =
+    Arc<dyn Fn(serde_json::Value, SocketData) -> Result<SocketData, Other> + Send + Sync>;
+
+/// The data of a socket.
+type SocketData = Option<Arc<dyn Data>>;
+
+/// A client that must not go on with the session.
+pub(crate) struct Other;
 
 /// The sessions of a namespace at work.
 pub(super) struct LiveRecovery {
@@ -164,15 +172,17 @@ impl Restored {
         SocketId::new(&self.record.sid)
     }
 
-    /// The data that the socket had.
-    pub(super) fn data(&mut self, namespace: &LiveNamespace) -> Option<Arc<dyn Data>> {
-        let data = std::mem::take(&mut self.record.data);
-        if data.is_null() {
-            return None;
-        }
+    /// The data of the socket, unless the authorizers have returned others.
+    pub(super) fn data(
+        &mut self,
+        namespace: &LiveNamespace,
+        authorized: SocketData,
+    ) -> Result<SocketData, Other> {
+        let former = std::mem::take(&mut self.record.data);
         match &namespace.handlers.restore_data {
-            Some(restore) => restore(data),
-            None => Some(Arc::new(data)),
+            Some(restore) => restore(former, authorized),
+            None if former.is_null() => Ok(authorized),
+            None => Ok(authorized.or_else(|| Some(Arc::new(former)))),
         }
     }
 }
@@ -529,7 +539,7 @@ impl LiveNamespace {
         outcome.ok()
     }
 
-    fn count_recovery(&self, outcome: &'static str) {
+    pub(super) fn count_recovery(&self, outcome: &'static str) {
         let metrics = &self.engine.metrics;
         metrics.recoveries.with_label_values(&[outcome]).inc();
     }

@@ -10,6 +10,9 @@
 -- An entry has three fields: its time, the bytes of all entries of the stream so far (so that two
 -- entries tell the size of what is between them), and the head. In a journal a fourth is the id before.
 --
+-- Numbers are written without a format, because Lua writes them exactly up to 10^14. A journal is trimmed
+-- in whole nodes of its stream, a hundred entries or so, because an exact trim costs more than all else.
+--
 -- The counter is the last id. With a journal, `id:bytes:touched`: the bytes so far spare a look at the
 -- last entry, and the time of the last trim spares a trim for every broadcast.
 local channel, head = ARGV[1], ARGV[2]
@@ -19,10 +22,6 @@ local seconds = tonumber(clock[1])
 local now = seconds * 1000 + math.floor(clock[2] / 1000)
 local counter = redis.call('GET', KEYS[1]) or ''
 local id = math.max((tonumber(string.match(counter, '^%d+')) or 0) + 1, seconds)
-
-local function whole(number)
-  return string.format('%.0f', number)
-end
 
 -- The last entry of a stream: its id and the bytes so far. The counter may have been evicted.
 local function last_of(stream)
@@ -70,23 +69,23 @@ for at = 2, #KEYS do
 end
 
 -- The first writes. If Redis may not write, nothing has happened.
-local name = whole(id) .. '-0'
+local name = id .. '-0'
 for at = 2, #KEYS do
   local max = ARGV[3 * at]
   if at == 2 and has_journal then
-    redis.call('XADD', KEYS[at], 'MAXLEN', max, name,
-      't', now, 's', whole(bytes[at]), 'b', head, 'p', whole(previous))
+    redis.call('XADD', KEYS[at], 'MAXLEN', '~', max, name,
+      't', now, 's', bytes[at], 'b', head, 'p', previous)
   else
-    redis.call('XADD', KEYS[at], 'MAXLEN', max, name, 't', now, 's', whole(bytes[at]), 'b', head)
+    redis.call('XADD', KEYS[at], 'MAXLEN', max, name, 't', now, 's', bytes[at], 'b', head)
   end
 end
 
 local place
 local kind = string.byte(head)
 if kind == 91 or kind == 123 then
-  local numbers = whole(id) .. ',' .. whole(now)
+  local numbers = id .. ',' .. now
   if has_journal then
-    numbers = numbers .. ',' .. whole(previous)
+    numbers = numbers .. ',' .. previous
   end
   place = '[' .. numbers .. (kind == 91 and ']]' or ']}')
 elseif has_journal then
@@ -118,9 +117,9 @@ for at = 2, #KEYS do
     redis.call('EXPIRE', KEYS[at], age)
   end
 end
-counter = whole(id)
+counter = id
 if has_journal then
-  counter = counter .. ':' .. whole(bytes[2]) .. ':' .. whole(touched)
+  counter = counter .. ':' .. bytes[2] .. ':' .. touched
 end
 redis.call('SET', KEYS[1], counter, 'EX', ARGV[4])
 return { id, now, receivers, previous }

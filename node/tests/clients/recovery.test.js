@@ -1,0 +1,160 @@
+// Namespaces with a journal and recovery: official clients come back to another node with everything that they
+// missed, and what a node misses of its Redis arrives late, in order and once. ROOMCAST is the program.
+
+"use strict";
+
+const assert = require("node:assert/strict");
+const { createHash } = require("node:crypto");
+const { after, afterEach, before, describe, test } = require("node:test");
+const { io } = require("socket.io-client");
+
+const { startRedis } = require("./cluster/redis");
+const { startGateway } = require("./support/gateway");
+const { ask, until } = require("./support/wait");
+
+const PATIENCE = 60_000;
+const KEY = "key of the tests";
+const WRITTEN = 'roomcast_session_writes_total{outcome="written"}';
+
+const SETTINGS = `
+access = "open"
+client_rooms = true
+[namespaces."/".journal]
+messages = 5000
+[namespaces."/".recovery]
+max_disconnection = "1m"
+[[api.keys]]
+name = "tests"
+hash = "sha256:${createHash("sha256").update(KEY).digest("hex")}"
+namespaces = ["*"]
+verbs = ["emit", "sockets"]
+`;
+
+describe("recovery", { timeout: 300_000 }, () => {
+  let redis;
+  const nodes = [];
+  const clients = [];
+
+  before(async () => {
+    redis = await startRedis();
+  });
+
+  after(async () => {
+    await redis?.stop();
+  });
+
+  afterEach(async () => {
+    for (const client of clients.splice(0)) client.close();
+    for (const node of nodes.splice(0)) await node.stop().catch(() => {});
+  });
+
+  async function start() {
+    const node = await startGateway(SETTINGS, { args: ["--redis", redis.url] });
+    nodes.push(node);
+    return node;
+  }
+
+  /** A client in the room `news`, with the numbers that it has received there. */
+  async function connect(node, transport) {
+    const client = io(node.url, { forceNew: true, transports: [transport], reconnectionDelay: 50, reconnectionDelayMax: 200 });
+    clients.push(client);
+    client.numbers = [];
+    client.on("number", (number) => client.numbers.push(number));
+    await until("the connect", () => client.connected, PATIENCE);
+    const before = await node.metric(WRITTEN);
+    await ask(client, "join", "news", { quiet: true });
+    await until("the session to be stored", async () => (await node.metric(WRITTEN)) > before, PATIENCE);
+    return client;
+  }
+
+  async function emit(node, number) {
+    const headers = { authorization: `Bearer ${KEY}`, "content-type": "application/json" };
+    const body = JSON.stringify({ event: "number", args: [number], rooms: ["news"] });
+    const response = await fetch(`${node.internal}/api/emit`, { method: "POST", headers, body });
+    assert.equal(response.status, 200, await response.clone().text());
+  }
+
+  const range = (count) => Array.from({ length: count }, (_, number) => number);
+
+  for (const transport of ["websocket", "polling"]) {
+    test(`a client whose node is killed goes on at another, by ${transport}`, async () => {
+      const [one, two] = [await start(), await start()];
+      const client = await connect(one, transport);
+      assert.equal(client.recovered, false);
+      const { id } = client;
+      for (const number of range(20)) await emit(two, number);
+      await until("the first numbers", () => client.numbers.length >= 20, PATIENCE);
+      client.io.uri = two.url;
+      await one.kill();
+      for (const number of range(40).slice(20)) await emit(two, number);
+      await until("the client to be back", () => client.connected && client.numbers.length >= 40, PATIENCE);
+      await emit(two, 40);
+      await until("the last number", () => client.numbers.length >= 41, PATIENCE);
+      assert.equal(client.recovered, true);
+      assert.equal(client.id, id);
+      assert.deepEqual(client.numbers, range(41));
+      assert.equal(await two.metric('roomcast_recoveries_total{outcome="recovered"}'), 1);
+    });
+  }
+
+  test("a client whose node is replaced goes on at a node that was started later", async () => {
+    const one = await start();
+    const client = await connect(one, "websocket");
+    const { id } = client;
+    for (const number of range(20)) await emit(one, number);
+    await until("the first numbers", () => client.numbers.length >= 20, PATIENCE);
+    // It comes back when there is something to come back to.
+    client.io.reconnection(false);
+    const left = until("the client to notice", () => !client.connected, PATIENCE);
+    const two = await start();
+    client.io.uri = two.url;
+    const emitting = (async () => {
+      for (const number of range(60).slice(20)) await emit(two, number);
+    })();
+    await one.stop();
+    await Promise.all([left, emitting]);
+    await two.stop();
+    const three = await start();
+    client.io.uri = three.url;
+    client.connect();
+    await until("the client to be back", () => client.connected && client.numbers.length >= 60, PATIENCE);
+    assert.deepEqual([client.recovered, client.id], [true, id]);
+    assert.deepEqual(client.numbers, range(60));
+  });
+
+  test("a client that has left is a new one", async () => {
+    const one = await start();
+    const client = await connect(one, "websocket");
+    const { id } = client;
+    await emit(one, 0);
+    await until("the number", () => client.numbers.length === 1, PATIENCE);
+    client.disconnect();
+    client.connect();
+    await until("the client to be back", () => client.connected, PATIENCE);
+    assert.equal(client.recovered, false);
+    assert.notEqual(client.id, id);
+  });
+
+  test("what a node misses of its Redis arrives late, in order and once", async () => {
+    const [one, two] = [await start(), await start()];
+    const members = [await connect(one, "websocket"), await connect(two, "websocket")];
+    let isOver = false;
+    const emitting = (async () => {
+      let number = 0;
+      while (!isOver) await emit(number % 2 ? one : two, number++);
+      return number;
+    })();
+    for (let round = 1; round <= 3; round += 1) {
+      const enough = members.map((member) => member.numbers.length + 50);
+      await until("numbers to arrive", () => members.every((member, at) => member.numbers.length >= enough[at]), PATIENCE);
+      await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
+    }
+    const enough = members.map((member) => member.numbers.length + 50);
+    await until("numbers to arrive again", () => members.every((member, at) => member.numbers.length >= enough[at]), PATIENCE);
+    isOver = true;
+    const count = await emitting;
+    await until("all numbers", () => members.every((member) => member.numbers.length >= count), PATIENCE);
+    for (const member of members) assert.deepEqual(member.numbers, range(count));
+    for (const node of [one, two]) assert.equal(await node.metric('roomcast_journal_gaps_total{outcome="lost"}'), 0);
+  });
+});
