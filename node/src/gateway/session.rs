@@ -58,7 +58,7 @@ impl SocketData {
     /// The data of a client that comes back: what the application had set, and what the authorizers show
     /// now. `None` if it is another user.
     pub(crate) fn recovered(former: Value, now: Option<Arc<Self>>) -> Option<Self> {
-        let now = now.as_deref().cloned().unwrap_or_default();
+        let now = now.map(Arc::unwrap_or_clone).unwrap_or_default();
         let Value::Object(mut former) = former else {
             return now.user.is_none().then_some(now);
         };
