@@ -363,7 +363,8 @@ impl Builder {
         for namespace in namespaces.iter().filter(|_| is_flowing) {
             namespace.listening().await;
         }
-        for journal in namespaces.iter().filter_map(|n| n.journal.as_ref()) {
+        let journals = namespaces.iter().filter_map(|n| n.journal.as_ref());
+        for journal in journals.filter(|_| is_flowing) {
             journal.begun().await;
         }
         Ok(Server::from_inner(inner))

@@ -47,8 +47,11 @@ const TRIES: u32 = 30;
 /// The time between two tries.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How long a connecting client waits for the node to know where the journal ends, or for what the client
-/// has received elsewhere already.
+/// How long a connecting client waits for the node to know where the journal ends. Without Redis, the node
+/// does not know.
+const BEGIN: Duration = Duration::from_secs(1);
+
+/// How long a returning client waits for what it has received elsewhere already.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// How long entries that were read for one returning client serve others, in milliseconds.
@@ -279,7 +282,7 @@ impl Journal {
                 grown.await;
             }
         };
-        let _ = timeout(CATCH_UP, begun).await;
+        let _ = timeout(BEGIN, begun).await;
     }
 
     /// Reads what comes after this place and is not in the tail. `None` if something of it is not kept
