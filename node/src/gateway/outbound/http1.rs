@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite as _},
     net::TcpStream,
+    sync::Notify,
     time::sleep,
 };
 use tower::ServiceExt as _;
@@ -88,6 +89,7 @@ impl Http1Client {
             idle: Arc::new(Idle {
                 part: keep_alive / PARTS,
                 kept: Mutex::default(),
+                returned: Notify::new(),
             }),
         }
     }
@@ -114,7 +116,7 @@ impl Http1Client {
             let (mut connection, is_new) = match self.idle.take() {
                 Some(connection) => (connection, false),
                 // Rare, and its future is large.
-                None => (Box::pin(self.connect()).await?, true),
+                None => Box::pin(self.wait()).await?,
             };
             let mut reader = Reader::new(max);
             match connection.exchange(request, &mut reader).await {
@@ -149,6 +151,22 @@ impl Http1Client {
         head
     }
 
+    /// Opens a connection, or takes one that becomes idle first: a backend whose queue of new connections
+    /// is full lets them wait for seconds. Returns whether the connection is new.
+    async fn wait(&self) -> Result<(Connection, bool), PostError> {
+        let mut connecting = pin!(self.connect());
+        loop {
+            tokio::select! {
+                biased;
+                connected = &mut connecting => return Ok((connected?, true)),
+                () = self.idle.returned.notified() => {}
+            }
+            if let Some(connection) = self.idle.take() {
+                return Ok((connection, false));
+            }
+        }
+    }
+
     async fn connect(&self) -> Result<Connection, PostError> {
         let connecting = self.connector.clone().oneshot(self.url.clone());
         let stream = connecting.await;
@@ -165,6 +183,8 @@ struct Idle {
     /// A part of the time that one is kept.
     part: Duration,
     kept: Mutex<Kept>,
+    /// Wakes a request that waits for a connection. Another one may take the connection first.
+    returned: Notify,
 }
 
 #[derive(Default)]
@@ -198,6 +218,8 @@ impl Idle {
             let (idle, part) = (Arc::downgrade(self), self.part);
             tokio::spawn(sweep(idle, part));
         }
+        drop(kept);
+        self.returned.notify_one();
     }
 
     /// Another part of time has gone by. Closes what is too old. Returns whether any connection is left.
