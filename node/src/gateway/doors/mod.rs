@@ -9,6 +9,7 @@
 //! use them. A door whose settings are missing has no routes.
 
 pub(crate) mod channels;
+mod earlier;
 mod metrics;
 pub(crate) mod pakyow;
 mod parked;
@@ -26,6 +27,7 @@ use http::{Extensions, HeaderMap, Method, StatusCode, header};
 use roomcast::{ClientAddress, Cors, Limits, Server, plain::Parking};
 
 use self::{
+    earlier::Earlier,
     metrics::Metrics,
     parked::{Later, Parked},
 };
@@ -42,6 +44,7 @@ use super::{
     build::{Policies, cors},
     config::Config,
     origins::Origins,
+    redis::RedisSetting,
 };
 
 /// Lets a socket of a door into its namespace, whose authorizers know nothing of the door's keys.
@@ -69,6 +72,8 @@ pub(crate) struct Doors {
     origins: Origins,
     metrics: Metrics,
     parked: Arc<Parked>,
+    /// Set in a cluster, where a node may miss events of other nodes.
+    earlier: Option<Arc<Earlier>>,
 }
 
 impl Doors {
@@ -94,6 +99,7 @@ impl Doors {
             metrics,
             parked: Arc::new(parked),
             settings,
+            earlier: matches!(config.redis.redis, RedisSetting::At(_)).then(Arc::default),
         }))
     }
 

@@ -1,9 +1,12 @@
 //! Requests that leave no connection open: publishing, the history, and presence.
 
+use std::iter;
+
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use roomcast::{
@@ -85,10 +88,11 @@ impl Channels {
             (None, None) => history.latest(call.limit).await,
         };
         let entries = entries.map_err(|error| unread(&error))?;
-        let last = entries.last().map(|entry| entry.id);
-        let last = last.or(call.last_id).unwrap_or_default();
-        let events = entries.iter().filter_map(event);
-        Ok(events_response(events, last))
+        Ok(entries_response(
+            &entries,
+            iter::empty(),
+            call.last_id.unwrap_or_default(),
+        ))
     }
 
     pub(super) async fn presence(
@@ -171,6 +175,18 @@ impl Channels {
         };
         Problem::new(kind, error.to_string())
     }
+}
+
+/// The response with stored events. Without any, `last_id` is that of the client.
+/// `more` are events that are not stored.
+pub(super) fn entries_response(
+    entries: &[HistoryEntry],
+    more: impl Iterator<Item = Bytes>,
+    last_id: u64,
+) -> Response {
+    let last = entries.last().map_or(last_id, |entry| entry.id);
+    let stored = entries.iter().filter_map(event).map(Bytes::from);
+    events_response(stored.chain(more), last)
 }
 
 /// The response with a list of events, each as JSON text.

@@ -4,6 +4,7 @@
 //!  open (authorizers) ─► rights for each room ─► join from last_id ─► the log after it, then live
 //!  stream  head, retry, id ─► events and comments until either side ends it
 //!  poll    the first event, and what waits behind it ─► 200;  nothing until the timeout ─► 204
+//!          in a cluster, events that the log has before the first one, and that never came ─► those
 //! ```
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use http::{HeaderName, StatusCode, header, request::Parts};
 use roomcast::{
-    EmitError, JoinFromError, Socket,
+    EmitError, History, HistoryEntry, HistoryError, JoinFromError, Socket,
     channels::Event,
     plain::{self, Chunk, Form, Heartbeat, Stream},
 };
@@ -25,12 +26,12 @@ use tokio::time::timeout;
 use super::{
     Channels,
     caller::{Caller, refused},
-    reading::{events_response, unread},
+    reading::{entries_response, events_response, unread},
     request::Call,
 };
 use crate::gateway::{
     api::{Kind, Problem},
-    doors::{Door, Granted, Place, Reply},
+    doors::{Door, Granted, Place, Reply, earlier::Earlier},
     policy::Action,
 };
 
@@ -117,8 +118,16 @@ impl Joined {
         Some(chunk)
     }
 
-    /// Waits for the first event, and returns it with those that are there as well.
-    async fn wait(mut self, start: u64, limit: usize, time: Duration) -> Response {
+    /// Waits for the first event, and returns it with those that are there as well. `missed` looks for events
+    /// that should have come before it.
+    async fn wait(
+        mut self,
+        start: u64,
+        limit: usize,
+        time: Duration,
+        missed: Option<Missed>,
+    ) -> Response {
+        let from = self.last_id;
         let Ok(Some(first)) = timeout(time, self.next()).await else {
             // The time is up, or the node stops, and the client goes on at another one.
             let headers = [
@@ -134,11 +143,72 @@ impl Joined {
                 None => break,
             }
         }
+        if let Some(missed) = missed {
+            match missed.instead_of(&chunks, from, limit).await {
+                Ok(entries) if entries.is_empty() => {}
+                // The log has the events of the stream, too, except those without an id.
+                Ok(entries) => {
+                    let others = chunks.into_iter().filter(|chunk| chunk.id.is_none());
+                    let others = others.map(|chunk| chunk.bytes);
+                    return entries_response(&entries, others, start);
+                }
+                Err(error) => return unread(&error).into_response(),
+            }
+        }
         let last = chunks.iter().filter_map(|chunk| chunk.id).max();
         events_response(
             chunks.iter().map(|chunk| &chunk.bytes),
             last.unwrap_or(start),
         )
+    }
+}
+
+/// Finds the events that a poll has missed while its node was cut off from Redis.
+struct Missed {
+    earlier: Arc<Earlier>,
+    namespace: Arc<str>,
+    rooms: Box<[(Box<str>, History)]>,
+}
+
+impl Missed {
+    /// The entries of the log after `from`, unless the events are known to be all of them.
+    async fn instead_of(
+        &self,
+        events: &[Chunk],
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<HistoryEntry>, HistoryError> {
+        let ids = events.iter().filter_map(|event| event.id);
+        let Some(last) = ids.clone().max() else {
+            return Ok(Vec::new());
+        };
+        // A single event is what wakes many polls, which share one look.
+        if ids.count() == 1 && self.before(last).await? <= from {
+            return Ok(Vec::new());
+        }
+        let mut entries = Vec::new();
+        for (_, history) in &self.rooms {
+            entries.extend(history.after(from, limit).await?);
+        }
+        // Up to this id, each room was read completely. Beyond it, one may have been read too early.
+        entries.retain(|entry| entry.id <= last);
+        entries.sort_unstable_by_key(|entry| entry.id);
+        entries.truncate(limit);
+        Ok(entries)
+    }
+
+    /// The id of the newest entry of the rooms before this id.
+    async fn before(&self, id: u64) -> Result<u64, HistoryError> {
+        let mut newest = 0;
+        for (room, history) in &self.rooms {
+            let read = async move || {
+                let read = history.before(id, 1).await?;
+                Ok(read.first().map_or(0, |entry| entry.id))
+            };
+            let before = self.earlier.before(&self.namespace, room, id, read);
+            newest = newest.max(before.await?);
+        }
+        Ok(newest)
     }
 }
 
@@ -177,11 +247,26 @@ impl Channels {
     pub(super) async fn poll(&self, mut call: Call, parts: Parts) -> Result<Reply, Problem> {
         let joined = self.join(&mut call, parts, ClientForm::Poll).await?;
         let start = call.last_id.unwrap_or(joined.last_id);
+        let missed = self.missed(&call);
         Ok(Reply::Later(Box::pin(joined.wait(
             start,
             call.limit,
             call.timeout,
+            missed,
         ))))
+    }
+
+    /// `None` on a single node, which misses nothing.
+    fn missed(&self, call: &Call) -> Option<Missed> {
+        let earlier = Arc::clone(self.doors.earlier.as_ref()?);
+        let namespace = self.doors.server.of(&call.namespace);
+        let rooms = call.rooms.iter();
+        let rooms = rooms.map(|room| (room.as_str().into(), namespace.history(room)));
+        Some(Missed {
+            earlier,
+            namespace: call.namespace.as_str().into(),
+            rooms: rooms.collect(),
+        })
     }
 
     async fn join(

@@ -12,7 +12,6 @@
 mod application;
 mod body;
 mod channel;
-mod earlier;
 mod failure;
 mod history;
 mod instance;
@@ -50,7 +49,6 @@ pub(crate) use self::settings::Settings;
 use self::{
     body::Fields,
     channel::Channel,
-    earlier::Earlier,
     failure::{Failure, json_response},
     instance::Instance,
     keys::{Caller, Credentials},
@@ -73,8 +71,6 @@ const MAX_PUBLISH: usize = 65_536;
 /// The door of all instances.
 pub(crate) struct Syncano {
     fixed: Fixed,
-    /// Set in a cluster, where a node may miss notifications of other nodes.
-    earlier: Option<Arc<Earlier>>,
     /// Replaced as a whole by a reload.
     live: RwLock<Arc<Live>>,
 }
@@ -109,11 +105,7 @@ impl Syncano {
         };
         let live = Live::new(settings, &fixed, None)?;
         let live = RwLock::new(Arc::new(live));
-        Ok(Some(Arc::new(Self {
-            fixed,
-            earlier: redis.is_some().then(Arc::default),
-            live,
-        })))
+        Ok(Some(Arc::new(Self { fixed, live })))
     }
 
     fn live(&self) -> Arc<Live> {

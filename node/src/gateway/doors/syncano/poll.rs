@@ -32,13 +32,12 @@ use tokio::time::timeout;
 
 use super::{
     Call, Granted, Reply, Service,
-    earlier::Earlier,
     failure::Failure,
     notification,
     stream::{COPY, Next, Streams},
     time,
 };
-use crate::gateway::doors::{Door, Place};
+use crate::gateway::doors::{Door, Place, earlier::Earlier};
 
 /// How a poll sees events.
 pub(super) struct Notifications;
@@ -144,7 +143,7 @@ impl Service {
             from,
             room: room.into(),
             streams,
-            earlier: self.syncano.earlier.clone(),
+            earlier: self.doors.earlier.clone(),
             time: call.live.poll_timeout,
             _place: place,
         };
@@ -243,7 +242,9 @@ impl Parked {
         let Some(earlier) = self.earlier.as_ref().filter(|_| id > self.from) else {
             return Ok(None);
         };
-        if earlier.before(&self.streams, &self.room, id).await? <= self.from {
+        let read = || self.streams.previous(&self.room, id);
+        let before = earlier.before(&self.streams.namespace, &self.room, id, read);
+        if before.await? <= self.from {
             return Ok(None);
         }
         let first = self.streams.first_after(&self.room, self.from).await?;
