@@ -125,10 +125,12 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
         ),
     ] {
         deployment.server.command(&refuse);
+        publish(&log, 2).await.unwrap_err();
+        // It has the id that was not given to the first one.
         let refused = publish(&log, 2).await;
         deployment.server.command(&allow);
         assert!(
-            matches!(refused, Err(BusError::Invalid(_))),
+            matches!(&refused, Err(BusError::Invalid(why)) if !why.contains("XADD")),
             "{refuse:?}: {refused:?}"
         );
     }

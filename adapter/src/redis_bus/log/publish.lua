@@ -95,8 +95,10 @@ else
 end
 local receivers = redis.pcall(ARGV[3], channel, head .. place)
 if type(receivers) == 'table' then
+  -- Without the second command, the stream would refuse the same id to the next broadcast.
   for at = 2, #KEYS do
     redis.call('XDEL', KEYS[at], name)
+    redis.call('XSETID', KEYS[at], (id - 1) .. '-0')
   end
   return receivers
 end
