@@ -115,6 +115,32 @@ fn streams_and_websockets_receive_what_is_published_while_their_node_hears_nothi
 }
 
 #[test]
+fn streams_and_websockets_go_on_after_redis_has_lost_its_data() {
+    let redis = Redis::start();
+    let [(_one, one), (_two, two)] = cluster("emptied", &redis.url());
+    // A burst makes the ids run ahead of the clock, at which they begin again.
+    let burst: Vec<_> = (0..60).map(|_| publish(&two, "a")).collect();
+    let mut stream = one.stream("/rooms/a/events", "");
+    let mut replayed = one.stream("/rooms/a/events?last_id=0", "");
+    let mut socket = one.websocket("/rooms/a/events");
+    assert_eq!(socket.receive()["type"], "subscribed");
+    let received: Vec<_> = burst.iter().map(|_| id(&replayed.event())).collect();
+    assert_eq!(received, burst);
+    redis.command(&["FLUSHALL"]);
+    let published: Vec<_> = (0..3).map(|_| publish(&two, "a")).collect();
+    for stream in [&mut stream, &mut replayed] {
+        let received: Vec<_> = published.iter().map(|_| id(&stream.event())).collect();
+        assert_eq!(received, published);
+    }
+    let received: Vec<_> = published.iter().map(|_| id(&socket.receive())).collect();
+    assert_eq!(received, published);
+    // A client that has not heard of it yet gets all that is kept.
+    let mut late = one.stream(&format!("/rooms/a/events?last_id={}", burst[59]), "");
+    let received: Vec<_> = published.iter().map(|_| id(&late.event())).collect();
+    assert_eq!(received, published);
+}
+
+#[test]
 fn polls_miss_nothing_while_subscriptions_are_interrupted_again_and_again() {
     let redis = Redis::start();
     let [(_one, one), (_two, two)] = cluster("interrupted", &redis.url());

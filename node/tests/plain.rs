@@ -699,72 +699,165 @@ async fn only_plain_sockets_of_namespaces_with_a_history_join_from_an_id() {
     assert!(!stream.socket().rooms().contains(&"a".to_owned()));
 }
 
-#[tokio::test]
-async fn followers_of_a_history_receive_once_what_a_gap_has_kept_from_them() {
-    let bus = FakeBus::new();
-    let namespace = Namespace::new("/").history(HistoryLimits::default());
-    let io = Server::builder()
-        .namespace(namespace)
-        .bus(bus.clone())
-        .build()
-        .await
-        .unwrap();
-    let entry = |id: u64| HistoryEntry {
-        id,
-        time: id,
-        room: "a".into(),
-        event: "n".into(),
-        args: Args::encode(&id).unwrap(),
-    };
-    let arrives = |id: u64| {
+/// A server of a bus with logs, and what happens in the log of the room `a`.
+struct Logged {
+    io: Server,
+    bus: FakeBus,
+}
+
+impl Logged {
+    async fn start() -> Self {
+        let bus = FakeBus::new();
+        let namespace = Namespace::new("/").history(HistoryLimits::default());
+        let builder = Server::builder().namespace(namespace);
+        let io = builder.bus(bus.clone()).build().await.unwrap();
+        Self { io, bus }
+    }
+
+    /// Stores an event.
+    fn keep(&self, id: u64, time: u64) {
+        self.bus.keep(HistoryEntry {
+            id,
+            time,
+            room: "a".into(),
+            event: "n".into(),
+            args: Args::encode(&id).unwrap(),
+        });
+    }
+
+    /// Has a stored event arrive. Returns how many sockets it is for.
+    fn arrives(&self, id: u64, time: u64) -> usize {
         let mut target = Target::default();
         target.add_rooms("a");
-        let HistoryEntry {
-            event, args, time, ..
-        } = entry(id);
         let message = Message::Broadcast {
             target,
-            event,
-            args,
+            event: "n".into(),
+            args: Args::encode(&id).unwrap(),
         };
-        bus.listener("/").receive(
-            &message,
-            Some(Position {
-                id,
-                time,
-                after: None,
-            }),
-        )
-    };
-    (1..=2).for_each(|id| bus.keep(entry(id)));
-    let mut early = stream(&io, &lines()).await;
+        let after = None;
+        let position = Position { id, time, after };
+        self.bus.listener("/").receive(&message, Some(position))
+    }
+
+    fn publish(&self, id: u64, time: u64) {
+        self.keep(id, time);
+        assert_ne!(self.arrives(id, time), 0);
+    }
+
+    /// Reports a gap since the beginning of time.
+    fn gap(&self) {
+        self.gap_since(SystemTime::UNIX_EPOCH);
+    }
+
+    fn gap_since(&self, from: SystemTime) {
+        let to = from + Duration::from_secs(1);
+        self.bus.report(Gap { from, to });
+    }
+
+    async fn follow(&self, after: Option<u64>) -> Stream {
+        let stream = stream(&self.io, &lines()).await;
+        stream.socket().join_from("a", after).await.unwrap();
+        stream
+    }
+}
+
+#[tokio::test]
+async fn followers_of_a_history_receive_once_what_a_gap_has_kept_from_them() {
+    let log = Logged::start().await;
+    (1..=2).for_each(|id| log.keep(id, id));
+    let mut early = stream(&log.io, &lines()).await;
     assert_eq!(early.socket().join_from("a", Some(1)).await.unwrap(), 2);
-    bus.keep(entry(3));
-    assert_eq!(arrives(3), 1);
-    let gap = Gap {
-        from: SystemTime::UNIX_EPOCH,
-        to: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
-    };
+    log.keep(3, 3);
+    assert_eq!(log.arrives(3, 3), 1);
     // 4 and 5 do not arrive, 6 arrives before the gap is reported.
-    (4..=5).for_each(|id| bus.keep(entry(id)));
-    let mut late = stream(&io, &lines()).await;
+    (4..=5).for_each(|id| log.keep(id, id));
+    let mut late = stream(&log.io, &lines()).await;
     late.socket().join_from("a", Some(4)).await.unwrap();
-    bus.keep(entry(6));
-    assert_eq!(arrives(6), 2);
-    bus.report(gap);
+    log.keep(6, 6);
+    assert_eq!(log.arrives(6, 6), 2);
+    log.gap();
     assert_eq!(ids(&mut early, 5).await, [2, 3, 6, 4, 5]);
     assert_eq!(ids(&mut late, 2).await, [5, 6]);
     // The same gap again brings nothing again, and what comes later comes once.
-    bus.report(gap);
-    bus.keep(entry(7));
-    assert_eq!(arrives(7), 2);
+    log.gap();
+    log.keep(7, 7);
+    assert_eq!(log.arrives(7, 7), 2);
     assert_eq!(ids(&mut early, 1).await, [7]);
     assert_eq!(ids(&mut late, 1).await, [7]);
     // Who has left the room does not receive what was missed there.
     early.socket().leave("a");
-    bus.keep(entry(8));
-    bus.report(gap);
+    log.keep(8, 8);
+    log.gap();
     assert_eq!(ids(&mut late, 1).await, [8]);
     early.socket().emit("own", ()).unwrap();
     assert_eq!(next(&mut early).await, "- own []\n");
+}
+
+#[tokio::test]
+async fn a_follower_goes_on_when_the_log_has_lost_its_data_and_its_ids_fall() {
+    let log = Logged::start().await;
+    (101..=102).for_each(|id| log.keep(id, id));
+    let mut late = log.follow(None).await;
+    let mut early = log.follow(Some(101)).await;
+    // What was published before it joined may still arrive.
+    log.arrives(102, 102);
+    log.publish(103, 103);
+    log.bus.lose();
+    (11..=12).for_each(|id| log.publish(id, 200 + id));
+    assert_eq!(ids(&mut late, 3).await, [103, 11, 12]);
+    assert_eq!(ids(&mut early, 4).await, [102, 103, 11, 12]);
+    // A client that comes with an id of the lost log receives all that is kept.
+    let mut lost = log.follow(Some(103)).await;
+    log.publish(13, 213);
+    assert_eq!(ids(&mut lost, 3).await, [11, 12, 13]);
+    assert_eq!(ids(&mut early, 1).await, [13]);
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
+async fn followers_receive_once_what_a_gap_has_kept_from_them_of_a_log_that_began_again() {
+    let log = Logged::start().await;
+    let mut stream = log.follow(None).await;
+    (101..=103).for_each(|id| log.publish(id, id));
+    // Beginnings of gaps are compared with times in milliseconds.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let from = SystemTime::now();
+    log.bus.lose();
+    // The ids of the new log pass those of the lost one, and some are the same.
+    (100..=102).for_each(|id| log.keep(id, 200 + id));
+    log.publish(103, 303);
+    log.keep(104, 304);
+    log.gap_since(from);
+    assert_eq!(ids(&mut stream, 4).await, [101, 102, 103, 103]);
+    assert_eq!(ids(&mut stream, 4).await, [100, 101, 102, 104]);
+    log.publish(105, 305);
+    assert_eq!(ids(&mut stream, 1).await, [105]);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_read_after_a_gap_is_read_again_until_it_can() {
+    let log = Logged::start().await;
+    log.keep(1, 1);
+    let mut stream = log.follow(None).await;
+    let reads = async |count| {
+        let mut seen = 0;
+        let waiting = async {
+            while seen < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let log = log.bus.log().into_iter();
+                seen += log.filter(|line| line == "read a").count();
+            }
+        };
+        within("reads of the log", waiting).await;
+    };
+    log.bus.log();
+    log.bus.set_readable(false);
+    log.keep(2, 2);
+    log.gap();
+    reads(3).await;
+    log.publish(3, 3);
+    log.bus.set_readable(true);
+    assert_eq!(ids(&mut stream, 2).await, [3, 2]);
+    log.publish(4, 4);
+    assert_eq!(ids(&mut stream, 1).await, [4]);
 }

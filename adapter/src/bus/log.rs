@@ -18,7 +18,10 @@ use super::{BusError, BusFuture, Published};
 ///   one id in the log has all earlier ones of the room that are kept.
 /// - Ids of a namespace grow. They begin at the seconds since 1970, so that they grow also if the log
 ///   is lost, as long as a namespace gets no more than one broadcast a second on average; otherwise
-///   [`Page::After`] an id that the log has not given returns all that is kept.
+///   [`Page::After`] an id that the log has not given returns all that is kept. The unit is not finer,
+///   because clients of Syncano keep ids in 32 bits.
+/// - Where ids fall because the log is lost, the times of positions grow. So a broadcast is new to a
+///   reader if its id or its time is greater than those of all that it has seen.
 /// - With a journal, each position names the one [before](Position::after) it, so a receiver notices
 ///   what it has missed.
 pub trait Log: Send + Sync + 'static {

@@ -332,7 +332,7 @@ impl Listener for LiveNamespace {
                 Some(journal) if position.after.is_some() => {
                     return self.receive_journaled(journal, message, position);
                 }
-                _ => self.arrived.note(position.id),
+                _ => self.arrived.note(position.id, position.time),
             }
         }
         self.carry_out(message, position).unwrap_or_else(|error| {

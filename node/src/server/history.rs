@@ -14,7 +14,7 @@ use super::{
 };
 use crate::transport::{
     frame::Frame,
-    plain::{Followed, Hold, Source},
+    plain::{Followed, Hold, Reached, Source},
 };
 
 /// The messages that are kept of one room. [`BroadcastOperator::history`] makes it.
@@ -150,7 +150,9 @@ impl Socket {
     /// node, loses nothing that is still kept.
     ///
     /// After a [gap](crate::Gap), the node reads the histories again and sends what did not arrive. It
-    /// comes after what has arrived meanwhile, so ids are out of order there.
+    /// comes after what has arrived meanwhile, so ids are out of order there. If a history cannot be read,
+    /// the node tries again, at least every 5 s. If Redis has lost its data, ids may be below those before,
+    /// and the times of the events are above.
     ///
     /// What is kept waits in the outbox, within its [limits](crate::Limits::outbox_bytes). Events that are
     /// emitted without being published are not kept and not numbered.
@@ -171,7 +173,7 @@ impl Socket {
         let namespace = self.live();
         let log = namespace.log()?;
         let from = match after {
-            Some(after) => after,
+            Some(id) => Reached { id, time: 0 },
             None => newest(&**log, &names).await?,
         };
         let hold = Hold::new(self.connection());
@@ -184,24 +186,32 @@ impl Socket {
         // not in an earlier one, so it is left to arrive, behind everything that was published before.
         let until = match names.len() {
             0 | 1 => u64::MAX,
-            _ => newest(&**log, &names).await?,
+            _ => newest(&**log, &names).await?.id,
         };
         let (mut entries, mut follow) = (Vec::new(), Vec::new());
         for room in names {
-            let mut page = log.read(&room, Page::After(from), limit).await?;
-            // An id that the log has not given is from one that was lost.
-            let is_lost = match page.first() {
-                Some(first) => first.id <= from,
-                None => log.read(&room, Page::Latest, 1).await?.is_empty(),
+            let mut page = log.read(&room, Page::After(from.id), limit).await?;
+            let known = match page.first() {
+                Some(first) => Some(place(first)),
+                None => log.read(&room, Page::Latest, 1).await?.first().map(place),
             };
-            let last = if is_lost { 0 } else { from };
+            let last = match known {
+                // The time of the client's id is not known. This one is not before it, and not after
+                // that of an event which arrives later.
+                Some(known) if page.is_empty() || known.id > from.id => Reached {
+                    id: from.id,
+                    time: from.time.max(known.time),
+                },
+                // An id that the log has not given is from one that was lost.
+                _ => Reached::default(),
+            };
             page.retain(|entry| entry.id <= until);
-            let begin = page.last().map_or(last, |entry| entry.id);
+            let begin = page.last().map_or(last, place);
             follow.push(Followed { room, begin, last });
             entries.extend(page);
         }
         entries.sort_unstable_by_key(|entry| entry.id);
-        let begin = follow.iter().map(|room| room.last).max().unwrap_or(0);
+        let begin = follow.iter().map(|room| room.last.id).max().unwrap_or(0);
         let last = entries.last().map_or(begin, |entry| entry.id);
         let frames = entries.into_iter().map(|entry| namespace.frame_of(entry));
         let frames: Vec<_> = frames.collect::<Result<_, _>>()?;
@@ -210,14 +220,24 @@ impl Socket {
     }
 }
 
-/// The id of the newest entry of all these rooms.
-async fn newest(log: &dyn Log, rooms: &[Box<str>]) -> Result<u64, BusError> {
-    let mut newest = 0;
+/// The place of the newest entry of all these rooms.
+async fn newest(log: &dyn Log, rooms: &[Box<str>]) -> Result<Reached, BusError> {
+    let mut newest = Reached::default();
     for room in rooms {
         let page = log.read(room, Page::Latest, 1).await?;
-        newest = page.first().map_or(newest, |entry| newest.max(entry.id));
+        let of_room = page.first().map(place);
+        if let Some(of_room) = of_room.filter(|of_room| of_room.id > newest.id) {
+            newest = of_room;
+        }
     }
     Ok(newest)
+}
+
+fn place(entry: &HistoryEntry) -> Reached {
+    Reached {
+        id: entry.id,
+        time: entry.time,
+    }
 }
 
 impl LiveNamespace {

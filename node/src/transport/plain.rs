@@ -114,6 +114,8 @@ pub struct Chunk {
     pub bytes: Bytes,
     /// The [id](Event::id) of the event, if it has one.
     pub id: Option<u64>,
+    /// The [time](Event::time) of the event, if it has one.
+    pub time: Option<u64>,
 }
 
 /// An event as its frame keeps it until a form writes it.
@@ -172,10 +174,38 @@ struct Follow {
 /// A room whose log a connection follows.
 pub(crate) struct Followed {
     pub(crate) room: Box<str>,
-    /// The id up to which its log was read.
-    pub(crate) begin: u64,
-    /// The id of the last event that was sent.
-    pub(crate) last: u64,
+    /// The place up to which its log was read.
+    pub(crate) begin: Reached,
+    /// The place of the last event that was sent.
+    pub(crate) last: Reached,
+}
+
+/// The place up to which the log of a room is known.
+///
+/// A log that has lost its data gives ids from the clock again. They may be below those that it gave before
+/// in a burst, so that only the time shows that an event is new.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reached {
+    pub(crate) id: u64,
+    /// When this id was given, or later, in milliseconds since 1970.
+    pub(crate) time: u64,
+}
+
+impl Reached {
+    pub(crate) fn is_before(self, id: u64, time: u64) -> bool {
+        id > self.id || time > self.time
+    }
+
+    /// Goes on to an event. Returns `false` if it is not after this place.
+    fn advance(&mut self, Position { id, time, .. }: Position) -> bool {
+        if !self.is_before(id, time) {
+            return false;
+        }
+        // Where the clock of Redis was put back, the greatest time is kept, so that no event comes twice.
+        let time = time.max(self.time);
+        *self = Self { id, time };
+        true
+    }
 }
 
 /// What becomes of a frame that is pushed to a plain connection.
@@ -196,9 +226,7 @@ impl Follow {
         let Some(followed) = self.followed(room) else {
             return true;
         };
-        let is_new = position.id > followed.last;
-        followed.last = followed.last.max(position.id);
-        is_new
+        followed.last.advance(position)
     }
 
     fn followed(&mut self, room: &str) -> Option<&mut Followed> {
@@ -376,8 +404,10 @@ impl Connection {
     fn chunk(&self, frame: &Frame, form: &Arc<dyn Form>) -> Option<Chunk> {
         let bytes = frame.chunk(form);
         self.engine().metrics.bytes_sent.inc_by(bytes.len() as u64);
-        let id = frame.place().map(|(_, position)| position.id);
-        (!bytes.is_empty()).then_some(Chunk { bytes, id })
+        let position = frame.place().map(|(_, position)| position);
+        let id = position.map(|position| position.id);
+        let time = position.map(|position| position.time);
+        (!bytes.is_empty()).then_some(Chunk { bytes, id, time })
     }
 
     /// Whether a binary message of the client is no mistake.
@@ -421,21 +451,23 @@ impl Connection {
     pub(crate) fn send_missed(
         self: &Arc<Self>,
         frames: &[Frame],
-        has_arrived: impl Fn(u64) -> bool,
+        has_arrived: impl Fn(Position) -> bool,
     ) {
         let mut locked = self.lock();
         let mut flush = false;
         for frame in frames {
-            let Some((room, Position { id, .. })) = frame.place() else {
+            let Some((room, position)) = frame.place() else {
                 continue;
             };
             let followed = locked.follow().and_then(|follow| follow.followed(room));
-            let Some(followed) = followed.filter(|known| id > known.begin) else {
+            let is_later =
+                |known: &&mut Followed| known.begin.is_before(position.id, position.time);
+            let Some(followed) = followed.filter(is_later) else {
                 continue;
             };
             // What arrives is noted before it is pushed, so under this lock the answer holds.
-            if !has_arrived(id) {
-                followed.last = followed.last.max(id);
+            if !has_arrived(position) {
+                followed.last.advance(position);
                 flush |= self.push_now(&mut locked, frame, false, true) == Ok(true);
             }
         }

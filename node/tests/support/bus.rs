@@ -33,6 +33,8 @@ struct State {
     gauges: Vec<prometheus::IntGauge>,
     /// What is kept of all rooms.
     entries: Mutex<Vec<HistoryEntry>>,
+    /// Logs cannot be read.
+    is_unreadable: Mutex<bool>,
     /// What is kept of all broadcasts.
     journal: Mutex<Vec<JournalEntry>>,
 }
@@ -68,6 +70,7 @@ impl FakeBus {
             hangs,
             gauges,
             entries: Mutex::default(),
+            is_unreadable: Mutex::default(),
             journal: Mutex::default(),
         }))
     }
@@ -108,6 +111,16 @@ impl FakeBus {
     /// Adds an entry to the log of its room.
     pub(crate) fn keep(&self, entry: HistoryEntry) {
         self.0.entries.lock().push(entry);
+    }
+
+    /// Loses what is kept of all rooms.
+    pub(crate) fn lose(&self) {
+        self.0.entries.lock().clear();
+    }
+
+    /// Whether logs of rooms can be read from now on.
+    pub(crate) fn set_readable(&self, is_readable: bool) {
+        *self.0.is_unreadable.lock() = !is_readable;
     }
 
     /// Replaces what the journal keeps.
@@ -165,14 +178,23 @@ impl Log for FakeBus {
         page: Page,
         limit: usize,
     ) -> BusFuture<Result<Vec<HistoryEntry>, BusError>> {
+        self.note(format!("read {room}"));
+        if *self.0.is_unreadable.lock() {
+            return Box::pin(ready(Err(BusError::Unavailable("cut off".into()))));
+        }
         let entries = self.0.entries.lock();
+        let given = entries.iter().map(|entry| entry.id).max().unwrap_or(0);
         let mut of_room = entries.iter().filter(|entry| *entry.room == *room);
         let read: Vec<_> = match page {
             Page::After(id) => of_room
-                .filter(|entry| entry.id > id)
+                .filter(|entry| entry.id > id || id > given)
                 .take(limit)
                 .cloned()
                 .collect(),
+            Page::Before(id) => {
+                let before = of_room.rfind(|entry| entry.id < id);
+                before.cloned().into_iter().collect()
+            }
             _ => of_room.next_back().cloned().into_iter().collect(),
         };
         Box::pin(ready(Ok(read)))

@@ -101,19 +101,25 @@ impl Forms {
 /// A stream that has joined its rooms. It holds no more than it needs, because there are many.
 struct Joined {
     stream: Stream,
-    /// The greatest id that the client has.
+    /// The id where the client goes on.
     last_id: u64,
+    /// The time of that event, or 0 if none has come yet.
+    last_time: u64,
     _place: Place,
 }
 
 impl Joined {
     async fn next(&mut self) -> Option<Chunk> {
         let mut chunk = self.stream.next().await?;
-        match chunk.id {
-            // It was missed in a gap and comes late. The client must not go back to its id.
-            Some(id) if id < self.last_id => chunk.bytes = without_id(chunk.bytes),
-            Some(id) => self.last_id = id,
-            None => {}
+        if let (Some(id), Some(time)) = (chunk.id, chunk.time) {
+            // An id that falls while the time grows is from a log that has begun again.
+            if id >= self.last_id || time > self.last_time {
+                self.last_id = id;
+                self.last_time = self.last_time.max(time);
+            } else {
+                // It was missed in a gap and comes late. The client must not go back to its id.
+                chunk.bytes = without_id(chunk.bytes);
+            }
         }
         Some(chunk)
     }
@@ -182,6 +188,8 @@ impl Missed {
         let Some(last) = ids.clone().max() else {
             return Ok(Vec::new());
         };
+        // An id that falls is from a log that has begun again, and all that is kept there is new.
+        let from = if last < from { 0 } else { from };
         // A single event is what wakes many polls, which share one look.
         if ids.count() == 1 && self.before(last).await? <= from {
             return Ok(Vec::new());
@@ -304,6 +312,7 @@ impl Channels {
         Ok(Joined {
             stream,
             last_id,
+            last_time: 0,
             _place: place,
         })
     }

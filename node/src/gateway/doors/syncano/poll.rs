@@ -239,15 +239,19 @@ impl Parked {
 
     /// The oldest notification that was published before this one and has not arrived.
     async fn missed(&self, id: u64) -> Result<Option<(u64, Bytes)>, Failure> {
-        let Some(earlier) = self.earlier.as_ref().filter(|_| id > self.from) else {
+        // An id that falls is from a log that has begun again, and all that is kept there is new. A
+        // notification that is not in the log has the id that the client has seen.
+        let is_anew = id < self.from && id != self.seen;
+        let from = if is_anew { 0 } else { self.from };
+        let Some(earlier) = self.earlier.as_ref().filter(|_| id > from) else {
             return Ok(None);
         };
         let read = || self.streams.previous(&self.room, id);
         let before = earlier.before(&self.streams.namespace, &self.room, id, read);
-        if before.await? <= self.from {
+        if before.await? <= from {
             return Ok(None);
         }
-        let first = self.streams.first_after(&self.room, self.from).await?;
+        let first = self.streams.first_after(&self.room, from).await?;
         Ok(first.map(|(id, notification)| {
             let body = serde_json::Value::Object(notification).to_string();
             (id, body.into())
