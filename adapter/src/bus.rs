@@ -23,7 +23,7 @@ mod sessions;
 pub use log::{
     HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page,
 };
-pub use sessions::{Session, Sessions};
+pub use sessions::{Session, Sessions, Taken};
 
 /// The futures of this module: boxed, because they cross a trait object.
 pub type BusFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

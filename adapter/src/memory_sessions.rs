@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::bus::{BusError, BusFuture, Session, Sessions};
+use crate::bus::{BusError, BusFuture, Session, Sessions, Taken};
 
 /// The sessions of the namespaces of one process. They outlive the namespaces.
 #[derive(Clone, Default)]
@@ -76,9 +76,10 @@ impl Table {
         self.kept.insert(key, Kept { owner, value, end });
     }
 
-    fn is_owned(&self, key: &Key, owner: &str) -> bool {
+    /// Whether this owner may write the session: nobody else has it.
+    fn is_free(&self, key: &Key, owner: &str) -> bool {
         let kept = self.kept.get(key);
-        kept.is_some_and(|kept| *kept.owner == *owner)
+        kept.is_none_or(|kept| *kept.owner == *owner)
     }
 }
 
@@ -106,39 +107,46 @@ impl Sessions for OfNamespace {
         let key = self.key(&session.pid);
         let mut table = self.table.lock();
         table.expire();
-        let is_owned = table.is_owned(&key, &session.owner);
-        if is_owned {
+        let is_free = table.is_free(&key, &session.owner);
+        if is_free {
             table.insert(key, session.owner, session.value, session.life);
         }
-        Box::pin(ready(Ok(is_owned)))
+        Box::pin(ready(Ok(is_free)))
     }
 
     fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<(), BusError>> {
         let key = self.key(pid);
         let mut table = self.table.lock();
-        if table.is_owned(&key, owner) {
+        if table.is_free(&key, owner) {
             table.remove(&key);
         }
         Box::pin(ready(Ok(())))
     }
 
-    fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<(), BusError>> {
+    fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {
         let mut table = self.table.lock();
         table.expire();
-        for pid in pids {
+        let refreshed = pids.iter().map(|pid| {
             let key = self.key(pid);
-            if let Some(kept) = table.remove(&key) {
+            let kept = table.remove(&key);
+            let exists = kept.is_some();
+            if let Some(kept) = kept {
                 table.insert(key, kept.owner, kept.value, life);
             }
-        }
-        Box::pin(ready(Ok(())))
+            exists
+        });
+        let refreshed = refreshed.collect();
+        Box::pin(ready(Ok(refreshed)))
     }
 
-    fn take(&self, pid: &str) -> BusFuture<Result<Option<Bytes>, BusError>> {
+    fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>> {
         let key = self.key(pid);
         let mut table = self.table.lock();
         table.expire();
-        let value = table.remove(&key).map(|kept| kept.value);
-        Box::pin(ready(Ok(value)))
+        let taken = table.kept.get_mut(&key).map(|kept| Taken {
+            owner: std::mem::replace(&mut kept.owner, owner.into()),
+            value: kept.value.clone(),
+        });
+        Box::pin(ready(Ok(taken)))
     }
 }

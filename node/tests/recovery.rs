@@ -263,6 +263,40 @@ async fn of_clients_that_come_back_to_one_session_one_has_it() {
 }
 
 #[tokio::test]
+async fn a_session_whose_new_owner_ends_before_it_has_written_it_is_not_lost() {
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
+    let (asked, mut asks) = mpsc::unbounded_channel();
+    // It takes the session, and gets no further.
+    let namespace = main_namespace()
+        .recovery(Recovery {
+            authorizes_again: true,
+            ..Recovery::default()
+        })
+        .authorize(move || {
+            asked.send(()).unwrap();
+            std::future::pending::<Result<(), Refused>>()
+        });
+    let (second, _others) = node_of(namespace, Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    let before = first.metric(WRITTEN);
+    socket.join("news").unwrap();
+    is_stored(&first, before).await;
+    first.io.to("news").emit("n", 1).await.unwrap();
+    assert_eq!(client.numbers(1).await, [1]);
+    client.come_back(&second).await;
+    asks.recv().await.unwrap();
+    is_gone(&socket).await;
+    client.reset();
+    first.io.to("news").emit("n", 2).await.unwrap();
+    client.come_back(&first).await;
+    assert_eq!(client.numbers(1).await, [2]);
+    assert_eq!(client.reply().await, client.reply);
+    assert!(sockets.next().await.recovered());
+}
+
+#[tokio::test]
 async fn a_client_whose_missed_events_are_not_all_kept_is_a_new_one() {
     let namespace = recovering().journal(JournalLimits {
         messages: 3,

@@ -1,7 +1,8 @@
 //! Sessions of clients in Redis: one text each, which begins with the owner's token.
 //!
-//! A session is used once, because GETDEL takes it. What a former owner writes afterwards is compared
-//! with the token inside Redis, so it changes nothing.
+//! Taking a session replaces the token and leaves the rest, so a node that is killed in that moment loses
+//! nothing. What a former owner writes afterwards is compared with the token inside Redis, so it changes
+//! nothing.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -17,11 +18,14 @@ use super::{
     outgoing::Outgoing,
     script::{Script, unexpected},
 };
-use crate::bus::{BusError, BusFuture, Session, Sessions};
+use crate::bus::{BusError, BusFuture, Session, Sessions, Taken};
 
 /// Replaces or removes a session of the same owner.
 static UPDATE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("sessions/update.lua")));
+
+/// Gives a session to another owner.
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("sessions/take.lua")));
 
 /// The sessions of one namespace.
 pub(super) struct RedisSessions {
@@ -73,7 +77,7 @@ impl Sessions for RedisSessions {
         })
     }
 
-    fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<(), BusError>> {
+    fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {
         let life = millis(life);
         let refresh = |pid: &str| {
             let key = self.key(pid);
@@ -82,22 +86,28 @@ impl Sessions for RedisSessions {
         };
         let all = try_join_all(pids.iter().map(|pid| refresh(pid)));
         Box::pin(async move {
-            all.await?;
-            Ok(())
+            let replies = all.await?.into_iter();
+            Ok(replies
+                .map(|mut reply| reply.pop().and_then(|value| value.integer()) == Some(1))
+                .collect())
         })
     }
 
-    fn take(&self, pid: &str) -> BusFuture<Result<Option<Bytes>, BusError>> {
+    fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>> {
         let key = self.key(pid);
-        let sent = self.outgoing.command(&["GETDEL", &key], Route::Key(&key));
+        let running = TAKE.run(&self.outgoing, &[&key], &[owner.as_bytes()]);
         Box::pin(async move {
-            match sent.await?.pop() {
-                Some(Value::BulkString(text)) if text.len() >= Session::OWNER => {
-                    Ok(Some(Bytes::from(text).slice(Session::OWNER..)))
-                }
-                Some(Value::Nil) => Ok(None),
-                _ => Err(unexpected().into()),
-            }
+            let Value::BulkString(text) = running.await? else {
+                return Err(unexpected().into());
+            };
+            let text = Bytes::from(text);
+            let Some(owner) = text.get(..Session::OWNER) else {
+                return Ok(None);
+            };
+            Ok(Some(Taken {
+                owner: String::from_utf8_lossy(owner).into(),
+                value: text.slice(Session::OWNER..),
+            }))
         })
     }
 }

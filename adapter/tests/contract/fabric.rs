@@ -39,7 +39,7 @@ enum Kind {
 /// The rights of a node as its documentation has them, for prefixes that begin with `check`.
 const RIGHTS: &str = "~check* &check* +@pubsub +@sortedset +time +ping +select +client|setname \
                       +eval +evalsha +@stream +get +set +expire \
-                      +getdel +getrange +del +pexpire";
+                      +getrange +del +pexpire";
 const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
 const LOGIN: &str = "node:secret@";
 

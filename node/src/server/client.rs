@@ -29,7 +29,7 @@ use super::{
     observe::Observation,
     packets,
     rates::Rates,
-    recovery::Restored,
+    recovery::{Restored, Restoring},
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
 };
@@ -270,7 +270,15 @@ impl Client {
         id: SocketId,
         admitted: Admitted,
     ) {
-        let Admitted { data, restored } = admitted;
+        let Admitted {
+            data,
+            restored,
+            is_postponed,
+        } = admitted;
+        if is_postponed {
+            self.postpone(turn, namespace, handshake, id);
+            return;
+        }
         if let Some(restored) = restored {
             self.readmit(turn, namespace, handshake, id, (data, *restored));
             return;
@@ -290,6 +298,33 @@ impl Client {
         let (sid, pid) = (socket.id().as_str(), socket.pid());
         packets::connect_reply(turn, self.dialect, &namespace.name, sid, pid);
         self.enter(turn, &socket);
+    }
+
+    /// Has a client come again whose session cannot be asked for. Official clients do so by themselves only if
+    /// their connection is lost: after a refusal they stay away. A connection that other namespaces use stays,
+    /// and the decision begins anew.
+    fn postpone(
+        &mut self,
+        turn: &mut Turn<'_, '_>,
+        namespace: &Arc<LiveNamespace>,
+        handshake: Handshake,
+        id: SocketId,
+    ) {
+        if self.sockets.is_empty() {
+            namespace.leave();
+            turn.connection.close(CloseReason::TransportClose);
+            return;
+        }
+        let (deciding, socket) = (Arc::clone(namespace), id.clone());
+        let connection = *turn.connection.id();
+        let future = admission(deciding, handshake.clone(), socket, connection, true);
+        let task = Task::Admission {
+            namespace: Arc::clone(namespace),
+            handshake,
+            socket: id,
+            future: Box::pin(future),
+        };
+        self.start(turn, task);
     }
 
     /// Lets a client go on with its session. The reply comes behind what it has missed, as in Node's
@@ -712,7 +747,16 @@ async fn admission(
 ) -> Result<Admitted, HandlerError> {
     let mut restored = None;
     if may_return {
-        restored = namespace.restore(handshake.auth_json()).await;
+        match namespace.restore(handshake.auth_json()).await {
+            Restoring::Taken(session) => restored = Some(session),
+            Restoring::No => {}
+            Restoring::Later => {
+                return Ok(Admitted {
+                    is_postponed: true,
+                    ..Admitted::default()
+                });
+            }
+        }
     }
     let mut is_trusted = false;
     if let (Some(restored), Some(recovery)) = (&restored, &namespace.recovery) {
@@ -732,10 +776,14 @@ async fn admission(
                 data = merged;
                 restored = Some(session);
             }
-            Err(_) => namespace.count_recovery("refused"),
+            Err(_) => namespace.refuse_restored(*session),
         }
     }
-    Ok(Admitted { data, restored })
+    Ok(Admitted {
+        data,
+        restored,
+        is_postponed: false,
+    })
 }
 
 /// Runs the authorizers of a namespace until one refuses. The last data that one returns counts.

@@ -71,6 +71,8 @@ pub(super) struct Admitted {
     pub(super) data: Option<Arc<dyn Data>>,
     /// The session that the client goes on with.
     pub(super) restored: Option<Box<Restored>>,
+    /// Nothing was decided, because the client's session cannot be asked for. The client has to come again.
+    pub(super) is_postponed: bool,
 }
 
 /// The outcome of a [`Task`].

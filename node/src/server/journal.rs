@@ -125,6 +125,16 @@ impl Offset {
         self.id == position.id && is_time
     }
 
+    /// Whether this place comes after another one. A journal that was lost begins again with small ids, so the
+    /// times decide where both are known.
+    pub(super) fn is_later_than(self, other: Self) -> bool {
+        if self.time == 0 || other.time == 0 {
+            self.id > other.id
+        } else {
+            (self.time, self.id) > (other.time, other.id)
+        }
+    }
+
     /// Whether a link comes directly after this place.
     fn precedes(&self, position: &Position) -> bool {
         position.after == Some(self.id) && position.id > self.id

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! connect ──▶ session: id, rooms, data, place in the journal ──▶ stored within moments
-//! join, leave, set_data ──▶ stored again          every half of its life ──▶ its life is extended
+//! join, leave, set_data ──▶ stored again          every half of its life ──▶ its life is extended,
+//!                                                                 or it is stored again if it was lost
 //!
 //! CONNECT with `pid` and `offset` ─▶ take the session ─▶ end the socket that had it
 //!        ─▶ read what the tail of the journal has not ─▶ under the journal's lock: enter the rooms,
 //!           send what was missed ─▶ reply: recovered        any step fails ─▶ an ordinary connect
 //! ```
 //!
-//! The session is written while the client is connected, because a node that is killed writes nothing.
+//! The session is written while the client is connected, because a node that is killed writes nothing. For the
+//! same reason, taking a session only changes its owner: it stays until the new owner has written it.
+
+mod returns;
 
 use std::{
     collections::HashSet,
@@ -23,7 +27,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
-use roomcast_adapter::{BusError, Session, Sessions, SocketId};
+use roomcast_adapter::{BusError, Session, Sessions, SocketId, Taken};
 use roomcast_protocol::{args::Args, engine_io::open::Revision, message::Message, target::Target};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -31,6 +35,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
+use self::returns::{NotTaken, Returns};
 use super::{
     data::Data,
     journal::{Kept, Offset, is_meant},
@@ -49,6 +54,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How long a returning client waits for the end of its former socket on this node.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a returning client waits for a session store that cannot be asked, at most.
+const STORE: Duration = Duration::from_secs(10);
 
 /// How long a server that shuts down waits for the sessions to be written.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -93,6 +101,7 @@ pub(super) struct LiveRecovery {
     pub(super) options: Recovery,
     sessions: Arc<dyn Sessions>,
     queue: Arc<Queue>,
+    returns: Arc<Returns>,
 }
 
 /// Sessions that have to be written.
@@ -130,11 +139,13 @@ pub(crate) struct Recoverable {
     /// The token of this socket among those that have had the session.
     owner: Box<str>,
     /// The place in the journal from which on the socket received. `None` if it was not known.
-    since: Option<u64>,
+    since: Option<Offset>,
     is_recovered: bool,
     is_queued: AtomicBool,
     /// Whether the session was stored for this owner.
     is_stored: AtomicBool,
+    /// Whether another owner has the session.
+    is_taken: AtomicBool,
     /// Notified once the socket has left its rooms.
     gone: Notify,
 }
@@ -148,11 +159,21 @@ struct Record {
     rooms: Vec<Box<str>>,
     data: serde_json::Value,
     since: Option<u64>,
+    /// 0 if it is not known.
+    #[serde(default)]
+    since_time: u64,
+}
+
+impl Record {
+    fn since(&self) -> Option<Offset> {
+        let time = self.since_time;
+        self.since.map(|id| Offset { id, time })
+    }
 }
 
 /// What a client sends to come back.
 #[derive(Deserialize)]
-struct Return {
+struct Credentials {
     pid: Box<str>,
     offset: Option<String>,
 }
@@ -161,9 +182,23 @@ struct Return {
 pub(super) struct Restored {
     record: Record,
     pid: Box<str>,
+    /// The token of the socket that will have the session.
+    owner: Box<str>,
     from: Offset,
     /// What the tail of the journal did not have.
     earlier: Vec<Arc<Kept>>,
+    /// Nobody else goes on with the session on this node meanwhile.
+    turn: returns::Return,
+}
+
+/// What has become of a CONNECT that may name a session.
+pub(super) enum Restoring {
+    /// The client goes on with its session.
+    Taken(Box<Restored>),
+    /// The client does not come back, or cannot.
+    No,
+    /// The session may be there, but its store cannot be asked.
+    Later,
 }
 
 impl Restored {
@@ -197,10 +232,12 @@ impl LiveRecovery {
         server: &Arc<Inner>,
     ) -> Self {
         let queue = Arc::<Queue>::default();
+        let returns = Arc::<Returns>::default();
         let writer = Writer {
             options,
             sessions: Arc::clone(&sessions),
             queue: Arc::clone(&queue),
+            returns: Arc::clone(&returns),
             namespace,
             metrics: Arc::clone(&server.engine.metrics),
         };
@@ -209,6 +246,7 @@ impl LiveRecovery {
             options,
             sessions,
             queue,
+            returns,
         }
     }
 
@@ -233,6 +271,11 @@ impl LiveRecovery {
             self.queue.news.notify_one();
         }
     }
+
+    fn ended(&self, ended: Ended) {
+        self.queue.waiting.lock().ended.push(ended);
+        self.queue.news.notify_one();
+    }
 }
 
 impl Drop for LiveRecovery {
@@ -253,6 +296,7 @@ struct Writer {
     options: Recovery,
     sessions: Arc<dyn Sessions>,
     queue: Arc<Queue>,
+    returns: Arc<Returns>,
     namespace: Weak<LiveNamespace>,
     metrics: Arc<Metrics>,
 }
@@ -307,8 +351,8 @@ impl Writer {
             let recoverable = socket.recoverable()?;
             // From here on, a change is a new one.
             recoverable.is_queued.store(false, Ordering::Release);
-            if !socket.is_connected() {
-                // Its end is queued as well.
+            if !socket.is_connected() || recoverable.is_taken.load(Ordering::Relaxed) {
+                // Its end is queued as well, or another socket has the session.
                 return None;
             }
             let session = socket.session(recoverable, self.life());
@@ -325,7 +369,10 @@ impl Writer {
                         let recoverable = socket.recoverable()?;
                         Box::pin(self.store(recoverable, session.clone()))
                     }
-                    Ended::Remove { pid, owner } => self.sessions.remove(pid, owner),
+                    Ended::Remove { pid, owner } => {
+                        let removing = self.sessions.remove(pid, owner);
+                        Box::pin(async move { removing.await.map(|()| true) })
+                    }
                 })
             });
         let ends = join_all(ends.collect::<Vec<_>>()).await;
@@ -335,28 +382,37 @@ impl Writer {
         }
         for (socket, written) in written {
             self.count(&written);
-            if let (Err(_), Some(recoverable)) = (written, socket.recoverable()) {
-                if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
-                    self.queue.waiting.lock().changed.push(socket.clone());
+            let Some(recoverable) = socket.recoverable() else {
+                continue;
+            };
+            match written {
+                Ok(true) => {}
+                // The client has come back elsewhere, and this node has not heard of it.
+                Ok(false) => socket.session_taken(),
+                Err(_) => {
+                    if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
+                        self.queue.waiting.lock().changed.push(socket.clone());
+                    }
+                    is_done = false;
                 }
-                is_done = false;
             }
         }
         self.queue.waiting.lock().is_writing = false;
         is_done
     }
 
-    /// Stores a session: for the first time whatever is there, then only while it is still its owner's.
+    /// Stores a session: for the first time whatever is there, then unless it is another owner's. Resolves to
+    /// whether it was stored.
     fn store<'a>(
         &self,
         recoverable: &'a Recoverable,
         session: Session,
-    ) -> impl Future<Output = Result<(), BusError>> + Send + use<'a> {
+    ) -> impl Future<Output = Result<bool, BusError>> + Send + use<'a> {
         let storing = if recoverable.is_stored.load(Ordering::Relaxed) {
-            let update = self.sessions.update(session);
-            Box::pin(async move { update.await.map(drop) })
+            self.sessions.update(session)
         } else {
-            self.sessions.create(session)
+            let create = self.sessions.create(session);
+            Box::pin(async move { create.await.map(|()| true) })
         };
         async move {
             let written = storing.await;
@@ -371,24 +427,36 @@ impl Writer {
         let Some(namespace) = self.namespace.upgrade() else {
             return;
         };
-        let sockets = namespace.local_sockets(&Target::default());
+        let mut sockets = namespace.local_sockets(&Target::default());
         drop(namespace);
+        sockets.retain(|socket| socket.recoverable().is_some());
         let pids = sockets.iter().filter_map(Socket::recoverable);
         let pids: Vec<_> = pids.map(|recoverable| recoverable.pid.clone()).collect();
-        drop(sockets);
+        let mut sockets = sockets.into_iter();
         for pids in pids.chunks(1024) {
             let refreshed = self.sessions.refresh(pids, self.life()).await;
-            if refreshed.is_err() {
-                self.count(&refreshed);
-                return;
+            match refreshed {
+                Ok(exist) => {
+                    self.returns.store_is_back();
+                    // A store that was restarted empty, or has evicted them, has lost sessions.
+                    let lost = sockets.by_ref().zip(exist).filter(|(_, exists)| !exists);
+                    lost.for_each(|(socket, _)| socket.session_changed());
+                }
+                Err(error) => {
+                    self.count(&Err(error));
+                    return;
+                }
             }
         }
     }
 
-    fn count(&self, written: &Result<(), BusError>) {
+    fn count(&self, written: &Result<bool, BusError>) {
         static LINES: LineLimit = LineLimit::new();
         let outcome = match written {
-            Ok(()) => "written",
+            Ok(_) => {
+                self.returns.store_is_back();
+                "written"
+            }
             Err(_) => "failed",
         };
         self.metrics
@@ -428,6 +496,9 @@ impl Socket {
         let Some(recovery) = &self.live().recovery else {
             return;
         };
+        if recoverable.is_taken.load(Ordering::Relaxed) {
+            return;
+        }
         let ended = if comes_back(reason) {
             let life = recovery.options.max_disconnection;
             Ended::Keep(self.clone(), self.session(recoverable, life))
@@ -437,8 +508,15 @@ impl Socket {
                 owner: recoverable.owner.clone(),
             }
         };
-        recovery.queue.waiting.lock().ended.push(ended);
-        recovery.queue.news.notify_one();
+        recovery.ended(ended);
+    }
+
+    /// Another socket has the session, so this one ends, and writes nothing any more.
+    fn session_taken(&self) {
+        if let Some(recoverable) = self.recoverable() {
+            recoverable.is_taken.store(true, Ordering::Relaxed);
+            self.connection().close(CloseReason::TransportClose);
+        }
     }
 
     /// The socket has left its rooms.
@@ -461,7 +539,8 @@ impl Socket {
             owner: recoverable.owner.clone(),
             rooms: rooms.map(String::into_boxed_str).collect(),
             data: self.data_json(),
-            since: recoverable.since,
+            since: recoverable.since.map(|since| since.id),
+            since_time: recoverable.since.map_or(0, |since| since.time),
         };
         let value = serde_json::to_vec(&record).unwrap_or_default();
         Session {
@@ -495,25 +574,20 @@ impl LiveNamespace {
         }
         let journal = self.journal.as_ref()?;
         let pid = self.engine.ids.engine_id();
-        let since = journal.last().map(|last| last.id);
-        Some(self.recoverable_as(pid.as_str(), since, false))
-    }
-
-    fn recoverable_as(
-        &self,
-        pid: &str,
-        since: Option<u64>,
-        is_recovered: bool,
-    ) -> Box<Recoverable> {
-        Box::new(Recoverable {
-            pid: pid.into(),
-            owner: self.engine.ids.socket_id().as_str().into(),
-            since,
-            is_recovered,
+        Some(Box::new(Recoverable {
+            pid: pid.as_str().into(),
+            owner: self.new_owner(),
+            since: journal.last().map(Offset::from),
+            is_recovered: false,
             is_queued: AtomicBool::new(false),
             is_stored: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
             gone: Notify::new(),
-        })
+        }))
+    }
+
+    fn new_owner(&self) -> Box<str> {
+        self.engine.ids.socket_id().as_str().into()
     }
 
     /// Whether a CONNECT with these credentials has to wait: for a session that is taken, or until the
@@ -524,19 +598,69 @@ impl LiveNamespace {
         is_return || self.journal.as_ref().is_some_and(|j| j.last().is_none())
     }
 
-    /// Takes the session that the credentials name, and prepares to go on with it. `None` if the client
-    /// does not come back, or cannot.
-    pub(super) async fn restore(&self, auth: Option<&str>) -> Option<Box<Restored>> {
+    /// Takes the session that the credentials name, and prepares to go on with it.
+    pub(super) async fn restore(&self, auth: Option<&str>) -> Restoring {
+        static LINES: LineLimit = LineLimit::new();
         if let Some(journal) = &self.journal {
             journal.begun().await;
         }
-        let recovery = self.recovery.as_ref()?;
-        let Return { pid, offset } = serde_json::from_str(auth?).ok()?;
-        let outcome = self.take(recovery, &pid, offset.as_deref()).await;
-        if let Err(outcome) = &outcome {
-            self.count_recovery(outcome);
+        let (Some(recovery), Some(auth)) = (&self.recovery, auth) else {
+            return Restoring::No;
+        };
+        let Ok(Credentials { pid, offset }) = serde_json::from_str(auth) else {
+            return Restoring::No;
+        };
+        // The end of the former socket may not be written yet.
+        recovery.flush().await;
+        let owner = self.new_owner();
+        let bound = STORE.min(self.engine.config.connect_timeout / 2);
+        let kept = recovery.options.max_disconnection;
+        let (store, names) = (&*recovery.sessions, (&*pid, &*owner));
+        let (turn, taken) = match recovery.returns.take(store, names, bound, kept).await {
+            Ok(Some(taken)) => taken,
+            Ok(None) => {
+                self.count_recovery("unknown");
+                return Restoring::No;
+            }
+            Err(reason) => {
+                self.count_recovery("unavailable");
+                if let Some(left_out) = LINES.pass() {
+                    let namespace = &*self.name;
+                    tracing::warn!(namespace, left_out, "sessions of clients cannot be read");
+                }
+                return match reason {
+                    NotTaken::Later => Restoring::Later,
+                    NotTaken::Unavailable => Restoring::No,
+                };
+            }
+        };
+        match self.prepare(taken, offset.as_deref()).await {
+            Ok((record, from, earlier)) => Restoring::Taken(Box::new(Restored {
+                record,
+                pid,
+                owner,
+                from,
+                earlier,
+                turn,
+            })),
+            Err(outcome) => {
+                self.count_recovery(outcome);
+                self.forget_session(pid, owner);
+                Restoring::No
+            }
         }
-        outcome.ok()
+    }
+
+    /// The client that was to go on with the session is another one.
+    pub(super) fn refuse_restored(&self, restored: Restored) {
+        self.count_recovery("refused");
+        self.forget_session(restored.pid, restored.owner);
+    }
+
+    fn forget_session(&self, pid: Box<str>, owner: Box<str>) {
+        if let Some(recovery) = &self.recovery {
+            recovery.ended(Ended::Remove { pid, owner });
+        }
     }
 
     pub(super) fn count_recovery(&self, outcome: &'static str) {
@@ -544,50 +668,44 @@ impl LiveNamespace {
         metrics.recoveries.with_label_values(&[outcome]).inc();
     }
 
-    async fn take(
+    /// Ends the socket that had the session, and reads what the client has missed and the tail has not.
+    async fn prepare(
         &self,
-        recovery: &LiveRecovery,
-        pid: &str,
+        taken: Taken,
         offset: Option<&str>,
-    ) -> Result<Box<Restored>, &'static str> {
-        // The end of the former socket may not be written yet.
-        recovery.flush().await;
-        let taken = recovery.sessions.take(pid).await.map_err(|error| {
-            tracing::debug!(namespace = &*self.name, %error, "a session cannot be taken");
-            "unavailable"
-        })?;
-        let record: Record =
-            serde_json::from_slice(&taken.ok_or("unknown")?).map_err(|_| "unknown")?;
+    ) -> Result<(Record, Offset, Vec<Arc<Kept>>), &'static str> {
+        let record: Record = serde_json::from_slice(&taken.value).map_err(|_| "unknown")?;
         let limits = &self.engine.config.limits;
         let fits = record.rooms.len() <= limits.rooms_per_socket
             && record
                 .rooms
                 .iter()
                 .all(|room| room.len() <= limits.room_name_bytes);
-        let since = record.since.map(|id| Offset { id, time: 0 });
+        let since = record.since();
         let from = match offset {
             Some(offset) => {
                 let offset: Offset = offset.parse().map_err(|()| "incomplete")?;
                 // A client keeps the offset of an earlier session until it receives something.
-                since.filter(|since| since.id > offset.id).unwrap_or(offset)
+                since
+                    .filter(|since| since.is_later_than(offset))
+                    .unwrap_or(offset)
             }
             None => since.ok_or("incomplete")?,
         };
         let journal = self.journal.as_ref().filter(|_| fits).ok_or("incomplete")?;
-        self.end_former(&record).await;
+        self.end_former(&record.sid, &taken.owner).await;
+        if record.owner != taken.owner {
+            // The last owner has not written the session, and may not have ended the one before it.
+            self.end_former(&record.sid, &record.owner).await;
+        }
         let earlier = journal.read_after(self, from).await.ok_or("incomplete")?;
-        Ok(Box::new(Restored {
-            record,
-            pid: pid.into(),
-            from,
-            earlier,
-        }))
+        Ok((record, from, earlier))
     }
 
     /// Ends the socket that has had the session, wherever it is, if its node has not noticed that the
     /// client has gone.
-    async fn end_former(&self, record: &Record) {
-        let args = (&record.sid, &record.owner);
+    async fn end_former(&self, sid: &str, owner: &str) {
+        let args = (sid, owner);
         if let Ok(args) = Args::encode(&args) {
             let returned = Message::ServerSideEmit {
                 event: RETURNED.into(),
@@ -596,8 +714,8 @@ impl LiveNamespace {
             // Another node that does not hear it ends the socket after the ping timeout.
             drop(self.publish(&Target::default(), || returned));
         }
-        if let Some(former) = self.former(&record.sid, &record.owner) {
-            former.connection().close(CloseReason::TransportClose);
+        if let Some(former) = self.former(sid, owner) {
+            former.session_taken();
             if let Some(recoverable) = former.recoverable() {
                 let _ = timeout(FAREWELL, recoverable.gone.notified()).await;
             }
@@ -625,7 +743,7 @@ impl LiveNamespace {
             && let Ok((sid, owner)) = args.decode::<(String, String)>()
             && let Some(former) = self.former(&sid, &owner)
         {
-            former.connection().close(CloseReason::TransportClose);
+            former.session_taken();
         }
         true
     }
@@ -638,11 +756,14 @@ impl LiveNamespace {
         restored: Restored,
         socket: impl FnOnce(SocketId, Box<Recoverable>) -> Socket,
     ) -> Option<Socket> {
+        let (pid, owner) = (restored.pid.clone(), restored.owner.clone());
         let readmitted = self.readmit_whole(turn, restored, socket);
-        self.count_recovery(match readmitted {
-            Some(_) => "recovered",
-            None => "incomplete",
-        });
+        if readmitted.is_some() {
+            self.count_recovery("recovered");
+        } else {
+            self.count_recovery("incomplete");
+            self.forget_session(pid, owner);
+        }
         readmitted
     }
 
@@ -655,8 +776,10 @@ impl LiveNamespace {
         let Restored {
             record,
             pid,
+            owner,
             from,
             earlier,
+            turn: _turn,
         } = restored;
         let mut rooms: HashSet<&str> = record.rooms.iter().map(|room| &**room).collect();
         rooms.insert(&record.sid);
@@ -668,7 +791,17 @@ impl LiveNamespace {
             // It would be cut off as a slow consumer.
             return None;
         }
-        let recoverable = self.recoverable_as(&pid, record.since, true);
+        let recoverable = Box::new(Recoverable {
+            pid,
+            owner,
+            since: record.since(),
+            is_recovered: true,
+            is_queued: AtomicBool::new(false),
+            // It is there since it was taken.
+            is_stored: AtomicBool::new(true),
+            is_taken: AtomicBool::new(false),
+            gone: Notify::new(),
+        });
         let socket = socket(SocketId::new(&record.sid), recoverable);
         for kept in missed {
             turn.send(&kept.frame);

@@ -5,6 +5,9 @@
 
 const assert = require("node:assert/strict");
 const { createHash } = require("node:crypto");
+const { mkdtempSync, rmSync } = require("node:fs");
+const { tmpdir } = require("node:os");
+const { join } = require("node:path");
 const { after, afterEach, before, describe, test } = require("node:test");
 const { io } = require("socket.io-client");
 
@@ -15,6 +18,7 @@ const { ask, until } = require("./support/wait");
 const PATIENCE = 60_000;
 const KEY = "key of the tests";
 const WRITTEN = 'roomcast_session_writes_total{outcome="written"}';
+const UNAVAILABLE = 'roomcast_recoveries_total{outcome="unavailable"}';
 
 const SETTINGS = `
 access = "open"
@@ -48,8 +52,8 @@ describe("recovery", { timeout: 300_000 }, () => {
     for (const node of nodes.splice(0)) await node.stop().catch(() => {});
   });
 
-  async function start() {
-    const node = await startGateway(SETTINGS, { args: ["--redis", redis.url] });
+  async function start({ url = redis.url, settings = SETTINGS, args = [] } = {}) {
+    const node = await startGateway(settings, { args: ["--redis", url, ...args] });
     nodes.push(node);
     return node;
   }
@@ -133,6 +137,67 @@ describe("recovery", { timeout: 300_000 }, () => {
     await until("the client to be back", () => client.connected, PATIENCE);
     assert.equal(client.recovered, false);
     assert.notEqual(client.id, id);
+  });
+
+  const keyOf = (client) => `socket.io-session#/#${client._pid}`;
+  const exists = async (client) => (await redis.command("EXISTS", keyOf(client))) === 1;
+
+  test("a session that Redis has lost is stored again with the next change", async () => {
+    const client = await connect(await start(), "websocket");
+    const { id } = client;
+    assert.ok(await exists(client));
+    await redis.command("FLUSHALL");
+    await ask(client, "join", "sport", { quiet: true });
+    await until("the session to be there again", () => exists(client), PATIENCE);
+    client.io.engine.close();
+    await until("the client to be back", () => client.connected && client.recovered, PATIENCE);
+    assert.equal(client.id, id);
+  });
+
+  test("a session that Redis has lost is stored again without a change", async () => {
+    const settings = SETTINGS.replace('max_disconnection = "1m"', 'max_disconnection = "4s"');
+    const client = await connect(await start({ settings }), "websocket");
+    await redis.command("DEL", keyOf(client));
+    await until("the session to be there again", () => exists(client), PATIENCE);
+  });
+
+  test("a socket whose session another one has ends with its next change", async () => {
+    const client = await connect(await start(), "websocket");
+    const { id } = client;
+    await redis.command("SET", keyOf(client), "another-owner-of-it-{}");
+    client.emit("join", "sport", { quiet: true });
+    await until("the client to be another one", () => client.connected && client.id !== id, PATIENCE);
+    assert.equal(client.recovered, false);
+  });
+
+  test("a client that comes back while Redis is away goes on with its session once Redis is there", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "roomcast-recovery-"));
+    const options = ["--appendonly", "yes", "--appendfsync", "always", "--dir", folder];
+    const kept = await startRedis({ options });
+    try {
+      const node = await start({ url: kept.url, args: ["--connect-timeout", "8s"] });
+      const client = await connect(node, "websocket");
+      const { id } = client;
+      await emit(node, 0);
+      await until("the number", () => client.numbers.length === 1, PATIENCE);
+      await kept.kill();
+      client.io.engine.close();
+      await until("the client to be sent away", async () => (await node.metric(UNAVAILABLE)) > 0, PATIENCE);
+      assert.equal(client.connected, false);
+      // Whoever has no session does not wait.
+      const fresh = io(node.url, { forceNew: true, transports: ["websocket"] });
+      clients.push(fresh);
+      await until("a new client to connect", () => fresh.connected, PATIENCE);
+      await kept.start();
+      await until("the client to be back", () => client.connected, PATIENCE);
+      assert.deepEqual([client.recovered, client.id], [true, id]);
+      await emit(node, 1);
+      await until("the next number", () => client.numbers.length === 2, PATIENCE);
+      assert.deepEqual(client.numbers, range(2));
+    } finally {
+      await kept.stop();
+      rmSync(folder, { recursive: true, force: true });
+    }
   });
 
   test("what a node misses of its Redis arrives late, in order and once", async () => {

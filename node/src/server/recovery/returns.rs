@@ -1,0 +1,116 @@
+//! Clients on their way back to their sessions, on one node.
+//!
+//! Of the clients that come back to one session at the same time, one at a time goes on with it, because the
+//! next one has to find the socket that it ends. And a store that cannot be asked for a moment may still have
+//! the session, so a client waits for it, and then tries again rather than loses what it has:
+//!
+//! ```text
+//! CONNECT ─▶ wait for its turn ─▶ take ─▶ taken, or unknown
+//!                                 │  ▲
+//!                     unreachable │  │ after a moment          at the bound: the client tries again
+//!                                 └──┘                         away for too long: a new client
+//! ```
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use roomcast_adapter::{BusError, Sessions, Taken};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+
+use crate::clock::Stopwatch;
+
+/// The time between two tries to take a session.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// The sessions that clients are coming back to.
+#[derive(Default)]
+pub(super) struct Returns {
+    pids: Mutex<HashSet<Box<str>>>,
+    /// Notified when one of them has come back, or not.
+    freed: Notify,
+    /// Since when the store cannot be asked.
+    away: Mutex<Option<Stopwatch>>,
+}
+
+/// The turn of one client. It ends when this is dropped.
+pub(super) struct Return {
+    returns: Arc<Returns>,
+    pid: Box<str>,
+}
+
+/// Why a session was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotTaken {
+    /// The store may have it.
+    Later,
+    /// The store will not tell, or has been away for so long that sessions have ended meanwhile.
+    Unavailable,
+}
+
+impl Returns {
+    /// The store has executed something.
+    pub(super) fn store_is_back(&self) {
+        *self.away.lock() = None;
+    }
+
+    /// Takes a session for `owner`, within `bound`. `None`: there is none. A store that is away for longer than
+    /// `kept` is not waited for.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        sessions: &dyn Sessions,
+        (pid, owner): (&str, &str),
+        bound: Duration,
+        kept: Duration,
+    ) -> Result<Option<(Return, Taken)>, NotTaken> {
+        let taking = async {
+            let turn = self.turn(pid).await;
+            loop {
+                match sessions.take(pid, owner).await {
+                    Ok(taken) => {
+                        self.store_is_back();
+                        return Ok(taken.map(|taken| (turn, taken)));
+                    }
+                    Err(error) => self.may_come_back(&error, kept)?,
+                }
+                sleep(RETRY).await;
+            }
+        };
+        timeout(bound, taking).await.unwrap_or(Err(NotTaken::Later))
+    }
+
+    fn may_come_back(&self, error: &BusError, kept: Duration) -> Result<(), NotTaken> {
+        tracing::debug!(%error, "a session cannot be taken");
+        if matches!(error, BusError::Invalid(_)) {
+            return Err(NotTaken::Unavailable);
+        }
+        let mut away = self.away.lock();
+        let since = away.get_or_insert_with(Stopwatch::start);
+        if since.seconds() > kept.as_secs_f64() {
+            return Err(NotTaken::Unavailable);
+        }
+        Ok(())
+    }
+
+    async fn turn(self: &Arc<Self>, pid: &str) -> Return {
+        loop {
+            let freed = self.freed.notified();
+            if self.pids.lock().insert(pid.into()) {
+                return Return {
+                    returns: Arc::clone(self),
+                    pid: pid.into(),
+                };
+            }
+            freed.await;
+        }
+    }
+}
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        self.returns.pids.lock().remove(&self.pid);
+        self.returns.freed.notify_waiters();
+    }
+}
