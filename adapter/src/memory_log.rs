@@ -259,6 +259,7 @@ impl Journal {
         JournalPage {
             is_full: range.len() == limit,
             entries: self.entries.range(range).cloned().collect(),
+            unreadable: Vec::new(),
             newest: last,
         }
     }

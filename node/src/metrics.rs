@@ -37,7 +37,7 @@ const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "
 const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", "closed", "other"];
 
 /// What became of what a gap has kept from a node.
-const JOURNAL_GAPS: [&str; 2] = ["repaired", "lost"];
+const JOURNAL_GAPS: [&str; 3] = ["repaired", "lost", "unreadable"];
 
 /// What became of clients that wanted to come back.
 const RECOVERIES: [&str; 5] = [

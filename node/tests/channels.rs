@@ -466,6 +466,29 @@ fn a_websocket_follows_rooms_and_publishes() {
 }
 
 #[test]
+fn data_that_nests_deeper_than_nodes_read_is_refused_and_not_kept() {
+    let (_demo, door) = demo();
+    let mut socket = door.websocket("/events");
+    // The list of arguments is the first of 400 levels.
+    for depth in [400, 450, 499, 500] {
+        let (status, problem) = door.publish("a", &json!({ "data": nested(depth) }));
+        assert_eq!((status, &problem["field"]), (400, &json!("data")));
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("nested deeper than"), "{detail}");
+        let frame = json!({ "type": "publish", "room": "a", "data": nested(depth) });
+        let problem = &socket.ask(&frame)["problem"];
+        assert_eq!(problem["type"], "urn:roomcast:problem:invalid", "{problem}");
+    }
+    assert_eq!(door.get("/rooms/a/history").1["events"], json!([]));
+    assert_eq!(door.publish("a", &json!({ "data": nested(399) })).0, 201);
+}
+
+/// Lists in lists, so deep.
+fn nested(depth: usize) -> Value {
+    (1..depth).fold(json!([]), |inner, _| Value::Array(vec![inner]))
+}
+
+#[test]
 fn a_wrong_frame_gets_a_problem_and_the_next_one_its_reply() {
     let (_demo, door) = demo();
     let mut socket = door.websocket("/events");

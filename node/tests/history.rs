@@ -7,8 +7,8 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use roomcast::{
-    BroadcastOperator, HistoryEntry, HistoryError, HistoryLimits, MemoryBus, Namespace,
-    PublishError, Server,
+    Args, BroadcastOperator, EmitError, HistoryEntry, HistoryError, HistoryLimits, Limits,
+    MemoryBus, Namespace, PublishError, Server,
 };
 use support::{
     TestServer, WebSocket,
@@ -60,6 +60,42 @@ async fn what_is_published_is_emitted_and_kept() {
     );
     assert!(history.get(ids[4] + 1).await.unwrap().is_none());
     assert!(history.latest(0).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn arguments_that_other_nodes_would_refuse_are_neither_emitted_nor_kept() {
+    let bus = MemoryBus::new();
+    for bus in [None, Some(&bus)] {
+        let (server, mut client) = node(bus).await;
+        let nested = |depth: usize| {
+            let json = "[".repeat(depth) + &"]".repeat(depth);
+            Args::from_text(json.into(), Vec::new()).unwrap()
+        };
+        let limit = Limits::default().json_depth;
+        let room = server.io.to("news");
+        for depth in [limit + 1, 450, 499, 500, 501] {
+            let too_deep = format!("JSON nested deeper than {limit}");
+            let error = room.clone().publish("n", nested(depth)).await.unwrap_err();
+            assert!(
+                matches!(error, PublishError::Emit(EmitError::Args(_))),
+                "{error}"
+            );
+            assert_eq!(error.to_string(), too_deep);
+            let error = room.clone().emit("n", nested(depth)).await.unwrap_err();
+            assert_eq!(error.to_string(), too_deep);
+            let asked = room.clone().emit_with_ack::<()>("n", nested(depth)).await;
+            assert_eq!(asked.unwrap_err().to_string(), too_deep);
+            let all = server.io.of("/");
+            let error = all.server_side_emit("n", nested(depth)).await.unwrap_err();
+            assert_eq!(error.to_string(), too_deep);
+        }
+        room.clone().publish("n", nested(limit)).await.unwrap();
+        let args = nested(limit);
+        let expected = format!("42[\"n\",{}", &args.json()[1..]);
+        assert_eq!(client.text().await, expected);
+        let kept = server.io.of("/").history("news").latest(9).await.unwrap();
+        assert_eq!(kept.len(), 1);
+    }
 }
 
 #[tokio::test]

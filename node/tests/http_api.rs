@@ -55,6 +55,20 @@ fn a_call_without_a_known_key_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn arguments_that_nest_deeper_than_nodes_read_are_refused() {
+    let (_demo, _, api) = demo();
+    for (depth, wanted) in [(400, 200), (401, 400), (450, 400), (500, 400), (501, 400)] {
+        let args = (1..depth).fold(json!([]), |inner, _| Value::Array(vec![inner]));
+        let event = json!({ "event": "x", "args": args, "all": true });
+        let (status, problem) = api.post("emit", &event);
+        assert_eq!(status, wanted, "{depth} {problem}");
+        if wanted == 400 {
+            assert_eq!(problem["field"], "args", "{problem}");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_field_is_named() {
     let (_demo, _, api) = demo();
     let emit = |body: Value| {

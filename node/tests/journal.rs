@@ -12,7 +12,7 @@ use roomcast::{
 };
 use support::{
     TestServer, WebSocket,
-    bus::FakeBus,
+    bus::{FakeBus, UNREADABLE},
     eventually,
     server::{Sockets, main_namespace},
 };
@@ -48,6 +48,10 @@ impl Node {
     async fn start() -> Self {
         let bus = FakeBus::new();
         bus.set_journal(chain(&[0, 10]));
+        Self::on(bus).await
+    }
+
+    async fn on(bus: FakeBus) -> Self {
         let namespace = main_namespace().journal(JournalLimits::default());
         let (namespace, sockets) = Sockets::of(namespace);
         let builder = Server::builder().namespace(namespace).bus(bus.clone());
@@ -131,6 +135,37 @@ async fn what_is_not_kept_any_more_is_reported_and_the_rest_delivered() {
     node.gaps("lost", 1).await;
     node.hear(entry(15, 14));
     node.receives(&[15]).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_that_cannot_be_read_is_passed_over_and_is_no_gap() {
+    let mut node = Node::start().await;
+    let mut journal = chain(&[0, 10, 11, 12, 13]);
+    journal[2].event = UNREADABLE.into();
+    node.bus.set_journal(journal);
+    // 12 did not arrive, because no node could read it.
+    node.hear(entry(11, 10));
+    node.hear(entry(13, 12));
+    node.receives(&[11, 13]).await;
+    node.gaps("unreadable", 1).await;
+    node.gaps("repaired", 1).await;
+    node.gaps("lost", 0).await;
+    node.hear(entry(14, 13));
+    node.receives(&[14]).await;
+}
+
+#[tokio::test]
+async fn a_journal_whose_newest_broadcast_cannot_be_read_is_followed_from_there() {
+    let bus = FakeBus::new();
+    let mut journal = chain(&[0, 10, 11]);
+    journal[1].event = UNREADABLE.into();
+    bus.set_journal(journal);
+    let mut node = Node::on(bus).await;
+    node.hear(entry(12, 11));
+    node.receives(&[12]).await;
+    for outcome in ["repaired", "lost", "unreadable"] {
+        node.gaps(outcome, 0).await;
+    }
 }
 
 #[tokio::test]

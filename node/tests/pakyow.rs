@@ -208,6 +208,30 @@ fn a_ping_has_its_reply_and_what_is_no_message_has_none() {
 }
 
 #[test]
+fn a_message_that_nests_deeper_than_nodes_read_is_refused() {
+    let door = Door::open("");
+    let nested = |depth| (1..depth).fold(json!([]), |inner, _| Value::Array(vec![inner]));
+    let call =
+        |call: &str, body: Value| door.try_call(call, &body, "Authorization: Bearer all\r\n");
+    // The list of arguments and the object around the message are two of 400 levels.
+    for (depth, wanted) in [(398, 200), (399, 400), (450, 400), (600, 400)] {
+        // A pattern goes to other nodes as text.
+        for channel in ["a", "a:*"] {
+            let (status, problem) = call(
+                "push",
+                json!({ "message": nested(depth), "channels": [channel] }),
+            );
+            assert_eq!(status, wanted, "{depth} {problem}");
+            if wanted == 400 {
+                assert_eq!(problem["field"], "message", "{problem}");
+            }
+        }
+        let push = json!({ "digest": DIGEST, "channel": "a", "message": nested(depth) });
+        assert_eq!(call("push_to", push).0, wanted, "{depth}");
+    }
+}
+
+#[test]
 fn a_call_without_a_key_or_with_a_mistake_is_refused() {
     let door = Door::open("");
     let status =

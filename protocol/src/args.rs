@@ -280,6 +280,47 @@ impl Args {
         }
     }
 
+    /// Checks that the arguments nest no deeper than `limit`, as nodes count when they read them: their
+    /// array is the first level, and binary is none. A sender checks it, because a node with this limit
+    /// cannot read what nests deeper.
+    ///
+    /// # Errors
+    ///
+    /// [`JsonError::TooDeep`]. Other errors of the text are left to those that read it.
+    pub fn check_depth(&self, limit: usize) -> Result<(), JsonError> {
+        self.check_depth_with(limit, 0)
+    }
+
+    /// The same, where a binary value nests `of_binary` levels in the form that is written.
+    pub(crate) fn check_depth_with(&self, limit: usize, of_binary: usize) -> Result<(), JsonError> {
+        // Each level has a bracket, so most texts need no more than counting.
+        let begins = |byte: &&u8| matches!(**byte, b'[' | b'{');
+        if self.json.as_bytes().iter().filter(begins).count() + of_binary <= limit {
+            return Ok(());
+        }
+        let too_deep = JsonError::TooDeep { limit };
+        let containers = match survey(&self.json, self.attachments.len(), json::MAX_DEPTH) {
+            Ok(containers) => containers,
+            Err(ArgsError::Json(JsonError::TooDeep { .. })) => return Err(too_deep),
+            Err(_) => return Ok(()),
+        };
+        let mut containers = containers.into_iter();
+        let mut tokens = json::Tokens::new(&self.json, json::MAX_DEPTH);
+        while let Some(token) = tokens.token()? {
+            if !matches!(token, json::Token::BeginArray | json::Token::BeginObject) {
+                continue;
+            }
+            let is_binary = containers
+                .next()
+                .is_some_and(|found| found.attachment.is_some());
+            let levels = if is_binary { of_binary } else { 1 };
+            if tokens.depth() - 1 + levels > limit {
+                return Err(too_deep);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether there is no argument.
     pub fn is_empty(&self) -> bool {
         let inner = &self.json[1..self.json.len() - 1];

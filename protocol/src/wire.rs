@@ -183,7 +183,8 @@ pub enum WireError {
 }
 
 impl Wire {
-    /// `limits` apply to the arguments of messages that are read.
+    /// `limits` apply to the arguments of messages that are read. Their depth applies to what is written
+    /// as well, so that no node with the same limit is sent what it refuses.
     pub fn new(channels: Channels, parser: Parser, limits: TranscodeLimits) -> Self {
         Self {
             channels,
@@ -221,6 +222,7 @@ impl Wire {
         message: &Message,
         confirm: Option<&str>,
     ) -> Result<Publication, WireError> {
+        self.check_message(message)?;
         let payload = match (message, self.channels.dialect()) {
             (_, Dialect::Sharded(_)) => {
                 let around = sharded::Around {
@@ -268,6 +270,7 @@ impl Wire {
         uid: &str,
         broadcast: (&Target, &str, &Args),
     ) -> Result<(), WireError> {
+        self.check_broadcast(broadcast.2)?;
         if self.channels.dialect() != Dialect::Classic {
             let around = sharded::Around {
                 namespace,
@@ -301,6 +304,12 @@ impl Wire {
         id: &str,
         question: &Question,
     ) -> Result<Publication, WireError> {
+        match question {
+            Question::Acks { args, .. } => self.check_broadcast(args)?,
+            Question::ServerSideEmit { args, .. } => self.check_request(args)?,
+            Question::Command(message) => self.check_message(message)?,
+            _ => {}
+        }
         let payload = match self.channels.dialect() {
             Dialect::Sharded(_) => {
                 let around = sharded::Around {
@@ -372,6 +381,31 @@ impl Wire {
             (Dialect::Classic, Kind::Request) => classic::read_request(&arguments, namespace, raw),
             (Dialect::Classic, Kind::Response) => classic::read_response(&arguments, raw),
         }
+    }
+
+    fn check_message(&self, message: &Message) -> Result<(), WireError> {
+        match message {
+            Message::Broadcast { args, .. } => self.check_broadcast(args),
+            Message::ServerSideEmit { args, .. } => self.check_request(args),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the depth of arguments that are written with the parser of the cluster.
+    fn check_broadcast(&self, args: &Args) -> Result<(), WireError> {
+        let is_json = self.channels.dialect() == Dialect::Classic && self.parser == Parser::Json;
+        self.check_depth(args, is_json)
+    }
+
+    /// Checks the depth of arguments that the classic dialect writes as JSON.
+    fn check_request(&self, args: &Args) -> Result<(), WireError> {
+        self.check_depth(args, self.channels.dialect() == Dialect::Classic)
+    }
+
+    /// In JSON a buffer is an object with a list.
+    fn check_depth(&self, args: &Args, is_json: bool) -> Result<(), WireError> {
+        let of_binary = if is_json { 2 } else { 0 };
+        Ok(args.check_depth_with(self.limits.depth, of_binary)?)
     }
 
     fn encoding(&self) -> Encoding {

@@ -122,6 +122,9 @@ impl JournalEntry {
 pub struct JournalPage {
     /// The entries, the oldest first.
     pub entries: Vec<JournalEntry>,
+    /// The places of broadcasts between them that are stored and cannot be read, the oldest first. They are
+    /// links of the chain, so nothing is missing beside what they were.
+    pub unreadable: Vec<Position>,
     /// Whether there may be more entries in the direction of reading.
     pub is_full: bool,
     /// The last id that the namespace has given, whether or not its broadcast is kept. 0 if it has

@@ -299,22 +299,24 @@ impl Reading {
         read.is_full = self
             .each_page(page, limit, |page| {
                 read.newest = page.newest;
-                let before = read.entries.len();
-                let entries = page.entries.iter();
-                read.entries.extend(entries.filter_map(|raw| {
-                    let (target, event, args) = self.decode(raw)?;
-                    Some(JournalEntry {
-                        position: raw.position,
-                        target,
-                        event,
-                        args,
-                    })
-                }));
-                read.entries.len() - before
+                for raw in &page.entries {
+                    let position = raw.position;
+                    match self.decode(raw) {
+                        Some((target, event, args)) => read.entries.push(JournalEntry {
+                            position,
+                            target,
+                            event,
+                            args,
+                        }),
+                        None => read.unreadable.push(position),
+                    }
+                }
+                page.entries.len()
             })
             .await?;
         if is_backwards(page) {
             read.entries.reverse();
+            read.unreadable.reverse();
         }
         Ok(read)
     }

@@ -172,6 +172,9 @@ impl BroadcastOperator {
 
     /// Emits an event to the selected sockets, once to each.
     ///
+    /// Its arguments nest at most [`Limits::json_depth`](crate::Limits::json_depth) deep, with their list as the
+    /// first level, because other nodes refuse what they would refuse from a client.
+    ///
     /// When it resolves, the packet is in the outbox of every selected socket of this node. Two
     /// emits that are awaited one after the other arrive in that order everywhere.
     ///
@@ -181,13 +184,13 @@ impl BroadcastOperator {
     ///
     /// # Errors
     ///
-    /// [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this node get the
-    /// packet all the same. With a journal, no socket receives it, except that with
+    /// [`EmitError::Args`] if the arguments cannot be encoded or nest too deeply. [`EmitError::Bus`] if other
+    /// nodes may not have been reached; the sockets of this node get the packet all the same. With a journal, no socket receives it, except that with
     /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
-        let args = args.into_args()?;
+        let args = namespace.encode(args)?;
         namespace.broadcast(self.target.clone(), event, args).await
     }
 
@@ -208,7 +211,7 @@ impl BroadcastOperator {
     ) -> Result<Confirmed, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
-        let args = args.into_args()?;
+        let args = namespace.encode(args)?;
         self.await_subscription().await;
         let delivery = namespace
             .broadcast(self.target.clone(), event, args)
@@ -245,7 +248,7 @@ impl BroadcastOperator {
     ) -> Result<Answers<T>, AckError> {
         let namespace = self.live()?;
         check_event(event)?;
-        let args = args.into_args().map_err(EmitError::Args)?;
+        let args = namespace.encode(args).map_err(EmitError::Args)?;
         self.await_subscription().await;
         let timeout = self.answer_timeout();
         let question = Question::Acks {

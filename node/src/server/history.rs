@@ -106,7 +106,7 @@ impl BroadcastOperator {
     pub async fn publish(self, event: &str, args: impl IntoArgs) -> Result<Position, PublishError> {
         let namespace = self.live()?;
         check_event(event)?;
-        let args = args.into_args().map_err(EmitError::Args)?;
+        let args = namespace.encode(args).map_err(EmitError::Args)?;
         let target = self.target();
         let ([room], [], false, false) = (
             &target.rooms[..],
@@ -271,6 +271,7 @@ impl From<BusError> for PublishError {
         let reason = error.to_string().into();
         match error {
             BusError::Unconfirmed(_) => Self::Unconfirmed(reason),
+            // Redis refuses also what it could take later, as when its memory is full.
             BusError::Unavailable(_) | BusError::Overloaded { .. } | BusError::Invalid(_) => {
                 Self::Unavailable(reason)
             }

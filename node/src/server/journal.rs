@@ -81,9 +81,20 @@ pub(super) struct State {
 
 /// A broadcast that was delivered, or that a returning client has missed.
 pub(super) struct Kept {
-    pub(super) position: Position,
-    pub(super) target: Target,
-    pub(super) frame: Frame,
+    position: Position,
+    /// `None` if it cannot be read, or not be encoded for clients: then it is a link and nothing else.
+    sent: Option<(Target, Frame)>,
+}
+
+impl Kept {
+    /// The receivers, and what they are sent.
+    pub(super) fn sent(&self) -> Option<(&Target, &Frame)> {
+        self.sent.as_ref().map(|(target, frame)| (target, frame))
+    }
+
+    pub(super) fn cost(&self) -> usize {
+        self.sent.as_ref().map_or(0, |(_, frame)| frame.cost())
+    }
 }
 
 /// The place in the chain up to which a client has received.
@@ -185,14 +196,20 @@ impl State {
         }
     }
 
+    /// The chain goes up to this link.
+    fn reach(&mut self, position: Position) {
+        self.last = Some(position);
+        self.newest = self.newest.max(position.id);
+    }
+
     fn keep(&mut self, kept: Kept) {
-        self.tail_bytes += kept.frame.cost();
+        self.tail_bytes += kept.cost();
         self.tail.push_back(Arc::new(kept));
         while self.tail.len() > TAIL_FRAMES || self.tail_bytes > TAIL_BYTES {
             let Some(first) = self.tail.pop_front() else {
                 return;
             };
-            self.tail_bytes -= first.frame.cost();
+            self.tail_bytes -= first.cost();
         }
     }
 
@@ -267,7 +284,7 @@ impl Journal {
             match self.log.read_journal(Page::Latest, 1).await {
                 Ok(page) => {
                     let mut state = self.state.lock();
-                    state.last.get_or_insert_with(|| end_of(&page));
+                    state.last.get_or_insert_with(|| end_of(page));
                     drop(state);
                     self.grown.notify_waiters();
                     return;
@@ -325,9 +342,7 @@ impl Journal {
                 }
             }
             let page = self.log.read_journal(Page::Only(from.id), 1).await.ok()?;
-            page.entries
-                .first()
-                .filter(|entry| from.is(&entry.position))?;
+            links(page).first().filter(|link| from.is(&link.position))?;
             let _ = timeout(RETRY, grown).await;
         }
     }
@@ -394,27 +409,26 @@ impl Journal {
         loop {
             let page = Page::After(reached.id.saturating_sub(1));
             let page = self.log.read_journal(page, PAGE).await.ok()?;
-            let mut entries = page.entries.into_iter().peekable();
-            if entries
-                .next_if(|entry| reached.is(&entry.position))
-                .is_none()
-                && !entries
+            let is_full = page.is_full;
+            let mut links = links(page).into_iter().peekable();
+            if links.next_if(|link| reached.is(&link.position)).is_none()
+                && !links
                     .peek()
-                    .is_some_and(|entry| reached.precedes(&entry.position))
+                    .is_some_and(|link| reached.precedes(&link.position))
             {
                 return None;
             }
-            for entry in entries {
-                if !reached.precedes(&entry.position) {
+            for link in links {
+                if !reached.precedes(&link.position) {
                     return None;
                 }
-                reached = entry.position.into();
-                read.push_back(Arc::new(namespace.kept(entry)?));
+                reached = link.position.into();
+                read.push_back(Arc::new(namespace.kept(link)));
                 if reached.id >= end {
                     return Some(read);
                 }
             }
-            if !page.is_full {
+            if !is_full {
                 // The end itself was read, or it was removed with all before it.
                 return (reached.id >= end).then_some(read);
             }
@@ -431,24 +445,24 @@ impl Journal {
     fn take_page(&self, namespace: &LiveNamespace, last: Position, page: JournalPage) -> Step {
         let mut state = self.state.lock();
         let from = Offset::from(last);
-        let is_whole = match page.entries.first() {
+        let (is_full, newest) = (page.is_full, page.newest);
+        let links = links(page);
+        let is_whole = match links.first() {
             Some(first) => from.is(&first.position) || from.precedes(&first.position),
-            None => page.newest == last.id,
+            None => newest == last.id,
         };
         if !is_whole {
             return Step::Broken;
         }
-        for entry in page.entries {
-            match state.link(&entry.position) {
-                Link::Next => {
-                    namespace.deliver_link(self, &mut state, &entry.into());
-                }
+        for link in links {
+            match state.link(&link.position) {
+                Link::Next => namespace.take_link(self, &mut state, link),
                 Link::Known => {}
                 Link::Missing => return Step::Broken,
             }
         }
         let is_behind = state.last.is_some_and(|last| last.id < state.newest);
-        if page.is_full || is_behind {
+        if is_full || is_behind {
             return Step::More;
         }
         state.is_repairing = false;
@@ -463,23 +477,25 @@ impl Journal {
         let mut reached = 0;
         loop {
             let page = self.log.read_journal(Page::After(reached), PAGE).await?;
+            let (is_full, newest) = (page.is_full, page.newest);
             let mut state = self.state.lock();
-            for entry in page.entries {
-                reached = entry.position.id;
-                let is_later = entry.position.time > last_time
-                    || state.last.is_some_and(|last| {
-                        entry.position.time == last_time && entry.position.id > last.id
-                    });
-                if is_later && state.link(&entry.position) != Link::Known {
+            for link in links(page) {
+                let position = link.position;
+                reached = position.id;
+                let is_later = position.time > last_time
+                    || state
+                        .last
+                        .is_some_and(|last| position.time == last_time && position.id > last.id);
+                if is_later && state.link(&position) != Link::Known {
                     // Whatever comes next continues this one.
                     state.last = None;
-                    namespace.deliver_link(self, &mut state, &entry.into());
+                    namespace.take_link(self, &mut state, link);
                 }
             }
-            if !page.is_full {
+            if !is_full {
                 if state.last.is_none_or(|last| last.time <= last_time) {
                     state.last = Some(Position {
-                        id: page.newest,
+                        id: newest,
                         time: last_time,
                         after: None,
                     });
@@ -500,15 +516,35 @@ impl Journal {
 }
 
 /// Where a journal ends whose newest entry was read.
-fn end_of(page: &JournalPage) -> Position {
-    page.entries.last().map_or(
-        Position {
-            id: page.newest,
-            time: 0,
-            after: None,
-        },
-        |entry| entry.position,
-    )
+fn end_of(page: JournalPage) -> Position {
+    let newest = Position {
+        id: page.newest,
+        time: 0,
+        after: None,
+    };
+    links(page).last().map_or(newest, |link| link.position)
+}
+
+/// A link of the chain as it was read.
+struct Stored {
+    position: Position,
+    /// `None` if it cannot be read.
+    broadcast: Option<Broadcast>,
+}
+
+/// What was read, in the order of the journal.
+fn links(page: JournalPage) -> Vec<Stored> {
+    let read = page.entries.into_iter().map(|entry| Stored {
+        position: entry.position,
+        broadcast: Some(entry.into()),
+    });
+    let unreadable = page.unreadable.into_iter().map(|position| Stored {
+        position,
+        broadcast: None,
+    });
+    let mut links: Vec<_> = read.chain(unreadable).collect();
+    links.sort_unstable_by_key(|link| link.position.id);
+    links
 }
 
 /// What is delivered.
@@ -597,18 +633,46 @@ impl LiveNamespace {
         }
     }
 
-    /// Delivers the next link of the chain.
+    /// Delivers the next link of the chain. One that cannot be read, because the settings of the cluster
+    /// were changed or a faulty node wrote it, is passed over: reading again would not help.
+    fn take_link(&self, journal: &Journal, state: &mut State, next: Stored) {
+        let Stored {
+            position,
+            broadcast,
+        } = next;
+        if let Some(broadcast) = broadcast {
+            self.deliver_link(journal, state, &broadcast);
+            return;
+        }
+        let metrics = &self.engine.metrics;
+        metrics
+            .journal_gaps
+            .with_label_values(&["unreadable"])
+            .inc();
+        tracing::warn!(
+            namespace = &*self.name,
+            id = position.id,
+            "a broadcast of the journal cannot be read, and is passed over"
+        );
+        state.reach(position);
+        if journal.has_tail {
+            state.keep(Kept {
+                position,
+                sent: None,
+            });
+        }
+    }
+
+    /// Delivers the next broadcast of the chain.
     fn deliver_link(&self, journal: &Journal, state: &mut State, next: &Broadcast) -> usize {
-        state.last = Some(next.position);
-        state.newest = state.newest.max(next.position.id);
+        state.reach(next.position);
         let delivered = self.deliver(&next.target, &next.event, &next.args, Some(next.position));
         match delivered {
             Ok((frame, sockets)) => {
                 if journal.has_tail {
                     state.keep(Kept {
                         position: next.position,
-                        target: next.target.clone(),
-                        frame,
+                        sent: Some((next.target.clone(), frame)),
                     });
                 }
                 sockets
@@ -623,14 +687,16 @@ impl LiveNamespace {
     }
 
     /// An entry of the journal as a returning client receives it.
-    fn kept(&self, entry: JournalEntry) -> Option<Kept> {
-        let position = Some(entry.position);
-        let frame = self.frame(&entry.target, None, &entry.event, &entry.args, position);
-        Some(Kept {
-            position: entry.position,
-            target: entry.target,
-            frame: frame.ok()?,
-        })
+    fn kept(&self, link: Stored) -> Kept {
+        let position = Some(link.position);
+        let sent = link.broadcast.and_then(|read| {
+            let frame = self.frame(&read.target, None, &read.event, &read.args, position);
+            Some((read.target, frame.ok()?))
+        });
+        Kept {
+            position: link.position,
+            sent,
+        }
     }
 
     fn repair_later(&self, journal: &Arc<Journal>) {

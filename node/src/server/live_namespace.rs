@@ -11,6 +11,7 @@ use std::sync::{
 
 use prometheus::IntGauge;
 use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, LogLimits, RoomLimits};
+use roomcast_protocol::args::{Args, ArgsError, IntoArgs};
 
 use super::{
     ack::Acks,
@@ -144,6 +145,14 @@ impl LiveNamespace {
                 recovery,
             }
         })
+    }
+
+    /// Encodes what goes to several nodes. It nests no deeper than this node reads, because the others
+    /// refuse what they would refuse from a client.
+    pub(super) fn encode(&self, args: impl IntoArgs) -> Result<Args, ArgsError> {
+        let args = args.into_args()?;
+        args.check_depth(self.engine.config.limits.json_depth)?;
+        Ok(args)
     }
 
     /// Names a place in which a handler has failed.

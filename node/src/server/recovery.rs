@@ -785,8 +785,8 @@ impl LiveNamespace {
         rooms.insert(&record.sid);
         let state = self.journal.as_ref()?.lock();
         let mut missed = state.after(from, &earlier)?;
-        missed.retain(|kept| is_meant(&kept.target, &rooms));
-        let bytes: usize = missed.iter().map(|kept| kept.frame.cost()).sum();
+        missed.retain(|kept| kept.sent().is_some_and(|(to, _)| is_meant(to, &rooms)));
+        let bytes: usize = missed.iter().map(|kept| kept.cost()).sum();
         if bytes > self.engine.config.limits.outbox_bytes / 2 {
             // It would be cut off as a slow consumer.
             return None;
@@ -803,8 +803,8 @@ impl LiveNamespace {
             gone: Notify::new(),
         });
         let socket = socket(SocketId::new(&record.sid), recoverable);
-        for kept in missed {
-            turn.send(&kept.frame);
+        for (_, frame) in missed.iter().filter_map(|kept| kept.sent()) {
+            turn.send(frame);
         }
         socket.insert();
         // The limits were checked.

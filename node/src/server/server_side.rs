@@ -66,7 +66,7 @@ impl BroadcastOperator {
         check_event(event)?;
         let message = Message::ServerSideEmit {
             event: event.into(),
-            args: args.into_args()?,
+            args: namespace.encode(args)?,
         };
         resolve(namespace.publish(self.target(), || message)).await
     }
@@ -84,7 +84,7 @@ impl BroadcastOperator {
         check_event(event)?;
         let question = Question::ServerSideEmit {
             event: event.into(),
-            args: args.into_args()?,
+            args: namespace.encode(args)?,
         };
         let asked = answered(namespace.ask(self.target(), question, self.answer_timeout())).await?;
         let mut answers = ServerAnswers {

@@ -123,7 +123,7 @@ impl FakeBus {
         *self.0.is_unreadable.lock() = !is_readable;
     }
 
-    /// Replaces what the journal keeps.
+    /// Replaces what the journal keeps. An entry whose event is [`UNREADABLE`] cannot be read.
     pub(crate) fn set_journal(&self, entries: Vec<JournalEntry>) {
         *self.0.journal.lock() = entries;
     }
@@ -221,10 +221,26 @@ impl Log for FakeBus {
         };
         Box::pin(ready(Ok(JournalPage {
             is_full: entries.len() == limit,
-            entries,
+            entries: entries
+                .iter()
+                .filter(|entry| !unreadable(entry))
+                .cloned()
+                .collect(),
+            unreadable: entries
+                .iter()
+                .filter(|entry| unreadable(entry))
+                .map(|entry| entry.position)
+                .collect(),
             newest: journal.last().map_or(0, |entry| entry.position.id),
         })))
     }
+}
+
+/// The event of an entry of the journal that cannot be read.
+pub(crate) const UNREADABLE: &str = "unreadable";
+
+fn unreadable(entry: &JournalEntry) -> bool {
+    &*entry.event == UNREADABLE
 }
 
 /// A namespace on the bus.

@@ -34,6 +34,7 @@ impl Wire {
         namespace: &str,
         broadcast: (&Target, &str, &Args),
     ) -> Result<Publication, WireError> {
+        self.check_broadcast(broadcast.2)?;
         let mut head = match self.channels.dialect() {
             Dialect::Classic => {
                 classic::write_unplaced(self.encoding(), namespace, LOG_UID, broadcast)?

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use roomcast_protocol::args::Args;
+use roomcast_protocol::args::{Args, json::MAX_DEPTH};
 use roomcast_protocol::channel::{Channels, EMITTER_UID, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
 use roomcast_protocol::message::{Message, Position};
@@ -327,7 +327,13 @@ fn data_is_read_as_deep_as_configured_and_no_deeper() {
             let json = "[".repeat(inside) + inner + &"]".repeat(inside);
             let args = Args::from_text(json.into(), binary.into_iter().collect()).unwrap();
             let message = broadcast(args);
-            let written = wire.message("/", "u", &message, None).unwrap();
+            // One without a limit writes, because a wire writes nothing that it refuses to read.
+            let limits = TranscodeLimits {
+                depth: MAX_DEPTH,
+                ..limits
+            };
+            let writer = Wire::new(Channels::new("p", dialect), parser, limits);
+            let written = writer.message("/", "u", &message, None).unwrap();
             let read = wire.read("/", Kind::Broadcast, &written.payload);
             read.map(|incoming| {
                 let confirm = None;

@@ -155,6 +155,9 @@ impl Channels {
 
     fn unpublished(&self, error: &PublishError) -> Problem {
         let kind = match error {
+            PublishError::Emit(EmitError::Args(_)) => {
+                return Problem::invalid("data", error.to_string());
+            }
             PublishError::Emit(error) => return Problem::of_emit(error),
             PublishError::TooLarge { .. } => {
                 self.reached(DoorLimit::Body);

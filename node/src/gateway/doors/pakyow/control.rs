@@ -14,7 +14,10 @@ use axum::{
 };
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use roomcast::pakyow::{digest, is_digest};
+use roomcast::{
+    EmitError,
+    pakyow::{digest, is_digest},
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{json, value::RawValue};
 use tokio::{runtime::Handle, time::timeout};
@@ -324,6 +327,7 @@ fn refusal(failed: &Failed) -> Refusal {
 fn problem(failed: &Failed) -> Problem {
     let detail = failed.to_string();
     match failed {
+        Failed::Emit(EmitError::Args(_)) => Problem::invalid("message", detail),
         Failed::Emit(error) => Problem::of_emit(error),
         Failed::Registry(RegistryError::TooManyChannels(_)) => Problem::invalid("channels", detail),
         Failed::Registry(RegistryError::Full) => Problem::new(Kind::Busy, detail),

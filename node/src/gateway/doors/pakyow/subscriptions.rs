@@ -157,6 +157,7 @@ impl Pakyow {
     /// Pushes a message to channels. A socket gets it once for each channel that it is in, whichever
     /// of the names stand for it.
     pub(super) async fn push(&self, message: &RawValue, channels: &[String]) -> Result<(), Failed> {
+        self.check_message(message)?;
         let names: BTreeSet<_> = channels.iter().cloned().collect();
         let (patterns, except): (Vec<_>, Vec<_>) = names
             .into_iter()
@@ -178,6 +179,13 @@ impl Pakyow {
         here?;
         there?;
         Ok(())
+    }
+
+    /// Checks a message that goes to other processes as text, and may be an event only there.
+    fn check_message(&self, message: &RawValue) -> Result<(), Failed> {
+        let args = push_args(message.get(), "")?;
+        let checked = args.check_depth(self.limits.json_depth);
+        checked.map_err(|error| Failed::Message(error.to_string()))
     }
 
     async fn push_exactly(&self, message: &RawValue, channels: &[String]) -> Result<(), Failed> {
@@ -223,6 +231,7 @@ impl Pakyow {
         channel: &str,
         message: &RawValue,
     ) -> Result<(), Failed> {
+        self.check_message(message)?;
         if let Some(ruby) = &self.ruby {
             let pushed = ruby.push_to(digest, channel, message).await;
             return Ok(pushed.map_err(RegistryError::from)?);

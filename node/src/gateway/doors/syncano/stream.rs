@@ -19,7 +19,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
-use roomcast::{BroadcastOperator, HistoryEntry, HistoryError, PublishError, Server};
+use roomcast::{BroadcastOperator, EmitError, HistoryEntry, HistoryError, PublishError, Server};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::warn;
@@ -272,10 +272,29 @@ fn refused(error: &PublishError) -> Failure {
         PublishError::TooLarge { .. } => {
             Failure::detail(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
         }
+        PublishError::Emit(EmitError::Args(_)) => {
+            Failure::detail(StatusCode::BAD_REQUEST, error.to_string())
+        }
         _ => Failure::unavailable(error.to_string()),
     }
 }
 
 fn unread(error: &HistoryError) -> Failure {
     Failure::unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use roomcast::Args;
+
+    use super::*;
+
+    #[test]
+    fn what_can_never_be_published_is_the_mistake_of_the_request() {
+        let error = Args::from_text("{}".into(), Vec::new()).unwrap_err();
+        let status = refused(&EmitError::Args(error).into()).status;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        let status = refused(&PublishError::Unavailable("Redis is down".into())).status;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    }
 }
