@@ -14,6 +14,7 @@
 //! same reason, taking a session only changes its owner: it stays until the new owner has written it.
 
 mod returns;
+mod writer;
 
 use std::{
     collections::HashSet,
@@ -25,17 +26,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all};
-use parking_lot::Mutex;
-use roomcast_adapter::{BusError, Session, Sessions, SocketId, Taken};
+use roomcast_adapter::{Session, Sessions, SocketId, Taken};
 use roomcast_protocol::{args::Args, engine_io::open::Revision, message::Message, target::Target};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::Notify,
-    time::{MissedTickBehavior, interval, sleep, timeout},
-};
+use tokio::{sync::Notify, time::timeout};
 
-use self::returns::{NotTaken, Returns};
+use self::{
+    returns::{NotTaken, Returns},
+    writer::{Ended, Queue, Writer},
+};
 use super::{
     data::Data,
     journal::{Kept, Offset, is_meant},
@@ -44,13 +43,7 @@ use super::{
     server::Inner,
     socket::{DisconnectReason, Socket},
 };
-use crate::{close::CloseReason, line_limit::LineLimit, metrics::Metrics, transport::driver::Turn};
-
-/// How long changes of sessions gather, so that several of one socket are written once.
-const GATHER: Duration = Duration::from_millis(20);
-
-/// How long to wait before sessions are written again that could not be.
-const RETRY: Duration = Duration::from_secs(1);
+use crate::{close::CloseReason, line_limit::LineLimit, transport::driver::Turn};
 
 /// How long a returning client waits for the end of its former socket on this node.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -102,34 +95,6 @@ pub(super) struct LiveRecovery {
     sessions: Arc<dyn Sessions>,
     queue: Arc<Queue>,
     returns: Arc<Returns>,
-}
-
-/// Sessions that have to be written.
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    /// Notified when there is something to write.
-    news: Notify,
-    /// Notified when everything is written.
-    idle: Notify,
-}
-
-#[derive(Default)]
-struct Waiting {
-    changed: Vec<Socket>,
-    ended: Vec<Ended>,
-    is_writing: bool,
-    is_closed: bool,
-}
-
-/// The session of a socket that has disconnected.
-enum Ended {
-    /// The client may come back.
-    Keep(Socket, Session),
-    Remove {
-        pid: Box<str>,
-        owner: Box<str>,
-    },
 }
 
 /// What a socket has in a namespace with recovery.
@@ -282,192 +247,6 @@ impl Drop for LiveRecovery {
     fn drop(&mut self) {
         self.queue.waiting.lock().is_closed = true;
         self.queue.news.notify_one();
-    }
-}
-
-impl Waiting {
-    fn is_done(&self) -> bool {
-        self.changed.is_empty() && self.ended.is_empty() && !self.is_writing
-    }
-}
-
-/// Writes the sessions of a namespace.
-struct Writer {
-    options: Recovery,
-    sessions: Arc<dyn Sessions>,
-    queue: Arc<Queue>,
-    returns: Arc<Returns>,
-    namespace: Weak<LiveNamespace>,
-    metrics: Arc<Metrics>,
-}
-
-impl Writer {
-    async fn run(self) {
-        // Sessions end by themselves if this node is killed, so their lives are extended in time.
-        let period = (self.options.max_disconnection / 2).max(Duration::from_millis(100));
-        let mut due = interval(period);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        due.tick().await;
-        loop {
-            let is_due = tokio::select! {
-                () = self.queue.news.notified() => false,
-                _ = due.tick() => true,
-            };
-            if is_due {
-                self.refresh().await;
-                continue;
-            }
-            sleep(GATHER).await;
-            if !self.write().await {
-                sleep(RETRY).await;
-                self.queue.news.notify_one();
-            }
-            let waiting = self.queue.waiting.lock();
-            if waiting.is_done() {
-                self.queue.idle.notify_waiters();
-                if waiting.is_closed {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// How long a session is kept that is not extended any more.
-    fn life(&self) -> Duration {
-        self.options.max_disconnection * 2
-    }
-
-    /// Writes what has gathered. Returns `false` if some of it has to be written again.
-    async fn write(&self) -> bool {
-        let (changed, ended) = {
-            let mut waiting = self.queue.waiting.lock();
-            waiting.is_writing = true;
-            (
-                std::mem::take(&mut waiting.changed),
-                std::mem::take(&mut waiting.ended),
-            )
-        };
-        let changes = changed.iter().filter_map(|socket| {
-            let recoverable = socket.recoverable()?;
-            // From here on, a change is a new one.
-            recoverable.is_queued.store(false, Ordering::Release);
-            if !socket.is_connected() || recoverable.is_taken.load(Ordering::Relaxed) {
-                // Its end is queued as well, or another socket has the session.
-                return None;
-            }
-            let session = socket.session(recoverable, self.life());
-            let storing = self.store(recoverable, session);
-            Some(async move { (socket, storing.await) })
-        });
-        let written = join_all(changes.collect::<Vec<_>>()).await;
-        // After them, so that the end of a socket is what remains.
-        let ends = ended
-            .iter()
-            .filter_map(|ended| -> Option<BoxFuture<'_, _>> {
-                Some(match ended {
-                    Ended::Keep(socket, session) => {
-                        let recoverable = socket.recoverable()?;
-                        Box::pin(self.store(recoverable, session.clone()))
-                    }
-                    Ended::Remove { pid, owner } => {
-                        let removing = self.sessions.remove(pid, owner);
-                        Box::pin(async move { removing.await.map(|()| true) })
-                    }
-                })
-            });
-        let ends = join_all(ends.collect::<Vec<_>>()).await;
-        let mut is_done = true;
-        for written in ends {
-            self.count(&written);
-        }
-        for (socket, written) in written {
-            self.count(&written);
-            let Some(recoverable) = socket.recoverable() else {
-                continue;
-            };
-            match written {
-                Ok(true) => {}
-                // The client has come back elsewhere, and this node has not heard of it.
-                Ok(false) => socket.session_taken(),
-                Err(_) => {
-                    if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
-                        self.queue.waiting.lock().changed.push(socket.clone());
-                    }
-                    is_done = false;
-                }
-            }
-        }
-        self.queue.waiting.lock().is_writing = false;
-        is_done
-    }
-
-    /// Stores a session: for the first time whatever is there, then unless it is another owner's. Resolves to
-    /// whether it was stored.
-    fn store<'a>(
-        &self,
-        recoverable: &'a Recoverable,
-        session: Session,
-    ) -> impl Future<Output = Result<bool, BusError>> + Send + use<'a> {
-        let storing = if recoverable.is_stored.load(Ordering::Relaxed) {
-            self.sessions.update(session)
-        } else {
-            let create = self.sessions.create(session);
-            Box::pin(async move { create.await.map(|()| true) })
-        };
-        async move {
-            let written = storing.await;
-            if written.is_ok() {
-                recoverable.is_stored.store(true, Ordering::Relaxed);
-            }
-            written
-        }
-    }
-
-    async fn refresh(&self) {
-        let Some(namespace) = self.namespace.upgrade() else {
-            return;
-        };
-        let mut sockets = namespace.local_sockets(&Target::default());
-        drop(namespace);
-        sockets.retain(|socket| socket.recoverable().is_some());
-        let pids = sockets.iter().filter_map(Socket::recoverable);
-        let pids: Vec<_> = pids.map(|recoverable| recoverable.pid.clone()).collect();
-        let mut sockets = sockets.into_iter();
-        for pids in pids.chunks(1024) {
-            let refreshed = self.sessions.refresh(pids, self.life()).await;
-            match refreshed {
-                Ok(exist) => {
-                    self.returns.store_is_back();
-                    // A store that was restarted empty, or has evicted them, has lost sessions.
-                    let lost = sockets.by_ref().zip(exist).filter(|(_, exists)| !exists);
-                    lost.for_each(|(socket, _)| socket.session_changed());
-                }
-                Err(error) => {
-                    self.count(&Err(error));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn count(&self, written: &Result<bool, BusError>) {
-        static LINES: LineLimit = LineLimit::new();
-        let outcome = match written {
-            Ok(_) => {
-                self.returns.store_is_back();
-                "written"
-            }
-            Err(_) => "failed",
-        };
-        self.metrics
-            .session_writes
-            .with_label_values(&[outcome])
-            .inc();
-        if let Err(error) = written
-            && let Some(left_out) = LINES.pass()
-        {
-            tracing::warn!(%error, left_out, "sessions of clients cannot be written: they may not come back");
-        }
     }
 }
 

@@ -1,0 +1,252 @@
+//! Writes the sessions of a namespace behind the changes of its sockets.
+//!
+//! ```text
+//! change, end ─▶ queue ─▶ gather for a moment ─▶ write together ─▶ stored
+//!                  ▲                                   │ failed: a change waits again
+//!                  └───────────────────────────────────┤ another one has it: the socket ends
+//! every half of a life: extend all, and queue what the store has lost
+//! ```
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use roomcast_adapter::{BusError, Session, Sessions};
+use roomcast_protocol::target::Target;
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{LiveNamespace, Recoverable, Recovery, Returns, Socket};
+use crate::{line_limit::LineLimit, metrics::Metrics};
+
+/// How long changes of sessions gather, so that several of one socket are written once.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How long to wait before sessions are written again that could not be.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Sessions that have to be written.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) waiting: Mutex<Waiting>,
+    /// Notified when there is something to write.
+    pub(super) news: Notify,
+    /// Notified when everything is written.
+    pub(super) idle: Notify,
+}
+
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) changed: Vec<Socket>,
+    pub(super) ended: Vec<Ended>,
+    pub(super) is_writing: bool,
+    pub(super) is_closed: bool,
+}
+
+/// The session of a socket that has disconnected.
+pub(super) enum Ended {
+    /// The client may come back.
+    Keep(Socket, Session),
+    Remove {
+        pid: Box<str>,
+        owner: Box<str>,
+    },
+}
+
+impl Waiting {
+    pub(super) fn is_done(&self) -> bool {
+        self.changed.is_empty() && self.ended.is_empty() && !self.is_writing
+    }
+}
+
+/// Writes the sessions of a namespace.
+pub(super) struct Writer {
+    pub(super) options: Recovery,
+    pub(super) sessions: Arc<dyn Sessions>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) returns: Arc<Returns>,
+    pub(super) namespace: Weak<LiveNamespace>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    pub(super) async fn run(self) {
+        // Sessions end by themselves if this node is killed, so their lives are extended in time.
+        let period = (self.options.max_disconnection / 2).max(Duration::from_millis(100));
+        let mut due = interval(period);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        due.tick().await;
+        loop {
+            let is_due = tokio::select! {
+                () = self.queue.news.notified() => false,
+                _ = due.tick() => true,
+            };
+            if is_due {
+                self.refresh().await;
+                continue;
+            }
+            sleep(GATHER).await;
+            if !self.write().await {
+                sleep(RETRY).await;
+                self.queue.news.notify_one();
+            }
+            let waiting = self.queue.waiting.lock();
+            if waiting.is_done() {
+                self.queue.idle.notify_waiters();
+                if waiting.is_closed {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How long a session is kept that is not extended any more.
+    fn life(&self) -> Duration {
+        self.options.max_disconnection * 2
+    }
+
+    /// Writes what has gathered. Returns `false` if some of it has to be written again.
+    async fn write(&self) -> bool {
+        let (changed, ended) = {
+            let mut waiting = self.queue.waiting.lock();
+            waiting.is_writing = true;
+            (
+                std::mem::take(&mut waiting.changed),
+                std::mem::take(&mut waiting.ended),
+            )
+        };
+        let changes = changed.iter().filter_map(|socket| {
+            let recoverable = socket.recoverable()?;
+            // From here on, a change is a new one.
+            recoverable.is_queued.store(false, Ordering::Release);
+            if !socket.is_connected() || recoverable.is_taken.load(Ordering::Relaxed) {
+                // Its end is queued as well, or another socket has the session.
+                return None;
+            }
+            let session = socket.session(recoverable, self.life());
+            let storing = self.store(recoverable, session);
+            Some(async move { (socket, storing.await) })
+        });
+        let written = join_all(changes.collect::<Vec<_>>()).await;
+        // After them, so that the end of a socket is what remains.
+        let ends = ended
+            .iter()
+            .filter_map(|ended| -> Option<BoxFuture<'_, _>> {
+                Some(match ended {
+                    Ended::Keep(socket, session) => {
+                        let recoverable = socket.recoverable()?;
+                        Box::pin(self.store(recoverable, session.clone()))
+                    }
+                    Ended::Remove { pid, owner } => {
+                        let removing = self.sessions.remove(pid, owner);
+                        Box::pin(async move { removing.await.map(|()| true) })
+                    }
+                })
+            });
+        let ends = join_all(ends.collect::<Vec<_>>()).await;
+        let mut is_done = true;
+        for written in ends {
+            self.count(&written);
+        }
+        for (socket, written) in written {
+            self.count(&written);
+            let Some(recoverable) = socket.recoverable() else {
+                continue;
+            };
+            match written {
+                Ok(true) => {}
+                // The client has come back elsewhere, and this node has not heard of it.
+                Ok(false) => socket.session_taken(),
+                Err(_) => {
+                    if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
+                        self.queue.waiting.lock().changed.push(socket.clone());
+                    }
+                    is_done = false;
+                }
+            }
+        }
+        self.queue.waiting.lock().is_writing = false;
+        is_done
+    }
+
+    /// Stores a session: for the first time whatever is there, then unless it is another owner's. Resolves to
+    /// whether it was stored.
+    fn store<'a>(
+        &self,
+        recoverable: &'a Recoverable,
+        session: Session,
+    ) -> impl Future<Output = Result<bool, BusError>> + Send + use<'a> {
+        let storing = if recoverable.is_stored.load(Ordering::Relaxed) {
+            self.sessions.update(session)
+        } else {
+            let create = self.sessions.create(session);
+            Box::pin(async move { create.await.map(|()| true) })
+        };
+        async move {
+            let written = storing.await;
+            if written.is_ok() {
+                recoverable.is_stored.store(true, Ordering::Relaxed);
+            }
+            written
+        }
+    }
+
+    async fn refresh(&self) {
+        let Some(namespace) = self.namespace.upgrade() else {
+            return;
+        };
+        let mut sockets = namespace.local_sockets(&Target::default());
+        drop(namespace);
+        sockets.retain(|socket| socket.recoverable().is_some());
+        let pids = sockets.iter().filter_map(Socket::recoverable);
+        let pids: Vec<_> = pids.map(|recoverable| recoverable.pid.clone()).collect();
+        let mut sockets = sockets.into_iter();
+        for pids in pids.chunks(1024) {
+            let refreshed = self.sessions.refresh(pids, self.life()).await;
+            match refreshed {
+                Ok(exist) => {
+                    self.returns.store_is_back();
+                    // A store that was restarted empty, or has evicted them, has lost sessions.
+                    let known = sockets.by_ref().take(pids.len());
+                    let lost: Vec<_> = known.zip(exist).filter(|(_, exists)| !exists).collect();
+                    for (socket, _) in &lost {
+                        socket.session_changed();
+                    }
+                    if !lost.is_empty() {
+                        // Before the next ones, so that the store does not get all at once.
+                        self.write().await;
+                    }
+                }
+                Err(error) => {
+                    self.count(&Err(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn count(&self, written: &Result<bool, BusError>) {
+        static LINES: LineLimit = LineLimit::new();
+        let outcome = match written {
+            Ok(_) => {
+                self.returns.store_is_back();
+                "written"
+            }
+            Err(_) => "failed",
+        };
+        self.metrics
+            .session_writes
+            .with_label_values(&[outcome])
+            .inc();
+        if let Err(error) = written
+            && let Some(left_out) = LINES.pass()
+        {
+            tracing::warn!(%error, left_out, "sessions of clients cannot be written: they may not come back");
+        }
+    }
+}
