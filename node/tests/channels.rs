@@ -489,6 +489,51 @@ fn nested(depth: usize) -> Value {
 }
 
 #[test]
+fn a_poll_with_the_timeout_zero_does_not_wait() {
+    let (_demo, door) = demo();
+    for zero in ["0", "0s", "0ms"] {
+        let path = format!("/rooms/a/poll?last_id=0&timeout={zero}");
+        assert_eq!(door.request("GET", &path, "", "").0, 204);
+    }
+    door.publish("a", &json!({ "data": 1 }));
+    let (status, page) = door.get("/rooms/a/poll?last_id=0&timeout=0");
+    assert_eq!((status, &page["events"][0]["data"]), (200, &json!(1)));
+    assert_eq!(door.get("/rooms/a/poll?timeout=-1").0, 400);
+}
+
+#[test]
+fn a_path_without_a_channel_is_a_problem() {
+    let (_demo, door) = demo();
+    for path in [
+        "",
+        "/",
+        "/x",
+        "/rooms/a/b/c",
+        "/chat/rooms/a/nothing",
+        "/rooms",
+    ] {
+        for method in ["GET", "POST"] {
+            let (status, head, body) = door.request(method, path, "", "");
+            assert_eq!(status, 404, "{method} {path}");
+            assert!(head.contains("application/problem+json"), "{path} {head}");
+            assert!(
+                body.contains("urn:roomcast:problem:not-found"),
+                "{path} {body}"
+            );
+        }
+    }
+    // Not hidden by the rest.
+    assert_eq!(door.request("PUT", "/rooms/a", "", "").0, 405);
+}
+
+#[test]
+fn a_binary_frame_ends_a_websocket_with_its_code() {
+    let (_demo, door) = demo();
+    let mut socket = door.websocket("/events");
+    assert_eq!(socket.code_after_binary(), 1003);
+}
+
+#[test]
 fn a_wrong_frame_gets_a_problem_and_the_next_one_its_reply() {
     let (_demo, door) = demo();
     let mut socket = door.websocket("/events");
@@ -523,6 +568,10 @@ fn a_wrong_frame_gets_a_problem_and_the_next_one_its_reply() {
         (
             json!({ "type": "unsubscribe", "room": "user:7", "ref": 7 }),
             "denied",
+        ),
+        (
+            json!({ "type": "subscribe", "room": "a", "last_id": "x", "ref": 9 }),
+            "invalid",
         ),
         (json!([]), "invalid"),
     ];

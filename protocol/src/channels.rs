@@ -201,12 +201,9 @@ impl Publish {
 impl Frame {
     /// Reads a frame. The reference is returned with an error, too, if it could be read.
     pub fn read(text: &str) -> Result<Self, (ReadError, Option<String>)> {
-        let all = members(text, ALL).map_err(|error| (error, None))?;
+        let all = members(text, ALL).map_err(|error| (error, reference(text)))?;
         let reference = all.reference.map(|reference| reference.get().to_owned());
-        if reference
-            .as_ref()
-            .is_some_and(|text| text.len() > MAX_REFERENCE)
-        {
+        if reference.as_deref().is_some_and(is_too_long) {
             return Err((ReadError::Reference, None));
         }
         match request(all) {
@@ -214,6 +211,25 @@ impl Frame {
             Err(error) => Err((error, reference)),
         }
     }
+}
+
+fn is_too_long(reference: &str) -> bool {
+    reference.len() > MAX_REFERENCE
+}
+
+/// The reference of a frame of which something else cannot be read.
+fn reference(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Reference<'a> {
+        #[serde(borrow, default, rename = "ref", deserialize_with = "raw")]
+        reference: Option<&'a RawValue>,
+    }
+
+    // A list would be read as the members in their order.
+    let is_object = text.trim_ascii_start().starts_with('{');
+    let read = serde_json::from_str::<Reference<'_>>(text).ok();
+    let reference = read.filter(|_| is_object)?.reference?.get();
+    (!is_too_long(reference)).then(|| reference.to_owned())
 }
 
 fn request(all: Members<'_>) -> Result<Request, ReadError> {
@@ -263,7 +279,7 @@ pub fn id(text: &str) -> Option<u64> {
 
 /// All members that a body or a frame can have.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Members<'a> {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -309,6 +325,10 @@ impl Members<'_> {
 }
 
 fn members<'a>(text: &'a str, allowed: &[&str]) -> Result<Members<'a>, ReadError> {
+    if text.trim_ascii_start().starts_with('[') {
+        // Serde would read it as the members in their order.
+        return Err(ReadError::Json("expected an object".to_owned()));
+    }
     let read = serde_json::from_str::<Members<'_>>(text);
     let members = read.map_err(|error| ReadError::Json(error.to_string()))?;
     members.only(allowed)?;
@@ -324,7 +344,7 @@ fn raw<'de: 'a, 'a, D: Deserializer<'de>>(
 
 fn last_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "`last_id` is no id of an event")]
     enum Id<'a> {
         Number(u64),
         Text(#[serde(borrow)] Cow<'a, str>),
@@ -536,6 +556,41 @@ mod tests {
                 matches!(error(wrong), (ReadError::Json(_), None)),
                 "{wrong}"
             );
+        }
+    }
+
+    #[test]
+    fn a_frame_with_a_wrong_member_keeps_its_reference() {
+        for (member, about) in [
+            (r#""last_id":"x""#, "no id of an event"),
+            (r#""last_id":-1"#, "no id of an event"),
+            (r#""last_id":{}"#, "no id of an event"),
+            (r#""room":7"#, "expected a string"),
+            (r#""unknown":7"#, "unknown field"),
+        ] {
+            for text in [
+                format!(r#"{{"type":"subscribe",{member},"ref":{{"n":1}}}}"#),
+                format!(r#"{{"ref":{{"n":1}},{member},"type":"subscribe"}}"#),
+            ] {
+                let (error, reference) = Frame::read(&text).unwrap_err();
+                assert!(error.to_string().contains(about), "{error}");
+                assert_eq!(reference.as_deref(), Some(r#"{"n":1}"#), "{text}");
+            }
+        }
+        let long = format!(r#"{{"last_id":"x","ref":"{}"}}"#, "a".repeat(MAX_REFERENCE));
+        assert_eq!(Frame::read(&long).unwrap_err().1, None);
+    }
+
+    #[test]
+    fn errors_are_about_json_and_not_about_types_of_rust() {
+        for wrong in ["7", "[]", "\"ping\"", "null", r#"["ping",1]"#] {
+            let (error, reference) = Frame::read(wrong).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("expected an object"), "{wrong}: {text}");
+            assert!(!text.contains("struct"), "{wrong}: {text}");
+            assert_eq!(reference, None);
+            let body = Publish::read(wrong).unwrap_err().to_string();
+            assert!(body.contains("expected an object"), "{wrong}: {body}");
         }
     }
 

@@ -142,6 +142,17 @@ impl Frames {
         matches!(read, Message::Close(Some(frame)) if frame.code == CloseCode::Away)
     }
 
+    /// Sends a binary frame, and returns the code with which the server closes the connection.
+    pub(crate) fn code_after_binary(&mut self) -> u16 {
+        use tungstenite::Message;
+        self.0.send(Message::binary(vec![1])).unwrap();
+        loop {
+            if let Message::Close(frame) = self.0.read().unwrap() {
+                return frame.unwrap().code.into();
+            }
+        }
+    }
+
     pub(crate) fn ask(&mut self, frame: &Value) -> Value {
         self.send(frame);
         self.receive()

@@ -68,3 +68,27 @@ impl Settings {
 
 /// The section in the commented default file. It has the tables of all doors.
 pub(crate) const TEMPLATE: &str = include_str!("template.toml");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_template_are_the_defaults() {
+        #[derive(Deserialize)]
+        struct File {
+            doors: Settings,
+        }
+
+        let File { doors } = toml::from_str(TEMPLATE).unwrap();
+        let (pakyow, default) = (doors.pakyow.unwrap(), pakyow::Settings::default());
+        assert_eq!(pakyow.max_channels, default.max_channels);
+        assert_eq!(pakyow.lifetime, default.lifetime);
+        assert_eq!(pakyow.routes_per_socket, default.routes_per_socket);
+        assert_eq!(
+            doors.syncano.refused_polls,
+            syncano::Settings::default().refused_polls
+        );
+        assert_eq!(doors.max_body, Settings::default().max_body);
+    }
+}

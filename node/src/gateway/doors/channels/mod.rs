@@ -27,7 +27,7 @@ use axum::{
     Router,
     extract::{Path, Request, rejection::PathRejection},
     response::IntoResponse as _,
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, any, get, post},
 };
 use http::{HeaderMap, header};
 
@@ -70,6 +70,18 @@ pub(super) fn router(doors: &Arc<Doors>) -> Router {
             .route(&format!("{room}/poll"), on(Endpoint::Poll))
             .route(&format!("{room}/history"), on(Endpoint::History))
             .route(&format!("{room}/presence"), on(Endpoint::Presence));
+    }
+    // The router takes no `{*rest}` beside the names above, only below them.
+    for unknown in [
+        "",
+        "/",
+        "/{namespace}",
+        "/{namespace}/",
+        "/{namespace}/{part}",
+        "/{namespace}/{part}/{*rest}",
+    ] {
+        let nothing = async || Problem::new(Kind::NotFound, "channels have no such path");
+        routes = routes.route(&format!("{}{unknown}", settings.path), any(nothing));
     }
     let routes = routes.method_not_allowed_fallback(async || {
         let detail = "publishing is POST, everything else is GET";

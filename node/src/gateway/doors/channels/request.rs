@@ -116,13 +116,16 @@ impl Call {
                 let most = settings.poll_timeout;
                 // Seconds, as long as they have no unit.
                 let span = value.parse().or_else(|_| format!("{value}s").parse());
-                let span = span.ok().filter(|span: &Span| span.0 <= most.0);
+                let span = span.ok().map(|span: Span| span.0);
+                // A setting cannot be zero; a poll with it returns what is there already.
+                let span = span.or_else(|| is_zero(&value).then_some(Duration::ZERO));
+                let span = span.filter(|span| *span <= most.0);
                 let expected = || {
                     let detail =
                         format!("expected seconds, or a duration such as 500ms, up to {most}");
                     Problem::invalid(name, detail)
                 };
-                self.timeout = span.ok_or_else(expected)?.0;
+                self.timeout = span.ok_or_else(expected)?;
             }
             "token" if !settings.query_token => {
                 let detail = "tokens in the query are not allowed here, because URLs end up in \
@@ -170,6 +173,11 @@ fn namespace(text: &str) -> String {
         Some(_) => text.to_owned(),
         None => format!("/{text}"),
     }
+}
+
+/// Whether a time is zero, in whichever unit.
+fn is_zero(span: &str) -> bool {
+    matches!(span, "0" | "0s" | "0ms")
 }
 
 fn event_id(name: &str, text: &str) -> Result<u64, Problem> {

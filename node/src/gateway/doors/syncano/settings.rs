@@ -21,7 +21,7 @@ pub(crate) struct Settings {
     pub(crate) namespace: String,
     /// How long a poll waits. The SDKs must give up first, which they do after 300 s.
     pub(crate) poll_timeout: Span,
-    /// The refused polls per second of one key or address. Further ones get the status 429, because
+    /// The refused polls per second of one address. Further ones get the status 429, because
     /// the JavaScript SDK repeats a refused poll at once and for ever.
     pub(crate) refused_polls: u32,
     /// The polls, and the other requests, per second and instance; 0 is no limit.
