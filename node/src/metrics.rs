@@ -36,10 +36,10 @@ const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "
 /// Why a TLS handshake fails.
 const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", "closed", "other"];
 
-/// What became of what a gap has kept from a node.
+/// The outcome of a gap: whether the node has read what it missed.
 const JOURNAL_GAPS: [&str; 3] = ["repaired", "lost", "unreadable"];
 
-/// What became of clients that wanted to come back.
+/// The outcome of a client's return.
 const RECOVERIES: [&str; 5] = [
     "recovered",
     "unknown",

@@ -784,7 +784,7 @@ async fn followers_of_a_history_receive_once_what_a_gap_has_kept_from_them() {
     assert_eq!(log.arrives(7, 7), 2);
     assert_eq!(ids(&mut early, 1).await, [7]);
     assert_eq!(ids(&mut late, 1).await, [7]);
-    // Who has left the room does not receive what was missed there.
+    // A socket that has left the room does not receive the events that were missed there.
     early.socket().leave("a");
     log.keep(8, 8);
     log.gap();
@@ -799,7 +799,7 @@ async fn a_follower_goes_on_when_the_log_has_lost_its_data_and_its_ids_fall() {
     (101..=102).for_each(|id| log.keep(id, id));
     let mut late = log.follow(None).await;
     let mut early = log.follow(Some(101)).await;
-    // What was published before it joined may still arrive.
+    // An event that was published before it joined may still arrive.
     log.arrives(102, 102);
     log.publish(103, 103);
     log.bus.lose();

@@ -15,7 +15,7 @@ use support::{
 };
 use tokio::sync::mpsc;
 
-/// What the reply to a CONNECT has.
+/// The content of the reply to a CONNECT.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Reply {
     sid: String,

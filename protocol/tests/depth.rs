@@ -1,4 +1,4 @@
-//! What one node writes, a node with the same limit on depth reads.
+//! A message that one node writes, a node with the same limit on depth reads.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

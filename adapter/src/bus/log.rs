@@ -54,7 +54,7 @@ pub trait Log: Send + Sync + 'static {
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;
 }
 
-/// What a namespace keeps.
+/// The logs that a namespace keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogLimits {
     /// Of each room.
@@ -117,7 +117,7 @@ impl JournalEntry {
     }
 }
 
-/// What was read of a journal.
+/// A page of a journal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JournalPage {
     /// The entries, the oldest first.

@@ -38,7 +38,7 @@ pub struct Session {
     pub pid: Box<str>,
     /// The owner's token, of [`Session::OWNER`] ASCII characters.
     pub owner: Box<str>,
-    /// What is kept.
+    /// The stored value.
     pub value: Bytes,
     /// How long it is kept.
     pub life: Duration,
@@ -49,7 +49,7 @@ pub struct Session {
 pub struct Taken {
     /// The token of the owner from whom it was taken.
     pub owner: Box<str>,
-    /// What is kept.
+    /// The stored value.
     pub value: Bytes,
 }
 

@@ -244,7 +244,7 @@ struct Reading {
     stream: Box<str>,
 }
 
-/// What a script has read.
+/// The result of a script that reads.
 struct RawPage<'a> {
     /// Redis's time, in milliseconds since 1970.
     now: u64,

@@ -112,7 +112,7 @@ impl Sessions for RedisSessions {
     }
 }
 
-/// What is stored of a session.
+/// The stored form of a session.
 fn text(session: &Session) -> Vec<u8> {
     debug_assert_eq!(session.owner.len(), Session::OWNER);
     [session.owner.as_bytes(), &session.value].concat()

@@ -179,7 +179,7 @@ async fn a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest(fa
     }
     let kept = numbers(&read(&log, Page::After(0), 999).await);
     assert_eq!(kept.last(), Some(&99));
-    // What is too much may be removed a few broadcasts later.
+    // Entries beyond the limit may be removed a few broadcasts later.
     assert!((15..=20 + 16).contains(&kept.len()), "{kept:?}");
     for number in 100..120 {
         emit(number, 30_000).await;

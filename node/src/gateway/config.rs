@@ -508,7 +508,7 @@ impl Config {
             .or_else(|| by_default.then(HistoryLimits::default))
     }
 
-    /// What a namespace keeps of all its broadcasts, if it keeps anything.
+    /// The limits of the journal of a namespace, if it keeps one.
     pub(crate) fn journal(&self, name: &str) -> Option<JournalLimits> {
         let sections = &self.settings.namespaces;
         let section = sections.get(&NamespaceName(name.to_owned()))?;

@@ -34,7 +34,7 @@ pub(crate) struct Parts {
     pub(crate) pakyow: Option<Arc<Pakyow>>,
     /// The limits of the log of events that are published into rooms.
     pub(crate) history: Option<HistoryLimits>,
-    /// What is kept of all broadcasts.
+    /// The limits of the journal.
     pub(crate) journal: Option<JournalLimits>,
     /// Whether clients can come back to their session.
     pub(crate) recovery: Option<Recovery>,

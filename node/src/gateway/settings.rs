@@ -69,7 +69,7 @@ send = ["room:*", "team:{team}"]
 history = []
 presence = ["room:*"]
 
-# What is kept of the events that are published into each room of the namespace. Without this table,
+# Limits of the log of the events that are published into each room of the namespace. Without this table,
 # namespaces to which a door leads have it with these values.
 [namespaces."/chat".history]
 messages = 1000

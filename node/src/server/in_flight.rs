@@ -64,10 +64,10 @@ pub(super) enum Task {
     },
 }
 
-/// What was decided about a client that may connect.
+/// The decision about a client that may connect.
 #[derive(Default)]
 pub(super) struct Admitted {
-    /// What becomes the socket's data.
+    /// The value that becomes the socket's data.
     pub(super) data: Option<Arc<dyn Data>>,
     /// The session that the client goes on with.
     pub(super) restored: Option<Box<Restored>>,

@@ -62,7 +62,7 @@ pub(super) struct Journal {
     state: Mutex<State>,
     /// Notified when the chain has grown, or has got its beginning.
     grown: Notify,
-    /// What lies before the tail, as it was read last.
+    /// The entries before the tail, as they were read last.
     earlier: AsyncMutex<Option<Earlier>>,
     has_tail: bool,
 }
@@ -112,7 +112,7 @@ struct Earlier {
     until: u64,
 }
 
-/// What a broadcast is to the chain.
+/// The relation of a broadcast to the chain.
 #[derive(Debug, PartialEq, Eq)]
 enum Link {
     Next,
@@ -126,7 +126,7 @@ enum Link {
 enum Step {
     More,
     Done,
-    /// What comes next is not kept any more.
+    /// The next entry is not kept any more.
     Broken,
 }
 
@@ -152,7 +152,7 @@ impl Offset {
     }
 }
 
-/// What clients keep and send back.
+/// The offset that clients keep and send back.
 impl std::fmt::Display for Offset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.id, self.time)
@@ -233,7 +233,7 @@ impl State {
         }
     }
 
-    /// What was delivered after this place, of `earlier` and of the tail. `None` if a link is missing
+    /// The broadcasts that were delivered after this place, of `earlier` and of the tail. `None` if a link is missing
     /// between them.
     pub(super) fn after(&self, from: Offset, earlier: &[Arc<Kept>]) -> Option<Vec<Arc<Kept>>> {
         let last = self.last?;
@@ -487,7 +487,7 @@ impl Journal {
                         .last
                         .is_some_and(|last| position.time == last_time && position.id > last.id);
                 if is_later && state.link(&position) != Link::Known {
-                    // Whatever comes next continues this one.
+                    // The next broadcast continues this one.
                     state.last = None;
                     namespace.take_link(self, &mut state, link);
                 }
@@ -532,7 +532,7 @@ struct Stored {
     broadcast: Option<Broadcast>,
 }
 
-/// What was read, in the order of the journal.
+/// The entries that were read, in the order of the journal.
 fn links(page: JournalPage) -> Vec<Stored> {
     let read = page.entries.into_iter().map(|entry| Stored {
         position: entry.position,
@@ -547,7 +547,7 @@ fn links(page: JournalPage) -> Vec<Stored> {
     links
 }
 
-/// What is delivered.
+/// The broadcast to deliver.
 pub(super) struct Broadcast {
     position: Position,
     target: Target,

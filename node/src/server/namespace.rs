@@ -51,7 +51,7 @@ pub(crate) struct Handlers {
     pub(crate) fallback: Option<Listener>,
     /// The limits of the log of published messages. `None`: nothing can be published.
     pub(crate) history: Option<HistoryLimits>,
-    /// What is kept of all broadcasts.
+    /// The limits of the journal.
     pub(crate) journal: Option<JournalLimits>,
     /// Whether clients can come back.
     pub(crate) recovery: Option<Recovery>,

@@ -97,7 +97,7 @@ pub(super) struct LiveRecovery {
     returns: Arc<Returns>,
 }
 
-/// What a socket has in a namespace with recovery.
+/// The state of a socket in a namespace with recovery.
 pub(crate) struct Recoverable {
     /// The secret name of the session.
     pid: Box<str>,
@@ -136,7 +136,7 @@ impl Record {
     }
 }
 
-/// What a client sends to come back.
+/// The credentials that a client sends to come back.
 #[derive(Deserialize)]
 struct Credentials {
     pid: Box<str>,
@@ -150,13 +150,13 @@ pub(super) struct Restored {
     /// The token of the socket that will have the session.
     owner: Box<str>,
     from: Offset,
-    /// What the tail of the journal did not have.
+    /// The entries that the tail of the journal did not have.
     earlier: Vec<Arc<Kept>>,
     /// Nobody else goes on with the session on this node meanwhile.
     turn: returns::Return,
 }
 
-/// What has become of a CONNECT that may name a session.
+/// The outcome of a CONNECT that may name a session.
 pub(super) enum Restoring {
     /// The client goes on with its session.
     Taken(Box<Restored>),
@@ -345,7 +345,7 @@ fn comes_back(reason: DisconnectReason) -> bool {
 }
 
 impl LiveNamespace {
-    /// What a new socket has, if clients of this revision can come back.
+    /// The session of a new socket, if clients of this revision can come back.
     pub(super) fn recoverable(&self, revision: Revision) -> Option<Box<Recoverable>> {
         self.recovery.as_ref()?;
         if revision != Revision::V4 {

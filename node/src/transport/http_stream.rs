@@ -39,7 +39,7 @@ pub(super) struct HttpStream {
     handoff: Handoff,
     /// The head of the response that switches protocols.
     kept: Vec<u8>,
-    /// What is to be read before anything else.
+    /// The bytes that are read before all others.
     unread: Vec<u8>,
     /// What is left to be written of a refusal that took the place of hyper's.
     refusal: Vec<u8>,

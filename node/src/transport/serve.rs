@@ -280,7 +280,7 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
     handoff.finish().await;
 }
 
-/// What hyper hands the requests of a connection to.
+/// The service that receives a connection's requests from hyper.
 fn service(
     app: Router,
     engine: &Engine,

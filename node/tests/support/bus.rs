@@ -31,11 +31,11 @@ struct State {
     /// Retiring and closing never come to an end.
     hangs: bool,
     gauges: Vec<prometheus::IntGauge>,
-    /// What is kept of all rooms.
+    /// The events of all rooms.
     entries: Mutex<Vec<HistoryEntry>>,
     /// Logs cannot be read.
     is_unreadable: Mutex<bool>,
-    /// What is kept of all broadcasts.
+    /// The broadcasts of the journal.
     journal: Mutex<Vec<JournalEntry>>,
 }
 

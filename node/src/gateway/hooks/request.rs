@@ -150,7 +150,7 @@ impl Selection {
     }
 }
 
-/// What the gateway keeps of a socket. A namespace without tokens or hooks that decide keeps nothing.
+/// The gateway's data of a socket. A namespace without tokens or hooks that decide keeps nothing.
 fn data(socket: &Socket) -> Arc<SocketData> {
     socket.data().unwrap_or_default()
 }

@@ -255,7 +255,7 @@ async fn sweep(idle: Weak<Idle>, part: Duration) {
 
 struct Connection {
     stream: TcpStream,
-    /// What has arrived since the last request.
+    /// The bytes that have arrived since the last request.
     received: Vec<u8>,
 }
 

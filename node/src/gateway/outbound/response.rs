@@ -231,7 +231,7 @@ struct Chunks {
     data: Vec<u8>,
 }
 
-/// What comes next of a body in chunks.
+/// The next part of a body in chunks.
 #[derive(Debug, Default, Clone, Copy)]
 enum Next {
     #[default]

@@ -364,7 +364,7 @@ impl Service {
             }
             // The Python SDK changes an object by POST.
             Method::PATCH | Method::PUT | Method::POST => {
-                // Before the fields are looked at, as the original does.
+                // The rights are checked before the fields, as in the original.
                 object.check(caller, Permission::Write)?;
                 let changes = own_fields(class, &call.fields?);
                 let place = (class_name, id);
