@@ -90,7 +90,7 @@ test("the subscriptions of a node that dies, and of a pair that never connects, 
   await connected(other);
   await call(node, "subscribe", { channels: ["news"], digest: digestOf("nobody", "k") });
   await other.kill();
-  assert.deepEqual(await push(node, 1, "news"), {}, "nobody is said to have heard it");
+  assert.deepEqual(await push(node, 1, "news"), {}, "the response names no listener");
   await until("the end of the subscriptions", async () => (await subscriptions(redis)).length === 0, PATIENCE);
   const again = await connected(node);
   await push(node, 2, "news");
@@ -183,7 +183,7 @@ test("nodes honour what processes of Pakyow write into their registry and publis
   const [client, twin] = [await connected(node), await connected(other)];
   const messages = ["text", [1, { key: "x" }], { key: DIGEST, channel: "chat", message: 1 }, null];
   for (const message of messages) await process.push(message, "news");
-  // What is no JSON, or another digest's, is ignored.
+  // Text that is not JSON is ignored, and so are messages of another digest.
   for (const text of ["{", "1,2", '1,"channel":"chat"},{"payload":2', ""]) await process.publish("news", text);
   await process.publish(`pw:socket:${DIGEST}`, JSON.stringify({ key: "0".repeat(40), channel: "own", message: 1 }));
   await process.publish(`pw:socket:${DIGEST}`, "[]");

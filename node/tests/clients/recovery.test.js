@@ -184,7 +184,7 @@ describe("recovery", { timeout: 300_000 }, () => {
       client.io.engine.close();
       await until("the client to be sent away", async () => (await node.metric(UNAVAILABLE)) > 0, PATIENCE);
       assert.equal(client.connected, false);
-      // Whoever has no session does not wait.
+      // A client without a session does not wait.
       const fresh = io(node.url, { forceNew: true, transports: ["websocket"] });
       clients.push(fresh);
       await until("a new client to connect", () => fresh.connected, PATIENCE);
