@@ -59,6 +59,24 @@ pub trait Bus: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Returns the other node whose ids begin with this tag, if it states an address and was alive when
+    /// nodes were last read. Must not block.
+    fn find_peer(&self, _tag: &str) -> Option<Peer> {
+        None
+    }
+
+    /// Reads the nodes anew, for a tag that [`find_peer`](Self::find_peer) does not know. Resolves once
+    /// all that were in the cluster at the time of the call are known, or cannot be read.
+    fn read_peers(&self) -> BusFuture<()> {
+        Box::pin(ready(()))
+    }
+
+    /// Returns the time of the cluster since 1970. All nodes have the same, whatever the clocks of their
+    /// hosts. `None` if it is not known.
+    fn time(&self) -> Option<Duration> {
+        None
+    }
+
     /// Calls `f` whenever this node may have missed messages. `f` must not block.
     fn on_gap(&self, _f: Box<dyn Fn(&Gap) + Send + Sync>) {}
 
@@ -207,6 +225,15 @@ pub struct Gap {
     pub from: SystemTime,
     /// Every message that is published after arrives.
     pub to: SystemTime,
+}
+
+/// Another node of the cluster, and where it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The node.
+    pub node: NodeId,
+    /// Its address as it states it: see [`RedisConfig::address`](crate::RedisConfig::address).
+    pub address: Arc<str>,
 }
 
 /// Whether messages reach a node.

@@ -23,8 +23,8 @@ mod watch;
 pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{
     Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, HistoryEntry, HistoryLimits,
-    JournalEntry, JournalLimits, JournalPage, Listener, Log, LogLimits, Page, Progress, Published,
-    Session, Sessions, Taken, Tracking,
+    JournalEntry, JournalLimits, JournalPage, Listener, Log, LogLimits, Page, Peer, Progress,
+    Published, Session, Sessions, Taken, Tracking,
 };
 pub use member::Member;
 pub use memory_bus::MemoryBus;

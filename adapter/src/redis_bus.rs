@@ -22,6 +22,7 @@ mod membership;
 mod metrics;
 mod node_js;
 mod outgoing;
+mod peers;
 mod questions;
 mod reply;
 mod script;
@@ -68,8 +69,8 @@ use self::{
 };
 use crate::{
     bus::{
-        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Log, LogLimits, Published,
-        Sessions, Tracking,
+        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Log, LogLimits, Peer,
+        Published, Sessions, Tracking,
     },
     subscriber::{Sink, SubscriberEvent, SubscriberState},
 };
@@ -123,6 +124,20 @@ impl Bus for RedisBus {
     fn nodes(&self) -> Vec<NodeId> {
         let leases = self.core.membership.leases();
         leases.alive_nodes().cloned().collect()
+    }
+
+    fn find_peer(&self, tag: &str) -> Option<Peer> {
+        self.core.membership.peers.find(tag)
+    }
+
+    fn read_peers(&self) -> BusFuture<()> {
+        let membership = Arc::clone(&self.core.membership);
+        Box::pin(async move { membership.peers.refresh(&membership).await })
+    }
+
+    /// That of Redis, as of the last renewal of this node's lease, and what has gone by since.
+    fn time(&self) -> Option<Duration> {
+        self.core.membership.time()
     }
 
     fn on_gap(&self, f: GapHandler) {

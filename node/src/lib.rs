@@ -79,10 +79,11 @@ pub use roomcast_protocol::{
 };
 pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
-    Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, Handler, HandlerError,
-    HandlerResult, History, HistoryError, JoinFromError, Namespace, Observation, Observer, Outcome,
-    Parser, PublishError, Recovery, Refused, RemoteSocket, Reply, RoomChange, RoomChanges, Serve,
-    Server, ServerAnswers, Socket, SocketOperator, State, place, shutdown_signal, way,
+    Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, ForeignRequest, Handler,
+    HandlerError, HandlerResult, History, HistoryError, JoinFromError, Namespace, Observation,
+    Observer, Outcome, Parser, PublishError, Recovery, Refused, RemoteSocket, Reply, RoomChange,
+    RoomChanges, Serve, Server, ServerAnswers, Socket, SocketOperator, State, place,
+    shutdown_signal, way,
 };
 pub use transport::{
     client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},
@@ -118,7 +119,7 @@ pub mod bus {
     pub use roomcast_adapter::subscriber;
     pub use roomcast_adapter::{
         Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, JournalEntry,
-        JournalPage, Listener, Log, LogLimits, Page, Position, Progress, Published, Question,
+        JournalPage, Listener, Log, LogLimits, Page, Peer, Position, Progress, Published, Question,
         Session, Sessions, Tracking,
     };
     pub use roomcast_protocol::{

@@ -45,6 +45,9 @@ pub struct RedisConfig {
     /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is unavailable. With
     /// `false` the bus starts all the same and is interrupted until Redis is there. Default true.
     pub is_required: bool,
+    /// Where other nodes reach this one, such as `10.0.0.7:3002`: see
+    /// [`Bus::find_peer`](crate::Bus::find_peer). Visible ASCII, stated with the node's lease. Default: none.
+    pub address: Option<String>,
 }
 
 /// How messages to the private rooms of this node's sockets reach it.
@@ -76,6 +79,7 @@ impl RedisConfig {
             probe_timeout: Duration::from_secs(5),
             json_depth: DEFAULT_DEPTH,
             is_required: true,
+            address: None,
         }
     }
 }

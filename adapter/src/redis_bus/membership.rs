@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use super::{
     metrics::{MembershipMetrics, gauge},
     outgoing::Outgoing,
+    peers::{self, Peers},
 };
 
 /// How long the lease of a node that vanished is kept. When a host loses its power or its network,
@@ -52,7 +53,10 @@ pub(super) struct Membership {
     outgoing: Arc<Outgoing>,
     /// What all nodes have to agree on: dialect and parser.
     settings: Box<str>,
+    /// Where this node is reached.
+    address: Option<Box<str>>,
     state: Mutex<State>,
+    pub(super) peers: Peers,
     metrics: MembershipMetrics,
 }
 
@@ -104,12 +108,15 @@ impl Membership {
     pub(super) fn new(
         outgoing: Arc<Outgoing>,
         settings: Box<str>,
+        address: Option<&str>,
         metrics: MembershipMetrics,
     ) -> Self {
         Self {
             outgoing,
             settings,
+            address: address.map(Into::into),
             state: Mutex::default(),
+            peers: Peers::default(),
             metrics,
         }
     }
@@ -186,6 +193,11 @@ impl Membership {
         self.metrics.nodes.set(gauge(leases.alive()));
         if let Some(clock) = clock {
             self.compare_settings(&held, clock.millis);
+            if self.address.is_some() {
+                let stated = stated(&held, clock.millis);
+                self.peers
+                    .replace(self.node(), stated.map(|(_, rest)| rest));
+            }
         }
         let reading = clock.map(|clock| Reading {
             now: clock.millis,
@@ -244,7 +256,8 @@ impl Membership {
 
     /// What this node puts beside its lease.
     fn stated(&self) -> String {
-        format!("{SETTINGS}{}:{}", self.settings, self.node())
+        let node = peers::stated(self.node(), self.address.as_deref());
+        format!("{SETTINGS}{}:{node}", self.settings)
     }
 
     /// Returns why this node is not ready, if others have other settings. Nodes of different settings
@@ -259,15 +272,12 @@ impl Membership {
     fn compare_settings(&self, held: &Value, now: u64) {
         let mut others = HashMap::<&str, usize>::new();
         let (mut own, mut disagreeing) = (0, 0);
-        for (name, end) in entries(held) {
-            let stated = name.strip_prefix(SETTINGS).filter(|_| end > now);
-            match stated.and_then(|stated| stated.split_once(':')) {
-                Some((settings, _)) if settings == &*self.settings => own += 1,
-                Some((settings, _)) => {
-                    *others.entry(settings).or_default() += 1;
-                    disagreeing += 1;
-                }
-                None => {}
+        for (settings, _) in stated(held, now) {
+            if settings == &*self.settings {
+                own += 1;
+            } else {
+                *others.entry(settings).or_default() += 1;
+                disagreeing += 1;
             }
         }
         self.metrics.disagreeing.set(gauge(disagreeing));
@@ -307,6 +317,12 @@ impl Membership {
                 "a node answers and has no lease here: does its Redis URL name another database?"
             );
         }
+    }
+
+    /// Returns the time of Redis's clock.
+    pub(super) fn time(&self) -> Option<Duration> {
+        let clock = self.state.lock().clock?;
+        Some(Duration::from_millis(clock.now(Instant::now())))
     }
 
     /// Returns the name of this node.
@@ -366,6 +382,14 @@ impl Reading {
 fn entries(held: &Value) -> impl Iterator<Item = (&str, u64)> {
     let pairs = held.pairs().unwrap_or_default().into_iter();
     pairs.filter_map(|(name, time)| Some((name.text()?, time.number()? as u64)))
+}
+
+/// What nodes with a valid lease state: their settings, and what follows these.
+fn stated(held: &Value, now: u64) -> impl Iterator<Item = (&str, &str)> {
+    entries(held).filter_map(move |(name, end)| {
+        let stated = name.strip_prefix(SETTINGS).filter(|_| end > now);
+        stated?.split_once(':')
+    })
 }
 
 /// What nodes have to agree on, in one word.

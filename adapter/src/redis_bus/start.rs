@@ -202,6 +202,7 @@ impl Core {
         let membership = Arc::new(Membership::new(
             Arc::clone(&outgoing),
             membership::settings(config.dialect, config.parser),
+            config.address.as_deref(),
             membership,
         ));
         let gaps = Arc::new(Gaps::new(GapMetrics::new(&mut series)));

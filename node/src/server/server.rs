@@ -194,8 +194,11 @@ impl Server {
     /// keeps its own routes and layers. Its HTTP limits and deadlines are its own, too, unless
     /// [`serve`](Self::serve) runs it.
     pub fn router(&self) -> Router {
-        let acceptor: Arc<dyn Acceptor> = Arc::new(AcceptInto(Arc::clone(&self.0)));
-        Routes::new(Arc::clone(&self.0.engine), acceptor).router()
+        Routes::new(Arc::clone(&self.0.engine), self.acceptor()).router()
+    }
+
+    pub(super) fn acceptor(&self) -> Arc<dyn Acceptor> {
+        Arc::new(AcceptInto(Arc::clone(&self.0)))
     }
 
     /// Serves an application, usually with [`router`](Self::router) merged into it. Applies the

@@ -12,14 +12,15 @@ use std::{
     hash::{BuildHasher, RandomState},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use axum::extract::ConnectInfo;
-use http::{Extensions, HeaderMap};
+use axum::{body::Body, extract::ConnectInfo};
+use futures_util::future::BoxFuture;
+use http::{Extensions, HeaderMap, Request, Response};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -74,7 +75,14 @@ pub(crate) struct Engine {
     has_named_proxy: AtomicBool,
     phase: watch::Sender<Phase>,
     empty: Notify,
+    /// Takes requests of sessions that this server does not have.
+    pub(crate) relay: OnceLock<Relay>,
 }
+
+/// Passes on a request of a session whose id begins with this tag of another node, and resolves to the
+/// response. `None` if the session is gone.
+pub(crate) type Relay =
+    Box<dyn Fn(&str, Request<Body>) -> BoxFuture<'static, Option<Response<Body>>> + Send + Sync>;
 
 /// The phases of a server's life, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,6 +145,7 @@ impl Engine {
             has_named_proxy: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Accepting),
             empty: Notify::new(),
+            relay: OnceLock::new(),
         }
     }
 

@@ -8,8 +8,9 @@
 //! no sid ──▶ handshake ──┬─ polling ───▶ a new session; its open packet is the first poll's body
 //!                        └─ websocket ─▶ 101, then a new session
 //! sid ─────▶ existing ───┬─ GET ───────▶ poll
-//!                        ├─ POST ──────▶ body to the driver's inbox, "ok"
-//!                        └─ upgrade ───▶ 101, then a probe
+//!    │                   ├─ POST ──────▶ body to the driver's inbox, "ok"
+//!    │                   └─ upgrade ───▶ 101, then a probe
+//!    └─────▶ of another node ──────────▶ relay, which brings the response
 //! ```
 
 use std::{borrow::Cow, io::Write as _, sync::Arc};
@@ -50,11 +51,26 @@ use roomcast_protocol::engine_io::{
 pub(crate) struct Routes {
     engine: Arc<Engine>,
     acceptor: Arc<dyn Acceptor>,
+    /// The requests come from other nodes, which have received them from clients.
+    is_relayed: bool,
 }
 
 impl Routes {
     pub(crate) fn new(engine: Arc<Engine>, acceptor: Arc<dyn Acceptor>) -> Self {
-        Self { engine, acceptor }
+        Self {
+            engine,
+            acceptor,
+            is_relayed: false,
+        }
+    }
+
+    /// The routes for requests that other nodes relay. They open no session and relay nothing, and leave
+    /// to the other node what concerns all of its responses.
+    pub(crate) fn of_relayed(engine: Arc<Engine>, acceptor: Arc<dyn Acceptor>) -> Self {
+        Self {
+            is_relayed: true,
+            ..Self::new(engine, acceptor)
+        }
     }
 
     /// The path with and without a slash at the end, and anything below it, as Node matches it.
@@ -77,6 +93,10 @@ impl Routes {
     }
 
     async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        if self.is_relayed {
+            let dispatched = self.dispatch(request).await;
+            return dispatched.unwrap_or_else(|refused| self.refuse(&refused));
+        }
         let cors = self.engine.config.cors.as_ref();
         let origin = Cors::origin(request.headers());
         let mut response = match cors {
@@ -127,12 +147,14 @@ impl Routes {
         }
         let upgrade = is_upgrade(request.headers());
         if let Some(sid) = &query.sid {
-            let connection = self
-                .engine
-                .find(sid)
-                .ok_or(HandshakeError::SessionUnknown)?;
+            let Some(connection) = self.engine.find(sid) else {
+                return self.relay(sid, request).await;
+            };
             let upgrade = upgrade.then_some(query.b64);
             return self.existing(request, transport, upgrade, connection).await;
+        }
+        if self.is_relayed {
+            return Err(HandshakeError::BadRequest.into());
         }
         if request.method() != Method::GET {
             return Err(HandshakeError::BadHandshakeMethod.into());
@@ -141,6 +163,15 @@ impl Routes {
             return Err(HandshakeError::BadRequest.into());
         }
         self.handshake(request, &query, transport).await
+    }
+
+    /// Passes on a request of a session that another node may have.
+    async fn relay(&self, sid: &str, request: Request<Body>) -> Result<Response<Body>, Refused> {
+        let relay = self.engine.relay.get().filter(|_| !self.is_relayed);
+        let foreign = relay.zip(self.engine.ids.foreign_tag(sid));
+        let (relay, tag) = foreign.ok_or(HandshakeError::SessionUnknown)?;
+        let response = relay(tag, request).await;
+        response.ok_or_else(|| HandshakeError::SessionUnknown.into())
     }
 
     async fn handshake(
