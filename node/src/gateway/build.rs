@@ -68,6 +68,8 @@ pub(crate) struct Defined<'a> {
     /// The demo's page, if there is one.
     pub(crate) demo: Option<&'a Arc<Demo>>,
     pub(crate) pakyow: Option<&'a Arc<Pakyow>>,
+    /// Where other nodes reach this one, if requests are relayed.
+    pub(crate) address: Option<&'a str>,
 }
 
 /// Builds the server that the configuration describes.
@@ -77,6 +79,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         view,
         demo,
         pakyow,
+        address,
     } = parts;
     let Protocol { transports, .. } = &config.protocol;
     let mut builder = Server::builder()
@@ -106,7 +109,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     if config.protocol.parser == PacketParser::Msgpack {
         builder = builder.parser(Parser::Msgpack);
     }
-    if let Some(redis) = cluster::redis(&config.redis, &config.cluster) {
+    if let Some(mut redis) = cluster::redis(&config.redis, &config.cluster) {
+        redis.address = address.map(str::to_owned);
         builder = builder.redis_with(redis);
     }
     if let Some(files) = &config.protocol.bundles.client_files.0 {

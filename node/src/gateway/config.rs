@@ -23,7 +23,8 @@ use super::{
     log_client::ClientName,
     logging::LogFormat,
     options,
-    redis::RedisOptions,
+    redis::{RedisOptions, RedisSetting},
+    relay::RelayOptions,
     settings::{
         File, FileError, HistorySettings, JournalSettings, NamespaceName, RecoverySettings,
         Settings,
@@ -138,6 +139,8 @@ pub(crate) struct Config {
     pub(crate) redis: RedisOptions,
     #[command(flatten)]
     pub(crate) cluster: ClusterOptions,
+    #[command(flatten)]
+    pub(crate) relay: RelayOptions,
     #[command(flatten)]
     pub(crate) operation: Operation,
     #[cfg(feature = "otlp")]
@@ -562,6 +565,7 @@ impl Config {
                 let is_served = |name: &str| served.contains_key(name);
                 self.settings.presence.check(is_served)?;
                 self.settings.doors.fits(self)?;
+                self.relay.check(self.redis.redis != RedisSetting::Off)?;
                 cluster::check(&self.cluster)
             }
         }

@@ -129,13 +129,25 @@ pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::E
         let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
         error.insert(ContextKind::Suggested, tips);
     }
-    if option.is_some_and(Arg::is_hide_env_values_set)
+    if let Some(option) = option
         && let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
     {
-        let shown = ContextValue::String(without_secrets(value));
+        let shown = ContextValue::String(shown(option, value));
         error.insert(ContextKind::InvalidValue, shown);
     }
     error
+}
+
+/// The value of an option as it may be shown: a key not at all, a URL without its secrets.
+pub(super) fn shown(option: &Arg, value: &str) -> String {
+    let is_key = option
+        .get_value_names()
+        .is_some_and(|names| names == ["KEY"]);
+    match option.is_hide_env_values_set() {
+        true if is_key && value != "off" => "…".to_owned(),
+        true => without_secrets(value),
+        false => value.to_owned(),
+    }
 }
 
 /// Removes the login and the query from a URL, because both may contain passwords and errors end up in

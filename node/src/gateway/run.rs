@@ -52,6 +52,7 @@ use super::{
     logging::Log,
     notify::Notify,
     presence::Presence,
+    relay::Relay,
     reload::{Reload, Reloadable},
     tls::PublicTls,
     values::Workers,
@@ -90,6 +91,8 @@ pub(crate) enum RunError {
     Hooks(String),
     #[error("{0}")]
     Doors(String),
+    #[error("{0}")]
+    Relay(String),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
     #[error("{0} (set with --trusted-proxies or ROOMCAST_TRUSTED_PROXIES)")]
@@ -147,6 +150,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let hooks = hooks.map_err(RunError::Hooks)?;
     let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref(), &hooks);
     let syncano = syncano.map_err(RunError::Doors)?;
+    let relay = relay(&config)?;
     let view = View::new(dialect(&config));
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
@@ -158,6 +162,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         view: &view,
         demo: demo.as_ref(),
         pakyow: pakyow.as_ref(),
+        address: relay.as_ref().map(Relay::address),
     };
     let built = tokio::select! {
         built = build_when_possible(&config, &parts, &health) => built,
@@ -174,6 +179,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         followed,
         presence,
     } = built?;
+    let relaying = relay
+        .map(|relay| relay.start(&config, &server))
+        .transpose()?;
     presence.start(&server).map_err(io::Error::other)?;
     hooks.started(&server).map_err(io::Error::other)?;
     followed.set(&server, &config.operation.log_client);
@@ -249,6 +257,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     };
     let close = async || {
         drop(stop);
+        if let Some(relaying) = &relaying {
+            relaying.closing();
+        }
         hooks.stopping();
         server.close().await;
         hooks.flush().await;
@@ -274,10 +285,24 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         operation.drain_timeout.0,
     )
     .await?;
+    if let Some(relaying) = relaying {
+        relaying.end().await;
+    }
     #[cfg(feature = "otlp")]
     traces.end().await;
     info!("stopped");
     Ok(())
+}
+
+/// The listener for requests that other nodes relay, if the cluster has a key.
+fn relay(config: &Config) -> Result<Option<Relay>, RunError> {
+    if config.relay.cluster_key.0.is_empty() {
+        return Ok(None);
+    }
+    let listener = bind(config.relay.relay_listen, RELAY_LISTEN)?;
+    Relay::new(config, listener)
+        .map(Some)
+        .map_err(RunError::Relay)
 }
 
 /// The door for Pakyow's clients, if it is open.
@@ -464,6 +489,8 @@ type Setting = (&'static str, &'static str);
 const LISTEN: Setting = ("--listen", "ROOMCAST_LISTEN");
 
 const INTERNAL_LISTEN: Setting = ("--internal-listen", "ROOMCAST_INTERNAL_LISTEN");
+
+const RELAY_LISTEN: Setting = ("--relay-listen", "ROOMCAST_RELAY_LISTEN");
 
 const API_LISTEN: Setting = ("listen in the section [api]", "the file of --config");
 

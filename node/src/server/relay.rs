@@ -13,7 +13,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::{Request, Response};
-use roomcast_adapter::{Bus, NodeId};
+use roomcast_adapter::NodeId;
 
 use super::server::Server;
 use crate::transport::routes::Routes;

@@ -39,12 +39,13 @@ use tokio::{
 
 use super::{
     breaker::{Breaker, Change, Passed},
-    metrics::{LineLimit, Metrics},
+    metrics::Metrics,
     request::Selection,
     settings::{Settings, Target},
     signature::{self, Secret},
 };
 use crate::gateway::{
+    line_limit::LineLimit,
     operations::{self, Operation, Problem},
     outbound::{self, Http1Client, Versions},
     traces::{self, Span},

@@ -1,18 +1,9 @@
-//! The series of the hooks, and log lines that cannot flood the log.
-
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+//! The series of the hooks.
 
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::Collector,
 };
-use tokio::time::sleep;
 
 /// Bounds of the response time, in seconds.
 const BUCKETS: &[f64] = &[
@@ -122,52 +113,5 @@ impl Metrics {
             Box::new(self.store_failures.clone()),
         ];
         all.into_iter().try_for_each(|one| registry.register(one))
-    }
-}
-
-/// Lets one log line per second pass and counts those that it leaves out.
-#[derive(Clone, Default)]
-pub(super) struct LineLimit(Arc<Lines>);
-
-#[derive(Default)]
-struct Lines {
-    is_quiet: AtomicBool,
-    left_out: AtomicU64,
-}
-
-impl LineLimit {
-    /// Returns how many lines were left out since the last one, or `None` if this one is, too.
-    pub(super) fn pass(&self) -> Option<u64> {
-        if self.0.is_quiet.swap(true, Ordering::Relaxed) {
-            self.0.left_out.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        let lines = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            sleep(Duration::from_secs(1)).await;
-            lines.is_quiet.store(false, Ordering::Relaxed);
-        });
-        Some(self.0.left_out.swap(0, Ordering::Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn lines_are_limited_and_those_left_out_are_counted() {
-        let limit = LineLimit::default();
-        assert_eq!(limit.pass(), Some(0));
-        let mut tried = 0;
-        let left_out = loop {
-            match limit.pass() {
-                Some(left_out) => break left_out,
-                None => tried += 1,
-            }
-            sleep(Duration::from_millis(20)).await;
-        };
-        assert!(tried > 0);
-        assert_eq!(left_out, tried);
     }
 }

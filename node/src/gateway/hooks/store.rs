@@ -41,7 +41,8 @@ use tokio::{
 };
 
 pub(super) use self::rooms::{Kind, Update};
-use super::metrics::{LineLimit, Metrics};
+use super::metrics::Metrics;
+use crate::gateway::line_limit::LineLimit;
 
 /// The most records of a node. The next ones are not stored.
 const MAX_RECORDS: usize = 200_000;

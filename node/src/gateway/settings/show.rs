@@ -9,7 +9,7 @@ use toml::{Spanned, Table, Value, de::DeTable};
 use super::{SECTIONS, file::key_of};
 use crate::gateway::{
     config::{Config, ValueOrigin, serve_options},
-    options::{variable, without_secrets},
+    options::{shown, variable, without_secrets},
 };
 
 /// Shown instead of a secret.
@@ -70,11 +70,7 @@ pub(crate) fn show(config: &Config) -> String {
             ValueOrigin::Environment => variable(flag),
             ValueOrigin::Flag => format!("--{flag}"),
         };
-        let shown = if option.is_hide_env_values_set() {
-            without_secrets(&value.text)
-        } else {
-            value.text.clone()
-        };
+        let shown = shown(&option, &value.text);
         text.push_str(&format!(
             "{key} = {} # {origin}\n",
             toml_value(&option, &shown)

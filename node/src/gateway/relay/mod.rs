@@ -1,0 +1,159 @@
+//! The relay: any node accepts any request, so a balancer needs no sticky sessions.
+//!
+//! ```text
+//! client ─▶ balancer ─▶ node A ── session of B ──▶ A: sender ─── HTTP, signed ───▶ B: receiver ─▶ session
+//!                         ◀───────────────────────────────── response, streamed ──────────┘
+//! ```
+//!
+//! The id of a session begins with the tag of its owner; the owner's lease in Redis has the address of its
+//! relay listener. That is a listener of its own and not the internal port, because the internal port has one
+//! thread, on which polls of a whole cluster would delay probes and metrics, and because an operator should
+//! not have to open metrics, API and drain to other hosts.
+//!
+//! - `key` signs requests: method, path, digest of the body, time, and the names of both nodes.
+//! - `window` refuses requests that were received before.
+//! - `sender` passes requests on, within limits of number, bytes and time.
+//! - `receiver` verifies them before a byte of a body is kept.
+//!
+//! If the owner cannot be reached, has ended or refuses the relay, the client gets the error that makes it
+//! open a new session. A request is never relayed twice, because `Server::relayed_router` relays nothing.
+
+mod key;
+mod metrics;
+mod options;
+mod pipe;
+mod receiver;
+mod sender;
+mod window;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use roomcast::Server;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+pub(crate) use self::options::RelayOptions;
+use self::{key::Keys, metrics::Metrics, receiver::Receiver, sender::Sender};
+use super::config::Config;
+
+/// Beside the time between two pings: the owner and the network may be slow.
+const SLACK: Duration = Duration::from_secs(10);
+
+/// How long the listener may take to end after the server has closed.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The listener for other nodes, before there is a server.
+pub(crate) struct Relay {
+    keys: Arc<Keys>,
+    listener: TcpListener,
+    address: String,
+}
+
+/// The limits of what one node relays.
+#[derive(Clone, Copy, Debug)]
+struct RelayLimits {
+    /// Requests and WebSockets at a time.
+    open: usize,
+    /// Bytes of a body.
+    payload: usize,
+    /// Time for a body to arrive.
+    body: Duration,
+    /// Time for a response to begin. A poll without events is answered by a ping.
+    response: Duration,
+    /// Time in which the peer must take something.
+    stall: Duration,
+    /// Time that an idle connection to an owner is kept, which is shorter than the owner keeps it.
+    idle: Duration,
+}
+
+impl Relay {
+    /// Takes over the listener for other nodes.
+    pub(crate) fn new(config: &Config, listener: TcpListener) -> Result<Self, String> {
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        Ok(Self {
+            keys: Arc::new(Keys::new(&config.relay.cluster_key.0)),
+            address: config.relay.advertised(address)?,
+            listener,
+        })
+    }
+
+    /// Where other nodes reach this one.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Relays requests from now on, in both directions.
+    pub(crate) fn start(self, config: &Config, server: &Server) -> io::Result<Relaying> {
+        let limits = RelayLimits::of(config);
+        let metrics = Metrics::new(server.registry()).map_err(io::Error::other)?;
+        let local: SocketAddr = self.listener.local_addr()?;
+        let receiver = Receiver::new(
+            server.clone(),
+            Arc::clone(&self.keys),
+            limits,
+            metrics.clone(),
+        );
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = server
+            .serve(listener, receiver.router())
+            .with_graceful_shutdown(async move {
+                let _ = stopped.await;
+            });
+        let serving = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the relay's listener failed");
+            }
+        });
+        let (closing, closed) = watch::channel(false);
+        Sender::start(server, self.keys, limits, metrics, closed);
+        tracing::info!(address = %local, advertised = %self.address, "relaying between nodes");
+        Ok(Relaying {
+            closing,
+            stop,
+            serving,
+        })
+    }
+}
+
+impl RelayLimits {
+    fn of(config: &Config) -> Self {
+        let (limits, protocol) = (&config.limits, &config.protocol);
+        Self {
+            open: config.relay.relay_max,
+            payload: protocol.max_payload.0,
+            body: limits.body_timeout.0,
+            response: protocol.ping_interval.0 + protocol.ping_timeout.0 + SLACK,
+            stall: limits.stall_timeout.0,
+            idle: limits.header_timeout.0 / 2,
+        }
+    }
+}
+
+/// The running relay. Its listener serves as long as the server is not closed.
+pub(crate) struct Relaying {
+    closing: watch::Sender<bool>,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Relaying {
+    /// Ends what this node relays to others, because clients would hold it up until their next heartbeat.
+    pub(crate) fn closing(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Ends the listener, once the server is closed and the last responses are written.
+    pub(crate) async fn end(self) {
+        drop(self.stop);
+        drop(timeout(END_TIMEOUT, self.serving).await);
+    }
+}

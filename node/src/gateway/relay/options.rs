@@ -1,0 +1,238 @@
+//! The options of the relay.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    str::FromStr,
+};
+
+use clap::Args;
+
+use crate::gateway::values;
+
+/// The least length of a key. A random one of 32 hexadecimal digits has 128 bits.
+const MIN_KEY_BYTES: usize = 32;
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Relay")]
+pub(crate) struct RelayOptions {
+    /// Key with which nodes relay requests to the node that has the session: `off`, or one or two KEYs separated by a comma
+    ///
+    /// With it, a balancer needs no sticky sessions: any node accepts any request. All nodes need the same
+    /// key of at least 32 characters, and Redis. A node signs with the first key and accepts both, so a key can be
+    /// replaced without a pause.
+    #[arg(
+        long,
+        value_name = "KEY",
+        default_value = "off",
+        hide_env_values = true
+    )]
+    pub(crate) cluster_key: ClusterKey,
+
+    /// Address and port for requests that other nodes relay; used with a cluster key only
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(default_value = "0.0.0.0:3002", value_parser = values::address)]
+    pub(crate) relay_listen: SocketAddr,
+
+    /// Where other nodes reach --relay-listen: `auto` or HOST:PORT
+    ///
+    /// Without it, the address is that of --relay-listen, or of this host's default route if that is all addresses.
+    #[arg(long, value_name = "HOST:PORT", default_value = "auto")]
+    pub(crate) relay_address: RelayAddress,
+
+    /// Requests and WebSockets that this node relays to others at a time; a further one gets status 503
+    #[arg(long, value_name = "COUNT", default_value = "10000", value_parser = values::count)]
+    pub(crate) relay_max: usize,
+}
+
+/// The keys of a cluster. Neither form of text shows them.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct ClusterKey(pub(crate) Vec<Box<[u8]>>);
+
+impl FromStr for ClusterKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(Vec::new()));
+        }
+        let keys: Vec<Box<[u8]>> = text
+            .split(',')
+            .map(|key| key.trim().as_bytes().into())
+            .collect();
+        if keys.iter().any(|key| key.len() < MIN_KEY_BYTES) {
+            return Err(format!(
+                "a key needs at least {MIN_KEY_BYTES} characters, such as `openssl rand -hex 32` prints"
+            ));
+        }
+        if keys.len() > 2 {
+            return Err("expected one key, or the new and the old one".to_owned());
+        }
+        Ok(Self(keys))
+    }
+}
+
+impl fmt::Display for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "off" } else { "…" })
+    }
+}
+
+impl fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClusterKey({self})")
+    }
+}
+
+/// The address that a node states.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RelayAddress {
+    Auto,
+    At(String),
+}
+
+impl FromStr for RelayAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let authority = text.parse::<http::uri::Authority>().ok();
+        let is_valid = authority.is_some_and(|authority| {
+            authority.port_u16().is_some_and(|port| port > 0)
+                && !authority.host().is_empty()
+                && !text.contains('@')
+        });
+        match is_valid {
+            true => Ok(Self::At(text.to_owned())),
+            false => Err("expected `auto` or HOST:PORT, such as 10.0.0.7:3002".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for RelayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::At(address) => f.write_str(address),
+        }
+    }
+}
+
+impl RelayOptions {
+    /// Checks options that are valid one by one but not together.
+    pub(crate) fn check(&self, has_redis: bool) -> Result<(), String> {
+        if self.cluster_key.0.is_empty() || has_redis {
+            return Ok(());
+        }
+        Err("--cluster-key needs --redis, by which nodes find each other".to_owned())
+    }
+
+    /// The address to state for a listener.
+    pub(super) fn advertised(&self, listener: SocketAddr) -> Result<String, String> {
+        match &self.relay_address {
+            RelayAddress::At(address) => Ok(address.clone()),
+            RelayAddress::Auto if !listener.ip().is_unspecified() => Ok(listener.to_string()),
+            RelayAddress::Auto => match default_route(listener.is_ipv6()) {
+                Some(mut address) => {
+                    address.set_port(listener.port());
+                    Ok(address.to_string())
+                }
+                None => Err(
+                    "this host has no default route, so its address is not known: name it with --relay-address"
+                        .to_owned(),
+                ),
+            },
+        }
+    }
+}
+
+/// The address of this host on its default route. Connecting a UDP socket selects the route and sends
+/// nothing; the destinations are reserved for documents.
+fn default_route(tries_ipv6: bool) -> Option<SocketAddr> {
+    let by = |own: SocketAddr, destination: SocketAddr| {
+        let socket = UdpSocket::bind(own).ok()?;
+        socket.connect(destination).ok()?;
+        let address = socket.local_addr().ok()?;
+        (!address.ip().is_unspecified()).then_some(address)
+    };
+    let ipv4 = || {
+        by(
+            (Ipv4Addr::UNSPECIFIED, 0).into(),
+            (Ipv4Addr::new(192, 0, 2, 1), 9).into(),
+        )
+    };
+    let documents = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+    let ipv6 = || by((Ipv6Addr::UNSPECIFIED, 0).into(), (documents, 9).into());
+    ipv4().or_else(|| tries_ipv6.then(ipv6).flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_cluster_key_is_long_and_is_not_shown() {
+        assert_eq!("off".parse(), Ok(ClusterKey(Vec::new())));
+        let key: ClusterKey = KEY.parse().unwrap();
+        assert_eq!(
+            (key.to_string(), format!("{key:?}")),
+            ("…".into(), "ClusterKey(…)".into())
+        );
+        let two: ClusterKey = format!("{KEY}, {KEY}x").parse().unwrap();
+        assert_eq!(two.0.len(), 2);
+        for wrong in [
+            "",
+            "short",
+            &format!("{KEY},short"),
+            &format!("{KEY},{KEY},{KEY}"),
+        ] {
+            assert!(wrong.parse::<ClusterKey>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for right in ["10.0.0.7:3002", "[::1]:3002", "node-1.example:80"] {
+            let address: RelayAddress = right.parse().unwrap();
+            assert_eq!(address.to_string(), right);
+        }
+        assert_eq!("auto".parse(), Ok(RelayAddress::Auto));
+        for wrong in [
+            "",
+            "host",
+            "host:0",
+            "a@host:1",
+            "http://host:1",
+            "host:1/x",
+            "host:1,b:2",
+        ] {
+            assert!(wrong.parse::<RelayAddress>().is_err(), "{wrong}");
+        }
+    }
+
+    fn options(address: &str) -> RelayOptions {
+        RelayOptions {
+            cluster_key: KEY.parse().unwrap(),
+            relay_listen: "0.0.0.0:0".parse().unwrap(),
+            relay_address: address.parse().unwrap(),
+            relay_max: 10,
+        }
+    }
+
+    #[test]
+    fn a_node_states_the_address_of_its_listener_or_the_one_that_is_named() {
+        let listener = "127.0.0.1:7".parse().unwrap();
+        assert_eq!(options("auto").advertised(listener).unwrap(), "127.0.0.1:7");
+        assert_eq!(options("a:9").advertised(listener).unwrap(), "a:9");
+    }
+
+    #[test]
+    fn a_key_without_redis_is_an_error() {
+        assert!(options("auto").check(true).is_ok());
+        assert!(options("auto").check(false).is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! The owner's side: verifies that a request comes from a node of the cluster, and hands it to its session.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+};
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{BodyExt as _, Limited};
+use parking_lot::Mutex;
+use roomcast::Server;
+use tokio::time::timeout;
+
+use super::{
+    RelayLimits,
+    key::{HEADER, Keys, Signed, TOLERANCE, Verified},
+    metrics::Metrics,
+    window::Senders,
+};
+use crate::gateway::line_limit::LineLimit;
+
+/// Tells the other node that this one did not accept its relay, as opposed to the session's own responses.
+pub(super) const REFUSED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
+
+/// Verifies what other nodes relay. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Receiver(Arc<Inner>);
+
+struct Inner {
+    server: Server,
+    keys: Arc<Keys>,
+    senders: Mutex<Senders>,
+    limits: RelayLimits,
+    metrics: Metrics,
+    lines: LineLimit,
+}
+
+impl Receiver {
+    pub(super) fn new(
+        server: Server,
+        keys: Arc<Keys>,
+        limits: RelayLimits,
+        metrics: Metrics,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            server,
+            keys,
+            senders: Mutex::default(),
+            limits,
+            metrics,
+            lines: LineLimit::default(),
+        }))
+    }
+
+    /// The routes of the listener for other nodes.
+    pub(super) fn router(self) -> Router {
+        let routes = self.0.server.relayed_router();
+        routes.layer(from_fn_with_state(self, receive))
+    }
+}
+
+async fn receive(State(receiver): State<Receiver>, request: Request, next: Next) -> Response {
+    let inner = &*receiver.0;
+    let received = match inner.verify(&request) {
+        Ok(verified) => inner.receive(request, &verified).await,
+        Err(reason) => Err(reason),
+    };
+    match received {
+        Ok(request) => {
+            inner.metrics.received("accepted");
+            next.run(request).await
+        }
+        Err(reason) => {
+            inner.metrics.received(reason);
+            if let Some(left_out) = inner.lines.pass() {
+                tracing::warn!(
+                    reason,
+                    left_out,
+                    "refused a request to the relay's listener"
+                );
+            }
+            let mut response = Response::new(Body::from(format!("{reason}\n")));
+            *response.status_mut() = REFUSED;
+            response
+        }
+    }
+}
+
+impl Inner {
+    /// Checks the header of a request. The error is a label of the metric.
+    fn verify(&self, request: &Request) -> Result<Verified, &'static str> {
+        let header = request.headers().get(HEADER);
+        let header = header.and_then(|header| header.to_str().ok());
+        let path = request.uri().path_and_query();
+        let signed = Signed {
+            receiver: self.server.node().as_str(),
+            method: request.method(),
+            path: path.map_or("/", |path| path.as_str()),
+        };
+        let now = self.server.cluster_time().ok_or("time")?;
+        let verified = self.keys.verify(signed, header.unwrap_or_default(), now);
+        let verified = verified.map_err(|invalid| invalid.label())?;
+        let mut senders = self.senders.lock();
+        match senders.note(&verified.sender, verified.number, now, 2 * TOLERANCE) {
+            true => Ok(verified),
+            false => Err("replay"),
+        }
+    }
+
+    /// Receives the body, which must be the one that was signed.
+    async fn receive(
+        &self,
+        request: Request,
+        verified: &Verified,
+    ) -> Result<Request, &'static str> {
+        let (parts, body) = request.into_parts();
+        // One byte more, so that the session itself refuses a body that is too large.
+        let collecting = Limited::new(body, self.limits.payload + 1).collect();
+        let body = match timeout(self.limits.body, collecting).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            _ => return Err("body"),
+        };
+        if !verified.has_body(&body) {
+            return Err("body");
+        }
+        Ok(Request::from_parts(parts, body_of(body)))
+    }
+}
+
+fn body_of(bytes: Bytes) -> Body {
+    if bytes.is_empty() {
+        return Body::empty();
+    }
+    Body::from(bytes)
+}

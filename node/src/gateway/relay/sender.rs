@@ -1,0 +1,403 @@
+//! The side of the node that a client has reached: passes its request on to the owner of the session.
+//!
+//! A body is received completely before it is passed on, because its digest is signed and the session takes
+//! it as a whole anyway. A response is passed on as it comes. Connections to owners are kept for the next
+//! request.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use parking_lot::Mutex;
+use roomcast::{ForeignRequest, NodeId, Server};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    RelayLimits,
+    key::{HEADER, Keys, Signed},
+    metrics::{Metrics, Outcome},
+    pipe,
+    receiver::REFUSED,
+};
+use crate::gateway::{line_limit::LineLimit, outbound};
+
+/// Time for a connection to an owner. They are close to each other.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often owners are looked up among the nodes that are alive.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Bytes of bodies that wait to be passed on, of all clients; or four of the largest if that is more. Beyond:
+/// status 503.
+const MAX_BODY_BYTES: usize = 64 << 20;
+
+/// Headers of requests that matter to a session.
+const REQUEST_HEADERS: [HeaderName; 7] = [
+    header::ACCEPT_ENCODING,
+    header::CONNECTION,
+    header::CONTENT_TYPE,
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_PROTOCOL,
+    header::SEC_WEBSOCKET_VERSION,
+    header::UPGRADE,
+];
+
+/// Headers of responses that are about one connection, and which HTTP sets by itself.
+const OWN_HEADERS: [HeaderName; 3] = [header::DATE, header::TRANSFER_ENCODING, header::TE];
+
+/// Passes requests on to the owners of their sessions.
+pub(super) struct Sender {
+    node: NodeId,
+    /// The time of the cluster, which signatures have.
+    time: Box<dyn Fn() -> Option<Duration> + Send + Sync>,
+    keys: Arc<Keys>,
+    /// The number of the last request that was signed.
+    number: AtomicU64,
+    client: Client<HttpConnector, Full<Bytes>>,
+    open: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+    owners: Mutex<HashMap<NodeId, watch::Sender<bool>>>,
+    /// Changes to true when this node closes.
+    closing: watch::Receiver<bool>,
+    limits: RelayLimits,
+    metrics: Metrics,
+    lines: LineLimit,
+}
+
+/// Why a request has no response of its owner.
+#[derive(Debug)]
+enum Failed {
+    /// The session is lost to the client.
+    Session(Outcome),
+    /// The client gets this status.
+    Status(StatusCode, Outcome),
+}
+
+impl Sender {
+    /// Passes on from now on, as long as the server exists.
+    pub(super) fn start(
+        server: &Server,
+        keys: Arc<Keys>,
+        limits: RelayLimits,
+        metrics: Metrics,
+        closing: watch::Receiver<bool>,
+    ) {
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(limits.idle);
+        let clock = server.clone();
+        let sender = Arc::new(Self {
+            node: server.node().clone(),
+            time: Box::new(move || clock.cluster_time()),
+            keys,
+            number: AtomicU64::new(0),
+            client: builder.build(outbound::tcp_connector(CONNECT_TIMEOUT)),
+            open: Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS))),
+            bodies: Arc::new(Semaphore::new(MAX_BODY_BYTES.max(4 * (limits.payload + 1)))),
+            owners: Mutex::default(),
+            closing,
+            limits,
+            metrics,
+            lines: LineLimit::default(),
+        });
+        let (watched, watching) = (server.clone(), Arc::clone(&sender));
+        drop(tokio::spawn(async move { watching.watch(watched).await }));
+        let is_first = server.relay_with(move |foreign| {
+            let sender = Arc::clone(&sender);
+            async move { sender.relay(foreign).await }
+        });
+        debug_assert!(is_first, "a process relays once, on a bus");
+    }
+
+    /// Ends what is relayed to owners whose lease has ended, because such a node may be silent and still hold its
+    /// connections.
+    async fn watch(&self, server: Server) {
+        let mut ticks = interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.owners.lock().is_empty() {
+                continue;
+            }
+            let alive: HashSet<_> = server.nodes().into_iter().collect();
+            self.owners.lock().retain(|owner, gone| {
+                let is_alive = alive.contains(owner);
+                if !is_alive {
+                    gone.send_replace(true);
+                }
+                // Those to which nothing is relayed are looked up again when needed.
+                is_alive && gone.receiver_count() > 0
+            });
+        }
+    }
+
+    /// Returns the response of the owner, or none if the session is lost.
+    async fn relay(self: Arc<Self>, foreign: ForeignRequest) -> Option<Response<Body>> {
+        let kind = match foreign.request.headers().contains_key(header::UPGRADE) {
+            true => "upgrade",
+            false if foreign.request.method() == Method::POST => "post",
+            false => "poll",
+        };
+        let owner = foreign.owner.clone();
+        let (outcome, response) = match self.try_relay(foreign).await {
+            Ok(response) => (Outcome::Relayed, Some(response)),
+            Err(Failed::Session(outcome)) => (outcome, None),
+            Err(Failed::Status(status, outcome)) => (outcome, Some(refusal(status))),
+        };
+        self.metrics.sent(kind, outcome);
+        if outcome != Outcome::Relayed
+            && let Some(left_out) = self.lines.pass()
+        {
+            tracing::warn!(%owner, kind, ?outcome, left_out, "a request was not relayed");
+        }
+        response
+    }
+
+    async fn try_relay(&self, foreign: ForeignRequest) -> Result<Response<Body>, Failed> {
+        let ForeignRequest {
+            owner,
+            address,
+            mut request,
+            ..
+        } = foreign;
+        let open = Open::new(self)?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (parts, body) = request.into_parts();
+        let (body, held) = self.receive(body).await?;
+        let mut end = self.end(&owner);
+        let uri = Uri::builder().scheme("http").authority(&*address);
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = uri.path_and_query(path).build();
+        let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
+        let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
+        let signed = Signed {
+            receiver: owner.as_str(),
+            method: &parts.method,
+            path,
+        };
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        let signature = self
+            .keys
+            .sign(signed, self.node.as_str(), number, now, &body);
+        let mut outgoing = Request::new(Full::new(body));
+        *outgoing.method_mut() = parts.method;
+        *outgoing.uri_mut() = uri;
+        *outgoing.headers_mut() = headers(&parts.headers, &signature);
+        let responding = timeout(self.limits.response, self.client.request(outgoing));
+        let response = tokio::select! {
+            response = responding => response,
+            failed = end.failed() => return Err(failed),
+        };
+        drop(held);
+        match response {
+            Ok(Ok(response)) if response.status() == REFUSED => {
+                Err(Failed::Session(Outcome::Refused))
+            }
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Ok(self.switch(response, upgrade, end, open))
+            }
+            Ok(Ok(response)) => Ok(respond(response, open)),
+            Ok(Err(_)) => Err(Failed::Session(Outcome::Gone)),
+            Err(_) => Err(Failed::Session(Outcome::Timeout)),
+        }
+    }
+
+    /// Receives a body, up to one byte more than a session takes, so that its owner refuses it as any other
+    /// that is too large.
+    async fn receive(
+        &self,
+        mut body: Body,
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failed> {
+        use hyper::body::Body as _;
+        if body.is_end_stream() {
+            return Ok((Bytes::new(), None));
+        }
+        let most = self.limits.payload + 1;
+        // No more than is declared, else as much as may come.
+        let expected = body.size_hint().upper().map_or(most, |upper| {
+            usize::try_from(upper).unwrap_or(most).min(most)
+        });
+        let permits = u32::try_from(expected).unwrap_or(u32::MAX);
+        let held = Arc::clone(&self.bodies).try_acquire_many_owned(permits);
+        let held =
+            held.map_err(|_| Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Limit))?;
+        let receiving = async {
+            let mut received = BytesMut::new();
+            while received.len() < most {
+                match body.frame().await {
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref() {
+                            received
+                                .extend_from_slice(&data[..data.len().min(most - received.len())]);
+                        }
+                    }
+                    Some(Err(_)) => return None,
+                    None => break,
+                }
+            }
+            Some(received.freeze())
+        };
+        match timeout(self.limits.body, receiving).await {
+            Ok(Some(body)) => Ok((body, Some(held))),
+            Ok(None) => Err(Failed::Status(StatusCode::BAD_REQUEST, Outcome::Body)),
+            Err(_) => Err(Failed::Status(StatusCode::REQUEST_TIMEOUT, Outcome::Body)),
+        }
+    }
+
+    /// Joins the two WebSockets after the response.
+    fn switch(
+        &self,
+        mut response: Response<Incoming>,
+        client: hyper::upgrade::OnUpgrade,
+        mut end: End,
+        open: Open,
+    ) -> Response<Body> {
+        let owner = hyper::upgrade::on(&mut response);
+        let stall = self.limits.stall;
+        // Ends with either side.
+        drop(tokio::spawn(async move {
+            if let (Ok(client), Ok(owner)) = tokio::join!(client, owner) {
+                let (client, owner) = (TokioIo::new(client), TokioIo::new(owner));
+                pipe::carry(client, owner, stall, async { drop(end.failed().await) }).await;
+            }
+            drop(open);
+        }));
+        let (parts, _) = response.into_parts();
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers;
+        remove_own(response.headers_mut());
+        response
+    }
+
+    /// What ends a request to this owner before there is a response.
+    fn end(&self, owner: &NodeId) -> End {
+        let mut owners = self.owners.lock();
+        let gone = match owners.get(owner) {
+            Some(gone) => gone.subscribe(),
+            None => {
+                let (gone, receiver) = watch::channel(false);
+                owners.insert(owner.clone(), gone);
+                receiver
+            }
+        };
+        End {
+            gone,
+            closing: self.closing.clone(),
+        }
+    }
+}
+
+/// The ends of both nodes.
+struct End {
+    /// Changes to true when the owner's lease has ended.
+    gone: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
+}
+
+impl End {
+    async fn failed(&mut self) -> Failed {
+        tokio::select! {
+            // An error means that nobody looks the owner up any more, because this node has ended.
+            _ = self.gone.wait_for(|gone| *gone) => Failed::Session(Outcome::Gone),
+            _ = self.closing.wait_for(|closing| *closing) => {
+                Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing)
+            }
+        }
+    }
+}
+
+/// Counts what is relayed until it is dropped.
+struct Open {
+    _permit: OwnedSemaphorePermit,
+    metrics: Metrics,
+}
+
+impl Open {
+    fn new(sender: &Sender) -> Result<Self, Failed> {
+        let permit = Arc::clone(&sender.open).try_acquire_owned();
+        let limit = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Limit);
+        let permit = permit.map_err(|_| limit)?;
+        sender.metrics.open.inc();
+        Ok(Self {
+            _permit: permit,
+            metrics: sender.metrics.clone(),
+        })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.open.dec();
+    }
+}
+
+/// The headers of the request to the owner.
+fn headers(from: &HeaderMap, signature: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let is_upgrade = from.contains_key(header::UPGRADE);
+    for name in REQUEST_HEADERS {
+        // The connection to the owner is kept whatever the client does with its own.
+        if name == header::CONNECTION && !is_upgrade {
+            continue;
+        }
+        for value in from.get_all(&name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    if let Ok(signature) = HeaderValue::from_str(signature) {
+        headers.insert(HEADER, signature);
+    }
+    headers
+}
+
+/// The response of the owner, for the client.
+fn respond(response: Response<Incoming>, open: Open) -> Response<Body> {
+    let mut response = response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            // Counted as long as the body is passed on.
+            let _ = &open;
+            frame
+        }))
+    });
+    let headers = response.headers_mut();
+    remove_own(headers);
+    headers.remove(header::CONNECTION);
+    response
+}
+
+fn remove_own(headers: &mut HeaderMap) {
+    for name in OWN_HEADERS {
+        headers.remove(name);
+    }
+}
+
+fn refusal(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let second = HeaderValue::from_static("1");
+        response.headers_mut().insert(header::RETRY_AFTER, second);
+    }
+    response
+}
