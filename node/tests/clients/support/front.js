@@ -1,5 +1,5 @@
-// An HTTP proxy in front of a site, as a balancer is: it leads the path of Socket.IO to one server and all other
-// paths to another. Both may be replaced while it runs.
+// HTTP proxies as balancers are. A front leads the path of Socket.IO to one server and all other paths to another; a
+// balancer leads each request to the next server, whatever its session. The servers may be replaced while it runs.
 
 "use strict";
 
@@ -8,8 +8,17 @@ const { connect } = require("node:net");
 
 /** `ports.sockets` serves the path of Socket.IO, `ports.site` the rest. */
 async function startFront(ports) {
+  return { ports, ...(await serve(({ url }) => (url.startsWith("/socket.io/") ? ports.sockets : ports.site))) };
+}
+
+/** The servers of the list `ports` take turns. */
+async function startBalancer(ports) {
+  let turn = 0;
+  return { ports, ...(await serve(() => ports[turn++ % ports.length])) };
+}
+
+async function serve(portOf) {
   const open = new Set();
-  const portOf = ({ url }) => (url.startsWith("/socket.io/") ? ports.sockets : ports.site);
 
   const server = createServer((request, response) => {
     const { method, url: path, headers } = request;
@@ -49,7 +58,6 @@ async function startFront(ports) {
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   return {
     url: `http://127.0.0.1:${server.address().port}`,
-    ports,
     async stop() {
       for (const socket of open) socket.destroy();
       server.closeAllConnections();
@@ -58,4 +66,4 @@ async function startFront(ports) {
   };
 }
 
-module.exports = { startFront };
+module.exports = { startBalancer, startFront };

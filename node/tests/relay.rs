@@ -1,0 +1,315 @@
+//! Any node accepts any request: it relays those of other nodes' sessions, and nobody else can.
+
+#![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod process;
+#[path = "../../emitter/tests/support/mod.rs"]
+mod server;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use process::{DEADLINE, Program, field, http};
+use rustix::process::Signal;
+use server::{Redis, until};
+
+const KEY: &str = "a key that only these tests know of";
+
+const UNKNOWN: &str = r#"{"code":1,"message":"Session ID unknown"}"#;
+
+struct Node {
+    program: Program,
+    /// For clients, for operators, and for other nodes.
+    address: String,
+    internal: String,
+    relay: String,
+}
+
+impl Node {
+    fn start(redis: &Redis, options: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        command
+            .env_clear()
+            .env("ROOMCAST_CLUSTER_KEY", KEY)
+            .args(["serve", "--access=open", "--listen=127.0.0.1:0"])
+            .args([
+                "--internal-listen=127.0.0.1:0",
+                "--relay-listen=127.0.0.1:0",
+            ])
+            .args([
+                "--drain-grace=0s",
+                "--drain-over=0s",
+                "--redis",
+                &redis.url(),
+            ])
+            .args(options);
+        let mut program = Program::start(&mut command);
+        let relay = field(&program.line_with("relaying between nodes"), "address=");
+        let line = program.line_with("listening address=");
+        Self {
+            address: field(&line, "address="),
+            internal: field(&line, "internal="),
+            relay,
+            program,
+        }
+    }
+
+    /// Opens a session and connects it to the main namespace.
+    fn open(&self) -> Session {
+        let (status, body) = http(&self.address, "GET /socket.io/?EIO=4&transport=polling", "");
+        assert_eq!(status, 200, "{body}");
+        let open = body.strip_prefix(r#"0{"sid":""#).unwrap();
+        let session = Session(open.split('"').next().unwrap().to_owned());
+        assert_eq!(session.post(self, "40"), (200, "ok".to_owned()));
+        let (status, reply) = session.poll(self);
+        assert!(status == 200 && reply.starts_with("40{"), "{reply}");
+        session
+    }
+
+    /// The value of a series of the metrics.
+    fn metric(&self, series: &str) -> u64 {
+        let (_, text) = http(&self.internal, "GET /metrics", "");
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0, |value| value.trim().parse().unwrap())
+    }
+}
+
+/// The id of a session.
+#[derive(Clone)]
+struct Session(String);
+
+impl Session {
+    fn path(&self) -> String {
+        format!("/socket.io/?EIO=4&transport=polling&sid={}", self.0)
+    }
+
+    fn poll(&self, node: &Node) -> (u16, String) {
+        http(&node.address, &format!("GET {}", self.path()), "")
+    }
+
+    fn post(&self, node: &Node, body: &str) -> (u16, String) {
+        http(&node.address, &format!("POST {}", self.path()), body)
+    }
+
+    /// Polls at a node until there is something.
+    fn parked(&self, node: &Node) -> JoinHandle<(u16, String)> {
+        let (address, path) = (node.address.clone(), self.path());
+        thread::spawn(move || http(&address, &format!("GET {path}"), ""))
+    }
+}
+
+fn relayed(kind: &str, outcome: &str) -> String {
+    format!("roomcast_relay_requests_total{{kind=\"{kind}\",outcome=\"{outcome}\"}} ")
+}
+
+fn received(outcome: &str) -> String {
+    format!("roomcast_relay_received_total{{outcome=\"{outcome}\"}} ")
+}
+
+#[track_caller]
+fn wait_until_relaying(node: &Node, count: u64) {
+    until("requests are being relayed", || {
+        (node.metric("roomcast_relay_open ") == count).then_some(())
+    });
+}
+
+#[test]
+fn a_session_is_served_by_every_node() {
+    let redis = Redis::start();
+    let nodes = [Node::start(&redis, &[]), Node::start(&redis, &[])];
+    for (owner, other) in [(0, 1), (1, 0)] {
+        let (owner, other) = (&nodes[owner], &nodes[other]);
+        let session = owner.open();
+        let poll = session.parked(other);
+        wait_until_relaying(other, 1);
+        // The posts go both ways while the poll waits.
+        assert_eq!(
+            session.post(other, r#"420["unknown"]"#),
+            (200, "ok".to_owned())
+        );
+        assert_eq!(session.post(owner, "41"), (200, "ok".to_owned()));
+        assert_eq!(session.post(other, "1"), (200, "ok".to_owned()));
+        assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
+        assert_eq!(session.poll(other), (400, UNKNOWN.to_owned()));
+        assert_eq!(other.metric(&relayed("poll", "relayed")), 2);
+        assert_eq!(owner.metric(&received("accepted")), 4);
+    }
+}
+
+#[test]
+fn a_session_of_nobody_is_unknown_at_once() {
+    let redis = Redis::start();
+    let node = Node::start(&redis, &[]);
+    for id in [
+        "aaaabbbbccccddddeeee",
+        "short",
+        "aaaa%0d%0abbbbccccdddd",
+        "",
+    ] {
+        let session = Session(id.to_owned());
+        assert_eq!(session.poll(&node), (400, UNKNOWN.to_owned()), "{id}");
+        assert_eq!(session.post(&node, "40"), (400, UNKNOWN.to_owned()), "{id}");
+    }
+}
+
+#[test]
+fn a_session_whose_node_is_gone_is_unknown() {
+    let redis = Redis::start();
+    let (owner, other) = (Node::start(&redis, &[]), Node::start(&redis, &[]));
+    let session = owner.open();
+    let poll = session.parked(&other);
+    wait_until_relaying(&other, 1);
+    owner.program.signal(Signal::KILL);
+    assert_eq!(poll.join().unwrap(), (400, UNKNOWN.to_owned()));
+    // Its lease still holds, and nobody listens.
+    assert_eq!(session.post(&other, "41"), (400, UNKNOWN.to_owned()));
+    assert!(other.metric(&relayed("poll", "gone")) >= 1);
+}
+
+#[test]
+fn a_request_to_a_node_that_hangs_ends_with_its_lease() {
+    let redis = Redis::start();
+    let (owner, other) = (Node::start(&redis, &[]), Node::start(&redis, &[]));
+    let session = owner.open();
+    let poll = session.parked(&other);
+    wait_until_relaying(&other, 1);
+    owner.program.signal(Signal::STOP);
+    assert_eq!(poll.join().unwrap(), (400, UNKNOWN.to_owned()));
+    owner.program.signal(Signal::CONT);
+}
+
+#[test]
+fn a_node_that_stops_does_not_wait_for_what_it_relays() {
+    let redis = Redis::start();
+    let (owner, other) = (Node::start(&redis, &[]), Node::start(&redis, &[]));
+    let session = owner.open();
+    let poll = session.parked(&other);
+    wait_until_relaying(&other, 1);
+    other.program.signal(Signal::TERM);
+    assert_eq!(poll.join().unwrap().0, 503);
+    let (status, said) = other.program.end();
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
+fn no_more_is_relayed_at_a_time_than_the_limit() {
+    let redis = Redis::start();
+    let owner = Node::start(&redis, &[]);
+    let other = Node::start(&redis, &["--relay-max=1"]);
+    let sessions = [owner.open(), owner.open()];
+    let poll = sessions[0].parked(&other);
+    wait_until_relaying(&other, 1);
+    assert_eq!(sessions[1].poll(&other).0, 503);
+    assert_eq!(other.metric(&relayed("poll", "limit")), 1);
+    assert_eq!(sessions[0].post(&owner, "1").0, 200);
+    assert_eq!(poll.join().unwrap().0, 200);
+    wait_until_relaying(&other, 0);
+    assert_eq!(sessions[1].post(&other, "1").0, 200);
+}
+
+#[test]
+fn nodes_with_another_key_do_not_relay_to_each_other() {
+    let redis = Redis::start();
+    let owner = Node::start(&redis, &[]);
+    let key = format!("--cluster-key=another {KEY}");
+    let stranger = Node::start(&redis, &[&key]);
+    let rotating = Node::start(&redis, &[&format!("--cluster-key={KEY},another {KEY}")]);
+    let session = owner.open();
+    assert_eq!(session.post(&stranger, "41"), (400, UNKNOWN.to_owned()));
+    assert_eq!(stranger.metric(&relayed("post", "refused")), 1);
+    assert_eq!(owner.metric(&received("signature")), 1);
+    assert_eq!(session.post(&rotating, "41"), (200, "ok".to_owned()));
+    let session = rotating.open();
+    assert_eq!(session.post(&stranger, "41"), (200, "ok".to_owned()));
+}
+
+#[test]
+fn what_no_node_has_signed_is_refused_and_opens_no_session() {
+    let redis = Redis::start();
+    let owner = Node::start(&redis, &[]);
+    let session = owner.open();
+    for request in [
+        format!("GET {}", session.path()),
+        format!("POST {}", session.path()),
+        "GET /socket.io/?EIO=4&transport=polling".to_owned(),
+    ] {
+        assert_eq!(
+            http(&owner.relay, &request, "1"),
+            (421, "signature\n".to_owned())
+        );
+    }
+    assert_eq!(http(&owner.relay, "GET /metrics", "").0, 421);
+    assert_eq!(owner.metric(&received("signature")), 4);
+    assert_eq!(session.post(&owner, "41"), (200, "ok".to_owned()));
+}
+
+#[test]
+fn a_recorded_request_is_refused_as_it_stands_and_changed() {
+    let redis = Redis::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let owner = Node::start(&redis, &[&format!("--relay-address={address}")]);
+    let recorded = record(listener, owner.relay.clone());
+    let other = Node::start(&redis, &[]);
+    let session = owner.open();
+    assert_eq!(session.post(&other, r#"42["x"]"#), (200, "ok".to_owned()));
+    let request = recorded.lock().unwrap().clone();
+    assert!(request.starts_with("POST /socket.io/"), "{request}");
+    assert_eq!(send(&owner.relay, &request), "replay");
+    let changed = request.replace(r#"42["x"]"#, r#"42["y"]"#);
+    assert_eq!(
+        send(&owner.relay, &changed),
+        "replay",
+        "before the body is read"
+    );
+    let changed = request.replace("transport=polling", "transport=Polling");
+    assert_eq!(send(&owner.relay, &changed), "signature");
+    assert_eq!(send(&other.relay, &request), "signature", "another node");
+    assert_eq!(session.post(&owner, "41"), (200, "ok".to_owned()));
+}
+
+/// Passes connections on to a listener, and records what is sent there.
+fn record(listener: TcpListener, target: String) -> Arc<Mutex<String>> {
+    let recorded = Arc::new(Mutex::new(String::new()));
+    let record = Arc::clone(&recorded);
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&target).unwrap());
+            let (mut back, mut from) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || drop(std::io::copy(&mut from, &mut back)));
+            let record = Arc::clone(&record);
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = client.read(&mut buffer) {
+                    let text = String::from_utf8_lossy(&buffer[..count]);
+                    record.lock().unwrap().push_str(&text);
+                    server.write_all(&buffer[..count]).unwrap();
+                }
+            });
+        }
+    });
+    recorded
+}
+
+/// Sends a request that must be refused. Returns the reason.
+fn send(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut response = String::new();
+    while !response.ends_with("\n") || response.ends_with("\r\n") {
+        let mut buffer = [0; 4096];
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "{response}");
+        response.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+    }
+    assert!(response.starts_with("HTTP/1.1 421 "), "{response}");
+    response.lines().last().unwrap().to_owned()
+}
