@@ -18,21 +18,21 @@ const BUFFER_BYTES: usize = 2048;
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Carries two streams until one of them ends or `gone` resolves.
-pub(super) async fn carry(
+pub(super) async fn carry<T>(
     client: impl AsyncRead + AsyncWrite,
     owner: impl AsyncRead + AsyncWrite,
     stall: Duration,
-    gone: impl Future<Output = ()>,
+    gone: impl Future<Output = T>,
 ) {
     let (from_client, to_client) = split(client);
     let (from_owner, to_owner) = split(owner);
     let mut up = pin!(copy(from_client, to_owner, stall));
     let mut down = pin!(copy(from_owner, to_client, stall));
-    // Errors mean the same as an end.
+    // After an error nothing is left to deliver.
     tokio::select! {
-        _ = &mut up => drop(timeout(LINGER, down).await),
-        _ = &mut down => drop(timeout(LINGER, up).await),
-        () = gone => {}
+        ended = &mut up => if ended.is_ok() { drop(timeout(LINGER, down).await) },
+        ended = &mut down => if ended.is_ok() { drop(timeout(LINGER, up).await) },
+        _ = gone => {}
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     async fn bytes_go_in_both_directions_until_one_side_ends() {
         let (mut client, left) = duplex(64);
         let (mut owner, right) = duplex(64);
-        let carrying = tokio::spawn(carry(left, right, LONG, pending()));
+        let carrying = tokio::spawn(carry(left, right, LONG, pending::<()>()));
         let long = vec![7; 10 * BUFFER_BYTES];
         let sending = tokio::spawn(async move {
             client.write_all(&long).await.unwrap();
@@ -87,11 +87,12 @@ mod tests {
         carrying.await.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_peer_that_takes_nothing_ends_it() {
-        let (mut client, left) = duplex(16);
+        let (mut client, left) = duplex(64);
         let (_owner, right) = duplex(16);
-        let carrying = tokio::spawn(carry(left, right, LONG, pending()));
+        let stall = Duration::from_millis(20);
+        let carrying = tokio::spawn(carry(left, right, stall, pending::<()>()));
         client.write_all(&[0; 40]).await.unwrap();
         carrying.await.unwrap();
     }

@@ -278,7 +278,7 @@ impl Sender {
         drop(tokio::spawn(async move {
             if let (Ok(client), Ok(owner)) = tokio::join!(client, owner) {
                 let (client, owner) = (TokioIo::new(client), TokioIo::new(owner));
-                pipe::carry(client, owner, stall, async { drop(end.failed().await) }).await;
+                pipe::carry(client, owner, stall, end.failed()).await;
             }
             drop(open);
         }));
