@@ -76,6 +76,7 @@ fn its_metrics_are_those_of_a_server_that_has_seen_everything() {
     names.extend(metrics_of_tls());
     names.extend(metrics_of_the_pakyow_door());
     names.extend(metrics_of_presence());
+    names.extend(metrics_of_the_relay());
     names.extend(metrics_of_the_doors());
     let told: BTreeSet<_> = rows(METRICS).into_keys().collect();
     assert_eq!(told, names);
@@ -212,6 +213,12 @@ fn metrics_of_tls() -> impl Iterator<Item = String> {
 fn metrics_of_presence() -> impl Iterator<Item = String> {
     let source = include_str!("../src/gateway/presence/metrics.rs");
     names_in(source, "roomcast_presence_")
+}
+
+/// The program has none of them without a cluster key.
+fn metrics_of_the_relay() -> impl Iterator<Item = String> {
+    let source = include_str!("../src/gateway/relay/metrics.rs");
+    names_in(source, "roomcast_relay_")
 }
 
 /// They appear with the first request to a door.

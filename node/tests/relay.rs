@@ -186,16 +186,20 @@ fn a_request_to_a_node_that_hangs_ends_with_its_lease() {
 }
 
 #[test]
-fn a_node_that_stops_does_not_wait_for_what_it_relays() {
+fn a_node_that_stops_gives_back_the_polls_that_it_relays() {
     let redis = Redis::start();
     let (owner, other) = (Node::start(&redis, &[]), Node::start(&redis, &[]));
     let session = owner.open();
     let poll = session.parked(&other);
     wait_until_relaying(&other, 1);
     other.program.signal(Signal::TERM);
-    assert_eq!(poll.join().unwrap().0, 503);
+    assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
     let (status, said) = other.program.end();
     assert_eq!(status, Some(0), "{said}");
+    // The session goes on.
+    let poll = session.parked(&owner);
+    assert_eq!(session.post(&owner, "1"), (200, "ok".to_owned()));
+    assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
 }
 
 #[test]

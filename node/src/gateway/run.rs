@@ -253,7 +253,11 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         health.draining();
         notify.stopping();
         let (grace, over) = (operation.drain_grace.0, operation.drain_over.0);
-        server.drain(Drain { grace, over }).await;
+        let drain = Drain { grace, over };
+        if let Some(relaying) = &relaying {
+            relaying.draining(drain);
+        }
+        server.drain(drain).await;
     };
     let close = async || {
         drop(stop);

@@ -75,6 +75,9 @@ impl Server {
     /// Returns the routes for requests that other nodes relay, at the server's path. They serve sessions of this
     /// node and nothing else: they open none, and relay nothing, so a request makes one hop at most.
     ///
+    /// A request with the method DELETE and the path of a poll ends that poll with an empty packet, after which the
+    /// client polls again: for a node that stops and has relayed the poll.
+    ///
     /// Whoever reaches them and knows the id of a session can act in its client's place, as at
     /// [`router`](Self::router); but origins are not checked here. Serve them to other nodes alone.
     pub fn relayed_router(&self) -> Router {

@@ -46,6 +46,8 @@ pub(crate) struct Polling {
     /// What the WebSocket had received before the driver took it over.
     read: Vec<u8>,
     attached: bool,
+    /// The poll that waits gets a noop, because it shall end.
+    released: bool,
     /// The close packet was fetched.
     farewell: bool,
 }
@@ -164,6 +166,7 @@ impl Connection {
             return Err(Refused::Overlap);
         }
         polling.poll = Some(None);
+        polling.released = false;
         Ok(())
     }
 
@@ -206,6 +209,14 @@ impl Connection {
         }
     }
 
+    /// Ends a poll that waits, with a noop: the client polls again.
+    pub(super) fn end_poll(&self) {
+        if let Some(polling) = self.lock().polling() {
+            polling.released = true;
+            polling.wake_poll();
+        }
+    }
+
     /// The upgrade failed; the client stays on polling.
     pub(super) fn abandon_probe(&self) {
         if let Some(polling) = self.lock().polling() {
@@ -216,7 +227,7 @@ impl Connection {
 
     fn take_body(&self, locked: &mut Locked) -> Option<Body> {
         let polling = locked.polling()?;
-        let is_upgrading = polling.upgrading;
+        let gets_noop = polling.upgrading || polling.released;
         if polling.attached {
             return Some(self.body_of("6"));
         }
@@ -228,7 +239,7 @@ impl Connection {
             return Some(self.body_with(&frames));
         }
         let Some(reason) = locked.state.closing() else {
-            return is_upgrading.then(|| self.body_of("6"));
+            return gets_noop.then(|| self.body_of("6"));
         };
         locked.polling()?.farewell = true;
         locked.wake_driver();

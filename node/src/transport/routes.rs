@@ -269,6 +269,11 @@ impl Routes {
                     .await
             }
             Method::POST => self.respond_to_post(request, &connection).await,
+            // The node that has received the poll stops.
+            Method::DELETE if self.is_relayed => {
+                connection.end_poll();
+                Ok(respond("ok", "text/html"))
+            }
             _ => Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method")),
         }
     }

@@ -33,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use roomcast::Server;
+use roomcast::{Drain, Server};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -41,7 +41,12 @@ use tokio::{
 };
 
 pub(crate) use self::options::RelayOptions;
-use self::{key::Keys, metrics::Metrics, receiver::Receiver, sender::Sender};
+use self::{
+    key::Keys,
+    metrics::Metrics,
+    receiver::Receiver,
+    sender::{Sender, Stage},
+};
 use super::config::Config;
 
 /// Beside the time between two pings: the owner and the network may be slow.
@@ -113,11 +118,11 @@ impl Relay {
                 tracing::error!(%error, "the relay's listener failed");
             }
         });
-        let (closing, closed) = watch::channel(false);
-        Sender::start(server, self.keys, limits, metrics, closed);
+        let (stage, stages) = watch::channel(Stage::Open);
+        Sender::start(server, self.keys, limits, metrics, stages);
         tracing::info!(address = %local, advertised = %self.address, "relaying between nodes");
         Ok(Relaying {
-            closing,
+            stage,
             stop,
             serving,
         })
@@ -140,15 +145,20 @@ impl RelayLimits {
 
 /// The running relay. Its listener serves as long as the server is not closed.
 pub(crate) struct Relaying {
-    closing: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<()>,
 }
 
 impl Relaying {
-    /// Ends what this node relays to others, because clients would hold it up until their next heartbeat.
+    /// Ends relayed WebSockets evenly over the time of the drain, as the server does with its own.
+    pub(crate) fn draining(&self, drain: Drain) {
+        self.stage.send_replace(Stage::Draining(drain));
+    }
+
+    /// Ends all that this node relays. Their owners end the polls, after which clients poll at another node.
     pub(crate) fn closing(&self) {
-        self.closing.send_replace(true);
+        self.stage.send_replace(Stage::Closing);
     }
 
     /// Ends the listener, once the server is closed and the last responses are written.

@@ -6,6 +6,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -25,10 +27,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use parking_lot::Mutex;
-use roomcast::{ForeignRequest, NodeId, Server};
+use roomcast::{Drain, ForeignRequest, NodeId, Server};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -42,6 +44,12 @@ use crate::gateway::{line_limit::LineLimit, outbound};
 
 /// Time for a connection to an owner. They are close to each other.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time for what is relayed to end when this node closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often an owner is asked meanwhile to end a poll.
+const END_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often owners are looked up among the nodes that are alive.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -76,11 +84,27 @@ pub(super) struct Sender {
     open: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
     owners: Mutex<HashMap<NodeId, watch::Sender<bool>>>,
-    /// Changes to true when this node closes.
-    closing: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
     limits: RelayLimits,
     metrics: Metrics,
     lines: LineLimit,
+}
+
+/// How far this node is on its way to the end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Stage {
+    Open,
+    Draining(Drain),
+    Closing,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    owner: &'a NodeId,
+    address: &'a str,
+    /// With its query.
+    path: &'a str,
 }
 
 /// Why a request has no response of its owner.
@@ -99,7 +123,7 @@ impl Sender {
         keys: Arc<Keys>,
         limits: RelayLimits,
         metrics: Metrics,
-        closing: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
     ) {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
@@ -115,7 +139,7 @@ impl Sender {
             open: Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS))),
             bodies: Arc::new(Semaphore::new(MAX_BODY_BYTES.max(4 * (limits.payload + 1)))),
             owners: Mutex::default(),
-            closing,
+            stage,
             limits,
             metrics,
             lines: LineLimit::default(),
@@ -185,28 +209,29 @@ impl Sender {
         let (parts, body) = request.into_parts();
         let (body, held) = self.receive(body).await?;
         let mut end = self.end(&owner);
-        let uri = Uri::builder().scheme("http").authority(&*address);
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        let uri = uri.path_and_query(path).build();
-        let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
-        let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
-        let signed = Signed {
-            receiver: owner.as_str(),
-            method: &parts.method,
-            path,
+        let target = Target {
+            owner: &owner,
+            address: &address,
+            path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
         };
-        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
-        let signature = self
-            .keys
-            .sign(signed, self.node.as_str(), number, now, &body);
-        let mut outgoing = Request::new(Full::new(body));
-        *outgoing.method_mut() = parts.method;
-        *outgoing.uri_mut() = uri;
-        *outgoing.headers_mut() = headers(&parts.headers, &signature);
-        let responding = timeout(self.limits.response, self.client.request(outgoing));
-        let response = tokio::select! {
-            response = responding => response,
-            failed = end.failed() => return Err(failed),
+        let is_poll = parts.method == Method::GET && !parts.headers.contains_key(header::UPGRADE);
+        let outgoing = self.request(target, parts.method, &parts.headers, body)?;
+        let mut responding = pin!(timeout(self.limits.response, self.client.request(outgoing)));
+        let ended = tokio::select! {
+            response = &mut responding => Ok(response),
+            ended = end.of_request() => Err(ended),
+        };
+        let response = match ended {
+            Ok(response) => response,
+            Err(Ended::Owner) => return Err(Failed::Session(Outcome::Gone)),
+            Err(Ended::This) => {
+                let response = tokio::select! {
+                    response = timeout(CLOSE_TIMEOUT, responding) => response,
+                    never = self.end_poll(target), if is_poll => match never {},
+                };
+                let late = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing);
+                response.map_err(|_| late)?
+            }
         };
         drop(held);
         match response {
@@ -219,6 +244,51 @@ impl Sender {
             Ok(Ok(response)) => Ok(respond(response, open)),
             Ok(Err(_)) => Err(Failed::Session(Outcome::Gone)),
             Err(_) => Err(Failed::Session(Outcome::Timeout)),
+        }
+    }
+
+    /// A signed request to an owner, with those headers of the client that matter to the session.
+    fn request(
+        &self,
+        target: Target<'_>,
+        method: Method,
+        from: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Failed> {
+        let Target {
+            owner,
+            address,
+            path,
+        } = target;
+        let uri = Uri::builder().scheme("http").authority(address);
+        let uri = uri.path_and_query(path).build();
+        let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
+        let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
+        let signed = Signed {
+            receiver: owner.as_str(),
+            method: &method,
+            path,
+        };
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        let node = self.node.as_str();
+        let signature = self.keys.sign(signed, node, number, now, &body);
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers(from, &signature);
+        Ok(request)
+    }
+
+    /// Has the owner end a poll, so that the client polls again at another node. Repeated, because the poll may be
+    /// on its way.
+    async fn end_poll(&self, target: Target<'_>) -> Infallible {
+        loop {
+            let request = self.request(target, Method::DELETE, &HeaderMap::new(), Bytes::new());
+            if let Ok(request) = request {
+                // If it fails, the poll does not end in time.
+                drop(self.client.request(request).await);
+            }
+            sleep(END_POLL_INTERVAL).await;
         }
     }
 
@@ -269,16 +339,17 @@ impl Sender {
         &self,
         mut response: Response<Incoming>,
         client: hyper::upgrade::OnUpgrade,
-        mut end: End,
+        end: End,
         open: Open,
     ) -> Response<Body> {
         let owner = hyper::upgrade::on(&mut response);
         let stall = self.limits.stall;
+        let number = self.number.load(Ordering::Relaxed);
         // Ends with either side.
         drop(tokio::spawn(async move {
             if let (Ok(client), Ok(owner)) = tokio::join!(client, owner) {
                 let (client, owner) = (TokioIo::new(client), TokioIo::new(owner));
-                pipe::carry(client, owner, stall, end.failed()).await;
+                pipe::carry(client, owner, stall, end.of_websocket(number)).await;
             }
             drop(open);
         }));
@@ -303,28 +374,61 @@ impl Sender {
         };
         End {
             gone,
-            closing: self.closing.clone(),
+            stage: self.stage.clone(),
         }
     }
+}
+
+/// Which node has ended.
+enum Ended {
+    Owner,
+    This,
 }
 
 /// The ends of both nodes.
 struct End {
     /// Changes to true when the owner's lease has ended.
     gone: watch::Receiver<bool>,
-    closing: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
 }
 
 impl End {
-    async fn failed(&mut self) -> Failed {
+    /// Resolves when the owner's lease has ended, or this node closes.
+    async fn of_request(&mut self) -> Ended {
         tokio::select! {
             // An error means that nobody looks the owner up any more, because this node has ended.
-            _ = self.gone.wait_for(|gone| *gone) => Failed::Session(Outcome::Gone),
-            _ = self.closing.wait_for(|closing| *closing) => {
-                Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing)
-            }
+            _ = self.gone.wait_for(|gone| *gone) => Ended::Owner,
+            _ = self.stage.wait_for(|stage| *stage == Stage::Closing) => Ended::This,
         }
     }
+
+    /// Resolves when a WebSocket has to end: those of a node that drains end one after the other. `number` is
+    /// different for each.
+    async fn of_websocket(mut self, number: u64) {
+        let draining = async {
+            let stage = self.stage.wait_for(|stage| *stage != Stage::Open).await;
+            let stage = stage.map_or(Stage::Closing, |stage| *stage);
+            if let Stage::Draining(Drain { grace, over, .. }) = stage {
+                let mut stage = self.stage;
+                tokio::select! {
+                    () = sleep(grace + over.mul_f64(spread(number))) => {}
+                    _ = stage.wait_for(|stage| *stage == Stage::Closing) => {}
+                }
+            }
+        };
+        tokio::select! {
+            _ = self.gone.wait_for(|gone| *gone) => {}
+            () = draining => {}
+        }
+    }
+}
+
+/// Places numbers in a row evenly between zero and one, wherever the row begins and ends.
+fn spread(number: u64) -> f64 {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    // The high bits fit exactly.
+    let high = u32::try_from(number.wrapping_mul(GOLDEN) >> 32).unwrap_or_default();
+    f64::from(high) / f64::from(u32::MAX)
 }
 
 /// Counts what is relayed until it is dropped.
