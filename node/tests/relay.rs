@@ -317,3 +317,29 @@ fn send(address: &str, request: &str) -> String {
     assert!(response.starts_with("HTTP/1.1 421 "), "{response}");
     response.lines().last().unwrap().to_owned()
 }
+
+#[test]
+fn the_key_is_in_no_output() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        command.env_clear().env("ROOMCAST_CLUSTER_KEY", KEY);
+        Program::start(command.args(arguments)).end()
+    };
+    let (status, shown) = run(&["config", "show", "--redis=redis://127.0.0.1"]);
+    assert_eq!(status, Some(0), "{shown}");
+    assert!(
+        shown.contains("cluster_key = \"…\" # ROOMCAST_CLUSTER_KEY"),
+        "{shown}"
+    );
+    let (status, help) = run(&["serve", "--help"]);
+    assert_eq!(status, Some(0), "{help}");
+    let (status, error) = run(&["serve", "--cluster-key=only these"]);
+    assert_eq!(status, Some(2), "{error}");
+    assert!(error.contains("at least 32 characters"), "{error}");
+    for text in [shown, help, error] {
+        assert!(!text.contains("only these"), "{text}");
+    }
+    let (status, error) = run(&["serve"]);
+    assert_eq!(status, Some(2));
+    assert!(error.contains("--cluster-key needs --redis"), "{error}");
+}
