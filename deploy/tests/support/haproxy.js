@@ -34,17 +34,29 @@ class Balancer {
   }
 }
 
-/** haproxy.cfg: clients at `port`, operators at the next one. /readyz is at a node's `internal` port or at its `port`. */
+// Without these lines each request goes to the next node, as deployment.md says.
+const WITHOUT_SESSIONS = [
+  ["balance leastconn", "balance roundrobin"],
+  [/^ {2}cookie .*\n/m, ""],
+  [/^ {2}force-persist .*\n/m, ""],
+];
+
+/**
+ * haproxy.cfg: clients at `port`, operators at the next one. /readyz is at a node's `internal` port or at its `port`.
+ * Without `hasSessions` no session stays with a node.
+ */
 class Haproxy extends Balancer {
-  constructor(port, nodes) {
+  constructor(port, nodes, { hasSessions = true } = {}) {
     const replacements = [
       ["bind :3000", `bind 127.0.0.1:${port}`],
       ["bind :8404", `bind 127.0.0.1:${port + 1}`],
       // HAProxy must notice within a test that a node has returned.
       ["slowstart 30s", "slowstart 1s"],
+      ...(hasSessions ? [] : WITHOUT_SESSIONS),
     ];
     const server = ({ name, port: at, internal = at }) => {
-      return `  server ${name} 127.0.0.1:${at} cookie ${name} check port ${internal}`;
+      const cookie = hasSessions ? `cookie ${name} ` : "";
+      return `  server ${name} 127.0.0.1:${at} ${cookie}check port ${internal}`;
     };
     super("haproxy.cfg", replacements, server, nodes);
     this.url = `http://127.0.0.1:${port}`;

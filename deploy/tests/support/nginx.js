@@ -11,8 +11,11 @@ const { deadline } = require("../../../node/tests/clients/support/wait");
 
 const FILE = join(__dirname, "../../nginx/nginx.conf");
 
-/** Writes the file for one port and these servers; returns the arguments that nginx takes. */
-function writeConfig(folder, port, servers) {
+/**
+ * Writes the file for one port and these servers; returns the arguments that nginx takes. Without `hasSessions` each
+ * request goes to the next server.
+ */
+function writeConfig(folder, port, servers, hasSessions = true) {
   let lines = readFileSync(FILE, "utf8").split("\n");
   const isServer = (line) => /^ {4}server node\d:3000 /.test(line);
   const options = lines.find(isServer).replace(/^ {4}server \S+/, "");
@@ -20,6 +23,7 @@ function writeConfig(folder, port, servers) {
   lines = lines.filter((line) => !isServer(line));
   lines.splice(first, 0, ...servers.map((server) => `    server ${server}${options}`));
   let text = lines.join("\n").replace("listen 3000;", `listen 127.0.0.1:${port};`);
+  if (!hasSessions) text = text.replace(/^ {4}hash .*\n/m, "");
   // Elsewhere the package decides where nginx writes.
   const paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   const temporary = paths.map((path) => `  ${path}_temp_path ${join(folder, path)};`);
@@ -32,11 +36,11 @@ function writeConfig(folder, port, servers) {
 }
 
 class Nginx {
-  constructor(port, servers) {
+  constructor(port, servers, { hasSessions = true } = {}) {
     this.folder = mkdtempSync(join(tmpdir(), "roomcast-nginx-"));
     mkdirSync(join(this.folder, "logs"));
     this.url = `http://127.0.0.1:${port}`;
-    this.child = spawn("nginx", writeConfig(this.folder, port, servers), {
+    this.child = spawn("nginx", writeConfig(this.folder, port, servers, hasSessions), {
       stdio: ["ignore", "inherit", "inherit"],
     });
     this.exited = new Promise((resolve) => this.child.once("exit", resolve));
