@@ -4,8 +4,8 @@
 use std::{future::ready, sync::Arc};
 
 use roomcast::{
-    BuildError, Cookie, Cors, ForwardedHeader, Handshake, InvalidNetwork, Parser, Refused, Server,
-    TrustedProxies,
+    BuildError, Cookie, Cors, ForwardedHeader, Handshake, InvalidNetwork, Limits, Parser, Refused,
+    Server, TrustedProxies,
 };
 
 use super::{
@@ -82,6 +82,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         address,
     } = parts;
     let Protocol { transports, .. } = &config.protocol;
+    let mut limits = Limits::from(&config.limits);
+    limits.sockets = config.relay.sockets(limits.sockets);
     let mut builder = Server::builder()
         .path(&config.protocol.path)
         .ping_interval(config.protocol.ping_interval.0)
@@ -98,7 +100,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         .allow_eio3(config.protocol.allow_eio3.0)
         .http_compression(config.protocol.http_compression.0)
         .trusted_proxies(trusted_proxies(config)?)
-        .limits((&config.limits).into());
+        .limits(limits);
     let doors = &config.settings.doors;
     if !doors.syncano.instances.is_empty() || !doors.channels.namespaces.is_empty() {
         builder = builder.keep_extension::<Granted>();

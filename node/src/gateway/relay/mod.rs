@@ -133,7 +133,7 @@ impl RelayLimits {
     fn of(config: &Config) -> Self {
         let (limits, protocol) = (&config.limits, &config.protocol);
         Self {
-            open: config.relay.relay_max,
+            open: config.relay.open(),
             payload: protocol.max_payload.0,
             body: limits.body_timeout.0,
             response: protocol.ping_interval.0 + protocol.ping_timeout.0 + SLACK,

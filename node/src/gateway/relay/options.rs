@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Args;
+use rustix::process::{Resource, getrlimit};
 
 use crate::gateway::values;
 
@@ -129,6 +130,35 @@ impl RelayOptions {
         Err("--cluster-key needs --redis, by which nodes find each other".to_owned())
     }
 
+    /// How much is relayed at a time: what the option says, within an eighth of the descriptors.
+    pub(crate) fn open(&self) -> usize {
+        self.open_within(getrlimit(Resource::Nofile).current)
+    }
+
+    fn open_within(&self, files: Option<u64>) -> usize {
+        let files = files.map_or(usize::MAX, |files| {
+            usize::try_from(files).unwrap_or(usize::MAX)
+        });
+        self.relay_max.min(files / 8).max(1)
+    }
+
+    /// How many sockets of clients leave room for what is relayed, which takes up to two descriptors each.
+    pub(crate) fn sockets(&self, sockets: usize) -> usize {
+        self.sockets_within(sockets, getrlimit(Resource::Nofile).current)
+    }
+
+    fn sockets_within(&self, sockets: usize, files: Option<u64>) -> usize {
+        let Some(files) = files.filter(|_| !self.cluster_key.0.is_empty()) else {
+            return sockets;
+        };
+        let relayed = 2 * self.open_within(Some(files));
+        let left = usize::try_from(files)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(relayed);
+        // The server itself reserves what everything else needs.
+        sockets.min(left - left / 16).max(1)
+    }
+
     /// The address to state for a listener.
     pub(super) fn advertised(&self, listener: SocketAddr) -> Result<String, String> {
         match &self.relay_address {
@@ -228,6 +258,20 @@ mod tests {
         let listener = "127.0.0.1:7".parse().unwrap();
         assert_eq!(options("auto").advertised(listener).unwrap(), "127.0.0.1:7");
         assert_eq!(options("a:9").advertised(listener).unwrap(), "a:9");
+    }
+
+    #[test]
+    fn what_is_relayed_leaves_descriptors_for_clients_and_the_other_way_round() {
+        let mut options = options("auto");
+        options.relay_max = 10_000;
+        assert_eq!(options.open_within(Some(1 << 20)), 10_000);
+        assert_eq!(options.open_within(Some(1024)), 128);
+        assert_eq!(options.open_within(None), 10_000);
+        assert_eq!(options.sockets_within(1_000_000, Some(1024)), 720);
+        assert_eq!(options.sockets_within(100, Some(1024)), 100);
+        assert_eq!(options.sockets_within(1_000_000, None), 1_000_000);
+        options.cluster_key = "off".parse().unwrap();
+        assert_eq!(options.sockets_within(1_000_000, Some(1024)), 1_000_000);
     }
 
     #[test]
