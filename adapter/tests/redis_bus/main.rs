@@ -12,6 +12,7 @@ mod interest;
 mod members;
 mod names;
 mod outage;
+mod peers;
 mod stand_in;
 mod start;
 mod ways;
