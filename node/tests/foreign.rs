@@ -1,8 +1,6 @@
 //! What an application gets to relay requests to the server that has the session, and what it serves on the other
 //! side. Both servers are in the test's process.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 mod support;
 
 use std::sync::{
