@@ -4,6 +4,7 @@
 //! A scenario (`scenario`) drives the tool's own clients (`swarm`, `codec`), the ledger accounts
 //! for each message, and `report` shows the result. README.md describes its use.
 
+mod chaos;
 mod clock;
 mod codec;
 mod drive;
@@ -71,6 +72,7 @@ fn run(command: &Command) -> anyhow::Result<u8> {
             say(&text)?;
             Ok(0)
         }
+        Command::Chaos(options) => Ok(if chaos::run(options)? { 0 } else { FAULTY }),
         Command::Report(options) => {
             write_file(&options.html, &report::page(&read_all(&options.results)?))?;
             Ok(0)

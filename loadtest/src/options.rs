@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use clap::{Args, Parser, Subcommand, builder::ArgPredicate};
 
 use crate::{
+    chaos::Chaos,
     gauge::Gauge,
     label::{MAX_PAYLOAD_BYTES, MIN_PAYLOAD_BYTES},
     swarm::Transport,
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// All disruptions for hours: memory slope, leaked descriptors
     Soak(Soak),
+    /// Cause faults of nodes, networks and Redis in a cluster of its own, and account for each message
+    Chaos(Chaos),
     /// Add results of several loaders of one run
     Merge(Merge),
     /// Show results side by side, as ratios to the first
@@ -414,7 +417,7 @@ impl Command {
             Self::Drain(options) => &options.paced.common,
             Self::Deploy(options) => &options.paced.common,
             Self::Soak(options) => &options.paced.common,
-            Self::Merge(_) | Self::Compare(_) | Self::Report(_) => return None,
+            Self::Chaos(_) | Self::Merge(_) | Self::Compare(_) | Self::Report(_) => return None,
         })
     }
 }

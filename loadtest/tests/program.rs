@@ -16,7 +16,7 @@ use std::{
     thread,
 };
 
-use support::{DEADLINE, Ran, measure, temporary};
+use support::{DEADLINE, Ran, measure, run, temporary};
 
 /// The program, with rooms for clients. Dropping it kills it.
 struct Program {
@@ -429,5 +429,25 @@ fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
         "emitter CPU per emit",
     ] {
         assert!(ran.said.contains(figure), "{}", ran.said);
+    }
+}
+
+#[test]
+fn a_cluster_with_journal_and_recovery_loses_nothing_in_faults() {
+    let program = format!("--program={}", program().display());
+    for (fault, modes) in [
+        ("1", "recovery"),
+        ("5", "journal,recovery"),
+        ("18", "journal,recovery"),
+    ] {
+        let (faults, modes) = (format!("--faults={fault}"), format!("--modes={modes}"));
+        let size = ["--rounds=1", "--clients=30", "--rooms=3"];
+        let (status, said) = run(&[&["chaos", &faults, &modes, &program], &size[..]].concat());
+        assert_eq!(status, Some(0), "{said}");
+        let row = said
+            .lines()
+            .find(|line| line.contains("| journal and recovery |"));
+        let cells: Vec<_> = row.unwrap().split('|').map(str::trim).collect();
+        assert!(cells[4].parse::<u64>().unwrap() > 0, "{said}");
     }
 }

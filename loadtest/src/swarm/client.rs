@@ -27,6 +27,10 @@ pub(super) struct Client {
     polling: Option<Box<Polling>>,
     /// Fragments of a WebSocket message whose last one has not arrived.
     fragments: Vec<u8>,
+    /// JSON for the connect packet, instead of that of all clients; may be empty.
+    auth: String,
+    /// When it last opened a connection or received something.
+    alive: Nanos,
 }
 
 /// Phase of the connection.
@@ -85,12 +89,23 @@ impl Client {
             has_announced: false,
             polling: None,
             fragments: Vec::new(),
+            auth: String::new(),
+            alive: 0,
         }
+    }
+
+    pub(super) fn identify(&mut self, auth: String) {
+        self.auth = auth;
+    }
+
+    pub(super) fn alive(&self) -> Nanos {
+        self.alive
     }
 
     pub(super) fn open(&mut self, context: &mut Context<'_>, target: usize) -> Result<(), End> {
         self.drop_links();
         self.target = target;
+        self.alive = clock::now();
         self.stage = Stage::Opening;
         self.has_announced = false;
         if context.dial.transport == Transport::Websocket {
@@ -183,6 +198,9 @@ impl Client {
         while let Some(link) = self.links[slot].as_mut() {
             let filled = link.read(buffer)?;
             let now = clock::now();
+            if !filled.is_empty {
+                self.alive = now;
+            }
             let bytes = &buffer[..filled.bytes];
             context.volume.received_bytes += bytes.len() as u64;
             if slot == WEBSOCKET {
@@ -408,6 +426,7 @@ impl Client {
             }
             Kind::Connect if self.stage == Stage::Connecting => {
                 self.stage = Stage::Connected;
+                sink.admitted(self.index, packet.body);
                 self.announce(context.dial.transport, now, replies, sink);
                 Ok(())
             }
@@ -442,7 +461,9 @@ impl Client {
         }
         let mut connect = Vec::new();
         packet::write_head(&mut connect, b'0', &context.dial.namespace, None);
-        connect.extend_from_slice(context.dial.auth.as_bytes());
+        let auth = [&self.auth, &context.dial.auth];
+        let auth = auth.into_iter().find(|auth| !auth.is_empty());
+        connect.extend_from_slice(auth.map_or(&[], |auth| auth.as_bytes()));
         self.send(context, [&connect[..]].into_iter())
     }
 

@@ -105,6 +105,8 @@ impl From<Errno> for End {
 
 /// Receives the clients' packets. Times are those of the read.
 pub(crate) trait Sink {
+    /// The namespace has accepted a client, with this body.
+    fn admitted(&mut self, _client: usize, _body: &[u8]) {}
     /// A client is connected to its namespace, on its final transport.
     fn connected(&mut self, client: usize, now: Nanos, replies: &mut Replies);
     /// A packet has arrived, other than connection control.
@@ -191,11 +193,25 @@ impl Swarm {
         })
     }
 
+    /// Sets what a client sends in its next connect packets instead of the settings' JSON.
+    pub(crate) fn identify(&mut self, client: usize, auth: String) {
+        self.grow(client);
+        self.clients[client].identify(auth);
+    }
+
+    /// When a client last opened a connection or received something.
+    pub(crate) fn alive(&self, client: usize) -> Nanos {
+        self.clients.get(client).map_or(0, Client::alive)
+    }
+
+    /// Replaces a target, because its server has moved. Open connections stay.
+    pub(crate) fn retarget(&mut self, target: usize, place: Target) {
+        self.dial.targets[target] = place;
+    }
+
     /// Starts to connect a client to a target, for the first time or again.
     pub(crate) fn open(&mut self, client: usize, target: usize) -> Result<(), End> {
-        while self.clients.len() <= client {
-            self.clients.push(Client::new(self.clients.len()));
-        }
+        self.grow(client);
         let (clients, mut context) = self.split();
         let opened = clients[client].open(&mut context, target);
         if opened.is_err() {
@@ -291,6 +307,12 @@ impl Swarm {
         self.buffer = buffer;
         self.replies = replies;
         Ok(())
+    }
+
+    fn grow(&mut self, client: usize) {
+        while self.clients.len() <= client {
+            self.clients.push(Client::new(self.clients.len()));
+        }
     }
 
     fn split(&mut self) -> (&mut Vec<Client>, Context<'_>) {

@@ -1,0 +1,365 @@
+//! `chaos`: faults of nodes, networks and Redis under load, and an exact account of what became of every
+//! message.
+//!
+//! ```text
+//! publishers ──HTTP API──▶ three nodes ══proxies══▶ Redis         a fault hits one of these
+//!                              │
+//! clients of each mode ◀───────┘   come back by themselves, as behind a balancer that checks /readyz
+//! ```
+//!
+//! The modes are namespaces of the same nodes, so one run of a fault fills the rows of all modes.
+
+mod account;
+mod crowd;
+mod faults;
+mod proxy;
+mod publisher;
+mod stage;
+mod table;
+mod watcher;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+use crate::{clock, failure::Failure, say};
+use account::{Promise, Publication, Told, account};
+use crowd::Crowd;
+use faults::{FAULTS, Fault, Scene};
+use publisher::Publisher;
+use stage::{Places, Stage, progress, wait_until};
+use table::Row;
+use watcher::Watcher;
+
+/// What a namespace of the nodes has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// Neither of the two
+    Plain,
+    /// A journal
+    Journal,
+    /// A journal, and clients that come back to their session
+    Recovery,
+}
+
+impl Mode {
+    fn namespace(self) -> &'static str {
+        match self {
+            Self::Plain => "/plain",
+            Self::Journal => "/journal",
+            Self::Recovery => "/recovery",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Journal => "journal",
+            Self::Recovery => "journal and recovery",
+        }
+    }
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Chaos {
+    /// Numbers of the faults, like 1,5-7 [default: all]
+    #[arg(long, value_parser = numbers, value_name = "LIST")]
+    faults: Option<Numbers>,
+    /// Modes to run
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "plain,journal,recovery"
+    )]
+    modes: Vec<Mode>,
+    /// How many times each fault is caused
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Clients of each mode
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    clients: u32,
+    /// Rooms of each mode, each with two publishers
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rooms: u32,
+    /// Messages per second and publisher, at most
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rate: u32,
+    /// The program whose nodes are tested [default: roomcast beside this program]
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// Keep settings and logs in this folder [default: a temporary one, which is removed]
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// Write the table to this file, in Markdown
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Numbers(Vec<u32>);
+
+fn numbers(text: &str) -> Result<Numbers, String> {
+    let wrong = || "like 1,5-7".to_owned();
+    let mut numbers = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (
+            first.parse().map_err(|_| wrong())?,
+            last.parse().map_err(|_| wrong())?,
+        );
+        if first > last || last > 100 {
+            return Err(wrong());
+        }
+        numbers.extend(first..=last);
+    }
+    Ok(Numbers(numbers))
+}
+
+/// Causes the faults and prints the table. Returns whether every bar was met.
+pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
+    crate::system::raise_descriptor_limit();
+    let faults: Vec<&Fault> = match &options.faults {
+        None => FAULTS.iter().collect(),
+        Some(Numbers(numbers)) => {
+            let is_wanted = |fault: &&Fault| numbers.contains(&fault.number);
+            let found: Vec<&Fault> = FAULTS.iter().filter(is_wanted).collect();
+            if found.is_empty() {
+                let said = "--faults: none of these can be caused".to_owned();
+                return Err(Failure::Arguments(said).into());
+            }
+            found
+        }
+    };
+    let folder = Folder::new(options.folder.as_deref())?;
+    let mut rows = Vec::new();
+    for fault in faults {
+        let mut of_fault: Vec<Row> = options
+            .modes
+            .iter()
+            .map(|mode| Row::new(fault, *mode))
+            .collect();
+        for round in 1..=options.rounds {
+            let index = FAULTS.iter().position(|one| one.name == fault.name);
+            let name = format!(
+                "fault{}-{}-{round}",
+                fault.number,
+                index.unwrap_or_default()
+            );
+            let of_round = one(options, fault, &folder.path.join(&name))
+                .with_context(|| format!("fault {}, round {round}", fault.number))?;
+            for (row, of_round) in of_fault.iter_mut().zip(of_round) {
+                progress(&format!(
+                    "fault {}, round {round} of {}: {}",
+                    fault.number,
+                    options.rounds,
+                    of_round.line()
+                ));
+                row.add(of_round);
+            }
+        }
+        rows.extend(of_fault);
+    }
+    let text = table::markdown(&rows);
+    if let Some(path) = &options.output {
+        std::fs::write(path, &text).with_context(|| path.display().to_string())?;
+    }
+    say(text.trim_end())?;
+    Ok(rows.iter().all(Row::is_clean))
+}
+
+/// Causes a fault once, and makes the account of each mode.
+fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>> {
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?.with_file_name("roomcast"),
+    };
+    let mut stage = Stage::start(folder, &program, &options.modes, fault.setup)?;
+    let watcher = Watcher::start(&stage.places);
+    let (clients, rooms) = (options.clients as usize, options.rooms as usize);
+    let start = |mode: &Mode| Crowd::start(*mode, clients, rooms, &stage.places);
+    let crowds: Vec<Crowd> = options.modes.iter().map(start).collect();
+    let all_joined = |crowds: &[Crowd], owed: usize| {
+        let is_there = |crowd: &Crowd| crowd.has_failed() || crowd.joined() >= owed;
+        crowds.iter().all(is_there)
+    };
+    wait_until("all clients", || Ok(all_joined(&crowds, clients)))?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let publishers = publishers(options, &stage.places, &is_over);
+    thread::sleep(BEFORE);
+    let mut scene = Scene {
+        stage: &mut stage,
+        clients,
+        crowds: &crowds,
+        stalled: 0,
+        over: None,
+    };
+    fault.cause(&mut scene)?;
+    let mended = scene.over.unwrap_or_else(clock::now);
+    let stalled = scene.stalled;
+    // A client that does not come back is in the account, so it need not stop the run.
+    let back = wait_until("all nodes and clients", || {
+        Ok(stage.is_ready() && all_joined(&crowds, clients - stalled))
+    });
+    if let Err(error) = back {
+        progress(&format!("after fault {}: {error}", fault.number));
+    }
+    thread::sleep(AFTER);
+    is_over.store(true, Relaxed);
+    let mut publications = Vec::new();
+    for of_mode in publishers {
+        let join = |thread: JoinHandle<Publication>| thread.join().ok().context("a publisher");
+        let of_mode: anyhow::Result<Vec<_>> = of_mode.into_iter().map(join).collect();
+        publications.push(of_mode?);
+    }
+    settle(&crowds, &publications, clients, rooms);
+    let seen = watcher.finish()?;
+    let mut rows = Vec::new();
+    let modes = options.modes.iter().zip(crowds).zip(&publications);
+    for ((mode, crowd), publications) in modes {
+        let promise = Promise {
+            is_journal: *mode != Mode::Plain,
+            mended,
+        };
+        let receivers = crowd.finish()?;
+        let tally = account(publications, &receivers, seen.reports(*mode), promise);
+        let mut row = Row::new(fault, *mode);
+        row.found(tally, &seen.metrics);
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Two publishers for each room and mode, at different nodes.
+fn publishers(
+    options: &Chaos,
+    places: &Arc<Places>,
+    is_over: &Arc<AtomicBool>,
+) -> Vec<Vec<JoinHandle<Publication>>> {
+    let of_mode = |mode: &Mode| {
+        let start = |index: u32| {
+            let publisher = Publisher {
+                mode: *mode,
+                index: index as usize,
+                room: (index / PUBLISHERS) as usize,
+                pause: Duration::from_secs(1) / options.rate,
+                places: Arc::clone(places),
+                is_over: Arc::clone(is_over),
+            };
+            thread::spawn(move || publisher.run())
+        };
+        (0..options.rooms * PUBLISHERS).map(start).collect()
+    };
+    options.modes.iter().map(of_mode).collect()
+}
+
+/// Waits until all clients have received everything that was accepted, or nothing has arrived for a while.
+fn settle(crowds: &[Crowd], publications: &[Vec<Publication>], clients: usize, rooms: usize) {
+    let members = |room| clients / rooms + usize::from(room < clients % rooms);
+    let owed: Vec<u64> = publications
+        .iter()
+        .map(|of_mode| {
+            let accepted = of_mode.iter().map(|publication| {
+                let sent = publication.sent.iter();
+                let accepted = sent.filter(|sent| sent.told == Told::Accepted).count();
+                accepted * members(publication.room)
+            });
+            accepted.sum::<usize>() as u64
+        })
+        .collect();
+    let deadline = Instant::now() + LONGEST_SETTLING;
+    let (mut last, mut quiet_since) = (0, Instant::now());
+    while Instant::now() < deadline {
+        let arrived = crowds.iter().map(Crowd::arrived);
+        let is_complete = arrived
+            .clone()
+            .zip(&owed)
+            .all(|(arrived, owed)| arrived >= *owed);
+        let enough = if is_complete { SHORT_QUIET } else { QUIET };
+        let now = arrived.sum::<u64>();
+        if now != last {
+            (last, quiet_since) = (now, Instant::now());
+        } else if quiet_since.elapsed() > enough {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A folder for a run. A temporary one is removed.
+struct Folder {
+    path: PathBuf,
+    is_temporary: bool,
+}
+
+impl Folder {
+    fn new(wanted: Option<&Path>) -> anyhow::Result<Self> {
+        let path = match wanted {
+            Some(path) => path.to_owned(),
+            None => std::env::temp_dir().join(format!("roomcast-chaos-{}", std::process::id())),
+        };
+        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(Self {
+            path,
+            is_temporary: wanted.is_none(),
+        })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.is_temporary {
+            // What is left behind does no harm.
+            drop(std::fs::remove_dir_all(&self.path));
+        }
+    }
+}
+
+/// A generator of random numbers, another one at each call.
+fn random() -> fastrand::Rng {
+    fastrand::Rng::with_seed(clock::now())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const PUBLISHERS: u32 = 2;
+/// Traffic before the fault, and after the clients are back.
+const BEFORE: Duration = Duration::from_secs(2);
+const AFTER: Duration = Duration::from_secs(3);
+/// Longer than a node needs to notice a gap and read what it has missed, also on a busy machine.
+const QUIET: Duration = Duration::from_secs(8);
+/// In which copies would arrive.
+const SHORT_QUIET: Duration = Duration::from_millis(500);
+const LONGEST_SETTLING: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_named_by_numbers_and_ranges() {
+        assert_eq!(numbers("1,5-7"), Ok(Numbers(vec![1, 5, 6, 7])));
+        for wrong in ["", "x", "7-5", "1-", "1-200"] {
+            assert!(numbers(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn faults_have_names_of_their_own_and_ascend() {
+        let mut names: Vec<_> = FAULTS.iter().map(|fault| fault.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), FAULTS.len());
+        assert!(FAULTS.is_sorted_by_key(|fault| fault.number));
+    }
+}
