@@ -161,7 +161,7 @@ impl Publisher {
 }
 
 /// A broadcast of the event `message` with `{room, data}` to one room.
-fn write_message(format: Format, namespace: &str, room: &str, payload: &str) -> Vec<u8> {
+pub(crate) fn write_message(format: Format, namespace: &str, room: &str, payload: &str) -> Vec<u8> {
     let data = json!(["message", { "room": room, "data": payload }]);
     match format {
         Format::Classic => rmp_serde::to_vec(&json!([

@@ -52,7 +52,7 @@ pub(super) enum Entry {
     /// It has come back as the socket that it was.
     Recovered { node: usize, at: Nanos },
     /// Its connection has ended.
-    Cut,
+    Cut { at: Nanos },
     Arrived {
         publisher: usize,
         number: usize,
@@ -94,6 +94,10 @@ pub(super) struct Tally {
     pub(super) reordered: u64,
     /// Time from the end of the fault until the last late message had arrived and the last client was back.
     pub(super) repaired: Nanos,
+    /// From the call of a publisher until a message arrived, 99th percentile.
+    pub(super) delivery: Nanos,
+    /// From the end of a client's connection until it was back, 95th percentile.
+    pub(super) outage: Nanos,
 }
 
 impl Tally {
@@ -106,6 +110,8 @@ impl Tally {
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
         self.repaired = self.repaired.max(other.repaired);
+        self.delivery = self.delivery.max(other.delivery);
+        self.outage = self.outage.max(other.outage);
     }
 }
 
@@ -139,7 +145,46 @@ pub(super) fn account(
             &mut tally,
         );
     }
+    let (mut deliveries, mut outages) = (Vec::new(), Vec::new());
+    for receiver in receivers {
+        times(publications, receiver, &mut deliveries, &mut outages);
+    }
+    tally.delivery = percentile(deliveries, 99);
+    tally.outage = percentile(outages, 95);
     tally
+}
+
+/// Collects how long deliveries and outages took.
+fn times(
+    publications: &[Publication],
+    receiver: &Receiver,
+    deliveries: &mut Vec<Nanos>,
+    outages: &mut Vec<Nanos>,
+) {
+    let mut cut = None;
+    for entry in &receiver.entries {
+        match entry {
+            Entry::Cut { at } => cut = cut.or(Some(*at)),
+            Entry::Joined { at, .. } | Entry::Recovered { at, .. } => {
+                outages.extend(cut.take().map(|cut| at.saturating_sub(cut)));
+            }
+            Entry::Arrived {
+                publisher,
+                number,
+                at,
+            } => {
+                let sent = publications[*publisher].sent.get(*number);
+                deliveries.extend(sent.map(|sent| at.saturating_sub(sent.begin)));
+            }
+        }
+    }
+}
+
+/// Zero without values.
+fn percentile(mut values: Vec<Nanos>, percent: usize) -> Nanos {
+    values.sort_unstable();
+    let rank = (values.len() * percent).div_ceil(100);
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }
 
 fn arrivals(receiver: &Receiver) -> impl Iterator<Item = Message> {
@@ -179,7 +224,7 @@ fn one(
                 tally.repaired = tally.repaired.max(at.saturating_sub(promise.mended));
                 continue;
             }
-            Entry::Cut => continue,
+            Entry::Cut { .. } => continue,
             Entry::Arrived {
                 publisher,
                 number,
@@ -281,7 +326,7 @@ fn breaks(receiver: &Receiver, of: usize) -> Vec<Break> {
                 publisher, number, ..
             } if *publisher == of => next = next.max(number + 1),
             Entry::Arrived { .. } => {}
-            Entry::Cut => cut = cut.or(Some(next)),
+            Entry::Cut { .. } => cut = cut.or(Some(next)),
             Entry::Recovered { .. } => cut = None,
             Entry::Joined { at, .. } => {
                 if let Some(next) = cut.take() {
@@ -322,6 +367,7 @@ const LATE: Nanos = 1000 * MILLISECOND;
 mod tests {
     use super::*;
 
+    const CUT: Entry = Entry::Cut { at: 22 };
     const PLAIN: Promise = Promise {
         is_journal: false,
         mended: 0,
@@ -394,13 +440,7 @@ mod tests {
     fn a_client_that_is_a_new_socket_knows_that_it_missed_something_but_not_about_a_hole_before() {
         let sent = [publication(&[Told::Accepted; 5])];
         let back = Entry::Joined { node: 1, at: 45 };
-        let one = receiver(&[
-            arrived(0, 0),
-            arrived(0, 2),
-            Entry::Cut,
-            back,
-            arrived(0, 4),
-        ]);
+        let one = receiver(&[arrived(0, 0), arrived(0, 2), CUT, back, arrived(0, 4)]);
         let tally = account(&sent, &[one], &[], PLAIN);
         assert_eq!(counts(&tally), [5, 1, 1, 0, 0]);
     }
@@ -409,7 +449,7 @@ mod tests {
     fn a_client_that_is_recovered_may_miss_nothing() {
         let sent = [publication(&[Told::Accepted; 3])];
         let back = Entry::Recovered { node: 1, at: 25 };
-        let one = receiver(&[arrived(0, 0), Entry::Cut, back, arrived(0, 2)]);
+        let one = receiver(&[arrived(0, 0), CUT, back, arrived(0, 2)]);
         let tally = account(&sent, &[one], &[], JOURNAL);
         assert_eq!(counts(&tally), [3, 1, 0, 0, 0]);
     }
@@ -459,5 +499,21 @@ mod tests {
         assert_eq!(account(&sent, &receivers, &[], PLAIN).reordered, 0);
         // Seen from one of them, one message of the other came late.
         assert_eq!(account(&sent, &receivers, &[], JOURNAL).reordered, 2);
+    }
+
+    #[test]
+    fn deliveries_and_outages_have_percentiles() {
+        assert_eq!(percentile((1..=200).rev().collect(), 99), 198);
+        assert_eq!(percentile(Vec::new(), 99), 0);
+        let sent = [publication(&[Told::Accepted; 2])];
+        let late = Entry::Arrived {
+            publisher: 0,
+            number: 1,
+            at: 60,
+        };
+        let back = Entry::Recovered { node: 1, at: 52 };
+        let one = receiver(&[arrived(0, 0), CUT, back, late]);
+        let tally = account(&sent, &[one], &[], JOURNAL);
+        assert_eq!((tally.delivery, tally.outage), (40, 30));
     }
 }

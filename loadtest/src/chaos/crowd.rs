@@ -36,13 +36,8 @@ use crate::{
 /// What a fault does to the clients.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
-    /// This share of the connected clients is torn down at random times within a span, and is away for about
-    /// so long.
-    Tear {
-        share: f64,
-        within: Nanos,
-        away: Nanos,
-    },
+    /// All clients are torn down, at random times within a span, and are away for about so long.
+    Tear { within: Nanos, away: Nanos },
     /// So many clients stop reading. They are owed nothing any more.
     Stall(usize),
     /// Clients that lose their connection come back at once.
@@ -223,17 +218,11 @@ impl Clients {
 
     fn obey(&mut self, order: Order, swarm: &mut Swarm) {
         match order {
-            Order::Tear {
-                share,
-                within,
-                away,
-            } => {
+            Order::Tear { within, away } => {
                 let now = clock::now();
                 for one in &mut self.clients {
-                    if self.random.f64() < share {
-                        let at = now + self.random.u64(..within.max(1));
-                        one.torn = Some((at, around(away, &mut self.random)));
-                    }
+                    let at = now + self.random.u64(..within.max(1));
+                    one.torn = Some((at, around(away, &mut self.random)));
                 }
             }
             Order::Stall(count) => {
@@ -314,7 +303,7 @@ impl Clients {
         let is_hurried = self.is_hurried;
         let one = &mut self.clients[index];
         if matches!(one.state, State::Joined | State::Joining) {
-            one.record.entries.push(Entry::Cut);
+            one.record.entries.push(Entry::Cut { at: now });
             one.attempts = 0;
         }
         // As the official client does by default: 1 s, doubled up to 5 s, and half of it at random.

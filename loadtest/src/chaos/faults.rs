@@ -8,9 +8,13 @@ use rustix::process::Signal;
 use super::{
     crowd::{Crowd, Order},
     proxy::{Weather, Which},
-    stage::{NODES, Setup, Stage},
+    publisher::emit_as_stranger,
+    stage::{NODES, Replica, Setup, Stage, faketime},
 };
-use crate::clock::{self, Nanos, SECOND};
+use crate::{
+    clock::{self, Nanos, SECOND},
+    redis::{Format, write_message},
+};
 
 pub(super) struct Fault {
     /// The number in the table.
@@ -18,6 +22,29 @@ pub(super) struct Fault {
     pub(super) name: &'static str,
     pub(super) setup: Setup,
     cause: fn(&mut Scene<'_>) -> anyhow::Result<()>,
+}
+
+/// What must not be exceeded with a journal and recovery, beside what must never happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bar {
+    /// Messages may be lost if that is reported, because the journal is gone.
+    Reported,
+    /// Nothing is lost.
+    Complete,
+    /// The same, and the 99th percentile of deliveries takes at most so long.
+    Delivery(Nanos),
+    /// The same, and the 95th percentile of outages takes at most so long.
+    Outage(Nanos),
+}
+
+/// The bar of a fault.
+pub(super) fn bar(number: u32) -> Bar {
+    match number {
+        4 => Bar::Reported,
+        13 => Bar::Delivery(SECOND * 46 / 10),
+        15 => Bar::Outage(5 * SECOND),
+        _ => Bar::Complete,
+    }
 }
 
 /// What a fault may act on.
@@ -33,6 +60,12 @@ pub(super) struct Scene<'a> {
 }
 
 impl Fault {
+    /// Why this machine cannot cause it.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        let is_missing = self.setup.has_wrong_clocks && faketime().is_none();
+        is_missing.then_some("not run, because libfaketime is not installed")
+    }
+
     pub(super) fn cause(&self, scene: &mut Scene<'_>) -> anyhow::Result<()> {
         (self.cause)(scene)
     }
@@ -43,9 +76,25 @@ impl Scene<'_> {
         self.crowds.iter().for_each(|crowd| crowd.order(order));
     }
 
+    /// Tears down all clients, at random times within a span. They are away for about so long.
+    fn tear(&self, within: Nanos, away: Nanos) {
+        self.order(Order::Tear { within, away });
+    }
+
     fn kill_node(&mut self) {
         self.stage.kill_node(0);
         self.over = Some(clock::now());
+    }
+
+    /// Publishes a message that no subscriber can take in one piece, for a room without members.
+    fn flood(&self) -> anyhow::Result<()> {
+        let namespace = self.stage.modes()[0].namespace();
+        let filler = "x".repeat(8 << 20);
+        let message = write_message(Format::Classic, namespace, "nobody", &filler);
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(format!("socket.io#{namespace}#")).arg(message);
+        self.stage.ask_redis(&publish)?;
+        Ok(())
     }
 
     /// The first node gets this weather for a time.
@@ -56,15 +105,18 @@ impl Scene<'_> {
     }
 }
 
-const PLAIN_SETUP: Setup = Setup { is_durable: false };
-const DURABLE: Setup = Setup { is_durable: true };
+const SIMPLE: Setup = Setup {
+    is_durable: false,
+    replica: Replica::None,
+    has_wrong_clocks: false,
+};
 
 /// Every fault that this program can cause, in the order of the table.
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 1,
         name: "a node is killed, and started again after 3 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             scene.kill_node();
             pause(3);
@@ -74,19 +126,19 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 2,
         name: "a node is stopped for 10 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| stop(scene, 10),
     },
     Fault {
         number: 2,
         name: "a node is stopped for 60 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| stop(scene, 60),
     },
     Fault {
         number: 3,
         name: "each node is drained and started again",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             for node in 0..NODES {
                 scene.stage.signal(node, Signal::TERM);
@@ -100,19 +152,22 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 4,
         name: "Redis is killed, and started empty after 2 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: restart_redis,
     },
     Fault {
         number: 5,
         name: "Redis is killed, and started with its data after 2 s",
-        setup: DURABLE,
+        setup: Setup {
+            is_durable: true,
+            ..SIMPLE
+        },
         cause: restart_redis,
     },
     Fault {
         number: 6,
         name: "Redis is paused for 10 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             let mut command = redis::cmd("CLIENT");
             command.arg("PAUSE").arg(10_000).arg("ALL");
@@ -122,9 +177,36 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     },
     Fault {
+        number: 7,
+        name: "Redis is killed, and Sentinel promotes its replica",
+        setup: Setup {
+            replica: Replica::Sentinel,
+            ..SIMPLE
+        },
+        cause: |scene| scene.stage.fail_over(),
+    },
+    Fault {
+        number: 8,
+        name: "all subscribers are cut by the output buffer limit, three times",
+        setup: SIMPLE,
+        cause: |scene| {
+            let mut limit = redis::cmd("CONFIG");
+            limit
+                .arg("SET")
+                .arg("client-output-buffer-limit")
+                .arg("pubsub 1mb 0 0");
+            scene.stage.ask_redis(&limit)?;
+            for _ in 0..3 {
+                pause(1);
+                scene.flood()?;
+            }
+            Ok(())
+        },
+    },
+    Fault {
         number: 9,
         name: "the subscriber's connection is half open for 10 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             scene.weather(Which::Subscribers, Weather::HalfOpen, seconds(10));
             Ok(())
@@ -133,7 +215,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 10,
         name: "nothing reaches the subscriber for 10 s, while TCP is healthy",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             scene.weather(Which::Subscribers, Weather::Deaf, seconds(10));
             Ok(())
@@ -142,7 +224,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 11,
         name: "the publisher's connection is cut within a command, ten times",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             for _ in 0..10 {
                 let bytes = scene.stage.random.usize(1..2000);
@@ -157,7 +239,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 12,
         name: "loss, delay and resets between a node and Redis for 10 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             scene.stage.weather(0, Which::All, Weather::Lossy);
             for _ in 0..5 {
@@ -171,14 +253,10 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 13,
         name: "clients are torn down at random every 15 s, and are away for 2 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             for _ in 0..2 {
-                scene.order(Order::Tear {
-                    share: 1.0,
-                    within: 13 * SECOND,
-                    away: 2 * SECOND,
-                });
+                scene.tear(13 * SECOND, 2 * SECOND);
                 pause(15);
             }
             Ok(())
@@ -187,7 +265,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 14,
         name: "every tenth client stops reading",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             scene.stalled = scene.clients / 10;
             scene.order(Order::Stall(scene.stalled));
@@ -198,7 +276,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         number: 15,
         name: "a node is killed, and its clients return at once to the two others",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             scene.order(Order::Hurry);
             pause(1);
@@ -207,9 +285,46 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     },
     Fault {
+        number: 16,
+        name: "nodes with another dialect, parser and prefix use the same Redis for 5 s",
+        setup: SIMPLE,
+        cause: |scene| {
+            let options = [
+                "--redis-dialect=sharded-dynamic",
+                "--redis-parser=json",
+                "--redis-prefix=other",
+            ];
+            let mut strangers = Vec::new();
+            for option in options {
+                strangers.push(scene.stage.start_stranger(&[option])?);
+            }
+            for _ in 0..50 {
+                for (stranger, mode) in strangers.iter().zip(scene.stage.modes().iter().cycle()) {
+                    emit_as_stranger(stranger.internal, *mode);
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        },
+    },
+    Fault {
+        number: 17,
+        name: "the clock of a node is an hour ahead, and that of another one an hour behind",
+        setup: Setup {
+            has_wrong_clocks: true,
+            ..SIMPLE
+        },
+        cause: |scene| {
+            // They come back to nodes with another clock.
+            scene.tear(5 * SECOND, SECOND);
+            pause(10);
+            Ok(())
+        },
+    },
+    Fault {
         number: 18,
         name: "Redis loses the nodes' leases, five times",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             for _ in 0..5 {
                 scene.stage.lose_leases()?;
@@ -219,9 +334,18 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     },
     Fault {
+        number: 19,
+        name: "the primary is demoted behind the same name, and its connections stay open",
+        setup: Setup {
+            replica: Replica::Hidden,
+            ..SIMPLE
+        },
+        cause: |scene| scene.stage.demote(),
+    },
+    Fault {
         number: 20,
         name: "the right to the channels is revoked for 5 s",
-        setup: PLAIN_SETUP,
+        setup: SIMPLE,
         cause: |scene| {
             let rights = |rule: &str| {
                 let mut command = redis::cmd("ACL");

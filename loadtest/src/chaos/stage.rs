@@ -104,6 +104,20 @@ impl Place {
 pub(super) struct Setup {
     /// Redis keeps its data over a restart.
     pub(super) is_durable: bool,
+    pub(super) replica: Replica,
+    /// The clock of the first node is an hour ahead, and that of the second one an hour behind.
+    pub(super) has_wrong_clocks: bool,
+}
+
+/// What stands beside Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Replica {
+    #[default]
+    None,
+    /// A replica, which the nodes do not know.
+    Hidden,
+    /// A replica, and a Sentinel, which the nodes ask.
+    Sentinel,
 }
 
 pub(super) struct Stage {
@@ -115,6 +129,10 @@ pub(super) struct Stage {
     nodes: [Option<Process>; NODES],
     redis: Option<Process>,
     redis_address: SocketAddr,
+    replica: Option<(Process, SocketAddr)>,
+    sentinel: Option<(Process, SocketAddr)>,
+    /// Nodes of another cluster.
+    strangers: Vec<Process>,
     proxies: Vec<Proxy>,
     pub(super) random: fastrand::Rng,
 }
@@ -136,10 +154,14 @@ impl Stage {
             nodes: [None, None, None],
             redis: None,
             redis_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            replica: None,
+            sentinel: None,
+            strangers: Vec::new(),
             proxies: Vec::new(),
             random: super::random(),
         };
         stage.start_redis()?;
+        stage.start_replica()?;
         for _ in 0..NODES {
             stage.proxies.push(Proxy::start(stage.redis_address)?);
         }
@@ -149,13 +171,49 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Starts a node, with its settings as a file and its log beside it.
+    /// Starts a node.
     pub(super) fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
-        let name = format!("node{}", node + 1);
+        let (process, found) =
+            self.node_process(&format!("node{}", node + 1), node, |command| {
+                let offset = ["+1h", "-1h"].get(node);
+                let offset = offset.filter(|_| self.setup.has_wrong_clocks);
+                if let (Some(offset), Some(library)) = (offset, faketime()) {
+                    command
+                        .env("LD_PRELOAD", library)
+                        .env("FAKETIME", offset)
+                        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+                }
+            })?;
+        *lock(&self.places.nodes[node].addresses) = Some(found);
+        self.nodes[node] = Some(process);
+        Ok(())
+    }
+
+    /// Starts a node that does not belong to the cluster.
+    pub(super) fn start_stranger(&mut self, options: &[&str]) -> anyhow::Result<Addresses> {
+        let name = format!("stranger{}", self.strangers.len() + 1);
+        let (process, found) = self.node_process(&name, 0, |command| {
+            command.args(options);
+        })?;
+        self.strangers.push(process);
+        Ok(found)
+    }
+
+    /// Starts a node with its settings as a file and its log beside it.
+    fn node_process(
+        &self,
+        name: &str,
+        proxy: usize,
+        change: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<(Process, Addresses)> {
         let settings = self.folder.join(format!("{name}.toml"));
         fs::write(&settings, self.settings())?;
         let log = self.folder.join(format!("{name}.log"));
         let from = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let redis = match &self.sentinel {
+            Some((_, address)) => format!("redis+sentinel://{address}/{PRIMARY}"),
+            None => format!("redis://{}", self.proxies[proxy].address()),
+        };
         let mut command = Command::new(&self.program);
         command
             .args([
@@ -169,12 +227,12 @@ impl Stage {
                 "--ping-timeout=3s",
                 "--redis-required=false",
             ])
-            .arg(format!("--redis=redis://{}", self.proxies[node].address()))
+            .arg(format!("--redis={redis}"))
             .arg(format!("--config={}", settings.display()));
-        let mut process = Process::start(&name, &mut command, &log)?;
-        let place = &self.places.nodes[node];
+        change(&mut command);
+        let mut process = Process::start(name, &mut command, &log)?;
         let mut found = None;
-        wait_until(&name, || {
+        wait_until(name, || {
             if process.has_ended()? {
                 bail!("{name} has ended: see {}", log.display());
             }
@@ -183,9 +241,7 @@ impl Stage {
             found = addresses(&own);
             Ok(found.is_some())
         })?;
-        *lock(&place.addresses) = found;
-        self.nodes[node] = Some(process);
-        Ok(())
+        Ok((process, found.context("a node without an address")?))
     }
 
     fn settings(&self) -> String {
@@ -231,34 +287,129 @@ impl Stage {
 
     /// Starts Redis, behind the proxies if there are some.
     pub(super) fn start_redis(&mut self) -> anyhow::Result<()> {
+        let durable = if self.setup.is_durable { "yes" } else { "no" };
+        let (process, address) = self.start_server("redis", |command, _| {
+            command.args(["--appendonly", durable]);
+            Ok(())
+        })?;
+        self.redis = Some(process);
+        self.redis_address = address;
+        self.lead_to(address);
+        Ok(())
+    }
+
+    fn start_replica(&mut self) -> anyhow::Result<()> {
+        if self.setup.replica == Replica::None {
+            return Ok(());
+        }
+        let primary = self.redis_address;
+        let replica = self.start_server("replica", |command, _| {
+            let port = primary.port().to_string();
+            command.args(["--appendonly", "no", "--replicaof", "127.0.0.1", &port]);
+            Ok(())
+        })?;
+        let info = || replication(replica.1);
+        wait_until("the replica", || {
+            Ok(info().is_ok_and(|info| info.contains("master_link_status:up")))
+        })?;
+        self.replica = Some(replica);
+        if self.setup.replica == Replica::Sentinel {
+            let settings = self.folder.join("sentinel.conf");
+            let port = primary.port();
+            let sentinel = self.start_server("sentinel", |command, own| {
+                let text = format!(
+                    "port {own}\nbind 127.0.0.1\nsentinel monitor {PRIMARY} 127.0.0.1 {port} 1\n\
+                     sentinel down-after-milliseconds {PRIMARY} 1000\n\
+                     sentinel failover-timeout {PRIMARY} 10000\n"
+                );
+                fs::write(&settings, text)?;
+                *command = Command::new("redis-server");
+                command.arg(&settings).arg("--sentinel");
+                Ok(())
+            })?;
+            let list = redis::cmd("SENTINEL").arg("REPLICAS").arg(PRIMARY).clone();
+            wait_until("Sentinel", || {
+                let known = ask(sentinel.1, &list).map(|reply| format!("{reply:?}"));
+                Ok(known.is_ok_and(|known| known.contains("master-link-status")))
+            })?;
+            self.sentinel = Some(sentinel);
+        }
+        Ok(())
+    }
+
+    /// Starts a Redis or Sentinel.
+    fn start_server(
+        &self,
+        name: &str,
+        change: impl Fn(&mut Command, u16) -> anyhow::Result<()>,
+    ) -> anyhow::Result<(Process, SocketAddr)> {
         // The port was free a moment ago. If something else has taken it, another one will do.
         for _ in 0..5 {
             let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+            let folder = self.folder.join(name);
+            fs::create_dir_all(&folder)?;
             let mut command = Command::new("redis-server");
-            let durable = if self.setup.is_durable { "yes" } else { "no" };
             command
                 .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
-                .arg(&self.folder)
-                .args(["--port", &address.port().to_string()])
-                .args(["--appendonly", durable]);
-            let log = self.folder.join("redis.log");
-            let mut process = Process::start("redis-server", &mut command, &log)?;
+                .arg(&folder)
+                .args(["--port", &address.port().to_string()]);
+            change(&mut command, address.port())?;
+            let log = self.folder.join(format!("{name}.log"));
+            let mut process = Process::start(name, &mut command, &log)?;
             let mut is_taken = false;
-            wait_until("redis-server", || {
+            wait_until(name, || {
                 is_taken = process.has_ended()?;
-                Ok(is_taken || answers(address))
+                Ok(is_taken || ask(address, &redis::cmd("PING")).is_ok())
             })?;
-            if is_taken {
-                continue;
+            if !is_taken {
+                return Ok((process, address));
             }
-            self.redis = Some(process);
-            self.redis_address = address;
-            for proxy in &self.proxies {
-                proxy.lead_to(address);
-            }
-            return Ok(());
         }
-        bail!("redis-server does not start")
+        bail!("{name} does not start: see {}", self.folder.display())
+    }
+
+    /// Has the proxies lead new connections to another Redis.
+    fn lead_to(&self, address: SocketAddr) {
+        for proxy in &self.proxies {
+            proxy.lead_to(address);
+        }
+    }
+
+    /// Kills the primary, and waits until Sentinel has promoted the replica.
+    pub(super) fn fail_over(&mut self) -> anyhow::Result<()> {
+        let (Some((_, sentinel)), Some(replica)) = (&self.sentinel, self.replica.take()) else {
+            bail!("there is no replica");
+        };
+        let (sentinel, promoted) = (*sentinel, replica.1);
+        self.redis = Some(replica.0);
+        self.redis_address = promoted;
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("GET-MASTER-ADDR-BY-NAME").arg(PRIMARY);
+        let port = promoted.port().to_string();
+        wait_until("the failover", || {
+            let named: Vec<String> = redis::from_redis_value(ask(sentinel, &command)?)?;
+            let is_primary = replication(promoted)?.contains("role:master");
+            Ok(named.get(1) == Some(&port) && is_primary)
+        })
+    }
+
+    /// Promotes the replica, makes the old primary its replica, and has the name of the old one lead to the new
+    /// one, while connections stay where they are.
+    pub(super) fn demote(&mut self) -> anyhow::Result<()> {
+        let replica = self.replica.take().context("there is no replica")?;
+        let replica_of =
+            |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).clone();
+        ask(replica.1, &replica_of("NO", "ONE"))?;
+        self.lead_to(replica.1);
+        let port = replica.1.port().to_string();
+        self.ask_redis(&replica_of("127.0.0.1", &port))?;
+        let demoted = self
+            .redis
+            .replace(replica.0)
+            .context("there is no primary")?;
+        self.replica = Some((demoted, self.redis_address));
+        self.redis_address = replica.1;
+        Ok(())
     }
 
     pub(super) fn kill_redis(&mut self) {
@@ -267,10 +418,12 @@ impl Stage {
 
     /// Executes one command on Redis.
     pub(super) fn ask_redis(&self, command: &redis::Cmd) -> anyhow::Result<redis::Value> {
-        let client = redis::Client::open(format!("redis://{}", self.redis_address))?;
-        let mut connection = client.get_connection_with_timeout(Duration::from_secs(5))?;
-        connection.set_read_timeout(Some(Duration::from_secs(5)))?;
-        command.query(&mut connection).context("Redis")
+        ask(self.redis_address, command)
+    }
+
+    /// The modes of this run.
+    pub(super) fn modes(&self) -> &[Mode] {
+        &self.modes
     }
 
     /// Deletes the keys by which nodes know each other.
@@ -317,13 +470,27 @@ fn addresses(log: &str) -> Option<Addresses> {
     })
 }
 
-fn answers(redis: SocketAddr) -> bool {
-    let ping = || -> redis::RedisResult<String> {
-        let client = redis::Client::open(format!("redis://{redis}"))?;
-        let mut connection = client.get_connection_with_timeout(Duration::from_secs(1))?;
-        redis::cmd("PING").query(&mut connection)
-    };
-    ping().is_ok()
+/// Executes one command on a server.
+fn ask(server: SocketAddr, command: &redis::Cmd) -> anyhow::Result<redis::Value> {
+    let client = redis::Client::open(format!("redis://{server}"))?;
+    let mut connection = client.get_connection_with_timeout(REDIS_PATIENCE)?;
+    connection.set_read_timeout(Some(REDIS_PATIENCE))?;
+    command.query(&mut connection).context("Redis")
+}
+
+/// What a Redis says about its role.
+fn replication(server: SocketAddr) -> anyhow::Result<String> {
+    let info = ask(server, redis::cmd("INFO").arg("replication"))?;
+    Ok(redis::from_redis_value(info)?)
+}
+
+/// The library of Debian's package libfaketime, which shows a process another time.
+pub(super) fn faketime() -> Option<PathBuf> {
+    let folders = fs::read_dir("/usr/lib").ok()?;
+    let mut libraries = folders
+        .flatten()
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.find(|library| library.exists())
 }
 
 /// Waits for a condition, within the time that anything may take on a busy machine.
@@ -357,6 +524,9 @@ impl Places {
 
 pub(super) const NODES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(90);
+const REDIS_PATIENCE: Duration = Duration::from_secs(5);
+/// The name of the primary for Sentinel.
+const PRIMARY: &str = "main";
 
 /// The key of the HTTP API. It is no secret, because the nodes of a run listen on this machine only.
 pub(super) const KEY: &str = "chaos-key-of-the-table-of-faults";

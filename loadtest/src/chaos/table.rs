@@ -2,14 +2,20 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use super::{Mode, account::Tally, faults::Fault};
-use crate::clock;
+use super::{
+    Mode,
+    account::Tally,
+    faults::{Bar, Fault, bar},
+};
+use crate::clock::{self, Nanos};
 
 /// What a fault came to in a mode.
 pub(super) struct Row {
     number: u32,
     fault: &'static str,
-    mode: Mode,
+    mode: Option<Mode>,
+    /// In place of figures.
+    note: &'static str,
     tally: Tally,
     metrics: BTreeSet<String>,
 }
@@ -19,10 +25,27 @@ impl Row {
         Self {
             number: fault.number,
             fault: fault.name,
-            mode,
+            mode: Some(mode),
+            note: "",
             tally: Tally::default(),
             metrics: BTreeSet::new(),
         }
+    }
+
+    /// A fault that this machine cannot cause.
+    pub(super) fn not_run(fault: &Fault, note: &'static str) -> Self {
+        Self {
+            number: fault.number,
+            fault: fault.name,
+            mode: None,
+            note,
+            tally: Tally::default(),
+            metrics: BTreeSet::new(),
+        }
+    }
+
+    fn mode(&self) -> &'static str {
+        self.mode.map_or(self.note, Mode::name)
     }
 
     pub(super) fn found(&mut self, tally: Tally, metrics: &BTreeSet<String>) {
@@ -36,9 +59,37 @@ impl Row {
         self.metrics.extend(other.metrics);
     }
 
-    /// Whether nothing was lost silently, duplicated or out of order.
-    pub(super) fn is_clean(&self) -> bool {
+    fn is_clean(&self) -> bool {
         self.tally.silent + self.tally.duplicated + self.tally.reordered == 0
+    }
+
+    /// Which bars it misses.
+    fn missed(&self) -> Vec<String> {
+        let mut missed = Vec::new();
+        if !self.is_clean() {
+            missed.push("nothing is lost silently, duplicated or out of order".to_owned());
+        }
+        let bar = bar(self.number);
+        if self.mode != Some(Mode::Recovery) || bar == Bar::Reported {
+            return missed;
+        }
+        if self.tally.reported > 0 {
+            missed.push("nothing is lost".to_owned());
+        }
+        match bar {
+            Bar::Delivery(most) if self.tally.delivery > most => {
+                missed.push(format!("99 % of deliveries within {}", seconds(most)));
+            }
+            Bar::Outage(most) if self.tally.outage > most => {
+                missed.push(format!("95 % of outages within {}", seconds(most)));
+            }
+            _ => {}
+        }
+        missed
+    }
+
+    pub(super) fn meets_bars(&self) -> bool {
+        self.missed().is_empty()
     }
 
     pub(super) fn line(&self) -> String {
@@ -54,20 +105,20 @@ impl Row {
         format!(
             "{}: {owed} owed, {silent} lost silently, {reported} lost and reported, \
              {unpublished} refused, {duplicated} duplicated, {reordered} out of order, {}",
-            self.mode.name(),
-            self.repaired()
+            self.mode(),
+            seconds(self.tally.repaired)
         )
     }
+}
 
-    fn repaired(&self) -> String {
-        format!("{:.1} s", clock::seconds(self.tally.repaired))
-    }
+fn seconds(time: Nanos) -> String {
+    format!("{:.1} s", clock::seconds(time))
 }
 
 pub(super) fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| | fault | mode | owed | lost silently | lost and reported | refused | duplicated | out of order | repaired within |\n\
-         |--:|---|---|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| | fault | mode | owed | lost silently | lost and reported | refused | duplicated | out of order | repaired within | p99 of delivery | p95 of outages |\n\
+         |--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     let mut last = "";
     for row in rows {
@@ -82,16 +133,24 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            row.mode.name(),
+            "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            row.mode(),
             tally.owed,
             tally.silent,
             tally.reported,
             tally.unpublished,
             tally.duplicated,
             tally.reordered,
-            row.repaired(),
+            seconds(tally.repaired),
+            seconds(tally.delivery),
+            seconds(tally.outage),
         );
+    }
+    for row in rows {
+        for bar in row.missed() {
+            let (number, mode) = (row.number, row.mode());
+            let _ = writeln!(text, "\nMissed in {number}, {mode}: {bar}.");
+        }
     }
     text.push_str("\n| | visible in |\n|--:|---|\n");
     let mut last = "";
@@ -103,4 +162,60 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         last = row.fault;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(number: u32, mode: Mode, tally: Tally) -> Row {
+        Row {
+            number,
+            fault: "it rains",
+            mode: Some(mode),
+            note: "",
+            tally,
+            metrics: BTreeSet::from(["up".to_owned()]),
+        }
+    }
+
+    #[test]
+    fn bars_depend_on_fault_and_mode() {
+        let reported = Tally {
+            reported: 1,
+            ..Tally::default()
+        };
+        assert!(row(1, Mode::Journal, reported).meets_bars());
+        assert!(!row(1, Mode::Recovery, reported).meets_bars());
+        assert!(row(4, Mode::Recovery, reported).meets_bars());
+        let slow = Tally {
+            delivery: 5 * clock::SECOND,
+            ..Tally::default()
+        };
+        assert!(row(1, Mode::Recovery, slow).meets_bars());
+        assert!(!row(13, Mode::Recovery, slow).meets_bars());
+        let silent = Tally {
+            silent: 1,
+            ..Tally::default()
+        };
+        assert!(!row(4, Mode::Plain, silent).meets_bars());
+    }
+
+    #[test]
+    fn a_table_names_each_fault_once_and_every_missed_bar() {
+        let silent = Tally {
+            owed: 9,
+            silent: 2,
+            ..Tally::default()
+        };
+        let rows = [
+            row(1, Mode::Plain, Tally::default()),
+            row(1, Mode::Journal, silent),
+        ];
+        let text = markdown(&rows);
+        assert_eq!(text.matches("it rains").count(), 1);
+        assert!(text.contains("|  |  | journal | 9 | 2 |"), "{text}");
+        assert!(text.contains("Missed in 1, journal: nothing is lost silently"));
+        assert!(text.contains("| 1 | `up` |"), "{text}");
+    }
 }
