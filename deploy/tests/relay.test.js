@@ -4,7 +4,7 @@
 "use strict";
 
 const assert = require("node:assert/strict");
-const { after, afterEach, before, describe, test } = require("node:test");
+const { after, before, describe, test } = require("node:test");
 
 const { startRedis } = require("../../node/tests/clients/cluster/redis");
 const { startGateway } = require("../../node/tests/clients/support/gateway");
@@ -24,6 +24,14 @@ relay_listen = "127.0.0.1:0"
 [namespaces."/".journal]
 `;
 const TRANSPORTS = [["polling"], ["websocket"], ["polling", "websocket"]];
+// A larger number needs as many descriptors as this test has connections, for itself and for each server.
+const CLIENTS = Number(process.env.TEST_RELAY_CLIENTS ?? 90);
+const ROOM_SIZE = 10;
+const ROUNDS = 3;
+// Of these many clients, one sends the largest payload.
+const LARGE_EVERY = 30;
+const textOf = (index, round) => `${index} in ${round} ${"x".repeat(1000)}`;
+const LARGE = "x".repeat(999_000);
 
 const portOf = (url) => Number(new URL(url).port);
 
@@ -51,58 +59,70 @@ for (const [kind, startBalancer] of Object.entries(BALANCERS)) {
       await until("the balancer", () => answers().catch(() => false), PATIENCE);
     });
 
-    afterEach(() => {
-      for (const client of clients.splice(0)) client.close();
-    });
-
     after(async () => {
+      for (const client of clients) client.close();
       await balancer?.stop();
       // How nodes stop is the subject of other tests.
       await Promise.all(nodes.map((node) => node.kill()));
       await redis?.stop();
     });
 
-    async function connect(version, transports) {
+    /** `ends` and `errors` stay empty as long as all goes well. */
+    function open(version, transports) {
       const client = VERSIONS[version](balancer.url, { forceNew: true, transports });
       clients.push(client);
-      client.ends = [];
-      client.texts = [];
+      Object.assign(client, { ends: [], errors: [], texts: [] });
       client.on("disconnect", (reason) => client.ends.push(reason));
       client.on("message", ({ data }) => client.texts.push(data));
-      await until("the connect", () => client.connected, PATIENCE);
+      client.on("connect_error", (error) => client.errors.push(error));
+      client.io.on("reconnect_attempt", () => client.errors.push("reconnect"));
       return client;
     }
 
-    test("clients of all versions send and receive by all transports", async () => {
-      const members = [];
-      for (const version of [4, 3, 2]) {
-        for (const transports of TRANSPORTS) members.push(await connect(version, transports));
-      }
-      const isMoved = (client) => client.io.opts.transports.length === 1 || client.io.engine.transport.name === "websocket";
-      await until("the upgrades", () => members.every(isMoved), PATIENCE);
-      for (const member of members) await ask(member, "join", "all", { quiet: true });
-      const expected = [];
-      for (let round = 0; round < 5; round++) {
-        for (const [index, member] of members.entries()) {
-          const text = `${round} of ${index} ${"x".repeat(10_000)}`;
-          expected.push(text);
-          await ask(member, "message", "all", text);
-        }
-      }
-      await until("all messages", () => members.every(({ texts }) => texts.length >= expected.length), PATIENCE);
-      for (const { texts, ends } of members) {
-        assert.deepEqual(texts, expected);
-        assert.deepEqual(ends, []);
-      }
-      const relayed = nodes.map((node) => node.metric('roomcast_relay_requests_total{kind="poll",outcome="relayed"}'));
-      assert.ok((await Promise.all(relayed)).some((count) => count > 0));
-    });
+    const isMoved = (client) => client.io.opts.transports.length === 1 || client.io.engine.transport.name === "websocket";
 
-    test("the largest payload passes", async () => {
-      const client = await connect(4, ["polling"]);
-      const text = "x".repeat(999_000);
-      for (let count = 0; count < 3; count++) assert.equal(await ask(client, "echo", text), text);
-      assert.deepEqual(client.ends, []);
+    /** The sums of the series of all nodes whose lines match. */
+    async function total(pattern) {
+      const texts = await Promise.all(nodes.map(async ({ internal }) => (await fetch(`${internal}/metrics`)).text()));
+      const lines = texts.flatMap((text) => text.split("\n")).filter((line) => pattern.test(line));
+      return lines.reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
+    }
+
+    /** How many clients are in the room of this one. */
+    const sizeOf = (index) => Math.min(ROOM_SIZE, CLIENTS - (index - (index % ROOM_SIZE)));
+
+    test("many clients of all versions and transports lose nothing and see no error", async () => {
+      const kinds = [4, 3, 2].flatMap((version) => TRANSPORTS.map((transports) => [version, transports]));
+      const members = [];
+      while (members.length < CLIENTS) {
+        const batch = Array.from({ length: Math.min(30, CLIENTS - members.length) }, (_, at) => open(...kinds[(members.length + at) % kinds.length]));
+        members.push(...batch);
+        await until("the connects", () => batch.every(({ connected }) => connected), PATIENCE);
+      }
+      await until("the upgrades", () => members.every(isMoved), PATIENCE);
+      const roomOf = (index) => `room ${Math.floor(index / ROOM_SIZE)}`;
+      await Promise.all(members.map((member, index) => ask(member, "join", roomOf(index), { quiet: true })));
+      for (let round = 0; round < ROUNDS; round++) {
+        await Promise.all(members.map((member, index) => ask(member, "message", roomOf(index), textOf(index, round))));
+      }
+      for (let index = 0; index < members.length; index += LARGE_EVERY) {
+        assert.equal(await ask(members[index], "echo", LARGE), LARGE);
+      }
+      await until("all messages", () => members.every(({ texts }, index) => texts.length >= ROUNDS * sizeOf(index)), PATIENCE);
+      await Promise.all(members.map((member) => ask(member, "echo", "the last one")));
+      for (const [index, { texts, ends, errors }] of members.entries()) {
+        const first = index - (index % ROOM_SIZE);
+        const expected = Array.from({ length: sizeOf(index) }, (_, at) => Array.from({ length: ROUNDS }, (_, round) => textOf(first + at, round)));
+        assert.deepEqual([...texts].sort(), expected.flat().sort());
+        assert.deepEqual(texts, members[first].texts, "one order in a room");
+        assert.deepEqual([ends, errors], [[], []]);
+      }
+      assert.equal(await total(/^roomcast_http_refused_total\{/), 0);
+      assert.equal(await total(/^roomcast_relay_requests_total\{.*outcome="(?!relayed)/), 0);
+      assert.equal(await total(/^roomcast_relay_received_total\{.*outcome="(?!accepted)/), 0);
+      for (const kind of ["poll", "post", "upgrade"]) {
+        assert.ok((await total(new RegExp(`^roomcast_relay_requests_total\\{kind="${kind}",outcome="relayed"`))) > 0, kind);
+      }
     });
   });
 }

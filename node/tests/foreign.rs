@@ -202,7 +202,10 @@ async fn a_poll_is_ended_for_a_node_that_stops() {
         }
     });
     assert_eq!(response.await.body, "6");
-    // Clients cannot do that.
-    let response = http::request(pair.second.address, "DELETE", &session.target(), "").await;
-    assert_eq!(response.status, 405);
+    // Clients cannot do that, at any node.
+    for address in [pair.second.address, pair.first.address] {
+        let response = http::request(address, "DELETE", &session.target(), "").await;
+        assert_eq!(response.status, 405);
+    }
+    assert_eq!(pair.relayed.load(Ordering::SeqCst), 0);
 }

@@ -1,5 +1,8 @@
-//! Connections that the program opens to web servers: backends of hooks, and a balancer that is checked.
+//! Connections that the program opens to web servers: backends of hooks, other nodes, and a balancer that
+//! is checked.
 
+mod connections;
+mod forward;
 mod http1;
 mod response;
 
@@ -8,7 +11,10 @@ use std::{error::Error, time::Duration};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 
-pub(crate) use self::http1::Http1Client;
+pub(crate) use self::{
+    forward::{ForwardClient, Forwarded, ForwardedBody},
+    http1::Http1Client,
+};
 
 /// HTTP versions that a connection may negotiate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,8 +26,8 @@ pub struct ForeignRequest {
     pub owner: NodeId,
     /// Where that node is reached, as its [`RedisConfig::address`](crate::RedisConfig::address) states it.
     pub address: Arc<str>,
-    /// The request of the client. Its query has the id of the session, which is a secret. A WebSocket can
-    /// be taken over as with hyper.
+    /// The request of the client: a GET, with or without an upgrade, or a POST. Its query has the id of the
+    /// session, which is a secret. A WebSocket can be taken over as with hyper.
     pub request: Request<Body>,
 }
 

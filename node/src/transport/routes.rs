@@ -170,6 +170,10 @@ impl Routes {
         let relay = self.engine.relay.get().filter(|_| !self.is_relayed);
         let foreign = relay.zip(self.engine.ids.foreign_tag(sid));
         let (relay, tag) = foreign.ok_or(HandshakeError::SessionUnknown)?;
+        // Among nodes, other methods have a meaning of their own.
+        if !matches!(*request.method(), Method::GET | Method::POST) {
+            return Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method"));
+        }
         let response = relay(tag, request).await;
         response.ok_or_else(|| HandshakeError::SessionUnknown.into())
     }

@@ -7,30 +7,31 @@
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
-    pin::pin,
+    io::{self, Cursor},
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt as _;
+use hyper::{
+    body::{Body as HttpBody, Frame, SizeHint},
+    upgrade::OnUpgrade,
 };
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use parking_lot::Mutex;
 use roomcast::{Drain, ForeignRequest, NodeId, Server};
 use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, Sleep, interval, sleep, timeout},
 };
 
 use super::{
@@ -40,7 +41,10 @@ use super::{
     pipe,
     receiver::REFUSED,
 };
-use crate::gateway::{line_limit::LineLimit, outbound};
+use crate::gateway::{
+    line_limit::LineLimit,
+    outbound::{self, ForwardClient, Forwarded, ForwardedBody},
+};
 
 /// Time for a connection to an owner. They are close to each other.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,6 +61,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of bodies that wait to be passed on, of all clients; or four of the largest if that is more. Beyond:
 /// status 503.
 const MAX_BODY_BYTES: usize = 64 << 20;
+
+/// Room for the head of a request. Most fit.
+const HEAD_BYTES: usize = 640;
 
 /// Headers of requests that matter to a session.
 const REQUEST_HEADERS: [HeaderName; 7] = [
@@ -80,10 +87,10 @@ pub(super) struct Sender {
     keys: Arc<Keys>,
     /// The number of the last request that was signed.
     number: AtomicU64,
-    client: Client<HttpConnector, Full<Bytes>>,
+    connector: HttpConnector,
     open: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
-    owners: Mutex<HashMap<NodeId, watch::Sender<bool>>>,
+    owners: Mutex<HashMap<NodeId, Owner>>,
     stage: watch::Receiver<Stage>,
     limits: RelayLimits,
     metrics: Metrics,
@@ -98,11 +105,19 @@ pub(super) enum Stage {
     Closing,
 }
 
+/// A node to which requests have been relayed.
+struct Owner {
+    client: Arc<ForwardClient>,
+    /// Changes to true when its lease has ended.
+    gone: watch::Sender<bool>,
+}
+
 /// Where a request goes.
 #[derive(Clone, Copy)]
 struct Target<'a> {
     owner: &'a NodeId,
     address: &'a str,
+    client: &'a ForwardClient,
     /// With its query.
     path: &'a str,
 }
@@ -125,17 +140,13 @@ impl Sender {
         metrics: Metrics,
         stage: watch::Receiver<Stage>,
     ) {
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(limits.idle);
         let clock = server.clone();
         let sender = Arc::new(Self {
             node: server.node().clone(),
             time: Box::new(move || clock.cluster_time()),
             keys,
             number: AtomicU64::new(0),
-            client: builder.build(outbound::tcp_connector(CONNECT_TIMEOUT)),
+            connector: outbound::tcp_connector(CONNECT_TIMEOUT),
             open: Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS))),
             bodies: Arc::new(Semaphore::new(MAX_BODY_BYTES.max(4 * (limits.payload + 1)))),
             owners: Mutex::default(),
@@ -164,13 +175,12 @@ impl Sender {
                 continue;
             }
             let alive: HashSet<_> = server.nodes().into_iter().collect();
-            self.owners.lock().retain(|owner, gone| {
-                let is_alive = alive.contains(owner);
+            self.owners.lock().retain(|node, owner| {
+                let is_alive = alive.contains(node);
                 if !is_alive {
-                    gone.send_replace(true);
+                    owner.gone.send_replace(true);
                 }
-                // Those to which nothing is relayed are looked up again when needed.
-                is_alive && gone.receiver_count() > 0
+                is_alive
             });
         }
     }
@@ -208,15 +218,16 @@ impl Sender {
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let (body, held) = self.receive(body).await?;
-        let mut end = self.end(&owner);
+        let (client, mut end) = self.owner(&owner, &address)?;
         let target = Target {
             owner: &owner,
             address: &address,
+            client: &client,
             path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
         };
         let is_poll = parts.method == Method::GET && !parts.headers.contains_key(header::UPGRADE);
-        let outgoing = self.request(target, parts.method, &parts.headers, body)?;
-        let mut responding = pin!(timeout(self.limits.response, self.client.request(outgoing)));
+        let head = self.head(target, &parts.method, &parts.headers, &body)?;
+        let mut responding = pin!(timeout(self.limits.response, client.send(head, &body)));
         let ended = tokio::select! {
             response = &mut responding => Ok(response),
             ended = end.of_request() => Err(ended),
@@ -235,58 +246,48 @@ impl Sender {
         };
         drop(held);
         match response {
-            Ok(Ok(response)) if response.status() == REFUSED => {
+            Ok(Ok(Forwarded::Response(response))) if response.status() == REFUSED => {
                 Err(Failed::Session(Outcome::Refused))
             }
-            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Ok(self.switch(response, upgrade, end, open))
+            Ok(Ok(Forwarded::Response(response))) => Ok(respond(response, self.limits.stall, open)),
+            Ok(Ok(Forwarded::Switched(response, stream, there))) => {
+                let (from_owner, to_owner) = stream.into_split();
+                let owner = join(Cursor::new(there).chain(from_owner), to_owner);
+                Ok(self.switch(response, (upgrade, owner), end, open))
             }
-            Ok(Ok(response)) => Ok(respond(response, open)),
             Ok(Err(_)) => Err(Failed::Session(Outcome::Gone)),
             Err(_) => Err(Failed::Session(Outcome::Timeout)),
         }
     }
 
-    /// A signed request to an owner, with those headers of the client that matter to the session.
-    fn request(
+    /// The head of a signed request to an owner, with those headers of the client that matter to the session.
+    fn head(
         &self,
         target: Target<'_>,
-        method: Method,
+        method: &Method,
         from: &HeaderMap,
-        body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, Failed> {
-        let Target {
-            owner,
-            address,
-            path,
-        } = target;
-        let uri = Uri::builder().scheme("http").authority(address);
-        let uri = uri.path_and_query(path).build();
-        let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
+        body: &[u8],
+    ) -> Result<Vec<u8>, Failed> {
         let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
         let signed = Signed {
-            receiver: owner.as_str(),
-            method: &method,
-            path,
+            receiver: target.owner.as_str(),
+            method,
+            path: target.path,
         };
         let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
         let node = self.node.as_str();
-        let signature = self.keys.sign(signed, node, number, now, &body);
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers(from, &signature);
-        Ok(request)
+        let signature = self.keys.sign(signed, node, number, now, body);
+        Ok(head(target, method, from, &signature, body.len()))
     }
 
     /// Has the owner end a poll, so that the client polls again at another node. Repeated, because the poll may be
     /// on its way.
     async fn end_poll(&self, target: Target<'_>) -> Infallible {
         loop {
-            let request = self.request(target, Method::DELETE, &HeaderMap::new(), Bytes::new());
-            if let Ok(request) = request {
+            let head = self.head(target, &Method::DELETE, &HeaderMap::new(), &[]);
+            if let Ok(head) = head {
                 // If it fails, the poll does not end in time.
-                drop(self.client.request(request).await);
+                drop(target.client.send(head, &[]).await);
             }
             sleep(END_POLL_INTERVAL).await;
         }
@@ -298,7 +299,6 @@ impl Sender {
         &self,
         mut body: Body,
     ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failed> {
-        use hyper::body::Body as _;
         if body.is_end_stream() {
             return Ok((Bytes::new(), None));
         }
@@ -337,45 +337,46 @@ impl Sender {
     /// Joins the two WebSockets after the response.
     fn switch(
         &self,
-        mut response: Response<Incoming>,
-        client: hyper::upgrade::OnUpgrade,
+        response: Response<()>,
+        (client, owner): (OnUpgrade, impl AsyncRead + AsyncWrite + Send + 'static),
         end: End,
         open: Open,
     ) -> Response<Body> {
-        let owner = hyper::upgrade::on(&mut response);
         let stall = self.limits.stall;
         let number = self.number.load(Ordering::Relaxed);
         // Ends with either side.
         drop(tokio::spawn(async move {
-            if let (Ok(client), Ok(owner)) = tokio::join!(client, owner) {
-                let (client, owner) = (TokioIo::new(client), TokioIo::new(owner));
+            if let Ok(client) = client.await {
+                let client = TokioIo::new(client);
                 pipe::carry(client, owner, stall, end.of_websocket(number)).await;
             }
             drop(open);
         }));
-        let (parts, _) = response.into_parts();
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = parts.status;
-        *response.headers_mut() = parts.headers;
+        let mut response = response.map(|()| Body::empty());
         remove_own(response.headers_mut());
         response
     }
 
-    /// What ends a request to this owner before there is a response.
-    fn end(&self, owner: &NodeId) -> End {
+    /// The connections to an owner, and what ends a request to it before there is a response.
+    fn owner(&self, node: &NodeId, address: &str) -> Result<(Arc<ForwardClient>, End), Failed> {
         let mut owners = self.owners.lock();
-        let gone = match owners.get(owner) {
-            Some(gone) => gone.subscribe(),
-            None => {
-                let (gone, receiver) = watch::channel(false);
-                owners.insert(owner.clone(), gone);
-                receiver
-            }
-        };
-        End {
-            gone,
-            stage: self.stage.clone(),
+        if !owners.contains_key(node) {
+            let uri = Uri::builder().scheme("http").authority(address);
+            let uri = uri.path_and_query("/").build();
+            let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
+            let connector = self.connector.clone();
+            let owner = Owner {
+                client: Arc::new(ForwardClient::new(connector, uri, self.limits.idle)),
+                gone: watch::Sender::new(false),
+            };
+            owners.insert(node.clone(), owner);
         }
+        let owner = owners.get(node).ok_or(Failed::Session(Outcome::Gone))?;
+        let end = End {
+            gone: owner.gone.subscribe(),
+            stage: self.stage.clone(),
+        };
+        Ok((Arc::clone(&owner.client), end))
     }
 }
 
@@ -456,9 +457,24 @@ impl Drop for Open {
     }
 }
 
-/// The headers of the request to the owner.
-fn headers(from: &HeaderMap, signature: &str) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+/// The head of the request to the owner.
+fn head(
+    target: Target<'_>,
+    method: &Method,
+    from: &HeaderMap,
+    signature: &str,
+    length: usize,
+) -> Vec<u8> {
+    let Target { address, path, .. } = target;
+    let mut head = Vec::with_capacity(HEAD_BYTES + length.min(HEAD_BYTES));
+    let mut add = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
+    add(&[
+        method.as_str().as_bytes(),
+        b" ",
+        path.as_bytes(),
+        b" HTTP/1.1\r\nhost: ",
+    ]);
+    add(&[address.as_bytes(), b"\r\n"]);
     let is_upgrade = from.contains_key(header::UPGRADE);
     for name in REQUEST_HEADERS {
         // The connection to the owner is kept whatever the client does with its own.
@@ -466,28 +482,69 @@ fn headers(from: &HeaderMap, signature: &str) -> HeaderMap {
             continue;
         }
         for value in from.get_all(&name) {
-            headers.append(name.clone(), value.clone());
+            add(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
         }
     }
-    if let Ok(signature) = HeaderValue::from_str(signature) {
-        headers.insert(HEADER, signature);
+    add(&[HEADER.as_bytes(), b": ", signature.as_bytes(), b"\r\n"]);
+    if length > 0 || method == Method::POST {
+        add(&[b"content-length: ", length.to_string().as_bytes(), b"\r\n"]);
     }
-    headers
+    add(&[b"\r\n"]);
+    head
 }
 
 /// The response of the owner, for the client.
-fn respond(response: Response<Incoming>, open: Open) -> Response<Body> {
-    let mut response = response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            // Counted as long as the body is passed on.
-            let _ = &open;
-            frame
-        }))
+fn respond(response: Response<ForwardedBody>, stall: Duration, open: Open) -> Response<Body> {
+    let mut response = response.map(|body| match body.is_end_stream() {
+        true => Body::empty(),
+        false => Body::new(RelayedBody {
+            body,
+            stall,
+            stalled: None,
+            _open: open,
+        }),
     });
     let headers = response.headers_mut();
     remove_own(headers);
     headers.remove(header::CONNECTION);
     response
+}
+
+/// The body of a response on its way to the client. Counted as long as it is passed on.
+struct RelayedBody {
+    body: ForwardedBody,
+    /// How long the owner may send nothing.
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    _open: Open,
+}
+
+impl HttpBody for RelayedBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let read = Pin::new(&mut self.body).poll_frame(cx);
+        if read.is_ready() {
+            self.stalled = None;
+            return read;
+        }
+        let stall = self.stall;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
+        let ended = stalled.as_mut().poll(cx);
+        ended.map(|()| Some(Err(io::ErrorKind::TimedOut.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn remove_own(headers: &mut HeaderMap) {
