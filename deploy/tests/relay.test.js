@@ -25,9 +25,10 @@ relay_listen = "127.0.0.1:0"
 `;
 const TRANSPORTS = [["polling"], ["websocket"], ["polling", "websocket"]];
 // A larger number needs as many descriptors as this test has connections, for itself and for each server.
-const CLIENTS = Number(process.env.TEST_RELAY_CLIENTS ?? 90);
+const CLIENTS = Number(process.env.TEST_RELAY_CLIENTS ?? 60);
 const ROOM_SIZE = 10;
 const ROUNDS = 3;
+const AT_A_TIME = 100;
 // Of these many clients, one sends the largest payload.
 const LARGE_EVERY = 30;
 const textOf = (index, round) => `${index} in ${round} ${"x".repeat(1000)}`;
@@ -50,9 +51,8 @@ for (const [kind, startBalancer] of Object.entries(BALANCERS)) {
     before(async () => {
       redis = await startRedis();
       const environment = { ROOMCAST_CLUSTER_KEY: "a key that only these tests know of" };
-      for (let count = 0; count < 3; count++) {
-        nodes.push(await startGateway(SETTINGS, { args: ["--redis", redis.url], environment }));
-      }
+      const started = Array.from({ length: 3 }, () => startGateway(SETTINGS, { args: ["--redis", redis.url], environment }));
+      nodes.push(...(await Promise.all(started)));
       const servers = nodes.map(({ url, internal }, index) => ({ name: `n${index}`, port: portOf(url), internal: portOf(internal) }));
       balancer = startBalancer(await freePorts(), servers);
       const answers = async () => (await fetch(`${balancer.url}/socket.io/?EIO=4&transport=polling`)).status === 200;
@@ -94,22 +94,29 @@ for (const [kind, startBalancer] of Object.entries(BALANCERS)) {
     test("many clients of all versions and transports lose nothing and see no error", async () => {
       const kinds = [4, 3, 2].flatMap((version) => TRANSPORTS.map((transports) => [version, transports]));
       const members = [];
-      while (members.length < CLIENTS) {
-        const batch = Array.from({ length: Math.min(30, CLIENTS - members.length) }, (_, at) => open(...kinds[(members.length + at) % kinds.length]));
-        members.push(...batch);
-        await until("the connects", () => batch.every(({ connected }) => connected), PATIENCE);
+      for (let index = 0; index < CLIENTS; index++) {
+        members.push(open(...kinds[index % kinds.length]));
+        if (members.length % AT_A_TIME === 0 || members.length === CLIENTS) {
+          await until("the connects", () => members.every(({ connected }) => connected), PATIENCE);
+        }
+      }
+      /** Does something for all clients, for some at a time. */
+      async function forAll(action) {
+        for (let first = 0; first < CLIENTS; first += AT_A_TIME) {
+          await Promise.all(members.slice(first, first + AT_A_TIME).map((member, at) => action(member, first + at)));
+        }
       }
       await until("the upgrades", () => members.every(isMoved), PATIENCE);
       const roomOf = (index) => `room ${Math.floor(index / ROOM_SIZE)}`;
-      await Promise.all(members.map((member, index) => ask(member, "join", roomOf(index), { quiet: true })));
+      await forAll((member, index) => ask(member, "join", roomOf(index), { quiet: true }));
       for (let round = 0; round < ROUNDS; round++) {
-        await Promise.all(members.map((member, index) => ask(member, "message", roomOf(index), textOf(index, round))));
+        await forAll((member, index) => ask(member, "message", roomOf(index), textOf(index, round)));
       }
       for (let index = 0; index < members.length; index += LARGE_EVERY) {
         assert.equal(await ask(members[index], "echo", LARGE), LARGE);
       }
       await until("all messages", () => members.every(({ texts }, index) => texts.length >= ROUNDS * sizeOf(index)), PATIENCE);
-      await Promise.all(members.map((member) => ask(member, "echo", "the last one")));
+      await forAll((member) => ask(member, "echo", "the last one"));
       for (const [index, { texts, ends, errors }] of members.entries()) {
         const first = index - (index % ROOM_SIZE);
         const expected = Array.from({ length: sizeOf(index) }, (_, at) => Array.from({ length: ROUNDS }, (_, round) => textOf(first + at, round)));
