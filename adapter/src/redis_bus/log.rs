@@ -1,8 +1,8 @@
 //! The logs of a namespace in Redis.
 //!
-//! One script stores a broadcast in the stream of its room, in the journal, or in both, and publishes it,
-//! so that ids are heard in the order in which they were assigned, and a reader that has heard one finds
-//! all earlier ones:
+//! One script stores a broadcast in the stream of its room and in the journal, another one many broadcasts in
+//! the journal, and both publish them, so that ids are heard in the order in which they were assigned, and a
+//! reader that has heard one finds all earlier ones:
 //!
 //! ```text
 //! publish ─► EVALSHA ─┬─ id: the counter of the namespace, or the clock if it is ahead
@@ -16,12 +16,16 @@
 //!
 //! [`Wire::unplaced`]: roomcast_protocol::wire::Wire::unplaced
 
+mod batches;
+
 use std::{
     future::ready,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use redis::Value;
 use roomcast_emitter::redis::{PublishError, Reply};
 use roomcast_protocol::{
@@ -33,6 +37,7 @@ use roomcast_protocol::{
 };
 use tokio::time::Instant;
 
+use self::batches::{Batches, Single};
 use super::{
     outgoing::Outgoing,
     script::{Script, unexpected},
@@ -51,7 +56,12 @@ const PAGE: usize = 100;
 /// with it.
 const COUNTER_LIFE: u64 = 30 * 24 * 60 * 60;
 
-static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log/publish.lua")));
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("log/common.lua"),
+        include_str!("log/publish.lua")
+    ))
+});
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log/read.lua")));
 
@@ -67,8 +77,13 @@ pub(super) struct RedisLog {
     key: Arc<str>,
     /// The key of the journal.
     journal: Arc<str>,
+    /// What is on its way to the journal, if there is one.
+    batches: Option<Arc<Batches>>,
     unreadable: Arc<Warnings>,
 }
+
+/// The position of a broadcast, and the number of connections that received it.
+type Placed = (Position, u64);
 
 impl RedisLog {
     pub(super) fn new(
@@ -78,10 +93,25 @@ impl RedisLog {
         limits: LogLimits,
     ) -> Self {
         let channels = outgoing.wire.channels();
+        let channel: Arc<str> = channels.broadcast(&namespace.name).into();
+        let key: Arc<str> = channels.log(&namespace.name).into();
+        let journal: Arc<str> = channels.journal(&namespace.name).into();
+        let batches = limits.journal.map(|kept| {
+            let numbers = [
+                counter_life(limits),
+                kept.messages.max(1) as u64,
+                kept.bytes as u64,
+                seconds(kept.age),
+            ];
+            let mut settings = vec![channel.as_bytes().to_vec(), publish_command(outgoing)];
+            settings.extend(numbers.map(|number| number.to_string().into_bytes()));
+            Batches::new(outgoing, [key.clone(), journal.clone()], settings)
+        });
         Self {
-            channel: channels.broadcast(&namespace.name).into(),
-            key: channels.log(&namespace.name).into(),
-            journal: channels.journal(&namespace.name).into(),
+            channel,
+            key,
+            journal,
+            batches,
             outgoing: Arc::clone(outgoing),
             subscriptions: Arc::clone(subscriptions),
             namespace: Arc::clone(namespace),
@@ -95,58 +125,69 @@ impl RedisLog {
         [&*self.key, "#", room].concat()
     }
 
-    /// Stores a broadcast in the journal, if there is one, and in the log of the room, if it is named.
-    /// Resolves to its position and the number of connections that received it.
-    fn store(
-        &self,
-        target: &Target,
-        event: &str,
-        args: &Args,
-        room: Option<&str>,
-    ) -> BusFuture<Result<(Position, u64), BusError>> {
-        let outgoing = Arc::clone(&self.outgoing);
-        let head = outgoing
+    /// What is stored of a broadcast.
+    fn head(&self, target: &Target, event: &str, args: &Args) -> Result<Bytes, BusError> {
+        let head = self
+            .outgoing
             .wire
             .unplaced(&self.namespace.name, (target, event, args));
-        let head = match head {
-            Ok(publication) => publication.payload,
-            Err(error) => return Box::pin(ready(Err(outgoing.invalid(&error)))),
-        };
-        let publish = match outgoing.wire.channels().dialect() {
-            Dialect::Classic => "PUBLISH",
-            Dialect::Sharded(_) => "SPUBLISH",
-        };
+        match head {
+            Ok(publication) => Ok(publication.payload),
+            Err(error) => Err(self.outgoing.invalid(&error)),
+        }
+    }
+
+    /// Stores a broadcast in the journal.
+    fn store_in_journal(&self, head: Bytes) -> BoxFuture<'static, Result<Placed, PublishError>> {
+        match &self.batches {
+            Some(batches) => Box::pin(batches.push(head, None)),
+            None => {
+                let reason = "the namespace has no journal".into();
+                Box::pin(ready(Err(PublishError::Refused(reason))))
+            }
+        }
+    }
+
+    /// Stores a broadcast in the log of a room, and in the journal if there is one.
+    fn store_in_room(
+        &self,
+        room: &str,
+        head: Bytes,
+    ) -> BoxFuture<'static, Result<Placed, PublishError>> {
         let LogLimits { history, journal } = self.limits;
-        let history = history.zip(room.map(|room| self.room(room)));
-        let ages = [
-            history.as_ref().map(|(limits, _)| limits.age),
-            journal.map(|limits| limits.age),
-        ];
-        let age = ages.into_iter().flatten().max().map_or(1, seconds);
-        let mut keys = vec![&*self.key];
-        let mut numbers = vec![age.saturating_add(COUNTER_LIFE)];
-        numbers.push(u64::from(journal.is_some()));
+        let Some(history) = history else {
+            return self.store_in_journal(head);
+        };
+        let mut keys = vec![self.key.to_string()];
+        let mut numbers = vec![counter_life(self.limits), u64::from(journal.is_some())];
         if let Some(limits) = journal {
-            keys.push(&self.journal);
+            keys.push(self.journal.to_string());
             numbers.push(limits.messages.max(1) as u64);
             numbers.extend([limits.bytes as u64, seconds(limits.age)]);
         }
-        if let Some((limits, key)) = &history {
-            keys.push(key);
-            numbers.push(limits.messages.max(1) as u64);
-            numbers.extend([limits.bytes as u64, seconds(limits.age)]);
+        keys.push(self.room(room));
+        numbers.push(history.messages.max(1) as u64);
+        numbers.extend([history.bytes as u64, seconds(history.age)]);
+        let mut args = vec![
+            self.channel.as_bytes().to_vec(),
+            head.to_vec(),
+            publish_command(&self.outgoing),
+        ];
+        args.extend(numbers.iter().map(|number| number.to_string().into_bytes()));
+        if let Some(batches) = &self.batches {
+            // Behind the broadcasts that came before.
+            return Box::pin(batches.push(head, Some(Single { keys, args })));
         }
-        let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
-        let mut args: Vec<&[u8]> = vec![self.channel.as_bytes(), &head, publish.as_bytes()];
-        args.extend(numbers.iter().map(String::as_bytes));
-        let started = Instant::now();
-        let size = head.len() as u64;
+        let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+        let args: Vec<_> = args.iter().map(Vec::as_slice).collect();
+        let (started, size) = (Instant::now(), head.len() as u64);
+        let outgoing = Arc::clone(&self.outgoing);
         let running = PUBLISH.run(&outgoing, &keys, &args);
         Box::pin(async move {
             let published = running.await.and_then(|reply| published(&reply));
             let receivers = published.as_ref().map(|(_, receivers)| *receivers);
             outgoing.count(size, started, receivers);
-            Ok(published?)
+            published
         })
     }
 
@@ -159,6 +200,23 @@ impl RedisLog {
             stream: stream.into(),
         }
     }
+}
+
+/// How long the counter of a namespace is kept, in seconds.
+fn counter_life(limits: LogLimits) -> u64 {
+    let history = limits.history.map(|limits| limits.age);
+    let journal = limits.journal.map(|limits| limits.age);
+    let age = history.max(journal).map_or(1, seconds);
+    age.saturating_add(COUNTER_LIFE)
+}
+
+/// The command by which scripts publish.
+fn publish_command(outgoing: &Outgoing) -> Vec<u8> {
+    let command = match outgoing.wire.channels().dialect() {
+        Dialect::Classic => "PUBLISH",
+        Dialect::Sharded(_) => "SPUBLISH",
+    };
+    command.into()
 }
 
 /// A time in seconds, at least one: Redis counts streams' lifetimes so.
@@ -175,7 +233,11 @@ impl Log for RedisLog {
     ) -> BusFuture<Result<Position, BusError>> {
         let mut target = Target::default();
         target.add_rooms(room);
-        let storing = self.store(&target, event, &args, Some(room));
+        let head = match self.head(&target, event, &args) {
+            Ok(head) => head,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
+        let storing = self.store_in_room(room, head);
         Box::pin(async move { Ok(storing.await?.0) })
     }
 
@@ -203,7 +265,10 @@ impl Log for RedisLog {
         let own = self
             .subscriptions
             .own_subscriptions(&self.namespace, &self.channel);
-        let storing = self.store(&target, event, &args, None);
+        let storing = match self.head(&target, event, &args) {
+            Ok(head) => self.store_in_journal(head),
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
         Box::pin(async move {
             let (position, receivers) = storing.await?;
             let receivers = usize::try_from(receivers).unwrap_or(usize::MAX);
@@ -220,9 +285,12 @@ impl Log for RedisLog {
     }
 }
 
-/// Reads the reply of the script that publishes.
-fn published(reply: &Value) -> Result<(Position, u64), PublishError> {
-    let number = |value: &Value| u64::try_from(value.integer()?).ok();
+fn number(value: &Value) -> Option<u64> {
+    u64::try_from(value.integer()?).ok()
+}
+
+/// Reads the reply of the script that stores one broadcast.
+fn published(reply: &Value) -> Result<Placed, PublishError> {
     let read = || {
         let (id, time, receivers, after) = match reply.list()? {
             [id, time, receivers] => (id, time, receivers, None),
@@ -411,7 +479,6 @@ fn entries(reply: &Value) -> Option<RawPage<'_>> {
     let [now, entries, newest] = reply.list()? else {
         return None;
     };
-    let number = |value: &Value| u64::try_from(value.integer()?).ok();
     let entries = entries.list()?.iter().map(|entry| {
         let [name, fields] = entry.list()? else {
             return None;

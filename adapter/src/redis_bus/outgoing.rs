@@ -111,6 +111,11 @@ impl Outgoing {
         self.wire.channels().dialect() != Dialect::Classic
     }
 
+    /// Runs a task of the bus.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(work));
+    }
+
     /// Polls a future until it ends, or until the bus does.
     fn follow(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);

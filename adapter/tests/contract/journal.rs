@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
-    HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page, Position,
+    BusFuture, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page,
+    Position,
 };
 use roomcast_protocol::{args::Args, target::Target};
 
@@ -16,6 +17,7 @@ use crate::{
 checks! {
     a_broadcast_is_heard_by_all_nodes_and_read_by_all
     positions_are_a_chain_whoever_publishes
+    broadcasts_keep_the_order_in_which_they_were_emitted
     what_is_published_to_a_room_is_in_its_history_and_in_the_journal
     a_journal_is_read_in_pages
     a_journal_keeps_about_as_many_broadcasts_as_allowed
@@ -107,6 +109,37 @@ async fn positions_are_a_chain_whoever_publishes(fabric: Fresh) {
             kept
         );
     }
+}
+
+async fn broadcasts_keep_the_order_in_which_they_were_emitted(fabric: Fresh) {
+    // More than are stored with one command, and one that needs more than all others.
+    const COUNT: u32 = 400;
+    let node = fabric.node("/").await;
+    let log = node.log(LogLimits {
+        history: Some(HistoryLimits::default()),
+        journal: Some(JournalLimits::default()),
+    });
+    let emitting = (0..COUNT).map(|number| -> BusFuture<_> {
+        if number == 200 {
+            return log.publish("a", "e", args(number));
+        }
+        let length = if number == 100 { 100_000 } else { 1 };
+        let room = "x".repeat(length);
+        let emitting = log.broadcast(target(&[&room], &[]), "e", args(number));
+        Box::pin(async move { Ok(emitting.await?.position.unwrap()) })
+    });
+    let mut positions = Vec::new();
+    for emitting in emitting.collect::<Vec<_>>() {
+        positions.push(within(emitting).await.unwrap());
+    }
+    assert!(is_chain(&positions));
+    let page = read(&log, Page::After(0), 1000).await;
+    assert_eq!(numbers(&page), (0..COUNT).collect::<Vec<_>>());
+    let kept = page.entries.iter().map(|entry| entry.position);
+    assert_eq!(kept.collect::<Vec<_>>(), positions);
+    let heard = node.stored(COUNT as usize).await.into_iter();
+    let heard: Vec<_> = heard.map(|(position, _)| position).collect();
+    assert_eq!(heard, positions);
 }
 
 async fn what_is_published_to_a_room_is_in_its_history_and_in_the_journal(fabric: Fresh) {

@@ -2,8 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use roomcast_adapter::{BusError, Health, HistoryLimits, Log, Page, Position};
-use roomcast_protocol::channel::{Dialect, Mode};
+use roomcast_adapter::{
+    BusError, Health, HistoryLimits, JournalLimits, Log, LogLimits, Page, Position,
+};
+use roomcast_protocol::{
+    channel::{Dialect, Mode},
+    target::Target,
+};
 
 use crate::{
     deployment::Deployment,
@@ -12,6 +17,13 @@ use crate::{
 
 fn log(node: &Node) -> Arc<dyn Log> {
     node.log(HistoryLimits::default())
+}
+
+fn journal() -> LogLimits {
+    LogLimits {
+        history: None,
+        journal: Some(JournalLimits::default()),
+    }
 }
 
 async fn publish(log: &Arc<dyn Log>, number: u32) -> Result<Position, BusError> {
@@ -45,9 +57,15 @@ async fn scripts_that_redis_has_forgotten_are_loaded_again() {
             deployment.server.command(&["SCRIPT", "FLUSH"]);
             assert_eq!(kept(&log).await.len(), number as usize + 1);
         }
-        let heard = node.stored(4).await;
+        deployment.server.command(&["SCRIPT", "FLUSH"]);
+        let log = node.log(journal());
+        let all = (4..20).map(|number| log.broadcast(Target::default(), "e", args(number)));
+        for broadcast in all.collect::<Vec<_>>() {
+            within(broadcast).await.unwrap();
+        }
+        let heard = node.stored(20).await;
         assert!(
-            heard.iter().map(|(_, number)| *number).eq(0..4),
+            heard.iter().map(|(_, number)| *number).eq(0..20),
             "{heard:?}"
         );
     }
@@ -109,6 +127,7 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
     let deployment = Deployment::start();
     let node = deployment.node().await;
     let log = log(&node);
+    let journal = node.log(journal());
     publish(&log, 1).await.unwrap();
     for (refuse, allow) in [
         (
@@ -128,6 +147,14 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
         publish(&log, 2).await.unwrap_err();
         // It has the id that was not given to the first one.
         let refused = publish(&log, 2).await;
+        let all = (4..8).map(|number| journal.broadcast(Target::default(), "e", args(number)));
+        for broadcast in all.collect::<Vec<_>>() {
+            let refused = within(broadcast).await;
+            assert!(
+                matches!(&refused, Err(BusError::Invalid(why)) if !why.contains("XADD")),
+                "{refuse:?}: {refused:?}"
+            );
+        }
         deployment.server.command(&allow);
         assert!(
             matches!(&refused, Err(BusError::Invalid(why)) if !why.contains("XADD")),
@@ -140,6 +167,11 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
     assert_eq!(numbers, [1, 3]);
     let heard = node.stored(2).await;
     assert_eq!(heard[1], (last, 3));
+    let read = journal.read_journal(Page::After(0), 9);
+    assert_eq!(within(read).await.unwrap().entries, []);
+    within(journal.broadcast(Target::default(), "e", args(9)))
+        .await
+        .unwrap();
 }
 
 /// Nobody may hear what is not stored.

@@ -1,7 +1,7 @@
--- Stores a broadcast in the journal of the namespace, in the log of a room, or in both, and publishes
+-- Stores a broadcast in the log of a room, and in the journal of the namespace if it has one, and publishes
 -- it, in one step.
 --
--- KEYS  counter of the namespace, then the journal and the stream of the room, as far as there are
+-- KEYS  counter of the namespace, the journal if there is one, the stream of the room
 -- ARGV  channel, head of the payload, PUBLISH or SPUBLISH, lifetime of the counter in s,
 --       1 if the first stream is a journal, then for each stream: maximum entries, maximum bytes,
 --       maximum age in s
@@ -17,35 +17,8 @@
 -- last entry, and the time of the last trim spares a trim for every broadcast.
 local channel, head = ARGV[1], ARGV[2]
 local has_journal = ARGV[5] == '1'
-local clock = redis.call('TIME')
-local seconds = tonumber(clock[1])
-local now = seconds * 1000 + math.floor(clock[2] / 1000)
 local counter = redis.call('GET', KEYS[1]) or ''
 local id = math.max((tonumber(string.match(counter, '^%d+')) or 0) + 1, seconds)
-
--- The last entry of a stream: its id and the bytes so far. The counter may have been evicted.
-local function last_of(stream)
-  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  if not last then
-    return 0, 0
-  end
-  return tonumber(string.match(last[1], '^%d+')), tonumber(last[2][4])
-end
-
--- Removes the oldest entries while they are too old or the stream is too large.
-local function trim(stream, name, bytes, max_bytes, age)
-  while true do
-    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-    if not first or first[1] == name then
-      return
-    end
-    local time, so_far, size = tonumber(first[2][2]), tonumber(first[2][4]), #first[2][6]
-    if time >= now - age * 1000 and bytes - so_far + size <= max_bytes then
-      return
-    end
-    redis.call('XDEL', stream, first[1])
-  end
-end
 
 local previous, total, touched
 if has_journal then
@@ -89,9 +62,9 @@ if kind == 91 or kind == 123 then
   end
   place = '[' .. numbers .. (kind == 91 and ']]' or ']}')
 elseif has_journal then
-  place = struct.pack('>BBI8BI8BI8', 0x93, 0xcf, id, 0xcf, now, 0xcf, previous)
+  place = struct.pack('>BBI8BI8BI8', 0x93, 0xcf, id, 0xcf, tonumber(now), 0xcf, previous)
 else
-  place = struct.pack('>BBI8BI8', 0x92, 0xcf, id, 0xcf, now)
+  place = struct.pack('>BBI8BI8', 0x92, 0xcf, id, 0xcf, tonumber(now))
 end
 local receivers = redis.pcall(ARGV[3], channel, head .. place)
 if type(receivers) == 'table' then
@@ -108,14 +81,14 @@ for at = 2, #KEYS do
   if at == 2 and has_journal then
     local is_due = seconds - touched > age / 16
     if is_due or id % 16 == 0 then
-      trim(KEYS[at], name, bytes[at], max_bytes, age)
+      trim(KEYS[at], id, bytes[at], max_bytes, age)
     end
     if is_due then
       redis.call('EXPIRE', KEYS[at], age + math.ceil(age / 16))
       touched = seconds
     end
   else
-    trim(KEYS[at], name, bytes[at], max_bytes, age)
+    trim(KEYS[at], id, bytes[at], max_bytes, age)
     redis.call('EXPIRE', KEYS[at], age)
   end
 end
@@ -124,4 +97,4 @@ if has_journal then
   counter = counter .. ':' .. bytes[2] .. ':' .. touched
 end
 redis.call('SET', KEYS[1], counter, 'EX', ARGV[4])
-return { id, now, receivers, previous }
+return { id, tonumber(now), receivers, previous }

@@ -1,0 +1,278 @@
+//! Broadcasts on their way to the journal, many with one call of the script.
+//!
+//! A call costs Redis two to three times what a broadcast in it costs, so they are gathered:
+//!
+//! ```text
+//! broadcast ─► waiting ─┬─ up to 128, or 64 KiB ─► one EVALSHA ─► a place for each
+//!               ▲       └─ publish to a room, alone ─► its own script
+//!               └─────────────── the next ones, when the call has its reply
+//! ```
+//!
+//! A lone broadcast leaves at once. One call is under way at a time, because Redis may have forgotten the
+//! script: a second call would overtake the repetition of the first.
+
+use std::{
+    collections::VecDeque,
+    iter::from_fn,
+    sync::{Arc, LazyLock},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use redis::Value;
+use roomcast_emitter::redis::{PublishError, Reply};
+use roomcast_protocol::message::Position;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{PUBLISH, Placed, Script, number, published, unexpected};
+use crate::redis_bus::outgoing::Outgoing;
+
+/// The most broadcasts of one call, and their bytes. Redis serves nobody else meanwhile: 128 take it
+/// half a millisecond.
+const BATCH: usize = 128;
+const BATCH_BYTES: usize = 64 << 10;
+
+/// The most bytes that wait, as in the queue of the link behind.
+const WAITING_BYTES: usize = 16 << 20;
+
+static JOURNAL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("common.lua"),
+        include_str!("journal.lua")
+    ))
+});
+
+/// The queue of one namespace.
+pub(super) struct Batches {
+    outgoing: Arc<Outgoing>,
+    /// The counter and the journal.
+    keys: [Arc<str>; 2],
+    /// The arguments of the script before the broadcasts.
+    settings: Vec<Vec<u8>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    is_calling: bool,
+}
+
+/// The keys and arguments of a call of the script for rooms.
+pub(super) struct Single {
+    pub(super) keys: Vec<String>,
+    pub(super) args: Vec<Vec<u8>>,
+}
+
+/// A broadcast that has no place yet.
+struct Waiting {
+    /// Without its place.
+    head: Bytes,
+    /// Set if it is for the log of a room as well.
+    single: Option<Single>,
+    started: Instant,
+    /// The receiver may have been dropped.
+    done: oneshot::Sender<Result<Placed, PublishError>>,
+}
+
+impl State {
+    /// What the next call has: broadcasts for the journal, or one for the log of a room.
+    fn take(&mut self) -> Vec<Waiting> {
+        let mut bytes = 0;
+        let mut count = 0;
+        for waiting in &self.waiting {
+            bytes += waiting.head.len();
+            let is_more = count == BATCH || bytes > BATCH_BYTES || waiting.single.is_some();
+            if count > 0 && is_more {
+                break;
+            }
+            count += 1;
+            if waiting.single.is_some() {
+                break;
+            }
+        }
+        let taken: Vec<_> = self.waiting.drain(..count).collect();
+        self.bytes -= taken
+            .iter()
+            .map(|waiting| waiting.head.len())
+            .sum::<usize>();
+        taken
+    }
+}
+
+impl Batches {
+    /// `settings`: the arguments of the script before the broadcasts.
+    pub(super) fn new(
+        outgoing: &Arc<Outgoing>,
+        keys: [Arc<str>; 2],
+        settings: Vec<Vec<u8>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            outgoing: Arc::clone(outgoing),
+            keys,
+            settings,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Enqueues a broadcast. The future resolves to its place and the number of connections that
+    /// received it. Dropping it changes nothing.
+    pub(super) fn push(
+        self: &Arc<Self>,
+        head: Bytes,
+        single: Option<Single>,
+    ) -> impl Future<Output = Result<Placed, PublishError>> + Send + use<> {
+        let (done, outcome) = oneshot::channel();
+        self.enqueue(Waiting {
+            head,
+            single,
+            started: Instant::now(),
+            done,
+        });
+        async move {
+            let ended = || PublishError::Unconfirmed("the server ends".into());
+            outcome.await.unwrap_or_else(|_| Err(ended()))
+        }
+    }
+
+    fn enqueue(self: &Arc<Self>, waiting: Waiting) {
+        let mut state = self.state.lock();
+        let size = waiting.head.len();
+        if state.bytes + size > WAITING_BYTES {
+            let queued_bytes = state.bytes;
+            drop(state);
+            let overloaded = Err(PublishError::Overloaded { queued_bytes });
+            waiting.finish(&self.outgoing, overloaded);
+            return;
+        }
+        state.bytes += size;
+        state.waiting.push_back(waiting);
+        if !std::mem::replace(&mut state.is_calling, true) {
+            let batch = state.take();
+            drop(state);
+            let call = self.call(batch);
+            self.outgoing.spawn(Arc::clone(self).run(call));
+        }
+    }
+
+    /// Awaits a call, and makes further ones as long as broadcasts wait.
+    async fn run(self: Arc<Self>, first: impl Future<Output = ()> + Send) {
+        first.await;
+        while let Some(call) = self.next() {
+            call.await;
+        }
+    }
+
+    fn next(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut state = self.state.lock();
+        if state.waiting.is_empty() {
+            state.is_calling = false;
+            return None;
+        }
+        let batch = state.take();
+        drop(state);
+        Some(self.call(batch))
+    }
+
+    /// Stores and publishes broadcasts. The command is enqueued when this returns.
+    fn call(&self, batch: Vec<Waiting>) -> impl Future<Output = ()> + Send + use<> {
+        let outgoing = Arc::clone(&self.outgoing);
+        let single = batch.first().and_then(|first| first.single.as_ref());
+        let is_single = single.is_some();
+        let running = if let Some(Single { keys, args }) = single {
+            let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+            let args: Vec<_> = args.iter().map(Vec::as_slice).collect();
+            PUBLISH.run(&outgoing, &keys, &args)
+        } else {
+            let keys = self.keys.each_ref().map(|key| &**key);
+            let settings = self.settings.iter().map(Vec::as_slice);
+            let heads = batch.iter().map(|waiting| &*waiting.head);
+            let args: Vec<_> = settings.chain(heads).collect();
+            JOURNAL.run(&outgoing, &keys, &args)
+        };
+        async move {
+            let placed = match running.await {
+                Ok(reply) if is_single => vec![published(&reply)],
+                Ok(reply) => outcomes(&reply).take(batch.len()).collect(),
+                Err(error) => vec![Err(error); batch.len()],
+            };
+            let missing = std::iter::repeat_with(|| Err(unexpected()));
+            for (waiting, outcome) in batch.into_iter().zip(placed.into_iter().chain(missing)) {
+                waiting.finish(&outgoing, outcome);
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn finish(self, outgoing: &Outgoing, outcome: Result<Placed, PublishError>) {
+        let receivers = outcome.as_ref().map(|(_, receivers)| *receivers);
+        outgoing.count(self.head.len() as u64, self.started, receivers);
+        drop(self.done.send(outcome));
+    }
+}
+
+/// Reads the reply of the script: the time, the id before, the first id, and the number of receivers of
+/// each broadcast. If Redis has refused one, an error takes its place, and it is that of all later ones.
+fn outcomes(reply: &Value) -> impl Iterator<Item = Result<Placed, PublishError>> {
+    let reply = reply.list().unwrap_or_default();
+    let mut numbers = reply.iter();
+    let mut next = || numbers.next().and_then(number);
+    let begin = next().zip(next()).zip(next());
+    let mut place = begin.map(|((time, after), id)| Position {
+        id,
+        time,
+        after: Some(after),
+    });
+    let mut refused = None;
+    from_fn(move || {
+        let position = place?;
+        if let Some(refused) = &refused {
+            return Some(Err(PublishError::clone(refused)));
+        }
+        let reply = numbers.next()?;
+        let Some(receivers) = number(reply) else {
+            let why = reply.text().unwrap_or("an unexpected reply");
+            let error = PublishError::Refused(why.into());
+            refused = Some(error.clone());
+            return Some(Err(error));
+        };
+        place = Some(Position {
+            id: position.id + 1,
+            after: Some(position.id),
+            ..position
+        });
+        Some(Ok((position, receivers)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(reply: Vec<Value>) -> Vec<(u64, Option<u64>, u64)> {
+        let reply = Value::Array(reply);
+        let short = |(position, receivers): Placed| (position.id, position.after, receivers);
+        outcomes(&reply)
+            .map(|placed| short(placed.unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn broadcasts_of_one_call_have_consecutive_places() {
+        let reply = [9000, 4, 7, 2, 2, 3].map(Value::Int);
+        let expected = [(7, Some(4), 2), (8, Some(7), 2), (9, Some(8), 3)];
+        assert_eq!(places(reply.to_vec()), expected);
+    }
+
+    #[test]
+    fn what_redis_refuses_in_the_middle_is_refused_with_all_that_comes_later() {
+        let mut reply = [9000, 4, 7, 2].map(Value::Int).to_vec();
+        reply.push(Value::BulkString(b"NOPERM".to_vec()));
+        let outcomes = outcomes(&Value::Array(reply)).take(3).collect::<Vec<_>>();
+        assert!(outcomes[0].is_ok());
+        let refused = Err(PublishError::Refused("NOPERM".into()));
+        assert_eq!(outcomes[1..], [refused.clone(), refused]);
+    }
+}
