@@ -366,5 +366,10 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), FAULTS.len());
         assert!(FAULTS.is_sorted_by_key(|fault| fault.number));
+        for fault in FAULTS {
+            let groups = table::GROUPS.iter();
+            let of_fault = groups.filter(|(_, numbers)| numbers.contains(&fault.number));
+            assert_eq!(of_fault.count(), 1, "{}", fault.name);
+        }
     }
 }

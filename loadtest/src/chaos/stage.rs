@@ -289,7 +289,8 @@ impl Stage {
     pub(super) fn start_redis(&mut self) -> anyhow::Result<()> {
         let durable = if self.setup.is_durable { "yes" } else { "no" };
         let (process, address) = self.start_server("redis", |command, _| {
-            command.args(["--appendonly", durable]);
+            // A reply means that the data are kept, also while the disk is busy.
+            command.args(["--appendonly", durable, "--appendfsync", "always"]);
             Ok(())
         })?;
         self.redis = Some(process);

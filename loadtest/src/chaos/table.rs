@@ -115,54 +115,81 @@ fn seconds(time: Nanos) -> String {
     format!("{:.1} s", clock::seconds(time))
 }
 
+/// The page: for each group of faults a heading, what became of the messages, which bars were missed, and
+/// which metrics changed.
 pub(super) fn markdown(rows: &[Row]) -> String {
-    let mut text = String::from(
-        "| | fault | mode | owed | lost silently | lost and reported | refused | duplicated | out of order | repaired within | p99 of delivery | p95 of outages |\n\
-         |--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-    );
-    let mut last = "";
-    for row in rows {
-        let is_new = row.fault != last;
-        last = row.fault;
-        let (number, fault) = if is_new {
-            (row.number.to_string(), row.fault)
-        } else {
-            (String::new(), "")
-        };
-        let tally = &row.tally;
+    let mut text = String::new();
+    for (group, numbers) in GROUPS {
+        let rows: Vec<_> = rows
+            .iter()
+            .filter(|row| numbers.contains(&row.number))
+            .collect();
+        if rows.is_empty() {
+            continue;
+        }
         // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            row.mode(),
-            tally.owed,
-            tally.silent,
-            tally.reported,
-            tally.unpublished,
-            tally.duplicated,
-            tally.reordered,
-            seconds(tally.repaired),
-            seconds(tally.delivery),
-            seconds(tally.outage),
-        );
-    }
-    for row in rows {
-        for bar in row.missed() {
-            let (number, mode) = (row.number, row.mode());
-            let _ = writeln!(text, "\nMissed in {number}, {mode}: {bar}.");
+        let _ = writeln!(text, "## {group}\n\n{HEAD}");
+        let mut last = "";
+        for row in &rows {
+            let is_new = row.fault != last;
+            last = row.fault;
+            write_row(&mut text, row, is_new);
         }
-    }
-    text.push_str("\n| | visible in |\n|--:|---|\n");
-    let mut last = "";
-    for row in rows {
-        if row.fault != last {
-            let metrics: Vec<_> = row.metrics.iter().map(|name| format!("`{name}`")).collect();
-            let _ = writeln!(text, "| {} | {} |", row.number, metrics.join(", "));
+        for row in &rows {
+            for bar in row.missed() {
+                let (number, mode) = (row.number, row.mode());
+                let _ = writeln!(text, "\nMissed in {number}, {mode}: {bar}.");
+            }
         }
-        last = row.fault;
+        text.push_str("\n| | visible in |\n|--:|---|\n");
+        let mut last = "";
+        for row in rows {
+            if row.fault != last {
+                let metrics = row.metrics.iter().map(|name| format!("`{name}`"));
+                let metrics = metrics.collect::<Vec<_>>().join(", ");
+                let _ = writeln!(text, "| {} | {metrics} |", row.number);
+            }
+            last = row.fault;
+        }
+        text.push('\n');
     }
     text
 }
+
+fn write_row(text: &mut String, row: &Row, is_first: bool) {
+    let (number, fault) = if is_first {
+        (row.number.to_string(), row.fault)
+    } else {
+        (String::new(), "")
+    };
+    let tally = &row.tally;
+    let _ = writeln!(
+        text,
+        "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        row.mode(),
+        tally.owed,
+        tally.silent,
+        tally.reported,
+        tally.unpublished,
+        tally.duplicated,
+        tally.reordered,
+        seconds(tally.repaired),
+        seconds(tally.delivery),
+        seconds(tally.outage),
+    );
+}
+
+const HEAD: &str = "| | fault | mode | owed | lost silently | lost and reported | refused | duplicated \
+    | out of order | repaired within | p99 of delivery | p95 of outages |\n\
+    |--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
+
+/// Which faults belong together.
+pub(super) const GROUPS: [(&str, &[u32]); 4] = [
+    ("Nodes", &[1, 2, 3, 15, 17]),
+    ("Redis", &[4, 5, 6, 7, 18, 19, 20]),
+    ("Connections to Redis", &[8, 9, 10, 11, 12, 16]),
+    ("Clients", &[13, 14]),
+];
 
 #[cfg(test)]
 mod tests {
