@@ -98,6 +98,8 @@ pub(super) struct Tally {
     pub(super) delivery: Nanos,
     /// From the end of a client's connection until it was back, 95th percentile.
     pub(super) outage: Nanos,
+    /// The same, 99th percentile.
+    pub(super) longest: Nanos,
 }
 
 impl Tally {
@@ -112,6 +114,7 @@ impl Tally {
         self.repaired = self.repaired.max(other.repaired);
         self.delivery = self.delivery.max(other.delivery);
         self.outage = self.outage.max(other.outage);
+        self.longest = self.longest.max(other.longest);
     }
 }
 
@@ -149,8 +152,9 @@ pub(super) fn account(
     for receiver in receivers {
         times(publications, receiver, &mut deliveries, &mut outages);
     }
-    tally.delivery = percentile(deliveries, 99);
-    tally.outage = percentile(outages, 95);
+    tally.delivery = percentile(&mut deliveries, 99);
+    tally.outage = percentile(&mut outages, 95);
+    tally.longest = percentile(&mut outages, 99);
     tally
 }
 
@@ -181,7 +185,7 @@ fn times(
 }
 
 /// Zero without values.
-fn percentile(mut values: Vec<Nanos>, percent: usize) -> Nanos {
+fn percentile(values: &mut [Nanos], percent: usize) -> Nanos {
     values.sort_unstable();
     let rank = (values.len() * percent).div_ceil(100);
     values.get(rank.saturating_sub(1)).copied().unwrap_or(0)
@@ -503,8 +507,11 @@ mod tests {
 
     #[test]
     fn deliveries_and_outages_have_percentiles() {
-        assert_eq!(percentile((1..=200).rev().collect(), 99), 198);
-        assert_eq!(percentile(Vec::new(), 99), 0);
+        assert_eq!(
+            percentile(&mut (1..=200).rev().collect::<Vec<_>>(), 99),
+            198
+        );
+        assert_eq!(percentile(&mut [], 99), 0);
         let sent = [publication(&[Told::Accepted; 2])];
         let late = Entry::Arrived {
             publisher: 0,
@@ -514,6 +521,7 @@ mod tests {
         let back = Entry::Recovered { node: 1, at: 52 };
         let one = receiver(&[arrived(0, 0), CUT, back, late]);
         let tally = account(&sent, &[one], &[], JOURNAL);
-        assert_eq!((tally.delivery, tally.outage), (40, 30));
+        let times = (tally.delivery, tally.outage, tally.longest);
+        assert_eq!(times, (40, 30, 30));
     }
 }

@@ -35,11 +35,15 @@ pub(super) enum Bar {
     Delivery(Nanos),
     /// The same, and the 95th percentile of outages takes at most so long.
     Outage(Nanos),
+    /// The same of the 99th percentile.
+    LongOutage(Nanos),
 }
 
 /// The bar of a fault.
 pub(super) fn bar(number: u32) -> Bar {
     match number {
+        // The longest back-off of a client and a second.
+        3 => Bar::LongOutage(SECOND * 25 / 10),
         4 => Bar::Reported,
         13 => Bar::Delivery(SECOND * 46 / 10),
         15 => Bar::Outage(5 * SECOND),

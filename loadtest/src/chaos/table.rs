@@ -83,6 +83,9 @@ impl Row {
             Bar::Outage(most) if self.tally.outage > most => {
                 missed.push(format!("95 % of outages within {}", seconds(most)));
             }
+            Bar::LongOutage(most) if self.tally.longest > most => {
+                missed.push(format!("99 % of outages within {}", seconds(most)));
+            }
             _ => {}
         }
         missed
@@ -165,7 +168,7 @@ fn write_row(text: &mut String, row: &Row, is_first: bool) {
     let tally = &row.tally;
     let _ = writeln!(
         text,
-        "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         row.mode(),
         tally.owed,
         tally.silent,
@@ -176,12 +179,13 @@ fn write_row(text: &mut String, row: &Row, is_first: bool) {
         seconds(tally.repaired),
         seconds(tally.delivery),
         seconds(tally.outage),
+        seconds(tally.longest),
     );
 }
 
 const HEAD: &str = "| | fault | mode | owed | lost silently | lost and reported | refused | duplicated \
-    | out of order | repaired within | p99 of delivery | p95 of outages |\n\
-    |--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
+    | out of order | repaired within | p99 of delivery | p95 of outages | p99 of outages |\n\
+    |--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
 
 /// Which faults belong together.
 pub(super) const GROUPS: [(&str, &[u32]); 4] = [
