@@ -4,13 +4,14 @@
 //! and nothing else.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
@@ -24,6 +25,25 @@ use super::{
     Mode, lock,
     proxy::{Proxy, Weather, Which},
 };
+
+/// A command for a process that is killed with the thread that starts it, if this system has `setpriv` of
+/// util-linux: a load test that is killed itself drops nothing.
+fn command(program: impl AsRef<OsStr>) -> Command {
+    static HAS_SETPRIV: OnceLock<bool> = OnceLock::new();
+    let bind = ["--pdeathsig", "KILL"];
+    let has_setpriv = HAS_SETPRIV.get_or_init(|| {
+        let mut probe = Command::new("setpriv");
+        probe.args(bind).arg("true").stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    });
+    if *has_setpriv {
+        let mut command = Command::new("setpriv");
+        command.args(bind).arg(program);
+        command
+    } else {
+        Command::new(program)
+    }
+}
 
 /// A process of ours. Dropping it kills it.
 pub(super) struct Process {
@@ -214,7 +234,7 @@ impl Stage {
             Some((_, address)) => format!("redis+sentinel://{address}/{PRIMARY}"),
             None => format!("redis://{}", self.proxies[proxy].address()),
         };
-        let mut command = Command::new(&self.program);
+        let mut command = command(&self.program);
         command
             .args([
                 "serve",
@@ -324,7 +344,7 @@ impl Stage {
                      sentinel failover-timeout {PRIMARY} 10000\n"
                 );
                 fs::write(&settings, text)?;
-                *command = Command::new("redis-server");
+                *command = self::command("redis-server");
                 command.arg(&settings).arg("--sentinel");
                 Ok(())
             })?;
@@ -349,7 +369,7 @@ impl Stage {
             let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
             let folder = self.folder.join(name);
             fs::create_dir_all(&folder)?;
-            let mut command = Command::new("redis-server");
+            let mut command = command("redis-server");
             command
                 .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
                 .arg(&folder)
