@@ -10,7 +10,7 @@ use crate::{
     node::{args, broadcast, within},
 };
 
-pub(crate) type Check = fn(Fresh) -> Pin<Box<dyn Future<Output = ()>>>;
+pub(crate) type Check = fn(Fresh) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How long questions wait that nobody is meant to wait for.
 const LONG: Duration = Duration::from_secs(60);

@@ -12,20 +12,37 @@ mod sessions;
 #[path = "../../../emitter/tests/support/mod.rs"]
 mod support;
 
+use std::collections::HashMap;
+
 use fabric::Fabric;
 use roomcast_protocol::{
     channel::{Dialect, Mode},
     wire::Parser,
 };
+use tokio::task::JoinSet;
+
+/// How many checks run at the same time: most of them wait most of the time.
+const AT_ONCE: usize = 6;
 
 /// Runs every check, each in a cluster of its own.
 async fn keeps_its_promises(fabric: &Fabric) {
     let logs = history::all().into_iter().chain(journal::all());
     let kept = logs.chain(sessions::all());
-    for (name, check) in checks::all().into_iter().chain(kept) {
-        // Shown if the check fails.
-        eprintln!("{fabric}: {name}");
-        check(fabric.fresh()).await;
+    let mut checks = checks::all().into_iter().chain(kept);
+    let mut running = JoinSet::new();
+    let mut names = HashMap::new();
+    loop {
+        while running.len() < AT_ONCE
+            && let Some((name, check)) = checks.next()
+        {
+            let task = running.spawn(check(fabric.fresh()));
+            names.insert(task.id(), name);
+        }
+        match running.join_next().await {
+            None => return,
+            Some(Ok(())) => {}
+            Some(Err(error)) => panic!("{fabric}: {}: {error}", names[&error.id()]),
+        }
     }
 }
 

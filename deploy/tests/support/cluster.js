@@ -108,16 +108,26 @@ async function launch(options, folder, ports) {
 
 /**
  * The first of 40 free ports, below those that the system gives to outgoing connections and above 10080, the last one
- * that `fetch` refuses to use.
+ * that `fetch` refuses to use. The last of the 40 is held until this process ends, because other test files choose theirs
+ * at the same time.
  */
 async function freePorts() {
   for (let attempt = 0; attempt < 50; attempt += 1) {
     const base = 10_200 + 40 * Math.floor(Math.random() * 490);
-    const offsets = Array.from({ length: 40 }, (_, offset) => offset);
+    if (!(await hold(base + 39))) continue;
+    const offsets = Array.from({ length: 39 }, (_, offset) => offset);
     const free = await Promise.all(offsets.map((offset) => isFree(base + offset)));
     if (free.every(Boolean)) return base;
   }
   throw new Error("no 40 free ports in 50 attempts");
+}
+
+function hold(port) {
+  return new Promise((resolve) => {
+    const server = net.createServer().unref();
+    server.once("error", () => resolve(false));
+    server.listen(port, "127.0.0.1", () => resolve(true));
+  });
 }
 
 function isFree(port) {

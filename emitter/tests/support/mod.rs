@@ -8,6 +8,7 @@
 
 use std::{
     fs,
+    hash::{BuildHasher, Hasher, RandomState},
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
@@ -61,10 +62,14 @@ impl Drop for Directory {
     }
 }
 
-/// A port that is free at the moment.
+/// A port that is free at the moment. It lies below those of outgoing connections, one of which could
+/// take it while its server is away.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    let random = (RandomState::new().build_hasher().finish() % 2_700) as u16;
+    (0..2_700)
+        .map(|offset| 30_000 + (random + offset) % 2_700)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("one of 2,700 ports is free")
 }
 
 /// One Redis server or Sentinel.

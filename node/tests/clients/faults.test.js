@@ -82,7 +82,7 @@ describe("faults", { concurrency: true, skip: isReference && "Node's servers los
   fault("a server is stopped for 20 s and goes on", CLASSIC, async ({ servers, books }) => {
     const [asker, , stopped] = servers;
     await books.fault(async () => {
-      books.silence(stopped);
+      await books.silence(stopped);
       stopped.signal("SIGSTOP");
       // A thread that runs stops only when it next enters the kernel, and may still answer.
       await until("every thread to stand still", async () => standsStill(stopped.pid));

@@ -57,8 +57,10 @@ class Ledger {
   }
 
   /** A server that is gone or stopped says nothing, and nobody waits for its client. */
-  silence(server) {
+  /** Stops sending by a server. Returns when it has answered about all that it was told to send. */
+  async silence(server) {
     this.#silent.add(server);
+    await Promise.all(this.#sent.get(server).map(({ settled }) => settled));
   }
 
   resume(server) {
