@@ -33,6 +33,10 @@ fn report() -> Result<(), Box<dyn std::error::Error>> {
     if !reached.silent_nodes.is_empty() {
         return Err(format!("no answer from {}", reached.silent_nodes.join(", ")).into());
     }
-    writeln!(io::stdout(), "{} pages have the report", reached.sockets)?;
+    writeln!(
+        io::stdout(),
+        "{} pages have the report",
+        reached.sockets.unwrap_or(0)
+    )?;
     Ok(())
 }

@@ -18,12 +18,13 @@ use tokio::{
 };
 
 use crate::{
-    emitter::{self, Answers, BatchOperator, Builder, Confirmed, Delivery, Fetched},
+    emitter::{self, Answers, BatchOperator, Builder, Delivery, Fetched},
     error::{BuildError, EmitError},
     redis::RedisUrl,
 };
 use roomcast_protocol::{
     args::{FromArgs, IntoArgs},
+    receipt::Receipt,
     target::{Rooms, Target},
 };
 
@@ -109,7 +110,7 @@ impl BroadcastOperator {
     }
 
     /// Emits an event and waits until the nodes have reported how many sockets it reached.
-    pub fn emit_confirmed(self, event: &str, args: impl IntoArgs) -> Result<Confirmed, EmitError> {
+    pub fn emit_confirmed(self, event: &str, args: impl IntoArgs) -> Result<Receipt, EmitError> {
         self.act(async |to| to.emit_confirmed(event, args).await)
     }
 

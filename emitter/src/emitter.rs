@@ -8,6 +8,7 @@
 mod batch;
 mod core;
 mod encoder;
+mod journals;
 mod narrowing;
 mod operator;
 mod results;
@@ -28,10 +29,10 @@ pub(crate) use self::narrowing::narrowing;
 pub use self::{
     batch::{Batch, BatchOperator},
     operator::BroadcastOperator,
-    results::{Answers, Confirmed, Delivery, Fetched},
+    results::{Answers, Delivery, Fetched},
     retry::Retry,
 };
-use self::{core::Core, encoder::Encoder, transport::Transport};
+use self::{core::Core, encoder::Encoder, journals::Journals, transport::Transport};
 #[cfg(feature = "pool")]
 use crate::pool::PoolPublisher;
 use crate::{
@@ -259,6 +260,7 @@ impl Builder {
             },
             retry: self.retry,
             counts_members: self.counts_members,
+            journals: Journals::default(),
             node,
             asked: AtomicU64::new(0),
             questions,

@@ -25,6 +25,8 @@ mod emitter;
 pub mod entropy;
 mod error;
 #[doc(hidden)]
+pub mod log;
+#[doc(hidden)]
 pub mod membership;
 #[cfg(feature = "pool")]
 mod pool;
@@ -36,17 +38,19 @@ pub mod redis;
 pub mod vital;
 
 pub use emitter::{
-    Answers, Batch, BatchOperator, BroadcastOperator, Builder, Confirmed, Delivery, Emitter,
-    Fetched, Retry,
+    Answers, Batch, BatchOperator, BroadcastOperator, Builder, Delivery, Emitter, Fetched, Retry,
 };
 pub use error::{BuildError, EmitError};
+pub use log::JournalLimits;
 pub use redis::{ConnectError, RedisUrl, UrlError};
 /// Types that appear in the signatures of this crate.
 pub use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     channel::{Dialect, Mode},
     id::SocketId,
+    message::Position,
     question::Description,
+    receipt::Receipt,
     target::Rooms,
     wire::Parser,
 };

@@ -74,7 +74,9 @@ pub use roomcast_protocol::{
     channels,
     event::is_reserved,
     id::EngineId,
-    pakyow, syncano,
+    pakyow,
+    receipt::Receipt,
+    syncano,
     target::Rooms,
 };
 pub use server::{

@@ -192,6 +192,44 @@ fn acknowledgements_of_clients_are_printed() {
 }
 
 #[test]
+fn the_receipt_has_the_place_in_the_journal() {
+    let redis = Redis::start();
+    let settings = redis.directory.file("journal.toml");
+    std::fs::write(&settings, "[namespaces.\"/\".journal]\n").unwrap();
+    let mut command = roomcast();
+    command.args([
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--internal-listen=127.0.0.1:0",
+    ]);
+    command.args([
+        "--access=open",
+        "--redis",
+        &redis.url(),
+        "--config",
+        &settings,
+    ]);
+    let mut node = Program::start(&mut command);
+    let address = field(&node.line_with("address="), "address=");
+    let mut client = Client::connect(&address);
+    let emit = |line: &[&str]| emit(&redis.url(), &[&["--json", "news"], line].concat()).json();
+    let first = redis::until("the node has written that it has a journal", || {
+        let said = emit(&[]);
+        said["position"]["id"].is_u64().then_some(said)
+    });
+    let second = emit(&["--confirm"]);
+    assert_eq!(
+        (&second["sockets"], &second["nodes"]),
+        (&json!(1), &json!(1)),
+        "{second}"
+    );
+    let id = |said: &Value| said["position"]["id"].as_u64().unwrap();
+    assert!(id(&second) > id(&first));
+    assert_eq!(emit(&["--volatile"])["position"], Value::Null);
+    assert_eq!(client.event("news"), json!([]));
+}
+
+#[test]
 fn a_cluster_of_redis_is_as_good_as_one_server() {
     for dialect in ["classic", "sharded-dynamic"] {
         // Its own, because the nodes of the other dialect, killed just now, count as silent for a while.

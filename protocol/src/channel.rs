@@ -276,6 +276,18 @@ impl Channels {
         self.log(namespace) + "!"
     }
 
+    /// The key under which the nodes write the limits of the journal of a namespace, for emitters, which append to
+    /// it. In the slot of its [log](Self::log).
+    pub fn journal_limits(&self, namespace: &str) -> String {
+        self.log(namespace) + "?"
+    }
+
+    /// The key under which the result of a broadcast with this idempotency key is kept. In the slot of the
+    /// [log](Self::log) of the namespace.
+    pub fn once(&self, namespace: &str, key: &str) -> String {
+        [&*self.log(namespace), "~", key].concat()
+    }
+
     /// The key of the session of a client that may come back to a namespace.
     pub fn session(&self, namespace: &str, pid: &str) -> String {
         format!("{}-session#{namespace}#{pid}", self.prefix)

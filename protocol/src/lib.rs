@@ -31,6 +31,7 @@ pub mod pakyow;
 pub mod proxy;
 pub mod question;
 mod raw;
+pub mod receipt;
 pub mod socket_io;
 pub mod syncano;
 pub mod target;

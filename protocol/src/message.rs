@@ -1,6 +1,8 @@
 //! What nodes send each other about the sockets of a namespace, independent of transport and
 //! encoding.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{args::Args, target::Target};
 
 /// A message to all nodes, each of which carries it out for its own sockets. It has no answer.
@@ -48,14 +50,15 @@ pub enum Message {
 /// The place of a broadcast in the log of its namespace.
 ///
 /// All rooms of a namespace share one sequence of ids, so inside a room ids grow and have gaps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
     /// The id, at most 2^53, beyond which JavaScript cannot count.
     pub id: u64,
     /// When the broadcast was stored, in milliseconds since 1970.
     pub time: u64,
     /// The id of the broadcast before it, if the namespace keeps a journal. 0 for the first one. The
-    /// chain of these ids shows a receiver whether it has missed something.
+    /// chain of these ids shows a receiver whether it has missed something. In JSON it is left out.
+    #[serde(skip)]
     pub after: Option<u64>,
 }
 

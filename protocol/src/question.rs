@@ -9,6 +9,10 @@ use crate::{
     target::Target,
 };
 
+/// How the id of a [`Question::Reached`] ends that is about no broadcast with this id: nodes count the selected
+/// sockets that they have. A broadcast that a journal stores has no id.
+pub const REACHED_NOW: &str = "#now";
+
 /// A question to all nodes, each of which answers for its own sockets.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {

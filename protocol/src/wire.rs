@@ -34,7 +34,7 @@ use bytes::Bytes;
 
 use serde::Serialize;
 
-pub use self::unplaced::placed;
+pub use self::unplaced::{placed, unplaced};
 
 use self::payload::{Arguments, Encoding};
 use crate::{

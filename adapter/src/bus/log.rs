@@ -1,7 +1,8 @@
 //! The bounded logs of a namespace, as the server sees them: of each room, and of all broadcasts.
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
+pub use roomcast_emitter::JournalLimits;
 use roomcast_protocol::{args::Args, message::Position, target::Target};
 
 use super::{BusError, BusFuture, Published};
@@ -52,6 +53,12 @@ pub trait Log: Send + Sync + 'static {
 
     /// Reads at most `limit` entries of the journal, the oldest first.
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;
+
+    /// Tells emitters that the namespace has a journal, so that they append to it what they publish. To be
+    /// repeated now and then, because Redis may lose it. Default: there are no emitters.
+    fn announce(&self) -> BusFuture<Result<(), BusError>> {
+        Box::pin(ready(Ok(())))
+    }
 }
 
 /// The logs that a namespace keeps.
@@ -68,28 +75,6 @@ impl From<HistoryLimits> for LogLimits {
         Self {
             history: Some(history),
             journal: None,
-        }
-    }
-}
-
-/// The bounds of a journal. The oldest entries are removed first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JournalLimits {
-    /// Maximum number of broadcasts. Default 10,000.
-    pub messages: usize,
-    /// Maximum size of the broadcasts, in bytes as they are stored. The newest one is kept whatever
-    /// its size. Default 16 MiB.
-    pub bytes: usize,
-    /// How long a broadcast is kept, in whole seconds, at least one. Default 10 minutes.
-    pub age: Duration,
-}
-
-impl Default for JournalLimits {
-    fn default() -> Self {
-        Self {
-            messages: 10_000,
-            bytes: 16 << 20,
-            age: Duration::from_secs(600),
         }
     }
 }

@@ -21,13 +21,15 @@ mod batches;
 use std::{
     future::ready,
     sync::{Arc, LazyLock},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::Value;
-use roomcast_emitter::redis::{PublishError, Reply};
+use roomcast_emitter::{
+    log::{COUNTER_LIFE, JOURNAL, PUBLISH, published, seconds},
+    redis::{PublishError, Reply, Route},
+};
 use roomcast_protocol::{
     args::Args,
     channel::{Dialect, Kind},
@@ -40,7 +42,7 @@ use tokio::time::Instant;
 use self::batches::{Batches, Single};
 use super::{
     outgoing::Outgoing,
-    script::{Script, unexpected},
+    script::{Script, run, unexpected},
     subscriptions::{AttachedNamespace, Subscriptions},
     warnings::Warnings,
 };
@@ -51,17 +53,6 @@ use crate::bus::{
 /// Entries that are read with one command. Redis serves nobody else meanwhile: a hundred entries of
 /// 1 KiB take it 50 µs.
 const PAGE: usize = 100;
-
-/// How much longer than the entries the counter is kept, in seconds. Ids that clients have are compared
-/// with it.
-const COUNTER_LIFE: u64 = 30 * 24 * 60 * 60;
-
-static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(
-        include_str!("log/common.lua"),
-        include_str!("log/publish.lua")
-    ))
-});
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log/read.lua")));
 
@@ -182,7 +173,7 @@ impl RedisLog {
         let args: Vec<_> = args.iter().map(Vec::as_slice).collect();
         let (started, size) = (Instant::now(), head.len() as u64);
         let outgoing = Arc::clone(&self.outgoing);
-        let running = PUBLISH.run(&outgoing, &keys, &args);
+        let running = run(&PUBLISH, &outgoing, &keys, &args);
         Box::pin(async move {
             let published = running.await.and_then(|reply| published(&reply));
             let receivers = published.as_ref().map(|(_, receivers)| *receivers);
@@ -217,11 +208,6 @@ fn publish_command(outgoing: &Outgoing) -> Vec<u8> {
         Dialect::Sharded(_) => "SPUBLISH",
     };
     command.into()
-}
-
-/// A time in seconds, at least one: Redis counts streams' lifetimes so.
-fn seconds(age: Duration) -> u64 {
-    age.as_secs().max(1)
 }
 
 impl Log for RedisLog {
@@ -283,24 +269,24 @@ impl Log for RedisLog {
         let reading = self.reading(&self.journal);
         Box::pin(async move { Ok(reading.read_journal(page, limit).await?) })
     }
+
+    fn announce(&self) -> BusFuture<Result<(), BusError>> {
+        let Some(limits) = self.limits.journal else {
+            return Box::pin(ready(Ok(())));
+        };
+        let channels = self.outgoing.wire.channels();
+        let key = channels.journal_limits(&self.namespace.name);
+        let command = limits.announce(&key);
+        let written = self.outgoing.command(&command, Route::Key(&key));
+        Box::pin(async move {
+            written.await?;
+            Ok(())
+        })
+    }
 }
 
 fn number(value: &Value) -> Option<u64> {
     u64::try_from(value.integer()?).ok()
-}
-
-/// Reads the reply of the script that stores one broadcast.
-fn published(reply: &Value) -> Result<Placed, PublishError> {
-    let read = || {
-        let (id, time, receivers, after) = match reply.list()? {
-            [id, time, receivers] => (id, time, receivers, None),
-            [id, time, receivers, after] => (id, time, receivers, Some(number(after)?)),
-            _ => return None,
-        };
-        let (id, time) = (number(id)?, number(time)?);
-        Some((Position { id, time, after }, number(receivers)?))
-    };
-    read().ok_or_else(unexpected)
 }
 
 /// One stream that is read, page by page.
@@ -434,7 +420,7 @@ impl Reading {
         let count = count.to_string();
         let args = [command, &from, &to, &count, &seen].map(str::as_bytes);
         let keys = [&*self.counter, &*self.stream];
-        READ.run(&self.outgoing, &keys, &args).await
+        run(&READ, &self.outgoing, &keys, &args).await
     }
 
     /// Reads what was stored, by this version or another, with the settings of now.

@@ -16,7 +16,7 @@ use roomcast_emitter::redis::{Reply, Route};
 
 use super::{
     outgoing::Outgoing,
-    script::{Script, unexpected},
+    script::{Script, run, unexpected},
 };
 use crate::bus::{BusError, BusFuture, Session, Sessions, Taken};
 
@@ -64,13 +64,13 @@ impl Sessions for RedisSessions {
         let (key, text) = (self.key(&session.pid), text(&session));
         let life = millis(session.life);
         let args = [session.owner.as_bytes(), life.as_bytes(), &text];
-        let running = UPDATE.run(&self.outgoing, &[&key], &args);
+        let running = run(&UPDATE, &self.outgoing, &[&key], &args);
         Box::pin(async move { Ok(running.await?.integer() == Some(1)) })
     }
 
     fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<(), BusError>> {
         let key = self.key(pid);
-        let running = UPDATE.run(&self.outgoing, &[&key], &[owner.as_bytes()]);
+        let running = run(&UPDATE, &self.outgoing, &[&key], &[owner.as_bytes()]);
         Box::pin(async move {
             running.await?;
             Ok(())
@@ -95,7 +95,7 @@ impl Sessions for RedisSessions {
 
     fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>> {
         let key = self.key(pid);
-        let running = TAKE.run(&self.outgoing, &[&key], &[owner.as_bytes()]);
+        let running = run(&TAKE, &self.outgoing, &[&key], &[owner.as_bytes()]);
         Box::pin(async move {
             let Value::BulkString(text) = running.await? else {
                 return Err(unexpected().into());

@@ -50,6 +50,8 @@ pub struct Batch {
 struct Messages {
     core: Arc<Core>,
     unsent: Unsent,
+    /// Those of the broadcasts that belong in a journal, if the namespace has one.
+    namespaces: Vec<Box<str>>,
     limit: usize,
     /// Memory for the payload that is being encoded.
     payload: Vec<u8>,
@@ -60,6 +62,7 @@ impl Batch {
         let messages = Messages {
             core,
             unsent: Unsent::default(),
+            namespaces: Vec::new(),
             limit: DEFAULT_LIMIT,
             payload: Vec::new(),
         };
@@ -118,8 +121,13 @@ impl Batch {
     /// Messages that fail are retried as [`Retry`](super::Retry) says; these are published after the
     /// others.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
-        let Messages { core, unsent, .. } = self.messages;
-        core.publish_all(&unsent).await
+        let Messages {
+            core,
+            unsent,
+            namespaces,
+            ..
+        } = self.messages;
+        core.publish_all(&unsent, &namespaces).await
     }
 
     fn main(&mut self) -> BatchOperator<'_> {
@@ -135,9 +143,22 @@ impl Batch {
 }
 
 impl Messages {
+    /// The number of a namespace, counted from 1. A batch seldom has more than one.
+    fn mark(&mut self, namespace: &str) -> u32 {
+        let known = self
+            .namespaces
+            .iter()
+            .rposition(|known| **known == *namespace);
+        let index = known.unwrap_or_else(|| {
+            self.namespaces.push(namespace.into());
+            self.namespaces.len() - 1
+        });
+        u32::try_from(index + 1).unwrap_or(0)
+    }
+
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
         let command = self.core.encoder.message(namespace, message)?;
-        self.unsent.push(command, self.limit)
+        self.unsent.push(command, 0, self.limit)
     }
 }
 
@@ -170,17 +191,22 @@ impl BatchOperator<'_> {
         let args = checked(event, args)?;
         // The caller's timeout does not concern the nodes.
         self.target.flags.timeout = None;
+        let mark = match self.target.flags.volatile {
+            true => 0,
+            false => self.messages.mark(&self.namespace),
+        };
         let Messages {
             core,
             unsent,
             limit,
             payload,
+            ..
         } = self.messages;
         let broadcast = (&*self.target, event, &args);
         let command = core
             .encoder
             .broadcast(&self.namespace, broadcast, payload)?;
-        unsent.push(command, *limit)
+        unsent.push(command, mark, *limit)
     }
 
     /// Makes the selected sockets join rooms.

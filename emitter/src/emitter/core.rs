@@ -25,9 +25,10 @@ use parking_lot::Mutex;
 use roomcast_protocol::{
     channel::{EMITTER_UID, uid},
     id::NodeId,
-    message::Message,
-    question::{Answered, Question},
-    wire::Publication,
+    message::{Message, Position},
+    question::{Answered, Question, REACHED_NOW},
+    receipt::Receipt,
+    wire::{Publication, unplaced},
 };
 use tokio::{
     join,
@@ -36,10 +37,11 @@ use tokio::{
 
 use super::{
     encoder::{Encoder, check_namespace},
-    results::Delivery,
+    journals::{Journal, Journals},
+    results::{self, Delivery},
     retry::Retry,
     transport::Transport,
-    unsent::Unsent,
+    unsent::{Run, Unsent},
 };
 use crate::{
     answers::{Answers, Listening},
@@ -55,6 +57,7 @@ pub(crate) struct Core {
     pub(super) encoder: Encoder,
     pub(super) retry: Retry,
     pub(super) counts_members: bool,
+    pub(super) journals: Journals,
     /// The name under which it asks.
     pub(super) node: NodeId,
     /// Questions so far.
@@ -83,21 +86,90 @@ impl Core {
         }
         let mut tried = 0;
         loop {
-            let published = self.transport.publish(&self.encoder, &publication).await;
-            tried += 1;
-            match published {
-                Ok(nodes) => return Ok(Delivery { nodes, members }),
-                Err(error) => match self.retry.pause(tried, &error) {
-                    Some(pause) => sleep(pause).await,
-                    None => return Err(error),
-                },
+            match self.publish_to(namespace, message, &publication).await {
+                Ok(delivery) => {
+                    return Ok(Delivery {
+                        members,
+                        ..delivery
+                    });
+                }
+                Err(error) => self.pause(&mut tried, error).await?,
             }
         }
     }
 
-    /// Publishes many messages and returns their outcomes, both in order.
-    pub(super) async fn publish_all(&self, unsent: &Unsent) -> Vec<Result<Delivery, EmitError>> {
-        let mut results = self.publish_once(unsent).await;
+    /// Stores a message in the journal in which it belongs, which publishes it, or publishes it only.
+    async fn publish_to(
+        &self,
+        namespace: &str,
+        message: &Message,
+        publication: &Publication,
+    ) -> Result<Delivery, EmitError> {
+        let journal = match is_journaled(message) {
+            true => self.journal(namespace).await?,
+            false => None,
+        };
+        let Some(journal) = journal else {
+            let nodes = self.transport.publish(&self.encoder, publication).await?;
+            return Ok(Delivery::new(nodes));
+        };
+        let command = append(&journal, &publication.payload);
+        let appending = self.transport.append_all(&journal.names, vec![command]);
+        let appended = appending.await.pop();
+        appended
+            .expect("there is one reply for each command")
+            .map(stored_at)
+    }
+
+    /// The journal of a namespace.
+    async fn journal(&self, namespace: &str) -> Result<Option<Journal>, EmitError> {
+        let channels = self.encoder.wire.channels();
+        let finding = self.journals.of(&self.transport, channels, namespace);
+        finding.await
+    }
+
+    /// The same, tried again if Redis is away.
+    async fn find_journal(&self, namespace: &str) -> Result<Option<Journal>, EmitError> {
+        let mut tried = 0;
+        loop {
+            match self.journal(namespace).await {
+                Ok(journal) => return Ok(journal),
+                Err(error) => self.pause(&mut tried, error).await?,
+            }
+        }
+    }
+
+    /// Waits before the next try, or returns the error if there is none.
+    async fn pause(&self, tried: &mut u32, error: EmitError) -> Result<(), EmitError> {
+        *tried += 1;
+        match self.retry.pause(*tried, &error) {
+            Some(pause) => {
+                sleep(pause).await;
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// Publishes the messages of a batch and returns their outcomes, both in order. `namespaces` are those of
+    /// their [marks](Unsent::push).
+    pub(super) async fn publish_all(
+        &self,
+        unsent: &Unsent,
+        namespaces: &[Box<str>],
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let mut journals = Vec::with_capacity(namespaces.len());
+        for namespace in namespaces {
+            match self.find_journal(namespace).await {
+                Ok(journal) => journals.push(journal),
+                Err(error) => {
+                    let reason: Arc<str> = error.to_string().into();
+                    let failed = || Err(EmitError::Unreachable(Arc::clone(&reason)));
+                    return std::iter::repeat_with(failed).take(unsent.len()).collect();
+                }
+            }
+        }
+        let mut results = self.publish_once(unsent, &journals).await;
         let mut tried = 1;
         loop {
             let pause = |result: &Result<Delivery, EmitError>| {
@@ -112,29 +184,69 @@ impl Core {
             };
             sleep(longest).await;
             tried += 1;
-            let published = self.publish_once(&unsent.select(&again)).await;
+            let unsent = unsent.select(&again);
+            let published = self.publish_once(&unsent, &journals).await;
             for (index, published) in again.into_iter().zip(published) {
                 results[index] = published;
             }
         }
     }
 
-    async fn publish_once(&self, unsent: &Unsent) -> Vec<Result<Delivery, EmitError>> {
-        let published = self.transport.publish_all(unsent).await;
-        published
-            .into_iter()
-            .map(|nodes| {
-                let members = None;
-                nodes.map(|nodes| Delivery { nodes, members })
-            })
-            .collect()
+    async fn publish_once(
+        &self,
+        unsent: &Unsent,
+        journals: &[Option<Journal>],
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let mut results = Vec::with_capacity(unsent.len());
+        for run in unsent.runs(journals) {
+            match run {
+                Run::Published(unsent) => {
+                    let published = self.transport.publish_all(&unsent).await.into_iter();
+                    results.extend(published.map(|nodes| nodes.map(Delivery::new)));
+                }
+                Run::Appended(journal, payloads) => {
+                    let commands = payloads.iter().map(|payload| append(journal, payload));
+                    let appended = self
+                        .transport
+                        .append_all(&journal.names, commands.collect())
+                        .await;
+                    results.extend(appended.into_iter().map(|stored| stored.map(stored_at)));
+                }
+            }
+        }
+        results
     }
 
-    /// Asks the nodes of a namespace, after the broadcast that the question is about, if any.
+    /// Publishes a broadcast and asks the nodes how many sockets it reached.
+    pub(super) async fn confirm(
+        &self,
+        namespace: &str,
+        message: &Message,
+        question: &Question,
+        timeout: Duration,
+    ) -> Result<Receipt, EmitError> {
+        check_namespace(namespace)?;
+        if self.answers.is_none() {
+            return Err(EmitError::NoAnswers);
+        }
+        let is_stored = is_journaled(message) && self.find_journal(namespace).await?.is_some();
+        if !is_stored {
+            let about = About::Message(message);
+            let answered = self.ask(namespace, about, question, timeout).await?;
+            return Ok(results::confirmed(None, &answered));
+        }
+        let delivery = self.publish(namespace, message).await?;
+        let asked = Box::pin(self.ask_once(namespace, About::Published, question, timeout)).await;
+        // It is stored: a retry would store it twice.
+        let answered = asked.map_err(|error| unconfirmed(&error))?;
+        Ok(results::confirmed(delivery.position, &answered))
+    }
+
+    /// Asks the nodes of a namespace.
     pub(super) async fn ask(
         &self,
         namespace: &str,
-        broadcast: Option<&Message>,
+        about: About<'_>,
         question: &Question,
         timeout: Duration,
     ) -> Result<Answered, EmitError> {
@@ -142,14 +254,9 @@ impl Core {
         let mut tried = 0;
         loop {
             // The future is large; boxing it costs little beside a question.
-            let asked = Box::pin(self.ask_once(namespace, broadcast, question, timeout)).await;
-            tried += 1;
-            match asked {
+            match Box::pin(self.ask_once(namespace, about, question, timeout)).await {
                 Ok(answered) => return Ok(answered),
-                Err(error) => match self.retry.pause(tried, &error) {
-                    Some(pause) => sleep(pause).await,
-                    None => return Err(error),
-                },
+                Err(error) => self.pause(&mut tried, error).await?,
             }
         }
     }
@@ -157,22 +264,26 @@ impl Core {
     async fn ask_once(
         &self,
         namespace: &str,
-        broadcast: Option<&Message>,
+        about: About<'_>,
         question: &Question,
         timeout: Duration,
     ) -> Result<Answered, EmitError> {
         let answers = self.answers.as_ref().ok_or(EmitError::NoAnswers)?;
         let is_quick = membership::is_quick(question);
         // A new id for each try: late answers to the one before must not count.
-        let id = self.next_id();
+        let mut id = self.next_id();
+        if matches!(about, About::Published) {
+            id.push_str(REACHED_NOW);
+        }
         let uid = uid(
             &self.node,
             namespace,
             self.encoder.wire.channels().dialect(),
         );
-        let message = broadcast
-            .map(|message| self.confirmed(namespace, message, &id))
-            .transpose()?;
+        let message = match about {
+            About::Message(message) => Some(self.confirmed(namespace, message, &id)?),
+            About::Nothing | About::Published => None,
+        };
         let question =
             self.encoder
                 .wire
@@ -185,10 +296,10 @@ impl Core {
         };
         let leases = members.recent_leases().await?;
         let waiting = self.questions.open(&id)?;
-        let is_broadcast = message.is_some();
+        let is_broadcast = !matches!(about, About::Nothing);
         let mut unsent = Unsent::default();
         for publication in message.iter().chain([&question]) {
-            unsent.push(self.encoder.publication(publication), usize::MAX)?;
+            unsent.push(self.encoder.publication(publication), 0, usize::MAX)?;
         }
         // Counted just before: a node that comes later does not receive the question.
         let publishing = self.transport.publish_all(&unsent);
@@ -283,6 +394,35 @@ impl Members for MembersOf<'_> {
         let channels = self.core.encoder.wire.channels();
         let transport = &self.core.transport;
         transport.count(channels, self.namespace, &leases).await
+    }
+}
+
+/// What a question is about.
+#[derive(Clone, Copy)]
+pub(super) enum About<'a> {
+    /// No broadcast.
+    Nothing,
+    /// A broadcast that is published before it.
+    Message(&'a Message),
+    /// A broadcast that was published already.
+    Published,
+}
+
+/// Whether a message belongs in the journal of its namespace, if it has one.
+fn is_journaled(message: &Message) -> bool {
+    matches!(message, Message::Broadcast { target, .. } if !target.flags.volatile)
+}
+
+/// The command that stores a broadcast in a journal and publishes it.
+fn append(journal: &Journal, payload: &[u8]) -> Vec<Vec<u8>> {
+    let head = unplaced(payload).expect("broadcasts have no other forms");
+    journal.names.append(&head, journal.limits)
+}
+
+fn stored_at((position, nodes): (Position, u64)) -> Delivery {
+    Delivery {
+        position: Some(position),
+        ..Delivery::new(usize::try_from(nodes).unwrap_or(usize::MAX))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use super::{
-    core::Core,
-    results::{Answers, Confirmed, Delivery, Fetched},
+    core::{About, Core},
+    results::{Answers, Delivery, Fetched},
 };
 use crate::error::EmitError;
 use roomcast_protocol::{
@@ -12,6 +12,7 @@ use roomcast_protocol::{
     event,
     message::Message,
     question::Question,
+    receipt::Receipt,
     target::{Rooms, Target},
 };
 
@@ -49,6 +50,8 @@ impl BroadcastOperator {
     }
 
     /// Emits an event to the selected sockets. Resolves when Redis has accepted it.
+    ///
+    /// If the namespace has a journal, the event is stored there, unless it is [`volatile`](Self::volatile).
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let args = checked(event, args)?;
         let message = broadcast(self.target, event, args);
@@ -63,15 +66,15 @@ impl BroadcastOperator {
         self,
         event: &str,
         args: impl IntoArgs,
-    ) -> Result<Confirmed, EmitError> {
+    ) -> Result<Receipt, EmitError> {
         let args = checked(event, args)?;
         let timeout = self.timeout_or_default();
         let question = Question::Reached(self.target.clone());
         let message = broadcast(self.target, event, args);
-        let asked = self
+        let confirming = self
             .core
-            .ask(&self.namespace, Some(&message), &question, timeout);
-        Ok(Confirmed::from(asked.await?))
+            .confirm(&self.namespace, &message, &question, timeout);
+        confirming.await
     }
 
     /// Emits an event and collects acknowledgements until all sockets have acknowledged or the timeout
@@ -89,9 +92,12 @@ impl BroadcastOperator {
             args,
             timeout,
         };
-        let asked = self
-            .core
-            .ask(&self.namespace, None, &question, timeout + ANSWER_GRACE);
+        let asked = self.core.ask(
+            &self.namespace,
+            About::Nothing,
+            &question,
+            timeout + ANSWER_GRACE,
+        );
         Ok(Answers::from(asked.await?))
     }
 
@@ -99,7 +105,9 @@ impl BroadcastOperator {
     pub async fn fetch_sockets(self) -> Result<Fetched, EmitError> {
         let timeout = self.timeout_or_default();
         let question = Question::Sockets(self.target.clone());
-        let asked = self.core.ask(&self.namespace, None, &question, timeout);
+        let asked = self
+            .core
+            .ask(&self.namespace, About::Nothing, &question, timeout);
         Ok(Fetched::from(asked.await?))
     }
 

@@ -5,7 +5,9 @@ use serde::Serialize;
 use roomcast_protocol::{
     args::{Args, FromArgs},
     id::SocketId,
+    message::Position,
     question::{Answer, Answered, Description},
+    receipt::Receipt,
 };
 
 /// The outcome of a broadcast or of a command to sockets.
@@ -22,18 +24,26 @@ pub struct Delivery {
     /// go to exactly one room with a channel of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub members: Option<usize>,
+    /// Its place in the journal of the namespace, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
 }
 
-/// The outcome of a confirmed broadcast.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Confirmed {
-    /// Sockets that it reached.
-    pub sockets: usize,
-    /// Nodes that responded.
-    pub nodes: usize,
-    /// Nodes that did not respond in time. Servers of other make appear as `foreign`.
-    pub silent_nodes: Vec<String>,
+impl Delivery {
+    /// One about which only the number of nodes is known.
+    pub(super) fn new(nodes: usize) -> Self {
+        Self {
+            nodes,
+            members: None,
+            position: None,
+        }
+    }
+}
+
+impl From<Delivery> for Receipt {
+    fn from(delivery: Delivery) -> Self {
+        Self::new(delivery.position, delivery.nodes)
+    }
 }
 
 /// The outcome of a broadcast with acknowledgements.
@@ -46,6 +56,8 @@ pub struct Answers<T> {
     pub missing: Vec<SocketId>,
     /// The number of further such sockets, on servers that do not report their ids.
     pub missing_unnamed: usize,
+    /// Nodes that responded.
+    pub nodes: usize,
     /// Nodes that did not report whether they have selected sockets. Servers of other make appear as
     /// `foreign`.
     pub silent_nodes: Vec<String>,
@@ -61,20 +73,30 @@ pub struct Fetched {
     pub silent_nodes: Vec<String>,
 }
 
-impl From<Answered> for Confirmed {
-    fn from(answered: Answered) -> Self {
-        let reached = |answer: &Answer| match answer {
-            Answer::Reached(sockets) => *sockets,
-            Answer::Sockets(sockets) => sockets.len(),
-            Answer::SocketIds(ids) => ids.len(),
-            _ => 0,
-        };
-        Self {
-            sockets: answered.answers.iter().map(reached).sum(),
-            nodes: answered.answers.len(),
-            silent_nodes: names(&answered),
-        }
+impl<T> Answers<T> {
+    /// The same as a receipt: with the number of sockets that were asked, and of those that acknowledged.
+    pub fn receipt(&self) -> Receipt {
+        let mut receipt = Receipt::new(None, self.nodes);
+        let acknowledged = self.answers.len();
+        receipt.sockets = Some(acknowledged + self.missing.len() + self.missing_unnamed);
+        receipt.acknowledged = Some(acknowledged);
+        receipt.silent_nodes.clone_from(&self.silent_nodes);
+        receipt
     }
+}
+
+/// The receipt of a broadcast about which the nodes were asked.
+pub(super) fn confirmed(position: Option<Position>, answered: &Answered) -> Receipt {
+    let reached = |answer: &Answer| match answer {
+        Answer::Reached(sockets) => *sockets,
+        Answer::Sockets(sockets) => sockets.len(),
+        Answer::SocketIds(ids) => ids.len(),
+        _ => 0,
+    };
+    let mut receipt = Receipt::new(position, answered.answers.len());
+    receipt.sockets = Some(answered.answers.iter().map(reached).sum());
+    receipt.silent_nodes = names(answered);
+    receipt
 }
 
 impl<T: FromArgs> From<Answered> for Answers<T> {
@@ -83,6 +105,7 @@ impl<T: FromArgs> From<Answered> for Answers<T> {
             answers: Vec::new(),
             missing: Vec::new(),
             missing_unnamed: 0,
+            nodes: answered.answers.len(),
             silent_nodes: names(&answered),
         };
         for answer in answered.answers {

@@ -12,7 +12,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use redis::{Pipeline, Value};
-use roomcast_protocol::{channel::Channels, wire::Publication};
+use roomcast_protocol::{channel::Channels, message::Position, wire::Publication};
 
 use super::{
     encoder::Encoder,
@@ -22,6 +22,7 @@ use super::{
 use crate::pool::PoolPublisher;
 use crate::{
     error::EmitError,
+    log::{Names, PUBLISH, Script, published},
     membership::{self, Counted, Leases},
     redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
@@ -29,6 +30,9 @@ use crate::{
 /// What a batch has on its way to Redis at a time, in bytes: enough that neither side waits for the
 /// other, and far below the limit of the queue.
 const WINDOW_BYTES: usize = 1 << 20;
+
+/// How many broadcasts of a batch are on their way to a journal at a time.
+const WINDOW_COMMANDS: usize = 256;
 
 #[derive(Debug)]
 pub(super) enum Transport {
@@ -57,7 +61,7 @@ impl Transport {
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
                 let mut unsent = Unsent::default();
-                unsent.push(encoder.publication(publication), usize::MAX)?;
+                unsent.push(encoder.publication(publication), 0, usize::MAX)?;
                 let reply = publish_over(pool, &unsent).await.pop();
                 reply.expect("there is one reply for each command")
             }
@@ -102,6 +106,76 @@ impl Transport {
         };
         let (_, subscribers) = *replies.first()?.pairs()?.first()?;
         usize::try_from(subscribers.integer()?).ok()
+    }
+
+    /// Runs the script that stores and publishes, once for each of these commands, and returns the outcomes, both
+    /// in order.
+    pub(super) async fn append_all(
+        &self,
+        names: &Names,
+        mut commands: Vec<Vec<Vec<u8>>>,
+    ) -> Vec<Result<(Position, u64), EmitError>> {
+        let mut results = Vec::with_capacity(commands.len());
+        for commands in commands.chunks_mut(WINDOW_COMMANDS) {
+            let replies = self.run_all(commands, &names.counter).await;
+            for (mut reply, command) in replies.into_iter().zip(commands) {
+                if Script::is_forgotten(&reply) {
+                    PUBLISH.spell_out(command);
+                    reply = self.run(command, &names.counter).await;
+                }
+                let appended = reply.and_then(|reply| published(&reply));
+                results.push(appended.map_err(EmitError::from));
+            }
+        }
+        results
+    }
+
+    /// The text under a key.
+    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, EmitError> {
+        let command = ["GET", key].map(|word| word.as_bytes().to_vec());
+        let reply = self.run(&command, key).await?;
+        Ok(reply.text().map(str::to_owned))
+    }
+
+    /// Sends a command to the owner of a key.
+    async fn run(&self, command: &[Vec<u8>], key: &str) -> Result<Value, PublishError> {
+        let command = [command.to_vec()];
+        let reply = self.run_all(&command, key).await.pop();
+        reply.expect("there is one reply for each command")
+    }
+
+    /// Sends commands to the owner of a key. The replies are in the order of the commands.
+    async fn run_all(
+        &self,
+        commands: &[Vec<Vec<u8>>],
+        key: &str,
+    ) -> Vec<Result<Value, PublishError>> {
+        match self {
+            Self::Own(publisher) => {
+                // All are enqueued before the first reply is awaited.
+                let sent = commands
+                    .iter()
+                    .map(|command| publisher.command(command, Route::Key(key)));
+                let mut replies = Vec::with_capacity(commands.len());
+                for reply in sent.collect::<Vec<_>>() {
+                    let reply = reply.await;
+                    replies.push(
+                        reply.and_then(|mut replies| {
+                            replies.pop().ok_or_else(crate::log::unexpected)
+                        }),
+                    );
+                }
+                replies
+            }
+            #[cfg(feature = "pool")]
+            Self::Pool(pool) => {
+                let mut pipeline = Pipeline::with_capacity(commands.len());
+                for command in commands {
+                    pipeline.add_command(words(command));
+                }
+                pool.send(&[&pipeline]).await
+            }
+        }
     }
 
     /// Counts the members of the namespace. The first poll sends the command.
@@ -187,13 +261,18 @@ async fn publish_over(pool: &PoolPublisher, unsent: &Unsent) -> Vec<Result<usize
 }
 
 #[cfg(feature = "pool")]
+fn words<W: redis::ToRedisArgs>(words: &[W]) -> redis::Cmd {
+    words.iter().fold(redis::Cmd::new(), |mut command, word| {
+        command.arg(word);
+        command
+    })
+}
+
+#[cfg(feature = "pool")]
 async fn replies(pool: &PoolPublisher, commands: &[Vec<String>]) -> Result<Vec<Value>, EmitError> {
     let mut pipeline = Pipeline::with_capacity(commands.len());
     for command in commands {
-        pipeline.add_command(command.iter().fold(redis::Cmd::new(), |mut command, word| {
-            command.arg(word);
-            command
-        }));
+        pipeline.add_command(words(command));
     }
     let replies = pool.send(&[&pipeline]).await.into_iter();
     Ok(replies.collect::<Result<_, PublishError>>()?)

@@ -4,38 +4,50 @@
 //! batch keeps it until all replies are there: if some of its messages were not published, they are
 //! selected and sent again. So the common case, in which nothing fails, copies nothing.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use redis::{Cmd, Pipeline};
+use redis::{Arg, Cmd, Pipeline};
 
+use super::journals::Journal;
 use crate::error::EmitError;
 
 /// Bytes after which a further command begins a new piece. Redis reads as much at a time.
 const PIECE_BYTES: usize = 16 << 10;
 
 /// Commands in their order.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Unsent {
     pieces: Vec<Piece>,
-    len: usize,
+    /// One for each command.
+    marks: Vec<u32>,
     bytes: usize,
 }
 
+/// Commands that follow each other and go the same way.
+pub(super) enum Run<'a> {
+    /// They are published as they are.
+    Published(Cow<'a, Unsent>),
+    /// Their payloads are stored in a journal.
+    Appended(&'a Journal, Vec<&'a [u8]>),
+}
+
 /// Commands that are sent together. Kept until all have their replies, for a retry.
+#[derive(Clone)]
 pub(super) struct Piece {
     pub(super) commands: Arc<Pipeline>,
     pub(super) bytes: usize,
 }
 
 impl Unsent {
-    /// Adds a command, unless all of them would take more bytes than the limit.
-    pub(super) fn push(&mut self, command: Cmd, limit: usize) -> Result<(), EmitError> {
+    /// Adds a command, unless all of them would take more bytes than the limit. The mark is the number of the
+    /// namespace in whose journal it belongs, counted from 1, or 0 for none.
+    pub(super) fn push(&mut self, command: Cmd, mark: u32, limit: usize) -> Result<(), EmitError> {
         let bytes = crate::redis::bytes_of(&command);
         if bytes > limit.saturating_sub(self.bytes) {
             return Err(EmitError::BatchFull { limit });
         }
         self.bytes += bytes;
-        self.len += 1;
+        self.marks.push(mark);
         if let Some(piece) = self.pieces.last_mut()
             && piece.bytes < PIECE_BYTES
             && let Some(commands) = Arc::get_mut(&mut piece.commands)
@@ -61,23 +73,60 @@ impl Unsent {
     pub(super) fn select(&self, numbers: &[usize]) -> Self {
         let mut selected = Self::default();
         let mut numbers = numbers.iter().peekable();
-        let commands = self
-            .pieces
-            .iter()
-            .flat_map(|piece| piece.commands.cmd_iter());
-        for (number, command) in commands.enumerate() {
+        for (number, (command, mark)) in self.commands().enumerate() {
             if numbers.next_if(|next| **next == number).is_some() {
-                selected
-                    .push(command.clone(), usize::MAX)
-                    .expect("there is no limit");
+                selected.add(command, mark);
             }
         }
         selected
     }
 
+    /// All of them, in their order, by the way they go. `journals` are those of the namespaces.
+    pub(super) fn runs<'a>(&'a self, journals: &'a [Option<Journal>]) -> Vec<Run<'a>> {
+        if journals.iter().all(Option::is_none) {
+            return vec![Run::Published(Cow::Borrowed(self))];
+        }
+        let mut runs: Vec<Run<'a>> = Vec::new();
+        for (command, mark) in self.commands() {
+            let index = (mark as usize).checked_sub(1);
+            let journal = index.and_then(|index| journals.get(index)?.as_ref());
+            let payload = match command.args_iter().nth(2) {
+                Some(Arg::Simple(payload)) => Some(payload),
+                _ => None,
+            };
+            match (runs.last_mut(), journal.zip(payload)) {
+                (Some(Run::Appended(of, payloads)), Some((journal, payload)))
+                    if std::ptr::eq(*of, journal) =>
+                {
+                    payloads.push(payload);
+                }
+                (_, Some((journal, payload))) => runs.push(Run::Appended(journal, vec![payload])),
+                (Some(Run::Published(unsent)), None) => unsent.to_mut().add(command, mark),
+                (_, None) => {
+                    let mut unsent = Self::default();
+                    unsent.add(command, mark);
+                    runs.push(Run::Published(Cow::Owned(unsent)));
+                }
+            }
+        }
+        runs
+    }
+
+    fn commands(&self) -> impl Iterator<Item = (&Cmd, u32)> {
+        let commands = self.pieces.iter();
+        let commands = commands.flat_map(|piece| piece.commands.cmd_iter());
+        commands.zip(self.marks.iter().copied())
+    }
+
+    /// Adds a copy of a command.
+    fn add(&mut self, command: &Cmd, mark: u32) {
+        let added = self.push(command.clone(), mark, usize::MAX);
+        added.expect("there is no limit");
+    }
+
     /// The number of commands.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.marks.len()
     }
 
     /// Their size, in bytes.
@@ -100,7 +149,7 @@ mod tests {
     fn pieces_keep_the_order_and_a_selection_has_what_was_selected() {
         let mut unsent = Unsent::default();
         for number in 0..100 {
-            unsent.push(command(number), usize::MAX).unwrap();
+            unsent.push(command(number), 0, usize::MAX).unwrap();
         }
         let words = |unsent: &Unsent| {
             let pieces = unsent.pieces().iter();
@@ -118,8 +167,8 @@ mod tests {
     #[test]
     fn a_command_beyond_the_limit_is_not_added() {
         let mut unsent = Unsent::default();
-        unsent.push(command(1), 2_000).unwrap();
-        let full = unsent.push(command(2), 2_000).unwrap_err();
+        unsent.push(command(1), 0, 2_000).unwrap();
+        let full = unsent.push(command(2), 0, 2_000).unwrap_err();
         assert!(matches!(full, EmitError::BatchFull { limit: 2_000 }));
         assert_eq!(unsent.len(), 1);
         assert!((1_000..1_100).contains(&unsent.bytes()));

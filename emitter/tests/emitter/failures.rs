@@ -208,6 +208,7 @@ async fn deaf_redis() -> (String, Arc<AtomicUsize>) {
                     for word in text.split("\r\n") {
                         let reply = match word {
                             "CLIENT" => "+OK\r\n",
+                            "GET" => "_\r\n",
                             "HELLO" => "%1\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n",
                             _ => continue,
                         };

@@ -6,6 +6,7 @@ mod batches;
 mod captured;
 mod ear;
 mod failures;
+mod journal;
 mod member;
 #[cfg(feature = "pool")]
 mod pool;

@@ -24,7 +24,10 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{Member as _, Progress, SocketId};
-use roomcast_protocol::args::{Args, FromArgs, IntoArgs};
+use roomcast_protocol::{
+    args::{Args, FromArgs, IntoArgs},
+    receipt::Receipt,
+};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
@@ -99,6 +102,8 @@ pub struct Answers<T> {
     /// The number of further sockets without a usable answer. Node.js servers do not name the
     /// sockets whose answers they send.
     pub missing_unnamed: usize,
+    /// Nodes that responded, this one included.
+    pub nodes: usize,
     /// Nodes of the cluster that did not respond. They may have sockets that were not asked.
     pub silent_nodes: Vec<String>,
 }
@@ -109,8 +114,21 @@ impl<T> Default for Answers<T> {
             answers: Vec::new(),
             missing: Vec::new(),
             missing_unnamed: 0,
+            nodes: 0,
             silent_nodes: Vec::new(),
         }
+    }
+}
+
+impl<T> Answers<T> {
+    /// The same as a receipt: with the number of sockets that were asked, and of those that acknowledged.
+    pub fn receipt(&self) -> Receipt {
+        let mut receipt = Receipt::new(None, self.nodes);
+        let acknowledged = self.answers.len();
+        receipt.sockets = Some(acknowledged + self.missing.len() + self.missing_unnamed);
+        receipt.acknowledged = Some(acknowledged);
+        receipt.silent_nodes.clone_from(&self.silent_nodes);
+        receipt
     }
 }
 

@@ -4,10 +4,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
 use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Position, Question, SocketId};
-use roomcast_emitter::Confirmed;
 use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs},
     message::Message,
+    receipt::Receipt,
     target::{Rooms, Target},
 };
 
@@ -74,6 +74,12 @@ pub struct Delivery {
     pub nodes: usize,
     /// Its place in the journal of the namespace, if it was stored there.
     pub position: Option<Position>,
+}
+
+impl From<Delivery> for Receipt {
+    fn from(delivery: Delivery) -> Self {
+        Self::new(delivery.position, delivery.nodes)
+    }
 }
 
 impl IntoArgs for Delivery {
@@ -208,7 +214,7 @@ impl BroadcastOperator {
         self,
         event: &str,
         args: impl IntoArgs,
-    ) -> Result<Confirmed, EmitError> {
+    ) -> Result<Receipt, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
         let args = namespace.encode(args)?;
@@ -223,15 +229,14 @@ impl BroadcastOperator {
             Answer::Sockets(sockets) => sockets.len(),
             _ => 0,
         };
-        let mut confirmed = Confirmed::default();
         let local = match delivery.position {
             None => delivery.local_sockets,
             Some(_) => namespace.local_sockets(&self.target).len(),
         };
-        confirmed.sockets = local + asked.answers.iter().map(reached).sum::<usize>();
-        confirmed.nodes = asked.answers.len() + 1;
-        confirmed.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
-        Ok(confirmed)
+        let mut receipt = Receipt::new(delivery.position, asked.answers.len() + 1);
+        receipt.sockets = Some(local + asked.answers.iter().map(reached).sum::<usize>());
+        receipt.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
+        Ok(receipt)
     }
 
     /// Emits an event and collects acknowledgements until all have arrived or the
@@ -261,7 +266,10 @@ impl BroadcastOperator {
         let local = namespace.collect_acks(&self.target, event, &args, timeout, None);
         let (local, asked) = join(local, answered(asked)).await;
         let asked = asked?;
-        let mut answers = Answers::default();
+        let mut answers = Answers {
+            nodes: asked.answers.len() + 1,
+            ..Answers::default()
+        };
         for answer in [local?].into_iter().chain(asked.answers) {
             if let Answer::Acks {
                 answers: given,

@@ -47,6 +47,9 @@ const TRIES: u32 = 30;
 /// The time between two tries.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How often emitters are told of the journal.
+const ANNOUNCE: Duration = Duration::from_secs(5);
+
 /// How long a connecting client waits for the node to know where the journal ends. Without Redis, the node
 /// does not know.
 const BEGIN: Duration = Duration::from_secs(1);
@@ -280,6 +283,20 @@ impl Journal {
     /// Finds out where the journal ends. The namespace is subscribed already, so that what is published
     /// later arrives.
     pub(super) async fn begin(self: Arc<Self>) {
+        self.find_end().await;
+        let journal = Arc::downgrade(&self);
+        drop(self);
+        // The limits are written again and again, because Redis may lose them.
+        while let Some(journal) = journal.upgrade() {
+            if let Err(error) = journal.log.announce().await {
+                tracing::debug!(%error, "emitters may not know of a journal yet");
+            }
+            drop(journal);
+            sleep(ANNOUNCE).await;
+        }
+    }
+
+    async fn find_end(self: &Arc<Self>) {
         loop {
             match self.log.read_journal(Page::Latest, 1).await {
                 Ok(page) => {
@@ -291,7 +308,7 @@ impl Journal {
                 }
                 Err(error) => tracing::debug!(%error, "the end of a journal is not known yet"),
             }
-            if self.last().is_some() || Arc::strong_count(&self) == 1 {
+            if self.last().is_some() || Arc::strong_count(self) == 1 {
                 return;
             }
             sleep(RETRY).await;

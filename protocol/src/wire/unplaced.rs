@@ -51,6 +51,36 @@ impl Wire {
     }
 }
 
+/// Makes the payload of a broadcast, as [`Wire::message`] writes it without `confirm`, one without its position.
+/// `None` if it is of another form.
+pub fn unplaced(payload: &[u8]) -> Option<Vec<u8>> {
+    const NAME: &str = "position";
+    let (first, rest) = payload.split_first()?;
+    let mut head = Vec::with_capacity(payload.len() + 16);
+    match first {
+        0x93 => {
+            head.push(0x94);
+            head.extend_from_slice(rest);
+        }
+        0x84 => {
+            head.push(0x85);
+            head.extend_from_slice(rest);
+            head.push(0xa0 | NAME.len() as u8);
+            head.extend_from_slice(NAME.as_bytes());
+        }
+        b'[' => {
+            head.extend_from_slice(payload.strip_suffix(b"]")?);
+            head.push(b',');
+        }
+        b'{' => {
+            head.extend_from_slice(payload.strip_suffix(b"}")?);
+            head.extend_from_slice(format!(",\"{NAME}\":").as_bytes());
+        }
+        _ => return None,
+    }
+    Some(head)
+}
+
 /// Completes a broadcast from [`Wire::unplaced`], as the script does.
 pub fn placed(head: &[u8], position: Position) -> Vec<u8> {
     let Position { id, time, after } = position;

@@ -7,12 +7,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use roomcast_protocol::args::{Args, Value as Tree};
-use roomcast_protocol::channel::{Dialect, Kind, Mode};
+use roomcast_protocol::channel::{Dialect, EMITTER_UID, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
 use roomcast_protocol::message::{Message, Position};
 use roomcast_protocol::question::{Answer, Description, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire, placed};
+use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire, placed, unplaced};
 
 use crate::captures::{classic, node, read, sharded, wire_as};
 
@@ -261,7 +261,12 @@ proptest! {
                 event: event.clone(),
                 args: args.clone(),
             };
+            let plain = wire.message(&namespace, EMITTER_UID, &message, None).unwrap();
             let expected = Incoming::Message { message, confirm: None, position: Some(position) };
+            prop_assert_eq!(heard.unwrap(), expected.clone());
+            // What an emitter has written becomes the same.
+            let head = unplaced(&plain.payload).unwrap();
+            let heard = wire.read(&namespace, Kind::Broadcast, &placed(&head, position));
             prop_assert_eq!(heard.unwrap(), expected);
         }
     }

@@ -11,11 +11,7 @@
 //! A lone broadcast leaves at once. One call is under way at a time, because Redis may have forgotten the
 //! script: a second call would overtake the repetition of the first.
 
-use std::{
-    collections::VecDeque,
-    iter::from_fn,
-    sync::{Arc, LazyLock},
-};
+use std::{collections::VecDeque, iter::from_fn, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,7 +20,7 @@ use roomcast_emitter::redis::{PublishError, Reply};
 use roomcast_protocol::message::Position;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{PUBLISH, Placed, Script, number, published, unexpected};
+use super::{JOURNAL, PUBLISH, Placed, number, published, run, unexpected};
 use crate::redis_bus::outgoing::Outgoing;
 
 /// The most broadcasts of one call, and their bytes. Redis serves nobody else meanwhile: 128 take it
@@ -34,13 +30,6 @@ const BATCH_BYTES: usize = 64 << 10;
 
 /// The most bytes that wait, as in the queue of the link behind.
 const WAITING_BYTES: usize = 16 << 20;
-
-static JOURNAL: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(
-        include_str!("common.lua"),
-        include_str!("journal.lua")
-    ))
-});
 
 /// The queue of one namespace.
 pub(super) struct Batches {
@@ -183,13 +172,13 @@ impl Batches {
         let running = if let Some(Single { keys, args }) = single {
             let keys: Vec<_> = keys.iter().map(String::as_str).collect();
             let args: Vec<_> = args.iter().map(Vec::as_slice).collect();
-            PUBLISH.run(&outgoing, &keys, &args)
+            run(&PUBLISH, &outgoing, &keys, &args)
         } else {
             let keys = self.keys.each_ref().map(|key| &**key);
             let settings = self.settings.iter().map(Vec::as_slice);
             let heads = batch.iter().map(|waiting| &*waiting.head);
             let args: Vec<_> = settings.chain(heads).collect();
-            JOURNAL.run(&outgoing, &keys, &args)
+            run(&JOURNAL, &outgoing, &keys, &args)
         };
         async move {
             let placed = match running.await {

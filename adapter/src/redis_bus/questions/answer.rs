@@ -11,7 +11,7 @@ use std::{
 };
 
 use roomcast_protocol::{
-    question::{Answer, Question},
+    question::{Answer, Question, REACHED_NOW},
     wire::Asker,
 };
 use tokio::time;
@@ -43,7 +43,9 @@ impl Questions {
             asker,
             id: id.into(),
         });
-        if let Question::Reached(_) = question {
+        if let Question::Reached(_) = question
+            && !id.ends_with(REACHED_NOW)
+        {
             let sockets = namespace.reached.lock().take(id);
             address.finish(Answer::Reached(sockets));
             return;

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use roomcast::{Args, EmitError, Fetched, Limits, Server};
+use roomcast::{Args, EmitError, Fetched, Limits, Receipt, Server};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
@@ -430,16 +430,22 @@ fn shown(effect: &Effect) -> Value {
     match effect {
         Effect::Done => json!({ "effect": "done" }),
         Effect::Nobody => json!({ "effect": "nobody" }),
-        Effect::Emitted(delivery) => json!({
-            "effect": "emitted",
-            "local_sockets": delivery.local_sockets,
-            "nodes": delivery.nodes,
-        }),
-        Effect::Confirmed(confirmed) => json!({
-            "effect": "confirmed",
-            "sockets": confirmed.sockets,
-            "nodes": confirmed.nodes,
-            "silent_nodes": confirmed.silent_nodes,
-        }),
+        Effect::Emitted(delivery) => {
+            let mut shown = receipt(&Receipt::from(*delivery));
+            shown["effect"] = "emitted".into();
+            shown["local_sockets"] = delivery.local_sockets.into();
+            shown
+        }
+        Effect::Confirmed(confirmed) => {
+            let mut shown = receipt(confirmed);
+            shown["effect"] = "confirmed".into();
+            shown["silent_nodes"] = json!(confirmed.silent_nodes);
+            shown
+        }
     }
+}
+
+/// A receipt has the same fields wherever it is shown.
+fn receipt(receipt: &Receipt) -> Value {
+    json!(receipt)
 }

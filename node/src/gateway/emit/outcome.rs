@@ -6,7 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use roomcast::emitter::{Answers, BuildError, Confirmed, Delivery, EmitError};
+use roomcast::{
+    Position, Receipt,
+    emitter::{Answers, BuildError, Delivery, EmitError},
+};
 use serde_json::{Map, Value, json};
 
 /// The exit status. The numbers never change, because scripts rely on them.
@@ -98,6 +101,8 @@ pub(super) struct Tally {
     nodes: usize,
     /// How many of these have members of the room, if that is known.
     members: Option<usize>,
+    /// The place of the last one in the journal, if there is one.
+    position: Option<Position>,
     asked: Option<Asked>,
 }
 
@@ -122,18 +127,21 @@ impl Tally {
         self.nobody += usize::from(delivery.nodes == 0);
         self.nodes = self.nodes.max(delivery.nodes);
         self.members = delivery.members;
+        self.position = delivery.position;
     }
 
-    pub(super) fn confirmed(&mut self, confirmed: Confirmed) {
+    pub(super) fn confirmed(&mut self, confirmed: Receipt) {
+        let reached = confirmed.sockets.unwrap_or(0);
         self.messages += 1;
-        self.nobody += usize::from(confirmed.sockets == 0);
+        self.position = confirmed.position;
+        self.nobody += usize::from(reached == 0);
         self.nodes = self.nodes.max(confirmed.nodes);
         let none = Asked::Confirmed {
             sockets: 0,
             silent: BTreeSet::new(),
         };
         if let Asked::Confirmed { sockets, silent } = self.asked.get_or_insert(none) {
-            *sockets += confirmed.sockets;
+            *sockets += reached;
             silent.extend(confirmed.silent_nodes);
         }
     }
@@ -142,6 +150,7 @@ impl Tally {
         let asked = acks.answers.len() + acks.missing.len() + acks.missing_unnamed;
         self.messages += 1;
         self.nobody += usize::from(asked == 0);
+        self.nodes = self.nodes.max(acks.nodes);
         self.asked = Some(Asked::Acks {
             answers: acks.answers,
             missing: acks.missing.iter().map(ToString::to_string).collect(),
@@ -175,6 +184,9 @@ impl Tally {
         let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         put("messages", json!(self.messages));
         put("reached_nobody", json!(self.nobody));
+        if let Some(position) = self.position {
+            put("position", json!(position));
+        }
         match &self.asked {
             None => {
                 put("nodes", json!(self.nodes));
@@ -193,6 +205,13 @@ impl Tally {
                 missing_unnamed,
                 silent,
             }) => {
+                let acknowledged = answers.len();
+                put("nodes", json!(self.nodes));
+                put(
+                    "sockets",
+                    json!(acknowledged + missing.len() + missing_unnamed),
+                );
+                put("acknowledged", json!(acknowledged));
                 put("answers", json!(answers));
                 put("missing", json!(missing));
                 put("missing_unnamed", json!(missing_unnamed));

@@ -1,8 +1,6 @@
 //! Carries out checked operations, one after the other, with the library's public API.
 
-use roomcast::{
-    Ack, BroadcastOperator, Delivery, EmitError, Health, JoinError, Socket, emitter::Confirmed,
-};
+use roomcast::{Ack, BroadcastOperator, Delivery, EmitError, Health, JoinError, Receipt, Socket};
 
 use super::{Checked, Flags, Operation, Whom, refused};
 use crate::gateway::session;
@@ -15,7 +13,7 @@ pub(crate) enum Effect {
     /// The event is in the outbox of these sockets and was published to these nodes.
     Emitted(Delivery),
     /// The event has reached these sockets.
-    Confirmed(Confirmed),
+    Confirmed(Receipt),
     /// There was nobody to act on: the asking socket has disconnected, or the selection is empty.
     Nobody,
 }

@@ -1,0 +1,207 @@
+//! What a node, or an emitter, appends to the logs of a namespace.
+//!
+//! One script stores a broadcast in the stream of its room, in the journal, or in both, another one many
+//! broadcasts in the journal, and both publish them, so that ids are heard in the order in which they were
+//! assigned. Nodes and emitters run the same scripts:
+//!
+//! ```text
+//! publish ─► EVALSHA ─┬─ id: the counter of the namespace, or the clock if it is ahead
+//!                     ├─ XADD, trim, EXPIRE: the streams
+//!                     └─ PUBLISH on the namespace's channel ─► all nodes, the publishing one included
+//!    NOSCRIPT ─► EVAL: Redis has restarted, and nothing was executed
+//! ```
+//!
+//! All keys are in the slot of the channel. An attempt without a reply is never repeated.
+//!
+//! Nodes write the limits of a journal under a [key of its own](Channels::journal_limits), where emitters find
+//! them.
+
+use std::{sync::LazyLock, time::Duration};
+
+use redis::Value;
+use roomcast_protocol::{
+    channel::{Channels, Dialect},
+    message::Position,
+};
+
+use crate::redis::{PublishError, Reply};
+
+/// How much longer than the entries the counter is kept, in seconds. Ids that clients have are compared
+/// with it.
+pub const COUNTER_LIFE: u64 = 30 * 24 * 60 * 60;
+
+/// How long the limits of a journal are kept after a node has written them last, in seconds. Longer than any
+/// restart of all nodes, because clients that come back after it receive what was emitted meanwhile.
+const LIMITS_LIFE: &str = "86400";
+
+/// The script that stores one broadcast, in the log of a room, in the journal, or in both.
+pub static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("log/common.lua"),
+        include_str!("log/publish.lua")
+    ))
+});
+
+/// The script that stores many broadcasts in the journal.
+pub static JOURNAL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("log/common.lua"),
+        include_str!("log/journal.lua")
+    ))
+});
+
+/// A script, which Redis knows by the digest of its text once it has run.
+#[derive(Debug)]
+pub struct Script {
+    text: &'static str,
+    sha: String,
+}
+
+impl Script {
+    /// Computes the digest.
+    pub fn new(text: &'static str) -> Self {
+        let sha = redis::Script::new(text).get_hash().to_owned();
+        Self { text, sha }
+    }
+
+    /// The command that runs it by its digest. All keys must be in one slot.
+    pub fn command(&self, keys: &[&str], args: &[&[u8]]) -> Vec<Vec<u8>> {
+        let mut command = vec![
+            b"EVALSHA".to_vec(),
+            self.sha.as_bytes().to_vec(),
+            keys.len().to_string().into_bytes(),
+        ];
+        command.extend(keys.iter().map(|key| key.as_bytes().to_vec()));
+        command.extend(args.iter().map(|arg| arg.to_vec()));
+        command
+    }
+
+    /// Whether Redis has forgotten the script. Then nothing was executed, and the command can be sent once more
+    /// [with its text](Self::spell_out).
+    pub fn is_forgotten<T>(replied: &Result<T, PublishError>) -> bool {
+        matches!(replied, Err(PublishError::Refused(reason)) if reason.starts_with("NOSCRIPT"))
+    }
+
+    /// Makes a command run the script by its text.
+    pub fn spell_out(&self, command: &mut [Vec<u8>]) {
+        command[0] = b"EVAL".to_vec();
+        command[1] = self.text.into();
+    }
+}
+
+/// The bounds of a journal. The oldest entries are removed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalLimits {
+    /// Maximum number of broadcasts. Default 10,000.
+    pub messages: usize,
+    /// Maximum size of the broadcasts, in bytes as they are stored. The newest one is kept whatever
+    /// its size. Default 16 MiB.
+    pub bytes: usize,
+    /// How long a broadcast is kept, in whole seconds, at least one. Default 10 minutes.
+    pub age: Duration,
+}
+
+impl Default for JournalLimits {
+    fn default() -> Self {
+        Self {
+            messages: 10_000,
+            bytes: 16 << 20,
+            age: Duration::from_secs(600),
+        }
+    }
+}
+
+impl JournalLimits {
+    /// The command with which a node tells emitters that the namespace has a journal.
+    pub fn announce(&self, key: &str) -> [String; 5] {
+        let Self {
+            messages, bytes, ..
+        } = self;
+        let limits = format!("{messages} {bytes} {}", seconds(self.age));
+        ["SET", key, &limits, "EX", LIMITS_LIFE].map(str::to_owned)
+    }
+
+    /// Reads what [`announce`](Self::announce) has written.
+    pub fn read(text: &str) -> Option<Self> {
+        let mut numbers = text.split(' ').map(str::parse::<u64>);
+        let mut next = || numbers.next()?.ok();
+        let [messages, bytes, age] = [next()?, next()?, next()?];
+        Some(Self {
+            messages: usize::try_from(messages).unwrap_or(usize::MAX),
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            age: Duration::from_secs(age),
+        })
+    }
+}
+
+/// The names of a namespace's logs. Finding them takes many hashes, so they are kept.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// The channel on which everything is published.
+    pub channel: Box<str>,
+    /// The key of the counter, with which the keys of the rooms begin.
+    pub counter: Box<str>,
+    /// The key of the journal.
+    pub journal: Box<str>,
+    /// The key of the limits of the journal.
+    pub limits: Box<str>,
+    publish: &'static str,
+}
+
+impl Names {
+    /// Finds the names.
+    pub fn new(channels: &Channels, namespace: &str) -> Self {
+        Self {
+            channel: channels.broadcast(namespace).into(),
+            counter: channels.log(namespace).into(),
+            journal: channels.journal(namespace).into(),
+            limits: channels.journal_limits(namespace).into(),
+            publish: match channels.dialect() {
+                Dialect::Classic => "PUBLISH",
+                Dialect::Sharded(_) => "SPUBLISH",
+            },
+        }
+    }
+
+    /// The command that stores a broadcast in the journal and publishes it. `head` is the payload
+    /// [without its position](roomcast_protocol::wire::Wire::unplaced).
+    pub fn append(&self, head: &[u8], limits: JournalLimits) -> Vec<Vec<u8>> {
+        let age = seconds(limits.age);
+        let numbers = [
+            age.saturating_add(COUNTER_LIFE),
+            1,
+            limits.messages.max(1) as u64,
+            limits.bytes as u64,
+            age,
+        ];
+        let numbers = numbers.map(|number| number.to_string());
+        let mut args: Vec<&[u8]> = vec![self.channel.as_bytes(), head, self.publish.as_bytes()];
+        args.extend(numbers.iter().map(String::as_bytes));
+        PUBLISH.command(&[&self.counter, &self.journal], &args)
+    }
+}
+
+/// Reads the reply of the script: the position, and the number of connections that received the broadcast.
+pub fn published(reply: &Value) -> Result<(Position, u64), PublishError> {
+    let number = |value: &Value| u64::try_from(value.integer()?).ok();
+    let read = || {
+        let (id, time, receivers, after) = match reply.list()? {
+            [id, time, receivers] => (id, time, receivers, None),
+            [id, time, receivers, after] => (id, time, receivers, Some(number(after)?)),
+            _ => return None,
+        };
+        let (id, time) = (number(id)?, number(time)?);
+        Some((Position { id, time, after }, number(receivers)?))
+    };
+    read().ok_or_else(unexpected)
+}
+
+/// Redis has executed a command and returned something else than was expected.
+pub fn unexpected() -> PublishError {
+    PublishError::Unconfirmed("an unexpected reply".into())
+}
+
+/// A time in seconds, at least one: Redis counts streams' lifetimes so.
+pub fn seconds(age: Duration) -> u64 {
+    age.as_secs().max(1)
+}

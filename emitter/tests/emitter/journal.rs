@@ -1,0 +1,164 @@
+//! What is emitted to a namespace with a journal is stored there.
+
+use roomcast_emitter::{Emitter, JournalLimits, Position, Receipt, redis::Reply as _};
+use roomcast_protocol::{
+    channel::{Channels, Dialect, Kind, Mode},
+    message::Message,
+    msgpack::TranscodeLimits,
+    question::{Answer, Question, REACHED_NOW},
+    wire::{Incoming, Parser, Reply, Wire},
+};
+
+use crate::{
+    ear::Ear,
+    member::{Kin, Member, Noticed, connect},
+    support::Redis,
+};
+
+const DIALECTS: [Dialect; 2] = [Dialect::Classic, Dialect::Sharded(Mode::Dynamic)];
+
+/// A Redis whose main namespace has a journal.
+struct Journal {
+    redis: Redis,
+    wire: Wire,
+    ear: Ear,
+}
+
+impl Journal {
+    async fn start(dialect: Dialect, parser: Parser) -> Self {
+        let redis = Redis::start();
+        let channels = Channels::new("socket.io", dialect);
+        let announce = JournalLimits::default().announce(&channels.journal_limits("/"));
+        redis.command(&announce.each_ref().map(String::as_str));
+        let subscribe = match dialect {
+            Dialect::Classic => "SUBSCRIBE",
+            Dialect::Sharded(_) => "SSUBSCRIBE",
+        };
+        let ear = Ear::open(&redis.url(), &[(subscribe, &channels.broadcast("/"))]).await;
+        let wire = Wire::new(channels, parser, TranscodeLimits::default());
+        Self { redis, wire, ear }
+    }
+
+    async fn emitter(&self, parser: Parser) -> Emitter {
+        let dialect = self.wire.channels().dialect();
+        let builder = Emitter::builder().dialect(dialect).parser(parser);
+        builder.connect(&self.redis.url()).await.unwrap()
+    }
+
+    /// The next broadcast: its event, and its place.
+    async fn hear(&mut self) -> (Box<str>, Option<Position>) {
+        let (_, payload) = self.ear.next().await;
+        let read = self.wire.read("/", Kind::Broadcast, &payload).unwrap();
+        match read {
+            Incoming::Message {
+                message: Message::Broadcast { event, .. },
+                position,
+                ..
+            } => (event, position),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn len(&self) -> i64 {
+        let key = self.wire.channels().journal("/");
+        let mut redis = connect(&self.redis.url()).await;
+        let len = redis.command(&["XLEN", &key]).await.unwrap();
+        len.integer().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn broadcasts_to_a_namespace_with_a_journal_are_stored_in_their_order() {
+    for (dialect, parser) in [
+        (DIALECTS[0], Parser::Msgpack),
+        (DIALECTS[0], Parser::Json),
+        (DIALECTS[1], Parser::Msgpack),
+    ] {
+        let mut journal = Journal::start(dialect, parser).await;
+        let emitter = journal.emitter(parser).await;
+        let first = emitter.emit("a", 1).await.unwrap();
+        journal.redis.command(&["SCRIPT", "FLUSH"]);
+        let second = emitter.to("room").emit("b", 1).await.unwrap();
+        let volatile = emitter.of("/").volatile().emit("c", 1).await.unwrap();
+        let elsewhere = emitter.of("/other").emit("a", 1).await.unwrap();
+        assert_eq!(
+            (elsewhere.position, volatile.position),
+            (None, None),
+            "{dialect:?}"
+        );
+        journal.redis.command(&["SCRIPT", "FLUSH"]);
+        let mut batch = emitter.batch();
+        batch.emit("d", 1).unwrap();
+        batch.of("/other").emit("d", 1).unwrap();
+        for _ in 0..300 {
+            batch.to("room").emit("e", 1).unwrap();
+        }
+        batch.of("/").volatile().emit("f", 1).unwrap();
+        batch.emit("g", 1).unwrap();
+        let sent = batch.send().await.into_iter();
+        let sent: Vec<_> = sent.map(|sent| sent.unwrap().position).collect();
+        assert_eq!((sent[1], sent[302]), (None, None));
+
+        let places = [first.position, second.position].into_iter().chain(sent);
+        let places: Vec<_> = places.flatten().collect();
+        let mut heard = Vec::new();
+        for event in ["a", "b", "c", "d"]
+            .into_iter()
+            .chain(["e"; 300])
+            .chain(["f", "g"])
+        {
+            let (name, position) = journal.hear().await;
+            assert_eq!(&*name, event, "{dialect:?}");
+            heard.extend(position);
+        }
+        assert_eq!(heard, places);
+        for pair in places.windows(2) {
+            assert_eq!(pair[1].after, Some(pair[0].id));
+        }
+        assert_eq!(journal.len().await, 304);
+        assert_eq!(Receipt::from(first).position, Some(places[0]));
+    }
+}
+
+#[tokio::test]
+async fn a_confirmed_broadcast_is_stored_once_and_asked_about() {
+    for dialect in DIALECTS {
+        let mut journal = Journal::start(dialect, Parser::Msgpack).await;
+        let url = journal.redis.url();
+        // In the sharded dialect, who listens to broadcasts counts as a server of Node's.
+        journal.ear = Ear::open(&url, &[]).await;
+        let reached = |_: &_| vec![Reply::Answer(Answer::Reached(2))];
+        let mut one = Member::join(&url, dialect, Kin::Own("one"), reached).await;
+        let emitter = journal.emitter(Parser::Msgpack).await;
+        let receipt = emitter.of("/").emit_confirmed("a", 1).await.unwrap();
+        assert_eq!(
+            (receipt.sockets, receipt.nodes),
+            (Some(2), 1),
+            "{dialect:?}"
+        );
+        assert_eq!(receipt.silent_nodes, [""; 0]);
+        assert!(receipt.position.is_some());
+        assert_eq!(one.noticed.recv().await, Some(Noticed::Broadcast(None)));
+        let asked = one.noticed.recv().await;
+        assert!(
+            matches!(&asked, Some(Noticed::Question(id, Question::Reached(_)))
+                if id.ends_with(REACHED_NOW)),
+            "{asked:?}"
+        );
+        assert_eq!(journal.len().await, 1);
+    }
+}
+
+#[cfg(feature = "pool")]
+#[tokio::test]
+async fn a_pool_stores_what_it_emits_too() {
+    let mut journal = Journal::start(Dialect::Classic, Parser::Msgpack).await;
+    let emitter = Emitter::new(crate::pool::pool(&journal.redis.url()));
+    let first = emitter.emit("a", 1).await.unwrap();
+    let mut batch = emitter.batch();
+    batch.emit("b", 1).unwrap();
+    let second = batch.send().await.pop().unwrap().unwrap();
+    assert_eq!(journal.hear().await, ("a".into(), first.position));
+    assert_eq!(journal.hear().await, ("b".into(), second.position));
+    assert_eq!(journal.len().await, 2);
+}

@@ -1,0 +1,49 @@
+//! The result of a broadcast, wherever it was made: by an emitter, by a server, or over the HTTP API.
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::Position;
+
+/// What is known about a broadcast.
+///
+/// A field is `None` if nobody was asked: `sockets` unless the nodes were asked how many sockets they reached,
+/// `acknowledged` unless the clients were asked for acknowledgements. So nothing in it is a guess.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// Its place in the journal of the namespace, if it was stored there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+    /// Nodes that took the message: those that responded if they were asked, and otherwise the connections to
+    /// which Redis passed it.
+    pub nodes: usize,
+    /// Sockets that it reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<usize>,
+    /// Sockets whose clients acknowledged it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged: Option<usize>,
+    /// Nodes that were asked and did not respond in time. Servers of other make appear as `foreign`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent_nodes: Vec<String>,
+    /// Whether this is the receipt of an earlier broadcast with the same idempotency key, so that nothing was
+    /// published now.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_replayed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Receipt {
+    /// A receipt of which only the position and the number of nodes are known.
+    pub fn new(position: Option<Position>, nodes: usize) -> Self {
+        Self {
+            position,
+            nodes,
+            ..Self::default()
+        }
+    }
+}
