@@ -182,8 +182,8 @@ mod tests {
             ],
             silent: vec![NodeId::new("n")],
         };
-        let confirmed = Confirmed::from(answered);
-        assert_eq!((confirmed.sockets, confirmed.nodes), (6, 3));
+        let confirmed = confirmed(None, &answered);
+        assert_eq!((confirmed.sockets, confirmed.nodes), (Some(6), 3));
         assert_eq!(confirmed.silent_nodes, ["n"]);
     }
 
@@ -213,5 +213,10 @@ mod tests {
         assert_eq!(answers.answers, [1, 2]);
         assert_eq!(answers.missing, [SocketId::new("b"), SocketId::new("c")]);
         assert_eq!(answers.missing_unnamed, 3);
+        let receipt = answers.receipt();
+        assert_eq!(
+            (receipt.sockets, receipt.acknowledged, receipt.nodes),
+            (Some(7), Some(2), 2)
+        );
     }
 }
