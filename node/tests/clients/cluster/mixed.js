@@ -465,8 +465,10 @@ function namespaces(context) {
           await tell("emit", { namespace, event: "news", args: [name] });
           return heard.includes(name);
         });
-        const { sockets, complete } = await tell("fetch", { namespace });
-        assert.deepEqual([sockets.map(({ id }) => id), complete], [[socket.id], true], name);
+        const began = Date.now();
+        const { sockets, complete, silent } = await tell("fetch", { namespace });
+        const what = `${name}, after ${Date.now() - began} ms, silent: ${JSON.stringify(silent)}`;
+        assert.deepEqual([sockets.map(({ id }) => id), complete], [[socket.id], true], what);
       }
     }
   });

@@ -135,7 +135,8 @@ async fn operate(
         Action::Fetch => {
             let found = operator.fetch_sockets().await?;
             let plain: Vec<_> = found.sockets.iter().map(plain).collect();
-            return Ok(json!({ "sockets": plain, "complete": found.silent_nodes.is_empty() }));
+            let silent = &found.silent_nodes;
+            return Ok(json!({ "sockets": plain, "complete": silent.is_empty(), "silent": silent }));
         }
         Action::Rooms => {
             let found = operator.rooms().await?;
