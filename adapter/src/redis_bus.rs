@@ -28,6 +28,7 @@ mod reply;
 mod script;
 mod sessions;
 mod start;
+mod streams;
 mod subscriptions;
 mod upkeep;
 mod warnings;
@@ -65,6 +66,7 @@ use self::{
     outgoing::Outgoing,
     questions::Questions,
     sessions::RedisSessions,
+    streams::{StreamLog, Streams},
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::{
@@ -95,6 +97,8 @@ struct Core {
     subscriptions: Arc<Subscriptions>,
     questions: Arc<Questions>,
     node_js: Arc<NodeJs>,
+    /// In the streams dialect.
+    streams: Option<Arc<Streams>>,
     incoming: Receiver,
     metrics: LinkMetrics,
     series: Series,
@@ -114,7 +118,10 @@ impl Bus for RedisBus {
         match self.core.subscriptions.subscriber.state() {
             SubscriberState::Up { .. } => match self.core.membership.disagreement() {
                 Some(reason) => Health::Interrupted(reason),
-                None => Health::Flowing,
+                None => match self.core.stream_interrupted() {
+                    Some(reason) => Health::Interrupted(reason),
+                    None => Health::Flowing,
+                },
             },
             SubscriberState::Down { reason } => Health::Interrupted(reason.to_string().into()),
         }
@@ -191,7 +198,14 @@ impl BusHandle for Handle {
     }
 
     fn confirm(&self, rooms: Vec<Box<str>>) -> BusFuture<Result<(), BusError>> {
-        Box::pin(self.core.subscriptions.confirm(&self.namespace, &rooms))
+        let subscribed = self.core.subscriptions.confirm(&self.namespace, &rooms);
+        match self.core.streams.clone() {
+            None => Box::pin(subscribed),
+            Some(streams) => Box::pin(async move {
+                streams.begun().await?;
+                subscribed.await
+            }),
+        }
     }
 
     fn expect(&self, socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
@@ -211,6 +225,9 @@ impl BusHandle for Handle {
             ..
         } = &*self.core;
         let (name, uid) = (&self.namespace.name, self.namespace.uid.as_str());
+        if let Some(streams) = &self.core.streams {
+            return streams.publish(name, uid, &message);
+        }
         let mut publication = match outgoing.wire.message(name, uid, &message, None) {
             Ok(publication) => publication,
             Err(error) => return Box::pin(ready(Err(outgoing.invalid(&error)))),
@@ -237,6 +254,13 @@ impl BusHandle for Handle {
             subscriptions,
             ..
         } = &*self.core;
+        match &self.core.streams {
+            Some(streams) if limits.history.is_none() => {
+                return Some(Arc::new(StreamLog::new(streams, &self.namespace)));
+            }
+            Some(streams) => streams.has_channel_log(),
+            None => {}
+        }
         let log = RedisLog::new(outgoing, subscriptions, &self.namespace, limits);
         Some(Arc::new(log))
     }
@@ -259,10 +283,21 @@ impl BusHandle for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.core.subscriptions.detach(&self.namespace);
+        let subscriptions = &self.core.subscriptions;
+        if let Some(streams) = &self.core.streams
+            && subscriptions.namespace(&self.namespace.name).is_none()
+        {
+            streams.forget_chain(&self.namespace.name);
+        }
     }
 }
 
 impl Core {
+    /// Returns why the stream is not read, if there is one and it is not.
+    fn stream_interrupted(&self) -> Option<Arc<str>> {
+        self.streams.as_ref()?.interrupted()
+    }
+
     /// Renews the lease. The first namespace is the one whose members are counted for the metric.
     async fn renew_lease(&self) -> Result<(), PublishError> {
         let namespaces = self.subscriptions.namespaces();
@@ -305,6 +340,13 @@ impl Core {
                 tracing::error!(%name, %error, "Redis refuses a subscription: check the user's rights");
             }
             SubscriberEvent::Gap { from, to } => {
+                let is_harmless = |streams: &Arc<Streams>| !streams.loses_by_channels();
+                if self.streams.as_ref().is_some_and(is_harmless) {
+                    tracing::info!(
+                        "questions and events between servers may have been missed; messages are in the stream"
+                    );
+                    return;
+                }
                 self.gaps.report(&Gap { from, to });
             }
         }

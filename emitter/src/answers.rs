@@ -94,7 +94,7 @@ impl Answers {
     /// The server of a cluster that a channel belongs to; `None` if all are on one.
     async fn server_of(&self, channel: &str) -> Result<Option<Address>, EmitError> {
         let is_cluster = self.endpoint.topology() == Topology::Cluster;
-        let is_sharded = self.wire.channels().dialect() != Dialect::Classic;
+        let is_sharded = self.wire.channels().dialect().is_sharded();
         if !(is_cluster && is_sharded) {
             return Ok(None);
         }
@@ -240,10 +240,8 @@ impl AnswerConnection {
     /// must share a slot, and the connection expects one confirmation per command. After a failure
     /// the connection is not used any more, because what it subscribes is unknown.
     async fn send(&self, command: &str, channels: &[String]) -> Result<(), EmitError> {
-        let sharded = match self.receiver.wire.channels().dialect() {
-            Dialect::Classic => "",
-            Dialect::Sharded(_) => "S",
-        };
+        let is_sharded = self.receiver.wire.channels().dialect().is_sharded();
+        let sharded = if is_sharded { "S" } else { "" };
         let mut pipeline = Pipeline::with_capacity(channels.len());
         for channel in channels {
             pipeline.cmd(&format!("{sharded}{command}")).arg(channel);
@@ -313,7 +311,7 @@ impl Receiver {
         };
         let kind = match self.wire.channels().dialect() {
             Dialect::Classic => Kind::Response,
-            Dialect::Sharded(_) => Kind::Broadcast,
+            Dialect::Sharded(_) | Dialect::Streams => Kind::Broadcast,
         };
         // A payload that cannot be read is no answer.
         if let Ok(Incoming::Response { id, node, reply }) =

@@ -157,7 +157,7 @@ impl Names {
             journal: channels.journal(namespace).into(),
             limits: channels.journal_limits(namespace).into(),
             publish: match channels.dialect() {
-                Dialect::Classic => "PUBLISH",
+                Dialect::Classic | Dialect::Streams => "PUBLISH",
                 Dialect::Sharded(_) => "SPUBLISH",
             },
         }

@@ -2,7 +2,8 @@
 //!
 //! All names begin with the prefix of the deployment, because Redis has no other way to keep
 //! deployments apart: channels ignore the database number. The names are those of Node's adapters,
-//! except for the probe and the leases.
+//! except for the probe and the leases. The streams dialect has the channels of the sharded one with static
+//! mode, and one stream for all namespaces.
 //!
 //! ```text
 //!                classic                          sharded
@@ -34,6 +35,15 @@ pub enum Dialect {
     Classic,
     /// `createShardedAdapter`: SPUBLISH, which needs Redis 7.
     Sharded(Mode),
+    /// `@socket.io/redis-streams-adapter`: XADD for messages, PUBLISH for questions and answers.
+    Streams,
+}
+
+impl Dialect {
+    /// Whether channels belong to sharded pub/sub.
+    pub fn is_sharded(self) -> bool {
+        matches!(self, Self::Sharded(_))
+    }
 }
 
 /// Which rooms have a channel of their own in the sharded dialect (Node's `subscriptionMode`).
@@ -60,7 +70,7 @@ pub enum Kind {
 }
 
 /// The name under which other nodes know a node in one namespace. 6 URL-safe characters in the
-/// classic dialect, 16 hexadecimal digits in the sharded one, as Node's adapters draw them.
+/// classic dialect, 16 hexadecimal digits in the others, as Node's adapters draw them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Uid(Box<str>);
 
@@ -100,7 +110,7 @@ pub fn uid(node: &NodeId, namespace: &str, dialect: Dialect) -> Uid {
             .iter()
             .map(|byte| letter(ALPHABET, byte & 63))
             .collect(),
-        Dialect::Sharded(_) => digest[..8]
+        Dialect::Sharded(_) | Dialect::Streams => digest[..8]
             .iter()
             .flat_map(|byte| [letter(HEX, byte >> 4), letter(HEX, byte & 15)])
             .collect(),
@@ -113,6 +123,7 @@ pub fn uid(node: &NodeId, namespace: &str, dialect: Dialect) -> Uid {
 pub struct Channels {
     prefix: Box<str>,
     dialect: Dialect,
+    stream: Box<str>,
 }
 
 /// One way to parse the name of a channel. Both a namespace and a room may contain `#`, so there may
@@ -134,7 +145,21 @@ impl Channels {
         Self {
             prefix: prefix.into(),
             dialect,
+            stream: prefix.into(),
         }
+    }
+
+    /// Sets the key of the stream in the streams dialect (Node's `streamName`). Default: the prefix, which
+    /// is Node's default for both.
+    #[must_use]
+    pub fn with_stream(mut self, key: &str) -> Self {
+        self.stream = key.into();
+        self
+    }
+
+    /// The key of the stream in the streams dialect.
+    pub fn stream(&self) -> &str {
+        &self.stream
     }
 
     /// The prefix of all names.
@@ -179,6 +204,7 @@ impl Channels {
         let has_channel = |room: &&str| match self.dialect {
             Dialect::Classic => true,
             Dialect::Sharded(mode) => mode.has_channel(room),
+            Dialect::Streams => false,
         };
         match only_room(target).filter(has_channel) {
             Some(room) => [&self.prefix, "#", namespace, "#", room, "#"],
@@ -191,16 +217,16 @@ impl Channels {
     pub fn request(&self, namespace: &str) -> String {
         match self.dialect {
             Dialect::Classic => format!("{}-request#{namespace}#", self.prefix),
-            Dialect::Sharded(_) => self.broadcast(namespace),
+            Dialect::Sharded(_) | Dialect::Streams => self.broadcast(namespace),
         }
     }
 
-    /// The channel on which Node's servers answer everybody by default. `None` in the sharded
-    /// dialect, which has no such channel.
+    /// The channel on which Node's servers answer everybody by default. `None` in the other
+    /// dialects, which have no such channel.
     pub fn response(&self, namespace: &str) -> Option<String> {
         match self.dialect {
             Dialect::Classic => Some(format!("{}-response#{namespace}#", self.prefix)),
-            Dialect::Sharded(_) => None,
+            Dialect::Sharded(_) | Dialect::Streams => None,
         }
     }
 
@@ -208,7 +234,7 @@ impl Channels {
     pub fn response_of(&self, namespace: &str, uid: &str) -> String {
         match self.dialect {
             Dialect::Classic => format!("{}-response#{namespace}#{uid}#", self.prefix),
-            Dialect::Sharded(_) => self.room(namespace, uid),
+            Dialect::Sharded(_) | Dialect::Streams => self.room(namespace, uid),
         }
     }
 

@@ -26,6 +26,7 @@ mod classic;
 mod parts;
 mod payload;
 mod sharded;
+mod streams;
 mod unplaced;
 
 use std::time::Duration;
@@ -34,7 +35,10 @@ use bytes::Bytes;
 
 use serde::Serialize;
 
-pub use self::unplaced::{placed, unplaced};
+pub use self::{
+    streams::Entry,
+    unplaced::{placed, unplaced},
+};
 
 use self::payload::{Arguments, Encoding};
 use crate::{
@@ -53,7 +57,8 @@ use crate::{
 pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The encoding of broadcasts in the classic dialect (Node's option `parser`). All members of a
-/// cluster must use the same. The sharded dialect uses MessagePack for binary and JSON otherwise.
+/// cluster must use the same. The sharded dialect and the entries of streams use MessagePack for binary and JSON
+/// otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Parser {
     /// MessagePack, Node's default.
@@ -72,8 +77,7 @@ pub struct Wire {
     has_specific_responses: bool,
 }
 
-/// A message that is ready to be published, with PUBLISH in the classic dialect and SPUBLISH in the
-/// sharded one.
+/// A message that is ready to be published, with SPUBLISH in the sharded dialect and PUBLISH otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// The channel.
@@ -224,12 +228,10 @@ impl Wire {
     ) -> Result<Publication, WireError> {
         self.check_message(message)?;
         let payload = match (message, self.channels.dialect()) {
-            (_, Dialect::Sharded(_)) => {
+            (_, Dialect::Sharded(_) | Dialect::Streams) => {
                 let around = sharded::Around {
-                    namespace,
-                    uid,
-                    node: None,
                     confirm,
+                    ..self.around(namespace, uid)
                 };
                 sharded::write_message(around, message)?
             }
@@ -272,12 +274,7 @@ impl Wire {
     ) -> Result<(), WireError> {
         self.check_broadcast(broadcast.2)?;
         if self.channels.dialect() != Dialect::Classic {
-            let around = sharded::Around {
-                namespace,
-                uid,
-                node: None,
-                confirm: None,
-            };
+            let around = self.around(namespace, uid);
             bytes.extend_from_slice(&sharded::write_broadcast(around, broadcast)?);
             return Ok(());
         }
@@ -311,12 +308,10 @@ impl Wire {
             _ => {}
         }
         let payload = match self.channels.dialect() {
-            Dialect::Sharded(_) => {
+            Dialect::Sharded(_) | Dialect::Streams => {
                 let around = sharded::Around {
-                    namespace,
-                    uid,
                     node: Some(asker.as_str()),
-                    confirm: None,
+                    ..self.around(namespace, uid)
                 };
                 sharded::write_question(around, id, question)
             }
@@ -344,8 +339,10 @@ impl Wire {
         reply: &Reply,
     ) -> Result<Option<Publication>, WireError> {
         match self.channels.dialect() {
-            Dialect::Sharded(_) => sharded::write_response(self, namespace, to, id, node, reply),
             Dialect::Classic => classic::write_response(self, namespace, to, id, node, reply),
+            Dialect::Sharded(_) | Dialect::Streams => {
+                sharded::write_response(self, namespace, to, id, node, reply)
+            }
         }
     }
 
@@ -368,18 +365,35 @@ impl Wire {
         Echo::new(namespace, uid, self.channels.dialect())
     }
 
+    /// What surrounds the data of a message of this sender.
+    fn around<'a>(&self, namespace: &'a str, uid: &'a str) -> sharded::Around<'a> {
+        sharded::Around {
+            namespace,
+            uid,
+            node: None,
+            confirm: None,
+            is_packed: self.channels.dialect() == Dialect::Streams,
+        }
+    }
+
     fn read_raw(&self, namespace: &str, kind: Kind, raw: Raw<'_>) -> Result<Incoming, WireError> {
-        let arguments = Arguments {
-            limits: self.limits,
-            has_buffers: self.channels.dialect() == Dialect::Classic,
-        };
+        let arguments = self.arguments();
         match (self.channels.dialect(), kind) {
-            (Dialect::Sharded(_), _) => sharded::read(&arguments, namespace, raw),
+            (Dialect::Sharded(_) | Dialect::Streams, _) => {
+                sharded::read(&arguments, namespace, raw)
+            }
             (Dialect::Classic, Kind::Broadcast) => {
                 classic::read_broadcast(&arguments, namespace, raw)
             }
             (Dialect::Classic, Kind::Request) => classic::read_request(&arguments, namespace, raw),
             (Dialect::Classic, Kind::Response) => classic::read_response(&arguments, raw),
+        }
+    }
+
+    fn arguments(&self) -> Arguments {
+        Arguments {
+            limits: self.limits,
+            has_buffers: self.channels.dialect() == Dialect::Classic,
         }
     }
 
@@ -483,8 +497,8 @@ impl Echo {
             (Dialect::Classic, b'{') => follows(rest, json_map),
             (Dialect::Classic, 0x90..=0x9f) => rest.starts_with(msgpack_list),
             (Dialect::Classic, _) => rest.starts_with(msgpack_map),
-            (Dialect::Sharded(_), b'{') => rest.ends_with(json_map),
-            (Dialect::Sharded(_), _) => rest.ends_with(msgpack_map),
+            (_, b'{') => rest.ends_with(json_map),
+            (_, _) => rest.ends_with(msgpack_map),
         }
     }
 }

@@ -28,6 +28,7 @@ fn wires() -> Vec<Wire> {
         wire(Dialect::Classic, Parser::Msgpack),
         wire(Dialect::Classic, Parser::Json),
         wire(Dialect::Sharded(Mode::Static), Parser::Msgpack),
+        wire(Dialect::Streams, Parser::Msgpack),
     ]
 }
 
@@ -62,7 +63,7 @@ fn is_written(wire: &Wire, args: &Args) -> [bool; 4] {
     };
     let request = match wire.channels().dialect() {
         Dialect::Classic => Kind::Request,
-        Dialect::Sharded(_) => Kind::Broadcast,
+        Dialect::Sharded(_) | Dialect::Streams => Kind::Broadcast,
     };
     let forms = [
         (Kind::Broadcast, wire.message("/", "u", &message, None)),

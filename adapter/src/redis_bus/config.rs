@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use roomcast_emitter::RedisUrl;
-use roomcast_protocol::{args::json::DEFAULT_DEPTH, channel::Dialect, wire::Parser};
+use roomcast_protocol::{
+    args::json::DEFAULT_DEPTH,
+    channel::{Channels, Dialect},
+    wire::Parser,
+};
 
 /// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must be the same
 /// for all nodes, Node.js servers and emitters of a cluster.
@@ -24,6 +28,12 @@ pub struct RedisConfig {
     pub prefix: String,
     /// The Node adapter whose wire format is used. Default: the classic one.
     pub dialect: Dialect,
+    /// Key of the stream in the streams dialect: `streamName` of Node's adapter. Default: the prefix, because
+    /// Node's default for both is `socket.io`.
+    pub stream: Option<String>,
+    /// About how many entries the stream has at most, in the streams dialect: `maxLen` of Node's adapter.
+    /// Default 10,000.
+    pub stream_max_len: usize,
     /// How broadcasts are encoded in the classic dialect. Default: MessagePack.
     pub parser: Parser,
     /// Whether answers to Node's servers are published on the asker's own channel, as with Node's
@@ -70,6 +80,8 @@ impl RedisConfig {
             url,
             prefix: "socket.io".into(),
             dialect: Dialect::default(),
+            stream: None,
+            stream_max_len: 10_000,
             parser: Parser::default(),
             specific_responses: false,
             private_rooms: PrivateRooms::default(),
@@ -80,6 +92,15 @@ impl RedisConfig {
             json_depth: DEFAULT_DEPTH,
             is_required: true,
             address: None,
+        }
+    }
+
+    /// The names of the cluster's channels and keys.
+    pub fn channels(&self) -> Channels {
+        let channels = Channels::new(&self.prefix, self.dialect);
+        match &self.stream {
+            Some(stream) => channels.with_stream(stream),
+            None => channels,
         }
     }
 }

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use roomcast_protocol::{
     channel::{Kind, ParsedChannel},
-    wire::{Incoming, Wire, WireError},
+    message::Position,
+    wire::{Entry, Incoming, Wire, WireError},
 };
 
 use super::{
@@ -109,6 +110,67 @@ impl Receiver {
             || std::str::from_utf8(channel).is_ok_and(is_redundant);
         if !is_copy {
             self.handle(channel, payload);
+        }
+    }
+
+    /// Reads an entry of the stream. `None` if it is not for this node, or cannot be read.
+    pub(super) fn read_entry(
+        &self,
+        entry: &Entry<'_>,
+    ) -> Option<(Arc<AttachedNamespace>, Incoming)> {
+        self.metrics.messages.inc();
+        self.metrics.bytes.inc_by(entry.data.len() as u64);
+        let Some(namespace) = self.subscriptions.namespace(&entry.namespace) else {
+            // All namespaces of the cluster share the stream.
+            self.metrics.no_member.inc();
+            return None;
+        };
+        let read = if *entry.uid == *namespace.uid.as_str() {
+            Err(Dropped::Own)
+        } else if entry.data.len() > MAX_MESSAGE {
+            Err(Dropped::TooLarge)
+        } else {
+            let read = self.wire.read_entry(entry);
+            read.map_err(Dropped::Undecodable)
+        };
+        match read {
+            Ok(incoming) => Some((namespace, incoming)),
+            Err(why) => {
+                let channels = self.wire.channels();
+                self.note(&why, channels.stream(), entry.data.as_bytes());
+                None
+            }
+        }
+    }
+
+    /// Carries out what was read from the stream.
+    pub(super) fn carry_out_entry(
+        &self,
+        namespace: &Arc<AttachedNamespace>,
+        incoming: Incoming,
+        position: Option<Position>,
+    ) {
+        let incoming = match incoming {
+            Incoming::Message {
+                message, confirm, ..
+            } => Incoming::Message {
+                message,
+                confirm,
+                position,
+            },
+            other => other,
+        };
+        let place = ParsedChannel {
+            kind: Kind::Broadcast,
+            namespace: &namespace.name,
+            rest: None,
+        };
+        let carried_out = match namespace.listener.upgrade() {
+            Some(listener) => self.carry_out(namespace, listener, &place, &[], incoming),
+            None => Err(Dropped::UnknownNamespace),
+        };
+        if let Err(why) = carried_out {
+            self.note(&why, self.wire.channels().stream(), &[]);
         }
     }
 

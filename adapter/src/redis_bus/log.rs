@@ -204,7 +204,7 @@ fn counter_life(limits: LogLimits) -> u64 {
 /// The command by which scripts publish.
 fn publish_command(outgoing: &Outgoing) -> Vec<u8> {
     let command = match outgoing.wire.channels().dialect() {
-        Dialect::Classic => "PUBLISH",
+        Dialect::Classic | Dialect::Streams => "PUBLISH",
         Dialect::Sharded(_) => "SPUBLISH",
     };
     command.into()

@@ -400,6 +400,7 @@ pub(super) fn settings(dialect: Dialect, parser: Parser) -> Box<str> {
         (Dialect::Sharded(Mode::Static), _) => "sharded-static".into(),
         (Dialect::Sharded(Mode::Dynamic), _) => "sharded-dynamic".into(),
         (Dialect::Sharded(Mode::DynamicPrivate), _) => "sharded-dynamic-private".into(),
+        (Dialect::Streams, _) => "streams".into(),
     }
 }
 

@@ -213,6 +213,14 @@ series! {
     }
 }
 
+series! {
+    /// The connection that reads the stream, in the streams dialect.
+    StreamMetrics {
+        up: IntGauge = gauge_of(UP, "stream");
+        reconnects: IntCounter = counter_of(RECONNECTS, "stream");
+    }
+}
+
 impl LinkMetrics {
     /// Copies what the links count themselves.
     /// `last_probe` is the round trip that was observed last.

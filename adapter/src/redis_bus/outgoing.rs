@@ -17,14 +17,13 @@ use roomcast_emitter::{
     redis::{Commanding, PublishError, Publisher, Publishing, Route},
 };
 use roomcast_protocol::{
-    channel::Dialect,
     id::NodeId,
     wire::{Publication, Wire, WireError},
 };
 use tokio::{runtime::Handle, task::JoinSet, time::Instant};
 
 use super::{metrics::OutgoingMetrics, warnings::Warnings};
-use crate::bus::BusError;
+use crate::bus::{BusError, BusFuture};
 
 /// Maximum number of publishes that are followed after their senders dropped them. The publisher's
 /// queue is full before.
@@ -101,6 +100,17 @@ impl Outgoing {
         self.metrics.published(bytes, started.elapsed(), outcome);
     }
 
+    /// A publish failed, and nobody waits for its outcome.
+    fn lost_unseen(&self, error: &BusError) {
+        self.warnings.warn(|suppressed| {
+            tracing::warn!(
+                %error,
+                suppressed,
+                "a publish failed whose sender did not wait"
+            );
+        });
+    }
+
     /// A message, question or answer cannot be written.
     pub(super) fn invalid(&self, error: &WireError) -> BusError {
         self.metrics.invalid.inc();
@@ -108,7 +118,18 @@ impl Outgoing {
     }
 
     fn is_sharded(&self) -> bool {
-        self.wire.channels().dialect() != Dialect::Classic
+        self.wire.channels().dialect().is_sharded()
+    }
+
+    /// Makes a future that is followed if its sender drops it before its end.
+    pub(super) fn followed<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl Future<Output = Result<T, BusError>> + Send + 'static,
+    ) -> impl Future<Output = Result<T, BusError>> + Send + 'static {
+        Followed {
+            outgoing: self,
+            work: Some(Box::pin(work)),
+        }
     }
 
     /// Runs a task of the bus.
@@ -185,15 +206,41 @@ impl Drop for Sending {
         let outgoing = Arc::clone(&self.outgoing);
         self.outgoing.follow(async move {
             if let Err(error) = abandoned.await {
-                outgoing.warnings.warn(|suppressed| {
-                    tracing::warn!(
-                        %error,
-                        suppressed,
-                        "a publish failed whose sender did not wait"
-                    );
-                });
+                outgoing.lost_unseen(&error);
             }
         });
+    }
+}
+
+/// A future that is followed by a task if its sender drops it.
+struct Followed<T: Send + 'static> {
+    outgoing: Arc<Outgoing>,
+    /// `None` once it has ended.
+    work: Option<BusFuture<Result<T, BusError>>>,
+}
+
+impl<T: Send + 'static> Future for Followed<T> {
+    type Output = Result<T, BusError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let work = self.work.as_mut();
+        let work = work.expect("a future that has ended is not polled");
+        let outcome = ready!(work.as_mut().poll(context));
+        self.work = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T: Send + 'static> Drop for Followed<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            let outgoing = Arc::clone(&self.outgoing);
+            self.outgoing.follow(async move {
+                if let Err(error) = work.await {
+                    outgoing.lost_unseen(&error);
+                }
+            });
+        }
     }
 }
 

@@ -30,11 +30,12 @@ use super::{
     membership::{self, Membership},
     metrics::{
         GapMetrics, IncomingMetrics, LinkMetrics, MembershipMetrics, OutgoingMetrics,
-        QuestionMetrics, Series,
+        QuestionMetrics, Series, StreamMetrics,
     },
     node_js::NodeJs,
     outgoing::Outgoing,
     questions::Questions,
+    streams::{self, Streams},
     subscriptions::{Subscriptions, tag},
     upkeep,
 };
@@ -93,13 +94,17 @@ impl StartError {
 /// The commands that a node sends, apart from those that log it in.
 const RIGHTS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
 
+/// The commands that it sends in the streams dialect in addition.
+const STREAM_RIGHTS: &str = "+@stream";
+
 /// The commands that it sends to a Redis Cluster in addition.
 const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
 
 fn rights(prefix: &str) -> String {
     format!(
         "its user needs the channels `&{prefix}*`, the keys `~{prefix}*` and the commands \
-         `{RIGHTS}`, in a cluster also `{CLUSTER_RIGHTS}`; for private rooms by pattern all \
+         `{RIGHTS}`, in the streams dialect also `{STREAM_RIGHTS}`, in a cluster also \
+         `{CLUSTER_RIGHTS}`; for private rooms by pattern all \
          channels, `&*`"
     )
 }
@@ -108,7 +113,7 @@ fn rights(prefix: &str) -> String {
 fn endpoint(config: &RedisConfig) -> Endpoint {
     let endpoint = Endpoint::new(config.url.clone());
     match config.dialect {
-        Dialect::Classic => endpoint,
+        Dialect::Classic | Dialect::Streams => endpoint,
         Dialect::Sharded(_) => endpoint.needing_sharded(),
     }
 }
@@ -153,6 +158,11 @@ impl RedisBus {
             "Node.js watch",
             NodeJs::watch(Arc::downgrade(&core.node_js)),
         ));
+        if let Some(streams) = &core.streams {
+            let reading =
+                streams::read(Arc::downgrade(&core), Arc::clone(streams), endpoint.clone());
+            tasks.spawn(vital("stream reader", reading));
+        }
         let bus = Self {
             core,
             tasks: Mutex::new(tasks),
@@ -178,7 +188,7 @@ impl Core {
         node: &NodeId,
         rights: RedisRights,
     ) -> Arc<Self> {
-        let channels = Channels::new(&config.prefix, config.dialect);
+        let channels = config.channels();
         let limits = TranscodeLimits {
             depth: config.json_depth,
             ..TranscodeLimits::default()
@@ -205,6 +215,11 @@ impl Core {
             config.address.as_deref(),
             membership,
         ));
+        let streams = (config.dialect == Dialect::Streams).then(|| {
+            let metrics = StreamMetrics::new(&mut series);
+            let max_len = config.stream_max_len;
+            Arc::new(Streams::new(&outgoing, &membership, max_len, metrics))
+        });
         let gaps = Arc::new(Gaps::new(GapMetrics::new(&mut series)));
         let node_js = NodeJs::new(Arc::clone(&membership), Arc::clone(&gaps));
         let node_js = Arc::new(node_js);
@@ -239,6 +254,7 @@ impl Core {
                 subscriptions,
                 questions,
                 node_js,
+                streams,
                 metrics: LinkMetrics::new(&mut series),
                 series,
                 gaps,
@@ -285,7 +301,13 @@ impl Core {
         loop {
             checks.tick().await;
             match self.subscriptions.subscriber.state() {
-                SubscriberState::Up { .. } => return Ok(()),
+                SubscriberState::Up { .. } => match self.stream_interrupted() {
+                    None => return Ok(()),
+                    Some(reason) if time::Instant::now() >= deadline => {
+                        return Err(StartError::NotFlowing(reason));
+                    }
+                    Some(_) => {}
+                },
                 SubscriberState::Down { reason } => {
                     let is_hopeless = matches!(reason, DownReason::Refused { .. });
                     if is_hopeless || time::Instant::now() >= deadline {
@@ -315,7 +337,7 @@ fn subscriber(
             .is_some_and(|outgoing| outgoing.publish_probe(channel, number.to_string().as_bytes()))
     };
     let mut settings = SubscriberConfig::new(Arc::new(probe_channel), Arc::new(send_probe));
-    settings.is_sharded = config.dialect != Dialect::Classic;
+    settings.is_sharded = config.dialect.is_sharded();
     settings.probe_interval = config.probe_interval;
     settings.probe_timeout = config.probe_timeout;
     Subscriber::start(endpoint, settings, sink)
@@ -350,7 +372,7 @@ pub(super) async fn check(
     config: &RedisConfig,
     node: &NodeId,
 ) -> Result<RedisRights, StartError> {
-    let channels = Channels::new(&config.prefix, config.dialect);
+    let channels = config.channels();
     let mut connection = endpoint.connect(Purpose::Lookup, None).await?;
     check_topology(&connection, endpoint)?;
     let patterns = check_rights(&mut connection, config, &channels, node).await?;
@@ -376,11 +398,21 @@ async fn check_rights(
     let (probe, leases) = (channels.probe(node, 0), channels.leases());
     let request = channels.request("/");
     let (publish, count, subscribe) = match config.dialect {
-        Dialect::Classic => ("PUBLISH", "NUMSUB", "SUBSCRIBE"),
+        Dialect::Classic | Dialect::Streams => ("PUBLISH", "NUMSUB", "SUBSCRIBE"),
         Dialect::Sharded(_) => ("SPUBLISH", "SHARDNUMSUB", "SSUBSCRIBE"),
     };
     // A channel like those of rooms, to which nobody else subscribes.
     let own = channels.room("/", node.as_str());
+    let (stream, max_len) = (channels.stream(), config.stream_max_len.to_string());
+    if config.dialect == Dialect::Streams {
+        let commands: [&[&str]; 2] = [
+            &["XRANGE", stream, "-", "-"],
+            &["XTRIM", stream, "MAXLEN", "~", &max_len],
+        ];
+        for command in commands {
+            attempt(connection, config, command).await?;
+        }
+    }
     let commands: [&[&str]; 9] = [
         &["PUBSUB", "NUMPAT"],
         &["PUBSUB", count, &request],

@@ -524,7 +524,7 @@ impl Subscriptions {
     fn private_rooms(&self, namespace: &str, is_dynamic: bool) -> Private {
         match self.channels().dialect() {
             Dialect::Sharded(Mode::DynamicPrivate) => return Private::Channels,
-            Dialect::Sharded(_) => return Private::Elsewhere,
+            Dialect::Sharded(_) | Dialect::Streams => return Private::Elsewhere,
             Dialect::Classic => {}
         }
         let wants_pattern = match self.private_rooms {
@@ -553,7 +553,7 @@ impl Subscriptions {
         let asked = match channels.dialect() {
             Dialect::Classic => vec![channels.request(namespace).into()],
             // The same channel carries broadcasts.
-            Dialect::Sharded(_) => Vec::new(),
+            Dialect::Sharded(_) | Dialect::Streams => Vec::new(),
         };
         NamespaceChannels {
             staying,

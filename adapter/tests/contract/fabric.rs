@@ -104,6 +104,21 @@ impl Fabric {
         Self { parser, ..self }
     }
 
+    /// Whether a check is about what the stream of Node's adapter does not have: journals with limits of their own.
+    pub(crate) fn leaves_out(&self, check: &str) -> bool {
+        const LEFT_OUT: [&str; 4] = [
+            "what_is_published_to_a_room_is_in_its_history_and_in_the_journal",
+            "a_journal_keeps_about_as_many_broadcasts_as_allowed",
+            "a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest",
+            "a_journal_forgets_what_is_too_old",
+        ];
+        let dialect = match &self.kind {
+            Kind::Memory => return false,
+            Kind::Redis { dialect, .. } | Kind::Cluster { dialect, .. } => *dialect,
+        };
+        dialect == Dialect::Streams && LEFT_OUT.contains(&check)
+    }
+
     /// Another cluster on the same servers: its prefix keeps it apart.
     pub(crate) fn fresh(&self) -> Fresh {
         let number = self.checks.fetch_add(1, Ordering::Relaxed);
@@ -148,20 +163,21 @@ impl Fresh {
 
     /// Redis counts the subscribers of one node of a cluster.
     pub(crate) fn counts_are_partial(&self) -> bool {
-        matches!(
-            self,
-            Self::Redis {
-                is_cluster: true,
-                ..
-            }
-        )
+        match self {
+            Self::Memory(_) => false,
+            // Nobody knows who reads a stream: the number is that of a moment ago.
+            Self::Redis { config, is_cluster } => *is_cluster || config.dialect == Dialect::Streams,
+        }
     }
 
     /// Messages to rooms without members on a node do not reach it.
     pub(crate) fn hears_only_its_rooms(&self) -> bool {
         match self {
             Self::Memory(_) => false,
-            Self::Redis { config, .. } => config.dialect != Dialect::Sharded(Mode::Static),
+            Self::Redis { config, .. } => !matches!(
+                config.dialect,
+                Dialect::Sharded(Mode::Static) | Dialect::Streams
+            ),
         }
     }
 

@@ -69,13 +69,21 @@ async fn a_broadcast_is_heard_by_all_nodes_and_read_by_all(fabric: Fresh) {
     for number in 0..4 {
         sent.push((emit(&logs[number as usize % 2], number).await, number));
     }
-    assert_eq!(sent[0].0.after, Some(0));
     for (node, log) in nodes.iter().zip(&logs) {
-        assert_eq!(node.stored(4).await, sent);
+        let heard = node.stored(4).await;
+        let positions: Vec<_> = heard.iter().map(|(position, _)| *position).collect();
+        assert_eq!(positions[0].after, Some(0));
+        assert!(is_chain(&positions));
+        for ((position, number), (published, sent)) in heard.iter().zip(&sent) {
+            assert_eq!((position.id, position.time), (published.id, published.time));
+            // A publisher need not know what is before.
+            assert!(published.after.is_none() || published.after == position.after);
+            assert_eq!(number, sent);
+        }
         let page = read(log, Page::After(0), 9).await;
         assert_eq!((numbers(&page), page.is_full), (vec![0, 1, 2, 3], false));
         assert_eq!(page.newest, sent[3].0.id);
-        for (entry, (position, _)) in page.entries.iter().zip(&sent) {
+        for (entry, (position, _)) in page.entries.iter().zip(&heard) {
             assert_eq!(entry.position, *position);
             assert_eq!(entry.target, target(&["a", "b"], &["c"]));
             assert_eq!(&*entry.event, "e");

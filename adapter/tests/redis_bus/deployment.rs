@@ -57,7 +57,7 @@ impl Deployment {
     /// How many connections listen on the channel.
     pub(crate) fn subscribers(&self, channel: &str) -> usize {
         let command = match self.config.dialect {
-            Dialect::Classic => "NUMSUB",
+            Dialect::Classic | Dialect::Streams => "NUMSUB",
             Dialect::Sharded(_) => "SHARDNUMSUB",
         };
         number(&self.server.command(&["PUBSUB", command, channel]))
@@ -78,7 +78,7 @@ impl Deployment {
 
     pub(crate) fn publish_command(&self) -> &'static str {
         match self.config.dialect {
-            Dialect::Classic => "PUBLISH",
+            Dialect::Classic | Dialect::Streams => "PUBLISH",
             Dialect::Sharded(_) => "SPUBLISH",
         }
     }

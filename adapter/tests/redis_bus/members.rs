@@ -169,7 +169,7 @@ async fn a_node_that_leaves_hides_no_other_member() {
 /// The command that counts subscribers.
 fn count_of(dialect: Dialect) -> &'static str {
     match dialect {
-        Dialect::Classic => "pubsub|numsub",
+        Dialect::Classic | Dialect::Streams => "pubsub|numsub",
         Dialect::Sharded(_) => "pubsub|shardnumsub",
     }
 }

@@ -7,10 +7,15 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{BusError, Gap, Health, Question};
-use roomcast_protocol::target::Target;
+use roomcast_protocol::{
+    channel::Dialect,
+    msgpack::TranscodeLimits,
+    target::Target,
+    wire::{Parser, Wire},
+};
 
 use crate::{
-    deployment::{Deployment, metric},
+    deployment::{Deployment, Plain, metric},
     node::{Node, broadcast, eventually, within},
 };
 
@@ -138,4 +143,61 @@ async fn what_a_node_says_at_last_arrives_before_it_has_closed() {
     assert_eq!(b.heard(100).await, expected);
     let error = publish(&a).await.unwrap_err();
     assert!(matches!(error, BusError::Unavailable(_)), "{error:?}");
+}
+
+/// The command by which an emitter appends a broadcast to the stream.
+fn entry(deployment: &Deployment, number: u32) -> Vec<String> {
+    let channels = deployment.channels();
+    let mut command = vec![
+        "XADD".to_owned(),
+        channels.stream().to_owned(),
+        "*".to_owned(),
+    ];
+    let wire = Wire::new(channels, Parser::default(), TranscodeLimits::default());
+    let message = broadcast(&[], number);
+    let entry = wire.entry("/", "emitter", &message, None).unwrap();
+    let fields = entry.fields().flat_map(|(name, value)| [name, value]);
+    command.extend(fields.map(str::to_owned));
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_read_on_after_an_outage_and_what_was_trimmed_unread_is_a_gap() {
+    let mut deployment = Deployment::of(Dialect::Streams);
+    let node = deployment.node().await;
+    let gaps = Arc::<Mutex<Vec<Gap>>>::default();
+    let noted = Arc::clone(&gaps);
+    node.bus
+        .on_gap(Box::new(move |gap| noted.lock().push(*gap)));
+    let heard = async |number| assert_eq!(node.heard(1).await, [broadcast(&[], number)]);
+    let append = |deployment: &Deployment, number| {
+        let command = entry(deployment, number);
+        let command: Vec<_> = command.iter().map(String::as_str).collect();
+        deployment.server.command(&command);
+    };
+    append(&deployment, 1);
+    heard(1).await;
+    deployment.server.command(&["SAVE"]);
+    deployment.server.kill();
+    eventually("the node knows", || {
+        metric(&node, "roomcast_bus_link_up", r#"link="stream""#) == 0.0
+    })
+    .await;
+    deployment.server.restart();
+    append(&deployment, 2);
+    heard(2).await;
+    eventually("messages flow again", || {
+        node.bus.health() == Health::Flowing
+    })
+    .await;
+    assert_eq!(*gaps.lock(), []);
+
+    let mut plain = Plain::connect(&deployment.server);
+    plain.command(&["MULTI"]);
+    plain.command(&entry(&deployment, 3));
+    plain.command(&entry(&deployment, 4));
+    plain.command(&["XTRIM", deployment.channels().stream(), "MAXLEN", "1"]);
+    plain.command(&["EXEC"]);
+    heard(4).await;
+    eventually("the gap is reported", || gaps.lock().len() == 1).await;
 }

@@ -25,7 +25,7 @@ impl<'a> Peer<'a> {
         let channels = deployment.channels();
         let mut listening = Plain::connect(&deployment.server);
         let subscribe = match deployment.config.dialect {
-            Dialect::Classic => "SUBSCRIBE",
+            Dialect::Classic | Dialect::Streams => "SUBSCRIBE",
             Dialect::Sharded(_) => "SSUBSCRIBE",
         };
         let own = channels.response("/");
@@ -45,7 +45,7 @@ impl<'a> Peer<'a> {
             Kind::Handlers => (6, 9),
         };
         let asked = match self.deployment.config.dialect {
-            Dialect::Classic => {
+            Dialect::Classic | Dialect::Streams => {
                 json!({"uid": UID, "requestId": id, "type": classic, "data": ["e", 7],
                        "opts": {"rooms": [], "except": []}})
             }

@@ -57,7 +57,7 @@ pub fn read_time(time: &Value) -> Option<u64> {
 /// then of each leased node's own, then of the channel that it has whatever its namespaces.
 pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec<String> {
     let command = match channels.dialect() {
-        Dialect::Classic => "NUMSUB",
+        Dialect::Classic | Dialect::Streams => "NUMSUB",
         Dialect::Sharded(_) => "SHARDNUMSUB",
     };
     let mut args = vec!["PUBSUB".to_owned(), command.to_owned()];
@@ -79,7 +79,7 @@ pub fn count<'a>(
 ) -> Option<Counted> {
     let common = match channels.dialect() {
         Dialect::Classic => 2,
-        Dialect::Sharded(_) => 1,
+        Dialect::Sharded(_) | Dialect::Streams => 1,
     };
     let nodes = leases.nodes().len();
     let mut counts = vec![0_usize; common + 2 * nodes];

@@ -59,6 +59,8 @@ pub enum Purpose {
     Publisher,
     /// Subscriptions.
     Subscriber,
+    /// Reading a stream.
+    Reader,
     /// Topology.
     Lookup,
 }
@@ -68,6 +70,7 @@ impl Purpose {
         match self {
             Self::Publisher => "roomcast-publisher",
             Self::Subscriber => "roomcast-subscriber",
+            Self::Reader => "roomcast-reader",
             Self::Lookup => "roomcast-lookup",
         }
     }

@@ -31,7 +31,7 @@ impl Journal {
         let announce = JournalLimits::default().announce(&channels.journal_limits("/"));
         redis.command(&announce.each_ref().map(String::as_str));
         let subscribe = match dialect {
-            Dialect::Classic => "SUBSCRIBE",
+            Dialect::Classic | Dialect::Streams => "SUBSCRIBE",
             Dialect::Sharded(_) => "SSUBSCRIBE",
         };
         let ear = Ear::open(&redis.url(), &[(subscribe, &channels.broadcast("/"))]).await;

@@ -57,7 +57,7 @@ impl Member {
         let node = NodeId::new(name);
         let own = channels.response_of("/", uid(&node, "/", dialect).as_str());
         let command = match dialect {
-            Dialect::Classic => "SUBSCRIBE",
+            Dialect::Classic | Dialect::Streams => "SUBSCRIBE",
             Dialect::Sharded(_) => "SSUBSCRIBE",
         };
         let mut names = vec![channels.request("/"), own];
@@ -176,7 +176,7 @@ impl Mind {
             let said = self.wire.response("/", &asker, &id, &self.node, &reply);
             let said = said.unwrap().expect("the asker expects it");
             let command = match self.wire.channels().dialect() {
-                Dialect::Classic => "PUBLISH",
+                Dialect::Classic | Dialect::Streams => "PUBLISH",
                 Dialect::Sharded(_) => "SPUBLISH",
             };
             let command = [command.as_bytes(), said.channel.as_bytes(), &said.payload];

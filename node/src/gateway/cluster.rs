@@ -66,6 +66,8 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     let mut config = RedisConfig::new(url.clone());
     config.prefix.clone_from(&redis.redis_prefix);
     config.dialect = redis.redis_dialect.into();
+    config.stream = (redis.redis_stream != "prefix").then(|| redis.redis_stream.clone());
+    config.stream_max_len = redis.redis_stream_length as usize;
     config.parser = redis.redis_parser.into();
     config.specific_responses = cluster.redis_specific_responses.0;
     config.private_rooms = match cluster.redis_private_rooms {

@@ -33,6 +33,21 @@ pub(crate) struct RedisOptions {
     #[arg(default_value = "classic")]
     pub(crate) redis_dialect: RedisDialect,
 
+    /// Key of the stream in the streams dialect: `prefix` for that of the channels, or TEXT
+    ///
+    /// Node's adapter calls it `streamName`. All members must use the same.
+    #[arg(long, value_name = "TEXT")]
+    #[arg(default_value = "prefix", value_parser = prefix)]
+    pub(crate) redis_stream: String,
+
+    /// Number of entries that the stream has at most, roughly, in the streams dialect
+    ///
+    /// Node's adapter calls it `maxLen`. A node that cannot read for longer than that has a gap, and a client that
+    /// is away for longer is not recovered.
+    #[arg(long, value_name = "NUMBER")]
+    #[arg(default_value = "10000", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) redis_stream_length: u32,
+
     /// Encoding of broadcasts between nodes; all nodes and emitters must use the same
     #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "msgpack")]
@@ -80,6 +95,8 @@ pub(crate) enum RedisDialect {
     ShardedDynamic,
     /// The same with subscriptionMode dynamic-private
     ShardedDynamicPrivate,
+    /// `@socket.io/redis-streams-adapter`
+    Streams,
 }
 
 impl From<RedisDialect> for Dialect {
@@ -89,6 +106,7 @@ impl From<RedisDialect> for Dialect {
             RedisDialect::ShardedStatic => Self::Sharded(Mode::Static),
             RedisDialect::ShardedDynamic => Self::Sharded(Mode::Dynamic),
             RedisDialect::ShardedDynamicPrivate => Self::Sharded(Mode::DynamicPrivate),
+            RedisDialect::Streams => Self::Streams,
         }
     }
 }

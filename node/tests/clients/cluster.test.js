@@ -13,4 +13,5 @@ clusters("over Redis", startRedis, {
   "sharded, static": { dialect: "sharded-static" },
   "sharded, dynamic": { prefix: "dynamic", dialect: "sharded-dynamic" },
   "sharded, dynamic and private": { prefix: "private", dialect: "sharded-dynamic-private" },
+  "streams": { prefix: "streams", dialect: "streams" },
 });

@@ -92,17 +92,43 @@ pub(super) fn read(
     if !is_known || envelope.nsp.text().as_deref() != Some(namespace) {
         return Ok(Incoming::Ignored);
     }
-    let data = envelope.data.map().ok_or_else(|| missing("data"))?;
-    match kind {
-        FETCH_SOCKETS_RESPONSE
-        | SERVER_SIDE_EMIT_RESPONSE
-        | BROADCAST_CLIENT_COUNT
-        | BROADCAST_ACK => envelope.response(kind, &data.read()?, arguments),
-        kind => envelope.message_or_question(kind, &data.read()?, arguments),
+    envelope.contents(kind, arguments)
+}
+
+/// Reads a message whose parts are apart: its data, and as JSON the uid, the name and the confirmation's id of
+/// its sender.
+pub(super) fn read_parts(
+    arguments: &Arguments,
+    kind: u8,
+    data: Raw<'_>,
+    sender: [Option<&str>; 3],
+) -> Result<Incoming, WireError> {
+    if !(BROADCAST..=BROADCAST_ACK).contains(&kind) {
+        return Ok(Incoming::Ignored);
     }
+    let [uid, node, confirm] = sender.map(|part| part.map_or(Raw::Absent, Raw::Json));
+    let envelope = Envelope {
+        data,
+        uid,
+        node,
+        confirm,
+        ..Envelope::default()
+    };
+    envelope.contents(kind, arguments)
 }
 
 impl Envelope<'_> {
+    fn contents(&self, kind: u8, arguments: &Arguments) -> Result<Incoming, WireError> {
+        let data = self.data.map().ok_or_else(|| missing("data"))?;
+        match kind {
+            FETCH_SOCKETS_RESPONSE
+            | SERVER_SIDE_EMIT_RESPONSE
+            | BROADCAST_CLIENT_COUNT
+            | BROADCAST_ACK => self.response(kind, &data.read()?, arguments),
+            kind => self.message_or_question(kind, &data.read()?, arguments),
+        }
+    }
+
     fn message_or_question(
         &self,
         kind: u8,
@@ -244,9 +270,28 @@ pub(super) struct Around<'a> {
     pub(super) node: Option<&'a str>,
     /// The id of the question about the sockets that were reached.
     pub(super) confirm: Option<&'a str>,
+    /// Whether everything is MessagePack, as on the channels of the streams dialect.
+    pub(super) is_packed: bool,
 }
 
 impl Around<'_> {
+    /// The encoding of a message without binary.
+    fn plain(self) -> Encoding {
+        if self.is_packed {
+            Encoding::Msgpack
+        } else {
+            Encoding::Json
+        }
+    }
+
+    fn encoding(self, args: &Args) -> Encoding {
+        if args.attachments().is_empty() {
+            self.plain()
+        } else {
+            Encoding::Msgpack
+        }
+    }
+
     fn write(self, encoding: Encoding, kind: u8, data: impl Serialize) -> Bytes {
         encoding.to_bytes(&Written {
             r#type: kind,
@@ -262,7 +307,7 @@ impl Around<'_> {
 
 /// The data of a message or a question as it is written, in the order of its members.
 #[derive(Serialize, Default)]
-struct WrittenData<'a> {
+pub(super) struct WrittenData<'a> {
     /// Where server-side events have their id; the other messages have it behind.
     #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
     first_id: Option<&'a str>,
@@ -290,18 +335,17 @@ pub(super) fn write_broadcast(
     around: Around<'_>,
     (target, event, args): (&Target, &str, &Args),
 ) -> Result<Bytes, WireError> {
-    let encoding = encoding(args);
+    let encoding = around.encoding(args);
     let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
     Ok(around.write(encoding, BROADCAST, data))
 }
 
 /// Writes a broadcast with nothing in the place of its position.
 pub(super) fn write_unplaced(
-    namespace: &str,
-    uid: &str,
+    around: Around<'_>,
     (target, event, args): (&Target, &str, &Args),
 ) -> Result<Vec<u8>, WireError> {
-    let encoding = encoding(args);
+    let encoding = around.encoding(args);
     let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
     let mut out = Vec::with_capacity(256 + args.json().len());
     encoding.write(
@@ -311,12 +355,50 @@ pub(super) fn write_unplaced(
             data,
             node: None,
             confirm: None,
-            uid,
-            nsp: namespace,
+            uid: around.uid,
+            nsp: around.namespace,
             position: Some(()),
         },
     );
     Ok(out)
+}
+
+/// The type, the encoding and the data of a message that is stored in a stream.
+pub(super) fn message_data(
+    message: &Message,
+) -> Result<(u8, Encoding, WrittenData<'_>), WireError> {
+    let encoding = |args: &Args| match args.attachments().is_empty() {
+        true => Encoding::Json,
+        false => Encoding::Msgpack,
+    };
+    Ok(match message {
+        Message::Broadcast {
+            target,
+            event,
+            args,
+        } => {
+            let encoding = encoding(args);
+            let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
+            (BROADCAST, encoding, data)
+        }
+        Message::ServerSideEmit { event, args } => {
+            let encoding = encoding(args);
+            (
+                SERVER_SIDE_EMIT,
+                encoding,
+                server_side(encoding, event, args, None)?,
+            )
+        }
+        message => {
+            let (kind, data) = command(message, None)?;
+            (kind, Encoding::Json, data)
+        }
+    })
+}
+
+/// The type and the data of a question about the sockets that were reached.
+pub(super) fn reached_data<'a>(target: &'a Target, id: &'a str) -> (u8, WrittenData<'a>) {
+    (FETCH_SOCKETS, sockets(target, id, true))
 }
 
 /// Writes a message.
@@ -330,7 +412,7 @@ pub(super) fn write_message(around: Around<'_>, message: &Message) -> Result<Byt
         Message::ServerSideEmit { event, args } => write_server_side(around, event, args, None),
         message => {
             let (kind, data) = command(message, None)?;
-            Ok(around.write(Encoding::Json, kind, data))
+            Ok(around.write(around.plain(), kind, data))
         }
     }
 }
@@ -353,7 +435,7 @@ pub(super) fn write_question(
             timeout,
         } => {
             let flags = with_timeout(target, *timeout);
-            let encoding = encoding(args);
+            let encoding = around.encoding(args);
             let data = broadcast(encoding, (event, args), Some(id), (target, flags))?;
             return Ok(around.write(encoding, BROADCAST, data));
         }
@@ -362,16 +444,10 @@ pub(super) fn write_question(
         }
         Question::Command(message) => {
             let (kind, data) = command(message, Some(id))?;
-            return Ok(around.write(Encoding::Json, kind, data));
+            return Ok(around.write(around.plain(), kind, data));
         }
     };
-    let data = WrittenData {
-        opts: Some(Options::new(target, Some(target.flags))),
-        last_id: Some(id),
-        reached,
-        ..WrittenData::default()
-    };
-    Ok(around.write(Encoding::Json, FETCH_SOCKETS, data))
+    Ok(around.write(around.plain(), FETCH_SOCKETS, sockets(target, id, reached)))
 }
 
 /// Writes an answer. Returns `None` if the asker is a Node server that expects none.
@@ -398,21 +474,19 @@ pub(super) fn write_response(
     if to.node.is_none() && !is_nodes {
         return Ok(None);
     }
-    let encoding = if answers::has_binary(reply) {
-        Encoding::Msgpack
-    } else {
-        Encoding::Json
-    };
-    let mut members = answers::Written::new(encoding, reply, true)?;
-    members.request_id = id;
     let channels = wire.channels();
     let uid = channel::uid(node, namespace, channels.dialect());
     let around = Around {
-        namespace,
-        uid: uid.as_str(),
         node: to.node.as_ref().map(|_| node.as_str()),
-        confirm: None,
+        ..wire.around(namespace, uid.as_str())
     };
+    let encoding = if answers::has_binary(reply) {
+        Encoding::Msgpack
+    } else {
+        around.plain()
+    };
+    let mut members = answers::Written::new(encoding, reply, true)?;
+    members.request_id = id;
     Ok(Some(Publication {
         // Node listens for answers on the main channel, too.
         channel: match &to.uid {
@@ -450,13 +524,31 @@ fn write_server_side(
     args: &Args,
     id: Option<&str>,
 ) -> Result<Bytes, WireError> {
-    let encoding = encoding(args);
-    let data = WrittenData {
+    let encoding = around.encoding(args);
+    let data = server_side(encoding, event, args, id)?;
+    Ok(around.write(encoding, SERVER_SIDE_EMIT, data))
+}
+
+fn server_side<'a>(
+    encoding: Encoding,
+    event: &'a str,
+    args: &'a Args,
+    id: Option<&'a str>,
+) -> Result<WrittenData<'a>, WireError> {
+    Ok(WrittenData {
         first_id: id,
         event: Some(Payload::event(encoding, event, args)?),
         ..WrittenData::default()
-    };
-    Ok(around.write(encoding, SERVER_SIDE_EMIT, data))
+    })
+}
+
+fn sockets<'a>(target: &'a Target, id: &'a str, reached: bool) -> WrittenData<'a> {
+    WrittenData {
+        opts: Some(Options::new(target, Some(target.flags))),
+        last_id: Some(id),
+        reached,
+        ..WrittenData::default()
+    }
 }
 
 fn command<'a>(
@@ -483,12 +575,4 @@ fn command<'a>(
         ..WrittenData::default()
     };
     Ok((kind, data))
-}
-
-fn encoding(args: &Args) -> Encoding {
-    if args.attachments().is_empty() {
-        Encoding::Json
-    } else {
-        Encoding::Msgpack
-    }
 }

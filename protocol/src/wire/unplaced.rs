@@ -39,7 +39,9 @@ impl Wire {
             Dialect::Classic => {
                 classic::write_unplaced(self.encoding(), namespace, LOG_UID, broadcast)?
             }
-            Dialect::Sharded(_) => sharded::write_unplaced(namespace, LOG_UID, broadcast)?,
+            Dialect::Sharded(_) | Dialect::Streams => {
+                sharded::write_unplaced(self.around(namespace, LOG_UID), broadcast)?
+            }
         };
         // The place was held by nothing: `null` and a bracket, or one byte.
         let is_json = matches!(head[0], b'[' | b'{');

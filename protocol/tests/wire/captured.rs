@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use roomcast_protocol::channel::{self, Channels, Dialect, Kind, ParsedChannel};
-use roomcast_protocol::wire::{Asker, Incoming, Publication, Wire};
+use roomcast_protocol::wire::{Asker, Entry, Incoming, Publication, Wire};
 use serde_json::Value;
 
 use crate::captures::{Capture, NAMESPACES, classic, node, read, unhex, wire_as, wire_of};
@@ -207,6 +207,76 @@ fn nodes_sharded_adapter_is_read_and_written_again() {
     assert_eq!(replay("sharded-static"), 40);
     assert_eq!(replay("sharded-dynamic"), 40);
     assert_eq!(replay("sharded-dynamic-private"), 40);
+}
+
+/// What is published on channels and what is appended to the stream.
+#[test]
+fn nodes_streams_adapter_is_read_and_written_again() {
+    assert_eq!(replay("streams"), 8);
+    assert_eq!(replay_entries("streams"), 11);
+}
+
+/// It puts the namespace into the packet, too, and orders its options in another way.
+#[test]
+fn nodes_emitter_of_streams_is_read_and_means_what_we_write() {
+    assert_eq!(replay_entries("streams-emitter"), 9);
+}
+
+/// Reads the entries of a file and writes each again; returns how many it had.
+fn replay_entries(file: &str) -> usize {
+    let wire = wire_of(file);
+    let mut count = 0;
+    for capture in read(file) {
+        if capture.text("redis_command") != "XADD" {
+            continue;
+        }
+        count += 1;
+        let words = capture.list("args").iter();
+        let words: Vec<_> = words.map(|word| word.as_str().unwrap()).collect();
+        let fields = words[6..].chunks(2);
+        let fields: Vec<_> = fields.map(|pair| (pair[0], pair[1])).collect();
+        let bytes = fields.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        let entry = Entry::from_fields(bytes).unwrap();
+        let heard = wire.read_entry(&entry).unwrap();
+        let Incoming::Message { message, .. } = &heard else {
+            panic!("{}: {heard:?}", capture.name());
+        };
+        assert_eq!(
+            Entry::is_kept(&heard),
+            entry.kind == "3" && capture.name() != "emit_volatile"
+        );
+        let written = wire.entry(&entry.namespace, &entry.uid, message, None);
+        let written = written.unwrap();
+        if file == "streams" {
+            assert_eq!(written.fields().collect::<Vec<_>>(), fields);
+        }
+        assert_eq!(wire.read_entry(&written).unwrap(), heard);
+    }
+    count
+}
+
+#[test]
+fn an_entry_that_is_no_message_is_passed_over_and_a_broken_one_is_an_error() {
+    let wire = wire_of("streams");
+    let entry = |fields: &[(&'static str, &'static str)]| {
+        let fields = fields.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        Entry::from_fields(fields.collect::<Vec<_>>())
+    };
+    assert_eq!(entry(&[("a", "b")]), None);
+    assert_eq!(entry(&[("nsp", ""), ("type", "3")]), None);
+    let of = |kind, data| {
+        let fields = [("uid", "u"), ("nsp", "/"), ("type", kind), ("data", data)];
+        wire.read_entry(&entry(&fields).unwrap())
+    };
+    for kind in ["", "x", "2", "13", "-1", "300"] {
+        assert_eq!(of(kind, "{}").unwrap(), Incoming::Ignored, "{kind}");
+    }
+    for data in ["", "{", "[]", "{}", "AAAA", "%"] {
+        assert!(of("3", data).is_err(), "{data}");
+    }
+    // Answers come on channels, where their askers listen.
+    let answer = "{\"requestId\":\"1\",\"clientCount\":1}";
+    assert_eq!(of("11", answer).unwrap(), Incoming::Ignored);
 }
 
 /// Emitters write their options in another order.

@@ -16,10 +16,11 @@ use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire, placed, unpl
 
 use crate::captures::{classic, node, read, sharded, wire_as};
 
-fn wires() -> [Wire; 4] {
+fn wires() -> [Wire; 5] {
     [
         classic(),
         wire_as("p", Dialect::Classic, Parser::Json),
+        wire_as("p", Dialect::Streams, Parser::Msgpack),
         sharded(Mode::Static),
         sharded(Mode::Dynamic),
     ]
@@ -199,9 +200,13 @@ fn as_read(question: Question, dialect: Dialect) -> Question {
         target
     };
     match (question, dialect) {
-        (Question::Rooms, Dialect::Sharded(_)) => Question::Sockets(Target::default()),
-        (Question::SocketIds(target), Dialect::Sharded(_)) => Question::Sockets(target),
-        (question, Dialect::Sharded(_)) => question,
+        (Question::Rooms, Dialect::Sharded(_) | Dialect::Streams) => {
+            Question::Sockets(Target::default())
+        }
+        (Question::SocketIds(target), Dialect::Sharded(_) | Dialect::Streams) => {
+            Question::Sockets(target)
+        }
+        (question, Dialect::Sharded(_) | Dialect::Streams) => question,
         (Question::SocketIds(target), _) if !target.except.is_empty() => {
             Question::Sockets(plain(target))
         }
@@ -229,7 +234,7 @@ proptest! {
             let heard = wire.read(&namespace, kind_of(&message), &written.payload).unwrap();
             let expected = match wire.channels().dialect() {
                 Dialect::Classic => without_flags(message.clone()),
-                Dialect::Sharded(_) => message.clone(),
+                Dialect::Sharded(_) | Dialect::Streams => message.clone(),
             };
             let expected = Incoming::Message { message: expected, confirm: confirm.map(Box::from), position: None };
             prop_assert_eq!(heard, expected);

@@ -111,6 +111,7 @@ impl AttachedNamespace {
             // With a channel beside the pattern, the message would arrive twice.
             Dialect::Classic => !self.matches_pattern(room),
             Dialect::Sharded(mode) => mode.has_channel(room),
+            Dialect::Streams => false,
         };
         is_needed.then(|| channels.room(&self.name, room))
     }
@@ -141,7 +142,7 @@ impl AttachedNamespace {
     /// Returns what the namespace's listener has to report.
     pub(crate) fn tracking(&self, dialect: Dialect) -> Tracking {
         match (dialect, &self.private_rooms) {
-            (Dialect::Sharded(Mode::Static), _) => Tracking::Nothing,
+            (Dialect::Sharded(Mode::Static) | Dialect::Streams, _) => Tracking::Nothing,
             (_, Private::Channels) => Tracking::RoomsAndSockets,
             _ => Tracking::Rooms,
         }

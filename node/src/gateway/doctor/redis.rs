@@ -10,7 +10,6 @@ use roomcast::{
     NodeId, RedisBus, RedisConfig, StartError,
     emitter::{
         ConnectError, Dialect,
-        protocol::channel::Channels,
         redis::{Connection, Endpoint, Purpose, Reply as _},
     },
 };
@@ -215,9 +214,9 @@ fn judged_buffers(value: &str) -> Finding {
 
 /// Patterns of nodes and of others: each slows every publish in Redis down.
 async fn patterns(connection: &mut Connection, config: &RedisConfig, patterns: usize) -> Finding {
-    let channels = Channels::new(&config.prefix, config.dialect);
+    let channels = config.channels();
     let count = match config.dialect {
-        Dialect::Classic => "NUMSUB",
+        Dialect::Classic | Dialect::Streams => "NUMSUB",
         Dialect::Sharded(_) => "SHARDNUMSUB",
     };
     let request = channels.request("/");

@@ -36,7 +36,7 @@ async function startServers(kinds, config, redis) {
 function settled(redis, { dialect = "classic", prefix = "socket.io" }, namespace, servers) {
   const [command, channel] = dialect === "classic"
     ? ["NUMSUB", `${prefix}-request#${namespace}#`]
-    : ["SHARDNUMSUB", `${prefix}#${namespace}#`];
+    : [dialect === "streams" ? "NUMSUB" : "SHARDNUMSUB", `${prefix}#${namespace}#`];
   const all = redis.primaries ? [...redis.primaries, ...redis.replicas] : [redis];
   return until(`${servers} servers to hear ${channel}`, async () => {
     const counts = await Promise.all(

@@ -1,11 +1,12 @@
-// One server of a cluster, on the official npm packages: `socket.io` and `@socket.io/redis-adapter`.
+// One server of a cluster, on the official npm packages: `socket.io`, `@socket.io/redis-adapter` and
+// `@socket.io/redis-streams-adapter`.
 // The program `cluster_node` in ../../programs is the same server on Roomcast; a change here is made there.
 //
 //   node-peer.js --config '<json>'
 //
 // Keys of the configuration, all but `redis` optional: redis (a URL: redis://, redis+cluster:// or
 // redis+sentinel://), dialect ("classic", "sharded-static", "sharded-dynamic",
-// "sharded-dynamic-private"), prefix, parser ("msgpack" or "json", of the classic dialect),
+// "sharded-dynamic-private", "streams"), prefix, parser ("msgpack" or "json", of the classic dialect),
 // specificResponses (bool), privateRooms ("auto", "pattern" or "channel": of Roomcast alone), listenAt (a
 // URL: of Node.js alone, the server of a Redis Cluster that it listens at).
 //
@@ -41,6 +42,7 @@
 const { createServer } = require("node:http");
 const { createInterface } = require("node:readline");
 const { createAdapter, createShardedAdapter } = require("@socket.io/redis-adapter");
+const { createAdapter: createStreamsAdapter } = require("@socket.io/redis-streams-adapter");
 const { createClient, createCluster, createSentinel } = require("redis");
 const { Server } = require("socket.io");
 
@@ -94,6 +96,9 @@ function connectTo(url) {
 
 function adapter(pubClient, subClient) {
   const { dialect = "classic", prefix = "socket.io" } = config;
+  if (dialect === "streams") {
+    return createStreamsAdapter(pubClient, { channelPrefix: prefix, streamName: prefix });
+  }
   if (dialect !== "classic") {
     const subscriptionMode = dialect.slice("sharded-".length);
     return createShardedAdapter(pubClient, subClient, { channelPrefix: prefix, subscriptionMode });

@@ -111,6 +111,7 @@ fn redis(config: &Config) -> Result<RedisConfig, Failure> {
         "sharded-static" => Dialect::Sharded(Mode::Static),
         "sharded-dynamic" => Dialect::Sharded(Mode::Dynamic),
         "sharded-dynamic-private" => Dialect::Sharded(Mode::DynamicPrivate),
+        "streams" => Dialect::Streams,
         other => return Err(format!("no dialect is called {other}").into()),
     };
     redis.parser = match &*config.parser {

@@ -1,0 +1,227 @@
+//! The task that reads the stream and has its entries carried out, one after the other.
+//!
+//! ```text
+//!  connect ─► where the stream ends (first time)       ─► XREAD behind the last entry ─► carry out ─┐
+//!          └► is the last entry still there? no: a gap ─►      ▲                                    │
+//!                                                              └──────── still there? no: a gap ◄───┘
+//! ```
+//!
+//! Redis removes entries at the beginning of the stream only. So if the entry behind which was read is still
+//! there after a page was read, nothing is missing before the page.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime},
+};
+
+use redis::{Pipeline, Value};
+use roomcast_emitter::{
+    backoff::Backoff,
+    redis::{ConnectError, Connection, Endpoint, Purpose},
+};
+use roomcast_protocol::{channel::slot, wire::Entry};
+use tokio::time;
+
+use super::{
+    Chain, Streams,
+    entries::{self, Id, Read},
+};
+use crate::{bus::Gap, redis_bus::Core};
+
+/// How long Redis waits for entries, in milliseconds. Its reply is the sign of life.
+const BLOCK_MILLIS: &str = "1000";
+
+/// Maximum number of entries that are read at a time, as in Node.
+const PAGE: usize = 100;
+
+/// The size of a page that is aimed at, in bytes. After a larger one, fewer entries are read at a time.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// How long a reply may take.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The place of the reader.
+struct Place {
+    /// The last entry that was read. `None` until the end of the stream is known.
+    last: Option<Id>,
+    /// When everything in the stream had been read.
+    complete: SystemTime,
+    count: usize,
+}
+
+/// Reads the stream until the bus is gone.
+pub(in super::super) async fn read(core: Weak<Core>, streams: Arc<Streams>, endpoint: Endpoint) {
+    let mut place = Place {
+        last: None,
+        complete: SystemTime::now(),
+        count: PAGE,
+    };
+    let mut backoff = Backoff::default();
+    loop {
+        let failed = match connect(&endpoint, &streams.key).await {
+            Ok(connection) => follow(&core, &streams, connection, &mut place, &mut backoff).await,
+            Err(error) => Err(error.to_string()),
+        };
+        let Err(reason) = failed else {
+            return;
+        };
+        let reason = Arc::<str>::from(reason);
+        let before = streams.interrupted.send_replace(Some(Arc::clone(&reason)));
+        if before.is_none() {
+            streams.metrics.up.set(0);
+            streams.metrics.reconnects.inc();
+            tracing::warn!(%reason, stream = &*streams.key, "the stream is not read any more; connecting again");
+        }
+        time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Connects to the server that has the stream.
+async fn connect(endpoint: &Endpoint, key: &str) -> Result<Connection, ConnectError> {
+    let owner = endpoint.cluster_map(None).await?;
+    let owner = owner.and_then(|map| map.owner(slot(key)).cloned());
+    match owner {
+        Some(address) => endpoint.connect_to(&address, Purpose::Reader, None).await,
+        None => endpoint.connect(Purpose::Reader, None).await,
+    }
+}
+
+/// Reads over one connection. Resolves to `Ok` once the bus is gone.
+async fn follow(
+    core: &Weak<Core>,
+    streams: &Arc<Streams>,
+    connection: Connection,
+    place: &mut Place,
+    backoff: &mut Backoff,
+) -> Result<(), String> {
+    let mut redis = connection.into_inner();
+    let mut ask = async |pipeline: &Pipeline, replies: usize| {
+        let sent = redis.send_packed_commands(pipeline, 0, replies);
+        let replies = time::timeout(REPLY_TIMEOUT, sent).await;
+        let replies = replies.map_err(|_| "Redis does not answer".to_owned())?;
+        let replies = replies.map_err(|error| error.to_string())?;
+        let replies = replies.into_iter().map(Value::extract_error);
+        let replies = replies.collect::<Result<Vec<_>, _>>();
+        replies.map_err(|error| error.to_string())
+    };
+    let mut missing = false;
+    let replies = ask(&beginning(&streams.key, place.last), 2).await?;
+    let (end, kept) = (entries::entries(&replies[0]), entries::entries(&replies[1]));
+    let (Some(end), Some(kept)) = (end, kept) else {
+        return Err("an unexpected reply".to_owned());
+    };
+    let end = end.first().map(|read| read.id).unwrap_or_default();
+    place.last = Some(match place.last {
+        None => end,
+        Some(last) => {
+            missing = last != Id::default() && kept.is_empty();
+            // A replica that was behind, or an empty Redis, gives smaller ids.
+            last.min(end)
+        }
+    });
+    backoff.reset();
+    streams.metrics.up.set(1);
+    if streams.interrupted.send_replace(None).is_some() {
+        tracing::info!(stream = &*streams.key, "reading the stream");
+    }
+    loop {
+        let last = place.last.unwrap_or_default();
+        let before = SystemTime::now();
+        let replies = ask(&next(&streams.key, last, place.count), 2).await?;
+        let (page, kept) = (
+            entries::entries_of_stream(&replies[0]),
+            entries::entries(&replies[1]),
+        );
+        let (Some(page), Some(kept)) = (page, kept) else {
+            return Err("an unexpected reply".to_owned());
+        };
+        let Some(core) = core.upgrade() else {
+            return Ok(());
+        };
+        let was_trimmed = !page.is_empty() && last != Id::default() && kept.is_empty();
+        if missing || was_trimmed {
+            missing = false;
+            streams.chains_are_broken();
+            core.gaps.report(&Gap {
+                from: place.complete.min(before),
+                to: before,
+            });
+        }
+        let is_full = page.len() >= place.count;
+        let bytes = carry_out(&core, streams, page, place).await;
+        place.count = match bytes {
+            0..PAGE_BYTES => (place.count * 2).min(PAGE),
+            _ => (place.count / 2).max(1),
+        };
+        if !is_full {
+            place.complete = before;
+        }
+    }
+}
+
+/// The commands that find the end of the stream, and the last entry that was read.
+fn beginning(key: &str, last: Option<Id>) -> Pipeline {
+    let last = last.unwrap_or_default().to_string();
+    let mut pipeline = Pipeline::with_capacity(2);
+    for args in [["XREVRANGE", key, "+", "-"], ["XRANGE", key, &last, &last]] {
+        let command = pipeline.cmd(args[0]).arg(&args[1..]);
+        command.arg("COUNT").arg(1);
+    }
+    pipeline
+}
+
+/// The commands that read the next page, and look whether the entry before it is still there.
+fn next(key: &str, last: Id, count: usize) -> Pipeline {
+    let last = last.to_string();
+    let mut pipeline = Pipeline::with_capacity(2);
+    pipeline.cmd("XREAD").arg("COUNT").arg(count);
+    pipeline.arg("BLOCK").arg(BLOCK_MILLIS);
+    pipeline.arg("STREAMS").arg(key).arg(&last);
+    pipeline.cmd("XRANGE").arg(key).arg(&last).arg(&last);
+    pipeline.arg("COUNT").arg(1);
+    pipeline
+}
+
+/// Carries out a page. Returns its size in bytes.
+async fn carry_out(
+    core: &Core,
+    streams: &Arc<Streams>,
+    page: Vec<Read<'_>>,
+    place: &mut Place,
+) -> usize {
+    let mut bytes = 0;
+    for Read { id, entry } in page {
+        if let Some(entry) = &entry {
+            bytes += entries::size(entry);
+            carry_out_one(core, streams, id, entry).await;
+        }
+        place.last = Some(id);
+    }
+    bytes
+}
+
+async fn carry_out_one(core: &Core, streams: &Arc<Streams>, id: Id, entry: &Entry<'_>) {
+    let Some((namespace, incoming)) = core.incoming.read_entry(entry) else {
+        return;
+    };
+    let name = &namespace.name;
+    let known = streams.chains.lock().get(name).copied();
+    let position = match known {
+        Some(chain) if Entry::is_kept(&incoming) => {
+            let after = match chain {
+                Chain::UpTo(after) => Some(after),
+                Chain::Unknown => streams.before(&namespace, id).await.ok(),
+            };
+            id.position(after)
+        }
+        _ => None,
+    };
+    if let Some(position) = position {
+        let mut chains = streams.chains.lock();
+        if let Some(chain) = chains.get_mut(name) {
+            *chain = Chain::UpTo(position.id);
+        }
+    }
+    core.incoming
+        .carry_out_entry(&namespace, incoming, position);
+}
