@@ -193,11 +193,6 @@ impl Membership {
         self.metrics.nodes.set(gauge(leases.alive()));
         if let Some(clock) = clock {
             self.compare_settings(&held, clock.millis);
-            if self.address.is_some() {
-                let stated = stated(&held, clock.millis);
-                self.peers
-                    .replace(self.node(), stated.map(|(_, rest)| rest));
-            }
         }
         let reading = clock.map(|clock| Reading {
             now: clock.millis,
@@ -207,6 +202,12 @@ impl Membership {
         state.leases = Arc::new(leases);
         state.clock = clock.or(state.clock);
         state.leaving = reading.as_ref().map_or(0, Reading::leaving);
+        drop(state);
+        if let Some(Reading { now, held }) = reading.as_ref().filter(|_| self.address.is_some()) {
+            // Behind the leases, so that a node that is found is among the nodes that are alive.
+            let stated = stated(held, *now).map(|(_, rest)| rest);
+            self.peers.replace(self.node(), stated);
+        }
         Ok(reading)
     }
 

@@ -136,7 +136,9 @@ async fn operate(
             let found = operator.fetch_sockets().await?;
             let plain: Vec<_> = found.sockets.iter().map(plain).collect();
             let silent = &found.silent_nodes;
-            return Ok(json!({ "sockets": plain, "complete": silent.is_empty(), "silent": silent }));
+            return Ok(
+                json!({ "sockets": plain, "complete": silent.is_empty(), "silent": silent }),
+            );
         }
         Action::Rooms => {
             let found = operator.rooms().await?;
