@@ -144,7 +144,7 @@ pub trait BusHandle: Send + Sync + 'static {
     }
 
     /// Asks all other nodes and collects their answers, for `timeout` at most. The question is
-    /// enqueued when this returns, in order with the messages.
+    /// enqueued when this returns, in order with the messages. Over a stream in Redis it may overtake them.
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>>;
 }
 

@@ -66,7 +66,7 @@ use self::{
     outgoing::Outgoing,
     questions::Questions,
     sessions::RedisSessions,
-    streams::{StreamLog, Streams},
+    streams::{StreamLog, StreamSessions, Streams},
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::{
@@ -266,8 +266,14 @@ impl BusHandle for Handle {
     }
 
     fn sessions(&self) -> Option<Arc<dyn Sessions>> {
-        let sessions = RedisSessions::new(&self.core.outgoing, &self.namespace.name);
-        Some(Arc::new(sessions))
+        let (outgoing, namespace) = (&self.core.outgoing, &self.namespace.name);
+        Some(match &self.core.streams {
+            Some(streams) => {
+                let prefix = &streams.session_prefix;
+                Arc::new(StreamSessions::new(outgoing, prefix, namespace))
+            }
+            None => Arc::new(RedisSessions::new(outgoing, namespace)),
+        })
     }
 
     fn is_own(&self, socket: &SocketId) -> bool {

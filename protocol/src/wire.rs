@@ -25,6 +25,7 @@ mod buffers;
 mod classic;
 mod parts;
 mod payload;
+mod session;
 mod sharded;
 mod streams;
 mod unplaced;
@@ -36,6 +37,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 pub use self::{
+    session::{HOLDER, StoredSession},
     streams::Entry,
     unplaced::{placed, unplaced},
 };

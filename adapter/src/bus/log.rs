@@ -59,6 +59,18 @@ pub trait Log: Send + Sync + 'static {
     fn announce(&self) -> BusFuture<Result<(), BusError>> {
         Box::pin(ready(Ok(())))
     }
+
+    /// Returns the text by which clients name the place of a broadcast when they come back, from its id and its
+    /// time. Default: both, with a hyphen between them.
+    fn offset(&self, id: u64, time: u64) -> String {
+        format!("{id}-{time}")
+    }
+
+    /// Reads a text of [`offset`](Self::offset).
+    fn read_offset(&self, text: &str) -> Option<(u64, u64)> {
+        let (id, time) = text.split_once('-')?;
+        Some((id.parse().ok()?, time.parse().ok()?))
+    }
 }
 
 /// The logs that a namespace keeps.

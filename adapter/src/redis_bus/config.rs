@@ -34,6 +34,9 @@ pub struct RedisConfig {
     /// About how many entries the stream has at most, in the streams dialect: `maxLen` of Node's adapter.
     /// Default 10,000.
     pub stream_max_len: usize,
+    /// What the keys of sessions begin with in the streams dialect: `sessionKeyPrefix` of Node's adapter. Default
+    /// `sio:session:`.
+    pub session_prefix: String,
     /// How broadcasts are encoded in the classic dialect. Default: MessagePack.
     pub parser: Parser,
     /// Whether answers to Node's servers are published on the asker's own channel, as with Node's
@@ -82,6 +85,7 @@ impl RedisConfig {
             dialect: Dialect::default(),
             stream: None,
             stream_max_len: 10_000,
+            session_prefix: "sio:session:".into(),
             parser: Parser::default(),
             specific_responses: false,
             private_rooms: PrivateRooms::default(),

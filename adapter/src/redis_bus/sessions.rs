@@ -21,7 +21,7 @@ use super::{
 use crate::bus::{BusError, BusFuture, Session, Sessions, Taken};
 
 /// Replaces or removes a session of the same owner.
-static UPDATE: LazyLock<Script> =
+pub(super) static UPDATE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("sessions/update.lua")));
 
 /// Gives a session to another owner.
@@ -119,6 +119,6 @@ fn text(session: &Session) -> Vec<u8> {
 }
 
 /// A time as Redis reads it, at least 1 ms.
-fn millis(life: Duration) -> String {
+pub(super) fn millis(life: Duration) -> String {
     life.as_millis().max(1).to_string()
 }

@@ -217,8 +217,14 @@ impl Core {
         ));
         let streams = (config.dialect == Dialect::Streams).then(|| {
             let metrics = StreamMetrics::new(&mut series);
-            let max_len = config.stream_max_len;
-            Arc::new(Streams::new(&outgoing, &membership, max_len, metrics))
+            let (max_len, prefix) = (config.stream_max_len, &config.session_prefix);
+            Arc::new(Streams::new(
+                &outgoing,
+                &membership,
+                max_len,
+                prefix,
+                metrics,
+            ))
         });
         let gaps = Arc::new(Gaps::new(GapMetrics::new(&mut series)));
         let node_js = NodeJs::new(Arc::clone(&membership), Arc::clone(&gaps));

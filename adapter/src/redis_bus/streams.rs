@@ -13,6 +13,7 @@
 mod entries;
 mod log;
 mod reader;
+mod sessions;
 
 use std::{
     collections::HashMap,
@@ -36,7 +37,7 @@ use tokio::{
 };
 
 use self::entries::Id;
-pub(super) use self::{log::StreamLog, reader::read};
+pub(super) use self::{log::StreamLog, reader::read, sessions::StreamSessions};
 use super::{
     membership::Membership, metrics::StreamMetrics, outgoing::Outgoing, script::unexpected,
 };
@@ -53,6 +54,8 @@ pub(super) struct Streams {
     /// About how many entries Redis keeps.
     max_len: usize,
     metrics: StreamMetrics,
+    /// What the keys of sessions begin with.
+    pub(super) session_prefix: Arc<str>,
     /// Why the stream is not read; `None` while it is.
     interrupted: watch::Sender<Option<Arc<str>>>,
     /// The last entry of each journal that was delivered.
@@ -75,10 +78,12 @@ impl Streams {
         outgoing: &Arc<Outgoing>,
         membership: &Arc<Membership>,
         max_len: usize,
+        session_prefix: &str,
         metrics: StreamMetrics,
     ) -> Self {
         Self {
             metrics,
+            session_prefix: session_prefix.into(),
             outgoing: Arc::clone(outgoing),
             membership: Arc::clone(membership),
             key: outgoing.wire.channels().stream().into(),

@@ -39,7 +39,7 @@ enum Kind {
 /// The rights of a node as its documentation has them, for prefixes that begin with `check`.
 const RIGHTS: &str = "~check* &check* +@pubsub +@sortedset +time +ping +select +client|setname \
                       +eval +evalsha +@stream +get +set +expire \
-                      +getrange +del +pexpire";
+                      +getrange +del +pexpire +pttl";
 const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
 const LOGIN: &str = "node:secret@";
 
@@ -135,6 +135,7 @@ impl Fabric {
         config.prefix = format!("check{number}");
         config.dialect = dialect;
         config.parser = self.parser;
+        config.session_prefix = format!("check{number}-session:");
         Fresh::Redis {
             config: Box::new(config),
             is_cluster: matches!(self.kind, Kind::Cluster { .. }),

@@ -22,6 +22,13 @@ pub(crate) struct ClusterOptions {
     #[arg(default_value = "auto")]
     pub(crate) redis_private_rooms: PrivateRoomsBy,
 
+    /// Prefix of the keys of sessions in the streams dialect
+    ///
+    /// Node's adapter calls it `sessionKeyPrefix`.
+    #[arg(long, value_name = "TEXT")]
+    #[arg(default_value = "sio:session:")]
+    pub(crate) redis_session_prefix: String,
+
     /// Time that Redis has to respond; after it, a message counts as not confirmed
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
@@ -68,6 +75,9 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     config.dialect = redis.redis_dialect.into();
     config.stream = (redis.redis_stream != "prefix").then(|| redis.redis_stream.clone());
     config.stream_max_len = redis.redis_stream_length as usize;
+    config
+        .session_prefix
+        .clone_from(&cluster.redis_session_prefix);
     config.parser = redis.redis_parser.into();
     config.specific_responses = cluster.redis_specific_responses.0;
     config.private_rooms = match cluster.redis_private_rooms {

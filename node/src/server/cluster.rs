@@ -22,7 +22,6 @@ use roomcast_protocol::{
 use super::{
     broadcast::Delivery,
     error::EmitError,
-    journal::Offset,
     live_namespace::LiveNamespace,
     observe::Observation,
     socket::{LocalSocket, Socket},
@@ -269,10 +268,11 @@ impl LiveNamespace {
         args: &Args,
         position: Option<Position>,
     ) -> Result<Frame, EmitError> {
-        let offset = position.filter(|place| self.recovery.is_some() && place.after.is_some());
+        let journal = self.journal.as_ref().filter(|_| self.recovery.is_some());
+        let offset = position.filter(|place| place.after.is_some()).zip(journal);
         let frame = match offset {
-            Some(place) => {
-                let args = args.with_last(&Offset::from(place).to_string());
+            Some((place, journal)) => {
+                let args = args.with_last(&journal.offset_text(place.into()));
                 self.parser.event(&self.name, id, event, &args)?
             }
             None => self.parser.event(&self.name, id, event, args)?,

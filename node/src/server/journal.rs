@@ -155,26 +155,6 @@ impl Offset {
     }
 }
 
-/// The offset that clients keep and send back.
-impl std::fmt::Display for Offset {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.id, self.time)
-    }
-}
-
-impl std::str::FromStr for Offset {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (id, time) = text.split_once('-').ok_or(())?;
-        let number = |text: &str| text.parse::<u64>().map_err(|_| ());
-        Ok(Self {
-            id: number(id)?,
-            time: number(time)?,
-        })
-    }
-}
-
 impl From<Position> for Offset {
     fn from(position: Position) -> Self {
         Self {
@@ -268,6 +248,17 @@ impl Journal {
             earlier: AsyncMutex::default(),
             has_tail,
         }
+    }
+
+    /// The text by which clients name a place when they come back.
+    pub(super) fn offset_text(&self, offset: Offset) -> String {
+        self.log.offset(offset.id, offset.time)
+    }
+
+    /// Reads such a text.
+    pub(super) fn read_offset(&self, text: &str) -> Option<Offset> {
+        let (id, time) = self.log.read_offset(text)?;
+        Some(Offset { id, time })
     }
 
     /// Sockets that are admitted under this lock receive what is delivered after it is released.

@@ -463,7 +463,8 @@ impl LiveNamespace {
         let since = record.since();
         let from = match offset {
             Some(offset) => {
-                let offset: Offset = offset.parse().map_err(|()| "incomplete")?;
+                let journal = self.journal.as_ref().ok_or("incomplete")?;
+                let offset = journal.read_offset(offset).ok_or("incomplete")?;
                 // A client keeps the offset of an earlier session until it receives something.
                 since
                     .filter(|since| since.is_later_than(offset))

@@ -22,7 +22,7 @@ use super::{Incoming, Wire, WireError, payload::Encoding, payload::expected, sha
 use crate::{id::NodeId, message::Message, raw::Raw, target::Target};
 
 /// What Node's decoder accepts: with padding or without.
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
+pub(super) const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use roomcast_protocol::channel::{self, Channels, Dialect, Kind, ParsedChannel};
-use roomcast_protocol::wire::{Asker, Entry, Incoming, Publication, Wire};
+use roomcast_protocol::wire::{Asker, Entry, Incoming, Publication, StoredSession, Wire};
 use serde_json::Value;
 
 use crate::captures::{Capture, NAMESPACES, classic, node, read, unhex, wire_as, wire_of};
@@ -213,7 +213,7 @@ fn nodes_sharded_adapter_is_read_and_written_again() {
 #[test]
 fn nodes_streams_adapter_is_read_and_written_again() {
     assert_eq!(replay("streams"), 8);
-    assert_eq!(replay_entries("streams"), 11);
+    assert_eq!(replay_entries("streams"), 10);
 }
 
 /// It puts the namespace into the packet, too, and orders its options in another way.
@@ -417,4 +417,37 @@ fn a_sender_knows_its_own_messages_and_no_others() {
     assert!(!echo.is_own(&unhex("9301")));
     let (wire, text) = (classic(), r#"{"type":2,"x":{"uid":"u"},"uid":"v"}"#);
     assert!(!wire.echo("/", "u").is_own(text.as_bytes()));
+}
+
+#[test]
+fn nodes_sessions_are_read_and_ours_have_what_node_reads() {
+    let wire = wire_of("streams");
+    let captures = read("streams");
+    let capture = captures.iter().find(|c| c.name() == "session_persist");
+    let words = capture.unwrap().list("args");
+    let read = wire.read_session(words[2].as_str().unwrap().as_bytes());
+    let read = read.unwrap();
+    assert_eq!((&read.holder, &read.namespace), (&None, &None));
+    let record: Value = serde_json::from_slice(&read.record).unwrap();
+    let expected = serde_json::json!({
+        "sid": "b8CQbuuBK0kzR9JvAAAC", "owner": "", "rooms": ["room1"],
+        "data": { "user": "u-B" }, "since": null,
+    });
+    assert_eq!(record, expected);
+
+    let holder = "0123456789abcdefghij";
+    let written = StoredSession::write(holder, "/", "p", &read.record);
+    assert!(written.starts_with(&StoredSession::head_of(holder)));
+    assert!(written.starts_with(&StoredSession::head()));
+    assert_eq!(StoredSession::head_of(holder).len(), 40);
+    let again = wire.read_session(written.as_bytes()).unwrap();
+    let ours = StoredSession {
+        holder: Some(holder.into()),
+        namespace: Some("/".into()),
+        record: read.record,
+    };
+    assert_eq!(again, ours);
+    for broken in ["", "%", "AAAA", "gA=="] {
+        assert!(wire.read_session(broken.as_bytes()).is_err(), "{broken}");
+    }
 }

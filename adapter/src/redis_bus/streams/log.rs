@@ -109,6 +109,16 @@ impl Log for StreamLog {
         })
     }
 
+    /// The id of the entry, as Node's servers write it.
+    fn offset(&self, id: u64, _: u64) -> String {
+        Id::of(id).to_string()
+    }
+
+    fn read_offset(&self, text: &str) -> Option<(u64, u64)> {
+        let position = Id::parse(text)?.position(None)?;
+        Some((position.id, position.time))
+    }
+
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {
         let reading = Self {
             streams: Arc::clone(&self.streams),

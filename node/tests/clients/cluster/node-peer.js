@@ -7,7 +7,7 @@
 // Keys of the configuration, all but `redis` optional: redis (a URL: redis://, redis+cluster:// or
 // redis+sentinel://), dialect ("classic", "sharded-static", "sharded-dynamic",
 // "sharded-dynamic-private", "streams"), prefix, parser ("msgpack" or "json", of the classic dialect),
-// specificResponses (bool), privateRooms ("auto", "pattern" or "channel": of Roomcast alone), listenAt (a
+// specificResponses (bool), recovery (bool: clients can come back; then rooms have no history), privateRooms ("auto", "pattern" or "channel": of Roomcast alone), listenAt (a
 // URL: of Node.js alone, the server of a Redis Cluster that it listens at).
 //
 // Speaks lines of JSON. Prints {"listening": port} once it is a member of the cluster. Reads commands
@@ -57,7 +57,8 @@ async function main() {
   for (const client of clients) client.on("error", () => {});
   await Promise.all(clients.map((client) => client.connect()));
   const httpServer = createServer();
-  const io = new Server(httpServer, { adapter: adapter(...clients), serveClient: false });
+  const recovery = config.recovery ? { connectionStateRecovery: {} } : {};
+  const io = new Server(httpServer, { adapter: adapter(...clients), serveClient: false, ...recovery });
   const commands = commandsOf(io);
   for (const name of ["/", "/chat", /^\/org-\w+$/]) serve(io.of(name));
   io.on("new_namespace", listen);

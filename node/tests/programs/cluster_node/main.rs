@@ -15,7 +15,7 @@ use std::{
 
 use roomcast::{
     Args, BroadcastOperator, DisconnectReason, Gap, HistoryLimits, Namespace, PrivateRooms,
-    RedisConfig, Server, Socket,
+    Recovery, RedisConfig, Server, Socket,
     emitter::{Dialect, Mode, Parser},
 };
 use serde::Deserialize;
@@ -40,6 +40,7 @@ struct Config {
     prefix: String,
     parser: String,
     specific_responses: bool,
+    recovery: bool,
     private_rooms: String,
 }
 
@@ -52,6 +53,7 @@ impl Default for Config {
             prefix: "socket.io".into(),
             parser: "msgpack".into(),
             specific_responses: false,
+            recovery: false,
             private_rooms: "auto".into(),
         }
     }
@@ -71,16 +73,11 @@ async fn main() -> Result<(), Failure> {
             say(&json!({ "gap": { "from": millis(gap.from), "to": millis(gap.to) } }));
         });
     for name in ["/", "/chat"] {
-        let namespace = everywhere(Namespace::new(name), name, &config.name, &sockets);
+        let namespace = everywhere(Namespace::new(name), name, &config, &sockets);
         builder = builder.namespace(namespace);
     }
     let dynamic = "/org-{id}";
-    let namespace = everywhere(
-        Namespace::matching(dynamic),
-        dynamic,
-        &config.name,
-        &sockets,
-    );
+    let namespace = everywhere(Namespace::matching(dynamic), dynamic, &config, &sockets);
     builder = builder.namespace(namespace);
     let server = builder.build().await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -132,13 +129,17 @@ fn redis(config: &Config) -> Result<RedisConfig, Failure> {
 fn everywhere(
     namespace: Namespace,
     name: &'static str,
-    server: &str,
+    config: &Config,
     sockets: &Sockets,
 ) -> Namespace {
     let (coming, going) = (sockets.clone(), sockets.clone());
-    let server: Arc<str> = server.into();
+    let server: Arc<str> = config.name.as_str().into();
+    let namespace = if config.recovery {
+        namespace.recovery(Recovery::default())
+    } else {
+        namespace.history(HistoryLimits::default())
+    };
     namespace
-        .history(HistoryLimits::default())
         .on_connect(move |socket: Socket| {
             coming.all().insert(key(&socket), socket);
             async {}
