@@ -149,7 +149,10 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         for row in rows {
             if row.fault != last {
                 let metrics = row.metrics.iter().map(|name| format!("`{name}`"));
-                let metrics = metrics.collect::<Vec<_>>().join(", ");
+                let mut metrics = metrics.collect::<Vec<_>>().join(", ");
+                if metrics.is_empty() {
+                    metrics.push_str("none of them");
+                }
                 let _ = writeln!(text, "| {} | {metrics} |", row.number);
             }
             last = row.fault;
