@@ -115,7 +115,8 @@ impl Core {
         };
         let command = append(&journal, &publication.payload);
         let appending = self.transport.append_all(&journal.names, vec![command]);
-        let appended = appending.await.pop();
+        // In a box, so that the futures of applications around this one stay within what the compiler can nest.
+        let appended = Box::pin(appending).await.pop();
         appended
             .expect("there is one reply for each command")
             .map(stored_at)
@@ -235,7 +236,7 @@ impl Core {
             let answered = self.ask(namespace, about, question, timeout).await?;
             return Ok(results::confirmed(None, &answered));
         }
-        let delivery = self.publish(namespace, message).await?;
+        let delivery = Box::pin(self.publish(namespace, message)).await?;
         let asked = Box::pin(self.ask_once(namespace, About::Published, question, timeout)).await;
         // It is stored: a retry would store it twice.
         let answered = asked.map_err(|error| unconfirmed(&error))?;

@@ -80,7 +80,7 @@ impl Journals {
             return Ok(known.journal());
         }
         let names = self.names(channels, namespace);
-        let limits = match transport.get(&names.limits).await {
+        let limits = match Box::pin(transport.get(&names.limits)).await {
             Ok(text) => text.and_then(|text| JournalLimits::read(&text)),
             Err(EmitError::Refused(_)) => None,
             // The reply to a question is lost, and no message.
