@@ -83,8 +83,8 @@ pub use server::{
     Ack, AckError, AllRooms, Answers, Argument, Arguments, BroadcastOperator, BuildError, Builder,
     Data, Delivery, DisconnectReason, Drain, EmitError, Event, Fetched, ForeignRequest, Handler,
     HandlerError, HandlerResult, History, HistoryError, JoinFromError, Namespace, Observation,
-    Observer, Outcome, Parser, PublishError, Recovery, Refused, RemoteSocket, Reply, RoomChange,
-    RoomChanges, Serve, Server, ServerAnswers, Socket, SocketOperator, State, place,
+    Observer, Outcome, Parser, PublishError, Recovering, Recovery, Refused, RemoteSocket, Reply,
+    RoomChange, RoomChanges, Serve, Server, ServerAnswers, Socket, SocketOperator, State, place,
     shutdown_signal, way,
 };
 pub use transport::{

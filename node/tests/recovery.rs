@@ -5,7 +5,8 @@
 mod support;
 
 use roomcast::{
-    DisconnectReason, JournalLimits, MemoryBus, Namespace, Recovery, Refused, Server, Socket,
+    DisconnectReason, JournalLimits, MemoryBus, Namespace, Recovering, Recovery, Refused, Server,
+    Socket,
 };
 use serde::Deserialize;
 use support::{
@@ -165,6 +166,75 @@ async fn a_client_that_comes_back_is_the_same_socket_and_receives_what_it_missed
     server.io.to("news").emit("n", 8).await.unwrap();
     assert_eq!(client.numbers(1).await, [8]);
     counts(&server, "recovered", 1).await;
+}
+
+#[tokio::test]
+async fn events_to_one_socket_are_kept_if_they_shall_be() {
+    for unicasts in [true, false] {
+        let recovery = Recovery {
+            unicasts,
+            ..Recovery::default()
+        };
+        let (server, mut sockets) = node_of(main_namespace().recovery(recovery), None).await;
+        let mut client = Client::connect(&server).await;
+        let socket = sockets.next().await;
+        socket.emit("n", 1).unwrap();
+        server.io.emit("n", 2).await.unwrap();
+        socket.emit("n", 3).unwrap();
+        assert_eq!(client.numbers(2).await, [1, 2]);
+        let after_two = client.offset.clone();
+        assert_eq!(client.numbers(1).await, [3]);
+        assert_eq!(client.offset != after_two, unicasts);
+        socket.volatile().emit("n", 4).unwrap();
+        assert_eq!(client.numbers(1).await, [4]);
+        // The server has not noticed, and sends to nobody.
+        let old = client.stream.take().unwrap();
+        socket.emit("n", 5).unwrap();
+        socket.volatile().emit("n", 6).unwrap();
+        old.reset();
+        is_gone(&socket).await;
+        let late = socket.emit("n", 7);
+        assert_eq!(late.is_ok(), unicasts, "{late:?}");
+        server.io.emit("n", 8).await.unwrap();
+        client.come_back(&server).await;
+        let missed: &[u64] = if unicasts { &[5, 7, 8] } else { &[8] };
+        assert_eq!(client.numbers(missed.len()).await, missed);
+        assert_eq!(client.reply().await, client.reply);
+        let socket = sockets.next().await;
+        socket.emit("n", 9).unwrap();
+        assert_eq!(client.numbers(1).await, [9]);
+        socket.disconnect(true);
+        is_gone(&socket).await;
+        socket.emit("n", 10).unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn authorizers_see_whether_a_client_comes_back() {
+    let (asked, mut asks) = mpsc::unbounded_channel();
+    let namespace = main_namespace()
+        .recovery(Recovery {
+            authorizes_again: true,
+            ..Recovery::default()
+        })
+        .authorize(move |Recovering(comes_back)| {
+            asked.send(comes_back).unwrap();
+            async { Ok::<_, Refused>(()) }
+        });
+    let (server, mut sockets) = node_of(namespace, None).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    client.reset();
+    is_gone(&socket).await;
+    client.come_back(&server).await;
+    assert_eq!(client.reply().await, client.reply);
+    assert!(sockets.next().await.recovered());
+    let mut stream = WebSocket::open(server.address).await;
+    stream.send(r#"40{"pid":"unknown"}"#).await;
+    reply(&stream.text().await);
+    for comes_back in [false, true, false] {
+        assert_eq!(asks.recv().await, Some(comes_back));
+    }
 }
 
 #[tokio::test]

@@ -13,13 +13,15 @@ local heads, journal, channel, publish = ARGV, KEYS[2], ARGV[1], ARGV[2]
 local counter = call('GET', KEYS[1]) or ''
 local previous, total, touched = string.match(counter, '^(%d+):(%d+):(%d+)$')
 local last
+local first = seconds
 if previous then
   last, total, touched = tonumber(previous), tonumber(total), tonumber(touched)
 else
   last, total = last_of(journal)
   previous, touched = format('%d', last), 0
+  first = math.max(first, (tonumber(string.match(counter, '^%d+')) or 0) + 1)
 end
-local first = math.max(last + 1, (tonumber(string.match(counter, '^%d+')) or 0) + 1, seconds)
+first = math.max(first, last + 1)
 local millis = tonumber(now)
 local reply = { millis, last, first }
 local id = first

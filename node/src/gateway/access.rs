@@ -7,7 +7,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use prometheus::proto::Metric;
-use roomcast::{EngineId, HandlerError, Handshake, Namespace, Refused, Server, SocketId};
+use roomcast::{
+    EngineId, HandlerError, Handshake, Namespace, Recovering, Refused, Server, SocketId,
+};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -72,7 +74,7 @@ pub(crate) fn guard(
         Access::Jwt | Access::Hook | Access::JwtHook => {
             let (name, auth) = (name.to_owned(), auth.cloned());
             let (hooks, users) = (hooks.clone(), users.clone());
-            namespace.authorize(move |handshake: Handshake, id: SocketId, connection: EngineId| {
+            namespace.authorize(move |handshake: Handshake, id: SocketId, connection: EngineId, recovering: Recovering| {
                 let (name, auth) = (name.clone(), auth.clone());
                 let (hooks, users) = (hooks.clone(), users.clone());
                 let granted = handshake.extension::<Granted>().cloned();
@@ -92,7 +94,8 @@ pub(crate) fn guard(
                         return Ok::<_, HandlerError>(data);
                     }
                     let before = data.user.clone();
-                    let decided = hooks.connect(&name, &handshake, &id, data).await;
+                    let client = (&handshake, recovering);
+                    let decided = hooks.connect(&name, client, &id, data).await;
                     // The hook may have named the user only now.
                     let now = decided.as_ref().ok().and_then(|data| data.user.as_deref());
                     let user = now.or(before.as_deref());

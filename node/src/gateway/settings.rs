@@ -89,6 +89,8 @@ age = "10m"
 # table they get a new one.
 [namespaces."/chat".recovery]
 max_disconnection = "2m"
+# Keep events to a single client as well. Each of them then costs Redis as much as a broadcast.
+unicasts = false
 "#;
 
 /// The settings of one namespace.
@@ -144,12 +146,15 @@ impl JournalSettings {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RecoverySettings {
     max_disconnection: Span,
+    unicasts: bool,
 }
 
 impl Default for RecoverySettings {
     fn default() -> Self {
+        let recovery = Recovery::default();
         Self {
-            max_disconnection: Span(Recovery::default().max_disconnection),
+            max_disconnection: Span(recovery.max_disconnection),
+            unicasts: recovery.unicasts,
         }
     }
 }
@@ -160,6 +165,7 @@ impl RecoverySettings {
         Recovery {
             max_disconnection: self.max_disconnection.0,
             authorizes_again: true,
+            unicasts: self.unicasts,
         }
     }
 }

@@ -766,7 +766,8 @@ async fn admission(
     let mut data = None;
     if !is_trusted {
         let (namespace, socket) = (Arc::clone(&namespace), socket.clone());
-        data = authorize(namespace, handshake, socket, connection).await?;
+        let names = (socket, connection);
+        data = authorize(namespace, handshake, names, restored.is_some()).await?;
     } else if let Some(expecting) = namespace.expect(&socket) {
         expecting.await;
     }
@@ -791,8 +792,8 @@ async fn admission(
 pub(super) async fn authorize(
     namespace: Arc<LiveNamespace>,
     handshake: Handshake,
-    socket: SocketId,
-    connection: EngineId,
+    (socket, connection): (SocketId, EngineId),
+    recovering: bool,
 ) -> Admission {
     let mut data = None;
     for authorizer in &namespace.handlers.authorizers {
@@ -800,6 +801,7 @@ pub(super) async fn authorize(
             handshake: Some(&handshake),
             socket_id: Some(&socket),
             connection: Some(connection),
+            recovering,
             ..Call::new(&namespace.handlers.states)
         });
         data = deciding.await?.or(data);

@@ -88,6 +88,7 @@ pub struct Call<'a> {
     pub(crate) handshake: Option<&'a Handshake>,
     pub(crate) socket_id: Option<&'a SocketId>,
     pub(crate) connection: Option<EngineId>,
+    pub(crate) recovering: bool,
     pub(crate) reason: Option<DisconnectReason>,
     pub(crate) event: &'a str,
     pub(crate) payload: Option<&'a Payload<'a>>,
@@ -108,6 +109,7 @@ impl<'a> Call<'a> {
             handshake: None,
             socket_id: None,
             connection: None,
+            recovering: false,
             reason: None,
             event: "",
             payload: None,
@@ -185,6 +187,7 @@ pub trait Arguments<Place>: Sized + 'static {
 /// | [`Handshake`] | authorize | the client's first request |
 /// | [`SocketId`] | authorize | the id that the socket will have |
 /// | [`EngineId`] | authorize | the id of the client's connection |
+/// | [`Recovering`] | authorize | whether the client comes back to its session |
 /// | [`BroadcastOperator`] | events of servers | the namespace |
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an argument of a handler here",
@@ -278,6 +281,7 @@ arguments! {
         |call| call.socket_id.expect("it is about a client").clone();
     EngineId: OnAuthorize =>
         |call| call.connection.expect("it is about a client");
+    Recovering: OnAuthorize => |call| Recovering(call.recovering);
     DisconnectReason: OnDisconnect =>
         |call| call.reason.expect("it is about a disconnect");
     Event: OnEventPlace =>
@@ -288,6 +292,14 @@ arguments! {
         Ack { socket, id: call.id }
     };
 }
+
+/// Whether a client comes back to its [session](super::Namespace::recovery), as an argument of an
+/// authorizer. `false` also if it wants to, but its session is not kept any more.
+///
+/// If what the client has missed turns out not to be complete, it gets a new socket, and the authorizers run
+/// once more for that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovering(pub bool);
 
 /// A value that the handlers of a server share, as an argument of a handler.
 ///

@@ -19,19 +19,20 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::{Arc, Weak},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use roomcast_adapter::{BusError, JournalEntry, JournalPage, Log, Page, Position};
+use roomcast_adapter::{BusError, JournalEntry, JournalPage, Log, Page, Position, Published};
 use roomcast_protocol::{args::Args, message::Message, target::Target};
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
     time::{sleep, timeout},
 };
 
-use super::{broadcast::Delivery, error::EmitError, live_namespace::LiveNamespace};
-use crate::{clock::unix_millis, transport::frame::Frame};
+use super::{broadcast::Delivery, error::EmitError, live_namespace::LiveNamespace, socket::Socket};
+use crate::{clock::unix_millis, line_limit::LineLimit, transport::frame::Frame};
 
 /// Entries that are read with one command.
 const PAGE: usize = 100;
@@ -596,6 +597,49 @@ impl LiveNamespace {
             nodes: published.nodes,
             position: published.position,
         })
+    }
+
+    /// Emits an event to one socket by way of the journal. It has its place among the other events of this
+    /// node when this returns. If it was not stored, the socket receives it all the same, but only now.
+    pub(super) fn unicast_journaled(
+        &self,
+        journal: &Journal,
+        socket: &Socket,
+        event: &str,
+        args: Args,
+    ) {
+        static LINES: LineLimit = LineLimit::new();
+        let mut target = Target::default();
+        target.add_rooms(socket.id());
+        let mut storing = journal.log.broadcast(target, event, args.clone());
+        let (socket, event) = (socket.clone(), Box::<str>::from(event));
+        // It is enqueued with the first poll, or delivered in a namespace without Redis.
+        let first = storing
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        let Some(server) = self.server.upgrade() else {
+            return;
+        };
+        let finish = move |stored: Result<Published, BusError>| match stored {
+            Ok(_) => {}
+            Err(BusError::Unconfirmed(error)) => {
+                tracing::debug!(%error, "an event to a socket may not have been stored");
+            }
+            Err(error) => {
+                if let Some(left_out) = LINES.pass() {
+                    let namespace = socket.namespace_name();
+                    tracing::warn!(namespace, %error, left_out, "events to sockets cannot be stored: clients that come back miss them");
+                }
+                drop(socket.send_event(&event, args));
+            }
+        };
+        match first {
+            Poll::Ready(stored) => finish(stored),
+            Poll::Pending => {
+                let following = async move { finish(storing.await) };
+                drop(server.tasks.runtime().spawn(following));
+            }
+        }
     }
 
     /// A broadcast of the journal has arrived. Returns the number of sockets that it was meant for.

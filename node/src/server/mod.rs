@@ -52,7 +52,9 @@ pub use error::{
     AckError, BuildError, EmitError, HandlerError, HandlerResult, HistoryError, JoinFromError,
     PublishError, Refused,
 };
-pub use handler::{Argument, Arguments, Event, Handler, Outcome, Reply, State, place, way};
+pub use handler::{
+    Argument, Arguments, Event, Handler, Outcome, Recovering, Reply, State, place, way,
+};
 pub use history::History;
 pub use namespace::Namespace;
 pub use observe::{Observation, Observer};

@@ -307,8 +307,8 @@ impl Admitted {
         let deciding = authorize(
             Arc::clone(&namespace),
             handshake.clone(),
-            id.clone(),
-            connection,
+            (id.clone(), connection),
+            false,
         );
         let (status, label, refused) = match AssertUnwindSafe(deciding).catch_unwind().await {
             Ok(Ok(data)) => {

@@ -20,7 +20,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -43,7 +43,9 @@ use super::{
     server::Inner,
     socket::{DisconnectReason, Socket},
 };
-use crate::{close::CloseReason, line_limit::LineLimit, transport::driver::Turn};
+use crate::{
+    clock::unix_millis, close::CloseReason, line_limit::LineLimit, transport::driver::Turn,
+};
 
 /// How long a returning client waits for the end of its former socket on this node.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -67,6 +69,16 @@ pub struct Recovery {
     pub max_disconnection: Duration,
     /// Whether the authorizers run for clients that come back, too. Default: no, as in Node.js servers.
     pub authorizes_again: bool,
+    /// Whether the events that a socket is [sent alone](Socket::emit) go by way of the journal, too, so that
+    /// the client receives those that it missed. Default: no, because each one then costs Redis and all nodes
+    /// as much as a broadcast. Node.js servers with the adapter in memory keep them.
+    ///
+    /// They are also stored for a socket whose connection was lost, for as long as the client may come back.
+    /// Such an event arrives in the order of the journal: after what was emitted before it, and possibly
+    /// after the acknowledgement of a handler that emitted it. Volatile events and those that ask for an
+    /// acknowledgement are sent at once, and are not kept. If the journal cannot be reached, the event is sent
+    /// at once as well.
+    pub unicasts: bool,
 }
 
 impl Default for Recovery {
@@ -74,6 +86,7 @@ impl Default for Recovery {
         Self {
             max_disconnection: Duration::from_secs(120),
             authorizes_again: false,
+            unicasts: false,
         }
     }
 }
@@ -111,6 +124,9 @@ pub(crate) struct Recoverable {
     is_stored: AtomicBool,
     /// Whether another owner has the session.
     is_taken: AtomicBool,
+    /// Until when the client may come back after the end of its connection, in milliseconds since 1970. 0 before
+    /// the end, and if it may not.
+    returns_until: AtomicU64,
     /// Notified once the socket has left its rooms.
     gone: Notify,
 }
@@ -280,6 +296,8 @@ impl Socket {
         }
         let ended = if comes_back(reason) {
             let life = recovery.options.max_disconnection;
+            let until = unix_millis().saturating_add(millis(life));
+            recoverable.returns_until.store(until, Ordering::Relaxed);
             Ended::Keep(self.clone(), self.session(recoverable, life))
         } else {
             Ended::Remove {
@@ -288,6 +306,13 @@ impl Socket {
             }
         };
         recovery.ended(ended);
+    }
+
+    /// Whether the connection was lost, and the client may still come back.
+    pub(super) fn may_return(&self) -> bool {
+        let until = |recoverable: &Recoverable| recoverable.returns_until.load(Ordering::Relaxed);
+        self.recoverable()
+            .is_some_and(|recoverable| unix_millis() < until(recoverable))
     }
 
     /// Another socket has the session, so this one ends, and writes nothing any more.
@@ -331,6 +356,11 @@ impl Socket {
     }
 }
 
+/// A time in milliseconds.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Whether the client may come back after this end, as in Node.js servers.
 fn comes_back(reason: DisconnectReason) -> bool {
     match reason {
@@ -361,6 +391,7 @@ impl LiveNamespace {
             is_queued: AtomicBool::new(false),
             is_stored: AtomicBool::new(false),
             is_taken: AtomicBool::new(false),
+            returns_until: AtomicU64::new(0),
             gone: Notify::new(),
         }))
     }
@@ -580,6 +611,7 @@ impl LiveNamespace {
             // It is there since it was taken.
             is_stored: AtomicBool::new(true),
             is_taken: AtomicBool::new(false),
+            returns_until: AtomicU64::new(0),
             gone: Notify::new(),
         });
         let socket = socket(SocketId::new(&record.sid), recoverable);

@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use roomcast_adapter::{Description, JoinError, Member, SocketId};
 use roomcast_protocol::{
-    args::{FromArgs, IntoArgs},
+    args::{Args, FromArgs, IntoArgs},
     event::is_reserved,
     target::{Flags, Rooms},
 };
@@ -27,6 +27,7 @@ use super::{
     data::{Attached, Data},
     error::{AckError, EmitError},
     handler::state_of,
+    journal::Journal,
     live_namespace::LiveNamespace,
     observe::Observation,
     packets,
@@ -298,7 +299,8 @@ impl Socket {
         rooms.iter().map(|room| String::from(&**room)).collect()
     }
 
-    /// Emits an event to this client. The packet is in the outbox when this returns.
+    /// Emits an event to this client. The packet is in the outbox when this returns, unless it goes by way of the
+    /// journal, see [`Recovery::unicasts`](super::Recovery::unicasts).
     pub fn emit(&self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.emit_with(event, args, Flags::default())
     }
@@ -377,10 +379,37 @@ impl Socket {
     }
 
     fn emit_with(&self, event: &str, args: impl IntoArgs, flags: Flags) -> Result<(), EmitError> {
+        if !flags.volatile
+            && let Some(journal) = self.journal_of_unicasts()
+        {
+            check_event(event)?;
+            let namespace = &self.0.namespace;
+            let args = namespace.encode(args)?;
+            if !self.is_connected() && !self.may_return() {
+                return Err(EmitError::Disconnected);
+            }
+            namespace.unicast_journaled(journal, self, event, args);
+            namespace.engine.metrics.events_sent.inc();
+            return Ok(());
+        }
         let frame = self.event(event, None, args)?;
         self.send(&frame, flags.volatile)?;
         self.0.namespace.engine.metrics.events_sent.inc();
         Ok(())
+    }
+
+    /// The journal, if events to this socket alone are kept there.
+    fn journal_of_unicasts(&self) -> Option<&Journal> {
+        let namespace = &self.0.namespace;
+        let recovery = namespace.recovery.as_ref()?;
+        self.recoverable().filter(|_| recovery.options.unicasts)?;
+        namespace.journal.as_deref()
+    }
+
+    /// Sends an event that could not go by way of the journal.
+    pub(super) fn send_event(&self, event: &str, args: Args) -> Result<(), EmitError> {
+        let frame = self.event(event, None, args)?;
+        self.send(&frame, false)
     }
 
     /// Emits an event and waits for its acknowledgement. The count of pending acknowledgements goes

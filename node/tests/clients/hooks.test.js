@@ -76,6 +76,10 @@ describe("an application", () => {
     gateway = await startGateway(
       `
       access = "hook"
+      namespace = ["/", "/back"]
+
+      [namespaces."/back".recovery]
+      unicasts = true
 
       [hooks.app]
       url = "${backend.url}"
@@ -93,6 +97,11 @@ describe("an application", () => {
       url = "${backend.url}/other"
       on = ["event"]
       events = ["other:*"]
+
+      [hooks.back]
+      url = "${backend.url}/back"
+      namespaces = ["/back"]
+      timeout = "60s"
       `,
       { environment: ENVIRONMENT },
     );
@@ -132,6 +141,43 @@ describe("an application", () => {
     const [, time, signature] = /^t=(\d+),v1=([0-9a-f]{64})$/.exec(http["roomcast-signature"]);
     assert.equal(signature, createHmac("sha256", SECRET).update(`${time}.${body}`).digest("hex"));
     assert.ok(Math.abs(Date.now() / 1000 - time) < 60);
+  });
+
+  test("sees who comes back, and emits to a client that has lost its connection", async () => {
+    const client = io(`${gateway.url}/back`, { forceNew: true, reconnectionDelay: 50, transports: ["websocket"] });
+    const watcher = io(`${gateway.url}/back`, { forceNew: true, transports: ["websocket"] });
+    clients.push(client, watcher);
+    const [told, seen] = [[], []];
+    client.on("told", (number) => told.push(number));
+    watcher.on("seen", (number) => seen.push(number));
+    await until("the connects", () => client.connected && watcher.connected);
+    const { id } = client;
+    let isLost = Promise.resolve();
+    backend.respond = async ({ type, args }) => {
+      if (type !== "event") return [];
+      await isLost;
+      return [{ op: "emit", event: "told", args }, { op: "emit", event: "seen", args, sockets: [watcher.id] }];
+    };
+    client.emit("tell", 1);
+    await until("the first", () => told.length === 1);
+    let lose;
+    isLost = new Promise((resolve) => (lose = resolve));
+    client.emit("tell", 2);
+    await until("the second request", () => backend.of("event").length === 2);
+    client.io.reconnection(false);
+    client.io.engine.close();
+    await until("the disconnect", async () => (await gateway.metric('roomcast_sockets{namespace="/back"}')) === 1);
+    lose();
+    await until("the second to be emitted", () => seen.length === 2);
+    client.io.reconnection(true);
+    client.connect();
+    await until("the client to be back", () => client.connected && told.length === 2);
+    assert.deepEqual([client.recovered, client.id, told], [true, id, [1, 2]]);
+    const connects = backend.of("connect").filter(({ socket }) => socket.id === id);
+    assert.deepEqual(connects.map(({ recovered }) => recovered), [false, true]);
+    for (const open of [client, watcher]) open.close();
+    await until("all disconnects", async () => (await gateway.metric('roomcast_hook_disconnects_pending{hook="back"}')) === 0);
+    await until("all disconnects to be seen", () => backend.of("disconnect").length === 3);
   });
 
   test("refuses a client with its message and data", async () => {

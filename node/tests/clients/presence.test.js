@@ -54,16 +54,16 @@ describe("presence", { timeout: 300_000 }, () => {
     for (const node of nodes.splice(0)) await node.stop();
   });
 
-  async function start() {
+  async function start(more = "") {
     const environment = { TEST_SECRET: SECRET };
-    const node = await startGateway(SETTINGS, { environment, args: ["--redis", redis.url] });
+    const node = await startGateway(SETTINGS + more, { environment, args: ["--redis", redis.url] });
     nodes.push(node);
     return node;
   }
 
-  async function startTwo() {
+  async function startTwo(more) {
     nodes = [];
-    return [await start(), await start()];
+    return [await start(more), await start(more)];
   }
 
   async function connect(node, user, { namespace = "/", rooms = [] } = {}) {
@@ -120,6 +120,31 @@ describe("presence", { timeout: 300_000 }, () => {
     phone.close();
     await call(one, "disconnect", { users: ["bob"] });
     for (const node of nodes) await knows(node, [["ada", 1, "lobby"]]);
+  });
+
+  test("of a client that came back elsewhere before its node noticed, one socket is left", async () => {
+    const [one, two] = await startTwo('[namespaces."/".recovery]\n');
+    const written = () => one.metric('roomcast_session_writes_total{outcome="written"}');
+    const former = await connect(one, "ada", { rooms: ["lobby"] });
+    const before = await written();
+    await ask(former, "join", "vip", { quiet: true });
+    await until("the session to be stored", async () => (await written()) > before, PATIENCE);
+    for (const node of nodes) await knows(node, [["ada", 1, "lobby", "vip"]]);
+    const [id, reasons] = [former.id, []];
+    former.on("disconnect", (reason) => reasons.push(reason));
+    // As by a client whose network has changed: the old connection is still there.
+    const auth = { token: token("ada", ["lobby"]) };
+    const client = io(two.url, { forceNew: true, reconnection: false, autoConnect: false, auth });
+    clients.push(client);
+    client._pid = former._pid;
+    client.connect();
+    await until("the client to be back", () => client.connected, PATIENCE);
+    assert.deepEqual([client.recovered, client.id], [true, id]);
+    await until("the end of the former socket", () => reasons.length === 1, PATIENCE);
+    for (const node of nodes) await knows(node, [["ada", 1, "lobby", "vip"]]);
+    assert.equal(await one.metric('roomcast_sockets{namespace="/"}'), 0);
+    client.close();
+    for (const node of nodes) await knows(node, []);
   });
 
   test("a look asks no other node", async () => {

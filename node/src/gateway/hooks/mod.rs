@@ -38,7 +38,7 @@ use std::{
 use parking_lot::RwLock;
 use roomcast::{
     Ack, DisconnectReason, Event, HandlerError, HandlerResult, Handshake, Limits, Namespace,
-    RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
+    Recovering, RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
 };
 use tokio::time::timeout;
 use tracing::debug;
@@ -215,7 +215,7 @@ impl Hooks {
     pub(crate) async fn connect(
         &self,
         namespace: &str,
-        handshake: &Handshake,
+        (handshake, recovering): (&Handshake, Recovering),
         id: &SocketId,
         data: SocketData,
     ) -> Result<SocketData, HandlerError> {
@@ -227,7 +227,8 @@ impl Hooks {
         let fail = |failure: &Failure| HandlerError::from(failure.refused());
         let request = self.next_id();
         let origin = self.origin(backend, &request, namespace);
-        let body = request::connect(origin, &backend.selection, id.as_str(), handshake, &data)
+        let client = (handshake, recovering);
+        let body = request::connect(origin, &backend.selection, id.as_str(), client, &data)
             .map_err(|error| noted(backend, Failure::Request(error.into())))
             .map_err(|failure| fail(&failure))?;
         let forwarded = backend.selection.forward(handshake);

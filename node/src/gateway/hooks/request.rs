@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
-use roomcast::{Event, Handshake, Socket};
+use roomcast::{Event, Handshake, Recovering, Socket};
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
@@ -42,6 +42,8 @@ enum Occasion<'a> {
     Connect {
         auth: Value,
         query: Map<String, Value>,
+        /// Whether the client comes back to its session.
+        recovered: bool,
     },
     Event {
         event: &'a str,
@@ -160,13 +162,14 @@ pub(super) fn connect(
     origin: Origin<'_>,
     selection: &Selection,
     id: &str,
-    handshake: &Handshake,
+    (handshake, recovering): (&Handshake, Recovering),
     data: &SocketData,
 ) -> Result<Bytes, serde_json::Error> {
     let query = handshake.queries();
     let occasion = Occasion::Connect {
         auth: handshake.auth::<Value>()?,
         query: query.into_iter().map(|(k, v)| (k, v.into())).collect(),
+        recovered: recovering.0,
     };
     write(origin, occasion, selection.part(id, handshake, data))
 }
