@@ -210,6 +210,51 @@ async fn events_to_one_socket_are_kept_if_they_shall_be() {
 }
 
 #[tokio::test]
+async fn what_was_sent_to_a_room_before_the_client_joined_it_is_not_missed() {
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
+    let (second, mut others) = node_of(recovering(), Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    socket.join(["early", "left"]).unwrap();
+    first.io.emit("n", 1).await.unwrap();
+    assert_eq!(client.numbers(1).await, [1]);
+    is_stored(&first, 0).await;
+    // The node has not noticed that nobody reads any more.
+    let _old = client.stream.take().unwrap();
+    let emit = async |to: &[&str], except: &[&str], number: u64| {
+        let emitted = first.io.to(to).except(except).emit("n", number).await;
+        emitted.unwrap();
+    };
+    emit(&["late"], &[], 2).await;
+    emit(&["early", "late"], &["late"], 3).await;
+    let before = first.metric(WRITTEN);
+    socket.join(["early", "late"]).unwrap();
+    socket.leave("left");
+    is_stored(&first, before).await;
+    emit(&["late"], &[], 4).await;
+    emit(&["early"], &["late"], 5).await;
+    emit(&["left"], &[], 6).await;
+    let before = first.metric(WRITTEN);
+    socket.join(["late", "left"]).unwrap();
+    is_stored(&first, before).await;
+    emit(&["late"], &[], 7).await;
+    let offset = client.offset.clone();
+    client.come_back(&second).await;
+    assert_eq!(client.numbers(3).await, [3, 4, 7]);
+    assert_eq!(client.reply().await, client.reply);
+    let socket = others.next().await;
+    // It has lost that connection before it had read anything.
+    client.offset = offset;
+    client.reset();
+    is_gone(&socket).await;
+    emit(&["left"], &[], 8).await;
+    client.come_back(&first).await;
+    assert_eq!(client.numbers(4).await, [3, 4, 7, 8]);
+    assert_eq!(client.reply().await, client.reply);
+}
+
+#[tokio::test]
 async fn authorizers_see_whether_a_client_comes_back() {
     let (asked, mut asks) = mpsc::unbounded_channel();
     let namespace = main_namespace()

@@ -17,7 +17,7 @@
 //! at which it began to receive. For recovery, the latest frames are kept: the tail.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -26,6 +26,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use roomcast_adapter::{BusError, JournalEntry, JournalPage, Log, Page, Position, Published};
 use roomcast_protocol::{args::Args, message::Message, target::Target};
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
     time::{sleep, timeout},
@@ -91,6 +92,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    pub(super) fn place(&self) -> Offset {
+        self.position.into()
+    }
+
     /// The receivers, and what they are sent.
     pub(super) fn sent(&self) -> Option<(&Target, &Frame)> {
         self.sent.as_ref().map(|(target, frame)| (target, frame))
@@ -102,7 +107,7 @@ impl Kept {
 }
 
 /// The place in the chain up to which a client has received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Offset {
     pub(super) id: u64,
     /// 0 if it is not known.
@@ -841,8 +846,8 @@ impl LiveNamespace {
     }
 }
 
-/// Whether a target selects a socket that is in these rooms.
-pub(super) fn is_meant(target: &Target, rooms: &HashSet<&str>) -> bool {
-    let is_in = |names: &[Box<str>]| names.iter().any(|name| rooms.contains(&**name));
-    (target.rooms.is_empty() || is_in(&target.rooms)) && !is_in(&target.except)
+/// Whether a target selects a socket that was in the rooms for which `is_in` holds.
+pub(super) fn is_meant(target: &Target, is_in: impl Fn(&str) -> bool) -> bool {
+    let is_in_any = |names: &[Box<str>]| names.iter().any(|name| is_in(name));
+    (target.rooms.is_empty() || is_in_any(&target.rooms)) && !is_in_any(&target.except)
 }

@@ -17,7 +17,7 @@ mod returns;
 mod writer;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,8 +26,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use roomcast_adapter::{Session, Sessions, SocketId, Taken};
-use roomcast_protocol::{args::Args, engine_io::open::Revision, message::Message, target::Target};
+use roomcast_protocol::{
+    args::Args,
+    engine_io::open::Revision,
+    message::Message,
+    target::{Rooms, Target},
+};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::timeout};
 
@@ -122,6 +128,9 @@ pub(crate) struct Recoverable {
     is_queued: AtomicBool,
     /// Whether the session was stored for this owner.
     is_stored: AtomicBool,
+    /// The places in the journal at which rooms were joined. Rooms that were joined before anything was emitted are
+    /// not here.
+    joins: Mutex<HashMap<Box<str>, Offset>>,
     /// Whether another owner has the session.
     is_taken: AtomicBool,
     /// Until when the client may come back after the end of its connection, in milliseconds since 1970. 0 before
@@ -143,12 +152,23 @@ struct Record {
     /// 0 if it is not known.
     #[serde(default)]
     since_time: u64,
+    #[serde(default, skip_serializing_if = "HashMap::is_empty")]
+    joins: HashMap<Box<str>, Offset>,
 }
 
 impl Record {
     fn since(&self) -> Option<Offset> {
         let time = self.since_time;
         self.since.map(|id| Offset { id, time })
+    }
+
+    /// Whether the socket was in the room when this was emitted.
+    fn was_in(&self, rooms: &HashSet<&str>, room: &str, at: Offset) -> bool {
+        rooms.contains(room)
+            && self
+                .joins
+                .get(room)
+                .is_none_or(|join| at.is_later_than(*join))
     }
 }
 
@@ -283,6 +303,32 @@ impl Socket {
         }
     }
 
+    /// The place in the journal from which on a room that is joined now is received. `None` if that makes no
+    /// difference.
+    pub(super) fn place_of_joins(&self) -> Option<Offset> {
+        let recoverable = self.recoverable()?;
+        let last = self.live().journal.as_ref()?.last()?;
+        Some(Offset::from(last)).filter(|last| recoverable.since != Some(*last))
+    }
+
+    /// The socket has joined rooms.
+    pub(super) fn session_joined(&self, rooms: &[Box<str>], place: Offset) {
+        if let Some(recoverable) = self.recoverable() {
+            let mut joins = recoverable.joins.lock();
+            joins.extend(rooms.iter().map(|room| (room.clone(), place)));
+        }
+    }
+
+    /// The socket leaves rooms.
+    pub(super) fn session_leaves(&self, rooms: &impl Rooms) {
+        if let Some(recoverable) = self.recoverable() {
+            let mut joins = recoverable.joins.lock();
+            rooms.each(&mut |room| {
+                joins.remove(room);
+            });
+        }
+    }
+
     /// The socket is about to leave its rooms.
     pub(super) fn session_ends(&self, reason: DisconnectReason) {
         let Some(recoverable) = self.recoverable() else {
@@ -345,6 +391,7 @@ impl Socket {
             data: self.data_json(),
             since: recoverable.since.map(|since| since.id),
             since_time: recoverable.since.map_or(0, |since| since.time),
+            joins: recoverable.joins.lock().clone(),
         };
         let value = serde_json::to_vec(&record).unwrap_or_default();
         Session {
@@ -390,6 +437,7 @@ impl LiveNamespace {
             is_recovered: false,
             is_queued: AtomicBool::new(false),
             is_stored: AtomicBool::new(false),
+            joins: Mutex::default(),
             is_taken: AtomicBool::new(false),
             returns_until: AtomicU64::new(0),
             gone: Notify::new(),
@@ -585,7 +633,7 @@ impl LiveNamespace {
         socket: impl FnOnce(SocketId, Box<Recoverable>) -> Socket,
     ) -> Option<Socket> {
         let Restored {
-            record,
+            mut record,
             pid,
             owner,
             from,
@@ -596,7 +644,10 @@ impl LiveNamespace {
         rooms.insert(&record.sid);
         let state = self.journal.as_ref()?.lock();
         let mut missed = state.after(from, &earlier)?;
-        missed.retain(|kept| kept.sent().is_some_and(|(to, _)| is_meant(to, &rooms)));
+        missed.retain(|kept| {
+            let was_in = |room: &str| record.was_in(&rooms, room, kept.place());
+            kept.sent().is_some_and(|(to, _)| is_meant(to, was_in))
+        });
         let bytes: usize = missed.iter().map(|kept| kept.cost()).sum();
         if bytes > self.engine.config.limits.outbox_bytes / 2 {
             // It would be cut off as a slow consumer.
@@ -610,6 +661,7 @@ impl LiveNamespace {
             is_queued: AtomicBool::new(false),
             // It is there since it was taken.
             is_stored: AtomicBool::new(true),
+            joins: Mutex::new(std::mem::take(&mut record.joins)),
             is_taken: AtomicBool::new(false),
             returns_until: AtomicU64::new(0),
             gone: Notify::new(),

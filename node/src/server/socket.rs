@@ -224,12 +224,18 @@ impl Socket {
         if !self.is_connected() {
             return Err(JoinError::Disconnected);
         }
-        let before = self.rooms_if_observed();
+        // Before the socket is in the rooms, so that nothing that it receives there is missing when it comes back.
+        let place = self.place_of_joins();
+        let is_observed = self.0.namespace.observers.is_any();
+        let before = (is_observed || place.is_some()).then(|| self.rooms());
         let joined = self.0.namespace.adapter.join(&self.0, &rooms);
         if let (Ok(()), Some(before)) = (&joined, before) {
             let mut rooms = names(&rooms);
             rooms.retain(|room| !before.iter().any(|known| **known == **room));
-            if !rooms.is_empty() {
+            if let Some(place) = place {
+                self.session_joined(&rooms, place);
+            }
+            if is_observed && !rooms.is_empty() {
                 let (socket, rooms) = (self, &*rooms);
                 self.observed(Observation::Joined { socket, rooms });
             }
@@ -260,7 +266,9 @@ impl Socket {
     /// Leaves rooms. A socket cannot leave its private room.
     #[expect(clippy::needless_pass_by_value, reason = "callers name rooms in place")]
     pub fn leave(&self, rooms: impl Rooms) {
-        let before = self.rooms_if_observed();
+        let is_observed = self.0.namespace.observers.is_any();
+        let before = is_observed.then(|| self.rooms());
+        self.session_leaves(&rooms);
         self.0.namespace.adapter.leave(&self.0, &rooms);
         if self.0.is_plain() {
             self.connection().unfollow(&rooms);
@@ -275,12 +283,6 @@ impl Socket {
                 self.observed(Observation::Left { socket, rooms });
             }
         }
-    }
-
-    /// The rooms, for an observer that sees which of them are new.
-    fn rooms_if_observed(&self) -> Option<Vec<String>> {
-        let is_observed = self.0.namespace.observers.is_any();
-        is_observed.then(|| self.rooms())
     }
 
     /// Leaves all rooms except for the private room.
