@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "emitter/src/log"
+SCRIPTS = pathlib.Path(__file__).resolve().parent.parent / "emitter/src/log"
 CHANNEL = "socket.io#/#"
 # The envelope of a broadcast with one text of 128 bytes to a room, without its place.
 HEAD = b'["AbCdEfGhIjKlMnOp",{"type":2,"data":["number","%s"],"nsp":"/"},{"rooms":["news"],"except":[],"flags":{}}' % (b"x" * 128)
