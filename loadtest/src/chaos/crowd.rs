@@ -248,11 +248,9 @@ impl Clients {
             }
             let is_silent = now.saturating_sub(swarm.alive(index)) > SILENCE;
             match one.state {
-                State::Away { until } => {
+                State::Away { until } if now >= until && opening < MOST_OPENING => {
                     opening += 1;
-                    if now >= until && opening <= MOST_OPENING {
-                        self.open(index, swarm, places, now);
-                    }
+                    self.open(index, swarm, places, now);
                 }
                 State::Opening { since } if now > since + CONNECT => {
                     swarm.close(index);
