@@ -140,6 +140,8 @@ impl fmt::Debug for Emitter {
 pub struct Builder {
     prefix: Box<str>,
     dialect: Dialect,
+    stream: Option<Box<str>>,
+    stream_max_len: usize,
     parser: Parser,
     retry: Retry,
     counts_members: bool,
@@ -151,6 +153,8 @@ impl Default for Builder {
         Self {
             prefix: "socket.io".into(),
             dialect: Dialect::default(),
+            stream: None,
+            stream_max_len: 10_000,
             parser: Parser::default(),
             retry: Retry::default(),
             counts_members: false,
@@ -169,6 +173,18 @@ impl Builder {
     /// Sets the dialect: which of Node's Redis adapters the nodes are compatible with. Default classic.
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
+        self
+    }
+
+    /// Sets the key of the stream in the streams dialect. Default: the prefix.
+    pub fn stream(mut self, key: &str) -> Self {
+        self.stream = Some(key.into());
+        self
+    }
+
+    /// Sets about how many entries the stream has at most. Default 10,000.
+    pub fn stream_max_len(mut self, entries: usize) -> Self {
+        self.stream_max_len = entries.max(1);
         self
     }
 
@@ -208,7 +224,7 @@ impl Builder {
     /// [`Retry`] says; a permanent error, such as a wrong password, is returned at once.
     pub async fn connect_to(self, url: RedisUrl) -> Result<Emitter, BuildError> {
         let mut endpoint = Endpoint::new(url);
-        if self.dialect != Dialect::Classic {
+        if self.dialect.is_sharded() {
             endpoint = endpoint.needing_sharded();
         }
         let publisher = self.publisher(&endpoint).await?;
@@ -239,7 +255,10 @@ impl Builder {
     }
 
     fn emitter(self, transport: Transport, answers: Option<Endpoint>) -> Emitter {
-        let channels = Channels::new(&self.prefix, self.dialect);
+        let mut channels = Channels::new(&self.prefix, self.dialect);
+        if let Some(stream) = &self.stream {
+            channels = channels.with_stream(stream);
+        }
         let wire = Arc::new(Wire::new(channels, self.parser, TranscodeLimits::default()));
         let node = NodeId::new(&entropy::name::<20>());
         let questions = Arc::<PendingQuestions>::default();
@@ -256,7 +275,8 @@ impl Builder {
             encoder: Encoder {
                 recent_joins: RecentJoins::default(),
                 wire,
-                is_sharded: self.dialect != Dialect::Classic,
+                is_sharded: self.dialect.is_sharded(),
+                stream_max_len: self.stream_max_len,
             },
             retry: self.retry,
             counts_members: self.counts_members,

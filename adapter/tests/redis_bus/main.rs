@@ -15,6 +15,7 @@ mod outage;
 mod peers;
 mod stand_in;
 mod start;
+mod streams;
 mod ways;
 
 #[path = "../contract/node.rs"]

@@ -184,6 +184,17 @@ async fn a_stream_is_read_on_after_an_outage_and_what_was_trimmed_unread_is_a_ga
     })
     .await;
     deployment.server.restart();
+    // What is no message, or a broken one, is passed over.
+    let stream = deployment.channels().stream().to_owned();
+    for junk in [
+        &["a", "b"][..],
+        &["nsp", "/", "type", "3", "data", "{"],
+        &["nsp", "/", "type", "3", "data", "%"],
+        &["nsp", "/elsewhere", "type", "3", "data", "{}"],
+    ] {
+        let command = [&["XADD", &stream, "*"], junk].concat();
+        deployment.server.command(&command);
+    }
     append(&deployment, 2);
     heard(2).await;
     eventually("messages flow again", || {

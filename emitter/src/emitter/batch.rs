@@ -158,7 +158,12 @@ impl Messages {
 
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
         let command = self.core.encoder.message(namespace, message)?;
-        self.unsent.push(command, 0, self.limit)
+        // Members are counted by namespace, because Redis does not tell who reads a stream.
+        let mark = match self.core.encoder.has_stream() {
+            true => self.mark(namespace),
+            false => 0,
+        };
+        self.unsent.push(command, mark, self.limit)
     }
 }
 
@@ -191,7 +196,8 @@ impl BatchOperator<'_> {
         let args = checked(event, args)?;
         // The caller's timeout does not concern the nodes.
         self.target.flags.timeout = None;
-        let mark = match self.target.flags.volatile {
+        let has_stream = self.messages.core.encoder.has_stream();
+        let mark = match self.target.flags.volatile && !has_stream {
             true => 0,
             false => self.messages.mark(&self.namespace),
         };

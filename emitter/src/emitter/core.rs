@@ -75,6 +75,9 @@ impl Core {
         namespace: &str,
         message: &Message,
     ) -> Result<Delivery, EmitError> {
+        if self.encoder.has_stream() {
+            return self.append(namespace, message).await;
+        }
         let publication = self.encoder.encode(namespace, message)?;
         let mut members = None;
         let main = self.encoder.wire.channels().broadcast(namespace);
@@ -96,6 +99,53 @@ impl Core {
                 Err(error) => self.pause(&mut tried, error).await?,
             }
         }
+    }
+
+    /// Appends a message to the stream.
+    async fn append(&self, namespace: &str, message: &Message) -> Result<Delivery, EmitError> {
+        let commands = [self.encoder.entry(namespace, message, None)?];
+        let mut tried = 0;
+        loop {
+            let appended = self.append_entries(&commands).await.pop();
+            match appended.expect("there is one reply for each command") {
+                Ok(()) => return Ok(Delivery::new(self.members(namespace).await)),
+                Err(error) => self.pause(&mut tried, error).await?,
+            }
+        }
+    }
+
+    async fn append_entries(&self, commands: &[Vec<Vec<u8>>]) -> Vec<Result<(), EmitError>> {
+        let stream = self.encoder.wire.channels().stream();
+        self.transport.append_entries(stream, commands).await
+    }
+
+    /// The number of nodes that are members of a namespace: Redis does not tell who reads a stream.
+    async fn members(&self, namespace: &str) -> usize {
+        let channel = self.encoder.wire.channels().broadcast(namespace);
+        let counting = self.transport.subscribers(&self.encoder, &channel);
+        counting.await.unwrap_or(0)
+    }
+
+    /// Appends the messages of a batch to the stream.
+    async fn append_all(
+        &self,
+        unsent: &Unsent,
+        namespaces: &[Box<str>],
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let (commands, marks): (Vec<_>, Vec<_>) = unsent.words().unzip();
+        let appended = self.append_entries(&commands).await;
+        let mut members = Vec::with_capacity(namespaces.len());
+        for namespace in namespaces {
+            members.push(self.members(namespace).await);
+        }
+        let of = |mark: u32| {
+            let index = (mark as usize).checked_sub(1);
+            index.and_then(|index| members.get(index).copied())
+        };
+        let outcomes = appended.into_iter().zip(marks);
+        let outcomes = outcomes
+            .map(|(appended, mark)| appended.map(|()| Delivery::new(of(mark).unwrap_or_default())));
+        outcomes.collect()
     }
 
     /// Stores a message in the journal in which it belongs, which publishes it, or publishes it only.
@@ -160,7 +210,11 @@ impl Core {
         namespaces: &[Box<str>],
     ) -> Vec<Result<Delivery, EmitError>> {
         let mut journals = Vec::with_capacity(namespaces.len());
-        for namespace in namespaces {
+        let journaled = match self.encoder.has_stream() {
+            true => &[],
+            false => namespaces,
+        };
+        for namespace in journaled {
             match self.find_journal(namespace).await {
                 Ok(journal) => journals.push(journal),
                 Err(error) => {
@@ -170,7 +224,7 @@ impl Core {
                 }
             }
         }
-        let mut results = self.publish_once(unsent, &journals).await;
+        let mut results = self.publish_once(unsent, &journals, namespaces).await;
         let mut tried = 1;
         loop {
             let pause = |result: &Result<Delivery, EmitError>| {
@@ -186,7 +240,7 @@ impl Core {
             sleep(longest).await;
             tried += 1;
             let unsent = unsent.select(&again);
-            let published = self.publish_once(&unsent, &journals).await;
+            let published = self.publish_once(&unsent, &journals, namespaces).await;
             for (index, published) in again.into_iter().zip(published) {
                 results[index] = published;
             }
@@ -197,7 +251,11 @@ impl Core {
         &self,
         unsent: &Unsent,
         journals: &[Option<Journal>],
+        namespaces: &[Box<str>],
     ) -> Vec<Result<Delivery, EmitError>> {
+        if self.encoder.has_stream() {
+            return self.append_all(unsent, namespaces).await;
+        }
         let mut results = Vec::with_capacity(unsent.len());
         for run in unsent.runs(journals) {
             match run {
@@ -230,7 +288,9 @@ impl Core {
         if self.answers.is_none() {
             return Err(EmitError::NoAnswers);
         }
-        let is_stored = is_journaled(message) && self.find_journal(namespace).await?.is_some();
+        let is_stored = !self.encoder.has_stream()
+            && is_journaled(message)
+            && self.find_journal(namespace).await?.is_some();
         if !is_stored {
             let about = About::Message(message);
             let answered = self.ask(namespace, about, question, timeout).await?;
@@ -281,14 +341,31 @@ impl Core {
             namespace,
             self.encoder.wire.channels().dialect(),
         );
+        let has_stream = self.encoder.has_stream();
         let message = match about {
-            About::Message(message) => Some(self.confirmed(namespace, message, &id)?),
-            About::Nothing | About::Published => None,
+            About::Message(message) if !has_stream => {
+                Some(self.confirmed(namespace, message, &id)?)
+            }
+            _ => None,
         };
-        let question =
-            self.encoder
-                .wire
-                .question(namespace, uid.as_str(), &self.node, &id, question)?;
+        let mut entries = Vec::new();
+        let asked = match question {
+            // Behind its broadcast, which is in the stream.
+            Question::Reached(target) if has_stream => {
+                if let About::Message(message) = about {
+                    entries.push(self.encoder.entry(namespace, message, Some(&id))?);
+                }
+                let wire = &self.encoder.wire;
+                let (uid, node) = (uid.as_str(), &self.node);
+                let entry = wire.entry_of_reached(namespace, uid, node, &id, target);
+                entries.push(self.encoder.append(&entry));
+                None
+            }
+            question => {
+                let (uid, wire) = (uid.as_str(), &self.encoder.wire);
+                Some(wire.question(namespace, uid, &self.node, &id, question)?)
+            }
+        };
         let listening = answers.listen(namespace).await?;
         let members = MembersOf {
             core: self,
@@ -299,11 +376,19 @@ impl Core {
         let waiting = self.questions.open(&id)?;
         let is_broadcast = !matches!(about, About::Nothing);
         let mut unsent = Unsent::default();
-        for publication in message.iter().chain([&question]) {
+        for publication in message.iter().chain(&asked) {
             unsent.push(self.encoder.publication(publication), 0, usize::MAX)?;
         }
         // Counted just before: a node that comes later does not receive the question.
-        let publishing = self.transport.publish_all(&unsent);
+        let publishing = async {
+            match &asked {
+                Some(_) => self.transport.publish_all(&unsent).await,
+                None => {
+                    let appended = self.append_entries(&entries).await.into_iter();
+                    appended.map(|appended| appended.map(|()| 0)).collect()
+                }
+            }
+        };
         let (before, published) = join!(members.count(leases), publishing);
         for (index, published) in published.into_iter().enumerate() {
             match published {

@@ -8,12 +8,13 @@ use std::{io::Write, sync::Arc};
 use redis::{Cmd, RedisWrite};
 use roomcast_protocol::{
     args::Args,
-    channel::EMITTER_UID,
+    channel::{Dialect, EMITTER_UID},
     message::Message,
     target::Target,
-    wire::{Publication, Wire},
+    wire::{Entry, Publication, Wire},
 };
 
+use super::transport::words;
 use crate::{error::EmitError, recent_joins::RecentJoins, redis::publish_command};
 
 /// What most messages have besides their arguments and names, in bytes.
@@ -24,6 +25,8 @@ pub(crate) struct Encoder {
     pub(crate) recent_joins: RecentJoins,
     pub(crate) wire: Arc<Wire>,
     pub(crate) is_sharded: bool,
+    /// About how many entries the stream has at most, in the streams dialect.
+    pub(crate) stream_max_len: usize,
 }
 
 impl Encoder {
@@ -52,8 +55,38 @@ impl Encoder {
         }
     }
 
+    /// Whether messages are entries of a stream.
+    pub(super) fn has_stream(&self) -> bool {
+        self.wire.channels().dialect() == Dialect::Streams
+    }
+
+    /// The words of the command that appends a message to the stream.
+    pub(super) fn entry(
+        &self,
+        namespace: &str,
+        message: &Message,
+        confirm: Option<&str>,
+    ) -> Result<Vec<Vec<u8>>, EmitError> {
+        check_namespace(namespace)?;
+        let entry = self.wire.entry(namespace, EMITTER_UID, message, confirm)?;
+        Ok(self.append(&entry))
+    }
+
+    /// The words of the command that appends an entry.
+    pub(super) fn append(&self, entry: &Entry<'_>) -> Vec<Vec<u8>> {
+        let max_len = self.stream_max_len.to_string();
+        let stream = self.wire.channels().stream();
+        let head = ["XADD", stream, "MAXLEN", "~", &max_len, "*"];
+        let fields = entry.fields().flat_map(|(name, value)| [name, value]);
+        let words = head.into_iter().chain(fields);
+        words.map(|word| word.as_bytes().to_vec()).collect()
+    }
+
     /// The command that publishes a message.
     pub(super) fn message(&self, namespace: &str, message: &Message) -> Result<Cmd, EmitError> {
+        if self.has_stream() {
+            return Ok(words(&self.entry(namespace, message, None)?));
+        }
         Ok(self.publication(&self.encode(namespace, message)?))
     }
 
@@ -73,6 +106,15 @@ impl Encoder {
         broadcast: (&Target, &str, &Args),
         payload: &mut Vec<u8>,
     ) -> Result<Cmd, EmitError> {
+        if self.has_stream() {
+            let (target, event, args) = broadcast;
+            let message = Message::Broadcast {
+                target: target.clone(),
+                event: event.into(),
+                args: args.clone(),
+            };
+            return self.message(namespace, &message);
+        }
         check_namespace(namespace)?;
         payload.clear();
         let wire = &self.wire;

@@ -130,6 +130,20 @@ impl Transport {
         results
     }
 
+    /// Appends entries to the stream, and returns the outcomes, both in order.
+    pub(super) async fn append_entries(
+        &self,
+        stream: &str,
+        commands: &[Vec<Vec<u8>>],
+    ) -> Vec<Result<(), EmitError>> {
+        let mut results = Vec::with_capacity(commands.len());
+        for commands in commands.chunks(WINDOW_COMMANDS) {
+            let replies = self.run_all(commands, stream).await.into_iter();
+            results.extend(replies.map(|reply| reply.map(drop).map_err(EmitError::from)));
+        }
+        results
+    }
+
     /// The text under a key.
     pub(super) async fn get(&self, key: &str) -> Result<Option<String>, EmitError> {
         let command = ["GET", key].map(|word| word.as_bytes().to_vec());
@@ -260,8 +274,8 @@ async fn publish_over(pool: &PoolPublisher, unsent: &Unsent) -> Vec<Result<usize
         .collect()
 }
 
-#[cfg(feature = "pool")]
-fn words<W: redis::ToRedisArgs>(words: &[W]) -> redis::Cmd {
+/// A command of these words.
+pub(super) fn words<W: redis::ToRedisArgs>(words: &[W]) -> redis::Cmd {
     words.iter().fold(redis::Cmd::new(), |mut command, word| {
         command.arg(word);
         command

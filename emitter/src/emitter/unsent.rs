@@ -112,6 +112,17 @@ impl Unsent {
         runs
     }
 
+    /// The words of all commands, and their marks.
+    pub(super) fn words(&self) -> impl Iterator<Item = (Vec<Vec<u8>>, u32)> {
+        self.commands().map(|(command, mark)| {
+            let words = command.args_iter().map(|arg| match arg {
+                Arg::Simple(word) => word.to_vec(),
+                _ => Vec::new(),
+            });
+            (words.collect(), mark)
+        })
+    }
+
     fn commands(&self) -> impl Iterator<Item = (&Cmd, u32)> {
         let commands = self.pieces.iter();
         let commands = commands.flat_map(|piece| piece.commands.cmd_iter());

@@ -73,7 +73,7 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     let mut config = RedisConfig::new(url.clone());
     config.prefix.clone_from(&redis.redis_prefix);
     config.dialect = redis.redis_dialect.into();
-    config.stream = (redis.redis_stream != "prefix").then(|| redis.redis_stream.clone());
+    config.stream = redis.stream().map(str::to_owned);
     config.stream_max_len = redis.redis_stream_length as usize;
     config
         .session_prefix

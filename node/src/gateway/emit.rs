@@ -172,12 +172,16 @@ impl EmitOptions {
                 "the address of Redis is missing: give it with --redis URL or ROOMCAST_REDIS";
             return Err(Failure::Usage(problem.to_owned()));
         };
-        let builder = Emitter::builder()
+        let mut builder = Emitter::builder()
             .prefix(&self.redis.redis_prefix)
             .dialect(self.redis.redis_dialect.into())
+            .stream_max_len(self.redis.redis_stream_length as usize)
             .parser(self.redis.redis_parser.into())
             .count_members(true)
             .retry(Retry::default().tries(self.retry + 1));
+        if let Some(stream) = self.redis.stream() {
+            builder = builder.stream(stream);
+        }
         Ok(blocking::Emitter::connect_with(builder, url.clone())?)
     }
 

@@ -54,6 +54,13 @@ pub(crate) struct RedisOptions {
     pub(crate) redis_parser: RedisParser,
 }
 
+impl RedisOptions {
+    /// The key of the stream, unless it is the prefix.
+    pub(crate) fn stream(&self) -> Option<&str> {
+        Some(&*self.redis_stream).filter(|stream| *stream != "prefix")
+    }
+}
+
 /// The address of Redis, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RedisSetting {

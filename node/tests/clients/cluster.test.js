@@ -25,6 +25,7 @@ clusters("over Redis", startRedis, {
 
 // A Roomcast node stores sessions while clients are connected, a Node.js server when they are gone.
 describe("recovery across servers with the streams adapter", () => {
+  const PATIENCE = 60_000;
   const config = { dialect: "streams", prefix: "recovery", recovery: true };
   let redis;
   before(async () => {
@@ -46,32 +47,39 @@ describe("recovery across servers with the streams adapter", () => {
       const client = io(one.url, { forceNew: true, transports: ["websocket"], reconnection: false });
       try {
         const numbers = [];
+        let isHeard = false;
+        client.on("ready", () => (isHeard = true));
         client.on("number", (number) => numbers.push(number));
-        await until("the connect", () => client.connected);
+        await until("the connect", () => client.connected, PATIENCE);
         const { id } = client;
         const here = { namespace: "/", sid: id };
         await one.tell("own", { ...here, what: "data", value: { name: "ada" } });
         await one.tell("own", { ...here, what: "join", rooms: ["news"] });
+        // A Node.js server begins to read the stream a moment after it listens.
+        await until("the servers to hear each other", async () => {
+          await two.tell("emit", { namespace: "/", to: ["news"], event: "ready", args: [] });
+          return isHeard;
+        }, PATIENCE);
         const emit = async (server, first, end) => {
           for (let number = first; number < end; number += 1) {
             await server.tell("emit", { namespace: "/", to: ["news"], event: "number", args: [number] });
           }
         };
         await emit(two, 0, 5);
-        await until("numbers of the other server", () => numbers.length === 5);
+        await until("numbers of the other server", () => numbers.length === 5, PATIENCE);
         await emit(one, 5, 10);
-        await until("numbers of its own server", () => numbers.length === 10);
+        await until("numbers of its own server", () => numbers.length === 10, PATIENCE);
         if (from === "node") client.io.engine.close();
-        await until("the session to be stored", async () => (await sessions()).some((text) => text.includes("news") && text.includes("ada")));
+        await until("the session to be stored", async () => (await sessions()).some((text) => text.includes("news") && text.includes("ada")), PATIENCE);
         one.signal("SIGKILL");
-        await until("the client to notice", () => !client.connected);
+        await until("the client to notice", () => !client.connected, PATIENCE);
         await emit(two, 10, 20);
         await two.tell("emit", { namespace: "/", to: ["elsewhere"], event: "number", args: [-1] });
         client.io.uri = two.url;
         client.connect();
-        await until("the client to be back", () => client.connected && numbers.length >= 20);
+        await until("the client to be back", () => client.connected && numbers.length >= 20, PATIENCE);
         await emit(two, 20, 25);
-        await until("the last numbers", () => numbers.length >= 25);
+        await until("the last numbers", () => numbers.length >= 25, PATIENCE);
         assert.deepEqual([client.recovered, client.id], [true, id]);
         assert.deepEqual(numbers, Array.from({ length: 25 }, (_, number) => number));
         assert.deepEqual((await two.tell("own", { ...here, what: "rooms" })).rooms, ["news"]);

@@ -12,7 +12,7 @@ use roomcast_protocol::id::{NodeId, SocketId};
 use roomcast_protocol::message::{Message, Position};
 use roomcast_protocol::question::{Answer, Description, Question};
 use roomcast_protocol::target::Target;
-use roomcast_protocol::wire::{Asker, Incoming, Parser, Reply, Wire, placed, unplaced};
+use roomcast_protocol::wire::{Asker, Entry, Incoming, Parser, Reply, Wire, placed, unplaced};
 
 use crate::captures::{classic, node, read, sharded, wire_as};
 
@@ -246,6 +246,37 @@ proptest! {
             );
             prop_assert_eq!(names_it, other == Incoming::Ignored);
         }
+    }
+
+    #[test]
+    fn entries_of_a_stream_are_read_as_they_were_meant(
+        message in messages(),
+        namespace in "/[a-z#\"é]{0,4}",
+        uid in ".{1,6}",
+        confirm in any::<Option<bool>>(),
+    ) {
+        let wire = wire_as("p", Dialect::Streams, Parser::Msgpack);
+        let confirm = confirm.map(|_| "id");
+        let written = wire.entry(&namespace, &uid, &message, confirm).unwrap();
+        let fields = written.fields().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let entry = Entry::from_fields(fields).unwrap();
+        prop_assert_eq!(&entry, &written);
+        let heard = wire.read_entry(&entry).unwrap();
+        let expected = Incoming::Message { message, confirm: confirm.map(Box::from), position: None };
+        prop_assert_eq!(heard, expected);
+    }
+
+    #[test]
+    fn no_entry_and_no_session_makes_a_reader_panic(
+        kind in 0_u8..16,
+        data in prop_oneof![".{0,40}", "[A-Za-z0-9+/]{0,40}", "\\{.{0,40}\\}"],
+    ) {
+        let wire = wire_as("p", Dialect::Streams, Parser::Msgpack);
+        let kind = kind.to_string();
+        let fields = [("nsp", "/"), ("type", &*kind), ("data", &*data)];
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let _ = wire.read_entry(&Entry::from_fields(fields).unwrap());
+        let _ = wire.read_session(data.as_bytes());
     }
 
     #[test]

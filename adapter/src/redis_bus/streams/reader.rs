@@ -14,13 +14,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use redis::{Pipeline, Value};
+use redis::{Pipeline, Value, aio::MultiplexedConnection};
 use roomcast_emitter::{
     backoff::Backoff,
-    redis::{ConnectError, Connection, Endpoint, Purpose},
+    redis::{Address, ConnectError, Connection, Endpoint, Purpose, Reply},
 };
 use roomcast_protocol::{channel::slot, wire::Entry};
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use super::{
     Chain, Streams,
@@ -36,6 +36,9 @@ const PAGE: usize = 100;
 
 /// The size of a page that is aimed at, in bytes. After a larger one, fewer entries are read at a time.
 const PAGE_BYTES: usize = 4 << 20;
+
+/// How often the reader makes sure that it reads from the primary. In a failover its connection may stay open.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a reply may take.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +62,10 @@ pub(in super::super) async fn read(core: Weak<Core>, streams: Arc<Streams>, endp
     let mut backoff = Backoff::default();
     loop {
         let failed = match connect(&endpoint, &streams.key).await {
-            Ok(connection) => follow(&core, &streams, connection, &mut place, &mut backoff).await,
+            Ok(connection) => {
+                let at = (&endpoint, connection);
+                follow(&core, &streams, at, &mut place, &mut backoff).await
+            }
             Err(error) => Err(error.to_string()),
         };
         let Err(reason) = failed else {
@@ -86,48 +92,74 @@ async fn connect(endpoint: &Endpoint, key: &str) -> Result<Connection, ConnectEr
     }
 }
 
-/// Reads over one connection. Resolves to `Ok` once the bus is gone.
-async fn follow(
-    core: &Weak<Core>,
-    streams: &Arc<Streams>,
-    connection: Connection,
-    place: &mut Place,
-    backoff: &mut Backoff,
-) -> Result<(), String> {
-    let mut redis = connection.into_inner();
-    let mut ask = async |pipeline: &Pipeline, replies: usize| {
-        let sent = redis.send_packed_commands(pipeline, 0, replies);
+/// The server from which the stream is read.
+struct Source<'a> {
+    endpoint: &'a Endpoint,
+    address: Option<Address>,
+    redis: MultiplexedConnection,
+    /// When it was certain that it is the primary.
+    checked: Instant,
+}
+
+impl Source<'_> {
+    async fn ask(&mut self, pipeline: &Pipeline, replies: usize) -> Result<Vec<Value>, String> {
+        let sent = self.redis.send_packed_commands(pipeline, 0, replies);
         let replies = time::timeout(REPLY_TIMEOUT, sent).await;
         let replies = replies.map_err(|_| "Redis does not answer".to_owned())?;
         let replies = replies.map_err(|error| error.to_string())?;
         let replies = replies.into_iter().map(Value::extract_error);
         let replies = replies.collect::<Result<Vec<_>, _>>();
         replies.map_err(|error| error.to_string())
-    };
-    let mut missing = false;
-    let replies = ask(&beginning(&streams.key, place.last), 2).await?;
-    let (end, kept) = (entries::entries(&replies[0]), entries::entries(&replies[1]));
-    let (Some(end), Some(kept)) = (end, kept) else {
-        return Err("an unexpected reply".to_owned());
-    };
-    let end = end.first().map(|read| read.id).unwrap_or_default();
-    place.last = Some(match place.last {
-        None => end,
-        Some(last) => {
-            missing = last != Id::default() && kept.is_empty();
-            // A replica that was behind, or an empty Redis, gives smaller ids.
-            last.min(end)
+    }
+
+    /// Makes sure now and then that the server is the primary.
+    async fn check(&mut self) -> Result<(), String> {
+        if self.checked.elapsed() < CHECK_INTERVAL {
+            return Ok(());
         }
-    });
+        self.checked = Instant::now();
+        let primary = self.endpoint.primary().await;
+        // Sentinels that cannot be reached prove nothing about the primary.
+        let is_other =
+            matches!(&primary, Ok(Some(primary)) if self.address.as_ref() != Some(primary));
+        // It takes no right beyond those of the login.
+        let mut hello = Pipeline::with_capacity(1);
+        hello.cmd("HELLO");
+        let replies = self.ask(&hello, 1).await?;
+        match is_other || replies.first().is_some_and(is_replica) {
+            true => Err("the server is not the primary any more".to_owned()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Reads over one connection. Resolves to `Ok` once the bus is gone.
+async fn follow(
+    core: &Weak<Core>,
+    streams: &Arc<Streams>,
+    (endpoint, connection): (&Endpoint, Connection),
+    place: &mut Place,
+    backoff: &mut Backoff,
+) -> Result<(), String> {
+    let mut source = Source {
+        endpoint,
+        address: connection.info().address.clone(),
+        redis: connection.into_inner(),
+        checked: Instant::now(),
+    };
+    let mut is_missing = begin(streams, &mut source, place).await?;
     backoff.reset();
     streams.metrics.up.set(1);
     if streams.interrupted.send_replace(None).is_some() {
         tracing::info!(stream = &*streams.key, "reading the stream");
     }
     loop {
+        source.check().await?;
         let last = place.last.unwrap_or_default();
         let before = SystemTime::now();
-        let replies = ask(&next(&streams.key, last, place.count), 2).await?;
+        let replies = source
+            .ask(&next(&streams.key, last, place.count), 2)
+            .await?;
         let (page, kept) = (
             entries::entries_of_stream(&replies[0]),
             entries::entries(&replies[1]),
@@ -138,9 +170,8 @@ async fn follow(
         let Some(core) = core.upgrade() else {
             return Ok(());
         };
-        let was_trimmed = !page.is_empty() && last != Id::default() && kept.is_empty();
-        if missing || was_trimmed {
-            missing = false;
+        is_missing |= !page.is_empty() && last != Id::default() && kept.is_empty();
+        if std::mem::take(&mut is_missing) {
             streams.chains_are_broken();
             core.gaps.report(&Gap {
                 from: place.complete.min(before),
@@ -157,6 +188,33 @@ async fn follow(
             place.complete = before;
         }
     }
+}
+
+/// Finds out where to read. Returns whether entries behind the last one that was read may be missing.
+async fn begin(
+    streams: &Streams,
+    source: &mut Source<'_>,
+    place: &mut Place,
+) -> Result<bool, String> {
+    let replies = source.ask(&beginning(&streams.key, place.last), 2).await?;
+    let (end, kept) = (entries::entries(&replies[0]), entries::entries(&replies[1]));
+    let (Some(end), Some(kept)) = (end, kept) else {
+        return Err("an unexpected reply".to_owned());
+    };
+    let end = end.first().map(|read| read.id).unwrap_or_default();
+    let is_missing = place.last.is_some_and(|last| last != Id::default()) && kept.is_empty();
+    // A replica that was behind, or an empty Redis, gives smaller ids.
+    place.last = Some(place.last.map_or(end, |last| last.min(end)));
+    Ok(is_missing)
+}
+
+/// Whether the reply to HELLO is that of a server that follows another one.
+fn is_replica(hello: &Value) -> bool {
+    let fields = hello.pairs().unwrap_or_default();
+    let is_role = |(name, value): &(&Value, &Value)| {
+        name.text() == Some("role") && value.text() != Some("master")
+    };
+    fields.iter().any(is_role)
 }
 
 /// The commands that find the end of the stream, and the last entry that was read.
