@@ -104,6 +104,13 @@ pub struct BroadcastOperator {
 impl BroadcastOperator {
     emitter::narrowing!();
 
+    /// Publishes the event once, however often it is emitted with this key. See
+    /// [`BroadcastOperator::idempotency_key`](crate::BroadcastOperator::idempotency_key).
+    pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.namespace = self.namespace.idempotency_key(key);
+        self
+    }
+
     /// Emits an event to the selected sockets. Returns when Redis has accepted it.
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         self.act(async |to| to.emit(event, args).await)

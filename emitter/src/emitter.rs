@@ -20,6 +20,7 @@ use std::{
     borrow::Cow,
     fmt,
     sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -51,6 +52,9 @@ use roomcast_protocol::{
     target::Rooms,
     wire::{Parser, Wire},
 };
+
+/// Default lifetime of the results of emits with an idempotency key: that of the HTTP API.
+const IDEMPOTENCY_TIME: Duration = Duration::from_secs(300);
 
 /// Emits to the clients of a cluster. Cheap to clone; the connections close with the last clone.
 ///
@@ -145,6 +149,7 @@ pub struct Builder {
     parser: Parser,
     retry: Retry,
     counts_members: bool,
+    idempotency_time: Duration,
     answers: Option<RedisUrl>,
 }
 
@@ -158,6 +163,7 @@ impl Default for Builder {
             parser: Parser::default(),
             retry: Retry::default(),
             counts_members: false,
+            idempotency_time: IDEMPOTENCY_TIME,
             answers: None,
         }
     }
@@ -204,6 +210,13 @@ impl Builder {
     /// [`Delivery::members`]. Costs one more command per emit; batches ignore it. Default off.
     pub fn count_members(mut self, counts: bool) -> Self {
         self.counts_members = counts;
+        self
+    }
+
+    /// Sets how long the result of an emit with an
+    /// [idempotency key](BroadcastOperator::idempotency_key) is kept. Default 5 minutes.
+    pub fn idempotency_time(mut self, time: Duration) -> Self {
+        self.idempotency_time = time;
         self
     }
 
@@ -281,6 +294,7 @@ impl Builder {
             retry: self.retry,
             counts_members: self.counts_members,
             journals: Journals::default(),
+            idempotency_time: self.idempotency_time,
             node,
             asked: AtomicU64::new(0),
             questions,

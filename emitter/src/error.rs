@@ -53,6 +53,9 @@ pub enum EmitError {
     /// published.
     #[error("Redis did not confirm, so it may have been published or not: {0}")]
     Unconfirmed(Arc<str>),
+    /// The idempotency key was used for another event, other arguments or other rooms. Nothing was published.
+    #[error("the idempotency key `{0}` was used for another broadcast")]
+    KeyReused(Box<str>),
     /// Too many bytes wait to be published. Nothing was published.
     #[error("{queued_bytes} bytes are waiting to be published already")]
     Overloaded {

@@ -22,6 +22,7 @@ use redis::Value;
 use roomcast_protocol::{
     channel::{Channels, Dialect},
     message::Position,
+    wire::unplaced,
 };
 
 use crate::redis::{PublishError, Reply};
@@ -47,6 +48,17 @@ pub static JOURNAL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         include_str!("log/common.lua"),
         include_str!("log/journal.lua")
+    ))
+});
+
+/// The script that publishes under an idempotency key, and stores in the journal if there is one.
+static ONCE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        "local function append()\n",
+        include_str!("log/common.lua"),
+        include_str!("log/publish.lua"),
+        "end\n",
+        include_str!("log/once.lua")
     ))
 });
 
@@ -121,6 +133,19 @@ impl JournalLimits {
         ["SET", key, &limits, "EX", LIMITS_LIFE].map(str::to_owned)
     }
 
+    /// The arguments of the script about a journal without the log of a room.
+    fn numbers(&self) -> [String; 5] {
+        let age = seconds(self.age);
+        let numbers = [
+            age.saturating_add(COUNTER_LIFE),
+            1,
+            self.messages.max(1) as u64,
+            self.bytes as u64,
+            age,
+        ];
+        numbers.map(|number| number.to_string())
+    }
+
     /// Reads what [`announce`](Self::announce) has written.
     pub fn read(text: &str) -> Option<Self> {
         let mut numbers = text.split(' ').map(str::parse::<u64>);
@@ -148,6 +173,86 @@ pub struct Names {
     publish: &'static str,
 }
 
+/// A broadcast that is published once, however often it is tried.
+#[derive(Debug, Clone)]
+pub struct Once {
+    /// The idempotency key.
+    pub key: Box<str>,
+    /// How long its result is kept.
+    pub lifetime: Duration,
+    /// The [fingerprint](roomcast_protocol::receipt::fingerprint) of the broadcast.
+    pub fingerprint: Box<str>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedOnce {
+    /// Its place in the journal, if there is one.
+    pub position: Option<Position>,
+    /// The number of connections that received it.
+    pub receivers: u64,
+    /// Whether it was published before, and this is the first result.
+    pub is_replayed: bool,
+}
+
+/// Another broadcast has the same idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyReused;
+
+impl Once {
+    /// The command of the script, and its first key. `payload` has no position, and is made to be appended to a
+    /// journal if there is one.
+    pub fn command(
+        &self,
+        result: &str,
+        names: &Names,
+        payload: &[u8],
+        journal: Option<JournalLimits>,
+    ) -> Vec<Vec<u8>> {
+        let lifetime = self.lifetime.as_millis().max(1).to_string();
+        let own = [self.fingerprint.as_bytes(), lifetime.as_bytes()];
+        let Some((limits, head)) = journal.zip(unplaced(payload)) else {
+            let args = [names.publish.as_bytes(), names.channel.as_bytes(), payload];
+            return ONCE.command(&[result], &[&own[..], &args].concat());
+        };
+        let numbers = limits.numbers();
+        let args = names.arguments(&head, &numbers);
+        let keys = [result, &names.counter, &names.journal];
+        ONCE.command(&keys, &[&own[..], &args].concat())
+    }
+
+    /// Makes a command run the script by its text.
+    pub fn spell_out(command: &mut [Vec<u8>]) {
+        ONCE.spell_out(command);
+    }
+
+    /// Reads the reply of the script.
+    pub fn read(&self, reply: &Value) -> Result<Result<PublishedOnce, KeyReused>, PublishError> {
+        let read = || {
+            let [is_replayed, kept] = reply.list()? else {
+                return None;
+            };
+            let mut words = kept.text()?.split(' ');
+            if words.next()? != &*self.fingerprint {
+                return Some(Err(KeyReused));
+            }
+            let mut next = || words.next()?.parse::<u64>().ok();
+            let [id, time, receivers] = [next()?, next()?, next()?];
+            let position = (id > 0).then_some(Position {
+                id,
+                time,
+                after: None,
+            });
+            Some(Ok(PublishedOnce {
+                position,
+                receivers,
+                is_replayed: is_replayed.integer()? > 0,
+            }))
+        };
+        read().ok_or_else(unexpected)
+    }
+}
+
 impl Names {
     /// Finds the names.
     pub fn new(channels: &Channels, namespace: &str) -> Self {
@@ -166,18 +271,15 @@ impl Names {
     /// The command that stores a broadcast in the journal and publishes it. `head` is the payload
     /// [without its position](roomcast_protocol::wire::Wire::unplaced).
     pub fn append(&self, head: &[u8], limits: JournalLimits) -> Vec<Vec<u8>> {
-        let age = seconds(limits.age);
-        let numbers = [
-            age.saturating_add(COUNTER_LIFE),
-            1,
-            limits.messages.max(1) as u64,
-            limits.bytes as u64,
-            age,
-        ];
-        let numbers = numbers.map(|number| number.to_string());
-        let mut args: Vec<&[u8]> = vec![self.channel.as_bytes(), head, self.publish.as_bytes()];
-        args.extend(numbers.iter().map(String::as_bytes));
+        let numbers = limits.numbers();
+        let args = self.arguments(head, &numbers);
         PUBLISH.command(&[&self.counter, &self.journal], &args)
+    }
+
+    fn arguments<'a>(&'a self, head: &'a [u8], numbers: &'a [String]) -> Vec<&'a [u8]> {
+        let mut args = vec![self.channel.as_bytes(), head, self.publish.as_bytes()];
+        args.extend(numbers.iter().map(String::as_bytes));
+        args
     }
 }
 

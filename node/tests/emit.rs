@@ -226,6 +226,13 @@ fn the_receipt_has_the_place_in_the_journal() {
     let id = |said: &Value| said["position"]["id"].as_u64().unwrap();
     assert!(id(&second) > id(&first));
     assert_eq!(emit(&["--volatile"])["position"], Value::Null);
+    let once = ["--idempotency-key=order-7"];
+    let (first, again) = (emit(&once), emit(&once));
+    assert_eq!(first["position"], again["position"]);
+    assert_eq!(
+        (&first["is_replayed"], &again["is_replayed"]),
+        (&Value::Null, &json!(true))
+    );
     assert_eq!(client.event("news"), json!([]));
 }
 

@@ -1,8 +1,9 @@
 //! The result of a broadcast, wherever it was made: by an emitter, by a server, or over the HTTP API.
 
 use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
 
-use crate::message::Position;
+use crate::{args::Args, message::Position, target::Target};
 
 /// What is known about a broadcast.
 ///
@@ -46,4 +47,26 @@ impl Receipt {
             ..Self::default()
         }
     }
+}
+
+/// Identifies a broadcast, so that an idempotency key cannot be used for two. The order of rooms and the white
+/// space of the arguments make no difference, because a retry may come through another door.
+pub fn fingerprint(target: &Target, event: &str, args: &Args) -> String {
+    let sorted = |names: &[Box<str>]| {
+        let mut names = names.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let json = serde_json::from_str::<serde_json::Value>(args.json());
+    let json = json.map_or_else(|_| args.json().to_owned(), |json| json.to_string());
+    let parts = (sorted(&target.rooms), sorted(&target.except), event, json);
+    let mut hash = Sha1::new();
+    hash.update(serde_json::to_vec(&parts).unwrap_or_default());
+    for attachment in args.attachments() {
+        hash.update((attachment.len() as u64).to_be_bytes());
+        hash.update(attachment);
+    }
+    let hash = hash.finalize();
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

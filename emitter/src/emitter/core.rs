@@ -46,6 +46,7 @@ use super::{
 use crate::{
     answers::{Answers, Listening},
     error::EmitError,
+    log::Once,
     membership::{self, Counted, Leases, Members, PendingQuestions, RENEWAL_SECONDS},
 };
 
@@ -58,6 +59,7 @@ pub(crate) struct Core {
     pub(super) retry: Retry,
     pub(super) counts_members: bool,
     pub(super) journals: Journals,
+    pub(super) idempotency_time: Duration,
     /// The name under which it asks.
     pub(super) node: NodeId,
     /// Questions so far.
@@ -74,7 +76,12 @@ impl Core {
         &self,
         namespace: &str,
         message: &Message,
+        once: Option<&Once>,
     ) -> Result<Delivery, EmitError> {
+        if self.encoder.has_stream() && once.is_some() {
+            let reason = "the streams dialect has no idempotency keys";
+            return Err(EmitError::Refused(reason.into()));
+        }
         if self.encoder.has_stream() {
             return self.append(namespace, message).await;
         }
@@ -89,12 +96,19 @@ impl Core {
         }
         let mut tried = 0;
         loop {
-            match self.publish_to(namespace, message, &publication).await {
+            let publishing = self.publish_to(namespace, message, &publication, once);
+            match publishing.await {
                 Ok(delivery) => {
                     return Ok(Delivery {
                         members,
                         ..delivery
                     });
+                }
+                // With a key, what was published already is not published again.
+                Err(EmitError::Unconfirmed(reason)) if once.is_some() => {
+                    let retried = EmitError::Unreachable(Arc::clone(&reason));
+                    let pausing = self.pause(&mut tried, retried).await;
+                    pausing.map_err(|_| EmitError::Unconfirmed(reason))?;
                 }
                 Err(error) => self.pause(&mut tried, error).await?,
             }
@@ -154,11 +168,27 @@ impl Core {
         namespace: &str,
         message: &Message,
         publication: &Publication,
+        once: Option<&Once>,
     ) -> Result<Delivery, EmitError> {
         let journal = match is_journaled(message) {
             true => self.journal(namespace).await?,
             false => None,
         };
+        if let Some(once) = once {
+            let channels = self.encoder.wire.channels();
+            let names = self.journals.names(channels, namespace);
+            let result = channels.once(namespace, &once.key);
+            let limits = journal.map(|journal| journal.limits);
+            let command = once.command(&result, &names, &publication.payload, limits);
+            let publishing = self.transport.publish_once(once, &result, command);
+            let published = Box::pin(publishing).await?;
+            let nodes = usize::try_from(published.receivers).unwrap_or(usize::MAX);
+            return Ok(Delivery {
+                position: published.position,
+                is_replayed: published.is_replayed,
+                ..Delivery::new(nodes)
+            });
+        }
         let Some(journal) = journal else {
             let nodes = self.transport.publish(&self.encoder, publication).await?;
             return Ok(Delivery::new(nodes));
@@ -281,8 +311,8 @@ impl Core {
         &self,
         namespace: &str,
         message: &Message,
-        question: &Question,
-        timeout: Duration,
+        once: Option<&Once>,
+        (question, timeout): (&Question, Duration),
     ) -> Result<Receipt, EmitError> {
         check_namespace(namespace)?;
         if self.answers.is_none() {
@@ -291,12 +321,16 @@ impl Core {
         let is_stored = !self.encoder.has_stream()
             && is_journaled(message)
             && self.find_journal(namespace).await?.is_some();
-        if !is_stored {
+        if !is_stored && once.is_none() {
             let about = About::Message(message);
             let answered = self.ask(namespace, about, question, timeout).await?;
             return Ok(results::confirmed(None, &answered));
         }
-        let delivery = Box::pin(self.publish(namespace, message)).await?;
+        let delivery = Box::pin(self.publish(namespace, message, once)).await?;
+        if delivery.is_replayed {
+            // How many sockets it reached then cannot be asked now.
+            return Ok(delivery.into());
+        }
         let asked = Box::pin(self.ask_once(namespace, About::Published, question, timeout)).await;
         // It is stored: a retry would store it twice.
         let answered = asked.map_err(|error| unconfirmed(&error))?;

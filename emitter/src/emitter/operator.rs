@@ -6,13 +6,13 @@ use super::{
     core::{About, Core},
     results::{Answers, Delivery, Fetched},
 };
-use crate::error::EmitError;
+use crate::{error::EmitError, log::Once};
 use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     event,
     message::Message,
     question::Question,
-    receipt::Receipt,
+    receipt::{Receipt, fingerprint},
     target::{Rooms, Target},
 };
 
@@ -31,6 +31,7 @@ pub struct BroadcastOperator {
     core: Arc<Core>,
     namespace: Cow<'static, str>,
     target: Target,
+    idempotency_key: Option<Box<str>>,
 }
 
 impl BroadcastOperator {
@@ -39,10 +40,26 @@ impl BroadcastOperator {
             core,
             namespace,
             target: Target::default(),
+            idempotency_key: None,
         }
     }
 
     super::narrowing!();
+
+    /// Publishes the event once, however often it is emitted with this key: by this emitter, by another one, by a
+    /// server, or over the HTTP API. The first emit decides, and the later ones return its receipt with
+    /// `is_replayed`. What Redis did not confirm is therefore retried, too.
+    ///
+    /// Keys belong to a namespace. The result is kept for [`Builder::idempotency_time`](crate::Builder::idempotency_time).
+    /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed).
+    ///
+    /// # Errors
+    ///
+    /// The emit fails with [`EmitError::KeyReused`] if another event, other arguments or other rooms had this key.
+    pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
 
     pub(crate) fn with_target(mut self, target: Target) -> Self {
         self.target = target;
@@ -54,8 +71,11 @@ impl BroadcastOperator {
     /// If the namespace has a journal, the event is stored there, unless it is [`volatile`](Self::volatile).
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let args = checked(event, args)?;
+        let once = self.once(event, &args);
         let message = broadcast(self.target, event, args);
-        self.core.publish(&self.namespace, &message).await
+        self.core
+            .publish(&self.namespace, &message, once.as_ref())
+            .await
     }
 
     /// Emits an event and waits until the nodes have reported how many sockets it reached.
@@ -70,10 +90,12 @@ impl BroadcastOperator {
         let args = checked(event, args)?;
         let timeout = self.timeout_or_default();
         let question = Question::Reached(self.target.clone());
+        let once = self.once(event, &args);
         let message = broadcast(self.target, event, args);
+        let asking = (&question, timeout);
         let confirming = self
             .core
-            .confirm(&self.namespace, &message, &question, timeout);
+            .confirm(&self.namespace, &message, once.as_ref(), asking);
         confirming.await
     }
 
@@ -145,7 +167,15 @@ impl BroadcastOperator {
     }
 
     async fn publish(self, message: Message) -> Result<Delivery, EmitError> {
-        self.core.publish(&self.namespace, &message).await
+        self.core.publish(&self.namespace, &message, None).await
+    }
+
+    fn once(&self, event: &str, args: &Args) -> Option<Once> {
+        Some(Once {
+            key: self.idempotency_key.clone()?,
+            lifetime: self.core.idempotency_time,
+            fingerprint: fingerprint(&self.target, event, args).into(),
+        })
     }
 
     fn timeout_or_default(&self) -> Duration {

@@ -27,6 +27,10 @@ pub struct Delivery {
     /// Its place in the journal of the namespace, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
+    /// Whether this is the result of an earlier emit with the same idempotency key, so that nothing was
+    /// published now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_replayed: bool,
 }
 
 impl Delivery {
@@ -36,13 +40,16 @@ impl Delivery {
             nodes,
             members: None,
             position: None,
+            is_replayed: false,
         }
     }
 }
 
 impl From<Delivery> for Receipt {
     fn from(delivery: Delivery) -> Self {
-        Self::new(delivery.position, delivery.nodes)
+        let mut receipt = Self::new(delivery.position, delivery.nodes);
+        receipt.is_replayed = delivery.is_replayed;
+        receipt
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 use crate::pool::PoolPublisher;
 use crate::{
     error::EmitError,
-    log::{Names, PUBLISH, Script, published},
+    log::{KeyReused, Names, Once, PUBLISH, PublishedOnce, Script, published},
     membership::{self, Counted, Leases},
     redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
@@ -142,6 +142,22 @@ impl Transport {
             results.extend(replies.map(|reply| reply.map(drop).map_err(EmitError::from)));
         }
         results
+    }
+
+    /// Publishes under an idempotency key. `result` is the key of the result.
+    pub(super) async fn publish_once(
+        &self,
+        once: &Once,
+        result: &str,
+        mut command: Vec<Vec<u8>>,
+    ) -> Result<PublishedOnce, EmitError> {
+        let mut replied = self.run(&command, result).await;
+        if Script::is_forgotten(&replied) {
+            Once::spell_out(&mut command);
+            replied = self.run(&command, result).await;
+        }
+        once.read(&replied?)?
+            .map_err(|KeyReused| EmitError::KeyReused(once.key.clone()))
     }
 
     /// The text under a key.

@@ -1,6 +1,10 @@
 //! What is emitted to a namespace with a journal is stored there.
 
-use roomcast_emitter::{Emitter, JournalLimits, Position, Receipt, redis::Reply as _};
+use std::time::Duration;
+
+use roomcast_emitter::{
+    Delivery, EmitError, Emitter, JournalLimits, Position, Receipt, redis::Reply as _,
+};
 use roomcast_protocol::{
     channel::{Channels, Dialect, Kind, Mode},
     message::Message,
@@ -161,4 +165,79 @@ async fn a_pool_stores_what_it_emits_too() {
     assert_eq!(journal.hear().await, ("a".into(), first.position));
     assert_eq!(journal.hear().await, ("b".into(), second.position));
     assert_eq!(journal.len().await, 2);
+}
+
+#[tokio::test]
+async fn a_retry_under_an_idempotency_key_is_published_once_whoever_makes_it() {
+    for (dialect, has_journal) in [
+        (DIALECTS[0], true),
+        (DIALECTS[0], false),
+        (DIALECTS[1], true),
+        (DIALECTS[1], false),
+    ] {
+        let mut journal = Journal::start(dialect, Parser::Msgpack).await;
+        if !has_journal {
+            let key = journal.wire.channels().journal_limits("/");
+            journal.redis.command(&["DEL", &key]);
+        }
+        let (one, two) = (
+            journal.emitter(Parser::Msgpack).await,
+            journal.emitter(Parser::Msgpack).await,
+        );
+        let emit = |emitter: &Emitter, key: &str, event: &'static str| {
+            let to = emitter.to(["a", "b"]).idempotency_key(key);
+            async move { to.emit(event, 1).await }
+        };
+        let first = emit(&one, "k", "first").await.unwrap();
+        assert_eq!((first.nodes, first.is_replayed), (1, false), "{dialect:?}");
+        assert_eq!(first.position.is_some(), has_journal);
+        journal.redis.command(&["SCRIPT", "FLUSH"]);
+        let again = emit(&two, "k", "first").await.unwrap();
+        assert_eq!((again.nodes, again.is_replayed), (1, true), "{dialect:?}");
+        let id = |delivery: &Delivery| delivery.position.map(|position| position.id);
+        assert_eq!(id(&again), id(&first));
+        // In another order, and confirmed: it is the same broadcast, and nobody is asked.
+        let to = two.to(["b", "a"]).idempotency_key("k");
+        let receipt = to.emit_confirmed("first", 1).await.unwrap();
+        assert_eq!((receipt.sockets, receipt.is_replayed), (None, true));
+        let reused = emit(&one, "k", "other").await;
+        assert!(
+            matches!(&reused, Err(EmitError::KeyReused(key)) if &**key == "k"),
+            "{reused:?}"
+        );
+        let other = emit(&one, "l", "other").await.unwrap();
+        assert!(!other.is_replayed);
+        // Keys belong to a namespace.
+        let elsewhere = two.of("/other").idempotency_key("l").emit("other", 1);
+        assert!(!elsewhere.await.unwrap().is_replayed);
+        for event in ["first", "other"] {
+            let (name, position) = journal.hear().await;
+            assert_eq!((&*name, position.is_some()), (event, has_journal));
+        }
+        assert_eq!(journal.len().await, if has_journal { 2 } else { 0 });
+    }
+}
+
+#[tokio::test]
+async fn a_key_may_be_used_again_when_its_time_is_over_or_nothing_was_published() {
+    let journal = Journal::start(Dialect::Classic, Parser::Msgpack).await;
+    let builder = Emitter::builder().idempotency_time(Duration::from_millis(1));
+    let emitter = builder.connect(&journal.redis.url()).await.unwrap();
+    let emit = || emitter.of("/").idempotency_key("k").emit("a", 1);
+    loop {
+        if !emit().await.unwrap().is_replayed && !emit().await.unwrap().is_replayed {
+            break;
+        }
+    }
+    let emitter = journal.emitter(Parser::Msgpack).await;
+    let emit = || emitter.of("/").idempotency_key("refused").emit("a", 1);
+    journal
+        .redis
+        .command(&["ACL", "SETUSER", "default", "-publish"]);
+    let refused = emit().await;
+    assert!(matches!(refused, Err(EmitError::Refused(_))), "{refused:?}");
+    journal
+        .redis
+        .command(&["ACL", "SETUSER", "default", "+publish"]);
+    assert!(!emit().await.unwrap().is_replayed);
 }

@@ -96,6 +96,16 @@ pub(crate) struct EmitOptions {
     #[arg(long, conflicts_with_all = ["confirm", "file"])]
     ack: bool,
 
+    /// Emit once, however often the command is repeated with this key
+    ///
+    /// Other emitters and the HTTP API share the key. A repetition prints the first result.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["ack", "file"])]
+    idempotency_key: Option<String>,
+
+    /// Time for which the result under an idempotency key is kept
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    idempotency_time: Span,
+
     /// Time that nodes and clients have to respond with --confirm or --ack
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     timeout: Span,
@@ -151,6 +161,10 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
             let problem = "the event is missing: give its name, or a file with --file";
             Err(Failure::Usage(problem.to_owned()))
         }
+        (Source::StandardInput, _) if options.idempotency_key.is_some() => {
+            let problem = "--idempotency-key takes one message, not a file";
+            Err(Failure::Usage(problem.to_owned()))
+        }
         (Source::StandardInput, _) if options.ack => {
             let problem = "--ack takes one message, not a file";
             Err(Failure::Usage(problem.to_owned()))
@@ -178,6 +192,7 @@ impl EmitOptions {
             .stream_max_len(self.redis.redis_stream_length as usize)
             .parser(self.redis.redis_parser.into())
             .count_members(true)
+            .idempotency_time(self.idempotency_time.0)
             .retry(Retry::default().tries(self.retry + 1));
         if let Some(stream) = self.redis.stream() {
             builder = builder.stream(stream);
@@ -192,7 +207,10 @@ impl EmitOptions {
         tally: &mut Tally,
     ) -> Result<(), Failure> {
         let Message { event, args, .. } = message;
-        let to = self.operator(emitter, message);
+        let mut to = self.operator(emitter, message);
+        if let Some(key) = &self.idempotency_key {
+            to = to.idempotency_key(key.as_str());
+        }
         if self.ack {
             tally.acknowledged(to.emit_with_ack(event, args)?);
         } else if self.confirm {

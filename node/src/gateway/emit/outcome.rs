@@ -103,6 +103,8 @@ pub(super) struct Tally {
     members: Option<usize>,
     /// The place of the last one in the journal, if there is one.
     position: Option<Position>,
+    /// Whether it was emitted before, with the same idempotency key.
+    is_replayed: bool,
     asked: Option<Asked>,
 }
 
@@ -128,12 +130,19 @@ impl Tally {
         self.nodes = self.nodes.max(delivery.nodes);
         self.members = delivery.members;
         self.position = delivery.position;
+        self.is_replayed = delivery.is_replayed;
     }
 
     pub(super) fn confirmed(&mut self, confirmed: Receipt) {
         let reached = confirmed.sockets.unwrap_or(0);
         self.messages += 1;
         self.position = confirmed.position;
+        self.is_replayed = confirmed.is_replayed;
+        if confirmed.is_replayed {
+            // Nobody was asked.
+            self.nodes = self.nodes.max(confirmed.nodes);
+            return;
+        }
         self.nobody += usize::from(reached == 0);
         self.nodes = self.nodes.max(confirmed.nodes);
         let none = Asked::Confirmed {
@@ -184,6 +193,9 @@ impl Tally {
         let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         put("messages", json!(self.messages));
         put("reached_nobody", json!(self.nobody));
+        if self.is_replayed {
+            put("is_replayed", json!(true));
+        }
         if let Some(position) = self.position {
             put("position", json!(position));
         }
@@ -229,6 +241,9 @@ impl Tally {
     /// Lines for people.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
+        if self.is_replayed {
+            text += "emitted before with this idempotency key:\n";
+        }
         let silent = match &self.asked {
             None => {
                 text += &format!(
