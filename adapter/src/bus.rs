@@ -15,6 +15,7 @@ use roomcast_protocol::{
     id::{NodeId, SocketId},
     message::{Message, Position},
     question::{Answer, Answered, Question},
+    target::Target,
 };
 
 mod log;
@@ -23,6 +24,7 @@ mod sessions;
 pub use log::{
     HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page,
 };
+pub use roomcast_emitter::log::Once;
 pub use sessions::{Session, Sessions, Taken};
 
 /// The futures of this module: boxed, because they cross a trait object.
@@ -125,6 +127,20 @@ pub trait BusHandle: Send + Sync + 'static {
     /// Publishes a message to all other nodes. It is enqueued when this returns, in call order.
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>>;
 
+    /// Publishes an event to all nodes, this one included, once for each idempotency key. The first result is
+    /// returned again, with [`Published::is_replayed`]. A broadcast that belongs in a journal takes
+    /// [`Log::broadcast_once`] instead. Default: the bus has no keys.
+    fn publish_once(
+        &self,
+        _target: Target,
+        _event: &str,
+        _args: Args,
+        _once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let reason = "the bus has no idempotency keys".into();
+        Box::pin(ready(Err(BusError::Invalid(reason))))
+    }
+
     /// Opens the logs of the namespace. `None` if the bus keeps none, which is the default.
     fn log(&self, _limits: LogLimits) -> Option<Arc<dyn Log>> {
         None
@@ -156,6 +172,8 @@ pub struct Published {
     /// The position of the message, if the bus stores what is published. Both buses of this crate
     /// store only what is published through a [`Log`].
     pub position: Option<Position>,
+    /// Whether it was published earlier, under the same idempotency key, and not now.
+    pub is_replayed: bool,
 }
 
 /// A namespace of a node, as it introduces itself to the bus.
@@ -260,6 +278,9 @@ pub enum BusError {
         /// The bytes in the queue.
         queued_bytes: usize,
     },
+    /// The idempotency key was used for another broadcast. The message has not left this node.
+    #[error("the idempotency key was used for another broadcast")]
+    KeyReused,
     /// The message cannot be published.
     #[error("the message cannot be published: {0}")]
     Invalid(Arc<str>),
@@ -273,6 +294,7 @@ impl BusError {
             Self::Unavailable(_) => "other nodes cannot be reached",
             Self::Unconfirmed(_) => "other nodes may not have been reached",
             Self::Overloaded { .. } => "too much is waiting to be published already",
+            Self::KeyReused => "the idempotency key was used for another broadcast",
             Self::Invalid(_) => "the message cannot be published",
         }
     }

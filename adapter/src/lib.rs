@@ -13,6 +13,7 @@ mod bus;
 mod directory;
 mod member;
 mod memory_bus;
+mod memory_keys;
 mod memory_log;
 mod memory_sessions;
 mod redis_bus;
@@ -23,11 +24,12 @@ mod watch;
 pub use adapter::{Adapter, JoinError, RoomLimits};
 pub use bus::{
     Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, HistoryEntry, HistoryLimits,
-    JournalEntry, JournalLimits, JournalPage, Listener, Log, LogLimits, Page, Peer, Progress,
+    JournalEntry, JournalLimits, JournalPage, Listener, Log, LogLimits, Once, Page, Peer, Progress,
     Published, Session, Sessions, Taken, Tracking,
 };
 pub use member::Member;
 pub use memory_bus::MemoryBus;
+pub use memory_keys::MemoryKeys;
 pub use memory_log::MemoryLogs;
 pub use memory_sessions::MemorySessions;
 pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, RedisRights, StartError};

@@ -11,17 +11,20 @@ use std::{
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use roomcast_protocol::{
+    args::Args,
     id::NodeId,
     message::Message,
     question::{Answered, Question},
+    target::Target,
 };
 use tokio::sync::RwLock;
 
 use crate::{
     bus::{
-        Attachment, Bus, BusError, BusFuture, BusHandle, Listener, Log, LogLimits, Published,
+        Attachment, Bus, BusError, BusFuture, BusHandle, Listener, Log, LogLimits, Once, Published,
         Sessions,
     },
+    memory_keys::MemoryKeys,
     memory_log::MemoryLogs,
     memory_sessions::MemorySessions,
 };
@@ -33,6 +36,7 @@ pub struct MemoryBus {
     namespaces: Arc<Mutex<Namespaces>>,
     logs: MemoryLogs,
     sessions: MemorySessions,
+    keys: MemoryKeys,
 }
 
 /// The members of each namespace.
@@ -133,8 +137,38 @@ impl BusHandle for Handle {
         }
         Box::pin(ready(Ok(Published {
             nodes: others.len(),
-            position: None,
+            ..Published::default()
         })))
+    }
+
+    fn publish_once(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+        once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let message = Message::Broadcast {
+            target,
+            event: event.into(),
+            args,
+        };
+        let (keys, namespace) = (self.bus.keys.clone(), self.namespace.clone());
+        let own = self.member.listener.upgrade();
+        let others = self.others().into_iter().map(|(_, listener)| listener);
+        let listeners: Vec<_> = others.chain(own).collect();
+        Box::pin(async move {
+            let publishing = async {
+                for listener in &listeners {
+                    listener.receive(&message, None);
+                }
+                Ok(Published {
+                    nodes: listeners.len().saturating_sub(1),
+                    ..Published::default()
+                })
+            };
+            keys.once(&namespace, &once, publishing).await
+        })
     }
 
     fn log(&self, limits: LogLimits) -> Option<Arc<dyn Log>> {

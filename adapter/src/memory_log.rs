@@ -23,9 +23,12 @@ use roomcast_protocol::{
     target::Target,
 };
 
-use crate::bus::{
-    BusError, BusFuture, HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage,
-    Listener, Log, LogLimits, Page, Published,
+use crate::{
+    bus::{
+        BusError, BusFuture, HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage,
+        Listener, Log, LogLimits, Once, Page, Published,
+    },
+    memory_keys::MemoryKeys,
 };
 
 /// The bytes of an entry beside its texts.
@@ -77,6 +80,7 @@ struct MemoryLog {
     turn: tokio::sync::Mutex<()>,
     entries: Mutex<Entries>,
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
+    keys: MemoryKeys,
 }
 
 impl MemoryLog {
@@ -85,6 +89,7 @@ impl MemoryLog {
             turn: tokio::sync::Mutex::default(),
             entries: Mutex::new(Entries::new(limits)),
             listeners: Mutex::default(),
+            keys: MemoryKeys::default(),
         }
     }
 
@@ -190,8 +195,20 @@ impl Log for Handle {
             Ok(Published {
                 nodes: nodes.saturating_sub(1),
                 position: Some(position),
+                is_replayed: false,
             })
         })
+    }
+
+    fn broadcast_once(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+        once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let (keys, publishing) = (self.0.keys.clone(), self.broadcast(target, event, args));
+        Box::pin(async move { keys.once("", &once, publishing).await })
     }
 
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {

@@ -21,6 +21,7 @@ mod log;
 mod membership;
 mod metrics;
 mod node_js;
+mod once;
 mod outgoing;
 mod peers;
 mod questions;
@@ -45,10 +46,12 @@ use std::{
 use parking_lot::Mutex;
 use roomcast_emitter::redis::PublishError;
 use roomcast_protocol::{
+    args::Args,
     channel::Dialect,
     id::{NodeId, SocketId},
     message::Message,
     question::{Answered, Question},
+    target::Target,
 };
 use tokio::{task::JoinSet, time};
 
@@ -71,7 +74,7 @@ use self::{
 };
 use crate::{
     bus::{
-        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Log, LogLimits, Peer,
+        Attachment, Bus, BusError, BusFuture, BusHandle, Gap, Health, Log, LogLimits, Once, Peer,
         Published, Sessions, Tracking,
     },
     subscriber::{Sink, SubscriberEvent, SubscriberState},
@@ -243,9 +246,32 @@ impl BusHandle for Handle {
             let receivers = sending.await?;
             Ok(Published {
                 nodes: receivers.saturating_sub(own),
-                position: None,
+                ..Published::default()
             })
         })
+    }
+
+    fn publish_once(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+        once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let Core {
+            outgoing,
+            subscriptions,
+            ..
+        } = &*self.core;
+        let broadcast = (&target, event, &args);
+        once::publish(
+            outgoing,
+            subscriptions,
+            &self.namespace,
+            broadcast,
+            once,
+            None,
+        )
     }
 
     fn log(&self, limits: LogLimits) -> Option<Arc<dyn Log>> {

@@ -191,11 +191,32 @@ fn acknowledgements_of_clients_are_printed() {
     assert_eq!(said.json()["answers"], json!(["yes"]));
 }
 
+/// The body of the response to a call of the API.
+fn post(address: &str, path: &str, key: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer a-key-for-a-test\r\n\
+         Content-Type: application/json\r\nIdempotency-Key: {key}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let (_, body) = response.split_once("\r\n\r\n").unwrap();
+    body.to_owned()
+}
+
 #[test]
-fn the_receipt_has_the_place_in_the_journal() {
+fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
     let redis = Redis::start();
     let settings = redis.directory.file("journal.toml");
-    std::fs::write(&settings, "[namespaces.\"/\".journal]\n").unwrap();
+    // The hash of `a-key-for-a-test`.
+    let hash = "sha256:571cfd952293741a59b767f9540a86c85aa9380302a61093158b4af4e8f8cb6b";
+    let api = format!(
+        "[[api.keys]]\nname = \"test\"\nhash = \"{hash}\"\nnamespaces = [\"/\"]\nverbs = [\"emit\"]\n"
+    );
+    std::fs::write(&settings, format!("{api}[namespaces.\"/\".journal]\n")).unwrap();
     let mut command = roomcast();
     command.args([
         "serve",
@@ -210,7 +231,8 @@ fn the_receipt_has_the_place_in_the_journal() {
         &settings,
     ]);
     let mut node = Program::start(&mut command);
-    let address = field(&node.line_with("address="), "address=");
+    let line = node.line_with("address=");
+    let (address, internal) = (field(&line, "address="), field(&line, "internal="));
     let mut client = Client::connect(&address);
     let emit = |line: &[&str]| emit(&redis.url(), &[&["--json", "news"], line].concat()).json();
     let first = redis::until("the node has written that it has a journal", || {
@@ -233,6 +255,26 @@ fn the_receipt_has_the_place_in_the_journal() {
         (&first["is_replayed"], &again["is_replayed"]),
         (&Value::Null, &json!(true))
     );
+    // The API shares the key, and its emit has the same receipt.
+    let body = json!({ "event": "news", "all": true, "args": [] }).to_string();
+    let response = post(&internal, "/api/emit", "order-7", &body);
+    let shared: Value = serde_json::from_str(&response).unwrap();
+    assert_eq!(
+        (&shared["position"], &shared["is_replayed"]),
+        (&first["position"], &json!(true)),
+        "{shared}"
+    );
+    let body = json!({ "event": "other", "all": true }).to_string();
+    let refused: Value =
+        serde_json::from_str(&post(&internal, "/api/emit", "order-7", &body)).unwrap();
+    assert_eq!(refused["status"], json!(422), "{refused}");
+    // And the other way round.
+    let body = json!({ "event": "news", "all": true }).to_string();
+    let first: Value =
+        serde_json::from_str(&post(&internal, "/api/emit", "order-8", &body)).unwrap();
+    let again = emit(&["--idempotency-key=order-8"]);
+    assert_eq!(first["position"], again["position"], "{first} {again}");
+    assert_eq!(again["is_replayed"], json!(true));
     assert_eq!(client.event("news"), json!([]));
 }
 

@@ -5,7 +5,7 @@ use std::{future::ready, time::Duration};
 pub use roomcast_emitter::JournalLimits;
 use roomcast_protocol::{args::Args, message::Position, target::Target};
 
-use super::{BusError, BusFuture, Published};
+use super::{BusError, BusFuture, Once, Published};
 
 /// Stores the broadcasts of rooms, and publishes what it stores.
 ///
@@ -50,6 +50,19 @@ pub trait Log: Send + Sync + 'static {
         event: &str,
         args: Args,
     ) -> BusFuture<Result<Published, BusError>>;
+
+    /// The same, once for each idempotency key of the namespace. The first result is returned again, with
+    /// [`Published::is_replayed`]. Default: the log has no keys.
+    fn broadcast_once(
+        &self,
+        _target: Target,
+        _event: &str,
+        _args: Args,
+        _once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let reason = "the log has no idempotency keys".into();
+        Box::pin(ready(Err(BusError::Invalid(reason))))
+    }
 
     /// Reads at most `limit` entries of the journal, the oldest first.
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;

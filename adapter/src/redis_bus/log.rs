@@ -41,13 +41,15 @@ use tokio::time::Instant;
 
 use self::batches::{Batches, Single};
 use super::{
+    once,
     outgoing::Outgoing,
     script::{Script, run, unexpected},
     subscriptions::{AttachedNamespace, Subscriptions},
     warnings::Warnings,
 };
 use crate::bus::{
-    BusError, BusFuture, HistoryEntry, JournalEntry, JournalPage, Log, LogLimits, Page, Published,
+    BusError, BusFuture, HistoryEntry, JournalEntry, JournalPage, Log, LogLimits, Once, Page,
+    Published,
 };
 
 /// Entries that are read with one command. Redis serves nobody else meanwhile: a hundred entries of
@@ -261,8 +263,22 @@ impl Log for RedisLog {
             Ok(Published {
                 nodes: receivers.saturating_sub(own),
                 position: Some(position),
+                is_replayed: false,
             })
         })
+    }
+
+    fn broadcast_once(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+        once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let (outgoing, subscriptions) = (&self.outgoing, &self.subscriptions);
+        let (broadcast, journal) = ((&target, event, &args), self.limits.journal);
+        let namespace = &self.namespace;
+        once::publish(outgoing, subscriptions, namespace, broadcast, once, journal)
     }
 
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
-    BusFuture, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page,
-    Position,
+    BusError, BusFuture, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits,
+    Once, Page, Position, Published,
 };
-use roomcast_protocol::{args::Args, target::Target};
+use roomcast_protocol::{args::Args, message::Message, target::Target};
 
 use crate::{
     checks::{Check, checks},
@@ -24,6 +24,8 @@ checks! {
     a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest
     a_journal_forgets_what_is_too_old
     an_empty_journal_has_no_newest_id
+    under_an_idempotency_key_all_nodes_hear_a_broadcast_once
+    under_an_idempotency_key_a_broadcast_is_stored_once
 }
 
 fn limits(change: impl FnOnce(&mut JournalLimits)) -> LogLimits {
@@ -258,4 +260,62 @@ async fn an_empty_journal_has_no_newest_id(fabric: Fresh) {
     let other = other.log(limits(|_| ()));
     emit(&other, 1).await;
     assert_eq!(read(&log, Page::Latest, 1).await.entries, []);
+}
+
+fn once(key: &str, fingerprint: &str) -> Once {
+    Once {
+        key: key.into(),
+        lifetime: DEADLINE,
+        fingerprint: fingerprint.into(),
+    }
+}
+
+async fn under_an_idempotency_key_all_nodes_hear_a_broadcast_once(fabric: Fresh) {
+    let nodes = [fabric.node("/").await, fabric.node("/").await];
+    let publish = |node: usize, number, once| {
+        let node = &nodes[node].handle;
+        within(node.publish_once(target(&[], &[]), "e", args(number), once))
+    };
+    let first = publish(0, 1, once("k", "1")).await.unwrap();
+    assert!(fabric.counts_are_partial() || first.nodes == 1, "{first:?}");
+    let again = publish(1, 1, once("k", "1")).await.unwrap();
+    assert_eq!((first.is_replayed, again.is_replayed), (false, true));
+    let reused = publish(1, 2, once("k", "2")).await;
+    assert!(matches!(reused, Err(BusError::KeyReused)), "{reused:?}");
+    assert!(!publish(1, 2, once("l", "2")).await.unwrap().is_replayed);
+    for node in &nodes {
+        let heard = node.heard(2).await.into_iter();
+        let numbers = heard.map(|message| match message {
+            Message::Broadcast { args, .. } => args.decode::<(u32,)>().unwrap().0,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 2]);
+    }
+}
+
+async fn under_an_idempotency_key_a_broadcast_is_stored_once(fabric: Fresh) {
+    let nodes = [fabric.node("/").await, fabric.node("/").await];
+    let logs = nodes.each_ref().map(|node| node.log(limits(|_| ())));
+    let before = emit(&logs[0], 0).await;
+    let publish = |node: usize| {
+        let sent = logs[node].broadcast_once(target(&["a"], &[]), "e", args(1), once("k", "1"));
+        within(sent)
+    };
+    let (first, again) = (publish(0).await.unwrap(), publish(1).await.unwrap());
+    assert_eq!((first.is_replayed, again.is_replayed), (false, true));
+    let id = |published: &Published| published.position.map(|position| position.id);
+    assert_eq!(id(&first), id(&again));
+    let after = emit(&logs[1], 2).await;
+    for node in &nodes {
+        let heard = node.stored(3).await;
+        let numbers: Vec<_> = heard.iter().map(|(_, number)| *number).collect();
+        assert_eq!(numbers, [0, 1, 2]);
+        assert_eq!((heard[0].0, heard[2].0), (before, after));
+        assert!(is_chain(
+            &heard
+                .iter()
+                .map(|(position, _)| *position)
+                .collect::<Vec<_>>()
+        ));
+    }
 }

@@ -18,7 +18,7 @@ mod carry_out;
 mod check;
 mod forms;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use roomcast::Args;
 use serde::Deserialize;
@@ -124,9 +124,24 @@ pub(crate) enum Asks {
 
 /// A list that has been checked completely.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Checked(Vec<Operation>);
+pub(crate) struct Checked(Vec<Operation>, Option<Idempotency>);
+
+/// The idempotency key of a list, and how long it is kept.
+#[derive(Clone, Debug, PartialEq)]
+struct Idempotency {
+    key: String,
+    time: Duration,
+}
 
 impl Checked {
+    /// Emits of the list are published once for each key. The library shares keys with emitters, so each emit of a
+    /// longer list has one of its own.
+    pub(crate) fn once(mut self, key: &str, time: Duration) -> Self {
+        let key = key.to_owned();
+        self.1 = Some(Idempotency { key, time });
+        self
+    }
+
     /// What the list makes of a client that asks to connect: its data, or the refusal, which then is
     /// the only operation. The other operations are carried out when it has connected.
     pub(crate) fn admit(&self, mut data: SocketData) -> Result<SocketData, roomcast::Refused> {

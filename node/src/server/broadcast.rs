@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
-use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Position, Question, SocketId};
+use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Once, Position, Question, SocketId};
 use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs},
     message::Message,
-    receipt::Receipt,
+    receipt::{Receipt, fingerprint},
     target::{Rooms, Target},
 };
 
@@ -48,6 +48,7 @@ pub struct BroadcastOperator {
     namespace: Result<Arc<LiveNamespace>, Box<str>>,
     target: Target,
     visit: Option<Arc<Visit>>,
+    once: Option<(Box<str>, Duration)>,
 }
 
 /// Keeps a dynamic namespace alive that may have no client on this node.
@@ -74,11 +75,16 @@ pub struct Delivery {
     pub nodes: usize,
     /// Its place in the journal of the namespace, if it was stored there.
     pub position: Option<Position>,
+    /// Whether this is the result of an earlier emit with the same idempotency key, so that nobody received it
+    /// now.
+    pub is_replayed: bool,
 }
 
 impl From<Delivery> for Receipt {
     fn from(delivery: Delivery) -> Self {
-        Self::new(delivery.position, delivery.nodes)
+        let mut receipt = Self::new(delivery.position, delivery.nodes);
+        receipt.is_replayed = delivery.is_replayed;
+        receipt
     }
 }
 
@@ -115,6 +121,7 @@ impl BroadcastOperator {
             namespace: Ok(namespace),
             target: Target::default(),
             visit: None,
+            once: None,
         }
     }
 
@@ -132,6 +139,7 @@ impl BroadcastOperator {
             namespace: Err(name.into()),
             target: Target::default(),
             visit: None,
+            once: None,
         }
     }
 
@@ -176,6 +184,36 @@ impl BroadcastOperator {
         self
     }
 
+    /// Emits the event once, however often it is emitted with this key within `time`: by this server, by
+    /// another one of the cluster, by an [emitter](crate::emitter::BroadcastOperator::idempotency_key), or over
+    /// the HTTP API. Later emits return the result of the first one, with [`Delivery::is_replayed`].
+    ///
+    /// The sockets of this node receive the event like those of others, after Redis has taken it, so
+    /// [`Delivery::local_sockets`] is 0, and if the emit fails, nobody receives it, except that with
+    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with the same key does no
+    /// harm. Keys belong to a namespace, and are kept in Redis, or in memory without it. Concerns
+    /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed), which fail with
+    /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other arguments or other rooms had the
+    /// key.
+    pub fn idempotency_key(mut self, key: &str, time: Duration) -> Self {
+        self.once = Some((key.into(), time));
+        self
+    }
+
+    async fn broadcast(&self, event: &str, args: Args) -> Result<Delivery, EmitError> {
+        let (namespace, target) = (self.live()?, self.target.clone());
+        let Some((key, lifetime)) = self.once.clone() else {
+            return namespace.broadcast(target, event, args).await;
+        };
+        self.await_subscription().await;
+        let once = Once {
+            key,
+            lifetime,
+            fingerprint: fingerprint(&target, event, &args).into(),
+        };
+        namespace.broadcast_once(target, event, args, once).await
+    }
+
     /// Emits an event to the selected sockets, once to each.
     ///
     /// Its arguments nest at most [`Limits::json_depth`](crate::Limits::json_depth) deep, with their list as the
@@ -197,7 +235,7 @@ impl BroadcastOperator {
         let namespace = self.live()?;
         check_event(event)?;
         let args = namespace.encode(args)?;
-        namespace.broadcast(self.target.clone(), event, args).await
+        self.broadcast(event, args).await
     }
 
     /// Emits an event and asks all nodes how many sockets it reached.
@@ -219,9 +257,11 @@ impl BroadcastOperator {
         check_event(event)?;
         let args = namespace.encode(args)?;
         self.await_subscription().await;
-        let delivery = namespace
-            .broadcast(self.target.clone(), event, args)
-            .await?;
+        let delivery = self.broadcast(event, args).await?;
+        if delivery.is_replayed {
+            // How many sockets it reached then cannot be asked now.
+            return Ok(delivery.into());
+        }
         let question = Question::SocketIds(self.target.clone());
         let asked = answered(namespace.ask(&self.target, question, self.answer_timeout())).await?;
         let reached = |answer: &Answer| match answer {
@@ -229,9 +269,10 @@ impl BroadcastOperator {
             Answer::Sockets(sockets) => sockets.len(),
             _ => 0,
         };
-        let local = match delivery.position {
-            None => delivery.local_sockets,
-            Some(_) => namespace.local_sockets(&self.target).len(),
+        let is_echoed = delivery.position.is_some() || self.once.is_some();
+        let local = match is_echoed {
+            false => delivery.local_sockets,
+            true => namespace.local_sockets(&self.target).len(),
         };
         let mut receipt = Receipt::new(delivery.position, asked.answers.len() + 1);
         receipt.sockets = Some(local + asked.answers.iter().map(reached).sum::<usize>());

@@ -15,7 +15,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
 use roomcast_adapter::{
-    Bus, Gap, Health, MemoryLogs, MemorySessions, NodeId, RedisBus, RedisConfig,
+    Bus, Gap, Health, MemoryKeys, MemoryLogs, MemorySessions, NodeId, RedisBus, RedisConfig,
 };
 use roomcast_emitter::UrlError;
 use tokio::sync::OnceCell;
@@ -340,6 +340,7 @@ impl Builder {
                 bus,
                 logs: MemoryLogs::default(),
                 sessions: MemorySessions::default(),
+                keys: MemoryKeys::default(),
             },
             live: RwLock::default(),
             patterns: definitions.patterns,

@@ -10,8 +10,8 @@ use std::{
 };
 
 use roomcast_adapter::{
-    Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, MemoryLogs,
-    MemorySessions, NodeId, Progress, Published, Question, SocketId,
+    Answer, Answered, Bus, BusError, BusFuture, BusHandle, Description, Listener, MemoryKeys,
+    MemoryLogs, MemorySessions, NodeId, Once, Progress, Published, Question, SocketId,
 };
 use roomcast_protocol::{
     args::Args,
@@ -40,6 +40,8 @@ pub(crate) struct ClusterNode {
     pub(crate) logs: MemoryLogs,
     /// The sessions of their clients.
     pub(crate) sessions: MemorySessions,
+    /// The idempotency keys of namespaces without a bus.
+    pub(crate) keys: MemoryKeys,
 }
 
 impl LiveNamespace {
@@ -73,6 +75,46 @@ impl LiveNamespace {
             local_sockets,
             nodes: resolve(published).await?,
             position: None,
+            is_replayed: false,
+        })
+    }
+
+    /// Emits an event once for each idempotency key. The sockets of this node receive it like those of others, after
+    /// Redis has taken it: before, it is not known whether it is the first emit.
+    pub(super) async fn broadcast_once(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+        once: Once,
+    ) -> Result<Delivery, EmitError> {
+        let is_stored = !target.flags.volatile && !target.flags.local;
+        let journal = self.journal.as_ref().filter(|_| is_stored);
+        let mut local_sockets = 0;
+        let published = match (journal, self.bus(&target)) {
+            (Some(journal), _) => {
+                journal
+                    .log
+                    .broadcast_once(target, event, args, once)
+                    .await?
+            }
+            (None, Some(bus)) => bus.publish_once(target, event, args, once).await?,
+            (None, None) => {
+                // It must be possible to deliver it before the key is used up.
+                self.frame(&target, None, event, &args, None)?;
+                let delivering = async {
+                    let delivered = self.deliver(&target, event, &args, None);
+                    local_sockets = delivered.map_or(0, |(_, sockets)| sockets);
+                    Ok(Published::default())
+                };
+                self.keys.once(&self.name, &once, delivering).await?
+            }
+        };
+        Ok(Delivery {
+            local_sockets,
+            nodes: published.nodes,
+            position: published.position,
+            is_replayed: published.is_replayed,
         })
     }
 

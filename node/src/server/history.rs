@@ -272,9 +272,10 @@ impl From<BusError> for PublishError {
         match error {
             BusError::Unconfirmed(_) => Self::Unconfirmed(reason),
             // Redis refuses also what it could take later, as when its memory is full.
-            BusError::Unavailable(_) | BusError::Overloaded { .. } | BusError::Invalid(_) => {
-                Self::Unavailable(reason)
-            }
+            BusError::Unavailable(_)
+            | BusError::Overloaded { .. }
+            | BusError::KeyReused
+            | BusError::Invalid(_) => Self::Unavailable(reason),
         }
     }
 }

@@ -601,6 +601,7 @@ impl LiveNamespace {
             local_sockets: 0,
             nodes: published.nodes,
             position: published.position,
+            is_replayed: false,
         })
     }
 

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use prometheus::IntGauge;
-use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, LogLimits, RoomLimits};
+use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, LogLimits, MemoryKeys, RoomLimits};
 use roomcast_protocol::args::{Args, ArgsError, IntoArgs};
 
 use super::{
@@ -42,6 +42,8 @@ pub(crate) struct LiveNamespace {
     pub(super) bus: Option<Arc<dyn BusHandle>>,
     /// The log of its rooms, if it keeps a history and the bus has one.
     pub(super) log: Option<Arc<dyn Log>>,
+    /// The idempotency keys of a server without a bus.
+    pub(super) keys: MemoryKeys,
     /// The ids that have arrived.
     pub(super) arrived: Arrived,
     /// The journal of its broadcasts, if it keeps one.
@@ -126,6 +128,7 @@ impl LiveNamespace {
                 name: name.into(),
                 handlers,
                 log,
+                keys: cluster.keys.clone(),
                 is_dynamic,
                 params: params.unwrap_or_default(),
                 adapter: Adapter::new(engine.lanes(), room_limits, bus.clone()),

@@ -275,7 +275,7 @@ impl BusHandle for Handle {
         self.bus.note(format!("publish {message:?}"));
         Box::pin(ready(Ok(Published {
             nodes: 1,
-            position: None,
+            ..Published::default()
         })))
     }
 

@@ -3,7 +3,7 @@
 //! A call is prepared completely before it is carried out, so a wrong request changes nothing and
 //! does not use up its idempotency key.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use roomcast::{Args, EmitError, Fetched, Limits, Receipt, Server};
 use serde_json::{Value, json, value::RawValue};
@@ -175,6 +175,14 @@ impl Call {
                 })
             }
         }
+    }
+
+    /// Emits are published once for each idempotency key.
+    pub(crate) fn once(mut self, key: &str, time: Duration) -> Self {
+        if let Self::Operations { checked, .. } = &mut self {
+            *checked = std::mem::take(checked).once(key, time);
+        }
+        self
     }
 
     pub(crate) async fn carry_out(

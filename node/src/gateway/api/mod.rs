@@ -290,6 +290,10 @@ impl Api {
                 }
             }
         };
+        let call = match &work.token {
+            Some(token) => call.once(token, settings.idempotency_time.0),
+            None => call,
+        };
         let answer = match call.carry_out(&self.server, &self.presence).await {
             Ok(result) => Answer::ok(&result),
             Err(problem) => Answer::of(&problem),

@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
-use roomcast::EmitError;
+use roomcast::{BusError, EmitError};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -288,6 +288,9 @@ impl Problem {
             }
             EmitError::ReservedEvent(_) => Self::invalid("event", detail),
             EmitError::Args(_) => Self::invalid("args", detail),
+            EmitError::Bus(BusError::KeyReused) => {
+                Self::new(Kind::KeyReused, detail).at("Idempotency-Key")
+            }
             EmitError::Bus(error) => Self::new(
                 Kind::OtherNodes,
                 format!("this node has done its part, but {error}"),

@@ -1,8 +1,10 @@
 //! Carries out checked operations, one after the other, with the library's public API.
 
-use roomcast::{Ack, BroadcastOperator, Delivery, EmitError, Health, JoinError, Receipt, Socket};
+use roomcast::{
+    Ack, BroadcastOperator, BusError, Delivery, EmitError, Health, JoinError, Receipt, Socket,
+};
 
-use super::{Checked, Flags, Operation, Whom, refused};
+use super::{Checked, Flags, Idempotency, Operation, Whom, refused};
 use crate::gateway::session;
 
 /// The effect of an operation.
@@ -45,7 +47,7 @@ impl Report {
 
 /// Whether this node has done its part in spite of the error.
 fn is_partial(error: &EmitError) -> bool {
-    matches!(error, EmitError::Bus(_))
+    matches!(error, EmitError::Bus(error) if !matches!(error, BusError::KeyReused))
 }
 
 impl Checked {
@@ -61,7 +63,18 @@ impl Checked {
         ack: &mut Option<Ack>,
     ) -> Report {
         let mut report = Report::default();
-        for operation in self.0 {
+        let Self(operations, once) = self;
+        let is_one = operations.len() == 1;
+        for (index, operation) in operations.into_iter().enumerate() {
+            let once = once.as_ref();
+            let namespace = &match once.filter(|_| matches!(operation, Operation::Emit { .. })) {
+                None => namespace.clone(),
+                Some(once) if is_one => namespace.clone().idempotency_key(&once.key, once.time),
+                Some(Idempotency { key, time }) => {
+                    let key = format!("{key}/{index}");
+                    namespace.clone().idempotency_key(&key, *time)
+                }
+            };
             let result = match operation {
                 Operation::Ack { args } => acknowledge(ack.take(), args),
                 // Larger than the futures of most events, which are moved as a whole.

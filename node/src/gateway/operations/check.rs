@@ -24,7 +24,7 @@ pub(crate) fn check(
         })?;
     }
     check.verdicts(&operations)?;
-    Ok(Checked(operations))
+    Ok(Checked(operations, None))
 }
 
 struct Check<'a> {
