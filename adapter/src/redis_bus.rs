@@ -263,6 +263,10 @@ impl BusHandle for Handle {
             subscriptions,
             ..
         } = &*self.core;
+        if self.core.streams.is_some() {
+            let reason = "the streams dialect has no idempotency keys".into();
+            return Box::pin(ready(Err(BusError::Invalid(reason))));
+        }
         let broadcast = (&target, event, &args);
         once::publish(
             outgoing,

@@ -137,7 +137,7 @@ impl Streams {
             adding.await?;
             Ok(Published {
                 nodes,
-                position: None,
+                ..Published::default()
             })
         })
     }

@@ -191,7 +191,8 @@ impl BroadcastOperator {
     /// The sockets of this node receive the event like those of others, after Redis has taken it, so
     /// [`Delivery::local_sockets`] is 0, and if the emit fails, nobody receives it, except that with
     /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with the same key does no
-    /// harm. Keys belong to a namespace, and are kept in Redis, or in memory without it. Concerns
+    /// harm. Keys belong to a namespace, and are kept in Redis, or in memory without it; the streams dialect has
+    /// none. Concerns
     /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed), which fail with
     /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other arguments or other rooms had the
     /// key.

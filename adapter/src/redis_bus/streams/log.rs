@@ -105,6 +105,7 @@ impl Log for StreamLog {
             Ok(Published {
                 nodes,
                 position: Some(storing.await?),
+                is_replayed: false,
             })
         })
     }

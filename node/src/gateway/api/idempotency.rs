@@ -17,7 +17,7 @@ use std::{
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
-use roomcast::{RedisConfig, emitter::redis::Reply as _};
+use roomcast::{Dialect, RedisConfig, emitter::redis::Reply as _};
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::warn;
@@ -115,13 +115,16 @@ impl Answer {
 /// Where claims and responses are kept.
 pub(crate) enum Store {
     Memory(Mutex<Memory>),
-    Redis(Box<Shared>),
+    Redis(Box<Shared>, Dialect),
 }
 
 impl Store {
     pub(crate) fn new(redis: Option<&RedisConfig>) -> Self {
         match redis {
-            Some(config) => Self::Redis(Box::new(Shared(RedisCommands::new(config.clone())))),
+            Some(config) => {
+                let shared = Shared(RedisCommands::new(config.clone()));
+                Self::Redis(Box::new(shared), config.dialect)
+            }
             None => Self::Memory(Mutex::default()),
         }
     }
@@ -186,6 +189,8 @@ impl Memory {
 /// The idempotency keys of an API.
 pub(crate) struct Idempotency {
     store: Store,
+    /// Whether emitters and other nodes share the keys of emits.
+    pub(crate) is_shared: bool,
 }
 
 /// The result of a claim.
@@ -204,7 +209,12 @@ pub(crate) struct Claimed {
 
 impl Idempotency {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+        let is_shared = match &store {
+            Store::Memory(_) => true,
+            // The bus has none there.
+            Store::Redis(_, dialect) => *dialect != Dialect::Streams,
+        };
+        Self { store, is_shared }
     }
 
     /// Claims a call. `print` identifies it, so that a key cannot be used for two.
@@ -225,7 +235,7 @@ impl Idempotency {
                 let now = now();
                 memory.lock().claim(&key, &running, now, now + claimed)
             }
-            Store::Redis(shared) => {
+            Store::Redis(shared, _) => {
                 let key = shared.key(&key);
                 let lapse = claimed.as_millis().to_string();
                 let set = ["SET", &key, &running, "NX", "PX", &lapse];
@@ -256,7 +266,7 @@ impl Idempotency {
                     .entries
                     .insert(key, (now() + settings.idempotency_time.0, text));
             }
-            Store::Redis(shared) => {
+            Store::Redis(shared, _) => {
                 let key = shared.key(&key);
                 let kept = settings.idempotency_time.0.as_millis().to_string();
                 let stored = shared

@@ -291,8 +291,10 @@ impl Api {
             }
         };
         let call = match &work.token {
-            Some(token) => call.once(token, settings.idempotency_time.0),
-            None => call,
+            Some(token) if self.idempotency.is_shared => {
+                call.once(token, settings.idempotency_time.0)
+            }
+            _ => call,
         };
         let answer = match call.carry_out(&self.server, &self.presence).await {
             Ok(result) => Answer::ok(&result),
