@@ -33,6 +33,7 @@ pub use memory_keys::MemoryKeys;
 pub use memory_log::MemoryLogs;
 pub use memory_sessions::MemorySessions;
 pub use redis_bus::{PrivateRooms, RedisBus, RedisConfig, RedisRights, StartError};
+pub use roomcast_emitter::Signing;
 pub use roomcast_protocol::{
     id::{NodeId, SocketId},
     message::Position,

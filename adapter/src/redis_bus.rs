@@ -119,13 +119,13 @@ impl Bus for RedisBus {
 
     fn health(&self) -> Health {
         match self.core.subscriptions.subscriber.state() {
-            SubscriberState::Up { .. } => match self.core.membership.disagreement() {
-                Some(reason) => Health::Interrupted(reason),
-                None => match self.core.stream_interrupted() {
-                    Some(reason) => Health::Interrupted(reason),
-                    None => Health::Flowing,
-                },
-            },
+            SubscriberState::Up { .. } => {
+                let disagreement = self.core.membership.disagreement();
+                let reason = disagreement
+                    .or_else(|| self.core.stream_interrupted())
+                    .or_else(|| self.core.outgoing.without_time());
+                reason.map_or(Health::Flowing, Health::Interrupted)
+            }
             SubscriberState::Down { reason } => Health::Interrupted(reason.to_string().into()),
         }
     }

@@ -17,7 +17,7 @@ const REDIS = ["--set", "redis.existingSecret=roomcast-redis"];
 
 // Values that render every template and every branch.
 const EVERYTHING = `
-redis: {url: "redis://user:password@redis:6379"}
+redis: {url: "redis://user:password@redis:6379", signingSecret: roomcast-signing}
 relay: {existingSecret: roomcast-cluster-key}
 config: |
   [namespaces."/chat"]
@@ -129,6 +129,7 @@ describe("the chart", { timeout: 120_000 }, () => {
       "several nodes need Redis": [],
       "set by the chart": [...REDIS, "--set", "options.listen=0.0.0.0:80"],
       "relay.existingSecret needs Redis": ["--set", "replicaCount=1", "--set", "relay.existingSecret=roomcast-cluster-key"],
+      "redis.signingSecret needs Redis": ["--set", "replicaCount=1", "--set", "redis.signingSecret=roomcast-signing"],
       "autoscaling needs": [...REDIS, "--set", "autoscaling.enabled=true,autoscaling.connections=0,autoscaling.cpu=0"],
       replicaCont: [...REDIS, "--set", "replicaCont=3"],
       "redis/url": ["--set", "redis.url=http://redis"],

@@ -15,6 +15,7 @@
 //! ```
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc,
@@ -39,6 +40,7 @@ use crate::{
     error::EmitError,
     membership::{PendingQuestions, TooManyQuestions},
     redis::{Address, ConnectError, Endpoint, Purpose, Topology, error_text},
+    signing::Signer,
 };
 
 /// Maximum number of connections, one per primary of a cluster.
@@ -56,6 +58,7 @@ pub(crate) struct Answers {
     wire: Arc<Wire>,
     node: NodeId,
     questions: Arc<PendingQuestions>,
+    signer: Option<Arc<Signer>>,
     /// By server; without an address if there is only one.
     connections: Mutex<HashMap<Option<Address>, Arc<AnswerConnection>>>,
 }
@@ -67,12 +70,14 @@ impl Answers {
         wire: Arc<Wire>,
         node: NodeId,
         questions: Arc<PendingQuestions>,
+        signer: Option<Arc<Signer>>,
     ) -> Self {
         Self {
             endpoint,
             wire,
             node,
             questions,
+            signer,
             connections: Mutex::default(),
         }
     }
@@ -119,6 +124,7 @@ impl Answers {
         let receiver = Arc::new(Receiver {
             wire: Arc::clone(&self.wire),
             questions: Arc::clone(&self.questions),
+            signer: self.signer.clone(),
             is_lost: AtomicBool::new(false),
             channels: Mutex::default(),
         });
@@ -279,6 +285,7 @@ fn refused(error: &RedisError) -> EmitError {
 struct Receiver {
     wire: Arc<Wire>,
     questions: Arc<PendingQuestions>,
+    signer: Option<Arc<Signer>>,
     is_lost: AtomicBool,
     /// The subscribed channels, with the namespace whose answers they carry.
     channels: Mutex<HashMap<Box<[u8]>, Arc<str>>>,
@@ -309,15 +316,38 @@ impl Receiver {
         else {
             return;
         };
+        let Some(payload) = self.opened(channel, payload) else {
+            return;
+        };
         let kind = match self.wire.channels().dialect() {
             Dialect::Classic => Kind::Response,
             Dialect::Sharded(_) | Dialect::Streams => Kind::Broadcast,
         };
         // A payload that cannot be read is no answer.
         if let Ok(Incoming::Response { id, node, reply }) =
-            self.wire.read(&namespace, kind, payload)
+            self.wire.read(&namespace, kind, &payload)
         {
             self.questions.receive(&id, node, reply);
+        }
+    }
+}
+
+impl Receiver {
+    /// What was published, unless it had to be signed and is not.
+    fn opened<'a>(&self, channel: &Value, payload: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let Some(signer) = &self.signer else {
+            return Some(Cow::Borrowed(payload));
+        };
+        let Value::BulkString(channel) = channel else {
+            return None;
+        };
+        let channel = str::from_utf8(channel).ok()?;
+        match signer.open(channel, payload) {
+            Ok(opened) => Some(opened),
+            Err(reason) => {
+                tracing::debug!(channel, %reason, "an answer was dropped");
+                None
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ use crate::{
     membership::PendingQuestions,
     recent_joins::RecentJoins,
     redis::{ConnectError, Endpoint, Publisher, PublisherConfig, RedisUrl},
+    signing::{Signer, Signing},
 };
 use roomcast_protocol::{
     args::IntoArgs,
@@ -151,6 +152,7 @@ pub struct Builder {
     counts_members: bool,
     idempotency_time: Duration,
     answers: Option<RedisUrl>,
+    signing: Option<Signing>,
 }
 
 impl Default for Builder {
@@ -165,6 +167,7 @@ impl Default for Builder {
             counts_members: false,
             idempotency_time: IDEMPOTENCY_TIME,
             answers: None,
+            signing: None,
         }
     }
 }
@@ -227,6 +230,14 @@ impl Builder {
         self
     }
 
+    /// Signs what is published, for a cluster whose nodes have one of these keys, and accepts only answers
+    /// that are signed. The time comes from Redis, which is asked for it at most every 10 s. Must not be
+    /// combined with [`Parser::Json`] or [`Dialect::Streams`], which are for clusters with Node's servers.
+    pub fn signing(mut self, signing: Signing) -> Self {
+        self.signing = Some(signing);
+        self
+    }
+
     /// Connects to Redis.
     pub async fn connect(self, url: &str) -> Result<Emitter, BuildError> {
         let url = url.parse()?;
@@ -236,6 +247,9 @@ impl Builder {
     /// Connects to Redis with a parsed URL. While Redis cannot be reached, the connection is retried as
     /// [`Retry`] says; a permanent error, such as a wrong password, is returned at once.
     pub async fn connect_to(self, url: RedisUrl) -> Result<Emitter, BuildError> {
+        if self.signing.is_some() && !Signing::is_possible(self.dialect, self.parser) {
+            return Err(BuildError::Unsignable);
+        }
         let mut endpoint = Endpoint::new(url);
         if self.dialect.is_sharded() {
             endpoint = endpoint.needing_sharded();
@@ -275,12 +289,15 @@ impl Builder {
         let wire = Arc::new(Wire::new(channels, self.parser, TranscodeLimits::default()));
         let node = NodeId::new(&entropy::name::<20>());
         let questions = Arc::<PendingQuestions>::default();
+        let signer = self.signing.as_ref();
+        let signer = signer.map(|signing| Arc::new(Signer::new(signing, node.as_str())));
         let answers = answers.map(|endpoint| {
             AnswerConnections::new(
                 endpoint,
                 Arc::clone(&wire),
                 node.clone(),
                 Arc::clone(&questions),
+                signer.clone(),
             )
         });
         let core = Core {
@@ -300,6 +317,7 @@ impl Builder {
             questions,
             leases: Mutex::default(),
             answers,
+            signer,
         };
         Emitter {
             core: Arc::new(core),

@@ -21,6 +21,10 @@ pub enum BuildError {
     /// The system could not start a thread for [`blocking::Emitter`](crate::blocking::Emitter).
     #[error("no thread for the emitter: {0}")]
     Thread(#[source] io::Error),
+    /// [`Dialect::Streams`](crate::Dialect::Streams) and [`Parser::Json`](crate::Parser::Json) are for clusters
+    /// with Node's servers, which cannot sign.
+    #[error("signed messages need the classic or a sharded dialect, with the parser MessagePack")]
+    Unsignable,
 }
 
 /// Why an emit failed or may have failed.

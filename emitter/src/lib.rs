@@ -35,6 +35,8 @@ pub mod recent_joins;
 #[doc(hidden)]
 pub mod redis;
 #[doc(hidden)]
+pub mod signing;
+#[doc(hidden)]
 pub mod vital;
 
 pub use emitter::{
@@ -51,9 +53,11 @@ pub use roomcast_protocol::{
     message::Position,
     question::Description,
     receipt::Receipt,
+    signing::{KeysError, SigningKeys},
     target::Rooms,
     wire::Parser,
 };
+pub use signing::Signing;
 
 #[doc(hidden)]
 pub use roomcast_protocol as protocol;

@@ -73,7 +73,10 @@ fn run(command: &mut Command, input: &str) -> Said {
 
 /// A node that lets clients use rooms, and its address.
 fn node(url: &str, dialect: &str) -> (Program, String) {
-    let mut command = roomcast();
+    node_of(roomcast(), url, dialect)
+}
+
+fn node_of(mut command: Command, url: &str, dialect: &str) -> (Program, String) {
     command.args([
         "serve",
         "--listen=127.0.0.1:0",
@@ -162,6 +165,43 @@ fn an_event_reaches_the_clients_of_all_nodes_that_have_the_room() {
         json!({ "messages": 1, "reached_nobody": 1, "nodes": 2, "sockets": 0,
             "silent_nodes": [], "status": 9 })
     );
+}
+
+#[test]
+fn with_a_key_only_those_who_have_it_reach_clients() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let signed = |key: &str| {
+        let mut command = roomcast();
+        command.env("ROOMCAST_REDIS_SIGNING_KEY", key);
+        command
+    };
+    let (key, next) = ("k".repeat(32), "n".repeat(32));
+    let (mut node, address) = node_of(signed(&key), &url, "classic");
+    let mut client = Client::connect(&address);
+    let emit = |mut command: Command, number: &str, more: &[&str]| {
+        command.args(["emit", "--redis", &url, "news", number]);
+        run(command.args(more), "")
+    };
+    // The first two reach the node, which drops them.
+    assert_eq!(emit(roomcast(), "1", &[]).status, Some(0));
+    assert_eq!(emit(signed(&next), "2", &[]).status, Some(0));
+    let said = emit(
+        signed(&format!("{key},{next}")),
+        "3",
+        &["--confirm", "--json"],
+    );
+    assert_eq!(said.json()["sockets"], json!(1), "{said:?}");
+    assert_eq!(client.event("news"), json!([3]));
+    let said = run(
+        signed(&key).args(["emit", "--redis", &url, "news", "--file", "-"]),
+        "4\n5\n",
+    );
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert_eq!(client.event("news"), json!([4]));
+    assert_eq!(client.event("news"), json!([5]));
+    node.line_with("reason=it is not signed");
+    node.line_with("reason=its signature is of another key");
 }
 
 #[test]

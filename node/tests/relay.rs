@@ -323,12 +323,17 @@ fn the_key_is_in_no_output() {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
         command.env_clear().env("ROOMCAST_CLUSTER_KEY", KEY);
+        command.env("ROOMCAST_REDIS_SIGNING_KEY", KEY);
         Program::start(command.args(arguments)).end()
     };
     let (status, shown) = run(&["config", "show", "--redis=redis://127.0.0.1"]);
     assert_eq!(status, Some(0), "{shown}");
     assert!(
         shown.contains("cluster_key = \"…\" # ROOMCAST_CLUSTER_KEY"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("redis_signing_key = \"…\" # ROOMCAST_REDIS_SIGNING_KEY"),
         "{shown}"
     );
     let (status, help) = run(&["serve", "--help"]);

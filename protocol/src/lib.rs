@@ -4,7 +4,8 @@
 //!
 //! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`] frames or HTTP
 //! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
-//! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis. Balancers put a [`proxy`]
+//! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis, and which nodes with a common key sign
+//! ([`signing`]). Balancers put a [`proxy`]
 //! header before a client's first byte. Clients of [`pakyow`] and [`channels`] speak JSON over a plain
 //! WebSocket, those of the latter and of [`syncano`] over HTTP, too.
 //!
@@ -32,6 +33,7 @@ pub mod proxy;
 pub mod question;
 mod raw;
 pub mod receipt;
+pub mod signing;
 pub mod socket_io;
 pub mod syncano;
 pub mod target;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use roomcast_emitter::RedisUrl;
+use roomcast_emitter::{RedisUrl, Signing};
 use roomcast_protocol::{
     args::json::DEFAULT_DEPTH,
     channel::{Channels, Dialect},
@@ -55,6 +55,10 @@ pub struct RedisConfig {
     /// Maximum depth of the data in a message, at most 500. Default 400. A deeper message is dropped
     /// and logged. A server sets it to its own limit for clients (`Limits::json_depth`).
     pub json_depth: usize,
+    /// With which keys the nodes sign what they publish. All nodes and emitters need one of them, and
+    /// Node.js servers cannot take part: what they publish is dropped. Not with [`Parser::Json`]. Default:
+    /// nothing is signed.
+    pub signing: Option<Signing>,
     /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is unavailable. With
     /// `false` the bus starts all the same and is interrupted until Redis is there. Default true.
     pub is_required: bool,
@@ -94,6 +98,7 @@ impl RedisConfig {
             probe_interval: Duration::from_secs(1),
             probe_timeout: Duration::from_secs(5),
             json_depth: DEFAULT_DEPTH,
+            signing: None,
             is_required: true,
             address: None,
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! channel name ─► namespace, kind, room ─► room without a member here?   dropped
 //!                                       ─► own message, by first bytes?  dropped
+//!                                       ─► not signed, while others are? dropped
 //!                                       ─► decode ─► message   ─► listener
 //!                                                 ─► question  ─► `Questions::answer`
 //!                                                 ─► answer    ─► `Questions::receive`
@@ -12,11 +13,13 @@
 //! Most messages that do not concern this node are recognized by the name of their channel and
 //! dropped before they are decoded.
 
-use std::sync::Arc;
+use std::{borrow::Cow, cell::OnceCell, sync::Arc};
 
+use roomcast_emitter::signing::Signer;
 use roomcast_protocol::{
     channel::{Kind, ParsedChannel},
     message::Position,
+    signing::{Rejection, Sealed},
     wire::{Entry, Incoming, Wire, WireError},
 };
 
@@ -39,6 +42,8 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// The receiving side of the bus.
 pub(super) struct Receiver {
     pub(super) wire: Arc<Wire>,
+    /// `None` if the cluster does not sign.
+    pub(super) signer: Option<Arc<Signer>>,
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) questions: Arc<Questions>,
     pub(super) node_js: Arc<NodeJs>,
@@ -53,6 +58,10 @@ pub(super) struct DropWarnings {
     unexpected: Warnings,
     too_large: Warnings,
     undecodable: Warnings,
+    unsigned: Warnings,
+    forged: Warnings,
+    stale: Warnings,
+    replayed: Warnings,
 }
 
 /// Why a message was not carried out, the most telling reason last.
@@ -66,6 +75,7 @@ enum Dropped {
     NoMember,
     Own,
     TooLarge,
+    Rejected(Rejection),
     Undecodable(WireError),
 }
 
@@ -79,7 +89,39 @@ impl Dropped {
             Self::NoMember => 3,
             Self::Own => 4,
             Self::TooLarge => 5,
-            Self::Undecodable(_) => 6,
+            Self::Rejected(_) => 6,
+            Self::Undecodable(_) => 7,
+        }
+    }
+}
+
+/// What came on a channel. Its seal is opened once, however many ways there are to read the name of
+/// the channel, because the second time it would count as replayed.
+struct Arrived<'a> {
+    channel: &'a str,
+    payload: &'a [u8],
+    /// `None` if the cluster does not sign.
+    signer: Option<&'a Signer>,
+    opened: OnceCell<Result<Cow<'a, [u8]>, Rejection>>,
+}
+
+impl Arrived<'_> {
+    /// The message as its sender wrote it, if that is the node itself. Not verified.
+    fn unverified(&self) -> &[u8] {
+        let sealed = self.signer.and_then(|_| Sealed::read(self.payload));
+        sealed.map_or(self.payload, |sealed| sealed.as_sealed())
+    }
+
+    fn message(&self) -> Result<&[u8], Dropped> {
+        let Some(signer) = self.signer else {
+            return Ok(self.payload);
+        };
+        let opened = self
+            .opened
+            .get_or_init(|| signer.open(self.channel, self.payload));
+        match opened {
+            Ok(message) => Ok(message),
+            Err(rejection) => Err(Dropped::Rejected(*rejection)),
         }
     }
 }
@@ -182,12 +224,18 @@ impl Receiver {
             self.note(&Dropped::UnknownNamespace, &channel, payload);
             return;
         };
+        let arrived = Arrived {
+            channel,
+            payload,
+            signer: self.signer.as_deref(),
+            opened: OnceCell::new(),
+        };
         let mut why = Dropped::UnknownNamespace;
         for place in self.wire.channels().parse(channel).take(MAX_PLACES) {
             let Some(namespace) = self.subscriptions.namespace(place.namespace) else {
                 continue;
             };
-            match self.receive_in(&namespace, &place, payload) {
+            match self.receive_in(&namespace, &place, &arrived) {
                 Ok(()) => return,
                 Err(dropped) if dropped.weight() > why.weight() => why = dropped,
                 Err(_) => {}
@@ -200,7 +248,7 @@ impl Receiver {
         &self,
         namespace: &Arc<AttachedNamespace>,
         place: &ParsedChannel<'_>,
-        payload: &[u8],
+        arrived: &Arrived<'_>,
     ) -> Result<(), Dropped> {
         let listener = namespace.listener.upgrade();
         let listener = listener.ok_or(Dropped::UnknownNamespace)?;
@@ -209,19 +257,20 @@ impl Receiver {
             (Kind::Broadcast, Some(room)) if room != uid && !listener.has_room(room) => {
                 return Err(Dropped::NoMember);
             }
-            (Kind::Request, _) if self.node_js.is_duplicate(payload) => {
+            (Kind::Request, _) if self.node_js.is_duplicate(arrived.payload) => {
                 return Err(Dropped::NotAsked);
             }
             // While this node waits for nothing, the answers to others are not read.
             (Kind::Response, _) if self.questions.is_idle() => return Err(Dropped::NotAsked),
             _ => {}
         }
-        if namespace.echo.is_own(payload) {
+        if namespace.echo.is_own(arrived.unverified()) {
             return Err(Dropped::Own);
         }
-        if payload.len() > MAX_MESSAGE {
+        if arrived.payload.len() > MAX_MESSAGE {
             return Err(Dropped::TooLarge);
         }
+        let payload = arrived.message()?;
         let incoming = self.wire.read(&namespace.name, place.kind, payload);
         let incoming = incoming.map_err(Dropped::Undecodable)?;
         self.carry_out(namespace, listener, place, payload, incoming)
@@ -318,6 +367,7 @@ impl Receiver {
                     );
                 });
             }
+            Dropped::Rejected(reason) => self.note_rejected(*reason, channel, bytes),
             Dropped::Undecodable(error) => {
                 metrics.undecodable.inc();
                 warnings.undecodable.warn(|suppressed| {
@@ -331,5 +381,25 @@ impl Receiver {
                 });
             }
         }
+    }
+
+    fn note_rejected(&self, reason: Rejection, channel: &str, bytes: usize) {
+        let (metrics, warnings) = (&self.metrics, &self.warnings);
+        let (dropped, warnings) = match reason {
+            Rejection::Unsigned => (&metrics.unsigned, &warnings.unsigned),
+            Rejection::Forged => (&metrics.forged, &warnings.forged),
+            Rejection::Stale => (&metrics.stale, &warnings.stale),
+            Rejection::Replayed => (&metrics.replayed, &warnings.replayed),
+        };
+        dropped.inc();
+        warnings.warn(|suppressed| {
+            tracing::warn!(
+                channel,
+                %reason,
+                bytes,
+                suppressed,
+                "a message of the cluster was dropped: its signature is not accepted"
+            );
+        });
     }
 }

@@ -34,8 +34,9 @@ use roomcast_protocol::{
     args::Args,
     channel::{Dialect, Kind},
     message::{Message, Position},
+    signing::Rejection,
     target::Target,
-    wire::{Incoming, placed},
+    wire::{Incoming, WireError, placed},
 };
 use tokio::time::Instant;
 
@@ -125,7 +126,9 @@ impl RedisLog {
             .wire
             .unplaced(&self.namespace.name, (target, event, args));
         match head {
-            Ok(publication) => Ok(publication.payload),
+            Ok(publication) => self
+                .outgoing
+                .sealed_head(&self.channel, publication.payload),
             Err(error) => Err(self.outgoing.invalid(&error)),
         }
     }
@@ -189,6 +192,7 @@ impl RedisLog {
             outgoing: Arc::clone(&self.outgoing),
             namespace: Arc::clone(&self.namespace),
             unreadable: Arc::clone(&self.unreadable),
+            channel: Arc::clone(&self.channel),
             counter: Arc::clone(&self.key),
             stream: stream.into(),
         }
@@ -310,6 +314,7 @@ struct Reading {
     outgoing: Arc<Outgoing>,
     namespace: Arc<AttachedNamespace>,
     unreadable: Arc<Warnings>,
+    channel: Arc<str>,
     counter: Arc<str>,
     stream: Box<str>,
 }
@@ -321,6 +326,15 @@ struct RawPage<'a> {
     entries: Vec<Raw<'a>>,
     /// The last id that was given.
     newest: u64,
+}
+
+/// Why an entry cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error(transparent)]
+    Rejected(Rejection),
+    #[error(transparent)]
+    Invalid(WireError),
 }
 
 /// An entry of the stream.
@@ -441,9 +455,16 @@ impl Reading {
 
     /// Reads what was stored, by this version or another, with the settings of now.
     fn decode(&self, raw: &Raw<'_>) -> Option<(Target, Box<str>, Args)> {
-        let payload = placed(raw.head, raw.position);
+        let Raw { head, position } = *raw;
+        let payload = match &self.outgoing.signer {
+            None => Ok(placed(head, position)),
+            Some(signer) => signer.open_head(&self.channel, head, position),
+        };
         let wire = &self.outgoing.wire;
-        let read = wire.read(&self.namespace.name, Kind::Broadcast, &payload);
+        let read = payload.map_err(Unreadable::Rejected).and_then(|payload| {
+            let read = wire.read(&self.namespace.name, Kind::Broadcast, &payload);
+            read.map_err(Unreadable::Invalid)
+        });
         if let Ok(Incoming::Message {
             message:
                 Message::Broadcast {
@@ -465,7 +486,7 @@ impl Reading {
                 id,
                 error,
                 suppressed,
-                "an entry of the log cannot be read: was the dialect of the cluster changed?"
+                "an entry of the log cannot be read: was the dialect or the key of the cluster changed?"
             );
         });
         None

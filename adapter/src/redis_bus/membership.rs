@@ -51,7 +51,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// This node's view of the cluster.
 pub(super) struct Membership {
     outgoing: Arc<Outgoing>,
-    /// What all nodes have to agree on: dialect and parser.
+    /// What all nodes have to agree on: dialect, parser, and whether they sign.
     settings: Box<str>,
     /// Where this node is reached.
     address: Option<Box<str>>,
@@ -198,6 +198,9 @@ impl Membership {
             now: clock.millis,
             held,
         });
+        if let (Some(signer), Some(clock)) = (&self.outgoing.signer, clock) {
+            signer.set_time(clock.millis);
+        }
         let mut state = self.state.lock();
         state.leases = Arc::new(leases);
         state.clock = clock.or(state.clock);
@@ -394,15 +397,17 @@ fn stated(held: &Value, now: u64) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// What nodes have to agree on, in one word.
-pub(super) fn settings(dialect: Dialect, parser: Parser) -> Box<str> {
-    match (dialect, parser) {
-        (Dialect::Classic, Parser::Msgpack) => "classic-msgpack".into(),
-        (Dialect::Classic, Parser::Json) => "classic-json".into(),
-        (Dialect::Sharded(Mode::Static), _) => "sharded-static".into(),
-        (Dialect::Sharded(Mode::Dynamic), _) => "sharded-dynamic".into(),
-        (Dialect::Sharded(Mode::DynamicPrivate), _) => "sharded-dynamic-private".into(),
-        (Dialect::Streams, _) => "streams".into(),
-    }
+pub(super) fn settings(dialect: Dialect, parser: Parser, is_signed: bool) -> Box<str> {
+    let format = match (dialect, parser) {
+        (Dialect::Classic, Parser::Msgpack) => "classic-msgpack",
+        (Dialect::Classic, Parser::Json) => "classic-json",
+        (Dialect::Sharded(Mode::Static), _) => "sharded-static",
+        (Dialect::Sharded(Mode::Dynamic), _) => "sharded-dynamic",
+        (Dialect::Sharded(Mode::DynamicPrivate), _) => "sharded-dynamic-private",
+        (Dialect::Streams, _) => "streams",
+    };
+    let signed = if is_signed { "-signed" } else { "" };
+    [format, signed].concat().into()
 }
 
 /// How much lower than the time of leaving the score of a trace is.

@@ -131,6 +131,10 @@ series! {
         too_large: IntCounter = counter_of(DROPPED, "too_large");
         undecodable: IntCounter = counter_of(DROPPED, "undecodable");
         unexpected: IntCounter = counter_of(DROPPED, "unexpected");
+        unsigned: IntCounter = counter_of(DROPPED, "unsigned");
+        forged: IntCounter = counter_of(DROPPED, "forged");
+        stale: IntCounter = counter_of(DROPPED, "stale");
+        replayed: IntCounter = counter_of(DROPPED, "replayed");
     }
 }
 
@@ -283,7 +287,7 @@ series! {
         foreign: IntGauge = gauge_of(NODES, "foreign");
         disagreeing: IntGauge = gauge(
             "roomcast_bus_disagreeing_nodes",
-            "Nodes with the same prefix and another dialect or parser.");
+            "Nodes with the same prefix and another dialect or parser, or that sign while others do not.");
         without_lease: IntCounter = counter(
             "roomcast_bus_leaseless_answers_total",
             "Answers of nodes without a lease: their URLs may name another database of Redis.");

@@ -5,16 +5,19 @@
 //! which has moved.
 
 use std::{
+    borrow::Cow,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use roomcast_emitter::{
     recent_joins::RecentJoins,
     redis::{Commanding, PublishError, Publisher, Publishing, Route},
+    signing::Signer,
 };
 use roomcast_protocol::{
     id::NodeId,
@@ -29,12 +32,17 @@ use crate::bus::{BusError, BusFuture};
 /// queue is full before.
 const MAX_FOLLOWED: usize = 100_000;
 
+/// Why messages cannot be signed.
+const NO_TIME: &str = "the time of Redis, with which messages are signed, is not known";
+
 /// The sending side of the bus.
 pub(super) struct Outgoing {
     pub(super) node: NodeId,
     pub(super) publisher: Publisher,
     pub(super) wire: Arc<Wire>,
     pub(super) recent_joins: RecentJoins,
+    /// `None` if the cluster does not sign.
+    pub(super) signer: Option<Arc<Signer>>,
     /// Publishes that their senders dropped.
     followed: Mutex<JoinSet<()>>,
     /// About what was lost without its sender being told.
@@ -49,6 +57,7 @@ impl Outgoing {
         node: NodeId,
         publisher: Publisher,
         wire: Arc<Wire>,
+        signer: Option<Arc<Signer>>,
         metrics: OutgoingMetrics,
     ) -> Self {
         Self {
@@ -56,6 +65,7 @@ impl Outgoing {
             publisher,
             wire,
             recent_joins: RecentJoins::default(),
+            signer,
             followed: Mutex::default(),
             warnings: Warnings::default(),
             runtime: Handle::current(),
@@ -67,15 +77,33 @@ impl Outgoing {
     pub(super) fn publish(self: &Arc<Self>, publication: Publication) -> Sending {
         let Publication { channel, payload } = publication;
         let started = Instant::now();
-        let publishing = self
-            .publisher
-            .publish(&channel, &payload, self.is_sharded());
+        let sealed = match &self.signer {
+            None => Ok(Cow::Borrowed(&payload[..])),
+            Some(signer) => signer
+                .seal(&channel, &payload)
+                .map(Cow::Owned)
+                .ok_or_else(no_time),
+        };
+        let bytes = sealed.as_ref().map_or(0, |sealed| sealed.len()) as u64;
+        let publishing =
+            sealed.map(|sealed| self.publisher.publish(&channel, &sealed, self.is_sharded()));
         Sending {
             outgoing: Arc::clone(self),
             publishing: Some(publishing),
             started,
-            bytes: payload.len() as u64,
+            bytes,
             is_abandoned: false,
+        }
+    }
+
+    /// Seals the head of a broadcast that a log stores and publishes on a channel.
+    pub(super) fn sealed_head(&self, channel: &str, head: Bytes) -> Result<Bytes, BusError> {
+        match &self.signer {
+            None => Ok(head),
+            Some(signer) => match signer.seal_head(channel, &head) {
+                Some(sealed) => Ok(sealed.into()),
+                None => Err(no_time().into()),
+            },
         }
     }
 
@@ -109,6 +137,13 @@ impl Outgoing {
                 "a publish failed whose sender did not wait"
             );
         });
+    }
+
+    /// Returns why messages cannot be signed, if they have to be.
+    pub(super) fn without_time(&self) -> Option<Arc<str>> {
+        let signer = self.signer.as_ref()?;
+        let is_known = signer.clock_age().is_some();
+        (!is_known).then(|| NO_TIME.into())
     }
 
     /// A message, question or answer cannot be written.
@@ -157,8 +192,8 @@ impl Outgoing {
 /// A publication on its way. If its sender drops it, it is followed by a task.
 pub(super) struct Sending {
     outgoing: Arc<Outgoing>,
-    /// `None` once it has ended.
-    publishing: Option<Publishing>,
+    /// `None` once it has ended; an error if it could not be signed.
+    publishing: Option<Result<Publishing, PublishError>>,
     started: Instant,
     bytes: u64,
     /// The sender has dropped it already.
@@ -176,8 +211,10 @@ impl Future for Sending {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let publishing = self.publishing.as_mut();
-        let publishing = publishing.expect("a future that has ended is not polled");
-        let outcome = ready!(Pin::new(publishing).poll(context));
+        let outcome = match publishing.expect("a future that has ended is not polled") {
+            Ok(publishing) => ready!(Pin::new(publishing).poll(context)),
+            Err(error) => Err(error.clone()),
+        };
         self.publishing = None;
         self.count(outcome.as_ref().copied());
         let receivers = outcome?;
@@ -242,6 +279,10 @@ impl<T: Send + 'static> Drop for Followed<T> {
             });
         }
     }
+}
+
+fn no_time() -> PublishError {
+    PublishError::Unavailable(NO_TIME.into())
 }
 
 impl From<PublishError> for BusError {

@@ -12,6 +12,7 @@ use roomcast_emitter::{
         CONNECT_TIMEOUT, ConnectError, Connection, Endpoint, Mode, PublishError, Publisher,
         PublisherConfig, Purpose, Reply, Topology,
     },
+    signing::{Signer, Signing},
     vital::vital,
 };
 use roomcast_protocol::{
@@ -75,6 +76,9 @@ pub enum StartError {
     /// The first commands failed.
     #[error("Redis does not take commands: {0}")]
     Publish(#[from] PublishError),
+    /// [`Dialect::Streams`] and [`Parser::Json`] are for clusters with Node.js servers, which cannot sign.
+    #[error("signed messages need the classic or a sharded dialect, with the parser MessagePack")]
+    Unsignable,
     /// What the node publishes does not come back to it.
     #[error("connected to Redis, but messages do not flow: {0}")]
     NotFlowing(Arc<str>),
@@ -85,7 +89,7 @@ impl StartError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Connect(error) => !error.is_permanent(),
-            Self::Forbidden { .. } => false,
+            Self::Forbidden { .. } | Self::Unsignable => false,
             Self::Refused { .. } | Self::Publish(_) | Self::NotFlowing(_) => true,
         }
     }
@@ -151,6 +155,11 @@ impl RedisBus {
         if !rights.private_patterns && config.private_rooms == PrivateRooms::Auto {
             config.private_rooms = PrivateRooms::Channel;
         }
+        if config.signing.is_some() {
+            tracing::info!(
+                "messages between nodes are signed: Node.js servers and emitters without the key cannot take part"
+            );
+        }
         let core = Core::start(endpoint.clone(), &config, node, rights);
         let mut tasks = JoinSet::new();
         tasks.spawn(vital("sweep", upkeep::sweep(Arc::downgrade(&core))));
@@ -202,16 +211,19 @@ impl Core {
         };
         let publisher = Publisher::start(endpoint.clone(), publisher);
         let mut series = Series::default();
+        let signer = config.signing.as_ref();
+        let signer = signer.map(|signing| Arc::new(Signer::new(signing, node.as_str())));
         let outgoing = Arc::new(Outgoing::new(
             node.clone(),
             publisher,
             Arc::clone(&wire),
+            signer.clone(),
             OutgoingMetrics::new(&mut series),
         ));
         let membership = MembershipMetrics::new(&mut series);
         let membership = Arc::new(Membership::new(
             Arc::clone(&outgoing),
-            membership::settings(config.dialect, config.parser),
+            membership::settings(config.dialect, config.parser, signer.is_some()),
             config.address.as_deref(),
             membership,
         ));
@@ -249,6 +261,7 @@ impl Core {
             Self {
                 incoming: Receiver {
                     wire,
+                    signer,
                     subscriptions: Arc::clone(&subscriptions),
                     questions: Arc::clone(&questions),
                     node_js: Arc::clone(&node_js),
@@ -378,6 +391,9 @@ pub(super) async fn check(
     config: &RedisConfig,
     node: &NodeId,
 ) -> Result<RedisRights, StartError> {
+    if config.signing.is_some() && !Signing::is_possible(config.dialect, config.parser) {
+        return Err(StartError::Unsignable);
+    }
     let channels = config.channels();
     let mut connection = endpoint.connect(Purpose::Lookup, None).await?;
     check_topology(&connection, endpoint)?;

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use roomcast_adapter::{Bus, MemoryBus, NodeId, RedisBus, RedisConfig};
+use roomcast_adapter::{Bus, MemoryBus, NodeId, RedisBus, RedisConfig, Signing};
 use roomcast_emitter::entropy;
 use roomcast_protocol::{
     channel::{Dialect, Mode},
@@ -20,6 +20,7 @@ use crate::{node::Node, support};
 pub(crate) struct Fabric {
     kind: Kind,
     parser: Parser,
+    signing: Option<Signing>,
     checks: AtomicU32,
 }
 
@@ -96,6 +97,7 @@ impl Fabric {
         Self {
             kind,
             parser: Parser::default(),
+            signing: None,
             checks: AtomicU32::new(0),
         }
     }
@@ -121,6 +123,13 @@ impl Fabric {
         dialect == Dialect::Streams && LEFT_OUT.contains(&check)
     }
 
+    /// All nodes sign what they publish.
+    pub(crate) fn signed(self) -> Self {
+        let keys = "a key of the contract of all the buses".parse().unwrap();
+        let signing = Some(Signing::new(keys));
+        Self { signing, ..self }
+    }
+
     /// Another cluster on the same servers: its prefix keeps it apart.
     pub(crate) fn fresh(&self) -> Fresh {
         let number = self.checks.fetch_add(1, Ordering::Relaxed);
@@ -138,6 +147,7 @@ impl Fabric {
         config.dialect = dialect;
         config.parser = self.parser;
         config.session_prefix = format!("check{number}-session:");
+        config.signing.clone_from(&self.signing);
         Fresh::Redis {
             config: Box::new(config),
             is_cluster: matches!(self.kind, Kind::Cluster { .. }),

@@ -13,6 +13,7 @@ mod members;
 mod names;
 mod outage;
 mod peers;
+mod signing;
 mod stand_in;
 mod start;
 mod streams;

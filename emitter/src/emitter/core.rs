@@ -14,6 +14,7 @@
 //! out, a failure of the question is `Unconfirmed`: a retry would publish the broadcast twice.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -48,7 +49,11 @@ use crate::{
     error::EmitError,
     log::Once,
     membership::{self, Counted, Leases, Members, PendingQuestions, RENEWAL_SECONDS},
+    signing::Signer,
 };
+
+/// How long Redis's clock is extrapolated.
+const CLOCK_VALID: Duration = Duration::from_secs(10);
 
 /// The length of a socket's id.
 const SOCKET_ID_BYTES: usize = 20;
@@ -69,6 +74,7 @@ pub(crate) struct Core {
     pub(super) leases: Mutex<Option<(Instant, Arc<Leases>)>>,
     /// `None` over a pool without a URL for answers.
     pub(super) answers: Option<Answers>,
+    pub(super) signer: Option<Arc<Signer>>,
 }
 
 impl Core {
@@ -190,10 +196,12 @@ impl Core {
             });
         }
         let Some(journal) = journal else {
-            let nodes = self.transport.publish(&self.encoder, publication).await?;
+            let publication = self.signed(publication).await?;
+            let nodes = self.transport.publish(&self.encoder, &publication).await?;
             return Ok(Delivery::new(nodes));
         };
-        let command = append(&journal, &publication.payload);
+        self.read_clock().await?;
+        let command = self.store_command(&journal, &publication.payload)?;
         let appending = self.transport.append_all(&journal.names, vec![command]);
         // In a box, so that the futures of applications around this one stay within what the compiler can nest.
         let appended = Box::pin(appending).await.pop();
@@ -290,15 +298,11 @@ impl Core {
         for run in unsent.runs(journals) {
             match run {
                 Run::Published(unsent) => {
-                    let published = self.transport.publish_all(&unsent).await.into_iter();
+                    let published = Box::pin(self.send_all(&unsent)).await.into_iter();
                     results.extend(published.map(|nodes| nodes.map(Delivery::new)));
                 }
                 Run::Appended(journal, payloads) => {
-                    let commands = payloads.iter().map(|payload| append(journal, payload));
-                    let appended = self
-                        .transport
-                        .append_all(&journal.names, commands.collect())
-                        .await;
+                    let appended = Box::pin(self.store_all(journal, &payloads)).await;
                     results.extend(appended.into_iter().map(|stored| stored.map(stored_at)));
                 }
             }
@@ -335,6 +339,91 @@ impl Core {
         // It is stored: a retry would store it twice.
         let answered = asked.map_err(|error| unconfirmed(&error))?;
         Ok(results::confirmed(delivery.position, &answered))
+    }
+
+    /// Stores payloads in a journal, which publishes them.
+    async fn store_all(
+        &self,
+        journal: &Journal,
+        payloads: &[&[u8]],
+    ) -> Vec<Result<(Position, u64), EmitError>> {
+        let commands = match self.read_clock().await {
+            Ok(()) => {
+                let commands = payloads
+                    .iter()
+                    .map(|payload| self.store_command(journal, payload));
+                commands.collect::<Result<_, _>>()
+            }
+            Err(error) => Err(error),
+        };
+        match commands {
+            Ok(commands) => self.transport.append_all(&journal.names, commands).await,
+            Err(error) => fail_all(payloads.len(), &error),
+        }
+    }
+
+    /// The command that stores a broadcast in a journal and publishes it.
+    fn store_command(&self, journal: &Journal, payload: &[u8]) -> Result<Vec<Vec<u8>>, EmitError> {
+        let names = &journal.names;
+        let mut head = unplaced(payload).expect("broadcasts have no other forms");
+        if let Some(signer) = &self.signer {
+            head = signer
+                .seal_head(&names.channel, &head)
+                .ok_or_else(no_time)?;
+        }
+        Ok(names.append(&head, journal.limits))
+    }
+
+    /// Signs commands, if the cluster does, and sends them.
+    async fn send_all(&self, unsent: &Unsent) -> Vec<Result<usize, EmitError>> {
+        let Some(signer) = &self.signer else {
+            return self.transport.publish_all(unsent).await;
+        };
+        if let Err(error) = self.read_clock().await {
+            return fail_all(unsent.len(), &error);
+        }
+        let sealed = unsent.map(|channel, message| {
+            let sealed = signer.seal(channel, message);
+            sealed.map(|payload| self.encoder.command(channel, &payload))
+        });
+        match sealed {
+            Some(sealed) => self.transport.publish_all(&sealed).await,
+            None => fail_all(unsent.len(), &no_time()),
+        }
+    }
+
+    /// Signs a message, if the cluster does. Done for each try, because the pauses between them may be longer
+    /// than a signature is valid.
+    async fn signed<'a>(
+        &self,
+        publication: &'a Publication,
+    ) -> Result<Cow<'a, Publication>, EmitError> {
+        let Some(signer) = &self.signer else {
+            return Ok(Cow::Borrowed(publication));
+        };
+        self.read_clock().await?;
+        let channel = publication.channel.clone();
+        let payload = signer.seal(&channel, &publication.payload);
+        let payload = payload.ok_or_else(no_time)?.into();
+        Ok(Cow::Owned(Publication { channel, payload }))
+    }
+
+    /// Reads Redis's clock, if messages are signed, unless that was a moment ago.
+    ///
+    /// # Errors
+    ///
+    /// Those of messages that were not published.
+    async fn read_clock(&self) -> Result<(), EmitError> {
+        let Some(signer) = &self.signer else {
+            return Ok(());
+        };
+        if signer.clock_age().is_some_and(|age| age < CLOCK_VALID) {
+            return Ok(());
+        }
+        let channels = self.encoder.wire.channels();
+        let time = Box::pin(self.transport.time(channels)).await;
+        signer.set_time(time.map_err(|error| unpublished(&error))?);
+        Ok(())
     }
 
     /// Asks the nodes of a namespace.
@@ -416,7 +505,7 @@ impl Core {
         // Counted just before: a node that comes later does not receive the question.
         let publishing = async {
             match &asked {
-                Some(_) => self.transport.publish_all(&unsent).await,
+                Some(_) => Box::pin(self.send_all(&unsent)).await,
                 None => {
                     let appended = self.append_entries(&entries).await.into_iter();
                     appended.map(|appended| appended.map(|()| 0)).collect()
@@ -533,12 +622,6 @@ fn is_journaled(message: &Message) -> bool {
     matches!(message, Message::Broadcast { target, .. } if !target.flags.volatile)
 }
 
-/// The command that stores a broadcast in a journal and publishes it.
-fn append(journal: &Journal, payload: &[u8]) -> Vec<Vec<u8>> {
-    let head = unplaced(payload).expect("broadcasts have no other forms");
-    journal.names.append(&head, journal.limits)
-}
-
 fn stored_at((position, nodes): (Position, u64)) -> Delivery {
     Delivery {
         position: Some(position),
@@ -556,6 +639,23 @@ fn has_own_channel(message: &Message) -> bool {
         },
         _ => false,
     }
+}
+
+/// The same error for so many messages.
+fn fail_all<T>(messages: usize, error: &EmitError) -> Vec<Result<T, EmitError>> {
+    (0..messages).map(|_| Err(unpublished(error))).collect()
+}
+
+/// The error of a message that was not published because Redis did not tell its time.
+fn unpublished(error: &EmitError) -> EmitError {
+    match error {
+        EmitError::Refused(reason) => EmitError::Refused(Arc::clone(reason)),
+        other => EmitError::Unreachable(other.to_string().into()),
+    }
+}
+
+fn no_time() -> EmitError {
+    EmitError::Unreachable("its time is not known".into())
 }
 
 fn unconfirmed(error: &EmitError) -> EmitError {

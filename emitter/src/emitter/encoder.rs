@@ -91,10 +91,13 @@ impl Encoder {
     }
 
     pub(super) fn publication(&self, publication: &Publication) -> Cmd {
-        let Publication { channel, payload } = publication;
+        self.command(&publication.channel, &publication.payload)
+    }
+
+    pub(super) fn command(&self, channel: &str, payload: &[u8]) -> Cmd {
         let bytes = channel.len() + payload.len();
         publish_command(self.is_sharded, bytes, |command| {
-            command.arg(channel).arg(&payload[..]);
+            command.arg(channel).arg(payload);
         })
     }
 

@@ -224,6 +224,23 @@ impl Transport {
         membership::count(channels, leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
     }
 
+    /// Redis's time in milliseconds since 1970, of the server that has the leases: all nodes read it there.
+    pub(super) async fn time(&self, channels: &Channels) -> Result<u64, EmitError> {
+        let reply = match self {
+            Self::Own(publisher) => {
+                let key = channels.leases();
+                let time = publisher.command(&membership::TIME, Route::Key(&key));
+                time.await?
+            }
+            #[cfg(feature = "pool")]
+            Self::Pool(pool) => {
+                replies(pool, &[membership::TIME.map(str::to_owned).into()]).await?
+            }
+        };
+        let time = reply.first().and_then(membership::read_time);
+        time.ok_or_else(|| unexpected("TIME"))
+    }
+
     pub(super) async fn leases(&self, channels: &Channels) -> Result<Leases, EmitError> {
         let command = membership::leases(channels);
         let replies = match self {

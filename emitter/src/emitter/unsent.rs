@@ -135,6 +135,20 @@ impl Unsent {
         added.expect("there is no limit");
     }
 
+    /// Commands made of the channel and the message of each. `None` if one cannot be made.
+    pub(super) fn map(&self, mut make: impl FnMut(&str, &[u8]) -> Option<Cmd>) -> Option<Self> {
+        let mut made = Self::default();
+        for (command, mark) in self.commands() {
+            let mut words = command.args_iter().skip(1).map(|word| match word {
+                Arg::Simple(word) => word,
+                _ => &[],
+            });
+            let (channel, message) = (words.next()?, words.next()?);
+            made.add(&make(str::from_utf8(channel).ok()?, message)?, mark);
+        }
+        Some(made)
+    }
+
     /// The number of commands.
     pub(super) fn len(&self) -> usize {
         self.marks.len()

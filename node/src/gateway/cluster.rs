@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use roomcast::{PrivateRooms, RedisConfig};
+use roomcast::{PrivateRooms, RedisConfig, emitter::Signing};
 
 use super::{
     redis::{RedisOptions, RedisSetting},
@@ -52,6 +52,11 @@ pub(crate) struct ClusterOptions {
     /// Whether to wait at startup until Redis is available; without it, a node serves its own clients
     #[arg(long, value_name = "BOOL", default_value = "true")]
     pub(crate) redis_required: Switch,
+
+    /// How old a signed message may be, and how far ahead of Redis's clock; others are dropped
+    #[arg(long, value_name = "DURATION")]
+    #[arg(default_value = "30s")]
+    pub(crate) redis_signing_tolerance: Span,
 }
 
 /// How a node subscribes to messages for single sockets.
@@ -90,6 +95,10 @@ pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<Re
     config.probe_interval = cluster.redis_probe_interval.0;
     config.probe_timeout = cluster.redis_probe_timeout.0;
     config.is_required = cluster.redis_required.0;
+    config.signing = redis.signing().map(|signing| Signing {
+        tolerance: cluster.redis_signing_tolerance.0,
+        ..signing
+    });
     Some(config)
 }
 
@@ -104,6 +113,12 @@ pub(crate) fn check(cluster: &ClusterOptions) -> Result<(), String> {
         return Err(format!(
             "{flag} is zero, so Redis could never respond in time"
         ));
+    }
+    if cluster.redis_signing_tolerance.0 < Duration::from_secs(1) {
+        return Err(
+            "--redis-signing-tolerance is too short for a network and clocks: use at least 1s"
+                .to_owned(),
+        );
     }
     if cluster.redis_max_queue.0 < 1024 {
         return Err("--redis-max-queue is too small for a message: use at least 1KiB".to_owned());

@@ -566,6 +566,7 @@ impl Config {
                 self.settings.presence.check(is_served)?;
                 self.settings.doors.fits(self)?;
                 self.relay.check(self.redis.redis != RedisSetting::Off)?;
+                self.redis.check()?;
                 cluster::check(&self.cluster)
             }
         }

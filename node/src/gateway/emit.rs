@@ -186,6 +186,7 @@ impl EmitOptions {
                 "the address of Redis is missing: give it with --redis URL or ROOMCAST_REDIS";
             return Err(Failure::Usage(problem.to_owned()));
         };
+        self.redis.check().map_err(Failure::Usage)?;
         let mut builder = Emitter::builder()
             .prefix(&self.redis.redis_prefix)
             .dialect(self.redis.redis_dialect.into())
@@ -196,6 +197,9 @@ impl EmitOptions {
             .retry(Retry::default().tries(self.retry + 1));
         if let Some(stream) = self.redis.stream() {
             builder = builder.stream(stream);
+        }
+        if let Some(signing) = self.redis.signing() {
+            builder = builder.signing(signing);
         }
         Ok(blocking::Emitter::connect_with(builder, url.clone())?)
     }

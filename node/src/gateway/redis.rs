@@ -5,7 +5,9 @@
 use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
-use roomcast::emitter::{Dialect, Mode, Parser, RedisUrl};
+use roomcast::emitter::{Dialect, KeysError, Mode, Parser, RedisUrl, Signing, SigningKeys};
+
+use super::relay::ClusterKey;
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
@@ -52,6 +54,46 @@ pub(crate) struct RedisOptions {
     #[arg(long, value_name = "NAME", value_enum)]
     #[arg(default_value = "msgpack")]
     pub(crate) redis_parser: RedisParser,
+
+    /// Key with which nodes and emitters sign what they publish: `off`, or one or two KEYs separated by a comma
+    ///
+    /// With it, a process that can publish in Redis and has no key cannot emit: what is not signed, old or
+    /// published again is dropped. All nodes and emitters need the same key of at least 32 characters, and
+    /// Node.js servers cannot take part. The first key signs and both are accepted, so a key can be replaced
+    /// without a pause.
+    #[arg(long, value_name = "KEY", default_value = "off")]
+    #[arg(hide_env_values = true)]
+    pub(crate) redis_signing_key: ClusterKey,
+}
+
+impl RedisOptions {
+    /// How messages are signed, if they are.
+    pub(crate) fn signing(&self) -> Option<Signing> {
+        let keys = SigningKeys::new(&self.redis_signing_key.0);
+        keys.map(Signing::new).ok()
+    }
+
+    /// Checks options that are valid one by one but not together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.redis_signing_key.0.is_empty() {
+            return Ok(());
+        }
+        SigningKeys::new(&self.redis_signing_key.0)
+            .map_err(|error: KeysError| error.to_string())?;
+        if self.redis == RedisSetting::Off {
+            return Err(
+                "--redis-signing-key needs --redis, over which messages are signed".to_owned(),
+            );
+        }
+        if !Signing::is_possible(self.redis_dialect.into(), self.redis_parser.into()) {
+            return Err(
+                "--redis-signing-key needs --redis-parser=msgpack and another dialect than streams: \
+                 these are for Node.js servers, which cannot sign"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
 }
 
 impl RedisOptions {
@@ -148,6 +190,8 @@ fn prefix(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Command, FromArgMatches as _};
+
     use super::*;
 
     #[test]
@@ -163,6 +207,40 @@ mod tests {
                 refusal.starts_with("expected `off` or a URL: "),
                 "{refusal}"
             );
+        }
+    }
+
+    fn options(arguments: &[&str]) -> RedisOptions {
+        let command = RedisOptions::augment_args(Command::new("redis"));
+        let matches = command.try_get_matches_from([&["redis"], arguments].concat());
+        RedisOptions::from_arg_matches(&matches.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn messages_are_signed_with_redis_and_in_the_format_of_our_nodes_only() {
+        let key = "--redis-signing-key=0123456789abcdef0123456789abcdef";
+        let redis = "--redis=redis://localhost";
+        assert!(options(&[]).check().is_ok() && options(&[]).signing().is_none());
+        let signed = options(&[key, redis]);
+        assert!(signed.check().is_ok() && signed.signing().is_some());
+        let sharded = [
+            key,
+            redis,
+            "--redis-parser=json",
+            "--redis-dialect=sharded-static",
+        ];
+        assert_eq!(options(&sharded).check(), Ok(()));
+        let streams = [key, redis, "--redis-dialect=streams"];
+        for (wrong, problem) in [
+            (&streams[..], "than streams"),
+            (&[key][..], "needs --redis,"),
+            (
+                &[key, redis, "--redis-parser=json"],
+                "needs --redis-parser=msgpack",
+            ),
+        ] {
+            let refusal = options(wrong).check().unwrap_err();
+            assert!(refusal.contains(problem), "{refusal}");
         }
     }
 

@@ -356,7 +356,8 @@ fn dialect(config: &Config) -> Option<String> {
     cluster::redis(&config.redis, &config.cluster)?;
     let dialect = name(config.redis.redis_dialect.to_possible_value())?;
     let parser = name(config.redis.redis_parser.to_possible_value())?;
-    Some(format!("{dialect}, {parser}"))
+    let signed = config.redis.signing().map_or("", |_| ", signed");
+    Some(format!("{dialect}, {parser}{signed}"))
 }
 
 /// Builds the server, if need be again and again until Redis is available.

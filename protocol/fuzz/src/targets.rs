@@ -44,6 +44,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("wire_request", wire::request),
     ("wire_sharded", wire::sharded),
     ("wire_channel", wire::channel),
+    ("wire_signed", wire::signed),
 ];
 
 const PACKET_LIMITS: PacketLimits = PacketLimits {

@@ -9,6 +9,7 @@ use roomcast_protocol::channel::{Channels, Dialect, Kind, Mode};
 use roomcast_protocol::id::NodeId;
 use roomcast_protocol::message::Message;
 use roomcast_protocol::msgpack::TranscodeLimits;
+use roomcast_protocol::signing::{Sealed, SigningKeys};
 use roomcast_protocol::wire::{Asker, Incoming, Parser, Publication, Wire, placed};
 
 const NAMESPACE: &str = "/";
@@ -56,6 +57,26 @@ pub(crate) fn channel(data: &[u8]) {
             }
         }
     }
+}
+
+/// What is read of a seal does not depend on where it was cut, and nothing passes for signed.
+pub(crate) fn signed(data: &[u8]) {
+    let keys: SigningKeys = "a key that the fuzzer does not have".parse().expect("it is long");
+    let Some(sealed) = Sealed::read(data) else {
+        return;
+    };
+    assert!(!keys.verify(&sealed, "p#/#"));
+    let (stamp, message) = (sealed.stamp(), sealed.as_sealed());
+    let again = match sealed.position() {
+        None => keys.seal(stamp, &["p#/#"], message),
+        Some(position) => placed(&keys.seal_head(stamp, &["p#/#"], message), position),
+    };
+    let again = Sealed::read(&again).expect("it was just sealed");
+    assert!(keys.verify(&again, "p#/#"));
+    assert_eq!(
+        (again.stamp(), again.message()),
+        (stamp, sealed.message())
+    );
 }
 
 fn check(dialect: Dialect, parser: Parser, kind: Kind, data: &[u8]) {

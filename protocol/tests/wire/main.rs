@@ -8,4 +8,5 @@ mod captures;
 mod extensions;
 mod meaning;
 mod properties;
+mod signing;
 mod tolerance;

@@ -40,7 +40,7 @@ use tokio::{
     time::timeout,
 };
 
-pub(crate) use self::options::RelayOptions;
+pub(crate) use self::options::{ClusterKey, RelayOptions};
 use self::{
     key::Keys,
     metrics::Metrics,
