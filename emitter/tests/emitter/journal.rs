@@ -5,6 +5,7 @@ use std::time::Duration;
 use roomcast_emitter::{
     Delivery, EmitError, Emitter, JournalLimits, Position, Receipt, redis::Reply as _,
 };
+use roomcast_emitter::{Signing, membership, signing::Signer};
 use roomcast_protocol::{
     channel::{Channels, Dialect, Kind, Mode},
     message::Message,
@@ -26,6 +27,8 @@ struct Journal {
     redis: Redis,
     wire: Wire,
     ear: Ear,
+    /// What the emitter signs with, and who checks it.
+    signing: Option<(Signing, Signer)>,
 }
 
 impl Journal {
@@ -40,18 +43,40 @@ impl Journal {
         };
         let ear = Ear::open(&redis.url(), &[(subscribe, &channels.broadcast("/"))]).await;
         let wire = Wire::new(channels, parser, TranscodeLimits::default());
-        Self { redis, wire, ear }
+        Self {
+            redis,
+            wire,
+            ear,
+            signing: None,
+        }
+    }
+
+    /// With an emitter that signs.
+    async fn signed(self) -> Self {
+        let signing = Signing::new("0123456789abcdef0123456789abcdef".parse().unwrap());
+        let signer = Signer::new(&signing, "ear");
+        let mut redis = connect(&self.redis.url()).await;
+        let time = redis.command(&membership::TIME).await.unwrap();
+        signer.set_time(membership::read_time(&time).unwrap());
+        let signing = Some((signing, signer));
+        Self { signing, ..self }
     }
 
     async fn emitter(&self, parser: Parser) -> Emitter {
         let dialect = self.wire.channels().dialect();
-        let builder = Emitter::builder().dialect(dialect).parser(parser);
+        let mut builder = Emitter::builder().dialect(dialect).parser(parser);
+        if let Some((signing, _)) = &self.signing {
+            builder = builder.signing(signing.clone());
+        }
         builder.connect(&self.redis.url()).await.unwrap()
     }
 
     /// The next broadcast: its event, and its place.
     async fn hear(&mut self) -> (Box<str>, Option<Position>) {
-        let (_, payload) = self.ear.next().await;
+        let (channel, mut payload) = self.ear.next().await;
+        if let Some((_, signer)) = &self.signing {
+            payload = signer.open(&channel, &payload).unwrap().into_owned();
+        }
         let read = self.wire.read("/", Kind::Broadcast, &payload).unwrap();
         match read {
             Incoming::Message {
@@ -73,12 +98,17 @@ impl Journal {
 
 #[tokio::test]
 async fn broadcasts_to_a_namespace_with_a_journal_are_stored_in_their_order() {
-    for (dialect, parser) in [
-        (DIALECTS[0], Parser::Msgpack),
-        (DIALECTS[0], Parser::Json),
-        (DIALECTS[1], Parser::Msgpack),
+    for (dialect, parser, is_signed) in [
+        (DIALECTS[0], Parser::Msgpack, false),
+        (DIALECTS[0], Parser::Json, false),
+        (DIALECTS[1], Parser::Msgpack, false),
+        (DIALECTS[0], Parser::Msgpack, true),
+        (DIALECTS[1], Parser::Msgpack, true),
     ] {
         let mut journal = Journal::start(dialect, parser).await;
+        if is_signed {
+            journal = journal.signed().await;
+        }
         let emitter = journal.emitter(parser).await;
         let first = emitter.emit("a", 1).await.unwrap();
         journal.redis.command(&["SCRIPT", "FLUSH"]);
