@@ -16,7 +16,7 @@
 //! Nodes write the limits of a journal under a [key of its own](Channels::journal_limits), where emitters find
 //! them.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{borrow::Cow, sync::LazyLock, time::Duration};
 
 use redis::Value;
 use roomcast_protocol::{
@@ -25,7 +25,10 @@ use roomcast_protocol::{
     wire::unplaced,
 };
 
-use crate::redis::{PublishError, Reply};
+use crate::{
+    redis::{PublishError, Reply},
+    signing::Signer,
+};
 
 /// How much longer than the entries the counter is kept, in seconds. Ids that clients have are compared
 /// with it.
@@ -201,24 +204,33 @@ pub struct KeyReused;
 
 impl Once {
     /// The command of the script, and its first key. `payload` has no position, and is made to be appended to a
-    /// journal if there is one.
+    /// journal if there is one. `None` if it has to be signed and Redis's time is not known.
     pub fn command(
         &self,
         result: &str,
         names: &Names,
         payload: &[u8],
         journal: Option<JournalLimits>,
-    ) -> Vec<Vec<u8>> {
+        signer: Option<&Signer>,
+    ) -> Option<Vec<Vec<u8>>> {
         let lifetime = self.lifetime.as_millis().max(1).to_string();
         let own = [self.fingerprint.as_bytes(), lifetime.as_bytes()];
         let Some((limits, head)) = journal.zip(unplaced(payload)) else {
-            let args = [names.publish.as_bytes(), names.channel.as_bytes(), payload];
-            return ONCE.command(&[result], &[&own[..], &args].concat());
+            let sealed = match signer {
+                Some(signer) => Cow::Owned(signer.seal(&names.channel, payload)?),
+                None => Cow::Borrowed(payload),
+            };
+            let args = [names.publish.as_bytes(), names.channel.as_bytes(), &sealed];
+            return Some(ONCE.command(&[result], &[&own[..], &args].concat()));
+        };
+        let head = match signer {
+            Some(signer) => signer.seal_head(&names.channel, &head)?,
+            None => head,
         };
         let numbers = limits.numbers();
         let args = names.arguments(&head, &numbers);
         let keys = [result, &names.counter, &names.journal];
-        ONCE.command(&keys, &[&own[..], &args].concat())
+        Some(ONCE.command(&keys, &[&own[..], &args].concat()))
     }
 
     /// Makes a command run the script by its text.

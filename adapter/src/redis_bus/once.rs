@@ -10,7 +10,7 @@ use roomcast_protocol::{args::Args, channel::EMITTER_UID, target::Target};
 use tokio::time::Instant;
 
 use super::{
-    outgoing::Outgoing,
+    outgoing::{Outgoing, no_time},
     script::unexpected,
     subscriptions::{AttachedNamespace, Subscriptions},
 };
@@ -35,7 +35,10 @@ pub(super) fn publish(
     let names = Names::new(wire.channels(), name);
     let own = subscriptions.own_subscriptions(namespace, &names.channel);
     let result = wire.channels().once(name, &once.key);
-    let mut command = once.command(&result, &names, &payload, journal);
+    let signer = outgoing.signer.as_deref();
+    let Some(mut command) = once.command(&result, &names, &payload, journal, signer) else {
+        return Box::pin(ready(Err(no_time().into())));
+    };
     let (started, bytes) = (Instant::now(), payload.len() as u64);
     let sent = outgoing.command(&command, Route::Key(&result));
     Box::pin(async move {

@@ -281,7 +281,7 @@ impl<T: Send + 'static> Drop for Followed<T> {
     }
 }
 
-fn no_time() -> PublishError {
+pub(super) fn no_time() -> PublishError {
     PublishError::Unavailable(NO_TIME.into())
 }
 

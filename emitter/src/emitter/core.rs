@@ -185,7 +185,10 @@ impl Core {
             let names = self.journals.names(channels, namespace);
             let result = channels.once(namespace, &once.key);
             let limits = journal.map(|journal| journal.limits);
-            let command = once.command(&result, &names, &publication.payload, limits);
+            self.read_clock().await?;
+            let signer = self.signer.as_deref();
+            let command = once.command(&result, &names, &publication.payload, limits, signer);
+            let command = command.ok_or_else(no_time)?;
             let publishing = self.transport.publish_once(once, &result, command);
             let published = Box::pin(publishing).await?;
             let nodes = usize::try_from(published.receivers).unwrap_or(usize::MAX);
