@@ -316,6 +316,20 @@ fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
     assert_eq!(first["position"], again["position"], "{first} {again}");
     assert_eq!(again["is_replayed"], json!(true));
     assert_eq!(client.event("news"), json!([]));
+    // An error after which the caller cannot know more is not remembered, so a repetition takes effect.
+    redis.command(&["ACL", "SETUSER", "default", "-eval", "-evalsha"]);
+    let body = json!({ "event": "later", "all": true }).to_string();
+    let post = || -> Value {
+        serde_json::from_str(&post(&internal, "/api/emit", "order-9", &body)).unwrap()
+    };
+    let refused = post();
+    let kind = json!("urn:roomcast:problem:other-nodes");
+    assert_eq!(refused["type"], kind, "{refused}");
+    redis.command(&["ACL", "SETUSER", "default", "+eval", "+evalsha"]);
+    let stored = post();
+    assert!(stored["position"]["id"].is_u64(), "{stored}");
+    assert_eq!(post()["position"], stored["position"]);
+    assert_eq!(client.event("later"), json!([]));
 }
 
 #[test]

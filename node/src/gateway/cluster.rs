@@ -26,7 +26,7 @@ pub(crate) struct ClusterOptions {
     ///
     /// Node's adapter calls it `sessionKeyPrefix`.
     #[arg(long, value_name = "TEXT")]
-    #[arg(default_value = "sio:session:")]
+    #[arg(default_value = "sio:session:", value_parser = key_prefix)]
     pub(crate) redis_session_prefix: String,
 
     /// Time that Redis has to respond; after it, a message counts as not confirmed
@@ -129,4 +129,12 @@ pub(crate) fn check(cluster: &ClusterOptions) -> Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// Refuses control characters, which are a mistake in every key.
+fn key_prefix(text: &str) -> Result<String, String> {
+    match text.chars().any(char::is_control) {
+        true => Err("expected text without control characters, such as sio:session:".to_owned()),
+        false => Ok(text.to_owned()),
+    }
 }

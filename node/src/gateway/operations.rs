@@ -142,6 +142,12 @@ impl Checked {
         self
     }
 
+    /// Whether the list can be carried out again under its key without another effect than the first time.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        let is_keyed = |operation: &Operation| matches!(operation, Operation::Emit { flags, .. } if !flags.local);
+        self.1.is_some() && self.0.iter().all(is_keyed)
+    }
+
     /// What the list makes of a client that asks to connect: its data, or the refusal, which then is
     /// the only operation. The other operations are carried out when it has connected.
     pub(crate) fn admit(&self, mut data: SocketData) -> Result<SocketData, roomcast::Refused> {

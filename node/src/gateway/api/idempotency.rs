@@ -3,6 +3,7 @@
 //! ```text
 //!  claim: SET key "running …" NX PX short ──► taken ──► carried out ──► store: SET key "response …" PX long
 //!                     └── there already: the stored response, or 409 while it is running
+//!  release: DEL key, after an emit that other nodes may have missed: its repetition is published at most once
 //! ```
 //!
 //! With Redis the whole cluster shares them; without it, the node's memory holds them. A node that
@@ -253,6 +254,21 @@ impl Idempotency {
             return Ok(Claim::New(Claimed { key, print }));
         };
         known(&stored, &print)
+    }
+
+    /// Gives a claim back, so that the call can be repeated.
+    pub(crate) async fn release(&self, claimed: Claimed) {
+        match &self.store {
+            Store::Memory(memory) => drop(memory.lock().entries.remove(&claimed.key)),
+            Store::Redis(shared, _) => {
+                let key = shared.key(&claimed.key);
+                // Otherwise the claim lapses by itself.
+                if let Err(problem) = shared.command(&key, &["DEL", &key]).await {
+                    let detail = problem.detail();
+                    warn!(detail, "the claim of an idempotency key is not given back");
+                }
+            }
+        }
     }
 
     /// Stores the response of a claimed call.

@@ -296,13 +296,23 @@ impl Api {
             }
             _ => call,
         };
+        let mut is_repeatable = call.is_repeatable();
         let answer = match call.carry_out(&self.server, &self.presence).await {
-            Ok(result) => Answer::ok(&result),
-            Err(problem) => Answer::of(&problem),
+            Ok(result) => {
+                is_repeatable = false;
+                Answer::ok(&result)
+            }
+            Err(problem) => {
+                is_repeatable &= problem.is_of_other_nodes();
+                Answer::of(&problem)
+            }
         };
         report(*endpoint, key, &answer);
-        if let Some(claim) = claim {
-            self.idempotency.store(claim, &answer, settings).await;
+        match claim {
+            // The caller can find out by repeating the call, which is published at most once.
+            Some(claim) if is_repeatable => self.idempotency.release(claim).await,
+            Some(claim) => self.idempotency.store(claim, &answer, settings).await,
+            None => {}
         }
         drop(work.place);
         Ok(answer.into_response(false))

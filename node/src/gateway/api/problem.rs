@@ -38,6 +38,7 @@ pub(crate) enum Kind {
     Internal,
     Busy,
     OtherNodes,
+    Unconfirmed,
     Redis,
     Starting,
     Full,
@@ -129,7 +130,12 @@ impl Kind {
             ),
             Self::OtherNodes => (
                 "other-nodes",
-                "Other nodes may not have been reached",
+                "Other nodes were not reached",
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::Unconfirmed => (
+                "unconfirmed",
+                "Other nodes may have been reached or not",
                 StatusCode::SERVICE_UNAVAILABLE,
             ),
             Self::Redis => (
@@ -280,6 +286,11 @@ impl Problem {
         }
     }
 
+    /// Whether other nodes were not reached, or perhaps not.
+    pub(crate) fn is_of_other_nodes(&self) -> bool {
+        matches!(self.kind, Kind::OtherNodes | Kind::Unconfirmed)
+    }
+
     pub(crate) fn of_emit(error: &EmitError) -> Self {
         let detail = error.to_string();
         match error {
@@ -291,10 +302,8 @@ impl Problem {
             EmitError::Bus(BusError::KeyReused) => {
                 Self::new(Kind::KeyReused, detail).at("Idempotency-Key")
             }
-            EmitError::Bus(error) => Self::new(
-                Kind::OtherNodes,
-                format!("this node has done its part, but {error}"),
-            ),
+            EmitError::Bus(BusError::Unconfirmed(_)) => Self::new(Kind::Unconfirmed, detail),
+            EmitError::Bus(_) => Self::new(Kind::OtherNodes, detail),
             _ => Self::new(Kind::Internal, detail),
         }
     }

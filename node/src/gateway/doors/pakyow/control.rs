@@ -332,7 +332,7 @@ fn problem(failed: &Failed) -> Problem {
         Failed::Registry(RegistryError::TooManyChannels(_)) => Problem::invalid("channels", detail),
         Failed::Registry(RegistryError::Full) => Problem::new(Kind::Busy, detail),
         Failed::Registry(_) | Failed::Unheard(_) => Problem::new(Kind::Redis, detail),
-        Failed::Silent(_) => Problem::new(Kind::OtherNodes, detail),
+        Failed::Silent(_) => Problem::new(Kind::Unconfirmed, detail),
         Failed::Message(_) => Problem::invalid("message", detail),
     }
 }
