@@ -38,7 +38,6 @@ pub(crate) enum Kind {
     Internal,
     Busy,
     OtherNodes,
-    Unconfirmed,
     Redis,
     Starting,
     Full,
@@ -133,11 +132,6 @@ impl Kind {
                 "Other nodes were not reached",
                 StatusCode::SERVICE_UNAVAILABLE,
             ),
-            Self::Unconfirmed => (
-                "unconfirmed",
-                "Other nodes may have been reached or not",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
             Self::Redis => (
                 "redis",
                 "Redis is not available",
@@ -192,7 +186,7 @@ impl Kind {
             ),
             Self::Unconfirmed => (
                 "unconfirmed",
-                "The event may have been stored",
+                "The event may have been published",
                 StatusCode::SERVICE_UNAVAILABLE,
             ),
             Self::Stopping => (
