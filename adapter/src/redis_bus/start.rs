@@ -76,7 +76,8 @@ pub enum StartError {
     /// The first commands failed.
     #[error("Redis does not take commands: {0}")]
     Publish(#[from] PublishError),
-    /// [`Dialect::Streams`] and [`Parser::Json`] are for clusters with Node.js servers, which cannot sign.
+    /// [`Dialect::Streams`] and [`Parser::Json`](roomcast_protocol::wire::Parser::Json) are for clusters with Node.js
+    /// servers, which cannot sign.
     #[error("signed messages need the classic or a sharded dialect, with the parser MessagePack")]
     Unsignable,
     /// What the node publishes does not come back to it.

@@ -1,8 +1,8 @@
 //! Publishers: each publishes numbered messages to one room through the HTTP API of a node, and awaits the result
 //! of each before the next.
 //!
-//! A call that has certainly had no effect is repeated, at another node if this one is away. In a journal, a
-//! refused message is repeated as well, because it was neither stored nor delivered.
+//! A call that has certainly had no effect is repeated, at another node if this one is away. In a journal, every call has
+//! an idempotency key and is repeated until it is accepted, because it is published at most once under the key.
 
 use std::{
     io::{Read as _, Write as _},
@@ -62,29 +62,41 @@ impl Publisher {
     /// Publishes one message. `None`: the run is over, and nobody has got it.
     fn publish(&self, number: usize) -> Option<Sent> {
         let begin = clock::now();
+        let is_journaled = self.mode != Mode::Plain;
         let mut tries = 0;
+        let sent = |via, told| Sent {
+            via,
+            begin,
+            end: clock::now(),
+            told,
+        };
+        // The node of a call that may have had an effect.
+        let mut unknown = None;
+        let mut over = None;
         loop {
             let node = self.places.up_from((self.index + tries) % NODES);
             let found = node.and_then(|node| Some((node, self.places.nodes[node].addresses()?)));
             if let Some((via, addresses)) = found {
                 let told = match self.call(addresses.internal, number) {
                     Called::Accepted => Some(Told::Accepted),
-                    Called::Unknown => Some(Told::Unknown),
-                    Called::Refused if self.mode == Mode::Plain => Some(Told::Refused),
+                    Called::Refused if !is_journaled => Some(Told::Refused),
+                    Called::Unknown if !is_journaled => Some(Told::Unknown),
+                    Called::Unknown => {
+                        unknown = Some(via);
+                        None
+                    }
                     Called::Refused | Called::Missed => None,
                 };
-                let end = clock::now();
                 if let Some(told) = told {
-                    return Some(Sent {
-                        via,
-                        begin,
-                        end,
-                        told,
-                    });
+                    return Some(sent(via, told));
                 }
             }
             if self.is_over.load(Relaxed) {
-                return None;
+                let via = unknown?;
+                let over = *over.get_or_insert_with(clock::now);
+                if clock::now() - over > clock::span(FINISH) {
+                    return Some(sent(via, Told::Unknown));
+                }
             }
             tries += 1;
             thread::sleep(RETRY);
@@ -93,19 +105,26 @@ impl Publisher {
 
     fn call(&self, node: SocketAddr, number: usize) -> Called {
         let args = format!("[{},{number}]", self.index);
-        emit(node, self.mode, EVENT, &args, self.room)
+        let key = match self.mode {
+            Mode::Plain => String::new(),
+            mode => {
+                let (namespace, index) = (mode.namespace(), self.index);
+                format!("Idempotency-Key: {namespace}-{index}-{number}\r\n")
+            }
+        };
+        emit(node, self.mode, EVENT, &args, self.room, &key)
     }
 }
 
-/// Has a node emit an event to a room.
-fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize) -> Called {
+/// Has a node emit an event to a room. `more` is a header line, or nothing.
+fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize, more: &str) -> Called {
     let namespace = mode.namespace();
     let body = format!(
         r#"{{"namespace":"{namespace}","event":"{event}","args":{args},"rooms":["r{room}"]}}"#
     );
     let request = format!(
         "POST /api/emit HTTP/1.1\r\nHost: {node}\r\nAuthorization: Bearer {KEY}\r\n\
-             Content-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+             Content-Type: application/json\r\n{more}Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     let Ok(mut stream) = TcpStream::connect_timeout(&node, CONNECT) else {
@@ -120,7 +139,7 @@ fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize) -> C
 /// Has a node of another cluster emit to the rooms. Clients of the cluster must not notice.
 pub(super) fn emit_as_stranger(node: SocketAddr, mode: Mode) {
     // Whether it reaches anybody there is of no interest.
-    let _ = emit(node, mode, "stranger", "[]", 0);
+    let _ = emit(node, mode, "stranger", "[]", 0, "");
 }
 
 fn exchange(stream: &mut TcpStream, request: &[u8]) -> Option<http::Answer> {
@@ -158,6 +177,9 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Longer than a call may take, so the node's own result arrives.
 const REPLY: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a call whose end is open is repeated after the run. The key of a call that a node has not finished is free
+/// again after 30 s.
+const FINISH: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
