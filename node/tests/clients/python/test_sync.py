@@ -1,6 +1,8 @@
 """The synchronous Python client over each way to connect."""
 
 import queue
+import threading
+import traceback
 
 import pytest
 import socketio
@@ -22,12 +24,37 @@ class Inbox:
         return self.queue.get(timeout=PATIENCE)
 
 
+def handle_in_order(client):
+    """Has one thread handle the messages of a client.
+
+    The client starts a thread for each message, and on a busy machine one of them may overtake another.
+    """
+    start, messages = client.eio.start_background_task, queue.Queue()
+
+    def handle_all():
+        while True:
+            target, args = messages.get()
+            try:
+                target(*args)
+            except Exception:
+                traceback.print_exc()
+
+    def start_or_queue(target, *args, **options):
+        if target is client.eio.handlers.get("message"):
+            return messages.put((target, args))
+        return start(target, *args, **options)
+
+    client.eio.start_background_task = start_or_queue
+    threading.Thread(target=handle_all, daemon=True).start()
+
+
 @pytest.fixture
 def connect(server_url, transports):
     opened = []
 
     def open_client(namespaces=("/",), **options):
         client = socketio.Client(reconnection=False)
+        handle_in_order(client)
         opened.append(client)
         client.connect(
             server_url,
