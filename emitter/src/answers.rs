@@ -333,7 +333,7 @@ impl Receiver {
 }
 
 impl Receiver {
-    /// What was published, unless it had to be signed and is not.
+    /// The published message, unless it had to be signed and is not.
     fn opened<'a>(&self, channel: &Value, payload: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let Some(signer) = &self.signer else {
             return Some(Cow::Borrowed(payload));

@@ -1,4 +1,4 @@
-//! What a node, or an emitter, appends to the logs of a namespace.
+//! The commands by which a node or an emitter appends to the logs of a namespace.
 //!
 //! One script stores a broadcast in the stream of its room, in the journal, or in both, another one many
 //! broadcasts in the journal, and both publish them, so that ids are heard in the order in which they were
@@ -187,7 +187,7 @@ pub struct Once {
     pub fingerprint: Box<str>,
 }
 
-/// What became of it.
+/// The outcome of publishing once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedOnce {
     /// Its place in the journal, if there is one.

@@ -1,5 +1,5 @@
-//! What an application gets to relay requests to the server that has the session, and what it serves on the other
-//! side. Both servers are in the test's process.
+//! An application relays requests to the server that has the session, by the library's own names. Both servers are in
+//! the test's process.
 
 mod support;
 

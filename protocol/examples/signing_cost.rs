@@ -1,4 +1,4 @@
-//! What a signed message costs its sender and each receiver:
+//! The cost of a signed message for its sender and each receiver:
 //!
 //!     cargo run --release -p roomcast-protocol --example signing_cost
 //!

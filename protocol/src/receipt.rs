@@ -5,7 +5,7 @@ use sha1::{Digest as _, Sha1};
 
 use crate::{args::Args, message::Position, target::Target};
 
-/// What is known about a broadcast.
+/// The known facts about a broadcast.
 ///
 /// A field is `None` if nobody was asked: `sockets` unless the nodes were asked how many sockets they reached,
 /// `acknowledged` unless the clients were asked for acknowledgements. So nothing in it is a guess.

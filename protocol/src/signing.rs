@@ -209,7 +209,7 @@ impl fmt::Debug for SigningKeys {
     }
 }
 
-/// What makes a signed message unique.
+/// The identity of a signed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp<'a> {
     /// The node or emitter. A process takes a new name at every start, because its numbers begin again.
@@ -250,7 +250,7 @@ impl<'a> Sealed<'a> {
         (sealed.list == LIST_OF_4 && rest.is_empty()).then_some(sealed)
     }
 
-    /// What the sender states.
+    /// The stamp that the sender has put on it.
     pub fn stamp(&self) -> Stamp<'a> {
         self.stamp
     }

@@ -367,7 +367,7 @@ impl Wire {
         Echo::new(namespace, uid, self.channels.dialect())
     }
 
-    /// What surrounds the data of a message of this sender.
+    /// The bytes around the data of a message of this sender.
     fn around<'a>(&self, namespace: &'a str, uid: &'a str) -> sharded::Around<'a> {
         sharded::Around {
             namespace,

@@ -34,7 +34,7 @@ pub struct RedisConfig {
     /// About how many entries the stream has at most, in the streams dialect: `maxLen` of Node's adapter.
     /// Default 10,000.
     pub stream_max_len: usize,
-    /// What the keys of sessions begin with in the streams dialect: `sessionKeyPrefix` of Node's adapter. Default
+    /// Prefix of the keys of sessions in the streams dialect: `sessionKeyPrefix` of Node's adapter. Default
     /// `sio:session:`.
     pub session_prefix: String,
     /// How broadcasts are encoded in the classic dialect. Default: MessagePack.

@@ -95,7 +95,7 @@ impl Dropped {
     }
 }
 
-/// What came on a channel. Its seal is opened once, however many ways there are to read the name of
+/// A message that came on a channel. Its seal is opened once, however many ways there are to read the name of
 /// the channel, because the second time it would count as replayed.
 struct Arrived<'a> {
     channel: &'a str,

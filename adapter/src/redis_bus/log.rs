@@ -71,7 +71,7 @@ pub(super) struct RedisLog {
     key: Arc<str>,
     /// The key of the journal.
     journal: Arc<str>,
-    /// What is on its way to the journal, if there is one.
+    /// The broadcasts that are on their way to the journal, if there is one.
     batches: Option<Arc<Batches>>,
     unreadable: Arc<Warnings>,
 }
@@ -119,7 +119,7 @@ impl RedisLog {
         [&*self.key, "#", room].concat()
     }
 
-    /// What is stored of a broadcast.
+    /// The part of a broadcast that is stored.
     fn head(&self, target: &Target, event: &str, args: &Args) -> Result<Bytes, BusError> {
         let head = self
             .outgoing

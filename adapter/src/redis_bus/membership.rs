@@ -51,7 +51,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// This node's view of the cluster.
 pub(super) struct Membership {
     outgoing: Arc<Outgoing>,
-    /// What all nodes have to agree on: dialect, parser, and whether they sign.
+    /// The settings on which all nodes have to agree: dialect, parser, and whether they sign.
     settings: Box<str>,
     /// Where this node is reached.
     address: Option<Box<str>>,
@@ -388,7 +388,7 @@ fn entries(held: &Value) -> impl Iterator<Item = (&str, u64)> {
     pairs.filter_map(|(name, time)| Some((name.text()?, time.number()? as u64)))
 }
 
-/// What nodes with a valid lease state: their settings, and what follows these.
+/// The statements of nodes with a valid lease: their settings, and the text behind these.
 fn stated(held: &Value, now: u64) -> impl Iterator<Item = (&str, &str)> {
     entries(held).filter_map(move |(name, end)| {
         let stated = name.strip_prefix(SETTINGS).filter(|_| end > now);

@@ -81,7 +81,7 @@ impl Peers {
     }
 }
 
-/// What a node puts behind its settings.
+/// The text that a node puts behind its settings.
 pub(super) fn stated(node: &NodeId, address: Option<&str>) -> String {
     match address {
         Some(address) => format!("{node}{AT}{address}"),

@@ -46,7 +46,7 @@ use crate::bus::{BusError, BusFuture, Published};
 /// How long a namespace waits for the reader.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the parts of the bus share about the stream.
+/// The state of the stream that the parts of the bus share.
 pub(super) struct Streams {
     outgoing: Arc<Outgoing>,
     membership: Arc<Membership>,
@@ -54,7 +54,7 @@ pub(super) struct Streams {
     /// About how many entries Redis keeps.
     max_len: usize,
     metrics: StreamMetrics,
-    /// What the keys of sessions begin with.
+    /// The prefix of the keys of sessions.
     pub(super) session_prefix: Arc<str>,
     /// Why the stream is not read; `None` while it is.
     interrupted: watch::Sender<Option<Arc<str>>>,

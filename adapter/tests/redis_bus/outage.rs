@@ -184,7 +184,7 @@ async fn a_stream_is_read_on_after_an_outage_and_what_was_trimmed_unread_is_a_ga
     })
     .await;
     deployment.server.restart();
-    // What is no message, or a broken one, is passed over.
+    // An entry that is no message, or a broken one, is skipped.
     let stream = deployment.channels().stream().to_owned();
     for junk in [
         &["a", "b"][..],

@@ -95,7 +95,7 @@ async fn what_nobody_with_the_key_has_just_signed_is_dropped_and_counted() {
         let now = now();
         let good = stranger.sealed(&keys(KEY), 1, now);
         let hour = 3_600_000;
-        // What was sealed for another channel, as if a namespace were confused with another one.
+        // A message that was sealed for another channel, as if a namespace were confused with another one.
         let mut elsewhere = stranger.sealed(&keys(KEY), 6, now);
         elsewhere.0 = deployment.channels().room("/", "r");
         for published in [

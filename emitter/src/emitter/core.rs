@@ -609,7 +609,7 @@ impl Members for MembersOf<'_> {
     }
 }
 
-/// What a question is about.
+/// The subject of a question.
 #[derive(Clone, Copy)]
 pub(super) enum About<'a> {
     /// No broadcast.

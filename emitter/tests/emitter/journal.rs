@@ -1,4 +1,4 @@
-//! What is emitted to a namespace with a journal is stored there.
+//! Emits to a namespace with a journal are stored there.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ struct Journal {
     redis: Redis,
     wire: Wire,
     ear: Ear,
-    /// What the emitter signs with, and who checks it.
+    /// The keys and the clock with which the emitter signs.
     signing: Option<(Signing, Signer)>,
 }
 

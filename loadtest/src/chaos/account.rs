@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::clock::{MILLISECOND, Nanos};
 
-/// What a publisher has learned about a message.
+/// The result that a publisher has got for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     /// The node accepted it.
@@ -44,7 +44,7 @@ pub(super) struct Publication {
     pub(super) sent: Vec<Sent>,
 }
 
-/// What happened to a client.
+/// An event in the life of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     /// It is a new socket, and has joined its room.
@@ -73,7 +73,7 @@ pub(super) struct Report {
     pub(super) at: Nanos,
 }
 
-/// What was promised.
+/// The guarantees to which an account holds a mode.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promise {
     /// One order for all clients of a room, and a message with an uncertain result reaches all or nobody.

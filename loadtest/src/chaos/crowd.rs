@@ -33,7 +33,7 @@ use crate::{
     target::Target,
 };
 
-/// What a fault does to the clients.
+/// The effect of a fault on the clients.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
     /// All clients are torn down, at random times within a span, and are away for about so long.

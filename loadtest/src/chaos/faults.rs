@@ -24,7 +24,7 @@ pub(super) struct Fault {
     cause: fn(&mut Scene<'_>) -> anyhow::Result<()>,
 }
 
-/// What must not be exceeded with a journal and recovery, beside what must never happen.
+/// The limits with a journal and recovery, beside the faults that must never happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bar {
     /// Messages may be lost if that is reported, because the journal is gone.
@@ -51,7 +51,7 @@ pub(super) fn bar(number: u32) -> Bar {
     }
 }
 
-/// What a fault may act on.
+/// The things on which a fault may act.
 pub(super) struct Scene<'a> {
     pub(super) stage: &'a mut Stage,
     /// Clients of each mode.

@@ -39,7 +39,7 @@ use stage::{Places, Stage, progress, wait_until};
 use table::Row;
 use watcher::Watcher;
 
-/// What a namespace of the nodes has.
+/// The features of a namespace of the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Mode {
     /// Neither of the two
@@ -322,7 +322,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if self.is_temporary {
-            // What is left behind does no harm.
+            // A folder that remains does no harm.
             drop(std::fs::remove_dir_all(&self.path));
         }
     }

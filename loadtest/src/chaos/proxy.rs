@@ -307,7 +307,7 @@ mod tests {
         until(|| proxy.set(Which::All, Weather::CutAfter(3)) == 1);
         node.write_all(b"message").unwrap();
         let mut got = Vec::new();
-        // What was not read any more makes the end a reset.
+        // Bytes that were not read make the end a reset.
         let _ = redis.read_to_end(&mut got);
         assert_eq!(got, b"mes");
     }

@@ -157,7 +157,7 @@ fn exchange(stream: &mut TcpStream, request: &[u8]) -> Option<http::Answer> {
     }
 }
 
-/// What a response of the API means.
+/// The meaning of a response of the API.
 fn read_answer(status: u16, body: &[u8]) -> Called {
     let text = String::from_utf8_lossy(body);
     match status {

@@ -1,4 +1,4 @@
-//! What a run needs: Redis, three nodes, and a proxy in front of Redis for each, in processes of their own.
+//! The processes of a run: Redis, three nodes, and a proxy in front of Redis for each, in processes of their own.
 //!
 //! Addresses are chosen by the system and may change with a restart. Dropping the stage kills what it started,
 //! and nothing else.
@@ -119,7 +119,7 @@ impl Place {
     }
 }
 
-/// What is special about the processes of a run.
+/// The settings of the processes of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Setup {
     /// Redis keeps its data over a restart.
@@ -129,7 +129,7 @@ pub(super) struct Setup {
     pub(super) has_wrong_clocks: bool,
 }
 
-/// What stands beside Redis.
+/// The servers beside Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Replica {
     #[default]
@@ -499,7 +499,7 @@ fn ask(server: SocketAddr, command: &redis::Cmd) -> anyhow::Result<redis::Value>
     command.query(&mut connection).context("Redis")
 }
 
-/// What a Redis says about its role.
+/// The role that a Redis server states.
 fn replication(server: SocketAddr) -> anyhow::Result<String> {
     let info = ask(server, redis::cmd("INFO").arg("replication"))?;
     Ok(redis::from_redis_value(info)?)

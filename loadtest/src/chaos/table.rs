@@ -9,7 +9,7 @@ use super::{
 };
 use crate::clock::{self, Nanos};
 
-/// What a fault came to in a mode.
+/// The outcome of a fault in a mode.
 pub(super) struct Row {
     number: u32,
     fault: &'static str,

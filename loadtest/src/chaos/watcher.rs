@@ -28,7 +28,7 @@ pub(super) struct Watcher {
     threads: Vec<JoinHandle<Seen>>,
 }
 
-/// What was seen of a node.
+/// The observations of a node.
 #[derive(Default)]
 pub(super) struct Seen {
     /// Gaps of the bus, which concern namespaces without a journal.

@@ -78,7 +78,7 @@ impl Server {
     /// A request with the method DELETE and the path of a poll ends that poll with an empty packet, after which the
     /// client polls again: for a node that stops and has relayed the poll.
     ///
-    /// Whoever reaches them and knows the id of a session can act in its client's place, as at
+    /// A caller who reaches them and knows the id of a session can act in its client's place, as at
     /// [`router`](Self::router); but origins are not checked here. Serve them to other nodes alone.
     pub fn relayed_router(&self) -> Router {
         Routes::of_relayed(Arc::clone(self.engine()), self.acceptor()).router()

@@ -59,7 +59,7 @@ pub(crate) fn channel(data: &[u8]) {
     }
 }
 
-/// What is read of a seal does not depend on where it was cut, and nothing passes for signed.
+/// A cut seal never passes for a signed message, wherever it was cut.
 pub(crate) fn signed(data: &[u8]) {
     let keys: SigningKeys = "a key that the fuzzer does not have".parse().expect("it is long");
     let Some(sealed) = Sealed::read(data) else {

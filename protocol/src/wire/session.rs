@@ -23,7 +23,7 @@ use crate::raw::Raw;
 /// Length of a holder's token, in ASCII characters.
 pub const HOLDER: usize = 20;
 
-/// What a session of ours begins with before the token: a map of seven, its first key, and the head of the
+/// The first bytes of a session of ours, before the token: a map of seven, its first key, and the head of the
 /// token. Nine bytes, so that they end at a boundary of base64.
 const HEAD: &[u8; 9] = b"\x87\xa6holder\xb4";
 
@@ -37,7 +37,7 @@ pub struct StoredSession {
     pub holder: Option<Box<str>>,
     /// The namespace, unless a Node server stored it.
     pub namespace: Option<Box<str>>,
-    /// What the node needs to go on with the session: JSON with `sid`, `owner`, `rooms` without the private one,
+    /// The state with which a node goes on with the session: JSON with `sid`, `owner`, `rooms` without the private one,
     /// and `data`.
     pub record: Vec<u8>,
 }

@@ -209,7 +209,7 @@ fn nodes_sharded_adapter_is_read_and_written_again() {
     assert_eq!(replay("sharded-dynamic-private"), 40);
 }
 
-/// What is published on channels and what is appended to the stream.
+/// Messages that are published on channels, and entries that are appended to the stream.
 #[test]
 fn nodes_streams_adapter_is_read_and_written_again() {
     assert_eq!(replay("streams"), 8);

@@ -300,7 +300,7 @@ proptest! {
             let plain = wire.message(&namespace, EMITTER_UID, &message, None).unwrap();
             let expected = Incoming::Message { message, confirm: None, position: Some(position) };
             prop_assert_eq!(heard.unwrap(), expected.clone());
-            // What an emitter has written becomes the same.
+            // An entry that an emitter has written becomes the same.
             let head = unplaced(&plain.payload).unwrap();
             let heard = wire.read(&namespace, Kind::Broadcast, &placed(&head, position));
             prop_assert_eq!(heard.unwrap(), expected);

@@ -66,7 +66,7 @@ struct Waiting {
 }
 
 impl State {
-    /// What the next call has: broadcasts for the journal, or one for the log of a room.
+    /// Takes the broadcasts of the next call: many for the journal, or one for the log of a room.
     fn take(&mut self) -> Vec<Waiting> {
         let mut bytes = 0;
         let mut count = 0;

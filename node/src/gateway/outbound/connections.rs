@@ -67,7 +67,7 @@ pub(super) struct Connections {
     pub(super) idle: Arc<Idle>,
 }
 
-/// What a connection has brought.
+/// The outcome of a request on a connection.
 pub(super) struct Exchanged<T> {
     pub(super) connection: Connection,
     pub(super) response: T,

@@ -27,7 +27,7 @@ use super::{
     response::StreamedHead,
 };
 
-/// What is read of a body at once, at most.
+/// The most bytes of a body that are read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Forwards requests to one peer.
@@ -89,7 +89,7 @@ impl ForwardClient {
 
 /// The body of a response, read from the peer while it is taken.
 pub(crate) struct ForwardedBody {
-    /// What came with the head.
+    /// The bytes of the body that came with the head.
     there: Bytes,
     rest: Option<Rest>,
 }

@@ -24,7 +24,7 @@ pub(super) const TOLERANCE: Duration = Duration::from_secs(30);
 
 const SHA256: &digest::Algorithm = &digest::SHA256;
 
-/// What is signed beside the header.
+/// The parts of a request that are signed beside the header.
 #[derive(Clone, Copy)]
 pub(super) struct Signed<'a> {
     /// The node that receives the request.
@@ -34,7 +34,7 @@ pub(super) struct Signed<'a> {
     pub(super) path: &'a str,
 }
 
-/// What a valid header says.
+/// The content of a valid header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verified {
     pub(super) sender: Box<str>,

@@ -10,7 +10,7 @@ pub(super) struct Metrics {
     pub(super) open: IntGauge,
 }
 
-/// What became of a request of another node's session.
+/// The outcome of a request for another node's session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The owner has responded.

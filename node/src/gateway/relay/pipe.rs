@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-/// What is passed on at once, in each direction. A WebSocket has two such buffers.
+/// The bytes that are passed on at once, in each direction. A WebSocket has two such buffers.
 const BUFFER_BYTES: usize = 2048;
 
 /// Time for the rest of the other direction after one has ended.
