@@ -45,6 +45,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("wire_sharded", wire::sharded),
     ("wire_channel", wire::channel),
     ("wire_signed", wire::signed),
+    ("wire_streams", wire::streams),
 ];
 
 const PACKET_LIMITS: PacketLimits = PacketLimits {

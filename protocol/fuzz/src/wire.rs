@@ -10,7 +10,7 @@ use roomcast_protocol::id::NodeId;
 use roomcast_protocol::message::Message;
 use roomcast_protocol::msgpack::TranscodeLimits;
 use roomcast_protocol::signing::{Sealed, SigningKeys};
-use roomcast_protocol::wire::{Asker, Incoming, Parser, Publication, Wire, placed};
+use roomcast_protocol::wire::{Asker, Entry, Incoming, Parser, Publication, Wire, placed};
 
 const NAMESPACE: &str = "/";
 const UID: &str = "u";
@@ -61,7 +61,9 @@ pub(crate) fn channel(data: &[u8]) {
 
 /// A cut seal never passes for a signed message, wherever it was cut.
 pub(crate) fn signed(data: &[u8]) {
-    let keys: SigningKeys = "a key that the fuzzer does not have".parse().expect("it is long");
+    let keys: SigningKeys = "a key that the fuzzer does not have"
+        .parse()
+        .expect("it is long");
     let Some(sealed) = Sealed::read(data) else {
         return;
     };
@@ -73,10 +75,51 @@ pub(crate) fn signed(data: &[u8]) {
     };
     let again = Sealed::read(&again).expect("it was just sealed");
     assert!(keys.verify(&again, "p#/#"));
-    assert_eq!(
-        (again.stamp(), again.message()),
-        (stamp, sealed.message())
-    );
+    assert_eq!((again.stamp(), again.message()), (stamp, sealed.message()));
+}
+
+/// A session of a client, or an entry of a stream: the number of its type on the first line, then its data.
+pub(crate) fn streams(data: &[u8]) {
+    let wire = |limits| {
+        Wire::new(
+            Channels::new("p", Dialect::Streams),
+            Parser::Msgpack,
+            limits,
+        )
+    };
+    let reader = wire(TranscodeLimits {
+        attachments: 10,
+        ..TranscodeLimits::default()
+    });
+    let _ = reader.read_session(data);
+    let Some(end) = data.iter().position(|byte| *byte == b'\n') else {
+        return;
+    };
+    let fields: [(&str, &[u8]); 4] = [
+        ("uid", UID.as_bytes()),
+        ("nsp", NAMESPACE.as_bytes()),
+        ("type", &data[..end]),
+        ("data", &data[end + 1..]),
+    ];
+    let fields = fields.map(|(name, value)| (name.as_bytes(), value));
+    let Some(entry) = Entry::from_fields(fields) else {
+        return;
+    };
+    let Ok(Incoming::Message { message, .. }) = reader.read_entry(&entry) else {
+        return;
+    };
+    // Limits are for what others write.
+    let wire = wire(TranscodeLimits::default());
+    let again = |message| {
+        let written = wire.entry(NAMESPACE, UID, message, None);
+        let heard = wire.read_entry(&written.expect("what was read can be written"));
+        let Ok(Incoming::Message { message, .. }) = heard else {
+            panic!("it was just written: {heard:?}");
+        };
+        message
+    };
+    let once = again(&message);
+    assert_eq!(again(&once), once, "of {message:?}");
 }
 
 fn check(dialect: Dialect, parser: Parser, kind: Kind, data: &[u8]) {
@@ -121,7 +164,9 @@ fn again(wire: &Wire, kind: Kind, heard: &Incoming) -> Option<Incoming> {
         Incoming::Message {
             message, confirm, ..
         } => wire.message(NAMESPACE, UID, message, confirm.as_deref()),
-        Incoming::Question { id, question, .. } => wire.question(NAMESPACE, UID, &node, id, question),
+        Incoming::Question { id, question, .. } => {
+            wire.question(NAMESPACE, UID, &node, id, question)
+        }
         Incoming::Response { id, reply, .. } => {
             let to = Asker {
                 uid: Some(UID.into()),
