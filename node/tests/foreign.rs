@@ -48,15 +48,8 @@ impl Bus for Located {
     }
 }
 
-/// Two servers, of which the first relays to the second.
-struct Pair {
-    bus: Located,
-    first: TestServer,
-    second: TestServer,
-    relayed: Arc<AtomicUsize>,
-}
-
-async fn pair() -> Pair {
+/// Two servers, of which the second states this address.
+async fn servers(address: &str) -> (Located, TestServer, TestServer) {
     let bus = Located::default();
     let start = || {
         TestServer::start(
@@ -68,8 +61,21 @@ async fn pair() -> Pair {
     let (first, second) = (start().await, start().await);
     bus.stated.lock().push(Peer {
         node: second.io.node().clone(),
-        address: "at the second".into(),
+        address: address.into(),
     });
+    (bus, first, second)
+}
+
+/// Two servers, of which the first relays to the second.
+struct Pair {
+    bus: Located,
+    first: TestServer,
+    second: TestServer,
+    relayed: Arc<AtomicUsize>,
+}
+
+async fn pair() -> Pair {
+    let (bus, first, second) = servers("at the second").await;
     let (routes, relayed) = (second.io.relayed_router(), Arc::new(AtomicUsize::new(0)));
     let (count, owner) = (Arc::clone(&relayed), second.io.node().clone());
     let is_first = first.io.relay_with(move |foreign: ForeignRequest| {
@@ -133,19 +139,7 @@ async fn a_session_of_no_node_is_unknown() {
 
 #[tokio::test]
 async fn a_session_that_the_relay_does_not_reach_is_unknown() {
-    let bus = Located::default();
-    let start = || {
-        TestServer::start(
-            Server::builder()
-                .namespace(main_namespace())
-                .bus(bus.clone()),
-        )
-    };
-    let (first, second) = (start().await, start().await);
-    bus.stated.lock().push(Peer {
-        node: second.io.node().clone(),
-        address: "".into(),
-    });
+    let (_, first, second) = servers("").await;
     assert!(first.io.relay_with(async |_| None));
     assert!(!first.io.relay_with(async |_| None), "the first one stays");
     let mut session = Polling::connect(second.address).await;

@@ -47,6 +47,21 @@ impl Receipt {
             ..Self::default()
         }
     }
+
+    /// The receipt of a broadcast whose clients were asked for acknowledgements, of which so many are missing.
+    pub fn with_acknowledgements(
+        nodes: usize,
+        acknowledged: usize,
+        missing: usize,
+        silent_nodes: &[String],
+    ) -> Self {
+        Self {
+            sockets: Some(acknowledged + missing),
+            acknowledged: Some(acknowledged),
+            silent_nodes: silent_nodes.to_vec(),
+            ..Self::new(None, nodes)
+        }
+    }
 }
 
 /// Identifies a broadcast, so that an idempotency key cannot be used for two. The order of rooms and the white

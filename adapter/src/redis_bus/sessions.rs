@@ -47,6 +47,25 @@ impl RedisSessions {
     }
 }
 
+/// Gives the keys of sessions another lifetime. Returns for each whether it was still there.
+pub(super) fn refresh(
+    outgoing: &Outgoing,
+    keys: impl Iterator<Item = String>,
+    life: Duration,
+) -> BusFuture<Result<Vec<bool>, BusError>> {
+    let life = millis(life);
+    let all = try_join_all(keys.map(|key| {
+        let command = ["PEXPIRE", &key, &life];
+        outgoing.command(&command, Route::Key(&key))
+    }));
+    Box::pin(async move {
+        let replies = all.await?.into_iter();
+        Ok(replies
+            .map(|mut reply| reply.pop().and_then(|value| value.integer()) == Some(1))
+            .collect())
+    })
+}
+
 impl Sessions for RedisSessions {
     fn create(&self, session: Session) -> BusFuture<Result<(), BusError>> {
         let key = self.key(&session.pid);
@@ -78,19 +97,7 @@ impl Sessions for RedisSessions {
     }
 
     fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {
-        let life = millis(life);
-        let refresh = |pid: &str| {
-            let key = self.key(pid);
-            let command = ["PEXPIRE", &key, &life];
-            self.outgoing.command(&command, Route::Key(&key))
-        };
-        let all = try_join_all(pids.iter().map(|pid| refresh(pid)));
-        Box::pin(async move {
-            let replies = all.await?.into_iter();
-            Ok(replies
-                .map(|mut reply| reply.pop().and_then(|value| value.integer()) == Some(1))
-                .collect())
-        })
+        refresh(&self.outgoing, pids.iter().map(|pid| self.key(pid)), life)
     }
 
     fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>> {

@@ -123,12 +123,8 @@ impl<T> Default for Answers<T> {
 impl<T> Answers<T> {
     /// The same as a receipt: with the number of sockets that were asked, and of those that acknowledged.
     pub fn receipt(&self) -> Receipt {
-        let mut receipt = Receipt::new(None, self.nodes);
-        let acknowledged = self.answers.len();
-        receipt.sockets = Some(acknowledged + self.missing.len() + self.missing_unnamed);
-        receipt.acknowledged = Some(acknowledged);
-        receipt.silent_nodes.clone_from(&self.silent_nodes);
-        receipt
+        let missing = self.missing.len() + self.missing_unnamed;
+        Receipt::with_acknowledgements(self.nodes, self.answers.len(), missing, &self.silent_nodes)
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::try_join_all;
 use redis::Value;
 use roomcast_emitter::redis::{Reply, Route};
 use roomcast_protocol::wire::StoredSession;
@@ -18,7 +17,7 @@ use crate::{
     redis_bus::{
         outgoing::Outgoing,
         script::{Script, run, unexpected},
-        sessions::{UPDATE, millis},
+        sessions::{UPDATE, millis, refresh},
     },
 };
 
@@ -90,19 +89,7 @@ impl Sessions for StreamSessions {
     }
 
     fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {
-        let life = millis(life);
-        let refresh = |pid: &str| {
-            let key = self.key(pid);
-            let command = ["PEXPIRE", &key, &life];
-            self.outgoing.command(&command, Route::Key(&key))
-        };
-        let all = try_join_all(pids.iter().map(|pid| refresh(pid)));
-        Box::pin(async move {
-            let replies = all.await?.into_iter();
-            Ok(replies
-                .map(|mut reply| reply.pop().and_then(|value| value.integer()) == Some(1))
-                .collect())
-        })
+        refresh(&self.outgoing, pids.iter().map(|pid| self.key(pid)), life)
     }
 
     fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>> {
