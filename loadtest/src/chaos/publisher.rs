@@ -1,8 +1,8 @@
 //! Publishers: each publishes numbered messages to one room through the HTTP API of a node, and awaits the result
 //! of each before the next.
 //!
-//! A call that has certainly had no effect is repeated, at another node if this one is away. In a journal, every call has
-//! an idempotency key and is repeated until it is accepted, because it is published at most once under the key.
+//! A call that has certainly had no effect is repeated, at another node if this one is away. In a journal, every call
+//! has an idempotency key and is repeated until it is accepted, because it is published at most once under the key.
 
 use std::{
     io::{Read as _, Write as _},
