@@ -281,8 +281,8 @@ impl<M: Member> Adapter<M> {
         all.into_iter().collect()
     }
 
-    /// Notifies the bus and the watches of changes. Called without a lock after each change of membership; when
-    /// several threads have changes, one of them notifies.
+    /// Notifies the bus and the watches of changes. Called without a lock after each
+    /// change of membership; when several threads have changes, one of them notifies.
     fn notify(&self) {
         if let Some(bus) = &self.bus
             && self.directory.is_changed()

@@ -61,20 +61,21 @@ pub trait Bus: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Returns the other node whose ids begin with this tag, if it states an address and was alive when
-    /// nodes were last read. Must not block.
+    /// Returns the other node whose ids begin with this tag, if it states an address and
+    /// was alive when nodes were last read. Must not block.
     fn find_peer(&self, _tag: &str) -> Option<Peer> {
         None
     }
 
-    /// Reads the nodes anew, for a tag that [`find_peer`](Self::find_peer) does not know. Resolves once
-    /// all that were in the cluster at the time of the call are known, or cannot be read.
+    /// Reads the nodes anew, for a tag that [`find_peer`](Self::find_peer) does not know.
+    /// Resolves once all that were in the cluster at the time of the call are known, or
+    /// cannot be read.
     fn read_peers(&self) -> BusFuture<()> {
         Box::pin(ready(()))
     }
 
-    /// Returns the time of the cluster since 1970. All nodes have the same, whatever the clocks of their
-    /// hosts. `None` if it is not known.
+    /// Returns the time of the cluster since 1970. All nodes have the same, whatever the
+    /// clocks of their hosts. `None` if it is not known.
     fn time(&self) -> Option<Duration> {
         None
     }
@@ -117,9 +118,10 @@ pub trait BusHandle: Send + Sync + 'static {
         Box::pin(ready(Ok(())))
     }
 
-    /// A socket with this id is about to connect. Resolves once messages to its private room are
-    /// delivered; the socket should have the room within a second then. `None` if they are delivered
-    /// anyway, or cannot be at the moment, which the bus's health reports.
+    /// A socket with this id is about to connect. Resolves once messages to its private
+    /// room are delivered; the socket should have the room within a second then. `None`
+    /// if they are delivered anyway, or cannot be at the moment, which the bus's health
+    /// reports.
     fn expect(&self, _socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
         None
     }
@@ -127,9 +129,10 @@ pub trait BusHandle: Send + Sync + 'static {
     /// Publishes a message to all other nodes. It is enqueued when this returns, in call order.
     fn publish(&self, message: Message) -> BusFuture<Result<Published, BusError>>;
 
-    /// Publishes an event to all nodes, this one included, once for each idempotency key. The first result is
-    /// returned again, with [`Published::is_replayed`]. A broadcast that belongs in a journal takes
-    /// [`Log::broadcast_once`] instead. Default: the bus has no keys.
+    /// Publishes an event to all nodes, this one included, once for each idempotency key.
+    /// The first result is returned again, with [`Published::is_replayed`]. A broadcast
+    /// that belongs in a journal takes [`Log::broadcast_once`] instead. Default: the bus
+    /// has no keys.
     fn publish_once(
         &self,
         _target: Target,
@@ -146,21 +149,22 @@ pub trait BusHandle: Send + Sync + 'static {
         None
     }
 
-    /// Returns where the sessions of the namespace's clients are kept. `None` if the bus keeps none,
-    /// which is the default.
+    /// Returns where the sessions of the namespace's clients are kept. `None` if the bus
+    /// keeps none, which is the default.
     fn sessions(&self) -> Option<Arc<dyn Sessions>> {
         None
     }
 
-    /// Returns whether this node made the id, so that messages to the private room of its socket arrive
-    /// without being [tracked](Tracking::Rooms). A client that comes back from another node keeps the id
-    /// that it got there. Default: always.
+    /// Returns whether this node made the id, so that messages to the private room of its
+    /// socket arrive without being [tracked](Tracking::Rooms). A client that comes back
+    /// from another node keeps the id that it got there. Default: always.
     fn is_own(&self, _socket: &SocketId) -> bool {
         true
     }
 
-    /// Asks all other nodes and collects their answers, for `timeout` at most. The question is
-    /// enqueued when this returns, in order with the messages. Over a stream in Redis it may overtake them.
+    /// Asks all other nodes and collects their answers, for `timeout` at most. The
+    /// question is enqueued when this returns, in order with the messages. Over a stream
+    /// in Redis it may overtake them.
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>>;
 }
 
@@ -192,8 +196,9 @@ pub struct Attachment<'a> {
 ///
 /// All methods may be called from any thread. None may block or call back into the bus.
 pub trait Listener: Send + Sync {
-    /// Carries out a message of another node or of an emitter, or a stored message of any node, which
-    /// has a position. Returns the number of sockets of this node that it was meant for.
+    /// Carries out a message of another node or of an emitter, or a stored message of any
+    /// node, which has a position. Returns the number of sockets of this node that it was
+    /// meant for.
     fn receive(&self, message: &Message, position: Option<Position>) -> usize;
 
     /// Answers a question about the sockets of this node. Acknowledgements are reported to

@@ -3,8 +3,8 @@
 //!
 //! - [`Adapter`] is the index of one namespace: it joins, leaves, selects and fans out.
 //! - [`Member`] is what it needs of a connected socket.
-//! - [`Bus`] carries messages and questions between nodes. [`MemoryBus`] connects the servers of one
-//!   process, [`RedisBus`] connects nodes, Node.js servers and emitters.
+//! - [`Bus`] carries messages and questions between nodes. [`MemoryBus`] connects the
+//!   servers of one process, [`RedisBus`] connects nodes, Node.js servers and emitters.
 //!
 //! The crate knows neither HTTP nor WebSocket.
 

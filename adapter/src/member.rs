@@ -4,9 +4,10 @@ use crate::SocketId;
 
 /// A handle to a connected socket of this node; cheap to clone.
 ///
-/// Delivery has two steps. [`deliver`](Member::deliver) only enqueues, so that it can run under the
-/// lock of the room index. [`flush`](Member::flush) passes the touched connections to the tasks that
-/// write to the network. Neither may block or call back into the adapter.
+/// Delivery has two steps. [`deliver`](Member::deliver) only enqueues, so that it can run
+/// under the lock of the room index. [`flush`](Member::flush) passes the touched
+/// connections to the tasks that write to the network. Neither may block or call back
+/// into the adapter.
 pub trait Member: Clone + Send + Sync + 'static {
     /// A packet, shared by all recipients.
     type Frame: Send + Sync;

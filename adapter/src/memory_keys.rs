@@ -20,8 +20,8 @@ struct Kept {
 }
 
 impl MemoryKeys {
-    /// Publishes unless that was done under this key, and returns the first result. One is published after the
-    /// other.
+    /// Publishes unless that was done under this key, and returns the first result. One
+    /// is published after the other.
     pub async fn once(
         &self,
         namespace: &str,

@@ -1,7 +1,8 @@
-//! Logs of rooms, and journals, in the memory of one process: for servers without Redis, and for tests.
+//! Logs of rooms, and journals, in the memory of one process: for servers without Redis,
+//! and for tests.
 //!
-//! Entries are evicted oldest first, by four limits. Those of one room are in [`Room`]; the limit of
-//! the whole namespace takes the rooms in the order of their latest entries:
+//! Entries are evicted oldest first, by four limits. Those of one room are in [`Room`];
+//! the limit of the whole namespace takes the rooms in the order of their latest entries:
 //!
 //! ```text
 //! by_latest: id of the latest entry ─► room ─► entries, oldest first
@@ -39,8 +40,8 @@ const OVERHEAD: usize = 64;
 pub struct MemoryLogs(Arc<Mutex<HashMap<Box<str>, Arc<MemoryLog>>>>);
 
 impl MemoryLogs {
-    /// Opens the logs of a namespace, and creates them if they do not exist. The listener receives what
-    /// is published from now on. The limits of the first call apply.
+    /// Opens the logs of a namespace, and creates them if they do not exist. The listener
+    /// receives what is published from now on. The limits of the first call apply.
     pub fn open(
         &self,
         namespace: &str,
@@ -105,8 +106,8 @@ impl MemoryLog {
         !entries.rooms.is_empty() || journal.is_some_and(|journal| !journal.entries.is_empty())
     }
 
-    /// Stores a broadcast in the journal, if there is one, and in the log of the room, if it is named,
-    /// and passes it to all listeners.
+    /// Stores a broadcast in the journal, if there is one, and in the log of the room, if
+    /// it is named, and passes it to all listeners.
     async fn store(
         &self,
         target: Target,

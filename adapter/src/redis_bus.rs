@@ -85,9 +85,10 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A node's membership in a cluster over Redis. Created by [`RedisBus::connect`].
 ///
-/// In a Redis Cluster, [`Published::nodes`] is a lower bound with the classic dialect, because Redis
-/// counts the subscribers of one of its servers. With the sharded dialect in a Redis Cluster, order
-/// is kept per channel, that is per room, and not between rooms.
+/// In a Redis Cluster, [`Published::nodes`] is a lower bound with the classic dialect,
+/// because Redis counts the subscribers of one of its servers. With the sharded dialect
+/// in a Redis Cluster, order is kept per channel, that is per room, and not between
+/// rooms.
 pub struct RedisBus {
     core: Arc<Core>,
     tasks: Mutex<JoinSet<()>>,

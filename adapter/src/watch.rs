@@ -7,8 +7,9 @@ use tokio::sync::Notify;
 
 /// The rooms of a namespace that have got their first member on this node, or lost their last one.
 ///
-/// A room is among the changes exactly while its state differs from what was last returned, so their
-/// number is bounded, however seldom somebody asks. The lock is a leaf below that of the directory.
+/// A room is among the changes exactly while its state differs from what was last
+/// returned, so their number is bounded, however seldom somebody asks. The lock is a leaf
+/// below that of the directory.
 #[derive(Debug, Default)]
 pub struct RoomWatch {
     /// With each room whether it has members now.

@@ -1,9 +1,10 @@
 //! The connections over which an emitter receives the answers to its questions.
 //!
-//! One is opened at the first question, and again at the next question after it was lost; it does not
-//! reconnect by itself, because a lost connection fails the questions that wait. It subscribes to the
-//! channels on which the nodes of a namespace answer, and keeps them for the next question. In a
-//! Redis Cluster with the sharded dialect there is one per server.
+//! One is opened at the first question, and again at the next question after it was lost;
+//! it does not reconnect by itself, because a lost connection fails the questions that
+//! wait. It subscribes to the channels on which the nodes of a namespace answer, and
+//! keeps them for the next question. In a Redis Cluster with the sharded dialect there is
+//! one per server.
 //!
 //! ```text
 //!   listen ─▶ known namespace? ──yes──▶ Listening ──▶ question

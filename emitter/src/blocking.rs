@@ -1,8 +1,8 @@
 //! The emitter without async, for cron jobs and other programs without a runtime.
 //!
-//! A thread owns the connections, so that they stay alive between calls. All methods do what those of
-//! the same name on the async [`Emitter`](crate::Emitter) do. They block, and panic if they are
-//! called from async code.
+//! A thread owns the connections, so that they stay alive between calls. All methods do
+//! what those of the same name on the async [`Emitter`](crate::Emitter) do. They block,
+//! and panic if they are called from async code.
 //!
 //! ```text
 //!   your thread ── block_on ──▶ emitter ──▶ connections, on the thread "roomcast-emitter"
@@ -121,8 +121,8 @@ impl BroadcastOperator {
         self.act(async |to| to.emit_confirmed(event, args).await)
     }
 
-    /// Emits an event and collects acknowledgements until all sockets have acknowledged or the timeout
-    /// ends.
+    /// Emits an event and collects acknowledgements until all sockets have acknowledged
+    /// or the timeout ends.
     pub fn emit_with_ack<T: FromArgs>(
         self,
         event: &str,
@@ -146,7 +146,8 @@ impl BroadcastOperator {
         self.act(async |to| to.sockets_leave(rooms).await)
     }
 
-    /// Disconnects the selected sockets from the namespace or, with `close`, closes their connections.
+    /// Disconnects the selected sockets from the namespace or, with `close`, closes their
+    /// connections.
     pub fn disconnect_sockets(self, close: bool) -> Result<Delivery, EmitError> {
         self.act(async |to| to.disconnect_sockets(close).await)
     }

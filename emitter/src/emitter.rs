@@ -1,5 +1,5 @@
-//! Emitting to the clients of a cluster from processes without sockets: workers, cron jobs and other
-//! services.
+//! Emitting to the clients of a cluster from processes without sockets: workers, cron
+//! jobs and other services.
 //!
 //! An emitter publishes to Redis what the nodes of the cluster publish to each other, as
 //! `@socket.io/redis-emitter` does for Node's servers. No node has to be reachable. It subscribes
@@ -72,15 +72,17 @@ const IDEMPOTENCY_TIME: Duration = Duration::from_secs(300);
 /// # }
 /// ```
 ///
-/// Two emits, of which the second is made after the first has resolved, arrive in that order at every
-/// client. On a Redis Cluster with the sharded dialect, that holds only per channel.
+/// Two emits, of which the second is made after the first has resolved, arrive in that
+/// order at every client. On a Redis Cluster with the sharded dialect, that holds only
+/// per channel.
 #[derive(Clone)]
 pub struct Emitter {
     core: Arc<Core>,
 }
 
 impl Emitter {
-    /// Connects to Redis, with the defaults of [`Builder`]. [`RedisUrl`] lists the forms of the URL.
+    /// Connects to Redis, with the defaults of [`Builder`]. [`RedisUrl`] lists the forms
+    /// of the URL.
     pub async fn connect(url: &str) -> Result<Self, BuildError> {
         Self::builder().connect(url).await
     }
@@ -179,7 +181,8 @@ impl Builder {
         self
     }
 
-    /// Sets the dialect: which of Node's Redis adapters the nodes are compatible with. Default classic.
+    /// Sets the dialect: which of Node's Redis adapters the nodes are compatible with.
+    /// Default classic.
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
         self
@@ -223,16 +226,17 @@ impl Builder {
         self
     }
 
-    /// Sets the URL over which an emitter with a pool receives answers. Without it, `emit_confirmed`,
-    /// `emit_with_ack` and `fetch_sockets` fail there.
+    /// Sets the URL over which an emitter with a pool receives answers. Without it,
+    /// `emit_confirmed`, `emit_with_ack` and `fetch_sockets` fail there.
     pub fn answers(mut self, url: RedisUrl) -> Self {
         self.answers = Some(url);
         self
     }
 
-    /// Signs what is published, for a cluster whose nodes have one of these keys, and accepts only answers
-    /// that are signed. The time comes from Redis, which is asked for it at most every 10 s. Must not be
-    /// combined with [`Parser::Json`] or [`Dialect::Streams`], which are for clusters with Node's servers.
+    /// Signs what is published, for a cluster whose nodes have one of these keys, and
+    /// accepts only answers that are signed. The time comes from Redis, which is asked
+    /// for it at most every 10 s. Must not be combined with [`Parser::Json`] or
+    /// [`Dialect::Streams`], which are for clusters with Node's servers.
     pub fn signing(mut self, signing: Signing) -> Self {
         self.signing = Some(signing);
         self
@@ -244,8 +248,9 @@ impl Builder {
         self.connect_to(url).await
     }
 
-    /// Connects to Redis with a parsed URL. While Redis cannot be reached, the connection is retried as
-    /// [`Retry`] says; a permanent error, such as a wrong password, is returned at once.
+    /// Connects to Redis with a parsed URL. While Redis cannot be reached, the connection
+    /// is retried as [`Retry`] says; a permanent error, such as a wrong password, is
+    /// returned at once.
     pub async fn connect_to(self, url: RedisUrl) -> Result<Emitter, BuildError> {
         if self.signing.is_some() && !Signing::is_possible(self.dialect, self.parser) {
             return Err(BuildError::Unsignable);

@@ -21,8 +21,9 @@ pub enum BuildError {
     /// The system could not start a thread for [`blocking::Emitter`](crate::blocking::Emitter).
     #[error("no thread for the emitter: {0}")]
     Thread(#[source] io::Error),
-    /// [`Dialect::Streams`](crate::Dialect::Streams) and [`Parser::Json`](crate::Parser::Json) are for clusters
-    /// with Node's servers, which cannot sign.
+    /// [`Dialect::Streams`](crate::Dialect::Streams) and
+    /// [`Parser::Json`](crate::Parser::Json) are for clusters with Node's servers, which
+    /// cannot sign.
     #[error("signed messages need the classic or a sharded dialect, with the parser MessagePack")]
     Unsignable,
 }
@@ -37,8 +38,9 @@ pub enum EmitError {
     /// The arguments cannot be encoded.
     #[error(transparent)]
     Args(#[from] ArgsError),
-    /// The name of a namespace must begin with a slash. It is not added silently, because `admin` and
-    /// `/admin` would be the same here and different for whatever listens elsewhere.
+    /// The name of a namespace must begin with a slash. It is not added silently, because
+    /// `admin` and `/admin` would be the same here and different for whatever listens
+    /// elsewhere.
     #[error("the namespace `{0}` does not begin with `/`")]
     NamespaceWithoutSlash(Box<str>),
     /// A server-side emit goes to all servers, so it takes no rooms.
@@ -50,14 +52,16 @@ pub enum EmitError {
     /// Redis cannot be reached. Nothing was published.
     #[error("Redis cannot be reached: {0}")]
     Unreachable(Arc<str>),
-    /// Redis rejected it, for example because this user may not publish there. Nothing was published.
+    /// Redis rejected it, for example because this user may not publish there. Nothing
+    /// was published.
     #[error("Redis refused: {0}")]
     Refused(Arc<str>),
     /// The connection ended or the timeout passed before Redis replied. The message may have been
     /// published.
     #[error("Redis did not confirm, so it may have been published or not: {0}")]
     Unconfirmed(Arc<str>),
-    /// The idempotency key was used for another event, other arguments or other rooms. Nothing was published.
+    /// The idempotency key was used for another event, other arguments or other rooms.
+    /// Nothing was published.
     #[error("the idempotency key `{0}` was used for another broadcast")]
     KeyReused(Box<str>),
     /// Too many bytes wait to be published. Nothing was published.
@@ -75,8 +79,8 @@ pub enum EmitError {
     /// Too many questions wait for answers.
     #[error(transparent)]
     TooManyQuestions(#[from] TooManyQuestions),
-    /// Answers arrive over a subscription, which a pool cannot have. Give the builder the URL for it
-    /// ([`Builder::answers`](crate::Builder::answers)).
+    /// Answers arrive over a subscription, which a pool cannot have. Give the builder the
+    /// URL for it ([`Builder::answers`](crate::Builder::answers)).
     #[error("answers cannot be received over a pool; give the emitter's builder a URL for them")]
     NoAnswers,
 }

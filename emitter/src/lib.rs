@@ -12,9 +12,9 @@
 //! # }
 //! ```
 //!
-//! The modules that are hidden from this page are for authors of buses: what a node needs beside the
-//! emitter to find Redis, to publish, and to count the members that have to answer a question. They change
-//! without notice.
+//! The modules that are hidden from this page are for authors of buses: what a node needs
+//! beside the emitter to find Redis, to publish, and to count the members that have to
+//! answer a question. They change without notice.
 
 mod answers;
 #[doc(hidden)]

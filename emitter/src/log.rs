@@ -1,8 +1,9 @@
 //! The commands by which a node or an emitter appends to the logs of a namespace.
 //!
-//! One script stores a broadcast in the stream of its room, in the journal, or in both, another one many
-//! broadcasts in the journal, and both publish them, so that ids are heard in the order in which they were
-//! assigned. Nodes and emitters run the same scripts:
+//! One script stores a broadcast in the stream of its room, in the journal, or in both,
+//! another one many broadcasts in the journal, and both publish them, so that ids are
+//! heard in the order in which they were assigned. Nodes and emitters run the same
+//! scripts:
 //!
 //! ```text
 //! publish ─► EVALSHA ─┬─ id: the counter of the namespace, or the clock if it is ahead
@@ -13,8 +14,8 @@
 //!
 //! All keys are in the slot of the channel. An attempt without a reply is never repeated.
 //!
-//! Nodes write the limits of a journal under a [key of its own](Channels::journal_limits), where emitters find
-//! them.
+//! Nodes write the limits of a journal under a [key of its
+//! own](Channels::journal_limits), where emitters find them.
 
 use std::{borrow::Cow, sync::LazyLock, time::Duration};
 
@@ -30,12 +31,13 @@ use crate::{
     signing::Signer,
 };
 
-/// How much longer than the entries the counter is kept, in seconds. Ids that clients have are compared
-/// with it.
+/// How much longer than the entries the counter is kept, in seconds. Ids that clients
+/// have are compared with it.
 pub const COUNTER_LIFE: u64 = 30 * 24 * 60 * 60;
 
-/// How long the limits of a journal are kept after a node has written them last, in seconds. Longer than any
-/// restart of all nodes, because clients that come back after it receive what was emitted meanwhile.
+/// How long the limits of a journal are kept after a node has written them last, in
+/// seconds. Longer than any restart of all nodes, because clients that come back after it
+/// receive what was emitted meanwhile.
 const LIMITS_LIFE: &str = "86400";
 
 /// The script that stores one broadcast, in the log of a room, in the journal, or in both.
@@ -91,8 +93,8 @@ impl Script {
         command
     }
 
-    /// Whether Redis has forgotten the script. Then nothing was executed, and the command can be sent once more
-    /// [with its text](Self::spell_out).
+    /// Whether Redis has forgotten the script. Then nothing was executed, and the command
+    /// can be sent once more [with its text](Self::spell_out).
     pub fn is_forgotten<T>(replied: &Result<T, PublishError>) -> bool {
         matches!(replied, Err(PublishError::Refused(reason)) if reason.starts_with("NOSCRIPT"))
     }
@@ -203,8 +205,9 @@ pub struct PublishedOnce {
 pub struct KeyReused;
 
 impl Once {
-    /// The command of the script, and its first key. `payload` has no position, and is made to be appended to a
-    /// journal if there is one. `None` if it has to be signed and Redis's time is not known.
+    /// The command of the script, and its first key. `payload` has no position, and is
+    /// made to be appended to a journal if there is one. `None` if it has to be signed
+    /// and Redis's time is not known.
     pub fn command(
         &self,
         result: &str,
@@ -295,7 +298,8 @@ impl Names {
     }
 }
 
-/// Reads the reply of the script: the position, and the number of connections that received the broadcast.
+/// Reads the reply of the script: the position, and the number of connections that
+/// received the broadcast.
 pub fn published(reply: &Value) -> Result<(Position, u64), PublishError> {
     let number = |value: &Value| u64::try_from(value.integer()?).ok();
     let read = || {

@@ -1,8 +1,8 @@
 //! The members that must answer a question, and the pending questions. For authors of buses.
 //!
-//! Redis knows two things: leases, which name our nodes and show that they live, and the numbers of
-//! subscribers, which show which of them are reached. Both change while they are read, so a question is
-//! surrounded by four readings:
+//! Redis knows two things: leases, which name our nodes and show that they live, and the
+//! numbers of subscribers, which show which of them are reached. Both change while they
+//! are read, so a question is surrounded by four readings:
 //!
 //! ```text
 //!  ── count 1 ── question ──── leases 2 ── count 3 ── leases 4 ──▶ time
@@ -20,13 +20,14 @@
 //! | any | gone | none | has left: nobody waits for it |
 //! | not there | subscribed | any | came after the question: nobody waits for it |
 //!
-//! "Everywhere" includes the channel that a node has whatever its namespaces, so a node that does not
-//! have the namespace is not taken for one that is deaf.
+//! "Everywhere" includes the channel that a node has whatever its namespaces, so a node
+//! that does not have the namespace is not taken for one that is deaf.
 //!
-//! A node that leaves gives up its lease before its subscriptions. Leases 4 shows whether a node of
-//! count 3 left in between, in which case its subscription may stand in one number and not in the
-//! other, and everything is counted again (`census`). Subscribers without a lease are servers of
-//! other make, or nodes that are too young to be known; `pending` reclassifies them when they answer.
+//! A node that leaves gives up its lease before its subscriptions. Leases 4 shows whether
+//! a node of count 3 left in between, in which case its subscription may stand in one
+//! number and not in the other, and everything is counted again (`census`). Subscribers
+//! without a lease are servers of other make, or nodes that are too young to be known;
+//! `pending` reclassifies them when they answer.
 
 mod census;
 mod commands;

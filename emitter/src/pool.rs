@@ -1,8 +1,8 @@
 //! Publishing over connections that the application already has, in a pool of deadpool-redis.
 //!
-//! Convenient but expensive: at each checkout the pool checks that its connection works, so a single
-//! publish takes three commands where a connection of the emitter's own takes one. Batches hardly
-//! notice.
+//! Convenient but expensive: at each checkout the pool checks that its connection works,
+//! so a single publish takes three commands where a connection of the emitter's own takes
+//! one. Batches hardly notice.
 //!
 //! The crate has a response timeout of 500 ms by default, after which it reports an error although
 //! Redis may publish the message a moment later. It is replaced at each checkout, because the pool

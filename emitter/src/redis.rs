@@ -1,14 +1,16 @@
-//! Redis, for authors of buses: from one URL to connections, the slots of a cluster, and publishing.
+//! Redis, for authors of buses: from one URL to connections, the slots of a cluster, and
+//! publishing.
 //!
 //! The protocol, TLS, login and Unix sockets come from the `redis` crate. What this module adds:
 //!
 //! - [`RedisUrl`]: one setting for a server, Sentinels or a cluster, with errors for operators;
-//! - [`Endpoint`]: finds the server and returns a [`Connection`] that is checked and ready. It never
-//!   uses the crate's defaults that lose messages: a response timeout of 500 ms, Nagle's algorithm, no
-//!   keepalive, and connections that subscribe again by themselves;
+//! - [`Endpoint`]: finds the server and returns a [`Connection`] that is checked and
+//!   ready. It never uses the crate's defaults that lose messages: a response timeout of
+//!   500 ms, Nagle's algorithm, no keepalive, and connections that subscribe again by
+//!   themselves;
 //! - [`Cluster`]: one task per endpoint that keeps the map of slots;
-//! - [`Publisher`]: gathers the commands of many callers into few pipelines, and tells commands that
-//!   were certainly not executed from those that may have been.
+//! - [`Publisher`]: gathers the commands of many callers into few pipelines, and tells
+//!   commands that were certainly not executed from those that may have been.
 //!
 //! Files import downwards only:
 //!

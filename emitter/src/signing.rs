@@ -1,8 +1,9 @@
 //! Signing what a node or emitter publishes, and checking what it receives.
 //!
-//! The seal and the checks are of [`roomcast_protocol::signing`]. Here are the state of one sender, which
-//! numbers its messages, and the clock: that of Redis, read now and then and extrapolated, because the
-//! clocks of hosts may be wrong by hours while their nodes work.
+//! The seal and the checks are of [`roomcast_protocol::signing`]. Here are the state of
+//! one sender, which numbers its messages, and the clock: that of Redis, read now and
+//! then and extrapolated, because the clocks of hosts may be wrong by hours while their
+//! nodes work.
 
 use std::{
     borrow::Cow,
@@ -19,14 +20,15 @@ use roomcast_protocol::{
 };
 use tokio::time::Instant;
 
-/// How the members of a cluster sign what they publish to each other. All of them need the same keys;
-/// Node's servers and emitters cannot sign, so a cluster that signs has none.
+/// How the members of a cluster sign what they publish to each other. All of them need
+/// the same keys; Node's servers and emitters cannot sign, so a cluster that signs has
+/// none.
 #[derive(Debug, Clone)]
 pub struct Signing {
     /// The key that signs, and possibly another one that is accepted, too.
     pub keys: SigningKeys,
-    /// How old a message may be, and how far ahead of this process's reading of Redis's clock. Default
-    /// 30 s.
+    /// How old a message may be, and how far ahead of this process's reading of Redis's
+    /// clock. Default 30 s.
     pub tolerance: Duration,
 }
 
@@ -39,8 +41,9 @@ impl Signing {
         }
     }
 
-    /// Whether messages of these formats can be signed. Those that exist for Node's servers alone cannot: these
-    /// are harmed by a seal, or read the messages from a stream.
+    /// Whether messages of these formats can be signed. Those that exist for Node's
+    /// servers alone cannot: these are harmed by a seal, or read the messages from a
+    /// stream.
     pub fn is_possible(dialect: Dialect, parser: Parser) -> bool {
         match dialect {
             Dialect::Classic => parser == Parser::Msgpack,
@@ -120,8 +123,8 @@ impl Signer {
         Ok(sealed.message())
     }
 
-    /// Checks what a log has stored for a channel, however long ago, and returns the broadcast with its
-    /// position.
+    /// Checks what a log has stored for a channel, however long ago, and returns the
+    /// broadcast with its position.
     pub fn open_head(
         &self,
         channel: &str,

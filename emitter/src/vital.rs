@@ -1,9 +1,10 @@
 //! Tasks that must run as long as their owner does.
 //!
-//! tokio keeps a panic inside its task. If such a task ended this way, the node would stay ready and
-//! accept clients, and would never again hear another node, or write to its sockets. Nothing can
-//! repair the state that the task left behind, so its panic ends the process: the supervisor starts a
-//! new one, and the clients reconnect to another node meanwhile.
+//! tokio keeps a panic inside its task. If such a task ended this way, the node would
+//! stay ready and accept clients, and would never again hear another node, or write to
+//! its sockets. Nothing can repair the state that the task left behind, so its panic ends
+//! the process: the supervisor starts a new one, and the clients reconnect to another
+//! node meanwhile.
 
 use std::{any::Any, panic::AssertUnwindSafe, process, thread, time::Duration};
 
@@ -14,8 +15,8 @@ const LOG_TIME: Duration = Duration::from_millis(300);
 
 /// Runs a task whose panic ends the process with status 1.
 ///
-/// Only a panic of the task itself counts. A runtime that is dropped because the thread that owns it
-/// panics drops its tasks too, and that panic belongs to the thread's owner.
+/// Only a panic of the task itself counts. A runtime that is dropped because the thread
+/// that owns it panics drops its tasks too, and that panic belongs to the thread's owner.
 pub async fn vital<T>(name: &'static str, task: impl Future<Output = T>) -> T {
     // The process ends, so nobody sees the state that the panic left behind.
     let reason = match AssertUnwindSafe(task).catch_unwind().await {

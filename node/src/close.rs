@@ -1,5 +1,5 @@
-//! Every reason for which a connection ends, and every limit: what the peer sees, how it is counted,
-//! and whether official clients reconnect by themselves.
+//! Every reason for which a connection ends, and every limit: what the peer sees, how it
+//! is counted, and whether official clients reconnect by themselves.
 
 use std::fmt;
 

@@ -26,8 +26,8 @@ impl Ids {
         }
     }
 
-    /// Returns the tag of another node with which an id begins. `None` if the id is one of this node or
-    /// of nobody.
+    /// Returns the tag of another node with which an id begins. `None` if the id is one
+    /// of this node or of nobody.
     pub(crate) fn foreign_tag<'a>(&self, id: &'a str) -> Option<&'a str> {
         let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         let is_id = id.len() == EngineId::LEN && id.bytes().all(is_ours);

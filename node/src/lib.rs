@@ -33,22 +33,23 @@
 //!
 //! - [`Namespace`] defines handlers: who may connect, and what happens on each event.
 //! - [`Socket`] is a client in a namespace: rooms, emits, acknowledgements, data.
-//! - [`BroadcastOperator`] selects sockets by rooms and acts on them. [`Server::to`], [`Server::of`] and
-//!   [`Socket::to`] make one.
+//! - [`BroadcastOperator`] selects sockets by rooms and acts on them. [`Server::to`],
+//!   [`Server::of`] and [`Socket::to`] make one.
 //! - [`Server`] is the handle of the whole: its routes, its broadcasts, its shutdown, its metrics.
 //! - [`Builder`] has the settings, [`Limits`] the bounds of everything that clients can fill.
 //!
 //! # Guarantees
 //!
-//! Handlers of one client start in the order of its events, and emits to one client arrive in order. An emit that
-//! has resolved is in the outbox of every selected socket of this node. Only volatile packets may be
-//! dropped silently. A client that does not read is disconnected, with a reason and a metric, before
-//! it fills memory. In a cluster, messages that may have been lost are reported as a [`Gap`].
+//! Handlers of one client start in the order of its events, and emits to one client
+//! arrive in order. An emit that has resolved is in the outbox of every selected socket
+//! of this node. Only volatile packets may be dropped silently. A client that does not
+//! read is disconnected, with a reason and a metric, before it fills memory. In a
+//! cluster, messages that may have been lost are reported as a [`Gap`].
 //!
 //! # Features
 //!
-//! `program` (default) adds what only the program `roomcast` needs. Libraries and applications can do
-//! without: `default-features = false`.
+//! `program` (default) adds what only the program `roomcast` needs. Libraries and
+//! applications can do without: `default-features = false`.
 
 mod clock;
 mod close;
@@ -96,14 +97,17 @@ pub use transport::{
     tls::{Certificate, CertificateError, Tls, TlsVersion},
 };
 
-/// Sockets of clients that speak no Socket.IO: an event stream, a parked request, a plain WebSocket.
+/// Sockets of clients that speak no Socket.IO: an event stream, a parked request, a plain
+/// WebSocket.
 ///
-/// Such a client is a [`Socket`] of a namespace like any other: it is let in by the namespace's
-/// authorizers, joins rooms, receives what is emitted to them from any node, and is counted, limited,
-/// listed and disconnected as others are. Only its bytes differ: a [`Form`](plain::Form) writes each event for it.
-/// [`Server::open_stream`] and [`Server::open_websocket`] open one.
+/// Such a client is a [`Socket`] of a namespace like any other: it is let in by the
+/// namespace's authorizers, joins rooms, receives what is emitted to them from any node,
+/// and is counted, limited, listed and disconnected as others are. Only its bytes differ:
+/// a [`Form`](plain::Form) writes each event for it. [`Server::open_stream`] and
+/// [`Server::open_websocket`] open one.
 ///
-/// It has no acknowledgements: a broadcast with acknowledgement reaches it but does not wait for it.
+/// It has no acknowledgements: a broadcast with acknowledgement reaches it but does not
+/// wait for it.
 pub mod plain {
     pub use crate::{
         server::{Open, OpenError, Stream},

@@ -1,6 +1,7 @@
 //! The program `roomcast`: reads the command line and starts the gateway.
 //!
-//! It owns the parts that a process has once: the allocator, the log, the runtime and the exit status.
+//! It owns the parts that a process has once: the allocator, the log, the runtime and the
+//! exit status.
 
 mod gateway;
 

@@ -20,8 +20,8 @@ use crate::close::{CloseReason, Limit};
 const NAMESPACE_LABELS: usize = 64;
 const OTHER: &str = "other";
 
-/// How many events have a label of their own among the errors of handlers. A catch-all handler runs on
-/// names that clients choose.
+/// How many events have a label of their own among the errors of handlers. A catch-all
+/// handler runs on names that clients choose.
 const EVENT_LABELS: usize = 64;
 
 /// From a broadcast to nobody to one that takes a second.
@@ -379,7 +379,8 @@ impl Metrics {
         self.limits[limit as usize].inc();
     }
 
-    /// Counts an error of a handler under its event, or under `other` if too many events have failed.
+    /// Counts an error of a handler under its event, or under `other` if too many events
+    /// have failed.
     pub(crate) fn handler_failed(&self, event: &str) {
         let HandlerErrors { series, labels } = &self.handler_errors;
         let mut labels = labels.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,8 @@
 //! Rates: how much may come in a second, and a bucket that measures it.
 //!
-//! A bucket is one number, the time until which what came has used up the rate (GCRA, the virtual
-//! scheduling of ATM). It lies in the past while the client is slow. It may be ahead of the clock by
-//! as long as the rate takes for its burst:
+//! A bucket is one number, the time until which what came has used up the rate (GCRA, the
+//! virtual scheduling of ATM). It lies in the past while the client is slow. It may be
+//! ahead of the clock by as long as the rate takes for its burst:
 //!
 //! ```text
 //!  clock ───────●─────────────────────────────────────▶
@@ -57,9 +57,9 @@ impl Rate {
         amount.saturating_mul(NANOS_PER_SECOND) / u64::from(self.per_second.max(1))
     }
 
-    /// Returns the level of the bucket after `amount` has been taken, or `None` if less than 1 is left. An
-    /// amount that arrives while 1 is left passes, even if it is larger, so that the burst need not be as
-    /// large as the largest message.
+    /// Returns the level of the bucket after `amount` has been taken, or `None` if less
+    /// than 1 is left. An amount that arrives while 1 is left passes, even if it is
+    /// larger, so that the burst need not be as large as the largest message.
     fn after(self, used_until: u64, now: u64, amount: u64) -> Option<u64> {
         let used_until = used_until.max(now);
         let has_left =
@@ -93,7 +93,8 @@ impl SharedBucket {
         self.0.fetch_update(order, order, after).is_ok()
     }
 
-    /// Takes 1 even if it is too much. Returns the seconds until the rate has caught up, at least 1.
+    /// Takes 1 even if it is too much. Returns the seconds until the rate has caught up,
+    /// at least 1.
     pub(crate) fn queue(&self, rate: Rate, now: Time) -> u64 {
         let (order, now) = (Ordering::Relaxed, nanos(now));
         let after = |used_until: u64| used_until.max(now).saturating_add(rate.nanos(1));
@@ -103,8 +104,8 @@ impl SharedBucket {
     }
 }
 
-/// A rate that can be replaced while it is used; zero for none. It is packed, because it is read with
-/// each event.
+/// A rate that can be replaced while it is used; zero for none. It is packed, because it
+/// is read with each event.
 #[derive(Debug)]
 pub(crate) struct SharedRate(AtomicU64);
 

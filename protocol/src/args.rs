@@ -1,13 +1,15 @@
 //! Event arguments, encoded once.
 //!
-//! [`Args`] has the one form that arguments have everywhere in a cluster, the *canonical form*: the
-//! JSON text of their array, in which each binary value is `{"_placeholder":true,"num":i}`, numbered
-//! depth-first, and the binary values as attachments. Forwarding copies bytes and never encodes
-//! again. The event's name is not part of it. Limits are enforced by the decoders of each protocol.
+//! [`Args`] has the one form that arguments have everywhere in a cluster, the *canonical
+//! form*: the JSON text of their array, in which each binary value is
+//! `{"_placeholder":true,"num":i}`, numbered depth-first, and the binary values as
+//! attachments. Forwarding copies bytes and never encodes again. The event's name is not
+//! part of it. Limits are enforced by the decoders of each protocol.
 //!
-//! JavaScript's text is UTF-16 and may contain lone surrogates, which UTF-8 cannot. The rule on every
-//! path: the JSON text is passed on as it is, so clients receive what was sent; where text becomes
-//! UTF-8 (a Rust string, a name of an event or a room, MessagePack), a lone surrogate becomes U+FFFD.
+//! JavaScript's text is UTF-16 and may contain lone surrogates, which UTF-8 cannot. The
+//! rule on every path: the JSON text is passed on as it is, so clients receive what was
+//! sent; where text becomes UTF-8 (a Rust string, a name of an event or a room,
+//! MessagePack), a lone surrogate becomes U+FFFD.
 
 mod decode;
 mod encode;
@@ -104,9 +106,9 @@ impl Args {
         Self::sealed(json, attachments)
     }
 
-    /// Arguments from a JSON array with placeholders for the attachments. Only UTF-8 and the outer
-    /// brackets are checked; anything else that is wrong is an error when they are decoded. Numbers get
-    /// the form that they have on every node: `1.0` becomes `1`.
+    /// Arguments from a JSON array with placeholders for the attachments. Only UTF-8 and
+    /// the outer brackets are checked; anything else that is wrong is an error when they
+    /// are decoded. Numbers get the form that they have on every node: `1.0` becomes `1`.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the signature shows that the bytes are taken over"
@@ -138,8 +140,9 @@ impl Args {
         Self::from_text(json.into(), attachments)
     }
 
-    /// The same arguments with all numbers in their one form. Text that this crate has not written goes
-    /// through this before it is passed on, because nodes must agree on one.
+    /// The same arguments with all numbers in their one form. Text that this crate has
+    /// not written goes through this before it is passed on, because nodes must agree on
+    /// one.
     fn with_canonical_numbers(self) -> Self {
         let changed = match canonical_numbers(&self.json) {
             Cow::Borrowed(_) => None,
@@ -168,10 +171,10 @@ impl Args {
     /// Decodes the arguments: a tuple takes as many as it has fields, `()` takes none, and anything
     /// else takes the first.
     ///
-    /// As in JavaScript, missing arguments are `null` and surplus ones are ignored. A field that asks
-    /// for bytes (`bytes::Bytes`, `serde_bytes::ByteBuf`, [`Value`]) receives binary. A lone surrogate
-    /// in a text, which JavaScript's `slice` makes of an emoji, becomes U+FFFD. A number that no `f64`
-    /// can hold is `null`.
+    /// As in JavaScript, missing arguments are `null` and surplus ones are ignored. A
+    /// field that asks for bytes (`bytes::Bytes`, `serde_bytes::ByteBuf`, [`Value`])
+    /// receives binary. A lone surrogate in a text, which JavaScript's `slice` makes of
+    /// an emoji, becomes U+FFFD. A number that no `f64` can hold is `null`.
     ///
     /// # Errors
     ///
@@ -185,8 +188,8 @@ impl Args {
         &self.json
     }
 
-    /// The JSON array with each binary value in its place, as `{"$binary":"<base64>"}`. Text without
-    /// binary is not decoded.
+    /// The JSON array with each binary value in its place, as `{"$binary":"<base64>"}`.
+    /// Text without binary is not decoded.
     pub fn to_plain_json(&self) -> Result<Cow<'_, str>, ArgsError> {
         if self.attachments.is_empty() {
             return Ok(self.json().into());
@@ -280,9 +283,9 @@ impl Args {
         }
     }
 
-    /// Checks that the arguments nest no deeper than `limit`, as nodes count when they read them: their
-    /// array is the first level, and binary is none. A sender checks it, because a node with this limit
-    /// cannot read what nests deeper.
+    /// Checks that the arguments nest no deeper than `limit`, as nodes count when they
+    /// read them: their array is the first level, and binary is none. A sender checks it,
+    /// because a node with this limit cannot read what nests deeper.
     ///
     /// # Errors
     ///

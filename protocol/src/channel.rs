@@ -1,9 +1,9 @@
 //! Builds and parses the names of a cluster's channels.
 //!
-//! All names begin with the prefix of the deployment, because Redis has no other way to keep
-//! deployments apart: channels ignore the database number. The names are those of Node's adapters,
-//! except for the probe and the leases. The streams dialect has the channels of the sharded one with static
-//! mode, and one stream for all namespaces.
+//! All names begin with the prefix of the deployment, because Redis has no other way to
+//! keep deployments apart: channels ignore the database number. The names are those of
+//! Node's adapters, except for the probe and the leases. The streams dialect has the
+//! channels of the sharded one with static mode, and one stream for all namespaces.
 //!
 //! ```text
 //!                classic                          sharded
@@ -23,8 +23,8 @@ use crate::{id::NodeId, message::Message, target::Target};
 /// What emitters send instead of a [`Uid`]. No node has it, so none takes the message for its own.
 pub const EMITTER_UID: &str = "emitter";
 
-/// What stored broadcasts have instead of a [`Uid`], because the node that publishes one receives it,
-/// too.
+/// What stored broadcasts have instead of a [`Uid`], because the node that publishes one
+/// receives it, too.
 pub const LOG_UID: &str = "log";
 
 /// Which of Node's Redis adapters the cluster is compatible with. All nodes must use the same.
@@ -96,7 +96,8 @@ impl fmt::Debug for Uid {
 /// The uid of a node in a namespace. It is derived from the node's name and not random, so that
 /// another node can look for the response channel of a node whose name it knows.
 pub fn uid(node: &NodeId, namespace: &str, dialect: Dialect) -> Uid {
-    // Not `id::ALPHABET`: its last two characters are in the other order, and a uid must not change.
+    // Not `id::ALPHABET`: its last two characters are in the other order, and a uid must
+    // not change.
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let digest = Sha1::new()
@@ -126,8 +127,8 @@ pub struct Channels {
     stream: Box<str>,
 }
 
-/// One way to parse the name of a channel. Both a namespace and a room may contain `#`, so there may
-/// be several; the message itself names its namespace.
+/// One way to parse the name of a channel. Both a namespace and a room may contain `#`,
+/// so there may be several; the message itself names its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParsedChannel<'a> {
     /// What the channel carries.
@@ -149,8 +150,8 @@ impl Channels {
         }
     }
 
-    /// Sets the key of the stream in the streams dialect (Node's `streamName`). Default: the prefix, which
-    /// is Node's default for both.
+    /// Sets the key of the stream in the streams dialect (Node's `streamName`). Default:
+    /// the prefix, which is Node's default for both.
     #[must_use]
     pub fn with_stream(mut self, key: &str) -> Self {
         self.stream = key.into();
@@ -183,8 +184,8 @@ impl Channels {
         [&*self.prefix, "#", namespace, "#", room, "#"].concat()
     }
 
-    /// The channel for a message. A broadcast that is also a question (`is_question`), because it is
-    /// to be acknowledged or asked about, goes to the request channel.
+    /// The channel for a message. A broadcast that is also a question (`is_question`),
+    /// because it is to be acknowledged or asked about, goes to the request channel.
     pub(crate) fn for_message(
         &self,
         namespace: &str,
@@ -256,9 +257,9 @@ impl Channels {
         escaped(&self.request(namespace))
     }
 
-    /// A channel of one node, which publishes probes to itself to see whether messages arrive. In a
-    /// Redis cluster the name is in the hash slot `slot_hint`, unless the prefix has a hash tag, which
-    /// puts all names into one slot.
+    /// A channel of one node, which publishes probes to itself to see whether messages
+    /// arrive. In a Redis cluster the name is in the hash slot `slot_hint`, unless the
+    /// prefix has a hash tag, which puts all names into one slot.
     pub fn probe(&self, node: &NodeId, slot_hint: u16) -> String {
         let stem = format!("{}-probe#{node}#", self.prefix);
         let name = |number: u32| format!("{stem}{number}#");
@@ -272,8 +273,8 @@ impl Channels {
             .map_or_else(|| name(0), |end| stem.clone() + &end)
     }
 
-    /// A channel of one node, to which it is subscribed whatever namespaces it has. Nothing is published
-    /// there; the subscription shows that the node can receive.
+    /// A channel of one node, to which it is subscribed whatever namespaces it has.
+    /// Nothing is published there; the subscription shows that the node can receive.
     pub fn node(&self, node: &NodeId) -> String {
         format!("{}-node#{node}#", self.prefix)
     }
@@ -302,14 +303,14 @@ impl Channels {
         self.log(namespace) + "!"
     }
 
-    /// The key under which the nodes write the limits of the journal of a namespace, for emitters, which append to
-    /// it. In the slot of its [log](Self::log).
+    /// The key under which the nodes write the limits of the journal of a namespace, for
+    /// emitters, which append to it. In the slot of its [log](Self::log).
     pub fn journal_limits(&self, namespace: &str) -> String {
         self.log(namespace) + "?"
     }
 
-    /// The key under which the result of a broadcast with this idempotency key is kept. In the slot of the
-    /// [log](Self::log) of the namespace.
+    /// The key under which the result of a broadcast with this idempotency key is kept.
+    /// In the slot of the [log](Self::log) of the namespace.
     pub fn once(&self, namespace: &str, key: &str) -> String {
         [&*self.log(namespace), "~", key].concat()
     }

@@ -41,8 +41,8 @@ impl Event<'_> {
         self.write_after(b"{\"type\":\"event\",", out);
     }
 
-    /// Appends the event as one of an event stream. Its JSON may have line breaks between values, which
-    /// would end a line of the stream.
+    /// Appends the event as one of an event stream. Its JSON may have line breaks between
+    /// values, which would end a line of the stream.
     pub fn write_stream(&self, out: &mut Vec<u8>) {
         if let Some(id) = self.id {
             out.extend_from_slice(format!("id: {id}\n").as_bytes());

@@ -14,8 +14,8 @@ pub fn name_from<const N: usize>(random: [u8; N]) -> [u8; N] {
     random.map(|byte| ALPHABET[usize::from(byte % 64)])
 }
 
-/// The id of an Engine.IO connection: 20 URL-safe characters, of which the first four are the tag of
-/// the node and the others have 96 random bits.
+/// The id of an Engine.IO connection: 20 URL-safe characters, of which the first four are
+/// the tag of the node and the others have 96 random bits.
 ///
 /// It is a secret between the client and the server, because anyone who knows it can poll in the
 /// client's place. Therefore `Debug` does not print it.
@@ -51,10 +51,11 @@ impl fmt::Debug for EngineId {
 
 /// The id of a socket in its namespace, which is also the name of its private room.
 ///
-/// It has 20 URL-safe characters: the four-character tag of the node, then 96 random bits. The length
-/// matters, because Node's sharded Redis adapter distinguishes private rooms from public ones by it.
-/// Clients of Engine.IO revision 3 have longer ids outside the main namespace (`/chat#` and the id of
-/// the connection), because they compute them themselves.
+/// It has 20 URL-safe characters: the four-character tag of the node, then 96 random
+/// bits. The length matters, because Node's sharded Redis adapter distinguishes private
+/// rooms from public ones by it. Clients of Engine.IO revision 3 have longer ids outside
+/// the main namespace (`/chat#` and the id of the connection), because they compute them
+/// themselves.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SocketId(Repr);
 
@@ -127,8 +128,8 @@ impl crate::target::Rooms for &SocketId {
     }
 }
 
-/// The name of a node, unique in its cluster. It is new at every start, so a node that was restarted
-/// is another node.
+/// The name of a node, unique in its cluster. It is new at every start, so a node that
+/// was restarted is another node.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(Arc<str>);
 

@@ -1,13 +1,14 @@
-//! The protocols of Roomcast, sans-IO: bytes, packets and times go in; packets, bytes and deadlines
-//! come out. Nothing in this crate opens a socket, reads a clock or draws a random number. CI builds
-//! it for `wasm32-unknown-unknown`, which proves it.
+//! The protocols of Roomcast, sans-IO: bytes, packets and times go in; packets, bytes and
+//! deadlines come out. Nothing in this crate opens a socket, reads a clock or draws a
+//! random number. CI builds it for `wasm32-unknown-unknown`, which proves it.
 //!
-//! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`] frames or HTTP
-//! bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster exchange a [`message`] or
-//! a [`question`], which [`wire`] encodes for the [`channel`]s of Redis, and which nodes with a common key sign
-//! ([`signing`]). Balancers put a [`proxy`]
-//! header before a client's first byte. Clients of [`pakyow`] and [`channels`] speak JSON over a plain
-//! WebSocket, those of the latter and of [`syncano`] over HTTP, too.
+//! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`]
+//! frames or HTTP bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster
+//! exchange a [`message`] or a [`question`], which [`wire`] encodes for the [`channel`]s
+//! of Redis, and which nodes with a common key sign ([`signing`]). Balancers put a
+//! [`proxy`] header before a client's first byte. Clients of [`pakyow`] and [`channels`]
+//! speak JSON over a plain WebSocket, those of the latter and of [`syncano`] over HTTP,
+//! too.
 //!
 //! ```text
 //! client ── websocket ── engine_io ── socket_io ──┐

@@ -56,8 +56,9 @@ pub struct Position {
     pub id: u64,
     /// When the broadcast was stored, in milliseconds since 1970.
     pub time: u64,
-    /// The id of the broadcast before it, if the namespace keeps a journal. 0 for the first one. The
-    /// chain of these ids shows a receiver whether it has missed something. In JSON it is left out.
+    /// The id of the broadcast before it, if the namespace keeps a journal. 0 for the
+    /// first one. The chain of these ids shows a receiver whether it has missed
+    /// something. In JSON it is left out.
     #[serde(skip)]
     pub after: Option<u64>,
 }

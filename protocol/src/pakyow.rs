@@ -1,5 +1,5 @@
-//! The realtime channels of Pakyow 0.10 and 0.11: what a socket's identity is, and the text frames of
-//! its WebSocket.
+//! The realtime channels of Pakyow 0.10 and 0.11: what a socket's identity is, and the
+//! text frames of its WebSocket.
 //!
 //! ```text
 //! page       renders a connection id, and keeps a key in the visitor's session
@@ -9,8 +9,9 @@
 //! client ◄── {"payload", "channel"}               write_push()
 //! ```
 //!
-//! Messages of clients are hostile: [`read`] bounds the depth of its JSON, [`target`] never lets it name
-//! a host, and [`Pattern`] needs time in proportion to the lengths of pattern and name at most.
+//! Messages of clients are hostile: [`read`] bounds the depth of its JSON, [`target`]
+//! never lets it name a host, and [`Pattern`] needs time in proportion to the lengths of
+//! pattern and name at most.
 
 use std::collections::BTreeMap;
 
@@ -24,8 +25,9 @@ pub const SOCKET_CHANNEL: &str = "pw:socket:";
 /// The longest method of a route, in bytes.
 const MAX_METHOD: usize = 32;
 
-/// Returns the digest of a connection id and its key, in lower-case hexadecimal digits. SHA-1 is part
-/// of the protocol. It is only the name of the pair, and both parts are random.
+/// Returns the digest of a connection id and its key, in lower-case hexadecimal digits.
+/// SHA-1 is part of the protocol. It is only the name of the pair, and both parts are
+/// random.
 #[must_use]
 pub fn digest(key: &str, connection_id: &str) -> String {
     let digest = Sha1::digest(format!("--{key}--{connection_id}--"));
@@ -122,9 +124,10 @@ fn call(mut members: Map<String, Value>) -> Option<Call> {
     })
 }
 
-/// Returns the path and the query of a URI in the form in which they stand in a request. The result
-/// begins with exactly one slash and consists of visible ASCII characters, so it cannot name a host,
-/// whatever the client wrote: scheme, host and fragment are left out.
+/// Returns the path and the query of a URI in the form in which they stand in a request.
+/// The result begins with exactly one slash and consists of visible ASCII characters, so
+/// it cannot name a host, whatever the client wrote: scheme, host and fragment are left
+/// out.
 #[must_use]
 pub fn target(uri: &str) -> String {
     let uri = uri.split('#').next().unwrap_or_default();
@@ -159,8 +162,8 @@ fn without_scheme(uri: &str) -> &str {
     }
 }
 
-/// Adds parameters to a target: texts, numbers and truth values as they are, lists as `name[]`, objects
-/// as `name[key]`. `null` is a parameter without a value.
+/// Adds parameters to a target: texts, numbers and truth values as they are, lists as
+/// `name[]`, objects as `name[key]`. `null` is a parameter without a value.
 #[must_use]
 pub fn with_query(mut target: String, input: &Map<String, Value>) -> String {
     let mut pairs = Vec::new();
@@ -255,7 +258,8 @@ pub fn write_push(payload: &str, channel: &str, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// The arguments of the event that carries a push between nodes: exactly one object with these keys.
+/// The arguments of the event that carries a push between nodes: exactly one object with
+/// these keys.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Push<'a> {

@@ -6,9 +6,10 @@
 //! version 2   12 bytes signature │ version, command │ family │ length │ addresses │ extensions
 //! ```
 //!
-//! [`read`] is called again with more bytes while the header is [incomplete](Progress::Incomplete).
-//! Whether a connection begins with a header is a setting of the listener and never a guess, because
-//! a client could otherwise name any address that it likes.
+//! [`read`] is called again with more bytes while the header is
+//! [incomplete](Progress::Incomplete). Whether a connection begins with a header is a
+//! setting of the listener and never a guess, because a client could otherwise name any
+//! address that it likes.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -41,8 +42,8 @@ pub enum Progress {
 pub struct Header {
     /// Its length in bytes. The bytes after it belong to the connection.
     pub length: usize,
-    /// The client's address. None if the proxy connects on its own behalf, as for a health check, or
-    /// does not know the address.
+    /// The client's address. None if the proxy connects on its own behalf, as for a
+    /// health check, or does not know the address.
     pub client: Option<SocketAddr>,
 }
 

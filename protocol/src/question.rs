@@ -9,8 +9,9 @@ use crate::{
     target::Target,
 };
 
-/// How the id of a [`Question::Reached`] ends that is about no broadcast with this id: nodes count the selected
-/// sockets that they have. A broadcast that a journal stores has no id.
+/// How the id of a [`Question::Reached`] ends that is about no broadcast with this id:
+/// nodes count the selected sockets that they have. A broadcast that a journal stores has
+/// no id.
 pub const REACHED_NOW: &str = "#now";
 
 /// A question to all nodes, each of which answers for its own sockets.
@@ -59,7 +60,8 @@ pub enum Answer {
     Rooms(Vec<Box<str>>),
     /// The acknowledgements of its sockets.
     Acks {
-        /// The acknowledgements in the order of their arrival. Node's servers do not name the sockets.
+        /// The acknowledgements in the order of their arrival. Node's servers do not name
+        /// the sockets.
         answers: Vec<(Option<SocketId>, Args)>,
         /// Sockets that did not acknowledge in time.
         missing: Vec<SocketId>,

@@ -1,4 +1,5 @@
-//! The result of a broadcast, wherever it was made: by an emitter, by a server, or over the HTTP API.
+//! The result of a broadcast, wherever it was made: by an emitter, by a server, or over
+//! the HTTP API.
 
 use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
@@ -7,16 +8,17 @@ use crate::{args::Args, message::Position, target::Target};
 
 /// The known facts about a broadcast.
 ///
-/// A field is `None` if nobody was asked: `sockets` unless the nodes were asked how many sockets they reached,
-/// `acknowledged` unless the clients were asked for acknowledgements. So nothing in it is a guess.
+/// A field is `None` if nobody was asked: `sockets` unless the nodes were asked how many
+/// sockets they reached, `acknowledged` unless the clients were asked for
+/// acknowledgements. So nothing in it is a guess.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Receipt {
     /// Its place in the journal of the namespace, if it was stored there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
-    /// Nodes that took the message: those that responded if they were asked, and otherwise the connections to
-    /// which Redis passed it.
+    /// Nodes that took the message: those that responded if they were asked, and
+    /// otherwise the connections to which Redis passed it.
     pub nodes: usize,
     /// Sockets that it reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,11 +26,12 @@ pub struct Receipt {
     /// Sockets whose clients acknowledged it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledged: Option<usize>,
-    /// Nodes that were asked and did not respond in time. Servers of other make appear as `foreign`.
+    /// Nodes that were asked and did not respond in time. Servers of other make appear as
+    /// `foreign`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent_nodes: Vec<String>,
-    /// Whether this is the receipt of an earlier broadcast with the same idempotency key, so that nothing was
-    /// published now.
+    /// Whether this is the receipt of an earlier broadcast with the same idempotency key,
+    /// so that nothing was published now.
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_replayed: bool,
 }
@@ -48,7 +51,8 @@ impl Receipt {
         }
     }
 
-    /// The receipt of a broadcast whose clients were asked for acknowledgements, of which so many are missing.
+    /// The receipt of a broadcast whose clients were asked for acknowledgements, of which
+    /// so many are missing.
     pub fn with_acknowledgements(
         nodes: usize,
         acknowledged: usize,
@@ -64,8 +68,9 @@ impl Receipt {
     }
 }
 
-/// Identifies a broadcast, so that an idempotency key cannot be used for two. The order of rooms and the white
-/// space of the arguments make no difference, because a retry may come through another door.
+/// Identifies a broadcast, so that an idempotency key cannot be used for two. The order
+/// of rooms and the white space of the arguments make no difference, because a retry may
+/// come through another door.
 pub fn fingerprint(target: &Target, event: &str, args: &Args) -> String {
     let sorted = |names: &[Box<str>]| {
         let mut names = names.to_vec();

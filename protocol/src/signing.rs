@@ -1,8 +1,8 @@
 //! Signed messages between nodes with a common key.
 //!
-//! Anyone who may publish in a Redis can emit to every client of a plain cluster. With a key, nodes
-//! accept only what a node or emitter with the same key has sealed, for this channel, a moment ago, and
-//! not before:
+//! Anyone who may publish in a Redis can emit to every client of a plain cluster. With a
+//! key, nodes accept only what a node or emitter with the same key has sealed, for this
+//! channel, a moment ago, and not before:
 //!
 //! ```text
 //! 93          a list of three                                   ┐
@@ -24,7 +24,8 @@
 //!   unsigned           wrong key                stale              replayed
 //! ```
 //!
-//! There is no clock here: times are milliseconds of a clock that all nodes share, which is Redis's.
+//! There is no clock here: times are milliseconds of a clock that all nodes share, which
+//! is Redis's.
 
 mod senders;
 
@@ -108,14 +109,15 @@ impl SigningKeys {
         self.write(LIST_OF_3, stamp, channel, message)
     }
 
-    /// Seals the head of a broadcast that a log stores, from [`Wire::unplaced`](crate::wire::Wire::unplaced).
-    /// The script of the log completes it.
+    /// Seals the head of a broadcast that a log stores, from
+    /// [`Wire::unplaced`](crate::wire::Wire::unplaced). The script of the log completes
+    /// it.
     pub fn seal_head(&self, stamp: Stamp<'_>, channel: &[&str], head: &[u8]) -> Vec<u8> {
         self.write(LIST_OF_4, stamp, channel, head)
     }
 
-    /// Whether the message was sealed with one of the keys for this channel, by the sender and at the
-    /// time that it states.
+    /// Whether the message was sealed with one of the keys for this channel, by the
+    /// sender and at the time that it states.
     pub fn verify(&self, sealed: &Sealed<'_>, channel: &str) -> bool {
         let Sealed {
             stamp,
@@ -163,7 +165,8 @@ fn hmac_of(key: &[u8]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-/// Everything that has no fixed length has its length in front, so no two inputs have the same bytes.
+/// Everything that has no fixed length has its length in front, so no two inputs have the
+/// same bytes.
 fn mac(
     key: &Hmac<Sha256>,
     list: u8,
@@ -212,8 +215,8 @@ impl fmt::Debug for SigningKeys {
 /// The identity of a signed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp<'a> {
-    /// The node or emitter. A process takes a new name at every start, because its numbers begin again.
-    /// More than 222 bytes are cut off.
+    /// The node or emitter. A process takes a new name at every start, because its
+    /// numbers begin again. More than 222 bytes are cut off.
     pub sender: &'a str,
     /// The number of the message, which the sender uses once.
     pub number: u64,

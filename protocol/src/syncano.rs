@@ -5,9 +5,10 @@
 //! {"room": "tea", "payload": "{\"text\":\"hello\"}"}             fields() ──► Message
 //! ```
 //!
-//! The SDKs send the same thing in different forms: a payload is an object or a text that holds one,
-//! an absent parameter is an empty one, a number is a text in a form. Both are read alike here. A value
-//! that cannot be read is a [`Mistake`] in the words of the original server, because programs compare them.
+//! The SDKs send the same thing in different forms: a payload is an object or a text that
+//! holds one, an absent parameter is an empty one, a number is a text in a form. Both are
+//! read alike here. A value that cannot be read is a [`Mistake`] in the words of the
+//! original server, because programs compare them.
 
 use serde_json::{Map, Value};
 
@@ -70,8 +71,8 @@ pub struct Path {
 }
 
 impl Path {
-    /// Reads a path. Names of instances, channels and classes are folded to lower case. Returns `None` if
-    /// nothing has this path.
+    /// Reads a path. Names of instances, channels and classes are folded to lower case.
+    /// Returns `None` if nothing has this path.
     #[must_use]
     pub fn parse(path: &str) -> Option<Self> {
         let mut segments = path.trim_start_matches('/').split('/').map(decode);
@@ -169,8 +170,9 @@ impl Query {
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Reads the fields of a body with this `Content-Type`: JSON, or a form. curl declares a form when it is
-/// not told otherwise, so a text that looks like JSON is taken as such. An empty body has no fields.
+/// Reads the fields of a body with this `Content-Type`: JSON, or a form. curl declares a
+/// form when it is not told otherwise, so a text that looks like JSON is taken as such.
+/// An empty body has no fields.
 ///
 /// # Errors
 ///

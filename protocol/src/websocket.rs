@@ -18,8 +18,8 @@
 //!          owned event; Partial is freed
 //! ```
 //!
-//! A close frame and every refusal end the reading for good. There are no extensions: a frame with a
-//! reserved bit is refused. Replies to pings are up to the driver.
+//! A close frame and every refusal end the reading for good. There are no extensions: a
+//! frame with a reserved bit is refused. Replies to pings are up to the driver.
 
 use std::borrow::Cow;
 use std::mem;

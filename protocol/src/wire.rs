@@ -58,9 +58,9 @@ use crate::{
 /// answers.
 pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The encoding of broadcasts in the classic dialect (Node's option `parser`). All members of a
-/// cluster must use the same. The sharded dialect and the entries of streams use MessagePack for binary and JSON
-/// otherwise.
+/// The encoding of broadcasts in the classic dialect (Node's option `parser`). All
+/// members of a cluster must use the same. The sharded dialect and the entries of streams
+/// use MessagePack for binary and JSON otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Parser {
     /// MessagePack, Node's default.
@@ -79,7 +79,8 @@ pub struct Wire {
     has_specific_responses: bool,
 }
 
-/// A message that is ready to be published, with SPUBLISH in the sharded dialect and PUBLISH otherwise.
+/// A message that is ready to be published, with SPUBLISH in the sharded dialect and
+/// PUBLISH otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// The channel.
@@ -189,8 +190,9 @@ pub enum WireError {
 }
 
 impl Wire {
-    /// `limits` apply to the arguments of messages that are read. Their depth applies to what is written
-    /// as well, so that no node with the same limit is sent what it refuses.
+    /// `limits` apply to the arguments of messages that are read. Their depth applies to
+    /// what is written as well, so that no node with the same limit is sent what it
+    /// refuses.
     pub fn new(channels: Channels, parser: Parser, limits: TranscodeLimits) -> Self {
         Self {
             channels,
@@ -214,9 +216,9 @@ impl Wire {
         &self.channels
     }
 
-    /// Writes a message. `uid` is the sender's, [`crate::channel::EMITTER_UID`] for an emitter. With
-    /// `confirm`, Roomcast nodes remember how many sockets the message reached, for the
-    /// [`Question::Reached`] with this id.
+    /// Writes a message. `uid` is the sender's, [`crate::channel::EMITTER_UID`] for an
+    /// emitter. With `confirm`, Roomcast nodes remember how many sockets the message
+    /// reached, for the [`Question::Reached`] with this id.
     ///
     /// # Errors
     ///
@@ -284,8 +286,8 @@ impl Wire {
         classic::write_broadcast(bytes, self.encoding(), namespace, uid, broadcast, None)
     }
 
-    /// Writes a question. `uid` is the asker's own in the namespace, also for an emitter, because it
-    /// is part of the name of the response channel.
+    /// Writes a question. `uid` is the asker's own in the namespace, also for an emitter,
+    /// because it is part of the name of the response channel.
     ///
     /// [`Question::Rooms`] and [`Question::SocketIds`] have no form in the sharded dialect, nor has
     /// [`Question::SocketIds`] with exceptions in the classic one. They are written as
@@ -325,9 +327,9 @@ impl Wire {
         })
     }
 
-    /// Writes the answer of `node` to the question `id`. Returns `None` if the asker is a Node server
-    /// that expects no such answer: it gets acknowledgements one by one ([`Reply::Asked`],
-    /// [`Reply::Acknowledged`]), and nothing if there is no handler.
+    /// Writes the answer of `node` to the question `id`. Returns `None` if the asker is a
+    /// Node server that expects no such answer: it gets acknowledgements one by one
+    /// ([`Reply::Asked`], [`Reply::Acknowledged`]), and nothing if there is no handler.
     ///
     /// # Errors
     ///
@@ -348,8 +350,9 @@ impl Wire {
         }
     }
 
-    /// Reads a payload that came on a channel of this kind. `namespace` is the receiver's reading of
-    /// the channel's name; a message for another namespace is [`Incoming::Ignored`].
+    /// Reads a payload that came on a channel of this kind. `namespace` is the receiver's
+    /// reading of the channel's name; a message for another namespace is
+    /// [`Incoming::Ignored`].
     ///
     /// # Errors
     ///

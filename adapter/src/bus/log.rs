@@ -17,20 +17,23 @@ use super::{BusError, BusFuture, Once, Published};
 /// - All nodes, the publishing one included, receive the broadcasts of a namespace in the order of
 ///   their ids, except for what a [`Gap`](super::Gap) covers. So a reader that has the broadcast of
 ///   one id in the log has all earlier ones of the room that are kept.
-/// - Ids of a namespace grow. They begin at the seconds since 1970, so that they grow also if the log
-///   is lost, as long as a namespace gets no more than one broadcast a second on average; otherwise
-///   [`Page::After`] an id that the log has not given returns all that is kept. The unit is not finer,
-///   because clients of Syncano keep ids in 32 bits.
-/// - Where ids fall because the log is lost, the times of positions grow. So a broadcast is new to a
-///   reader if its id or its time is greater than those of all that it has seen.
-/// - With a journal, each position names the one [before](Position::after) it, so a receiver notices
-///   what it has missed.
+/// - Ids of a namespace grow. They begin at the seconds since 1970, so that they grow
+///   also if the log is lost, as long as a namespace gets no more than one broadcast a
+///   second on average; otherwise [`Page::After`] an id that the log has not given
+///   returns all that is kept. The unit is not finer, because clients of Syncano keep ids
+///   in 32 bits.
+/// - Where ids fall because the log is lost, the times of positions grow. So a broadcast
+///   is new to a reader if its id or its time is greater than those of all that it has
+///   seen.
+/// - With a journal, each position names the one [before](Position::after) it, so a
+///   receiver notices what it has missed.
 pub trait Log: Send + Sync + 'static {
-    /// Stores an event for one room and publishes it. The future resolves to its position once it is
-    /// stored, which may be before or after the members of the room receive it.
+    /// Stores an event for one room and publishes it. The future resolves to its position
+    /// once it is stored, which may be before or after the members of the room receive
+    /// it.
     ///
-    /// Resolves to [`BusError::Unconfirmed`] if the event may have been stored and published. With any
-    /// other error it was not.
+    /// Resolves to [`BusError::Unconfirmed`] if the event may have been stored and
+    /// published. With any other error it was not.
     fn publish(&self, room: &str, event: &str, args: Args)
     -> BusFuture<Result<Position, BusError>>;
 
@@ -51,8 +54,8 @@ pub trait Log: Send + Sync + 'static {
         args: Args,
     ) -> BusFuture<Result<Published, BusError>>;
 
-    /// The same, once for each idempotency key of the namespace. The first result is returned again, with
-    /// [`Published::is_replayed`]. Default: the log has no keys.
+    /// The same, once for each idempotency key of the namespace. The first result is
+    /// returned again, with [`Published::is_replayed`]. Default: the log has no keys.
     fn broadcast_once(
         &self,
         _target: Target,
@@ -67,14 +70,15 @@ pub trait Log: Send + Sync + 'static {
     /// Reads at most `limit` entries of the journal, the oldest first.
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;
 
-    /// Tells emitters that the namespace has a journal, so that they append to it what they publish. To be
-    /// repeated now and then, because Redis may lose it. Default: there are no emitters.
+    /// Tells emitters that the namespace has a journal, so that they append to it what
+    /// they publish. To be repeated now and then, because Redis may lose it. Default:
+    /// there are no emitters.
     fn announce(&self) -> BusFuture<Result<(), BusError>> {
         Box::pin(ready(Ok(())))
     }
 
-    /// Returns the text by which clients name the place of a broadcast when they come back, from its id and its
-    /// time. Default: both, with a hyphen between them.
+    /// Returns the text by which clients name the place of a broadcast when they come
+    /// back, from its id and its time. Default: both, with a hyphen between them.
     fn offset(&self, id: u64, time: u64) -> String {
         format!("{id}-{time}")
     }
@@ -132,8 +136,9 @@ impl JournalEntry {
 pub struct JournalPage {
     /// The entries, the oldest first.
     pub entries: Vec<JournalEntry>,
-    /// The places of broadcasts between them that are stored and cannot be read, the oldest first. They are
-    /// links of the chain, so nothing is missing beside what they were.
+    /// The places of broadcasts between them that are stored and cannot be read, the
+    /// oldest first. They are links of the chain, so nothing is missing beside what they
+    /// were.
     pub unreadable: Vec<Position>,
     /// Whether there may be more entries in the direction of reading.
     pub is_full: bool,
@@ -152,8 +157,9 @@ pub struct HistoryLimits {
     pub bytes: usize,
     /// How long an entry is kept, in whole seconds, at least one. Default 24 hours.
     pub age: Duration,
-    /// Maximum size of all rooms of a namespace, in bytes. The rooms whose latest entry is oldest are
-    /// forgotten. For logs in memory only: in Redis, `maxmemory` is the limit. Default 64 MiB.
+    /// Maximum size of all rooms of a namespace, in bytes. The rooms whose latest entry
+    /// is oldest are forgotten. For logs in memory only: in Redis, `maxmemory` is the
+    /// limit. Default 64 MiB.
     pub memory_bytes: usize,
 }
 

@@ -8,26 +8,28 @@ use super::{BusError, BusFuture};
 
 /// Keeps the sessions of a namespace's clients, so that any node can go on with one.
 ///
-/// A session has an owner: a token of the socket that wrote it. Once another owner has taken the session,
-/// writes of the former one change nothing. So a node that notices late that its client has gone does no
-/// harm. A session that the store has lost has no owner, so whoever updates it stores it again. Every
-/// implementation gives these guarantees; one suite of tests checks all of them.
+/// A session has an owner: a token of the socket that wrote it. Once another owner has
+/// taken the session, writes of the former one change nothing. So a node that notices
+/// late that its client has gone does no harm. A session that the store has lost has no
+/// owner, so whoever updates it stores it again. Every implementation gives these
+/// guarantees; one suite of tests checks all of them.
 pub trait Sessions: Send + Sync + 'static {
     /// Stores a session for its owner, whatever was stored before.
     fn create(&self, session: Session) -> BusFuture<Result<(), BusError>>;
 
-    /// Replaces the session, or stores it again if it is missing, unless it is another owner's. Resolves to
-    /// whether it was stored.
+    /// Replaces the session, or stores it again if it is missing, unless it is another
+    /// owner's. Resolves to whether it was stored.
     fn update(&self, session: Session) -> BusFuture<Result<bool, BusError>>;
 
     /// Removes the session if it is still the owner's.
     fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<(), BusError>>;
 
-    /// Keeps sessions that exist for this long from now on. Resolves to whether each of them exists.
+    /// Keeps sessions that exist for this long from now on. Resolves to whether each of
+    /// them exists.
     fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>>;
 
-    /// Makes `owner` the owner of a session, which otherwise stays as it is. Resolves to its value and its
-    /// former owner. Of two that take it, the later one is the owner.
+    /// Makes `owner` the owner of a session, which otherwise stays as it is. Resolves to
+    /// its value and its former owner. Of two that take it, the later one is the owner.
     fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>>;
 }
 

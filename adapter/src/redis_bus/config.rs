@@ -9,8 +9,8 @@ use roomcast_protocol::{
     wire::Parser,
 };
 
-/// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must be the same
-/// for all nodes, Node.js servers and emitters of a cluster.
+/// The settings of a [`RedisBus`](crate::RedisBus). `prefix`, `dialect` and `parser` must
+/// be the same for all nodes, Node.js servers and emitters of a cluster.
 ///
 /// ```
 /// # use roomcast_adapter::RedisConfig;
@@ -28,14 +28,14 @@ pub struct RedisConfig {
     pub prefix: String,
     /// The Node adapter whose wire format is used. Default: the classic one.
     pub dialect: Dialect,
-    /// Key of the stream in the streams dialect: `streamName` of Node's adapter. Default: the prefix, because
-    /// Node's default for both is `socket.io`.
+    /// Key of the stream in the streams dialect: `streamName` of Node's adapter. Default:
+    /// the prefix, because Node's default for both is `socket.io`.
     pub stream: Option<String>,
-    /// About how many entries the stream has at most, in the streams dialect: `maxLen` of Node's adapter.
-    /// Default 10,000.
+    /// About how many entries the stream has at most, in the streams dialect: `maxLen` of
+    /// Node's adapter. Default 10,000.
     pub stream_max_len: usize,
-    /// Prefix of the keys of sessions in the streams dialect: `sessionKeyPrefix` of Node's adapter. Default
-    /// `sio:session:`.
+    /// Prefix of the keys of sessions in the streams dialect: `sessionKeyPrefix` of
+    /// Node's adapter. Default `sio:session:`.
     pub session_prefix: String,
     /// How broadcasts are encoded in the classic dialect. Default: MessagePack.
     pub parser: Parser,
@@ -52,18 +52,21 @@ pub struct RedisConfig {
     pub probe_interval: Duration,
     /// How long a probe may take before the connection counts as broken. Default 5 s.
     pub probe_timeout: Duration,
-    /// Maximum depth of the data in a message, at most 500. Default 400. A deeper message is dropped
-    /// and logged. A server sets it to its own limit for clients (`Limits::json_depth`).
+    /// Maximum depth of the data in a message, at most 500. Default 400. A deeper message
+    /// is dropped and logged. A server sets it to its own limit for clients
+    /// (`Limits::json_depth`).
     pub json_depth: usize,
-    /// With which keys the nodes sign what they publish. All nodes and emitters need one of them, and
-    /// Node.js servers cannot take part: what they publish is dropped. Not with [`Parser::Json`]. Default:
-    /// nothing is signed.
+    /// With which keys the nodes sign what they publish. All nodes and emitters need one
+    /// of them, and Node.js servers cannot take part: what they publish is dropped. Not
+    /// with [`Parser::Json`]. Default: nothing is signed.
     pub signing: Option<Signing>,
-    /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is unavailable. With
-    /// `false` the bus starts all the same and is interrupted until Redis is there. Default true.
+    /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is
+    /// unavailable. With `false` the bus starts all the same and is interrupted until
+    /// Redis is there. Default true.
     pub is_required: bool,
     /// Where other nodes reach this one, such as `10.0.0.7:3002`: see
-    /// [`Bus::find_peer`](crate::Bus::find_peer). Visible ASCII, stated with the node's lease. Default: none.
+    /// [`Bus::find_peer`](crate::Bus::find_peer). Visible ASCII, stated with the node's
+    /// lease. Default: none.
     pub address: Option<String>,
 }
 

@@ -35,8 +35,8 @@ use crate::bus::Listener;
 /// Maximum number of ways in which a channel's name is read: one per `#` in it.
 const MAX_PLACES: usize = 32;
 
-/// Maximum size of a message, in bytes. Redis takes messages of 512 MB, and to decode one takes several
-/// times its size.
+/// Maximum size of a message, in bytes. Redis takes messages of 512 MB, and to decode one
+/// takes several times its size.
 const MAX_MESSAGE: usize = 64 << 20;
 
 /// The receiving side of the bus.
@@ -95,8 +95,8 @@ impl Dropped {
     }
 }
 
-/// A message that came on a channel. Its seal is opened once, however many ways there are to read the name of
-/// the channel, because the second time it would count as replayed.
+/// A message that came on a channel. Its seal is opened once, however many ways there are
+/// to read the name of the channel, because the second time it would count as replayed.
 struct Arrived<'a> {
     channel: &'a str,
     payload: &'a [u8],
@@ -142,8 +142,9 @@ impl Receiver {
             self.receive(channel, payload);
             return;
         }
-        // Redis sends by the pattern until it has carried out that it is given up. Single rooms have
-        // their channels again by then, so all that comes by the pattern comes by them, too.
+        // Redis sends by the pattern until it has carried out that it is given up. Single
+        // rooms have their channels again by then, so all that comes by the pattern comes
+        // by them, too.
         let is_redundant = |channel| {
             !self.subscriptions.hears_by_pattern(channel)
                 || self.subscriptions.is_private_copy(channel)

@@ -1,8 +1,9 @@
 //! The logs of a namespace in Redis.
 //!
-//! One script stores a broadcast in the stream of its room and in the journal, another one many broadcasts in
-//! the journal, and both publish them, so that ids are heard in the order in which they were assigned, and a
-//! reader that has heard one finds all earlier ones:
+//! One script stores a broadcast in the stream of its room and in the journal, another
+//! one many broadcasts in the journal, and both publish them, so that ids are heard in
+//! the order in which they were assigned, and a reader that has heard one finds all
+//! earlier ones:
 //!
 //! ```text
 //! publish ─► EVALSHA ─┬─ id: the counter of the namespace, or the clock if it is ahead
@@ -11,8 +12,9 @@
 //!    NOSCRIPT ─► EVAL: Redis has restarted, and nothing was executed
 //! ```
 //!
-//! The stream has what [`Wire::unplaced`] writes; the script appends the position to what it publishes.
-//! All keys are in the slot of the channel. An attempt without a reply is never repeated.
+//! The stream has what [`Wire::unplaced`] writes; the script appends the position to what
+//! it publishes. All keys are in the slot of the channel. An attempt without a reply is
+//! never repeated.
 //!
 //! [`Wire::unplaced`]: roomcast_protocol::wire::Wire::unplaced
 
@@ -354,7 +356,8 @@ impl Reading {
     ) -> Result<Vec<HistoryEntry>, PublishError> {
         let mut found = Vec::new();
         self.each_page(page, limit, |page| {
-            // A stream is trimmed when something is stored, so it may have entries that are too old.
+            // A stream is trimmed when something is stored, so it may have entries that
+            // are too old.
             let oldest = page.now.saturating_sub(age);
             let before = found.len();
             let kept = page.entries.iter();
@@ -405,8 +408,8 @@ impl Reading {
         Ok(read)
     }
 
-    /// Passes pages to `take`, which returns how many entries it took, until these are `limit` or the
-    /// stream ends. Returns whether there may be more.
+    /// Passes pages to `take`, which returns how many entries it took, until these are
+    /// `limit` or the stream ends. Returns whether there may be more.
     async fn each_page(
         &self,
         mut page: Page,

@@ -32,10 +32,10 @@ use super::{
     peers::{self, Peers},
 };
 
-/// How long the lease of a node that vanished is kept. When a host loses its power or its network,
-/// Redis keeps the node's subscriptions until the connection times out, which takes minutes to an
-/// hour. Without a lease, such a node would count as a Node server, and every question would wait for
-/// it.
+/// How long the lease of a node that vanished is kept. When a host loses its power or its
+/// network, Redis keeps the node's subscriptions until the connection times out, which
+/// takes minutes to an hour. Without a lease, such a node would count as a Node server,
+/// and every question would wait for it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// How long the trace of a node that has left is kept. Its score is that much lower than the time
@@ -264,9 +264,9 @@ impl Membership {
         format!("{SETTINGS}{}:{node}", self.settings)
     }
 
-    /// Returns why this node is not ready, if others have other settings. Nodes of different settings
-    /// do not understand each other. Those whose settings most nodes have are ready, because one
-    /// wrong node must not stop a cluster.
+    /// Returns why this node is not ready, if others have other settings. Nodes of
+    /// different settings do not understand each other. Those whose settings most nodes
+    /// have are ready, because one wrong node must not stop a cluster.
     pub(super) fn disagreement(&self) -> Option<Arc<str>> {
         let state = self.state.lock();
         let disagreement = state.disagreement.as_ref();

@@ -1,4 +1,5 @@
-//! Broadcasts under an idempotency key. Redis looks for the key, publishes, and keeps the result, in one step.
+//! Broadcasts under an idempotency key. Redis looks for the key, publishes, and keeps the
+//! result, in one step.
 
 use std::{future::ready, sync::Arc};
 
@@ -16,8 +17,8 @@ use super::{
 };
 use crate::bus::{BusError, BusFuture, JournalLimits, Published};
 
-/// Publishes to all nodes, this one included, and stores in the journal if there is one. The payload is that of an
-/// emitter, because a node drops what it has sent itself.
+/// Publishes to all nodes, this one included, and stores in the journal if there is one.
+/// The payload is that of an emitter, because a node drops what it has sent itself.
 pub(super) fn publish(
     outgoing: &Arc<Outgoing>,
     subscriptions: &Subscriptions,

@@ -1,8 +1,8 @@
 //! Messages, questions and answers on their way to Redis.
 //!
-//! Each is counted once, whether or not its sender waits for the outcome. A future that its sender
-//! drops is polled to its end by a task: in a Redis Cluster it is the polling that follows a channel
-//! which has moved.
+//! Each is counted once, whether or not its sender waits for the outcome. A future that
+//! its sender drops is polled to its end by a task: in a Redis Cluster it is the polling
+//! that follows a channel which has moved.
 
 use std::{
     borrow::Cow,

@@ -1,12 +1,12 @@
 //! Where the other nodes are reached, by the tags with which their ids begin.
 //!
-//! A node states its address beside its lease (`with:SETTINGS:NODE@ADDRESS`), so the addresses come with
-//! every reading of the leases and cost no command. Versions that know no addresses ignore what follows
-//! the settings.
+//! A node states its address beside its lease (`with:SETTINGS:NODE@ADDRESS`), so the
+//! addresses come with every reading of the leases and cost no command. Versions that
+//! know no addresses ignore what follows the settings.
 //!
-//! A tag that is not in the table may be that of a node that joined since the last reading. Then the
-//! leases are read again. Because anyone can make up tags, at most one such reading is under way, and
-//! there is a pause between two:
+//! A tag that is not in the table may be that of a node that joined since the last
+//! reading. Then the leases are read again. Because anyone can make up tags, at most one
+//! such reading is under way, and there is a pause between two:
 //!
 //! ```text
 //! unknown tag ──▶ turn ──▶ a reading began after the tag came? ── yes ──▶ look again

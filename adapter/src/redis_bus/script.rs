@@ -8,8 +8,8 @@ use roomcast_emitter::redis::{PublishError, Route};
 
 use super::outgoing::Outgoing;
 
-/// Runs a script at the owner of the keys, which must be in one slot. The first attempt is enqueued when this
-/// returns.
+/// Runs a script at the owner of the keys, which must be in one slot. The first attempt
+/// is enqueued when this returns.
 pub(super) fn run(
     script: &'static Script,
     outgoing: &Arc<Outgoing>,

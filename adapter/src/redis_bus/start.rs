@@ -76,8 +76,8 @@ pub enum StartError {
     /// The first commands failed.
     #[error("Redis does not take commands: {0}")]
     Publish(#[from] PublishError),
-    /// [`Dialect::Streams`] and [`Parser::Json`](roomcast_protocol::wire::Parser::Json) are for clusters with Node.js
-    /// servers, which cannot sign.
+    /// [`Dialect::Streams`] and [`Parser::Json`](roomcast_protocol::wire::Parser::Json)
+    /// are for clusters with Node.js servers, which cannot sign.
     #[error("signed messages need the classic or a sharded dialect, with the parser MessagePack")]
     Unsignable,
     /// What the node publishes does not come back to it.
@@ -124,8 +124,9 @@ fn endpoint(config: &RedisConfig) -> Endpoint {
 }
 
 impl RedisBus {
-    /// Checks what [`connect`](Self::connect) checks before it joins the cluster: the server, and the
-    /// rights of the user. Changes nothing, so other nodes do not notice it.
+    /// Checks what [`connect`](Self::connect) checks before it joins the cluster: the
+    /// server, and the rights of the user. Changes nothing, so other nodes do not notice
+    /// it.
     ///
     /// # Errors
     ///
@@ -140,8 +141,8 @@ impl RedisBus {
     ///
     /// # Errors
     ///
-    /// Redis is unavailable, or the user lacks a right. [`StartError::is_temporary`] tells whether a
-    /// later call may succeed.
+    /// Redis is unavailable, or the user lacks a right. [`StartError::is_temporary`]
+    /// tells whether a later call may succeed.
     pub async fn connect(mut config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
         let endpoint = endpoint(&config);
         let may_wait = |error: &StartError| !config.is_required && error.is_temporary();
@@ -363,8 +364,8 @@ fn subscriber(
     Subscriber::start(endpoint, settings, sink)
 }
 
-/// Refuses one server of a Redis Cluster, because it may have neither the leases nor the subscribers
-/// of the others.
+/// Refuses one server of a Redis Cluster, because it may have neither the leases nor the
+/// subscribers of the others.
 fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), ConnectError> {
     let info = connection.info();
     let is_part = info.mode == Some(Mode::Cluster) && endpoint.topology() != Topology::Cluster;

@@ -1,4 +1,5 @@
-//! The streams dialect: messages are entries of one stream in Redis, which every node reads by itself.
+//! The streams dialect: messages are entries of one stream in Redis, which every node
+//! reads by itself.
 //!
 //! ```text
 //!  publish ─► XADD, MAXLEN ~ n ─► the stream ─► XREAD BLOCK, on a connection of its own ─► Receiver
@@ -6,9 +7,10 @@
 //!  ask     ─► PUBLISH on the namespace's channel, as in the other dialects
 //! ```
 //!
-//! An outage of Redis loses nothing: the reader goes on behind the last entry that it has read. Only if the
-//! stream was trimmed or lost beyond that entry does it report a gap. Answers and questions are on channels,
-//! as Node's adapter has them, so a question may overtake a message.
+//! An outage of Redis loses nothing: the reader goes on behind the last entry that it has
+//! read. Only if the stream was trimmed or lost beyond that entry does it report a gap.
+//! Answers and questions are on channels, as Node's adapter has them, so a question may
+//! overtake a message.
 
 mod entries;
 mod log;

@@ -358,8 +358,8 @@ impl Subscriptions {
         channels.rooms.is_due(now)
     }
 
-    /// Subscribes a room that is about to get its first member, and gives it up again if none comes.
-    /// Returns `false` if the room has no channel of its own.
+    /// Subscribes a room that is about to get its first member, and gives it up again if
+    /// none comes. Returns `false` if the room has no channel of its own.
     pub(super) fn expect(&self, namespace: &AttachedNamespace, room: &str) -> bool {
         let Some(channel) = namespace.channel_of(self.channels(), room) else {
             return false;

@@ -44,8 +44,8 @@ pub(super) const BATCH: usize = 512;
 /// Most batches that are unconfirmed at any time.
 pub(super) const WINDOW: usize = 8;
 
-/// Names that may stay although nobody wants them and Redis does not have them. Names that are under
-/// way count as such.
+/// Names that may stay although nobody wants them and Redis does not have them. Names
+/// that are under way count as such.
 const MAX_IDLE: usize = 2 * BATCH * WINDOW;
 
 /// What a subscription is to.

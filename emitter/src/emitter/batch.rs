@@ -1,10 +1,11 @@
 //! Many emits at once, published in as few pipelines as possible.
 //!
-//! Messages are encoded when they are added; nothing is published before the batch is sent. The size
-//! of a batch is limited in bytes, and so are the bytes that are on their way to Redis at a time.
+//! Messages are encoded when they are added; nothing is published before the batch is
+//! sent. The size of a batch is limited in bytes, and so are the bytes that are on their
+//! way to Redis at a time.
 //!
-//! A message that cannot be encoded, or that does not fit, is an error of the call that adds it. What
-//! is in the batch can therefore only fail in Redis or on the way there.
+//! A message that cannot be encoded, or that does not fit, is an error of the call that
+//! adds it. What is in the batch can therefore only fail in Redis or on the way there.
 
 use std::{borrow::Cow, fmt, mem, sync::Arc};
 
@@ -118,8 +119,8 @@ impl Batch {
 
     /// Publishes the messages and returns the outcome of each, both in order.
     ///
-    /// Messages that fail are retried as [`Retry`](super::Retry) says; these are published after the
-    /// others.
+    /// Messages that fail are retried as [`Retry`](super::Retry) says; these are
+    /// published after the others.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
         let Messages {
             core,
@@ -231,7 +232,8 @@ impl BatchOperator<'_> {
         self.messages.add(&self.namespace, &message)
     }
 
-    /// Disconnects the selected sockets from the namespace or, with `close`, closes their connections.
+    /// Disconnects the selected sockets from the namespace or, with `close`, closes their
+    /// connections.
     pub fn disconnect_sockets(self, close: bool) -> Result<(), EmitError> {
         let target = mem::take(self.target);
         let message = Message::DisconnectSockets { target, close };

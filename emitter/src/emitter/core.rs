@@ -10,8 +10,9 @@
 //!     ─▶ gather answers; count again every 200 ms while one is missing
 //! ```
 //!
-//! Only what was certainly not published is retried. As soon as the broadcast of a confirmed emit is
-//! out, a failure of the question is `Unconfirmed`: a retry would publish the broadcast twice.
+//! Only what was certainly not published is retried. As soon as the broadcast of a
+//! confirmed emit is out, a failure of the question is `Unconfirmed`: a retry would
+//! publish the broadcast twice.
 
 use std::{
     borrow::Cow,
@@ -168,7 +169,8 @@ impl Core {
         outcomes.collect()
     }
 
-    /// Stores a message in the journal in which it belongs, which publishes it, or publishes it only.
+    /// Stores a message in the journal in which it belongs, which publishes it, or
+    /// publishes it only.
     async fn publish_to(
         &self,
         namespace: &str,
@@ -206,7 +208,8 @@ impl Core {
         self.read_clock().await?;
         let command = self.store_command(&journal, &publication.payload)?;
         let appending = self.transport.append_all(&journal.names, vec![command]);
-        // In a box, so that the futures of applications around this one stay within what the compiler can nest.
+        // In a box, so that the futures of applications around this one stay within what
+        // the compiler can nest.
         let appended = Box::pin(appending).await.pop();
         appended
             .expect("there is one reply for each command")
@@ -243,8 +246,8 @@ impl Core {
         }
     }
 
-    /// Publishes the messages of a batch and returns their outcomes, both in order. `namespaces` are those of
-    /// their [marks](Unsent::push).
+    /// Publishes the messages of a batch and returns their outcomes, both in order.
+    /// `namespaces` are those of their [marks](Unsent::push).
     pub(super) async fn publish_all(
         &self,
         unsent: &Unsent,
@@ -395,8 +398,8 @@ impl Core {
         }
     }
 
-    /// Signs a message, if the cluster does. Done for each try, because the pauses between them may be longer
-    /// than a signature is valid.
+    /// Signs a message, if the cluster does. Done for each try, because the pauses
+    /// between them may be longer than a signature is valid.
     async fn signed<'a>(
         &self,
         publication: &'a Publication,

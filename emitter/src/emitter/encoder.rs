@@ -41,8 +41,8 @@ impl Encoder {
         Ok(publication)
     }
 
-    /// Moves a broadcast to the channel that all nodes receive, if sockets were just told to join its
-    /// room.
+    /// Moves a broadcast to the channel that all nodes receive, if sockets were just told
+    /// to join its room.
     pub(super) fn redirect(
         &self,
         namespace: &str,

@@ -1,7 +1,8 @@
 //! Which namespaces have a journal.
 //!
-//! Nodes write the limits of a journal to Redis, and an emitter looks there at most once a second for each
-//! namespace to which it emits. A user without the right to look emits as if there were no journal.
+//! Nodes write the limits of a journal to Redis, and an emitter looks there at most once
+//! a second for each namespace to which it emits. A user without the right to look emits
+//! as if there were no journal.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

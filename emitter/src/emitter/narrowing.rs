@@ -3,8 +3,9 @@
 /// Methods for a type with a field `target`.
 macro_rules! narrowing {
     () => {
-        /// Selects the sockets in these rooms, in addition to those selected before. A socket in several
-        /// of them receives a message once. A socket's id is the name of a room with only that socket.
+        /// Selects the sockets in these rooms, in addition to those selected before. A
+        /// socket in several of them receives a message once. A socket's id is the name
+        /// of a room with only that socket.
         pub fn to(mut self, rooms: impl roomcast_protocol::target::Rooms) -> Self {
             self.target.add_rooms(rooms);
             self

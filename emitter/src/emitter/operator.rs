@@ -46,16 +46,19 @@ impl BroadcastOperator {
 
     super::narrowing!();
 
-    /// Publishes the event once, however often it is emitted with this key: by this emitter, by another one, by a
-    /// server, or over the HTTP API. The first emit decides, and the later ones return its receipt with
-    /// `is_replayed`. What Redis did not confirm is therefore retried, too.
+    /// Publishes the event once, however often it is emitted with this key: by this
+    /// emitter, by another one, by a server, or over the HTTP API. The first emit
+    /// decides, and the later ones return its receipt with `is_replayed`. What Redis did
+    /// not confirm is therefore retried, too.
     ///
-    /// Keys belong to a namespace. The result is kept for [`Builder::idempotency_time`](crate::Builder::idempotency_time).
-    /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed).
+    /// Keys belong to a namespace. The result is kept for
+    /// [`Builder::idempotency_time`](crate::Builder::idempotency_time). Concerns
+    /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed).
     ///
     /// # Errors
     ///
-    /// The emit fails with [`EmitError::KeyReused`] if another event, other arguments or other rooms had this key.
+    /// The emit fails with [`EmitError::KeyReused`] if another event, other arguments or
+    /// other rooms had this key.
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.idempotency_key = Some(key.into());
         self
@@ -68,7 +71,8 @@ impl BroadcastOperator {
 
     /// Emits an event to the selected sockets. Resolves when Redis has accepted it.
     ///
-    /// If the namespace has a journal, the event is stored there, unless it is [`volatile`](Self::volatile).
+    /// If the namespace has a journal, the event is stored there, unless it is
+    /// [`volatile`](Self::volatile).
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let args = checked(event, args)?;
         let once = self.once(event, &args);
@@ -80,8 +84,9 @@ impl BroadcastOperator {
 
     /// Emits an event and waits until the nodes have reported how many sockets it reached.
     ///
-    /// Nodes that do not respond within the timeout (default 5 s) are listed as silent, which is not
-    /// an error. Node's servers cannot report this; they are asked which sockets are selected now.
+    /// Nodes that do not respond within the timeout (default 5 s) are listed as silent,
+    /// which is not an error. Node's servers cannot report this; they are asked which
+    /// sockets are selected now.
     pub async fn emit_confirmed(
         self,
         event: &str,
@@ -99,8 +104,9 @@ impl BroadcastOperator {
         confirming.await
     }
 
-    /// Emits an event and collects acknowledgements until all sockets have acknowledged or the timeout
-    /// (default 5 s) ends. A timeout is not an error: the result lists what is missing.
+    /// Emits an event and collects acknowledgements until all sockets have acknowledged
+    /// or the timeout (default 5 s) ends. A timeout is not an error: the result lists
+    /// what is missing.
     pub async fn emit_with_ack<T: FromArgs>(
         self,
         event: &str,
@@ -145,7 +151,8 @@ impl BroadcastOperator {
         self.publish(Message::SocketsLeave { target, rooms }).await
     }
 
-    /// Disconnects the selected sockets from the namespace or, with `close`, closes their connections.
+    /// Disconnects the selected sockets from the namespace or, with `close`, closes their
+    /// connections.
     pub async fn disconnect_sockets(self, close: bool) -> Result<Delivery, EmitError> {
         let target = self.target.clone();
         self.publish(Message::DisconnectSockets { target, close })

@@ -14,21 +14,23 @@ use roomcast_protocol::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// Connections that received it from Redis: the subscribers of the channel. Zero is not an error,
-    /// because rooms may be empty. On a Redis Cluster in the classic dialect, only subscribers of one
-    /// Redis node are counted; the others receive it, too.
+    /// Connections that received it from Redis: the subscribers of the channel. Zero is
+    /// not an error, because rooms may be empty. On a Redis Cluster in the classic
+    /// dialect, only subscribers of one Redis node are counted; the others receive it,
+    /// too.
     pub nodes: usize,
-    /// How many of these subscribe to the channel of the room itself, because they have members. The
-    /// others receive every message and may have no member, as Node's servers do. `None` unless
-    /// [`Builder::count_members`](crate::Builder::count_members) is set, and for messages that do not
-    /// go to exactly one room with a channel of its own.
+    /// How many of these subscribe to the channel of the room itself, because they have
+    /// members. The others receive every message and may have no member, as Node's
+    /// servers do. `None` unless
+    /// [`Builder::count_members`](crate::Builder::count_members) is set, and for messages
+    /// that do not go to exactly one room with a channel of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub members: Option<usize>,
     /// Its place in the journal of the namespace, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
-    /// Whether this is the result of an earlier emit with the same idempotency key, so that nothing was
-    /// published now.
+    /// Whether this is the result of an earlier emit with the same idempotency key, so
+    /// that nothing was published now.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_replayed: bool,
 }
@@ -65,8 +67,8 @@ pub struct Answers<T> {
     pub missing_unnamed: usize,
     /// Nodes that responded.
     pub nodes: usize,
-    /// Nodes that did not report whether they have selected sockets. Servers of other make appear as
-    /// `foreign`.
+    /// Nodes that did not report whether they have selected sockets. Servers of other
+    /// make appear as `foreign`.
     pub silent_nodes: Vec<String>,
 }
 
@@ -81,7 +83,8 @@ pub struct Fetched {
 }
 
 impl<T> Answers<T> {
-    /// The same as a receipt: with the number of sockets that were asked, and of those that acknowledged.
+    /// The same as a receipt: with the number of sockets that were asked, and of those
+    /// that acknowledged.
     pub fn receipt(&self) -> Receipt {
         let missing = self.missing.len() + self.missing_unnamed;
         Receipt::with_acknowledgements(self.nodes, self.answers.len(), missing, &self.silent_nodes)

@@ -56,16 +56,16 @@ impl Retry {
         self
     }
 
-    /// Also retries messages that may have been published: while Redis can be reached, each arrives at
-    /// least once, and possibly twice.
+    /// Also retries messages that may have been published: while Redis can be reached,
+    /// each arrives at least once, and possibly twice.
     #[must_use]
     pub fn at_least_once(mut self) -> Self {
         self.may_duplicate = true;
         self
     }
 
-    /// The pause before the next try, or `None` if there is no next try. `tried` counts the tries so
-    /// far.
+    /// The pause before the next try, or `None` if there is no next try. `tried` counts
+    /// the tries so far.
     pub(crate) fn pause(&self, tried: u32, error: &EmitError) -> Option<Duration> {
         let unconfirmed = matches!(error, EmitError::Unconfirmed(_));
         let again = error.is_safe_to_retry() || (self.may_duplicate && unconfirmed);

@@ -108,8 +108,8 @@ impl Transport {
         usize::try_from(subscribers.integer()?).ok()
     }
 
-    /// Runs the script that stores and publishes, once for each of these commands, and returns the outcomes, both
-    /// in order.
+    /// Runs the script that stores and publishes, once for each of these commands, and
+    /// returns the outcomes, both in order.
     pub(super) async fn append_all(
         &self,
         names: &Names,
@@ -224,7 +224,8 @@ impl Transport {
         membership::count(channels, leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
     }
 
-    /// Redis's time in milliseconds since 1970, of the server that has the leases: all nodes read it there.
+    /// Redis's time in milliseconds since 1970, of the server that has the leases: all
+    /// nodes read it there.
     pub(super) async fn time(&self, channels: &Channels) -> Result<u64, EmitError> {
         let reply = match self {
             Self::Own(publisher) => {

@@ -1,8 +1,9 @@
 //! What a batch holds: commands in pieces that Redis reads at once.
 //!
-//! Each piece is a pipeline of the `redis` crate behind an `Arc`. The link sends it as it is, and the
-//! batch keeps it until all replies are there: if some of its messages were not published, they are
-//! selected and sent again. So the common case, in which nothing fails, copies nothing.
+//! Each piece is a pipeline of the `redis` crate behind an `Arc`. The link sends it as it
+//! is, and the batch keeps it until all replies are there: if some of its messages were
+//! not published, they are selected and sent again. So the common case, in which nothing
+//! fails, copies nothing.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -39,8 +40,9 @@ pub(super) struct Piece {
 }
 
 impl Unsent {
-    /// Adds a command, unless all of them would take more bytes than the limit. The mark is the number of the
-    /// namespace in whose journal it belongs, counted from 1, or 0 for none.
+    /// Adds a command, unless all of them would take more bytes than the limit. The mark
+    /// is the number of the namespace in whose journal it belongs, counted from 1, or 0
+    /// for none.
     pub(super) fn push(&mut self, command: Cmd, mark: u32, limit: usize) -> Result<(), EmitError> {
         let bytes = crate::redis::bytes_of(&command);
         if bytes > limit.saturating_sub(self.bytes) {

@@ -1,7 +1,8 @@
 //! The commands that find the members of a namespace, and their replies.
 //!
-//! Two steps: the leases, on the server that holds their key; then the numbers of subscribers, on all
-//! primaries, since each server knows only its own. This module does no I/O.
+//! Two steps: the leases, on the server that holds their key; then the numbers of
+//! subscribers, on all primaries, since each server knows only its own. This module does
+//! no I/O.
 
 use std::sync::Arc;
 

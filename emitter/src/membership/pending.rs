@@ -1,8 +1,8 @@
 //! Questions that wait for answers, and when to stop waiting.
 //!
-//! Answers arrive over a subscription and are passed to [`PendingQuestions::receive`]. While one is
-//! missing, the members are counted again and again, so that no question waits for a node that died.
-//! The result is what is known when the timeout ends.
+//! Answers arrive over a subscription and are passed to [`PendingQuestions::receive`].
+//! While one is missing, the members are counted again and again, so that no question
+//! waits for a node that died. The result is what is known when the timeout ends.
 //!
 //! ```text
 //!   open ─▶ gather ─▶ look ─▶ complete? ──yes──▶ outcome
@@ -44,9 +44,9 @@ const MAX_PENDING: usize = 10_000;
 /// Maximum size of the answers to one question, in bytes, estimated.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// How long a server of other make that did not answer the last question is waited for, and a node
-/// whose lease is over. The one may be back, and the other may live while Redis refuses writes; both
-/// answer in milliseconds.
+/// How long a server of other make that did not answer the last question is waited for,
+/// and a node whose lease is over. The one may be back, and the other may live while
+/// Redis refuses writes; both answer in milliseconds.
 const SECOND_CHANCE: Duration = Duration::from_millis(300);
 
 /// Whether a server answers such a question at once, without asking clients or handlers.
@@ -95,8 +95,8 @@ pub struct Outcome {
     pub answered: Answered,
     /// Whether all answers are in.
     pub is_complete: bool,
-    /// Nodes of ours that answered and have no lease where this one looks for it. Their URLs may name
-    /// another database of the same Redis.
+    /// Nodes of ours that answered and have no lease where this one looks for it. Their
+    /// URLs may name another database of the same Redis.
     pub without_lease: Vec<NodeId>,
 }
 
@@ -166,10 +166,10 @@ impl PendingQuestions {
 }
 
 impl Waiting {
-    /// Waits until every member has answered or left, at most for `timeout`. `look` returns the members
-    /// that have to answer. It is given nodes that have answered and have no lease, to find out
-    /// whether they are still there. If its first call fails, that is the error; a later failure
-    /// ends the wait.
+    /// Waits until every member has answered or left, at most for `timeout`. `look`
+    /// returns the members that have to answer. It is given nodes that have answered and
+    /// have no lease, to find out whether they are still there. If its first call fails,
+    /// that is the error; a later failure ends the wait.
     ///
     /// With `is_quick`, servers of other make answer such a question at once, if at all. Those that
     /// did not answer the last one get little time for this one.
@@ -210,8 +210,8 @@ impl Waiting {
             if is_complete || now >= deadline {
                 break;
             }
-            // A node that answers and is not known came just now, has left, or has no lease. Until the
-            // next look it counts as a server of other make.
+            // A node that answers and is not known came just now, has left, or has no
+            // lease. Until the next look it counts as a server of other make.
             let now_unknown = self.pending.received.lock().unknown(&expected.now);
             if now_unknown.len() > unknown {
                 next_look = now;

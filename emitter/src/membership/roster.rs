@@ -1,9 +1,10 @@
 //! The members of a namespace, from leases and numbers of subscribers.
 //!
-//! Roomcast nodes hold leases in a sorted set (member: the node's id; score: the end of the lease, in
-//! milliseconds of Redis's clock). A lease shows that a node lives. The number of subscribers of its
-//! own response channel shows whether it is reached now. Servers of other make count by the channels
-//! that they subscribe, as they count each other.
+//! Roomcast nodes hold leases in a sorted set (member: the node's id; score: the end of
+//! the lease, in milliseconds of Redis's clock). A lease shows that a node lives. The
+//! number of subscribers of its own response channel shows whether it is reached now.
+//! Servers of other make count by the channels that they subscribe, as they count each
+//! other.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,8 +13,8 @@ use std::{
 
 use roomcast_protocol::id::NodeId;
 
-/// Prefix of the entries that nodes leave among the leases when they go. No node has such a name, so
-/// nobody waits for them.
+/// Prefix of the entries that nodes leave among the leases when they go. No node has such
+/// a name, so nobody waits for them.
 pub const TRACE: &str = "left:";
 
 /// Duration of a lease. It is renewed every [`RENEWAL_SECONDS`].
@@ -45,8 +46,9 @@ impl Leases {
         self.nodes.iter().map(|(node, _)| node)
     }
 
-    /// These leases and nodes without one, which may be subscribed all the same. Nodes that have left
-    /// are not added: for a while they hold some of the channels and not all.
+    /// These leases and nodes without one, which may be subscribed all the same. Nodes
+    /// that have left are not added: for a while they hold some of the channels and not
+    /// all.
     pub fn with(&self, others: &[NodeId]) -> Self {
         let mut nodes = self.nodes.clone();
         for other in others {
@@ -119,8 +121,9 @@ impl Counted {
         roster
     }
 
-    /// Nodes with a valid lease that are subscribed to nothing: their connection was cut, or they died
-    /// within the duration of a lease. A node that leaves gives up its lease first.
+    /// Nodes with a valid lease that are subscribed to nothing: their connection was cut,
+    /// or they died within the duration of a lease. A node that leaves gives up its lease
+    /// first.
     fn deaf(&self) -> impl Iterator<Item = &NodeId> {
         let subscribed = self.own.iter().zip(&self.anywhere);
         let nodes = self.leases.nodes.iter().zip(subscribed);
@@ -135,8 +138,9 @@ impl Counted {
         let present = |subscribed: &usize| *subscribed > 0;
         let counted = self.own.iter().map(present);
         let nodes: HashMap<NodeId, bool> = self.leases.nodes().cloned().zip(counted).collect();
-        // A node that leaves gives up its lease, then the channels by which all are counted, and its
-        // own a while later: without a lease it may stand in one number and not in the other.
+        // A node that leaves gives up its lease, then the channels by which all are
+        // counted, and its own a while later: without a lease it may stand in one number
+        // and not in the other.
         let is_counted = |node: &&NodeId| nodes.get(*node) == Some(&true);
         let named = after.nodes().filter(is_counted).count();
         let holds = |node: &&NodeId| {
@@ -171,8 +175,8 @@ pub struct Roster {
     pub alive: Vec<NodeId>,
     /// Nodes that are subscribed but do not renew their lease: they hang or were stopped.
     pub stalled: Vec<NodeId>,
-    /// Nodes with a valid lease that are subscribed to nothing. Nobody waits for them, but a message
-    /// does not reach their sockets.
+    /// Nodes with a valid lease that are subscribed to nothing. Nobody waits for them,
+    /// but a message does not reach their sockets.
     pub deaf: Vec<NodeId>,
     /// The number of servers of other make.
     pub foreign: usize,

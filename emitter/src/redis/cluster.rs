@@ -1,8 +1,9 @@
 //! The nodes of a cluster and the slots that each serves.
 //!
-//! The crate's own cluster client is not used: it retries a command whose reply it lost, so a message
-//! can be published twice, and it subscribes all channels again in one command. What is left to do
-//! is small. One task per endpoint, the keeper, reads the map:
+//! The crate's own cluster client is not used: it retries a command whose reply it lost,
+//! so a message can be published twice, and it subscribes all channels again in one
+//! command. What is left to do is small. One task per endpoint, the keeper, reads the
+//! map:
 //!
 //! ```text
 //!             every 30 s, or after `moved`/`outdated` (at most every 250 ms)
@@ -45,8 +46,8 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 const MAX_KNOWN: usize = 64;
 
 impl Endpoint {
-    /// Asks the nodes of the cluster for the map: first `hint`, then those that were seen last, then
-    /// those of the URL. `None` without a cluster.
+    /// Asks the nodes of the cluster for the map: first `hint`, then those that were seen
+    /// last, then those of the URL. `None` without a cluster.
     pub async fn cluster_map(
         &self,
         hint: Option<&Address>,

@@ -379,8 +379,8 @@ async fn secured(info: ConnectionInfo, files: TlsFiles) -> Result<Client, Connec
 
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 
-/// Reads a file with at least one item of the kind. The crate takes a file without any for a list of
-/// trusted authorities that trusts nobody.
+/// Reads a file with at least one item of the kind. The crate takes a file without any
+/// for a list of trusted authorities that trusts nobody.
 fn pem(path: &Path, kind: &str) -> Result<Vec<u8>, ConnectError> {
     let unusable = |reason: String| ConnectError::TlsFile {
         path: path.into(),

@@ -1,8 +1,8 @@
 //! Why a connection to Redis failed, and whether a retry can help.
 //!
-//! The crate's errors describe what failed. These tell an operator what to do: which server, which
-//! part of the URL, and whether something has to be changed. A program that starts exits at permanent errors and
-//! waits at the others.
+//! The crate's errors describe what failed. These tell an operator what to do: which
+//! server, which part of the URL, and whether something has to be changed. A program that
+//! starts exits at permanent errors and waits at the others.
 
 use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -114,8 +114,8 @@ pub enum ConnectError {
         /// Whether every Sentinel of the URL responded.
         all_were_asked: bool,
     },
-    /// The server is a replica. Sentinels, or a name that points to the primary, lead to it during a
-    /// failover.
+    /// The server is a replica. Sentinels, or a name that points to the primary, lead to
+    /// it during a failover.
     #[error("{server} is not a primary at the moment")]
     NotPrimary {
         /// The server.

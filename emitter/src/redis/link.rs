@@ -457,8 +457,8 @@ impl Driver {
     }
 }
 
-/// The callers whose commands were handed to the connection, in order. Dropping it, as when the task
-/// is aborted, fails them.
+/// The callers whose commands were handed to the connection, in order. Dropping it, as
+/// when the task is aborted, fails them.
 struct UnderWay<'a> {
     callers: VecDeque<(Vec<Caller>, usize)>,
     shared: &'a Shared,

@@ -1,8 +1,8 @@
 //! Publishing and other commands, over one server, a primary that Sentinels name, or a cluster.
 //!
-//! A [`Publisher`] keeps no messages: while Redis is away, every command fails at once. Commands that
-//! one caller awaits one after the other arrive in that order; in a cluster with sharded channels,
-//! in that order per channel.
+//! A [`Publisher`] keeps no messages: while Redis is away, every command fails at once.
+//! Commands that one caller awaits one after the other arrive in that order; in a cluster
+//! with sharded channels, in that order per channel.
 
 use std::{
     future::Future,
@@ -128,8 +128,8 @@ impl Publisher {
         })
     }
 
-    /// Publishes with many commands, PUBLISH or SPUBLISH each, in their order. They are enqueued when
-    /// this returns; the future resolves to the outcome of each.
+    /// Publishes with many commands, PUBLISH or SPUBLISH each, in their order. They are
+    /// enqueued when this returns; the future resolves to the outcome of each.
     pub(crate) fn publish_many(&self, pipeline: &Arc<Pipeline>, bytes: usize) -> PublishingMany {
         let link = match &self.servers {
             Servers::One { link, .. } => link,

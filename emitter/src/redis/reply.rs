@@ -1,7 +1,8 @@
 //! Replies of Redis, read the same way under RESP2 and RESP3.
 //!
-//! Connections of this crate use RESP3; those of an application's pool mostly use RESP2. The two
-//! differ in form only: numbers as doubles or text, pairs nested or flat, long texts marked as such.
+//! Connections of this crate use RESP3; those of an application's pool mostly use RESP2.
+//! The two differ in form only: numbers as doubles or text, pairs nested or flat, long
+//! texts marked as such.
 
 /// A reply. [`Reply`] reads its parts.
 pub use redis::Value;

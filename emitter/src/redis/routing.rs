@@ -169,8 +169,8 @@ impl Routes {
         })
     }
 
-    /// Sends the command to each server that can be reached. Replicas are servers, too: a client may
-    /// have subscribed there.
+    /// Sends the command to each server that can be reached. Replicas are servers, too: a
+    /// client may have subscribed there.
     pub(super) fn send_to_all(
         &self,
         command: Cmd,
@@ -260,7 +260,8 @@ impl Links {
         self.cluster.map()
     }
 
-    /// Closes links to nodes that are not part of the cluster any more, once they have their replies.
+    /// Closes links to nodes that are not part of the cluster any more, once they have
+    /// their replies.
     fn retire(&self, map: &ClusterMap) {
         if map.ranges().is_empty() {
             return;

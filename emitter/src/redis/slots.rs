@@ -133,9 +133,10 @@ impl ClusterMap {
         &self.ranges
     }
 
-    /// Reads the reply to `CLUSTER SLOTS`. A missing host means that of the server that was asked. It
-    /// leaves out replicas that have received nothing of their primary's data yet, although they
-    /// deliver messages. These are taken from `nodes`, the reply to `CLUSTER NODES`.
+    /// Reads the reply to `CLUSTER SLOTS`. A missing host means that of the server that
+    /// was asked. It leaves out replicas that have received nothing of their primary's
+    /// data yet, although they deliver messages. These are taken from `nodes`, the reply
+    /// to `CLUSTER NODES`.
     pub(super) fn read(slots: &Value, nodes: &str, asked: &Address) -> Option<Self> {
         let address = |server: &Value| {
             let [host, port, ..] = server.list()? else {
@@ -174,8 +175,8 @@ impl ClusterMap {
     }
 }
 
-/// Returns id, host and port of a replica that works, from its line of the reply to `CLUSTER NODES`:
-/// `id host:port@bus-port,name flags …`.
+/// Returns id, host and port of a replica that works, from its line of the reply to
+/// `CLUSTER NODES`: `id host:port@bus-port,name flags …`.
 fn replica(line: &str) -> Option<(&str, &str, u16)> {
     const UNUSABLE: [&str; 3] = ["fail", "handshake", "noaddr"];
     let mut columns = line.split(' ');
@@ -189,8 +190,8 @@ fn replica(line: &str) -> Option<(&str, &str, u16)> {
     Some((id, host, port.parse().ok()?))
 }
 
-/// Whether more than half of the primaries with slots work, from the reply to `CLUSTER NODES`: a line
-/// per node, its flags in the third column, its slots from the ninth on.
+/// Whether more than half of the primaries with slots work, from the reply to `CLUSTER
+/// NODES`: a line per node, its flags in the third column, its slots from the ninth on.
 pub(super) fn sees_majority(nodes: &str) -> bool {
     let (mut primaries, mut working) = (0, 0);
     for node in nodes.lines() {

@@ -1,8 +1,8 @@
 //! Where Redis is, read from one URL.
 //!
-//! Several hosts are no URL in the sense of the standard, so the authority is read here; everything
-//! behind it follows the forms of the `redis` crate. Nothing here touches the network. Passwords are
-//! never displayed and are never part of an error.
+//! Several hosts are no URL in the sense of the standard, so the authority is read here;
+//! everything behind it follows the forms of the `redis` crate. Nothing here touches the
+//! network. Passwords are never displayed and are never part of an error.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -24,10 +24,10 @@ const MAX_HOSTS: usize = 64;
 /// | `redis+sentinel://[user:password@]host[:port],…/primary[/database]` | the primary of that name; `?sentinel_user=` and `?sentinel_password=` log in to the Sentinels, whose default port is 26379 |
 /// | `redis+cluster://[user:password@]host[:port],…` | a cluster, of which some nodes are listed |
 ///
-/// `rediss`, `rediss+sentinel` and `rediss+cluster` use TLS. Server certificates are verified against
-/// the system's trust store, or against the PEM file in `?ca=`. `?cert=` and `?key=` name the PEM
-/// files of a client certificate. User, password, path and parameters may be percent-encoded, and
-/// must be if they contain `/`, `?`, `&` or `%`.
+/// `rediss`, `rediss+sentinel` and `rediss+cluster` use TLS. Server certificates are
+/// verified against the system's trust store, or against the PEM file in `?ca=`. `?cert=`
+/// and `?key=` name the PEM files of a client certificate. User, password, path and
+/// parameters may be percent-encoded, and must be if they contain `/`, `?`, `&` or `%`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     pub(crate) location: Location,

@@ -59,8 +59,8 @@ impl Access {
 /// The access of each namespace that is served.
 pub(crate) type AccessTable = BTreeMap<String, Access>;
 
-/// Adds the authorizers that the access demands. A door lets in clients that have shown a key of the API,
-/// which it adds to the extensions of their requests.
+/// Adds the authorizers that the access demands. A door lets in clients that have shown a
+/// key of the API, which it adds to the extensions of their requests.
 pub(crate) fn guard(
     namespace: Namespace,
     name: &str,
@@ -126,7 +126,8 @@ pub(crate) fn guard(
     }
 }
 
-/// The text for clients and the log. A developer who forgot the setting sees it at the first connect.
+/// The text for clients and the log. A developer who forgot the setting sees it at the
+/// first connect.
 pub(crate) fn refusal(name: &str) -> String {
     format!(
         "nobody may connect to {name} yet: start the server with --access, or set access in \
@@ -146,8 +147,9 @@ pub(crate) fn announce(table: &AccessTable) {
     }
 }
 
-/// Warns when Node.js servers share the cluster with an open namespace. Clients that `io.use` refuses
-/// there can connect here, and receive the same rooms. Runs as long as the server does.
+/// Warns when Node.js servers share the cluster with an open namespace. Clients that
+/// `io.use` refuses there can connect here, and receive the same rooms. Runs as long as
+/// the server does.
 pub(crate) async fn watch_foreign_servers(server: Server, table: &AccessTable) {
     let open = table.iter().filter(|(_, access)| **access == Access::Open);
     let open: Vec<_> = open.map(|(name, _)| name.as_str()).collect();

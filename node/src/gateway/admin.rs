@@ -1,5 +1,5 @@
-//! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API unless it has its
-//! own listener.
+//! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API
+//! unless it has its own listener.
 //!
 //! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
@@ -65,8 +65,8 @@ pub(crate) trait Figures: Send + Sync + 'static {
     fn metrics(&self, is_ready: bool) -> String;
 }
 
-/// The state of the process: starting, then serving, then draining, never back. `run` changes it, and
-/// the internal port reads it.
+/// The state of the process: starting, then serving, then draining, never back. `run`
+/// changes it, and the internal port reads it.
 #[derive(Default)]
 pub(crate) struct Health {
     is_draining: AtomicBool,
@@ -272,8 +272,9 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
 #[derive(Clone, Copy)]
 struct Peer(SocketAddr);
 
-/// Begins to drain. Whoever may send this can stop the node, so it must come from the same machine. A
-/// page in a browser on this machine cannot set the header without permission, which nothing here gives.
+/// Begins to drain. Whoever may send this can stop the node, so it must come from the
+/// same machine. A page in a browser on this machine cannot set the header without
+/// permission, which nothing here gives.
 async fn drain(
     State(health): State<Arc<Health>>,
     Extension(Peer(peer)): Extension<Peer>,

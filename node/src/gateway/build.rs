@@ -198,8 +198,8 @@ async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
     Ok(Some(auth))
 }
 
-/// Whether Socket.IO clients of a namespace may use rooms by themselves, by its section of the file or the
-/// options for all namespaces.
+/// Whether Socket.IO clients of a namespace may use rooms by themselves, by its section
+/// of the file or the options for all namespaces.
 fn has_rooms(config: &Config, name: &str) -> bool {
     let section = config
         .settings

@@ -13,7 +13,8 @@ use super::{
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
 pub(crate) struct ClusterOptions {
-    /// Respond to Node.js servers on their own channels, like their publishOnSpecificResponseChannel
+    /// Respond to Node.js servers on their own channels, like their
+    /// publishOnSpecificResponseChannel
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) redis_specific_responses: Switch,
 
@@ -49,7 +50,8 @@ pub(crate) struct ClusterOptions {
     #[arg(default_value = "5s")]
     pub(crate) redis_probe_timeout: Span,
 
-    /// Whether to wait at startup until Redis is available; without it, a node serves its own clients
+    /// Whether to wait at startup until Redis is available; without it, a node serves its
+    /// own clients
     #[arg(long, value_name = "BOOL", default_value = "true")]
     pub(crate) redis_required: Switch,
 

@@ -45,9 +45,9 @@ use roomcast::{Drain, HistoryLimits, JournalLimits, Recovery};
 
 /// A Socket.IO server.
 ///
-/// Every option can be given as a flag, as an environment variable, or in a TOML file (--config). The
-/// flag wins over the variable, and the variable over the file.
-/// Durations carry a unit (300ms, 25s, 2m), sizes may (1000000, 1MB, 1MiB).
+/// Every option can be given as a flag, as an environment variable, or in a TOML file
+/// (--config). The flag wins over the variable, and the variable over the file. Durations
+/// carry a unit (300ms, 25s, 2m), sizes may (1000000, 1MB, 1MiB).
 #[derive(Debug, Parser)]
 #[command(name = "roomcast", version, max_term_width = 100)]
 struct Cli {
@@ -60,21 +60,22 @@ struct Cli {
 pub(crate) enum Job {
     /// Serve Socket.IO clients
     ///
-    /// Listens on two ports: one for clients, one for operators (/livez, /readyz, /metrics).
-    /// Stops gracefully on SIGTERM and Ctrl-C: clients are moved to other nodes at an even rate. A second
-    /// signal closes what is left at once, and a further one ends the program.
-    /// Exit status: 0 after a graceful stop, 2 for a wrong option, 1 otherwise.
+    /// Listens on two ports: one for clients, one for operators (/livez, /readyz,
+    /// /metrics). Stops gracefully on SIGTERM and Ctrl-C: clients are moved to other
+    /// nodes at an even rate. A second signal closes what is left at once, and a further
+    /// one ends the program. Exit status: 0 after a graceful stop, 2 for a wrong option,
+    /// 1 otherwise.
     Serve(Box<Config>),
     /// Serve a chat page to try it out, open to everybody
     ///
-    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, a chat page at /, and an HTTP
-    /// API that takes the key `demo-key`. It has no authentication and keeps everything
-    /// in memory, so do not expose it to the internet.
+    /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, a chat page
+    /// at /, and an HTTP API that takes the key `demo-key`. It has no authentication and
+    /// keeps everything in memory, so do not expose it to the internet.
     Demo(Box<Demo>),
     /// Emit an event to the clients of a cluster, without being a node
     ///
-    /// Publishes through Redis to the clients of all nodes, Roomcast's and Node.js servers. Only Redis
-    /// must be reachable.
+    /// Publishes through Redis to the clients of all nodes, Roomcast's and Node.js
+    /// servers. Only Redis must be reachable.
     Emit(Box<EmitOptions>),
     /// Have a node on this machine disconnect its clients and end, as SIGTERM does
     ///
@@ -82,8 +83,8 @@ pub(crate) enum Job {
     Drain(DrainOptions),
     /// Check the host, Redis and a balancer, and name what is wrong
     ///
-    /// Takes the options of `serve`. Each check is a line with ok, warn or FAIL, and a remedy. Nothing is
-    /// changed, so it may run beside a node.
+    /// Takes the options of `serve`. Each check is a line with ok, warn or FAIL, and a
+    /// remedy. Nothing is changed, so it may run beside a node.
     Doctor(Box<DoctorOptions>),
     /// Write, check or show settings
     #[command(subcommand)]
@@ -96,8 +97,8 @@ pub(crate) enum Job {
     Options,
     /// Print the completions of a shell
     ///
-    /// For bash, `source <(roomcast completions bash)` in ~/.bashrc; other shells have a folder for such
-    /// files.
+    /// For bash, `source <(roomcast completions bash)` in ~/.bashrc; other shells have a
+    /// folder for such files.
     Completions {
         /// The shell
         #[arg(value_name = "SHELL")]
@@ -178,8 +179,8 @@ pub(crate) enum ValueOrigin {
 pub(crate) struct Source {
     /// TOML file with settings, below the environment and the flags: `off` or FILE
     ///
-    /// The key of an option is its flag with underscores, such as ping_interval = "25s". Some settings
-    /// exist only there, in sections.
+    /// The key of an option is its flag with underscores, such as ping_interval = "25s".
+    /// Some settings exist only there, in sections.
     #[arg(long, value_name = "FILE", default_value = "off")]
     #[arg(value_parser = values::settings_file)]
     pub(crate) config: SettingsFile,
@@ -212,22 +213,25 @@ pub(crate) struct Listen {
 
     /// Address and port for operators: /livez, /readyz and /metrics
     ///
-    /// A thread of its own serves it, so it responds while the server is saturated. Do not expose it
-    /// to the public.
+    /// A thread of its own serves it, so it responds while the server is saturated. Do
+    /// not expose it to the public.
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
     pub(crate) internal_listen: SocketAddr,
 
-    /// Proxies that may name the address of a client: `off`, or addresses and networks separated by commas
+    /// Proxies that may name the address of a client: `off`, or addresses and networks
+    /// separated by commas
     ///
-    /// Without it, clients behind a balancer all have its address. With it, the right-most address in
-    /// X-Forwarded-For that is no proxy is the client's. Never name addresses from which clients come
-    /// directly, because they could then claim any address.
+    /// Without it, clients behind a balancer all have its address. With it, the
+    /// right-most address in X-Forwarded-For that is no proxy is the client's. Never name
+    /// addresses from which clients come directly, because they could then claim any
+    /// address.
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) trusted_proxies: Vec<ProxyNetwork>,
 
-    /// Header in which those proxies name the client: what they write, because they pass on the other one
+    /// Header in which those proxies name the client: what they write, because they pass
+    /// on the other one
     #[arg(
         long,
         value_name = "NAME",
@@ -267,20 +271,21 @@ pub(crate) struct Protocol {
 
     /// Who may connect to namespaces whose section in the file does not say it
     ///
-    /// `closed` lets nobody in, so that a forgotten setting opens nothing. `jwt` needs the section [jwt]
-    /// of the file.
+    /// `closed` lets nobody in, so that a forgotten setting opens nothing. `jwt` needs
+    /// the section [jwt] of the file.
     #[arg(long, value_name = "NAME", value_enum, default_value = "closed")]
     pub(crate) access: Access,
 
     /// Let clients manage rooms with the events join, leave, rooms, who, message and echo
     ///
-    /// `join` (room) acknowledges {"room", "members"}; `leave` (room) acknowledges {"room"}; `rooms`
-    /// returns the client's rooms and `who` (room) the ids in a room. `message` (room, any JSON) is
-    /// broadcast to the room as `message` {room, from, data} if the sender is in it. `echo` returns its
-    /// arguments. The other members receive `joined` and `left` {room, id}, unless {"quiet": true} follows
-    /// the room; a quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. The file says
-    /// who may use which rooms; where the access is open and the file says nothing, everybody may use all
-    /// but the private rooms of sockets.
+    /// `join` (room) acknowledges {"room", "members"}; `leave` (room) acknowledges
+    /// {"room"}; `rooms` returns the client's rooms and `who` (room) the ids in a room.
+    /// `message` (room, any JSON) is broadcast to the room as `message` {room, from,
+    /// data} if the sender is in it. `echo` returns its arguments. The other members
+    /// receive `joined` and `left` {room, id}, unless {"quiet": true} follows the room; a
+    /// quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. The
+    /// file says who may use which rooms; where the access is open and the file says
+    /// nothing, everybody may use all but the private rooms of sockets.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) client_rooms: Switch,
 
@@ -331,8 +336,8 @@ pub(crate) struct Protocol {
 pub(crate) struct Bundles {
     /// Folder of the client's bundles, which are served below the path: `off` or FOLDER
     ///
-    /// Pages written for Node.js load /socket.io/socket.io.js from the server. The folder is `dist` of
-    /// the npm package socket.io-client. It is read at startup.
+    /// Pages written for Node.js load /socket.io/socket.io.js from the server. The folder
+    /// is `dist` of the npm package socket.io-client. It is read at startup.
     #[arg(long, value_name = "FOLDER", default_value = "off")]
     #[arg(value_parser = values::client_files)]
     pub(crate) client_files: ClientFolder,
@@ -341,10 +346,11 @@ pub(crate) struct Bundles {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Browsers")]
 pub(crate) struct Browser {
-    /// Origins whose pages may connect beside those of the same host: `off`, `*`, or a list separated by commas
+    /// Origins whose pages may connect beside those of the same host: `off`, `*`, or a
+    /// list separated by commas
     ///
-    /// An origin is scheme, host and port, such as https://example.com. Clients that are no browsers name
-    /// no origin and may always connect.
+    /// An origin is scheme, host and port, such as https://example.com. Clients that are
+    /// no browsers name no origin and may always connect.
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) cors_origin: Vec<Origin>,
@@ -378,7 +384,8 @@ pub(crate) struct Operation {
     #[arg(default_value_t = Span(Drain::default().grace), value_parser = values::pause)]
     pub(crate) drain_grace: Span,
 
-    /// Time over which clients are then disconnected, evenly, so that they do not reconnect all at once
+    /// Time over which clients are then disconnected, evenly, so that they do not
+    /// reconnect all at once
     ///
     /// At least 20 clients are disconnected per second. 0s disconnects all at once.
     #[arg(long, value_name = "DURATION")]
@@ -394,14 +401,17 @@ pub(crate) struct Operation {
     #[arg(default_value = "text")]
     pub(crate) log_format: LogFormat,
 
-    /// Log level: error, warn, info, debug, trace or off; TARGET=LEVEL for parts, separated by commas
+    /// Log level: error, warn, info, debug, trace or off; TARGET=LEVEL for parts,
+    /// separated by commas
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: LogFilter,
 
-    /// Clients whose every step is logged, whatever the level: `off`, or ids, users and addresses, separated by commas
+    /// Clients whose every step is logged, whatever the level: `off`, or ids, users and
+    /// addresses, separated by commas
     ///
-    /// The id is that of a socket or of a connection. What they send and receive appears with its size; with
-    /// roomcast::client=trace in the log level, also the first 1,024 bytes of its arguments.
+    /// The id is that of a socket or of a connection. What they send and receive appears
+    /// with its size; with roomcast::client=trace in the log level, also the first 1,024
+    /// bytes of its arguments.
     #[arg(
         long,
         value_name = "CLIENT",
@@ -475,7 +485,8 @@ impl Config {
             .map(|name| {
                 let access = match of_section(&name) {
                     Some(access) => access,
-                    // Its keys protect it, so Socket.IO clients get in by a setting of its own only.
+                    // Its keys protect it, so Socket.IO clients get in by a setting of
+                    // its own only.
                     None if self.settings.doors.syncano.has_namespace(&name) => Access::Closed,
                     None => self.protocol.access,
                 };
@@ -484,8 +495,8 @@ impl Config {
             .collect()
     }
 
-    /// The namespaces that are served: those of the file's sections, and those of `--namespace`. Its
-    /// default counts only if there are no others.
+    /// The namespaces that are served: those of the file's sections, and those of
+    /// `--namespace`. Its default counts only if there are no others.
     pub(crate) fn namespaces(&self) -> BTreeSet<String> {
         let of_sections = self.settings.namespaces.keys().map(|name| name.0.clone());
         let of_option = self.values.get("namespace");
@@ -608,8 +619,8 @@ pub(crate) fn command() -> Command {
     options::complete(Cli::command())
 }
 
-/// Reads the command line, the environment and the file. The error has its text, with the remedy, and
-/// its exit status.
+/// Reads the command line, the environment and the file. The error has its text, with the
+/// remedy, and its exit status.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
     let arguments: Vec<_> = arguments.into_iter().collect();
     let mut command = command();

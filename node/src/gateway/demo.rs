@@ -1,8 +1,8 @@
 //! `roomcast demo`: a chat page, its notice, and what the page uses beside the rooms of clients.
 //!
-//! The page is a client like any other and uses the events of `rooms`. Names, typing, history and the
-//! links to other nodes are handlers of this module, written as an application would write them:
-//! nothing of it is in `serve`.
+//! The page is a client like any other and uses the events of `rooms`. Names, typing,
+//! history and the links to other nodes are handlers of this module, written as an
+//! application would write them: nothing of it is in `serve`.
 
 mod history;
 mod nodes;
@@ -39,8 +39,8 @@ impl Demo {
         talk::with_events(namespace, self)
     }
 
-    /// Tells the page where this node listens. In a cluster, `is_clustered`, the demos of its nodes tell
-    /// each other.
+    /// Tells the page where this node listens. In a cluster, `is_clustered`, the demos of
+    /// its nodes tell each other.
     pub(crate) fn start(
         self: &Arc<Self>,
         server: &Server,

@@ -1,7 +1,8 @@
 //! `roomcast doctor`: checks the host, Redis, and the way of clients through a balancer.
 //!
-//! Each check is a function that returns a [`Finding`], so one that fails never hides the others. All
-//! of them take the settings that `serve` would have, and none changes anything.
+//! Each check is a function that returns a [`Finding`], so one that fails never hides the
+//! others. All of them take the settings that `serve` would have, and none changes
+//! anything.
 //!
 //! ```text
 //!   host  ──► limits of the kernel, from /proc

@@ -1,7 +1,8 @@
 //! `roomcast drain`: has the node of this machine disconnect its clients and end, as SIGTERM does.
 //!
-//! It serves where a signal cannot be sent, such as a preStop hook in a container. The request goes to
-//! the internal port. Only a process of the same machine may send it, see `admin`.
+//! It serves where a signal cannot be sent, such as a preStop hook in a container. The
+//! request goes to the internal port. Only a process of the same machine may send it, see
+//! `admin`.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -40,8 +41,8 @@ pub(crate) fn drain(options: &DrainOptions) -> io::Result<()> {
     Err(io::Error::other(text))
 }
 
-/// Sends a request without a body to an internal port, such as `GET /metrics`, and returns the response.
-/// Each header ends with a line break.
+/// Sends a request without a body to an internal port, such as `GET /metrics`, and
+/// returns the response. Each header ends with a line break.
 pub(super) fn exchange(address: SocketAddr, request: &str, headers: &str) -> io::Result<String> {
     let address = reachable(address);
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;

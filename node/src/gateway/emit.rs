@@ -55,8 +55,9 @@ Exit status:
 pub(crate) struct EmitOptions {
     /// Name of the event
     ///
-    /// It is optional with --file. Each line is then {"event":…,"args":[…],"rooms":[…],"except":[…]},
-    /// and only the event is required. A `-` alone is the same as --file -
+    /// It is optional with --file. Each line is then
+    /// {"event":…,"args":[…],"rooms":[…],"except":[…]}, and only the event is required. A
+    /// `-` alone is the same as --file -
     #[arg(value_name = "EVENT", required_unless_present = "file")]
     event: Option<String>,
 
@@ -67,8 +68,9 @@ pub(crate) struct EmitOptions {
 
     /// File with one message per line, `-` for standard input
     ///
-    /// With an EVENT, each line is a JSON value, which is its one argument. Empty lines are skipped. The
-    /// command stops at the first line that cannot be emitted and reports its number.
+    /// With an EVENT, each line is a JSON value, which is its one argument. Empty lines
+    /// are skipped. The command stops at the first line that cannot be emitted and
+    /// reports its number.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -123,8 +125,8 @@ pub(crate) struct EmitOptions {
     redis: RedisOptions,
 }
 
-/// Parses the name of a room. Ids of sockets may begin with a hyphen, so a value may as well; the name
-/// of an option means that the value is missing.
+/// Parses the name of a room. Ids of sockets may begin with a hyphen, so a value may as
+/// well; the name of an option means that the value is missing.
 fn room(name: &str) -> Result<String, String> {
     let options = EmitOptions::augment_args(Command::new("emit"));
     let mut longs = options.get_arguments().filter_map(Arg::get_long);

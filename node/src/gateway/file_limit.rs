@@ -1,7 +1,7 @@
 //! The limit of open files. Every connection needs one, and common defaults are far too small.
 //!
-//! It is raised once, at startup. A limit that cannot be raised is logged; the server then works with
-//! fewer connections.
+//! It is raised once, at startup. A limit that cannot be raised is logged; the server
+//! then works with fewer connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};

@@ -35,8 +35,8 @@ pub(crate) struct LimitOptions {
 
     /// New connections per second of this node; more are refused for some seconds: `off` or RATE
     ///
-    /// A rate is the amount per second, and after a colon the amount that may come at once: 100 or 100:500.
-    /// Without one, it is what may come in a second.
+    /// A rate is the amount per second, and after a colon the amount that may come at
+    /// once: 100 or 100:500. Without one, it is what may come in a second.
     #[arg(long, value_name = "RATE", default_value = "off")]
     pub(crate) max_connect_rate: OrOff<CountRate>,
 
@@ -52,7 +52,8 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "RATE", default_value = "off")]
     pub(crate) max_byte_rate: OrOff<SizeRate>,
 
-    /// The treatment of events of a client that sends faster: they are logged, dropped, or end its connection
+    /// The treatment of events of a client that sends faster: they are logged, dropped,
+    /// or end its connection
     #[arg(long, value_name = "NAME", value_enum, default_value = "drop")]
     pub(crate) rate_policy: Policy,
 
@@ -71,7 +72,8 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Span(Limits::default().stall_timeout))]
     pub(crate) stall_timeout: Span,
 
-    /// Bytes that may wait for all clients that do not read; beyond, those with most are disconnected
+    /// Bytes that may wait for all clients that do not read; beyond, those with most are
+    /// disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().outbox_total_bytes))]
     pub(crate) max_outbox_total: ByteSize,

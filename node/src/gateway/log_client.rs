@@ -1,9 +1,11 @@
-//! Follows single clients in the log: all that they do, while everybody else is logged as configured.
+//! Follows single clients in the log: all that they do, while everybody else is logged as
+//! configured.
 //!
-//! A client is named by the id of its connection or of a socket, by its user, or by its address. The
-//! lines come from an [observer](Server::observe), which exists only while somebody is named, so that
-//! following costs nothing otherwise. They have a target of their own, [`TARGET`], which the filter of
-//! the log lets through at level debug; at level trace they show arguments, too.
+//! A client is named by the id of its connection or of a socket, by its user, or by its
+//! address. The lines come from an [observer](Server::observe), which exists only while
+//! somebody is named, so that following costs nothing otherwise. They have a target of
+//! their own, [`TARGET`], which the filter of the log lets through at level debug; at
+//! level trace they show arguments, too.
 
 use std::{
     collections::HashMap,
@@ -237,8 +239,8 @@ fn is_named(names: &[String], ids: &[Option<&str>], handshake: &Handshake) -> bo
     })
 }
 
-/// Logs an event between a client and the server. Its arguments are the client's own, so they appear at
-/// level trace only.
+/// Logs an event between a client and the server. Its arguments are the client's own, so
+/// they appear at level trace only.
 fn log_event(socket: &Socket, what: &'static str, event: &str, args: &Args) {
     let (json, attachments) = (args.json(), args.attachments().len());
     let bytes = json.len();

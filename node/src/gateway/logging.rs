@@ -62,7 +62,8 @@ impl Reloadable for LogLevel {
     }
 }
 
-/// The filter of the lines. Those about followed clients pass it, unless it names their target itself.
+/// The filter of the lines. Those about followed clients pass it, unless it names their
+/// target itself.
 fn filter(operation: &Operation) -> EnvFilter {
     let follows = log_client::is_any(&operation.log_client);
     let target = follows.then_some(log_client::TARGET);

@@ -1,5 +1,5 @@
-//! Puts the handlers of the gateway's parts together to namespaces. The library runs one handler per
-//! place, so that their order is written down here.
+//! Puts the handlers of the gateway's parts together to namespaces. The library runs one
+//! handler per place, so that their order is written down here.
 
 use std::sync::Arc;
 

@@ -134,22 +134,24 @@ struct Idempotency {
 }
 
 impl Checked {
-    /// Emits of the list are published once for each key. The library shares keys with emitters, so each emit of a
-    /// longer list has one of its own.
+    /// Emits of the list are published once for each key. The library shares keys with
+    /// emitters, so each emit of a longer list has one of its own.
     pub(crate) fn once(mut self, key: &str, time: Duration) -> Self {
         let key = key.to_owned();
         self.1 = Some(Idempotency { key, time });
         self
     }
 
-    /// Whether the list can be carried out again under its key without another effect than the first time.
+    /// Whether the list can be carried out again under its key without another effect
+    /// than the first time.
     pub(crate) fn is_repeatable(&self) -> bool {
         let is_keyed = |operation: &Operation| matches!(operation, Operation::Emit { flags, .. } if !flags.local);
         self.1.is_some() && self.0.iter().all(is_keyed)
     }
 
-    /// What the list makes of a client that asks to connect: its data, or the refusal, which then is
-    /// the only operation. The other operations are carried out when it has connected.
+    /// What the list makes of a client that asks to connect: its data, or the refusal,
+    /// which then is the only operation. The other operations are carried out when it has
+    /// connected.
     pub(crate) fn admit(&self, mut data: SocketData) -> Result<SocketData, roomcast::Refused> {
         for operation in &self.0 {
             match operation {

@@ -1,5 +1,5 @@
-//! Everything that follows from the options' definitions in `config`: their environment variables, the
-//! table for the documentation, and the remedy in errors.
+//! Everything that follows from the options' definitions in `config`: their environment
+//! variables, the table for the documentation, and the remedy in errors.
 
 use std::{
     collections::BTreeSet,
@@ -20,8 +20,9 @@ const PREFIX: &str = "ROOMCAST_";
 /// Gives each option the settings that follow from its name and type: its environment variable, and
 /// for a switch the right to stand without a value.
 ///
-/// Of `emit`, only the options about Redis have a variable, because the others belong to one message; of
-/// `token`, only the file has one, and none of `token key`; of `doctor`, those of `serve`, which have headings.
+/// Of `emit`, only the options about Redis have a variable, because the others belong to
+/// one message; of `token`, only the file has one, and none of `token key`; of `doctor`,
+/// those of `serve`, which have headings.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
         let command = complete(command);
@@ -62,9 +63,9 @@ pub(super) fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"))
 }
 
-/// Looks for a variable with the program's prefix that no option reads. Without this check, a misspelt
-/// variable would silently leave a default in force. `others` are variables to which the file refers.
-/// Returns the problem.
+/// Looks for a variable with the program's prefix that no option reads. Without this
+/// check, a misspelt variable would silently leave a default in force. `others` are
+/// variables to which the file refers. Returns the problem.
 pub(super) fn unknown_variable(
     command: &Command,
     others: &BTreeSet<String>,
@@ -90,8 +91,8 @@ pub(super) fn unknown_variable(
     ))
 }
 
-/// Whether Kubernetes set this variable. It sets the addresses of all services in every container, and
-/// a service may be called `roomcast`.
+/// Whether Kubernetes set this variable. It sets the addresses of all services in every
+/// container, and a service may be called `roomcast`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_port_number = name
         .split("_PORT_")
@@ -150,8 +151,8 @@ pub(super) fn shown(option: &Arg, value: &str) -> String {
     }
 }
 
-/// Removes the login and the query from a URL, because both may contain passwords and errors end up in
-/// logs.
+/// Removes the login and the query from a URL, because both may contain passwords and
+/// errors end up in logs.
 pub(super) fn without_secrets(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let scheme = &url[..url.len() - rest.len()];

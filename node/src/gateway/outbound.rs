@@ -1,5 +1,5 @@
-//! Connections that the program opens to web servers: backends of hooks, other nodes, and a balancer that
-//! is checked.
+//! Connections that the program opens to web servers: backends of hooks, other nodes, and
+//! a balancer that is checked.
 
 mod connections;
 mod forward;

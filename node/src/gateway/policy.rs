@@ -8,10 +8,10 @@
 //! parts     "room:" Any     "user:" Claim(sub)    "*literal"
 //! ```
 //!
-//! Two users must not meet in a room because their ids differ by a separator: with `dm:{sub}:*`, the
-//! user `a` would reach `dm:a:b:…`, which belongs to the user `a:b`. Therefore a value ends where the
-//! text after its claim begins, and a value that contains the first character of that text matches no
-//! room.
+//! Two users must not meet in a room because their ids differ by a separator: with
+//! `dm:{sub}:*`, the user `a` would reach `dm:a:b:…`, which belongs to the user `a:b`.
+//! Therefore a value ends where the text after its claim begins, and a value that
+//! contains the first character of that text matches no room.
 
 use std::{fmt, str::FromStr};
 
@@ -109,8 +109,8 @@ impl<'de> Deserialize<'de> for Patterns {
     }
 }
 
-/// A pattern for names of rooms. `*` stands for one or more characters, `{claim}` for the value of a
-/// claim, and a backslash makes the next character literal.
+/// A pattern for names of rooms. `*` stands for one or more characters, `{claim}` for the
+/// value of a claim, and a backslash makes the next character literal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     /// Never empty; wildcards and claims are separated by text.
@@ -207,8 +207,8 @@ impl Pattern {
 /// Matches the parts with the rest of a name. `barrier` is the last character of a text after a
 /// wildcard: a value with that character could be the end of a longer value of somebody else.
 ///
-/// Each wildcard is tried at each occurrence of the text after it, so the work grows with the length of
-/// the name to the power of the wildcards. [`MAX_WILDCARDS`] bounds it.
+/// Each wildcard is tried at each occurrence of the text after it, so the work grows with
+/// the length of the name to the power of the wildcards. [`MAX_WILDCARDS`] bounds it.
 fn matches(parts: &[Part], rest: &str, claims: &Claims, barrier: Option<char>) -> bool {
     let Some((part, after)) = parts.split_first() else {
         return rest.is_empty();
@@ -246,8 +246,8 @@ fn matches(parts: &[Part], rest: &str, claims: &Claims, barrier: Option<char>) -
     }
 }
 
-/// The values of a claim as texts: of a list, one for each element. A name with dots is looked up as it
-/// stands first, because claims may be named by URLs, then as a path.
+/// The values of a claim as texts: of a list, one for each element. A name with dots is
+/// looked up as it stands first, because claims may be named by URLs, then as a path.
 fn values(claims: &Claims, name: &str) -> Vec<String> {
     let found = claims.get(name).or_else(|| {
         let (first, path) = name.split_once('.')?;

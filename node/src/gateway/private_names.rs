@@ -1,10 +1,11 @@
 //! Which names of rooms are private: each socket has a room of its own id, and another member would
 //! receive what is meant for that socket.
 //!
-//! Ids have 20 URL-safe characters, and so have ordinary names such as Firestore's. An id of our own
-//! nodes begins with the tag of its node. Of other names a Node.js server, or a node that has just started, may have a socket, so the
-//! cluster is asked once. A name that no socket has will never be one, because 72 bits of an id are
-//! random at the least, so the response is remembered.
+//! Ids have 20 URL-safe characters, and so have ordinary names such as Firestore's. An id
+//! of our own nodes begins with the tag of its node. Of other names a Node.js server, or
+//! a node that has just started, may have a socket, so the cluster is asked once. A name
+//! that no socket has will never be one, because 72 bits of an id are random at the
+//! least, so the response is remembered.
 
 use std::collections::HashSet;
 
@@ -90,7 +91,8 @@ impl PrivateNames {
     }
 }
 
-/// The part of a name that has the form of an id. Clients of Socket.IO 2 have the namespace and `#` before it.
+/// The part of a name that has the form of an id. Clients of Socket.IO 2 have the
+/// namespace and `#` before it.
 fn form_of_id(room: &str) -> Option<&str> {
     let id = match room.rsplit_once('#') {
         Some((namespace, id)) if namespace.starts_with('/') => id,

@@ -1,7 +1,7 @@
 //! The usual figures of a process, under the names that every Prometheus client uses.
 //!
-//! They are read from /proc when the metrics are. The collector of the `prometheus` crate counts whole
-//! seconds of CPU only, so the rate of a mostly idle node would be a comb.
+//! They are read from /proc when the metrics are. The collector of the `prometheus` crate
+//! counts whole seconds of CPU only, so the rate of a mostly idle node would be a comb.
 
 use procfs::{
     ProcResult, WithCurrentSystemInfo as _,

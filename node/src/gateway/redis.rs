@@ -1,4 +1,5 @@
-//! The options for Redis, which connects the nodes of a cluster and the emitters of other processes.
+//! The options for Redis, which connects the nodes of a cluster and the emitters of other
+//! processes.
 //!
 //! They are read here and turned into the library's types.
 
@@ -14,9 +15,10 @@ use super::relay::ClusterKey;
 pub(crate) struct RedisOptions {
     /// Redis that connects the nodes of a cluster: `off` or URL
     ///
-    /// redis://[user:password@]host[:port][/database] for one server, unix:///path for its socket,
-    /// redis+sentinel://host[:port],…/name for the primary of that name, redis+cluster://host[:port],…
-    /// for a cluster. With rediss instead of redis, the connection uses TLS.
+    /// redis://[user:password@]host[:port][/database] for one server, unix:///path for
+    /// its socket, redis+sentinel://host[:port],…/name for the primary of that name,
+    /// redis+cluster://host[:port],… for a cluster. With rediss instead of redis, the
+    /// connection uses TLS.
     #[arg(long, value_name = "URL", default_value = "off")]
     // The URL may contain a password, and the help shows values of the environment.
     #[arg(hide_env_values = true)]
@@ -44,8 +46,8 @@ pub(crate) struct RedisOptions {
 
     /// Number of entries that the stream has at most, roughly, in the streams dialect
     ///
-    /// Node's adapter calls it `maxLen`. A node that cannot read for longer than that has a gap, and a client that
-    /// is away for longer is not recovered.
+    /// Node's adapter calls it `maxLen`. A node that cannot read for longer than that has
+    /// a gap, and a client that is away for longer is not recovered.
     #[arg(long, value_name = "NUMBER")]
     #[arg(default_value = "10000", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) redis_stream_length: u32,
@@ -55,12 +57,13 @@ pub(crate) struct RedisOptions {
     #[arg(default_value = "msgpack")]
     pub(crate) redis_parser: RedisParser,
 
-    /// Key with which nodes and emitters sign what they publish: `off`, or one or two KEYs separated by a comma
+    /// Key with which nodes and emitters sign what they publish: `off`, or one or two
+    /// KEYs separated by a comma
     ///
-    /// With it, a process that can publish in Redis and has no key cannot emit: what is not signed, old or
-    /// published again is dropped. All nodes and emitters need the same key of at least 32 characters, and
-    /// Node.js servers cannot take part. The first key signs and both are accepted, so a key can be replaced
-    /// without a pause.
+    /// With it, a process that can publish in Redis and has no key cannot emit: what is
+    /// not signed, old or published again is dropped. All nodes and emitters need the
+    /// same key of at least 32 characters, and Node.js servers cannot take part. The
+    /// first key signs and both are accepted, so a key can be replaced without a pause.
     #[arg(long, value_name = "KEY", default_value = "off")]
     #[arg(hide_env_values = true)]
     pub(crate) redis_signing_key: ClusterKey,
@@ -178,8 +181,9 @@ impl From<RedisParser> for Parser {
     }
 }
 
-/// Refuses an empty prefix, control characters, and characters of a pattern: Node's servers subscribe
-/// to patterns that begin with the prefix, and would receive the messages of other deployments.
+/// Refuses an empty prefix, control characters, and characters of a pattern: Node's
+/// servers subscribe to patterns that begin with the prefix, and would receive the
+/// messages of other deployments.
 fn prefix(text: &str) -> Result<String, String> {
     let is_wrong = |char: char| char.is_control() || "*?[\\".contains(char);
     if text.is_empty() || text.chars().any(is_wrong) {

@@ -1,6 +1,6 @@
-//! Commands to Redis of the parts that keep something there for the whole cluster: idempotency keys,
-//! and what doors remember. The connection is opened for the first command, because most nodes need
-//! none.
+//! Commands to Redis of the parts that keep something there for the whole cluster:
+//! idempotency keys, and what doors remember. The connection is opened for the first
+//! command, because most nodes need none.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -60,8 +60,8 @@ impl RedisCommands {
         let up = state.wait_for(|state| *state == PublisherState::Up);
         // The command itself reports why it fails.
         drop(timeout(PATIENCE, up).await);
-        // In a cluster, connections are opened by the first command, which then fails. A command that
-        // was unavailable was not executed, so it can be repeated.
+        // In a cluster, connections are opened by the first command, which then fails. A
+        // command that was unavailable was not executed, so it can be repeated.
         let mut attempt = 1;
         let replies = loop {
             match publisher.command(command, Route::Key(key)).await {

@@ -24,7 +24,8 @@ pub(crate) type Preparing<'a> = Pin<Box<dyn Future<Output = Result<Swap, String>
 
 /// A part of the program whose settings a reload can replace.
 pub(crate) trait Reloadable: Send + Sync {
-    /// The keys of the file that this part replaces: of options, or of sections. A `*` stands for any text.
+    /// The keys of the file that this part replaces: of options, or of sections. A `*`
+    /// stands for any text.
     fn keys(&self) -> &'static [&'static str];
 
     /// Builds the new value completely, without effect. The error names the key.

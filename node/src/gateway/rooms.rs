@@ -1,8 +1,9 @@
 //! Rooms for clients: events with which clients join, leave, list and message rooms, for demos and
 //! for deployments without code on the server.
 //!
-//! The module uses the public API like any application. The namespace's policy and the client's token
-//! decide which rooms a client may use, and an acknowledgement tells it why not.
+//! The module uses the public API like any application. The namespace's policy and the
+//! client's token decide which rooms a client may use, and an acknowledgement tells it
+//! why not.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -43,7 +44,8 @@ impl Rooms {
         *self.policy.write() = Arc::new(policy);
     }
 
-    /// Refuses what the policy and the token do not allow, and the private rooms of sockets in any case.
+    /// Refuses what the policy and the token do not allow, and the private rooms of
+    /// sockets in any case.
     async fn check(&self, socket: &Socket, action: Action, room: &str) -> Result<(), RequestError> {
         let user = session::token_user(socket);
         self.check_policy(user.as_deref(), action, room)?;
@@ -134,7 +136,8 @@ pub(crate) fn with_rooms(namespace: Namespace, rooms: &Arc<Rooms>) -> Namespace 
         .on("echo", async |_: Socket, payload: Args| payload)
 }
 
-/// Adds the event with which clients list the users of a room, in namespaces that keep who is online.
+/// Adds the event with which clients list the users of a room, in namespaces that keep
+/// who is online.
 pub(crate) fn with_presence(
     namespace: Namespace,
     rooms: &Arc<Rooms>,
@@ -366,14 +369,14 @@ impl From<EmitError> for RequestError {
 /// How a client enters or leaves a room.
 #[derive(Default, Deserialize)]
 struct JoinOptions {
-    /// No other member is notified, and the acknowledgement does not list the members. Otherwise the
-    /// cost of filling a room would grow with the square of its members.
+    /// No other member is notified, and the acknowledgement does not list the members.
+    /// Otherwise the cost of filling a room would grow with the square of its members.
     #[serde(default)]
     quiet: bool,
 }
 
-/// The rooms in which a client was announced. It is a member of each, so the limit of rooms per socket
-/// bounds the set. A quiet client has none and needs no memory for it.
+/// The rooms in which a client was announced. It is a member of each, so the limit of
+/// rooms per socket bounds the set. A quiet client has none and needs no memory for it.
 #[derive(Default)]
 struct Announced {
     rooms: Mutex<BTreeSet<String>>,

@@ -11,8 +11,8 @@
 //!
 //! The end comes after `--drain-timeout` at the latest, with status 1.
 //!
-//! While Redis is unavailable, building is repeated with a back-off. Readiness gives the reason, and
-//! the first signal ends the process.
+//! While Redis is unavailable, building is repeated with a back-off. Readiness gives the
+//! reason, and the first signal ends the process.
 //!
 //! Every failure at startup becomes an error here that names the remedy.
 
@@ -380,8 +380,9 @@ async fn build_when_possible(
     }
 }
 
-/// The next reason to stop. A drain by request is usually followed by the SIGTERM of whoever manages the
-/// process, which must not cut it short, so that signal counts as the same stop.
+/// The next reason to stop. A drain by request is usually followed by the SIGTERM of
+/// whoever manages the process, which must not cut it short, so that signal counts as the
+/// same stop.
 async fn next_stop(
     signals: &mut Signals,
     health: &Health,
@@ -412,8 +413,8 @@ struct Stop<D, C> {
     close: C,
 }
 
-/// Serves until the first signal, then drains and closes. A further signal skips the rest of the drain,
-/// or ends the stop if there is none. So does the end of the time.
+/// Serves until the first signal, then drains and closes. A further signal skips the rest
+/// of the drain, or ends the stop if there is none. So does the end of the time.
 async fn supervise(
     serving: impl Future<Output = io::Result<()>>,
     stop: Stop<impl AsyncFnOnce(), impl AsyncFnOnce()>,
@@ -513,8 +514,8 @@ fn bind(address: SocketAddr, (flag, variable): Setting) -> Result<TcpListener, R
             source,
         },
     })?;
-    // The standard library lets 128 connections wait, which is too few when all clients of a node that
-    // has gone reconnect. The kernel reduces this to net.core.somaxconn.
+    // The standard library lets 128 connections wait, which is too few when all clients
+    // of a node that has gone reconnect. The kernel reduces this to net.core.somaxconn.
     rustix::net::listen(&listener, i32::MAX).map_err(io::Error::from)?;
     listener.set_nonblocking(true)?;
     Ok(listener)

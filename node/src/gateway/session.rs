@@ -20,7 +20,8 @@ use super::{
 /// The data of a socket of the gateway. It is replaced as a whole, never changed in place.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct SocketData {
-    /// The id of the user, if the client has shown who it is. The application's own `user` is hidden by it.
+    /// The id of the user, if the client has shown who it is. The application's own
+    /// `user` is hidden by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
     /// The data that the application has set.
@@ -55,8 +56,8 @@ impl SocketData {
         }
     }
 
-    /// The data of a client that comes back: what the application had set, and what the authorizers show
-    /// now. `None` if it is another user.
+    /// The data of a client that comes back: what the application had set, and what the
+    /// authorizers show now. `None` if it is another user.
     pub(crate) fn recovered(former: Value, now: Option<Arc<Self>>) -> Option<Self> {
         let now = now.map(Arc::unwrap_or_clone).unwrap_or_default();
         let Value::Object(mut former) = former else {

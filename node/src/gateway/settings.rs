@@ -42,7 +42,8 @@ pub(crate) struct Settings {
     pub(crate) presence: presence::Settings,
 }
 
-/// The names of the sections, which errors suggest, each with its part of the commented default file.
+/// The names of the sections, which errors suggest, each with its part of the commented
+/// default file.
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("namespaces", NAMESPACES),
     ("jwt", auth::TEMPLATE),

@@ -20,16 +20,19 @@ use super::{
     values::PemFile,
 };
 
-/// The time before a certificate's expiry at which the log warns of it. Renewal is usual a month before.
+/// The time before a certificate's expiry at which the log warns of it. Renewal is usual
+/// a month before.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct TlsOptions {
-    /// Certificates with which the port for clients serves over TLS: `off`, or files in PEM separated by commas
+    /// Certificates with which the port for clients serves over TLS: `off`, or files in
+    /// PEM separated by commas
     ///
-    /// Each file begins with the server's certificate, and its chain follows. A client gets the certificate
-    /// for the name that it asks for, otherwise the first. SIGHUP reads the files again.
+    /// Each file begins with the server's certificate, and its chain follows. A client
+    /// gets the certificate for the name that it asks for, otherwise the first. SIGHUP
+    /// reads the files again.
     #[arg(
         long,
         value_name = "FILE",
@@ -38,7 +41,8 @@ pub(crate) struct TlsOptions {
     )]
     pub(crate) tls_cert: Vec<PemFile>,
 
-    /// Their private keys in the same order: files in PEM, or `off` if those of --tls-cert contain them
+    /// Their private keys in the same order: files in PEM, or `off` if those of
+    /// --tls-cert contain them
     #[arg(
         long,
         value_name = "FILE",

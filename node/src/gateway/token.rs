@@ -1,5 +1,5 @@
-//! `roomcast token`: signs a token with a key of the file, to try out a server before the application
-//! issues tokens. `roomcast token key` creates keys.
+//! `roomcast token`: signs a token with a key of the file, to try out a server before the
+//! application issues tokens. `roomcast token key` creates keys.
 
 mod key;
 

@@ -41,8 +41,8 @@ impl UserLimit {
         users
     }
 
-    /// Replaces the limit. Sockets that are connected stay; those that connected without a limit are
-    /// not counted.
+    /// Replaces the limit. Sockets that are connected stay; those that connected without
+    /// a limit are not counted.
     pub(crate) fn set(&self, limit: Option<usize>) {
         self.0.lock().limit = limit;
     }

@@ -1,7 +1,7 @@
 //! The value types of the command line: durations, sizes, counts and lists of choices.
 //!
-//! Each is parsed once, when the program starts. Its `Display` form can be parsed again, so the help
-//! shows defaults as a person would write them. `config` defines the options.
+//! Each is parsed once, when the program starts. Its `Display` form can be parsed again,
+//! so the help shows defaults as a person would write them. `config` defines the options.
 
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -9,8 +9,9 @@ use roomcast::{ClientFiles, TrustedProxies};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-/// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never zero, because
-/// nearly every option that takes one is a limit or an interval; [`pause`] reads the others.
+/// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never
+/// zero, because nearly every option that takes one is a limit or an interval; [`pause`]
+/// reads the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -111,7 +112,8 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// A value that is on or off: `true`, `yes`, `on`, `1` and their opposites. The flag alone means on.
+/// A value that is on or off: `true`, `yes`, `on`, `1` and their opposites. The flag
+/// alone means on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Switch(pub(crate) bool);
 
@@ -268,8 +270,8 @@ impl FromStr for LogFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // The filter takes a bare word that is no level for a target, so a typing error such as `inof`
-        // would silence the log.
+        // The filter takes a bare word that is no level for a target, so a typing error
+        // such as `inof` would silence the log.
         let bare = text
             .split(',')
             .map(str::trim)
@@ -380,7 +382,8 @@ impl fmt::Display for ProxyNetwork {
     }
 }
 
-/// A file in PEM: `off` or FILE, which exists. It is read where it is used, because a reload reads it again.
+/// A file in PEM: `off` or FILE, which exists. It is read where it is used, because a
+/// reload reads it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PemFile(pub(crate) Option<PathBuf>);
 

@@ -38,8 +38,9 @@ use super::{
 
 /// The acknowledgement that a client waits for.
 ///
-/// A handler that takes it as its last argument answers by itself, also later and from another task.
-/// If it is dropped unsent, the client gets no answer, and the client's own timeout applies.
+/// A handler that takes it as its last argument answers by itself, also later and from
+/// another task. If it is dropped unsent, the client gets no answer, and the client's own
+/// timeout applies.
 ///
 /// ```
 /// # use roomcast::{Ack, Namespace};
@@ -121,7 +122,8 @@ impl<T> Default for Answers<T> {
 }
 
 impl<T> Answers<T> {
-    /// The same as a receipt: with the number of sockets that were asked, and of those that acknowledged.
+    /// The same as a receipt: with the number of sockets that were asked, and of those
+    /// that acknowledged.
     pub fn receipt(&self) -> Receipt {
         let missing = self.missing.len() + self.missing_unnamed;
         Receipt::with_acknowledgements(self.nodes, self.answers.len(), missing, &self.silent_nodes)

@@ -28,8 +28,9 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
 /// A selection of sockets, and an operation on them.
 ///
-/// [`Server::of`](super::Server::of), [`Socket::to`](super::Socket::to) and similar methods make one.
-/// Each method refines the selection; the last one, such as [`emit`](Self::emit), acts on it.
+/// [`Server::of`](super::Server::of), [`Socket::to`](super::Socket::to) and similar
+/// methods make one. Each method refines the selection; the last one, such as
+/// [`emit`](Self::emit), acts on it.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -75,8 +76,8 @@ pub struct Delivery {
     pub nodes: usize,
     /// Its place in the journal of the namespace, if it was stored there.
     pub position: Option<Position>,
-    /// Whether this is the result of an earlier emit with the same idempotency key, so that nobody received it
-    /// now.
+    /// Whether this is the result of an earlier emit with the same idempotency key, so
+    /// that nobody received it now.
     pub is_replayed: bool,
 }
 
@@ -184,18 +185,21 @@ impl BroadcastOperator {
         self
     }
 
-    /// Emits the event once, however often it is emitted with this key within `time`: by this server, by
-    /// another one of the cluster, by an [emitter](crate::emitter::BroadcastOperator::idempotency_key), or over
-    /// the HTTP API. Later emits return the result of the first one, with [`Delivery::is_replayed`].
+    /// Emits the event once, however often it is emitted with this key within `time`: by
+    /// this server, by another one of the cluster, by an
+    /// [emitter](crate::emitter::BroadcastOperator::idempotency_key), or over the HTTP
+    /// API. Later emits return the result of the first one, with
+    /// [`Delivery::is_replayed`].
     ///
-    /// The sockets of this node receive the event like those of others, after Redis has taken it, so
-    /// [`Delivery::local_sockets`] is 0, and if the emit fails, nobody receives it, except that with
-    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with the same key does no
-    /// harm. Keys belong to a namespace, and are kept in Redis, or in memory without it; the streams dialect has
-    /// none. Concerns
-    /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed), which fail with
-    /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other arguments or other rooms had the
-    /// key.
+    /// The sockets of this node receive the event like those of others, after Redis has
+    /// taken it, so [`Delivery::local_sockets`] is 0, and if the emit fails, nobody
+    /// receives it, except that with
+    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with
+    /// the same key does no harm. Keys belong to a namespace, and are kept in Redis, or
+    /// in memory without it; the streams dialect has none. Concerns [`emit`](Self::emit)
+    /// and [`emit_confirmed`](Self::emit_confirmed), which fail with
+    /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other
+    /// arguments or other rooms had the key.
     pub fn idempotency_key(mut self, key: &str, time: Duration) -> Self {
         self.once = Some((key.into(), time));
         self
@@ -217,21 +221,24 @@ impl BroadcastOperator {
 
     /// Emits an event to the selected sockets, once to each.
     ///
-    /// Its arguments nest at most [`Limits::json_depth`](crate::Limits::json_depth) deep, with their list as the
-    /// first level, because other nodes refuse what they would refuse from a client.
+    /// Its arguments nest at most [`Limits::json_depth`](crate::Limits::json_depth) deep,
+    /// with their list as the first level, because other nodes refuse what they would
+    /// refuse from a client.
     ///
     /// When it resolves, the packet is in the outbox of every selected socket of this node. Two
     /// emits that are awaited one after the other arrive in that order everywhere.
     ///
-    /// In a namespace with a [journal](super::Namespace::journal), it resolves when the event is stored,
-    /// and the sockets of all nodes, this one included, receive it in the order of the journal. Events that
-    /// are [`volatile`](Self::volatile) or [`local`](Self::local) are not stored.
+    /// In a namespace with a [journal](super::Namespace::journal), it resolves when the
+    /// event is stored, and the sockets of all nodes, this one included, receive it in
+    /// the order of the journal. Events that are [`volatile`](Self::volatile) or
+    /// [`local`](Self::local) are not stored.
     ///
     /// # Errors
     ///
-    /// [`EmitError::Args`] if the arguments cannot be encoded or nest too deeply. [`EmitError::Bus`] if other
-    /// nodes may not have been reached; the sockets of this node get the packet all the same. With a journal, no socket receives it, except that with
-    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
+    /// [`EmitError::Args`] if the arguments cannot be encoded or nest too deeply.
+    /// [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this
+    /// node get the packet all the same. With a journal, no socket receives it, except
+    /// that with [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
@@ -241,14 +248,15 @@ impl BroadcastOperator {
 
     /// Emits an event and asks all nodes how many sockets it reached.
     ///
-    /// A node counts the selected sockets that it has right after it took the event, so a socket that
-    /// connects or leaves at this moment may be counted or not. A node that does not respond within the
-    /// [timeout](Self::timeout) is listed as silent; whether its sockets got the event is not known.
+    /// A node counts the selected sockets that it has right after it took the event, so a
+    /// socket that connects or leaves at this moment may be counted or not. A node that
+    /// does not respond within the [timeout](Self::timeout) is listed as silent; whether
+    /// its sockets got the event is not known.
     ///
     /// # Errors
     ///
-    /// [`EmitError::Bus`] if other nodes may not have been reached or cannot be asked; the sockets of
-    /// this node get the packet all the same.
+    /// [`EmitError::Bus`] if other nodes may not have been reached or cannot be asked;
+    /// the sockets of this node get the packet all the same.
     pub async fn emit_confirmed(
         self,
         event: &str,
@@ -350,9 +358,9 @@ impl BroadcastOperator {
         })
     }
 
-    /// Returns the rooms of the namespace that have members, including private rooms, as Node.js
-    /// servers do. With [`local`](Self::local), only those with members on this node. Fails if rooms
-    /// or exceptions were named.
+    /// Returns the rooms of the namespace that have members, including private rooms, as
+    /// Node.js servers do. With [`local`](Self::local), only those with members on this
+    /// node. Fails if rooms or exceptions were named.
     pub async fn rooms(self) -> Result<AllRooms, EmitError> {
         let namespace = self.for_servers()?;
         self.await_subscription().await;
@@ -389,14 +397,15 @@ impl BroadcastOperator {
             .find(|socket| socket.id().as_str() == id)
     }
 
-    /// Returns the selected sockets of this node, without asking others. Returns none if the namespace does not exist.
+    /// Returns the selected sockets of this node, without asking others. Returns none if
+    /// the namespace does not exist.
     pub fn local_sockets(&self) -> Vec<Socket> {
         let namespace = self.live().ok();
         namespace.map_or_else(Vec::new, |namespace| namespace.local_sockets(&self.target))
     }
 
-    /// Makes the selected sockets join rooms. Fails if a socket of this node cannot; the others have
-    /// joined.
+    /// Makes the selected sockets join rooms. Fails if a socket of this node cannot; the
+    /// others have joined.
     pub async fn sockets_join(self, rooms: impl Rooms) -> Result<(), EmitError> {
         let (target, rooms) = (self.target.clone(), names(&rooms));
         let message = Message::SocketsJoin { target, rooms };

@@ -1,8 +1,9 @@
 //! The settings of a server, and how it is built from them.
 //!
-//! Building is asynchronous because a server on a bus has to be subscribed before it is returned:
-//! otherwise what another node emits next could be missed. All settings are checked before the bus is
-//! started, so a server that cannot be built leaves nothing behind.
+//! Building is asynchronous because a server on a bus has to be subscribed before it is
+//! returned: otherwise what another node emits next could be missed. All settings are
+//! checked before the bus is started, so a server that cannot be built leaves nothing
+//! behind.
 
 use std::{
     any::{Any, TypeId},
@@ -82,8 +83,8 @@ pub struct Builder {
     needs: Vec<Need>,
 }
 
-/// The source of the bus. A bus over Redis is started while the server is built, because it needs the
-/// name of the node, and that is drawn with the engine.
+/// The source of the bus. A bus over Redis is started while the server is built, because
+/// it needs the name of the node, and that is drawn with the engine.
 #[derive(Default)]
 enum BusSource {
     #[default]
@@ -122,7 +123,8 @@ impl Builder {
         max_payload: usize => max_payload;
         /// Whether polling clients may upgrade to WebSocket. Default `true`.
         allow_upgrades: bool => allow_upgrades;
-        /// Whether clients of Socket.IO 1 and 2 (Engine.IO revision 3) may connect. Default `false`.
+        /// Whether clients of Socket.IO 1 and 2 (Engine.IO revision 3) may connect.
+        /// Default `false`.
         allow_eio3: bool => allow_eio3;
         /// Limits of everything that clients can fill.
         limits: Limits => limits;
@@ -166,16 +168,18 @@ impl Builder {
         self
     }
 
-    /// Serves the client's bundles below the server's path, like `serveClient` of Socket.IO. Default:
-    /// none, and a request for one is answered with status 404 and the remedy.
+    /// Serves the client's bundles below the server's path, like `serveClient` of
+    /// Socket.IO. Default: none, and a request for one is answered with status 404 and
+    /// the remedy.
     pub fn client_files(mut self, files: ClientFiles) -> Self {
         self.config.client_files = Some(files);
         self
     }
 
-    /// Accepts or rejects each handshake before a session is created, like `allowRequest` of
-    /// Socket.IO. Takes the arguments of [`Namespace::authorize`]. The response to a rejected request
-    /// has status 403 and the message of a [`Refused`](super::Refused), or else `internal error`.
+    /// Accepts or rejects each handshake before a session is created, like `allowRequest`
+    /// of Socket.IO. Takes the arguments of [`Namespace::authorize`]. The response to a
+    /// rejected request has status 403 and the message of a [`Refused`](super::Refused),
+    /// or else `internal error`.
     pub fn allow_request<Form, H>(mut self, handler: H) -> Self
     where
         Form: Arguments<OnAuthorize>,
@@ -187,7 +191,8 @@ impl Builder {
     }
 
     /// Keeps values of this type that a layer has put into the extensions of a request.
-    /// [`Handshake::extension`](crate::Handshake::extension) returns them, also to the handlers of its sockets.
+    /// [`Handshake::extension`](crate::Handshake::extension) returns them, also to the
+    /// handlers of its sockets.
     pub fn keep_extension<T: Clone + Send + Sync + 'static>(mut self) -> Self {
         self.config.keep.push(|from, to| {
             if let Some(value) = from.get::<T>() {
@@ -209,16 +214,16 @@ impl Builder {
         self
     }
 
-    /// Provides a value that handlers share. They take it as [`State<S>`](super::State), and
-    /// [`Socket::state`](super::Socket::state) and [`Server::state`] return it. A second value of the
-    /// same type replaces the first.
+    /// Provides a value that handlers share. They take it as [`State<S>`](super::State),
+    /// and [`Socket::state`](super::Socket::state) and [`Server::state`] return it. A
+    /// second value of the same type replaces the first.
     pub fn state<S: Any + Send + Sync>(mut self, value: S) -> Self {
         self.states.insert(TypeId::of::<S>(), Arc::new(value));
         self
     }
 
-    /// How long [`Server::close`] waits for running handlers. Default 30 s. Beyond: it returns while
-    /// they still run.
+    /// How long [`Server::close`] waits for running handlers. Default 30 s. Beyond: it
+    /// returns while they still run.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = Some(timeout);
         self
@@ -259,10 +264,11 @@ impl Builder {
     }
 
     /// Makes the server a node of a cluster over Redis. Node.js servers with
-    /// `@socket.io/redis-adapter` and emitters of any language can be part of it, all with their
-    /// default settings. The URL is `redis://[user:password@]host[:port][/database]`, `unix:///path`,
-    /// `redis+sentinel://host[:port],…/name` or `redis+cluster://host[:port],…`; `rediss` instead
-    /// of `redis` for TLS. [`build`](Self::build) fails if Redis cannot be used.
+    /// `@socket.io/redis-adapter` and emitters of any language can be part of it, all
+    /// with their default settings. The URL is
+    /// `redis://[user:password@]host[:port][/database]`, `unix:///path`,
+    /// `redis+sentinel://host[:port],…/name` or `redis+cluster://host[:port],…`; `rediss`
+    /// instead of `redis` for TLS. [`build`](Self::build) fails if Redis cannot be used.
     pub fn redis(mut self, url: &str) -> Self {
         let config = url.parse().map(RedisConfig::new);
         self.bus = BusSource::Redis(Box::new(config));
@@ -276,9 +282,10 @@ impl Builder {
         self
     }
 
-    /// Runs after each gap, a time in which messages of other nodes may not have reached this one.
-    /// Clients may have missed events, so an application can make them reload their state. While the
-    /// handler runs, further gaps are merged into one. A second call replaces the first.
+    /// Runs after each gap, a time in which messages of other nodes may not have reached
+    /// this one. Clients may have missed events, so an application can make them reload
+    /// their state. While the handler runs, further gaps are merged into one. A second
+    /// call replaces the first.
     pub fn on_gap<F, Fut>(mut self, handler: F) -> Self
     where
         F: Fn(Gap) -> Fut + Send + Sync + 'static,
@@ -359,8 +366,8 @@ impl Builder {
             let name = Arc::clone(&namespace.name);
             inner.live.write().insert(name, Arc::clone(namespace));
         }
-        // Once `build` has returned, messages between any two nodes are delivered, unless the bus is
-        // interrupted, which it reports itself.
+        // Once `build` has returned, messages between any two nodes are delivered, unless
+        // the bus is interrupted, which it reports itself.
         for namespace in namespaces.iter().filter(|_| is_flowing) {
             namespace.listening().await;
         }

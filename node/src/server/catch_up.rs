@@ -1,8 +1,8 @@
 //! Sends sockets that follow the history of rooms what a gap has kept from them.
 //!
-//! Events that arrived after the gap may have been sent before it is reported, and ids have gaps of
-//! their own. So a namespace notes the events that have arrived, and what is kept since the beginning of
-//! the gap and has not arrived is what was missed.
+//! Events that arrived after the gap may have been sent before it is reported, and ids
+//! have gaps of their own. So a namespace notes the events that have arrived, and what is
+//! kept since the beginning of the gap and has not arrived is what was missed.
 //!
 //! ```text
 //! gap ─▶ each room that is followed: read its log from the last event that arrived before the gap
@@ -10,8 +10,8 @@
 //!         └─▶ it cannot be read: again, with growing delays, as long as the room is followed
 //! ```
 //!
-//! A log that has lost its data gives ids from the clock again, which may be below those that have arrived.
-//! So an event is known by its id and its time.
+//! A log that has lost its data gives ids from the clock again, which may be below those
+//! that have arrived. So an event is known by its id and its time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,8 +32,8 @@ use crate::{clock::unix_millis, transport::plain::Reached};
 const MIN_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
-/// How many events a namespace notes. A gap is reported shortly after events arrive again, so these are
-/// those of the last seconds before and after it.
+/// How many events a namespace notes. A gap is reported shortly after events arrive
+/// again, so these are those of the last seconds before and after it.
 const NOTED: usize = 4096;
 
 /// The published events that have arrived at a namespace.
@@ -42,7 +42,8 @@ pub(super) struct Arrived {
     noted: Mutex<VecDeque<Noted>>,
     /// Held while logs are read and what was missed is sent, so that nothing is sent twice.
     turn: AsyncMutex<()>,
-    /// The rooms whose logs could not be read, each with the beginning of its gap, in milliseconds since
+    /// The rooms whose logs could not be read, each with the beginning of its gap, in
+    /// milliseconds since
     /// 1970. While there are some, a task reads them again.
     unread: Mutex<BTreeMap<Box<str>, u64>>,
 }
@@ -215,8 +216,8 @@ async fn read_after(
 ) -> Result<Vec<HistoryEntry>, BusError> {
     let mut from = begin.id;
     if from > 0 {
-        // Ids of the new log may have passed that of the event. Then it has one that is not above it, and
-        // later.
+        // Ids of the new log may have passed that of the event. Then it has one that is
+        // not above it, and later.
         let before = Page::Before(from.saturating_add(1));
         let before = log.read(room, before, 1).await?;
         if before.last().is_some_and(|entry| entry.time > begin.time) {

@@ -11,9 +11,10 @@
 //!    └──────────────────────────────────────────────────────────┘ `leave`: on_disconnect, rooms left
 //! ```
 //!
-//! Each namespace of the client goes through these states on its own. A handler is polled in the
-//! turn in which its packet was read. If it has to wait, it becomes a [`Task`] of [`InFlight`]. After
-//! the end of the connection, the client lives on until its last task is done.
+//! Each namespace of the client goes through these states on its own. A handler is polled
+//! in the turn in which its packet was read. If it has to wait, it becomes a [`Task`] of
+//! [`InFlight`]. After the end of the connection, the client lives on until its last task
+//! is done.
 
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 
@@ -236,9 +237,9 @@ impl Client {
         self.start(turn, task);
     }
 
-    /// Ends what an earlier CONNECT to the namespace has led to. A client that disconnects before it
-    /// has received the reply sends nothing, and its next CONNECT arrives while the first is being
-    /// decided or has just been accepted.
+    /// Ends what an earlier CONNECT to the namespace has led to. A client that
+    /// disconnects before it has received the reply sends nothing, and its next CONNECT
+    /// arrives while the first is being decided or has just been accepted.
     fn replace_connect(&mut self, turn: &mut Turn<'_, '_>, nsp: &str) {
         self.withdraw_connect(nsp);
         let known = |socket: &&Socket| socket.namespace_name() == nsp;
@@ -300,9 +301,9 @@ impl Client {
         self.enter(turn, &socket);
     }
 
-    /// Has a client come again whose session cannot be asked for. Official clients do so by themselves only if
-    /// their connection is lost: after a refusal they stay away. A connection that other namespaces use stays,
-    /// and the decision begins anew.
+    /// Has a client come again whose session cannot be asked for. Official clients do so
+    /// by themselves only if their connection is lost: after a refusal they stay away. A
+    /// connection that other namespaces use stays, and the decision begins anew.
     fn postpone(
         &mut self,
         turn: &mut Turn<'_, '_>,
@@ -327,8 +328,9 @@ impl Client {
         self.start(turn, task);
     }
 
-    /// Lets a client go on with its session. The reply comes behind what it has missed, as in Node's
-    /// server. If not everything is there, the client is a new one, and the authorizers decide about it.
+    /// Lets a client go on with its session. The reply comes behind what it has missed,
+    /// as in Node's server. If not everything is there, the client is a new one, and the
+    /// authorizers decide about it.
     fn readmit(
         &mut self,
         turn: &mut Turn<'_, '_>,
@@ -736,8 +738,8 @@ pub(super) fn count_refused(
     }
 }
 
-/// Decides about a client of Socket.IO. With `may_return`, it may come back to its session, and then the
-/// authorizers run only if they shall.
+/// Decides about a client of Socket.IO. With `may_return`, it may come back to its
+/// session, and then the authorizers run only if they shall.
 async fn admission(
     namespace: Arc<LiveNamespace>,
     handshake: Handshake,

@@ -1,8 +1,9 @@
 //! Messages and questions between the nodes of a namespace, in both directions.
 //!
-//! Outgoing: a message is published first, then the sockets of this node are served, then the publish
-//! is awaited. So local delivery never waits for Redis, and an error of the bus is still reported.
-//! Incoming: the bus calls [`Listener`] inline and in order, so nothing here may block.
+//! Outgoing: a message is published first, then the sockets of this node are served, then
+//! the publish is awaited. So local delivery never waits for Redis, and an error of the
+//! bus is still reported. Incoming: the bus calls [`Listener`] inline and in order, so
+//! nothing here may block.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -45,8 +46,9 @@ pub(crate) struct ClusterNode {
 }
 
 impl LiveNamespace {
-    /// Emits an event to the selected sockets of all nodes. The order is: bus, then the sockets of this node, then the wait
-    /// for the bus. The sockets of this node are served even if the bus fails.
+    /// Emits an event to the selected sockets of all nodes. The order is: bus, then the
+    /// sockets of this node, then the wait for the bus. The sockets of this node are
+    /// served even if the bus fails.
     pub(super) async fn broadcast(
         &self,
         target: Target,
@@ -79,8 +81,9 @@ impl LiveNamespace {
         })
     }
 
-    /// Emits an event once for each idempotency key. The sockets of this node receive it like those of others, after
-    /// Redis has taken it: before, it is not known whether it is the first emit.
+    /// Emits an event once for each idempotency key. The sockets of this node receive it
+    /// like those of others, after Redis has taken it: before, it is not known whether it
+    /// is the first emit.
     pub(super) async fn broadcast_once(
         &self,
         target: Target,
@@ -146,8 +149,8 @@ impl LiveNamespace {
         }
     }
 
-    /// Resolves once messages to a socket that is about to connect reach this node. `None` if there is
-    /// nothing to wait for.
+    /// Resolves once messages to a socket that is about to connect reach this node.
+    /// `None` if there is nothing to wait for.
     pub(super) fn expect(
         &self,
         socket: &SocketId,
@@ -300,8 +303,9 @@ impl LiveNamespace {
         })
     }
 
-    /// Encodes an event. The frame keeps what plain connections need only if there are some. In a
-    /// namespace with recovery, the place in the journal is one more argument for Socket.IO's clients.
+    /// Encodes an event. The frame keeps what plain connections need only if there are
+    /// some. In a namespace with recovery, the place in the journal is one more argument
+    /// for Socket.IO's clients.
     pub(super) fn frame(
         &self,
         target: &Target,

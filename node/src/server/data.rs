@@ -63,8 +63,8 @@ impl Socket {
         self.session_changed();
     }
 
-    /// Attaches a value to the socket, one of each type. Other nodes do not see it. A second value of
-    /// the same type replaces the first, which is returned.
+    /// Attaches a value to the socket, one of each type. Other nodes do not see it. A
+    /// second value of the same type replaces the first, which is returned.
     pub fn attach<T: Any + Send + Sync>(&self, value: T) -> Option<Arc<T>> {
         let mut attached = self.0.attached.lock();
         let values = &mut attached.more.get_or_insert_default().values;

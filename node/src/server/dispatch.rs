@@ -126,8 +126,8 @@ impl Client {
         }
     }
 
-    /// Answers an event if the client has asked for it and is still there. An error is reported even
-    /// if nobody waits for the answer.
+    /// Answers an event if the client has asked for it and is still there. An error is
+    /// reported even if nobody waits for the answer.
     pub(super) fn answer(
         &self,
         turn: &mut Turn<'_, '_>,

@@ -1,11 +1,12 @@
 //! Moves the clients of a server to others before it stops.
 //!
-//! Clients that lose their connection at the same time reconnect at the same time, each with a
-//! handshake and its joins, which is more than the remaining nodes carry beside their traffic. A drain
-//! spreads the closes, and thereby the reconnects.
+//! Clients that lose their connection at the same time reconnect at the same time, each
+//! with a handshake and its joins, which is more than the remaining nodes carry beside
+//! their traffic. A drain spreads the closes, and thereby the reconnects.
 //!
-//! Each connection is due at a time of its own, so a late turn of the timer closes what has become due
-//! and the rate holds on a busy machine. The phases are drawn in the transport's `engine`.
+//! Each connection is due at a time of its own, so a late turn of the timer closes what
+//! has become due and the rate holds on a busy machine. The phases are drawn in the
+//! transport's `engine`.
 
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use crate::{
 /// Time between two looks at which connections are due.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The longest time between two closes. A server with few clients is drained in less time than it was
-/// given, because so few reconnects burden nobody.
+/// The longest time between two closes. A server with few clients is drained in less time
+/// than it was given, because so few reconnects burden nobody.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Time between two log lines about the progress.
@@ -40,11 +41,12 @@ const REPORT_MILLIS: u64 = 5_000;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
-    /// Time for balancers to notice that the server is not [ready](Server::is_ready). Until then, new
-    /// clients are accepted. Default 3 s: two health checks, one second apart, and a margin.
+    /// Time for balancers to notice that the server is not [ready](Server::is_ready).
+    /// Until then, new clients are accepted. Default 3 s: two health checks, one second
+    /// apart, and a margin.
     pub grace: Duration,
-    /// Time over which the connections are closed, at an even rate of at least 20 per second. Default
-    /// 10 s. Zero closes them all at once.
+    /// Time over which the connections are closed, at an even rate of at least 20 per
+    /// second. Default 10 s. Zero closes them all at once.
     pub over: Duration,
 }
 
@@ -60,13 +62,15 @@ impl Default for Drain {
 impl Server {
     /// Moves all clients to other servers, before [`close`](Self::close).
     ///
-    /// The server is not [ready](Self::is_ready) from now on. After the grace, which a server without
-    /// connections skips, new connections get status 503, and the open ones are closed at an even rate.
-    /// Their transports are closed and not their namespaces, so that official clients reconnect by
-    /// themselves (`transport close`). Returns when every connection has been closed; handlers may still
-    /// run. To skip what is left of the drain, drop the future and call `close`.
+    /// The server is not [ready](Self::is_ready) from now on. After the grace, which a
+    /// server without connections skips, new connections get status 503, and the open
+    /// ones are closed at an even rate. Their transports are closed and not their
+    /// namespaces, so that official clients reconnect by themselves (`transport close`).
+    /// Returns when every connection has been closed; handlers may still run. To skip
+    /// what is left of the drain, drop the future and call `close`.
     ///
-    /// The listener must go on accepting meanwhile, because each poll may be a connection of its own:
+    /// The listener must go on accepting meanwhile, because each poll may be a connection
+    /// of its own:
     ///
     /// ```no_run
     /// # use roomcast::{Drain, Namespace, Server, shutdown_signal};

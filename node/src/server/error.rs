@@ -196,7 +196,8 @@ pub enum BuildError {
     /// Metrics of the bus conflict with those of the server.
     #[error("the metrics of the bus cannot be registered: {0}")]
     BusMetrics(#[source] prometheus::Error),
-    /// A handler takes a type of state that was not given to [`Builder::state`](crate::Builder::state).
+    /// A handler takes a type of state that was not given to
+    /// [`Builder::state`](crate::Builder::state).
     #[error(
         "a handler takes `State<{0}>`, but the server has no such state; add it with `Builder::state`"
     )]
@@ -247,16 +248,17 @@ impl Refused {
         self
     }
 
-    /// Sets the label `reason` under which `roomcast_connect_refused_total` counts a connect that is
-    /// refused, and the log line about it. Clients do not see it. Default `unauthorized`.
+    /// Sets the label `reason` under which `roomcast_connect_refused_total` counts a
+    /// connect that is refused, and the log line about it. Clients do not see it. Default
+    /// `unauthorized`.
     #[must_use]
     pub fn reason(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);
         self
     }
 
-    /// The acknowledgement of an event that is refused: `{"error": message, "data": data}`. A handler
-    /// that takes an [`Ack`](crate::Ack) sends it with this.
+    /// The acknowledgement of an event that is refused: `{"error": message, "data":
+    /// data}`. A handler that takes an [`Ack`](crate::Ack) sends it with this.
     pub fn to_answer(&self) -> Args {
         let mut answer = serde_json::Map::new();
         answer.insert("error".to_owned(), (&*self.message).into());

@@ -1,8 +1,8 @@
-//! Gaps, times in which messages of other nodes may not have arrived. Each is logged and passed to the
-//! application's handler.
+//! Gaps, times in which messages of other nodes may not have arrived. Each is logged and
+//! passed to the application's handler.
 //!
-//! The handler runs for one gap at a time. Gaps that arrive meanwhile are merged into one that spans
-//! them, so memory stays constant while Redis comes and goes.
+//! The handler runs for one gap at a time. Gaps that arrive meanwhile are merged into one
+//! that spans them, so memory stays constant while Redis comes and goes.
 
 use std::{
     future::Future,

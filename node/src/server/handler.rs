@@ -1,6 +1,7 @@
 //! Handlers: closures of the application that run on an event, a connect, a disconnect and so on.
 //!
-//! A handler takes any of the arguments that its place offers, in any order, like a handler of axum:
+//! A handler takes any of the arguments that its place offers, in any order, like a
+//! handler of axum:
 //!
 //! ```text
 //! closure(A, B, …)  ──  Handler<(A, B, …)>   what can be called with these arguments
@@ -146,8 +147,8 @@ impl<'a> Call<'a> {
     }
 }
 
-/// A closure that can be called with these arguments. Implemented for closures and functions with up
-/// to six arguments.
+/// A closure that can be called with these arguments. Implemented for closures and
+/// functions with up to six arguments.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be used as a handler",
     note = "a handler is an async closure or function with at most six arguments, whose types are written out"
@@ -296,8 +297,8 @@ arguments! {
 /// Whether a client comes back to its [session](super::Namespace::recovery), as an argument of an
 /// authorizer. `false` also if it wants to, but its session is not kept any more.
 ///
-/// If what the client has missed turns out not to be complete, it gets a new socket, and the authorizers run
-/// once more for that one.
+/// If what the client has missed turns out not to be complete, it gets a new socket, and
+/// the authorizers run once more for that one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recovering(pub bool);
 
@@ -355,8 +356,9 @@ pub(crate) fn state_of<S: Any + Send + Sync>(states: &States) -> Option<Arc<S>> 
 
 /// The result types of a handler of an event: the answer to the client's acknowledgement.
 ///
-/// - Anything that implements `Serialize`: a tuple is several arguments, `()` is none. The error of a
-///   `Result` that implements `Serialize` is shown to the client, as `{"error": error}`.
+/// - Anything that implements `Serialize`: a tuple is several arguments, `()` is none.
+///   The error of a `Result` that implements `Serialize` is shown to the client, as
+///   `{"error": error}`.
 /// - [`HandlerResult`](super::HandlerResult), into which `?` turns any error. The client sees only
 ///   what is [`Refused`]; anything else is logged and answered with `{"error": "internal error"}`.
 ///   The library's own errors are treated in the same way.
@@ -419,7 +421,8 @@ tried!(
     Box<dyn std::error::Error + Send + Sync>
 );
 
-/// The result types of a handler whose result no client waits for: nothing, or a `Result` with any error.
+/// The result types of a handler whose result no client waits for: nothing, or a `Result`
+/// with any error.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the result of this handler",
     note = "no client waits for the result: return `()`, or a `Result` with any error"

@@ -38,9 +38,9 @@ pub struct History {
 }
 
 impl History {
-    /// Returns the first entries after this id, at most `limit`. An `id` of 0 begins with the oldest
-    /// entry that is kept. So does an id that the log has never given, because it is from a log that
-    /// was lost.
+    /// Returns the first entries after this id, at most `limit`. An `id` of 0 begins with
+    /// the oldest entry that is kept. So does an id that the log has never given, because
+    /// it is from a log that was lost.
     ///
     /// # Errors
     ///
@@ -83,12 +83,14 @@ impl std::fmt::Debug for History {
 }
 
 impl BroadcastOperator {
-    /// Stores an event in the history of a room and emits it to the room's sockets, in one step. The
-    /// namespace must keep a [history](super::Namespace::history), and exactly one room must be
-    /// selected, without exceptions and without [`volatile`](Self::volatile) or [`local`](Self::local).
+    /// Stores an event in the history of a room and emits it to the room's sockets, in
+    /// one step. The namespace must keep a [history](super::Namespace::history), and
+    /// exactly one room must be selected, without exceptions and without
+    /// [`volatile`](Self::volatile) or [`local`](Self::local).
     ///
-    /// The sockets of all nodes, this one included, receive the published events of a namespace in the
-    /// order of their ids. A socket of this node may receive the event before or after this resolves.
+    /// The sockets of all nodes, this one included, receive the published events of a
+    /// namespace in the order of their ids. A socket of this node may receive the event
+    /// before or after this resolves.
     ///
     /// ```
     /// # use roomcast::{PublishError, Server};
@@ -101,8 +103,8 @@ impl BroadcastOperator {
     ///
     /// # Errors
     ///
-    /// With [`PublishError::Unconfirmed`], the event may have been stored and emitted. With any other
-    /// error, it was neither.
+    /// With [`PublishError::Unconfirmed`], the event may have been stored and emitted.
+    /// With any other error, it was neither.
     pub async fn publish(self, event: &str, args: impl IntoArgs) -> Result<Position, PublishError> {
         let namespace = self.live()?;
         check_event(event)?;
@@ -141,26 +143,29 @@ impl BroadcastOperator {
 
 impl Socket {
     /// Makes the socket of a [plain connection](crate::plain) join rooms that keep a
-    /// [history](super::Namespace::history), so that it receives every published event of theirs after
-    /// the id `after`, once and in the order of ids across these rooms: first those that are kept, then
-    /// those that are published. Without `after`, it begins with what is published from now on.
+    /// [history](super::Namespace::history), so that it receives every published event of
+    /// theirs after the id `after`, once and in the order of ids across these rooms:
+    /// first those that are kept, then those that are published. Without `after`, it
+    /// begins with what is published from now on.
     ///
-    /// Returns the id after which the next event comes: that of the last event that was sent, or of the
-    /// newest one of the rooms; 0 if nothing is kept. A client that gives it as `after` later, on any
-    /// node, loses nothing that is still kept.
+    /// Returns the id after which the next event comes: that of the last event that was
+    /// sent, or of the newest one of the rooms; 0 if nothing is kept. A client that gives
+    /// it as `after` later, on any node, loses nothing that is still kept.
     ///
-    /// After a [gap](crate::Gap), the node reads the histories again and sends what did not arrive. It
-    /// comes after what has arrived meanwhile, so ids are out of order there. If a history cannot be read,
-    /// the node tries again, at least every 5 s. If Redis has lost its data, ids may be below those before,
-    /// and the times of the events are above.
+    /// After a [gap](crate::Gap), the node reads the histories again and sends what did
+    /// not arrive. It comes after what has arrived meanwhile, so ids are out of order
+    /// there. If a history cannot be read, the node tries again, at least every 5 s. If
+    /// Redis has lost its data, ids may be below those before, and the times of the
+    /// events are above.
     ///
-    /// What is kept waits in the outbox, within its [limits](crate::Limits::outbox_bytes). Events that are
-    /// emitted without being published are not kept and not numbered.
+    /// What is kept waits in the outbox, within its
+    /// [limits](crate::Limits::outbox_bytes). Events that are emitted without being
+    /// published are not kept and not numbered.
     ///
     /// # Errors
     ///
-    /// After any but [`JoinFromError::Emit`] with a refused join, the socket is in the rooms all the
-    /// same, and receives what is published to them from now on.
+    /// After any but [`JoinFromError::Emit`] with a refused join, the socket is in the
+    /// rooms all the same, and receives what is published to them from now on.
     pub async fn join_from(
         &self,
         rooms: impl Rooms,
@@ -182,8 +187,9 @@ impl Socket {
             .handlers
             .history
             .map_or(0, |limits| limits.messages);
-        // The logs are read one after the other. What is published meanwhile may be in a later one and
-        // not in an earlier one, so it is left to arrive, behind everything that was published before.
+        // The logs are read one after the other. What is published meanwhile may be in a
+        // later one and not in an earlier one, so it is left to arrive, behind everything
+        // that was published before.
         let until = match names.len() {
             0 | 1 => u64::MAX,
             _ => newest(&**log, &names).await?.id,
@@ -196,8 +202,8 @@ impl Socket {
                 None => log.read(&room, Page::Latest, 1).await?.first().map(place),
             };
             let last = match known {
-                // The time of the client's id is not known. This one is not before it, and not after
-                // that of an event which arrives later.
+                // The time of the client's id is not known. This one is not before it,
+                // and not after that of an event which arrives later.
                 Some(known) if page.is_empty() || known.id > from.id => Reached {
                     id: from.id,
                     time: from.time.max(known.time),

@@ -1,8 +1,9 @@
 //! The handlers of one connection that wait for something.
 //!
-//! Every handler is polled once in the turn in which it starts, and most are done by then. What is
-//! left becomes a [`Task`] here. The connection's driver polls all tasks of its client, so a handler
-//! needs no task of the runtime, and its result is written in a turn like any other reply.
+//! Every handler is polled once in the turn in which it starts, and most are done by
+//! then. What is left becomes a [`Task`] here. The connection's driver polls all tasks of
+//! its client, so a handler needs no task of the runtime, and its result is written in a
+//! turn like any other reply.
 //!
 //! While as many tasks are at work as [`Limits::events_in_flight`](crate::Limits) allows, further
 //! events wait in a queue of their own, in order. Nothing else waits with them: a handler may be
@@ -71,7 +72,8 @@ pub(super) struct Admitted {
     pub(super) data: Option<Arc<dyn Data>>,
     /// The session that the client goes on with.
     pub(super) restored: Option<Box<Restored>>,
-    /// Nothing was decided, because the client's session cannot be asked for. The client has to come again.
+    /// Nothing was decided, because the client's session cannot be asked for. The client
+    /// has to come again.
     pub(super) is_postponed: bool,
 }
 
@@ -157,8 +159,8 @@ impl Future for Task {
     }
 }
 
-/// The running and held tasks of a client. It exists while it holds something, since an idle connection
-/// shall own no set of tasks.
+/// The running and held tasks of a client. It exists while it holds something, since an
+/// idle connection shall own no set of tasks.
 #[derive(Default)]
 pub(super) struct InFlight {
     tasks: FuturesUnordered<Task>,

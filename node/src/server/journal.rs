@@ -1,8 +1,9 @@
 //! The journal of a namespace, as one node follows it.
 //!
-//! Each position names the one before it, so what this node has delivered is a chain. A broadcast that
-//! does not continue it shows that something is missing. It waits in the journal until the node has read
-//! and delivered what comes before, so every socket receives broadcasts in one order, each once:
+//! Each position names the one before it, so what this node has delivered is a chain. A
+//! broadcast that does not continue it shows that something is missing. It waits in the
+//! journal until the node has read and delivered what comes before, so every socket
+//! receives broadcasts in one order, each once:
 //!
 //! ```text
 //!            continues the chain: deliver                    read a page, deliver
@@ -13,8 +14,9 @@
 //!                     the newest is delivered: repaired, or not if a link of the chain is gone
 //! ```
 //!
-//! Delivering, repairing and admitting sockets take one lock, so for each socket the chain has one place
-//! at which it began to receive. For recovery, the latest frames are kept: the tail.
+//! Delivering, repairing and admitting sockets take one lock, so for each socket the
+//! chain has one place at which it began to receive. For recovery, the latest frames are
+//! kept: the tail.
 
 use std::{
     collections::VecDeque,
@@ -52,8 +54,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How often emitters are told of the journal.
 const ANNOUNCE: Duration = Duration::from_secs(5);
 
-/// How long a connecting client waits for the node to know where the journal ends. Without Redis, the node
-/// does not know.
+/// How long a connecting client waits for the node to know where the journal ends.
+/// Without Redis, the node does not know.
 const BEGIN: Duration = Duration::from_secs(1);
 
 /// How long a returning client waits for what it has received elsewhere already.
@@ -87,7 +89,8 @@ pub(super) struct State {
 /// A broadcast that was delivered, or that a returning client has missed.
 pub(super) struct Kept {
     position: Position,
-    /// `None` if it cannot be read, or not be encoded for clients: then it is a link and nothing else.
+    /// `None` if it cannot be read, or not be encoded for clients: then it is a link and
+    /// nothing else.
     sent: Option<(Target, Frame)>,
 }
 
@@ -145,8 +148,8 @@ impl Offset {
         self.id == position.id && is_time
     }
 
-    /// Whether this place comes after another one. A journal that was lost begins again with small ids, so the
-    /// times decide where both are known.
+    /// Whether this place comes after another one. A journal that was lost begins again
+    /// with small ids, so the times decide where both are known.
     pub(super) fn is_later_than(self, other: Self) -> bool {
         if self.time == 0 || other.time == 0 {
             self.id > other.id
@@ -222,8 +225,8 @@ impl State {
         }
     }
 
-    /// The broadcasts that were delivered after this place, of `earlier` and of the tail. `None` if a link is missing
-    /// between them.
+    /// The broadcasts that were delivered after this place, of `earlier` and of the tail.
+    /// `None` if a link is missing between them.
     pub(super) fn after(&self, from: Offset, earlier: &[Arc<Kept>]) -> Option<Vec<Arc<Kept>>> {
         let last = self.last?;
         let earlier = earlier.iter().filter(|kept| {
@@ -277,8 +280,8 @@ impl Journal {
         self.state.lock().last
     }
 
-    /// Finds out where the journal ends. The namespace is subscribed already, so that what is published
-    /// later arrives.
+    /// Finds out where the journal ends. The namespace is subscribed already, so that
+    /// what is published later arrives.
     pub(super) async fn begin(self: Arc<Self>) {
         self.find_end().await;
         let journal = Arc::downgrade(&self);
@@ -326,8 +329,8 @@ impl Journal {
         let _ = timeout(BEGIN, begun).await;
     }
 
-    /// Reads what comes after this place and is not in the tail. `None` if something of it is not kept
-    /// any more, or cannot be read.
+    /// Reads what comes after this place and is not in the tail. `None` if something of
+    /// it is not kept any more, or cannot be read.
     pub(super) async fn read_after(
         &self,
         namespace: &LiveNamespace,
@@ -340,9 +343,9 @@ impl Journal {
         self.read_earlier(namespace, from).await
     }
 
-    /// Waits until this node has delivered what a client has received, because other nodes may have
-    /// delivered it before. Returns whether the tail has everything after it; `None` if it is not in the
-    /// journal.
+    /// Waits until this node has delivered what a client has received, because other
+    /// nodes may have delivered it before. Returns whether the tail has everything after
+    /// it; `None` if it is not in the journal.
     async fn reach(&self, from: Offset) -> Option<bool> {
         loop {
             let grown = self.grown.notified();
@@ -411,7 +414,8 @@ impl Journal {
         Some(found)
     }
 
-    /// Reads what comes after `from`, up to `end` and with it. `None` if the chain does not begin there.
+    /// Reads what comes after `from`, up to `end` and with it. `None` if the chain does
+    /// not begin there.
     async fn read_range(
         &self,
         namespace: &LiveNamespace,
@@ -483,8 +487,8 @@ impl Journal {
         Step::Done
     }
 
-    /// Goes on behind a break of the chain, with everything that is kept and was stored later than what
-    /// was delivered.
+    /// Goes on behind a break of the chain, with everything that is kept and was stored
+    /// later than what was delivered.
     async fn skip(&self, namespace: &LiveNamespace) -> Result<(), BusError> {
         let last_time = self.last().map_or(0, |last| last.time);
         self.state.lock().forget_tail();
@@ -587,8 +591,8 @@ impl From<JournalEntry> for Broadcast {
 }
 
 impl LiveNamespace {
-    /// Emits an event by way of the journal: the sockets of this node receive it like those of all others,
-    /// in the order of the journal.
+    /// Emits an event by way of the journal: the sockets of this node receive it like
+    /// those of all others, in the order of the journal.
     pub(super) async fn broadcast_journaled(
         &self,
         journal: &Journal,
@@ -605,8 +609,9 @@ impl LiveNamespace {
         })
     }
 
-    /// Emits an event to one socket by way of the journal. It has its place among the other events of this
-    /// node when this returns. If it was not stored, the socket receives it all the same, but only now.
+    /// Emits an event to one socket by way of the journal. It has its place among the
+    /// other events of this node when this returns. If it was not stored, the socket
+    /// receives it all the same, but only now.
     pub(super) fn unicast_journaled(
         &self,
         journal: &Journal,
@@ -691,8 +696,9 @@ impl LiveNamespace {
         }
     }
 
-    /// Delivers the next link of the chain. One that cannot be read, because the settings of the cluster
-    /// were changed or a faulty node wrote it, is passed over: reading again would not help.
+    /// Delivers the next link of the chain. One that cannot be read, because the settings
+    /// of the cluster were changed or a faulty node wrote it, is passed over: reading
+    /// again would not help.
     fn take_link(&self, journal: &Journal, state: &mut State, next: Stored) {
         let Stored {
             position,

@@ -1,8 +1,8 @@
 //! A namespace of a running server: its handlers, sockets, rooms and pending acknowledgements.
 //!
-//! One that a pattern matched exists while it has users, which are clients and operations of the
-//! application. Their number changes under the lock of the server's table, so that a namespace is not
-//! removed while a client is about to connect to it.
+//! One that a pattern matched exists while it has users, which are clients and operations
+//! of the application. Their number changes under the lock of the server's table, so that
+//! a namespace is not removed while a client is about to connect to it.
 
 use std::sync::{
     Arc, Weak,
@@ -69,8 +69,8 @@ pub(crate) struct LiveNamespace {
 impl LiveNamespace {
     /// Creates the namespace and attaches it to the bus. `params` are those of a dynamic namespace.
     ///
-    /// The bus gets a weak reference before the namespace exists. What arrives until then is dropped:
-    /// there is no socket yet that could receive it.
+    /// The bus gets a weak reference before the namespace exists. What arrives until then
+    /// is dropped: there is no socket yet that could receive it.
     pub(super) fn new(
         server: &Arc<Inner>,
         name: &str,
@@ -150,8 +150,8 @@ impl LiveNamespace {
         })
     }
 
-    /// Encodes what goes to several nodes. It nests no deeper than this node reads, because the others
-    /// refuse what they would refuse from a client.
+    /// Encodes what goes to several nodes. It nests no deeper than this node reads,
+    /// because the others refuse what they would refuse from a client.
     pub(super) fn encode(&self, args: impl IntoArgs) -> Result<Args, ArgsError> {
         let args = args.into_args()?;
         args.check_depth(self.engine.config.limits.json_depth)?;

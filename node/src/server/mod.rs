@@ -8,8 +8,9 @@
 //! transport ── Protocol ──► Client ── dispatch, InFlight ──► Socket ───┘
 //! ```
 //!
-//! A [`Namespace`] is a definition and never changes after the server is built. A live namespace has
-//! the sockets. A client is a connection as Socket.IO sees it; only the connection's task uses it.
+//! A [`Namespace`] is a definition and never changes after the server is built. A live
+//! namespace has the sockets. A client is a connection as Socket.IO sees it; only the
+//! connection's task uses it.
 
 mod ack;
 mod broadcast;

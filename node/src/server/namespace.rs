@@ -83,9 +83,9 @@ impl Namespace {
         }
     }
 
-    /// Defines all namespaces whose name matches, such as `/org-{id}`. `{id}` stands for one or more
-    /// characters other than `/`, and [`Socket::param`] returns them. Each namespace exists while a
-    /// socket is connected to it.
+    /// Defines all namespaces whose name matches, such as `/org-{id}`. `{id}` stands for
+    /// one or more characters other than `/`, and [`Socket::param`] returns them. Each
+    /// namespace exists while a socket is connected to it.
     pub fn matching(pattern: impl Into<Box<str>>) -> Self {
         Self {
             is_pattern: true,
@@ -113,8 +113,8 @@ impl Namespace {
         self
     }
 
-    /// Runs when a socket has connected. Events of the socket are handled from the connect reply on,
-    /// also while this still runs. A second call replaces the first.
+    /// Runs when a socket has connected. Events of the socket are handled from the
+    /// connect reply on, also while this still runs. A second call replaces the first.
     #[must_use]
     pub fn on_connect<Form, H>(mut self, handler: H) -> Self
     where
@@ -169,8 +169,8 @@ impl Namespace {
     /// Runs before the handlers of every event and can refuse the event, like `socket.use` of
     /// Socket.IO. Takes the arguments of a handler of events, such as `(Socket, Event)`.
     ///
-    /// Several run one after the other. After an error no handler runs, and the client gets the error
-    /// as the answer to its event.
+    /// Several run one after the other. After an error no handler runs, and the client
+    /// gets the error as the answer to its event.
     #[must_use]
     pub fn middleware<Form, H>(mut self, handler: H) -> Self
     where
@@ -182,9 +182,9 @@ impl Namespace {
         self
     }
 
-    /// Runs on every event, before its own handler and without delaying it. Takes the arguments of a
-    /// handler of events, such as `(Socket, Event)`. With an [`Ack`](super::Ack) it can answer events
-    /// whose handler does not.
+    /// Runs on every event, before its own handler and without delaying it. Takes the
+    /// arguments of a handler of events, such as `(Socket, Event)`. With an
+    /// [`Ack`](super::Ack) it can answer events whose handler does not.
     #[must_use]
     pub fn on_any<Form, H>(mut self, handler: H) -> Self
     where
@@ -195,9 +195,9 @@ impl Namespace {
         self
     }
 
-    /// Runs on every event that is emitted to a socket of this node, also by a broadcast, before the
-    /// event is queued. It runs on the emitting task, once per recipient, so it must be short. A
-    /// namespace without such a listener does not pay for it.
+    /// Runs on every event that is emitted to a socket of this node, also by a broadcast,
+    /// before the event is queued. It runs on the emitting task, once per recipient, so
+    /// it must be short. A namespace without such a listener does not pay for it.
     #[must_use]
     pub fn on_any_outgoing(
         mut self,
@@ -225,8 +225,9 @@ impl Namespace {
         self
     }
 
-    /// Runs when a socket has disconnected. [`Socket::rooms`] still returns the rooms that it was in,
-    /// also after the handler has waited, so this serves for Socket.IO's `disconnecting`, too.
+    /// Runs when a socket has disconnected. [`Socket::rooms`] still returns the rooms
+    /// that it was in, also after the handler has waited, so this serves for Socket.IO's
+    /// `disconnecting`, too.
     #[must_use]
     pub fn on_disconnect<Form, H>(mut self, handler: H) -> Self
     where
@@ -241,8 +242,8 @@ impl Namespace {
     /// these limits: in Redis if the server is a node of a cluster, else in memory. What is only
     /// emitted is not kept.
     ///
-    /// The limits should be the same on all nodes, because each node applies its own to the rooms that
-    /// it publishes to.
+    /// The limits should be the same on all nodes, because each node applies its own to
+    /// the rooms that it publishes to.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -259,15 +260,16 @@ impl Namespace {
         self
     }
 
-    /// Keeps all broadcasts of the namespace, within these limits: in Redis if the server is a node of a
-    /// cluster, else in memory. The sockets of all nodes receive them in one order. A node from which a
-    /// fault has kept some reads them and delivers them late, each once; if they are not kept any more, it
-    /// logs and counts that.
+    /// Keeps all broadcasts of the namespace, within these limits: in Redis if the server
+    /// is a node of a cluster, else in memory. The sockets of all nodes receive them in
+    /// one order. A node from which a fault has kept some reads them and delivers them
+    /// late, each once; if they are not kept any more, it logs and counts that.
     ///
-    /// A broadcast is everything that is [emitted](super::BroadcastOperator::emit) to rooms or to the
-    /// namespace, or [published](super::BroadcastOperator::publish), except for what is volatile, local, or
-    /// asks for acknowledgements. Events that are emitted to a single [`Socket`], and what other programs
-    /// publish in Redis, are not kept.
+    /// A broadcast is everything that is [emitted](super::BroadcastOperator::emit) to
+    /// rooms or to the namespace, or [published](super::BroadcastOperator::publish),
+    /// except for what is volatile, local, or asks for acknowledgements. Events that are
+    /// emitted to a single [`Socket`], and what other programs publish in Redis, are not
+    /// kept.
     ///
     /// The limits should be the same on all nodes.
     ///
@@ -281,16 +283,19 @@ impl Namespace {
         self
     }
 
-    /// Lets clients of Socket.IO come back after their connection was lost, to this node or another: they
-    /// have the same id, rooms and data again, and receive the broadcasts that they have missed. This is
-    /// the connection state recovery of Node.js servers, for unmodified clients.
+    /// Lets clients of Socket.IO come back after their connection was lost, to this node
+    /// or another: they have the same id, rooms and data again, and receive the
+    /// broadcasts that they have missed. This is the connection state recovery of Node.js
+    /// servers, for unmodified clients.
     ///
-    /// It is complete or does not happen: if anything that the client has missed is not kept any more, the
-    /// client gets a new socket. [`Socket::recovered`] tells the connect handler, which runs in both cases.
-    /// A client that disconnects, or is disconnected by the server, cannot come back.
+    /// It is complete or does not happen: if anything that the client has missed is not
+    /// kept any more, the client gets a new socket. [`Socket::recovered`] tells the
+    /// connect handler, which runs in both cases. A client that disconnects, or is
+    /// disconnected by the server, cannot come back.
     ///
-    /// The namespace needs a [journal](Self::journal), and has one with the default limits if none are set.
-    /// Each event that is kept has one more argument for the client, its place in the journal.
+    /// The namespace needs a [journal](Self::journal), and has one with the default
+    /// limits if none are set. Each event that is kept has one more argument for the
+    /// client, its place in the journal.
     ///
     /// ```
     /// # use roomcast::{Namespace, Recovery, Socket};
@@ -322,10 +327,11 @@ impl Namespace {
         self
     }
 
-    /// Decides about the data of a client that [comes back](Self::recovery), from their JSON at the end
-    /// of the connection, `null` if there were none, and from what the authorizers have returned, if they
-    /// [run again](Recovery::authorizes_again). If it returns `None`, the client is another one, such as
-    /// another user in the same browser, and gets a new socket.
+    /// Decides about the data of a client that [comes back](Self::recovery), from their
+    /// JSON at the end of the connection, `null` if there were none, and from what the
+    /// authorizers have returned, if they [run again](Recovery::authorizes_again). If it
+    /// returns `None`, the client is another one, such as another user in the same
+    /// browser, and gets a new socket.
     #[must_use]
     pub fn recovered_data_with<T: Data>(
         mut self,

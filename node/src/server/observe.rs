@@ -1,8 +1,9 @@
 //! Observers of a server: what an operator's tool has to see of events and rooms, without handlers.
 //!
-//! While nobody observes, each place that could report reads one flag and builds nothing. So a server
-//! that is never observed does not pay for it, unlike with
-//! [`on_any_outgoing`](super::Namespace::on_any_outgoing), which looks up the recipients of each broadcast.
+//! While nobody observes, each place that could report reads one flag and builds nothing.
+//! So a server that is never observed does not pay for it, unlike with
+//! [`on_any_outgoing`](super::Namespace::on_any_outgoing), which looks up the recipients
+//! of each broadcast.
 
 use std::sync::{
     Arc, Weak,
@@ -189,12 +190,12 @@ impl std::fmt::Debug for Observer {
 }
 
 impl Server {
-    /// Calls a function for what happens to the sockets of this node, until the result is dropped. It is
-    /// for tools that show an operator what one client or room does.
+    /// Calls a function for what happens to the sockets of this node, until the result is
+    /// dropped. It is for tools that show an operator what one client or room does.
     ///
-    /// The function runs inline, on the task that receives or emits and for all namespaces, so it must be
-    /// short and must not emit, join or leave. While there is an observer, each event that is received
-    /// is copied.
+    /// The function runs inline, on the task that receives or emits and for all
+    /// namespaces, so it must be short and must not emit, join or leave. While there is
+    /// an observer, each event that is received is copied.
     ///
     /// ```
     /// # use roomcast::{Observation, Server};
@@ -213,8 +214,8 @@ impl Server {
 
     /// The same for sockets and their rooms only: [`Connected`](Observation::Connected),
     /// [`Disconnected`](Observation::Disconnected), [`Joined`](Observation::Joined) and
-    /// [`Left`](Observation::Left). Events cost what they cost without an observer; each join and leave
-    /// lists the rooms of its socket.
+    /// [`Left`](Observation::Left). Events cost what they cost without an observer; each
+    /// join and leave lists the rooms of its socket.
     pub fn observe_members(
         &self,
         observe: impl Fn(Observation<'_>) + Send + Sync + 'static,

@@ -1,8 +1,9 @@
 //! Socket.IO packets as frames, in the server's encoding.
 //!
-//! An event is encoded once for all its recipients, so the parser belongs to the server and not to the
-//! client. What is sent in reply to a packet goes into the turn's own buffer, as long as nothing else
-//! is queued, and leaves with the other replies in one write.
+//! An event is encoded once for all its recipients, so the parser belongs to the server
+//! and not to the client. What is sent in reply to a packet goes into the turn's own
+//! buffer, as long as nothing else is queued, and leaves with the other replies in one
+//! write.
 
 use bytes::Bytes;
 use roomcast_protocol::args::{Args, ArgsError};

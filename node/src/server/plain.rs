@@ -6,8 +6,9 @@
 //! open_websocket: the same, then 101 ─▶ connection, driver ─ on_connect started ─▶ on_open ─▶ on_text …
 //! ```
 //!
-//! The driver runs a [`Client`] with one socket, as for any other connection. The socket's connection
-//! has no purpose without it, so it is closed when the socket is disconnected.
+//! The driver runs a [`Client`] with one socket, as for any other connection. The
+//! socket's connection has no purpose without it, so it is closed when the socket is
+//! disconnected.
 
 use std::{
     borrow::Cow,
@@ -115,9 +116,10 @@ impl From<Refusal> for OpenError {
 
 /// The events of one plain connection, in order. Ends with the connection.
 ///
-/// Dropping it closes the connection at once, so the body of a response or a parked request that is
-/// dropped because its client has gone leaves nothing behind. A stream that is not polled while events
-/// wait is closed as a slow consumer, under the limits of every connection.
+/// Dropping it closes the connection at once, so the body of a response or a parked
+/// request that is dropped because its client has gone leaves nothing behind. A stream
+/// that is not polled while events wait is closed as a slow consumer, under the limits of
+/// every connection.
 #[must_use = "dropping the stream closes the connection"]
 pub struct Stream {
     connection: Arc<Connection>,
@@ -157,8 +159,8 @@ impl fmt::Debug for Stream {
 }
 
 impl Server {
-    /// Opens a plain connection whose events this process carries on, as the body of a response or as
-    /// the response to a parked request.
+    /// Opens a plain connection whose events this process carries on, as the body of a
+    /// response or as the response to a parked request.
     ///
     /// The request is the client's: its headers, query and address become the socket's
     /// [`Handshake`], and limits of connections and addresses count it. The authorizers of the
@@ -205,18 +207,21 @@ impl Server {
 
     /// Opens a plain WebSocket. Returns the response to its request, with status 101.
     ///
-    /// The authorizers of the namespace decide before, as for [`open_stream`](Self::open_stream). When
-    /// the WebSocket is open and the connect handlers have started, `on_open` runs, and then `on_text`
-    /// for each text message, one after the other. Messages that wait for a running one are limited by
+    /// The authorizers of the namespace decide before, as for
+    /// [`open_stream`](Self::open_stream). When the WebSocket is open and the connect
+    /// handlers have started, `on_open` runs, and then `on_text` for each text message,
+    /// one after the other. Messages that wait for a running one are limited by
     /// [`Limits::events_in_flight`](crate::Limits::events_in_flight) and
-    /// [`Limits::inbox_bytes`](crate::Limits::inbox_bytes): then the WebSocket is not read. Rates limit
-    /// them as they limit events. A binary message ends the connection with code 1003, unless the
-    /// form [skips](Form::skips_binary) them, a [disconnect](Socket::disconnect) with 1000, and a shutdown with 1001. If the future panics, the
-    /// socket is disconnected.
+    /// [`Limits::inbox_bytes`](crate::Limits::inbox_bytes): then the WebSocket is not
+    /// read. Rates limit them as they limit events. A binary message ends the connection
+    /// with code 1003, unless the form [skips](Form::skips_binary) them, a
+    /// [disconnect](Socket::disconnect) with 1000, and a shutdown with 1001. If the
+    /// future panics, the socket is disconnected.
     ///
     /// # Errors
     ///
-    /// Those of [`open_stream`](Self::open_stream), and 400 or 426 if the request asks for no WebSocket.
+    /// Those of [`open_stream`](Self::open_stream), and 400 or 426 if the request asks
+    /// for no WebSocket.
     ///
     /// ```
     /// # use std::sync::Arc;

@@ -10,8 +10,9 @@
 //!           send what was missed ─▶ reply: recovered        any step fails ─▶ an ordinary connect
 //! ```
 //!
-//! The session is written while the client is connected, because a node that is killed writes nothing. For the
-//! same reason, taking a session only changes its owner: it stays until the new owner has written it.
+//! The session is written while the client is connected, because a node that is killed
+//! writes nothing. For the same reason, taking a session only changes its owner: it stays
+//! until the new owner has written it.
 
 mod returns;
 mod writer;
@@ -62,8 +63,8 @@ const STORE: Duration = Duration::from_secs(10);
 /// How long a server that shuts down waits for the sessions to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// The event by which a node tells the others that a client has come back to it. Node.js servers have
-/// no handler of it.
+/// The event by which a node tells the others that a client has come back to it. Node.js
+/// servers have no handler of it.
 const RETURNED: &str = "roomcast:returned";
 
 /// How clients can come back to a namespace after their connection was lost, see
@@ -73,17 +74,20 @@ pub struct Recovery {
     /// How long a session is kept after the connection was lost, at least. Default 2 minutes, as in
     /// Node.js servers.
     pub max_disconnection: Duration,
-    /// Whether the authorizers run for clients that come back, too. Default: no, as in Node.js servers.
+    /// Whether the authorizers run for clients that come back, too. Default: no, as in
+    /// Node.js servers.
     pub authorizes_again: bool,
-    /// Whether the events that a socket is [sent alone](Socket::emit) go by way of the journal, too, so that
-    /// the client receives those that it missed. Default: no, because each one then costs Redis and all nodes
-    /// as much as a broadcast. Node.js servers with the adapter in memory keep them.
+    /// Whether the events that a socket is [sent alone](Socket::emit) go by way of the
+    /// journal, too, so that the client receives those that it missed. Default: no,
+    /// because each one then costs Redis and all nodes as much as a broadcast. Node.js
+    /// servers with the adapter in memory keep them.
     ///
-    /// They are also stored for a socket whose connection was lost, for as long as the client may come back.
-    /// Such an event arrives in the order of the journal: after what was emitted before it, and possibly
-    /// after the acknowledgement of a handler that emitted it. Volatile events and those that ask for an
-    /// acknowledgement are sent at once, and are not kept. If the journal cannot be reached, the event is sent
-    /// at once as well.
+    /// They are also stored for a socket whose connection was lost, for as long as the
+    /// client may come back. Such an event arrives in the order of the journal: after
+    /// what was emitted before it, and possibly after the acknowledgement of a handler
+    /// that emitted it. Volatile events and those that ask for an acknowledgement are
+    /// sent at once, and are not kept. If the journal cannot be reached, the event is
+    /// sent at once as well.
     pub unicasts: bool,
 }
 
@@ -97,8 +101,8 @@ impl Default for Recovery {
     }
 }
 
-/// Makes the data of a socket from the JSON of what it was and from what the authorizers have returned.
-/// `Err`: the client is another one.
+/// Makes the data of a socket from the JSON of what it was and from what the authorizers
+/// have returned. `Err`: the client is another one.
 pub(crate) type RestoreData =
     Arc<dyn Fn(serde_json::Value, SocketData) -> Result<SocketData, Other> + Send + Sync>;
 
@@ -128,13 +132,13 @@ pub(crate) struct Recoverable {
     is_queued: AtomicBool,
     /// Whether the session was stored for this owner.
     is_stored: AtomicBool,
-    /// The places in the journal at which rooms were joined. Rooms that were joined before anything was emitted are
-    /// not here.
+    /// The places in the journal at which rooms were joined. Rooms that were joined
+    /// before anything was emitted are not here.
     joins: Mutex<HashMap<Box<str>, Offset>>,
     /// Whether another owner has the session.
     is_taken: AtomicBool,
-    /// Until when the client may come back after the end of its connection, in milliseconds since 1970. 0 before
-    /// the end, and if it may not.
+    /// Until when the client may come back after the end of its connection, in
+    /// milliseconds since 1970. 0 before the end, and if it may not.
     returns_until: AtomicU64,
     /// Notified once the socket has left its rooms.
     gone: Notify,
@@ -287,9 +291,10 @@ impl Drop for LiveRecovery {
 }
 
 impl Socket {
-    /// Whether the client has come back to the session that it had before its connection was lost: the
-    /// socket has the same id, rooms and data, and has received what it missed. Always `false` in a
-    /// namespace without [recovery](super::Namespace::recovery).
+    /// Whether the client has come back to the session that it had before its connection
+    /// was lost: the socket has the same id, rooms and data, and has received what it
+    /// missed. Always `false` in a namespace without
+    /// [recovery](super::Namespace::recovery).
     pub fn recovered(&self) -> bool {
         self.recoverable().is_some_and(|r| r.is_recovered)
     }
@@ -303,8 +308,8 @@ impl Socket {
         }
     }
 
-    /// The place in the journal from which on a room that is joined now is received. `None` if that makes no
-    /// difference.
+    /// The place in the journal from which on a room that is joined now is received.
+    /// `None` if that makes no difference.
     pub(super) fn place_of_joins(&self) -> Option<Offset> {
         let recoverable = self.recoverable()?;
         let last = self.live().journal.as_ref()?.last()?;
@@ -448,8 +453,8 @@ impl LiveNamespace {
         self.engine.ids.socket_id().as_str().into()
     }
 
-    /// Whether a CONNECT with these credentials has to wait: for a session that is taken, or until the
-    /// node knows where the journal ends.
+    /// Whether a CONNECT with these credentials has to wait: for a session that is taken,
+    /// or until the node knows where the journal ends.
     pub(super) fn has_to_wait(&self, auth: Option<&str>) -> bool {
         let is_return =
             self.recovery.is_some() && auth.is_some_and(|auth| auth.contains("\"pid\""));
@@ -526,7 +531,8 @@ impl LiveNamespace {
         metrics.recoveries.with_label_values(&[outcome]).inc();
     }
 
-    /// Ends the socket that had the session, and reads what the client has missed and the tail has not.
+    /// Ends the socket that had the session, and reads what the client has missed and the
+    /// tail has not.
     async fn prepare(
         &self,
         taken: Taken,
@@ -561,8 +567,8 @@ impl LiveNamespace {
         Ok((record, from, earlier))
     }
 
-    /// Ends the socket that has had the session, wherever it is, if its node has not noticed that the
-    /// client has gone.
+    /// Ends the socket that has had the session, wherever it is, if its node has not
+    /// noticed that the client has gone.
     async fn end_former(&self, sid: &str, owner: &str) {
         let args = (sid, owner);
         if let Ok(args) = Args::encode(&args) {
@@ -592,8 +598,8 @@ impl LiveNamespace {
         self.local_sockets(&target).into_iter().find(is_former)
     }
 
-    /// Whether an event between servers says that a client has come back to another node. Its former
-    /// socket is ended then.
+    /// Whether an event between servers says that a client has come back to another node.
+    /// Its former socket is ended then.
     pub(super) fn is_return(&self, event: &str, args: &Args) -> bool {
         if event != RETURNED {
             return false;
@@ -607,8 +613,8 @@ impl LiveNamespace {
         true
     }
 
-    /// Lets a client go on with its session: the socket is in its rooms again, and what it has missed is
-    /// in its outbox. `None` if that cannot be complete.
+    /// Lets a client go on with its session: the socket is in its rooms again, and what
+    /// it has missed is in its outbox. `None` if that cannot be complete.
     pub(super) fn readmit(
         self: &Arc<Self>,
         turn: &mut Turn<'_, '_>,

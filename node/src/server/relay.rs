@@ -1,4 +1,5 @@
-//! Sessions of other nodes: any node may receive a request, and the owner of the session responds to it.
+//! Sessions of other nodes: any node may receive a request, and the owner of the session
+//! responds to it.
 //!
 //! ```text
 //! client ──▶ this node ── no such session; the id begins with the tag of its owner
@@ -6,8 +7,9 @@
 //!               └──▶ the application's relay ──▶ owner: relayed_router ──▶ the session
 //! ```
 //!
-//! How a request travels and how the owner knows that it comes from a node is the application's part,
-//! because it decides about listeners, networks and keys. The program `roomcast` is an example.
+//! How a request travels and how the owner knows that it comes from a node is the
+//! application's part, because it decides about listeners, networks and keys. The program
+//! `roomcast` is an example.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -24,23 +26,27 @@ use crate::transport::routes::Routes;
 pub struct ForeignRequest {
     /// The node that has the session, if it still has it.
     pub owner: NodeId,
-    /// Where that node is reached, as its [`RedisConfig::address`](crate::RedisConfig::address) states it.
+    /// Where that node is reached, as its
+    /// [`RedisConfig::address`](crate::RedisConfig::address) states it.
     pub address: Arc<str>,
-    /// The request of the client: a GET, with or without an upgrade, or a POST. Its query has the id of the
-    /// session, which is a secret. A WebSocket can be taken over as with hyper.
+    /// The request of the client: a GET, with or without an upgrade, or a POST. Its query
+    /// has the id of the session, which is a secret. A WebSocket can be taken over as
+    /// with hyper.
     pub request: Request<Body>,
 }
 
 impl Server {
-    /// Makes sticky sessions unnecessary: `relay` gets the requests of sessions that other nodes have, and
-    /// returns the response of the node that has the session. The owner is found by the id of the session;
-    /// that takes a bus over Redis whose [`address`](crate::RedisConfig::address) is set, on all nodes.
-    /// With `None` the client gets the error that makes it open a new session: status 400 with
-    /// `{"code":1,"message":"Session ID unknown"}`, as without a relay. So it does, without a call, if no node
-    /// has this owner's tag.
+    /// Makes sticky sessions unnecessary: `relay` gets the requests of sessions that
+    /// other nodes have, and returns the response of the node that has the session. The
+    /// owner is found by the id of the session; that takes a bus over Redis whose
+    /// [`address`](crate::RedisConfig::address) is set, on all nodes. With `None` the
+    /// client gets the error that makes it open a new session: status 400 with
+    /// `{"code":1,"message":"Session ID unknown"}`, as without a relay. So it does,
+    /// without a call, if no node has this owner's tag.
     ///
-    /// The other side is [`relayed_router`](Self::relayed_router). Only the first call has an effect, and
-    /// returns true. Requests of this node's own sessions do not pass here.
+    /// The other side is [`relayed_router`](Self::relayed_router). Only the first call
+    /// has an effect, and returns true. Requests of this node's own sessions do not pass
+    /// here.
     pub fn relay_with<F, Fut>(&self, relay: F) -> bool
     where
         F: Fn(ForeignRequest) -> Fut + Send + Sync + 'static,
@@ -72,11 +78,13 @@ impl Server {
         self.engine().relay.set(Box::new(relay)).is_ok()
     }
 
-    /// Returns the routes for requests that other nodes relay, at the server's path. They serve sessions of this
-    /// node and nothing else: they open none, and relay nothing, so a request makes one hop at most.
+    /// Returns the routes for requests that other nodes relay, at the server's path. They
+    /// serve sessions of this node and nothing else: they open none, and relay nothing,
+    /// so a request makes one hop at most.
     ///
-    /// A request with the method DELETE and the path of a poll ends that poll with an empty packet, after which the
-    /// client polls again: for a node that stops and has relayed the poll.
+    /// A request with the method DELETE and the path of a poll ends that poll with an
+    /// empty packet, after which the client polls again: for a node that stops and has
+    /// relayed the poll.
     ///
     /// A caller who reaches them and knows the id of a session can act in its client's place, as at
     /// [`router`](Self::router); but origins are not checked here. Serve them to other nodes alone.
@@ -84,8 +92,9 @@ impl Server {
         Routes::of_relayed(Arc::clone(self.engine()), self.acceptor()).router()
     }
 
-    /// Returns the time of the cluster since 1970, which all nodes have alike, whatever the clocks of their
-    /// hosts. `None` without a bus over Redis, or before it has told its time.
+    /// Returns the time of the cluster since 1970, which all nodes have alike, whatever
+    /// the clocks of their hosts. `None` without a bus over Redis, or before it has told
+    /// its time.
     pub fn cluster_time(&self) -> Option<Duration> {
         self.inner().cluster.bus.as_ref()?.time()
     }

@@ -39,9 +39,10 @@ impl RoomChanges {
 }
 
 impl BroadcastOperator {
-    /// Watches which rooms of the namespace have members on this node, like the events `create-room`
-    /// and `delete-room` of an adapter for Node.js. Rooms that have members are the first changes. The
-    /// private rooms of sockets are not watched, unless another socket joins one.
+    /// Watches which rooms of the namespace have members on this node, like the events
+    /// `create-room` and `delete-room` of an adapter for Node.js. Rooms that have members
+    /// are the first changes. The private rooms of sockets are not watched, unless
+    /// another socket joins one.
     ///
     /// ```
     /// # use roomcast::{EmitError, Server};

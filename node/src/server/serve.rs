@@ -38,9 +38,9 @@ impl Serve {
         }
     }
 
-    /// Expects a header of the PROXY protocol, version 1 or 2, at the beginning of each connection. It
-    /// names the client's address. A connection is closed if it has none or does not come from a
-    /// [trusted proxy](crate::Builder::trusted_proxies).
+    /// Expects a header of the PROXY protocol, version 1 or 2, at the beginning of each
+    /// connection. It names the client's address. A connection is closed if it has none
+    /// or does not come from a [trusted proxy](crate::Builder::trusted_proxies).
     pub fn with_proxy_protocol(mut self) -> Self {
         self.preamble.proxy_header = true;
         self

@@ -95,8 +95,9 @@ impl Server {
 
     /// Selects a namespace, to broadcast to it or to its rooms.
     ///
-    /// Operations on an unknown name fail with [`EmitError::UnknownNamespace`]. In a cluster, a name
-    /// that matches a dynamic namespace may have clients on other nodes only, and reaches them.
+    /// Operations on an unknown name fail with [`EmitError::UnknownNamespace`]. In a
+    /// cluster, a name that matches a dynamic namespace may have clients on other nodes
+    /// only, and reaches them.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
         let known = self.0.live.read().get(namespace).cloned();
         match known {
@@ -207,11 +208,12 @@ impl Server {
         Serve::new(self.clone(), listener, app)
     }
 
-    /// Shuts the server down. New connections get status 503. Open ones are closed in a way that
-    /// makes clients reconnect elsewhere. Then it waits for running handlers, including those of
-    /// server-side events, up to the [drain timeout](Builder::drain_timeout). In a cluster, other nodes first stop waiting for answers of this one, and
-    /// the bus is closed last. All clients reconnect at the same time, unless a
-    /// [drain](Self::drain) went before.
+    /// Shuts the server down. New connections get status 503. Open ones are closed in a
+    /// way that makes clients reconnect elsewhere. Then it waits for running handlers,
+    /// including those of server-side events, up to the [drain
+    /// timeout](Builder::drain_timeout). In a cluster, other nodes first stop waiting for
+    /// answers of this one, and the bus is closed last. All clients reconnect at the same
+    /// time, unless a [drain](Self::drain) went before.
     ///
     /// Further calls wait for the same end. A handler must not await this, because it waits for the
     /// handler.
@@ -242,9 +244,10 @@ impl Server {
         &self.0.cluster.node
     }
 
-    /// Returns the nodes of the cluster as they were last seen, this one included. Over Redis, a node
-    /// that has ended without a goodbye is listed until its lease is over, for some 6 s. While Redis is
-    /// away, the nodes are those that were seen last. Node.js servers have no names and are not listed.
+    /// Returns the nodes of the cluster as they were last seen, this one included. Over
+    /// Redis, a node that has ended without a goodbye is listed until its lease is over,
+    /// for some 6 s. While Redis is away, the nodes are those that were seen last.
+    /// Node.js servers have no names and are not listed.
     pub fn nodes(&self) -> Vec<NodeId> {
         let ClusterNode { node, bus, .. } = &self.0.cluster;
         let mut nodes = bus.as_ref().map_or_else(Vec::new, |bus| bus.nodes());
@@ -260,16 +263,17 @@ impl Server {
         self.0.engine.open()
     }
 
-    /// Replaces [`Limits::connections`](crate::Limits::connections). Connections that are open stay, even
-    /// if they are more.
+    /// Replaces [`Limits::connections`](crate::Limits::connections). Connections that are
+    /// open stay, even if they are more.
     pub fn set_max_connections(&self, limit: usize) {
         self.0.engine.set_max_connections(limit);
     }
 
     /// Replaces the limits that can change while the server runs: `connections`,
-    /// `connections_per_address`, `ipv6_prefix`, `connect_rate`, `event_rate`, `byte_rate` and
-    /// `rate_policy`. The others are ignored. Connections that are open stay, even if they are more;
-    /// those opened while addresses were not limited count for no address.
+    /// `connections_per_address`, `ipv6_prefix`, `connect_rate`, `event_rate`,
+    /// `byte_rate` and `rate_policy`. The others are ignored. Connections that are open
+    /// stay, even if they are more; those opened while addresses were not limited count
+    /// for no address.
     pub fn set_limits(&self, limits: &Limits) {
         self.0.engine.set_limits(limits);
     }

@@ -158,8 +158,8 @@ impl Socket {
         &self.0.id
     }
 
-    /// The id of the connection, which a client's sockets of all namespaces share. It is the session id
-    /// of Engine.IO.
+    /// The id of the connection, which a client's sockets of all namespaces share. It is
+    /// the session id of Engine.IO.
     pub fn connection_id(&self) -> &str {
         self.0.connection.id().as_str()
     }
@@ -224,7 +224,8 @@ impl Socket {
         if !self.is_connected() {
             return Err(JoinError::Disconnected);
         }
-        // Before the socket is in the rooms, so that nothing that it receives there is missing when it comes back.
+        // Before the socket is in the rooms, so that nothing that it receives there is
+        // missing when it comes back.
         let place = self.place_of_joins();
         let is_observed = self.0.namespace.observers.is_any();
         let before = (is_observed || place.is_some()).then(|| self.rooms());
@@ -255,8 +256,8 @@ impl Socket {
     /// Joins rooms, and resolves once later emits of any node reach this socket. After
     /// [`join`](Self::join) alone, this node may not be subscribed to the room for a moment.
     ///
-    /// After [`EmitError::Bus`] the socket is in the rooms all the same, and broadcasts of this node
-    /// reach it.
+    /// After [`EmitError::Bus`] the socket is in the rooms all the same, and broadcasts
+    /// of this node reach it.
     pub async fn join_confirmed(&self, rooms: impl Rooms) -> Result<(), EmitError> {
         let names = names(&rooms);
         self.join(names.as_slice())?;
@@ -291,8 +292,8 @@ impl Socket {
         self.leave(rooms.as_slice());
     }
 
-    /// The rooms of the socket. Its private room is first. In a handler of the disconnect, the rooms
-    /// that it was in.
+    /// The rooms of the socket. Its private room is first. In a handler of the
+    /// disconnect, the rooms that it was in.
     pub fn rooms(&self) -> Vec<String> {
         if let Some(rooms) = self.last_rooms() {
             return rooms;
@@ -301,8 +302,9 @@ impl Socket {
         rooms.iter().map(|room| String::from(&**room)).collect()
     }
 
-    /// Emits an event to this client. The packet is in the outbox when this returns, unless it goes by way of the
-    /// journal, see [`Recovery::unicasts`](super::Recovery::unicasts).
+    /// Emits an event to this client. The packet is in the outbox when this returns,
+    /// unless it goes by way of the journal, see
+    /// [`Recovery::unicasts`](super::Recovery::unicasts).
     pub fn emit(&self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.emit_with(event, args, Flags::default())
     }
@@ -478,8 +480,9 @@ impl Socket {
         })
     }
 
-    /// Sends text as it is to the client of a [plain connection](crate::plain): a WebSocket receives a
-    /// message of its own, and a stream yields it. It keeps its place between events.
+    /// Sends text as it is to the client of a [plain connection](crate::plain): a
+    /// WebSocket receives a message of its own, and a stream yields it. It keeps its
+    /// place between events.
     ///
     /// # Errors
     ///

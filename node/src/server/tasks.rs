@@ -1,5 +1,5 @@
-//! Handlers of server-side events, which no connection runs. Their number is bounded, because any node
-//! can emit such events, and a server that closes waits for them.
+//! Handlers of server-side events, which no connection runs. Their number is bounded,
+//! because any node can emit such events, and a server that closes waits for them.
 
 use std::future::{Future, poll_fn};
 

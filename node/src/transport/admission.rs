@@ -1,8 +1,9 @@
-//! Limits of clients that can be replaced while the server runs: connections, in all and per address,
-//! new ones per second, and the rates of what each client sends.
+//! Limits of clients that can be replaced while the server runs: connections, in all and
+//! per address, new ones per second, and the rates of what each client sends.
 //!
-//! A limit that is not configured costs one relaxed load. An address is in the table only while it has
-//! connections that were counted, so the table is never larger than the number of connections.
+//! A limit that is not configured costs one relaxed load. An address is in the table only
+//! while it has connections that were counted, so the table is never larger than the
+//! number of connections.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -165,8 +166,8 @@ impl Addresses {
     }
 }
 
-/// Returns the key of an address: of IPv6 the network, because a client has all addresses of one. An IPv4
-/// address that a socket for both shows as IPv6 counts as itself.
+/// Returns the key of an address: of IPv6 the network, because a client has all addresses
+/// of one. An IPv4 address that a socket for both shows as IPv6 counts as itself.
 fn key_of(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

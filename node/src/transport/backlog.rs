@@ -14,7 +14,8 @@ const NAMED: usize = 3;
 /// Characters of an event's name that are shown.
 const NAME_CHARS: usize = 40;
 
-/// Sums up frames by event, the largest sums first, such as `"news" 250 × (1.2 MB), "chat" 6 × (2 kB)`.
+/// Sums up frames by event, the largest sums first, such as `"news" 250 × (1.2 MB),
+/// "chat" 6 × (2 kB)`.
 pub(super) fn describe<'a>(frames: impl Iterator<Item = &'a Frame>) -> Box<str> {
     let mut kinds: HashMap<&str, (usize, usize)> = HashMap::new();
     for frame in frames.take(SAMPLE) {

@@ -1,14 +1,14 @@
-//! The address of a client: the other end of the TCP connection, unless a proxy that is trusted names
-//! somebody else.
+//! The address of a client: the other end of the TCP connection, unless a proxy that is
+//! trusted names somebody else.
 //!
 //! ```text
 //! TCP ── PROXY header ──▶ the address of the connection ── X-Forwarded-For ──▶ the client's address
 //!        (per connection, listeners that expect one)       (per request, only from trusted addresses)
 //! ```
 //!
-//! Each proxy appends the address that it was called from, so a header is read from its right end: as
-//! long as an address is trusted, the entry left of it is believed. The entries of the client itself
-//! stand further left and are never reached.
+//! Each proxy appends the address that it was called from, so a header is read from its
+//! right end: as long as an address is trusted, the entry left of it is believed. The
+//! entries of the client itself stand further left and are never reached.
 
 use std::{
     convert::Infallible,
@@ -21,9 +21,10 @@ use ipnet::IpNet;
 
 /// The address of a client, and whether it uses TLS, as far as the server knows.
 ///
-/// [`Handshake::address`](crate::Handshake::address) is of it. A route of the application takes it as
-/// an argument, `Option<ClientAddress>`. It is none if the application serves itself and provides no
-/// `axum::extract::ConnectInfo`, and does not regard trusted proxies then.
+/// [`Handshake::address`](crate::Handshake::address) is of it. A route of the application
+/// takes it as an argument, `Option<ClientAddress>`. It is none if the application serves
+/// itself and provides no `axum::extract::ConnectInfo`, and does not regard trusted
+/// proxies then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddress {
     address: SocketAddr,
@@ -82,8 +83,8 @@ pub struct TrustedProxies {
     header: ForwardedHeader,
 }
 
-/// The header from which the addresses of clients are read. One only, because a proxy that writes the
-/// one passes the other on as the client sent it.
+/// The header from which the addresses of clients are read. One only, because a proxy
+/// that writes the one passes the other on as the client sent it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForwardedHeader {
     /// `X-Forwarded-For`, and `X-Forwarded-Proto` for the use of TLS. The default.
@@ -206,8 +207,8 @@ fn is_https(text: &str) -> bool {
     text.eq_ignore_ascii_case("https") || text.eq_ignore_ascii_case("wss")
 }
 
-/// An address with or without a port, as proxies write it: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`,
-/// `[2001:db8::1]`, `[2001:db8::1]:80`.
+/// An address with or without a port, as proxies write it: `192.0.2.1`, `192.0.2.1:80`,
+/// `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 fn address(text: &str) -> Option<SocketAddr> {
     let bare = text
         .strip_prefix('[')

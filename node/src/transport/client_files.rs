@@ -19,9 +19,10 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// The official bundles of the client, ready to be served. Cheap to clone.
 ///
-/// Served are the names that Node's server serves: `socket.io.js`, with `.min`, `.esm.min` and
-/// `.msgpack.min` before the `.js`, and the source map of each with `.map` at the end. Responses
-/// have an `ETag` and `Cache-Control: public, max-age=0`, so browsers revalidate without a download.
+/// Served are the names that Node's server serves: `socket.io.js`, with `.min`,
+/// `.esm.min` and `.msgpack.min` before the `.js`, and the source map of each with `.map`
+/// at the end. Responses have an `ETag` and `Cache-Control: public, max-age=0`, so
+/// browsers revalidate without a download.
 ///
 /// ```no_run
 /// # use roomcast::{ClientFiles, Server};

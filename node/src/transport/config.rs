@@ -26,17 +26,19 @@ use roomcast_protocol::{args::json::DEFAULT_DEPTH, engine_io::session::Heartbeat
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Depth of arrays and objects in a packet, and in a message of the cluster; the list of arguments is
-    /// the first level. Default 400, at most 500, and the same on all nodes. Beyond: the connection is
-    /// closed; what is emitted or published is an error; a message of the cluster is dropped and logged.
+    /// Depth of arrays and objects in a packet, and in a message of the cluster; the list
+    /// of arguments is the first level. Default 400, at most 500, and the same on all
+    /// nodes. Beyond: the connection is closed; what is emitted or published is an error;
+    /// a message of the cluster is dropped and logged.
     pub json_depth: usize,
-    /// Binary attachments of a packet. Default 10, as in Node.js's parser. Beyond: the connection is
-    /// closed.
+    /// Binary attachments of a packet. Default 10, as in Node.js's parser. Beyond: the
+    /// connection is closed.
     pub attachments: usize,
     /// Namespaces of one connection. Default 64. Beyond: the connect is refused.
     pub namespaces_per_connection: usize,
-    /// Rooms of one socket. Default 10,000: Node.js has no limit, but a client that may choose rooms
-    /// could fill memory. Beyond: the join fails and joins none of its rooms.
+    /// Rooms of one socket. Default 10,000: Node.js has no limit, but a client that may
+    /// choose rooms could fill memory. Beyond: the join fails and joins none of its
+    /// rooms.
     pub rooms_per_socket: usize,
     /// Length of a room name in bytes. Default 256. Beyond: the join fails.
     pub room_name_bytes: usize,
@@ -44,10 +46,11 @@ pub struct Limits {
     pub event_name_bytes: usize,
     /// Length of a namespace's name in bytes. Default 256. Beyond: the connection is closed.
     pub namespace_bytes: usize,
-    /// Acknowledgements of one socket that have not arrived. Default 1,024. Beyond: `emit_with_ack` fails.
+    /// Acknowledgements of one socket that have not arrived. Default 1,024. Beyond:
+    /// `emit_with_ack` fails.
     pub pending_acks: usize,
-    /// Running handlers of one connection. Default 256. Beyond: further events wait, in order, until
-    /// one is done. Acknowledgements, pongs and disconnects do not wait.
+    /// Running handlers of one connection. Default 256. Beyond: further events wait, in
+    /// order, until one is done. Acknowledgements, pongs and disconnects do not wait.
     pub events_in_flight: usize,
     /// Bytes that wait to be written to one connection. Default 64 MiB. Beyond: the connection is
     /// closed as a slow consumer. A single packet may be larger.
@@ -91,24 +94,24 @@ pub struct Limits {
     pub sockets: usize,
     /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
     pub connections: usize,
-    /// Connections from one address. Default: no limit. Beyond: status 429. Needs the address of the
-    /// client, see [`Handshake::address`](crate::Handshake::address): behind a proxy all clients have that
-    /// of the proxy.
+    /// Connections from one address. Default: no limit. Beyond: status 429. Needs the
+    /// address of the client, see [`Handshake::address`](crate::Handshake::address):
+    /// behind a proxy all clients have that of the proxy.
     pub connections_per_address: Option<usize>,
     /// The bits of an IPv6 address that count as one address, because clients have whole networks.
     /// Default 64.
     pub ipv6_prefix: u8,
-    /// New connections of the whole server, per second. Default: no limit. Beyond: status 503, with a
-    /// time in `Retry-After` that differs between clients.
+    /// New connections of the whole server, per second. Default: no limit. Beyond: status
+    /// 503, with a time in `Retry-After` that differs between clients.
     pub connect_rate: Option<Rate>,
-    /// Events of one connection, per second; its connects to namespaces count, too. Default: no limit.
-    /// Beyond: see [`rate_policy`](Self::rate_policy).
+    /// Events of one connection, per second; its connects to namespaces count, too.
+    /// Default: no limit. Beyond: see [`rate_policy`](Self::rate_policy).
     pub event_rate: Option<Rate>,
-    /// Bytes of the packets of one connection, per second, with their attachments. Default: no limit.
-    /// Beyond: see [`rate_policy`](Self::rate_policy).
+    /// Bytes of the packets of one connection, per second, with their attachments.
+    /// Default: no limit. Beyond: see [`rate_policy`](Self::rate_policy).
     pub byte_rate: Option<Rate>,
-    /// The treatment of packets beyond [`event_rate`](Self::event_rate) and [`byte_rate`](Self::byte_rate).
-    /// Default [`RatePolicy::Drop`].
+    /// The treatment of packets beyond [`event_rate`](Self::event_rate) and
+    /// [`byte_rate`](Self::byte_rate). Default [`RatePolicy::Drop`].
     pub rate_policy: RatePolicy,
     /// Events of other servers ([`on_server_side`](crate::Namespace::on_server_side)) whose
     /// handlers still run. Default 1,024. Beyond: the handler does not run, and a caller that waits
@@ -152,7 +155,8 @@ impl Default for Limits {
     }
 }
 
-/// The treatment of a client that sends faster than its rates allow. Each time is counted and logged.
+/// The treatment of a client that sends faster than its rates allow. Each time is counted
+/// and logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RatePolicy {

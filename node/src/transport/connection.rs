@@ -224,8 +224,8 @@ impl Connection {
         self.lock().state.claim();
     }
 
-    /// Queues what opens the session on the client's side. The driver, which is about to be started,
-    /// writes it in its first turn.
+    /// Queues what opens the session on the client's side. The driver, which is about to
+    /// be started, writes it in its first turn.
     pub(super) fn begin(&self, opening: Frame, head: Option<&[u8]>) {
         self.lock().state.begin(opening, head);
     }

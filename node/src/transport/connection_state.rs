@@ -18,10 +18,11 @@
 //!   x     x/·      x      ·    │ the driver; only while closing
 //! ```
 //!
-//! A client is *stuck* while nothing can be written to it: the system took less than was offered, or
-//! no poll waits. It is slow when it is stuck and took nothing for `stall_timeout`, or when more than
-//! `outbox_bytes` waits. A client that polls is stuck between two polls, but nothing was refused:
-//! volatile packets wait for its next poll as long as they fit into that.
+//! A client is *stuck* while nothing can be written to it: the system took less than was
+//! offered, or no poll waits. It is slow when it is stuck and took nothing for
+//! `stall_timeout`, or when more than `outbox_bytes` waits. A client that polls is stuck
+//! between two polls, but nothing was refused: volatile packets wait for its next poll as
+//! long as they fit into that.
 //!
 //! ```text
 //! open ── close ──▶ closing: the outbox is written (if the reason flushes it), then a close frame

@@ -109,8 +109,8 @@ impl Cors {
         response
     }
 
-    /// Copies the origin of a request. A clone would keep all that the HTTP connection has read, in a
-    /// buffer of 8 KiB, while the request waits.
+    /// Copies the origin of a request. A clone would keep all that the HTTP connection
+    /// has read, in a buffer of 8 KiB, while the request waits.
     pub(crate) fn origin(headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         HeaderValue::from_bytes(origin.as_bytes()).ok()

@@ -79,8 +79,8 @@ pub(crate) struct Engine {
     pub(crate) relay: OnceLock<Relay>,
 }
 
-/// Passes on a request of a session whose id begins with this tag of another node, and resolves to the
-/// response. `None` if the session is gone.
+/// Passes on a request of a session whose id begins with this tag of another node, and
+/// resolves to the response. `None` if the session is gone.
 pub(crate) type Relay =
     Box<dyn Fn(&str, Request<Body>) -> BoxFuture<'static, Option<Response<Body>>> + Send + Sync>;
 
@@ -88,7 +88,8 @@ pub(crate) type Relay =
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Accepting,
-    /// Balancers should send no more clients. Those that come are served, because a balancer notices late.
+    /// Balancers should send no more clients. Those that come are served, because a
+    /// balancer notices late.
     Leaving,
     /// Handshakes get status 503; sessions go on.
     Refusing,
@@ -103,8 +104,8 @@ pub(crate) struct ConnectionPermit {
     place: Option<Place>,
 }
 
-/// The place of a connection in the counts, without the engine, because each connection has both. It
-/// must be [given back](Engine::give_back).
+/// The place of a connection in the counts, without the engine, because each connection
+/// has both. It must be [given back](Engine::give_back).
 #[derive(Default)]
 pub(super) struct Place {
     /// Under which its address is counted. Boxed, because most servers count none.
@@ -149,8 +150,9 @@ impl Engine {
         }
     }
 
-    /// Returns the address of the client of a first request. Counts an address in a header that is not believed,
-    /// because either a balancer is missing among the trusted proxies or a client pretends to be one.
+    /// Returns the address of the client of a first request. Counts an address in a
+    /// header that is not believed, because either a balancer is missing among the
+    /// trusted proxies or a client pretends to be one.
     pub(super) fn client(
         &self,
         extensions: &Extensions,
@@ -214,9 +216,9 @@ impl Engine {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Takes a place for a connection that is about to be opened. Returns the limit if all are taken.
-    /// The caller checks the phase afterwards, and the end waits for permits after it has begun,
-    /// so that no connection slips in between.
+    /// Takes a place for a connection that is about to be opened. Returns the limit if
+    /// all are taken. The caller checks the phase afterwards, and the end waits for
+    /// permits after it has begun, so that no connection slips in between.
     pub(super) fn acquire_permit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
@@ -320,7 +322,8 @@ impl Engine {
         exchanged.is_ok()
     }
 
-    /// The number of sockets that are open: HTTP connections, and sessions whose transport is a WebSocket.
+    /// The number of sockets that are open: HTTP connections, and sessions whose
+    /// transport is a WebSocket.
     pub(super) fn sockets(&self) -> usize {
         let gauge = |value: i64| usize::try_from(value).unwrap_or(0);
         let polling = gauge(self.metrics.polling.connections.get());
@@ -348,8 +351,8 @@ impl Engine {
         self.phase() >= Phase::Refusing
     }
 
-    /// Resolves some time after the server has begun to close: a client that has not sent the rest of
-    /// its request by then does not delay it.
+    /// Resolves some time after the server has begun to close: a client that has not sent
+    /// the rest of its request by then does not delay it.
     pub(super) async fn close_lingered(&self) {
         let mut phase = self.phase.subscribe();
         // The sender lives as long as this.

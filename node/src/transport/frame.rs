@@ -1,8 +1,8 @@
 //! One packet as bytes that all its recipients share.
 //!
-//! A broadcast makes one frame for all its recipients, and each outbox holds a handle. The bytes for
-//! a WebSocket of revision 4 are made with the frame, because nearly all recipients need them. The
-//! other forms are made when the first recipient needs them.
+//! A broadcast makes one frame for all its recipients, and each outbox holds a handle.
+//! The bytes for a WebSocket of revision 4 are made with the frame, because nearly all
+//! recipients need them. The other forms are made when the first recipient needs them.
 
 use std::{
     ops::Range,

@@ -46,8 +46,8 @@ pub(crate) struct Request {
     /// zero byte, which none of them can contain.
     packed: Box<[u8]>,
     address: Option<SocketAddr>,
-    /// Milliseconds since 1970, twice, plus one if the client uses TLS: a field of its own would cost
-    /// every connection 16 bytes.
+    /// Milliseconds since 1970, twice, plus one if the client uses TLS: a field of its
+    /// own would cost every connection 16 bytes.
     issued_and_secure: u64,
     /// Boxed, because few applications keep any.
     extensions: Option<Box<Extensions>>,
@@ -175,8 +175,8 @@ impl Handshake {
         self.request.address
     }
 
-    /// Whether the client uses TLS, as far as the server knows: its own listener, or a trusted proxy
-    /// that says so.
+    /// Whether the client uses TLS, as far as the server knows: its own listener, or a
+    /// trusted proxy that says so.
     pub fn is_secure(&self) -> bool {
         self.request.issued_and_secure & 1 == 1
     }
@@ -222,8 +222,8 @@ impl Handshake {
         self.auth.as_deref()
     }
 
-    /// What the client sent as `auth`. A client that sent nothing has an empty object. It is decoded
-    /// like the arguments of an event.
+    /// What the client sent as `auth`. A client that sent nothing has an empty object. It
+    /// is decoded like the arguments of an event.
     pub fn auth<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         from_json(self.auth.as_deref().unwrap_or("{}"))
     }

@@ -1,6 +1,7 @@
-//! The socket under HTTP. It keeps back the head of the response that ends HTTP (the sequence is in
-//! [`serve`](super::serve)), completes the refusals that hyper writes by itself, fails when a client
-//! does not read its response, and repeats a request that was [parked](super::parking).
+//! The socket under HTTP. It keeps back the head of the response that ends HTTP (the
+//! sequence is in [`serve`](super::serve)), completes the refusals that hyper writes by
+//! itself, fails when a client does not read its response, and repeats a request that was
+//! [parked](super::parking).
 
 use std::{
     fmt,
@@ -139,8 +140,9 @@ impl HttpStream {
         self.unread(head);
     }
 
-    /// Ready when the client has gone. When it sends something, that is kept for the next request, and
-    /// its end is not noticed before the response is written; hyper does the same.
+    /// Ready when the client has gone. When it sends something, that is kept for the next
+    /// request, and its end is not noticed before the response is written; hyper does the
+    /// same.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.unread.is_empty() {
             let mut bytes = [0; READ_AHEAD_BYTES];
@@ -277,8 +279,8 @@ impl Handoff {
         self.0.task.wake();
     }
 
-    /// Takes the future that the last request has left. Not while bytes of an earlier response wait in
-    /// HTTP.
+    /// Takes the future that the last request has left. Not while bytes of an earlier
+    /// response wait in HTTP.
     pub(super) fn take_parked(&self, cx: &Context<'_>) -> Option<Waiting> {
         self.0.task.register(cx.waker());
         let mut parked = self.0.parked.lock();

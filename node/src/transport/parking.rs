@@ -1,7 +1,8 @@
 //! Requests that wait for long, without what HTTP keeps for a request.
 //!
-//! While a request is in work, hyper keeps a buffer to read and one to write, of 8 KiB each, and the
-//! futures of all layers of the application. A request that is parked needs none of them:
+//! While a request is in work, hyper keeps a buffer to read and one to write, of 8 KiB
+//! each, and the futures of all layers of the application. A request that is parked needs
+//! none of them:
 //!
 //! ```text
 //! hyper ─ request ─▶ layers ─▶ route ─▶ Parking::wait leaves the future of the response
@@ -27,8 +28,9 @@ pub(super) type Waiting = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 /// Lets a request wait for its response without the memory that its HTTP connection uses otherwise:
 /// parked, it costs little more than the future of the response.
 ///
-/// It works for a GET request of HTTP/1.1 whose body, if it has one, has been received, on the listeners of
-/// [`Server::serve`](crate::Server::serve). For any other request, the response is awaited in its place.
+/// It works for a GET request of HTTP/1.1 whose body, if it has one, has been received,
+/// on the listeners of [`Server::serve`](crate::Server::serve). For any other request,
+/// the response is awaited in its place.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -55,8 +57,9 @@ impl Parking {
 
     /// Waits for the response. If the client goes, the future is dropped.
     ///
-    /// The caller's future may be dropped meanwhile, and the response written without it. So a layer
-    /// around the caller sees no response: what it would do must be done in the future.
+    /// The caller's future may be dropped meanwhile, and the response written without it.
+    /// So a layer around the caller sees no response: what it would do must be done in
+    /// the future.
     pub async fn wait(
         self,
         response: impl Future<Output = Response<Body>> + Send + 'static,

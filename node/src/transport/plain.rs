@@ -1,9 +1,10 @@
-//! Connections whose clients speak neither Engine.IO nor Socket.IO: a plain WebSocket, an event stream,
-//! a parked request.
+//! Connections whose clients speak neither Engine.IO nor Socket.IO: a plain WebSocket, an
+//! event stream, a parked request.
 //!
-//! They share the lock, the outbox, the limits and the driver with all others. Only their bytes differ:
-//! a [`Form`] writes each event, once for all clients of that form. What Engine.IO and Socket.IO say
-//! between events (the open packet, replies to CONNECT, acknowledgements) is left out.
+//! They share the lock, the outbox, the limits and the driver with all others. Only their
+//! bytes differ: a [`Form`] writes each event, once for all clients of that form. What
+//! Engine.IO and Socket.IO say between events (the open packet, replies to CONNECT,
+//! acknowledgements) is left out.
 //!
 //! ```text
 //! stream:     frame ─▶ outbox ─▶ consumer wakes ─▶ poll_chunk renders ─▶ body of an HTTP response
@@ -31,8 +32,9 @@ use crate::close::CloseReason;
 
 /// How clients of a plain connection see events.
 ///
-/// Connections that share one `Arc` of a form share what it has written: it is called once per event
-/// and form, whatever the number of recipients. So keep one for all connections of a kind.
+/// Connections that share one `Arc` of a form share what it has written: it is called
+/// once per event and form, whatever the number of recipients. So keep one for all
+/// connections of a kind.
 ///
 /// It is called while a connection is locked. It must not use the server, a socket or a lock of its
 /// own that is held for long.
@@ -66,8 +68,8 @@ pub trait Form: Send + Sync + 'static {
         Heartbeat::None
     }
 
-    /// Whether binary messages of a WebSocket are skipped. Default: no, and one ends the connection with
-    /// code 1003.
+    /// Whether binary messages of a WebSocket are skipped. Default: no, and one ends the
+    /// connection with code 1003.
     fn skips_binary(&self) -> bool {
         false
     }
@@ -99,8 +101,8 @@ pub struct Event<'a> {
     pub args: &'a str,
     /// The room that the event was emitted to, if it is exactly one.
     pub room: Option<&'a str>,
-    /// The id of the event in the log of its namespace, if it was stored there. Ids of a room grow and
-    /// have gaps.
+    /// The id of the event in the log of its namespace, if it was stored there. Ids of a
+    /// room grow and have gaps.
     pub id: Option<u64>,
     /// When the event was stored, in milliseconds since 1970.
     pub time: Option<u64>,
@@ -156,8 +158,8 @@ pub(crate) struct Plain {
     follow: Option<Box<Follow>>,
 }
 
-/// How a connection follows the logs of rooms, so that nothing is lost or sent twice between what is
-/// read from a log and what arrives.
+/// How a connection follows the logs of rooms, so that nothing is lost or sent twice
+/// between what is read from a log and what arrives.
 ///
 /// ```text
 /// hold ─▶ join ─▶ read the logs ─▶ replay ─▶ release: what arrived meanwhile and is newer
@@ -182,8 +184,8 @@ pub(crate) struct Followed {
 
 /// The place up to which the log of a room is known.
 ///
-/// A log that has lost its data gives ids from the clock again. They may be below those that it gave before
-/// in a burst, so that only the time shows that an event is new.
+/// A log that has lost its data gives ids from the clock again. They may be below those
+/// that it gave before in a burst, so that only the time shows that an event is new.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Reached {
     pub(crate) id: u64,
@@ -201,7 +203,8 @@ impl Reached {
         if !self.is_before(id, time) {
             return false;
         }
-        // Where the clock of Redis was put back, the greatest time is kept, so that no event comes twice.
+        // Where the clock of Redis was put back, the greatest time is kept, so that no
+        // event comes twice.
         let time = time.max(self.time);
         *self = Self { id, time };
         true
@@ -342,8 +345,8 @@ impl Plain {
 }
 
 impl Connection {
-    /// A plain connection over a WebSocket, or for a consumer of this process. `head` is what has to be
-    /// written to the WebSocket before anything else.
+    /// A plain connection over a WebSocket, or for a consumer of this process. `head` is
+    /// what has to be written to the WebSocket before anything else.
     pub(crate) fn plain(
         engine: &Arc<Engine>,
         id: EngineId,
@@ -446,8 +449,8 @@ impl Connection {
         }
     }
 
-    /// Sends those of the events of a log that came after the connection began to follow it and have
-    /// not arrived.
+    /// Sends those of the events of a log that came after the connection began to follow
+    /// it and have not arrived.
     pub(crate) fn send_missed(
         self: &Arc<Self>,
         frames: &[Frame],

@@ -1,8 +1,9 @@
-//! The bytes before HTTP on a connection, if the listener expects some: the PROXY header of a balancer,
-//! then a TLS handshake.
+//! The bytes before HTTP on a connection, if the listener expects some: the PROXY header
+//! of a balancer, then a TLS handshake.
 //!
-//! Whether there is a header is a setting and never a guess, because any client could send one. It is
-//! read without a byte of what follows, so that TLS or HTTP begins on a socket in its first state.
+//! Whether there is a header is a setting and never a guess, because any client could
+//! send one. It is read without a byte of what follows, so that TLS or HTTP begins on a
+//! socket in its first state.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
 
@@ -149,8 +150,8 @@ async fn read_header(tcp: &mut TcpStream) -> Result<Option<SocketAddr>, Failed> 
         let before = header.len();
         header.extend_from_slice(&buffer[..count]);
         match proxy::read(&header)? {
-            // All of it belongs to the header. If it stayed in the socket, the next look would return
-            // at once with nothing new.
+            // All of it belongs to the header. If it stayed in the socket, the next look
+            // would return at once with nothing new.
             Progress::Incomplete => drop(tcp.read_exact(&mut buffer[..count]).await?),
             Progress::Complete(complete) => {
                 let rest = complete.length - before;

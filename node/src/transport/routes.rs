@@ -64,8 +64,8 @@ impl Routes {
         }
     }
 
-    /// The routes for requests that other nodes relay. They open no session and relay nothing, and leave
-    /// to the other node what concerns all of its responses.
+    /// The routes for requests that other nodes relay. They open no session and relay
+    /// nothing, and leave to the other node what concerns all of its responses.
     pub(crate) fn of_relayed(engine: Arc<Engine>, acceptor: Arc<dyn Acceptor>) -> Self {
         Self {
             is_relayed: true,

@@ -1,6 +1,6 @@
-//! The byte stream under a WebSocket: a TCP socket that can be read and written in place, TLS of our
-//! own listener over one, or any other stream that HTTP was upgraded on (TLS of an embedding
-//! application, for example).
+//! The byte stream under a WebSocket: a TCP socket that can be read and written in place,
+//! TLS of our own listener over one, or any other stream that HTTP was upgraded on (TLS
+//! of an embedding application, for example).
 //!
 //! A TCP socket is read and written by plain system calls. Those of the C library are cancellation
 //! points, which cost extra on every call in a program with several threads.

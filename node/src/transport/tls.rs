@@ -6,8 +6,8 @@
 //!                                └── of several: the first whose key the client can verify
 //! ```
 //!
-//! A replacement is one swap of the table, so a handshake sees the old certificates or the new ones.
-//! Connections that are open keep theirs.
+//! A replacement is one swap of the table, so a handshake sees the old certificates or
+//! the new ones. Connections that are open keep theirs.
 
 use std::{
     collections::HashMap,
@@ -73,8 +73,8 @@ pub enum CertificateError {
 }
 
 impl Certificate {
-    /// Reads a chain, the server's own certificate first, and its private key, both in PEM. One file
-    /// may have both.
+    /// Reads a chain, the server's own certificate first, and its private key, both in
+    /// PEM. One file may have both.
     pub fn from_files(
         chain: impl AsRef<Path>,
         key: impl AsRef<Path>,
@@ -117,7 +117,8 @@ impl Certificate {
         })
     }
 
-    /// The names of servers that it is for, in lower case; `*.` at the beginning stands for one label.
+    /// The names of servers that it is for, in lower case; `*.` at the beginning stands
+    /// for one label.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(|name| &**name)
     }
@@ -148,7 +149,8 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// The settings of a listener that serves over TLS. Cheap to clone; clones share their certificates.
+/// The settings of a listener that serves over TLS. Cheap to clone; clones share their
+/// certificates.
 ///
 /// ```no_run
 /// # async fn run(io: roomcast::Server, listener: tokio::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {

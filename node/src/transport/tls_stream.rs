@@ -59,7 +59,8 @@ pub(super) fn poll_read(
         match tls.reader().read(buffer) {
             Ok(count) => return Poll::Ready(Ok(Read { count, more: true })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Ended without the goodbye of TLS. WebSocket has its own, so nothing can be cut off unnoticed.
+            // Ended without the goodbye of TLS. WebSocket has its own, so nothing can be
+            // cut off unnoticed.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Poll::Ready(Ok(Read {
                     count: 0,
@@ -78,7 +79,8 @@ pub(super) fn poll_read(
             Err(error) => return Poll::Ready(Err(error)),
         }
         let processed = tls.process_new_packets();
-        // An alert, or the reply to a change of keys. An error of the socket shows with the next use.
+        // An alert, or the reply to a change of keys. An error of the socket shows with
+        // the next use.
         let _ = flush(tcp, tls);
         processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     }
@@ -86,7 +88,8 @@ pub(super) fn poll_read(
     Poll::Pending
 }
 
-/// Takes what fits into the session, and writes what the socket takes now. Would block if records wait.
+/// Takes what fits into the session, and writes what the socket takes now. Would block if
+/// records wait.
 pub(super) fn try_write(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> io::Result<usize> {
     let (tcp, tls) = stream.get_mut();
     flush(tcp, tls)?;

@@ -66,9 +66,9 @@ pub(super) async fn open(
     acceptor.accept(&connection, handshake, permit);
 }
 
-/// Hands over the stream of a plain WebSocket after the response to its request: at once if the
-/// request came over our own listener, which keeps the response back so that it leaves with what the
-/// server sends first.
+/// Hands over the stream of a plain WebSocket after the response to its request: at once
+/// if the request came over our own listener, which keeps the response back so that it
+/// leaves with what the server sends first.
 pub(crate) fn take_over(
     request: &mut Request<Body>,
     open: impl FnOnce(Unwrapped) + Send + 'static,

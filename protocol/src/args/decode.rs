@@ -1,8 +1,8 @@
 //! From the canonical form of arguments to a value.
 //!
-//! The requested type decides: a tuple takes the list, `()` nothing, and anything else the first
-//! argument. Without attachments the values are read directly from the text; with attachments from a
-//! tree in which placeholders are binary (see `tree`).
+//! The requested type decides: a tuple takes the list, `()` nothing, and anything else
+//! the first argument. Without attachments the values are read directly from the text;
+//! with attachments from a tree in which placeholders are binary (see `tree`).
 
 mod tree;
 
@@ -67,9 +67,9 @@ pub(super) fn from_text<T: DeserializeOwned>(json: &str) -> Result<T, serde_json
 
 type Text<'a> = serde_json::Deserializer<StrRead<'a>>;
 
-/// `serde_json` refuses lone surrogates and numbers beyond a double, takes `1.0` for no integer, and
-/// stops at a depth of 128. Only a text that it refuses is looked at and read again, so that common
-/// texts are read once.
+/// `serde_json` refuses lone surrogates and numbers beyond a double, takes `1.0` for no
+/// integer, and stops at a depth of 128. Only a text that it refuses is looked at and
+/// read again, so that common texts are read once.
 fn read_text<T>(
     json: &str,
     read: impl Fn(&mut Text<'_>) -> Result<T, serde_json::Error>,

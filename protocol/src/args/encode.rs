@@ -1,7 +1,8 @@
 //! From a value to the canonical form of arguments.
 //!
-//! `serde_json` writes the values, and its formatter turns bytes into attachments. A thin serializer
-//! around it looks at the outermost value only: is it a list of arguments, none, or one?
+//! `serde_json` writes the values, and its formatter turns bytes into attachments. A thin
+//! serializer around it looks at the outermost value only: is it a list of arguments,
+//! none, or one?
 
 use std::cell::Cell;
 use std::fmt::Display;

@@ -1,11 +1,12 @@
 //! A JSON tokenizer.
 //!
-//! It is ours because the text of arguments is validated and forwarded, not decoded, and a library
-//! would refuse or change some of it: `JSON.parse` accepts numbers of any size and escapes of lone
-//! surrogates, and whatever one client sends must reach the others. Besides, nesting must have a
-//! limit and no recursion, placeholders must be found in place, and an event of plain strings, which
-//! is the common one, must not be looked at byte by byte (`serde_json` takes about a thousand
-//! instructions for a string of 128 bytes; see [`plain_strings`]).
+//! It is ours because the text of arguments is validated and forwarded, not decoded, and
+//! a library would refuse or change some of it: `JSON.parse` accepts numbers of any size
+//! and escapes of lone surrogates, and whatever one client sends must reach the others.
+//! Besides, nesting must have a limit and no recursion, placeholders must be found in
+//! place, and an event of plain strings, which is the common one, must not be looked at
+//! byte by byte (`serde_json` takes about a thousand instructions for a string of 128
+//! bytes; see [`plain_strings`]).
 //!
 //! There is no recursion, no byte is read twice, no tree is built, and nothing is allocated up to a
 //! depth of 128. The state is which token may come next:
@@ -24,8 +25,8 @@ use std::borrow::Cow;
 /// of MessagePack recurse, and a thread with a stack of 2 MiB must survive this depth.
 pub const MAX_DEPTH: usize = 500;
 
-/// Default of the configurable limit on depth, for clients, nodes and emitters alike. It is far beyond
-/// what applications send and far within [`MAX_DEPTH`].
+/// Default of the configurable limit on depth, for clients, nodes and emitters alike. It
+/// is far beyond what applications send and far within [`MAX_DEPTH`].
 pub const DEFAULT_DEPTH: usize = 400;
 
 /// Why a text is not accepted as JSON.
@@ -368,8 +369,8 @@ fn unescape_unicode<'a>(digits: &'a str, text: &mut String) -> &'a str {
 
 /// A JSON text in which each lone surrogate is an escape of U+FFFD; borrowed if there is none.
 ///
-/// JavaScript's strings may contain half of a surrogate pair (`"😀".slice(0, 1)`), and JSON writes it
-/// as an escape. There is no such text in UTF-8.
+/// JavaScript's strings may contain half of a surrogate pair (`"😀".slice(0, 1)`), and
+/// JSON writes it as an escape. There is no such text in UTF-8.
 pub(super) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
     let (mut text, mut copied, mut at) = (String::new(), 0, 0);
     while let Some(found) = json[at..].find('\\') {
@@ -443,9 +444,10 @@ pub(super) fn plain_string(text: &str, at: usize) -> Option<&str> {
     plain_end(bytes, at + 1).map(|end| &text[at + 1..end])
 }
 
-/// Validates an array of strings without escapes and without white space. Returns the first string
-/// and the offset in bytes of the second one, or of the closing bracket if there is none; `None` for
-/// any other text. Many events are such arrays, and this is several times faster than [`Tokens`].
+/// Validates an array of strings without escapes and without white space. Returns the
+/// first string and the offset in bytes of the second one, or of the closing bracket if
+/// there is none; `None` for any other text. Many events are such arrays, and this is
+/// several times faster than [`Tokens`].
 pub fn plain_strings(array: &str) -> Option<(&str, usize)> {
     let bytes = array.as_bytes();
     let mut first = None;
@@ -499,8 +501,9 @@ fn is_special(byte: u8) -> bool {
     (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
-/// Marks the first special byte of `word` (a quote, a backslash or a control character) with the high
-/// bit of that byte. Marks above the first may be wrong, because subtraction borrows.
+/// Marks the first special byte of `word` (a quote, a backslash or a control character)
+/// with the high bit of that byte. Marks above the first may be wrong, because
+/// subtraction borrows.
 fn special_bytes(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = ONES << 7;

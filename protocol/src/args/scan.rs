@@ -1,5 +1,5 @@
-//! Validates a JSON text in one pass: what kind of value is it, and where is its first element, which
-//! in the payload of an event is the name?
+//! Validates a JSON text in one pass: what kind of value is it, and where is its first
+//! element, which in the payload of an event is the name?
 //!
 //! There is neither recursion nor a tree. It accepts what `JSON.parse` accepts; callers check
 //! whether the content is what they need.

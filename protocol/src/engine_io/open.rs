@@ -256,8 +256,8 @@ impl HandshakeError {
 /// Maximum number of different application keys in a query string.
 pub const MAX_QUERY_KEYS: usize = 100;
 
-/// Resolves `%` escapes and `+` in a part of a query string. Invalid escapes are kept, and bytes that
-/// are not UTF-8 become U+FFFD, as in Node.
+/// Resolves `%` escapes and `+` in a part of a query string. Invalid escapes are kept,
+/// and bytes that are not UTF-8 become U+FFFD, as in Node.
 pub(crate) fn decode_component(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {

@@ -98,8 +98,8 @@ pub fn decode_text_v3(text: &str) -> Result<Packet<'_>, PacketError> {
     }
 }
 
-/// Decodes a WebSocket binary frame or one binary entry of a body, revision 3. The first byte is the
-/// type, with the value 4. In revision 4 a binary frame is the message alone.
+/// Decodes a WebSocket binary frame or one binary entry of a body, revision 3. The first
+/// byte is the type, with the value 4. In revision 4 a binary frame is the message alone.
 pub fn decode_binary_v3(bytes: &[u8]) -> Result<Packet<'_>, PacketError> {
     match bytes.split_first() {
         None => Err(PacketError::Empty),
@@ -240,7 +240,8 @@ pub(super) mod tests {
         }
     }
 
-    /// `android.util.Base64` breaks lines after 76 characters by default, and MIME encoders with `\r\n`.
+    /// `android.util.Base64` breaks lines after 76 characters by default, and MIME
+    /// encoders with `\r\n`.
     #[test]
     fn base64_with_line_breaks_is_read_in_both_revisions() {
         let bytes: Vec<u8> = (0..=255).collect();

@@ -201,8 +201,8 @@ fn length(body: &[u8], zero: u8, end: u8) -> Result<(usize, &[u8]), PacketError>
     Err(PacketError::Separator)
 }
 
-/// Finds where `units` UTF-16 code units end. It counts lead bytes of UTF-8 and nothing else, so the
-/// caller has to check that the text is UTF-8.
+/// Finds where `units` UTF-16 code units end. It counts lead bytes of UTF-8 and nothing
+/// else, so the caller has to check that the text is UTF-8.
 ///
 /// Fails if the text is too short, or if the end is inside a surrogate pair.
 fn utf16_end(text: &[u8], units: usize) -> Result<usize, PacketError> {

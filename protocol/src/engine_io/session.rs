@@ -1,9 +1,9 @@
 //! The heartbeat of one Engine.IO session as a state machine, and the meaning of each packet that a
 //! client sends. Times are arguments; actions are return values.
 //!
-//! The owner calls [`Session::receive`] for each packet and [`Session::tick`] no later than
-//! [`Session::deadline`]. There is a single deadline per session, because the server keeps one timer
-//! entry per connection and an idle connection costs nothing else.
+//! The owner calls [`Session::receive`] for each packet and [`Session::tick`] no later
+//! than [`Session::deadline`]. There is a single deadline per session, because the server
+//! keeps one timer entry per connection and an idle connection costs nothing else.
 //!
 //! Revision 4, where the server pings:
 //!

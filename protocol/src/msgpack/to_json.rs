@@ -22,8 +22,8 @@ pub struct TranscodeLimits {
     pub attachments: usize,
 }
 
-/// [`DEFAULT_DEPTH`](crate::args::json::DEFAULT_DEPTH) and unlimited attachments, for trusted peers,
-/// whose messages are limited in bytes.
+/// [`DEFAULT_DEPTH`](crate::args::json::DEFAULT_DEPTH) and unlimited attachments, for
+/// trusted peers, whose messages are limited in bytes.
 impl Default for TranscodeLimits {
     fn default() -> Self {
         Self {
@@ -35,9 +35,10 @@ impl Default for TranscodeLimits {
 
 /// Reads one value as JSON text and attachments. The reader keeps the bytes that follow it.
 ///
-/// Binary becomes a placeholder, `undefined` becomes `null`, dates of both versions of notepack become
-/// ISO strings, and any other extension an array of its type and its bytes. Keys that are not text
-/// become the text that they are in JavaScript. NaN and the infinities become `null`.
+/// Binary becomes a placeholder, `undefined` becomes `null`, dates of both versions of
+/// notepack become ISO strings, and any other extension an array of its type and its
+/// bytes. Keys that are not text become the text that they are in JavaScript. NaN and the
+/// infinities become `null`.
 ///
 /// # Errors
 ///

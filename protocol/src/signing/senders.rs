@@ -1,18 +1,19 @@
 //! Which messages have come before.
 //!
-//! A sender numbers its messages. Of each sender, the highest number that came is kept, and a bit for
-//! every number just below, because connections to several servers of a Redis Cluster overtake each
-//! other:
+//! A sender numbers its messages. Of each sender, the highest number that came is kept,
+//! and a bit for every number just below, because connections to several servers of a
+//! Redis Cluster overtake each other:
 //!
 //! ```text
 //!   replayed │ 1 0 1 1 0 1 … 1 │ new, moves the window
 //!            └ highest − bits  └ highest
 //! ```
 //!
-//! A window begins with 64 bits and grows with the numbers, so a process that emits once costs little.
-//! Senders whose messages are all stale by now are forgotten. If there are too many nevertheless, the one
-//! that is silent for longest makes room. From then on, unknown senders need messages that are newer than
-//! its last one, so that what was forgotten cannot be replayed.
+//! A window begins with 64 bits and grows with the numbers, so a process that emits once
+//! costs little. Senders whose messages are all stale by now are forgotten. If there are
+//! too many nevertheless, the one that is silent for longest makes room. From then on,
+//! unknown senders need messages that are newer than its last one, so that what was
+//! forgotten cannot be replayed.
 
 use std::collections::HashMap;
 
@@ -21,8 +22,8 @@ use super::{Rejection, Stamp};
 /// Maximum number of senders.
 const MAX_SENDERS: usize = 1024;
 
-/// Maximum number of bits of a window: the messages by which a sender may be overtaken by itself. With
-/// [`MAX_SENDERS`] they take 32 MiB.
+/// Maximum number of bits of a window: the messages by which a sender may be overtaken by
+/// itself. With [`MAX_SENDERS`] they take 32 MiB.
 const MAX_BITS: u64 = 1 << 18;
 
 /// The senders whose messages came.
@@ -117,8 +118,8 @@ impl Window {
         }
     }
 
-    /// Clears the bits of all numbers from `first` to `last`, which were those of numbers that leave the
-    /// window.
+    /// Clears the bits of all numbers from `first` to `last`, which were those of numbers
+    /// that leave the window.
     fn clear(&mut self, first: u64, last: u64) {
         if last - first >= self.size() {
             self.bits.fill(0);

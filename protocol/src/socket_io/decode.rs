@@ -11,9 +11,10 @@
 //!             └── binary, missing == 1: packet ───────────┘            └──────┘ binary
 //! ```
 //!
-//! Text while attachments are missing, and binary while none are, are errors. Every error closes the
-//! connection, as in socket.io-parser. Node's parser accepts a little more (an attachment count with
-//! spaces or an exponent, ack ids beyond 64 bits), which no client writes.
+//! Text while attachments are missing, and binary while none are, are errors. Every error
+//! closes the connection, as in socket.io-parser. Node's parser accepts a little more (an
+//! attachment count with spaces or an exponent, ack ids beyond 64 bits), which no client
+//! writes.
 
 use std::borrow::Cow;
 

@@ -1,8 +1,9 @@
-//! The MessagePack parser of socket.io-msgpack-parser 3. Each packet is one binary message with a map
-//! of type, namespace, data and id; binary is inline.
+//! The MessagePack parser of socket.io-msgpack-parser 3. Each packet is one binary
+//! message with a map of type, namespace, data and id; binary is inline.
 //!
-//! The parser is a setting of the server and never negotiated. Decoded packets are the same as those
-//! of `decode`, with binary as attachments. Keys are written in the order of Node's server.
+//! The parser is a setting of the server and never negotiated. Decoded packets are the
+//! same as those of `decode`, with binary as attachments. Keys are written in the order
+//! of Node's server.
 
 use std::borrow::Cow;
 

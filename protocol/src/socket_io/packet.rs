@@ -78,9 +78,9 @@ pub struct EventName<'a> {
 }
 
 impl Packet<'_> {
-    /// The arguments of an event, without its name, or of an acknowledgement. Packets of other kinds
-    /// and without a payload have none. This copies the text and brings numbers into the form that
-    /// all nodes pass on: `1.0` becomes `1`.
+    /// The arguments of an event, without its name, or of an acknowledgement. Packets of
+    /// other kinds and without a payload have none. This copies the text and brings
+    /// numbers into the form that all nodes pass on: `1.0` becomes `1`.
     pub fn to_args(&self) -> Args {
         let attachments = || self.attachments.clone();
         let args = match (self.kind, &self.event) {

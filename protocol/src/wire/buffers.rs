@@ -1,7 +1,8 @@
 //! Binary in JSON, as Node's `Buffer` writes itself: `{"type":"Buffer","data":[1,2,3]}`.
 //!
-//! In the classic dialect requests are JSON, and binary in them has this form, as in broadcasts of a
-//! cluster whose parser is JSON. No tree is built; everything but binary is copied as it stands.
+//! In the classic dialect requests are JSON, and binary in them has this form, as in
+//! broadcasts of a cluster whose parser is JSON. No tree is built; everything but binary
+//! is copied as it stands.
 
 use std::borrow::Cow;
 

@@ -4,12 +4,12 @@
 //! [uid, { type: 2, data: [event, ...args], nsp }, { rooms, except, flags }, { confirm }?]
 //! ```
 //!
-//! Emitters have the uid `emitter` and write `flags` before `except`. Requests and responses are maps
-//! (see the submodules).
+//! Emitters have the uid `emitter` and write `flags` before `except`. Requests and
+//! responses are maps (see the submodules).
 //!
-//! A fourth element is ours: a map whose `confirm` is the id of the question that will ask how many
-//! sockets were reached, or a list with the position of a stored broadcast. Anything else there belongs
-//! to others and is skipped.
+//! A fourth element is ours: a map whose `confirm` is the id of the question that will
+//! ask how many sockets were reached, or a list with the position of a stored broadcast.
+//! Anything else there belongs to others and is skipped.
 
 mod request;
 mod response;

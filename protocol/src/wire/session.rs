@@ -6,8 +6,8 @@
 //!             └ a token at a fixed place, so that a script can compare and replace it
 //! ```
 //!
-//! Node decodes ours and looks at its own four members. What a Roomcast node needs is in `record`, as it was
-//! stored; of a session of Node's, the record is made from the four.
+//! Node decodes ours and looks at its own four members. What a Roomcast node needs is in
+//! `record`, as it was stored; of a session of Node's, the record is made from the four.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -23,11 +23,12 @@ use crate::raw::Raw;
 /// Length of a holder's token, in ASCII characters.
 pub const HOLDER: usize = 20;
 
-/// The first bytes of a session of ours, before the token: a map of seven, its first key, and the head of the
-/// token. Nine bytes, so that they end at a boundary of base64.
+/// The first bytes of a session of ours, before the token: a map of seven, its first key,
+/// and the head of the token. Nine bytes, so that they end at a boundary of base64.
 const HEAD: &[u8; 9] = b"\x87\xa6holder\xb4";
 
-/// The byte behind the token. With it, thirty bytes are forty characters that depend on the token alone.
+/// The byte behind the token. With it, thirty bytes are forty characters that depend on
+/// the token alone.
 const AFTER_TOKEN: u8 = 0xa3;
 
 /// A stored session.
@@ -37,8 +38,8 @@ pub struct StoredSession {
     pub holder: Option<Box<str>>,
     /// The namespace, unless a Node server stored it.
     pub namespace: Option<Box<str>>,
-    /// The state with which a node goes on with the session: JSON with `sid`, `owner`, `rooms` without the private one,
-    /// and `data`.
+    /// The state with which a node goes on with the session: JSON with `sid`, `owner`,
+    /// `rooms` without the private one, and `data`.
     pub record: Vec<u8>,
 }
 

@@ -19,8 +19,8 @@
 //!
 //! Types below 3 are heartbeats of Node's adapter, which have no meaning here.
 //!
-//! Our additions are `node`, `confirm` and `position` in the envelope, and members in the data of questions and
-//! answers between our own nodes. Node looks at neither.
+//! Our additions are `node`, `confirm` and `position` in the envelope, and members in the
+//! data of questions and answers between our own nodes. Node looks at neither.
 
 use std::time::Duration;
 
@@ -95,8 +95,8 @@ pub(super) fn read(
     envelope.contents(kind, arguments)
 }
 
-/// Reads a message whose parts are apart: its data, and as JSON the uid, the name and the confirmation's id of
-/// its sender.
+/// Reads a message whose parts are apart: its data, and as JSON the uid, the name and the
+/// confirmation's id of its sender.
 pub(super) fn read_parts(
     arguments: &Arguments,
     kind: u8,
@@ -245,8 +245,8 @@ impl Data<'_> {
 }
 
 /// An envelope as it is written. The sender and the namespace come last, as in Node;
-/// [`super::Echo`] looks for them there. Only the position of a stored broadcast follows: nodes receive
-/// their own, too.
+/// [`super::Echo`] looks for them there. Only the position of a stored broadcast follows:
+/// nodes receive their own, too.
 #[derive(Serialize)]
 struct Written<'a, D> {
     r#type: u8,

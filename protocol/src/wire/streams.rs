@@ -1,5 +1,6 @@
-//! Node's `@socket.io/redis-streams-adapter`: messages are entries of a stream, questions and answers are
-//! published on channels as envelopes of the sharded dialect in MessagePack.
+//! Node's `@socket.io/redis-streams-adapter`: messages are entries of a stream, questions
+//! and answers are published on channels as envelopes of the sharded dialect in
+//! MessagePack.
 //!
 //! ```text
 //! XADD stream MAXLEN ~ n *  uid U  nsp N  type "3"  data D   [node, confirm]
@@ -45,7 +46,8 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Reads the fields of an entry. `None` if it is no message: Node skips entries without a namespace.
+    /// Reads the fields of an entry. `None` if it is no message: Node skips entries
+    /// without a namespace.
     pub fn from_fields(fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Option<Self> {
         let (mut uid, mut namespace, mut kind, mut data) = (None, None, None, None);
         let (mut node, mut confirm) = (None, None);
@@ -118,7 +120,8 @@ impl Wire {
         })
     }
 
-    /// Writes [`Question::Reached`](crate::question::Question::Reached) as an entry of the stream, behind the broadcast that it is about.
+    /// Writes [`Question::Reached`](crate::question::Question::Reached) as an entry of
+    /// the stream, behind the broadcast that it is about.
     pub fn entry_of_reached<'a>(
         &self,
         namespace: &'a str,

@@ -1,7 +1,8 @@
 //! Broadcasts that are stored in a log before they are published.
 //!
-//! Whoever stores one assigns its [`Position`], and appends it to bytes that were prepared without it.
-//! What is published is an ordinary broadcast with one more element, which Node's servers ignore:
+//! Whoever stores one assigns its [`Position`], and appends it to bytes that were
+//! prepared without it. What is published is an ordinary broadcast with one more element,
+//! which Node's servers ignore:
 //!
 //! ```text
 //! classic  [uid, packet, opts,                     [id, time] ]
@@ -53,8 +54,8 @@ impl Wire {
     }
 }
 
-/// Makes the payload of a broadcast, as [`Wire::message`] writes it without `confirm`, one without its position.
-/// `None` if it is of another form.
+/// Makes the payload of a broadcast, as [`Wire::message`] writes it without `confirm`,
+/// one without its position. `None` if it is of another form.
 pub fn unplaced(payload: &[u8]) -> Option<Vec<u8>> {
     const NAME: &str = "position";
     let (first, rest) = payload.split_first()?;

@@ -8,8 +8,8 @@
 //!               └─────────────── the next ones, when the call has its reply
 //! ```
 //!
-//! A lone broadcast leaves at once. One call is under way at a time, because Redis may have forgotten the
-//! script: a second call would overtake the repetition of the first.
+//! A lone broadcast leaves at once. One call is under way at a time, because Redis may
+//! have forgotten the script: a second call would overtake the repetition of the first.
 
 use std::{collections::VecDeque, iter::from_fn, sync::Arc};
 
@@ -23,8 +23,8 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{JOURNAL, PUBLISH, Placed, number, published, run, unexpected};
 use crate::redis_bus::outgoing::Outgoing;
 
-/// The most broadcasts of one call, and their bytes. Redis serves nobody else meanwhile: 128 take it
-/// half a millisecond.
+/// The most broadcasts of one call, and their bytes. Redis serves nobody else meanwhile:
+/// 128 take it half a millisecond.
 const BATCH: usize = 128;
 const BATCH_BYTES: usize = 64 << 10;
 
@@ -202,8 +202,9 @@ impl Waiting {
     }
 }
 
-/// Reads the reply of the script: the time, the id before, the first id, and the number of receivers of
-/// each broadcast. If Redis has refused one, an error takes its place, and it is that of all later ones.
+/// Reads the reply of the script: the time, the id before, the first id, and the number
+/// of receivers of each broadcast. If Redis has refused one, an error takes its place,
+/// and it is that of all later ones.
 fn outcomes(reply: &Value) -> impl Iterator<Item = Result<Placed, PublishError>> {
     let reply = reply.list().unwrap_or_default();
     let mut numbers = reply.iter();

@@ -1,9 +1,10 @@
 //! Answers in place of nodes of ours that have gone.
 //!
-//! A Node server fails if one of the nodes that it has counted does not answer. Every node therefore
-//! remembers what such a server asks, and checks a while later whether a node has left or died at
-//! about that time. The first of those that remain gives an empty answer for each: more than one
-//! could be taken for the answer of a slow server. Nothing is checked while nothing is asked.
+//! A Node server fails if one of the nodes that it has counted does not answer. Every
+//! node therefore remembers what such a server asks, and checks a while later whether a
+//! node has left or died at about that time. The first of those that remain gives an
+//! empty answer for each: more than one could be taken for the answer of a slow server.
+//! Nothing is checked while nothing is asked.
 //!
 //! A broadcast with acknowledgement is left alone: Node asks first and counts then, so that one
 //! answer too many makes it fail.
@@ -35,8 +36,8 @@ use super::{
 /// lease by then. The asker waits for 5 s.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// The same for questions that handlers answer, which may take long. The rest of the 5 s is a margin
-/// for busy machines.
+/// The same for questions that handlers answer, which may take long. The rest of the 5 s
+/// is a margin for busy machines.
 const PATIENCE_WITH_HANDLERS: Duration = Duration::from_millis(3500);
 
 /// How often the leases are checked, for all questions of that time.

@@ -1,8 +1,8 @@
 //! Answering what other nodes and emitters ask.
 //!
-//! Roomcast's own nodes get one answer with everything in it. Node's servers get exactly one answer,
-//! empty or not; for a broadcast with acknowledgement, the number of sockets first and then each
-//! acknowledgement.
+//! Roomcast's own nodes get one answer with everything in it. Node's servers get exactly
+//! one answer, empty or not; for a broadcast with acknowledgement, the number of sockets
+//! first and then each acknowledgement.
 
 use std::{
     future::{Future, ready},

@@ -4,8 +4,8 @@ use redis::Value;
 use roomcast_emitter::redis::Reply;
 use roomcast_protocol::{message::Position, wire::Entry};
 
-/// The bits of a position's id that count the entries of one millisecond. Its time has 41 bits, so that
-/// JavaScript can count up to it.
+/// The bits of a position's id that count the entries of one millisecond. Its time has 41
+/// bits, so that JavaScript can count up to it.
 const SEQUENCE_BITS: u32 = 12;
 
 /// The id of an entry: milliseconds since 1970, and a number among the entries of that millisecond.
@@ -32,8 +32,8 @@ impl Id {
         }
     }
 
-    /// The position of the entry. `None` if Redis has given more ids in a millisecond than positions have: its
-    /// clock was set back far.
+    /// The position of the entry. `None` if Redis has given more ids in a millisecond
+    /// than positions have: its clock was set back far.
     pub(super) fn position(self, after: Option<u64>) -> Option<Position> {
         let fits = self.sequence >> SEQUENCE_BITS == 0 && self.time >> 41 == 0;
         fits.then_some(Position {

@@ -1,7 +1,8 @@
 //! The journal of a namespace, which is its part of the stream.
 //!
-//! Node's servers write to it and read it, too, so its entries have no chain of their own. Each reader makes
-//! one: the entry before another is the last one before it that belongs to the journal.
+//! Node's servers write to it and read it, too, so its entries have no chain of their
+//! own. Each reader makes one: the entry before another is the last one before it that
+//! belongs to the journal.
 
 use std::sync::Arc;
 
@@ -179,7 +180,8 @@ impl StreamLog {
         Ok(last.first().map(|kept| kept.id))
     }
 
-    /// Collects entries of the journal, in the direction of reading. Returns whether there may be more.
+    /// Collects entries of the journal, in the direction of reading. Returns whether
+    /// there may be more.
     async fn each(
         &self,
         page: Page,
@@ -308,8 +310,8 @@ impl Streams {
     }
 }
 
-/// Whether an entry is a broadcast of the namespace that its clients may have missed. What this node
-/// publishes without its journal was for clients that cannot miss it.
+/// Whether an entry is a broadcast of the namespace that its clients may have missed.
+/// What this node publishes without its journal was for clients that cannot miss it.
 fn is_of(entry: &Entry<'_>, namespace: &AttachedNamespace) -> bool {
     entry.kind == "3"
         && *entry.namespace == *namespace.name

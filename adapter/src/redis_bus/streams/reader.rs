@@ -6,8 +6,9 @@
 //!                                                              └──────── still there? no: a gap ◄───┘
 //! ```
 //!
-//! Redis removes entries at the beginning of the stream only. So if the entry behind which was read is still
-//! there after a page was read, nothing is missing before the page.
+//! Redis removes entries at the beginning of the stream only. So if the entry behind
+//! which was read is still there after a page was read, nothing is missing before the
+//! page.
 
 use std::{
     sync::{Arc, Weak},
@@ -34,10 +35,12 @@ const BLOCK_MILLIS: &str = "1000";
 /// Maximum number of entries that are read at a time, as in Node.
 const PAGE: usize = 100;
 
-/// The size of a page that is aimed at, in bytes. After a larger one, fewer entries are read at a time.
+/// The size of a page that is aimed at, in bytes. After a larger one, fewer entries are
+/// read at a time.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// How often the reader makes sure that it reads from the primary. In a failover its connection may stay open.
+/// How often the reader makes sure that it reads from the primary. In a failover its
+/// connection may stay open.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a reply may take.
@@ -190,7 +193,8 @@ async fn follow(
     }
 }
 
-/// Finds out where to read. Returns whether entries behind the last one that was read may be missing.
+/// Finds out where to read. Returns whether entries behind the last one that was read may
+/// be missing.
 async fn begin(
     streams: &Streams,
     source: &mut Source<'_>,

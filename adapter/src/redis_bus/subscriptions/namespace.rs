@@ -130,8 +130,8 @@ impl AttachedNamespace {
         }
     }
 
-    /// Returns whether messages to this private room arrive without a channel of its own. In a sharded
-    /// dialect that publishes them to everybody, all do.
+    /// Returns whether messages to this private room arrive without a channel of its own.
+    /// In a sharded dialect that publishes them to everybody, all do.
     pub(crate) fn is_own(&self, room: &str) -> bool {
         match &self.private_rooms {
             Private::Pattern { .. } => self.matches_pattern(room),

@@ -4,8 +4,9 @@
 //!  page of A follows a room ──► A, B: observe their own sockets ──► lines ── B, every 250 ms ──► A ──► page
 //! ```
 //!
-//! The names of what is followed travel with the statuses, so a node stops by itself when the page, or its
-//! node, is gone. A node that nobody follows anything on observes nothing.
+//! The names of what is followed travel with the statuses, so a node stops by itself when
+//! the page, or its node, is gone. A node that nobody follows anything on observes
+//! nothing.
 
 use std::{
     collections::VecDeque,
@@ -313,7 +314,8 @@ impl Follow {
         }
     }
 
-    /// Whether a broadcast selects the room, or a socket of this node. Sockets of other nodes are followed there.
+    /// Whether a broadcast selects the room, or a socket of this node. Sockets of other
+    /// nodes are followed there.
     fn is_among(&self, rooms: &[Box<str>], except: &[Box<str>], server: &Server) -> bool {
         let selects = |own: &[String]| {
             let is_in = |rooms: &[Box<str>]| {

@@ -1,8 +1,9 @@
 //! The admin page: its files, and the stream and the calls that feed it.
 //!
-//! The page keeps its key in memory and sends it as a bearer, so there is no cookie that another site
-//! could use. A key needs the verb `admin` to see anything, and `emit` or `disconnect` as well to act.
-//! What is done is a call of the API, with its checks, limits and logs.
+//! The page keeps its key in memory and sends it as a bearer, so there is no cookie that
+//! another site could use. A key needs the verb `admin` to see anything, and `emit` or
+//! `disconnect` as well to act. What is done is a call of the API, with its checks,
+//! limits and logs.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
@@ -254,9 +255,9 @@ fn read_follow(query: &str, key: &Key) -> Result<Option<Follow>, Problem> {
 /// Bytes of a name to follow.
 const MAX_NAME: usize = 1000;
 
-/// The stream of one page. It is asked for the next lines only when the client has taken the last
-/// ones, and then sends the newest statuses. Only the lines of what it follows wait for a slow client, up
-/// to a limit.
+/// The stream of one page. It is asked for the next lines only when the client has taken
+/// the last ones, and then sends the newest statuses. Only the lines of what it follows
+/// wait for a slow client, up to a limit.
 struct Feed {
     page: Page,
     news: watch::Receiver<u64>,

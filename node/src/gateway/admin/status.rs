@@ -1,6 +1,7 @@
 //! The figures of a node that the admin page shows, read from its registry of metrics.
 //!
-//! Counters are sent as they are: the page makes rates of two of them, so a lost status costs nothing.
+//! Counters are sent as they are: the page makes rates of two of them, so a lost status
+//! costs nothing.
 
 use std::collections::BTreeMap;
 

@@ -6,9 +6,10 @@
 //!                       └────────── status of B, status of C ◄─────┘
 //! ```
 //!
-//! While a page is open on any node, every node publishes its status every two seconds, as an event
-//! between servers. Nobody is asked, so a page costs the same whatever its reader does, and while no
-//! page is open nothing is published at all. Two pages on one node, or on several, cost no more.
+//! While a page is open on any node, every node publishes its status every two seconds,
+//! as an event between servers. Nobody is asked, so a page costs the same whatever its
+//! reader does, and while no page is open nothing is published at all. Two pages on one
+//! node, or on several, cost no more.
 
 use std::{
     collections::BTreeMap,
@@ -301,7 +302,8 @@ impl View {
     }
 }
 
-/// Tells the other nodes. Any namespace of this node will do, because nodes of a cluster have the same.
+/// Tells the other nodes. Any namespace of this node will do, because nodes of a cluster
+/// have the same.
 async fn publish(server: Server, message: Message) {
     let Some(namespace) = server.namespaces().into_iter().next() else {
         return;

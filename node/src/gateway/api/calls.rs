@@ -185,7 +185,8 @@ impl Call {
         self
     }
 
-    /// Whether the call can be carried out again under its key without another effect than the first time.
+    /// Whether the call can be carried out again under its key without another effect
+    /// than the first time.
     pub(crate) fn is_repeatable(&self) -> bool {
         matches!(self, Self::Operations { checked, .. } if checked.is_repeatable())
     }

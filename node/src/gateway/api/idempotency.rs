@@ -173,7 +173,8 @@ impl Memory {
         None
     }
 
-    /// Makes room: forgets the oldest that have lapsed, and the oldest of all if there are too many.
+    /// Makes room: forgets the oldest that have lapsed, and the oldest of all if there
+    /// are too many.
     fn forget(&mut self, now: Instant) {
         while let Some(oldest) = self.order.front() {
             let is_over = self.entries.get(oldest).is_none_or(|(end, _)| *end <= now);

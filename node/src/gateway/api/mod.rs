@@ -5,10 +5,11 @@
 //!            401     403      503                         413      400, 403            on a worker
 //! ```
 //!
-//! HTTP is served on the thread of the internal port, or of a listener of its own. Calls are carried
-//! out on the workers, because the server's own tasks run there, and a long one must not keep
-//! `/livez` waiting. A call that takes too long is still carried out to its end: its place is free,
-//! and its response under an idempotency key known, only then.
+//! HTTP is served on the thread of the internal port, or of a listener of its own. Calls
+//! are carried out on the workers, because the server's own tasks run there, and a long
+//! one must not keep `/livez` waiting. A call that takes too long is still carried out to
+//! its end: its place is free, and its response under an idempotency key known, only
+//! then.
 
 mod calls;
 mod idempotency;

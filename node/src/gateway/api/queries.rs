@@ -1,7 +1,7 @@
 //! The questions of the API: sockets, rooms, users and presence.
 //!
-//! All four fetch the sockets of the cluster and differ in what they make of them. Nodes that do not
-//! respond in time are listed, and the result is marked as incomplete.
+//! All four fetch the sockets of the cluster and differ in what they make of them. Nodes
+//! that do not respond in time are listed, and the result is marked as incomplete.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

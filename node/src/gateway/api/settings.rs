@@ -32,7 +32,8 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeySettings {
-    /// Names the key in logs. The application's idempotency keys belong to it, so a rotated key keeps it.
+    /// Names the key in logs. The application's idempotency keys belong to it, so a
+    /// rotated key keeps it.
     pub(crate) name: String,
     pub(crate) hash: Hash,
     pub(crate) namespaces: Vec<NamespacePattern>,

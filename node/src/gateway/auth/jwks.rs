@@ -1,5 +1,5 @@
-//! A set of keys that somebody else publishes, read again at intervals and when a token names an unknown
-//! key.
+//! A set of keys that somebody else publishes, read again at intervals and when a token
+//! names an unknown key.
 //!
 //! A failed attempt keeps the keys that are known, because an issuer that is away must not lock
 //! everybody out. Attempts are bounded: tokens with invented key ids cost the issuer nothing more.
@@ -58,8 +58,8 @@ struct Inner {
     settings: JwksSettings,
     place: Place,
     keys: RwLock<Arc<[Key]>>,
-    /// When it was read last, in seconds since 1970. Held while it is read, so that many tokens with a new
-    /// key wait for one attempt.
+    /// When it was read last, in seconds since 1970. Held while it is read, so that many
+    /// tokens with a new key wait for one attempt.
     last: Mutex<u64>,
     loads: IntCounterVec,
 }
@@ -110,7 +110,8 @@ impl Jwks {
     ) -> Result<Self, KeyError> {
         let jwks = Self::new(settings, loads)?;
         match (jwks.load().await, &jwks.0.place) {
-            // A wrong file is a mistake of the settings. An issuer may start later than this server.
+            // A wrong file is a mistake of the settings. An issuer may start later than
+            // this server.
             (Err(error), Place::File(_)) => Err(error),
             _ => Ok(jwks),
         }
@@ -140,8 +141,8 @@ impl Jwks {
         Arc::clone(&self.0.keys.read())
     }
 
-    /// Reads the set because a token names an unknown key. Returns `false` if that is too soon after the
-    /// last attempt or fails.
+    /// Reads the set because a token names an unknown key. Returns `false` if that is too
+    /// soon after the last attempt or fails.
     pub(super) async fn renew(&self) -> bool {
         let before = self.keys();
         let mut last = self.0.last.lock().await;

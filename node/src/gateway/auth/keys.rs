@@ -137,7 +137,8 @@ fn public_key(algorithm: Algorithm, pem: &[u8]) -> Result<DecodingKey, String> {
     key.map_err(|_| format!("the file has no public key in PEM for {algorithm:?}"))
 }
 
-/// Signs claims with the secret of a key: that of this id, or the first one. Public keys cannot sign.
+/// Signs claims with the secret of a key: that of this id, or the first one. Public keys
+/// cannot sign.
 pub(crate) fn sign(
     settings: &Settings,
     id: Option<&str>,
@@ -163,9 +164,9 @@ pub(crate) fn sign(
     encode(&header, claims, &signing).map_err(invalid)
 }
 
-/// Reads a JSON Web Key Set. Keys that serve another purpose or no allowed algorithm are left out, because
-/// publishers add keys that only others understand. Secrets are left out, too: who can read the set
-/// could issue tokens.
+/// Reads a JSON Web Key Set. Keys that serve another purpose or no allowed algorithm are
+/// left out, because publishers add keys that only others understand. Secrets are left
+/// out, too: who can read the set could issue tokens.
 pub(super) fn read_set(json: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, KeyError> {
     #[derive(Deserialize)]
     struct Set {
@@ -407,7 +408,8 @@ pub(super) mod tests {
         assert!(verify(&right, [&key].into_iter(), &strict, NOW).is_ok());
     }
 
-    /// Key pairs of all kinds, made by openssl: the algorithm, the private and the public key in PEM.
+    /// Key pairs of all kinds, made by openssl: the algorithm, the private and the public
+    /// key in PEM.
     fn pairs() -> Vec<(Algorithm, Vec<u8>, Vec<u8>)> {
         let rsa = pair(&["-algorithm", "RSA"]);
         let ec = |curve: &str| {

@@ -77,7 +77,8 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeySettings {
-    /// The `kid` of the tokens that it verifies. A key without one is tried for every token of its algorithm.
+    /// The `kid` of the tokens that it verifies. A key without one is tried for every
+    /// token of its algorithm.
     pub(crate) id: Option<String>,
     pub(crate) algorithm: Algorithm,
     /// A file with the secret of an HMAC.

@@ -1,7 +1,8 @@
 //! Users and tokens that are refused although their tokens have not expired.
 //!
-//! A token is remembered until it would have expired anyway. A user is remembered with the time of the
-//! revocation, so that a later login works: only tokens that were issued before are refused.
+//! A token is remembered until it would have expired anyway. A user is remembered with
+//! the time of the revocation, so that a later login works: only tokens that were issued
+//! before are refused.
 
 use std::collections::HashMap;
 

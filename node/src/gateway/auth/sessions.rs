@@ -56,7 +56,8 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct State {
     user: Arc<User>,
-    /// When the session is due in the table; `None` before the socket has connected and after it has gone.
+    /// When the session is due in the table; `None` before the socket has connected and
+    /// after it has gone.
     due: Option<u64>,
 }
 
@@ -106,11 +107,12 @@ pub(crate) struct Auth {
     /// Seconds since 1970.
     now: fn() -> u64,
     next_key: AtomicU64,
-    /// By the time at which something has to happen, and the session's key. No lock is taken inside except a session's own.
+    /// By the time at which something has to happen, and the session's key. No lock is
+    /// taken inside except a session's own.
     due: Mutex<BTreeMap<(u64, u64), Socket>>,
     revocations: Mutex<Revocations>,
-    /// The namespaces that ask for tokens. Revocations travel in each of them, because a namespace is the
-    /// widest group that servers of a cluster have.
+    /// The namespaces that ask for tokens. Revocations travel in each of them, because a
+    /// namespace is the widest group that servers of a cluster have.
     namespaces: Vec<String>,
     metrics: Metrics,
 }
@@ -378,8 +380,9 @@ impl Reloadable for Arc<Auth> {
         &["jwt"]
     }
 
-    /// Files of keys are read again even if the section is the same. Connected clients stay until their
-    /// tokens expire, at the times that were in force when they presented them.
+    /// Files of keys are read again even if the section is the same. Connected clients
+    /// stay until their tokens expire, at the times that were in force when they
+    /// presented them.
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         Box::pin(async move {
             let parts = self.prepared(&config.settings.jwt).await;
@@ -402,8 +405,9 @@ impl Reloadable for Arc<Auth> {
 }
 
 impl Auth {
-    /// Reads everything that a section names. A set at the same URL is kept: it is read again by itself, and
-    /// an issuer that is away must not stop the reload of other keys.
+    /// Reads everything that a section names. A set at the same URL is kept: it is read
+    /// again by itself, and an issuer that is away must not stop the reload of other
+    /// keys.
     async fn prepared(&self, settings: &Settings) -> Result<Arc<Parts>, KeyError> {
         let earlier = self.parts();
         let jwks = match (&settings.jwks, &earlier.jwks) {

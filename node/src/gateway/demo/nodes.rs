@@ -1,7 +1,7 @@
 //! The demos of a cluster, so that the page of one can link to the others.
 //!
-//! Each announces itself by a server-side event. One that is silent for [`MAX_SILENCE`] announcements has
-//! gone.
+//! Each announces itself by a server-side event. One that is silent for [`MAX_SILENCE`]
+//! announcements has gone.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,8 @@ const MAX_NODES: usize = 32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Node {
     name: String,
-    /// `None` if it listens on all addresses, because it does not know which of them browsers can reach.
+    /// `None` if it listens on all addresses, because it does not know which of them
+    /// browsers can reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     address: Option<String>,
 }
@@ -80,7 +81,8 @@ impl Nodes {
     }
 }
 
-/// Announces this node for as long as the process runs, and tells its clients when the others change.
+/// Announces this node for as long as the process runs, and tells its clients when the
+/// others change.
 pub(super) async fn announce(demo: Arc<Demo>, server: Server) {
     let mut known = demo.nodes.others();
     loop {

@@ -1,7 +1,7 @@
 //! The events of the page: names, members, typing and history.
 //!
-//! Messages themselves are those of the rooms of clients. A middleware sees them first and keeps them,
-//! here and by a server-side event on the other nodes.
+//! Messages themselves are those of the rooms of clients. A middleware sees them first
+//! and keeps them, here and by a server-side event on the other nodes.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! Checks in a node's metrics whether the node on this machine learns the addresses of clients. The round trips
-//! through the balancer, which come before, are among the requests that it has seen.
+//! Checks in a node's metrics whether the node on this machine learns the addresses of
+//! clients. The round trips through the balancer, which come before, are among the
+//! requests that it has seen.
 
 use std::net::SocketAddr;
 
@@ -10,7 +11,8 @@ use super::{
 
 const IGNORED: &str = "roomcast_forwarded_ignored_total";
 
-/// Returns none if no node listens there, because a balancer can also be checked from another machine.
+/// Returns none if no node listens there, because a balancer can also be checked from
+/// another machine.
 pub(super) fn finding(internal: SocketAddr) -> Option<Finding> {
     let response = drain::exchange(internal, "GET /metrics", "").ok()?;
     judge(&response)

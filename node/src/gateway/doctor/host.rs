@@ -1,7 +1,7 @@
 //! The limits of this machine: open files, waiting connections, local ports.
 //!
-//! They are read where the kernel shows them to this process. A service may have a lower limit of open
-//! files than the shell, so the text says whose limit it is.
+//! They are read where the kernel shows them to this process. A service may have a lower
+//! limit of open files than the shell, so the text says whose limit it is.
 
 use std::{fs, ops::RangeInclusive, path::Path};
 
@@ -16,12 +16,12 @@ const OWN_FILES: u64 = 256;
 /// Fewer files than that are a common default (1024, 4096) and not a decision.
 const MIN_FILES: u64 = 16_384;
 
-/// The kernel's default since Linux 5.4. Before it was 128, which overflows when a few hundred clients
-/// connect at once.
+/// The kernel's default since Linux 5.4. Before it was 128, which overflows when a few
+/// hundred clients connect at once.
 const MIN_BACKLOG: u64 = 4096;
 
-/// The kernel's default is 28,232. Connections to backends and Redis, and those of a balancer on the same
-/// machine, need one each.
+/// The kernel's default is 28,232. Connections to backends and Redis, and those of a
+/// balancer on the same machine, need one each.
 const MIN_PORTS: u64 = 20_000;
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {

@@ -1,8 +1,9 @@
-//! Redis as a node needs it: reachable, new enough, the primary, with all rights, and with memory and
-//! buffers that lose nothing.
+//! Redis as a node needs it: reachable, new enough, the primary, with all rights, and
+//! with memory and buffers that lose nothing.
 //!
-//! The connection and the rights are checked by the code that a node runs at startup. The rest needs `INFO`
-//! and `CONFIG GET`, which the user of a node need not have, so a refusal is a warning.
+//! The connection and the rights are checked by the code that a node runs at startup. The
+//! rest needs `INFO` and `CONFIG GET`, which the user of a node need not have, so a
+//! refusal is a warning.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,8 +25,8 @@ const CLOCK_WARNING: Duration = Duration::from_secs(1);
 /// The default leeway for the times of tokens. Beyond it, valid tokens are refused.
 const CLOCK_FAILURE: Duration = Duration::from_secs(30);
 
-/// A subscriber's buffer that a node of some 10,000 clients can fill while it is busy for a moment. It is
-/// the default of Redis.
+/// A subscriber's buffer that a node of some 10,000 clients can fill while it is busy for
+/// a moment. It is the default of Redis.
 const MIN_BUFFER: u64 = 32 << 20;
 
 /// More patterns than that make every publish in Redis noticeably slower.

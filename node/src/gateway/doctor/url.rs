@@ -8,8 +8,8 @@
 //!   with --wait: a ping by WebSocket, and by polling
 //! ```
 //!
-//! A session's namespace may be closed to this client. Its refusal is a round trip, too, so no check needs
-//! a token.
+//! A session's namespace may be closed to this client. Its refusal is a round trip, too,
+//! so no check needs a token.
 
 use std::{str::FromStr, time::Duration};
 
@@ -24,8 +24,8 @@ use super::{
     report::{Finding, Status},
 };
 
-/// Requests of one session, each on a new connection. Two nodes in random order get them all on the same
-/// one in one of 256 cases.
+/// Requests of one session, each on a new connection. Two nodes in random order get them
+/// all on the same one in one of 256 cases.
 const REQUESTS: usize = 8;
 
 /// Time in which a node refuses a request whose body has not come yet.
@@ -205,7 +205,8 @@ async fn websocket(client: &Client) -> Finding {
     }
 }
 
-/// A node that gets no header `Upgrade` refuses the request with a status of its own, as if it were a poll.
+/// A node that gets no header `Upgrade` refuses the request with a status of its own, as
+/// if it were a poll.
 fn not_upgraded(check: &'static str, failure: &Failure) -> Finding {
     match failure {
         Failure::Status { status, .. } if status.is_client_error() || status.is_success() => {
@@ -251,8 +252,8 @@ async fn upgrade(client: &Client) -> Finding {
     }
 }
 
-/// A node refuses a request of an unknown session before its body has come. If the refusal comes only with
-/// the rest of the body, something in between has waited for it.
+/// A node refuses a request of an unknown session before its body has come. If the
+/// refusal comes only with the rest of the body, something in between has waited for it.
 async fn bodies(client: &Client) -> Finding {
     let exchange = async {
         let ended = |error: std::io::Error| Failure::Ended(error.to_string());

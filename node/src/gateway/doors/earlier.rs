@@ -6,8 +6,9 @@
 //!                                     └── 4 ─► published while the subscription was down: respond with 4
 //! ```
 //!
-//! After an interruption, an event may arrive before the node has read the missed ones from the log. A client
-//! that received 5 would never ask for 4. All polls that an event wakes share one look into the log.
+//! After an interruption, an event may arrive before the node has read the missed ones
+//! from the log. A client that received 5 would never ask for 4. All polls that an event
+//! wakes share one look into the log.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -29,8 +30,8 @@ struct Known {
 }
 
 impl Earlier {
-    /// The id of the entry before this id in the room, or 0. `read` finds it in the log, and is called once
-    /// for all polls that ask at the same time.
+    /// The id of the entry before this id in the room, or 0. `read` finds it in the log,
+    /// and is called once for all polls that ask at the same time.
     pub(super) async fn before<F: Future<Output = Result<u64, E>>, E>(
         &self,
         namespace: &Arc<str>,

@@ -112,8 +112,8 @@ impl Doors {
         routes
     }
 
-    /// Adds the CORS headers of the server, unless the door has others, counts the requests to a door
-    /// by their outcome, and waits for what is parked.
+    /// Adds the CORS headers of the server, unless the door has others, counts the
+    /// requests to a door by their outcome, and waits for what is parked.
     pub(crate) fn cover(
         self: &Arc<Self>,
         door: Door,
@@ -167,8 +167,9 @@ impl Doors {
         self.origins.allow(text(header::ORIGIN), text(header::HOST))
     }
 
-    /// Takes a place for a request that stays open: a parked poll, a stream, a WebSocket. `key` names
-    /// what the client has shown, if it has. Dropping the place makes room for another.
+    /// Takes a place for a request that stays open: a parked poll, a stream, a WebSocket.
+    /// `key` names what the client has shown, if it has. Dropping the place makes room
+    /// for another.
     pub(crate) fn park(
         &self,
         door: Door,

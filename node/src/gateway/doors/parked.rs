@@ -53,8 +53,9 @@ pub(crate) enum Reply {
     Later(Waiting),
 }
 
-/// Stands in a response for the one that is awaited. [`Doors::cover`](super::Doors::cover) waits for it,
-/// because it has to see the response.
+/// Stands in a response for the one that is awaited.
+/// [`Doors::cover`](super::Doors::cover) waits for it, because it has to see the
+/// response.
 #[derive(Clone)]
 pub(super) struct Later(Arc<Mutex<Option<Waiting>>>);
 

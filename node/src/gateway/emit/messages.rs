@@ -1,7 +1,7 @@
 //! The messages to emit: one from the command line, or one per line of a file.
 //!
-//! JSON is checked token by token and passed on unchanged, so a number keeps its digits. A line has a
-//! maximum length, and only one line is in memory at a time.
+//! JSON is checked token by token and passed on unchanged, so a number keeps its digits.
+//! A line has a maximum length, and only one line is in memory at a time.
 
 use std::{
     fs::File,
@@ -49,8 +49,8 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Returns the event too if all messages have the same. `-` means standard input: as a file, as the
-    /// only argument, and in place of the event.
+    /// Returns the event too if all messages have the same. `-` means standard input: as
+    /// a file, as the only argument, and in place of the event.
     pub(super) fn new(
         event: Option<String>,
         arguments: Vec<String>,
@@ -131,7 +131,8 @@ impl Lines {
         }
     }
 
-    /// Whether the next line is in the buffer already. Lines of a slow source are emitted as they come.
+    /// Whether the next line is in the buffer already. Lines of a slow source are emitted
+    /// as they come.
     pub(super) fn has_more_at_hand(&self) -> bool {
         self.reader.buffer().contains(&b'\n')
     }
@@ -155,8 +156,8 @@ impl Lines {
         Ok(read)
     }
 
-    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 gets an error of its own,
-    /// because its lines cannot be split at a byte.
+    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 gets an error
+    /// of its own, because its lines cannot be split at a byte.
     fn strip_byte_order_mark(&mut self) -> Result<(), Failure> {
         match self.buffer.as_slice() {
             [0xEF, 0xBB, 0xBF, ..] => drop(self.buffer.drain(..3)),
@@ -233,7 +234,8 @@ fn args(values: &str) -> Result<Args, Failure> {
     Args::from_text(json.into(), Vec::new()).map_err(|error| Failure::Json(error.to_string()))
 }
 
-/// The problem without serde's line number, which is always 1: the caller adds the line of the file.
+/// The problem without serde's line number, which is always 1: the caller adds the line
+/// of the file.
 fn in_column(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();

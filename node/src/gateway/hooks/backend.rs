@@ -127,8 +127,8 @@ pub(super) fn read_list(response: &[u8]) -> Result<Vec<Operation>, Problem> {
     operations::read(json.map_err(|error| Problem::new("", error.to_string()))?)
 }
 
-/// Reads a list of operations for each of `count` events. The response may be empty. A mistake in one
-/// list concerns its event only.
+/// Reads a list of operations for each of `count` events. The response may be empty. A
+/// mistake in one list concerns its event only.
 pub(super) fn read_lists(
     response: &[u8],
     count: usize,

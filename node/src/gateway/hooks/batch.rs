@@ -6,10 +6,11 @@
 //!   more events┘    └─ over: the turn goes on ◄─────┴──── more events? ◄────────────────────┘
 //! ```
 //!
-//! A run has the events of one socket that arrived one after the other. While some of them are under
-//! way, the others wait, so the application sees the events of a socket in their order, and no socket
-//! waits for another. Several batches are under way at the same time, as many as the hook allows
-//! requests; while all of them are, events gather in fewer and larger batches.
+//! A run has the events of one socket that arrived one after the other. While some of
+//! them are under way, the others wait, so the application sees the events of a socket in
+//! their order, and no socket waits for another. Several batches are under way at the
+//! same time, as many as the hook allows requests; while all of them are, events gather
+//! in fewer and larger batches.
 //!
 //! The handler of each event waits for its batch. The limit of a connection's events in flight
 //! therefore holds for these events, too.
@@ -128,8 +129,8 @@ impl Batches {
         })
     }
 
-    /// Sends an event with a batch and carries out the operations for it. The first poll determines its
-    /// place among the events of the socket.
+    /// Sends an event with a batch and carries out the operations for it. The first poll
+    /// determines its place among the events of the socket.
     pub(super) async fn event(
         self: &Arc<Self>,
         hooks: &Hooks,

@@ -1,5 +1,5 @@
-//! The circuit breaker of a backend: after several failures in a row its requests fail at once, until
-//! a pause is over and one trial request has succeeded.
+//! The circuit breaker of a backend: after several failures in a row its requests fail at
+//! once, until a pause is over and one trial request has succeeded.
 //!
 //! ```text
 //!            failures in a row            pause is over            trial starts

@@ -75,7 +75,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The reason of a disconnect that the death of the socket's node has caused.
 const NODE_LOST: &str = "node lost";
 
-/// Notices of dead nodes are taken over while fewer than this number wait. The others stay in Redis.
+/// Notices of dead nodes are taken over while fewer than this number wait. The others
+/// stay in Redis.
 const MAX_ADOPTED: usize = 1000;
 
 /// All hooks of the node. Cheap to clone.
@@ -134,7 +135,8 @@ impl Hooks {
         })))
     }
 
-    /// Builds a backend that another part of the gateway calls, with the limits and the metrics of a hook.
+    /// Builds a backend that another part of the gateway calls, with the limits and the
+    /// metrics of a hook.
     pub(crate) fn backend(&self, name: &str, settings: &Settings) -> Result<Backend, String> {
         let secret = settings.secret()?;
         Backend::new(name, settings, secret.as_deref(), &self.0.metrics)
@@ -200,7 +202,8 @@ impl Hooks {
         &self.0.followed
     }
 
-    /// Whether [`connected`](Self::connected) and [`disconnected`](Self::disconnected) must be called.
+    /// Whether [`connected`](Self::connected) and [`disconnected`](Self::disconnected)
+    /// must be called.
     pub(crate) fn has_handlers(&self) -> bool {
         self.0.has_handlers
     }
@@ -210,8 +213,8 @@ impl Hooks {
         self.0.store.is_some() && self.table().one(namespace, Occasion::Disconnect).is_some()
     }
 
-    /// Asks the application whether a client may connect. Its operations, except for the user and the
-    /// data, are carried out when the client has connected.
+    /// Asks the application whether a client may connect. Its operations, except for the
+    /// user and the data, are carried out when the client has connected.
     pub(crate) async fn connect(
         &self,
         namespace: &str,

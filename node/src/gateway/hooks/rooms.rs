@@ -6,8 +6,9 @@
 //!                             └── all known rooms ◄────┴── Redis was emptied
 //! ```
 //!
-//! Without Redis, this node is the cluster. A change that is undone before it is sent is left out, so
-//! what waits is bounded by the rooms that have members and those that Redis knows.
+//! Without Redis, this node is the cluster. A change that is undone before it is sent is
+//! left out, so what waits is bounded by the rooms that have members and those that Redis
+//! knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
@@ -107,7 +108,8 @@ impl State {
         true
     }
 
-    /// Takes some changes. From now on they count as sent, because they may be even if sending fails.
+    /// Takes some changes. From now on they count as sent, because they may be even if
+    /// sending fails.
     fn take(&mut self) -> Vec<(Arc<str>, Change)> {
         let rooms: Vec<_> = self.changes.keys().take(BATCH).cloned().collect();
         let taken = rooms.into_iter().filter_map(|room| {

@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn it_is_what_other_languages_compute() {
-        // python3 -c 'import hmac; print(hmac.new(b"secret", b"1700000000.[1]", "sha256").hexdigest())'
+        // python3 -c 'import hmac; print(hmac.new(b"secret", b"1700000000.[1]",
+        // "sha256").hexdigest())'
         let wanted = "b118faa46379a6d905a78493c6f08ac7902e619620150c5b2129a61502e49dde";
         let signature = Secret::new(b"secret").sign(1_700_000_000, b"[1]");
         assert_eq!(signature, format!("t=1700000000,v1={wanted}"));

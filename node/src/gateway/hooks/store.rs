@@ -12,9 +12,9 @@
 //! waits for Redis: changes are gathered and written in batches, so a node that dies takes those of
 //! its last moment with it.
 //!
-//! The leases of the bus do not serve, because they end after 5 s. Those here are longer: a node that
-//! merely hangs must not have the application hear of disconnects that are none. All keys have one hash
-//! tag, so that scripts may use them together in a cluster.
+//! The leases of the bus do not serve, because they end after 5 s. Those here are longer:
+//! a node that merely hangs must not have the application hear of disconnects that are
+//! none. All keys have one hash tag, so that scripts may use them together in a cluster.
 
 mod rooms;
 
@@ -67,8 +67,8 @@ const LEASE: &str = "10000";
 
 const RENEWAL: Duration = Duration::from_secs(2);
 
-/// Renewals after which a node claims. While Redis was away, all leases ended: each node has the time
-/// of a lease to renew its own.
+/// Renewals after which a node claims. While Redis was away, all leases ended: each node
+/// has the time of a lease to renew its own.
 const RENEWALS_BEFORE_CLAIM: u32 = 5;
 
 /// How long records stay that no node renews or claims, in milliseconds.
@@ -84,7 +84,8 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a node that stops waits for Redis.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Returns 0 if the lease was unknown, 1 if it was over, 2 if it held; and a node whose lease is over.
+/// Returns 0 if the lease was unknown, 1 if it was over, 2 if it held; and a node whose
+/// lease is over.
 const RENEW: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -181,7 +182,8 @@ struct Records {
     bytes: usize,
     /// Those that differ from Redis's, or that it must forget.
     dirty: HashSet<String>,
-    /// Whether Redis must forget all before the next change, because not all that it holds is known.
+    /// Whether Redis must forget all before the next change, because not all that it
+    /// holds is known.
     is_stale: bool,
 }
 

@@ -1,8 +1,9 @@
 //! The order of what one socket does.
 //!
-//! A call takes a turn and waits for all earlier calls of its socket. Events that are sent in batches
-//! share a turn: those that arrive one after the other are a [`Run`], which has the turn until its last
-//! event is done. Anything else that arrives ends the run, so that nothing overtakes it.
+//! A call takes a turn and waits for all earlier calls of its socket. Events that are
+//! sent in batches share a turn: those that arrive one after the other are a [`Run`],
+//! which has the turn until its last event is done. Anything else that arrives ends the
+//! run, so that nothing overtakes it.
 
 use std::sync::Arc;
 
@@ -36,8 +37,8 @@ impl Turns {
         Arc::clone(&self.order).lock_owned().await
     }
 
-    /// Calls `join` with the run that is still open. If it returns a new one, that one takes its place
-    /// and is returned.
+    /// Calls `join` with the run that is still open. If it returns a new one, that one
+    /// takes its place and is returned.
     pub(super) fn join_run(
         &self,
         join: impl FnOnce(Option<&Arc<Run>>) -> Option<Arc<Run>>,

@@ -1,7 +1,8 @@
 //! Arguments of events as plain JSON, for applications that speak HTTP.
 //!
-//! A binary value is `{"$binary": "<base64>"}` in its place. [`Args::to_plain_json`] writes it. Arguments
-//! without binary are passed on as text in both directions and never decoded.
+//! A binary value is `{"$binary": "<base64>"}` in its place. [`Args::to_plain_json`]
+//! writes it. Arguments without binary are passed on as text in both directions and never
+//! decoded.
 
 use base64::{
     Engine as _,

@@ -6,12 +6,14 @@
 //!                         └ nothing was sent: the peer had closed it
 //! ```
 //!
-//! The future of a request writes the request and reads the response by itself. So the task that waits
-//! for the response is the one that the kernel's event wakes, and a request costs one call to write and
-//! one to read. A client with a task for each connection, such as hyper's, costs about twice as much for
-//! small requests: it passes request, head and body between two tasks, and wakes each of them several times.
+//! The future of a request writes the request and reads the response by itself. So the
+//! task that waits for the response is the one that the kernel's event wakes, and a
+//! request costs one call to write and one to read. A client with a task for each
+//! connection, such as hyper's, costs about twice as much for small requests: it passes
+//! request, head and body between two tasks, and wakes each of them several times.
 //!
-//! A request whose future is dropped takes its connection with it, because its response may still come.
+//! A request whose future is dropped takes its connection with it, because its response
+//! may still come.
 
 use std::{
     future::poll_fn,
@@ -89,8 +91,9 @@ impl Connections {
         }
     }
 
-    /// Sends a request and returns what `read` makes of the bytes that have arrived, once it makes something
-    /// of them. The second argument of `read` is whether nothing more will arrive.
+    /// Sends a request and returns what `read` makes of the bytes that have arrived, once
+    /// it makes something of them. The second argument of `read` is whether nothing more
+    /// will arrive.
     pub(super) async fn exchange<T>(
         &self,
         mut head: Vec<u8>,
@@ -132,8 +135,9 @@ impl Connections {
         self.idle.put(connection);
     }
 
-    /// Opens a connection, or takes one that becomes idle first: a backend whose queue of new connections
-    /// is full lets them wait for seconds. Returns whether the connection is new.
+    /// Opens a connection, or takes one that becomes idle first: a backend whose queue of
+    /// new connections is full lets them wait for seconds. Returns whether the connection
+    /// is new.
     async fn wait(&self) -> Result<(Connection, bool), Http1Error> {
         let mut connecting = pin!(self.connect());
         loop {
@@ -203,7 +207,8 @@ impl Idle {
         self.returned.notify_one();
     }
 
-    /// Another part of time has gone by. Closes what is too old. Returns whether any connection is left.
+    /// Another part of time has gone by. Closes what is too old. Returns whether any
+    /// connection is left.
     pub(super) fn advance(&self) -> bool {
         let mut kept = self.kept.lock();
         kept.now += 1;
@@ -254,8 +259,8 @@ impl Connection {
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Sends a request and reads the response, which may come before all of the request was sent. Returns
-    /// the response, and whether the request was sent.
+    /// Sends a request and reads the response, which may come before all of the request
+    /// was sent. Returns the response, and whether the request was sent.
     async fn exchange<T>(
         &mut self,
         request: [&[u8]; 2],
@@ -285,7 +290,8 @@ impl Connection {
         }
     }
 
-    /// Sends what the kernel takes and reads what has arrived. Returns how much that is; zero at the end.
+    /// Sends what the kernel takes and reads what has arrived. Returns how much that is;
+    /// zero at the end.
     fn poll(&mut self, cx: &mut Context<'_>, sending: &mut Sending<'_>) -> Poll<io::Result<usize>> {
         sending.poll(cx, &mut self.stream);
         if sending.sent == 0 && sending.failure.is_some() {

@@ -36,8 +36,8 @@ pub(crate) struct ForwardClient(Arc<Connections>);
 /// The response to a forwarded request.
 pub(crate) enum Forwarded {
     Response(Response<ForwardedBody>),
-    /// The peer has switched to another protocol: the response, the stream, and what was read of it behind
-    /// the response.
+    /// The peer has switched to another protocol: the response, the stream, and what was
+    /// read of it behind the response.
     Switched(Response<()>, TcpStream, Bytes),
 }
 
@@ -47,8 +47,9 @@ impl ForwardClient {
         Self(Arc::new(Connections::new(connector, url, keep_alive)))
     }
 
-    /// Sends a request, of which `head` has all up to the empty line. Only responses that state their length are
-    /// accepted, so a request must not be one with the method HEAD.
+    /// Sends a request, of which `head` has all up to the empty line. Only responses that
+    /// state their length are accepted, so a request must not be one with the method
+    /// HEAD.
     pub(crate) async fn send(&self, head: Vec<u8>, body: &[u8]) -> Result<Forwarded, Http1Error> {
         let Exchanged {
             mut connection,

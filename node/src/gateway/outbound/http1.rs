@@ -1,5 +1,5 @@
-//! Posts over HTTP/1.1 without TLS whose responses are read as a whole: the requests of most hooks, one for
-//! each event.
+//! Posts over HTTP/1.1 without TLS whose responses are read as a whole: the requests of
+//! most hooks, one for each event.
 
 use std::time::Duration;
 
@@ -33,8 +33,9 @@ impl Http1Client {
         }
     }
 
-    /// Posts a body of this length and these headers, and returns what `read` makes of the status and
-    /// the body of the response, which may have `max` bytes. The body of an error's status may lack its end.
+    /// Posts a body of this length and these headers, and returns what `read` makes of
+    /// the status and the body of the response, which may have `max` bytes. The body of
+    /// an error's status may lack its end.
     pub(crate) async fn post<T>(
         &self,
         headers: &HeaderMap,

@@ -79,8 +79,8 @@ impl Reader {
         }
     }
 
-    /// Continues with everything that has arrived. Returns the response once it is whole. With `is_end`,
-    /// nothing more will arrive.
+    /// Continues with everything that has arrived. Returns the response once it is whole.
+    /// With `is_end`, nothing more will arrive.
     pub(super) fn read(
         &mut self,
         received: &[u8],
@@ -164,8 +164,8 @@ pub(super) struct StreamedHead {
 }
 
 impl StreamedHead {
-    /// Reads the head from everything that has arrived. Returns none while it is not complete. With `is_end`,
-    /// nothing more will arrive.
+    /// Reads the head from everything that has arrived. Returns none while it is not
+    /// complete. With `is_end`, nothing more will arrive.
     pub(super) fn read(received: &[u8], is_end: bool) -> Result<Option<Self>, ResponseError> {
         let mut at = 0;
         loop {
@@ -313,7 +313,8 @@ enum Next {
 }
 
 impl Chunks {
-    /// Continues with everything that has arrived of the body. Returns where it ends once it is whole.
+    /// Continues with everything that has arrived of the body. Returns where it ends once
+    /// it is whole.
     fn read(&mut self, body: &[u8], max: usize) -> Result<Option<usize>, ResponseError> {
         loop {
             let rest = &body[self.at..];

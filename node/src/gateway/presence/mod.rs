@@ -1,4 +1,5 @@
-//! Presence: the users who are online in the whole cluster and their rooms, without a question to it.
+//! Presence: the users who are online in the whole cluster and their rooms, without a
+//! question to it.
 //!
 //! ```text
 //!  sockets of this node ── changes, 50 ms ──► table ◄── messages ── other nodes
@@ -6,10 +7,11 @@
 //!                    users, presence, search ◄──┘ └──► message ──► other nodes
 //! ```
 //!
-//! Each node publishes its users' sockets as events between servers of the namespace, and keeps what
-//! the others publish. [`stream`] has what they tell each other. Only namespaces that are named in
-//! the settings have presence, because memory and traffic grow with the users of the whole cluster.
-//! Sockets of Node.js servers and of clients without a user are not part of it.
+//! Each node publishes its users' sockets as events between servers of the namespace, and
+//! keeps what the others publish. [`stream`] has what they tell each other. Only
+//! namespaces that are named in the settings have presence, because memory and traffic
+//! grow with the users of the whole cluster. Sockets of Node.js servers and of clients
+//! without a user are not part of it.
 
 mod metrics;
 mod settings;

@@ -1,8 +1,8 @@
 //! The messages between nodes about their users, and how one node follows the others.
 //!
-//! Each node numbers its messages. One names sockets as they are now or as gone, so it may be applied
-//! twice; a full state is a series of messages, of which the first and the last are marked, with
-//! changes in between.
+//! Each node numbers its messages. One names sockets as they are now or as gone, so it
+//! may be applied twice; a full state is a series of messages, of which the first and the
+//! last are marked, with changes in between.
 //!
 //! ```text
 //!             first part of a full state            last part
@@ -11,8 +11,8 @@
 //!   └────────── a number is missing for a second ◄─────────────────┘
 //! ```
 //!
-//! Handlers of events between servers run side by side, so messages may overtake each other, and wait
-//! here for their turn.
+//! Handlers of events between servers run side by side, so messages may overtake each
+//! other, and wait here for their turn.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
@@ -31,14 +31,16 @@ const BEAT: Duration = Duration::from_secs(2);
 /// A node of which nothing is heard for so long is reported as silent.
 const SILENT: Duration = Duration::from_secs(10);
 
-/// A node without a lease is forgotten when nothing was heard of it for so long. Its lease is read once a
-/// second, so a node that has just started is heard before its lease is known.
+/// A node without a lease is forgotten when nothing was heard of it for so long. Its
+/// lease is read once a second, so a node that has just started is heard before its lease
+/// is known.
 const UNLISTED: Duration = Duration::from_secs(3);
 
 /// How long a missing message may still come.
 const LATE: Duration = Duration::from_secs(1);
 
-/// The time between two requests for the full state of a node, and between two full states of this one.
+/// The time between two requests for the full state of a node, and between two full
+/// states of this one.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 const FULL_AGAIN: Duration = Duration::from_secs(1);
@@ -211,8 +213,8 @@ impl State {
         self.unpublished.insert(socket.into());
     }
 
-    /// Whether sockets of this node were left out that may have a place now. Then all of them have to be
-    /// noted again.
+    /// Whether sockets of this node were left out that may have a place now. Then all of
+    /// them have to be noted again.
     pub(super) fn has_place_again(&mut self, now: Duration) -> bool {
         let is_old = self.placed.is_none_or(|at| now >= at + PLACE_AGAIN);
         let has_place = self.is_partial && is_old && self.table.has_place();
@@ -223,8 +225,8 @@ impl State {
         has_place
     }
 
-    /// Forgets nodes that have ended, and returns what is to be published now, if anything is. `alive` are
-    /// the nodes with a lease.
+    /// Forgets nodes that have ended, and returns what is to be published now, if
+    /// anything is. `alive` are the nodes with a lease.
     pub(super) fn next(&mut self, alive: &[String], now: Duration) -> Option<Message> {
         self.forget(alive, now);
         let mut message = Message {
@@ -415,7 +417,8 @@ impl State {
         }
     }
 
-    /// Gives up the order of a node's messages. What is known of it stays until its full state begins.
+    /// Gives up the order of a node's messages. What is known of it stays until its full
+    /// state begins.
     fn lose(&mut self, node: &Arc<str>, now: Duration) {
         if let Some(stream) = self.streams.get_mut(node) {
             stream.phase = Phase::Lost;

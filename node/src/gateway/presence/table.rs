@@ -6,8 +6,8 @@ use std::{
     sync::Arc,
 };
 
-/// The longest name of a user, room or socket that is kept, in bytes. Anybody with access to Redis can
-/// publish one.
+/// The longest name of a user, room or socket that is kept, in bytes. Anybody with access
+/// to Redis can publish one.
 const MAX_NAME: usize = 4096;
 
 /// A socket as it is kept.
@@ -30,7 +30,8 @@ impl Entry {
 /// The users that a search looks for.
 #[derive(Debug, Default)]
 pub(crate) struct Look<'a> {
-    /// Ids of sockets and names of rooms, which select together. Without them, everybody is selected.
+    /// Ids of sockets and names of rooms, which select together. Without them, everybody
+    /// is selected.
     pub(crate) sockets: Option<Selected<'a>>,
     /// Only users that begin with this text.
     pub(crate) prefix: &'a str,
@@ -104,8 +105,8 @@ impl Table {
         own.map(|(socket, _)| socket)
     }
 
-    /// Keeps a socket in place of what was known of it, unless one of its names is too long. Returns
-    /// `false` if there is no place for it.
+    /// Keeps a socket in place of what was known of it, unless one of its names is too
+    /// long. Returns `false` if there is no place for it.
     pub(super) fn set<T: AsRef<str>>(
         &mut self,
         node: &Arc<str>,

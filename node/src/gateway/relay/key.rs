@@ -1,10 +1,11 @@
 //! Signs and verifies relayed requests with the key of the cluster.
 //!
-//! The header `roomcast-relay` has the sender, its number, the time, the digest of the body and the
-//! signature: `NODE.NUMBER.MILLISECONDS.HEX.HEX`. The signature is an HMAC-SHA256 of all of these, the name of
-//! the receiver, the method and the path with its query. So a request that was recorded is good for nothing
-//! but itself: no other node accepts it, nor one that was started again at the same address, because every start
-//! draws a new name.
+//! The header `roomcast-relay` has the sender, its number, the time, the digest of the
+//! body and the signature: `NODE.NUMBER.MILLISECONDS.HEX.HEX`. The signature is an
+//! HMAC-SHA256 of all of these, the name of the receiver, the method and the path with
+//! its query. So a request that was recorded is good for nothing but itself: no other
+//! node accepts it, nor one that was started again at the same address, because every
+//! start draws a new name.
 //!
 //! The digest is in the header so that a request is verified before its body is read.
 
@@ -184,7 +185,9 @@ mod tests {
 
     #[test]
     fn it_is_what_other_languages_compute() {
-        // printf 'roomcast relay 1\nowner\nPOST\n/socket.io/?EIO=4&sid=x\nsender.7.1700000000123.'"$(printf body | sha256sum | cut -c1-64)" |
+        // printf 'roomcast relay
+        // 1\nowner\nPOST\n/socket.io/?EIO=4&sid=x\nsender.7.1700000000123.'"$(printf body
+        // | sha256sum | cut -c1-64)" |
         //   openssl dgst -sha256 -hmac key
         let header = keys(&["key"]).sign(SIGNED, "sender", 7, NOW, b"body");
         let digest = "230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb5";

@@ -5,18 +5,20 @@
 //!                         ◀───────────────────────────────── response, streamed ──────────┘
 //! ```
 //!
-//! The id of a session begins with the tag of its owner; the owner's lease in Redis has the address of its
-//! relay listener. That is a listener of its own and not the internal port, because the internal port has one
-//! thread, on which polls of a whole cluster would delay probes and metrics, and because an operator should
-//! not have to open metrics, API and drain to other hosts.
+//! The id of a session begins with the tag of its owner; the owner's lease in Redis has
+//! the address of its relay listener. That is a listener of its own and not the internal
+//! port, because the internal port has one thread, on which polls of a whole cluster
+//! would delay probes and metrics, and because an operator should not have to open
+//! metrics, API and drain to other hosts.
 //!
 //! - `key` signs requests: method, path, digest of the body, time, and the names of both nodes.
 //! - `window` refuses requests that were received before.
 //! - `sender` passes requests on, within limits of number, bytes and time.
 //! - `receiver` verifies them before a byte of a body is kept.
 //!
-//! If the owner cannot be reached, has ended or refuses the relay, the client gets the error that makes it
-//! open a new session. A request is never relayed twice, because `Server::relayed_router` relays nothing.
+//! If the owner cannot be reached, has ended or refuses the relay, the client gets the
+//! error that makes it open a new session. A request is never relayed twice, because
+//! `Server::relayed_router` relays nothing.
 
 mod key;
 mod metrics;
@@ -156,7 +158,8 @@ impl Relaying {
         self.stage.send_replace(Stage::Draining(drain));
     }
 
-    /// Ends all that this node relays. Their owners end the polls, after which clients poll at another node.
+    /// Ends all that this node relays. Their owners end the polls, after which clients
+    /// poll at another node.
     pub(crate) fn closing(&self) {
         self.stage.send_replace(Stage::Closing);
     }

@@ -17,11 +17,12 @@ const MIN_KEY_BYTES: usize = 32;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Relay")]
 pub(crate) struct RelayOptions {
-    /// Key with which nodes relay requests to the node that has the session: `off`, or one or two KEYs separated by a comma
+    /// Key with which nodes relay requests to the node that has the session: `off`, or
+    /// one or two KEYs separated by a comma
     ///
-    /// With it, a balancer needs no sticky sessions: any node accepts any request. All nodes need the same
-    /// key of at least 32 characters, and Redis. A node signs with the first key and accepts both, so a key can be
-    /// replaced without a pause.
+    /// With it, a balancer needs no sticky sessions: any node accepts any request. All
+    /// nodes need the same key of at least 32 characters, and Redis. A node signs with
+    /// the first key and accepts both, so a key can be replaced without a pause.
     #[arg(
         long,
         value_name = "KEY",
@@ -37,11 +38,13 @@ pub(crate) struct RelayOptions {
 
     /// Where other nodes reach --relay-listen: `auto` or HOST:PORT
     ///
-    /// Without it, the address is that of --relay-listen, or of this host's default route if that is all addresses.
+    /// Without it, the address is that of --relay-listen, or of this host's default route
+    /// if that is all addresses.
     #[arg(long, value_name = "HOST:PORT", default_value = "auto")]
     pub(crate) relay_address: RelayAddress,
 
-    /// Requests and WebSockets that this node relays to others at a time; a further one gets status 503
+    /// Requests and WebSockets that this node relays to others at a time; a further one
+    /// gets status 503
     #[arg(long, value_name = "COUNT", default_value = "10000", value_parser = values::count)]
     pub(crate) relay_max: usize,
 }
@@ -142,7 +145,8 @@ impl RelayOptions {
         self.relay_max.min(files / 8).max(1)
     }
 
-    /// How many sockets of clients leave room for what is relayed, which takes up to two descriptors each.
+    /// How many sockets of clients leave room for what is relayed, which takes up to two
+    /// descriptors each.
     pub(crate) fn sockets(&self, sockets: usize) -> usize {
         self.sockets_within(sockets, getrlimit(Resource::Nofile).current)
     }
@@ -178,8 +182,8 @@ impl RelayOptions {
     }
 }
 
-/// The address of this host on its default route. Connecting a UDP socket selects the route and sends
-/// nothing; the destinations are reserved for documents.
+/// The address of this host on its default route. Connecting a UDP socket selects the
+/// route and sends nothing; the destinations are reserved for documents.
 fn default_route(tries_ipv6: bool) -> Option<SocketAddr> {
     let by = |own: SocketAddr, destination: SocketAddr| {
         let socket = UdpSocket::bind(own).ok()?;

@@ -1,8 +1,9 @@
 //! Passes the bytes of a relayed WebSocket on, in both directions.
 //!
-//! It ends with the first of: an end in either direction, after which the other one has a moment to deliver
-//! the close frame; a peer that takes nothing for too long; the end of the owner's lease. Silence is no
-//! reason, because the owner sends a heartbeat and closes if the client is dead.
+//! It ends with the first of: an end in either direction, after which the other one has a
+//! moment to deliver the close frame; a peer that takes nothing for too long; the end of
+//! the owner's lease. Silence is no reason, because the owner sends a heartbeat and
+//! closes if the client is dead.
 
 use std::{io, pin::pin, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The owner's side: verifies that a request comes from a node of the cluster, and hands it to its session.
+//! The owner's side: verifies that a request comes from a node of the cluster, and hands
+//! it to its session.
 
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ use super::{
 };
 use crate::gateway::line_limit::LineLimit;
 
-/// Tells the other node that this one did not accept its relay, as opposed to the session's own responses.
+/// Tells the other node that this one did not accept its relay, as opposed to the
+/// session's own responses.
 pub(super) const REFUSED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 
 /// Verifies what other nodes relay. Cheap to clone.

@@ -1,8 +1,9 @@
-//! The side of the node that a client has reached: passes its request on to the owner of the session.
+//! The side of the node that a client has reached: passes its request on to the owner of
+//! the session.
 //!
-//! A body is received completely before it is passed on, because its digest is signed and the session takes
-//! it as a whole anyway. A response is passed on as it comes. Connections to owners are kept for the next
-//! request.
+//! A body is received completely before it is passed on, because its digest is signed and
+//! the session takes it as a whole anyway. A response is passed on as it comes.
+//! Connections to owners are kept for the next request.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -58,8 +59,8 @@ const END_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How often owners are looked up among the nodes that are alive.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bytes of bodies that wait to be passed on, of all clients; or four of the largest if that is more. Beyond:
-/// status 503.
+/// Bytes of bodies that wait to be passed on, of all clients; or four of the largest if
+/// that is more. Beyond: status 503.
 const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// Room for the head of a request. Most fit.
@@ -164,8 +165,8 @@ impl Sender {
         debug_assert!(is_first, "a process relays once, on a bus");
     }
 
-    /// Ends what is relayed to owners whose lease has ended, because such a node may be silent and still hold its
-    /// connections.
+    /// Ends what is relayed to owners whose lease has ended, because such a node may be
+    /// silent and still hold its connections.
     async fn watch(&self, server: Server) {
         let mut ticks = interval(LOOK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -260,7 +261,8 @@ impl Sender {
         }
     }
 
-    /// The head of a signed request to an owner, with those headers of the client that matter to the session.
+    /// The head of a signed request to an owner, with those headers of the client that
+    /// matter to the session.
     fn head(
         &self,
         target: Target<'_>,
@@ -280,8 +282,8 @@ impl Sender {
         Ok(head(target, method, from, &signature, body.len()))
     }
 
-    /// Has the owner end a poll, so that the client polls again at another node. Repeated, because the poll may be
-    /// on its way.
+    /// Has the owner end a poll, so that the client polls again at another node.
+    /// Repeated, because the poll may be on its way.
     async fn end_poll(&self, target: Target<'_>) -> Infallible {
         loop {
             let head = self.head(target, &Method::DELETE, &HeaderMap::new(), &[]);
@@ -293,8 +295,8 @@ impl Sender {
         }
     }
 
-    /// Receives a body, up to one byte more than a session takes, so that its owner refuses it as any other
-    /// that is too large.
+    /// Receives a body, up to one byte more than a session takes, so that its owner
+    /// refuses it as any other that is too large.
     async fn receive(
         &self,
         mut body: Body,
@@ -403,8 +405,8 @@ impl End {
         }
     }
 
-    /// Resolves when a WebSocket has to end: those of a node that drains end one after the other. `number` is
-    /// different for each.
+    /// Resolves when a WebSocket has to end: those of a node that drains end one after
+    /// the other. `number` is different for each.
     async fn of_websocket(mut self, number: u64) {
         let draining = async {
             let stage = self.stage.wait_for(|stage| *stage != Stage::Open).await;

@@ -1,8 +1,9 @@
 //! Which requests of a node were received before.
 //!
-//! Each node numbers the requests that it signs. Of every sender, the receiver keeps the highest number and
-//! a bit for each of those just below, because requests on several connections overtake each other. A number
-//! below them is refused as if it had been received.
+//! Each node numbers the requests that it signs. Of every sender, the receiver keeps the
+//! highest number and a bit for each of those just below, because requests on several
+//! connections overtake each other. A number below them is refused as if it had been
+//! received.
 //!
 //! ```text
 //!   refused │ 1 0 1 1 0 1 … 1 │ new, moves the window
@@ -26,8 +27,9 @@ struct Window {
 }
 
 impl Senders {
-    /// Notes a request. Returns false if it was received before, or is too old to know. `keep` is how long
-    /// requests are valid after they were signed; senders that were silent for longer are forgotten.
+    /// Notes a request. Returns false if it was received before, or is too old to know.
+    /// `keep` is how long requests are valid after they were signed; senders that were
+    /// silent for longer are forgotten.
     pub(super) fn note(
         &mut self,
         sender: &str,

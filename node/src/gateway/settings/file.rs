@@ -141,7 +141,8 @@ impl File {
     }
 }
 
-/// The key of an option: its flag with underscores. Empty for the option that names the file itself.
+/// The key of an option: its flag with underscores. Empty for the option that names the
+/// file itself.
 pub(crate) fn key_of(option: &Arg) -> String {
     match option.get_long() {
         Some("config") | None => String::new(),

@@ -1,5 +1,5 @@
-//! `roomcast token key`: creates keys and secrets as files that only their owner can read, and prints
-//! what the file of settings needs for them.
+//! `roomcast token key`: creates keys and secrets as files that only their owner can
+//! read, and prints what the file of settings needs for them.
 
 use std::{
     fs::{self, OpenOptions},

@@ -1,8 +1,8 @@
 //! Exports spans to a collector by OTLP over HTTP, with the SDK of OpenTelemetry.
 //!
-//! Spans that have ended go to a bounded queue, which a thread of the SDK sends in batches. A collector
-//! that is slow or away costs spans and nothing else. The SDK has no runtime, so requests run on the
-//! workers, with the HTTP client of the hooks.
+//! Spans that have ended go to a bounded queue, which a thread of the SDK sends in
+//! batches. A collector that is slow or away costs spans and nothing else. The SDK has no
+//! runtime, so requests run on the workers, with the HTTP client of the hooks.
 //!
 //! A future carries its span as the current context of each poll, so a request to a hook finds the
 //! event that it belongs to without an argument.
@@ -69,14 +69,16 @@ const ENDPOINTS: [&str; 2] = [
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Traces")]
 pub(crate) struct TraceOptions {
-    /// Collector that traces are sent to by OTLP over HTTP: `off` or a URL such as http://127.0.0.1:4318
+    /// Collector that traces are sent to by OTLP over HTTP: `off` or a URL such as
+    /// http://127.0.0.1:4318
     ///
-    /// The standard variables OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_ENDPOINT name one,
-    /// too; this option wins.
+    /// The standard variables OTEL_EXPORTER_OTLP_ENDPOINT and
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT name one, too; this option wins.
     #[arg(long, value_name = "URL", default_value = "off", value_parser = endpoint)]
     pub(crate) otlp_endpoint: Endpoint,
 
-    /// Share of the traces that begin here and are sent, from 0 to 1; or `env`, for OTEL_TRACES_SAMPLER
+    /// Share of the traces that begin here and are sent, from 0 to 1; or `env`, for
+    /// OTEL_TRACES_SAMPLER
     ///
     /// A call of the API that continues a trace is sent if its caller has chosen that trace.
     #[arg(long, value_name = "RATIO", default_value = "env", value_parser = ratio)]
@@ -116,7 +118,8 @@ fn ratio(text: &str) -> Result<Ratio, String> {
 pub(crate) struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
-    /// Begins to export, if a collector is configured. Must be called in the runtime of the workers.
+    /// Begins to export, if a collector is configured. Must be called in the runtime of
+    /// the workers.
     pub(crate) fn start(options: &TraceOptions, node: &str) -> Result<Self, String> {
         let is_named = |variable: &&str| env::var(variable).is_ok_and(|value| !value.is_empty());
         if options.otlp_endpoint.0.is_none() && !ENDPOINTS.iter().any(is_named) {

@@ -1,8 +1,9 @@
 //! Clients on their way back to their sessions, on one node.
 //!
-//! Of the clients that come back to one session at the same time, one at a time goes on with it, because the
-//! next one has to find the socket that it ends. And a store that cannot be asked for a moment may still have
-//! the session, so a client waits for it, and then tries again rather than loses what it has:
+//! Of the clients that come back to one session at the same time, one at a time goes on
+//! with it, because the next one has to find the socket that it ends. And a store that
+//! cannot be asked for a moment may still have the session, so a client waits for it, and
+//! then tries again rather than loses what it has:
 //!
 //! ```text
 //! CONNECT ─▶ wait for its turn ─▶ take ─▶ taken, or unknown
@@ -56,8 +57,8 @@ impl Returns {
         *self.away.lock() = None;
     }
 
-    /// Takes a session for `owner`, within `bound`. `None`: there is none. A store that is away for longer than
-    /// `kept` is not waited for.
+    /// Takes a session for `owner`, within `bound`. `None`: there is none. A store that
+    /// is away for longer than `kept` is not waited for.
     pub(super) async fn take(
         self: &Arc<Self>,
         sessions: &dyn Sessions,

@@ -174,8 +174,8 @@ impl Writer {
         is_done
     }
 
-    /// Stores a session: for the first time whatever is there, then unless it is another owner's. Resolves to
-    /// whether it was stored.
+    /// Stores a session: for the first time whatever is there, then unless it is another
+    /// owner's. Resolves to whether it was stored.
     fn store<'a>(
         &self,
         recoverable: &'a Recoverable,

@@ -171,7 +171,8 @@ impl<'de> VariantAccess<'de> for Tree<'_> {
     }
 }
 
-/// The name of a member. It is a number or a boolean if that is requested and the name parses as one.
+/// The name of a member. It is a number or a boolean if that is requested and the name
+/// parses as one.
 struct Key(String);
 
 macro_rules! key_that_reads_as {

@@ -95,7 +95,8 @@ fn verify_with(token: &str, key: &Key, rules: &Rules) -> Result<Claims, TokenErr
         })
 }
 
-/// Every token must expire, because a server that keeps connections open cannot rely on a login at the next one.
+/// Every token must expire, because a server that keeps connections open cannot rely on a
+/// login at the next one.
 fn check_times(claims: Claims, rules: &Rules, now: u64) -> Result<Verified, TokenError> {
     let time = |name: &str| match claims.get(name) {
         None => Ok(None),

@@ -1,5 +1,5 @@
-//! Revocations in the whole cluster: sent to all nodes, learned from those that were there before, and carried out on the
-//! sockets of this node.
+//! Revocations in the whole cluster: sent to all nodes, learned from those that were
+//! there before, and carried out on the sockets of this node.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,7 +49,8 @@ impl Auth {
         taken
     }
 
-    /// Asks the other nodes what they have revoked, until all have responded: at the start and again after messages were lost.
+    /// Asks the other nodes what they have revoked, until all have responded: at the
+    /// start and again after messages were lost.
     pub(super) async fn learn_revocations(&self, server: &Server) {
         let mut was_flowing = false;
         let mut is_complete = false;
@@ -104,8 +105,8 @@ impl Auth {
         self.revoke(server, revocation).await
     }
 
-    /// Revokes one token by its `jti`. `expires` is the end of the token in seconds since 1970; without it, the
-    /// longest lifetime of tokens counts.
+    /// Revokes one token by its `jti`. `expires` is the end of the token in seconds since
+    /// 1970; without it, the longest lifetime of tokens counts.
     pub(crate) async fn revoke_token(
         &self,
         server: &Server,

@@ -9,10 +9,11 @@
 //!  GET  …/events, …/poll         the same for the rooms of the query
 //! ```
 //!
-//! `…` is the path of the settings, followed by `/{namespace}` unless it is the main namespace. A stream, a
-//! WebSocket and a poll are sockets of the namespace, so all its policies, hooks and limits apply.
-//! A published event is stored before anybody receives it, so that a client that comes back with the
-//! id of the last event that it has seen misses nothing and gets nothing twice.
+//! `…` is the path of the settings, followed by `/{namespace}` unless it is the main
+//! namespace. A stream, a WebSocket and a poll are sockets of the namespace, so all its
+//! policies, hooks and limits apply. A published event is stored before anybody receives
+//! it, so that a client that comes back with the id of the last event that it has seen
+//! misses nothing and gets nothing twice.
 
 mod caller;
 mod reading;

@@ -212,7 +212,8 @@ pub(super) fn events_response(
     (headers, body).into_response()
 }
 
-/// A stored event. Arguments whose attachments are missing come from a faulty node, and are left out.
+/// A stored event. Arguments whose attachments are missing come from a faulty node, and
+/// are left out.
 fn event(entry: &HistoryEntry) -> Option<Vec<u8>> {
     let args = entry.args.to_plain_json().ok()?;
     let event = Event {

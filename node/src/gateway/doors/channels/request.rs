@@ -167,7 +167,8 @@ impl Channels {
     }
 }
 
-/// The namespace of a path: its first slash may be left out, and so may be the name of the main one.
+/// The namespace of a path: its first slash may be left out, and so may be the name of
+/// the main one.
 fn namespace(text: &str) -> String {
     match text.strip_prefix('/') {
         Some(_) => text.to_owned(),

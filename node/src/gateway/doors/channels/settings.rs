@@ -19,7 +19,8 @@ pub(crate) struct Settings {
     pub(crate) path: String,
     /// The namespaces into whose rooms the door leads.
     pub(crate) namespaces: Vec<NamespaceName>,
-    /// Whether a token or key may be in the query. `EventSource` sends no headers, but URLs end up in logs.
+    /// Whether a token or key may be in the query. `EventSource` sends no headers, but
+    /// URLs end up in logs.
     pub(crate) query_token: bool,
     /// The most rooms of one stream.
     pub(crate) max_rooms: usize,

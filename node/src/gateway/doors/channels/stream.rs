@@ -124,8 +124,8 @@ impl Joined {
         Some(chunk)
     }
 
-    /// Waits for the first event, and returns it with those that are there as well. `missed` looks for events
-    /// that should have come before it.
+    /// Waits for the first event, and returns it with those that are there as well.
+    /// `missed` looks for events that should have come before it.
     async fn wait(
         mut self,
         start: u64,
@@ -198,7 +198,8 @@ impl Missed {
         for (_, history) in &self.rooms {
             entries.extend(history.after(from, limit).await?);
         }
-        // Up to this id, each room was read completely. Beyond it, one may have been read too early.
+        // Up to this id, each room was read completely. Beyond it, one may have been read
+        // too early.
         entries.retain(|entry| entry.id <= last);
         entries.sort_unstable_by_key(|entry| entry.id);
         entries.truncate(limit);
@@ -232,8 +233,8 @@ impl Channels {
     pub(super) async fn stream(&self, mut call: Call, parts: Parts) -> Result<Response, Problem> {
         let joined = self.join(&mut call, parts, ClientForm::Stream).await?;
         let mut head = format!("retry: {}\n", self.settings().retry.0.as_millis());
-        // A client that loses the connection before its first event must know where to go on. An event
-        // without data sets the id and is not dispatched.
+        // A client that loses the connection before its first event must know where to go
+        // on. An event without data sets the id and is not dispatched.
         if call.last_id.is_none() {
             head.push_str(&format!("id: {}\n", joined.last_id));
         }
@@ -317,8 +318,9 @@ impl Channels {
         })
     }
 
-    /// Going on after an id reads the history. A browser sends the id by itself, and would give up if it
-    /// were refused, so without the right its stream begins with the next event.
+    /// Going on after an id reads the history. A browser sends the id by itself, and
+    /// would give up if it were refused, so without the right its stream begins with the
+    /// next event.
     async fn check_resumption(&self, caller: &Caller, call: &mut Call) -> Result<(), Problem> {
         for room in &call.rooms {
             let checked = self

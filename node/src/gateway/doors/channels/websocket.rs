@@ -168,7 +168,8 @@ impl Session {
         }
         let joined = join_from(socket, &rooms, last_id).await;
         let newest = joined.inspect_err(|_| {
-            // A room that was joined without its history would have gaps that the client cannot see.
+            // A room that was joined without its history would have gaps that the client
+            // cannot see.
             let new = rooms.iter().filter(|room| !before.contains(room));
             new.for_each(|room| socket.leave(room.as_str()));
         })?;

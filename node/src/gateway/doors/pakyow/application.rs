@@ -1,8 +1,9 @@
 //! The application behind the door: its routes, which clients call over the socket, and its hook.
 //!
-//! A client chooses the path and the parameters of a request, nothing else of it. Its session is the
-//! cookie of its handshake. Without a response of the application, the reply has a status of a gateway: 502 if
-//! it cannot be reached, 503 if too many requests wait, 504 if it takes too long.
+//! A client chooses the path and the parameters of a request, nothing else of it. Its
+//! session is the cookie of its handshake. Without a response of the application, the
+//! reply has a status of a gateway: 502 if it cannot be reached, 503 if too many requests
+//! wait, 504 if it takes too long.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +26,8 @@ use crate::gateway::{
 const ROUTES: &str = "pakyow-routes";
 const HOOK: &str = "pakyow";
 
-/// Headers of a response that concern the connection to the application, or its cookies, which scripts
-/// of a page must not read.
+/// Headers of a response that concern the connection to the application, or its cookies,
+/// which scripts of a page must not read.
 const LEFT_OUT: [HeaderName; 4] = [
     header::CONNECTION,
     header::TRANSFER_ENCODING,

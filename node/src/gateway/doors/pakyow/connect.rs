@@ -41,7 +41,8 @@ impl Pakyow {
         }))
     }
 
-    /// Takes the WebSockets of the door out of the requests to any path. The stock client asks for `/`.
+    /// Takes the WebSockets of the door out of the requests to any path. The stock client
+    /// asks for `/`.
     async fn intercept(self: &Arc<Self>, doors: &Doors, request: Request, next: Next) -> Response {
         if !asks_for_websocket(&request) {
             return next.run(request).await;
@@ -100,7 +101,8 @@ impl Pakyow {
         })
     }
 
-    /// Returns the digest of a client. Without a key it is random, so no subscription belongs to it.
+    /// Returns the digest of a client. Without a key it is random, so no subscription
+    /// belongs to it.
     async fn digest_of(&self, doors: &Doors, parts: &Parts, id: &str) -> Result<String, Refusal> {
         let shown = parameter(parts.uri.query(), "socket_key").or_else(|| {
             let settings = self.settings();
@@ -126,8 +128,8 @@ impl Pakyow {
         }))
     }
 
-    /// Responds to a message. A route is called beside the next messages, so replies may overtake each
-    /// other.
+    /// Responds to a message. A route is called beside the next messages, so replies may
+    /// overtake each other.
     async fn message(self: &Arc<Self>, socket: &Socket, text: String) {
         let Some(visitor) = socket.handshake().extension::<Arc<Visitor>>() else {
             return;
@@ -170,7 +172,8 @@ impl Pakyow {
                 Action::Other(name) => application.act(&visitor, &name, text).await,
                 Action::Ping => Reply::pong(),
             };
-            // A process of Pakyow may have subscribed the socket, which must be in force before the reply.
+            // A process of Pakyow may have subscribed the socket, which must be in force
+            // before the reply.
             if pakyow.ruby.is_some()
                 && let Err(error) = pakyow.follow(&visitor.digest).await
             {

@@ -122,7 +122,8 @@ struct Control {
 }
 
 impl Pakyow {
-    /// The routes of the calls, to be merged into those of the API. Must be called in the runtime of the workers.
+    /// The routes of the calls, to be merged into those of the API. Must be called in the
+    /// runtime of the workers.
     pub(crate) fn control(
         self: &Arc<Self>,
         doors: &Arc<Doors>,

@@ -8,9 +8,9 @@
 //!  page ── call-route ──► HTTP request to the application ──► reply under the id of the message
 //! ```
 //!
-//! A client of the door is a socket of one namespace, a channel is a room of the same name, and a push
-//! is a broadcast, so clients of other doors in the room receive it, too. A client with the wrong pair is
-//! let in, has another digest, and receives nothing.
+//! A client of the door is a socket of one namespace, a channel is a room of the same
+//! name, and a push is a broadcast, so clients of other doors in the room receive it,
+//! too. A client with the wrong pair is let in, has another digest, and receives nothing.
 //!
 //! Beside processes of Pakyow, subscriptions and pushes are in their Redis; see `ruby`.
 //!

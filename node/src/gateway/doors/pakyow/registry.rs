@@ -7,11 +7,12 @@
 //!  disconnect ► close ► forgotten, or kept for the grace
 //! ```
 //!
-//! In a cluster, Redis holds a set for each digest: its channels, and the nodes with its sockets. Each
-//! step is one script, so a subscription that is made while its socket connects is either among the
-//! channels that `open` returns, or `add` reports that the digest is connected. Sets of connected
-//! sockets are renewed, so those of a node that dies lapse. On a single node, memory holds the same.
-//! Beside processes of Pakyow, the subscriptions are in their hash.
+//! In a cluster, Redis holds a set for each digest: its channels, and the nodes with its
+//! sockets. Each step is one script, so a subscription that is made while its socket
+//! connects is either among the channels that `open` returns, or `add` reports that the
+//! digest is connected. Sets of connected sockets are renewed, so those of a node that
+//! dies lapse. On a single node, memory holds the same. Beside processes of Pakyow, the
+//! subscriptions are in their hash.
 
 mod hash;
 mod memory;
@@ -32,7 +33,8 @@ use crate::gateway::redis_commands::RedisCommands;
 /// The beginning of a member that names a node. Channels cannot begin like that.
 const NODE: &str = "pw:node:";
 
-/// Adds channels. Returns the nodes with sockets of the digest, or -1 if there are too many channels.
+/// Adds channels. Returns the nodes with sockets of the digest, or -1 if there are too
+/// many channels.
 const ADD: &str = "
 local nodes, count = {}, 0
 for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
@@ -62,7 +64,8 @@ redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return redis.call('SMEMBERS', KEYS[1])
 ";
 
-/// Keeps a set. Returns 0 if the node is not in it, because it was written since Redis has lost its data.
+/// Keeps a set. Returns 0 if the node is not in it, because it was written since Redis
+/// has lost its data.
 const RENEW: &str = "
 if redis.call('SISMEMBER', KEYS[1], ARGV[2]) == 0 then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[1])
@@ -242,7 +245,8 @@ impl Registry {
         }
     }
 
-    /// Reads the channels of digests. Returns `None` for a store that only nodes of this cluster change.
+    /// Reads the channels of digests. Returns `None` for a store that only nodes of this
+    /// cluster change.
     pub(super) async fn read(
         &self,
         digests: &[String],

@@ -1,7 +1,7 @@
 //! The settings of the door that a reload replaces.
 //!
-//! Connected sockets keep their limit of routes, and running requests their application. Everything else is in
-//! force from the next message or call.
+//! Connected sockets keep their limit of routes, and running requests their application.
+//! Everything else is in force from the next message or call.
 
 use std::{future::ready, sync::Arc};
 

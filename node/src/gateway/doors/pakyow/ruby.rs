@@ -6,16 +6,19 @@
 //!  node ───── PUBLISH pw:changed <digest> ─► nodes read the subscriptions of the digest again
 //! ```
 //!
-//! In the registry, a channel of Redis has the bare name of a channel of the door, without prefix and envelope. So
-//! a push takes one way for all, in one order: a node receives its own pushes by the echo.
-//! A node listens to the channels of all rooms of the namespace that have members, so clients of other
-//! doors receive the pushes, too. A channel is given up a moment after its last member left, because
-//! subscribing again could lose a push.
+//! In the registry, a channel of Redis has the bare name of a channel of the door,
+//! without prefix and envelope. So a push takes one way for all, in one order: a node
+//! receives its own pushes by the echo. A node listens to the channels of all rooms of
+//! the namespace that have members, so clients of other doors receive the pushes, too. A
+//! channel is given up a moment after its last member left, because subscribing again
+//! could lose a push.
 //!
-//! Processes publish nothing when they change subscriptions. A node reads them when a socket connects,
-//! after each route that it has called, when another node publishes a change, and every few seconds.
+//! Processes publish nothing when they change subscriptions. A node reads them when a
+//! socket connects, after each route that it has called, when another node publishes a
+//! change, and every few seconds.
 //!
-//! Any user of that Redis can publish anything. Messages that are not JSON, or too large, are ignored and counted.
+//! Any user of that Redis can publish anything. Messages that are not JSON, or too large,
+//! are ignored and counted.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -154,8 +157,8 @@ impl Ruby {
         ));
     }
 
-    /// Whether a name may be a channel of that Redis. Those of the cluster's own bus, of Redis and of the
-    /// registry have other readers, which a push must not reach.
+    /// Whether a name may be a channel of that Redis. Those of the cluster's own bus, of
+    /// Redis and of the registry have other readers, which a push must not reach.
     pub(super) fn is_bare(&self, name: &str) -> bool {
         let is_of_bus = |prefix: &String| name.starts_with(prefix.as_str());
         match name.strip_prefix(SOCKET_CHANNEL) {
@@ -169,7 +172,8 @@ impl Ruby {
         }
     }
 
-    /// Resolves when Redis has confirmed that this node listens to the channels, which have members here.
+    /// Resolves when Redis has confirmed that this node listens to the channels, which
+    /// have members here.
     pub(super) async fn listen(&self, channels: &[String]) -> Result<(), ConfirmError> {
         let names = channels.iter().filter(|name| self.is_bare(name));
         let names: Vec<Arc<str>> = names.map(|name| Arc::from(name.as_str())).collect();

@@ -23,8 +23,8 @@ pub(crate) struct Settings {
     pub(crate) namespace: String,
     /// The application whose routes clients call. Without one, such calls get status 502.
     pub(crate) application: Option<Target>,
-    /// The path of the application to which messages with other actions are posted. Without one, nobody
-    /// responds to them.
+    /// The path of the application to which messages with other actions are posted.
+    /// Without one, nobody responds to them.
     pub(crate) actions: Option<String>,
     /// Time for the response of a route, the wait for a free request included.
     pub(crate) timeout: Span,
@@ -180,8 +180,8 @@ impl Settings {
         }
     }
 
-    /// The client of the application's routes. Its circuit never opens, because a client chooses the
-    /// route, and one that is slow must not close the others.
+    /// The client of the application's routes. Its circuit never opens, because a client
+    /// chooses the route, and one that is slow must not close the others.
     pub(super) fn routes(&self) -> Option<hooks::Settings> {
         let application = self.application.clone()?;
         Some(hooks::Settings {
@@ -232,8 +232,8 @@ impl RegistrySettings {
     }
 }
 
-/// Refuses a Redis Cluster, which Pakyow's processes cannot use, and whose servers count subscribers
-/// each for itself.
+/// Refuses a Redis Cluster, which Pakyow's processes cannot use, and whose servers count
+/// subscribers each for itself.
 fn check_server(url: &RedisUrl) -> Result<(), String> {
     match Endpoint::new(url.clone()).topology() {
         Topology::Cluster => Err("the registry cannot be in a Redis Cluster".to_owned()),

@@ -131,8 +131,8 @@ impl Pakyow {
         !sockets.is_empty()
     }
 
-    /// Joins channels. When this returns, the sockets receive the pushes of all nodes, and of Pakyow's
-    /// processes.
+    /// Joins channels. When this returns, the sockets receive the pushes of all nodes,
+    /// and of Pakyow's processes.
     pub(super) async fn join(&self, sockets: &[Socket], channels: &[String]) -> Result<(), Failed> {
         for socket in sockets {
             match socket.join_confirmed(channels).await {
@@ -154,8 +154,8 @@ impl Pakyow {
         usable.take(self.settings().max_channels).collect()
     }
 
-    /// Pushes a message to channels. A socket gets it once for each channel that it is in, whichever
-    /// of the names stand for it.
+    /// Pushes a message to channels. A socket gets it once for each channel that it is
+    /// in, whichever of the names stand for it.
     pub(super) async fn push(&self, message: &RawValue, channels: &[String]) -> Result<(), Failed> {
         self.check_message(message)?;
         let names: BTreeSet<_> = channels.iter().cloned().collect();
@@ -274,8 +274,8 @@ impl Pakyow {
         self.restore(digest).await
     }
 
-    /// Writes the subscriptions of a digest again, if it has sockets. They join what was subscribed since
-    /// Redis has lost that they are connected.
+    /// Writes the subscriptions of a digest again, if it has sockets. They join what was
+    /// subscribed since Redis has lost that they are connected.
     async fn restore(&self, digest: &str) -> Result<(), Failed> {
         let held = self.held(digest);
         if held.sockets.is_empty() {
@@ -311,7 +311,8 @@ impl Pakyow {
         Ok(())
     }
 
-    /// Carries out the changes to the subscriptions of a digest. When this returns, they are in force here.
+    /// Carries out the changes to the subscriptions of a digest. When this returns, they
+    /// are in force here.
     pub(super) async fn follow(&self, digest: &str) -> Result<(), Failed> {
         let _turn = self.turn(digest).await;
         let held = self.held(digest);

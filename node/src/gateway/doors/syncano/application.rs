@@ -7,8 +7,9 @@
 //!                                        └── else, or none in time ─► 503, Retry-After
 //! ```
 //!
-//! The application decides about rights on objects, and remembers the channel and the room of each, which
-//! its responses name. The rights of the creator on the channel are checked before the application is called.
+//! The application decides about rights on objects, and remembers the channel and the
+//! room of each, which its responses name. The rights of the creator on the channel are
+//! checked before the application is called.
 
 use std::sync::Arc;
 
@@ -147,8 +148,8 @@ impl Service {
         Ok(object)
     }
 
-    /// Has the application show, change or delete an object. Its response says in which channel and room
-    /// the object is.
+    /// Has the application show, change or delete an object. Its response says in which
+    /// channel and room the object is.
     pub(super) async fn ask_about(
         &self,
         method: &Method,

@@ -255,8 +255,8 @@ impl Channel {
         (self.name == EVENT_LOG).then_some(MAX_LOGGED)
     }
 
-    /// The room of the namespace that a room of the channel is. A default channel has one; `room` is
-    /// ignored there.
+    /// The room of the namespace that a room of the channel is. A default channel has
+    /// one; `room` is ignored there.
     pub(super) fn room(&self, room: Option<&str>) -> Result<String, Failure> {
         match (self.r#type, room.filter(|room| !room.is_empty())) {
             (Kind::Default, _) => Ok(self.name.clone()),
@@ -272,7 +272,8 @@ impl Channel {
     }
 }
 
-/// The channel that only the instance itself publishes to, and the notifications that are listed of its rooms.
+/// The channel that only the instance itself publishes to, and the notifications that are
+/// listed of its rooms.
 pub(super) const EVENT_LOG: &str = "eventlog";
 const MAX_LOGGED: usize = 100;
 

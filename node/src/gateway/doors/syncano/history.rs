@@ -1,4 +1,5 @@
-//! Pages of a history: the parameters of the query, the part of the log, and the links to neighbours.
+//! Pages of a history: the parameters of the query, the part of the log, and the links to
+//! neighbours.
 //!
 //! ```text
 //!  ids of a room, newest first     9 8 7 │ 6 5 4 │ 3 2 1

@@ -153,7 +153,8 @@ impl Instance {
         }
     }
 
-    /// A channel that the settings name, or that every instance has, cannot be changed over the API.
+    /// A channel that the settings name, or that every instance has, cannot be changed
+    /// over the API.
     fn is_stored(&self, name: &str) -> Result<(), Failure> {
         if !self.fixed.contains_key(name) {
             return Ok(());

@@ -20,7 +20,8 @@ use super::{
     time,
 };
 
-/// Attempts to log in per second and address. The original lets as many requests without a key pass.
+/// Attempts to log in per second and address. The original lets as many requests without
+/// a key pass.
 const LOGINS: u32 = 10;
 
 /// The settings in force.
@@ -36,8 +37,9 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Reads the keys and passwords from their files and variables. An instance whose namespace is not
-    /// served is left out until a restart. `before` are the settings that these replace.
+    /// Reads the keys and passwords from their files and variables. An instance whose
+    /// namespace is not served is left out until a restart. `before` are the settings
+    /// that these replace.
     pub(super) fn new(
         settings: &Settings,
         fixed: &Fixed,

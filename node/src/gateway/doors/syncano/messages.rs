@@ -98,8 +98,8 @@ impl Service {
     }
 }
 
-/// The room whose history is read: `None` for all rooms of the channel, which callers with all rights
-/// may leave out, because the Python SDK never sends it.
+/// The room whose history is read: `None` for all rooms of the channel, which callers
+/// with all rights may leave out, because the Python SDK never sends it.
 fn room(channel: &Channel, caller: &Caller, room: Option<&str>) -> Result<Option<String>, Failure> {
     if room.is_none() && channel.r#type == Kind::SeparateRooms && caller.has_all_rights() {
         return Ok(None);

@@ -5,9 +5,9 @@
 //!             413       404       403      404         403         400
 //! ```
 //!
-//! The order of the checks is the original's, and so are the texts, because programs compare them. An
-//! instance is a namespace, and a room of a channel is a room of it: whoever is a member there, by any
-//! door, gets the same messages.
+//! The order of the checks is the original's, and so are the texts, because programs
+//! compare them. An instance is a namespace, and a room of a channel is a room of it:
+//! whoever is a member there, by any door, gets the same messages.
 
 mod application;
 mod body;
@@ -198,8 +198,9 @@ impl Service {
         }
     }
 
-    /// Refuses a poll more firmly if the same address was refused a moment ago. While Redis is not
-    /// available, clients are to pause: after another status than 429, the SDK for Python stops polling.
+    /// Refuses a poll more firmly if the same address was refused a moment ago. While
+    /// Redis is not available, clients are to pause: after another status than 429, the
+    /// SDK for Python stops polling.
     fn throttle(&self, live: &Live, extensions: &Extensions, failure: Failure) -> Failure {
         if failure.status == StatusCode::SERVICE_UNAVAILABLE {
             return Failure::throttled();

@@ -1,8 +1,9 @@
 //! Notifications: how one is published as an event, and how any event looks as one.
 //!
-//! The event `notification` carries the parts that are not in the log: action, author, metadata, payload.
-//! Id and time come from the log. An event of another door becomes a notification whose payload is its
-//! only argument if that is an object, and its name and arguments otherwise.
+//! The event `notification` carries the parts that are not in the log: action, author,
+//! metadata, payload. Id and time come from the log. An event of another door becomes a
+//! notification whose payload is its only argument if that is an object, and its name and
+//! arguments otherwise.
 
 use serde_json::{Map, Value, json};
 

@@ -1,9 +1,9 @@
-//! Objects of classes: created, changed and deleted, and published to the channel that they were created
-//! with.
+//! Objects of classes: created, changed and deleted, and published to the channel that
+//! they were created with.
 //!
-//! They are kept by the gateway as they were sent: fields that the class has, without further checks.
-//! This is no database, so they are found by their id only. Or the application keeps them, see
-//! [`application`](super::application).
+//! They are kept by the gateway as they were sent: fields that the class has, without
+//! further checks. This is no database, so they are found by their id only. Or the
+//! application keeps them, see [`application`](super::application).
 
 use axum::response::{IntoResponse as _, Response};
 use http::{Method, StatusCode};
@@ -77,7 +77,8 @@ impl Object {
         }
     }
 
-    /// The part of a new object that the application receives: all but the fields that it sets itself.
+    /// The part of a new object that the application receives: all but the fields that it
+    /// sets itself.
     pub(super) fn sent(&self) -> Map<String, Value> {
         let mut sent = self.to_json(false);
         for name in ["id", "created_at", "updated_at", "revision"] {

@@ -8,12 +8,14 @@
 //!                             └── the node drains, or is overloaded ─────► 429, Retry-After
 //! ```
 //!
-//! `transport=websocket` sends one notification after another. Its socket is a member of no room. It is
-//! sent the notifications of a stream like that of a poll, which begins with the entries of the log.
+//! `transport=websocket` sends one notification after another. Its socket is a member of
+//! no room. It is sent the notifications of a stream like that of a poll, which begins
+//! with the entries of the log.
 //!
-//! The socket is a member before its log is read, so that nothing is published between the two unheard. The
-//! response to a drain is one after which all SDKs come back with the same id: Python and JavaScript
-//! pause and repeat, whereas after 204 JavaScript forgets the id and Python's thread ends.
+//! The socket is a member before its log is read, so that nothing is published between
+//! the two unheard. The response to a drain is one after which all SDKs come back with
+//! the same id: Python and JavaScript pause and repeat, whereas after 204 JavaScript
+//! forgets the id and Python's thread ends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -169,7 +171,8 @@ impl Service {
         let request = Request::from_parts(parts, Body::empty());
         let on_open = async move |socket: Socket| {
             let time = parked.time;
-            // The WebSocket is closed in the same way whether its time or its notifications are over.
+            // The WebSocket is closed in the same way whether its time or its
+            // notifications are over.
             let _ = timeout(time, parked.forward(&socket)).await;
             socket.disconnect(true);
         };
@@ -258,8 +261,8 @@ impl Parked {
         }))
     }
 
-    /// The next notification. The socket has joined the room behind the last id of the client, so that
-    /// none comes twice.
+    /// The next notification. The socket has joined the room behind the last id of the
+    /// client, so that none comes twice.
     async fn next(&mut self) -> Option<(u64, Bytes)> {
         let Chunk { bytes, id, .. } = self.stream.next().await?;
         Some(match id {
@@ -269,8 +272,8 @@ impl Parked {
     }
 }
 
-/// Adds the id to a notification that is not in the log. It is that of the last one that the client has
-/// seen, so that its next poll continues there.
+/// Adds the id to a notification that is not in the log. It is that of the last one that
+/// the client has seen, so that its next poll continues there.
 fn with_id(id: u64, notification: &[u8]) -> Bytes {
     let mut body = format!("{{\"id\":{id},").into_bytes();
     body.extend_from_slice(notification.get(1..).unwrap_or_default());

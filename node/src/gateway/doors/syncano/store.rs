@@ -1,7 +1,7 @@
 //! The tables of an instance: channels that were made over the API, and objects.
 //!
-//! Tables of texts by field. With Redis the whole cluster shares them, as hashes whose names have the
-//! instance as hash tag; without it, they are in the node's memory.
+//! Tables of texts by field. With Redis the whole cluster shares them, as hashes whose
+//! names have the instance as hash tag; without it, they are in the node's memory.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,8 +11,8 @@ use roomcast::{RedisConfig, emitter::redis::Reply};
 use super::failure::Failure;
 use crate::gateway::redis_commands::RedisCommands;
 
-/// Inserts a field that does not exist, if the table is not full. The reply is 1, 0 if the field exists,
-/// or -1 if the table is full.
+/// Inserts a field that does not exist, if the table is not full. The reply is 1, 0 if
+/// the field exists, or -1 if the table is full.
 const INSERT: &str = "\
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
 if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return -1 end

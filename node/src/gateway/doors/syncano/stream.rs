@@ -95,8 +95,8 @@ impl Streams {
         Ok((id, notification))
     }
 
-    /// The oldest notification of a room after an id. An id that the instance has never given is from
-    /// a log that was lost, so that everything comes after it.
+    /// The oldest notification of a room after an id. An id that the instance has never
+    /// given is from a log that was lost, so that everything comes after it.
     pub(super) async fn next(
         &self,
         channel: &Channel,

@@ -1,7 +1,7 @@
 //! Counts requests per second and caller.
 //!
-//! A poll that is refused counts against the caller, because the JavaScript SDK repeats it at once and
-//! for ever; the status 429 with `Retry-After` makes it pause.
+//! A poll that is refused counts against the caller, because the JavaScript SDK repeats
+//! it at once and for ever; the status 429 with `Retry-After` makes it pause.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -1,10 +1,10 @@
-//! Which nodes have members of which rooms, in Redis: a set of rooms for each node, and for each room
-//! the number of nodes.
+//! Which nodes have members of which rooms, in Redis: a set of rooms for each node, and
+//! for each room the number of nodes.
 //!
-//! A script changes both and so sees which change is the first or the last in the cluster. In the same
-//! step it stores what the application has to be told, with the records of the node, so that it is told
-//! even if the node dies at once. The rooms of a node whose lease is over are taken out one by one by
-//! another node.
+//! A script changes both and so sees which change is the first or the last in the
+//! cluster. In the same step it stores what the application has to be told, with the
+//! records of the node, so that it is told even if the node dies at once. The rooms of a
+//! node whose lease is over are taken out one by one by another node.
 //!
 //! `seq` orders the changes of a room that several nodes report: it is the time of Redis in
 //! microseconds, or one more than the last if that is later.
@@ -117,8 +117,8 @@ impl Link {
 }
 
 impl Store {
-    /// Changes the rooms of this node. Returns what the application must be told, which is stored until
-    /// it is [removed](Store::remove).
+    /// Changes the rooms of this node. Returns what the application must be told, which
+    /// is stored until it is [removed](Store::remove).
     pub(in super::super) async fn change_rooms(
         &self,
         updates: &[Update],

@@ -6,10 +6,11 @@
 //!  pw:channels:lapse            digest ─► the time from which nobody needs it
 //! ```
 //!
-//! The fields of a hash do not lapse, and Pakyow's processes never look at the other two. So each digest that
-//! a node has written gets a time, which the node with the socket renews, and `sweep` removes
-//! it afterwards. A digest whose private channel has a subscriber is connected, perhaps to a process of
-//! Pakyow, and stays. Fields that only processes have written are left to them.
+//! The fields of a hash do not lapse, and Pakyow's processes never look at the other two.
+//! So each digest that a node has written gets a time, which the node with the socket
+//! renews, and `sweep` removes it afterwards. A digest whose private channel has a
+//! subscriber is connected, perhaps to a process of Pakyow, and stays. Fields that only
+//! processes have written are left to them.
 //!
 //! Processes may write anything into a field. Anything but a list of names counts as an empty list.
 
@@ -47,7 +48,8 @@ local function keep(millis)
 end
 ";
 
-/// Adds channels. Returns the nodes with sockets of the digest, or -1 if there are too many channels.
+/// Adds channels. Returns the nodes with sockets of the digest, or -1 if there are too
+/// many channels.
 pub(super) const ADD: &str = "
 local list, seen = names()
 if not seen[private] then list[#list + 1], seen[private] = private, true end
