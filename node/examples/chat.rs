@@ -62,7 +62,7 @@ fn chat() -> Namespace {
         })
 }
 
-/// Tells the others in a room. What a handler returns answers its client.
+/// Tells the others in a room. The result of a handler is its client's acknowledgement.
 async fn announce(socket: &Socket, event: &str, room: &str) -> Result<(), EmitError> {
     let others = socket.to(inner(room));
     others.emit(event, (room, name(socket))).await.map(|_| ())
