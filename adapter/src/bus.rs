@@ -46,7 +46,7 @@ pub trait Bus: Send + Sync + 'static {
     /// Attaches a namespace. From now on its listener receives what other nodes publish there, and
     /// is asked. Dropping the handle detaches the namespace.
     ///
-    /// The listener need not be alive yet: what arrives before it is, is dropped. That allows
+    /// The listener need not be alive yet: messages that arrive before it is are dropped. That allows
     /// attaching inside [`Arc::new_cyclic`].
     fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle>;
 
@@ -262,7 +262,7 @@ pub struct Peer {
 /// Whether messages reach a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// What this node publishes comes back to it.
+    /// Messages of this node come back to it.
     Flowing,
     /// It does not, for this reason.
     Interrupted(Arc<str>),

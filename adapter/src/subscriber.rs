@@ -16,7 +16,7 @@
 //! open connection proves nothing: the subscriber is up while numbers that its owner publishes
 //! over another connection come back through it (`probe`).
 //!
-//! What to subscribe, and when to give it up, is the owner's decision.
+//! The owner decides what to subscribe and when to unsubscribe.
 
 mod incoming;
 mod probe;

@@ -12,7 +12,7 @@
 //! # }
 //! ```
 //!
-//! The modules that are hidden from this page are for authors of buses: what a node needs
+//! The modules that are hidden from this page are for authors of buses. A node needs them
 //! beside the emitter to find Redis, to publish, and to count the members that have to
 //! answer a question. They change without notice.
 

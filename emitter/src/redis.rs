@@ -1,7 +1,7 @@
 //! Redis, for authors of buses: from one URL to connections, the slots of a cluster, and
 //! publishing.
 //!
-//! The protocol, TLS, login and Unix sockets come from the `redis` crate. What this module adds:
+//! The protocol, TLS, login and Unix sockets come from the `redis` crate. This module adds:
 //!
 //! - [`RedisUrl`]: one setting for a server, Sentinels or a cluster, with errors for operators;
 //! - [`Endpoint`]: finds the server and returns a [`Connection`] that is checked and

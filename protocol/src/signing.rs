@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The signature is an HMAC-SHA256, of which half is sent, over header, channel and message. The
-//! position that a log appends is not signed, because Redis assigns it. What the position claims is
+//! position that a log appends is not signed, because Redis assigns it. The time in the position is
 //! compared with the time that is signed.
 //!
 //! A receiver checks in this order, so that nothing unsigned takes memory:

@@ -2,7 +2,7 @@
 //!
 //! [`Wire`] writes messages, questions and answers, and reads those of Roomcast nodes, of Node's
 //! adapters and emitters, and of emitters in other languages. Hostile bytes give errors, never
-//! panics. What is written never harms a Node server, some of which stop receiving for ever at a
+//! panics. Written messages never harm a Node server, some of which stop receiving for ever at a
 //! payload that they cannot read.
 //!
 //! Each envelope is a struct with serde's derive. `serde_json` and `rmp_serde` write it;

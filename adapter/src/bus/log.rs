@@ -10,7 +10,7 @@ use super::{BusError, BusFuture, Once, Published};
 /// Stores the broadcasts of rooms, and publishes what it stores.
 ///
 /// A namespace can have a *history* of each room and a *journal* of all its broadcasts, which share
-/// their ids. What is published to a room is in both; any other broadcast is in the journal only.
+/// their ids. A message published to a room is in both; any other broadcast is in the journal only.
 ///
 /// Every implementation gives these guarantees; one suite of tests checks all of them:
 /// - What is stored is published in the same step, and nothing is published that is not stored.

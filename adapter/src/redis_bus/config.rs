@@ -57,7 +57,7 @@ pub struct RedisConfig {
     /// (`Limits::json_depth`).
     pub json_depth: usize,
     /// With which keys the nodes sign what they publish. All nodes and emitters need one
-    /// of them, and Node.js servers cannot take part: what they publish is dropped. Not
+    /// of them, and Node.js servers cannot take part: their messages are dropped. Not
     /// with [`Parser::Json`]. Default: nothing is signed.
     pub signing: Option<Signing>,
     /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is

@@ -1,7 +1,7 @@
 //! Beside Node.js servers: everything that exists because they count before they ask.
 //!
 //! A Node server counts the subscribers of the request channel, publishes its question, and takes
-//! as many answers as it counted, whoever gives them. Without this module, a node that comes or
+//! as many answers as it counted, from any server. Without this module, a node that comes or
 //! goes between the count and the question makes it fail, because one answer is missing or one is
 //! too many.
 //!

@@ -1,8 +1,8 @@
 //! Sessions of clients in Redis: one text each, which begins with the owner's token.
 //!
 //! Taking a session replaces the token and leaves the rest, so a node that is killed in
-//! that moment loses nothing. What a former owner writes afterwards is compared with the
-//! token inside Redis, so it changes nothing.
+//! that moment loses nothing. Redis compares the token of a former owner that writes
+//! afterwards, so the write changes nothing.
 
 use std::{
     sync::{Arc, LazyLock},

@@ -80,7 +80,7 @@ pub enum StartError {
     /// are for clusters with Node.js servers, which cannot sign.
     #[error("signed messages need the classic or a sharded dialect, with the parser MessagePack")]
     Unsignable,
-    /// What the node publishes does not come back to it.
+    /// Messages of the node do not come back to it.
     #[error("connected to Redis, but messages do not flow: {0}")]
     NotFlowing(Arc<str>),
 }

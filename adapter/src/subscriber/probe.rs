@@ -134,8 +134,8 @@ impl Probes {
     /// there is nothing to read.
     ///
     /// A call that comes much later than the deadline means that this process did not run in
-    /// between (it was stopped, or the runtime was starved). What was not read in that time proves
-    /// nothing, so the timeout starts again.
+    /// between (it was stopped, or the runtime was starved). A reply that was not read in that time
+    /// proves nothing, so the timeout starts again.
     pub(super) fn is_late(&mut self, now: Instant) -> bool {
         let Some(deadline) = self.deadline() else {
             return false;

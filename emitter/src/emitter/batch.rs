@@ -5,7 +5,7 @@
 //! way to Redis at a time.
 //!
 //! A message that cannot be encoded, or that does not fit, is an error of the call that
-//! adds it. What is in the batch can therefore only fail in Redis or on the way there.
+//! adds it. Messages in the batch can therefore only fail in Redis or on the way there.
 
 use std::{borrow::Cow, fmt, mem, sync::Arc};
 

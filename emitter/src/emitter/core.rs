@@ -111,7 +111,7 @@ impl Core {
                         ..delivery
                     });
                 }
-                // With a key, what was published already is not published again.
+                // With a key, Redis does not publish the same message again.
                 Err(EmitError::Unconfirmed(reason)) if once.is_some() => {
                     let retried = EmitError::Unreachable(Arc::clone(&reason));
                     let pausing = self.pause(&mut tried, retried).await;

@@ -2,7 +2,7 @@
 //!
 //! The crate's own cluster client is not used: it retries a command whose reply it lost,
 //! so a message can be published twice, and it subscribes all channels again in one
-//! command. What is left to do is small. One task per endpoint, the keeper, reads the
+//! command. Little remains to do here. One task per endpoint, the keeper, reads the
 //! map:
 //!
 //! ```text

@@ -76,7 +76,7 @@ pub enum ConnectError {
         /// The server's error.
         reason: String,
     },
-    /// What listens there does not speak the Redis protocol.
+    /// The server at the address does not speak the Redis protocol.
     #[error("{server} is not a Redis server: {reason}")]
     NotRedis {
         /// The server.

@@ -13,7 +13,7 @@
 //! way, further commands gather into one segment; this is what makes 64 callers cost Redis a
 //! thirtieth each of what one costs.
 //!
-//! What an error means depends on where the command was. A segment that was never handed to the
+//! The meaning of an error depends on where the command was. A segment that was never handed to the
 //! connection was certainly not executed: `Unavailable`. One that was under way may have been:
 //! `Unconfirmed`. Nothing is kept for the next connection, because a caller that reported an error
 //! must not see its message published later.

@@ -74,7 +74,7 @@ pub(super) enum Phase {
     Starting,
     Up,
     Down(Arc<str>),
-    /// Takes nothing more; what it has is still sent.
+    /// Takes nothing more; queued commands are still sent.
     Closing,
     Closed,
 }

@@ -272,7 +272,7 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
 #[derive(Clone, Copy)]
 struct Peer(SocketAddr);
 
-/// Begins to drain. Whoever may send this can stop the node, so it must come from the
+/// Begins to drain. This request can stop the node, so it must come from the
 /// same machine. A page in a browser on this machine cannot set the header without
 /// permission, which nothing here gives.
 async fn drain(

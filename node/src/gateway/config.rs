@@ -230,8 +230,8 @@ pub(crate) struct Listen {
     #[arg(default_value = "off")]
     pub(crate) trusted_proxies: Vec<ProxyNetwork>,
 
-    /// Header in which those proxies name the client: what they write, because they pass
-    /// on the other one
+    /// Header in which those proxies name the client: the one that they set, because they pass on
+    /// the other one unchanged
     #[arg(
         long,
         value_name = "NAME",
@@ -392,7 +392,7 @@ pub(crate) struct Operation {
     #[arg(default_value_t = Span(Drain::default().over), value_parser = values::pause)]
     pub(crate) drain_over: Span,
 
-    /// Time for all of a stop: beyond, what is left is cut off
+    /// Time for all of a stop: connections that are left then are cut off
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) drain_timeout: Span,
 

@@ -60,8 +60,8 @@ pub(crate) struct RedisOptions {
     /// Key with which nodes and emitters sign what they publish: `off`, or one or two
     /// KEYs separated by a comma
     ///
-    /// With it, a process that can publish in Redis and has no key cannot emit: what is
-    /// not signed, old or published again is dropped. All nodes and emitters need the
+    /// With it, a process that can publish in Redis and has no key cannot emit: messages
+    /// that are not signed, old or published again are dropped. All nodes and emitters need the
     /// same key of at least 32 characters, and Node.js servers cannot take part. The
     /// first key signs and both are accepted, so a key can be replaced without a pause.
     #[arg(long, value_name = "KEY", default_value = "off")]

@@ -93,7 +93,7 @@ impl Reload {
         if !rest.is_empty() {
             warn!(settings = ?rest, "these settings have changed and need a restart");
         }
-        // What needs a restart stays listed until there is one.
+        // Settings that need a restart stay listed until there is one.
         for key in live {
             match later.get(&key) {
                 Some(value) => drop(self.current.insert(key, value.clone())),

@@ -256,8 +256,8 @@ pub(crate) fn settings_file(text: &str) -> Result<SettingsFile, String> {
 pub(crate) struct LogFilter(String);
 
 impl LogFilter {
-    /// The filter, which also lets a target through at level debug. What the text names comes later
-    /// and wins.
+    /// The filter, which also lets a target through at level debug. Targets in the text come later
+    /// and win.
     pub(crate) fn to_env_filter(&self, target: Option<&str>) -> EnvFilter {
         let also = target.map(|target| format!("{target}=debug,"));
         EnvFilter::builder()

@@ -106,7 +106,7 @@ impl Inner {
         let live: Vec<_> = self.live.read().values().cloned().collect();
         for namespace in live {
             if namespace.journal.is_some() {
-                // What it delivers reaches followers of rooms, too.
+                // Its deliveries reach followers of rooms, too.
                 namespace.repair_journal().await;
             } else if namespace.plain_sockets.load(Ordering::Relaxed) > 0 {
                 namespace.catch_up(from).await;

@@ -158,7 +158,7 @@ impl Socket {
     /// Redis has lost its data, ids may be below those before, and the times of the
     /// events are above.
     ///
-    /// What is kept waits in the outbox, within its
+    /// Kept messages wait in the outbox, within its
     /// [limits](crate::Limits::outbox_bytes). Events that are emitted without being
     /// published are not kept and not numbered.
     ///
@@ -187,7 +187,7 @@ impl Socket {
             .handlers
             .history
             .map_or(0, |limits| limits.messages);
-        // The logs are read one after the other. What is published meanwhile may be in a
+        // The logs are read one after the other. A message published meanwhile may be in a
         // later one and not in an earlier one, so it is left to arrive, behind everything
         // that was published before.
         let until = match names.len() {

@@ -1,7 +1,7 @@
 //! The handlers of one connection that wait for something.
 //!
 //! Every handler is polled once in the turn in which it starts, and most are done by
-//! then. What is left becomes a [`Task`] here. The connection's driver polls all tasks of
+//! then. Each of the others becomes a [`Task`] here. The connection's driver polls all tasks of
 //! its client, so a handler needs no task of the runtime, and its result is written in a
 //! turn like any other reply.
 //!

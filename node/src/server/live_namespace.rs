@@ -69,7 +69,7 @@ pub(crate) struct LiveNamespace {
 impl LiveNamespace {
     /// Creates the namespace and attaches it to the bus. `params` are those of a dynamic namespace.
     ///
-    /// The bus gets a weak reference before the namespace exists. What arrives until then
+    /// The bus gets a weak reference before the namespace exists. A message that arrives until then
     /// is dropped: there is no socket yet that could receive it.
     pub(super) fn new(
         server: &Arc<Inner>,

@@ -93,7 +93,7 @@ impl Namespace {
         }
     }
 
-    /// Decides whether a client may connect. What it returns becomes the socket's
+    /// Decides whether a client may connect. Its result becomes the socket's
     /// [data](Socket::data), unless it is `()`.
     ///
     /// Several authorizers run one after the other, and the first error refuses the client. It sees
@@ -127,8 +127,8 @@ impl Namespace {
 
     /// Runs on an event of this name. A second handler of the same name replaces the first.
     ///
-    /// What it returns answers the client's acknowledgement, see [`Reply`]. A handler that takes an
-    /// [`Ack`](super::Ack) answers by itself.
+    /// Its result is the client's acknowledgement, see [`Reply`]. A handler that takes an
+    /// [`Ack`](super::Ack) acknowledges by itself.
     #[must_use]
     pub fn on<Form, H, W>(mut self, event: impl Into<Box<str>>, handler: H) -> Self
     where
@@ -239,8 +239,8 @@ impl Namespace {
     }
 
     /// Keeps the messages that are [published](super::BroadcastOperator::publish) to rooms, within
-    /// these limits: in Redis if the server is a node of a cluster, else in memory. What is only
-    /// emitted is not kept.
+    /// these limits: in Redis if the server is a node of a cluster, else in memory. Messages that
+    /// are only emitted are not kept.
     ///
     /// The limits should be the same on all nodes, because each node applies its own to
     /// the rooms that it publishes to.

@@ -1,7 +1,7 @@
 //! Socket.IO packets as frames, in the server's encoding.
 //!
 //! An event is encoded once for all its recipients, so the parser belongs to the server
-//! and not to the client. What is sent in reply to a packet goes into the turn's own
+//! and not to the client. A reply to a packet goes into the turn's own
 //! buffer, as long as nothing else is queued, and leaves with the other replies in one
 //! write.
 

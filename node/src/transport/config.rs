@@ -28,7 +28,7 @@ use roomcast_protocol::{args::json::DEFAULT_DEPTH, engine_io::session::Heartbeat
 pub struct Limits {
     /// Depth of arrays and objects in a packet, and in a message of the cluster; the list
     /// of arguments is the first level. Default 400, at most 500, and the same on all
-    /// nodes. Beyond: the connection is closed; what is emitted or published is an error;
+    /// nodes. Beyond: the connection is closed; an emit or a publish is an error;
     /// a message of the cluster is dropped and logged.
     pub json_depth: usize,
     /// Binary attachments of a packet. Default 10, as in Node.js's parser. Beyond: the

@@ -1,8 +1,8 @@
 //! One client's connection: its state, its transport and its driver's waker under one small lock.
 //!
 //! [`ConnectionState`] decides; this file carries out: it writes, wakes, sets timers and tells the
-//! lane. Anyone may push and close; only the connection's driver reads; whoever finds the transport
-//! ready writes, which is the lane's task, or the driver at the end of its turn.
+//! lane. Anyone may push and close; only the connection's driver reads. The first
+//! task that finds the transport ready writes: the lane's, or the driver at the end of its turn.
 //!
 //! The lock is a leaf, except that the timer wheel of the connection's lane is taken under it.
 
@@ -507,7 +507,7 @@ impl Connection {
         Ok(())
     }
 
-    // What follows is for the driver.
+    // The rest is for the driver.
 
     /// Has the session look at a packet.
     pub(super) fn receive<'p>(&self, packet: Packet<'p>) -> Result<Received<'p>, UnexpectedPacket> {

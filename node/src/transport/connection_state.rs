@@ -1,6 +1,6 @@
 //! What one connection has promised to write, and who writes it: a pure state machine.
 //!
-//! Limits and times come in; what has to be done comes out and is carried out by
+//! Limits and times come in; actions come out and are carried out by
 //! [`Connection`](super::connection::Connection). There is no socket, clock or waker here, so the
 //! tests drive it against a model client without a runtime.
 //!
@@ -275,7 +275,7 @@ impl ConnectionState {
             && now >= self.progress.after(limits.stall_timeout)
     }
 
-    /// Closes the connection of a slow client. What waited for it is dropped at once.
+    /// Closes the connection of a slow client. Its waiting frames are dropped at once.
     pub(super) fn cut(&mut self, limit: Limit, reach: Reach, now: Time) -> Todo {
         let backlog = backlog::describe(self.outbox.iter());
         let todo = self.close(CloseReason::LimitReached(limit), reach, now);
@@ -351,7 +351,7 @@ impl ConnectionState {
         Todo { wake: true, ..todo }
     }
 
-    /// The client's WebSocket takes over from polling. What is still queued reaches the client on
+    /// The client's WebSocket takes over from polling. Queued frames reach the client on
     /// it, before the close frame if the connection is closing.
     pub(super) fn attach(&mut self) {
         if let Some(reason) = self.closing() {
@@ -425,7 +425,7 @@ impl ConnectionState {
             && self.closing.is_none();
     }
 
-    /// The turn ends. What fits is added to its replies, to leave in the same write. Replies come
+    /// The turn ends. Queued frames that fit are added to its replies, to leave in the same write. Replies come
     /// first, because they are only written directly while the outbox was empty.
     pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, wire: Wire<'_>) {
         self.in_turn = false;

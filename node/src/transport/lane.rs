@@ -1,8 +1,8 @@
 //! One worker's share of the connections: which have to be flushed, and the task that
 //! does it. There are as many lanes as worker threads.
 //!
-//! Pushing to an outbox and writing it are two operations. Whoever pushes notes the connection as
-//! dirty, once; the lane's task writes the dirty ones, 64 at a time, and yields in between. What is
+//! Pushing to an outbox and writing it are two operations. A push marks the connection as
+//! dirty, once; the lane's task writes the dirty ones, 64 at a time, and yields in between. A frame
 //! pushed meanwhile to a connection that is still dirty goes out in the same write, so under load a
 //! connection gets many frames per system call, and order is the order of its outbox.
 

@@ -468,7 +468,7 @@ impl Connection {
             let Some(followed) = followed.filter(is_later) else {
                 continue;
             };
-            // What arrives is noted before it is pushed, so under this lock the answer holds.
+            // An arrival is noted before it is pushed, so under this lock the result holds.
             if !has_arrived(position) {
                 followed.last.advance(position);
                 flush |= self.push_now(&mut locked, frame, false, true) == Ok(true);

@@ -1,6 +1,6 @@
 //! A WebSocket over TLS, read and written in place like one over TCP.
 //!
-//! The session of rustls stands between: what is written becomes records, which the socket may not
+//! The session of rustls stands between: it turns bytes into records, which the socket may not
 //! take all at once. At most [`rustls`]'s buffer of 64 KiB waits there, in addition to the outbox.
 //! Waiting records are written before anything else, by the next writer, and by the driver when the
 //! socket is writable again; so a lane writes without a task's context, as it does to TCP.

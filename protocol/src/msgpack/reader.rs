@@ -1,6 +1,6 @@
 //! Reads MessagePack token by token, in the dialect of notepack.io.
 //!
-//! `rmp` knows the heads. What they mean in the dialect is decided here, because it depends on how
+//! `rmp` knows the heads. Their meaning in the dialect is decided here, because it depends on how
 //! a head is written and not only on its value: an extension of type 0 with a fixed size is
 //! `undefined` or a date, and one that states its size is an `ArrayBuffer`. `rmp_serde` hands both
 //! to a visitor in the same way, and hands over text that is not UTF-8 as if it were binary. The

@@ -417,7 +417,7 @@ pub(super) fn write_message(around: Around<'_>, message: &Message) -> Result<Byt
     }
 }
 
-/// Writes a question. What only the classic dialect can ask is asked as who the sockets are.
+/// Writes a question. A question that only the classic dialect has is asked as a question for the sockets.
 pub(super) fn write_question(
     around: Around<'_>,
     id: &str,

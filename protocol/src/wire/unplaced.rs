@@ -1,7 +1,7 @@
 //! Broadcasts that are stored in a log before they are published.
 //!
-//! Whoever stores one assigns its [`Position`], and appends it to bytes that were
-//! prepared without it. What is published is an ordinary broadcast with one more element,
+//! The log that stores one assigns its [`Position`], and appends it to bytes that were
+//! prepared without it. The published message is an ordinary broadcast with one more element,
 //! which Node's servers ignore:
 //!
 //! ```text

@@ -13,8 +13,8 @@
 //! While both are subscribed, a message comes twice, one copy right after the other. The second is
 //! dropped.
 //!
-//! A Node emitter is not seen before its first command. What follows that command may be
-//! missed, and is reported as a gap.
+//! A Node emitter is not seen before its first command. Its next messages may be
+//! missed, and are reported as a gap.
 
 use std::{
     sync::Arc,

@@ -311,7 +311,7 @@ impl Streams {
 }
 
 /// Whether an entry is a broadcast of the namespace that its clients may have missed.
-/// What this node publishes without its journal was for clients that cannot miss it.
+/// Messages that this node publishes without its journal were for clients that cannot miss them.
 fn is_of(entry: &Entry<'_>, namespace: &AttachedNamespace) -> bool {
     entry.kind == "3"
         && *entry.namespace == *namespace.name

@@ -2,7 +2,7 @@
 //!
 //! The page keeps its key in memory and sends it as a bearer, so there is no cookie that
 //! another site could use. A key needs the verb `admin` to see anything, and `emit` or
-//! `disconnect` as well to act. What is done is a call of the API, with its checks,
+//! `disconnect` as well to act. Each action is a call of the API, with its checks,
 //! limits and logs.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};

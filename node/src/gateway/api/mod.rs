@@ -69,7 +69,7 @@ pub(crate) const DEMO_KEY: &str = "demo-key";
 #[derive(Clone, Copy)]
 enum Door {
     Api,
-    /// The admin page. Whoever may open it may see everything that it shows.
+    /// The admin page. A key that may open it may see everything that it shows.
     Page,
 }
 
@@ -414,7 +414,7 @@ fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     ))
 }
 
-/// Logs a call: failures for everybody, what disconnects clients at info, the rest at debug.
+/// Logs a call: failures as warnings, calls that disconnect clients at info, the rest at debug.
 fn report(endpoint: Endpoint, key: &Key, answer: &Answer) {
     let (call, key, status) = (endpoint.name(), &*key.name, answer.status().as_u16());
     if answer.status() >= StatusCode::INTERNAL_SERVER_ERROR {

@@ -166,7 +166,7 @@ pub(crate) fn sign(
 
 /// Reads a JSON Web Key Set. Keys that serve another purpose or no allowed algorithm are
 /// left out, because publishers add keys that only others understand. Secrets are left
-/// out, too: who can read the set could issue tokens.
+/// out, too, because readers of the set could issue tokens.
 pub(super) fn read_set(json: &[u8], allowed: &[Algorithm]) -> Result<Vec<Key>, KeyError> {
     #[derive(Deserialize)]
     struct Set {

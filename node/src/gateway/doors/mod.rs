@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Each door is a module with its routes, its settings below `[doors]`, and errors in the form that
-//! its clients know. What all doors need is here: who is parked, what is counted, which origins may
+//! its clients know. The common parts of all doors are here: parked requests, metrics, and the origins that may
 //! use them. A door whose settings are missing has no routes.
 
 pub(crate) mod channels;

@@ -7,7 +7,7 @@
 //!        Unavailable      Overloaded       Unreachable, Timeout      Invalid
 //! ```
 //!
-//! Whatever fails costs the caller an error. The caller's connection is never involved: it polls a
+//! Each failure costs the caller an error. The caller's connection is never involved: it polls a
 //! future like that of any handler.
 
 use std::{

@@ -36,7 +36,7 @@ circuit_pause = "1s"
 keep_alive = "4s"
 # Speak HTTP/2 without TLS. With https it is negotiated.
 http2 = false
-# What of the client's first request is passed on.
+# Headers and cookies of the client's first request that are passed on.
 headers = ["authorization"]
 cookies = ["sessionid"]
 # The secret that signs requests, in a file or (secret_env) in an environment variable.

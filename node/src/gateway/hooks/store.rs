@@ -402,7 +402,7 @@ impl Store {
         }
         let written = link.write(&changes).await;
         if written.is_err() {
-            // What they are by now is written by the next attempt.
+            // The next attempt writes their state at that time.
             let ids = changes.into_iter().map(|(id, _)| id);
             self.records.lock().dirty.extend(ids);
         }

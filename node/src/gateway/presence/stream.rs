@@ -417,7 +417,7 @@ impl State {
         }
     }
 
-    /// Gives up the order of a node's messages. What is known of it stays until its full
+    /// Gives up the order of a node's messages. Its known users stay until its full
     /// state begins.
     fn lose(&mut self, node: &Arc<str>, now: Duration) {
         if let Some(stream) = self.streams.get_mut(node) {

@@ -93,8 +93,8 @@ pub(super) fn sections(table: Spanned<DeTable<'_>>) -> Table {
     table
 }
 
-/// Secrets belong into files and variables. Whoever wrote one into the settings must not
-/// see it in a terminal or a ticket nevertheless.
+/// Secrets belong in files and variables. One that is in the settings nevertheless must not
+/// appear in a terminal or a ticket.
 fn mask(key: &str, value: &mut Value) {
     let is_reference = ["_file", "_env"].iter().any(|end| key.ends_with(end));
     let is_secret = ["secret", "password", "token", "hash"]
