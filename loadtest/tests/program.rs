@@ -451,3 +451,20 @@ fn a_cluster_with_journal_and_recovery_loses_nothing_in_faults() {
         assert!(cells[4].parse::<u64>().unwrap() > 0, "{said}");
     }
 }
+
+#[test]
+fn a_soak_without_sticky_sessions_loses_nothing_and_shows_what_grows() {
+    let program = format!("--program={}", program().display());
+    let size = ["--soak=6s", "--clients=30", "--rooms=3", "--rate=2"];
+    let (status, said) = run(&[&["chaos", &program], &size[..]].concat());
+    assert_eq!(status, Some(0), "{said}");
+    for transport in ["WebSocket", "polling", "polling, then WebSocket"] {
+        let row = said
+            .lines()
+            .find(|line| line.starts_with(&format!("| {transport} |")));
+        let cells: Vec<_> = row.unwrap().split('|').map(str::trim).collect();
+        assert!(cells[3].parse::<u64>().unwrap() > 0, "{said}");
+    }
+    assert!(said.contains("| Redis, `used_memory` |"), "{said}");
+    assert!(said.contains("Memory is not judged"), "{said}");
+}

@@ -8,7 +8,8 @@
 //! ```
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -56,13 +57,22 @@ struct Shared {
     joined: AtomicUsize,
     arrived: AtomicU64,
     is_over: AtomicBool,
+    /// Connections that ended without the clients' doing, by reason.
+    ends: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Crowd {
-    pub(super) fn start(mode: Mode, clients: usize, rooms: usize, places: &Arc<Places>) -> Self {
+    pub(super) fn start(
+        mode: Mode,
+        transport: Transport,
+        clients: usize,
+        rooms: usize,
+        places: &Arc<Places>,
+    ) -> Self {
         let shared: Arc<Shared> = Arc::default();
         let (own, places) = (Arc::clone(&shared), Arc::clone(places));
-        let thread = thread::spawn(move || run(mode, clients, rooms, &own, &places));
+        let clients = Clients::new(mode, clients, rooms);
+        let thread = thread::spawn(move || run(clients, transport, &own, &places));
         Self { shared, thread }
     }
 
@@ -80,6 +90,11 @@ impl Crowd {
         self.shared.arrived.load(Relaxed)
     }
 
+    /// Connections that ended without the clients' doing so far, by reason.
+    pub(super) fn ends(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.shared.ends).clone()
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.thread.is_finished()
     }
@@ -91,22 +106,20 @@ impl Crowd {
 }
 
 fn run(
-    mode: Mode,
-    clients: usize,
-    rooms: usize,
+    mut crowd: Clients,
+    transport: Transport,
     shared: &Shared,
     places: &Places,
 ) -> anyhow::Result<Vec<Receiver>> {
     let mut targets = Targets::default();
     let dial = Dial {
         targets: targets.all(places)?,
-        transport: Transport::Websocket,
-        namespace: mode.namespace().to_owned(),
+        transport,
+        namespace: crowd.mode.namespace().to_owned(),
         auth: String::new(),
         sources: Vec::new(),
     };
     let mut swarm = Swarm::new(dial)?;
-    let mut crowd = Clients::new(mode, clients, rooms);
     while !shared.is_over.load(Relaxed) {
         for (node, target) in targets.changed(places)? {
             swarm.retarget(node, target);
@@ -119,6 +132,9 @@ fn run(
         swarm.turn(TURN, &mut crowd)?;
         shared.joined.store(crowd.joined(), Relaxed);
         shared.arrived.store(crowd.arrived, Relaxed);
+        for end in crowd.ends.drain(..) {
+            *lock(&shared.ends).entry(end).or_default() += 1;
+        }
     }
     let all = crowd.clients.into_iter();
     // A client that has stopped reading is owed nothing.
@@ -128,29 +144,38 @@ fn run(
         .collect())
 }
 
-/// The addresses of the nodes as targets.
+/// The addresses of the nodes as targets, or that of the balancer.
 #[derive(Default)]
 struct Targets([Option<Addresses>; NODES]);
 
 impl Targets {
     fn all(&mut self, places: &Places) -> anyhow::Result<Vec<Target>> {
+        if let Some(balancer) = places.balancer.get() {
+            return Ok(vec![target(*balancer)?]);
+        }
         let changed = self.changed(places)?;
         Ok(changed.into_iter().map(|(_, target)| target).collect())
     }
 
     fn changed(&mut self, places: &Places) -> anyhow::Result<Vec<(usize, Target)>> {
         let mut changed = Vec::new();
+        if places.balancer.get().is_some() {
+            return Ok(changed);
+        }
         for (node, known) in self.0.iter_mut().enumerate() {
             let now = places.nodes[node].addresses();
             if let (true, Some(addresses)) = (*known != now, now) {
                 *known = now;
-                let target = Target::parse(&addresses.clients.to_string(), "/socket.io/");
-                let target = target.ok().context("the address of a node")?;
-                changed.push((node, target));
+                changed.push((node, target(addresses.clients)?));
             }
         }
         Ok(changed)
     }
+}
+
+fn target(address: SocketAddr) -> anyhow::Result<Target> {
+    let target = Target::parse(&address.to_string(), "/socket.io/");
+    target.ok().context("the address of a node")
 }
 
 struct Clients {
@@ -158,6 +183,7 @@ struct Clients {
     clients: Vec<One>,
     arrived: u64,
     is_hurried: bool,
+    ends: Vec<&'static str>,
     random: fastrand::Rng,
 }
 
@@ -207,6 +233,7 @@ impl Clients {
             clients: (0..clients).map(one).collect(),
             arrived: 0,
             is_hurried: false,
+            ends: Vec::new(),
             random: super::random(),
         }
     }
@@ -254,10 +281,12 @@ impl Clients {
                 }
                 State::Opening { since } if now > since + CONNECT => {
                     swarm.close(index);
+                    self.ends.push("no connect");
                     self.lost(index, now);
                 }
                 State::Joining | State::Joined if is_silent => {
                     swarm.close(index);
+                    self.ends.push("no ping");
                     self.lost(index, now);
                 }
                 _ => {}
@@ -277,7 +306,12 @@ impl Clients {
     fn open(&mut self, index: usize, swarm: &mut Swarm, places: &Places, now: Nanos) {
         let first = (index + self.clients[index].attempts as usize) % NODES;
         let one = &mut self.clients[index];
-        let Some(node) = places.up_from(first) else {
+        let node = match places.balancer.get() {
+            // The balancer chooses a node, and the client does not learn which.
+            Some(_) => Some(NODES),
+            None => places.up_from(first),
+        };
+        let Some(node) = node else {
             one.state = State::Away {
                 until: now + SECOND / 10,
             };
@@ -292,7 +326,8 @@ impl Clients {
         one.node = node;
         one.is_recovered = false;
         one.state = State::Opening { since: now };
-        if let Err(end) = swarm.open(index, node) {
+        let target = if node == NODES { 0 } else { node };
+        if let Err(end) = swarm.open(index, target) {
             self.ended(index, end, now);
         }
     }
@@ -389,6 +424,7 @@ impl Sink for Clients {
     fn nonsense(&mut self, _: usize) {}
 
     fn ended(&mut self, client: usize, end: End, now: Nanos) {
+        self.ends.push(end.name());
         self.lost(client, now);
         if end == End::Refused {
             // A balancer tries another node at once.

@@ -113,6 +113,7 @@ const SIMPLE: Setup = Setup {
     is_durable: false,
     replica: Replica::None,
     has_wrong_clocks: false,
+    has_balancer: false,
 };
 
 /// Every fault that this program can cause, in the order of the table.

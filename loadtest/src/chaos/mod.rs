@@ -10,10 +10,12 @@
 //! The modes are namespaces of the same nodes, so one run of a fault fills the rows of all modes.
 
 mod account;
+mod balancer;
 mod crowd;
 mod faults;
 mod proxy;
 mod publisher;
+mod soak;
 mod stage;
 mod table;
 mod watcher;
@@ -30,7 +32,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{clock, failure::Failure, say};
+use crate::{clock, failure::Failure, options::duration, say, swarm::Transport};
 use account::{Promise, Publication, Told, account};
 use crowd::Crowd;
 use faults::{FAULTS, Fault, Scene};
@@ -96,12 +98,24 @@ pub(crate) struct Chaos {
     /// The program whose nodes are tested [default: roomcast beside this program]
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
+    /// Cause no fault, and run for this time behind HAProxy, with recovery, relaying, and clients that are torn down
+    #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with_all = ["faults", "modes", "rounds"])]
+    soak: Option<Duration>,
     /// Keep settings and logs in this folder [default: a temporary one, which is removed]
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     /// Write the table to this file, in Markdown
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+impl Chaos {
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        Ok(match &self.program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe()?.with_file_name("roomcast"),
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +141,9 @@ fn numbers(text: &str) -> Result<Numbers, String> {
 /// Causes the faults and prints the table. Returns whether every bar was met.
 pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
     crate::system::raise_descriptor_limit();
+    if let Some(time) = options.soak {
+        return soak::run(options, time);
+    }
     let faults: Vec<&Fault> = match &options.faults {
         None => FAULTS.iter().collect(),
         Some(Numbers(numbers)) => {
@@ -183,14 +200,11 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
 
 /// Causes a fault once, and makes the account of each mode.
 fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>> {
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("roomcast"),
-    };
-    let mut stage = Stage::start(folder, &program, &options.modes, fault.setup)?;
+    let mut stage = Stage::start(folder, &options.program()?, &options.modes, fault.setup)?;
     let watcher = Watcher::start(&stage.places);
     let (clients, rooms) = (options.clients as usize, options.rooms as usize);
-    let start = |mode: &Mode| Crowd::start(*mode, clients, rooms, &stage.places);
+    let start =
+        |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, &stage.places);
     let crowds: Vec<Crowd> = options.modes.iter().map(start).collect();
     let all_joined = |crowds: &[Crowd], owed: usize| {
         let is_there = |crowd: &Crowd| crowd.has_failed() || crowd.joined() >= owed;
@@ -198,7 +212,7 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
     };
     wait_until("all clients", || Ok(all_joined(&crowds, clients)))?;
     let is_over = Arc::new(AtomicBool::new(false));
-    let publishers = publishers(options, &stage.places, &is_over);
+    let publishers = publishers(options, &options.modes, &stage.places, &is_over);
     thread::sleep(BEFORE);
     let mut scene = Scene {
         stage: &mut stage,
@@ -219,13 +233,11 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
     }
     thread::sleep(AFTER);
     is_over.store(true, Relaxed);
-    let mut publications = Vec::new();
-    for of_mode in publishers {
-        let join = |thread: JoinHandle<Publication>| thread.join().ok().context("a publisher");
-        let of_mode: anyhow::Result<Vec<_>> = of_mode.into_iter().map(join).collect();
-        publications.push(of_mode?);
-    }
-    settle(&crowds, &publications, clients, rooms);
+    let publications = joined(publishers)?;
+    let owed = publications
+        .iter()
+        .map(|of_mode| owed(of_mode, clients, rooms));
+    settle(&crowds, &owed.collect::<Vec<_>>());
     let seen = watcher.finish()?;
     let mut rows = Vec::new();
     let modes = options.modes.iter().zip(crowds).zip(&publications);
@@ -246,6 +258,7 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
 /// Two publishers for each room and mode, at different nodes.
 fn publishers(
     options: &Chaos,
+    modes: &[Mode],
     places: &Arc<Places>,
     is_over: &Arc<AtomicBool>,
 ) -> Vec<Vec<JoinHandle<Publication>>> {
@@ -263,30 +276,38 @@ fn publishers(
         };
         (0..options.rooms * PUBLISHERS).map(start).collect()
     };
-    options.modes.iter().map(of_mode).collect()
+    modes.iter().map(of_mode).collect()
 }
 
-/// Waits until all clients have received everything that was accepted, or nothing has arrived for a while.
-fn settle(crowds: &[Crowd], publications: &[Vec<Publication>], clients: usize, rooms: usize) {
+/// Waits for the end of all publishers.
+fn joined(publishers: Vec<Vec<JoinHandle<Publication>>>) -> anyhow::Result<Vec<Vec<Publication>>> {
+    let join = |thread: JoinHandle<Publication>| thread.join().ok().context("a publisher");
+    let all = publishers
+        .into_iter()
+        .map(|of_mode| of_mode.into_iter().map(join).collect());
+    all.collect()
+}
+
+/// How many messages clients of a mode are owed that were accepted.
+fn owed(publications: &[Publication], clients: usize, rooms: usize) -> u64 {
     let members = |room| clients / rooms + usize::from(room < clients % rooms);
-    let owed: Vec<u64> = publications
-        .iter()
-        .map(|of_mode| {
-            let accepted = of_mode.iter().map(|publication| {
-                let sent = publication.sent.iter();
-                let accepted = sent.filter(|sent| sent.told == Told::Accepted).count();
-                accepted * members(publication.room)
-            });
-            accepted.sum::<usize>() as u64
-        })
-        .collect();
+    let accepted = publications.iter().map(|publication| {
+        let sent = publication.sent.iter();
+        let accepted = sent.filter(|sent| sent.told == Told::Accepted).count();
+        accepted * members(publication.room)
+    });
+    accepted.sum::<usize>() as u64
+}
+
+/// Waits until all clients have received what they are owed, or nothing has arrived for a while.
+fn settle(crowds: &[Crowd], owed: &[u64]) {
     let deadline = Instant::now() + LONGEST_SETTLING;
     let (mut last, mut quiet_since) = (0, Instant::now());
     while Instant::now() < deadline {
         let arrived = crowds.iter().map(Crowd::arrived);
         let is_complete = arrived
             .clone()
-            .zip(&owed)
+            .zip(owed)
             .all(|(arrived, owed)| arrived >= *owed);
         let enough = if is_complete { SHORT_QUIET } else { QUIET };
         let now = arrived.sum::<u64>();

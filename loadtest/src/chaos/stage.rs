@@ -22,13 +22,15 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
-    Mode, lock,
+    Mode,
+    balancer::Balancer,
+    lock,
     proxy::{Proxy, Weather, Which},
 };
 
 /// A command for a process that is killed with the thread that starts it, if this system has `setpriv` of
 /// util-linux: a load test that is killed itself drops nothing.
-fn command(program: impl AsRef<OsStr>) -> Command {
+pub(super) fn command(program: impl AsRef<OsStr>) -> Command {
     static HAS_SETPRIV: OnceLock<bool> = OnceLock::new();
     let bind = ["--pdeathsig", "KILL"];
     let has_setpriv = HAS_SETPRIV.get_or_init(|| {
@@ -52,7 +54,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    fn start(name: &str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(name: &str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
         let child = command
             .stdin(Stdio::null())
@@ -62,6 +64,10 @@ impl Process {
             .with_context(|| format!("{name} cannot be started"))?;
         let name = name.to_owned();
         Ok(Self { child, name })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -83,7 +89,7 @@ impl Process {
         })
     }
 
-    fn has_ended(&mut self) -> anyhow::Result<bool> {
+    pub(super) fn has_ended(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
 }
@@ -99,6 +105,8 @@ impl Drop for Process {
 #[derive(Default)]
 pub(super) struct Places {
     pub(super) nodes: [Place; NODES],
+    /// Where clients connect, if not to the nodes.
+    pub(super) balancer: OnceLock<SocketAddr>,
 }
 
 #[derive(Default)]
@@ -127,6 +135,8 @@ pub(super) struct Setup {
     pub(super) replica: Replica,
     /// The clock of the first node is an hour ahead, and that of the second one an hour behind.
     pub(super) has_wrong_clocks: bool,
+    /// Clients connect through HAProxy, and nodes relay requests of sessions that others have.
+    pub(super) has_balancer: bool,
 }
 
 /// The servers beside Redis.
@@ -154,6 +164,7 @@ pub(super) struct Stage {
     /// Nodes of another cluster.
     strangers: Vec<Process>,
     proxies: Vec<Proxy>,
+    balancer: Option<Balancer>,
     pub(super) random: fastrand::Rng,
 }
 
@@ -178,6 +189,7 @@ impl Stage {
             sentinel: None,
             strangers: Vec::new(),
             proxies: Vec::new(),
+            balancer: None,
             random: super::random(),
         };
         stage.start_redis()?;
@@ -188,7 +200,24 @@ impl Stage {
         for node in 0..NODES {
             stage.start_node(node)?;
         }
+        if setup.has_balancer {
+            let nodes = stage.places.nodes.iter().filter_map(Place::addresses);
+            let balancer = Balancer::start(folder, &nodes.collect::<Vec<_>>())?;
+            stage.places.balancer.get_or_init(|| balancer.address);
+            stage.balancer = Some(balancer);
+        }
         Ok(stage)
+    }
+
+    /// The processes that are there for the whole run, by name.
+    pub(super) fn processes(&self) -> Vec<(String, u32)> {
+        let nodes = self.nodes.iter().flatten();
+        let nodes = nodes.map(|process| (process.name.clone(), process.pid()));
+        let redis = self
+            .redis
+            .iter()
+            .map(|redis| ("Redis".to_owned(), redis.pid()));
+        nodes.chain(redis).collect()
     }
 
     /// Starts a node.
@@ -205,6 +234,9 @@ impl Stage {
                 }
             })?;
         *lock(&self.places.nodes[node].addresses) = Some(found);
+        if let Some(balancer) = &mut self.balancer {
+            balancer.node_moved(node, found)?;
+        }
         self.nodes[node] = Some(process);
         Ok(())
     }
@@ -249,6 +281,11 @@ impl Stage {
             ])
             .arg(format!("--redis={redis}"))
             .arg(format!("--config={}", settings.display()));
+        if self.setup.has_balancer {
+            command
+                .arg(format!("--cluster-key={KEY}"))
+                .arg("--relay-listen=127.0.0.1:0");
+        }
         change(&mut command);
         let mut process = Process::start(name, &mut command, &log)?;
         let mut found = None;
@@ -549,7 +586,7 @@ const REDIS_PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the primary for Sentinel.
 const PRIMARY: &str = "main";
 
-/// The key of the HTTP API. It is no secret, because the nodes of a run listen on this machine only.
+/// The key of the HTTP API, and of requests that nodes relay. It is no secret, because the nodes of a run listen on this machine only.
 pub(super) const KEY: &str = "chaos-key-of-the-table-of-faults";
 /// Its SHA-256.
 const KEY_HASH: &str = "a762cad2d276f9708503e39066dbaacd297aeee0681612ead902b3419a939b02";

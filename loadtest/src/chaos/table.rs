@@ -114,7 +114,7 @@ impl Row {
     }
 }
 
-fn seconds(time: Nanos) -> String {
+pub(super) fn seconds(time: Nanos) -> String {
     format!("{:.1} s", clock::seconds(time))
 }
 
