@@ -15,6 +15,16 @@
 //! reason, and the first signal ends the process.
 //!
 //! Every failure at startup becomes an error here that names the remedy.
+//!
+//! **Why in this order.** Ports are bound before anything else, because an address in
+//! use is the most common mistake, and because clients that connect early wait in the
+//! kernel's queue instead of being refused. The internal port is served before the
+//! server is built, so that `/readyz` can tell the reason while Redis is away. The
+//! public port is served last, when every part that a client could reach has been
+//! started.
+//!
+//! Stopping takes the opposite way: first no new clients, then the open ones, then
+//! handlers and what they have left for hooks, at last the spans of all that.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -133,6 +143,8 @@ pub(crate) fn runtime(workers: Workers) -> io::Result<Runtime> {
 /// Serves until a signal arrives, then disconnects the clients. `is_demo` adds the page. A hangup
 /// reads the settings again.
 pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), RunError> {
+    // Before all else: a signal that arrives before its handler is installed ends the
+    // process at once, with the ports half open.
     let mut signals = Signals::new()?;
     let tls = PublicTls::start(&config.tls).map_err(RunError::Tls)?;
     let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
@@ -164,6 +176,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         pakyow: pakyow.as_ref(),
         address: relay.as_ref().map(Relay::address),
     };
+    // Building may wait for Redis for ever, so a signal must be able to end it. No
+    // client is connected yet, so there is nothing to drain.
     let built = tokio::select! {
         built = build_when_possible(&config, &parts, &health) => built,
         signal = signals.next(async || warn!("SIGHUP is ignored until the server is built")) => {
@@ -182,6 +196,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let relaying = relay
         .map(|relay| relay.start(&config, &server))
         .transpose()?;
+    // These parts need the server's node and registry, and must run before the first
+    // client.
     presence.start(&server).map_err(io::Error::other)?;
     hooks.started(&server).map_err(io::Error::other)?;
     followed.set(&server, &config.operation.log_client);
@@ -195,6 +211,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
     let doors = doors.map_err(io::Error::other)?;
     let calls = calls(&config, &api, pakyow.as_ref(), &doors);
+    // On the internal port, calls got 503 until now, see [`api::starting`].
     let own = match own {
         Some(listener) => Some(Admin::serve(listener, calls)?),
         None => {
@@ -232,6 +249,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     if let Some(pakyow) = &pakyow {
         router = pakyow.before(&doors, router);
     }
+    // The listener queues connections already, so the service manager may go on.
     let notify = Notify::from_environment();
     notify.ready();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -249,6 +267,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         serving = serving.with_tls(public.tls.clone());
     }
     let operation = &config.operation;
+    // Not ready first: balancers notice it while the server still accepts clients for
+    // the grace.
     let drain = async || {
         health.draining();
         notify.stopping();
@@ -260,6 +280,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         server.drain(drain).await;
     };
     let close = async || {
+        // Nobody new may come in while connections close. Hooks are told before, because
+        // waiting events of connections have to end; flushed after, because each closed
+        // socket leaves a disconnect.
         drop(stop);
         if let Some(relaying) = &relaying {
             relaying.closing();
@@ -268,6 +291,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         server.close().await;
         hooks.flush().await;
     };
+    // All are prepared before the first one is replaced, so a mistake in the file
+    // changes nothing.
     let mut parts: Vec<Box<dyn Reloadable>> = vec![
         Box::new(log.level()),
         Box::new(LogClients(followed, server.clone())),
@@ -289,6 +314,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         operation.drain_timeout.0,
     )
     .await?;
+    // Requests of other nodes are served until the connections here are closed, because
+    // those belong to sessions that live here.
     if let Some(relaying) = relaying {
         relaying.end().await;
     }
@@ -361,6 +388,8 @@ fn dialect(config: &Config) -> Option<String> {
 }
 
 /// Builds the server, if need be again and again until Redis is available.
+/// Only errors that may pass are repeated. A wrong option ends the process at once,
+/// because a restart would not help either, and the operator has to see it.
 async fn build_when_possible(
     config: &Config,
     parts: &Defined<'_>,
@@ -376,6 +405,8 @@ async fn build_when_possible(
             built => return built,
         }
         sleep(pause).await;
+        // Many nodes wait for the same Redis, and it must not be met by all of them
+        // every few milliseconds when it returns.
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }
@@ -415,6 +446,15 @@ struct Stop<D, C> {
 
 /// Serves until the first signal, then drains and closes. A further signal skips the rest
 /// of the drain, or ends the stop if there is none. So does the end of the time.
+///
+/// ```text
+///  serving ── signal ──► drain ── done, or signal ──► close ── connections gone ──► Ok
+///     │                    └── time is up ──────────────┴── time is up ───► DrainTimeout
+///     └── fails ──► Err                                └── signal ─────────► Interrupted
+/// ```
+///
+/// The server is polled in all three phases, because clients are served until they are
+/// closed.
 async fn supervise(
     serving: impl Future<Output = io::Result<()>>,
     stop: Stop<impl AsyncFnOnce(), impl AsyncFnOnce()>,
@@ -428,6 +468,8 @@ async fn supervise(
             info!(signal = name, "draining: a further signal closes what is left at once");
         }
     }
+    // One deadline covers draining and closing: the service manager kills after a total
+    // time.
     let mut deadline = pin!(sleep(drain_timeout));
     tokio::select! {
         // A signal that arrives with the end of the drain is one that follows it.
@@ -479,6 +521,8 @@ impl Signals {
                         return "SIGHUP";
                     }
                     tokio::select! {
+                        // A reload may take seconds, for example for a set of keys, and
+                        // must not delay a stop.
                         () = on_hangup() => {}
                         _ = self.terminate.recv() => return "SIGTERM",
                         _ = self.interrupt.recv() => return "SIGINT",

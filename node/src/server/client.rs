@@ -15,6 +15,16 @@
 //! in the turn in which its packet was read. If it has to wait, it becomes a [`Task`] of
 //! [`InFlight`]. After the end of the connection, the client lives on until its last task
 //! is done.
+//!
+//! **Why the state is kept in three places.** `sockets` has the namespaces that are in
+//! force. A namespace that is being decided about is a task of `in_flight`, because
+//! authorizers are futures. Namespaces that the server has left are remembered there by
+//! name until the client's next CONNECT, because packets that crossed the disconnect
+//! must not look like those of a faulty client.
+//!
+//! A `disconnect()` of the application is only a verdict, which it leaves at the socket
+//! before it wakes the driver. The driver carries it out in its turn. So a socket never
+//! leaves while one of its packets is being handled.
 
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 
@@ -56,6 +66,8 @@ use roomcast_protocol::{
 };
 
 /// The longest query that a client of revision 2 may put behind a namespace.
+/// Later revisions put the credentials into the packet's data, whose size the limit of
+/// messages bounds.
 const CONNECT_QUERY_BYTES: usize = 2048;
 
 pub(crate) struct Client {
@@ -63,6 +75,7 @@ pub(crate) struct Client {
     request: Arc<Request>,
     dialect: Dialect,
     decoder: Decoder,
+    // Most clients use one namespace, which needs no allocation this way.
     sockets: SmallVec<[Socket; 1]>,
     /// Exists while something waits.
     in_flight: Option<Box<InFlight>>,
@@ -101,6 +114,7 @@ impl Client {
     }
 
     fn handle(&mut self, turn: &mut Turn<'_, '_>, packet: &Packet<'_>) -> Result<(), CloseReason> {
+        // Measured before anything else, so that packets which are refused count, too.
         let over = self.over_rate(packet);
         if packet.kind == PacketKind::Connect {
             if let Some(over) = over
@@ -139,6 +153,9 @@ impl Client {
                 }
                 let engine = &self.server.engine;
                 let limit = engine.config.limits.events_in_flight;
+                // An event over the limit is held and not refused, because the client
+                // is within its rights: the handlers are slow. Held bytes pause
+                // reading, see `is_ready`.
                 match self.in_flight.as_mut().filter(|i| i.is_full(limit)) {
                     None => self.event(turn, socket, packet),
                     Some(in_flight) => {
@@ -182,6 +199,7 @@ impl Client {
         self.sockets.iter().any(|s| s.namespace_name() == nsp)
     }
 
+    /// Begins to connect a client to a namespace.
     fn connect(&mut self, turn: &mut Turn<'_, '_>, packet: &Packet<'_>) {
         let (nsp, auth) = match self.dialect {
             Dialect::V2 => split_query(&packet.nsp),
@@ -193,6 +211,8 @@ impl Client {
         self.replace_connect(turn, nsp);
         let in_flight = self.in_flight.as_ref();
         let metrics = &self.server.engine.metrics;
+        // Undecided connects count, too. Otherwise a client could start any number of
+        // authorizers.
         let in_use = self.sockets.len() + in_flight.map_or(0, |i| i.connecting());
         if in_use >= self.server.engine.config.limits.namespaces_per_connection {
             metrics.limit_reached(Limit::Namespaces);
@@ -201,6 +221,8 @@ impl Client {
             packets::connect_error(turn, self.dialect, nsp, &refused);
             return;
         }
+        // The client counts as a user of a dynamic namespace from here on, so every way
+        // on which it is not let in must leave it.
         let Some(namespace) = self.server.enter(nsp) else {
             self.count_refused(nsp, "unknown");
             packets::unknown_namespace(turn, self.dialect, nsp);
@@ -214,6 +236,7 @@ impl Client {
             (Revision::V3, "/") => SocketId::new(connection.id().as_str()),
             (Revision::V3, nsp) => SocketId::new(&format!("{nsp}#{}", connection.id().as_str())),
         };
+        // Clients of revision 3 send no session to return to.
         let may_return = connection.revision() == Revision::V4;
         let waits = may_return && namespace.has_to_wait(handshake.auth_json());
         let future: BoxFuture<Result<Admitted, HandlerError>> =
@@ -222,6 +245,8 @@ impl Client {
                 let (socket, connection) = (socket.clone(), *connection.id());
                 Box::pin(admission(namespace, handshake, socket, connection, waits))
             } else {
+                // Nothing decides and nothing has to be subscribed: the common case,
+                // which makes no task.
                 let Some(expecting) = namespace.expect(&socket) else {
                     self.admit(turn, &namespace, handshake, socket, Admitted::default());
                     return;
@@ -297,6 +322,8 @@ impl Client {
             recoverable,
         );
         let (sid, pid) = (socket.id().as_str(), socket.pid());
+        // The reply is the first packet of a namespace, so it is queued before the
+        // socket can receive broadcasts.
         packets::connect_reply(turn, self.dialect, &namespace.name, sid, pid);
         self.enter(turn, &socket);
     }
@@ -311,6 +338,7 @@ impl Client {
         handshake: Handshake,
         id: SocketId,
     ) {
+        // Closing the transport makes an official client reconnect after its back-off.
         if self.sockets.is_empty() {
             namespace.leave();
             turn.connection.close(CloseReason::TransportClose);
@@ -387,6 +415,8 @@ impl Client {
 
     /// A socket has been inserted: the connect handler starts.
     fn entered(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket) {
+        // From here on, the connection is in use and the connect timeout does not end
+        // it.
         turn.connection.claim();
         let namespace = Arc::clone(socket.live());
         tracing::debug!(
@@ -397,6 +427,7 @@ impl Client {
             "a socket connected"
         );
         socket.session_changed();
+        // Before the handler runs, because it may already disconnect the socket.
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
             self.run(turn, socket, "connect", on_connect, Call::of_socket(socket));
@@ -437,6 +468,8 @@ impl Client {
                 admission: Ok(admitted),
             } => {
                 self.decided(&namespace);
+                // The connection ended while the authorizers were running, so there is
+                // nobody to let in.
                 if turn.connection.is_closed() {
                     namespace.leave();
                 } else {
@@ -551,6 +584,7 @@ impl Client {
 
     /// The socket leaves its namespace: its disconnect handler starts, then it leaves its rooms.
     fn leave(&mut self, turn: &mut Turn<'_, '_>, socket: &Socket, reason: DisconnectReason) {
+        // Leaving may be caused from several sides, and only the first one counts.
         if !socket.mark_gone() {
             return;
         }
@@ -567,6 +601,8 @@ impl Client {
             socket.observed(Observation::Disconnected { socket, reason });
         }
         if let Some(on_disconnect) = &namespace.handlers.disconnect {
+            // The handler runs beside the removal below, and still has to see the
+            // rooms.
             socket.keep_last_rooms();
             let call = Call {
                 reason: Some(reason),
@@ -635,6 +671,8 @@ impl Protocol for Client {
             address = self.address(),
             "a connection opened"
         );
+        // These clients send no CONNECT for the main namespace. They take it for
+        // connected with the transport, and wait for the server's packet.
         if self.dialect == Dialect::V2 || turn.connection.revision() == Revision::V3 {
             let main = Packet {
                 kind: PacketKind::Connect,
@@ -648,6 +686,8 @@ impl Protocol for Client {
         }
     }
 
+    // A client of the msgpack parser sends only binary messages; a text shows that the
+    // parsers of client and server differ.
     fn text(&mut self, turn: &mut Turn<'_, '_>, text: &str) -> Result<(), CloseReason> {
         if self.dialect == Dialect::Msgpack {
             return Err(refused("unexpected_text"));
@@ -763,6 +803,8 @@ async fn admission(
     let mut is_trusted = false;
     if let (Some(restored), Some(recovery)) = (&restored, &namespace.recovery) {
         socket = restored.id();
+        // The client was authorized when the session began, and its private id is known
+        // to nobody else. Node's servers skip their middleware for it by default, too.
         is_trusted = !recovery.options.authorizes_again;
     }
     let mut data = None;
@@ -770,6 +812,8 @@ async fn admission(
         let (namespace, socket) = (Arc::clone(&namespace), socket.clone());
         let names = (socket, connection);
         data = authorize(namespace, handshake, names, restored.is_some()).await?;
+    // The socket keeps its id. If another node made it, this node is not subscribed to
+    // its room.
     } else if let Some(expecting) = namespace.expect(&socket) {
         expecting.await;
     }

@@ -4,6 +4,17 @@
 //! the publish is awaited. So local delivery never waits for Redis, and an error of the
 //! bus is still reported. Incoming: the bus calls [`Listener`] inline and in order, so
 //! nothing here may block.
+//!
+//! ```text
+//!  emit ─► frame ─► publish (enqueued) ─► fan out to local sockets ─► await the publish ─► Delivery
+//!    └ journal ─► stored and published by Redis ──┐
+//!    └ key ─────► published once by Redis ────────┴─► comes back like that of any node ─► fan out
+//!  bus ──► Listener::receive ─► carry_out ─► fan out
+//!      └─► Listener::answer ──► local sockets described, counted, asked
+//! ```
+//!
+//! Emits with a journal or a key take the way through Redis also to local sockets,
+//! because only Redis knows the place in the order, or whether the key is new.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -63,6 +74,7 @@ impl LiveNamespace {
         }
         let frame = self.frame(&target, None, event, &args, None)?;
         self.notify_outgoing(&target, event, &args);
+        // Arguments are moved into the message, so a copy is made only for observers.
         let observed = self.observers.is_any_of_events().then(|| args.clone());
         let published = self.publish(&target, || Message::Broadcast {
             target: target.clone(),
@@ -124,7 +136,11 @@ impl LiveNamespace {
     /// Makes the selected sockets of all nodes join, leave or disconnect.
     pub(super) async fn command(&self, message: Message) -> Result<(), EmitError> {
         let target = message.target().expect("commands are about sockets");
+        // Published first, so that other nodes get commands and events in the order of
+        // the calls here.
         let published = self.publish(target, || message.clone());
+        // An error of the bus goes first: it means that other nodes may not have taken
+        // part, whereas the sockets here are known.
         let done = self.carry_out(&message, None);
         resolve(published).await?;
         done.map(drop)
@@ -205,6 +221,9 @@ impl LiveNamespace {
                 for socket in self.local_sockets(target) {
                     count += 1;
                     match socket.join(rooms.as_slice()) {
+                        // The others of the selection still join. A socket that has
+                        // gone is no error, since it could have gone a moment later as
+                        // well.
                         Ok(()) | Err(roomcast_adapter::JoinError::Disconnected) => {}
                         Err(error) => refused = Some(error),
                     }
@@ -274,6 +293,7 @@ impl LiveNamespace {
         timeout: Duration,
         progress: Option<Arc<dyn Progress>>,
     ) -> Result<Answer, EmitError> {
+        // Before the event is sent, because the first client may acknowledge at once.
         let (awaited, gathering) = self.acks.many(progress);
         let frame = self.frame(target, Some(awaited.id), event, args, None)?;
         self.notify_outgoing(target, event, args);
@@ -290,6 +310,8 @@ impl LiveNamespace {
         if self.observers.is_any_of_events() {
             self.observed(target, event, args, asked);
         }
+        // Only now is it known how many were asked, so only now can the last
+        // acknowledgement complete the collection.
         gathering.seal(asked);
         // After a timeout, the answers so far count.
         let _ = tokio::time::timeout(timeout, gathering.complete()).await;
@@ -323,6 +345,8 @@ impl LiveNamespace {
             }
             None => self.parser.event(&self.name, id, event, args)?,
         };
+        // Arguments of the event would be kept as long as the frame waits in any
+        // outbox.
         if self.plain_sockets.load(Ordering::Relaxed) == 0 {
             return Ok(frame);
         }
@@ -340,6 +364,8 @@ impl LiveNamespace {
 
     /// Calls the listener for outgoing events, once per recipient on this node.
     fn notify_outgoing(&self, target: &Target, event: &str, args: &Args) {
+        // Selecting the sockets a second time costs as much as the fan-out, so it is
+        // done only for a listener.
         if let Some(listener) = &self.handlers.any_outgoing {
             for socket in self.local_sockets(target) {
                 listener(&socket, event, args);

@@ -10,6 +10,10 @@
 //!      │    └──► handler, or fallback ──► answer
 //!      └─ error ──────────────────────► answer
 //! ```
+//!
+//! Both ways look up the handler when it runs, and a handler that is to run once is
+//! taken by the first event that finds it. The fallback gets everything else, so an
+//! application that forwards events needs no list of them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -40,6 +44,8 @@ impl Client {
             return;
         };
         let id = packet.id;
+        // The arguments are read for observers only. Otherwise they stay bytes of the
+        // packet until a handler wants them.
         if socket.live().observers.is_any_of_events()
             && let Ok(args) = packet.payload().to_args()
         {
@@ -50,6 +56,8 @@ impl Client {
             });
         }
         if !handlers.middleware.is_empty() {
+            // The packet borrows the buffer of the thread, which the next connection
+            // overwrites.
             let future = Box::pin(handle_filtered(socket.clone(), packet.clone().into_owned()));
             let name = name.into();
             let task = Task::Event {
@@ -99,6 +107,8 @@ impl Client {
                     future,
                 });
             }
+            // The state of the application's handler is not known after a panic, so the
+            // socket is disconnected. Other sockets of the connection go on.
             Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
         }
     }
@@ -196,6 +206,8 @@ async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answ
     if listener.is_none() && handlers.any.is_none() {
         note_unhandled(&socket, name);
     }
+    // Both run beside each other: the catch-all handler observes, and must not delay
+    // the answer.
     let any: OptionFuture<_> = handlers.any.as_ref().map(|any| any(&mut call())).into();
     let answer: OptionFuture<_> = listener.map(|listener| (listener.run)(&mut call())).into();
     let (any, answer) = join(any, answer).await;

@@ -5,6 +5,27 @@
 //! task that finds the transport ready writes: the lane's, or the driver at the end of its turn.
 //!
 //! The lock is a leaf, except that the timer wheel of the connection's lane is taken under it.
+//!
+//! ```text
+//!   application, bus ── send, deliver ──┐                        ┌── wakes ── lane's task: flush
+//!   any thread ──────── close, wake ────┼─► lock: state, stream ─┤
+//!   lane's wheel ────── on_timer ───────┤                        └── wakes ── driver: turn … end_turn
+//!   an upgrade ──────── attach ─────────┘
+//! ```
+//!
+//! **Who writes.** A WebSocket has at most one writer at a time, because frames must
+//! not interleave. While the driver is in its turn, it is the driver: pushes queue, and
+//! `end_turn` writes them together with the replies. Otherwise a push marks the
+//! connection dirty and gives it to its lane, whose task writes many connections with
+//! one wake-up. A socket that is full belongs to the driver again, because only the
+//! driver's waker is registered with the system.
+//!
+//! **Why a lock and no channel.** A push returns whether the client took the frame, was
+//! cut or is closed, so the number of recipients is known at once, and no task has to
+//! be woken for a push. The lock is held for a push, or while what is queued is
+//! written, never across an await. Decisions of the state come out as [`Todo`], which
+//! is carried out before the lock is released, so that no other thread sees a state
+//! whose timer or wake-up is still missing.
 
 use std::{
     io,
@@ -43,6 +64,7 @@ pub(crate) struct Connection {
     engine: Arc<Engine>,
     locked: Mutex<Locked>,
     id: EngineId,
+    // Derived from the id, so every part of the server finds the lane without a table.
     lane: u16,
     revision: Revision,
     /// Whether the client's transport takes text only. It changes when a WebSocket is attached.
@@ -286,10 +308,13 @@ impl Connection {
             .state
             .push(frame, volatile, by_lane, reach, config, now);
         match push {
+            // Something is queued now, so replies have to go behind it.
             Push::Queued { flush, waits } => {
                 self.direct.store(false, Ordering::Relaxed);
                 if waits {
                     frame.count_waiting(&self.engine.metrics.outbox_bytes);
+                    // The lane's task looks for clients that are stuck, and cuts those
+                    // with the most bytes.
                     if self.engine.is_over_budget() {
                         self.lane().wake();
                     }
@@ -339,6 +364,7 @@ impl Connection {
 
     pub(super) fn begin_close(&self, locked: &mut Locked, reason: CloseReason) {
         let (reach, now) = (locked.reach(), self.engine.clock.now());
+        // A plain WebSocket gets a code that tells its client the reason.
         let todo = if self.is_plain {
             let frame = close_frame(reason.plain_websocket_code());
             locked.state.close_with(reason, &frame, reach, now)
@@ -411,6 +437,8 @@ impl Connection {
         };
         let error = loop {
             let Some(bytes) = state.next_write(wire, scratch) else {
+                // TLS may keep records back that the system has not taken. Only the
+                // driver is woken when it takes more.
                 if cx.is_none() && stream.holds_bytes() {
                     locked.wake_driver();
                 }
@@ -426,6 +454,8 @@ impl Connection {
             }
         };
         if error.kind() == io::ErrorKind::WouldBlock {
+            // From now on the frames are memory that a slow client costs, so they are
+            // counted.
             if state.block(total > 0, self.engine.clock.now()) {
                 let waiting = &self.engine.metrics.outbox_bytes;
                 state
@@ -444,6 +474,8 @@ impl Connection {
     /// Looks at the heartbeat and at the time that is left; called by the lane's task.
     pub(super) fn on_timer(self: &Arc<Self>, tick: Tick, now: Time) {
         let mut locked = self.lock();
+        // The timer has been replaced; wheels keep the old entry, see
+        // [`sessions`](super::sessions).
         if locked.timer != tick {
             return;
         }
@@ -470,6 +502,8 @@ impl Connection {
         let Some((frame, is_unanswered)) = self.plain_heartbeat(locked) else {
             return Ok(false);
         };
+        // The client's protocol has no pong, so the ping counts as answered. A client
+        // that is gone shows when it takes no more bytes.
         if is_unanswered {
             let config = &self.engine.config;
             let (received, todo) = locked.state.receive(Packet::Pong(""), config, now);
@@ -496,6 +530,8 @@ impl Connection {
         if locked.state.is_expired() {
             return Err(Closed);
         }
+        // A client that has got its last packet by a poll expects nothing more, so an
+        // upgrade that comes after it is too late.
         match locked.polling() {
             Some(polling) if !polling.said_farewell() => polling.attached(read),
             _ => return Err(Closed),
@@ -524,6 +560,7 @@ impl Connection {
         let mut locked = self.lock();
         locked.state.begin_turn();
         match &mut locked.driver {
+            // Cloning counts references with atomics, in every turn.
             Some(waker) if waker.will_wake(cx.waker()) => {}
             waker => *waker = Some(cx.waker().clone()),
         }
@@ -545,12 +582,16 @@ impl Connection {
         self.publish_direct(locked);
         let mut sent = 0;
         if let (false, Some(stream)) = (replies.is_empty(), &mut locked.stream) {
+            // An error is not handled here: the bytes stay queued, and the write below
+            // meets it again.
             sent = stream.try_write(Some(cx), replies).unwrap_or_default();
             locked.state.replied(replies, sent);
             replies.clear();
         }
         while locked.state.driver_writes() {
             sent += self.write(locked, scratch, Some(cx));
+            // Polling registers the driver's waker. If the socket has become writable
+            // in between, writing goes on, because no wake-up would follow.
             let writable = match &mut locked.stream {
                 Some(stream) if locked.state.is_blocked() => stream.poll_writable(cx).is_ready(),
                 _ => false,
@@ -602,6 +643,9 @@ impl Connection {
         let Some(stream) = locked.stream.as_mut().filter(|_| !has_frames) else {
             return Poll::Pending;
         };
+        // Closing a socket with unread bytes makes the system send a reset, which may
+        // discard at the client what was written last. So the rest is read until the
+        // client has closed, too.
         stream.shut_down(cx);
         loop {
             match stream.poll_read(cx, scratch) {
@@ -620,6 +664,7 @@ impl Connection {
         locked.state.release();
         locked.driver = None;
         locked.wake_poll();
+        // Dropped without the lock: closing the descriptor is a system call.
         let stream = locked.stream.take();
         drop(locked);
         drop(stream);

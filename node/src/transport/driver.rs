@@ -10,6 +10,19 @@
 //! a turn:  read at most 8 times ─▶ handle ─▶ poll running handlers ─▶ write replies and outbox
 //! woken by: the socket (readable, or writable again), a posted body, a handler, a close
 //! ```
+//!
+//! **Why turns are bounded.** The runtime has one worker per core, and a client that
+//! sends without a pause would keep its worker for ever. After [`READS_PER_TURN`] reads
+//! the task wakes itself, which puts it behind the other tasks that are ready.
+//!
+//! **Why reading may pause.** If the protocol takes no more, the bytes that were read
+//! stay in `unread`, and nothing more is read. The client's TCP window fills, so the
+//! pressure reaches the client instead of growing a queue here.
+//!
+//! **Why the stages.** The protocol is notified of the end exactly once, when the stage
+//! becomes `Closing`. Its handlers may run on for any time, but the descriptor is given
+//! back as soon as the last bytes are written. The permit is kept until the handlers
+//! are done, because a drain waits for the permits.
 
 use std::{
     borrow::Cow,
@@ -40,6 +53,8 @@ use roomcast_protocol::engine_io::{
 };
 
 /// Bytes read at once.
+/// It is a buffer of the thread, so its size does not depend on the number of
+/// connections.
 const READ_BYTES: usize = 64 * 1024;
 
 /// Reads in one turn before other connections get theirs.
@@ -202,9 +217,12 @@ impl<P: Protocol> Future for Driver<P> {
             })
         });
         let done = core.turn(connection, &mut scratch, cx);
+        // A single large turn must not cost the thread its memory for ever.
         if scratch.replies.capacity() > 4 * REPLY_BYTES {
             scratch.replies = Vec::new();
         }
+        // Taken and set again rather than borrowed: a handler that panics leaves the
+        // thread without buffers for a moment, and never with a borrowed cell.
         SCRATCH.set(Some(scratch));
         done
     }
@@ -247,12 +265,15 @@ impl<P: Protocol> Core<P> {
         if matches!(self.stage, Stage::New | Stage::Open) {
             if self.stage == Stage::New {
                 self.stage = Stage::Open;
+                // The waker has to be known before a handler can cause anything.
                 drop(connection.turn(turn.cx));
                 self.protocol.open(&mut turn);
             }
             let progress = self.receive(&mut turn, read);
             self.protocol.poll(&mut turn);
             let resumes = progress == Progress::Paused && self.protocol.is_ready();
+            // Nothing else would wake the task: bytes that were received already, or
+            // left in the socket, cause no event.
             if resumes || progress == Progress::Unfinished {
                 turn.cx.waker().wake_by_ref();
             }
@@ -261,6 +282,8 @@ impl<P: Protocol> Core<P> {
             };
             self.stage = Stage::Closing;
             metrics.closed(reason);
+            // Only here, outside the connection's lock, because writing to the log may
+            // block.
             if let Some(backlog) = connection.take_backlog() {
                 tracing::warn!(
                     reason = reason.label(),
@@ -275,6 +298,8 @@ impl<P: Protocol> Core<P> {
         if self.stage == Stage::Closing {
             drop(connection.turn(turn.cx));
             turn.end(gather);
+            // The descriptor is released although handlers may still run: they need no
+            // transport.
             if connection.poll_finished(turn.cx, read).is_ready() {
                 connection.release();
                 self.stage = Stage::Released;
@@ -336,9 +361,12 @@ impl<P: Protocol> Core<P> {
             if let Some(posted) = polling.take_posted() {
                 return Input::Posted(posted);
             }
+            // The client still polls: posted bodies are all that can come.
             if !polling.is_over() {
                 return Input::Nothing;
             }
+            // The upgrade is complete, and all bodies that were posted before are
+            // handled. What the probe has read beyond its packet comes first.
             let read = polling.take_read();
             locked.aside = None;
             self.moved_to_websocket(connection);
@@ -398,6 +426,8 @@ impl<P: Protocol> Core<P> {
                 packets.rest()
             }
         };
+        // The protocol took no more in the middle of a body. The rest comes in a later
+        // turn.
         if let (Some(rest), Some(polling)) = (rest, connection.lock().polling()) {
             polling.put_back(Posted {
                 form: posted.form,
@@ -434,6 +464,8 @@ impl<P: Protocol> Core<P> {
         let mut input = bytes;
         while let Some(event) = self.reader.next(&mut input, &limits).map_err(refused)? {
             self.handle_event(turn, &event)?;
+            // Copied, because the buffer belongs to the thread. It happens only to
+            // clients that are too fast for their handlers.
             if !self.protocol.is_ready() {
                 self.unread = (!input.is_empty()).then(|| Box::new(input.to_vec()));
                 break;
@@ -458,6 +490,8 @@ impl<P: Protocol> Core<P> {
             Event::Binary(bytes) if v3 => packet::decode_binary_v3(bytes).map_err(undecodable)?,
             Event::Binary(bytes) => Packet::Message(Message::Binary(bytes[..].into())),
             Event::Ping(payload) => {
+                // The pong goes through the outbox, because control frames must not
+                // split a message that is half written.
                 let mut pong = Vec::new();
                 websocket::append_pong(&mut pong, payload);
                 turn.send(&Frame::raw(&pong));

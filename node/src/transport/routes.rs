@@ -12,6 +12,16 @@
 //!    │                   └─ upgrade ───▶ 101, then a probe
 //!    └─────▶ of another node ──────────▶ relay, which brings the response
 //! ```
+//!
+//! **Order of a handshake.** The permit is taken before the rate is counted and before
+//! the application is asked, because `allow_request` may take seconds, in which further
+//! requests must already see the connection as taken. After it, the phase of the server
+//! is looked at again: a drain that has begun in the meantime would not see a
+//! connection that is opened later.
+//!
+//! **A WebSocket** is opened after the response has been sent, by a task that waits for
+//! HTTP's upgrade. Up to then there is only the permit. **A new session over polling**
+//! exists before its response, because the response has the id.
 
 use std::{borrow::Cow, io::Write as _, sync::Arc};
 
@@ -93,6 +103,8 @@ impl Routes {
     }
 
     async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        // CORS, preflights and files are the matter of the node that has received the
+        // request, because a header that two nodes add is invalid.
         if self.is_relayed {
             let dispatched = self.dispatch(request).await;
             return dispatched.unwrap_or_else(|refused| self.refuse(&refused));
@@ -114,6 +126,7 @@ impl Routes {
             },
         };
         if let Some(cors) = cors {
+            // On refusals, too: without these headers, a page cannot read the reason.
             cors.apply(origin.as_ref(), response.headers_mut());
         }
         response
@@ -252,6 +265,8 @@ impl Routes {
                 return Err(HandshakeError::BadRequest.into());
             }
             let response = switching_protocols(request.headers())?;
+            // A probe holds a socket beside the session until the upgrade timeout, so
+            // their number is limited.
             let Some(probing) = Probing::begin(&self.engine) else {
                 let client = ClientAddress::of(request.extensions());
                 let limit = Limit::UnfinishedUpgrades;
@@ -300,6 +315,7 @@ impl Routes {
             .inc_by(body.bytes.len() as u64);
         let mut response = respond(body.bytes, body.content_type);
         let headers = response.headers_mut();
+        // A cache must not return the body of an earlier poll.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if compresses {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -316,6 +332,8 @@ impl Routes {
         let posting = connection.begin_post()?;
         let content_type = header_str(request.headers(), header::CONTENT_TYPE);
         let form = Form::of_request(content_type);
+        // Revision 4 sends binary as base64 in the text, and Node's server refuses this
+        // form.
         if form == Form::Binary && connection.revision() == Revision::V4 {
             posting.close(CloseReason::ParseError {
                 kind: "content_type",
@@ -347,12 +365,14 @@ impl Routes {
             (CloseReason::LimitReached(Limit::MessageSize), refused)
         };
         let declared = header_str(request.headers(), header::CONTENT_LENGTH).parse::<usize>();
+        // A body that is declared as too large is refused before a byte of it is read.
         if declared.is_ok_and(|declared| declared > limit) {
             return Err(too_large());
         }
         let receive = Limited::new(request.into_body(), limit).collect();
         let received = tokio::select! {
             received = timeout(self.engine.config.limits.body_timeout, receive) => received.ok(),
+            // A body that is still arriving must not delay the end of the process.
             () = self.engine.close_lingered() => None,
         };
         match received {
@@ -527,6 +547,7 @@ fn switching_protocols(headers: &HeaderMap) -> Result<Response<Body>, Refused> {
     Ok(response)
 }
 
+/// Returns whether the client takes gzip. A quality of zero refuses it.
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     list(headers, header::ACCEPT_ENCODING)
         .split(',')
@@ -537,6 +558,7 @@ pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
         })
 }
 
+/// Compresses fast rather than well, because polls of many clients share the cores.
 pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::fast());
     let written = encoder.write_all(bytes).and_then(|()| encoder.finish());

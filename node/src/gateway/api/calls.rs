@@ -2,6 +2,17 @@
 //!
 //! A call is prepared completely before it is carried out, so a wrong request changes nothing and
 //! does not use up its idempotency key.
+//!
+//! ```text
+//!  POST ─► object of raw fields ─► namespace ─► permitted? ─► one operation, or a list ─┐
+//!                                                      operations::check, as for hooks ─┴─► Call
+//!  GET ──► Query ────────────────► namespace ─► permitted? ─────────────────────────────────► Call
+//! ```
+//!
+//! Operations share reader, check and interpreter with the responses of hooks, so an
+//! application can move an operation from one to the other without changing it. Only
+//! the way to the list differs: here the path names a single operation, or `operations`
+//! holds several.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -127,10 +138,14 @@ pub(crate) enum Call {
 }
 
 /// The fields of a body, without the namespace.
+/// Values stay raw until their reader parses them, so that an error can name the field,
+/// and so that arguments are not converted to a tree and back.
 pub(super) type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 impl Call {
     /// Reads and checks a request. `query` is the part of the URL after the question mark.
+    /// The error names the first field that is wrong. The permission for the namespace
+    /// is checked before the other fields.
     pub(crate) fn read(
         endpoint: Endpoint,
         key: &Key,
@@ -164,6 +179,7 @@ impl Call {
                 let operation = single(endpoint, fields)?;
                 let checked = operations::check(vec![operation], Asks::Nobody, limits).map_err(
                     |mut problem| {
+                        // The caller has sent no list, so the path must not show one.
                         problem.at = problem.at.trim_start_matches("[0]").to_owned();
                         Problem::of_operations(problem, "")
                     },
@@ -178,6 +194,8 @@ impl Call {
     }
 
     /// Emits are published once for each idempotency key.
+    /// Other operations need none on the bus, because a repeated join, leave or
+    /// disconnect changes nothing.
     pub(crate) fn once(mut self, key: &str, time: Duration) -> Self {
         if let Self::Operations { checked, .. } = &mut self {
             *checked = std::mem::take(checked).once(key, time);
@@ -191,6 +209,7 @@ impl Call {
         matches!(self, Self::Operations { checked, .. } if checked.is_repeatable())
     }
 
+    /// Runs on a worker. It may outlive the request, see [`api`](super).
     pub(crate) async fn carry_out(
         self,
         server: &Server,
@@ -235,6 +254,8 @@ impl Call {
             }
             Self::Revoke(revoke) => revoke.carry_out(server).await,
             Self::Query { namespace, query } => {
+                // Presence that nodes keep of each other answers at once. A question
+                // costs an answer of every node, and waits for the slowest.
                 let kept = presence.of(&namespace);
                 if let Some(answer) = kept.and_then(|kept| query.answer_from(kept)) {
                     return Ok(answer);
@@ -257,6 +278,7 @@ async fn fetch(server: &Server, namespace: &str, query: &Query) -> Result<Fetche
 }
 
 /// This node's knowledge of itself and of the others.
+/// Nothing is asked, so it also responds while Redis is away.
 fn node(server: &Server) -> Value {
     let (health, reason) = match server.health() {
         roomcast::Health::Flowing => ("flowing", None),
@@ -274,6 +296,7 @@ fn node(server: &Server) -> Value {
     })
 }
 
+/// Checks that a key is for the namespace.
 pub(super) fn permit(key: &Key, namespace: &str) -> Result<(), Problem> {
     if !namespace.starts_with('/') {
         return Err(Problem::invalid(
@@ -309,6 +332,8 @@ pub(super) fn field<'a, T: serde::Deserialize<'a>>(
     value: &'a RawValue,
 ) -> Result<T, Problem> {
     serde_json::from_str(value.get()).map_err(|error| {
+        // The position is one within the field, not within the body, so it would
+        // mislead.
         let text = error.to_string();
         let text = text
             .rsplit_once(" at line ")
@@ -322,6 +347,8 @@ pub(super) fn unknown(field: &str, known: &str) -> Problem {
 }
 
 /// Reads the one operation of a call, whose name is that of the path.
+/// It is added as the field `op`, because the one reader of operations expects it
+/// there.
 fn single(endpoint: Endpoint, fields: Fields<'_>) -> Result<Operation, Problem> {
     if fields.contains_key("op") {
         return Err(Problem::invalid("op", "the path names the operation"));
@@ -347,6 +374,7 @@ fn batch(mut fields: Fields<'_>, key: &Key) -> Result<Vec<Operation>, Problem> {
         .ok_or_else(|| Problem::invalid("operations", "the list of operations is missing"))?;
     let operations =
         operations::read(list).map_err(|problem| Problem::of_operations(problem, "operations"))?;
+    // A batch has no verb of its own. Otherwise, a key for batches could do everything.
     for (index, operation) in operations.iter().enumerate() {
         let verb = match operation {
             Operation::Emit { .. } => Verb::Emit,
@@ -413,6 +441,8 @@ fn readable(args: &Args) -> Value {
         .unwrap_or(Value::Null)
 }
 
+/// The result of a single operation. An operation that other nodes may have missed is
+/// an error here, although this node did its part: the caller has to know.
 fn result_of_one(mut report: Report) -> Result<Value, Problem> {
     match report.results.pop() {
         Some(Ok(effect)) => Ok(shown(&effect)),

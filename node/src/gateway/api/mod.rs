@@ -59,10 +59,13 @@ use super::{
     config::Config,
     presence::Presence,
     reload::{Preparing, Reloadable, Swap},
-    traces::{self, Span},
+    traces::{self, Span as TraceSpan},
+    values::{ByteSize, Span},
 };
 
 /// The key of the demo. It is in the documentation, so it protects nothing.
+/// A demo accepts it so that the first call of the book works without a file of
+/// settings.
 pub(crate) const DEMO_KEY: &str = "demo-key";
 
 /// Where a call comes in.
@@ -89,6 +92,8 @@ impl Door {
 struct Current {
     settings: Settings,
     keys: Keys,
+    // Calls that run keep their permits of the semaphore that a reload replaces, so for
+    // a moment there may be up to twice as many.
     places: Arc<Semaphore>,
 }
 
@@ -119,6 +124,7 @@ pub(crate) struct Api {
 
 impl Api {
     /// Must be called in the runtime of the workers.
+    /// Its runtime carries the calls out, whatever thread serves HTTP.
     pub(crate) fn new(
         server: Server,
         auth: Option<Arc<Auth>>,
@@ -204,7 +210,7 @@ impl Api {
         request: Request,
     ) -> Response {
         let timing = self.metrics.start(endpoint);
-        let begun = traces::begin(&Span::Api {
+        let begun = traces::begin(&TraceSpan::Api {
             path: endpoint.path(),
             headers: request.headers(),
         });
@@ -225,10 +231,14 @@ impl Api {
         let (parts, body) = request.into_parts();
         let current = Arc::clone(&self.current.lock());
         let settings = &current.settings;
+        // The key comes first: without one, a request costs neither a place nor memory
+        // for its body.
         let key = current.key(&parts.headers)?;
         if let Some(verb) = door.verbs(endpoint).find(|verb| !key.may(*verb)) {
             return Err(forbidden(&key, verb));
         }
+        // A call that finds no place is refused instead of queued, because the caller
+        // can wait better: it knows how long the call is worth waiting for.
         let place = Arc::clone(&current.places).try_acquire_owned();
         let place = place.map_err(|_| {
             let limit = settings.concurrency;
@@ -239,10 +249,13 @@ impl Api {
             Bytes::new()
         } else {
             is_json(&parts.headers)?;
-            read_body(body, settings).await?
+            read_body(body, settings.max_body, settings.timeout).await?
         };
         let query = parts.uri.query().unwrap_or_default().to_owned();
         let (api, time) = (Arc::clone(self), settings.timeout);
+        // Dropping the handle after the timeout does not stop the task. An operation
+        // that was half carried out would be worse than one whose result comes too
+        // late.
         let work = self.workers.spawn(async move {
             let call = match endpoint {
                 Endpoint::Revoke => {
@@ -281,6 +294,8 @@ impl Api {
         let claim = match &work.token {
             None => None,
             Some(token) => {
+                // The path is part of the fingerprint, because two endpoints may have
+                // the same body.
                 let print = [endpoint.path().as_bytes(), b"\n", &work.body].concat();
                 let claiming = self
                     .idempotency
@@ -292,6 +307,8 @@ impl Api {
             }
         };
         let call = match &work.token {
+            // The bus publishes an emit once for its key, even if this node ends after
+            // publishing and before the response is stored.
             Some(token) if self.idempotency.is_shared => {
                 call.once(token, settings.idempotency_time.0)
             }
@@ -311,10 +328,14 @@ impl Api {
         report(*endpoint, key, &answer);
         match claim {
             // The caller can find out by repeating the call, which is published at most once.
+            // Storing the error would return it to each repetition until the key
+            // lapses.
             Some(claim) if is_repeatable => self.idempotency.release(claim).await,
             Some(claim) => self.idempotency.store(claim, &answer, settings).await,
             None => {}
         }
+        // Only now, so that `concurrency` also bounds calls whose callers have given
+        // up.
         drop(work.place);
         Ok(answer.into_response(false))
     }
@@ -333,6 +354,7 @@ impl Reloadable for Arc<Api> {
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let mut settings = config.settings.api.clone();
+        // The listener is bound once, so its address needs a restart.
         settings.listen = self.current.lock().settings.listen;
         let (api, current) = (Self::clone(self), Arc::new(Current::new(settings)));
         let swap: Swap = Box::new(move || *api.current.lock() = current);
@@ -355,6 +377,8 @@ impl Current {
     /// Recognizes the key of a request.
     fn key(&self, headers: &HeaderMap) -> Result<Arc<Key>, Problem> {
         let unauthorized = |detail: &str| Err(Problem::new(Kind::Unauthorized, detail));
+        // Every detail names the remedy. It may, because it shows nothing about the
+        // keys that exist.
         if self.keys.is_empty() {
             return unauthorized("no key is configured: add [[api.keys]] to the settings");
         }
@@ -373,8 +397,8 @@ impl Current {
     }
 }
 
-async fn read_body(body: Body, settings: &Settings) -> Result<Bytes, Problem> {
-    let (limit, time) = (settings.max_body, settings.timeout);
+/// Reads a body within a size and a time, because a client that sends slowly holds a place.
+pub(crate) async fn read_body(body: Body, limit: ByteSize, time: Span) -> Result<Bytes, Problem> {
     let reading = Limited::new(body, limit.0).collect();
     match timeout(time.0, reading).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -396,6 +420,8 @@ fn split_scheme(value: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&value[..space], value[space + 1..].trim_ascii()))
 }
 
+/// Requires the media type of JSON. Browsers send it to other origins only after a
+/// preflight, so no page can make a call with a plain form.
 fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     let value = headers
         .get(header::CONTENT_TYPE)

@@ -1,4 +1,8 @@
 //! Errors of the API, as `application/problem+json` (RFC 9457).
+//!
+//! The title belongs to the type and never changes. The detail is for people: it has
+//! the names and limits of the call at hand, and the remedy if there is one. Programs
+//! decide by `type`, because several types share a status.
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
@@ -54,6 +58,9 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// The last part of the type, the title and the status.
+    /// 503 means that a later attempt may succeed without a change of the request.
+    /// Where part of the work may be done already, the type says so, since the status
+    /// cannot.
     fn parts(self) -> (&'static str, &'static str, StatusCode) {
         match self {
             Self::Invalid => ("invalid", "The request is invalid", StatusCode::BAD_REQUEST),
@@ -233,6 +240,8 @@ impl Problem {
     }
 
     /// The call did part of its work before it failed.
+    /// The results are part of the problem, because the caller must not repeat those
+    /// operations.
     pub(crate) fn after(mut self, results: Vec<Value>) -> Self {
         self.results = Some(results);
         self
@@ -251,6 +260,8 @@ impl Problem {
     }
 
     /// The body, which is the same on each node.
+    /// It has no id of a request and no time: with an idempotency key, another node may
+    /// return it again, and a repetition has to get the same bytes.
     pub(crate) fn body(&self) -> Vec<u8> {
         let (name, title, status) = self.kind.parts();
         let body = Body {
@@ -296,6 +307,8 @@ impl Problem {
             EmitError::Bus(BusError::KeyReused) => {
                 Self::new(Kind::KeyReused, detail).at("Idempotency-Key")
             }
+            // The command was handed over, but its reply was lost, so other nodes may
+            // have the event.
             EmitError::Bus(BusError::Unconfirmed(_)) => Self::new(Kind::Unconfirmed, detail),
             EmitError::Bus(_) => Self::new(Kind::OtherNodes, detail),
             _ => Self::new(Kind::Internal, detail),
@@ -313,12 +326,16 @@ impl IntoResponse for Problem {
             .into_response();
         let headers = response.headers_mut();
         match self.kind {
+            // HTTP demands the header with the status 401.
             Kind::Unauthorized | Kind::Credentials => {
                 headers.insert(
                     header::WWW_AUTHENTICATE,
                     http::HeaderValue::from_static("Bearer realm=\"roomcast\""),
                 );
             }
+            // These pass by themselves, and nothing was done. After `OtherNodes` and
+            // `Unconfirmed`, sockets of this node may have the event, so clients are
+            // not invited to repeat the call blindly.
             Kind::Busy
             | Kind::InProgress
             | Kind::Starting

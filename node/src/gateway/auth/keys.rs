@@ -1,4 +1,18 @@
 //! Keys, each pinned to its algorithm.
+//!
+//! A token names its algorithm itself, in a header that anybody can write. If a key
+//! accepted any algorithm, an attacker could sign a token by HMAC with the published
+//! RSA key as the secret. So each [`Key`] has one algorithm, and a token with another
+//! one finds no key.
+//!
+//! ```text
+//!  [[jwt.keys]] ── secret_file, secret_env ──► HMAC ──┐
+//!             └── public_key_file ──► RSA, EC, EdDSA ─┼─► Key ─► verification
+//!  [jwt.jwks] ─── a set: public keys only ────────────┘
+//! ```
+//!
+//! Secrets are read from files and variables at the start and at each reload, so that
+//! the settings can be shown and stored without them.
 
 mod verification;
 
@@ -24,6 +38,8 @@ use crate::gateway::policy::Claims;
 const MIN_SECRET: usize = 32;
 
 /// The keys of one set that are kept.
+/// A set comes from outside, and each entry is parsed again at each refresh, so their
+/// number is bounded.
 const MAX_KEYS: usize = 100;
 
 /// A key and the one algorithm that it may be used with.
@@ -45,6 +61,8 @@ impl fmt::Debug for Key {
 }
 
 /// Why a key cannot be used.
+/// The texts name the section and the id of the key, because a file may have several.
+/// They never contain the key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyError {
     #[error("[[jwt.keys]] {2}: {path} cannot be read: {1}", path = .0.display())]
@@ -71,6 +89,8 @@ impl Key {
         let read = |path: &Path| {
             fs::read(path).map_err(|error| KeyError::File(path.to_owned(), error, name.clone()))
         };
+        // Exactly one source is permitted, of the kind that the algorithm needs, so
+        // that a public key never becomes the secret of an HMAC.
         let invalid = |what: String| KeyError::Invalid(what, name.clone());
         let algorithm = settings.algorithm;
         let is_hmac = algorithm.family() == AlgorithmFamily::Hmac;
@@ -107,6 +127,8 @@ impl Key {
     }
 
     /// Whether the key may verify a token with this header.
+    /// A key or a token without an id fits any, because issuers with a single key need
+    /// not send one. Then the signature decides.
     fn fits(&self, id: Option<&str>, algorithm: Algorithm) -> bool {
         let has_id = match (&self.id, id) {
             (Some(own), Some(id)) => own == id,
@@ -139,6 +161,9 @@ fn public_key(algorithm: Algorithm, pem: &[u8]) -> Result<DecodingKey, String> {
 
 /// Signs claims with the secret of a key: that of this id, or the first one. Public keys
 /// cannot sign.
+/// It serves `roomcast token`, which issues tokens for tests and for the first steps.
+/// It reads the key as a server does, so a token that it signs is verified by a server
+/// with the same file.
 pub(crate) fn sign(
     settings: &Settings,
     id: Option<&str>,
@@ -196,6 +221,8 @@ fn keys_of(jwk: &Jwk, allowed: &[Algorithm]) -> Vec<Key> {
     else {
         return Vec::new();
     };
+    // RSA keys fit several algorithms, so `allowed` decides. A curve belongs to one
+    // algorithm, so a key with another curve would only produce errors at each token.
     let fits = |algorithm: &&Algorithm| {
         let fits_key = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => algorithm.family() == AlgorithmFamily::Rsa,

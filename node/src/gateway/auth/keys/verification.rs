@@ -1,4 +1,8 @@
 //! The verification of a token with keys.
+//!
+//! The claims are trusted only after the signature has been verified. Of the header,
+//! only `kid` and `alg` are read before that, and they only choose among the configured
+//! keys.
 
 use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
 
@@ -12,9 +16,13 @@ use crate::gateway::{
 };
 
 /// The keys that are tried for one token, because each attempt costs up to 0.2 ms.
+/// A token without a `kid` fits all keys of its algorithm, and anybody can send such
+/// tokens.
 const MAX_ATTEMPTS: usize = 8;
 
 /// The checks of a token beside its signature.
+/// Empty lists of issuers and audiences permit any issuer, but only tokens without an
+/// audience: a token that names one is for another service, unless that is ours.
 #[derive(Clone, Debug)]
 pub(in crate::gateway::auth) struct Rules {
     pub(super) issuer: Vec<String>,
@@ -50,6 +58,10 @@ pub(in crate::gateway::auth) enum Failure {
 }
 
 /// Verifies a token. `now` is in seconds since 1970.
+/// The first key whose signature fits decides. If no key has the id of the token, the
+/// failure is [`Failure::UnknownKey`], after which the caller reads the set of keys
+/// again: an issuer may have rotated them. A wrong signature does not cause that,
+/// because a newer set would not make it right.
 pub(in crate::gateway::auth) fn verify<'a>(
     token: &str,
     keys: impl Iterator<Item = &'a Key>,
@@ -71,6 +83,8 @@ pub(in crate::gateway::auth) fn verify<'a>(
 fn verify_with(token: &str, key: &Key, rules: &Rules) -> Result<Claims, TokenError> {
     let mut validation = Validation::new(key.algorithm);
     // Times are checked by a clock that is passed in.
+    // The tests pass a fixed time, and the error tells an expired token from one that
+    // is not yet valid.
     validation.validate_exp = false;
     validation.required_spec_claims.clear();
     if !rules.issuer.is_empty() {
@@ -106,9 +120,12 @@ fn check_times(claims: Claims, rules: &Rules, now: u64) -> Result<Verified, Toke
         },
     };
     let expires = time("exp")?.ok_or_else(|| TokenError::Claim("exp".to_owned()))?;
+    // The leeway covers clocks of issuer and node that differ.
     if expires.saturating_add(rules.leeway) <= now {
         return Err(TokenError::Expired);
     }
+    // A user's revocation is forgotten after `max_lifetime`, so no token may outlive
+    // it.
     if expires.saturating_sub(now) > rules.max_lifetime.saturating_add(rules.leeway) {
         return Err(TokenError::TooLong);
     }

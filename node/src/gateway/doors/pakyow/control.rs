@@ -2,6 +2,17 @@
 //!
 //! They are served where the HTTP API is, and take its keys: `join` allows subscribing, `leave`
 //! unsubscribing, and `emit` pushing, in the namespace of the door.
+//!
+//! ```text
+//!  POST ─► key, verb, namespace ─► body ─► on a worker: fields ─► digest, channels ─► registry, push
+//!           401, 403            408, 413                 400            400            503
+//! ```
+//!
+//! The application calls while it renders a page, so a call returns only when its
+//! effect is visible: a subscription is in force on the node that has the socket, and a
+//! push is published. A call that has timed out is still carried out to its end,
+//! because half a subscription would be worse. Repeating any of the calls is harmless,
+//! except that a push arrives twice.
 
 use std::sync::Arc;
 
@@ -13,7 +24,6 @@ use axum::{
     routing::post,
 };
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use roomcast::{
     EmitError,
     pakyow::{digest, is_digest},
@@ -28,15 +38,18 @@ use super::{
     subscriptions::{Change, RESERVED},
 };
 use crate::gateway::{
-    api::{Kind, Problem, Verb},
+    api::{Kind, Problem, Verb, read_body},
     doors::{Door, DoorLimit, Doors},
     values::{ByteSize, Span},
 };
 
 /// The most channels of a call.
+/// All are stored by one script, which stops Redis for others meanwhile.
 const MAX_CHANNELS: usize = 1000;
 
 /// The longest connection id and socket key, in bytes.
+/// Pakyow makes ids of 64 digits. Clients choose both, and each is hashed, so they are
+/// bounded.
 pub(super) const MAX_IDENTITY: usize = 256;
 
 /// A call.
@@ -56,6 +69,8 @@ impl Call {
         (Self::PushTo, "/pakyow/push_to"),
     ];
 
+    /// The verb of the API that the key needs. A subscription is a join of somebody
+    /// else's socket.
     fn verb(self) -> Verb {
         match self {
             Self::Subscribe => Verb::Join,
@@ -90,16 +105,11 @@ struct PushTo {
 }
 
 /// The reason why a call is refused, and the limit that it has reached.
+/// The metric counts only limits, so that an operator can tell clients that need more
+/// from clients with mistakes.
 struct Refusal {
     limit: Option<DoorLimit>,
     problem: Problem,
-}
-
-impl Refusal {
-    fn of_limit(limit: DoorLimit, problem: Problem) -> Self {
-        let limit = Some(limit);
-        Self { limit, problem }
-    }
 }
 
 impl From<Problem> for Refusal {
@@ -162,22 +172,11 @@ impl Control {
     async fn call(&self, call: Call, request: Request) -> Result<Response, Refusal> {
         let (parts, body) = request.into_parts();
         self.check_key(&parts.headers, call.verb())?;
-        let reading = Limited::new(body, self.max_body.0).collect();
-        let body = match timeout(self.timeout.0, reading).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let detail = format!("a body has at most {}", self.max_body);
-                let problem = Problem::new(Kind::TooLarge, detail);
-                return Err(Refusal::of_limit(DoorLimit::Body, problem));
-            }
-            Ok(Err(error)) => {
-                return Err(Problem::invalid("", format!("the body is broken: {error}")).into());
-            }
-            Err(_) => {
-                let detail = format!("no body within {}", self.timeout);
-                return Err(Problem::new(Kind::RequestTimeout, detail).into());
-            }
-        };
+        let body = read_body(body, self.max_body, self.timeout).await;
+        let body = body.map_err(|problem| Refusal {
+            limit: (problem.kind == Kind::TooLarge).then_some(DoorLimit::Body),
+            problem,
+        })?;
         let pakyow = Arc::clone(&self.pakyow);
         let work = self
             .workers
@@ -193,6 +192,8 @@ impl Control {
         }
     }
 
+    /// Checks the key. Its namespaces count as well, because the channels are rooms of
+    /// one.
     fn check_key(&self, headers: &HeaderMap, verb: Verb) -> Result<(), Problem> {
         let key = self.doors.api.key(headers, verb)?;
         let namespace = self.pakyow.namespace();
@@ -236,6 +237,7 @@ impl Pakyow {
         Ok(([(header::CONTENT_TYPE, "application/json")], result).into_response())
     }
 
+    /// An empty list is a mistake and no limit.
     fn check_channels(&self, channels: &[String]) -> Result<(), Refusal> {
         if channels.is_empty() || channels.len() > MAX_CHANNELS {
             let detail = format!("a call names 1 to {MAX_CHANNELS} channels");
@@ -249,6 +251,9 @@ impl Pakyow {
         })
     }
 
+    /// A channel is a room, so its name has the limit of rooms. The names of private
+    /// channels are [reserved](RESERVED), because a subscription to one would show
+    /// another visitor's pushes.
     fn check_channel(&self, field: &str, channel: &str) -> Result<(), Refusal> {
         let most = self.limits.room_name_bytes;
         if channel.is_empty() || channel.len() > most {
@@ -274,6 +279,9 @@ impl Pakyow {
 }
 
 impl Subscription {
+    /// Reads the subscription. Both forms are Pakyow's: a page knows the pair, a route
+    /// the digest from its header. A mixture is refused, because the two may contradict
+    /// each other.
     fn change(self) -> Result<Change, Refusal> {
         let digest = match (self.digest, self.connection_id, self.socket_key) {
             (Some(digest), None, None) => {
@@ -325,6 +333,9 @@ fn refusal(failed: &Failed) -> Refusal {
     Refusal { limit, problem }
 }
 
+/// A registry that cannot be reached is 503, since the call can be repeated. A message
+/// that was handed over without a reply is `unconfirmed`: a repetition may push it
+/// twice.
 fn problem(failed: &Failed) -> Problem {
     let detail = failed.to_string();
     match failed {
