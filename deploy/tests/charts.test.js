@@ -117,6 +117,16 @@ describe("the chart", { timeout: 120_000 }, () => {
     for (const name of names) assert.ok(table.includes(`| \`${name}\` |`), name);
   });
 
+  test("probes the internal port over TLS if it has certificates", () => {
+    assert.doesNotMatch(rendered("-f", values), /HTTPS|scheme: https/);
+    const tls = ["internal-tls-cert=/etc/roomcast/secrets/tls.crt", "internal-tls-key=/etc/roomcast/secrets/tls.key"];
+    const text = rendered("-f", values, ...tls.flatMap((option) => ["--set", `options.${option}`]));
+    assert.equal(objections(text), "");
+    assert.equal(text.match(/scheme: HTTPS\}/g).length, 3);
+    assert.match(text, /^ +scheme: https$/m);
+    assert.match(text, /name: ROOMCAST_INTERNAL_TLS_CERT\n/);
+  });
+
   test("keeps the URL of Redis out of everything but a Secret", () => {
     const documents = rendered("-f", values).split(/^---$/m);
     const named = documents.filter((text) => text.includes("password@redis"));

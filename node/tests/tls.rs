@@ -1,4 +1,4 @@
-//! TLS of the server's own listener: WebSocket and polling over it, the choice of certificates, their
+//! TLS of the server's own listeners: WebSocket and polling over it, the choice of certificates, their
 //! replacement, and handshakes that fail.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -380,17 +380,91 @@ async fn a_hangup_replaces_the_certificate_and_a_pair_that_does_not_fit_changes_
     assert_eq!(program.end().0, Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_internal_port_has_certificates_of_its_own_and_processes_of_this_machine_may_do_without()
+ {
+    let authority = Authority::new();
+    for file in ["old", "new"] {
+        authority.sign(file, "DNS:localhost", 2);
+    }
+    let put = |file: &str| {
+        for extension in ["pem", "key"] {
+            let from = authority.path(&format!("{file}.{extension}"));
+            std::fs::copy(from, authority.path(&format!("node.{extension}"))).unwrap();
+        }
+    };
+    put("old");
+    let mut command = roomcast();
+    command.args(["serve", "--access=open"]).args(ANY_PORT);
+    let settings = authority.path("roomcast.toml");
+    std::fs::write(&settings, api_key("secret")).unwrap();
+    command.arg("--config").arg(settings);
+    for (option, file) in [("cert", "node.pem"), ("key", "node.key")] {
+        let file = authority.path(file);
+        command.arg(format!("--internal-tls-{option}={}", file.display()));
+    }
+    let mut program = Program::start(&mut command);
+    let internal = field(&program.line_with("listening"), "internal=");
+    assert_eq!(shown(&internal, &authority).await, authority.der("old.pem"));
+
+    let stream = TcpStream::connect(&internal).await.unwrap();
+    let client = authority.client(&["http/1.1"]);
+    let mut stream = handshake(client, "localhost", stream).await.unwrap();
+    for (path, expected) in [
+        ("/livez", "alive"),
+        ("/metrics", "roomcast_tls_certificate_not_after_seconds"),
+        ("/admin/", "<title>Roomcast admin"),
+        ("/api/node", "\"node\""),
+    ] {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n");
+        let request = format!("{head}Authorization: Bearer secret\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let response = http::response(&mut stream).await;
+        assert_eq!(response.status, 200, "{path}");
+        assert!(
+            response.body.contains(expected),
+            "{path}: {}",
+            response.body
+        );
+    }
+    assert_eq!(process::http(&internal, "GET /livez", "").0, 200);
+
+    put("new");
+    program.signal(Signal::HUP);
+    program.line_with("reloaded the settings");
+    assert_eq!(shown(&internal, &authority).await, authority.der("new.pem"));
+
+    // It needs no certificate on the same machine.
+    let mut drain = roomcast();
+    drain
+        .arg("drain")
+        .arg(format!("--internal-listen={internal}"));
+    assert!(drain.status().unwrap().success());
+    assert_eq!(program.end().0, Some(0));
+}
+
 #[test]
 fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
     let authority = Authority::new();
     for file in ["site", "other"] {
         authority.sign(file, "DNS:localhost", 2);
     }
-    for arguments in [&["config", "check"][..], &["serve"]] {
+    let commands = [&["config", "check"][..], &["serve"]];
+    let options = [
+        "--tls-cert",
+        "--tls-key",
+        "--internal-tls-cert",
+        "--internal-tls-key",
+    ];
+    let cases = commands.into_iter().flat_map(|command| {
+        let [public, internal] = [&options[..2], &options[2..]];
+        [(command, public), (command, internal)]
+    });
+    for (arguments, options) in cases {
         let mut command = roomcast();
         command.args(arguments).args(ANY_PORT);
-        command.arg("--tls-cert").arg(authority.path("site.pem"));
-        command.arg("--tls-key").arg(authority.path("other.key"));
+        command.arg(options[0]).arg(authority.path("site.pem"));
+        command.arg(options[1]).arg(authority.path("other.key"));
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         let text = String::from_utf8_lossy(&output.stderr);
@@ -402,12 +476,24 @@ fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
             text.contains("site.pem") && !text.contains("BEGIN"),
             "{text}"
         );
+        let remedy = format!("(set with {} and {})", options[0], options[1]);
+        assert!(text.contains(&remedy), "{text}");
     }
 }
 
 const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
 
 /// The program, without settings from the environment of the test.
+/// Settings with a key of the API for everything.
+fn api_key(key: &str) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    let hash = digits.collect::<String>();
+    format!(
+        "[[api.keys]]\nname = \"app\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"*\"]\nverbs = [\"*\"]\n"
+    )
+}
+
 fn roomcast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
     command.env_clear();

@@ -1,6 +1,9 @@
 //! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API
 //! unless it has its own listener.
 //!
+//! With certificates, it speaks TLS. Processes of this machine may do without, because `roomcast drain`,
+//! `roomcast doctor` and health checks of containers do, and what they send passes no network.
+//!
 //! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
 //! (`Figures`), and changes one: a process of this machine may have it drain. Calls of the API are
@@ -36,12 +39,15 @@ use axum::{
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use roomcast::Server;
-use tokio::runtime::Handle;
+use roomcast::{Server, Tls};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    runtime::Handle,
     sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 pub(crate) use self::{page::Pages, view::View};
@@ -145,21 +151,35 @@ pub(crate) struct Admin {
 
 impl Admin {
     /// Serves an already bound listener on a new thread.
-    pub(crate) fn start(listener: TcpListener, health: Arc<Health>) -> io::Result<Self> {
-        Self::start_with(listener, router(health), IDLE_TIMEOUT)
+    pub(crate) fn start(
+        listener: TcpListener,
+        health: Arc<Health>,
+        tls: Option<&Tls>,
+    ) -> io::Result<Self> {
+        Self::start_with(listener, router(health), tls, IDLE_TIMEOUT)
     }
 
     /// Serves these paths on an already bound listener and a new thread.
-    pub(crate) fn serve(listener: TcpListener, router: Router) -> io::Result<Self> {
-        Self::start_with(listener, router, IDLE_TIMEOUT)
+    pub(crate) fn serve(
+        listener: TcpListener,
+        router: Router,
+        tls: Option<&Tls>,
+    ) -> io::Result<Self> {
+        Self::start_with(listener, router, tls, IDLE_TIMEOUT)
     }
 
     fn start_with(
         listener: TcpListener,
         router: Router,
+        tls: Option<&Tls>,
         idle_timeout: Duration,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        let serving = Serving {
+            router,
+            tls: tls.map(|tls| TlsAcceptor::from(tls.server_config())),
+            idle_timeout,
+        };
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -169,8 +189,7 @@ impl Admin {
         let thread = thread::Builder::new()
             .name("internal".to_owned())
             .spawn(move || {
-                if let Err(error) = runtime.block_on(serve(listener, router, idle_timeout, stopped))
-                {
+                if let Err(error) = runtime.block_on(serve(listener, serving, stopped)) {
                     tracing::error!(%error, "the internal port failed");
                 }
             })?;
@@ -207,11 +226,11 @@ impl Drop for Admin {
 
 async fn serve(
     listener: TcpListener,
-    router: Router,
-    idle_timeout: Duration,
+    serving: Serving,
     mut stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let serving = Arc::new(serving);
     loop {
         // Not graceful, because a scraper that keeps its connection open must not delay the exit.
         let accepted = tokio::select! {
@@ -222,18 +241,61 @@ async fn serve(
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let router = router.clone();
-        let service = service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
-            router.clone().oneshot(request.map(Body::new))
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(idle_timeout)
-            .serve_connection(TokioIo::new(stream), service);
+        let serving = Arc::clone(&serving);
+        let connection = async move { serving.connection(stream, peer).await };
         drop(tokio::spawn(timeout(LIFETIME, connection)));
     }
 }
+
+/// What connections of a listener have in common.
+struct Serving {
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    idle_timeout: Duration,
+}
+
+impl Serving {
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
+        let is_local = peer.ip().to_canonical().is_loopback();
+        match &self.tls {
+            Some(tls) if !is_local || self.begins_tls(&stream).await => {
+                match timeout(self.idle_timeout, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => self.requests(stream, peer).await,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%peer, %error, "a TLS handshake of the internal port failed");
+                    }
+                    Err(_) => {
+                        tracing::debug!(%peer, "a TLS handshake of the internal port took too long")
+                    }
+                }
+            }
+            _ => self.requests(stream, peer).await,
+        }
+    }
+
+    /// Whether the first byte is that of a TLS handshake. No request of HTTP begins with it.
+    async fn begins_tls(&self, stream: &TcpStream) -> bool {
+        let mut first = [0];
+        let peeked = timeout(self.idle_timeout, stream.peek(&mut first)).await;
+        matches!(peeked, Ok(Ok(1))) && first == [TLS_HANDSHAKE]
+    }
+
+    async fn requests(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr) {
+        let service = service_fn(|mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            self.router.clone().oneshot(request.map(Body::new))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.idle_timeout)
+            .serve_connection(TokioIo::new(stream), service);
+        // A client that goes away is no failure of the port.
+        drop(connection.await);
+    }
+}
+
+/// The type of the first record of a TLS connection.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 fn router(health: Arc<Health>) -> Router {
     Router::new()
@@ -340,7 +402,10 @@ mod tests {
     fn start() -> (Admin, Arc<Health>) {
         let health = Arc::new(Health::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        (Admin::start(listener, Arc::clone(&health)).unwrap(), health)
+        (
+            Admin::start(listener, Arc::clone(&health), None).unwrap(),
+            health,
+        )
     }
 
     #[test]
@@ -348,7 +413,7 @@ mod tests {
         let health = Arc::new(Health::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let idle_timeout = Duration::from_millis(50);
-        let admin = Admin::start_with(listener, router(health), idle_timeout).unwrap();
+        let admin = Admin::start_with(listener, router(health), None, idle_timeout).unwrap();
         for request in ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"] {
             let mut stream = TcpStream::connect(admin.address()).unwrap();
             stream.write_all(request.as_bytes()).unwrap();
@@ -356,6 +421,30 @@ mod tests {
             let mut received = Vec::new();
             drop(stream.read_to_end(&mut received));
             assert_eq!(received.is_empty(), request.is_empty());
+        }
+    }
+
+    /// Certificates are made by openssl, so the tests of the program have what needs one.
+    #[tokio::test]
+    async fn only_a_handshake_begins_tls() {
+        let serving = Serving {
+            router: router(Arc::default()),
+            tls: None,
+            idle_timeout: Duration::from_secs(30),
+        };
+        for (bytes, is_tls) in [
+            (&[0x16, 3, 1][..], true),
+            (b"GET / HTTP/1.1", false),
+            (b"", false),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(bytes).unwrap();
+            drop(client);
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+            assert_eq!(serving.begins_tls(&stream).await, is_tls, "{bytes:?}");
         }
     }
 

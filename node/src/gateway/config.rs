@@ -556,7 +556,7 @@ impl Config {
                  would never fit; raise the one or lower the other"
             ));
         }
-        self.tls.pairs()?;
+        self.tls.fits()?;
         if self.listen.proxy_protocol.0 && self.trusted_proxies().is_empty() {
             return Err(
                 "--proxy-protocol needs --trusted-proxies, the addresses of the balancers that \

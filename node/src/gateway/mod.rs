@@ -59,5 +59,5 @@ pub(crate) use logging::Log;
 pub(crate) use options::print_table;
 pub(crate) use run::{RunError, run, runtime};
 pub(crate) use settings::{default_file, show};
-pub(crate) use tls::read as read_certificates;
+pub(crate) use tls::check as check_certificates;
 pub(crate) use token::print_token;

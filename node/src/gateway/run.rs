@@ -64,7 +64,7 @@ use super::{
     presence::Presence,
     relay::Relay,
     reload::{Reload, Reloadable},
-    tls::PublicTls,
+    tls::Ports,
     values::Workers,
     vitals::Vitals,
 };
@@ -95,7 +95,7 @@ pub(crate) enum RunError {
     },
     #[error("these options cannot be combined: {0}")]
     Build(BuildError),
-    #[error("{0} (set with --tls-cert and --tls-key)")]
+    #[error("{0}")]
     Tls(String),
     #[error("{0}")]
     Hooks(String),
@@ -146,11 +146,11 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     // Before all else: a signal that arrives before its handler is installed ends the
     // process at once, with the ports half open.
     let mut signals = Signals::new()?;
-    let tls = PublicTls::start(&config.tls).map_err(RunError::Tls)?;
+    let tls = Ports::start(&config.tls).map_err(RunError::Tls)?;
     let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
     let public = bind(config.listen.listen, LISTEN)?;
     let health = Arc::new(Health::default());
-    let admin = Admin::start(internal, Arc::clone(&health))?;
+    let admin = Admin::start(internal, Arc::clone(&health), tls.internal.as_ref())?;
     let limits = (&config.limits).into();
     let redis = cluster::redis(&config.redis, &config.cluster);
     let hooks = Hooks::new(
@@ -213,7 +213,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let calls = calls(&config, &api, pakyow.as_ref(), &doors);
     // On the internal port, calls got 503 until now, see [`api::starting`].
     let own = match own {
-        Some(listener) => Some(Admin::serve(listener, calls)?),
+        Some(listener) => Some(Admin::serve(listener, calls, tls.internal.as_ref())?),
         None => {
             health.serving_api(calls);
             None
@@ -262,9 +262,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     if config.listen.proxy_protocol.0 {
         serving = serving.with_proxy_protocol();
     }
-    if let Some(public) = &tls {
-        public.register(&server).map_err(io::Error::other)?;
-        serving = serving.with_tls(public.tls.clone());
+    tls.register(&server).map_err(io::Error::other)?;
+    if let Some(public) = &tls.public {
+        serving = serving.with_tls(public.clone());
     }
     let operation = &config.operation;
     // Not ready first: balancers notice it while the server still accepts clients for
@@ -300,8 +300,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         Box::new(api),
         Box::new(policies),
         Box::new(hooks.clone()),
+        Box::new(tls),
     ];
-    parts.extend(tls.map(|tls| Box::new(tls) as Box<dyn Reloadable>));
     parts.extend(syncano.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(pakyow.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));

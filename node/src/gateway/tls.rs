@@ -1,4 +1,4 @@
-//! TLS of the port for clients: the certificates that the options name, their expiry, their reload.
+//! TLS of the ports: the certificates that the options name, their expiry, their reload.
 //!
 //! Files are read completely and checked with their keys before anything changes, at startup and by
 //! SIGHUP. A key is never logged; errors name the file only.
@@ -51,7 +51,28 @@ pub(crate) struct TlsOptions {
     )]
     pub(crate) tls_key: Vec<PemFile>,
 
-    /// Oldest version of TLS that clients may use
+    /// Certificates with which the port for operators serves over TLS, and that of the API if it has its own
+    ///
+    /// They are named as with --tls-cert, and SIGHUP reads them again. Processes of this machine may connect
+    /// without TLS.
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_delimiter = ',',
+        default_value = "off"
+    )]
+    pub(crate) internal_tls_cert: Vec<PemFile>,
+
+    /// Their private keys, as with --tls-key
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_delimiter = ',',
+        default_value = "off"
+    )]
+    pub(crate) internal_tls_key: Vec<PemFile>,
+
+    /// Oldest version of TLS that clients and operators may use
     #[arg(long, value_name = "VERSION", value_enum, default_value = "1.2")]
     pub(crate) tls_min_version: MinVersion,
 }
@@ -67,20 +88,52 @@ pub(crate) enum MinVersion {
     Tls13,
 }
 
+/// A port with certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    /// The one for clients.
+    Public,
+    /// The one for operators, and that of the API.
+    Internal,
+}
+
+impl Port {
+    /// The options of its certificates and their keys.
+    fn options(self) -> [&'static str; 2] {
+        match self {
+            Self::Public => ["--tls-cert", "--tls-key"],
+            Self::Internal => ["--internal-tls-cert", "--internal-tls-key"],
+        }
+    }
+}
+
 impl TlsOptions {
+    /// Checks that options fit together.
+    pub(crate) fn fits(&self) -> Result<(), String> {
+        self.pairs(Port::Public)?;
+        self.pairs(Port::Internal).map(drop)
+    }
+
     /// The files of each certificate and its key. The error names options that do not fit together.
-    pub(crate) fn pairs(&self) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    fn pairs(&self, port: Port) -> Result<Vec<(PathBuf, PathBuf)>, String> {
         let named = |files: &[PemFile]| {
             let files = files.iter().filter_map(|file| file.0.clone());
             files.collect::<Vec<_>>()
         };
-        let (chains, keys) = (named(&self.tls_cert), named(&self.tls_key));
+        let (chains, keys) = match port {
+            Port::Public => (named(&self.tls_cert), named(&self.tls_key)),
+            Port::Internal => (
+                named(&self.internal_tls_cert),
+                named(&self.internal_tls_key),
+            ),
+        };
         if keys.is_empty() {
             return Ok(chains.iter().cloned().zip(chains.clone()).collect());
         }
         if keys.len() != chains.len() {
+            let [of_chains, of_keys] = port.options();
             return Err(format!(
-                "--tls-cert names {} files and --tls-key {}: each certificate needs its key, in \
+                "{of_chains} names {} files and {of_keys} {}: each certificate needs its key, in \
                  the same order",
                 chains.len(),
                 keys.len()
@@ -88,78 +141,134 @@ impl TlsOptions {
         }
         Ok(chains.into_iter().zip(keys).collect())
     }
+
+    /// Reads the certificates of a port, without effect. Empty if its TLS is off.
+    fn read(&self, port: Port) -> Result<Vec<(PathBuf, Certificate)>, String> {
+        let pairs = self.pairs(port)?.into_iter();
+        let certificates = pairs.map(|(chain, key)| {
+            let certificate = Certificate::from_files(&chain, &key);
+            let certificate = certificate.map_err(|error| {
+                let [of_chains, of_keys] = port.options();
+                let (chain, key) = (chain.display(), key.display());
+                format!(
+                    "the certificate {chain} with the key {key} cannot be used: {error} \
+                     (set with {of_chains} and {of_keys})"
+                )
+            })?;
+            Ok((chain, certificate))
+        });
+        certificates.collect()
+    }
 }
 
-/// Reads the certificates that the options name, without effect. Empty if TLS is off.
-pub(crate) fn read(options: &TlsOptions) -> Result<Vec<(PathBuf, Certificate)>, String> {
-    let pairs = options.pairs()?.into_iter();
-    let certificates = pairs.map(|(chain, key)| {
-        let certificate = Certificate::from_files(&chain, &key);
-        let certificate = certificate.map_err(|error| {
-            let (chain, key) = (chain.display(), key.display());
-            format!("the certificate {chain} with the key {key} cannot be used: {error}")
-        })?;
-        Ok((chain, certificate))
-    });
-    certificates.collect()
+/// Reads all certificates that the options name, to check them.
+pub(crate) fn check(options: &TlsOptions) -> Result<(), String> {
+    options.read(Port::Public)?;
+    options.read(Port::Internal).map(drop)
 }
 
-/// TLS of the port for clients, if the options name certificates.
-pub(crate) struct PublicTls {
-    pub(crate) tls: Tls,
+/// TLS of the ports for which the options name certificates.
+pub(crate) struct Ports {
+    pub(crate) public: Option<Tls>,
+    /// For the internal port and that of the API.
+    pub(crate) internal: Option<Tls>,
     expiry: IntGaugeVec,
 }
 
-impl PublicTls {
-    pub(crate) fn start(options: &TlsOptions) -> Result<Option<Self>, String> {
-        let certificates = read(options)?;
-        if certificates.is_empty() {
-            return Ok(None);
-        }
+impl Ports {
+    pub(crate) fn start(options: &TlsOptions) -> Result<Self, String> {
         let version = match options.tls_min_version {
             MinVersion::Tls12 => TlsVersion::V1_2,
             MinVersion::Tls13 => TlsVersion::V1_3,
         };
-        let used = certificates
-            .iter()
-            .map(|(_, certificate)| certificate.clone());
+        let mut all = Vec::new();
+        let mut tls = |port| {
+            let certificates = options.read(port)?;
+            if certificates.is_empty() {
+                return Ok(None);
+            }
+            let tls = Tls::with_minimum(used(&certificates), version);
+            all.extend(certificates);
+            tls.map(Some).map_err(|error| error.to_string())
+        };
+        let (public, internal) = (tls(Port::Public)?, tls(Port::Internal)?);
         let opts = Opts::new(
             "roomcast_tls_certificate_not_after_seconds",
             "When a certificate expires, in seconds since 1970, by file.",
         );
-        let started = Self {
-            tls: Tls::with_minimum(used, version).map_err(|error| error.to_string())?,
-            expiry: IntGaugeVec::new(opts, &["file"]).map_err(|error| error.to_string())?,
-        };
-        show(&started.expiry, &certificates);
-        Ok(Some(started))
+        let expiry = IntGaugeVec::new(opts, &["file"]).map_err(|error| error.to_string())?;
+        show(&expiry, &all);
+        Ok(Self {
+            public,
+            internal,
+            expiry,
+        })
     }
 
     /// Adds the metric to those of the server.
     pub(crate) fn register(&self, server: &Server) -> Result<(), prometheus::Error> {
+        if self.public.is_none() && self.internal.is_none() {
+            return Ok(());
+        }
         server.registry().register(Box::new(self.expiry.clone()))
+    }
+
+    /// Reads the certificates that replace those in use, if the port has TLS.
+    fn replacement(
+        tls: Option<&Tls>,
+        port: Port,
+        options: &TlsOptions,
+    ) -> Result<Vec<(PathBuf, Certificate)>, String> {
+        if tls.is_none() {
+            return Ok(Vec::new());
+        }
+        let certificates = options.read(port)?;
+        if certificates.is_empty() {
+            let [option, _] = port.options();
+            return Err(format!(
+                "TLS cannot be switched off without a restart ({option})"
+            ));
+        }
+        Ok(certificates)
     }
 }
 
-impl Reloadable for PublicTls {
+fn used(certificates: &[(PathBuf, Certificate)]) -> impl Iterator<Item = Certificate> {
+    certificates
+        .iter()
+        .map(|(_, certificate)| certificate.clone())
+}
+
+impl Reloadable for Ports {
+    /// Without TLS at the start, a port needs a restart for it.
     fn keys(&self) -> &'static [&'static str] {
-        &["tls_cert", "tls_key"]
+        match (&self.public, &self.internal) {
+            (None, None) => &[],
+            (Some(_), None) => &["tls_cert", "tls_key"],
+            (None, Some(_)) => &["internal_tls_cert", "internal_tls_key"],
+            (Some(_), Some(_)) => &[
+                "tls_cert",
+                "tls_key",
+                "internal_tls_cert",
+                "internal_tls_key",
+            ],
+        }
     }
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
-        let prepared = read(&config.tls).and_then(|certificates| {
-            if certificates.is_empty() {
-                return Err("TLS cannot be switched off without a restart (tls_cert)".to_owned());
-            }
-            let (tls, expiry) = (self.tls.clone(), self.expiry.clone());
+        let read = |tls: &Option<Tls>, port| Self::replacement(tls.as_ref(), port, &config.tls);
+        let prepared = read(&self.public, Port::Public).and_then(|public| {
+            let internal = read(&self.internal, Port::Internal)?;
+            let ports = [self.public.clone(), self.internal.clone()];
+            let expiry = self.expiry.clone();
             let swap: Swap = Box::new(move || {
-                let used = certificates
-                    .iter()
-                    .map(|(_, certificate)| certificate.clone());
-                // There is one, which is all that this asks for.
-                if tls.replace(used).is_ok() {
-                    show(&expiry, &certificates);
+                for (tls, certificates) in ports.into_iter().zip([&public, &internal]) {
+                    if let Some(tls) = tls {
+                        // There is a certificate, which is all that this asks for.
+                        drop(tls.replace(used(certificates)));
+                    }
                 }
+                show(&expiry, &[public, internal].concat());
             });
             Ok(swap)
         });

@@ -26,6 +26,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
+{{- /* The kubelet and Prometheus come from outside the pod, so they need TLS if the internal port has it. */}}
+{{- define "roomcast.internalScheme" -}}
+{{- if hasKey .Values.options "internal-tls-cert" }}https{{ else }}http{{ end }}
+{{- end }}
+
 {{- define "roomcast.redisSecret" -}}
 {{- .Values.redis.existingSecret | default (printf "%s-redis" (include "roomcast.name" .)) }}
 {{- end }}
