@@ -20,16 +20,28 @@ use roomcast::{CloseReason, Limit, Limits};
 const PROGRAM: &str = include_str!("../../docs/src/program.md");
 const LIMITS: &str = include_str!("../../docs/src/limits.md");
 const METRICS: &str = include_str!("../../docs/src/metrics.md");
+const TRACES: &str = include_str!("../../docs/src/traces.md");
 const CONNECTIONS: &str = include_str!("../../docs/src/connections.md");
 const COMPATIBILITY: &str = include_str!("../../docs/src/compatibility.md");
 
 #[test]
 fn its_options_are_those_of_the_program() {
+    // The page of traces has the options of a build with the feature `otlp`.
+    let options = options();
+    let (of_traces, options): (Vec<_>, Vec<_>) = options
+        .split_inclusive('\n')
+        .partition(|row| row.starts_with("| `--otlp-"));
+    let options = options.concat();
     assert!(
-        PROGRAM.contains(&options()),
-        "take the output of `roomcast options`:\n{}",
-        options()
+        PROGRAM.contains(&options),
+        "take the output of `roomcast options`:\n{options}"
     );
+    assert_eq!(of_traces.is_empty(), !cfg!(feature = "otlp"));
+    for row in of_traces {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let (flag, default) = (cells[0], cells[2]);
+        assert!(TRACES.contains(&format!("{flag} | {default} |")), "{row}");
+    }
 }
 
 #[test]
