@@ -35,6 +35,7 @@ pub(crate) use forms::{read, read_one};
 use super::session::SocketData;
 
 /// The most operations of one list.
+/// The list is held in memory until its last operation is done.
 pub(crate) const MAX_OPERATIONS: usize = 1000;
 
 /// One operation.

@@ -2,6 +2,11 @@
 //!
 //! Each is parsed once, when the program starts. Its `Display` form can be parsed again,
 //! so the help shows defaults as a person would write them. `config` defines the options.
+//!
+//! An error says which form is expected and never only that the value is wrong, because
+//! it is all that an operator sees before the program ends. Values that would be
+//! accepted and do nothing, such as a duration of zero or an origin with a path, are
+//! errors, too.
 
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -12,6 +17,8 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 /// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never
 /// zero, because nearly every option that takes one is a limit or an interval; [`pause`]
 /// reads the others.
+/// A unit is required, because servers differ in whether a bare number means seconds or
+/// milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -61,6 +68,8 @@ impl fmt::Display for Span {
 }
 
 /// A number of bytes: `1000000`, `1MB` (powers of ten), `1MiB` (powers of two).
+/// Both kinds of units exist, because Node's default for messages is a power of ten (1
+/// MB) and sizes of buffers are powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ByteSize(pub(crate) usize);
 
@@ -97,6 +106,8 @@ impl FromStr for ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [
+            // The first that divides the number without rest, so the text is exact and
+            // can be parsed again.
             (1 << 30, "GiB"),
             (1_000_000, "MB"),
             (1 << 20, "MiB"),
@@ -252,6 +263,7 @@ pub(crate) fn settings_file(text: &str) -> Result<SettingsFile, String> {
 }
 
 /// The levels of the log, for everything or per target.
+/// Kept as text, because a filter can be neither cloned nor compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogFilter(String);
 
@@ -346,6 +358,8 @@ pub(crate) mod read {
 }
 
 /// Parses an address to listen on. Host names are refused, except `localhost`.
+/// Resolving a name could fail for a moment at the start, or choose another interface
+/// than meant.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let numeric = text.replacen("localhost:", "127.0.0.1:", 1);
     numeric

@@ -11,8 +11,8 @@
 //! woken by: the socket (readable, or writable again), a posted body, a handler, a close
 //! ```
 //!
-//! **Why turns are bounded.** The runtime has one worker per core, and a client that
-//! sends without a pause would keep its worker for ever. After [`READS_PER_TURN`] reads
+//! **Why turns are bounded.** The runtime has few workers, and a client that sends
+//! without a pause would keep one of them for ever. After [`READS_PER_TURN`] reads
 //! the task wakes itself, which puts it behind the other tasks that are ready.
 //!
 //! **Why reading may pause.** If the protocol takes no more, the bytes that were read

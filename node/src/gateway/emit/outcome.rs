@@ -1,4 +1,8 @@
 //! The result of `roomcast emit`: text for people, JSON for scripts, and an exit status.
+//!
+//! Scripts decide by the status. So each cause that asks for another reaction has a
+//! number of its own: repeat later (unreachable), look first (unconfirmed), mend the
+//! call (usage, JSON), or nobody was there.
 
 use std::{
     collections::BTreeSet,
@@ -13,6 +17,7 @@ use roomcast::{
 use serde_json::{Map, Value, json};
 
 /// The exit status. The numbers never change, because scripts rely on them.
+/// They follow no system beyond 0 to 2, which shells and clap use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
     Delivered = 0,
@@ -91,6 +96,7 @@ fn status_of(error: &EmitError) -> Status {
 }
 
 /// The results of all messages so far.
+/// Of a file with many messages, only sums are kept, so its length costs no memory.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Tally {
     /// Messages that Redis has taken.

@@ -9,6 +9,12 @@
 //!
 //! Each failure costs the caller an error. The caller's connection is never involved: it polls a
 //! future like that of any handler.
+//!
+//! **Why so many limits.** A backend that has become slow must not become slower by a
+//! queue that grows behind it. So the number of requests at a time is fixed, the queue
+//! is short, and one timeout covers both the wait and the request: the client gives up
+//! then, too. After failures in a row, the circuit opens, and clients get their error
+//! at once instead of after the timeout.
 
 use std::{
     fmt,
@@ -52,6 +58,7 @@ use crate::gateway::{
 };
 
 /// The largest response, in bytes.
+/// It is held in memory, up to `concurrency` times.
 const MAX_RESPONSE: usize = 4 << 20;
 
 /// How long to wait for a connection to the backend, which the hook's own timeout may shorten.
@@ -94,6 +101,7 @@ impl Failure {
     }
 
     /// What the client may know.
+    /// Names of servers and texts of the backend stay in the log.
     pub(super) fn refused(&self) -> Refused {
         let (message, code) = match self {
             Self::Timeout => ("the application did not respond in time", "timeout"),
@@ -109,6 +117,8 @@ impl Failure {
     }
 
     /// Whether it shows that the backend cannot serve.
+    /// A response that is wrong comes from a backend that is there, so it does not open
+    /// the circuit.
     fn is_outage(&self) -> bool {
         match self {
             Self::Timeout | Self::Unreachable(_) => true,
@@ -263,6 +273,8 @@ impl Backend {
         let result = timeout(self.timeout, attempt).await;
         let result = result.unwrap_or(Err(Failure::Timeout));
         if let Some(passed) = passed {
+            // Without a pass, the request has never reached the backend, and shows
+            // nothing about it.
             let is_outage = result.as_ref().is_err_and(Failure::is_outage);
             self.changed(passed.report(!is_outage));
         }

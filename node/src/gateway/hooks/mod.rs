@@ -240,6 +240,7 @@ impl Hooks {
         let called = traces::begin(&span).during(called).await;
         let list = called.map_err(|failure| fail(&failure))?;
         let shown = data.session.as_ref().and(data.user.as_deref());
+        // The user of a verified token is not the application's to change.
         let checked = operations::check(list, Asks::Connect, &self.0.limits)
             .and_then(|checked| {
                 shown.map_or(Ok(()), |user| checked.keeps_user(user))?;
@@ -247,6 +248,8 @@ impl Hooks {
             })
             .map_err(|problem| fail(&noted(backend, problem.into())))?;
         let mut data = checked.admit(data)?;
+        // The socket does not exist yet, so joins and emits wait until it has
+        // connected.
         data.keep(checked);
         Ok(data)
     }
@@ -259,6 +262,8 @@ impl Hooks {
         if checked.is_none() && !self.stores_disconnects(namespace) {
             return;
         }
+        // The first turn of the socket, so that its events come after the operations of
+        // its connect.
         let _turn = turn(socket).await;
         let table = self.table();
         let hook = table.one(namespace, Occasion::Connect);
@@ -287,11 +292,13 @@ impl Hooks {
     async fn event(&self, socket: &Socket, event: &Event, ack: Ack) -> HandlerResult {
         let table = self.table();
         let hooks = table.all(socket.namespace_name(), Occasion::Event);
+        // One hook gets the event, because only one can acknowledge it.
         let fitting = hooks.filter_map(|hook| Some((hook.fit(event.name())?, hook)));
         let Some((_, hook)) = fitting.max_by_key(|(fit, _)| *fit) else {
             return Err(Refused::new("no hook handles this event").into());
         };
         let backend = &hook.backend;
+        // An event that waits for an acknowledgement would wait for its batch as well.
         if let Some(batches) = &hook.batches
             && !ack.is_wanted()
         {
@@ -328,6 +335,8 @@ impl Hooks {
         let report = checked
             .carry_out(&socket.namespace(), Some(socket), ack)
             .await;
+        // The record has the rooms and the data that the application sees if this node
+        // dies.
         if is_other && self.stores_disconnects(socket.namespace_name()) {
             self.keep(socket);
         }
@@ -336,6 +345,7 @@ impl Hooks {
 
     /// Sends the disconnect to the hooks that name it.
     pub(crate) async fn disconnected(&self, socket: &Socket, reason: DisconnectReason) {
+        // Behind the events of the socket that are still running.
         let _turn = turn(socket).await;
         let table = self.table();
         for hook in table.all(socket.namespace_name(), Occasion::Disconnect) {
@@ -453,6 +463,7 @@ impl Hooks {
         let earlier = std::mem::replace(&mut *self.0.table.write(), Arc::clone(table));
         self.start_parts(table);
         let mut replaced = self.0.replaced.lock();
+        // Each reload adds some, so those that are done are dropped here.
         replaced.retain(|hook| hook.notices.pending() > 0);
         for hook in &earlier.0 {
             if !table.0.iter().any(|kept| Arc::ptr_eq(kept, hook)) {

@@ -1,4 +1,9 @@
 //! The bodies of requests, and what of a client's own request is passed on.
+//!
+//! A body has everything that an application needs to decide without asking back: the
+//! socket, its user, rooms and data, and the parts of its first request that the
+//! settings select. Headers and cookies are passed on only if they are named, because
+//! they hold secrets of other services.
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -106,6 +111,8 @@ impl Selection {
     }
 
     /// The same as headers of the request.
+    /// Values that HTTP does not permit are left out. They came from a client, and must
+    /// not make the request fail.
     pub(super) fn forward(&self, handshake: &Handshake) -> HeaderMap {
         let mut forwarded = HeaderMap::new();
         for Forwarded(name) in &self.headers {
@@ -193,6 +200,8 @@ pub(super) fn event(
 }
 
 /// The body for several events.
+/// The JSON is written event by event, so that a batch needs no tree of all its
+/// arguments.
 pub(super) struct BatchBody {
     json: Vec<u8>,
     count: usize,

@@ -168,6 +168,7 @@ fn keep_alive() -> Duration {
 }
 
 /// An absolute URL of HTTP.
+/// Passwords are refused, because URLs end up in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Target(pub(crate) Uri);
 
@@ -235,6 +236,8 @@ impl<'de> Deserialize<'de> for Pattern {
 }
 
 /// A header that may be passed on.
+/// Headers that frame the request, or that the gateway itself sets, would break or
+/// forge it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Forwarded(pub(super) HeaderName);
 
@@ -339,6 +342,7 @@ impl Settings {
 }
 
 /// The shortest secret, in bytes.
+/// A shorter one could be found from a single signed request.
 const MIN_SECRET: usize = 16;
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ use super::metrics::Metrics;
 use crate::gateway::line_limit::LineLimit;
 
 /// The most records of a node. The next ones are not stored.
+/// Beyond the limits, a disconnect of a living node is still delivered: only that of a
+/// dead one is lost. It is counted.
 const MAX_RECORDS: usize = 200_000;
 
 /// The most changes that wait while Redis is away. Beyond it, everything is written anew.
@@ -374,6 +376,7 @@ impl Store {
         };
         loop {
             self.has_changes.notified().await;
+            // A burst of connects becomes few commands.
             sleep(GATHER).await;
             loop {
                 link.is_up().await;
@@ -391,6 +394,8 @@ impl Store {
 
     /// Writes a batch. Returns `false` if there was none.
     async fn write_some(&self, link: &Link) -> Result<bool, PublishError> {
+        // `finish` writes beside the task. Two batches at a time could overtake each
+        // other.
         let _writing = self.writing.lock().await;
         if self.records.lock().is_stale {
             link.command(&["DEL", &link.own]).await?;
@@ -464,6 +469,7 @@ impl Store {
             return Ok(());
         }
         let update = |room: &str| heir.vacated(room);
+        // Rooms before records: claiming the last record forgets the node.
         self.sweep_rooms(link, dead, update, |record| heir.adopt(record))
             .await?;
         let (theirs, count) = (self.key(dead), BATCH.to_string());

@@ -1,4 +1,10 @@
 //! Carries out checked operations, one after the other, with the library's public API.
+//!
+//! The list was checked completely, so an operation fails only for reasons outside of
+//! it: the socket has gone, other nodes cannot be reached, or the library has a limit
+//! of its own. The first such failure ends the list, because later operations may rely
+//! on earlier ones. Not reaching other nodes does not end it: this node has done its
+//! part, and stopping in the middle would leave its clients worse off.
 
 use roomcast::{
     Ack, BroadcastOperator, BusError, Delivery, EmitError, Health, JoinError, Receipt, Socket,
@@ -46,6 +52,7 @@ impl Report {
 }
 
 /// Whether this node has done its part in spite of the error.
+/// Under a key that was used for another event, nothing at all was published.
 fn is_partial(error: &EmitError) -> bool {
     matches!(error, EmitError::Bus(error) if !matches!(error, BusError::KeyReused))
 }
@@ -71,6 +78,8 @@ impl Checked {
                 None => namespace.clone(),
                 Some(once) if is_one => namespace.clone().idempotency_key(&once.key, once.time),
                 Some(Idempotency { key, time }) => {
+                    // The library knows one event for each key, and the index is the
+                    // same in a repetition.
                     let key = format!("{key}/{index}");
                     namespace.clone().idempotency_key(&key, *time)
                 }
@@ -86,6 +95,8 @@ impl Checked {
                 return report;
             }
         }
+        // The client waits for an acknowledgement, and a list without one means that
+        // all is well.
         if let Some(ack) = ack.take() {
             // Fails only if the client has gone, which then expects nothing.
             drop(ack.send(()));
@@ -166,6 +177,8 @@ async fn one(
     }
 }
 
+/// Whom an operation concerns. A single socket is acted on directly: it is on this
+/// node, so nothing needs to be published.
 enum Selection<'a> {
     Socket(&'a Socket),
     Sockets(BroadcastOperator),

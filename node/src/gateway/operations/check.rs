@@ -1,4 +1,8 @@
 //! The checks of a list of operations, which run before its first operation is carried out.
+//!
+//! Whatever can be seen from the list alone is found here, with the field that is
+//! wrong, so that an application's mistake shows in its tests and not as half of a
+//! response. The limits are those of the library, which would refuse the same later.
 
 use roomcast::{Limits, is_reserved};
 
@@ -23,6 +27,7 @@ pub(crate) fn check(
             Problem { at, what }
         })?;
     }
+    // Last, because it is about the list as a whole.
     check.verdicts(&operations)?;
     Ok(Checked(operations, None))
 }
@@ -66,6 +71,8 @@ impl Check<'_> {
                 self.whom(whom)
             }
             Operation::SetData { .. } => self.asker(),
+            // The name of a user is part of the name of a room, so it has the limit of
+            // rooms.
             Operation::SetUser { user } => match self.asks {
                 Asks::Connect => self
                     .room(&user_room(user))

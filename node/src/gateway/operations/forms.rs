@@ -1,4 +1,13 @@
 //! The JSON of operations.
+//!
+//! Each operation has a form of its own that denies unknown fields, because a misspelt
+//! field such as `room` would otherwise select the asking socket instead. The name is
+//! read first, so that the error is about the form that was meant and not about all of
+//! them, as with an untagged enum.
+//!
+//! Fields that select sockets tell *absent* from *empty*: absent means the socket that
+//! asks, empty means nobody. A program that computes an empty list must never reach
+//! everybody.
 
 use std::borrow::Cow;
 
@@ -65,12 +74,14 @@ pub(crate) fn read_one(json: &RawValue) -> Result<Operation, Problem> {
     })
 }
 
+/// Names the nearest operation, because most unknown names are typing errors.
 fn unknown_operation(name: &str) -> String {
     let nearest = OPERATIONS.iter().max_by(|a, b| {
         let [a, b] = [a, b].map(|known| strsim::jaro_winkler(known, name));
         a.total_cmp(&b)
     });
     let known = OPERATIONS.join(", ");
+    // Below this similarity, a suggestion would be a guess.
     match nearest.filter(|known| strsim::jaro_winkler(known, name) > 0.8) {
         Some(nearest) => {
             format!("unknown operation `{name}`, did you mean `{nearest}`? ({known})")
@@ -91,6 +102,7 @@ const OPERATIONS: [&str; 8] = [
 ];
 
 /// Reads an object and names the field that is wrong.
+/// The path of serde's error shows the field also inside of lists.
 fn form<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_str(json.get());
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -243,6 +255,7 @@ fn arguments(json: Option<&RawValue>) -> Result<Args, Problem> {
 }
 
 /// The sockets that these lists select together. A socket's id is the name of its private room.
+/// `all` wins over lists, since it includes them.
 pub(crate) fn whom(
     rooms: Option<Vec<String>>,
     sockets: Option<Vec<String>>,

@@ -1,5 +1,16 @@
 //! Reads the file. An error names the file, the line, the key and, for an unknown key, the nearest
 //! valid one. All problems of flat keys are reported together, and the first one of the sections.
+//!
+//! ```text
+//!  text ─► tables with positions ─┬─ key of an option ─► value as text ─► checked by clap
+//!                                 ├─ known section ────► kept, and read by serde with the others
+//!                                 └─ anything else ────► problem, with the nearest key
+//! ```
+//!
+//! Values of flat keys are checked by the parsers of the flags, so a file cannot
+//! contain anything that a flag would refuse, and both have the same error texts.
+//! Sections have no flags, so serde reads them. Its error has only a position, from
+//! which the path of the key is found again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -157,6 +168,9 @@ fn known_keys(options: &[Arg]) -> impl Iterator<Item = String> {
 }
 
 /// The value of an option in the form in which a flag has it, checked as the flag would be.
+/// A command of this option alone parses the value as its default, because a parser of
+/// clap cannot be called by itself. The variable is left out, since it has precedence
+/// over the file and would be checked instead.
 fn flat(option: &Arg, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, String> {
     let values = match value.get_ref() {
         DeValue::Array(items) if option.get_value_delimiter().is_some() => {
@@ -194,6 +208,7 @@ fn scalar(value: &DeValue<'_>) -> Result<String, String> {
 }
 
 /// Why clap refuses a value, without the flag, which the file does not mention.
+/// The value of a secret must not get into logs.
 fn reason(error: &ClapError, is_secret: bool) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -220,6 +235,8 @@ fn section_problem(text: &str, table: &DeTable<'_>, error: &toml::de::Error) -> 
     let span = error.span().unwrap_or_default();
     let key = path_at(table, span.start).unwrap_or_default();
     let message = error.message();
+    // Serde has these errors only as text, with the wrong name first and the known ones
+    // behind it, each between backticks.
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let text_of = if is_unknown {
         let mut names = message.split('`').skip(1).step_by(2).map(str::to_owned);
@@ -288,6 +305,8 @@ fn quoted(key: &str) -> String {
 }
 
 /// Collects the variables that keys ending in `_env` name, at any depth.
+/// The program warns of variables with its prefix that nothing reads, and must not warn
+/// of these.
 fn note_variables(table: &DeTable<'_>, variables: &mut BTreeSet<String>) {
     for (key, value) in table {
         match value.get_ref() {

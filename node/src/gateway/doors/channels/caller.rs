@@ -124,6 +124,8 @@ impl Channels {
     }
 
     /// Refuses what the client may not do with a room.
+    /// The rights of a key do not depend on the room policy, because applications act
+    /// for everybody.
     pub(super) async fn check(
         &self,
         caller: &Caller,

@@ -1,4 +1,8 @@
 //! Requests that leave no connection open: publishing, the history, and presence.
+//!
+//! Each request is complete in itself: the client is recognized, its right for this
+//! room is checked, and nothing of it stays. Where a hook decides, the client is
+//! connected for the time of the request, because the hook decides about connects.
 
 use std::iter;
 
@@ -8,7 +12,6 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{StatusCode, header, request::Parts};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use roomcast::{
     EmitError, HistoryEntry, HistoryError, Position, PublishError,
     channels::{Event, Publish},
@@ -17,16 +20,19 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{Channels, caller::Caller, request::Call};
 use crate::gateway::{
-    api::{Kind, Problem},
+    api::{Kind, Problem, read_body},
     doors::DoorLimit,
     operations::binary,
     policy::Action,
 };
 
 /// The most members that a response names.
+/// `total` counts the others as well.
 const MAX_MEMBERS: usize = 1000;
 
 impl Channels {
+    /// Publishes an event. The client is recognized before its body is read, so a
+    /// stranger's body costs nothing.
     pub(super) async fn publish(
         &self,
         call: &Call,
@@ -61,6 +67,7 @@ impl Channels {
         }
         let args = RawValue::from_string(publish.args);
         let args = args.map_err(|error| error.to_string());
+        // Arguments without binary stay text from the request to the frames.
         let args = args.and_then(|args| binary::from_json(&args));
         let args = args.map_err(|error| Problem::invalid("data", error))?;
         let room = self.doors.server.of(namespace).to(room);
@@ -68,6 +75,7 @@ impl Channels {
         published.map_err(|error| self.unpublished(&error))
     }
 
+    /// Returns a page of the history of a room.
     pub(super) async fn history(
         &self,
         call: &Call,
@@ -95,6 +103,7 @@ impl Channels {
         ))
     }
 
+    /// Returns the members of a room in the whole cluster.
     pub(super) async fn presence(
         &self,
         call: &Call,
@@ -132,27 +141,18 @@ impl Channels {
     }
 
     async fn body(&self, body: Body) -> Result<String, Problem> {
-        let (limit, time) = (
-            self.doors.settings.max_body,
-            self.doors.settings.body_timeout,
-        );
-        let reading = Limited::new(body, limit.0).collect();
-        let bytes = match tokio::time::timeout(time.0, reading).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+        let settings = &self.doors.settings;
+        let bytes = read_body(body, settings.max_body, settings.body_timeout).await;
+        let bytes = bytes.inspect_err(|problem| {
+            if problem.kind == Kind::TooLarge {
                 self.reached(DoorLimit::Body);
-                let detail = format!("a body has at most {limit}");
-                return Err(Problem::new(Kind::TooLarge, detail));
             }
-            Ok(Err(error)) => return Err(invalid(&format!("the body is broken: {error}"))),
-            Err(_) => {
-                let detail = format!("no body within {time}");
-                return Err(Problem::new(Kind::RequestTimeout, detail));
-            }
-        };
+        })?;
         String::from_utf8(bytes.into()).map_err(|_| invalid("the body is not UTF-8"))
     }
 
+    /// Tells apart whether nobody has the event, so that it can be repeated, or
+    /// somebody may. The full error goes to the log, because it names servers.
     fn unpublished(&self, error: &PublishError) -> Problem {
         let kind = match error {
             PublishError::Emit(EmitError::Args(_)) => {

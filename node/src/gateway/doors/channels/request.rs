@@ -1,4 +1,7 @@
 //! Reads what a request names: the namespace, rooms, and the parameters of the query.
+//!
+//! Everything that the head of a request can show to be wrong is refused before its
+//! body is read and before the client is recognized.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,6 +28,8 @@ pub(super) enum Endpoint {
 
 impl Endpoint {
     /// The parameters that its query may have. `room` may be repeated.
+    /// Unknown ones are refused: a client that misspells `last_id` would miss events
+    /// silently.
     fn parameters(self) -> &'static [&'static str] {
         match self {
             Self::Events | Self::Poll => &["room", "last_id", "timeout", "limit", "token"],
@@ -141,6 +146,8 @@ impl Call {
 
 impl Channels {
     /// Checks the names of rooms, and how many a stream would have.
+    /// `count` is that of all rooms that the stream would have, and may be larger than
+    /// the list.
     pub(super) fn check_rooms(&self, count: usize, rooms: &[String]) -> Result<(), Problem> {
         let most = self.settings().max_rooms;
         if count > most {

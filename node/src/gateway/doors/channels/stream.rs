@@ -6,6 +6,10 @@
 //!  poll    the first event, and what waits behind it ─► 200;  nothing until the timeout ─► 204
 //!          in a cluster, events that the log has before the first one, and that never came ─► those
 //! ```
+//!
+//! A stream is a socket without bytes of its own: the response takes its frames and is
+//! slowed down by its client like any connection, within the limits of the outbox. A
+//! poll is the same for one event, and for what waits behind it.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -143,6 +147,7 @@ impl Joined {
             return (StatusCode::NO_CONTENT, headers).into_response();
         };
         let mut chunks = vec![first];
+        // What is there already saves the client a poll for each event.
         while chunks.len() < limit {
             match self.next().now_or_never().flatten() {
                 Some(chunk) => chunks.push(chunk),
@@ -295,6 +300,9 @@ impl Channels {
         let open = self.open(call, form, key.as_ref());
         let stream = self.doors.server.open_stream(&parts, open).await;
         let stream = stream.map_err(|error| refused(&error))?;
+        // The rights are checked after the socket is connected, because only then is
+        // the user known: the authorizers may take the token from any place of the
+        // request.
         let caller = Caller::of_socket(stream.socket(), key.as_ref());
         let place = self.park(&caller, &parts)?;
         for room in &call.rooms {

@@ -4,6 +4,10 @@
 //!  request ─► client, rights for the rooms of the path ─► 101 ─► subscribed ─► events
 //!  frame   ─► read ─► rights ─► carried out ─► reply with the frame's ref, in the order of the frames
 //! ```
+//!
+//! Frames of one connection are handled one after the other, so replies need no order
+//! of their own, and a client that sends without waiting is slowed down by its own
+//! frames.
 
 use std::sync::Arc;
 
@@ -49,6 +53,8 @@ impl Channels {
             true => None,
             false => Some(self.visit(&call, &mut parts).await?.caller),
         };
+        // Rights that are known before the upgrade are refused with a status, which
+        // clients see. After it, only a frame could tell them.
         if let Some(caller) = &caller {
             for room in &call.rooms {
                 self.check(caller, &call.namespace, Action::Join, room)
@@ -67,6 +73,7 @@ impl Channels {
         });
         let opened = Arc::clone(&session);
         let on_open = async move |socket: Socket| {
+            // The place lives as long as the socket.
             socket.attach(place);
             if !call.rooms.is_empty() {
                 let subscribed = opened.subscribe(&socket, call.rooms, call.last_id).await;
@@ -153,6 +160,8 @@ impl Session {
         let before = socket.rooms();
         // Without those of the socket and its user.
         let own = socket.id().as_str();
+        // The limit is about what the client would be in afterwards, so a subscription
+        // that it has already does not count twice.
         let others = before
             .iter()
             .filter(|room| **room != own && !room.starts_with(USER_ROOMS) && !rooms.contains(room));
@@ -196,6 +205,8 @@ fn reply(result: Result<Value, Problem>, reference: Option<String>) -> String {
                 .map(std::mem::take)
                 .unwrap_or_default();
             let mut text = Value::Object(object).to_string();
+            // The reference is appended as text, because it may be a number that a JSON
+            // tree cannot hold.
             text.pop();
             format!("{text},\"ref\":{}}}", reference.get())
         }

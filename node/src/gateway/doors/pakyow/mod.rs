@@ -60,9 +60,12 @@ const LEAVE: &str = "pakyow:leave";
 const PUSH_MATCHING: &str = "pakyow:push";
 
 /// Digests share this number of turns.
+/// A turn for each digest would be a table that has to be emptied. Two digests that
+/// share one only wait for each other.
 const TURNS: usize = 256;
 
 /// For each route of a socket that may run, so many may wait.
+/// Without a bound, a page could keep any number of messages here.
 const WAITING: usize = 4;
 
 /// A client of the door.
@@ -248,16 +251,22 @@ impl Pakyow {
         };
         let digest = &visitor.digest;
         let turn = self.turn(digest).await;
+        // Before the registry is read: a subscription that is made from now on finds
+        // the socket.
         self.add(digest, socket);
         let joined = match self.registry.open(digest, &self.node()).await {
             Ok(channels) => {
                 let mut channels = self.usable(channels);
                 self.note(digest, |known| known.extend(channels.iter().cloned()));
+                // The private channel, by which `push_to` reaches the digest on any
+                // node.
                 channels.push(format!("{SOCKET_CHANNEL}{digest}"));
                 self.join(std::slice::from_ref(socket), &channels).await
             }
             Err(error) => {
                 tracing::warn!(%error, "a Pakyow client is sent away: its subscriptions are unknown");
+                // A client without its channels would look connected and receive
+                // nothing. The stock client comes again by itself.
                 return socket.disconnect(true);
             }
         };
@@ -270,6 +279,8 @@ impl Pakyow {
         let notices = Arc::clone(&visitor.notices).lock_owned().await;
         let visitor = Arc::clone(visitor);
         let pakyow = Arc::clone(self);
+        // The application may take its time, and the socket's messages must not wait
+        // for it.
         tokio::spawn(async move {
             let _until_it_is_notified = notices;
             let application = pakyow.application();
@@ -285,6 +296,7 @@ impl Pakyow {
         };
         let digest = &visitor.digest;
         let turn = self.turn(digest).await;
+        // Several sockets may share a digest, for example while a page reconnects.
         let is_last = self.remove(digest, socket);
         if is_last && let Err(error) = self.registry.close(digest, &self.node()).await {
             tracing::warn!(%error, "the subscriptions of a Pakyow client end later");
@@ -338,6 +350,7 @@ impl Pakyow {
 
     /// Waits for the turn of a digest.
     async fn turn(&self, digest: &str) -> MutexGuard<'_, ()> {
+        // Keyed, because clients choose what digests are made of.
         let hash = self.hasher.hash_one(digest);
         let index = hash % TURNS as u64;
         self.turns[usize::try_from(index).unwrap_or_default()]

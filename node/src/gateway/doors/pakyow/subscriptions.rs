@@ -1,4 +1,19 @@
 //! Subscribing sockets that are connected, here or on another node, and pushing to channels.
+//!
+//! ```text
+//!  subscribe ─► registry: stored; which nodes have sockets of the digest?
+//!                  ├── this one ──► its sockets join
+//!                  ├── others ────► they are asked, and confirm once theirs have joined
+//!                  └── none ──────► the next socket of the digest joins when it connects
+//! ```
+//!
+//! **Why the registry first.** A socket that connects at the same moment enters its
+//! node and reads its channels in one step. If that step comes first, the node is a
+//! holder and is asked. Otherwise the socket finds the subscription.
+//!
+//! **Why nodes are asked and not only told.** The application renders the page after
+//! its call, and pushes at once. A push that is published before the socket has joined
+//! is lost, because pushes are in no log.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -19,6 +34,8 @@ use super::{
 use crate::gateway::{operations::binary, policy::USER_ROOMS};
 
 /// How long other nodes may take to subscribe a socket.
+/// It is within the timeout of a call, by default 10 s, so the caller learns which
+/// nodes are silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The beginning of names that are no channels of an application.
@@ -42,6 +59,7 @@ pub(super) struct MatchingPush {
 }
 
 impl MatchingPush {
+    /// Rooms of users and private ones are not channels, so no pattern may reach them.
     fn matches(&self, room: &str) -> bool {
         let is_channel = !room.starts_with(RESERVED) && !room.starts_with(USER_ROOMS);
         let mut patterns = self.patterns.iter().filter_map(|name| Pattern::new(name));
@@ -162,6 +180,8 @@ impl Pakyow {
         let (patterns, except): (Vec<_>, Vec<_>) = names
             .into_iter()
             .partition(|name| Pattern::new(name).is_some());
+        // Names without a `*` go to the room directly, on any node. Only patterns cost
+        // a look at the rooms of every node.
         self.push_exactly(message, &except).await?;
         if patterns.is_empty() {
             return Ok(());
@@ -210,6 +230,7 @@ impl Pakyow {
     }
 
     /// Pushes to the channels of this node that patterns stand for.
+    /// Each node pushes to its own members, because only it knows its rooms.
     pub(super) async fn push_here(&self, push: &MatchingPush) -> Result<(), EmitError> {
         let namespace = self.sockets_of_all()?.local();
         let rooms = namespace.clone().rooms().await?.rooms;
@@ -255,6 +276,8 @@ impl Pakyow {
             // After a reload, the time that is left may be longer than the new lifetime.
             drop(timeout(pause, self.is_reloaded.notified()).await);
             for digest in self.digests() {
+                // The others would fail in the same way. The next round begins after a
+                // third of the lifetime, so two rounds may fail.
                 if let Err(error) = self.renew(&digest).await {
                     tracing::warn!(%error, "subscriptions of Pakyow clients cannot be renewed");
                     break;

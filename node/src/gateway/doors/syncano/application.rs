@@ -56,6 +56,8 @@ pub(super) struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// The caller's groups and rights are part of it, because the application decides
+    /// about rights on objects, and the keys are known only here.
     fn body(&self) -> Vec<u8> {
         let mut body = json!({
             "type": match self.task {
@@ -107,6 +109,7 @@ impl Application {
         // The reason is counted and logged with those of hooks.
         let response = response.map_err(|_| unavailable("is not available"))?;
         let (status, body) = (response.status(), response.body());
+        // The client gets the words of the application, which decides about objects.
         if status.is_client_error() {
             return Err(refused(status, body));
         }
@@ -139,6 +142,8 @@ impl Service {
             caller,
             object: draft.sent(),
         };
+        // The response may leave out what the node knows, so an application can return
+        // the id alone.
         let mut object = draft.to_json(false);
         object.extend(application.ask(&request).await?);
         let payload = payload(object.clone());
@@ -178,6 +183,7 @@ impl Service {
         };
         let mut object = Object::unknown(id).to_json(false);
         object.extend(application.ask(&request).await?);
+        // The path decides, whatever the response has.
         object.insert("id".to_owned(), id.into());
         let text = |name: &str| object.get(name).and_then(Value::as_str);
         let (channel, room) = (text("channel"), text("channel_room"));

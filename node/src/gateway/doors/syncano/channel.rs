@@ -1,4 +1,11 @@
 //! Channels: their fields, the rights on them, and the rooms of the namespace that their rooms are.
+//!
+//! Rooms are only names: nobody creates them, and a room of a channel is the room
+//! `channel#room` of the namespace. `#` cannot be part of a channel's name, so two
+//! channels never share a room. Names are folded to lower case once, at the entrance,
+//! so everything behind it compares bytes.
+//!
+//! The texts of problems are the original's, because programs compare them.
 
 use http::StatusCode;
 use roomcast::syncano::integer;
@@ -39,6 +46,7 @@ pub(super) const NAME_RULE: &str = "a name of at most 64 characters a-z, 0-9, _ 
      letter or digit";
 
 /// The most channels that an instance can get over the API.
+/// They are read together when the channels are listed.
 pub(super) const MAX_CHANNELS: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +82,8 @@ pub(super) fn fold(room: &str) -> String {
 }
 
 impl Channel {
+    /// A channel with the fields of the settings, which is also the base of one that is
+    /// created.
     pub(super) fn configured(name: &str, settings: &ChannelSettings, now: u64) -> Self {
         Self {
             name: name.to_owned(),
@@ -110,6 +120,7 @@ impl Channel {
     }
 
     /// Creates a channel from the fields of a request.
+    /// All problems are reported together, each under its field.
     pub(super) fn create(fields: &Map<String, Value>, now: u64) -> Result<Self, Failure> {
         let mut problems = Map::new();
         let name = match fields.get("name").unwrap_or(&Value::Null) {
@@ -157,6 +168,7 @@ impl Channel {
         match fields.get("group") {
             None => {}
             Some(Value::Null) => self.group = None,
+            // Forms send an empty text for a field without a value.
             Some(Value::String(text)) if text.is_empty() => self.group = None,
             Some(value) => match integer(value).and_then(|id| u64::try_from(id).ok()) {
                 Some(id) => self.group = Some(id),
@@ -201,6 +213,8 @@ impl Channel {
     }
 
     /// The most that a caller may do with the channel.
+    /// Anonymous reading never includes publishing, even in a channel that lets
+    /// everybody publish.
     pub(super) fn permission(&self, caller: &Caller) -> Permission {
         match caller {
             Caller::Account { .. } => Permission::Publish,
@@ -242,6 +256,7 @@ impl Channel {
     }
 
     /// Whether the objects of a caller may be published. `custom_publish` does not count.
+    /// That flag is about messages without an object.
     pub(super) fn check_object(&self, caller: &Caller) -> Result<(), Failure> {
         if self.name == EVENT_LOG || self.permission(caller) < Permission::Publish {
             let text = "You do not have permission to publish data to specified channel.";

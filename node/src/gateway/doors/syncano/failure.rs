@@ -85,6 +85,7 @@ impl Failure {
         }
     }
 
+    /// Both SDKs pause and repeat the request unchanged.
     pub(super) fn throttled() -> Self {
         Self {
             retry_after: Some(1),
@@ -114,6 +115,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status, &self.body);
         let headers = response.headers_mut();
+        // HTTP demands the header with the status 405.
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }

@@ -1,4 +1,7 @@
 //! An instance: its keys, and its channels from the settings and from the API.
+//!
+//! Channels of the settings win over those of the API with the same name, so the
+//! permissions of a channel are those that the operator has written.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -56,6 +59,8 @@ impl Instance {
     }
 
     /// Gives the channels the times that they had before a reload, unless they have changed.
+    /// Clients see these times, and a reload that concerns other channels must not
+    /// change them.
     pub(super) fn keep_times(&mut self, before: &Self) {
         for (name, channel) in &mut self.fixed {
             if let Some(old) = before.fixed.get(name) {
@@ -165,6 +170,8 @@ impl Instance {
 }
 
 /// How often a change is applied to a value that others change, too.
+/// Each attempt that fails means that another one succeeded, so this many are exceeded
+/// only by a flood.
 pub(super) const MAX_ATTEMPTS: usize = 16;
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //!  X-API-KEY ─ else ?api_key, ?apikey ─ else Authorization: WORD KEY ─ else body _api_key ──► key
 //!  X-USER-KEY ─ else ?user_key, ?userkey ─ else body _user_key ──► user, if the key is an API key
 //! ```
+//!
+//! Keys and passwords are compared as hashes in a table. A search by hash shows nothing
+//! about the key by the time that it takes, as long as keys are random.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -58,6 +61,7 @@ impl Caller {
     }
 
     /// The author of a notification.
+    /// Shown to everybody who receives the notification, so it has ids and no keys.
     pub(super) fn author(&self) -> Value {
         let mut author = Map::new();
         match self {
@@ -75,6 +79,7 @@ impl Caller {
     }
 
     /// Names whose requests are counted together.
+    /// A user counts by itself, because all users of an application share its key.
     pub(super) fn holder(&self) -> String {
         match self {
             Self::Account { id } => format!("account:{id}"),
@@ -204,6 +209,8 @@ impl Keys {
         if key.kind == KeyKind::Account {
             return Ok(Caller::Account { id: key.id });
         }
+        // A wrong user key is refused, and not ignored: the caller would act with other
+        // rights than it expects.
         let user = match &credentials.user_key {
             None => None,
             Some(user) => {

@@ -1,4 +1,7 @@
 //! The settings that a reload replaces: instances with their keys, accounts, and rates.
+//!
+//! All of it is built before it replaces what is in force, so a file or variable that
+//! is missing changes nothing. Requests keep the settings with which they began.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -70,6 +73,8 @@ impl Live {
             accounts: Accounts::new(&settings.accounts, &instances)?,
             instances,
             poll_timeout: settings.poll_timeout.0,
+            // Counts begin anew at a reload, which permits at most a second's worth
+            // more.
             polls: Throttle::new(settings.polls_per_second),
             requests: Throttle::new(settings.requests_per_second),
             refusals: Throttle::new(settings.refused_polls),
@@ -82,6 +87,8 @@ impl Live {
 pub(super) struct Accounts(HashMap<String, Login>);
 
 impl Accounts {
+    /// The key must be that of an account in some instance: another one would be
+    /// refused at the first call after the login.
     fn new(
         settings: &[AccountSettings],
         instances: &BTreeMap<String, Instance>,

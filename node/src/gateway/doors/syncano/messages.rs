@@ -1,4 +1,8 @@
 //! Requests about the notifications of a channel: publish, and history.
+//!
+//! A message is stored in the log of its room and published in the same step, so a poll
+//! that begins at any time gets each message once: from the log, or live. The id and
+//! the time of a notification are those of its place in the log.
 
 use axum::response::Response;
 use http::{Method, StatusCode};
@@ -15,6 +19,8 @@ use super::{
 };
 
 impl Service {
+    /// Publishes a message. The response has the notification as polls get it, so the
+    /// publisher knows its id.
     pub(super) async fn publish(
         &self,
         method: &Method,
@@ -39,6 +45,7 @@ impl Service {
         Ok(json_response(StatusCode::CREATED, &body))
     }
 
+    /// Returns a page of the notifications of a room, or of all rooms of the channel.
     pub(super) async fn history(
         &self,
         method: &Method,
@@ -61,6 +68,7 @@ impl Service {
         Ok(json_response(StatusCode::OK, &body))
     }
 
+    /// Returns one notification by its id, also some time after it has left the lists.
     pub(super) async fn notification(
         &self,
         method: &Method,

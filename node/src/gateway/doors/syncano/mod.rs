@@ -69,6 +69,8 @@ use crate::gateway::{
 const MAX_PUBLISH: usize = 65_536;
 
 /// The door of all instances.
+/// The settings of instances are reloaded; a namespace that is not served yet needs a
+/// restart, because handlers of a namespace are given when the server is built.
 pub(crate) struct Syncano {
     fixed: Fixed,
     /// Replaced as a whole by a reload.
@@ -186,6 +188,7 @@ impl Service {
                 Some(path) => Box::pin(self.call(&live, &mut parts, body, path)).await,
                 None => Err(Failure::not_found()),
             };
+            // Only polls are repeated without end by the SDKs.
             let is_poll = path.is_some_and(|path| matches!(path.resource, Resource::Poll(_)));
             reply.map_err(|failure| match is_poll {
                 true => self.throttle(&live, &parts.extensions, failure),
@@ -233,6 +236,8 @@ impl Service {
                 return Err(Failure::method(&parts.method, "POST"));
             }
             let live = self.syncano.live();
+            // A password can be guessed, unlike a key, so attempts are limited for each
+            // address.
             if !self.allows(&live.logins, &parts.extensions) {
                 return Err(Failure::throttled());
             }
@@ -264,6 +269,7 @@ impl Service {
             Resource::Publish(_) => MAX_PUBLISH,
             _ => self.doors.settings.max_body.0.max(MAX_PUBLISH),
         };
+        // The body is read before the key is known, because the key may be in it.
         let fields = self.read(parts, body, limit).await?;
         let instance = live.instances.get(&path.instance);
         let instance = instance
@@ -351,6 +357,8 @@ impl Service {
                 channel.check_subscribe(&call.caller)?;
                 Ok(shown(&channel))
             }
+            // The channel is looked up first, because the original returns 404 before
+            // 403.
             Method::PATCH | Method::PUT => {
                 instance.channel(store, name).await?;
                 for_accounts(&call.caller)?;

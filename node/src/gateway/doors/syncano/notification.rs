@@ -55,9 +55,11 @@ pub(super) fn argument(action: Action<'_>, author: Value, payload: Map<String, V
 }
 
 /// The notification that an event is. `args` is the JSON text of its arguments.
+/// Missing members get defaults, so that every notification has all of them.
 pub(super) fn of_event(event: &str, args: &str, id: u64, millis: u64) -> Map<String, Value> {
     let args: Vec<Value> = serde_json::from_str(args).unwrap_or_default();
     let own = match &args[..] {
+        // An event of this name from another door need not have the form.
         [Value::Object(only)] if event == EVENT && only.contains_key("action") => Some(only),
         _ => None,
     };

@@ -4,6 +4,17 @@
 //! They are kept by the gateway as they were sent: fields that the class has, without
 //! further checks. This is no database, so they are found by their id only. Or the
 //! application keeps them, see [`application`](super::application).
+//!
+//! ```text
+//!  create ─► class's rights ─► channel, room, rights there ─► id ─► stored ─► published ─► 201
+//!                                                                     └── failed: removed again
+//!  change ─► object's rights ─► fields ─► compare and swap ─► published: only what is different
+//!  delete ─► object's rights ─► removed ─► published, by the one that removed it
+//! ```
+//!
+//! Objects exist here because the SDKs publish by them: a device creates an object, and
+//! the pages that poll its channel get it. So they are limited in number, and each
+//! names the channel and room of its changes itself.
 
 use axum::response::{IntoResponse as _, Response};
 use http::{Method, StatusCode};
@@ -30,6 +41,8 @@ const MAX_OBJECTS: usize = 10_000;
 const MAX_ROOM: usize = 64;
 
 /// The rights on an object. Each includes the ones before.
+/// The order is part of the meaning: a right is present if the permission is at least
+/// as large.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Permission {
@@ -129,6 +142,7 @@ impl Object {
     }
 
     /// The most that a caller may do with the object.
+    /// Of several that apply, the largest counts. A caller without a user has none.
     fn permission(&self, caller: &Caller) -> Permission {
         if caller.has_all_rights() {
             return Permission::Full;
@@ -156,6 +170,7 @@ impl Object {
 }
 
 /// The channel that an object is created with, and its room there.
+/// A default channel has a single stream, so a room is ignored instead of refused.
 fn of_channel(channel: &Channel, room: Option<String>) -> Result<Option<String>, Failure> {
     let room = room.filter(|room| !room.is_empty());
     match (channel.r#type, room) {
@@ -180,6 +195,8 @@ pub(super) fn own_fields(class: &ClassSettings, fields: &Map<String, Value>) -> 
         .collect()
 }
 
+/// Whether a caller may create objects of a class. The larger one of the group's and of
+/// the others' permission counts.
 fn may_create(class: &ClassSettings, caller: &Caller) -> bool {
     if caller.has_all_rights() {
         return true;
@@ -211,6 +228,7 @@ fn permission(
     }
 }
 
+/// Reads the id of an owner or a group.
 fn id(fields: &Map<String, Value>, name: &str) -> Result<Option<u64>, Failure> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -281,6 +299,8 @@ impl Service {
         };
         let mut room = None;
         if let Some(channel) = &channel {
+            // The rights on the channel are checked once, here. Later changes are
+            // published with the rights on the object.
             room = of_channel(channel, text(fields, "channel_room")?)?;
             channel.check_object(caller)?;
         }
@@ -291,6 +311,8 @@ impl Service {
             updated_at: now,
             revision: 1,
             owner: match caller.user() {
+                // A user owns what it creates. Only keys without a user can name
+                // another owner.
                 Some(user) => Some(user.id),
                 None => id(fields, "owner")?,
             },
@@ -313,6 +335,9 @@ impl Service {
         most: usize,
     ) -> Result<(), Failure> {
         let store = &self.syncano.fixed.store;
+        // Ids come from one counter of the instance, so an object can be told from
+        // those of all classes. An id that is not used after a failure is a gap, which
+        // nobody relies on.
         object.id = store.next(&store.table(&instance.name, "objects")).await?;
         let (table, field) = (self.table(instance, class), object.id.to_string());
         let text = json!(object).to_string();
@@ -357,6 +382,7 @@ impl Service {
                 let mut payload = Map::new();
                 payload.insert("id".to_owned(), id.into());
                 let action = (Action::Delete(class_name), payload);
+                // Of two deletions at the same time, one publishes.
                 if store.remove(&table, &field).await? {
                     self.publish_change(call.instance, caller, object.place(), action)
                         .await?;
@@ -396,6 +422,8 @@ impl Service {
         // Another change in between is a reason to apply this one again.
         for _ in 0..MAX_ATTEMPTS {
             let (old, mut object) = self.stored(&table, &field).await?;
+            // Checked in each attempt, because the other change may have taken the
+            // right away.
             object.check(caller, Permission::Write)?;
             let is_new = |name: &String, value: &Value| object.fields.get(name) != Some(value);
             let changed = changes.iter().filter(|(name, value)| is_new(name, value));

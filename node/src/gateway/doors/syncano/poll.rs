@@ -79,6 +79,7 @@ impl Form for Written {
 const MAX_NOTIFICATIONS: usize = 100;
 
 /// Interval in which a stream checks that its WebSocket is still connected.
+/// A stream is not notified of its WebSocket's end.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// A poll whose response is not known yet. There are many, so it holds no more than it needs.
@@ -138,6 +139,7 @@ impl Service {
             .doors
             .park(Door::Syncano, &parts.extensions, Some(&holder));
         let place = place.map_err(|_| Failure::throttled())?;
+        // The place is taken before, so that refused polls cost no socket.
         let stream = self.open(parts, &call, &room, from).await?;
         let parked = Parked {
             stream,
@@ -191,6 +193,8 @@ impl Service {
         from: u64,
     ) -> Result<Stream, Failure> {
         let user = call.caller.user().map(|user| user.id.to_string());
+        // The rights are checked already, by keys that the namespace's own access does
+        // not know.
         parts.extensions.insert(Granted { user });
         let open = Open {
             namespace: call.instance.namespace.to_string(),

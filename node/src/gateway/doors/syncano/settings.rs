@@ -1,4 +1,8 @@
 //! The table `[doors.syncano]` of the settings.
+//!
+//! Secrets are never part of the file: keys are hashes, or names of files and
+//! variables. Only a key that is known as text can be returned for a password, so users
+//! and accounts with a password need one of the latter.
 
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
@@ -342,6 +346,7 @@ pub(super) fn secret(
         }
         (None, None) => return Ok(None),
     };
+    // Editors end a file with a line break, which is no part of the secret.
     let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() {
         return Err("a key or password is empty".to_owned());
@@ -349,6 +354,8 @@ pub(super) fn secret(
     Ok(Some(text.to_owned()))
 }
 
+/// Reads the beginning of the namespaces. A slash at its end is dropped, because one
+/// follows.
 fn namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     values::namespace(text.trim_end_matches('/')).map_err(D::Error::custom)

@@ -2,6 +2,10 @@
 //!
 //! Tables of texts by field. With Redis the whole cluster shares them, as hashes whose
 //! names have the instance as hash tag; without it, they are in the node's memory.
+//!
+//! Checks and changes that belong together are one script, because requests for the
+//! same object may arrive at several nodes at once. Only what the door itself keeps is
+//! here: notifications are in the log of the namespace.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,6 +17,7 @@ use crate::gateway::redis_commands::RedisCommands;
 
 /// Inserts a field that does not exist, if the table is not full. The reply is 1, 0 if
 /// the field exists, or -1 if the table is full.
+/// The limit is checked in the same step, so that two nodes cannot exceed it together.
 const INSERT: &str = "\
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
 if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[3]) then return -1 end
@@ -20,6 +25,7 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1";
 
 /// Replaces the value of a field if it is still the old one.
+/// Values are compared as texts, so no version has to be kept beside them.
 const REPLACE: &str = "\
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
@@ -93,6 +99,7 @@ impl Store {
                 let reply = run(commands, table, &["HGETALL", table]).await?;
                 let pairs = reply.pairs().unwrap_or_default().into_iter();
                 let pairs = pairs.filter_map(|(field, value)| Some((field.text()?, value.text()?)));
+                // A hash in Redis has no order.
                 let sorted: BTreeMap<_, _> = pairs.collect();
                 Ok(sorted.into_values().map(str::to_owned).collect())
             }
@@ -171,6 +178,8 @@ impl Store {
     }
 
     /// The next id of a counter, which is named as a table is.
+    /// Ids are never given twice while the store lives, even if their objects are
+    /// deleted.
     pub(super) async fn next(&self, counter: &str) -> Result<u64, Failure> {
         match self {
             Self::Memory(memory) => {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The most callers that are counted in a second. Further ones are throttled.
+/// It bounds the table. Throttled clients come again after a second.
 const MAX_CALLERS: usize = 10_000;
 
 const SECOND: Duration = Duration::from_secs(1);
