@@ -10,6 +10,18 @@
 //! ```
 //!
 //! A journal is one more list, with the same ids.
+//!
+//! **Why bounded four times.** The number, the bytes and the age of a room's entries
+//! are what its readers are promised. The fourth limit is the memory of the process,
+//! because clients choose the names of rooms. It takes whole rooms, those first that
+//! have been silent for the longest time.
+//!
+//! **Why a turn.** Storing and passing on are one step for the order, but listeners
+//! must not be called under the lock of the entries, because they may read the log. So
+//! a lock of its own is held across both.
+//!
+//! Positions follow the same rules as those of Redis, so everything above behaves alike
+//! with and without Redis, and the same tests run against both.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -33,6 +45,7 @@ use crate::{
 };
 
 /// The bytes of an entry beside its texts.
+/// Without it, many empty entries would count for nothing.
 const OVERHEAD: usize = 64;
 
 /// The logs of the namespaces of one process. They outlive the namespaces, which may come and go.
@@ -141,6 +154,7 @@ impl MemoryLog {
             event,
             args,
         };
+        // Upgraded first, so that none is called under the lock.
         let listeners: Vec<_> = {
             let listeners = self.listeners.lock();
             listeners.iter().filter_map(Weak::upgrade).collect()
@@ -194,6 +208,7 @@ impl Log for Handle {
             let listeners = log.listeners.lock();
             let nodes = listeners.iter().filter(|l| l.strong_count() > 0).count();
             Ok(Published {
+                // The listener of the emitting server is one of them.
                 nodes: nodes.saturating_sub(1),
                 position: Some(position),
                 is_replayed: false,
@@ -253,6 +268,7 @@ impl Journal {
         self.entries.push_back(entry);
         let oldest = oldest(self.limits.age, now);
         while let Some(first) = self.entries.front()
+            // The newest entry stays, however large it is, because it was just stored.
             && self.entries.len() > 1
             && (self.entries.len() > self.limits.messages
                 || self.bytes > self.limits.bytes
@@ -322,7 +338,10 @@ impl Entries {
 
     /// The next position.
     fn next(&mut self, now: Duration) -> Position {
+        // Only a journal is a chain, in which each entry names the one before it.
         let after = self.journal.as_ref().map(|_| self.last);
+        // The clock is a lower bound, so that ids grow also across restarts of the
+        // process.
         self.last = (self.last + 1).max(now.as_secs());
         Position {
             id: self.last,
@@ -363,6 +382,7 @@ impl Entries {
     }
 
     /// Forgets the rooms without an entry that is young enough, and the journal if it has none.
+    /// Called when something is stored or looked for, so a log costs no timer.
     fn expire(&mut self, now: Duration) {
         if let Some(journal) = &mut self.journal
             && let Some(latest) = journal.entries.back()

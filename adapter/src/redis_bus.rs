@@ -13,6 +13,19 @@
 //!
 //! Each part owns its state and its locks. Everything that arrives is decoded and carried out on
 //! the task of the subscriber link, in the order of arrival.
+//!
+//! **Why parts.** A message from Redis, a publish and a renewal of the lease run on
+//! different tasks at the same time. With one lock for all, a slow answer would delay
+//! broadcasts. So each part has locks of its own; `ARCHITECTURE.md` has their order.
+//!
+//! **Why everything runs on the task that reads.** A queue between reading and carrying
+//! out would need a limit, and beyond it messages would be lost silently. Without one,
+//! a node that is too slow is cut off by Redis, which it notices, and which is a gap
+//! like any other.
+//!
+//! **Life of a node**: `check` (nothing is changed) → links → flowing (a probe has come
+//! back) → lease, so that others ask it → … → `retire`: no lease, asked no more →
+//! `close`.
 
 mod config;
 mod gaps;
@@ -81,6 +94,8 @@ use crate::{
 };
 
 /// How long each step of a shutdown may take.
+/// A Redis that is away must not keep a process from ending. The lease then lapses by
+/// itself.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A node's membership in a cluster over Redis. Created by [`RedisBus::connect`].
@@ -95,6 +110,7 @@ pub struct RedisBus {
 }
 
 /// The parts of a bus.
+/// The tasks of the bus hold it weakly, so dropping the bus ends them.
 struct Core {
     outgoing: Arc<Outgoing>,
     membership: Arc<Membership>,
@@ -121,6 +137,8 @@ impl Bus for RedisBus {
     fn health(&self) -> Health {
         match self.core.subscriptions.subscriber.state() {
             SubscriberState::Up { .. } => {
+                // Nodes that speak another dialect with the same prefix receive nothing
+                // of this one, although both connections are fine.
                 let disagreement = self.core.membership.disagreement();
                 let reason = disagreement
                     .or_else(|| self.core.stream_interrupted())
@@ -168,6 +186,7 @@ impl Bus for RedisBus {
 
     fn close(&self, _: &NodeId) -> BusFuture<()> {
         let core = Arc::clone(&self.core);
+        // First, because the task of the lease would take it again.
         self.tasks.lock().abort_all();
         Box::pin(async move {
             core.leave().await;
@@ -215,6 +234,7 @@ impl BusHandle for Handle {
     fn expect(&self, socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
         let subscriptions = &self.core.subscriptions;
         let is_up = matches!(subscriptions.subscriber.state(), SubscriberState::Up { .. });
+        // While Redis is away, clients connect without waiting for it.
         if !is_up || !subscriptions.expect(&self.namespace, socket.as_str()) {
             return None;
         }
@@ -237,10 +257,13 @@ impl BusHandle for Handle {
             Err(error) => return Box::pin(ready(Err(outgoing.invalid(&error)))),
         };
         let (joins, channels) = (&outgoing.recent_joins, outgoing.wire.channels());
+        // Nodes whose sockets were told to join a moment ago may not have subscribed to
+        // the room yet.
         if let Some(channel) = joins.channel(channels, name, &message) {
             publication.channel = channel;
         }
         let channel = &publication.channel;
+        // Before it is sent, because the subscription may change until the reply.
         let own = subscriptions.own_subscriptions(&self.namespace, channel);
         let sending = outgoing.publish(publication);
         Box::pin(async move {
@@ -286,6 +309,7 @@ impl BusHandle for Handle {
             ..
         } = &*self.core;
         match &self.core.streams {
+            // Node's stream is the journal; logs of rooms have no place in it.
             Some(streams) if limits.history.is_none() => {
                 return Some(Arc::new(StreamLog::new(streams, &self.namespace)));
             }
@@ -360,6 +384,7 @@ impl Core {
             .await;
     }
 
+    /// Runs on the task that reads, so nothing here may block.
     fn subscriber_event(&self, event: SubscriberEvent) {
         let metrics = &self.metrics;
         match event {
@@ -391,6 +416,7 @@ impl Core {
 }
 
 /// Passes what the subscriber delivers to the bus, as long as the bus exists.
+/// It is weak because the subscriber, which the core owns, holds the sink.
 struct BusSink(Weak<Core>);
 
 impl Sink for BusSink {

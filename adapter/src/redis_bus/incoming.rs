@@ -12,6 +12,17 @@
 //! All of it runs on the task of the subscriber link, so that the order is the order of arrival.
 //! Most messages that do not concern this node are recognized by the name of their channel and
 //! dropped before they are decoded.
+//!
+//! **Why by the name first.** A cluster has messages for rooms that have members on one
+//! node only. Decoding costs much more than a look at the channel, so the order of
+//! checks is that of their costs: name, room, own bytes, size, seal, decoding.
+//!
+//! **Why several readings.** `#` separates the parts of a channel's name, but
+//! namespaces and rooms may contain it. So each way to cut the name is tried, for the
+//! namespaces that exist here. The reason that tells most is reported if none fits.
+//!
+//! A message never ends more than itself: whatever its bytes are, it is dropped,
+//! counted and logged, and the next one is read.
 
 use std::{borrow::Cow, cell::OnceCell, sync::Arc};
 
@@ -33,6 +44,8 @@ use super::{
 use crate::bus::Listener;
 
 /// Maximum number of ways in which a channel's name is read: one per `#` in it.
+/// Room names come from clients, and a name of thousands of `#` must not cost a search
+/// each.
 const MAX_PLACES: usize = 32;
 
 /// Maximum size of a message, in bytes. Redis takes messages of 512 MB, and to decode one
@@ -138,6 +151,7 @@ impl Receiver {
     /// A message has arrived by a pattern: that of private rooms, of the questions while this node
     /// leaves, or of all rooms.
     pub(super) fn receive_by(&self, pattern: &[u8], channel: &[u8], payload: &[u8]) {
+        // So ends the pattern of all rooms.
         if !pattern.ends_with(b"#?*") {
             self.receive(channel, payload);
             return;
@@ -255,6 +269,7 @@ impl Receiver {
         let listener = listener.ok_or(Dropped::UnknownNamespace)?;
         let uid = namespace.uid.as_str();
         match (place.kind, place.rest) {
+            // The subscription ends some time after the last member has left.
             (Kind::Broadcast, Some(room)) if room != uid && !listener.has_room(room) => {
                 return Err(Dropped::NoMember);
             }
@@ -265,6 +280,8 @@ impl Receiver {
             (Kind::Response, _) if self.questions.is_idle() => return Err(Dropped::NotAsked),
             _ => {}
         }
+        // Before the seal is opened: our own messages are as many as we send, and were
+        // just sealed here.
         if namespace.echo.is_own(arrived.unverified()) {
             return Err(Dropped::Own);
         }
@@ -293,6 +310,7 @@ impl Receiver {
                 position,
             } => {
                 let sockets = listener.receive(&message, position);
+                // The emitter asks at once how many sockets a broadcast has reached.
                 if let Some(id) = confirm {
                     namespace.reached.lock().note(&id, sockets);
                 }
@@ -313,6 +331,8 @@ impl Receiver {
             }
             Incoming::Response { id, node, reply } => {
                 if !self.questions.receive(&id, node, reply) {
+                    // On a channel that all nodes share, answers to others are the
+                    // rule.
                     let is_own_channel = place.rest == Some(uid);
                     return Err(if is_own_channel {
                         Dropped::Unexpected

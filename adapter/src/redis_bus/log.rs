@@ -17,6 +17,19 @@
 //! never repeated.
 //!
 //! [`Wire::unplaced`]: roomcast_protocol::wire::Wire::unplaced
+//!
+//! **Why scripts.** An id that is assigned in one step and published in another could
+//! be overtaken: a node would hear 7 before 6, and could not tell a late broadcast from
+//! a lost one. Redis runs a script as a whole, so the order of ids is the order of
+//! arrival.
+//!
+//! **Why one queue, if there is a journal.** Broadcasts for the journal are gathered,
+//! see [`batches`]. A broadcast for the log of a room shares no call, but goes through
+//! the same queue, so that the order of calls stays the order of ids.
+//!
+//! **What is read** was written by any version, with any settings. So each entry is
+//! checked like a message from the bus, and one that cannot be read is reported and
+//! left out, because a single bad entry must not make the rest of a log unreadable.
 
 mod batches;
 
@@ -136,6 +149,7 @@ impl RedisLog {
     }
 
     /// Stores a broadcast in the journal.
+    /// The future may be dropped: the broadcast is enqueued when this returns.
     fn store_in_journal(&self, head: Bytes) -> BoxFuture<'static, Result<Placed, PublishError>> {
         match &self.batches {
             Some(batches) => Box::pin(batches.push(head, None)),
@@ -163,6 +177,7 @@ impl RedisLog {
             numbers.push(limits.messages.max(1) as u64);
             numbers.extend([limits.bytes as u64, seconds(limits.age)]);
         }
+        // The order of keys and numbers is that of the script.
         keys.push(self.room(room));
         numbers.push(history.messages.max(1) as u64);
         numbers.extend([history.bytes as u64, seconds(history.age)]);
@@ -202,6 +217,8 @@ impl RedisLog {
 }
 
 /// How long the counter of a namespace is kept, in seconds.
+/// Longer than any entry is kept: a counter that lapsed before its entries would give
+/// ids that readers have seen already.
 fn counter_life(limits: LogLimits) -> u64 {
     let history = limits.history.map(|limits| limits.age);
     let journal = limits.journal.map(|limits| limits.age);
@@ -256,6 +273,8 @@ impl Log for RedisLog {
         event: &str,
         args: Args,
     ) -> BusFuture<Result<Published, BusError>> {
+        // Our own subscription is one of the receivers that Redis counts, and no other
+        // node.
         let own = self
             .subscriptions
             .own_subscriptions(&self.namespace, &self.channel);
@@ -425,6 +444,7 @@ impl Reading {
             let reply = self.page(page, count).await?;
             let read = entries(&reply).ok_or_else(unexpected)?;
             taken += take(&read);
+            // A page that is not full is the last one.
             let Some(last) = read.entries.last().filter(|_| read.entries.len() == count) else {
                 return Ok(false);
             };
@@ -437,6 +457,8 @@ impl Reading {
         Ok(true)
     }
 
+    /// Bounds are exclusive, so that an entry is not read twice at the border of two
+    /// pages.
     async fn page(&self, page: Page, count: usize) -> Result<Value, PublishError> {
         let (first, last) = ("-".to_owned(), "+".to_owned());
         let (command, from, to, seen) = match page {
@@ -457,6 +479,7 @@ impl Reading {
     }
 
     /// Reads what was stored, by this version or another, with the settings of now.
+    /// Logged once in a while, since a page may have a hundred such entries.
     fn decode(&self, raw: &Raw<'_>) -> Option<(Target, Box<str>, Args)> {
         let Raw { head, position } = *raw;
         let payload = match &self.outgoing.signer {
@@ -501,6 +524,7 @@ fn is_backwards(page: Page) -> bool {
 }
 
 /// Reads the reply of the script that reads.
+/// Unknown fields are skipped, because a newer version may store more.
 fn entries(reply: &Value) -> Option<RawPage<'_>> {
     let [now, entries, newest] = reply.list()? else {
         return None;

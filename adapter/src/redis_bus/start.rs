@@ -1,4 +1,17 @@
 //! Joining the cluster: errors in the settings are found here and not at the first message.
+//!
+//! ```text
+//!  endpoint ─► check: topology, rights ─► links start ─► a probe comes back ─► lease ─► joined
+//!                 └─ refused: error           │                  └─ 10 s: NotFlowing
+//!                 └─ away: error, or, if Redis is not required, ─┴─► joined; rights are checked later
+//! ```
+//!
+//! **Why rights are tried.** A user without a right would find out at the first message
+//! of that kind, perhaps after days, and `ACL` itself is a right that few users have.
+//! Each command is sent in a form without effect on others.
+//!
+//! **Why a probe.** A connection that takes commands does not show that what is
+//! published arrives, for example at a replica.
 
 use std::{
     sync::{Arc, Weak},
@@ -46,6 +59,7 @@ use crate::subscriber::{DownReason, Subscriber, SubscriberConfig, SubscriberStat
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the state of the links is checked.
+/// It runs only during the start.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Why a node could not join the cluster.
@@ -105,6 +119,7 @@ const STREAM_RIGHTS: &str = "+@stream";
 /// The commands that it sends to a Redis Cluster in addition.
 const CLUSTER_RIGHTS: &str = "+asking +cluster|slots +cluster|nodes";
 
+/// Written as Redis's `ACL SETUSER` takes it, so that an operator can copy it.
 fn rights(prefix: &str) -> String {
     format!(
         "its user needs the channels `&{prefix}*`, the keys `~{prefix}*` and the commands \
@@ -154,6 +169,8 @@ impl RedisBus {
             checked => Some(checked?),
         };
         let rights = checked.unwrap_or_default();
+        // A channel for each socket costs Redis memory, so it is only the second
+        // choice.
         if !rights.private_patterns && config.private_rooms == PrivateRooms::Auto {
             config.private_rooms = PrivateRooms::Channel;
         }
@@ -250,6 +267,7 @@ impl Core {
             Arc::clone(&node_js),
             QuestionMetrics::new(&mut series),
         ));
+        // The subscriber delivers from its first moment, and needs to know the core.
         Arc::new_cyclic(|core: &Weak<Self>| {
             let subscriber = subscriber(endpoint, config, &outgoing, BusSink(core.clone()));
             let subscriptions = Arc::new(Subscriptions::new(
@@ -330,6 +348,7 @@ impl Core {
                     Some(_) => {}
                 },
                 SubscriberState::Down { reason } => {
+                    // A refused right does not come by waiting.
                     let is_hopeless = matches!(reason, DownReason::Refused { .. });
                     if is_hopeless || time::Instant::now() >= deadline {
                         return Err(StartError::NotFlowing(reason.to_string().into()));

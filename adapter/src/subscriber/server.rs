@@ -1,5 +1,15 @@
 //! The subscriber of one server: connects, listens until the connection is lost, waits, and starts
 //! again, for ever.
+//!
+//! ```text
+//!  connect ─► kill the stale one ─► session: subscribe all, listen ─┬─ lost, probe late ─► Down
+//!     ▲                                                             ├─ demoted ──────────► Down
+//!     └─── at once if it held, else after a back-off ◄──────────────┴────────────────────── ┘
+//! ```
+//!
+//! The names are kept across connections, so a reconnect needs nothing of the callers.
+//! Every attempt gets new [`Probes`], since replies of the old connection prove nothing
+//! about the new one, but their numbers go on.
 
 use std::{
     sync::Arc,
@@ -79,6 +89,8 @@ impl ServerSubscriber {
     ) -> Self {
         let probe_channel = Arc::clone(&target.probe_channel);
         let mut subscriptions = Subscriptions::default();
+        // The probe's channel is subscribed before all others, since it shows that the
+        // connection works.
         subscriptions.subscribe(config.kind(), Priority::Probe, Arc::clone(&probe_channel));
         let starting = SubscriberState::Down {
             reason: DownReason::Starting,
@@ -145,6 +157,7 @@ impl ServerSubscriber {
         async move {
             let mut progress = Progress::default();
             loop {
+                // Created before the look, so that a change in between is not missed.
                 let settled = shared.settled.notified();
                 let confirmed = {
                     let subscriptions = shared.subscriptions.lock();
@@ -217,6 +230,8 @@ impl ServerSubscriber {
     pub(super) fn stop(&self) -> Option<JoinHandle<()>> {
         let task = self.task.lock().take();
         if let Some(task) = &task {
+            // The connection is closed by dropping it; there is nothing to say to
+            // Redis.
             task.abort();
             self.shared.subscriptions.lock().close();
             self.shared.settled.notify_waiters();
@@ -268,6 +283,7 @@ impl Task {
                 Err(error) => (DownReason::Unreachable(error), Duration::ZERO),
             };
             self.shared.set_down(reason);
+            // In a cluster, the connection may have ended because its slots have moved.
             (self.shared.moved)();
             if held >= HELD {
                 backoff.reset();

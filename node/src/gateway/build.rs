@@ -1,5 +1,14 @@
 //! Builds the server from the configuration: the one place that turns options into calls of the
 //! library. It starts nothing.
+//!
+//! ```text
+//!  Config ─► limits, protocol, Redis, CORS, origins ─► ServerBuilder
+//!         ─► for each namespace: access, policy, hooks, rooms, presence, history ─► Namespace
+//!                                        build (joins the cluster) ─► Server ─► run: parts start
+//! ```
+//!
+//! It is called again and again while Redis is away, so it must leave nothing behind
+//! when it fails: ports, hooks and doors exist before and are only borrowed.
 
 use std::{future::ready, sync::Arc};
 
@@ -128,6 +137,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         });
     }
     let origins = Origins::new(&config.browser.cors_origin);
+    // Browsers do not apply CORS to WebSockets, so the origin is checked here for all
+    // transports.
     builder = builder.allow_request(move |handshake: Handshake| {
         let (origin, host) = (handshake.header("origin"), handshake.header("host"));
         let is_allowed = origins.allow(origin.as_deref(), host.as_deref());
@@ -165,6 +176,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         builder = builder.namespace(namespace);
     }
     let server = builder.build().await?;
+    // Only now, because its tasks ask the cluster and would outlive a failed build.
     if let Some(auth) = &auth {
         auth.start(&server);
     }
@@ -216,6 +228,8 @@ fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
     let policy = section.and_then(|section| section.rooms.clone());
     policy.unwrap_or_else(|| match access {
         Access::Open => RoomPolicy::open(),
+        // Clients that have to show who they are may use no room unless the settings or
+        // tokens name it.
         _ => RoomPolicy::default(),
     })
 }

@@ -6,6 +6,9 @@
 //! somebody is named, so that following costs nothing otherwise. They have a target of
 //! their own, [`TARGET`], which the filter of the log lets through at level debug; at
 //! level trace they show arguments, too.
+//!
+//! The names come from the settings, so a reload is enough to follow a client that is
+//! connected, without a restart that would end what is to be seen.
 
 use std::{
     collections::HashMap,
@@ -78,6 +81,7 @@ pub(crate) struct FollowedClients(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
+    // Read at every connect and event of a hook, so it must not cost a lock.
     is_any: AtomicBool,
     state: Mutex<State>,
 }
@@ -108,6 +112,8 @@ impl FollowedClients {
             tokio::spawn(async move { clients.look_for(&server).await });
         }
         drop(state);
+        // Without the lock: dropping an observer or the last handle of a socket may run
+        // other code.
         drop((others, before));
     }
 
@@ -155,6 +161,7 @@ impl FollowedClients {
             user.as_deref(),
         ];
         let is_named = is_named(&state.names, &ids, socket.handshake());
+        // A socket that has gone would stay in the table for ever.
         if is_named && socket.is_connected() {
             state.sockets.insert(socket.id().clone(), socket.clone());
         }

@@ -4,6 +4,18 @@
 //! The module uses the public API like any application. The namespace's policy and the
 //! client's token decide which rooms a client may use, and an acknowledgement tells it
 //! why not.
+//!
+//! ```text
+//!  join ─► member already? ─ yes ─► acknowledged
+//!              └─ no ─► policy, token ─► no socket's id? ─► joined ─► others notified ─► acknowledged
+//! ```
+//!
+//! **Why names of sockets are refused.** Each socket is in a private room of its own
+//! id. A client that joined the room of another one would read what is sent to it
+//! alone.
+//!
+//! **Why errors are acknowledgements.** A client needs one kind of callback, and sees
+//! the reason where it has asked.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -21,6 +33,7 @@ use super::{
 };
 
 /// The most users that the event `presence` lists.
+/// `total` counts the others as well.
 const MAX_USERS: usize = 1000;
 
 /// The rooms of a namespace that its clients may use.
@@ -185,9 +198,13 @@ async fn join(
     if !is_member(socket, room) {
         rooms.check(socket, Action::Join, room).await?;
     }
+    // Looked at again after the await: a second `join` of the same client may have been
+    // faster, and others must not be notified twice.
     if !is_member(socket, room) {
         socket.join(room)?;
         if !options.quiet {
+            // Before the others are notified: a client that vanishes in between must
+            // not stay on their screens.
             announce(socket, room);
         }
         // Messages of other nodes must reach the client once its join is acknowledged. While other

@@ -7,6 +7,14 @@
 //! The names of what is followed travel with the statuses, so a node stops by itself when
 //! the page, or its node, is gone. A node that nobody follows anything on observes
 //! nothing.
+//!
+//! **Why on all nodes.** A room has members anywhere, and each node knows only what its
+//! own sockets do. So every node observes its own, and lines travel to the node of the
+//! page.
+//!
+//! **Why bounded everywhere.** Following must never harm what it shows. Lines that a
+//! page does not take are dropped, and the page shows how many. Arguments are cut,
+//! since they may be as large as a message.
 
 use std::{
     collections::VecDeque,
@@ -36,6 +44,8 @@ const MAX_ARGS: usize = 1000;
 const MAX_ROOMS: usize = 20;
 
 /// Bytes of a line that another node sends.
+/// Anybody with access to Redis can send lines, so each is checked before it goes to a
+/// page.
 const MAX_LINE: usize = 16 * 1024;
 
 /// The rooms, users and sockets that a node follows for pages of other nodes.
@@ -103,6 +113,8 @@ impl Following {
 
     fn push(&self, line: String) {
         let mut waiting = self.waiting.lock();
+        // The oldest lines are kept, so that a page shows a beginning without holes and
+        // then the number of what is missing.
         if waiting.0.len() >= MAX_LINES {
             waiting.1 += 1;
             return;
@@ -133,6 +145,8 @@ impl Follows {
         following
     }
 
+    /// Ends it for a page. The last one ends the observer, which costs something at
+    /// each event.
     pub(super) fn stop(self: &Arc<Self>, following: &Arc<Following>, server: &Server) {
         self.active
             .write()
@@ -167,6 +181,7 @@ impl Follows {
                 .as_ref()
                 .is_some_and(|(name, _)| name == node)
         };
+        // What is unchanged keeps its lines that wait.
         active.retain(|known| {
             !is_of(known)
                 || followed
@@ -272,6 +287,7 @@ impl Follows {
 
     fn trace(&self, observation: Observation<'_>, server: &Server, node: &str) {
         let active = self.active.read().clone();
+        // A line is written once, for all who follow, and only if somebody does.
         let mut line = None;
         for following in active {
             if following.follow.concerns(observation, server) {

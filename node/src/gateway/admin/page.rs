@@ -4,6 +4,15 @@
 //! another site could use. A key needs the verb `admin` to see anything, and `emit` or
 //! `disconnect` as well to act. Each action is a call of the API, with its checks,
 //! limits and logs.
+//!
+//! ```text
+//!  page ─► guard: wrong keys of this address ─► key, verb ─► stream: hello, nodes, statuses, lines
+//!             429, with Retry-After              401, 403      one line of JSON each
+//! ```
+//!
+//! The stream is a response of lines and no WebSocket, because `fetch` sends the key as
+//! a header, whereas a WebSocket of a page cannot. Its key is looked up again for all
+//! lines that leave together, so that a reload that removes the key ends the stream.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
@@ -35,6 +44,7 @@ use crate::gateway::api::{Api, DEMO_KEY, Key, Kind, Problem, Verb};
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Statuses that arrive within this time leave together.
+/// All nodes publish every two seconds, so they often come close together.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// The state that all routes share.
@@ -170,6 +180,7 @@ async fn guard(
             .insert(header::RETRY_AFTER, seconds.into());
         return response;
     }
+    // A request without a key is the first one of every page, and guesses nothing.
     let has_key = request.headers().contains_key(header::AUTHORIZATION);
     let response = next.run(request).await;
     if has_key && response.status() == StatusCode::UNAUTHORIZED {
@@ -230,6 +241,7 @@ async fn stream(
 }
 
 /// Reads what the page follows.
+/// The key must be for the namespace, because lines show arguments.
 fn read_follow(query: &str, key: &Key) -> Result<Option<Follow>, Problem> {
     let (mut namespace, mut what) = ("/".to_owned(), None);
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -345,6 +357,7 @@ impl Feed {
             },
         ) in &seen
         {
+            // A status goes to a page once, and only the newest.
             if self.sent.insert(node.clone(), *number) != Some(*number) {
                 let age_ms = millis(*age);
                 add(
