@@ -1,4 +1,12 @@
 //! Sessions of clients in the memory of one process: for servers without Redis, and for tests.
+//!
+//! Without another node there is nobody to take a session away, but a client may come
+//! back before its old connection is known to be lost. So sessions have owners here,
+//! too, and the old connection can neither change nor remove what the new one has
+//! taken.
+//!
+//! Sessions are removed when another one is written, in the order of their ends, so
+//! that no timer is needed and a table that is used does not grow.
 
 use std::{
     collections::{BTreeMap, HashMap},

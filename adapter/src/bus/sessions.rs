@@ -11,7 +11,7 @@ use super::{BusError, BusFuture};
 /// A session has an owner: a token of the socket that wrote it. Once another owner has
 /// taken the session, writes of the former one change nothing. So a node that notices
 /// late that its client has gone does no harm. A session that the store has lost has no
-/// owner, so whoever updates it stores it again. Every implementation gives these
+/// owner, so an update stores it again. Every implementation gives these
 /// guarantees; one suite of tests checks all of them.
 pub trait Sessions: Send + Sync + 'static {
     /// Stores a session for its owner, whatever was stored before.

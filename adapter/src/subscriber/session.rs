@@ -3,6 +3,21 @@
 //! The session sends batches and probes and judges the connection; messages take another way (see
 //! `incoming`). In RESP3 a confirmation is a push and a refusal is a reply. The crate collects
 //! either into the result of the command, and the session settles names by these results.
+//!
+//! ```text
+//!  subscribe the probe ─► batches, 8 in flight ─► all confirmed: Up, and a Gap since the last proof
+//!         └─ confirmed: probes begin ─► each that comes back moves the proof
+//!                                 └─ late: Down ─► nothing else has come either: the end
+//! ```
+//!
+//! **Why a probe that is late does not end the connection at once.** After a burst, the
+//! probe waits behind thousands of messages that the callback has not read yet.
+//! Reconnecting would lose them. So the end is only when nothing at all has come
+//! between two looks.
+//!
+//! **Why refused names do not end it.** A user may lack the right to one name. The
+//! others go on, the refused ones are tried again, and the time in between is reported
+//! as a gap.
 
 use std::{
     pin::pin,
@@ -29,6 +44,7 @@ use super::{
 
 /// The first refused names are asked for again after this time, later ones after up to
 /// [`MAX_RETRY`].
+/// An operator who mends the rights needs no restart.
 const MIN_RETRY: Duration = Duration::from_secs(1);
 
 const MAX_RETRY: Duration = Duration::from_secs(30);
@@ -96,6 +112,7 @@ impl<'a> Session<'a> {
         loop {
             self.retry();
             self.send_batches();
+            // One timer serves probes and retries.
             let next_event = self.send_probe().into_iter().chain(self.retry_at).min();
             if let Some(next_event) = next_event
                 && timer.deadline() != next_event
@@ -170,6 +187,8 @@ impl<'a> Session<'a> {
     fn complete(&self) {
         self.incoming.watch.lock().is_complete = true;
         let now = SystemTime::now();
+        // Everything that was published between the last proof and now may have been
+        // missed.
         let before = self.shared.proof.lock().replace(now);
         self.shared.sink.event(SubscriberEvent::Up {
             resubscribed: self.resubscribing,
@@ -183,6 +202,7 @@ impl<'a> Session<'a> {
     }
 
     fn settle(&mut self, batch: Batch, reply: Reply) -> Result<(), DownReason> {
+        // A probe that is sent before its channel is subscribed would never come back.
         let is_probe = batch.names.contains(self.probe_channel);
         for outcome in self.shared.settle(batch, reply)? {
             self.note(outcome);

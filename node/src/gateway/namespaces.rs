@@ -1,5 +1,15 @@
 //! Puts the handlers of the gateway's parts together to namespaces. The library runs one
 //! handler per place, so that their order is written down here.
+//!
+//! **Order at a connect.** The user's rooms come first, because hooks and doors see the
+//! rooms of a socket. Then the door joins the channels, and the hook comes last, so
+//! that its operations act on a complete socket.
+//!
+//! **Order at a disconnect.** The other members of rooms are notified before the
+//! application is, since a request may take seconds.
+//!
+//! A handler is added only where a part needs it, because each costs a call for every
+//! client.
 
 use std::sync::Arc;
 
@@ -57,6 +67,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     } = parts;
     let namespace = Namespace::new(name);
     let mut namespace = access::guard(namespace, name, access, auth.as_ref(), &hooks, &users);
+    // Tokens of other namespaces have no meaning in this one.
     let auth = auth.filter(|_| access.asks_for_token());
     if let Some(auth) = &auth {
         namespace = with_sessions(namespace, auth);

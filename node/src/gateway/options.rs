@@ -1,5 +1,9 @@
 //! Everything that follows from the options' definitions in `config`: their environment
 //! variables, the table for the documentation, and the remedy in errors.
+//!
+//! An option is defined once, with its type, default and help. Its variable, its key in
+//! the file, its row in the book and its line in errors are derived from that, so none
+//! of them can be forgotten or differ.
 
 use std::{
     collections::BTreeSet,
@@ -15,6 +19,7 @@ use clap::{
 use super::config::serve_options;
 
 /// Prefix of the program's environment variables.
+/// A variable with it that no option reads is an error.
 const PREFIX: &str = "ROOMCAST_";
 
 /// Gives each option the settings that follow from its name and type: its environment variable, and
@@ -51,6 +56,7 @@ fn complete_option(option: Arg) -> Arg {
     {
         option
             .num_args(0..=1)
+            // Otherwise, a switch without a value would take the next argument for one.
             .require_equals(true)
             .default_missing_value("true")
     } else {
@@ -140,6 +146,7 @@ pub(crate) fn with_way_out(mut error: clap::Error, command: &Command) -> clap::E
 }
 
 /// The value of an option as it may be shown: a key not at all, a URL without its secrets.
+/// Errors and `config show` are copied into tickets.
 pub(super) fn shown(option: &Arg, value: &str) -> String {
     let is_key = option
         .get_value_names()
@@ -154,6 +161,8 @@ pub(super) fn shown(option: &Arg, value: &str) -> String {
 /// Removes the login and the query from a URL, because both may contain passwords and
 /// errors end up in logs.
 pub(super) fn without_secrets(url: &str) -> String {
+    // It is cut as text, because an invalid URL is shown as well, and may hold a
+    // password.
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let scheme = &url[..url.len() - rest.len()];
     let (login, place) = match rest.rsplit_once('@') {

@@ -2,6 +2,15 @@
 //!
 //! Files are read completely and checked with their keys before anything changes, at startup and by
 //! SIGHUP. A key is never logged; errors name the file only.
+//!
+//! ```text
+//!  start, SIGHUP ─► pairs of files ─► read, key fits? ─► used by new connections, shown in log and metric
+//!                                         └─ no: start fails, or the certificates in force stay
+//! ```
+//!
+//! Connections that exist keep the certificate with which they began, so a renewal
+//! disconnects nobody. The expiry is a metric, because a certificate that nobody renews
+//! is the one failure of TLS that can be seen days before.
 
 use std::{
     future::ready,
@@ -127,6 +136,7 @@ impl TlsOptions {
                 named(&self.internal_tls_key),
             ),
         };
+        // Tools that renew certificates often write both into one file.
         if keys.is_empty() {
             return Ok(chains.iter().cloned().zip(chains.clone()).collect());
         }
@@ -278,6 +288,8 @@ impl Reloadable for Ports {
 
 /// Names the certificates in the log and in the metric, and warns of those that expire soon.
 fn show(expiry: &IntGaugeVec, certificates: &[(PathBuf, Certificate)]) {
+    // A file that is not named any more must not stay in the metric, where its expiry
+    // would alert.
     expiry.reset();
     let now = now();
     for (file, certificate) in certificates {

@@ -2,6 +2,15 @@
 //! sequence is in [`serve`](super::serve)), completes the refusals that hyper writes by
 //! itself, fails when a client does not read its response, and repeats a request that was
 //! [parked](super::parking).
+//!
+//! **Why under hyper and not beside it.** hyper owns the socket until HTTP has ended,
+//! and offers no way to write its 101 together with the first frame, to see its own
+//! refusals, or to time a client that does not read. All three can be done by a stream
+//! that looks at what hyper writes.
+//!
+//! **Why text is compared.** hyper reports nothing about the responses that it makes by
+//! itself. They are the only ones that begin while no request is under way, so their
+//! first bytes identify them.
 
 use std::{
     fmt,
@@ -226,6 +235,7 @@ impl Handoff {
     }
 
     /// A new request begins. Drops the opening of an earlier one.
+    /// An opening that is left is of a request whose upgrade did not happen.
     pub(super) fn begin_request<B: HttpBody>(&self, request: &Request<B>) {
         *self.0.opening.lock() = None;
         let connection = request.headers().get(header::CONNECTION);
@@ -233,6 +243,8 @@ impl Handoff {
             .map_or(&b""[..], HeaderValue::as_bytes)
             .split(|&byte| byte == b',');
         let closes = options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        // The short form in which the request is repeated must have the same effect on
+        // HTTP.
         let may_park = request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && !request.headers().contains_key(header::UPGRADE);
@@ -407,6 +419,8 @@ impl Read for HttpStream {
         if this.engine.config.cors.is_none() {
             return Pin::new(&mut this.io).poll_read(cx, buffer);
         }
+        // Only with CORS: the refusal of a request that hyper cannot read needs its
+        // origin, which only the bytes have.
         let mut bytes = [0; READ_BYTES];
         let room = buffer.remaining().min(READ_BYTES);
         let mut read = ReadBuf::new(&mut bytes[..room]);

@@ -14,6 +14,14 @@
 //!
 //! An application that serves the router by itself has no `Handoff`: there hyper writes the head
 //! and a task of its own opens the connection.
+//!
+//! **Why refusals are run by the accepting task.** Beyond the limit, every client would
+//! need a descriptor to be told so. A few are refused at a time, on descriptors that
+//! are kept for that, and a further one takes the place of the oldest. So a flood of
+//! clients costs the server no descriptor that a file or Redis needs.
+//!
+//! **The end.** Each HTTP connection holds a receiver of `stopped`. When the last one
+//! is dropped, every response has been written, and `serve` returns.
 
 use std::{
     collections::VecDeque,
@@ -107,6 +115,8 @@ pub(crate) async fn serve(
                 engine.metrics.limit_reached(Limit::Sockets);
                 refusals.add(carry(http, refusal.clone(), stopped.clone()));
             }
+            // The client went away while it waited to be accepted; the next one is not
+            // concerned.
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 let now = engine.clock.now();
@@ -118,6 +128,7 @@ pub(crate) async fn serve(
             }
         }
     }
+    // The own receiver, too, since the end waits for all receivers to be gone.
     drop((listener, refusals, stopped));
     engine.enter(Phase::Closing);
     let _ = stop.send(true);
@@ -151,6 +162,8 @@ impl Refusals {
 
 /// The number of sockets that may be open: the configured limit, or less if the limit of open
 /// files leaves less.
+/// A server that runs out of descriptors can open neither a file nor a connection to
+/// Redis, so clients get only what is left.
 fn socket_limit(engine: &Engine) -> usize {
     let limits = &engine.config.limits;
     let mut limit = limits.sockets;

@@ -3,6 +3,19 @@
 //! Node's servers write to it and read it, too, so its entries have no chain of their
 //! own. Each reader makes one: the entry before another is the last one before it that
 //! belongs to the journal.
+//!
+//! ```text
+//!  stream   a1  b1  a2  x   a3        a, b: namespaces; x: a question, which is nobody's to miss
+//!  journal  a1 ◄─── a2 ◄─── a3        of a, as each reader of the stream sees it
+//! ```
+//!
+//! **Why no key of its own.** Clients of Node's servers come back to nodes of ours and
+//! the other way round, so both must find the same broadcasts. The price is that a page
+//! of the journal may need several reads, because the entries of all namespaces are in
+//! one stream.
+//!
+//! Redis trims the stream at its beginning only. So an entry that is there proves that
+//! all later ones are.
 
 use std::sync::Arc;
 
@@ -26,6 +39,7 @@ use crate::{
 };
 
 /// Entries that are read with one command.
+/// Redis serves nobody else meanwhile.
 const PAGE: usize = 100;
 
 /// The journal of one namespace of a node.
@@ -132,6 +146,7 @@ impl Log for StreamLog {
 }
 
 impl StreamLog {
+    /// Reads a page, and links its entries to a chain.
     async fn read_page(&self, page: Page, limit: usize) -> Result<JournalPage, PublishError> {
         let mut kept = Vec::new();
         let is_full = self.each(page, limit, &mut kept).await?;
@@ -189,6 +204,8 @@ impl StreamLog {
         kept: &mut Vec<Kept>,
     ) -> Result<bool, PublishError> {
         let streams = &self.streams;
+        // The last entries of the stream may all be of other namespaces, so a full page
+        // is read even for one.
         let count = if page == Page::Latest {
             PAGE
         } else {
@@ -214,6 +231,7 @@ impl StreamLog {
             for Read { id, entry } in read {
                 let Some(entry) = entry else { continue };
                 if let Some(found) = self.kept(id, &entry) {
+                    // One more was found, so there is a next page.
                     if kept.len() == limit {
                         return Ok(true);
                     }
@@ -289,6 +307,8 @@ impl Streams {
     }
 
     /// Something before the next entries was not read.
+    /// The next entry of each namespace looks for the one before it, instead of
+    /// claiming one.
     pub(super) fn chains_are_broken(&self) {
         for chain in self.chains.lock().values_mut() {
             *chain = Chain::Unknown;

@@ -3,6 +3,10 @@
 //!
 //! The connections are opened here and not by a pool, because the checks need to see what
 //! happens on one connection: a body that comes late, or an upgrade that never happens.
+//!
+//! Nothing is repeated, and each failure keeps what the balancer has said: its status,
+//! the beginning of its page, where it redirects. That is usually enough to know which
+//! part of the way has refused.
 
 use std::time::Duration;
 
@@ -27,6 +31,7 @@ use crate::gateway::outbound::{self, Versions, causes};
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest response that is read.
+/// A URL may lead to anything.
 const MAX_RESPONSE: usize = 1 << 20;
 
 /// A stream to the balancer, with or without TLS.
@@ -152,6 +157,8 @@ impl Client {
         let (head, body) = self.request(Method::GET, None, "", &none, TIMEOUT).await?;
         let mut cookies = HeaderMap::new();
         for cookie in head.get_all(header::SET_COOKIE) {
+            // Without attributes: the checks send every cookie back to the one host
+            // that has set it.
             let pair = cookie.as_bytes().split(|byte| *byte == b';').next();
             if let Some(Ok(pair)) = pair.map(HeaderValue::from_bytes) {
                 cookies.append(header::COOKIE, pair);

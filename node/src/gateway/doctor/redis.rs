@@ -30,6 +30,7 @@ const CLOCK_FAILURE: Duration = Duration::from_secs(30);
 const MIN_BUFFER: u64 = 32 << 20;
 
 /// More patterns than that make every publish in Redis noticeably slower.
+/// Redis compares each published channel with every pattern.
 const MANY_PATTERNS: usize = 50;
 
 pub(super) async fn findings(config: &RedisConfig) -> Vec<Finding> {

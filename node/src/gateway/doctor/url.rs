@@ -10,6 +10,9 @@
 //!
 //! A session's namespace may be closed to this client. Its refusal is a round trip, too,
 //! so no check needs a token.
+//!
+//! **Why each request on a new connection.** A balancer may choose a node once for each
+//! connection, and then requests on one connection show nothing.
 
 use std::{str::FromStr, time::Duration};
 
@@ -52,6 +55,7 @@ impl FromStr for PublicUrl {
         const EXPECTED: &str = "expected http://HOST[:PORT][/PATH/] or https://…";
         let uri: Uri = text.parse().map_err(|_| EXPECTED)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
+        // A login would be sent to nobody, because the checks know no authentication.
         let has_login = uri
             .authority()
             .is_none_or(|host| host.as_str().contains('@'));
@@ -87,6 +91,8 @@ pub(super) async fn findings(endpoint: Uri, waits: bool) -> Vec<Finding> {
         Ok(session) => {
             let sessions = sessions(&client, &session).await;
             is_sticky = sessions.status == Status::Ok;
+            // Polling and upgrades fail anyhow where sessions do not stay, and their
+            // remedies would mislead.
             if is_sticky {
                 findings.push(polling(&client, &session).await);
                 findings.push(sessions);
@@ -94,11 +100,13 @@ pub(super) async fn findings(endpoint: Uri, waits: bool) -> Vec<Finding> {
             } else {
                 findings.push(sessions);
             }
+            // It needs no session, so it runs in any case.
             findings.push(bodies(&client).await);
         }
     }
     findings.push(websocket(&client).await);
     if waits {
+        // At the same time, because each waits for a ping interval.
         let (by_websocket, by_polling) =
             tokio::join!(websocket_ping(&client), polling_ping(&client, is_sticky));
         findings.push(by_websocket);
@@ -143,6 +151,7 @@ fn unusable(check: &'static str, failure: &Failure) -> Finding {
 }
 
 /// Whether the requests of one session reach its node. A noop has no effect.
+/// One lost request is enough, since a client would end its session.
 async fn sessions(client: &Client, session: &Session) -> Finding {
     let mut lost = 0;
     for _ in 0..REQUESTS {
@@ -183,6 +192,8 @@ async fn polling(client: &Client, session: &Session) -> Finding {
 fn replied(check: &'static str, packets: &str, begin: Instant) -> Finding {
     let took = begin.elapsed().as_millis();
     let mut each = packets.split('\u{1e}');
+    // The first packets of a session may be others, such as events that a connect
+    // handler emits.
     match each.any(|packet| packet.starts_with("40") || packet.starts_with("44")) {
         true => ok(check, format!("a round trip takes {took} ms")),
         false => fail(check, "the reply to a connect is not one of Socket.IO")
@@ -258,6 +269,7 @@ async fn bodies(client: &Client) -> Finding {
     let exchange = async {
         let ended = |error: std::io::Error| Failure::Ended(error.to_string());
         let mut stream = client.connect().await?;
+        // No node can have given this id, since ids are longer.
         let uri = client.uri("polling", Some("doctor"));
         let target = uri.path_and_query().map_or("/", |path| path.as_str());
         let head = format!(
