@@ -153,6 +153,8 @@ limits! {
     NamespaceName = "namespace_name",
     /// Acknowledgements that a socket has not sent yet.
     PendingAcks = "pending_acks",
+    /// Broadcasts at least once that a socket has not acknowledged; the oldest are not sent again.
+    Unacknowledged = "unacknowledged",
     /// Events of a connection whose handlers are still running; reading pauses.
     EventsInFlight = "events_in_flight",
     /// Bytes waiting to be written to a connection, or time without progress: a slow consumer.

@@ -48,6 +48,16 @@ const RECOVERIES: [&str; 5] = [
     "unavailable",
 ];
 
+/// The outcome of an event that a client has to acknowledge.
+const ACKNOWLEDGEMENTS: [&str; 6] = [
+    "acknowledged",
+    "resent",
+    "limit",
+    "ended",
+    "expired",
+    "unrecovered",
+];
+
 const SESSION_WRITES: [&str; 2] = ["written", "failed"];
 
 /// The series of one transport.
@@ -121,6 +131,9 @@ macro_rules! metrics {
                 for outcome in SESSION_WRITES {
                     metrics.session_writes.with_label_values(&[outcome]).reset();
                 }
+                for outcome in ACKNOWLEDGEMENTS {
+                    metrics.acknowledgements.with_label_values(&[outcome]).reset();
+                }
                 for reason in TLS_HANDSHAKE_ERRORS {
                     metrics.tls_handshake_errors.with_label_values(&[reason]).reset();
                 }
@@ -185,6 +198,8 @@ metrics! {
         "Clients that wanted to come back to their session, by outcome.";
     pub(crate) session_writes: IntCounterVec["outcome"] = "roomcast_session_writes_total",
         "Sessions that were stored or removed, by outcome.";
+    acknowledgements: IntCounterVec["outcome"] = "roomcast_at_least_once_total",
+        "Broadcasts at least once to single clients, by outcome.";
     pub(crate) namespaces: IntGauge[] = "roomcast_namespaces",
         "Namespaces that exist now.";
 }
@@ -377,6 +392,12 @@ impl Metrics {
 
     pub(crate) fn limit_reached(&self, limit: Limit) {
         self.limits[limit as usize].inc();
+    }
+
+    /// Counts events that single clients have to acknowledge.
+    pub(crate) fn count_acknowledgements(&self, outcome: &'static str, events: usize) {
+        let series = self.acknowledgements.with_label_values(&[outcome]);
+        series.inc_by(events as u64);
     }
 
     /// Counts an error of a handler under its event, or under `other` if too many events

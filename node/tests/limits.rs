@@ -20,8 +20,8 @@ use std::{
 
 use futures_util::future::{self, FutureExt as _};
 use roomcast::{
-    AckError, BroadcastOperator, Builder, Limits, MemoryBus, Namespace, Serve, Server, Socket,
-    TrustedProxies,
+    AckError, BroadcastOperator, Builder, Limits, MemoryBus, Namespace, Recovery, Serve, Server,
+    Socket, TrustedProxies,
 };
 use support::{
     Gate, Polling, TestServer, WebSocket, eventually, http,
@@ -65,6 +65,7 @@ tests! {
     "pending_acks":
         a_client_that_owes_too_many_acks_is_not_asked_again,
         a_broadcast_does_not_wait_for_a_client_that_owes_too_many_acks;
+    "unacknowledged": the_oldest_unacknowledged_events_are_not_sent_again;
     "events_in_flight":
         events_over_a_websocket_wait_while_too_many_handlers_run,
         posted_events_wait_while_too_many_handlers_run,
@@ -506,6 +507,42 @@ mod reach {
         assert_eq!(answers.answers, [7]);
         assert_eq!(answers.missing, [debtor.id().clone()]);
         assert_eq!(server.reached(limit), 1);
+    }
+
+    pub(super) async fn the_oldest_unacknowledged_events_are_not_sent_again(limit: &str) {
+        let namespace = main_namespace().recovery(Recovery {
+            at_least_once: true,
+            ..Recovery::default()
+        });
+        let (namespace, mut sockets) = Sockets::of(namespace);
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.unacknowledged_events = 2;
+            limits.unacknowledged_bytes = 2000;
+            io
+        })
+        .await;
+        let mut stream = WebSocket::open(server.address).await;
+        stream.send("40").await;
+        let reply = stream.text().await;
+        let (_, pid) = reply.split_once(r#""pid":""#).unwrap();
+        let pid = pid.split('"').next().unwrap();
+        let socket = sockets.next().await;
+        let large = "x".repeat(900);
+        for (number, text) in [(1, "small"), (2, "small"), (3, "small"), (4, &*large)] {
+            let everybody = server.io.of("/").at_least_once();
+            everybody.emit("n", (number, text)).await.unwrap();
+            stream.text().await;
+        }
+        assert_eq!(server.reached(limit), 2);
+        stream.reset();
+        eventually("the socket has gone", || !socket.is_connected()).await;
+        let mut stream = WebSocket::open(server.address).await;
+        stream.send(&format!(r#"40{{"pid":"{pid}"}}"#)).await;
+        for number in [3, 4] {
+            let text = stream.text().await;
+            assert!(text.contains(&format!(r#"["n",{number},"#)), "{text}");
+        }
+        assert_eq!(stream.text().await, reply);
     }
 
     pub(super) async fn events_over_a_websocket_wait_while_too_many_handlers_run(limit: &str) {

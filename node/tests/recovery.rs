@@ -5,8 +5,8 @@
 mod support;
 
 use roomcast::{
-    DisconnectReason, JournalLimits, MemoryBus, Namespace, Recovering, Recovery, Refused, Server,
-    Socket,
+    AckError, DisconnectReason, EmitError, JournalLimits, MemoryBus, Namespace, PublishError,
+    Recovering, Recovery, Refused, Server, Socket,
 };
 use serde::Deserialize;
 use support::{
@@ -34,6 +34,8 @@ struct Client {
     stream: Option<WebSocket>,
     reply: Reply,
     offset: Option<String>,
+    /// The ids of acknowledgements that the server waits for.
+    acks: Vec<String>,
 }
 
 impl Client {
@@ -45,6 +47,7 @@ impl Client {
             stream: Some(stream),
             reply,
             offset: None,
+            acks: Vec::new(),
         }
     }
 
@@ -61,6 +64,8 @@ impl Client {
     async fn event(&mut self) -> Vec<serde_json::Value> {
         let text = self.stream().text().await;
         let json = text.strip_prefix("42").unwrap_or_else(|| panic!("{text}"));
+        let (id, json) = json.split_at(json.find('[').unwrap_or_default());
+        self.acks.extend((!id.is_empty()).then(|| id.to_owned()));
         let mut event: Vec<serde_json::Value> = serde_json::from_str(json).unwrap();
         if let Some(serde_json::Value::String(offset)) = event.pop_if(|last| last.is_string()) {
             self.offset = Some(offset);
@@ -74,6 +79,19 @@ impl Client {
             numbers.push(self.event().await[1].as_u64().unwrap());
         }
         numbers
+    }
+
+    /// Acknowledges the events at these places of those that it has received and not acknowledged.
+    async fn acknowledge(&mut self, places: &[usize]) {
+        for place in places {
+            let ack = format!("43{}[]", self.acks[*place]);
+            self.stream().send(&ack).await;
+        }
+        let mut place = 0;
+        self.acks.retain(|_| {
+            place += 1;
+            !places.contains(&(place - 1))
+        });
     }
 
     fn auth(&self) -> String {
@@ -120,6 +138,13 @@ const WRITTEN: &str = "roomcast_session_writes_total{outcome=\"written\"}";
 /// Waits until sessions were stored more often than `before`, because they are written behind.
 async fn is_stored(server: &TestServer, before: u64) {
     eventually("the session is stored", || server.metric(WRITTEN) > before).await;
+}
+
+/// Waits until the sessions of all changes so far are stored, as each client that may come back does.
+async fn is_written(server: &TestServer) {
+    let mut stream = WebSocket::open(server.address).await;
+    stream.send(r#"40{"pid":"unknown"}"#).await;
+    reply(&stream.text().await);
 }
 
 /// Waits until so many clients have come back, or have failed to.
@@ -558,4 +583,163 @@ async fn a_namespace_without_recovery_sends_no_offsets() {
     // Volatile events are not stored.
     let delivery = server.io.of("/").volatile().emit("n", 2).await.unwrap();
     assert_eq!((delivery.position, delivery.local_sockets), (None, 1));
+}
+
+fn at_least_once() -> Namespace {
+    main_namespace().recovery(Recovery {
+        at_least_once: true,
+        ..Recovery::default()
+    })
+}
+
+/// Emits a number at least once.
+async fn emit(server: &TestServer, rooms: &[&str], number: u64) {
+    let emitting = server.io.to(rooms).at_least_once().emit("n", number);
+    emitting.await.unwrap();
+}
+
+/// Waits until so many events have had this outcome.
+async fn had_outcome(server: &TestServer, outcome: &str, count: u64) {
+    let series = format!("roomcast_at_least_once_total{{outcome=\"{outcome}\"}}");
+    eventually(&series, || server.metric(&series) == count).await;
+}
+
+#[tokio::test]
+async fn what_a_client_has_not_acknowledged_is_sent_again_on_another_node() {
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(at_least_once(), Some(&bus)).await;
+    let (second, mut others) = node_of(at_least_once(), Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    socket.join(["news", "left"]).unwrap();
+    emit(&second, &["news"], 1).await;
+    first.io.emit("n", 2).await.unwrap();
+    emit(&first, &["left"], 3).await;
+    emit(&first, &["news"], 4).await;
+    emit(&second, &[], 5).await;
+    first.io.emit("n", 6).await.unwrap();
+    assert_eq!(client.numbers(6).await, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(client.acks.len(), 4);
+    client.acknowledge(&[0, 3]).await;
+    had_outcome(&first, "acknowledged", 2).await;
+    // It was in the room when it received the event.
+    socket.leave("left");
+    client.reset();
+    is_gone(&socket).await;
+    is_written(&first).await;
+    emit(&first, &["news"], 7).await;
+    emit(&first, &["left"], 8).await;
+    first.io.emit("n", 9).await.unwrap();
+    client.come_back(&second).await;
+    assert_eq!(client.numbers(4).await, [3, 4, 7, 9]);
+    assert_eq!(client.reply().await, client.reply);
+    let socket = others.next().await;
+    had_outcome(&second, "resent", 3).await;
+    // The first two ids are those of the events as they were sent at first.
+    assert_eq!(client.acks[..2], client.acks[2..4]);
+    // One for each of the events: the other ones come too late.
+    client.acknowledge(&[0, 1, 2, 3, 4]).await;
+    had_outcome(&second, "acknowledged", 3).await;
+    client.reset();
+    is_gone(&socket).await;
+    is_written(&second).await;
+    client.come_back(&first).await;
+    assert_eq!(client.reply().await, client.reply);
+    emit(&second, &["news"], 10).await;
+    assert_eq!(client.numbers(1).await, [10]);
+}
+
+#[tokio::test]
+async fn a_client_that_receives_nothing_but_what_it_acknowledges_comes_back() {
+    let (server, mut sockets) = node_of(at_least_once(), None).await;
+    let mut client = Client::connect(&server).await;
+    for round in 0..3 {
+        let socket = sockets.next().await;
+        assert_eq!(socket.recovered(), round > 0);
+        emit(&server, &[], round).await;
+        assert_eq!(client.numbers(1).await, [round]);
+        client.acknowledge(&[0]).await;
+        had_outcome(&server, "acknowledged", round + 1).await;
+        client.reset();
+        is_gone(&socket).await;
+        client.come_back(&server).await;
+        assert_eq!(client.reply().await, client.reply);
+    }
+    assert_eq!(client.offset, None);
+    had_outcome(&server, "resent", 0).await;
+}
+
+#[tokio::test]
+async fn a_client_cannot_come_back_if_what_it_has_to_acknowledge_is_not_kept() {
+    let limits = JournalLimits {
+        messages: 10,
+        ..JournalLimits::default()
+    };
+    let (server, mut sockets) = node_of(at_least_once().journal(limits), None).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    emit(&server, &[], 0).await;
+    client.numbers(1).await;
+    // The node keeps some in memory, and so many not.
+    for number in 1..4200 {
+        server.io.emit("n", number).await.unwrap();
+    }
+    client.numbers(4199).await;
+    client.reset();
+    is_gone(&socket).await;
+    client.come_back(&server).await;
+    assert_ne!(client.reply().await.sid, client.reply.sid);
+    counts(&server, "incomplete", 1).await;
+    had_outcome(&server, "unrecovered", 1).await;
+}
+
+#[tokio::test]
+async fn events_that_nobody_will_acknowledge_are_counted() {
+    let namespace = main_namespace().recovery(Recovery {
+        at_least_once: true,
+        max_disconnection: std::time::Duration::from_millis(1),
+        ..Recovery::default()
+    });
+    let (server, mut sockets) = node_of(namespace, None).await;
+    let mut lost = Client::connect(&server).await;
+    sockets.next().await;
+    emit(&server, &[], 1).await;
+    lost.numbers(1).await;
+    lost.reset();
+    had_outcome(&server, "expired", 1).await;
+    let mut dismissed = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    emit(&server, &[], 2).await;
+    dismissed.numbers(1).await;
+    socket.disconnect(true);
+    had_outcome(&server, "ended", 1).await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_emitted_at_least_once_is_an_error_that_names_the_reason() {
+    let (server, _sockets) = node_of(recovering(), None).await;
+    let error = server
+        .io
+        .of("/")
+        .at_least_once()
+        .emit("n", 1)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot be emitted at least once: the namespace needs recovery with `at_least_once` turned on"
+    );
+    let (server, _sockets) = node_of(at_least_once(), None).await;
+    let all = || server.io.of("/").at_least_once();
+    for unstored in [all().volatile(), all().local()] {
+        let error = unstored.emit("n", 1).await.unwrap_err();
+        assert!(matches!(error, EmitError::AtLeastOnce(_)), "{error}");
+    }
+    let awaited = all().emit_with_ack::<()>("n", 1).await.unwrap_err();
+    assert!(matches!(awaited, AckError::Emit(EmitError::AtLeastOnce(_))));
+    let published = all().to("room").publish("n", 1).await.unwrap_err();
+    assert!(matches!(
+        published,
+        PublishError::Emit(EmitError::AtLeastOnce(_))
+    ));
 }

@@ -119,6 +119,16 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().pending_acks, value_parser = values::count)]
     pub(crate) max_pending_acks: usize,
 
+    /// Broadcasts at least once that one socket may leave unacknowledged; the oldest are not sent again
+    #[arg(long, value_name = "COUNT")]
+    #[arg(default_value_t = Limits::default().unacknowledged_events, value_parser = values::count)]
+    pub(crate) max_unacknowledged: usize,
+
+    /// The bytes of those broadcasts, for each socket
+    #[arg(long, value_name = "SIZE")]
+    #[arg(default_value_t = ByteSize(Limits::default().unacknowledged_bytes))]
+    pub(crate) max_unacknowledged_bytes: ByteSize,
+
     /// Binary attachments of one packet; a client that sends more is disconnected
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().attachments, value_parser = values::count)]
@@ -313,6 +323,8 @@ impl From<&LimitOptions> for Limits {
             event_name_bytes: options.max_event_name.0,
             events_in_flight: options.max_events_in_flight,
             pending_acks: options.max_pending_acks,
+            unacknowledged_events: options.max_unacknowledged,
+            unacknowledged_bytes: options.max_unacknowledged_bytes.0,
             attachments: options.max_attachments,
             json_depth: options.max_json_depth,
             fragments: options.max_fragments,

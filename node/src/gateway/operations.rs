@@ -90,6 +90,8 @@ pub(crate) struct Flags {
     pub(crate) local: bool,
     /// All nodes are asked how many sockets the event reached.
     pub(crate) confirmed: bool,
+    /// Clients acknowledge the event, and receive it again if they come back and have not.
+    pub(crate) at_least_once: bool,
 }
 
 /// An error in a list of operations. None of the list has been carried out.
@@ -241,7 +243,7 @@ mod tests {
             {"op": "join", "rooms": ["a"]},
             {"op": "leave", "rooms": ["a"], "in": ["b"], "sockets": ["c"], "users": ["7"]},
             {"op": "emit", "event": "x", "args": ["y"], "rooms": ["b"], "except": ["c"],
-             "flags": {"volatile": true, "local": false}},
+             "flags": {"volatile": true, "local": false, "at_least_once": true}},
             {"op": "set_data", "data": {"name": "Ada"}},
             {"op": "set_user", "user": "7"},
             {"op": "disconnect", "close": true, "all": true},
@@ -272,6 +274,7 @@ mod tests {
                     volatile: true,
                     local: false,
                     confirmed: false,
+                    at_least_once: true,
                 },
             },
             Operation::SetData { data },

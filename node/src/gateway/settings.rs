@@ -92,6 +92,9 @@ age = "10m"
 max_disconnection = "2m"
 # Keep events to a single client as well. Each of them then costs Redis as much as a broadcast.
 unicasts = false
+# Let broadcasts be emitted at least once. The sessions of all sockets are then written every half of
+# max_disconnection, and the journal must keep broadcasts for so much longer.
+at_least_once = false
 "#;
 
 /// The settings of one namespace.
@@ -148,6 +151,7 @@ impl JournalSettings {
 pub(crate) struct RecoverySettings {
     max_disconnection: Span,
     unicasts: bool,
+    at_least_once: bool,
 }
 
 impl Default for RecoverySettings {
@@ -156,6 +160,7 @@ impl Default for RecoverySettings {
         Self {
             max_disconnection: Span(recovery.max_disconnection),
             unicasts: recovery.unicasts,
+            at_least_once: recovery.at_least_once,
         }
     }
 }
@@ -167,6 +172,7 @@ impl RecoverySettings {
             max_disconnection: self.max_disconnection.0,
             authorizes_again: true,
             unicasts: self.unicasts,
+            at_least_once: self.at_least_once,
         }
     }
 }

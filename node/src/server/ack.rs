@@ -150,6 +150,9 @@ impl<T: FromArgs> Answers<T> {
     }
 }
 
+/// Ids are below 2^30: those above belong to broadcasts at least once, and clients in Java and C++ read 31 bits.
+const IDS: u64 = (1 << 30) - 1;
+
 /// The acknowledgements that a namespace waits for.
 #[derive(Default)]
 pub(crate) struct Acks {
@@ -221,7 +224,7 @@ impl Acks {
     }
 
     fn insert(&self, pending: Pending) -> Awaited<'_> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = self.next.fetch_add(1, Ordering::Relaxed) & IDS;
         self.pending.lock().insert(id, pending);
         Awaited { acks: self, id }
     }

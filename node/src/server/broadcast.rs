@@ -167,6 +167,46 @@ impl BroadcastOperator {
         self
     }
 
+    /// Has the client of each socket acknowledge the event: the handler of the official client receives a function as its
+    /// last argument, and calls it when it has done its work. A client that has not, and whose connection was lost, is
+    /// sent the event again when it [comes back](super::Namespace::recovery), on any node, also after its node was killed.
+    /// So it may receive an event twice, and should look at an id in the arguments.
+    ///
+    /// The namespace needs [`Recovery::at_least_once`](super::Recovery::at_least_once); without it,
+    /// [`emit`](Self::emit) fails with [`EmitError::AtLeastOnce`]. What clients acknowledge is not returned. Clients that
+    /// cannot come back, those of revision 3 and of plain connections, and those of Node.js servers receive the event at
+    /// most once. [`Limits::unacknowledged_events`](crate::Limits::unacknowledged_events) bounds what is kept for a client
+    /// that does not acknowledge.
+    ///
+    /// ```
+    /// # use roomcast::{EmitError, Server};
+    /// # async fn run(io: Server) -> Result<(), EmitError> {
+    /// io.to("kitchen").at_least_once().emit("order", (17, "soup")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn at_least_once(mut self) -> Self {
+        self.target.flags.at_least_once = true;
+        self
+    }
+
+    /// Fails if the event cannot be emitted at least once, but shall be.
+    fn check_at_least_once(&self, is_awaited: bool) -> Result<(), EmitError> {
+        let flags = &self.target.flags;
+        if !flags.at_least_once {
+            return Ok(());
+        }
+        Err(EmitError::AtLeastOnce(if is_awaited {
+            "its acknowledgements are awaited, so it is not in the journal"
+        } else if flags.volatile || flags.local {
+            "it is volatile or local, so it is not in the journal"
+        } else if !self.live()?.delivers_at_least_once() {
+            "the namespace needs recovery with `at_least_once` turned on"
+        } else {
+            return Ok(());
+        }))
+    }
+
     /// Selects only sockets of this node.
     pub fn local(mut self) -> Self {
         self.target.flags.local = true;
@@ -206,6 +246,7 @@ impl BroadcastOperator {
     }
 
     async fn broadcast(&self, event: &str, args: Args) -> Result<Delivery, EmitError> {
+        self.check_at_least_once(false)?;
         let (namespace, target) = (self.live()?, self.target.clone());
         let Some((key, lifetime)) = self.once.clone() else {
             return namespace.broadcast(target, event, args).await;
@@ -236,7 +277,8 @@ impl BroadcastOperator {
     /// # Errors
     ///
     /// [`EmitError::Args`] if the arguments cannot be encoded or nest too deeply.
-    /// [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this
+    /// [`EmitError::AtLeastOnce`] if it cannot be emitted [at least
+    /// once](Self::at_least_once), but shall be. [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this
     /// node get the packet all the same. With a journal, no socket receives it, except
     /// that with [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
@@ -303,6 +345,7 @@ impl BroadcastOperator {
     ) -> Result<Answers<T>, AckError> {
         let namespace = self.live()?;
         check_event(event)?;
+        self.check_at_least_once(true)?;
         let args = namespace.encode(args).map_err(EmitError::Args)?;
         self.await_subscription().await;
         let timeout = self.answer_timeout();

@@ -413,6 +413,15 @@ impl Definitions {
                     problem: "below `recovery.max_disconnection`: clients could not come back so late",
                 });
             }
+            if let (Some(journal), Some(recovery)) = (&handlers.journal, &handlers.recovery)
+                && recovery.at_least_once
+                && journal.age < recovery.max_disconnection * 3 / 2
+            {
+                return Err(BuildError::Setting {
+                    setting: "journal.age",
+                    problem: "below 1.5 times `recovery.max_disconnection`, which `recovery.at_least_once` needs",
+                });
+            }
             needs.append(&mut handlers.needs);
             handlers.states = Arc::clone(states);
             let handlers = Arc::new(handlers);

@@ -40,7 +40,7 @@ use super::{
     observe::Observation,
     packets,
     rates::Rates,
-    recovery::{Restored, Restoring},
+    recovery::{Restored, Restoring, is_ack_id},
     server::Inner as Server,
     socket::{DisconnectReason, Socket, Verdict},
 };
@@ -132,6 +132,10 @@ impl Client {
             if packet.kind == PacketKind::Disconnect && self.withdraw_connect(&packet.nsp) {
                 return Ok(());
             }
+            // Of an event that it received over its former connection, while it is coming back. The event is sent again.
+            if packet.kind == PacketKind::Ack && packet.id.is_some_and(is_ack_id) {
+                return Ok(());
+            }
             // The server has disconnected it. The client may not know yet, and what it sent before
             // it does must not cost it the connection.
             let has_left = |in_flight: &InFlight| in_flight.has_left(&packet.nsp);
@@ -169,7 +173,9 @@ impl Client {
                     // The server has asked for it, so it is never dropped.
                     self.exceed(turn, Some(&socket), packet, over)?;
                 }
-                if let Some(id) = packet.id {
+                if let Some(id) = packet.id
+                    && !socket.acknowledges(id)
+                {
                     socket.live().acks.answer(&socket, id, packet.to_args());
                 }
             }

@@ -36,6 +36,7 @@ use super::{
     error::EmitError,
     live_namespace::LiveNamespace,
     observe::Observation,
+    recovery::ack_id,
     socket::{LocalSocket, Socket},
 };
 use crate::{
@@ -261,7 +262,12 @@ impl LiveNamespace {
     ) -> Result<(Frame, usize), EmitError> {
         let frame = self.frame(target, None, event, args, position)?;
         self.notify_outgoing(target, event, args);
-        let count = self.fan_out(target, &frame, |_| {});
+        let count = match self.to_acknowledge(target, position) {
+            None => self.fan_out(target, &frame, |_| {}),
+            Some(position) => self.fan_out(target, &frame, |socket| {
+                socket.has_to_acknowledge(position, frame.cost());
+            }),
+        };
         if self.observers.is_any_of_events() {
             self.observed(target, event, args, count);
         }
@@ -327,7 +333,8 @@ impl LiveNamespace {
 
     /// Encodes an event. The frame keeps what plain connections need only if there are
     /// some. In a namespace with recovery, the place in the journal is one more argument
-    /// for Socket.IO's clients.
+    /// for Socket.IO's clients, except for events that they acknowledge: the official client
+    /// reads it from the last argument, which then is the function that acknowledges.
     pub(super) fn frame(
         &self,
         target: &Target,
@@ -339,6 +346,10 @@ impl LiveNamespace {
         let journal = self.journal.as_ref().filter(|_| self.recovery.is_some());
         let offset = position.filter(|place| place.after.is_some()).zip(journal);
         let frame = match offset {
+            Some((place, _)) if self.to_acknowledge(target, Some(place)).is_some() => {
+                let id = Some(ack_id(place.id));
+                self.parser.event(&self.name, id, event, args)?
+            }
             Some((place, journal)) => {
                 let args = args.with_last(&journal.offset_text(place.into()));
                 self.parser.event(&self.name, id, event, &args)?

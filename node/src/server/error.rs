@@ -44,6 +44,9 @@ pub enum EmitError {
     /// Rooms or exceptions were named for an operation on servers.
     #[error("servers are not in rooms: this operation takes neither rooms nor exceptions")]
     RoomsOfServers,
+    /// The broadcast cannot be emitted [at least once](crate::BroadcastOperator::at_least_once), for this reason.
+    #[error("cannot be emitted at least once: {0}")]
+    AtLeastOnce(&'static str),
     /// The client speaks Socket.IO, which has no messages without a packet around them.
     #[error("only clients of plain connections can be sent text without an event")]
     NotPlain,

@@ -110,6 +110,10 @@ impl BroadcastOperator {
         check_event(event)?;
         let args = namespace.encode(args).map_err(EmitError::Args)?;
         let target = self.target();
+        if target.flags.at_least_once {
+            let reason = "an event that is published does not keep the flag";
+            return Err(EmitError::AtLeastOnce(reason).into());
+        }
         let ([room], [], false, false) = (
             &target.rooms[..],
             &target.except[..],

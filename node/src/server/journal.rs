@@ -95,6 +95,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
     pub(super) fn place(&self) -> Offset {
         self.position.into()
     }

@@ -14,7 +14,9 @@
 //! writes nothing. For the same reason, taking a session only changes its owner: it stays
 //! until the new owner has written it.
 
+mod redelivery;
 mod returns;
+mod unacknowledged;
 mod writer;
 
 use std::{
@@ -38,8 +40,10 @@ use roomcast_protocol::{
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::timeout};
 
+pub(super) use self::unacknowledged::{ack_id, is_ack_id};
 use self::{
     returns::{NotTaken, Returns},
+    unacknowledged::{Account, Unacknowledged},
     writer::{Ended, Queue, Writer},
 };
 use super::{
@@ -89,6 +93,10 @@ pub struct Recovery {
     /// sent at once, and are not kept. If the journal cannot be reached, the event is
     /// sent at once as well.
     pub unicasts: bool,
+    /// Whether broadcasts can be emitted [at least once](super::BroadcastOperator::at_least_once). Default: no, because
+    /// the sessions of all sockets are then stored again every half of `max_disconnection`, and the journal must keep
+    /// broadcasts for so much longer.
+    pub at_least_once: bool,
 }
 
 impl Default for Recovery {
@@ -97,6 +105,7 @@ impl Default for Recovery {
             max_disconnection: Duration::from_secs(120),
             authorizes_again: false,
             unicasts: false,
+            at_least_once: false,
         }
     }
 }
@@ -135,6 +144,10 @@ pub(crate) struct Recoverable {
     /// The places in the journal at which rooms were joined. Rooms that were joined
     /// before anything was emitted are not here.
     joins: Mutex<HashMap<Box<str>, Offset>>,
+    /// The events that the client has to acknowledge.
+    unacknowledged: Mutex<Unacknowledged>,
+    /// Whether it is in the queue of those whose acknowledgements have changed.
+    is_queued_lazily: AtomicBool,
     /// Whether another owner has the session.
     is_taken: AtomicBool,
     /// Until when the client may come back after the end of its connection, in
@@ -158,6 +171,9 @@ struct Record {
     since_time: u64,
     #[serde(default, skip_serializing_if = "HashMap::is_empty")]
     joins: HashMap<Box<str>, Offset>,
+    /// In namespaces with broadcasts at least once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    account: Option<Account>,
 }
 
 impl Record {
@@ -189,11 +205,20 @@ pub(super) struct Restored {
     pid: Box<str>,
     /// The token of the socket that will have the session.
     owner: Box<str>,
-    from: Offset,
+    from: Places,
     /// The entries that the tail of the journal did not have.
     earlier: Vec<Arc<Kept>>,
     /// Nobody else goes on with the session on this node meanwhile.
     turn: returns::Return,
+}
+
+/// The places after which a client is sent what it has missed.
+#[derive(Clone, Copy)]
+struct Places {
+    /// The client has received everything up to here, except for what it has to acknowledge.
+    received: Offset,
+    /// Everything after this place must be there.
+    start: Offset,
 }
 
 /// The outcome of a CONNECT that may name a session.
@@ -345,7 +370,9 @@ impl Socket {
         if recoverable.is_taken.load(Ordering::Relaxed) {
             return;
         }
-        let ended = if comes_back(reason) {
+        let is_kept = comes_back(reason);
+        recovery.owes_at_end(self, recoverable, is_kept);
+        let ended = if is_kept {
             let life = recovery.options.max_disconnection;
             let until = unix_millis().saturating_add(millis(life));
             recoverable.returns_until.store(until, Ordering::Relaxed);
@@ -387,6 +414,7 @@ impl Socket {
     }
 
     fn session(&self, recoverable: &Recoverable, life: Duration) -> Session {
+        let account = self.account(recoverable);
         let own = self.id().as_str();
         let rooms = self.rooms().into_iter().filter(|room| room != own);
         let record = Record {
@@ -397,6 +425,7 @@ impl Socket {
             since: recoverable.since.map(|since| since.id),
             since_time: recoverable.since.map_or(0, |since| since.time),
             joins: recoverable.joins.lock().clone(),
+            account,
         };
         let value = serde_json::to_vec(&record).unwrap_or_default();
         Session {
@@ -443,6 +472,8 @@ impl LiveNamespace {
             is_queued: AtomicBool::new(false),
             is_stored: AtomicBool::new(false),
             joins: Mutex::default(),
+            unacknowledged: Mutex::default(),
+            is_queued_lazily: AtomicBool::new(false),
             is_taken: AtomicBool::new(false),
             returns_until: AtomicU64::new(0),
             gone: Notify::new(),
@@ -506,8 +537,9 @@ impl LiveNamespace {
                 earlier,
                 turn,
             })),
-            Err(outcome) => {
+            Err((outcome, pending)) => {
                 self.count_recovery(outcome);
+                self.count_given_up("unrecovered", pending);
                 self.forget_session(pid, owner);
                 Restoring::No
             }
@@ -517,6 +549,7 @@ impl LiveNamespace {
     /// The client that was to go on with the session is another one.
     pub(super) fn refuse_restored(&self, restored: Restored) {
         self.count_recovery("refused");
+        self.count_given_up("unrecovered", restored.record.pending());
         self.forget_session(restored.pid, restored.owner);
     }
 
@@ -533,12 +566,26 @@ impl LiveNamespace {
 
     /// Ends the socket that had the session, and reads what the client has missed and the
     /// tail has not.
+    /// `Err` has the number of events that the client had to acknowledge, too.
     async fn prepare(
         &self,
         taken: Taken,
         offset: Option<&str>,
-    ) -> Result<(Record, Offset, Vec<Arc<Kept>>), &'static str> {
-        let record: Record = serde_json::from_slice(&taken.value).map_err(|_| "unknown")?;
+    ) -> Result<(Record, Places, Vec<Arc<Kept>>), (&'static str, usize)> {
+        let record: Record = serde_json::from_slice(&taken.value).map_err(|_| ("unknown", 0))?;
+        let pending = record.pending();
+        match self.read_missed(&record, &taken.owner, offset).await {
+            Some((from, earlier)) => Ok((record, from, earlier)),
+            None => Err(("incomplete", pending)),
+        }
+    }
+
+    async fn read_missed(
+        &self,
+        record: &Record,
+        last_owner: &str,
+        offset: Option<&str>,
+    ) -> Option<(Places, Vec<Arc<Kept>>)> {
         let limits = &self.engine.config.limits;
         let fits = record.rooms.len() <= limits.rooms_per_socket
             && record
@@ -546,25 +593,25 @@ impl LiveNamespace {
                 .iter()
                 .all(|room| room.len() <= limits.room_name_bytes);
         let since = record.since();
-        let from = match offset {
+        let journal = self.journal.as_ref().filter(|_| fits)?;
+        let received = match offset {
             Some(offset) => {
-                let journal = self.journal.as_ref().ok_or("incomplete")?;
-                let offset = journal.read_offset(offset).ok_or("incomplete")?;
+                let offset = journal.read_offset(offset)?;
                 // A client keeps the offset of an earlier session until it receives something.
                 since
                     .filter(|since| since.is_later_than(offset))
                     .unwrap_or(offset)
             }
-            None => since.ok_or("incomplete")?,
+            None => since?,
         };
-        let journal = self.journal.as_ref().filter(|_| fits).ok_or("incomplete")?;
-        self.end_former(&record.sid, &taken.owner).await;
-        if record.owner != taken.owner {
+        let from = record.places(received);
+        self.end_former(&record.sid, last_owner).await;
+        if *record.owner != *last_owner {
             // The last owner has not written the session, and may not have ended the one before it.
             self.end_former(&record.sid, &record.owner).await;
         }
-        let earlier = journal.read_after(self, from).await.ok_or("incomplete")?;
-        Ok((record, from, earlier))
+        let earlier = journal.read_after(self, from.start).await?;
+        Some((from, earlier))
     }
 
     /// Ends the socket that has had the session, wherever it is, if its node has not
@@ -579,6 +626,7 @@ impl LiveNamespace {
             // Another node that does not hear it ends the socket after the ping timeout.
             drop(self.publish(&Target::default(), || returned));
         }
+        self.has_returned(owner);
         if let Some(former) = self.former(sid, owner) {
             former.session_taken();
             if let Some(recoverable) = former.recoverable() {
@@ -606,9 +654,11 @@ impl LiveNamespace {
         }
         if self.recovery.is_some()
             && let Ok((sid, owner)) = args.decode::<(String, String)>()
-            && let Some(former) = self.former(&sid, &owner)
         {
-            former.session_taken();
+            self.has_returned(&owner);
+            if let Some(former) = self.former(&sid, &owner) {
+                former.session_taken();
+            }
         }
         true
     }
@@ -622,11 +672,13 @@ impl LiveNamespace {
         socket: impl FnOnce(SocketId, Box<Recoverable>) -> Socket,
     ) -> Option<Socket> {
         let (pid, owner) = (restored.pid.clone(), restored.owner.clone());
+        let pending = restored.record.pending();
         let readmitted = self.readmit_whole(turn, restored, socket);
         if readmitted.is_some() {
             self.count_recovery("recovered");
         } else {
             self.count_recovery("incomplete");
+            self.count_given_up("unrecovered", pending);
             self.forget_session(pid, owner);
         }
         readmitted
@@ -649,10 +701,10 @@ impl LiveNamespace {
         let mut rooms: HashSet<&str> = record.rooms.iter().map(|room| &**room).collect();
         rooms.insert(&record.sid);
         let state = self.journal.as_ref()?.lock();
-        let mut missed = state.after(from, &earlier)?;
+        let mut missed = state.after(from.start, &earlier)?;
         missed.retain(|kept| {
             let was_in = |room: &str| record.was_in(&rooms, room, kept.place());
-            kept.sent().is_some_and(|(to, _)| is_meant(to, was_in))
+            record.is_missed(kept, from.received, |to| is_meant(to, was_in))
         });
         let bytes: usize = missed.iter().map(|kept| kept.cost()).sum();
         if bytes > self.engine.config.limits.outbox_bytes / 2 {
@@ -668,13 +720,23 @@ impl LiveNamespace {
             // It is there since it was taken.
             is_stored: AtomicBool::new(true),
             joins: Mutex::new(std::mem::take(&mut record.joins)),
+            unacknowledged: Mutex::new(Unacknowledged::of(record.account.as_ref())),
+            is_queued_lazily: AtomicBool::new(false),
             is_taken: AtomicBool::new(false),
             returns_until: AtomicU64::new(0),
             gone: Notify::new(),
         });
         let socket = socket(SocketId::new(&record.sid), recoverable);
-        for (_, frame) in missed.iter().filter_map(|kept| kept.sent()) {
-            turn.send(frame);
+        for kept in &missed {
+            if let Some((to, frame)) = kept.sent() {
+                turn.send(frame);
+                if let Some(position) = self.to_acknowledge(to, Some(kept.position())) {
+                    self.engine.metrics.count_acknowledgements("resent", 1);
+                    socket
+                        .local_socket()
+                        .has_to_acknowledge(position, kept.cost());
+                }
+            }
         }
         socket.insert();
         // The limits were checked.

@@ -514,7 +514,7 @@ impl Socket {
     }
 
     pub(super) fn recoverable(&self) -> Option<&Recoverable> {
-        self.0.recoverable.as_deref()
+        self.0.recoverable()
     }
 
     pub(super) fn live(&self) -> &Arc<LiveNamespace> {
@@ -609,6 +609,14 @@ pub(super) fn check_event(event: &str) -> Result<(), EmitError> {
 impl Inner {
     fn is_connected(&self) -> bool {
         self.state.load(Ordering::Relaxed) == CONNECTED
+    }
+
+    pub(super) fn namespace(&self) -> &LiveNamespace {
+        &self.namespace
+    }
+
+    pub(super) fn recoverable(&self) -> Option<&Recoverable> {
+        self.recoverable.as_deref()
     }
 
     /// Whether the client speaks no Socket.IO.

@@ -49,6 +49,13 @@ pub struct Limits {
     /// Acknowledgements of one socket that have not arrived. Default 1,024. Beyond:
     /// `emit_with_ack` fails.
     pub pending_acks: usize,
+    /// Broadcasts [at least once](crate::BroadcastOperator::at_least_once) that one socket has
+    /// not acknowledged. Default 256. Beyond: the oldest are not sent again when the client
+    /// comes back.
+    pub unacknowledged_events: usize,
+    /// The bytes of their packets. Default 1 MiB; the latest is kept whatever its size.
+    /// Beyond: the same.
+    pub unacknowledged_bytes: usize,
     /// Running handlers of one connection. Default 256. Beyond: further events wait, in
     /// order, until one is done. Acknowledgements, pongs and disconnects do not wait.
     pub events_in_flight: usize,
@@ -130,6 +137,8 @@ impl Default for Limits {
             event_name_bytes: 256,
             namespace_bytes: 256,
             pending_acks: 1024,
+            unacknowledged_events: 256,
+            unacknowledged_bytes: 1 << 20,
             events_in_flight: 256,
             outbox_bytes: 64 << 20,
             stall_timeout: Duration::from_secs(30),

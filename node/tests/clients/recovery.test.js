@@ -101,6 +101,69 @@ describe("recovery", { timeout: 300_000 }, () => {
     });
   }
 
+  /** Emits a number at least once, as the API tells whether it can. */
+  async function order(node, number, flags = { at_least_once: true }) {
+    const headers = { authorization: `Bearer ${KEY}`, "content-type": "application/json" };
+    const body = JSON.stringify({ event: "order", args: [{ number }], rooms: ["news"], flags });
+    return fetch(`${node.internal}/api/emit`, { method: "POST", headers, body });
+  }
+
+  const outcome = (node, name) => node.metric(`roomcast_at_least_once_total{outcome="${name}"}`);
+
+  test("what a client has not acknowledged is sent again, by another node if its own was killed", async () => {
+    const settings = SETTINGS.replace("[namespaces.\"/\".recovery]", "$&\nat_least_once = true");
+    const [one, two] = [await start({ settings }), await start({ settings })];
+    const client = await connect(one, "websocket");
+    const { id } = client;
+    const received = [];
+    let isDone = (number) => number !== 1;
+    const late = [];
+    client.on("order", ({ number }, acknowledge, ...others) => {
+      assert.deepEqual(others, []);
+      received.push(number);
+      if (isDone(number)) acknowledge();
+      else late.push(acknowledge);
+    });
+    for (const number of range(3)) assert.equal((await order(two, number)).status, 200);
+    await until("the orders", () => received.length === 3, PATIENCE);
+    await until("two to be acknowledged", async () => (await outcome(one, "acknowledged")) === 2, PATIENCE);
+
+    // Its session is written when the connection ends, so it receives the one order only.
+    client.io.engine.close();
+    await until("the client to be back", () => client.connected && received.length === 4, PATIENCE);
+    assert.deepEqual([client.recovered, client.id, received[3]], [true, id, 1]);
+    // An acknowledgement of the former connection counts.
+    late[0]();
+    await until("the acknowledgement", async () => (await outcome(one, "acknowledged")) === 3, PATIENCE);
+
+    isDone = (number) => number !== 4;
+    for (const number of [3, 4, 5]) await order(one, number);
+    await emit(one, 6);
+    await until("more orders", () => received.length === 7 && client.numbers.length === 1, PATIENCE);
+    await until("two more to be acknowledged", async () => (await outcome(one, "acknowledged")) === 5, PATIENCE);
+    client.io.uri = two.url;
+    isDone = () => true;
+    await one.kill();
+    await order(two, 7);
+    await until("the client to be back", () => client.connected && received.includes(7), PATIENCE);
+    assert.deepEqual([client.recovered, client.id], [true, id]);
+    // Once more 4, and of the others those that the killed node had not written to be acknowledged.
+    const again = received.slice(7);
+    assert.ok(again.includes(4), String(again));
+    assert.deepEqual(again, range(8).filter((number) => again.includes(number)));
+    assert.deepEqual(client.numbers, [6]);
+    await until("all to be acknowledged", async () => (await outcome(two, "acknowledged")) === again.length, PATIENCE);
+  });
+
+  test("an event cannot be emitted at least once where that is not turned on", async () => {
+    const node = await start();
+    const refused = await order(node, 1);
+    assert.equal(refused.status, 400);
+    const problem = await refused.json();
+    assert.match(problem.detail, /recovery with `at_least_once` turned on/);
+    assert.equal((await order(node, 1, {})).status, 200);
+  });
+
   test("a client whose node is replaced goes on at a node that was started later", async () => {
     const one = await start();
     const client = await connect(one, "websocket");

@@ -143,6 +143,8 @@ fn read_flags(raw: Raw<'_>) -> Result<Flags, WireError> {
         volatile: Raw<'a>,
         compress: Raw<'a>,
         timeout: Raw<'a>,
+        #[serde(rename = "atLeastOnce")]
+        at_least_once: Raw<'a>,
     }
 
     let members: Members<'_> = raw.read()?;
@@ -153,6 +155,7 @@ fn read_flags(raw: Raw<'_>) -> Result<Flags, WireError> {
         compress: members.compress.boolean(),
         timeout: milliseconds.map(timeout),
         local: false,
+        at_least_once: members.at_least_once.is_true(),
     })
 }
 
@@ -166,6 +169,9 @@ struct WrittenFlags {
     /// In milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
+    /// Ours. Node's servers look at the flags that they know.
+    #[serde(rename = "atLeastOnce", skip_serializing_if = "std::ops::Not::not")]
+    at_least_once: bool,
 }
 
 impl From<Flags> for WrittenFlags {
@@ -179,6 +185,7 @@ impl From<Flags> for WrittenFlags {
             volatile: flags.volatile,
             compress: flags.compress,
             timeout: flags.timeout.map(milliseconds),
+            at_least_once: flags.at_least_once,
         }
     }
 }

@@ -304,6 +304,7 @@ impl Problem {
             }
             EmitError::ReservedEvent(_) => Self::invalid("event", detail),
             EmitError::Args(_) => Self::invalid("args", detail),
+            EmitError::AtLeastOnce(_) => Self::invalid("flags.at_least_once", detail),
             EmitError::Bus(BusError::KeyReused) => {
                 Self::new(Kind::KeyReused, detail).at("Idempotency-Key")
             }

@@ -135,7 +135,7 @@ async fn one(
             whom,
             except,
             flags,
-        } => match select(whom, namespace, asker) {
+        } => match select_to_emit(whom, namespace, asker, flags) {
             Selection::Socket(socket) => emit_to_socket(socket, &event, args, flags),
             Selection::Sockets(mut sockets) => {
                 if flags.volatile {
@@ -143,6 +143,9 @@ async fn one(
                 }
                 if flags.local {
                     sockets = sockets.local();
+                }
+                if flags.at_least_once {
+                    sockets = sockets.at_least_once();
                 }
                 let sockets = sockets.except(except);
                 if flags.confirmed {
@@ -196,6 +199,21 @@ fn select<'a>(
         // Without a room the library would select everybody.
         Whom::Rooms(rooms) if rooms.is_empty() => Selection::Nobody,
         Whom::Rooms(rooms) => Selection::Sockets(namespace.clone().to(rooms)),
+    }
+}
+
+/// The same for an event. One that is received at least once goes by way of the journal, also to a single socket.
+fn select_to_emit<'a>(
+    whom: Whom,
+    namespace: &BroadcastOperator,
+    asker: Option<&'a Socket>,
+    flags: Flags,
+) -> Selection<'a> {
+    match select(whom, namespace, asker) {
+        Selection::Socket(socket) if flags.at_least_once => {
+            Selection::Sockets(namespace.clone().to(socket.id()))
+        }
+        selection => selection,
     }
 }
 

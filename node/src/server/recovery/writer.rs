@@ -21,14 +21,21 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::{LiveNamespace, Recoverable, Recovery, Returns, Socket};
-use crate::{line_limit::LineLimit, metrics::Metrics};
+use super::{
+    LiveNamespace, Recoverable, Recovery, Returns, Socket,
+    redelivery::{Absent, given_up},
+};
+use crate::{clock::unix_millis, line_limit::LineLimit, metrics::Metrics};
 
 /// How long changes of sessions gather, so that several of one socket are written once.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// How long to wait before sessions are written again that could not be.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How often sessions are written because of acknowledgements. A node that is killed has the clients receive again what
+/// they have acknowledged since.
+const LAZILY: Duration = Duration::from_secs(2);
 
 /// Sessions that have to be written.
 #[derive(Default)]
@@ -44,6 +51,11 @@ pub(super) struct Queue {
 pub(super) struct Waiting {
     pub(super) changed: Vec<Socket>,
     pub(super) ended: Vec<Ended>,
+    /// Sockets whose acknowledgements have changed.
+    pub(super) lazily: Vec<Socket>,
+    pub(super) absent: Absent,
+    /// Events that were given up because clients had to acknowledge too many.
+    pub(super) surplus: usize,
     pub(super) is_writing: bool,
     pub(super) is_closed: bool,
 }
@@ -81,10 +93,16 @@ impl Writer {
         let mut due = interval(period);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         due.tick().await;
+        let mut lazily = interval(LAZILY);
+        lazily.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_due = tokio::select! {
                 () = self.queue.news.notified() => false,
                 _ = due.tick() => true,
+                _ = lazily.tick(), if self.options.at_least_once => {
+                    self.look_at_acknowledgements();
+                    continue;
+                }
             };
             if is_due {
                 self.refresh().await;
@@ -102,6 +120,28 @@ impl Writer {
                     return;
                 }
             }
+        }
+    }
+
+    /// Has sessions written whose acknowledgements have changed, and counts what nobody will acknowledge.
+    fn look_at_acknowledgements(&self) {
+        let (changed, surplus, expired) = {
+            let mut waiting = self.queue.waiting.lock();
+            (
+                std::mem::take(&mut waiting.lazily),
+                std::mem::take(&mut waiting.surplus),
+                waiting.absent.expire(unix_millis()),
+            )
+        };
+        for socket in changed {
+            if let Some(recoverable) = socket.recoverable() {
+                recoverable.is_queued_lazily.store(false, Ordering::Release);
+            }
+            socket.session_changed();
+        }
+        if let Some(namespace) = self.namespace.upgrade() {
+            given_up(&self.metrics, &namespace.name, "limit", surplus);
+            given_up(&self.metrics, &namespace.name, "expired", expired);
         }
     }
 
@@ -213,7 +253,10 @@ impl Writer {
                     self.returns.store_is_back();
                     // A store that was restarted empty, or has evicted them, has lost sessions.
                     let known = sockets.by_ref().take(pids.len());
-                    let lost: Vec<_> = known.zip(exist).filter(|(_, exists)| !exists).collect();
+                    // Its place in the journal must not become too old.
+                    let is_old = self.options.at_least_once;
+                    let lost = known.zip(exist).filter(|(_, exists)| is_old || !exists);
+                    let lost: Vec<_> = lost.collect();
                     for (socket, _) in &lost {
                         socket.session_changed();
                     }
