@@ -45,7 +45,7 @@ const TRACE_KEPT: Duration = Duration::from_secs(60);
 /// How long a node may stay subscribed after it has given up its lease.
 const LEAVING: Duration = Duration::from_secs(5);
 
-/// At most so often a node without a lease is logged.
+/// At most so often a node without a lease is logged, and the loss of the own one.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// This node's view of the cluster.
@@ -69,6 +69,10 @@ struct State {
     has_left: bool,
     /// How many nodes have left a moment ago.
     leaving: usize,
+    /// Redis has the lease, as far as this node knows.
+    is_held: bool,
+    /// When the loss of the lease was logged.
+    reported: Option<Instant>,
     /// When a node without a lease was logged.
     warned: Option<Instant>,
     /// Which settings others have, and whether this node is not ready for it.
@@ -173,7 +177,30 @@ impl Membership {
         let route = Route::Key(&key);
         let renewed = self.outgoing.command(&renew, route);
         let cleaned = self.outgoing.command(&clean, route);
-        try_join(renewed, cleaned).await.map(drop)
+        let (renewed, _) = try_join(renewed, cleaned).await?;
+        self.held(&renewed);
+        Ok(())
+    }
+
+    /// The lease is renewed, with this reply: how many of its entries Redis did not have.
+    fn held(&self, renewed: &[Value]) {
+        let added = renewed.first().and_then(Value::integer).unwrap_or(0);
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let was_held = std::mem::replace(&mut state.is_held, true);
+        if !was_held || added == 0 {
+            return;
+        }
+        self.metrics.lost.inc();
+        let is_due = |reported: Instant| now >= reported + WARNING_INTERVAL;
+        if state.reported.is_none_or(is_due) {
+            state.reported = Some(now);
+            drop(state);
+            tracing::warn!(
+                "Redis has lost this node's lease, which is written again: does Redis evict keys, or has it \
+                 lost its data?"
+            );
+        }
     }
 
     /// Reads the leases of all nodes and Redis's clock.

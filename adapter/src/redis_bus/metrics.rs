@@ -288,6 +288,9 @@ series! {
         disagreeing: IntGauge = gauge(
             "roomcast_bus_disagreeing_nodes",
             "Nodes with the same prefix and another dialect or parser, or that sign while others do not.");
+        lost: IntCounter = counter(
+            "roomcast_bus_leases_lost_total",
+            "Times that Redis had lost this node's lease, which was written again.");
         without_lease: IntCounter = counter(
             "roomcast_bus_leaseless_answers_total",
             "Answers of nodes without a lease: their URLs may name another database of Redis.");

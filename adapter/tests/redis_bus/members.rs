@@ -234,6 +234,27 @@ async fn a_node_whose_url_names_another_database_is_asked_without_delay_and_noti
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_redis_has_lost_is_written_again_and_counted() {
+    let deployment = Deployment::start();
+    let a = deployment.node().await;
+    let lost = || metric(&a, "roomcast_bus_leases_lost_total", "");
+    let leases = deployment.channels().leases();
+    let has_lease = || {
+        let score = deployment.server.command(&["ZSCORE", &leases, a.id.as_str()]);
+        !score.contains("$-1")
+    };
+    let renewals = deployment.calls("zadd");
+    eventually("the lease is renewed", || {
+        deployment.calls("zadd") > renewals + 1
+    })
+    .await;
+    assert!(has_lease() && lost() == 0.0);
+    deployment.server.command(&["DEL", &leases]);
+    eventually("the loss is counted", || lost() == 1.0).await;
+    assert!(has_lease());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_vanished_long_ago_is_silent_and_not_waited_for() {
     let deployment = Deployment::start();
     let a = deployment.node().await;

@@ -188,12 +188,13 @@ const GAPS: &str = "bus_gaps_total";
 const JOURNAL_GAPS: &str = "journal_gaps_total";
 
 /// Metrics that stay as they are as long as nothing is wrong.
-const TELLING: [&str; 9] = [
+const TELLING: [&str; 10] = [
     "roomcast_bus_gaps_total",
     "roomcast_bus_reconnects_total",
     "roomcast_bus_messages_published_total",
     "roomcast_bus_messages_dropped_total",
     "roomcast_bus_disagreeing_nodes",
+    "roomcast_bus_leases_lost_total",
     "roomcast_journal_gaps_total",
     "roomcast_recoveries_total",
     "roomcast_connections_closed_total",
