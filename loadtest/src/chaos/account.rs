@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::clock::{MILLISECOND, Nanos};
+use crate::clock::{MILLISECOND, Nanos, SECOND};
 
 /// The result that a publisher has got for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,15 @@ pub(super) struct Report {
     pub(super) at: Nanos,
 }
 
+/// A node was told to drain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    pub(super) node: usize,
+    pub(super) at: Nanos,
+    /// The time over which it closes its connections.
+    pub(super) over: Nanos,
+}
+
 /// The guarantees to which an account holds a mode.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promise {
@@ -100,6 +109,10 @@ pub(super) struct Tally {
     pub(super) outage: Nanos,
     /// The same, 99th percentile.
     pub(super) longest: Nanos,
+    /// Peak of the clients per second that came back after a drain, in percent of the paced rate.
+    pub(super) peak: u64,
+    /// The lowest of the paced rates, in clients per second.
+    pub(super) paced: u64,
 }
 
 impl Tally {
@@ -115,6 +128,11 @@ impl Tally {
         self.delivery = self.delivery.max(other.delivery);
         self.outage = self.outage.max(other.outage);
         self.longest = self.longest.max(other.longest);
+        self.peak = self.peak.max(other.peak);
+        self.paced = match self.paced {
+            0 => other.paced,
+            paced => paced.min(other.paced),
+        };
     }
 }
 
@@ -182,6 +200,33 @@ fn times(
             }
         }
     }
+}
+
+/// Peak of the returns per second in percent of the paced rate, and the lowest paced rate, over all drains.
+pub(super) fn pace(receivers: &[Receiver], drains: &[Drain]) -> (u64, u64) {
+    let (mut peak, mut lowest) = (0, 0);
+    for drain in drains {
+        let until = drain.at + drain.over + AFTER_DRAIN;
+        let mut returns: Vec<Nanos> = receivers
+            .iter()
+            .filter_map(|receiver| receiver.back_from(drain, until))
+            .collect();
+        returns.sort_unstable();
+        let paced = returns.len() as u64 * SECOND / drain.over.max(1);
+        let in_a_second = |(index, from): (usize, &Nanos)| {
+            returns[index..].partition_point(|at| *at < from + SECOND) as u64
+        };
+        let most = returns.iter().enumerate().map(in_a_second).max();
+        if let Some(most) = most.filter(|_| paced > 0) {
+            peak = peak.max(most * 100 / paced);
+            lowest = if lowest == 0 {
+                paced
+            } else {
+                paced.min(lowest)
+            };
+        }
+    }
+    (peak, lowest)
 }
 
 /// Zero without values.
@@ -350,6 +395,23 @@ fn breaks(receiver: &Receiver, of: usize) -> Vec<Break> {
 }
 
 impl Receiver {
+    /// When the client was back, if it was on the node of a drain and lost its connection by it.
+    fn back_from(&self, drain: &Drain, until: Nanos) -> Option<Nanos> {
+        let is_before = |entry: &&Entry| match entry {
+            Entry::Joined { at, .. } | Entry::Recovered { at, .. } => *at < drain.at,
+            _ => false,
+        };
+        let place = self.entries.iter().rfind(is_before)?;
+        let (Entry::Joined { node, .. } | Entry::Recovered { node, .. }) = place else {
+            return None;
+        };
+        let back = self.entries.iter().find_map(|entry| match entry {
+            Entry::Joined { at, .. } | Entry::Recovered { at, .. } if *at >= drain.at => Some(*at),
+            _ => None,
+        })?;
+        (*node == drain.node && back < until).then_some(back)
+    }
+
     /// Whether the client was on the node of a report between a message and the report.
     fn is_on(&self, report: &Report, sent: &Sent) -> bool {
         let mut spans = Vec::new();
@@ -366,6 +428,8 @@ impl Receiver {
 
 /// A delivery that takes longer is late. A busy machine delivers within this time.
 const LATE: Nanos = 1000 * MILLISECOND;
+/// A client that is back later did not come back because of the drain.
+const AFTER_DRAIN: Nanos = 10 * SECOND;
 
 #[cfg(test)]
 mod tests {
@@ -503,6 +567,30 @@ mod tests {
         assert_eq!(account(&sent, &receivers, &[], PLAIN).reordered, 0);
         // Seen from one of them, one message of the other came late.
         assert_eq!(account(&sent, &receivers, &[], JOURNAL).reordered, 2);
+    }
+
+    #[test]
+    fn a_pace_is_that_of_the_clients_that_were_on_the_node() {
+        let second = |number: u64| number * SECOND;
+        let client = |node, back| Receiver {
+            room: 0,
+            entries: vec![
+                Entry::Joined { node, at: 5 },
+                Entry::Recovered { node: 1, at: back },
+            ],
+        };
+        let drain = Drain {
+            node: 0,
+            at: second(10),
+            over: second(2),
+        };
+        // Two per second are paced, and three come back within one.
+        let back = [second(11), second(12), second(12) + 1, second(12) + 2];
+        let mut clients: Vec<_> = back.into_iter().map(|at| client(0, at)).collect();
+        clients.push(client(2, second(12)));
+        clients.push(client(0, second(100)));
+        assert_eq!(pace(&clients, &[drain]), (150, 2));
+        assert_eq!(pace(&clients, &[]), (0, 0));
     }
 
     #[test]

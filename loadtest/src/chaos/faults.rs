@@ -6,10 +6,11 @@ use std::{thread, time::Duration};
 use rustix::process::Signal;
 
 use super::{
+    account::Drain,
     crowd::{Crowd, Order},
     proxy::{Weather, Which},
     publisher::emit_as_stranger,
-    stage::{NODES, Replica, Setup, Stage, faketime},
+    stage::{NODES, Replica, Servers, Setup, Stage, faketime},
 };
 use crate::{
     clock::{self, Nanos, SECOND},
@@ -61,11 +62,16 @@ pub(super) struct Scene<'a> {
     pub(super) stalled: usize,
     /// When the fault was over, if that was before `cause` returned.
     pub(super) over: Option<Nanos>,
+    /// Which nodes were drained, and when.
+    pub(super) drains: Vec<Drain>,
 }
 
 impl Fault {
     /// Why this machine cannot cause it.
-    pub(super) fn missing(&self) -> Option<&'static str> {
+    pub(super) fn missing(&self, servers: Servers) -> Option<&'static str> {
+        if servers != Servers::Roomcast && !ON_NODE_JS.contains(&self.number) {
+            return Some("not run with servers of Node.js");
+        }
         let is_missing = self.setup.has_wrong_clocks && faketime().is_none();
         is_missing.then_some("not run, because libfaketime is not installed")
     }
@@ -83,6 +89,20 @@ impl Scene<'_> {
     /// Tears down all clients, at random times within a span. They are away for about so long.
     fn tear(&self, within: Nanos, away: Nanos) {
         self.order(Order::Tear { within, away });
+    }
+
+    /// Drains a node, and starts it again.
+    fn drain(&mut self, node: usize) -> anyhow::Result<()> {
+        self.drains.push(Drain {
+            node,
+            at: clock::now(),
+            over: clock::span(self.stage.drain_over()),
+        });
+        self.stage.signal(node, Signal::TERM);
+        self.stage.await_end(node)?;
+        self.stage.start_node(node)?;
+        pause(2);
+        Ok(())
     }
 
     fn kill_node(&mut self) {
@@ -108,6 +128,9 @@ impl Scene<'_> {
         self.stage.weather(0, Which::All, Weather::Fair);
     }
 }
+
+/// What servers of Node.js can go through: the rest needs a client for Sentinel, leases, or settings of Roomcast.
+const ON_NODE_JS: [u32; 12] = [1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 15];
 
 const SIMPLE: Setup = Setup {
     is_durable: false,
@@ -146,10 +169,24 @@ pub(super) const FAULTS: &[Fault] = &[
         setup: SIMPLE,
         cause: |scene| {
             for node in 0..NODES {
-                scene.stage.signal(node, Signal::TERM);
-                scene.stage.await_end(node)?;
-                scene.stage.start_node(node)?;
-                pause(2);
+                scene.drain(node)?;
+            }
+            Ok(())
+        },
+    },
+    Fault {
+        number: 3,
+        name: "the same, but one of the nodes is killed",
+        setup: SIMPLE,
+        cause: |scene| {
+            for node in 0..NODES {
+                if node == 1 {
+                    scene.stage.kill_node(node);
+                    scene.stage.start_node(node)?;
+                    pause(2);
+                } else {
+                    scene.drain(node)?;
+                }
             }
             Ok(())
         },

@@ -33,12 +33,12 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{clock, failure::Failure, options::duration, say, swarm::Transport};
-use account::{Promise, Publication, Told, account};
+use account::{Promise, Publication, Told, account, pace};
 use crowd::Crowd;
 use faults::{FAULTS, Fault, Scene};
 use publisher::Publisher;
-use stage::{Places, Stage, progress, wait_until};
-use table::Row;
+use stage::{Places, Programs, Servers, Stage, progress, wait_until};
+use table::{Of, Row};
 use watcher::Watcher;
 
 /// The features of a namespace of the nodes.
@@ -68,6 +68,15 @@ impl Mode {
             Self::Recovery => "journal and recovery",
         }
     }
+
+    /// Of clients that are on a server of Node.js in the cluster.
+    fn name_at_member(self) -> &'static str {
+        match self {
+            Self::Plain => "plain, at Node.js",
+            Self::Journal => "journal, at Node.js",
+            Self::Recovery => "journal and recovery, at Node.js",
+        }
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -95,6 +104,22 @@ pub(crate) struct Chaos {
     /// Messages per second and publisher, at most
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rate: u32,
+    /// The servers of the cluster. Those of Node.js have one mode
+    #[arg(long, value_enum, default_value = "roomcast", conflicts_with_all = ["modes", "soak"])]
+    servers: Servers,
+    /// A server of Node.js with its classic adapter is a member of the cluster, with as many clients
+    #[arg(long, conflicts_with_all = ["servers", "soak"])]
+    member: bool,
+    /// The script of servers of Node.js
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "loadtest/peers/node/member.js"
+    )]
+    node_server: PathBuf,
+    /// Time over which a node that is drained closes its connections
+    #[arg(long, value_parser = duration, value_name = "TIME", default_value = "3s")]
+    over: Duration,
     /// The program whose nodes are tested [default: roomcast beside this program]
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
@@ -110,11 +135,34 @@ pub(crate) struct Chaos {
 }
 
 impl Chaos {
-    fn program(&self) -> anyhow::Result<PathBuf> {
-        Ok(match &self.program {
-            Some(program) => program.clone(),
-            None => std::env::current_exe()?.with_file_name("roomcast"),
+    fn programs(&self) -> anyhow::Result<Programs> {
+        Ok(Programs {
+            roomcast: match &self.program {
+                Some(program) => program.clone(),
+                None => std::env::current_exe()?.with_file_name("roomcast"),
+            },
+            node_js: self.node_server.clone(),
+            servers: self.servers,
+            drain_over: self.over,
         })
+    }
+
+    /// The modes that the servers have.
+    fn modes(&self) -> &[Mode] {
+        match self.servers {
+            Servers::Roomcast => &self.modes,
+            // Clients of Node.js recover where the server lets them.
+            Servers::NodeClassic | Servers::NodeStreams => &[Mode::Plain],
+        }
+    }
+
+    /// The row of a mode.
+    fn of(&self, mode: Mode) -> Of {
+        match self.servers {
+            Servers::Roomcast => Of::Clients(mode),
+            Servers::NodeClassic => Of::NodeJs("Node.js, classic adapter"),
+            Servers::NodeStreams => Of::NodeJs("Node.js, streams adapter, recovery"),
+        }
     }
 }
 
@@ -159,12 +207,15 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
     let folder = Folder::new(options.folder.as_deref())?;
     let mut rows = Vec::new();
     for fault in faults {
-        let mut of_fault: Vec<Row> = options
-            .modes
-            .iter()
-            .map(|mode| Row::new(fault, *mode))
+        let modes = options.modes().iter();
+        let mut of_fault: Vec<Row> = modes
+            .clone()
+            .map(|mode| Row::new(fault, options.of(*mode)))
             .collect();
-        if let Some(reason) = fault.missing() {
+        if options.member {
+            of_fault.extend(modes.map(|mode| Row::new(fault, Of::Member(*mode))));
+        }
+        if let Some(reason) = fault.missing(options.servers) {
             progress(&format!("fault {}: {reason}", fault.number));
             rows.push(Row::not_run(fault, reason));
             continue;
@@ -200,19 +251,31 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
 
 /// Causes a fault once, and makes the account of each mode.
 fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>> {
-    let mut stage = Stage::start(folder, &options.program()?, &options.modes, fault.setup)?;
+    let modes = options.modes();
+    let mut stage = Stage::start(folder, options.programs()?, modes, fault.setup)?;
+    let member = options.member.then(|| stage.start_member()).transpose()?;
     let watcher = Watcher::start(&stage.places);
     let (clients, rooms) = (options.clients as usize, options.rooms as usize);
     let start =
         |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, &stage.places);
-    let crowds: Vec<Crowd> = options.modes.iter().map(start).collect();
+    let mut crowds: Vec<Crowd> = modes.iter().map(start).collect();
+    let members: Vec<Crowd> = member
+        .iter()
+        .flat_map(|places| {
+            let start =
+                |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, places);
+            modes.iter().map(start)
+        })
+        .collect();
     let all_joined = |crowds: &[Crowd], owed: usize| {
         let is_there = |crowd: &Crowd| crowd.has_failed() || crowd.joined() >= owed;
         crowds.iter().all(is_there)
     };
-    wait_until("all clients", || Ok(all_joined(&crowds, clients)))?;
+    wait_until("all clients", || {
+        Ok(all_joined(&crowds, clients) && all_joined(&members, clients))
+    })?;
     let is_over = Arc::new(AtomicBool::new(false));
-    let publishers = publishers(options, &options.modes, &stage.places, &is_over);
+    let publishers = publishers(options, modes, &stage.places, &is_over);
     thread::sleep(BEFORE);
     let mut scene = Scene {
         stage: &mut stage,
@@ -220,10 +283,11 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
         crowds: &crowds,
         stalled: 0,
         over: None,
+        drains: Vec::new(),
     };
     fault.cause(&mut scene)?;
     let mended = scene.over.unwrap_or_else(clock::now);
-    let stalled = scene.stalled;
+    let (stalled, drains) = (scene.stalled, scene.drains);
     // A client that does not come back is in the account, so it need not stop the run.
     let back = wait_until("all nodes and clients", || {
         Ok(stage.is_ready() && all_joined(&crowds, clients - stalled))
@@ -234,21 +298,29 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
     thread::sleep(AFTER);
     is_over.store(true, Relaxed);
     let publications = joined(publishers)?;
-    let owed = publications
+    let of_modes = publications
         .iter()
         .map(|of_mode| owed(of_mode, clients, rooms));
-    settle(&crowds, &owed.collect::<Vec<_>>());
+    let mut owed: Vec<u64> = of_modes.collect();
+    if options.member {
+        owed.extend_from_within(..);
+    }
+    crowds.extend(members);
+    settle(&crowds, &owed);
     let seen = watcher.finish()?;
     let mut rows = Vec::new();
-    let modes = options.modes.iter().zip(crowds).zip(&publications);
-    for ((mode, crowd), publications) in modes {
+    let of_clients = modes.iter().map(|mode| (*mode, options.of(*mode)));
+    let of_members = modes.iter().map(|mode| (*mode, Of::Member(*mode)));
+    let all = of_clients.chain(of_members).zip(crowds);
+    for (((mode, of), crowd), publications) in all.zip(publications.iter().cycle()) {
         let promise = Promise {
-            is_journal: *mode != Mode::Plain,
+            is_journal: mode != Mode::Plain,
             mended,
         };
         let receivers = crowd.finish()?;
-        let tally = account(publications, &receivers, seen.reports(*mode), promise);
-        let mut row = Row::new(fault, *mode);
+        let mut tally = account(publications, &receivers, seen.reports(mode), promise);
+        (tally.peak, tally.paced) = pace(&receivers, &drains);
+        let mut row = Row::new(fault, of);
         row.found(tally, &seen.metrics);
         rows.push(row);
     }

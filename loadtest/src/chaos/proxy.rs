@@ -246,7 +246,7 @@ impl Connection {
     }
 }
 
-/// Whether these bytes of a client have a command that subscribes.
+/// Whether these bytes of a client have a command that subscribes, or reads a stream as Node.js's adapter does.
 fn subscribes(bytes: &[u8]) -> bool {
     let word = b"SUBSCRIBE";
     bytes

@@ -68,7 +68,7 @@ pub(super) fn run(options: &Chaos, time: Duration) -> anyhow::Result<bool> {
         has_balancer: true,
         ..Setup::default()
     };
-    let stage = Stage::start(&folder.path, &options.program()?, &[MODE], setup)?;
+    let stage = Stage::start(&folder.path, options.programs()?, &[MODE], setup)?;
     let watcher = Watcher::start(&stage.places);
     let (clients, rooms) = (options.clients as usize, options.rooms as usize);
     let groups = groups(clients, rooms, &stage);

@@ -3,6 +3,8 @@
 //! Addresses are chosen by the system and may change with a restart. Dropping the stage kills what it started,
 //! and nothing else.
 
+mod nodes;
+
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -20,6 +22,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+
+pub(super) use nodes::{KEY, NodeJs, Servers};
 
 use super::{
     Mode,
@@ -150,9 +154,20 @@ pub(super) enum Replica {
     Sentinel,
 }
 
+/// The programs of the nodes.
+#[derive(Clone, Debug)]
+pub(super) struct Programs {
+    pub(super) roomcast: PathBuf,
+    /// The server of Node.js, `member.js`.
+    pub(super) node_js: PathBuf,
+    pub(super) servers: Servers,
+    /// The time over which a node that is drained closes its connections.
+    pub(super) drain_over: Duration,
+}
+
 pub(super) struct Stage {
     folder: PathBuf,
-    program: PathBuf,
+    programs: Programs,
     setup: Setup,
     modes: Vec<Mode>,
     pub(super) places: Arc<Places>,
@@ -161,7 +176,7 @@ pub(super) struct Stage {
     redis_address: SocketAddr,
     replica: Option<(Process, SocketAddr)>,
     sentinel: Option<(Process, SocketAddr)>,
-    /// Nodes of another cluster.
+    /// Nodes that clients of the three nodes do not use.
     strangers: Vec<Process>,
     proxies: Vec<Proxy>,
     balancer: Option<Balancer>,
@@ -171,14 +186,14 @@ pub(super) struct Stage {
 impl Stage {
     pub(super) fn start(
         folder: &Path,
-        program: &Path,
+        programs: Programs,
         modes: &[Mode],
         setup: Setup,
     ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let mut stage = Self {
             folder: folder.to_owned(),
-            program: program.to_owned(),
+            programs,
             setup,
             modes: modes.to_vec(),
             places: Arc::default(),
@@ -222,8 +237,11 @@ impl Stage {
 
     /// Starts a node.
     pub(super) fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
-        let (process, found) =
-            self.node_process(&format!("node{}", node + 1), node, |command| {
+        let name = format!("node{}", node + 1);
+        let (process, found) = match self.programs.servers {
+            Servers::NodeClassic => self.node_js_process(&name, node, NodeJs::Classic)?,
+            Servers::NodeStreams => self.node_js_process(&name, node, NodeJs::Streams)?,
+            Servers::Roomcast => self.node_process(&name, node, |command| {
                 let offset = ["+1h", "-1h"].get(node);
                 let offset = offset.filter(|_| self.setup.has_wrong_clocks);
                 if let (Some(offset), Some(library)) = (offset, faketime()) {
@@ -232,13 +250,26 @@ impl Stage {
                         .env("FAKETIME", offset)
                         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
                 }
-            })?;
+            })?,
+        };
         *lock(&self.places.nodes[node].addresses) = Some(found);
         if let Some(balancer) = &mut self.balancer {
             balancer.node_moved(node, found)?;
         }
         self.nodes[node] = Some(process);
         Ok(())
+    }
+
+    /// Starts a server of Node.js as one more member of the cluster. Returns it as the only place of its clients and
+    /// publishers.
+    pub(super) fn start_member(&mut self) -> anyhow::Result<Arc<Places>> {
+        let (process, found) = self.node_js_process("member", 0, NodeJs::Classic)?;
+        self.strangers.push(process);
+        let places = Places::default();
+        places.balancer.get_or_init(|| found.clients);
+        *lock(&places.nodes[0].addresses) = Some(found);
+        places.nodes[0].is_up.store(true, Relaxed);
+        Ok(Arc::new(places))
     }
 
     /// Starts a node that does not belong to the cluster.
@@ -251,80 +282,15 @@ impl Stage {
         Ok(found)
     }
 
-    /// Starts a node with its settings as a file and its log beside it.
-    fn node_process(
-        &self,
-        name: &str,
-        proxy: usize,
-        change: impl FnOnce(&mut Command),
-    ) -> anyhow::Result<(Process, Addresses)> {
-        let settings = self.folder.join(format!("{name}.toml"));
-        fs::write(&settings, self.settings())?;
-        let log = self.folder.join(format!("{name}.log"));
-        let from = fs::metadata(&log).map_or(0, |metadata| metadata.len());
-        let redis = match &self.sentinel {
-            Some((_, address)) => format!("redis+sentinel://{address}/{PRIMARY}"),
-            None => format!("redis://{}", self.proxies[proxy].address()),
-        };
-        let mut command = command(&self.program);
-        command
-            .args([
-                "serve",
-                "--listen=127.0.0.1:0",
-                "--internal-listen=127.0.0.1:0",
-            ])
-            .args(["--workers=1", "--drain-grace=1s", "--drain-over=3s"])
-            .args([
-                "--ping-interval=2s",
-                "--ping-timeout=3s",
-                "--redis-required=false",
-            ])
-            .arg(format!("--redis={redis}"))
-            .arg(format!("--config={}", settings.display()));
-        if self.setup.has_balancer {
-            command
-                .arg(format!("--cluster-key={KEY}"))
-                .arg("--relay-listen=127.0.0.1:0");
-        }
-        change(&mut command);
-        let mut process = Process::start(name, &mut command, &log)?;
-        let mut found = None;
-        wait_until(name, || {
-            if process.has_ended()? {
-                bail!("{name} has ended: see {}", log.display());
-            }
-            let text = fs::read(&log)?;
-            let own = String::from_utf8_lossy(&text[from as usize..]);
-            found = addresses(&own);
-            Ok(found.is_some())
-        })?;
-        Ok((process, found.context("a node without an address")?))
-    }
-
-    fn settings(&self) -> String {
-        let mut text = format!("[[api.keys]]\nname = \"chaos\"\nhash = \"sha256:{KEY_HASH}\"\n");
-        text.push_str("namespaces = [\"*\"]\nverbs = [\"emit\"]\n");
-        for mode in &self.modes {
-            let name = mode.namespace();
-            let section = format!("\n[namespaces.\"{name}\"");
-            text.push_str(&format!(
-                "{section}]\naccess = \"open\"\nclient_rooms = true\n"
-            ));
-            if *mode != Mode::Plain {
-                text.push_str(&format!("{section}.journal]\n"));
-            }
-            if *mode == Mode::Recovery {
-                text.push_str(&format!("{section}.recovery]\n"));
-            }
-        }
-        text
-    }
-
     /// Sends a node a signal.
     pub(super) fn signal(&self, node: usize, signal: Signal) {
         if let Some(process) = &self.nodes[node] {
             process.signal(signal);
         }
+    }
+
+    pub(super) fn drain_over(&self) -> Duration {
+        self.programs.drain_over
     }
 
     /// Waits until a node has ended by itself.
@@ -513,21 +479,6 @@ impl Drop for Stage {
     }
 }
 
-/// The addresses that a node has logged.
-fn addresses(log: &str) -> Option<Addresses> {
-    let line = log
-        .lines()
-        .find(|line| line.contains("address=") && line.contains("internal="))?;
-    let field = |name| {
-        let (_, rest) = line.split_once(name)?;
-        rest.split_whitespace().next()?.parse().ok()
-    };
-    Some(Addresses {
-        clients: field("address=")?,
-        internal: field("internal=")?,
-    })
-}
-
 /// Executes one command on a server.
 fn ask(server: SocketAddr, command: &redis::Cmd) -> anyhow::Result<redis::Value> {
     let client = redis::Client::open(format!("redis://{server}"))?;
@@ -585,8 +536,3 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const REDIS_PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the primary for Sentinel.
 const PRIMARY: &str = "main";
-
-/// The key of the HTTP API, and of requests that nodes relay. It is no secret, because the nodes of a run listen on this machine only.
-pub(super) const KEY: &str = "chaos-key-of-the-table-of-faults";
-/// Its SHA-256.
-const KEY_HASH: &str = "a762cad2d276f9708503e39066dbaacd297aeee0681612ead902b3419a939b02";

@@ -13,19 +13,32 @@ use crate::clock::{self, Nanos};
 pub(super) struct Row {
     number: u32,
     fault: &'static str,
-    mode: Option<Mode>,
+    of: Of,
     /// In place of figures.
     note: &'static str,
     tally: Tally,
     metrics: BTreeSet<String>,
 }
 
+/// Whose account a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Nobody's: the fault was not caused.
+    Nobody,
+    /// Clients of Roomcast.
+    Clients(Mode),
+    /// Clients of a server of Node.js that is a member of the cluster.
+    Member(Mode),
+    /// Clients of servers of Node.js alone. No bar concerns them.
+    NodeJs(&'static str),
+}
+
 impl Row {
-    pub(super) fn new(fault: &Fault, mode: Mode) -> Self {
+    pub(super) fn new(fault: &Fault, of: Of) -> Self {
         Self {
             number: fault.number,
             fault: fault.name,
-            mode: Some(mode),
+            of,
             note: "",
             tally: Tally::default(),
             metrics: BTreeSet::new(),
@@ -37,7 +50,7 @@ impl Row {
         Self {
             number: fault.number,
             fault: fault.name,
-            mode: None,
+            of: Of::Nobody,
             note,
             tally: Tally::default(),
             metrics: BTreeSet::new(),
@@ -45,7 +58,12 @@ impl Row {
     }
 
     fn mode(&self) -> &'static str {
-        self.mode.map_or(self.note, Mode::name)
+        match self.of {
+            Of::Nobody => self.note,
+            Of::Clients(mode) => mode.name(),
+            Of::Member(mode) => mode.name_at_member(),
+            Of::NodeJs(name) => name,
+        }
     }
 
     pub(super) fn found(&mut self, tally: Tally, metrics: &BTreeSet<String>) {
@@ -66,15 +84,21 @@ impl Row {
     /// Which bars it misses.
     fn missed(&self) -> Vec<String> {
         let mut missed = Vec::new();
+        if matches!(self.of, Of::NodeJs(_)) {
+            return missed;
+        }
         if !self.is_clean() {
             missed.push("nothing is lost silently, duplicated or out of order".to_owned());
         }
         let bar = bar(self.number);
-        if self.mode != Some(Mode::Recovery) || bar == Bar::Reported {
+        if self.of != Of::Clients(Mode::Recovery) || bar == Bar::Reported {
             return missed;
         }
         if self.tally.reported > 0 {
             missed.push("nothing is lost".to_owned());
+        }
+        if self.tally.paced >= JUDGED_PACE && self.tally.peak > HIGHEST_PEAK {
+            missed.push("at most 1.3 times as many clients per second as paced".to_owned());
         }
         match bar {
             Bar::Delivery(most) if self.tally.delivery > most => {
@@ -138,6 +162,16 @@ pub(super) fn markdown(rows: &[Row]) -> String {
             last = row.fault;
             write_row(&mut text, row, is_new);
         }
+        for row in rows.iter().filter(|row| row.tally.paced > 0) {
+            let (number, mode) = (row.number, row.mode());
+            let (peak, paced) = (row.tally.peak as f64 / 100.0, row.tally.paced);
+            let _ = writeln!(
+                text,
+                "\nIn {number} ({}), {mode}: at most {peak:.2} times as many clients per second as paced, \
+                 which is {paced} per second.",
+                row.fault
+            );
+        }
         for row in &rows {
             for bar in row.missed() {
                 let (number, mode) = (row.number, row.mode());
@@ -186,6 +220,11 @@ fn write_row(text: &mut String, row: &Row, is_first: bool) {
     );
 }
 
+/// The highest peak of returns in percent of the paced rate, and from which rate on it is judged: with fewer clients
+/// a few that come back together make a peak.
+const HIGHEST_PEAK: u64 = 130;
+const JUDGED_PACE: u64 = 100;
+
 const HEAD: &str = "| | fault | mode | owed | lost silently | lost and reported | refused | duplicated \
     | out of order | repaired within | p99 of delivery | p95 of outages | p99 of outages |\n\
     |--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|";
@@ -206,7 +245,7 @@ mod tests {
         Row {
             number,
             fault: "it rains",
-            mode: Some(mode),
+            of: Of::Clients(mode),
             note: "",
             tally,
             metrics: BTreeSet::from(["up".to_owned()]),
@@ -227,6 +266,13 @@ mod tests {
             ..Tally::default()
         };
         assert!(row(1, Mode::Recovery, slow).meets_bars());
+        let hasty = |paced| Tally {
+            peak: 131,
+            paced,
+            ..Tally::default()
+        };
+        assert!(row(3, Mode::Recovery, hasty(99)).meets_bars());
+        assert!(!row(3, Mode::Recovery, hasty(100)).meets_bars());
         assert!(!row(13, Mode::Recovery, slow).meets_bars());
         let silent = Tally {
             silent: 1,
