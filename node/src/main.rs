@@ -56,7 +56,7 @@ fn print(job: Job) -> io::Result<()> {
     match job {
         Job::Config(ConfigJob::Default) => out.write_all(gateway::default_file().as_bytes()),
         Job::Config(ConfigJob::Check(config)) => {
-            gateway::check_certificates(&config.tls).map_err(io::Error::other)?;
+            gateway::check_certificates(&config).map_err(io::Error::other)?;
             out.write_all(b"the settings are valid\n")
         }
         Job::Config(ConfigJob::Show(config)) => out.write_all(gateway::show(&config).as_bytes()),

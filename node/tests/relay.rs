@@ -3,6 +3,9 @@
 #![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "support/certificates.rs"]
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod certificates;
 #[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;
 #[path = "../../emitter/tests/support/mod.rs"]
@@ -16,6 +19,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use certificates::Authority;
 use process::{DEADLINE, Program, field, http};
 use rustix::process::Signal;
 use server::{Redis, until};
@@ -200,6 +204,73 @@ fn a_node_that_stops_gives_back_the_polls_that_it_relays() {
     let poll = session.parked(&owner);
     assert_eq!(session.post(&owner, "1"), (200, "ok".to_owned()));
     assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
+}
+
+#[test]
+fn nodes_relay_over_tls_to_nodes_with_a_certificate_that_they_can_verify() {
+    let redis = Redis::start();
+    let (authority, other_authority) = (Authority::new(), Authority::new());
+    authority.sign("node", "IP:127.0.0.1,DNS:nodes.internal", 2);
+    let file = |option: &str, file: &str| format!("--{option}={}", authority.path(file).display());
+    let trusts = &file("relay-tls-ca", "ca.pem");
+    let certified = [
+        trusts,
+        &file("internal-tls-cert", "node.pem"),
+        &file("internal-tls-key", "node.key"),
+    ];
+    let start = |options: &[&str]| Node::start(&redis, options);
+    let owner = start(&certified.map(String::as_str));
+    let named = start(&[trusts, "--relay-tls-name=nodes.internal"]);
+    let twin = start(&certified.map(String::as_str));
+    for other in [&named, &twin] {
+        let session = owner.open();
+        assert_eq!(session.post(other, "1"), (200, "ok".to_owned()));
+        let session = other.open();
+        assert_eq!(session.post(&owner, "1"), (200, "ok".to_owned()));
+    }
+    probe(&twin.address, &owner.open());
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command.env_clear().env("ROOMCAST_CLUSTER_KEY", KEY);
+    command.args(["config", "check", "--redis=redis://127.0.0.1"]);
+    let (status, error) = Program::start(command.arg(file("relay-tls-ca", "node.key"))).end();
+    assert_eq!(status, Some(1), "{error}");
+    assert!(error.contains("set with --relay-tls-ca"), "{error}");
+
+    let foreign = other_authority.path("ca.pem");
+    for options in [
+        vec![],
+        vec![trusts.clone(), "--relay-tls-name=other.internal".to_owned()],
+        vec![format!("--relay-tls-ca={}", foreign.display())],
+    ] {
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        let mut other = start(&options);
+        let session = owner.open();
+        assert_eq!(session.post(&other, "41"), (400, UNKNOWN.to_owned()));
+        other.program.line_with("a node cannot be reached");
+    }
+}
+
+/// Opens a WebSocket for a session and exchanges the probe of an upgrade.
+fn probe(address: &str, session: &Session) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let path = session.path().replace("=polling", "=websocket");
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    .unwrap();
+    // A text of six bytes, whose mask changes nothing.
+    stream.write_all(b"\x81\x86\0\0\0\x002probe").unwrap();
+    let mut received = Vec::new();
+    while !received.ends_with(b"\x81\x063probe") {
+        let mut buffer = [0; 1024];
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&received));
+        received.extend(&buffer[..count]);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod connections;
 mod forward;
 mod http1;
 mod response;
+mod stream;
 
 use std::{error::Error, time::Duration};
 
@@ -14,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 pub(crate) use self::{
     forward::{ForwardClient, Forwarded, ForwardedBody},
     http1::Http1Client,
+    stream::{Connector, PeerTls},
 };
 
 /// HTTP versions that a connection may negotiate.

@@ -35,7 +35,7 @@ use std::{
 };
 
 use clap::ValueEnum as _;
-use roomcast::{BuildError, Drain, InvalidNetwork, Server};
+use roomcast::{BuildError, Drain, InvalidNetwork, Server, Tls};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -162,7 +162,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let hooks = hooks.map_err(RunError::Hooks)?;
     let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref(), &hooks);
     let syncano = syncano.map_err(RunError::Doors)?;
-    let relay = relay(&config)?;
+    let relay = relay(&config, tls.internal.as_ref())?;
     let view = View::new(dialect(&config));
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
@@ -193,6 +193,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         followed,
         presence,
     } = built?;
+    let nodes = relay.as_ref().map(Relay::verifying);
     let relaying = relay
         .map(|relay| relay.start(&config, &server))
         .transpose()?;
@@ -302,6 +303,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         Box::new(hooks.clone()),
         Box::new(tls),
     ];
+    parts.extend(nodes.map(|nodes| Box::new(nodes) as Box<dyn Reloadable>));
     parts.extend(syncano.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(pakyow.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
@@ -326,12 +328,12 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
 }
 
 /// The listener for requests that other nodes relay, if the cluster has a key.
-fn relay(config: &Config) -> Result<Option<Relay>, RunError> {
+fn relay(config: &Config, certificates: Option<&Tls>) -> Result<Option<Relay>, RunError> {
     if config.relay.cluster_key.0.is_empty() {
         return Ok(None);
     }
     let listener = bind(config.relay.relay_listen, RELAY_LISTEN)?;
-    Relay::new(config, listener)
+    Relay::new(config, listener, certificates)
         .map(Some)
         .map_err(RunError::Relay)
 }

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use super::{
     config::Config,
+    relay,
     reload::{Preparing, Reloadable, Swap},
     values::PemFile,
 };
@@ -172,9 +173,10 @@ impl TlsOptions {
 }
 
 /// Reads all certificates that the options name, to check them.
-pub(crate) fn check(options: &TlsOptions) -> Result<(), String> {
-    options.read(Port::Public)?;
-    options.read(Port::Internal).map(drop)
+pub(crate) fn check(config: &Config) -> Result<(), String> {
+    config.tls.read(Port::Public)?;
+    config.tls.read(Port::Internal)?;
+    relay::authorities(&config.relay).map(drop)
 }
 
 /// TLS of the ports for which the options name certificates.

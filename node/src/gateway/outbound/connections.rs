@@ -1,4 +1,4 @@
-//! Connections of HTTP/1.1 without TLS to one peer, each for one request at a time.
+//! Connections of HTTP/1.1 to one peer, each for one request at a time.
 //!
 //! ```text
 //! request ─► idle connection, or a new one ─► write ─► read ─► response ─► idle connection
@@ -25,17 +25,17 @@ use std::{
 };
 
 use http::Uri;
-use hyper_util::client::legacy::connect::HttpConnector;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite as _},
-    net::TcpStream,
     sync::Notify,
     time::sleep,
 };
-use tower::ServiceExt as _;
 
-use super::{causes, response::ResponseError};
+use super::{
+    response::ResponseError,
+    stream::{Connector, Stream},
+};
 
 /// Room for what is read at once. Most responses fit.
 const READ_BYTES: usize = 4096;
@@ -64,7 +64,7 @@ pub(crate) enum Http1Error {
 
 /// The connections to one peer.
 pub(super) struct Connections {
-    connector: HttpConnector,
+    connector: Connector,
     url: Uri,
     pub(super) idle: Arc<Idle>,
 }
@@ -79,7 +79,7 @@ pub(super) struct Exchanged<T> {
 
 impl Connections {
     /// Opens connections to the peer of this URL, and keeps idle ones for about this time at most.
-    pub(super) fn new(connector: HttpConnector, url: Uri, keep_alive: Duration) -> Self {
+    pub(super) fn new(connector: Connector, url: Uri, keep_alive: Duration) -> Self {
         Self {
             connector,
             url,
@@ -153,11 +153,9 @@ impl Connections {
     }
 
     async fn connect(&self) -> Result<Connection, Http1Error> {
-        let connecting = self.connector.clone().oneshot(self.url.clone());
-        let stream = connecting.await;
-        let stream = stream.map_err(|error| Http1Error::Connect(causes(&error)))?;
+        let connecting = self.connector.connect(self.url.clone());
         Ok(Connection {
-            stream: stream.into_inner(),
+            stream: connecting.await.map_err(Http1Error::Connect)?,
             received: Vec::new(),
         })
     }
@@ -186,8 +184,8 @@ impl Idle {
     /// Takes the connection that was used last, because the others may then grow old.
     fn take(&self) -> Option<Connection> {
         loop {
-            let (connection, _) = self.kept.lock().connections.pop()?;
-            if connection.is_usable() {
+            let (mut connection, _) = self.kept.lock().connections.pop()?;
+            if connection.stream.is_usable() {
                 return Some(connection);
             }
         }
@@ -240,7 +238,7 @@ async fn sweep(idle: Weak<Idle>, part: Duration) {
 }
 
 pub(super) struct Connection {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     /// The bytes that have arrived since the last request.
     pub(super) received: Vec<u8>,
 }
@@ -253,12 +251,6 @@ enum Failed {
 }
 
 impl Connection {
-    /// Whether it is still open, as far as the kernel has told, and nothing has arrived unasked.
-    fn is_usable(&self) -> bool {
-        let read = self.stream.try_read(&mut [0]);
-        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-    }
-
     /// Sends a request and reads the response, which may come before all of the request
     /// was sent. Returns the response, and whether the request was sent.
     async fn exchange<T>(
@@ -322,7 +314,7 @@ impl<'a> Sending<'a> {
         [&head[self.sent.min(head.len())..], &body[of_body..]].map(IoSlice::new)
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) {
+    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut Stream) {
         while self.failure.is_none() && !self.is_done() {
             let stream = Pin::new(&mut *stream);
             // With one call, so that the peer reads all of it at once, too.
@@ -343,7 +335,8 @@ impl<'a> Sending<'a> {
 #[cfg(test)]
 impl Idle {
     pub(super) fn is_any_usable(&self) -> bool {
-        let kept = self.kept.lock();
-        kept.connections.iter().any(|(one, _)| one.is_usable())
+        let mut kept = self.kept.lock();
+        let mut connections = kept.connections.iter_mut();
+        connections.any(|(one, _)| one.stream.is_usable())
     }
 }

@@ -1,4 +1,4 @@
-//! Requests over HTTP/1.1 without TLS whose responses are passed on as they arrive.
+//! Requests over HTTP/1.1 whose responses are passed on as they arrive.
 //!
 //! ```text
 //! request ─► head of the response ── 101 ─────────────────► the stream is the caller's
@@ -19,12 +19,12 @@ use std::{
 use bytes::{BufMut as _, Bytes};
 use http::{Response, StatusCode, Uri};
 use hyper::body::{Body, Frame, SizeHint};
-use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     connections::{Connection, Connections, Exchanged, Http1Error},
     response::StreamedHead,
+    stream::{Connector, Stream},
 };
 
 /// The most bytes of a body that are read at once.
@@ -38,12 +38,12 @@ pub(crate) enum Forwarded {
     Response(Response<ForwardedBody>),
     /// The peer has switched to another protocol: the response, the stream, and what was
     /// read of it behind the response.
-    Switched(Response<()>, TcpStream, Bytes),
+    Switched(Response<()>, Stream, Bytes),
 }
 
 impl ForwardClient {
     /// A client that keeps idle connections for about this time at most.
-    pub(crate) fn new(connector: HttpConnector, url: Uri, keep_alive: Duration) -> Self {
+    pub(crate) fn new(connector: Connector, url: Uri, keep_alive: Duration) -> Self {
         Self(Arc::new(Connections::new(connector, url, keep_alive)))
     }
 
@@ -159,7 +159,11 @@ impl Body for ForwardedBody {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
-    use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinHandle};
+    use tokio::{
+        io::AsyncWriteExt as _,
+        net::{TcpListener, TcpStream},
+        task::JoinHandle,
+    };
 
     use super::*;
     use crate::gateway::outbound;
@@ -178,7 +182,7 @@ mod tests {
             let url = format!("http://{}", listener.local_addr().unwrap());
             let long = Duration::from_secs(3600);
             let connector = outbound::tcp_connector(long);
-            let client = ForwardClient::new(connector, url.parse().unwrap(), long);
+            let client = ForwardClient::new(connector.into(), url.parse().unwrap(), long);
             Self {
                 client: Arc::new(client),
                 listener,

@@ -29,7 +29,7 @@ impl Http1Client {
         };
         Self {
             opening: opening.into_bytes(),
-            connections: Connections::new(connector, url, keep_alive),
+            connections: Connections::new(connector.into(), url, keep_alive),
         }
     }
 

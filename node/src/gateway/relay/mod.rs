@@ -26,6 +26,7 @@ mod options;
 mod pipe;
 mod receiver;
 mod sender;
+mod tls;
 mod window;
 
 use std::{
@@ -35,19 +36,22 @@ use std::{
     time::Duration,
 };
 
-use roomcast::{Drain, Server};
+use roomcast::{Drain, Server, Tls};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
 
-pub(crate) use self::options::{ClusterKey, RelayOptions};
 use self::{
     key::Keys,
     metrics::Metrics,
     receiver::Receiver,
     sender::{Sender, Stage},
+};
+pub(crate) use self::{
+    options::{ClusterKey, RelayOptions},
+    tls::{NodeTls, authorities},
 };
 use super::config::Config;
 
@@ -62,6 +66,8 @@ pub(crate) struct Relay {
     keys: Arc<Keys>,
     listener: TcpListener,
     address: String,
+    verifying: NodeTls,
+    serving: Option<Tls>,
 }
 
 /// The limits of what one node relays.
@@ -82,14 +88,32 @@ struct RelayLimits {
 }
 
 impl Relay {
-    /// Takes over the listener for other nodes.
-    pub(crate) fn new(config: &Config, listener: TcpListener) -> Result<Self, String> {
+    /// Takes over the listener for other nodes. It serves with these certificates if other nodes can verify
+    /// them.
+    pub(crate) fn new(
+        config: &Config,
+        listener: TcpListener,
+        certificates: Option<&Tls>,
+    ) -> Result<Self, String> {
         let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let address = config.relay.advertised(address)?;
+        let verifying = NodeTls::new(&config.relay)?;
+        let serving = certificates.filter(|_| verifying.is_on()).cloned();
         Ok(Self {
             keys: Arc::new(Keys::new(&config.relay.cluster_key.0)),
-            address: config.relay.advertised(address)?,
+            address: match serving {
+                Some(_) => NodeTls::stated(&address),
+                None => address,
+            },
             listener,
+            verifying,
+            serving,
         })
+    }
+
+    /// How the certificates of other nodes are verified, to be replaced by a reload.
+    pub(crate) fn verifying(&self) -> NodeTls {
+        self.verifying.clone()
     }
 
     /// Where other nodes reach this one.
@@ -110,18 +134,22 @@ impl Relay {
         );
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = server
+        let mut serving = server
             .serve(listener, receiver.router())
             .with_graceful_shutdown(async move {
                 let _ = stopped.await;
             });
+        if let Some(tls) = self.serving {
+            serving = serving.with_tls(tls);
+        }
         let serving = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the relay's listener failed");
             }
         });
         let (stage, stages) = watch::channel(Stage::Open);
-        Sender::start(server, self.keys, limits, metrics, stages);
+        let parts = (self.keys, self.verifying);
+        Sender::start(server, parts, limits, metrics, stages);
         tracing::info!(address = %local, advertised = %self.address, "relaying between nodes");
         Ok(Relaying {
             stage,

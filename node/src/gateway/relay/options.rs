@@ -8,8 +8,9 @@ use std::{
 
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
+use rustls::pki_types::ServerName;
 
-use crate::gateway::values;
+use crate::gateway::values::{self, PemFile};
 
 /// The least length of a key. A random one of 32 hexadecimal digits has 128 bits.
 const MIN_KEY_BYTES: usize = 32;
@@ -42,6 +43,17 @@ pub(crate) struct RelayOptions {
     /// if that is all addresses.
     #[arg(long, value_name = "HOST:PORT", default_value = "auto")]
     pub(crate) relay_address: RelayAddress,
+
+    /// Certificate authorities of the other nodes: `off`, or a file in PEM. Together with --internal-tls-cert, nodes relay over TLS
+    ///
+    /// With it, this node relays over TLS to nodes that serve with it, and serves with the certificates of
+    /// --internal-tls-cert. SIGHUP reads the file again.
+    #[arg(long, value_name = "FILE", default_value = "off")]
+    pub(crate) relay_tls_ca: PemFile,
+
+    /// Name for which the certificates of the other nodes are: `address` for the host of each node's address, or one NAME
+    #[arg(long, value_name = "NAME", default_value = "address")]
+    pub(crate) relay_tls_name: TlsName,
 
     /// Requests and WebSockets that this node relays to others at a time; a further one
     /// gets status 503
@@ -124,13 +136,51 @@ impl fmt::Display for RelayAddress {
     }
 }
 
+/// The name in the certificates of other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TlsName {
+    Address,
+    Fixed(ServerName<'static>),
+}
+
+impl FromStr for TlsName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "address" {
+            return Ok(Self::Address);
+        }
+        let name = ServerName::try_from(text.to_owned());
+        name.map(Self::Fixed).map_err(|_| {
+            "expected `address` or a name of a certificate, such as roomcast.internal".to_owned()
+        })
+    }
+}
+
+impl fmt::Display for TlsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address => f.write_str("address"),
+            Self::Fixed(name) => f.write_str(&name.to_str()),
+        }
+    }
+}
+
 impl RelayOptions {
     /// Checks options that are valid one by one but not together.
     pub(crate) fn check(&self, has_redis: bool) -> Result<(), String> {
-        if self.cluster_key.0.is_empty() || has_redis {
-            return Ok(());
+        if self.cluster_key.0.is_empty() {
+            return match self.relay_tls_ca.0 {
+                Some(_) => {
+                    Err("--relay-tls-ca needs --cluster-key, with which nodes relay".to_owned())
+                }
+                None => Ok(()),
+            };
         }
-        Err("--cluster-key needs --redis, by which nodes find each other".to_owned())
+        match has_redis {
+            true => Ok(()),
+            false => Err("--cluster-key needs --redis, by which nodes find each other".to_owned()),
+        }
     }
 
     /// How much is relayed at a time: what the option says, within an eighth of the descriptors.
@@ -253,6 +303,8 @@ mod tests {
             cluster_key: KEY.parse().unwrap(),
             relay_listen: "0.0.0.0:0".parse().unwrap(),
             relay_address: address.parse().unwrap(),
+            relay_tls_ca: PemFile(None),
+            relay_tls_name: TlsName::Address,
             relay_max: 10,
         }
     }
@@ -282,5 +334,25 @@ mod tests {
     fn a_key_without_redis_is_an_error() {
         assert!(options("auto").check(true).is_ok());
         assert!(options("auto").check(false).is_err());
+    }
+
+    #[test]
+    fn authorities_without_a_cluster_key_are_an_error() {
+        let mut options = options("auto");
+        options.relay_tls_ca = PemFile(Some("ca.pem".into()));
+        assert!(options.check(true).is_ok());
+        options.cluster_key = "off".parse().unwrap();
+        assert!(options.check(true).is_err());
+    }
+
+    #[test]
+    fn a_name_of_certificates_is_a_host() {
+        for right in ["address", "roomcast.internal", "10.0.0.7", "::1"] {
+            let name: TlsName = right.parse().unwrap();
+            assert_eq!(name.to_string(), right);
+        }
+        for wrong in ["", "a b", "https://a", "a:1"] {
+            assert!(wrong.parse::<TlsName>().is_err(), "{wrong}");
+        }
     }
 }

@@ -8,6 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
+    fmt,
     io::{self, Cursor},
     pin::{Pin, pin},
     sync::{
@@ -30,7 +31,7 @@ use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use parking_lot::Mutex;
 use roomcast::{Drain, ForeignRequest, NodeId, Server};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join, split},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{MissedTickBehavior, Sleep, interval, sleep, timeout},
 };
@@ -41,6 +42,7 @@ use super::{
     metrics::{Metrics, Outcome},
     pipe,
     receiver::REFUSED,
+    tls::{self, NodeTls},
 };
 use crate::gateway::{
     line_limit::LineLimit,
@@ -89,6 +91,7 @@ pub(super) struct Sender {
     /// The number of the last request that was signed.
     number: AtomicU64,
     connector: HttpConnector,
+    tls: NodeTls,
     open: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
     owners: Mutex<HashMap<NodeId, Owner>>,
@@ -96,6 +99,7 @@ pub(super) struct Sender {
     limits: RelayLimits,
     metrics: Metrics,
     lines: LineLimit,
+    unreachable: LineLimit,
 }
 
 /// How far this node is on its way to the end.
@@ -136,7 +140,7 @@ impl Sender {
     /// Passes on from now on, as long as the server exists.
     pub(super) fn start(
         server: &Server,
-        keys: Arc<Keys>,
+        (keys, tls): (Arc<Keys>, NodeTls),
         limits: RelayLimits,
         metrics: Metrics,
         stage: watch::Receiver<Stage>,
@@ -148,6 +152,7 @@ impl Sender {
             keys,
             number: AtomicU64::new(0),
             connector: outbound::tcp_connector(CONNECT_TIMEOUT),
+            tls,
             open: Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS))),
             bodies: Arc::new(Semaphore::new(MAX_BODY_BYTES.max(4 * (limits.payload + 1)))),
             owners: Mutex::default(),
@@ -155,6 +160,7 @@ impl Sender {
             limits,
             metrics,
             lines: LineLimit::default(),
+            unreachable: LineLimit::default(),
         });
         let (watched, watching) = (server.clone(), Arc::clone(&sender));
         drop(tokio::spawn(async move { watching.watch(watched).await }));
@@ -222,7 +228,7 @@ impl Sender {
         let (client, mut end) = self.owner(&owner, &address)?;
         let target = Target {
             owner: &owner,
-            address: &address,
+            address: tls::authority(&address),
             client: &client,
             path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
         };
@@ -252,13 +258,21 @@ impl Sender {
             }
             Ok(Ok(Forwarded::Response(response))) => Ok(respond(response, self.limits.stall, open)),
             Ok(Ok(Forwarded::Switched(response, stream, there))) => {
-                let (from_owner, to_owner) = stream.into_split();
+                let (from_owner, to_owner) = split(stream);
                 let owner = join(Cursor::new(there).chain(from_owner), to_owner);
                 Ok(self.switch(response, (upgrade, owner), end, open))
             }
-            Ok(Err(_)) => Err(Failed::Session(Outcome::Gone)),
+            Ok(Err(error)) => Err(self.unreachable(&owner, error)),
             Err(_) => Err(Failed::Session(Outcome::Timeout)),
         }
+    }
+
+    /// The failure of a request to an owner that cannot be reached, which the log gives the reason of.
+    fn unreachable(&self, owner: &NodeId, reason: impl fmt::Display) -> Failed {
+        if let Some(left_out) = self.unreachable.pass() {
+            tracing::warn!(%owner, %reason, left_out, "a node cannot be reached");
+        }
+        Failed::Session(Outcome::Gone)
     }
 
     /// The head of a signed request to an owner, with those headers of the client that
@@ -363,10 +377,13 @@ impl Sender {
     fn owner(&self, node: &NodeId, address: &str) -> Result<(Arc<ForwardClient>, End), Failed> {
         let mut owners = self.owners.lock();
         if !owners.contains_key(node) {
-            let uri = Uri::builder().scheme("http").authority(address);
+            let connector = self.tls.connector(self.connector.clone(), address);
+            let connector = connector.map_err(|missing| self.unreachable(node, missing))?;
+            let uri = Uri::builder()
+                .scheme("http")
+                .authority(tls::authority(address));
             let uri = uri.path_and_query("/").build();
             let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
-            let connector = self.connector.clone();
             let owner = Owner {
                 client: Arc::new(ForwardClient::new(connector, uri, self.limits.idle)),
                 gone: watch::Sender::new(false),
