@@ -18,9 +18,11 @@ const EXAMPLES = join(__dirname, "../examples/sessions");
 const PAGE = readFileSync(join(__dirname, "../../docs/src/sessions.md"), "utf8");
 const SECRET = "a secret of the tests 0123456789";
 
-for (const { name, language, command, file, cookie } of [
+for (const { name, language, command, file, cookie, shown = cookie } of [
   { name: "Express and Passport", language: "js", command: process.execPath, file: "express.js", cookie: "connect.sid" },
   { name: "Django", language: "python", command: "python3", file: "django_app.py", cookie: "sessionid" },
+  { name: "Laravel", language: "php", command: "php", file: "laravel_app.php", cookie: "laravel_session" },
+  { name: "Rails", language: "ruby", command: "ruby", file: "rails_app.rb", cookie: "_chat_session", shown: "_APP_session" },
 ]) {
   describe(`sessions of ${name}`, { timeout: 120_000 }, () => {
     const folder = mkdtempSync(join(tmpdir(), "roomcast-sessions-"));
@@ -32,8 +34,11 @@ for (const { name, language, command, file, cookie } of [
     before(async () => {
       const port = await freePorts();
       site = `http://127.0.0.1:${port}`;
-      const secrets = { ROOMCAST_SECRET: SECRET, SESSION_SECRET: "another", DATABASE: join(folder, "app.sqlite3") };
-      application = spawn(command, [join(EXAMPLES, file), String(port)], { env: { ...process.env, ...secrets } });
+      const places = { DATABASE: join(folder, "app.sqlite3"), SESSIONS: folder };
+      const secrets = { ROOMCAST_SECRET: SECRET, SESSION_SECRET: "another secret of the tests 0123456789" };
+      const source = join(EXAMPLES, file);
+      const args = language === "php" ? ["-S", `127.0.0.1:${port}`, source] : [source, String(port)];
+      application = spawn(command, args, { env: { ...process.env, ...secrets, ...places } });
       for (const stream of [application.stdout, application.stderr]) stream.on("data", (data) => (log += data));
       const ended = new Promise((resolve) => application.once("exit", resolve));
       await until("the application to listen", async () => !(await isFree(port)), { ended }).catch((error) => {
@@ -88,7 +93,7 @@ for (const { name, language, command, file, cookie } of [
       const blocks = [...PAGE.matchAll(new RegExp(`\`\`\`${language}\n(.*?)\`\`\``, "gs"))].map(([, code]) => code);
       assert.equal(blocks.length, 1);
       assert.ok(source.includes(blocks[0]));
-      assert.ok(PAGE.includes(`| \`${cookie}\` |`));
+      assert.match(PAGE, new RegExp(`\\| \`${shown.replace(".", "\\.")}\`[ ,]`));
     });
   });
 }
