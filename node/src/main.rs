@@ -30,7 +30,9 @@ fn main() -> ExitCode {
         Ok(job) => return status(print(job)),
         Err(usage) => usage.exit(),
     };
+    // Only for jobs that serve: the others print to a terminal.
     let log = gateway::Log::start(&config.operation);
+    // Before the first connection, since the limit decides how many clients fit.
     gateway::raise_file_limit();
     match serve(config, is_demo, &log) {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,6 +90,8 @@ fn version() -> String {
     )
 }
 
+/// An error goes to standard error without the log, which these commands have not
+/// started.
 fn status<E: std::fmt::Display>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

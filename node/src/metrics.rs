@@ -1,5 +1,13 @@
 //! The metrics of a server. Every server has its own registry; nothing here is global, and a scrape
 //! causes no work beyond reading these numbers.
+//!
+//! **Why labels are bounded.** Each combination of labels is a time series that
+//! Prometheus keeps for weeks. Names of namespaces and events may come from clients, so
+//! only the first ones get a label, and the sums stay right because the others are
+//! counted together.
+//!
+//! **Why series exist from the start.** `increase()` of a series that appears with its
+//! first error is zero, so an alert would miss it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -230,6 +238,7 @@ struct HandlerErrors {
 }
 
 /// A series, or a family of them by labels.
+/// One constructor for all kinds, so that the table above can declare them alike.
 trait Series: Collector + Clone + 'static {
     fn create(opts: Opts, labels: &[&str]) -> prometheus::Result<Self>;
 }
@@ -407,6 +416,7 @@ impl Metrics {
         let mut labels = labels.lock().unwrap_or_else(PoisonError::into_inner);
         let is_labelled =
             labels.contains(event) || labels.len() < EVENT_LABELS && labels.insert(event.into());
+        // Counting takes a lock of the family, which this one need not wait for.
         drop(labels);
         let label = if is_labelled { event } else { OTHER };
         series.with_label_values(&[label]).inc();
@@ -424,6 +434,7 @@ impl Metrics {
     }
 
     /// The gauge of the sockets under a label. Look it up once and keep it.
+    /// Looking it up takes a lock, and sockets come and go all the time.
     pub(crate) fn sockets_of(&self, label: &str) -> IntGauge {
         self.by_namespace.sockets.with_label_values(&[label])
     }
@@ -467,6 +478,7 @@ impl Collector for ByNamespace {
             .collect();
         for (label, namespaces) in counted {
             let rooms: usize = namespaces.iter().map(|live| live.room_count()).sum();
+            // The namespace may have gone since then, and must not get a series again.
             let labels = self.labels();
             if labels.contains_key(&label) {
                 let rooms = i64::try_from(rooms).unwrap_or(i64::MAX);

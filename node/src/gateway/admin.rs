@@ -8,6 +8,12 @@
 //! operator needs it most when the server is saturated. It reads two things from the server
 //! (`Figures`), and changes one: a process of this machine may have it drain. Calls of the API are
 //! carried out on the workers.
+//!
+//! ```text
+//!  thread `internal` ── /livez, /readyz, /metrics: answered here
+//!                    ── /drain ───────────────────► wakes `run`, which drains
+//!                    ── /api, /admin ─────────────► carried out on the workers; the response here
+//! ```
 
 mod attempts;
 mod follow;
@@ -58,6 +64,7 @@ use super::api;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The longest life of a connection, whatever its client reads or sends.
+/// It bounds what a client that reads slowly can hold.
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How long to wait before the next accept when the system has no descriptors left.
@@ -117,6 +124,7 @@ impl Health {
     }
 
     /// Has the process drain. Only the first request counts.
+    /// The request may be repeated, which must not count as a further signal.
     fn request_drain(&self) {
         if !self.was_asked_to_drain.swap(true, Ordering::Relaxed) {
             self.drain_request.notify_one();
@@ -131,6 +139,7 @@ impl Health {
     /// The reason why a balancer should send no clients here: one word, or the server's own reason.
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match self.figures.get() {
+            // A node that drains is not ready, however well it works.
             _ if self.is_draining.load(Ordering::Relaxed) => Some("draining".into()),
             None => match &*self.waiting.lock() {
                 Some(reason) => Some(format!("starting: {reason}").into()),

@@ -3,6 +3,9 @@
 //!
 //! The handler runs for one gap at a time. Gaps that arrive meanwhile are merged into one
 //! that spans them, so memory stays constant while Redis comes and goes.
+//!
+//! The application is told after the server has done its part, see
+//! [`catch_up`](super::catch_up), so that its handler finds histories complete.
 
 use std::{
     future::Future,
@@ -59,6 +62,8 @@ impl Gaps {
     ) -> Self {
         let untold = Arc::<Untold>::default();
         let weak: Weak<Untold> = Arc::downgrade(&untold);
+        // Called by the bus where messages arrive, so the handler, which may wait, runs
+        // in a task.
         bus.on_gap(Box::new(move |gap| {
             if let Some(untold) = weak.upgrade() {
                 log(gap);

@@ -6,6 +6,12 @@
 //! Accepting ──────────▶ Leaving ───────────────▶ Refusing ────────▶ Closing
 //!     └───────────────────────────── close ────────────────────────────┘
 //! ```
+//!
+//! Phases only go forward, and each part compares: handshakes are refused from
+//! `Refusing` on, sessions end at `Closing`. A new connection takes its permit first
+//! and looks at the phase afterwards, while the end sets the phase first and counts the
+//! permits afterwards. So either the connection sees the phase, or the end sees the
+//! connection.
 
 use std::{
     cmp::Reverse,
@@ -44,6 +50,8 @@ use roomcast_emitter::vital::vital;
 use roomcast_protocol::engine_io::open::{Revision, TransportName};
 
 /// The least time between two looks for connections that hold too much.
+/// A look goes over all connections, and those that were cut need a moment to give
+/// memory back.
 const BUDGET_PAUSE_MILLIS: u64 = 50;
 
 /// Makes the protocol layer of a new connection and starts its driver.
@@ -61,6 +69,7 @@ pub(crate) struct Engine {
     /// The same for plain WebSockets.
     pub(super) websocket_ping: Frame,
     lanes: Box<[Lane]>,
+    // Keyed, because clients choose the ids that they ask for.
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
     open: AtomicUsize,
@@ -126,6 +135,7 @@ impl Engine {
             .interval
             .min(config.heartbeat.timeout)
             .min(config.connect_timeout);
+        // A deadline is late by a tick at most, which is small beside every interval.
         let tick = (shortest / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
         let admission = Admission::new(&config.limits);
         Self {
@@ -202,6 +212,7 @@ impl Engine {
         &self.lanes[index]
     }
 
+    /// A connection stays in its lane, so nothing has to be moved between tables.
     pub(super) fn lane_index(&self, id: &str) -> usize {
         let hash = self.hasher.hash_one(id);
         usize::try_from(hash % self.lanes.len() as u64).expect("smaller than a usize")
@@ -306,6 +317,7 @@ impl Engine {
         let stuck = self.all().into_iter();
         let stuck = stuck.filter_map(|open| Some((open.stuck_bytes()?, open)));
         let mut stuck: Vec<_> = stuck.collect();
+        // The largest first, so that as few clients as possible are cut.
         stuck.sort_unstable_by_key(|(bytes, _)| Reverse(*bytes));
         for (_, connection) in stuck {
             if !self.is_over_budget() {

@@ -8,6 +8,10 @@
 //! 5 ──▶                               the stream is attached to the connection
 //! anything else, or silence ──▶       the WebSocket is closed; the client goes on polling
 //! ```
+//!
+//! The connection does not change hands: its outbox, its timers and its client stay,
+//! and only the stream is put in. So nothing is lost or doubled, and a probe that fails
+//! costs the session nothing.
 
 use std::{
     future::poll_fn,
@@ -120,6 +124,7 @@ pub(super) async fn probe(
     let Unwrapped {
         mut stream, read, ..
     } = Unwrapped::new(upgraded);
+    // It comes too late, or another one is being probed.
     if !connection.begin_probe() {
         return close(&mut stream, &echo_of(None)).await;
     }

@@ -2,6 +2,9 @@
 //!
 //! Counters are sent as they are: the page makes rates of two of them, so a lost status
 //! costs nothing.
+//!
+//! They are read from the registry, and not from the server's counters, so that the
+//! page and the dashboards of Prometheus always show the same.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +13,7 @@ use roomcast::Registry;
 use serde::Serialize;
 
 /// Values by label of one figure. Beyond, they are left out.
+/// A status has to fit into a message between nodes.
 const MAX_PARTS: usize = 100;
 
 /// The sums over all labels that the page shows: the name there, and the metric.

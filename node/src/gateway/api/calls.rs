@@ -205,6 +205,7 @@ impl Call {
 
     /// Whether the call can be carried out again under its key without another effect
     /// than the first time.
+    /// Only emits are, because the bus publishes them once for their key.
     pub(crate) fn is_repeatable(&self) -> bool {
         matches!(self, Self::Operations { checked, .. } if checked.is_repeatable())
     }

@@ -283,6 +283,8 @@ impl Problem {
 
     pub(crate) fn of_revoke(error: &RevokeError) -> Self {
         match error {
+            // Clients are gone, but the tokens would be accepted again: the caller must
+            // not take it for done.
             RevokeError::TooMany(error) => Self::new(
                 Kind::Full,
                 format!("connected clients of this node were disconnected, but {error}"),
@@ -305,6 +307,7 @@ impl Problem {
             EmitError::ReservedEvent(_) => Self::invalid("event", detail),
             EmitError::Args(_) => Self::invalid("args", detail),
             EmitError::AtLeastOnce(_) => Self::invalid("flags.at_least_once", detail),
+            // The key was used for another event, perhaps through another door.
             EmitError::Bus(BusError::KeyReused) => {
                 Self::new(Kind::KeyReused, detail).at("Idempotency-Key")
             }

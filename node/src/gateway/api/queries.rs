@@ -114,6 +114,8 @@ impl Query {
     }
 
     /// The answer without a question to the cluster, if it is about users who are kept.
+    /// Sockets and rooms are asked for in any case, because presence keeps neither data
+    /// nor sockets without a user.
     pub(crate) fn answer_from(&self, presence: &Kept) -> Option<Value> {
         if !matches!(self.verb, Verb::Users | Verb::Presence) {
             return None;

@@ -30,6 +30,8 @@ const COLOURS: u8 = 8;
 pub(super) fn with_events(namespace: Namespace, demo: &Arc<Demo>) -> Namespace {
     let [keeping, greeted, asked, told, found] = std::array::from_fn(|_| Arc::clone(demo));
     namespace
+        // The handler of `message` is that of the rooms of clients, so the demo cannot
+        // have one.
         .middleware(move |socket: Socket, event: Event| {
             let demo = Arc::clone(&keeping);
             async move {

@@ -187,6 +187,8 @@ impl Tally {
             }) => missing.is_empty() && *missing_unnamed == 0 && silent.is_empty(),
         };
         match self {
+            // Before `Nobody`: with silent nodes, it is not known whether anybody was
+            // reached.
             _ if !is_complete => Status::Incomplete,
             _ if self.messages > 0 && self.nobody == self.messages => Status::Nobody,
             _ => Status::Delivered,

@@ -93,6 +93,7 @@ struct Inner {
     replaced: parking_lot::Mutex<Vec<Arc<Hook>>>,
     limits: Limits,
     /// The beginning of all ids of requests, and the number of the next.
+    // Random, so that ids of a restarted node differ from those before.
     prefix: String,
     next: AtomicU64,
     node: OnceLock<String>,
@@ -227,6 +228,7 @@ impl Hooks {
             return Ok(data);
         };
         let backend = &hook.backend;
+        // A client is refused if the application cannot be asked.
         let fail = |failure: &Failure| HandlerError::from(failure.refused());
         let request = self.next_id();
         let origin = self.origin(backend, &request, namespace);
@@ -273,6 +275,7 @@ impl Hooks {
                 .await;
             note(&hook.backend, &report);
         }
+        // After the operations, so that the record has the rooms that they joined.
         self.keep(socket);
     }
 

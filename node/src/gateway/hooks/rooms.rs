@@ -9,6 +9,15 @@
 //! Without Redis, this node is the cluster. A change that is undone before it is sent is
 //! left out, so what waits is bounded by the rooms that have members and those that Redis
 //! knows.
+//!
+//! **Why Redis decides.** Each node knows its own members only. A hash counts the nodes
+//! that have members of a room, so the one that changes the count from or to zero
+//! reports it, in the same step. The number `seq` comes from Redis's clock in that
+//! step, so an application that receives two reports late can tell which one is newer.
+//!
+//! **Why a change that was tried stays.** If the reply was lost, Redis may have the
+//! change. Sending it again is harmless, because a node counts once, whereas leaving it
+//! out could leave a room occupied for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
@@ -299,6 +308,8 @@ impl Hooks {
     }
 
     /// What Redis needs of a change of a room. Returns `None` for a name that is none.
+    /// The number is known to Redis only, so the record is cut where it belongs, and
+    /// the script puts the parts together.
     pub(super) fn room_update(&self, room: &str, kind: Kind, id: String) -> Option<Update> {
         let (hook, namespace, name) = parts(room)?;
         let body = Body {

@@ -210,6 +210,8 @@ impl Records {
             self.bytes -= record.len();
         }
         self.dirty.insert(id.to_owned());
+        // Redis may have records by then that nobody knows any more, so the hash is
+        // emptied first.
         if self.dirty.len() > MAX_DIRTY {
             self.is_stale = true;
             self.write_all();
@@ -221,6 +223,7 @@ impl Records {
     }
 
     /// Takes some changes: the ids with their records, or with none if Redis must forget them.
+    /// Each is written as it is now, so a record that changes often costs one command.
     fn take(&mut self) -> Vec<(String, Option<Bytes>)> {
         let some: Vec<_> = self.dirty.iter().take(BATCH).cloned().collect();
         let changes = some.into_iter().map(|id| {
@@ -345,6 +348,7 @@ impl Store {
         }
         let all = async {
             while self.write_some(link).await? {}
+            // A lease of zero is over, and the records are still there to be claimed.
             let give_up = ["ZADD", &link.leases, "XX", "0", &link.node];
             link.command(&give_up).await
         };

@@ -1,4 +1,8 @@
 //! The hooks of the settings file, and which of them an occasion concerns.
+//!
+//! A reload builds a new table and keeps each hook whose section and secret are the
+//! same. So a change of one hook opens no connection of another one anew, closes no
+//! circuit, and loses no notice.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,6 +40,7 @@ impl Hook {
         store: Option<&Arc<Store>>,
         earlier: &[Arc<Self>],
     ) -> Result<Arc<Self>, String> {
+        // Read at each reload, because it may have changed in its file.
         let secret = settings.secret()?;
         let is_same = |hook: &&Arc<Self>| {
             *hook.backend.name == *name && hook.settings == *settings && hook.secret == secret
@@ -111,12 +116,15 @@ impl Table {
         hooks.filter(move |hook| hook.is_for(namespace, occasion))
     }
 
+    /// The only one, see [`check_unique`], for occasions that need a single answer.
     pub(super) fn one(&self, namespace: &str, occasion: Occasion) -> Option<&Hook> {
         self.all(namespace, occasion).next()
     }
 }
 
 /// Each namespace whose access is a hook has one that decides.
+/// Otherwise, every client would be refused, which would show only when the first one
+/// comes.
 pub(super) fn check_access(table: &Table, access: &AccessTable) -> Result<(), String> {
     for namespace in access.keys().filter(|name| access[*name].asks_hook()) {
         if table.one(namespace, Occasion::Connect).is_none() {
@@ -130,6 +138,8 @@ pub(super) fn check_access(table: &Table, access: &AccessTable) -> Result<(), St
 }
 
 /// Two hooks of one namespace must not claim the same.
+/// One connect can have one decision, and one event one acknowledgement. Disconnects
+/// and rooms may go to several hooks.
 fn check_unique(hooks: &[Arc<Hook>]) -> Result<(), String> {
     for (index, one) in hooks.iter().enumerate() {
         for other in &hooks[..index] {

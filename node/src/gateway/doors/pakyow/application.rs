@@ -4,6 +4,10 @@
 //! session is the cookie of its handshake. Without a response of the application, the
 //! reply has a status of a gateway: 502 if it cannot be reached, 503 if too many requests
 //! wait, 504 if it takes too long.
+//!
+//! Requests have the limits, the circuit breaker and the metrics of a hook, because the
+//! application behind both is the same. Cookies are those of the handshake: a WebSocket
+//! has no later requests that could bring new ones.
 
 use std::collections::BTreeMap;
 
@@ -103,6 +107,7 @@ impl Application {
         let target = pakyow::target(&call.uri);
         let is_query = matches!(call.method.as_str(), "GET" | "HEAD");
         let (target, body) = match is_query {
+            // GET and HEAD have no body that frameworks read.
             true => (pakyow::with_query(target, &call.input), Bytes::new()),
             false => (
                 target,

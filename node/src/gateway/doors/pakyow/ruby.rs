@@ -19,6 +19,9 @@
 //!
 //! Any user of that Redis can publish anything. Messages that are not JSON, or too large,
 //! are ignored and counted.
+//!
+//! **Why a connection of its own.** It is another Redis than that of the bus, with
+//! other channels and rights, and its loss must not end the readiness of the node.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -181,6 +184,8 @@ impl Ruby {
             return Ok(());
         };
         {
+            // Under the lock, so that `give_up` cannot take a channel that is about to
+            // be subscribed.
             let mut idle = self.idle.lock();
             for name in &names {
                 idle.remove(name);
@@ -266,7 +271,9 @@ impl Pakyow {
             return "ignored";
         };
         if channel == CHANGED {
+            // Most digests are those of other nodes.
             if self.has_sockets_of(payload) {
+                // Read by a task, because nothing may be awaited where messages arrive.
                 ruby.changed.lock().insert(payload.to_owned());
                 ruby.has_changed.notify_one();
             }

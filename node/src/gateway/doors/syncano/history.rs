@@ -6,6 +6,10 @@
 //!  direction=1&last_pk=7                   ▲ the page after it
 //!  direction=0&last_pk=3                   ▲ the page before it
 //! ```
+//!
+//! Pages go by ids and not by numbers, so what is published between two requests moves
+//! no entry to another page. The links keep the parameters of the request, above all
+//! the room.
 
 use std::fmt::Write as _;
 

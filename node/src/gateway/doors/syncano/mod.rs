@@ -181,6 +181,7 @@ struct Call<'a> {
 impl Service {
     async fn respond(&self, request: Request) -> Response {
         let reply = {
+            // One request sees one set of settings, however long it takes.
             let live = self.syncano.live();
             let (mut parts, body) = request.into_parts();
             let path = Path::parse(parts.uri.path());
@@ -320,6 +321,7 @@ impl Service {
         }
     }
 
+    /// Lists or creates channels. There is one page, because their number is limited.
     async fn channels(&self, method: &Method, call: Call<'_>) -> Result<Response, Failure> {
         let store = &self.syncano.fixed.store;
         match *method {
@@ -377,6 +379,7 @@ impl Service {
     }
 }
 
+/// Channels are managed by account keys only, whatever the flags of another key are.
 fn for_accounts(caller: &Caller) -> Result<(), Failure> {
     match caller.is_account() {
         true => Ok(()),

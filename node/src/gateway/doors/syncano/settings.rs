@@ -259,6 +259,7 @@ impl Settings {
             if account.password_file.is_some() == account.password_env.is_some() {
                 return problem("set one of password_file and password_env");
             }
+            // The email is how an account is found, in any case of its letters.
             let mut others = self.accounts[..index].iter();
             if others.any(|other| other.email.to_lowercase() == account.email.to_lowercase()) {
                 return problem("another account has the same email");
@@ -276,6 +277,8 @@ impl Settings {
 }
 
 impl InstanceSettings {
+    /// Mistakes that would show only at a request, such as a key that can never be
+    /// found, are errors at the start.
     fn check(&self) -> Result<(), String> {
         for name in self.channels.keys() {
             if !channel::is_name(name) {
