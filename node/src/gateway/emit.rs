@@ -2,6 +2,11 @@
 //!
 //! It uses the library's emitter. It reads messages, emits them, and reports the result as text, as
 //! JSON and as an exit status.
+//!
+//! Messages of a file are published in batches, as many as the buffer has, so that a
+//! slow source is emitted at once and a fast one costs few round trips. The first
+//! failure ends the command, with the number of its line, so that a script can go on
+//! from there.
 
 mod messages;
 mod outcome;
@@ -27,6 +32,7 @@ use super::{
 };
 
 /// Maximum number of messages that are published together.
+/// It bounds what may be unconfirmed when the command ends with a failure.
 const MAX_BATCH: usize = 512;
 
 const EXIT_STATUS: &str = "\
@@ -265,6 +271,7 @@ impl EmitOptions {
         pending: &mut Vec<(usize, Message)>,
         tally: &mut Tally,
     ) -> Result<(), Failure> {
+        // Each asks all nodes, so there is nothing to gather.
         if self.confirm {
             for (line, message) in pending.drain(..) {
                 let emitted = self.emit_one(emitter, &message, tally);
@@ -284,6 +291,8 @@ impl EmitOptions {
                 }
             }
         }
+        // All replies are awaited, because messages behind the one that failed may have
+        // been published.
         let mut failed = None;
         for (line, delivery) in numbers.into_iter().zip(batch.send()) {
             match delivery {

@@ -43,8 +43,7 @@ pub(super) struct Arrived {
     /// Held while logs are read and what was missed is sent, so that nothing is sent twice.
     turn: AsyncMutex<()>,
     /// The rooms whose logs could not be read, each with the beginning of its gap, in
-    /// milliseconds since
-    /// 1970. While there are some, a task reads them again.
+    /// milliseconds since 1970. While there are some, a task reads them again.
     unread: Mutex<BTreeMap<Box<str>, u64>>,
 }
 
@@ -120,6 +119,8 @@ impl LiveNamespace {
     async fn catch_up(&self, from: u64) {
         let failed = {
             let _turn = self.arrived.turn.lock().await;
+            // Each room by itself: one that cannot be read must not keep the others
+            // waiting.
             let mut failed = Vec::new();
             for (room, followers) in self.followers() {
                 if let Err(error) = self.catch_up_room(&room, &followers, from).await {
@@ -135,6 +136,7 @@ impl LiveNamespace {
         }
         let is_first = {
             let mut unread = self.arrived.unread.lock();
+            // One task retries for all rooms.
             let is_first = unread.is_empty();
             for room in failed {
                 let earliest = unread.entry(room).or_insert(from);
@@ -183,6 +185,8 @@ impl LiveNamespace {
         let frames: Vec<_> = frames.filter_map(Result::ok).collect();
         for follower in followers {
             let connection = follower.connection();
+            // Events may arrive while the log is read, so it is looked up when each is
+            // sent.
             connection.send_missed(&frames, |position| {
                 self.arrived.contains(position.id, position.time)
             });

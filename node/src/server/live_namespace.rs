@@ -110,6 +110,7 @@ impl LiveNamespace {
             });
             let log = log.flatten();
             let journal = log.clone().filter(|_| limits.journal.is_some());
+            // The journal finds its beginning in a task, because nothing here may wait.
             let journal = journal.map(|log| {
                 let journal = Arc::new(Journal::new(log, handlers.recovery.is_some()));
                 let begin = Arc::clone(&journal).begin();

@@ -3,6 +3,18 @@
 //! A broadcast makes one frame for all its recipients, and each outbox holds a handle.
 //! The bytes for a WebSocket of revision 4 are made with the frame, because nearly all
 //! recipients need them. The other forms are made when the first recipient needs them.
+//!
+//! ```text
+//!  one event ──┬─ wire: WebSocket, revision 4 ── made at once
+//!              ├─ base64, revision 3 ─────────── made for the first recipient that needs it
+//!              └─ plain: one for each form ───── made for the first recipient that needs it
+//! ```
+//!
+//! **Why the frame has its header already.** A frame of a server is not masked, so its
+//! bytes are the same for all clients. A recipient costs a reference and no copy.
+//!
+//! **What waits is counted once**, when a frame first waits for any client, because all
+//! outboxes share its memory. The count ends with the last handle.
 
 use std::{
     ops::Range,
@@ -37,6 +49,8 @@ pub(crate) enum Wire<'a> {
 }
 
 /// The longest header of a WebSocket frame from a server, and the packet type `4`.
+/// The packet is written behind as much space, and the header in front of it when its
+/// length is known.
 const HEAD: usize = 11;
 
 /// A shared packet; cheap to clone.
@@ -99,6 +113,7 @@ impl Drop for Waiting {
 }
 
 /// What a frame costs beside its bytes, in memory that is counted.
+/// Without it, many small frames would seem to cost little.
 const OVERHEAD: usize = 128;
 
 impl Frame {
@@ -199,6 +214,8 @@ impl Frame {
     }
 
     /// What the form has written for the event, by the first recipient that needs it.
+    /// A list is searched, because there are at most a few forms and most frames need
+    /// none.
     fn rendered(&self, source: &Source, form: &Arc<dyn Form>, is_framed: bool) -> &Bytes {
         let mut slot = &self.other().plain;
         loop {
@@ -212,6 +229,7 @@ impl Frame {
 
     /// The bytes to write to a WebSocket of Engine.IO.
     pub(crate) fn websocket(&self, form: WireForm) -> &[u8] {
+        // Without binary, all revisions have the same bytes.
         if self.0.binary.is_empty() {
             return &self.0.wire;
         }

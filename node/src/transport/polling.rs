@@ -11,6 +11,14 @@
 //!
 //! After `attached`, the outbox goes to the WebSocket, but the driver first handles the bodies that
 //! were posted before: only then does it read from the WebSocket.
+//!
+//! **Why one poll and one POST at a time.** The order of packets is that of the
+//! requests. Two of a kind at the same time have no order, so the session ends, as in
+//! Node's server.
+//!
+//! **Why a poll that is dropped ends the session.** hyper drops the future when the
+//! client has closed the connection. What the response would have had is gone with it,
+//! and the client cannot tell which packets it has missed.
 
 use std::{
     collections::VecDeque,
@@ -228,6 +236,8 @@ impl Connection {
     fn take_body(&self, locked: &mut Locked) -> Option<Body> {
         let polling = locked.polling()?;
         let gets_noop = polling.upgrading || polling.released;
+        // The outbox belongs to the WebSocket by now. The noop ends the poll, whose end
+        // the client awaits.
         if polling.attached {
             return Some(self.body_of("6"));
         }
@@ -238,11 +248,13 @@ impl Connection {
                 .take_frames(payload::MAX_PACKETS_PER_BODY, max_bytes);
             return Some(self.body_with(&frames));
         }
+        // Frames go first, so a client receives what was sent before the close.
         let Some(reason) = locked.state.closing() else {
             return gets_noop.then(|| self.body_of("6"));
         };
         locked.polling()?.farewell = true;
         locked.wake_driver();
+        // A client that has closed the session itself gets no close packet in return.
         let is_clients = reason == CloseReason::TransportClose;
         Some(self.body_of(if is_clients { "6" } else { "1" }))
     }
@@ -339,6 +351,8 @@ impl Posting {
     /// Hands the body to the driver.
     pub(super) fn finish(self, form: payload_v3::Form, body: Bytes) -> Result<(), Refused> {
         let mut locked = self.0.lock();
+        // The driver takes nothing while too many handlers run, so bodies gather here,
+        // up to a limit.
         let limit = self.0.engine().config.limits.inbox_bytes;
         let Some(polling) = locked.polling() else {
             return Err(Refused::Handshake(HandshakeError::BadRequest));
@@ -349,6 +363,8 @@ impl Posting {
             return Err(Refused::Full);
         }
         polling.inbox_bytes += body.len();
+        // The response `ok` means that the body is received, not that its events are
+        // handled.
         polling.inbox.push_back(Posted { form, body });
         locked.wake_driver();
         Ok(())

@@ -4,6 +4,14 @@
 //! Whether there is a header is a setting and never a guess, because any client could
 //! send one. It is read without a byte of what follows, so that TLS or HTTP begins on a
 //! socket in its first state.
+//!
+//! ```text
+//!  accepted ─► place among `handshakes`? ─► PROXY header? ─► TLS? ─► HTTP
+//!                 └─ no: closed                └── all of it within `handshake_timeout`
+//! ```
+//!
+//! Connections that say nothing are cheap to open, so both their number and their time
+//! are limited before anything is known about them.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
 
@@ -73,6 +81,7 @@ impl Preamble {
         let limit = engine.config.limits.handshake_timeout;
         let received = tokio::select! {
             received = timeout(limit, self.receive_all(engine, tcp, peer)) => received,
+            // A client that has sent no request yet expects nothing.
             () = stopped => return None,
         };
         match received {
@@ -102,6 +111,8 @@ impl Preamble {
             true if engine.config.trusted_proxies.trusts(peer.ip()) => {
                 read_header(&mut tcp).await?.unwrap_or(peer)
             }
+            // A header from anybody else would let it choose the address that limits
+            // and logs use.
             true => return Err(Failed::Header("untrusted")),
         };
         let socket = match &self.tls {

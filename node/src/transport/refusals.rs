@@ -100,6 +100,8 @@ impl Refused {
 }
 
 /// Refuses all requests, because the server has as many sockets as it may have.
+/// The connection is closed behind the response, because its descriptor is needed for
+/// the next client.
 pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
     let engine = Arc::clone(engine);
     Router::new().fallback(move |request: Request<Body>| async move {
@@ -154,6 +156,7 @@ impl TooMany {
         }
     }
 
+    /// Limited, because a crowd that is refused must not fill the log as well.
     fn log(&self) {
         static LINES: LineLimit = LineLimit::new();
         if let Some(left_out) = LINES.pass() {

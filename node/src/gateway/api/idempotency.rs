@@ -176,6 +176,8 @@ impl Memory {
     /// Makes room: forgets the oldest that have lapsed, and the oldest of all if there
     /// are too many.
     fn forget(&mut self, now: Instant) {
+        // Entries lapse nearly in the order in which they were claimed, so the front
+        // shows whether there is anything to forget.
         while let Some(oldest) = self.order.front() {
             let is_over = self.entries.get(oldest).is_none_or(|(end, _)| *end <= now);
             if !is_over && self.entries.len() < MAX_KEPT {
@@ -227,6 +229,7 @@ impl Idempotency {
         print: Hash,
         settings: &Settings,
     ) -> Result<Claim, Problem> {
+        // Two applications may choose the same key by chance.
         let id = Hash::of(format!("{owner}\n{token}").as_bytes());
         let (key, print) = (id.to_string(), print.to_string());
         // A node that has ended leaves its claim; nothing can still run under it then.
@@ -240,6 +243,7 @@ impl Idempotency {
             Store::Redis(shared, _) => {
                 let key = shared.key(&key);
                 let lapse = claimed.as_millis().to_string();
+                // One command decides which of several nodes carries the call out.
                 let set = ["SET", &key, &running, "NX", "PX", &lapse];
                 match shared.command(&key, &set).await? {
                     Some(_) => None,

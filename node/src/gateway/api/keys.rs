@@ -179,6 +179,7 @@ impl Keys {
                 namespaces: key.namespaces.clone(),
                 verbs: key.verbs.clone(),
             };
+            // Several hashes may have one name, so that a key can be rotated.
             (key.hash, Arc::new(known))
         });
         Self(keys.collect())

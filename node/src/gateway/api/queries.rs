@@ -59,6 +59,7 @@ impl Query {
             if is_list && value.is_empty() {
                 return Err(Problem::invalid(&name, "is empty"));
             }
+            // Of two values, one would be ignored silently.
             if !is_list && !seen.insert(name.clone()) {
                 return Err(Problem::invalid(&name, "is there twice"));
             }
@@ -154,6 +155,8 @@ impl Query {
     }
 
     /// The number of entries with the prefix, and those of the page.
+    /// Pages go by name and not by number, because sockets come and go between two of
+    /// them.
     fn page(&self, entries: BTreeMap<String, Value>) -> (usize, Vec<Value>) {
         let entries = entries.into_iter();
         let entries: Vec<_> = entries
@@ -208,6 +211,7 @@ fn user(socket: &RemoteSocket) -> Option<&str> {
 }
 
 /// The rooms beside the private one and the one of the user.
+/// Both are shown by other fields.
 fn public(socket: &RemoteSocket) -> impl Iterator<Item = &String> {
     let private = socket.id().as_str();
     let of_user = user(socket).map(user_room);

@@ -18,6 +18,7 @@ use crate::gateway::auth::Auth;
 const MAX_ID: usize = 1024;
 
 /// The latest time of expiry, in seconds since 1970: the end of the year 9999.
+/// Milliseconds instead of seconds would be beyond it, which is a common mistake.
 const MAX_EXPIRES: u64 = 253_402_300_799;
 
 /// A revocation that has been checked completely.

@@ -33,9 +33,12 @@ use super::{
 };
 
 /// The least time between two attempts that unknown keys cause, in seconds.
+/// Anybody can send tokens with an unknown id, and each must not become a request to
+/// the issuer.
 const MIN_INTERVAL: u64 = 10;
 
 /// The largest set that is read, in bytes.
+/// A URL may lead to anything.
 const MAX_SET: usize = 1 << 20;
 
 /// How long an issuer may take to send its set. Clients with a new key wait for it.
@@ -122,11 +125,13 @@ impl Jwks {
         let (refresh, jwks) = (self.0.settings.refresh, Arc::downgrade(&self.0));
         tokio::spawn(async move {
             let mut ticks = interval(refresh.max(Duration::from_secs(1)));
+            // After a host was suspended, one reading is enough.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // The first tick is at once, and the set has just been read.
             ticks.tick().await;
             loop {
                 ticks.tick().await;
+                // A reload has replaced the set.
                 let Some(jwks) = jwks.upgrade().map(Jwks) else {
                     return;
                 };

@@ -8,6 +8,14 @@
 //! ```
 //!
 //! One task looks at all sessions once a second, so a socket needs no timer of its own.
+//!
+//! **Why a user is replaced as a whole.** A refreshed token may change rights and
+//! rooms. A handler that is running keeps the user with which it began, and the next
+//! one gets the new one, so no check sees half of each.
+//!
+//! **Order of locks:** the table of times, then the state of a session. A socket that
+//! ends is removed from the table by its own disconnect, so the table holds no dead
+//! sockets.
 
 mod revoking;
 
@@ -49,6 +57,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// The user of a socket. Replaced when the client presents a fresh token.
 #[derive(Debug)]
 pub(crate) struct Session {
+    // Times may be equal, so the table needs something that tells sessions apart.
     key: u64,
     state: Mutex<State>,
 }
@@ -228,6 +237,7 @@ impl Auth {
         let parts = self.parts();
         let verified = match parts.verify(token, (self.now)()) {
             Err(Failure::UnknownKey) => match &parts.jwks {
+                // The issuer may have a new key, with which the token is signed.
                 Some(jwks) if jwks.renew().await => parts.verify(token, (self.now)()),
                 _ => Err(Failure::UnknownKey),
             },
@@ -270,9 +280,12 @@ impl Auth {
 
     /// A client has disconnected.
     pub(crate) fn disconnected(&self, socket: &Socket) {
-        if let Some(session) = session::of(socket)
-            && let Some(due) = session.state.lock().due.take()
-        {
+        let Some(session) = session::of(socket) else {
+            return;
+        };
+        // The state is released first: `schedule` takes it after the table.
+        let due = session.state.lock().due.take();
+        if let Some(due) = due {
             self.due.lock().remove(&(due, session.key));
         }
     }
@@ -301,12 +314,15 @@ impl Auth {
         let session = session::of(socket).ok_or_else(|| self.refuse(&TokenError::Missing))?;
         let fresh = self.verify(token).await;
         let earlier = session.user();
+        // The room, the limits and the presence of the socket are those of its user.
         let fresh = fresh.and_then(|user| match user.id == earlier.id {
             true => Ok(Arc::new(user)),
             false => Err(TokenError::OtherUser),
         });
         let fresh = fresh.map_err(|error| self.refuse(&error))?;
         session.state.lock().user = Arc::clone(&fresh);
+        // Only rooms that the earlier token named are left: the client may have joined
+        // others itself.
         let left = earlier
             .rooms
             .iter()
@@ -368,6 +384,7 @@ impl Auth {
     }
 
     /// Tells the client why, then disconnects it from the namespace.
+    /// The connection stays, because other namespaces of it may need no token.
     fn end(&self, socket: &Socket, event: &str) {
         // Fails only if the client has gone.
         drop(socket.emit(event, ()));

@@ -9,6 +9,7 @@ use crate::gateway::policy::{Action, Claims, Patterns, RoomPolicy, text_of};
 const MAX_USER: usize = 200;
 
 /// The rooms that a token may name.
+/// A token comes with every connect, and a socket joins all of them.
 const MAX_ROOMS: usize = 100;
 
 /// The identity and the rights of a client, until its token expires.
@@ -28,6 +29,7 @@ pub(crate) struct User {
 }
 
 /// Why a token is not accepted. The text is shown to the client.
+/// It never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenError {
     #[error("a token is needed")]
@@ -54,6 +56,7 @@ pub(crate) enum TokenError {
 
 impl TokenError {
     /// A word for metrics and for clients that react to it.
+    /// The texts may change, so clients decide by it.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Missing => "token_missing",
@@ -72,6 +75,8 @@ impl TokenError {
 
 impl User {
     /// Reads the claims that have a meaning here.
+    /// A claim of the wrong form refuses the token: an issuer that writes one would
+    /// otherwise give rights that nobody intended.
     pub(super) fn new(verified: Verified, names: &ClaimSettings) -> Result<Self, TokenError> {
         let Verified { claims, expires } = verified;
         let invalid = |name: &str| TokenError::Claim(name.to_owned());
@@ -98,6 +103,7 @@ impl User {
         let own = match action {
             Action::Join => self.join.matches(room, &self.claims),
             Action::Send => self.send.matches(room, &self.claims),
+            // Tokens name only rooms to join and to send to.
             Action::History | Action::Presence => false,
         };
         own || policy.may(action, room, &self.claims)

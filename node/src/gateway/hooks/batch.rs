@@ -14,6 +14,9 @@
 //!
 //! The handler of each event waits for its batch. The limit of a connection's events in flight
 //! therefore holds for these events, too.
+//!
+//! **Locks:** the state of the batches, then that of a run. Nothing is awaited under
+//! them.
 
 use std::{
     collections::VecDeque,
@@ -298,6 +301,8 @@ impl Batches {
                 backend.call(body.finish(), HeaderMap::new(), read).await
             }
         };
+        // Before the operations are carried out, which may wait: the next batch only
+        // needs the backend.
         self.state.lock().under_way -= 1;
         self.wake(hooks);
         let mut lists = called

@@ -1,4 +1,8 @@
 //! The series of the hooks.
+//!
+//! They are made before the server, because hooks are parts of its namespaces, and
+//! registered when it is built. The name of a hook is the only label that grows, with
+//! the settings.
 
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -6,6 +10,7 @@ use prometheus::{
 };
 
 /// Bounds of the response time, in seconds.
+/// From a backend on the same host to one that reaches its timeout.
 const BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];

@@ -35,6 +35,7 @@ use super::{
 use crate::gateway::operations::{self, Asks};
 
 /// Notices of one hook that wait for their confirmation. Beyond it they are lost.
+/// Each is a task with its body.
 const MAX_PENDING: usize = 10_000;
 
 /// Notices of one hook that are sent at the same time, so that events have most of the requests.
@@ -175,6 +176,7 @@ impl Notices {
 
     /// The backend has counted and logged a failure.
     async fn attempt(&self, notice: &Notice) -> Result<Vec<operations::Operation>, ()> {
+        // Not held during the pause, so that those that can be delivered are.
         let _one = self.at_once.acquire().await.map_err(drop)?;
         let (body, forwarded) = (notice.body.clone(), notice.forwarded.clone());
         let called = self.backend.call(body, forwarded, read_list).await;

@@ -7,6 +7,10 @@
 //!   ├─ neither ────────────► until the end ──┤
 //!   └─ an error's status ────────────────────┘    its body is not waited for
 //! ```
+//!
+//! Every byte comes from a server that may be anything, so whatever is ambiguous is an
+//! error: two lengths, an unknown encoding, a head without end. A connection is used
+//! again only if the response ended exactly where the received bytes do.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use httparse::{EMPTY_HEADER, Header, Status};
@@ -15,6 +19,7 @@ use httparse::{EMPTY_HEADER, Header, Status};
 const MAX_HEAD: usize = 64 * 1024;
 
 /// The most header lines of a response.
+/// As hyper's limit.
 const MAX_HEADERS: usize = 100;
 
 /// Why bytes are no usable response.

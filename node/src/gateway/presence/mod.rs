@@ -12,6 +12,15 @@
 //! namespaces that are named in the settings have presence, because memory and traffic
 //! grow with the users of the whole cluster. Sockets of Node.js servers and of clients
 //! without a user are not part of it.
+//!
+//! **Why kept and not asked.** A page that shows who is online asks again and again. A
+//! question costs an answer of each node, and waits for the slowest. Changes are
+//! published once, in proportion to what happens, and every node answers from its own
+//! memory.
+//!
+//! **Why two tasks.** Changes are noted on the task of the socket, which must not wait.
+//! One task reads how the sockets are by then, so that a room that was joined and left
+//! at once costs nothing. The other one publishes, at the pace that the bus allows.
 
 mod metrics;
 mod settings;
@@ -231,6 +240,7 @@ impl Kept {
             if has_place {
                 self.note_all(&namespace).await;
             }
+            // Signs of life and requests for what is missing are due without news, too.
             drop(timeout(TICK, self.has_news.notified()).await);
         }
     }

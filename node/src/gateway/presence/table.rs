@@ -1,4 +1,11 @@
 //! The sockets of users in one namespace of the whole cluster, found by user and by room.
+//!
+//! It has three indexes of the same sockets: by id, by user, in order, for pages, and
+//! by room. Names are shared between them, because a user's name is in memory once for
+//! all sockets.
+//!
+//! It counts sockets and memberships and not bytes, so that an operator can compute the
+//! limit from the numbers of users and rooms.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -88,6 +95,8 @@ impl Table {
     }
 
     /// Whether there is place for more than a few.
+    /// A quarter is kept free, so that a table at its limit does not ask for full
+    /// states all the time.
     pub(super) fn has_place(&self) -> bool {
         self.count < self.max - self.max / 4
     }
@@ -117,6 +126,7 @@ impl Table {
         self.remove(socket);
         let names = rooms.iter().map(AsRef::as_ref).chain([socket, user]);
         let is_long = names.into_iter().any(|name: &str| name.len() > MAX_NAME);
+        // Not for lack of place, so nobody has to ask for it again.
         if is_long {
             return true;
         }

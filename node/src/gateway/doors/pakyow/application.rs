@@ -104,6 +104,8 @@ impl Application {
 
     /// Calls a route.
     pub(super) async fn call(&self, visitor: &Visitor, call: &Call) -> Reply {
+        // Scheme and host are dropped: a client must not make the node call other
+        // servers.
         let target = pakyow::target(&call.uri);
         let is_query = matches!(call.method.as_str(), "GET" | "HEAD");
         let (target, body) = match is_query {

@@ -4,6 +4,13 @@
 //!  request ─► origin ─► place ─► key: query, cookie, hook, or nobody's ─► WebSocket
 //!             403       429      502, 503, 504: the application has not responded
 //! ```
+//!
+//! **Why any path.** The stock client takes its URL from the page and asks for `/`. The
+//! parameter `socket_connection_id` tells its requests from those of others, which go
+//! on to the routes behind.
+//!
+//! A client without a key is let in, as one with a wrong key is. It has a digest that
+//! nobody else has, so it receives nothing.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -78,6 +85,8 @@ impl Pakyow {
         let digest = self.digest_of(doors, &parts, &id).await?;
         let mut visitor = Visitor::new(digest, id, &self.settings());
         visitor.cookie = parts.headers.get(header::COOKIE).cloned();
+        // The place is given back when the socket disconnects, not when this request
+        // ends.
         visitor.place = Some(place).into();
         parts.extensions.insert(Arc::new(visitor));
         let open = Open {
@@ -156,6 +165,7 @@ impl Pakyow {
             Action::Other(_) if !application.has_actions() => return self.count("ignored"),
             _ => {}
         }
+        // Those that run and those that wait: beyond, the client is told at once.
         if visitor.calls.fetch_add(1, Ordering::Relaxed) >= visitor.max_calls {
             visitor.calls.fetch_sub(1, Ordering::Relaxed);
             return reply(
