@@ -246,12 +246,13 @@ impl Connection {
     }
 }
 
-/// Whether these bytes of a client have a command that subscribes, or reads a stream as Node.js's adapter does.
+/// Whether these bytes of a client have a command that subscribes, or reads a stream as Node.js's streams adapter does.
 fn subscribes(bytes: &[u8]) -> bool {
-    let word = b"SUBSCRIBE";
-    bytes
-        .windows(word.len())
-        .any(|part| part.eq_ignore_ascii_case(word))
+    let has = |word: &[u8]| {
+        let mut parts = bytes.windows(word.len());
+        parts.any(|part| part.eq_ignore_ascii_case(word))
+    };
+    has(b"SUBSCRIBE") || has(b"XREAD")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

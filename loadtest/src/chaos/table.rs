@@ -162,7 +162,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
             last = row.fault;
             write_row(&mut text, row, is_new);
         }
-        for row in rows.iter().filter(|row| row.tally.paced > 0) {
+        for row in rows.iter().filter(|row| row.tally.paced >= JUDGED_PACE) {
             let (number, mode) = (row.number, row.mode());
             let (peak, paced) = (row.tally.peak as f64 / 100.0, row.tally.paced);
             let _ = writeln!(
