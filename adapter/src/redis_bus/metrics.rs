@@ -2,6 +2,9 @@
 //!
 //! Nothing here is global: each bus has its own series, which the server registers. Reading them
 //! causes no traffic.
+//!
+//! Handles are made with the parts that use them, and collected for the server, because
+//! a bus may exist before its server and several servers may be in one process.
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
@@ -53,6 +56,8 @@ impl Series {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
+    /// A field is one series of a family, so a message costs one addition and no
+    /// look-up by label.
     fn counter_of(&mut self, (name, help, label): Family, value: &str) -> IntCounter {
         let family = match self.counters.get(name) {
             Some(family) => family.clone(),
@@ -71,6 +76,7 @@ impl Series {
         self.add(IntGauge::new(name, help))
     }
 
+    /// The same for gauges.
     fn gauge_of(&mut self, (name, help, label): Family, value: &str) -> IntGauge {
         let family = match self.gauges.get(name) {
             Some(family) => family.clone(),

@@ -3,6 +3,14 @@
 //! Each is counted once, whether or not its sender waits for the outcome. A future that
 //! its sender drops is polled to its end by a task: in a Redis Cluster it is the polling
 //! that follows a channel which has moved.
+//!
+//! ```text
+//!  publish ─► Sending ── awaited ───────────► counted, returned to the sender
+//!                └────── dropped ─► a task ─► counted, logged if it failed
+//! ```
+//!
+//! A message is enqueued when `publish` returns, so dropping the future cannot take it
+//! back. It only means that nobody waits for the number of receivers.
 
 use std::{
     borrow::Cow,
@@ -177,6 +185,7 @@ impl Outgoing {
         let mut work = Box::pin(work);
         // The sender may have dropped it on any thread.
         let _runtime = self.runtime.enter();
+        // Most have ended by then, and need no task.
         let mut context = Context::from_waker(Waker::noop());
         if work.as_mut().poll(&mut context).is_ready() {
             return;

@@ -156,6 +156,8 @@ impl Subscriptions {
             .write()
             .insert(Arc::clone(&namespace.name), Arc::clone(&namespace));
         let channels = &mut *namespace.channels.lock();
+        // A node that leaves must not be counted for questions in a namespace that
+        // begins just now.
         if holders.has_retired {
             channels.asked.clear();
         }

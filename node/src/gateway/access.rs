@@ -79,6 +79,7 @@ pub(crate) fn guard(
                 let (hooks, users) = (hooks.clone(), users.clone());
                 let granted = handshake.extension::<Granted>().cloned();
                 async move {
+                    // The door has checked its own keys, and knows the user.
                     if let Some(granted) = granted {
                         return Ok(SocketData::of_user(granted.user));
                     }
@@ -89,6 +90,8 @@ pub(crate) fn guard(
                             return Err(Refused::new("tokens cannot be verified").into());
                         }
                     };
+                    // Before the hook is asked, so that a user beyond the limit costs
+                    // no request.
                     data.take_place(&name, &users)?;
                     if !access.asks_hook() {
                         return Ok::<_, HandlerError>(data);
@@ -107,6 +110,7 @@ pub(crate) fn guard(
                         debug!(target: TARGET, ?client, ?error, "the hook has decided about the connect");
                     }
                     let data = decided?;
+                    // Again, because the hook may have named another user.
                     data.take_place(&name, &users)?;
                     Ok(data)
                 }

@@ -277,6 +277,8 @@ fn rate(text: &str, amount: impl Fn(&str) -> Option<u32>) -> Option<Rate> {
 pub(crate) struct LiveLimits(pub(crate) Server, pub(crate) UserLimit);
 
 impl Reloadable for LiveLimits {
+    /// Only limits that are compared when something new comes. The others need a
+    /// restart.
     fn keys(&self) -> &'static [&'static str] {
         &[
             "max_connections",

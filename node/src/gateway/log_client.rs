@@ -35,6 +35,7 @@ use super::{
 pub(super) const TARGET: &str = "roomcast::client";
 
 /// Bytes of arguments that a line shows.
+/// A message may be as large as a payload, and the log is for reading.
 const MAX_ARGS: usize = 1024;
 
 /// Rooms that a line names.

@@ -222,6 +222,7 @@ fn matches(parts: &[Part], rest: &str, claims: &Claims, barrier: Option<char>) -
             None => !rest.is_empty(),
             Some(Part::Text(next)) => {
                 let mut at = rest.match_indices(&**next).map(|(at, _)| at);
+                // At least one character, so that `room:*` does not open `room:`.
                 at.any(|at| at > 0 && matches(after, &rest[at..], claims, Some('\0')))
             }
             Some(_) => false,

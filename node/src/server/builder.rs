@@ -305,6 +305,8 @@ impl Builder {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check(&self.config)?;
         let states = Arc::new(self.states);
+        // Handlers name the types of state that they take, so a value that is missing
+        // is found here and not at the first event.
         let definitions = Definitions::check(self.namespaces, self.needs, &states)?;
         let metrics = Arc::new(Metrics::new());
         let mut config = self.config;
@@ -325,6 +327,8 @@ impl Builder {
         let is_flowing = bus
             .as_ref()
             .is_none_or(|bus| bus.health() == Health::Flowing);
+        // The bus may report a gap before the server exists, which then has no sockets
+        // to catch up.
         let known = Arc::<OnceLock<Weak<Inner>>>::default();
         let gaps = match &bus {
             Some(bus) => {

@@ -113,6 +113,8 @@ impl Client {
         }
     }
 
+    /// Handles one packet. An error closes the connection, as Node's server does for
+    /// packets that no client sends.
     fn handle(&mut self, turn: &mut Turn<'_, '_>, packet: &Packet<'_>) -> Result<(), CloseReason> {
         // Measured before anything else, so that packets which are refused count, too.
         let over = self.over_rate(packet);
@@ -635,6 +637,8 @@ impl Client {
                 Verdict::Leave => {
                     self.dismiss(turn, &socket, DisconnectReason::ServerDisconnect);
                 }
+                // All namespaces leave first, so that their handlers get the reason of
+                // the server and not that of the transport.
                 Verdict::Close => {
                     for socket in self.sockets.clone() {
                         self.dismiss(turn, &socket, DisconnectReason::ServerDisconnect);

@@ -32,6 +32,7 @@ pub(super) struct Attached {
     more: Option<Box<More>>,
 }
 
+/// Boxed as a whole: most sockets have only their data.
 #[derive(Default)]
 struct More {
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
@@ -58,6 +59,7 @@ impl Socket {
 
     /// Replaces the data of the socket. Other nodes see its JSON.
     pub fn set_data(&self, data: impl Data) {
+        // Dropped without the lock, because it may run code of the application.
         let earlier = self.0.attached.lock().data.replace(Arc::new(data));
         drop(earlier);
         self.session_changed();

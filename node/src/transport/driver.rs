@@ -98,6 +98,8 @@ impl Turn<'_, '_> {
     /// Sends the reply to something that was just received. As long as nothing else is queued, it
     /// is written together with the other replies of this turn, without a frame of its own.
     pub(crate) fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>), binary: &[Bytes]) {
+        // Binary needs frames of its own behind the text, which the outbox writes as
+        // one.
         let direct = binary.is_empty()
             && self.replies.len() < REPLY_BYTES
             && self.connection.may_reply_directly();
@@ -566,6 +568,7 @@ enum Input {
 }
 
 /// The close frame that a client gets back, with the code and the reason that it sent.
+/// RFC 6455 asks for the same code.
 pub(super) fn echo_of(close: Option<&(u16, Cow<'_, str>)>) -> Vec<u8> {
     let mut payload = Vec::new();
     if let Some((code, reason)) = close {

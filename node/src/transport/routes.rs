@@ -132,6 +132,7 @@ impl Routes {
         response
     }
 
+    /// Files need no session and no permit, so they come before the handshake.
     fn client_file(&self, request: &Request<Body>) -> Option<Response<Body>> {
         let config = &self.engine.config;
         client_files::respond(
@@ -233,6 +234,7 @@ impl Routes {
         let connection = Connection::new(engine, form, None, polling);
         engine.opened(transport, form.revision);
         let websocket = [TransportName::WebSocket];
+        // Clients do not try an upgrade that is not offered.
         let upgrades = engine.config.websocket && engine.config.allow_upgrades;
         connection.send_open(Vec::new(), if upgrades { &websocket } else { &[] });
         let extensions = keep(request.extensions());
@@ -389,6 +391,8 @@ impl Routes {
         }
     }
 
+    /// The cookie is for balancers, which route by it. The server itself never reads
+    /// it.
     fn cookie(&self, id: &str) -> Option<HeaderValue> {
         let cookie = self.engine.config.cookie.as_ref()?;
         let http_only = if cookie.http_only { "; HttpOnly" } else { "" };

@@ -84,6 +84,7 @@ pub(super) fn poll_read(
         let _ = flush(tcp, tls);
         processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     }
+    // More may be there, so the task comes again after others.
     cx.waker().wake_by_ref();
     Poll::Pending
 }

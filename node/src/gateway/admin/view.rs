@@ -10,6 +10,13 @@
 //! as an event between servers. Nobody is asked, so a page costs the same whatever its
 //! reader does, and while no page is open nothing is published at all. Two pages on one
 //! node, or on several, cost no more.
+//!
+//! **Why not by questions.** A node that hangs would delay the answer to each of them,
+//! for every page. Here, its status merely gets old, which the page shows.
+//!
+//! **Why so many bounds.** Events between servers carry no identity, and anybody with
+//! access to Redis can send one. So names, sizes and numbers are limited where they
+//! arrive.
 
 use std::{
     collections::BTreeMap,
@@ -45,9 +52,12 @@ const EVENT: &str = "roomcast:admin";
 const PERIOD: Duration = Duration::from_secs(2);
 
 /// A node publishes for this long after it has heard of a page on another node.
+/// Three periods, so that a message that is lost does not interrupt the page.
 const WANTED: Duration = Duration::from_secs(6);
 
 /// A node of which nothing is heard for so long is forgotten.
+/// Until then, the page shows it as silent, so that an operator sees which node has
+/// gone.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Pages that may be open on this node at a time.
@@ -199,6 +209,8 @@ impl View {
                 let follows = message.follows;
                 self.follows.replace(&message.from, follows, until, server);
             }
+            // Only the first request wakes the task; the following ones prolong the
+            // time.
             let before = self.wanted.swap(millis(until), Ordering::Relaxed);
             if before <= millis(self.now()) {
                 self.wake.notify_one();
@@ -289,6 +301,7 @@ impl View {
             workers.spawn(publish(server.clone(), message));
             // A page that opens, here or elsewhere, sees something at once.
             drop(timeout(PERIOD, self.wake.notified()).await);
+            // Pages that open one after the other must not make each of them a message.
             sleep(Duration::from_millis(100)).await;
         }
     }

@@ -193,6 +193,7 @@ impl Api {
         current.keys.find(key)
     }
 
+    /// Calls that read are GET, so that proxies and browsers may repeat them.
     fn method(self: &Arc<Self>, endpoint: Endpoint, door: Door) -> MethodRouter {
         let api = Arc::clone(self);
         let call = async move |request: Request| api.respond(endpoint, door, request).await;
@@ -363,6 +364,7 @@ impl Reloadable for Arc<Api> {
 }
 
 /// A call and what belongs to it.
+/// It owns everything, because it outlives the request after a timeout.
 struct Work {
     endpoint: Endpoint,
     key: Arc<Key>,

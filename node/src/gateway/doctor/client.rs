@@ -263,6 +263,7 @@ impl Client {
             let response = sender.send_request(request).await.map_err(ended)?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_RESPONSE).collect().await;
+            // The connection is not used again.
             driving.abort();
             let body = body.map_err(|error| Failure::Ended(error.to_string()))?;
             let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();

@@ -239,6 +239,7 @@ async fn upgrade(client: &Client) -> Finding {
         Ok(session) => session,
         Err(failure) => return unusable("upgrade", &failure),
     };
+    // The server's setting, and no fault of the balancer.
     if !session.open.upgrades.iter().any(|name| name == "websocket") {
         return ok("upgrade", "the server offers none");
     }
@@ -363,6 +364,7 @@ async fn polling_ping(client: &Client, is_sticky: bool) -> Option<Finding> {
     }
 }
 
+/// The server chooses when it pings, so the wait follows from its handshake.
 fn patience(open: &Open) -> Duration {
     Duration::from_millis(open.ping_interval) + GRACE
 }

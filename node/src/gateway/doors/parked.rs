@@ -2,6 +2,13 @@
 //!
 //! An address or a key with a place is in the table, so it is never larger than the number of open
 //! requests.
+//!
+//! **Why by address and by key.** An address bounds clients that show nothing, and a
+//! key one application behind many addresses.
+//!
+//! **Why the future leaves the request.** A poll waits for most of its life. What HTTP
+//! has read for it, and its headers, would be kept for that time by every client that
+//! waits.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -92,6 +99,8 @@ impl Parked {
         }
     }
 
+    /// Takes a place in both counts, or in neither: dropping a place that was taken in
+    /// part gives it back.
     pub(super) fn take(
         self: &Arc<Self>,
         door: Door,
@@ -126,6 +135,8 @@ impl Parked {
     }
 
     /// The network that counts as one address, as for connections.
+    /// A client has a whole network of IPv6, and could use another address for each
+    /// request.
     fn network(&self, address: IpAddr) -> IpAddr {
         match address {
             IpAddr::V4(_) => address,

@@ -129,6 +129,7 @@ impl Failure {
 }
 
 /// Reads the operations of a response, which may be empty.
+/// An application that only takes note need not write `[]`.
 pub(super) fn read_list(response: &[u8]) -> Result<Vec<Operation>, Problem> {
     if response.is_empty() {
         return Ok(Vec::new());
@@ -251,6 +252,7 @@ impl Backend {
 
     /// Sends a request of another form to the host of the URL, and returns its response with any
     /// status. Only the path and the query of the request's URI count. Redirects are not followed.
+    /// The host is that of the settings, whatever the request names.
     pub(crate) async fn fetch(
         &self,
         mut request: Request<Full<Bytes>>,

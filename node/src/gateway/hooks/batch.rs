@@ -345,6 +345,7 @@ impl Batches {
         run: Arc<Run>,
         events: Vec<(Pending, Result<Vec<Operation>, Refused>)>,
     ) {
+        // One after the other, since they are of one socket.
         for (pending, list) in events {
             let result = match list {
                 Ok(list) if list.is_empty() => Ok(()),

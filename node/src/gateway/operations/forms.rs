@@ -148,6 +148,7 @@ struct RefuseForm {
     data: Option<Value>,
 }
 
+/// `in` selects by rooms here, because `rooms` are those to join or leave.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RoomsForm {
@@ -247,6 +248,7 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
+/// An event without arguments is common, so the field may be absent.
 fn arguments(json: Option<&RawValue>) -> Result<Args, Problem> {
     json.map_or_else(
         || Ok(Args::default()),

@@ -14,6 +14,10 @@
 //!
 //! A request whose future is dropped takes its connection with it, because its response
 //! may still come.
+//!
+//! **When a request is repeated.** Only if not a byte of it was sent, on a connection
+//! that was idle: the peer had closed it before the request existed. Anything else may
+//! have been carried out, and repeating it is the caller's decision.
 
 use std::{
     future::poll_fn,
@@ -142,6 +146,7 @@ impl Connections {
         let mut connecting = pin!(self.connect());
         loop {
             tokio::select! {
+                // A new connection is for this request, so it goes first.
                 biased;
                 connected = &mut connecting => return Ok((connected?, true)),
                 () = self.idle.returned.notified() => {}
@@ -277,6 +282,8 @@ impl Connection {
                     return Err(Failed::Other(Http1Error::Write(failure)));
                 }
                 (Err(error), _) => return Err(Failed::Other(error)),
+                // The peer may respond before it has read the request, so reading goes
+                // on.
                 (Ok(None), failure) => sending.failure = failure,
             }
         }

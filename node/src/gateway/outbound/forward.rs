@@ -67,6 +67,8 @@ impl ForwardClient {
         let left = head.length.saturating_sub(there.len());
         // Nobody has asked for what comes behind the body.
         let is_kept = head.is_kept && is_sent && there.len() <= head.length;
+        // Copied, so that the connection with its buffer can be given back before the
+        // body is taken.
         let there = Bytes::copy_from_slice(&there[..there.len().min(head.length)]);
         let rest = match left {
             0 if is_kept => {

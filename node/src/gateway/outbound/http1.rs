@@ -1,5 +1,9 @@
 //! Posts over HTTP/1.1 without TLS whose responses are read as a whole: the requests of
 //! most hooks, one for each event.
+//!
+//! The request line and the host never change, so they are written once. Nothing is
+//! parsed that the caller does not need: the status and the body, and of the headers
+//! only those that tell where the response ends.
 
 use std::time::Duration;
 
@@ -54,6 +58,7 @@ impl Http1Client {
             is_sent,
         } = exchanging.await?;
         let result = read(whole.status, reader.body(&connection.received, &whole));
+        // A request that was sent in part leaves the peer waiting for the rest.
         if whole.is_kept && is_sent {
             self.connections.put(connection);
         }

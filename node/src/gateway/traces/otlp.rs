@@ -137,6 +137,8 @@ impl Traces {
         let resource = Resource::builder()
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .with_attribute(KeyValue::new("service.instance.id", node.to_owned()));
+        // The SDK reads the variable itself. Otherwise, all nodes are one service, and
+        // each an instance.
         let resource = match env::var("OTEL_SERVICE_NAME") {
             Ok(_) => resource,
             Err(_) => resource.with_service_name("roomcast"),
@@ -214,6 +216,8 @@ fn context(tracer: &SdkTracer, span: &Span<'_>) -> Context {
         ),
     };
     let parent = match span {
+        // The caller may have begun the trace. Clients cannot choose the parent of
+        // another span.
         Span::Api { headers, .. } => {
             TraceContextPropagator::new().extract(&HeaderExtractor(headers))
         }

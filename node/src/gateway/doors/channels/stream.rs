@@ -283,6 +283,8 @@ impl Channels {
         })
     }
 
+    /// Connects the client, checks its rights, and joins its rooms behind the last
+    /// event that it has seen.
     async fn join(
         &self,
         call: &mut Call,

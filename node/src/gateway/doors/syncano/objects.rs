@@ -403,6 +403,7 @@ impl Service {
     }
 
     /// The text of an object in the store, and the object.
+    /// The text is needed to replace it only if nobody else has.
     async fn stored(&self, table: &str, field: &str) -> Result<(String, Object), Failure> {
         let text = self.syncano.fixed.store.get(table, field).await?;
         let text = text.ok_or_else(Failure::not_found)?;
@@ -481,6 +482,7 @@ impl Service {
 pub(super) const METHODS: &str = "GET, POST, PUT, PATCH, DELETE";
 
 /// The payload of the notification of an object.
+/// Receivers know the channel and the room, since they poll them.
 pub(super) fn payload(mut object: Map<String, Value>) -> Map<String, Value> {
     for name in ["links", "channel", "channel_room"] {
         object.shift_remove(name);

@@ -36,6 +36,7 @@ use super::{
 pub(super) const COPY: &str = "notification:copy";
 
 /// The most entries that are read of the copies of a channel.
+/// It is the default number of notifications that are kept of a room.
 const MAX_COPIES: usize = 1000;
 
 /// The rooms of an instance.
@@ -80,6 +81,8 @@ impl Streams {
         let published = self.all().to(room).publish(EVENT, &argument).await;
         let position = published.map_err(|error| refused(&error))?;
         let (id, time) = (position.id, position.time);
+        // The response is made from what was sent, instead of being read from the log
+        // again.
         let args = Value::Array(vec![argument]);
         let notification = notification::of_event(EVENT, &args.to_string(), id, time);
         if let (Kind::SeparateRooms, Value::Array(args)) = (channel.r#type, args)
@@ -141,6 +144,7 @@ impl Streams {
             if old + 1 == read.len() && read.len() < count {
                 return Ok((Vec::new(), id));
             }
+            // Old entries lie before the young ones, so further ones are read in pages.
             count = limit.max(MAX_PAGE);
         }
     }

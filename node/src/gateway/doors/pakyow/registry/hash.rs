@@ -21,6 +21,7 @@ use super::{RESERVED, RegistryError, eval};
 use crate::gateway::redis_commands::RedisCommands;
 
 /// The most digests of one command.
+/// Redis serves nobody else meanwhile.
 pub(in super::super) const BATCH: usize = 200;
 
 /// The beginning of all scripts. Their first argument is the digest.
@@ -78,6 +79,7 @@ return redis.call('SMEMBERS', KEYS[2])
 ";
 
 /// Notes a node and returns the channels.
+/// The private channel is added, because processes push to a digest by it.
 pub(super) const OPEN: &str = "
 redis.call('SADD', KEYS[2], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -110,6 +112,8 @@ return 1
 ";
 
 /// Removes digests whose time is over. Returns how many were looked at.
+/// A process with the socket is subscribed to the private channel of the digest, which
+/// is the only sign of it.
 const SWEEP: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,4 +1,7 @@
 //! The subscriptions of a single node.
+//!
+//! It follows the same rules as the sets in Redis, except that lapsed entries are
+//! removed when others are written: a node without Redis needs no timer for them.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -44,10 +47,13 @@ impl Memory {
             return Err(RegistryError::TooManyChannels(bounds.channels));
         }
         known.channels.extend(channels.iter().cloned());
+        // Each subscription prolongs the wait for the socket.
         known.until = now + bounds.lifetime;
         Ok(Holders::Here(known.is_open))
     }
 
+    /// The entry stays even without channels, since it knows whether the digest is
+    /// connected.
     pub(super) fn remove(&mut self, digest: &str, channels: &[String]) -> Holders {
         let Some(known) = self.entries.get_mut(digest) else {
             return Holders::Here(false);
