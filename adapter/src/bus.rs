@@ -46,8 +46,8 @@ pub trait Bus: Send + Sync + 'static {
     /// Attaches a namespace. From now on its listener receives what other nodes publish there, and
     /// is asked. Dropping the handle detaches the namespace.
     ///
-    /// The listener need not be alive yet: messages that arrive before it is are dropped. That allows
-    /// attaching inside [`Arc::new_cyclic`].
+    /// The listener need not be alive yet: messages that arrive before it is are dropped.
+    /// That allows attaching inside [`Arc::new_cyclic`].
     fn attach(&self, attachment: Attachment<'_>) -> Arc<dyn BusHandle>;
 
     /// Returns whether messages reach this node.
@@ -67,7 +67,7 @@ pub trait Bus: Send + Sync + 'static {
         None
     }
 
-    /// Reads the nodes anew, for a tag that [`find_peer`](Self::find_peer) does not know.
+    /// Reads the nodes again, for a tag that [`find_peer`](Self::find_peer) does not know.
     /// Resolves once all that were in the cluster at the time of the call are known, or
     /// cannot be read.
     fn read_peers(&self) -> BusFuture<()> {

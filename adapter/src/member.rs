@@ -1,4 +1,4 @@
-//! What the adapter needs of a connected socket, and nothing more.
+//! The parts of a connected socket that the adapter needs, and nothing more.
 
 use crate::SocketId;
 

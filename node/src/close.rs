@@ -1,4 +1,4 @@
-//! Every reason for which a connection ends, and every limit: what the peer sees, how it
+//! Every reason why a connection ends, and every limit: what the peer sees, how it
 //! is counted, and whether official clients reconnect by themselves.
 
 use std::fmt;
@@ -17,7 +17,7 @@ pub enum CloseReason {
     ConnectTimeout,
     /// The client sent something that is not Engine.IO, Socket.IO or WebSocket.
     ParseError {
-        /// What was wrong, as a metric label.
+        /// The mistake, as a metric label.
         kind: &'static str,
         /// The WebSocket close code, if it is not the empty one that Socket.IO servers send.
         code: Option<u16>,

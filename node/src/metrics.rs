@@ -212,7 +212,7 @@ metrics! {
         "Namespaces that exist now.";
 }
 
-/// What has rooms to be counted: a namespace.
+/// An owner of rooms that are counted: a namespace.
 pub(crate) trait HasRooms: Send + Sync {
     fn room_count(&self) -> usize;
 }

@@ -49,7 +49,7 @@ pub struct Session {
 /// A session that was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// The token of the owner from whom it was taken.
+    /// The token of the former owner.
     pub owner: Box<str>,
     /// The stored value.
     pub value: Bytes,

@@ -395,7 +395,7 @@ fn check_topology(connection: &Connection, endpoint: &Endpoint) -> Result<(), Co
     Ok(())
 }
 
-/// What Redis allows this node beyond what every node needs. By default nothing.
+/// The rights of this node beyond those that every node needs. By default none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RedisRights {
     /// The number of patterns in Redis.

@@ -55,7 +55,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the pattern of all rooms is kept after the rooms' own channels were subscribed again.
 const OVERLAP: Duration = Duration::from_secs(10);
 
-/// Number of channels for which memory is kept that is not needed at the moment.
+/// Number of channels whose memory is kept although it is not needed at the moment.
 const KEPT: usize = 1024;
 
 /// The namespaces of this node and what it is subscribed to for them.
@@ -71,7 +71,7 @@ pub(super) struct Subscriptions {
     patterns: AtomicUsize,
     /// Whether the user may subscribe the patterns of all rooms.
     can_hear_all_rooms: AtomicBool,
-    /// The number of namespaces of which all rooms are heard.
+    /// The number of namespaces whose rooms are all heard.
     all_rooms: AtomicUsize,
 }
 

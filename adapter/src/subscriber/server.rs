@@ -39,8 +39,8 @@ use super::{
     subscriptions::{Progress, SubscriptionKind, Subscriptions},
 };
 
-/// After a connection that held at least this long the next attempt may follow at once. The cause that
-/// ended a shorter one would end the next one, too.
+/// After a connection that held at least this long the next attempt may follow at once.
+/// The cause that ended a shorter one would end the next one, too.
 const HELD: Duration = Duration::from_secs(1);
 
 /// How often a server is asked whether it is still the primary.

@@ -421,7 +421,7 @@ impl Shared {
         }
     }
 
-    /// What the servers of these names have to confirm. `None` if a name has no server.
+    /// The confirmations of the servers of these names. `None` if a name has no server.
     fn confirming(
         &self,
         routes: &Routes,

@@ -357,7 +357,7 @@ fn own_replies(batch: &Batch, replies: Vec<Value>) -> Vec<Option<Box<str>>> {
     own
 }
 
-/// What Redis said, if it was Redis that refused.
+/// The error of Redis, if it was Redis that refused.
 fn server_error(error: &RedisError) -> Option<Box<str>> {
     let code = match error.kind() {
         ErrorKind::Server(_) | ErrorKind::Extension => error.code()?,

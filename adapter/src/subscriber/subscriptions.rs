@@ -48,7 +48,7 @@ pub(super) const WINDOW: usize = 8;
 /// that are under way count as such.
 const MAX_IDLE: usize = 2 * BATCH * WINDOW;
 
-/// What a subscription is to.
+/// The kind of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum SubscriptionKind {
     /// One channel (`SUBSCRIBE`).
@@ -99,7 +99,7 @@ impl Equivalent<Key> for KeyRef<'_> {
     }
 }
 
-/// What the connection has of a name.
+/// The state of a name on the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wire {
     Off,

@@ -1,8 +1,9 @@
 //! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API
 //! unless it has its own listener.
 //!
-//! With certificates, it speaks TLS. Processes of this machine may do without, because `roomcast drain`,
-//! `roomcast doctor` and health checks of containers do, and what they send passes no network.
+//! With certificates, it speaks TLS. Processes of this machine may do without, because
+//! `roomcast drain`, `roomcast doctor` and health checks of containers do, and what they
+//! send passes no network.
 //!
 //! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server

@@ -1,4 +1,4 @@
-//! Limits the rate of log lines of which clients or other machines decide how often they come.
+//! Limits the rate of log lines that clients or other machines cause.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! What clients may do with rooms: join, send, read the history, see who is present.
+//! The rights of clients in rooms: to join, send, read the history, and list the members.
 //!
 //! A policy is data: lists of patterns, which may contain claims of the user. A claim's value is
 //! compared, never inserted into the pattern, so nothing in a token can act as a wildcard.
@@ -82,7 +82,7 @@ impl RoomPolicy {
     }
 }
 
-/// A list of patterns, of which one has to match.
+/// A list of patterns. One of them has to match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patterns(Vec<Pattern>);
 

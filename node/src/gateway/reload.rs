@@ -35,7 +35,7 @@ pub(crate) trait Reloadable: Send + Sync {
 /// The parts that a reload compares and replaces.
 pub(crate) struct Reload {
     parts: Vec<Box<dyn Reloadable>>,
-    /// What is in force, as [`keys`] returns it.
+    /// The settings in force, as [`keys`] returns them.
     current: BTreeMap<String, String>,
     reloads: IntCounterVec,
 }

@@ -24,7 +24,7 @@
 //! started.
 //!
 //! Stopping takes the opposite way: first no new clients, then the open ones, then
-//! handlers and what they have left for hooks, at last the spans of all that.
+//! handlers and what they have left for hooks, and finally the spans of all that.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -413,9 +413,8 @@ async fn build_when_possible(
     }
 }
 
-/// The next reason to stop. A drain by request is usually followed by the SIGTERM of
-/// whoever manages the process, which must not cut it short, so that signal counts as the
-/// same stop.
+/// The next reason to stop. A drain by request is usually followed by the SIGTERM of the
+/// process manager. It must not cut the drain short, so it counts as the same stop.
 async fn next_stop(
     signals: &mut Signals,
     health: &Health,

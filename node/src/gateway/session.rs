@@ -48,7 +48,7 @@ impl SocketData {
         }
     }
 
-    /// The data of a client whom a door has let in.
+    /// The data of a client that a door has let in.
     pub(crate) fn of_user(user: Option<String>) -> Self {
         Self {
             user,

@@ -61,10 +61,11 @@ pub(crate) struct TlsOptions {
     )]
     pub(crate) tls_key: Vec<PemFile>,
 
-    /// Certificates with which the port for operators serves over TLS, and that of the API if it has its own
+    /// Certificates with which the port for operators serves over TLS, and that of the
+    /// API if it has its own
     ///
-    /// They are named as with --tls-cert, and SIGHUP reads them again. Processes of this machine may connect
-    /// without TLS.
+    /// They are named as with --tls-cert, and SIGHUP reads them again. Processes of this
+    /// machine may connect without TLS.
     #[arg(
         long,
         value_name = "FILE",

@@ -338,7 +338,7 @@ impl Client {
 
     /// Has a client come again whose session cannot be asked for. Official clients do so
     /// by themselves only if their connection is lost: after a refusal they stay away. A
-    /// connection that other namespaces use stays, and the decision begins anew.
+    /// connection that other namespaces use stays, and the decision begins again.
     fn postpone(
         &mut self,
         turn: &mut Turn<'_, '_>,

@@ -210,8 +210,8 @@ pub enum BuildError {
     NoRuntime,
 }
 
-/// What a client may know of a failure: the `connect_error` event if it may not connect, or the
-/// answer `{"error": message, "data": data}` to its event.
+/// The part of a failure that a client may know: the `connect_error` event if it may not
+/// connect, or the answer `{"error": message, "data": data}` to its event.
 ///
 /// Any handler can return it as an error. Clients see no other error of a
 /// [`HandlerResult`](crate::HandlerResult), so an application decides by `From` which of its own

@@ -67,8 +67,8 @@ pub struct Limits {
     /// next heartbeat. The ping timeout may come first.
     pub stall_timeout: Duration,
     /// Bytes that wait for all clients that do not read, a broadcast counted once. Default
-    /// 512 MiB. Beyond: of the connections whose clients do not read, those for which most waits
-    /// are closed until the rest fits.
+    /// 512 MiB. Beyond: connections whose clients do not read are closed, those with the most
+    /// waiting bytes first, until the rest fits.
     pub outbox_total_bytes: usize,
     /// Bytes that a polling client has posted and that are not handled yet. Default 2 MiB. Beyond:
     /// the connection is closed. Events that wait for [`events_in_flight`](Self::events_in_flight)

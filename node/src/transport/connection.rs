@@ -87,7 +87,7 @@ pub(super) struct Locked {
     timer: Tick,
 }
 
-/// What a connection keeps that has more than a WebSocket of Engine.IO.
+/// The further state of a connection that has more than a WebSocket of Engine.IO.
 pub(crate) enum Aside {
     /// While the client polls, and until what it left behind is handled.
     Polling(Polling),

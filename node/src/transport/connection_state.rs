@@ -1,4 +1,4 @@
-//! What one connection has promised to write, and who writes it: a pure state machine.
+//! The frames that one connection has to write, and their writer: a pure state machine.
 //!
 //! Limits and times come in; actions come out and are carried out by
 //! [`Connection`](super::connection::Connection). There is no socket, clock or waker here, so the
@@ -103,7 +103,7 @@ pub(super) enum Reach {
     BetweenPolls,
 }
 
-/// What happened to a frame that was to be queued.
+/// The outcome of queueing a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Push {
     /// `flush`: the connection has to be given to its lane. `waits`: the client is stuck, so the
@@ -119,7 +119,7 @@ pub(super) enum Push {
     Cut(Todo),
 }
 
-/// What the caller has to do after a change of the state.
+/// The work that is left to the caller after a change of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[must_use]
 pub(super) struct Todo {
@@ -129,7 +129,7 @@ pub(super) struct Todo {
     pub(super) wake: bool,
 }
 
-/// What the passing of time has brought.
+/// The outcome of a look at the time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
     Nothing,
@@ -327,7 +327,7 @@ impl ConnectionState {
             CloseReason::PingTimeout => Duration::ZERO,
             _ => linger(reach),
         });
-        // A frame of which a part is on the wire cannot be followed by a close frame, unless the
+        // A frame that is partly on the wire cannot be followed by a close frame, unless the
         // rest of it follows too.
         let cut = self.outbox.written() > 0 && !reason.flushes();
         if !reason.flushes() {
@@ -425,8 +425,9 @@ impl ConnectionState {
             && self.closing.is_none();
     }
 
-    /// The turn ends. Queued frames that fit are added to its replies, to leave in the same write. Replies come
-    /// first, because they are only written directly while the outbox was empty.
+    /// The turn ends. Queued frames that fit are added to its replies, to leave in the
+    /// same write. Replies come first, because they are only written directly while the
+    /// outbox was empty.
     pub(super) fn end_turn(&mut self, replies: &mut Vec<u8>, wire: Wire<'_>) {
         self.in_turn = false;
         self.direct = false;
@@ -454,7 +455,7 @@ impl ConnectionState {
         !self.dirty || self.closing.is_some()
     }
 
-    /// What to write next to the WebSocket; none when all is written.
+    /// The bytes to write next to the WebSocket; none when all is written.
     pub(super) fn next_write<'a>(
         &'a mut self,
         wire: Wire<'_>,

@@ -302,8 +302,8 @@ impl Engine {
         waiting > self.config.limits.outbox_total_bytes
     }
 
-    /// Closes connections of clients that do not read, those for which most waits first, until the
-    /// rest is within the budget. Called by lanes, which hold no lock.
+    /// Closes connections of clients that do not read, those with the most waiting bytes
+    /// first, until the rest is within the budget. Called by lanes, which hold no lock.
     pub(super) fn enforce_budget(&self) {
         if !self.is_over_budget() {
             return;

@@ -67,7 +67,7 @@ struct Inner {
     other: OnceLock<Box<OtherForms>>,
 }
 
-/// What a plain connection makes of a frame.
+/// The meaning of a frame for a plain connection.
 enum Content {
     /// Nothing: it is Engine.IO's or Socket.IO's.
     Packet,
@@ -89,7 +89,7 @@ struct OtherForms {
     waiting: OnceLock<Waiting>,
 }
 
-/// What one form has written, and the next form's. There are few forms.
+/// The bytes that one form has written, and the next form's. There are few forms.
 struct Rendered {
     form: Arc<dyn Form>,
     /// With the header of a WebSocket frame.
@@ -98,7 +98,7 @@ struct Rendered {
     next: OnceLock<Box<Self>>,
 }
 
-/// What a frame adds to the gauge of waiting bytes, until its last handle is dropped.
+/// The bytes that a frame adds to the gauge of waiting bytes, until its last handle is dropped.
 struct Waiting {
     gauge: Option<IntGauge>,
     bytes: i64,
@@ -112,7 +112,7 @@ impl Drop for Waiting {
     }
 }
 
-/// What a frame costs beside its bytes, in memory that is counted.
+/// The memory that a frame counts beside its bytes.
 /// Without it, many small frames would seem to cost little.
 const OVERHEAD: usize = 128;
 
@@ -131,7 +131,7 @@ impl Frame {
         Self::new(wire[start..].into(), text, binary, Content::Packet)
     }
 
-    /// The same frame, of which plain connections see the event. `self` is not shared yet.
+    /// The same frame, with the event for plain connections. `self` is not shared yet.
     pub(crate) fn of_event(mut self, source: Source) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.content = Content::Event(Box::new(source));
@@ -191,7 +191,7 @@ impl Frame {
         }
     }
 
-    /// What a stream yields for the frame; may be empty.
+    /// The bytes that a stream yields for the frame; may be empty.
     pub(super) fn chunk(&self, form: &Arc<dyn Form>) -> Bytes {
         match &self.0.content {
             Content::Packet | Content::Raw => Bytes::new(),
@@ -213,7 +213,7 @@ impl Frame {
         }
     }
 
-    /// What the form has written for the event, by the first recipient that needs it.
+    /// The bytes that the form writes for the event, made for the first recipient that needs them.
     /// A list is searched, because there are at most a few forms and most frames need
     /// none.
     fn rendered(&self, source: &Source, form: &Arc<dyn Form>, is_framed: bool) -> &Bytes {

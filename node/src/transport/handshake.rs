@@ -222,7 +222,7 @@ impl Handshake {
         self.auth.as_deref()
     }
 
-    /// What the client sent as `auth`. A client that sent nothing has an empty object. It
+    /// The client's `auth`. A client that sent nothing has an empty object. It
     /// is decoded like the arguments of an event.
     pub fn auth<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         from_json(self.auth.as_deref().unwrap_or("{}"))
@@ -238,7 +238,7 @@ impl std::fmt::Debug for Handshake {
     }
 }
 
-/// Headers of which Node shows the first line only.
+/// Headers that Node shows by their first line only.
 fn is_single(name: &HeaderName) -> bool {
     [
         header::AGE,

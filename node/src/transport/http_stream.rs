@@ -51,7 +51,7 @@ pub(super) struct HttpStream {
     kept: Vec<u8>,
     /// The bytes that are read before all others.
     unread: Vec<u8>,
-    /// What is left to be written of a refusal that took the place of hyper's.
+    /// The unwritten rest of a refusal that took the place of hyper's.
     refusal: Vec<u8>,
     /// The origin of the last request, for the refusal of a request that hyper cannot read.
     origin: Option<Box<[u8]>>,

@@ -33,12 +33,12 @@ impl Outbox {
         self.insert(frame, VecDeque::push_back);
     }
 
-    /// Puts a frame before all others, of which none may be on the wire in part.
+    /// Puts a frame before all others. None of these may be partly on the wire.
     pub(crate) fn push_first(&mut self, frame: Frame) {
         self.push_partial(frame, 0);
     }
 
-    /// The same for a frame of which the first `written` bytes are on the wire already.
+    /// The same for a frame whose first `written` bytes are on the wire already.
     pub(crate) fn push_partial(&mut self, frame: Frame, written: usize) {
         debug_assert_eq!(self.written, 0, "a frame that is being written stays first");
         self.written = written;

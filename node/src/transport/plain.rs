@@ -75,7 +75,7 @@ pub trait Form: Send + Sync + 'static {
     }
 }
 
-/// What a client receives while there are no events, each
+/// The sign of life that a client receives while there are no events, each
 /// [ping interval](crate::Builder::ping_interval).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -108,11 +108,11 @@ pub struct Event<'a> {
     pub time: Option<u64>,
 }
 
-/// What a stream yields: an event, a heartbeat, or what was sent to its socket alone.
+/// An item of a stream: an event, a heartbeat, or a text for its socket alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Chunk {
-    /// What the form has written.
+    /// The bytes that the form has written.
     pub bytes: Bytes,
     /// The [id](Event::id) of the event, if it has one.
     pub id: Option<u64>,
@@ -211,7 +211,7 @@ impl Reached {
     }
 }
 
-/// What becomes of a frame that is pushed to a plain connection.
+/// The outcome of pushing a frame to a plain connection.
 pub(super) enum Admitted {
     Now,
     /// It is held back, was sent already, or is nothing to a plain connection.

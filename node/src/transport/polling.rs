@@ -132,7 +132,7 @@ impl Polling {
         self.inbox.push_front(posted);
     }
 
-    /// What the WebSocket received before it was attached; once.
+    /// The bytes that the WebSocket received before it was attached; once.
     pub(super) fn take_read(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.read)
     }

@@ -1,7 +1,7 @@
 //! How a request is refused: by a status and a JSON body, as Node's server sends them,
 //! and as words for a plain connection. Each refusal is counted.
 //!
-//! A refusal for which a limit is the reason names the seconds after which the client may
+//! A refusal because of a limit names the seconds after which the client may
 //! come back. They differ from client to client, so that those that were refused together
 //! do not come back together.
 

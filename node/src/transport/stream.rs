@@ -188,7 +188,7 @@ impl Stream {
     }
 }
 
-/// What HTTP is carried on by our own listeners.
+/// The socket that carries HTTP on our own listeners.
 pub(super) enum Socket {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),

@@ -220,8 +220,8 @@ impl Tls {
         self.chooser.0.read().certificates.clone()
     }
 
-    /// The settings for a listener that the application serves by itself, with the certificates in use at
-    /// each handshake. They offer HTTP/1.1.
+    /// The settings for a listener that the application serves by itself, with the
+    /// certificates in use at each handshake. They offer HTTP/1.1.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }

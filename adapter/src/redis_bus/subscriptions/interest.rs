@@ -25,7 +25,7 @@ pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// Maximum number of channels that one turn checks, because joins wait meanwhile.
 const TURN: usize = 1024;
 
-/// Number of channels for which memory is kept that is not needed at the moment.
+/// Number of channels whose memory is kept although it is not needed at the moment.
 const KEPT: usize = 1024;
 
 /// The channels that are held.

@@ -181,7 +181,7 @@ impl Follows {
                 .as_ref()
                 .is_some_and(|(name, _)| name == node)
         };
-        // What is unchanged keeps its lines that wait.
+        // Entries that are unchanged keep their waiting lines.
         active.retain(|known| {
             !is_of(known)
                 || followed

@@ -55,7 +55,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// Three periods, so that a message that is lost does not interrupt the page.
 const WANTED: Duration = Duration::from_secs(6);
 
-/// A node of which nothing is heard for so long is forgotten.
+/// A node is forgotten when nothing was heard of it for this long.
 /// Until then, the page shows it as silent, so that an operator sees which node has
 /// gone.
 const FORGOTTEN: Duration = Duration::from_secs(60);

@@ -275,7 +275,7 @@ impl Problem {
         serde_json::to_vec(&body).unwrap_or_default()
     }
 
-    /// A problem with a list of operations, of which the field may begin below `at`.
+    /// A problem with a list of operations. `below` is the path of the list in the body.
     pub(crate) fn of_operations(problem: operations::Problem, below: &str) -> Self {
         let field = format!("{below}{}", problem.at);
         Self::invalid(field.trim_start_matches('.'), problem.what)

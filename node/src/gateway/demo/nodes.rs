@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Announcements of others that are missing before a node is forgotten.
 const MAX_SILENCE: u8 = 5;
 
-/// The nodes of which the page can learn. Anybody in the cluster may announce any number.
+/// Maximum number of nodes that the page shows. Anybody in the cluster may announce any number.
 const MAX_NODES: usize = 32;
 
 /// A node and where it listens.

@@ -1,5 +1,5 @@
 //! A client of Engine.IO for the checks of a URL. Each request takes a new connection, as after a
-//! reconnect, so that a balancer chooses a node anew. Cookies are sent back, as a browser does.
+//! reconnect, so that a balancer chooses a node again. Cookies are sent back, as a browser does.
 //!
 //! The connections are opened here and not by a pool, because the checks need to see what
 //! happens on one connection: a body that comes late, or an upgrade that never happens.

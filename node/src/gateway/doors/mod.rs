@@ -4,9 +4,10 @@
 //!  public router ─► CORS ─► counted by outcome ─► routes of a door ─► parked, or answered at once
 //! ```
 //!
-//! Each door is a module with its routes, its settings below `[doors]`, and errors in the form that
-//! its clients know. The common parts of all doors are here: parked requests, metrics, and the origins that may
-//! use them. A door whose settings are missing has no routes.
+//! Each door is a module with its routes, its settings below `[doors]`, and errors in the
+//! form that its clients know. The common parts of all doors are here: parked requests,
+//! metrics, and the origins that may use them. A door whose settings are missing has no
+//! routes.
 
 pub(crate) mod channels;
 mod earlier;

@@ -100,7 +100,7 @@ impl Failure {
         }
     }
 
-    /// What the client may know.
+    /// The part that the client may know.
     /// Names of servers and texts of the backend stay in the log.
     pub(super) fn refused(&self) -> Refused {
         let (message, code) = match self {

@@ -32,7 +32,7 @@ enum State {
     Trying { pause: Duration },
 }
 
-/// What a result has changed.
+/// The change that a result has caused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Nothing,

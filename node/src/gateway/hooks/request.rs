@@ -1,4 +1,4 @@
-//! The bodies of requests, and what of a client's own request is passed on.
+//! The bodies of requests, and the parts of a client's own request that are passed on.
 //!
 //! A body has everything that an application needs to decide without asking back: the
 //! socket, its user, rooms and data, and the parts of its first request that the
@@ -73,8 +73,8 @@ struct SocketPart<'a> {
     cookies: BTreeMap<&'a str, String>,
 }
 
-/// What of the client's own request a hook passes on: in the body, which is signed, and as headers,
-/// where the session middleware of web frameworks looks for it.
+/// The parts of the client's own request that a hook passes on: in the body, which is
+/// signed, and as headers, where the session middleware of web frameworks looks for it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selection {
     pub(super) headers: Vec<Forwarded>,

@@ -46,7 +46,7 @@ use super::{
 };
 use crate::gateway::private_names::is_id_of;
 
-/// The time for which changes are gathered.
+/// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// The pause after a failure of Redis.
@@ -307,7 +307,7 @@ impl Hooks {
         records.collect()
     }
 
-    /// What Redis needs of a change of a room. Returns `None` for a name that is none.
+    /// Describes a change of a room for Redis. Returns `None` for an invalid name.
     /// The number is known to Redis only, so the record is cut where it belongs, and
     /// the script puts the parts together.
     pub(super) fn room_update(&self, room: &str, kind: Kind, id: String) -> Option<Update> {

@@ -43,7 +43,7 @@ cookies = ["sessionid"]
 secret_file = "/etc/roomcast/hook-secret"
 "#;
 
-/// What a hook is called for.
+/// The occasions on which a hook is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Occasion {

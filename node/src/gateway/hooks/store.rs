@@ -49,7 +49,7 @@ use crate::gateway::line_limit::LineLimit;
 /// dead one is lost. It is counted.
 const MAX_RECORDS: usize = 200_000;
 
-/// The most changes that wait while Redis is away. Beyond it, everything is written anew.
+/// The most changes that wait while Redis is away. Beyond it, everything is written again.
 const MAX_DIRTY: usize = 2 * MAX_RECORDS;
 
 /// The most bytes of a node's records.
@@ -61,7 +61,7 @@ const MAX_RECORD: usize = 64 << 10;
 /// The most records of one command, which so has at most 6.4 MB.
 const BATCH: usize = 100;
 
-/// The time for which changes are gathered.
+/// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// How long a lease lasts, in milliseconds.
@@ -122,7 +122,7 @@ if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('ZREM', KEYS[1], ARGV[1]) 
 return claimed
 ";
 
-/// What another node needs to deliver a disconnect.
+/// The data that another node needs to deliver a disconnect.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: String,

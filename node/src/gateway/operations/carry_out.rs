@@ -180,7 +180,7 @@ async fn one(
     }
 }
 
-/// Whom an operation concerns. A single socket is acted on directly: it is on this
+/// The sockets that an operation concerns. A single socket is acted on directly: it is on this
 /// node, so nothing needs to be published.
 enum Selection<'a> {
     Socket(&'a Socket),

@@ -47,7 +47,7 @@ impl ForwardClient {
         Self(Arc::new(Connections::new(connector, url, keep_alive)))
     }
 
-    /// Sends a request, of which `head` has all up to the empty line. Only responses that
+    /// Sends a request. `head` has everything up to the empty line. Only responses that
     /// state their length are accepted, so a request must not be one with the method
     /// HEAD.
     pub(crate) async fn send(&self, head: Vec<u8>, body: &[u8]) -> Result<Forwarded, Http1Error> {

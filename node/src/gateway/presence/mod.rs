@@ -55,7 +55,7 @@ use super::session::{self, user_room};
 /// The event between nodes.
 const EVENT: &str = "roomcast:presence";
 
-/// The time for which changes are gathered.
+/// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// The time between two looks whether something is due without a change.

@@ -28,7 +28,7 @@ use super::table::{Look, Online, Table};
 /// A node publishes at least so often, so that others notice what they have missed.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// A node of which nothing is heard for so long is reported as silent.
+/// A node is reported as silent when nothing was heard of it for this long.
 const SILENT: Duration = Duration::from_secs(10);
 
 /// A node without a lease is forgotten when nothing was heard of it for so long. Its
@@ -434,7 +434,8 @@ impl State {
         self.advance(node, now);
     }
 
-    /// Users, and the nodes of which not all is known. `alive` are the nodes with a lease.
+    /// Returns users, and the nodes whose users are not all known. `alive` are the nodes
+    /// with a lease.
     pub(super) fn look(&self, look: &Look<'_>, alive: &[String], now: Duration) -> Found {
         let (total, users) = self.table.look(look);
         let is_silent = |node: &&String| {

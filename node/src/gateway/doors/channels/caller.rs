@@ -182,7 +182,7 @@ pub(super) fn refused(error: &OpenError) -> Problem {
 }
 
 impl Channels {
-    /// What a connection of the client is opened with.
+    /// The settings with which a connection of the client is opened.
     pub(super) fn open(&self, call: &Call, form: ClientForm, key: Option<&Arc<Key>>) -> Open {
         Open {
             namespace: call.namespace.clone(),

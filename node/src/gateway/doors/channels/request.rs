@@ -16,7 +16,7 @@ use crate::gateway::{
     values::Span,
 };
 
-/// What a route is for.
+/// The purpose of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Events,

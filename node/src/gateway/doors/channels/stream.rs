@@ -147,7 +147,7 @@ impl Joined {
             return (StatusCode::NO_CONTENT, headers).into_response();
         };
         let mut chunks = vec![first];
-        // What is there already saves the client a poll for each event.
+        // Events that are there already go with it, which saves polls.
         while chunks.len() < limit {
             match self.next().now_or_never().flatten() {
                 Some(chunk) => chunks.push(chunk),

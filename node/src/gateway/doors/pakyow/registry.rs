@@ -94,7 +94,7 @@ pub(super) enum RegistryError {
     Reply,
 }
 
-/// The times for which subscriptions are kept, and their number.
+/// How long subscriptions are kept, and how many.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) lifetime: Duration,

@@ -7,7 +7,7 @@
 //!
 //! The order of the checks is the original's, and so are the texts, because programs
 //! compare them. An instance is a namespace, and a room of a channel is a room of it:
-//! whoever is a member there, by any door, gets the same messages.
+//! its members get the same messages, whatever door they came by.
 
 mod application;
 mod body;

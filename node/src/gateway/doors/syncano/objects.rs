@@ -71,7 +71,7 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// One of which only the id is known.
+    /// An object whose id alone is known.
     pub(super) fn unknown(id: u64) -> Self {
         let now = time::now();
         Self {
