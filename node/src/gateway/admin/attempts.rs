@@ -8,6 +8,8 @@ use std::{
 
 use parking_lot::Mutex;
 
+use crate::gateway::limits::network;
+
 /// Wrong keys that an address may send within a [`WINDOW`].
 pub(super) const MAX_WRONG: u32 = 10;
 
@@ -15,6 +17,9 @@ pub(super) const WINDOW: Duration = Duration::from_secs(60);
 
 /// Addresses that are remembered. Further ones share one count.
 const MAX_ADDRESSES: usize = 1024;
+
+/// Bits of an IPv6 address that count as one host, which usually has a network of this size.
+const IPV6_PREFIX: u8 = 64;
 
 /// The count of those that share one.
 const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -28,7 +33,7 @@ impl Attempts {
     /// clock that only goes forward.
     pub(super) fn pause(&self, address: IpAddr, now: Duration) -> Option<Duration> {
         let known = self.0.lock();
-        let address = network(address);
+        let address = network(address, IPV6_PREFIX);
         let is_full = known.len() >= MAX_ADDRESSES;
         let own = known.get(&address);
         let (begin, count) = own.or_else(|| known.get(&OTHERS).filter(|_| is_full))?;
@@ -40,7 +45,7 @@ impl Attempts {
     pub(super) fn wrong(&self, address: IpAddr, now: Duration) {
         let mut known = self.0.lock();
         let is_over = |begin: Duration| now.saturating_sub(begin) >= WINDOW;
-        let mut address = network(address);
+        let mut address = network(address, IPV6_PREFIX);
         if !known.contains_key(&address) && known.len() >= MAX_ADDRESSES {
             known.retain(|_, (begin, _)| !is_over(*begin));
             if known.len() >= MAX_ADDRESSES {
@@ -52,14 +57,6 @@ impl Attempts {
             (*begin, *count) = (now, 0);
         }
         *count += 1;
-    }
-}
-
-/// The address, or the network of an IPv6 address, because one host has as many as it likes.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
 };
@@ -25,6 +25,7 @@ use super::{
     metrics::{Door, DoorLimit},
     settings::Settings,
 };
+use crate::gateway::limits::network;
 
 /// The requests that stay open.
 pub(super) struct Parked {
@@ -107,7 +108,7 @@ impl Parked {
         address: Option<IpAddr>,
         key: Option<&str>,
     ) -> Result<Place, DoorLimit> {
-        let address = address.map(|address| Holder::Address(self.network(address)));
+        let address = address.map(|address| Holder::Address(network(address, self.ipv6_prefix)));
         let key = key.map(|key| Holder::Key(door, key.into()));
         let mut place = Place {
             parked: Arc::clone(self),
@@ -133,20 +134,6 @@ impl Parked {
         }
         Ok(place)
     }
-
-    /// The network that counts as one address, as for connections.
-    /// A client has a whole network of IPv6, and could use another address for each
-    /// request.
-    fn network(&self, address: IpAddr) -> IpAddr {
-        match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(address) => {
-                let shift = 128_u32.saturating_sub(self.ipv6_prefix.into());
-                let mask = u128::MAX.checked_shl(shift).unwrap_or_default();
-                Ipv6Addr::from(u128::from(address) & mask).into()
-            }
-        }
-    }
 }
 
 impl Drop for Place {
@@ -166,6 +153,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use prometheus::Opts;
 
     use super::*;
