@@ -7,6 +7,8 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use roomcast_protocol::id::{EngineId, SocketId, name_from};
 
 /// Makes ids. Each server has one generator, seeded by the operating system.
+/// The tag of a node is in all its ids, so that any node can tell to which node an
+/// id belongs.
 pub(crate) struct Ids {
     tag: [u8; EngineId::TAG_LEN],
     rng: Mutex<StdRng>,

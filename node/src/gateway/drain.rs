@@ -43,6 +43,8 @@ pub(crate) fn drain(options: &DrainOptions) -> io::Result<()> {
 
 /// Sends a request without a body to an internal port, such as `GET /metrics`, and
 /// returns the response. Each header ends with a line break.
+/// Written by hand, because the command needs neither a runtime nor a client for one
+/// request.
 pub(super) fn exchange(address: SocketAddr, request: &str, headers: &str) -> io::Result<String> {
     let address = reachable(address);
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;

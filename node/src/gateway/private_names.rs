@@ -19,6 +19,7 @@ const ID: usize = 20;
 const TAG: usize = 4;
 
 /// The names that are remembered as ordinary.
+/// Clients choose the names.
 const MAX_KNOWN: usize = 10_000;
 
 /// Whether a name can be a private room.
@@ -74,6 +75,7 @@ impl PrivateNames {
         {
             return Ok(Privacy::Private);
         }
+        // Not remembered: a silent node may have a socket of this name.
         if !found.silent_nodes.is_empty() {
             return Ok(Privacy::Unknown);
         }

@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 /// CPU, memory, descriptors and threads of this process.
+/// Read all together, so that the figures of one scrape belong to one moment.
 pub(super) struct Process {
     cpu: Counter,
     resident: IntGauge,

@@ -58,6 +58,8 @@ impl SocketData {
 
     /// The data of a client that comes back: what the application had set, and what the
     /// authorizers show now. `None` if it is another user.
+    /// What the authorizers show now wins over what was stored: rights may have changed
+    /// meanwhile.
     pub(crate) fn recovered(former: Value, now: Option<Arc<Self>>) -> Option<Self> {
         let now = now.map(Arc::unwrap_or_clone).unwrap_or_default();
         let Value::Object(mut former) = former else {

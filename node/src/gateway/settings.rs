@@ -30,6 +30,8 @@ use super::{
 
 /// The sections of the file. A module adds its section here as a field with its own struct, which
 /// derives `Deserialize` with `deny_unknown_fields`, and as a row of [`SECTIONS`].
+/// Unknown keys are errors everywhere, because a misspelt one would silently leave a
+/// default in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {

@@ -79,6 +79,7 @@ impl fmt::Display for Claim {
     }
 }
 
+/// Reads a claim. A value that is no JSON is a text, because shells take quotes away.
 fn claim(text: &str) -> Result<Claim, String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=JSON")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
@@ -96,6 +97,8 @@ pub(crate) fn print_token(options: &TokenOptions) -> Result<(), Box<dyn std::err
     Ok(writeln!(io::stdout(), "{token}")?)
 }
 
+/// The claims that the options describe, under the names that the settings give them.
+/// Further claims come last, so that they can replace any of the others.
 fn claims(options: &TokenOptions, now: u64) -> Map<String, Value> {
     let names = &options.settings.claims;
     let mut claims = Map::new();

@@ -55,6 +55,7 @@ impl UserLimit {
         };
         let key = (namespace.into(), user.into());
         let count = table.sockets.entry(key).or_default();
+        // A refusal leaves no empty entry, because the limit is at least 1.
         if *count >= limit {
             let data = json!({ "limit": REASON, "user": user });
             let refused = Refused::new("too many connections of this user");

@@ -81,6 +81,7 @@ impl FromStr for ByteSize {
         let number: usize = digits
             .parse()
             .map_err(|_| "expected a size such as 1000000, 1MB or 1MiB".to_owned())?;
+        // People write `kB`, `KB` and `kb` for the same.
         let factor = match unit.to_ascii_lowercase().as_str() {
             "" | "b" => 1,
             "kb" => 1_000,

@@ -52,6 +52,7 @@ impl Tasks {
         if state.is_closed {
             return Err(NotStarted::Closed);
         }
+        // Those that are done stay in the set until they are taken out.
         while state.running.try_join_next().is_some() {}
         if state.running.len() >= self.limit {
             return Err(NotStarted::TooMany);

@@ -141,6 +141,8 @@ impl Addresses {
 
     /// Counts a connection of an address. Returns what [`leave`](Self::leave) takes, nothing if the
     /// connections of an address are not limited, or an error if it has too many.
+    /// The key is returned and not looked up again, because the limit and the prefix
+    /// may be replaced meanwhile.
     pub(super) fn enter(&self, address: IpAddr) -> Result<Option<Box<IpAddr>>, ()> {
         if !self.is_limited.load(Ordering::Relaxed) {
             return Ok(None);

@@ -63,6 +63,8 @@ pub(super) async fn open(
     };
     let Unwrapped { stream, read, head } = Unwrapped::new(upgraded);
     let handshake = handshake(&stream);
+    // A client may send its first packets with the request. They take the way of packets
+    // that polling has left behind, because the driver handles those before it reads.
     let kept = (!read.is_empty()).then(|| Aside::Polling(Polling::handed_over(read)));
     let connection = Connection::new(&engine, form, Some(stream), kept);
     engine.opened(TransportName::WebSocket, form.revision);
@@ -186,6 +188,7 @@ async fn carry_probe(
                     // polling.
                     connection.release_poll();
                 }
+                // The client may have sent further packets right behind it.
                 Event::Text(text) if text == "5" => return Ok(input.to_vec()),
                 Event::Ping(payload) => {
                     websocket::append_pong(&mut reply, &payload);

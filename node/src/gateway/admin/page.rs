@@ -103,6 +103,8 @@ struct File {
     text: &'static str,
 }
 
+/// They are part of the program, so a node needs no folder for them, and page and API
+/// are always of the same version.
 const FILES: [File; 8] = [
     File {
         path: "/admin/",
@@ -137,6 +139,7 @@ impl File {
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Adds the headers that keep a page of another site from using this one.
 async fn secure(mut response: Response) -> Response {
     let headers = [
         (header::CONTENT_SECURITY_POLICY, POLICY),

@@ -31,6 +31,8 @@ use crate::gateway::{
 };
 
 /// The routes of the API.
+/// A new one needs its path, its verb and its part of `openapi.json`; a test compares
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Emit,
@@ -397,6 +399,7 @@ pub(crate) fn forbidden(key: &Key, verb: Verb) -> Problem {
     Problem::new(Kind::Forbidden, detail)
 }
 
+/// Reads an event for the other servers, which need not be nodes of ours.
 fn server_side_emit(
     namespace: String,
     mut fields: Fields<'_>,
@@ -471,6 +474,7 @@ fn results_of_batch(report: &Report) -> Result<Value, Problem> {
     }
 }
 
+/// An effect as the API shows it, with the names of the book.
 fn shown(effect: &Effect) -> Value {
     match effect {
         Effect::Done => json!({ "effect": "done" }),

@@ -1,4 +1,8 @@
 //! The metrics of the API.
+//!
+//! Calls are labelled by their name and not by their path, and statuses by their
+//! number, so the number of series is known. Calls that find no endpoint are not
+//! counted here.
 
 use http::StatusCode;
 use prometheus::{HistogramOpts, HistogramTimer, HistogramVec, IntCounterVec, Opts, Registry};
@@ -35,6 +39,8 @@ impl Metrics {
         })
     }
 
+    /// The time begins with the head of the request, so it includes the wait for the
+    /// body.
     pub(crate) fn start(&self, endpoint: Endpoint) -> Timing<'_> {
         Timing {
             metrics: self,

@@ -219,6 +219,7 @@ fn public(socket: &RemoteSocket) -> impl Iterator<Item = &String> {
     rooms.filter(move |room| *room != private && Some(*room) != of_user.as_ref())
 }
 
+/// The sockets by their ids, which are the names by which pages are cut.
 fn described(sockets: &[RemoteSocket]) -> BTreeMap<String, Value> {
     let shown = sockets.iter().map(|socket| {
         let entry = json!({

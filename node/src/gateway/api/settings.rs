@@ -75,6 +75,7 @@ impl Settings {
             if key.name.is_empty() {
                 return Err(format!("api.keys[{index}]: the name is empty"));
             }
+            // Only one of them could ever be found, with its namespaces and verbs.
             let twice = self.keys[..index]
                 .iter()
                 .find(|other| other.hash == key.hash);
@@ -87,6 +88,7 @@ impl Settings {
     }
 }
 
+/// Each call may hold a body of `max_body`.
 const MAX_CONCURRENCY: usize = 10_000;
 
 /// The section in the commented default file.

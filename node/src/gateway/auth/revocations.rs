@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::user::User;
 
 /// The revocations that a node remembers.
+/// Ids come from tokens that issuers make and from calls of the API, so the table is
+/// bounded. The caller is told that a further revocation is not remembered.
 pub(crate) const MAX_REVOCATIONS: usize = 100_000;
 
 /// One revocation, as nodes tell each other. All times are in seconds since 1970.
@@ -100,6 +102,7 @@ impl Revocations {
         self.users.len() + self.tokens.len()
     }
 
+    /// For a node that has just started, which learns them from the others.
     pub(super) fn all(&self) -> Vec<Revocation> {
         let users = self
             .users

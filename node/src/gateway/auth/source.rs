@@ -34,6 +34,7 @@ impl FromStr for Source {
             return named(member).map(Self::Auth);
         }
         match text.split_once(':') {
+            // Names of headers are lower case in HTTP/2 and where they are looked up.
             Some(("header", name)) => {
                 named(name).map(|name| Self::Header(name.to_ascii_lowercase()))
             }

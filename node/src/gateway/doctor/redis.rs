@@ -144,6 +144,7 @@ async fn clock(connection: &mut Connection) -> Finding {
     judged_clock(apart)
 }
 
+/// Judged apart from the command, so that tests need no Redis; so are the others.
 fn judged_clock(apart: Duration) -> Finding {
     let found = format!("this host and Redis differ by {} ms", apart.as_millis());
     let remedy = "synchronise both by NTP, because tokens and signatures carry times";

@@ -139,6 +139,7 @@ impl Tally {
         self.is_replayed = delivery.is_replayed;
     }
 
+    /// Adds a confirmed message. The sockets of several messages are added up.
     pub(super) fn confirmed(&mut self, confirmed: Receipt) {
         let reached = confirmed.sockets.unwrap_or(0);
         self.messages += 1;
@@ -161,6 +162,8 @@ impl Tally {
         }
     }
 
+    /// Adds the acknowledgements. `--ack` takes one message, so there are no earlier
+    /// ones.
     pub(super) fn acknowledged(&mut self, acks: Answers<Value>) {
         let asked = acks.answers.len() + acks.missing.len() + acks.missing_unnamed;
         self.messages += 1;

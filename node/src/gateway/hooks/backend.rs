@@ -309,6 +309,7 @@ impl Backend {
         let _slot = self.slots.enter().await?;
         *passed = Some(self.breaker.pass().ok_or(Failure::CircuitOpen)?);
         let _running = Running::new(&self.in_flight);
+        // From here on, so that the time is the backend's and not that of the queue.
         let timer = self.duration.start_timer();
         let span = Span::Hook { name: &self.name };
         let result = traces::begin(&span).during(noted(work)).await?;

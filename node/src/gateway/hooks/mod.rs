@@ -292,6 +292,7 @@ impl Hooks {
         }
     }
 
+    /// Calls the hook whose pattern fits the event best, and carries out its response.
     async fn event(&self, socket: &Socket, event: &Event, ack: Ack) -> HandlerResult {
         let table = self.table();
         let hooks = table.all(socket.namespace_name(), Occasion::Event);
@@ -462,6 +463,8 @@ impl Hooks {
         Ok(Arc::new(table))
     }
 
+    /// Puts a table in force. Hooks that it does not keep send what they have gathered,
+    /// and their notices are delivered to the end.
     fn replace(&self, table: &Arc<Table>) {
         let earlier = std::mem::replace(&mut *self.0.table.write(), Arc::clone(table));
         self.start_parts(table);
@@ -477,6 +480,8 @@ impl Hooks {
         }
     }
 
+    /// Numbers make ids of one node unique, and the prefix makes them unique among
+    /// nodes.
     fn next_id(&self) -> String {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         format!("{}-{number}", self.0.prefix)

@@ -90,6 +90,8 @@ impl Selection {
             .collect()
     }
 
+    /// Only the cookies that the settings name: the header as a whole holds those of
+    /// other services.
     fn cookies(&self, handshake: &Handshake) -> BTreeMap<&str, String> {
         if self.cookies.is_empty() {
             return BTreeMap::new();

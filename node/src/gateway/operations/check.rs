@@ -38,6 +38,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
+    /// Checks one operation. The problem's path begins below it.
     fn one(&self, operation: &Operation) -> Result<(), Problem> {
         match operation {
             Operation::Ack { .. } => match self.asks {
@@ -83,6 +84,7 @@ impl Check<'_> {
         }
     }
 
+    /// Checks the name of an event, as the library would at the emit.
     fn event(&self, event: &str) -> Result<(), Problem> {
         let limit = self.limits.event_name_bytes;
         let problem = match event {
@@ -94,6 +96,7 @@ impl Check<'_> {
         Err(Problem::new(".event", problem))
     }
 
+    /// Checks the selected sockets.
     fn whom(&self, whom: &Whom) -> Result<(), Problem> {
         match whom {
             Whom::Asker => self.asker(),

@@ -78,6 +78,7 @@ fn create(options: &KeyOptions) -> Result<String, Box<dyn std::error::Error>> {
     let filled = SystemRandom::new().fill(&mut entropy);
     filled.map_err(|_| "the system has no entropy")?;
     let (name, text) = (&options.name, hexadecimal(&entropy));
+    // Absolute, because the settings may be read from another folder.
     let folder = fs::canonicalize(&options.folder)
         .map_err(|error| format!("{}: {error}", options.folder.display()))?;
     let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
@@ -107,6 +108,8 @@ fn create(options: &KeyOptions) -> Result<String, Box<dyn std::error::Error>> {
             let (private, public) = (file("jwt-private.pem"), file("jwt-public.pem"));
             let pair = Ed25519KeyPair::from_seed_unchecked(&entropy);
             let pair = pair.map_err(|error| error.to_string())?;
+            // The frame of DER is constant for keys of this length, so no encoder is
+            // needed.
             let public_key = [&PUBLIC_PREFIX, pair.public_key().as_ref()].concat();
             let private_key = [&PRIVATE_PREFIX[..], &entropy].concat();
             write_new(&private, PRIVATE, &pem("PRIVATE", &private_key))?;

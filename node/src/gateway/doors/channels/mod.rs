@@ -118,6 +118,8 @@ impl Channels {
         request: Request,
     ) -> Result<Reply, Problem> {
         let path = path.map_err(|rejection| Problem::invalid("", rejection.body_text()))?;
+        // Before anything else, because browsers send some requests of other pages
+        // without asking.
         if !self.doors.allows_origin(request.headers()) {
             let detail = "the origin is not allowed; see --cors-origin";
             return Err(Problem::new(Kind::Origin, detail));
@@ -144,6 +146,7 @@ fn is_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Whether the client asks for JSON rather than for an event stream.
+/// A browser's `EventSource` names only the latter.
 fn wants_json(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT);
     let accept = accept.and_then(|value| value.to_str().ok());

@@ -153,6 +153,8 @@ impl Channel {
         done(problems)
     }
 
+    /// Applies the fields of a request, as far as they are valid, and collects the
+    /// problems of the others. The caller drops the channel if there are any.
     fn change(&mut self, fields: &Map<String, Value>, problems: &mut Map<String, Value>) {
         if let Some(permission) = choice(fields, "group_permissions", problems) {
             self.group_permissions = permission;

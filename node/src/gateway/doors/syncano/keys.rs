@@ -34,6 +34,7 @@ pub(super) enum Caller {
     },
 }
 
+/// Permissions depend on nothing else of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
     pub(super) id: u64,
@@ -173,6 +174,8 @@ impl Keys {
         Ok(all)
     }
 
+    /// Adds a user, whose key may be a hash, or a text from elsewhere that is hashed
+    /// here.
     fn add(&mut self, settings: &UserSettings) -> Result<(), String> {
         let key = secret(settings.key_file.as_ref(), settings.key_env.as_ref())?;
         let hash = key

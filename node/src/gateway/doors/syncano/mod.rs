@@ -8,6 +8,9 @@
 //! The order of the checks is the original's, and so are the texts, because programs
 //! compare them. An instance is a namespace, and a room of a channel is a room of it:
 //! its members get the same messages, whatever door they came by.
+//!
+//! A poll that waits holds only what it needs for its response, because devices poll all
+//! day.
 
 mod application;
 mod body;
@@ -266,6 +269,7 @@ impl Service {
         body: Body,
         path: &Path,
     ) -> Result<Reply, Failure> {
+        // The SDKs know the refusal of a larger message, so no setting changes that limit.
         let limit = match path.resource {
             Resource::Publish(_) => MAX_PUBLISH,
             _ => self.doors.settings.max_body.0.max(MAX_PUBLISH),
@@ -388,6 +392,8 @@ fn for_accounts(caller: &Caller) -> Result<(), Failure> {
 }
 
 /// Shows a class, which the Python SDK asks for before it creates an object.
+/// The application's classes are part of the settings, so their status is always
+/// `ready`.
 fn class(method: &Method, call: &Call<'_>, name: &str) -> Result<Response, Failure> {
     if method != Method::GET {
         return Err(Failure::method(method, "GET"));

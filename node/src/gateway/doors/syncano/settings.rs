@@ -112,6 +112,7 @@ pub(crate) enum KeyKind {
     Api,
 }
 
+/// A key of the SDKs. The settings have only its hash.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeySettings {
@@ -127,6 +128,7 @@ pub(crate) struct KeySettings {
     pub(crate) allow_anonymous_read: bool,
 }
 
+/// A user of an instance. Requests show it by a user key beside the API key.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UserSettings {
@@ -150,6 +152,7 @@ pub(crate) struct UserSettings {
     pub(crate) password_env: Option<String>,
 }
 
+/// A channel, with the fields and the defaults of the original.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ChannelSettings {
@@ -161,6 +164,7 @@ pub(crate) struct ChannelSettings {
     pub(crate) custom_publish: bool,
 }
 
+/// A class of objects. Without settings for it, it does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ClassSettings {
