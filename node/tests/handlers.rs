@@ -18,7 +18,11 @@ use roomcast::{
     Namespace, Observation, Refused, Server, Socket, SocketId, State, Value,
 };
 use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
-use tokio::{net::TcpListener, sync::mpsc, task::yield_now};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+    task::yield_now,
+};
 
 struct Prefix(&'static str);
 
@@ -304,6 +308,36 @@ async fn rooms_are_there_for_a_disconnect_handler_that_waits() {
     let rooms = ended.recv().await.unwrap();
     assert_eq!(rooms, [socket.id().to_string(), "tea".to_owned()]);
     eventually("they are forgotten", || socket.rooms().is_empty()).await;
+}
+
+#[tokio::test]
+async fn rooms_are_there_for_a_disconnect_handler_after_the_connect_handler_has_ended() {
+    let (sender, mut ended) = mpsc::unbounded_channel();
+    let [leaving, connected] = [(); 2].map(|()| Arc::new(Notify::new()));
+    let (is_leaving, has_connected) = (Arc::clone(&leaving), Arc::clone(&connected));
+    let namespace = Namespace::new("/")
+        .on_connect(move |socket: Socket| {
+            let (leaving, connected) = (Arc::clone(&is_leaving), Arc::clone(&has_connected));
+            async move {
+                socket.join("tea").unwrap();
+                leaving.notified().await;
+                connected.notify_one();
+            }
+        })
+        .on_disconnect(move |socket: Socket| {
+            let (leaving, connected) = (Arc::clone(&leaving), Arc::clone(&connected));
+            let sender = sender.clone();
+            async move {
+                leaving.notify_one();
+                connected.notified().await;
+                sender.send(socket.rooms()).unwrap();
+            }
+        });
+    let server = serve(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.send("41").await;
+    let rooms = within("both handlers end", ended.recv()).await.unwrap();
+    assert_eq!(rooms[1..], ["tea"]);
 }
 
 #[tokio::test]

@@ -70,6 +70,9 @@ use roomcast_protocol::{
 /// messages bounds.
 const CONNECT_QUERY_BYTES: usize = 2048;
 
+/// The name of the disconnect handler, also in reports of its errors.
+const DISCONNECT: &str = "disconnect";
+
 pub(crate) struct Client {
     pub(super) server: Arc<Server>,
     request: Arc<Request>,
@@ -464,7 +467,10 @@ impl Client {
                 name,
                 result,
             } => {
-                socket.forget_last_rooms();
+                // Other handlers may end while that of the disconnect still needs the rooms.
+                if name == DISCONNECT {
+                    socket.forget_last_rooms();
+                }
                 if let Err(error) = result {
                     error.report(&socket.live().place(Some(&socket), name));
                 }
@@ -616,7 +622,7 @@ impl Client {
                 reason: Some(reason),
                 ..Call::of_socket(socket)
             };
-            self.run(turn, socket, "disconnect", on_disconnect, call);
+            self.run(turn, socket, DISCONNECT, on_disconnect, call);
         }
         socket.remove();
     }

@@ -103,11 +103,9 @@ impl Socket {
         attached.more.get_or_insert_default().last_rooms = Some(rooms);
     }
 
-    /// After the handler of the disconnect; a connected socket has kept none.
+    /// Forgets them after the handler of the disconnect.
     pub(super) fn forget_last_rooms(&self) {
-        if !self.is_connected()
-            && let Some(more) = &mut self.0.attached.lock().more
-        {
+        if let Some(more) = &mut self.0.attached.lock().more {
             more.last_rooms = None;
         }
     }
