@@ -92,9 +92,8 @@ impl Application {
 
     /// Another one takes its place.
     pub(super) fn retire(&self) {
-        if let Some(hook) = &self.hook {
-            hook.backend.retire();
-        }
+        let of_hook = self.hook.as_ref().map(|hook| &hook.backend);
+        self.routes.iter().chain(of_hook).for_each(Backend::retire);
     }
 
     /// Whether actions that the door does not know are sent to the application.
