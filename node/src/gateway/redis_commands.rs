@@ -60,17 +60,27 @@ impl RedisCommands {
         let up = state.wait_for(|state| *state == PublisherState::Up);
         // The command itself reports why it fails.
         drop(timeout(PATIENCE, up).await);
-        // In a cluster, connections are opened by the first command, which then fails. A
-        // command that was unavailable was not executed, so it can be repeated.
-        let mut attempt = 1;
-        let replies = loop {
-            match publisher.command(command, Route::Key(key)).await {
-                Err(PublishError::Unavailable(_)) if attempt < ATTEMPTS => attempt += 1,
-                replies => break replies?,
-            }
-            sleep(ATTEMPT_PAUSE).await;
-        };
-        let first = replies.into_iter().next();
-        first.ok_or_else(|| PublishError::Unconfirmed("Redis sent no reply".into()))
+        let reply = send(publisher, key, command).await?;
+        reply.ok_or_else(|| PublishError::Unconfirmed("Redis sent no reply".into()))
     }
+}
+
+/// Sends a command to the server that owns `key`, and returns its reply.
+///
+/// In a cluster, connections are opened by the first command, which then fails. A
+/// command that was unavailable was not executed, so it is repeated.
+pub(crate) async fn send<A: AsRef<[u8]>>(
+    publisher: &Publisher,
+    key: &str,
+    command: &[A],
+) -> Result<Option<Value>, PublishError> {
+    let mut attempt = 1;
+    let replies = loop {
+        match publisher.command(command, Route::Key(key)).await {
+            Err(PublishError::Unavailable(_)) if attempt < ATTEMPTS => attempt += 1,
+            replies => break replies?,
+        }
+        sleep(ATTEMPT_PAUSE).await;
+    };
+    Ok(replies.into_iter().next())
 }

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use roomcast::{
     RedisConfig,
     emitter::redis::{
-        Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Route,
+        Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Value,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ use tokio::{
 
 pub(super) use self::rooms::{Kind, Update};
 use super::metrics::Metrics;
-use crate::gateway::line_limit::LineLimit;
+use crate::gateway::{line_limit::LineLimit, redis_commands};
 
 /// The most records of a node. The next ones are not stored.
 /// Beyond the limits, a disconnect of a living node is still delivered: only that of a
@@ -78,10 +78,6 @@ const KEPT: &str = "86400000";
 
 /// The pause after a failure of Redis.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// Attempts to send a command while there is no connection, and the pause between them.
-const ATTEMPTS: u32 = 5;
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a node that stops waits for Redis.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -520,20 +516,9 @@ impl Link {
         drop(state.wait_for(|state| *state == PublisherState::Up).await);
     }
 
-    async fn command<A: AsRef<[u8]>>(
-        &self,
-        args: &[A],
-    ) -> Result<Option<impl Reply + use<A>>, PublishError> {
-        // In a cluster, connections are opened by the first command, which then fails.
-        let mut attempt = 1;
-        let replies = loop {
-            match self.publisher.command(args, Route::Key(&self.own)).await {
-                Err(PublishError::Unavailable(_)) if attempt < ATTEMPTS => attempt += 1,
-                replies => break replies?,
-            }
-            sleep(ATTEMPT_PAUSE).await;
-        };
-        Ok(replies.into_iter().next())
+    /// All keys are on one server, so the own one finds it for every command.
+    async fn command<A: AsRef<[u8]>>(&self, args: &[A]) -> Result<Option<Value>, PublishError> {
+        redis_commands::send(&self.publisher, &self.own, args).await
     }
 
     async fn write(&self, changes: &[(String, Option<Bytes>)]) -> Result<(), PublishError> {
