@@ -310,6 +310,7 @@ impl Registrar {
         }
     }
 
+    /// All counters are made at once, so that reaching a limit needs no look-up.
     fn limits(&self) -> [IntCounter; Limit::ALL.len()] {
         let limits: IntCounterVec = self.add(
             "roomcast_limit_reached_total",

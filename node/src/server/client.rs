@@ -634,6 +634,8 @@ impl Client {
 
     /// Disconnects the sockets for which the application has called `disconnect`.
     fn carry_out(&mut self, turn: &mut Turn<'_, '_>) {
+        // Searched from the beginning each time, because leaving takes sockets out of
+        // the list.
         while let Some((socket, verdict)) = self
             .sockets
             .iter()
@@ -664,6 +666,8 @@ impl Client {
     fn advance(&mut self, turn: &mut Turn<'_, '_>) {
         let limit = self.server.engine.config.limits.events_in_flight;
         while let Some(in_flight) = &mut self.in_flight {
+            // Held events come before the tasks at work, so each takes a place as soon
+            // as one is free.
             if let Some(Held { socket, packet }) = in_flight.release(limit) {
                 self.event(turn, socket, &packet);
                 continue;
@@ -729,6 +733,8 @@ impl Protocol for Client {
 
     fn poll(&mut self, turn: &mut Turn<'_, '_>) {
         self.advance(turn);
+        // Handlers come first, so that a socket which they disconnect leaves in the
+        // same turn.
         self.carry_out(turn);
     }
 
@@ -749,6 +755,8 @@ impl Protocol for Client {
             self.leave(turn, &socket, DisconnectReason::Connection(reason));
         }
         if let Some(in_flight) = &mut self.in_flight {
+            // No packet can cross a disconnect any more, and the names would keep the
+            // client from being done.
             in_flight.forget_all_left();
         }
     }

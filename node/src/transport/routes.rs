@@ -148,6 +148,8 @@ impl Routes {
         refuse(&self.engine, refused)
     }
 
+    /// Finds the kind of a request, in Node's order of checks: transport, session,
+    /// method, upgrade.
     async fn dispatch(&self, request: Request<Body>) -> Result<Response<Body>, Refused> {
         let config = &self.engine.config;
         let query = Query::parse(request.uri().query().unwrap_or_default())?;
@@ -331,6 +333,8 @@ impl Routes {
         request: Request<Body>,
         connection: &Arc<Connection>,
     ) -> Result<Response<Body>, Refused> {
+        // Begun before the body arrives, because a second POST meanwhile closes the
+        // session.
         let posting = connection.begin_post()?;
         let content_type = header_str(request.headers(), header::CONTENT_TYPE);
         let form = Form::of_request(content_type);
@@ -413,6 +417,8 @@ async fn admit(
 ) -> Result<(ConnectionPermit, Option<ClientAddress>), Refused> {
     let client = engine.client(extensions, headers);
     let permit = engine.acquire_permit(client.map(|client| client.ip()));
+    // Nobody knows when a connection will end, so the wait is drawn from the shortest
+    // range.
     let permit = permit.map_err(|limit| too_many(engine, limit, 0, client))?;
     if engine.refuses() {
         return Err(DRAINING);

@@ -231,6 +231,7 @@ impl Follows {
             let Some(own) = active.iter().find(is_own).filter(|_| to == node) else {
                 continue;
             };
+            // The page misses them as well as those that are dropped here.
             own.waiting.lock().1 += dropped;
             let is_line = |line: &String| {
                 line.len() <= MAX_LINE
@@ -275,6 +276,7 @@ impl Follows {
         if self.active.read().is_empty() {
             *observer = None;
         } else if observer.is_none() {
+            // The observer is kept here, so a strong handle would keep both for ever.
             let (weak, node) = (Arc::downgrade(self), server.node().to_string());
             let io = server.clone();
             *observer = Some(server.observe(move |observation| {

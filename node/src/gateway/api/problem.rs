@@ -31,19 +31,25 @@ pub(crate) enum Kind {
     Forbidden,
     NotFound,
     UnknownNamespace,
+    /// A revocation would have no effect.
     NoTokens,
     MethodNotAllowed,
     RequestTimeout,
+    /// The first call with the idempotency key has no response yet.
     InProgress,
     TooLarge,
     MediaType,
+    /// The idempotency key belongs to a call with another path or body, which is a
+    /// mistake of the caller.
     KeyReused,
     TooManyAttempts,
     Internal,
     Busy,
+    /// No other node has the event. The sockets of this node may have it.
     OtherNodes,
     Redis,
     Starting,
+    /// The revocation is in force for connected clients only.
     Full,
     Timeout,
     Credentials,
@@ -51,7 +57,10 @@ pub(crate) enum Kind {
     Origin,
     QueryTooLong,
     TooManyOpen,
+    /// Nobody has the event, so it can be repeated.
     NotStored,
+    /// Somebody may have the event, so a repetition without an idempotency key may
+    /// arrive twice.
     Unconfirmed,
     Stopping,
 }

@@ -221,6 +221,7 @@ fn set(what: impl Into<String>) -> KeyError {
     KeyError::Set(what.into())
 }
 
+/// The size is asked before the file is read, because it may be any file.
 fn read_file(path: &Path) -> Result<Vec<u8>, KeyError> {
     let failed = |error: std::io::Error| set(format!("{}: {error}", path.display()));
     let size = fs::metadata(path).map_err(failed)?.len();

@@ -116,6 +116,7 @@ impl WebSocket {
                     Some(Ok(Message::Close(_))) | None => {
                         return Err(Failure::Ended("closed by the other side".to_owned()));
                     }
+                    // The library answers pings of WebSocket by itself.
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Err(Failure::Ended(error.to_string())),
                 }

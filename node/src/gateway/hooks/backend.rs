@@ -149,6 +149,7 @@ pub(super) fn read_lists(
     }
     let lists = serde_json::from_slice::<Vec<&RawValue>>(response);
     let lists = lists.map_err(|error| Problem::new("", error.to_string()))?;
+    // Nobody can tell which list belongs to which event, so all are refused.
     if !lists.is_empty() && lists.len() != count {
         let found = lists.len();
         let what = format!("{found} lists of operations for {count} events");
@@ -456,10 +457,14 @@ struct Slots {
 }
 
 impl Slots {
+    /// Takes a slot, or waits for one. The semaphore gives slots in the order in which
+    /// requests wait.
     async fn enter(&self) -> Result<SemaphorePermit<'_>, Failure> {
         if let Ok(slot) = self.free.try_acquire() {
             return Ok(slot);
         }
+        // Counted before it is compared, so that two requests cannot take the last
+        // place.
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.queue {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Failure::Overloaded);

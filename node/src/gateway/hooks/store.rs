@@ -65,6 +65,7 @@ const BATCH: usize = 100;
 const GATHER: Duration = Duration::from_millis(50);
 
 /// How long a lease lasts, in milliseconds.
+/// Four renewals may fail in the meantime.
 const LEASE: &str = "10000";
 
 const RENEWAL: Duration = Duration::from_secs(2);
@@ -84,6 +85,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns 0 if the lease was unknown, 1 if it was over, 2 if it held; and a node whose
 /// lease is over.
+/// The clock is Redis's, because those of the nodes differ.
 const RENEW: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -340,6 +342,7 @@ impl Store {
             return;
         };
         if let Some(keeper) = link.keeper.get() {
+            // A renewal would take the lease again.
             keeper.abort();
         }
         let all = async {
@@ -530,6 +533,7 @@ impl Link {
                 None => forget.push(id.as_bytes()),
             }
         }
+        // No record is in both commands, so their order does not matter.
         for command in [set, forget] {
             if command.len() > 2 {
                 self.command(&command).await?;

@@ -22,6 +22,7 @@ use crate::gateway::session::user_room;
 pub(crate) fn read(json: &RawValue) -> Result<Vec<Operation>, Problem> {
     let list: Vec<&RawValue> = serde_json::from_str(json.get())
         .map_err(|error| Problem::new("", without_position(&error.to_string())))?;
+    // Each operation stays text until its form is known.
     list.into_iter()
         .enumerate()
         .map(|(index, operation)| {
@@ -122,6 +123,7 @@ fn without_position(text: &str) -> &str {
 }
 
 /// The name of the operation has been read before.
+/// Each form has the field nevertheless, because unknown fields are denied.
 type Op = serde::de::IgnoredAny;
 
 #[derive(Deserialize)]

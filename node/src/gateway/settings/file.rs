@@ -135,6 +135,8 @@ impl File {
             });
         }
         let sections = Spanned::new(document.span(), sections);
+        // Serde takes the sections, and the place of its error is looked up in them
+        // afterwards.
         let located = sections.clone();
         match Settings::deserialize(toml::de::Deserializer::from(sections)) {
             Ok(settings) => {
@@ -194,6 +196,7 @@ fn flat(option: &Arg, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, Strin
     }
 }
 
+/// Dates and tables are refused, because no flag has such a value.
 fn scalar(value: &DeValue<'_>) -> Result<String, String> {
     match value {
         DeValue::String(text) => Ok(text.as_ref().to_owned()),

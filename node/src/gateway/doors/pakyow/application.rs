@@ -263,6 +263,8 @@ fn reply(response: &Response<Bytes>) -> Reply {
         }
         let value = String::from_utf8_lossy(value.as_bytes());
         let known = headers.entry(name.to_string()).or_default();
+        // A header on several lines has the same meaning as one with commas. Only
+        // cookies differ, and they are left out.
         if !known.is_empty() {
             known.push_str(", ");
         }
