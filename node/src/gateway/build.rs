@@ -92,6 +92,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     } = parts;
     let Protocol { transports, .. } = &config.protocol;
     let mut limits = Limits::from(&config.limits);
+    // What is relayed needs descriptors beside those of clients.
     limits.sockets = config.relay.sockets(limits.sockets);
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -110,6 +111,8 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         .http_compression(config.protocol.http_compression.0)
         .trusted_proxies(trusted_proxies(config)?)
         .limits(limits);
+    // These doors decide about a client before the server sees its request, and hand
+    // the decision on with it.
     let doors = &config.settings.doors;
     if !doors.syncano.instances.is_empty() || !doors.channels.namespaces.is_empty() {
         builder = builder.keep_extension::<Granted>();

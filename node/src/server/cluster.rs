@@ -245,6 +245,7 @@ impl LiveNamespace {
             }
             Message::ServerSideEmit { event, args } => {
                 if !self.is_return(event, args) {
+                    // The other node waits for no result.
                     drop(self.start_server_side(event, args));
                 }
             }

@@ -48,6 +48,7 @@ pub(super) async fn findings(config: &RedisConfig) -> Vec<Finding> {
             "connection",
             format!("{server} responds, logged in within {took} ms"),
         ),
+        // Connecting has refused old versions and replicas.
         ok("version", version),
         ok("role", "a primary".to_owned()),
         clock(&mut connection).await,

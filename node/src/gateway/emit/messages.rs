@@ -139,6 +139,7 @@ impl Lines {
 
     fn read_line(&mut self) -> Result<usize, Failure> {
         self.buffer.clear();
+        // One byte more, so that a line that is too long differs from the longest one.
         let mut limited = (&mut self.reader).take(MAX_LINE_BYTES as u64 + 1);
         let read = limited
             .read_until(b'\n', &mut self.buffer)

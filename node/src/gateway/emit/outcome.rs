@@ -315,6 +315,7 @@ pub(super) fn conclude(tally: &Tally, failure: Option<&Failure>, as_json: bool) 
         say(tally, failure)
     };
     match (failure, said) {
+        // A failure counts more than a result that cannot be written.
         (Some(failure), _) => failure.status(),
         (None, Err(_)) => Status::Other,
         (None, Ok(())) => tally.status(),
@@ -322,6 +323,7 @@ pub(super) fn conclude(tally: &Tally, failure: Option<&Failure>, as_json: bool) 
 }
 
 fn say(tally: &Tally, failure: Option<&Failure>) -> io::Result<()> {
+    // Messages before a failure were emitted, so their result is shown as well.
     if tally.messages > 0 || failure.is_none() {
         io::stdout().write_all(tally.text().as_bytes())?;
     }

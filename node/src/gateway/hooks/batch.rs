@@ -185,6 +185,7 @@ impl Batches {
             let mut run = run.state.lock();
             if !run.is_over {
                 run.events.push_back(pending);
+                // Events of a run that is under way count as soon as it is ready again.
                 state.events += usize::from(run.is_ready);
                 return None;
             }

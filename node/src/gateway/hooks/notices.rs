@@ -116,6 +116,8 @@ impl Notices {
     /// Resolves when none is pending.
     pub(super) async fn flush(&self) {
         loop {
+            // Before the number is read, because a notification between the two would
+            // be missed.
             let done = self.is_done.notified();
             if self.pending.load(Ordering::Acquire) == 0 {
                 return;

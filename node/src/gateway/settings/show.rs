@@ -102,6 +102,7 @@ fn mask(key: &str, value: &mut Value) {
         .any(|word| key.split('_').any(|part| part == *word));
     match value {
         Value::String(text) if is_secret && !is_reference => MASK.clone_into(text),
+        // A URL may hold a password.
         Value::String(text) if text.contains("://") => *text = without_secrets(text),
         Value::Array(items) => items.iter_mut().for_each(|item| match item {
             // The elements of a list such as `token_from` name places, not secrets.
