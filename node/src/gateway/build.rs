@@ -92,7 +92,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     } = parts;
     let Protocol { transports, .. } = &config.protocol;
     let mut limits = Limits::from(&config.limits);
-    // What is relayed needs descriptors beside those of clients.
+    // Relayed requests need descriptors beside those of clients.
     limits.sockets = config.relay.sockets(limits.sockets);
     let mut builder = Server::builder()
         .path(&config.protocol.path)

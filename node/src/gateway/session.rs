@@ -56,10 +56,9 @@ impl SocketData {
         }
     }
 
-    /// The data of a client that comes back: what the application had set, and what the
-    /// authorizers show now. `None` if it is another user.
-    /// What the authorizers show now wins over what was stored: rights may have changed
-    /// meanwhile.
+    /// The data of a client that comes back: the application's stored data, and that of the
+    /// authorizers. `None` if it is another user.
+    /// The authorizers' data wins, because rights may have changed meanwhile.
     pub(crate) fn recovered(former: Value, now: Option<Arc<Self>>) -> Option<Self> {
         let now = now.map(Arc::unwrap_or_clone).unwrap_or_default();
         let Value::Object(mut former) = former else {

@@ -17,8 +17,8 @@
 //! Node's server.
 //!
 //! **Why a poll that is dropped ends the session.** hyper drops the future when the
-//! client has closed the connection. What the response would have had is gone with it,
-//! and the client cannot tell which packets it has missed.
+//! client has closed the connection. The packets of the response are gone with it, and the
+//! client cannot tell which it has missed.
 
 use std::{
     collections::VecDeque,

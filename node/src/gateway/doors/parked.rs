@@ -6,8 +6,8 @@
 //! **Why by address and by key.** An address bounds clients that show nothing, and a
 //! key one application behind many addresses.
 //!
-//! **Why the future leaves the request.** A poll waits for most of its life. What HTTP
-//! has read for it, and its headers, would be kept for that time by every client that
+//! **Why the future leaves the request.** A poll waits for most of its life. Its
+//! headers and the read buffer of HTTP would be kept for that time by every client that
 //! waits.
 
 use std::{
