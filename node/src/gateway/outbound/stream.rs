@@ -70,13 +70,14 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// Whether it is still open, as far as the kernel has told, and nothing has arrived unasked.
+    /// Bytes that nobody has asked for would be taken for the next response.
     pub(super) fn is_usable(&mut self) -> bool {
         match self {
             Self::Tcp(stream) => {
                 let read = stream.try_read(&mut [0]);
                 read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             }
-            // What arrives may be for TLS itself, such as a ticket.
+            // The bytes may be for TLS itself, such as a ticket.
             Self::Tls(stream) => {
                 let mut cx = Context::from_waker(Waker::noop());
                 let mut byte = [0];
