@@ -124,7 +124,8 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().pending_acks, value_parser = values::count)]
     pub(crate) max_pending_acks: usize,
 
-    /// Broadcasts at least once that one socket may leave unacknowledged; the oldest are not sent again
+    /// Broadcasts at least once that one socket may leave unacknowledged; the oldest are
+    /// not sent again
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().unacknowledged_events, value_parser = values::count)]
     pub(crate) max_unacknowledged: usize,

@@ -202,7 +202,8 @@ fn select<'a>(
     }
 }
 
-/// The same for an event. One that is received at least once goes by way of the journal, also to a single socket.
+/// The same for an event. One that is received at least once goes by way of the journal,
+/// also to a single socket.
 fn select_to_emit<'a>(
     whom: Whom,
     namespace: &BroadcastOperator,
