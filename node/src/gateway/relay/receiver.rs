@@ -68,6 +68,7 @@ impl Receiver {
 
 async fn receive(State(receiver): State<Receiver>, request: Request, next: Next) -> Response {
     let inner = &*receiver.0;
+    // The body comes last, so that one of a stranger is never read.
     let received = match inner.verify(&request) {
         Ok(verified) => inner.receive(request, &verified).await,
         Err(reason) => Err(reason),
@@ -104,9 +105,12 @@ impl Inner {
             method: request.method(),
             path: path.map_or("/", |path| path.as_str()),
         };
+        // Without the time of the cluster, an old signature looks like a new one.
         let now = self.server.cluster_time().ok_or("time")?;
         let verified = self.keys.verify(signed, header.unwrap_or_default(), now);
         let verified = verified.map_err(|invalid| invalid.label())?;
+        // Only numbers of valid signatures are noted, because a stranger could use up
+        // those of a node.
         let mut senders = self.senders.lock();
         match senders.note(&verified.sender, verified.number, now, 2 * TOLERANCE) {
             true => Ok(verified),

@@ -69,6 +69,7 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 const HEAD_BYTES: usize = 640;
 
 /// Headers of requests that matter to a session.
+/// After the handshake, it reads no others.
 const REQUEST_HEADERS: [HeaderName; 7] = [
     header::ACCEPT_ENCODING,
     header::CONNECTION,
@@ -131,6 +132,7 @@ struct Target<'a> {
 #[derive(Debug)]
 enum Failed {
     /// The session is lost to the client.
+    /// The client gets the error of an unknown session, and opens a new one.
     Session(Outcome),
     /// The client gets this status.
     Status(StatusCode, Outcome),
@@ -221,6 +223,8 @@ impl Sender {
             mut request,
             ..
         } = foreign;
+        // Taken before the body is read, because a request beyond the limit shall cost
+        // little.
         let open = Open::new(self)?;
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
@@ -242,6 +246,8 @@ impl Sender {
         let response = match ended {
             Ok(response) => response,
             Err(Ended::Owner) => return Err(Failed::Session(Outcome::Gone)),
+            // The session goes on, so its response is waited for. That of a poll comes
+            // at once, because the owner ends it.
             Err(Ended::This) => {
                 let response = tokio::select! {
                     response = timeout(CLOSE_TIMEOUT, responding) => response,
@@ -251,6 +257,7 @@ impl Sender {
                 response.map_err(|_| late)?
             }
         };
+        // The body is not needed any more, so others may take its room.
         drop(held);
         match response {
             Ok(Ok(Forwarded::Response(response))) if response.status() == REFUSED => {
@@ -259,6 +266,7 @@ impl Sender {
             Ok(Ok(Forwarded::Response(response))) => Ok(respond(response, self.limits.stall, open)),
             Ok(Ok(Forwarded::Switched(response, stream, there))) => {
                 let (from_owner, to_owner) = split(stream);
+                // The first bytes of the WebSocket may have come with the response.
                 let owner = join(Cursor::new(there).chain(from_owner), to_owner);
                 Ok(self.switch(response, (upgrade, owner), end, open))
             }
