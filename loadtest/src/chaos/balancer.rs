@@ -71,12 +71,12 @@ impl Balancer {
 
 fn configuration(address: SocketAddr, control: &Path, nodes: &[Addresses]) -> String {
     let mut text = format!(
-        "global\n  stats socket {} level admin\n\
+        "global\n  stats socket unix@{} level admin\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
          timeout http-keep-alive 60s\n  timeout tunnel 1h\n  timeout client-fin 10s\n  \
          retries 2\n  option redispatch 1\n  retry-on conn-failure empty-response 503\n\
          frontend clients\n  bind {address}\n  default_backend nodes\n\
-         backend nodes\n  balance roundrobin\n  http-request disable-l7-retry if METH_POST\n  \
+         backend nodes\n  balance roundrobin\n  http-response set-header X-Node %s\n  http-request disable-l7-retry if METH_POST\n  \
          option httpchk GET /readyz\n  http-check expect status 200\n  \
          default-server inter 250ms fall 1 rise 1\n",
         control.display()

@@ -307,7 +307,7 @@ impl Clients {
         let first = (index + self.clients[index].attempts as usize) % NODES;
         let one = &mut self.clients[index];
         let node = match places.balancer.get() {
-            // The balancer chooses a node, and the client does not learn which.
+            // The balancer chooses a node, and names it to WebSockets only.
             Some(_) => Some(NODES),
             None => places.up_from(first),
         };
@@ -372,6 +372,15 @@ impl Clients {
 }
 
 impl Sink for Clients {
+    fn led_to(&mut self, client: usize, node: &str) {
+        let number = node
+            .strip_prefix("node")
+            .and_then(|number| number.parse().ok());
+        if let Some(number @ 1..=NODES) = number {
+            self.clients[client].node = number - 1;
+        }
+    }
+
     fn admitted(&mut self, client: usize, body: &[u8]) {
         let one = &mut self.clients[client];
         let reply: Value = serde_json::from_slice(body).unwrap_or_default();

@@ -37,7 +37,7 @@ use account::{Promise, Publication, Told, account, pace};
 use crowd::Crowd;
 use faults::{FAULTS, Fault, Scene};
 use publisher::Publisher;
-use stage::{Places, Programs, Servers, Stage, progress, wait_until};
+use stage::{Places, Programs, Servers, Setup, Stage, progress, wait_until};
 use table::{Of, Row};
 use watcher::Watcher;
 
@@ -104,6 +104,9 @@ pub(crate) struct Chaos {
     /// Messages per second and publisher, at most
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rate: u32,
+    /// Clients connect through HAProxy, which chooses the nodes
+    #[arg(long, conflicts_with = "soak")]
+    balancer: bool,
     /// The servers of the cluster. Those of Node.js have one mode
     #[arg(long, value_enum, default_value = "roomcast", conflicts_with_all = ["modes", "soak"])]
     servers: Servers,
@@ -252,7 +255,11 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
 /// Causes a fault once, and makes the account of each mode.
 fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>> {
     let modes = options.modes();
-    let mut stage = Stage::start(folder, options.programs()?, modes, fault.setup)?;
+    let setup = Setup {
+        has_balancer: options.balancer,
+        ..fault.setup
+    };
+    let mut stage = Stage::start(folder, options.programs()?, modes, setup)?;
     let member = options.member.then(|| stage.start_member()).transpose()?;
     let watcher = Watcher::start(&stage.places);
     let (clients, rooms) = (options.clients as usize, options.rooms as usize);

@@ -72,6 +72,8 @@ pub(crate) struct Head {
     pub(crate) cookies: String,
     /// Value of `Sec-WebSocket-Accept`.
     pub(crate) accept: Option<String>,
+    /// Value of `X-Node`, with which a balancer can name the server that it has chosen.
+    pub(crate) node: Option<String>,
     is_kept: bool,
     framing: Framing,
 }
@@ -95,6 +97,7 @@ impl Head {
             status: parsed.code?,
             cookies: String::new(),
             accept: None,
+            node: None,
             is_kept: parsed.version == Some(1),
             framing: Framing::UntilEnd,
         };
@@ -116,6 +119,7 @@ impl Head {
             }
             "connection" if value.eq_ignore_ascii_case("close") => self.is_kept = false,
             "sec-websocket-accept" => self.accept = Some(value.to_owned()),
+            "x-node" => self.node = Some(value.to_owned()),
             "set-cookie" => {
                 if !self.cookies.is_empty() {
                     self.cookies.push_str("; ");

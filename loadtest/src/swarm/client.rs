@@ -237,7 +237,10 @@ impl Client {
                 self.keep(WEBSOCKET, rest);
                 return Ok(());
             };
-            self.check_upgrade(&rest[..head_end])?;
+            let head = self.check_upgrade(&rest[..head_end])?;
+            if let Some(node) = &head.node {
+                sink.led_to(self.index, node);
+            }
             rest = &rest[head_end..];
             self.begin_on_websocket(context)?;
         }
@@ -499,7 +502,7 @@ impl Client {
             .is_some_and(|link| !link.has_upgraded())
     }
 
-    fn check_upgrade(&self, head: &[u8]) -> Result<(), End> {
+    fn check_upgrade(&self, head: &[u8]) -> Result<http::Head, End> {
         let Some(head) = http::Head::parse(head) else {
             return Err(End::Protocol("a response that is not HTTP".into()));
         };
@@ -512,7 +515,7 @@ impl Client {
         if head.accept.as_deref() != Some(websocket::ACCEPT) {
             return Err(End::Protocol("a wrong answer to the WebSocket key".into()));
         }
-        Ok(())
+        Ok(head)
     }
 
     fn begin_on_websocket(&mut self, context: &mut Context<'_>) -> Result<(), End> {

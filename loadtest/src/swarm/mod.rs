@@ -105,6 +105,8 @@ impl From<Errno> for End {
 
 /// Receives the clients' packets. Times are those of the read.
 pub(crate) trait Sink {
+    /// A balancer has named the server to which it led a client's WebSocket.
+    fn led_to(&mut self, _client: usize, _node: &str) {}
     /// The namespace has accepted a client, with this body.
     fn admitted(&mut self, _client: usize, _body: &[u8]) {}
     /// A client is connected to its namespace, on its final transport.
