@@ -1,7 +1,7 @@
 //! One program for all fuzz targets, so that there is one build and one link.
 //!
 //! `../run` builds it and chooses the target with `ROOMCAST_FUZZ_TARGET`. Every decoder is public in
-//! `roomcast-protocol`.
+//! `roomcast-protocol`, except the reader of responses (`response`).
 
 #![no_main]
 
@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 
+mod response;
 mod targets;
 mod wire;
 

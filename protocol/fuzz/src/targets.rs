@@ -8,7 +8,7 @@ use roomcast_protocol::msgpack::{
     Reader as MsgpackReader, TranscodeLimits, json_to_msgpack, msgpack_to_json, read_event,
 };
 
-use crate::wire;
+use crate::{response, wire};
 use roomcast_protocol::engine_io::open::{MAX_QUERY_KEYS, Query};
 use roomcast_protocol::engine_io::packet::{
     Message, Packet, decode_binary_v3, decode_text, decode_text_v3, write_binary_message,
@@ -38,6 +38,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("pakyow_frame", pakyow_frame),
     ("channels_frame", channels_frame),
     ("syncano_request", syncano_request),
+    ("http_response", response::http_response),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
     ("wire_classic", wire::classic),
