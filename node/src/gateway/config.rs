@@ -4,6 +4,14 @@
 //! Values are parsed here, once (see `values`). `build` and `run` decide what they do. Environment
 //! variables and switches are completed in one place, `options::complete`. The file's values become
 //! defaults of the options, see `settings`.
+//!
+//! ```text
+//! arguments, environment ─► first pass ─► file ─► its values become defaults ─► second pass
+//!                                           └─► sections ────────► Config ◄───────────┘
+//! ```
+//!
+//! So clap alone decides whether the flag, the variable, the file or the default
+//! counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,13 @@
 //! Messages that a namespace keeps: publishing them, and reading them again.
+//!
+//! ```text
+//! publish:    one room, within the limits ─► stored and emitted by one step of the log
+//! join_from:  hold what arrives ─► join ─► read the logs ─► kept events ─► held ones that are new
+//! ```
+//!
+//! **Why a join comes before the reading.** An event that is published meanwhile is in
+//! the log, or arrives, or both. Arriving events are held until those of the log are
+//! sent, and their ids show which of them the client has.
 
 use std::sync::Arc;
 

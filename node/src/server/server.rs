@@ -2,6 +2,13 @@
 //!
 //! Ownership runs one way: handles, routes and connections keep [`Inner`] alive, and it keeps the
 //! namespaces. A namespace refers back weakly. When the last owner goes, the lanes stop.
+//!
+//! ```text
+//! close: no new connections ─► others stop asking ─► clients leave ─► handlers end ─► sessions ─► bus
+//!                                  up to 1 s                      drain timeout     stored     up to 2 s
+//! ```
+//!
+//! The bus is closed last, because handlers and sessions need it until then.
 
 use std::{
     any::Any,
@@ -327,6 +334,7 @@ impl Inner {
             let seconds = self.drain_timeout.as_secs_f64();
             tracing::warn!(seconds, "handlers still run after the drain timeout");
         }
+        // After the connections, because the end of each changes a session.
         let live: Vec<_> = self.live.read().values().cloned().collect();
         for recovery in live
             .iter()
@@ -365,6 +373,8 @@ impl Inner {
 
     /// A user has left a dynamic namespace. The last one removes it.
     pub(super) fn leave(&self, namespace: &Arc<LiveNamespace>) {
+        // No client enters between the count and the removal, because entering takes
+        // this lock, too.
         let mut live = self.live.write();
         if namespace.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             live.remove(&namespace.name);

@@ -1,4 +1,19 @@
 //! A connected socket: one client in one namespace.
+//!
+//! ```text
+//!   handlers ────┐               ┌─► emit: outbox of the connection
+//!   other tasks ─┼─► any clone ──┼─► join, leave: room index of the namespace
+//!   driver ──────┘               └─► disconnect: state ─► the driver is woken, and leaves
+//! ```
+//!
+//! Anybody may hold a clone, use it from any thread, and keep it after the client has
+//! gone. So each call looks at the state. An emit to a socket that has left fails, even
+//! if its connection serves other namespaces.
+//!
+//! **Why `disconnect()` only sets the state.** A handler may call it while one of its
+//! packets is being handled. Only the driver takes the socket out of its namespace,
+//! between two packets. It begins with `mark_gone`, which succeeds once, because
+//! client, server and connection may end the socket at the same time.
 
 use std::{
     any::Any,

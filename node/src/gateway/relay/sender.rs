@@ -4,6 +4,15 @@
 //! A body is received completely before it is passed on, because its digest is signed and
 //! the session takes it as a whole anyway. A response is passed on as it comes.
 //! Connections to owners are kept for the next request.
+//!
+//! ```text
+//! request ─► place ─► body ─► connections to the owner ─► signed head, body ─┬─► response, passed on
+//!             503    400, 408,   lease over, not reached,     no response     ├─► 101: streams are joined
+//!                      503            session lost            session lost    └─► 421: session lost
+//!
+//! this node closes ─► a poll: its owner ends it
+//!                └──► anything else: 503, unless the response comes within 2 s
+//! ```
 
 use std::{
     collections::{HashMap, HashSet},
