@@ -104,6 +104,13 @@ pub struct BroadcastOperator {
 impl BroadcastOperator {
     emitter::narrowing!();
 
+    /// Has clients acknowledge the event, and receive it again if they come back and have
+    /// not. See [`BroadcastOperator::at_least_once`](crate::BroadcastOperator::at_least_once).
+    pub fn at_least_once(mut self) -> Self {
+        self.target.flags.at_least_once = true;
+        self
+    }
+
     /// Publishes the event once, however often it is emitted with this key. See
     /// [`BroadcastOperator::idempotency_key`](crate::BroadcastOperator::idempotency_key).
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {

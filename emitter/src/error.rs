@@ -46,6 +46,11 @@ pub enum EmitError {
     /// A server-side emit goes to all servers, so it takes no rooms.
     #[error("a server-side emit goes to all servers and takes neither rooms nor exceptions")]
     ServersHaveNoRooms,
+    /// The broadcast cannot be emitted
+    /// [at least once](crate::BroadcastOperator::at_least_once), for this reason. Nothing
+    /// was published.
+    #[error("cannot be emitted at least once: {0}")]
+    AtLeastOnce(&'static str),
     /// The message cannot be encoded for the cluster.
     #[error(transparent)]
     Wire(#[from] WireError),

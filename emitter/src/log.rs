@@ -40,6 +40,9 @@ pub const COUNTER_LIFE: u64 = 30 * 24 * 60 * 60;
 /// receive what was emitted meanwhile.
 const LIMITS_LIFE: &str = "86400";
 
+/// What follows the limits of a journal whose broadcasts can be emitted at least once.
+const AT_LEAST_ONCE: &str = " at-least-once";
+
 /// The script that stores one broadcast, in the log of a room, in the journal, or in both.
 pub static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
@@ -129,12 +132,17 @@ impl Default for JournalLimits {
 }
 
 impl JournalLimits {
-    /// The command with which a node tells emitters that the namespace has a journal.
-    pub fn announce(&self, key: &str) -> [String; 5] {
+    /// The command with which a node tells emitters that the namespace has a journal, and
+    /// whether its broadcasts can be emitted at least once.
+    pub fn announce(&self, key: &str, at_least_once: bool) -> [String; 5] {
         let Self {
             messages, bytes, ..
         } = self;
-        let limits = format!("{messages} {bytes} {}", seconds(self.age));
+        let mut limits = format!("{messages} {bytes} {}", seconds(self.age));
+        if at_least_once {
+            // Emitters without this feature read three numbers, and stop.
+            limits += AT_LEAST_ONCE;
+        }
         ["SET", key, &limits, "EX", LIMITS_LIFE].map(str::to_owned)
     }
 
@@ -152,15 +160,16 @@ impl JournalLimits {
     }
 
     /// Reads what [`announce`](Self::announce) has written.
-    pub fn read(text: &str) -> Option<Self> {
+    pub fn read(text: &str) -> Option<(Self, bool)> {
         let mut numbers = text.split(' ').map(str::parse::<u64>);
         let mut next = || numbers.next()?.ok();
         let [messages, bytes, age] = [next()?, next()?, next()?];
-        Some(Self {
+        let limits = Self {
             messages: usize::try_from(messages).unwrap_or(usize::MAX),
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             age: Duration::from_secs(age),
-        })
+        };
+        Some((limits, text.ends_with(AT_LEAST_ONCE)))
     }
 }
 

@@ -288,6 +288,12 @@ fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
     let id = |said: &Value| said["position"]["id"].as_u64().unwrap();
     assert!(id(&second) > id(&first));
     assert_eq!(emit(&["--volatile"])["position"], Value::Null);
+    let refused = emit(&["--at-least-once"]);
+    let reason = refused["error"].as_str().unwrap();
+    assert!(
+        reason.contains("recovery with `at_least_once` turned on"),
+        "{refused}"
+    );
     let once = ["--idempotency-key=order-7"];
     let (first, again) = (emit(&once), emit(&once));
     assert_eq!(first["position"], again["position"]);

@@ -72,8 +72,8 @@ pub trait Log: Send + Sync + 'static {
 
     /// Tells emitters that the namespace has a journal, so that they append to it what
     /// they publish. To be repeated now and then, because Redis may lose it. Default:
-    /// there are no emitters.
-    fn announce(&self) -> BusFuture<Result<(), BusError>> {
+    /// there are no emitters. `at_least_once`: whether broadcasts can be emitted so.
+    fn announce(&self, _at_least_once: bool) -> BusFuture<Result<(), BusError>> {
         Box::pin(ready(Ok(())))
     }
 

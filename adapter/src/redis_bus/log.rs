@@ -311,13 +311,13 @@ impl Log for RedisLog {
         Box::pin(async move { Ok(reading.read_journal(page, limit).await?) })
     }
 
-    fn announce(&self) -> BusFuture<Result<(), BusError>> {
+    fn announce(&self, at_least_once: bool) -> BusFuture<Result<(), BusError>> {
         let Some(limits) = self.limits.journal else {
             return Box::pin(ready(Ok(())));
         };
         let channels = self.outgoing.wire.channels();
         let key = channels.journal_limits(&self.namespace.name);
-        let command = limits.announce(&key);
+        let command = limits.announce(&key, at_least_once);
         let written = self.outgoing.command(&command, Route::Key(&key));
         Box::pin(async move {
             written.await?;

@@ -85,6 +85,7 @@ impl Core {
         message: &Message,
         once: Option<&Once>,
     ) -> Result<Delivery, EmitError> {
+        self.check_at_least_once(namespace, message).await?;
         if self.encoder.has_stream() && once.is_some() {
             let reason = "the streams dialect has no idempotency keys";
             return Err(EmitError::Refused(reason.into()));
@@ -120,6 +121,30 @@ impl Core {
                 Err(error) => self.pause(&mut tried, error).await?,
             }
         }
+    }
+
+    /// Fails if a message cannot be emitted at least once, but shall be.
+    async fn check_at_least_once(
+        &self,
+        namespace: &str,
+        message: &Message,
+    ) -> Result<(), EmitError> {
+        let flags = message.target().map(|target| target.flags);
+        let Some(flags) = flags.filter(|flags| flags.at_least_once) else {
+            return Ok(());
+        };
+        let reason = if flags.volatile {
+            "it is volatile, so it is not in the journal"
+        } else if self.encoder.has_stream() {
+            "in the streams dialect, nodes do not tell emitters whether it can be"
+        } else {
+            // In a box, because few emits get here.
+            match Box::pin(self.find_journal(namespace)).await? {
+                Some(journal) if journal.at_least_once => return Ok(()),
+                _ => "the namespace needs recovery with `at_least_once` turned on",
+            }
+        };
+        Err(EmitError::AtLeastOnce(reason))
     }
 
     /// Appends a message to the stream.
@@ -328,6 +353,7 @@ impl Core {
         if self.answers.is_none() {
             return Err(EmitError::NoAnswers);
         }
+        self.check_at_least_once(namespace, message).await?;
         let is_stored = !self.encoder.has_stream()
             && is_journaled(message)
             && self.find_journal(namespace).await?.is_some();

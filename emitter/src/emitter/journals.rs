@@ -33,7 +33,8 @@ pub(super) struct Journals {
 struct Known {
     at: Instant,
     names: Arc<Names>,
-    limits: Option<JournalLimits>,
+    /// The limits, and whether broadcasts can be emitted at least once.
+    announced: Option<(JournalLimits, bool)>,
 }
 
 /// The journal of a namespace.
@@ -41,13 +42,17 @@ struct Known {
 pub(super) struct Journal {
     pub(super) names: Arc<Names>,
     pub(super) limits: JournalLimits,
+    /// Whether broadcasts can be emitted at least once.
+    pub(super) at_least_once: bool,
 }
 
 impl Known {
     fn journal(&self) -> Option<Journal> {
+        let (limits, at_least_once) = self.announced?;
         Some(Journal {
             names: Arc::clone(&self.names),
-            limits: self.limits?,
+            limits,
+            at_least_once,
         })
     }
 }
@@ -81,7 +86,7 @@ impl Journals {
             return Ok(known.journal());
         }
         let names = self.names(channels, namespace);
-        let limits = match Box::pin(transport.get(&names.limits)).await {
+        let announced = match Box::pin(transport.get(&names.limits)).await {
             Ok(text) => text.and_then(|text| JournalLimits::read(&text)),
             Err(EmitError::Refused(_)) => None,
             // The reply to a question is lost, and no message.
@@ -89,7 +94,11 @@ impl Journals {
             Err(error) => return Err(error),
         };
         let at = Instant::now();
-        let found = Known { at, names, limits };
+        let found = Known {
+            at,
+            names,
+            announced,
+        };
         let mut known = self.known.lock();
         if known.len() >= MAX_NAMESPACES {
             known.clear();

@@ -64,6 +64,25 @@ impl BroadcastOperator {
         self
     }
 
+    /// Has the client of each socket acknowledge the event, and receive it again if it
+    /// comes back and has not. The handler of the official client receives a function as
+    /// its last argument, and calls it when it has done its work. It may receive an event
+    /// twice, and should look at an id in the arguments.
+    ///
+    /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed). What
+    /// clients acknowledge is not returned. Clients of Node.js servers receive the event
+    /// at most once.
+    ///
+    /// # Errors
+    ///
+    /// The emit fails with [`EmitError::AtLeastOnce`] if the namespace has no recovery
+    /// with `at_least_once` turned on, or the event is volatile. In the streams dialect it
+    /// always fails, because nodes do not tell emitters there: use the HTTP API.
+    pub fn at_least_once(mut self) -> Self {
+        self.target.flags.at_least_once = true;
+        self
+    }
+
     pub(crate) fn with_target(mut self, target: Target) -> Self {
         self.target = target;
         self
@@ -113,6 +132,10 @@ impl BroadcastOperator {
         args: impl IntoArgs,
     ) -> Result<Answers<T>, EmitError> {
         let args = checked(event, args)?;
+        if self.target.flags.at_least_once {
+            let reason = "its acknowledgements are awaited, so it is not in the journal";
+            return Err(EmitError::AtLeastOnce(reason));
+        }
         let timeout = self.timeout_or_default();
         let question = Question::Acks {
             target: self.target.clone(),

@@ -35,7 +35,7 @@ impl Journal {
     async fn start(dialect: Dialect, parser: Parser) -> Self {
         let redis = Redis::start();
         let channels = Channels::new("socket.io", dialect);
-        let announce = JournalLimits::default().announce(&channels.journal_limits("/"));
+        let announce = JournalLimits::default().announce(&channels.journal_limits("/"), false);
         redis.command(&announce.each_ref().map(String::as_str));
         let subscribe = match dialect {
             Dialect::Classic | Dialect::Streams => "SUBSCRIBE",
@@ -93,6 +93,42 @@ impl Journal {
         let mut redis = connect(&self.redis.url()).await;
         let len = redis.command(&["XLEN", &key]).await.unwrap();
         len.integer().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn events_are_emitted_at_least_once_where_nodes_tell_that_it_is_turned_on() {
+    for dialect in DIALECTS {
+        let mut journal = Journal::start(dialect, Parser::Msgpack).await;
+        let emitter = journal.emitter(Parser::Msgpack).await;
+        let is_refused = |error: EmitError| matches!(error, EmitError::AtLeastOnce(_));
+        let off = emitter.of("/").at_least_once().emit("a", 1).await;
+        assert!(is_refused(off.unwrap_err()), "{dialect:?}");
+        let key = journal.wire.channels().journal_limits("/");
+        let announce = JournalLimits::default().announce(&key, true);
+        let announce = announce.each_ref().map(String::as_str);
+        journal.redis.command(&announce);
+        // The first one believes for a moment what it has read.
+        let emitter = journal.emitter(Parser::Msgpack).await;
+        let on = || emitter.of("/").at_least_once();
+        let volatile = on().volatile().emit("b", 1).await;
+        assert!(is_refused(volatile.unwrap_err()));
+        let awaited = on().emit_with_ack::<()>("c", 1).await;
+        assert!(is_refused(awaited.unwrap_err()));
+        let stored = on().to("room").emit("d", 1).await.unwrap();
+        // Those that were refused were not published.
+        let (_, payload) = journal.ear.next().await;
+        let read = journal.wire.read("/", Kind::Broadcast, &payload).unwrap();
+        let Incoming::Message {
+            message: Message::Broadcast { target, event, .. },
+            position,
+            ..
+        } = read
+        else {
+            panic!("{read:?}");
+        };
+        assert_eq!((&*event, position), ("d", stored.position));
+        assert!(position.is_some() && target.flags.at_least_once);
     }
 }
 

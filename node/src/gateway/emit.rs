@@ -96,6 +96,12 @@ pub(crate) struct EmitOptions {
     #[arg(long)]
     volatile: bool,
 
+    /// Have clients acknowledge the message, and receive it again if they come back and have not
+    ///
+    /// The namespace needs recovery with at_least_once turned on. The acknowledgements are not printed.
+    #[arg(long, conflicts_with_all = ["volatile", "ack", "file"])]
+    at_least_once: bool,
+
     /// Wait until all nodes have reported how many sockets the message reached
     #[arg(long)]
     confirm: bool,
@@ -173,6 +179,10 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
             let problem = "--idempotency-key takes one message, not a file";
             Err(Failure::Usage(problem.to_owned()))
         }
+        (Source::StandardInput, _) if options.at_least_once => {
+            let problem = "--at-least-once takes one message, not a file";
+            Err(Failure::Usage(problem.to_owned()))
+        }
         (Source::StandardInput, _) if options.ack => {
             let problem = "--ack takes one message, not a file";
             Err(Failure::Usage(problem.to_owned()))
@@ -222,6 +232,9 @@ impl EmitOptions {
         let mut to = self.operator(emitter, message);
         if let Some(key) = &self.idempotency_key {
             to = to.idempotency_key(key.as_str());
+        }
+        if self.at_least_once {
+            to = to.at_least_once();
         }
         if self.ack {
             tally.acknowledged(to.emit_with_ack(event, args)?);

@@ -285,14 +285,15 @@ impl Journal {
     }
 
     /// Finds out where the journal ends. The namespace is subscribed already, so that
-    /// what is published later arrives.
-    pub(super) async fn begin(self: Arc<Self>) {
+    /// what is published later arrives. Emitters are told whether broadcasts can be emitted
+    /// at least once.
+    pub(super) async fn begin(self: Arc<Self>, at_least_once: bool) {
         self.find_end().await;
         let journal = Arc::downgrade(&self);
         drop(self);
         // The limits are written again and again, because Redis may lose them.
         while let Some(journal) = journal.upgrade() {
-            if let Err(error) = journal.log.announce().await {
+            if let Err(error) = journal.log.announce(at_least_once).await {
                 tracing::debug!(%error, "emitters may not know of a journal yet");
             }
             drop(journal);

@@ -113,7 +113,9 @@ impl LiveNamespace {
             // The journal finds its beginning in a task, because nothing here may wait.
             let journal = journal.map(|log| {
                 let journal = Arc::new(Journal::new(log, handlers.recovery.is_some()));
-                let begin = Arc::clone(&journal).begin();
+                let recovery = handlers.recovery.as_ref();
+                let at_least_once = recovery.is_some_and(|recovery| recovery.at_least_once);
+                let begin = Arc::clone(&journal).begin(at_least_once);
                 drop(server.tasks.runtime().spawn(begin));
                 journal
             });

@@ -4,11 +4,13 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const { execFile } = require("node:child_process");
 const { createHash } = require("node:crypto");
 const { mkdtempSync, rmSync } = require("node:fs");
 const { tmpdir } = require("node:os");
 const { join } = require("node:path");
 const { after, afterEach, before, describe, test } = require("node:test");
+const { promisify } = require("node:util");
 const { io } = require("socket.io-client");
 
 const { startRedis } = require("./cluster/redis");
@@ -144,7 +146,8 @@ describe("recovery", { timeout: 300_000 }, () => {
     client.io.uri = two.url;
     isDone = () => true;
     await one.kill();
-    await order(two, 7);
+    const command = ["emit", "--redis", redis.url, "--at-least-once", "--room", "news", "order", '{"number":7}'];
+    await promisify(execFile)(process.env.ROOMCAST, command);
     await until("the client to be back", () => client.connected && received.includes(7), PATIENCE);
     assert.deepEqual([client.recovered, client.id], [true, id]);
     // Once more 4, and of the others those that the killed node had not written to be acknowledged.
