@@ -15,6 +15,7 @@ use roomcast_protocol::{
     id::{NodeId, SocketId},
     message::{Message, Position},
     question::{Answer, Answered, Question},
+    receipt::Receipt,
     target::Target,
 };
 
@@ -144,6 +145,12 @@ pub trait BusHandle: Send + Sync + 'static {
         Box::pin(ready(Err(BusError::Invalid(reason))))
     }
 
+    /// Keeps the receipt of a broadcast with its idempotency key, for those that repeat it. Nothing happens if the
+    /// result is not kept any more. Default: the bus has no keys.
+    fn keep_receipt(&self, _once: Once, _receipt: Receipt) -> BusFuture<Result<(), BusError>> {
+        Box::pin(ready(Ok(())))
+    }
+
     /// Opens the logs of the namespace. `None` if the bus keeps none, which is the default.
     fn log(&self, _limits: LogLimits) -> Option<Arc<dyn Log>> {
         None
@@ -178,6 +185,8 @@ pub struct Published {
     pub position: Option<Position>,
     /// Whether it was published earlier, under the same idempotency key, and not now.
     pub is_replayed: bool,
+    /// The receipt of that one, if it was [kept](BusHandle::keep_receipt).
+    pub receipt: Option<Receipt>,
 }
 
 /// A namespace of a node, as it introduces itself to the bus.

@@ -15,6 +15,7 @@ use roomcast_protocol::{
     id::NodeId,
     message::Message,
     question::{Answered, Question},
+    receipt::Receipt,
     target::Target,
 };
 use tokio::sync::RwLock;
@@ -168,6 +169,14 @@ impl BusHandle for Handle {
                 })
             };
             keys.once(&namespace, &once, publishing).await
+        })
+    }
+
+    fn keep_receipt(&self, once: Once, receipt: Receipt) -> BusFuture<Result<(), BusError>> {
+        let (keys, namespace) = (self.bus.keys.clone(), self.namespace.clone());
+        Box::pin(async move {
+            keys.keep(&namespace, &once, receipt).await;
+            Ok(())
         })
     }
 

@@ -4,6 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
+use roomcast_protocol::receipt::Receipt;
+
 use crate::bus::{BusError, Once, Published};
 
 /// The most results that are kept. Those that lapse first are forgotten for new ones.
@@ -28,7 +30,7 @@ impl MemoryKeys {
         once: &Once,
         publish: impl Future<Output = Result<Published, BusError>> + Send,
     ) -> Result<Published, BusError> {
-        let key: Box<str> = [namespace, "~", &once.key].concat().into();
+        let key = key(namespace, once);
         let mut kept = self.0.lock().await;
         let now = now();
         if let Some(first) = kept.get(&key).filter(|first| first.lapses > now) {
@@ -59,12 +61,26 @@ impl MemoryKeys {
         kept.insert(key, first);
         Ok(published)
     }
+
+    /// Keeps the receipt of a broadcast with its result.
+    pub async fn keep(&self, namespace: &str, once: &Once, receipt: Receipt) {
+        let mut kept = self.0.lock().await;
+        if let Some(first) = kept.get_mut(&key(namespace, once))
+            && first.fingerprint == once.fingerprint
+        {
+            first.published.receipt.get_or_insert(receipt);
+        }
+    }
 }
 
 impl std::fmt::Debug for MemoryKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MemoryKeys").finish_non_exhaustive()
     }
+}
+
+fn key(namespace: &str, once: &Once) -> Box<str> {
+    [namespace, "~", &once.key].concat().into()
 }
 
 fn now() -> Instant {

@@ -211,7 +211,7 @@ impl Log for Handle {
                 // The listener of the emitting server is one of them.
                 nodes: nodes.saturating_sub(1),
                 position: Some(position),
-                is_replayed: false,
+                ..Published::default()
             })
         })
     }

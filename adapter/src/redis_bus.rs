@@ -60,10 +60,11 @@ use parking_lot::Mutex;
 use roomcast_emitter::redis::PublishError;
 use roomcast_protocol::{
     args::Args,
-    channel::Dialect,
+    channel::{Dialect, EMITTER_UID},
     id::{NodeId, SocketId},
     message::Message,
     question::{Answered, Question},
+    receipt::Receipt,
     target::Target,
 };
 use tokio::{task::JoinSet, time};
@@ -287,9 +288,23 @@ impl BusHandle for Handle {
             subscriptions,
             ..
         } = &*self.core;
-        if self.core.streams.is_some() {
-            let reason = "the streams dialect has no idempotency keys".into();
-            return Box::pin(ready(Err(BusError::Invalid(reason))));
+        if let Some(streams) = &self.core.streams {
+            let message = Message::Broadcast {
+                target,
+                event: event.into(),
+                args,
+            };
+            // Not this node's uid: it receives the broadcast, too.
+            let namespace = &self.namespace.name;
+            let publishing = streams.publish_once(namespace, EMITTER_UID, &message, once);
+            return Box::pin(async move {
+                let published = publishing.await?;
+                // The namespace has no journal in which this would be a place.
+                Ok(Published {
+                    position: None,
+                    ..published
+                })
+            });
         }
         let broadcast = (&target, event, &args);
         once::publish(
@@ -300,6 +315,10 @@ impl BusHandle for Handle {
             once,
             None,
         )
+    }
+
+    fn keep_receipt(&self, once: Once, receipt: Receipt) -> BusFuture<Result<(), BusError>> {
+        once::keep(&self.core.outgoing, &self.namespace.name, &once, &receipt)
     }
 
     fn log(&self, limits: LogLimits) -> Option<Arc<dyn Log>> {

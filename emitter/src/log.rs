@@ -23,6 +23,7 @@ use redis::Value;
 use roomcast_protocol::{
     channel::{Channels, Dialect},
     message::Position,
+    receipt::Receipt,
     wire::unplaced,
 };
 
@@ -203,10 +204,14 @@ pub struct Once {
 pub struct PublishedOnce {
     /// Its place in the journal, if there is one.
     pub position: Option<Position>,
+    /// The id of its entry in the streams dialect.
+    pub entry: Option<Box<str>>,
     /// The number of connections that received it.
     pub receivers: u64,
     /// Whether it was published before, and this is the first result.
     pub is_replayed: bool,
+    /// The receipt of the first one, if the nodes were asked.
+    pub receipt: Option<Receipt>,
 }
 
 /// Another broadcast has the same idempotency key.
@@ -245,6 +250,32 @@ impl Once {
         Some(ONCE.command(&keys, &[&own[..], &args].concat()))
     }
 
+    /// The command of the script in the streams dialect. `append` is the command that appends the entry, and `members`
+    /// the number of nodes that read the stream.
+    pub fn entry_command(
+        &self,
+        result: &str,
+        append: &[impl AsRef<[u8]>],
+        members: usize,
+    ) -> Vec<Vec<u8>> {
+        let lifetime = self.lifetime.as_millis().max(1).to_string();
+        let members = members.to_string();
+        let own = [&*self.fingerprint, &lifetime, &members].map(str::as_bytes);
+        let append: Vec<_> = append.iter().map(AsRef::as_ref).collect();
+        let stream = append.get(1).and_then(|key| str::from_utf8(key).ok());
+        let args = [&own[..], &append].concat();
+        ONCE.command(&[result, stream.unwrap_or_default()], &args)
+    }
+
+    /// The command that keeps the receipt with the result, if that is there and has none.
+    pub fn keep(&self, result: &str, receipt: &Receipt) -> [String; 6] {
+        const KEEP: &str = "local kept = redis.call('GET', KEYS[1]) \
+            if kept and string.match(kept, '^' .. ARGV[1] .. ' %S+ %S+ %S+$') then \
+            redis.call('SET', KEYS[1], kept .. ' ' .. ARGV[2], 'KEEPTTL') end return 1";
+        let receipt = serde_json::to_string(receipt).unwrap_or_default();
+        ["EVAL", KEEP, "1", result, &self.fingerprint, &receipt].map(str::to_owned)
+    }
+
     /// Makes a command run the script by its text.
     pub fn spell_out(command: &mut [Vec<u8>]) {
         ONCE.spell_out(command);
@@ -256,21 +287,27 @@ impl Once {
             let [is_replayed, kept] = reply.list()? else {
                 return None;
             };
-            let mut words = kept.text()?.split(' ');
+            let mut words = kept.text()?.splitn(5, ' ');
             if words.next()? != &*self.fingerprint {
                 return Some(Err(KeyReused));
             }
-            let mut next = || words.next()?.parse::<u64>().ok();
-            let [id, time, receivers] = [next()?, next()?, next()?];
-            let position = (id > 0).then_some(Position {
-                id,
-                time,
-                after: None,
-            });
+            let [id, time, receivers] = [words.next()?, words.next()?, words.next()?];
+            let is_entry = id.contains('-');
+            let position = match (is_entry, id) {
+                (true, _) | (false, "0") => None,
+                (false, id) => Some(Position {
+                    id: id.parse().ok()?,
+                    time: time.parse().ok()?,
+                    after: None,
+                }),
+            };
+            let receipt = words.next().map(serde_json::from_str::<Receipt>);
             Some(Ok(PublishedOnce {
                 position,
-                receivers,
+                entry: is_entry.then(|| id.into()),
+                receivers: receivers.parse().ok()?,
                 is_replayed: is_replayed.integer()? > 0,
+                receipt: receipt.and_then(Result::ok),
             }))
         };
         read().ok_or_else(unexpected)

@@ -336,6 +336,34 @@ fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
     assert!(stored["position"]["id"].is_u64(), "{stored}");
     assert_eq!(post()["position"], stored["position"]);
     assert_eq!(client.event("later"), json!([]));
+    assert_eq!(stored["local_sockets"], Value::Null, "{stored}");
+    // A file has a key for each line, so it can be repeated after a failure, also with more lines.
+    let lines = |input: &str| {
+        let line = ["--json", "--idempotency-key=f", "--file=-", "line"];
+        emit_with(&redis.url(), &line, input).json()
+    };
+    let new = lines("1\n\n2\n");
+    assert_eq!(
+        (&new["messages"], &new["replayed"]),
+        (&json!(2), &Value::Null)
+    );
+    let more = lines("1\n\n2\n3\n");
+    assert_eq!(
+        (&more["messages"], &more["replayed"]),
+        (&json!(3), &json!(2))
+    );
+    assert_eq!(more["is_replayed"], json!(false));
+    for number in [1, 2, 3] {
+        assert_eq!(client.event("line"), json!([number]));
+    }
+    // The whole receipt of a confirmed emit is kept.
+    let confirmed = ["--idempotency-key=c", "--confirm"];
+    let (first, again) = (emit(&confirmed), emit(&confirmed));
+    assert_eq!(
+        (&first["sockets"], &again["sockets"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(again["is_replayed"], json!(true));
 }
 
 #[test]

@@ -288,14 +288,17 @@ impl Channels {
     /// cluster all of them are in the slot of the namespace's [channel](Self::broadcast), because a
     /// script may touch the keys and sharded channels of one slot only.
     pub fn log(&self, namespace: &str) -> String {
-        let channel = self.broadcast(namespace);
+        self.in_slot_of(&self.broadcast(namespace), namespace)
+    }
+
+    fn in_slot_of(&self, key: &str, namespace: &str) -> String {
         let name = |tag: &str| format!("{}-log{{{tag}}}#{namespace}", self.prefix);
-        let wanted = slot(&channel);
-        // A brace in the prefix or the namespace changes what Redis takes for the hash tag.
-        let mut names = std::iter::once(name(&channel))
+        let wanted = slot(key);
+        // A brace in the prefix, the namespace or the key changes what Redis takes for the hash tag.
+        let mut names = std::iter::once(name(key))
             .chain((0..PROBE_TRIES).map(|number| name(&number.to_string())));
         let found = names.find(|name| slot(name) == wanted);
-        found.unwrap_or_else(|| name(&channel))
+        found.unwrap_or_else(|| name(key))
     }
 
     /// The key of the journal of a namespace, in the slot of its [log](Self::log).
@@ -309,10 +312,14 @@ impl Channels {
         self.log(namespace) + "?"
     }
 
-    /// The key under which the result of a broadcast with this idempotency key is kept.
-    /// In the slot of the [log](Self::log) of the namespace.
+    /// The key under which the result of a broadcast with this idempotency key is kept. In the slot of the
+    /// [log](Self::log) of the namespace or, in the streams dialect, of the stream.
     pub fn once(&self, namespace: &str, key: &str) -> String {
-        [&*self.log(namespace), "~", key].concat()
+        let log = match self.dialect {
+            Dialect::Streams => self.in_slot_of(&self.stream, namespace),
+            Dialect::Classic | Dialect::Sharded(_) => self.log(namespace),
+        };
+        [&*log, "~", key].concat()
     }
 
     /// The key of the session of a client that may come back to a namespace.

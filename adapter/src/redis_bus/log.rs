@@ -288,7 +288,7 @@ impl Log for RedisLog {
             Ok(Published {
                 nodes: receivers.saturating_sub(own),
                 position: Some(position),
-                is_replayed: false,
+                ..Published::default()
             })
         })
     }

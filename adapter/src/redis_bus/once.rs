@@ -4,10 +4,10 @@
 use std::{future::ready, sync::Arc};
 
 use roomcast_emitter::{
-    log::{KeyReused, Names, Once, Script},
+    log::{KeyReused, Names, Once, PublishedOnce, Script},
     redis::Route,
 };
-use roomcast_protocol::{args::Args, channel::EMITTER_UID, target::Target};
+use roomcast_protocol::{args::Args, channel::EMITTER_UID, receipt::Receipt, target::Target};
 use tokio::time::Instant;
 
 use super::{
@@ -37,34 +37,92 @@ pub(super) fn publish(
     let own = subscriptions.own_subscriptions(namespace, &names.channel);
     let result = wire.channels().once(name, &once.key);
     let signer = outgoing.signer.as_deref();
-    let Some(mut command) = once.command(&result, &names, &payload, journal, signer) else {
+    let Some(command) = once.command(&result, &names, &payload, journal, signer) else {
         return Box::pin(ready(Err(no_time().into())));
     };
-    let (started, bytes) = (Instant::now(), payload.len() as u64);
-    let sent = outgoing.command(&command, Route::Key(&result));
+    let publishing = run(&outgoing, result, command, once, payload.len() as u64);
     Box::pin(async move {
+        let published = publishing.await?;
+        let receivers = usize::try_from(published.receivers).unwrap_or(usize::MAX);
+        Ok(Published {
+            nodes: receivers.saturating_sub(own),
+            position: published.position,
+            is_replayed: published.is_replayed,
+            receipt: published.receipt,
+        })
+    })
+}
+
+/// Appends to the stream, once.
+pub(super) fn append(
+    outgoing: &Arc<Outgoing>,
+    namespace: &str,
+    entry: &[String],
+    once: Once,
+    members: usize,
+) -> BusFuture<Result<(Published, Box<str>), BusError>> {
+    let result = outgoing.wire.channels().once(namespace, &once.key);
+    let command = once.entry_command(&result, entry, members);
+    let bytes = entry.iter().map(String::len).sum::<usize>() as u64;
+    let publishing = run(outgoing, result, command, once, bytes);
+    Box::pin(async move {
+        let published = publishing.await?;
+        let entry = published.entry.ok_or_else(unexpected)?;
+        let nodes = usize::try_from(published.receivers).unwrap_or(usize::MAX);
+        let published = Published {
+            nodes,
+            position: None,
+            is_replayed: published.is_replayed,
+            receipt: published.receipt,
+        };
+        Ok((published, entry))
+    })
+}
+
+/// Keeps the receipt with the result.
+pub(super) fn keep(
+    outgoing: &Outgoing,
+    namespace: &str,
+    once: &Once,
+    receipt: &Receipt,
+) -> BusFuture<Result<(), BusError>> {
+    let result = outgoing.wire.channels().once(namespace, &once.key);
+    let kept = outgoing.command(&once.keep(&result, receipt), Route::Key(&result));
+    Box::pin(async move {
+        kept.await?;
+        Ok(())
+    })
+}
+
+/// Runs the script. The command is enqueued when this returns.
+fn run(
+    outgoing: &Arc<Outgoing>,
+    result: String,
+    mut command: Vec<Vec<u8>>,
+    once: Once,
+    bytes: u64,
+) -> impl Future<Output = Result<PublishedOnce, BusError>> + Send + use<> {
+    let (outgoing, started) = (Arc::clone(outgoing), Instant::now());
+    let sent = outgoing.command(&command, Route::Key(&result));
+    async move {
         let mut replies = sent.await;
         if Script::is_forgotten(&replies) {
             Once::spell_out(&mut command);
             replies = outgoing.command(&command, Route::Key(&result)).await;
         }
         let reply = replies.and_then(|mut replies| replies.pop().ok_or_else(unexpected));
-        let published = match reply.and_then(|reply| once.read(&reply)) {
-            Ok(Ok(published)) => published,
-            Ok(Err(KeyReused)) => return Err(BusError::KeyReused),
+        match reply.and_then(|reply| once.read(&reply)) {
+            Ok(Ok(published)) => {
+                if !published.is_replayed {
+                    outgoing.count(bytes, started, Ok(published.receivers));
+                }
+                Ok(published)
+            }
+            Ok(Err(KeyReused)) => Err(BusError::KeyReused),
             Err(error) => {
                 outgoing.count(bytes, started, Err(&error));
-                return Err(error.into());
+                Err(error.into())
             }
-        };
-        if !published.is_replayed {
-            outgoing.count(bytes, started, Ok(published.receivers));
         }
-        let receivers = usize::try_from(published.receivers).unwrap_or(usize::MAX);
-        Ok(Published {
-            nodes: receivers.saturating_sub(own),
-            position: published.position,
-            is_replayed: published.is_replayed,
-        })
-    })
+    }
 }

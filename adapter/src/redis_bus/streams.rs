@@ -41,9 +41,9 @@ use tokio::{
 use self::entries::Id;
 pub(super) use self::{log::StreamLog, reader::read, sessions::StreamSessions};
 use super::{
-    membership::Membership, metrics::StreamMetrics, outgoing::Outgoing, script::unexpected,
+    membership::Membership, metrics::StreamMetrics, once, outgoing::Outgoing, script::unexpected,
 };
-use crate::bus::{BusError, BusFuture, Published};
+use crate::bus::{BusError, BusFuture, Once, Published};
 
 /// How long a namespace waits for the reader.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -144,15 +144,45 @@ impl Streams {
         })
     }
 
+    /// Appends a message to the stream, once for each idempotency key. The position is that of its entry.
+    pub(super) fn publish_once(
+        &self,
+        namespace: &str,
+        uid: &str,
+        message: &Message,
+        once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let entry = self.outgoing.wire.entry(namespace, uid, message, None);
+        let command = match entry {
+            Ok(entry) => self.command(&entry),
+            Err(error) => return Box::pin(ready(Err(self.outgoing.invalid(&error)))),
+        };
+        let appending = once::append(&self.outgoing, namespace, &command, once, self.others());
+        Box::pin(async move {
+            let (published, id) = appending.await?;
+            let id = Id::parse(&id).ok_or_else(unexpected)?;
+            Ok(Published {
+                position: id.position(None),
+                ..published
+            })
+        })
+    }
+
+    /// The command that appends an entry.
+    fn command(&self, entry: &Entry<'_>) -> Vec<String> {
+        let max_len = self.max_len.to_string();
+        let head = ["XADD", &self.key, "MAXLEN", "~", &max_len, "*"];
+        let fields = entry.fields().flat_map(|(name, value)| [name, value]);
+        head.into_iter().chain(fields).map(str::to_owned).collect()
+    }
+
     /// Appends an entry. The future resolves to its id.
     fn add(
         &self,
         entry: Result<Entry<'_>, WireError>,
     ) -> Result<impl Future<Output = Result<Id, BusError>> + Send + use<>, BusError> {
         let entry = entry.map_err(|error| self.outgoing.invalid(&error))?;
-        let max_len = self.max_len.to_string();
-        let mut command = vec!["XADD", &self.key, "MAXLEN", "~", &max_len, "*"];
-        command.extend(entry.fields().flat_map(|(name, value)| [name, value]));
+        let command = self.command(&entry);
         let bytes = entry.data.len() as u64;
         let started = Instant::now();
         let adding = self.outgoing.command(&command, Route::Key(&self.key));

@@ -108,13 +108,11 @@ impl Fabric {
 
     /// Whether a check is about what the stream of Node's adapter does not have: journals with limits of their own.
     pub(crate) fn leaves_out(&self, check: &str) -> bool {
-        const LEFT_OUT: [&str; 6] = [
+        const LEFT_OUT: [&str; 4] = [
             "what_is_published_to_a_room_is_in_its_history_and_in_the_journal",
             "a_journal_keeps_about_as_many_broadcasts_as_allowed",
             "a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest",
             "a_journal_forgets_what_is_too_old",
-            "under_an_idempotency_key_all_nodes_hear_a_broadcast_once",
-            "under_an_idempotency_key_a_broadcast_is_stored_once",
         ];
         let dialect = match &self.kind {
             Kind::Memory => return false,

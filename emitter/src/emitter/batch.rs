@@ -11,9 +11,9 @@ use std::{borrow::Cow, fmt, mem, sync::Arc};
 
 use super::{
     core::Core,
-    operator::{checked, names},
+    operator::{checked, names, once},
     results::Delivery,
-    unsent::Unsent,
+    unsent::{Keyed, Unsent},
 };
 use crate::error::EmitError;
 use roomcast_protocol::{
@@ -139,6 +139,7 @@ impl Batch {
             messages: &mut self.messages,
             namespace: Cow::Borrowed("/"),
             target: &mut self.target,
+            idempotency_key: None,
         }
     }
 }
@@ -183,6 +184,7 @@ pub struct BatchOperator<'a> {
     messages: &'a mut Messages,
     namespace: Cow<'static, str>,
     target: &'a mut Target,
+    idempotency_key: Option<Box<str>>,
 }
 
 #[expect(
@@ -192,13 +194,26 @@ pub struct BatchOperator<'a> {
 impl BatchOperator<'_> {
     super::narrowing!();
 
+    /// Publishes the event once, however often it is emitted with this key, in a batch or alone. See
+    /// [`BroadcastOperator::idempotency_key`](super::BroadcastOperator::idempotency_key). Each event of a batch needs
+    /// a key of its own. Concerns [`emit`](Self::emit).
+    pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
     /// Adds an event for the selected sockets.
     pub fn emit(self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         let args = checked(event, args)?;
         // The caller's timeout does not concern the nodes.
         self.target.flags.timeout = None;
         let has_stream = self.messages.core.encoder.has_stream();
-        let mark = match self.target.flags.volatile && !has_stream {
+        let is_stored = !self.target.flags.volatile;
+        let keyed = self.idempotency_key.map(|key| Keyed {
+            once: once(&self.messages.core, key, self.target, event, &args),
+            is_stored,
+        });
+        let mark = match !is_stored && !has_stream && keyed.is_none() {
             true => 0,
             false => self.messages.mark(&self.namespace),
         };
@@ -213,7 +228,10 @@ impl BatchOperator<'_> {
         let command = core
             .encoder
             .broadcast(&self.namespace, broadcast, payload)?;
-        unsent.push(command, mark, *limit)
+        match keyed {
+            Some(keyed) => unsent.push_keyed(command, mark, keyed, *limit),
+            None => unsent.push(command, mark, *limit),
+        }
     }
 
     /// Makes the selected sockets join rooms.

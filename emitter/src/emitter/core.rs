@@ -43,7 +43,7 @@ use super::{
     results::{self, Delivery},
     retry::Retry,
     transport::Transport,
-    unsent::{Run, Unsent},
+    unsent::{Keyed, Run, Unsent},
 };
 use crate::{
     answers::{Answers, Listening},
@@ -86,12 +86,8 @@ impl Core {
         once: Option<&Once>,
     ) -> Result<Delivery, EmitError> {
         self.check_at_least_once(namespace, message).await?;
-        if self.encoder.has_stream() && once.is_some() {
-            let reason = "the streams dialect has no idempotency keys";
-            return Err(EmitError::Refused(reason.into()));
-        }
         if self.encoder.has_stream() {
-            return self.append(namespace, message).await;
+            return self.append(namespace, message, once).await;
         }
         let publication = self.encoder.encode(namespace, message)?;
         let mut members = None;
@@ -113,12 +109,7 @@ impl Core {
                     });
                 }
                 // With a key, Redis does not publish the same message again.
-                Err(EmitError::Unconfirmed(reason)) if once.is_some() => {
-                    let retried = EmitError::Unreachable(Arc::clone(&reason));
-                    let pausing = self.pause(&mut tried, retried).await;
-                    pausing.map_err(|_| EmitError::Unconfirmed(reason))?;
-                }
-                Err(error) => self.pause(&mut tried, error).await?,
+                Err(error) => self.pause_once(&mut tried, error, once.is_some()).await?,
             }
         }
     }
@@ -148,16 +139,54 @@ impl Core {
     }
 
     /// Appends a message to the stream.
-    async fn append(&self, namespace: &str, message: &Message) -> Result<Delivery, EmitError> {
+    async fn append(
+        &self,
+        namespace: &str,
+        message: &Message,
+        once: Option<&Once>,
+    ) -> Result<Delivery, EmitError> {
         let commands = [self.encoder.entry(namespace, message, None)?];
         let mut tried = 0;
         loop {
-            let appended = self.append_entries(&commands).await.pop();
-            match appended.expect("there is one reply for each command") {
-                Ok(()) => return Ok(Delivery::new(self.members(namespace).await)),
-                Err(error) => self.pause(&mut tried, error).await?,
+            let appended = match once {
+                Some(once) => Box::pin(self.append_once(namespace, &commands[0], once)).await,
+                None => {
+                    let appended = self.append_entries(&commands).await.pop();
+                    match appended.expect("there is one reply for each command") {
+                        Ok(()) => Ok(Delivery::new(self.members(namespace).await)),
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            match appended {
+                Ok(delivery) => return Ok(delivery),
+                Err(error) => self.pause_once(&mut tried, error, once.is_some()).await?,
             }
         }
+    }
+
+    async fn append_once(
+        &self,
+        namespace: &str,
+        append: &[Vec<u8>],
+        once: &Once,
+    ) -> Result<Delivery, EmitError> {
+        let result = self.encoder.wire.channels().once(namespace, &once.key);
+        let members = self.members(namespace).await;
+        let command = once.entry_command(&result, append, members);
+        self.run_once(once, result, command).await
+    }
+
+    /// Runs the script that publishes under an idempotency key.
+    async fn run_once(
+        &self,
+        once: &Once,
+        result: String,
+        command: Vec<Vec<u8>>,
+    ) -> Result<Delivery, EmitError> {
+        let publishing = self.transport.publish_once(&result, vec![(once, command)]);
+        let published = Box::pin(publishing).await.pop();
+        published.expect("there is one reply for each command")
     }
 
     async fn append_entries(&self, commands: &[Vec<Vec<u8>>]) -> Vec<Result<(), EmitError>> {
@@ -216,14 +245,7 @@ impl Core {
             let signer = self.signer.as_deref();
             let command = once.command(&result, &names, &publication.payload, limits, signer);
             let command = command.ok_or_else(no_time)?;
-            let publishing = self.transport.publish_once(once, &result, command);
-            let published = Box::pin(publishing).await?;
-            let nodes = usize::try_from(published.receivers).unwrap_or(usize::MAX);
-            return Ok(Delivery {
-                position: published.position,
-                is_replayed: published.is_replayed,
-                ..Delivery::new(nodes)
-            });
+            return self.run_once(once, result, command).await;
         }
         let Some(journal) = journal else {
             let publication = self.signed(publication).await?;
@@ -271,8 +293,26 @@ impl Core {
         }
     }
 
-    /// Publishes the messages of a batch and returns their outcomes, both in order.
-    /// `namespaces` are those of their [marks](Unsent::push).
+    /// The same. With an idempotency key, what may have been published is tried again, too, because it is not
+    /// published twice.
+    async fn pause_once(
+        &self,
+        tried: &mut u32,
+        error: EmitError,
+        has_key: bool,
+    ) -> Result<(), EmitError> {
+        match error {
+            EmitError::Unconfirmed(reason) if has_key => {
+                let retried = EmitError::Unreachable(Arc::clone(&reason));
+                let pausing = self.pause(tried, retried).await;
+                pausing.map_err(|_| EmitError::Unconfirmed(reason))
+            }
+            error => self.pause(tried, error).await,
+        }
+    }
+
+    /// Publishes the messages of a batch and returns their outcomes, both in order. `namespaces` are those of
+    /// their [marks](Unsent::push).
     pub(super) async fn publish_all(
         &self,
         unsent: &Unsent,
@@ -296,12 +336,17 @@ impl Core {
         let mut results = self.publish_once(unsent, &journals, namespaces).await;
         let mut tried = 1;
         loop {
-            let pause = |result: &Result<Delivery, EmitError>| {
-                self.retry.pause(tried, result.as_ref().err()?)
+            let pause = |index: usize, result: &Result<Delivery, EmitError>| match result {
+                Ok(_) => None,
+                Err(EmitError::Unconfirmed(reason)) if unsent.has_key(index) => {
+                    let retried = EmitError::Unreachable(Arc::clone(reason));
+                    self.retry.pause(tried, &retried)
+                }
+                Err(error) => self.retry.pause(tried, error),
             };
             let failed = results.iter().enumerate();
             let (again, pauses): (Vec<_>, Vec<_>) = failed
-                .filter_map(|(index, result)| Some((index, pause(result)?)))
+                .filter_map(|(index, result)| Some((index, pause(index, result)?)))
                 .unzip();
             let Some(longest) = pauses.into_iter().max() else {
                 return results;
@@ -322,12 +367,18 @@ impl Core {
         journals: &[Option<Journal>],
         namespaces: &[Box<str>],
     ) -> Vec<Result<Delivery, EmitError>> {
-        if self.encoder.has_stream() {
-            return self.append_all(unsent, namespaces).await;
-        }
         let mut results = Vec::with_capacity(unsent.len());
         for run in unsent.runs(journals) {
             match run {
+                Run::Keyed(mark, keyed) => {
+                    let index = (mark as usize).saturating_sub(1);
+                    let journal = journals.get(index).and_then(Option::as_ref);
+                    let namespace = &*namespaces[index];
+                    results.extend(Box::pin(self.publish_keyed(namespace, journal, keyed)).await);
+                }
+                Run::Published(unsent) if self.encoder.has_stream() => {
+                    results.extend(self.append_all(&unsent, namespaces).await);
+                }
                 Run::Published(unsent) => {
                     let published = Box::pin(self.send_all(&unsent)).await.into_iter();
                     results.extend(published.map(|nodes| nodes.map(Delivery::new)));
@@ -339,6 +390,44 @@ impl Core {
             }
         }
         results
+    }
+
+    /// Publishes the messages of a batch that have idempotency keys, in order.
+    async fn publish_keyed(
+        &self,
+        namespace: &str,
+        journal: Option<&Journal>,
+        keyed: Vec<(&Keyed, Vec<Vec<u8>>)>,
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let channels = self.encoder.wire.channels();
+        let names = self.journals.names(channels, namespace);
+        let members = match self.encoder.has_stream() {
+            true => self.members(namespace).await,
+            false => 0,
+        };
+        if let Err(error) = self.read_clock().await {
+            return fail_all(keyed.len(), &error);
+        }
+        let signer = self.signer.as_deref();
+        let count = keyed.len();
+        let mut route = String::new();
+        let commands = keyed.into_iter().map(|(Keyed { once, is_stored }, words)| {
+            let result = channels.once(namespace, &once.key);
+            let command = match (self.encoder.has_stream(), words.get(2)) {
+                (true, _) => Some(once.entry_command(&result, &words, members)),
+                (false, payload) => {
+                    let limits = journal.filter(|_| *is_stored).map(|journal| journal.limits);
+                    once.command(&result, &names, payload?, limits, signer)
+                }
+            };
+            // All results of a namespace are in one slot.
+            route = result;
+            Some((once, command?))
+        });
+        match commands.collect::<Option<Vec<_>>>() {
+            Some(commands) => self.transport.publish_once(&route, commands).await,
+            None => fail_all(count, &no_time()),
+        }
     }
 
     /// Publishes a broadcast and asks the nodes how many sockets it reached.
@@ -363,14 +452,29 @@ impl Core {
             return Ok(results::confirmed(None, &answered));
         }
         let delivery = Box::pin(self.publish(namespace, message, once)).await?;
+        let result = once.map(|once| self.encoder.wire.channels().once(namespace, &once.key));
         if delivery.is_replayed {
             // How many sockets it reached then cannot be asked now.
-            return Ok(delivery.into());
+            let first = match once.zip(result.as_deref()) {
+                Some((once, result)) => Box::pin(self.transport.receipt(once, result)).await,
+                None => None,
+            };
+            let mut receipt = first.unwrap_or_else(|| delivery.into());
+            receipt.is_replayed = true;
+            return Ok(receipt);
         }
         let asked = Box::pin(self.ask_once(namespace, About::Published, question, timeout)).await;
         // It is stored: a retry would store it twice.
         let answered = asked.map_err(|error| unconfirmed(&error))?;
-        Ok(results::confirmed(delivery.position, &answered))
+        let receipt = results::confirmed(delivery.position, &answered);
+        if let Some((once, result)) = once.zip(result.as_deref()) {
+            // Without it, a repetition has the position and the number of nodes only.
+            let keeping = self.transport.keep_receipt(once, result, &receipt);
+            if let Err(error) = Box::pin(keeping).await {
+                tracing::debug!(%error, "the receipt of a broadcast is not kept with its idempotency key");
+            }
+        }
+        Ok(receipt)
     }
 
     /// Stores payloads in a journal, which publishes them.

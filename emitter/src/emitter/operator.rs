@@ -46,10 +46,10 @@ impl BroadcastOperator {
 
     super::narrowing!();
 
-    /// Publishes the event once, however often it is emitted with this key: by this
-    /// emitter, by another one, by a server, or over the HTTP API. The first emit
-    /// decides, and the later ones return its receipt with `is_replayed`. What Redis did
-    /// not confirm is therefore retried, too.
+    /// Publishes the event once, however often it is emitted with this key: by this emitter, by another one, by a
+    /// server, or over the HTTP API. The first emit decides, and the later ones return its receipt with
+    /// `is_replayed`, also how many sockets it reached, if it was confirmed. What Redis did not confirm is therefore
+    /// retried, too.
     ///
     /// Keys belong to a namespace. The result is kept for
     /// [`Builder::idempotency_time`](crate::Builder::idempotency_time). Concerns
@@ -201,11 +201,8 @@ impl BroadcastOperator {
     }
 
     fn once(&self, event: &str, args: &Args) -> Option<Once> {
-        Some(Once {
-            key: self.idempotency_key.clone()?,
-            lifetime: self.core.idempotency_time,
-            fingerprint: fingerprint(&self.target, event, args).into(),
-        })
+        let key = self.idempotency_key.clone()?;
+        Some(once(&self.core, key, &self.target, event, args))
     }
 
     fn timeout_or_default(&self) -> Duration {
@@ -237,6 +234,15 @@ pub(super) fn broadcast(mut target: Target, event: &str, args: Args) -> Message 
         target,
         event: event.into(),
         args,
+    }
+}
+
+/// An event under an idempotency key.
+pub(super) fn once(core: &Core, key: Box<str>, target: &Target, event: &str, args: &Args) -> Once {
+    Once {
+        key,
+        lifetime: core.idempotency_time,
+        fingerprint: fingerprint(target, event, args).into(),
     }
 }
 

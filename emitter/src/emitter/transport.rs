@@ -12,10 +12,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use redis::{Pipeline, Value};
-use roomcast_protocol::{channel::Channels, message::Position, wire::Publication};
+use roomcast_protocol::{
+    channel::Channels, message::Position, receipt::Receipt, wire::Publication,
+};
 
 use super::{
     encoder::Encoder,
+    results::Delivery,
     unsent::{Piece, Unsent},
 };
 #[cfg(feature = "pool")]
@@ -144,20 +147,46 @@ impl Transport {
         results
     }
 
-    /// Publishes under an idempotency key. `result` is the key of the result.
+    /// Publishes under idempotency keys, and returns the outcomes, both in order. `result` is the key of one of the
+    /// results, which are in one slot.
     pub(super) async fn publish_once(
+        &self,
+        result: &str,
+        commands: Vec<(&Once, Vec<Vec<u8>>)>,
+    ) -> Vec<Result<Delivery, EmitError>> {
+        let mut results = Vec::with_capacity(commands.len());
+        let (once, mut commands): (Vec<_>, Vec<_>) = commands.into_iter().unzip();
+        let mut once = once.into_iter();
+        for commands in commands.chunks_mut(WINDOW_COMMANDS) {
+            let replies = self.run_all(commands, result).await.into_iter();
+            for ((mut reply, command), once) in replies.zip(commands).zip(&mut once) {
+                if Script::is_forgotten(&reply) {
+                    Once::spell_out(command);
+                    reply = self.run(command, result).await;
+                }
+                results.push(delivered_once(once, reply));
+            }
+        }
+        results
+    }
+
+    /// The receipt that is kept with the result of an idempotency key.
+    pub(super) async fn receipt(&self, once: &Once, result: &str) -> Option<Receipt> {
+        let text = self.get(result).await.ok()??;
+        let kept = Value::Array(vec![Value::Int(1), Value::BulkString(text.into_bytes())]);
+        once.read(&kept).ok()?.ok()?.receipt
+    }
+
+    /// Keeps the receipt with the result of an idempotency key.
+    pub(super) async fn keep_receipt(
         &self,
         once: &Once,
         result: &str,
-        mut command: Vec<Vec<u8>>,
-    ) -> Result<PublishedOnce, EmitError> {
-        let mut replied = self.run(&command, result).await;
-        if Script::is_forgotten(&replied) {
-            Once::spell_out(&mut command);
-            replied = self.run(&command, result).await;
-        }
-        once.read(&replied?)?
-            .map_err(|KeyReused| EmitError::KeyReused(once.key.clone()))
+        receipt: &Receipt,
+    ) -> Result<(), EmitError> {
+        let command = once.keep(result, receipt).map(String::into_bytes);
+        self.run(&command, result).await?;
+        Ok(())
     }
 
     /// The text under a key.
@@ -264,6 +293,22 @@ impl Transport {
         }
         .ok_or_else(|| unexpected("ZREVRANGE"))
     }
+}
+
+fn delivered_once(once: &Once, reply: Result<Value, PublishError>) -> Result<Delivery, EmitError> {
+    let published = once.read(&reply?)?;
+    let PublishedOnce {
+        position,
+        receivers,
+        is_replayed,
+        ..
+    } = published.map_err(|KeyReused| EmitError::KeyReused(once.key.clone()))?;
+    let nodes = usize::try_from(receivers).unwrap_or(usize::MAX);
+    Ok(Delivery {
+        position,
+        is_replayed,
+        ..Delivery::new(nodes)
+    })
 }
 
 /// Publishes many messages, of which no more than a certain number of bytes are on their way.

@@ -10,7 +10,7 @@ use std::{borrow::Cow, sync::Arc};
 use redis::{Arg, Cmd, Pipeline};
 
 use super::journals::Journal;
-use crate::error::EmitError;
+use crate::{error::EmitError, log::Once};
 
 /// Bytes after which a further command begins a new piece. Redis reads as much at a time.
 const PIECE_BYTES: usize = 16 << 10;
@@ -20,12 +20,30 @@ const PIECE_BYTES: usize = 16 << 10;
 pub(super) struct Unsent {
     pieces: Vec<Piece>,
     /// One for each command.
-    marks: Vec<u32>,
+    marks: Vec<Mark>,
     bytes: usize,
+}
+
+/// What belongs to a command and is not sent with it.
+#[derive(Clone)]
+struct Mark {
+    /// The number of the namespace in whose journal it belongs, counted from 1, or 0 for none. With an idempotency
+    /// key, its namespace in any case.
+    namespace: u32,
+    keyed: Option<Arc<Keyed>>,
+}
+
+/// The idempotency key of a message.
+pub(super) struct Keyed {
+    pub(super) once: Once,
+    /// Whether it belongs in the journal of its namespace.
+    pub(super) is_stored: bool,
 }
 
 /// Commands that follow each other and go the same way.
 pub(super) enum Run<'a> {
+    /// They have idempotency keys in the namespace of this number, counted from 1. With the words of each.
+    Keyed(u32, Vec<(&'a Keyed, Vec<Vec<u8>>)>),
     /// They are published as they are.
     Published(Cow<'a, Unsent>),
     /// Their payloads are stored in a journal.
@@ -44,6 +62,26 @@ impl Unsent {
     /// is the number of the namespace in whose journal it belongs, counted from 1, or 0
     /// for none.
     pub(super) fn push(&mut self, command: Cmd, mark: u32, limit: usize) -> Result<(), EmitError> {
+        let mark = Mark {
+            namespace: mark,
+            keyed: None,
+        };
+        self.push_marked(command, mark, limit)
+    }
+
+    /// Adds a message with an idempotency key, which belongs to the namespace with this number.
+    pub(super) fn push_keyed(
+        &mut self,
+        command: Cmd,
+        namespace: u32,
+        keyed: Keyed,
+        limit: usize,
+    ) -> Result<(), EmitError> {
+        let keyed = Some(Arc::new(keyed));
+        self.push_marked(command, Mark { namespace, keyed }, limit)
+    }
+
+    fn push_marked(&mut self, command: Cmd, mark: Mark, limit: usize) -> Result<(), EmitError> {
         let bytes = crate::redis::bytes_of(&command);
         if bytes > limit.saturating_sub(self.bytes) {
             return Err(EmitError::BatchFull { limit });
@@ -71,6 +109,12 @@ impl Unsent {
         &self.pieces
     }
 
+    /// Whether a message has an idempotency key.
+    pub(super) fn has_key(&self, number: usize) -> bool {
+        let mark = self.marks.get(number);
+        mark.is_some_and(|mark| mark.keyed.is_some())
+    }
+
     /// Copies of some of them, by their numbers.
     pub(super) fn select(&self, numbers: &[usize]) -> Self {
         let mut selected = Self::default();
@@ -85,12 +129,23 @@ impl Unsent {
 
     /// All of them, in their order, by the way they go. `journals` are those of the namespaces.
     pub(super) fn runs<'a>(&'a self, journals: &'a [Option<Journal>]) -> Vec<Run<'a>> {
-        if journals.iter().all(Option::is_none) {
+        let has_keys = self.marks.iter().any(|mark| mark.keyed.is_some());
+        if !has_keys && journals.iter().all(Option::is_none) {
             return vec![Run::Published(Cow::Borrowed(self))];
         }
         let mut runs: Vec<Run<'a>> = Vec::new();
         for (command, mark) in self.commands() {
-            let index = (mark as usize).checked_sub(1);
+            if let Some(keyed) = &mark.keyed {
+                let keyed = (&**keyed, words(command));
+                match runs.last_mut() {
+                    Some(Run::Keyed(namespace, run)) if *namespace == mark.namespace => {
+                        run.push(keyed);
+                    }
+                    _ => runs.push(Run::Keyed(mark.namespace, vec![keyed])),
+                }
+                continue;
+            }
+            let index = (mark.namespace as usize).checked_sub(1);
             let journal = index.and_then(|index| journals.get(index)?.as_ref());
             let payload = match command.args_iter().nth(2) {
                 Some(Arg::Simple(payload)) => Some(payload),
@@ -116,24 +171,19 @@ impl Unsent {
 
     /// The words of all commands, and their marks.
     pub(super) fn words(&self) -> impl Iterator<Item = (Vec<Vec<u8>>, u32)> {
-        self.commands().map(|(command, mark)| {
-            let words = command.args_iter().map(|arg| match arg {
-                Arg::Simple(word) => word.to_vec(),
-                _ => Vec::new(),
-            });
-            (words.collect(), mark)
-        })
+        self.commands()
+            .map(|(command, mark)| (words(command), mark.namespace))
     }
 
-    fn commands(&self) -> impl Iterator<Item = (&Cmd, u32)> {
+    fn commands(&self) -> impl Iterator<Item = (&Cmd, &Mark)> {
         let commands = self.pieces.iter();
         let commands = commands.flat_map(|piece| piece.commands.cmd_iter());
-        commands.zip(self.marks.iter().copied())
+        commands.zip(&self.marks)
     }
 
     /// Adds a copy of a command.
-    fn add(&mut self, command: &Cmd, mark: u32) {
-        let added = self.push(command.clone(), mark, usize::MAX);
+    fn add(&mut self, command: &Cmd, mark: &Mark) {
+        let added = self.push_marked(command.clone(), mark.clone(), usize::MAX);
         added.expect("there is no limit");
     }
 
@@ -160,6 +210,14 @@ impl Unsent {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+fn words(command: &Cmd) -> Vec<Vec<u8>> {
+    let words = command.args_iter().map(|arg| match arg {
+        Arg::Simple(word) => word.to_vec(),
+        _ => Vec::new(),
+    });
+    words.collect()
 }
 
 #[cfg(test)]

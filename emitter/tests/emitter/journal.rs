@@ -216,6 +216,17 @@ async fn a_confirmed_broadcast_is_stored_once_and_asked_about() {
             "{asked:?}"
         );
         assert_eq!(journal.len().await, 1);
+        // Under a key, the whole receipt is kept.
+        let once = || emitter.of("/").idempotency_key("k");
+        let first = once().emit_confirmed("b", 1).await.unwrap();
+        let other = journal.emitter(Parser::Msgpack).await;
+        let repeat = other.of("/").idempotency_key("k").emit_confirmed("b", 1);
+        let again = repeat.await.unwrap();
+        assert_eq!((first.sockets, first.is_replayed), (Some(2), false));
+        assert_eq!((again.sockets, again.is_replayed), (Some(2), true));
+        let id = |receipt: &Receipt| receipt.position.map(|position| position.id);
+        assert_eq!((id(&again), again.nodes), (id(&first), first.nodes));
+        assert_eq!(journal.len().await, 2);
     }
 }
 
@@ -276,11 +287,28 @@ async fn a_retry_under_an_idempotency_key_is_published_once_whoever_makes_it() {
         // Keys belong to a namespace.
         let elsewhere = two.of("/other").idempotency_key("l").emit("other", 1);
         assert!(!elsewhere.await.unwrap().is_replayed);
-        for event in ["first", "other"] {
+        // In a batch each message has its own key, or none.
+        journal.redis.command(&["SCRIPT", "FLUSH"]);
+        let mut batch = two.batch();
+        let mut add = |key: &str, event: &str| {
+            let to = batch.to(["a", "b"]).idempotency_key(key);
+            to.emit(event, 1).unwrap();
+        };
+        add("k", "first");
+        add("k", "wrong");
+        add("m", "new");
+        batch.emit("plain", 1).unwrap();
+        let sent = batch.send().await;
+        let [Ok(known), Err(EmitError::KeyReused(_)), Ok(new), Ok(plain)] = &sent[..] else {
+            panic!("{sent:?}")
+        };
+        assert_eq!((id(known), known.is_replayed), (id(&first), true));
+        assert_eq!((new.is_replayed, plain.is_replayed), (false, false));
+        for event in ["first", "other", "new", "plain"] {
             let (name, position) = journal.hear().await;
             assert_eq!((&*name, position.is_some()), (event, has_journal));
         }
-        assert_eq!(journal.len().await, if has_journal { 2 } else { 0 });
+        assert_eq!(journal.len().await, if has_journal { 4 } else { 0 });
     }
 }
 

@@ -17,9 +17,10 @@ use tracing::{debug, info, warn};
 use super::{
     auth::Auth,
     doors::Granted,
-    hooks::Hooks,
+    hooks::{Connecting, Hooks},
     log_client::{ClientNames, TARGET},
     session::SocketData,
+    settings::RecoverySettings,
     user_limit::UserLimit,
 };
 
@@ -59,30 +60,43 @@ impl Access {
 /// The access of each namespace that is served.
 pub(crate) type AccessTable = BTreeMap<String, Access>;
 
-/// Adds the authorizers that the access demands. A door lets in clients that have shown a
-/// key of the API, which it adds to the extensions of their requests.
-pub(crate) fn guard(
-    namespace: Namespace,
-    name: &str,
-    access: Access,
-    auth: Option<&Arc<Auth>>,
-    hooks: &Hooks,
-    users: &UserLimit,
-) -> Namespace {
+/// What decides about clients.
+#[derive(Clone)]
+pub(crate) struct Guards {
+    pub(crate) auth: Option<Arc<Auth>>,
+    pub(crate) hooks: Hooks,
+    pub(crate) users: UserLimit,
+    pub(crate) recovery: Option<RecoverySettings>,
+}
+
+impl Guards {
+    /// Whether a client that comes back keeps what the hook has decided before.
+    fn trusts_session(&self, recovering: Recovering) -> bool {
+        recovering.0
+            && self
+                .recovery
+                .as_ref()
+                .is_some_and(|recovery| !recovery.connect_hook)
+    }
+}
+
+/// Adds the authorizers that the access demands. A door lets in clients that have shown a key of the API,
+/// which it adds to the extensions of their requests.
+pub(crate) fn guard(namespace: Namespace, name: &str, access: Access, guards: Guards) -> Namespace {
     match access {
         Access::Open => namespace,
         Access::Jwt | Access::Hook | Access::JwtHook => {
-            let (name, auth) = (name.to_owned(), auth.cloned());
-            let (hooks, users) = (hooks.clone(), users.clone());
+            let name = name.to_owned();
             namespace.authorize(move |handshake: Handshake, id: SocketId, connection: EngineId, recovering: Recovering| {
-                let (name, auth) = (name.clone(), auth.clone());
-                let (hooks, users) = (hooks.clone(), users.clone());
+                let (name, guards) = (name.clone(), guards.clone());
                 let granted = handshake.extension::<Granted>().cloned();
                 async move {
                     // The door has checked its own keys, and knows the user.
                     if let Some(granted) = granted {
                         return Ok(SocketData::of_user(granted.user));
                     }
+                    let trusts_session = guards.trusts_session(recovering);
+                    let Guards { auth, hooks, users, recovery } = guards;
                     let data = match (auth, access.asks_for_token()) {
                         (_, false) => SocketData::default(),
                         (Some(auth), true) => auth.admit(&handshake).await?,
@@ -96,8 +110,15 @@ pub(crate) fn guard(
                     if !access.asks_hook() {
                         return Ok::<_, HandlerError>(data);
                     }
+                    if trusts_session {
+                        return Ok(data.of_returning(&name, &users));
+                    }
                     let before = data.user.clone();
-                    let client = (&handshake, recovering);
+                    let client = Connecting {
+                        handshake: &handshake,
+                        recovering,
+                        can_come_back: recovery.is_some(),
+                    };
                     let decided = hooks.connect(&name, client, &id, data).await;
                     // The hook may have named the user only now.
                     let now = decided.as_ref().ok().and_then(|data| data.user.as_deref());

@@ -49,7 +49,7 @@ use clap::{
     error::ErrorKind, parser::ValueSource,
 };
 use clap_complete::Shell;
-use roomcast::{Drain, HistoryLimits, JournalLimits, Recovery};
+use roomcast::{Drain, HistoryLimits, JournalLimits};
 
 /// A Socket.IO server.
 ///
@@ -538,10 +538,10 @@ impl Config {
     }
 
     /// Whether and how clients of a namespace can come back.
-    pub(crate) fn recovery(&self, name: &str) -> Option<Recovery> {
+    pub(crate) fn recovery(&self, name: &str) -> Option<RecoverySettings> {
         let sections = &self.settings.namespaces;
         let section = sections.get(&NamespaceName(name.to_owned()))?;
-        section.recovery.as_ref().map(RecoverySettings::recovery)
+        section.recovery.clone()
     }
 
     /// The proxies that may name the address of a client.

@@ -107,13 +107,18 @@ pub(crate) struct EmitOptions {
     confirm: bool,
 
     /// Wait for the acknowledgements of the clients and print them
+    ///
+    /// It takes no idempotency key: clients acknowledge to the command that asked them, so a repetition that emits
+    /// nothing would have no acknowledgements to print.
     #[arg(long, conflicts_with_all = ["confirm", "file"])]
     ack: bool,
 
     /// Emit once, however often the command is repeated with this key
     ///
-    /// Other emitters and the HTTP API share the key. A repetition prints the first result.
-    #[arg(long, value_name = "KEY", conflicts_with_all = ["ack", "file"])]
+    /// Other emitters and the HTTP API share the key. A repetition prints the first result. With a file, the key of
+    /// each message is KEY/LINE, with the number of its line, so a command that failed can be repeated with the same
+    /// file.
+    #[arg(long, value_name = "KEY", conflicts_with = "ack")]
     idempotency_key: Option<String>,
 
     /// Time for which the result under an idempotency key is kept
@@ -169,14 +174,11 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
     match (source, event) {
         (Source::Arguments(arguments), Some(event)) => {
             let message = messages::of_arguments(&event, &arguments)?;
-            options.emit_one(&options.connect()?, &message, tally)
+            let key = options.idempotency_key.clone();
+            options.emit_one(&options.connect()?, &message, key, tally)
         }
         (Source::Arguments(_), None) => {
             let problem = "the event is missing: give its name, or a file with --file";
-            Err(Failure::Usage(problem.to_owned()))
-        }
-        (Source::StandardInput, _) if options.idempotency_key.is_some() => {
-            let problem = "--idempotency-key takes one message, not a file";
             Err(Failure::Usage(problem.to_owned()))
         }
         (Source::StandardInput, _) if options.at_least_once => {
@@ -226,12 +228,13 @@ impl EmitOptions {
         &self,
         emitter: &blocking::Emitter,
         message: &Message,
+        key: Option<String>,
         tally: &mut Tally,
     ) -> Result<(), Failure> {
         let Message { event, args, .. } = message;
         let mut to = self.operator(emitter, message);
-        if let Some(key) = &self.idempotency_key {
-            to = to.idempotency_key(key.as_str());
+        if let Some(key) = key {
+            to = to.idempotency_key(key);
         }
         if self.at_least_once {
             to = to.at_least_once();
@@ -287,7 +290,7 @@ impl EmitOptions {
         // Each asks all nodes, so there is nothing to gather.
         if self.confirm {
             for (line, message) in pending.drain(..) {
-                let emitted = self.emit_one(emitter, &message, tally);
+                let emitted = self.emit_one(emitter, &message, self.key_of(line), tally);
                 emitted.map_err(|failure| failure.in_line(line))?;
             }
             return Ok(());
@@ -296,7 +299,7 @@ impl EmitOptions {
         let mut numbers = Vec::with_capacity(pending.len());
         let mut wrong = None;
         for (line, message) in pending.drain(..) {
-            match self.add(&mut batch, &message) {
+            match self.add(&mut batch, &message, self.key_of(line)) {
                 Ok(()) => numbers.push(line),
                 Err(error) => {
                     wrong = Some(Failure::from(error).in_line(line));
@@ -319,10 +322,25 @@ impl EmitOptions {
         failed.or(wrong).map_or(Ok(()), Err)
     }
 
-    fn add(&self, batch: &mut blocking::Batch, message: &Message) -> Result<(), EmitError> {
+    /// The idempotency key of a line.
+    fn key_of(&self, line: usize) -> Option<String> {
+        let key = self.idempotency_key.as_ref()?;
+        Some(format!("{key}/{line}"))
+    }
+
+    fn add(
+        &self,
+        batch: &mut blocking::Batch,
+        message: &Message,
+        key: Option<String>,
+    ) -> Result<(), EmitError> {
         let to = batch.of(&self.namespace).to(&self.room).to(&message.rooms);
         let to = to.except(&self.except).except(&message.except);
         let to = if self.volatile { to.volatile() } else { to };
+        let to = match key {
+            Some(key) => to.idempotency_key(key),
+            None => to,
+        };
         to.emit(&message.event, &message.args)
     }
 

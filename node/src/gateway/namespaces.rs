@@ -13,10 +13,10 @@
 
 use std::sync::Arc;
 
-use roomcast::{DisconnectReason, HistoryLimits, JournalLimits, Namespace, Recovery, Socket};
+use roomcast::{DisconnectReason, HistoryLimits, JournalLimits, Namespace, Socket};
 
 use super::{
-    access::{self, Access},
+    access::{self, Access, Guards},
     auth::{Auth, with_sessions},
     demo::Demo,
     doors::pakyow::Pakyow,
@@ -24,6 +24,7 @@ use super::{
     presence::Kept,
     rooms::{self, Rooms},
     session::{self, SocketData},
+    settings::RecoverySettings,
     user_limit::UserLimit,
 };
 
@@ -47,7 +48,7 @@ pub(crate) struct Parts {
     /// The limits of the journal.
     pub(crate) journal: Option<JournalLimits>,
     /// Whether clients can come back to their session.
-    pub(crate) recovery: Option<Recovery>,
+    pub(crate) recovery: Option<RecoverySettings>,
 }
 
 /// Defines a namespace.
@@ -66,7 +67,13 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
         recovery,
     } = parts;
     let namespace = Namespace::new(name);
-    let mut namespace = access::guard(namespace, name, access, auth.as_ref(), &hooks, &users);
+    let guards = Guards {
+        auth: auth.clone(),
+        hooks: hooks.clone(),
+        users,
+        recovery: recovery.clone(),
+    };
+    let mut namespace = access::guard(namespace, name, access, guards);
     // Tokens of other namespaces have no meaning in this one.
     let auth = auth.filter(|_| access.asks_for_token());
     if let Some(auth) = &auth {
@@ -80,7 +87,7 @@ pub(crate) fn define(name: &str, parts: Parts) -> Namespace {
     }
     if let Some(recovery) = recovery {
         namespace = namespace
-            .recovery(recovery)
+            .recovery(recovery.recovery())
             .recovered_data_with(SocketData::recovered);
     }
     if let Some(rooms) = &rooms {

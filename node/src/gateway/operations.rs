@@ -148,8 +148,7 @@ impl Checked {
     /// Whether the list can be carried out again under its key without another effect
     /// than the first time.
     pub(crate) fn is_repeatable(&self) -> bool {
-        let is_keyed = |operation: &Operation| matches!(operation, Operation::Emit { flags, .. } if !flags.local);
-        self.1.is_some() && self.0.iter().all(is_keyed)
+        self.1.is_some() && self.0.iter().all(Operation::is_published)
     }
 
     /// What the list makes of a client that asks to connect: its data, or the refusal,

@@ -36,6 +36,9 @@ pub(crate) struct SocketData {
     /// Its place among the sockets of its user, while they are limited.
     #[serde(skip)]
     place: Arc<Mutex<Option<UserPlace>>>,
+    /// The namespace and its limit, if the client comes back and its session has the user.
+    #[serde(skip)]
+    returning: Option<(Box<str>, UserLimit)>,
 }
 
 impl SocketData {
@@ -56,15 +59,28 @@ impl SocketData {
         }
     }
 
+    /// The data of a client that comes back, and of which its session decides.
+    pub(crate) fn of_returning(self, namespace: &str, users: &UserLimit) -> Self {
+        Self {
+            returning: Some((namespace.into(), users.clone())),
+            ..self
+        }
+    }
+
     /// The data of a client that comes back: the application's stored data, and that of the
     /// authorizers. `None` if it is another user.
     /// The authorizers' data wins, because rights may have changed meanwhile.
     pub(crate) fn recovered(former: Value, now: Option<Arc<Self>>) -> Option<Self> {
-        let now = now.map(Arc::unwrap_or_clone).unwrap_or_default();
+        let mut now = now.map(Arc::unwrap_or_clone).unwrap_or_default();
         let Value::Object(mut former) = former else {
             return now.user.is_none().then_some(now);
         };
         let user = former.remove("user");
+        if let (None, Some((namespace, users))) = (&now.user, now.returning.take()) {
+            now.user = user.as_ref().and_then(Value::as_str).map(str::to_owned);
+            // Beyond the limit it is asked about as a new client, which tells it.
+            now.take_place(&namespace, &users).ok()?;
+        }
         if user.as_ref().and_then(Value::as_str) != now.user.as_deref() {
             return None;
         }
@@ -174,7 +190,19 @@ mod tests {
         let data = SocketData::recovered(former.clone(), now(Some("7"))).unwrap();
         assert_eq!(serde_json::to_value(data).unwrap(), former);
         assert!(SocketData::recovered(former.clone(), now(Some("8"))).is_none());
-        assert!(SocketData::recovered(former, None).is_none());
+        assert!(SocketData::recovered(former.clone(), None).is_none());
+        // Its session has the user, if nothing else names one.
+        let users = UserLimit::new(Some(1));
+        let returning = |user: Option<&str>| {
+            let data = SocketData::of_user(user.map(str::to_owned));
+            Some(Arc::new(data.of_returning("/", &users)))
+        };
+        let data = SocketData::recovered(former.clone(), returning(None)).unwrap();
+        assert_eq!(serde_json::to_value(&data).unwrap(), former);
+        assert!(SocketData::recovered(former.clone(), returning(None)).is_none());
+        drop(data);
+        assert!(SocketData::recovered(former.clone(), returning(None)).is_some());
+        assert!(SocketData::recovered(former, returning(Some("8"))).is_none());
         let nobody = SocketData::recovered(json!({ "name": "Ada" }), None).unwrap();
         assert_eq!(
             serde_json::to_value(nobody).unwrap(),

@@ -97,6 +97,9 @@ unicasts = false
 # Let broadcasts be emitted at least once. The sessions of all sockets are then written every half of
 # max_disconnection, and the journal must keep broadcasts for so much longer.
 at_least_once = false
+# Ask the connect hook again about a client that comes back. If not, it keeps the user and the data that the hook
+# gave it, although the application may have locked the user out meanwhile. Tokens are always checked again.
+connect_hook = true
 "#;
 
 /// The settings of one namespace.
@@ -154,6 +157,8 @@ pub(crate) struct RecoverySettings {
     max_disconnection: Span,
     unicasts: bool,
     at_least_once: bool,
+    /// Whether the connect hook is asked again.
+    pub(crate) connect_hook: bool,
 }
 
 impl Default for RecoverySettings {
@@ -163,6 +168,7 @@ impl Default for RecoverySettings {
             max_disconnection: Span(recovery.max_disconnection),
             unicasts: recovery.unicasts,
             at_least_once: recovery.at_least_once,
+            connect_hook: true,
         }
     }
 }

@@ -231,33 +231,41 @@ impl BroadcastOperator {
     /// API. Later emits return the result of the first one, with
     /// [`Delivery::is_replayed`].
     ///
-    /// The sockets of this node receive the event like those of others, after Redis has
-    /// taken it, so [`Delivery::local_sockets`] is 0, and if the emit fails, nobody
-    /// receives it, except that with
-    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with
-    /// the same key does no harm. Keys belong to a namespace, and are kept in Redis, or
-    /// in memory without it; the streams dialect has none. Concerns [`emit`](Self::emit)
-    /// and [`emit_confirmed`](Self::emit_confirmed), which fail with
-    /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other
-    /// arguments or other rooms had the key.
+    /// The sockets of this node receive the event like those of others, after Redis has taken it, so
+    /// [`Delivery::local_sockets`] is 0, and if the emit fails, nobody receives it, except that with
+    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with the same key does no
+    /// harm. Keys belong to a namespace, and are kept in Redis, or in memory without it. Concerns
+    /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed), which fail with
+    /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other arguments or other rooms had the
+    /// key.
     pub fn idempotency_key(mut self, key: &str, time: Duration) -> Self {
         self.once = Some((key.into(), time));
         self
     }
 
-    async fn broadcast(&self, event: &str, args: Args) -> Result<Delivery, EmitError> {
+    async fn broadcast(
+        &self,
+        event: &str,
+        args: Args,
+        once: Option<Once>,
+    ) -> Result<(Delivery, Option<Receipt>), EmitError> {
         self.check_at_least_once(false)?;
         let (namespace, target) = (self.live()?, self.target.clone());
-        let Some((key, lifetime)) = self.once.clone() else {
-            return namespace.broadcast(target, event, args).await;
+        let Some(once) = once else {
+            let delivery = namespace.broadcast(target, event, args).await?;
+            return Ok((delivery, None));
         };
         self.await_subscription().await;
-        let once = Once {
+        namespace.broadcast_once(target, event, args, once).await
+    }
+
+    fn once(&self, event: &str, args: &Args) -> Option<Once> {
+        let (key, lifetime) = self.once.clone()?;
+        Some(Once {
             key,
             lifetime,
-            fingerprint: fingerprint(&target, event, &args).into(),
-        };
-        namespace.broadcast_once(target, event, args, once).await
+            fingerprint: fingerprint(&self.target, event, args).into(),
+        })
     }
 
     /// Emits an event to the selected sockets, once to each.
@@ -285,7 +293,9 @@ impl BroadcastOperator {
         let namespace = self.live()?;
         check_event(event)?;
         let args = namespace.encode(args)?;
-        self.broadcast(event, args).await
+        let once = self.once(event, &args);
+        let (delivery, _) = self.broadcast(event, args, once).await?;
+        Ok(delivery)
     }
 
     /// Emits an event and asks all nodes how many sockets it reached.
@@ -308,10 +318,13 @@ impl BroadcastOperator {
         check_event(event)?;
         let args = namespace.encode(args)?;
         self.await_subscription().await;
-        let delivery = self.broadcast(event, args).await?;
+        let once = self.once(event, &args);
+        let (delivery, first) = self.broadcast(event, args, once.clone()).await?;
         if delivery.is_replayed {
             // How many sockets it reached then cannot be asked now.
-            return Ok(delivery.into());
+            let mut receipt = first.unwrap_or_else(|| delivery.into());
+            receipt.is_replayed = true;
+            return Ok(receipt);
         }
         let question = Question::SocketIds(self.target.clone());
         let asked = answered(namespace.ask(&self.target, question, self.answer_timeout())).await?;
@@ -328,6 +341,10 @@ impl BroadcastOperator {
         let mut receipt = Receipt::new(delivery.position, asked.answers.len() + 1);
         receipt.sockets = Some(local + asked.answers.iter().map(reached).sum::<usize>());
         receipt.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
+        if let Some(once) = once {
+            let kept = receipt.clone();
+            namespace.keep_receipt(&self.target, once, kept).await;
+        }
         Ok(receipt)
     }
 

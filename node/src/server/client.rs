@@ -811,7 +811,7 @@ async fn admission(
     connection: EngineId,
     may_return: bool,
 ) -> Result<Admitted, HandlerError> {
-    let mut restored = None;
+    let (mut restored, fresh) = (None, socket.clone());
     if may_return {
         match namespace.restore(handshake.auth_json()).await {
             Restoring::Taken(session) => restored = Some(session),
@@ -832,8 +832,9 @@ async fn admission(
         is_trusted = !recovery.options.authorizes_again;
     }
     let mut data = None;
+    let returning = restored.is_some().then(|| handshake.clone());
     if !is_trusted {
-        let (namespace, socket) = (Arc::clone(&namespace), socket.clone());
+        let namespace = Arc::clone(&namespace);
         let names = (socket, connection);
         data = authorize(namespace, handshake, names, restored.is_some()).await?;
     // The socket keeps its id. If another node made it, this node is not subscribed to
@@ -841,13 +842,17 @@ async fn admission(
     } else if let Some(expecting) = namespace.expect(&socket) {
         expecting.await;
     }
-    if let Some(mut session) = restored.take() {
+    if let Some((mut session, handshake)) = restored.take().zip(returning) {
         match session.data(&namespace, data.clone()) {
             Ok(merged) => {
                 data = merged;
                 restored = Some(session);
             }
-            Err(_) => namespace.refuse_restored(*session),
+            Err(_) => {
+                namespace.refuse_restored(*session);
+                // The authorizers may have trusted the session.
+                data = authorize(namespace, handshake, (fresh, connection), false).await?;
+            }
         }
     }
     Ok(Admitted {

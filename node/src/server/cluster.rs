@@ -28,6 +28,7 @@ use roomcast_adapter::{
 use roomcast_protocol::{
     args::Args,
     message::{Message, Position},
+    receipt::Receipt,
     target::{Rooms, Target},
 };
 
@@ -103,7 +104,7 @@ impl LiveNamespace {
         event: &str,
         args: Args,
         once: Once,
-    ) -> Result<Delivery, EmitError> {
+    ) -> Result<(Delivery, Option<Receipt>), EmitError> {
         let is_stored = !target.flags.volatile && !target.flags.local;
         let journal = self.journal.as_ref().filter(|_| is_stored);
         let mut local_sockets = 0;
@@ -126,12 +127,24 @@ impl LiveNamespace {
                 self.keys.once(&self.name, &once, delivering).await?
             }
         };
-        Ok(Delivery {
+        let delivery = Delivery {
             local_sockets,
             nodes: published.nodes,
             position: published.position,
             is_replayed: published.is_replayed,
-        })
+        };
+        Ok((delivery, published.receipt))
+    }
+
+    /// Keeps the receipt of a broadcast with its idempotency key, for those that repeat it.
+    pub(super) async fn keep_receipt(&self, target: &Target, once: Once, receipt: Receipt) {
+        let Some(bus) = self.bus(target) else {
+            return self.keys.keep(&self.name, &once, receipt).await;
+        };
+        // Without it, a repetition has the position and the number of nodes only.
+        if let Err(error) = bus.keep_receipt(once, receipt).await {
+            tracing::debug!(%error, "the receipt of a broadcast is not kept with its idempotency key");
+        }
     }
 
     /// Makes the selected sockets of all nodes join, leave or disconnect.

@@ -327,11 +327,11 @@ impl Namespace {
         self
     }
 
-    /// Decides about the data of a client that [comes back](Self::recovery), from their
-    /// JSON at the end of the connection, `null` if there were none, and from what the
-    /// authorizers have returned, if they [run again](Recovery::authorizes_again). If it
-    /// returns `None`, the client is another one, such as another user in the same
-    /// browser, and gets a new socket.
+    /// Decides about the data of a client that [comes back](Self::recovery), from their JSON at the end
+    /// of the connection, `null` if there were none, and from what the authorizers have returned, if they
+    /// [run again](Recovery::authorizes_again). If it returns `None`, the client is another one, such as
+    /// another user in the same browser, and gets a new socket, about which the authorizers decide with
+    /// [`Recovering`](super::Recovering)`(false)`.
     #[must_use]
     pub fn recovered_data_with<T: Data>(
         mut self,

@@ -76,10 +76,13 @@ describe("an application", () => {
     gateway = await startGateway(
       `
       access = "hook"
-      namespace = ["/", "/back"]
+      namespace = ["/", "/back", "/trusted"]
 
       [namespaces."/back".recovery]
       unicasts = true
+
+      [namespaces."/trusted".recovery]
+      connect_hook = false
 
       [hooks.app]
       url = "${backend.url}"
@@ -100,7 +103,7 @@ describe("an application", () => {
 
       [hooks.back]
       url = "${backend.url}/back"
-      namespaces = ["/back"]
+      namespaces = ["/back", "/trusted"]
       timeout = "60s"
       `,
       { environment: ENVIRONMENT },
@@ -178,6 +181,32 @@ describe("an application", () => {
     for (const open of [client, watcher]) open.close();
     await until("all disconnects", async () => (await gateway.metric('roomcast_hook_disconnects_pending{hook="back"}')) === 0);
     await until("all disconnects to be seen", () => backend.of("disconnect").length === 3);
+  });
+
+  test("does not ask about a client that comes back if it shall trust the session", async () => {
+    const returning = connect({ transports: ["websocket"] }).io.socket("/trusted", { auth: { mine: 1 } });
+    backend.respond = ({ type }) =>
+      type === "connect"
+        ? [{ op: "set_user", user: "7" }, { op: "set_data", data: { name: "Ada" } }]
+        : [{ op: "ack", args: [] }];
+    await until("the connect", () => returning.connected);
+    const { id } = returning;
+    // A broadcast gives the client its place.
+    assert.equal(await gateway.metric('roomcast_sockets{namespace="/trusted"}'), 1);
+    returning.io.engine.close();
+    returning.connect();
+    await until("the client to be back", () => returning.connected && returning.id === id);
+    await returning.emitWithAck("who");
+    const [connects, [event]] = [backend.of("connect"), backend.of("event")];
+    assert.equal(connects.filter(({ namespace }) => namespace === "/trusted").length, 1);
+    assert.deepEqual([event.socket.user, event.socket.data], ["7", { name: "Ada" }]);
+    // Without the session the hook decides, and sees no secrets.
+    const stranger = connect().io.socket("/trusted", { auth: { pid: "unknown", offset: "1-1", mine: 1 } });
+    await until("a new socket", () => stranger.connected);
+    const last = backend.of("connect").at(-1);
+    assert.deepEqual([last.auth, last.recovered], [{ mine: 1 }, false]);
+    for (const open of [returning, stranger]) open.close();
+    await until("all disconnects", async () => (await gateway.metric('roomcast_hook_disconnects_pending{hook="back"}')) === 0);
   });
 
   test("refuses a client with its message and data", async () => {

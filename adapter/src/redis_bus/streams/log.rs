@@ -34,7 +34,9 @@ use super::{
     entries::{self, Id, Read},
 };
 use crate::{
-    bus::{BusError, BusFuture, HistoryEntry, JournalEntry, JournalPage, Log, Page, Published},
+    bus::{
+        BusError, BusFuture, HistoryEntry, JournalEntry, JournalPage, Log, Once, Page, Published,
+    },
     redis_bus::{script::unexpected, subscriptions::AttachedNamespace, warnings::Warnings},
 };
 
@@ -120,9 +122,26 @@ impl Log for StreamLog {
             Ok(Published {
                 nodes,
                 position: Some(storing.await?),
-                is_replayed: false,
+                ..Published::default()
             })
         })
+    }
+
+    fn broadcast_once(
+        &self,
+        target: Target,
+        event: &str,
+        args: Args,
+        once: Once,
+    ) -> BusFuture<Result<Published, BusError>> {
+        let message = Message::Broadcast {
+            target,
+            event: event.into(),
+            args,
+        };
+        let namespace = &self.namespace.name;
+        self.streams
+            .publish_once(namespace, LOG_UID, &message, once)
     }
 
     /// The id of the entry, as Node's servers write it.

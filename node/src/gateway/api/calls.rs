@@ -485,6 +485,11 @@ fn shown(effect: &Effect) -> Value {
             shown["local_sockets"] = delivery.local_sockets.into();
             shown
         }
+        Effect::Published(published) => {
+            let mut shown = receipt(published);
+            shown["effect"] = "emitted".into();
+            shown
+        }
         Effect::Confirmed(confirmed) => {
             let mut shown = receipt(confirmed);
             shown["effect"] = "confirmed".into();

@@ -1,26 +1,34 @@
 //! Idempotency keys: the same call twice takes effect once, and gets the same response.
 //!
 //! ```text
-//!  claim: SET key "running …" NX PX short ──► taken ──► carried out ──► store: SET key "response …" PX long
-//!                     └── there already: the stored response, or 409 while it is running
+//!  claim: SET key "running OWNER" NX PX 4s ──► taken, renewed ──► carried out ──► store: SET key "response …" PX long
+//!                     └── there already: the stored response; while it is running, wait for it, then 409
 //!  release: DEL key, after an emit that other nodes may have missed: its repetition is published at most once
 //! ```
 //!
-//! With Redis the whole cluster shares them; without it, the node's memory holds them. A node that
-//! ends during a call leaves its claim, which lapses after a while. Only then may a repetition take
-//! effect a second time, because nobody knows how far the first one came.
+//! With Redis the whole cluster shares them; without it, the node's memory holds them. Each claim has an owner, a
+//! random name, by which a node that lost the reply to its claim knows that it has it. A claim that is not renewed
+//! lapses, because its node has ended or has lost Redis. Only then may a repetition take effect a second time,
+//! because nobody knows how far the first one came.
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
-use roomcast::{Dialect, RedisConfig, emitter::redis::Reply as _};
+use roomcast::{
+    RedisConfig,
+    emitter::{entropy, redis::Reply as _},
+};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tracing::warn;
 
 use super::{
@@ -116,23 +124,20 @@ impl Answer {
 /// Where claims and responses are kept.
 pub(crate) enum Store {
     Memory(Mutex<Memory>),
-    Redis(Box<Shared>, Dialect),
+    Redis(Shared),
 }
 
 impl Store {
     pub(crate) fn new(redis: Option<&RedisConfig>) -> Self {
         match redis {
-            Some(config) => {
-                let shared = Shared(RedisCommands::new(config.clone()));
-                Self::Redis(Box::new(shared), config.dialect)
-            }
+            Some(config) => Self::Redis(Shared(Arc::new(RedisCommands::new(config.clone())))),
             None => Self::Memory(Mutex::default()),
         }
     }
 }
 
 /// The store of a cluster.
-pub(crate) struct Shared(RedisCommands);
+pub(crate) struct Shared(Arc<RedisCommands>);
 
 impl Shared {
     /// Sends a command about a key. The reply is its text, if it has one.
@@ -147,6 +152,50 @@ impl Shared {
 
     fn key(&self, key: &str) -> String {
         format!("{}-api#{key}", self.0.prefix())
+    }
+
+    /// Returns what is stored, or stores a claim.
+    async fn claim(&self, key: &str, running: &str) -> Result<Option<String>, Problem> {
+        let key = self.key(key);
+        let life = CLAIM_LIFE.as_millis().to_string();
+        // One command decides which of several nodes carries the call out.
+        let set = ["SET", &key, running, "NX", "PX", &life];
+        let mut attempt = 1;
+        loop {
+            let claimed = match self.command(&key, &set).await {
+                Ok(Some(_)) => return Ok(None),
+                Ok(None) => self.command(&key, &["GET", &key]).await,
+                Err(problem) => Err(problem),
+            };
+            match claimed {
+                // The reply to an earlier attempt was lost.
+                Ok(Some(stored)) if stored == running => return Ok(None),
+                Ok(Some(stored)) => return Ok(Some(stored)),
+                Err(problem) if attempt == CLAIM_ATTEMPTS => return Err(problem),
+                Err(_) => attempt += 1,
+                // It has lapsed in between.
+                Ok(None) => {}
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Renews a claim while a call is carried out, which takes no longer than a few times what it may.
+    fn renew(&self, key: &str, running: &str, settings: &Settings) -> Renewal {
+        let (commands, key) = (Arc::clone(&self.0), self.key(key));
+        let (running, end) = (
+            running.to_owned(),
+            now() + settings.timeout.0.saturating_mul(3).max(CLAIM_LIFE),
+        );
+        let life = CLAIM_LIFE.as_millis().to_string();
+        Renewal(tokio::spawn(async move {
+            while now() < end {
+                sleep(RENEWAL).await;
+                let renew = ["EVAL", RENEW, "1", &key, &running, &life];
+                // While Redis is away, the next renewal tries again.
+                drop(commands.run(&key, &renew).await);
+            }
+        }))
     }
 }
 
@@ -193,8 +242,6 @@ impl Memory {
 /// The idempotency keys of an API.
 pub(crate) struct Idempotency {
     store: Store,
-    /// Whether emitters and other nodes share the keys of emits.
-    pub(crate) is_shared: bool,
 }
 
 /// The result of a claim.
@@ -209,19 +256,27 @@ pub(crate) enum Claim {
 pub(crate) struct Claimed {
     key: String,
     print: String,
+    /// The claim as it is stored.
+    running: String,
+    _renewal: Option<Renewal>,
+}
+
+/// Renews a claim until it is dropped.
+struct Renewal(JoinHandle<()>);
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Idempotency {
     pub(crate) fn new(store: Store) -> Self {
-        let is_shared = match &store {
-            Store::Memory(_) => true,
-            // The bus has none there.
-            Store::Redis(_, dialect) => *dialect != Dialect::Streams,
-        };
-        Self { store, is_shared }
+        Self { store }
     }
 
-    /// Claims a call. `print` identifies it, so that a key cannot be used for two.
+    /// Claims a call. `print` identifies it, so that a key cannot be used for two. Waits while another call under the
+    /// key is being carried out, for half of the time that a call may take.
     pub(crate) async fn claim(
         &self,
         owner: &str,
@@ -232,43 +287,51 @@ impl Idempotency {
         // Two applications may choose the same key by chance.
         let id = Hash::of(format!("{owner}\n{token}").as_bytes());
         let (key, print) = (id.to_string(), print.to_string());
-        // A node that has ended leaves its claim; nothing can still run under it then.
-        let claimed = settings.timeout.0.saturating_mul(3).max(MIN_CLAIM);
-        let running = format!("{print} 0 ");
-        let stored = match &self.store {
-            Store::Memory(memory) => {
-                let now = now();
-                memory.lock().claim(&key, &running, now, now + claimed)
-            }
-            Store::Redis(shared, _) => {
-                let key = shared.key(&key);
-                let lapse = claimed.as_millis().to_string();
-                // One command decides which of several nodes carries the call out.
-                let set = ["SET", &key, &running, "NX", "PX", &lapse];
-                match shared.command(&key, &set).await? {
-                    Some(_) => None,
-                    // It may have lapsed in between, which the next attempt of the caller finds.
-                    None => shared
-                        .command(&key, &["GET", &key])
-                        .await?
-                        .or(Some(running)),
+        let running = format!("{print} 0 {}", entropy::name::<12>());
+        let patience = now() + settings.timeout.0 / 2;
+        loop {
+            let stored = match &self.store {
+                Store::Memory(memory) => {
+                    // Nothing renews it: the node that has it is this one.
+                    let (now, time) = (now(), settings.timeout.0.saturating_mul(3));
+                    let lapses = now + time.max(CLAIM_LIFE);
+                    memory.lock().claim(&key, &running, now, lapses)
                 }
+                Store::Redis(shared) => shared.claim(&key, &running).await?,
+            };
+            let Some(stored) = stored else {
+                let _renewal = match &self.store {
+                    Store::Memory(_) => None,
+                    Store::Redis(shared) => Some(shared.renew(&key, &running, settings)),
+                };
+                return Ok(Claim::New(Claimed {
+                    key,
+                    print,
+                    running,
+                    _renewal,
+                }));
+            };
+            if let Some(answer) = known(&stored, &print)? {
+                return Ok(Claim::Known(answer));
             }
-        };
-        let Some(stored) = stored else {
-            return Ok(Claim::New(Claimed { key, print }));
-        };
-        known(&stored, &print)
+            if now() >= patience {
+                let detail =
+                    "a call with this idempotency key is being carried out: repeat it later";
+                return Err(Problem::new(Kind::InProgress, detail).at("Idempotency-Key"));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Gives a claim back, so that the call can be repeated.
     pub(crate) async fn release(&self, claimed: Claimed) {
         match &self.store {
             Store::Memory(memory) => drop(memory.lock().entries.remove(&claimed.key)),
-            Store::Redis(shared, _) => {
+            Store::Redis(shared) => {
                 let key = shared.key(&claimed.key);
+                let release = ["EVAL", RELEASE, "1", &key, &claimed.running];
                 // Otherwise the claim lapses by itself.
-                if let Err(problem) = shared.command(&key, &["DEL", &key]).await {
+                if let Err(problem) = shared.command(&key, &release).await {
                     let detail = problem.detail();
                     warn!(detail, "the claim of an idempotency key is not given back");
                 }
@@ -278,8 +341,9 @@ impl Idempotency {
 
     /// Stores the response of a claimed call.
     pub(crate) async fn store(&self, claimed: Claimed, answer: &Answer, settings: &Settings) {
-        let Claimed { key, print } = claimed;
-        let text = answer.stored(&print);
+        let Claimed { key, print, .. } = &claimed;
+        let (key, print) = (key.clone(), print);
+        let text = answer.stored(print);
         match &self.store {
             Store::Memory(memory) => {
                 memory
@@ -287,7 +351,7 @@ impl Idempotency {
                     .entries
                     .insert(key, (now() + settings.idempotency_time.0, text));
             }
-            Store::Redis(shared, _) => {
+            Store::Redis(shared) => {
                 let key = shared.key(&key);
                 let kept = settings.idempotency_time.0.as_millis().to_string();
                 let stored = shared
@@ -302,10 +366,26 @@ impl Idempotency {
     }
 }
 
-const MIN_CLAIM: Duration = Duration::from_secs(30);
+/// How long a claim is valid after its last renewal.
+const CLAIM_LIFE: Duration = Duration::from_secs(4);
 
-/// Reads what is stored for a call with this fingerprint.
-fn known(stored: &str, print: &str) -> Result<Claim, Problem> {
+/// How often it is renewed.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// How often a repetition looks whether the call has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often a claim is tried whose reply is lost.
+const CLAIM_ATTEMPTS: u32 = 3;
+
+/// Scripts that renew and remove a claim, unless another call has the key by now.
+const RENEW: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end return 1";
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
+    redis.call('DEL', KEYS[1]) end return 1";
+
+/// Reads what is stored for a call with this fingerprint. `None` while it is being carried out.
+fn known(stored: &str, print: &str) -> Result<Option<Answer>, Problem> {
     let mut parts = stored.splitn(3, ' ');
     let (of, status, body) = (parts.next(), parts.next(), parts.next());
     if of != Some(print) {
@@ -313,16 +393,11 @@ fn known(stored: &str, print: &str) -> Result<Claim, Problem> {
         return Err(Problem::new(Kind::KeyReused, detail).at("Idempotency-Key"));
     }
     let status = status.and_then(|status| status.parse::<u16>().ok());
-    match status.and_then(|status| StatusCode::from_u16(status).ok()) {
-        Some(status) => Ok(Claim::Known(Answer {
-            status,
-            body: body.unwrap_or_default().to_owned(),
-        })),
-        None => {
-            let detail = "a call with this idempotency key is being carried out: repeat it later";
-            Err(Problem::new(Kind::InProgress, detail).at("Idempotency-Key"))
-        }
-    }
+    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+    Ok(status.map(|status| Answer {
+        status,
+        body: body.unwrap_or_default().to_owned(),
+    }))
 }
 
 #[expect(

@@ -310,10 +310,8 @@ impl Api {
         let call = match &work.token {
             // The bus publishes an emit once for its key, even if this node ends after
             // publishing and before the response is stored.
-            Some(token) if self.idempotency.is_shared => {
-                call.once(token, settings.idempotency_time.0)
-            }
-            _ => call,
+            Some(token) => call.once(token, settings.idempotency_time.0),
+            None => call,
         };
         let mut is_repeatable = call.is_repeatable();
         let answer = match call.carry_out(&self.server, &self.presence).await {

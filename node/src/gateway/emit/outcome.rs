@@ -109,8 +109,8 @@ pub(super) struct Tally {
     members: Option<usize>,
     /// The place of the last one in the journal, if there is one.
     position: Option<Position>,
-    /// Whether it was emitted before, with the same idempotency key.
-    is_replayed: bool,
+    /// Messages among them that were emitted before, with the same idempotency key.
+    replayed: usize,
     asked: Option<Asked>,
 }
 
@@ -136,22 +136,20 @@ impl Tally {
         self.nodes = self.nodes.max(delivery.nodes);
         self.members = delivery.members;
         self.position = delivery.position;
-        self.is_replayed = delivery.is_replayed;
+        self.replayed += usize::from(delivery.is_replayed);
     }
 
     /// Adds a confirmed message. The sockets of several messages are added up.
     pub(super) fn confirmed(&mut self, confirmed: Receipt) {
-        let reached = confirmed.sockets.unwrap_or(0);
         self.messages += 1;
         self.position = confirmed.position;
-        self.is_replayed = confirmed.is_replayed;
-        if confirmed.is_replayed {
-            // Nobody was asked.
-            self.nodes = self.nodes.max(confirmed.nodes);
-            return;
-        }
-        self.nobody += usize::from(reached == 0);
+        self.replayed += usize::from(confirmed.is_replayed);
         self.nodes = self.nodes.max(confirmed.nodes);
+        let Some(reached) = confirmed.sockets else {
+            // The nodes were not asked when it was emitted first.
+            return;
+        };
+        self.nobody += usize::from(reached == 0);
         let none = Asked::Confirmed {
             sockets: 0,
             silent: BTreeSet::new(),
@@ -204,8 +202,9 @@ impl Tally {
         let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         put("messages", json!(self.messages));
         put("reached_nobody", json!(self.nobody));
-        if self.is_replayed {
-            put("is_replayed", json!(true));
+        if self.replayed > 0 {
+            put("is_replayed", json!(self.replayed == self.messages));
+            put("replayed", json!(self.replayed));
         }
         if let Some(position) = self.position {
             put("position", json!(position));
@@ -252,8 +251,13 @@ impl Tally {
     /// Lines for people.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        if self.is_replayed {
+        if self.replayed > 0 && self.replayed == self.messages {
             text += "emitted before with this idempotency key:\n";
+        } else if self.replayed > 0 {
+            text += &format!(
+                "{} of them emitted before with this idempotency key:\n",
+                self.replayed
+            );
         }
         let silent = match &self.asked {
             None => {

@@ -37,14 +37,15 @@ use std::{
 
 use parking_lot::RwLock;
 use roomcast::{
-    Ack, DisconnectReason, Event, HandlerError, HandlerResult, Handshake, Limits, Namespace,
-    Recovering, RedisConfig, Refused, Server, Socket, SocketId, emitter::entropy,
+    Ack, DisconnectReason, Event, HandlerError, HandlerResult, Limits, Namespace, RedisConfig,
+    Refused, Server, Socket, SocketId, emitter::entropy,
 };
 use tokio::time::timeout;
 use tracing::debug;
 
 pub(crate) use self::{
     backend::{Backend, Failure},
+    request::Connecting,
     settings::{Settings, TEMPLATE, Target, default_concurrency, default_timeout},
 };
 
@@ -219,7 +220,7 @@ impl Hooks {
     pub(crate) async fn connect(
         &self,
         namespace: &str,
-        (handshake, recovering): (&Handshake, Recovering),
+        client: Connecting<'_>,
         id: &SocketId,
         data: SocketData,
     ) -> Result<SocketData, HandlerError> {
@@ -232,7 +233,7 @@ impl Hooks {
         let fail = |failure: &Failure| HandlerError::from(failure.refused());
         let request = self.next_id();
         let origin = self.origin(backend, &request, namespace);
-        let client = (handshake, recovering);
+        let handshake = client.handshake;
         let body = request::connect(origin, &backend.selection, id.as_str(), client, &data)
             .map_err(|error| noted(backend, Failure::Request(error.into())))
             .map_err(|failure| fail(&failure))?;

@@ -166,17 +166,37 @@ fn data(socket: &Socket) -> Arc<SocketData> {
     socket.data().unwrap_or_default()
 }
 
+/// A client that wants to connect.
+#[derive(Clone, Copy)]
+pub(crate) struct Connecting<'a> {
+    pub(crate) handshake: &'a Handshake,
+    pub(crate) recovering: Recovering,
+    /// Whether clients of the namespace can come back. Then the official client adds the secret name of its session
+    /// and its place in the journal to `auth`.
+    pub(crate) can_come_back: bool,
+}
+
 /// The body for a client that wants to connect.
 pub(super) fn connect(
     origin: Origin<'_>,
     selection: &Selection,
     id: &str,
-    (handshake, recovering): (&Handshake, Recovering),
+    connecting: Connecting<'_>,
     data: &SocketData,
 ) -> Result<Bytes, serde_json::Error> {
+    let Connecting {
+        handshake,
+        recovering,
+        can_come_back,
+    } = connecting;
     let query = handshake.queries();
+    let mut auth = handshake.auth::<Value>()?;
+    if let (true, Some(fields)) = (can_come_back, auth.as_object_mut()) {
+        // Who knows them can go on with the session.
+        fields.retain(|name, _| !["pid", "offset"].contains(&&**name));
+    }
     let occasion = Occasion::Connect {
-        auth: handshake.auth::<Value>()?,
+        auth,
         query: query.into_iter().map(|(k, v)| (k, v.into())).collect(),
         recovered: recovering.0,
     };

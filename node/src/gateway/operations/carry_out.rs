@@ -20,6 +20,9 @@ pub(crate) enum Effect {
     Done,
     /// The event is in the outbox of these sockets and was published to these nodes.
     Emitted(Delivery),
+    /// The event was published, and the sockets of this node receive it like those of others, by way of Redis or of
+    /// the journal, so they are not counted.
+    Published(Receipt),
     /// The event has reached these sockets.
     Confirmed(Receipt),
     /// There was nobody to act on: the asking socket has disconnected, or the selection is empty.
@@ -51,6 +54,25 @@ impl Report {
     }
 }
 
+impl Operation {
+    /// Whether it emits to other nodes, too.
+    pub(super) fn is_published(&self) -> bool {
+        matches!(self, Self::Emit { flags, .. } if !flags.local)
+    }
+}
+
+impl Effect {
+    /// The effect of an emit whose sockets on this node were not counted.
+    fn of_published(self, is_once: bool) -> Self {
+        match self {
+            Self::Emitted(delivery) if is_once || delivery.position.is_some() => {
+                Self::Published(delivery.into())
+            }
+            other => other,
+        }
+    }
+}
+
 /// Whether this node has done its part in spite of the error.
 /// Under a key that was used for another event, nothing at all was published.
 fn is_partial(error: &EmitError) -> bool {
@@ -74,6 +96,7 @@ impl Checked {
         let is_one = operations.len() == 1;
         for (index, operation) in operations.into_iter().enumerate() {
             let once = once.as_ref();
+            let is_once = once.is_some() && operation.is_published();
             let namespace = &match once.filter(|_| matches!(operation, Operation::Emit { .. })) {
                 None => namespace.clone(),
                 Some(once) if is_one => namespace.clone().idempotency_key(&once.key, once.time),
@@ -89,6 +112,7 @@ impl Checked {
                 // Larger than the futures of most events, which are moved as a whole.
                 other => Box::pin(one(other, namespace, asker, ack)).await,
             };
+            let result = result.map(|effect| effect.of_published(is_once));
             let ends = matches!(&result, Err(error) if !is_partial(error));
             report.results.push(result);
             if ends {
