@@ -183,7 +183,8 @@ pub(super) const FAULTS: &[Fault] = &[
                 if node == 1 {
                     scene.stage.kill_node(node);
                     scene.stage.start_node(node)?;
-                    pause(2);
+                    // Its clients come back at once. The pace is that of the drains.
+                    pause(5);
                 } else {
                     scene.drain(node)?;
                 }
@@ -297,7 +298,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "clients are torn down at random every 15 s, and are away for 2 s",
         setup: SIMPLE,
         cause: |scene| {
-            for _ in 0..2 {
+            for _ in 0..4 {
                 scene.tear(13 * SECOND, 2 * SECOND);
                 pause(15);
             }

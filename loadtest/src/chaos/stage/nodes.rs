@@ -1,6 +1,6 @@
 //! How nodes are started: programs of Roomcast with settings of the run, or servers of Node.js.
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, bail};
 
@@ -34,6 +34,7 @@ impl Stage {
     ) -> anyhow::Result<(Process, Addresses)> {
         let settings = self.folder.join(format!("{name}.toml"));
         fs::write(&settings, self.settings())?;
+        let over = self.programs.drain_over;
         let mut command = command(&self.programs.roomcast);
         command
             .args([
@@ -42,10 +43,8 @@ impl Stage {
                 "--internal-listen=127.0.0.1:0",
             ])
             .args(["--workers=1", "--drain-grace=1s"])
-            .arg(format!(
-                "--drain-over={}s",
-                self.programs.drain_over.as_secs()
-            ))
+            .arg(format!("--drain-over={}ms", over.as_millis()))
+            .arg(format!("--drain-timeout={}ms", (over + DRAIN).as_millis()))
             .args([
                 "--ping-interval=2s",
                 "--ping-timeout=3s",
@@ -148,6 +147,9 @@ fn addresses(log: &str) -> Option<Addresses> {
         internal: field("internal=")?,
     })
 }
+
+/// Time of a drain beside that over which a node closes its connections.
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// The key of the HTTP API, and of requests that nodes relay. It is no secret, because the nodes of a run listen on
 /// this machine only.
