@@ -435,14 +435,15 @@ fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
 #[test]
 fn a_cluster_with_journal_and_recovery_loses_nothing_in_faults() {
     let program = format!("--program={}", program().display());
-    for (fault, modes) in [
-        ("1", "recovery"),
-        ("5", "journal,recovery"),
-        ("18", "journal,recovery"),
+    for (fault, modes, more) in [
+        ("1", "recovery", &["--balancer"][..]),
+        ("5", "journal,recovery", &[]),
+        ("18", "journal,recovery", &[]),
     ] {
         let (faults, modes) = (format!("--faults={fault}"), format!("--modes={modes}"));
         let size = ["--rounds=1", "--clients=30", "--rooms=3"];
-        let (status, said) = run(&[&["chaos", &faults, &modes, &program], &size[..]].concat());
+        let chaos = ["chaos", &faults, &modes, &program];
+        let (status, said) = run(&[&chaos, &size[..], more].concat());
         assert_eq!(status, Some(0), "{said}");
         let row = said
             .lines()

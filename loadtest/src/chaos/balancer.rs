@@ -73,7 +73,7 @@ fn configuration(address: SocketAddr, control: &Path, nodes: &[Addresses]) -> St
     let mut text = format!(
         "global\n  stats socket unix@{} level admin\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
-         timeout http-keep-alive 60s\n  timeout tunnel 1h\n  timeout client-fin 10s\n  \
+         timeout http-keep-alive 60s\n  timeout tunnel 1h\n  timeout client-fin 10s\n  timeout check 2s\n  \
          retries 2\n  option redispatch 1\n  retry-on conn-failure empty-response 503\n\
          frontend clients\n  bind {address}\n  default_backend nodes\n\
          backend nodes\n  balance roundrobin\n  http-response set-header X-Node %s\n  http-request disable-l7-retry if METH_POST\n  \
