@@ -81,6 +81,13 @@ describe("presence", { timeout: 300_000 }, () => {
     return response.json();
   }
 
+  /** How many questions the node has asked the cluster. */
+  async function questions(node) {
+    const text = await (await fetch(`${node.internal}/metrics`)).text();
+    const series = /^roomcast_bus_requests_total\{.*\} (\d+)$/gm;
+    return [...text.matchAll(series)].reduce((sum, [, count]) => sum + Number(count), 0);
+  }
+
   /** Waits until a node knows these users and their rooms, and that it knows all. */
   async function knows(node, expected, query = "") {
     let known;
@@ -107,6 +114,15 @@ describe("presence", { timeout: 300_000 }, () => {
       await knows(node, [["bob", 1, "lobby"]], "?after=ada");
       const { users } = await call(node, "users?room=lobby");
       assert.deepEqual(users, [{ user: "ada", sockets: 1 }, { user: "bob", sockets: 1 }]);
+      const rooms = async (query) => (await call(node, `rooms?${query}`)).rooms;
+      const [lobby, vip] = [{ room: "lobby", sockets: 2, users: 2 }, { room: "vip", sockets: 1, users: 1 }];
+      const before = await questions(node);
+      assert.deepEqual(await rooms("of=users"), [lobby, vip]);
+      assert.deepEqual(await rooms("of=users&prefix=v"), [vip]);
+      assert.deepEqual(await rooms("of=users&after=lobby"), [vip]);
+      assert.equal(await questions(node), before);
+      assert.deepEqual(await rooms("prefix=l"), [lobby]);
+      assert.ok((await questions(node)) > before);
     }
     const presence = await ask(ada, "presence", "lobby");
     const expected = [{ user: "ada", sockets: 1 }, { user: "bob", sockets: 1 }];

@@ -1,6 +1,6 @@
 //! The questions of the API: sockets, rooms, users and presence.
 //!
-//! All four fetch the sockets of the cluster and differ in what they make of them. Nodes
+//! All four fetch the sockets of the cluster and differ in what they make of them, unless presence has what is asked. Nodes
 //! that do not respond in time are listed, and the result is marked as incomplete.
 
 use std::{
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{keys::Verb, problem::Problem};
 use crate::gateway::{
     policy::USER_ROOMS,
-    presence::{Kept, Look, Selected},
+    presence::{Kept, Look, Page, Selected},
     session::user_room,
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Query {
     /// The rooms whose sockets are asked for, or all sockets.
     pub(crate) selected: Option<Vec<String>>,
     pub(crate) timeout: Duration,
+    /// Of rooms, only the sockets of users count, as presence keeps them.
+    is_of_users: bool,
     /// Only names that begin with this text.
     prefix: String,
     /// Only names after this one: the last name of the page before.
@@ -49,6 +51,7 @@ impl Query {
             verb,
             selected: None,
             timeout: DEFAULT_TIMEOUT,
+            is_of_users: false,
             prefix: String::new(),
             after: None,
             limit: DEFAULT_LIMIT,
@@ -77,6 +80,11 @@ impl Query {
                         .get_or_insert_default()
                         .push(user_room(&value));
                 }
+                "of" if verb == Verb::Rooms => match &*value {
+                    "all" => query.is_of_users = false,
+                    "users" => query.is_of_users = true,
+                    _ => return Err(Problem::invalid("of", "expected `all` or `users`")),
+                },
                 "prefix" => query.prefix = value.into_owned(),
                 "after" => query.after = Some(value.into_owned()),
                 "limit" => query.limit = number(&name, &value, MAX_LIMIT)?,
@@ -102,7 +110,7 @@ impl Query {
     pub(crate) fn answer(&self, fetched: &Fetched) -> Value {
         let sockets = &fetched.sockets;
         let (name, (total, page)) = match self.verb {
-            Verb::Rooms => ("rooms", self.page(rooms(sockets))),
+            Verb::Rooms => ("rooms", self.page(self.rooms(sockets))),
             Verb::Users | Verb::Presence => ("users", self.page(self.users(sockets))),
             _ => ("sockets", self.page(described(sockets))),
         };
@@ -118,6 +126,9 @@ impl Query {
     /// Sockets and rooms are asked for in any case, because presence keeps neither data
     /// nor sockets without a user.
     pub(crate) fn answer_from(&self, presence: &Kept) -> Option<Value> {
+        if self.verb == Verb::Rooms && self.is_of_users {
+            return Some(self.rooms_from(presence));
+        }
         if !matches!(self.verb, Verb::Users | Verb::Presence) {
             return None;
         }
@@ -152,6 +163,23 @@ impl Query {
             "is_complete": found.silent_nodes.is_empty(),
             "silent_nodes": found.silent_nodes,
         }))
+    }
+
+    fn rooms_from(&self, presence: &Kept) -> Value {
+        let found = presence.rooms(&Page {
+            prefix: &self.prefix,
+            after: self.after.as_deref(),
+            limit: self.limit,
+        });
+        let rooms = found.rooms.iter().map(
+            |room| json!({ "room": &*room.room, "sockets": room.sockets, "users": room.users }),
+        );
+        json!({
+            "rooms": rooms.collect::<Vec<_>>(),
+            "total": found.total,
+            "is_complete": found.silent_nodes.is_empty(),
+            "silent_nodes": found.silent_nodes,
+        })
     }
 
     /// The number of entries with the prefix, and those of the page.
@@ -191,6 +219,24 @@ impl Query {
         };
         by_user.into_iter().map(shown).collect()
     }
+
+    /// The rooms, each with the number of its sockets and of their users.
+    fn rooms(&self, sockets: &[RemoteSocket]) -> BTreeMap<String, Value> {
+        let mut rooms = BTreeMap::<&String, (usize, BTreeSet<&str>)>::new();
+        let counted = |socket: &&RemoteSocket| !self.is_of_users || user(socket).is_some();
+        for socket in sockets.iter().filter(counted) {
+            for room in public(socket) {
+                let (count, users) = rooms.entry(room).or_default();
+                *count += 1;
+                users.extend(user(socket));
+            }
+        }
+        let shown = rooms.into_iter().map(|(room, (count, users))| {
+            let entry = json!({ "room": room, "sockets": count, "users": users.len() });
+            (room.clone(), entry)
+        });
+        shown.collect()
+    }
 }
 
 fn unknown(name: &str) -> Problem {
@@ -229,23 +275,6 @@ fn described(sockets: &[RemoteSocket]) -> BTreeMap<String, Value> {
             "data": socket.data_json(),
         });
         (socket.id().as_str().to_owned(), entry)
-    });
-    shown.collect()
-}
-
-/// The rooms, each with the number of its sockets and of their users.
-fn rooms(sockets: &[RemoteSocket]) -> BTreeMap<String, Value> {
-    let mut rooms = BTreeMap::<&String, (usize, BTreeSet<&str>)>::new();
-    for socket in sockets {
-        for room in public(socket) {
-            let (count, users) = rooms.entry(room).or_default();
-            *count += 1;
-            users.extend(user(socket));
-        }
-    }
-    let shown = rooms.into_iter().map(|(room, (count, users))| {
-        let entry = json!({ "room": room, "sockets": count, "users": users.len() });
-        (room.clone(), entry)
     });
     shown.collect()
 }

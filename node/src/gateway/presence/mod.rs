@@ -47,8 +47,8 @@ use self::{
 };
 pub(crate) use self::{
     settings::{Settings, TEMPLATE},
-    stream::Found,
-    table::{Look, Selected},
+    stream::{Found, FoundRooms},
+    table::{Look, Page, Selected},
 };
 use super::session::{self, user_room};
 
@@ -168,6 +168,15 @@ impl Kept {
         let alive = alive(server);
         let now = self.now();
         state.lock().look(look, &alive, now)
+    }
+
+    /// The rooms of users in the cluster, as far as this node knows.
+    pub(crate) fn rooms(&self, page: &Page<'_>) -> FoundRooms {
+        let Some((server, state)) = self.running.get() else {
+            return FoundRooms::default();
+        };
+        let (alive, now) = (alive(server), self.now());
+        state.lock().rooms(page, &alive, now)
     }
 
     fn now(&self) -> Duration {

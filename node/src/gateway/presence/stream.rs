@@ -23,7 +23,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Look, Online, Table};
+use super::table::{Look, Occupied, Online, Page, Table};
 
 /// A node publishes at least so often, so that others notice what they have missed.
 const BEAT: Duration = Duration::from_secs(2);
@@ -438,6 +438,25 @@ impl State {
     /// with a lease.
     pub(super) fn look(&self, look: &Look<'_>, alive: &[String], now: Duration) -> Found {
         let (total, users) = self.table.look(look);
+        Found {
+            total,
+            users,
+            silent_nodes: self.silent(alive, now),
+        }
+    }
+
+    /// The rooms of users that are known, and the nodes whose users are not.
+    pub(super) fn rooms(&self, page: &Page<'_>, alive: &[String], now: Duration) -> FoundRooms {
+        let (total, rooms) = self.table.rooms(page);
+        FoundRooms {
+            total,
+            rooms,
+            silent_nodes: self.silent(alive, now),
+        }
+    }
+
+    /// The nodes of which not all users are known.
+    fn silent(&self, alive: &[String], now: Duration) -> Vec<String> {
         let is_silent = |node: &&String| {
             let is_whole = |stream: &Stream| {
                 stream.phase == Phase::Whole && !stream.is_partial && now < stream.heard + SILENT
@@ -447,17 +466,23 @@ impl State {
                 false => !self.streams.get(node.as_str()).is_some_and(is_whole),
             }
         };
-        Found {
-            total,
-            users,
-            silent_nodes: alive.iter().filter(is_silent).cloned().collect(),
-        }
+        alive.iter().filter(is_silent).cloned().collect()
     }
 
     /// The sockets that are kept, and the full states that were published.
     pub(super) fn figures(&self) -> (usize, u64) {
         (self.table.sockets(), self.fulls)
     }
+}
+
+/// The result of a search for rooms.
+#[derive(Debug, Default)]
+pub(crate) struct FoundRooms {
+    /// How many rooms there are on all pages.
+    pub(crate) total: usize,
+    pub(crate) rooms: Vec<Occupied>,
+    /// The nodes of which not all users are known.
+    pub(crate) silent_nodes: Vec<String>,
 }
 
 /// The result of a search.

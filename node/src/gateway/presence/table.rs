@@ -65,6 +65,25 @@ pub(crate) struct Online {
     pub(crate) rooms: BTreeSet<Arc<str>>,
 }
 
+/// A page of names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page<'a> {
+    /// Only names that begin with this text.
+    pub(crate) prefix: &'a str,
+    /// Only names after this one.
+    pub(crate) after: Option<&'a str>,
+    pub(crate) limit: usize,
+}
+
+/// A room with users in it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Occupied {
+    pub(crate) room: Arc<str>,
+    /// How many sockets of users are in it.
+    pub(crate) sockets: usize,
+    pub(crate) users: usize,
+}
+
 /// The sockets of each user, in order.
 type Users = BTreeMap<Arc<str>, Vec<Arc<str>>>;
 
@@ -75,7 +94,7 @@ pub(super) struct Table {
     count: usize,
     sockets: HashMap<Arc<str>, Entry>,
     users: Users,
-    rooms: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    rooms: BTreeMap<Arc<str>, HashSet<Arc<str>>>,
 }
 
 impl Table {
@@ -85,7 +104,7 @@ impl Table {
             count: 0,
             sockets: HashMap::new(),
             users: BTreeMap::new(),
-            rooms: HashMap::new(),
+            rooms: BTreeMap::new(),
         }
     }
 
@@ -227,6 +246,30 @@ impl Table {
         (total, page.collect())
     }
 
+    /// The number of rooms that begin with the prefix, and those of the page.
+    pub(super) fn rooms(&self, page: &Page<'_>) -> (usize, Vec<Occupied>) {
+        let Page {
+            prefix,
+            after,
+            limit,
+        } = page;
+        let from = (Bound::Included(*prefix), Bound::Unbounded);
+        let found = self.rooms.range::<str, _>(from);
+        let found = found.take_while(|(room, _)| room.starts_with(prefix));
+        let total = found.clone().count();
+        let later = found.filter(|(room, _)| after.is_none_or(|after| &***room > after));
+        let rooms = later.take(*limit).map(|(room, sockets)| {
+            let users = sockets.iter().filter_map(|socket| self.get(socket));
+            let users: HashSet<_> = users.map(|entry| &entry.user).collect();
+            Occupied {
+                room: Arc::clone(room),
+                sockets: sockets.len(),
+                users: users.len(),
+            }
+        });
+        (total, rooms.collect())
+    }
+
     fn selected(&self, selected: &Selected<'_>) -> Users {
         let rooms = selected.rooms.iter();
         let members = rooms.clone().filter_map(|room| self.rooms.get(*room));
@@ -251,7 +294,7 @@ impl Table {
 }
 
 /// The name as a table has it already, so that it is in memory once.
-fn interned<V>(known: &HashMap<Arc<str>, V>, name: &str) -> Arc<str> {
+fn interned<V>(known: &BTreeMap<Arc<str>, V>, name: &str) -> Arc<str> {
     let known = known.get_key_value(name);
     known.map_or_else(|| name.into(), |(name, _)| Arc::clone(name))
 }
@@ -314,6 +357,43 @@ mod tests {
         let (_, online) = table.look(&ALL);
         let rooms: Vec<_> = online[0].rooms.iter().map(|room| &**room).collect();
         assert_eq!(rooms, ["lobby", "vip"]);
+    }
+
+    #[test]
+    fn rooms_are_found_by_name_with_their_sockets_and_users() {
+        let mut table = table(100);
+        let two: Arc<str> = "two".into();
+        table.set(&two, "s4", "bob", &["lobby"]);
+        let page = Page {
+            prefix: "",
+            after: None,
+            limit: 10,
+        };
+        let rooms = |page| {
+            let (total, rooms) = table.rooms(&page);
+            let rooms = rooms.into_iter();
+            let rooms = rooms.map(|room| (room.room.to_string(), room.sockets, room.users));
+            (total, rooms.collect::<Vec<_>>())
+        };
+        let (lobby, vip) = (("lobby".to_owned(), 4, 2), ("vip".to_owned(), 1, 1));
+        assert_eq!(rooms(page), (2, vec![lobby.clone(), vip.clone()]));
+        assert_eq!(rooms(Page { limit: 1, ..page }), (2, vec![lobby]));
+        let after = Some("lobby");
+        assert_eq!(rooms(Page { after, ..page }), (2, vec![vip.clone()]));
+        assert_eq!(
+            rooms(Page {
+                prefix: "v",
+                ..page
+            }),
+            (1, vec![vip])
+        );
+        assert_eq!(
+            rooms(Page {
+                prefix: "x",
+                ..page
+            }),
+            (0, vec![])
+        );
     }
 
     #[test]
