@@ -81,10 +81,10 @@ impl Record {
         match &self.account {
             Some(account) if to.flags.at_least_once => {
                 // It may have left the room since.
-                account.is_pending(kept.position().id)
-                    || account.is_unknown(kept.place()) && is_meant(to)
+                let id = kept.position().id;
+                account.is_pending(id) || account.is_unknown(id) && is_meant(to)
             }
-            _ => kept.place().is_later_than(received) && is_meant(to),
+            _ => kept.position().id > received.id && is_meant(to),
         }
     }
 }
