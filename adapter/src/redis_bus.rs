@@ -152,8 +152,15 @@ impl Bus for RedisBus {
 
     /// Those with a valid lease, as of the last renewal of this node's own.
     fn nodes(&self) -> Vec<NodeId> {
-        let leases = self.core.membership.leases();
-        leases.alive_nodes().cloned().collect()
+        let membership = &self.core.membership;
+        let mut nodes: Vec<_> = membership.leases().alive_nodes().cloned().collect();
+        // Those whose leases Redis has lost a moment ago are alive, as far as is known.
+        for kept in membership.peers.nodes() {
+            if !nodes.contains(&kept) {
+                nodes.push(kept);
+            }
+        }
+        nodes
     }
 
     fn find_peer(&self, tag: &str) -> Option<Peer> {

@@ -20,6 +20,14 @@ use roomcast_protocol::{
 };
 use tokio::time::Instant;
 
+/// A difference between two readings of Redis's clock and the time between them that is a
+/// jump, in milliseconds.
+const JUMP: u64 = 1_000;
+
+/// How long messages are accepted after a jump whose senders have not noticed it. Nodes and
+/// emitters read the clock every second.
+const UNNOTICED: Duration = Duration::from_secs(10);
+
 /// How the members of a cluster sign what they publish to each other. All of them need
 /// the same keys; Node's servers and emitters cannot sign, so a cluster that signs has
 /// none.
@@ -63,6 +71,8 @@ pub struct Signer {
     /// Messages signed so far.
     signed: AtomicU64,
     clock: Mutex<Option<Clock>>,
+    /// The reading before the last jump of Redis's clock, and when that was.
+    before_jump: Mutex<Option<(Clock, Instant)>>,
     senders: Mutex<Senders>,
 }
 
@@ -82,6 +92,7 @@ impl Signer {
             sender: sender.into(),
             signed: AtomicU64::new(0),
             clock: Mutex::default(),
+            before_jump: Mutex::default(),
             senders: Mutex::default(),
         }
     }
@@ -89,7 +100,12 @@ impl Signer {
     /// Redis's clock has been read. The reading is `millis` milliseconds since 1970.
     pub fn set_time(&self, millis: u64) {
         let read = Instant::now();
-        *self.clock.lock() = Some(Clock { read, millis });
+        let former = self.clock.lock().replace(Clock { read, millis });
+        if let Some(former) = former
+            && former.at(read).abs_diff(millis) > JUMP
+        {
+            *self.before_jump.lock() = Some((former, read));
+        }
     }
 
     /// Returns how long ago Redis's clock was read.
@@ -114,12 +130,28 @@ impl Signer {
             return Err(Rejection::Forged);
         }
         let stamp = sealed.stamp();
-        if !self.is_of_its_position(&sealed) {
-            return Err(Rejection::Stale);
-        }
         // Without the time, nothing shows that it is new.
         let now = self.now().ok_or(Rejection::Stale)?;
-        self.senders.lock().admit(stamp, now, self.tolerance)?;
+        let admit = |now| self.senders.lock().admit(stamp, now, self.tolerance);
+        let is_of_its_position = self.is_of_its_position(&sealed);
+        let admitted = match is_of_its_position {
+            true => admit(now),
+            false => Err(Rejection::Stale),
+        };
+        match (admitted, self.now_without_jump()) {
+            // Its sender has not noticed the jump of the clock.
+            (Err(Rejection::Stale), Some(unaware)) => {
+                let is_placed = sealed.position().is_none_or(|position| {
+                    let apart = position.time.abs_diff(now);
+                    is_of_its_position || apart <= self.tolerance
+                });
+                match is_placed {
+                    true => admit(unaware)?,
+                    false => return Err(Rejection::Stale),
+                }
+            }
+            (admitted, _) => admitted?,
+        }
         Ok(sealed.message())
     }
 
@@ -158,7 +190,21 @@ impl Signer {
 
     fn now(&self) -> Option<u64> {
         let clock = (*self.clock.lock())?;
-        Some(clock.millis.saturating_add(millis(clock.read.elapsed())))
+        Some(clock.at(Instant::now()))
+    }
+
+    /// Returns the time as it would be if Redis's clock had not jumped a moment ago.
+    fn now_without_jump(&self) -> Option<u64> {
+        let (clock, jumped) = (*self.before_jump.lock())?;
+        let now = Instant::now();
+        (now - jumped <= UNNOTICED).then(|| clock.at(now))
+    }
+}
+
+impl Clock {
+    fn at(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.read);
+        self.millis.saturating_add(millis(since))
     }
 }
 
@@ -209,6 +255,30 @@ mod tests {
         assert_eq!(young.open("c", &sealed), Err(Rejection::Stale));
         assert_eq!((young.seal("c", b""), young.clock_age()), (None, None));
         assert_eq!(two.clock_age(), Some(Duration::from_secs(31)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_jump_of_the_clock_nothing_is_lost_and_nothing_old_is_accepted() {
+        for jump in [3_600_000, -3_600_000] {
+            let [one, two] = pair([KEY, KEY]);
+            let old = one.seal("c", b"old").unwrap();
+            tokio::time::advance(Duration::from_secs(31)).await;
+            two.set_time(1_700_000_031_000_u64.saturating_add_signed(jump));
+            // The sender has not read the clock, and then it has.
+            let unaware = one.seal("c", b"message").unwrap();
+            assert!(two.open("c", &unaware).is_ok(), "{jump}");
+            assert_eq!(two.open("c", &unaware), Err(Rejection::Replayed));
+            assert_eq!(two.open("c", &old), Err(Rejection::Stale));
+            one.set_time(1_700_000_031_000_u64.saturating_add_signed(jump));
+            let aware = one.seal("c", b"message").unwrap();
+            assert!(two.open("c", &aware).is_ok(), "{jump}");
+            // Later, the jump is past.
+            tokio::time::advance(Duration::from_secs(11)).await;
+            let late = Signer::new(&signing(KEY), "three");
+            late.set_time(1_700_000_042_000);
+            let late = late.seal("c", b"message").unwrap();
+            assert_eq!(two.open("c", &late), Err(Rejection::Stale), "{jump}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

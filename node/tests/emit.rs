@@ -337,6 +337,14 @@ fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
     assert_eq!(post()["position"], stored["position"]);
     assert_eq!(client.event("later"), json!([]));
     assert_eq!(stored["local_sockets"], Value::Null, "{stored}");
+    // A node has claimed the call and is gone. Its claim lapses, and the repetition waits for that.
+    let claim = "local claimed = 0 for _, key in ipairs(redis.call('KEYS', '*-api#*')) do \
+        local print = string.match(redis.call('GET', key), '^%S+') claimed = claimed + 1 \
+        redis.call('SET', key, print .. ' 0 gone', 'PX', 1000) end return claimed";
+    assert_ne!(redis.command(&["EVAL", claim, "0"]).trim(), ":0");
+    let waited = post();
+    assert_eq!(waited["position"], stored["position"], "{waited}");
+    assert_eq!(waited["is_replayed"], json!(true));
     // A file has a key for each line, so it can be repeated after a failure, also with more lines.
     let lines = |input: &str| {
         let line = ["--json", "--idempotency-key=f", "--file=-", "line"];

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::{
     metrics::{MembershipMetrics, gauge},
     outgoing::Outgoing,
-    peers::{self, Peers},
+    peers::{self, Missing, Peers},
 };
 
 /// How long the lease of a node that vanished is kept. When a host loses its power or its
@@ -192,6 +192,7 @@ impl Membership {
             return;
         }
         self.metrics.lost.inc();
+        self.peers.keep();
         let is_due = |reported: Instant| now >= reported + WARNING_INTERVAL;
         if state.reported.is_none_or(is_due) {
             state.reported = Some(now);
@@ -232,11 +233,21 @@ impl Membership {
         state.leases = Arc::new(leases);
         state.clock = clock.or(state.clock);
         state.leaving = reading.as_ref().map_or(0, Reading::leaving);
+        let is_held = state.is_held && !state.has_left;
         drop(state);
         if let Some(Reading { now, held }) = reading.as_ref().filter(|_| self.address.is_some()) {
-            // Behind the leases, so that a node that is found is among the nodes that are alive.
+            // Behind the leases, so that a node that is found is among the nodes that are alive, except for
+            // those that are kept.
             let stated = stated(held, *now).map(|(_, rest)| rest);
-            self.peers.replace(self.node(), stated);
+            let left: Vec<_> = entries(held)
+                .filter_map(|(name, _)| name.strip_prefix(TRACE))
+                .collect();
+            let is_lost = is_held && !entries(held).any(|(name, _)| name == self.node().as_str());
+            let missing = Missing {
+                is_lost,
+                left: &left,
+            };
+            self.peers.replace(self.node(), stated, missing);
         }
         Ok(reading)
     }

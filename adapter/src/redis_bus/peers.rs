@@ -23,6 +23,13 @@ use tokio::time::{Instant, sleep_until};
 use super::membership::Membership;
 use crate::bus::Peer;
 
+/// How long nodes are kept in the table whose leases Redis has lost. Nodes write theirs every
+/// second.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The longest time between two readings in which no lease can lapse without its node.
+const MAX_SILENCE: Duration = Duration::from_secs(3);
+
 /// The least time between two readings for tags that are not known.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -32,15 +39,48 @@ const AT: char = '@';
 /// The other nodes that state an address.
 #[derive(Default)]
 pub(super) struct Peers {
-    by_tag: Mutex<HashMap<Box<str>, Peer>>,
+    by_tag: Mutex<Table>,
     /// When the last reading for an unknown tag began.
     turn: tokio::sync::Mutex<Option<Instant>>,
 }
 
+#[derive(Default)]
+struct Table {
+    by_tag: HashMap<Box<str>, Peer>,
+    /// When the leases were read last.
+    read: Option<Instant>,
+    /// Until when nodes without leases are kept.
+    kept_until: Option<Instant>,
+}
+
+/// What a reading of the leases shows besides those that are valid.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Missing<'a> {
+    /// Redis has lost leases, for example because it has restarted empty: this node's own one is not there.
+    pub(super) is_lost: bool,
+    /// Nodes that have given their leases back.
+    pub(super) left: &'a [&'a str],
+}
+
 impl Peers {
     /// Replaces the table. `stated` is what nodes with a valid lease state behind their settings.
-    pub(super) fn replace<'a>(&self, own: &NodeId, stated: impl Iterator<Item = &'a str>) {
-        let mut by_tag = self.by_tag.lock();
+    ///
+    /// After Redis was away or has lost leases, nodes that are alive may not have written theirs again.
+    /// They are kept for a while, unless they have left, because otherwise all that is relayed to them would end.
+    pub(super) fn replace<'a>(
+        &self,
+        own: &NodeId,
+        stated: impl Iterator<Item = &'a str>,
+        missing: Missing<'_>,
+    ) {
+        let now = Instant::now();
+        let mut table = self.by_tag.lock();
+        let before = table.read.replace(now);
+        if missing.is_lost || before.is_some_and(|before| now - before > MAX_SILENCE) {
+            table.kept_until = Some(now + GRACE);
+        }
+        let is_kept = table.kept_until.is_some_and(|end| now < end);
+        let by_tag = &mut table.by_tag;
         let mut next = HashMap::with_capacity(by_tag.len());
         for (name, address) in stated.filter_map(|stated| stated.split_once(AT)) {
             let Some(tag) = name.get(..EngineId::TAG_LEN) else {
@@ -58,11 +98,32 @@ impl Peers {
             });
             next.insert(tag.into(), peer);
         }
+        if is_kept {
+            by_tag.retain(|_, peer| !missing.left.contains(&peer.node.as_str()));
+            for (tag, peer) in by_tag.drain() {
+                next.entry(tag).or_insert(peer);
+            }
+        }
         *by_tag = next;
     }
 
+    /// Redis has lost this node's lease, so those of others may be lost, too.
+    pub(super) fn keep(&self) {
+        self.by_tag.lock().kept_until = Some(Instant::now() + GRACE);
+    }
+
+    /// The nodes in the table.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        let table = self.by_tag.lock();
+        table
+            .by_tag
+            .values()
+            .map(|peer| peer.node.clone())
+            .collect()
+    }
+
     pub(super) fn find(&self, tag: &str) -> Option<Peer> {
-        self.by_tag.lock().get(tag).cloned()
+        self.by_tag.lock().by_tag.get(tag).cloned()
     }
 
     /// Resolves once the table comes from a reading that began after this call.
@@ -97,8 +158,12 @@ mod tests {
 
     fn table(stated: &[&str]) -> Peers {
         let peers = Peers::default();
-        peers.replace(&NodeId::new("ownn1234"), stated.iter().copied());
+        replace(&peers, stated, Missing::default());
         peers
+    }
+
+    fn replace(peers: &Peers, stated: &[&str], missing: Missing<'_>) {
+        peers.replace(&NodeId::new("ownn1234"), stated.iter().copied(), missing);
     }
 
     fn address(peers: &Peers, tag: &str) -> Option<Arc<str>> {
@@ -126,9 +191,35 @@ mod tests {
     #[test]
     fn the_table_is_that_of_the_last_reading() {
         let peers = table(&["aaaa1@old", "bbbb2@old"]);
-        peers.replace(&NodeId::new("ownn1234"), ["aaaa3@new"].into_iter());
+        replace(&peers, &["aaaa3@new"], Missing::default());
         assert_eq!(address(&peers, "aaaa").as_deref(), Some("new"));
         assert_eq!(address(&peers, "bbbb"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_are_kept_for_a_while_when_redis_has_lost_their_leases() {
+        let known = ["aaaa1@a", "bbbb2@b"];
+        let peers = table(&known);
+        let lost = Missing {
+            is_lost: true,
+            left: &["bbbb2"],
+        };
+        replace(&peers, &[], lost);
+        assert_eq!(address(&peers, "aaaa").as_deref(), Some("a"));
+        assert_eq!(address(&peers, "bbbb"), None, "it has left");
+        for _ in 0..2 {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            replace(&peers, &[], Missing::default());
+            assert!(peers.find("aaaa").is_some());
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+        replace(&peers, &[], Missing::default());
+        assert_eq!(peers.find("aaaa"), None);
+        // An outage in which leases lapse is the same.
+        replace(&peers, &known, Missing::default());
+        tokio::time::advance(Duration::from_secs(60)).await;
+        replace(&peers, &["bbbb2@b"], Missing::default());
+        assert!(peers.find("aaaa").is_some());
     }
 
     #[test]

@@ -89,3 +89,8 @@ async fn redis_cluster() {
     let sharded = Fabric::redis_cluster(Dialect::Sharded(Mode::Dynamic));
     keeps_its_promises(&sharded.signed()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_cluster_streams() {
+    keeps_its_promises(&Fabric::redis_cluster(Dialect::Streams)).await;
+}

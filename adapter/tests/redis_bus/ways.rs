@@ -1,6 +1,7 @@
 //! The ways to a Redis server, each with a message that makes it.
 
 use roomcast_adapter::RedisConfig;
+use roomcast_protocol::channel::Dialect;
 
 use crate::{
     deployment::{metric, node},
@@ -45,5 +46,12 @@ async fn messages_flow_over_tls() {
 async fn messages_flow_through_the_primary_that_sentinels_name() {
     let primary = Redis::start();
     let sentinel = Redis::sentinel(primary.port, "");
-    messages_flow(&format!("redis+sentinel://{}/mymaster", sentinel.address())).await;
+    let url = format!("redis+sentinel://{}/mymaster", sentinel.address());
+    messages_flow(&url).await;
+    // A stream is read from the primary, too. The former nodes are another cluster.
+    let mut config = RedisConfig::new(url.parse().unwrap());
+    (config.dialect, config.prefix) = (Dialect::Streams, "streams".into());
+    let (a, b) = (node(&config, "/").await, node(&config, "/").await);
+    a.publish(broadcast(&[], 1)).await;
+    assert_eq!(b.heard(1).await, [broadcast(&[], 1)]);
 }

@@ -54,7 +54,7 @@ use crate::{
 };
 
 /// How long Redis's clock is extrapolated.
-const CLOCK_VALID: Duration = Duration::from_secs(10);
+const CLOCK_VALID: Duration = Duration::from_secs(1);
 
 /// The length of a socket's id.
 const SOCKET_ID_BYTES: usize = 20;

@@ -8,10 +8,15 @@ const assert = require("node:assert/strict");
 const { execFile } = require("node:child_process");
 const { after, before, describe, test } = require("node:test");
 
+const { Emitter } = require("@socket.io/redis-emitter");
+const { createClient } = require("redis");
+const { io } = require("socket.io-client");
+
 const { KINDS } = require("./cluster/dialects");
 const { Cast, PEOPLE, startServers } = require("./cluster/members");
 const { startRedis } = require("./cluster/redis");
-const { deadline } = require("./support/wait");
+const { startGateway } = require("./support/gateway");
+const { ask, deadline, next, until } = require("./support/wait");
 
 const PATIENCE = 15_000;
 const PREFIX = "emitted";
@@ -95,10 +100,58 @@ for (const dialect of ["classic", "sharded-dynamic"]) {
   });
 }
 
+describe("in a cluster that signs", () => {
+  const KEY = { ROOMCAST_REDIS_SIGNING_KEY: "a signing key of the tests 0123456789" };
+  const DROPPED = 'roomcast_bus_messages_dropped_total{reason="unsigned"}';
+  let redis;
+  let foreign;
+  const gateways = [];
+  const clients = [];
+
+  before(async () => {
+    redis = await startRedis();
+    const settings = `access = "open"\nclient_rooms = true\nredis = "${redis.url}"\n`;
+    for (let i = 0; i < 2; i++) gateways.push(await startGateway(settings, { environment: KEY }));
+    for (const { url } of gateways) clients.push(io(url, { forceNew: true, transports: ["websocket"] }));
+    foreign = await createClient({ url: redis.url }).connect();
+    await until("the connects", () => clients.every(({ connected }) => connected));
+  });
+  after(async () => {
+    for (const client of clients) client.close();
+    await foreign?.close();
+    await Promise.all(gateways.map((gateway) => gateway.stop()));
+    await redis?.stop();
+  });
+
+  test("clients of all nodes receive what has the key, and nothing of others", async () => {
+    const [ada, bob] = clients;
+    const seen = clients.map(() => []);
+    clients.forEach((client, i) => client.on("news", (value) => seen[i].push(value)));
+    const emit = (value, environment, ...more) => run(["--redis", redis.url, "--json", ...more, "news", JSON.stringify(value)], environment);
+    // Neither an emitter of Node.js nor one of ours without the key, or with another one.
+    new Emitter(foreign).emit("news", "of Node.js");
+    await emit("unsigned", {});
+    await emit("forged", { ROOMCAST_REDIS_SIGNING_KEY: "another key than that of this cluster" });
+    const said = await emit("signed", KEY, "--confirm");
+    assert.deepEqual([said.sockets, said.nodes, said.silent_nodes], [2, 2, []]);
+    await until("what is signed", () => seen.every(({ length }) => length > 0));
+    // Clients of one node reach those of the other one.
+    for (const client of clients) await ask(client, "join", "tea");
+    const heard = next(bob, "message");
+    await ask(ada, "message", "tea", "hello");
+    assert.equal((await heard)[0].data, "hello");
+    assert.deepEqual(seen, [["signed"], ["signed"]]);
+    for (const gateway of gateways) {
+      assert.equal(await gateway.metric(DROPPED), 2);
+      await until("the log", () => gateway.lines.some(({ reason }) => /not signed/.test(reason ?? "")));
+    }
+  });
+});
+
 /** The object that the program prints; its exit status is the one that it says. */
-async function run(args) {
+async function run(args, environment = {}) {
   const ended = new Promise((resolve, reject) => {
-    const options = { cwd: process.env.TEST_FOLDER, env: {}, timeout: PATIENCE };
+    const options = { cwd: process.env.TEST_FOLDER, env: environment, timeout: PATIENCE };
     execFile(process.env.ROOMCAST, ["emit", ...args], options, (error, out, complaint) => {
       const status = error ? error.code : 0;
       if (typeof status !== "number" || out === "") reject(error ?? new Error(complaint));
