@@ -32,14 +32,20 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{clock, failure::Failure, options::duration, say, swarm::Transport};
-use account::{Promise, Publication, Told, account, pace};
+use crate::{
+    clock::{self, Nanos},
+    failure::Failure,
+    options::duration,
+    say,
+    swarm::Transport,
+};
+use account::{Drain, Promise, Publication, Tally, Told, account, pace};
 use crowd::Crowd;
 use faults::{FAULTS, Fault, Scene};
 use publisher::Publisher;
 use stage::{Places, Programs, Servers, Setup, Stage, progress, wait_until};
 use table::{Of, Row};
-use watcher::Watcher;
+use watcher::{Seen, Watcher};
 
 /// The features of a namespace of the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -263,17 +269,12 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
     let member = options.member.then(|| stage.start_member()).transpose()?;
     let watcher = Watcher::start(&stage.places);
     let (clients, rooms) = (options.clients as usize, options.rooms as usize);
-    let start =
-        |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, &stage.places);
-    let mut crowds: Vec<Crowd> = modes.iter().map(start).collect();
-    let members: Vec<Crowd> = member
-        .iter()
-        .flat_map(|places| {
-            let start =
-                |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, places);
-            modes.iter().map(start)
-        })
-        .collect();
+    let start = |places| {
+        let start = |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, places);
+        modes.iter().map(start).collect::<Vec<_>>()
+    };
+    let mut crowds = start(&stage.places);
+    let members = member.as_ref().map(start).unwrap_or_default();
     let all_joined = |crowds: &[Crowd], owed: usize| {
         let is_there = |crowd: &Crowd| crowd.has_failed() || crowd.joined() >= owed;
         crowds.iter().all(is_there)
@@ -315,7 +316,26 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
     crowds.extend(members);
     settle(&crowds, &owed);
     let seen = watcher.finish()?;
-    let mut rows = Vec::new();
+    let accounts = accounts(options, crowds, &publications, &seen, mended, &drains)?;
+    let to_row = |(of, tally)| {
+        let mut row = Row::new(fault, of);
+        row.found(tally, &seen.metrics);
+        row
+    };
+    Ok(accounts.into_iter().map(to_row).collect())
+}
+
+/// The account of each mode, of the clients of the nodes and then of those of the member.
+fn accounts(
+    options: &Chaos,
+    crowds: Vec<Crowd>,
+    publications: &[Vec<Publication>],
+    seen: &Seen,
+    mended: Nanos,
+    drains: &[Drain],
+) -> anyhow::Result<Vec<(Of, Tally)>> {
+    let modes = options.modes();
+    let mut accounts = Vec::new();
     let of_clients = modes.iter().map(|mode| (*mode, options.of(*mode)));
     let of_members = modes.iter().map(|mode| (*mode, Of::Member(*mode)));
     let all = of_clients.chain(of_members).zip(crowds);
@@ -326,12 +346,10 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
         };
         let receivers = crowd.finish()?;
         let mut tally = account(publications, &receivers, seen.reports(mode), promise);
-        (tally.peak, tally.paced) = pace(&receivers, &drains);
-        let mut row = Row::new(fault, of);
-        row.found(tally, &seen.metrics);
-        rows.push(row);
+        (tally.peak, tally.paced) = pace(&receivers, drains);
+        accounts.push((of, tally));
     }
-    Ok(rows)
+    Ok(accounts)
 }
 
 /// Two publishers for each room and mode, at different nodes.
