@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what a journal costs Redis: its CPU per broadcast, beside that of a plain PUBLISH.
 
-Starts a redis-server of its own with one subscriber. The ways take turns, so that other work on the machine
+Starts a redis-server of its own with one subscriber, then with three. The ways take turns, so that other work on the machine
 falls on all of them, and the figures are medians. Usage: loadtest/journal_costs.py [ROUNDS]
 """
 
@@ -71,12 +71,17 @@ class Redis:
         return (self.cpu() - before) / (count // depth * depth)
 
 
-def measure(port, rounds):
-    redis = Redis(port)
+def subscribe(port):
     subscriber = Redis(port)
     subscriber.ask("SUBSCRIBE", CHANNEL)
     threading.Thread(target=lambda: all(iter(lambda: subscriber.socket.recv(1 << 18), b"")), daemon=True).start()
-    script = (SCRIPTS / "common.lua").read_text() + (SCRIPTS / "journal.lua").read_text()
+
+
+def measure(port, rounds, subscribers):
+    redis = Redis(port)
+    for _ in range(subscribers):
+        subscribe(port)
+    script = "".join((SCRIPTS / name).read_text() for name in ("journal.lua", "trim.lua", "upkeep.lua"))
     sha = redis.ask("SCRIPT", "LOAD", script).decode()
 
     def journaled(heads):
@@ -93,22 +98,23 @@ def measure(port, rounds):
     for name, pairs in (("one at a time", alone), (f"{DEEP} at a time", deep)):
         plain, stored = (statistics.median(side) for side in zip(*pairs))
         ratio = statistics.median(stored / plain for plain, stored in pairs)
-        print(f"{name}: PUBLISH {plain:.2f} µs, journal {stored:.2f} µs, {ratio:.2f} times")
+        print(f"{subscribers} subscribed, {name}: PUBLISH {plain:.2f} µs, journal {stored:.2f} µs, {ratio:.2f} times")
 
 
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        options = ["--port", str(port), "--save", "", "--dir", folder, "--loglevel", "warning"]
-        server = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        try:
-            measure(port, rounds)
-        finally:
-            server.terminate()
-            server.wait()
+    for subscribers in (1, 3):
+        with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            free.close()
+            options = ["--port", str(port), "--save", "", "--dir", folder, "--loglevel", "warning"]
+            server = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+            try:
+                measure(port, rounds, subscribers)
+            finally:
+                server.terminate()
+                server.wait()
 
 
 main()

@@ -1,7 +1,7 @@
 //! The commands by which a node or an emitter appends to the logs of a namespace.
 //!
-//! One script stores a broadcast in the stream of its room, in the journal, or in both,
-//! another one many broadcasts in the journal, and both publish them, so that ids are
+//! One script stores a broadcast in the stream of its room and in the journal, another
+//! one stores broadcasts in the journal alone, and both publish them, so that ids are
 //! heard in the order in which they were assigned. Nodes and emitters run the same
 //! scripts:
 //!
@@ -17,7 +17,7 @@
 //! Nodes write the limits of a journal under a [key of its
 //! own](Channels::journal_limits), where emitters find them.
 
-use std::{borrow::Cow, sync::LazyLock, time::Duration};
+use std::{borrow::Cow, iter::from_fn, sync::LazyLock, time::Duration};
 
 use redis::Value;
 use roomcast_protocol::{
@@ -44,19 +44,22 @@ const LIMITS_LIFE: &str = "86400";
 /// What follows the limits of a journal whose broadcasts can be emitted at least once.
 const AT_LEAST_ONCE: &str = " at-least-once";
 
-/// The script that stores one broadcast, in the log of a room, in the journal, or in both.
+/// The script that stores one broadcast in the log of a room, and in the journal if there
+/// is one.
 pub static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         include_str!("log/common.lua"),
+        include_str!("log/trim.lua"),
         include_str!("log/publish.lua")
     ))
 });
 
-/// The script that stores many broadcasts in the journal.
+/// The script that stores broadcasts in the journal.
 pub static JOURNAL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
-        include_str!("log/common.lua"),
-        include_str!("log/journal.lua")
+        include_str!("log/journal.lua"),
+        include_str!("log/trim.lua"),
+        include_str!("log/upkeep.lua")
     ))
 });
 
@@ -64,8 +67,9 @@ pub static JOURNAL: LazyLock<Script> = LazyLock::new(|| {
 static ONCE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         "local function append()\n",
-        include_str!("log/common.lua"),
-        include_str!("log/publish.lua"),
+        include_str!("log/journal.lua"),
+        include_str!("log/trim.lua"),
+        include_str!("log/upkeep.lua"),
         "end\n",
         include_str!("log/once.lua")
     ))
@@ -147,12 +151,11 @@ impl JournalLimits {
         ["SET", key, &limits, "EX", LIMITS_LIFE].map(str::to_owned)
     }
 
-    /// The arguments of the script about a journal without the log of a room.
-    fn numbers(&self) -> [String; 5] {
+    /// The arguments of the script about the bounds of the journal.
+    fn numbers(&self) -> [String; 4] {
         let age = seconds(self.age);
         let numbers = [
             age.saturating_add(COUNTER_LIFE),
-            1,
             self.messages.max(1) as u64,
             self.bytes as u64,
             age,
@@ -334,19 +337,22 @@ impl Names {
     pub fn append(&self, head: &[u8], limits: JournalLimits) -> Vec<Vec<u8>> {
         let numbers = limits.numbers();
         let args = self.arguments(head, &numbers);
-        PUBLISH.command(&[&self.counter, &self.journal], &args)
+        JOURNAL.command(&[&self.counter, &self.journal], &args)
     }
 
     fn arguments<'a>(&'a self, head: &'a [u8], numbers: &'a [String]) -> Vec<&'a [u8]> {
-        let mut args = vec![self.channel.as_bytes(), head, self.publish.as_bytes()];
+        let mut args = vec![self.channel.as_bytes(), self.publish.as_bytes()];
         args.extend(numbers.iter().map(String::as_bytes));
+        args.push(head);
         args
     }
 }
 
-/// Reads the reply of the script: the position, and the number of connections that
-/// received the broadcast.
-pub fn published(reply: &Value) -> Result<(Position, u64), PublishError> {
+/// The position of a broadcast, and the number of connections that received it.
+pub type Placed = (Position, u64);
+
+/// Reads the reply of the script that stores one broadcast in the log of a room.
+pub fn published(reply: &Value) -> Result<Placed, PublishError> {
     let number = |value: &Value| u64::try_from(value.integer()?).ok();
     let read = || {
         let (id, time, receivers, after) = match reply.list()? {
@@ -360,6 +366,44 @@ pub fn published(reply: &Value) -> Result<(Position, u64), PublishError> {
     read().ok_or_else(unexpected)
 }
 
+/// Reads the reply of the script that stores broadcasts in the journal. If Redis has
+/// refused one, an error takes its place, and it is that of all later ones, so the
+/// outcomes have no end. Anything else is unexpected.
+pub fn appended(reply: &Value) -> impl Iterator<Item = Result<Placed, PublishError>> {
+    let (first, more) = match reply.list() {
+        Some([first, more @ ..]) => (first, more),
+        _ => (reply, &[][..]),
+    };
+    let mut next = first.text().and_then(read_first);
+    let mut more = more.iter();
+    let mut end = None;
+    from_fn(move || {
+        let Some((position, receivers)) = next.take() else {
+            return Some(Err(end.get_or_insert_with(unexpected).clone()));
+        };
+        next = more.next().and_then(|value| {
+            let Some(receivers) = value.integer() else {
+                end = value.text().map(|why| PublishError::Refused(why.into()));
+                return None;
+            };
+            let position = Position {
+                id: position.id + 1,
+                after: Some(position.id),
+                ..position
+            };
+            Some((position, u64::try_from(receivers).ok()?))
+        });
+        Some(Ok((position, receivers)))
+    })
+}
+
+fn read_first(text: &str) -> Option<Placed> {
+    let mut numbers = text.split(' ').map(str::parse::<u64>);
+    let mut next = || numbers.next()?.ok();
+    let (time, after, id) = (next()?, Some(next()?), next()?);
+    Some((Position { id, time, after }, next()?))
+}
+
 /// Redis has executed a command and returned something else than was expected.
 pub fn unexpected() -> PublishError {
     PublishError::Unconfirmed("an unexpected reply".into())
@@ -368,4 +412,53 @@ pub fn unexpected() -> PublishError {
 /// A time in seconds, at least one: Redis counts streams' lifetimes so.
 pub fn seconds(age: Duration) -> u64 {
     age.as_secs().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    type Short = (u64, Option<u64>, u64);
+
+    fn outcomes(reply: &Value, count: usize) -> Vec<Result<Short, PublishError>> {
+        let short = |(position, receivers): Placed| (position.id, position.after, receivers);
+        let outcomes = appended(reply).take(count);
+        outcomes.map(|placed| placed.map(short)).collect()
+    }
+
+    #[test]
+    fn broadcasts_of_one_call_have_consecutive_places() {
+        let expected = [(7, Some(4), 2), (8, Some(7), 2), (9, Some(8), 3)].map(Ok);
+        let reply = vec![text("9000 4 7 2"), Value::Int(2), Value::Int(3)];
+        assert_eq!(outcomes(&Value::Array(reply), 3), expected);
+        assert_eq!(outcomes(&text("9000 4 7 2"), 1), expected[..1]);
+    }
+
+    #[test]
+    fn what_redis_refuses_in_the_middle_is_refused_with_all_that_comes_later() {
+        let reply = Value::Array(vec![text("9000 4 7 2"), text("NOPERM this user")]);
+        let refused = Err(PublishError::Refused("NOPERM this user".into()));
+        let expected = [Ok((7, Some(4), 2)), refused.clone(), refused];
+        assert_eq!(outcomes(&reply, 3), expected);
+    }
+
+    #[test]
+    fn another_reply_leaves_every_broadcast_unconfirmed() {
+        let replies = [
+            text(""),
+            text("9000 4 7"),
+            Value::Int(1),
+            Value::Array(vec![]),
+            Value::Nil,
+        ];
+        for reply in replies {
+            for outcome in outcomes(&reply, 2) {
+                assert!(matches!(outcome, Err(PublishError::Unconfirmed(_))));
+            }
+        }
+    }
 }

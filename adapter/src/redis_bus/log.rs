@@ -42,7 +42,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::Value;
 use roomcast_emitter::{
-    log::{COUNTER_LIFE, JOURNAL, PUBLISH, published, seconds},
+    log::{COUNTER_LIFE, JOURNAL, PUBLISH, Placed, appended, published, seconds},
     redis::{PublishError, Reply, Route},
 };
 use roomcast_protocol::{
@@ -90,9 +90,6 @@ pub(super) struct RedisLog {
     batches: Option<Arc<Batches>>,
     unreadable: Arc<Warnings>,
 }
-
-/// The position of a broadcast, and the number of connections that received it.
-type Placed = (Position, u64);
 
 impl RedisLog {
     pub(super) fn new(

@@ -12,9 +12,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use redis::{Pipeline, Value};
-use roomcast_protocol::{
-    channel::Channels, message::Position, receipt::Receipt, wire::Publication,
-};
+use roomcast_protocol::{channel::Channels, receipt::Receipt, wire::Publication};
 
 use super::{
     encoder::Encoder,
@@ -25,7 +23,7 @@ use super::{
 use crate::pool::PoolPublisher;
 use crate::{
     error::EmitError,
-    log::{KeyReused, Names, Once, PUBLISH, PublishedOnce, Script, published},
+    log::{JOURNAL, KeyReused, Names, Once, Placed, PublishedOnce, Script, appended},
     membership::{self, Counted, Leases},
     redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
@@ -117,17 +115,22 @@ impl Transport {
         &self,
         names: &Names,
         mut commands: Vec<Vec<Vec<u8>>>,
-    ) -> Vec<Result<(Position, u64), EmitError>> {
+    ) -> Vec<Result<Placed, EmitError>> {
         let mut results = Vec::with_capacity(commands.len());
         for commands in commands.chunks_mut(WINDOW_COMMANDS) {
             let replies = self.run_all(commands, &names.counter).await;
             for (mut reply, command) in replies.into_iter().zip(commands) {
                 if Script::is_forgotten(&reply) {
-                    PUBLISH.spell_out(command);
+                    JOURNAL.spell_out(command);
                     reply = self.run(command, &names.counter).await;
                 }
-                let appended = reply.and_then(|reply| published(&reply));
-                results.push(appended.map_err(EmitError::from));
+                let placed = reply.and_then(|reply| {
+                    let mut placed = appended(&reply);
+                    placed
+                        .next()
+                        .unwrap_or_else(|| Err(crate::log::unexpected()))
+                });
+                results.push(placed.map_err(EmitError::from));
             }
         }
         results

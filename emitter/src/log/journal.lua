@@ -3,49 +3,52 @@
 -- KEYS  counter of the namespace, journal
 -- ARGV  channel, PUBLISH or SPUBLISH, lifetime of the counter in s, maximum entries, maximum bytes,
 --       maximum age in s, then the head of the payload of each broadcast
--- Returns the time in ms, the id before, the first id, and the number of receivers of each broadcast. The
--- ids are consecutive. If one cannot be published, its error ends the list, unless it is the first one.
+-- Returns a text: the time in ms, the id before, the id, and the number of receivers. If there are more broadcasts, a
+-- list of this text, that of the first one, and the numbers of receivers of the others, whose ids follow it. If one
+-- cannot be published, its error ends the list, or is the reply if it is the first one.
 --
--- The entries and the counter are those of publish.lua. What can be done once for all broadcasts is: a call
--- of a command costs as much as a small script.
-local call, format, pack = redis.call, string.format, struct.pack
-local heads, journal, channel, publish = ARGV, KEYS[2], ARGV[1], ARGV[2]
-local counter = call('GET', KEYS[1]) or ''
+-- The entries and the counter are those of publish.lua. What is here runs for each broadcast, so it has no
+-- functions, converts no number twice, and returns no list for one, because each of these costs as much as a
+-- command. The end of the script, upkeep.lua, runs for every 16th.
+local call, pcall, format = redis.call, redis.pcall, string.format
+local journal, channel, publish = KEYS[2], ARGV[1], ARGV[2]
+local clock, counter = call('TIME'), call('GET', KEYS[1]) or ''
 local previous, total, touched = string.match(counter, '^(%d+):(%d+):(%d+)$')
-local last
-local first = seconds
+local id
 if previous then
-  last, total, touched = tonumber(previous), tonumber(total), tonumber(touched)
+  id = math.max(clock[1], previous + 1)
 else
-  last, total = last_of(journal)
-  previous, touched = format('%d', last), 0
-  first = math.max(first, (tonumber(string.match(counter, '^%d+')) or 0) + 1)
+  -- The journal begins, or the counter was evicted. Histories of rooms alone count without bytes.
+  local last = call('XREVRANGE', journal, '+', '-', 'COUNT', 1)[1]
+  previous, total, touched = '0', 0, 0
+  if last then
+    previous, total = string.match(last[1], '^%d+'), last[2][4]
+  end
+  id = math.max(clock[1], previous + 1, (string.match(counter, '^%d+') or 0) + 1)
 end
-first = math.max(first, last + 1)
-local millis = tonumber(now)
-local reply = { millis, last, first }
-local id = first
-for at = 7, #heads do
-  local head = heads[at]
+local now, first = format('%s%03d', clock[1], clock[2] / 1000), id
+local reply, size
+-- All heads are of one encoding, which their first byte shows: a list or an object of JSON, or MessagePack.
+local kind = string.byte(ARGV[7])
+local brackets = kind == 91 and ']]' or kind == 123 and ']}'
+for at = 7, #ARGV do
+  local head = ARGV[at]
   local name = format('%d', id)
-  local size = total + #head
+  total = total + #head
+  size = format('%d', total)
   -- The first writes. If Redis may not write, nothing has happened.
-  if at == #heads then
-    call('XADD', journal, 'MAXLEN', '~', ARGV[4], name,
-      't', now, 's', format('%d', size), 'b', head, 'p', previous)
+  if at == #ARGV then
+    call('XADD', journal, 'MAXLEN', '~', ARGV[4], name, 't', now, 's', size, 'b', head, 'p', previous)
   else
-    call('XADD', journal, name, 't', now, 's', format('%d', size), 'b', head, 'p', previous)
+    call('XADD', journal, name, 't', now, 's', size, 'b', head, 'p', previous)
   end
   local place
-  local kind = string.byte(head)
-  if kind == 91 then
-    place = '[' .. name .. ',' .. now .. ',' .. previous .. ']]'
-  elseif kind == 123 then
-    place = '[' .. name .. ',' .. now .. ',' .. previous .. ']}'
+  if brackets then
+    place = '[' .. name .. ',' .. now .. ',' .. previous .. brackets
   else
-    place = pack('>BBI8BI8BI8', 0x93, 0xcf, id, 0xcf, millis, 0xcf, last)
+    place = struct.pack('>BBI8BI8BI8', 0x93, 0xcf, id, 0xcf, tonumber(now), 0xcf, tonumber(previous))
   end
-  local receivers = redis.pcall(publish, channel, head .. place)
+  local receivers = pcall(publish, channel, head .. place)
   if type(receivers) == 'table' then
     -- Without the second command, the stream would refuse the same id to the next broadcast.
     call('XDEL', journal, name .. '-0')
@@ -53,23 +56,26 @@ for at = 7, #heads do
     if id == first then
       return receivers
     end
-    reply[at - 3] = receivers.err
+    reply[at - 6] = receivers.err
+    total = total - #head
+    size = format('%d', total)
     break
   end
-  reply[at - 3] = receivers
-  last, previous, total, id = id, name, size, id + 1
+  if at == 7 then
+    reply = now .. ' ' .. previous .. ' ' .. name .. ' ' .. receivers
+    if #ARGV > 7 then
+      reply = { reply }
+    end
+  else
+    reply[at - 6] = receivers
+  end
+  previous, id = name, id + 1
 end
-
-local age = tonumber(ARGV[6])
-local is_due = seconds - touched > age / 16
-if is_due or math.floor(last / 16) > math.floor((first - 1) / 16) then
-  trim(journal, last, total, tonumber(ARGV[5]), age)
+local is_due = clock[1] - touched > ARGV[6] / 16
+if not is_due then
+  call('SET', KEYS[1], previous .. ':' .. size .. ':' .. touched, 'KEEPTTL')
+  -- Whether one of the ids is a multiple of 16.
+  if (id - 1) % 16 > id - 1 - first then
+    return reply
+  end
 end
-if is_due then
-  touched = seconds
-  call('EXPIRE', journal, age + math.ceil(age / 16))
-  call('SET', KEYS[1], format('%s:%d:%d', previous, total, touched), 'EX', ARGV[3])
-else
-  call('SET', KEYS[1], format('%s:%d:%d', previous, total, touched), 'KEEPTTL')
-end
-return reply

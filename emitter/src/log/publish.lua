@@ -81,14 +81,14 @@ for at = 2, #KEYS do
   if at == 2 and has_journal then
     local is_due = seconds - touched > age / 16
     if is_due or id % 16 == 0 then
-      trim(KEYS[at], id, bytes[at], max_bytes, age)
+      trim(KEYS[at], id, bytes[at], max_bytes, now, age)
     end
     if is_due then
       redis.call('EXPIRE', KEYS[at], age + math.ceil(age / 16))
       touched = seconds
     end
   else
-    trim(KEYS[at], id, bytes[at], max_bytes, age)
+    trim(KEYS[at], id, bytes[at], max_bytes, now, age)
     redis.call('EXPIRE', KEYS[at], age)
   end
 end

@@ -11,16 +11,14 @@
 //! A lone broadcast leaves at once. One call is under way at a time, because Redis may
 //! have forgotten the script: a second call would overtake the repetition of the first.
 
-use std::{collections::VecDeque, iter::from_fn, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use redis::Value;
-use roomcast_emitter::redis::{PublishError, Reply};
-use roomcast_protocol::message::Position;
+use roomcast_emitter::redis::PublishError;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{JOURNAL, PUBLISH, Placed, number, published, run, unexpected};
+use super::{JOURNAL, PUBLISH, Placed, appended, published, run};
 use crate::redis_bus::outgoing::Outgoing;
 
 /// The most broadcasts of one call, and their bytes. Redis serves nobody else meanwhile:
@@ -183,11 +181,10 @@ impl Batches {
         async move {
             let placed = match running.await {
                 Ok(reply) if is_single => vec![published(&reply)],
-                Ok(reply) => outcomes(&reply).take(batch.len()).collect(),
+                Ok(reply) => appended(&reply).take(batch.len()).collect(),
                 Err(error) => vec![Err(error); batch.len()],
             };
-            let missing = std::iter::repeat_with(|| Err(unexpected()));
-            for (waiting, outcome) in batch.into_iter().zip(placed.into_iter().chain(missing)) {
+            for (waiting, outcome) in batch.into_iter().zip(placed) {
                 waiting.finish(&outgoing, outcome);
             }
         }
@@ -199,70 +196,5 @@ impl Waiting {
         let receivers = outcome.as_ref().map(|(_, receivers)| *receivers);
         outgoing.count(self.head.len() as u64, self.started, receivers);
         drop(self.done.send(outcome));
-    }
-}
-
-/// Reads the reply of the script: the time, the id before, the first id, and the number
-/// of receivers of each broadcast. If Redis has refused one, an error takes its place,
-/// and it is that of all later ones.
-fn outcomes(reply: &Value) -> impl Iterator<Item = Result<Placed, PublishError>> {
-    let reply = reply.list().unwrap_or_default();
-    let mut numbers = reply.iter();
-    let mut next = || numbers.next().and_then(number);
-    let begin = next().zip(next()).zip(next());
-    let mut place = begin.map(|((time, after), id)| Position {
-        id,
-        time,
-        after: Some(after),
-    });
-    let mut refused = None;
-    from_fn(move || {
-        let position = place?;
-        if let Some(refused) = &refused {
-            return Some(Err(PublishError::clone(refused)));
-        }
-        let reply = numbers.next()?;
-        let Some(receivers) = number(reply) else {
-            let why = reply.text().unwrap_or("an unexpected reply");
-            let error = PublishError::Refused(why.into());
-            refused = Some(error.clone());
-            return Some(Err(error));
-        };
-        place = Some(Position {
-            id: position.id + 1,
-            after: Some(position.id),
-            ..position
-        });
-        Some(Ok((position, receivers)))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn places(reply: Vec<Value>) -> Vec<(u64, Option<u64>, u64)> {
-        let reply = Value::Array(reply);
-        let short = |(position, receivers): Placed| (position.id, position.after, receivers);
-        outcomes(&reply)
-            .map(|placed| short(placed.unwrap()))
-            .collect()
-    }
-
-    #[test]
-    fn broadcasts_of_one_call_have_consecutive_places() {
-        let reply = [9000, 4, 7, 2, 2, 3].map(Value::Int);
-        let expected = [(7, Some(4), 2), (8, Some(7), 2), (9, Some(8), 3)];
-        assert_eq!(places(reply.to_vec()), expected);
-    }
-
-    #[test]
-    fn what_redis_refuses_in_the_middle_is_refused_with_all_that_comes_later() {
-        let mut reply = [9000, 4, 7, 2].map(Value::Int).to_vec();
-        reply.push(Value::BulkString(b"NOPERM".to_vec()));
-        let outcomes = outcomes(&Value::Array(reply)).take(3).collect::<Vec<_>>();
-        assert!(outcomes[0].is_ok());
-        let refused = Err(PublishError::Refused("NOPERM".into()));
-        assert_eq!(outcomes[1..], [refused.clone(), refused]);
     }
 }
