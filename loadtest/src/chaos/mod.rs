@@ -15,6 +15,7 @@ mod crowd;
 mod faults;
 mod proxy;
 mod publisher;
+mod returns;
 mod soak;
 mod stage;
 mod table;
@@ -135,6 +136,9 @@ pub(crate) struct Chaos {
     /// Cause no fault, and run for this time behind HAProxy, with recovery, relaying, and clients that are torn down
     #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with_all = ["faults", "modes", "rounds"])]
     soak: Option<Duration>,
+    /// Cause no fault: all clients come back within two seconds to two nodes, and the CPU time for it is measured
+    #[arg(long, conflicts_with_all = ["faults", "modes", "soak"])]
+    returns: bool,
     /// Keep settings and logs in this folder [default: a temporary one, which is removed]
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
@@ -200,6 +204,9 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
     crate::system::raise_descriptor_limit();
     if let Some(time) = options.soak {
         return soak::run(options, time);
+    }
+    if options.returns {
+        return returns::run(options);
     }
     let faults: Vec<&Fault> = match &options.faults {
         None => FAULTS.iter().collect(),

@@ -356,7 +356,7 @@ fn write_growth(text: &mut String, names: &[String], samples: &[Sample], time: D
 }
 
 /// Returns whether nothing is lost, duplicated or out of order.
-fn write_account(text: &mut String, tally: &Tally) -> bool {
+pub(super) fn write_account(text: &mut String, tally: &Tally) -> bool {
     let _ = writeln!(
         text,
         "\n{ACCOUNT_HEAD}\n| {} | {} | {} | {} | {} | {} | {} | {} |",
