@@ -70,6 +70,10 @@ pub(crate) struct Common {
     /// Transport of the clients
     #[arg(long, value_enum, default_value = "websocket")]
     pub(crate) transport: Transport,
+    /// Send each session's requests after the first to the next target, as a balancer without
+    /// sticky sessions may: the nodes have to relay them
+    #[arg(long)]
+    pub(crate) relayed: bool,
     /// Path of Socket.IO for targets without a path
     #[arg(long, default_value = "/socket.io/")]
     pub(crate) path: String,

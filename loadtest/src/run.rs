@@ -76,6 +76,7 @@ impl Run {
             swarm: Swarm::new(Dial {
                 targets,
                 transport: common.transport,
+                relayed: common.relayed,
                 namespace: common.namespace.clone(),
                 auth: common.auth.clone().unwrap_or_default(),
                 sources: common.source.clone(),

@@ -77,7 +77,7 @@ pub use roomcast_protocol::{
     id::EngineId,
     pakyow,
     receipt::Receipt,
-    syncano,
+    relay, syncano,
     target::Rooms,
 };
 pub use server::{

@@ -203,3 +203,38 @@ async fn a_poll_is_ended_for_a_node_that_stops() {
     }
     assert_eq!(pair.relayed.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test]
+async fn a_request_that_travelled_in_another_form_is_served_as_one_of_http() {
+    let pair = pair().await;
+    let session = Polling::connect(pair.second.address).await;
+    let ask = async |method: &str, target: &str, body: &'static str| {
+        let request = axum::http::Request::builder().method(method).uri(target);
+        let request = request.body(body.into()).unwrap();
+        let response = within("the response", pair.second.io.respond_to_relayed(request)).await;
+        let (head, body) = response.into_parts();
+        (
+            head.status.as_u16(),
+            String::from_utf8(body.to_vec()).unwrap(),
+        )
+    };
+    let target = session.target();
+    let ok = (200, "ok".to_owned());
+    assert_eq!(ask("POST", &target, r#"420["echo","a"]"#).await, ok);
+    assert_eq!(
+        ask("GET", &target, "").await,
+        (200, r#"430["a"]"#.to_owned())
+    );
+    assert_eq!(ask("DELETE", &target, "").await, ok);
+    assert_eq!(ask("PUT", &target, "").await.0, 405);
+    let unknown = (400, UNKNOWN.to_owned());
+    let foreign = Polling::connect(pair.first.address).await;
+    assert_eq!(ask("GET", &foreign.target(), "").await, unknown, "one hop");
+    let open = "/socket.io/?EIO=4&transport=polling";
+    assert_eq!(ask("GET", open, "").await, unknown);
+    let upgrade = target.replace("polling", "websocket");
+    assert_eq!(ask("GET", &upgrade, "").await.0, 400);
+    assert_eq!(ask("POST", &target, "1").await, ok);
+    assert_eq!(ask("GET", &target, "").await, (200, "6".to_owned()));
+    assert_eq!(pair.second.io.connections(), 0);
+}

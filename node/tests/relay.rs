@@ -326,7 +326,7 @@ fn what_no_node_has_signed_is_refused_and_opens_no_session() {
 }
 
 #[test]
-fn a_recorded_request_is_refused_as_it_stands_and_changed() {
+fn a_recorded_link_is_refused_as_it_stands_and_changed() {
     let redis = Redis::start();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -335,42 +335,115 @@ fn a_recorded_request_is_refused_as_it_stands_and_changed() {
     let other = Node::start(&redis, &[]);
     let session = owner.open();
     assert_eq!(session.post(&other, r#"42["x"]"#), (200, "ok".to_owned()));
-    let request = recorded.lock().unwrap().clone();
-    assert!(request.starts_with("POST /socket.io/"), "{request}");
-    assert_eq!(send(&owner.relay, &request), "replay");
-    let changed = request.replace(r#"42["x"]"#, r#"42["y"]"#);
-    assert_eq!(
-        send(&owner.relay, &changed),
-        "replay",
-        "before the body is read"
+    let bytes = recorded.lock().unwrap().clone();
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+    let request = String::from_utf8(bytes[..end.unwrap() + 4].to_vec()).unwrap();
+    assert!(request.starts_with("GET /roomcast-relay "), "{request}");
+    let id = session.0.as_bytes();
+    assert!(
+        !bytes.windows(id.len()).any(|part| part == id),
+        "what follows is encrypted"
     );
-    let changed = request.replace("transport=polling", "transport=Polling");
+    assert_eq!(send(&owner.relay, &request), "replay");
+    let changed = request.replace("GET /", "PUT /");
     assert_eq!(send(&owner.relay, &changed), "signature");
     assert_eq!(send(&other.relay, &request), "signature", "another node");
     assert_eq!(session.post(&owner, "41"), (200, "ok".to_owned()));
 }
 
+#[test]
+fn a_node_that_knows_no_links_gets_each_request_by_itself() {
+    let redis = Redis::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let owner = Node::start(&redis, &[&format!("--relay-address={address}")]);
+    let target = owner.relay.clone();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut start = [0; 20];
+            client.read_exact(&mut start).unwrap();
+            if start.starts_with(b"GET /roomcast-relay ") {
+                let missing = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+                client.write_all(missing).unwrap();
+                continue;
+            }
+            let mut server = TcpStream::connect(&target).unwrap();
+            server.write_all(&start).unwrap();
+            carry(client, server, |_| {});
+        }
+    });
+    let other = Node::start(&redis, &[]);
+    let session = owner.open();
+    let poll = session.parked(&other);
+    wait_until_relaying(&other, 1);
+    assert_eq!(session.post(&other, "1"), (200, "ok".to_owned()));
+    assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
+    assert_eq!(other.metric(&relayed("poll", "relayed")), 1);
+}
+
+#[test]
+fn a_link_that_breaks_is_opened_again() {
+    let redis = Redis::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let owner = Node::start(&redis, &[&format!("--relay-address={address}")]);
+    let target = owner.relay.clone();
+    let links = Arc::new(Mutex::new(Vec::<TcpStream>::new()));
+    let opened = Arc::clone(&links);
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let client = client.unwrap();
+            opened.lock().unwrap().push(client.try_clone().unwrap());
+            carry(client, TcpStream::connect(&target).unwrap(), |_| {});
+        }
+    });
+    let other = Node::start(&redis, &[]);
+    let (first, second) = (owner.open(), owner.open());
+    let poll = first.parked(&other);
+    wait_until_relaying(&other, 1);
+    for link in links.lock().unwrap().drain(..) {
+        link.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    assert_eq!(poll.join().unwrap(), (400, UNKNOWN.to_owned()));
+    let poll = second.parked(&other);
+    wait_until_relaying(&other, 1);
+    assert_eq!(second.post(&other, "1"), (200, "ok".to_owned()));
+    assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
+    assert_eq!(links.lock().unwrap().len(), 1);
+}
+
 /// Passes connections on to a listener, and records what is sent there.
-fn record(listener: TcpListener, target: String) -> Arc<Mutex<String>> {
-    let recorded = Arc::new(Mutex::new(String::new()));
+fn record(listener: TcpListener, target: String) -> Arc<Mutex<Vec<u8>>> {
+    let recorded = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&recorded);
     thread::spawn(move || {
         for client in listener.incoming() {
-            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&target).unwrap());
-            let (mut back, mut from) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            thread::spawn(move || drop(std::io::copy(&mut from, &mut back)));
+            let (client, server) = (client.unwrap(), TcpStream::connect(&target).unwrap());
             let record = Arc::clone(&record);
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(count @ 1..) = client.read(&mut buffer) {
-                    let text = String::from_utf8_lossy(&buffer[..count]);
-                    record.lock().unwrap().push_str(&text);
-                    server.write_all(&buffer[..count]).unwrap();
-                }
+            carry(client, server, move |bytes| {
+                record.lock().unwrap().extend_from_slice(bytes);
             });
         }
     });
     recorded
+}
+
+/// Passes bytes on in both directions, after `seen` has seen those of the client.
+fn carry(mut client: TcpStream, mut server: TcpStream, seen: impl Fn(&[u8]) + Send + 'static) {
+    let (mut back, mut from) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    thread::spawn(move || drop(std::io::copy(&mut from, &mut back)));
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = client.read(&mut buffer) {
+            seen(&buffer[..count]);
+            if server.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        // It may be closed already.
+        drop(server.shutdown(std::net::Shutdown::Both));
+    });
 }
 
 /// Sends a request that must be refused. Returns the reason.

@@ -5,7 +5,8 @@
 //! Two protocols meet here. Clients use Engine.IO ([`engine_io`], over [`websocket`]
 //! frames or HTTP bodies) and Socket.IO above it ([`socket_io`]). The nodes of a cluster
 //! exchange a [`message`] or a [`question`], which [`wire`] encodes for the [`channel`]s
-//! of Redis, and which nodes with a common key sign ([`signing`]). Balancers put a
+//! of Redis, and which nodes with a common key sign ([`signing`]). A node [relays](relay)
+//! requests to the node that has their session. Balancers put a
 //! [`proxy`] header before a client's first byte. Clients of [`pakyow`] and [`channels`]
 //! speak JSON over a plain WebSocket, those of the latter and of [`syncano`] over HTTP,
 //! too.
@@ -34,6 +35,7 @@ pub mod proxy;
 pub mod question;
 mod raw;
 pub mod receipt;
+pub mod relay;
 pub mod signing;
 pub mod socket_io;
 pub mod syncano;

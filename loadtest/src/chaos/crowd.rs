@@ -115,6 +115,7 @@ fn run(
     let dial = Dial {
         targets: targets.all(places)?,
         transport,
+        relayed: false,
         namespace: crowd.mode.namespace().to_owned(),
         auth: String::new(),
         sources: Vec::new(),

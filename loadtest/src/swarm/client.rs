@@ -453,6 +453,10 @@ impl Client {
         if let Some(polling) = &mut self.polling {
             let sid = opening["sid"].as_str().unwrap_or_default();
             sid.clone_into(&mut polling.sid);
+            if context.dial.relayed {
+                self.target = (self.target + 1) % context.dial.targets.len();
+                self.links[POLLS] = None;
+            }
             if context.dial.transport == Transport::Upgrade {
                 let upgrades = opening["upgrades"].as_array();
                 if !upgrades.is_some_and(|all| all.iter().any(|one| one == "websocket")) {

@@ -43,6 +43,8 @@ pub(crate) enum Transport {
 pub(crate) struct Dial {
     pub(crate) targets: Vec<Target>,
     pub(crate) transport: Transport,
+    /// Whether the requests of a session after its first go to the next target.
+    pub(crate) relayed: bool,
     pub(crate) namespace: String,
     /// JSON for the connect packet; may be empty.
     pub(crate) auth: String,

@@ -13,7 +13,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 
 pub(crate) use self::{
-    forward::{ForwardClient, Forwarded, ForwardedBody},
+    forward::{ForwardClient, Forwarded},
     http1::Http1Client,
     stream::{Connector, PeerTls},
 };

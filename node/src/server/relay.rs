@@ -14,6 +14,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
+use bytes::Bytes;
 use http::{Request, Response};
 use roomcast_adapter::NodeId;
 
@@ -90,6 +91,19 @@ impl Server {
     /// [`router`](Self::router); but origins are not checked here. Serve them to other nodes alone.
     pub fn relayed_router(&self) -> Router {
         Routes::of_relayed(Arc::clone(self.engine()), self.acceptor()).router()
+    }
+
+    /// Responds to a poll or post of one of this node's sessions that another node relays in a form of its own. Does
+    /// what [`relayed_router`](Self::relayed_router) does with it, without HTTP between the two: of the request, method, query, `accept-encoding`
+    /// and `content-type` matter, and the path is not looked at. Upgrades get status 400.
+    ///
+    /// A poll that is dropped ends its session, as one whose client has gone.
+    pub fn respond_to_relayed(
+        &self,
+        request: Request<Bytes>,
+    ) -> impl Future<Output = Response<Bytes>> + Send + 'static {
+        let routes = Routes::of_relayed(Arc::clone(self.engine()), self.acceptor());
+        async move { routes.respond_to_relayed(request).await }
     }
 
     /// Returns the time of the cluster since 1970, which all nodes have alike, whatever

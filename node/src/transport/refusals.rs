@@ -108,7 +108,7 @@ pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
         let headers = request.headers();
         let client = ClientAddress::of(request.extensions());
         let refused = Refused::TooMany(TooMany::new(Limit::Sockets, 0, client));
-        let mut response = refuse(&engine, &refused);
+        let mut response: Response<Body> = refuse(&engine, &refused);
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
         if let Some(cors) = &engine.config.cors {
@@ -190,7 +190,7 @@ pub(super) fn too_many(
 }
 
 /// The response to a request that is refused.
-pub(super) fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
+pub(super) fn refuse<B: From<String> + Default>(engine: &Engine, refused: &Refused) -> Response<B> {
     let (status, label, mut response) = match refused {
         Refused::TooMany(too_many) => {
             too_many.log();
@@ -209,7 +209,7 @@ pub(super) fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
                 response,
             )
         }
-        Refused::Status(status, label) => (*status, *label, Response::new(Body::empty())),
+        Refused::Status(status, label) => (*status, *label, Response::new(B::default())),
     };
     engine.metrics.refused(label);
     *response.status_mut() = status;
@@ -222,7 +222,7 @@ pub(super) fn refuse(engine: &Engine, refused: &Refused) -> Response<Body> {
 }
 
 /// A response with status 200.
-pub(super) fn respond(body: impl Into<Body>, content_type: &'static str) -> Response<Body> {
+pub(super) fn respond<B>(body: impl Into<B>, content_type: &'static str) -> Response<B> {
     let mut response = Response::new(body.into());
     let content_type = HeaderValue::from_static(content_type);
     response

@@ -44,7 +44,7 @@ use super::{
     frame::{Frame, WireForm},
     handshake::{Handshake, kept},
     http_stream::Handoff,
-    polling::Polling,
+    polling::{Polling, Posting},
     refusals::{DRAINING, Refusal, Refused, refuse, respond, too_many},
     stream::Stream,
     upgrade::{self, Probing},
@@ -181,6 +181,35 @@ impl Routes {
         self.handshake(request, &query, transport).await
     }
 
+    /// Responds to a poll or post that another node has relayed in parts.
+    pub(crate) async fn respond_to_relayed(&self, request: Request<Bytes>) -> Response<Bytes> {
+        let responded = self.relayed(request).await;
+        responded.unwrap_or_else(|refused| refuse(&self.engine, &refused))
+    }
+
+    async fn relayed(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Refused> {
+        let query = Query::parse(request.uri().query().unwrap_or_default())?;
+        if query.transport_name()? != TransportName::Polling {
+            return Err(HandshakeError::BadRequest.into());
+        }
+        if !self.engine.config.polling {
+            return Err(HandshakeError::TransportUnknown.into());
+        }
+        let connection = query.sid.and_then(|sid| self.engine.find(&sid));
+        let connection = connection.ok_or(HandshakeError::SessionUnknown)?;
+        let headers = request.headers();
+        match *request.method() {
+            Method::GET => self.respond_to_poll(takes_gzip(headers), &connection).await,
+            Method::POST => {
+                let posted = Posted::begin(&connection, headers)?;
+                let body = self.within_limit(request.into_body());
+                posted.finish(body)
+            }
+            Method::DELETE => Ok(end_poll(&connection)),
+            _ => Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method")),
+        }
+    }
+
     /// Passes on a request of a session that another node may have.
     async fn relay(&self, sid: &str, request: Request<Body>) -> Result<Response<Body>, Refused> {
         let relay = self.engine.relay.get().filter(|_| !self.is_relayed);
@@ -249,7 +278,8 @@ impl Routes {
         }
         let mut response = self
             .respond_to_poll(takes_gzip(request.headers()), &connection)
-            .await?;
+            .await?
+            .map(Body::from);
         if let Some(cookie) = self.cookie(connection.id().as_str()) {
             response.headers_mut().insert(header::SET_COOKIE, cookie);
         }
@@ -286,26 +316,27 @@ impl Routes {
         if transport != TransportName::Polling {
             return Err(HandshakeError::BadRequest.into());
         }
-        match *request.method() {
+        let response = match *request.method() {
             Method::GET => {
                 self.respond_to_poll(takes_gzip(request.headers()), &connection)
                     .await
             }
-            Method::POST => self.respond_to_post(request, &connection).await,
-            // The node that has received the poll stops.
-            Method::DELETE if self.is_relayed => {
-                connection.end_poll();
-                Ok(respond("ok", "text/html"))
+            Method::POST => {
+                let posted = Posted::begin(&connection, request.headers())?;
+                posted.finish(self.receive(request).await)
             }
+            // The node that has received the poll stops.
+            Method::DELETE if self.is_relayed => Ok(end_poll(&connection)),
             _ => Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method")),
-        }
+        };
+        response.map(|response| response.map(Body::from))
     }
 
     async fn respond_to_poll(
         &self,
         gzip_taken: bool,
         connection: &Arc<Connection>,
-    ) -> Result<Response<Body>, Refused> {
+    ) -> Result<Response<Bytes>, Refused> {
         let mut body = connection.poll().await?;
         let config = &self.engine.config;
         let is_large = |from| body.bytes.len() >= from;
@@ -328,48 +359,17 @@ impl Routes {
         Ok(response)
     }
 
-    async fn respond_to_post(
-        &self,
-        request: Request<Body>,
-        connection: &Arc<Connection>,
-    ) -> Result<Response<Body>, Refused> {
-        // Begun before the body arrives, because a second POST meanwhile closes the
-        // session.
-        let posting = connection.begin_post()?;
-        let content_type = header_str(request.headers(), header::CONTENT_TYPE);
-        let form = Form::of_request(content_type);
-        // Revision 4 sends binary as base64 in the text, and Node's server refuses this
-        // form.
-        if form == Form::Binary && connection.revision() == Revision::V4 {
-            posting.close(CloseReason::ParseError {
-                kind: "content_type",
-                code: None,
-            });
-            return Err(Refused::Status(StatusCode::BAD_REQUEST, "content_type"));
+    /// A body that was received, if it is not too large.
+    fn within_limit(&self, body: Bytes) -> Result<Bytes, Unreceived> {
+        match body.len() <= self.engine.config.max_payload {
+            true => Ok(body),
+            false => Err(too_large()),
         }
-        let body = match self.receive(request).await {
-            Ok(body) => body,
-            Err((reason, refused)) => {
-                posting.close(reason);
-                return Err(refused);
-            }
-        };
-        posting.finish(form, body)?;
-        let mut response = respond("ok", "text/html");
-        let no_store = HeaderValue::from_static("no-store");
-        response
-            .headers_mut()
-            .insert(header::CACHE_CONTROL, no_store);
-        Ok(response)
     }
 
     /// Receives a body within the limits of size and time.
-    async fn receive(&self, request: Request<Body>) -> Result<Bytes, (CloseReason, Refused)> {
+    async fn receive(&self, request: Request<Body>) -> Result<Bytes, Unreceived> {
         let limit = self.engine.config.max_payload;
-        let too_large = || {
-            let refused = Refused::Status(StatusCode::PAYLOAD_TOO_LARGE, "message_size");
-            (CloseReason::LimitReached(Limit::MessageSize), refused)
-        };
         let declared = header_str(request.headers(), header::CONTENT_LENGTH).parse::<usize>();
         // A body that is declared as too large is refused before a byte of it is read.
         if declared.is_ok_and(|declared| declared > limit) {
@@ -406,6 +406,63 @@ impl Routes {
         let (name, path) = (&cookie.name, &cookie.path);
         HeaderValue::from_str(&format!("{name}={id}; Path={path}{http_only}{same_site}")).ok()
     }
+}
+
+/// A post whose body is still to come.
+struct Posted {
+    posting: Posting,
+    form: Form,
+}
+
+/// Why there is no body: how the session ends, and the response.
+type Unreceived = (CloseReason, Refused);
+
+impl Posted {
+    fn begin(connection: &Arc<Connection>, headers: &HeaderMap) -> Result<Self, Refused> {
+        // Begun before the body arrives, because a second POST meanwhile closes the
+        // session.
+        let posting = connection.begin_post()?;
+        let form = Form::of_request(header_str(headers, header::CONTENT_TYPE));
+        // Revision 4 sends binary as base64 in the text, and Node's server refuses this
+        // form.
+        if form == Form::Binary && connection.revision() == Revision::V4 {
+            posting.close(CloseReason::ParseError {
+                kind: "content_type",
+                code: None,
+            });
+            return Err(Refused::Status(StatusCode::BAD_REQUEST, "content_type"));
+        }
+        Ok(Self { posting, form })
+    }
+
+    fn finish(self, body: Result<Bytes, Unreceived>) -> Result<Response<Bytes>, Refused> {
+        let Self { posting, form } = self;
+        let body = match body {
+            Ok(body) => body,
+            Err((reason, refused)) => {
+                posting.close(reason);
+                return Err(refused);
+            }
+        };
+        posting.finish(form, body)?;
+        let mut response = respond("ok", "text/html");
+        let no_store = HeaderValue::from_static("no-store");
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, no_store);
+        Ok(response)
+    }
+}
+
+fn too_large() -> Unreceived {
+    let refused = Refused::Status(StatusCode::PAYLOAD_TOO_LARGE, "message_size");
+    (CloseReason::LimitReached(Limit::MessageSize), refused)
+}
+
+/// Ends the poll of a connection with an empty packet, for the node that has received it.
+fn end_poll(connection: &Connection) -> Response<Bytes> {
+    connection.end_poll();
+    respond("ok", "text/html")
 }
 
 /// Lets a new connection in, or refuses it: limits, the phase of the server, and the application.

@@ -20,7 +20,7 @@ use roomcast_protocol::socket_io::decode::{Decoder, Limits as PacketLimits};
 use roomcast_protocol::socket_io::packet::{Packet as SocketPacket, PacketKind};
 use roomcast_protocol::socket_io::{encode, msgpack};
 use roomcast_protocol::websocket::{Event, Limits, Reader, Refusal, Upgrade};
-use roomcast_protocol::{channels, pakyow, syncano};
+use roomcast_protocol::{channels, pakyow, relay, syncano};
 
 pub(crate) type Target = fn(&[u8]);
 
@@ -41,6 +41,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("http_response", response::http_response),
     ("emitter_msgpack", emitter_msgpack),
     ("emitter_args", emitter_args),
+    ("relay_frames", relay_frames),
     ("wire_classic", wire::classic),
     ("wire_request", wire::request),
     ("wire_sharded", wire::sharded),
@@ -145,6 +146,43 @@ fn engine_payload_v3(data: &[u8]) {
             Ok(good)
         );
     }
+}
+
+/// The frames of a record. Written again, they are read as the same, after a record's length is read from the same bytes.
+fn relay_frames(data: &[u8]) {
+    if let Ok(Some(length)) = relay::record(data) {
+        assert_eq!(relay::record(&data[..length]), Ok(Some(length)));
+        assert_eq!(relay::record(&data[..length - 1]), Ok(None));
+    }
+    let frames: Vec<_> = relay::frames(data).collect();
+    assert!(
+        frames.iter().rev().skip(1).all(Result::is_ok),
+        "an error is the last item"
+    );
+    let good: Vec<_> = frames.into_iter().flatten().collect();
+    let mut records = relay::Records::default();
+    for (stream, frame) in &good {
+        match frame {
+            relay::Frame::Request(request) => records.request(*stream, request),
+            relay::Frame::Response(response) => {
+                let headers = response.headers.iter();
+                let (status, length) = (response.status, response.length);
+                records.response(*stream, status, headers, length, response.body);
+            }
+            relay::Frame::Data(bytes) => records.data(*stream, bytes),
+            relay::Frame::Reset(reset) => records.reset(*stream, *reset),
+            relay::Frame::Credit(bytes) => records.credit(*stream, *bytes),
+            relay::Frame::Ping => records.ping(),
+            relay::Frame::Pong => records.pong(),
+        }
+    }
+    let mut written = records.take(Vec::new());
+    let mut again = Vec::new();
+    relay::seal_each(&mut written, |frames, _| again.extend_from_slice(frames));
+    let of_none = |frame: &relay::Frame<'_>| matches!(frame, relay::Frame::Ping | relay::Frame::Pong);
+    let expected = good.into_iter();
+    let expected = expected.map(|(stream, frame)| Ok((if of_none(&frame) { 0 } else { stream }, frame)));
+    assert!(relay::frames(&again).eq(expected));
 }
 
 fn engine_query(data: &[u8]) {

@@ -7,6 +7,9 @@
 //! node accepts it, nor one that was started again at the same address, because every
 //! start draws a new name.
 //!
+//! A link begins with such a request, whose header and a nonce of the receiver make the keys for all that
+//! follows (`seal`).
+//!
 //! The digest is in the header so that a request is verified before its body is read.
 
 use std::time::Duration;
@@ -14,11 +17,16 @@ use std::time::Duration;
 use http::Method;
 use ring::{digest, hmac};
 
+use super::seal::Secret;
+
 /// The header of a relayed request.
 pub(super) const HEADER: &str = "roomcast-relay";
 
 /// The first part of what is signed, which no other use of the key has.
 const PURPOSE: &str = "roomcast relay 1";
+
+/// The same for the keys of a link.
+const LINK_PURPOSE: &str = "roomcast relay 2 keys";
 
 /// How far the time of a request may be from that of the receiver. Both are Redis's.
 pub(super) const TOLERANCE: Duration = Duration::from_secs(30);
@@ -41,6 +49,8 @@ pub(super) struct Verified {
     pub(super) sender: Box<str>,
     pub(super) number: u64,
     digest: Digest,
+    /// The place of the key that fits.
+    key: usize,
 }
 
 type Digest = [u8; digest::SHA256_OUTPUT_LEN];
@@ -97,9 +107,7 @@ impl Keys {
         let text = signed.text(stated);
         // In constant time.
         let fits = |key: &hmac::Key| hmac::verify(key, text.as_bytes(), &signature).is_ok();
-        if !self.0.iter().any(fits) {
-            return Err(Invalid::Signature);
-        }
+        let key = self.0.iter().position(fits).ok_or(Invalid::Signature)?;
         let mut parts = stated.split('.');
         let mut next = || parts.next().ok_or(Invalid::Signature);
         let (sender, number, millis, digest) = (next()?, next()?, next()?, next()?);
@@ -109,11 +117,29 @@ impl Keys {
             sender: sender.into(),
             number,
             digest: unhex(digest).ok_or(Invalid::Signature)?,
+            key,
         };
         if now.abs_diff(Duration::from_millis(millis)) > TOLERANCE {
             return Err(Invalid::Time);
         }
         Ok(verified)
+    }
+
+    /// The keys of a link: for records of the node that has sent this header, and for those of the node
+    /// that has responded with the nonce. `verified` is what the latter made of the header.
+    pub(super) fn of_link(
+        &self,
+        header: &str,
+        nonce: &str,
+        verified: Option<&Verified>,
+    ) -> Option<[Secret; 2]> {
+        let key = self.0.get(verified.map_or(0, |verified| verified.key))?;
+        let derive = |direction: &str| {
+            let text = format!("{LINK_PURPOSE}\n{direction}\n{header}\n{nonce}");
+            let secret = hmac::sign(key, text.as_bytes());
+            Secret::try_from(secret.as_ref()).ok()
+        };
+        Some([derive("requests")?, derive("responses")?])
     }
 }
 
@@ -146,7 +172,7 @@ impl Invalid {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits

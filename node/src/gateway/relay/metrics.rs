@@ -1,6 +1,6 @@
 //! The metrics of the relay.
 
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -71,6 +71,11 @@ impl Metrics {
     /// Counts a request of the kind `poll`, `post` or `upgrade`.
     pub(super) fn sent(&self, kind: &str, outcome: Outcome) {
         self.sent.with_label_values(&[kind, outcome.label()]).inc();
+    }
+
+    /// The count of accepted requests of other nodes.
+    pub(super) fn accepted(&self) -> IntCounter {
+        self.received.with_label_values(&["accepted"])
     }
 
     /// Counts a request of another node: `accepted`, or why it was refused.

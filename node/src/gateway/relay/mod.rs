@@ -1,7 +1,7 @@
 //! The relay: any node accepts any request, so a balancer needs no sticky sessions.
 //!
 //! ```text
-//! client ─▶ balancer ─▶ node A ── session of B ──▶ A: sender ─── HTTP, signed ───▶ B: receiver ─▶ session
+//! client ─▶ balancer ─▶ node A ── session of B ──▶ A: sender ─── link, sealed ───▶ B: receiver ─▶ session
 //!                         ◀───────────────────────────────── response, streamed ──────────┘
 //! ```
 //!
@@ -11,21 +11,33 @@
 //! would delay probes and metrics, and because an operator should not have to open
 //! metrics, API and drain to other hosts.
 //!
-//! - `key` signs requests: method, path, digest of the body, time, and the names of both nodes.
-//! - `window` refuses requests that were received before.
-//! - `sender` passes requests on, within limits of number, bytes and time.
-//! - `receiver` verifies them before a byte of a body is kept.
+//! Polls and posts of all clients share one connection to each owner, because system calls are most of their cost:
+//! a request of HTTP takes four more on each node, and frames of many requests take one. A WebSocket has a
+//! connection of its own, which begins as a signed request, as a link does. An owner that refuses links, because it
+//! is of an earlier version, gets each poll and post as a signed request, too, so a rolling deploy
+//! of nodes works in either direction.
 //!
-//! If the owner cannot be reached, has ended or refuses the relay, the client gets the
-//! error that makes it open a new session. A request is never relayed twice, because
-//! `Server::relayed_router` relays nothing.
+//! - `key` signs requests: method, path, digest of the body, time, and the names of both nodes.
+//! - `window` refuses signed requests that were received before.
+//! - `sender` passes requests on, within limits of number, bytes and time; `owner` has the ways to a node.
+//! - `receiver` verifies them before a byte of a body is kept.
+//! - `link` is the connection, `seal` its cipher, `requests` its relaying end and `serving` the owner's.
+//!
+//! If the owner cannot be reached, has ended or refuses the relay, the client gets the error that makes it
+//! open a new session; so it does at once if the link breaks. A request is never relayed twice, because
+//! `Server::relayed_router` and `Server::respond_to_relayed` relay nothing.
 
 mod key;
+mod link;
 mod metrics;
 mod options;
+mod owner;
 mod pipe;
 mod receiver;
+mod requests;
+mod seal;
 mod sender;
+mod serving;
 mod tls;
 mod window;
 
@@ -60,6 +72,16 @@ const SLACK: Duration = Duration::from_secs(10);
 
 /// How long the listener may take to end after the server has closed.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a link begins.
+const LINK_PATH: &str = "/roomcast-relay";
+
+/// What a connection becomes there, in the header `upgrade`.
+const LINK_PROTOCOL: &str = "roomcast-relay";
+
+/// Bytes of bodies that are on their way between two nodes, or four of the largest if that is more. Beyond:
+/// status 503.
+const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// The listener for other nodes, before there is a server.
 pub(crate) struct Relay {
@@ -155,6 +177,7 @@ impl Relay {
             stage,
             stop,
             serving,
+            receiver,
         })
     }
 }
@@ -171,6 +194,11 @@ impl RelayLimits {
             idle: limits.header_timeout.0 / 2,
         }
     }
+
+    /// Bytes of bodies that wait to be passed on.
+    fn bodies(&self) -> usize {
+        MAX_BODY_BYTES.max(4 * (self.payload + 1))
+    }
 }
 
 /// The running relay. Its listener serves as long as the server is not closed.
@@ -178,6 +206,7 @@ pub(crate) struct Relaying {
     stage: watch::Sender<Stage>,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<()>,
+    receiver: Receiver,
 }
 
 impl Relaying {
@@ -195,6 +224,7 @@ impl Relaying {
     /// Ends the listener, once the server is closed and the last responses are written.
     pub(crate) async fn end(self) {
         drop(self.stop);
-        drop(timeout(END_TIMEOUT, self.serving).await);
+        let ending = async { tokio::join!(self.serving, self.receiver.stop()) };
+        drop(timeout(END_TIMEOUT, ending).await);
     }
 }

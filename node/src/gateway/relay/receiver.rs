@@ -1,5 +1,5 @@
 //! The owner's side: verifies that a request comes from a node of the cluster, and hands
-//! it to its session.
+//! it to its session, or makes a link of its connection.
 
 use std::sync::Arc;
 
@@ -11,16 +11,21 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use roomcast::Server;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
-    RelayLimits,
-    key::{HEADER, Keys, Signed, TOLERANCE, Verified},
+    LINK_PATH, LINK_PROTOCOL, RelayLimits,
+    key::{self, HEADER, Keys, Signed, TOLERANCE, Verified},
+    link::{Link, Outbox},
     metrics::Metrics,
+    seal::{Opener, Sealer},
+    serving::{Serving, ServingLimits},
     window::Senders,
 };
 use crate::gateway::line_limit::LineLimit;
@@ -40,6 +45,8 @@ struct Inner {
     limits: RelayLimits,
     metrics: Metrics,
     lines: LineLimit,
+    /// Changes to true when this node stops. Each link has a receiver.
+    stopping: watch::Sender<bool>,
 }
 
 impl Receiver {
@@ -56,28 +63,49 @@ impl Receiver {
             limits,
             metrics,
             lines: LineLimit::default(),
+            stopping: watch::Sender::new(false),
         }))
     }
 
     /// The routes of the listener for other nodes.
-    pub(super) fn router(self) -> Router {
+    pub(super) fn router(&self) -> Router {
         let routes = self.0.server.relayed_router();
-        routes.layer(from_fn_with_state(self, receive))
+        routes.layer(from_fn_with_state(self.clone(), receive))
     }
+
+    /// Ends the links of other nodes, each after its last response.
+    pub(super) async fn stop(&self) {
+        self.0.stopping.send_replace(true);
+        self.0.stopping.closed().await;
+    }
+}
+
+/// A valid request.
+enum Received {
+    Request(Request),
+    /// The response that makes a link of the connection.
+    Link(Response),
 }
 
 async fn receive(State(receiver): State<Receiver>, request: Request, next: Next) -> Response {
     let inner = &*receiver.0;
     // The body comes last, so that one of a stranger is never read.
     let received = match inner.verify(&request) {
-        Ok(verified) => inner.receive(request, &verified).await,
+        Ok(verified) if request.uri().path() == LINK_PATH => {
+            inner.link(request, &verified).map(Received::Link)
+        }
+        Ok(verified) => {
+            let received = inner.receive(request, &verified).await;
+            received.map(Received::Request)
+        }
         Err(reason) => Err(reason),
     };
     match received {
-        Ok(request) => {
+        Ok(Received::Request(request)) => {
             inner.metrics.received("accepted");
             next.run(request).await
         }
+        Ok(Received::Link(response)) => response,
         Err(reason) => {
             inner.metrics.received(reason);
             if let Some(left_out) = inner.lines.pass() {
@@ -116,6 +144,59 @@ impl Inner {
             true => Ok(verified),
             false => Err("replay"),
         }
+    }
+
+    /// Makes a link of the connection of a request.
+    fn link(&self, mut request: Request, verified: &Verified) -> Result<Response, &'static str> {
+        let mut entropy = [0; 16];
+        let filled = SystemRandom::new().fill(&mut entropy);
+        filled.map_err(|_| "entropy")?;
+        let nonce = key::hex(&entropy);
+        let header = request.headers().get(HEADER);
+        let header = header.and_then(|header| header.to_str().ok());
+        let secrets = self
+            .keys
+            .of_link(header.unwrap_or_default(), &nonce, Some(verified));
+        let [requests, responses] = secrets.ok_or("signature")?;
+        let sealing =
+            Sealer::new(&responses).and_then(|sealer| Ok((sealer, Opener::new(&requests)?)));
+        let sealing = sealing.map_err(|_| "signature")?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        let outbox = Arc::<Outbox>::default();
+        let mut stopping = self.stopping.subscribe();
+        let stopped = async move {
+            // An error means that the receiver is gone.
+            drop(stopping.wait_for(|stops| *stops).await);
+        };
+        let limits = ServingLimits {
+            body: self.limits.payload + 1,
+            bodies: self.limits.bodies(),
+        };
+        let serving = Serving::new(
+            self.server.clone(),
+            Arc::clone(&outbox),
+            limits,
+            self.metrics.clone(),
+            stopped,
+        );
+        let (stall, sender) = (self.limits.stall, verified.sender.clone());
+        // Ends with the connection, or when this node stops.
+        drop(tokio::spawn(async move {
+            let Ok(upgraded) = upgrade.await else {
+                return;
+            };
+            let stream = TokioIo::new(upgraded);
+            let link = Link::new(stream, outbox, sealing, serving, &[], stall);
+            if let Err(error) = link.run().await {
+                tracing::debug!(%sender, %error, "a link of another node has ended");
+            }
+        }));
+        let response = Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, LINK_PROTOCOL)
+            .header(HEADER, nonce);
+        response.body(Body::empty()).map_err(|_| "signature")
     }
 
     /// Receives the body, which must be the one that was signed.

@@ -17,12 +17,13 @@
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
+    error::Error,
     fmt,
     io::{self, Cursor},
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -30,7 +31,10 @@ use std::{
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
+use futures_util::FutureExt as _;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+};
 use http_body_util::BodyExt as _;
 use hyper::{
     body::{Body as HttpBody, Frame, SizeHint},
@@ -38,7 +42,7 @@ use hyper::{
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use parking_lot::Mutex;
-use roomcast::{Drain, ForeignRequest, NodeId, Server};
+use roomcast::{Drain, ForeignRequest, NodeId, Server, relay};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join, split},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -46,20 +50,27 @@ use tokio::{
 };
 
 use super::{
-    RelayLimits,
+    LINK_PATH, LINK_PROTOCOL, RelayLimits,
     key::{HEADER, Keys, Signed},
+    link::{Link, Outbox, TICK},
     metrics::{Metrics, Outcome},
+    owner::{Owner, Way},
     pipe,
     receiver::REFUSED,
+    requests::Requests,
+    seal::{Opener, Sealer},
     tls::{self, NodeTls},
 };
 use crate::gateway::{
     line_limit::LineLimit,
-    outbound::{self, ForwardClient, Forwarded, ForwardedBody},
+    outbound::{self, Forwarded},
 };
 
 /// Time for a connection to an owner. They are close to each other.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time for a connection to become a link.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Time for what is relayed to end when this node closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,10 +80,6 @@ const END_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often owners are looked up among the nodes that are alive.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Bytes of bodies that wait to be passed on, of all clients; or four of the largest if
-/// that is more. Beyond: status 503.
-const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// Room for the head of a request. Most fit.
 const HEAD_BYTES: usize = 640;
@@ -104,8 +111,10 @@ pub(super) struct Sender {
     tls: NodeTls,
     open: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
-    owners: Mutex<HashMap<NodeId, Owner>>,
+    owners: Mutex<HashMap<NodeId, Arc<Owner>>>,
     stage: watch::Receiver<Stage>,
+    /// The same as the stage `Closing`, for requests over links, which do not watch it.
+    is_closing: AtomicBool,
     limits: RelayLimits,
     metrics: Metrics,
     lines: LineLimit,
@@ -120,21 +129,12 @@ pub(super) enum Stage {
     Closing,
 }
 
-/// A node to which requests have been relayed.
-struct Owner {
-    client: Arc<ForwardClient>,
-    /// Changes to true when its lease has ended.
-    gone: watch::Sender<bool>,
-}
-
 /// Where a request goes.
 #[derive(Clone, Copy)]
 struct Target<'a> {
-    owner: &'a NodeId,
+    node: &'a NodeId,
     address: &'a str,
-    client: &'a ForwardClient,
-    /// With its query.
-    path: &'a str,
+    owner: &'a Arc<Owner>,
 }
 
 /// Why a request has no response of its owner.
@@ -165,14 +165,17 @@ impl Sender {
             connector: outbound::tcp_connector(CONNECT_TIMEOUT),
             tls,
             open: Arc::new(Semaphore::new(limits.open.min(Semaphore::MAX_PERMITS))),
-            bodies: Arc::new(Semaphore::new(MAX_BODY_BYTES.max(4 * (limits.payload + 1)))),
+            bodies: Arc::new(Semaphore::new(limits.bodies())),
             owners: Mutex::default(),
             stage,
+            is_closing: AtomicBool::new(false),
             limits,
             metrics,
             lines: LineLimit::default(),
             unreachable: LineLimit::default(),
         });
+        let closing = Arc::clone(&sender);
+        drop(tokio::spawn(async move { closing.close().await }));
         let (watched, watching) = (server.clone(), Arc::clone(&sender));
         drop(tokio::spawn(async move { watching.watch(watched).await }));
         let is_first = server.relay_with(move |foreign| {
@@ -196,11 +199,21 @@ impl Sender {
             self.owners.lock().retain(|node, owner| {
                 let is_alive = alive.contains(node);
                 if !is_alive {
-                    owner.gone.send_replace(true);
+                    owner.end();
                 }
                 is_alive
             });
         }
+    }
+
+    /// Gives the polls back that are relayed over links when this node closes.
+    async fn close(&self) {
+        let mut stage = self.stage.clone();
+        // An error means that this node has ended.
+        drop(stage.wait_for(|stage| *stage == Stage::Closing).await);
+        self.is_closing.store(true, Ordering::SeqCst);
+        let owners: Vec<_> = self.owners.lock().values().cloned().collect();
+        owners.iter().for_each(|owner| owner.close());
     }
 
     /// Returns the response of the owner, or none if the session is lost.
@@ -225,9 +238,12 @@ impl Sender {
         response
     }
 
-    async fn try_relay(&self, foreign: ForeignRequest) -> Result<Response<Body>, Failed> {
+    async fn try_relay(
+        self: &Arc<Self>,
+        foreign: ForeignRequest,
+    ) -> Result<Response<Body>, Failed> {
         let ForeignRequest {
-            owner,
+            owner: node,
             address,
             mut request,
             ..
@@ -235,19 +251,163 @@ impl Sender {
         // Taken before the body is read, because a request beyond the limit shall cost
         // little.
         let open = Open::new(self)?;
-        let upgrade = hyper::upgrade::on(&mut request);
-        let (parts, body) = request.into_parts();
-        let (body, held) = self.receive(body).await?;
-        let (client, mut end) = self.owner(&owner, &address)?;
+        let owner = self.owner(&node, &address)?;
         let target = Target {
-            owner: &owner,
+            node: &node,
             address: tls::authority(&address),
-            client: &client,
-            path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
+            owner: &owner,
         };
-        let is_poll = parts.method == Method::GET && !parts.headers.contains_key(header::UPGRADE);
-        let head = self.head(target, &parts.method, &parts.headers, &body)?;
-        let mut responding = pin!(timeout(self.limits.response, client.send(head, &body)));
+        if request.headers().contains_key(header::UPGRADE) {
+            let upgrade = hyper::upgrade::on(&mut request);
+            let (parts, body) = request.into_parts();
+            let (body, _held) = self.receive(body).await?;
+            return self
+                .relay_by_http(target, &parts, &body, Some(upgrade), open)
+                .await;
+        }
+        let (parts, body) = request.into_parts();
+        let (body, _held) = self.receive(body).await?;
+        match self.way(target).await {
+            Way::Link(requests) => self.relay_by_link(&requests, &parts, &body, open).await,
+            Way::Http => self.relay_by_http(target, &parts, &body, None, open).await,
+            Way::Failed(outcome) => Err(Failed::Session(outcome)),
+        }
+    }
+
+    /// How polls and posts reach an owner. The first one opens a link.
+    async fn way(self: &Arc<Self>, target: Target<'_>) -> Way {
+        if let Some(known) = target.owner.known_way() {
+            return known;
+        }
+        let (sender, owner) = (Arc::clone(self), Arc::clone(target.owner));
+        let (node, address) = (target.node.clone(), Box::<str>::from(target.address));
+        let opening = async move {
+            let target = Target {
+                node: &node,
+                address: &address,
+                owner: &owner,
+            };
+            let opening = timeout(OPEN_TIMEOUT, sender.open_link(target)).await;
+            opening.unwrap_or(Way::Failed(Outcome::Gone))
+        };
+        target.owner.open_once(opening.boxed()).await
+    }
+
+    async fn open_link(&self, target: Target<'_>) -> Way {
+        let upgrade = HeaderMap::from_iter([
+            (header::CONNECTION, HeaderValue::from_static("upgrade")),
+            (header::UPGRADE, HeaderValue::from_static(LINK_PROTOCOL)),
+        ]);
+        let Some(signature) = self.sign(target, &Method::GET, LINK_PATH, &[]) else {
+            return Way::Failed(Outcome::Gone);
+        };
+        let head = head(target, &Method::GET, LINK_PATH, &upgrade, &signature, 0);
+        let (response, stream, there) = match target.owner.client.send(head, &[]).await {
+            Ok(Forwarded::Switched(response, stream, there)) => (response, stream, there),
+            Ok(Forwarded::Response(response)) if response.status() == REFUSED => {
+                return Way::Failed(Outcome::Refused);
+            }
+            // A node of a version that knows no links.
+            Ok(Forwarded::Response(_)) => return Way::Http,
+            Err(error) => {
+                // The log gives the reason once for all who wait.
+                self.unreachable(target.node, error);
+                return Way::Failed(Outcome::Gone);
+            }
+        };
+        let nonce = response.headers().get(HEADER);
+        let nonce = nonce.and_then(|nonce| nonce.to_str().ok());
+        let sealing = nonce.and_then(|nonce| {
+            let [requests, responses] = self.keys.of_link(&signature, nonce, None)?;
+            Some((Sealer::new(&requests).ok()?, Opener::new(&responses).ok()?))
+        });
+        let Some(sealing) = sealing else {
+            return Way::Failed(Outcome::Refused);
+        };
+        let outbox = Arc::<Outbox>::default();
+        let most_ticks = self.limits.response.as_secs().div_ceil(TICK.as_secs());
+        let most_ticks = u32::try_from(most_ticks).unwrap_or(u32::MAX);
+        let requests = Requests::new(Arc::clone(&outbox), most_ticks);
+        let handler = requests.clone();
+        let link = Link::new(stream, outbox, sealing, handler, &there, self.limits.stall);
+        let (ending, node) = (requests.clone(), target.node.clone());
+        // Ends with the connection, or with the owner's lease.
+        drop(tokio::spawn(async move {
+            if let Err(error) = link.run().await {
+                tracing::debug!(%node, %error, "a link to another node has ended");
+            }
+            ending.end(Outcome::Gone);
+        }));
+        Way::Link(requests)
+    }
+
+    async fn relay_by_link(
+        &self,
+        requests: &Requests,
+        parts: &Parts,
+        body: &Bytes,
+        open: Open,
+    ) -> Result<Response<Body>, Failed> {
+        let text = |name| {
+            let value = parts.headers.get(name);
+            let text = value.and_then(|value: &HeaderValue| value.to_str().ok());
+            let fits = |text: &&str| text.len() <= relay::MAX_HEADER_BYTES;
+            text.filter(fits).unwrap_or_default()
+        };
+        let query = parts.uri.query().unwrap_or_default();
+        if query.len() > relay::MAX_HEAD_BYTES {
+            return Err(Failed::Status(StatusCode::URI_TOO_LONG, Outcome::Limit));
+        }
+        let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
+        let is_post = parts.method == Method::POST;
+        let request = relay::Request {
+            method: if is_post {
+                relay::Method::Post
+            } else {
+                relay::Method::Get
+            },
+            time: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            query,
+            accept_encoding: text(header::ACCEPT_ENCODING),
+            content_type: text(header::CONTENT_TYPE),
+            length: 0,
+            body: &[],
+        };
+        let mut requested = requests.send(request, body);
+        if self.is_closing.load(Ordering::SeqCst) {
+            requests.close();
+        }
+        let reply = match requested.reply().await {
+            Some(reply) => reply,
+            // This node closes.
+            None => tokio::select! {
+                reply = timeout(CLOSE_TIMEOUT, requested.reply()) => {
+                    let late = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing);
+                    reply.ok().flatten().ok_or(late)?
+                }
+                never = end_poll(requests, request), if !is_post => match never {},
+            },
+        };
+        match reply {
+            Ok(response) => Ok(respond(response, self.limits.stall, open)),
+            Err(outcome) => Err(Failed::Session(outcome)),
+        }
+    }
+
+    async fn relay_by_http(
+        &self,
+        target: Target<'_>,
+        parts: &Parts,
+        body: &Bytes,
+        upgrade: Option<OnUpgrade>,
+        open: Open,
+    ) -> Result<Response<Body>, Failed> {
+        let mut end = self.end(target.owner);
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let is_poll = parts.method == Method::GET && upgrade.is_none();
+        let head = self.head(target, &parts.method, path, &parts.headers, body)?;
+        let sending = target.owner.client.send(head, body);
+        let mut responding = pin!(timeout(self.limits.response, sending));
         let ended = tokio::select! {
             response = &mut responding => Ok(response),
             ended = end.of_request() => Err(ended),
@@ -260,26 +420,25 @@ impl Sender {
             Err(Ended::This) => {
                 let response = tokio::select! {
                     response = timeout(CLOSE_TIMEOUT, responding) => response,
-                    never = self.end_poll(target), if is_poll => match never {},
+                    never = self.end_poll(target, path), if is_poll => match never {},
                 };
                 let late = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing);
                 response.map_err(|_| late)?
             }
         };
-        // The body is not needed any more, so others may take its room.
-        drop(held);
         match response {
             Ok(Ok(Forwarded::Response(response))) if response.status() == REFUSED => {
                 Err(Failed::Session(Outcome::Refused))
             }
             Ok(Ok(Forwarded::Response(response))) => Ok(respond(response, self.limits.stall, open)),
             Ok(Ok(Forwarded::Switched(response, stream, there))) => {
+                let upgrade = upgrade.ok_or(Failed::Session(Outcome::Refused))?;
                 let (from_owner, to_owner) = split(stream);
                 // The first bytes of the WebSocket may have come with the response.
                 let owner = join(Cursor::new(there).chain(from_owner), to_owner);
                 Ok(self.switch(response, (upgrade, owner), end, open))
             }
-            Ok(Err(error)) => Err(self.unreachable(&owner, error)),
+            Ok(Err(error)) => Err(self.unreachable(target.node, error)),
             Err(_) => Err(Failed::Session(Outcome::Timeout)),
         }
     }
@@ -292,35 +451,42 @@ impl Sender {
         Failed::Session(Outcome::Gone)
     }
 
+    /// Signs a request to an owner. `None` if the time of the cluster is not known.
+    fn sign(&self, target: Target<'_>, method: &Method, path: &str, body: &[u8]) -> Option<String> {
+        let now = (self.time)()?;
+        let signed = Signed {
+            receiver: target.node.as_str(),
+            method,
+            path,
+        };
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        let node = self.node.as_str();
+        Some(self.keys.sign(signed, node, number, now, body))
+    }
+
     /// The head of a signed request to an owner, with those headers of the client that
     /// matter to the session.
     fn head(
         &self,
         target: Target<'_>,
         method: &Method,
+        path: &str,
         from: &HeaderMap,
         body: &[u8],
     ) -> Result<Vec<u8>, Failed> {
-        let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
-        let signed = Signed {
-            receiver: target.owner.as_str(),
-            method,
-            path: target.path,
-        };
-        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
-        let node = self.node.as_str();
-        let signature = self.keys.sign(signed, node, number, now, body);
-        Ok(head(target, method, from, &signature, body.len()))
+        let signature = self.sign(target, method, path, body);
+        let signature = signature.ok_or(Failed::Session(Outcome::Gone))?;
+        Ok(head(target, method, path, from, &signature, body.len()))
     }
 
     /// Has the owner end a poll, so that the client polls again at another node.
     /// Repeated, because the poll may be on its way.
-    async fn end_poll(&self, target: Target<'_>) -> Infallible {
+    async fn end_poll(&self, target: Target<'_>, path: &str) -> Infallible {
         loop {
-            let head = self.head(target, &Method::DELETE, &HeaderMap::new(), &[]);
+            let head = self.head(target, &Method::DELETE, path, &HeaderMap::new(), &[]);
             if let Ok(head) = head {
                 // If it fails, the poll does not end in time.
-                drop(target.client.send(head, &[]).await);
+                drop(target.owner.client.send(head, &[]).await);
             }
             sleep(END_POLL_INTERVAL).await;
         }
@@ -390,29 +556,26 @@ impl Sender {
         response
     }
 
-    /// The connections to an owner, and what ends a request to it before there is a response.
-    fn owner(&self, node: &NodeId, address: &str) -> Result<(Arc<ForwardClient>, End), Failed> {
+    /// The connections to an owner.
+    fn owner(&self, node: &NodeId, address: &str) -> Result<Arc<Owner>, Failed> {
         let mut owners = self.owners.lock();
-        if !owners.contains_key(node) {
-            let connector = self.tls.connector(self.connector.clone(), address);
-            let connector = connector.map_err(|missing| self.unreachable(node, missing))?;
-            let uri = Uri::builder()
-                .scheme("http")
-                .authority(tls::authority(address));
-            let uri = uri.path_and_query("/").build();
-            let uri = uri.map_err(|_| Failed::Session(Outcome::Gone))?;
-            let owner = Owner {
-                client: Arc::new(ForwardClient::new(connector, uri, self.limits.idle)),
-                gone: watch::Sender::new(false),
-            };
-            owners.insert(node.clone(), owner);
+        if let Some(owner) = owners.get(node) {
+            return Ok(Arc::clone(owner));
         }
-        let owner = owners.get(node).ok_or(Failed::Session(Outcome::Gone))?;
-        let end = End {
+        let connector = self.tls.connector(self.connector.clone(), address);
+        let connector = connector.map_err(|missing| self.unreachable(node, missing))?;
+        let owner = Owner::new(connector, tls::authority(address), self.limits.idle);
+        let owner = Arc::new(owner.ok_or(Failed::Session(Outcome::Gone))?);
+        owners.insert(node.clone(), Arc::clone(&owner));
+        Ok(owner)
+    }
+
+    /// What ends a request to an owner before there is a response.
+    fn end(&self, owner: &Owner) -> End {
+        End {
             gone: owner.gone.subscribe(),
             stage: self.stage.clone(),
-        };
-        Ok((Arc::clone(&owner.client), end))
+        }
     }
 }
 
@@ -493,15 +656,32 @@ impl Drop for Open {
     }
 }
 
+/// Has the owner end a poll that was relayed over a link. Repeated, because the poll may be on its way.
+async fn end_poll(requests: &Requests, poll: relay::Request<'_>) -> Infallible {
+    loop {
+        let end = relay::Request {
+            method: relay::Method::Delete,
+            ..poll
+        };
+        let mut ended = requests.send(end, &Bytes::new());
+        // The first one says that this node closes. If it fails, the poll does not end in time.
+        if ended.reply().await.is_none() {
+            drop(ended.reply().await);
+        }
+        sleep(END_POLL_INTERVAL).await;
+    }
+}
+
 /// The head of the request to the owner.
 fn head(
     target: Target<'_>,
     method: &Method,
+    path: &str,
     from: &HeaderMap,
     signature: &str,
     length: usize,
 ) -> Vec<u8> {
-    let Target { address, path, .. } = target;
+    let address = target.address;
     let mut head = Vec::with_capacity(HEAD_BYTES + length.min(HEAD_BYTES));
     let mut add = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
     add(&[
@@ -530,7 +710,10 @@ fn head(
 }
 
 /// The response of the owner, for the client.
-fn respond(response: Response<ForwardedBody>, stall: Duration, open: Open) -> Response<Body> {
+fn respond<B>(response: Response<B>, stall: Duration, open: Open) -> Response<Body>
+where
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
+{
     let mut response = response.map(|body| match body.is_end_stream() {
         true => Body::empty(),
         false => Body::new(RelayedBody {
@@ -547,31 +730,33 @@ fn respond(response: Response<ForwardedBody>, stall: Duration, open: Open) -> Re
 }
 
 /// The body of a response on its way to the client. Counted as long as it is passed on.
-struct RelayedBody {
-    body: ForwardedBody,
+struct RelayedBody<B> {
+    body: B,
     /// How long the owner may send nothing.
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     _open: Open,
 }
 
-impl HttpBody for RelayedBody {
+impl<B> HttpBody for RelayedBody<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
+{
     type Data = Bytes;
-    type Error = io::Error;
+    type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let read = Pin::new(&mut self.body).poll_frame(cx);
-        if read.is_ready() {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Poll::Ready(read) = Pin::new(&mut self.body).poll_frame(cx) {
             self.stalled = None;
-            return read;
+            return Poll::Ready(read.map(|read| read.map_err(Into::into)));
         }
         let stall = self.stall;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
         let ended = stalled.as_mut().poll(cx);
-        ended.map(|()| Some(Err(io::ErrorKind::TimedOut.into())))
+        ended.map(|()| Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())))
     }
 
     fn is_end_stream(&self) -> bool {
