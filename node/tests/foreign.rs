@@ -1,5 +1,5 @@
-//! An application relays requests to the server that has the session, by the library's own names. Both servers are in
-//! the test's process.
+//! An application relays requests to the server that has the session, by the library's
+//! own names. Both servers are in the test's process.
 
 mod support;
 

@@ -9,9 +9,10 @@
 //!               ◀─ Response, Data … ──
 //! ```
 //!
-//! Each request is a stream with a number, which the relaying node chooses and does not use again. A body
-//! that is longer than [`INLINE_BYTES`] follows its head in [`Frame::Data`], so a large body does not delay
-//! the requests behind it. The head states the length of the body, which is where the stream ends.
+//! Each request is a stream with a number, which the relaying node chooses and does not
+//! use again. A body that is longer than [`INLINE_BYTES`] follows its head in
+//! [`Frame::Data`], so a large body does not delay the requests behind it. The head
+//! states the length of the body, which is where the stream ends.
 //!
 //! Sealing is the caller's part, because it needs a cipher: this module leaves room for the tag of
 //! [`TAG_BYTES`], and reads records whose content has been opened.
@@ -34,8 +35,8 @@ pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The longest header of a request that a frame takes, in bytes.
 pub const MAX_HEADER_BYTES: usize = 255;
 
-/// A record with this many bytes takes no further frame, so it stays below [`MAX_RECORD_BYTES`] with the
-/// largest one.
+/// A record with this many bytes takes no further frame, so it stays below
+/// [`MAX_RECORD_BYTES`] with the largest one.
 const FULL_BYTES: usize = 64 * 1024;
 
 const FRAME_HEAD_BYTES: usize = 9;
@@ -83,7 +84,8 @@ pub struct Response<'a> {
     pub body: &'a [u8],
 }
 
-/// Headers of a response as they are encoded: each with the lengths of its name and value before them.
+/// Headers of a response as they are encoded: each with the lengths of its name and value
+/// before them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Headers<'a>(&'a [u8]);
 
@@ -183,8 +185,8 @@ impl Records {
         });
     }
 
-    /// Adds a response. Its headers have [`MAX_HEAD_BYTES`] at most, names 255, and the beginning of its
-    /// body [`INLINE_BYTES`].
+    /// Adds a response. Its headers have [`MAX_HEAD_BYTES`] at most, names 255, and
+    /// the beginning of its body [`INLINE_BYTES`].
     pub fn response<'h>(
         &mut self,
         stream: u32,
@@ -286,8 +288,8 @@ pub fn seal_each(mut records: &mut [u8], mut seal: impl FnMut(&mut [u8], &mut [u
     }
 }
 
-/// Returns the length of the record at the beginning, with all of its parts, or `None` if more bytes are
-/// needed.
+/// Returns the length of the record at the beginning, with all of its parts, or `None` if
+/// more bytes are needed.
 ///
 /// # Errors
 ///

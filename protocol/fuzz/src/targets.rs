@@ -148,7 +148,8 @@ fn engine_payload_v3(data: &[u8]) {
     }
 }
 
-/// The frames of a record. Written again, they are read as the same, after a record's length is read from the same bytes.
+/// The frames of a record. Written again, they are read as the same, after a record's
+/// length is read from the same bytes.
 fn relay_frames(data: &[u8]) {
     if let Ok(Some(length)) = relay::record(data) {
         assert_eq!(relay::record(&data[..length]), Ok(Some(length)));
@@ -179,9 +180,11 @@ fn relay_frames(data: &[u8]) {
     let mut written = records.take(Vec::new());
     let mut again = Vec::new();
     relay::seal_each(&mut written, |frames, _| again.extend_from_slice(frames));
-    let of_none = |frame: &relay::Frame<'_>| matches!(frame, relay::Frame::Ping | relay::Frame::Pong);
+    let of_none =
+        |frame: &relay::Frame<'_>| matches!(frame, relay::Frame::Ping | relay::Frame::Pong);
     let expected = good.into_iter();
-    let expected = expected.map(|(stream, frame)| Ok((if of_none(&frame) { 0 } else { stream }, frame)));
+    let expected =
+        expected.map(|(stream, frame)| Ok((if of_none(&frame) { 0 } else { stream }, frame)));
     assert!(relay::frames(&again).eq(expected));
 }
 

@@ -7,8 +7,8 @@
 //! node accepts it, nor one that was started again at the same address, because every
 //! start draws a new name.
 //!
-//! A link begins with such a request, whose header and a nonce of the receiver make the keys for all that
-//! follows (`seal`).
+//! A link begins with such a request, whose header and a nonce of the receiver make the
+//! keys for all that follows (`seal`).
 //!
 //! The digest is in the header so that a request is verified before its body is read.
 
@@ -125,8 +125,9 @@ impl Keys {
         Ok(verified)
     }
 
-    /// The keys of a link: for records of the node that has sent this header, and for those of the node
-    /// that has responded with the nonce. `verified` is what the latter made of the header.
+    /// The keys of a link: for records of the node that has sent this header, and for
+    /// those of the node that has responded with the nonce. `verified` is what the
+    /// latter made of the header.
     pub(super) fn of_link(
         &self,
         header: &str,

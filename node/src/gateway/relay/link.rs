@@ -6,16 +6,17 @@
 //!             Handler ◀── frames ── one read, opened ┘◀──────────────────────────────────────── peer
 //! ```
 //!
-//! System calls are most of what a relayed request costs, so the task makes few of them. It reads all that
-//! has arrived with one call, and before it writes it lets the tasks run that are ready: each has a
-//! frame to add. With 32 clients at once, a write carries about ten requests. Whoever adds a frame never
-//! writes it, because its future may be dropped at any time and the frame must leave nevertheless.
+//! System calls are most of what a relayed request costs, so the task makes few of them.
+//! It reads all that has arrived with one call, and before it writes it lets the tasks
+//! run that are ready: each has a frame to add. With 32 clients at once, a write carries
+//! about ten requests. Whoever adds a frame never writes it, because its future may be
+//! dropped at any time and the frame must leave nevertheless.
 //!
 //! Long bodies wait beside the frames and are cut into them when there is room, one part of each
 //! in turn. So what waits to be written is bounded, and a long body delays nobody.
 //!
-//! A peer that is silent while something is expected of it is asked for a sign of life, and given up after
-//! [`SILENT_TICKS`]; so is one that takes nothing.
+//! A peer that is silent while something is expected of it is asked for a sign of life,
+//! and given up after [`SILENT_TICKS`]; so is one that takes nothing.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -207,7 +208,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
-    /// `received` was read behind what made the stream a link. The peer may take nothing for `stall`.
+    /// `received` was read behind what made the stream a link. The peer may take
+    /// nothing for `stall`.
     pub(super) fn new(
         stream: S,
         outbox: Arc<Outbox>,

@@ -11,21 +11,26 @@
 //! would delay probes and metrics, and because an operator should not have to open
 //! metrics, API and drain to other hosts.
 //!
-//! Polls and posts of all clients share one connection to each owner, because system calls are most of their cost:
-//! a request of HTTP takes four more on each node, and frames of many requests take one. A WebSocket has a
-//! connection of its own, which begins as a signed request, as a link does. An owner that refuses links, because it
-//! is of an earlier version, gets each poll and post as a signed request, too, so a rolling deploy
-//! of nodes works in either direction.
+//! Polls and posts of all clients share one connection to each owner, because system
+//! calls are most of their cost: a request of HTTP takes four more on each node, and
+//! frames of many requests take one. A WebSocket has a connection of its own, which
+//! begins as a signed request, as a link does. An owner that refuses links, because it is
+//! of an earlier version, gets each poll and post as a signed request, too, so a rolling
+//! deploy of nodes works in either direction.
 //!
-//! - `key` signs requests: method, path, digest of the body, time, and the names of both nodes.
+//! - `key` signs requests: method, path, digest of the body, time, and the names of both
+//!   nodes.
 //! - `window` refuses signed requests that were received before.
-//! - `sender` passes requests on, within limits of number, bytes and time; `owner` has the ways to a node.
+//! - `sender` passes requests on, within limits of number, bytes and time; `owner` has
+//!   the ways to a node.
 //! - `receiver` verifies them before a byte of a body is kept.
-//! - `link` is the connection, `seal` its cipher, `requests` its relaying end and `serving` the owner's.
+//! - `link` is the connection, `seal` its cipher, `requests` its relaying end and
+//!   `serving` the owner's.
 //!
-//! If the owner cannot be reached, has ended or refuses the relay, the client gets the error that makes it
-//! open a new session; so it does at once if the link breaks. A request is never relayed twice, because
-//! `Server::relayed_router` and `Server::respond_to_relayed` relay nothing.
+//! If the owner cannot be reached, has ended or refuses the relay, the client gets the
+//! error that makes it open a new session; so it does at once if the link breaks. A
+//! request is never relayed twice, because `Server::relayed_router` and
+//! `Server::respond_to_relayed` relay nothing.
 
 mod key;
 mod link;
@@ -79,8 +84,8 @@ const LINK_PATH: &str = "/roomcast-relay";
 /// What a connection becomes there, in the header `upgrade`.
 const LINK_PROTOCOL: &str = "roomcast-relay";
 
-/// Bytes of bodies that are on their way between two nodes, or four of the largest if that is more. Beyond:
-/// status 503.
+/// Bytes of bodies that are on their way between two nodes, or four of the largest if
+/// that is more. Beyond: status 503.
 const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// The listener for other nodes, before there is a server.
@@ -110,8 +115,8 @@ struct RelayLimits {
 }
 
 impl Relay {
-    /// Takes over the listener for other nodes. It serves with these certificates if other nodes can verify
-    /// them.
+    /// Takes over the listener for other nodes. It serves with these certificates if
+    /// other nodes can verify them.
     pub(crate) fn new(
         config: &Config,
         listener: TcpListener,

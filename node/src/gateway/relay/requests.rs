@@ -1,4 +1,5 @@
-//! The requests that this node has relayed to one owner over a link, and the responses that it waits for.
+//! The requests that this node has relayed to one owner over a link, and the responses
+//! that it waits for.
 
 use std::{
     collections::HashMap,
@@ -68,7 +69,8 @@ enum Waiting {
 }
 
 impl Requests {
-    /// Requests over a link that is written from this outbox. Each has this many checks of the link for a response to begin.
+    /// Requests over a link that is written from this outbox. Each has this many
+    /// checks of the link for a response to begin.
     pub(super) fn new(outbox: Arc<Outbox>, most_ticks: u32) -> Self {
         Self(Arc::new(Inner {
             outbox,

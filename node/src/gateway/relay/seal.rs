@@ -1,17 +1,21 @@
 //! Seals the records that two nodes exchange, and opens those of the other one.
 //!
-//! A connection begins as a signed request (`key`), and the receiver responds with a nonce. From the key of
-//! the cluster, the header of the request and the nonce, both derive a key for each direction. So:
+//! A connection begins as a signed request (`key`), and the receiver responds with a
+//! nonce. From the key of the cluster, the header of the request and the nonce, both
+//! derive a key for each direction. So:
 //!
-//! - only a node with the key of the cluster can write a record, or read one: AES-256-GCM does both for a
-//!   fraction of what an HMAC for each request costs, and once for all frames of a record;
-//! - a record is good for its place in its connection only, because its number is the nonce of the cipher. It
-//!   can be neither repeated, nor left out, nor reordered, nor sent back;
-//! - no two connections have the same keys, because the sender numbers its requests under a name that is new at each
-//!   start, and the receiver draws its nonce.
+//! - only a node with the key of the cluster can write a record, or read one: AES-256-GCM
+//!   does both for a fraction of what an HMAC for each request costs, and once for all
+//!   frames of a record;
+//! - a record is good for its place in its connection only, because its number is the
+//!   nonce of the cipher. It can be neither repeated, nor left out, nor reordered, nor
+//!   sent back;
+//! - no two connections have the same keys, because the sender numbers its requests under
+//!   a name that is new at each start, and the receiver draws its nonce.
 //!
-//! A node that has the key is trusted. The key of a connection lasts as long as the connection, so whoever
-//! learns the key of the cluster can read connections that were recorded before.
+//! A node that has the key is trusted. The key of a connection lasts as long as the
+//! connection, so whoever learns the key of the cluster can read connections that were
+//! recorded before.
 
 use ring::{
     aead::{self, Aad, LessSafeKey, MAX_TAG_LEN, Nonce, UnboundKey},

@@ -443,7 +443,8 @@ impl Sender {
         }
     }
 
-    /// The failure of a request to an owner that cannot be reached, which the log gives the reason of.
+    /// The failure of a request to an owner that cannot be reached, which the log
+    /// gives the reason of.
     fn unreachable(&self, owner: &NodeId, reason: impl fmt::Display) -> Failed {
         if let Some(left_out) = self.unreachable.pass() {
             tracing::warn!(%owner, %reason, left_out, "a node cannot be reached");
@@ -656,7 +657,8 @@ impl Drop for Open {
     }
 }
 
-/// Has the owner end a poll that was relayed over a link. Repeated, because the poll may be on its way.
+/// Has the owner end a poll that was relayed over a link. Repeated, because the poll may
+/// be on its way.
 async fn end_poll(requests: &Requests, poll: relay::Request<'_>) -> Infallible {
     loop {
         let end = relay::Request {

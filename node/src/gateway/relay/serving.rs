@@ -112,8 +112,8 @@ impl Serving {
         before.map_or(Ok(()), |_| Err(Malformed))
     }
 
-    /// Checks whether a request is in time and within the limits, and returns its head. The error has the label of
-    /// the metric.
+    /// Checks whether a request is in time and within the limits, and returns its
+    /// head. The error has the label of the metric.
     fn admit(
         &self,
         request: &relay::Request<'_>,
