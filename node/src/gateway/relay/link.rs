@@ -365,7 +365,9 @@ where
         self.sent = 0;
         let mut sealed = Ok(());
         relay::seal_each(&mut self.sending, |frames, tag| {
-            sealed = sealed.and(self.sealer.seal(frames, tag));
+            if sealed.is_ok() {
+                sealed = self.sealer.seal(frames, tag);
+            }
         });
         sealed.map_err(invalid)
     }
