@@ -187,6 +187,8 @@ pub(super) struct Link<S, H> {
     /// What is being written: `sending[sent..]`.
     sending: Vec<u8>,
     sent: usize,
+    /// Whether the stream holds nothing back. TLS may, after it has accepted all.
+    is_flushed: bool,
     ticks: Interval,
     silent: u32,
     /// Checks since something was written, while something is to be.
@@ -233,6 +235,7 @@ where
             received: buffer,
             sending: Vec::new(),
             sent: 0,
+            is_flushed: true,
             ticks,
             silent: 0,
             stalled: 0,
@@ -268,11 +271,19 @@ where
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
                     self.sent += count;
+                    self.is_flushed = false;
                     self.stalled = 0;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => break,
             }
+        }
+        if !self.is_flushed
+            && self.is_sent()
+            && let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
+            flushed?;
+            self.is_flushed = true;
         }
         self.outbox.task.register(cx.waker());
         let queue = self.outbox.queue.lock();
