@@ -6,7 +6,11 @@
 //! ```text
 //! Closed ─ join sent ─> Fresh ─ first arrival ─> Open ─ leave sent ─> Leaving ─ confirmed ─> Closed
 //!          (may arrive; owed once confirmed)     owed                (may arrive)
+//!                         └─ leave sent ─> Untouched ─ first arrival ─┘
 //! ```
+//!
+//! The confirmation of a join or of a message can be read before an earlier message to another
+//! client is. Therefore a message that is owed no more may still come first, also after the leave.
 //!
 //! In-order arrivals only advance a counter, so a clean run keeps no list of messages. That makes an
 //! exact account of millions of deliveries per second affordable.
@@ -118,6 +122,8 @@ enum State {
     Open,
     /// The leave is pending.
     Leaving,
+    /// The leave is pending, nothing has arrived yet, and numbers from this one on are owed.
+    Untouched(u32),
 }
 
 impl Ledger {
@@ -157,22 +163,22 @@ impl Ledger {
     /// A leave has been sent: numbers from `to` on may arrive or not.
     pub(crate) fn leave(&mut self, stream: usize, to: u32) {
         let one = &mut self.streams[stream];
-        // Before the first arrival, nothing below the mark is owed.
-        let owed_from = match one.state {
-            State::Fresh => one.next.max(one.mark.min(to)),
-            _ => one.next,
+        one.state = match one.state {
+            // Before the first arrival, nothing below the mark is owed.
+            State::Fresh => State::Untouched(one.next.max(one.mark.min(to))),
+            _ => State::Leaving,
         };
-        *one = Stream {
-            next: owed_from,
-            mark: to,
-            state: State::Leaving,
-        };
+        one.mark = to;
     }
 
     /// The leave has been confirmed: nothing may arrive any more.
     pub(crate) fn left(&mut self, stream: usize) {
-        let Stream { next, mark, .. } = self.streams[stream];
-        let mut lost = self.lost(stream, next, mark);
+        let Stream { next, mark, state } = self.streams[stream];
+        let owed_from = match state {
+            State::Untouched(owed_from) => owed_from,
+            _ => next,
+        };
+        let mut lost = self.lost(stream, owed_from, mark);
         for (from, to) in self.take_gaps(stream) {
             lost += self.lost(stream, from, to.min(mark));
         }
@@ -245,6 +251,7 @@ impl Ledger {
             let (from, to) = match state {
                 State::Open => (next, sent),
                 State::Leaving => (next, mark),
+                State::Untouched(owed_from) => (owed_from, mark),
                 // Nothing is owed without a confirmed join.
                 State::Fresh => (mark.min(sent), sent),
                 State::Closed => (sent, sent),
@@ -276,9 +283,14 @@ impl Ledger {
                 self.tally.stray += 1;
                 return Arrival::Stray;
             }
-            State::Fresh if sequence < stream.next => {
+            State::Fresh | State::Untouched(_) if sequence < stream.next => {
                 self.tally.duplicated += 1;
                 return Arrival::Duplicate;
+            }
+            State::Untouched(owed_from) => {
+                self.add_gap(at, owed_from.min(sequence), sequence);
+                self.streams[at].next = sequence + 1;
+                self.streams[at].state = State::Leaving;
             }
             State::Fresh => {
                 if let Some(cut) = self.cuts.remove(&at) {
@@ -484,6 +496,30 @@ mod tests {
         ledger.leave(0, 7);
         ledger.left(0);
         assert_eq!(ledger.close(|_| 9).lost, 2);
+    }
+
+    #[test]
+    fn a_message_from_before_the_confirmation_may_come_first_after_a_leave() {
+        for (arrivals, lost, duplicated) in [
+            (&[4, 5, 6][..], 0, 0),
+            (&[4], 2, 0),
+            (&[5, 6], 0, 0),
+            (&[6], 1, 0),
+            (&[4, 4, 5, 6], 0, 1),
+            (&[3, 5, 6], 0, 1),
+        ] {
+            let mut ledger = joining();
+            ledger.owe(0, 5);
+            ledger.leave(0, 7);
+            enter(&mut ledger, arrivals);
+            ledger.left(0);
+            let tally = ledger.close(|_| 9);
+            assert_eq!(
+                (tally.lost, tally.duplicated),
+                (lost, duplicated),
+                "{arrivals:?}"
+            );
+        }
     }
 
     #[test]
