@@ -135,7 +135,7 @@ describe("a node behind a balancer", { timeout: 120_000 }, () => {
     const nginx = await start(new Nginx(await freePorts(), [`127.0.0.1:${port}`]));
     await connect(nginx.url);
     assert.deepEqual(await seen(application), ["127.0.0.1"]);
-    assert.ok(node.lines.some(({ message }) => message.includes("no trusted proxy")));
+    await until("the line of the log", () => node.lines.some(({ message }) => message.includes("no trusted proxy")));
     const found = await doctor(nginx.url, behind);
     assert.equal(found.status, "warn");
     assert.match(found.remedy, /--trusted-proxies/);

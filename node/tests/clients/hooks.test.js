@@ -312,7 +312,7 @@ describe("an application", () => {
     await askAll(client, "x");
     assert.deepEqual(seen, []);
     assert.equal(await failures("invalid"), before + 2);
-    const line = gateway.lines.find(({ error }) => /unknown field `room`/.test(error));
+    const line = await until("the line of the log", () => gateway.lines.find(({ error }) => /unknown field `room`/.test(error)));
     assert.equal(line.hook, "app");
     assert.match(line.error, /\[1\]\.room/);
   });
