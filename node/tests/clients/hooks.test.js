@@ -303,16 +303,21 @@ describe("an application", () => {
     const client = await connected();
     const seen = [];
     client.onAny((event) => seen.push(event));
-    const before = (await failures("invalid")) ?? 0;
+    const internal = { error: "internal error", data: { code: "internal" } };
     backend.respond = () => [{ op: "emit", event: "first" }, { op: "join", room: "a" }];
-    assert.deepEqual(await ask(client, "x"), { error: "internal error", data: { code: "internal" } });
+    // Lines about failures are limited in number, and the disconnect of an earlier client may have used them up.
+    const line = await until("the line of the log", async () => {
+      assert.deepEqual(await ask(client, "x"), internal);
+      return gateway.lines.find(({ error }) => /unknown field `room`/.test(error));
+    });
+    const before = await failures("invalid");
+    assert.deepEqual(await ask(client, "x"), internal);
     backend.respond = () => "no JSON";
-    assert.deepEqual(await ask(client, "x"), { error: "internal error", data: { code: "internal" } });
+    assert.deepEqual(await ask(client, "x"), internal);
     backend.respond = () => [];
     await askAll(client, "x");
     assert.deepEqual(seen, []);
     assert.equal(await failures("invalid"), before + 2);
-    const line = await until("the line of the log", () => gateway.lines.find(({ error }) => /unknown field `room`/.test(error)));
     assert.equal(line.hook, "app");
     assert.match(line.error, /\[1\]\.room/);
   });
