@@ -140,6 +140,8 @@ test("the page fits on a phone and on a desktop, in light and in dark", async ()
   const demo = await startDemo();
   const ada = await openTab(demo.url, "Ada");
   await ada.say(`a word without a break: ${"x".repeat(300)}`);
+  const places = ["#status", "#log .text", "#log .by b", "#send", "#room-title"];
+  await ada.page.waitForFunction((all) => all.every((place) => document.querySelector(place)), places);
   for (const size of [{ width: 340, height: 640 }, { width: 1280, height: 720 }]) {
     for (const colorScheme of ["light", "dark"]) {
       await ada.page.setViewportSize(size);
@@ -149,7 +151,7 @@ test("the page fits on a phone and on a desktop, in light and in dark", async ()
         && document.getElementById("log").clientHeight > 150;
       await ada.page.waitForFunction(fits);
       // The colours of the text and of what is behind it, as the browser has computed them.
-      const contrasts = await ada.page.evaluate(contrastOf, ["#status", "#log .text", "#log .by b", "#send", "#room-title"]);
+      const contrasts = await ada.page.evaluate(contrastOf, places);
       for (const [place, contrast] of contrasts) assert.ok(contrast >= 4.5, `${place}: ${contrast} in ${colorScheme}`);
     }
   }
