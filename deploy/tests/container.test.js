@@ -1,4 +1,4 @@
-// What can be tested of the container without an engine: its file, its build context, its health check, and its last
+// Tests the parts of the container that need no engine: its file, its build context, its health check, and its last
 // stage in a root of its own, with programs of this machine in place of Alpine's.
 
 "use strict";

@@ -27,7 +27,7 @@
 //! see [`batches`]. A broadcast for the log of a room shares no call, but goes through
 //! the same queue, so that the order of calls stays the order of ids.
 //!
-//! **What is read** was written by any version, with any settings. So each entry is
+//! **Entries may come from any version**, with any settings. So each entry is
 //! checked like a message from the bus, and one that cannot be read is reported and
 //! left out, because a single bad entry must not make the rest of a log unreadable.
 

@@ -417,8 +417,8 @@ pub(crate) struct Operation {
     /// Clients whose every step is logged, whatever the level: `off`, or ids, users and
     /// addresses, separated by commas
     ///
-    /// The id is that of a socket or of a connection. What they send and receive appears
-    /// with its size; with roomcast::client=trace in the log level, also the first 1,024
+    /// The id is that of a socket or of a connection. Events that they send and receive appear
+    /// with their size; with roomcast::client=trace in the log level, also the first 1,024
     /// bytes of its arguments.
     #[arg(
         long,

@@ -173,7 +173,7 @@ impl BroadcastOperator {
     /// So it may receive an event twice, and should look at an id in the arguments.
     ///
     /// The namespace needs [`Recovery::at_least_once`](super::Recovery::at_least_once); without it,
-    /// [`emit`](Self::emit) fails with [`EmitError::AtLeastOnce`]. What clients acknowledge is not returned. Clients that
+    /// [`emit`](Self::emit) fails with [`EmitError::AtLeastOnce`]. Acknowledgements are not returned. Clients that
     /// cannot come back, those of revision 3 and of plain connections, and those of Node.js servers receive the event at
     /// most once. [`Limits::unacknowledged_events`](crate::Limits::unacknowledged_events) bounds what is kept for a client
     /// that does not acknowledge.

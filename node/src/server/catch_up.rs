@@ -185,7 +185,7 @@ impl LiveNamespace {
         let frames: Vec<_> = frames.filter_map(Result::ok).collect();
         for follower in followers {
             let connection = follower.connection();
-            // Events may arrive while the log is read, so it is looked up when each is
+            // Events may arrive while the log is read, so it is checked when each is
             // sent.
             connection.send_missed(&frames, |position| {
                 self.arrived.contains(position.id, position.time)

@@ -97,7 +97,7 @@ impl Server {
     /// relays in a form of its own. Does what
     /// [`relayed_router`](Self::relayed_router) does with it, without HTTP between
     /// the two: of the request, method, query, `accept-encoding` and `content-type`
-    /// matter, and the path is not looked at. Upgrades get status 400.
+    /// matter, and the path is ignored. Upgrades get status 400.
     ///
     /// A poll that is dropped ends its session, as one whose client has gone.
     pub fn respond_to_relayed(

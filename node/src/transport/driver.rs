@@ -368,7 +368,7 @@ impl<P: Protocol> Core<P> {
                 return Input::Nothing;
             }
             // The upgrade is complete, and all bodies that were posted before are
-            // handled. What the probe has read beyond its packet comes first.
+            // handled. Bytes that the probe has read beyond its packet come first.
             let read = polling.take_read();
             locked.aside = None;
             self.moved_to_websocket(connection);

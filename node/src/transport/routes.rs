@@ -16,7 +16,7 @@
 //! **Order of a handshake.** The permit is taken before the rate is counted and before
 //! the application is asked, because `allow_request` may take seconds, in which further
 //! requests must already see the connection as taken. After it, the phase of the server
-//! is looked at again: a drain that has begun in the meantime would not see a
+//! is checked again: a drain that has begun in the meantime would not see a
 //! connection that is opened later.
 //!
 //! **A WebSocket** is opened after the response has been sent, by a task that waits for

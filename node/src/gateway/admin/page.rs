@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The stream is a response of lines and no WebSocket, because `fetch` sends the key as
-//! a header, whereas a WebSocket of a page cannot. Its key is looked up again for all
-//! lines that leave together, so that a reload that removes the key ends the stream.
+//! a header, and a WebSocket that a page opens cannot send one. The key is checked again before
+//! each write, so a reload that removes the key ends the stream.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 

@@ -6,7 +6,7 @@ use roomcast::Handshake;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
-/// A longer token is not looked at. Cookies and headers have limits of their own, but
+/// A longer token is refused unread. Cookies and headers have limits of their own, but
 /// `auth` may be as large as a message.
 const MAX_TOKEN: usize = 16 * 1024;
 
@@ -34,7 +34,7 @@ impl FromStr for Source {
             return named(member).map(Self::Auth);
         }
         match text.split_once(':') {
-            // Names of headers are lower case in HTTP/2 and where they are looked up.
+            // Header names are stored in lower case, as HTTP/2 requires.
             Some(("header", name)) => {
                 named(name).map(|name| Self::Header(name.to_ascii_lowercase()))
             }

@@ -192,7 +192,7 @@ pub(super) fn connect(
     let query = handshake.queries();
     let mut auth = handshake.auth::<Value>()?;
     if let (true, Some(fields)) = (can_come_back, auth.as_object_mut()) {
-        // Who knows them can go on with the session.
+        // They are the client's secret: anybody who has them can take over its session.
         fields.retain(|name, _| !["pid", "offset"].contains(&&**name));
     }
     let occasion = Occasion::Connect {

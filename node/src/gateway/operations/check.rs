@@ -1,8 +1,8 @@
 //! The checks of a list of operations, which run before its first operation is carried out.
 //!
-//! Whatever can be seen from the list alone is found here, with the field that is
-//! wrong, so that an application's mistake shows in its tests and not as half of a
-//! response. The limits are those of the library, which would refuse the same later.
+//! The checks find every mistake that shows in the list alone, and name its field. An
+//! application's tests then find the mistake, because no operation is carried out. The
+//! limits are those of the library, which would refuse the same later.
 
 use roomcast::{Limits, is_reserved};
 

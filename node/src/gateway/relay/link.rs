@@ -9,7 +9,7 @@
 //! System calls are most of what a relayed request costs, so the task makes few of them.
 //! It reads all that has arrived with one call, and before it writes it lets the tasks
 //! run that are ready: each has a frame to add. With 32 clients at once, a write carries
-//! about ten requests. Whoever adds a frame never writes it, because its future may be
+//! about ten requests. A task that adds a frame never writes it, because its future may be
 //! dropped at any time and the frame must leave nevertheless.
 //!
 //! Long bodies wait beside the frames and are cut into them when there is room, one part of each
@@ -51,7 +51,7 @@ const QUIET_TICKS: u32 = 1;
 /// After so many checks without a byte, a link from which something is expected is dead.
 const SILENT_TICKS: u32 = 3;
 
-/// What is read at once.
+/// The size of the read buffer, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
 /// Long bodies wait while this much waits to be written.
@@ -253,7 +253,7 @@ where
                 Step::Ended => return Ok(()),
             }
             if self.is_sent() && !self.outbox.queue.lock().is_empty() {
-                // Whoever is ready to add a frame does so now.
+                // Tasks that are ready to add a frame do so now.
                 yield_now().await;
                 self.seal()?;
             }

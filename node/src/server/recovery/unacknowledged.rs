@@ -235,7 +235,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was acknowledged, and however old the session is: after a recovery the client is sent every event
+        /// With any acknowledgements and any age of the session: after a recovery the client is sent every event
         /// that it has not acknowledged.
         #[test]
         fn a_session_of_any_age_misses_no_event_that_is_not_acknowledged(

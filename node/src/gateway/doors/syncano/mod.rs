@@ -363,8 +363,8 @@ impl Service {
                 channel.check_subscribe(&call.caller)?;
                 Ok(shown(&channel))
             }
-            // The channel is looked up first, because the original returns 404 before
-            // 403.
+            // Check that the channel exists first, because the original returns 404
+            // before 403.
             Method::PATCH | Method::PUT => {
                 instance.channel(store, name).await?;
                 for_accounts(&call.caller)?;

@@ -178,8 +178,8 @@ pub(crate) struct ClassSettings {
     pub(crate) max_objects: Option<usize>,
 }
 
-/// A field of a class. Only its name and type are looked at; the SDKs get the rest as it
-/// is written.
+/// A field of a class. The server uses only its name and type. It returns the other keys to
+/// the SDKs unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Field {
