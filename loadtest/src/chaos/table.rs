@@ -156,11 +156,19 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         }
         // Writing to a string cannot fail.
         let _ = writeln!(text, "## {group}\n\n{HEAD}");
-        let mut last = "";
+        let (mut last, mut last_number) = ("", 0);
         for row in &rows {
-            let is_new = row.fault != last;
-            last = row.fault;
-            write_row(&mut text, row, is_new);
+            let cells = match row.fault != last {
+                // The first row of a number can be linked to.
+                true if row.number != last_number => (
+                    format!("<a id=\"fault-{0}\"></a>{0}", row.number),
+                    row.fault,
+                ),
+                true => (row.number.to_string(), row.fault),
+                false => (String::new(), ""),
+            };
+            (last, last_number) = (row.fault, row.number);
+            write_row(&mut text, row, cells);
         }
         for row in rows.iter().filter(|row| row.tally.paced >= JUDGED_PACE) {
             let (number, mode) = (row.number, row.mode());
@@ -196,12 +204,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
     text
 }
 
-fn write_row(text: &mut String, row: &Row, is_first: bool) {
-    let (number, fault) = if is_first {
-        (row.number.to_string(), row.fault)
-    } else {
-        (String::new(), "")
-    };
+fn write_row(text: &mut String, row: &Row, (number, fault): (String, &str)) {
     let tally = &row.tally;
     let _ = writeln!(
         text,
@@ -294,6 +297,10 @@ mod tests {
         ];
         let text = markdown(&rows);
         assert_eq!(text.matches("it rains").count(), 1);
+        assert!(
+            text.contains("| <a id=\"fault-1\"></a>1 | it rains |"),
+            "{text}"
+        );
         assert!(text.contains("|  |  | journal | 9 | 2 |"), "{text}");
         assert!(text.contains("Missed in 1, journal: nothing is lost silently"));
         assert!(text.contains("| 1 | `up` |"), "{text}");
