@@ -552,6 +552,37 @@ describe("an application that takes batches", () => {
     assert.deepEqual(seen(), [["s1"], ["q1"], ["s2"], ["s3"]]);
   });
 
+  test("gets events that wait for an acknowledgement together, if asked to, and each gets its own", async () => {
+    const gateway = await node('{ size = 3, delay = "1h", acks = true }');
+    const [ada, bob] = [await connected(gateway), await connected(gateway)];
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    const lists = {
+      a1: [{ op: "ack", args: ["one"] }],
+      a2: [{ op: "refuse", message: "no", data: { n: 2 } }],
+      a3: [],
+      b1: [{ op: "join", room: "mistaken" }],
+    };
+    backend.respond = ({ events }) =>
+      events[0].args[0] === "first" ? released.then(() => []) : events.map(({ args: [n] }) => lists[n]);
+    // Nothing is under way, so it does not wait for others.
+    const first = bob.emitWithAck("n", "first");
+    await until("the first", () => seen().length === 1);
+    const asked = ["a1", "a2"].map((n) => ada.emitWithAck("n", n));
+    ada.emit("n", "a3");
+    asked.push(bob.emitWithAck("n", "b1"));
+    // The second one of a socket waits for its first, so the three others fill a batch.
+    await until("the batch", () => seen().length === 2);
+    const [one, two] = await Promise.all(asked.slice(0, 2));
+    assert.deepEqual([one, two], ["one", { error: "no", data: { n: 2 } }]);
+    assert.deepEqual(backend.requests[1].events.map(({ args, ack }) => [args[0], ack]), [["a1", true], ["a2", true], ["a3", false]]);
+    release();
+    assert.equal(await first, undefined);
+    const failed = await asked[2];
+    assert.deepEqual([failed.error, failed.data.code], ["internal error", "internal"]);
+    assert.deepEqual(seen(), [["first"], ["a1", "a2", "a3"], ["b1"]]);
+  });
+
   test("may err in the list of one event, and too many events fail at once", async () => {
     const gateway = await node('{ size = 2, delay = "1h" }', "queue = 3\nconcurrency = 1");
     const client = await connected(gateway);

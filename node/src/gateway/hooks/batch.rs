@@ -1,4 +1,4 @@
-//! Batches of events without an acknowledgement: one request for many events.
+//! Batches of events: one request for many of them.
 //!
 //! ```text
 //!  event ─► run of the socket ── has its turn ──► ready ── size or delay ──► request ─► operations
@@ -11,6 +11,10 @@
 //! their order, and no socket waits for another. Several batches are under way at the
 //! same time, as many as the hook allows requests; while all of them are, events gather
 //! in fewer and larger batches.
+//!
+//! With `acks`, events that wait for an acknowledgement go in batches, too. Somebody waits for
+//! them, so a batch is sent at once while no other is under way, and an application that is
+//! quick enough for its clients sees each event alone.
 //!
 //! The handler of each event waits for its batch. The limit of a connection's events in flight
 //! therefore holds for these events, too.
@@ -28,7 +32,7 @@ use futures_util::future::join_all;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
-use roomcast::{Event, Refused, Socket};
+use roomcast::{Ack, Event, Refused, Socket};
 use tokio::{sync::oneshot, time::sleep};
 
 use super::{
@@ -93,6 +97,8 @@ struct RunState {
 struct Pending {
     socket: Socket,
     event: Event,
+    /// Taken where the operations acknowledge or refuse.
+    ack: Option<Ack>,
     done: oneshot::Sender<Result<(), Refused>>,
 }
 
@@ -132,6 +138,11 @@ impl Batches {
         })
     }
 
+    /// Whether an event with this acknowledgement goes in a batch.
+    pub(super) fn takes(&self, ack: &Ack) -> bool {
+        self.settings.acks || !ack.is_wanted()
+    }
+
     /// Sends an event with a batch and carries out the operations for it. The first poll
     /// determines its place among the events of the socket.
     pub(super) async fn event(
@@ -139,11 +150,13 @@ impl Batches {
         hooks: &Hooks,
         socket: &Socket,
         event: &Event,
+        ack: Ack,
     ) -> Result<(), Refused> {
         let (done, outcome) = oneshot::channel();
         let pending = Pending {
             socket: socket.clone(),
             event: event.clone(),
+            ack: Some(ack),
             done,
         };
         self.enter()?;
@@ -220,11 +233,7 @@ impl Batches {
     /// Sends a batch if there are enough events, or else waits for the delay.
     fn wake(self: &Arc<Self>, hooks: &Hooks) {
         let mut state = self.state.lock();
-        let enough = match state.is_hurried {
-            true => 1,
-            false => self.settings.size,
-        };
-        while state.events >= enough && state.under_way < self.at_once {
+        while state.events >= self.enough(&state) && state.under_way < self.at_once {
             let taken = self.take(&mut state);
             self.start(&mut state, hooks, taken);
         }
@@ -235,6 +244,15 @@ impl Batches {
                 sleep(batches.settings.delay).await;
                 batches.delay_over(&hooks);
             });
+        }
+    }
+
+    /// The events that are sent without waiting for more.
+    fn enough(&self, state: &State) -> usize {
+        let is_awaited = self.settings.acks && state.under_way == 0;
+        match state.is_hurried || is_awaited {
+            true => 1,
+            false => self.settings.size,
         }
     }
 
@@ -323,9 +341,10 @@ impl Batches {
     /// Adds an event to the body.
     fn write(&self, hooks: &Hooks, body: &mut BatchBody, pending: &Pending) -> Result<(), Refused> {
         let Pending { socket, event, .. } = pending;
+        let wants_ack = pending.ack.as_ref().is_some_and(Ack::is_wanted);
         let id = hooks.next_id();
         let origin = hooks.origin(&self.backend, &id, socket.namespace_name());
-        let written = request::event(origin, &self.backend.selection, socket, event, false);
+        let written = request::event(origin, &self.backend.selection, socket, event, wants_ack);
         let written = written.map_err(|error| noted(&self.backend, Failure::Request(error)));
         body.push(&written.map_err(|failure| failure.refused())?);
         Ok(())
@@ -347,12 +366,12 @@ impl Batches {
         events: Vec<(Pending, Result<Vec<Operation>, Refused>)>,
     ) {
         // One after the other, since they are of one socket.
-        for (pending, list) in events {
+        for (mut pending, list) in events {
+            let (backend, ack) = (&self.backend, &mut pending.ack);
             let result = match list {
-                Ok(list) if list.is_empty() => Ok(()),
                 Ok(list) => {
-                    let (backend, socket) = (&self.backend, &pending.socket);
-                    hooks.carry_out(backend, socket, list, &mut None).await
+                    let socket = &pending.socket;
+                    hooks.answer(backend, socket, list, ack).await
                 }
                 Err(refused) => Err(refused),
             };

@@ -303,11 +303,10 @@ impl Hooks {
             return Err(Refused::new("no hook handles this event").into());
         };
         let backend = &hook.backend;
-        // An event that waits for an acknowledgement would wait for its batch as well.
         if let Some(batches) = &hook.batches
-            && !ack.is_wanted()
+            && batches.takes(&ack)
         {
-            return Ok(batches.event(self, socket, event).await?);
+            return Ok(batches.event(self, socket, event, ack).await?);
         }
         let _turn = turn(socket).await;
         let request = self.next_id();
@@ -318,10 +317,21 @@ impl Hooks {
         let forwarded = backend.selection.forward(socket.handshake());
         let called = backend.call(body, forwarded, read_list).await;
         let list = called.map_err(|failure| failure.refused())?;
-        let mut ack = Some(ack);
-        match self.carry_out(backend, socket, list, &mut ack).await {
-            // The client has its acknowledgement if the list had sent it before.
-            Err(refused) if ack.is_some() => Err(refused.into()),
+        let answered = self.answer(backend, socket, list, &mut Some(ack)).await;
+        Ok(answered?)
+    }
+
+    /// Carries out the response to an event. Fails only if the client has no acknowledgement
+    /// yet, because it gets the failure as one.
+    async fn answer(
+        &self,
+        backend: &Backend,
+        socket: &Socket,
+        list: Vec<Operation>,
+        ack: &mut Option<Ack>,
+    ) -> Result<(), Refused> {
+        match self.carry_out(backend, socket, list, ack).await {
+            Err(refused) if ack.is_some() => Err(refused),
             _ => Ok(()),
         }
     }

@@ -26,9 +26,9 @@ timeout = "5s"
 # Requests at the same time, and requests that wait. Beyond both they fail at once.
 concurrency = 64
 queue = 1024
-# Events without an acknowledgement go in batches: at most so many, gathered for at most so long.
-# Without this, each event is a request.
-batch = { size = 100, delay = "20ms" }
+# Events go in batches: at most so many, gathered for at most so long. Those that wait for an
+# acknowledgement only do so with acks = true. Without this, each event is a request.
+batch = { size = 100, delay = "20ms", acks = false }
 # Failures in a row after which requests fail at once, and for how long at first.
 circuit_failures = 10
 circuit_pause = "1s"
@@ -79,7 +79,7 @@ pub(crate) struct Settings {
     /// Requests that wait until another is done. Beyond it they fail at once.
     #[serde(default = "queue")]
     pub(crate) queue: usize,
-    /// The sizes of batches, if events without an acknowledgement are batched.
+    /// The sizes of batches, if events are batched.
     pub(crate) batch: Option<Batch>,
     /// Failures in a row after which requests fail at once for a while.
     #[serde(default = "circuit_failures")]
@@ -105,7 +105,7 @@ pub(crate) struct Settings {
     pub(crate) secret_env: Option<String>,
 }
 
-/// The sizes of batches of events without an acknowledgement.
+/// Batches of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Batch {
@@ -115,6 +115,9 @@ pub(crate) struct Batch {
     /// The longest time that the first event waits for others.
     #[serde(default = "batch_delay", deserialize_with = "read::span")]
     pub(crate) delay: Duration,
+    /// Whether events that wait for an acknowledgement go in batches, too.
+    #[serde(default)]
+    pub(crate) acks: bool,
 }
 
 /// The most events of a request. The response has a list of operations for each.

@@ -23,7 +23,7 @@ pub(super) struct Hook {
     secret: Option<Vec<u8>>,
     pub(super) backend: Arc<Backend>,
     pub(super) notices: Arc<Notices>,
-    /// The batches of events without an acknowledgement, if they are batched.
+    /// The batches of events, if they are batched.
     pub(super) batches: Option<Arc<Batches>>,
 }
 
