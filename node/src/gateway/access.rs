@@ -35,11 +35,11 @@ pub(crate) enum Access {
     Closed,
     /// Everybody
     Open,
-    /// Clients that show a valid token
+    /// Clients with a valid token
     Jwt,
-    /// Whom the application lets in, by a hook
+    /// Clients that the application accepts through a hook
     Hook,
-    /// Whom the application lets in, of clients that show a valid token
+    /// Clients with a valid token that the application accepts
     #[value(name = "jwt+hook")]
     #[serde(rename = "jwt+hook")]
     JwtHook,

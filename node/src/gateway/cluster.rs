@@ -1,4 +1,4 @@
-//! The options for a node of a cluster, beside those that emitters have too.
+//! The options for a node of a cluster, in addition to those that emitters share.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) struct ClusterOptions {
     #[arg(default_value = "sio:session:", value_parser = key_prefix)]
     pub(crate) redis_session_prefix: String,
 
-    /// Time that Redis has to respond; after it, a message counts as not confirmed
+    /// Time that Redis has to respond; after it, a message counts as unconfirmed
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "5s")]
     pub(crate) redis_timeout: Span,
@@ -55,7 +55,8 @@ pub(crate) struct ClusterOptions {
     #[arg(long, value_name = "BOOL", default_value = "true")]
     pub(crate) redis_required: Switch,
 
-    /// How old a signed message may be, and how far ahead of Redis's clock; others are dropped
+    /// How far the time of a signed message may differ from Redis's clock; other messages are
+    /// dropped
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value = "30s")]
     pub(crate) redis_signing_tolerance: Span,

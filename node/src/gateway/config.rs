@@ -52,8 +52,7 @@ use clap_complete::Shell;
 use roomcast::{Drain, HistoryLimits, JournalLimits};
 
 /// A Socket.IO server.
-///
-/// Every option can be given as a flag, as an environment variable, or in a TOML file
+/// Set each option as a flag, as an environment variable, or in a TOML file
 /// (--config). The flag wins over the variable, and the variable over the file. Durations
 /// carry a unit (300ms, 25s, 2m), sizes may (1000000, 1MB, 1MiB).
 #[derive(Debug, Parser)]
@@ -70,11 +69,11 @@ pub(crate) enum Job {
     ///
     /// Listens on two ports: one for clients, one for operators (/livez, /readyz,
     /// /metrics). Stops gracefully on SIGTERM and Ctrl-C: clients are moved to other
-    /// nodes at an even rate. A second signal closes what is left at once, and a further
-    /// one ends the program. Exit status: 0 after a graceful stop, 2 for a wrong option,
-    /// 1 otherwise.
+    /// nodes at an even rate. A second signal closes the remaining connections at once, and a
+    /// further one ends the program. Exit status: 0 after a graceful stop, 2 for a wrong option, 1
+    /// otherwise.
     Serve(Box<Config>),
-    /// Serve a chat page to try it out, open to everybody
+    /// Serve a chat page for trying it out, open to everybody
     ///
     /// Like `serve` with --access=open, --client-rooms and --cors-origin=*, a chat page
     /// at /, and an HTTP API that takes the key `demo-key`. It has no authentication and
@@ -89,15 +88,15 @@ pub(crate) enum Job {
     ///
     /// Returns once the node has begun to drain. It then ends after at most its --drain-timeout.
     Drain(DrainOptions),
-    /// Check the host, Redis and a balancer, and name what is wrong
+    /// Check the host, Redis and a balancer, and report problems with remedies
     ///
-    /// Takes the options of `serve`. Each check is a line with ok, warn or FAIL, and a
-    /// remedy. Nothing is changed, so it may run beside a node.
+    /// Takes the options of `serve`. Each check is a line with ok, warn or FAIL, and a remedy. It
+    /// changes nothing, so it may run next to a node.
     Doctor(Box<DoctorOptions>),
     /// Write, check or show settings
     #[command(subcommand)]
     Config(ConfigJob),
-    /// Sign a token to try out namespaces whose access is jwt
+    /// Sign a token for testing namespaces whose access is jwt
     ///
     /// Uses a secret of [[jwt.keys]] in the file, and prints the token.
     Token(Box<TokenOptions>),
@@ -105,18 +104,18 @@ pub(crate) enum Job {
     Options,
     /// Print the completions of a shell
     ///
-    /// For bash, `source <(roomcast completions bash)` in ~/.bashrc; other shells have a
-    /// folder for such files.
+    /// For bash, `source <(roomcast completions bash)` in ~/.bashrc; other shells have a folder for
+    /// such files.
     Completions {
         /// The shell
         #[arg(value_name = "SHELL")]
         shell: Shell,
     },
-    /// Print the version, and the commit if the build was given it
+    /// Print the version, and the commit if it was set at build time
     Version,
 }
 
-/// Uses of settings beside serving with them.
+/// Commands for settings other than serving with them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigJob {
     /// Print a commented file with every option at its default
@@ -185,10 +184,10 @@ pub(crate) enum ValueOrigin {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Settings")]
 pub(crate) struct Source {
-    /// TOML file with settings, below the environment and the flags: `off` or FILE
+    /// TOML file with settings, which the environment and flags override: `off` or FILE
     ///
     /// The key of an option is its flag with underscores, such as ping_interval = "25s".
-    /// Some settings exist only there, in sections.
+    /// Some settings exist only in the file, in sections.
     #[arg(long, value_name = "FILE", default_value = "off")]
     #[arg(value_parser = values::settings_file)]
     pub(crate) config: SettingsFile,
@@ -220,26 +219,24 @@ pub(crate) struct Listen {
     pub(crate) listen: SocketAddr,
 
     /// Address and port for operators: /livez, /readyz and /metrics
-    ///
-    /// A thread of its own serves it, so it responds while the server is saturated. Do
-    /// not expose it to the public.
+    /// A dedicated thread serves it, so it responds even while the server is saturated. Do not
+    /// expose it to the public.
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
     pub(crate) internal_listen: SocketAddr,
 
-    /// Proxies that may name the address of a client: `off`, or addresses and networks
-    /// separated by commas
+    /// Proxies that may state the address of a client: `off`, or addresses and networks separated
+    /// by commas
     ///
-    /// Without it, clients behind a balancer all have its address. With it, the
-    /// right-most address in X-Forwarded-For that is no proxy is the client's. Never name
-    /// addresses from which clients come directly, because they could then claim any
-    /// address.
+    /// Without it, clients behind a balancer all have its address. With it, the right-most address
+    /// in X-Forwarded-For that is not a proxy is the client's. Never list addresses from which
+    /// clients connect directly, because they could then claim any address.
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) trusted_proxies: Vec<ProxyNetwork>,
 
-    /// Header in which those proxies name the client: the one that they set, because they pass on
-    /// the other one unchanged
+    /// Header in which those proxies state the client's address; choose the one that they set,
+    /// because they forward the other one unchanged
     #[arg(
         long,
         value_name = "NAME",
@@ -277,7 +274,7 @@ pub(crate) struct Protocol {
     #[arg(default_value = "/", value_parser = values::namespace)]
     pub(crate) namespace: Vec<String>,
 
-    /// Who may connect to namespaces whose section in the file does not say it
+    /// Who may connect to namespaces whose section in the file has no access
     ///
     /// `closed` lets nobody in, so that a forgotten setting opens nothing. `jwt` needs
     /// the section [jwt] of the file.
@@ -291,9 +288,9 @@ pub(crate) struct Protocol {
     /// `message` (room, any JSON) is broadcast to the room as `message` {room, from,
     /// data} if the sender is in it. `echo` returns its arguments. The other members
     /// receive `joined` and `left` {room, id}, unless {"quiet": true} follows the room; a
-    /// quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. The
-    /// file says who may use which rooms; where the access is open and the file says
-    /// nothing, everybody may use all but the private rooms of sockets.
+    /// quiet join acknowledges {"room"} only. Errors are acknowledged as {"error"}. A policy in the
+    /// file controls the use of rooms; where the access is open and there is no policy, everybody
+    /// may use all rooms except the private rooms of sockets.
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) client_rooms: Switch,
 
@@ -354,11 +351,11 @@ pub(crate) struct Bundles {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Browsers")]
 pub(crate) struct Browser {
-    /// Origins whose pages may connect beside those of the same host: `off`, `*`, or a
-    /// list separated by commas
+    /// Origins whose pages may connect in addition to those of the same host: `off`, `*`, or a list
+    /// separated by commas
     ///
-    /// An origin is scheme, host and port, such as https://example.com. Clients that are
-    /// no browsers name no origin and may always connect.
+    /// An origin is scheme, host and port, such as https://example.com. Clients other than browsers
+    /// send no origin and may always connect.
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     #[arg(default_value = "off")]
     pub(crate) cors_origin: Vec<Origin>,
@@ -384,23 +381,23 @@ pub(crate) struct Operation {
     #[arg(long, value_name = "COUNT", default_value = "cores")]
     pub(crate) workers: Workers,
 
-    /// Time between the end of readiness and the first disconnect, in which balancers notice
+    /// Time between the end of readiness and the first disconnect, so that balancers notice
     ///
-    /// From SIGTERM or Ctrl-C on, /readyz returns 503. Clients that come within this time are still
-    /// accepted. A node without clients does not wait.
+    /// From SIGTERM or Ctrl-C on, /readyz returns 503. Clients that connect within this time are
+    /// still accepted. A node without clients does not wait.
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Drain::default().grace), value_parser = values::pause)]
     pub(crate) drain_grace: Span,
 
-    /// Time over which clients are then disconnected, evenly, so that they do not
-    /// reconnect all at once
+    /// Time over which clients are then disconnected at an even rate, so that they do not reconnect
+    /// all at once
     ///
     /// At least 20 clients are disconnected per second. 0s disconnects all at once.
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Drain::default().over), value_parser = values::pause)]
     pub(crate) drain_over: Span,
 
-    /// Time for all of a stop: connections that are left then are cut off
+    /// Time limit for the whole stop; connections that are left then are cut off
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) drain_timeout: Span,
 
@@ -414,12 +411,11 @@ pub(crate) struct Operation {
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(crate) log_level: LogFilter,
 
-    /// Clients whose every step is logged, whatever the level: `off`, or ids, users and
+    /// Clients whose every step is logged, regardless of the level: `off`, or ids, users and
     /// addresses, separated by commas
-    ///
-    /// The id is that of a socket or of a connection. Events that they send and receive appear
-    /// with their size; with roomcast::client=trace in the log level, also the first 1,024
-    /// bytes of its arguments.
+    /// The id is that of a socket or of a connection. Events from and to these clients are logged
+    /// with their size; with roomcast::client=trace in the log level, also the first 1,024 bytes of
+    /// their arguments.
     #[arg(
         long,
         value_name = "CLIENT",

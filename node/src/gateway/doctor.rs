@@ -43,17 +43,16 @@ Exit status:
    1  a check failed
    2  wrong options";
 
-/// The options of `roomcast doctor`, beside those of `serve`.
+/// The options of `roomcast doctor`, in addition to those of `serve`.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = EXIT_STATUS)]
 pub(crate) struct DoctorOptions {
-    /// Public URL of the server, to make round trips through the balancer
-    ///
-    /// Makes some ten connections to it. Unless the URL has a path, that of --path is taken.
+    /// Public URL of the server, for round trips through the balancer
+    /// Makes about ten connections. A URL without a path gets that of --path.
     #[arg(long, value_name = "URL")]
     url: Option<PublicUrl>,
 
-    /// With --url, also wait for a ping of the server, which shows short timeouts of the balancer
+    /// With --url, also wait for a ping of the server, which reveals short timeouts of the balancer
     ///
     /// Takes the ping interval, 25 s by default.
     #[arg(long, requires = "url")]

@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// The options of `roomcast drain`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DrainOptions {
-    /// Address and port for operators, as the node was given it
+    /// Address and port for operators, the same as the node's --internal-listen
     #[arg(long, value_name = "ADDRESS:PORT")]
     #[arg(default_value = "127.0.0.1:3001", value_parser = values::address)]
     internal_listen: SocketAddr,

@@ -96,7 +96,8 @@ pub(crate) struct EmitOptions {
     #[arg(long)]
     volatile: bool,
 
-    /// Have clients acknowledge the message, and receive it again if they come back and have not
+    /// Let clients acknowledge the message; a client that comes back without having done so
+    /// receives it again
     ///
     /// The namespace needs recovery with at_least_once turned on. The acknowledgements are not printed.
     #[arg(long, conflicts_with_all = ["volatile", "ack", "file"])]
@@ -107,21 +108,20 @@ pub(crate) struct EmitOptions {
     confirm: bool,
 
     /// Wait for the acknowledgements of the clients and print them
-    ///
-    /// It takes no idempotency key: clients acknowledge to the command that asked them, so a repetition that emits
-    /// nothing would have no acknowledgements to print.
+    /// It cannot be combined with an idempotency key, because a repetition emits nothing and would
+    /// have no acknowledgements to print.
     #[arg(long, conflicts_with_all = ["confirm", "file"])]
     ack: bool,
 
     /// Emit once, however often the command is repeated with this key
     ///
-    /// Other emitters and the HTTP API share the key. A repetition prints the first result. With a file, the key of
-    /// each message is KEY/LINE, with the number of its line, so a command that failed can be repeated with the same
-    /// file.
+    /// Other emitters and the HTTP API share the key. A repetition prints the first result. With a
+    /// file, the key of each message is KEY/LINE, with the number of its line, so a failed command
+    /// can be repeated with the same file.
     #[arg(long, value_name = "KEY", conflicts_with = "ack")]
     idempotency_key: Option<String>,
 
-    /// Time for which the result under an idempotency key is kept
+    /// How long the result of an idempotency key is kept
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     idempotency_time: Span,
 

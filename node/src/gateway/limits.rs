@@ -32,16 +32,16 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "COUNT", default_value = "off")]
     pub(crate) max_connections_per_address: OrOff<usize>,
 
-    /// Bits of an IPv6 address that count as one address, because clients have whole networks
+    /// Prefix length of IPv6 networks that count as one address, because each client has a whole
+    /// network
     #[arg(long, value_name = "BITS")]
     #[arg(default_value_t = Limits::default().ipv6_prefix)]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=128))]
     pub(crate) ipv6_prefix: u8,
 
     /// New connections per second of this node; more are refused for some seconds: `off` or RATE
-    ///
-    /// A rate is the amount per second, and after a colon the amount that may come at
-    /// once: 100 or 100:500. Without one, it is what may come in a second.
+    /// A rate is the amount per second, optionally followed by a colon and the size of a burst: 100
+    /// or 100:500. By default, the burst is the amount per second.
     #[arg(long, value_name = "RATE", default_value = "off")]
     pub(crate) max_connect_rate: OrOff<CountRate>,
 
@@ -57,8 +57,7 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "RATE", default_value = "off")]
     pub(crate) max_byte_rate: OrOff<SizeRate>,
 
-    /// The treatment of events of a client that sends faster: they are logged, dropped,
-    /// or end its connection
+    /// Treatment of events beyond these rates: they are logged, dropped, or end the connection
     #[arg(long, value_name = "NAME", value_enum, default_value = "drop")]
     pub(crate) rate_policy: Policy,
 
@@ -67,23 +66,24 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().sockets, value_parser = values::count)]
     pub(crate) max_sockets: usize,
 
-    /// Bytes that may wait for one client; a client with more is disconnected
+    /// Bytes that may be queued for one client; a client with more is disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().outbox_bytes))]
     pub(crate) max_outbox: ByteSize,
 
-    /// Time in which a client must take something of what waits for it
+    /// Time in which a client must read some of the bytes queued for it
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().stall_timeout))]
     pub(crate) stall_timeout: Span,
 
-    /// Bytes that may wait for all clients that do not read; beyond, those with most are
-    /// disconnected
+    /// Bytes that may be queued for all clients that do not read; beyond it, those with the most
+    /// are disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().outbox_total_bytes))]
     pub(crate) max_outbox_total: ByteSize,
 
-    /// Bytes from one polling client that may wait for handling; a client with more is disconnected
+    /// Bytes from one polling client that may wait to be handled; a client with more is
+    /// disconnected
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().inbox_bytes))]
     pub(crate) max_inbox: ByteSize,
@@ -124,13 +124,13 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().pending_acks, value_parser = values::count)]
     pub(crate) max_pending_acks: usize,
 
-    /// Broadcasts at least once that one socket may leave unacknowledged; the oldest are
+    /// At-least-once broadcasts that one socket may leave unacknowledged; beyond it, the oldest are
     /// not sent again
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().unacknowledged_events, value_parser = values::count)]
     pub(crate) max_unacknowledged: usize,
 
-    /// The bytes of those broadcasts, for each socket
+    /// Bytes of those broadcasts for each socket
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().unacknowledged_bytes))]
     pub(crate) max_unacknowledged_bytes: ByteSize,
@@ -140,7 +140,7 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().attachments, value_parser = values::count)]
     pub(crate) max_attachments: usize,
 
-    /// Maximum depth of nested JSON in a packet or a message of the cluster, at most 500
+    /// Maximum depth of nested JSON in a packet or a message from the cluster, at most 500
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().json_depth, value_parser = values::json_depth)]
     pub(crate) max_json_depth: usize,
@@ -150,7 +150,7 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().fragments, value_parser = values::count)]
     pub(crate) max_fragments: usize,
 
-    /// Upgrades to WebSocket that may be under way; other connections stay on polling
+    /// Upgrades to WebSocket that may be in progress; other connections stay on polling
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().unfinished_upgrades, value_parser = values::count)]
     pub(crate) max_unfinished_upgrades: usize,
@@ -160,12 +160,12 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Limits::default().server_side_events, value_parser = values::count)]
     pub(crate) max_server_side_events: usize,
 
-    /// Time for what comes before HTTP: a PROXY header, a TLS handshake
+    /// Time limit for a PROXY header and a TLS handshake
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().handshake_timeout))]
     pub(crate) handshake_timeout: Span,
 
-    /// Connections that may be at that point; more are closed
+    /// Connections on which these may be incomplete; more are closed
     #[arg(long, value_name = "COUNT")]
     #[arg(default_value_t = Limits::default().handshakes, value_parser = values::count)]
     pub(crate) max_handshakes: usize,
@@ -180,7 +180,7 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = Span(Limits::default().body_timeout))]
     pub(crate) body_timeout: Span,
 
-    /// Time in which a client must take something of an HTTP response
+    /// Time in which a client must read some bytes of an HTTP response
     #[arg(long, value_name = "DURATION")]
     #[arg(default_value_t = Span(Limits::default().response_timeout))]
     pub(crate) response_timeout: Span,

@@ -37,17 +37,17 @@ pub(crate) struct RedisOptions {
     #[arg(default_value = "classic")]
     pub(crate) redis_dialect: RedisDialect,
 
-    /// Key of the stream in the streams dialect: `prefix` for that of the channels, or TEXT
+    /// Key of the stream in the streams dialect: `prefix` for the prefix of the channels, or TEXT
     ///
     /// Node's adapter calls it `streamName`. All members must use the same.
     #[arg(long, value_name = "TEXT")]
     #[arg(default_value = "prefix", value_parser = prefix)]
     pub(crate) redis_stream: String,
 
-    /// Number of entries that the stream has at most, roughly, in the streams dialect
+    /// Approximate maximum number of entries of the stream in the streams dialect
     ///
-    /// Node's adapter calls it `maxLen`. A node that cannot read for longer than that has
-    /// a gap, and a client that is away for longer is not recovered.
+    /// Node's adapter calls it `maxLen`. A node that cannot read while more entries are written has
+    /// a gap, and a client that is disconnected while more are written is not recovered.
     #[arg(long, value_name = "NUMBER")]
     #[arg(default_value = "10000", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) redis_stream_length: u32,
@@ -57,13 +57,12 @@ pub(crate) struct RedisOptions {
     #[arg(default_value = "msgpack")]
     pub(crate) redis_parser: RedisParser,
 
-    /// Key with which nodes and emitters sign what they publish: `off`, or one or two
-    /// KEYs separated by a comma
-    ///
-    /// With it, a process that can publish in Redis and has no key cannot emit: messages
-    /// that are not signed, old or published again are dropped. All nodes and emitters need the
-    /// same key of at least 32 characters, and Node.js servers cannot take part. The
-    /// first key signs and both are accepted, so a key can be replaced without a pause.
+    /// Key with which nodes and emitters sign their messages: `off`, or one or two KEYs separated
+    /// by a comma
+    /// With it, a process without the key cannot emit even if it can publish in Redis: unsigned,
+    /// old and replayed messages are dropped. All nodes and emitters need the same key of at least
+    /// 32 characters, and Node.js servers cannot take part. The first key signs and both are
+    /// accepted, so a key can be replaced without a pause.
     #[arg(long, value_name = "KEY", default_value = "off")]
     #[arg(hide_env_values = true)]
     pub(crate) redis_signing_key: ClusterKey,
@@ -168,7 +167,7 @@ impl From<RedisDialect> for Dialect {
 pub(crate) enum RedisParser {
     /// MessagePack, the default of Node's adapters and emitters
     Msgpack,
-    /// JSON, for nodes that were given `parser: JSON`
+    /// JSON, for Node.js servers with `parser: JSON`
     Json,
 }
 

@@ -56,24 +56,24 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
 ];
 
 const NAMESPACES: &str = r#"
-# What differs between namespaces. A namespace that is named here is served.
+# Settings of single namespaces. Every namespace with a section is served.
 [namespaces."/chat"]
-# Who may connect: closed, open or jwt, as --access for namespaces without this key.
+# Who may connect: closed, open, jwt, hook or jwt+hook. Without this key, --access applies.
 access = "jwt"
-# Let clients manage rooms, as --client-rooms does for namespaces without this key.
+# Let clients manage rooms. Without this key, --client-rooms applies.
 client_rooms = true
 
-# The rooms that clients may join, send to, and list the members of. `*` stands for one or more
-# characters, {sub} for the claim `sub` of the client's token. Without this table, everybody may use
-# every room where the access is open, and nobody any room where it is not.
+# Rooms that clients may join or send to, and whose members they may list. `*` stands for one or more
+# characters, {sub} for the claim `sub` of the client's token. Without this table, clients may use
+# all rooms where the access is open, and none otherwise.
 [namespaces."/chat".rooms]
 join = ["room:*", "team:{team}"]
 send = ["room:*", "team:{team}"]
 history = []
 presence = ["room:*"]
 
-# Limits of the log of the events that are published into each room of the namespace. Without this table,
-# namespaces to which a door leads have it with these values.
+# Limits of the log of events published to each room of the namespace. Without this table, namespaces with
+# channels keep the log with these values.
 [namespaces."/chat".history]
 messages = 1000
 bytes = "1MiB"
@@ -81,24 +81,24 @@ age = "24h"
 # All rooms of the namespace together, on a node without Redis.
 memory = "64MiB"
 
-# Keep all broadcasts of the namespace, so that a node that misses some reads them again. Without this
-# table it has a journal with these values only if it has a table recovery.
+# Keep all broadcasts of the namespace, so that a node that misses some can read them. Without this table,
+# the namespace has a journal, with these values, only if it has a table recovery.
 [namespaces."/chat".journal]
 messages = 10000
 bytes = "16MiB"
 age = "10m"
 
-# Let clients of Socket.IO come back to their session after their connection was lost. Without this
-# table they get a new one.
+# Let Socket.IO clients resume their session after a lost connection. Without this table they get a new
+# one.
 [namespaces."/chat".recovery]
 max_disconnection = "2m"
 # Keep events to a single client as well. Each of them then costs Redis as much as a broadcast.
 unicasts = false
-# Let broadcasts be emitted at least once. The sessions of all sockets are then written every half of
-# max_disconnection, and the journal must keep broadcasts for so much longer.
+# Allow broadcasts with delivery at least once. The sessions of all sockets are then written every half of
+# max_disconnection, and the journal must keep broadcasts that much longer.
 at_least_once = false
-# Ask the connect hook again about a client that comes back. If not, it keeps the user and the data that the hook
-# gave it, although the application may have locked the user out meanwhile. Tokens are always checked again.
+# Call the connect hook again for a client that comes back. If false, the client keeps the user and the data that
+# the hook has set, even if the application has blocked the user meanwhile. Tokens are always checked again.
 connect_hook = true
 "#;
 

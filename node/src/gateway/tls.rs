@@ -37,12 +37,11 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct TlsOptions {
-    /// Certificates with which the port for clients serves over TLS: `off`, or files in
-    /// PEM separated by commas
+    /// TLS certificates of the port for clients: `off`, or PEM files separated by commas
     ///
-    /// Each file begins with the server's certificate, and its chain follows. A client
-    /// gets the certificate for the name that it asks for, otherwise the first. SIGHUP
-    /// reads the files again.
+    /// Each file begins with the server's certificate, and its chain follows. A client gets the
+    /// certificate for the name that it requests, otherwise the first one. SIGHUP reloads the
+    /// files.
     #[arg(
         long,
         value_name = "FILE",
@@ -51,8 +50,8 @@ pub(crate) struct TlsOptions {
     )]
     pub(crate) tls_cert: Vec<PemFile>,
 
-    /// Their private keys in the same order: files in PEM, or `off` if those of
-    /// --tls-cert contain them
+    /// Their private keys in the same order: PEM files, or `off` if the files of --tls-cert contain
+    /// them
     #[arg(
         long,
         value_name = "FILE",
@@ -61,10 +60,8 @@ pub(crate) struct TlsOptions {
     )]
     pub(crate) tls_key: Vec<PemFile>,
 
-    /// Certificates with which the port for operators serves over TLS, and that of the
-    /// API if it has its own
-    ///
-    /// They are named as with --tls-cert, and SIGHUP reads them again. Processes of this
+    /// TLS certificates of the port for operators, and of the API's port if it has its own
+    /// They have the form of --tls-cert, and SIGHUP reloads them. Processes of this
     /// machine may connect without TLS.
     #[arg(
         long,

@@ -49,7 +49,8 @@ pub(crate) struct TokenOptions {
     #[arg(long, value_name = "PATTERN")]
     send: Vec<String>,
 
-    /// Further claims, such as team="red"; a value that is no JSON is a text; repeat the flag
+    /// Further claims, such as team="red"; a value that is not JSON is taken as text; repeat the
+    /// flag
     #[arg(long, value_name = "NAME=JSON", value_parser = claim)]
     claim: Vec<Claim>,
 

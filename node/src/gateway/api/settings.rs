@@ -93,22 +93,22 @@ const MAX_CONCURRENCY: usize = 10_000;
 
 /// The section in the commented default file.
 pub(crate) const TEMPLATE: &str = r#"
-# The HTTP API, by which an application emits, asks and disconnects.
+# The HTTP API, with which an application emits, queries and disconnects.
 [api]
-# `internal` is the internal port; an address and port make a listener of their own.
+# `internal` is the internal port; an address and port create a separate listener.
 listen = "internal"
 # Largest body of a request.
 max_body = "1MiB"
-# Time that a call may take, its body included.
+# Time limit of a call, including its body.
 timeout = "10s"
-# Most calls at a time; further ones get the status 503.
+# Concurrent calls; further ones get status 503.
 concurrency = 64
 # How long the response to an Idempotency-Key is kept.
 idempotency_time = "5m"
 
 # A key may use the verbs emit, join, leave, disconnect, revoke, sockets, rooms, users,
-# presence, server-side-emit, node, subscribe, history and admin, or all of them with "*", in namespaces ("*" at the end stands
-# for anything). The hash is the SHA-256 of the key:  printf %s "$KEY" | sha256sum
+# presence, server-side-emit, node, subscribe, history and admin, or all of them with "*", in its namespaces
+# ("*" at the end matches anything). The hash is the SHA-256 of the key:  printf %s "$KEY" | sha256sum
 # Several keys may have one name, so that a new one can be added before the old one is removed.
 [[api.keys]]
 name = "application"

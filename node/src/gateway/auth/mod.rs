@@ -129,34 +129,34 @@ impl Default for ClaimSettings {
 
 /// The section in the commented default file.
 pub(crate) const TEMPLATE: &str = r#"
-# How clients show who they are, in namespaces whose access is jwt.
+# How clients authenticate in namespaces whose access is jwt.
 [jwt]
 issuer = "https://login.example"
 audience = "chat"
 # How far clocks may differ.
 leeway = "30s"
-# How long a token may still be valid. A revoked user is remembered for as long.
+# Longest remaining lifetime of a token. Revocations of users are remembered for this long.
 max_lifetime = "30d"
 # How long before its token expires a client receives the event token:expiring.
 expiry_notice = "1m"
-# Where tokens are looked for: auth.NAME, header:NAME, cookie:NAME, query:NAME.
+# Where the server looks for tokens: auth.NAME, header:NAME, cookie:NAME, query:NAME.
 token_from = ["auth.token", "header:authorization"]
 
-# A key, and the one algorithm that it is for. Tokens name it by `kid`.
+# A key and its one algorithm. Tokens refer to it by `kid`.
 [[jwt.keys]]
 id = "2026"
 algorithm = "HS256"
 # Or secret_env, or for RS, PS, ES and EdDSA public_key_file.
 secret_file = "/etc/roomcast/jwt.secret"
 
-# Public keys that somebody else publishes.
+# Public keys that an issuer publishes.
 [jwt.jwks]
 # Or file.
 url = "https://login.example/.well-known/jwks.json"
 algorithms = ["RS256"]
 refresh = "10m"
 
-# The names of the claims that have a meaning here.
+# The names of the claims that Roomcast uses.
 [jwt.claims]
 user = "sub"
 rooms = "rooms"

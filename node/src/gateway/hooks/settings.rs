@@ -9,34 +9,34 @@ use super::super::values::read;
 
 /// Its part of the commented default file.
 pub(crate) const TEMPLATE: &str = r#"
-# An application that is called by HTTP. The name, here `app`, is in logs and metrics.
+# An application that is called over HTTP. The name, here `app`, appears in logs and metrics.
 [hooks.app]
 url = "http://127.0.0.1:8000/roomcast"
-# Namespaces that it concerns.
+# Namespaces to which the hook applies.
 namespaces = ["/"]
-# When it is called. With "connect" it decides who may connect. With "rooms" it learns of rooms that
-# get their first member in the cluster, or lose their last one.
+# When the hook is called. With "connect" it authorizes clients. With "rooms" it is notified when a room
+# gets its first member in the cluster or loses its last one.
 on = ["connect", "event", "disconnect"]
-# Events, as names or as beginnings followed by *. The one that fits best is called.
+# Events, as names or as prefixes followed by *. The hook with the best match is called.
 events = ["*"]
-# Rooms that it learns of, as names or as beginnings followed by *.
+# Rooms that it is notified of, as names or as prefixes followed by *.
 rooms = ["*"]
-# Time for a response, the wait for a free request included.
+# Time for a response, including the wait for a free request.
 timeout = "5s"
-# Requests at the same time, and requests that wait. Beyond both they fail at once.
+# Concurrent and waiting requests. Further requests fail at once.
 concurrency = 64
 queue = 1024
-# Events go in batches: at most so many, gathered for at most so long. Those that wait for an
-# acknowledgement only do so with acks = true. Without this, each event is a request.
+# Send events in batches: the largest number of events and the longest wait. Events that wait for an
+# acknowledgement are included only with acks = true. Without this key, each event is a request.
 batch = { size = 100, delay = "20ms", acks = false }
-# Failures in a row after which requests fail at once, and for how long at first.
+# Consecutive failures after which requests fail at once, and for how long at first.
 circuit_failures = 10
 circuit_pause = "1s"
-# How long idle connections are kept; shorter than the application keeps them.
+# How long idle connections are kept open; it must be shorter than the application's own timeout.
 keep_alive = "4s"
 # Speak HTTP/2 without TLS. With https it is negotiated.
 http2 = false
-# Headers and cookies of the client's first request that are passed on.
+# Headers and cookies of the client's first request that are forwarded.
 headers = ["authorization"]
 cookies = ["sessionid"]
 # The secret that signs requests, in a file or (secret_env) in an environment variable.
@@ -53,50 +53,50 @@ pub(crate) enum Occasion {
     Rooms,
 }
 
-/// One hook: a backend, and what it is called for.
+/// One hook: a backend, and the occasions on which it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Where requests are posted.
     pub(crate) url: Target,
-    /// The namespaces that it concerns.
+    /// The namespaces to which it applies.
     #[serde(default = "main_namespace")]
     pub(crate) namespaces: Vec<String>,
     #[serde(default = "all_occasions")]
     pub(crate) on: Vec<Occasion>,
-    /// The events, as names or as beginnings followed by `*`.
+    /// The events, as names or as prefixes followed by `*`.
     #[serde(default = "any_name")]
     pub(crate) events: Vec<Pattern>,
-    /// The rooms that it learns of, as names or as beginnings followed by `*`.
+    /// The rooms that it is notified of, as names or as prefixes followed by `*`.
     #[serde(default = "any_name")]
     pub(crate) rooms: Vec<Pattern>,
-    /// Time for a response, the wait for a free request included.
+    /// Time for a response, including the wait for a free request.
     #[serde(default = "default_timeout", deserialize_with = "read::span")]
     pub(crate) timeout: Duration,
     /// Requests at the same time.
     #[serde(default = "default_concurrency")]
     pub(crate) concurrency: usize,
-    /// Requests that wait until another is done. Beyond it they fail at once.
+    /// Requests that may wait. Further requests fail at once.
     #[serde(default = "queue")]
     pub(crate) queue: usize,
     /// The sizes of batches, if events are batched.
     pub(crate) batch: Option<Batch>,
-    /// Failures in a row after which requests fail at once for a while.
+    /// Consecutive failures after which requests fail at once for a while.
     #[serde(default = "circuit_failures")]
     pub(crate) circuit_failures: u32,
     /// How long they fail at first. Each further failure doubles it, up to 30 s.
     #[serde(default = "circuit_pause", deserialize_with = "read::span")]
     pub(crate) circuit_pause: Duration,
-    /// How long an idle connection is kept. It must be shorter than the backend keeps it.
+    /// How long an idle connection is kept open. It must be shorter than the backend's own timeout.
     #[serde(default = "keep_alive", deserialize_with = "read::span")]
     pub(crate) keep_alive: Duration,
     /// Speak HTTP/2 without TLS. With `https`, it is negotiated.
     #[serde(default)]
     pub(crate) http2: bool,
-    /// Request headers of the client that are passed on.
+    /// Request headers of the client that are forwarded.
     #[serde(default)]
     pub(crate) headers: Vec<Forwarded>,
-    /// Cookies of the client that are passed on.
+    /// Cookies of the client that are forwarded.
     #[serde(default)]
     pub(crate) cookies: Vec<String>,
     /// The file with the secret that signs requests.

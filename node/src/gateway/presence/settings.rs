@@ -38,9 +38,9 @@ impl Settings {
 pub(crate) const TEMPLATE: &str = r#"
 # Users who are online, and their rooms, kept on each node for the whole cluster.
 [presence]
-# Namespaces whose users are kept; none by default. All nodes need the same.
+# Namespaces that have presence; none by default. All nodes need the same list.
 namespaces = ["/chat"]
-# Most sockets and memberships of rooms that are kept of a namespace.
+# Largest number of sockets and room memberships per namespace.
 max_entries = 1000000
 "#;
 

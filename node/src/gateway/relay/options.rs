@@ -23,7 +23,7 @@ pub(crate) struct RelayOptions {
     ///
     /// With it, a balancer needs no sticky sessions: any node accepts any request. All
     /// nodes need the same key of at least 32 characters, and Redis. A node signs with
-    /// the first key and accepts both, so a key can be replaced without a pause.
+    /// the first key and accepts both, so a key can be replaced without downtime.
     #[arg(
         long,
         value_name = "KEY",
@@ -37,21 +37,21 @@ pub(crate) struct RelayOptions {
     #[arg(default_value = "0.0.0.0:3002", value_parser = values::address)]
     pub(crate) relay_listen: SocketAddr,
 
-    /// Where other nodes reach --relay-listen: `auto` or HOST:PORT
-    ///
-    /// Without it, the address is that of --relay-listen, or of this host's default route
-    /// if that is all addresses.
+    /// Address at which other nodes reach --relay-listen: `auto` or HOST:PORT
+    /// `auto` is the address of --relay-listen, or that of this host's default route if
+    /// --relay-listen is a wildcard address.
     #[arg(long, value_name = "HOST:PORT", default_value = "auto")]
     pub(crate) relay_address: RelayAddress,
 
-    /// Certificate authorities of the other nodes: `off`, or a file in PEM. Together with --internal-tls-cert, nodes relay over TLS
-    ///
-    /// With it, this node relays over TLS to nodes that serve with it, and serves with the certificates of
-    /// --internal-tls-cert. SIGHUP reads the file again.
+    /// Certificate authorities of the other nodes: `off`, or a PEM file. Together with
+    /// --internal-tls-cert, nodes relay over TLS
+    /// With it, this node relays over TLS to nodes that serve the relay over TLS, and serves it
+    /// with the certificates of --internal-tls-cert. SIGHUP reloads the file.
     #[arg(long, value_name = "FILE", default_value = "off")]
     pub(crate) relay_tls_ca: PemFile,
 
-    /// Name for which the certificates of the other nodes are: `address` for the host of each node's address, or one NAME
+    /// Name in the certificates of the other nodes: `address` for the host of each node's address,
+    /// or one NAME
     #[arg(long, value_name = "NAME", default_value = "address")]
     pub(crate) relay_tls_name: TlsName,
 
