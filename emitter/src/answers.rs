@@ -179,7 +179,7 @@ struct AnswerConnection {
     namespaces: tokio::sync::Mutex<HashMap<Arc<str>, Vec<String>>>,
 }
 
-/// As long as it lives, answers of a namespace are received, unless the connection is lost.
+/// While it exists, answers of a namespace are received, unless the connection is lost.
 pub(crate) struct Listening {
     receiver: Arc<Receiver>,
     _namespace: Arc<str>,
@@ -245,7 +245,7 @@ impl AnswerConnection {
 
     /// Subscribes or unsubscribes, with one command per name: in a cluster the names of one command
     /// must share a slot, and the connection expects one confirmation per command. After a failure
-    /// the connection is not used any more, because what it subscribes is unknown.
+    /// the connection is no longer used, because its subscriptions are unknown.
     async fn send(&self, command: &str, channels: &[String]) -> Result<(), EmitError> {
         let is_sharded = self.receiver.wire.channels().dialect().is_sharded();
         let sharded = if is_sharded { "S" } else { "" };
@@ -282,7 +282,7 @@ fn refused(error: &RedisError) -> EmitError {
     }
 }
 
-/// Takes what a connection receives, on the task that reads it.
+/// Handles the messages of a connection, on the task that reads it.
 struct Receiver {
     wire: Arc<Wire>,
     questions: Arc<PendingQuestions>,

@@ -1,8 +1,8 @@
 //! The emitter without async, for cron jobs and other programs without a runtime.
 //!
-//! A thread owns the connections, so that they stay alive between calls. All methods do
-//! what those of the same name on the async [`Emitter`](crate::Emitter) do. They block,
-//! and panic if they are called from async code.
+//! A thread owns the connections, so that they stay alive between calls. All methods behave like
+//! those of the same name on the async [`Emitter`](crate::Emitter). They block, and panic if they
+//! are called from async code.
 //!
 //! ```text
 //!   your thread ── block_on ──▶ emitter ──▶ connections, on the thread "roomcast-emitter"

@@ -1,7 +1,7 @@
 //! Emitting to the clients of a cluster from processes without sockets: workers, cron
 //! jobs and other services.
 //!
-//! An emitter publishes to Redis what the nodes of the cluster publish to each other, as
+//! An emitter publishes the same messages in Redis as the nodes of the cluster, as
 //! `@socket.io/redis-emitter` does for Node's servers. No node has to be reachable. It subscribes
 //! only to the answers to its own questions.
 
@@ -72,9 +72,8 @@ const IDEMPOTENCY_TIME: Duration = Duration::from_secs(300);
 /// # }
 /// ```
 ///
-/// Two emits, of which the second is made after the first has resolved, arrive in that
-/// order at every client. On a Redis Cluster with the sharded dialect, that holds only
-/// per channel.
+/// If a second emit is made after the first has resolved, the two arrive in that order at every
+/// client. On a Redis Cluster with the sharded dialect, that holds only per channel.
 #[derive(Clone)]
 pub struct Emitter {
     core: Arc<Core>,
@@ -233,10 +232,10 @@ impl Builder {
         self
     }
 
-    /// Signs what is published, for a cluster whose nodes have one of these keys, and
-    /// accepts only answers that are signed. The time comes from Redis, which is asked
-    /// for it at most every 10 s. Must not be combined with [`Parser::Json`] or
-    /// [`Dialect::Streams`], which are for clusters with Node's servers.
+    /// Signs all messages, for a cluster whose nodes have one of these keys, and accepts only
+    /// signed answers. The time is that of Redis, which the emitter requests at most every 10 s.
+    /// Must not be combined with [`Parser::Json`] or [`Dialect::Streams`], which are for clusters
+    /// with Node's servers.
     pub fn signing(mut self, signing: Signing) -> Self {
         self.signing = Some(signing);
         self
@@ -248,9 +247,9 @@ impl Builder {
         self.connect_to(url).await
     }
 
-    /// Connects to Redis with a parsed URL. While Redis cannot be reached, the connection
-    /// is retried as [`Retry`] says; a permanent error, such as a wrong password, is
-    /// returned at once.
+    /// Connects to Redis with a parsed URL. While Redis cannot be reached, the connection is
+    /// retried according to [`Retry`]; a permanent error, such as a wrong password, is returned at
+    /// once.
     pub async fn connect_to(self, url: RedisUrl) -> Result<Emitter, BuildError> {
         if self.signing.is_some() && !Signing::is_possible(self.dialect, self.parser) {
             return Err(BuildError::Unsignable);

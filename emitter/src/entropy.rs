@@ -1,4 +1,4 @@
-//! The random numbers of this crate and of what is built on it: names, and delays that are spread.
+//! The random numbers of this crate and of the crates above it: names, and delays that are spread.
 //!
 //! Nothing else here draws any.
 

@@ -1,4 +1,5 @@
-//! The errors of an emitter. Each says whether something was published, may have been, or was not.
+//! The errors of an emitter. Each states whether a message was published, may have been, or was
+//! not.
 
 use std::{io, sync::Arc};
 
@@ -38,9 +39,8 @@ pub enum EmitError {
     /// The arguments cannot be encoded.
     #[error(transparent)]
     Args(#[from] ArgsError),
-    /// The name of a namespace must begin with a slash. It is not added silently, because
-    /// `admin` and `/admin` would be the same here and different for whatever listens
-    /// elsewhere.
+    /// The name of a namespace must begin with a slash. It is not added silently, because `admin`
+    /// and `/admin` would be the same here but different for other servers.
     #[error("the namespace `{0}` does not begin with `/`")]
     NamespaceWithoutSlash(Box<str>),
     /// A server-side emit goes to all servers, so it takes no rooms.

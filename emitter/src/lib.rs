@@ -2,7 +2,7 @@
 //! adapter.
 //!
 //! [`Emitter`] is for processes that serve no sockets: workers, cron jobs ([`blocking`]), other
-//! services. It needs only Redis, and publishes what `@socket.io/redis-emitter` publishes.
+//! services. It needs only Redis, and publishes the same messages as `@socket.io/redis-emitter`.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,9 +12,9 @@
 //! # }
 //! ```
 //!
-//! The modules that are hidden from this page are for authors of buses. A node needs them
-//! beside the emitter to find Redis, to publish, and to count the members that have to
-//! answer a question. They change without notice.
+//! The modules that are hidden from this page are for authors of buses. In addition to the emitter,
+//! a node needs them to find Redis, to publish, and to count the members that have to answer a
+//! question. They change without notice.
 
 mod answers;
 #[doc(hidden)]

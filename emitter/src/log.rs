@@ -1,9 +1,8 @@
 //! The commands by which a node or an emitter appends to the logs of a namespace.
 //!
 //! One script stores a broadcast in the stream of its room and in the journal, another
-//! one stores broadcasts in the journal alone, and both publish them, so that ids are
-//! heard in the order in which they were assigned. Nodes and emitters run the same
-//! scripts:
+//! one stores broadcasts in the journal alone, and both publish them, so that ids are received in
+//! the order in which they were assigned. Nodes and emitters run the same scripts:
 //!
 //! ```text
 //! publish ─► EVALSHA ─┬─ id: the counter of the namespace, or the clock if it is ahead
@@ -14,8 +13,8 @@
 //!
 //! All keys are in the slot of the channel. An attempt without a reply is never repeated.
 //!
-//! Nodes write the limits of a journal under a [key of its
-//! own](Channels::journal_limits), where emitters find them.
+//! Nodes write the limits of a journal to a [separate key](Channels::journal_limits), where
+//! emitters find them.
 
 use std::{borrow::Cow, iter::from_fn, sync::LazyLock, time::Duration};
 
@@ -37,11 +36,11 @@ use crate::{
 pub const COUNTER_LIFE: u64 = 30 * 24 * 60 * 60;
 
 /// How long the limits of a journal are kept after a node has written them last, in
-/// seconds. Longer than any restart of all nodes, because clients that come back after it
-/// receive what was emitted meanwhile.
+/// seconds. Longer than any restart of all nodes, because clients that come back after it receive
+/// the events that were emitted meanwhile.
 const LIMITS_LIFE: &str = "86400";
 
-/// What follows the limits of a journal whose broadcasts can be emitted at least once.
+/// The suffix of the limits of a journal whose broadcasts can be emitted at least once.
 const AT_LEAST_ONCE: &str = " at-least-once";
 
 /// The script that stores one broadcast in the log of a room, and in the journal if there
@@ -119,8 +118,8 @@ impl Script {
 pub struct JournalLimits {
     /// Maximum number of broadcasts. Default 10,000.
     pub messages: usize,
-    /// Maximum size of the broadcasts, in bytes as they are stored. The newest one is kept whatever
-    /// its size. Default 16 MiB.
+    /// Maximum size of the broadcasts, in bytes as they are stored. The newest one is kept
+    /// regardless of its size. Default 16 MiB.
     pub bytes: usize,
     /// How long a broadcast is kept, in whole seconds, at least one. Default 10 minutes.
     pub age: Duration,
@@ -137,7 +136,7 @@ impl Default for JournalLimits {
 }
 
 impl JournalLimits {
-    /// The command with which a node tells emitters that the namespace has a journal, and
+    /// The command with which a node announces to emitters that the namespace has a journal, and
     /// whether its broadcasts can be emitted at least once.
     pub fn announce(&self, key: &str, at_least_once: bool) -> [String; 5] {
         let Self {
@@ -163,7 +162,7 @@ impl JournalLimits {
         numbers.map(|number| number.to_string())
     }
 
-    /// Reads what [`announce`](Self::announce) has written.
+    /// Reads the value that [`announce`](Self::announce) has written.
     pub fn read(text: &str) -> Option<(Self, bool)> {
         let mut numbers = text.split(' ').map(str::parse::<u64>);
         let mut next = || numbers.next()?.ok();
@@ -270,7 +269,7 @@ impl Once {
         ONCE.command(&[result, stream.unwrap_or_default()], &args)
     }
 
-    /// The command that keeps the receipt with the result, if that is there and has none.
+    /// The command that adds the receipt to the result, if the result exists and has none.
     pub fn keep(&self, result: &str, receipt: &Receipt) -> [String; 6] {
         const KEEP: &str = "local kept = redis.call('GET', KEYS[1]) \
             if kept and string.match(kept, '^' .. ARGV[1] .. ' %S+ %S+ %S+$') then \

@@ -20,8 +20,8 @@
 //! | any | gone | none | has left: nobody waits for it |
 //! | not there | subscribed | any | came after the question: nobody waits for it |
 //!
-//! "Everywhere" includes the channel that a node has whatever its namespaces, so a node
-//! that does not have the namespace is not taken for one that is deaf.
+//! "Everywhere" includes the channel that a node has regardless of its namespaces, so a node
+//! without the namespace does not count as deaf.
 //!
 //! A node that leaves gives up its lease before its subscriptions. Leases 4 shows whether
 //! a node of count 3 left in between, in which case its subscription may stand in one

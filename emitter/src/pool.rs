@@ -91,7 +91,7 @@ fn is_refusal(error: &RedisError) -> bool {
     )
 }
 
-/// Once commands were handed over, an error says nothing about their outcome.
+/// Once commands were handed over, an error does not reveal their outcome.
 fn unconfirmed(error: &RedisError) -> PublishError {
     let reason = error_text(error).into();
     if error.is_connection_refusal() {

@@ -1,4 +1,4 @@
-//! Rooms that sockets of other nodes were told to join a moment ago.
+//! Rooms that sockets of other nodes were commanded to join a moment ago.
 //!
 //! A node subscribes to the channel of a room when the room gets its first member there. If one
 //! sender has sockets join a room and then emits to that room, the emit is published before the
@@ -111,7 +111,7 @@ impl RecentJoins {
 }
 
 impl State {
-    /// Forgets what is not recent any more. Returns `false` if that was done a moment ago.
+    /// Removes entries that are no longer recent. Returns `false` if that was done a moment ago.
     fn tidy(&mut self, now: Instant) -> bool {
         if self.tidied.is_some_and(|tidied| now < tidied + WHILE / 5) {
             return false;

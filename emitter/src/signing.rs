@@ -1,4 +1,4 @@
-//! Signing what a node or emitter publishes, and checking what it receives.
+//! Signing the messages that a node or emitter publishes, and verifying those that it receives.
 //!
 //! The seal and the checks are of [`roomcast_protocol::signing`]. Here are the state of
 //! one sender, which numbers its messages, and the clock: that of Redis, read now and
@@ -28,7 +28,7 @@ const JUMP: u64 = 1_000;
 /// emitters read the clock every second.
 const UNNOTICED: Duration = Duration::from_secs(10);
 
-/// How the members of a cluster sign what they publish to each other. All of them need
+/// How the members of a cluster sign their messages. All of them need
 /// the same keys; Node's servers and emitters cannot sign, so a cluster that signs has
 /// none.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ impl Signer {
         Some(self.keys.seal_head(self.stamp()?, &[channel], head))
     }
 
-    /// Checks what came on a channel, and returns it as an unsigned message would have come.
+    /// Verifies a message from a channel, and returns it in the form of an unsigned one.
     pub fn open<'a>(&self, channel: &str, payload: &'a [u8]) -> Result<Cow<'a, [u8]>, Rejection> {
         let sealed = Sealed::read(payload).ok_or(Rejection::Unsigned)?;
         if !self.keys.verify(&sealed, channel) {
@@ -155,8 +155,8 @@ impl Signer {
         Ok(sealed.message())
     }
 
-    /// Checks what a log has stored for a channel, however long ago, and returns the
-    /// broadcast with its position.
+    /// Verifies an entry that a log has stored for a channel, regardless of its age, and returns
+    /// the broadcast with its position.
     pub fn open_head(
         &self,
         channel: &str,

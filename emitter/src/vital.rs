@@ -1,10 +1,9 @@
 //! Tasks that must run as long as their owner does.
 //!
-//! tokio keeps a panic inside its task. If such a task ended this way, the node would
-//! stay ready and accept clients, and would never again hear another node, or write to
-//! its sockets. Nothing can repair the state that the task left behind, so its panic ends
-//! the process: the supervisor starts a new one, and the clients reconnect to another
-//! node meanwhile.
+//! tokio keeps a panic inside its task. If such a task ended this way, the node would stay ready
+//! and accept clients, but would never again receive messages of other nodes or write to its
+//! sockets. The state that the task leaves cannot be repaired, so its panic ends the process: the
+//! supervisor starts a new one, and the clients reconnect to another node meanwhile.
 
 use std::{any::Any, panic::AssertUnwindSafe, process, thread, time::Duration};
 
@@ -18,7 +17,7 @@ const LOG_TIME: Duration = Duration::from_millis(300);
 /// Only a panic of the task itself counts. A runtime that is dropped because the thread
 /// that owns it panics drops its tasks too, and that panic belongs to the thread's owner.
 pub async fn vital<T>(name: &'static str, task: impl Future<Output = T>) -> T {
-    // The process ends, so nobody sees the state that the panic left behind.
+    // The process ends, so the state after the panic is never used.
     let reason = match AssertUnwindSafe(task).catch_unwind().await {
         Ok(output) => return output,
         Err(reason) => reason,

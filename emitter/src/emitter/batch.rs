@@ -119,7 +119,7 @@ impl Batch {
 
     /// Publishes the messages and returns the outcome of each, both in order.
     ///
-    /// Messages that fail are retried as [`Retry`](super::Retry) says; these are
+    /// Failed messages are retried according to [`Retry`](super::Retry); these are
     /// published after the others.
     pub async fn send(self) -> Vec<Result<Delivery, EmitError>> {
         let Messages {
@@ -160,7 +160,7 @@ impl Messages {
 
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
         let command = self.core.encoder.message(namespace, message)?;
-        // Members are counted by namespace, because Redis does not tell who reads a stream.
+        // Members are counted by namespace, because Redis does not report the readers of a stream.
         let mark = match self.core.encoder.has_stream() {
             true => self.mark(namespace),
             false => 0,
@@ -195,8 +195,8 @@ impl BatchOperator<'_> {
     super::narrowing!();
 
     /// Publishes the event once, however often it is emitted with this key, in a batch or alone. See
-    /// [`BroadcastOperator::idempotency_key`](super::BroadcastOperator::idempotency_key). Each event of a batch needs
-    /// a key of its own. Concerns [`emit`](Self::emit).
+    /// [`BroadcastOperator::idempotency_key`](super::BroadcastOperator::idempotency_key). Each
+    /// event of a batch needs its own key. Applies to [`emit`](Self::emit).
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.idempotency_key = Some(key.into());
         self

@@ -1,4 +1,4 @@
-//! What all operators of an emitter share: its encoder, its way to Redis, its questions.
+//! The state that all operators of an emitter share: its encoder, its way to Redis, its questions.
 //!
 //! A question, here a confirmed emit, takes these steps:
 //!
@@ -10,7 +10,7 @@
 //!     ─▶ gather answers; count again every 200 ms while one is missing
 //! ```
 //!
-//! Only what was certainly not published is retried. As soon as the broadcast of a
+//! Only messages that were certainly not published are retried. As soon as the broadcast of a
 //! confirmed emit is out, a failure of the question is `Unconfirmed`: a retry would
 //! publish the broadcast twice.
 
@@ -194,7 +194,8 @@ impl Core {
         self.transport.append_entries(stream, commands).await
     }
 
-    /// The number of nodes that are members of a namespace: Redis does not tell who reads a stream.
+    /// The number of nodes that are members of a namespace: Redis does not report the readers of a
+    /// stream.
     async fn members(&self, namespace: &str) -> usize {
         let channel = self.encoder.wire.channels().broadcast(namespace);
         let counting = self.transport.subscribers(&self.encoder, &channel);
@@ -270,7 +271,7 @@ impl Core {
         finding.await
     }
 
-    /// The same, tried again if Redis is away.
+    /// The same, retried if Redis is unreachable.
     async fn find_journal(&self, namespace: &str) -> Result<Option<Journal>, EmitError> {
         let mut tried = 0;
         loop {
@@ -293,8 +294,8 @@ impl Core {
         }
     }
 
-    /// The same. With an idempotency key, what may have been published is tried again, too, because it is not
-    /// published twice.
+    /// The same. With an idempotency key, messages that may have been published are retried, too,
+    /// because they are not published twice.
     async fn pause_once(
         &self,
         tried: &mut u32,
@@ -573,7 +574,7 @@ impl Core {
         check_namespace(namespace)?;
         let mut tried = 0;
         loop {
-            // The future is large; boxing it costs little beside a question.
+            // The future is large; boxing it costs little compared with a question.
             match Box::pin(self.ask_once(namespace, about, question, timeout)).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => self.pause(&mut tried, error).await?,
@@ -609,7 +610,7 @@ impl Core {
         };
         let mut entries = Vec::new();
         let asked = match question {
-            // Behind its broadcast, which is in the stream.
+            // After its broadcast, which is in the stream.
             Question::Reached(target) if has_stream => {
                 if let About::Message(message) = about {
                     entries.push(self.encoder.entry(namespace, message, Some(&id))?);
@@ -638,7 +639,7 @@ impl Core {
         for publication in message.iter().chain(&asked) {
             unsent.push(self.encoder.publication(publication), 0, usize::MAX)?;
         }
-        // Counted just before: a node that comes later does not receive the question.
+        // Counted just before: a node that joins later does not receive the question.
         let publishing = async {
             match &asked {
                 Some(_) => Box::pin(self.send_all(&unsent)).await,
@@ -661,7 +662,7 @@ impl Core {
         let (members, before) = (&members, before.as_ref());
         let look = |others: Vec<NodeId>| async move {
             let mut roster = membership::look(members, before, &others).await?;
-            // Only a message that was missed makes a node silent that nobody waits for.
+            // A node for which the question does not wait is silent only if it missed a message.
             if !is_broadcast {
                 roster.deaf.clear();
             }
@@ -672,7 +673,7 @@ impl Core {
         Ok(outcome.answered)
     }
 
-    /// A broadcast whose receipt will be asked for.
+    /// A broadcast for which a receipt will be requested.
     fn confirmed(
         &self,
         namespace: &str,
@@ -782,7 +783,7 @@ fn fail_all<T>(messages: usize, error: &EmitError) -> Vec<Result<T, EmitError>> 
     (0..messages).map(|_| Err(unpublished(error))).collect()
 }
 
-/// The error of a message that was not published because Redis did not tell its time.
+/// The error of a message that was not published because Redis did not return its time.
 fn unpublished(error: &EmitError) -> EmitError {
     match error {
         EmitError::Refused(reason) => EmitError::Refused(Arc::clone(reason)),

@@ -17,7 +17,7 @@ use roomcast_protocol::{
 use super::transport::words;
 use crate::{error::EmitError, recent_joins::RecentJoins, redis::publish_command};
 
-/// What most messages have besides their arguments and names, in bytes.
+/// The bytes that most messages have in addition to their arguments and names.
 const ENVELOPE_BYTES: usize = 128;
 
 /// Encodes messages in the dialect of the cluster.
@@ -41,7 +41,7 @@ impl Encoder {
         Ok(publication)
     }
 
-    /// Moves a broadcast to the channel that all nodes receive, if sockets were just told
+    /// Moves a broadcast to the channel that all nodes receive, if sockets have just been commanded
     /// to join its room.
     pub(super) fn redirect(
         &self,
@@ -101,7 +101,7 @@ impl Encoder {
         })
     }
 
-    /// The command for a broadcast, of which a batch has many: no message is built for each.
+    /// The command for a broadcast; a batch has many of them: no message is built for each.
     /// `payload` is memory to work with.
     pub(super) fn broadcast(
         &self,

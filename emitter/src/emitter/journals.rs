@@ -16,7 +16,7 @@ use crate::{
     log::{JournalLimits, Names},
 };
 
-/// How long what was found is believed.
+/// How long a result is considered valid.
 const BELIEVED: Duration = Duration::from_secs(1);
 
 /// The most namespaces that are remembered.

@@ -1,4 +1,4 @@
-//! Selecting sockets, and what is done to them. The names are those of the server's operators.
+//! Selecting sockets, and operations on them. The names are those of the server's operators.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -48,8 +48,8 @@ impl BroadcastOperator {
 
     /// Publishes the event once, however often it is emitted with this key: by this emitter, by another one, by a
     /// server, or over the HTTP API. The first emit decides, and the later ones return its receipt with
-    /// `is_replayed`, also how many sockets it reached, if it was confirmed. What Redis did not confirm is therefore
-    /// retried, too.
+    /// `is_replayed`, also how many sockets it reached, if it was confirmed. Unconfirmed messages
+    /// are therefore retried, too.
     ///
     /// Keys belong to a namespace. The result is kept for
     /// [`Builder::idempotency_time`](crate::Builder::idempotency_time). Concerns
@@ -64,20 +64,20 @@ impl BroadcastOperator {
         self
     }
 
-    /// Has the client of each socket acknowledge the event, and receive it again if it
-    /// comes back and has not. The handler of the official client receives a function as
-    /// its last argument, and calls it when it has done its work. It may receive an event
-    /// twice, and should look at an id in the arguments.
+    /// Makes the client of each socket acknowledge the event, and receive it again if it comes back
+    /// without having done so. The handler of the official client receives a function as its last
+    /// argument, and calls it when it has done its work. It may receive an event twice, and should
+    /// look at an id in the arguments.
     ///
-    /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed). What
-    /// clients acknowledge is not returned. Clients of Node.js servers receive the event
-    /// at most once.
+    /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed). The
+    /// acknowledgements are not returned. Clients of Node.js servers receive the event at most
+    /// once.
     ///
     /// # Errors
     ///
     /// The emit fails with [`EmitError::AtLeastOnce`] if the namespace has no recovery
-    /// with `at_least_once` turned on, or the event is volatile. In the streams dialect it
-    /// always fails, because nodes do not tell emitters there: use the HTTP API.
+    /// with `at_least_once` turned on, or the event is volatile. In the streams dialect it always
+    /// fails, because nodes do not announce it to emitters there: use the HTTP API.
     pub fn at_least_once(mut self) -> Self {
         self.target.flags.at_least_once = true;
         self

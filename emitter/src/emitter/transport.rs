@@ -1,6 +1,6 @@
 //! The way to Redis: a connection of the emitter's own, or a pool of the application.
 //!
-//! A batch is handed over in pieces, of which at most 1 MiB are on their way:
+//! A batch is handed over in pieces, with at most 1 MiB in flight:
 //!
 //! ```text
 //!   pieces of 16 KiB ─▶ window (1 MiB) ─▶ queue of the link (16 MiB, shared by all callers)
@@ -28,8 +28,8 @@ use crate::{
     redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
 
-/// What a batch has on its way to Redis at a time, in bytes: enough that neither side waits for the
-/// other, and far below the limit of the queue.
+/// The bytes of a batch that are in flight to Redis at a time: enough that neither side waits for
+/// the other, and far below the limit of the queue.
 const WINDOW_BYTES: usize = 1 << 20;
 
 /// How many broadcasts of a batch are on their way to a journal at a time.
@@ -314,7 +314,7 @@ fn delivered_once(once: &Once, reply: Result<Value, PublishError>) -> Result<Del
     })
 }
 
-/// Publishes many messages, of which no more than a certain number of bytes are on their way.
+/// Publishes many messages, with a limited number of bytes in flight.
 struct Window<'a> {
     publisher: &'a Publisher,
     /// With the bytes of each.

@@ -1,4 +1,4 @@
-//! What a batch holds: commands in pieces that Redis reads at once.
+//! The content of a batch: commands in pieces that Redis reads at once.
 //!
 //! Each piece is a pipeline of the `redis` crate behind an `Arc`. The link sends it as it
 //! is, and the batch keeps it until all replies are there: if some of its messages were
@@ -24,7 +24,7 @@ pub(super) struct Unsent {
     bytes: usize,
 }
 
-/// What belongs to a command and is not sent with it.
+/// The part of a command that is not sent.
 #[derive(Clone)]
 struct Mark {
     /// The number of the namespace in whose journal it belongs, counted from 1, or 0 for none. With an idempotency

@@ -1,9 +1,8 @@
 //! Counting the members that have to answer: those that received the question and are still there.
 //!
-//! Members come and go while they are counted. One that comes after the question did not
-//! receive it, so nobody waits for it. One that leaves gives up its lease first, then the
-//! channels by which all are counted; so it either received the question or is seen to
-//! have left.
+//! Members come and go while they are counted. One that joins after the question did not receive
+//! it, so the question does not wait for it. One that leaves gives up its lease first, then the
+//! channels by which all are counted; so it either received the question or is seen to have left.
 
 use std::{future::Future, sync::Arc};
 

@@ -27,8 +27,8 @@ pub fn leases(channels: &Channels) -> Vec<String> {
 /// The command for Redis's clock, in which leases end; for the same server.
 pub const TIME: [&str; 1] = ["TIME"];
 
-/// Prefix of the entries in which nodes state their settings, beside their leases and with the same
-/// score: `with:SETTINGS:NODE`. No node has such a name.
+/// Prefix of the entries in which nodes state their settings, next to their leases and with the
+/// same score: `with:SETTINGS:NODE`. No node has such a name.
 pub const SETTINGS: &str = "with:";
 
 /// Reads the replies to [`leases`] and [`TIME`]. `None` if they have another form.
@@ -55,7 +55,7 @@ pub fn read_time(time: &Value) -> Option<u64> {
 }
 
 /// The command for the numbers of subscribers: first of the channels that every member subscribes,
-/// then of each leased node's own, then of the channel that it has whatever its namespaces.
+/// then of each leased node's own, then of the channel that it has regardless of its namespaces.
 pub fn subscribers(channels: &Channels, namespace: &str, leases: &Leases) -> Vec<String> {
     let command = match channels.dialect() {
         Dialect::Classic | Dialect::Streams => "NUMSUB",

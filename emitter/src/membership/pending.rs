@@ -2,7 +2,8 @@
 //!
 //! Answers arrive over a subscription and are passed to [`PendingQuestions::receive`].
 //! While one is missing, the members are counted again and again, so that no question
-//! waits for a node that died. The result is what is known when the timeout ends.
+//! waits for a node that died. The result contains all answers that have arrived when the timeout
+//! ends.
 //!
 //! ```text
 //!   open ─▶ gather ─▶ look ─▶ complete? ──yes──▶ outcome
@@ -11,8 +12,8 @@
 //!                      └── 200 ms, or an answer of an unknown node ── timeout ──▶ outcome
 //! ```
 //!
-//! *Complete* concerns those that are present now: a member that left is no longer waited for, but
-//! remains in the list of silent nodes.
+//! *Complete* refers to the members that are present now: the question no longer waits for a member
+//! that left, but the member remains in the list of silent nodes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -44,9 +45,9 @@ const MAX_PENDING: usize = 10_000;
 /// Maximum size of the answers to one question, in bytes, estimated.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// How long a server of other make that did not answer the last question is waited for,
-/// and a node whose lease is over. The one may be back, and the other may live while
-/// Redis refuses writes; both answer in milliseconds.
+/// How long a question waits for a Node.js server that did not answer the last question, and for a
+/// node whose lease has expired. The one may be back, and the other may live while Redis refuses
+/// writes; both answer in milliseconds.
 const SECOND_CHANCE: Duration = Duration::from_millis(300);
 
 /// Whether a server answers such a question at once, without asking clients or handlers.

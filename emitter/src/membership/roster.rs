@@ -1,10 +1,9 @@
 //! The members of a namespace, from leases and numbers of subscribers.
 //!
 //! Roomcast nodes hold leases in a sorted set (member: the node's id; score: the end of
-//! the lease, in milliseconds of Redis's clock). A lease shows that a node lives. The
-//! number of subscribers of its own response channel shows whether it is reached now.
-//! Servers of other make count by the channels that they subscribe, as they count each
-//! other.
+//! the lease, in milliseconds of Redis's clock). A lease shows that a node lives. The number of
+//! subscribers of its own response channel shows whether it can be reached now. Servers of other
+//! make count by the channels that they subscribe, as they count each other.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,8 +12,8 @@ use std::{
 
 use roomcast_protocol::id::NodeId;
 
-/// Prefix of the entries that nodes leave among the leases when they go. No node has such
-/// a name, so nobody waits for them.
+/// Prefix of the entries that nodes leave among the leases when they go. No node has such a name,
+/// so questions do not wait for them.
 pub const TRACE: &str = "left:";
 
 /// Duration of a lease. It is renewed every [`RENEWAL_SECONDS`].
@@ -93,7 +92,7 @@ pub struct Counted {
     pub subscribers: usize,
     /// Subscribers of the response channel of each node of [`Leases::nodes`], in that order.
     pub own: Vec<usize>,
-    /// Subscribers of the channel that each of them has whatever its namespaces.
+    /// Subscribers of the channel that each of them has regardless of its namespaces.
     pub anywhere: Vec<usize>,
 }
 
@@ -175,8 +174,8 @@ pub struct Roster {
     pub alive: Vec<NodeId>,
     /// Nodes that are subscribed but do not renew their lease: they hang or were stopped.
     pub stalled: Vec<NodeId>,
-    /// Nodes with a valid lease that are subscribed to nothing. Nobody waits for them,
-    /// but a message does not reach their sockets.
+    /// Nodes with a valid lease that are subscribed to nothing. Questions do not wait for them, but
+    /// a message does not reach their sockets.
     pub deaf: Vec<NodeId>,
     /// The number of servers of other make.
     pub foreign: usize,

@@ -42,7 +42,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Time until the next reading when nothing happens.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Maximum number of nodes that are remembered beside those of the URL.
+/// Maximum number of nodes that are remembered in addition to those of the URL.
 const MAX_KNOWN: usize = 64;
 
 impl Endpoint {

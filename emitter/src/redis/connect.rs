@@ -98,7 +98,7 @@ pub enum Mode {
     Sentinel,
 }
 
-/// What a server reports about itself.
+/// The properties that a server reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerInfo {
     /// Host and port, or the path of the Unix socket.
@@ -113,12 +113,12 @@ pub struct ServerInfo {
     pub is_primary: bool,
 }
 
-/// Where Redis is. Cheap to clone; clones share what they learn about a cluster.
+/// Where Redis is. Cheap to clone; clones share their knowledge about a cluster.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     url: Arc<RedisUrl>,
     needs_sharded: bool,
-    /// Nodes of the cluster that were seen last, beside those of the URL.
+    /// Nodes of the cluster that were seen last, in addition to those of the URL.
     pub(super) known: Arc<Mutex<Vec<Address>>>,
     pub(super) keeper: KeeperSlot,
 }
@@ -265,7 +265,7 @@ impl Endpoint {
         if info.mode == Some(Mode::Sentinel) {
             return Err(ConnectError::IsSentinel { server });
         }
-        // Behind one name there is the old primary for a while after a failover.
+        // For a while after a failover, a name still resolves to the old primary.
         if !info.is_primary && self.topology() == Topology::Server {
             return Err(ConnectError::NotPrimary { server });
         }
@@ -379,8 +379,8 @@ async fn secured(info: ConnectionInfo, files: TlsFiles) -> Result<Client, Connec
 
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 
-/// Reads a file with at least one item of the kind. The crate takes a file without any
-/// for a list of trusted authorities that trusts nobody.
+/// Reads a file with at least one item of the kind. The crate treats a file without certificates as
+/// an empty list of trusted authorities.
 fn pem(path: &Path, kind: &str) -> Result<Vec<u8>, ConnectError> {
     let unusable = |reason: String| ConnectError::TlsFile {
         path: path.into(),
@@ -407,7 +407,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Names the connection and asks the server what it is.
+    /// Names the connection and asks the server for its properties.
     async fn introduce(&mut self, purpose: Purpose) -> Result<(), ConnectError> {
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline
@@ -453,7 +453,7 @@ impl Connection {
         }
     }
 
-    /// What the server reported about itself.
+    /// The properties that the server reported.
     pub fn info(&self) -> &ServerInfo {
         &self.info
     }

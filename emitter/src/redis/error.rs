@@ -1,6 +1,6 @@
 //! Why a connection to Redis failed, and whether a retry can help.
 //!
-//! The crate's errors describe what failed. These tell an operator what to do: which
+//! The crate's errors describe the failure. These name the remedy for an operator: which
 //! server, which part of the URL, and whether something has to be changed. A program that
 //! starts exits at permanent errors and waits at the others.
 
@@ -103,7 +103,7 @@ pub enum ConnectError {
         server: String,
         /// Its version.
         version: String,
-        /// The minimum version and what needs it.
+        /// The minimum version and the feature that needs it.
         need: &'static str,
     },
     /// No Sentinel that responded knows the primary.
@@ -202,7 +202,7 @@ impl ConnectError {
         }
     }
 
-    /// The reply is not what the command returns.
+    /// The reply is not one that the command can return.
     pub(crate) fn unexpected(server: &str) -> Self {
         Self::NotRedis {
             server: server.to_owned(),

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A lone caller finds nothing under way, so its command is sent at once. While pipelines are under
-//! way, further commands gather into one segment; this is what makes 64 callers cost Redis a
-//! thirtieth each of what one costs.
+//! way, further commands gather into one segment; with 64 callers, each costs Redis a thirtieth of
+//! a single caller.
 //!
 //! The meaning of an error depends on where the command was. A segment that was never handed to the
 //! connection was certainly not executed: `Unavailable`. One that was under way may have been:
@@ -81,12 +81,12 @@ pub(super) struct Link {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What callers and the task share.
+/// The state that callers and the task share.
 struct Shared {
     queue: Mutex<Queue>,
     /// The queue is no longer empty, or the phase changed.
     wake: Notify,
-    /// The connection is to be replaced.
+    /// The connection must be replaced.
     replace: Notify,
     /// The server of the present or last connection.
     peer: Mutex<Option<Address>>,
@@ -146,7 +146,7 @@ impl Link {
         })
     }
 
-    /// Enqueues a command right behind one that prepares it, whose reply is ignored.
+    /// Enqueues a command right after one that prepares it, whose reply is ignored.
     pub(super) fn send_prepared(&self, preparation: Cmd, command: Cmd) -> Pending {
         let bytes = bytes_of(&preparation) + bytes_of(&command);
         self.push(bytes, Caller::Second, |pipeline| {
@@ -276,7 +276,7 @@ impl Shared {
     }
 }
 
-/// Learns from the crate's task that the connection has ended, also while nothing is under way.
+/// Is notified by the crate's task when the connection has ended, even while nothing is in flight.
 #[derive(Debug, Default)]
 pub(super) struct Lost {
     is_lost: AtomicBool,
@@ -411,8 +411,8 @@ impl Driver {
         }
     }
 
-    /// Sends what is queued until the connection is lost, and returns why; `None` if the link was
-    /// closed and everything has its reply.
+    /// Sends queued commands until the connection is lost, and returns the reason; `None` if the
+    /// link was closed and everything has its reply.
     async fn serve(&self, connection: Connection, lost: &Lost) -> Option<Arc<str>> {
         let mut connection = connection.into_inner();
         connection.set_response_timeout(self.reply_timeout);
@@ -433,7 +433,7 @@ impl Driver {
                 return None;
             }
             tokio::select! {
-                // Replies that have come count, whatever happened to the connection since.
+                // Replies that have arrived count, even if the connection was lost since.
                 biased;
                 Some(replied) = replies.next(), if !is_idle => match replied {
                     Ok(values) => {

@@ -1,6 +1,6 @@
 //! Publishing and other commands, over one server, a primary that Sentinels name, or a cluster.
 //!
-//! A [`Publisher`] keeps no messages: while Redis is away, every command fails at once.
+//! A [`Publisher`] keeps no messages: while Redis is unreachable, every command fails at once.
 //! Commands that one caller awaits one after the other arrive in that order; in a cluster
 //! with sharded channels, in that order per channel.
 
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::vital::vital;
 
-/// How often the publisher checks that its server is still the primary. A primary that is replaced
-/// often keeps its connections, and then takes messages that reach nobody else.
+/// How often the publisher checks that its server is still the primary. A replaced primary often
+/// keeps its connections, and then accepts messages that reach no subscriber elsewhere.
 const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Publishes. Dropping it closes it without waiting for replies.

@@ -1,4 +1,4 @@
-//! What waits to be sent over a link: segments of commands, bounded in bytes.
+//! The commands that wait to be sent over a link: segments of commands, bounded in bytes.
 //!
 //! ```text
 //!              close                            Starting ─▶ Up ◀─▶ Down
@@ -20,7 +20,7 @@ pub(super) const STARTING: &str = "not connected yet";
 /// Bytes of commands after which a further one begins a new segment.
 const SEGMENT_BYTES: usize = 64 << 10;
 
-/// What RESP adds to each word of a command, in bytes, roughly.
+/// The approximate number of bytes that RESP adds to each word of a command.
 const WORD_BYTES: usize = 8;
 
 /// Commands that are sent together, and their callers.
@@ -40,7 +40,7 @@ pub(super) enum Commands {
 /// A caller that waits for the replies to its commands. The receiver may have been dropped.
 pub(super) enum Caller {
     One(oneshot::Sender<Outcome>),
-    /// Sent two commands, of which the first only prepares the second.
+    /// Sent two commands; the first only prepares the second.
     Second(oneshot::Sender<Outcome>),
     Many(usize, oneshot::Sender<Vec<Outcome>>),
 }
@@ -79,7 +79,7 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// What waits to be sent.
+/// The commands that wait to be sent.
 pub(super) struct Queue {
     pub(super) phase: Phase,
     pub(super) segments: VecDeque<Segment>,

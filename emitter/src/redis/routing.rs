@@ -1,4 +1,4 @@
-//! Commands to a cluster: which node gets which, and what to do when slots move.
+//! Commands to a cluster: the node for each, and the handling of moved slots.
 //!
 //! Classic channels reach all nodes through any one of them, so a single link carries them. Sharded
 //! channels and keys need a link to the owner of the slot, which is opened when it is first needed.
@@ -48,7 +48,7 @@ const MAX_REDIRECTIONS: u32 = 3;
 /// How long a command waits for a map with an owner for its slot.
 const MAP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Commands that nobody awaits any more and that still follow redirections. Further ones end with
+/// Commands that are no longer awaited but still follow redirections. Further ones end with
 /// their first attempt.
 const MAX_ABANDONED: usize = 1024;
 
@@ -260,8 +260,7 @@ impl Links {
         self.cluster.map()
     }
 
-    /// Closes links to nodes that are not part of the cluster any more, once they have
-    /// their replies.
+    /// Closes links to nodes that have left the cluster, once all replies have arrived.
     fn retire(&self, map: &ClusterMap) {
         if map.ranges().is_empty() {
             return;

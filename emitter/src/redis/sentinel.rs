@@ -52,8 +52,8 @@ impl Endpoint {
         let address = self.primary().await?;
         let address = address.expect("the URL names Sentinels");
         let connection = self.connect_to(&address, purpose, push).await?;
-        // After a failover, Sentinels name the old primary for a moment longer, and messages that a
-        // replica takes reach nobody else.
+        // For a moment after a failover, Sentinels still name the old primary, and messages that a
+        // replica accepts reach no subscriber elsewhere.
         match connection.info().is_primary {
             true => Ok(connection),
             false => Err(ConnectError::NotPrimary {

@@ -165,7 +165,7 @@ impl ClusterMap {
             ids.extend(known);
         }
         let unlisted = nodes.lines().filter_map(replica);
-        // A replica may have another name here, so that only its id tells it apart.
+        // A replica may have another name here, so only its id identifies it.
         let unlisted = unlisted.filter(|(id, ..)| !ids.contains(id));
         replicas.extend(unlisted.map(|(_, host, port)| {
             let host = if host.is_empty() { &*asked.host } else { host };
@@ -209,7 +209,7 @@ pub(super) fn sees_majority(nodes: &str) -> bool {
 #[derive(Debug, Clone, Default)]
 pub(super) struct KeeperSlot(pub(super) Arc<Mutex<Weak<Kept>>>);
 
-/// What handles and the task share.
+/// The state that handles and the task share.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) map: watch::Sender<Arc<ClusterMap>>,

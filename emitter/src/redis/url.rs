@@ -1,7 +1,7 @@
 //! Where Redis is, read from one URL.
 //!
 //! Several hosts are no URL in the sense of the standard, so the authority is read here;
-//! everything behind it follows the forms of the `redis` crate. Nothing here touches the
+//! everything after it follows the forms of the `redis` crate. Nothing here touches the
 //! network. Passwords are never displayed and are never part of an error.
 
 use std::{fmt, path::PathBuf, str::FromStr};

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Answers to a broadcast can arrive while it is still being queued to others. Nothing is complete
-//! before `seal`, which tells how many sockets were asked.
+//! before `seal`, which sets the number of sockets that were asked.
 
 use std::{
     collections::HashMap,
@@ -55,7 +55,7 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// Returns `true` if the client asked for an acknowledgement.
+    /// Returns `true` if the client requested an acknowledgement.
     pub fn is_wanted(&self) -> bool {
         self.id.is_some()
     }
@@ -187,7 +187,7 @@ struct Gathered {
     sealed: bool,
     /// `progress` has been notified of the recipients and of all answers so far.
     reports: bool,
-    /// Number of answers of which `progress` is being notified at the moment, by several threads.
+    /// Number of answers that threads are reporting to `progress` at the moment.
     reporting: usize,
 }
 
@@ -267,7 +267,7 @@ impl Acks {
 }
 
 impl Awaited<'_> {
-    /// Stops waiting. Returns `false` if the answer has arrived or the socket has gone.
+    /// Stops waiting. Returns `false` if the answer has arrived or the socket has disconnected.
     pub(crate) fn withdraw(&self) -> bool {
         self.acks.pending.lock().remove(&self.id).is_some()
     }
@@ -286,7 +286,8 @@ impl Gathering {
         if socket.begin_ack() {
             self.state.lock().expected.insert(id, socket.clone());
         } else {
-            // It owes too many answers already: it gets the event, but nobody waits for it.
+            // It owes too many answers already: it gets the event, but its acknowledgement is not
+            // awaited.
             self.state.lock().gone.push(id);
         }
     }

@@ -76,8 +76,8 @@ pub struct Delivery {
     pub nodes: usize,
     /// Its place in the journal of the namespace, if it was stored there.
     pub position: Option<Position>,
-    /// Whether this is the result of an earlier emit with the same idempotency key, so
-    /// that nobody received it now.
+    /// Whether this is the result of an earlier emit with the same idempotency key, so that nothing
+    /// was sent now.
     pub is_replayed: bool,
 }
 
@@ -168,15 +168,16 @@ impl BroadcastOperator {
     }
 
     /// Has the client of each socket acknowledge the event: the handler of the official client receives a function as its
-    /// last argument, and calls it when it has done its work. A client that has not, and whose connection was lost, is
-    /// sent the event again when it [comes back](super::Namespace::recovery), on any node, also after its node was killed.
-    /// So it may receive an event twice, and should look at an id in the arguments.
+    /// last argument, and calls it when it has done its work. A client that lost its connection
+    /// before it did so receives the event again when it [comes back](super::Namespace::recovery),
+    /// on any node, even after its node was killed. So it may receive an event twice, and should
+    /// look at an id in the arguments.
     ///
     /// The namespace needs [`Recovery::at_least_once`](super::Recovery::at_least_once); without it,
     /// [`emit`](Self::emit) fails with [`EmitError::AtLeastOnce`]. Acknowledgements are not returned. Clients that
     /// cannot come back, those of revision 3 and of plain connections, and those of Node.js servers receive the event at
-    /// most once. [`Limits::unacknowledged_events`](crate::Limits::unacknowledged_events) bounds what is kept for a client
-    /// that does not acknowledge.
+    /// most once. [`Limits::unacknowledged_events`](crate::Limits::unacknowledged_events) limits
+    /// the events that are kept for a client that does not acknowledge.
     ///
     /// ```
     /// # use roomcast::{EmitError, Server};
@@ -231,13 +232,13 @@ impl BroadcastOperator {
     /// API. Later emits return the result of the first one, with
     /// [`Delivery::is_replayed`].
     ///
-    /// The sockets of this node receive the event like those of others, after Redis has taken it, so
-    /// [`Delivery::local_sockets`] is 0, and if the emit fails, nobody receives it, except that with
-    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. Then a retry with the same key does no
-    /// harm. Keys belong to a namespace, and are kept in Redis, or in memory without it. Concerns
-    /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed), which fail with
-    /// [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other arguments or other rooms had the
-    /// key.
+    /// The sockets of this node receive the event like those of others, after Redis has accepted
+    /// it, so [`Delivery::local_sockets`] is 0. If the emit fails, no socket receives it, except
+    /// that with [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may. A retry with the
+    /// same key is then safe. Keys belong to a namespace, and are kept in Redis, or in memory
+    /// without it. Applies to [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed),
+    /// which fail with [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other
+    /// arguments or other rooms had the key.
     pub fn idempotency_key(mut self, key: &str, time: Duration) -> Self {
         self.once = Some((key.into(), time));
         self
@@ -271,8 +272,8 @@ impl BroadcastOperator {
     /// Emits an event to the selected sockets, once to each.
     ///
     /// Its arguments nest at most [`Limits::json_depth`](crate::Limits::json_depth) deep,
-    /// with their list as the first level, because other nodes refuse what they would
-    /// refuse from a client.
+    /// with their list as the first level, because other nodes refuse deeper arguments, as they do
+    /// from a client.
     ///
     /// When it resolves, the packet is in the outbox of every selected socket of this node. Two
     /// emits that are awaited one after the other arrive in that order everywhere.

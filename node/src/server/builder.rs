@@ -1,9 +1,8 @@
 //! The settings of a server, and how it is built from them.
 //!
 //! Building is asynchronous because a server on a bus has to be subscribed before it is
-//! returned: otherwise what another node emits next could be missed. All settings are
-//! checked before the bus is started, so a server that cannot be built leaves nothing
-//! behind.
+//! returned: otherwise the next emit of another node could be missed. All settings are checked
+//! before the bus starts, so a failed build has no effect.
 
 use std::{
     any::{Any, TypeId},
@@ -136,7 +135,7 @@ impl Builder {
         self
     }
 
-    /// Proxies whose headers about the addresses of clients are believed. Default: none.
+    /// Proxies that are trusted to state the addresses of clients in headers. Default: none.
     pub fn trusted_proxies(mut self, proxies: TrustedProxies) -> Self {
         self.config.trusted_proxies = Arc::new(proxies);
         self

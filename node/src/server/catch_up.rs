@@ -1,8 +1,8 @@
-//! Sends sockets that follow the history of rooms what a gap has kept from them.
+//! Sends events that were missed in a gap to the sockets that follow the history of rooms.
 //!
 //! Events that arrived after the gap may have been sent before it is reported, and ids
-//! have gaps of their own. So a namespace notes the events that have arrived, and what is
-//! kept since the beginning of the gap and has not arrived is what was missed.
+//! have gaps of their own. So a namespace remembers the events that have arrived. Events in the log
+//! since the beginning of the gap that have not arrived were missed.
 //!
 //! ```text
 //! gap ─▶ each room that is followed: read its log from the last event that arrived before the gap
@@ -40,7 +40,7 @@ const NOTED: usize = 4096;
 #[derive(Default)]
 pub(super) struct Arrived {
     noted: Mutex<VecDeque<Noted>>,
-    /// Held while logs are read and what was missed is sent, so that nothing is sent twice.
+    /// Held while logs are read and missed events are sent, so that nothing is sent twice.
     turn: AsyncMutex<()>,
     /// The rooms whose logs could not be read, each with the beginning of its gap, in
     /// milliseconds since 1970. While there are some, a task reads them again.
@@ -115,7 +115,7 @@ impl Inner {
 }
 
 impl LiveNamespace {
-    /// Sends what was published since `from`, in milliseconds since 1970, and has not arrived.
+    /// Sends the events published since `from`, in milliseconds since 1970, that have not arrived.
     async fn catch_up(&self, from: u64) {
         let failed = {
             let _turn = self.arrived.turn.lock().await;
@@ -157,7 +157,7 @@ impl LiveNamespace {
         let unread = self.arrived.unread.lock().clone();
         for (room, from) in unread {
             let followers = followers.remove(&room).unwrap_or_default();
-            // A room that nobody follows any more is done as well.
+            // A room without followers is done as well.
             let is_done =
                 followers.is_empty() || self.catch_up_room(&room, &followers, from).await.is_ok();
             let mut unread = self.arrived.unread.lock();

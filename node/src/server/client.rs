@@ -65,7 +65,7 @@ use roomcast_protocol::{
     },
 };
 
-/// The longest query that a client of revision 2 may put behind a namespace.
+/// The longest query that a client of revision 2 may append to a namespace.
 /// Later revisions put the credentials into the packet's data, whose size the limit of
 /// messages bounds.
 const CONNECT_QUERY_BYTES: usize = 2048;
@@ -100,15 +100,15 @@ impl Client {
         }
     }
 
-    /// The limits of the decoder. They are read from the settings each time, since a client should
-    /// not carry a copy of its own.
+    /// The limits of the decoder. They are read from the settings each time, so that clients carry
+    /// no copies.
     fn limits(&self) -> Limits {
         let limits = &self.server.engine.config.limits;
         Limits {
             json_depth: limits.json_depth,
             attachments: limits.attachments,
             event_name_bytes: limits.event_name_bytes,
-            // Clients of revision 2 put their credentials in a query behind the name.
+            // Clients of revision 2 put their credentials in a query after the name.
             namespace_bytes: match self.dialect {
                 Dialect::V2 => limits.namespace_bytes + CONNECT_QUERY_BYTES,
                 _ => limits.namespace_bytes,
@@ -141,8 +141,8 @@ impl Client {
             if packet.kind == PacketKind::Ack && packet.id.is_some_and(is_ack_id) {
                 return Ok(());
             }
-            // The server has disconnected it. The client may not know yet, and what it sent before
-            // it does must not cost it the connection.
+            // The server has disconnected it. The client may not have noticed yet, and packets that
+            // it sent before must not close its connection.
             let has_left = |in_flight: &InFlight| in_flight.has_left(&packet.nsp);
             if self.is_known(&packet.nsp) || self.in_flight.as_deref().is_some_and(has_left) {
                 return Ok(());
@@ -175,7 +175,7 @@ impl Client {
             }
             PacketKind::Ack => {
                 if let Some(over) = over {
-                    // The server has asked for it, so it is never dropped.
+                    // The server requested it, so it is never dropped.
                     self.exceed(turn, Some(&socket), packet, over)?;
                 }
                 if let Some(id) = packet.id
@@ -273,7 +273,7 @@ impl Client {
         self.start(turn, task);
     }
 
-    /// Ends what an earlier CONNECT to the namespace has led to. A client that
+    /// Ends the result of an earlier CONNECT to the namespace. A client that
     /// disconnects before it has received the reply sends nothing, and its next CONNECT
     /// arrives while the first is being decided or has just been accepted.
     fn replace_connect(&mut self, turn: &mut Turn<'_, '_>, nsp: &str) {
@@ -339,7 +339,7 @@ impl Client {
         self.enter(turn, &socket);
     }
 
-    /// Has a client come again whose session cannot be asked for. Official clients do so
+    /// Makes a client retry if its session cannot be read. Official clients do so
     /// by themselves only if their connection is lost: after a refusal they stay away. A
     /// connection that other namespaces use stays, and the decision begins again.
     fn postpone(
@@ -367,9 +367,9 @@ impl Client {
         self.start(turn, task);
     }
 
-    /// Lets a client go on with its session. The reply comes behind what it has missed,
-    /// as in Node's server. If not everything is there, the client is a new one, and the
-    /// authorizers decide about it.
+    /// Lets a client resume its session. The reply follows the missed events, as in Node's server.
+    /// If the missed events are incomplete, the client is a new one, and the authorizers run for
+    /// it.
     fn readmit(
         &mut self,
         turn: &mut Turn<'_, '_>,
@@ -482,8 +482,8 @@ impl Client {
                 admission: Ok(admitted),
             } => {
                 self.decided(&namespace);
-                // The connection ended while the authorizers were running, so there is
-                // nobody to let in.
+                // The connection ended while the authorizers were running, so the result is not
+                // needed.
                 if turn.connection.is_closed() {
                     namespace.leave();
                 } else {
@@ -615,8 +615,7 @@ impl Client {
             socket.observed(Observation::Disconnected { socket, reason });
         }
         if let Some(on_disconnect) = &namespace.handlers.disconnect {
-            // The handler runs beside the removal below, and still has to see the
-            // rooms.
+            // The handler runs concurrently with the removal below, and still has to see the rooms.
             socket.keep_last_rooms();
             let call = Call {
                 reason: Some(reason),
@@ -738,8 +737,8 @@ impl Protocol for Client {
         self.carry_out(turn);
     }
 
-    /// Reading goes on at the limit of running handlers, since handlers may wait for what is read
-    /// next. It pauses where that would let a client fill memory: with held events, or with
+    /// Reading continues at the limit of running handlers, because handlers may wait for the next
+    /// packets. It pauses where that would let a client fill memory: with held events, or with
     /// handlers of connects and disconnects, which are not held.
     fn is_ready(&self) -> bool {
         let limits = &self.server.engine.config.limits;
@@ -772,7 +771,7 @@ impl Protocol for Client {
 }
 
 impl Drop for Client {
-    /// A driver that is dropped with its runtime leaves no sockets behind.
+    /// A driver that is dropped with its runtime leaves no sockets.
     fn drop(&mut self) {
         for socket in std::mem::take(&mut self.sockets) {
             if socket.mark_gone() {
@@ -827,8 +826,8 @@ async fn admission(
     let mut is_trusted = false;
     if let (Some(restored), Some(recovery)) = (&restored, &namespace.recovery) {
         socket = restored.id();
-        // The client was authorized when the session began, and its private id is known
-        // to nobody else. Node's servers skip their middleware for it by default, too.
+        // The client was authorized when the session began, and only the client has its private id.
+        // Node's servers skip their middleware for it by default, too.
         is_trusted = !recovery.options.authorizes_again;
     }
     let mut data = None;

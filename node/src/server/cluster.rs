@@ -194,7 +194,7 @@ impl LiveNamespace {
         })
     }
 
-    /// Waits until the namespace receives what other nodes publish. If that takes too long, the
+    /// Waits until the namespace receives messages of other nodes. If that takes too long, the
     /// bus's health reports it, and the namespace serves its clients all the same.
     pub(super) async fn listening(&self) {
         if let Err(error) = self.confirm(Vec::new()).await {
@@ -235,9 +235,8 @@ impl LiveNamespace {
                 for socket in self.local_sockets(target) {
                     count += 1;
                     match socket.join(rooms.as_slice()) {
-                        // The others of the selection still join. A socket that has
-                        // gone is no error, since it could have gone a moment later as
-                        // well.
+                        // The others of the selection still join. A disconnected socket is not an
+                        // error, because it could also have disconnected a moment later.
                         Ok(()) | Err(roomcast_adapter::JoinError::Disconnected) => {}
                         Err(error) => refused = Some(error),
                     }
@@ -317,7 +316,7 @@ impl LiveNamespace {
         let (awaited, gathering) = self.acks.many(progress);
         let frame = self.frame(target, Some(awaited.id), event, args, None)?;
         self.notify_outgoing(target, event, args);
-        // Clients of plain connections cannot acknowledge, so nobody waits for them.
+        // Clients of plain connections cannot acknowledge, so the broadcast does not wait for them.
         let mut plain = 0;
         let reached = self.fan_out(target, &frame, |socket| {
             if socket.is_plain() {
@@ -345,10 +344,10 @@ impl LiveNamespace {
         })
     }
 
-    /// Encodes an event. The frame keeps what plain connections need only if there are
-    /// some. In a namespace with recovery, the place in the journal is one more argument
-    /// for Socket.IO's clients, except for events that they acknowledge: the official client
-    /// reads it from the last argument, which then is the function that acknowledges.
+    /// Encodes an event. The frame keeps the event for plain connections only if there are any. In
+    /// a namespace with recovery, the place in the journal is one more argument for Socket.IO's
+    /// clients, except for events that they acknowledge: the official client reads it from the last
+    /// argument, which then is the function that acknowledges.
     pub(super) fn frame(
         &self,
         target: &Target,

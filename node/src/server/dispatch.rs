@@ -11,9 +11,9 @@
 //!      └─ error ──────────────────────► answer
 //! ```
 //!
-//! Both ways look up the handler when it runs, and a handler that is to run once is
-//! taken by the first event that finds it. The fallback gets everything else, so an
-//! application that forwards events needs no list of them.
+//! Both ways look up the handler when it runs, and the first event that finds a `once` handler
+//! takes it. The fallback gets everything else, so an application that forwards events needs no
+//! list of them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -108,7 +108,7 @@ impl Client {
                 });
             }
             // The state of the application's handler is not known after a panic, so the
-            // socket is disconnected. Other sockets of the connection go on.
+            // socket is disconnected. Other sockets of the connection continue.
             Err(_) => self.finish(turn, Done::HandlerPanicked(socket)),
         }
     }
@@ -136,8 +136,8 @@ impl Client {
         }
     }
 
-    /// Answers an event if the client has asked for it and is still there. An error is
-    /// reported even if nobody waits for the answer.
+    /// Answers an event if the client requested it and is still connected. An error is reported
+    /// even without such a request.
     pub(super) fn answer(
         &self,
         turn: &mut Turn<'_, '_>,
@@ -206,7 +206,7 @@ async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answ
     if listener.is_none() && handlers.any.is_none() {
         note_unhandled(&socket, name);
     }
-    // Both run beside each other: the catch-all handler observes, and must not delay
+    // Both run concurrently: the catch-all handler observes, and must not delay
     // the answer.
     let any: OptionFuture<_> = handlers.any.as_ref().map(|any| any(&mut call())).into();
     let answer: OptionFuture<_> = listener.map(|listener| (listener.run)(&mut call())).into();

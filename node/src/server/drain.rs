@@ -1,12 +1,11 @@
 //! Moves the clients of a server to others before it stops.
 //!
-//! Clients that lose their connection at the same time reconnect at the same time, each
-//! with a handshake and its joins, which is more than the remaining nodes carry beside
-//! their traffic. A drain spreads the closes, and thereby the reconnects.
+//! Clients that lose their connection at the same time reconnect at the same time, each with a
+//! handshake and its joins, which is more than the remaining nodes can handle in addition to their
+//! traffic. A drain spreads the closes, and thereby the reconnects.
 //!
-//! Each connection is due at a time of its own, so a late turn of the timer closes what
-//! has become due and the rate holds on a busy machine. The phases are drawn in the
-//! transport's `engine`.
+//! Each connection has its own due time, so a late turn of the timer closes all connections that
+//! are due, and a busy machine keeps the rate. The phases are drawn in the transport's `engine`.
 
 use std::time::Duration;
 
@@ -24,8 +23,8 @@ use crate::{
 /// Time between two looks at which connections are due.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The longest time between two closes. A server with few clients is drained in less time
-/// than it was given, because so few reconnects burden nobody.
+/// The longest time between two closes. A server with few clients drains in less time, because so
+/// few reconnects are no burden.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Time between two log lines about the progress.
@@ -66,11 +65,10 @@ impl Server {
     /// server without connections skips, new connections get status 503, and the open
     /// ones are closed at an even rate. Their transports are closed and not their
     /// namespaces, so that official clients reconnect by themselves (`transport close`).
-    /// Returns when every connection has been closed; handlers may still run. To skip
-    /// what is left of the drain, drop the future and call `close`.
+    /// Returns when every connection has been closed; handlers may still run. To skip the rest of
+    /// the drain, drop the future and call `close`.
     ///
-    /// The listener must go on accepting meanwhile, because each poll may be a connection
-    /// of its own:
+    /// The listener must keep accepting meanwhile, because each poll may be a separate connection:
     ///
     /// ```no_run
     /// # use roomcast::{Drain, Namespace, Server, shutdown_signal};
@@ -157,7 +155,7 @@ impl Pace {
     }
 }
 
-/// Closes at once what a drain has left, or all if there was none.
+/// Closes the connections that a drain has left, or all if there was no drain.
 pub(super) fn close_all(engine: &Engine) {
     for connection in engine.all() {
         close(engine, &connection);

@@ -214,8 +214,8 @@ pub enum BuildError {
 /// connect, or the answer `{"error": message, "data": data}` to its event.
 ///
 /// Any handler can return it as an error. Clients see no other error of a
-/// [`HandlerResult`](crate::HandlerResult), so an application decides by `From` which of its own
-/// errors they may see:
+/// [`HandlerResult`](crate::HandlerResult), so an application chooses with `From` which of its own
+/// errors clients may see:
 ///
 /// ```
 /// # use roomcast::Refused;
@@ -317,7 +317,7 @@ impl HandlerError {
         self.refused().map_or("error", reason)
     }
 
-    /// Logs and counts an error that clients don't see. Returns what the client may know.
+    /// Logs and counts an error that clients don't see. Returns the part that the client may see.
     pub(super) fn report(self, place: &Place<'_>) -> Refused {
         match self.0 {
             Cause::Refused(refused) => refused,
@@ -342,7 +342,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
 /// The text for clients if a handler fails for a reason that is none of theirs.
 const NEUTRAL: &str = "internal error";
 
-/// Why a handler of an event gives no answer of its own.
+/// The reason why a handler of an event returns no answer.
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum Failed {
@@ -382,7 +382,7 @@ pub(super) struct Place<'a> {
     pub(super) namespace: &'a str,
     /// The id of the socket, if the handler is about one.
     pub(super) socket: Option<&'a str>,
-    /// The name of the event, or of what else the handler runs on.
+    /// The name of the event, or of another occasion on which the handler runs.
     pub(super) what: &'a str,
 }
 

@@ -2,9 +2,9 @@
 //! passed to the application's handler.
 //!
 //! The handler runs for one gap at a time. Gaps that arrive meanwhile are merged into one
-//! that spans them, so memory stays constant while Redis comes and goes.
+//! that spans them, so memory stays constant while the connection to Redis flaps.
 //!
-//! The application is told after the server has done its part, see
+//! The application is notified after the server has repaired the gap, see
 //! [`catch_up`](super::catch_up), so that its handler finds histories complete.
 
 use std::{
@@ -97,7 +97,7 @@ impl Untold {
     }
 }
 
-/// Written even without a handler, because a gap explains what clients report as lost.
+/// Written even without a handler, because a gap explains losses that clients report.
 fn log(gap: &Gap) {
     let seconds = gap.to.duration_since(gap.from).unwrap_or_default();
     tracing::warn!(

@@ -295,10 +295,10 @@ arguments! {
 }
 
 /// Whether a client comes back to its [session](super::Namespace::recovery), as an argument of an
-/// authorizer. `false` also if it wants to, but its session is not kept any more.
+/// authorizer. Also `false` if the session is no longer kept.
 ///
-/// If what the client has missed turns out not to be complete, it gets a new socket, and
-/// the authorizers run once more for that one.
+/// If the missed events turn out to be incomplete, the client gets a new socket, and the
+/// authorizers run once more for that one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recovering(pub bool);
 
@@ -381,7 +381,7 @@ pub mod way {
     /// A value for the client.
     #[derive(Debug)]
     pub enum Returned {}
-    /// A value, or an error that concerns the server.
+    /// A value, or an error of the server.
     #[derive(Debug)]
     pub enum Tried {}
 }

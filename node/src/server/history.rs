@@ -158,18 +158,17 @@ impl Socket {
     /// Makes the socket of a [plain connection](crate::plain) join rooms that keep a
     /// [history](super::Namespace::history), so that it receives every published event of
     /// theirs after the id `after`, once and in the order of ids across these rooms:
-    /// first those that are kept, then those that are published. Without `after`, it
-    /// begins with what is published from now on.
+    /// first those that are kept, then those that are published. Without `after`, it begins with
+    /// events published from now on.
     ///
-    /// Returns the id after which the next event comes: that of the last event that was
+    /// Returns the id that the next event follows: that of the last event that was
     /// sent, or of the newest one of the rooms; 0 if nothing is kept. A client that gives
     /// it as `after` later, on any node, loses nothing that is still kept.
     ///
-    /// After a [gap](crate::Gap), the node reads the histories again and sends what did
-    /// not arrive. It comes after what has arrived meanwhile, so ids are out of order
-    /// there. If a history cannot be read, the node tries again, at least every 5 s. If
-    /// Redis has lost its data, ids may be below those before, and the times of the
-    /// events are above.
+    /// After a [gap](crate::Gap), the node reads the histories again and sends the missing events.
+    /// They follow the events that have arrived meanwhile, so ids are out of order there. If a
+    /// history cannot be read, the node tries again, at least every 5 s. If Redis has lost its
+    /// data, ids may be below those before, and the times of the events are above.
     ///
     /// Kept messages wait in the outbox, within its
     /// [limits](crate::Limits::outbox_bytes). Events that are emitted without being
@@ -177,8 +176,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// After any but [`JoinFromError::Emit`] with a refused join, the socket is in the
-    /// rooms all the same, and receives what is published to them from now on.
+    /// After any but [`JoinFromError::Emit`] with a refused join, the socket is in the rooms
+    /// nevertheless, and receives events published to them from now on.
     pub async fn join_from(
         &self,
         rooms: impl Rooms,
@@ -201,8 +200,7 @@ impl Socket {
             .history
             .map_or(0, |limits| limits.messages);
         // The logs are read one after the other. A message published meanwhile may be in a
-        // later one and not in an earlier one, so it is left to arrive, behind everything
-        // that was published before.
+        // later one and not in an earlier one, so it is left to arrive, after all earlier messages.
         let until = match names.len() {
             0 | 1 => u64::MAX,
             _ => newest(&**log, &names).await?.id,
@@ -290,7 +288,8 @@ impl From<BusError> for PublishError {
         let reason = error.to_string().into();
         match error {
             BusError::Unconfirmed(_) => Self::Unconfirmed(reason),
-            // Redis refuses also what it could take later, as when its memory is full.
+            // Redis also refuses commands that it could accept later, for example when its memory
+            // is full.
             BusError::Unavailable(_)
             | BusError::Overloaded { .. }
             | BusError::KeyReused

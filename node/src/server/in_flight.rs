@@ -6,7 +6,7 @@
 //! turn like any other reply.
 //!
 //! While as many tasks are at work as [`Limits::events_in_flight`](crate::Limits) allows, further
-//! events wait in a queue of their own, in order. Nothing else waits with them: a handler may be
+//! events wait in a separate queue, in order. Nothing else waits with them: a handler may be
 //! waiting for an acknowledgement or the end of its own client, so these must still be read.
 //!
 //! ```text
@@ -70,9 +70,9 @@ pub(super) enum Task {
 pub(super) struct Admitted {
     /// The value that becomes the socket's data.
     pub(super) data: Option<Arc<dyn Data>>,
-    /// The session that the client goes on with.
+    /// The session that the client resumes.
     pub(super) restored: Option<Box<Restored>>,
-    /// Nothing was decided, because the client's session cannot be asked for. The client
+    /// No decision was made, because the client's session cannot be read. The client
     /// has to come again.
     pub(super) is_postponed: bool,
 }
@@ -188,7 +188,7 @@ impl Held {
 }
 
 impl InFlight {
-    /// Queues an event behind those that are held.
+    /// Queues an event after those that are held.
     pub(super) fn hold(&mut self, socket: Socket, packet: &Packet<'_>) {
         let packet = packet.clone().into_owned();
         let held = Held { socket, packet };

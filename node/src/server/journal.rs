@@ -1,9 +1,9 @@
 //! The journal of a namespace, as one node follows it.
 //!
-//! Each position names the one before it, so what this node has delivered is a chain. A
-//! broadcast that does not continue it shows that something is missing. It waits in the
-//! journal until the node has read and delivered what comes before, so every socket
-//! receives broadcasts in one order, each once:
+//! Each position names the previous one, so the broadcasts that this node has delivered form a
+//! chain. A broadcast that does not continue the chain shows that others are missing. It waits in
+//! the journal until the node has read and delivered its predecessors, so every socket receives
+//! broadcasts in one order, each once:
 //!
 //! ```text
 //!            continues the chain: deliver                    read a page, deliver
@@ -51,14 +51,15 @@ const TRIES: u32 = 30;
 /// The time between two tries.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How often emitters are told of the journal.
+/// How often the journal is announced to emitters.
 const ANNOUNCE: Duration = Duration::from_secs(5);
 
 /// How long a connecting client waits for the node to know where the journal ends.
 /// Without Redis, the node does not know.
 const BEGIN: Duration = Duration::from_secs(1);
 
-/// How long a returning client waits for what it has received elsewhere already.
+/// How long a returning client waits until this node has delivered the events that it received
+/// elsewhere.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// How long entries that were read for one returning client serve others, in milliseconds.
@@ -103,7 +104,7 @@ impl Kept {
         self.position.into()
     }
 
-    /// The receivers, and what they are sent.
+    /// The receivers, and the packets for them.
     pub(super) fn sent(&self) -> Option<(&Target, &Frame)> {
         self.sent.as_ref().map(|(target, frame)| (target, frame))
     }
@@ -142,7 +143,7 @@ enum Link {
 enum Step {
     More,
     Done,
-    /// The next entry is not kept any more.
+    /// The next entry is no longer kept.
     Broken,
 }
 
@@ -234,7 +235,7 @@ impl State {
     pub(super) fn after(&self, from: Offset, earlier: &[Arc<Kept>]) -> Option<Vec<Arc<Kept>>> {
         let last = self.last?;
         let earlier = earlier.iter().filter(|kept| {
-            // This node delivers what comes later by itself.
+            // This node delivers later entries by itself.
             kept.position.id > from.id && kept.position.id <= last.id
         });
         let mut found: Vec<_> = earlier.cloned().collect();
@@ -274,7 +275,7 @@ impl Journal {
         Some(Offset { id, time })
     }
 
-    /// Sockets that are admitted under this lock receive what is delivered after it is released.
+    /// Sockets that are admitted under this lock receive broadcasts delivered after it is released.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
@@ -284,9 +285,8 @@ impl Journal {
         self.state.lock().last
     }
 
-    /// Finds out where the journal ends. The namespace is subscribed already, so that
-    /// what is published later arrives. Emitters are told whether broadcasts can be emitted
-    /// at least once.
+    /// Finds out where the journal ends. The namespace is subscribed already, so that later
+    /// messages arrive. Emitters are notified whether broadcasts can be emitted at least once.
     pub(super) async fn begin(self: Arc<Self>, at_least_once: bool) {
         self.find_end().await;
         let journal = Arc::downgrade(&self);
@@ -334,8 +334,8 @@ impl Journal {
         let _ = timeout(BEGIN, begun).await;
     }
 
-    /// Reads what comes after this place and is not in the tail. `None` if something of
-    /// it is not kept any more, or cannot be read.
+    /// Reads the entries after this place that are not in the tail. `None` if one of them is no
+    /// longer kept or cannot be read.
     pub(super) async fn read_after(
         &self,
         namespace: &LiveNamespace,
@@ -348,9 +348,9 @@ impl Journal {
         self.read_earlier(namespace, from).await
     }
 
-    /// Waits until this node has delivered what a client has received, because other
-    /// nodes may have delivered it before. Returns whether the tail has everything after
-    /// it; `None` if it is not in the journal.
+    /// Waits until this node has delivered the events that a client has received, because other
+    /// nodes may have delivered them earlier. Returns whether the tail has everything after it;
+    /// `None` if it is not in the journal.
     async fn reach(&self, from: Offset) -> Option<bool> {
         loop {
             let grown = self.grown.notified();
@@ -369,7 +369,7 @@ impl Journal {
         }
     }
 
-    /// Reads from this place to the tail. Clients that return at the same time share what is read.
+    /// Reads from this place to the tail. Clients that return at the same time share one reading.
     async fn read_earlier(
         &self,
         namespace: &LiveNamespace,
@@ -419,7 +419,7 @@ impl Journal {
         Some(found)
     }
 
-    /// Reads what comes after `from`, up to `end` and with it. `None` if the chain does
+    /// Reads the entries after `from`, up to and including `end`. `None` if the chain does
     /// not begin there.
     async fn read_range(
         &self,
@@ -492,8 +492,8 @@ impl Journal {
         Step::Done
     }
 
-    /// Goes on behind a break of the chain, with everything that is kept and was stored
-    /// later than what was delivered.
+    /// Continues after a break of the chain, with all kept entries that were stored later than the
+    /// delivered ones.
     async fn skip(&self, namespace: &LiveNamespace) -> Result<(), BusError> {
         let last_time = self.last().map_or(0, |last| last.time);
         self.state.lock().forget_tail();
@@ -778,7 +778,7 @@ impl LiveNamespace {
         }
     }
 
-    /// Reads what a gap may have kept from this node, and delivers it.
+    /// Reads the entries that this node may have missed in a gap, and delivers them.
     pub(super) async fn repair_journal(&self) {
         if let Some(journal) = &self.journal
             && journal.last().is_some()
@@ -789,7 +789,7 @@ impl LiveNamespace {
     }
 }
 
-/// Delivers what is missing, and reports whether that was everything.
+/// Delivers the missing entries. Returns whether they were complete.
 async fn repair(journal: Arc<Journal>, namespace: Weak<LiveNamespace>) {
     let mut failures = 0;
     let mut is_whole = true;

@@ -153,8 +153,8 @@ impl LiveNamespace {
         })
     }
 
-    /// Encodes what goes to several nodes. It nests no deeper than this node reads,
-    /// because the others refuse what they would refuse from a client.
+    /// Encodes a message to several nodes. It nests no deeper than this node reads, because other
+    /// nodes refuse deeper messages, as they do from a client.
     pub(super) fn encode(&self, args: impl IntoArgs) -> Result<Args, ArgsError> {
         let args = args.into_args()?;
         args.check_depth(self.engine.config.limits.json_depth)?;

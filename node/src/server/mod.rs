@@ -1,4 +1,4 @@
-//! Namespaces, sockets and handlers: the library's API, and what runs it.
+//! Namespaces, sockets and handlers: the library's API, and its run-time parts.
 //!
 //! ```text
 //! application ── Builder ──► Server ── of, to ──► BroadcastOperator ──┐

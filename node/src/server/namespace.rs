@@ -55,7 +55,7 @@ pub(crate) struct Handlers {
     pub(crate) journal: Option<JournalLimits>,
     /// Whether clients can come back.
     pub(crate) recovery: Option<Recovery>,
-    /// Makes the data of a client that comes back.
+    /// Creates the data of a client that comes back.
     pub(crate) restore_data: Option<RestoreData>,
     pub(crate) server_side: HashMap<Box<str>, OnEvent>,
     /// The values that handlers share, set when the server is built.
@@ -155,7 +155,7 @@ impl Namespace {
         self
     }
 
-    /// Runs on events that have no handler of their own, and answers them.
+    /// Runs on events without a handler, and answers them.
     #[must_use]
     pub fn fallback<Form, H, W>(mut self, handler: H) -> Self
     where
@@ -208,8 +208,8 @@ impl Namespace {
     }
 
     /// Runs on an event that the server of another node emits to servers with
-    /// [`server_side_emit`](super::BroadcastOperator::server_side_emit). Each runs in a task of its
-    /// own, so several events are handled at the same time. A second handler of the same name
+    /// [`server_side_emit`](super::BroadcastOperator::server_side_emit). Each runs in a separate
+    /// task, so several events are handled at the same time. A second handler of the same name
     /// replaces the first.
     ///
     /// A panic is caught and counted, and answered with an error.
@@ -263,13 +263,12 @@ impl Namespace {
     /// Keeps all broadcasts of the namespace, within these limits: in Redis if the server
     /// is a node of a cluster, else in memory. The sockets of all nodes receive them in
     /// one order. A node from which a fault has kept some reads them and delivers them
-    /// late, each once; if they are not kept any more, it logs and counts that.
+    /// late, each once; if they are no longer kept, it logs and counts that.
     ///
     /// A broadcast is everything that is [emitted](super::BroadcastOperator::emit) to
     /// rooms or to the namespace, or [published](super::BroadcastOperator::publish),
-    /// except for what is volatile, local, or asks for acknowledgements. Events that are
-    /// emitted to a single [`Socket`], and what other programs publish in Redis, are not
-    /// kept.
+    /// unless it is volatile, local, or requests acknowledgements. Events that are emitted to a
+    /// single [`Socket`], and messages that other programs publish in Redis, are not kept.
     ///
     /// The limits should be the same on all nodes.
     ///
@@ -288,10 +287,10 @@ impl Namespace {
     /// broadcasts that they have missed. This is the connection state recovery of Node.js
     /// servers, for unmodified clients.
     ///
-    /// It is complete or does not happen: if anything that the client has missed is not
-    /// kept any more, the client gets a new socket. [`Socket::recovered`] tells the
-    /// connect handler, which runs in both cases. A client that disconnects, or is
-    /// disconnected by the server, cannot come back.
+    /// It is complete or does not happen: if any missed broadcast is no longer kept, the client
+    /// gets a new socket. The connect handler runs in both cases, and [`Socket::recovered`]
+    /// distinguishes them. A client that disconnects, or is disconnected by the server, cannot come
+    /// back.
     ///
     /// The namespace needs a [journal](Self::journal), and has one with the default
     /// limits if none are set. Each event that is kept has one more argument for the
@@ -316,7 +315,7 @@ impl Namespace {
     }
 
     /// The type of the sockets' [data](Socket::data). The data of a client that [comes
-    /// back](Self::recovery) are made from their JSON as this type. Without it they are a
+    /// back](Self::recovery) are deserialized from their JSON as this type. Without it they are a
     /// `serde_json::Value`.
     #[must_use]
     pub fn recovered_data<T: Data + DeserializeOwned>(mut self) -> Self {
@@ -327,11 +326,11 @@ impl Namespace {
         self
     }
 
-    /// Decides about the data of a client that [comes back](Self::recovery), from their JSON at the end
-    /// of the connection, `null` if there were none, and from what the authorizers have returned, if they
-    /// [run again](Recovery::authorizes_again). If it returns `None`, the client is another one, such as
-    /// another user in the same browser, and gets a new socket, about which the authorizers decide with
-    /// [`Recovering`](super::Recovering)`(false)`.
+    /// Creates the data of a client that [comes back](Self::recovery), from their JSON at the end
+    /// of the connection (`null` if there were none) and from the authorizers' result, if they [run
+    /// again](Recovery::authorizes_again). If it returns `None`, the client is another one, such as
+    /// another user in the same browser, and gets a new socket, about which the authorizers decide
+    /// with [`Recovering`](super::Recovering)`(false)`.
     #[must_use]
     pub fn recovered_data_with<T: Data>(
         mut self,

@@ -1,6 +1,6 @@
-//! Observers of a server: what an operator's tool has to see of events and rooms, without handlers.
+//! Observers of a server: events and rooms for an operator's tool, without handlers.
 //!
-//! While nobody observes, each place that could report reads one flag and builds nothing.
+//! Without observers, each place that could report reads one flag and builds nothing.
 //! So a server that is never observed does not pay for it, unlike with
 //! [`on_any_outgoing`](super::Namespace::on_any_outgoing), which looks up the recipients
 //! of each broadcast.
@@ -123,12 +123,12 @@ struct Listed {
 }
 
 impl Observers {
-    /// Whether anybody observes sockets and their rooms.
+    /// Whether an observer follows sockets and their rooms.
     pub(super) fn is_any(&self) -> bool {
         self.is_any.load(Ordering::Relaxed)
     }
 
-    /// Whether anybody observes events. Events around the moment of a change may be missed.
+    /// Whether an observer follows events. Events around the moment of a change may be missed.
     pub(super) fn is_any_of_events(&self) -> bool {
         self.is_any_of_events.load(Ordering::Relaxed)
     }
@@ -165,7 +165,7 @@ impl Observers {
     }
 }
 
-/// An observer of a server. Dropping it ends the calls; one that is under way is not waited for.
+/// An observer of a server. Dropping it ends the calls; it does not wait for a running call.
 #[must_use = "the observer is removed when this is dropped"]
 pub struct Observer {
     observers: Weak<Observers>,
@@ -190,8 +190,8 @@ impl std::fmt::Debug for Observer {
 }
 
 impl Server {
-    /// Calls a function for what happens to the sockets of this node, until the result is
-    /// dropped. It is for tools that show an operator what one client or room does.
+    /// Calls a function for the activity of the sockets of this node, until the result is dropped.
+    /// It is for tools that show an operator the activity of one client or room.
     ///
     /// The function runs inline, on the task that receives or emits and for all
     /// namespaces, so it must be short and must not emit, join or leave. While there is
@@ -214,7 +214,7 @@ impl Server {
 
     /// The same for sockets and their rooms only: [`Connected`](Observation::Connected),
     /// [`Disconnected`](Observation::Disconnected), [`Joined`](Observation::Joined) and
-    /// [`Left`](Observation::Left). Events cost what they cost without an observer; each
+    /// [`Left`](Observation::Left). Events cost the same as without an observer; each
     /// join and leave lists the rooms of its socket.
     pub fn observe_members(
         &self,

@@ -1,9 +1,8 @@
 //! Socket.IO packets as frames, in the server's encoding.
 //!
 //! An event is encoded once for all its recipients, so the parser belongs to the server
-//! and not to the client. A reply to a packet goes into the turn's own
-//! buffer, as long as nothing else is queued, and leaves with the other replies in one
-//! write.
+//! and not to the client. While nothing else is queued, a reply to a packet goes into the turn's
+//! own buffer and leaves with the other replies in one write.
 
 use bytes::Bytes;
 use roomcast_protocol::args::{Args, ArgsError};

@@ -1,4 +1,4 @@
-//! Sockets of plain connections: how one is let in, and what its driver does.
+//! Sockets of plain connections: admission, and the work of the driver.
 //!
 //! ```text
 //! open_stream ─ limits, phase ─ authorizers ─▶ connection, driver ─ on_connect started ─▶ Stream
@@ -116,10 +116,9 @@ impl From<Refusal> for OpenError {
 
 /// The events of one plain connection, in order. Ends with the connection.
 ///
-/// Dropping it closes the connection at once, so the body of a response or a parked
-/// request that is dropped because its client has gone leaves nothing behind. A stream
-/// that is not polled while events wait is closed as a slow consumer, under the limits of
-/// every connection.
+/// Dropping it closes the connection at once, so when a client disconnects, dropping the body of
+/// its response or its parked request frees everything. A stream that is not polled while events
+/// wait is closed as a slow consumer, under the limits of every connection.
 #[must_use = "dropping the stream closes the connection"]
 pub struct Stream {
     connection: Arc<Connection>,
@@ -192,7 +191,7 @@ impl Server {
         let connection = Connection::plain(engine, id, open.form, None, &[]);
         let (signal, opened) = oneshot::channel();
         let on_open = move |_| {
-            // Nobody waits if the request was dropped meanwhile.
+            // The receiver is gone if the request was dropped meanwhile.
             let _ = signal.send(());
             None
         };
@@ -407,7 +406,7 @@ struct Inbox {
 }
 
 impl PlainClient {
-    /// Goes on with what is running, and with the messages that wait for it.
+    /// Continues the running handler, and then the waiting messages.
     fn advance(&mut self, turn: &mut Turn<'_, '_>) {
         while let Some(inbox) = &mut self.inbox {
             let (on_text, socket) = (&self.on_text, self.client.only_socket());

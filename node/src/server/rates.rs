@@ -74,8 +74,8 @@ impl Client {
         Some(Over { limit, policy })
     }
 
-    /// Counts and logs a packet beyond a rate, and decides about it. Returns `true` if it is to be
-    /// dropped, and an error if the connection is to be closed.
+    /// Counts and logs a packet beyond a rate, and decides about it. Returns `true` if the packet
+    /// must be dropped, and an error if the connection must be closed.
     pub(super) fn exceed(
         &self,
         turn: &Turn<'_, '_>,

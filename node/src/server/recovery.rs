@@ -67,7 +67,7 @@ const STORE: Duration = Duration::from_secs(10);
 /// How long a server that shuts down waits for the sessions to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// The event by which a node tells the others that a client has come back to it. Node.js
+/// The event by which a node notifies the others that a client has come back to it. Node.js
 /// servers have no handler of it.
 const RETURNED: &str = "roomcast:returned";
 
@@ -86,12 +86,11 @@ pub struct Recovery {
     /// because each one then costs Redis and all nodes as much as a broadcast. Node.js
     /// servers with the adapter in memory keep them.
     ///
-    /// They are also stored for a socket whose connection was lost, for as long as the
-    /// client may come back. Such an event arrives in the order of the journal: after
-    /// what was emitted before it, and possibly after the acknowledgement of a handler
-    /// that emitted it. Volatile events and those that ask for an acknowledgement are
-    /// sent at once, and are not kept. If the journal cannot be reached, the event is
-    /// sent at once as well.
+    /// They are also stored for a socket whose connection was lost, while the client may come back.
+    /// Such an event arrives in the order of the journal: after what was emitted before it, and
+    /// possibly after the acknowledgement of a handler that emitted it. Volatile events and those
+    /// that ask for an acknowledgement are sent at once, and are not kept. If the journal cannot be
+    /// reached, the event is sent at once as well.
     pub unicasts: bool,
     /// Whether broadcasts can be emitted [at least once](super::BroadcastOperator::at_least_once). Default: no, because
     /// the sessions of all sockets are then stored again every half of `max_disconnection`, and the journal must keep
@@ -110,15 +109,15 @@ impl Default for Recovery {
     }
 }
 
-/// Makes the data of a socket from the JSON of what it was and from what the authorizers
-/// have returned. `Err`: the client is another one.
+/// Creates the data of a socket from the JSON of the former data and from the authorizers' result.
+/// `Err`: the client is another one.
 pub(crate) type RestoreData =
     Arc<dyn Fn(serde_json::Value, SocketData) -> Result<SocketData, Other> + Send + Sync>;
 
 /// The data of a socket.
 type SocketData = Option<Arc<dyn Data>>;
 
-/// A client that must not go on with the session.
+/// A client that must not resume the session.
 pub(crate) struct Other;
 
 /// The sessions of a namespace at work.
@@ -199,7 +198,7 @@ struct Credentials {
     offset: Option<String>,
 }
 
-/// A session that was taken, with everything that is needed to go on with it.
+/// A session that was taken, with everything that is needed to resume it.
 pub(super) struct Restored {
     record: Record,
     pid: Box<str>,
@@ -208,14 +207,14 @@ pub(super) struct Restored {
     from: Places,
     /// The entries that the tail of the journal did not have.
     earlier: Vec<Arc<Kept>>,
-    /// Nobody else goes on with the session on this node meanwhile.
+    /// Meanwhile, no other client on this node can resume the session.
     turn: returns::Return,
 }
 
-/// The places after which a client is sent what it has missed.
+/// The places after which the client's missed events begin.
 #[derive(Clone, Copy)]
 struct Places {
-    /// The client has received everything up to here, except for what it has to acknowledge.
+    /// The client has received everything up to here, except for unacknowledged events.
     received: Offset,
     /// Everything after this place must be there.
     start: Offset,
@@ -223,7 +222,7 @@ struct Places {
 
 /// The outcome of a CONNECT that may name a session.
 pub(super) enum Restoring {
-    /// The client goes on with its session.
+    /// The client resumes its session.
     Taken(Box<Restored>),
     /// The client does not come back, or cannot.
     No,
@@ -253,8 +252,8 @@ impl Restored {
 }
 
 impl LiveRecovery {
-    /// Starts the task that writes sessions. It ends when the namespace has gone and everything is
-    /// written.
+    /// Starts the task that writes sessions. It ends when the namespace was dropped and everything
+    /// is written.
     pub(super) fn start(
         options: Recovery,
         sessions: Arc<dyn Sessions>,
@@ -317,9 +316,8 @@ impl Drop for LiveRecovery {
 
 impl Socket {
     /// Whether the client has come back to the session that it had before its connection
-    /// was lost: the socket has the same id, rooms and data, and has received what it
-    /// missed. Always `false` in a namespace without
-    /// [recovery](super::Namespace::recovery).
+    /// was lost: the socket has the same id, rooms and data, and has received the missed events.
+    /// Always `false` in a namespace without [recovery](super::Namespace::recovery).
     pub fn recovered(&self) -> bool {
         self.recoverable().is_some_and(|r| r.is_recovered)
     }
@@ -492,7 +490,7 @@ impl LiveNamespace {
         is_return || self.journal.as_ref().is_some_and(|j| j.last().is_none())
     }
 
-    /// Takes the session that the credentials name, and prepares to go on with it.
+    /// Takes the session that the credentials name, and prepares to resume it.
     pub(super) async fn restore(&self, auth: Option<&str>) -> Restoring {
         static LINES: LineLimit = LineLimit::new();
         if let Some(journal) = &self.journal {
@@ -546,7 +544,7 @@ impl LiveNamespace {
         }
     }
 
-    /// The client that was to go on with the session is another one.
+    /// The client that came for the session is a different one.
     pub(super) fn refuse_restored(&self, restored: Restored) {
         self.count_recovery("refused");
         self.count_given_up("unrecovered", restored.record.pending());
@@ -564,8 +562,7 @@ impl LiveNamespace {
         metrics.recoveries.with_label_values(&[outcome]).inc();
     }
 
-    /// Ends the socket that had the session, and reads what the client has missed and the
-    /// tail has not.
+    /// Ends the socket that had the session, and reads the missed events that are not in the tail.
     /// `Err` has the number of events that the client had to acknowledge, too.
     async fn prepare(
         &self,
@@ -614,8 +611,8 @@ impl LiveNamespace {
         Some((from, earlier))
     }
 
-    /// Ends the socket that has had the session, wherever it is, if its node has not
-    /// noticed that the client has gone.
+    /// Ends the socket that had the session, on any node, if that node has not noticed the
+    /// disconnect.
     async fn end_former(&self, sid: &str, owner: &str) {
         let args = (sid, owner);
         if let Ok(args) = Args::encode(&args) {
@@ -623,7 +620,7 @@ impl LiveNamespace {
                 event: RETURNED.into(),
                 args,
             };
-            // Another node that does not hear it ends the socket after the ping timeout.
+            // A node that does not receive the event ends the socket after the ping timeout.
             drop(self.publish(&Target::default(), || returned));
         }
         self.has_returned(owner);
@@ -646,7 +643,7 @@ impl LiveNamespace {
         self.local_sockets(&target).into_iter().find(is_former)
     }
 
-    /// Whether an event between servers says that a client has come back to another node.
+    /// Whether an event between servers reports that a client has come back to another node.
     /// Its former socket is ended then.
     pub(super) fn is_return(&self, event: &str, args: &Args) -> bool {
         if event != RETURNED {
@@ -663,8 +660,8 @@ impl LiveNamespace {
         true
     }
 
-    /// Lets a client go on with its session: the socket is in its rooms again, and what
-    /// it has missed is in its outbox. `None` if that cannot be complete.
+    /// Resumes a client's session: the socket is in its rooms again, and the missed events are in
+    /// its outbox. `None` if that cannot be complete.
     pub(super) fn readmit(
         self: &Arc<Self>,
         turn: &mut Turn<'_, '_>,
@@ -717,7 +714,7 @@ impl LiveNamespace {
             since: record.since(),
             is_recovered: true,
             is_queued: AtomicBool::new(false),
-            // It is there since it was taken.
+            // It exists, because it was taken.
             is_stored: AtomicBool::new(true),
             joins: Mutex::new(std::mem::take(&mut record.joins)),
             unacknowledged: Mutex::new(Unacknowledged::of(record.account.as_ref())),

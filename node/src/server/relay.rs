@@ -7,9 +7,8 @@
 //!               └──▶ the application's relay ──▶ owner: relayed_router ──▶ the session
 //! ```
 //!
-//! How a request travels and how the owner knows that it comes from a node is the
-//! application's part, because it decides about listeners, networks and keys. The program
-//! `roomcast` is an example.
+//! The application transports the requests and authenticates the nodes, because it controls
+//! listeners, networks and keys. The program `roomcast` is an example.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -93,13 +92,12 @@ impl Server {
         Routes::of_relayed(Arc::clone(self.engine()), self.acceptor()).router()
     }
 
-    /// Responds to a poll or post of one of this node's sessions that another node
-    /// relays in a form of its own. Does what
-    /// [`relayed_router`](Self::relayed_router) does with it, without HTTP between
-    /// the two: of the request, method, query, `accept-encoding` and `content-type`
-    /// matter, and the path is ignored. Upgrades get status 400.
+    /// Responds to a poll or post of one of this node's sessions that another node relays in its
+    /// own format. Does the same as [`relayed_router`](Self::relayed_router), without HTTP between
+    /// the nodes: of the request, method, query, `accept-encoding` and `content-type` matter, and
+    /// the path is ignored. Upgrades get status 400.
     ///
-    /// A poll that is dropped ends its session, as one whose client has gone.
+    /// Dropping a poll ends its session, as if its client had disconnected.
     pub fn respond_to_relayed(
         &self,
         request: Request<Bytes>,
@@ -108,9 +106,9 @@ impl Server {
         async move { routes.respond_to_relayed(request).await }
     }
 
-    /// Returns the time of the cluster since 1970, which all nodes have alike, whatever
-    /// the clocks of their hosts. `None` without a bus over Redis, or before it has told
-    /// its time.
+    /// Returns the time of the cluster since 1970, which is the same on all nodes, regardless of
+    /// the clocks of their hosts. `None` without a bus over Redis, or before Redis has returned its
+    /// time.
     pub fn cluster_time(&self) -> Option<Duration> {
         self.inner().cluster.bus.as_ref()?.time()
     }

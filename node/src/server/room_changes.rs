@@ -27,7 +27,7 @@ pub struct RoomChange {
 
 impl RoomChanges {
     /// Waits for changes and returns them, each room once. A room that has changed and changed back
-    /// since the last call is left out, so what waits never has more entries than there are rooms.
+    /// since the last call is left out, so the number of entries never exceeds the number of rooms.
     pub async fn next(&mut self) -> Vec<RoomChange> {
         let changes = self.watch.next().await.into_iter();
         let changes = changes.map(|(room, is_occupied)| RoomChange {

@@ -52,7 +52,7 @@ impl Serve {
         self
     }
 
-    /// Stops when the signal comes: no more connections are accepted, the server is
+    /// Stops on the signal: no more connections are accepted, the server is
     /// [closed](Server::close), and serving ends when the last response has been written.
     pub fn with_graceful_shutdown(
         mut self,

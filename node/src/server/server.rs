@@ -53,7 +53,7 @@ use crate::transport::{
     routes::Routes,
 };
 
-/// Time for other nodes to learn that this one no longer answers questions.
+/// Time for other nodes to notice that this one no longer answers questions.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for the bus to send its queue and close.
@@ -253,7 +253,7 @@ impl Server {
 
     /// Returns the nodes of the cluster as they were last seen, this one included. Over
     /// Redis, a node that has ended without a goodbye is listed until its lease is over,
-    /// for some 6 s. While Redis is away, the nodes are those that were seen last.
+    /// for some 6 s. While Redis is unreachable, the nodes are those that were seen last.
     /// Node.js servers have no names and are not listed.
     pub fn nodes(&self) -> Vec<NodeId> {
         let ClusterNode { node, bus, .. } = &self.0.cluster;

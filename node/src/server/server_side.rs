@@ -1,8 +1,8 @@
 //! Events from server to server, which run handlers of the other nodes and reach no client.
 //!
-//! The bus calls us inline and must not wait, so each handler runs in a task of its own,
-//! and several events are handled at the same time. The number of tasks is bounded,
-//! because any process with access to Redis can emit such events.
+//! The bus calls us inline and must not wait, so each handler runs in a separate task, and several
+//! events are handled at the same time. The number of tasks is bounded, because any process with
+//! access to Redis can emit such events.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -108,9 +108,9 @@ impl BroadcastOperator {
 }
 
 impl LiveNamespace {
-    /// Starts the handler of an event that another server has emitted. It runs in a task
-    /// of its own, because the bus must not wait for it. Returns the receiver of its
-    /// answer, or `None` without a handler.
+    /// Starts the handler of an event that another server has emitted. It runs in a separate task,
+    /// because the bus must not wait for it. Returns the receiver of its answer, or `None` without
+    /// a handler.
     pub(super) fn start_server_side(
         &self,
         event: &str,
@@ -140,7 +140,7 @@ impl LiveNamespace {
                 tracing::error!(event = &*event, "a handler of a server-side event panicked");
                 Ok(Answer::Args(failure("the handler panicked")))
             });
-            // The receiver is gone if no answer was asked for, or after the timeout.
+            // The receiver was dropped if no answer was requested, or after the timeout.
             let _ = answer.send(match result {
                 Ok(Answer::Args(args)) => args,
                 Ok(Answer::Taken) => Args::default(),

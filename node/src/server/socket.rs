@@ -6,9 +6,9 @@
 //!   driver ──────┘               └─► disconnect: state ─► the driver is woken, and leaves
 //! ```
 //!
-//! Anybody may hold a clone, use it from any thread, and keep it after the client has
-//! gone. So each call looks at the state. An emit to a socket that has left fails, even
-//! if its connection serves other namespaces.
+//! Clones can be used from any thread, and kept after the client has disconnected. So each call
+//! looks at the state. An emit to a socket that has left fails, even if its connection serves other
+//! namespaces.
 //!
 //! **Why `disconnect()` only sets the state.** A handler may call it while one of its
 //! packets is being handled. Only the driver takes the socket out of its namespace,
@@ -239,8 +239,8 @@ impl Socket {
         if !self.is_connected() {
             return Err(JoinError::Disconnected);
         }
-        // Before the socket is in the rooms, so that nothing that it receives there is
-        // missing when it comes back.
+        // Before the socket is in the rooms, so that no message to them is missing when it comes
+        // back.
         let place = self.place_of_joins();
         let is_observed = self.0.namespace.observers.is_any();
         let before = (is_observed || place.is_some()).then(|| self.rooms());
@@ -495,9 +495,8 @@ impl Socket {
         })
     }
 
-    /// Sends text as it is to the client of a [plain connection](crate::plain): a
-    /// WebSocket receives a message of its own, and a stream yields it. It keeps its
-    /// place between events.
+    /// Sends text as it is to the client of a [plain connection](crate::plain): a WebSocket
+    /// receives a separate message, and a stream yields it. It keeps its place between events.
     ///
     /// # Errors
     ///
@@ -592,8 +591,8 @@ impl Socket {
     }
 }
 
-/// An acknowledgement that counts against the client until the answer takes it out of the table or
-/// this is dropped, whichever comes first.
+/// An acknowledgement that counts against the client's limit until the answer removes it from the
+/// table or this is dropped.
 struct PendingAck<'a> {
     socket: &'a Socket,
     awaited: Awaited<'a>,
@@ -660,7 +659,7 @@ impl Inner {
         self.pending_acks.load(Ordering::Relaxed) > 0
     }
 
-    /// An acknowledgement has arrived, or nobody waits for it any more.
+    /// An acknowledgement has arrived, or is no longer awaited.
     pub(super) fn end_ack(&self) {
         self.pending_acks.fetch_sub(1, Ordering::Relaxed);
     }

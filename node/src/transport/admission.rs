@@ -1,5 +1,5 @@
-//! Limits of clients that can be replaced while the server runs: connections, in all and
-//! per address, new ones per second, and the rates of what each client sends.
+//! Limits of clients that can be replaced while the server runs: connections, in total and per
+//! address, new ones per second, and the rates of each client's events and bytes.
 //!
 //! A limit that is not configured costs one relaxed load. An address is in the table only
 //! while it has connections that were counted, so the table is never larger than the
@@ -37,7 +37,7 @@ pub(crate) struct Admission {
     rate_policy: AtomicU8,
 }
 
-/// The rates of what one client sends.
+/// The rates of one client's events and bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientRates {
     pub(crate) events: Option<Rate>,
@@ -61,7 +61,7 @@ impl Admission {
         admission
     }
 
-    /// Puts the limits in force for what comes from now on.
+    /// Applies the limits to everything that arrives from now on.
     pub(super) fn set(&self, limits: &Limits) {
         self.set_connections(limits.connections);
         self.addresses.set(limits);
@@ -93,7 +93,7 @@ impl Admission {
         }
     }
 
-    /// The rates of what a client sends, if there are any.
+    /// The rates of a client, if there are any.
     pub(crate) fn client_rates(&self) -> Option<ClientRates> {
         if !self.event_rate.is_set() && !self.byte_rate.is_set() {
             return None;
@@ -139,10 +139,10 @@ impl Addresses {
         self.is_limited.store(is_limited, Ordering::Relaxed);
     }
 
-    /// Counts a connection of an address. Returns what [`leave`](Self::leave) takes, nothing if the
-    /// connections of an address are not limited, or an error if it has too many.
-    /// The key is returned and not looked up again, because the limit and the prefix
-    /// may be replaced meanwhile.
+    /// Counts a connection of an address. Returns the argument of [`leave`](Self::leave), `None` if
+    /// connections per address are not limited, or an error if the address has too many. The key is
+    /// returned instead of computed again, because the limit and the prefix may be replaced
+    /// meanwhile.
     pub(super) fn enter(&self, address: IpAddr) -> Result<Option<Box<IpAddr>>, ()> {
         if !self.is_limited.load(Ordering::Relaxed) {
             return Ok(None);

@@ -1,11 +1,12 @@
-//! What waited for a client that was cut as slow, in words for the log: which events filled its
+//! A description, for the log, of the frames that waited for a slow client: which events filled its
 //! outbox. An operator then knows whether to send less of them, or to send them volatile.
 
 use std::collections::HashMap;
 
 use super::frame::Frame;
 
-/// Frames that are looked at. A flood repeats itself, and the outbox is summed up under a lock.
+/// Maximum number of frames to inspect. A flood repeats itself, and the outbox is summed up under a
+/// lock.
 const SAMPLE: usize = 256;
 
 /// Events that are named.

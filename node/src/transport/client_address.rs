@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each proxy appends the address that it was called from, so a header is read from its
-//! right end: as long as an address is trusted, the entry left of it is believed. The
+//! right end: as long as an address is trusted, so is the entry to its left. The
 //! entries of the client itself stand further left and are never reached.
 
 use std::{
@@ -68,7 +68,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for ClientAddress {
     }
 }
 
-/// The proxies whose headers about clients are believed. By default there are none.
+/// The proxies whose headers about clients are trusted. By default there are none.
 ///
 /// ```
 /// # use roomcast::{Server, TrustedProxies};
@@ -139,7 +139,7 @@ impl TrustedProxies {
         self.networks.is_empty()
     }
 
-    /// Whether a request carries an address that is not believed because of who sent it.
+    /// Whether a request carries an address that is ignored because its sender is not trusted.
     pub(crate) fn ignores(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
         let named =
             || headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED);
@@ -182,7 +182,7 @@ impl TrustedProxies {
     fn follow(&self, peer: ClientAddress, hops: impl Iterator<Item = Hop>) -> ClientAddress {
         let mut client = peer;
         for hop in hops {
-            // Hidden or broken: nobody knows who wrote what stands left of it.
+            // Hidden or broken: the origin of the entries to its left is unknown.
             let Some(address) = hop.address else {
                 break;
             };

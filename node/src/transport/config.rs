@@ -50,10 +50,10 @@ pub struct Limits {
     /// `emit_with_ack` fails.
     pub pending_acks: usize,
     /// Broadcasts [at least once](crate::BroadcastOperator::at_least_once) that one socket has
-    /// not acknowledged. Default 256. Beyond: the oldest are not sent again when the client
+    /// not acknowledged. Default 256. Beyond: then the oldest are not sent again when the client
     /// comes back.
     pub unacknowledged_events: usize,
-    /// The bytes of their packets. Default 1 MiB; the latest is kept whatever its size.
+    /// The bytes of their packets. Default 1 MiB; the latest is kept regardless of its size.
     /// Beyond: the same.
     pub unacknowledged_bytes: usize,
     /// Running handlers of one connection. Default 256. Beyond: further events wait, in
@@ -62,7 +62,7 @@ pub struct Limits {
     /// Bytes that wait to be written to one connection. Default 64 MiB. Beyond: the connection is
     /// closed as a slow consumer. A single packet may be larger.
     pub outbox_bytes: usize,
-    /// Time in which a client must take something of what waits for it. Default 30 s. Beyond: the
+    /// Time in which a client must read some of the bytes queued for it. Default 30 s. Beyond: the
     /// connection is closed as a slow consumer, when the next packet is queued for it or with its
     /// next heartbeat. The ping timeout may come first.
     pub stall_timeout: Duration,
@@ -76,8 +76,8 @@ pub struct Limits {
     pub inbox_bytes: usize,
     /// Frames of one WebSocket message. Default 1,024. Beyond: the connection is closed.
     pub fragments: usize,
-    /// Time for what comes before HTTP: a PROXY header, a TLS handshake. Default 10 s. Beyond: the
-    /// connection is closed. Applies to [`Server::serve`](crate::Server::serve).
+    /// Time limit for the bytes before HTTP: a PROXY header, a TLS handshake. Default 10 s. Beyond:
+    /// the connection is closed. Applies to [`Server::serve`](crate::Server::serve).
     pub handshake_timeout: Duration,
     /// Connections on which that is not complete. Default 10,000. Beyond: a further one is closed.
     /// Applies to [`Server::serve`](crate::Server::serve).
@@ -103,7 +103,7 @@ pub struct Limits {
     pub connections: usize,
     /// Connections from one address. Default: no limit. Beyond: status 429. Needs the
     /// address of the client, see [`Handshake::address`](crate::Handshake::address):
-    /// behind a proxy all clients have that of the proxy.
+    /// behind a proxy all clients have the proxy's address.
     pub connections_per_address: Option<usize>,
     /// The bits of an IPv6 address that count as one address, because clients have whole networks.
     /// Default 64.

@@ -22,10 +22,9 @@
 //!
 //! **Why a lock and no channel.** A push returns whether the client took the frame, was
 //! cut or is closed, so the number of recipients is known at once, and no task has to
-//! be woken for a push. The lock is held for a push, or while what is queued is
-//! written, never across an await. Decisions of the state come out as [`Todo`], which
-//! is carried out before the lock is released, so that no other thread sees a state
-//! whose timer or wake-up is still missing.
+//! be woken for a push. The lock is held for a push or while queued frames are written, never
+//! across an await. Decisions of the state come out as [`Todo`], which is carried out before the
+//! lock is released, so that no other thread sees a state whose timer or wake-up is still missing.
 
 use std::{
     io,
@@ -70,7 +69,7 @@ pub(crate) struct Connection {
     /// Whether the client's transport takes text only. It changes when a WebSocket is attached.
     base64: AtomicBool,
     /// A copy of [`ConnectionState::may_reply_directly`], which the driver reads without the lock:
-    /// whatever its handlers have seen has happened before.
+    /// everything that its handlers have seen has happened before.
     direct: AtomicBool,
     is_plain: bool,
 }
@@ -89,12 +88,12 @@ pub(super) struct Locked {
 
 /// The further state of a connection that has more than a WebSocket of Engine.IO.
 pub(crate) enum Aside {
-    /// While the client polls, and until what it left behind is handled.
+    /// While the client polls, and until its remaining packets are handled.
     Polling(Polling),
     Plain(Plain),
 }
 
-/// What carries a connection now.
+/// The current transport of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carrier {
     Polling,
@@ -241,12 +240,12 @@ impl Connection {
         self.lock().state.closing()
     }
 
-    /// The connection is in use: the connect timeout does not apply any more.
+    /// The connection is in use: the connect timeout no longer applies.
     pub(crate) fn claim(&self) {
         self.lock().state.claim();
     }
 
-    /// Queues what opens the session on the client's side. The driver, which is about to
+    /// Queues the packet that opens the session on the client's side. The driver, which is about to
     /// be started, writes it in its first turn.
     pub(super) fn begin(&self, opening: Frame, head: Option<&[u8]>) {
         self.lock().state.begin(opening, head);
@@ -261,7 +260,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Queues a frame; if nobody is about to flush, the connection goes into the batch. So does
+    /// Queues a frame; unless a flush is pending, the connection is added to the batch. So does
     /// the connection whose handler broadcasts: if its copy were written with its turn, a client
     /// that waits for its own copy before it sends again would run ahead of everybody else.
     pub(crate) fn deliver(self: &Arc<Self>, frame: &Frame, volatile: bool, batch: &mut Batch) {
@@ -308,7 +307,7 @@ impl Connection {
             .state
             .push(frame, volatile, by_lane, reach, config, now);
         match push {
-            // Something is queued now, so replies have to go behind it.
+            // Frames are queued now, so replies have to follow them.
             Push::Queued { flush, waits } => {
                 self.direct.store(false, Ordering::Relaxed);
                 if waits {
@@ -339,7 +338,7 @@ impl Connection {
         locked.state.stuck_bytes(locked.reach())
     }
 
-    /// Takes the description of what waited for a client that was cut as slow.
+    /// Takes the description of the frames that waited for a slow client.
     pub(super) fn take_backlog(&self) -> Option<Box<str>> {
         self.lock().state.take_backlog()
     }
@@ -352,7 +351,7 @@ impl Connection {
         self.carry_out(&mut locked, todo);
     }
 
-    /// Has the driver look at what was decided about its sockets.
+    /// Makes the driver check the decisions about its sockets.
     pub(crate) fn wake(&self) {
         self.lock().wake_driver();
     }
@@ -383,7 +382,7 @@ impl Connection {
         self.carry_out(&mut locked, todo);
     }
 
-    /// Closes a connection whose transport is gone.
+    /// Closes a connection whose transport is closed.
     pub(super) fn abort(&self, locked: &mut Locked, reason: CloseReason) {
         let todo = locked.state.abort(reason, self.engine.clock.now());
         self.carry_out(locked, todo);
@@ -405,7 +404,7 @@ impl Connection {
         self.direct.store(direct, Ordering::Relaxed);
     }
 
-    /// Writes what is queued, or lets a waiting poll fetch it. Returns the bytes written.
+    /// Writes the queued frames, or lets a waiting poll fetch them. Returns the bytes written.
     pub(super) fn flush(&self, scratch: &mut Vec<u8>) -> usize {
         let mut locked = self.lock();
         let may_write = locked.state.begin_flush();
@@ -502,8 +501,8 @@ impl Connection {
         let Some((frame, is_unanswered)) = self.plain_heartbeat(locked) else {
             return Ok(false);
         };
-        // The client's protocol has no pong, so the ping counts as answered. A client
-        // that is gone shows when it takes no more bytes.
+        // The client's protocol has no pong, so the ping counts as answered. A vanished client is
+        // noticed when it reads no more bytes.
         if is_unanswered {
             let config = &self.engine.config;
             let (received, todo) = locked.state.receive(Packet::Pong(""), config, now);
@@ -519,7 +518,7 @@ impl Connection {
     }
 
     /// The client's WebSocket takes over from polling. `read` was received on it already, and
-    /// `base64` says whether it takes text only.
+    /// `base64` is set if it takes only text.
     pub(super) fn attach(
         self: &Arc<Self>,
         stream: Stream,
@@ -530,8 +529,8 @@ impl Connection {
         if locked.state.is_expired() {
             return Err(Closed);
         }
-        // A client that has got its last packet by a poll expects nothing more, so an
-        // upgrade that comes after it is too late.
+        // A client that has received its last packet by a poll expects nothing more, so a later
+        // upgrade is too late.
         match locked.polling() {
             Some(polling) if !polling.said_farewell() => polling.attached(read),
             _ => return Err(Closed),
@@ -554,7 +553,7 @@ impl Connection {
         received
     }
 
-    /// Starts or continues the driver's turn: until [`end_turn`](Self::end_turn), nobody else
+    /// Starts or continues the driver's turn: until [`end_turn`](Self::end_turn), no other task
     /// writes to the WebSocket.
     pub(super) fn turn<'a>(&'a self, cx: &Context<'_>) -> MutexGuard<'a, Locked> {
         let mut locked = self.lock();
@@ -567,8 +566,8 @@ impl Connection {
         locked
     }
 
-    /// Ends the turn: writes what it produced (`replies`, which come first) and what others
-    /// queued meanwhile. Returns the bytes written, and why the connection is closing if it is.
+    /// Ends the turn: writes its `replies` first, and then the frames that others queued meanwhile.
+    /// Returns the bytes written, and why the connection is closing if it is.
     pub(super) fn end_turn(
         &self,
         replies: &mut Vec<u8>,
@@ -590,8 +589,8 @@ impl Connection {
         }
         while locked.state.driver_writes() {
             sent += self.write(locked, scratch, Some(cx));
-            // Polling registers the driver's waker. If the socket has become writable
-            // in between, writing goes on, because no wake-up would follow.
+            // Polling registers the driver's waker. If the socket has become writable in between,
+            // writing continues, because no wake-up would follow.
             let writable = match &mut locked.stream {
                 Some(stream) if locked.state.is_blocked() => stream.poll_writable(cx).is_ready(),
                 _ => false,
@@ -617,7 +616,7 @@ impl Connection {
         self.direct.load(Ordering::Relaxed)
     }
 
-    /// The turn begins to handle what was read.
+    /// The turn begins to handle the bytes that were read.
     pub(super) fn begin_replies(&self, locked: &mut Locked) {
         if self.is_plain {
             return;
@@ -643,9 +642,8 @@ impl Connection {
         let Some(stream) = locked.stream.as_mut().filter(|_| !has_frames) else {
             return Poll::Pending;
         };
-        // Closing a socket with unread bytes makes the system send a reset, which may
-        // discard at the client what was written last. So the rest is read until the
-        // client has closed, too.
+        // Closing a socket with unread bytes makes the system send a reset, which may discard the
+        // last written bytes at the client. So the rest is read until the client has closed, too.
         stream.shut_down(cx);
         loop {
             match stream.poll_read(cx, scratch) {

@@ -18,11 +18,10 @@
 //!   x     x/·      x      ·    │ the driver; only while closing
 //! ```
 //!
-//! A client is *stuck* while nothing can be written to it: the system took less than was
-//! offered, or no poll waits. It is slow when it is stuck and took nothing for
-//! `stall_timeout`, or when more than `outbox_bytes` waits. A client that polls is stuck
-//! between two polls, but nothing was refused: volatile packets wait for its next poll as
-//! long as they fit into that.
+//! A client is *stuck* while nothing can be written to it: the system accepted fewer bytes than
+//! offered, or no poll waits. It is slow when it is stuck and took nothing for `stall_timeout`, or
+//! when more than `outbox_bytes` waits. A client that polls is stuck between two polls, but nothing
+//! was refused: volatile packets wait for its next poll as long as they fit into that.
 //!
 //! ```text
 //! open ── close ──▶ closing: the outbox is written (if the reason flushes it), then a close frame
@@ -53,10 +52,10 @@ use roomcast_protocol::engine_io::{
 /// call, because copying a few kilobytes is cheaper than a vector of buffers.
 const COALESCE_BYTES: usize = 16 * 1024;
 
-/// How long a closed WebSocket may take to read what was still queued and to close its side.
+/// How long a closed WebSocket may take to read the queued bytes and to close its side.
 const WEBSOCKET_LINGER: Duration = Duration::from_secs(5);
 
-/// How long a closed client may take for all that was still queued, while it goes on taking some.
+/// How long a closed client may take for all queued bytes while it keeps reading.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a polling client may take to fetch its last packets.
@@ -78,9 +77,9 @@ pub(super) struct ConnectionState {
     dirty: bool,
     /// The driver is in its turn and flushes at the end of it.
     in_turn: bool,
-    /// The system took less than was offered; the driver waits until it takes more.
+    /// The system accepted fewer bytes than offered; the driver waits until it takes more.
     blocked: bool,
-    /// The time of a closing connection is over, or its transport is gone.
+    /// The time of a closing connection has passed, or its transport is closed.
     expired: bool,
     /// Replies of the turn may be written ahead of the outbox, which was empty when it began.
     direct: bool,
@@ -90,7 +89,7 @@ struct Closing {
     reason: CloseReason,
     /// How far the end may be put off.
     latest: Time,
-    /// What waited for a slow client, for the log.
+    /// The description of the frames that waited for a slow client, for the log.
     backlog: Option<Box<str>>,
 }
 
@@ -169,7 +168,7 @@ impl ConnectionState {
         self.expired
     }
 
-    /// Whether there is nothing to wait for: the time is over, or nobody is at the other end.
+    /// Whether there is nothing to wait for: the time has passed, or the other end is gone.
     pub(super) fn is_over(&self) -> bool {
         self.expired || self.closing().is_some_and(CloseReason::transport_is_gone)
     }
@@ -193,7 +192,7 @@ impl ConnectionState {
         self.outbox.iter()
     }
 
-    /// Takes the description of what waited for a client that was cut as slow.
+    /// Takes the description of the frames that waited for a slow client.
     pub(super) fn take_backlog(&mut self) -> Option<Box<str>> {
         self.closing.as_mut()?.backlog.take()
     }
@@ -206,7 +205,7 @@ impl ConnectionState {
         }
     }
 
-    /// The connection is in use: the connect timeout does not apply any more.
+    /// The connection is in use: the connect timeout no longer applies.
     pub(super) fn claim(&mut self) {
         if self.closing.is_none() {
             self.expires = Time::from_millis(u64::MAX);
@@ -342,8 +341,8 @@ impl ConnectionState {
         }
     }
 
-    /// Closes a connection whose transport is gone: nobody is there to read a close frame, or to be
-    /// waited for.
+    /// Closes a connection whose transport is gone: no peer is left to read a close frame or to
+    /// wait for.
     pub(super) fn abort(&mut self, reason: CloseReason, now: Time) -> Todo {
         self.outbox.clear();
         self.expired = true;
@@ -380,7 +379,7 @@ impl ConnectionState {
             if now < self.expires {
                 return Due::Nothing;
             }
-            // A client that goes on taking what was queued gets the time for it.
+            // A client that keeps reading queued bytes gets the time for it.
             let more = self.progress.after(linger(reach)).min(closing.latest);
             if closing.reason.flushes() && self.has_frames() && now < more {
                 self.expires = more;
@@ -411,12 +410,12 @@ impl ConnectionState {
         !self.in_turn && !self.blocked
     }
 
-    /// The driver's turn begins or goes on: until its end, nobody else writes.
+    /// The driver's turn begins or continues: until its end, no other task writes.
     pub(super) fn begin_turn(&mut self) {
         self.in_turn = true;
     }
 
-    /// The turn begins to handle what was read.
+    /// The turn begins to handle the bytes that were read.
     pub(super) fn begin_replies(&mut self, reach: Reach) {
         self.direct = reach == Reach::WebSocket
             && self.in_turn
@@ -494,7 +493,7 @@ impl ConnectionState {
         Some(scratch)
     }
 
-    /// `count` bytes of what was to be written are on the wire.
+    /// `count` bytes have been written.
     pub(super) fn wrote(&mut self, count: usize, wire: Wire<'_>) {
         self.outbox.advance(count, |frame| frame.wire(wire).len());
     }

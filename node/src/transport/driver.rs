@@ -1,5 +1,5 @@
-//! The task of one connection: it reads, has the protocol handle what was read, and waits where it
-//! would block.
+//! The task of one connection: it reads, passes the bytes to the protocol, and waits where it would
+//! block.
 //!
 //! The task's future is two pointers; everything else belongs to the connection, or is a buffer of
 //! the thread that is lent for one turn. An idle connection owns no buffer.
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! **Why turns are bounded.** The runtime has few workers, and a client that sends
-//! without a pause would keep one of them for ever. After [`READS_PER_TURN`] reads
-//! the task wakes itself, which puts it behind the other tasks that are ready.
+//! without a pause would keep one of them for ever. After [`READS_PER_TURN`] reads the task wakes
+//! itself, so that the other ready tasks run first.
 //!
 //! **Why reading may pause.** If the protocol takes no more, the bytes that were read
 //! stay in `unread`, and nothing more is read. The client's TCP window fills, so the
@@ -72,7 +72,7 @@ pub(crate) trait Protocol: Send + 'static {
 
     fn binary(&mut self, turn: &mut Turn<'_, '_>, bytes: &[u8]) -> Result<(), CloseReason>;
 
-    /// Continues what is in progress.
+    /// Continues the work in progress.
     fn poll(&mut self, turn: &mut Turn<'_, '_>);
 
     /// Whether another message may be handed over now. When it may not, reading pauses until
@@ -95,11 +95,10 @@ pub(crate) struct Turn<'a, 'w> {
 }
 
 impl Turn<'_, '_> {
-    /// Sends the reply to something that was just received. As long as nothing else is queued, it
-    /// is written together with the other replies of this turn, without a frame of its own.
+    /// Sends the reply to something that was just received. While nothing else is queued, it is
+    /// written together with the other replies of this turn, without a separate frame.
     pub(crate) fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>), binary: &[Bytes]) {
-        // Binary needs frames of its own behind the text, which the outbox writes as
-        // one.
+        // Binary needs separate frames after the text, which the outbox writes together.
         let direct = binary.is_empty()
             && self.replies.len() < REPLY_BYTES
             && self.connection.may_reply_directly();
@@ -113,7 +112,7 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// Writes what the turn has produced. Returns why the connection is closing, if it is.
+    /// Writes the output of the turn. Returns why the connection is closing, if it is.
     fn end(&mut self, gather: &mut Vec<u8>) -> Option<CloseReason> {
         let (sent, closing) = self.connection.end_turn(self.replies, gather, self.cx);
         if sent > 0 {
@@ -125,7 +124,7 @@ impl Turn<'_, '_> {
 
     /// Sends a frame after everything that was sent before.
     pub(crate) fn send(&mut self, frame: &Frame) {
-        // A connection that has closed meanwhile takes no more frames, and nobody waits for them.
+        // A connection that has closed meanwhile takes no more frames, and its client expects none.
         let _ = self.connection.send(frame, false);
     }
 }
@@ -190,7 +189,7 @@ enum Stage {
     Open,
     /// The protocol knows of the end; queued packets are still written.
     Closing,
-    /// The transport is gone; handlers may still run.
+    /// The transport is closed; handlers may still run.
     Released,
 }
 
@@ -316,7 +315,7 @@ impl<P: Protocol> Core<P> {
         Poll::Pending
     }
 
-    /// Reads and handles what there is.
+    /// Reads and handles the available bytes.
     fn receive(&mut self, turn: &mut Turn<'_, '_>, buffer: &mut [u8]) -> Progress {
         for _ in 0..READS_PER_TURN {
             if !self.protocol.is_ready() {
@@ -428,8 +427,7 @@ impl<P: Protocol> Core<P> {
                 packets.rest()
             }
         };
-        // The protocol took no more in the middle of a body. The rest comes in a later
-        // turn.
+        // The protocol took no more in the middle of a body. A later turn reads the rest.
         if let (Some(rest), Some(polling)) = (rest, connection.lock().polling()) {
             polling.put_back(Posted {
                 form: posted.form,
@@ -587,7 +585,7 @@ fn undecodable(error: PacketError) -> CloseReason {
     }
 }
 
-/// Node's server closes without a code, except where the code tells the client something.
+/// Node's server closes without a code, except where the code informs the client.
 fn refused(refusal: Refusal) -> CloseReason {
     match refusal {
         Refusal::TooLarge => CloseReason::LimitReached(Limit::MessageSize),

@@ -89,7 +89,7 @@ pub(crate) struct Engine {
 }
 
 /// Passes on a request of a session whose id begins with this tag of another node, and
-/// resolves to the response. `None` if the session is gone.
+/// resolves to the response. `None` if the session has ended.
 pub(crate) type Relay =
     Box<dyn Fn(&str, Request<Body>) -> BoxFuture<'static, Option<Response<Body>>> + Send + Sync>;
 
@@ -102,7 +102,7 @@ pub(crate) enum Phase {
     Leaving,
     /// Handshakes get status 503; sessions go on.
     Refusing,
-    /// No session goes on.
+    /// No session continues.
     Closing,
 }
 
@@ -135,7 +135,7 @@ impl Engine {
             .interval
             .min(config.heartbeat.timeout)
             .min(config.connect_timeout);
-        // A deadline is late by a tick at most, which is small beside every interval.
+        // A deadline is late by a tick at most, which is small compared with every interval.
         let tick = (shortest / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
         let admission = Admission::new(&config.limits);
         Self {
@@ -160,9 +160,9 @@ impl Engine {
         }
     }
 
-    /// Returns the address of the client of a first request. Counts an address in a
-    /// header that is not believed, because either a balancer is missing among the
-    /// trusted proxies or a client pretends to be one.
+    /// Returns the address of the client of a first request. Counts an ignored address in a header,
+    /// because either a balancer is missing among the trusted proxies or a client pretends to be
+    /// one.
     pub(super) fn client(
         &self,
         extensions: &Extensions,

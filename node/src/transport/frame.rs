@@ -13,8 +13,8 @@
 //! **Why the frame has its header already.** A frame of a server is not masked, so its
 //! bytes are the same for all clients. A recipient costs a reference and no copy.
 //!
-//! **What waits is counted once**, when a frame first waits for any client, because all
-//! outboxes share its memory. The count ends with the last handle.
+//! **Queued bytes are counted once**, when a frame first waits for any client, because all outboxes
+//! share its memory. The count ends with the last handle.
 
 use std::{
     ops::Range,
@@ -49,8 +49,8 @@ pub(crate) enum Wire<'a> {
 }
 
 /// The longest header of a WebSocket frame from a server, and the packet type `4`.
-/// The packet is written behind as much space, and the header in front of it when its
-/// length is known.
+/// The packet is written after this much space, and the header in front of it once its length is
+/// known.
 const HEAD: usize = 11;
 
 /// A shared packet; cheap to clone.
@@ -71,7 +71,7 @@ struct Inner {
 enum Content {
     /// Nothing: it is Engine.IO's or Socket.IO's.
     Packet,
-    /// What the form writes.
+    /// The output of the form.
     Event(Box<Source>),
     /// The text as it is.
     Text,
@@ -112,7 +112,7 @@ impl Drop for Waiting {
     }
 }
 
-/// The memory that a frame counts beside its bytes.
+/// The memory that a frame counts in addition to its bytes.
 /// Without it, many small frames would seem to cost little.
 const OVERHEAD: usize = 128;
 

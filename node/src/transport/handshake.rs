@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use roomcast_protocol::{args::from_json, engine_io::open::Query};
 
-/// The details of a connection's first request, and what the client sent when it connected to a
+/// The details of a connection's first request, and the client's `auth` when it connected to a
 /// namespace. Cheap to clone.
 ///
 /// It is packed, because every connection keeps it for its life. Headers that concern only the
@@ -46,8 +46,8 @@ pub(crate) struct Request {
     /// zero byte, which none of them can contain.
     packed: Box<[u8]>,
     address: Option<SocketAddr>,
-    /// Milliseconds since 1970, twice, plus one if the client uses TLS: a field of its
-    /// own would cost every connection 16 bytes.
+    /// Milliseconds since 1970, twice, plus one if the client uses TLS: a separate field would cost
+    /// every connection 16 bytes.
     issued_and_secure: u64,
     /// Boxed, because few applications keep any.
     extensions: Option<Box<Extensions>>,
@@ -56,7 +56,7 @@ pub(crate) struct Request {
 /// Copies the value of one type from the extensions of a request.
 pub(crate) type Keep = fn(&Extensions, &mut Extensions);
 
-/// Copies what the application wants to keep of the extensions of a request.
+/// Copies the extensions of a request that the application wants to keep.
 pub(crate) fn kept(keep: &[Keep], extensions: &Extensions) -> Option<Box<Extensions>> {
     let mut kept = Extensions::new();
     for keep in keep {
@@ -167,9 +167,9 @@ impl Handshake {
             .unwrap_or_default()
     }
 
-    /// The client's address: the other end of the TCP connection, or what a
-    /// [trusted proxy](crate::Builder::trusted_proxies) says it is. The port is 0 if the proxy does
-    /// not name it. None if the embedding application does not provide the address (see
+    /// The client's address: the other end of the TCP connection, or the address that a [trusted
+    /// proxy](crate::Builder::trusted_proxies) states. The port is 0 if the proxy does not name it.
+    /// None if the embedding application does not provide the address (see
     /// `axum::extract::ConnectInfo`).
     pub fn address(&self) -> Option<SocketAddr> {
         self.request.address
@@ -217,7 +217,7 @@ impl Handshake {
         })
     }
 
-    /// What the client sent as `auth`, as JSON text; an object.
+    /// The client's `auth`, as JSON text; an object.
     pub fn auth_json(&self) -> Option<&str> {
         self.auth.as_deref()
     }

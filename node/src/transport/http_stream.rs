@@ -3,10 +3,10 @@
 //! itself, fails when a client does not read its response, and repeats a request that was
 //! [parked](super::parking).
 //!
-//! **Why under hyper and not beside it.** hyper owns the socket until HTTP has ended,
+//! **Why under hyper and not next to it.** hyper owns the socket until HTTP has ended,
 //! and offers no way to write its 101 together with the first frame, to see its own
-//! refusals, or to time a client that does not read. All three can be done by a stream
-//! that looks at what hyper writes.
+//! refusals, or to time a client that does not read. A stream that inspects hyper's output can do
+//! all three.
 //!
 //! **Why text is compared.** hyper reports nothing about the responses that it makes by
 //! itself. They are the only ones that begin while no request is under way, so their
@@ -59,7 +59,7 @@ pub(super) struct HttpStream {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// What the requests of an HTTP connection and the task that carries it share.
+/// The state that the requests of an HTTP connection share with its task.
 #[derive(Clone, Default)]
 pub(super) struct Handoff(Arc<Shared>);
 
@@ -129,12 +129,12 @@ impl HttpStream {
         }
     }
 
-    /// The socket, what is to be read before anything else, and what has to be written to it.
+    /// The socket, the bytes to read before anything else, and the bytes to write to it.
     pub(super) fn into_parts(self) -> (Socket, Vec<u8>, Vec<u8>) {
         (self.io.into_inner(), self.unread, self.kept)
     }
 
-    /// Keeps what was read and not used.
+    /// Keeps the bytes that were read but not used.
     pub(super) fn unread(&mut self, bytes: &[u8]) {
         self.unread.splice(0..0, bytes.iter().copied());
     }
@@ -149,7 +149,7 @@ impl HttpStream {
         self.unread(head);
     }
 
-    /// Ready when the client has gone. When it sends something, that is kept for the next
+    /// Ready when the client has disconnected. When it sends something, that is kept for the next
     /// request, and its end is not noticed before the response is written; hyper does the
     /// same.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -164,7 +164,7 @@ impl HttpStream {
         Poll::Pending
     }
 
-    /// Whether bytes that HTTP writes are kept. The opening alone does not tell, because the
+    /// Whether bytes that HTTP writes are kept. The opening alone is not enough, because the
     /// application may have replaced the response.
     fn keeps(&self, bytes: &[u8]) -> bool {
         bytes.starts_with(SWITCHING) && self.handoff.0.opening.lock().is_some()
@@ -189,7 +189,7 @@ impl HttpStream {
         Some(response)
     }
 
-    /// Writes what is left of a refusal.
+    /// Writes the rest of a refusal.
     fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.refusal.is_empty() {
             let written = Pin::new(self.io.inner_mut()).poll_write(cx, &self.refusal);
@@ -318,8 +318,8 @@ impl Handoff {
         }
     }
 
-    /// Resolves when nothing but the client is waited for, for some time: it sends no request, or
-    /// does not read its response.
+    /// Resolves when the connection has waited only for the client for some time: it sends no
+    /// request, or does not read its response.
     pub(super) async fn abandoned(&self) {
         loop {
             sleep(SHUTDOWN_LINGER).await;

@@ -54,7 +54,7 @@ impl Lane {
     }
 
     /// Adds connections that have something to write, and wakes the lane if it was idle.
-    /// Only the first connection wakes the task, because it goes on until none is left.
+    /// Only the first connection wakes the task, because it continues until none is left.
     pub(super) fn flush_later(&self, connections: impl IntoIterator<Item = Arc<Connection>>) {
         let mut dirty = self.dirty.lock();
         let was_idle = dirty.is_empty();
@@ -89,8 +89,8 @@ impl Lane {
 
     async fn flush_dirty(&self, engine: &Engine, ticks: &mut Interval, scratch: &mut Vec<u8>) {
         loop {
-            // Taken as a whole. Connections that become dirty meanwhile have a round of
-            // their own.
+            // Taken as a whole. Connections that become dirty meanwhile are flushed in the next
+            // round.
             let dirty = std::mem::take(&mut *self.dirty.lock());
             if dirty.is_empty() {
                 return;

@@ -1,4 +1,4 @@
-//! Requests that wait for long, without what HTTP keeps for a request.
+//! Requests that wait for a long time, without the memory that HTTP keeps for a request.
 //!
 //! While a request is in work, hyper keeps a buffer to read and one to write, of 8 KiB
 //! each, and the futures of all layers of the application. A request that is parked needs
@@ -58,8 +58,7 @@ impl Parking {
     /// Waits for the response. If the client goes, the future is dropped.
     ///
     /// The caller's future may be dropped meanwhile, and the response written without it.
-    /// So a layer around the caller sees no response: what it would do must be done in
-    /// the future.
+    /// So a layer around the caller sees no response: its work must be done in the future.
     pub async fn wait(
         self,
         response: impl Future<Output = Response<Body>> + Send + 'static,

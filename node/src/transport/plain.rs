@@ -2,9 +2,8 @@
 //! event stream, a parked request.
 //!
 //! They share the lock, the outbox, the limits and the driver with all others. Only their
-//! bytes differ: a [`Form`] writes each event, once for all clients of that form. What
-//! Engine.IO and Socket.IO say between events (the open packet, replies to CONNECT,
-//! acknowledgements) is left out.
+//! bytes differ: a [`Form`] writes each event, once for all clients of that form. The other packets
+//! of Engine.IO and Socket.IO (the open packet, replies to CONNECT, acknowledgements) are not sent.
 //!
 //! ```text
 //! stream:     frame ─▶ outbox ─▶ consumer wakes ─▶ poll_chunk renders ─▶ body of an HTTP response
@@ -32,12 +31,11 @@ use crate::close::CloseReason;
 
 /// How clients of a plain connection see events.
 ///
-/// Connections that share one `Arc` of a form share what it has written: it is called
-/// once per event and form, whatever the number of recipients. So keep one for all
-/// connections of a kind.
+/// Connections that share one `Arc` of a form share its output: it is called once per event and
+/// form, regardless of the number of recipients. So keep one for all connections of a kind.
 ///
-/// It is called while a connection is locked. It must not use the server, a socket or a lock of its
-/// own that is held for long.
+/// It is called while a connection is locked. It must not use the server, a socket, or a lock that
+/// is held for long.
 ///
 /// ```
 /// use roomcast::plain::{Event, Form, Heartbeat};
@@ -59,8 +57,9 @@ use crate::close::CloseReason;
 /// }
 /// ```
 pub trait Form: Send + Sync + 'static {
-    /// Appends what a client receives for an event. A client of a WebSocket receives it as one text
-    /// message, so it must be UTF-8. If nothing is appended, the client receives nothing.
+    /// Appends the bytes that a client receives for an event. A client of a WebSocket receives it
+    /// as one text message, so it must be UTF-8. If nothing is appended, the client receives
+    /// nothing.
     fn event(&self, event: &Event<'_>, out: &mut Vec<u8>);
 
     /// How the server keeps an idle connection in use. Default [`Heartbeat::None`].
@@ -145,7 +144,7 @@ impl Source {
     }
 }
 
-/// What a plain connection keeps.
+/// The state of a plain connection.
 pub(crate) struct Plain {
     pub(super) form: Arc<dyn Form>,
     /// A consumer takes the events; there is no WebSocket.
@@ -158,8 +157,8 @@ pub(crate) struct Plain {
     follow: Option<Box<Follow>>,
 }
 
-/// How a connection follows the logs of rooms, so that nothing is lost or sent twice
-/// between what is read from a log and what arrives.
+/// How a connection follows the logs of rooms, so that nothing is lost or sent twice between the
+/// events from a log and those that arrive.
 ///
 /// ```text
 /// hold ─▶ join ─▶ read the logs ─▶ replay ─▶ release: what arrived meanwhile and is newer
@@ -198,13 +197,13 @@ impl Reached {
         id > self.id || time > self.time
     }
 
-    /// Goes on to an event. Returns `false` if it is not after this place.
+    /// Advances to an event. Returns `false` if it is not after this place.
     fn advance(&mut self, Position { id, time, .. }: Position) -> bool {
         if !self.is_before(id, time) {
             return false;
         }
-        // Where the clock of Redis was put back, the greatest time is kept, so that no
-        // event comes twice.
+        // If the clock of Redis was set back, the greatest time is kept, so that no event is sent
+        // twice.
         let time = time.max(self.time);
         *self = Self { id, time };
         true
@@ -272,7 +271,7 @@ impl Locked {
     }
 }
 
-/// Holds back what is pushed to a plain connection until it is dropped.
+/// Holds back the events pushed to a plain connection until it is dropped.
 pub(crate) struct Hold(Arc<Connection>);
 
 impl Hold {
@@ -283,7 +282,7 @@ impl Hold {
         Self(Arc::clone(connection))
     }
 
-    /// Follows rooms, and sends what was read from their logs.
+    /// Follows rooms, and sends the events read from their logs.
     pub(crate) fn replay(&self, rooms: Vec<Followed>, frames: &[Frame]) {
         let mut locked = self.0.lock();
         if let Some(follow) = locked.follow() {
@@ -345,8 +344,8 @@ impl Plain {
 }
 
 impl Connection {
-    /// A plain connection over a WebSocket, or for a consumer of this process. `head` is
-    /// what has to be written to the WebSocket before anything else.
+    /// A plain connection over a WebSocket, or for a consumer of this process. `head` has to be
+    /// written to the WebSocket before anything else.
     pub(crate) fn plain(
         engine: &Arc<Engine>,
         id: EngineId,
@@ -479,7 +478,7 @@ impl Connection {
         }
     }
 
-    /// The consumer of a stream is gone, and its client with it.
+    /// The consumer of a stream was dropped, and its client with it.
     pub(crate) fn drop_consumer(&self) {
         let mut locked = self.lock();
         if let Some(Aside::Plain(plain)) = locked.aside.as_deref_mut() {
@@ -488,7 +487,7 @@ impl Connection {
         self.abort(&mut locked, CloseReason::TransportClose);
     }
 
-    /// The heartbeat of a plain connection, and whether nobody answers it.
+    /// The heartbeat of a plain connection, and whether it is unanswered.
     pub(super) fn plain_heartbeat(&self, locked: &Locked) -> Option<(Frame, bool)> {
         let Some(Aside::Plain(plain)) = locked.aside.as_deref() else {
             return None;

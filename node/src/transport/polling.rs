@@ -1,4 +1,4 @@
-//! What a connection keeps while its client polls: bodies that were posted and not handled yet,
+//! The state of a connection while its client polls: bodies that were posted and not handled yet,
 //! the poll that waits, and how far an upgrade is.
 //!
 //! ```text
@@ -17,8 +17,8 @@
 //! Node's server.
 //!
 //! **Why a poll that is dropped ends the session.** hyper drops the future when the
-//! client has closed the connection. The packets of the response are gone with it, and the
-//! client cannot tell which it has missed.
+//! client has closed the connection. The packets of the response are lost, and the client cannot
+//! tell which it has missed.
 
 use std::{
     collections::VecDeque,
@@ -51,7 +51,7 @@ pub(crate) struct Polling {
     probing: bool,
     /// The probe has succeeded: polls get a noop so that the client can finish the upgrade.
     upgrading: bool,
-    /// What the WebSocket had received before the driver took it over.
+    /// The bytes that the WebSocket had received before the driver took it over.
     read: Vec<u8>,
     attached: bool,
     /// The poll that waits gets a noop, because it shall end.
@@ -126,7 +126,7 @@ impl Polling {
         Some(posted)
     }
 
-    /// Puts back what the driver could not handle yet.
+    /// Puts back the packets that the driver could not handle yet.
     pub(super) fn put_back(&mut self, posted: Posted) {
         self.inbox_bytes += posted.body.len();
         self.inbox.push_front(posted);
@@ -194,8 +194,8 @@ impl Connection {
         Ok(Posting(Arc::clone(self)))
     }
 
-    /// A WebSocket was opened for an upgrade. Returns false if it comes too late, or while another
-    /// one is probed.
+    /// A WebSocket was opened for an upgrade. Returns false if it is too late, or while another one
+    /// is probed.
     pub(super) fn begin_probe(&self) -> bool {
         let mut locked = self.lock();
         let unused = locked.state.closing().is_none() && locked.stream.is_none();
@@ -248,7 +248,7 @@ impl Connection {
                 .take_frames(payload::MAX_PACKETS_PER_BODY, max_bytes);
             return Some(self.body_with(&frames));
         }
-        // Frames go first, so a client receives what was sent before the close.
+        // Frames go first, so a client receives everything that was sent before the close.
         let Some(reason) = locked.state.closing() else {
             return gets_noop.then(|| self.body_of("6"));
         };
@@ -296,8 +296,8 @@ impl Connection {
 
 const TEXT: &str = "text/plain; charset=UTF-8";
 
-/// A GET that waits. If it is dropped without a response, the client has gone and the connection is
-/// closed.
+/// A GET that waits. If it is dropped without a response, the client has disconnected and the
+/// connection is closed.
 struct Waiting<'a> {
     connection: &'a Arc<Connection>,
     done: bool,
@@ -370,7 +370,7 @@ impl Posting {
         Ok(())
     }
 
-    /// Closes the session for what was posted.
+    /// Closes the session because of a posted body.
     pub(super) fn close(self, reason: CloseReason) {
         self.0.close(reason);
     }

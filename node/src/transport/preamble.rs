@@ -2,16 +2,15 @@
 //! of a balancer, then a TLS handshake.
 //!
 //! Whether there is a header is a setting and never a guess, because any client could
-//! send one. It is read without a byte of what follows, so that TLS or HTTP begins on a
-//! socket in its first state.
+//! send one. No byte after it is read, so that TLS or HTTP begins on an untouched socket.
 //!
 //! ```text
 //!  accepted ─► place among `handshakes`? ─► PROXY header? ─► TLS? ─► HTTP
 //!                 └─ no: closed                └── all of it within `handshake_timeout`
 //! ```
 //!
-//! Connections that say nothing are cheap to open, so both their number and their time
-//! are limited before anything is known about them.
+//! Silent connections are cheap to open, so both their number and their time are limited before
+//! anything is known about them.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
 
@@ -29,7 +28,7 @@ pub(crate) struct Preamble {
     pub(crate) tls: Option<Tls>,
 }
 
-/// Bytes that are looked at once. Headers are shorter, unless they have large extensions.
+/// Bytes that are inspected at once. Headers are shorter, unless they have large extensions.
 const PEEK_BYTES: usize = 512;
 
 /// A connection that is closed before HTTP.
@@ -65,8 +64,8 @@ impl Preamble {
         !self.proxy_header && self.tls.is_none()
     }
 
-    /// Receives it, within the limits of time and number. Returns none if the connection is to be
-    /// closed, which has been counted then.
+    /// Receives it, within the limits of time and number. Returns `None` if the connection must be
+    /// closed; it has then been counted.
     pub(super) async fn receive(
         &self,
         engine: &Arc<Engine>,
@@ -111,8 +110,8 @@ impl Preamble {
             true if engine.config.trusted_proxies.trusts(peer.ip()) => {
                 read_header(&mut tcp).await?.unwrap_or(peer)
             }
-            // A header from anybody else would let it choose the address that limits
-            // and logs use.
+            // A header from an untrusted client would let it choose the address that limits and
+            // logs use.
             true => return Err(Failed::Header("untrusted")),
         };
         let socket = match &self.tls {

@@ -100,7 +100,7 @@ impl Refused {
 }
 
 /// Refuses all requests, because the server has as many sockets as it may have.
-/// The connection is closed behind the response, because its descriptor is needed for
+/// The connection is closed after the response, because its descriptor is needed for
 /// the next client.
 pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
     let engine = Arc::clone(engine);

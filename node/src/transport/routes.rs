@@ -74,8 +74,8 @@ impl Routes {
         }
     }
 
-    /// The routes for requests that other nodes relay. They open no session and relay
-    /// nothing, and leave to the other node what concerns all of its responses.
+    /// The routes for requests that other nodes relay. They open no session and relay nothing.
+    /// Headers for all responses are left to the other node.
     pub(crate) fn of_relayed(engine: Arc<Engine>, acceptor: Arc<dyn Acceptor>) -> Self {
         Self {
             is_relayed: true,
@@ -215,7 +215,7 @@ impl Routes {
         let relay = self.engine.relay.get().filter(|_| !self.is_relayed);
         let foreign = relay.zip(self.engine.ids.foreign_tag(sid));
         let (relay, tag) = foreign.ok_or(HandshakeError::SessionUnknown)?;
-        // Among nodes, other methods have a meaning of their own.
+        // Between nodes, other methods have special meanings.
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return Err(Refused::Status(StatusCode::METHOD_NOT_ALLOWED, "method"));
         }
@@ -286,7 +286,7 @@ impl Routes {
         Ok(response)
     }
 
-    /// A request of a session. For an upgrade, `upgrade` says whether the client takes text only.
+    /// A request of a session. For an upgrade, `upgrade` is whether the client takes only text.
     async fn existing(
         &self,
         mut request: Request<Body>,
@@ -299,8 +299,8 @@ impl Routes {
                 return Err(HandshakeError::BadRequest.into());
             }
             let response = switching_protocols(request.headers())?;
-            // A probe holds a socket beside the session until the upgrade timeout, so
-            // their number is limited.
+            // A probe holds a socket in addition to the session until the upgrade timeout, so their
+            // number is limited.
             let Some(probing) = Probing::begin(&self.engine) else {
                 let client = ClientAddress::of(request.extensions());
                 let limit = Limit::UnfinishedUpgrades;
@@ -474,8 +474,7 @@ async fn admit(
 ) -> Result<(ConnectionPermit, Option<ClientAddress>), Refused> {
     let client = engine.client(extensions, headers);
     let permit = engine.acquire_permit(client.map(|client| client.ip()));
-    // Nobody knows when a connection will end, so the wait is drawn from the shortest
-    // range.
+    // The end of a connection cannot be predicted, so the wait is drawn from the shortest range.
     let permit = permit.map_err(|limit| too_many(engine, limit, 0, client))?;
     if engine.refuses() {
         return Err(DRAINING);
@@ -521,7 +520,7 @@ pub(crate) fn switch_to_plain(
 }
 
 impl Connection {
-    /// Queues the packet that opens the session on the client's side, behind the head of the
+    /// Queues the packet that opens the session on the client's side, after the head of the
     /// response to a WebSocket's request if that has not been written yet.
     pub(super) fn send_open(&self, mut head: Vec<u8>, upgrades: &[TransportName]) {
         let config = &self.engine().config;

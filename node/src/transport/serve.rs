@@ -1,24 +1,24 @@
-//! Serves HTTP on a listener until a signal comes, and hands sockets over from HTTP to WebSocket.
+//! Serves HTTP on a listener until a signal, and hands sockets over from HTTP to WebSocket.
 //!
 //! A WebSocket is opened with one write, by the task that carried HTTP. This saves a segment and a
-//! wake-up, 0.4 of what a connect costs. The sequence:
+//! wake-up, 0.4 of the cost of a connect. The sequence:
 //!
 //! 0. If the listener expects a [`Preamble`], it is received.
 //! 1. [`carry`] gives each request a [`Handoff`] and hyper the socket as an [`HttpStream`].
 //! 2. The route accepts the upgrade, leaves the opening in the `Handoff` and responds with 101.
 //! 3. hyper writes the head of the response. `HttpStream` recognises `HTTP/1.1 101 ` and keeps it.
 //! 4. HTTP ends. `carry` runs the opening, which takes the socket and the head from hyper.
-//! 5. The session's first packet is queued behind the head; the driver writes both at once.
+//! 5. The session's first packet is queued after the head; the driver writes both at once.
 //!
 //! A request that waits for long may leave HTTP for that time; see [`parking`](super::parking).
 //!
 //! An application that serves the router by itself has no `Handoff`: there hyper writes the head
-//! and a task of its own opens the connection.
+//! and a separate task opens the connection.
 //!
-//! **Why refusals are run by the accepting task.** Beyond the limit, every client would
-//! need a descriptor to be told so. A few are refused at a time, on descriptors that
-//! are kept for that, and a further one takes the place of the oldest. So a flood of
-//! clients costs the server no descriptor that a file or Redis needs.
+//! **Why the accepting task runs refusals.** Beyond the limit, every refused client would need
+//! another descriptor. A few are refused at a time, on descriptors that are kept for that, and a
+//! further one takes the place of the oldest. So a flood of clients costs the server no descriptor
+//! that a file or Redis needs.
 //!
 //! **The end.** Each HTTP connection holds a receiver of `stopped`. When the last one
 //! is dropped, every response has been written, and `serve` returns.
@@ -80,7 +80,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// within these bounds.
 const RESERVED: std::ops::RangeInclusive<usize> = 24..=256;
 
-/// Accepts connections until the signal comes and then closes the server with `close`. Returns when
+/// Accepts connections until the signal, and then closes the server with `close`. Returns when
 /// the last response has been written.
 pub(crate) async fn serve(
     engine: Arc<Engine>,
@@ -95,7 +95,7 @@ pub(crate) async fn serve(
     let preamble = Arc::new(preamble);
     let mut refusals = Refusals::default();
     let mut silent_until = engine.clock.now();
-    // The receivers are counted: when all are gone, the last HTTP connection is.
+    // The receivers are counted: when all are dropped, the last HTTP connection has ended.
     let (stop, stopped) = watch::channel(false);
     loop {
         let accepted = tokio::select! {
@@ -163,7 +163,7 @@ impl Refusals {
 /// The number of sockets that may be open: the configured limit, or less if the limit of open
 /// files leaves less.
 /// A server that runs out of descriptors can open neither a file nor a connection to
-/// Redis, so clients get only what is left.
+/// Redis, so clients get only the rest.
 fn socket_limit(engine: &Engine) -> usize {
     let limits = &engine.config.limits;
     let mut limit = limits.sockets;
@@ -255,7 +255,7 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
                 .with_upgrades(),
         );
         let step = tokio::select! {
-            // The first request has often come already; then nobody waits for the stop.
+            // Often the first request has arrived already; then the stop need not be awaited.
             biased;
             step = step(&mut connection, &handoff) => step,
             () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {

@@ -1,5 +1,5 @@
-//! The connections of one lane: who has which id, and whose deadline is due. Pure: times come in,
-//! due connections come out.
+//! The connections of one lane: the ids of connections, and the deadlines that are due. Pure: times
+//! come in, due connections come out.
 //!
 //! A connection has one valid timer. Setting it again leaves the old entry where it is, because
 //! finding it would cost more than looking at it once: the entry carries its tick, and the
@@ -45,7 +45,7 @@ pub(super) struct Sessions<C> {
     /// Bucket `n` holds the slots whose timer is set to a tick `n` modulo the number of buckets.
     wheel: Box<[Vec<Slot>]>,
     tick_millis: u64,
-    /// The last tick that was looked at.
+    /// The last tick that was processed.
     now: u64,
 }
 
@@ -173,7 +173,7 @@ mod tests {
         proptest::collection::vec(step, 1..120)
     }
 
-    /// What the model knows of a connection: its slot, and its deadline with the tick that counts.
+    /// The model of a connection: its slot, and its deadline with the tick that counts.
     type Known = (Slot, Option<(u64, Tick)>);
 
     fn pick(known: &HashMap<String, Known>, index: prop::sample::Index) -> Option<String> {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     proptest! {
-        /// A driver that arms again what came early, as connections do.
+        /// A driver that arms again a timer that fired early, as connections do.
         #[test]
         fn a_timer_comes_due_once_not_before_its_time_and_at_most_one_tick_late(steps in steps()) {
             const TICK: u64 = 10;

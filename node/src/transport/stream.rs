@@ -116,8 +116,8 @@ impl Stream {
         }
     }
 
-    /// Writes what the kernel takes now, or TLS until its buffer is full. A stream that is neither
-    /// needs a context, which only the driver has; without one it "would block".
+    /// Writes as much as the kernel accepts now, or TLS until its buffer is full. A stream that is
+    /// neither needs a context, which only the driver has; without one it "would block".
     pub(crate) fn try_write(
         &mut self,
         cx: Option<&mut Context<'_>>,
@@ -133,7 +133,7 @@ impl Stream {
                 let Poll::Ready(written) = stream.as_mut().poll_write(cx, bytes) else {
                     return Err(io::ErrorKind::WouldBlock.into());
                 };
-                // TLS buffers; pending is fine, the driver comes back for it.
+                // TLS buffers; pending is fine, because the driver returns to it.
                 let _ = stream.poll_flush(cx)?;
                 written
             }
@@ -168,10 +168,10 @@ impl Stream {
         }
     }
 
-    /// Tells the peer that nothing more comes.
+    /// Signals the peer that nothing more follows.
     pub(crate) fn shut_down(&mut self, cx: &mut Context<'_>) {
         match self {
-            // An error means that the peer is gone, which is what is wanted.
+            // An error means that the peer has disconnected, which is the goal.
             Self::Tcp(tcp) => drop(rustix::net::shutdown(&*tcp, Shutdown::Write)),
             Self::Tls(tls) => tls_stream::shut_down(tls, cx),
             Self::Other(stream) => drop(Pin::new(stream).poll_shutdown(cx)),
@@ -259,8 +259,8 @@ fn poll_read_tcp(
         let outcome = tcp.try_io(Interest::READABLE, || {
             let (count, _) = rustix::net::recv(tcp, &mut *buffer, RecvFlags::empty())?;
             read = Some(count);
-            // Reporting "would block" clears the readiness; an event that comes in between is
-            // not lost, as tokio samples its tick before the call.
+            // Reporting "would block" clears the readiness; an event in between is not lost,
+            // because tokio samples its tick before the call.
             if count > 0 && count < buffer.len() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }

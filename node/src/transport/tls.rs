@@ -196,7 +196,7 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(resolver);
         config.alpn_protocols = vec![ALPN.to_vec()];
-        // A client that comes again saves a round trip, and the server a signature. Tickets keep
+        // A returning client saves a round trip, and the server a signature. Tickets keep
         // nothing in memory.
         config.ticketer = Ticketer::new().map_err(CertificateError::Key)?;
         Ok(Self {

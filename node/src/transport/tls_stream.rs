@@ -48,7 +48,7 @@ impl io::Write for Socket<'_> {
     }
 }
 
-/// Reads once. A read may leave more plaintext behind, which the next one returns.
+/// Reads once. A read may leave plaintext, which the next read returns.
 pub(super) fn poll_read(
     stream: &mut TlsStream<TcpStream>,
     cx: &mut Context<'_>,
@@ -84,13 +84,13 @@ pub(super) fn poll_read(
         let _ = flush(tcp, tls);
         processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     }
-    // More may be there, so the task comes again after others.
+    // More may be available, so the task runs again after others.
     cx.waker().wake_by_ref();
     Poll::Pending
 }
 
-/// Takes what fits into the session, and writes what the socket takes now. Would block if
-/// records wait.
+/// Takes as many bytes as fit into the session, and writes as many as the socket accepts now. Would
+/// block if records wait.
 pub(super) fn try_write(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> io::Result<usize> {
     let (tcp, tls) = stream.get_mut();
     flush(tcp, tls)?;
@@ -122,11 +122,11 @@ pub(super) fn poll_flush(
     }
 }
 
-/// Says goodbye once, and ends the sending direction when everything has been written.
+/// Sends the close alert once, and ends the sending direction when everything has been written.
 pub(super) fn shut_down(stream: &mut TlsStream<TcpStream>, cx: &mut Context<'_>) {
     stream.get_mut().1.send_close_notify();
     if poll_flush(stream, cx).is_ready() {
-        // An error means that the peer is gone, which is what is wanted.
+        // An error means that the peer has disconnected, which is the goal.
         let _ = rustix::net::shutdown(stream.get_ref().0, Shutdown::Write);
     }
 }

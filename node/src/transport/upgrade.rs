@@ -57,7 +57,7 @@ pub(super) async fn open(
     form: WireForm,
     handshake: impl FnOnce(&Stream) -> Handshake,
 ) {
-    // An error means that the client has gone; nothing was opened.
+    // An error means that the client has disconnected; nothing was opened.
     let Ok(upgraded) = upgrade.await else {
         return;
     };
@@ -81,7 +81,7 @@ pub(crate) fn take_over(
 ) {
     let upgrade = hyper::upgrade::on(&mut *request);
     let opening = async {
-        // An error means that the client has gone; nothing was opened.
+        // An error means that the client has disconnected; nothing was opened.
         if let Ok(upgraded) = upgrade.await {
             open(Unwrapped::new(upgraded));
         }

@@ -1,11 +1,12 @@
 //! Broadcasts at least once: clients acknowledge them, and receive those again after a recovery that they have not
 //! acknowledged.
 //!
-//! The official client tells up to where it has received, but not of events that it acknowledges. So two places decide
-//! about what is sent again: that of the client about ordinary events, and the session's [`Account`] about these.
+//! The official client reports its last position, but not that of events that it acknowledges.
+//! Therefore two positions determine the events that are sent again: that of the client about
+//! ordinary events, and the session's [`Account`] about these.
 //!
 //! A client whose session ends with events that it has not acknowledged is counted, and logged. For one that may come back,
-//! that is known when its time is over; another node that it comes back to says so before.
+//! that is known when its time is over; another node to which it comes back reports this before.
 
 use std::{collections::HashMap, sync::atomic::Ordering};
 
@@ -21,7 +22,7 @@ use crate::{
     server::socket::LocalSocket,
 };
 
-/// The most sessions of absent clients that are remembered because of what they have not acknowledged.
+/// Maximum number of remembered sessions of absent clients with unacknowledged events.
 const MAX_ABSENT: usize = 100_000;
 
 /// Clients that may come back and have events to acknowledge, by the owners of their sessions.
@@ -35,7 +36,8 @@ struct Left {
 }
 
 impl Absent {
-    /// Removes those who have not come back in time. Returns the number of events that they had to acknowledge.
+    /// Removes clients that have not come back in time. Returns the number of events that they had
+    /// to acknowledge.
     pub(super) fn expire(&mut self, now: u64) -> usize {
         let mut expired = 0;
         self.0.retain(|_, left| {
@@ -109,7 +111,7 @@ impl LiveNamespace {
         recovery.is_some_and(|recovery| recovery.options.at_least_once)
     }
 
-    /// Counts events that nobody will acknowledge, and logs them at a limited rate.
+    /// Counts events that will not be acknowledged, and logs them at a limited rate.
     pub(super) fn count_given_up(&self, outcome: &'static str, events: usize) {
         given_up(&self.engine.metrics, &self.name, outcome, events);
     }
@@ -165,7 +167,7 @@ impl LiveRecovery {
 }
 
 impl Socket {
-    /// What the session keeps about acknowledgements.
+    /// The part of the session about acknowledgements.
     pub(super) fn account(&self, recoverable: &Recoverable) -> Option<Account> {
         let namespace = self.live();
         namespace.delivers_at_least_once().then_some(())?;

@@ -1,15 +1,15 @@
 //! Clients on their way back to their sessions, on one node.
 //!
-//! Of the clients that come back to one session at the same time, one at a time goes on
-//! with it, because the next one has to find the socket that it ends. And a store that
-//! cannot be asked for a moment may still have the session, so a client waits for it, and
-//! then tries again rather than loses what it has:
+//! If several clients come back to one session at the same time, they take it one after the other,
+//! because each has to find the socket that it ends. A store that is unreachable for a moment may
+//! still have the session, so a client waits for it, and then retries instead of losing its
+//! session:
 //!
 //! ```text
 //! CONNECT ─▶ wait for its turn ─▶ take ─▶ taken, or unknown
 //!                                 │  ▲
-//!                     unreachable │  │ after a moment          at the bound: the client tries again
-//!                                 └──┘                         away for too long: a new client
+//!                     unreachable │  │ after a moment          at the bound: the client retries
+//!                                 └──┘                         unreachable for too long: a new client
 //! ```
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -47,7 +47,8 @@ pub(super) struct Return {
 pub(super) enum NotTaken {
     /// The store may have it.
     Later,
-    /// The store will not tell, or has been away for so long that sessions have ended meanwhile.
+    /// The store does not respond, or was unreachable for so long that sessions have ended
+    /// meanwhile.
     Unavailable,
 }
 
@@ -57,8 +58,8 @@ impl Returns {
         *self.away.lock() = None;
     }
 
-    /// Takes a session for `owner`, within `bound`. `None`: there is none. A store that
-    /// is away for longer than `kept` is not waited for.
+    /// Takes a session for `owner`, within `bound`. `None`: there is none. Clients do not wait for
+    /// a store that is unreachable for longer than `kept`.
     pub(super) async fn take(
         self: &Arc<Self>,
         sessions: &dyn Sessions,

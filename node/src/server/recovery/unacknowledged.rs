@@ -1,4 +1,4 @@
-//! The events that one client has to acknowledge, and what its session keeps of them.
+//! The events that one client has to acknowledge, and their part in its session.
 //!
 //! ```text
 //!                 sent              acknowledged: removed, and all before it has been received
@@ -8,8 +8,9 @@
 //! session: pending ids, and the place up to which they are complete
 //! ```
 //!
-//! The session is written behind, so it may be too old. Then its place is too early and its pending ids have some that
-//! were acknowledged since: the client receives duplicates, and loses nothing.
+//! The session is written with a delay, so it may be outdated. Then its place is too early and its
+//! pending ids have some that were acknowledged since: the client receives duplicates, and loses
+//! nothing.
 //!
 //! Places are compared by their ids, because the clock of Redis may go backwards. A journal that
 //! was lost and begins again is noticed by its chain, which is read without a gap or not at all.
@@ -49,7 +50,7 @@ pub(super) struct Bounds {
     pub(super) bytes: usize,
 }
 
-/// What the session keeps.
+/// The part that the session keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Account {
     /// Of the events up to this place, exactly the pending ones are not acknowledged.
@@ -128,7 +129,7 @@ impl Unacknowledged {
         Some(position.into())
     }
 
-    /// What the session keeps. Everything up to `upto` has been sent.
+    /// The part that the session keeps. Everything up to `upto` has been sent.
     pub(super) fn account(&self, upto: Offset) -> Account {
         let pending = self.pending.iter().map(|pending| pending.position.id);
         let first = self.pending.front();
@@ -147,7 +148,8 @@ impl Account {
         self.pending.len()
     }
 
-    /// The place up to which the client has received, if that is later than what the client knows.
+    /// The place up to which the client has received, if that is later than the client's own
+    /// offset.
     pub(super) fn received(&self, offset: Offset) -> Offset {
         self.received
             .filter(|received| received.id > offset.id)

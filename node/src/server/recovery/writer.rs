@@ -1,4 +1,4 @@
-//! Writes the sessions of a namespace behind the changes of its sockets.
+//! Writes the sessions of a namespace, shortly after changes of its sockets.
 //!
 //! ```text
 //! change, end ─▶ queue ─▶ gather for a moment ─▶ write together ─▶ stored
@@ -33,8 +33,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// How long to wait before sessions are written again that could not be.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often sessions are written because of acknowledgements. A node that is killed has the clients receive again what
-/// they have acknowledged since.
+/// How often sessions are written because of acknowledgements. If a node is killed, its clients
+/// receive again the events that they have acknowledged since.
 const LAZILY: Duration = Duration::from_secs(2);
 
 /// Sessions that have to be written.
@@ -123,7 +123,8 @@ impl Writer {
         }
     }
 
-    /// Has sessions written whose acknowledgements have changed, and counts what nobody will acknowledge.
+    /// Queues the sessions whose acknowledgements have changed, and counts events that will not be
+    /// acknowledged.
     fn look_at_acknowledgements(&self) {
         let (changed, surplus, expired) = {
             let mut waiting = self.queue.waiting.lock();
@@ -145,12 +146,12 @@ impl Writer {
         }
     }
 
-    /// How long a session is kept that is not extended any more.
+    /// How long a session is kept after it was last extended.
     fn life(&self) -> Duration {
         self.options.max_disconnection * 2
     }
 
-    /// Writes what has gathered. Returns `false` if some of it has to be written again.
+    /// Writes the collected sessions. Returns `false` if some of it has to be written again.
     async fn write(&self) -> bool {
         let (changed, ended) = {
             let mut waiting = self.queue.waiting.lock();
@@ -173,7 +174,7 @@ impl Writer {
             Some(async move { (socket, storing.await) })
         });
         let written = join_all(changes.collect::<Vec<_>>()).await;
-        // After them, so that the end of a socket is what remains.
+        // After them, so that the end of a socket is written last.
         let ends = ended
             .iter()
             .filter_map(|ended| -> Option<BoxFuture<'_, _>> {
@@ -200,7 +201,7 @@ impl Writer {
             };
             match written {
                 Ok(true) => {}
-                // The client has come back elsewhere, and this node has not heard of it.
+                // The client has come back elsewhere, and this node was not notified.
                 Ok(false) => socket.session_taken(),
                 Err(_) => {
                     if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
@@ -214,8 +215,8 @@ impl Writer {
         is_done
     }
 
-    /// Stores a session: for the first time whatever is there, then unless it is another
-    /// owner's. Resolves to whether it was stored.
+    /// Stores a session: the first time unconditionally, then unless the session has another owner.
+    /// Resolves to whether it was stored.
     fn store<'a>(
         &self,
         recoverable: &'a Recoverable,

@@ -1,5 +1,5 @@
 //! A server machine and a small model client, joined by a pipe of bounded size. No runtime: the
-//! steps decide when the lane, the driver, the client and the clock go on.
+//! steps determine when the lane, the driver, the client and the clock continue.
 
 use std::collections::VecDeque;
 
@@ -46,7 +46,7 @@ enum InTurn {
         by_lane: bool,
     },
     BeginReplies,
-    /// The lane comes while the driver is in its turn.
+    /// The lane runs while the driver is in its turn.
     Lane,
 }
 
@@ -89,7 +89,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the client has on the other end of its transport.
+/// The state of the client at the other end of its transport.
 #[derive(Default)]
 struct Client {
     bytes: Vec<u8>,
@@ -162,7 +162,7 @@ struct Pair {
     state: ConnectionState,
     reach: Reach,
     client: Client,
-    /// What the system holds between server and client, and the most it holds.
+    /// The bytes that the system buffers between server and client, and their maximum.
     pipe: VecDeque<u8>,
     capacity: usize,
     now: Time,
@@ -400,7 +400,7 @@ impl Pair {
         }
     }
 
-    /// A poll fetches what there is, or waits.
+    /// A poll fetches the queued packets, or waits.
     fn poll(&mut self) {
         if self.reach == Reach::BetweenPolls {
             self.reach = Reach::WaitingPoll;
@@ -432,7 +432,7 @@ impl Pair {
         self.driver_is_woken |= count > 0 && self.state.blocked;
     }
 
-    /// What holds after every step.
+    /// The invariants after every step.
     fn check(&mut self) {
         let state = &self.state;
         let is_closing = state.closing.is_some();
@@ -478,7 +478,7 @@ impl Pair {
         }
     }
 
-    /// Everybody goes on until nothing is left; the client reads well now.
+    /// All parts continue until nothing is left; the client reads well now.
     fn finish(&mut self) {
         self.capacity = usize::MAX;
         for _ in 0..1_000 {
@@ -580,7 +580,7 @@ fn a_closed_client_that_goes_on_reading_gets_the_time_for_what_was_queued() {
         }
         pair.step(Step::Lane);
         pair.step(Step::Close(CloseReason::ServerDisconnect));
-        // Three times as long as a client may take nothing.
+        // Three times the time for which a client may read nothing.
         for _ in 0..15 {
             pair.step(Step::Ticks(2));
             if reads {
