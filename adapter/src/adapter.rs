@@ -1,4 +1,4 @@
-//! The room index of one namespace on this node: who is in which room, and broadcasts to them.
+//! The room index of one namespace on this node: the members of rooms, and broadcasts to them.
 //!
 //! The index is cut by socket, because then one huge room uses all cores, and the membership of a
 //! socket is under one lock.
@@ -82,7 +82,7 @@ pub struct Adapter<M: Member> {
     tracking: Tracking,
 }
 
-/// On a cache line pair of its own, so that shards don't slow each other down.
+/// On a separate cache line pair, so that shards don't slow each other down.
 #[repr(align(128))]
 struct Shard<M>(Mutex<Rooms<M>>);
 

@@ -40,12 +40,12 @@ pub type BusFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 ///   receives the two in that order.
 /// - A message is delivered at most once. If it may have been lost, the publish resolves to an
 ///   error, or the nodes that may have missed it report a [`Gap`].
-/// - Once [`confirm`](BusHandle::confirm) has resolved, messages to those rooms are delivered as
-///   long as the rooms have members.
+/// - Once [`confirm`](BusHandle::confirm) has resolved, messages to those rooms are delivered while
+///   the rooms have members.
 /// - A node that does not answer in time is listed as silent. It never makes the question fail.
 pub trait Bus: Send + Sync + 'static {
-    /// Attaches a namespace. From now on its listener receives what other nodes publish there, and
-    /// is asked. Dropping the handle detaches the namespace.
+    /// Attaches a namespace. From now on its listener receives the messages and questions of other
+    /// nodes there. Dropping the handle detaches the namespace.
     ///
     /// The listener need not be alive yet: messages that arrive before it is are dropped.
     /// That allows attaching inside [`Arc::new_cyclic`].
@@ -75,7 +75,7 @@ pub trait Bus: Send + Sync + 'static {
         Box::pin(ready(()))
     }
 
-    /// Returns the time of the cluster since 1970. All nodes have the same, whatever the
+    /// Returns the time of the cluster since 1970. It is the same on all nodes, regardless of the
     /// clocks of their hosts. `None` if it is not known.
     fn time(&self) -> Option<Duration> {
         None
@@ -145,8 +145,8 @@ pub trait BusHandle: Send + Sync + 'static {
         Box::pin(ready(Err(BusError::Invalid(reason))))
     }
 
-    /// Keeps the receipt of a broadcast with its idempotency key, for those that repeat it. Nothing happens if the
-    /// result is not kept any more. Default: the bus has no keys.
+    /// Keeps the receipt of a broadcast with its idempotency key, for those that repeat it. Nothing
+    /// happens if the result is no longer kept. Default: the bus has no keys.
     fn keep_receipt(&self, _once: Once, _receipt: Receipt) -> BusFuture<Result<(), BusError>> {
         Box::pin(ready(Ok(())))
     }
@@ -163,8 +163,8 @@ pub trait BusHandle: Send + Sync + 'static {
     }
 
     /// Returns whether this node made the id, so that messages to the private room of its
-    /// socket arrive without being [tracked](Tracking::Rooms). A client that comes back
-    /// from another node keeps the id that it got there. Default: always.
+    /// socket arrive without being [tracked](Tracking::Rooms). A client that comes back from
+    /// another node keeps its id from there. Default: always.
     fn is_own(&self, _socket: &SocketId) -> bool {
         true
     }
@@ -175,13 +175,13 @@ pub trait BusHandle: Send + Sync + 'static {
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>>;
 }
 
-/// What became of a message.
+/// The outcome of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
     /// The number of other nodes that received it.
     pub nodes: usize,
-    /// The position of the message, if the bus stores what is published. Both buses of this crate
-    /// store only what is published through a [`Log`].
+    /// The position of the message, if the bus stores published messages. Both buses of this crate
+    /// store only messages that are published through a [`Log`].
     pub position: Option<Position>,
     /// Whether it was published earlier, under the same idempotency key, and not now.
     pub is_replayed: bool,
@@ -301,8 +301,8 @@ pub enum BusError {
 }
 
 impl BusError {
-    /// Returns a text that is safe to show to anybody: it contains neither addresses nor what
-    /// other servers replied.
+    /// Returns a text that is safe to show to anyone: it contains neither addresses nor replies of
+    /// other servers.
     pub fn outline(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "other nodes cannot be reached",

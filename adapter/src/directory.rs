@@ -40,12 +40,12 @@ struct State {
     watches: Vec<Weak<RoomWatch>>,
 }
 
-/// The changes that the bus has to learn.
+/// The changes that must be reported to the bus.
 ///
-/// A room is among the changes exactly while its state differs from what the bus learned last: the
-/// second change of a room undoes the first. Their number is therefore bounded by the rooms that
-/// the bus knows and those that have members, however often sockets come and go before the bus
-/// asks, and none is lost.
+/// A room is among the changes exactly while its state differs from the last one reported to the
+/// bus: the second change of a room undoes the first. Their number is therefore bounded by the
+/// rooms that the bus knows and those that have members, however often sockets come and go before
+/// the bus asks, and none is lost.
 #[derive(Default)]
 struct Interest {
     /// The private rooms that are tracked.
@@ -132,7 +132,7 @@ impl<S: BuildHasher> Directory<S> {
         }
     }
 
-    /// A socket has gone whose private room is tracked.
+    /// A socket whose private room is tracked has disconnected.
     pub(crate) fn went(&self, hash: Hash, id: &str) {
         let State {
             rooms, interest, ..
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     impl<S> Directory<S> {
-        /// Stops everybody who has to change or read the directory.
+        /// Blocks all threads that have to change or read the directory.
         pub(crate) fn hold(&self) -> MutexGuard<'_, impl Sized> {
             self.state.lock()
         }

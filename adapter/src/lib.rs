@@ -2,7 +2,7 @@
 //! and the bus between the nodes of a cluster.
 //!
 //! - [`Adapter`] is the index of one namespace: it joins, leaves, selects and fans out.
-//! - [`Member`] is what it needs of a connected socket.
+//! - [`Member`] is its interface to a connected socket.
 //! - [`Bus`] carries messages and questions between nodes. [`MemoryBus`] connects the
 //!   servers of one process, [`RedisBus`] connects nodes, Node.js servers and emitters.
 //!

@@ -1,5 +1,5 @@
 //! A bus between the servers of one process: for tests, for applications that run several servers,
-//! and the reference for what a bus guarantees.
+//! and the reference for the guarantees of a bus.
 
 use std::{
     collections::HashMap,
@@ -193,7 +193,7 @@ impl BusHandle for Handle {
         let others = self.others();
         Box::pin(async move {
             let asked = others.into_iter().filter_map(|(other, listener)| {
-                // A node that retires waits for its readers, and is not asked any more.
+                // A node that retires waits for its readers, and gets no more questions.
                 let waiting = Arc::clone(&other.is_retired).try_read_owned().ok();
                 let waiting = waiting.filter(|is_retired| !**is_retired)?;
                 let answer = tokio::time::timeout(timeout, listener.answer(question.clone(), None));

@@ -11,14 +11,13 @@
 //!
 //! A journal is one more list, with the same ids.
 //!
-//! **Why bounded four times.** The number, the bytes and the age of a room's entries
-//! are what its readers are promised. The fourth limit is the memory of the process,
-//! because clients choose the names of rooms. It takes whole rooms, those first that
-//! have been silent for the longest time.
+//! **Why bounded four times.** The number, the bytes and the age of a room's entries are promised
+//! to its readers. The fourth limit is the memory of the process, because clients choose the names
+//! of rooms. It takes whole rooms, those first that have been silent for the longest time.
 //!
 //! **Why a turn.** Storing and passing on are one step for the order, but listeners
-//! must not be called under the lock of the entries, because they may read the log. So
-//! a lock of its own is held across both.
+//! must not be called under the lock of the entries, because they may read the log. So a separate
+//! lock is held across both.
 //!
 //! Positions follow the same rules as those of Redis, so everything above behaves alike
 //! with and without Redis, and the same tests run against both.
@@ -44,7 +43,7 @@ use crate::{
     memory_keys::MemoryKeys,
 };
 
-/// The bytes of an entry beside its texts.
+/// The bytes of an entry in addition to its texts.
 /// Without it, many empty entries would count for nothing.
 const OVERHEAD: usize = 64;
 
@@ -53,8 +52,8 @@ const OVERHEAD: usize = 64;
 pub struct MemoryLogs(Arc<Mutex<HashMap<Box<str>, Arc<MemoryLog>>>>);
 
 impl MemoryLogs {
-    /// Opens the logs of a namespace, and creates them if they do not exist. The listener
-    /// receives what is published from now on. The limits of the first call apply.
+    /// Opens the logs of a namespace, and creates them if they do not exist. The listener receives
+    /// broadcasts published from now on. The limits of the first call apply.
     pub fn open(
         &self,
         namespace: &str,
@@ -382,7 +381,7 @@ impl Entries {
     }
 
     /// Forgets the rooms without an entry that is young enough, and the journal if it has none.
-    /// Called when something is stored or looked for, so a log costs no timer.
+    /// Called on each write and read, so a log needs no timer.
     fn expire(&mut self, now: Duration) {
         if let Some(journal) = &mut self.journal
             && let Some(latest) = journal.entries.back()

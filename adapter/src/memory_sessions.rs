@@ -1,9 +1,8 @@
 //! Sessions of clients in the memory of one process: for servers without Redis, and for tests.
 //!
-//! Without another node there is nobody to take a session away, but a client may come
-//! back before its old connection is known to be lost. So sessions have owners here,
-//! too, and the old connection can neither change nor remove what the new one has
-//! taken.
+//! No other node can take a session away, but a client may come back before the loss of its old
+//! connection is noticed. So sessions have owners here, too, and the old connection can neither
+//! change nor remove a session that the new one has taken.
 //!
 //! Sessions are removed when another one is written, in the order of their ends, so
 //! that no timer is needed and a table that is used does not grow.
@@ -58,7 +57,7 @@ impl std::fmt::Debug for MemorySessions {
 }
 
 impl Table {
-    /// Removes what is over.
+    /// Removes expired sessions.
     fn expire(&mut self) {
         let now = Instant::now();
         while let Some((end, _)) = self.ends.first_key_value()

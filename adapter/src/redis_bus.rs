@@ -16,7 +16,7 @@
 //!
 //! **Why parts.** A message from Redis, a publish and a renewal of the lease run on
 //! different tasks at the same time. With one lock for all, a slow answer would delay
-//! broadcasts. So each part has locks of its own; `ARCHITECTURE.md` has their order.
+//! broadcasts. So each part has its own locks; `ARCHITECTURE.md` has their order.
 //!
 //! **Why everything runs on the task that reads.** A queue between reading and carrying
 //! out would need a limit, and beyond it messages would be lost silently. Without one,
@@ -95,7 +95,7 @@ use crate::{
 };
 
 /// How long each step of a shutdown may take.
-/// A Redis that is away must not keep a process from ending. The lease then lapses by
+/// An unreachable Redis must not prevent a process from ending. The lease then lapses by
 /// itself.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -150,7 +150,7 @@ impl Bus for RedisBus {
         }
     }
 
-    /// Those with a valid lease, as of the last renewal of this node's own.
+    /// The nodes with a valid lease at the last renewal of this node's lease.
     fn nodes(&self) -> Vec<NodeId> {
         let membership = &self.core.membership;
         let mut nodes: Vec<_> = membership.leases().alive_nodes().cloned().collect();
@@ -172,7 +172,7 @@ impl Bus for RedisBus {
         Box::pin(async move { membership.peers.refresh(&membership).await })
     }
 
-    /// That of Redis, as of the last renewal of this node's lease, and what has gone by since.
+    /// That of Redis at the last renewal of this node's lease, plus the time since then.
     fn time(&self) -> Option<Duration> {
         self.core.membership.time()
     }
@@ -185,7 +185,7 @@ impl Bus for RedisBus {
         let core = Arc::clone(&self.core);
         Box::pin(async move {
             // The sharded dialect asks on the channel that carries broadcasts, which are needed
-            // until the last socket has gone: the node keeps answering.
+            // until the last socket has disconnected: the node keeps answering.
             if core.outgoing.wire.channels().dialect() == Dialect::Classic {
                 core.leave().await;
             }
@@ -198,7 +198,7 @@ impl Bus for RedisBus {
         self.tasks.lock().abort_all();
         Box::pin(async move {
             core.leave().await;
-            // If these take too long, nobody is left to be told.
+            // If these take too long, no receiver is left.
             let _ = time::timeout(SHUTDOWN_TIMEOUT, core.questions.finish()).await;
             let subscriber = &core.subscriptions.subscriber;
             let _ = time::timeout(SHUTDOWN_TIMEOUT, subscriber.close()).await;
@@ -242,7 +242,7 @@ impl BusHandle for Handle {
     fn expect(&self, socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
         let subscriptions = &self.core.subscriptions;
         let is_up = matches!(subscriptions.subscriber.state(), SubscriberState::Up { .. });
-        // While Redis is away, clients connect without waiting for it.
+        // While Redis is unreachable, clients connect without waiting for it.
         if !is_up || !subscriptions.expect(&self.namespace, socket.as_str()) {
             return None;
         }
@@ -265,8 +265,8 @@ impl BusHandle for Handle {
             Err(error) => return Box::pin(ready(Err(outgoing.invalid(&error)))),
         };
         let (joins, channels) = (&outgoing.recent_joins, outgoing.wire.channels());
-        // Nodes whose sockets were told to join a moment ago may not have subscribed to
-        // the room yet.
+        // Nodes whose sockets were commanded to join a moment ago may not have subscribed to the
+        // room yet.
         if let Some(channel) = joins.channel(channels, name, &message) {
             publication.channel = channel;
         }
@@ -395,8 +395,8 @@ impl Core {
     }
 
     /// Gives up the lease, then the channels on which nodes are asked and counted. In this order, a
-    /// question that comes in between finds the node with both or without a lease. Questions that
-    /// were asked before are still answered.
+    /// question in between finds the node with both or without a lease. Questions that were asked
+    /// before are still answered.
     async fn leave(&self) {
         if self.has_left.swap(true, Ordering::AcqRel) {
             return;
@@ -441,7 +441,7 @@ impl Core {
     }
 }
 
-/// Passes what the subscriber delivers to the bus, as long as the bus exists.
+/// Passes the subscriber's messages to the bus, as long as the bus exists.
 /// It is weak because the subscriber, which the core owns, holds the sink.
 struct BusSink(Weak<Core>);
 

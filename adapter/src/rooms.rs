@@ -8,9 +8,10 @@
 //! ```
 //!
 //! No locks, no async, no clock. Members and rooms live in slabs and refer to each other by index,
-//! so that joining and leaving are O(1) whatever the size of the room: a member knows its position
-//! in each of its rooms, and when it leaves, the last member of the room moves there. The private
-//! room of a socket (the room named as its id) is not stored: it is the socket's entry itself.
+//! so that joining and leaving are O(1) regardless of the size of the room: a member knows its
+//! position in each of its rooms, and when it leaves, the last member of the room moves there. The
+//! private room of a socket (the room named as its id) is not stored: it is the socket's entry
+//! itself.
 
 use std::sync::Arc;
 

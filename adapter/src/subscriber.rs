@@ -16,7 +16,7 @@
 //! open connection proves nothing: the subscriber is up while numbers that its owner publishes
 //! over another connection come back through it (`probe`).
 //!
-//! The owner decides what to subscribe and when to unsubscribe.
+//! The owner decides about subscribing and unsubscribing.
 
 mod incoming;
 mod probe;
@@ -37,7 +37,7 @@ pub use self::{
     subscriptions::{Counts, Priority},
 };
 
-/// Receives what arrives over a subscriber.
+/// Receives the messages of a subscriber.
 ///
 /// Called inline while a connection is read: the next message is parsed when this returns. It may
 /// use the subscriber's handle. It should not block, because Redis cuts off a reader that is too
@@ -46,8 +46,8 @@ pub trait Sink: Send + Sync + 'static {
     /// A message was published.
     fn message(&self, channel: &[u8], payload: &[u8]);
 
-    /// A message was published on a channel that matches this pattern. It comes once per pattern,
-    /// and once as a [`message`](Self::message) before, if the channel is subscribed.
+    /// A message was published on a channel that matches this pattern. It is called once per
+    /// pattern, after a [`message`](Self::message) if the channel is subscribed.
     fn matched(&self, _pattern: &[u8], channel: &[u8], payload: &[u8]) {
         self.message(channel, payload);
     }
@@ -71,8 +71,8 @@ pub enum SubscriberEvent {
         /// Why.
         reason: DownReason,
     },
-    /// Messages published in this span of time may not have arrived. Comes after `Up`, and again
-    /// and again as long as Redis refuses a name.
+    /// Messages published in this span of time may not have arrived. Reported after `Up`, and
+    /// repeatedly as long as Redis refuses a name.
     Gap {
         /// The last moment before which everything published is known to have arrived.
         from: SystemTime,

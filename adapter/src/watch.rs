@@ -7,9 +7,8 @@ use tokio::sync::Notify;
 
 /// The rooms of a namespace that have got their first member on this node, or lost their last one.
 ///
-/// A room is among the changes exactly while its state differs from what was last
-/// returned, so their number is bounded, however seldom somebody asks. The lock is a leaf
-/// below that of the directory.
+/// A room is among the changes exactly while its state differs from the last returned one, so their
+/// number is bounded even if they are seldom read. The lock is a leaf below that of the directory.
 #[derive(Debug, Default)]
 pub struct RoomWatch {
     /// With each room whether it has members now.
@@ -78,7 +77,7 @@ mod tests {
         adapter.join(&one, &"a").unwrap();
         let watch = adapter.watch_rooms();
         assert_eq!(watch.next().await, [(Arc::from("a"), true)]);
-        // Neither further members nor rooms that are gone again are changes.
+        // Neither further members nor rooms that are empty again are changes.
         adapter.join(&other, &"a").unwrap();
         adapter.join(&other, &"short").unwrap();
         adapter.leave(&other, &"short");

@@ -7,9 +7,9 @@
 //! part of it. Limits are enforced by the decoders of each protocol.
 //!
 //! JavaScript's text is UTF-16 and may contain lone surrogates, which UTF-8 cannot. The
-//! rule on every path: the JSON text is passed on as it is, so clients receive what was
-//! sent; where text becomes UTF-8 (a Rust string, a name of an event or a room,
-//! MessagePack), a lone surrogate becomes U+FFFD.
+//! rule on every path: the JSON text is forwarded unchanged, so clients receive exactly the sent
+//! text; where text becomes UTF-8 (a Rust string, a name of an event or a room, MessagePack), a
+//! lone surrogate becomes U+FFFD.
 
 mod decode;
 mod encode;
@@ -63,7 +63,7 @@ pub enum ArgsError {
     /// A placeholder names no attachment or one that does not exist.
     #[error("placeholder without an attachment")]
     Placeholder,
-    /// The data has both attachments and an object of its own that looks like a placeholder.
+    /// The data has both attachments and an object that looks like a placeholder.
     /// Receivers could not distinguish them, and most would close the connection.
     #[error("data that looks like a placeholder beside {attachments} attachments")]
     AmbiguousPlaceholder {
@@ -91,8 +91,8 @@ impl Args {
     ///   is one. Newtypes are transparent, other structs (tuple structs, too) are one argument.
     /// - `Ok(value)` is encoded as `value`, and `Err(error)` as the single argument
     ///   `{"error": error}`. This applies to the outermost `Result` only.
-    /// - What serializes as bytes (`bytes::Bytes`, the types of `serde_bytes`, binary in a
-    ///   [`Value`]) becomes an attachment, at any depth.
+    /// - Values that serialize as bytes (`bytes::Bytes`, the types of `serde_bytes`, binary in a
+    ///   [`Value`]) become attachments, at any depth.
     /// - Numbers are those of JavaScript: `1.0` is written as `1` and `-0.0` as `0`, and infinite
     ///   floats and NaN become `null`.
     /// - `None`, [`Value::Nil`] and the null of `serde_json` are one argument, `null`.
@@ -254,7 +254,7 @@ impl Args {
         Ok(self.texts()?.len())
     }
 
-    /// The arguments behind the first `count`, none if there are not so many.
+    /// The arguments after the first `count`, none if there are fewer.
     pub fn skip(&self, count: usize) -> Result<Self, ArgsError> {
         let texts = self.texts()?;
         let Some(first) = texts.get(count) else {
@@ -284,8 +284,8 @@ impl Args {
     }
 
     /// Checks that the arguments nest no deeper than `limit`, as nodes count when they
-    /// read them: their array is the first level, and binary is none. A sender checks it,
-    /// because a node with this limit cannot read what nests deeper.
+    /// read them: their array is the first level, and binary is none. A sender checks it, because a
+    /// node with this limit cannot read deeper nesting.
     ///
     /// # Errors
     ///
@@ -296,7 +296,7 @@ impl Args {
 
     /// The same, where a binary value nests `of_binary` levels in the form that is written.
     pub(crate) fn check_depth_with(&self, limit: usize, of_binary: usize) -> Result<(), JsonError> {
-        // Each level has a bracket, so most texts need no more than counting.
+        // Each level has a bracket, so for most texts counting is enough.
         let begins = |byte: &&u8| matches!(**byte, b'[' | b'{');
         if self.json.as_bytes().iter().filter(begins).count() + of_binary <= limit {
             return Ok(());
@@ -419,7 +419,7 @@ pub struct Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// `json` is the array; `rest` is the offset in bytes of what follows the name and its comma.
+    /// `json` is the array; `rest` is the offset in bytes after the name and its comma.
     pub fn new(json: &'a str, rest: usize, attachments: &'a [Bytes]) -> Self {
         Self {
             json,

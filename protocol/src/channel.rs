@@ -20,11 +20,12 @@ use sha1::{Digest, Sha1};
 
 use crate::{id::NodeId, message::Message, target::Target};
 
-/// What emitters send instead of a [`Uid`]. No node has it, so none takes the message for its own.
+/// The sender that emitters state instead of a [`Uid`]. No node has it, so none takes the message
+/// for its own.
 pub const EMITTER_UID: &str = "emitter";
 
-/// What stored broadcasts have instead of a [`Uid`], because the node that publishes one
-/// receives it, too.
+/// The sender of stored broadcasts instead of a [`Uid`], because the publishing node receives them,
+/// too.
 pub const LOG_UID: &str = "log";
 
 /// Which of Node's Redis adapters the cluster is compatible with. All nodes must use the same.
@@ -46,7 +47,7 @@ impl Dialect {
     }
 }
 
-/// Which rooms have a channel of their own in the sharded dialect (Node's `subscriptionMode`).
+/// The rooms that have a separate channel in the sharded dialect (Node's `subscriptionMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// None.
@@ -57,7 +58,7 @@ pub enum Mode {
     DynamicPrivate,
 }
 
-/// What a channel carries. In the sharded dialect every channel counts as [`Kind::Broadcast`],
+/// The content of a channel. In the sharded dialect every channel counts as [`Kind::Broadcast`],
 /// because the type is in the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -131,7 +132,7 @@ pub struct Channels {
 /// so there may be several; the message itself names its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParsedChannel<'a> {
-    /// What the channel carries.
+    /// The content of the channel.
     pub kind: Kind,
     /// The namespace.
     pub namespace: &'a str,
@@ -185,7 +186,7 @@ impl Channels {
     }
 
     /// The channel for a message. A broadcast that is also a question (`is_question`),
-    /// because it is to be acknowledged or asked about, goes to the request channel.
+    /// because it needs acknowledgements or a receipt, goes to the request channel.
     pub(crate) fn for_message(
         &self,
         namespace: &str,
@@ -273,7 +274,7 @@ impl Channels {
             .map_or_else(|| name(0), |end| stem.clone() + &end)
     }
 
-    /// A channel of one node, to which it is subscribed whatever namespaces it has.
+    /// A channel of one node, to which it is subscribed regardless of its namespaces.
     /// Nothing is published there; the subscription shows that the node can receive.
     pub fn node(&self, node: &NodeId) -> String {
         format!("{}-node#{node}#", self.prefix)
@@ -294,7 +295,7 @@ impl Channels {
     fn in_slot_of(&self, key: &str, namespace: &str) -> String {
         let name = |tag: &str| format!("{}-log{{{tag}}}#{namespace}", self.prefix);
         let wanted = slot(key);
-        // A brace in the prefix, the namespace or the key changes what Redis takes for the hash tag.
+        // A brace in the prefix, the namespace or the key changes the hash tag that Redis uses.
         let mut names = std::iter::once(name(key))
             .chain((0..PROBE_TRIES).map(|number| name(&number.to_string())));
         let found = names.find(|name| slot(name) == wanted);

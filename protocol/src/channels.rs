@@ -1,4 +1,5 @@
-//! What clients of channels send and receive: JSON over HTTP and over a plain WebSocket.
+//! The messages that clients of channels send and receive: JSON over HTTP and over a plain
+//! WebSocket.
 //!
 //! A room's event has one shape everywhere: in an event stream, in the response to a poll, in a
 //! room's history, and, with `"type":"event"`, in a WebSocket.
@@ -95,7 +96,7 @@ fn only(array: &str) -> Option<&str> {
     }
 }
 
-/// What a client publishes: an event and its arguments.
+/// An event that a client publishes: an event and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publish {
     /// The name. Default `message`.
@@ -104,19 +105,19 @@ pub struct Publish {
     pub args: String,
 }
 
-/// What a client sends over a WebSocket.
+/// A frame of a client over a WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// A JSON value of the client's, which the reply has as `ref`.
     pub reference: Option<String>,
-    /// What the client wants.
+    /// The request.
     pub request: Request,
 }
 
-/// What a client wants.
+/// The request of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// To receive what is emitted to these rooms.
+    /// To receive the events of these rooms.
     Subscribe {
         /// At least one.
         rooms: Vec<String>,
@@ -156,7 +157,7 @@ pub enum ReadError {
     /// A member is missing.
     #[error("`{0}` is missing")]
     Missing(&'static str),
-    /// A member has no place in a frame of this type, or beside another.
+    /// A member is not allowed in a frame of this type, or not together with another.
     #[error("`{0}` has no place here")]
     Unexpected(&'static str),
     /// The reference is too long.
@@ -217,7 +218,7 @@ fn is_too_long(reference: &str) -> bool {
     reference.len() > MAX_REFERENCE
 }
 
-/// The reference of a frame of which something else cannot be read.
+/// The reference of a frame whose other content cannot be read.
 fn reference(text: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Reference<'a> {
@@ -303,7 +304,7 @@ const ALL: &[&str] = &[
 ];
 
 impl Members<'_> {
-    /// Refuses a member that is there and not in the list.
+    /// Refuses a member that is not in the list.
     fn only(&self, allowed: &[&str]) -> Result<(), ReadError> {
         let there = [
             self.kind.is_some(),

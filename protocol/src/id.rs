@@ -14,8 +14,8 @@ pub fn name_from<const N: usize>(random: [u8; N]) -> [u8; N] {
     random.map(|byte| ALPHABET[usize::from(byte % 64)])
 }
 
-/// The id of an Engine.IO connection: 20 URL-safe characters, of which the first four are
-/// the tag of the node and the others have 96 random bits.
+/// The id of an Engine.IO connection: 20 URL-safe characters: the first four are the tag of the
+/// node, and the others have 96 random bits.
 ///
 /// It is a secret between the client and the server, because anyone who knows it can poll in the
 /// client's place. Therefore `Debug` does not print it.

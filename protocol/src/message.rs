@@ -1,11 +1,10 @@
-//! What nodes send each other about the sockets of a namespace, independent of transport and
-//! encoding.
+//! Messages between nodes about the sockets of a namespace, independent of transport and encoding.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{args::Args, target::Target};
 
-/// A message to all nodes, each of which carries it out for its own sockets. It has no answer.
+/// A message to all nodes; each applies it to its own sockets. It has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// Emit an event.

@@ -1,5 +1,5 @@
-//! The realtime channels of Pakyow 0.10 and 0.11: what a socket's identity is, and the
-//! text frames of its WebSocket.
+//! The realtime channels of Pakyow 0.10 and 0.11: the identity of a socket, and the text frames of
+//! its WebSocket.
 //!
 //! ```text
 //! page       renders a connection id, and keeps a key in the visitor's session
@@ -68,7 +68,7 @@ pub struct Call {
     pub method: String,
     /// As the client wrote it, see [`target`].
     pub uri: String,
-    /// Parameters beside those of the query.
+    /// Parameters in addition to those of the query.
     pub input: Map<String, Value>,
     /// The part of the view that the client wants.
     pub container: Option<String>,
@@ -125,9 +125,8 @@ fn call(mut members: Map<String, Value>) -> Option<Call> {
 }
 
 /// Returns the path and the query of a URI in the form in which they stand in a request.
-/// The result begins with exactly one slash and consists of visible ASCII characters, so
-/// it cannot name a host, whatever the client wrote: scheme, host and fragment are left
-/// out.
+/// The result begins with exactly one slash and consists of visible ASCII characters, so it can
+/// never name a host: scheme, host and fragment are left out.
 #[must_use]
 pub fn target(uri: &str) -> String {
     let uri = uri.split('#').next().unwrap_or_default();
@@ -299,7 +298,7 @@ impl<'a> Pattern<'a> {
 }
 
 /// Each text between wildcards is taken at its first occurrence, the last one at the end. Any later
-/// occurrence would leave less for what follows.
+/// occurrence would leave less text for the rest.
 fn matches_part(pattern: &str, part: &str) -> bool {
     let mut texts = pattern.split('*');
     let first = texts.next().unwrap_or_default();

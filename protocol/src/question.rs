@@ -1,4 +1,4 @@
-//! What nodes and emitters ask the nodes of a cluster, and the answers.
+//! The questions of nodes and emitters to the nodes of a cluster, and the answers.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 /// no id.
 pub const REACHED_NOW: &str = "#now";
 
-/// A question to all nodes, each of which answers for its own sockets.
+/// A question to all nodes; each answers for its own sockets.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
     /// Who are these sockets?
@@ -92,7 +92,7 @@ pub struct Description {
     pub id: SocketId,
     /// The rooms, the private one first.
     pub rooms: Vec<String>,
-    /// What the application attached to the socket.
+    /// The data that the application attached to the socket.
     pub data: serde_json::Value,
     /// The client's first request in the form of Node's server: `headers`, `time`, `address`,
     /// `xdomain`, `secure`, `issued`, `url`, `query` and `auth`.

@@ -3,7 +3,7 @@
 //! [`Raw`] is the one visitor of both formats: `serde_json` cuts out text, the
 //! MessagePack reader cuts out bytes. It serves two purposes. Peers of several ages and
 //! languages write one member in several ways (`""` or `[]` for an empty map, one room
-//! instead of a list), and a `Raw` can be looked at before it is read as a type. A value
+//! instead of a list), and a `Raw` can be inspected before it is read as a type. A value
 //! of another type than expected counts as absent. And arguments become
 //! [`Args`](crate::args::Args) without a tree: JSON keeps its text, with every digit and
 //! with halves of surrogate pairs.
@@ -32,7 +32,7 @@ pub(crate) enum Raw<'a> {
     Msgpack(&'a [u8]),
 }
 
-/// What a value looks like from outside.
+/// The kind of a value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Look<'a> {
     /// `null`, `undefined`, or no value at all.
@@ -88,8 +88,8 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// Calls `f` with each element of a list. MessagePack is read without a list of its
-    /// own, because every broadcast of the classic dialect passes here.
+    /// Calls `f` with each element of a list. MessagePack is read without a separate list, because
+    /// every broadcast of the classic dialect passes here.
     pub(crate) fn each<E: From<RawError>>(
         self,
         mut f: impl FnMut(Self) -> Result<(), E>,

@@ -8,7 +8,7 @@ use crate::{args::Args, message::Position, target::Target};
 
 /// The known facts about a broadcast.
 ///
-/// A field is `None` if nobody was asked: `sockets` unless the nodes were asked how many
+/// A field is `None` if it was not requested: `sockets` unless the nodes were asked how many
 /// sockets they reached, `acknowledged` unless the clients were asked for
 /// acknowledgements. So nothing in it is a guess.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Receipt {
-    /// A receipt of which only the position and the number of nodes are known.
+    /// A receipt with only the position and the number of nodes.
     pub fn new(position: Option<Position>, nodes: usize) -> Self {
         Self {
             position,
@@ -51,8 +51,7 @@ impl Receipt {
         }
     }
 
-    /// The receipt of a broadcast whose clients were asked for acknowledgements, of which
-    /// so many are missing.
+    /// The receipt of a broadcast with acknowledgements, and the number of missing ones.
     pub fn with_acknowledgements(
         nodes: usize,
         acknowledged: usize,

@@ -11,13 +11,13 @@
 //!
 //! Each request is a stream with a number, which the relaying node chooses and does not
 //! use again. A body that is longer than [`INLINE_BYTES`] follows its head in
-//! [`Frame::Data`], so a large body does not delay the requests behind it. The head
+//! [`Frame::Data`], so a large body does not delay later requests. The head
 //! states the length of the body, which is where the stream ends.
 //!
 //! Sealing is the caller's part, because it needs a cipher: this module leaves room for the tag of
 //! [`TAG_BYTES`], and reads records whose content has been opened.
 
-/// The bytes of a record before its frames: the length of what follows, big endian.
+/// The bytes of a record before its frames: the length of the rest, big endian.
 pub const LENGTH_BYTES: usize = 4;
 
 /// The bytes of a record after its frames, which prove that they are the sender's.
@@ -41,7 +41,7 @@ const FULL_BYTES: usize = 64 * 1024;
 
 const FRAME_HEAD_BYTES: usize = 9;
 
-/// What a client asks for.
+/// The kind of a client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// A poll.
@@ -55,7 +55,7 @@ pub enum Method {
 /// A request, as far as it matters to its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// What the client asks for.
+    /// The kind of the request.
     pub method: Method,
     /// When it was sent, in milliseconds of the cluster's time since 1970.
     pub time: u64,
@@ -92,7 +92,7 @@ pub struct Headers<'a>(&'a [u8]);
 /// Why a stream ends without a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// The client has gone.
+    /// The client has disconnected.
     Cancelled,
     /// The owner takes no further request.
     Refused,

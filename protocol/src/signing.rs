@@ -1,8 +1,8 @@
 //! Signed messages between nodes with a common key.
 //!
-//! Anyone who may publish in a Redis can emit to every client of a plain cluster. With a
-//! key, nodes accept only what a node or emitter with the same key has sealed, for this
-//! channel, a moment ago, and not before:
+//! Anyone who may publish in a Redis can emit to every client of a plain cluster. With a key, nodes
+//! accept only messages that a node or emitter with the same key has sealed for this channel a
+//! moment ago, and each only once:
 //!
 //! ```text
 //! 93          a list of three                                   ┐
@@ -13,9 +13,9 @@
 //! 94 …        the same around a head of a log; the script in Redis appends the position as the fourth
 //! ```
 //!
-//! The signature is an HMAC-SHA256, of which half is sent, over header, channel and message. The
-//! position that a log appends is not signed, because Redis assigns it. The time in the position is
-//! compared with the time that is signed.
+//! The signature is an HMAC-SHA256 over header, channel and message, of which the first half is
+//! sent. The position that a log appends is not signed, because Redis assigns it. The time in the
+//! position is compared with the time that is signed.
 //!
 //! A receiver checks in this order, so that nothing unsigned takes memory:
 //!
@@ -235,7 +235,7 @@ pub struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    /// Reads what was published. Returns `None` if it has another form: it is not signed.
+    /// Reads a published message. Returns `None` if it has another form: it is not signed.
     pub fn read(payload: &'a [u8]) -> Option<Self> {
         let (mut sealed, rest) = Self::parse(payload)?;
         if sealed.list == LIST_OF_4 {
@@ -246,7 +246,7 @@ impl<'a> Sealed<'a> {
         Some(sealed)
     }
 
-    /// Reads what a log has stored, to which the position is added from elsewhere.
+    /// Reads an entry of a log, whose position is passed separately.
     pub fn read_head(head: &'a [u8], position: Position) -> Option<Self> {
         let (mut sealed, rest) = Self::parse(head)?;
         sealed.position = Some(position);
@@ -311,7 +311,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// Reads what the script of a log appends, which is all that follows.
+/// Reads the text that the script of a log appends, up to the end.
 fn read_position(bytes: &[u8]) -> Option<Position> {
     let (head, mut rest) = bytes.split_first()?;
     let mut number = || {

@@ -170,9 +170,8 @@ impl Query {
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Reads the fields of a body with this `Content-Type`: JSON, or a form. curl declares a
-/// form when it is not told otherwise, so a text that looks like JSON is taken as such.
-/// An empty body has no fields.
+/// Reads the fields of a body with this `Content-Type`: JSON, or a form. By default curl declares a
+/// form, so a text that looks like JSON is treated as JSON. An empty body has no fields.
 ///
 /// # Errors
 ///

@@ -60,7 +60,7 @@ pub enum Event<'b> {
 pub struct Limits {
     /// Maximum size of a message in bytes, all fragments together.
     pub message_bytes: usize,
-    /// Maximum number of fragments of a message, because empty ones could go on for ever.
+    /// Maximum number of fragments of a message, because empty ones could continue for ever.
     pub fragments: usize,
 }
 

@@ -9,7 +9,7 @@
 //! `serde_json` and [`crate::msgpack`] read it:
 //!
 //! ```text
-//! bytes ── Echo::is_own: a look at the first or last bytes drops what the node itself published
+//! bytes ── Echo::is_own: the first or last bytes identify the node's own messages: dropped
 //!   │
 //!   ▼  one pass over the envelope; its members stay slices (crate::raw)
 //! Raw ──▶ Envelope / Request / Members ──▶ Message, Question or Reply
@@ -18,7 +18,7 @@
 //!                  binary becomes attachments (payload, msgpack::to_json, buffers)
 //! ```
 //!
-//! The captured messages in `tests/fixtures` decide what is accepted and what is written.
+//! The captured messages in `tests/fixtures` define the accepted and the written forms.
 
 mod answers;
 mod buffers;
@@ -54,8 +54,8 @@ use crate::{
     target::Target,
 };
 
-/// The time that sockets have to acknowledge if the message states none. Node waits as long for
-/// answers.
+/// The time that sockets have to acknowledge if the message states none. Node waits the same time
+/// for answers.
 pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The encoding of broadcasts in the classic dialect (Node's option `parser`). All
@@ -190,9 +190,8 @@ pub enum WireError {
 }
 
 impl Wire {
-    /// `limits` apply to the arguments of messages that are read. Their depth applies to
-    /// what is written as well, so that no node with the same limit is sent what it
-    /// refuses.
+    /// `limits` apply to the arguments of messages that are read. The depth applies to written
+    /// messages as well, so that no node receives a message that it refuses by the same limit.
     pub fn new(channels: Channels, parser: Parser, limits: TranscodeLimits) -> Self {
         Self {
             channels,
@@ -365,7 +364,7 @@ impl Wire {
         self.read_raw(namespace, kind, Raw::Json(text.trim_ascii_end()))
     }
 
-    /// Recognizes what the sender `uid` publishes in the namespace.
+    /// Recognizes the messages of the sender `uid` in the namespace.
     pub fn echo(&self, namespace: &str, uid: &str) -> Echo {
         Echo::new(namespace, uid, self.channels.dialect())
     }
@@ -480,8 +479,8 @@ impl Echo {
         let nsp = (dialect != Dialect::Classic).then_some(namespace);
         let forms = [Encoding::Msgpack, Encoding::Json];
         let list = forms.map(|encoding| encoding.to_bytes(&uid).to_vec().into());
-        // The bracket or the head in front is not compared, and in the classic dialect neither is
-        // the bracket behind.
+        // The bracket or head in front is not compared, and in the classic dialect the closing
+        // bracket is not compared either.
         let map = forms.map(|encoding| {
             let map = encoding.to_bytes(&Members { uid, nsp });
             let is_open = encoding == Encoding::Json && dialect == Dialect::Classic;

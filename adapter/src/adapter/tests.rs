@@ -1,4 +1,4 @@
-//! What the tests of the index share.
+//! Helpers that the tests of the index share.
 
 mod broadcasts;
 mod index;

@@ -7,21 +7,21 @@ use roomcast_protocol::{args::Args, message::Position, target::Target};
 
 use super::{BusError, BusFuture, Once, Published};
 
-/// Stores the broadcasts of rooms, and publishes what it stores.
+/// Stores and publishes the broadcasts of rooms.
 ///
 /// A namespace can have a *history* of each room and a *journal* of all its broadcasts, which share
 /// their ids. A message published to a room is in both; any other broadcast is in the journal only.
 ///
 /// Every implementation gives these guarantees; one suite of tests checks all of them:
-/// - What is stored is published in the same step, and nothing is published that is not stored.
+/// - Every broadcast is stored and published in one step, so none is published without being
+///   stored.
 /// - All nodes, the publishing one included, receive the broadcasts of a namespace in the order of
-///   their ids, except for what a [`Gap`](super::Gap) covers. So a reader that has the broadcast of
-///   one id in the log has all earlier ones of the room that are kept.
-/// - Ids of a namespace grow. They begin at the seconds since 1970, so that they grow
-///   also if the log is lost, as long as a namespace gets no more than one broadcast a
-///   second on average; otherwise [`Page::After`] an id that the log has not given
-///   returns all that is kept. The unit is not finer, because clients of Syncano keep ids
-///   in 32 bits.
+///   their ids, except for losses that a [`Gap`](super::Gap) covers. So a reader that has the
+///   broadcast of one id in the log has all earlier ones of the room that are kept.
+/// - Ids of a namespace grow. They begin at the seconds since 1970, so that they increase even
+///   after a loss of the log, as long as a namespace gets at most one broadcast a second on
+///   average; otherwise [`Page::After`] an id that the log has not given returns all that is kept.
+///   The unit is not finer, because clients of Syncano keep ids in 32 bits.
 /// - Where ids fall because the log is lost, the times of positions grow. So a broadcast
 ///   is new to a reader if its id or its time is greater than those of all that it has
 ///   seen.
@@ -70,9 +70,9 @@ pub trait Log: Send + Sync + 'static {
     /// Reads at most `limit` entries of the journal, the oldest first.
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;
 
-    /// Tells emitters that the namespace has a journal, so that they append to it what
-    /// they publish. To be repeated now and then, because Redis may lose it. Default:
-    /// there are no emitters. `at_least_once`: whether broadcasts can be emitted so.
+    /// Announces the journal of the namespace to emitters, so that they append their messages to
+    /// it. To be repeated now and then, because Redis may lose it. Default: there are no emitters.
+    /// `at_least_once`: whether broadcasts can be emitted so.
     fn announce(&self, _at_least_once: bool) -> BusFuture<Result<(), BusError>> {
         Box::pin(ready(Ok(())))
     }
@@ -137,8 +137,7 @@ pub struct JournalPage {
     /// The entries, the oldest first.
     pub entries: Vec<JournalEntry>,
     /// The places of broadcasts between them that are stored and cannot be read, the
-    /// oldest first. They are links of the chain, so nothing is missing beside what they
-    /// were.
+    /// oldest first. They are links of the chain, so only their content is missing.
     pub unreadable: Vec<Position>,
     /// Whether there may be more entries in the direction of reading.
     pub is_full: bool,
@@ -147,13 +146,13 @@ pub struct JournalPage {
     pub newest: u64,
 }
 
-/// The bounds of what a log keeps of each room. The oldest entries are removed first.
+/// The limits of a log for each room. The oldest entries are removed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
     /// Maximum number of entries of a room. Default 1,000.
     pub messages: usize,
     /// Maximum size of a room's entries, in bytes as they are stored. The newest entry is kept
-    /// whatever its size. Default 1 MiB.
+    /// regardless of its size. Default 1 MiB.
     pub bytes: usize,
     /// How long an entry is kept, in whole seconds, at least one. Default 24 hours.
     pub age: Duration,

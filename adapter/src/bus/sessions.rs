@@ -6,15 +6,14 @@ use bytes::Bytes;
 
 use super::{BusError, BusFuture};
 
-/// Keeps the sessions of a namespace's clients, so that any node can go on with one.
+/// Keeps the sessions of a namespace's clients, so that any node can resume them.
 ///
 /// A session has an owner: a token of the socket that wrote it. Once another owner has
-/// taken the session, writes of the former one change nothing. So a node that notices
-/// late that its client has gone does no harm. A session that the store has lost has no
-/// owner, so an update stores it again. Every implementation gives these
-/// guarantees; one suite of tests checks all of them.
+/// taken the session, writes of the former one change nothing. So a node that notices a disconnect
+/// late does no harm. A session that the store has lost has no owner, so an update stores it again.
+/// Every implementation gives these guarantees; one suite of tests checks all of them.
 pub trait Sessions: Send + Sync + 'static {
-    /// Stores a session for its owner, whatever was stored before.
+    /// Stores a session for its owner, and replaces any earlier value.
     fn create(&self, session: Session) -> BusFuture<Result<(), BusError>>;
 
     /// Replaces the session, or stores it again if it is missing, unless it is another

@@ -1,4 +1,4 @@
-//! A socket without a network: it remembers what was delivered to it and what was flushed.
+//! A socket without a network: it records deliveries and flushes.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ impl Fake {
         }))
     }
 
-    /// A member whose flushes nobody looks at.
+    /// A member whose flushes are ignored.
     pub(crate) fn numbered(number: usize, shard: usize) -> Self {
         Self::new(&id(number), shard, &Flushes::default())
     }

@@ -1,4 +1,4 @@
-//! What every bus promises, checked on the one in memory.
+//! The guarantees of every bus, checked on the one in memory.
 
 use std::future::pending;
 

@@ -48,7 +48,7 @@ pub struct RedisConfig {
     pub publish_timeout: Duration,
     /// Maximum size of the queue of outgoing messages, in bytes. Default 16 MiB.
     pub max_queue_bytes: usize,
-    /// Interval between probes, which check that what the node publishes comes back. Default 1 s.
+    /// Interval between probes, which check that the node's messages come back. Default 1 s.
     pub probe_interval: Duration,
     /// How long a probe may take before the connection counts as broken. Default 5 s.
     pub probe_timeout: Duration,
@@ -56,13 +56,13 @@ pub struct RedisConfig {
     /// is dropped and logged. A server sets it to its own limit for clients
     /// (`Limits::json_depth`).
     pub json_depth: usize,
-    /// With which keys the nodes sign what they publish. All nodes and emitters need one
+    /// The keys with which the nodes sign their messages. All nodes and emitters need one
     /// of them, and Node.js servers cannot take part: their messages are dropped. Not
     /// with [`Parser::Json`]. Default: nothing is signed.
     pub signing: Option<Signing>,
     /// Whether [`RedisBus::connect`](crate::RedisBus::connect) fails while Redis is
-    /// unavailable. With `false` the bus starts all the same and is interrupted until
-    /// Redis is there. Default true.
+    /// unavailable. With `false` the bus starts nevertheless, and is interrupted until Redis is
+    /// available. Default true.
     pub is_required: bool,
     /// Where other nodes reach this one, such as `10.0.0.7:3002`: see
     /// [`Bus::find_peer`](crate::Bus::find_peer). Visible ASCII, stated with the node's

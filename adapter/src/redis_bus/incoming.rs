@@ -1,4 +1,5 @@
-//! What arrives from Redis: checked, decoded, and carried out, one message after the other.
+//! The messages that arrive from Redis: checked, decoded, and carried out, one message after the
+//! other.
 //!
 //! ```text
 //! channel name ─► namespace, kind, room ─► room without a member here?   dropped
@@ -19,10 +20,10 @@
 //!
 //! **Why several readings.** `#` separates the parts of a channel's name, but
 //! namespaces and rooms may contain it. So each way to cut the name is tried, for the
-//! namespaces that exist here. The reason that tells most is reported if none fits.
+//! namespaces that exist here. If none fits, the most specific reason is reported.
 //!
-//! A message never ends more than itself: whatever its bytes are, it is dropped,
-//! counted and logged, and the next one is read.
+//! A message never ends more than itself: any undecodable message is dropped, counted and logged,
+//! and the next one is read.
 
 use std::{borrow::Cow, cell::OnceCell, sync::Arc};
 
@@ -93,7 +94,7 @@ enum Dropped {
 }
 
 impl Dropped {
-    /// How much the reason tells about a message whose channel can be read in several ways.
+    /// How specific the reason is for a message whose channel can be read in several ways.
     fn weight(&self) -> u8 {
         match self {
             Self::UnknownNamespace => 0,
@@ -156,9 +157,8 @@ impl Receiver {
             self.receive(channel, payload);
             return;
         }
-        // Redis sends by the pattern until it has carried out that it is given up. Single
-        // rooms have their channels again by then, so all that comes by the pattern comes
-        // by them, too.
+        // Redis sends by the pattern until it has carried out that it is given up. Single rooms
+        // have their channels again by then, so every message of the pattern arrives on them, too.
         let is_redundant = |channel| {
             !self.subscriptions.hears_by_pattern(channel)
                 || self.subscriptions.is_private_copy(channel)
@@ -200,7 +200,7 @@ impl Receiver {
         }
     }
 
-    /// Carries out what was read from the stream.
+    /// Handles the entries that were read from the stream.
     pub(super) fn carry_out_entry(
         &self,
         namespace: &Arc<AttachedNamespace>,
@@ -346,7 +346,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Counts a message that was not carried out, and logs it unless that is what should happen.
+    /// Counts a message that was dropped, and logs it unless that is expected.
     fn note(&self, why: &Dropped, channel: &str, payload: &[u8]) {
         let (metrics, warnings) = (&self.metrics, &self.warnings);
         let bytes = payload.len();

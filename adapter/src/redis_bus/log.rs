@@ -1,9 +1,8 @@
 //! The logs of a namespace in Redis.
 //!
 //! One script stores a broadcast in the stream of its room and in the journal, another
-//! one many broadcasts in the journal, and both publish them, so that ids are heard in
-//! the order in which they were assigned, and a reader that has heard one finds all
-//! earlier ones:
+//! one many broadcasts in the journal, and both publish them, so that ids are received in the order
+//! in which they were assigned, and a reader that has received one finds all earlier ones:
 //!
 //! ```text
 //! publish ─► EVALSHA ─┬─ id: the counter of the namespace, or the clock if it is ahead
@@ -12,16 +11,15 @@
 //!    NOSCRIPT ─► EVAL: Redis has restarted, and nothing was executed
 //! ```
 //!
-//! The stream has what [`Wire::unplaced`] writes; the script appends the position to what
-//! it publishes. All keys are in the slot of the channel. An attempt without a reply is
-//! never repeated.
+//! The stream stores the output of [`Wire::unplaced`]; the script appends the position to the
+//! published message. All keys are in the slot of the channel. An attempt without a reply is never
+//! repeated.
 //!
 //! [`Wire::unplaced`]: roomcast_protocol::wire::Wire::unplaced
 //!
 //! **Why scripts.** An id that is assigned in one step and published in another could
-//! be overtaken: a node would hear 7 before 6, and could not tell a late broadcast from
-//! a lost one. Redis runs a script as a whole, so the order of ids is the order of
-//! arrival.
+//! be overtaken: a node would receive 7 before 6, and could not distinguish a late broadcast from a
+//! lost one. Redis runs a script as a whole, so the order of ids is the order of arrival.
 //!
 //! **Why one queue, if there is a journal.** Broadcasts for the journal are gathered,
 //! see [`batches`]. A broadcast for the log of a room shares no call, but goes through
@@ -68,8 +66,8 @@ use crate::bus::{
     Published,
 };
 
-/// Entries that are read with one command. Redis serves nobody else meanwhile: a hundred entries of
-/// 1 KiB take it 50 µs.
+/// Entries that are read with one command. Redis serves no other client meanwhile: a hundred
+/// entries of 1 KiB take it 50 µs.
 const PAGE: usize = 100;
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("log/read.lua")));
@@ -185,7 +183,7 @@ impl RedisLog {
         ];
         args.extend(numbers.iter().map(|number| number.to_string().into_bytes()));
         if let Some(batches) = &self.batches {
-            // Behind the broadcasts that came before.
+            // After the earlier broadcasts.
             return Box::pin(batches.push(head, Some(Single { keys, args })));
         }
         let keys: Vec<_> = keys.iter().map(String::as_str).collect();
@@ -362,7 +360,7 @@ struct Raw<'a> {
 }
 
 impl Reading {
-    /// Reads the log of a room, without what is older than `age` milliseconds.
+    /// Reads the log of a room, without entries older than `age` milliseconds.
     async fn read_room(
         &self,
         room: &str,
@@ -475,7 +473,7 @@ impl Reading {
         run(&READ, &self.outgoing, &keys, &args).await
     }
 
-    /// Reads what was stored, by this version or another, with the settings of now.
+    /// Reads an entry stored by this or another version, with the current settings.
     /// Logged once in a while, since a page may have a hundred such entries.
     fn decode(&self, raw: &Raw<'_>) -> Option<(Target, Box<str>, Args)> {
         let Raw { head, position } = *raw;

@@ -1,8 +1,9 @@
-//! The nodes of the cluster: this node's lease, the leases of the others, and who is subscribed.
+//! The nodes of the cluster: this node's lease, the leases of the others, and counts of
+//! subscribers.
 //!
 //! A lease is an entry of one sorted set in Redis: the node's name, and when the lease ends by
-//! Redis's clock. Because only that clock counts, the nodes' own clocks do not matter. A node that
-//! stops renewing its lease is not waited for once it has expired.
+//! Redis's clock. Because only that clock counts, the nodes' own clocks do not matter. Questions do
+//! not wait for a node whose lease has expired.
 //!
 //! ```text
 //! every second, one write:  ZADD end-of-lease · ZREMRANGEBYSCORE expired
@@ -62,7 +63,7 @@ pub(super) struct Membership {
 
 #[derive(Default)]
 struct State {
-    /// The leases as of the last reading.
+    /// The leases at the last reading.
     leases: Arc<Leases>,
     clock: Option<RedisClock>,
     /// The lease was given back and is not renewed.
@@ -126,7 +127,7 @@ impl Membership {
     }
 
     /// Renews the lease and reads those of the others, Redis's clock and the members of
-    /// `namespace`. Returns how many of these are Node servers, as far as can be told. All commands
+    /// `namespace`. Returns the estimated number of Node servers among these. All commands
     /// leave in one write, because each command that is sent alone wakes Redis by itself.
     pub(super) async fn renew(&self, namespace: Option<&str>) -> Result<usize, PublishError> {
         let renewed = self.try_renew(namespace).await;
@@ -149,7 +150,7 @@ impl Membership {
         let mut counted = counted?;
         let leases = self.leases();
         if !counted.leases.has_nodes_of(&leases) {
-            // Nodes have come or gone in between, and were counted as foreign.
+            // Nodes have joined or left in between, and were counted as foreign.
             counted = self.count(namespace, leases).await?;
         }
         let foreign = counted.roster().foreign;
@@ -236,8 +237,8 @@ impl Membership {
         let is_held = state.is_held && !state.has_left;
         drop(state);
         if let Some(Reading { now, held }) = reading.as_ref().filter(|_| self.address.is_some()) {
-            // Behind the leases, so that a node that is found is among the nodes that are alive, except for
-            // those that are kept.
+            // After the leases, so that a node that is found is among the nodes that are alive,
+            // except for those that are kept.
             let stated = stated(held, *now).map(|(_, rest)| rest);
             let left: Vec<_> = entries(held)
                 .filter_map(|(name, _)| name.strip_prefix(TRACE))
@@ -252,12 +253,12 @@ impl Membership {
         Ok(reading)
     }
 
-    /// Returns the leases as of the last reading.
+    /// Returns the leases at the last reading.
     pub(super) fn leases(&self) -> Arc<Leases> {
         Arc::clone(&self.state.lock().leases)
     }
 
-    /// Counts who is subscribed in a namespace, among these leases and in total. Except in a Redis
+    /// Counts the subscribers of a namespace, among these leases and in total. Except in a Redis
     /// Cluster, the command is enqueued when this returns.
     pub(super) fn count(
         &self,
@@ -296,7 +297,7 @@ impl Membership {
         removed.map(drop)
     }
 
-    /// What this node puts beside its lease.
+    /// The entry that this node writes next to its lease.
     fn stated(&self) -> String {
         let node = peers::stated(self.node(), self.address.as_deref());
         format!("{SETTINGS}{}:{node}", self.settings)
@@ -426,7 +427,7 @@ fn entries(held: &Value) -> impl Iterator<Item = (&str, u64)> {
     pairs.filter_map(|(name, time)| Some((name.text()?, time.number()? as u64)))
 }
 
-/// The statements of nodes with a valid lease: their settings, and the text behind these.
+/// The statements of nodes with a valid lease: their settings, and the text after these.
 fn stated(held: &Value, now: u64) -> impl Iterator<Item = (&str, &str)> {
     entries(held).filter_map(move |(name, end)| {
         let stated = name.strip_prefix(SETTINGS).filter(|_| end > now);
@@ -434,7 +435,7 @@ fn stated(held: &Value, now: u64) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// What nodes have to agree on, in one word.
+/// The settings that nodes must have in common, in one word.
 pub(super) fn settings(dialect: Dialect, parser: Parser, is_signed: bool) -> Box<str> {
     let format = match (dialect, parser) {
         (Dialect::Classic, Parser::Msgpack) => "classic-msgpack",

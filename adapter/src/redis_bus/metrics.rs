@@ -125,7 +125,7 @@ const DROPPED: Family = (
 );
 
 series! {
-    /// What arrives over the bus.
+    /// Received messages.
     IncomingMetrics {
         messages: IntCounter = counter(
             "roomcast_bus_messages_received_total", "Messages that came over the bus.");
@@ -151,7 +151,7 @@ const PUBLISHED: Family = (
 );
 
 series! {
-    /// What the node publishes.
+    /// Published messages.
     OutgoingMetrics {
         ok: IntCounter = counter_of(PUBLISHED, "ok");
         unavailable: IntCounter = counter_of(PUBLISHED, "unavailable");
@@ -232,7 +232,7 @@ series! {
 }
 
 impl LinkMetrics {
-    /// Copies what the links count themselves.
+    /// Copies the counters of the links.
     /// `last_probe` is the round trip that was observed last.
     pub(super) fn refresh(
         &self,

@@ -1,9 +1,9 @@
-//! Beside Node.js servers: everything that exists because they count before they ask.
+//! Next to Node.js servers: everything that exists because they count before they ask.
 //!
 //! A Node server counts the subscribers of the request channel, publishes its question, and takes
-//! as many answers as it counted, from any server. Without this module, a node that comes or
-//! goes between the count and the question makes it fail, because one answer is missing or one is
-//! too many.
+//! as many answers as it counted, from any server. Without this module, a node that joins or leaves
+//! between the count and the question makes it fail, because one answer is missing or one is too
+//! many.
 //!
 //! ```text
 //!  Node server    NUMSUB ── PUBLISH question ──────── counted answers, or failure after 5 s
@@ -41,7 +41,7 @@ use super::{
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 
-/// What Node's servers need from this node.
+/// The duties of this node towards Node's servers.
 pub(super) struct NodeJs {
     membership: Arc<Membership>,
     handover: Handover,
@@ -92,7 +92,7 @@ impl NodeJs {
         self.foreign_joins.is_copy(channel, payload)
     }
 
-    /// Answers in place of nodes that have gone, until the bus is closed.
+    /// Answers on behalf of nodes that have left, until the bus is closed.
     pub(super) async fn watch(node_js: Weak<Self>) {
         stand_in::watch(node_js).await;
     }
@@ -129,8 +129,8 @@ impl NodeJs {
         })
     }
 
-    /// Leaves the channels on which Node's servers count this node, and answers what they ask for
-    /// as long as one of them may have counted it.
+    /// Leaves the channels on which Node's servers count this node, and answers their questions
+    /// while one of them may have counted it.
     pub(super) async fn leave(&self, subscriptions: &Subscriptions, timeout: Duration) {
         let patterns = self.handover.hear_uncounted(subscriptions, timeout).await;
         let left = subscriptions.retire();

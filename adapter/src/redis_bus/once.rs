@@ -18,7 +18,7 @@ use super::{
 use crate::bus::{BusError, BusFuture, JournalLimits, Published};
 
 /// Publishes to all nodes, this one included, and stores in the journal if there is one.
-/// The payload is that of an emitter, because a node drops what it has sent itself.
+/// The payload is that of an emitter, because a node drops its own messages.
 pub(super) fn publish(
     outgoing: &Arc<Outgoing>,
     subscriptions: &Subscriptions,

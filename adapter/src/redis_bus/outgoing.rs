@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A message is enqueued when `publish` returns, so dropping the future cannot take it
-//! back. It only means that nobody waits for the number of receivers.
+//! back. It only means that the number of receivers is not awaited.
 
 use std::{
     borrow::Cow,
@@ -53,7 +53,7 @@ pub(super) struct Outgoing {
     pub(super) signer: Option<Arc<Signer>>,
     /// Publishes that their senders dropped.
     followed: Mutex<JoinSet<()>>,
-    /// About what was lost without its sender being told.
+    /// About messages that were lost without an error for the sender.
     pub(super) warnings: Warnings,
     runtime: Handle,
     metrics: OutgoingMetrics,
@@ -121,7 +121,7 @@ impl Outgoing {
             return false;
         }
         let publishing = self.publisher.publish(channel, payload, self.is_sharded());
-        // Whether it was published shows in what comes back.
+        // The messages that come back show whether it was published.
         self.follow(async move { drop(publishing.await) });
         true
     }
@@ -131,12 +131,12 @@ impl Outgoing {
         self.publisher.command(args, route)
     }
 
-    /// Counts a message that was published by a command of its own.
+    /// Counts a message that was published by a separate command.
     pub(super) fn count(&self, bytes: u64, started: Instant, outcome: Result<u64, &PublishError>) {
         self.metrics.published(bytes, started.elapsed(), outcome);
     }
 
-    /// A publish failed, and nobody waits for its outcome.
+    /// A publish failed whose outcome is not awaited.
     fn lost_unseen(&self, error: &BusError) {
         self.warnings.warn(|suppressed| {
             tracing::warn!(

@@ -1,8 +1,8 @@
 //! Where the other nodes are reached, by the tags with which their ids begin.
 //!
-//! A node states its address beside its lease (`with:SETTINGS:NODE@ADDRESS`), so the
-//! addresses come with every reading of the leases and cost no command. Versions that
-//! know no addresses ignore what follows the settings.
+//! A node states its address next to its lease (`with:SETTINGS:NODE@ADDRESS`), so every reading of
+//! the leases includes the addresses and they cost no command. Versions without addresses ignore
+//! the text after the settings.
 //!
 //! A tag that is not in the table may be that of a node that joined since the last
 //! reading. Then the leases are read again. Because anyone can make up tags, at most one
@@ -53,7 +53,7 @@ struct Table {
     kept_until: Option<Instant>,
 }
 
-/// What a reading of the leases shows besides those that are valid.
+/// The result of a reading of the leases in addition to the valid ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Missing<'a> {
     /// Redis has lost leases, for example because it has restarted empty: this node's own one is not there.
@@ -63,10 +63,11 @@ pub(super) struct Missing<'a> {
 }
 
 impl Peers {
-    /// Replaces the table. `stated` is what nodes with a valid lease state behind their settings.
+    /// Replaces the table. `stated` are the texts of nodes with a valid lease after their settings.
     ///
-    /// After Redis was away or has lost leases, nodes that are alive may not have written theirs again.
-    /// They are kept for a while, unless they have left, because otherwise all that is relayed to them would end.
+    /// After Redis was unreachable or has lost leases, nodes that are alive may not have written
+    /// theirs again. They are kept for a while, unless they have left, because otherwise all that
+    /// is relayed to them would end.
     pub(super) fn replace<'a>(
         &self,
         own: &NodeId,
@@ -126,7 +127,7 @@ impl Peers {
         self.by_tag.lock().by_tag.get(tag).cloned()
     }
 
-    /// Resolves once the table comes from a reading that began after this call.
+    /// Resolves once the table is from a reading that began after this call.
     pub(super) async fn refresh(&self, membership: &Membership) {
         let called = Instant::now();
         let mut last = self.turn.lock().await;
@@ -142,7 +143,7 @@ impl Peers {
     }
 }
 
-/// The text that a node puts behind its settings.
+/// The text that a node appends to its settings.
 pub(super) fn stated(node: &NodeId, address: Option<&str>) -> String {
     match address {
         Some(address) => format!("{node}{AT}{address}"),

@@ -1,4 +1,4 @@
-//! Questions: asking the other nodes, and answering what they ask.
+//! Questions: asking the other nodes, and answering their questions.
 //!
 //! ```text
 //! asker   count who is subscribed ─► publish question ─► leases, counts again every 200 ms

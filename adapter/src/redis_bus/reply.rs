@@ -12,7 +12,7 @@ use roomcast_protocol::{
 use super::{outgoing::Outgoing, subscriptions::AttachedNamespace};
 use crate::bus::Progress;
 
-/// The address of an answer: who asked what, and where.
+/// The address of an answer: the asker, the question, and the channel.
 pub(super) struct ReplyAddress {
     pub(super) outgoing: Arc<Outgoing>,
     pub(super) namespace: Arc<AttachedNamespace>,
@@ -32,7 +32,7 @@ impl ReplyAddress {
         let namespace = &*self.namespace.name;
         let (asker, id, node) = (&self.asker, &self.id, &outgoing.node);
         match outgoing.wire.response(namespace, asker, id, node, reply) {
-            // It is enqueued behind what was sent before. Whether it arrives is the asker's to
+            // It is enqueued after earlier messages. Whether it arrives is the asker's to
             // notice.
             Ok(Some(publication)) => drop(outgoing.publish(publication)),
             // The asker does not expect this part of an answer.

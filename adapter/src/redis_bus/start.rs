@@ -10,8 +10,8 @@
 //! of that kind, perhaps after days, and `ACL` itself is a right that few users have.
 //! Each command is sent in a form without effect on others.
 //!
-//! **Why a probe.** A connection that takes commands does not show that what is
-//! published arrives, for example at a replica.
+//! **Why a probe.** A connection that accepts commands does not prove that published messages
+//! arrive, for example at a replica.
 
 use std::{
     sync::{Arc, Weak},
@@ -151,13 +151,13 @@ impl RedisBus {
     }
 
     /// Connects, checks that the user has the rights that a node needs, takes a lease, and waits
-    /// until what the node publishes comes back to it. Must be called on a tokio runtime, on which
+    /// until the node's own messages come back to it. Must be called on a tokio runtime, on which
     /// the bus keeps working.
     ///
     /// # Errors
     ///
-    /// Redis is unavailable, or the user lacks a right. [`StartError::is_temporary`]
-    /// tells whether a later call may succeed.
+    /// Redis is unavailable, or the user lacks a right. [`StartError::is_temporary`] returns
+    /// whether a later call may succeed.
     pub async fn connect(mut config: RedisConfig, node: &NodeId) -> Result<Self, StartError> {
         let endpoint = endpoint(&config);
         let may_wait = |error: &StartError| !config.is_required && error.is_temporary();
@@ -302,7 +302,8 @@ impl Core {
         })
     }
 
-    /// Waits until messages flow, and takes a lease. Without a need for Redis, it may be away.
+    /// Waits until messages flow, and takes a lease. If Redis is not required, it may be
+    /// unreachable.
     async fn join(&self, is_required: bool) -> Result<(), StartError> {
         let joining = async {
             self.wait_until_flowing().await?;
@@ -444,7 +445,7 @@ async fn check_rights(
         Dialect::Classic | Dialect::Streams => ("PUBLISH", "NUMSUB", "SUBSCRIBE"),
         Dialect::Sharded(_) => ("SPUBLISH", "SHARDNUMSUB", "SSUBSCRIBE"),
     };
-    // A channel like those of rooms, to which nobody else subscribes.
+    // A channel like those of rooms, to which no other node subscribes.
     let own = channels.room("/", node.as_str());
     let (stream, max_len) = (channels.stream(), config.stream_max_len.to_string());
     if config.dialect == Dialect::Streams {

@@ -7,10 +7,9 @@
 //!  ask     ─► PUBLISH on the namespace's channel, as in the other dialects
 //! ```
 //!
-//! An outage of Redis loses nothing: the reader goes on behind the last entry that it has
-//! read. Only if the stream was trimmed or lost beyond that entry does it report a gap.
-//! Answers and questions are on channels, as Node's adapter has them, so a question may
-//! overtake a message.
+//! An outage of Redis loses nothing: the reader continues after the last entry that it has read.
+//! Only if the stream was trimmed or lost beyond that entry does it report a gap. Answers and
+//! questions are on channels, as Node's adapter has them, so a question may overtake a message.
 
 mod entries;
 mod log;
@@ -117,7 +116,8 @@ impl Streams {
         self.has_channel_logs.store(true, Ordering::Relaxed);
     }
 
-    /// Whether what passes by on channels while they are not heard is more than questions.
+    /// Whether messages other than questions can be missed on channels while they are not
+    /// subscribed.
     pub(super) fn loses_by_channels(&self) -> bool {
         self.has_channel_logs.load(Ordering::Relaxed)
     }
@@ -198,7 +198,8 @@ impl Streams {
         }))
     }
 
-    /// The number of other nodes, as it was a moment ago: Redis does not tell who reads a stream.
+    /// The number of other nodes, as it was a moment ago: Redis does not report the readers of a
+    /// stream.
     fn others(&self) -> usize {
         self.membership.leases().alive().saturating_sub(1)
     }

@@ -58,7 +58,7 @@ const OVERLAP: Duration = Duration::from_secs(10);
 /// Number of channels whose memory is kept although it is not needed at the moment.
 const KEPT: usize = 1024;
 
-/// The namespaces of this node and what it is subscribed to for them.
+/// The namespaces of this node and its subscriptions for them.
 pub(super) struct Subscriptions {
     pub(super) subscriber: Subscriber,
     node: NodeId,
@@ -71,18 +71,18 @@ pub(super) struct Subscriptions {
     patterns: AtomicUsize,
     /// Whether the user may subscribe the patterns of all rooms.
     can_hear_all_rooms: AtomicBool,
-    /// The number of namespaces whose rooms are all heard.
+    /// The number of namespaces with all rooms subscribed.
     all_rooms: AtomicUsize,
 }
 
-/// Whether all rooms of a namespace are heard.
+/// Whether all rooms of a namespace are subscribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AllRooms {
     /// They are.
     Heard,
     /// They will be, once that is confirmed.
     Begun,
-    /// They cannot be: only rooms with members are heard.
+    /// They cannot be: only rooms with members are subscribed.
     Never,
 }
 
@@ -104,7 +104,7 @@ impl Subscriptions {
         patterns: usize,
         can_hear_all_rooms: bool,
     ) -> Self {
-        // Behind the channels without which the node takes no part.
+        // After the channels without which the node cannot take part.
         let own = wire.channels().node(&node);
         subscriber.subscribe(Priority::Room, [own.into()]);
         Self {
@@ -191,7 +191,7 @@ impl Subscriptions {
         self.release(holders, base);
     }
 
-    /// Has the channels of all rooms of a namespace heard, at least until then. Dynamic namespaces
+    /// Subscribes all rooms of a namespace, at least until then. Dynamic namespaces
     /// are left out, because a pattern that was removed keeps costing every publish.
     pub(super) fn hear_all_rooms(
         &self,
@@ -279,12 +279,12 @@ impl Subscriptions {
         }
     }
 
-    /// Returns whether all rooms of a namespace are heard, so that messages may come twice.
+    /// Returns whether all rooms of a namespace are subscribed, so that messages may arrive twice.
     pub(super) fn hears_all_rooms(&self) -> bool {
         self.all_rooms.load(Ordering::Acquire) > 0
     }
 
-    /// Returns whether the namespace of a channel has all its rooms heard by the pattern.
+    /// Returns whether the pattern covers all rooms of a channel's namespace.
     pub(super) fn hears_by_pattern(&self, channel: &str) -> bool {
         let mut places = self.channels().parse(channel);
         places.any(|place| {
@@ -293,8 +293,8 @@ impl Subscriptions {
         })
     }
 
-    /// Returns whether a message that comes by the pattern of all rooms comes by the pattern of
-    /// private rooms, too.
+    /// Returns whether a message that arrives by the pattern of all rooms also arrives by the
+    /// pattern of private rooms.
     pub(super) fn is_private_copy(&self, channel: &str) -> bool {
         let mut places = self.channels().parse(channel);
         places.any(|place| {
@@ -360,8 +360,8 @@ impl Subscriptions {
         channels.rooms.is_due(now)
     }
 
-    /// Subscribes a room that is about to get its first member, and gives it up again if
-    /// none comes. Returns `false` if the room has no channel of its own.
+    /// Subscribes a room that is about to get its first member, and unsubscribes it again if none
+    /// joins. Returns `false` if the room has no separate channel.
     pub(super) fn expect(&self, namespace: &AttachedNamespace, room: &str) -> bool {
         let Some(channel) = namespace.channel_of(self.channels(), room) else {
             return false;
@@ -489,8 +489,8 @@ impl Subscriptions {
         }
     }
 
-    /// Returns by how many subscriptions this node receives what it publishes on the channel: so
-    /// often Redis counts it.
+    /// Returns the number of subscriptions by which this node receives its own messages on the
+    /// channel: so often Redis counts it.
     pub(super) fn own_subscriptions(&self, namespace: &AttachedNamespace, channel: &str) -> usize {
         let by_channel = self.subscriber.is_confirmed(channel);
         let is_covered = namespace.is_covered(self.channels(), channel);
@@ -575,7 +575,7 @@ impl Subscriptions {
     }
 }
 
-/// Returns what a node's name and the ids of all its sockets begin with.
+/// Returns the prefix of a node's name and of the ids of all its sockets.
 pub(super) fn tag(node: &NodeId) -> &str {
     node.as_str().get(..TAG_LEN).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! The duties of a bus that nobody triggers: renewing the lease, giving up rooms, refreshing
-//! metrics, checking the rights when Redis was away at startup.
+//! The periodic duties of a bus: renewing the lease, unsubscribing empty rooms, refreshing metrics,
+//! checking the rights when Redis was unreachable at startup.
 
 use std::{sync::Weak, time::Duration};
 
@@ -34,7 +34,7 @@ pub(super) async fn keep_lease(core: Weak<Core>) {
     }
 }
 
-/// Gives up empty rooms and refreshes the metrics of the links until the bus is gone.
+/// Unsubscribes empty rooms and refreshes the metrics of the links until the bus is dropped.
 pub(super) async fn sweep(core: Weak<Core>) {
     let mut last_probe = Duration::ZERO;
     let mut ticks = time::interval(SWEEP_INTERVAL);

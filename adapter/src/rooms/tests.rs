@@ -15,7 +15,7 @@ const SOCKETS: usize = 6;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Connects the socket, or disconnects it if it is there.
+    /// Connects the socket, or disconnects it if it is connected.
     Toggle(usize),
     Join(usize, String),
     Leave(usize, String),
@@ -82,7 +82,7 @@ fn members_of(model: &Model, room: &str) -> usize {
         .count()
 }
 
-/// What the index and the model say of a change must be the same, first and last members included.
+/// The index and the model must return the same for a change, including first and last members.
 fn take_step(rooms: &mut Rooms<Fake>, model: &mut Model, step: &Step) {
     match step {
         Step::Toggle(socket) => toggle(rooms, model, *socket),

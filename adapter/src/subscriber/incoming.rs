@@ -8,10 +8,10 @@
 //!
 //! The callback handles each message before the driver parses the next one. Nothing is queued, so
 //! a sink that is too slow stops the reading, and Redis cuts the connection off when its own
-//! buffer for it is full. That is the only limit on what waits, and the memory of this process
-//! stays flat. A channel between driver and sink would hide the stall from Redis and grow.
+//! buffer for it is full. That is the only limit for waiting messages, and the memory of this
+//! process stays flat. A channel between driver and sink would hide the stall from Redis and grow.
 //!
-//! The driver reads as long as the socket has something. [`Turn`] makes it yield, since some
+//! The driver reads as long as the socket has data. [`Turn`] makes it yield, since some
 //! messages mean thousands of sockets.
 
 use std::{
@@ -41,7 +41,7 @@ const CLOCK_EVERY: u64 = 8;
 /// More than the budget that tokio gives a task for one poll.
 const BUDGET: usize = 1024;
 
-/// What the callback of one connection shares with its session.
+/// The state that the callback of one connection shares with its session.
 pub(super) struct Incoming {
     shared: Arc<Shared>,
     probe_channel: Arc<str>,
@@ -182,7 +182,7 @@ impl Turn {
         if now.duration_since(began) < TURN_TIME && received - self.first < TURN {
             return;
         }
-        // With its budget gone, the driver's next read is not ready until other tasks have run.
+        // With its budget used up, the driver's next read is not ready until other tasks have run.
         let mut context = Context::from_waker(Waker::noop());
         for _ in 0..BUDGET {
             match coop::poll_proceed(&mut context) {

@@ -117,7 +117,7 @@ impl Probes {
         }
     }
 
-    /// A probe came back. None if it is not outstanding any more.
+    /// A probe came back. `None` if it is no longer outstanding.
     pub(super) fn returned(&mut self, number: u64, now: Instant) -> Option<Returned> {
         let at = self
             .outstanding
@@ -155,7 +155,7 @@ impl Probes {
         false
     }
 
-    /// Whether the deadline has passed, for whatever reason.
+    /// Whether the deadline has passed, for any reason.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| now >= deadline)
     }

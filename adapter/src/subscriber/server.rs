@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The names are kept across connections, so a reconnect needs nothing of the callers.
-//! Every attempt gets new [`Probes`], since replies of the old connection prove nothing
-//! about the new one, but their numbers go on.
+//! Every attempt gets new [`Probes`], because replies of the old connection prove nothing about the
+//! new one, but their numbers continue.
 
 use std::{
     sync::Arc,
@@ -47,7 +47,7 @@ const HELD: Duration = Duration::from_secs(1);
 const ROLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The probe decides when a connection is given up, not a reply that takes its time: the replies to
-/// many subscriptions come behind each other.
+/// many subscriptions arrive one after the other.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Where to connect, and how the connection watches itself.
@@ -65,7 +65,7 @@ pub(super) struct ServerSubscriber {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the handle, the task and the push callback share.
+/// The state that the handle, the task and the push callback share.
 pub(super) struct Shared {
     pub(super) subscriptions: Mutex<Subscriptions>,
     /// There may be batches to send.
@@ -230,8 +230,7 @@ impl ServerSubscriber {
     pub(super) fn stop(&self) -> Option<JoinHandle<()>> {
         let task = self.task.lock().take();
         if let Some(task) = &task {
-            // The connection is closed by dropping it; there is nothing to say to
-            // Redis.
+            // The connection is closed by dropping it; there is nothing to send to Redis.
             task.abort();
             self.shared.subscriptions.lock().close();
             self.shared.settled.notify_waiters();
@@ -355,8 +354,8 @@ impl Task {
     }
 }
 
-/// Resolves once the server is not the primary any more. It keeps its connections, and what is
-/// published to a replica reaches nobody else, so probes do not find this out.
+/// Resolves once the server is no longer the primary. It keeps its connections, and messages
+/// published to a replica reach only its own subscribers, so probes do not detect this.
 async fn demoted(mut connection: MultiplexedConnection) {
     loop {
         time::sleep(ROLE_INTERVAL).await;

@@ -323,8 +323,8 @@ impl Routes {
         }
     }
 
-    /// Follows a new map. Returns the names that have moved or are asked for once more, and the
-    /// servers that are not needed any more.
+    /// Follows a new map. Returns the names that have moved or are subscribed once more, and the
+    /// servers that are no longer needed.
     fn follow(
         &mut self,
         map: Arc<ClusterMap>,
@@ -344,7 +344,7 @@ impl Routes {
                     self.primaries.insert(range.primary.clone(), server);
                     continue;
                 }
-                // Its probe has moved away, so it could not watch itself any more.
+                // Its probe has moved, so it could no longer watch itself.
                 closing.push(server);
             }
             let probe_channel = (config.probe_channel)(range.last);

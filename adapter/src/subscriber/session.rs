@@ -15,9 +15,8 @@
 //! Reconnecting would lose them. So the end is only when nothing at all has come
 //! between two looks.
 //!
-//! **Why refused names do not end it.** A user may lack the right to one name. The
-//! others go on, the refused ones are tried again, and the time in between is reported
-//! as a gap.
+//! **Why refused names do not end it.** A user may lack the right to one name. The others continue,
+//! the refused ones are retried, and the time in between is reported as a gap.
 
 use std::{
     pin::pin,
@@ -42,9 +41,8 @@ use super::{
     subscriptions::{Batch, Outcome, SubscriptionKind},
 };
 
-/// The first refused names are asked for again after this time, later ones after up to
-/// [`MAX_RETRY`].
-/// An operator who mends the rights needs no restart.
+/// The first refused names are retried after this time, later ones after up to [`MAX_RETRY`]. After
+/// correcting the rights, an operator needs no restart.
 const MIN_RETRY: Duration = Duration::from_secs(1);
 
 const MAX_RETRY: Duration = Duration::from_secs(30);
@@ -65,7 +63,7 @@ pub(super) struct Session<'a> {
     /// A probe is late: how much had been received by then.
     suspicion: Option<u64>,
     retries: Backoff,
-    /// When refused names are asked for again.
+    /// The time at which refused names are retried.
     retry_at: Option<Instant>,
     /// Since when messages on refused names may be lost and no gap has been reported.
     deaf_since: Option<SystemTime>,
@@ -159,7 +157,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Reports the gap on refused names up to now. It goes on if some are still refused.
+    /// Reports the gap on refused names up to now. It continues if some are still refused.
     fn report_deafness(&mut self) {
         let is_deaf = self.shared.subscriptions.lock().refusal().is_some();
         let now = SystemTime::now();
@@ -247,7 +245,7 @@ impl<'a> Session<'a> {
         if !is_overdue {
             self.suspicion = None;
         } else if std::mem::take(&mut watch.is_up) {
-            // Messages may still wait to be read. Until then nobody knows whether any is lost.
+            // Messages may still wait to be read. Until then it is unknown whether any is lost.
             let after = self.config.probe_timeout;
             self.shared.set_down(DownReason::ProbeLate { after });
         }
@@ -331,8 +329,8 @@ async fn send_each(
         .await
 }
 
-/// The replies to the commands of a batch, an error or `None` each. The crate takes a subscription
-/// that Redis ends unasked for a reply, too; such a push has none of the expected names.
+/// The replies to the commands of a batch, an error or `None` each. The crate also treats a
+/// subscription that Redis ends on its own as a reply; such a push has none of the expected names.
 fn own_replies(batch: &Batch, replies: Vec<Value>) -> Vec<Option<Box<str>>> {
     let mut own = Vec::with_capacity(batch.names.len());
     for reply in replies {

@@ -1,6 +1,6 @@
 //! The names a connection should be subscribed to, and how far Redis has confirmed them.
 //!
-//! Each name is held once, with what the owner wants and what the connection has; commands follow
+//! Each name is held once, with the owner's wish and the state of the connection; commands follow
 //! from the difference. A name has at most one command under way:
 //!
 //! ```text
@@ -44,7 +44,7 @@ pub(super) const BATCH: usize = 512;
 /// Most batches that are unconfirmed at any time.
 pub(super) const WINDOW: usize = 8;
 
-/// Names that may stay although nobody wants them and Redis does not have them. Names
+/// Names that may stay although they are neither wanted nor subscribed. Names
 /// that are under way count as such.
 const MAX_IDLE: usize = 2 * BATCH * WINDOW;
 
@@ -146,7 +146,7 @@ pub(super) struct Batch {
     pub(super) names: Vec<Arc<str>>,
 }
 
-/// What a reply means for the owner of the connection.
+/// The consequence of a reply for the owner of the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Nothing more to do.
@@ -177,7 +177,7 @@ pub(super) struct Subscriptions {
     in_flight: usize,
     /// Halves of refused batches, to be sent once more.
     again: VecDeque<Batch>,
-    /// Wanted names that Redis refused when it was asked last, and what it said.
+    /// Wanted names that Redis refused at the last attempt, and its errors.
     refusals: HashMap<Key, Box<str>>,
     is_connected: bool,
     is_closed: bool,
@@ -235,7 +235,7 @@ impl Subscriptions {
         self.missing = self.entries.len();
     }
 
-    /// The connection is gone, and all its subscriptions with it.
+    /// The connection is lost, and all its subscriptions with it.
     pub(super) fn lost(&mut self) {
         self.is_connected = false;
         self.in_flight = 0;
@@ -307,7 +307,7 @@ impl Subscriptions {
     }
 
     /// The replies to a pipeline with a command for each name: `None` where Redis confirms the
-    /// name. A name without a reply counts as moved, and is asked for again.
+    /// name. A name without a reply counts as moved, and is subscribed again.
     pub(super) fn settle_each(
         &mut self,
         batch: Batch,
@@ -322,7 +322,7 @@ impl Subscriptions {
             let kind = batch.kind;
             let key = Key { kind, name };
             match replies.next() {
-                // A server returns an error for slots that it does not serve any more.
+                // A server returns an error for slots that it no longer serves.
                 Some(_) if !batch.subscribes => self.set_wire(&key, Wire::Off),
                 Some(None) => self.set_wire(&key, Wire::On),
                 Some(Some(error)) => outcomes.push(self.refuse_name(key, &error)),
@@ -360,8 +360,8 @@ impl Subscriptions {
         }
     }
 
-    /// Redis has ended the subscription of a sharded channel. It does so unasked when the slot is
-    /// given away; the reply to a command of ours is not told apart here and changes nothing.
+    /// Redis has ended the subscription of a sharded channel. It does so on its own when the slot
+    /// moves; the reply to a command of ours cannot be distinguished here and changes nothing.
     pub(super) fn ended(&mut self, name: &[u8]) -> Outcome {
         let kind = SubscriptionKind::Shard;
         let found = self.entries.get_key_value(&KeyRef { kind, name });
@@ -449,7 +449,7 @@ impl Subscriptions {
             .map(|(key, entry)| (key, entry.priority))
     }
 
-    /// A wanted name that Redis refuses, and what it said.
+    /// A wanted name that Redis refuses, and its error.
     pub(super) fn refusal(&self) -> Option<(&Arc<str>, &str)> {
         let (key, error) = self.refusals.iter().next()?;
         Some((&key.name, error))
@@ -476,7 +476,7 @@ impl Subscriptions {
         self.update(key, |entry| entry.wire = wire);
     }
 
-    /// Changes a name and does what follows: queues it for a command, or forgets it if it is
+    /// Changes a name and applies the consequences: queues it for a command, or forgets it if it is
     /// neither wanted nor subscribed.
     fn update(&mut self, key: &Key, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(key) else {
@@ -564,7 +564,7 @@ impl Subscriptions {
         batch
     }
 
-    /// Forgets queued names for which nothing has to be done.
+    /// Removes queued names that need no command.
     fn drop_idle(&mut self) {
         for queue in &mut self.queues {
             queue.retain(|key| {
@@ -596,6 +596,6 @@ pub struct Counts {
     pub batches: u64,
 }
 
-/// The codes of errors by which a server says that another one serves the slot, or none at the
+/// The error codes by which a server reports that another one serves the slot, or none at the
 /// moment.
 const MOVED: [&str; 5] = ["MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN"];

@@ -68,8 +68,8 @@ pub(super) fn from_text<T: DeserializeOwned>(json: &str) -> Result<T, serde_json
 type Text<'a> = serde_json::Deserializer<StrRead<'a>>;
 
 /// `serde_json` refuses lone surrogates and numbers beyond a double, takes `1.0` for no
-/// integer, and stops at a depth of 128. Only a text that it refuses is looked at and
-/// read again, so that common texts are read once.
+/// integer, and stops at a depth of 128. Only a text that it refuses is examined and read again, so
+/// that common texts are read once.
 fn read_text<T>(
     json: &str,
     read: impl Fn(&mut Text<'_>) -> Result<T, serde_json::Error>,

@@ -171,7 +171,7 @@ macro_rules! one_argument {
 }
 
 impl<W, F> Outermost<'_, W, F> {
-    /// The same for what is inside of the outermost value.
+    /// The same for the content of the outermost value.
     fn around<T: ?Sized>(self, inner: &T) -> Self {
         Self {
             is_nothing: size_of_val(inner) == 0,

@@ -2,11 +2,10 @@
 //!
 //! It is ours because the text of arguments is validated and forwarded, not decoded, and
 //! a library would refuse or change some of it: `JSON.parse` accepts numbers of any size
-//! and escapes of lone surrogates, and whatever one client sends must reach the others.
-//! Besides, nesting must have a limit and no recursion, placeholders must be found in
-//! place, and an event of plain strings, which is the common one, must not be looked at
-//! byte by byte (`serde_json` takes about a thousand instructions for a string of 128
-//! bytes; see [`plain_strings`]).
+//! and escapes of lone surrogates, and everything that one client sends must reach the others. In
+//! addition, nesting must have a limit and no recursion, placeholders must be found in place, and
+//! an event of plain strings, the common case, must not be read byte by byte (`serde_json` takes
+//! about a thousand instructions for a string of 128 bytes; see [`plain_strings`]).
 //!
 //! There is no recursion, no byte is read twice, no tree is built, and nothing is allocated up to a
 //! depth of 128. The state is which token may come next:
@@ -21,12 +20,12 @@
 
 use std::borrow::Cow;
 
-/// Maximum depth of arrays and objects, whatever limit is asked for. Typed decoding and the writing
-/// of MessagePack recurse, and a thread with a stack of 2 MiB must survive this depth.
+/// Maximum depth of arrays and objects, regardless of the requested limit. Typed decoding and the
+/// writing of MessagePack recurse, and a thread with a stack of 2 MiB must survive this depth.
 pub const MAX_DEPTH: usize = 500;
 
-/// Default of the configurable limit on depth, for clients, nodes and emitters alike. It
-/// is far beyond what applications send and far within [`MAX_DEPTH`].
+/// Default of the configurable limit on depth, for clients, nodes and emitters alike. It is far
+/// above the depth that applications use and far below [`MAX_DEPTH`].
 pub const DEFAULT_DEPTH: usize = 400;
 
 /// Why a text is not accepted as JSON.
@@ -376,7 +375,7 @@ pub(super) fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
     while let Some(found) = json[at..].find('\\') {
         let escape = at + found;
         let Some((unit, rest)) = json[escape + 1..].strip_prefix('u').and_then(hex_unit) else {
-            // The character behind the backslash may be a backslash, which escapes nothing.
+            // The character after the backslash may be a backslash, which escapes nothing.
             let skipped = json[escape + 1..].chars().next().map_or(0, char::len_utf8);
             at = escape + 1 + skipped;
             continue;
@@ -541,7 +540,7 @@ fn number_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
     Ok(at)
 }
 
-/// The offset behind the digits at `at`, of which there must be at least one.
+/// The offset after the digits at `at`; at least one digit is required.
 fn digits_end(bytes: &[u8], at: usize) -> Result<usize, usize> {
     let digits = bytes[at..]
         .iter()

@@ -1,11 +1,11 @@
 //! Numbers as JavaScript means them.
 //!
 //! JSON has many texts for one number, and MessagePack has integers and floats.
-//! JavaScript has one type: `1.0` is `1`, `-0.0` is written as `0`, and what is beyond a
-//! double is `null` in JSON. A node must not pass on another text than its peers, so
-//! arguments are brought into one form where they enter a node: integers while 64 bits
-//! hold them, otherwise the shortest text of the double. Integers keep every digit up to
-//! 64 bits, where JavaScript rounds beyond 2^53.
+//! JavaScript has one type: `1.0` is `1`, `-0.0` is written as `0`, and a number beyond the range
+//! of a double is `null` in JSON. A node must not pass on another text than its peers, so arguments
+//! are brought into one form where they enter a node: integers while 64 bits hold them, otherwise
+//! the shortest text of the double. Integers keep every digit up to 64 bits, where JavaScript
+//! rounds beyond 2^53.
 
 use std::borrow::Cow;
 
@@ -87,8 +87,8 @@ pub(crate) fn canonical_numbers(json: &str) -> Cow<'_, str> {
     text.into()
 }
 
-/// Whether a number may have another form. It may be wrong about text inside strings,
-/// which is looked at like everything else because that is fastest.
+/// Whether a number may have another form. It may be wrong about text inside strings, which it
+/// checks like everything else because that is fastest.
 fn may_have_odd_numbers(json: &str) -> bool {
     let bytes = json.as_bytes();
     let mut digits = 0;

@@ -1,12 +1,12 @@
 //! Validates a JSON text in one pass: what kind of value is it, and where is its first
 //! element, which in the payload of an event is the name?
 //!
-//! There is neither recursion nor a tree. It accepts what `JSON.parse` accepts; callers check
-//! whether the content is what they need.
+//! There is neither recursion nor a tree. It accepts everything that `JSON.parse` accepts; callers
+//! check the content.
 
 use super::json::{JsonError, Token, Tokens, is_space, plain_strings};
 
-/// What a scan found in a valid JSON text.
+/// The result of a scan of a valid JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scan<'a> {
     /// The kind of the outermost value.
@@ -33,7 +33,7 @@ pub(crate) enum JsonKind {
 pub(crate) struct First<'a> {
     /// The first token of the element.
     pub(crate) token: Token<'a>,
-    /// Offset in bytes of what follows the comma, or of the closing bracket if there is no comma.
+    /// Offset in bytes after the comma, or of the closing bracket if there is no comma.
     pub(crate) rest: usize,
 }
 
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// What `JSON.parse` takes and `serde_json` does not: numbers beyond `f64`, and half
+    /// Text that `JSON.parse` accepts and `serde_json` refuses: numbers beyond `f64`, and half
     /// surrogate pairs. Neither occurs in texts of this alphabet.
     fn nearly_json() -> impl Strategy<Value = String> {
         let piece = prop_oneof![

@@ -7,7 +7,7 @@
 use super::ArgsError;
 use super::json::{Token, Tokens, unescape};
 
-/// What the survey found about one array or object.
+/// The result of the survey for one array or object.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Container {
     /// The number of elements or members.

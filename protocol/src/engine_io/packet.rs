@@ -80,7 +80,7 @@ impl PacketError {
 ///
 /// White space in base64 is skipped, because the official clients for Java and Android break lines.
 /// Any other character that is not base64 is refused. Node's decoder skips it, so the application
-/// receives bytes that nobody sent.
+/// receives bytes that were not sent.
 pub fn decode_text(text: &str) -> Result<Packet<'_>, PacketError> {
     match text.strip_prefix('b') {
         Some(base64) => decode_base64(base64),
@@ -295,7 +295,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A packet as a server of revision 4 writes it; what is not binary is the same in revision 3.
+    /// A packet as a server of revision 4 writes it; text packets are the same in revision 3.
     pub(crate) fn written(packet: &Packet<'_>) -> Vec<u8> {
         let (digit, data) = match packet {
             Packet::Open(json) => ("0", *json),

@@ -1,6 +1,6 @@
 //! Several packets in one HTTP body, revision 4: text packets separated by the byte 0x1e.
 //!
-//! The polling transport limits the size of a body before it comes here.
+//! The polling transport limits the size of a body before it is decoded here.
 
 use std::iter::FusedIterator;
 

@@ -32,7 +32,7 @@ impl Form {
         }
     }
 
-    /// The form of a response: binary if one of its packets is, unless the client asked for base64
+    /// The form of a response: binary if one of its packets is, unless the client requested base64
     /// with `b64=1`.
     pub fn of_answer(holds_binary: bool, b64: bool) -> Self {
         if holds_binary && !b64 {
@@ -159,7 +159,7 @@ impl BodyWriter {
     }
 }
 
-/// A packet, and what follows it in the body.
+/// A packet, and the rest of the body.
 type Entry<'a> = Result<(Packet<'a>, &'a [u8]), PacketError>;
 
 fn text_entry(body: &[u8]) -> Entry<'_> {
@@ -185,7 +185,7 @@ fn binary_entry(body: &[u8]) -> Entry<'_> {
     Ok((packet, rest))
 }
 
-/// Reads the length in front of a packet: digits, of which `zero` is 0, then `end`.
+/// Reads the length in front of a packet: digits (`zero` is 0), then `end`.
 fn length(body: &[u8], zero: u8, end: u8) -> Result<(usize, &[u8]), PacketError> {
     let mut len = 0;
     for (at, &byte) in body.iter().take(MAX_LENGTH_DIGITS + 1).enumerate() {
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
     use crate::engine_io::packet::{Message, tests::written};
 
-    /// What a server answered to a client that had sent one text and one binary packet.
+    /// The response of a server to a client that had sent one text and one binary packet.
     const CAPTURED_BINARY: &str = "000402ff3435312d5b226563686f222c7b225f706c616365686f6c646572223a\
                                    747275652c226e756d223a307d5d0105ff04010203ff";
     const HEADER: &str = "51-[\"echo\",{\"_placeholder\":true,\"num\":0}]";

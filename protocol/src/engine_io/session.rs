@@ -58,7 +58,7 @@ pub enum Session {
     V3(SessionV3),
 }
 
-/// What the owner has to do after a packet.
+/// The owner's task after a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received<'a> {
     /// Pass the message to the layer above.
@@ -67,7 +67,7 @@ pub enum Received<'a> {
     Pong(&'a str),
     /// Nothing.
     Nothing,
-    /// Close the session: the client asked for it.
+    /// Close the session: the client requested it.
     Close,
 }
 
@@ -75,7 +75,7 @@ pub enum Received<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnexpectedPacket;
 
-/// What the owner has to do at a point in time.
+/// The owner's task at a point in time.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Tick {
     /// Nothing; the deadline has not come.

@@ -1,6 +1,6 @@
 //! Typed envelopes from MessagePack: [`Reader`] as serde's deserializer.
 //!
-//! It reads what envelopes consist of: maps, lists, text, numbers. A value whose type is only
+//! It reads the parts of envelopes: maps, lists, text, numbers. A value whose type is only
 //! known later, and all arguments, are cut out as bytes (see [`Raw`](crate::raw::Raw)), so that
 //! no recursion depends on the input.
 

@@ -17,7 +17,7 @@ use crate::args::{Args, ArgsError, Container, Number, survey};
 
 /// Appends a JSON text as MessagePack, with the attachments in place of their placeholders.
 ///
-/// It differs on purpose from what notepack would write for the same data. Integers beyond 64 bits
+/// It intentionally differs from notepack's output for the same data. Integers beyond 64 bits
 /// are floats, where notepack writes 0. Integers up to 64 bits keep every digit, where JavaScript
 /// rounds them to a double. A lone surrogate becomes U+FFFD, where notepack joins it with the code
 /// unit that follows.
@@ -31,7 +31,7 @@ pub fn json_to_msgpack(
     Ok(())
 }
 
-/// Appends arguments as one array, behind the name of the event if there is one.
+/// Appends arguments as one array, after the name of the event if there is one.
 pub fn write_args(
     out: &mut Vec<u8>,
     event: Option<&str>,
@@ -157,7 +157,7 @@ impl<'a> Walk<'a> {
         map.end()
     }
 
-    /// Skips what else a placeholder contains, and the survey of it.
+    /// Skips the other content of a placeholder, and its survey.
     fn skip_members(&self) {
         let outside = self.tokens.borrow().depth() - 1;
         while self.tokens.borrow().depth() > outside {

@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         read(&mut self.rest).map_err(|_| MsgpackError::UnexpectedEnd)
     }
 
-    /// The length behind a head that has one, in 1, 2 or 4 bytes.
+    /// The length after a head that has one, in 1, 2 or 4 bytes.
     fn len(&mut self, marker: Marker) -> Result<usize, MsgpackError> {
         let len = match marker {
             Marker::Str8 | Marker::Bin8 | Marker::Ext8 => {

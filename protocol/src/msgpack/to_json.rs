@@ -173,7 +173,7 @@ impl Writer {
             Token::Map(left) => self.open(Open { left, map: true })?,
             Token::Date(milliseconds) => append_date(&mut self.json, milliseconds),
             Token::Ext(kind, bytes) => {
-                // It is an array from here on, also for those who read it next.
+                // It is an array from here on, for the next readers, too.
                 self.check_depth()?;
                 self.json.push(b'[');
                 self.number(kind);

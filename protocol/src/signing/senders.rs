@@ -12,8 +12,8 @@
 //! A window begins with 64 bits and grows with the numbers, so a process that emits once
 //! costs little. Senders whose messages are all stale by now are forgotten. If there are
 //! too many nevertheless, the one that is silent for longest makes room. From then on,
-//! unknown senders need messages that are newer than its last one, so that what was
-//! forgotten cannot be replayed.
+//! unknown senders need messages that are newer than its last one, so that messages of forgotten
+//! senders cannot be replayed.
 
 use std::collections::HashMap;
 

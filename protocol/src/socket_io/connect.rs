@@ -1,7 +1,7 @@
 //! The replies to a CONNECT for each kind of client.
 //!
 //! Clients of revision 2 use Engine.IO 3. The reply that admits them has no payload, their
-//! credentials are in a query behind the namespace, and errors have another shape. The MessagePack
+//! credentials are in a query after the namespace, and errors have another format. The MessagePack
 //! parser has the packets of revision 5 in its own encoding.
 
 use crate::engine_io::open::decode_component;

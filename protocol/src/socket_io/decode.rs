@@ -89,7 +89,8 @@ pub enum DecodeError {
     /// The event has one of [`crate::event::RESERVED_EVENTS`].
     #[error("event name is reserved")]
     ReservedEvent,
-    /// A placeholder names no attachment, or data looks like a placeholder beside attachments.
+    /// A placeholder refers to no attachment, or data looks like a placeholder although there are
+    /// attachments.
     #[error("placeholder without an attachment")]
     Placeholder,
     /// Text came while attachments were missing.
@@ -280,7 +281,7 @@ fn parse_id(text: &str) -> Result<(Option<u64>, &str), DecodeError> {
     Ok((Some(digits.parse().map_err(|_| DecodeError::AckId)?), rest))
 }
 
-/// Checks that the payload is what the kind asks for; returns the name of an event.
+/// Checks that the payload matches the kind; returns the name of an event.
 fn check_payload<'a>(
     kind: PacketKind,
     data: &'a str,

@@ -1,7 +1,7 @@
 //! The default parser's encoder.
 //!
 //! Each function appends the text of one packet without its Engine.IO type and copies the encoded
-//! arguments. Attachments are not written; the caller sends them as binary messages directly behind
+//! arguments. Attachments are not written; the caller sends them as binary messages directly after
 //! the packet.
 
 use crate::args::Args;

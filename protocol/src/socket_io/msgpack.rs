@@ -249,8 +249,8 @@ fn is_undefined(value: &[u8]) -> bool {
     token(value) == Some(Token::Undefined)
 }
 
-/// A whole number that is not negative, however it is encoded: JavaScript does not tell `3` from
-/// `3.0`.
+/// A whole number that is not negative, however it is encoded: JavaScript does not distinguish `3`
+/// from `3.0`.
 fn whole(value: &[u8]) -> Option<u64> {
     const TWO_POW_64: f64 = 18_446_744_073_709_551_616.0;
     match token(value)? {

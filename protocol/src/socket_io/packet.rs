@@ -1,6 +1,6 @@
 //! A Socket.IO packet of either parser.
 //!
-//! The payload is what was on the wire, JSON text and attachments. It was validated, but neither
+//! The payload is as on the wire: JSON text and attachments. It was validated, but neither
 //! copied nor decoded.
 
 use std::borrow::Cow;
@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::args::{Args, Payload};
 use bytes::Bytes;
 
-/// The kind of a packet. Packets with attachments have no kinds of their own here.
+/// The kind of a packet. Packets with attachments have no separate kinds here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketKind {
     /// A client joins a namespace, or the server's reply to that.
@@ -73,7 +73,7 @@ pub struct Packet<'a> {
 pub struct EventName<'a> {
     /// The name, with JSON escapes resolved.
     pub name: Cow<'a, str>,
-    /// Offset in bytes: behind the comma that follows the name, or at the closing bracket.
+    /// Offset in bytes: after the comma that follows the name, or at the closing bracket.
     pub rest: usize,
 }
 

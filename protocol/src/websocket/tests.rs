@@ -602,7 +602,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![12 => data, 3 => control, 1 => close, 1 => odd]
 }
 
-/// A message cut into fragments, some of them with a ping behind them.
+/// A message cut into fragments, some of them followed by a ping.
 fn fragmented(
     opcode: u8,
     payload: &[u8],

@@ -72,8 +72,8 @@ impl Members<'_> {
         Ok(Reply::Answer(Answer::ServerSideEmit(args)))
     }
 
-    /// An answer without a type: its members tell what it is. Node's old adapters confirm a command
-    /// with an answer without members.
+    /// An answer without a type: its members determine its type. Node's old adapters confirm a
+    /// command with an answer without members.
     pub(super) fn untyped(&self, arguments: &Arguments) -> Result<Reply, WireError> {
         let answer = if let Some(sockets) = self.sockets.list() {
             read_sockets(sockets, arguments)?
@@ -194,7 +194,7 @@ struct Described<'a> {
 }
 
 impl<'a> Written<'a> {
-    /// The members for a reply; `has_packet` tells under which key the result of a handler goes.
+    /// The members for a reply; `has_packet` selects the key of a handler's result.
     pub(super) fn new(
         encoding: Encoding,
         reply: &'a Reply,

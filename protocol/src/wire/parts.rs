@@ -247,7 +247,7 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// The event. Old emitters mark events with binary by a type of their own.
+    /// The event. Old emitters mark events with binary by a separate type.
     pub(super) fn event(&self, arguments: &Arguments) -> Result<Event, WireError> {
         const EVENT: usize = 2;
         const BINARY_EVENT: usize = 5;

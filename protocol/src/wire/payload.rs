@@ -127,8 +127,8 @@ fn only_text(args: &Args) -> Option<&str> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arguments {
     pub(super) limits: TranscodeLimits,
-    /// Whether what `JSON.stringify` makes of a `Buffer` is binary again. It is in the classic
-    /// dialect; the sharded one never writes binary as JSON.
+    /// Whether the output of `JSON.stringify` for a `Buffer` becomes binary again. It is in the
+    /// classic dialect; the sharded one never writes binary as JSON.
     pub(super) has_buffers: bool,
 }
 
@@ -170,7 +170,7 @@ impl Arguments {
         }
     }
 
-    /// Reads any value as a tree. Binary becomes what Node's `JSON.stringify` makes of it.
+    /// Reads any value as a tree. Binary becomes the output of Node's `JSON.stringify` for it.
     pub(super) fn tree(&self, raw: Raw<'_>) -> Result<Value, WireError> {
         match raw {
             Raw::Absent => Ok(Value::Null),
@@ -195,11 +195,11 @@ impl Arguments {
         let Some((json, attachments)) = buffers::lift(args.json(), self.limits.attachments)? else {
             return Ok(args);
         };
-        // Beside data that looks like a placeholder, the buffers stay the objects that they are.
+        // If data looks like a placeholder, the buffers stay objects.
         Ok(Args::sealed(json.into(), attachments).unwrap_or(args))
     }
 
-    /// The name of an event, and the offset of what follows it and its comma.
+    /// The name of an event, and the offset after the name and its comma.
     fn split_event<'a>(&self, array: &'a str) -> Result<(Cow<'a, str>, usize), WireError> {
         match scan(array, self.limits.depth)?.first {
             Some(First {

@@ -27,7 +27,7 @@ pub const HOLDER: usize = 20;
 /// and the head of the token. Nine bytes, so that they end at a boundary of base64.
 const HEAD: &[u8; 9] = b"\x87\xa6holder\xb4";
 
-/// The byte behind the token. With it, thirty bytes are forty characters that depend on
+/// The byte after the token. With it, thirty bytes are forty characters that depend on
 /// the token alone.
 const AFTER_TOKEN: u8 = 0xa3;
 
@@ -38,12 +38,12 @@ pub struct StoredSession {
     pub holder: Option<Box<str>>,
     /// The namespace, unless a Node server stored it.
     pub namespace: Option<Box<str>>,
-    /// The state with which a node goes on with the session: JSON with `sid`, `owner`,
+    /// The state with which a node resumes the session: JSON with `sid`, `owner`,
     /// `rooms` without the private one, and `data`.
     pub record: Vec<u8>,
 }
 
-/// What Node needs of a record.
+/// The members of a record that Node needs.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Record {

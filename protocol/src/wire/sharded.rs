@@ -261,7 +261,7 @@ struct Written<'a, D> {
     position: Option<()>,
 }
 
-/// What surrounds the data that is written.
+/// The envelope around the written data.
 #[derive(Clone, Copy)]
 pub(super) struct Around<'a> {
     pub(super) namespace: &'a str,
@@ -308,7 +308,7 @@ impl Around<'_> {
 /// The data of a message or a question as it is written, in the order of its members.
 #[derive(Serialize, Default)]
 pub(super) struct WrittenData<'a> {
-    /// Where server-side events have their id; the other messages have it behind.
+    /// Where server-side events have their id; the other messages have it at the end.
     #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
     first_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@
 //!                                                    └ JSON, or base64 of MessagePack if it has binary
 //! ```
 //!
-//! Fields beside Node's four are ours, and Node looks at none of them.
+//! Fields in addition to Node's four are Roomcast's, and Node ignores them.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ use base64::{
 use super::{Incoming, Wire, WireError, payload::Encoding, payload::expected, sharded};
 use crate::{id::NodeId, message::Message, raw::Raw, target::Target};
 
-/// What Node's decoder accepts: with padding or without.
+/// The input that Node's decoder accepts: with padding or without.
 pub(super) const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -120,8 +120,8 @@ impl Wire {
         })
     }
 
-    /// Writes [`Question::Reached`](crate::question::Question::Reached) as an entry of
-    /// the stream, behind the broadcast that it is about.
+    /// Writes [`Question::Reached`](crate::question::Question::Reached) as an entry of the stream,
+    /// after the broadcast to which it refers.
     pub fn entry_of_reached<'a>(
         &self,
         namespace: &'a str,

@@ -13,7 +13,8 @@
 //! In a journal, the id of the broadcast before it follows: `[id, time, after]`.
 //!
 //! In MessagePack all numbers have nine bytes, so that a script can write them. In JSON the end is
-//! the bracket that the head begins with. So the first byte of a head tells how it is completed.
+//! the bracket that the head begins with. So the first byte of a head determines how it is
+//! completed.
 
 use super::{Publication, Wire, WireError, classic, sharded};
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 
 impl Wire {
     /// Writes a broadcast without its position. It is published on the channel of the namespace
-    /// whatever its target, so that all nodes receive what a log has stored in one order.
+    /// regardless of its target, so that all nodes receive the entries of a log in one order.
     ///
     /// # Errors
     ///

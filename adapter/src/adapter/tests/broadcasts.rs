@@ -1,4 +1,4 @@
-//! Broadcasts: who gets them, how they are flushed, and what two threads at once leave behind.
+//! Broadcasts: their recipients, their flushes, and the state after two concurrent threads.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,7 +57,7 @@ fn nobody_receives_a_broadcast_twice() {
     for (socket, rooms) in [(0, "a"), (0, "b"), (1, "a"), (2, "b"), (5, "b")] {
         adapter.join(&sockets[socket], &rooms).unwrap();
     }
-    // A room may bear the name of a socket, with that socket not among those who joined it.
+    // A room may have the name of a socket that has not joined it.
     let seven = id(7);
     for socket in [1, 4, 8] {
         adapter.join(&sockets[socket], &seven).unwrap();

@@ -33,7 +33,7 @@ const LIMITS: RoomLimits = RoomLimits {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Connects the socket, or disconnects it if it is there.
+    /// Connects the socket, or disconnects it if it is connected.
     Toggle(usize),
     Join(usize, Vec<String>),
     Leave(usize, Vec<String>),
@@ -200,7 +200,7 @@ fn tracked(shards: usize, limits: RoomLimits, bus: &Arc<Notified>) -> Adapter<Fa
     Adapter::new(shards, limits, Some(Arc::clone(bus) as _))
 }
 
-/// What a bus knows that hears of changes: the rooms with members.
+/// The knowledge of a bus that is notified of changes: the rooms with members.
 #[derive(Default)]
 struct Heard(BTreeSet<String>);
 
@@ -217,7 +217,7 @@ impl Heard {
     }
 }
 
-/// The rooms with members that a bus is told of.
+/// The rooms with members that are reported to a bus.
 fn told(model: &Model, sockets: &[Fake], tracking: Tracking) -> BTreeSet<String> {
     let mut rooms: BTreeSet<String> = model.values().flatten().cloned().collect();
     let ids = model.keys().map(|number| sockets[*number].id().to_string());
@@ -323,7 +323,7 @@ fn what_a_bus_hears_is_the_truth_after_joins_and_leaves_of_several_threads() {
         done.store(true, Ordering::Release);
         listening.join().unwrap();
     });
-    // Nothing was left behind without a notice.
+    // Every change was reported.
     if bus.is_changed() {
         heard.listen(&adapter);
     }
@@ -336,7 +336,7 @@ fn what_a_bus_hears_is_the_truth_after_joins_and_leaves_of_several_threads() {
     assert_eq!(heard.0, truth);
 }
 
-/// Comes, joins, leaves and goes many times; ends connected, in one room or another.
+/// Connects, joins, leaves and disconnects many times; ends connected, in one room or another.
 fn come_and_go(adapter: &Adapter<Fake>, socket: &Fake, rooms: &[&str]) {
     for turn in 0..2000_usize {
         adapter.insert(socket.clone());

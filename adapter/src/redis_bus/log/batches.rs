@@ -1,6 +1,6 @@
 //! Broadcasts on their way to the journal, many with one call of the script.
 //!
-//! A call costs Redis two to three times what a broadcast in it costs, so they are gathered:
+//! A call costs Redis two to three times as much as a broadcast in it, so broadcasts are combined:
 //!
 //! ```text
 //! broadcast ─► waiting ─┬─ up to 128, or 64 KiB ─► one EVALSHA ─► a place for each
@@ -21,12 +21,12 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{JOURNAL, PUBLISH, Placed, appended, published, run};
 use crate::redis_bus::outgoing::Outgoing;
 
-/// The most broadcasts of one call, and their bytes. Redis serves nobody else meanwhile:
+/// The most broadcasts of one call, and their bytes. Redis serves no other client meanwhile:
 /// 128 take it half a millisecond.
 const BATCH: usize = 128;
 const BATCH_BYTES: usize = 64 << 10;
 
-/// The most bytes that wait, as in the queue of the link behind.
+/// Maximum number of waiting bytes, as in the queue of the link below.
 const WAITING_BYTES: usize = 16 << 20;
 
 /// The queue of one namespace.
@@ -143,7 +143,7 @@ impl Batches {
         }
     }
 
-    /// Awaits a call, and makes further ones as long as broadcasts wait.
+    /// Awaits a call, and makes further calls while broadcasts wait.
     async fn run(self: Arc<Self>, first: impl Future<Output = ()> + Send) {
         first.await;
         while let Some(call) = self.next() {

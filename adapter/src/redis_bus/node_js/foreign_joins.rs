@@ -1,8 +1,8 @@
 //! Joins that Node's servers and emitters command.
 //!
-//! A Node server hears all rooms through one pattern. Node code may therefore have sockets join a
-//! room and emit to the room in the next line. A node of ours subscribes to a room when it gets its
-//! first member, which is too late for that emit. (Our own senders publish it elsewhere:
+//! A Node server receives all rooms through one pattern. Node code may therefore have sockets join
+//! a room and emit to the room in the next line. A node of ours subscribes to a room when it gets
+//! its first member, which is too late for that emit. (Our own senders publish it elsewhere:
 //! [`RecentJoins`](roomcast_emitter::recent_joins::RecentJoins).)
 //!
 //! ```text
@@ -10,8 +10,8 @@
 //! a Node sender commands joins ┴─► the pattern of all rooms, then no channels of single rooms
 //! ```
 //!
-//! While both are subscribed, a message comes twice, one copy right after the other. The second is
-//! dropped.
+//! While both are subscribed, a message arrives twice, one copy right after the other. The second
+//! is dropped.
 //!
 //! A Node emitter is not seen before its first command. Its next messages may be
 //! missed, and are reported as a gap.
@@ -39,10 +39,11 @@ use crate::{
     redis_bus::{gaps::Gaps, subscriptions::AllRooms},
 };
 
-/// How long all rooms are heard after a Node server was counted. They are counted every second.
+/// How long all rooms stay subscribed after a Node server was counted. They are counted every
+/// second.
 const AFTER_COUNT: Duration = Duration::from_secs(20);
 
-/// How long all rooms are heard after a Node sender commanded a join.
+/// How long all rooms stay subscribed after a Node sender commanded a join.
 const AFTER_JOIN: Duration = Duration::from_secs(600);
 
 /// For how long joins are collected into one gap.
@@ -51,7 +52,7 @@ const COLLECTING: Duration = Duration::from_millis(500);
 /// Longest payload whose memory is kept for comparison.
 const KEPT_BYTES: usize = 64 << 10;
 
-/// What Node senders need from this node to have their joins followed by emits.
+/// The duties of this node so that emits after joins of Node senders arrive.
 pub(super) struct ForeignJoins {
     gaps: Arc<Gaps>,
     runtime: Handle,
@@ -67,7 +68,7 @@ struct Before {
     payload: Vec<u8>,
 }
 
-/// Rooms that are not heard yet.
+/// Rooms that are not subscribed yet.
 struct Late {
     namespace: Arc<AttachedNamespace>,
     /// Joined by sockets of this node.
@@ -120,7 +121,7 @@ impl ForeignJoins {
         }
     }
 
-    /// Waits until the rooms are heard, and reports what may have been missed before.
+    /// Waits until the rooms are subscribed, and reports the gap before that.
     fn follow(
         self: &Arc<Self>,
         subscriptions: &Arc<Subscriptions>,
@@ -171,7 +172,7 @@ impl ForeignJoins {
         before.payload.extend_from_slice(payload);
     }
 
-    /// Returns whether a message that comes by the pattern is the copy of the one before.
+    /// Returns whether a message that arrives by the pattern is a copy of the previous one.
     pub(super) fn is_copy(&self, channel: &[u8], payload: &[u8]) -> bool {
         let before = &mut *self.before.lock();
         let is_copy = before.is_some && before.channel == channel && before.payload == payload;

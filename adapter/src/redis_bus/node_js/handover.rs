@@ -90,7 +90,7 @@ impl Handover {
         COUNTING.saturating_sub(age)
     }
 
-    /// Subscribes patterns by which questions arrive but which nobody counts, and returns them.
+    /// Subscribes patterns by which questions arrive but which are not counted, and returns them.
     /// Sharded pub/sub has no patterns. Dynamic namespaces are left out, because Redis keeps a
     /// structure for each pattern that ever was.
     pub(super) async fn hear_uncounted(

@@ -1,10 +1,10 @@
-//! Answers in place of nodes of ours that have gone.
+//! Answers on behalf of Roomcast nodes that have left.
 //!
-//! A Node server fails if one of the nodes that it has counted does not answer. Every
-//! node therefore remembers what such a server asks, and checks a while later whether a
-//! node has left or died at about that time. The first of those that remain gives an
-//! empty answer for each: more than one could be taken for the answer of a slow server.
-//! Nothing is checked while nothing is asked.
+//! A Node server fails if one of the nodes that it has counted does not answer. Every node
+//! therefore remembers the questions of such servers, and checks a while later whether a node left
+//! or died at about that time. The first of those that remain gives an empty answer for each: more
+//! than one could be taken for the answer of a slow server. Nothing is checked while nothing is
+//! asked.
 //!
 //! A broadcast with acknowledgement is left alone: Node asks first and counts then, so that one
 //! answer too many makes it fail.
@@ -54,7 +54,7 @@ const MAX_ADDRESS_BYTES: usize = 256;
 const LATE_MILLIS: u64 = 1300;
 
 /// A node that left earlier than this cannot have been counted for the question, even on a busy
-/// machine. A longer time would produce answers that nobody waits for.
+/// machine. A longer time would produce answers that arrive too late.
 const LEFT_BEFORE_MILLIS: u64 = 2000;
 
 /// The same for the last renewal of a lease, if a node has died.
@@ -70,7 +70,7 @@ pub(super) struct Unanswered(Mutex<Vec<Asked>>);
 
 struct Asked {
     address: Arc<ReplyAddress>,
-    /// The answer in place of a node that has gone.
+    /// The answer on behalf of a node that has left.
     empty: Answer,
     heard: Instant,
     patience: Duration,
@@ -147,7 +147,7 @@ pub(super) async fn watch(node_js: Weak<NodeJs>) {
     }
 }
 
-/// Answers the questions in place of nodes that have gone, if that is up to this node.
+/// Answers the questions on behalf of nodes that have left, if this node is responsible for it.
 async fn stand_in(membership: &Membership, due: Vec<Asked>) -> Result<(), PublishError> {
     let Some(reading) = membership.read_leases().await? else {
         return Ok(());
@@ -200,7 +200,7 @@ fn first_of<'a>(roster: &'a Roster, known: &Leases) -> Option<&'a NodeId> {
     roster.alive.iter().find(is_known)
 }
 
-/// The nodes that may have gone in the last seconds, in milliseconds of Redis's clock.
+/// The nodes that may have left in the last seconds, in milliseconds of Redis's clock.
 struct Gone {
     /// When nodes have left.
     left: Vec<u64>,

@@ -1,4 +1,4 @@
-//! Answering what other nodes and emitters ask.
+//! Answering the questions of other nodes and emitters.
 //!
 //! Roomcast's own nodes get one answer with everything in it. Node's servers get exactly
 //! one answer, empty or not; for a broadcast with acknowledgement, the number of sockets
@@ -27,7 +27,7 @@ use crate::bus::{Listener, Progress};
 const MAX_ANSWERING: usize = 10_000;
 
 impl Questions {
-    /// Answers on the link's task if the answer is available at once, else on a task of its own.
+    /// Answers on the link's task if the answer is available at once, otherwise on a separate task.
     pub(in super::super) fn answer(
         &self,
         namespace: &Arc<AttachedNamespace>,
@@ -81,7 +81,7 @@ impl Questions {
         });
     }
 
-    /// Answers on a task of its own, which a shutdown waits for.
+    /// Answers on a separate task, for which a shutdown waits.
     fn answer_later(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.answering.lock();
         while tasks.try_join_next().is_some() {}

@@ -1,4 +1,4 @@
-//! Asking the other nodes, and finding out who has to answer.
+//! Asking the other nodes, and determining which of them have to answer.
 //!
 //! Nodes come and go while a question is under way. The four moments:
 //!
@@ -55,7 +55,7 @@ impl Questions {
         };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         let is_quick = membership::is_quick(&question);
-        // Enqueued before the question: a node that comes later has not received it.
+        // Enqueued before the question: a node that joins later has not received it.
         let membership = &self.membership;
         let counting = membership.count(&namespace.name, membership.leases());
         let (waiting, sent) = match self.send(&namespace, &question) {
@@ -78,7 +78,8 @@ impl Questions {
             };
             let look = async |others: Vec<NodeId>| {
                 let mut roster = membership::look(&members, before.as_ref(), &others).await?;
-                // Only a message that was missed makes a node silent that nobody waits for.
+                // A node for which the question does not wait is silent only if it missed a
+                // message.
                 if !matches!(question, Question::Reached(_)) {
                     roster.deaf.clear();
                 }
@@ -147,8 +148,8 @@ impl Drop for Tally {
     }
 }
 
-/// The sharded dialect has no question about rooms. Sockets are asked for instead, and their rooms
-/// are collected here.
+/// The sharded dialect has no question about rooms. The question asks for sockets instead, and
+/// their rooms are collected here.
 fn rooms_of_sockets(mut answered: Answered) -> Answered {
     for answer in &mut answered.answers {
         if let Answer::Sockets(sockets) = answer {

@@ -1,21 +1,19 @@
 //! The journal of a namespace, which is its part of the stream.
 //!
-//! Node's servers write to it and read it, too, so its entries have no chain of their
-//! own. Each reader makes one: the entry before another is the last one before it that
-//! belongs to the journal.
+//! Node's servers write to it and read it, too, so its entries have no separate chain. Each reader
+//! makes one: the entry before another is the last one before it that belongs to the journal.
 //!
 //! ```text
 //!  stream   a1  b1  a2  x   a3        a, b: namespaces; x: a question, which is nobody's to miss
 //!  journal  a1 ◄─── a2 ◄─── a3        of a, as each reader of the stream sees it
 //! ```
 //!
-//! **Why no key of its own.** Clients of Node's servers come back to nodes of ours and
-//! the other way round, so both must find the same broadcasts. The price is that a page
-//! of the journal may need several reads, because the entries of all namespaces are in
-//! one stream.
+//! **Why no separate key.** Clients of Node's servers come back to Roomcast nodes and vice versa,
+//! so both must find the same broadcasts. The price is that a page of the journal may need several
+//! reads, because the entries of all namespaces are in one stream.
 //!
-//! Redis trims the stream at its beginning only. So an entry that is there proves that
-//! all later ones are.
+//! Redis trims the stream at its beginning only. So the existence of an entry proves that of all
+//! later ones.
 
 use std::sync::Arc;
 
@@ -41,7 +39,7 @@ use crate::{
 };
 
 /// Entries that are read with one command.
-/// Redis serves nobody else meanwhile.
+/// Redis serves no other client meanwhile.
 const PAGE: usize = 100;
 
 /// The journal of one namespace of a node.

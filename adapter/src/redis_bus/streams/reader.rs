@@ -6,9 +6,8 @@
 //!                                                              └──────── still there? no: a gap ◄───┘
 //! ```
 //!
-//! Redis removes entries at the beginning of the stream only. So if the entry behind
-//! which was read is still there after a page was read, nothing is missing before the
-//! page.
+//! Redis removes entries at the beginning of the stream only. So if the entry before a page still
+//! exists after the page was read, no entry is missing in between.
 
 use std::{
     sync::{Arc, Weak},
@@ -55,7 +54,7 @@ struct Place {
     count: usize,
 }
 
-/// Reads the stream until the bus is gone.
+/// Reads the stream until the bus is dropped.
 pub(in super::super) async fn read(core: Weak<Core>, streams: Arc<Streams>, endpoint: Endpoint) {
     let mut place = Place {
         last: None,
@@ -136,7 +135,7 @@ impl Source<'_> {
     }
 }
 
-/// Reads over one connection. Resolves to `Ok` once the bus is gone.
+/// Reads over one connection. Resolves to `Ok` once the bus is dropped.
 async fn follow(
     core: &Weak<Core>,
     streams: &Arc<Streams>,
@@ -193,8 +192,8 @@ async fn follow(
     }
 }
 
-/// Finds out where to read. Returns whether entries behind the last one that was read may
-/// be missing.
+/// Finds out where to read. Returns whether entries after the last one that was read may be
+/// missing.
 async fn begin(
     streams: &Streams,
     source: &mut Source<'_>,
@@ -207,7 +206,7 @@ async fn begin(
     };
     let end = end.first().map(|read| read.id).unwrap_or_default();
     let is_missing = place.last.is_some_and(|last| last != Id::default()) && kept.is_empty();
-    // A replica that was behind, or an empty Redis, gives smaller ids.
+    // A replica that lagged behind, or an empty Redis, assigns smaller ids.
     place.last = Some(place.last.map_or(end, |last| last.min(end)));
     Ok(is_missing)
 }

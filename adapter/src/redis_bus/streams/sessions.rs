@@ -1,8 +1,8 @@
 //! Sessions of clients where Node's servers look for them, and in a form that they read.
 //!
-//! A Node server that takes a session removes it, and knows no owners. So a node of ours
-//! that notices late that its client has gone may store the session once more; nobody
-//! finds it unless the client comes back with it.
+//! A Node server that takes a session removes it, and knows no owners. So a Roomcast node that
+//! notices a disconnect late may store the session once more; it is not used unless the client
+//! comes back with it.
 
 use std::{
     sync::{Arc, LazyLock},

@@ -25,7 +25,7 @@ pub(crate) struct AttachedNamespace {
     pub(crate) name: Arc<str>,
     pub(crate) uid: Uid,
     pub(crate) listener: Weak<dyn Listener>,
-    /// Recognizes what this node has published in the namespace.
+    /// Recognizes this node's own messages in the namespace.
     pub(crate) echo: Echo,
     pub(crate) private_rooms: Private,
     /// The channels that the namespace holds. Changed under the lock of the subscriptions only, so
@@ -47,7 +47,7 @@ pub(super) struct NamespaceChannels {
     pub(super) asked: Vec<Arc<str>>,
     /// The channels of rooms.
     pub(super) rooms: Interest,
-    /// The pattern by which the channels of all rooms are heard.
+    /// The pattern that covers the channels of all rooms.
     pub(super) all_rooms: Option<AllRoomsPattern>,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct AllRoomsPattern {
 }
 
 impl NamespaceChannels {
-    /// Returns whether rooms are heard by the pattern of all rooms alone.
+    /// Returns whether rooms are subscribed only by the pattern of all rooms.
     pub(super) fn is_by_pattern(&self) -> bool {
         let all_rooms = self.all_rooms.as_ref();
         all_rooms.is_some_and(|pattern| pattern.is_alone)
@@ -108,7 +108,7 @@ impl AttachedNamespace {
     /// Returns the channel that has to be subscribed for a room, if any.
     pub(super) fn channel_of(&self, channels: &Channels, room: &str) -> Option<String> {
         let is_needed = match channels.dialect() {
-            // With a channel beside the pattern, the message would arrive twice.
+            // With a channel in addition to the pattern, the message would arrive twice.
             Dialect::Classic => !self.matches_pattern(room),
             Dialect::Sharded(mode) => mode.has_channel(room),
             Dialect::Streams => false,
@@ -116,7 +116,7 @@ impl AttachedNamespace {
         is_needed.then(|| channels.room(&self.name, room))
     }
 
-    /// Returns whether what is published on the channel arrives by the pattern of private rooms.
+    /// Returns whether messages on the channel arrive by the pattern of private rooms.
     pub(super) fn is_covered(&self, channels: &Channels, channel: &str) -> bool {
         let room = channels.room_of(channel, &self.name).flatten();
         room.is_some_and(|room| self.matches_pattern(room))
@@ -130,7 +130,7 @@ impl AttachedNamespace {
         }
     }
 
-    /// Returns whether messages to this private room arrive without a channel of its own.
+    /// Returns whether messages to this private room arrive without a separate channel.
     /// In a sharded dialect that publishes them to everybody, all do.
     pub(crate) fn is_own(&self, room: &str) -> bool {
         match &self.private_rooms {
@@ -139,7 +139,7 @@ impl AttachedNamespace {
         }
     }
 
-    /// Returns what the namespace's listener has to report.
+    /// Returns the changes that the namespace's listener reports.
     pub(crate) fn tracking(&self, dialect: Dialect) -> Tracking {
         match (dialect, &self.private_rooms) {
             (Dialect::Sharded(Mode::Static) | Dialect::Streams, _) => Tracking::Nothing,

@@ -1,4 +1,4 @@
-//! Every wanted name ends up subscribed, whatever Redis replies and when.
+//! Every wanted name ends up subscribed, regardless of Redis's replies and their timing.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -138,7 +138,8 @@ fn a_new_connection_subscribes_by_priority() {
     }
     let rooms = sent(&mut subscriptions).remove(0);
     assert_eq!(rooms.names.len(), 2);
-    // A name that nobody wants any more keeps the connection incomplete until Redis confirms that.
+    // A name that is no longer wanted keeps the connection incomplete until Redis confirms the end
+    // of its subscription.
     let name = Arc::clone(&rooms.names[1]);
     subscriptions.unsubscribe(CHANNEL, &name);
     subscriptions.confirm(rooms);
@@ -194,7 +195,7 @@ fn each_name_of_a_sharded_batch_has_its_own_reply() {
     let refused = Outcome::Refused { key, error };
     assert_eq!(outcomes, [Outcome::Moved, refused, Outcome::Moved]);
     assert!(subscriptions.is_confirmed(SubscriptionKind::Shard, "a"));
-    // A slot that moves later takes its names away unasked.
+    // A slot that moves later ends the subscriptions of its names.
     assert_eq!(subscriptions.ended(b"a"), Outcome::Moved);
     assert_eq!(subscriptions.ended(b"a"), Outcome::Noted);
     assert_eq!(subscriptions.ended(b"unknown"), Outcome::Noted);

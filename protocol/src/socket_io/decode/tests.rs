@@ -44,7 +44,7 @@ fn numbers_of_a_client_are_passed_on_in_the_form_of_all_nodes() {
     assert_eq!(ack.to_args().json(), "[1]");
 }
 
-/// What comes of a sequence of messages: packets, then perhaps an error.
+/// The result of a sequence of messages: packets, then perhaps an error.
 fn all(messages: &[Value]) -> (Vec<Packet<'_>>, Option<DecodeError>, bool) {
     let mut decoder = Decoder::default();
     let mut packets = Vec::new();

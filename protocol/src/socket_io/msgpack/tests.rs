@@ -238,7 +238,7 @@ fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
     let smuggled = json!({"type": 2, "nsp": "/", "data": ["a", {"_placeholder": true, "num": 9}]});
     let mut bytes = packet(&smuggled);
     assert!(decode(&bytes, &LIMITS).is_ok());
-    // A third element behind the two of the array, which is the last value of the map.
+    // A third element after the two of the array, which is the last value of the map.
     let array = bytes
         .windows(5)
         .position(|window| window == b"data\x92")

@@ -1,5 +1,5 @@
 //! Commands and questions of the classic dialect: JSON, or in the encoding of broadcasts if they
-//! carry a packet. Node tells the two apart by the first byte and accepts either for everything.
+//! carry a packet. Node distinguishes the two by the first byte and accepts either for everything.
 //!
 //! ```text
 //! type                   members beside uid and requestId            answered by
@@ -13,8 +13,8 @@
 //! 7 BROADCAST            packet, opts with flags.timeout             acknowledgements
 //! ```
 //!
-//! `reached`, `node` and `confirm` are ours. `node` names the asker, and tells a Roomcast node that
-//! it may give a richer answer than Node would understand.
+//! `reached`, `node` and `confirm` are ours. `node` names the asker, and allows a Roomcast node to
+//! give a richer answer than Node would understand.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ const REMOTE_FETCH: u8 = 5;
 const SERVER_SIDE_EMIT: u8 = 6;
 const BROADCAST: u8 = 7;
 
-/// What a request may contain.
+/// The members of a request.
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase", bound(deserialize = "'de: 'a"))]
 struct Request<'a> {
@@ -210,7 +210,7 @@ struct Written<'a> {
     confirm: Option<&'a str>,
 }
 
-/// Writes what is sent on the channel of requests and is not a question.
+/// Writes a message on the channel of requests that is not a question.
 pub(in super::super) fn write_message(
     uid: &str,
     message: &Message,

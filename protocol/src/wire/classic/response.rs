@@ -78,7 +78,7 @@ pub(in super::super) fn write(
 }
 
 fn channel(wire: &Wire, namespace: &str, to: &Asker, reply: &Reply) -> String {
-    // Node answers for its handlers on the shared channel, whatever is configured.
+    // Node answers for its handlers on the shared channel, regardless of the configuration.
     let is_handlers = matches!(reply, Reply::Answer(Answer::ServerSideEmit(_)));
     let is_specific = to.node.is_some() || wire.has_specific_responses && !is_handlers;
     let own = to.uid.as_deref().filter(|_| is_specific);
