@@ -1,5 +1,5 @@
-//! Every reason why a connection ends, and every limit: what the peer sees, how it
-//! is counted, and whether official clients reconnect by themselves.
+//! Every reason why a connection ends, and every limit: the effect on the peer, the metric, and
+//! whether official clients reconnect by themselves.
 
 use std::fmt;
 
@@ -163,7 +163,7 @@ limits! {
     OutboxTotal = "outbox_total",
     /// Bytes that a polling client has posted and that are not handled yet.
     Inbox = "inbox",
-    /// Time for what comes before HTTP: a PROXY header, a TLS handshake.
+    /// Time limit for the bytes before HTTP: a PROXY header, a TLS handshake.
     HandshakeTimeout = "handshake_timeout",
     /// Connections on which that is not complete.
     Handshakes = "handshakes",

@@ -7,8 +7,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use roomcast_protocol::id::{EngineId, SocketId, name_from};
 
 /// Makes ids. Each server has one generator, seeded by the operating system.
-/// The tag of a node is in all its ids, so that any node can tell to which node an
-/// id belongs.
+/// The tag of a node is in all its ids, so that any node can determine the node of an id.
 pub(crate) struct Ids {
     tag: [u8; EngineId::TAG_LEN],
     rng: Mutex<StdRng>,
@@ -28,8 +27,8 @@ impl Ids {
         }
     }
 
-    /// Returns the tag of another node with which an id begins. `None` if the id is one
-    /// of this node or of nobody.
+    /// Returns the tag of another node with which an id begins. `None` if the id belongs to this
+    /// node or to none.
     pub(crate) fn foreign_tag<'a>(&self, id: &'a str) -> Option<&'a str> {
         let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         let is_id = id.len() == EngineId::LEN && id.bytes().all(is_ours);

@@ -31,7 +31,7 @@
 //!
 //! # Where to begin
 //!
-//! - [`Namespace`] defines handlers: who may connect, and what happens on each event.
+//! - [`Namespace`] defines handlers: authorization, and the handlers of events.
 //! - [`Socket`] is a client in a namespace: rooms, emits, acknowledgements, data.
 //! - [`BroadcastOperator`] selects sockets by rooms and acts on them. [`Server::to`],
 //!   [`Server::of`] and [`Socket::to`] make one.
@@ -48,7 +48,7 @@
 //!
 //! # Features
 //!
-//! `program` (default) adds what only the program `roomcast` needs. Libraries and
+//! `program` (default) adds the parts that only the program `roomcast` needs. Libraries and
 //! applications can do without: `default-features = false`.
 
 mod clock;
@@ -100,11 +100,10 @@ pub use transport::{
 /// Sockets of clients that speak no Socket.IO: an event stream, a parked request, a plain
 /// WebSocket.
 ///
-/// Such a client is a [`Socket`] of a namespace like any other: it is let in by the
-/// namespace's authorizers, joins rooms, receives what is emitted to them from any node,
-/// and is counted, limited, listed and disconnected as others are. Only its bytes differ:
-/// a [`Form`](plain::Form) writes each event for it. [`Server::open_stream`] and
-/// [`Server::open_websocket`] open one.
+/// Such a client is a [`Socket`] of a namespace like any other: the namespace's authorizers admit
+/// it, it joins rooms, receives events emitted to them from any node, and is counted, limited,
+/// listed and disconnected like others. Only its bytes differ: a [`Form`](plain::Form) writes each
+/// event for it. [`Server::open_stream`] and [`Server::open_websocket`] open one.
 ///
 /// It has no acknowledgements: a broadcast with acknowledgement reaches it but does not
 /// wait for it.
@@ -118,8 +117,8 @@ pub mod plain {
     };
 }
 
-/// What a server and its bus exchange, for authors of buses. Applications use [`MemoryBus`],
-/// [`RedisBus`] or [`Builder::redis`].
+/// The types that a server and its bus exchange, for authors of buses. Applications use
+/// [`MemoryBus`], [`RedisBus`] or [`Builder::redis`].
 pub mod bus {
     #[doc(hidden)]
     pub use roomcast_adapter::subscriber;

@@ -23,16 +23,16 @@ use prometheus::{
 
 use crate::close::{CloseReason, Limit};
 
-/// How many namespaces have a label of their own at a time. Further ones are counted under `other`,
-/// so that dynamic namespaces cannot grow the number of time series.
+/// The number of namespaces that have their own label at a time. Further ones are counted under
+/// `other`, so that dynamic namespaces cannot grow the number of time series.
 const NAMESPACE_LABELS: usize = 64;
 const OTHER: &str = "other";
 
-/// How many events have a label of their own among the errors of handlers. A catch-all
+/// The number of events that have their own label among the errors of handlers. A catch-all
 /// handler runs on names that clients choose.
 const EVENT_LABELS: usize = 64;
 
-/// From a broadcast to nobody to one that takes a second.
+/// From a broadcast without recipients to one that takes a second.
 const FAN_OUT_BUCKETS: [f64; 11] = [
     1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1e-3, 4e-3, 16e-3, 64e-3, 256e-3, 1.0,
 ];
@@ -44,7 +44,7 @@ const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "
 /// Why a TLS handshake fails.
 const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", "closed", "other"];
 
-/// The outcome of a gap: whether the node has read what it missed.
+/// The outcome of a gap: whether the node has read the missing broadcasts.
 const JOURNAL_GAPS: [&str; 3] = ["repaired", "lost", "unreadable"];
 
 /// The outcome of a client's return.
@@ -88,11 +88,11 @@ macro_rules! metrics {
     ($($vis:vis $field:ident: $series:ty [$($label:literal)?] = $name:literal, $help:literal;)+) => {
         pub(crate) struct Metrics {
             registry: Registry,
-            /// By transport. Each connection counts here several times, so the series are looked
-            /// up once.
+            /// By transport. Each connection is counted here several times, so the series are
+            /// looked up once.
             pub(crate) polling: OfTransport,
             pub(crate) websocket: OfTransport,
-            /// Plain connections, by what carries them.
+            /// Plain connections, by transport.
             pub(crate) streams: IntGauge,
             pub(crate) opened_streams: IntCounter,
             pub(crate) opened_plain: IntCounter,
@@ -424,7 +424,7 @@ impl Metrics {
     }
 
     /// Returns the label under which a namespace is counted: its name, or `other` if too many
-    /// namespaces have a label of their own.
+    /// namespaces have their own label.
     pub(crate) fn label_of(&self, namespace: &str, counted: Weak<dyn HasRooms>) -> Box<str> {
         let mut labels = self.by_namespace.labels();
         let is_free = labels.contains_key(namespace)
@@ -479,7 +479,7 @@ impl Collector for ByNamespace {
             .collect();
         for (label, namespaces) in counted {
             let rooms: usize = namespaces.iter().map(|live| live.room_count()).sum();
-            // The namespace may have gone since then, and must not get a series again.
+            // The namespace may have ended since then, and must not get a series again.
             let labels = self.labels();
             if labels.contains_key(&label) {
                 let rooms = i64::try_from(rooms).unwrap_or(i64::MAX);

@@ -1,8 +1,8 @@
 //! Rates: how much may come in a second, and a bucket that measures it.
 //!
-//! A bucket is one number, the time until which what came has used up the rate (GCRA, the
-//! virtual scheduling of ATM). It lies in the past while the client is slow. It may be
-//! ahead of the clock by as long as the rate takes for its burst:
+//! A bucket is one number, the time until which past events have used up the rate (GCRA, the
+//! virtual scheduling of ATM). It lies in the past while the client is slow. It may be ahead of the
+//! clock by as long as the rate takes for its burst:
 //!
 //! ```text
 //!  clock ───────●─────────────────────────────────────▶
@@ -11,7 +11,7 @@
 //!                                            ▲ here: what comes is too much
 //! ```
 //!
-//! So a bucket needs no timer, and nothing happens to it while nothing comes.
+//! So a bucket needs no timer, and does not change without events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,7 +38,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// A rate whose burst is what may come in one second.
+    /// A rate whose burst is the amount of one second.
     pub const fn per_second(amount: u32) -> Self {
         Self {
             per_second: amount,

@@ -1,4 +1,4 @@
-//! Decides who may connect to a namespace. Without a setting, nobody may.
+//! Controls connects to namespaces. Without a setting, no client may connect.
 //!
 //! Each way in is a variant of [`Access`] and an authorizer in [`guard`]. An open namespace has no
 //! authorizer, so it costs nothing per client.
@@ -60,7 +60,7 @@ impl Access {
 /// The access of each namespace that is served.
 pub(crate) type AccessTable = BTreeMap<String, Access>;
 
-/// What decides about clients.
+/// The parts that accept or refuse clients.
 #[derive(Clone)]
 pub(crate) struct Guards {
     pub(crate) auth: Option<Arc<Auth>>,
@@ -70,7 +70,7 @@ pub(crate) struct Guards {
 }
 
 impl Guards {
-    /// Whether a client that comes back keeps what the hook has decided before.
+    /// Whether a client that comes back keeps the earlier decision of the hook.
     fn trusts_session(&self, recovering: Recovering) -> bool {
         recovering.0
             && self
@@ -80,8 +80,8 @@ impl Guards {
     }
 }
 
-/// Adds the authorizers that the access demands. A door lets in clients that have shown a key of the API,
-/// which it adds to the extensions of their requests.
+/// Adds the authorizers that the access demands. A door accepts clients with an API key, which it
+/// adds to the extensions of their requests.
 pub(crate) fn guard(namespace: Namespace, name: &str, access: Access, guards: Guards) -> Namespace {
     match access {
         Access::Open => namespace,

@@ -1,11 +1,11 @@
 //! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API
 //! unless it has its own listener.
 //!
-//! With certificates, it speaks TLS. Processes of this machine may do without, because
-//! `roomcast drain`, `roomcast doctor` and health checks of containers do, and what they
-//! send passes no network.
+//! With certificates, it speaks TLS. Processes on this machine may connect without it, because
+//! `roomcast drain`, `roomcast doctor` and health checks of containers do so, and their traffic
+//! passes no network.
 //!
-//! It has a thread and a runtime of its own, so it responds while all workers are busy, because an
+//! It has a separate thread and runtime, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
 //! (`Figures`), and changes one: a process of this machine may have it drain. Calls of the API are
 //! carried out on the workers.
@@ -64,8 +64,8 @@ use super::api;
 /// is longer than the usual intervals of scrapers, which keep their connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The longest life of a connection, whatever its client reads or sends.
-/// It bounds what a client that reads slowly can hold.
+/// The longest life of a connection, regardless of its traffic. It limits the resources that a slow
+/// reader can hold.
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How long to wait before the next accept when the system has no descriptors left.
@@ -75,7 +75,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) trait Figures: Send + Sync + 'static {
     /// The reason why a balancer should send no clients here, if there is one.
     fn obstacle(&self) -> Option<String>;
-    /// All metrics in Prometheus' text format. `is_ready` is what `/readyz` tells a balancer.
+    /// All metrics in Prometheus' text format. `is_ready` is the result of `/readyz`.
     fn metrics(&self, is_ready: bool) -> String;
 }
 
@@ -257,7 +257,7 @@ async fn serve(
     }
 }
 
-/// What connections of a listener have in common.
+/// The state that the connections of a listener share.
 struct Serving {
     router: Router,
     tls: Option<TlsAcceptor>,
@@ -299,7 +299,7 @@ impl Serving {
             .timer(TokioTimer::new())
             .header_read_timeout(self.idle_timeout)
             .serve_connection(TokioIo::new(stream), service);
-        // A client that goes away is no failure of the port.
+        // A client that disconnects is not a failure of the port.
         drop(connection.await);
     }
 }

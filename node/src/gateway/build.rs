@@ -7,8 +7,8 @@
 //!                                        build (joins the cluster) ─► Server ─► run: parts start
 //! ```
 //!
-//! It is called again and again while Redis is away, so it must leave nothing behind
-//! when it fails: ports, hooks and doors exist before and are only borrowed.
+//! It is called repeatedly while Redis is unreachable, so a failed call must leave no state: ports,
+//! hooks and doors exist before and are only borrowed.
 
 use std::{future::ready, sync::Arc};
 
@@ -92,7 +92,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     } = parts;
     let Protocol { transports, .. } = &config.protocol;
     let mut limits = Limits::from(&config.limits);
-    // Relayed requests need descriptors beside those of clients.
+    // Relayed requests need descriptors in addition to those of clients.
     limits.sockets = config.relay.sockets(limits.sockets);
     let mut builder = Server::builder()
         .path(&config.protocol.path)
@@ -101,7 +101,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         .upgrade_timeout(config.protocol.upgrade_timeout.0)
         .connect_timeout(config.protocol.connect_timeout.0)
         .max_payload(config.protocol.max_payload.0)
-        // Longer than the process waits, which then reports what it has not waited for.
+        // Longer than the process waits, which then reports the rest.
         .drain_timeout(config.operation.drain_timeout.0.saturating_mul(2))
         .transports(
             transports.contains(&Transport::Polling),
@@ -231,8 +231,7 @@ fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
     let policy = section.and_then(|section| section.rooms.clone());
     policy.unwrap_or_else(|| match access {
         Access::Open => RoomPolicy::open(),
-        // Clients that have to show who they are may use no room unless the settings or
-        // tokens name it.
+        // Clients that must authenticate may use only rooms that the settings or tokens name.
         _ => RoomPolicy::default(),
     })
 }

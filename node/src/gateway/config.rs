@@ -1,9 +1,9 @@
 //! The command line and the environment: every option with its unit, default and purpose.
 //!
 //! The doc comments of the fields are the manual: `--help` and the table of options show them.
-//! Values are parsed here, once (see `values`). `build` and `run` decide what they do. Environment
-//! variables and switches are completed in one place, `options::complete`. The file's values become
-//! defaults of the options, see `settings`.
+//! Values are parsed here, once (see `values`). `build` and `run` implement their effects.
+//! Environment variables and switches are completed in one place, `options::complete`. The file's
+//! values become defaults of the options, see `settings`.
 //!
 //! ```text
 //! arguments, environment ─► first pass ─► file ─► its values become defaults ─► second pass
@@ -276,7 +276,7 @@ pub(crate) struct Protocol {
 
     /// Who may connect to namespaces whose section in the file has no access
     ///
-    /// `closed` lets nobody in, so that a forgotten setting opens nothing. `jwt` needs
+    /// `closed` refuses all clients, so that a forgotten setting opens nothing. `jwt` needs
     /// the section [jwt] of the file.
     #[arg(long, value_name = "NAME", value_enum, default_value = "closed")]
     pub(crate) access: Access,
@@ -457,7 +457,8 @@ pub(crate) enum PacketParser {
 }
 
 impl Config {
-    /// Adds what clap does not: the sections of the file, and where the values are from.
+    /// Adds the values that clap does not provide: the sections of the file, and where the values
+    /// are from.
     fn complete(&mut self, matches: &ArgMatches, file: File) {
         self.values = serve_options()
             .iter()
@@ -489,8 +490,7 @@ impl Config {
             .map(|name| {
                 let access = match of_section(&name) {
                     Some(access) => access,
-                    // Its keys protect it, so Socket.IO clients get in by a setting of
-                    // its own only.
+                    // Its keys protect it, so Socket.IO clients need a separate setting.
                     None if self.settings.doors.syncano.has_namespace(&name) => Access::Closed,
                     None => self.protocol.access,
                 };
@@ -628,7 +628,7 @@ pub(crate) fn command() -> Command {
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job, clap::Error> {
     let arguments: Vec<_> = arguments.into_iter().collect();
     let mut command = command();
-    // The first pass finds the file, and reports what is wrong with flags and variables. The second
+    // The first pass finds the file, and reports errors in flags and variables. The second
     // one has the file's values as defaults, so it finds nothing new.
     let first = matches(&command, &arguments)?;
     let file = match read_file(&first) {

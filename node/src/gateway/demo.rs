@@ -1,4 +1,5 @@
-//! `roomcast demo`: a chat page, its notice, and what the page uses beside the rooms of clients.
+//! `roomcast demo`: a chat page, its notice, and the page's events in addition to the rooms of
+//! clients.
 //!
 //! The page is a client like any other and uses the events of `rooms`. Names, typing,
 //! history and the links to other nodes are handlers of this module, written as an
@@ -39,8 +40,8 @@ impl Demo {
         talk::with_events(namespace, self)
     }
 
-    /// Tells the page where this node listens. In a cluster, `is_clustered`, the demos of
-    /// its nodes tell each other.
+    /// Sets the address of this node for the page. In a cluster (`is_clustered`), the demos of its
+    /// nodes announce their addresses to each other.
     pub(crate) fn start(
         self: &Arc<Self>,
         server: &Server,

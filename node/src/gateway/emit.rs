@@ -5,8 +5,7 @@
 //!
 //! Messages of a file are published in batches, as many as the buffer has, so that a
 //! slow source is emitted at once and a fast one costs few round trips. The first
-//! failure ends the command, with the number of its line, so that a script can go on
-//! from there.
+//! failure ends the command, with the number of its line, so that a script can continue from there.
 
 mod messages;
 mod outcome;
@@ -32,7 +31,7 @@ use super::{
 };
 
 /// Maximum number of messages that are published together.
-/// It bounds what may be unconfirmed when the command ends with a failure.
+/// It limits the number of unconfirmed messages when the command fails.
 const MAX_BATCH: usize = 512;
 
 const EXIT_STATUS: &str = "\
@@ -307,8 +306,7 @@ impl EmitOptions {
                 }
             }
         }
-        // All replies are awaited, because messages behind the one that failed may have
-        // been published.
+        // All replies are awaited, because messages after the failed one may have been published.
         let mut failed = None;
         for (line, delivery) in numbers.into_iter().zip(batch.send()) {
             match delivery {

@@ -297,7 +297,7 @@ pub(crate) fn network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
 pub(crate) struct LiveLimits(pub(crate) Server, pub(crate) UserLimit);
 
 impl Reloadable for LiveLimits {
-    /// Only limits that are compared when something new comes. The others need a
+    /// Only limits that are checked on new input. The others need a
     /// restart.
     fn keys(&self) -> &'static [&'static str] {
         &[

@@ -3,12 +3,12 @@
 //!
 //! A client is named by the id of its connection or of a socket, by its user, or by its
 //! address. The lines come from an [observer](Server::observe), which exists only while
-//! somebody is named, so that following costs nothing otherwise. They have a target of
-//! their own, [`TARGET`], which the filter of the log lets through at level debug; at
-//! level trace they show arguments, too.
+//! somebody is named, so that following costs nothing otherwise. They have a separate target,
+//! [`TARGET`], which the filter of the log lets through at level debug; at level trace they show
+//! arguments, too.
 //!
-//! The names come from the settings, so a reload is enough to follow a client that is
-//! connected, without a restart that would end what is to be seen.
+//! The names come from the settings, so a reload is enough to follow a connected client; a restart
+//! would end its connection.
 
 use std::{
     collections::HashMap,
@@ -71,7 +71,7 @@ impl fmt::Display for ClientName {
     }
 }
 
-/// Whether anybody is to be followed.
+/// Whether any client is followed.
 pub(crate) fn is_any(names: &[ClientName]) -> bool {
     names.iter().any(|name| *name != ClientName::Off)
 }
@@ -96,7 +96,7 @@ struct State {
 }
 
 impl FollowedClients {
-    /// Replaces the clients that are followed. Those that are connected are looked for at once.
+    /// Replaces the clients that are followed. Connected clients are found at once.
     pub(crate) fn set(&self, server: &Server, names: &[ClientName]) {
         let names = names.iter().filter(|name| **name != ClientName::Off);
         let names: Vec<_> = names.map(ToString::to_string).collect();
@@ -122,7 +122,7 @@ impl FollowedClients {
     async fn look_for(&self, server: &Server) {
         for name in server.namespaces() {
             let namespace = server.of(&name);
-            // Only a namespace that has gone meanwhile fails.
+            // Only a namespace that was dropped meanwhile fails.
             let ids = namespace
                 .clone()
                 .local()
@@ -162,7 +162,7 @@ impl FollowedClients {
             user.as_deref(),
         ];
         let is_named = is_named(&state.names, &ids, socket.handshake());
-        // A socket that has gone would stay in the table for ever.
+        // A disconnected socket would stay in the table for ever.
         if is_named && socket.is_connected() {
             state.sockets.insert(socket.id().clone(), socket.clone());
         }

@@ -3,8 +3,8 @@
 //! Started once by `main`, before anything that logs. This module decides the form of a line and
 //! how lines leave the process; the modules that log decide their content.
 //!
-//! A log must never stop the server: the reader of the pipe may be slow, stopped or gone. So a
-//! thread of its own writes the lines, from a queue of bounded length. Lines that find the queue
+//! A log must never stop the server: the reader of the pipe may be slow, stopped or closed. So a
+//! dedicated thread writes the lines, from a queue of bounded length. Lines that find the queue
 //! full are dropped and counted. An error of the write, such as a broken pipe, is ignored, because
 //! there is no other place to report it.
 
@@ -38,7 +38,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// The log of the process. Dropping it writes what still waits, for at most about a second.
+/// The log of the process. Dropping it writes the waiting lines, for at most about a second.
 pub(crate) struct Log {
     writer: NonBlocking,
     _writing: WorkerGuard,
@@ -88,7 +88,7 @@ impl Log {
                 let lines = lines.with_filter_reloading();
                 let handle = lines.reload_handle();
                 lines.init();
-                // It fails only once the log is gone, which lives as long as the process.
+                // It fails only after the log was dropped, which lives as long as the process.
                 Arc::new(move |filter| drop(handle.reload(filter)))
             }
             LogFormat::Json => {
@@ -112,7 +112,7 @@ impl Log {
         LogLevel(Arc::clone(&self.set_filter))
     }
 
-    /// Writes a line whatever the level of the log is.
+    /// Writes a line regardless of the level of the log.
     pub(crate) fn write_line(&self, line: &str) {
         // The queue reports no error: it drops what it cannot hold.
         let _ = self
@@ -127,7 +127,7 @@ impl Log {
     }
 }
 
-/// The default hook writes to standard error itself, which blocks while nobody reads it.
+/// The default hook writes to standard error directly, which blocks while it is not read.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let message = panic.payload_as_str().unwrap_or("a value that is not text");
     let location = panic

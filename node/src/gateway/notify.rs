@@ -1,7 +1,7 @@
-//! Tells systemd about the state of the process (`sd_notify(3)`), for units with `Type=notify`.
+//! Notifies systemd of the state of the process (`sd_notify(3)`), for units with `Type=notify`.
 //!
-//! Without it, systemd takes a node to be started as soon as the process exists, although Redis may
-//! be away and the port not open yet.
+//! Without it, systemd considers a node started as soon as the process exists, although Redis may
+//! be unreachable and the port not open yet.
 
 use std::{
     env,

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The whole list is checked before its first operation is carried out, because half a response is
-//! worse than none: a client that has joined a room, but never receives what should have followed,
-//! looks healthy to everybody.
+//! worse than none: a client that has joined a room but never receives the following event looks
+//! healthy.
 
 pub(crate) mod binary;
 mod carry_out;
@@ -68,13 +68,13 @@ pub(crate) enum Operation {
     Disconnect { close: bool, whom: Whom },
 }
 
-/// The sockets that an operation concerns.
+/// The sockets that an operation selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Whom {
     /// The socket that asks.
     Asker,
     /// The members of these rooms, in the whole cluster. Sockets and users are rooms, too. An empty
-    /// list selects nobody.
+    /// list selects no socket.
     Rooms(Vec<String>),
     /// All sockets of the namespace, in the whole cluster.
     Everybody,
@@ -137,8 +137,8 @@ struct Idempotency {
 }
 
 impl Checked {
-    /// Emits of the list are published once for each key. The library shares keys with
-    /// emitters, so each emit of a longer list has one of its own.
+    /// Emits of the list are published once for each key. The library shares keys with emitters, so
+    /// each emit of a longer list has its own.
     pub(crate) fn once(mut self, key: &str, time: Duration) -> Self {
         let key = key.to_owned();
         self.1 = Some(Idempotency { key, time });
@@ -151,7 +151,7 @@ impl Checked {
         self.1.is_some() && self.0.iter().all(Operation::is_published)
     }
 
-    /// What the list makes of a client that asks to connect: its data, or the refusal,
+    /// The effect of the list on a client that connects: its data, or the refusal,
     /// which then is the only operation. The other operations are carried out when it has
     /// connected.
     pub(crate) fn admit(&self, mut data: SocketData) -> Result<SocketData, roomcast::Refused> {

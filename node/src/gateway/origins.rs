@@ -6,7 +6,7 @@
 
 use super::values::Origin;
 
-/// The origins that are allowed beside the server's own host.
+/// The origins that are allowed in addition to the server's own host.
 #[derive(Clone, Debug)]
 pub(crate) enum Origins {
     Any,

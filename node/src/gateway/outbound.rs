@@ -52,7 +52,7 @@ pub(crate) fn tcp_connector(connect_timeout: Duration) -> HttpConnector {
     connector
 }
 
-/// The whole chain of causes. The outermost error of a client says only that it cannot connect.
+/// The whole chain of causes. The outermost error of a client states only that it cannot connect.
 pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -31,7 +31,7 @@ const MAX_PATTERNS: usize = 100;
 /// The wildcards of one pattern. Each multiplies the places at which a name is tried.
 const MAX_WILDCARDS: usize = 2;
 
-/// What a client wants to do with a room.
+/// The intended use of a room by a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Join,
@@ -247,8 +247,8 @@ fn matches(parts: &[Part], rest: &str, claims: &Claims, barrier: Option<char>) -
     }
 }
 
-/// The values of a claim as texts: of a list, one for each element. A name with dots is
-/// looked up as it stands first, because claims may be named by URLs, then as a path.
+/// The values of a claim as texts: of a list, one for each element. A name with dots is looked up
+/// unchanged first, because URLs can be names of claims, and then as a path.
 fn values(claims: &Claims, name: &str) -> Vec<String> {
     let found = claims.get(name).or_else(|| {
         let (first, path) = name.split_once('.')?;

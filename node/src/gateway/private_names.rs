@@ -1,5 +1,5 @@
-//! Which names of rooms are private: each socket has a room of its own id, and another member would
-//! receive what is meant for that socket.
+//! Which names of rooms are private: each socket has a room named by its id, and another member
+//! would receive the messages to that socket.
 //!
 //! Ids have 20 URL-safe characters, and so have ordinary names such as Firestore's. An id
 //! of our own nodes begins with the tag of its node. Of other names a Node.js server, or

@@ -1,5 +1,5 @@
 //! Commands to Redis of the parts that keep something there for the whole cluster:
-//! idempotency keys, and what doors remember. The connection is opened for the first
+//! idempotency keys, and the stored state of doors. The connection is opened for the first
 //! command, because most nodes need none.
 
 use std::{

@@ -1,18 +1,17 @@
 //! Rooms for clients: events with which clients join, leave, list and message rooms, for demos and
 //! for deployments without code on the server.
 //!
-//! The module uses the public API like any application. The namespace's policy and the
-//! client's token decide which rooms a client may use, and an acknowledgement tells it
-//! why not.
+//! The module uses the public API like any application. The namespace's policy and the client's
+//! token control which rooms a client may use, and the acknowledgement contains the reason of a
+//! refusal.
 //!
 //! ```text
 //!  join ─► member already? ─ yes ─► acknowledged
 //!              └─ no ─► policy, token ─► no socket's id? ─► joined ─► others notified ─► acknowledged
 //! ```
 //!
-//! **Why names of sockets are refused.** Each socket is in a private room of its own
-//! id. A client that joined the room of another one would read what is sent to it
-//! alone.
+//! **Why names of sockets are refused.** Each socket is in a private room named by its id. A client
+//! that joined the room of another one would receive that one's private messages.
 //!
 //! **Why errors are acknowledgements.** A client needs one kind of callback, and sees
 //! the reason where it has asked.
@@ -57,8 +56,8 @@ impl Rooms {
         *self.policy.write() = Arc::new(policy);
     }
 
-    /// Refuses what the policy and the token do not allow, and the private rooms of
-    /// sockets in any case.
+    /// Refuses rooms that the policy and the token do not allow, and private rooms of sockets in
+    /// any case.
     async fn check(&self, socket: &Socket, action: Action, room: &str) -> Result<(), RequestError> {
         let user = session::token_user(socket);
         self.check_policy(user.as_deref(), action, room)?;
@@ -149,8 +148,7 @@ pub(crate) fn with_rooms(namespace: Namespace, rooms: &Arc<Rooms>) -> Namespace 
         .on("echo", async |_: Socket, payload: Args| payload)
 }
 
-/// Adds the event with which clients list the users of a room, in namespaces that keep
-/// who is online.
+/// Adds the event with which clients list the users of a room, in namespaces that have presence.
 pub(crate) fn with_presence(
     namespace: Namespace,
     rooms: &Arc<Rooms>,
@@ -198,7 +196,7 @@ async fn join(
     if !is_member(socket, room) {
         rooms.check(socket, Action::Join, room).await?;
     }
-    // Looked at again after the await: a second `join` of the same client may have been
+    // Checked again after the await: a second `join` of the same client may have been
     // faster, and others must not be notified twice.
     if !is_member(socket, room) {
         socket.join(room)?;
@@ -254,7 +252,8 @@ async fn message(
     data: Box<RawValue>,
 ) -> Result<Value, RequestError> {
     rooms.check(socket, Action::Send, room).await?;
-    // Nobody can join the room of another user, and a policy that names it allows sending to it.
+    // A client cannot join the room of another user, and a policy that names it allows sending to
+    // it.
     if !room.starts_with(USER_ROOMS) && !is_member(socket, room) {
         return Err(RequestError(format!("join {room} before you send to it")));
     }
@@ -375,7 +374,7 @@ impl From<JoinError> for RequestError {
 
 impl From<EmitError> for RequestError {
     fn from(error: EmitError) -> Self {
-        // The full text names servers, which clients must not learn.
+        // The full text names servers, which clients must not see.
         Self(match error {
             EmitError::Bus(error) => error.outline().to_owned(),
             error => error.to_string(),

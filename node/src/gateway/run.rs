@@ -19,12 +19,12 @@
 //! **Why in this order.** Ports are bound before anything else, because an address in
 //! use is the most common mistake, and because clients that connect early wait in the
 //! kernel's queue instead of being refused. The internal port is served before the
-//! server is built, so that `/readyz` can tell the reason while Redis is away. The
+//! server is built, so that `/readyz` can return the reason while Redis is unreachable. The
 //! public port is served last, when every part that a client could reach has been
 //! started.
 //!
-//! Stopping takes the opposite way: first no new clients, then the open ones, then
-//! handlers and what they have left for hooks, and finally the spans of all that.
+//! Stopping takes the opposite way: first new clients, then the open ones, then handlers and their
+//! remaining hook requests, and finally the spans.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -250,7 +250,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     if let Some(pakyow) = &pakyow {
         router = pakyow.before(&doors, router);
     }
-    // The listener queues connections already, so the service manager may go on.
+    // The listener queues connections already, so the service manager may continue.
     let notify = Notify::from_environment();
     notify.ready();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -281,9 +281,9 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         server.drain(drain).await;
     };
     let close = async || {
-        // Nobody new may come in while connections close. Hooks are told before, because
-        // waiting events of connections have to end; flushed after, because each closed
-        // socket leaves a disconnect.
+        // No new client may connect while connections close. Hooks are stopped before, because
+        // waiting events of connections have to end; flushed after, because each closed socket
+        // leaves a disconnect.
         drop(stop);
         if let Some(relaying) = &relaying {
             relaying.closing();
@@ -441,7 +441,7 @@ async fn next_stop(
 struct Stop<D, C> {
     /// Moves the clients to other nodes. May be dropped, and then closing takes them all at once.
     drain: D,
-    /// Closes what is left, and waits for it.
+    /// Closes the remaining connections, and waits for them.
     close: C,
 }
 
@@ -495,8 +495,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// Whether a hangup means that the terminal is gone. Without one, service managers send it to
-    /// have a program read its settings again.
+    /// Whether a hangup means that the terminal was closed. Without one, service managers send it
+    /// to have a program read its settings again.
     has_terminal: bool,
 }
 
@@ -559,8 +559,8 @@ fn bind(address: SocketAddr, (flag, variable): Setting) -> Result<TcpListener, R
             source,
         },
     })?;
-    // The standard library lets 128 connections wait, which is too few when all clients
-    // of a node that has gone reconnect. The kernel reduces this to net.core.somaxconn.
+    // The standard library lets 128 connections wait, which is too few when all clients of a dead
+    // node reconnect. The kernel reduces this to net.core.somaxconn.
     rustix::net::listen(&listener, i32::MAX).map_err(io::Error::from)?;
     listener.set_nonblocking(true)?;
     Ok(listener)

@@ -1,7 +1,7 @@
 //! The gateway's data of a socket: the user and the data of the application.
 //!
-//! It is the socket's data, so other nodes see it when they fetch sockets. To Node.js servers it
-//! looks like the `socket.data` of their own sockets: the application's object, with `user` added.
+//! It is the socket's data, so other nodes see it when they fetch sockets. Node.js servers see it
+//! as the `socket.data` of their own sockets: the application's object, with `user` added.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::{
 /// The data of a socket of the gateway. It is replaced as a whole, never changed in place.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct SocketData {
-    /// The id of the user, if the client has shown who it is. The application's own
+    /// The id of the user, if the client is authenticated. The application's own
     /// `user` is hidden by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
@@ -59,7 +59,7 @@ impl SocketData {
         }
     }
 
-    /// The data of a client that comes back, and of which its session decides.
+    /// The data of a client that comes back and keeps its session's user.
     pub(crate) fn of_returning(self, namespace: &str, users: &UserLimit) -> Self {
         Self {
             returning: Some((namespace.into(), users.clone())),
@@ -78,7 +78,7 @@ impl SocketData {
         let user = former.remove("user");
         if let (None, Some((namespace, users))) = (&now.user, now.returning.take()) {
             now.user = user.as_ref().and_then(Value::as_str).map(str::to_owned);
-            // Beyond the limit it is asked about as a new client, which tells it.
+            // Beyond the limit it is treated as a new client, so that it receives the error.
             now.take_place(&namespace, &users).ok()?;
         }
         if user.as_ref().and_then(Value::as_str) != now.user.as_deref() {
@@ -93,7 +93,7 @@ impl SocketData {
         })
     }
 
-    /// Takes a place among the sockets of the user, if it has shown who it is and has none.
+    /// Takes a place among the sockets of the user, if the client is authenticated and has none.
     pub(crate) fn take_place(&self, namespace: &str, users: &UserLimit) -> Result<(), Refused> {
         let mut place = self.place.lock();
         if let (Some(user), None) = (&self.user, &*place) {

@@ -8,9 +8,9 @@
 //!                                         └─ no: start fails, or the certificates in force stay
 //! ```
 //!
-//! Connections that exist keep the certificate with which they began, so a renewal
-//! disconnects nobody. The expiry is a metric, because a certificate that nobody renews
-//! is the one failure of TLS that can be seen days before.
+//! Connections that exist keep the certificate with which they began, so a renewal disconnects no
+//! client. The expiry is a metric, because a missing renewal is the one failure of TLS that can be
+//! seen days before.
 
 use std::{
     future::ready,
@@ -177,7 +177,7 @@ pub(crate) fn check(config: &Config) -> Result<(), String> {
     relay::authorities(&config.relay).map(drop)
 }
 
-/// TLS of the ports for which the options name certificates.
+/// TLS of the ports that have certificates.
 pub(crate) struct Ports {
     pub(crate) public: Option<Tls>,
     /// For the internal port and that of the API.
@@ -288,8 +288,7 @@ impl Reloadable for Ports {
 
 /// Names the certificates in the log and in the metric, and warns of those that expire soon.
 fn show(expiry: &IntGaugeVec, certificates: &[(PathBuf, Certificate)]) {
-    // A file that is not named any more must not stay in the metric, where its expiry
-    // would alert.
+    // A file that is no longer used must not stay in the metric, where its expiry would alert.
     expiry.reset();
     let now = now();
     for (file, certificate) in certificates {

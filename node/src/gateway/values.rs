@@ -3,10 +3,9 @@
 //! Each is parsed once, when the program starts. Its `Display` form can be parsed again,
 //! so the help shows defaults as a person would write them. `config` defines the options.
 //!
-//! An error says which form is expected and never only that the value is wrong, because
-//! it is all that an operator sees before the program ends. Values that would be
-//! accepted and do nothing, such as a duration of zero or an origin with a path, are
-//! errors, too.
+//! An error states the expected form and never only that the value is wrong, because it is the only
+//! text that an operator sees before the program ends. Values that would be accepted and do
+//! nothing, such as a duration of zero or an origin with a path, are errors, too.
 
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 

@@ -1,7 +1,7 @@
-//! Facts about the process beside the server: whether its workers make progress, and
+//! Facts about the process in addition to the server: whether its workers make progress, and
 //! how many log lines it had to drop.
 //!
-//! `/livez` says that the process runs; these facts say whether it works. A worker that
+//! `/livez` shows that the process runs; these facts show whether it works. A worker that
 //! is blocked by a handler of the application cannot serve clients, although the thread
 //! of the internal port still responds. So a beat on the workers is listened to from
 //! that thread.
@@ -100,7 +100,7 @@ impl Figures for Vitals {
     fn metrics(&self, is_ready: bool) -> String {
         self.ready.set(i64::from(is_ready));
         let dropped = u64::try_from(self.dropped_lines.dropped_lines()).unwrap_or(u64::MAX);
-        // The writer of the log has a counter of its own, which the metric follows.
+        // The writer of the log has its own counter, which the metric follows.
         let counted = self.log_lines_dropped.get();
         self.log_lines_dropped
             .inc_by(dropped.saturating_sub(counted));

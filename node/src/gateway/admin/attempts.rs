@@ -1,4 +1,4 @@
-//! Wrong keys, counted by address, so that nobody can try out many.
+//! Wrong keys, counted by address, to prevent guessing.
 
 use std::{
     collections::HashMap,

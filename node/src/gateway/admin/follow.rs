@@ -4,15 +4,13 @@
 //!  page of A follows a room ──► A, B: observe their own sockets ──► lines ── B, every 250 ms ──► A ──► page
 //! ```
 //!
-//! The names of what is followed travel with the statuses, so a node stops by itself when
-//! the page, or its node, is gone. A node that nobody follows anything on observes
-//! nothing.
+//! The names of followed rooms, users and sockets travel with the statuses, so a node stops by
+//! itself when the page or its node has ended. Without followers, a node observes nothing.
 //!
-//! **Why on all nodes.** A room has members anywhere, and each node knows only what its
-//! own sockets do. So every node observes its own, and lines travel to the node of the
-//! page.
+//! **Why on all nodes.** A room has members on any node, and each node knows only the activity of
+//! its own sockets. So every node observes its own, and lines travel to the node of the page.
 //!
-//! **Why bounded everywhere.** Following must never harm what it shows. Lines that a
+//! **Why bounded everywhere.** Following must never harm the followed clients. Lines that a
 //! page does not take are dropped, and the page shows how many. Arguments are cut,
 //! since they may be as large as a message.
 
@@ -44,8 +42,7 @@ const MAX_ARGS: usize = 1000;
 const MAX_ROOMS: usize = 20;
 
 /// Bytes of a line that another node sends.
-/// Anybody with access to Redis can send lines, so each is checked before it goes to a
-/// page.
+/// Any process with access to Redis can send lines, so each is checked before it is sent to a page.
 const MAX_LINE: usize = 16 * 1024;
 
 /// The rooms, users and sockets that a node follows for pages of other nodes.
@@ -113,8 +110,8 @@ impl Following {
 
     fn push(&self, line: String) {
         let mut waiting = self.waiting.lock();
-        // The oldest lines are kept, so that a page shows a beginning without holes and
-        // then the number of what is missing.
+        // The oldest lines are kept, so that a page shows a beginning without holes and then the
+        // number of missing lines.
         if waiting.0.len() >= MAX_LINES {
             waiting.1 += 1;
             return;
@@ -203,7 +200,7 @@ impl Follows {
         self.observe(server);
     }
 
-    /// Forgets what nodes followed that are no longer heard of.
+    /// Removes the subscriptions of nodes that no longer send statuses.
     pub(super) fn expire(self: &Arc<Self>, now: Duration, server: &Server) {
         let now = millis(now);
         let is_over = |(_, until): &(String, AtomicU64)| until.load(Ordering::Relaxed) <= now;
@@ -289,7 +286,7 @@ impl Follows {
 
     fn trace(&self, observation: Observation<'_>, server: &Server, node: &str) {
         let active = self.active.read().clone();
-        // A line is written once, for all who follow, and only if somebody does.
+        // A line is written once for all followers, and only if there are any.
         let mut line = None;
         for following in active {
             if following.follow.concerns(observation, server) {

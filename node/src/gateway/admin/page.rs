@@ -243,7 +243,7 @@ async fn stream(
     Ok((headers, Body::from_stream(lines)).into_response())
 }
 
-/// Reads what the page follows.
+/// Reads the room, user or socket that the page follows.
 /// The key must be for the namespace, because lines show arguments.
 fn read_follow(query: &str, key: &Key) -> Result<Option<Follow>, Problem> {
     let (mut namespace, mut what) = ("/".to_owned(), None);
@@ -270,9 +270,9 @@ fn read_follow(query: &str, key: &Key) -> Result<Option<Follow>, Problem> {
 /// Bytes of a name to follow.
 const MAX_NAME: usize = 1000;
 
-/// The stream of one page. It is asked for the next lines only when the client has taken
-/// the last ones, and then sends the newest statuses. Only the lines of what it follows
-/// wait for a slow client, up to a limit.
+/// The stream of one page. It is polled only when the client has read the last lines, and then
+/// sends the newest statuses. For a slow client, only the lines about followed names wait, up to a
+/// limit.
 struct Feed {
     page: Page,
     news: watch::Receiver<u64>,
@@ -297,7 +297,7 @@ enum Line<'a> {
         age_ms: u64,
         status: &'a RawValue,
     },
-    /// So many lines of what is followed were dropped, because there were too many.
+    /// The number of lines that were dropped because there were too many.
     Dropped { lines: u64 },
 }
 
@@ -377,7 +377,7 @@ impl Feed {
 }
 
 fn add(lines: &mut Vec<u8>, line: &Line<'_>) {
-    // A line holds strings and what was read as JSON, so that it can be written.
+    // A line holds strings and parsed JSON, so that it can be written.
     if serde_json::to_writer(&mut *lines, line).is_ok() {
         lines.push(b'\n');
     }

@@ -7,16 +7,14 @@
 //! ```
 //!
 //! While a page is open on any node, every node publishes its status every two seconds,
-//! as an event between servers. Nobody is asked, so a page costs the same whatever its
-//! reader does, and while no page is open nothing is published at all. Two pages on one
-//! node, or on several, cost no more.
+//! as an event between servers. No node is asked, so a page always costs the same, and while no
+//! page is open nothing is published at all. Two pages on one node, or on several, cost no more.
 //!
 //! **Why not by questions.** A node that hangs would delay the answer to each of them,
 //! for every page. Here, its status merely gets old, which the page shows.
 //!
-//! **Why so many bounds.** Events between servers carry no identity, and anybody with
-//! access to Redis can send one. So names, sizes and numbers are limited where they
-//! arrive.
+//! **Why so many bounds.** Events between servers carry no identity, and any process with access to
+//! Redis can send one. So names, sizes and numbers are limited where they arrive.
 
 use std::{
     collections::BTreeMap,
@@ -51,19 +49,19 @@ const EVENT: &str = "roomcast:admin";
 /// Time between two statuses of a node.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// A node publishes for this long after it has heard of a page on another node.
+/// A node publishes for this long after it was notified of a page on another node.
 /// Three periods, so that a message that is lost does not interrupt the page.
 const WANTED: Duration = Duration::from_secs(6);
 
-/// A node is forgotten when nothing was heard of it for this long.
-/// Until then, the page shows it as silent, so that an operator sees which node has
-/// gone.
+/// A node is removed when it has sent nothing for this long. Until then, the page shows it as
+/// silent, so that an operator sees which node has failed.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Pages that may be open on this node at a time.
 pub(super) const MAX_PAGES: usize = 32;
 
-/// Nodes that are kept, and the bytes of a status. Anybody with access to Redis can publish one.
+/// Nodes that are kept, and the bytes of a status. Any process with access to Redis can publish
+/// one.
 const MAX_NODES: usize = 1000;
 
 const MAX_STATUS: usize = 64 * 1024;
@@ -219,7 +217,7 @@ impl View {
         if !message.lines.is_empty() {
             self.follows.receive(&self.node(), message.lines);
         }
-        // Without a page, nobody would look at it.
+        // Without a page, it would not be used.
         if self.pages.load(Ordering::Relaxed) > 0
             && let Some(status) = message.status
         {
@@ -261,7 +259,7 @@ impl View {
         tokio::join!(self.publish(&server, &health, &workers), forwarding);
     }
 
-    /// Publishes what has happened to what pages of other nodes follow.
+    /// Publishes the activity that pages of other nodes follow.
     async fn forward(&self, server: &Server, workers: &Handle) {
         loop {
             let lines = self.follows.for_others().await;
@@ -315,7 +313,7 @@ impl View {
     }
 }
 
-/// Tells the other nodes. Any namespace of this node will do, because nodes of a cluster
+/// Notifies the other nodes. Any namespace of this node will do, because nodes of a cluster
 /// have the same.
 async fn publish(server: Server, message: Message) {
     let Some(namespace) = server.namespaces().into_iter().next() else {

@@ -1,4 +1,4 @@
-//! The calls of the API: what each reads, checks and does.
+//! The calls of the API: parsing, checks and effects.
 //!
 //! A call is prepared completely before it is carried out, so a wrong request changes nothing and
 //! does not use up its idempotency key.
@@ -281,7 +281,7 @@ async fn fetch(server: &Server, namespace: &str, query: &Query) -> Result<Fetche
 }
 
 /// This node's knowledge of itself and of the others.
-/// Nothing is asked, so it also responds while Redis is away.
+/// It asks no other node, so it also responds while Redis is unreachable.
 fn node(server: &Server) -> Value {
     let (health, reason) = match server.health() {
         roomcast::Health::Flowing => ("flowing", None),
@@ -377,7 +377,7 @@ fn batch(mut fields: Fields<'_>, key: &Key) -> Result<Vec<Operation>, Problem> {
         .ok_or_else(|| Problem::invalid("operations", "the list of operations is missing"))?;
     let operations =
         operations::read(list).map_err(|problem| Problem::of_operations(problem, "operations"))?;
-    // A batch has no verb of its own. Otherwise, a key for batches could do everything.
+    // A batch has no separate verb. Otherwise, a key for batches could do everything.
     for (index, operation) in operations.iter().enumerate() {
         let verb = match operation {
             Operation::Emit { .. } => Verb::Emit,

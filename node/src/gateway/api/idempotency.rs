@@ -8,8 +8,8 @@
 //!
 //! With Redis the whole cluster shares them; without it, the node's memory holds them. Each claim has an owner, a
 //! random name, by which a node that lost the reply to its claim knows that it has it. A claim that is not renewed
-//! lapses, because its node has ended or has lost Redis. Only then may a repetition take effect a second time,
-//! because nobody knows how far the first one came.
+//! lapses, because its node has ended or has lost Redis. Only then may a repetition take effect a
+//! second time, because the progress of the first call is unknown.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -154,7 +154,7 @@ impl Shared {
         format!("{}-api#{key}", self.0.prefix())
     }
 
-    /// Returns what is stored, or stores a claim.
+    /// Returns the stored entry, or stores a claim.
     async fn claim(&self, key: &str, running: &str) -> Result<Option<String>, Problem> {
         let key = self.key(key);
         let life = CLAIM_LIFE.as_millis().to_string();
@@ -192,7 +192,7 @@ impl Shared {
             while now() < end {
                 sleep(RENEWAL).await;
                 let renew = ["EVAL", RENEW, "1", &key, &running, &life];
-                // While Redis is away, the next renewal tries again.
+                // While Redis is unreachable, the next renewal retries.
                 drop(commands.run(&key, &renew).await);
             }
         }))
@@ -208,7 +208,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Returns what is stored, or stores a claim.
+    /// Returns the stored entry, or stores a claim.
     fn claim(&mut self, key: &str, claim: &str, now: Instant, lapses: Instant) -> Option<String> {
         let known = self.entries.get(key).filter(|(end, _)| *end > now);
         if let Some((_, stored)) = known {
@@ -384,7 +384,7 @@ const RENEW: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
     redis.call('DEL', KEYS[1]) end return 1";
 
-/// Reads what is stored for a call with this fingerprint. `None` while it is being carried out.
+/// Reads the stored entry for a call with this fingerprint. `None` while it is being carried out.
 fn known(stored: &str, print: &str) -> Result<Option<Answer>, Problem> {
     let mut parts = stored.splitn(3, ' ');
     let (of, status, body) = (parts.next(), parts.next(), parts.next());

@@ -1,8 +1,7 @@
 //! Keys of the API: hashed, named, and limited to namespaces and verbs.
 //!
-//! A key has to be random and long, so a plain SHA-256 protects it: nobody can try out
-//! all keys. For the same reason, the table may be searched by hash without hiding how
-//! long that takes.
+//! A key has to be random and long, so a plain SHA-256 protects it: trying all keys is impossible.
+//! For the same reason, the table may be searched by hash without hiding how long that takes.
 
 use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
 

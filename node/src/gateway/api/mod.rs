@@ -1,11 +1,11 @@
-//! The HTTP API: an application emits, asks, disconnects and revokes without a client of its own.
+//! The HTTP API: an application emits, queries, disconnects and revokes without being a client.
 //!
 //! ```text
 //!  request ─► key ─► verb ─► place among `concurrency` ─► body ─► read and checked ─► carried out
 //!            401     403      503                         413      400, 403            on a worker
 //! ```
 //!
-//! HTTP is served on the thread of the internal port, or of a listener of its own. Calls
+//! HTTP is served on the thread of the internal port, or of a separate listener. Calls
 //! are carried out on the workers, because the server's own tasks run there, and a long
 //! one must not keep `/livez` waiting. A call that takes too long is still carried out to
 //! its end: its place is free, and its response under an idempotency key known, only
@@ -68,7 +68,7 @@ use super::{
 /// settings.
 pub(crate) const DEMO_KEY: &str = "demo-key";
 
-/// Where a call comes in.
+/// The entry point of a call.
 #[derive(Clone, Copy)]
 enum Door {
     Api,
@@ -124,7 +124,7 @@ pub(crate) struct Api {
 
 impl Api {
     /// Must be called in the runtime of the workers.
-    /// Its runtime carries the calls out, whatever thread serves HTTP.
+    /// Its runtime carries out the calls, regardless of the thread that serves HTTP.
     pub(crate) fn new(
         server: Server,
         auth: Option<Arc<Auth>>,
@@ -187,7 +187,7 @@ impl Api {
         Err(forbidden(&key, verb))
     }
 
-    /// Finds a key, whatever it may be used for.
+    /// Finds a key, regardless of its verbs.
     pub(crate) fn find(&self, key: &[u8]) -> Option<Arc<Key>> {
         let current = Arc::clone(&self.current.lock());
         current.keys.find(key)
@@ -254,9 +254,8 @@ impl Api {
         };
         let query = parts.uri.query().unwrap_or_default().to_owned();
         let (api, time) = (Arc::clone(self), settings.timeout);
-        // Dropping the handle after the timeout does not stop the task. An operation
-        // that was half carried out would be worse than one whose result comes too
-        // late.
+        // Dropping the handle after the timeout does not stop the task. A partial operation would
+        // be worse than one whose result is too late.
         let work = self.workers.spawn(async move {
             let call = match endpoint {
                 Endpoint::Revoke => {
@@ -361,7 +360,7 @@ impl Reloadable for Arc<Api> {
     }
 }
 
-/// A call and what belongs to it.
+/// A call and its context.
 /// It owns everything, because it outlives the request after a timeout.
 struct Work {
     endpoint: Endpoint,

@@ -57,7 +57,7 @@ pub(crate) enum Kind {
     Origin,
     QueryTooLong,
     TooManyOpen,
-    /// Nobody has the event, so it can be repeated.
+    /// No client has received the event, so it can be repeated.
     NotStored,
     /// Somebody may have the event, so a repetition without an idempotency key may
     /// arrive twice.
@@ -68,8 +68,7 @@ pub(crate) enum Kind {
 impl Kind {
     /// The last part of the type, the title and the status.
     /// 503 means that a later attempt may succeed without a change of the request.
-    /// Where part of the work may be done already, the type says so, since the status
-    /// cannot.
+    /// If part of the work may be done already, the type states it, because the status cannot.
     fn parts(self) -> (&'static str, &'static str, StatusCode) {
         match self {
             Self::Invalid => ("invalid", "The request is invalid", StatusCode::BAD_REQUEST),
@@ -172,7 +171,7 @@ impl Kind {
         }
     }
 
-    /// The same of what only clients of doors meet.
+    /// The same for errors that only clients of doors get.
     fn parts_of_doors(self) -> (&'static str, &'static str, StatusCode) {
         match self {
             Self::Credentials => (
@@ -292,7 +291,7 @@ impl Problem {
 
     pub(crate) fn of_revoke(error: &RevokeError) -> Self {
         match error {
-            // Clients are gone, but the tokens would be accepted again: the caller must
+            // Clients are disconnected, but the tokens would be accepted again: the caller must
             // not take it for done.
             RevokeError::TooMany(error) => Self::new(
                 Kind::Full,

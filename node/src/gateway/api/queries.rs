@@ -1,7 +1,7 @@
 //! The questions of the API: sockets, rooms, users and presence.
 //!
-//! All four fetch the sockets of the cluster and differ in what they make of them, unless presence has what is asked. Nodes
-//! that do not respond in time are listed, and the result is marked as incomplete.
+//! All four fetch the sockets of the cluster and differ in the result, unless presence can answer.
+//! Nodes that do not respond in time are listed, and the result is marked as incomplete.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,19 +19,19 @@ use crate::gateway::{
     session::user_room,
 };
 
-/// How many entries a page has unless the query says otherwise, and at most.
+/// The default and the maximum number of entries of a page.
 const DEFAULT_LIMIT: usize = 1000;
 
 const MAX_LIMIT: usize = 10_000;
 
-/// How long nodes have to respond, unless the query says otherwise, and at most.
+/// The default and the maximum time for nodes to respond.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A question about the sockets of a namespace.
 #[derive(Debug)]
 pub(crate) struct Query {
     verb: Verb,
-    /// The rooms whose sockets are asked for, or all sockets.
+    /// The rooms whose sockets are requested, or all sockets.
     pub(crate) selected: Option<Vec<String>>,
     pub(crate) timeout: Duration,
     /// Of rooms, only the sockets of users count, as presence keeps them.
@@ -122,9 +122,9 @@ impl Query {
         })
     }
 
-    /// The answer without a question to the cluster, if it is about users who are kept.
-    /// Sockets and rooms are asked for in any case, because presence keeps neither data
-    /// nor sockets without a user.
+    /// The answer without a question to the cluster, if presence has the users. Sockets and rooms
+    /// are always requested from the cluster, because presence keeps neither data nor sockets
+    /// without a user.
     pub(crate) fn answer_from(&self, presence: &Kept) -> Option<Value> {
         if self.verb == Verb::Rooms && self.is_of_users {
             return Some(self.rooms_from(presence));
@@ -256,7 +256,7 @@ fn user(socket: &RemoteSocket) -> Option<&str> {
     socket.data_json().get("user")?.as_str()
 }
 
-/// The rooms beside the private one and the one of the user.
+/// The rooms except the private one and the user's room.
 /// Both are shown by other fields.
 fn public(socket: &RemoteSocket) -> impl Iterator<Item = &String> {
     let private = socket.id().as_str();

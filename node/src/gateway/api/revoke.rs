@@ -108,7 +108,7 @@ impl What {
     }
 }
 
-/// Reads a time in whole seconds. JSON does not tell 7 from 7.0.
+/// Reads a time in whole seconds. JSON does not distinguish 7 from 7.0.
 fn time(value: &RawValue) -> Result<u64, Problem> {
     let number: Number = field("expires", value)?;
     let whole = |seconds: f64| {

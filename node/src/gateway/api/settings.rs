@@ -66,7 +66,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks what serde cannot.
+    /// Checks rules that serde cannot.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.concurrency == 0 || self.concurrency > MAX_CONCURRENCY {
             return Err(format!("[api]: concurrency is from 1 to {MAX_CONCURRENCY}"));

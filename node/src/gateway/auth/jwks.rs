@@ -1,8 +1,8 @@
 //! A set of keys that somebody else publishes, read again at intervals and when a token
 //! names an unknown key.
 //!
-//! A failed attempt keeps the keys that are known, because an issuer that is away must not lock
-//! everybody out. Attempts are bounded: tokens with invented key ids cost the issuer nothing more.
+//! After a failed attempt the known keys stay in use, because an unreachable issuer must not lock
+//! out all users. Attempts are bounded: tokens with invented key ids cost the issuer nothing more.
 
 use std::{
     fs,
@@ -33,8 +33,8 @@ use super::{
 };
 
 /// The least time between two attempts that unknown keys cause, in seconds.
-/// Anybody can send tokens with an unknown id, and each must not become a request to
-/// the issuer.
+/// Any client can send tokens with an unknown id, and these must not all become requests to the
+/// issuer.
 const MIN_INTERVAL: u64 = 10;
 
 /// The largest set that is read, in bytes.

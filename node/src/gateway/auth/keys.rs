@@ -1,6 +1,6 @@
 //! Keys, each pinned to its algorithm.
 //!
-//! A token names its algorithm itself, in a header that anybody can write. If a key
+//! A token names its algorithm itself, in a header that anyone can write. If a key
 //! accepted any algorithm, an attacker could sign a token by HMAC with the published
 //! RSA key as the secret. So each [`Key`] has one algorithm, and a token with another
 //! one finds no key.
@@ -38,8 +38,8 @@ use crate::gateway::policy::Claims;
 const MIN_SECRET: usize = 32;
 
 /// The keys of one set that are kept.
-/// A set comes from outside, and each entry is parsed again at each refresh, so their
-/// number is bounded.
+/// A set is external input, and each entry is parsed again at each refresh, so their number is
+/// limited.
 const MAX_KEYS: usize = 100;
 
 /// A key and the one algorithm that it may be used with.

@@ -1,4 +1,4 @@
-//! Users: who a client is, shown by a JSON Web Token.
+//! Users: the identity of a client, proved by a JSON Web Token.
 //!
 //! ```text
 //!  handshake ─ source ─► token ─ keys, jwks ─► claims ─ user ─► User ─► Session, attached to the socket
@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     /// How far clocks may differ.
     #[serde(deserialize_with = "read::span")]
     pub(crate) leeway: Duration,
-    /// How long a token may still be valid. A revoked user is remembered for as long.
+    /// How long a token may still be valid. Revocations of users are remembered for this long.
     #[serde(deserialize_with = "days")]
     pub(crate) max_lifetime: Duration,
     /// How long before its token expires a client is notified.
@@ -110,9 +110,9 @@ pub(crate) struct ClaimSettings {
     pub(crate) user: String,
     /// Rooms that its sockets join when they connect.
     pub(crate) rooms: String,
-    /// Patterns of rooms that it may join, beside those of the namespace's policy.
+    /// Patterns of rooms that it may join, in addition to those of the namespace's policy.
     pub(crate) join: String,
-    /// Patterns of rooms that it may send to, beside those of the namespace's policy.
+    /// Patterns of rooms that it may send to, in addition to those of the namespace's policy.
     pub(crate) send: String,
 }
 

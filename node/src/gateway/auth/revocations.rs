@@ -12,10 +12,10 @@ use super::user::User;
 
 /// The revocations that a node remembers.
 /// Ids come from tokens that issuers make and from calls of the API, so the table is
-/// bounded. The caller is told that a further revocation is not remembered.
+/// bounded. The caller gets an error if a further revocation cannot be remembered.
 pub(crate) const MAX_REVOCATIONS: usize = 100_000;
 
-/// One revocation, as nodes tell each other. All times are in seconds since 1970.
+/// One revocation, as nodes exchange it. All times are in seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Revocation {
@@ -35,7 +35,7 @@ pub(crate) enum Revocation {
 pub(crate) struct TooMany;
 
 impl Revocation {
-    /// Whether the revocation concerns the token of this user.
+    /// Whether the revocation applies to the token of this user.
     pub(super) fn concerns(&self, user: &User) -> bool {
         match self {
             Self::User {
@@ -92,7 +92,7 @@ impl Revocations {
         by_user.is_some_and(|(issued_until, _)| user.issued <= *issued_until) || by_token.is_some()
     }
 
-    /// Forgets what concerns expired tokens only.
+    /// Removes revocations that apply only to expired tokens.
     pub(super) fn prune(&mut self, now: u64) {
         self.users.retain(|_, (_, until)| *until > now);
         self.tokens.retain(|_, until| *until > now);
@@ -102,7 +102,7 @@ impl Revocations {
         self.users.len() + self.tokens.len()
     }
 
-    /// For a node that has just started, which learns them from the others.
+    /// For a node that has just started, which receives them from the others.
     pub(super) fn all(&self) -> Vec<Revocation> {
         let users = self
             .users

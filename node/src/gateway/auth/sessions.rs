@@ -7,7 +7,7 @@
 //!                         token:refresh (token) ──┘ ack {expires}: both times move
 //! ```
 //!
-//! One task looks at all sessions once a second, so a socket needs no timer of its own.
+//! One task checks all sessions once a second, so a socket needs no timer.
 //!
 //! **Why a user is replaced as a whole.** A refreshed token may change rights and
 //! rooms. A handler that is running keeps the user with which it began, and the next
@@ -51,13 +51,13 @@ use crate::gateway::{
     session::{self, SocketData, user_room},
 };
 
-/// How often sessions are looked at.
+/// How often sessions are checked.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The user of a socket. Replaced when the client presents a fresh token.
 #[derive(Debug)]
 pub(crate) struct Session {
-    // Times may be equal, so the table needs something that tells sessions apart.
+    // Times may be equal, so the table needs a distinct key for each session.
     key: u64,
     state: Mutex<State>,
 }
@@ -65,8 +65,8 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct State {
     user: Arc<User>,
-    /// When the session is due in the table; `None` before the socket has connected and
-    /// after it has gone.
+    /// When the session is due in the table; `None` before the socket has connected and after it
+    /// has disconnected.
     due: Option<u64>,
 }
 
@@ -377,16 +377,16 @@ impl Auth {
             self.end(socket, "token:expired");
         } else {
             let seconds = expires.saturating_sub(now);
-            // Fails only if the client has gone.
+            // Fails only if the client has disconnected.
             drop(socket.emit("token:expiring", json!({ "in": seconds })));
             self.schedule(socket, &session, true);
         }
     }
 
-    /// Tells the client why, then disconnects it from the namespace.
+    /// Sends the client the reason, then disconnects it from the namespace.
     /// The connection stays, because other namespaces of it may need no token.
     fn end(&self, socket: &Socket, event: &str) {
-        // Fails only if the client has gone.
+        // Fails only if the client has disconnected.
         drop(socket.emit(event, ()));
         socket.disconnect(false);
     }
@@ -422,9 +422,8 @@ impl Reloadable for Arc<Auth> {
 }
 
 impl Auth {
-    /// Reads everything that a section names. A set at the same URL is kept: it is read
-    /// again by itself, and an issuer that is away must not stop the reload of other
-    /// keys.
+    /// Reads everything that a section names. A set at the same URL is kept: it is reloaded by
+    /// itself, and an unreachable issuer must not stop the reload of other keys.
     async fn prepared(&self, settings: &Settings) -> Result<Arc<Parts>, KeyError> {
         let earlier = self.parts();
         let jwks = match (&settings.jwks, &earlier.jwks) {
@@ -440,7 +439,7 @@ impl Auth {
     }
 }
 
-/// Adds to a namespace what its clients and the other nodes may ask of `auth`.
+/// Adds the events of `auth` for clients and for other nodes to a namespace.
 pub(crate) fn with_sessions(namespace: Namespace, auth: &Arc<Auth>) -> Namespace {
     let refreshing = Arc::clone(auth);
     let revoking = Arc::clone(auth);

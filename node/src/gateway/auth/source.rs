@@ -6,15 +6,15 @@ use roomcast::Handshake;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
-/// A longer token is refused unread. Cookies and headers have limits of their own, but
-/// `auth` may be as large as a message.
+/// A longer token is refused unread. Cookies and headers have separate limits, but `auth` may be as
+/// large as a message.
 const MAX_TOKEN: usize = 16 * 1024;
 
 /// A place of the handshake. URLs end up in the logs of proxies, so the query is not in
 /// the default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A member of what the client sends as `auth`.
+    /// A member of the client's `auth`.
     Auth(String),
     /// A header, with or without `Bearer` before the token.
     Header(String),
@@ -55,8 +55,8 @@ impl<'de> Deserialize<'de> for Source {
 }
 
 impl Source {
-    /// The token at this place. An empty one counts as missing, because clients send one
-    /// when nobody is logged in.
+    /// The token at this place. An empty one counts as missing, because clients send one when no
+    /// user is logged in.
     pub(super) fn token(&self, handshake: &Handshake) -> Option<String> {
         let token = match self {
             Self::Auth(name) => {

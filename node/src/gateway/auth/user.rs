@@ -9,7 +9,7 @@ use crate::gateway::policy::{Action, Claims, Patterns, RoomPolicy, text_of};
 const MAX_USER: usize = 200;
 
 /// The rooms that a token may name.
-/// A token comes with every connect, and a socket joins all of them.
+/// Every connect has a token, and a socket joins all of them.
 const MAX_ROOMS: usize = 100;
 
 /// The identity and the rights of a client, until its token expires.
@@ -22,7 +22,7 @@ pub(crate) struct User {
     send: Patterns,
     /// When the token expires, in seconds since 1970.
     pub(crate) expires: u64,
-    /// When the token was issued, in seconds since 1970; zero if it does not tell.
+    /// When the token was issued, in seconds since 1970; zero if it is missing.
     pub(crate) issued: u64,
     pub(crate) token_id: Option<String>,
     pub(crate) claims: Claims,
@@ -75,8 +75,8 @@ impl TokenError {
 
 impl User {
     /// Reads the claims that have a meaning here.
-    /// A claim of the wrong form refuses the token: an issuer that writes one would
-    /// otherwise give rights that nobody intended.
+    /// A claim of the wrong form refuses the token: an issuer that writes one would otherwise grant
+    /// unintended rights.
     pub(super) fn new(verified: Verified, names: &ClaimSettings) -> Result<Self, TokenError> {
         let Verified { claims, expires } = verified;
         let invalid = |name: &str| TokenError::Claim(name.to_owned());

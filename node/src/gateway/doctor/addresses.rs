@@ -1,6 +1,6 @@
-//! Checks in a node's metrics whether the node on this machine learns the addresses of
-//! clients. The round trips through the balancer, which come before, are among the
-//! requests that it has seen.
+//! Checks in a node's metrics whether the node on this machine receives the addresses of clients.
+//! The round trips through the balancer, which come before, are among the requests that it has
+//! seen.
 
 use std::net::SocketAddr;
 

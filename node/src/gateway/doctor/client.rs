@@ -1,10 +1,10 @@
 //! A client of Engine.IO for the checks of a URL. Each request takes a new connection, as after a
 //! reconnect, so that a balancer chooses a node again. Cookies are sent back, as a browser does.
 //!
-//! The connections are opened here and not by a pool, because the checks need to see what
-//! happens on one connection: a body that comes late, or an upgrade that never happens.
+//! The connections are opened here and not by a pool, because the checks need to observe one
+//! connection: a body that arrives late, or an upgrade that never happens.
 //!
-//! Nothing is repeated, and each failure keeps what the balancer has said: its status,
+//! Nothing is repeated, and each failure keeps the balancer's response: its status,
 //! the beginning of its page, where it redirects. That is usually enough to know which
 //! part of the way has refused.
 

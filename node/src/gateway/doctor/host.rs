@@ -1,7 +1,7 @@
 //! The limits of this machine: open files, waiting connections, local ports.
 //!
-//! They are read where the kernel shows them to this process. A service may have a lower
-//! limit of open files than the shell, so the text says whose limit it is.
+//! They are read where the kernel shows them to this process. A service may have a lower limit of
+//! open files than the shell, so the text states whose limit it is.
 
 use std::{fs, ops::RangeInclusive, path::Path};
 
@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use super::report::{Finding, Status};
 use crate::gateway::config::Config;
 
-/// Descriptors of a node beside those of clients, at most.
+/// Maximum number of descriptors of a node in addition to those of clients.
 const OWN_FILES: u64 = 256;
 
 /// Fewer files than that are a common default (1024, 4096) and not a decision.

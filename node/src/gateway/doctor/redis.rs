@@ -56,7 +56,7 @@ pub(super) async fn findings(config: &RedisConfig) -> Vec<Finding> {
         buffers(&mut connection).await,
     ];
     let node = NodeId::new(&format!("doctor-{}", std::process::id()));
-    // Under a name of its own, so that the lease of a running node is not touched.
+    // Under a separate name, so that the lease of a running node is not touched.
     match RedisBus::check(config, &node).await {
         Ok(rights) => {
             findings.push(allowed(rights.private_patterns));
@@ -79,7 +79,7 @@ fn fail(check: &'static str, found: impl Into<String>) -> Finding {
     Finding::new("redis", check, Status::Fail, found)
 }
 
-/// The errors name what is wrong with the URL or the server, and often the remedy.
+/// The errors name the problem of the URL or the server, and often the remedy.
 fn unusable(error: &ConnectError) -> Finding {
     let text = error.to_string();
     match error {

@@ -55,7 +55,7 @@ impl FromStr for PublicUrl {
         const EXPECTED: &str = "expected http://HOST[:PORT][/PATH/] or https://…";
         let uri: Uri = text.parse().map_err(|_| EXPECTED)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
-        // A login would be sent to nobody, because the checks know no authentication.
+        // A login would not be used, because the checks do not authenticate.
         let has_login = uri
             .authority()
             .is_none_or(|host| host.as_str().contains('@'));
@@ -216,8 +216,8 @@ async fn websocket(client: &Client) -> Finding {
     }
 }
 
-/// A node that gets no header `Upgrade` refuses the request with a status of its own, as
-/// if it were a poll.
+/// A node that gets no header `Upgrade` refuses the request with a special status, as if it were a
+/// poll.
 fn not_upgraded(check: &'static str, failure: &Failure) -> Finding {
     match failure {
         Failure::Status { status, .. } if status.is_client_error() || status.is_success() => {
@@ -264,8 +264,8 @@ async fn upgrade(client: &Client) -> Finding {
     }
 }
 
-/// A node refuses a request of an unknown session before its body has come. If the
-/// refusal comes only with the rest of the body, something in between has waited for it.
+/// A node refuses a request of an unknown session before its body has come. If the refusal arrives
+/// only after the rest of the body, a proxy in between has waited for it.
 async fn bodies(client: &Client) -> Finding {
     let exchange = async {
         let ended = |error: std::io::Error| Failure::Ended(error.to_string());

@@ -114,7 +114,7 @@ impl Doors {
     }
 
     /// Adds the CORS headers of the server, unless the door has others, counts the
-    /// requests to a door by their outcome, and waits for what is parked.
+    /// requests to a door by their outcome, and waits for parked requests.
     pub(crate) fn cover(
         self: &Arc<Self>,
         door: Door,
@@ -156,7 +156,7 @@ impl Doors {
         }))
     }
 
-    /// Counts a request to a door that has no routes of its own.
+    /// Counts a request to a door that has no separate routes.
     pub(crate) fn counted(&self, door: Door, status: StatusCode) {
         self.metrics.count(door, status);
     }
@@ -169,7 +169,7 @@ impl Doors {
     }
 
     /// Takes a place for a request that stays open: a parked poll, a stream, a WebSocket.
-    /// `key` names what the client has shown, if it has. Dropping the place makes room
+    /// `key` is the client's key, if it has one. Dropping the place makes room
     /// for another.
     pub(crate) fn park(
         &self,

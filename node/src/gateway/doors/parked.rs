@@ -1,10 +1,10 @@
-//! Limits the requests that stay open, by address and by what the client has shown.
+//! Limits the requests that stay open, by address and by the client's credentials.
 //!
 //! An address or a key with a place is in the table, so it is never larger than the number of open
 //! requests.
 //!
-//! **Why by address and by key.** An address bounds clients that show nothing, and a
-//! key one application behind many addresses.
+//! **Why by address and by key.** The address limits clients without credentials, and the key
+//! limits one application behind many addresses.
 //!
 //! **Why the future leaves the request.** A poll waits for most of its life. Its
 //! headers and the read buffer of HTTP would be kept for that time by every client that
@@ -54,7 +54,7 @@ pub(crate) struct Place {
 /// The future of a response.
 pub(crate) type Waiting = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-/// The response to a request, or what will have one.
+/// The response to a request, or a waiting request.
 pub(crate) enum Reply {
     Now(Response),
     /// Waits without the request, whose parts would keep what the HTTP connection has read.
@@ -68,7 +68,7 @@ pub(crate) enum Reply {
 pub(super) struct Later(Arc<Mutex<Option<Waiting>>>);
 
 impl Later {
-    /// Takes what a response stands for.
+    /// Takes the waiting request for which a response stands.
     pub(super) fn take(response: &mut Response) -> Option<Waiting> {
         let later = response.extensions_mut().remove::<Self>()?;
         later.0.lock().take()

@@ -10,7 +10,7 @@ use crate::gateway::{
     values::{ByteSize, Span},
 };
 
-/// The other front doors. Each door has a table of its own below this one.
+/// The other front doors. Each door has a separate table below this one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     pub(crate) max_parked_per_address: usize,
     /// The same of one key or user.
     pub(crate) max_parked_per_key: usize,
-    /// Open if it is there.
+    /// Open if it exists.
     pub(crate) pakyow: Option<pakyow::Settings>,
     pub(crate) syncano: syncano::Settings,
     pub(crate) channels: channels::Settings,
@@ -46,7 +46,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks what serde cannot.
+    /// Checks rules that serde cannot.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.max_parked_per_address == 0 || self.max_parked_per_key == 0 {
             return Err(
@@ -60,7 +60,7 @@ impl Settings {
         self.channels.check()
     }
 
-    /// Checks what depends on other settings.
+    /// Checks rules that involve other settings.
     pub(crate) fn fits(&self, config: &Config) -> Result<(), String> {
         self.channels.fits(config)
     }

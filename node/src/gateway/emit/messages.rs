@@ -157,8 +157,8 @@ impl Lines {
         Ok(read)
     }
 
-    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 gets an error
-    /// of its own, because its lines cannot be split at a byte.
+    /// Editors on Windows begin UTF-8 with a mark that is not JSON. UTF-16 gets a separate error,
+    /// because its lines cannot be split at a byte.
     fn strip_byte_order_mark(&mut self) -> Result<(), Failure> {
         match self.buffer.as_slice() {
             [0xEF, 0xBB, 0xBF, ..] => drop(self.buffer.drain(..3)),

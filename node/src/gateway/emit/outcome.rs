@@ -1,8 +1,8 @@
 //! The result of `roomcast emit`: text for people, JSON for scripts, and an exit status.
 //!
-//! Scripts decide by the status. So each cause that asks for another reaction has a
-//! number of its own: repeat later (unreachable), look first (unconfirmed), mend the
-//! call (usage, JSON), or nobody was there.
+//! Scripts decide by the status. So each cause that needs a different reaction has its own number:
+//! repeat later (unreachable), look first (unconfirmed), mend the call (usage, JSON), or nobody was
+//! there.
 
 use std::{
     collections::BTreeSet,
@@ -101,7 +101,7 @@ fn status_of(error: &EmitError) -> Status {
 pub(super) struct Tally {
     /// Messages that Redis has taken.
     pub(super) messages: usize,
-    /// Messages among them that reached nobody.
+    /// Messages among them that reached no node.
     nobody: usize,
     /// The largest number of nodes that received, or confirmed, one of them.
     nodes: usize,
@@ -188,8 +188,7 @@ impl Tally {
             }) => missing.is_empty() && *missing_unnamed == 0 && silent.is_empty(),
         };
         match self {
-            // Before `Nobody`: with silent nodes, it is not known whether anybody was
-            // reached.
+            // Before `Nobody`: with silent nodes, it is unknown whether a client was reached.
             _ if !is_complete => Status::Incomplete,
             _ if self.messages > 0 && self.nobody == self.messages => Status::Nobody,
             _ => Status::Delivered,

@@ -28,7 +28,7 @@ impl Progress {
         let line = line(messages, read_bytes, total_bytes);
         // Writing to a terminal is slow, so an unchanged line is not written again.
         if line != self.last {
-            // The terminal may be gone, which must not stop the command.
+            // The terminal may be closed, which must not stop the command.
             let _ = write!(terminal, "\r{line}\x1b[K");
             self.last = line;
         }

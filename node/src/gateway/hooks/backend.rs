@@ -10,11 +10,10 @@
 //! Each failure costs the caller an error. The caller's connection is never involved: it polls a
 //! future like that of any handler.
 //!
-//! **Why so many limits.** A backend that has become slow must not become slower by a
-//! queue that grows behind it. So the number of requests at a time is fixed, the queue
-//! is short, and one timeout covers both the wait and the request: the client gives up
-//! then, too. After failures in a row, the circuit opens, and clients get their error
-//! at once instead of after the timeout.
+//! **Why so many limits.** A backend that has become slow must not become slower because of a
+//! growing queue. So the number of requests at a time is fixed, the queue is short, and one timeout
+//! covers both the wait and the request: the client gives up then, too. After failures in a row,
+//! the circuit opens, and clients get their error at once instead of after the timeout.
 
 use std::{
     fmt,
@@ -117,8 +116,7 @@ impl Failure {
     }
 
     /// Whether it shows that the backend cannot serve.
-    /// A response that is wrong comes from a backend that is there, so it does not open
-    /// the circuit.
+    /// A wrong response comes from a running backend, so it does not open the circuit.
     fn is_outage(&self) -> bool {
         match self {
             Self::Timeout | Self::Unreachable(_) => true,
@@ -138,8 +136,8 @@ pub(super) fn read_list(response: &[u8]) -> Result<Vec<Operation>, Problem> {
     operations::read(json.map_err(|error| Problem::new("", error.to_string()))?)
 }
 
-/// Reads a list of operations for each of `count` events. The response may be empty. A
-/// mistake in one list concerns its event only.
+/// Reads a list of operations for each of `count` events. The response may be empty. An error in
+/// one list affects only its event.
 pub(super) fn read_lists(
     response: &[u8],
     count: usize,
@@ -149,7 +147,7 @@ pub(super) fn read_lists(
     }
     let lists = serde_json::from_slice::<Vec<&RawValue>>(response);
     let lists = lists.map_err(|error| Problem::new("", error.to_string()))?;
-    // Nobody can tell which list belongs to which event, so all are refused.
+    // It is unknown which list belongs to which event, so all are refused.
     if !lists.is_empty() && lists.len() != count {
         let found = lists.len();
         let what = format!("{found} lists of operations for {count} events");
@@ -179,7 +177,7 @@ pub(crate) struct Backend {
     slots: Slots,
     breaker: Arc<Breaker>,
     metrics: Metrics,
-    /// The series of what happens with every request.
+    /// The metrics of every request.
     succeeded: IntCounter,
     duration: Histogram,
     in_flight: IntGauge,
@@ -228,7 +226,7 @@ impl Backend {
         self.circuit().set(0);
     }
 
-    /// Posts a body and returns what `read` makes of the response.
+    /// Posts a body and returns the result of `read` for the response.
     pub(crate) async fn call<T>(
         &self,
         body: Bytes,
@@ -253,7 +251,7 @@ impl Backend {
 
     /// Sends a request of another form to the host of the URL, and returns its response with any
     /// status. Only the path and the query of the request's URI count. Redirects are not followed.
-    /// The host is that of the settings, whatever the request names.
+    /// The host is that of the settings, regardless of the request.
     pub(crate) async fn fetch(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -268,7 +266,7 @@ impl Backend {
 
     /// Runs a request within the limits, and counts it.
     async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        // Outside of the future, so that the circuit breaker learns of a timeout, too.
+        // Outside the future, so that the circuit breaker also counts timeouts.
         let mut passed = None;
         // Futures are moved as a whole, so the layers around a large one get a pointer.
         let work = pin!(work);

@@ -358,7 +358,7 @@ impl Batches {
         }
     }
 
-    /// Carries out what the response has for the events of one run.
+    /// Carries out the response's operations for the events of one run.
     async fn carry_out(
         self: &Arc<Self>,
         hooks: &Hooks,
@@ -375,7 +375,7 @@ impl Batches {
                 }
                 Err(refused) => Err(refused),
             };
-            // The client may have gone.
+            // The client may have disconnected.
             drop(pending.done.send(result));
         }
         self.ready(hooks, &run, None);

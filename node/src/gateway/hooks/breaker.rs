@@ -112,7 +112,7 @@ impl Breaker {
         Change::Opened(pause)
     }
 
-    /// A trial ended without a result, for example because its client has gone.
+    /// A trial ended without a result, for example because its client has disconnected.
     fn abandoned(&self) {
         let mut state = self.state.lock();
         if let State::Trying { pause } = *state {

@@ -1,5 +1,5 @@
-//! Hooks: an application in any language decides about connects, answers events and hears of
-//! disconnects, by HTTP.
+//! Hooks: an application in any language authorizes clients, answers events and is notified of
+//! disconnects, over HTTP.
 //!
 //! ```text
 //! client ─ event ─► fallback handler ─► turn of the socket ─► Backend ─ POST ─► application
@@ -9,7 +9,7 @@
 //!
 //! Everything that happens for one socket takes turns, in the order in which it arrived: the
 //! operations of its connect, its events, its disconnect. Sockets do not wait for each other. A
-//! waiting event is a future of its connection like that of any handler, so the connection goes on
+//! waiting event is a future of its connection like that of any handler, so the connection keeps
 //! reading, writing and answering pings.
 
 mod backend;
@@ -152,7 +152,8 @@ impl Hooks {
         self.0.metrics.register(server.registry())
     }
 
-    /// Starts what the hooks need beside requests. Without such hooks, nothing costs anything.
+    /// Starts the tasks that the hooks need in addition to requests. Without such hooks, nothing
+    /// costs anything.
     fn start_parts(&self, table: &Table) {
         let Some(server) = self.0.server.get() else {
             return;
@@ -170,7 +171,7 @@ impl Hooks {
         self.watch_rooms(server, table);
     }
 
-    /// Sends the events of a namespace that have no handler of their own to its hooks. A namespace
+    /// Sends the events of a namespace that have no handler to its hooks. A namespace
     /// without hooks may get some by a reload.
     pub(crate) fn with_events(&self, namespace: Namespace) -> Namespace {
         if !self.0.has_handlers {
@@ -257,8 +258,8 @@ impl Hooks {
         Ok(data)
     }
 
-    /// Carries out the operations with which the application has let the client in, and stores what
-    /// another node has to send if this one dies.
+    /// Carries out the operations with which the application accepted the client, and stores the
+    /// disconnect that another node has to send if this one dies.
     pub(crate) async fn connected(&self, socket: &Socket) {
         let namespace = socket.namespace_name();
         let checked = socket.data::<SocketData>().and_then(|data| data.take());
@@ -360,7 +361,7 @@ impl Hooks {
 
     /// Sends the disconnect to the hooks that name it.
     pub(crate) async fn disconnected(&self, socket: &Socket, reason: DisconnectReason) {
-        // Behind the events of the socket that are still running.
+        // After the events of the socket that are still running.
         let _turn = turn(socket).await;
         let table = self.table();
         for hook in table.all(socket.namespace_name(), Occasion::Disconnect) {
@@ -474,8 +475,8 @@ impl Hooks {
         Ok(Arc::new(table))
     }
 
-    /// Puts a table in force. Hooks that it does not keep send what they have gathered,
-    /// and their notices are delivered to the end.
+    /// Puts a table in force. Hooks that it does not keep send the collected events, and their
+    /// notices are delivered to the end.
     fn replace(&self, table: &Arc<Table>) {
         let earlier = std::mem::replace(&mut *self.0.table.write(), Arc::clone(table));
         self.start_parts(table);
@@ -508,7 +509,7 @@ impl Hooks {
     }
 }
 
-/// Goes on with what dead nodes have left.
+/// Takes over the notices of dead nodes.
 struct Adopter {
     hooks: Hooks,
     server: Server,
@@ -561,7 +562,7 @@ fn noted(backend: &Backend, failure: Failure) -> Failure {
     failure
 }
 
-/// Counts and logs what a list of operations has failed at.
+/// Counts and logs the failure of a list of operations.
 fn note(backend: &Backend, report: &operations::Report) -> Option<Failure> {
     if let Some(error) = report.missed_nodes() {
         let hook = &*backend.name;

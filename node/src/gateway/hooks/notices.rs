@@ -7,8 +7,8 @@
 //!                                              given up, counted ◄─┘
 //! ```
 //!
-//! A backend sees each at least once. A repeated one has the same id. Where there is Redis, the
-//! store keeps it meanwhile, so that another node goes on if this one ends.
+//! A backend sees each at least once. A repeated one has the same id. With Redis, the store keeps
+//! it meanwhile, so that another node takes over if this one ends.
 
 use std::{
     sync::{
@@ -59,7 +59,7 @@ pub(super) struct Notices {
     store: Option<Arc<Store>>,
 }
 
-/// A disconnect or a change of a room, with what carrying out the response needs.
+/// A disconnect or a change of a room, with the data for carrying out the response.
 pub(super) struct Notice {
     pub(super) id: String,
     pub(super) namespace: String,

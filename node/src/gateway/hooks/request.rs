@@ -19,7 +19,7 @@ use crate::gateway::session::SocketData;
 /// Room for a body. Most fit.
 const BODY_BYTES: usize = 1024;
 
-/// What all requests of a node have in common.
+/// The common part of all requests of a node.
 #[derive(Clone, Copy)]
 pub(super) struct Origin<'a> {
     pub(super) hook: &'a str,
@@ -192,7 +192,7 @@ pub(super) fn connect(
     let query = handshake.queries();
     let mut auth = handshake.auth::<Value>()?;
     if let (true, Some(fields)) = (can_come_back, auth.as_object_mut()) {
-        // They are the client's secret: anybody who has them can take over its session.
+        // They are the client's secret: their holder can take over its session.
         fields.retain(|name, _| !["pid", "offset"].contains(&&**name));
     }
     let occasion = Occasion::Connect {

@@ -6,14 +6,13 @@
 //!                             └── all known rooms ◄────┴── Redis was emptied
 //! ```
 //!
-//! Without Redis, this node is the cluster. A change that is undone before it is sent is
-//! left out, so what waits is bounded by the rooms that have members and those that Redis
-//! knows.
+//! Without Redis, this node is the cluster. A change that is undone before it is sent is left out,
+//! so the number of waiting changes is limited by the rooms that have members and those in Redis.
 //!
 //! **Why Redis decides.** Each node knows its own members only. A hash counts the nodes
 //! that have members of a room, so the one that changes the count from or to zero
 //! reports it, in the same step. The number `seq` comes from Redis's clock in that
-//! step, so an application that receives two reports late can tell which one is newer.
+//! step, so an application that receives two late reports can determine the newer one.
 //!
 //! **Why a change that was tried stays.** If the reply was lost, Redis may have the
 //! change. Sending it again is harmless, because a node counts once, whereas leaving it

@@ -296,7 +296,7 @@ impl Settings {
         }
     }
 
-    /// Checks what a single field does not show.
+    /// Checks rules that involve several fields.
     pub(super) fn check(&self) -> Result<(), String> {
         let positive = [
             ("concurrency", self.concurrency),

@@ -1,4 +1,4 @@
-//! The signature of a request, by which a backend knows that it comes from this deployment.
+//! The signature of a request, which proves to a backend that it comes from this deployment.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

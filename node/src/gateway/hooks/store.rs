@@ -8,13 +8,13 @@
 //!  every 2 s: renew the own lease ──► one of another node is over? ──► claim ──► deliver
 //! ```
 //!
-//! A record is stored when a socket connects, because a node that dies can no longer do it. Nobody
-//! waits for Redis: changes are gathered and written in batches, so a node that dies takes those of
-//! its last moment with it.
+//! A record is stored when a socket connects, because a node that dies can no longer do it.
+//! Requests do not wait for Redis: changes are gathered and written in batches, so a node that dies
+//! takes those of its last moment with it.
 //!
 //! The leases of the bus do not serve, because they end after 5 s. Those here are longer:
-//! a node that merely hangs must not have the application hear of disconnects that are
-//! none. All keys have one hash tag, so that scripts may use them together in a cluster.
+//! a node that merely hangs must not cause wrong disconnects for the application. All keys have one
+//! hash tag, so that scripts may use them together in a cluster.
 
 mod rooms;
 
@@ -49,7 +49,8 @@ use crate::gateway::{line_limit::LineLimit, redis_commands};
 /// dead one is lost. It is counted.
 const MAX_RECORDS: usize = 200_000;
 
-/// The most changes that wait while Redis is away. Beyond it, everything is written again.
+/// Maximum number of changes that wait while Redis is unreachable. Beyond it, everything is written
+/// again.
 const MAX_DIRTY: usize = 2 * MAX_RECORDS;
 
 /// The most bytes of a node's records.
@@ -70,7 +71,7 @@ const LEASE: &str = "10000";
 
 const RENEWAL: Duration = Duration::from_secs(2);
 
-/// Renewals after which a node claims. While Redis was away, all leases ended: each node
+/// Renewals after which a node claims. While Redis was unreachable, all leases expired: each node
 /// has the time of a lease to renew its own.
 const RENEWALS_BEFORE_CLAIM: u32 = 5;
 
@@ -175,7 +176,7 @@ impl Record {
     }
 }
 
-/// What Redis holds for this node, or will.
+/// The records that Redis holds for this node, or will hold.
 #[derive(Default)]
 struct Records {
     known: HashMap<String, Bytes>,
@@ -208,8 +209,7 @@ impl Records {
             self.bytes -= record.len();
         }
         self.dirty.insert(id.to_owned());
-        // Redis may have records by then that nobody knows any more, so the hash is
-        // emptied first.
+        // By then Redis may have outdated records, so the hash is emptied first.
         if self.dirty.len() > MAX_DIRTY {
             self.is_stale = true;
             self.write_all();
@@ -336,7 +336,8 @@ impl Store {
         self.has_changes.notify_one();
     }
 
-    /// Writes what is left and gives up the lease, so that another node takes over at once.
+    /// Writes the remaining changes and releases the lease, so that another node takes over at
+    /// once.
     pub(super) async fn finish(&self) {
         let Some(link) = self.link.get() else {
             return;
@@ -397,7 +398,7 @@ impl Store {
 
     /// Writes a batch. Returns `false` if there was none.
     async fn write_some(&self, link: &Link) -> Result<bool, PublishError> {
-        // `finish` writes beside the task. Two batches at a time could overtake each
+        // `finish` writes concurrently with the task. Two batches at a time could overtake each
         // other.
         let _writing = self.writing.lock().await;
         if self.records.lock().is_stale {
@@ -431,7 +432,7 @@ impl Store {
         }
     }
 
-    /// Renews the lease and claims what dead nodes have left.
+    /// Renews the lease and claims the records of dead nodes.
     async fn keep(
         &self,
         link: &Link,

@@ -1,8 +1,8 @@
-//! The hooks of the settings file, and which of them an occasion concerns.
+//! The hooks of the settings file, and the choice of hooks for an occasion.
 //!
 //! A reload builds a new table and keeps each hook whose section and secret are the
-//! same. So a change of one hook opens no connection of another one anew, closes no
-//! circuit, and loses no notice.
+//! same. So a change of one hook neither reopens connections of another, nor closes circuits, nor
+//! loses notices.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -60,7 +60,7 @@ impl Hook {
         }))
     }
 
-    /// Sends what is gathered.
+    /// Sends the collected events.
     pub(super) fn hurry(&self, hooks: &Hooks) {
         if let Some(batches) = &self.batches {
             batches.hurry(hooks);
@@ -77,7 +77,7 @@ impl Hook {
         namespaces.filter(move |_| self.is_on(occasion))
     }
 
-    /// Whether it learns of the room.
+    /// Whether it is notified of the room.
     pub(super) fn hears_room(&self, room: &str) -> bool {
         let mut rooms = self.settings.rooms.iter();
         rooms.any(|pattern| pattern.fit(room).is_some())
@@ -123,8 +123,7 @@ impl Table {
 }
 
 /// Each namespace whose access is a hook has one that decides.
-/// Otherwise, every client would be refused, which would show only when the first one
-/// comes.
+/// Otherwise, every client would be refused, which would be noticed only at the first connect.
 pub(super) fn check_access(table: &Table, access: &AccessTable) -> Result<(), String> {
     for namespace in access.keys().filter(|name| access[*name].asks_hook()) {
         if table.one(namespace, Occasion::Connect).is_none() {

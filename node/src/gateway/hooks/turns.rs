@@ -1,4 +1,4 @@
-//! The order of what one socket does.
+//! The order of one socket's requests.
 //!
 //! A call takes a turn and waits for all earlier calls of its socket. Events that are
 //! sent in batches share a turn: those that arrive one after the other are a [`Run`],
@@ -26,7 +26,7 @@ pub(super) type Turn = OwnedMutexGuard<()>;
 impl Turns {
     pub(super) fn of(socket: &Socket) -> Arc<Self> {
         socket.attached::<Self>().unwrap_or_else(|| {
-            // Only the connection's own task polls its handlers, so nothing comes in between.
+            // Only the connection's own task polls its handlers, so nothing happens in between.
             socket.attach(Self::default());
             socket.attached().unwrap_or_default()
         })

@@ -1,10 +1,10 @@
 //! Carries out checked operations, one after the other, with the library's public API.
 //!
 //! The list was checked completely, so an operation fails only for reasons outside of
-//! it: the socket has gone, other nodes cannot be reached, or the library has a limit
-//! of its own. The first such failure ends the list, because later operations may rely
-//! on earlier ones. Not reaching other nodes does not end it: this node has done its
-//! part, and stopping in the middle would leave its clients worse off.
+//! it: the socket has disconnected, other nodes cannot be reached, or a limit of the library
+//! applies. The first such failure ends the list, because later operations may rely on earlier
+//! ones. Not reaching other nodes does not end it: this node has done its part, and stopping in the
+//! middle would leave its clients worse off.
 
 use roomcast::{
     Ack, BroadcastOperator, BusError, Delivery, EmitError, Health, JoinError, Receipt, Socket,
@@ -25,7 +25,8 @@ pub(crate) enum Effect {
     Published(Receipt),
     /// The event has reached these sockets.
     Confirmed(Receipt),
-    /// There was nobody to act on: the asking socket has disconnected, or the selection is empty.
+    /// The operation selected no socket: the asking socket has disconnected, or the selection is
+    /// empty.
     Nobody,
 }
 
@@ -84,7 +85,7 @@ impl Checked {
     ///
     /// `ack` is taken and sent where the list acknowledges or refuses, or at the end if it does
     /// neither. After a failure it may still be there, for an error.
-    /// `asker` must be there unless the list was checked for [`Asks::Nobody`](super::Asks::Nobody).
+    /// `asker` must be given unless the list was checked for [`Asks::Nobody`](super::Asks::Nobody).
     pub(crate) async fn carry_out(
         self,
         namespace: &BroadcastOperator,
@@ -122,7 +123,7 @@ impl Checked {
         // The client waits for an acknowledgement, and a list without one means that
         // all is well.
         if let Some(ack) = ack.take() {
-            // Fails only if the client has gone, which then expects nothing.
+            // Fails only if the client has disconnected, which then expects nothing.
             drop(ack.send(()));
         }
         report
@@ -204,7 +205,7 @@ async fn one(
     }
 }
 
-/// The sockets that an operation concerns. A single socket is acted on directly: it is on this
+/// The sockets that an operation selects. A single socket is acted on directly: it is on this
 /// node, so nothing needs to be published.
 enum Selection<'a> {
     Socket(&'a Socket),
@@ -254,7 +255,7 @@ fn acknowledge(ack: Option<Ack>, args: roomcast::Args) -> Result<Effect, EmitErr
     }
 }
 
-/// Joins so that what other nodes emit after the acknowledgement reaches the socket. While other
+/// Joins so that emits of other nodes after the acknowledgement reach the socket. While other
 /// nodes cannot be reached, the client does not wait for them.
 async fn join(socket: &Socket, rooms: &[String]) -> Result<Effect, EmitError> {
     match socket.join(rooms) {

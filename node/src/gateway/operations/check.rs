@@ -101,7 +101,7 @@ impl Check<'_> {
         match whom {
             Whom::Asker => self.asker(),
             Whom::Everybody => Ok(()),
-            // They come from `rooms`, `sockets` and `users`, so the field is not known any more.
+            // They come from `rooms`, `sockets` and `users`, so the field is no longer known.
             Whom::Rooms(rooms) => rooms
                 .iter()
                 .try_for_each(|room| self.room(room).map_err(|what| Problem::new("", what))),

@@ -1,13 +1,12 @@
 //! The JSON of operations.
 //!
-//! Each operation has a form of its own that denies unknown fields, because a misspelt
+//! Each operation has its own form that denies unknown fields, because a misspelt
 //! field such as `room` would otherwise select the asking socket instead. The name is
 //! read first, so that the error is about the form that was meant and not about all of
 //! them, as with an untagged enum.
 //!
-//! Fields that select sockets tell *absent* from *empty*: absent means the socket that
-//! asks, empty means nobody. A program that computes an empty list must never reach
-//! everybody.
+//! Fields that select sockets distinguish *absent* from *empty*: absent means the asking socket,
+//! empty means no socket. A program that computes an empty list must never reach everybody.
 
 use std::borrow::Cow;
 

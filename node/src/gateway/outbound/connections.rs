@@ -41,10 +41,10 @@ use super::{
     stream::{Connector, Stream},
 };
 
-/// Room for what is read at once. Most responses fit.
+/// Buffer space for one read. Most responses fit.
 const READ_BYTES: usize = 4096;
 
-/// The largest body that is copied behind its head.
+/// The largest body that is copied after its head.
 pub(super) const COPIED_BYTES: usize = 8 * 1024;
 
 /// An idle connection keeps a buffer that is no larger.
@@ -95,9 +95,8 @@ impl Connections {
         }
     }
 
-    /// Sends a request and returns what `read` makes of the bytes that have arrived, once
-    /// it makes something of them. The second argument of `read` is whether nothing more
-    /// will arrive.
+    /// Sends a request and returns the result of `read` for the received bytes, once it has one.
+    /// The second argument of `read` is whether nothing more will arrive.
     pub(super) async fn exchange<T>(
         &self,
         mut head: Vec<u8>,
@@ -210,7 +209,7 @@ impl Idle {
         self.returned.notify_one();
     }
 
-    /// Another part of time has gone by. Closes what is too old. Returns whether any
+    /// Another part of time has gone by. Closes connections that are too old. Returns whether any
     /// connection is left.
     pub(super) fn advance(&self) -> bool {
         let mut kept = self.kept.lock();
@@ -282,14 +281,13 @@ impl Connection {
                     return Err(Failed::Other(Http1Error::Write(failure)));
                 }
                 (Err(error), _) => return Err(Failed::Other(error)),
-                // The peer may respond before it has read the request, so reading goes
-                // on.
+                // The peer may respond before it has read the request, so reading continues.
                 (Ok(None), failure) => sending.failure = failure,
             }
         }
     }
 
-    /// Sends what the kernel takes and reads what has arrived. Returns how much that is;
+    /// Sends as much as the kernel accepts, and reads the received bytes. Returns how much that is;
     /// zero at the end.
     fn poll(&mut self, cx: &mut Context<'_>, sending: &mut Sending<'_>) -> Poll<io::Result<usize>> {
         sending.poll(cx, &mut self.stream);

@@ -36,8 +36,8 @@ pub(crate) struct ForwardClient(Arc<Connections>);
 /// The response to a forwarded request.
 pub(crate) enum Forwarded {
     Response(Response<ForwardedBody>),
-    /// The peer has switched to another protocol: the response, the stream, and what was
-    /// read of it behind the response.
+    /// The peer has switched to another protocol: the response, the stream, and the bytes read from
+    /// it after the response.
     Switched(Response<()>, Stream, Bytes),
 }
 
@@ -65,7 +65,7 @@ impl ForwardClient {
             return Ok(Forwarded::Switched(response, connection.stream, there));
         }
         let left = head.length.saturating_sub(there.len());
-        // Nobody has asked for what comes behind the body.
+        // Bytes after the body were not requested.
         let is_kept = head.is_kept && is_sent && there.len() <= head.length;
         // Copied, so that the connection with its buffer can be given back before the
         // body is taken.

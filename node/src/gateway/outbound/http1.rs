@@ -2,8 +2,8 @@
 //! most hooks, one for each event.
 //!
 //! The request line and the host never change, so they are written once. Nothing is
-//! parsed that the caller does not need: the status and the body, and of the headers
-//! only those that tell where the response ends.
+//! parsed that the caller does not need: the status and the body, and of the headers only those
+//! that determine the end of the response.
 
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ impl Http1Client {
         }
     }
 
-    /// Posts a body of this length and these headers, and returns what `read` makes of
-    /// the status and the body of the response, which may have `max` bytes. The body of
-    /// an error's status may lack its end.
+    /// Posts a body of this length and these headers, and returns the result of `read` for the
+    /// status and the body of the response, which may have `max` bytes. The body of an error's
+    /// status may lack its end.
     pub(crate) async fn post<T>(
         &self,
         headers: &HeaderMap,
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(first.await.unwrap().unwrap(), ok("1"));
         let second = post(&client, "");
         assert_eq!(peer.request().await.1, "");
-        // In pieces, with what is not for the eyes of the caller.
+        // In pieces, with parts that the caller must not see.
         peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chu")
             .await;
         peer.send("nked\r\n\r\n3\r\na").await;

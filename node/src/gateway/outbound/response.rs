@@ -8,14 +8,15 @@
 //!   └─ an error's status ────────────────────┘    its body is not waited for
 //! ```
 //!
-//! Every byte comes from a server that may be anything, so whatever is ambiguous is an
-//! error: two lengths, an unknown encoding, a head without end. A connection is used
-//! again only if the response ended exactly where the received bytes do.
+//! Every byte is from an arbitrary server, so every ambiguity is an error: two lengths, an unknown
+//! encoding, a head without end. A connection is used again only if the response ended exactly
+//! where the received bytes do.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use httparse::{EMPTY_HEADER, Header, Status};
 
-/// The most bytes of a head, and of what surrounds the chunks of a body beside as many as its data.
+/// Maximum size of a head, and of the framing around the chunks of a body in excess of the size of
+/// its data.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// The most header lines of a response.
@@ -38,7 +39,7 @@ pub(crate) enum ResponseError {
 pub(super) struct Reader {
     /// The largest body, in bytes.
     max: usize,
-    /// Where the next head begins: behind those of the statuses 1xx.
+    /// Where the next head begins: after those of the statuses 1xx.
     head_at: usize,
     head: Option<Head>,
     chunks: Chunks,
@@ -121,12 +122,13 @@ impl Reader {
             status: head.status,
             body: (head.body_at, head.body_at + length),
             is_chunked: head.body == Body::Chunked,
-            // Nobody has asked for what comes behind the response.
+            // Bytes after the response were not requested.
             is_kept: head.is_kept && end == Some(there.len()) && !is_end,
         }))
     }
 
-    /// The body of a response that is whole. Of an error's status, what had arrived with the head.
+    /// The body of a response that is whole. For an error's status, the bytes that had arrived with
+    /// the head.
     pub(super) fn body<'a>(&'a self, received: &'a [u8], whole: &Whole) -> &'a [u8] {
         match whole.is_chunked {
             true => &self.chunks.data,
@@ -226,7 +228,7 @@ fn malformed(error: &(impl ToString + ?Sized)) -> ResponseError {
     ResponseError::Malformed(error.to_string())
 }
 
-/// Returns the head and what `keep` makes of the headers.
+/// Returns the head and the result of `keep` for the headers.
 fn parse_head<T>(
     bytes: &[u8],
     keep: impl FnOnce(&[Header<'_>]) -> Result<T, ResponseError>,
@@ -280,7 +282,7 @@ fn framing(
     Ok(match (status, length) {
         (StatusCode::SWITCHING_PROTOCOLS, _) => (Body::Length(0), false),
         (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => (Body::Length(0), is_kept),
-        // With a length besides, something between here and there may understand it in another way.
+        // With a length in addition, a proxy in between may interpret it differently.
         (_, length) if is_chunked => (Body::Chunked, is_kept && length.is_none()),
         (_, Some(length)) => (Body::Length(length), is_kept),
         (_, None) => (Body::Rest, false),
@@ -311,9 +313,9 @@ enum Next {
     Size,
     /// So many bytes of a chunk.
     Data(usize),
-    /// The line break behind the bytes of a chunk.
+    /// The line break after the bytes of a chunk.
     Break,
-    /// The lines behind the last chunk.
+    /// The lines after the last chunk.
     Trailer,
 }
 

@@ -69,8 +69,8 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Whether it is still open, as far as the kernel has told, and nothing has arrived unasked.
-    /// Bytes that nobody has asked for would be taken for the next response.
+    /// Whether it is still open, as far as the kernel knows, and no unrequested bytes have arrived.
+    /// Such bytes would be taken for the next response.
     pub(super) fn is_usable(&mut self) -> bool {
         match self {
             Self::Tcp(stream) => {
@@ -99,7 +99,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => {
-                // A session may hold what it has accepted. Its owner waits for a response.
+                // A session may hold bytes that it has accepted. Its owner waits for a response.
                 if let Poll::Ready(Err(error)) = Pin::new(&mut **stream).poll_flush(cx) {
                     return Poll::Ready(Err(error));
                 }

@@ -7,11 +7,10 @@
 //!                    users, presence, search ◄──┘ └──► message ──► other nodes
 //! ```
 //!
-//! Each node publishes its users' sockets as events between servers of the namespace, and
-//! keeps what the others publish. [`stream`] has what they tell each other. Only
-//! namespaces that are named in the settings have presence, because memory and traffic
-//! grow with the users of the whole cluster. Sockets of Node.js servers and of clients
-//! without a user are not part of it.
+//! Each node publishes its users' sockets as events between servers of the namespace, and keeps
+//! those that the others publish. [`stream`] defines these messages. Only namespaces that are named
+//! in the settings have presence, because memory and traffic grow with the users of the whole
+//! cluster. Sockets of Node.js servers and of clients without a user are not part of it.
 //!
 //! **Why kept and not asked.** A page that shows who is online asks again and again. A
 //! question costs an answer of each node, and waits for the slowest. Changes are
@@ -79,9 +78,9 @@ pub(crate) struct Kept {
     name: String,
     max_entries: usize,
     start: Instant,
-    /// The server, and what is known. Set when the server is built.
+    /// The server, and the known users. Set when the server is built.
     running: OnceLock<(Server, Mutex<State>)>,
-    /// Sockets of this node of which something has changed.
+    /// Changed sockets of this node.
     changed: Mutex<HashSet<SocketId>>,
     has_changes: Notify,
     has_news: Notify,
@@ -117,7 +116,7 @@ impl Presence {
         self.0.namespaces.get(namespace)
     }
 
-    /// Has a namespace carry what the other nodes publish, if it has presence.
+    /// Adds the exchange between nodes to a namespace, if it has presence.
     pub(crate) fn with_messages(&self, name: &str, namespace: Namespace) -> Namespace {
         let Some(kept) = self.of(name).map(Arc::clone) else {
             return namespace;
@@ -218,7 +217,7 @@ impl Kept {
         }
     }
 
-    /// Publishes what has changed, what other nodes ask for, and signs of life.
+    /// Publishes changes, full states that other nodes request, and signs of life.
     async fn publish(self: Arc<Self>, metrics: Metrics) {
         let Some((server, state)) = self.running.get() else {
             return;
@@ -249,7 +248,7 @@ impl Kept {
             if has_place {
                 self.note_all(&namespace).await;
             }
-            // Signs of life and requests for what is missing are due without news, too.
+            // Signs of life and requests for missing states are due even without changes.
             drop(timeout(TICK, self.has_news.notified()).await);
         }
     }

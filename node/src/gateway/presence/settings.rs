@@ -23,7 +23,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks what serde cannot. `is_served` knows the namespaces.
+    /// Checks rules that serde cannot. `is_served` knows the namespaces.
     pub(crate) fn check(&self, is_served: impl Fn(&str) -> bool) -> Result<(), String> {
         match self.namespaces.iter().find(|name| !is_served(&name.0)) {
             Some(NamespaceName(name)) => Err(format!(

@@ -25,15 +25,14 @@ use serde::{Deserialize, Serialize};
 
 use super::table::{Look, Occupied, Online, Page, Table};
 
-/// A node publishes at least so often, so that others notice what they have missed.
+/// A node publishes at least this often, so that others notice missing messages.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// A node is reported as silent when nothing was heard of it for this long.
+/// A node is reported as silent when it has sent nothing for this long.
 const SILENT: Duration = Duration::from_secs(10);
 
-/// A node without a lease is forgotten when nothing was heard of it for so long. Its
-/// lease is read once a second, so a node that has just started is heard before its lease
-/// is known.
+/// A node without a lease is removed when it has sent nothing for this long. Leases are read once a
+/// second, so messages of a node that has just started arrive before its lease is known.
 const UNLISTED: Duration = Duration::from_secs(3);
 
 /// How long a missing message may still come.
@@ -45,13 +44,13 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 const FULL_AGAIN: Duration = Duration::from_secs(1);
 
-/// The time between two attempts to find a place for what had none.
+/// The time between two attempts to add sockets that were left out.
 const PLACE_AGAIN: Duration = Duration::from_secs(30);
 
 /// Messages of one node that wait for one that is missing.
 const MAX_WAITING: usize = 256;
 
-/// Nodes that are followed. Anybody with access to Redis can publish a name.
+/// Nodes that are followed. Any process with access to Redis can publish a name.
 const MAX_NODES: usize = 1000;
 
 /// The sum of all names in a message, in bytes, which it exceeds by one socket at most.
@@ -60,7 +59,7 @@ const MAX_MESSAGE: usize = 48 << 10;
 /// Sockets that are named in a message.
 const MAX_SOCKETS: usize = 500;
 
-/// Sockets that have gone and are not published yet. Beyond, a full state is cheaper.
+/// Disconnected sockets that are not published yet. Beyond, a full state is cheaper.
 const MAX_UNPUBLISHED: usize = 100_000;
 
 /// In place of a node's name: all nodes.
@@ -84,7 +83,7 @@ pub(super) struct Message {
     /// Sockets that are no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     gone: Vec<String>,
-    /// Nodes whose full state is asked for.
+    /// Nodes whose full state is requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     wants: Vec<String>,
 }
@@ -132,9 +131,9 @@ struct Stream {
     waiting: BTreeMap<u64, Message>,
     /// Since when a message is missing.
     missing: Option<Duration>,
-    /// When the node was heard.
+    /// When the node sent its last message.
     heard: Duration,
-    /// When its full state was asked for, or when a part of it has come.
+    /// When its full state was requested, or when a part of it arrived.
     asked: Option<Duration>,
     /// Sockets of it are left out, because there is no place for them.
     is_partial: bool,
@@ -225,8 +224,8 @@ impl State {
         has_place
     }
 
-    /// Forgets nodes that have ended, and returns what is to be published now, if
-    /// anything is. `alive` are the nodes with a lease.
+    /// Removes ended nodes, and returns the message to publish now, if any. `alive` are the nodes
+    /// with a lease.
     pub(super) fn next(&mut self, alive: &[String], now: Duration) -> Option<Message> {
         self.forget(alive, now);
         let mut message = Message {
@@ -288,7 +287,7 @@ impl State {
         while message.has_place()
             && let Some(socket) = full.pop_front()
         {
-            // One that has gone since then is published as a change.
+            // One that has disconnected since then is published as a change.
             if let Some(entry) = self.table.get(&socket) {
                 message.set.push(entry.named(&socket));
             }
@@ -321,7 +320,7 @@ impl State {
         }
     }
 
-    /// The nodes whose full state is needed and was not asked for a moment ago.
+    /// The nodes whose full state is needed and was not requested a moment ago.
     fn wants(&mut self, alive: &[String], now: Duration) -> Vec<String> {
         let others = alive.iter().filter(|node| ***node != *self.own);
         for node in others.take(MAX_NODES) {
@@ -343,7 +342,7 @@ impl State {
             .collect()
     }
 
-    /// Takes what another node has published.
+    /// Handles a message of another node.
     pub(super) fn receive(&mut self, message: Message, now: Duration) {
         let is_own = |name: &String| **name == *self.own || name == EVERYBODY;
         if *message.from == *self.own {
@@ -488,7 +487,7 @@ pub(crate) struct FoundRooms {
 /// The result of a search.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// The number of users, of which `users` are a page.
+    /// The total number of users; `users` is one page of them.
     pub(crate) total: usize,
     pub(crate) users: Vec<Online>,
     /// Nodes whose users are not known, or not all of them.

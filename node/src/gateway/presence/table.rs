@@ -13,8 +13,8 @@ use std::{
     sync::Arc,
 };
 
-/// The longest name of a user, room or socket that is kept, in bytes. Anybody with access
-/// to Redis can publish one.
+/// The longest name of a user, room or socket that is kept, in bytes. Any process with access to
+/// Redis can publish one.
 const MAX_NAME: usize = 4096;
 
 /// A socket as it is kept.
@@ -133,8 +133,8 @@ impl Table {
         own.map(|(socket, _)| socket)
     }
 
-    /// Keeps a socket in place of what was known of it, unless one of its names is too
-    /// long. Returns `false` if there is no place for it.
+    /// Adds or replaces a socket, unless one of its names is too long. Returns `false` if there is
+    /// no place for it.
     pub(super) fn set<T: AsRef<str>>(
         &mut self,
         node: &Arc<str>,
@@ -145,7 +145,7 @@ impl Table {
         self.remove(socket);
         let names = rooms.iter().map(AsRef::as_ref).chain([socket, user]);
         let is_long = names.into_iter().any(|name: &str| name.len() > MAX_NAME);
-        // Not for lack of place, so nobody has to ask for it again.
+        // Not for lack of space, so it need not be requested again.
         if is_long {
             return true;
         }
@@ -214,7 +214,7 @@ impl Table {
         }
     }
 
-    /// The number of users that were looked for, and those of the page.
+    /// The total number of matching users, and those of the page.
     pub(super) fn look(&self, look: &Look<'_>) -> (usize, Vec<Online>) {
         let Look {
             prefix,

@@ -22,7 +22,7 @@ use super::seal::Secret;
 /// The header of a relayed request.
 pub(super) const HEADER: &str = "roomcast-relay";
 
-/// The first part of what is signed, which no other use of the key has.
+/// The first part of the signed bytes, which no other use of the key has.
 const PURPOSE: &str = "roomcast relay 1";
 
 /// The same for the keys of a link.
@@ -33,7 +33,7 @@ pub(super) const TOLERANCE: Duration = Duration::from_secs(30);
 
 const SHA256: &digest::Algorithm = &digest::SHA256;
 
-/// The parts of a request that are signed beside the header.
+/// The parts of a request that are signed in addition to the header.
 #[derive(Clone, Copy)]
 pub(super) struct Signed<'a> {
     /// The node that receives the request.
@@ -126,8 +126,8 @@ impl Keys {
     }
 
     /// The keys of a link: for records of the node that has sent this header, and for
-    /// those of the node that has responded with the nonce. `verified` is what the
-    /// latter made of the header.
+    /// those of the node that has responded with the nonce. `verified` is the latter's result for
+    /// the header.
     pub(super) fn of_link(
         &self,
         header: &str,

@@ -6,17 +6,17 @@
 //!             Handler ◀── frames ── one read, opened ┘◀──────────────────────────────────────── peer
 //! ```
 //!
-//! System calls are most of what a relayed request costs, so the task makes few of them.
+//! System calls are most of the cost of a relayed request, so the task makes few of them.
 //! It reads all that has arrived with one call, and before it writes it lets the tasks
 //! run that are ready: each has a frame to add. With 32 clients at once, a write carries
 //! about ten requests. A task that adds a frame never writes it, because its future may be
 //! dropped at any time and the frame must leave nevertheless.
 //!
-//! Long bodies wait beside the frames and are cut into them when there is room, one part of each
-//! in turn. So what waits to be written is bounded, and a long body delays nobody.
+//! Long bodies wait separately and are cut into frames when there is room, one part of each in
+//! turn. So the bytes to write are limited, and a long body does not delay others.
 //!
-//! A peer that is silent while something is expected of it is asked for a sign of life,
-//! and given up after [`SILENT_TICKS`]; so is one that takes nothing.
+//! A peer that is silent although a message is expected gets a request for a sign of life, and is
+//! given up after [`SILENT_TICKS`]; so is one that takes nothing.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -45,7 +45,7 @@ use super::seal::{Opener, Sealer};
 /// How often a link is checked.
 pub(super) const TICK: Duration = Duration::from_secs(5);
 
-/// After so many checks without a byte, a link is asked for a sign of life.
+/// After this number of checks without a byte, a link gets a request for a sign of life.
 const QUIET_TICKS: u32 = 1;
 
 /// After so many checks without a byte, a link from which something is expected is dead.
@@ -60,7 +60,7 @@ const FULL_BYTES: usize = 256 * 1024;
 /// A buffer that has grown beyond this is not kept.
 const KEPT_BYTES: usize = 512 * 1024;
 
-/// What leaves by a link.
+/// The output of a link.
 #[derive(Default)]
 pub(super) struct Outbox {
     queue: Mutex<Queue>,
@@ -181,25 +181,25 @@ pub(super) struct Link<S, H> {
     sealer: Sealer,
     opener: Opener,
     handler: H,
-    /// What was read and not handled: `received[..filled]`.
+    /// The bytes that were read but not handled: `received[..filled]`.
     received: Vec<u8>,
     filled: usize,
-    /// What is being written: `sending[sent..]`.
+    /// The bytes that are being written: `sending[sent..]`.
     sending: Vec<u8>,
     sent: usize,
     /// Whether the stream holds nothing back. TLS may, after it has accepted all.
     is_flushed: bool,
     ticks: Interval,
     silent: u32,
-    /// Checks since something was written, while something is to be.
+    /// Checks since the last write, while bytes wait to be written.
     stalled: u32,
     /// The most of these.
     most_stalled: u32,
 }
 
-/// What has happened.
+/// The events of a link.
 enum Step {
-    /// Something was read, written, or is to be written.
+    /// Bytes were read or written, or wait to be written.
     Moved,
     Tick,
     Ended,
@@ -210,7 +210,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
-    /// `received` was read behind what made the stream a link. The peer may take
+    /// `received` was read after the request that opened the link. The peer may take
     /// nothing for `stall`.
     pub(super) fn new(
         stream: S,
@@ -243,7 +243,7 @@ where
         }
     }
 
-    /// Runs until either side ends it. An error says why this side did.
+    /// Runs until either side ends it. An error states the reason of this side.
     pub(super) async fn run(mut self) -> io::Result<()> {
         self.handle()?;
         loop {
@@ -362,7 +362,7 @@ where
         Ok(())
     }
 
-    /// Takes what waits, to be written next.
+    /// Takes the waiting frames, to be written next.
     fn seal(&mut self) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.sending);
         if buffer.capacity() > KEPT_BYTES {

@@ -19,7 +19,7 @@ pub(super) enum Outcome {
     Gone,
     /// The owner did not respond in time.
     Timeout,
-    /// The owner refuses what this node relays.
+    /// The owner refuses this node's requests.
     Refused,
     /// The client did not send its body in time.
     Body,

@@ -6,17 +6,17 @@
 //! ```
 //!
 //! The id of a session begins with the tag of its owner; the owner's lease in Redis has
-//! the address of its relay listener. That is a listener of its own and not the internal
-//! port, because the internal port has one thread, on which polls of a whole cluster
-//! would delay probes and metrics, and because an operator should not have to open
-//! metrics, API and drain to other hosts.
+//! the address of its relay listener. That is a separate listener and not the internal port,
+//! because the internal port has one thread, on which polls of a whole cluster would delay probes
+//! and metrics, and because an operator should not have to open metrics, API and drain to other
+//! hosts.
 //!
 //! Polls and posts of all clients share one connection to each owner, because system
 //! calls are most of their cost: a request of HTTP takes four more on each node, and
-//! frames of many requests take one. A WebSocket has a connection of its own, which
-//! begins as a signed request, as a link does. An owner that refuses links, because it is
-//! of an earlier version, gets each poll and post as a signed request, too, so a rolling
-//! deploy of nodes works in either direction.
+//! frames of many requests take one. A WebSocket has a separate connection, which begins as a
+//! signed request, as a link does. An owner that refuses links, because it is of an earlier
+//! version, gets each poll and post as a signed request, too, so a rolling deploy of nodes works in
+//! either direction.
 //!
 //! - `key` signs requests: method, path, digest of the body, time, and the names of both
 //!   nodes.
@@ -72,7 +72,7 @@ pub(crate) use self::{
 };
 use super::config::Config;
 
-/// Beside the time between two pings: the owner and the network may be slow.
+/// In addition to the time between two pings: the owner and the network may be slow.
 const SLACK: Duration = Duration::from_secs(10);
 
 /// How long the listener may take to end after the server has closed.
@@ -81,7 +81,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where a link begins.
 const LINK_PATH: &str = "/roomcast-relay";
 
-/// What a connection becomes there, in the header `upgrade`.
+/// The protocol to which a connection switches there, in the header `upgrade`.
 const LINK_PROTOCOL: &str = "roomcast-relay";
 
 /// Bytes of bodies that are on their way between two nodes, or four of the largest if

@@ -183,7 +183,8 @@ impl RelayOptions {
         }
     }
 
-    /// How much is relayed at a time: what the option says, within an eighth of the descriptors.
+    /// How much is relayed at a time: the value of the option, but at most an eighth of the
+    /// descriptors.
     pub(crate) fn open(&self) -> usize {
         self.open_within(getrlimit(Resource::Nofile).current)
     }
@@ -195,7 +196,7 @@ impl RelayOptions {
         self.relay_max.min(files / 8).max(1)
     }
 
-    /// How many sockets of clients leave room for what is relayed, which takes up to two
+    /// The number of client sockets that leaves room for relayed requests, which take up to two
     /// descriptors each.
     pub(crate) fn sockets(&self, sockets: usize) -> usize {
         self.sockets_within(sockets, getrlimit(Resource::Nofile).current)
@@ -209,7 +210,7 @@ impl RelayOptions {
         let left = usize::try_from(files)
             .unwrap_or(usize::MAX)
             .saturating_sub(relayed);
-        // The server itself reserves what everything else needs.
+        // The server itself reserves descriptors for everything else.
         sockets.min(left - left / 16).max(1)
     }
 

@@ -17,7 +17,7 @@ use crate::gateway::outbound::{Connector, ForwardClient};
 #[derive(Clone)]
 pub(super) enum Way {
     Link(Requests),
-    /// Each as a request of its own, as to nodes that know no links.
+    /// Each as a separate request, as to nodes that do not support links.
     Http,
     /// This time, none does.
     Failed(Outcome),

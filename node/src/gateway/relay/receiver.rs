@@ -30,11 +30,11 @@ use super::{
 };
 use crate::gateway::line_limit::LineLimit;
 
-/// Tells the other node that this one did not accept its relay, as opposed to the
+/// Signals to the other node that this one did not accept the relayed request, as opposed to the
 /// session's own responses.
 pub(super) const REFUSED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 
-/// Verifies what other nodes relay. Cheap to clone.
+/// Verifies relayed requests of other nodes. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Receiver(Arc<Inner>);
 
@@ -89,7 +89,7 @@ enum Received {
 
 async fn receive(State(receiver): State<Receiver>, request: Request, next: Next) -> Response {
     let inner = &*receiver.0;
-    // The body comes last, so that one of a stranger is never read.
+    // The body is read last, so that one of a stranger is never read.
     let received = match inner.verify(&request) {
         Ok(verified) if request.uri().path() == LINK_PATH => {
             inner.link(request, &verified).map(Received::Link)
@@ -165,7 +165,7 @@ impl Inner {
         let outbox = Arc::<Outbox>::default();
         let mut stopping = self.stopping.subscribe();
         let stopped = async move {
-            // An error means that the receiver is gone.
+            // An error means that the receiver was dropped.
             drop(stopping.wait_for(|stops| *stops).await);
         };
         let limits = ServingLimits {

@@ -28,10 +28,10 @@ pub(super) const WINDOW_BYTES: usize = 256 * 1024;
 /// The response of the owner, or why there is none.
 pub(super) type Reply = Result<Response<Body>, Outcome>;
 
-/// What a request waits for.
+/// The state of a waiting request.
 enum Told {
     Reply(Reply),
-    /// This node closes. The reply comes here if the owner still sends it.
+    /// This node closes. The reply arrives here if the owner still sends it.
     Closing(oneshot::Receiver<Self>),
 }
 
@@ -63,7 +63,7 @@ enum Waiting {
     Body {
         parts: mpsc::UnboundedSender<Bytes>,
         left: usize,
-        /// What the owner may still send of it.
+        /// The number of bytes that the owner may still send.
         credit: usize,
     },
 }
@@ -121,7 +121,7 @@ impl Requests {
         requested
     }
 
-    /// Tells those who wait that this node closes, also those who come.
+    /// Notifies waiting and later requests that this node closes.
     pub(super) fn close(&self) {
         let mut table = self.0.table.lock();
         table.is_closing = true;
@@ -137,7 +137,7 @@ impl Requests {
         drop(table);
         for waiting in ended.into_values() {
             if let Waiting::Head { reply, .. } = waiting {
-                // The client may have gone meanwhile.
+                // The client may have disconnected meanwhile.
                 drop(reply.send(Told::Reply(Err(outcome))));
             }
         }
@@ -206,7 +206,7 @@ impl Requests {
             let value = HeaderValue::from_bytes(value).map_err(|_| Malformed)?;
             headers.append(name, value);
         }
-        // If the client has gone, so has its guard, which has found nothing to cancel.
+        // If the client has disconnected, its guard was dropped too and found nothing to cancel.
         drop(reply.send(Told::Reply(Ok(responded))));
         Ok(())
     }
@@ -229,7 +229,7 @@ impl Requests {
         }
         *left -= bytes.len();
         *credit -= bytes.len();
-        // Fails if the client has gone, whose body then cancels the stream.
+        // Fails if the client has disconnected; its body then cancels the stream.
         drop(parts.send(Bytes::copy_from_slice(bytes)));
         if *left == 0 {
             table.waiting.remove(&stream);
@@ -241,7 +241,7 @@ impl Requests {
         let waiting = self.0.table.lock().waiting.remove(&stream);
         self.0.outbox.cut(stream);
         if let Some(Waiting::Head { reply, .. }) = waiting {
-            // The client may have gone meanwhile.
+            // The client may have disconnected meanwhile.
             drop(reply.send(Told::Reply(Err(outcome))));
         }
     }
@@ -252,7 +252,7 @@ impl Table {
         if let Some(Waiting::Head { reply, .. }) = self.waiting.get_mut(&stream) {
             let (sender, receiver) = oneshot::channel();
             let told = std::mem::replace(reply, sender);
-            // If nobody waits, the stream is about to be cancelled.
+            // If the receiver was dropped, the stream is about to be cancelled.
             drop(told.send(Told::Closing(receiver)));
         }
     }

@@ -4,9 +4,8 @@
 //! nonce. From the key of the cluster, the header of the request and the nonce, both
 //! derive a key for each direction. So:
 //!
-//! - only a node with the key of the cluster can write a record, or read one: AES-256-GCM
-//!   does both for a fraction of what an HMAC for each request costs, and once for all
-//!   frames of a record;
+//! - only a node with the key of the cluster can write a record, or read one: AES-256-GCM does both
+//!   for a fraction of the cost of an HMAC for each request, and once for all frames of a record;
 //! - a record is good for its place in its connection only, because its number is the
 //!   nonce of the cipher. It can be neither repeated, nor left out, nor reordered, nor
 //!   sent back;
@@ -14,8 +13,8 @@
 //!   a name that is new at each start, and the receiver draws its nonce.
 //!
 //! A node that has the key is trusted. The key of a connection lasts as long as the
-//! connection, so whoever learns the key of the cluster can read connections that were
-//! recorded before.
+//! connection, so an attacker who obtains the key of the cluster can read previously recorded
+//! connections.
 
 use ring::{
     aead::{self, Aad, LessSafeKey, MAX_TAG_LEN, Nonce, UnboundKey},
@@ -31,10 +30,10 @@ struct Numbered {
     number: u64,
 }
 
-/// Seals what this node writes.
+/// Seals this node's output.
 pub(super) struct Sealer(Numbered);
 
-/// Opens what the other node writes.
+/// Opens the other node's output.
 pub(super) struct Opener(Numbered);
 
 impl Numbered {

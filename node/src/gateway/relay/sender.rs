@@ -2,7 +2,7 @@
 //! the session.
 //!
 //! A body is received completely before it is passed on, because its digest is signed and
-//! the session takes it as a whole anyway. A response is passed on as it comes.
+//! the session takes it as a whole anyway. A response is forwarded as it arrives.
 //! Connections to owners are kept for the next request.
 //!
 //! ```text
@@ -72,13 +72,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a connection to become a link.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Time for what is relayed to end when this node closes.
+/// Time for relayed requests to end when this node closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often an owner is asked meanwhile to end a poll.
 const END_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often owners are looked up among the nodes that are alive.
+/// How often owners are compared with the nodes that are alive.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Room for the head of a request. Most fit.
@@ -148,7 +148,7 @@ enum Failed {
 }
 
 impl Sender {
-    /// Passes on from now on, as long as the server exists.
+    /// Relays from now on, as long as the server exists.
     pub(super) fn start(
         server: &Server,
         (keys, tls): (Arc<Keys>, NodeTls),
@@ -185,8 +185,8 @@ impl Sender {
         debug_assert!(is_first, "a process relays once, on a bus");
     }
 
-    /// Ends what is relayed to owners whose lease has ended, because such a node may be
-    /// silent and still hold its connections.
+    /// Ends relayed requests to owners whose lease has ended, because such a node may be silent and
+    /// still hold its connections.
     async fn watch(&self, server: Server) {
         let mut ticks = interval(LOOK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -310,7 +310,7 @@ impl Sender {
             // A node of a version that knows no links.
             Ok(Forwarded::Response(_)) => return Way::Http,
             Err(error) => {
-                // The log gives the reason once for all who wait.
+                // The log gives the reason once for all waiting requests.
                 self.unreachable(target.node, error);
                 return Way::Failed(Outcome::Gone);
             }
@@ -415,8 +415,8 @@ impl Sender {
         let response = match ended {
             Ok(response) => response,
             Err(Ended::Owner) => return Err(Failed::Session(Outcome::Gone)),
-            // The session goes on, so its response is waited for. That of a poll comes
-            // at once, because the owner ends it.
+            // The session continues, so its response is awaited. That of a poll arrives at once,
+            // because the owner ends it.
             Err(Ended::This) => {
                 let response = tokio::select! {
                     response = timeout(CLOSE_TIMEOUT, responding) => response,
@@ -503,7 +503,7 @@ impl Sender {
             return Ok((Bytes::new(), None));
         }
         let most = self.limits.payload + 1;
-        // No more than is declared, else as much as may come.
+        // At most the declared length, otherwise the maximum.
         let expected = body.size_hint().upper().map_or(most, |upper| {
             usize::try_from(upper).unwrap_or(most).min(most)
         });
@@ -571,7 +571,7 @@ impl Sender {
         Ok(owner)
     }
 
-    /// What ends a request to an owner before there is a response.
+    /// The events that end a request to an owner before its response.
     fn end(&self, owner: &Owner) -> End {
         End {
             gone: owner.gone.subscribe(),
@@ -597,7 +597,7 @@ impl End {
     /// Resolves when the owner's lease has ended, or this node closes.
     async fn of_request(&mut self) -> Ended {
         tokio::select! {
-            // An error means that nobody looks the owner up any more, because this node has ended.
+            // An error means that the owner is no longer used, because this node has ended.
             _ = self.gone.wait_for(|gone| *gone) => Ended::Owner,
             _ = self.stage.wait_for(|stage| *stage == Stage::Closing) => Ended::This,
         }
@@ -632,7 +632,7 @@ fn spread(number: u64) -> f64 {
     f64::from(high) / f64::from(u32::MAX)
 }
 
-/// Counts what is relayed until it is dropped.
+/// Counts a relayed request until it is dropped.
 struct Open {
     _permit: OwnedSemaphorePermit,
     metrics: Metrics,
@@ -695,7 +695,7 @@ fn head(
     add(&[address.as_bytes(), b"\r\n"]);
     let is_upgrade = from.contains_key(header::UPGRADE);
     for name in REQUEST_HEADERS {
-        // The connection to the owner is kept whatever the client does with its own.
+        // The connection to the owner is kept regardless of the client's own connection.
         if name == header::CONNECTION && !is_upgrade {
             continue;
         }
@@ -731,7 +731,7 @@ where
     response
 }
 
-/// The body of a response on its way to the client. Counted as long as it is passed on.
+/// The body of a response on its way to the client. Counted as long as it is forwarded.
 struct RelayedBody<B> {
     body: B,
     /// How long the owner may send nothing.

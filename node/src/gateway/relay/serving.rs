@@ -1,7 +1,8 @@
 //! The owner's side of a link: hands requests to their sessions, and sends the responses back.
 //!
-//! A request whose response is ready at once, as that to a post, is served where it is read. A poll
-//! that waits gets a task, which ends with the link, so its session sees that its client has gone.
+//! A request whose response is ready at once, as that to a post, is served where it is read. A
+//! waiting poll gets a task, which ends with the link, so its session notices the disconnect of its
+//! client.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -29,7 +30,7 @@ use super::{
     requests::WINDOW_BYTES,
 };
 
-/// The most requests of a link at a time. The other node has a limit of its own, which is lower.
+/// The most requests of a link at a time. The other node has its own, lower limit.
 const MAX_STREAMS: usize = 1 << 17;
 
 /// Requests that another node relays over a link.

@@ -52,7 +52,8 @@ impl NodeTls {
         format!("{SCHEME}{address}")
     }
 
-    /// Returns how to connect to the node that states this address. The error says what is missing here.
+    /// Returns how to connect to the node that states this address. The error names the missing
+    /// option.
     pub(super) fn connector(
         &self,
         tcp: HttpConnector,

@@ -15,7 +15,7 @@ use std::{collections::HashMap, time::Duration};
 /// Numbers below the highest that can still arrive. One bit each: 8 KiB per sender.
 const SIZE: u64 = 1 << 16;
 
-/// The senders of which requests were received.
+/// The senders whose requests were received.
 #[derive(Default)]
 pub(super) struct Senders(HashMap<Box<str>, Window>);
 

@@ -54,7 +54,7 @@ pub(crate) struct FileError {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Problem {
-    /// Zero if it concerns the file as a whole.
+    /// Zero if it applies to the whole file.
     line: usize,
     key: String,
     text: String,
@@ -238,8 +238,8 @@ fn section_problem(text: &str, table: &DeTable<'_>, error: &toml::de::Error) -> 
     let span = error.span().unwrap_or_default();
     let key = path_at(table, span.start).unwrap_or_default();
     let message = error.message();
-    // Serde has these errors only as text, with the wrong name first and the known ones
-    // behind it, each between backticks.
+    // Serde has these errors only as text, with the wrong name first, followed by the known ones,
+    // each between backticks.
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let text_of = if is_unknown {
         let mut names = message.split('`').skip(1).step_by(2).map(str::to_owned);

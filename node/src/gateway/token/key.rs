@@ -1,5 +1,5 @@
 //! `roomcast token key`: creates keys and secrets as files that only their owner can
-//! read, and prints what the file of settings needs for them.
+//! read, and prints the settings for them.
 
 use std::{
     fs::{self, OpenOptions},
@@ -144,7 +144,7 @@ const PRIVATE: u32 = 0o600;
 
 const PUBLIC: u32 = 0o644;
 
-/// Writes a new file with a mode, of which the process's umask may take some.
+/// Writes a new file with a mode, which the process's umask may reduce.
 fn write_new(path: &Path, mode: u32, text: &str) -> Result<(), String> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(mode).open(path);

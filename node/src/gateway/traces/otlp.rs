@@ -1,7 +1,7 @@
 //! Exports spans to a collector by OTLP over HTTP, with the SDK of OpenTelemetry.
 //!
 //! Spans that have ended go to a bounded queue, which a thread of the SDK sends in
-//! batches. A collector that is slow or away costs spans and nothing else. The SDK has no
+//! batches. If a collector is slow or unreachable, only spans are lost. The SDK has no
 //! runtime, so requests run on the workers, with the HTTP client of the hooks.
 //!
 //! A future carries its span as the current context of each poll, so a request to a hook finds the
@@ -89,7 +89,7 @@ pub(crate) struct TraceOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint(Option<String>);
 
-/// A share, or what the environment says.
+/// A fraction, or the value of the environment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio(Option<f64>);
 
@@ -160,7 +160,7 @@ impl Traces {
         Ok(Self(Some(provider)))
     }
 
-    /// Sends what is left.
+    /// Sends the remaining spans.
     pub(crate) async fn end(self) {
         if let Some(provider) = self.0 {
             // It waits for a thread that needs the workers.

@@ -16,11 +16,10 @@ use crate::gateway::{
 };
 
 /// The keys that are tried for one token, because each attempt costs up to 0.2 ms.
-/// A token without a `kid` fits all keys of its algorithm, and anybody can send such
-/// tokens.
+/// A token without a `kid` matches all keys of its algorithm, and any client can send such tokens.
 const MAX_ATTEMPTS: usize = 8;
 
-/// The checks of a token beside its signature.
+/// The checks of a token in addition to its signature.
 /// Empty lists of issuers and audiences permit any issuer, but only tokens without an
 /// audience: a token that names one is for another service, unless that is ours.
 #[derive(Clone, Debug)]
@@ -83,8 +82,8 @@ pub(in crate::gateway::auth) fn verify<'a>(
 fn verify_with(token: &str, key: &Key, rules: &Rules) -> Result<Claims, TokenError> {
     let mut validation = Validation::new(key.algorithm);
     // Times are checked by a clock that is passed in.
-    // The tests pass a fixed time, and the error tells an expired token from one that
-    // is not yet valid.
+    // The tests pass a fixed time, and the error distinguishes an expired token from one that is
+    // not yet valid.
     validation.validate_exp = false;
     validation.required_spec_claims.clear();
     if !rules.issuer.is_empty() {

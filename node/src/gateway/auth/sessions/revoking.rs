@@ -49,7 +49,7 @@ impl Auth {
         taken
     }
 
-    /// Asks the other nodes what they have revoked, until all have responded: at the
+    /// Asks the other nodes for their revocations, until all have responded: at the
     /// start and again after messages were lost.
     pub(super) async fn learn_revocations(&self, server: &Server) {
         let mut was_flowing = false;
@@ -85,7 +85,7 @@ impl Auth {
 }
 
 impl Auth {
-    /// The namespaces that ask for tokens, in all of which revocations hold.
+    /// The namespaces that require tokens; revocations apply to all of them.
     pub(crate) fn namespaces(&self) -> &[String] {
         &self.namespaces
     }

@@ -37,7 +37,7 @@ pub(super) enum Caller {
 }
 
 impl Caller {
-    /// Whose open requests are counted together, beside those of an address.
+    /// The caller whose open requests are counted together, in addition to those of an address.
     pub(super) fn holder(&self) -> Option<String> {
         match self {
             Self::Key(key) => Some(format!("key {}", key.name)),
@@ -56,7 +56,8 @@ impl Caller {
     }
 }
 
-/// A client that makes one request. Where a hook decides, it is connected as long as this lives.
+/// A client that makes one request. With a hook, the client counts as connected as long as this
+/// lives.
 pub(super) struct Visit {
     pub(super) caller: Caller,
     _connected: Option<Stream>,
@@ -123,7 +124,7 @@ impl Channels {
         Ok(Some(key))
     }
 
-    /// Refuses what the client may not do with a room.
+    /// Refuses uses of a room that the client is not allowed.
     /// The rights of a key do not depend on the room policy, because applications act
     /// for everybody.
     pub(super) async fn check(

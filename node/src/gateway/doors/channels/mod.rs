@@ -11,9 +11,8 @@
 //!
 //! `…` is the path of the settings, followed by `/{namespace}` unless it is the main
 //! namespace. A stream, a WebSocket and a poll are sockets of the namespace, so all its
-//! policies, hooks and limits apply. A published event is stored before anybody receives
-//! it, so that a client that comes back with the id of the last event that it has seen
-//! misses nothing and gets nothing twice.
+//! policies, hooks and limits apply. A published event is stored before any client receives it, so
+//! that a client that comes back with the id of its last event misses no event and gets none twice.
 
 mod caller;
 mod reading;
@@ -72,7 +71,7 @@ pub(super) fn router(doors: &Arc<Doors>) -> Router {
             .route(&format!("{room}/history"), on(Endpoint::History))
             .route(&format!("{room}/presence"), on(Endpoint::Presence));
     }
-    // The router takes no `{*rest}` beside the names above, only below them.
+    // The router accepts `{*rest}` only below the names above, not next to them.
     for unknown in [
         "",
         "/",

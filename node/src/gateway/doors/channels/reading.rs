@@ -153,8 +153,8 @@ impl Channels {
         String::from_utf8(bytes.into()).map_err(|_| invalid("the body is not UTF-8"))
     }
 
-    /// Tells apart whether nobody has the event, so that it can be repeated, or
-    /// somebody may. The full error goes to the log, because it names servers.
+    /// Distinguishes events that no client has received, which can be repeated, from those that a
+    /// client may have received. The full error goes to the log, because it names servers.
     fn unpublished(&self, error: &PublishError) -> Problem {
         let kind = match error {
             PublishError::Emit(EmitError::Args(_)) => {
@@ -231,7 +231,7 @@ fn event(entry: &HistoryEntry) -> Option<Vec<u8>> {
 }
 
 /// Why the history of a room could not be read. The full text names servers, which clients must not
-/// learn.
+/// see.
 pub(super) fn unread(error: &HistoryError) -> Problem {
     match error {
         HistoryError::UnknownNamespace(_) => {

@@ -1,4 +1,4 @@
-//! Reads what a request names: the namespace, rooms, and the parameters of the query.
+//! Reads the names in a request: the namespace, rooms, and the parameters of the query.
 //!
 //! Everything that the head of a request can show to be wrong is refused before its
 //! body is read and before the client is recognized.
@@ -122,7 +122,8 @@ impl Call {
                 // Seconds, as long as they have no unit.
                 let span = value.parse().or_else(|_| format!("{value}s").parse());
                 let span = span.ok().map(|span: Span| span.0);
-                // A setting cannot be zero; a poll with it returns what is there already.
+                // A setting cannot be zero; a poll with it returns the events that are available
+                // already.
                 let span = span.or_else(|| is_zero(&value).then_some(Duration::ZERO));
                 let span = span.filter(|span| *span <= most.0);
                 let expected = || {

@@ -47,7 +47,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks what serde cannot.
+    /// Checks rules that serde cannot.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.max_rooms == 0 || self.max_events == 0 {
             return Err("[doors.channels]: max_rooms and max_events are at least 1".to_owned());
@@ -55,7 +55,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Checks what depends on other settings.
+    /// Checks rules that involve other settings.
     pub(crate) fn fits(&self, config: &Config) -> Result<(), String> {
         if self.namespaces.is_empty() {
             return Ok(());

@@ -102,10 +102,10 @@ impl Forms {
     }
 }
 
-/// A stream that has joined its rooms. It holds no more than it needs, because there are many.
+/// A stream that has joined its rooms. It holds only the necessary data, because there are many.
 struct Joined {
     stream: Stream,
-    /// The id where the client goes on.
+    /// The id from which the client continues.
     last_id: u64,
     /// The time of that event, or 0 if none has come yet.
     last_time: u64,
@@ -121,14 +121,14 @@ impl Joined {
                 self.last_id = id;
                 self.last_time = self.last_time.max(time);
             } else {
-                // It was missed in a gap and comes late. The client must not go back to its id.
+                // It was missed in a gap and arrives late. The client must not go back to its id.
                 chunk.bytes = without_id(chunk.bytes);
             }
         }
         Some(chunk)
     }
 
-    /// Waits for the first event, and returns it with those that are there as well.
+    /// Waits for the first event, and returns it with the others that are available.
     /// `missed` looks for events that should have come before it.
     async fn wait(
         mut self,
@@ -139,7 +139,7 @@ impl Joined {
     ) -> Response {
         let from = self.last_id;
         let Ok(Some(first)) = timeout(time, self.next()).await else {
-            // The time is up, or the node stops, and the client goes on at another one.
+            // The time is up, or the node stops and the client continues at another one.
             let headers = [
                 (LAST_EVENT_ID, start.to_string()),
                 (header::CACHE_CONTROL, "no-store".to_owned()),
@@ -147,7 +147,7 @@ impl Joined {
             return (StatusCode::NO_CONTENT, headers).into_response();
         };
         let mut chunks = vec![first];
-        // Events that are there already go with it, which saves polls.
+        // Available events are included, which saves polls.
         while chunks.len() < limit {
             match self.next().now_or_never().flatten() {
                 Some(chunk) => chunks.push(chunk),
@@ -195,7 +195,7 @@ impl Missed {
         };
         // An id that falls is from a log that has begun again, and all that is kept there is new.
         let from = if last < from { 0 } else { from };
-        // A single event is what wakes many polls, which share one look.
+        // A single event wakes many polls, which share one check.
         if ids.count() == 1 && self.before(last).await? <= from {
             return Ok(Vec::new());
         }
@@ -238,8 +238,8 @@ impl Channels {
     pub(super) async fn stream(&self, mut call: Call, parts: Parts) -> Result<Response, Problem> {
         let joined = self.join(&mut call, parts, ClientForm::Stream).await?;
         let mut head = format!("retry: {}\n", self.settings().retry.0.as_millis());
-        // A client that loses the connection before its first event must know where to go
-        // on. An event without data sets the id and is not dispatched.
+        // A client that loses the connection before its first event must know where to continue. An
+        // event without data sets the id and is not dispatched.
         if call.last_id.is_none() {
             head.push_str(&format!("id: {}\n", joined.last_id));
         }
@@ -283,8 +283,8 @@ impl Channels {
         })
     }
 
-    /// Connects the client, checks its rights, and joins its rooms behind the last
-    /// event that it has seen.
+    /// Connects the client, checks its rights, and joins its rooms after the last event that it has
+    /// received.
     async fn join(
         &self,
         call: &mut Call,

@@ -5,9 +5,8 @@
 //!  frame   ─► read ─► rights ─► carried out ─► reply with the frame's ref, in the order of the frames
 //! ```
 //!
-//! Frames of one connection are handled one after the other, so replies need no order
-//! of their own, and a client that sends without waiting is slowed down by its own
-//! frames.
+//! Frames of one connection are handled one after the other, so replies need no separate order, and
+//! a client that sends without waiting is slowed down by its own frames.
 
 use std::sync::Arc;
 
@@ -54,7 +53,7 @@ impl Channels {
             false => Some(self.visit(&call, &mut parts).await?.caller),
         };
         // Rights that are known before the upgrade are refused with a status, which
-        // clients see. After it, only a frame could tell them.
+        // clients see. After it, only a frame could report them.
         if let Some(caller) = &caller {
             for room in &call.rooms {
                 self.check(caller, &call.namespace, Action::Join, room)
@@ -160,8 +159,8 @@ impl Session {
         let before = socket.rooms();
         // Without those of the socket and its user.
         let own = socket.id().as_str();
-        // The limit is about what the client would be in afterwards, so a subscription
-        // that it has already does not count twice.
+        // The limit applies to the resulting number of rooms, so an existing subscription does not
+        // count twice.
         let others = before
             .iter()
             .filter(|room| **room != own && !room.starts_with(USER_ROOMS) && !rooms.contains(room));
@@ -213,7 +212,7 @@ fn reply(result: Result<Value, Problem>, reference: Option<String>) -> String {
     }
 }
 
-/// Fails only if the client has gone.
+/// Fails only if the client has disconnected.
 fn send(socket: &Socket, text: &str) {
     drop(socket.send_text(text));
 }

@@ -179,7 +179,7 @@ impl Application {
         }
     }
 
-    /// Asks the application who a client is. `None` if it is not asked.
+    /// Asks the application for the identity of a client. `None` if it is not asked.
     pub(super) async fn identify(
         &self,
         parts: &Parts,
@@ -197,8 +197,8 @@ impl Application {
         Some(hook.call(&notice, cookie, read_identity).await)
     }
 
-    /// Tells the application that a socket has connected or disconnected. A failure is counted and
-    /// logged.
+    /// Notifies the application that a socket has connected or disconnected. A failure is counted
+    /// and logged.
     pub(super) async fn notify(&self, occasion: Occasion, visitor: &Visitor) {
         let Some(hook) = self.hook_on(occasion) else {
             return;

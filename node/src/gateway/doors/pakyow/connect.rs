@@ -1,16 +1,16 @@
-//! A client on its way through the door, and what it sends.
+//! The connect of a client through the door, and its messages.
 //!
 //! ```text
 //!  request ─► origin ─► place ─► key: query, cookie, hook, or nobody's ─► WebSocket
 //!             403       429      502, 503, 504: the application has not responded
 //! ```
 //!
-//! **Why any path.** The stock client takes its URL from the page and asks for `/`. The
-//! parameter `socket_connection_id` tells its requests from those of others, which go
-//! on to the routes behind.
+//! **Why any path.** The stock client takes its URL from the page and asks for `/`. The parameter
+//! `socket_connection_id` distinguishes its requests from others, which are passed on to the next
+//! routes.
 //!
-//! A client without a key is let in, as one with a wrong key is. It has a digest that
-//! nobody else has, so it receives nothing.
+//! A client without a key is let in, as one with a wrong key is. It has a unique digest, so it
+//! receives nothing.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -32,7 +32,7 @@ use roomcast::{
 use super::{Pakyow, Visitor, control::MAX_IDENTITY};
 use crate::gateway::doors::{Door, DoorLimit, Doors};
 
-/// The length of a key that nobody knows.
+/// The length of a random key.
 const UNKNOWN_KEY: usize = 32;
 
 /// The reason why a client is refused: a status, and a line of text.
@@ -137,7 +137,7 @@ impl Pakyow {
         }))
     }
 
-    /// Responds to a message. A route is called beside the next messages, so replies may
+    /// Responds to a message. A route is called concurrently with the next messages, so replies may
     /// overtake each other.
     async fn message(self: &Arc<Self>, socket: &Socket, text: String) {
         let Some(visitor) = socket.handshake().extension::<Arc<Visitor>>() else {
@@ -165,7 +165,7 @@ impl Pakyow {
             Action::Other(_) if !application.has_actions() => return self.count("ignored"),
             _ => {}
         }
-        // Those that run and those that wait: beyond, the client is told at once.
+        // Those that run and those that wait: beyond it, the client gets the error at once.
         if visitor.calls.fetch_add(1, Ordering::Relaxed) >= visitor.max_calls {
             visitor.calls.fetch_sub(1, Ordering::Relaxed);
             return reply(

@@ -105,8 +105,8 @@ struct PushTo {
 }
 
 /// The reason why a call is refused, and the limit that it has reached.
-/// The metric counts only limits, so that an operator can tell clients that need more
-/// from clients with mistakes.
+/// The metric counts only limits, so that an operator can distinguish clients that need more from
+/// clients with bugs.
 struct Refusal {
     limit: Option<DoorLimit>,
     problem: Problem,

@@ -17,7 +17,7 @@ impl Form for Frames {
         write(event.name, event.args, event.room, out);
     }
 
-    /// Finds clients whose network is gone, because their subscriptions must end.
+    /// Detects clients whose network has failed, because their subscriptions must end.
     fn heartbeat(&self) -> Heartbeat {
         Heartbeat::Ping
     }
@@ -27,7 +27,7 @@ impl Form for Frames {
     }
 }
 
-/// A push is written as it was asked for. Of any other event of the room, the payload is its only
+/// A push is written as it was requested. Of any other event of the room, the payload is its only
 /// argument, or the list of them.
 fn write(name: &str, args: &str, room: Option<&str>, out: &mut Vec<u8>) {
     let room = room.unwrap_or_default();
@@ -35,7 +35,7 @@ fn write(name: &str, args: &str, room: Option<&str>, out: &mut Vec<u8>) {
     let payload = single.as_ref().map_or(args, |[only]| only.get());
     if name == PUSH
         && let Ok(push) = serde_json::from_str::<Push<'_>>(payload)
-        // Members of a room who are no application cannot name other channels.
+        // Members of a room other than the application cannot name other channels.
         && (push.channel == room || room.starts_with(SOCKET_CHANNEL))
     {
         return write_push(push.payload.get(), &push.channel, out);

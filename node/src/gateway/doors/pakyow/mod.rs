@@ -12,7 +12,7 @@
 //! name, and a push is a broadcast, so clients of other doors in the room receive it,
 //! too. A client with the wrong pair is let in, has another digest, and receives nothing.
 //!
-//! Beside processes of Pakyow, subscriptions and pushes are in their Redis; see `ruby`.
+//! With Pakyow's own processes, subscriptions and pushes are in their Redis; see `ruby`.
 //!
 //! Changes to the subscriptions of one digest take turns, so that the rooms of a socket and the
 //! registry agree in the end.
@@ -266,12 +266,12 @@ impl Pakyow {
             Err(error) => {
                 tracing::warn!(%error, "a Pakyow client is sent away: its subscriptions are unknown");
                 // A client without its channels would look connected and receive
-                // nothing. The stock client comes again by itself.
+                // nothing. The stock client reconnects by itself.
                 return socket.disconnect(true);
             }
         };
         drop(turn);
-        // It is set once, and nobody else sets it.
+        // It is set once, and only here.
         let _ = visitor.is_joined.set(());
         if let Err(error) = joined {
             tracing::warn!(%error, "a Pakyow client may miss messages of other nodes");
@@ -341,7 +341,7 @@ impl Pakyow {
         self.sockets.lock().keys().cloned().collect()
     }
 
-    /// Changes what is known of the channels of a digest, if it has sockets.
+    /// Changes the known channels of a digest, if it has sockets.
     fn note(&self, digest: &str, change: impl FnOnce(&mut BTreeSet<String>)) {
         if let Some(held) = self.sockets.lock().get_mut(digest) {
             change(&mut held.channels);
@@ -350,7 +350,7 @@ impl Pakyow {
 
     /// Waits for the turn of a digest.
     async fn turn(&self, digest: &str) -> MutexGuard<'_, ()> {
-        // Keyed, because clients choose what digests are made of.
+        // Keyed, because clients choose the input of digests.
         let hash = self.hasher.hash_one(digest);
         let index = hash % TURNS as u64;
         self.turns[usize::try_from(index).unwrap_or_default()]

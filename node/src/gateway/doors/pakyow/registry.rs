@@ -11,7 +11,7 @@
 //! sockets. Each step is one script, so a subscription that is made while its socket
 //! connects is either among the channels that `open` returns, or `add` reports that the
 //! digest is connected. Sets of connected sockets are renewed, so those of a node that
-//! dies lapse. On a single node, memory holds the same. Beside processes of Pakyow, the
+//! dies lapse. On a single node, memory holds the same. With Pakyow's own processes, the
 //! subscriptions are in their hash.
 
 mod hash;
@@ -235,7 +235,7 @@ impl Registry {
         Ok(reply.integer().ok_or(RegistryError::Reply)? == 1)
     }
 
-    /// Removes digests that nobody has renewed, where they do not lapse by themselves.
+    /// Removes digests that were not renewed, if they do not expire by themselves.
     pub(super) async fn sweep(&self) -> Result<(), RegistryError> {
         match &self.store {
             Store::Hash(redis, name) => {

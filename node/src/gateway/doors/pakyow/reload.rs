@@ -12,7 +12,7 @@ use crate::gateway::{
 };
 
 impl Reloadable for Arc<Pakyow> {
-    /// All but `namespace` and `registry`, which name what the door is connected to.
+    /// All but `namespace` and `registry`, to which the door is connected.
     fn keys(&self) -> &'static [&'static str] {
         &[
             "doors.pakyow.application",

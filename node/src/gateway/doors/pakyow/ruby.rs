@@ -20,7 +20,7 @@
 //! Any user of that Redis can publish anything. Messages that are not JSON, or too large,
 //! are ignored and counted.
 //!
-//! **Why a connection of its own.** It is another Redis than that of the bus, with
+//! **Why a separate connection.** It is a different Redis than that of the bus, with
 //! other channels and rights, and its loss must not end the readiness of the node.
 
 use std::{

@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     /// The application whose routes clients call. Without one, such calls get status 502.
     pub(crate) application: Option<Target>,
     /// The path of the application to which messages with other actions are posted.
-    /// Without one, nobody responds to them.
+    /// Without one, they get no response.
     pub(crate) actions: Option<String>,
     /// Time for the response of a route, the wait for a free request included.
     pub(crate) timeout: Span,
@@ -115,7 +115,7 @@ pub(crate) struct RegistrySettings {
     pub(crate) url_env: Option<String>,
     /// The hash with the subscriptions.
     pub(crate) key: String,
-    /// How long a change may remain unknown that a process makes without telling anybody.
+    /// Maximum delay until the node sees a change that a process makes without a notification.
     pub(crate) refresh: Span,
     /// The largest message of a push.
     pub(crate) max_push: ByteSize,
@@ -134,7 +134,7 @@ impl Default for RegistrySettings {
 }
 
 impl Settings {
-    /// Checks what serde cannot.
+    /// Checks rules that serde cannot.
     pub(crate) fn check(&self) -> Result<(), String> {
         let problem = |what: &str| Err(format!("[doors.pakyow]: {what}"));
         let positive = [

@@ -11,7 +11,7 @@
 //! node and reads its channels in one step. If that step comes first, the node is a
 //! holder and is asked. Otherwise the socket finds the subscription.
 //!
-//! **Why nodes are asked and not only told.** The application renders the page after
+//! **Why nodes are asked and not only notified.** The application renders the page after
 //! its call, and pushes at once. A push that is published before the socket has joined
 //! is lost, because pushes are in no log.
 
@@ -34,8 +34,8 @@ use super::{
 use crate::gateway::{operations::binary, policy::USER_ROOMS};
 
 /// How long other nodes may take to subscribe a socket.
-/// It is within the timeout of a call, by default 10 s, so the caller learns which
-/// nodes are silent.
+/// It is within the timeout of a call, by default 10 s, so the caller receives the names of silent
+/// nodes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The beginning of names that are no channels of an application.
@@ -342,7 +342,7 @@ impl Pakyow {
         if held.sockets.is_empty() {
             return Ok(());
         }
-        // If Redis has lost its data, nobody has changed the subscriptions.
+        // If Redis has lost its data, the subscriptions were not changed.
         if !self.registry.renew(digest, &self.node()).await? {
             return self.restore(digest).await;
         }

@@ -142,8 +142,7 @@ impl Service {
             caller,
             object: draft.sent(),
         };
-        // The response may leave out what the node knows, so an application can return
-        // the id alone.
+        // The response may omit known values, so an application can return only the id.
         let mut object = draft.to_json(false);
         object.extend(application.ask(&request).await?);
         let payload = payload(object.clone());
@@ -153,8 +152,8 @@ impl Service {
         Ok(object)
     }
 
-    /// Has the application show, change or delete an object. Its response says in which
-    /// channel and room the object is.
+    /// Has the application show, change or delete an object. Its response names the channel and
+    /// room of the object.
     pub(super) async fn ask_about(
         &self,
         method: &Method,
@@ -183,7 +182,7 @@ impl Service {
         };
         let mut object = Object::unknown(id).to_json(false);
         object.extend(application.ask(&request).await?);
-        // The path decides, whatever the response has.
+        // The path takes precedence over the response.
         object.insert("id".to_owned(), id.into());
         let text = |name: &str| object.get(name).and_then(Value::as_str);
         let (channel, room) = (text("channel"), text("channel_room"));

@@ -2,8 +2,8 @@
 //!
 //! Rooms are only names: nobody creates them, and a room of a channel is the room
 //! `channel#room` of the namespace. `#` cannot be part of a channel's name, so two
-//! channels never share a room. Names are folded to lower case once, at the entrance,
-//! so everything behind it compares bytes.
+//! channels never share a room. Names are converted to lower case once, at the beginning, so all
+//! later code compares bytes.
 //!
 //! The texts of problems are the original's, because programs compare them.
 
@@ -238,7 +238,7 @@ impl Channel {
         }
     }
 
-    /// Whether a caller may publish a message of its own.
+    /// Whether a caller may publish custom messages.
     pub(super) fn check_publish(&self, caller: &Caller) -> Result<(), Failure> {
         if self.permission(caller) < Permission::Publish {
             return Err(Failure::forbidden());
@@ -267,7 +267,7 @@ impl Channel {
         Ok(())
     }
 
-    /// How many notifications of a room are listed, if there are fewer than the settings say.
+    /// The number of listed notifications of a room, if it is lower than the setting.
     pub(super) fn listed(&self) -> Option<usize> {
         (self.name == EVENT_LOG).then_some(MAX_LOGGED)
     }

@@ -1,5 +1,5 @@
 //! Refusals, as the original writes them: `{"detail": text}`, or fields with one text or several.
-//! Both SDKs print whatever is there, and decide by the status.
+//! Both SDKs print the text, and react to the status.
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -93,7 +93,7 @@ impl Failure {
         }
     }
 
-    /// Redis, or the application behind a class, is not available.
+    /// Redis, or the application of a class, is not available.
     pub(super) fn unavailable(text: impl Into<String>) -> Self {
         Self {
             retry_after: Some(1),

@@ -7,9 +7,9 @@
 //!  direction=0&last_pk=3                   ▲ the page before it
 //! ```
 //!
-//! Pages go by ids and not by numbers, so what is published between two requests moves
-//! no entry to another page. The links keep the parameters of the request, above all
-//! the room.
+//! Pages are defined by ids and not by numbers, so messages that are published between two requests
+//! do not move entries to other pages. The links keep the parameters of the request, above all the
+//! room.
 
 use std::fmt::Write as _;
 

@@ -59,8 +59,7 @@ impl Instance {
     }
 
     /// Gives the channels the times that they had before a reload, unless they have changed.
-    /// Clients see these times, and a reload that concerns other channels must not
-    /// change them.
+    /// Clients see these times, and a reload of other channels must not change them.
     pub(super) fn keep_times(&mut self, before: &Self) {
         for (name, channel) in &mut self.fixed {
             if let Some(old) = before.fixed.get(name) {

@@ -5,8 +5,8 @@
 //!  X-USER-KEY ─ else ?user_key, ?userkey ─ else body _user_key ──► user, if the key is an API key
 //! ```
 //!
-//! Keys and passwords are compared as hashes in a table. A search by hash shows nothing
-//! about the key by the time that it takes, as long as keys are random.
+//! Keys and passwords are compared as hashes in a table. As long as keys are random, the duration
+//! of a search by hash reveals nothing about the key.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -62,7 +62,7 @@ impl Caller {
     }
 
     /// The author of a notification.
-    /// Shown to everybody who receives the notification, so it has ids and no keys.
+    /// All recipients of the notification see it, so it has ids and no keys.
     pub(super) fn author(&self) -> Value {
         let mut author = Map::new();
         match self {

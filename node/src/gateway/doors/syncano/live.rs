@@ -1,7 +1,7 @@
 //! The settings that a reload replaces: instances with their keys, accounts, and rates.
 //!
-//! All of it is built before it replaces what is in force, so a file or variable that
-//! is missing changes nothing. Requests keep the settings with which they began.
+//! Everything is built before it replaces the active settings, so a missing file or variable
+//! changes nothing. Requests keep the settings with which they began.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -73,8 +73,7 @@ impl Live {
             accounts: Accounts::new(&settings.accounts, &instances)?,
             instances,
             poll_timeout: settings.poll_timeout.0,
-            // Counts begin anew at a reload, which permits at most a second's worth
-            // more.
+            // A reload resets the counts, which permits at most the requests of one more second.
             polls: Throttle::new(settings.polls_per_second),
             requests: Throttle::new(settings.requests_per_second),
             refusals: Throttle::new(settings.refused_polls),
@@ -120,7 +119,7 @@ impl Accounts {
         let (email, password) = (required(fields, "email")?, required(fields, "password")?);
         let login = self.0.get(&email.to_lowercase());
         let login = login.filter(|login| login.has_password(password));
-        // The same text for both, so that nobody can find out which emails have an account.
+        // The same text for both, so that an attacker cannot find out which emails have an account.
         let wrong = "Invalid email or password.";
         let login = login.ok_or_else(|| Failure::detail(StatusCode::UNAUTHORIZED, wrong))?;
         Ok(json!({ "id": login.id, "email": email, "account_key": login.key }))

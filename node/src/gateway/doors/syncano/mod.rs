@@ -7,9 +7,9 @@
 //!
 //! The order of the checks is the original's, and so are the texts, because programs
 //! compare them. An instance is a namespace, and a room of a channel is a room of it:
-//! its members get the same messages, whatever door they came by.
+//! its members get the same messages, regardless of their door.
 //!
-//! A poll that waits holds only what it needs for its response, because devices poll all
+//! A waiting poll holds only the data for its response, because devices poll all
 //! day.
 
 mod application;
@@ -383,7 +383,7 @@ impl Service {
     }
 }
 
-/// Channels are managed by account keys only, whatever the flags of another key are.
+/// Only account keys can manage channels, regardless of the flags of another key.
 fn for_accounts(caller: &Caller) -> Result<(), Failure> {
     match caller.is_account() {
         true => Ok(()),

@@ -34,7 +34,7 @@ use super::{
     time,
 };
 
-/// The objects of a class that are stored if its settings do not say more or less.
+/// The default limit for stored objects of a class.
 const MAX_OBJECTS: usize = 10_000;
 
 /// The most characters of the room of an object.
@@ -311,7 +311,7 @@ impl Service {
             updated_at: now,
             revision: 1,
             owner: match caller.user() {
-                // A user owns what it creates. Only keys without a user can name
+                // A user owns the objects that it creates. Only keys without a user can name
                 // another owner.
                 Some(user) => Some(user.id),
                 None => id(fields, "owner")?,
@@ -335,9 +335,8 @@ impl Service {
         most: usize,
     ) -> Result<(), Failure> {
         let store = &self.syncano.fixed.store;
-        // Ids come from one counter of the instance, so an object can be told from
-        // those of all classes. An id that is not used after a failure is a gap, which
-        // nobody relies on.
+        // Ids come from one counter of the instance, so an id is unique across all classes. An id
+        // that stays unused after a failure is a gap, which does no harm.
         object.id = store.next(&store.table(&instance.name, "objects")).await?;
         let (table, field) = (self.table(instance, class), object.id.to_string());
         let text = json!(object).to_string();
@@ -350,7 +349,7 @@ impl Service {
             .publish_change(instance, caller, object.place(), change)
             .await
         {
-            // Nobody has received it, and the caller will repeat the request.
+            // No client has received it, and the caller will repeat the request.
             store.remove(&table, &field).await?;
             return Err(failure);
         }
@@ -403,7 +402,7 @@ impl Service {
     }
 
     /// The text of an object in the store, and the object.
-    /// The text is needed to replace it only if nobody else has.
+    /// The text is needed to replace the object only if it is unchanged.
     async fn stored(&self, table: &str, field: &str) -> Result<(String, Object), Failure> {
         let text = self.syncano.fixed.store.get(table, field).await?;
         let text = text.ok_or_else(Failure::not_found)?;

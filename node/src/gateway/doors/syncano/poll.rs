@@ -82,7 +82,7 @@ const MAX_NOTIFICATIONS: usize = 100;
 /// A stream is not notified of its WebSocket's end.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// A poll whose response is not known yet. There are many, so it holds no more than it needs.
+/// A poll whose response is not known yet. There are many, so it holds only the necessary data.
 pub(super) struct Parked {
     stream: Stream,
     /// The last id that the client has seen.
@@ -265,8 +265,8 @@ impl Parked {
         }))
     }
 
-    /// The next notification. The socket has joined the room behind the last id of the
-    /// client, so that none comes twice.
+    /// The next notification. The socket has joined the room after the last id of the client, so
+    /// that none arrives twice.
     async fn next(&mut self) -> Option<(u64, Bytes)> {
         let Chunk { bytes, id, .. } = self.stream.next().await?;
         Some(match id {
@@ -297,7 +297,7 @@ fn found(id: u64, body: Bytes) -> Response {
 
 const LAST_ID: header::HeaderName = header::HeaderName::from_static("x-last-id");
 
-/// A node that is full or that drains makes clients pause, whatever its status would be.
+/// A full or draining node makes clients pause, regardless of its usual status.
 fn refused(error: OpenError) -> Failure {
     match error.status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::throttled(),

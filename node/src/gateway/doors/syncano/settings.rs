@@ -123,12 +123,12 @@ pub(crate) struct KeySettings {
     /// May do everything with channels and objects, without a user.
     #[serde(default)]
     pub(crate) ignore_acl: bool,
-    /// May poll and read what is open to everybody, without a user.
+    /// May poll and read public channels without a user.
     #[serde(default)]
     pub(crate) allow_anonymous_read: bool,
 }
 
-/// A user of an instance. Requests show it by a user key beside the API key.
+/// A user of an instance. Requests state it with a user key in addition to the API key.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UserSettings {

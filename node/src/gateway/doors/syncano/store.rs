@@ -4,8 +4,8 @@
 //! names have the instance as hash tag; without it, they are in the node's memory.
 //!
 //! Checks and changes that belong together are one script, because requests for the
-//! same object may arrive at several nodes at once. Only what the door itself keeps is
-//! here: notifications are in the log of the namespace.
+//! same object may arrive at several nodes at once. It contains only the door's own state:
+//! notifications are in the log of the namespace.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,7 +25,7 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1";
 
 /// Replaces the value of a field if it is still the old one.
-/// Values are compared as texts, so no version has to be kept beside them.
+/// Values are compared as texts, so no version is needed in addition.
 const REPLACE: &str = "\
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
@@ -139,7 +139,7 @@ impl Store {
         }
     }
 
-    /// Replaces a value. Returns `false` if it is not the old one any more.
+    /// Replaces a value. Returns `false` if it is no longer the old one.
     pub(super) async fn replace(
         &self,
         table: &str,

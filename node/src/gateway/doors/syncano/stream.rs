@@ -5,8 +5,9 @@
 //!  room chat#    ◄─────────────┘── a copy with room and id, for the list of all rooms of a channel
 //! ```
 //!
-//! The copy is nobody's message, because no client can name its room. It is written after the
-//! notification, so a node that ends in between loses an entry of that list, and no message.
+//! No client receives the copy as a message, because no client can name its room. It is written
+//! after the notification, so a node that ends in between loses an entry of that list, and no
+//! message.
 //!
 //! The log keeps entries longer than they are listed: those that have left the lists and polls can
 //! still be read by their id.
@@ -81,8 +82,7 @@ impl Streams {
         let published = self.all().to(room).publish(EVENT, &argument).await;
         let position = published.map_err(|error| refused(&error))?;
         let (id, time) = (position.id, position.time);
-        // The response is made from what was sent, instead of being read from the log
-        // again.
+        // The response is created from the sent message, instead of being read from the log again.
         let args = Value::Array(vec![argument]);
         let notification = notification::of_event(EVENT, &args.to_string(), id, time);
         if let (Kind::SeparateRooms, Value::Array(args)) = (channel.r#type, args)
@@ -98,8 +98,8 @@ impl Streams {
         Ok((id, notification))
     }
 
-    /// The oldest notification of a room after an id. An id that the instance has never
-    /// given is from a log that was lost, so that everything comes after it.
+    /// The oldest notification of a room after an id. An id that the instance has never assigned is
+    /// from a lost log, so that all messages come after it.
     pub(super) async fn next(
         &self,
         channel: &Channel,
@@ -259,8 +259,8 @@ impl Streams {
     }
 }
 
-/// The room of the copies of a channel. No room of the channel has this name, because those have a
-/// name of their own.
+/// The room of the copies of a channel. No room of the channel has this name, because rooms have
+/// non-empty names.
 fn whole(channel: &Channel) -> String {
     format!("{}#", channel.name)
 }

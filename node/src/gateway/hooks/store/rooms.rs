@@ -1,10 +1,10 @@
-//! Which nodes have members of which rooms, in Redis: a set of rooms for each node, and
+//! The nodes that have members of each room, in Redis: a set of rooms for each node, and
 //! for each room the number of nodes.
 //!
 //! A script changes both and so sees which change is the first or the last in the
-//! cluster. In the same step it stores what the application has to be told, with the
-//! records of the node, so that it is told even if the node dies at once. The rooms of a
-//! node whose lease is over are taken out one by one by another node.
+//! cluster. In the same step it stores the report for the application, with the records of the
+//! node, so that it is sent even if the node dies at once. The rooms of a node whose lease is over
+//! are taken out one by one by another node.
 //!
 //! `seq` orders the changes of a room that several nodes report: it is the time of Redis in
 //! microseconds, or one more than the last if that is later.
@@ -68,7 +68,7 @@ pub(in super::super) struct Update {
 pub(in super::super) enum Kind {
     Occupied,
     Vacated,
-    /// It may be that Redis never knew that it was occupied. Then nobody is told.
+    /// It may be that Redis never knew that it was occupied. Then no report is sent.
     PerhapsVacated,
 }
 
@@ -117,8 +117,8 @@ impl Link {
 }
 
 impl Store {
-    /// Changes the rooms of this node. Returns what the application must be told, which
-    /// is stored until it is [removed](Store::remove).
+    /// Changes the rooms of this node. Returns the report for the application, which is stored
+    /// until it is [removed](Store::remove).
     pub(in super::super) async fn change_rooms(
         &self,
         updates: &[Update],

@@ -21,7 +21,7 @@ use super::{RESERVED, RegistryError, eval};
 use crate::gateway::redis_commands::RedisCommands;
 
 /// The most digests of one command.
-/// Redis serves nobody else meanwhile.
+/// Redis serves no other client meanwhile.
 pub(in super::super) const BATCH: usize = 200;
 
 /// The beginning of all scripts. Their first argument is the digest.
@@ -103,7 +103,7 @@ else keep(ARGV[2]) end
 return 1
 ";
 
-/// Keeps a digest. Returns 0 if its node is not noted any more.
+/// Keeps a digest. Returns 0 if its node is no longer stored.
 pub(super) const RENEW: &str = "
 if redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then return 0 end
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -111,7 +111,7 @@ keep(ARGV[2])
 return 1
 ";
 
-/// Removes digests whose time is over. Returns how many were looked at.
+/// Removes digests whose time is over. Returns the number of examined entries.
 /// A process with the socket is subscribed to the private channel of the digest, which
 /// is the only sign of it.
 const SWEEP: &str = "

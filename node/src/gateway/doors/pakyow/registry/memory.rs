@@ -92,7 +92,7 @@ impl Memory {
         entry
     }
 
-    /// Removes what has lapsed, at most once in a lifetime unless the memory is full.
+    /// Removes expired entries, at most once in a lifetime unless the memory is full.
     fn forget(&mut self, bounds: Bounds, now: Instant) {
         let is_due = self.sweep.is_none_or(|sweep| sweep <= now);
         if is_due || self.entries.len() >= MAX_DIGESTS {
