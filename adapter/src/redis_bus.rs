@@ -403,7 +403,7 @@ impl Core {
         }
         match time::timeout(SHUTDOWN_TIMEOUT, self.membership.leave()).await {
             Ok(Ok(())) => {}
-            _ => tracing::debug!("the lease was not given back; it expires by itself"),
+            _ => tracing::debug!("the lease was not released; it expires by itself"),
         }
         self.node_js
             .leave(&self.subscriptions, SHUTDOWN_TIMEOUT)
@@ -422,7 +422,7 @@ impl Core {
             SubscriberEvent::Down { reason } => {
                 metrics.subscriber_up.set(0);
                 metrics.subscriber_reconnects.inc();
-                tracing::warn!(%reason, "not listening on Redis any more; connecting again");
+                tracing::warn!(%reason, "the connection of the subscriber was lost; reconnecting");
             }
             SubscriberEvent::Refused { name, error } => {
                 tracing::error!(%name, %error, "Redis refuses a subscription: check the user's rights");

@@ -106,7 +106,7 @@ pub enum DownReason {
     #[error("connection to Redis lost")]
     Lost,
     /// The server became a replica in a failover. The subscriber resolves the name again.
-    #[error("the server is not the primary any more")]
+    #[error("the server is no longer the primary")]
     Demoted,
     /// A probe was published and did not come back.
     #[error("a probe did not come back within {} s", after.as_secs_f32())]

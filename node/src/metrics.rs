@@ -169,7 +169,7 @@ metrics! {
     pub(crate) events_unhandled: IntCounter[] = "roomcast_events_unhandled_total",
         "Events from clients for which the namespace has no handler.";
     pub(crate) events_undecodable: IntCounter[] = "roomcast_events_undecodable_total",
-        "Events whose arguments are not what the handler takes.";
+        "Events whose arguments the handler does not accept.";
     pub(crate) handler_panics: IntCounter[] = "roomcast_handler_panics_total",
         "Handlers that panicked.";
     pub(crate) broadcasts: IntCounter[] = "roomcast_broadcasts_total",
@@ -201,7 +201,7 @@ metrics! {
     pub(crate) drained: IntCounter[] = "roomcast_drained_connections_total",
         "Connections closed to have their clients reconnect to another node.";
     pub(crate) journal_gaps: IntCounterVec["outcome"] = "roomcast_journal_gaps_total",
-        "Gaps in what arrived of the journals of namespaces, by outcome.";
+        "Gaps in the journals of namespaces, by outcome.";
     pub(crate) recoveries: IntCounterVec["outcome"] = "roomcast_recoveries_total",
         "Clients that wanted to come back to their session, by outcome.";
     pub(crate) session_writes: IntCounterVec["outcome"] = "roomcast_session_writes_total",

@@ -113,7 +113,7 @@ fn a_second_signal_closes_what_a_drain_has_left_at_once() {
     // A balancer that has not noticed yet sends clients to a node that serves them.
     let late = Client::connect(&address);
     program.signal(Signal::TERM);
-    program.line_with("closing what is left at once");
+    program.line_with("closing the remaining connections at once");
     for client in [client, late] {
         assert_eq!(client.rest(), [""; 0]);
     }

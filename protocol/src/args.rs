@@ -65,7 +65,7 @@ pub enum ArgsError {
     Placeholder,
     /// The data has both attachments and an object that looks like a placeholder.
     /// Receivers could not distinguish them, and most would close the connection.
-    #[error("data that looks like a placeholder beside {attachments} attachments")]
+    #[error("data that looks like a placeholder, with {attachments} attachments")]
     AmbiguousPlaceholder {
         /// How many attachments the arguments have.
         attachments: usize,

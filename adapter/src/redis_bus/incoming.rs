@@ -372,7 +372,7 @@ impl Receiver {
                         channel,
                         bytes,
                         suppressed,
-                        "an answer was dropped: nothing waits for it any more"
+                        "an answer was dropped: no question is waiting for it"
                     );
                 });
             }

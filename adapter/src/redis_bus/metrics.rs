@@ -195,7 +195,7 @@ const UP: Family = (
 
 const RECONNECTS: Family = (
     "roomcast_bus_reconnects_total",
-    "Connections that were made anew, by link.",
+    "Connections that were reopened, by link.",
     "link",
 );
 
@@ -216,7 +216,7 @@ series! {
             "roomcast_bus_resubscribe_seconds",
             "Time that the last resubscription took, in seconds.");
         subscriptions: IntGauge = gauge(
-            "roomcast_bus_subscriptions", "Channels and patterns that this node wants to hear.");
+            "roomcast_bus_subscriptions", "Channels and patterns to which this node subscribes.");
         refused_subscriptions: IntGauge = gauge(
             "roomcast_bus_refused_subscriptions",
             "Channels and patterns that Redis refuses to this node.");

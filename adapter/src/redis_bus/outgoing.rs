@@ -238,7 +238,7 @@ impl Drop for Sending {
         };
         if self.is_abandoned {
             // The bus ends, or follows as many as it can.
-            let error = PublishError::Unconfirmed("nobody waits for it".into());
+            let error = PublishError::Unconfirmed("its outcome is not awaited".into());
             self.count(Err(&error));
             return;
         }

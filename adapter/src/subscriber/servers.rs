@@ -245,7 +245,7 @@ impl Subscriber {
             (Some(state), _) if routes.unrouted.is_empty() => state,
             (_, Some(failure)) => down(DownReason::Unreachable((*failure).into())),
             (Some(_), None) => down(DownReason::Unreachable(
-                "nobody serves some of the slots".into(),
+                "no server serves some of the slots".into(),
             )),
             (None, None) => down(DownReason::Starting),
         }

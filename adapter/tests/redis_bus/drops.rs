@@ -49,7 +49,7 @@ async fn each_reason_to_drop_a_message_is_logged_once_however_many_come() {
     let published: [(&str, &[u8], &str); 3] = [
         (&room, b"\xc1", "it cannot be read"),
         (&room, other.as_bytes(), "its namespace or kind is unknown"),
-        (&own, late.as_bytes(), "nothing waits for it any more"),
+        (&own, late.as_bytes(), "no question is waiting for it"),
     ];
     let mut stranger = Plain::connect(&deployment.server);
     for (channel, payload, _) in published.iter().cycle().take(300) {

@@ -127,7 +127,7 @@ impl Core {
         let reason = if flags.volatile {
             "it is volatile, so it is not in the journal"
         } else if self.encoder.has_stream() {
-            "in the streams dialect, nodes do not tell emitters whether it can be"
+            "in the streams dialect, nodes do not announce to emitters whether it can be"
         } else {
             // In a box, because few emits get here.
             match Box::pin(self.find_journal(namespace)).await? {

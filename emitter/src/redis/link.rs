@@ -440,7 +440,7 @@ impl Driver {
                         let is_replica = values.iter().any(is_read_only);
                         under_way.settle(values);
                         if is_replica {
-                            break "the server is not a primary any more".into();
+                            break "the server is no longer a primary".into();
                         }
                     }
                     Err(error) => break text(&error).into(),

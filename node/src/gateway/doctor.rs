@@ -90,7 +90,7 @@ async fn examine(options: &DoctorOptions) -> Vec<Finding> {
             "redis",
             "connection",
             Status::Ok,
-            "not used (--redis off): this node is no part of a cluster",
+            "not used (--redis off): this node is not part of a cluster",
         )),
     }
     if let Some(url) = &options.url {

@@ -51,7 +51,7 @@ Exit status:
    6  Redis cannot be reached; nothing was emitted by the message that failed
    7  Redis refuses: password, permission, or not what the URL says
    8  Redis did not confirm: the message may have been emitted or not
-   9  nobody was there to receive it: no node or, with --confirm or --ack, no socket
+   9  the message had no recipient: no node or, with --confirm or --ack, no socket
   10  with --confirm or --ack: nodes were silent, or sockets did not answer";
 
 /// The options of `roomcast emit`.

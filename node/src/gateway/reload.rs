@@ -49,7 +49,7 @@ impl Reload {
         let reloads = IntCounterVec::new(
             Opts::new(
                 "roomcast_reloads_total",
-                "Reloads of the settings, by what became of them",
+                "Reloads of the settings, by outcome",
             ),
             &["outcome"],
         )?;

@@ -427,7 +427,7 @@ async fn next_stop(
                 if !std::mem::take(was_asked) {
                     return signal;
                 }
-                info!(signal, "draining already: a further signal closes what is left at once");
+                info!(signal, "draining already: a further signal closes the remaining connections at once");
             }
             () = health.drain_requested() => {
                 *was_asked = true;
@@ -466,7 +466,7 @@ async fn supervise(
     tokio::select! {
         served = &mut serving => return Ok(served?),
         name = signal() => {
-            info!(signal = name, "draining: a further signal closes what is left at once");
+            info!(signal = name, "draining: a further signal closes the remaining connections at once");
         }
     }
     // One deadline covers draining and closing: the service manager kills after a total
@@ -479,7 +479,7 @@ async fn supervise(
         () = (stop.drain)() => {}
         () = &mut deadline => return Err(RunError::DrainTimeout(drain_timeout)),
         name = signal() => {
-            info!(signal = name, "closing what is left at once: a further signal ends the program");
+            info!(signal = name, "closing the remaining connections at once: a further signal ends the program");
         }
     }
     tokio::select! {

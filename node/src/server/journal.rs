@@ -721,7 +721,7 @@ impl LiveNamespace {
         tracing::warn!(
             namespace = &*self.name,
             id = position.id,
-            "a broadcast of the journal cannot be read, and is passed over"
+            "a broadcast of the journal cannot be read, and is skipped"
         );
         state.reach(position);
         if journal.has_tail {
@@ -847,12 +847,12 @@ impl LiveNamespace {
         if is_whole {
             tracing::info!(
                 namespace,
-                "a gap of the journal is repaired: what was missing is delivered"
+                "a gap of the journal is repaired: the missing broadcasts are delivered"
             );
         } else {
             tracing::warn!(
                 namespace,
-                "a gap of the journal is not repaired: what was missing is not kept any more"
+                "a gap of the journal is not repaired: the missing broadcasts are no longer kept"
             );
         }
     }

@@ -121,7 +121,7 @@ pub(crate) async fn serve(
             Err(error) => {
                 let now = engine.clock.now();
                 if now >= silent_until {
-                    tracing::error!(%error, "cannot accept connections; trying again");
+                    tracing::error!(%error, "cannot accept connections; retrying");
                     silent_until = now.after(COMPLAINT_PAUSE);
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -151,7 +151,7 @@ impl ForeignJoins {
             for late in &late {
                 match subscriptions.confirm(&late.namespace, &late.rooms).await {
                     Ok(()) => subscriptions.all_rooms_are_heard(&late.namespace),
-                    Err(error) => tracing::debug!(%error, "rooms may not be heard yet"),
+                    Err(error) => tracing::debug!(%error, "rooms may not be subscribed yet"),
                 }
             }
             if let Some(from) = late.iter().filter_map(|late| late.since).min() {

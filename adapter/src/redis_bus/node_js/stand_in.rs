@@ -177,7 +177,7 @@ async fn stand_in(membership: &Membership, due: Vec<Asked>) -> Result<(), Publis
         // A node that is late but subscribed hangs, and may answer yet.
         let hangs = |node: &NodeId| roster.alive.contains(node) || roster.stalled.contains(node);
         let died = late.into_iter().filter(|node| !hangs(node)).count();
-        tracing::debug!(left, died, "answering in place of other nodes");
+        tracing::debug!(left, died, "answering on behalf of other nodes");
         for _ in 0..left + died {
             asked.address.finish(asked.empty.clone());
         }

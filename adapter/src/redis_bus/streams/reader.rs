@@ -78,7 +78,7 @@ pub(in super::super) async fn read(core: Weak<Core>, streams: Arc<Streams>, endp
         if before.is_none() {
             streams.metrics.up.set(0);
             streams.metrics.reconnects.inc();
-            tracing::warn!(%reason, stream = &*streams.key, "the stream is not read any more; connecting again");
+            tracing::warn!(%reason, stream = &*streams.key, "reading the stream has stopped; reconnecting");
         }
         time::sleep(backoff.next_delay()).await;
     }
@@ -129,7 +129,7 @@ impl Source<'_> {
         hello.cmd("HELLO");
         let replies = self.ask(&hello, 1).await?;
         match is_other || replies.first().is_some_and(is_replica) {
-            true => Err("the server is not the primary any more".to_owned()),
+            true => Err("the server is no longer the primary".to_owned()),
             false => Ok(()),
         }
     }

@@ -333,7 +333,7 @@ impl Idempotency {
                 // Otherwise the claim lapses by itself.
                 if let Err(problem) = shared.command(&key, &release).await {
                     let detail = problem.detail();
-                    warn!(detail, "the claim of an idempotency key is not given back");
+                    warn!(detail, "the claim of an idempotency key is not released");
                 }
             }
         }

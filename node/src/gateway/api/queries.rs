@@ -64,7 +64,7 @@ impl Query {
             }
             // Of two values, one would be ignored silently.
             if !is_list && !seen.insert(name.clone()) {
-                return Err(Problem::invalid(&name, "is there twice"));
+                return Err(Problem::invalid(&name, "is given twice"));
             }
             match &*name {
                 "namespace" => namespace = value.into_owned(),

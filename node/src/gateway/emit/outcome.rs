@@ -304,7 +304,7 @@ impl Tally {
             text += &format!("silent: {}\n", names.join(", "));
         }
         if self.messages > 1 && self.nobody > 0 {
-            text += &format!("{} of them reached nobody\n", self.nobody);
+            text += &format!("{} of them had no recipient\n", self.nobody);
         }
         text
     }
@@ -333,7 +333,7 @@ fn say(tally: &Tally, failure: Option<&Failure>) -> io::Result<()> {
     match failure {
         Some(failure) => writeln!(io::stderr(), "error: {failure}"),
         None if tally.status() == Status::Nobody => {
-            writeln!(io::stderr(), "nobody was there to receive it")
+            writeln!(io::stderr(), "the message had no recipient")
         }
         None => Ok(()),
     }

@@ -46,7 +46,7 @@ impl Metrics {
         Ok(Self {
             requests: counter(
                 "roomcast_hook_requests_total",
-                "requests of hooks, by what became of them",
+                "requests of hooks, by outcome",
                 &["hook", "outcome"],
             )?,
             duration: HistogramVec::new(duration.buckets(BUCKETS.to_vec()), &["hook"])?,
@@ -77,7 +77,7 @@ impl Metrics {
             )?,
             disconnects_lost: counter(
                 "roomcast_hook_disconnects_lost_total",
-                "disconnects and changes of rooms that were given up",
+                "disconnects and changes of rooms that were discarded",
                 &["hook"],
             )?,
             stored: IntGauge::new(

@@ -12,13 +12,12 @@
 //! in the settings have presence, because memory and traffic grow with the users of the whole
 //! cluster. Sockets of Node.js servers and of clients without a user are not part of it.
 //!
-//! **Why kept and not asked.** A page that shows who is online asks again and again. A
-//! question costs an answer of each node, and waits for the slowest. Changes are
-//! published once, in proportion to what happens, and every node answers from its own
-//! memory.
+//! **Why kept and not asked.** A page that shows the online users asks repeatedly. A question costs
+//! an answer of each node, and waits for the slowest. Changes are published once, in proportion to
+//! their number, and every node answers from its own memory.
 //!
 //! **Why two tasks.** Changes are noted on the task of the socket, which must not wait.
-//! One task reads how the sockets are by then, so that a room that was joined and left
+//! One task reads the state of the sockets at that time, so that a room that was joined and left
 //! at once costs nothing. The other one publishes, at the pace that the bus allows.
 
 mod metrics;

@@ -187,7 +187,7 @@ impl Pakyow {
             if pakyow.ruby.is_some()
                 && let Err(error) = pakyow.follow(&visitor.digest).await
             {
-                tracing::warn!(%error, "what a route has subscribed is in force later");
+                tracing::warn!(%error, "subscriptions made by a route take effect later");
             }
             visitor.calls.fetch_sub(1, Ordering::Relaxed);
             pakyow.count("replied");

@@ -271,7 +271,7 @@ impl Pakyow {
             .as_ref()
             .is_some_and(|ruby| !ruby.is_bare(channel))
         {
-            let detail = "beside processes of Pakyow, the name is that of another channel of Redis";
+            let detail = "with Pakyow's own processes, the name is that of another Redis channel";
             return Err(Problem::invalid(field, detail).into());
         }
         Ok(())

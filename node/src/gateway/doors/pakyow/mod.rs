@@ -264,7 +264,7 @@ impl Pakyow {
                 self.join(std::slice::from_ref(socket), &channels).await
             }
             Err(error) => {
-                tracing::warn!(%error, "a Pakyow client is sent away: its subscriptions are unknown");
+                tracing::warn!(%error, "a Pakyow client is disconnected: its subscriptions are unknown");
                 // A client without its channels would look connected and receive
                 // nothing. The stock client reconnects by itself.
                 return socket.disconnect(true);

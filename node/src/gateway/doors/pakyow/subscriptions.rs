@@ -284,7 +284,7 @@ impl Pakyow {
                 }
             }
             if let Err(error) = self.registry.sweep().await {
-                tracing::warn!(%error, "subscriptions of Pakyow clients that are over stay for now");
+                tracing::warn!(%error, "expired subscriptions of Pakyow clients stay for now");
             }
         }
     }
