@@ -167,7 +167,7 @@ pub(crate) fn announce(table: &AccessTable) {
             Access::Closed => warn!(namespace, "{}", refusal(namespace)),
             Access::Open => info!(namespace, "everybody may connect"),
             Access::Jwt => info!(namespace, "clients with a valid token may connect"),
-            Access::Hook | Access::JwtHook => info!(namespace, "clients may connect if the hook accepts them"),
+            Access::Hook | Access::JwtHook => info!(namespace, "a hook authorizes clients"),
         }
     }
 }

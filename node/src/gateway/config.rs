@@ -52,6 +52,7 @@ use clap_complete::Shell;
 use roomcast::{Drain, HistoryLimits, JournalLimits};
 
 /// A Socket.IO server.
+///
 /// Set each option as a flag, as an environment variable, or in a TOML file
 /// (--config). The flag wins over the variable, and the variable over the file. Durations
 /// carry a unit (300ms, 25s, 2m), sizes may (1000000, 1MB, 1MiB).
@@ -219,6 +220,7 @@ pub(crate) struct Listen {
     pub(crate) listen: SocketAddr,
 
     /// Address and port for operators: /livez, /readyz and /metrics
+    ///
     /// A dedicated thread serves it, so it responds even while the server is saturated. Do not
     /// expose it to the public.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -413,6 +415,7 @@ pub(crate) struct Operation {
 
     /// Clients whose every step is logged, regardless of the level: `off`, or ids, users and
     /// addresses, separated by commas
+    ///
     /// The id is that of a socket or of a connection. Events from and to these clients are logged
     /// with their size; with roomcast::client=trace in the log level, also the first 1,024 bytes of
     /// their arguments.

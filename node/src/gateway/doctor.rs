@@ -48,6 +48,7 @@ Exit status:
 #[command(after_long_help = EXIT_STATUS)]
 pub(crate) struct DoctorOptions {
     /// Public URL of the server, for round trips through the balancer
+    ///
     /// Makes about ten connections. A URL without a path gets that of --path.
     #[arg(long, value_name = "URL")]
     url: Option<PublicUrl>,

@@ -107,6 +107,7 @@ pub(crate) struct EmitOptions {
     confirm: bool,
 
     /// Wait for the acknowledgements of the clients and print them
+    ///
     /// It cannot be combined with an idempotency key, because a repetition emits nothing and would
     /// have no acknowledgements to print.
     #[arg(long, conflicts_with_all = ["confirm", "file"])]

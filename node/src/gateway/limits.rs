@@ -40,6 +40,7 @@ pub(crate) struct LimitOptions {
     pub(crate) ipv6_prefix: u8,
 
     /// New connections per second of this node; more are refused for some seconds: `off` or RATE
+    ///
     /// A rate is the amount per second, optionally followed by a colon and the size of a burst: 100
     /// or 100:500. By default, the burst is the amount per second.
     #[arg(long, value_name = "RATE", default_value = "off")]

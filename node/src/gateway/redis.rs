@@ -59,6 +59,7 @@ pub(crate) struct RedisOptions {
 
     /// Key with which nodes and emitters sign their messages: `off`, or one or two KEYs separated
     /// by a comma
+    ///
     /// With it, a process without the key cannot emit even if it can publish in Redis: unsigned,
     /// old and replayed messages are dropped. All nodes and emitters need the same key of at least
     /// 32 characters, and Node.js servers cannot take part. The first key signs and both are

@@ -61,6 +61,7 @@ pub(crate) struct TlsOptions {
     pub(crate) tls_key: Vec<PemFile>,
 
     /// TLS certificates of the port for operators, and of the API's port if it has its own
+    ///
     /// They have the form of --tls-cert, and SIGHUP reloads them. Processes of this
     /// machine may connect without TLS.
     #[arg(

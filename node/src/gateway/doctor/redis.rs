@@ -98,7 +98,7 @@ fn unusable(error: &ConnectError) -> Finding {
 
 fn allowed(private_patterns: bool) -> Finding {
     match private_patterns {
-        true => ok("rights", "the user has the rights that a node needs".to_owned()),
+        true => ok("rights", "the user has all rights of a node".to_owned()),
         false => warn(
             "rights",
             "the user may not subscribe to patterns, so each socket needs a channel of its own",

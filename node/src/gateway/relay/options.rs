@@ -38,6 +38,7 @@ pub(crate) struct RelayOptions {
     pub(crate) relay_listen: SocketAddr,
 
     /// Address at which other nodes reach --relay-listen: `auto` or HOST:PORT
+    ///
     /// `auto` is the address of --relay-listen, or that of this host's default route if
     /// --relay-listen is a wildcard address.
     #[arg(long, value_name = "HOST:PORT", default_value = "auto")]
@@ -45,6 +46,7 @@ pub(crate) struct RelayOptions {
 
     /// Certificate authorities of the other nodes: `off`, or a PEM file. Together with
     /// --internal-tls-cert, nodes relay over TLS
+    ///
     /// With it, this node relays over TLS to nodes that serve the relay over TLS, and serves it
     /// with the certificates of --internal-tls-cert. SIGHUP reloads the file.
     #[arg(long, value_name = "FILE", default_value = "off")]

@@ -167,7 +167,8 @@ impl Channels {
             }
             PublishError::Unavailable(error) => {
                 tracing::warn!(%error, "an event was not stored");
-                let detail = "the history cannot be written at the moment; no client has received the event";
+                let detail =
+                    "the history cannot be written at the moment; no client has received the event";
                 return Problem::new(Kind::NotStored, detail);
             }
             PublishError::Unconfirmed(error) => {
