@@ -413,13 +413,13 @@ fn each_way_to_fail_has_its_own_status() {
     let (url, protected) = (redis.url(), protected.url());
     let wrong = protected.replace("redis://", "redis://:wrong@");
     let table: [(&str, &[&str], i32, &str); 19] = [
-        (&url, &["news"], 9, "nobody was there"),
+        (&url, &["news"], 9, "had no recipient"),
         // As the ids of sockets may begin.
         (
             &url,
             &["--room", "-x", "--except", "--y", "news"],
             9,
-            "nobody was there",
+            "had no recipient",
         ),
         (
             &url,
