@@ -13,8 +13,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 
 pub(crate) use self::{
+    connections::Http1Error,
     forward::{ForwardClient, Forwarded},
     http1::Http1Client,
+    response::ResponseError,
     stream::{Connector, PeerTls},
 };
 

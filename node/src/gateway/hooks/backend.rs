@@ -4,7 +4,7 @@
 //! call ─► circuit open? ─► free request? ─► POST ─► status, body ─► list of operations
 //!            │                │  queue full?   │        │                │
 //!            ▼                ▼                ▼        ▼                ▼
-//!        Unavailable      Overloaded       Unreachable, Timeout      Invalid
+//!        Unavailable      Overloaded       Unreachable, Timeout  TooLarge, Invalid
 //! ```
 //!
 //! Each failure costs the caller an error. The caller's connection is never involved: it polls a
@@ -27,7 +27,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
@@ -52,7 +52,7 @@ use super::{
 use crate::gateway::{
     line_limit::LineLimit,
     operations::{self, Operation, Problem},
-    outbound::{self, Http1Client, Versions},
+    outbound::{self, Http1Client, Http1Error, ResponseError, Versions},
     traces::{self, Span},
 };
 
@@ -76,6 +76,8 @@ pub(crate) enum Failure {
     Overloaded,
     #[error("the circuit is open because requests have failed")]
     CircuitOpen,
+    #[error("the response is larger than {0} bytes")]
+    TooLarge(usize),
     #[error("the response is not a list of operations: {0}")]
     Invalid(#[from] Problem),
     #[error("the request cannot be written: {0}")]
@@ -93,6 +95,7 @@ impl Failure {
             Self::Status(_) => "status",
             Self::Overloaded => "overloaded",
             Self::CircuitOpen => "circuit_open",
+            Self::TooLarge(_) => "too_large",
             Self::Invalid(_) => "invalid",
             Self::Request(_) => "request",
             Self::Operation { .. } => "operation",
@@ -108,7 +111,7 @@ impl Failure {
             Self::Unreachable(_) | Self::Status(_) | Self::CircuitOpen => {
                 ("the application is unavailable", "unavailable")
             }
-            Self::Invalid(_) | Self::Request(_) | Self::Operation { .. } => {
+            Self::TooLarge(_) | Self::Invalid(_) | Self::Request(_) | Self::Operation { .. } => {
                 ("internal error", "internal")
             }
         };
@@ -116,7 +119,9 @@ impl Failure {
     }
 
     /// Whether it shows that the backend cannot serve.
-    /// A wrong response comes from a running backend, so it does not open the circuit.
+    /// A wrong or too large response comes from a running backend, so it does not open the
+    /// circuit. Bytes that are not HTTP do: they come from another service on the port, or from
+    /// a backend that broke down while it was responding.
     fn is_outage(&self) -> bool {
         match self {
             Self::Timeout | Self::Unreachable(_) => true,
@@ -359,7 +364,7 @@ impl Backend {
                 false => Err(Failure::Status(status)),
             };
             let posted = client.post(&headers, &body, MAX_RESPONSE, read).await;
-            return posted.map_err(|error| Failure::Unreachable(error.to_string()))?;
+            return posted?;
         }
         let request = self.request(body, headers);
         // Its future is several times as large as that of the way above.
@@ -422,9 +427,23 @@ async fn read_body(
 ) -> Result<Response<Bytes>, Failure> {
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, max_response).collect().await;
-    let body = body
-        .map_err(|error| Failure::Unreachable(format!("the response cannot be read: {error}")))?;
+    let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+        true => Failure::TooLarge(max_response),
+        false => {
+            let causes = outbound::causes(&*error);
+            Failure::Unreachable(format!("the response cannot be read: {causes}"))
+        }
+    })?;
     Ok(Response::from_parts(parts, body.to_bytes()))
+}
+
+impl From<Http1Error> for Failure {
+    fn from(error: Http1Error) -> Self {
+        match error {
+            Http1Error::Response(ResponseError::TooLarge(max)) => Self::TooLarge(max),
+            error => Self::Unreachable(error.to_string()),
+        }
+    }
 }
 
 fn client(settings: &Settings) -> Result<HttpClient, String> {
@@ -516,7 +535,87 @@ impl fmt::Debug for Backend {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
     use super::*;
+
+    /// A hook whose circuit opens with the first outage. Each of its requests gets these bytes.
+    async fn backend(response: Vec<u8>) -> (Backend, Metrics) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"{}") {
+                    stream.read_buf(&mut request).await.unwrap();
+                }
+                // The client may close the connection before it has read everything.
+                let _ = stream.write_all(&response).await;
+            }
+        });
+        let settings = serde_json::json!({ "url": url, "circuit_failures": 1, "timeout": "30s" });
+        let settings = serde_json::from_value(settings).unwrap();
+        let metrics = Metrics::new().unwrap();
+        (
+            Backend::new("app", &settings, None, &metrics).unwrap(),
+            metrics,
+        )
+    }
+
+    /// Posts a body in both ways: with the client of most hooks, and with that for TLS and HTTP/2.
+    async fn post_in_both_ways(backend: &Backend) -> [Failure; 2] {
+        let body = || Bytes::from_static(b"{}");
+        let posted = backend.call(body(), HeaderMap::new(), read_list).await;
+        [
+            posted.unwrap_err(),
+            backend.ask(body()).await.map(drop).unwrap_err(),
+        ]
+    }
+
+    fn count(metrics: &Metrics, outcome: &str) -> u64 {
+        metrics.requests.with_label_values(&["app", outcome]).get()
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_too_large_is_a_mistake_and_no_outage() {
+        let length = MAX_RESPONSE + 1;
+        let mut response =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").into_bytes();
+        response.resize(response.len() + length, b' ');
+        let (backend, metrics) = backend(response).await;
+        for failure in post_in_both_ways(&backend).await {
+            let text = "the response is larger than 4194304 bytes";
+            assert_eq!(failure.to_string(), text);
+            assert_eq!(failure.refused().to_string(), "internal error");
+        }
+        assert!(!backend.breaker.is_open());
+        assert_eq!(count(&metrics, "too_large"), 2);
+        assert_eq!(count(&metrics, "unreachable"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failure_with_a_large_page_is_the_outage_that_its_status_tells() {
+        let response = "HTTP/1.1 503 No\r\ncontent-length: 9999999\r\n\r\n";
+        let (backend, metrics) = backend(response.into()).await;
+        let body = Bytes::from_static(b"{}");
+        let posted = backend.call(body, HeaderMap::new(), read_list).await;
+        assert!(matches!(posted, Err(Failure::Status(status)) if status == 503));
+        assert!(backend.breaker.is_open());
+        assert_eq!(count(&metrics, "status"), 1);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_not_http_are_an_outage() {
+        let (backend, metrics) = backend(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()).await;
+        let body = Bytes::from_static(b"{}");
+        let posted = backend.call(body, HeaderMap::new(), read_list).await;
+        assert!(matches!(posted, Err(Failure::Unreachable(_))));
+        assert!(backend.breaker.is_open());
+        assert_eq!(count(&metrics, "unreachable"), 1);
+    }
 
     #[test]
     fn a_response_to_a_batch_has_a_list_for_each_event_or_none_at_all() {

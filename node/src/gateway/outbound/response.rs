@@ -99,17 +99,10 @@ impl Reader {
             };
         };
         let there = &received[head.body_at..];
-        let end = match head.body {
-            Body::Length(length) if length > self.max => return Err(self.too_large()),
-            Body::Length(length) => (there.len() >= length).then_some(length),
-            Body::Rest if there.len() > self.max => return Err(self.too_large()),
-            Body::Rest => is_end.then_some(there.len()),
-            Body::Chunked => {
-                if there.len() > self.max.saturating_mul(2).saturating_add(MAX_HEAD) {
-                    return Err(self.too_large());
-                }
-                self.chunks.read(there, self.max)?
-            }
+        let end = match self.end(head.body, there, is_end) {
+            // The status tells more than the size of the page that explains it.
+            Err(ResponseError::TooLarge(_)) if !head.status.is_success() => None,
+            end => end?,
         };
         if end.is_none() && head.status.is_success() {
             return match is_end {
@@ -125,6 +118,27 @@ impl Reader {
             // Bytes after the response were not requested.
             is_kept: head.is_kept && end == Some(there.len()) && !is_end,
         }))
+    }
+
+    /// Returns where a body ends once it is whole.
+    fn end(
+        &mut self,
+        body: Body,
+        there: &[u8],
+        is_end: bool,
+    ) -> Result<Option<usize>, ResponseError> {
+        Ok(match body {
+            Body::Length(length) if length > self.max => return Err(self.too_large()),
+            Body::Length(length) => (there.len() >= length).then_some(length),
+            Body::Rest if there.len() > self.max => return Err(self.too_large()),
+            Body::Rest => is_end.then_some(there.len()),
+            Body::Chunked => {
+                if there.len() > self.max.saturating_mul(2).saturating_add(MAX_HEAD) {
+                    return Err(self.too_large());
+                }
+                self.chunks.read(there, self.max)?
+            }
+        })
     }
 
     /// The body of a response that is whole. For an error's status, the bytes that had arrived with
@@ -498,6 +512,13 @@ mod tests {
         assert_eq!(whole(text, false), (500, String::new(), false));
         let at_once = read_at_once(&format!("{text}abc"), false);
         assert_eq!(at_once, Ok(Some((500, "abc".to_owned(), true))));
+        for large in [
+            "content-length: 21\r\n\r\n",
+            "transfer-encoding: chunked\r\n\r\n15\r\n",
+        ] {
+            let known = whole(&format!("HTTP/1.1 500 No\r\n{large}"), false);
+            assert_eq!(known, (500, String::new(), false));
+        }
     }
 
     #[test]

@@ -283,6 +283,7 @@ pub(super) fn failed(failure: &Failure) -> Reply {
         Failure::Timeout => Reply::plain(504, "the application did not respond in time"),
         Failure::Overloaded => Reply::plain(503, "too many requests wait for the application"),
         Failure::Request(_) => Reply::plain(400, "the request is invalid"),
+        Failure::TooLarge(_) => Reply::plain(502, "the response of the application is too large"),
         _ => Reply::plain(502, "the application is unavailable"),
     }
 }
@@ -320,6 +321,7 @@ mod tests {
         let status = |failure: Failure| failed(&failure).status;
         assert_eq!(status(Failure::Timeout), 504);
         assert_eq!(status(Failure::Overloaded), 503);
+        assert_eq!(status(Failure::TooLarge(1024)), 502);
         assert_eq!(status(Failure::Unreachable("refused".to_owned())), 502);
     }
 

@@ -26,7 +26,7 @@ use super::{
     objects::{METHODS, Object, linked, own_fields, payload},
     settings::HookSettings,
 };
-use crate::gateway::hooks::{Backend, Hooks};
+use crate::gateway::hooks::{self, Backend, Hooks};
 
 /// The application of an instance.
 pub(super) struct Application {
@@ -107,7 +107,10 @@ impl Application {
         };
         let response = self.backend.ask(request.body().into()).await;
         // The reason is counted and logged with those of hooks.
-        let response = response.map_err(|_| unavailable("is not available"))?;
+        let response = response.map_err(|failure| match failure {
+            hooks::Failure::TooLarge(_) => unavailable("has sent a response that is too large"),
+            _ => unavailable("is not available"),
+        })?;
         let (status, body) = (response.status(), response.body());
         // The client gets the words of the application, which decides about objects.
         if status.is_client_error() {
