@@ -11,6 +11,7 @@ const { after, before, describe, test } = require("node:test");
 const { io } = require("socket.io-client");
 
 const { startGateway } = require("../../node/tests/clients/support/gateway");
+const { malformedSignatures } = require("../../node/tests/clients/support/signatures");
 const { ask, next } = require("../../node/tests/clients/support/wait");
 const { freePorts, isFree, until } = require("./support/cluster");
 
@@ -82,10 +83,12 @@ for (const { name, language, command, file, cookie, shown = cookie } of [
       client.close();
     });
 
-    test("a request without a signature is refused", async () => {
-      const headers = { "content-type": "application/json" };
-      const { status } = await fetch(`${site}/roomcast`, { method: "POST", headers, body: '{"type": "connect"}' });
-      assert.equal(status, 403);
+    test("a request without a signature, or with a malformed one, is refused", async () => {
+      for (const signature of [undefined, ...malformedSignatures()]) {
+        const headers = { "content-type": "application/json", ...(signature && { "roomcast-signature": signature }) };
+        const { status } = await fetch(`${site}/roomcast`, { method: "POST", headers, body: '{"type": "connect"}' });
+        assert.equal(status, 403, signature);
+      }
     });
 
     test("the book shows the application as it is, and names its cookie", () => {

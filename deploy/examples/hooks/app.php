@@ -66,7 +66,11 @@ function respond(array $request): array
 
 function is_genuine(string $header, string $body): bool
 {
-    parse_str(str_replace(',', '&', $header), $parts);
+    $parts = [];
+    foreach (explode(',', $header) as $part) {
+        [$name, $value] = explode('=', $part, 2) + ['', ''];
+        $parts[$name] = $value;
+    }
     $sent = $parts['t'] ?? '0';
     $wanted = hash_hmac('sha256', "$sent.$body", getenv('ROOMCAST_SECRET'));
     return abs(time() - (int) $sent) < 300 && hash_equals($wanted, $parts['v1'] ?? '');

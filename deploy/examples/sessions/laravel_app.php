@@ -117,7 +117,11 @@ Auth::provider('members', fn () => new Members());
 
 function is_genuine(string $secret, string $header, string $body): bool
 {
-    parse_str(str_replace(',', '&', $header), $parts);
+    $parts = [];
+    foreach (explode(',', $header) as $part) {
+        [$name, $value] = explode('=', $part, 2) + ['', ''];
+        $parts[$name] = $value;
+    }
     $sent = $parts['t'] ?? '0';
     $wanted = hash_hmac('sha256', "$sent.$body", $secret);
     return abs(time() - (int) $sent) < 300 && hash_equals($wanted, $parts['v1'] ?? '');

@@ -75,7 +75,7 @@ class RoomcastController < ApplicationController
   end
 
   def genuine?(secret, header, body)
-    parts = header.split(",").to_h { |part| part.split("=", 2) }
+    parts = header.split(",").to_h { |part| part.partition("=").values_at(0, 2) }
     sent = parts["t"].to_s
     wanted = OpenSSL::HMAC.hexdigest("SHA256", secret, "#{sent}.#{body}")
     recent = (Time.now.to_i - sent.to_i).abs < 300

@@ -12,6 +12,7 @@ const { after, afterEach, before, describe, test } = require("node:test");
 const { startBrowser } = require("./support/browser");
 const { startGateway } = require("./support/gateway");
 const { sparePort } = require("./support/ports");
+const { malformedSignatures } = require("./support/signatures");
 const { until } = require("./support/wait");
 
 const SECRET = "a secret of the tests 0123456789";
@@ -101,6 +102,9 @@ for (const [name, command, args] of [
       assert.equal(await post({ "roomcast-signature": `t=${now},v1=${"0".repeat(64)}` }), 403);
       const old = createHmac("sha256", SECRET).update(`${now - 900}.{}`).digest("hex");
       assert.equal(await post({ "roomcast-signature": `t=${now - 900},v1=${old}` }), 403);
+      for (const malformed of malformedSignatures()) {
+        assert.equal(await post({ "roomcast-signature": malformed }), 403, malformed);
+      }
     });
   });
 }
