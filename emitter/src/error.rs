@@ -65,8 +65,8 @@ pub enum EmitError {
     /// published.
     #[error("Redis did not confirm, so it may have been published or not: {0}")]
     Unconfirmed(Arc<str>),
-    /// The idempotency key was used for another event, other arguments or other rooms.
-    /// Nothing was published.
+    /// The idempotency key was used for another event, other arguments, other rooms or
+    /// other flags. Nothing was published.
     #[error("the idempotency key `{0}` was used for another broadcast")]
     KeyReused(Box<str>),
     /// Too many bytes wait to be published. Nothing was published.

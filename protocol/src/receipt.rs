@@ -4,7 +4,11 @@
 use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 
-use crate::{args::Args, message::Position, target::Target};
+use crate::{
+    args::Args,
+    message::Position,
+    target::{Flags, Target},
+};
 
 /// The known facts about a broadcast.
 ///
@@ -69,7 +73,8 @@ impl Receipt {
 
 /// Identifies a broadcast, so that an idempotency key cannot be used for two. The order
 /// of rooms and the white space of the arguments make no difference, because a retry may
-/// come through another door.
+/// come through another door. The flags that decide about the receivers and about what
+/// they are promised do.
 pub fn fingerprint(target: &Target, event: &str, args: &Args) -> String {
     let sorted = |names: &[Box<str>]| {
         let mut names = names.to_vec();
@@ -80,12 +85,78 @@ pub fn fingerprint(target: &Target, event: &str, args: &Args) -> String {
     let json = serde_json::from_str::<serde_json::Value>(args.json());
     let json = json.map_or_else(|_| args.json().to_owned(), |json| json.to_string());
     let parts = (sorted(&target.rooms), sorted(&target.except), event, json);
+    let flags = effective(&target.flags);
+    let text = match flags.is_empty() {
+        // As before there were flags in it, because Redis keeps fingerprints during an update.
+        true => serde_json::to_vec(&parts),
+        false => serde_json::to_vec(&(parts, flags)),
+    };
     let mut hash = Sha1::new();
-    hash.update(serde_json::to_vec(&parts).unwrap_or_default());
+    hash.update(text.unwrap_or_default());
     for attachment in args.attachments() {
         hash.update((attachment.len() as u64).to_be_bytes());
         hash.update(attachment);
     }
     let hash = hash.finalize();
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The names of the flags that are set and make another broadcast of the same event.
+fn effective(flags: &Flags) -> Vec<&'static str> {
+    let Flags {
+        volatile,
+        local,
+        at_least_once,
+        // Neither the receivers nor what they receive depend on these.
+        compress: _,
+        timeout: _,
+    } = *flags;
+    let names = [
+        ("volatile", volatile),
+        ("local", local),
+        ("at_least_once", at_least_once),
+    ];
+    let set = names.into_iter().filter(|(_, is_set)| *is_set);
+    set.map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn of(change: impl FnOnce(&mut Target)) -> String {
+        let mut target = Target::default();
+        target.add_rooms(["a", "b"]);
+        change(&mut target);
+        fingerprint(&target, "e", &Args::encode(&(1,)).unwrap())
+    }
+
+    #[test]
+    fn a_broadcast_with_other_receivers_or_another_promise_is_another_one() {
+        let plain = of(|_| {});
+        // Redis may keep fingerprints of an earlier version.
+        assert_eq!(plain, "0bbab28242fa1a205d587be5f30d70677c5d0bdf");
+        let others = [
+            of(|target| target.add_rooms("c")),
+            of(|target| target.add_except("c")),
+            of(|target| target.flags.volatile = true),
+            of(|target| target.flags.local = true),
+            of(|target| target.flags.at_least_once = true),
+            plain,
+        ];
+        for (index, one) in others.iter().enumerate() {
+            assert!(!others[..index].contains(one), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_repetition_in_another_form_is_the_same_broadcast() {
+        let plain = of(|_| {});
+        assert_eq!(of(|target| target.rooms.reverse()), plain);
+        assert_eq!(of(|target| target.flags.compress = Some(false)), plain);
+        let timeout = Some(Duration::from_secs(1));
+        assert_eq!(of(|target| target.flags.timeout = timeout), plain);
+    }
 }

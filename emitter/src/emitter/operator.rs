@@ -57,8 +57,8 @@ impl BroadcastOperator {
     ///
     /// # Errors
     ///
-    /// The emit fails with [`EmitError::KeyReused`] if another event, other arguments or
-    /// other rooms had this key.
+    /// The emit fails with [`EmitError::KeyReused`] if another event, other arguments,
+    /// other rooms or other flags (`volatile`, `at_least_once`) had this key.
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.idempotency_key = Some(key.into());
         self

@@ -238,7 +238,7 @@ impl BroadcastOperator {
     /// same key is then safe. Keys belong to a namespace, and are kept in Redis, or in memory
     /// without it. Applies to [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed),
     /// which fail with [`BusError::KeyReused`](crate::BusError::KeyReused) if another event, other
-    /// arguments or other rooms had the key.
+    /// arguments, other rooms or other flags (`volatile`, `local`, `at_least_once`) had the key.
     pub fn idempotency_key(mut self, key: &str, time: Duration) -> Self {
         self.once = Some((key.into(), time));
         self
