@@ -215,8 +215,8 @@ async fn who_asks_for_acknowledgements_hears_at_once_how_many_come_and_then_each
     eventually("it is said how many were asked", || heard(&expected)).await;
 
     for (client, socket) in [(&mut client_b, &b), (&mut client_a, &a)] {
-        assert_eq!(client.text().await, r#"420["vote?"]"#);
-        client.send(r#"430["yes"]"#).await;
+        let id = client.asked(r#"["vote?"]"#).await;
+        client.acknowledge(id, r#"["yes"]"#).await;
         expected.push(format!(r#"{} ["yes"]"#, socket.id()));
         eventually("the answer is told", || heard(&expected)).await;
     }
@@ -240,9 +240,9 @@ async fn answers_that_come_while_others_are_still_asked_are_told_once_and_after_
     for _ in 0..CLIENTS {
         let (mut client, _) = node.client().await;
         clients.push(tokio::spawn(async move {
-            for round in 0..20 {
-                assert_eq!(client.text().await, format!(r#"42{round}["vote?"]"#));
-                client.send(&format!("43{round}[1]")).await;
+            for _ in 0..20 {
+                let id = client.asked(r#"["vote?"]"#).await;
+                client.acknowledge(id, "[1]").await;
             }
             client
         }));
@@ -312,13 +312,13 @@ async fn told_before_the_whole_answer(timeout: Duration, both_answer: bool) -> u
     let reports: Arc<dyn Progress> = Arc::<SlowAtFirst>::clone(&progress);
     let answering = tokio::spawn(node.bus.listener("/").answer(question, Some(reports)));
     let told = || progress.said.0.lock().len();
-    client_a.text().await;
+    let id = client_a.asked(r#"["vote?"]"#).await;
     client_b.text().await;
     eventually("it is said how many were asked", || told() == 1).await;
-    client_a.send("430[1]").await;
+    client_a.acknowledge(id, "[1]").await;
     eventually("the first acknowledgement is on its way", || told() == 2).await;
     if both_answer {
-        client_b.send("430[1]").await;
+        client_b.acknowledge(id, "[1]").await;
         eventually("the second one is told", || told() == 3).await;
     }
     // Time to overtake, for whoever does not wait.

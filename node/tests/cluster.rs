@@ -101,10 +101,10 @@ async fn acknowledgements_are_collected_from_all_nodes() {
         let all = io.of("/").timeout(TIMEOUT);
         all.emit_with_ack::<String>("vote?", ()).await.unwrap()
     });
-    assert_eq!(pair.clients[0].text().await, "420[\"vote?\"]");
-    pair.clients[0].send("430[\"yes\"]").await;
-    assert_eq!(pair.clients[1].text().await, "420[\"vote?\"]");
-    pair.clients[1].send("430[7]").await;
+    for (client, answer) in pair.clients.iter_mut().zip([r#"["yes"]"#, "[7]"]) {
+        let id = client.asked(r#"["vote?"]"#).await;
+        client.acknowledge(id, answer).await;
+    }
     let votes = asking.await.unwrap();
     assert_eq!(votes.answers, ["yes"]);
     assert_eq!(votes.missing, [pair.sockets[1].id().clone()]);

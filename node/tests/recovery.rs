@@ -308,6 +308,34 @@ async fn authorizers_see_whether_a_client_comes_back() {
 }
 
 #[tokio::test]
+async fn a_late_acknowledgement_does_not_answer_a_question_of_another_node() {
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
+    let (second, mut others) = node_of(recovering(), Some(&bus)).await;
+    let ask = |socket: Socket, number: u64| {
+        tokio::spawn(async move { socket.emit_with_ack::<u64>("n", number).await })
+    };
+    let mut client = Client::connect(&first).await;
+    let asked = ask(sockets.next().await, 1);
+    assert_eq!(client.numbers(1).await, [1]);
+    is_stored(&first, 0).await;
+    client.reset();
+    let lost = within("the end of the question", asked).await.unwrap();
+    assert!(matches!(lost, Err(AckError::Disconnected)), "{lost:?}");
+    client.come_back(&second).await;
+    assert_eq!(client.reply().await, client.reply);
+    let asked = ask(others.next().await, 2);
+    assert_eq!(client.numbers(1).await, [2]);
+    // Both are acknowledged now, each with its number.
+    let acks = std::mem::take(&mut client.acks);
+    for (id, number) in acks.iter().zip(1..) {
+        client.stream().send(&format!("43{id}[{number}]")).await;
+    }
+    let answer = within("the answer", asked).await.unwrap();
+    assert_eq!(answer.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn a_client_that_has_received_nothing_comes_back_too() {
     let (server, mut sockets) = node_of(recovering(), None).await;
     server.io.emit("n", 1).await.unwrap();

@@ -4,6 +4,10 @@
 //! because a broadcast with acknowledgement is one frame for all its recipients. An answer counts
 //! only if it comes from a socket that was asked.
 //!
+//! A client may send an answer late, when it has connected again, perhaps to another node or with the
+//! same id of its socket. So that such an answer does not match a question of that node, nodes of a
+//! cluster and namespaces with recovery begin with random ids.
+//!
 //! ```text
 //! one socket:    begin_ack ─ Acks::one ─ emit ─┬─ answer ─────────► end_ack
 //!                                              ├─ timeout, drop ──► end_ack
@@ -150,11 +154,10 @@ impl<T: FromArgs> Answers<T> {
     }
 }
 
-/// Ids are below 2^30: those above belong to broadcasts at least once, and clients in Java and C++ read 31 bits.
-const IDS: u64 = (1 << 30) - 1;
+/// The greatest id. Those above belong to broadcasts at least once, and clients in Java and C++ read 31 bits.
+pub(crate) const MAX_ID: u64 = (1 << 30) - 1;
 
 /// The acknowledgements that a namespace waits for.
-#[derive(Default)]
 pub(crate) struct Acks {
     next: AtomicU64,
     pending: Mutex<HashMap<u64, Pending>>,
@@ -198,6 +201,14 @@ pub(crate) struct Awaited<'a> {
 }
 
 impl Acks {
+    /// `first`: the id of the first question.
+    pub(crate) fn new(first: u64) -> Self {
+        Self {
+            next: AtomicU64::new(first),
+            pending: Mutex::default(),
+        }
+    }
+
     /// Waits for the answer of one socket.
     pub(crate) fn one(&self, socket: &Socket) -> (Awaited<'_>, oneshot::Receiver<Args>) {
         let (answer, receiver) = oneshot::channel();
@@ -224,7 +235,7 @@ impl Acks {
     }
 
     fn insert(&self, pending: Pending) -> Awaited<'_> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed) & IDS;
+        let id = self.next.fetch_add(1, Ordering::Relaxed) & MAX_ID;
         self.pending.lock().insert(id, pending);
         Awaited { acks: self, id }
     }

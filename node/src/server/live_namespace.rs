@@ -14,7 +14,7 @@ use roomcast_adapter::{Adapter, Attachment, BusHandle, Log, LogLimits, MemoryKey
 use roomcast_protocol::args::{Args, ArgsError, IntoArgs};
 
 use super::{
-    ack::Acks,
+    ack::{self, Acks},
     catch_up::Arrived,
     error::Place,
     journal::Journal,
@@ -127,6 +127,11 @@ impl LiveNamespace {
                 };
                 Some(LiveRecovery::start(options, sessions, me.clone(), server))
             });
+            // Clients of other nodes, or of this one before a restart, may have answers left.
+            let first_ack = match bus.is_some() || recovery.is_some() {
+                true => engine.ids.pick(0..=ack::MAX_ID),
+                false => 0,
+            };
             Self {
                 name: name.into(),
                 handlers,
@@ -135,7 +140,7 @@ impl LiveNamespace {
                 is_dynamic,
                 params: params.unwrap_or_default(),
                 adapter: Adapter::new(engine.lanes(), room_limits, bus.clone()),
-                acks: Acks::default(),
+                acks: Acks::new(first_ack),
                 parser: server.parser,
                 sockets: engine.metrics.sockets_of(&label),
                 label,

@@ -125,6 +125,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         }
     }
 
+    /// Takes an event of the main namespace, as JSON, that the server waits to be acknowledged.
+    /// Returns the id of the acknowledgement.
+    pub(crate) async fn asked(&mut self, event: &str) -> u64 {
+        let text = self.text().await;
+        let packet = text.strip_prefix("42");
+        let id = packet.and_then(|packet| packet.strip_suffix(event)?.parse().ok());
+        id.unwrap_or_else(|| panic!("not asked {event}: {text}"))
+    }
+
+    /// Acknowledges an event of the main namespace with these arguments, as JSON.
+    pub(crate) async fn acknowledge(&mut self, id: u64, args: &str) {
+        self.send(&format!("43{id}{args}")).await;
+    }
+
     /// Asserts that the server still serves this client.
     pub(crate) async fn assert_served(&mut self) {
         assert_eq!(
