@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use roomcast::{
     Args, BusError, EmitError, Gap, JournalLimits, MemoryBus, Position, Server,
-    bus::{JournalEntry, Message, Target},
+    bus::{JournalEntry, Target},
 };
 use support::{
     TestServer, WebSocket,
@@ -67,18 +67,7 @@ impl Node {
 
     /// A broadcast arrives.
     fn hear(&self, entry: JournalEntry) {
-        let JournalEntry {
-            position,
-            target,
-            event,
-            args,
-        } = entry;
-        let message = Message::Broadcast {
-            target,
-            event,
-            args,
-        };
-        self.bus.listener("/").receive(&message, Some(position));
+        self.bus.hear(entry);
     }
 
     async fn receives(&mut self, ids: &[u64]) {
@@ -135,6 +124,26 @@ async fn what_is_not_kept_any_more_is_reported_and_the_rest_delivered() {
     node.gaps("lost", 1).await;
     node.hear(entry(15, 14));
     node.receives(&[15]).await;
+}
+
+#[tokio::test]
+async fn what_was_stored_after_the_clock_went_back_is_delivered_behind_a_gap() {
+    let mut node = Node::start().await;
+    let early = |id, after| JournalEntry {
+        position: Position {
+            id,
+            time: id,
+            after: Some(after),
+        },
+        ..entry(id, after)
+    };
+    node.bus.set_journal(vec![early(13, 12), early(14, 13)]);
+    node.hear(early(14, 13));
+    node.receives(&[13, 14]).await;
+    node.gaps("lost", 1).await;
+    node.hear(early(15, 14));
+    node.receives(&[15]).await;
+    node.gaps("lost", 1).await;
 }
 
 #[tokio::test]

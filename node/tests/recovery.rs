@@ -5,12 +5,15 @@
 mod support;
 
 use roomcast::{
-    AckError, DisconnectReason, EmitError, JournalLimits, MemoryBus, Namespace, PublishError,
-    Recovering, Recovery, Refused, Server, Socket,
+    AckError, Args, DisconnectReason, EmitError, JournalLimits, MemoryBus, Namespace, Position,
+    PublishError, Recovering, Recovery, Refused, Server, Socket,
+    bus::{JournalEntry, Target},
 };
 use serde::Deserialize;
 use support::{
-    TestServer, WebSocket, eventually,
+    TestServer, WebSocket,
+    bus::FakeBus,
+    eventually,
     server::{Sockets, main_namespace},
     within,
 };
@@ -276,6 +279,86 @@ async fn what_was_sent_to_a_room_before_the_client_joined_it_is_not_missed() {
     emit(&["left"], &[], 8).await;
     client.come_back(&first).await;
     assert_eq!(client.numbers(4).await, [3, 4, 7, 8]);
+    assert_eq!(client.reply().await, client.reply);
+}
+
+/// A broadcast of the journal, after the one with the id before it, stored at this second of Redis's clock.
+fn entry(id: u64, seconds: u64, rooms: &[&str]) -> JournalEntry {
+    let mut target = Target::default();
+    target.add_rooms(rooms);
+    JournalEntry {
+        position: Position {
+            id,
+            time: seconds * 1000,
+            after: Some(id - 1),
+        },
+        target,
+        event: "n".into(),
+        args: Args::encode(&(id,)).unwrap(),
+    }
+}
+
+/// A node whose journal is that of the test.
+async fn node_with(journal: Vec<JournalEntry>) -> (FakeBus, TestServer, Sockets) {
+    let bus = FakeBus::new();
+    bus.set_journal(journal);
+    let (namespace, sockets) = Sockets::of(recovering());
+    let builder = Server::builder().namespace(namespace).bus(bus.clone());
+    (bus, TestServer::start(builder).await, sockets)
+}
+
+#[tokio::test]
+async fn a_clock_that_goes_back_does_not_change_what_was_sent_before_a_join() {
+    let (bus, server, mut sockets) = node_with(vec![entry(10, 10, &[])]).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    bus.hear(entry(11, 20, &[]));
+    assert_eq!(client.numbers(1).await, [11]);
+    // The node has not noticed that nobody reads any more.
+    let _old = client.stream.take().unwrap();
+    bus.hear(entry(12, 90, &["late"]));
+    bus.hear(entry(13, 40, &[]));
+    socket.join("late").unwrap();
+    bus.hear(entry(14, 30, &["late"]));
+    client.come_back(&server).await;
+    assert_eq!(client.numbers(2).await, [13, 14]);
+    assert_eq!(client.reply().await, client.reply);
+}
+
+#[tokio::test]
+async fn a_clock_that_goes_back_does_not_bring_back_the_place_of_an_earlier_session() {
+    let mut journal = vec![entry(12, 90, &[]), entry(13, 40, &[])];
+    let (bus, server, mut sockets) = node_with(journal.clone()).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    client.offset = Some("12-90000".to_owned());
+    client.reset();
+    is_gone(&socket).await;
+    journal.push(entry(14, 41, &[]));
+    bus.set_journal(journal);
+    bus.hear(entry(14, 41, &[]));
+    client.come_back(&server).await;
+    assert_eq!(client.numbers(1).await, [14]);
+    assert_eq!(client.reply().await, client.reply);
+}
+
+#[tokio::test]
+async fn a_join_before_the_journal_was_lost_hides_nothing_of_the_next_one() {
+    let (bus, server, mut sockets) = node_with(vec![entry(13, 40, &[])]).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    bus.hear(entry(14, 41, &[]));
+    assert_eq!(client.numbers(1).await, [14]);
+    socket.join("late").unwrap();
+    let again = entry(5, 95, &[]);
+    bus.set_journal(vec![again.clone()]);
+    bus.hear(again);
+    assert_eq!(client.numbers(1).await, [5]);
+    client.reset();
+    is_gone(&socket).await;
+    bus.hear(entry(6, 96, &["late"]));
+    client.come_back(&server).await;
+    assert_eq!(client.numbers(1).await, [6]);
     assert_eq!(client.reply().await, client.reply);
 }
 

@@ -100,10 +100,6 @@ impl Kept {
         self.position
     }
 
-    pub(super) fn place(&self) -> Offset {
-        self.position.into()
-    }
-
     /// The receivers, and the packets for them.
     pub(super) fn sent(&self) -> Option<(&Target, &Frame)> {
         self.sent.as_ref().map(|(target, frame)| (target, frame))
@@ -153,16 +149,6 @@ impl Offset {
         self.id == position.id && is_time
     }
 
-    /// Whether this place comes after another one. A journal that was lost begins again
-    /// with small ids, so the times decide where both are known.
-    pub(super) fn is_later_than(self, other: Self) -> bool {
-        if self.time == 0 || other.time == 0 {
-            self.id > other.id
-        } else {
-            (self.time, self.id) > (other.time, other.id)
-        }
-    }
-
     /// Whether a link comes directly after this place.
     fn precedes(&self, position: &Position) -> bool {
         position.after == Some(self.id) && position.id > self.id
@@ -191,6 +177,11 @@ impl State {
             // Also a smaller id with a later time: the journal was lost and begins again.
             Link::Missing
         }
+    }
+
+    /// Whether this link, or a later one of the same journal, was delivered.
+    fn has_passed(&self, position: &Position) -> bool {
+        self.last.is_some_and(|last| position.id <= last.id)
     }
 
     /// The chain goes up to this link.
@@ -249,6 +240,18 @@ impl State {
         };
         found.extend(self.tail.range(at..).cloned());
         is_whole.then_some(found)
+    }
+
+    /// Whether a place that a node has noted is among these links, which are everything from
+    /// a place on, or behind them, because this node has not come as far. Otherwise it is
+    /// before them, or in a journal that was lost.
+    pub(super) fn is_ahead(&self, place: Offset, links: &[Arc<Kept>]) -> bool {
+        match links.binary_search_by_key(&place.id, |kept| kept.position.id) {
+            Ok(at) => place.is(&links[at].position),
+            Err(_) => self
+                .last
+                .is_some_and(|last| place.id > last.id && place.time >= last.time),
+        }
     }
 }
 
@@ -320,6 +323,28 @@ impl Journal {
         }
     }
 
+    /// Returns the later of two places, `None` if the journal cannot be read.
+    ///
+    /// The ids of a journal grow, also while the clock of Redis goes back. A journal that was
+    /// lost begins again, perhaps with smaller ids, and with later times. So where ids and
+    /// times contradict each other, the greater id is later if the journal has it.
+    pub(super) async fn later(&self, one: Offset, other: Offset) -> Option<Offset> {
+        let (greater, lesser) = match one.id > other.id {
+            true => (one, other),
+            false => (other, one),
+        };
+        let is_time_known = greater.time > 0 && lesser.time > 0;
+        let is_later = !is_time_known || greater.time >= lesser.time || self.has(greater).await?;
+        Some(if is_later { greater } else { lesser })
+    }
+
+    /// Whether the journal keeps the broadcast at this place. `None` if it cannot be read.
+    async fn has(&self, place: Offset) -> Option<bool> {
+        let page = self.log.read_journal(Page::Only(place.id), 1).await.ok()?;
+        let found = links(page);
+        Some(found.first().is_some_and(|link| place.is(&link.position)))
+    }
+
     /// Resolves once the node knows where the journal ends, or after a while.
     pub(super) async fn begun(&self) {
         let begun = async {
@@ -363,8 +388,7 @@ impl Journal {
                     return Some(false);
                 }
             }
-            let page = self.log.read_journal(Page::Only(from.id), 1).await.ok()?;
-            links(page).first().filter(|link| from.is(&link.position))?;
+            self.has(from).await?.then_some(())?;
             let _ = timeout(RETRY, grown).await;
         }
     }
@@ -481,6 +505,9 @@ impl Journal {
             match state.link(&link.position) {
                 Link::Next => namespace.take_link(self, &mut state, link),
                 Link::Known => {}
+                // Delivered meanwhile, before the clock of Redis went back: the page continues
+                // the chain, so the ids are those of one journal.
+                Link::Missing if state.has_passed(&link.position) => {}
                 Link::Missing => return Step::Broken,
             }
         }
@@ -493,11 +520,11 @@ impl Journal {
     }
 
     /// Continues after a break of the chain, with all kept entries that were stored later than the
-    /// delivered ones.
+    /// delivered ones: those with a greater id, or with a later time if the journal has begun again.
     async fn skip(&self, namespace: &LiveNamespace) -> Result<(), BusError> {
-        let last_time = self.last().map_or(0, |last| last.time);
+        let before = self.last();
         self.state.lock().forget_tail();
-        let mut reached = 0;
+        let (mut reached, mut is_any) = (0, false);
         loop {
             let page = self.log.read_journal(Page::After(reached), PAGE).await?;
             let (is_full, newest) = (page.is_full, page.newest);
@@ -505,21 +532,25 @@ impl Journal {
             for link in links(page) {
                 let position = link.position;
                 reached = position.id;
-                let is_later = position.time > last_time
-                    || state
-                        .last
-                        .is_some_and(|last| position.time == last_time && position.id > last.id);
-                if is_later && state.link(&position) != Link::Known {
+                let is_later = before
+                    .is_none_or(|before| position.id > before.id || position.time > before.time);
+                let is_known = match is_any {
+                    // Both are of the journal that is read.
+                    true => state.has_passed(&position),
+                    false => state.link(&position) == Link::Known,
+                };
+                if is_later && !is_known {
                     // The next broadcast continues this one.
                     state.last = None;
                     namespace.take_link(self, &mut state, link);
+                    is_any = true;
                 }
             }
             if !is_full {
-                if state.last.is_none_or(|last| last.time <= last_time) {
+                if state.last.is_none() || !is_any && state.last == before {
                     state.last = Some(Position {
                         id: newest,
-                        time: last_time,
+                        time: before.map_or(0, |before| before.time),
                         after: None,
                     });
                 }

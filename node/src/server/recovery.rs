@@ -180,15 +180,6 @@ impl Record {
         let time = self.since_time;
         self.since.map(|id| Offset { id, time })
     }
-
-    /// Whether the socket was in the room when this was emitted.
-    fn was_in(&self, rooms: &HashSet<&str>, room: &str, at: Offset) -> bool {
-        rooms.contains(room)
-            && self
-                .joins
-                .get(room)
-                .is_none_or(|join| at.is_later_than(*join))
-    }
 }
 
 /// The credentials that a client sends to come back.
@@ -595,9 +586,10 @@ impl LiveNamespace {
             Some(offset) => {
                 let offset = journal.read_offset(offset)?;
                 // A client keeps the offset of an earlier session until it receives something.
-                since
-                    .filter(|since| since.is_later_than(offset))
-                    .unwrap_or(offset)
+                match since {
+                    Some(since) => journal.later(since, offset).await?,
+                    None => offset,
+                }
             }
             None => since?,
         };
@@ -699,8 +691,15 @@ impl LiveNamespace {
         rooms.insert(&record.sid);
         let state = self.journal.as_ref()?.lock();
         let mut missed = state.after(from.start, &earlier)?;
+        // Ids of one journal tell whether a room was joined before something was emitted, which
+        // times do not, because the clock of Redis may go back.
+        let joins = record.joins.iter();
+        let joins = joins.filter(|(_, place)| state.is_ahead(**place, &missed));
+        let joins: HashMap<&str, u64> = joins.map(|(room, place)| (&**room, place.id)).collect();
         missed.retain(|kept| {
-            let was_in = |room: &str| record.was_in(&rooms, room, kept.place());
+            let id = kept.position().id;
+            let was_in =
+                |room: &str| rooms.contains(room) && joins.get(room).is_none_or(|join| id > *join);
             record.is_missed(kept, from.received, |to| is_meant(to, was_in))
         });
         let bytes: usize = missed.iter().map(|kept| kept.cost()).sum();

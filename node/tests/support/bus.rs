@@ -11,9 +11,10 @@ use roomcast::{
     Args, BusError, Gap, Health, HistoryEntry, NodeId, Position,
     bus::{
         Answered, Attachment, Bus, BusFuture, BusHandle, JournalEntry, JournalPage, Listener, Log,
-        LogLimits, Message, Page, Published, Question, Target, Tracking,
+        LogLimits, Message, Page, Published, Question, Sessions, Target, Tracking,
     },
 };
+use roomcast_adapter::MemorySessions;
 
 #[derive(Clone)]
 pub(crate) struct FakeBus(Arc<State>);
@@ -37,6 +38,7 @@ struct State {
     is_unreadable: Mutex<bool>,
     /// The broadcasts of the journal.
     journal: Mutex<Vec<JournalEntry>>,
+    sessions: MemorySessions,
 }
 
 impl FakeBus {
@@ -72,6 +74,7 @@ impl FakeBus {
             entries: Mutex::default(),
             is_unreadable: Mutex::default(),
             journal: Mutex::default(),
+            sessions: MemorySessions::default(),
         }))
     }
 
@@ -126,6 +129,22 @@ impl FakeBus {
     /// Replaces what the journal keeps. An entry whose event is [`UNREADABLE`] cannot be read.
     pub(crate) fn set_journal(&self, entries: Vec<JournalEntry>) {
         *self.0.journal.lock() = entries;
+    }
+
+    /// A broadcast of the journal arrives.
+    pub(crate) fn hear(&self, entry: JournalEntry) {
+        let JournalEntry {
+            position,
+            target,
+            event,
+            args,
+        } = entry;
+        let message = Message::Broadcast {
+            target,
+            event,
+            args,
+        };
+        self.listener("/").receive(&message, Some(position));
     }
 
     pub(crate) fn cannot_confirm(&self) {
@@ -281,6 +300,10 @@ impl BusHandle for Handle {
 
     fn log(&self, _: LogLimits) -> Option<Arc<dyn Log>> {
         Some(Arc::new(self.bus.clone()))
+    }
+
+    fn sessions(&self) -> Option<Arc<dyn Sessions>> {
+        Some(self.bus.0.sessions.of(&self.namespace))
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
