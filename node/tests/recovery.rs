@@ -4,9 +4,14 @@
 
 mod support;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use roomcast::{
     AckError, Args, DisconnectReason, EmitError, JournalLimits, MemoryBus, Namespace, Position,
-    PublishError, Recovering, Recovery, Refused, Server, Socket,
+    PublishError, Recovering, Recovery, Refused, Server, Socket, SocketId,
     bus::{JournalEntry, Target},
 };
 use serde::Deserialize;
@@ -653,6 +658,83 @@ async fn data_are_kept_and_authorizers_run_again_only_if_they_shall() {
         assert_eq!(socket.data::<User>().unwrap().name, "Ada");
         assert_eq!(asks.try_recv().is_ok(), authorizes_again);
     }
+}
+
+#[tokio::test]
+async fn about_a_client_with_the_session_of_another_one_the_authorizers_decide_as_about_a_new_one()
+{
+    for authorizes_again in [false, true] {
+        let (asked, mut asks) = mpsc::unbounded_channel();
+        let namespace = main_namespace()
+            .recovery(Recovery {
+                authorizes_again,
+                ..Recovery::default()
+            })
+            .recovered_data_with(|_, _: Option<Arc<User>>| None)
+            .authorize(move |Recovering(comes_back), id: SocketId| {
+                asked.send((comes_back, id.as_str().to_owned())).unwrap();
+                async { Ok::<_, Refused>(User { name: "Bob".into() }) }
+            });
+        let (server, mut sockets) = node_of(namespace, None).await;
+        let mut client = Client::connect(&server).await;
+        let socket = sockets.next().await;
+        let first = client.reply.sid.clone();
+        assert_eq!(asks.recv().await.unwrap(), (false, first.clone()));
+        socket.join("news").unwrap();
+        client.reset();
+        is_gone(&socket).await;
+        server.io.to("news").emit("n", 1).await.unwrap();
+        client.come_back(&server).await;
+        // Before any event, so it has got none of the session.
+        let fresh = client.reply().await;
+        assert_ne!(fresh.sid, first);
+        assert_ne!(fresh.pid, client.reply.pid);
+        let socket = sockets.next().await;
+        assert!(!socket.recovered());
+        assert_eq!(socket.rooms(), std::slice::from_ref(&fresh.sid));
+        assert_eq!(socket.data::<User>().unwrap().name, "Bob");
+        if authorizes_again {
+            assert_eq!(asks.recv().await.unwrap(), (true, first));
+        }
+        assert_eq!(asks.recv().await.unwrap(), (false, fresh.sid));
+        counts(&server, "refused", 1).await;
+        // The session is gone, so nobody can try it again.
+        client.come_back(&server).await;
+        client.reply().await;
+        assert!(!sockets.next().await.recovered());
+        counts(&server, "refused", 1).await;
+        assert!(!asks.recv().await.unwrap().0);
+    }
+}
+
+#[tokio::test]
+async fn authorizers_that_trust_a_session_may_refuse_a_client_that_it_does_not_belong_to() {
+    let is_first = AtomicBool::new(true);
+    let namespace = main_namespace()
+        .recovery(Recovery {
+            authorizes_again: true,
+            ..Recovery::default()
+        })
+        .recovered_data_with(|_, _: Option<Arc<User>>| None)
+        .authorize(move |Recovering(comes_back)| {
+            let is_known = comes_back || is_first.swap(false, Ordering::Relaxed);
+            async move {
+                is_known
+                    .then_some(())
+                    .ok_or_else(|| Refused::new("log in first"))
+            }
+        });
+    let (server, mut sockets) = node_of(namespace, None).await;
+    let mut client = Client::connect(&server).await;
+    let socket = sockets.next().await;
+    client.reset();
+    is_gone(&socket).await;
+    client.come_back(&server).await;
+    let refusal = r#"44{"message":"log in first"}"#;
+    assert_eq!(client.stream().text().await, refusal);
+    counts(&server, "refused", 1).await;
+    let fetched = server.io.of("/").fetch_sockets().await.unwrap();
+    assert!(fetched.sockets.is_empty());
 }
 
 #[tokio::test]
