@@ -13,14 +13,15 @@
 //! rooms. A handler that is running keeps the user with which it began, and the next
 //! one gets the new one, so no check sees half of each.
 //!
-//! **Order of locks:** the table of times, then the state of a session. A socket that
-//! ends is removed from the table by its own disconnect, so the table holds no dead
-//! sockets.
+//! **Locks.** All times are in one table with one lock. Only [`Session`] takes the lock of
+//! its user, for the moment of a copy, so there is no order in which to take the two. A
+//! socket that ends is removed from the table by its own disconnect, so the table holds no
+//! dead sockets.
 
 mod revoking;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     env,
     sync::{
         Arc,
@@ -59,21 +60,53 @@ const TICK: Duration = Duration::from_secs(1);
 pub(crate) struct Session {
     // Times may be equal, so the table needs a distinct key for each session.
     key: u64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    user: Arc<User>,
-    /// When the session is due in the table; `None` before the socket has connected and after it
-    /// has disconnected.
-    due: Option<u64>,
+    user: Mutex<Arc<User>>,
 }
 
 impl Session {
     /// The user, as its latest token describes it.
     pub(crate) fn user(&self) -> Arc<User> {
-        Arc::clone(&self.state.lock().user)
+        Arc::clone(&self.user.lock())
+    }
+
+    fn set_user(&self, user: Arc<User>) {
+        *self.user.lock() = user;
+    }
+}
+
+/// The sessions of connected sockets, by the time at which something has to happen.
+#[derive(Default)]
+struct Due {
+    /// By the time, in seconds since 1970, and the session's key.
+    sockets: BTreeMap<(u64, u64), Socket>,
+    /// The time of each session, by its key.
+    times: HashMap<u64, u64>,
+}
+
+impl Due {
+    fn has(&self, session: &Session) -> bool {
+        self.times.contains_key(&session.key)
+    }
+
+    /// Sets the time of a session, in place of an earlier one.
+    fn insert(&mut self, session: &Session, at: u64, socket: Socket) {
+        self.remove(session);
+        self.times.insert(session.key, at);
+        self.sockets.insert((at, session.key), socket);
+    }
+
+    fn remove(&mut self, session: &Session) {
+        if let Some(at) = self.times.remove(&session.key) {
+            self.sockets.remove(&(at, session.key));
+        }
+    }
+
+    /// Removes a session whose time has come, and returns its socket.
+    fn pop(&mut self, now: u64) -> Option<Socket> {
+        let first = self.sockets.first_entry();
+        let ((_, key), socket) = first.filter(|first| first.key().0 <= now)?.remove_entry();
+        self.times.remove(&key);
+        Some(socket)
     }
 }
 
@@ -116,9 +149,7 @@ pub(crate) struct Auth {
     /// Seconds since 1970.
     now: fn() -> u64,
     next_key: AtomicU64,
-    /// By the time at which something has to happen, and the session's key. No lock is
-    /// taken inside except a session's own.
-    due: Mutex<BTreeMap<(u64, u64), Socket>>,
+    due: Mutex<Due>,
     revocations: Mutex<Revocations>,
     /// The namespaces that ask for tokens. Revocations travel in each of them, because a
     /// namespace is the widest group that servers of a cluster have.
@@ -224,10 +255,7 @@ impl Auth {
         let user = user.map_err(|error| self.refuse(&error))?;
         let session = Session {
             key: self.next_key.fetch_add(1, Ordering::Relaxed),
-            state: Mutex::new(State {
-                user: Arc::new(user),
-                due: None,
-            }),
+            user: Mutex::new(Arc::new(user)),
         };
         Ok(SocketData::of_session(Arc::new(session)))
     }
@@ -283,30 +311,24 @@ impl Auth {
         let Some(session) = session::of(socket) else {
             return;
         };
-        // The state is released first: `schedule` takes it after the table.
-        let due = session.state.lock().due.take();
-        if let Some(due) = due {
-            self.due.lock().remove(&(due, session.key));
-        }
+        self.due.lock().remove(&session);
     }
 
     /// Puts a session into the table, at its notice or at its end.
     fn schedule(&self, socket: &Socket, session: &Session, is_notified: bool) {
+        let parts = self.parts();
         let mut due = self.due.lock();
-        let mut state = session.state.lock();
-        if let Some(earlier) = state.due.take() {
-            due.remove(&(earlier, session.key));
-        } else if !socket.is_connected() {
+        // A socket that has ended may have removed its session already.
+        if !due.has(session) && !socket.is_connected() {
             return;
         }
-        let expires = state.user.expires;
-        let at = if is_notified {
-            expires.saturating_add(self.parts().settings.leeway.as_secs())
-        } else {
-            expires.saturating_sub(self.parts().settings.expiry_notice.as_secs())
+        // Under the lock, so that the time of the latest token is the one that stays.
+        let expires = session.user().expires;
+        let at = match is_notified {
+            true => expires.saturating_add(parts.settings.leeway.as_secs()),
+            false => expires.saturating_sub(parts.settings.expiry_notice.as_secs()),
         };
-        state.due = Some(at);
-        due.insert((at, session.key), socket.clone());
+        due.insert(session, at, socket.clone());
     }
 
     /// The client presents a fresh token. It must be of the same user.
@@ -320,7 +342,7 @@ impl Auth {
             false => Err(TokenError::OtherUser),
         });
         let fresh = fresh.map_err(|error| self.refuse(&error))?;
-        session.state.lock().user = Arc::clone(&fresh);
+        session.set_user(Arc::clone(&fresh));
         // Only rooms that the earlier token named are left: the client may have joined
         // others itself.
         let left = earlier
@@ -353,10 +375,7 @@ impl Auth {
     }
 
     fn next_due(&self, now: u64) -> Option<Socket> {
-        let mut due = self.due.lock();
-        let first = due.first_entry().filter(|first| first.key().0 <= now)?;
-        let socket = first.remove();
-        Some(socket)
+        self.due.lock().pop(now)
     }
 
     /// The time of a notice or of an end has come.
@@ -364,14 +383,11 @@ impl Auth {
         let Some(session) = session::of(socket) else {
             return;
         };
-        let expires = {
-            let mut state = session.state.lock();
-            // It has disconnected meanwhile.
-            if state.due.take().is_none() {
-                return;
-            }
-            state.user.expires
-        };
+        // It has disconnected meanwhile, or presented a fresh token, which has its own time.
+        if !socket.is_connected() || self.due.lock().has(&session) {
+            return;
+        }
+        let expires = session.user().expires;
         if expires.saturating_add(self.parts().settings.leeway.as_secs()) <= now {
             self.metrics.expired.inc();
             self.end(socket, "token:expired");

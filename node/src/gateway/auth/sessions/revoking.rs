@@ -38,7 +38,7 @@ impl Auth {
         if let Err(error) = &taken {
             tracing::error!(%error, "a revocation is not remembered: its token is accepted at the next connect");
         }
-        let sockets: Vec<_> = self.due.lock().values().cloned().collect();
+        let sockets: Vec<_> = self.due.lock().sockets.values().cloned().collect();
         for socket in sockets {
             let user = session::of(&socket).map(|session| session.user());
             let is_concerned = |user: &Arc<User>| revocations.iter().any(|one| one.concerns(user));
