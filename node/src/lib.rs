@@ -89,7 +89,9 @@ pub use server::{
     shutdown_signal, way,
 };
 pub use transport::{
-    client_address::{ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies},
+    client_address::{
+        ClientAddress, ForwardedHeader, InvalidNetwork, TrustedProxies, client_network,
+    },
     client_files::ClientFiles,
     config::{Cookie, Limits, RatePolicy},
     cors::Cors,

@@ -3,12 +3,7 @@
 //! The defaults come from the library, so the help cannot differ from it. The library enforces the
 //! limits; this module only reads them.
 
-use std::{
-    fmt,
-    future::ready,
-    net::{IpAddr, Ipv6Addr},
-    str::FromStr,
-};
+use std::{fmt, future::ready, str::FromStr};
 
 use clap::{Args, ValueEnum};
 use roomcast::{Limits, Rate, RatePolicy, Server};
@@ -278,20 +273,6 @@ fn rate(text: &str, amount: impl Fn(&str) -> Option<u32>) -> Option<Rate> {
         return amount(text).map(Rate::per_second);
     };
     Some(Rate::per_second(amount(per_second)?).burst(amount(burst)?))
-}
-
-/// The network that counts as one client: of IPv6 as many bits as `ipv6_prefix`, because a
-/// host has a whole network and could use another address for each request. An IPv4
-/// address that a socket for both shows as IPv6 counts as itself.
-pub(crate) fn network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let rest = 128 - u32::from(ipv6_prefix.min(128));
-            let mask = u128::MAX.checked_shl(rest).unwrap_or_default();
-            Ipv6Addr::from_bits(address.to_bits() & mask).into()
-        }
-        address => address,
-    }
 }
 
 /// The limits that a reload replaces.

@@ -7,13 +7,16 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex;
 
-use super::config::{Limits, RatePolicy};
+use super::{
+    client_address::client_network,
+    config::{Limits, RatePolicy},
+};
 use crate::{
     clock::Time,
     rate::{Rate, SharedBucket, SharedRate},
@@ -148,7 +151,7 @@ impl Addresses {
             return Ok(None);
         }
         let mut table = self.table.lock();
-        let (limit, key) = (table.limit, key_of(address, table.ipv6_prefix));
+        let (limit, key) = (table.limit, client_network(address, table.ipv6_prefix));
         let count = table.counts.entry(key).or_default();
         if *count >= limit {
             return Err(());
@@ -165,19 +168,6 @@ impl Addresses {
                 count.remove();
             }
         }
-    }
-}
-
-/// Returns the key of an address: of IPv6 the network, because a client has all addresses
-/// of one. An IPv4 address that a socket for both shows as IPv6 counts as itself.
-fn key_of(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let rest = 128 - u32::from(ipv6_prefix.min(128));
-            let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
-            Ipv6Addr::from_bits(address.to_bits() & mask).into()
-        }
-        address => address,
     }
 }
 
@@ -219,9 +209,12 @@ mod tests {
         assert!(addresses.enter(ip("2001:db8:0:1::1")).is_ok());
         assert!(addresses.enter(ip("2001:db8:0:1:ffff::2")).is_err());
         assert!(addresses.enter(ip("2001:db8:0:2::1")).is_ok());
-        assert_eq!(key_of(ip("2001:db8::1"), 128), ip("2001:db8::1"));
-        assert_eq!(key_of(ip("2001:db8::1"), 0), ip("::"));
-        assert_eq!(key_of(ip("2001:db8:ffff::"), 40), ip("2001:db8:ff00::"));
+        assert_eq!(client_network(ip("2001:db8::1"), 128), ip("2001:db8::1"));
+        assert_eq!(client_network(ip("2001:db8::1"), 0), ip("::"));
+        assert_eq!(
+            client_network(ip("2001:db8:ffff::"), 40),
+            ip("2001:db8:ff00::")
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
 
 use axum::extract::{ConnectInfo, OptionalFromRequestParts};
 use http::{Extensions, HeaderMap, HeaderName, header, request::Parts};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 /// The address of a client, and whether it uses TLS, as far as the server knows.
 ///
@@ -65,6 +65,27 @@ impl<S: Sync> OptionalFromRequestParts<S> for ClientAddress {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
         Ok(Self::of(&parts.extensions))
+    }
+}
+
+/// The network that counts as one client: of an IPv6 address its first `ipv6_prefix` bits,
+/// because a host has a whole network and could use another address for each connection.
+/// An IPv4 address counts as itself, also one that is written as an IPv6 address.
+///
+/// [`Limits::connections_per_address`](crate::Limits::connections_per_address) counts by it.
+///
+/// ```
+/// let network = |text: &str| roomcast::client_network(text.parse().unwrap(), 64).to_string();
+/// assert_eq!(network("2001:db8::1:2:3"), "2001:db8::");
+/// assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+/// ```
+pub fn client_network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = Ipv6Net::new(address, ipv6_prefix.min(128));
+            network.map_or(address, |network| network.network()).into()
+        }
+        address => address,
     }
 }
 

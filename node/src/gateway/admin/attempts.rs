@@ -7,8 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-
-use crate::gateway::limits::network;
+use roomcast::client_network;
 
 /// Wrong keys that an address may send within a [`WINDOW`].
 pub(super) const MAX_WRONG: u32 = 10;
@@ -33,7 +32,7 @@ impl Attempts {
     /// clock that only goes forward.
     pub(super) fn pause(&self, address: IpAddr, now: Duration) -> Option<Duration> {
         let known = self.0.lock();
-        let address = network(address, IPV6_PREFIX);
+        let address = client_network(address, IPV6_PREFIX);
         let is_full = known.len() >= MAX_ADDRESSES;
         let own = known.get(&address);
         let (begin, count) = own.or_else(|| known.get(&OTHERS).filter(|_| is_full))?;
@@ -45,7 +44,7 @@ impl Attempts {
     pub(super) fn wrong(&self, address: IpAddr, now: Duration) {
         let mut known = self.0.lock();
         let is_over = |begin: Duration| now.saturating_sub(begin) >= WINDOW;
-        let mut address = network(address, IPV6_PREFIX);
+        let mut address = client_network(address, IPV6_PREFIX);
         if !known.contains_key(&address) && known.len() >= MAX_ADDRESSES {
             known.retain(|_, (begin, _)| !is_over(*begin));
             if known.len() >= MAX_ADDRESSES {

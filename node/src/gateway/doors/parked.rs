@@ -20,12 +20,12 @@ use std::{
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
 use prometheus::{IntGauge, IntGaugeVec};
+use roomcast::client_network;
 
 use super::{
     metrics::{Door, DoorLimit},
     settings::Settings,
 };
-use crate::gateway::limits::network;
 
 /// The requests that stay open.
 pub(super) struct Parked {
@@ -108,7 +108,8 @@ impl Parked {
         address: Option<IpAddr>,
         key: Option<&str>,
     ) -> Result<Place, DoorLimit> {
-        let address = address.map(|address| Holder::Address(network(address, self.ipv6_prefix)));
+        let address =
+            address.map(|address| Holder::Address(client_network(address, self.ipv6_prefix)));
         let key = key.map(|key| Holder::Key(door, key.into()));
         let mut place = Place {
             parked: Arc::clone(self),
