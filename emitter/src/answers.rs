@@ -324,7 +324,7 @@ impl Receiver {
             Dialect::Classic => Kind::Response,
             Dialect::Sharded(_) | Dialect::Streams => Kind::Broadcast,
         };
-        // A payload that cannot be read is no answer.
+        // A payload that cannot be read is not an answer.
         if let Ok(Incoming::Response { id, node, reply }) =
             self.wire.read(&namespace, kind, &payload)
         {

@@ -104,8 +104,8 @@ pub struct BroadcastOperator {
 impl BroadcastOperator {
     emitter::narrowing!();
 
-    /// Has clients acknowledge the event, and receive it again if they come back and have
-    /// not. See [`BroadcastOperator::at_least_once`](crate::BroadcastOperator::at_least_once).
+    /// Makes clients acknowledge the event, and receive it again if they come back without having
+    /// done so. See [`BroadcastOperator::at_least_once`](crate::BroadcastOperator::at_least_once).
     pub fn at_least_once(mut self) -> Self {
         self.target.flags.at_least_once = true;
         self

@@ -100,7 +100,7 @@ impl Script {
         command
     }
 
-    /// Whether Redis has forgotten the script. Then nothing was executed, and the command
+    /// Whether Redis no longer has the script. Then nothing was executed, and the command
     /// can be sent once more [with its text](Self::spell_out).
     pub fn is_forgotten<T>(replied: &Result<T, PublishError>) -> bool {
         matches!(replied, Err(PublishError::Refused(reason)) if reason.starts_with("NOSCRIPT"))

@@ -44,8 +44,8 @@ struct State {
     rooms: HashMap<Box<str>, HashMap<Box<str>, Instant>>,
     /// When there were too many rooms to remember.
     overflowed: Option<Instant>,
-    /// When old rooms were forgotten last. That is not done for each message, because it looks at
-    /// all rooms.
+    /// When old rooms were last removed. That is not done for each message, because it checks all
+    /// rooms.
     tidied: Option<Instant>,
 }
 

@@ -35,7 +35,7 @@
 //! - [`Socket`] is a client in a namespace: rooms, emits, acknowledgements, data.
 //! - [`BroadcastOperator`] selects sockets by rooms and acts on them. [`Server::to`],
 //!   [`Server::of`] and [`Socket::to`] make one.
-//! - [`Server`] is the handle of the whole: its routes, its broadcasts, its shutdown, its metrics.
+//! - [`Server`] is the handle of the server: its routes, its broadcasts, its shutdown, its metrics.
 //! - [`Builder`] has the settings, [`Limits`] the bounds of everything that clients can fill.
 //!
 //! # Guarantees
@@ -99,7 +99,7 @@ pub use transport::{
     tls::{Certificate, CertificateError, Tls, TlsVersion},
 };
 
-/// Sockets of clients that speak no Socket.IO: an event stream, a parked request, a plain
+/// Sockets of clients without Socket.IO: an event stream, a parked request, a plain
 /// WebSocket.
 ///
 /// Such a client is a [`Socket`] of a namespace like any other: the namespace's authorizers admit

@@ -114,7 +114,7 @@ impl Core {
         }
     }
 
-    /// Fails if a message cannot be emitted at least once, but shall be.
+    /// Fails if a message must be emitted at least once but cannot be.
     async fn check_at_least_once(
         &self,
         namespace: &str,
@@ -778,7 +778,7 @@ fn has_own_channel(message: &Message) -> bool {
     }
 }
 
-/// The same error for so many messages.
+/// The same error for this number of messages.
 fn fail_all<T>(messages: usize, error: &EmitError) -> Vec<Result<T, EmitError>> {
     (0..messages).map(|_| Err(unpublished(error))).collect()
 }

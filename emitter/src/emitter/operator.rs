@@ -67,7 +67,7 @@ impl BroadcastOperator {
     /// Makes the client of each socket acknowledge the event, and receive it again if it comes back
     /// without having done so. The handler of the official client receives a function as its last
     /// argument, and calls it when it has done its work. It may receive an event twice, and should
-    /// look at an id in the arguments.
+    /// check an id in the arguments.
     ///
     /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed). The
     /// acknowledgements are not returned. Clients of Node.js servers receive the event at most

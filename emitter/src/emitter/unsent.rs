@@ -1,9 +1,8 @@
 //! The content of a batch: commands in pieces that Redis reads at once.
 //!
-//! Each piece is a pipeline of the `redis` crate behind an `Arc`. The link sends it as it
-//! is, and the batch keeps it until all replies are there: if some of its messages were
-//! not published, they are selected and sent again. So the common case, in which nothing
-//! fails, copies nothing.
+//! Each piece is a pipeline of the `redis` crate behind an `Arc`. The link sends it unchanged, and
+//! the batch keeps it until all replies have arrived: if some of its messages were not published,
+//! they are selected and sent again. So the common case, in which nothing fails, copies nothing.
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -75,7 +75,7 @@ pub struct PendingQuestions {
 
 type Questions = HashMap<Box<str>, Arc<Pending>>;
 
-/// A question that waits. Dropping it forgets the question.
+/// A question that waits. Dropping it removes the question.
 #[derive(Debug)]
 pub struct Waiting {
     questions: Arc<Mutex<Questions>>,
@@ -308,7 +308,7 @@ impl Received {
         }
     }
 
-    /// Returns whether everybody has answered but so many servers of other make.
+    /// Returns whether all have answered except for this number of Node.js servers.
     fn is_complete(&self, now: &Roster, forgiven: usize) -> bool {
         self.has_all(&now.alive)
             && self.foreign + forgiven >= now.foreign

@@ -40,12 +40,12 @@ impl Leases {
         }
     }
 
-    /// All nodes, including those whose lease is over: a stalled node may still be subscribed.
+    /// All nodes, including those whose lease has expired: a stalled node may still be subscribed.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &NodeId> {
         self.nodes.iter().map(|(node, _)| node)
     }
 
-    /// These leases and nodes without one, which may be subscribed all the same. Nodes
+    /// These leases and nodes without one, which may be subscribed nevertheless. Nodes
     /// that have left are not added: for a while they hold some of the channels and not
     /// all.
     pub fn with(&self, others: &[NodeId]) -> Self {
@@ -59,7 +59,7 @@ impl Leases {
         Self { nodes }
     }
 
-    /// The nodes with a valid lease. Traces of nodes that have left are no nodes.
+    /// The nodes with a valid lease. Traces of nodes that have left are not nodes.
     pub fn alive_nodes(&self) -> impl Iterator<Item = &NodeId> {
         let alive = self.nodes.iter().filter(|(_, is_alive)| *is_alive);
         let alive = alive.map(|(node, _)| node);
@@ -254,7 +254,7 @@ mod tests {
             (&back.deaf[..], back.alive),
             (&[id("cut")][..], vec![id("a")])
         );
-        // It had left: its lease is gone.
+        // It had left: its lease has expired.
         let left = of(&[("a", 2000)]);
         let after = left
             .counted(1, &[1])

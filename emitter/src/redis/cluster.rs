@@ -183,7 +183,7 @@ impl Cluster {
         self.outdated();
     }
 
-    /// Has the map read again.
+    /// Requests a new reading of the map.
     pub fn outdated(&self) {
         self.kept.outdated.notify_one();
     }

@@ -217,7 +217,7 @@ pub(super) const NEEDS_6_2: &str = "Roomcast needs Redis 6.2";
 /// Minimum version of the sharded dialect.
 pub(super) const NEEDS_7: &str = "the sharded dialect needs Redis 7";
 
-/// The error as the server wrote it, with its code in front; another error as it is displayed.
+/// The error as the server wrote it, with its code in front; another error in its displayed form.
 pub(crate) fn text(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),

@@ -1,6 +1,6 @@
 //! Where Redis is, read from one URL.
 //!
-//! Several hosts are no URL in the sense of the standard, so the authority is read here;
+//! A standard URL cannot have several hosts, so the authority is read here;
 //! everything after it follows the forms of the `redis` crate. Nothing here touches the
 //! network. Passwords are never displayed and are never part of an error.
 

@@ -64,7 +64,7 @@ impl Ack {
         self.id.is_some()
     }
 
-    /// Sends the answer. Does nothing if the client did not ask for one.
+    /// Sends the answer. Does nothing if the client did not request one.
     pub fn send(self, args: impl IntoArgs) -> Result<(), EmitError> {
         let Some(id) = self.id else {
             return Ok(());
@@ -261,8 +261,8 @@ impl Acks {
         }
     }
 
-    /// Ends the wait for a socket that has disconnected. Most sockets owe nothing when they leave,
-    /// and must not pay for the acknowledgements that others owe.
+    /// Ends the wait for a socket that has disconnected. Most sockets have no pending
+    /// acknowledgements when they leave, and must not pay for those of others.
     pub(crate) fn disconnected(&self, socket: &Socket) {
         if !socket.local_socket().owes_acks() {
             return;
@@ -297,8 +297,8 @@ impl Gathering {
         if socket.begin_ack() {
             self.state.lock().expected.insert(id, socket.clone());
         } else {
-            // It owes too many answers already: it gets the event, but its acknowledgement is not
-            // awaited.
+            // It has too many pending answers already: it gets the event, but its acknowledgement
+            // is not awaited.
             self.state.lock().gone.push(id);
         }
     }
@@ -389,7 +389,7 @@ impl Gathering {
 }
 
 impl Gathered {
-    /// Sockets that have not answered no longer owe an answer.
+    /// Sockets that have not answered no longer have a pending answer.
     fn drop_pending(&mut self) -> impl Iterator<Item = SocketId> {
         std::mem::take(&mut self.expected)
             .into_iter()

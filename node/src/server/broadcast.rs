@@ -63,15 +63,15 @@ impl Drop for Visit {
 
 /// The result of a broadcast.
 ///
-/// As the result of a handler it is no argument at all: how many sockets and nodes there are is not
-/// for clients.
+/// As the result of a handler it becomes no argument: clients must not see the number of sockets
+/// and nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// The number of sockets of this node whose outbox took the packet. 0 in a namespace with a
+    /// The number of sockets of this node whose outbox accepted the packet. 0 in a namespace with a
     /// [journal](super::Namespace::journal), whose sockets of all nodes receive it from there.
     pub local_sockets: usize,
-    /// The number of other nodes that received the message. How many sockets they have is not
+    /// The number of other nodes that received the message. The number of their sockets is not
     /// known; [`emit_with_ack`](BroadcastOperator::emit_with_ack) asks each client.
     pub nodes: usize,
     /// Its place in the journal of the namespace, if it was stored there.
@@ -167,11 +167,11 @@ impl BroadcastOperator {
         self
     }
 
-    /// Has the client of each socket acknowledge the event: the handler of the official client receives a function as its
-    /// last argument, and calls it when it has done its work. A client that lost its connection
-    /// before it did so receives the event again when it [comes back](super::Namespace::recovery),
-    /// on any node, even after its node was killed. So it may receive an event twice, and should
-    /// look at an id in the arguments.
+    /// Makes the client of each socket acknowledge the event: the handler of the official client
+    /// receives a function as its last argument, and calls it when it has handled the event. A
+    /// client that lost its connection before it did so receives the event again when it [comes
+    /// back](super::Namespace::recovery), on any node, even after its node was killed. So it may
+    /// receive an event twice, and should check an id in the arguments.
     ///
     /// The namespace needs [`Recovery::at_least_once`](super::Recovery::at_least_once); without it,
     /// [`emit`](Self::emit) fails with [`EmitError::AtLeastOnce`]. Acknowledgements are not returned. Clients that
@@ -191,7 +191,7 @@ impl BroadcastOperator {
         self
     }
 
-    /// Fails if the event cannot be emitted at least once, but shall be.
+    /// Fails if the event must be emitted at least once but cannot be.
     fn check_at_least_once(&self, is_awaited: bool) -> Result<(), EmitError> {
         let flags = &self.target.flags;
         if !flags.at_least_once {
@@ -286,10 +286,10 @@ impl BroadcastOperator {
     /// # Errors
     ///
     /// [`EmitError::Args`] if the arguments cannot be encoded or nest too deeply.
-    /// [`EmitError::AtLeastOnce`] if it cannot be emitted [at least
-    /// once](Self::at_least_once), but shall be. [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this
-    /// node get the packet all the same. With a journal, no socket receives it, except
-    /// that with [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
+    /// [`EmitError::AtLeastOnce`] if it must be emitted [at least once](Self::at_least_once) but
+    /// cannot be. [`EmitError::Bus`] if other nodes may not have been reached; the sockets of this
+    /// node get the packet nevertheless. With a journal, no socket receives it, except that with
+    /// [`BusError::Unconfirmed`](crate::BusError::Unconfirmed) all may.
     pub async fn emit(self, event: &str, args: impl IntoArgs) -> Result<Delivery, EmitError> {
         let namespace = self.live()?;
         check_event(event)?;
@@ -301,15 +301,15 @@ impl BroadcastOperator {
 
     /// Emits an event and asks all nodes how many sockets it reached.
     ///
-    /// A node counts the selected sockets that it has right after it took the event, so a
+    /// A node counts its selected sockets right after it received the event, so a
     /// socket that connects or leaves at this moment may be counted or not. A node that
-    /// does not respond within the [timeout](Self::timeout) is listed as silent; whether
-    /// its sockets got the event is not known.
+    /// does not respond within the [timeout](Self::timeout) is listed as silent; it is unknown
+    /// whether its sockets received the event.
     ///
     /// # Errors
     ///
-    /// [`EmitError::Bus`] if other nodes may not have been reached or cannot be asked;
-    /// the sockets of this node get the packet all the same.
+    /// [`EmitError::Bus`] if other nodes may not have been reached or cannot be asked; the sockets
+    /// of this node get the packet nevertheless.
     pub async fn emit_confirmed(
         self,
         event: &str,
@@ -350,7 +350,7 @@ impl BroadcastOperator {
     }
 
     /// Emits an event and collects acknowledgements until all have arrived or the
-    /// [timeout](Self::timeout) is over. A timeout is not an error: the result lists the missing
+    /// [timeout](Self::timeout) has passed. A timeout is not an error: the result lists the missing
     /// sockets.
     ///
     /// # Errors

@@ -80,7 +80,7 @@ impl Arrived {
     }
 }
 
-/// Has the sockets of the server catch up before the application handles the gap.
+/// Makes the sockets of the server catch up before the application handles the gap.
 pub(super) fn before(handler: Option<OnGap>, server: Arc<OnceLock<Weak<Inner>>>) -> OnGap {
     let handler = handler.map(Arc::new);
     Box::new(move |gap| {

@@ -16,11 +16,10 @@
 //! [`InFlight`]. After the end of the connection, the client lives on until its last task
 //! is done.
 //!
-//! **Why the state is kept in three places.** `sockets` has the namespaces that are in
-//! force. A namespace that is being decided about is a task of `in_flight`, because
-//! authorizers are futures. Namespaces that the server has left are remembered there by
-//! name until the client's next CONNECT, because packets that crossed the disconnect
-//! must not look like those of a faulty client.
+//! **Why the state is kept in three places.** `sockets` has the active namespaces. A namespace that
+//! is being decided about is a task of `in_flight`, because authorizers are futures. Namespaces
+//! that the server has left are remembered there by name until the client's next CONNECT, because
+//! packets that crossed the disconnect must not look like those of a faulty client.
 //!
 //! A `disconnect()` of the application is only a verdict, which it leaves at the socket
 //! before it wakes the driver. The driver carries it out in its turn. So a socket never
@@ -690,8 +689,8 @@ impl Protocol for Client {
             address = self.address(),
             "a connection opened"
         );
-        // These clients send no CONNECT for the main namespace. They take it for
-        // connected with the transport, and wait for the server's packet.
+        // These clients send no CONNECT for the main namespace. They treat it as connected with the
+        // transport, and wait for the server's packet.
         if self.dialect == Dialect::V2 || turn.connection.revision() == Revision::V3 {
             let main = Packet {
                 kind: PacketKind::Connect,
@@ -754,8 +753,8 @@ impl Protocol for Client {
             self.leave(turn, &socket, DisconnectReason::Connection(reason));
         }
         if let Some(in_flight) = &mut self.in_flight {
-            // No packet can cross a disconnect any more, and the names would keep the
-            // client from being done.
+            // No packet can cross a disconnect any longer, and the names would prevent the client
+            // from ending.
             in_flight.forget_all_left();
         }
     }
@@ -801,8 +800,8 @@ pub(super) fn count_refused(
     }
 }
 
-/// Decides about a client of Socket.IO. With `may_return`, it may come back to its
-/// session, and then the authorizers run only if they shall.
+/// Decides about a client of Socket.IO. With `may_return`, it may come back to its session, and
+/// then the authorizers run only if the settings require it.
 async fn admission(
     namespace: Arc<LiveNamespace>,
     handshake: Handshake,

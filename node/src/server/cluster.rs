@@ -187,7 +187,7 @@ impl LiveNamespace {
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let expecting = self.bus.as_ref()?.expect(socket)?;
         Some(async move {
-            // The bus's health reports the failure, and local messages arrive all the same.
+            // The bus's health reports the failure, and local messages arrive nevertheless.
             if let Err(error) = expecting.await {
                 tracing::debug!(%error, "a socket may not receive messages of other nodes yet");
             }
@@ -195,7 +195,7 @@ impl LiveNamespace {
     }
 
     /// Waits until the namespace receives messages of other nodes. If that takes too long, the
-    /// bus's health reports it, and the namespace serves its clients all the same.
+    /// bus's health reports it, and the namespace serves its clients nevertheless.
     pub(super) async fn listening(&self) {
         if let Err(error) = self.confirm(Vec::new()).await {
             let namespace = &*self.name;

@@ -103,7 +103,7 @@ impl Socket {
         attached.more.get_or_insert_default().last_rooms = Some(rooms);
     }
 
-    /// Forgets them after the handler of the disconnect.
+    /// Removes them after the handler of the disconnect.
     pub(super) fn forget_last_rooms(&self) {
         if let Some(more) = &mut self.0.attached.lock().more {
             more.last_rooms = None;

@@ -76,8 +76,8 @@ impl Client {
             return;
         }
         if let Some(any) = &handlers.any {
-            // An event that was held may belong to a socket that has left since. It is handled all
-            // the same. One that the catch-all handler has disconnected, by a panic, is not.
+            // An event that was held may belong to a socket that has left since. It is handled
+            // nevertheless. One that the catch-all handler has disconnected, by a panic, is not.
             let was_connected = socket.is_connected();
             let call = Call::of_event(&socket, name, &payload, id);
             self.run(turn, &socket, "any event", any, call);

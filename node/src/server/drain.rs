@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// Time between two looks at which connections are due.
+/// Time between two checks of due connections.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The longest time between two closes. A server with few clients drains in less time, because so

@@ -143,7 +143,7 @@ pub enum AckError {
     /// The client has a [plain connection](crate::plain), which has no acknowledgements.
     #[error("clients of plain connections cannot acknowledge")]
     Plain,
-    /// The socket owes too many acknowledgements.
+    /// The socket has too many pending acknowledgements.
     #[error("the socket already owes {limit} acknowledgements")]
     TooManyPending {
         /// The limit, see [`Limits::pending_acks`](crate::Limits::pending_acks).
@@ -339,7 +339,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
     }
 }
 
-/// The text for clients if a handler fails for a reason that is none of theirs.
+/// The text for clients if a handler fails for a reason that they must not see.
 const NEUTRAL: &str = "internal error";
 
 /// The reason why a handler of an event returns no answer.

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The traits are separate so that the compiler names the argument or the result that does not fit,
-//! not the closure. Closures are boxed once, when the namespace is defined; a call allocates its
-//! future and nothing else.
+//! not the closure. Closures are boxed once, when the namespace is defined; a call allocates only
+//! its future.
 
 use std::{
     any::{Any, TypeId, type_name},

@@ -167,8 +167,8 @@ impl Socket {
     ///
     /// After a [gap](crate::Gap), the node reads the histories again and sends the missing events.
     /// They follow the events that have arrived meanwhile, so ids are out of order there. If a
-    /// history cannot be read, the node tries again, at least every 5 s. If Redis has lost its
-    /// data, ids may be below those before, and the times of the events are above.
+    /// history cannot be read, the node retries at least every 5 s. If Redis has lost its data, ids
+    /// may be below those before, and the times of the events are above.
     ///
     /// Kept messages wait in the outbox, within its
     /// [limits](crate::Limits::outbox_bytes). Events that are emitted without being

@@ -72,8 +72,8 @@ pub(super) struct Admitted {
     pub(super) data: Option<Arc<dyn Data>>,
     /// The session that the client resumes.
     pub(super) restored: Option<Box<Restored>>,
-    /// No decision was made, because the client's session cannot be read. The client
-    /// has to come again.
+    /// No decision was made, because the client's session cannot be read. The client has to
+    /// reconnect.
     pub(super) is_postponed: bool,
 }
 
@@ -159,8 +159,8 @@ impl Future for Task {
     }
 }
 
-/// The running and held tasks of a client. It exists while it holds something, since an
-/// idle connection shall own no set of tasks.
+/// The running and held tasks of a client. It exists only while it is not empty, so that an idle
+/// connection owns no set of tasks.
 #[derive(Default)]
 pub(super) struct InFlight {
     tasks: FuturesUnordered<Task>,

@@ -90,8 +90,7 @@ pub(super) struct State {
 /// A broadcast that was delivered, or that a returning client has missed.
 pub(super) struct Kept {
     position: Position,
-    /// `None` if it cannot be read, or not be encoded for clients: then it is a link and
-    /// nothing else.
+    /// `None` if it cannot be read, or not be encoded for clients: then it is only a link.
     sent: Option<(Target, Frame)>,
 }
 
@@ -121,7 +120,7 @@ pub(super) struct Offset {
 struct Earlier {
     from: Offset,
     kept: VecDeque<Arc<Kept>>,
-    /// When it is forgotten, in milliseconds since 1970.
+    /// When it is removed, in milliseconds since 1970.
     until: u64,
 }
 
@@ -627,7 +626,7 @@ impl From<JournalEntry> for Broadcast {
 }
 
 impl LiveNamespace {
-    /// Emits an event by way of the journal: the sockets of this node receive it like
+    /// Emits an event through the journal: the sockets of this node receive it like
     /// those of all others, in the order of the journal.
     pub(super) async fn broadcast_journaled(
         &self,

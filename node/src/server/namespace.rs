@@ -93,7 +93,7 @@ impl Namespace {
         }
     }
 
-    /// Decides whether a client may connect. Its result becomes the socket's
+    /// Accepts or refuses a client. Its result becomes the socket's
     /// [data](Socket::data), unless it is `()`.
     ///
     /// Several authorizers run one after the other, and the first error refuses the client. It sees
@@ -197,7 +197,7 @@ impl Namespace {
 
     /// Runs on every event that is emitted to a socket of this node, also by a broadcast,
     /// before the event is queued. It runs on the emitting task, once per recipient, so
-    /// it must be short. A namespace without such a listener does not pay for it.
+    /// it must be short. A namespace without such a listener has no cost.
     #[must_use]
     pub fn on_any_outgoing(
         mut self,
@@ -239,8 +239,8 @@ impl Namespace {
     }
 
     /// Keeps the messages that are [published](super::BroadcastOperator::publish) to rooms, within
-    /// these limits: in Redis if the server is a node of a cluster, else in memory. Messages that
-    /// are only emitted are not kept.
+    /// these limits: in Redis if the server is a node of a cluster, otherwise in memory. Messages
+    /// that are only emitted are not kept.
     ///
     /// The limits should be the same on all nodes, because each node applies its own to
     /// the rooms that it publishes to.
@@ -260,10 +260,10 @@ impl Namespace {
         self
     }
 
-    /// Keeps all broadcasts of the namespace, within these limits: in Redis if the server
-    /// is a node of a cluster, else in memory. The sockets of all nodes receive them in
-    /// one order. A node from which a fault has kept some reads them and delivers them
-    /// late, each once; if they are no longer kept, it logs and counts that.
+    /// Keeps all broadcasts of the namespace, within these limits: in Redis if the server is a node
+    /// of a cluster, otherwise in memory. The sockets of all nodes receive them in one order. A
+    /// node that missed some because of a fault reads them and delivers them late, each once; if
+    /// they are no longer kept, it logs and counts that.
     ///
     /// A broadcast is everything that is [emitted](super::BroadcastOperator::emit) to
     /// rooms or to the namespace, or [published](super::BroadcastOperator::publish),
@@ -328,9 +328,9 @@ impl Namespace {
 
     /// Creates the data of a client that [comes back](Self::recovery), from their JSON at the end
     /// of the connection (`null` if there were none) and from the authorizers' result, if they [run
-    /// again](Recovery::authorizes_again). If it returns `None`, the client is another one, such as
-    /// another user in the same browser, and gets a new socket, about which the authorizers decide
-    /// with [`Recovering`](super::Recovering)`(false)`.
+    /// again](Recovery::authorizes_again). If it returns `None`, the client is a different one,
+    /// such as another user in the same browser. It gets a new socket, for which the authorizers
+    /// run with [`Recovering`](super::Recovering)`(false)`.
     #[must_use]
     pub fn recovered_data_with<T: Data>(
         mut self,
@@ -402,7 +402,8 @@ impl Pattern {
         })
     }
 
-    /// The values of the parameters if the name matches. Each takes as few characters as it can.
+    /// The values of the parameters if the name matches. Each matches as few characters as
+    /// possible.
     pub(crate) fn matches(&self, name: &str) -> Option<Vec<(Box<str>, Box<str>)>> {
         let mut values = Vec::new();
         let mut rest = name;

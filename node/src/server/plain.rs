@@ -219,8 +219,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Those of [`open_stream`](Self::open_stream), and 400 or 426 if the request asks
-    /// for no WebSocket.
+    /// Those of [`open_stream`](Self::open_stream), and 400 or 426 if the request is not for a
+    /// WebSocket.
     ///
     /// ```
     /// # use std::sync::Arc;

@@ -61,40 +61,39 @@ use crate::{
 /// How long a returning client waits for the end of its former socket on this node.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How long a returning client waits for a session store that cannot be asked, at most.
+/// Maximum time that a returning client waits for an unreachable session store.
 const STORE: Duration = Duration::from_secs(10);
 
 /// How long a server that shuts down waits for the sessions to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// The event by which a node notifies the others that a client has come back to it. Node.js
-/// servers have no handler of it.
+/// The event by which a node notifies the others that a client has come back to it. Node.js servers
+/// have no handler for it.
 const RETURNED: &str = "roomcast:returned";
 
 /// How clients can come back to a namespace after their connection was lost, see
 /// [`Namespace::recovery`](super::Namespace::recovery).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recovery {
-    /// How long a session is kept after the connection was lost, at least. Default 2 minutes, as in
-    /// Node.js servers.
+    /// Minimum time for which a session is kept after the connection was lost. Default 2 minutes,
+    /// as in Node.js servers.
     pub max_disconnection: Duration,
     /// Whether the authorizers run for clients that come back, too. Default: no, as in
     /// Node.js servers.
     pub authorizes_again: bool,
-    /// Whether the events that a socket is [sent alone](Socket::emit) go by way of the
-    /// journal, too, so that the client receives those that it missed. Default: no,
-    /// because each one then costs Redis and all nodes as much as a broadcast. Node.js
-    /// servers with the adapter in memory keep them.
+    /// Whether events to a [single socket](Socket::emit) go through the journal, too, so that the
+    /// client receives those that it missed. Default: no, because each one then costs Redis and all
+    /// nodes as much as a broadcast. Node.js servers with the adapter in memory keep them.
     ///
     /// They are also stored for a socket whose connection was lost, while the client may come back.
     /// Such an event arrives in the order of the journal: after what was emitted before it, and
     /// possibly after the acknowledgement of a handler that emitted it. Volatile events and those
-    /// that ask for an acknowledgement are sent at once, and are not kept. If the journal cannot be
+    /// that request an acknowledgement are sent at once, and are not kept. If the journal cannot be
     /// reached, the event is sent at once as well.
     pub unicasts: bool,
     /// Whether broadcasts can be emitted [at least once](super::BroadcastOperator::at_least_once). Default: no, because
-    /// the sessions of all sockets are then stored again every half of `max_disconnection`, and the journal must keep
-    /// broadcasts for so much longer.
+    /// the sessions of all sockets are then stored again every half of `max_disconnection`, and the
+    /// journal must keep broadcasts that much longer.
     pub at_least_once: bool,
 }
 
@@ -110,7 +109,7 @@ impl Default for Recovery {
 }
 
 /// Creates the data of a socket from the JSON of the former data and from the authorizers' result.
-/// `Err`: the client is another one.
+/// `Err`: the client is a different one.
 pub(crate) type RestoreData =
     Arc<dyn Fn(serde_json::Value, SocketData) -> Result<SocketData, Other> + Send + Sync>;
 
@@ -134,7 +133,7 @@ pub(crate) struct Recoverable {
     pid: Box<str>,
     /// The token of this socket among those that have had the session.
     owner: Box<str>,
-    /// The place in the journal from which on the socket received. `None` if it was not known.
+    /// The place in the journal from which on the socket received events. `None` if unknown.
     since: Option<Offset>,
     is_recovered: bool,
     is_queued: AtomicBool,
@@ -149,7 +148,7 @@ pub(crate) struct Recoverable {
     is_queued_lazily: AtomicBool,
     /// Whether another owner has the session.
     is_taken: AtomicBool,
-    /// Until when the client may come back after the end of its connection, in
+    /// The time until which the client may come back after the end of its connection, in
     /// milliseconds since 1970. 0 before the end, and if it may not.
     returns_until: AtomicU64,
     /// Notified once the socket has left its rooms.
@@ -207,7 +206,7 @@ pub(super) struct Restored {
 struct Places {
     /// The client has received everything up to here, except for unacknowledged events.
     received: Offset,
-    /// Everything after this place must be there.
+    /// Everything after this place must still be kept.
     start: Offset,
 }
 
@@ -217,7 +216,7 @@ pub(super) enum Restoring {
     Taken(Box<Restored>),
     /// The client does not come back, or cannot.
     No,
-    /// The session may be there, but its store cannot be asked.
+    /// The session may exist, but its store is unreachable.
     Later,
 }
 
@@ -313,7 +312,7 @@ impl Socket {
         self.recoverable().is_some_and(|r| r.is_recovered)
     }
 
-    /// Has the session stored again, because something of it has changed.
+    /// Queues the session to be stored again, because it has changed.
     pub(super) fn session_changed(&self) {
         if let Some(recoverable) = self.recoverable()
             && let Some(recovery) = &self.live().recovery
@@ -322,7 +321,7 @@ impl Socket {
         }
     }
 
-    /// The place in the journal from which on a room that is joined now is received.
+    /// The place in the journal from which on events to a room that is joined now are received.
     /// `None` if that makes no difference.
     pub(super) fn place_of_joins(&self) -> Option<Offset> {
         let recoverable = self.recoverable()?;
@@ -382,7 +381,7 @@ impl Socket {
             .is_some_and(|recoverable| unix_millis() < until(recoverable))
     }
 
-    /// Another socket has the session, so this one ends, and writes nothing any more.
+    /// Another socket has the session, so this one ends and no longer writes.
     fn session_taken(&self) {
         if let Some(recoverable) = self.recoverable() {
             recoverable.is_taken.store(true, Ordering::Relaxed);

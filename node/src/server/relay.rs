@@ -78,9 +78,9 @@ impl Server {
         self.engine().relay.set(Box::new(relay)).is_ok()
     }
 
-    /// Returns the routes for requests that other nodes relay, at the server's path. They
-    /// serve sessions of this node and nothing else: they open none, and relay nothing,
-    /// so a request makes one hop at most.
+    /// Returns the routes for requests that other nodes relay, at the server's path. They serve
+    /// only sessions of this node: they open none, and relay nothing, so a request makes one hop at
+    /// most.
     ///
     /// A request with the method DELETE and the path of a poll ends that poll with an
     /// empty packet, after which the client polls again: for a node that stops and has

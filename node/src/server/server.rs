@@ -199,7 +199,7 @@ impl Server {
     }
 
     /// Returns the routes of the server, to be merged into an axum application. The application
-    /// keeps its own routes and layers. Its HTTP limits and deadlines are its own, too, unless
+    /// keeps its own routes and layers. It also sets its own HTTP limits and deadlines, unless
     /// [`serve`](Self::serve) runs it.
     pub fn router(&self) -> Router {
         Routes::new(Arc::clone(&self.0.engine), self.acceptor()).router()
@@ -219,8 +219,8 @@ impl Server {
     /// way that makes clients reconnect elsewhere. Then it waits for running handlers,
     /// including those of server-side events, up to the [drain
     /// timeout](Builder::drain_timeout). In a cluster, other nodes first stop waiting for
-    /// answers of this one, and the bus is closed last. All clients reconnect at the same
-    /// time, unless a [drain](Self::drain) went before.
+    /// answers of this one, and the bus is closed last. All clients reconnect at the same time,
+    /// unless you call [`drain`](Self::drain) first.
     ///
     /// Further calls wait for the same end. A handler must not await this, because it waits for the
     /// handler.
@@ -251,10 +251,9 @@ impl Server {
         &self.0.cluster.node
     }
 
-    /// Returns the nodes of the cluster as they were last seen, this one included. Over
-    /// Redis, a node that has ended without a goodbye is listed until its lease is over,
-    /// for some 6 s. While Redis is unreachable, the nodes are those that were seen last.
-    /// Node.js servers have no names and are not listed.
+    /// Returns the nodes of the cluster as they were last seen, this one included. Over Redis, a
+    /// crashed node is listed until its lease expires, for about 6 s. While Redis is unreachable,
+    /// the nodes are those that were seen last. Node.js servers have no names and are not listed.
     pub fn nodes(&self) -> Vec<NodeId> {
         let ClusterNode { node, bus, .. } = &self.0.cluster;
         let mut nodes = bus.as_ref().map_or_else(Vec::new, |bus| bus.nodes());
@@ -279,8 +278,8 @@ impl Server {
     /// Replaces the limits that can change while the server runs: `connections`,
     /// `connections_per_address`, `ipv6_prefix`, `connect_rate`, `event_rate`,
     /// `byte_rate` and `rate_policy`. The others are ignored. Connections that are open
-    /// stay, even if they are more; those opened while addresses were not limited count
-    /// for no address.
+    /// stay, even if they are more; connections opened while addresses were not limited are not
+    /// counted for any address.
     pub fn set_limits(&self, limits: &Limits) {
         self.0.engine.set_limits(limits);
     }
@@ -349,7 +348,7 @@ impl Inner {
         }
     }
 
-    /// Returns the namespace that a client asks for. Creates it if a pattern matches. The client
+    /// Returns the namespace that a client requests. Creates it if a pattern matches. The client
     /// counts as its user until it [leaves](LiveNamespace::leave).
     pub(super) fn enter(self: &Arc<Self>, name: &str) -> Option<Arc<LiveNamespace>> {
         {

@@ -72,8 +72,8 @@ impl BroadcastOperator {
     }
 
     /// Emits an event to the servers of all other nodes and collects the results of their handlers,
-    /// until all have arrived or the [timeout](Self::timeout) (default 5 s) is over. A timeout is
-    /// not an error: the result lists the silent nodes.
+    /// until all have arrived or the [timeout](Self::timeout) (default 5 s) has passed. A timeout
+    /// is not an error: the result lists the silent nodes.
     pub async fn server_side_emit_with_ack<T: FromArgs>(
         self,
         event: &str,

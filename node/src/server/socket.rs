@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Clones can be used from any thread, and kept after the client has disconnected. So each call
-//! looks at the state. An emit to a socket that has left fails, even if its connection serves other
+//! checks the state. An emit to a socket that has left fails, even if its connection serves other
 //! namespaces.
 //!
 //! **Why `disconnect()` only sets the state.** A handler may call it while one of its
@@ -88,7 +88,7 @@ pub(crate) struct Inner {
     pub(super) attached: Mutex<Attached>,
     /// In namespaces whose clients can come back.
     recoverable: Option<Box<Recoverable>>,
-    /// The number of acknowledgements that the client owes.
+    /// The number of pending acknowledgements of the client.
     pending_acks: AtomicU32,
     state: AtomicU8,
 }
@@ -129,7 +129,7 @@ pub enum DisconnectReason {
 }
 
 impl fmt::Display for DisconnectReason {
-    /// The words of Node.js servers.
+    /// The reason as in Node.js servers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ClientDisconnect => f.write_str("client namespace disconnect"),
@@ -271,8 +271,8 @@ impl Socket {
     /// Joins rooms, and resolves once later emits of any node reach this socket. After
     /// [`join`](Self::join) alone, this node may not be subscribed to the room for a moment.
     ///
-    /// After [`EmitError::Bus`] the socket is in the rooms all the same, and broadcasts
-    /// of this node reach it.
+    /// After [`EmitError::Bus`] the socket is in the rooms nevertheless, and broadcasts of this
+    /// node reach it.
     pub async fn join_confirmed(&self, rooms: impl Rooms) -> Result<(), EmitError> {
         let names = names(&rooms);
         self.join(names.as_slice())?;
@@ -318,7 +318,7 @@ impl Socket {
     }
 
     /// Emits an event to this client. The packet is in the outbox when this returns,
-    /// unless it goes by way of the journal, see
+    /// unless it goes through the journal, see
     /// [`Recovery::unicasts`](super::Recovery::unicasts).
     pub fn emit(&self, event: &str, args: impl IntoArgs) -> Result<(), EmitError> {
         self.emit_with(event, args, Flags::default())
@@ -425,7 +425,7 @@ impl Socket {
         namespace.journal.as_deref()
     }
 
-    /// Sends an event that could not go by way of the journal.
+    /// Sends an event that could not go through the journal.
     pub(super) fn send_event(&self, event: &str, args: Args) -> Result<(), EmitError> {
         let frame = self.event(event, None, args)?;
         self.send(&frame, false)
@@ -495,7 +495,7 @@ impl Socket {
         })
     }
 
-    /// Sends text as it is to the client of a [plain connection](crate::plain): a WebSocket
+    /// Sends text unchanged to the client of a [plain connection](crate::plain): a WebSocket
     /// receives a separate message, and a stream yields it. It keeps its place between events.
     ///
     /// # Errors
@@ -537,7 +537,7 @@ impl Socket {
 
     // The rest is for the connection's driver.
 
-    /// Returns how the application has disconnected the socket, if it has.
+    /// Returns the way in which the application has disconnected the socket, if it has.
     pub(super) fn verdict(&self) -> Option<Verdict> {
         match self.0.state.load(Ordering::Acquire) {
             LEAVING => Some(Verdict::Leave),
@@ -546,7 +546,7 @@ impl Socket {
         }
     }
 
-    /// Ends the socket's part in everything. Returns `false` if it had ended before.
+    /// Marks the socket as gone. Returns `false` if it was marked before.
     pub(super) fn mark_gone(&self) -> bool {
         self.0.state.swap(GONE, Ordering::AcqRel) != GONE
     }
@@ -585,7 +585,7 @@ impl Socket {
         namespace.leave();
     }
 
-    /// Compares by identity: a client that connects again gets another socket.
+    /// Compares by identity: a client that reconnects gets another socket.
     pub(super) fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0.0, &other.0.0)
     }
@@ -633,12 +633,12 @@ impl Inner {
         self.recoverable.as_deref()
     }
 
-    /// Whether the client speaks no Socket.IO.
+    /// Whether the client does not use Socket.IO.
     pub(super) fn is_plain(&self) -> bool {
         self.connection.is_plain()
     }
 
-    /// Counts one more acknowledgement that the client owes. Returns `false` at the limit.
+    /// Counts one more pending acknowledgement. Returns `false` at the limit.
     pub(super) fn begin_ack(&self) -> bool {
         let engine = &self.namespace.engine;
         let limit = u32::try_from(engine.config.limits.pending_acks).unwrap_or(u32::MAX);

@@ -115,7 +115,7 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
-/// A text is no IP address and no network.
+/// A text is neither an IP address nor a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no IP address and no network such as 10.0.0.0/8")]
 pub struct InvalidNetwork(String);

@@ -470,7 +470,7 @@ impl Connection {
         total
     }
 
-    /// Looks at the heartbeat and at the time that is left; called by the lane's task.
+    /// Checks the heartbeat and the remaining time; called by the lane's task.
     pub(super) fn on_timer(self: &Arc<Self>, tick: Tick, now: Time) {
         let mut locked = self.lock();
         // The timer has been replaced; wheels keep the old entry, see
@@ -544,7 +544,7 @@ impl Connection {
 
     // The rest is for the driver.
 
-    /// Has the session look at a packet.
+    /// Passes a packet to the session.
     pub(super) fn receive<'p>(&self, packet: Packet<'p>) -> Result<Received<'p>, UnexpectedPacket> {
         let (config, now) = (&self.engine.config, self.engine.clock.now());
         let mut locked = self.lock();
@@ -626,8 +626,8 @@ impl Connection {
         self.publish_direct(locked);
     }
 
-    /// Whether a closing connection has nothing more to do: everything was written and the peer
-    /// has closed too, or its time is over.
+    /// Whether a closing connection has nothing more to do: everything was written and the peer has
+    /// closed too, or its time has passed.
     pub(super) fn poll_finished(&self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
         let mut locked = self.lock();
         let said_farewell = match locked.aside.as_deref() {

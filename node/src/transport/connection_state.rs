@@ -128,13 +128,13 @@ pub(super) struct Todo {
     pub(super) wake: bool,
 }
 
-/// The outcome of a look at the time.
+/// The outcome of a check of the time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
     Nothing,
     /// A ping has to be pushed.
     Ping,
-    /// The connection began to close, or its time to close is over.
+    /// The connection began to close, or its time to close has passed.
     Closed(Todo),
 }
 
@@ -322,7 +322,7 @@ impl ConnectionState {
         self.direct = false;
         self.expires = now.after(match reason {
             CloseReason::ServerShutdown => SHUTDOWN_LINGER,
-            // A client that has been silent for that long fetches nothing any more.
+            // A client that has been silent for that long no longer fetches anything.
             CloseReason::PingTimeout => Duration::ZERO,
             _ => linger(reach),
         });
@@ -341,7 +341,7 @@ impl ConnectionState {
         }
     }
 
-    /// Closes a connection whose transport is gone: no peer is left to read a close frame or to
+    /// Closes a connection whose transport is closed: no peer is left to read a close frame or to
     /// wait for.
     pub(super) fn abort(&mut self, reason: CloseReason, now: Time) -> Todo {
         self.outbox.clear();
@@ -358,7 +358,7 @@ impl ConnectionState {
         }
     }
 
-    /// Has the session look at a packet. The timer usually stands earlier than the next deadline;
+    /// Passes a packet to the session. The timer usually stands earlier than the next deadline;
     /// it has to be set only if the packet brings the deadline forward.
     pub(super) fn receive<'p>(
         &mut self,
@@ -372,7 +372,7 @@ impl ConnectionState {
         (received, Todo { arm, wake: false })
     }
 
-    /// Looks at the heartbeat and at the time that is left. The timer has to be set afterwards,
+    /// Checks the heartbeat and the remaining time. The timer has to be set afterwards,
     /// unless the connection has expired.
     pub(super) fn tick(&mut self, reach: Reach, config: &Config, now: Time) -> Due {
         if let Some(closing) = &self.closing {
@@ -539,7 +539,7 @@ impl ConnectionState {
         self.outbox.pop()
     }
 
-    /// The connection is over; nothing is written any more.
+    /// The connection has ended; nothing more is written.
     pub(super) fn release(&mut self) {
         self.outbox.clear();
     }

@@ -61,7 +61,7 @@ impl Cors {
         })
     }
 
-    /// Request headers that pages may send. The default is all that they ask for.
+    /// Request headers that pages may send. The default is all requested headers.
     #[must_use]
     pub fn allowed_headers<T: AsRef<str>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
         let names: Vec<_> = names

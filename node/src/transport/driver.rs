@@ -82,7 +82,7 @@ pub(crate) trait Protocol: Send + 'static {
     /// Called once, when the connection has ended.
     fn close(&mut self, turn: &mut Turn<'_, '_>, reason: CloseReason);
 
-    /// Ready when nothing is in progress any more; polled after the end.
+    /// Ready when nothing is in progress; polled after the end.
     fn poll_done(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()>;
 }
 
@@ -566,7 +566,7 @@ enum Input {
 }
 
 /// The close frame that a client gets back, with the code and the reason that it sent.
-/// RFC 6455 asks for the same code.
+/// RFC 6455 requires the same code.
 pub(super) fn echo_of(close: Option<&(u16, Cow<'_, str>)>) -> Vec<u8> {
     let mut payload = Vec::new();
     if let Some((code, reason)) = close {

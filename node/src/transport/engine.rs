@@ -8,10 +8,9 @@
 //! ```
 //!
 //! Phases only go forward, and each part compares: handshakes are refused from
-//! `Refusing` on, sessions end at `Closing`. A new connection takes its permit first
-//! and looks at the phase afterwards, while the end sets the phase first and counts the
-//! permits afterwards. So either the connection sees the phase, or the end sees the
-//! connection.
+//! `Refusing` on, sessions end at `Closing`. A new connection takes its permit first and checks the
+//! phase afterwards, while the end sets the phase first and counts the permits afterwards. So
+//! either the connection sees the phase, or the end sees the connection.
 
 use std::{
     cmp::Reverse,
@@ -69,7 +68,7 @@ pub(crate) struct Engine {
     /// The same for plain WebSockets.
     pub(super) websocket_ping: Frame,
     lanes: Box<[Lane]>,
-    // Keyed, because clients choose the ids that they ask for.
+    // Keyed, because clients choose the ids in their requests.
     hasher: RandomState,
     tasks: Mutex<Vec<AbortHandle>>,
     open: AtomicUsize,
@@ -267,7 +266,7 @@ impl Engine {
         self.metrics.connection_limit.set(limit);
     }
 
-    /// Puts those limits in force that can be replaced.
+    /// Applies the limits that can be replaced.
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.admission.set(limits);
         self.set_max_connections(limits.connections);

@@ -73,7 +73,7 @@ enum Content {
     Packet,
     /// The output of the form.
     Event(Box<Source>),
-    /// The text as it is.
+    /// The text unchanged.
     Text,
     /// The bytes, if the connection has a WebSocket.
     Raw,

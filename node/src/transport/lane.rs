@@ -66,7 +66,7 @@ impl Lane {
         }
     }
 
-    /// Has the lane's task enforce the budget of waiting bytes soon.
+    /// Makes the lane's task enforce the budget of waiting bytes soon.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
@@ -101,7 +101,7 @@ impl Lane {
                 engine.metrics.bytes_sent.inc_by(sent as u64);
                 tokio::task::yield_now().await;
                 // Broadcasts that never pause keep the lane here; its connections need their
-                // heartbeat all the same.
+                // heartbeat nevertheless.
                 if ticks.tick().now_or_never().is_some() {
                     self.look_at_timers(engine);
                 }

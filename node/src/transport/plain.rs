@@ -412,7 +412,7 @@ impl Connection {
         (!bytes.is_empty()).then_some(Chunk { bytes, id, time })
     }
 
-    /// Whether a binary message of the client is no mistake.
+    /// Whether binary messages of the client are allowed.
     pub(crate) fn skips_binary(&self) -> bool {
         let mut locked = self.lock();
         match locked.aside.as_deref_mut() {

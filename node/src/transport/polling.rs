@@ -54,7 +54,7 @@ pub(crate) struct Polling {
     /// The bytes that the WebSocket had received before the driver took it over.
     read: Vec<u8>,
     attached: bool,
-    /// The poll that waits gets a noop, because it shall end.
+    /// The waiting poll gets a noop, because it has to end.
     released: bool,
     /// The close packet was fetched.
     farewell: bool,
@@ -98,7 +98,7 @@ impl Polling {
         }
     }
 
-    /// Has a waiting poll look again.
+    /// Makes a waiting poll check again.
     pub(super) fn wake_poll(&mut self) {
         if let Some(Some(waker)) = &mut self.poll {
             waker.wake_by_ref();

@@ -123,7 +123,7 @@ impl Preamble {
 }
 
 async fn shake_hands(tls: &Tls, tcp: TcpStream) -> Result<Socket, Failed> {
-    // A check of the port closes without a byte, and is no handshake.
+    // A port check closes without a byte, and is not a handshake.
     if tcp.peek(&mut [0]).await.ok() == Some(0) {
         return Err(Failed::Unused);
     }

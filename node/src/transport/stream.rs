@@ -160,7 +160,7 @@ impl Stream {
         }
     }
 
-    /// Ready when no bytes wait here any more. Only for the driver.
+    /// Ready when no more bytes wait here. Only for the driver.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tls(tls) => tls_stream::poll_flush(tls, cx),

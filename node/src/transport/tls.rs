@@ -1,4 +1,4 @@
-//! TLS of a listener: certificates from files, chosen by the name that the client asks for, and
+//! TLS of a listener: certificates from files, chosen by the name that the client requests, and
 //! replaced while the server runs.
 //!
 //! ```text

@@ -59,7 +59,7 @@ pub(super) fn poll_read(
         match tls.reader().read(buffer) {
             Ok(count) => return Poll::Ready(Ok(Read { count, more: true })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Ended without the goodbye of TLS. WebSocket has its own, so nothing can be
+            // Ended without the close alert of TLS. WebSocket has its own, so nothing can be
             // cut off unnoticed.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Poll::Ready(Ok(Read {

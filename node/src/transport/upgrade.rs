@@ -126,7 +126,7 @@ pub(super) async fn probe(
     let Unwrapped {
         mut stream, read, ..
     } = Unwrapped::new(upgraded);
-    // It comes too late, or another one is being probed.
+    // It is too late, or another one is being probed.
     if !connection.begin_probe() {
         return close(&mut stream, &echo_of(None)).await;
     }
@@ -147,7 +147,7 @@ pub(super) async fn probe(
 
 /// Closes a WebSocket that is not wanted.
 async fn close(stream: &mut Stream, close_frame: &[u8]) {
-    // The client may have gone, or may not read; this waits for neither.
+    // The client may have disconnected, or may not read; this waits for neither.
     let _ = timeout(CLOSE_TIMEOUT, write_all(stream, close_frame)).await;
     poll_fn(|cx| {
         stream.shut_down(cx);
@@ -188,7 +188,7 @@ async fn carry_probe(
                     // polling.
                     connection.release_poll();
                 }
-                // The client may have sent further packets right behind it.
+                // The client may have sent further packets right after it.
                 Event::Text(text) if text == "5" => return Ok(input.to_vec()),
                 Event::Ping(payload) => {
                     websocket::append_pong(&mut reply, &payload);

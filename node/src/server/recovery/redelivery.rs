@@ -221,7 +221,7 @@ impl LocalSocket {
         self.acknowledgements_changed();
     }
 
-    /// Has the session stored again after a while.
+    /// Queues the session to be stored again after a while.
     fn acknowledgements_changed(&self) {
         if let Some(recoverable) = self.recoverable()
             && let Some(recovery) = &self.namespace().recovery

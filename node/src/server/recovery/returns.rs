@@ -32,7 +32,7 @@ pub(super) struct Returns {
     pids: Mutex<HashSet<Box<str>>>,
     /// Notified when one of them has come back, or not.
     freed: Notify,
-    /// Since when the store cannot be asked.
+    /// Since when the store is unreachable.
     away: Mutex<Option<Stopwatch>>,
 }
 

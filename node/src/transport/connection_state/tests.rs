@@ -282,7 +282,7 @@ impl Pair {
         }
     }
 
-    /// Whether the client has taken nothing for so long that it is slow.
+    /// Whether the client has read nothing for so long that it counts as slow.
     fn is_stalled(&self) -> bool {
         self.now >= self.last_taken.after(self.config.limits.stall_timeout)
     }
