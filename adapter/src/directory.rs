@@ -191,8 +191,8 @@ impl<S: BuildHasher> Directory<S> {
         }
     }
 
-    /// Returns whether there may be changes since the last call. A thread that has made a change
-    /// gets `true`, or another one that asks at the same time does.
+    /// Returns whether there may be changes since the last call. Either the thread that has made a
+    /// change gets `true`, or another one that asks at the same time.
     pub(crate) fn is_changed(&self) -> bool {
         self.is_changed.load(Ordering::Relaxed) && self.is_changed.swap(false, Ordering::AcqRel)
     }

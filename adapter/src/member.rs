@@ -24,7 +24,7 @@ pub trait Member: Clone + Send + Sync + 'static {
     /// Enqueues a frame. Called under the lock of a shard.
     fn deliver(&self, frame: &Self::Frame, volatile: bool, batch: &mut Self::Batch);
 
-    /// Has the touched connections written. Called without a lock.
+    /// Queues the touched connections for writing. Called without a lock.
     fn flush(batch: Self::Batch);
 }
 

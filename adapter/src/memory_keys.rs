@@ -8,7 +8,7 @@ use roomcast_protocol::receipt::Receipt;
 
 use crate::bus::{BusError, Once, Published};
 
-/// The most results that are kept. Those that lapse first are forgotten for new ones.
+/// The most results that are kept. Those that expire first are removed for new ones.
 const MAX_KEPT: usize = 100_000;
 
 /// The results of broadcasts with an idempotency key.

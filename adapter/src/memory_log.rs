@@ -380,7 +380,7 @@ impl Entries {
         }
     }
 
-    /// Forgets the rooms without an entry that is young enough, and the journal if it has none.
+    /// Removes the rooms without recent entries, and the journal if it has none.
     /// Called on each write and read, so a log needs no timer.
     fn expire(&mut self, now: Duration) {
         if let Some(journal) = &mut self.journal

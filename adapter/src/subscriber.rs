@@ -80,7 +80,7 @@ pub enum SubscriberEvent {
         to: SystemTime,
     },
     /// Redis refuses a subscription. It is asked again after a back-off and on the next connection;
-    /// further refusals on this connection are no events.
+    /// further refusals on this connection are not reported.
     Refused {
         /// The channel or pattern.
         name: Arc<str>,

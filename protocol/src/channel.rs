@@ -330,7 +330,7 @@ impl Channels {
 
     /// Parses the name of a channel in every possible way, shortest namespace first. Yields nothing
     /// if it is not a channel of the deployment. There are as many ways as the name has `#`, so a
-    /// caller has to limit how many it looks at.
+    /// caller has to limit the number that it checks.
     pub fn parse<'a>(&self, channel: &'a str) -> impl Iterator<Item = ParsedChannel<'a>> + use<'a> {
         let (kind, rest) = self.split(channel).unwrap_or((Kind::Broadcast, ""));
         let has_rest = kind != Kind::Request;

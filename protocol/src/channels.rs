@@ -148,7 +148,7 @@ pub enum Request {
 /// Why a text cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// It is no JSON, or a member has another type or is unknown.
+    /// It is not JSON, or a member has another type or is unknown.
     #[error("{0}")]
     Json(String),
     /// The type of a frame is unknown.
@@ -336,7 +336,7 @@ fn members<'a>(text: &'a str, allowed: &[&str]) -> Result<Members<'a>, ReadError
     Ok(members)
 }
 
-/// A value as it stands; `null` is one.
+/// A value unchanged; `null` is one.
 fn raw<'de: 'a, 'a, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<&'a RawValue>, D::Error> {

@@ -47,7 +47,7 @@ pub struct Header {
     pub client: Option<SocketAddr>,
 }
 
-/// The bytes are no header.
+/// The bytes are not a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderError {
     /// They do not follow the protocol.
@@ -103,7 +103,7 @@ where
     IpAddr: From<[u8; N]>,
 {
     let address = bytes.first_chunk::<N>().ok_or(HeaderError::Malformed)?;
-    // The destination's port follows, and must be there as well.
+    // The destination's port follows, and must exist as well.
     let ports = bytes.get(PORT..PORT + 4).ok_or(HeaderError::Malformed)?;
     let port = u16::from_be_bytes([ports[0], ports[1]]);
     Ok(SocketAddr::new(IpAddr::from(*address), port))

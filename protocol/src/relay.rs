@@ -113,13 +113,13 @@ pub enum Frame<'a> {
     Reset(Reset),
     /// The sender takes this many further bytes of the response's body.
     Credit(u32),
-    /// Asks for a [`Frame::Pong`], because nothing has arrived for a while.
+    /// Requests a [`Frame::Pong`], because nothing has arrived for a while.
     Ping,
     /// Responds to a [`Frame::Ping`].
     Pong,
 }
 
-/// The bytes are no frames, or no record.
+/// The bytes are not frames, or not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bytes that another node would not send")]
 pub struct Malformed;
@@ -232,7 +232,7 @@ impl Records {
         self.frame(stream, kind::CREDIT, |out| out.extend(bytes.to_be_bytes()));
     }
 
-    /// Asks for a sign of life.
+    /// Requests a sign of life.
     pub fn ping(&mut self) {
         self.frame(0, kind::PING, |_| {});
     }

@@ -196,7 +196,7 @@ fn shortened(sender: &str) -> &str {
     &sender[..sender.floor_char_boundary(MAX_SENDER_BYTES)]
 }
 
-/// Reads `KEY` or `KEY,OLDKEY`. Spaces around a key are no part of it.
+/// Reads `KEY` or `KEY,OLDKEY`. Spaces around a key are not part of it.
 impl FromStr for SigningKeys {
     type Err = KeysError;
 

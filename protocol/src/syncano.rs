@@ -147,7 +147,7 @@ impl Query {
     ///
     /// # Errors
     ///
-    /// The value is no whole number.
+    /// The value is not an integer.
     pub fn integer(&self, name: &str) -> Result<Option<i64>, Mistake> {
         let Some(text) = self.get(name) else {
             return Ok(None);
@@ -219,7 +219,7 @@ impl Message {
     ///
     /// # Errors
     ///
-    /// The payload is no object, or the room is no text.
+    /// The payload is not an object, or the room is not a text.
     pub fn read(fields: &Map<String, Value>) -> Result<Self, Mistake> {
         let wrong = |text| Mistake::of("payload", text);
         let invalid = "Payload passed in invalid format.";

@@ -364,7 +364,7 @@ pub enum Opcode {
     Binary = 0x2,
     /// The last frame of a side.
     Close = 0x8,
-    /// Asks for a pong.
+    /// Requests a pong.
     Ping = 0x9,
     /// Replies to a ping.
     Pong = 0xa,

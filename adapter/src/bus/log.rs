@@ -156,9 +156,8 @@ pub struct HistoryLimits {
     pub bytes: usize,
     /// How long an entry is kept, in whole seconds, at least one. Default 24 hours.
     pub age: Duration,
-    /// Maximum size of all rooms of a namespace, in bytes. The rooms whose latest entry
-    /// is oldest are forgotten. For logs in memory only: in Redis, `maxmemory` is the
-    /// limit. Default 64 MiB.
+    /// Maximum size of all rooms of a namespace, in bytes. The rooms whose latest entry is oldest
+    /// are removed. For logs in memory only: in Redis, `maxmemory` is the limit. Default 64 MiB.
     pub memory_bytes: usize,
 }
 

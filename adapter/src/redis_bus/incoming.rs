@@ -15,8 +15,8 @@
 //! dropped before they are decoded.
 //!
 //! **Why by the name first.** A cluster has messages for rooms that have members on one
-//! node only. Decoding costs much more than a look at the channel, so the order of
-//! checks is that of their costs: name, room, own bytes, size, seal, decoding.
+//! node only. Decoding costs much more than a check of the channel, so the order of checks is that
+//! of their costs: name, room, own bytes, size, seal, decoding.
 //!
 //! **Why several readings.** `#` separates the parts of a channel's name, but
 //! namespaces and rooms may contain it. So each way to cut the name is tried, for the
@@ -83,7 +83,7 @@ pub(super) struct DropWarnings {
 enum Dropped {
     /// The namespace or the kind of the message is unknown.
     UnknownNamespace,
-    /// Another node was asked or is answered, which is no reason to worry.
+    /// Another node was asked or is answered, which is normal.
     NotAsked,
     Unexpected,
     NoMember,

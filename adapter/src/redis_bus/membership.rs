@@ -46,7 +46,8 @@ const TRACE_KEPT: Duration = Duration::from_secs(60);
 /// How long a node may stay subscribed after it has given up its lease.
 const LEAVING: Duration = Duration::from_secs(5);
 
-/// At most so often a node without a lease is logged, and the loss of the own one.
+/// The minimum time between two log lines about nodes without a lease, or about the loss of the own
+/// one.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// This node's view of the cluster.

@@ -60,7 +60,7 @@ impl NodeJs {
         }
     }
 
-    /// The members were counted; so many are Node servers.
+    /// The members were counted; the number of Node servers.
     pub(super) fn counted(&self, servers: usize, subscriptions: &Arc<Subscriptions>) {
         if servers > 0 {
             self.foreign_joins.servers_are_there(subscriptions);

@@ -6,7 +6,7 @@
 //!
 //! A tag that is not in the table may be that of a node that joined since the last
 //! reading. Then the leases are read again. Because anyone can make up tags, at most one
-//! such reading is under way, and there is a pause between two:
+//! such reading is in flight, and there is a pause between two:
 //!
 //! ```text
 //! unknown tag ──▶ turn ──▶ a reading began after the tag came? ── yes ──▶ look again

@@ -171,7 +171,7 @@ impl Subscriptions {
         Arc::clone(&namespace)
     }
 
-    /// Forgets the namespace and gives up its channels.
+    /// Removes the namespace and unsubscribes its channels.
     pub(super) fn detach(&self, namespace: &Arc<AttachedNamespace>) {
         let holders = &mut *self.holders.lock();
         let mut namespaces = self.namespaces.write();
@@ -241,8 +241,8 @@ impl Subscriptions {
         }
     }
 
-    /// Gives up the pattern of all rooms when its time is over, after the channels of single rooms
-    /// have been subscribed again.
+    /// Gives up the pattern of all rooms when its time has passed, after the channels of single
+    /// rooms have been subscribed again.
     fn end_all_rooms(
         &self,
         holders: &mut Holders,
@@ -490,7 +490,7 @@ impl Subscriptions {
     }
 
     /// Returns the number of subscriptions by which this node receives its own messages on the
-    /// channel: so often Redis counts it.
+    /// channel: Redis counts it that many times.
     pub(super) fn own_subscriptions(&self, namespace: &AttachedNamespace, channel: &str) -> usize {
         let by_channel = self.subscriber.is_confirmed(channel);
         let is_covered = namespace.is_covered(self.channels(), channel);

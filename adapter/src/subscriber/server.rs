@@ -268,7 +268,7 @@ struct Task {
     config: Arc<SubscriberConfig>,
     shared: Arc<Shared>,
     stale: StaleConnection,
-    /// Numbers of probes continue across connections, so that no old one is taken for a new one.
+    /// Numbers of probes continue across connections, so that no old one is treated as a new one.
     next_probe: u64,
 }
 

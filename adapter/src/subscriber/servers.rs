@@ -180,7 +180,7 @@ impl Subscriber {
     }
 
     /// Resolves once Redis has confirmed the last change of each of these channels: wanted ones are
-    /// subscribed, and others are not any more. Waits across reconnects, at most for `timeout`.
+    /// subscribed, and others are unsubscribed. Waits across reconnects, at most for `timeout`.
     ///
     /// # Errors
     ///
@@ -195,7 +195,7 @@ impl Subscriber {
         confirmed.unwrap_or(Err(ConfirmError::TimedOut))
     }
 
-    /// Like [`Self::confirm`], for a pattern. Resolves at once where there are no patterns.
+    /// Like [`Self::confirm`], for a pattern. Resolves at once if there are no patterns.
     ///
     /// # Errors
     ///

@@ -254,8 +254,8 @@ impl<'a> Session<'a> {
         Some(if is_overdue { look } else { next_event })
     }
 
-    /// Whether a probe is late and nothing else has come since the last look. A driver that is at
-    /// work, or has not run for a while, gets the time to read what waits.
+    /// Whether a probe is late and nothing else has arrived since the last check. A driver that is
+    /// at work, or has not run for a while, gets the time to read what waits.
     fn is_dead(&mut self) -> bool {
         if !self.incoming.watch.lock().probes.is_late(Instant::now()) {
             return false;

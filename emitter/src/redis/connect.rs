@@ -9,7 +9,7 @@
 //! ```
 //!
 //! RESP3 is used everywhere: messages arrive as pushes, and so does the end of a connection, which
-//! is noticed that way even while no command is under way.
+//! is noticed that way even while no command is in flight.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

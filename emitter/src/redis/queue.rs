@@ -70,7 +70,7 @@ pub(super) fn fail(callers: Vec<Caller>, error: &PublishError) {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Phase {
-    /// The first attempt to connect is under way.
+    /// The first attempt to connect is in flight.
     Starting,
     Up,
     Down(Arc<str>),

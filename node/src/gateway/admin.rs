@@ -124,7 +124,7 @@ impl Health {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// Has the process drain. Only the first request counts.
+    /// Makes the process drain. Only the first request counts.
     /// The request may be repeated, which must not count as a further signal.
     fn request_drain(&self) {
         if !self.was_asked_to_drain.swap(true, Ordering::Relaxed) {
@@ -211,7 +211,7 @@ impl Admin {
         })
     }
 
-    /// Has this thread read the figures of the node for admin pages, because that may take a while.
+    /// Reads the figures of the node for admin pages on this thread, because that may take a while.
     /// Must be called in the runtime of the workers, which emit them.
     pub(crate) fn show(&self, view: &Arc<View>, server: &Server, health: &Arc<Health>) {
         let (view, server, health) = (Arc::clone(view), server.clone(), Arc::clone(health));

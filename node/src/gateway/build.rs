@@ -201,7 +201,7 @@ fn trusted_proxies(config: &Config) -> Result<TrustedProxies, InvalidNetwork> {
     }))
 }
 
-/// Reads the keys if any namespace asks for tokens.
+/// Reads the keys if any namespace requires tokens.
 async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
     let asks = config.access().into_iter();
     let asks = asks.filter(|(_, access)| access.asks_for_token());

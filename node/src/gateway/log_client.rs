@@ -31,7 +31,7 @@ use super::{
     session,
 };
 
-/// The target of the lines, as it is written in their texts.
+/// The target of the lines, as it appears in their texts.
 pub(super) const TARGET: &str = "roomcast::client";
 
 /// Bytes of arguments that a line shows.

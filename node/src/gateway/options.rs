@@ -24,10 +24,9 @@ const PREFIX: &str = "ROOMCAST_";
 
 /// Gives each option the settings that follow from its name and type: its environment variable, and
 /// for a switch the right to stand without a value.
-///
-/// Of `emit`, only the options about Redis have a variable, because the others belong to
-/// one message; of `token`, only the file has one, and none of `token key`; of `doctor`,
-/// those of `serve`, which have headings.
+/// For `emit`, only the options about Redis have a variable, because the others belong to one
+/// message; for `token`, only the file has one, and for `token key` none; for `doctor`, those of
+/// `serve` do, which have headings.
 pub(super) fn complete(command: Command) -> Command {
     command.mut_subcommands(|command| {
         let command = complete(command);

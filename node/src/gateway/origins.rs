@@ -1,5 +1,5 @@
 //! The origins whose pages may connect. Browsers ask for permission before a page of another origin
-//! polls, but not before it opens a WebSocket, so the server itself has to look at each handshake.
+//! polls, but not before it opens a WebSocket, so the server itself has to check each handshake.
 //!
 //! A page of the server's own host is allowed, and so is a client without an origin, which is no
 //! browser.

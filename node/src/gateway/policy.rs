@@ -124,7 +124,7 @@ enum Part {
     Claim(Box<str>),
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PatternError {
     #[error("a list has at most {MAX_PATTERNS} patterns")]

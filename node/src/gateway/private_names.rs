@@ -83,7 +83,7 @@ impl PrivateNames {
         Ok(Privacy::Ordinary)
     }
 
-    /// Forgets all names when there are too many, because asking again is cheap.
+    /// Removes all names when there are too many, because asking again is cheap.
     fn remember(&self, room: &str) {
         let mut ordinary = self.ordinary.lock();
         if ordinary.len() >= MAX_KNOWN {

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::config::{Config, Job, parse};
 
-/// Puts a prepared value in force. It cannot fail.
+/// Activates a prepared value. It cannot fail.
 pub(crate) type Swap = Box<dyn FnOnce() + Send>;
 
 /// A value that is being prepared.
@@ -64,7 +64,7 @@ impl Reload {
         })
     }
 
-    /// Reads the settings again and puts them in force, or reports why not.
+    /// Reloads and activates the settings, or reports the reason of a failure.
     pub(crate) async fn run(&mut self) {
         let applied = match read() {
             Ok(config) => self.apply(&config).await,

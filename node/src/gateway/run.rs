@@ -241,7 +241,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     } else {
         let mut table = config.access();
         let syncano = &config.settings.doors.syncano;
-        // The door lets its own clients in, so being closed to others is no mistake.
+        // The door lets its own clients in, so being closed to others is not a mistake.
         table.retain(|name, access| *access != Access::Closed || !syncano.has_namespace(name));
         access::announce(&table);
         let watched = server.clone();

@@ -275,7 +275,7 @@ impl Reloadable for Ports {
             let swap: Swap = Box::new(move || {
                 for (tls, certificates) in ports.into_iter().zip([&public, &internal]) {
                     if let Some(tls) = tls {
-                        // There is a certificate, which is all that this asks for.
+                        // Only the existence of a certificate is checked.
                         drop(tls.replace(used(certificates)));
                     }
                 }

@@ -282,7 +282,7 @@ impl FromStr for LogFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // The filter takes a bare word that is no level for a target, so a typing error
+        // The filter treats a bare word that is not a level as a target, so a typing error
         // such as `inof` would silence the log.
         let bare = text
             .split(',')

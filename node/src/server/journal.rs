@@ -481,7 +481,7 @@ impl Journal {
         }
     }
 
-    /// Notes that something may be missing. Returns `false` if a repair is under way already.
+    /// Notes that something may be missing. Returns `false` if a repair is in flight already.
     fn begin_repair(&self) -> bool {
         let mut state = self.state.lock();
         !std::mem::replace(&mut state.is_repairing, true)
@@ -644,7 +644,7 @@ impl LiveNamespace {
         })
     }
 
-    /// Emits an event to one socket by way of the journal. It has its place among the
+    /// Emits an event to one socket through the journal. It has its place among the
     /// other events of this node when this returns. If it was not stored, the socket
     /// receives it all the same, but only now.
     pub(super) fn unicast_journaled(

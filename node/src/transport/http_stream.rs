@@ -9,7 +9,7 @@
 //! all three.
 //!
 //! **Why text is compared.** hyper reports nothing about the responses that it makes by
-//! itself. They are the only ones that begin while no request is under way, so their
+//! itself. They are the only ones that begin while no request is in flight, so their
 //! first bytes identify them.
 
 use std::{

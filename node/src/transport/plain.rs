@@ -74,7 +74,7 @@ pub trait Form: Send + Sync + 'static {
     }
 }
 
-/// The sign of life that a client receives while there are no events, each
+/// The sign of life that a client receives while there are not reported, each
 /// [ping interval](crate::Builder::ping_interval).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

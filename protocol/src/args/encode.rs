@@ -1,8 +1,7 @@
 //! From a value to the canonical form of arguments.
 //!
 //! `serde_json` writes the values, and its formatter turns bytes into attachments. A thin
-//! serializer around it looks at the outermost value only: is it a list of arguments,
-//! none, or one?
+//! serializer around it examines only the outermost value: is it a list of arguments, none, or one?
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -202,7 +201,7 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         serialize_unit_struct(&'static str)
     }
 
-    /// A single text is common, and `serde_json` would look at its bytes one by one.
+    /// A single text is common, and `serde_json` would check its bytes one by one.
     fn serialize_str(self, value: &str) -> Result<(), Error> {
         if !is_plain(value) {
             return self.json.serialize_str(value);

@@ -53,7 +53,7 @@ pub enum Token<'a> {
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number as it is written.
+    /// A number in its written form.
     Number(&'a str),
     /// A string value: the text between the quotes, with its escapes.
     String(&'a str),

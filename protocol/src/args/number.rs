@@ -105,7 +105,7 @@ fn may_have_odd_numbers(json: &str) -> bool {
     false
 }
 
-/// An integer of so many digits fits into 64 bits.
+/// An integer with this number of digits fits into 64 bits.
 const SAFE_DIGITS: usize = 18;
 
 /// The one form of a number, if it is another text.

@@ -1,4 +1,4 @@
-//! Arguments as plain JSON, for readers that know no attachments.
+//! Arguments as plain JSON, for readers without attachments.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};

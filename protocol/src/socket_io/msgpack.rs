@@ -181,8 +181,8 @@ impl Serialize for Zero {
     }
 }
 
-/// The map around a packet as it is read. Of a key that occurs twice the last one counts, as in
-/// JavaScript, which is why this is no derived struct. Unknown keys are skipped.
+/// The map around a packet in its parsed form. If a key occurs twice, the last one counts, as in
+/// JavaScript, so this cannot be a derived struct. Unknown keys are skipped.
 #[derive(Default)]
 struct Envelope<'a> {
     kind: Option<&'a [u8]>,

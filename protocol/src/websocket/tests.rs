@@ -487,7 +487,7 @@ proptest! {
                 prop_assert!(their_events.starts_with(&events));
             }
             Some(_) => {
-                // Tungstenite looks at most of a frame only when it has all of it. The longest
+                // Tungstenite checks most of a frame only when it is complete. The longest
                 // frame that it waits for is complete with this many bytes more.
                 stream.resize(stream.len() + SMALL.message_bytes + Header::MAX, 0);
                 let (their_events, their_end) = read_by_tungstenite(&stream);

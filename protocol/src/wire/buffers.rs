@@ -2,7 +2,7 @@
 //!
 //! In the classic dialect requests are JSON, and binary in them has this form, as in
 //! broadcasts of a cluster whose parser is JSON. No tree is built; everything but binary
-//! is copied as it stands.
+//! is copied unchanged.
 
 use std::borrow::Cow;
 

@@ -169,7 +169,7 @@ struct WrittenFlags {
     /// In milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
-    /// Ours. Node's servers look at the flags that they know.
+    /// Ours. Node's servers use the flags that they support.
     #[serde(rename = "atLeastOnce", skip_serializing_if = "std::ops::Not::not")]
     at_least_once: bool,
 }
@@ -222,7 +222,7 @@ impl<'a> Options<'a> {
     }
 }
 
-/// A packet as it is read.
+/// A packet in its parsed form.
 #[derive(Deserialize, Default)]
 #[serde(default, bound(deserialize = "'de: 'a"))]
 pub(super) struct Packet<'a> {
@@ -260,7 +260,7 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// A packet as it is written.
+/// A packet in its written form.
 #[derive(Serialize)]
 pub(super) struct EventPacket<'a> {
     r#type: u8,

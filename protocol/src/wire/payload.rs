@@ -46,8 +46,8 @@ impl Encoding {
 
 /// Arguments that can be written: they were checked for the format when this was made.
 pub(super) enum Payload<'a> {
-    /// An event with one argument, which is text without escapes. It is common, and needs no look
-    /// at each of its bytes.
+    /// An event with one argument, which is text without escapes. It is common, and its bytes need
+    /// not be checked one by one.
     Text(&'a str, &'a str),
     Msgpack(Packed<'a>),
     Json(Box<RawValue>),

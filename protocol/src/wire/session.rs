@@ -6,7 +6,7 @@
 //!             └ a token at a fixed place, so that a script can compare and replace it
 //! ```
 //!
-//! Node decodes ours and looks at its own four members. The data of a Roomcast node are in
+//! Node decodes ours and reads only its own four members. The data of a Roomcast node are in
 //! `record`, as it was stored; of a session of Node's, the record is made from the four.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

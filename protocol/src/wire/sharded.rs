@@ -20,7 +20,7 @@
 //! Types below 3 are heartbeats of Node's adapter, which have no meaning here.
 //!
 //! Our additions are `node`, `confirm` and `position` in the envelope, and members in the
-//! data of questions and answers between our own nodes. Node looks at neither.
+//! data of questions and answers between our own nodes. Node ignores both.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ const SERVER_SIDE_EMIT_RESPONSE: u8 = 10;
 const BROADCAST_CLIENT_COUNT: u8 = 11;
 const BROADCAST_ACK: u8 = 12;
 
-/// An envelope as it is read.
+/// An envelope in its parsed form.
 #[derive(Deserialize, Default)]
 #[serde(default, bound(deserialize = "'de: 'a"))]
 struct Envelope<'a> {
@@ -244,7 +244,7 @@ impl Data<'_> {
     }
 }
 
-/// An envelope as it is written. The sender and the namespace come last, as in Node;
+/// An envelope in its written form. The sender and the namespace come last, as in Node;
 /// [`super::Echo`] looks for them there. Only the position of a stored broadcast follows:
 /// nodes receive their own, too.
 #[derive(Serialize)]
@@ -305,7 +305,7 @@ impl Around<'_> {
     }
 }
 
-/// The data of a message or a question as it is written, in the order of its members.
+/// The data of a message or a question in its written form, in the order of its members.
 #[derive(Serialize, Default)]
 pub(super) struct WrittenData<'a> {
     /// Where server-side events have their id; the other messages have it at the end.

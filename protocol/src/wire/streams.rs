@@ -46,7 +46,7 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Reads the fields of an entry. `None` if it is no message: Node skips entries
+    /// Reads the fields of an entry. `None` if it is not a message: Node skips entries
     /// without a namespace.
     pub fn from_fields(fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Option<Self> {
         let (mut uid, mut namespace, mut kind, mut data) = (None, None, None, None);

@@ -8,7 +8,7 @@
 //!               └─────────────── the next ones, when the call has its reply
 //! ```
 //!
-//! A lone broadcast leaves at once. One call is under way at a time, because Redis may
+//! A lone broadcast leaves at once. One call is in flight at a time, because Redis may
 //! have forgotten the script: a second call would overtake the repetition of the first.
 
 use std::{collections::VecDeque, sync::Arc};

@@ -1,6 +1,6 @@
 //! Coming and going while Node's servers count.
 //!
-//! A node that came after the count must not answer first, because its answer would be taken for
+//! A node that joined after the count must not answer first, because its answer would be taken for
 //! that of a counted node. A node that leaves after the count must still answer. Both answer late:
 //! a server that has not counted the node has all its answers by then.
 
@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::{AttachedNamespace, Subscriptions};
 
-/// The time that a Node server may take from counting to asking, with a margin. For so long, a node
-/// that leaves keeps hearing questions, and a node that came delays its answers. Of two nodes that
-/// came, the older one answers first.
+/// The time that a Node server may take from counting to asking, with a margin. How long a node
+/// that leaves keeps receiving questions, and a node that joined delays its answers. Of two nodes
+/// that came, the older one answers first.
 pub(super) const COUNTING: Duration = Duration::from_millis(300);
 
 /// The delay of a node that leaves. The others have answered by then, and the asker waits for

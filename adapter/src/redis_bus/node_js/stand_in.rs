@@ -50,7 +50,7 @@ const MAX_QUESTIONS: usize = 10_000;
 /// remembered. Those of Node's servers have 6 or 16 characters.
 const MAX_ADDRESS_BYTES: usize = 256;
 
-/// After so long without a renewal, a lease is late: the node may be dead.
+/// After this time without a renewal, a lease is late: the node may be dead.
 const LATE_MILLIS: u64 = 1300;
 
 /// A node that left earlier than this cannot have been counted for the question, even on a busy

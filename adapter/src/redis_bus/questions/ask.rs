@@ -1,6 +1,6 @@
 //! Asking the other nodes, and determining which of them have to answer.
 //!
-//! Nodes come and go while a question is under way. The four moments:
+//! Nodes come and go while a question is in flight. The four moments:
 //!
 //! ```text
 //! count ──► question ──► leases ──► count, leases (again while nodes leave in between)

@@ -50,7 +50,7 @@ impl std::fmt::Display for Id {
     }
 }
 
-/// An entry with its id. `entry` is `None` if it is no message.
+/// An entry with its id. `entry` is `None` if it is not a message.
 pub(super) struct Read<'a> {
     pub(super) id: Id,
     pub(super) entry: Option<Entry<'a>>,

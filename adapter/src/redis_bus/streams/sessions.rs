@@ -1,7 +1,7 @@
 //! Sessions of clients where Node's servers look for them, and in a form that they read.
 //!
-//! A Node server that takes a session removes it, and knows no owners. So a Roomcast node that
-//! notices a disconnect late may store the session once more; it is not used unless the client
+//! A Node server that takes a session removes it, and does not support owners. So a Roomcast node
+//! that notices a disconnect late may store the session once more; it is not used unless the client
 //! comes back with it.
 
 use std::{

@@ -72,7 +72,7 @@ struct Message {
     from: String,
     /// Whether a page is open on the node.
     watches: bool,
-    /// A [`Status`] as JSON. It is passed on to the pages as it stands.
+    /// A [`Status`] as JSON. It is passed on to the pages unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<String>,
     /// The rooms and sockets that its pages follow.
@@ -129,7 +129,7 @@ impl View {
         })
     }
 
-    /// Has a namespace carry the statuses of the other nodes.
+    /// Adds the exchange of statuses of the other nodes.
     pub(crate) fn with_statuses(self: &Arc<Self>, namespace: Namespace) -> Namespace {
         let view = Arc::clone(self);
         namespace.on_server_side(EVENT, move |message: Message| {

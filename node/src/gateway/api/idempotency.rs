@@ -42,7 +42,7 @@ use crate::gateway::redis_commands::RedisCommands;
 /// The longest idempotency key.
 const MAX_TOKEN: usize = 255;
 
-/// The most responses that are kept in memory. The oldest is forgotten for a new one.
+/// The most responses that are kept in memory. The oldest is removed for a new one.
 const MAX_KEPT: usize = 100_000;
 
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
@@ -222,11 +222,11 @@ impl Memory {
         None
     }
 
-    /// Makes room: forgets the oldest that have lapsed, and the oldest of all if there
-    /// are too many.
+    /// Makes room: removes the oldest that have expired, and the oldest of all if there are too
+    /// many.
     fn forget(&mut self, now: Instant) {
-        // Entries lapse nearly in the order in which they were claimed, so the front
-        // shows whether there is anything to forget.
+        // Entries expire nearly in the order in which they were claimed, so the front shows whether
+        // any can be removed.
         while let Some(oldest) = self.order.front() {
             let is_over = self.entries.get(oldest).is_none_or(|(end, _)| *end <= now);
             if !is_over && self.entries.len() < MAX_KEPT {

@@ -110,7 +110,7 @@ impl Current {
 /// The API of a server.
 pub(crate) struct Api {
     server: Server,
-    /// Set if any namespace asks for tokens.
+    /// Set if any namespace requires tokens.
     auth: Option<Arc<Auth>>,
     presence: Presence,
     /// Replaced as a whole by a reload.

@@ -291,8 +291,8 @@ impl Problem {
 
     pub(crate) fn of_revoke(error: &RevokeError) -> Self {
         match error {
-            // Clients are disconnected, but the tokens would be accepted again: the caller must
-            // not take it for done.
+            // Clients are disconnected, but the tokens would be accepted again: the caller must not
+            // treat it as done.
             RevokeError::TooMany(error) => Self::new(
                 Kind::Full,
                 format!("connected clients of this node were disconnected, but {error}"),

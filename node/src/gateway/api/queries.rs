@@ -106,7 +106,7 @@ impl Query {
         }
     }
 
-    /// The fields of the sockets that the query asks for.
+    /// The fields of the sockets that the query requests.
     pub(crate) fn answer(&self, fetched: &Fetched) -> Value {
         let sockets = &fetched.sockets;
         let (name, (total, page)) = match self.verb {

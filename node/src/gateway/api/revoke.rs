@@ -1,6 +1,6 @@
 //! The call that revokes tokens before they expire.
 //!
-//! A revocation holds in every namespace that asks for tokens, so the key must be for all of them.
+//! A revocation holds in every namespace that requires tokens, so the key must be for all of them.
 
 use std::{fmt, sync::Arc, time::Duration};
 

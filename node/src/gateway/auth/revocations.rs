@@ -29,7 +29,7 @@ pub(crate) enum Revocation {
     Token { id: String, remember_until: u64 },
 }
 
-/// There is no room for another revocation.
+/// The table of revocations is full.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{MAX_REVOCATIONS} revocations are remembered already")]
 pub(crate) struct TooMany;

@@ -151,7 +151,7 @@ pub(crate) struct Auth {
     next_key: AtomicU64,
     due: Mutex<Due>,
     revocations: Mutex<Revocations>,
-    /// The namespaces that ask for tokens. Revocations travel in each of them, because a
+    /// The namespaces that require tokens. Revocations travel in each of them, because a
     /// namespace is the widest group that servers of a cluster have.
     namespaces: Vec<String>,
     metrics: Metrics,
@@ -189,7 +189,7 @@ impl Metrics {
 }
 
 impl Auth {
-    /// Reads the keys. `namespaces` ask for tokens.
+    /// Reads the keys. `namespaces` require tokens.
     pub(crate) async fn new(
         settings: Settings,
         namespaces: Vec<String>,

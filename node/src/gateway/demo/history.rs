@@ -8,8 +8,7 @@ use serde_json::value::RawValue;
 /// The messages that are kept of a room.
 const MESSAGES: usize = 50;
 
-/// The rooms with messages. Beyond it, the one in which nothing was said for the longest
-/// time is forgotten.
+/// The rooms with messages. Beyond it, the room that was silent for the longest time is removed.
 const ROOMS: usize = 200;
 
 /// A longer message, as JSON, is not kept. With the limits above, a history has at most 40 MB.

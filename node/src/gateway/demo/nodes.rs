@@ -1,7 +1,7 @@
 //! The demos of a cluster, so that the page of one can link to the others.
 //!
 //! Each announces itself by a server-side event. One that is silent for [`MAX_SILENCE`]
-//! announcements has gone.
+//! announcements has ended.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use super::Demo;
 /// Time between two announcements.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Announcements of others that are missing before a node is forgotten.
+/// The number of missing announcements after which a node is removed.
 const MAX_SILENCE: u8 = 5;
 
 /// Maximum number of nodes that the page shows. Anybody in the cluster may announce any number.
@@ -72,7 +72,7 @@ impl Nodes {
         }
     }
 
-    /// Forgets nodes that were silent for too long. Called at each announcement.
+    /// Removes nodes that were silent for too long. Called at each announcement.
     fn forget_silent(&self) {
         self.others.lock().retain(|_, (_, missed)| {
             *missed += 1;

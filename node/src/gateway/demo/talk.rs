@@ -54,7 +54,7 @@ pub(super) fn with_events(namespace: Namespace, demo: &Arc<Demo>) -> Namespace {
         .on("demo:typing", async |socket: Socket, room: String| {
             if rooms::is_member(&socket, &room) {
                 let notice = json!({ "room": room, "id": socket.id().to_string() });
-                // A notice that is lost is no loss.
+                // A lost notice does no harm.
                 let _ = socket.to(room).volatile().emit("demo:typing", notice).await;
             }
         })
@@ -91,7 +91,7 @@ impl Demo {
         let _ = others.server_side_emit("demo:message", said).await;
     }
 
-    /// Gives a client a name, or another one, and returns where it is.
+    /// Sets or changes a client's name, and returns its rooms.
     async fn greet(&self, socket: &Socket, profile: Profile) -> Value {
         let name = profile.name.unwrap_or_default();
         let name: String = name.trim().chars().take(MAX_NAME).collect();

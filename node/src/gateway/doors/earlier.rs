@@ -15,7 +15,7 @@ use std::{collections::VecDeque, sync::Arc};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-/// The events whose predecessors are known. A fan-out takes less time than so many events.
+/// The events whose predecessors are known. A fan-out takes less time than this number of events.
 const MAX_KNOWN: usize = 64;
 
 /// The predecessors of the latest events.

@@ -60,7 +60,7 @@ pub(crate) struct Doors {
     pub(crate) server: Server,
     /// Knows the keys of the API, which a reload may replace.
     pub(crate) api: Arc<Api>,
-    /// Set if any namespace asks for tokens.
+    /// Set if any namespace requires tokens.
     pub(crate) auth: Option<Arc<Auth>>,
     /// The access of each namespace.
     pub(crate) access: AccessTable,

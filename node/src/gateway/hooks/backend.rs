@@ -12,7 +12,7 @@
 //!
 //! **Why so many limits.** A backend that has become slow must not become slower because of a
 //! growing queue. So the number of requests at a time is fixed, the queue is short, and one timeout
-//! covers both the wait and the request: the client gives up then, too. After failures in a row,
+//! covers both the wait and the request: the client gives up then, too. After consecutive failures,
 //! the circuit opens, and clients get their error at once instead of after the timeout.
 
 use std::{

@@ -13,7 +13,7 @@
 //! in fewer and larger batches.
 //!
 //! With `acks`, events that wait for an acknowledgement go in batches, too. Somebody waits for
-//! them, so a batch is sent at once while no other is under way, and an application that is
+//! them, so a batch is sent at once while no other is in flight, and an application that is
 //! quick enough for its clients sees each event alone.
 //!
 //! The handler of each event waits for its batch. The limit of a connection's events in flight
@@ -198,7 +198,7 @@ impl Batches {
             let mut run = run.state.lock();
             if !run.is_over {
                 run.events.push_back(pending);
-                // Events of a run that is under way count as soon as it is ready again.
+                // Events of a run that is in flight count as soon as it is ready again.
                 state.events += usize::from(run.is_ready);
                 return None;
             }
@@ -212,7 +212,7 @@ impl Batches {
         }))
     }
 
-    /// Nothing of the run is under way any more. Ends it if nothing is left.
+    /// Nothing of the run is in flight. Ends it if nothing is left.
     fn ready(self: &Arc<Self>, hooks: &Hooks, run: &Arc<Run>, turn: Option<Turn>) {
         let mut state = self.state.lock();
         let mut own = run.state.lock();

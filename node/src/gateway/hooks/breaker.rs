@@ -1,5 +1,5 @@
-//! The circuit breaker of a backend: after several failures in a row its requests fail at
-//! once, until a pause is over and one trial request has succeeded.
+//! The circuit breaker of a backend: after several consecutive failures its requests fail at
+//! once, until a pause has passed and one trial request has succeeded.
 //!
 //! ```text
 //!            failures in a row            pause is over            trial starts
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 pub(super) struct Breaker {
-    /// How many failures in a row open it.
+    /// How many consecutive failures open it.
     threshold: u32,
     first_pause: Duration,
     state: Mutex<State>,
@@ -72,7 +72,7 @@ impl Breaker {
         })
     }
 
-    /// The pause is over: the next request is a trial.
+    /// The pause has passed: the next request is a trial.
     pub(super) fn pause_over(&self) {
         let mut state = self.state.lock();
         if let State::Open { pause } = *state {

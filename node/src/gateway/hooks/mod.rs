@@ -230,7 +230,7 @@ impl Hooks {
             return Ok(data);
         };
         let backend = &hook.backend;
-        // A client is refused if the application cannot be asked.
+        // A client is refused if the application does not respond.
         let fail = |failure: &Failure| HandlerError::from(failure.refused());
         let request = self.next_id();
         let origin = self.origin(backend, &request, namespace);
@@ -475,7 +475,7 @@ impl Hooks {
         Ok(Arc::new(table))
     }
 
-    /// Puts a table in force. Hooks that it does not keep send the collected events, and their
+    /// Activates a table. Hooks that it does not keep send the collected events, and their
     /// notices are delivered to the end.
     fn replace(&self, table: &Arc<Table>) {
         let earlier = std::mem::replace(&mut *self.0.table.write(), Arc::clone(table));

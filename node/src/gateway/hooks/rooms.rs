@@ -170,7 +170,7 @@ struct Body<'a> {
 }
 
 impl Hooks {
-    /// Watches the namespaces of hooks that are called for rooms, and no others any more.
+    /// Watches only the namespaces of hooks that are called for rooms.
     pub(super) fn watch_rooms(&self, server: &Server, table: &Table) {
         let rooms = &self.0.rooms;
         let wanted = table.0.iter().flat_map(|hook| {
@@ -204,7 +204,7 @@ impl Hooks {
         self.forget_unwatched(table);
     }
 
-    /// Takes rooms out that no hook is called for any more.
+    /// Removes rooms for which no hook is called any longer.
     fn forget_unwatched(&self, table: &Table) {
         let mut state = self.0.rooms.state.lock();
         let is_gone = |room: &&Arc<str>| {
@@ -307,8 +307,8 @@ impl Hooks {
     }
 
     /// Describes a change of a room for Redis. Returns `None` for an invalid name.
-    /// The number is known to Redis only, so the record is cut where it belongs, and
-    /// the script puts the parts together.
+    /// Only Redis knows the number, so the record is split at its place, and the script joins the
+    /// parts.
     pub(super) fn room_update(&self, room: &str, kind: Kind, id: String) -> Option<Update> {
         let (hook, namespace, name) = parts(room)?;
         let body = Body {

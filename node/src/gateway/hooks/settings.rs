@@ -333,7 +333,7 @@ impl Settings {
             })?,
             (None, None) => return Ok(None),
         };
-        // Editors end a file with a line break, which is no part of the secret.
+        // Editors end a file with a line break, which is not part of the secret.
         let secret = secret.trim_end_matches(['\r', '\n']);
         if secret.len() < MIN_SECRET {
             return Err(format!(

@@ -85,7 +85,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns 0 if the lease was unknown, 1 if it was over, 2 if it held; and a node whose
-/// lease is over.
+/// lease has expired.
 /// The clock is Redis's, because those of the nodes differ.
 const RENEW: &str = "
 local time = redis.call('TIME')
@@ -100,8 +100,8 @@ if till then state = tonumber(till) > now and 2 or 1 end
 return {state, over[1] or ''}
 ";
 
-/// Moves some records of a node whose lease is over to the own ones and returns them. A page of the
-/// scan is moved before the next is read, so that two nodes never have the same.
+/// Moves some records of a node whose lease has expired to the own ones and returns them. A page of
+/// the scan is moved before the next is read, so that two nodes never have the same.
 const CLAIM: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -181,10 +181,10 @@ impl Record {
 struct Records {
     known: HashMap<String, Bytes>,
     bytes: usize,
-    /// Those that differ from Redis's, or that it must forget.
+    /// Those that differ from Redis's, or that it must remove.
     dirty: HashSet<String>,
-    /// Whether Redis must forget all before the next change, because not all that it
-    /// holds is known.
+    /// Whether Redis must remove all records before the next change, because some of them are
+    /// unknown.
     is_stale: bool,
 }
 
@@ -220,8 +220,8 @@ impl Records {
         self.dirty = self.known.keys().cloned().collect();
     }
 
-    /// Takes some changes: the ids with their records, or with none if Redis must forget them.
-    /// Each is written as it is now, so a record that changes often costs one command.
+    /// Takes some changes: the ids with their records, or with none if Redis must remove them. Each
+    /// is written in its current state, so a record that changes often costs one command.
     fn take(&mut self) -> Vec<(String, Option<Bytes>)> {
         let some: Vec<_> = self.dirty.iter().take(BATCH).cloned().collect();
         let changes = some.into_iter().map(|id| {
@@ -322,7 +322,7 @@ impl Store {
         self.changed();
     }
 
-    /// Forgets a record that is delivered or given up.
+    /// Removes a record that is delivered or discarded.
     pub(super) fn remove(&self, id: &str) {
         self.records.lock().remove(id);
         self.changed();
@@ -348,7 +348,7 @@ impl Store {
         }
         let all = async {
             while self.write_some(link).await? {}
-            // A lease of zero is over, and the records are still there to be claimed.
+            // A lease of zero has expired, and the records are still there to be claimed.
             let give_up = ["ZADD", &link.leases, "XX", "0", &link.node];
             link.command(&give_up).await
         };
@@ -473,7 +473,7 @@ impl Store {
             return Ok(());
         }
         let update = |room: &str| heir.vacated(room);
-        // Rooms before records: claiming the last record forgets the node.
+        // Rooms before records: claiming the last record removes the node.
         self.sweep_rooms(link, dead, update, |record| heir.adopt(record))
             .await?;
         let (theirs, count) = (self.key(dead), BATCH.to_string());

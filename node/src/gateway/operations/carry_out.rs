@@ -20,8 +20,8 @@ pub(crate) enum Effect {
     Done,
     /// The event is in the outbox of these sockets and was published to these nodes.
     Emitted(Delivery),
-    /// The event was published, and the sockets of this node receive it like those of others, by way of Redis or of
-    /// the journal, so they are not counted.
+    /// The event was published, and the sockets of this node receive it like those of others,
+    /// through Redis or the journal, so they are not counted.
     Published(Receipt),
     /// The event has reached these sockets.
     Confirmed(Receipt),
@@ -227,7 +227,7 @@ fn select<'a>(
     }
 }
 
-/// The same for an event. One that is received at least once goes by way of the journal,
+/// The same for an event. One that is received at least once goes through the journal,
 /// also to a single socket.
 fn select_to_emit<'a>(
     whom: Whom,

@@ -50,7 +50,7 @@ pub(super) const COPIED_BYTES: usize = 8 * 1024;
 /// An idle connection keeps a buffer that is no larger.
 const KEPT_BYTES: usize = 64 * 1024;
 
-/// Into so many parts the time is divided that an idle connection is kept.
+/// The number of parts into which the lifetime of an idle connection is divided.
 pub(super) const PARTS: u32 = 8;
 
 /// Why a request has no response.
@@ -178,7 +178,7 @@ pub(super) struct Idle {
 struct Kept {
     /// The one that was used last is at the end. Each has the part of time in which it became idle.
     connections: Vec<(Connection, u64)>,
-    /// Parts of time that have gone by while there were any.
+    /// Parts of the lifetime that have passed while there were any.
     now: u64,
     /// Whether a task closes those that are too old.
     is_swept: bool,
@@ -209,8 +209,8 @@ impl Idle {
         self.returned.notify_one();
     }
 
-    /// Another part of time has gone by. Closes connections that are too old. Returns whether any
-    /// connection is left.
+    /// Another part of the lifetime has passed. Closes connections that are too old. Returns
+    /// whether any connection is left.
     pub(super) fn advance(&self) -> bool {
         let mut kept = self.kept.lock();
         kept.now += 1;

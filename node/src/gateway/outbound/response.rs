@@ -23,7 +23,7 @@ const MAX_HEAD: usize = 64 * 1024;
 /// As hyper's limit.
 const MAX_HEADERS: usize = 100;
 
-/// Why bytes are no usable response.
+/// Why bytes are not a usable response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ResponseError {
     #[error("the connection ended before the response")]
@@ -325,7 +325,7 @@ struct Chunks {
 enum Next {
     #[default]
     Size,
-    /// So many bytes of a chunk.
+    /// The number of bytes of a chunk.
     Data(usize),
     /// The line break after the bytes of a chunk.
     Break,

@@ -80,7 +80,7 @@ pub(super) struct Message {
     /// Sockets as they are now: id, user, rooms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     set: Vec<(String, String, Vec<String>)>,
-    /// Sockets that are no more.
+    /// Sockets that no longer exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     gone: Vec<String>,
     /// Nodes whose full state is requested.
@@ -271,7 +271,7 @@ impl State {
         }
     }
 
-    /// Adds a part of the full state, if one is under way or wanted.
+    /// Adds a part of the full state, if one is in progress or wanted.
     fn add_full(&mut self, message: &mut Message, now: Duration) {
         let mut full = match self.full.take() {
             Some(full) => full,

@@ -133,8 +133,8 @@ impl Table {
         own.map(|(socket, _)| socket)
     }
 
-    /// Adds or replaces a socket, unless one of its names is too long. Returns `false` if there is
-    /// no place for it.
+    /// Adds or replaces a socket, unless one of its names is too long. Returns `false` if the table
+    /// is full.
     pub(super) fn set<T: AsRef<str>>(
         &mut self,
         node: &Arc<str>,
@@ -183,7 +183,7 @@ impl Table {
         true
     }
 
-    /// Forgets a socket. Returns whether it was known.
+    /// Removes a socket. Returns whether it was known.
     pub(super) fn remove(&mut self, socket: &str) -> bool {
         let Some(entry) = self.sockets.remove(socket) else {
             return false;
@@ -206,7 +206,7 @@ impl Table {
         true
     }
 
-    /// Forgets the sockets of a node.
+    /// Removes the sockets of a node.
     pub(super) fn remove_node(&mut self, node: &str) {
         let own: Vec<_> = self.of_node(node).cloned().collect();
         for socket in own {

@@ -48,7 +48,7 @@ pub(super) const TICK: Duration = Duration::from_secs(5);
 /// After this number of checks without a byte, a link gets a request for a sign of life.
 const QUIET_TICKS: u32 = 1;
 
-/// After so many checks without a byte, a link from which something is expected is dead.
+/// After this number of checks without a byte, a link from which something is expected is dead.
 const SILENT_TICKS: u32 = 3;
 
 /// The size of the read buffer, in bytes.
@@ -311,7 +311,7 @@ where
         if self.ticks.poll_tick(cx).is_ready() {
             return Poll::Ready(Ok(Step::Tick));
         }
-        // After it, nothing is expected any more.
+        // After it, nothing more is expected.
         if self.handler.poll_end(cx).is_ready()
             && self.is_sent()
             && is_empty

@@ -307,7 +307,7 @@ impl Sender {
             Ok(Forwarded::Response(response)) if response.status() == REFUSED => {
                 return Way::Failed(Outcome::Refused);
             }
-            // A node of a version that knows no links.
+            // A node of a version without support for links.
             Ok(Forwarded::Response(_)) => return Way::Http,
             Err(error) => {
                 // The log gives the reason once for all waiting requests.
@@ -480,7 +480,7 @@ impl Sender {
         Ok(head(target, method, path, from, &signature, body.len()))
     }
 
-    /// Has the owner end a poll, so that the client polls again at another node.
+    /// Makes the owner end a poll, so that the client polls again at another node.
     /// Repeated, because the poll may be on its way.
     async fn end_poll(&self, target: Target<'_>, path: &str) -> Infallible {
         loop {
@@ -657,7 +657,7 @@ impl Drop for Open {
     }
 }
 
-/// Has the owner end a poll that was relayed over a link. Repeated, because the poll may
+/// Makes the owner end a poll that was relayed over a link. Repeated, because the poll may
 /// be on its way.
 async fn end_poll(requests: &Requests, poll: relay::Request<'_>) -> Infallible {
     loop {

@@ -28,8 +28,8 @@ struct Window {
 
 impl Senders {
     /// Notes a request. Returns false if it was received before, or is too old to know.
-    /// `keep` is how long requests are valid after they were signed; senders that were
-    /// silent for longer are forgotten.
+    /// `keep` is how long requests are valid after they were signed; senders that were silent for
+    /// longer are removed.
     pub(super) fn note(
         &mut self,
         sender: &str,

@@ -195,7 +195,7 @@ fn context(tracer: &SdkTracer, span: &Span<'_>) -> Context {
             SpanKind::Server,
             vec![KeyValue::new("roomcast.namespace", (*namespace).to_owned())],
         ),
-        // Clients choose the names of events, so they are no names of spans.
+        // Clients choose the names of events, so they are not names of spans.
         Span::Event { namespace, event } => (
             "event".to_owned(),
             SpanKind::Server,

@@ -6,7 +6,7 @@
 //! ordinary events, and the session's [`Account`] about these.
 //!
 //! A client whose session ends with events that it has not acknowledged is counted, and logged. For one that may come back,
-//! that is known when its time is over; another node to which it comes back reports this before.
+//! that is known when its time has passed; another node to which it comes back reports this before.
 
 use std::{collections::HashMap, sync::atomic::Ordering};
 

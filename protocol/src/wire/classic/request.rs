@@ -183,7 +183,7 @@ impl Request<'_> {
     }
 }
 
-/// A request as it is written, in the order of its members.
+/// A request in its written form, in the order of its members.
 #[derive(Serialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct Written<'a> {

@@ -274,7 +274,7 @@ fn every_kind_of_public_key_verifies_its_tokens_from_a_file_and_from_a_set() {
         assert!(found.is_ok(), "{algorithm:?} of a set: {found:?}");
         assert!(read_set(&set, &[Algorithm::HS256]).is_err(), "not allowed");
 
-        // A public key is no secret of an HMAC.
+        // A public key is not a secret of an HMAC.
         let forged = signed(Some("k"), &public, &claims());
         let found = verify(&forged, [&key].into_iter(), &rules(), NOW);
         assert_eq!(found, Err(Failure::UnknownKey), "{algorithm:?}");

@@ -74,7 +74,7 @@ impl Auth {
                 is_complete = false;
                 continue;
             };
-            // Node.js servers do not respond, and know no revocations.
+            // Node.js servers do not respond, and do not support revocations.
             is_complete &= answers.silent_nodes.iter().all(|node| node == "foreign");
             for revocations in &answers.answers {
                 drop(self.take(revocations));

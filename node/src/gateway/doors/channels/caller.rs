@@ -101,7 +101,7 @@ impl Channels {
         }
     }
 
-    /// The key of the API that the client has shown, if it is one. A namespace that asks for tokens
+    /// The key of the API that the client has shown, if it is one. A namespace that requires tokens
     /// takes anything else as a token.
     pub(super) fn key(&self, call: &Call) -> Result<Option<Arc<Key>>, Problem> {
         let Some(token) = &call.token else {

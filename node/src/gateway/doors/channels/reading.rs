@@ -125,7 +125,7 @@ impl Channels {
             .iter()
             .map(|socket| (socket.id().as_str(), socket.data_json().get("user")))
             .collect();
-        // Nodes reply in any order, and a list that is cut shall have the same members
+        // Nodes reply in any order, and a list that is cut must have the same members
         // each time.
         shown.sort_by_key(|(id, _)| *id);
         let members: Vec<_> = shown

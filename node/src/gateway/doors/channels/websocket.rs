@@ -195,7 +195,7 @@ fn reply(result: Result<Value, Problem>, reference: Option<String>) -> String {
         let problem: Value = serde_json::from_slice(&problem.body()).unwrap_or_default();
         json!({ "type": "error", "problem": problem })
     });
-    // The reference is passed on as it stands.
+    // The reference is passed on unchanged.
     match reference.and_then(|reference| RawValue::from_string(reference).ok()) {
         None => reply.to_string(),
         Some(reference) => {

@@ -5,7 +5,7 @@
 //!             403       429      502, 503, 504: the application has not responded
 //! ```
 //!
-//! **Why any path.** The stock client takes its URL from the page and asks for `/`. The parameter
+//! **Why any path.** The stock client takes its URL from the page and requests `/`. The parameter
 //! `socket_connection_id` distinguishes its requests from others, which are passed on to the next
 //! routes.
 //!
@@ -49,7 +49,7 @@ impl Pakyow {
     }
 
     /// Takes the WebSockets of the door out of the requests to any path. The stock client
-    /// asks for `/`.
+    /// requests `/`.
     async fn intercept(self: &Arc<Self>, doors: &Doors, request: Request, next: Next) -> Response {
         if !asks_for_websocket(&request) {
             return next.run(request).await;

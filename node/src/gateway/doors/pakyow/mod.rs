@@ -64,7 +64,7 @@ const PUSH_MATCHING: &str = "pakyow:push";
 /// share one only wait for each other.
 const TURNS: usize = 256;
 
-/// For each route of a socket that may run, so many may wait.
+/// The number of waiting routes of a socket for each one that may run.
 /// Without a bound, a page could keep any number of messages here.
 const WAITING: usize = 4;
 

@@ -38,7 +38,7 @@ use crate::gateway::{operations::binary, policy::USER_ROOMS};
 /// nodes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The beginning of names that are no channels of an application.
+/// The beginning of names that are not channels of an application.
 pub(super) const RESERVED: &str = "pw:";
 
 /// A change of the subscriptions of connected sockets.
@@ -180,8 +180,8 @@ impl Pakyow {
         let (patterns, except): (Vec<_>, Vec<_>) = names
             .into_iter()
             .partition(|name| Pattern::new(name).is_some());
-        // Names without a `*` go to the room directly, on any node. Only patterns cost
-        // a look at the rooms of every node.
+        // Names without a `*` go to the room directly, on any node. Only patterns require a check
+        // of the rooms of every node.
         self.push_exactly(message, &except).await?;
         if patterns.is_empty() {
             return Ok(());
@@ -235,7 +235,7 @@ impl Pakyow {
         let namespace = self.sockets_of_all()?.local();
         let rooms = namespace.clone().rooms().await?.rooms;
         for room in rooms.iter().filter(|room| push.matches(room)) {
-            // The private room of a socket is no channel.
+            // The private room of a socket is not a channel.
             if namespace.socket(room).is_none()
                 && let Ok(args) = push_args(&push.message, room)
             {

@@ -129,7 +129,7 @@ impl Application {
 }
 
 impl Service {
-    /// Has the application create an object, and publishes it.
+    /// Lets the application create an object, and publishes it.
     pub(super) async fn ask_to_create(
         &self,
         application: &Application,
@@ -155,7 +155,7 @@ impl Service {
         Ok(object)
     }
 
-    /// Has the application show, change or delete an object. Its response names the channel and
+    /// Lets the application return, change or delete an object. Its response names the channel and
     /// room of the object.
     pub(super) async fn ask_about(
         &self,

@@ -29,7 +29,7 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Resul
     Ok(syncano::fields(kind, &body.to_bytes()).map_err(Failure::from))
 }
 
-/// A text that must be there.
+/// A text that must exist.
 pub(super) fn required<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a str, Failure> {
     let text = fields.get(name).and_then(Value::as_str).unwrap_or_default();
     match text.is_empty() {

@@ -76,7 +76,7 @@ pub(super) fn is_name(text: &str) -> bool {
     is_first && is_last && bytes.len() <= MAX_NAME && bytes.iter().all(is_inner)
 }
 
-/// Folds a room as it is folded everywhere: once, at the entrance.
+/// Converts a room's name as everywhere: once, at the entrance.
 pub(super) fn fold(room: &str) -> String {
     room.to_lowercase()
 }

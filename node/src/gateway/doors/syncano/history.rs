@@ -31,7 +31,7 @@ pub(super) enum Read {
     Before(u64),
 }
 
-/// A page that a request asks for.
+/// The page that a request selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) room: Option<String>,

@@ -2,7 +2,7 @@
 //! they were created with.
 //!
 //! They are kept by the gateway as they were sent: fields that the class has, without
-//! further checks. This is no database, so they are found by their id only. Or the
+//! further checks. This is not a database, so they are found by their id only. Or the
 //! application keeps them, see [`application`](super::application).
 //!
 //! ```text

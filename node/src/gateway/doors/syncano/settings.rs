@@ -28,7 +28,7 @@ pub(crate) struct Settings {
     /// The refused polls per second of one address. Further ones get the status 429, because
     /// the JavaScript SDK repeats a refused poll at once and for ever.
     pub(crate) refused_polls: u32,
-    /// The polls, and the other requests, per second and instance; 0 is no limit.
+    /// The polls, and the other requests, per second and instance; 0 means no limit.
     pub(crate) polls_per_second: u32,
     pub(crate) requests_per_second: u32,
     /// The limits of the history of each room.
@@ -143,7 +143,7 @@ pub(crate) struct UserSettings {
     /// The ids of groups.
     #[serde(default)]
     pub(crate) groups: Vec<u64>,
-    /// With a password, the user can ask for the key.
+    /// With a password, the user can request the key.
     #[serde(default)]
     pub(crate) username: Option<String>,
     #[serde(default)]
@@ -353,7 +353,7 @@ pub(super) fn secret(
         }
         (None, None) => return Ok(None),
     };
-    // Editors end a file with a line break, which is no part of the secret.
+    // Editors end a file with a line break, which is not part of the secret.
     let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() {
         return Err("a key or password is empty".to_owned());

@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The most callers that are counted in a second. Further ones are throttled.
-/// It bounds the table. Throttled clients come again after a second.
+/// It bounds the table. Throttled clients retry after a second.
 const MAX_CALLERS: usize = 10_000;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Allows so many requests per second and caller.
+/// Limits the requests per second and caller.
 pub(super) struct Throttle {
-    /// Zero is no limit.
+    /// Zero means no limit.
     limit: u32,
     current: Mutex<Current>,
 }

@@ -3,8 +3,8 @@
 //!
 //! A script changes both and so sees which change is the first or the last in the
 //! cluster. In the same step it stores the report for the application, with the records of the
-//! node, so that it is sent even if the node dies at once. The rooms of a node whose lease is over
-//! are taken out one by one by another node.
+//! node, so that it is sent even if the node dies at once. The rooms of a node whose lease has
+//! expired are taken out one by one by another node.
 //!
 //! `seq` orders the changes of a room that several nodes report: it is the time of Redis in
 //! microseconds, or one more than the last if that is later.

@@ -6,7 +6,7 @@
 //!  pw:channels:lapse            digest ─► the time from which nobody needs it
 //! ```
 //!
-//! The fields of a hash do not lapse, and Pakyow's processes never look at the other two.
+//! The fields of a hash do not expire, and Pakyow's processes never read the other two.
 //! So each digest that a node has written gets a time, which the node with the socket
 //! renews, and `sweep` removes it afterwards. A digest whose private channel has a
 //! subscriber is connected, perhaps to a process of Pakyow, and stays. Fields that only
@@ -111,7 +111,7 @@ keep(ARGV[2])
 return 1
 ";
 
-/// Removes digests whose time is over. Returns the number of examined entries.
+/// Removes digests whose time has passed. Returns the number of examined entries.
 /// A process with the socket is subscribed to the private channel of the digest, which
 /// is the only sign of it.
 const SWEEP: &str = "
@@ -145,7 +145,7 @@ pub(super) async fn run(
     eval(redis, &script, &[name, &nodes, &lapse], &all).await
 }
 
-/// Removes the digests whose time is over.
+/// Removes the digests whose time has passed.
 pub(super) async fn sweep(
     redis: &RedisCommands,
     name: &str,
