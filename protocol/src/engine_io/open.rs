@@ -89,16 +89,16 @@ pub struct Query {
 }
 
 impl Query {
-    /// Decodes the text after the `?`. Invalid percent escapes are kept, as in Node.
+    /// Decodes the text after the `?`. Invalid percent escapes are kept, and bytes that are not
+    /// UTF-8 become U+FFFD, as in Node.
     ///
     /// # Errors
     ///
     /// [`HandshakeError::BadRequest`] if the application has more than [`MAX_QUERY_KEYS`] keys.
     pub fn parse(query: &str) -> Result<Self, HandshakeError> {
         let mut parsed = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            parsed.set(&decode_component(key), decode_component(value).into_owned())?;
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            parsed.set(&key, value.into_owned())?;
         }
         Ok(parsed)
     }
@@ -192,41 +192,28 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// The error's number in the response body and in metrics.
-    pub fn code(&self) -> u8 {
+    /// The number in the response body, the label in metrics, and the text. None ever changes.
+    fn parts(&self) -> (u8, &'static str, &str) {
         match self {
-            Self::TransportUnknown => 0,
-            Self::SessionUnknown => 1,
-            Self::BadHandshakeMethod => 2,
-            Self::BadRequest => 3,
-            Self::Forbidden(_) => 4,
-            Self::UnsupportedProtocol => 5,
+            Self::TransportUnknown => (0, "transport_unknown", "Transport unknown"),
+            Self::SessionUnknown => (1, "session_unknown", "Session ID unknown"),
+            Self::BadHandshakeMethod => (2, "bad_handshake_method", "Bad handshake method"),
+            Self::BadRequest => (3, "bad_request", "Bad request"),
+            Self::Forbidden(message) => (4, "forbidden", message.as_deref().unwrap_or("Forbidden")),
+            Self::UnsupportedProtocol => {
+                (5, "unsupported_protocol", "Unsupported protocol version")
+            }
         }
     }
 
     /// The error's text. It is the whole body of the response to a refused WebSocket upgrade.
     pub fn message(&self) -> &str {
-        match self {
-            Self::TransportUnknown => "Transport unknown",
-            Self::SessionUnknown => "Session ID unknown",
-            Self::BadHandshakeMethod => "Bad handshake method",
-            Self::BadRequest => "Bad request",
-            Self::Forbidden(Some(message)) => message,
-            Self::Forbidden(None) => "Forbidden",
-            Self::UnsupportedProtocol => "Unsupported protocol version",
-        }
+        self.parts().2
     }
 
-    /// The label of the error in metrics. It never changes.
+    /// The label of the error in metrics.
     pub fn label(&self) -> &'static str {
-        match self {
-            Self::TransportUnknown => "transport_unknown",
-            Self::SessionUnknown => "session_unknown",
-            Self::BadHandshakeMethod => "bad_handshake_method",
-            Self::BadRequest => "bad_request",
-            Self::Forbidden(_) => "forbidden",
-            Self::UnsupportedProtocol => "unsupported_protocol",
-        }
+        self.parts().1
     }
 
     /// The HTTP status of the response: 403 if the application refused, otherwise 400.
@@ -245,44 +232,14 @@ impl HandshakeError {
             code: u8,
             message: &'a str,
         }
-        serde_json::to_string(&Body {
-            code: self.code(),
-            message: self.message(),
-        })
-        .expect("a number and a string are always JSON")
+        let (code, _, message) = self.parts();
+        serde_json::to_string(&Body { code, message })
+            .expect("a number and a string are always JSON")
     }
 }
 
 /// Maximum number of different application keys in a query string.
 pub const MAX_QUERY_KEYS: usize = 100;
-
-/// Resolves `%` escapes and `+` in a part of a query string. Invalid escapes are kept,
-/// and bytes that are not UTF-8 become U+FFFD, as in Node.
-pub(crate) fn decode_component(text: &str) -> Cow<'_, str> {
-    let bytes = text.as_bytes();
-    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
-        return text.into();
-    }
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = bytes
-            .get(at + 1..at + 3)
-            .filter(|_| byte == b'%')
-            .and_then(hex_byte);
-        at += if escaped.is_some() { 3 } else { 1 };
-        out.push(escaped.unwrap_or(if byte == b'+' { b' ' } else { byte }));
-    }
-    String::from_utf8(out)
-        .unwrap_or_else(|invalid| String::from_utf8_lossy(invalid.as_bytes()).into_owned())
-        .into()
-}
-
-fn hex_byte(digits: &[u8]) -> Option<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let &[high, low] = digits else { return None };
-    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
-}
 
 fn millis<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
@@ -464,7 +421,8 @@ mod tests {
         #[test]
         fn escaped_text_decodes_to_itself(text in ".*") {
             let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
-            prop_assert_eq!(decode_component(&escaped), text);
+            let query = Query::parse(&format!("a={escaped}")).unwrap();
+            prop_assert_eq!(query.application, pairs(&[("a", &text)]));
         }
     }
 

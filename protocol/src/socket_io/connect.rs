@@ -4,7 +4,6 @@
 //! credentials are in a query after the namespace, and errors have another format. The MessagePack
 //! parser has the packets of revision 5 in its own encoding.
 
-use crate::engine_io::open::decode_component;
 use crate::msgpack::MsgpackError;
 use serde_json::{Map, Value};
 
@@ -84,12 +83,11 @@ pub fn split_query(nsp: &str) -> (&str, Option<String>) {
         return (nsp, None);
     };
     let mut auth = Map::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = Value::from(decode_component(value));
-        match auth.get_mut(&*decode_component(key)) {
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        let value = Value::from(value);
+        match auth.get_mut(&*key) {
             None => {
-                auth.insert(decode_component(key).into_owned(), value);
+                auth.insert(key.into_owned(), value);
             }
             Some(Value::Array(values)) => values.push(value),
             Some(single) => *single = Value::Array(vec![single.take(), value]),
