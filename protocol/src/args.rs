@@ -161,10 +161,7 @@ impl Args {
     /// placeholders.
     pub(crate) fn sealed(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
         let args = Self::from_canonical(json, attachments)?;
-        let attachments = args.attachments.len();
-        if attachments > 0 && placeholders(args.json(), attachments).ok() != Some(attachments) {
-            return Err(ArgsError::AmbiguousPlaceholder { attachments });
-        }
+        check_placeholders(args.json(), args.attachments.len())?;
         Ok(args)
     }
 
@@ -433,6 +430,14 @@ impl<'a> Payload<'a> {
         let rest = self.json.get(self.rest..).ok_or(ArgsError::NotAnArray)?;
         Args::after_event(rest, self.attachments.to_vec())
     }
+}
+
+/// Fails if receivers would take data of a text with `attachments` attachments for placeholders.
+pub(crate) fn check_placeholders(json: &str, attachments: usize) -> Result<(), ArgsError> {
+    if attachments > 0 && placeholders(json, attachments).ok() != Some(attachments) {
+        return Err(ArgsError::AmbiguousPlaceholder { attachments });
+    }
+    Ok(())
 }
 
 /// Counts the placeholders of a JSON text that has `attachments` attachments, and checks that each

@@ -14,8 +14,8 @@ mod to_json;
 use crate::args::ArgsError;
 
 pub(crate) use self::de::RAW;
+pub use self::from_json::json_to_msgpack;
 pub(crate) use self::from_json::{Packed, write};
-pub use self::from_json::{json_to_msgpack, write_args};
 pub use self::reader::{Reader, Token};
 pub use self::to_json::{TranscodeLimits, msgpack_to_json, read_args, read_event};
 

@@ -85,6 +85,25 @@ pub struct Answered {
     pub silent: Vec<NodeId>,
 }
 
+impl Answer {
+    /// The number of sockets that a broadcast reached, in whatever form a server answers.
+    pub fn reached(&self) -> usize {
+        match self {
+            Self::Reached(sockets) => *sockets,
+            Self::Sockets(sockets) => sockets.len(),
+            Self::SocketIds(ids) => ids.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Answered {
+    /// The names of the silent nodes.
+    pub fn silent_names(&self) -> Vec<String> {
+        self.silent.iter().map(NodeId::to_string).collect()
+    }
+}
+
 /// A socket as its node describes it to other nodes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {

@@ -58,6 +58,17 @@ pub struct Flags {
     pub at_least_once: bool,
 }
 
+impl Flags {
+    /// The same with another time to wait.
+    #[must_use]
+    pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
+        Self {
+            timeout: Some(timeout),
+            ..self
+        }
+    }
+}
+
 /// One room name or a collection of them, as `to`, `join` and `except` accept it.
 pub trait Rooms {
     /// Calls `f` with each name, in order.

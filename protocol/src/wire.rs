@@ -249,7 +249,8 @@ impl Wire {
                 let mut out = Vec::with_capacity(ENVELOPE_BYTES + args.json().len());
                 let broadcast = (target, &**event, args);
                 let encoding = self.encoding();
-                classic::write_broadcast(&mut out, encoding, namespace, uid, broadcast, confirm)?;
+                let last = confirm.map(|confirm| classic::Last::Asked { confirm });
+                classic::write_broadcast(&mut out, encoding, namespace, uid, broadcast, last)?;
                 out.into()
             }
             (_, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
@@ -377,6 +378,7 @@ impl Wire {
             node: None,
             confirm: None,
             is_packed: self.channels.dialect() == Dialect::Streams,
+            is_unplaced: false,
         }
     }
 

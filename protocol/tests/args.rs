@@ -98,15 +98,15 @@ fn typed_decoding_goes_as_deep_as_the_limit_and_no_deeper() {
 
 #[test]
 fn messagepack_is_written_and_read_as_deep_as_the_limit() {
-    use roomcast_protocol::msgpack::{Reader, TranscodeLimits, read_args, write_args};
+    use roomcast_protocol::msgpack::{Reader, TranscodeLimits, json_to_msgpack, read_args};
 
     on_a_worker(|| {
         let nested = "[".repeat(MAX_DEPTH) + &"]".repeat(MAX_DEPTH);
         let args = Args::from_text(nested.into(), vec![]).unwrap();
         let mut out = Vec::new();
-        write_args(&mut out, Some("e"), &args, MAX_DEPTH).unwrap();
+        json_to_msgpack(&mut out, Some("e"), args.json(), &[], MAX_DEPTH).unwrap();
         out.clear();
-        write_args(&mut out, None, &args, MAX_DEPTH).unwrap();
+        json_to_msgpack(&mut out, None, args.json(), &[], MAX_DEPTH).unwrap();
         let limits = TranscodeLimits {
             depth: MAX_DEPTH,
             ..TranscodeLimits::default()

@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use roomcast_protocol::args::{Args, ArgsError, Value as Tree};
 use roomcast_protocol::msgpack::{
     MsgpackError, Reader, TranscodeLimits, json_to_msgpack, msgpack_to_json, read_args, read_event,
-    write_args,
 };
 use serde_json::{Value, json};
 
@@ -32,7 +31,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn encode(json: &str, attachments: &[Bytes]) -> Result<Vec<u8>, MsgpackError> {
     let mut out = Vec::new();
-    json_to_msgpack(&mut out, json, attachments, LIMITS.depth).map(|()| out)
+    json_to_msgpack(&mut out, None, json, attachments, LIMITS.depth).map(|()| out)
 }
 
 fn decode(bytes: &[u8]) -> Result<(String, Vec<Bytes>), MsgpackError> {
@@ -252,13 +251,13 @@ fn keys_that_are_not_text_become_it() {
 #[test]
 fn events_carry_their_name_in_front_of_the_arguments() {
     let args = Args::encode(&(1, Bytes::from_static(b"\x01\x02"))).unwrap();
+    let (json, attachments) = (args.json(), args.attachments());
     let mut out = Vec::new();
-    write_args(&mut out, Some("echo"), &args, 8).unwrap();
+    json_to_msgpack(&mut out, Some("echo"), json, attachments, 8).unwrap();
     assert_eq!(hex(&out), "93a46563686f01c4020102");
     let (name, read) = read_event(&mut Reader::new(&out), LIMITS).unwrap();
     assert_eq!((&*name, read), ("echo", args.clone()));
-    let mut out = Vec::new();
-    write_args(&mut out, None, &args, 8).unwrap();
+    let out = encode(json, attachments).unwrap();
     assert_eq!(hex(&out), "9201c4020102");
     assert_eq!(read_args(&mut Reader::new(&out), LIMITS).unwrap(), args);
     let (name, read) = read_event(&mut Reader::new(&[0x92, 5, 1]), LIMITS).unwrap();
@@ -297,7 +296,7 @@ fn an_extension_counts_as_the_array_that_it_becomes() {
     let (json, attachments) = decode(&inside(LIMITS.depth - 1)).unwrap();
     // In JSON, its bytes are one more level.
     let mut again = Vec::new();
-    json_to_msgpack(&mut again, &json, &attachments, LIMITS.depth + 1).unwrap();
+    json_to_msgpack(&mut again, None, &json, &attachments, LIMITS.depth + 1).unwrap();
     assert_eq!(decode(&again).unwrap(), (json, attachments));
     assert!(matches!(
         decode(&inside(LIMITS.depth)),
@@ -369,7 +368,7 @@ proptest! {
     fn another_implementation_reads_what_is_written(tree in any_tree()) {
         let args = Args::encode(&(&tree,)).unwrap();
         let mut out = Vec::new();
-        write_args(&mut out, None, &args, 32).unwrap();
+        json_to_msgpack(&mut out, None, args.json(), args.attachments(), 32).unwrap();
         let mut expected = Vec::new();
         rmpv::encode::write_value(&mut expected, &Tree::Array(vec![tree])).unwrap();
         prop_assert_eq!(&out, &expected);

@@ -93,15 +93,9 @@ impl<T> Answers<T> {
 
 /// The receipt of a broadcast about which the nodes were asked.
 pub(super) fn confirmed(position: Option<Position>, answered: &Answered) -> Receipt {
-    let reached = |answer: &Answer| match answer {
-        Answer::Reached(sockets) => *sockets,
-        Answer::Sockets(sockets) => sockets.len(),
-        Answer::SocketIds(ids) => ids.len(),
-        _ => 0,
-    };
     let mut receipt = Receipt::new(position, answered.answers.len());
-    receipt.sockets = Some(answered.answers.iter().map(reached).sum());
-    receipt.silent_nodes = names(answered);
+    receipt.sockets = Some(answered.answers.iter().map(Answer::reached).sum());
+    receipt.silent_nodes = answered.silent_names();
     receipt
 }
 
@@ -112,7 +106,7 @@ impl<T: FromArgs> From<Answered> for Answers<T> {
             missing: Vec::new(),
             missing_unnamed: 0,
             nodes: answered.answers.len(),
-            silent_nodes: names(&answered),
+            silent_nodes: answered.silent_names(),
         };
         for answer in answered.answers {
             if let Answer::Acks {
@@ -144,7 +138,7 @@ impl<T: FromArgs> Answers<T> {
 
 impl From<Answered> for Fetched {
     fn from(answered: Answered) -> Self {
-        let silent_nodes = names(&answered);
+        let silent_nodes = answered.silent_names();
         let sockets = answered
             .answers
             .into_iter()
@@ -157,10 +151,6 @@ impl From<Answered> for Fetched {
             silent_nodes,
         }
     }
-}
-
-fn names(answered: &Answered) -> Vec<String> {
-    answered.silent.iter().map(ToString::to_string).collect()
 }
 
 #[cfg(test)]

@@ -329,19 +329,14 @@ impl BroadcastOperator {
         }
         let question = Question::SocketIds(self.target.clone());
         let asked = answered(namespace.ask(&self.target, question, self.answer_timeout())).await?;
-        let reached = |answer: &Answer| match answer {
-            Answer::SocketIds(ids) => ids.len(),
-            Answer::Sockets(sockets) => sockets.len(),
-            _ => 0,
-        };
         let is_echoed = delivery.position.is_some() || self.once.is_some();
         let local = match is_echoed {
             false => delivery.local_sockets,
             true => namespace.local_sockets(&self.target).len(),
         };
         let mut receipt = Receipt::new(delivery.position, asked.answers.len() + 1);
-        receipt.sockets = Some(local + asked.answers.iter().map(reached).sum::<usize>());
-        receipt.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
+        receipt.sockets = Some(local + asked.answers.iter().map(Answer::reached).sum::<usize>());
+        receipt.silent_nodes = asked.silent_names();
         if let Some(once) = once {
             let kept = receipt.clone();
             namespace.keep_receipt(&self.target, once, kept).await;
@@ -379,6 +374,7 @@ impl BroadcastOperator {
         let asked = asked?;
         let mut answers = Answers {
             nodes: asked.answers.len() + 1,
+            silent_nodes: asked.silent_names(),
             ..Answers::default()
         };
         for answer in [local?].into_iter().chain(asked.answers) {
@@ -391,7 +387,6 @@ impl BroadcastOperator {
                 answers.add(given, missing, missing_unnamed);
             }
         }
-        answers.silent_nodes = asked.silent.iter().map(ToString::to_string).collect();
         Ok(answers)
     }
 
@@ -407,6 +402,7 @@ impl BroadcastOperator {
         let asked = namespace.ask(&self.target, question, self.answer_timeout());
         let mut found = namespace.describe(&self.target);
         let asked = answered(asked).await?;
+        let silent_nodes = asked.silent_names();
         for answer in asked.answers {
             if let Answer::Sockets(sockets) = answer {
                 found.extend(sockets);
@@ -415,7 +411,7 @@ impl BroadcastOperator {
         let remote = |description| RemoteSocket::new(description, Arc::clone(namespace));
         Ok(Fetched {
             sockets: found.into_iter().map(remote).collect(),
-            silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
+            silent_nodes,
         })
     }
 
@@ -428,6 +424,7 @@ impl BroadcastOperator {
         let asked = namespace.ask(&self.target, Question::Rooms, self.answer_timeout());
         let mut rooms: BTreeSet<_> = namespace.adapter.all_room_names().into_iter().collect();
         let asked = answered(asked).await?;
+        let silent_nodes = asked.silent_names();
         for answer in asked.answers {
             if let Answer::Rooms(names) = answer {
                 rooms.extend(names);
@@ -435,7 +432,7 @@ impl BroadcastOperator {
         }
         Ok(AllRooms {
             rooms: rooms.into_iter().map(String::from).collect(),
-            silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
+            silent_nodes,
         })
     }
 

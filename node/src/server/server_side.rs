@@ -91,7 +91,7 @@ impl BroadcastOperator {
             answers: Vec::new(),
             undecodable: 0,
             without_handler: 0,
-            silent_nodes: asked.silent.iter().map(ToString::to_string).collect(),
+            silent_nodes: asked.silent_names(),
         };
         for answer in asked.answers {
             match answer {

@@ -453,7 +453,7 @@ fn emitter_msgpack(data: &[u8]) {
 
 fn through_msgpack(json: &str, attachments: &[Bytes]) -> (String, Vec<Bytes>) {
     let mut written = Vec::new();
-    json_to_msgpack(&mut written, json, attachments, MAX_DEPTH).expect("it was just read");
+    json_to_msgpack(&mut written, None, json, attachments, MAX_DEPTH).expect("it was just read");
     let mut reader = MsgpackReader::new(&written);
     let read = msgpack_to_json(&mut reader, TranscodeLimits::default()).expect("just written");
     reader.finish().expect("one value was written");
@@ -486,6 +486,7 @@ fn emitter_args(data: &[u8]) {
         let mut written = Vec::new();
         json_to_msgpack(
             &mut written,
+            None,
             encoded.json(),
             encoded.attachments(),
             MAX_DEPTH,

@@ -161,10 +161,11 @@ struct Outermost<'a, W, F> {
     is_nothing: bool,
 }
 
+/// Methods that pass on what they are given.
 macro_rules! one_argument {
-    ($($method:ident($type:ty))*) => {
-        $(fn $method(self, value: $type) -> Result<(), Error> {
-            self.json.$method(value)
+    ($($method:ident($($name:ident: $type:ty),*) -> $ok:ty;)*) => {
+        $(fn $method(self, $($name: $type),*) -> Result<$ok, Error> {
+            self.json.$method($($name),*)
         })*
     };
 }
@@ -191,14 +192,25 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
     type SerializeStructVariant = Compound<'a, W, F>;
 
     one_argument! {
-        serialize_bool(bool)
-        serialize_i8(i8) serialize_i16(i16) serialize_i32(i32) serialize_i64(i64)
-        serialize_i128(i128)
-        serialize_u8(u8) serialize_u16(u16) serialize_u32(u32) serialize_u64(u64)
-        serialize_u128(u128)
-        serialize_f32(f32) serialize_f64(f64)
-        serialize_char(char) serialize_bytes(&[u8])
-        serialize_unit_struct(&'static str)
+        serialize_bool(v: bool) -> ();
+        serialize_i8(v: i8) -> (); serialize_i16(v: i16) -> (); serialize_i32(v: i32) -> ();
+        serialize_i64(v: i64) -> (); serialize_i128(v: i128) -> ();
+        serialize_u8(v: u8) -> (); serialize_u16(v: u16) -> (); serialize_u32(v: u32) -> ();
+        serialize_u64(v: u64) -> (); serialize_u128(v: u128) -> ();
+        serialize_f32(v: f32) -> (); serialize_f64(v: f64) -> ();
+        serialize_char(v: char) -> (); serialize_bytes(v: &[u8]) -> ();
+        serialize_none() -> (); serialize_unit_struct(name: &'static str) -> ();
+        serialize_unit_variant(name: &'static str, index: u32, variant: &'static str) -> ();
+        serialize_seq(len: Option<usize>) -> Self::SerializeSeq;
+        serialize_map(len: Option<usize>) -> Self::SerializeMap;
+        serialize_struct(name: &'static str, len: usize) -> Self::SerializeStruct;
+        serialize_tuple_struct(name: &'static str, len: usize) -> Self::SerializeTupleStruct;
+        serialize_tuple_variant(
+            name: &'static str, index: u32, variant: &'static str, len: usize
+        ) -> Self::SerializeTupleVariant;
+        serialize_struct_variant(
+            name: &'static str, index: u32, variant: &'static str, len: usize
+        ) -> Self::SerializeStructVariant;
     }
 
     /// A single text is common, and `serde_json` would check its bytes one by one.
@@ -260,66 +272,8 @@ impl<'a, W: io::Write, F: Formatter> Serializer for Outermost<'a, W, F> {
         }
     }
 
-    fn serialize_none(self) -> Result<(), Error> {
-        self.json.serialize_none()
-    }
-
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Error> {
         self.json.serialize_some(value)
-    }
-
-    fn serialize_unit_variant(
-        self,
-        name: &'static str,
-        index: u32,
-        variant: &'static str,
-    ) -> Result<(), Error> {
-        self.json.serialize_unit_variant(name, index, variant)
-    }
-
-    fn serialize_seq(self, len: Option<usize>) -> Result<Self::SerializeSeq, Error> {
-        self.json.serialize_seq(len)
-    }
-
-    fn serialize_tuple_struct(
-        self,
-        name: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeTupleStruct, Error> {
-        self.json.serialize_tuple_struct(name, len)
-    }
-
-    fn serialize_tuple_variant(
-        self,
-        name: &'static str,
-        index: u32,
-        variant: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeTupleVariant, Error> {
-        self.json.serialize_tuple_variant(name, index, variant, len)
-    }
-
-    fn serialize_map(self, len: Option<usize>) -> Result<Self::SerializeMap, Error> {
-        self.json.serialize_map(len)
-    }
-
-    fn serialize_struct(
-        self,
-        name: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeStruct, Error> {
-        self.json.serialize_struct(name, len)
-    }
-
-    fn serialize_struct_variant(
-        self,
-        name: &'static str,
-        index: u32,
-        variant: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeStructVariant, Error> {
-        self.json
-            .serialize_struct_variant(name, index, variant, len)
     }
 
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), Error> {

@@ -13,9 +13,10 @@ use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use super::MsgpackError;
 use crate::args::json::{Token, Tokens, unescape};
-use crate::args::{Args, ArgsError, Container, Number, survey};
+use crate::args::{ArgsError, Container, Number, survey};
 
-/// Appends a JSON text as MessagePack, with the attachments in place of their placeholders.
+/// Appends a JSON text as MessagePack, with the attachments in place of their placeholders. If there
+/// is the name of an event, the text is an array, and the name becomes its first element.
 ///
 /// It intentionally differs from notepack's output for the same data. Integers beyond 64 bits
 /// are floats, where notepack writes 0. Integers up to 64 bits keep every digit, where JavaScript
@@ -23,25 +24,12 @@ use crate::args::{Args, ArgsError, Container, Number, survey};
 /// unit that follows.
 pub fn json_to_msgpack(
     out: &mut Vec<u8>,
+    event: Option<&str>,
     json: &str,
     attachments: &[Bytes],
     depth: usize,
 ) -> Result<(), MsgpackError> {
-    write(out, &Packed::new(None, json, attachments, depth)?);
-    Ok(())
-}
-
-/// Appends arguments as one array, after the name of the event if there is one.
-pub fn write_args(
-    out: &mut Vec<u8>,
-    event: Option<&str>,
-    args: &Args,
-    depth: usize,
-) -> Result<(), MsgpackError> {
-    write(
-        out,
-        &Packed::new(event, args.json(), args.attachments(), depth)?,
-    );
+    write(out, &Packed::new(event, json, attachments, depth)?);
     Ok(())
 }
 

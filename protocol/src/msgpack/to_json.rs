@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::date::append_date;
 use super::{MsgpackError, Reader, Token};
 use crate::args::json::{DEFAULT_DEPTH, MAX_DEPTH};
-use crate::args::{Args, ArgsError, Number, placeholders};
+use crate::args::{Args, Number, check_placeholders};
 
 /// The limits of a value that is transcoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl Writer {
             Token::Bool(value) => self.json.extend_from_slice(bool_text(value).as_bytes()),
             Token::Uint(value) => self.number(value),
             Token::Int(value) => self.number(value),
-            Token::Float(value) => self.float(value),
+            Token::Float(value) => self.number(Number::from(value)),
             Token::Str(bytes) => self.text(&String::from_utf8_lossy(bytes)),
             Token::Bin(bytes) => self.binary(bytes)?,
             Token::Array(left) => self.open(Open { left, map: false })?,
@@ -222,16 +222,9 @@ impl Writer {
         serde_json::to_writer(&mut self.json, &value).expect("a number is JSON");
     }
 
-    fn float(&mut self, value: f64) {
-        self.number(Number::from(value));
-    }
-
     fn checked(self) -> Result<(String, Vec<Bytes>), MsgpackError> {
         let json = String::from_utf8(self.json).expect("JSON is written as UTF-8");
-        let attachments = self.attachments.len();
-        if attachments > 0 && placeholders(&json, attachments).ok() != Some(attachments) {
-            return Err(ArgsError::AmbiguousPlaceholder { attachments }.into());
-        }
+        check_placeholders(&json, self.attachments.len())?;
         Ok((json, self.attachments))
     }
 }

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Reply, WireError,
+    Incoming, Reply, WireError,
     parts::Rooms,
     payload::{Arguments, Encoding, Payload, missing},
 };
 use crate::{
     args::Args,
-    id::SocketId,
+    id::{NodeId, SocketId},
     question::{Answer, Description},
     raw::{Look, Raw},
 };
@@ -85,6 +85,16 @@ impl Members<'_> {
             Answer::Command(self.order.boolean().unwrap_or(true))
         };
         Ok(Reply::Answer(answer))
+    }
+
+    /// The whole answer, of a node with this name.
+    pub(super) fn response(&self, node: Raw<'_>, reply: Reply) -> Result<Incoming, WireError> {
+        let id = self.request_id.boxed_text();
+        Ok(Incoming::Response {
+            id: id.ok_or_else(|| missing("requestId"))?,
+            node: node.text().map(|name| NodeId::new(&name)),
+            reply,
+        })
     }
 
     /// An acknowledgement or the result of a handler.

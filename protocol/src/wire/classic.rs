@@ -26,6 +26,16 @@ use crate::{args::Args, channel::EMITTER_UID, message::Message, raw::Raw, target
 pub(super) use self::request::{read as read_request, write_message, write_question};
 pub(super) use self::response::{read as read_response, write as write_response};
 
+/// The fourth element of a broadcast.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Last<'a> {
+    /// The id of the question that will ask how many sockets were reached.
+    Asked { confirm: &'a str },
+    /// Nothing, in the place of a position.
+    Unplaced,
+}
+
 /// Appends a broadcast.
 pub(super) fn write_broadcast(
     out: &mut Vec<u8>,
@@ -33,38 +43,19 @@ pub(super) fn write_broadcast(
     namespace: &str,
     uid: &str,
     (target, event, args): (&Target, &str, &Args),
-    confirm: Option<&str>,
+    last: Option<Last<'_>>,
 ) -> Result<(), WireError> {
-    #[derive(Serialize)]
-    struct Confirm<'a> {
-        confirm: &'a str,
-    }
-
     let packet = EventPacket::new(encoding, event, args, Some(namespace))?;
     let options = if uid == EMITTER_UID {
         Options::of_emitter(target)
     } else {
         Options::new(target, Some(target.flags))
     };
-    match confirm {
+    match last {
         None => encoding.write(out, &(uid, packet, options)),
-        Some(confirm) => encoding.write(out, &(uid, packet, options, Confirm { confirm })),
+        Some(last) => encoding.write(out, &(uid, packet, options, last)),
     }
     Ok(())
-}
-
-/// Writes a broadcast with nothing in the place of its position.
-pub(super) fn write_unplaced(
-    encoding: Encoding,
-    namespace: &str,
-    uid: &str,
-    (target, event, args): (&Target, &str, &Args),
-) -> Result<Vec<u8>, WireError> {
-    let packet = EventPacket::new(encoding, event, args, Some(namespace))?;
-    let options = Options::new(target, Some(target.flags));
-    let mut out = Vec::with_capacity(256 + args.json().len());
-    encoding.write(&mut out, &(uid, packet, options, ()));
-    Ok(out)
 }
 
 /// Reads a broadcast. The sender's uid may be anything; [`super::Echo`] recognizes one's own.

@@ -5,12 +5,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    WireError,
+    Asker, Incoming, WireError,
     payload::{Arguments, Encoding, Event, Payload, expected, missing},
 };
 use crate::{
     args::Args,
-    message::Position,
+    message::{Message, Position},
+    question::Question,
     raw::{Look, Raw},
     target::{Flags, Target},
 };
@@ -73,6 +74,33 @@ impl Rooms {
 /// A member without which the message has no meaning.
 pub(super) fn required<'a>(raw: Raw<'a>, what: &'static str) -> Result<Raw<'a>, WireError> {
     raw.present().ok_or_else(|| missing(what))
+}
+
+/// A question that was received.
+pub(super) fn asked(asker: Asker, id: Raw<'_>, question: Question) -> Result<Incoming, WireError> {
+    Ok(Incoming::Question {
+        asker,
+        id: id.boxed_text().ok_or_else(|| missing("requestId"))?,
+        question,
+    })
+}
+
+/// The type of a command, its target, its rooms, and whether it closes connections.
+type Command<'a> = (u8, &'a Target, Option<&'a [Box<str>]>, Option<bool>);
+
+/// `kinds` are the types of joins, leaves and disconnects.
+pub(super) fn command_parts(message: &Message, kinds: [u8; 3]) -> Result<Command<'_>, WireError> {
+    let [join, leave, disconnect] = kinds;
+    Ok(match message {
+        Message::SocketsJoin { target, rooms } => (join, target, Some(&**rooms), None),
+        Message::SocketsLeave { target, rooms } => (leave, target, Some(&**rooms), None),
+        Message::DisconnectSockets { target, close } => (disconnect, target, None, Some(*close)),
+        Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {
+            return Err(WireError::Inexpressible {
+                what: "this message as a command",
+            });
+        }
+    })
 }
 
 /// Whether a list or a map has nothing in it.

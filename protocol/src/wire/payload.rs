@@ -28,6 +28,15 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
+    /// The encoding of a message with these arguments: binary has no form in the JSON of the sharded
+    /// dialect.
+    pub(super) fn with(self, args: &Args) -> Self {
+        match args.attachments().is_empty() {
+            true => self,
+            false => Self::Msgpack,
+        }
+    }
+
     /// Appends an envelope.
     pub(super) fn write(self, out: &mut Vec<u8>, envelope: &impl Serialize) {
         match self {

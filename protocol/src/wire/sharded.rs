@@ -22,15 +22,16 @@
 //! Our additions are `node`, `confirm` and `position` in the envelope, and members in the
 //! data of questions and answers between our own nodes. Node ignores both.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Asker, DEFAULT_ACK_TIMEOUT, Incoming, Publication, Reply, Wire, WireError,
     answers::{self, Members},
-    parts::{EventPacket, Options, Packet, Rooms, read_position, read_target, required},
+    parts::{
+        EventPacket, Options, Packet, Rooms, asked, command_parts, read_position, read_target,
+        required,
+    },
     payload::{Arguments, Encoding, Event, Payload, expected, missing},
 };
 use crate::{
@@ -209,12 +210,7 @@ impl Envelope<'_> {
             BROADCAST_ACK => members.acknowledged(arguments)?,
             _ => members.untyped(arguments)?,
         };
-        let id = members.request_id.boxed_text();
-        Ok(Incoming::Response {
-            id: id.ok_or_else(|| missing("requestId"))?,
-            node: self.node.text().map(|name| NodeId::new(&name)),
-            reply,
-        })
+        members.response(self.node, reply)
     }
 
     fn message(&self, message: Message) -> Incoming {
@@ -227,14 +223,7 @@ impl Envelope<'_> {
     }
 
     fn question(&self, data: &Data<'_>, question: Question) -> Result<Incoming, WireError> {
-        Ok(Incoming::Question {
-            asker: Asker::read(self.uid, self.node),
-            id: data
-                .request_id
-                .boxed_text()
-                .ok_or_else(|| missing("requestId"))?,
-            question,
-        })
+        asked(Asker::read(self.uid, self.node), data.request_id, question)
     }
 }
 
@@ -272,6 +261,8 @@ pub(super) struct Around<'a> {
     pub(super) confirm: Option<&'a str>,
     /// Whether everything is MessagePack, as on the channels of the streams dialect.
     pub(super) is_packed: bool,
+    /// Whether nothing stands in the place of the position, for a log that stores the broadcast.
+    pub(super) is_unplaced: bool,
 }
 
 impl Around<'_> {
@@ -284,24 +275,30 @@ impl Around<'_> {
         }
     }
 
-    fn encoding(self, args: &Args) -> Encoding {
-        if args.attachments().is_empty() {
-            self.plain()
-        } else {
-            Encoding::Msgpack
-        }
+    fn write(self, encoding: Encoding, kind: u8, data: impl Serialize) -> Bytes {
+        self.write_sized(encoding, kind, data, 0)
     }
 
-    fn write(self, encoding: Encoding, kind: u8, data: impl Serialize) -> Bytes {
-        encoding.to_bytes(&Written {
+    /// Writes an envelope whose data takes roughly so many bytes.
+    fn write_sized(
+        self,
+        encoding: Encoding,
+        kind: u8,
+        data: impl Serialize,
+        bytes: usize,
+    ) -> Bytes {
+        let mut out = Vec::with_capacity(256 + bytes);
+        let written = Written {
             r#type: kind,
             data,
             node: self.node,
             confirm: self.confirm,
             uid: self.uid,
             nsp: self.namespace,
-            position: None,
-        })
+            position: self.is_unplaced.then_some(()),
+        };
+        encoding.write(&mut out, &written);
+        out.into()
     }
 }
 
@@ -335,63 +332,34 @@ pub(super) fn write_broadcast(
     around: Around<'_>,
     (target, event, args): (&Target, &str, &Args),
 ) -> Result<Bytes, WireError> {
-    let encoding = around.encoding(args);
+    let encoding = around.plain().with(args);
     let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
-    Ok(around.write(encoding, BROADCAST, data))
+    Ok(around.write_sized(encoding, BROADCAST, data, args.json().len()))
 }
 
-/// Writes a broadcast with nothing in the place of its position.
-pub(super) fn write_unplaced(
-    around: Around<'_>,
-    (target, event, args): (&Target, &str, &Args),
-) -> Result<Vec<u8>, WireError> {
-    let encoding = around.encoding(args);
-    let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
-    let mut out = Vec::with_capacity(256 + args.json().len());
-    encoding.write(
-        &mut out,
-        &Written {
-            r#type: BROADCAST,
-            data,
-            node: None,
-            confirm: None,
-            uid: around.uid,
-            nsp: around.namespace,
-            position: Some(()),
-        },
-    );
-    Ok(out)
-}
-
-/// The type, the encoding and the data of a message that is stored in a stream.
+/// The type, the encoding and the data of a message. `plain` is the encoding of one without binary.
 pub(super) fn message_data(
+    plain: Encoding,
     message: &Message,
 ) -> Result<(u8, Encoding, WrittenData<'_>), WireError> {
-    let encoding = |args: &Args| match args.attachments().is_empty() {
-        true => Encoding::Json,
-        false => Encoding::Msgpack,
-    };
     Ok(match message {
         Message::Broadcast {
             target,
             event,
             args,
         } => {
-            let encoding = encoding(args);
+            let encoding = plain.with(args);
             let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
             (BROADCAST, encoding, data)
         }
         Message::ServerSideEmit { event, args } => {
-            let encoding = encoding(args);
-            (
-                SERVER_SIDE_EMIT,
-                encoding,
-                server_side(encoding, event, args, None)?,
-            )
+            let encoding = plain.with(args);
+            let data = server_side(encoding, event, args, None)?;
+            (SERVER_SIDE_EMIT, encoding, data)
         }
         message => {
             let (kind, data) = command(message, None)?;
-            (kind, Encoding::Json, data)
+            (kind, plain, data)
         }
     })
 }
@@ -409,10 +377,9 @@ pub(super) fn write_message(around: Around<'_>, message: &Message) -> Result<Byt
             event,
             args,
         } => write_broadcast(around, (target, event, args)),
-        Message::ServerSideEmit { event, args } => write_server_side(around, event, args, None),
         message => {
-            let (kind, data) = command(message, None)?;
-            Ok(around.write(around.plain(), kind, data))
+            let (kind, encoding, data) = message_data(around.plain(), message)?;
+            Ok(around.write(encoding, kind, data))
         }
     }
 }
@@ -434,13 +401,15 @@ pub(super) fn write_question(
             args,
             timeout,
         } => {
-            let flags = with_timeout(target, *timeout);
-            let encoding = around.encoding(args);
+            let flags = target.flags.with_timeout(*timeout);
+            let encoding = around.plain().with(args);
             let data = broadcast(encoding, (event, args), Some(id), (target, flags))?;
             return Ok(around.write(encoding, BROADCAST, data));
         }
         Question::ServerSideEmit { event, args } => {
-            return write_server_side(around, event, args, Some(id));
+            let encoding = around.plain().with(args);
+            let data = server_side(encoding, event, args, Some(id))?;
+            return Ok(around.write(encoding, SERVER_SIDE_EMIT, data));
         }
         Question::Command(message) => {
             let (kind, data) = command(message, Some(id))?;
@@ -511,24 +480,6 @@ fn broadcast<'a>(
     })
 }
 
-fn with_timeout(target: &Target, timeout: Duration) -> Flags {
-    Flags {
-        timeout: Some(timeout),
-        ..target.flags
-    }
-}
-
-fn write_server_side(
-    around: Around<'_>,
-    event: &str,
-    args: &Args,
-    id: Option<&str>,
-) -> Result<Bytes, WireError> {
-    let encoding = around.encoding(args);
-    let data = server_side(encoding, event, args, id)?;
-    Ok(around.write(encoding, SERVER_SIDE_EMIT, data))
-}
-
 fn server_side<'a>(
     encoding: Encoding,
     event: &'a str,
@@ -555,18 +506,8 @@ fn command<'a>(
     message: &'a Message,
     id: Option<&'a str>,
 ) -> Result<(u8, WrittenData<'a>), WireError> {
-    let (kind, target, rooms, close) = match message {
-        Message::SocketsJoin { target, rooms } => (SOCKETS_JOIN, target, Some(&**rooms), None),
-        Message::SocketsLeave { target, rooms } => (SOCKETS_LEAVE, target, Some(&**rooms), None),
-        Message::DisconnectSockets { target, close } => {
-            (DISCONNECT_SOCKETS, target, None, Some(*close))
-        }
-        Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {
-            return Err(WireError::Inexpressible {
-                what: "this message as a command",
-            });
-        }
-    };
+    let (kind, target, rooms, close) =
+        command_parts(message, [SOCKETS_JOIN, SOCKETS_LEAVE, DISCONNECT_SOCKETS])?;
     let data = WrittenData {
         opts: Some(Options::new(target, Some(target.flags))),
         close,

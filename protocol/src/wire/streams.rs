@@ -113,7 +113,7 @@ impl Wire {
         confirm: Option<&'a str>,
     ) -> Result<Entry<'a>, WireError> {
         self.check_message(message)?;
-        let (kind, encoding, data) = sharded::message_data(message)?;
+        let (kind, encoding, data) = sharded::message_data(Encoding::Json, message)?;
         Ok(Entry {
             confirm: confirm.map(Cow::Borrowed),
             ..entry(namespace, uid, kind, encoding, &data)

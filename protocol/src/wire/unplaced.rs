@@ -16,7 +16,9 @@
 //! the bracket that the head begins with. So the first byte of a head determines how it is
 //! completed.
 
-use super::{Publication, Wire, WireError, classic, sharded};
+use bytes::Bytes;
+
+use super::{ENVELOPE_BYTES, Publication, Wire, WireError, classic, sharded};
 use crate::{
     args::Args,
     channel::{Dialect, LOG_UID},
@@ -39,10 +41,17 @@ impl Wire {
         self.check_broadcast(broadcast.2)?;
         let mut head = match self.channels.dialect() {
             Dialect::Classic => {
-                classic::write_unplaced(self.encoding(), namespace, LOG_UID, broadcast)?
+                let mut out = Vec::with_capacity(ENVELOPE_BYTES + broadcast.2.json().len());
+                let (encoding, last) = (self.encoding(), Some(classic::Last::Unplaced));
+                classic::write_broadcast(&mut out, encoding, namespace, LOG_UID, broadcast, last)?;
+                Bytes::from(out)
             }
             Dialect::Sharded(_) | Dialect::Streams => {
-                sharded::write_unplaced(self.around(namespace, LOG_UID), broadcast)?
+                let around = sharded::Around {
+                    is_unplaced: true,
+                    ..self.around(namespace, LOG_UID)
+                };
+                sharded::write_broadcast(around, broadcast)?
             }
         };
         // The place was held by nothing: `null` and a bracket, or one byte.
@@ -50,7 +59,7 @@ impl Wire {
         head.truncate(head.len() - if is_json { "null]".len() } else { 1 });
         Ok(Publication {
             channel: self.channels.broadcast(namespace),
-            payload: head.into(),
+            payload: head,
         })
     }
 }

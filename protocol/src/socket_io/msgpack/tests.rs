@@ -32,7 +32,7 @@ fn decoded(hex: &str) -> Result<Packet<'static>, DecodeError> {
 
 fn packet(value: &serde_json::Value) -> Vec<u8> {
     let mut out = Vec::new();
-    json_to_msgpack(&mut out, &value.to_string(), &[], MAX_DEPTH).unwrap();
+    json_to_msgpack(&mut out, None, &value.to_string(), &[], MAX_DEPTH).unwrap();
     out
 }
 

@@ -16,23 +16,17 @@
 //! `reached`, `node` and `confirm` are ours. `node` names the asker, and allows a Roomcast node to
 //! give a richer answer than Node would understand.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::super::{
     Asker, DEFAULT_ACK_TIMEOUT, Incoming, Wire, WireError,
-    parts::{EventPacket, Options, Packet, Rooms, read_target, required},
+    parts::{EventPacket, Options, Packet, Rooms, asked, command_parts, read_target, required},
     payload::{Arguments, Encoding, Payload, expected, missing},
 };
 use crate::{
-    channel::EMITTER_UID,
-    id::NodeId,
-    message::Message,
-    question::Question,
-    raw::Raw,
-    target::{Flags, Target},
+    channel::EMITTER_UID, id::NodeId, message::Message, question::Question, raw::Raw,
+    target::Target,
 };
 
 const SOCKETS: u8 = 0;
@@ -172,14 +166,7 @@ impl Request<'_> {
     }
 
     fn question(&self, question: Question) -> Result<Incoming, WireError> {
-        Ok(Incoming::Question {
-            asker: Asker::read(self.uid, self.node),
-            id: self
-                .request_id
-                .boxed_text()
-                .ok_or_else(|| missing("requestId"))?,
-            question,
-        })
+        asked(Asker::read(self.uid, self.node), self.request_id, question)
     }
 }
 
@@ -264,7 +251,10 @@ pub(in super::super) fn write_question(
             Written {
                 r#type: BROADCAST,
                 packet: Some(packet),
-                opts: Some(Options::new(target, Some(with_timeout(target, *timeout)))),
+                opts: Some(Options::new(
+                    target,
+                    Some(target.flags.with_timeout(*timeout)),
+                )),
                 ..Written::default()
             }
         }
@@ -276,13 +266,6 @@ pub(in super::super) fn write_question(
     request.request_id = Some(id);
     request.node = Some(asker.as_str());
     Ok(encoding.to_bytes(&request))
-}
-
-fn with_timeout(target: &Target, timeout: Duration) -> Flags {
-    Flags {
-        timeout: Some(timeout),
-        ..target.flags
-    }
 }
 
 fn fetch(target: &Target, reached: bool) -> Written<'_> {
@@ -310,18 +293,8 @@ fn ids_or_fetch(target: &Target, reached: bool) -> Written<'_> {
 fn command<'a>(uid: &'a str, message: &'a Message) -> Result<Written<'a>, WireError> {
     // Emitters name themselves only where it matters, as Node's do.
     let sender = (uid != EMITTER_UID).then_some(uid);
-    let (kind, target, rooms, close) = match message {
-        Message::SocketsJoin { target, rooms } => (REMOTE_JOIN, target, Some(&**rooms), None),
-        Message::SocketsLeave { target, rooms } => (REMOTE_LEAVE, target, Some(&**rooms), None),
-        Message::DisconnectSockets { target, close } => {
-            (REMOTE_DISCONNECT, target, None, Some(*close))
-        }
-        Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {
-            return Err(WireError::Inexpressible {
-                what: "this message as a command",
-            });
-        }
-    };
+    let (kind, target, rooms, close) =
+        command_parts(message, [REMOTE_JOIN, REMOTE_LEAVE, REMOTE_DISCONNECT])?;
     Ok(Written {
         uid: sender,
         r#type: kind,

@@ -13,7 +13,7 @@
 use super::super::{
     Asker, Incoming, Publication, Reply, Wire, WireError,
     answers::{Members, Written},
-    payload::{Arguments, Encoding, expected, missing},
+    payload::{Arguments, Encoding, expected},
 };
 use crate::{id::NodeId, question::Answer, raw::Raw};
 
@@ -31,12 +31,7 @@ pub(in super::super) fn read(arguments: &Arguments, raw: Raw<'_>) -> Result<Inco
         None => members.untyped(arguments)?,
         Some(_) => return Ok(Incoming::Ignored),
     };
-    let id = members.request_id.boxed_text();
-    Ok(Incoming::Response {
-        id: id.ok_or_else(|| missing("requestId"))?,
-        node: members.node.text().map(|name| NodeId::new(&name)),
-        reply,
-    })
+    members.response(members.node, reply)
 }
 
 /// Writes an answer. Returns `None` if the asker is a Node server that expects none.
